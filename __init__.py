@@ -1,0 +1,11 @@
+"""featuretap: backbones for detection and segmentation, built by name, with feature maps asked for by name.
+
+>>> from featuretap import registry
+>>> registry.spec("mobilenet_v3_large", features_only=True).tap_shapes(224, 224)["C4"]
+(112, 14, 14)
+"""
+
+from featuretap import registry
+
+__all__ = ["__version__", "registry"]
+__version__ = "0.1.0"

@@ -1,0 +1,1 @@
+"""One table per architecture, torch-free, and `modules`, which the tables become."""

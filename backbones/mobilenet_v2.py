@@ -1,0 +1,25 @@
+"""MobileNetV2 (arXiv 1801.04381, table 2): inverted residuals with linear bottlenecks.
+
+The paper's columns are expansion factor, channels, repeats and stride; `_bottlenecks` turns each of its lines into rows.
+"""
+
+from featuretap.registry.specs import RE6, BackboneSpec, Bneck, Conv
+
+
+def _bottlenecks(in_channels: int, expansion: int, out: int, repeats: int) -> tuple[Bneck, ...]:
+    first = Bneck(3, in_channels * expansion, out, RE6)
+    return (first, *(Bneck(3, out * expansion, out, RE6),) * (repeats - 1))
+
+
+V2 = BackboneSpec(
+    "mobilenet_v2",
+    stages=(
+        (Conv(3, 32, RE6), *_bottlenecks(32, 1, 16, 1)),
+        _bottlenecks(16, 6, 24, 2),
+        _bottlenecks(24, 6, 32, 3),
+        (*_bottlenecks(32, 6, 64, 4), *_bottlenecks(64, 6, 96, 3)),
+        (*_bottlenecks(96, 6, 160, 3), *_bottlenecks(160, 6, 320, 1), Conv(1, 1280, RE6, narrowest=1.0)),
+    ),
+    layouts={"torchvision": "featuretap.backbones.layouts:torchvision_v2"},
+    description="inverted residuals, linear bottlenecks",
+)

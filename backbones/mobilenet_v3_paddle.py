@@ -1,0 +1,51 @@
+"""PaddleClas's MobileNetV3: a different network under the paper's name, with weights of its own in wide use.
+
+The network of `ppcls/arch/backbone/legendary_models/mobilenet_v3.py` in PaddleClas. It differs from the paper's in that
+every block has its expansion layer, the squeeze width is not rounded, the gate's slope is 0.2, the hidden layer has no
+bias and 1280 channels in Small too, and a width multiplier scales and rounds the expanded channels by themselves.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from featuretap.backbones.mobilenet_v3 import LARGE, SMALL
+from featuretap.registry.layers import Convolution, Layer, SqueezeExcite, make_divisible
+from featuretap.registry.specs import HS, BackboneSpec, Bneck, Classifier
+
+
+class PaddleBneck(Bneck):
+    """The inverted residual as PaddleClas has it."""
+
+    def expansion(self, in_channels: int) -> tuple[Layer, ...]:
+        """Return the expansion layer, also where it does not expand."""
+        return (Convolution("expand", in_channels, self.expanded, activation=self.activation),)
+
+    def gate(self) -> tuple[Layer, ...]:
+        """Return the squeeze-excite layer, if the row has one; exactly a quarter of the channels."""
+        if not self.squeeze_excite:
+            return ()
+        return (SqueezeExcite("squeeze_excite", self.expanded, self.expanded // 4, gate_slope=0.2),)
+
+    def widened(self, width: float, in_channels: int, widened_in_channels: int) -> PaddleBneck:
+        """Return it with expanded and output channels scaled and rounded, each by itself."""
+        return replace(self, expanded=make_divisible(self.expanded * width), out=make_divisible(self.out * width))
+
+
+def _paddle(spec: BackboneSpec, name: str) -> BackboneSpec:
+    return replace(
+        spec,
+        name=name,
+        stages=tuple(
+            tuple(PaddleBneck(**vars(row)) if isinstance(row, Bneck) else row for row in rows) for rows in spec.stages
+        ),
+        norm_eps=1e-5,
+        norm_momentum=0.1,
+        classifier=Classifier(hidden=1280, hidden_bias=False, activation=HS),
+        layouts={},
+        description="PaddleClas's network of that name, which is not the paper's",
+    )
+
+
+LARGE_PADDLE = _paddle(LARGE, "mobilenet_v3_large_paddle")
+SMALL_PADDLE = _paddle(SMALL, "mobilenet_v3_small_paddle")

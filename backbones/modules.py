@@ -1,0 +1,254 @@
+"""The modules that a table becomes: layers, chains of layers, and the backbone that returns its taps.
+
+Everything is a plain chain, and only those on the way to a tap record maps, so that models script, trace, export,
+compile, pickle and shard, and a truncated backbone keeps the keys of the whole one.
+"""
+
+# torch.jit.script reads annotations as objects, not as strings, and knows typing's names only.
+# ruff: noqa: UP006, UP035
+from collections import OrderedDict
+from collections.abc import Callable, Iterable
+from itertools import groupby
+from typing import Any, Dict, Final, Optional, Tuple, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from featuretap.registry.addresses import LEVELS
+from featuretap.registry.layers import Convolution, SqueezeExcite
+from featuretap.registry.import_strings import load
+from featuretap.registry.options import Freezing
+from featuretap.registry.specs import BackboneSpec, Block, Tap
+
+__all__ = ["Backbone", "ConvolutionLayer", "SqueezeExciteLayer", "TappedChain", "bare", "build"]
+
+Norm = Callable[[int], nn.Module]
+Module = TypeVar("Module", bound=nn.Module)
+
+ACTIVATIONS: Dict[str, Callable[[], nn.Module]] = {
+    "relu": lambda: nn.ReLU(inplace=True),
+    "relu6": lambda: nn.ReLU6(inplace=True),
+    "hard_swish": lambda: nn.Hardswish(inplace=True),
+}
+
+
+def bare(kind: type[Module], *args: Any, **kwargs: Any) -> Module:
+    """Make a layer without filling its parameters: they are drawn once, later, or read from a file.
+
+    A subclass skips torch's own filling while the layer is made, and hands the plain class back: nothing is patched, so
+    that threads do not see one another.
+    """
+    layer = _BARE[kind](*args, **kwargs)
+    layer.__class__ = kind
+    return layer  # type: ignore[no-any-return]
+
+
+class _Unfilled:
+    def reset_parameters(self) -> None:
+        pass
+
+
+_BARE: Dict[type, Any] = {
+    kind: type(f"Bare{kind.__name__}", (_Unfilled, kind), {}) for kind in (nn.Conv2d, nn.Linear, nn.BatchNorm2d)
+}
+
+
+class ConvolutionLayer(nn.Sequential):
+    """A convolution `conv`, its `norm`, and an `activation` unless it is linear: (N, C, H, W) → (N, C', H', W')."""
+
+    def __init__(self, layer: Convolution, norm: Norm) -> None:
+        conv = bare(
+            nn.Conv2d,
+            layer.in_channels,
+            layer.out_channels,
+            layer.kernel,
+            layer.stride,
+            layer.padding,
+            layer.dilation,
+            layer.groups,
+            bias=False,
+        )
+        parts = OrderedDict[str, nn.Module](conv=conv, norm=norm(layer.out_channels))
+        if layer.activation is not None:
+            parts["activation"] = ACTIVATIONS[layer.activation]()
+        super().__init__(parts)
+
+
+class SqueezeExciteLayer(nn.Module):
+    """Multiply every channel by a gate computed from the mean of all channels: (N, C, H, W) → (N, C, H, W)."""
+
+    def __init__(self, layer: SqueezeExcite, norm: Norm) -> None:
+        super().__init__()
+        self.reduce = bare(nn.Conv2d, layer.channels, layer.squeeze, 1)
+        self.activation = nn.ReLU(inplace=True)
+        self.expand = bare(nn.Conv2d, layer.squeeze, layer.channels, 1)
+        self.gate = nn.Hardsigmoid() if layer.gate_slope == 1 / 6 else HardSigmoid(layer.gate_slope)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the gated input."""
+        pooled = x.mean((2, 3), keepdim=True)
+        return x * self.gate(self.expand(self.activation(self.reduce(pooled))))
+
+
+class HardSigmoid(nn.Module):
+    """`clip(slope * x + 0.5, 0, 1)`; torch's own has the slope 1/6 only."""
+
+    def __init__(self, slope: float) -> None:
+        super().__init__()
+        self.slope = slope
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the gate."""
+        return (x * self.slope + 0.5).clamp(0.0, 1.0)
+
+
+class ResidualChain(nn.Sequential):
+    """A chain whose input is added to its output."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the sum."""
+        y = x
+        for module in self:
+            y = module(y)
+        return x + y
+
+
+class TappedChain(nn.Sequential):
+    """A chain that also returns maps of its children, by their paths in the backbone.
+
+    `keep` has an entry for each child: the path to record its output under, or "".
+    """
+
+    keep: Final[Tuple[str, ...]]
+    shortcut: Final[bool]
+
+    def __init__(self, children: "OrderedDict[str, nn.Module]", keep: Tuple[str, ...], shortcut: bool = False) -> None:
+        super().__init__(children)
+        self.keep = keep
+        self.shortcut = shortcut
+
+    def forward(self, x: Tensor) -> Tuple[Tensor, Dict[str, Tensor]]:
+        """Return the output and the recorded maps."""
+        maps: Dict[str, Tensor] = {}
+        y = x
+        for module, path in zip(self, self.keep):  # noqa: B905 - torch.jit.script knows no strict
+            if hasattr(module, "keep"):
+                y, inside = module(y)
+                maps.update(inside)
+            else:
+                y = module(y)
+            if path != "":
+                maps[path] = y
+        if self.shortcut:
+            y = x + y
+        return y, maps
+
+
+class Backbone(nn.Module):
+    """A table of rows as a module: images (N, in_channels, H, W) → dict from tap address to map (N, C, H', W').
+
+    Keys and their order are those of `taps`. Two addresses may name one tensor, so that nothing may write into a map.
+
+    Attributes:
+        taps: address → channels and stride.
+        frozen: levels whose parameters and norm statistics stay as they are, whatever `train()` is called with.
+        frozen_norm: whether all norms stay so.
+    """
+
+    addresses: Final[Tuple[str, ...]]
+    paths: Final[Tuple[str, ...]]
+
+    def __init__(self, spec: BackboneSpec) -> None:
+        super().__init__()
+        self.taps: Dict[str, Tap] = dict(spec.taps)
+        self.addresses = tuple(spec.paths)
+        self.paths = tuple(spec.paths.values())
+        self.frozen: Tuple[str, ...] = ()
+        self.frozen_norm = False
+        norm = spec.norm or _batch_norm(spec.norm_eps, spec.norm_momentum)
+        kept = set(self.paths)
+        stages = OrderedDict[str, nn.Module](
+            (level, _stage(list(blocks), kept, norm)) for level, blocks in groupby(spec.blocks, lambda b: b.level)
+        )
+        self.stages = TappedChain(stages, keep=("",) * len(stages))
+
+    def forward(self, images: Tensor) -> Dict[str, Tensor]:
+        """Return the taps."""
+        _, maps = self.stages(images)
+        taps: Dict[str, Tensor] = {}
+        for address, path in zip(self.addresses, self.paths):  # noqa: B905 - torch.jit.script knows no strict
+            taps[address] = maps[path]
+        return taps
+
+    @torch.no_grad()
+    def initialise(self) -> None:
+        """Draw every convolution from N(0, √(2 / fan-out)) (He et al., arXiv 1502.01852, section 2.2), once.
+
+        The fan-out counts the outputs that one input reaches, which for a depthwise convolution are those of its own
+        channel, as in the reference code of the MobileNets' successors. Biases are 0, norms the identity.
+        """
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                height, width = module.kernel_size
+                fan_out = height * width * module.out_channels // module.groups
+                module.weight.normal_(0, (2 / fan_out) ** 0.5)
+                if module.bias is not None:
+                    module.bias.zero_()
+            elif isinstance(module, nn.BatchNorm2d) and module.affine:
+                module.weight.fill_(1)
+                module.bias.zero_()
+
+    def freeze(self, freezing: Freezing) -> None:
+        """Stop the training of all levels through one, and of all norms if so asked, for good."""
+        if freezing.through:
+            self.frozen = LEVELS[: LEVELS.index(freezing.through) + 1]
+        self.frozen_norm = freezing.norms
+        for module in self._frozen_modules():
+            module.requires_grad_(False)
+        self.train(self.training)
+
+    def train(self, mode: bool = True) -> "Backbone":
+        """Set training mode, but for what is frozen."""
+        super().train(mode)
+        for module in self._frozen_modules():
+            module.eval()
+        return self
+
+    def _frozen_modules(self) -> Iterable[nn.Module]:
+        for level, stage in self.stages.named_children():
+            if level in self.frozen:
+                yield stage
+        if self.frozen_norm:
+            for path, module in self.named_modules():
+                if path.endswith(".norm"):
+                    yield module
+
+
+def build(spec: BackboneSpec) -> Backbone:
+    """Return the modules of a table, parameters not yet filled: call `initialise`, or load weights."""
+    return Backbone(spec)
+
+
+def _batch_norm(eps: float, momentum: float) -> Norm:
+    def norm(channels: int) -> nn.Module:
+        return bare(nn.BatchNorm2d, channels, eps, momentum)
+
+    return norm
+
+
+def _stage(blocks: "list[Block]", kept: "set[str]", norm: Norm) -> nn.Module:
+    paths = tuple(block.path if block.path in kept else "" for block in blocks)
+    children = OrderedDict((block.path.rpartition(".")[2], _block(block, kept, norm)) for block in blocks)
+    tapped = any(paths) or any(isinstance(child, TappedChain) for child in children.values())
+    return TappedChain(children, paths) if tapped else nn.Sequential(children)
+
+
+def _block(block: Block, kept: "set[str]", norm: Norm) -> nn.Module:
+    children = OrderedDict((layer.name, load(layer.module)(layer, norm)) for layer in block.layers)
+    if not block.nested:
+        (layer,) = children.values()
+        return layer
+    paths = tuple(path if path in kept else "" for path, _ in block.layer_paths())
+    if any(paths):
+        return TappedChain(children, paths, block.shortcut)
+    return ResidualChain(children) if block.shortcut else nn.Sequential(children)

@@ -1,0 +1,1 @@
+"""Heads: what each reads, torch-free, and `modules`, what they become."""

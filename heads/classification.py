@@ -1,0 +1,40 @@
+"""The classification head: global average pooling, the family's hidden layer, dropout, logits. No torch."""
+
+from __future__ import annotations
+
+from featuretap.registry.layers import Linear
+from featuretap.registry.specs import BackboneSpec, HeadSpec
+
+__all__ = ["CLASSIFICATION", "classification_layers"]
+
+CLASSIFICATION = HeadSpec(
+    "classification",
+    reads=("C5",),
+    factory="featuretap.heads.modules:classification",
+    layers="featuretap.heads.classification:classification_layers",
+    num_classes=1000,
+    options={"dropout": None},
+    description="the family's own classifier",
+)
+
+
+def classification_layers(
+    backbone: BackboneSpec, *, num_classes: int, dropout: float | None = None
+) -> tuple[Linear, ...]:
+    """Return the linear layers on the one tap that `backbone` returns.
+
+    Args:
+        backbone: a spec with one tap.
+        num_classes: number of logits; 0 leaves them out, so that the head returns pooled features, the hidden layer's
+            where the family has one (as timm does).
+        dropout: the rate in training, which has no parameters; None is the family's own.
+    """
+    (tap,) = backbone.taps.values()
+    channels, family = tap.channels, backbone.classifier
+    layers: list[Linear] = []
+    if family.hidden:
+        layers.append(Linear("hidden", channels, family.hidden, family.hidden_bias))
+        channels = family.hidden
+    if num_classes:
+        layers.append(Linear("logits", channels, num_classes))
+    return tuple(layers)

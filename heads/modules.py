@@ -1,0 +1,81 @@
+"""The modules of the heads, and a backbone with a head on it."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from featuretap.backbones.modules import ACTIVATIONS, bare
+from featuretap.heads.classification import classification_layers
+from featuretap.registry.errors import OptionError
+from featuretap.registry.specs import BackboneSpec
+
+__all__ = ["ClassificationHead", "HeadedModel", "classification"]
+
+
+class HeadedModel(nn.Module):
+    """A backbone and the head that reads its maps."""
+
+    def __init__(self, backbone: nn.Module, head: nn.Module) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.head = head
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return what the head makes of images (N, in_channels, H, W)."""
+        return self.head(self.backbone(images))
+
+
+class ClassificationHead(nn.Module):
+    """Pool one map (N, C, H, W) of any size, and return logits (N, num_classes).
+
+    Without classes the features before the logits come back: (N, hidden) or (N, C).
+    """
+
+    def __init__(self, tap: str, hidden: nn.Module, activation: nn.Module, dropout: float, logits: nn.Module) -> None:
+        super().__init__()
+        self.tap = tap
+        self.hidden = hidden
+        self.activation = activation
+        self.dropout = nn.Dropout(dropout)
+        self.logits = logits
+
+    def forward(self, maps: dict[str, Tensor]) -> Tensor:
+        """Return logits, or pooled features without classes."""
+        pooled = maps[self.tap].mean((2, 3))
+        return self.logits(self.dropout(self.activation(self.hidden(pooled))))
+
+    @torch.no_grad()
+    def initialise(self) -> None:
+        """Draw weights from N(0, 0.01), biases 0, as torchvision does for these classifiers."""
+        for layer in (self.hidden, self.logits):
+            if isinstance(layer, nn.Linear):
+                layer.weight.normal_(0, 0.01)
+                if layer.bias is not None:
+                    layer.bias.zero_()
+
+
+def classification(backbone: BackboneSpec, *, num_classes: int, dropout: float | None = None) -> ClassificationHead:
+    """Return the classification head for a backbone with one tap.
+
+    Args:
+        backbone: the resolved spec.
+        num_classes: number of logits; 0 for pooled features.
+        dropout: the rate in training; None is the family's own.
+
+    Raises:
+        OptionError: `dropout` is not a rate.
+    """
+    family = backbone.classifier
+    rate = family.dropout if dropout is None else dropout
+    if isinstance(rate, bool) or not isinstance(rate, int | float) or not 0 <= rate < 1:
+        raise OptionError(f"head 'classification' cannot take dropout={dropout!r}; it is a rate from 0 up to below 1")
+    made: dict[str, nn.Module] = {
+        layer.name: bare(nn.Linear, layer.in_channels, layer.out_channels, layer.bias)
+        for layer in classification_layers(backbone, num_classes=num_classes)
+    }
+    (tap,) = backbone.taps
+    activation = ACTIVATIONS[family.activation]() if family.hidden else nn.Identity()
+    return ClassificationHead(
+        tap, made.get("hidden", nn.Identity()), activation, rate, made.get("logits", nn.Identity())
+    )

@@ -1,0 +1,1 @@
+"""featuretap's own plugins, registered through the same entry points as anybody's."""

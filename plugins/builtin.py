@@ -1,0 +1,36 @@
+"""What ships with featuretap: the backbones and weights of `registry.toml`, and the heads."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from functools import cache
+from importlib.resources import files
+from pathlib import Path
+
+from featuretap.heads.classification import CLASSIFICATION
+from featuretap.registry.catalogue import Catalogue, load_catalogue
+from featuretap.registry.hookspecs import WeightsEntry, hookimpl
+from featuretap.registry.specs import BackboneSpec, HeadSpec
+
+
+@cache
+def _shipped() -> Catalogue:
+    return load_catalogue(Path(str(files("featuretap") / "registry.toml")))
+
+
+@hookimpl
+def featuretap_backbones() -> Iterable[BackboneSpec]:
+    """Return the MobileNets."""
+    return _shipped().backbones
+
+
+@hookimpl
+def featuretap_heads() -> Iterable[HeadSpec]:
+    """Return our heads."""
+    return (CLASSIFICATION,)
+
+
+@hookimpl
+def featuretap_weights() -> Iterable[WeightsEntry]:
+    """Return the pinned weights."""
+    return _shipped().weights

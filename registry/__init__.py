@@ -1,0 +1,36 @@
+"""Backbones and heads by name: list them, describe them, build them.
+
+>>> from featuretap import registry
+>>> registry.list_backbones("mobilenet_v2*")
+['mobilenet_v2', 'mobilenet_v2_050', 'mobilenet_v2_075', 'mobilenet_v2_140']
+>>> spec = registry.spec("mobilenet_v2")
+>>> spec.parameters, spec.macs(224, 224)
+(3504872, 300774272)
+
+The functions belong to one `Registry`, which reads the catalogue and the installed plugins at the first question.
+"""
+
+from featuretap.registry.registry import Registry
+
+__all__ = [
+    "Registry",
+    "build",
+    "list_backbones",
+    "list_heads",
+    "list_plugins",
+    "list_runtimes",
+    "list_weights",
+    "spec",
+    "transforms",
+]
+
+_default = Registry()
+
+build = _default.build
+list_backbones = _default.list_backbones
+list_heads = _default.list_heads
+list_plugins = _default.list_plugins
+list_runtimes = _default.list_runtimes
+list_weights = _default.list_weights
+spec = _default.spec
+transforms = _default.transforms

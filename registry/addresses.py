@@ -1,0 +1,99 @@
+"""Tap addresses: what C4, C5.bottleneck, C4.expansion, C4.first and C3.depthwise mean in a given table. No torch.
+
+Every address is the output of one submodule, so that it means the same tensor in counting, building and exporting.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+
+from featuretap.registry.blocks import Block
+from featuretap.registry.errors import TapError, UnknownTapError, did_you_mean
+from featuretap.registry.rows import Conv
+from featuretap.registry.tap import Tap
+
+__all__ = ["LEVELS", "addresses_of", "resolve"]
+
+LEVELS = ("C1", "C2", "C3", "C4", "C5")
+
+KINDS = {
+    "bottleneck": "block before a final 1×1 convolution",
+    "expansion": "expansion layer in the block that leaves the level",
+    "first": "block that enters the level",
+    "depthwise": "depthwise layer in the level's last block",
+}
+
+
+def addresses_of(blocks: Sequence[Block]) -> dict[str, str]:
+    """Return every address that the placed blocks offer → the path of the submodule whose output it is."""
+    stages: dict[str, list[Block]] = {}
+    for block in blocks:
+        stages.setdefault(block.level, []).append(block)
+    levels = list(stages)
+    addresses: dict[str, str] = {}
+    for level, leaving in zip(levels, [*levels[1:], None], strict=True):
+        last = _last_before_final_convolution(stages[level])
+        found = {
+            level: stages[level][-1].path,
+            f"{level}.bottleneck": last.path,
+            f"{level}.expansion": _expansion(stages[leaving][0]) if leaving else None,
+            f"{level}.first": stages[level][0].path,
+            f"{level}.depthwise": _named(last, "depthwise"),
+        }
+        addresses.update((address, path) for address, path in found.items() if path is not None)
+    return addresses
+
+
+def _last_before_final_convolution(stage: Sequence[Block]) -> Block:
+    for block in reversed(stage):
+        if not (isinstance(block.row, Conv) and block.row.kernel == 1):
+            return block
+    return stage[-1]
+
+
+def _named(block: Block, name: str) -> str | None:
+    return next((path for path, layer in block.layer_paths() if layer.name == name and block.nested), None)
+
+
+def _expansion(block: Block) -> str | None:
+    # An expansion behind the layer that strides is no longer a map of the level that the block leaves.
+    for path, layer in block.layer_paths():
+        if layer.strided:
+            return None
+        if layer.name == "expand":
+            return path
+    return None
+
+
+def resolve(
+    name: str, wanted: Iterable[str], available: Mapping[str, str], tap_at: Callable[[str], Tap]
+) -> dict[str, Tap]:
+    """Return the taps at the addresses `wanted`, in that order.
+
+    Raises:
+        UnknownTapError: `available` lacks an address.
+        TapError: `wanted` is empty, repeats an address, or is no tuple of addresses.
+    """
+    if isinstance(wanted, str):
+        raise TapError(f"taps={wanted!r} is a string; give a tuple of addresses, such as taps=({wanted!r},)")
+    if not isinstance(wanted, Iterable):
+        raise TapError(f"taps={wanted!r} should be a tuple of addresses, such as ('C3', 'C4', 'C5')")
+    addresses = tuple(wanted)
+    if not addresses:
+        raise TapError(f"no taps were asked of {name!r}; name at least one of {', '.join(available)}")
+    for address in addresses:
+        if not isinstance(address, str) or address not in available:
+            raise UnknownTapError(_unknown(name, address, available))
+    repeated = sorted({address for address in addresses if addresses.count(address) > 1})
+    if repeated:
+        raise TapError(f"{', '.join(repeated)} is asked of {name!r} more than once; name each tap once")
+    return {address: tap_at(address) for address in addresses}
+
+
+def _unknown(name: str, address: object, available: Mapping[str, str]) -> str:
+    level, _, kind = str(address).partition(".")
+    having = [known.partition(".")[0] for known in available if known.endswith(f".{kind}")]
+    if level in available and kind in KINDS:
+        there = f"it has that at {', '.join(having)}" if having else "it has none at any level"
+        return f"{name!r} has no tap {address!r}: there is no {KINDS[kind]} there; {there}"
+    return f"{name!r} has no tap {address!r}{did_you_mean(str(address), available)} Its taps: {', '.join(available)}"

@@ -1,0 +1,212 @@
+"""The catalogue's file format, one for everybody: our `registry.toml`, a plugin's, a user's `featuretap.toml`. No torch.
+
+A user's file adds variants, aliases, weights and plugin policy, and never code.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+from featuretap.registry.errors import CatalogueError, FeaturetapError, did_you_mean
+from featuretap.registry.hookspecs import WeightsEntry
+from featuretap.registry.import_strings import load
+from featuretap.registry.options import checked, split
+from featuretap.registry.preprocessing import Preprocessing
+from featuretap.registry.specs import BackboneSpec
+
+__all__ = ["Catalogue", "CatalogueFile", "load_catalogue", "read_catalogue"]
+
+SCHEMA = 1
+
+Check = tuple[str, Callable[[Any], bool]]
+
+TEXT: Check = ("a string", lambda value: isinstance(value, str) and value != "")
+TEXTS: Check = ("a list of strings", lambda value: isinstance(value, list) and all(isinstance(v, str) for v in value))
+TABLE: Check = ("a table", lambda value: isinstance(value, dict))
+BOOLEAN: Check = ("true or false", lambda value: isinstance(value, bool))
+NUMBER: Check = ("a positive number", lambda v: isinstance(v, int | float) and not isinstance(v, bool) and v > 0)
+PIXELS: Check = ("a positive whole number", lambda v: isinstance(v, int) and not isinstance(v, bool) and v > 0)
+NUMBERS: Check = ("a list of positive numbers", lambda v: isinstance(v, list) and v != [] and all(map(NUMBER[1], v)))
+SHA256: Check = (
+    "8 to 64 lower-case hexadecimal digits",
+    lambda value: isinstance(value, str) and 8 <= len(value) <= 64 and set(value) <= set("0123456789abcdef"),
+)
+INTERPOLATION: Check = ("'bilinear' or 'bicubic'", lambda value: value in ("bilinear", "bicubic"))
+
+FILE = {"schema": PIXELS, "backbones": TABLE, "weights": TABLE}
+VARIANT = {"base": TEXT, "options": TABLE, "aliases": TEXTS, "description": TEXT}
+CODE = {"spec": TEXT}
+POLICY = {"disable": TEXTS, "only": TEXTS}
+WEIGHTS = {
+    "url": TEXT,
+    "sha256": SHA256,
+    "layout": TEXT,
+    "norm_eps": NUMBER,
+    "classes": TEXT,
+    "default": BOOLEAN,
+    "preprocessing": TABLE,
+}
+PREPROCESSING = {"resize": PIXELS, "crop": PIXELS, "mean": NUMBERS, "std": NUMBERS, "interpolation": INTERPOLATION}
+
+
+@dataclass(frozen=True)
+class CatalogueFile:
+    """A checked file, with the names in it not yet looked up."""
+
+    path: Path
+    backbones: Mapping[str, Mapping[str, Any]]
+    weights: tuple[WeightsEntry, ...]
+    disable: frozenset[str] = frozenset()
+    only: frozenset[str] | None = None
+
+    def error(self, key: str, problem: str) -> CatalogueError:
+        """Return an error that names file and key."""
+        return CatalogueError(f"{self.path}: {key} {problem}")
+
+    def resolved(self, lookup: Callable[[str], BackboneSpec]) -> tuple[BackboneSpec, ...]:
+        """Return the backbones, `lookup` giving those that the file does not define itself.
+
+        Raises:
+            CatalogueError: a base that does not exist or rests on itself, or options that it does not take.
+        """
+        done: dict[str, BackboneSpec] = {}
+        for name in self.backbones:
+            self._resolve(name, lookup, done, ())
+        return tuple(done.values())
+
+    def _resolve(
+        self, name: str, lookup: Callable[[str], BackboneSpec], done: dict[str, BackboneSpec], above: tuple[str, ...]
+    ) -> BackboneSpec:
+        if name in done:
+            return done[name]
+        entry, key = self.backbones[name], f"backbones.{name}"
+        if name in above:
+            raise self.error(f"{key}.base", f"rests on itself: {' -> '.join((*above, name))}")
+        try:
+            if "spec" in entry:
+                base = load(entry["spec"])
+            elif entry["base"] in self.backbones and entry["base"] != name:
+                base = self._resolve(entry["base"], lookup, done, (*above, name))
+            else:
+                base = lookup(entry["base"])
+            options = entry.get("options", {})
+            split(base, None, options)
+            checked(base, options)
+        except CatalogueError:
+            raise
+        except FeaturetapError as error:
+            raise self.error(key, f"cannot be used: {error}") from error
+        done[name] = replace(
+            base,
+            name=name,
+            options={**base.options, **options},
+            aliases=tuple(entry.get("aliases", ())),
+            description=entry.get("description", base.description),
+        )
+        return done[name]
+
+
+@dataclass(frozen=True)
+class Catalogue:
+    """What a plugin's own `registry.toml` provides, ready to be returned from its hooks."""
+
+    backbones: tuple[BackboneSpec, ...]
+    weights: tuple[WeightsEntry, ...]
+
+
+def load_catalogue(path: Path) -> Catalogue:
+    """Read a plugin's `registry.toml`; bases must be in the same file.
+
+    Raises:
+        CatalogueError: the file is not valid; the message names file, key and nearest match.
+    """
+    file = read_catalogue(path, code=True)
+
+    def absent(base: str) -> BackboneSpec:
+        raise file.error("base", f"{base!r} is not in this file{did_you_mean(base, file.backbones)}")
+
+    return Catalogue(file.resolved(absent), file.weights)
+
+
+def read_catalogue(path: Path, *, code: bool) -> CatalogueFile:
+    """Read and check a file.
+
+    Args:
+        path: a TOML file.
+        code: whether entries may name code (`spec`); only those of installed distributions may. A file that may not
+            is a user's, and may hold plugin policy instead.
+
+    Raises:
+        CatalogueError: the file cannot be read, or does not fit the format.
+    """
+    try:
+        content = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
+        raise CatalogueError(f"cannot read the catalogue {str(path)!r}: {reason}") from error
+    except tomllib.TOMLDecodeError as error:
+        raise CatalogueError(f"{path}: not valid TOML: {error}") from error
+    if content.get("schema") != SCHEMA:
+        raise CatalogueError(
+            f"{path}: schema is {content.get('schema', 'missing')!r}, and this featuretap reads {SCHEMA}; "
+            f"write 'schema = {SCHEMA}' at the top, or update featuretap"
+        )
+    _check(path, "", content, FILE if code else {**FILE, "plugins": TABLE})
+    policy = content.get("plugins", {})
+    _check(path, "plugins.", policy, POLICY)
+    for name, entry in content.get("backbones", {}).items():
+        _check_backbone(path, name, entry, code)
+    return CatalogueFile(
+        path,
+        content.get("backbones", {}),
+        tuple(_weights(path, name, entry) for name, entry in content.get("weights", {}).items()),
+        frozenset(policy.get("disable", ())),
+        frozenset(policy["only"]) if "only" in policy else None,
+    )
+
+
+def _check(path: Path, prefix: str, table: Mapping[str, Any], keys: Mapping[str, Check]) -> None:
+    for key, value in table.items():
+        if key not in keys:
+            hint = did_you_mean(key, keys) or ";"
+            raise CatalogueError(f"{path}: {prefix}{key} is not a known key{hint} known are {', '.join(keys)}")
+        what, accepts = keys[key]
+        if not accepts(value):
+            raise CatalogueError(f"{path}: {prefix}{key} should be {what}, got {value!r}")
+
+
+def _check_table(path: Path, name: str, entry: Any) -> None:
+    if not isinstance(entry, dict):
+        raise CatalogueError(f"{path}: {name} should be a table, got {entry!r}")
+
+
+def _check_backbone(path: Path, name: str, entry: Any, code: bool) -> None:
+    _check_table(path, f"backbones.{name}", entry)
+    named_code = sorted({"spec", "factory"} & set(entry))
+    if named_code and not code:
+        raise CatalogueError(
+            f"{path}: backbones.{name}.{named_code[0]} would name code, which a user's catalogue may not; "
+            "give a base and options, or write a plugin"
+        )
+    _check(path, f"backbones.{name}.", entry, {**CODE, **VARIANT} if code else VARIANT)
+    if ("spec" in entry) == ("base" in entry):
+        needed = "either spec or base" if code else "a base"
+        raise CatalogueError(f"{path}: backbones.{name} needs {needed}")
+
+
+def _weights(path: Path, name: str, entry: Any) -> WeightsEntry:
+    _check_table(path, f'weights."{name}"', entry)
+    _check(path, f'weights."{name}".', entry, WEIGHTS)
+    needed = [field.name for field in fields(WeightsEntry)[1:5]]
+    missing = [key for key in needed if key not in entry]
+    if missing or "." not in name.strip("."):
+        problem = f"lacks {', '.join(missing)}" if missing else "should be named 'backbone.tag'"
+        raise CatalogueError(f'{path}: weights."{name}" {problem}')
+    prepared = entry.get("preprocessing", {})
+    _check(path, f'weights."{name}".preprocessing.', prepared, PREPROCESSING)
+    values = {key: tuple(value) if isinstance(value, list) else value for key, value in prepared.items()}
+    return WeightsEntry(name=name, **{**entry, "preprocessing": Preprocessing(**values)})

@@ -1,0 +1,90 @@
+"""One class per failure.
+
+Messages are lower case and say what was asked, what is there, and what to do. Everything derives from
+`FeaturetapError`, so that an application can catch the library's own failures and nothing else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+__all__ = [
+    "CatalogueError",
+    "FeaturetapError",
+    "HeadError",
+    "ImageError",
+    "OptionError",
+    "PluginError",
+    "SpecError",
+    "TapError",
+    "UnknownBackboneError",
+    "UnknownHeadError",
+    "UnknownOptionError",
+    "UnknownTapError",
+    "UnknownWeightsError",
+    "WeightsError",
+    "did_you_mean",
+]
+
+
+class FeaturetapError(Exception):
+    """Base of every error that featuretap raises on purpose."""
+
+
+class UnknownBackboneError(FeaturetapError, LookupError):
+    """No backbone has this name, or more than one has."""
+
+
+class UnknownHeadError(FeaturetapError, LookupError):
+    """No head has this name, or more than one has."""
+
+
+class UnknownWeightsError(FeaturetapError, LookupError):
+    """The backbone has no weights with this tag."""
+
+
+class UnknownOptionError(FeaturetapError, LookupError):
+    """Neither the backbone nor the head takes an option of this name."""
+
+
+class UnknownTapError(FeaturetapError, LookupError):
+    """The architecture has no such tap address."""
+
+
+class OptionError(FeaturetapError, ValueError):
+    """An option is known, and its value is not usable."""
+
+
+class TapError(FeaturetapError, ValueError):
+    """A request for taps that cannot be answered, such as an empty or a repeated one."""
+
+
+class SpecError(FeaturetapError, ValueError):
+    """A spec contradicts itself, or a module contradicts its spec."""
+
+
+class HeadError(FeaturetapError, ValueError):
+    """A head and a backbone that do not go together."""
+
+
+class CatalogueError(FeaturetapError, ValueError):
+    """A `registry.toml` or `featuretap.toml` that cannot be used as it is."""
+
+
+class PluginError(FeaturetapError, RuntimeError):
+    """A plugin failed on import, on registration or in a hook."""
+
+
+class WeightsError(FeaturetapError, RuntimeError):
+    """Weights that are missing, malformed, or of another model."""
+
+
+class ImageError(FeaturetapError, ValueError):
+    """An image file that cannot be read as a picture."""
+
+
+def did_you_mean(asked: str, known: Iterable[str]) -> str:
+    """Return `"; did you mean 'x'?"` for the nearest of `known`, or an empty string if none is near."""
+    near = get_close_matches(asked, list(known), n=1, cutoff=0.6)
+    return f"; did you mean {near[0]!r}?" if near else ""

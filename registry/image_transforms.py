@@ -1,0 +1,50 @@
+"""Preprocessing as torchvision's transforms."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from PIL import Image
+from torchvision.transforms import InterpolationMode, v2
+
+from featuretap.registry.images import plain
+from featuretap.registry.preprocessing import Preprocessing
+
+__all__ = ["compose", "normalised"]
+
+
+def compose(preprocessing: Preprocessing) -> Callable[[Any], Any]:
+    """Return resizing, centre crop and normalisation: image → float tensor (C, crop, crop).
+
+    PIL images of any mode are read as the channels that the weights want; tensors must have those channels.
+    """
+    mode = InterpolationMode(preprocessing.interpolation)
+    return v2.Compose(
+        [
+            v2.Lambda(partial(_in_channels, channels=len(preprocessing.mean))),
+            v2.Resize(preprocessing.resize, mode, antialias=True),
+            v2.CenterCrop(preprocessing.crop),
+            normalised(preprocessing),
+        ]
+    )
+
+
+def normalised(preprocessing: Preprocessing) -> Callable[[Any], Any]:
+    """Return scaling to 0…1 and normalisation without any resizing: image → float tensor (C, H, W)."""
+    return v2.Compose(
+        [
+            v2.ToImage(),
+            v2.ToDtype(torch.float32, scale=True),
+            v2.Normalize(list(preprocessing.mean), list(preprocessing.std)),
+            v2.ToPureTensor(),
+        ]
+    )
+
+
+def _in_channels(image: Any, channels: int) -> Any:
+    if not isinstance(image, Image.Image) or channels not in (1, 3):
+        return image
+    return plain(image, "L" if channels == 1 else "RGB")

@@ -1,0 +1,153 @@
+"""Layers as data: what a row of a table is made of, and what each costs. No torch.
+
+Every layer knows its parameters, its multiply-adds at an input size, the size of its output, and the module that it
+becomes (as a string, resolved when a model is built). Multiply-adds follow the convention of the papers: those of
+convolutions and linear layers, squeeze-excite's two included; bias, norm, activation and pooling are not counted.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Protocol
+
+__all__ = ["Activation", "Convolution", "Counted", "Layer", "Linear", "SqueezeExcite", "make_divisible"]
+
+Activation = str
+"""Name of an activation: "relu", "relu6" or "hard_swish"."""
+
+
+def make_divisible(channels: float, divisor: int = 8) -> int:
+    """Round a channel count to a multiple of `divisor`, and up again if that lost more than a tenth.
+
+    The rounding of all MobileNet papers' code (TF-slim, `research/slim/nets/mobilenet/conv_blocks.py`).
+    """
+    rounded = max(divisor, int(channels + divisor / 2) // divisor * divisor)
+    return rounded + divisor if rounded < 0.9 * channels else rounded
+
+
+class Counted(Protocol):
+    """A layer as far as counting goes: parameters, and multiply-adds for an input of `height` × `width` pixels."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def parameters(self) -> int: ...
+    def macs(self, height: int, width: int) -> int: ...
+
+
+class Layer(Counted, Protocol):
+    """A layer of a row: what counting, taps and building need to know of it.
+
+    `module` is the import string of `module(layer, norm) -> nn.Module`. `strided` marks the layer that carries the
+    stride and dilation of its row; at most one in a row does. `norm_channels` are those of its norm, 0 without one.
+    """
+
+    module: ClassVar[str]
+
+    @property
+    def strided(self) -> bool: ...
+    @property
+    def out_channels(self) -> int: ...
+    @property
+    def norm_channels(self) -> int: ...
+    def output_size(self, height: int, width: int) -> tuple[int, int]: ...
+
+
+@dataclass(frozen=True)
+class Convolution:
+    """A convolution without bias, a norm, and an activation unless it is linear."""
+
+    module: ClassVar[str] = "featuretap.backbones.modules:ConvolutionLayer"
+
+    name: str
+    in_channels: int
+    out_channels: int
+    kernel: int = 1
+    groups: int = 1
+    activation: Activation | None = None
+    strided: bool = False
+    stride: int = 1
+    dilation: int = 1
+
+    @property
+    def padding(self) -> int:
+        """Pixels added on each side: with an odd kernel, sizes are divided by the stride and rounded up."""
+        return (self.kernel - 1) // 2 * self.dilation
+
+    @property
+    def parameters(self) -> int:
+        """Weights of the convolution; the norm's are `norm_channels` times two, or what a `norm=` option brings."""
+        return self.kernel**2 * self.in_channels // self.groups * self.out_channels
+
+    @property
+    def norm_channels(self) -> int:
+        """Channels of the norm that follows."""
+        return self.out_channels
+
+    def output_size(self, height: int, width: int) -> tuple[int, int]:
+        """Height and width of the output for an input of `height` × `width` pixels."""
+        reach = self.dilation * (self.kernel - 1) - 2 * self.padding
+
+        def along(size: int) -> int:
+            return (size - reach - 1) // self.stride + 1
+
+        return along(height), along(width)
+
+    def macs(self, height: int, width: int) -> int:
+        """Multiply-adds for an input of `height` × `width` pixels."""
+        out_height, out_width = self.output_size(height, width)
+        return self.parameters * out_height * out_width
+
+
+@dataclass(frozen=True)
+class SqueezeExcite:
+    """Global pooling, two 1×1 convolutions with bias, and a gate that multiplies the input (arXiv 1709.01507).
+
+    The gate is `clip(gate_slope * x + 0.5, 0, 1)`: MobileNetV3's slope is 1/6 (its section 5.2), PaddleClas's 0.2.
+    """
+
+    module: ClassVar[str] = "featuretap.backbones.modules:SqueezeExciteLayer"
+    strided: ClassVar[bool] = False
+    norm_channels: ClassVar[int] = 0
+
+    name: str
+    channels: int
+    squeeze: int
+    gate_slope: float = 1 / 6
+
+    @property
+    def out_channels(self) -> int:
+        """As many as come in."""
+        return self.channels
+
+    @property
+    def parameters(self) -> int:
+        """Weights and biases of both convolutions."""
+        return 2 * self.channels * self.squeeze + self.channels + self.squeeze
+
+    def output_size(self, height: int, width: int) -> tuple[int, int]:
+        """The input's size."""
+        return height, width
+
+    def macs(self, height: int, width: int) -> int:
+        """Multiply-adds of the two convolutions, which see one pixel whatever the size."""
+        return 2 * self.channels * self.squeeze
+
+
+@dataclass(frozen=True)
+class Linear:
+    """A linear layer on a pooled vector."""
+
+    name: str
+    in_channels: int
+    out_channels: int
+    bias: bool = True
+
+    @property
+    def parameters(self) -> int:
+        """Weights, and biases if there are any."""
+        return (self.in_channels + self.bias) * self.out_channels
+
+    def macs(self, height: int, width: int) -> int:
+        """Multiply-adds, the same whatever was pooled."""
+        return self.in_channels * self.out_channels

@@ -1,0 +1,143 @@
+"""Rows: the lines of a backbone's table, each of which says which layers it is made of. No torch.
+
+A plugin adds a new kind of block by writing a class with the members of `Row`; counting, taps and modules follow from
+the layers that it returns.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import ClassVar, Protocol, TypeVar
+
+from featuretap.registry.layers import Activation, Convolution, Layer, SqueezeExcite, make_divisible
+
+__all__ = ["HS", "RE", "RE6", "SE", "Bneck", "Conv", "Row", "Separable"]
+
+RE: Activation = "relu"
+RE6: Activation = "relu6"
+HS: Activation = "hard_swish"
+SE = True
+"""Last column of a bottleneck's row: with squeeze-excite, as in the tables of the MobileNetV3 paper."""
+
+Self = TypeVar("Self", bound="Row")
+
+
+class Row(Protocol):
+    """One line of a table. It states neither its stride nor its input channels: its place in the table does.
+
+    `shortcut` says whether the input is added to the output where stride is 1 and the channels match. A layer named
+    `expand` is what the tap address `Cn.expansion` finds, and one named `depthwise` is found by `Cn.depthwise`.
+    """
+
+    @property
+    def shortcut(self) -> bool: ...
+    def layers(self, in_channels: int) -> tuple[Layer, ...]:
+        """Return the layers in order of execution, one of them marked `strided`."""
+    def widened(self: Self, width: float, in_channels: int, widened_in_channels: int) -> Self:
+        """Return this row at a width multiplier; its input had `in_channels` and now has `widened_in_channels`."""
+    def halved(self: Self, *, expansion: bool) -> Self:
+        """Return this row with half the output channels and, where `expansion`, half the expanded channels."""
+
+
+@dataclass(frozen=True)
+class Conv:
+    """A convolution with norm and activation: a stem, or a last 1×1 convolution.
+
+    Width multipliers below `narrowest` do not apply to it (MobileNetV2's last convolution stays at 1280: section 3.3).
+    """
+
+    shortcut: ClassVar[bool] = False
+
+    kernel: int
+    out: int
+    activation: Activation
+    narrowest: float = 0.0
+
+    def layers(self, in_channels: int) -> tuple[Layer, ...]:
+        """Return the one layer."""
+        return (Convolution("conv", in_channels, self.out, self.kernel, 1, self.activation, strided=True),)
+
+    def widened(self, width: float, in_channels: int, widened_in_channels: int) -> Conv:
+        """Return it with scaled and rounded channels."""
+        return replace(self, out=make_divisible(self.out * max(width, self.narrowest)))
+
+    def halved(self, *, expansion: bool) -> Conv:
+        """Return it with half the channels."""
+        return replace(self, out=self.out // 2)
+
+
+@dataclass(frozen=True)
+class Separable:
+    """MobileNetV1's block: a depthwise 3×3 and a 1×1 convolution, both with norm and activation (section 3.1)."""
+
+    shortcut: ClassVar[bool] = False
+
+    out: int
+    activation: Activation
+
+    def layers(self, in_channels: int) -> tuple[Layer, ...]:
+        """Return the depthwise and the pointwise layer."""
+        return (
+            Convolution("depthwise", in_channels, in_channels, 3, in_channels, self.activation, strided=True),
+            Convolution("pointwise", in_channels, self.out, activation=self.activation),
+        )
+
+    def widened(self, width: float, in_channels: int, widened_in_channels: int) -> Separable:
+        """Return it with scaled and rounded channels."""
+        return replace(self, out=make_divisible(self.out * width))
+
+    def halved(self, *, expansion: bool) -> Separable:
+        """Return it with half the output channels; it has no expansion."""
+        return replace(self, out=self.out // 2)
+
+
+@dataclass(frozen=True)
+class Bneck:
+    """The inverted residual of MobileNetV2 (section 3.2) and V3 (section 5.3): expand, depthwise, gate, project.
+
+    Columns are those of the V3 paper's tables: kernel, expanded channels, output channels, activation, squeeze-excite.
+    A block whose expansion equals its input has no expansion layer; the projection is linear.
+    """
+
+    shortcut: ClassVar[bool] = True
+
+    kernel: int
+    expanded: int
+    out: int
+    activation: Activation
+    squeeze_excite: bool = False
+
+    def layers(self, in_channels: int) -> tuple[Layer, ...]:
+        """Return the two to four layers."""
+        return (
+            *self.expansion(in_channels),
+            Convolution(
+                "depthwise", self.expanded, self.expanded, self.kernel, self.expanded, self.activation, strided=True
+            ),
+            *self.gate(),
+            Convolution("project", self.expanded, self.out),
+        )
+
+    def expansion(self, in_channels: int) -> tuple[Layer, ...]:
+        """Return the expansion layer, or nothing where it would not expand."""
+        if self.expanded == in_channels:
+            return ()
+        return (Convolution("expand", in_channels, self.expanded, activation=self.activation),)
+
+    def gate(self) -> tuple[Layer, ...]:
+        """Return the squeeze-excite layer, if the row has one; a quarter of the channels, rounded (V3 section 5.3)."""
+        if not self.squeeze_excite:
+            return ()
+        return (SqueezeExcite("squeeze_excite", self.expanded, make_divisible(self.expanded // 4)),)
+
+    def widened(self, width: float, in_channels: int, widened_in_channels: int) -> Bneck:
+        """Return it with scaled output channels, and expanded ones in the same ratio to the input as before."""
+        return replace(
+            self,
+            expanded=make_divisible(widened_in_channels * self.expanded / in_channels),
+            out=make_divisible(self.out * width),
+        )
+
+    def halved(self, *, expansion: bool) -> Bneck:
+        """Return it with half the output channels and, where asked, half the expanded ones."""
+        return replace(self, expanded=self.expanded // 2 if expansion else self.expanded, out=self.out // 2)

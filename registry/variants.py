@@ -1,0 +1,68 @@
+"""Variants: functions from spec to spec. No torch."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Literal
+
+from featuretap.registry.errors import OptionError
+from featuretap.registry.rows import Row
+from featuretap.registry.specs import BackboneSpec
+
+__all__ = ["reduced_tail", "widened", "with_output_stride"]
+
+
+def widened(spec: BackboneSpec, width: float) -> BackboneSpec:
+    """Return `spec` with every channel count multiplied by `width` and rounded as the papers' code does.
+
+    The hidden layer of the classifier keeps its size, as in TF-slim and timm.
+
+    Args:
+        spec: a table of rows.
+        width: the width multiplier of MobileNetV1, section 3.3; 1.0 changes nothing.
+    """
+    if width == 1:
+        return spec
+    stages: list[tuple[Row, ...]] = []
+    before = after = spec.in_channels
+    for rows in spec.stages:
+        stage = []
+        for row in rows:
+            wide = row.widened(width, before, after)
+            before, after = (r.layers(c)[-1].out_channels for r, c in ((row, before), (wide, after)))
+            stage.append(wide)
+        stages.append(tuple(stage))
+    return replace(spec, stages=tuple(stages))
+
+
+def reduced_tail(spec: BackboneSpec, kind: Literal[True, "segmentation"] = True) -> BackboneSpec:
+    """Return `spec` with every channel count behind C4 halved, the classifier's hidden layer included.
+
+    The layers at stride 32 were tuned for 1,000 classes; detectors do as well with half of them (MobileNetV3, section
+    6.3). The expansion that enters C5 works at C4's resolution and stays, unless `kind` is "segmentation", which halves
+    it too (section 6.4).
+
+    Raises:
+        OptionError: the table has no level C5.
+    """
+    if len(spec.stages) < 5:
+        raise OptionError(f"{spec.name!r} has no C5 whose tail could be reduced; it ends at C{len(spec.stages)}")
+    *body, tail = spec.stages
+    entering, *others = tail
+    halved = (
+        entering.halved(expansion=kind == "segmentation"),
+        *(row.halved(expansion=True) for row in others),
+    )
+    classifier = replace(spec.classifier, hidden=spec.classifier.hidden // 2)
+    return replace(spec, stages=(*body, halved), classifier=classifier)
+
+
+def with_output_stride(spec: BackboneSpec, output_stride: int, *, dilate_entry: bool = False) -> BackboneSpec:
+    """Return `spec` with no map smaller than 1/`output_stride` of the image; later stages dilate instead.
+
+    Args:
+        spec: a table of rows.
+        output_stride: 32, 16 or 8.
+        dilate_entry: dilate the block that would have strided, too (torchvision's rule for segmentation models).
+    """
+    return replace(spec, output_stride=output_stride, dilate_entry=dilate_entry)
