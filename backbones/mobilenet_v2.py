@@ -1,6 +1,6 @@
 """MobileNetV2 (arXiv 1801.04381, table 2): inverted residuals with linear bottlenecks.
 
-The paper's columns are expansion factor, channels, repeats and stride; `_bottlenecks` turns each of its lines into rows.
+The paper's columns are expansion factor, channels, repeats and stride; `_bottlenecks` makes rows of each of its lines.
 """
 
 from featuretap.registry.specs import RE6, BackboneSpec, Bneck, Conv

@@ -8,10 +8,11 @@ bias and 1280 channels in Small too, and a width multiplier scales and rounds th
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Self
 
 from featuretap.backbones.mobilenet_v3 import LARGE, SMALL
 from featuretap.registry.layers import Convolution, Layer, SqueezeExcite, make_divisible
-from featuretap.registry.specs import HS, BackboneSpec, Bneck, Classifier
+from featuretap.registry.specs import HS, BackboneSpec, Bneck, Classifier, Row
 
 
 class PaddleBneck(Bneck):
@@ -27,18 +28,20 @@ class PaddleBneck(Bneck):
             return ()
         return (SqueezeExcite("squeeze_excite", self.expanded, self.expanded // 4, gate_slope=0.2),)
 
-    def widened(self, width: float, in_channels: int, widened_in_channels: int) -> PaddleBneck:
+    def widened(self, width: float, in_channels: int, widened_in_channels: int) -> Self:
         """Return it with expanded and output channels scaled and rounded, each by itself."""
         return replace(self, expanded=make_divisible(self.expanded * width), out=make_divisible(self.out * width))
+
+
+def _paddle_row(row: Row) -> Row:
+    return PaddleBneck(**vars(row)) if isinstance(row, Bneck) else row
 
 
 def _paddle(spec: BackboneSpec, name: str) -> BackboneSpec:
     return replace(
         spec,
         name=name,
-        stages=tuple(
-            tuple(PaddleBneck(**vars(row)) if isinstance(row, Bneck) else row for row in rows) for rows in spec.stages
-        ),
+        stages=tuple(tuple(map(_paddle_row, rows)) for rows in spec.stages),
         norm_eps=1e-5,
         norm_momentum=0.1,
         classifier=Classifier(hidden=1280, hidden_bias=False, activation=HS),

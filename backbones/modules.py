@@ -9,14 +9,14 @@ compile, pickle and shard, and a truncated backbone keeps the keys of the whole 
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from itertools import groupby
-from typing import Any, Dict, Final, Optional, Tuple, TypeVar
+from typing import Any, Dict, Final, Tuple, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from featuretap.registry.addresses import LEVELS
-from featuretap.registry.layers import Convolution, SqueezeExcite
 from featuretap.registry.import_strings import load
+from featuretap.registry.layers import Convolution, SqueezeExcite
 from featuretap.registry.options import Freezing
 from featuretap.registry.specs import BackboneSpec, Block, Tap
 
@@ -40,7 +40,7 @@ def bare(kind: type[Module], *args: Any, **kwargs: Any) -> Module:
     """
     layer = _BARE[kind](*args, **kwargs)
     layer.__class__ = kind
-    return layer  # type: ignore[no-any-return]
+    return layer
 
 
 class _Unfilled:

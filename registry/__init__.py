@@ -15,6 +15,7 @@ from featuretap.registry.registry import Registry
 __all__ = [
     "Registry",
     "build",
+    "default",
     "list_backbones",
     "list_heads",
     "list_plugins",
@@ -24,13 +25,13 @@ __all__ = [
     "transforms",
 ]
 
-_default = Registry()
+default = Registry()
 
-build = _default.build
-list_backbones = _default.list_backbones
-list_heads = _default.list_heads
-list_plugins = _default.list_plugins
-list_runtimes = _default.list_runtimes
-list_weights = _default.list_weights
-spec = _default.spec
-transforms = _default.transforms
+build = default.build
+list_backbones = default.list_backbones
+list_heads = default.list_heads
+list_plugins = default.list_plugins
+list_runtimes = default.list_runtimes
+list_weights = default.list_weights
+spec = default.spec
+transforms = default.transforms

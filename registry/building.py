@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from torch import nn
 
 from featuretap.backbones import modules
 from featuretap.heads.modules import HeadedModel
 from featuretap.registry.description import Description, options_in_words
-from featuretap.registry.errors import OptionError, WeightsError
+from featuretap.registry.errors import OptionError
 from featuretap.registry.hookspecs import WeightsEntry
 from featuretap.registry.import_strings import load
 from featuretap.registry.options import Freezing
@@ -57,8 +56,9 @@ def assemble(
     if weights is None:
         for part in parts.values():
             # Modules of ours are made bare; a factory's modules come filled.
-            if hasattr(part, "initialise"):
-                part.initialise()
+            initialise = getattr(part, "initialise", None)
+            if initialise is not None:
+                initialise()
     else:
         words = options_in_words(description.name, description.options)
         fill(parts, backbone_spec, state, words, str(path), entry.layout if entry else None)

@@ -1,4 +1,4 @@
-"""The catalogue's file format, one for everybody: our `registry.toml`, a plugin's, a user's `featuretap.toml`. No torch.
+"""The catalogue's file format, one for all: our `registry.toml`, a plugin's, a user's `featuretap.toml`. No torch.
 
 A user's file adds variants, aliases, weights and plugin policy, and never code.
 """
@@ -208,5 +208,7 @@ def _weights(path: Path, name: str, entry: Any) -> WeightsEntry:
         raise CatalogueError(f'{path}: weights."{name}" {problem}')
     prepared = entry.get("preprocessing", {})
     _check(path, f'weights."{name}".preprocessing.', prepared, PREPROCESSING)
-    values = {key: tuple(value) if isinstance(value, list) else value for key, value in prepared.items()}
+    values: dict[str, Any] = {
+        key: tuple(value) if isinstance(value, list) else value for key, value in prepared.items()
+    }
     return WeightsEntry(name=name, **{**entry, "preprocessing": Preprocessing(**values)})

@@ -6,7 +6,7 @@ Messages are lower case and say what was asked, what is there, and what to do. E
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
 
 __all__ = [
@@ -84,7 +84,10 @@ class ImageError(FeaturetapError, ValueError):
     """An image file that cannot be read as a picture."""
 
 
-def did_you_mean(asked: str, known: Iterable[str]) -> str:
-    """Return `"; did you mean 'x'?"` for the nearest of `known`, or an empty string if none is near."""
+def did_you_mean(asked: str, known: Iterable[str], canonical: Mapping[str, str] | None = None) -> str:
+    """Return `"; did you mean 'x'?"` for the nearest of `known`, or an empty string if none is near.
+
+    `canonical` gives the names to offer in place of those that are mere aliases.
+    """
     near = get_close_matches(asked, list(known), n=1, cutoff=0.6)
-    return f"; did you mean {near[0]!r}?" if near else ""
+    return f"; did you mean {(canonical or {}).get(near[0], near[0])!r}?" if near else ""

@@ -35,7 +35,7 @@ class WeightsEntry:
     Args:
         name: the backbone's name, a dot, and the tag: "mobilenet_v2.imagenet1k_v1".
         url: where the file can be downloaded.
-        sha256: its SHA-256 in lower-case hexadecimal, or as many leading digits (eight or more) as the publisher states.
+        sha256: its SHA-256 in lower-case hexadecimal, or as many leading digits, eight or more, as are published.
         layout: how its tensors are named: "torchvision".
         norm_eps: epsilon of its batch norms.
         classes: the label set of its classifier: "imagenet1k".

@@ -29,10 +29,15 @@ class Counted(Protocol):
     """A layer as far as counting goes: parameters, and multiply-adds for an input of `height` × `width` pixels."""
 
     @property
-    def name(self) -> str: ...
+    def name(self) -> str:
+        """Name of its submodule in the block."""
+
     @property
-    def parameters(self) -> int: ...
-    def macs(self, height: int, width: int) -> int: ...
+    def parameters(self) -> int:
+        """Parameters, its norm's left out."""
+
+    def macs(self, height: int, width: int) -> int:
+        """Return the multiply-adds."""
 
 
 class Layer(Counted, Protocol):
@@ -45,12 +50,19 @@ class Layer(Counted, Protocol):
     module: ClassVar[str]
 
     @property
-    def strided(self) -> bool: ...
+    def strided(self) -> bool:
+        """Whether it carries the row's stride and dilation."""
+
     @property
-    def out_channels(self) -> int: ...
+    def out_channels(self) -> int:
+        """Channels of its output."""
+
     @property
-    def norm_channels(self) -> int: ...
-    def output_size(self, height: int, width: int) -> tuple[int, int]: ...
+    def norm_channels(self) -> int:
+        """Channels of its norm, 0 without one."""
+
+    def output_size(self, height: int, width: int) -> tuple[int, int]:
+        """Return height and width of the output."""
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from math import isfinite
-from numbers import Real
 from typing import Any
 
 from featuretap.registry.addresses import LEVELS
@@ -30,7 +29,7 @@ def _is_boolean(value: Any) -> bool:
 
 
 def _is_width(value: Any) -> bool:
-    return isinstance(value, Real) and not _is_boolean(value) and isfinite(value) and value > 0
+    return isinstance(value, int | float) and not _is_boolean(value) and isfinite(value) and value > 0
 
 
 def _is_count(value: Any) -> bool:
@@ -116,7 +115,8 @@ def configured(spec: BackboneSpec, options: Mapping[str, Any]) -> tuple[Backbone
         return replace(spec, options=values), freezing
     if freezing.through and LEVELS.index(freezing.through) >= len(spec.stages):
         raise OptionError(f"{spec.name!r} cannot freeze through {freezing.through}; it ends at C{len(spec.stages)}")
-    spec = replace(spec, options={}, in_channels=values["in_channels"], norm=values["norm"])
+    if spec.options or values["norm"] or values["in_channels"] != spec.in_channels:
+        spec = replace(spec, options={}, in_channels=values["in_channels"], norm=values["norm"])
     if values["reduced_tail"]:
         spec = reduced_tail(spec, values["reduced_tail"])
     spec = widened(spec, values["width"])

@@ -164,7 +164,9 @@ class Registry:
         weights = self._weights(name, pretrained)
         from featuretap.registry.building import assemble
 
-        return assemble(spec, freezing, weights, _described(name, spec, options), tuple(self._contents.weights.values()))
+        return assemble(
+            spec, freezing, weights, _described(name, spec, options), tuple(self._contents.weights.values())
+        )
 
     def transforms(self, model: nn.Module) -> Callable[[Any], Any]:
         """Return the preprocessing that a model's weights were trained with.
@@ -284,7 +286,8 @@ class _Contents:
                 return _only(name, "backbone", index[name], UnknownBackboneError)
         if not isinstance(name, str):
             raise UnknownBackboneError(f"a backbone's name is a string or a BackboneSpec, got {name!r}")
-        hint = did_you_mean(name, [*self.backbones, *self.aliases, *self.qualified])
+        canonical = {alias: claims[0][1].name for alias, claims in self.aliases.items()}
+        hint = did_you_mean(name, [*self.backbones, *canonical, *self.qualified], canonical)
         raise UnknownBackboneError(
             f"no backbone named {name!r}{hint or '; registry.list_backbones() names them'}{self.failures()}"
         )
@@ -329,9 +332,7 @@ def _names(specs: Iterable[BackboneSpec]) -> list[str]:
     return [name for spec in specs for name in (spec.name, *spec.aliases)]
 
 
-def _only(
-    name: str, what: str, claims: Sequence[tuple[str, Named]], error: type[FeaturetapError]
-) -> tuple[str, Named]:
+def _only(name: str, what: str, claims: Sequence[tuple[str, Named]], error: type[FeaturetapError]) -> tuple[str, Named]:
     built_in = [claim for claim in claims if claim[0] == OURS]
     if built_in or len(claims) == 1:
         return (built_in or claims)[0]

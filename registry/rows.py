@@ -7,7 +7,7 @@ the layers that it returns.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import ClassVar, Protocol, TypeVar
+from typing import ClassVar, Protocol, Self
 
 from featuretap.registry.layers import Activation, Convolution, Layer, SqueezeExcite, make_divisible
 
@@ -19,8 +19,6 @@ HS: Activation = "hard_swish"
 SE = True
 """Last column of a bottleneck's row: with squeeze-excite, as in the tables of the MobileNetV3 paper."""
 
-Self = TypeVar("Self", bound="Row")
-
 
 class Row(Protocol):
     """One line of a table. It states neither its stride nor its input channels: its place in the table does.
@@ -30,12 +28,16 @@ class Row(Protocol):
     """
 
     @property
-    def shortcut(self) -> bool: ...
+    def shortcut(self) -> bool:
+        """Whether the input is added to the output where that is possible."""
+
     def layers(self, in_channels: int) -> tuple[Layer, ...]:
         """Return the layers in order of execution, one of them marked `strided`."""
-    def widened(self: Self, width: float, in_channels: int, widened_in_channels: int) -> Self:
+
+    def widened(self, width: float, in_channels: int, widened_in_channels: int) -> Self:
         """Return this row at a width multiplier; its input had `in_channels` and now has `widened_in_channels`."""
-    def halved(self: Self, *, expansion: bool) -> Self:
+
+    def halved(self, *, expansion: bool) -> Self:
         """Return this row with half the output channels and, where `expansion`, half the expanded channels."""
 
 
@@ -57,11 +59,11 @@ class Conv:
         """Return the one layer."""
         return (Convolution("conv", in_channels, self.out, self.kernel, 1, self.activation, strided=True),)
 
-    def widened(self, width: float, in_channels: int, widened_in_channels: int) -> Conv:
+    def widened(self, width: float, in_channels: int, widened_in_channels: int) -> Self:
         """Return it with scaled and rounded channels."""
         return replace(self, out=make_divisible(self.out * max(width, self.narrowest)))
 
-    def halved(self, *, expansion: bool) -> Conv:
+    def halved(self, *, expansion: bool) -> Self:
         """Return it with half the channels."""
         return replace(self, out=self.out // 2)
 
@@ -82,11 +84,11 @@ class Separable:
             Convolution("pointwise", in_channels, self.out, activation=self.activation),
         )
 
-    def widened(self, width: float, in_channels: int, widened_in_channels: int) -> Separable:
+    def widened(self, width: float, in_channels: int, widened_in_channels: int) -> Self:
         """Return it with scaled and rounded channels."""
         return replace(self, out=make_divisible(self.out * width))
 
-    def halved(self, *, expansion: bool) -> Separable:
+    def halved(self, *, expansion: bool) -> Self:
         """Return it with half the output channels; it has no expansion."""
         return replace(self, out=self.out // 2)
 
@@ -130,7 +132,7 @@ class Bneck:
             return ()
         return (SqueezeExcite("squeeze_excite", self.expanded, make_divisible(self.expanded // 4)),)
 
-    def widened(self, width: float, in_channels: int, widened_in_channels: int) -> Bneck:
+    def widened(self, width: float, in_channels: int, widened_in_channels: int) -> Self:
         """Return it with scaled output channels, and expanded ones in the same ratio to the input as before."""
         return replace(
             self,
@@ -138,6 +140,6 @@ class Bneck:
             out=make_divisible(self.out * width),
         )
 
-    def halved(self, *, expansion: bool) -> Bneck:
+    def halved(self, *, expansion: bool) -> Self:
         """Return it with half the output channels and, where asked, half the expanded ones."""
         return replace(self, expanded=self.expanded // 2 if expansion else self.expanded, out=self.out // 2)

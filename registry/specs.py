@@ -191,14 +191,19 @@ class BackboneSpec:
         return replace(self, taps=wanted)
 
     def _tap_at(self, address: str) -> Tap:
-        if not self.stages:
-            return self.taps[address]
-        until = truncated(self.all_blocks, {self.addresses[address]})
-        before = size = 2 ** len(self.stages)
-        for block in until:
-            for layer in block.layers:
+        return self._outputs[self.addresses[address]] if self.stages else self.taps[address]
+
+    @cached_property
+    def _outputs(self) -> dict[str, Tap]:
+        # An image as large as the largest stride shrinks to the quotient of the two strides.
+        image = size = 2 ** len(self.stages)
+        outputs = {}
+        for block in self.all_blocks:
+            for path, layer in block.layer_paths():
                 size, _ = layer.output_size(size, size)
-        return Tap(until[-1].out_channels, before // size)
+                outputs[path] = Tap(layer.out_channels, image // size)
+            outputs[block.path] = outputs[path]
+        return outputs
 
     def _norm_parameters(self, channels: int) -> int:
         if channels == 0:
@@ -214,7 +219,7 @@ class HeadSpec:
 
     Args:
         name: what `registry.build(..., head=name)` knows it by.
-        reads: the tap addresses that it reads; a tuple in place of an address names alternatives in order of preference.
+        reads: the tap addresses that it reads; a tuple in place of an address names alternatives, the preferred first.
         factory: import string of `factory(backbone, *, num_classes, **options) -> nn.Module`, where `backbone` is the
             resolved `BackboneSpec` and the module maps the dict of taps to the head's output.
         layers: import string of `layers(backbone, *, num_classes, **options) -> tuple[Counted, ...]`, torch-free.

