@@ -96,4 +96,5 @@ def _unknown(name: str, address: object, available: Mapping[str, str]) -> str:
     if level in available and kind in KINDS:
         there = f"it has that at {', '.join(having)}" if having else "it has none at any level"
         return f"{name!r} has no tap {address!r}: there is no {KINDS[kind]} there; {there}"
-    return f"{name!r} has no tap {address!r}{did_you_mean(str(address), available)} Its taps: {', '.join(available)}"
+    hint = did_you_mean(str(address), available) or "."
+    return f"{name!r} has no tap {address!r}{hint} Its taps: {', '.join(available)}"

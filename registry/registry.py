@@ -215,7 +215,7 @@ class Registry:
         if claims:
             return _only(name, "head", claims, UnknownHeadError)[1]
         known = self.list_heads()
-        hint = did_you_mean(name, known) or f"; there are {', '.join(known)}"
+        hint = did_you_mean(name, known) or f"; known heads: {', '.join(known)}"
         raise UnknownHeadError(f"no head named {name!r}{hint}{self._contents.failures()}")
 
     def _weights(

@@ -29,8 +29,10 @@ def coloured(feature: NDArray[np.float32]) -> Image.Image:
     components *= np.where(np.abs(components.min(0)) > components.max(0), -1, 1)
     components = np.pad(components, ((0, 0), (0, 3 - components.shape[1])))
     low, high = np.percentile(components, (1, 99), axis=0)
-    scaled = (components - low) / np.where(high > low, high - low, 1)
-    return Image.fromarray((scaled.clip(0, 1) * 255).astype(np.uint8).reshape(height, width, 3))
+    # Rounding noise around a constant must not be stretched into a pattern.
+    varies = high - low > 1e-6 * np.abs(feature).max()
+    scaled = np.where(varies, (components - low) / np.where(varies, high - low, 1), 0)
+    return Image.fromarray((scaled.clip(0, 1) * 255).round().astype(np.uint8).reshape(height, width, 3))
 
 
 def draw_taps(picture: Image.Image, maps: Mapping[str, NDArray[np.float32]], strides: Mapping[str, int]) -> Image.Image:

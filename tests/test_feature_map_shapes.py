@@ -1,0 +1,78 @@
+"""Maps have the shapes that their spec declares: every catalogue entry, option, size and number of image channels."""
+
+from typing import Any
+
+import pytest
+import torch
+
+from featuretap.registry import Registry
+from featuretap.registry.specs import BackboneSpec
+
+SIZES = [(97, 161), (224, 224), (320, 256)]
+OPTIONS: list[dict[str, Any]] = [
+    {},
+    {"width": 0.35},
+    {"width": 1.3},
+    {"reduced_tail": True},
+    {"reduced_tail": "segmentation", "width": 0.5},
+    {"output_stride": 16},
+    {"output_stride": 8},
+    {"output_stride": 16, "dilate_entry": True, "reduced_tail": True},
+]
+NAMES = Registry(discover=False).list_backbones()
+ARCHITECTURES = [name for name in NAMES if not name[-3:].isdigit()]
+
+
+def label(options: dict[str, Any]) -> str:
+    return ",".join(f"{name}={value}" for name, value in options.items()) or "plain"
+
+
+def check(registry: Registry, name: str, sizes: list[tuple[int, int]], device: str, **options: Any) -> None:
+    spec = registry.spec(name, features_only=True, **options)
+    assert isinstance(spec, BackboneSpec)
+    spec = spec.with_taps(spec.addresses)
+    with torch.device(device):
+        backbone = registry.build(name, features_only=True, taps=tuple(spec.addresses), **options).eval()
+        for height, width in sizes:
+            images = torch.zeros(2, spec.in_channels, height, width)
+            with torch.no_grad():
+                maps = {address: tuple(values.shape) for address, values in backbone(images).items()}
+            assert maps == {address: (2, *shape) for address, shape in spec.tap_shapes(height, width).items()}
+    assert sum(p.numel() for p in backbone.parameters()) == spec.parameters
+    assert backbone.taps == spec.taps
+
+
+@pytest.mark.parametrize("in_channels", [1, 3, 4])
+@pytest.mark.parametrize("options", OPTIONS, ids=label)
+@pytest.mark.parametrize("name", NAMES)
+def test_every_map_has_its_declared_shape(
+    registry: Registry, name: str, options: dict[str, Any], in_channels: int
+) -> None:
+    check(registry, name, SIZES, "meta", in_channels=in_channels, **options)
+
+
+@pytest.mark.parametrize("in_channels", [1, 3, 4])
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_real_forwards_agree(registry: Registry, name: str, in_channels: int) -> None:
+    check(registry, name, [(97, 161), (33, 32)], "cpu", in_channels=in_channels)
+
+
+def test_the_headline_returns_what_the_readme_promises() -> None:
+    from featuretap import registry
+
+    backbone = registry.build("mobilenet_v3_large", features_only=True)
+    shapes = {name: tuple(feature.shape) for name, feature in backbone(torch.zeros(1, 3, 224, 224)).items()}
+    assert shapes == {
+        "C1": (1, 16, 112, 112),
+        "C2": (1, 24, 56, 56),
+        "C3": (1, 40, 28, 28),
+        "C4": (1, 112, 14, 14),
+        "C5": (1, 960, 7, 7),
+    }
+    assert list(shapes) == ["C1", "C2", "C3", "C4", "C5"]
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_an_image_of_one_pixel_has_maps_of_one_pixel(registry: Registry, name: str) -> None:
+    backbone = registry.build(name, features_only=True).eval()
+    assert {tuple(values.shape[2:]) for values in backbone(torch.zeros(1, 3, 1, 1)).values()} == {(1, 1)}

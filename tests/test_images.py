@@ -1,0 +1,113 @@
+"""Image files of every kind: the odd ones work, the broken ones are named."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from featuretap.registry.errors import ImageError
+from featuretap.registry.images import plain, read_image
+
+RAMP = np.linspace(0, 255, 64 * 48).reshape(48, 64)
+
+
+def saved(path: Path, image: Image.Image, **options: object) -> Path:
+    image.save(path, **options)  # type: ignore[arg-type]
+    return path
+
+
+GREY = Image.fromarray(RAMP.astype(np.uint8))
+COLOUR = Image.merge("RGB", (GREY, GREY.transpose(Image.Transpose.FLIP_LEFT_RIGHT), GREY))
+
+
+@pytest.mark.parametrize(
+    "write",
+    [
+        lambda folder: saved(folder / "grey.png", GREY),
+        lambda folder: saved(folder / "16bit.png", Image.fromarray((RAMP * 257).astype(np.uint16))),
+        lambda folder: saved(folder / "32bit.tif", Image.fromarray((RAMP * 257).astype(np.int32))),
+        lambda folder: saved(folder / "float.tif", Image.fromarray((RAMP / 255).astype(np.float32))),
+        lambda folder: saved(folder / "float255.tif", Image.fromarray(RAMP.astype(np.float32))),
+        lambda folder: saved(folder / "alpha.png", Image.merge("LA", (GREY, Image.new("L", GREY.size, 255)))),
+    ],
+    ids=["grey", "16-bit", "32-bit", "float to 1", "float to 255", "grey with alpha"],
+)
+def test_grey_images_of_every_depth_are_the_same_picture(write: Callable[[Path], Path], tmp_path: Path) -> None:
+    image = read_image(write(tmp_path))
+    assert (image.mode, image.size) == ("RGB", (64, 48))
+    assert np.abs(np.asarray(image).astype(int) - np.asarray(GREY)[..., None]).max() <= 1
+
+
+def test_cmyk_is_converted(tmp_path: Path) -> None:
+    image = read_image(saved(tmp_path / "cmyk.jpg", COLOUR.convert("CMYK"), quality=100))
+    assert image.mode == "RGB"
+    assert np.abs(np.asarray(image).astype(int) - np.asarray(COLOUR)).mean() < 3
+
+
+def test_what_is_transparent_lies_on_white(tmp_path: Path) -> None:
+    image = Image.new("RGBA", (4, 4), (255, 0, 0, 0))
+    image.putpixel((1, 1), (255, 0, 0, 255))
+    seen = read_image(saved(tmp_path / "alpha.png", image))
+    assert (seen.getpixel((0, 0)), seen.getpixel((1, 1))) == ((255, 255, 255), (255, 0, 0))
+
+
+def test_palettes_are_looked_up(tmp_path: Path) -> None:
+    image = read_image(saved(tmp_path / "palette.gif", Image.new("RGB", (5, 4), (10, 200, 30)).quantize(4)))
+    assert image.getpixel((2, 2)) == (10, 200, 30)
+
+
+def test_photographs_are_turned_upright(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    assert read_image(saved(tmp_path / "turned.jpg", COLOUR, exif=exif)).size == (48, 64)
+
+
+def test_one_pixel_is_an_image(tmp_path: Path) -> None:
+    assert read_image(saved(tmp_path / "pixel.png", Image.new("1", (1, 1), 1))).getpixel((0, 0)) == (255, 255, 255)
+
+
+def test_colour_can_be_read_as_grey() -> None:
+    assert plain(COLOUR, "L").mode == "L"
+
+
+def test_a_missing_image_is_said_to_be_missing(tmp_path: Path) -> None:
+    with pytest.raises(ImageError) as error:
+        read_image(tmp_path / "absent.png")
+    assert str(error.value) == f"cannot read the image '{tmp_path}/absent.png': No such file or directory"
+
+
+def test_a_folder_is_no_image(tmp_path: Path) -> None:
+    with pytest.raises(ImageError) as error:
+        read_image(tmp_path)
+    assert str(error.value) == f"cannot read the image '{tmp_path}': Is a directory"
+
+
+@pytest.mark.parametrize(
+    ("content", "problem"), [(b"", "is empty"), (b"I am a text", "is no image that Pillow can read")]
+)
+def test_what_is_no_image_is_refused(tmp_path: Path, content: bytes, problem: str) -> None:
+    path = tmp_path / "image.png"
+    path.write_bytes(content)
+    with pytest.raises(ImageError) as error:
+        read_image(path)
+    assert str(error.value) == f"'{path}' {problem}; give a JPEG, PNG or other image file"
+
+
+@pytest.mark.parametrize("suffix", ["png", "jpg", "gif", "tif", "bmp", "webp"])
+@pytest.mark.parametrize("part", [0.2, 0.5, 0.9])
+def test_a_truncated_image_is_refused(tmp_path: Path, suffix: str, part: float) -> None:
+    noise = Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8))
+    path = saved(tmp_path / f"image.{suffix}", noise)
+    content = path.read_bytes()
+    path.write_bytes(content[: int(len(content) * part)])
+    with pytest.raises(ImageError, match=r"'.*' is (damaged: .|no image that Pillow can read; give)"):
+        read_image(path)
+
+
+def test_a_bomb_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = saved(tmp_path / "large.png", GREY)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    with pytest.raises(ImageError, match=r"large.png' is too large to be read safely: "):
+        read_image(path)

@@ -1,0 +1,122 @@
+"""Options: what is misspelled or impossible is refused by name, with what to do."""
+
+from typing import Any
+
+import pytest
+
+from featuretap.registry import Registry
+from featuretap.registry.errors import HeadError, OptionError, UnknownOptionError
+
+KNOWN = "width, reduced_tail, in_channels, output_stride, dilate_entry, freeze, freeze_norm, norm"
+COUNT = "it is a positive whole number"
+WIDTH = "it is a positive number, such as 0.75"
+
+
+def test_a_misspelled_option_is_refused_with_the_nearest_and_all_others(registry: Registry) -> None:
+    with pytest.raises(UnknownOptionError) as error:
+        registry.build("mobilenet_v3_large", features_only=True, reduced_tial=True)
+    assert str(error.value) == (
+        f"'mobilenet_v3_large' takes no option 'reduced_tial'; did you mean 'reduced_tail'? Options: {KNOWN}"
+    )
+
+
+def test_a_misspelled_option_of_a_model_names_the_heads_options_too(registry: Registry) -> None:
+    with pytest.raises(UnknownOptionError) as error:
+        registry.build("mobilenet_v3_large", droput=0.1)
+    assert str(error.value) == (
+        "'mobilenet_v3_large' with head 'classification' takes no option 'droput'; did you mean 'dropout'? "
+        f"Options: {KNOWN}, dropout"
+    )
+
+
+def test_an_option_like_nothing_else_gets_the_list_alone(registry: Registry) -> None:
+    with pytest.raises(UnknownOptionError, match=r"takes no option 'banana'\. Options: width, "):
+        registry.spec("mobilenet_v1", banana=1)
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "allowed"),
+    [
+        ("width", 0, WIDTH),
+        ("width", -1, WIDTH),
+        ("width", "x", WIDTH),
+        ("width", float("nan"), WIDTH),
+        ("width", float("inf"), WIDTH),
+        ("width", True, WIDTH),
+        ("width", None, WIDTH),
+        ("in_channels", 0, COUNT),
+        ("in_channels", -3, COUNT),
+        ("in_channels", 1.0, COUNT),
+        ("in_channels", True, COUNT),
+        ("reduced_tail", 1, "it is False, True or 'segmentation'"),
+        ("reduced_tail", "detection", "it is False, True or 'segmentation'"),
+        ("output_stride", 4, "it is 32, 16 or 8"),
+        ("output_stride", "16", "it is 32, 16 or 8"),
+        ("dilate_entry", 1, "it is True or False"),
+        ("freeze", "C6", "it is None or the last level to freeze: C1, C2, C3, C4, C5"),
+        ("freeze", True, "it is None or the last level to freeze: C1, C2, C3, C4, C5"),
+        ("freeze_norm", 1, "it is True or False"),
+        ("norm", "batch", "it is None or a function channels -> nn.Module"),
+    ],
+)
+def test_impossible_values_are_refused_with_the_possible_ones(
+    registry: Registry, option: str, value: Any, allowed: str
+) -> None:
+    for ask in (registry.spec, registry.build):
+        with pytest.raises(OptionError) as error:
+            ask("mobilenet_v3_large", features_only=True, **{option: value})
+        assert str(error.value) == f"'mobilenet_v3_large' cannot take {option}={value!r}; {allowed}"
+
+
+@pytest.mark.parametrize("value", [-1, 1.5, "10", True])
+def test_an_impossible_number_of_classes_is_refused(registry: Registry, value: Any) -> None:
+    with pytest.raises(OptionError) as error:
+        registry.build("mobilenet_v2", num_classes=value)
+    assert str(error.value) == (
+        f"head 'classification' cannot have num_classes={value!r}; "
+        "it is a positive whole number, or 0 for pooled features"
+    )
+
+
+@pytest.mark.parametrize("value", [1.0, -0.1, "x", True])
+def test_an_impossible_dropout_is_refused(registry: Registry, value: Any) -> None:
+    with pytest.raises(OptionError, match="head 'classification' cannot take dropout=.*; it is a rate from 0"):
+        registry.build("mobilenet_v2", dropout=value)
+
+
+@pytest.mark.parametrize("asked", [{"head": "classification"}, {"num_classes": 10}])
+def test_a_bare_backbone_takes_neither_head_nor_classes(registry: Registry, asked: dict[str, Any]) -> None:
+    (word,) = asked
+    with pytest.raises(HeadError) as error:
+        registry.build("mobilenet_v2", features_only=True, **asked)
+    assert str(error.value) == (
+        f"features_only=True returns the bare backbone of 'mobilenet_v2', which has no {word}={asked[word]!r}; "
+        "leave one of the two out"
+    )
+
+
+def test_a_classifier_reads_one_map(registry: Registry) -> None:
+    with pytest.raises(HeadError) as error:
+        registry.build("mobilenet_v2", taps=("C4", "C5"))
+    assert str(error.value) == "head 'classification' reads 1 of the maps, and taps names 2: C4, C5"
+
+
+def test_a_classifier_reads_the_map_that_it_is_told_to(registry: Registry) -> None:
+    model = registry.build("mobilenet_v2", taps=("C4",), num_classes=7)
+    assert model.head.logits.in_features == 96
+    assert list(model.backbone.taps) == ["C4"]
+
+
+def test_options_of_a_variant_can_be_overridden(registry: Registry) -> None:
+    assert registry.spec("mobilenet_v2_140", width=1.0).parameters == registry.spec("mobilenet_v2").parameters
+
+
+def test_specs_that_are_resolved_are_not_resolved_twice(registry: Registry) -> None:
+    spec = registry.spec("mobilenet_v2_140", features_only=True)
+    assert registry.spec(spec, features_only=True).parameters == spec.parameters  # type: ignore[arg-type]
+
+
+def test_dropout_defaults_to_the_familys(registry: Registry) -> None:
+    rates = [registry.build(name).head.dropout.p for name in ("mobilenet_v1", "mobilenet_v2", "mobilenet_v3_large")]
+    assert rates == [0.001, 0.2, 0.2]
+    assert registry.build("mobilenet_v2", dropout=0.5).head.dropout.p == 0.5

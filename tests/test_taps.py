@@ -1,0 +1,140 @@
+"""Asking for maps: order, subsets, mistakes, truncation, and that an address is a submodule's output."""
+
+import pytest
+import torch
+
+from featuretap.registry import Registry
+from featuretap.registry.errors import TapError, UnknownTapError
+from featuretap.registry.specs import BackboneSpec
+
+ARCHITECTURES = ["mobilenet_v1", "mobilenet_v2", "mobilenet_v3_large", "mobilenet_v3_small"]
+ORDERS = [
+    ("C5",),
+    ("C1", "C5"),
+    ("C5", "C3"),
+    ("C4.first", "C2", "C3.depthwise", "C1.first"),
+    ("C5.bottleneck", "C5", "C4", "C4.bottleneck"),
+]
+
+
+def addresses(registry: Registry, name: str) -> list[str]:
+    spec = registry.spec(name, features_only=True)
+    assert isinstance(spec, BackboneSpec)
+    return list(spec.addresses)
+
+
+@pytest.mark.parametrize("taps", ORDERS, ids=" ".join)
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_maps_come_back_in_the_order_of_the_request(registry: Registry, name: str, taps: tuple[str, ...]) -> None:
+    backbone = registry.build(name, features_only=True, taps=taps)
+    assert tuple(backbone(torch.zeros(2, 3, 33, 47))) == tuple(backbone.taps) == taps
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_every_address_is_the_output_of_its_submodule(registry: Registry, name: str) -> None:
+    spec = registry.spec(name, features_only=True, taps=addresses(registry, name))
+    assert isinstance(spec, BackboneSpec)
+    backbone = registry.build(name, features_only=True, taps=tuple(spec.taps)).eval()
+    seen: dict[str, torch.Tensor] = {}
+    for path in set(spec.paths.values()):
+
+        def record(module: object, inputs: object, output: object, path: str = path) -> None:
+            seen[path] = output[0] if isinstance(output, tuple) else output  # type: ignore[assignment, index]
+
+        backbone.get_submodule(path).register_forward_hook(record)
+    maps = backbone(torch.randn(1, 3, 64, 64))
+    for address, path in spec.paths.items():
+        assert maps[address] is seen[path], address
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_a_map_is_the_same_whatever_else_is_asked_for(registry: Registry, name: str) -> None:
+    whole = registry.build(name, features_only=True, taps=addresses(registry, name)).eval()
+    images = torch.randn(1, 3, 97, 65)
+    expected = whole(images)
+    for address in whole.taps:
+        alone = registry.build(name, features_only=True, taps=(address,)).eval()
+        missing, _ = alone.load_state_dict(whole.state_dict(), strict=False)
+        assert not missing
+        torch.testing.assert_close(alone(images)[address], expected[address])
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_layers_behind_the_last_tap_are_not_built(registry: Registry, name: str) -> None:
+    for address in addresses(registry, name):
+        backbone = registry.build(name, features_only=True, taps=(address,))
+        backbone(torch.randn(2, 3, 64, 64))[address].sum().backward()
+        unused = [key for key, parameter in backbone.named_parameters() if parameter.grad is None]
+        assert not unused, address
+
+
+def test_a_truncated_backbone_ends_inside_a_block(registry: Registry) -> None:
+    backbone = registry.build("mobilenet_v3_large", features_only=True, taps=("C4.expansion",))
+    assert [name for name, _ in backbone.get_submodule("stages.C5.0").named_children()] == ["expand"]
+
+
+def test_keys_of_whole_and_truncated_backbones_agree(registry: Registry) -> None:
+    whole = registry.build("mobilenet_v3_large", features_only=True).state_dict()
+    part = registry.build("mobilenet_v3_large", features_only=True, taps=("C3.depthwise", "C1")).state_dict()
+    assert set(part) < set(whole)
+    assert list(part) == [key for key in whole if key in part]
+
+
+def test_two_addresses_may_be_one_tensor(registry: Registry) -> None:
+    backbone = registry.build("mobilenet_v1", features_only=True, taps=("C5", "C5.bottleneck"))
+    maps = backbone(torch.zeros(2, 3, 32, 32))
+    assert maps["C5"] is maps["C5.bottleneck"]
+
+
+def test_any_iterable_of_addresses_will_do(registry: Registry) -> None:
+    spec = registry.spec("mobilenet_v1", features_only=True, taps=(level for level in ("C2", "C4")))
+    assert list(spec.taps) == ["C2", "C4"]
+
+
+@pytest.mark.parametrize(
+    ("taps", "message"),
+    [
+        (("C6",), "'mobilenet_v3_large' has no tap 'C6'. Its taps: C1, C1.bottleneck, "),
+        (("C4.expanson",), "has no tap 'C4.expanson'; did you mean 'C4.expansion'?"),
+        (("banana",), "'mobilenet_v3_large' has no tap 'banana'. Its taps: C1, "),
+        ((3,), "has no tap 3; did you mean 'C3'? Its taps: "),
+        (
+            ("C5.expansion",),
+            "'mobilenet_v3_large' has no tap 'C5.expansion': there is no expansion layer in the block that leaves the "
+            "level there; it has that at C1, C2, C3, C4",
+        ),
+    ],
+)
+def test_unknown_addresses_are_refused_by_name(registry: Registry, taps: tuple[str, ...], message: str) -> None:
+    with pytest.raises(UnknownTapError) as error:
+        registry.build("mobilenet_v3_large", features_only=True, taps=taps)
+    assert message in str(error.value)
+
+
+def test_an_address_that_an_architecture_lacks_everywhere_is_said_so(registry: Registry) -> None:
+    with pytest.raises(UnknownTapError) as error:
+        registry.build("mobilenet_v1", features_only=True, taps=("C4.expansion",))
+    assert str(error.value) == (
+        "'mobilenet_v1' has no tap 'C4.expansion': there is no expansion layer in the block that leaves the level "
+        "there; it has none at any level"
+    )
+
+
+def test_the_stem_of_v3_small_has_no_depthwise_tap(registry: Registry) -> None:
+    with pytest.raises(UnknownTapError, match=r"'C1.depthwise'.* it has that at C2, C3, C4, C5"):
+        registry.build("mobilenet_v3_small", features_only=True, taps=("C1.depthwise",))
+
+
+@pytest.mark.parametrize(
+    ("taps", "message"),
+    [
+        ((), "no taps were asked of 'mobilenet_v2'; name at least one of C1, C1.bottleneck, "),
+        (("C3", "C4", "C3"), "C3 is asked of 'mobilenet_v2' more than once; name each tap once"),
+        ("C3", "taps='C3' is a string; give a tuple of addresses, such as taps=('C3',)"),
+        (3, "taps=3 should be a tuple of addresses, such as ('C3', 'C4', 'C5')"),
+    ],
+)
+def test_requests_that_mean_nothing_are_refused(registry: Registry, taps: object, message: str) -> None:
+    with pytest.raises(TapError) as error:
+        registry.build("mobilenet_v2", features_only=True, taps=taps)  # type: ignore[arg-type]
+    assert message in str(error.value)
