@@ -39,7 +39,7 @@ def bare(kind: type[Module], *args: Any, **kwargs: Any) -> Module:
     that threads do not see one another.
     """
     layer = _BARE[kind](*args, **kwargs)
-    layer.__class__ = kind
+    object.__setattr__(layer, "__class__", kind)
     return layer
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 from featuretap.registry.layers import Layer
 from featuretap.registry.rows import Row
@@ -61,12 +60,11 @@ def blocks_of(
             entry = dilation if dilate_entry else entry
         for index, row in enumerate(rows):
             enters = index == 0
-            placement: dict[str, Any] = {
-                "stride": 2 if enters and strides else 1,
-                "dilation": entry if enters else dilation,
-            }
+            stride, dilated = 2 if enters and strides else 1, entry if enters else dilation
             layers = tuple(
-                replace(layer, **placement) if layer.strided else layer  # type: ignore[type-var]
+                replace(layer, stride=stride, dilation=dilated)  # type: ignore[type-var]
+                if layer.strided and (stride, dilated) != (1, 1)
+                else layer
                 for layer in row.layers(channels)
             )
             out_channels = layers[-1].out_channels

@@ -7,7 +7,6 @@ Messages are lower case and say what was asked, what is there, and what to do. E
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from difflib import get_close_matches
 
 __all__ = [
     "CatalogueError",
@@ -89,5 +88,8 @@ def did_you_mean(asked: str, known: Iterable[str], canonical: Mapping[str, str] 
 
     `canonical` gives the names to offer in place of those that are mere aliases.
     """
+    # Only failures need it, and every start of the command line would pay for it.
+    from difflib import get_close_matches
+
     near = get_close_matches(asked, list(known), n=1, cutoff=0.6)
     return f"; did you mean {(canonical or {}).get(near[0], near[0])!r}?" if near else ""

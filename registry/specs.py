@@ -7,7 +7,8 @@ strides, sizes, parameters and multiply-adds are computed from the table, never 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from copy import copy
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -188,7 +189,11 @@ class BackboneSpec:
             TapError: none was given, or one twice.
         """
         wanted = resolve(self.name, addresses, self.addresses, self._tap_at)
-        return replace(self, taps=wanted)
+        spec = copy(self)
+        object.__setattr__(spec, "taps", wanted)
+        # The table and what was computed from it stay; only where it is cut depends on the taps.
+        vars(spec).pop("blocks", None)
+        return spec
 
     def _tap_at(self, address: str) -> Tap:
         return self._outputs[self.addresses[address]] if self.stages else self.taps[address]

@@ -1,0 +1,91 @@
+"""Listing, building and running MobileNetV3-Large: featuretap, timm and torchvision in one run."""
+
+import platform
+import subprocess
+import sys
+from collections.abc import Callable
+
+import timm
+import torch
+import torchvision
+from torch import nn
+from torchvision.models.feature_extraction import create_feature_extractor
+
+from benchmarks.timing import report
+from featuretap import registry
+
+FEATURES = {f"features.{index}": f"C{level}" for level, index in enumerate((1, 3, 6, 12, 16), start=1)}
+
+
+def process(*arguments: str) -> Callable[[], object]:
+    """Return a function that runs a fresh Python process."""
+    return lambda: subprocess.run([sys.executable, *arguments], check=True, stdout=subprocess.DEVNULL)
+
+
+def listing() -> None:
+    """Whole processes that print or make the list of models."""
+    report(
+        "list every model, whole process",
+        {
+            "timm.list_models()": process("-c", "import timm; timm.list_models()"),
+            "featuretap list": process("-m", "featuretap.registry.command_line", "list"),
+        },
+        rounds=9,
+        warm_up=1,
+    )
+
+
+def building() -> None:
+    """Backbones that return C1 to C5, and classifiers, with fresh weights."""
+    report(
+        "build mobilenet_v3_large, features",
+        {
+            "timm": lambda: timm.create_model("mobilenetv3_large_100", features_only=True),
+            "torchvision": lambda: torchvision_features(),
+            "featuretap": lambda: registry.build("mobilenet_v3_large", features_only=True),
+        },
+        rounds=21,
+    )
+    report(
+        "build mobilenet_v3_large, classifier",
+        {
+            "torchvision": lambda: torchvision.models.mobilenet_v3_large(),
+            "timm": lambda: timm.create_model("mobilenetv3_large_100"),
+            "featuretap": lambda: registry.build("mobilenet_v3_large"),
+        },
+        rounds=21,
+    )
+
+
+def torchvision_features() -> nn.Module:
+    """Return torchvision's network with the last map of every stride, by its own tool."""
+    return create_feature_extractor(torchvision.models.mobilenet_v3_large(), FEATURES)
+
+
+@torch.inference_mode()
+def running() -> None:
+    """Eager forwards of one image and of eight, C1 to C5."""
+    models = {
+        "timm": timm.create_model("mobilenetv3_large_100", features_only=True).eval(),
+        "torchvision": torchvision_features().eval(),
+        "featuretap": registry.build("mobilenet_v3_large", features_only=True).eval(),
+    }
+    for batch, rounds in ((1, 201), (8, 41)):
+        images = torch.randn(batch, 3, 224, 224)
+        contenders = {name: (lambda model=model: model(images)) for name, model in models.items()}
+        report(f"features of {batch} × 3 × 224 × 224, eager", contenders, rounds, warm_up=5)
+
+
+def main() -> None:
+    """Run everything."""
+    print(
+        f"torch {torch.__version__}, timm {timm.__version__}, torchvision {torchvision.__version__}, "
+        f"Python {platform.python_version()}, {platform.machine()}, {torch.get_num_threads()} threads"
+    )
+    listing()
+    building()
+    running()
+
+
+if __name__ == "__main__":
+    main()
