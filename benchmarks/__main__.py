@@ -72,7 +72,7 @@ def running() -> None:
     }
     for batch, rounds in ((1, 201), (8, 41)):
         images = torch.randn(batch, 3, 224, 224)
-        contenders = {name: (lambda model=model: model(images)) for name, model in models.items()}
+        contenders = {name: (lambda model=model, images=images: model(images)) for name, model in models.items()}
         report(f"features of {batch} × 3 × 224 × 224, eager", contenders, rounds, warm_up=5)
 
 

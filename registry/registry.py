@@ -229,7 +229,7 @@ class Registry:
             if entries and entries[0].default:
                 return entries[0]
             raise UnknownWeightsError(
-                f"{backbone!r} has no default weights; {_tags(entries)}, or give the path of a file"
+                f"{backbone!r} has no default weights ({_tags(entries)}); name a tag, or give the path of a file"
             )
         for entry in entries:
             if pretrained in (entry.tag, entry.name):

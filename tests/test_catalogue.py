@@ -91,7 +91,8 @@ BAD = [
     ),
     (
         'schema = 1\n[backbones.x]\nspec = "os:system"',
-        "backbones.x.spec would name code, which a user's catalogue may not; give a base and options, or write a plugin",
+        "backbones.x.spec would name code, which a user's catalogue may not; give a base and options, "
+        "or write a plugin",
     ),
     ('schema = 1\n[backbones.x]\nfactory = "os:system"', "backbones.x.factory would name code, which a user's"),
     (
@@ -153,7 +154,7 @@ def test_a_file_that_was_named_must_exist(config: Path) -> None:
 
 def test_a_file_that_is_no_text_is_refused(config: Path) -> None:
     config.write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(CatalogueError, match="cannot read the catalogue '.*': it is not UTF-8 text"):
+    with pytest.raises(CatalogueError, match=r"cannot read the catalogue '.*': it is not UTF-8 text"):
         Registry().list_backbones()
 
 
@@ -166,10 +167,10 @@ def test_a_plugins_catalogue_may_name_code_and_stands_alone(tmp_path: Path) -> N
     with pytest.raises(CatalogueError, match="base 'mobilenet_v2' is not in this file"):
         load_catalogue(path)
     path.write_text('schema = 1\n[backbones.x]\nspec = "featuretap.backbones.mobilenet_v2:V3"')
-    with pytest.raises(CatalogueError, match="backbones.x cannot be used: 'featuretap.*:V3' names no code"):
+    with pytest.raises(CatalogueError, match=r"backbones.x cannot be used: 'featuretap.*:V3' names no code"):
         load_catalogue(path)
     path.write_text('schema = 1\n[backbones.x]\nspec = "mobilenet"')
-    with pytest.raises(CatalogueError, match="'mobilenet' names no code; write it as 'package.module:attribute'"):
+    with pytest.raises(CatalogueError, match=r"'mobilenet' names no code; write it as 'package.module:attribute'"):
         load_catalogue(path)
 
 

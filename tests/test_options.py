@@ -80,7 +80,7 @@ def test_an_impossible_number_of_classes_is_refused(registry: Registry, value: A
 
 @pytest.mark.parametrize("value", [1.0, -0.1, "x", True])
 def test_an_impossible_dropout_is_refused(registry: Registry, value: Any) -> None:
-    with pytest.raises(OptionError, match="head 'classification' cannot take dropout=.*; it is a rate from 0"):
+    with pytest.raises(OptionError, match=r"head 'classification' cannot take dropout=.*; it is a rate from 0"):
         registry.build("mobilenet_v2", dropout=value)
 
 

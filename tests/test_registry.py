@@ -207,7 +207,7 @@ def test_a_spec_that_says_nothing_is_refused(arguments: dict[str, Any], message:
 
 @pytest.mark.parametrize("tap", [{"channels": 0, "stride": 2}, {"channels": 8, "stride": 0}])
 def test_a_tap_without_channels_or_stride_is_refused(tap: dict[str, int]) -> None:
-    with pytest.raises(SpecError, match="no tap has channels=.*; channels and stride are positive"):
+    with pytest.raises(SpecError, match=r"no tap has channels=.*; channels and stride are positive"):
         Tap(**tap)
 
 

@@ -231,7 +231,8 @@ def test_what_cannot_be_downloaded_says_where_the_file_may_be_put(
         (
             "mobilenet_v1",
             True,
-            "'mobilenet_v1' has no default weights; the catalogue has none for it, or give the path of a file",
+            "'mobilenet_v1' has no default weights (the catalogue has none for it); "
+            "name a tag, or give the path of a file",
         ),
     ],
 )
@@ -252,8 +253,8 @@ def test_unknown_tags_are_refused_by_name(registry: Registry, name: str, pretrai
         ),
         (
             {"num_classes": 10},
-            "weights do not fit 'mobilenet_v3_large': head.logits.weight is (1000, 1280) in the file, (10, 1280) in the "
-            "model",
+            "weights do not fit 'mobilenet_v3_large': head.logits.weight is (1000, 1280) in the file, "
+            "(10, 1280) in the model",
         ),
     ],
 )
@@ -322,9 +323,7 @@ def test_code_in_a_pickle_is_not_run(registry: Registry, tmp_path: Path, capsys:
 @pytest.mark.parametrize("content", [{}, [torch.zeros(1)], {"model": {"a": torch.zeros(1)}}])
 def test_checkpoints_that_are_no_state_dict_are_refused(registry: Registry, tmp_path: Path, content: object) -> None:
     torch.save(content, tmp_path / "file.pth")
-    with pytest.raises(
-        WeightsError, match="holds no state dict; save model.state_dict\\(\\), not the model or a check"
-    ):
+    with pytest.raises(WeightsError, match=r"holds no state dict; save model.state_dict\(\), not the model or a check"):
         registry.build("mobilenet_v2", pretrained=tmp_path / "file.pth")
 
 
