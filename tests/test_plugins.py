@@ -80,7 +80,7 @@ def ask(tmp_path: Path) -> Callable[..., dict[str, Any]]:
     def ask(code: str = QUESTION, **environment: str) -> dict[str, Any]:
         ran = subprocess.run(
             [sys.executable, "-c", code],
-            env={**os.environ, "PYTHONPATH": str(tmp_path), **environment},
+            env={**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path]), **environment},
             capture_output=True,
             text=True,
             check=True,
