@@ -198,7 +198,7 @@ class Registry:
     ) -> tuple[BackboneSpec | ModelSpec, Freezing]:
         backbone = self._backbone(name)
         if not features_only:
-            return paired(backbone, self._head(head or "classification"), taps, num_classes, options)
+            return paired(backbone, self._head("classification" if head is None else head), taps, num_classes, options)
         for asked, value in (("head", head), ("num_classes", num_classes)):
             if value is not None:
                 raise HeadError(
@@ -211,6 +211,8 @@ class Registry:
         return name if isinstance(name, BackboneSpec) else self._contents.find(name)[1]
 
     def _head(self, name: str) -> HeadSpec:
+        if not isinstance(name, str):
+            raise UnknownHeadError(f"a head's name is a string, got {name!r}")
         claims = [(plugin.distribution, head) for plugin in self.plugins for head in plugin.heads if head.name == name]
         if claims:
             return _only(name, "head", claims, UnknownHeadError)[1]
@@ -221,11 +223,17 @@ class Registry:
     def _weights(
         self, name: str | BackboneSpec, pretrained: bool | str | os.PathLike[str]
     ) -> WeightsEntry | Path | None:
-        if pretrained is False or pretrained is None:
+        if pretrained is False:
             return None
         entries = self.weights_of(name)
         backbone = self._backbone(name).name
-        if pretrained is True:
+        if isinstance(pretrained, os.PathLike):
+            return Path(pretrained)
+        if not isinstance(pretrained, bool | str):
+            raise OptionError(
+                f"{backbone!r} cannot take pretrained={pretrained!r}; it is True, False, a tag, or the path of a file"
+            )
+        if isinstance(pretrained, bool):
             if entries and entries[0].default:
                 return entries[0]
             raise UnknownWeightsError(
@@ -234,8 +242,6 @@ class Registry:
         for entry in entries:
             if pretrained in (entry.tag, entry.name):
                 return entry
-        if not isinstance(pretrained, str):
-            return Path(pretrained)
         if os.sep in pretrained or Path(pretrained).suffix in (".pth", ".pt", ".safetensors"):
             return Path(pretrained)
         hint = did_you_mean(pretrained, [entry.tag for entry in entries]) or ";"
@@ -279,13 +285,13 @@ class _Contents:
 
     def find(self, name: str) -> tuple[str, BackboneSpec]:
         """Return who provides a backbone, and its spec."""
+        if not isinstance(name, str):
+            raise UnknownBackboneError(f"a backbone's name is a string or a BackboneSpec, got {name!r}")
         if name in self.qualified:
             return name.partition(":")[0], self.qualified[name]
         for index in (self.backbones, self.aliases):
             if name in index:
                 return _only(name, "backbone", index[name], UnknownBackboneError)
-        if not isinstance(name, str):
-            raise UnknownBackboneError(f"a backbone's name is a string or a BackboneSpec, got {name!r}")
         canonical = {alias: claims[0][1].name for alias, claims in self.aliases.items()}
         hint = did_you_mean(name, [*self.backbones, *canonical, *self.qualified], canonical)
         raise UnknownBackboneError(

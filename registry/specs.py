@@ -14,7 +14,7 @@ from typing import Any
 
 from featuretap.registry.addresses import LEVELS, addresses_of, resolve
 from featuretap.registry.blocks import Block, blocks_of, truncated
-from featuretap.registry.errors import SpecError
+from featuretap.registry.errors import OptionError, SpecError
 from featuretap.registry.layers import Activation, Convolution, Counted, Layer, Linear, SqueezeExcite, make_divisible
 from featuretap.registry.rows import HS, RE, RE6, SE, Bneck, Conv, Row, Separable
 from featuretap.registry.tap import Tap
@@ -160,6 +160,7 @@ class BackboneSpec:
 
         Those of convolutions and linear layers, squeeze-excite's two included; nothing else counts.
         """
+        _check_size(height, width)
         total = 0
         for block in self.counted():
             for layer in block.layers:
@@ -179,6 +180,7 @@ class BackboneSpec:
 
     def tap_shapes(self, height: int, width: int) -> dict[str, tuple[int, int, int]]:
         """Tap → (channels, height, width) for images of `height` × `width` pixels."""
+        _check_size(height, width)
         return {name: tap.shape(height, width) for name, tap in self.taps.items()}
 
     def with_taps(self, addresses: Iterable[str]) -> BackboneSpec:
@@ -271,6 +273,7 @@ class ModelSpec:
 
     def tap_shapes(self, height: int, width: int) -> dict[str, tuple[int, int, int]]:
         """Level → (channels, height, width) for images of `height` × `width` pixels."""
+        _check_size(height, width)
         return {name: tap.shape(height, width) for name, tap in self.levels.items()}
 
     @property
@@ -291,3 +294,11 @@ class RuntimeSpec:
     name: str
     factory: str
     requires: str = ""
+
+
+def _check_size(height: int, width: int) -> None:
+    for size in (height, width):
+        if not isinstance(size, int) or isinstance(size, bool) or size < 1:
+            raise OptionError(
+                f"no image has {height!r}×{width!r} pixels; give height and width as positive whole numbers"
+            )

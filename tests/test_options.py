@@ -120,3 +120,23 @@ def test_dropout_defaults_to_the_familys(registry: Registry) -> None:
     rates = [registry.build(name).head.dropout.p for name in ("mobilenet_v1", "mobilenet_v2", "mobilenet_v3_large")]
     assert rates == [0.001, 0.2, 0.2]
     assert registry.build("mobilenet_v2", dropout=0.5).head.dropout.p == 0.5
+
+
+@pytest.mark.parametrize(("height", "width"), [(0, 5), (5, -1), (5.0, 5), ("a", 5), (True, 5)])
+def test_a_size_that_no_image_has_is_refused(registry: Registry, height: Any, width: Any) -> None:
+    for spec in (registry.spec("mobilenet_v2"), registry.spec("mobilenet_v2", features_only=True)):
+        for ask in (spec.macs, spec.tap_shapes):
+            with pytest.raises(OptionError) as error:
+                ask(height, width)
+            assert str(error.value) == (
+                f"no image has {height!r}×{width!r} pixels; give height and width as positive whole numbers"
+            )
+
+
+@pytest.mark.parametrize("value", [3, [], 1.5])
+def test_pretrained_is_a_boolean_a_tag_or_a_path(registry: Registry, value: Any) -> None:
+    with pytest.raises(OptionError) as error:
+        registry.build("mobilenet_v2", pretrained=value)
+    assert str(error.value) == (
+        f"'mobilenet_v2' cannot take pretrained={value!r}; it is True, False, a tag, or the path of a file"
+    )

@@ -92,6 +92,7 @@ def test_timms_small_at_half_width_is_another_network_and_has_no_alias(registry:
         ("banana", "no backbone named 'banana'; registry.list_backbones() names them"),
         ("", "no backbone named ''; registry.list_backbones() names them"),
         (3, "a backbone's name is a string or a BackboneSpec, got 3"),
+        (["mobilenet_v2"], "a backbone's name is a string or a BackboneSpec, got ['mobilenet_v2']"),
         (None, "a backbone's name is a string or a BackboneSpec, got None"),
     ],
 )
@@ -109,6 +110,9 @@ def test_an_unknown_head_gets_the_nearest(registry: Registry) -> None:
     with pytest.raises(UnknownHeadError) as error:
         registry.build("mobilenet_v2", head="banana")
     assert str(error.value) == "no head named 'banana'; known heads: classification"
+    for strange in (3, [], ""):
+        with pytest.raises(UnknownHeadError, match=r"a head's name is a string, got|no head named ''"):
+            registry.build("mobilenet_v2", head=strange)  # type: ignore[arg-type]
 
 
 def test_a_spec_is_a_variant_without_packaging(registry: Registry) -> None:
