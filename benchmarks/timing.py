@@ -1,5 +1,6 @@
 """Interleaved timing: every round runs each contender once, so that a drifting machine slows all alike."""
 
+import gc
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -26,6 +27,8 @@ def interleaved(contenders: Contenders, rounds: int, warm_up: int) -> dict[str, 
     seconds: dict[str, list[float]] = {name: [] for name in contenders}
     for turn in range(warm_up + rounds):
         for name, run in contenders.items():
+            # Nobody pays for the garbage of the contender before.
+            gc.collect()
             begin = time.perf_counter()
             run()
             spent = time.perf_counter() - begin
