@@ -35,7 +35,10 @@ def located(entry: WeightsEntry) -> Path:
     try:
         cache.mkdir(parents=True, exist_ok=True)
         torch.hub.download_url_to_file(entry.url, str(path), hash_prefix=entry.sha256)
-    except (OSError, RuntimeError, urllib.error.URLError) as error:
+    except (OSError, RuntimeError) as error:
+        if isinstance(error, urllib.error.HTTPError):
+            # It is the server's answer too, and holds the connection open.
+            error.close()
         raise WeightsError(
             f"cannot download {entry.name!r} from {entry.url}: {' '.join(str(error).split())}; "
             f"put the file at {path}, or give its path as pretrained="
