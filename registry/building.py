@@ -50,6 +50,11 @@ def assemble(
         eps = entry.norm_eps if entry else backbone_spec.norm_eps
         backbone_spec = replace(backbone_spec, norm_eps=eps)
     backbone = _backbone(backbone_spec)
+    if weights is not None:
+        for module in backbone.modules():
+            # Norms of a `norm=` factory have torch's eps until they are told the file's.
+            if hasattr(module, "running_var") and hasattr(module, "eps"):
+                module.eps = backbone_spec.norm_eps  # type: ignore[assignment]
     parts: dict[str, nn.Module] = {"": backbone}
     if isinstance(spec, ModelSpec):
         parts["head."] = load(spec.head.factory)(backbone_spec, num_classes=spec.num_classes, **spec.head_options)

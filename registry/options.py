@@ -67,6 +67,9 @@ class Freezing:
 def options_of(spec: BackboneSpec) -> dict[str, Any]:
     """Return every option that a backbone takes, with its default."""
     usual = {name: option.default for name, option in (OPTIONS if spec.stages else FREEZING).items()}
+    if spec.stages:
+        # What a function from spec to spec has already set stays, unless it is asked for anew.
+        usual |= {name: getattr(spec, name) for name in ("in_channels", "output_stride", "dilate_entry", "norm")}
     return {**usual, **spec.options}
 
 
@@ -115,7 +118,7 @@ def configured(spec: BackboneSpec, options: Mapping[str, Any]) -> tuple[Backbone
         return replace(spec, options=values), freezing
     if freezing.through and LEVELS.index(freezing.through) >= len(spec.stages):
         raise OptionError(f"{spec.name!r} cannot freeze through {freezing.through}; it ends at C{len(spec.stages)}")
-    if spec.options or values["norm"] or values["in_channels"] != spec.in_channels:
+    if spec.options or values["norm"] is not spec.norm or values["in_channels"] != spec.in_channels:
         spec = replace(spec, options={}, in_channels=values["in_channels"], norm=values["norm"])
     if values["reduced_tail"]:
         spec = reduced_tail(spec, values["reduced_tail"])

@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
-from threading import Lock
+from threading import RLock
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from platformdirs import user_config_path
@@ -18,6 +18,7 @@ from featuretap.registry.errors import (
     FeaturetapError,
     HeadError,
     OptionError,
+    PluginError,
     UnknownBackboneError,
     UnknownHeadError,
     UnknownWeightsError,
@@ -56,7 +57,8 @@ class Registry:
         self._modules = tuple(plugins)
         self._discover = discover
         self._builtins = builtins
-        self._lock = Lock()
+        self._lock = RLock()
+        self._reading = False
         self._loaded: _Contents | None = None
 
     @property
@@ -251,7 +253,15 @@ class Registry:
     def _contents(self) -> _Contents:
         with self._lock:
             if self._loaded is None:
-                self._loaded = self._read()
+                if self._reading:
+                    raise PluginError(
+                        "a plugin asks the registry that is just loading it; import the specs it builds on"
+                    )
+                self._reading = True
+                try:
+                    self._loaded = self._read()
+                finally:
+                    self._reading = False
             return self._loaded
 
     def _read(self) -> _Contents:

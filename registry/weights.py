@@ -108,6 +108,7 @@ def fill(
         raise WeightsError(f"weights do not fit {model}: {source} holds {_some(unexpected)}, which the model lacks")
     with torch.no_grad():
         for prefix, module in parts.items():
+            _check_norms(prefix, module, names, model)
             for key, target in module.state_dict(keep_vars=True).items():
                 name = names.get(prefix + key, prefix + key)
                 if name not in state:
@@ -119,6 +120,16 @@ def fill(
                         f"{tuple(target.shape)} in the model"
                     )
                 target.copy_(tensor)
+
+
+def _check_norms(prefix: str, module: nn.Module, names: Mapping[str, str], model: str) -> None:
+    has = module.state_dict()
+    for path, norm in module.named_modules():
+        if f"{prefix}{path}.running_mean" in names and f"{path}.running_mean" not in has:
+            raise WeightsError(
+                f"weights do not fit {model}: its norm {type(norm).__name__} cannot hold the file's running "
+                "statistics; use a batch norm, or build without pretrained"
+            )
 
 
 def adapted_stem(weight: Tensor, target: Tensor) -> Tensor:

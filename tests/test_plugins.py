@@ -215,3 +215,24 @@ def test_unknown_names_are_lookup_errors() -> None:
     with pytest.raises(LookupError):
         Registry(discover=False).spec("nothing")
     assert issubclass(UnknownBackboneError, LookupError)
+
+
+def test_a_backbone_that_ends_early_is_listed_and_shown(install: Any, tmp_path: Path) -> None:
+    install("tiny", GOOD.format(name="tinynet"))
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path])}
+    for arguments in (["list"], ["show", "tinynet"]):
+        command = [sys.executable, "-m", "featuretap.registry.command_line", *arguments]
+        ran = subprocess.run(command, env=environment, capture_output=True, text=True)
+        assert (ran.returncode, ran.stderr) == (0, "")
+        assert "tinynet" in ran.stdout
+
+
+def test_a_name_that_two_plugins_claim_does_not_hide_the_list(install: Any, tmp_path: Path) -> None:
+    install("one", GOOD.format(name="tinynet"))
+    install("two", GOOD.format(name="tinynet"))
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path])}
+    command = [sys.executable, "-m", "featuretap.registry.command_line", "list"]
+    ran = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert ran.returncode == 0
+    assert "mobilenet_v3_large" in ran.stdout
+    assert "say which: 'featuretap-one:tinynet' or 'featuretap-two:tinynet'" in ran.stderr

@@ -1,6 +1,7 @@
 """Names: listing, aliases, precedence, did-you-mean; and specs in place of names."""
 
 import threading
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -13,7 +14,7 @@ from featuretap.registry import Registry
 from featuretap.registry.errors import HeadError, OptionError, SpecError, UnknownBackboneError, UnknownHeadError
 from featuretap.registry.hookspecs import hookimpl
 from featuretap.registry.specs import RE, BackboneSpec, Bneck, Conv, HeadSpec, Tap
-from featuretap.registry.variants import widened
+from featuretap.registry.variants import widened, with_output_stride
 
 TINY = BackboneSpec("tinynet", stages=((Conv(3, 8, RE),), (Bneck(3, 16, 12, RE),), (Bneck(3, 24, 20, RE),)))
 
@@ -249,3 +250,25 @@ def test_threads_that_build_at_once_get_whole_models(registry: Registry) -> None
     assert {type(module) for model in built for module in model.modules() if hasattr(module, "kernel_size")} == {
         torch.nn.Conv2d
     }
+
+
+def test_what_a_variant_function_set_survives_building(registry: Registry) -> None:
+    dilated = with_output_stride(LARGE, 16)
+    assert registry.build(dilated, features_only=True)(torch.zeros(2, 3, 64, 64))["C5"].shape[2:] == (4, 4)
+    assert registry.spec(dilated, features_only=True, output_stride=32).taps["C5"].stride == 32
+    grey = replace(LARGE, in_channels=1)
+    assert registry.build(grey, features_only=True, taps=("C1",))(torch.zeros(2, 1, 64, 64))["C1"].shape[1] == 16
+
+
+def test_a_plugin_that_asks_the_registry_while_it_loads_fails_instead_of_hanging() -> None:
+    def featuretap_backbones() -> Any:
+        return [mine.spec("mobilenet_v2", features_only=True)]
+
+    module = SimpleNamespace(__name__="asking", featuretap_backbones=hookimpl(featuretap_backbones))
+    mine = Registry([module], discover=False)
+    assert "mobilenet_v2" in mine.list_backbones()
+    failure = next(plugin.failure for plugin in mine.plugins if plugin.name == "asking")
+    assert failure == (
+        "plugin 'asking' of distribution 'asking' failed: PluginError: a plugin asks the registry that is just loading "
+        "it; import the specs it builds on"
+    )

@@ -4,7 +4,7 @@ import hashlib
 import http.server
 import pickle
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import oracles
@@ -12,6 +12,7 @@ import pytest
 import torch
 from PIL import Image
 from torch import nn
+from torchvision.ops import FrozenBatchNorm2d
 
 from featuretap.registry import Registry
 from featuretap.registry.errors import OptionError, UnknownWeightsError, WeightsError
@@ -331,3 +332,23 @@ def test_a_missing_file_is_said_to_be_missing(registry: Registry, tmp_path: Path
     with pytest.raises(WeightsError) as error:
         registry.build("mobilenet_v2", pretrained=tmp_path / "absent.pth")
     assert str(error.value) == f"cannot read the weights '{tmp_path}/absent.pth': No such file or directory"
+
+
+@pytest.mark.parametrize("norm", [FrozenBatchNorm2d, nn.BatchNorm2d])
+def test_other_batch_norms_take_the_files_eps(registry: Registry, large: tuple[nn.Module, Path], norm: type) -> None:
+    theirs, path = large
+    model = registry.build("mobilenet_v3_large", pretrained=path, norm=norm).double().eval()
+    images = torch.randn(1, 3, 64, 64, dtype=torch.float64)
+    with torch.no_grad():
+        torch.testing.assert_close(model(images), theirs.double()(images), rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("norm", [lambda channels: nn.GroupNorm(8, channels), nn.Identity, nn.InstanceNorm2d])
+def test_norms_that_cannot_hold_the_statistics_are_refused(
+    registry: Registry, large: tuple[nn.Module, Path], norm: Callable[[int], nn.Module]
+) -> None:
+    with pytest.raises(WeightsError) as error:
+        registry.build("mobilenet_v3_large", features_only=True, pretrained=large[1], norm=norm)
+    assert f"its norm {type(norm(8)).__name__} cannot hold the file's running statistics; use a batch norm" in str(
+        error.value
+    )

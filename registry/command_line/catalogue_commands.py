@@ -11,6 +11,7 @@ from featuretap import registry
 from featuretap.registry.addresses import LEVELS
 from featuretap.registry.command_line.parameters import OptionPair, Size
 from featuretap.registry.command_line.printing import print_table, print_text, short
+from featuretap.registry.errors import FeaturetapError, HeadError
 from featuretap.registry.specs import BackboneSpec, ModelSpec
 
 __all__ = ["list_command", "show_command"]
@@ -37,11 +38,24 @@ def list_command(pattern: str) -> None:
 
 
 def _listed(name: str) -> tuple[str, ...]:
-    spec = registry.spec(name)
+    try:
+        spec = _whole(name, {})
+    except FeaturetapError as error:
+        # One backbone that cannot be described must not hide the others.
+        click.echo(str(error), err=True)
+        return name, "–", "–", "–", ""
     taps = spec.taps
     channels = (str(taps[level].channels) if level in taps else "–" for level in LEVELS)
     tags = ", ".join(entry.tag for entry in registry.default.weights_of(name))
     return name, *map(short, _counts(spec, LISTED_SIZE)), " / ".join(channels), tags
+
+
+def _whole(name: str, options: dict[str, Any]) -> BackboneSpec | ModelSpec:
+    try:
+        return registry.spec(name, **options)
+    except HeadError:
+        # A backbone that does not reach C5 has no classifier by default, and is described without one.
+        return registry.spec(name, features_only=True, **options)
 
 
 def _counts(spec: BackboneSpec | ModelSpec, size: tuple[int, int]) -> tuple[int | None, int | None]:
@@ -92,7 +106,8 @@ def _facts(name: str, spec: BackboneSpec, options: dict[str, Any], size: tuple[i
             "parameters": parameters,
             "macs": macs,
         }
-    classifier = registry.spec(name, **options)
+    whole = _whole(name, options)
+    classifier = _counts(whole, size) if isinstance(whole, ModelSpec) else (None, None)
     return {
         "name": spec.name,
         "description": spec.description,
@@ -102,7 +117,7 @@ def _facts(name: str, spec: BackboneSpec, options: dict[str, Any], size: tuple[i
         "size": list(size),
         "taps": taps,
         "backbone": dict(zip(("parameters", "macs"), _counts(spec, size), strict=True)),
-        "classifier": dict(zip(("parameters", "macs"), _counts(classifier, size), strict=True)),
+        "classifier": dict(zip(("parameters", "macs"), classifier, strict=True)),
         "weights": [entry.tag for entry in registry.default.weights_of(name)],
     }
 
