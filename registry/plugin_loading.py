@@ -145,7 +145,7 @@ def _answers(name: str, module: Any) -> dict[str, Any]:
 
 
 def _distribution(point: EntryPoint) -> str:
-    return normalised(point.dist.name) if point.dist else ""
+    return normalised(point.dist.name or "unnamed") if point.dist else ""
 
 
 def _in_one_line(error: BaseException | None) -> str:

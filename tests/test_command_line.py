@@ -1,6 +1,7 @@
 """The command line: what it prints, and one line on standard error and exit status 2 for bad input."""
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -266,3 +267,26 @@ def test_interrupting_is_quiet(run: Run, monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(registry, "list_backbones", interrupt)
     ran = run("list")
     assert (ran.status, ran.out.strip(), ran.err.strip()) == (130, "", "")
+
+
+@pytest.mark.parametrize("channels", [1, 4])
+def test_variants_for_other_channels_read_grey_or_say_what_they_need(
+    run: Run, cat: Path, tmp_path: Path, channels: int
+) -> None:
+    config = tmp_path / "featuretap.toml"
+    config.write_text(
+        f'schema = 1\n[backbones."grey[b]net"]\nbase = "mobilenet_v1"\noptions = {{ in_channels = {channels} }}\n'
+    )
+    arguments = ["taps", str(cat), "--model", "grey[b]net", "--out", str(tmp_path / "page.png")]
+    command = [sys.executable, "-m", "featuretap.registry.command_line"]
+    environment = {**os.environ, "FEATURETAP_CONFIG": str(config)}
+    ran = subprocess.run([*command, *arguments], capture_output=True, text=True, env=environment)
+    listed = subprocess.run([*command, "list"], capture_output=True, text=True, env=environment)
+    assert "grey[b]net" in listed.stdout
+    if channels == 1:
+        assert (ran.returncode, ran.stderr) == (0, "")
+    else:
+        assert (ran.returncode, ran.stderr) == (
+            2,
+            "featuretap: 'grey[b]net' reads images of 4 channels, and a picture has 1 or 3; choose another model\n",
+        )

@@ -11,6 +11,7 @@ from featuretap import registry
 from featuretap.registry.description import Description
 from featuretap.registry.errors import OptionError
 from featuretap.registry.image_transforms import normalised
+from featuretap.registry.images import plain
 
 __all__ = ["best_classes", "feature_maps"]
 
@@ -41,6 +42,7 @@ def feature_maps(
     backbone = registry.build(model, features_only=True, taps=taps, pretrained=pretrained).eval()
     description = backbone.description
     assert isinstance(description, Description)
+    picture = _with_channels(picture, len(description.preprocessing.mean), model)
     if size is None:
         scale = SHORTER_SIDE / min(picture.size)
         size = tuple(min(round(side * scale), LONGEST * SHORTER_SIDE) for side in (picture.height, picture.width))  # type: ignore[assignment]
@@ -63,12 +65,21 @@ def best_classes(picture: Image.Image, model: str, weights: str | None, top: int
         raise OptionError("predictions of fresh weights mean nothing; name weights, or leave --weights out")
     classifier = registry.build(model, pretrained=weights or True).eval()
     with torch.inference_mode():
+        description = classifier.description
+        assert isinstance(description, Description)
+        picture = _with_channels(picture, len(description.preprocessing.mean), model)
         probabilities = classifier(registry.transforms(classifier)(picture)[None])[0].softmax(0)
-    description = classifier.description
-    assert isinstance(description, Description)
     names = _class_names(description.classes, len(probabilities))
     best = probabilities.topk(min(top, len(names)))
     return [(names[index], value) for value, index in zip(best.values.tolist(), best.indices.tolist(), strict=True)]
+
+
+def _with_channels(picture: Image.Image, channels: int, model: str) -> Image.Image:
+    if channels not in (1, 3):
+        raise OptionError(
+            f"{model!r} reads images of {channels} channels, and a picture has 1 or 3; choose another model"
+        )
+    return plain(picture, "L" if channels == 1 else "RGB")
 
 
 def _class_names(classes: str, count: int) -> list[str]:

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from rich import box
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 __all__ = ["print_table", "print_text", "short"]
 
@@ -18,13 +19,14 @@ def print_table(columns: Sequence[tuple[str, str]], rows: Iterable[Sequence[str]
     for title, side in columns:
         table.add_column(title, justify="right" if side == "right" else "left", no_wrap=not sys.stdout.isatty())
     for row in rows:
-        table.add_row(*row)
+        # Names and paths are printed as they are, brackets and colons included.
+        table.add_row(*map(Text, row))
     _console().print(table)
 
 
 def print_text(text: str) -> None:
     """Print a line as it is."""
-    _console().print(text, markup=False, highlight=False, soft_wrap=True)
+    _console().print(text, markup=False, emoji=False, highlight=False, soft_wrap=True)
 
 
 def short(count: int | None) -> str:
