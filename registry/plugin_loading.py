@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any, Literal
 
@@ -64,7 +64,7 @@ class Policy:
 
     disable: frozenset[str] = frozenset()
     only: frozenset[str] | None = None
-    strict: bool = field(default=False)
+    strict: bool = False
 
     def allows(self, distribution: str) -> bool:
         """Whether the plugins of a distribution may be imported."""
