@@ -20,6 +20,9 @@ V2 = BackboneSpec(
         (*_bottlenecks(32, 6, 64, 4), *_bottlenecks(64, 6, 96, 3)),
         (*_bottlenecks(96, 6, 160, 3), *_bottlenecks(160, 6, 320, 1), Conv(1, 1280, RE6, narrowest=1.0)),
     ),
-    layouts={"torchvision": "featuretap.backbones.layouts:torchvision_v2"},
+    layouts={
+        "torchvision": "featuretap.backbones.layouts.torchvision:mobilenet_v2",
+        "timm": "featuretap.backbones.layouts.timm:mobilenet_v2",
+    },
     description="inverted residuals, linear bottlenecks",
 )

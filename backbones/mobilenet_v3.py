@@ -8,6 +8,11 @@ from dataclasses import replace
 
 from featuretap.registry.specs import HS, RE, SE, BackboneSpec, Bneck, Classifier, Conv, Row
 
+LAYOUTS = {
+    "torchvision": "featuretap.backbones.layouts.torchvision:mobilenet_v3",
+    "timm": "featuretap.backbones.layouts.timm:mobilenet_v3",
+}
+
 LARGE = BackboneSpec(
     "mobilenet_v3_large",
     stages=(
@@ -27,7 +32,7 @@ LARGE = BackboneSpec(
     norm_eps=1e-3,
     norm_momentum=0.01,
     classifier=Classifier(hidden=1280, activation=HS),
-    layouts={"torchvision": "featuretap.backbones.layouts:torchvision_v3"},
+    layouts=LAYOUTS,
     description="searched for 75 ms on a Pixel 1; squeeze-excite, hard-swish",
 )
 
@@ -49,7 +54,7 @@ SMALL = BackboneSpec(
     norm_eps=1e-3,
     norm_momentum=0.01,
     classifier=Classifier(hidden=1024, activation=HS),
-    layouts={"torchvision": "featuretap.backbones.layouts:torchvision_v3"},
+    layouts=LAYOUTS,
     description="the smaller of the two searched networks",
 )
 

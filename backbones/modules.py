@@ -20,7 +20,7 @@ from featuretap.registry.layers import Convolution, SqueezeExcite
 from featuretap.registry.options import Freezing
 from featuretap.registry.specs import BackboneSpec, Block, Tap
 
-__all__ = ["Backbone", "ConvolutionLayer", "SqueezeExciteLayer", "TappedChain", "bare", "build"]
+__all__ = ["Backbone", "ConvolutionLayer", "SqueezeExciteLayer", "TappedChain", "bare"]
 
 Norm = Callable[[int], nn.Module]
 Module = TypeVar("Module", bound=nn.Module)
@@ -194,9 +194,11 @@ class Backbone(nn.Module):
                 module.weight.normal_(0, (2 / fan_out) ** 0.5)
                 if module.bias is not None:
                     module.bias.zero_()
-            elif isinstance(module, nn.BatchNorm2d) and module.affine:
-                module.weight.fill_(1)
-                module.bias.zero_()
+            elif isinstance(module, nn.BatchNorm2d):
+                module.reset_running_stats()
+                if module.affine:
+                    module.weight.fill_(1)
+                    module.bias.zero_()
 
     def freeze(self, freezing: Freezing) -> None:
         """Stop the training of all levels through one, and of all norms if so asked, for good."""
@@ -222,11 +224,6 @@ class Backbone(nn.Module):
             for path, module in self.named_modules():
                 if path.endswith(".norm"):
                     yield module
-
-
-def build(spec: BackboneSpec) -> Backbone:
-    """Return the modules of a table, parameters not yet filled: call `initialise`, or load weights."""
-    return Backbone(spec)
 
 
 def _batch_norm(eps: float, momentum: float) -> Norm:

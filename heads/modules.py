@@ -25,6 +25,11 @@ class HeadedModel(nn.Module):
         """Return what the head makes of images (N, in_channels, H, W)."""
         return self.head(self.backbone(images))
 
+    def initialise(self) -> None:
+        """Draw the weights of both parts anew."""
+        for part in (self.backbone, self.head):
+            part.initialise()  # type: ignore[operator]
+
 
 class ClassificationHead(nn.Module):
     """Pool one map (N, C, H, W) of any size, and return logits (N, num_classes).

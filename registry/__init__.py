@@ -1,4 +1,4 @@
-"""Backbones and heads by name: list them, describe them, build them.
+"""Backbones and heads by name: list them, describe them, build them, save them and load them.
 
 >>> from featuretap import registry
 >>> registry.list_backbones("mobilenet_v2*")
@@ -15,12 +15,15 @@ from featuretap.registry.registry import Registry
 __all__ = [
     "Registry",
     "build",
+    "convert",
     "default",
     "list_backbones",
     "list_heads",
     "list_plugins",
     "list_runtimes",
     "list_weights",
+    "load",
+    "save",
     "spec",
     "transforms",
 ]
@@ -28,10 +31,13 @@ __all__ = [
 default = Registry()
 
 build = default.build
+convert = default.convert
 list_backbones = default.list_backbones
 list_heads = default.list_heads
 list_plugins = default.list_plugins
 list_runtimes = default.list_runtimes
 list_weights = default.list_weights
+load = default.load
+save = default.save
 spec = default.spec
 transforms = default.transforms

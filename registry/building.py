@@ -1,101 +1,168 @@
-"""From specs to modules: backbone, head, weights, freezing."""
+"""From a request to a model: backbone, head, weights, freezing."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Mapping
 from dataclasses import replace
-from pathlib import Path
 
 from torch import nn
 
-from featuretap.backbones import modules
+from featuretap.backbones.modules import Backbone
+from featuretap.heads.classification import classification_layers
 from featuretap.heads.modules import HeadedModel
-from featuretap.registry.description import Description, options_in_words
-from featuretap.registry.errors import OptionError
-from featuretap.registry.hookspecs import WeightsEntry
+from featuretap.registry.description import Description
+from featuretap.registry.errors import OptionError, WeightsError
 from featuretap.registry.import_strings import load
 from featuretap.registry.options import Freezing
+from featuretap.registry.request import Request, backbone_of
 from featuretap.registry.specs import BackboneSpec, ModelSpec
-from featuretap.registry.weights import fill, located, recognised, state_of
+from featuretap.registry.weights.expectation import HEAD, backbone_tensors, misfit
+from featuretap.registry.weights.filling import fill
+from featuretap.registry.weights.folding import set_eps
+from featuretap.registry.weights.halving import halved
+from featuretap.registry.weights.norms import norm_in_words
+from featuretap.registry.weights.sources import Source
+from featuretap.registry.weights.translation import MisfitError, Translated, translated
 
 __all__ = ["assemble"]
 
+logger = logging.getLogger("featuretap")
 
-def assemble(
-    spec: BackboneSpec | ModelSpec,
-    freezing: Freezing,
-    weights: WeightsEntry | Path | None,
-    description: Description,
-    known: Sequence[WeightsEntry],
-) -> nn.Module:
-    """Build what a spec describes.
+Parts = Mapping[str, nn.Module]
 
-    Args:
-        spec: a resolved spec.
-        freezing: what of the backbone does not train.
-        weights: a catalogue entry, a file, or None for fresh weights.
-        description: what the model will say of itself.
-        known: entries that a file may turn out to be, by its digest.
+
+def assemble(request: Request, source: Source | None = None) -> nn.Module:
+    """Build what was asked for, with fresh weights or those of a file.
 
     Raises:
-        WeightsError: the weights cannot be had, or do not fit.
+        WeightsError: the weights do not fit, or are not what they were asked for as.
         OptionError: `freeze` on a backbone whose modules do not know how.
     """
-    backbone_spec = spec.backbone if isinstance(spec, ModelSpec) else spec
-    entry = None
-    if weights is not None:
-        path = located(weights) if isinstance(weights, WeightsEntry) else weights
-        state, digest = state_of(path)
-        entry = recognised(weights, path, digest, known)
-        eps = entry.norm_eps if entry else backbone_spec.norm_eps
-        backbone_spec = replace(backbone_spec, norm_eps=eps)
-    backbone = _backbone(backbone_spec)
-    if weights is not None:
-        for module in backbone.modules():
-            # Norms of a `norm=` factory have torch's eps until they are told the file's.
-            if hasattr(module, "running_var") and hasattr(module, "eps"):
-                module.eps = backbone_spec.norm_eps  # type: ignore[assignment]
-    parts: dict[str, nn.Module] = {"": backbone}
-    if isinstance(spec, ModelSpec):
-        parts["head."] = load(spec.head.factory)(backbone_spec, num_classes=spec.num_classes, **spec.head_options)
-    if weights is None:
+    parts = _modules(request.spec)
+    description = request.description
+    if source is None:
         for part in parts.values():
-            # Modules of ours are made bare; a factory's modules come filled.
-            initialise = getattr(part, "initialise", None)
-            if initialise is not None:
-                initialise()
+            _initialise(part)
     else:
-        words = options_in_words(description.name, description.options)
-        fill(parts, backbone_spec, state, words, str(path), entry.layout if entry else None)
-        description = _with_weights(description, backbone_spec, entry, path)
-    if freezing != Freezing():
-        if not isinstance(backbone, modules.Backbone):
-            raise OptionError(
-                f"{backbone_spec.name!r} is built by {backbone_spec.factory!r}, whose modules cannot freeze by level; "
-                "set requires_grad on its parameters instead"
-            )
-        backbone.freeze(freezing)
-    model = HeadedModel(backbone, parts["head."]) if isinstance(spec, ModelSpec) else backbone
+        try:
+            fresh_head = _take(parts, request, source)
+            source.check_network(request)
+        except MisfitError as problem:
+            # That a file is not what it was asked for as says more than that it does not fit.
+            source.origin(source.registry.published)
+            raise WeightsError(f"weights do not fit {request.words}: {problem}{source.fits()}") from None
+        description = _with_origin(description, source, request.backbone.in_channels, fresh_head)
+    if request.freezing != Freezing():
+        _freeze(parts[""], request)
+    if "norm" in description.options and description.options["norm"] is not None:
+        said = norm_in_words(description.options["norm"], parts[""])
+        description = replace(description, options={**description.options, "norm": said})
+    model = HeadedModel(parts[""], parts[HEAD]) if HEAD in parts else parts[""]
     model.description = description  # type: ignore[assignment]
     return model
 
 
+def _modules(spec: BackboneSpec | ModelSpec) -> Parts:
+    """Return prefix in our names → module, parameters not yet filled where the modules are ours."""
+    backbone = backbone_of(spec)
+    parts: dict[str, nn.Module] = {"": _backbone(backbone)}
+    if isinstance(spec, ModelSpec):
+        parts[HEAD] = load(spec.head.factory)(backbone, num_classes=spec.num_classes, **spec.head_options)
+    return parts
+
+
 def _backbone(spec: BackboneSpec) -> nn.Module:
     if spec.stages:
-        return modules.build(spec)
+        return Backbone(spec)
     backbone: nn.Module = load(spec.factory)(spec, taps=tuple(spec.taps), **spec.options)
     backbone.taps = dict(spec.taps)  # type: ignore[assignment]
     return backbone
 
 
-def _with_weights(
-    description: Description, backbone: BackboneSpec, entry: WeightsEntry | None, path: Path
-) -> Description:
-    if entry is None:
-        return replace(description, weights=str(path))
+def _initialise(part: nn.Module) -> None:
+    # A factory's modules come filled.
+    initialise = getattr(part, "initialise", None)
+    if initialise is not None:
+        initialise()
+
+
+def _take(parts: Parts, request: Request, source: Source) -> bool:
+    """Fill the parts from a file, and say whether the head, or its last layer, was drawn anew instead."""
+    weights = translated(source.checkpoint, request.backbone, source.entry)
+    if request.whole is not None:
+        weights = _with_half_a_tail(weights, request, backbone_of(request.whole))
+    for prefix, name in (("", "backbone"), (HEAD, "head")):
+        if prefix in parts and name in weights.norm_eps:
+            set_eps(parts[prefix], weights.norm_eps[name])
+    fresh, reason = _fresh(parts, request, source, weights)
+    if reason:
+        _initialise(parts[HEAD])
+        logger.warning("%s: %s", request.words, reason)
+    fill(parts, request.backbone, weights, fresh=fresh, keep_dtype=source.keep_dtype)
+    return bool(reason)
+
+
+def _with_half_a_tail(weights: Translated, request: Request, whole: BackboneSpec) -> Translated:
+    found = {name: tuple(tensor.shape) for name, tensor in weights.tensors.items()}
+
+    def tail(spec: BackboneSpec) -> dict[str, tuple[int, ...]]:
+        return backbone_tensors(block for block in spec.all_blocks if block.level == "C5")
+
+    if not misfit(found, tail(request.backbone)) or misfit(found, tail(whole)):
+        return weights
+    classes = found.get(f"{HEAD}logits.weight", (0,))[0]
+    head = [classification_layers(spec.with_taps(("C5",)), num_classes=classes) for spec in (whole, request.backbone)]
+    pairs = list(zip(*head, strict=True)) if weights.has_head else []
+    logger.warning(
+        "%s: the reduced tail keeps the strongest half of the channels behind C4 in %s; fine-tune it before use",
+        request.words,
+        weights.source,
+    )
+    return replace(weights, tensors=halved(weights.tensors, whole, request.backbone, pairs))
+
+
+def _fresh(parts: Parts, request: Request, source: Source, weights: Translated) -> tuple[tuple[str, ...], str]:
+    """Return the beginnings of names that a file has no use for, and why they are drawn anew, if they are."""
+    spec = request.spec
+    if not isinstance(spec, ModelSpec):
+        return (), ""
+    if not weights.has_head or source.head != spec.head.name:
+        there = f"a head {source.head!r}" if weights.has_head and source.head else "no head"
+        return (HEAD,), f"{weights.source} has {there}; the head {spec.head.name!r} starts with fresh weights"
+    per_class = tuple(HEAD + beginning for beginning in spec.head.per_class)
+    own = {HEAD + key: len(value) for key, value in parts[HEAD].state_dict().items() if value.ndim}
+    own = {name: rows for name, rows in own.items() if name.startswith(per_class)}
+    theirs = {name: len(weights.tensors[name]) for name in own if name in weights.tensors}
+    if theirs == own:
+        # Without classes the model has no such layer, and leaves the file's alone.
+        return (() if own else per_class), ""
+    if theirs and theirs.keys() != own.keys():
+        return (), ""
+    classes = next(iter(theirs.values()), 0)
+    return per_class, (
+        f"{weights.source} has {classes} classes, not {spec.num_classes}; the backbone's weights are taken, and "
+        f"{', '.join(name.rstrip('.') for name in per_class)} starts with fresh ones"
+    )
+
+
+def _freeze(backbone: nn.Module, request: Request) -> None:
+    if not isinstance(backbone, Backbone):
+        raise OptionError(
+            f"{request.backbone.name!r} is built by {request.backbone.factory!r}, whose modules cannot freeze by "
+            "level; set requires_grad on its parameters instead"
+        )
+    backbone.freeze(request.freezing)
+
+
+def _with_origin(description: Description, source: Source, channels: int, fresh_head: bool) -> Description:
+    entry = source.origin(source.registry.published)
+    said = source.said()
+    preprocessing = entry.preprocessing if entry else source.preprocessing() or description.preprocessing
+    classes = entry.classes if entry else said.classes if said else ""
     return replace(
         description,
-        weights=entry.name,
-        classes=entry.classes,
-        preprocessing=entry.preprocessing.for_channels(backbone.in_channels),
+        weights=entry.name if entry else said.weights if said and said.weights else source.checkpoint.path,
+        preprocessing=preprocessing.for_channels(channels),
+        classes="" if fresh_head else classes,
     )

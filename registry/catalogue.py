@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import tomllib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, replace
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -24,13 +25,18 @@ SCHEMA = 1
 
 Check = tuple[str, Callable[[Any], bool]]
 
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and isfinite(value)
+
+
 TEXT: Check = ("a string", lambda value: isinstance(value, str) and value != "")
 TEXTS: Check = ("a list of strings", lambda value: isinstance(value, list) and all(isinstance(v, str) for v in value))
 TABLE: Check = ("a table", lambda value: isinstance(value, dict))
 BOOLEAN: Check = ("true or false", lambda value: isinstance(value, bool))
-NUMBER: Check = ("a positive number", lambda v: isinstance(v, int | float) and not isinstance(v, bool) and v > 0)
+NUMBER: Check = ("a positive number", lambda value: _is_number(value) and value > 0)
 PIXELS: Check = ("a positive whole number", lambda v: isinstance(v, int) and not isinstance(v, bool) and v > 0)
-NUMBERS: Check = ("a list of positive numbers", lambda v: isinstance(v, list) and v != [] and all(map(NUMBER[1], v)))
+NUMBERS: Check = ("a list of numbers", lambda v: isinstance(v, list) and v != [] and all(map(_is_number, v)))
 SHA256: Check = (
     "8 to 64 lower-case hexadecimal digits",
     lambda value: isinstance(value, str) and 8 <= len(value) <= 64 and set(value) <= set("0123456789abcdef"),
@@ -49,7 +55,11 @@ WEIGHTS = {
     "classes": TEXT,
     "default": BOOLEAN,
     "preprocessing": TABLE,
+    "megabytes": NUMBER,
+    "license": TEXT,
+    "accuracy": NUMBER,
 }
+NEEDED = ("url", "layout", "norm_eps")
 PREPROCESSING = {"resize": PIXELS, "crop": PIXELS, "mean": NUMBERS, "std": NUMBERS, "interpolation": INTERPOLATION}
 
 
@@ -62,6 +72,7 @@ class CatalogueFile:
     weights: tuple[WeightsEntry, ...]
     disable: frozenset[str] = frozenset()
     only: frozenset[str] | None = None
+    mirrors: Mapping[str, str] = field(default_factory=dict)
 
     def error(self, key: str, problem: str) -> CatalogueError:
         """Return an error that names file and key."""
@@ -100,9 +111,14 @@ class CatalogueFile:
             raise
         except FeaturetapError as error:
             raise self.error(key, f"cannot be used: {error}") from error
+        # Only a width makes tensors that no published weights of the base could fill.
+        same = "base" in entry and options.get("width", base.options.get("width", 1.0)) == base.options.get(
+            "width", 1.0
+        )
         done[name] = replace(
             base,
             name=name,
+            published_as=(base.published_as or base.name) if same else "",
             options={**base.options, **options},
             aliases=tuple(entry.get("aliases", ())),
             description=entry.get("description", base.description),
@@ -155,9 +171,11 @@ def read_catalogue(path: Path, *, code: bool) -> CatalogueFile:
             f"{path}: schema is {content.get('schema', 'missing')!r}, and this featuretap reads {SCHEMA}; "
             f"write 'schema = {SCHEMA}' at the top, or update featuretap"
         )
-    _check(path, "", content, FILE if code else {**FILE, "plugins": TABLE})
+    _check(path, "", content, FILE if code else {**FILE, "plugins": TABLE, "mirrors": TABLE})
     policy = content.get("plugins", {})
     _check(path, "plugins.", policy, POLICY)
+    mirrors = content.get("mirrors", {})
+    _check(path, "mirrors.", mirrors, dict.fromkeys(mirrors, TEXT))
     for name, entry in content.get("backbones", {}).items():
         _check_backbone(path, name, entry, code)
     return CatalogueFile(
@@ -166,6 +184,7 @@ def read_catalogue(path: Path, *, code: bool) -> CatalogueFile:
         tuple(_weights(path, name, entry) for name, entry in content.get("weights", {}).items()),
         frozenset(policy.get("disable", ())),
         frozenset(policy["only"]) if "only" in policy else None,
+        mirrors,
     )
 
 
@@ -201,8 +220,7 @@ def _check_backbone(path: Path, name: str, entry: Any, code: bool) -> None:
 def _weights(path: Path, name: str, entry: Any) -> WeightsEntry:
     _check_table(path, f'weights."{name}"', entry)
     _check(path, f'weights."{name}".', entry, WEIGHTS)
-    needed = [field.name for field in fields(WeightsEntry)[1:5]]
-    missing = [key for key in needed if key not in entry]
+    missing = [key for key in NEEDED if key not in entry]
     if missing or "." not in name.strip("."):
         problem = f"lacks {', '.join(missing)}" if missing else "should be named 'backbone.tag'"
         raise CatalogueError(f'{path}: weights."{name}" {problem}')
@@ -211,4 +229,7 @@ def _weights(path: Path, name: str, entry: Any) -> WeightsEntry:
     values: dict[str, Any] = {
         key: tuple(value) if isinstance(value, list) else value for key, value in prepared.items()
     }
-    return WeightsEntry(name=name, **{**entry, "preprocessing": Preprocessing(**values)})
+    try:
+        return WeightsEntry(name=name, **{"sha256": "", **entry, "preprocessing": Preprocessing(**values)})
+    except FeaturetapError as error:
+        raise CatalogueError(f"{path}: {error}") from error

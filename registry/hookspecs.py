@@ -11,15 +11,25 @@ Hooks return data, so that answering one needs no torch. A module that implement
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
 import pluggy
 
+from featuretap.registry.errors import CatalogueError
 from featuretap.registry.preprocessing import Preprocessing
 from featuretap.registry.specs import BackboneSpec, HeadSpec, RuntimeSpec
 
-__all__ = ["GROUP", "WeightsEntry", "hookimpl", "hookspec"]
+__all__ = ["GROUP", "HUB", "WeightsEntry", "hookimpl", "hookspec"]
+
+HUB = "hf://"
+"""How addresses on the Hugging Face hub begin."""
+
+ADDRESS = re.compile(
+    r"hf://[\w.-]+/[\w.-]+(@[\w./-]+?)?/[\w./-]*[\w-]|file://.*[^/]|https?://([\w.-]+|\[[\da-fA-F:.]+\])(:\d+)?/\S*[^\s/]"
+)
+DIGEST = re.compile(r"[0-9a-f]{8,64}")
 
 GROUP = "featuretap"
 """The entry-point group that plugins register in, and the name of the pluggy project."""
@@ -34,13 +44,21 @@ class WeightsEntry:
 
     Args:
         name: the backbone's name, a dot, and the tag: "mobilenet_v2.imagenet1k_v1".
-        url: where the file can be downloaded.
-        sha256: its SHA-256 in lower-case hexadecimal, or as many leading digits, eight or more, as are published.
-        layout: how its tensors are named: "torchvision".
+        url: where the file can be downloaded: "https://…", "file://…", or "hf://owner/repository/file" on the Hugging
+            Face hub ("hf://owner/repository@revision/file").
+        sha256: its SHA-256 in lower-case hexadecimal, or as many leading digits, eight or more, as are published. May
+            be empty on the hub, which states the digest when the file is downloaded.
+        layout: how its tensors are named: "torchvision", "timm" or "featuretap".
         norm_eps: epsilon of its batch norms.
         classes: the label set of its classifier: "imagenet1k".
         preprocessing: how images were prepared in training.
         default: whether `pretrained=True` means this one.
+        megabytes: size of the file in millions of bytes, 0 where it is not known.
+        license: under which the publisher gives it away, as an SPDX identifier.
+        accuracy: top-1 accuracy on ImageNet-1k in percent, as the publisher states it; None where it does not.
+
+    Raises:
+        CatalogueError: a name without a tag, an address or a digest that cannot be one.
     """
 
     name: str
@@ -51,6 +69,14 @@ class WeightsEntry:
     classes: str = ""
     preprocessing: Preprocessing = Preprocessing()
     default: bool = False
+    megabytes: float = 0.0
+    license: str = ""
+    accuracy: float | None = None
+
+    def __post_init__(self) -> None:
+        problem = _problem(self)
+        if problem:
+            raise CatalogueError(f"weights {self.name!r}: {problem}")
 
     @property
     def backbone(self) -> str:
@@ -61,6 +87,19 @@ class WeightsEntry:
     def tag(self) -> str:
         """What `pretrained=` calls them."""
         return self.name.rpartition(".")[2]
+
+
+def _problem(entry: WeightsEntry) -> str:
+    if not isinstance(entry.name, str) or not all(entry.name.rpartition(".")):
+        return "the name should be 'backbone.tag'"
+    if not isinstance(entry.url, str) or not ADDRESS.fullmatch(entry.url):
+        return f"url {entry.url!r} is no address; write https://host/file, file:///path or hf://owner/repository/file"
+    stated_later = entry.sha256 == "" and entry.url.startswith(HUB)
+    if not stated_later and not (isinstance(entry.sha256, str) and DIGEST.fullmatch(entry.sha256)):
+        return f"sha256 should be 8 to 64 lower-case hexadecimal digits, got {entry.sha256!r}"
+    if type(entry.norm_eps) not in (int, float) or not 0 < entry.norm_eps < 1:
+        return f"norm_eps should be a small positive number, got {entry.norm_eps!r}"
+    return ""
 
 
 @hookspec

@@ -82,6 +82,11 @@ class Convolution:
     dilation: int = 1
 
     @property
+    def tensors(self) -> dict[str, tuple[int, ...]]:
+        """Name below its path → shape; the norm's are named `norm.…` and have `norm_channels` elements."""
+        return {"conv.weight": (self.out_channels, self.in_channels // self.groups, self.kernel, self.kernel)}
+
+    @property
     def padding(self) -> int:
         """Pixels added on each side: with an odd kernel, sizes are divided by the stride and rounded up."""
         return (self.kernel - 1) // 2 * self.dilation
@@ -128,6 +133,16 @@ class SqueezeExcite:
     gate_slope: float = 1 / 6
 
     @property
+    def tensors(self) -> dict[str, tuple[int, ...]]:
+        """Name below its path → shape."""
+        return {
+            "reduce.weight": (self.squeeze, self.channels, 1, 1),
+            "reduce.bias": (self.squeeze,),
+            "expand.weight": (self.channels, self.squeeze, 1, 1),
+            "expand.bias": (self.channels,),
+        }
+
+    @property
     def out_channels(self) -> int:
         """As many as come in."""
         return self.channels
@@ -154,6 +169,12 @@ class Linear:
     in_channels: int
     out_channels: int
     bias: bool = True
+
+    @property
+    def tensors(self) -> dict[str, tuple[int, ...]]:
+        """Name below its path → shape."""
+        tensors: dict[str, tuple[int, ...]] = {"weight": (self.out_channels, self.in_channels)}
+        return {**tensors, "bias": (self.out_channels,)} if self.bias else tensors
 
     @property
     def parameters(self) -> int:

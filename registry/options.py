@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from math import isfinite
 from typing import Any
 
 from featuretap.registry.addresses import LEVELS
@@ -13,6 +12,10 @@ from featuretap.registry.specs import BackboneSpec, HeadSpec
 from featuretap.registry.variants import reduced_tail, widened, with_output_stride
 
 __all__ = ["Freezing", "checked", "configured", "options_of", "split"]
+
+
+WIDEST = 100
+MOST_CHANNELS = 65_536
 
 
 @dataclass(frozen=True)
@@ -29,11 +32,11 @@ def _is_boolean(value: Any) -> bool:
 
 
 def _is_width(value: Any) -> bool:
-    return isinstance(value, int | float) and not _is_boolean(value) and isfinite(value) and value > 0
+    return isinstance(value, int | float) and not _is_boolean(value) and 0 < value <= WIDEST
 
 
 def _is_count(value: Any) -> bool:
-    return isinstance(value, int) and not _is_boolean(value) and value > 0
+    return isinstance(value, int) and not _is_boolean(value) and 0 < value <= MOST_CHANNELS
 
 
 def _one_of(*values: Any) -> Callable[[Any], bool]:
@@ -46,9 +49,9 @@ FREEZING = {
 }
 
 OPTIONS = {
-    "width": Option(1.0, _is_width, "a positive number, such as 0.75"),
+    "width": Option(1.0, _is_width, f"a positive number up to {WIDEST}, such as 0.75"),
     "reduced_tail": Option(False, _one_of(False, True, "segmentation"), "False, True or 'segmentation'"),
-    "in_channels": Option(3, _is_count, "a positive whole number"),
+    "in_channels": Option(3, _is_count, f"a positive whole number up to {MOST_CHANNELS}"),
     "output_stride": Option(32, _one_of(32, 16, 8), "32, 16 or 8"),
     "dilate_entry": Option(False, _is_boolean, "True or False"),
     **FREEZING,

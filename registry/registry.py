@@ -3,40 +3,34 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 from threading import RLock
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from platformdirs import user_config_path
 
 from featuretap.registry.catalogue import CatalogueFile, read_catalogue
+from featuretap.registry.contents import Contents
 from featuretap.registry.description import Description
-from featuretap.registry.errors import (
-    CatalogueError,
-    FeaturetapError,
-    HeadError,
-    OptionError,
-    PluginError,
-    UnknownBackboneError,
-    UnknownHeadError,
-    UnknownWeightsError,
-    did_you_mean,
-)
+from featuretap.registry.errors import HeadError, OptionError, PluginError, UnknownWeightsError, did_you_mean
 from featuretap.registry.hookspecs import WeightsEntry
-from featuretap.registry.options import Freezing
+from featuretap.registry.options import Freezing, options_of
 from featuretap.registry.pairing import features, paired
-from featuretap.registry.plugin_loading import OURS, Plugin, discover, load_module, policy_from
+from featuretap.registry.plugin_loading import Plugin, discover, load_module, policy_from
 from featuretap.registry.preprocessing import Preprocessing
-from featuretap.registry.specs import BackboneSpec, HeadSpec, ModelSpec
+from featuretap.registry.request import Request
+from featuretap.registry.specs import BackboneSpec, ModelSpec
 
 if TYPE_CHECKING:
     from torch import nn
 
 __all__ = ["Registry"]
 
-Named = TypeVar("Named", BackboneSpec, HeadSpec)
+FILES = (".safetensors", ".pth", ".pt", ".bin")
+"""Endings by which `pretrained=` knows the name of a file from a tag."""
 
 EMPTY = CatalogueFile(Path(), {}, ())
 
@@ -59,12 +53,22 @@ class Registry:
         self._builtins = builtins
         self._lock = RLock()
         self._reading = False
-        self._loaded: _Contents | None = None
+        self._loaded: Contents | None = None
 
     @property
     def plugins(self) -> tuple[Plugin, ...]:
         """Every plugin that was found, the failed and the disabled ones included."""
         return self._contents.plugins
+
+    @property
+    def published(self) -> tuple[WeightsEntry, ...]:
+        """Every entry of published weights."""
+        return tuple(self._contents.weights.values())
+
+    @property
+    def mirrors(self) -> Mapping[str, str]:
+        """Beginning of an address → what the user's catalogue puts in its place when something is downloaded."""
+        return self._contents.mirrors
 
     def list_backbones(self, pattern: str = "*") -> list[str]:
         """Return the sorted names of backbones that match a shell pattern; aliases are not listed."""
@@ -100,9 +104,7 @@ class Registry:
         Raises:
             UnknownBackboneError: no backbone has this name.
         """
-        spec = self._backbone(name)
-        entries = [entry for entry in self._contents.weights.values() if entry.backbone == spec.name]
-        return tuple(sorted(entries, key=lambda entry: not entry.default))
+        return self._contents.weights_of(self.catalogued(name))
 
     def spec(
         self,
@@ -124,9 +126,11 @@ class Registry:
         Raises:
             the same errors as `build`, but for those of reading weights.
         """
-        spec, _ = self._resolved(name, features_only, taps, head, num_classes, options)
+        request = self.request(
+            name, features_only=features_only, taps=taps, head=head, num_classes=num_classes, **options
+        )
         self._weights(name, pretrained)
-        return spec
+        return request.spec
 
     def build(
         self,
@@ -162,13 +166,102 @@ class Registry:
             OptionError, TapError, HeadError: names that are known, with values or in a pairing that cannot be.
             WeightsError: the weights cannot be had, or do not fit.
         """
-        spec, freezing = self._resolved(name, features_only, taps, head, num_classes, options)
+        request = self.request(
+            name, features_only=features_only, taps=taps, head=head, num_classes=num_classes, **options
+        )
         weights = self._weights(name, pretrained)
         from featuretap.registry.building import assemble
 
-        return assemble(
-            spec, freezing, weights, _described(name, spec, options), tuple(self._contents.weights.values())
-        )
+        if weights is None:
+            return assemble(request)
+        from featuretap.registry.weights.sources import source_of
+
+        return assemble(request, source_of(weights, self))
+
+    def save(self, model: nn.Module, path: str | os.PathLike[str], layout: str = "featuretap") -> Path:
+        """Write a model's weights, and what is needed to build it again, as safetensors.
+
+        The file is written whole or not at all. Equal models give equal bytes. DataParallel, torch.compile and moving
+        averages around a model are looked through.
+
+        Args:
+            model: a model that `build` or `load` returned.
+            path: a name that ends in ".safetensors", or a folder, which gets `model.safetensors` and `config.json`.
+            layout: whose names the tensors get: "featuretap", or "torchvision" or "timm", which then load the file
+                with their own tools in strict mode (a folder in timm's layout with
+                `timm.create_model("local-dir:folder", pretrained=True)`).
+
+        Returns:
+            the path of the file.
+
+        Raises:
+            OptionError: the model was not built by featuretap, or the path names another kind of file.
+            WeightsError: the model is no longer what it was built as, the layout cannot hold it, or the file cannot be
+                written.
+        """
+        from featuretap.registry.weights.storing import store
+
+        return store(self, model, Path(path), layout)
+
+    def load(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        name: str | BackboneSpec | None = None,
+        features_only: bool | None = None,
+        taps: Sequence[str] | None = None,
+        head: str | None = None,
+        num_classes: int | None = None,
+        finite: bool = False,
+        **options: Any,
+    ) -> nn.Module:
+        """Build the model that a file describes, and fill it from the file.
+
+        Files of torchvision's and timm's classifiers are recognised by the names and shapes of their tensors. The
+        model's numbers are of the file's type, such as float16.
+
+        Args:
+            path: a file that `save` wrote, one in torchvision's or timm's layout (.safetensors, or .pth, of which no
+                code is run), or a folder with a `model.safetensors`.
+            name: a backbone in place of the file's; a `BackboneSpec` where the model was built from one.
+            features_only: True for the bare backbone of a file with a head.
+            taps: as for `build`, in place of the file's.
+            head: as for `build`, in place of the file's.
+            num_classes: as for `build`, in place of the file's; the last layer then starts with fresh weights.
+            finite: whether to refuse weights that hold NaN or infinity.
+            **options: as for `build`, in place of the file's.
+
+        Raises:
+            WeightsError: the file cannot be read, is not what it should be, or does not fit.
+            the errors of `build`, for what is given here in place of the file's.
+        """
+        from featuretap.registry.weights.restoring import restore
+
+        asked = {"features_only": features_only, "taps": taps, "head": head, "num_classes": num_classes}
+        return restore(self, Path(path), name, asked, options, finite)
+
+    def convert(
+        self, source: str | os.PathLike[str], target: str | os.PathLike[str], layout: str = "featuretap"
+    ) -> Path:
+        """Rewrite a file of weights in another layout, without building the model.
+
+        Batch norms compute the same afterwards, to rounding, where the layouts disagree about their epsilon.
+
+        Args:
+            source: whatever `load` reads.
+            target: whatever `save` writes; may be the source.
+            layout: "featuretap", "torchvision" or "timm".
+
+        Returns:
+            the path of the file that was written.
+
+        Raises:
+            OptionError: the target names a kind of file that is not written.
+            WeightsError: the file cannot be read or recognised, or the layout cannot hold the model.
+        """
+        from featuretap.registry.weights.storing import convert
+
+        return convert(self, Path(source), Path(target), layout)
 
     def transforms(self, model: nn.Module) -> Callable[[Any], Any]:
         """Return the preprocessing that a model's weights were trained with.
@@ -189,38 +282,50 @@ class Registry:
             )
         return compose(description.preprocessing)
 
-    def _resolved(
+    def request(
         self,
         name: str | BackboneSpec,
-        features_only: bool,
-        taps: Sequence[str] | None,
-        head: str | None,
-        num_classes: int | None,
-        options: Mapping[str, Any],
-    ) -> tuple[BackboneSpec | ModelSpec, Freezing]:
-        backbone = self._backbone(name)
-        if not features_only:
-            return paired(backbone, self._head("classification" if head is None else head), taps, num_classes, options)
-        for asked, value in (("head", head), ("num_classes", num_classes)):
-            if value is not None:
-                raise HeadError(
-                    f"features_only=True returns the bare backbone of {backbone.name!r}, which has no "
-                    f"{asked}={value!r}; leave one of the two out"
-                )
-        return features(backbone, taps, options)
+        *,
+        features_only: bool = False,
+        taps: Sequence[str] | None = None,
+        head: str | None = None,
+        num_classes: int | None = None,
+        **options: Any,
+    ) -> Request:
+        """Resolve the arguments of `build` into all that building needs besides weights. For tools.
 
-    def _backbone(self, name: str | BackboneSpec) -> BackboneSpec:
+        Raises:
+            the same errors as `build`, but for those of weights.
+        """
+        backbone = self.catalogued(name)
+        if features_only:
+            for asked, value in (("head", head), ("num_classes", num_classes)):
+                if value is not None:
+                    raise HeadError(
+                        f"features_only=True returns the bare backbone of {backbone.name!r}, which has no "
+                        f"{asked}={value!r}; leave one of the two out"
+                    )
+
+        def resolved(options: Mapping[str, Any]) -> tuple[BackboneSpec | ModelSpec, Freezing]:
+            if features_only:
+                return features(backbone, taps, options)
+            chosen = self._contents.head("classification" if head is None else head)
+            return paired(backbone, chosen, taps, num_classes, options)
+
+        spec, freezing = resolved(options)
+        reduced = {**options_of(backbone), **options}.get("reduced_tail", False)
+        whole = resolved({**options, "reduced_tail": False})[0] if reduced else None
+        # A name with its distribution stays; an alias becomes what it stands for.
+        said = name if isinstance(name, str) and ":" in name else backbone.name
+        return Request(spec, freezing, _described(said, spec, options), whole)
+
+    def catalogued(self, name: str | BackboneSpec) -> BackboneSpec:
+        """Return a backbone's spec as its provider states it, options not yet applied.
+
+        Raises:
+            UnknownBackboneError: no backbone has this name.
+        """
         return name if isinstance(name, BackboneSpec) else self._contents.find(name)[1]
-
-    def _head(self, name: str) -> HeadSpec:
-        if not isinstance(name, str):
-            raise UnknownHeadError(f"a head's name is a string, got {name!r}")
-        claims = [(plugin.distribution, head) for plugin in self.plugins for head in plugin.heads if head.name == name]
-        if claims:
-            return _only(name, "head", claims, UnknownHeadError)[1]
-        known = self.list_heads()
-        hint = did_you_mean(name, known) or f"; known heads: {', '.join(known)}"
-        raise UnknownHeadError(f"no head named {name!r}{hint}{self._contents.failures()}")
 
     def _weights(
         self, name: str | BackboneSpec, pretrained: bool | str | os.PathLike[str]
@@ -228,7 +333,14 @@ class Registry:
         if pretrained is False:
             return None
         entries = self.weights_of(name)
-        backbone = self._backbone(name).name
+        backbone = self.catalogued(name).name
+        contested = self._contents.contested.get(str(pretrained)) or self._contents.contested.get(
+            f"{backbone}.{pretrained}"
+        )
+        if contested:
+            raise UnknownWeightsError(
+                f"two plugins have weights {pretrained!r} for {backbone!r}: {' and '.join(contested)}; disable one"
+            )
         if isinstance(pretrained, os.PathLike):
             return Path(pretrained)
         if not isinstance(pretrained, bool | str):
@@ -244,13 +356,13 @@ class Registry:
         for entry in entries:
             if pretrained in (entry.tag, entry.name):
                 return entry
-        if os.sep in pretrained or Path(pretrained).suffix in (".pth", ".pt", ".safetensors"):
+        if os.sep in pretrained or Path(pretrained).suffix in FILES:
             return Path(pretrained)
         hint = did_you_mean(pretrained, [entry.tag for entry in entries]) or ";"
         raise UnknownWeightsError(f"{backbone!r} has no weights {pretrained!r}{hint} {_tags(entries)}")
 
     @property
-    def _contents(self) -> _Contents:
+    def _contents(self) -> Contents:
         with self._lock:
             if self._loaded is None:
                 if self._reading:
@@ -264,96 +376,27 @@ class Registry:
                     self._reading = False
             return self._loaded
 
-    def _read(self) -> _Contents:
+    def _read(self) -> Contents:
         user = read_catalogue(path, code=False) if self._discover and (path := _user_catalogue()) else EMPTY
         policy = policy_from(user.disable, user.only)
         plugins = [
             *discover(policy, builtins=self._builtins, others=self._discover),
             *(load_module(module, policy) for module in self._modules),
         ]
-        return _Contents(tuple(plugins), user)
+        return Contents(tuple(plugins), user)
 
 
-class _Contents:
-    """What was found, indexed by name."""
-
-    def __init__(self, plugins: tuple[Plugin, ...], user: CatalogueFile) -> None:
-        self.plugins = plugins
-        self.backbones: dict[str, list[tuple[str, BackboneSpec]]] = {}
-        self.aliases: dict[str, list[tuple[str, BackboneSpec]]] = {}
-        self.qualified: dict[str, BackboneSpec] = {}
-        self.reserved = {name for plugin in plugins if plugin.ours for name in _names(plugin.backbones)}
-        for plugin in plugins:
-            for spec in plugin.backbones:
-                self.qualified[f"{plugin.distribution}:{spec.name}"] = spec
-                self._add(plugin.distribution, spec, closed=frozenset() if plugin.ours else self.reserved)
-        self._add_user(user)
-        entries = [entry for plugin in plugins for entry in plugin.weights]
-        self.weights: dict[str, WeightsEntry] = {}
-        for entry in [*entries, *user.weights]:
-            self.weights.setdefault(entry.name, entry)
-
-    def find(self, name: str) -> tuple[str, BackboneSpec]:
-        """Return who provides a backbone, and its spec."""
-        if not isinstance(name, str):
-            raise UnknownBackboneError(f"a backbone's name is a string or a BackboneSpec, got {name!r}")
-        if name in self.qualified:
-            return name.partition(":")[0], self.qualified[name]
-        for index in (self.backbones, self.aliases):
-            if name in index:
-                return _only(name, "backbone", index[name], UnknownBackboneError)
-        canonical = {alias: claims[0][1].name for alias, claims in self.aliases.items()}
-        hint = did_you_mean(name, [*self.backbones, *canonical, *self.qualified], canonical)
-        raise UnknownBackboneError(
-            f"no backbone named {name!r}{hint or '; registry.list_backbones() names them'}{self.failures()}"
-        )
-
-    def failures(self) -> str:
-        """Return a note on plugins that failed, since what is missing may be theirs."""
-        failed = [plugin.failure for plugin in self.plugins if plugin.status == "failed"]
-        return f" ({'; '.join(failed)})" if failed else ""
-
-    def _add(self, provider: str, spec: BackboneSpec, closed: Collection[str]) -> None:
-        for index, names in ((self.backbones, (spec.name,)), (self.aliases, spec.aliases)):
-            for name in names:
-                if name not in closed:
-                    index.setdefault(name, []).append((provider, spec))
-
-    def _add_user(self, user: CatalogueFile) -> None:
-        for spec in user.resolved(lambda name: self.find(name)[1]):
-            taken = sorted(self.reserved & set(_names([spec])))
-            if taken:
-                raise CatalogueError(
-                    f"{user.path}: backbones.{spec.name} would shadow the built-in {taken[0]!r}; choose another name"
-                )
-            for name in _names([spec]):
-                self.backbones.pop(name, None)
-                self.aliases.pop(name, None)
-            self._add(str(user.path), spec, closed=())
-
-
-def _described(name: str | BackboneSpec, spec: BackboneSpec | ModelSpec, options: Mapping[str, Any]) -> Description:
+def _described(name: str, spec: BackboneSpec | ModelSpec, options: Mapping[str, Any]) -> Description:
     backbone = spec.backbone if isinstance(spec, ModelSpec) else spec
     return Description(
-        name if isinstance(name, str) else name.name,
+        name,
         tuple(backbone.taps),
         options,
         spec.head.name if isinstance(spec, ModelSpec) else None,
         spec.num_classes if isinstance(spec, ModelSpec) else None,
         Preprocessing().for_channels(backbone.in_channels),
+        backbone=backbone if backbone.norm is None else replace(backbone, norm=None),
     )
-
-
-def _names(specs: Iterable[BackboneSpec]) -> list[str]:
-    return [name for spec in specs for name in (spec.name, *spec.aliases)]
-
-
-def _only(name: str, what: str, claims: Sequence[tuple[str, Named]], error: type[FeaturetapError]) -> tuple[str, Named]:
-    built_in = [claim for claim in claims if claim[0] == OURS]
-    if built_in or len(claims) == 1:
-        return (built_in or claims)[0]
-    choices = " or ".join(repr(f"{provider}:{name}") for provider, _ in claims)
-    raise error(f"{len(claims)} plugins have a {what} named {name!r}; say which: {choices}")
 
 
 def _matching(names: Iterable[str], pattern: str) -> list[str]:

@@ -80,7 +80,9 @@ class BackboneSpec:
         norm_eps: epsilon of batch norm in the family's reference code.
         norm_momentum: momentum of batch norm there, in torch's convention.
         classifier: what the `classification` head puts on it.
-        layouts: layout name → import string of the function that names its tensors in that layout.
+        layouts: layout name → import string of `layout(spec) -> Layout`, which names its tensors as that library does.
+        published_as: name of the backbone whose published weights fit this one too, where it is a variant that changes
+            no tensor.
         description: one line for people.
 
     Raises:
@@ -103,6 +105,7 @@ class BackboneSpec:
     norm_momentum: float = 0.1
     classifier: Classifier = Classifier()
     layouts: Mapping[str, str] = field(default_factory=dict, hash=False)
+    published_as: str = ""
     description: str = ""
 
     def __post_init__(self) -> None:
@@ -232,6 +235,8 @@ class HeadSpec:
         layers: import string of `layers(backbone, *, num_classes, **options) -> tuple[Counted, ...]`, torch-free.
         num_classes: classes where the caller names no number.
         options: every option with its default; the names must differ from those of backbones.
+        per_class: beginnings of the names of its tensors whose size follows the number of classes; weights for another
+            number leave these out.
         description: one line for people.
     """
 
@@ -241,6 +246,7 @@ class HeadSpec:
     layers: str
     num_classes: int
     options: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    per_class: tuple[str, ...] = ("logits.",)
     description: str = ""
 
     def __post_init__(self) -> None:

@@ -1,6 +1,8 @@
-"""What the tests share. No test reads the user's own configuration, or a network."""
+"""What the tests share. No test reads the user's own configuration or caches, or a network."""
 
 import importlib.metadata
+import os
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -14,6 +16,9 @@ from featuretap.registry.command_line import main
 
 ROOT = Path(__file__).parent.parent
 
+# huggingface_hub reads it once, when something first imports it.
+os.environ["HF_HOME"] = tempfile.mkdtemp(prefix="featuretap-tests-")
+
 
 class Ran(NamedTuple):
     status: int
@@ -23,9 +28,10 @@ class Ran(NamedTuple):
 
 @pytest.fixture(autouse=True)
 def hermetic(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
-    """No configuration, no plugin policy, and an empty cache of downloads."""
+    """No configuration, no plugin policy, no downloads, and an empty cache of them."""
     for name in ("FEATURETAP_CONFIG", "FEATURETAP_PLUGINS", "FEATURETAP_STRICT", "FORCE_COLOR"):
         monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("FEATURETAP_OFFLINE", "1")
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path_factory.mktemp("config")))
     monkeypatch.setenv("TORCH_HOME", str(tmp_path_factory.mktemp("torch")))
 

@@ -121,7 +121,7 @@ BAD = [
     ),
     ('schema = 1\n[plugins]\ndisabled = ["a"]', "plugins.disabled is not a known key; did you mean 'disable'?"),
     ('schema = 1\n[plugins]\nonly = "a"', "plugins.only should be a list of strings, got 'a'"),
-    ('schema = 1\n[weights."x.y"]\nurl = "u"', 'weights."x.y" lacks sha256, layout, norm_eps'),
+    ('schema = 1\n[weights."x.y"]\nurl = "u"', 'weights."x.y" lacks layout, norm_eps'),
     (
         'schema = 1\n[weights.x]\nurl = "u"\nsha256 = "00000000"\nlayout = "torchvision"\nnorm_eps = 1e-5',
         "weights.\"x\" should be named 'backbone.tag'",

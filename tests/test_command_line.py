@@ -31,7 +31,7 @@ def test_list_prints_names_counts_channels_and_weights(run: Run) -> None:
         "5.48 M",
         "216.6 M",
         "16 / 24 / 40 / 112 / 960",
-        "imagenet1k_v2, imagenet1k_v1",
+        "imagenet1k_v2, imagenet1k_v1, miil_in21k, miil_in21k_ft_in1k, ra4_e3600_r224_in1k, ra_in1k",
     ]
     assert (ran.status, ran.err) == (0, "")
 
@@ -60,7 +60,7 @@ def test_show_prints_json(run: Run) -> None:
     assert facts["classifier"]["parameters"] == 6_108_776
     assert facts["taps"]["C5"]["shape"] == [1792, 14, 14]
     assert facts["taps"]["C4.expansion"]["path"] == "stages.C5.0.expand"
-    assert facts["weights"] == ["imagenet1k_v1", "imagenet1k_v2"]
+    assert facts["weights"] == ["imagenet1k_v1", "imagenet1k_v2", "ra_in1k"]
 
 
 def test_show_takes_any_option(run: Run) -> None:
@@ -78,16 +78,16 @@ def test_show_takes_any_option(run: Run) -> None:
         (("shwo", "mobilenet_v2"), "No such command 'shwo'. Did you mean 'show'?"),
         (
             ("show", "mobilenet_v2", "--width", "0"),
-            "'mobilenet_v2' cannot take width=0.0; it is a positive number, such as 0.75",
+            "'mobilenet_v2' cannot take width=0.0; it is a positive number up to 100, such as 0.75",
         ),
         (
             ("show", "mobilenet_v2", "--width", "-1"),
-            "'mobilenet_v2' cannot take width=-1.0; it is a positive number, such as 0.75",
+            "'mobilenet_v2' cannot take width=-1.0; it is a positive number up to 100, such as 0.75",
         ),
         (("show", "mobilenet_v2", "--width", "x"), "Invalid value for '--width': 'x' is not a valid float."),
         (
             ("show", "mobilenet_v2", "--in-channels", "0"),
-            "'mobilenet_v2' cannot take in_channels=0; it is a positive whole number",
+            "'mobilenet_v2' cannot take in_channels=0; it is a positive whole number up to 65536",
         ),
         (
             ("show", "mobilenet_v2", "--output-stride", "4"),
@@ -166,8 +166,9 @@ def test_predictions_of_fresh_weights_are_refused(run: Run, cat: Path) -> None:
     message = "predictions of fresh weights mean nothing; name weights, or leave --weights out"
     refused(run("predict", cat, "--weights", "none"), message)
     refused(
-        run("predict", cat, "--model", "mobilenet_v1"),
-        "'mobilenet_v1' has no default weights (the catalogue has none for it); name a tag, or give the path of a file",
+        run("predict", cat, "--model", "mobilenet_v1_025"),
+        "'mobilenet_v1_025' has no default weights (the catalogue has none for it); "
+        "name a tag, or give the path of a file",
     )
 
 
@@ -179,13 +180,15 @@ def test_weights_that_cannot_be_downloaded_are_one_line(
     def offline(*_: object, **__: object) -> None:
         raise OSError("Name or service not known")
 
+    monkeypatch.delenv("FEATURETAP_OFFLINE")
     monkeypatch.setattr(torch.hub, "download_url_to_file", offline)
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     refused(
         run("predict", cat),
         "cannot download 'mobilenet_v2.imagenet1k_v1' from "
         "https://download.pytorch.org/models/mobilenet_v2-b0353104.pth: Name or service not known; put the file at "
-        f"{tmp_path}/hub/checkpoints/mobilenet_v2-b0353104.pth, or give its path as pretrained=",
+        f"{tmp_path}/hub/checkpoints/mobilenet_v2-b0353104.pth, or give its path as pretrained=; no "
+        "published weights are on this machine",
     )
 
 
@@ -277,7 +280,7 @@ def test_variants_for_other_channels_read_grey_or_say_what_they_need(
     config.write_text(
         f'schema = 1\n[backbones."grey[b]net"]\nbase = "mobilenet_v1"\noptions = {{ in_channels = {channels} }}\n'
     )
-    arguments = ["taps", str(cat), "--model", "grey[b]net", "--out", str(tmp_path / "page.png")]
+    arguments = ["taps", str(cat), "--model", "grey[b]net", "--weights", "none", "--out", str(tmp_path / "page.png")]
     command = [sys.executable, "-m", "featuretap.registry.command_line"]
     environment = {**os.environ, "FEATURETAP_CONFIG": str(config)}
     ran = subprocess.run([*command, *arguments], capture_output=True, text=True, env=environment)

@@ -8,8 +8,8 @@ from featuretap.registry import Registry
 from featuretap.registry.errors import HeadError, OptionError, UnknownOptionError
 
 KNOWN = "width, reduced_tail, in_channels, output_stride, dilate_entry, freeze, freeze_norm, norm"
-COUNT = "it is a positive whole number"
-WIDTH = "it is a positive number, such as 0.75"
+COUNT = "it is a positive whole number up to 65536"
+WIDTH = "it is a positive number up to 100, such as 0.75"
 
 
 def test_a_misspelled_option_is_refused_with_the_nearest_and_all_others(registry: Registry) -> None:

@@ -66,7 +66,11 @@ def test_names_are_listed_sorted_and_filtered(registry: Registry) -> None:
     assert registry.list_backbones("resnet*") == []
     assert registry.list_heads() == ["classification"]
     assert registry.list_plugins() == ["featuretap"]
-    assert registry.list_weights("mobilenet_v2.*") == ["mobilenet_v2.imagenet1k_v1", "mobilenet_v2.imagenet1k_v2"]
+    assert registry.list_weights("mobilenet_v2.*") == [
+        "mobilenet_v2.imagenet1k_v1",
+        "mobilenet_v2.imagenet1k_v2",
+        "mobilenet_v2.ra_in1k",
+    ]
     assert registry.list_runtimes() == []
 
 
@@ -219,7 +223,7 @@ def test_a_tap_without_channels_or_stride_is_refused(tap: dict[str, int]) -> Non
 def test_a_model_says_what_it_is(registry: Registry) -> None:
     model = registry.build("mobilenetv3_large_100", reduced_tail=True, num_classes=10)
     said = model.description
-    assert (said.name, said.taps, said.options) == ("mobilenetv3_large_100", ("C5",), {"reduced_tail": True})
+    assert (said.name, said.taps, said.options) == ("mobilenet_v3_large", ("C5",), {"reduced_tail": True})
     assert (said.head, said.num_classes, said.weights) == ("classification", 10, None)
     assert registry.build("mobilenet_v2", features_only=True).description.head is None
 

@@ -51,7 +51,7 @@ def feature_maps(
     with torch.inference_mode():
         maps = backbone(normalised(description.preprocessing)(resized)[None])
     strides = {name: tap.stride for name, tap in backbone.taps.items()}  # type: ignore[union-attr, operator]
-    origin = description.weights or "fresh (random)"
+    origin = str(description.weights or "fresh (random)")
     return resized, {name: values[0].numpy() for name, values in maps.items()}, strides, origin
 
 

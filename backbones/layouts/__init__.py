@@ -1,0 +1,1 @@
+"""How other libraries name the tensors of our tables: a module a library."""

@@ -1,0 +1,34 @@
+"""What the layouts of all libraries share: naming the tensors of a layer and of a classifier. No torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from featuretap.heads.classification import classification_layers
+from featuretap.registry.specs import BackboneSpec
+
+__all__ = ["convolution", "linear", "squeeze_excite"]
+
+NORM = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
+WEIGHT_AND_BIAS = ("weight", "bias")
+
+
+def convolution(path: str, conv: str, norm: str) -> dict[str, str]:
+    """Name a convolution and its norm: our path → the modules that are theirs."""
+    return {f"{path}.conv.weight": f"{conv}.weight", **{f"{path}.norm.{kind}": f"{norm}.{kind}" for kind in NORM}}
+
+
+def squeeze_excite(path: str, reduce: str, expand: str) -> dict[str, str]:
+    """Name the two convolutions of a squeeze-excite layer."""
+    modules = {"reduce": reduce, "expand": expand}
+    return {f"{path}.{ours}.{kind}": f"{theirs}.{kind}" for ours, theirs in modules.items() for kind in WEIGHT_AND_BIAS}
+
+
+def linear(spec: BackboneSpec, theirs: Mapping[str, str]) -> dict[str, str]:
+    """Name the layers of the classifier: our layer → their module."""
+    last = spec.with_taps(spec.levels[-1:])
+    return {
+        f"head.{layer.name}.{kind}": f"{theirs[layer.name]}.{kind}"
+        for layer in classification_layers(last, num_classes=1)
+        for kind in layer.tensors
+    }

@@ -1,0 +1,107 @@
+"""timm's names for the tensors of MobileNetV1, V2 and V3. No torch, and no timm.
+
+timm numbers the blocks by the lines of the papers' tables: a new line begins where the channels change, so that V3's
+level C4 is two of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from featuretap.backbones.layouts.naming import convolution, linear, squeeze_excite
+from featuretap.backbones.mobilenet_v1 import V1
+from featuretap.backbones.mobilenet_v2 import V2
+from featuretap.backbones.mobilenet_v3 import LARGE, SMALL
+from featuretap.registry.layers import SqueezeExcite
+from featuretap.registry.layout import Layout
+from featuretap.registry.specs import BackboneSpec, Block
+from featuretap.registry.variants import widened
+
+__all__ = ["mobilenet_v1", "mobilenet_v2", "mobilenet_v3"]
+
+NORM_EPS = 1e-5
+
+NARROW_STEM = "below width 0.75 timm keeps the stem at 16 channels, and the width multiplier of the paper scales it"
+
+ARCHITECTURES = {
+    V1.name: {"mobilenetv1_100": 1.0, "mobilenetv1_125": 1.25},
+    V2.name: {"mobilenetv2_100": 1.0, "mobilenetv2_035": 0.35, "mobilenetv2_050": 0.5, "mobilenetv2_075": 0.75}
+    | {"mobilenetv2_140": 1.4},
+    LARGE.name: {"mobilenetv3_large_100": 1.0, "mobilenetv3_large_075": 0.75, "mobilenetv3_large_150": 1.5},
+    # Not mobilenetv3_small_050: its stem keeps 16 channels, which the paper's width multiplier scales.
+    SMALL.name: {"mobilenetv3_small_100": 1.0, "mobilenetv3_small_075": 0.75},
+}
+"""Family → timm's name → width multiplier: every network that timm registers and that is one of ours."""
+
+
+def mobilenet_v1(spec: BackboneSpec) -> Layout:
+    """Name the tensors as timm's `mobilenetv1_*` do."""
+    return _layout(spec, (V1,), {"logits": "classifier"})
+
+
+def mobilenet_v2(spec: BackboneSpec) -> Layout:
+    """Name the tensors as timm's `mobilenetv2_*` do: the last convolution stands outside the blocks."""
+    return _layout(spec, (V2,), {"logits": "classifier"}, last=("conv_head", "bn2"))
+
+
+def mobilenet_v3(spec: BackboneSpec) -> Layout:
+    """Name the tensors as timm's `mobilenetv3_*` do: the hidden layer is a 1×1 convolution."""
+    return _layout(
+        spec, (LARGE, SMALL), {"hidden": "conv_head", "logits": "classifier"}, pointwise="head.hidden.weight"
+    )
+
+
+def _layout(
+    spec: BackboneSpec,
+    families: tuple[BackboneSpec, ...],
+    head: dict[str, str],
+    last: tuple[str, str] | None = None,
+    pointwise: str | None = None,
+) -> Layout:
+    names = linear(spec, head)
+    stem, *blocks = spec.all_blocks
+    names.update(convolution(stem.path, "conv_stem", "bn1"))
+    if last:
+        names.update(convolution(blocks.pop().path, *last))
+    for theirs, block in _numbered(blocks):
+        names.update(_block(theirs, block))
+    narrow_stem = LARGE in families and stem.out_channels < LARGE.all_blocks[0].out_channels
+    return Layout(
+        names,
+        NORM_EPS,
+        _architecture(spec, families),
+        remark=NARROW_STEM if narrow_stem else "",
+        pointwise=frozenset([pointwise] if pointwise else []),
+    )
+
+
+def _numbered(blocks: list[Block]) -> Iterator[tuple[str, Block]]:
+    line = index = -1
+    before: Block | None = None
+    for block in blocks:
+        if before is None or (block.level, block.out_channels) != (before.level, before.out_channels):
+            line, index = line + 1, -1
+        index += 1
+        before = block
+        yield f"blocks.{line}.{index}", block
+
+
+def _block(theirs: str, block: Block) -> dict[str, str]:
+    convolutions = [path for path, layer in block.layer_paths() if not isinstance(layer, SqueezeExcite)]
+    modules = {1: ("conv",), 2: ("conv_dw", "conv_pw"), 3: ("conv_pw", "conv_dw", "conv_pwl")}[len(convolutions)]
+    names: dict[str, str] = {}
+    for number, (path, module) in enumerate(zip(convolutions, modules, strict=True), start=1):
+        names.update(convolution(path, f"{theirs}.{module}", f"{theirs}.bn{number}"))
+    for path, layer in block.layer_paths():
+        if isinstance(layer, SqueezeExcite):
+            names.update(squeeze_excite(path, f"{theirs}.se.conv_reduce", f"{theirs}.se.conv_expand"))
+    return names
+
+
+def _architecture(spec: BackboneSpec, families: tuple[BackboneSpec, ...]) -> str:
+    for family in families:
+        for name, width in ARCHITECTURES[family.name].items():
+            network = widened(family, width)
+            if (network.stages, network.classifier) == (spec.stages, spec.classifier):
+                return name
+    return ""

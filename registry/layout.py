@@ -1,0 +1,34 @@
+"""Layouts as data: how a library names the tensors of a network. No torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+__all__ = ["NATIVE", "Layout"]
+
+NATIVE = "featuretap"
+"""The name of our own layout."""
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Another library's names for the tensors of one network, whatever taps and head are asked for.
+
+    Args:
+        names: our name → theirs, of the whole network with its classifier.
+        norm_eps: epsilon of batch norm that the library builds the network with.
+        architecture: what the library calls the network; empty where it has no such network, whose weights can then be
+            read from files of these names, and not be written.
+        arguments: keyword arguments that it builds the network with.
+        remark: what to know where a file of the library does not fit, if anything.
+        pointwise: our linear weights (out, in) that are 1×1 convolutions (out, in, 1, 1) there.
+    """
+
+    names: Mapping[str, str]
+    norm_eps: float
+    architecture: str = ""
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+    remark: str = ""
+    pointwise: frozenset[str] = frozenset()

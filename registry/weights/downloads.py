@@ -1,0 +1,136 @@
+"""Published weights: found in the caches of torch.hub and the Hugging Face hub, or downloaded into them and checked."""
+
+from __future__ import annotations
+
+import os
+import urllib.error
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from urllib.parse import urlsplit
+
+import huggingface_hub
+import torch
+
+from featuretap.registry.errors import WeightsError
+from featuretap.registry.hookspecs import HUB, WeightsEntry
+
+__all__ = ["located", "verify"]
+
+HUB_SITE = "https://huggingface.co"
+
+
+@dataclass(frozen=True)
+class HubFile:
+    """A file on the Hugging Face hub, out of an address such as "hf://timm/mobilenetv2_100.ra_in1k/model.safetensors"."""
+
+    repository: str
+    revision: str | None
+    name: str
+
+
+def located(entry: WeightsEntry, known: Sequence[WeightsEntry], mirrors: Mapping[str, str]) -> Path:
+    """Return the file of a catalogue entry: from its cache, or downloaded into it.
+
+    Downloads are made by torch.hub and huggingface_hub, show a progress bar, and are checked before they are kept.
+    With `FEATURETAP_OFFLINE=1` nothing is downloaded.
+
+    Args:
+        entry: what is wanted.
+        known: all entries, to name those that are on this machine where this one cannot be had.
+        mirrors: beginning of an address → what stands in its place.
+
+    Raises:
+        WeightsError: it is in no cache and cannot be downloaded, or the download is another file.
+    """
+    path = _cached(entry)
+    if path is not None:
+        return path
+    if _offline():
+        raise _not_here(
+            entry, known, f"{entry.name!r} is not on this machine, and FEATURETAP_OFFLINE forbids downloads"
+        )
+    address = _mirrored(entry.url, mirrors)
+    try:
+        if entry.url.startswith(HUB):
+            return _from_hub(entry, _mirrored(HUB_SITE, mirrors))
+        path = _torch_path(entry)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        torch.hub.download_url_to_file(address, str(path), hash_prefix=entry.sha256)
+    except Exception as error:
+        # Both libraries let through whatever the network's libraries below them raise.
+        if isinstance(error, urllib.error.HTTPError):
+            # It is the server's answer too, and holds the connection open.
+            error.close()
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise _not_here(entry, known, f"cannot download {entry.name!r} from {address}: {reason}") from error
+    return path
+
+
+def verify(entry: WeightsEntry, path: Path, digest: str) -> None:
+    """Refuse a file that is not the entry's.
+
+    Where the publisher states no digest, the hub's own is taken, by which huggingface_hub names what it stores.
+
+    Raises:
+        WeightsError: the digest is another.
+    """
+    expected = entry.sha256
+    if not expected:
+        stored = path.resolve().name
+        expected = stored if len(stored) == len(digest) else ""
+    if not digest.startswith(expected):
+        raise WeightsError(
+            f"{path} is not {entry.name!r}: its SHA-256 begins with {digest[:8]}, expected {expected[:8]}; "
+            "delete it to download it again"
+        )
+
+
+def _cached(entry: WeightsEntry) -> Path | None:
+    if entry.url.startswith(HUB):
+        file = _hub_file(entry.url)
+        found = huggingface_hub.try_to_load_from_cache(file.repository, file.name, revision=file.revision)
+        return Path(found) if isinstance(found, str) else None
+    path = _torch_path(entry)
+    return path if path.is_file() else None
+
+
+def _torch_path(entry: WeightsEntry) -> Path:
+    # torch.hub's names carry the digest; one that does not could be anybody's "model.pth".
+    name = PurePosixPath(urlsplit(entry.url).path)
+    file = name.name if entry.sha256[:8] in name.name else f"{name.stem or 'weights'}-{entry.sha256[:8]}{name.suffix}"
+    return Path(torch.hub.get_dir()) / "checkpoints" / file
+
+
+def _from_hub(entry: WeightsEntry, site: str) -> Path:
+    file = _hub_file(entry.url)
+    endpoint = None if site == HUB_SITE else site
+    return Path(huggingface_hub.hf_hub_download(file.repository, file.name, revision=file.revision, endpoint=endpoint))
+
+
+def _hub_file(url: str) -> HubFile:
+    owner, repository, name = url.removeprefix(HUB).split("/", 2)
+    repository, _, revision = repository.partition("@")
+    return HubFile(f"{owner}/{repository}", revision or None, name)
+
+
+def _mirrored(url: str, mirrors: Mapping[str, str]) -> str:
+    for beginning in sorted(mirrors, key=len, reverse=True):
+        if url.startswith(beginning):
+            return mirrors[beginning] + url.removeprefix(beginning)
+    return url
+
+
+def _offline() -> bool:
+    return os.environ.get("FEATURETAP_OFFLINE", "").lower() in ("1", "true", "yes", "on")
+
+
+def _not_here(entry: WeightsEntry, known: Sequence[WeightsEntry], problem: str) -> WeightsError:
+    if entry.url.startswith(HUB):
+        file = _hub_file(entry.url)
+        by_hand = f"run 'hf download {file.repository} {file.name}' where there is a network"
+    else:
+        by_hand = f"put the file at {_torch_path(entry)}"
+    here = [other.name for other in known if _cached(other)]
+    there = f"on this machine are {', '.join(here)}" if here else "no published weights are on this machine"
+    return WeightsError(f"{problem}; {by_hand}, or give its path as pretrained=; {there}")

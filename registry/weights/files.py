@@ -1,0 +1,67 @@
+"""Where the file of a path is, and its digest. No torch."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from featuretap.registry.errors import WeightsError
+from featuretap.registry.weights.header import unreadable
+
+__all__ = ["CONFIG", "FILE", "config_beside", "sha256_of", "weights_file"]
+
+FILE = "model.safetensors"
+CONFIG = "config.json"
+
+
+def weights_file(path: str | os.PathLike[str]) -> Path:
+    """Return the file that a path means: itself, or `model.safetensors` where it is a folder.
+
+    Raises:
+        WeightsError: a folder without it.
+    """
+    given = Path(path)
+    if not given.is_dir():
+        return given
+    found = given / FILE
+    if found.is_file():
+        return found
+    others = sorted(entry.name for entry in given.iterdir() if entry.suffix in (".safetensors", ".pth", ".pt", ".bin"))
+    hint = f"give one of its files: {', '.join(others)}" if others else "give a folder that registry.save wrote"
+    raise WeightsError(f"the folder {str(given)!r} holds no {FILE}; {hint}")
+
+
+def config_beside(file: Path) -> dict[str, Any] | None:
+    """Return the `config.json` in the folder of a `model.safetensors`, or None where there is none.
+
+    Raises:
+        WeightsError: it is no JSON table.
+    """
+    path = file.with_name(CONFIG)
+    if file.name != FILE or not path.is_file():
+        return None
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise unreadable(path, error) from error
+    except (ValueError, RecursionError) as error:
+        raise WeightsError(f"{str(path)!r} is no JSON; get it again from where it comes from") from error
+    if not isinstance(config, dict):
+        raise WeightsError(f"{str(path)!r} holds no table; get it again from where it comes from")
+    return config
+
+
+def sha256_of(path: Path) -> str:
+    """Return the SHA-256 of a file in hexadecimal digits.
+
+    Raises:
+        WeightsError: the file cannot be read.
+    """
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise unreadable(path, error) from error

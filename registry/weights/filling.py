@@ -1,0 +1,110 @@
+"""Copying tensors into the modules of a model."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+
+import torch
+from torch import Tensor, nn
+
+from featuretap.registry.specs import BackboneSpec
+from featuretap.registry.weights.expectation import COUNTER, HEAD, layer_paths, lies_in
+from featuretap.registry.weights.reading import some
+from featuretap.registry.weights.translation import MisfitError, Translated
+
+__all__ = ["adapted_stem", "fill"]
+
+
+@torch.no_grad()
+def fill(
+    parts: Mapping[str, nn.Module],
+    spec: BackboneSpec,
+    weights: Translated,
+    *,
+    fresh: Collection[str] = (),
+    keep_dtype: bool = False,
+) -> None:
+    """Copy tensors into bare modules, the subset that the modules declare.
+
+    Args:
+        parts: prefix in our names → module.
+        spec: the backbone, cut behind its last tap.
+        weights: a file's tensors.
+        fresh: beginnings of the names that stay as they were initialised.
+        keep_dtype: whether the model takes the file's types of numbers, or stays as torch made it.
+
+    Raises:
+        MisfitError: tensors that are missing, of another shape or kind, or that no part of the network accounts for.
+    """
+    used = set()
+    for prefix, module in parts.items():
+        _check_norms(prefix, module, weights)
+        for key, target in module.state_dict(keep_vars=True).items():
+            name = prefix + key
+            if name.startswith(tuple(fresh)):
+                continue
+            used.add(name)
+            if name not in weights.tensors:
+                if not name.endswith(COUNTER):
+                    raise MisfitError(_lacks(name, weights))
+                target.zero_()
+                continue
+            tensor = weights.tensors[name]
+            if spec.stages and name == spec.stem and tensor.ndim == 4:
+                tensor = adapted_stem(tensor, target)
+            _check(name, tensor, target, weights)
+            if keep_dtype:
+                target.data = tensor.to(target.device, copy=True)
+            else:
+                target.copy_(tensor)
+    unused = set(weights.tensors) - used
+    extra = sorted(name for name in unused if _is_unexpected(name, spec, HEAD in parts, fresh))
+    if extra:
+        raise MisfitError(f"{weights.source} holds {some(extra)}, which the model lacks")
+
+
+def adapted_stem(weight: Tensor, target: Tensor) -> Tensor:
+    """Return a stem's weight (O, C, k, k) for another number of image channels.
+
+    One channel gets the sum, so that a grey image acts as before; more get those of the file in turn, scaled by the
+    ratio of the numbers to keep the magnitude of the output. As timm does.
+    """
+    channels, wanted = weight.shape[1], target.shape[1]
+    if wanted == channels:
+        return weight
+    if wanted == 1:
+        return weight.sum(1, keepdim=True)
+    repeated = weight.repeat(1, -(-wanted // channels), 1, 1)[:, :wanted]
+    return repeated * (channels / wanted)
+
+
+def _lacks(name: str, weights: Translated) -> str:
+    theirs = weights.theirs.get(name, name)
+    return f"{weights.source} lacks {theirs}" + (f", our {name}" if theirs != name else "")
+
+
+def _check(name: str, tensor: Tensor, target: Tensor, weights: Translated) -> None:
+    if tensor.shape != target.shape:
+        remark = f" ({weights.remark})" if weights.remark else ""
+        raise MisfitError(f"{name} is {tuple(tensor.shape)} in the file, {tuple(target.shape)} in the model{remark}")
+    if tensor.is_floating_point() != target.is_floating_point():
+        raise MisfitError(f"{name} holds {tensor.dtype} in the file, {target.dtype} in the model")
+
+
+def _check_norms(prefix: str, module: nn.Module, weights: Translated) -> None:
+    has = module.state_dict()
+    for path, norm in module.named_modules():
+        if f"{prefix}{path}.running_mean" in weights.tensors and f"{path}.running_mean" not in has:
+            raise MisfitError(
+                f"its norm {type(norm).__name__} cannot hold the file's running statistics; use a batch norm, or build "
+                "without pretrained"
+            )
+
+
+def _is_unexpected(name: str, spec: BackboneSpec, headed: bool, fresh: Collection[str]) -> bool:
+    if name.startswith(HEAD):
+        return headed and not name.startswith(tuple(fresh))
+    if not spec.stages:
+        return True
+    # A norm such as FrozenBatchNorm2d counts no batches; layers behind the last tap are not built.
+    return not name.endswith(COUNTER) and lies_in(name, layer_paths(spec.blocks))

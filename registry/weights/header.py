@@ -1,0 +1,227 @@
+"""The header of a safetensors file: read strictly, and written so that equal content gives equal bytes. No torch.
+
+The format is eight bytes with the header's length (little endian), the header in JSON, and the tensors one behind the
+other (https://huggingface.co/docs/safetensors). The `safetensors` library accepts some files that say two things at
+once, such as a tensor named twice; these are refused here.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from featuretap.registry.errors import WeightsError
+
+__all__ = ["Header", "Stored", "read_header", "with_sorted_header"]
+
+LONGEST_HEADER = 100_000_000
+"""Bytes; the limit of the `safetensors` library."""
+
+ALIGNMENT = 64
+"""Bytes: the tensors begin at a multiple of it, so that every type of number is aligned in a mapped file."""
+
+BYTES = {
+    "BOOL": 1,
+    "U8": 1,
+    "I8": 1,
+    "F8_E4M3": 1,
+    "F8_E5M2": 1,
+    "U16": 2,
+    "I16": 2,
+    "F16": 2,
+    "BF16": 2,
+    "U32": 4,
+    "I32": 4,
+    "F32": 4,
+    "U64": 8,
+    "I64": 8,
+    "F64": 8,
+}
+LARGEST = 2**63 - 1
+
+WRONG_KINDS = (
+    (b"version https://git-lfs", "a git-lfs pointer in place of the file; run 'git lfs pull' where it comes from"),
+    (
+        b"PK\x03\x04",
+        "a zip archive, as torch.save writes; rename it to .pth to have it read without running code",
+    ),
+    (b"\x80", "a pickle, as old versions of torch.save wrote; rename it to .pth to have it read without running code"),
+    (b"\x89HDF", "an HDF5 file; export its tensors with safetensors first"),
+)
+
+
+@dataclass(frozen=True)
+class Stored:
+    """One tensor of a file: the type of its numbers as safetensors calls it ("F32"), and its shape."""
+
+    dtype: str
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Header:
+    """What a file says of itself: name → tensor, in order of the names, and text by key."""
+
+    tensors: Mapping[str, Stored]
+    metadata: Mapping[str, str]
+
+
+def read_header(path: Path) -> Header:
+    """Read and check the header of a safetensors file, without reading its tensors.
+
+    Raises:
+        WeightsError: the file cannot be read, is something else, or contradicts itself; the message says what it is.
+    """
+    try:
+        with path.open("rb") as file:
+            return _read(path, file)
+    except OSError as error:
+        raise unreadable(path, error) from error
+
+
+def unreadable(path: Path, error: OSError) -> WeightsError:
+    """Return the error for a file that the system does not give."""
+    return WeightsError(f"cannot read the weights {str(path)!r}: {error.strerror or error}")
+
+
+def with_sorted_header(content: bytes) -> bytes:
+    """Return the bytes of a safetensors file with its header's keys sorted and its tensors aligned.
+
+    The `safetensors` library writes metadata in an order that differs from process to process.
+    """
+    length = int.from_bytes(content[:8], "little")
+    header = json.loads(content[8 : 8 + length])
+    # The metadata first, as the library has it, then the tensors by name.
+    ordered = {"__metadata__": dict(sorted(header.pop("__metadata__").items())), **dict(sorted(header.items()))}
+    text = json.dumps(ordered, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-(8 + len(text)) % ALIGNMENT)
+    return len(text).to_bytes(8, "little") + text + content[8 + length :]
+
+
+def _read(path: Path, file: BinaryIO) -> Header:
+    def refused(what: str) -> WeightsError:
+        return WeightsError(f"{str(path)!r} is no file of weights: it is {what}")
+
+    size = file.seek(0, 2)
+    file.seek(0)
+    start = file.read(512)
+    if not start:
+        raise refused("empty; download or save it again")
+    for beginning, kind in WRONG_KINDS:
+        if start.startswith(beginning):
+            raise refused(kind)
+    if start.lstrip().lower().startswith((b"<!doctype", b"<html", b"<?xml")):
+        raise refused("a web page, perhaps the error page of a failed download; download it again")
+    if size < 8:
+        raise refused(f"cut off after {size} bytes; download or save it again")
+    length = int.from_bytes(start[:8], "little")
+    if length > LONGEST_HEADER:
+        raise refused(f"no safetensors file (its header would have {length:,} bytes); check where it comes from")
+    if 8 + length > size:
+        raise refused(
+            f"cut off inside its header ({8 + length:,} bytes, of which {size:,} are there); download it again"
+        )
+    file.seek(8)
+    header = _parsed(path, file.read(length))
+    return _checked(path, header, size - 8 - length)
+
+
+class _MalformedError(ValueError):
+    """What is wrong with a header."""
+
+
+def _parsed(path: Path, text: bytes) -> dict[str, Any]:
+    def whole(digits: str) -> int:
+        # "-0", which Python takes for 0, is refused too. Digits beyond 2⁶³ are not worth converting.
+        if not digits.isdigit() or len(digits) > 19:
+            raise _MalformedError(f"it has the number {digits[:25]}, where sizes and offsets are")
+        return int(digits)
+
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        found: dict[str, Any] = {}
+        for key, value in pairs:
+            if key in found:
+                raise _MalformedError(f"it has {key!r} twice")
+            found[key] = value
+        return found
+
+    def refuse(constant: str) -> Any:
+        raise _MalformedError(f"it has {constant}")
+
+    try:
+        if not text.startswith(b"{"):
+            raise _MalformedError("it does not begin with '{'")
+        header = json.loads(
+            text.decode(), parse_int=whole, parse_float=refuse, parse_constant=refuse, object_pairs_hook=unique
+        )
+        # Half of a surrogate pair can be written in JSON, and is no text.
+        json.dumps(header, ensure_ascii=False).encode()
+    except (_MalformedError, UnicodeError) as error:
+        raise _header_error(
+            path, str(error) if isinstance(error, _MalformedError) else "it is no UTF-8 text"
+        ) from error
+    except (json.JSONDecodeError, RecursionError) as error:
+        raise _header_error(path, "it is no JSON") from error
+    return header
+
+
+def _checked(path: Path, header: dict[str, Any], data: int) -> Header:
+    metadata = header.pop("__metadata__", {})
+    if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
+        raise _header_error(path, "its metadata is not text by key")
+    if not header:
+        raise _header_error(path, "it names no tensors")
+    end = 0
+    spans = []
+    for name, entry in header.items():
+        stored, begin, stop = _entry(path, name, entry)
+        spans.append((begin, stop, name))
+        header[name] = stored
+    for begin, stop, name in sorted(spans):
+        if begin != end:
+            problem = "overlaps the one before it" if begin < end else "leaves a gap before it"
+            raise _header_error(path, f"the tensor {name!r} {problem}")
+        end = stop
+    if end != data:
+        raise WeightsError(
+            f"{str(path)!r} is no whole file of weights: its tensors have {end:,} bytes, and {data:,} are there; "
+            "download or save it again"
+        )
+    return Header(dict(sorted(header.items())), metadata)
+
+
+def _entry(path: Path, name: str, entry: Any) -> tuple[Stored, int, int]:
+    def wrong(problem: str) -> WeightsError:
+        return _header_error(path, f"the tensor {name!r} {problem}")
+
+    if not name:
+        raise _header_error(path, "a tensor has an empty name")
+    if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "data_offsets"}:
+        raise wrong("should have dtype, shape and data_offsets, and nothing else")
+    dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
+    if not isinstance(dtype, str) or dtype not in BYTES:
+        raise wrong(f"has the unknown dtype {dtype!r}")
+    if not _is_list_of_sizes(shape):
+        raise wrong(f"has the shape {shape!r}")
+    if not _is_list_of_sizes(offsets) or len(offsets) != 2:
+        raise wrong(f"has the offsets {offsets!r}")
+    begin, stop = offsets
+    size = BYTES[dtype]
+    for length in shape:
+        size = min(size * length, LARGEST + 1)
+    if size > LARGEST or stop - begin != size:
+        raise wrong(f"of {dtype} {tuple(shape)} does not have {stop - begin:,} bytes")
+    return Stored(dtype, tuple(shape)), begin, stop
+
+
+def _is_list_of_sizes(value: Any) -> bool:
+    return isinstance(value, list) and all(type(number) is int and number <= LARGEST for number in value)
+
+
+def _header_error(path: Path, problem: str) -> WeightsError:
+    return WeightsError(
+        f"{str(path)!r} is no sound safetensors file: in its header, {problem}; get it again from where it comes from"
+    )

@@ -1,0 +1,182 @@
+"""What a file of weights says of its model: our description as the text metadata of a safetensors file. No torch.
+
+Keys begin with `featuretap.`; values are plain text or JSON. Schema 1 is read for ever; keys that a later version adds
+without changing the schema are ignored.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
+from math import isfinite
+from pathlib import Path
+from typing import Any
+
+import featuretap
+from featuretap.registry.description import Description
+from featuretap.registry.errors import OptionError, WeightsError
+from featuretap.registry.preprocessing import Preprocessing
+
+__all__ = ["Record", "metadata_of", "read_record"]
+
+SCHEMA = "1"
+PREFIX = "featuretap."
+
+
+@dataclass(frozen=True)
+class Record:
+    """What is written into a file.
+
+    Args:
+        description: name, options, taps, head, classes, preprocessing and origin of the model.
+        layout: whose names the tensors bear: "featuretap", "torchvision" or "timm".
+        norm_eps: epsilon of the batch norms, by part: "backbone", "head".
+        by_name: whether the registry knew the backbone by its name; false where a `BackboneSpec` was built directly.
+    """
+
+    description: Description
+    layout: str
+    norm_eps: Mapping[str, float] = field(default_factory=dict)
+    by_name: bool = True
+
+
+def metadata_of(record: Record) -> dict[str, str]:
+    """Return the metadata of a file, without anything that equal models could differ in, such as a time or a path.
+
+    Raises:
+        WeightsError: an option's value cannot be written.
+    """
+    said = record.description
+    values = {
+        "name": said.name,
+        "options": dict(said.options),
+        "taps": list(said.taps),
+        "head": said.head,
+        "num_classes": said.num_classes,
+        "preprocessing": asdict(said.preprocessing),
+        "classes": said.classes,
+        "weights": None if isinstance(said.weights, Path) else said.weights,
+        "layout": record.layout,
+        "norm_eps": dict(record.norm_eps),
+        "by_name": record.by_name,
+    }
+    written = {"format": "pt", f"{PREFIX}schema": SCHEMA, f"{PREFIX}version": featuretap.__version__}
+    for key, value in values.items():
+        if value is not None:
+            written[PREFIX + key] = value if isinstance(value, str) else _json(key, value)
+    return written
+
+
+def read_record(path: Path, metadata: Mapping[str, str]) -> Record | None:
+    """Return what the metadata of a file says, or None where it says nothing of ours.
+
+    Raises:
+        WeightsError: a newer schema, or metadata that contradicts it.
+    """
+    if not any(key.startswith(PREFIX) for key in metadata):
+        return None
+    schema = metadata.get(f"{PREFIX}schema")
+    if schema != SCHEMA:
+        writer = metadata.get(f"{PREFIX}version", "an unknown version")
+        raise WeightsError(
+            f"{str(path)!r} was written by featuretap {writer} in schema {schema!r}, and {featuretap.__version__} "
+            f"reads {SCHEMA!r}; update featuretap"
+        )
+    values: dict[str, Any] = dict.fromkeys(OPTIONAL)
+    for key, (what, decode, accepts) in FIELDS.items():
+        text = metadata.get(PREFIX + key)
+        if text is None:
+            if key not in OPTIONAL:
+                raise WeightsError(f"{str(path)!r} is no sound file of weights: its metadata lacks {PREFIX}{key}")
+            continue
+        try:
+            value = decode(text)
+        except (ValueError, RecursionError):
+            value = _Unreadable
+        if value is _Unreadable or not accepts(value):
+            raise WeightsError(
+                f"{str(path)!r} is no sound file of weights: its metadata has {PREFIX}{key}={text[:60]!r}, "
+                f"which should be {what}"
+            )
+        values[key] = value
+    return _record(path, values)
+
+
+def _record(path: Path, values: dict[str, Any]) -> Record:
+    prepared: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values["preprocessing"].items()}
+    try:
+        preprocessing = Preprocessing(**prepared)
+    except (OptionError, TypeError) as error:
+        raise WeightsError(f"{str(path)!r} is no sound file of weights: {error}") from error
+    if (values["head"] is None) != (values["num_classes"] is None):
+        raise WeightsError(
+            f"{str(path)!r} is no sound file of weights: it names a head without classes, or the reverse"
+        )
+    description = Description(
+        values["name"],
+        tuple(values["taps"]),
+        values["options"],
+        values["head"],
+        values["num_classes"],
+        preprocessing,
+        values["weights"],
+        values["classes"],
+    )
+    return Record(description, values["layout"], values["norm_eps"], values["by_name"])
+
+
+class _Unreadable:
+    """In place of a value that is no JSON."""
+
+
+def _json(key: str, value: Any) -> str:
+    try:
+        return json.dumps(value, sort_keys=True, allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise WeightsError(
+            f"cannot save a model with {key} {value!r}: a file of weights holds numbers and text only; "
+            "build the model with plain values"
+        ) from error
+
+
+def _refuse(constant: str) -> Any:
+    raise ValueError(constant)
+
+
+def _decoded(text: str) -> Any:
+    return json.loads(text, parse_constant=_refuse)
+
+
+def _is_number(value: Any) -> bool:
+    return type(value) in (int, float) and isfinite(value) and value > 0
+
+
+def _is_count(value: Any) -> bool:
+    return type(value) is int and 0 <= value < 2**31
+
+
+Field = tuple[str, Callable[[str], Any], Callable[[Any], bool]]
+
+FIELDS: dict[str, Field] = {
+    "name": ("a name", str, bool),
+    "layout": ("the name of a layout", str, bool),
+    "options": ("options by name", _decoded, lambda value: isinstance(value, dict)),
+    "taps": (
+        "a list of tap addresses",
+        _decoded,
+        lambda value: isinstance(value, list) and value != [] and all(isinstance(v, str) for v in value),
+    ),
+    "norm_eps": (
+        "a positive number by part",
+        _decoded,
+        lambda value: isinstance(value, dict) and all(map(_is_number, value.values())),
+    ),
+    "preprocessing": ("a table", _decoded, lambda value: isinstance(value, dict)),
+    "by_name": ("true or false", _decoded, lambda value: isinstance(value, bool)),
+    "head": ("the name of a head", str, bool),
+    "num_classes": ("a number of classes", _decoded, _is_count),
+    "classes": ("the name of a label set", str, lambda value: True),
+    "weights": ("the name of published weights", str, bool),
+}
+OPTIONAL = frozenset({"head", "num_classes", "weights"})

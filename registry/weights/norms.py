@@ -1,0 +1,42 @@
+"""The `norm=` option in files: code that a file can only name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+from torchvision.ops import FrozenBatchNorm2d
+
+from featuretap.registry.errors import WeightsError
+
+__all__ = ["norm_in_words", "restored_norm"]
+
+KNOWN: dict[str, Callable[[int], nn.Module]] = {
+    norm.__name__: norm for norm in (nn.BatchNorm2d, nn.SyncBatchNorm, nn.InstanceNorm2d, nn.Identity)
+}
+KNOWN[FrozenBatchNorm2d.__name__] = FrozenBatchNorm2d
+MAKES = "a function that makes "
+
+
+def norm_in_words(norm: Any, backbone: nn.Module) -> str:
+    """Return what a file and a description say of a `norm=` option: a class by its name, or what a function makes."""
+    made = next(module for path, module in backbone.named_modules() if path.endswith(".norm"))
+    name = type(made).__name__
+    return name if KNOWN.get(name) is norm else MAKES + name
+
+
+def restored_norm(said: Any, path: Path) -> Callable[[int], nn.Module]:
+    """Return the norm that a file names.
+
+    Raises:
+        WeightsError: it is not one that a name is enough for.
+    """
+    if isinstance(said, str) and said in KNOWN:
+        return KNOWN[said]
+    made = str(said).removeprefix(MAKES)
+    raise WeightsError(
+        f"{str(path)!r} was saved with norm= {said}, which is code, and no file brings code; give it again: "
+        f"registry.load(path, norm=lambda channels: {made}(...))"
+    )

@@ -1,0 +1,98 @@
+"""Knowing a model by the names and shapes of its tensors, where a file says nothing of itself. No torch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from featuretap.heads.classification import classification_layers
+from featuretap.registry.description import Description
+from featuretap.registry.errors import FeaturetapError
+from featuretap.registry.import_strings import load
+from featuretap.registry.layout import NATIVE
+from featuretap.registry.request import backbone_of
+from featuretap.registry.specs import BackboneSpec
+from featuretap.registry.weights.expectation import COUNTER, HEAD, Shapes, backbone_tensors, head_tensors
+from featuretap.registry.weights.metadata import Record
+
+if TYPE_CHECKING:
+    from featuretap.registry.registry import Registry
+
+__all__ = ["recognised"]
+
+LOGITS = f"{HEAD}logits.weight"
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One way to read the tensors of a file: a network under somebody's names."""
+
+    spec: BackboneSpec
+    options: Mapping[str, Any]
+    layout: str
+    theirs: Mapping[str, str]
+    norm_eps: float
+    pointwise: frozenset[str]
+
+
+def recognised(shapes: Shapes, registry: Registry) -> Record | None:
+    """Return what a file in torchvision's, timm's or our names holds, or None.
+
+    It is a whole backbone with or without its classifier, for any number of image channels and classes. Whole networks
+    come before variants that share their tensors, such as those that differ in output stride.
+    """
+    found = {name: shape for name, shape in shapes.items() if not name.endswith(COUNTER)}
+    for candidate in _candidates(registry):
+        record = _matched(found, candidate)
+        if record:
+            return record
+    return None
+
+
+def _candidates(registry: Registry) -> Iterator[Candidate]:
+    names = registry.list_backbones()
+    # The fewer options a name stands for, the plainer the network.
+    for name in sorted(names, key=lambda name: (len(registry.catalogued(name).options), name)):
+        for reduced in (False, True):
+            options = {"reduced_tail": True} if reduced else {}
+            try:
+                spec = backbone_of(registry.spec(name, features_only=True, **options))  # type: ignore[arg-type]
+            except FeaturetapError:
+                continue
+            if not spec.stages:
+                continue
+            yield Candidate(spec, options, NATIVE, {}, spec.norm_eps, frozenset())
+            for layout, function in spec.layouts.items():
+                made = load(function)(spec)
+                yield Candidate(spec, options, layout, made.names, made.norm_eps, made.pointwise)
+
+
+def _matched(found: Shapes, candidate: Candidate) -> Record | None:
+    spec, theirs = candidate.spec, candidate.theirs
+    stem = found.get(theirs.get(spec.stem, spec.stem), ())
+    if len(stem) != 4:
+        return None
+    logits = found.get(theirs.get(LOGITS, LOGITS))
+    classes = logits[0] if logits else 0
+    last = spec.with_taps(spec.levels[-1:])
+    head = head_tensors(classification_layers(last, num_classes=classes))
+    headed = any(theirs.get(name, name) in found for name in head)
+    expected = {**backbone_tensors(spec.all_blocks), **(head if headed else {})}
+    expected[spec.stem] = (expected[spec.stem][0], stem[1], *expected[spec.stem][2:])
+    wanted = {
+        theirs.get(name, name): (*shape, 1, 1) if name in candidate.pointwise else shape
+        for name, shape in expected.items()
+        if not name.endswith(COUNTER)
+    }
+    if wanted != found:
+        return None
+    options = {**candidate.options, **({"in_channels": stem[1]} if stem[1] != spec.in_channels else {})}
+    description = Description(
+        spec.name,
+        last.levels[-1:] if headed else spec.levels,
+        options,
+        "classification" if headed else None,
+        classes if headed else None,
+    )
+    return Record(description, candidate.layout, {"backbone": candidate.norm_eps})

@@ -1,0 +1,102 @@
+"""Building the model that a file describes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from torch import nn
+
+from featuretap.registry.errors import FeaturetapError, WeightsError
+from featuretap.registry.specs import BackboneSpec
+from featuretap.registry.weights.metadata import Record
+from featuretap.registry.weights.norms import restored_norm
+from featuretap.registry.weights.reading import Checkpoint, check_finite, read
+from featuretap.registry.weights.recognition import recognised
+from featuretap.registry.weights.sources import Source
+
+if TYPE_CHECKING:
+    from featuretap.registry.registry import Registry
+
+__all__ = ["arguments_of", "record_of", "restore"]
+
+
+def restore(
+    registry: Registry,
+    path: Path,
+    name: str | BackboneSpec | None,
+    asked: Mapping[str, Any],
+    options: Mapping[str, Any],
+    finite: bool,
+) -> nn.Module:
+    """Build and fill the model of a file; see `Registry.load`."""
+    from featuretap.registry.building import assemble
+
+    checkpoint = read(path)
+    if finite:
+        check_finite(checkpoint)
+    record = record_of(checkpoint, registry)
+    if name is None and not record.by_name:
+        raise WeightsError(
+            f"{str(checkpoint.path)!r} was saved from a BackboneSpec {record.description.name!r} that no name stands "
+            "for; give it: registry.load(path, name=spec)"
+        )
+    stated = arguments_of(record, checkpoint, options)
+    given = {key: value for key, value in asked.items() if value is not None}
+    if name is None and not given and not options:
+        try:
+            request = registry.request(record.description.name, **stated)
+        except FeaturetapError as error:
+            raise WeightsError(
+                f"{str(checkpoint.path)!r} describes a model that cannot be built here: {error}"
+            ) from error
+    else:
+        request = registry.request(
+            record.description.name if name is None else name, **{**_merged(stated, given), **options}
+        )
+    return assemble(request, Source(checkpoint, registry, keep_dtype=True))
+
+
+def record_of(checkpoint: Checkpoint, registry: Registry) -> Record:
+    """Return what a file says of itself, or what it is recognised as.
+
+    Raises:
+        WeightsError: it says nothing, and is in nobody's layout.
+    """
+    record = checkpoint.record or recognised(checkpoint.shapes, registry)
+    if record is None:
+        raise WeightsError(
+            f"{str(checkpoint.path)!r} says nothing of its model, and its tensors are those of no backbone in "
+            "torchvision's, timm's or our names; name the model: registry.build(name, pretrained=path)"
+        )
+    return record
+
+
+def arguments_of(record: Record, checkpoint: Checkpoint, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the arguments of `build` that a file states."""
+    said = record.description
+    stated = dict(said.options)
+    if "norm" in stated and "norm" not in options:
+        stated["norm"] = restored_norm(stated["norm"], checkpoint.path)
+    arguments: dict[str, Any] = {**stated, "taps": said.taps}
+    if said.head is None:
+        return {**arguments, "features_only": True}
+    return {**arguments, "head": said.head, "num_classes": said.num_classes}
+
+
+def _merged(stated: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    merged = {**stated, **given}
+    if given.get("features_only"):
+        # The backbone of a model with a head: what belongs to the head goes, unless it is asked for.
+        for key in ("head", "num_classes"):
+            if key not in given:
+                merged.pop(key, None)
+    elif "head" in given or "num_classes" in given:
+        merged.pop("features_only", None)
+    if "head" in given and given["head"] != stated.get("head"):
+        # Another head reads other taps and has other classes.
+        for key in ("taps", "num_classes"):
+            if key not in given:
+                merged.pop(key, None)
+    return merged

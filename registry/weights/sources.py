@@ -1,0 +1,116 @@
+"""Where the weights of a model that is being built come from, and what is known of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from featuretap.registry.description import Description, options_in_words
+from featuretap.registry.errors import FeaturetapError, WeightsError
+from featuretap.registry.hookspecs import WeightsEntry
+from featuretap.registry.preprocessing import Preprocessing
+from featuretap.registry.request import Request, backbone_of
+from featuretap.registry.weights.downloads import located, verify
+from featuretap.registry.weights.files import sha256_of
+from featuretap.registry.weights.reading import Checkpoint, read
+from featuretap.registry.weights.recognition import recognised
+from featuretap.registry.weights.timm_config import preprocessing_in
+from featuretap.registry.weights.translation import MisfitError
+
+if TYPE_CHECKING:
+    from featuretap.registry.registry import Registry
+
+__all__ = ["Source", "source_of"]
+
+
+@dataclass(frozen=True)
+class Source:
+    """A file that was read, for a model.
+
+    Args:
+        checkpoint: the file.
+        registry: whose catalogue and backbones the file may belong to.
+        entry: the catalogue entry that it was asked for as.
+        keep_dtype: whether the model takes the file's types of numbers.
+    """
+
+    checkpoint: Checkpoint
+    registry: Registry
+    entry: WeightsEntry | None = None
+    keep_dtype: bool = False
+
+    @property
+    def head(self) -> str | None:
+        """Name of the head that the file has weights of, as far as it says so."""
+        return self.checkpoint.record.description.head if self.checkpoint.record else "classification"
+
+    def check_network(self, request: Request) -> None:
+        """Refuse tensors of the right shapes that a file says are another network's.
+
+        Raises:
+            MisfitError: they are.
+        """
+        record = self.checkpoint.record
+        if record is None or not record.by_name:
+            return
+        said = record.description
+        options = {name: value for name, value in said.options.items() if name != "norm"}
+        try:
+            spec = self.registry.spec(said.name, features_only=said.head is None, head=said.head, **options)
+        except FeaturetapError:
+            # Of a network that this registry does not know, the shapes are all there is to go by.
+            return
+        theirs = backbone_of(spec)
+        networks = (request.backbone, request.whole_backbone)
+        if not any(network and network.stages == theirs.stages for network in networks):
+            raise MisfitError(f"{self.checkpoint.path} holds another network of the same shapes")
+
+    def fits(self) -> str:
+        """Return "; the file fits 'name'" where that is known, for the end of a message."""
+        record = self.checkpoint.record or recognised(self.checkpoint.shapes, self.registry)
+        if record is None:
+            return ""
+        return f"; the file fits {options_in_words(record.description.name, record.description.options)}"
+
+    def origin(self, known: Sequence[WeightsEntry]) -> WeightsEntry | None:
+        """Check that the file is the entry it was asked for as, or find the entry that it is by its digest.
+
+        Raises:
+            WeightsError: it is another file.
+        """
+        if self.entry:
+            verify(self.entry, self.checkpoint.path, self.checkpoint.digest())
+            return self.entry
+        if self.checkpoint.record:
+            return None
+        digest = self.checkpoint.digest()
+        return next((entry for entry in known if entry.sha256 and digest.startswith(entry.sha256)), None)
+
+    def preprocessing(self) -> Preprocessing | None:
+        """Return the preprocessing that the file, or the configuration beside it, states."""
+        if self.checkpoint.record:
+            return self.checkpoint.record.description.preprocessing
+        return preprocessing_in(self.checkpoint.config) if self.checkpoint.config else None
+
+    def said(self) -> Description | None:
+        """Return what the file says of its model."""
+        return self.checkpoint.record.description if self.checkpoint.record else None
+
+
+def source_of(weights: WeightsEntry | Path, registry: Registry) -> Source:
+    """Read the file of a catalogue entry, downloading it where it has to be, or the file at a path.
+
+    Raises:
+        WeightsError: it cannot be had, or is no sound file of weights.
+    """
+    if isinstance(weights, Path):
+        return Source(read(weights), registry)
+    path = located(weights, registry.published, registry.mirrors)
+    try:
+        return Source(read(path, hashed=True), registry, weights)
+    except WeightsError:
+        # That a file in a cache is another one says more than that it cannot be read.
+        verify(weights, path, sha256_of(path))
+        raise

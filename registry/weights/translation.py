@@ -1,0 +1,106 @@
+"""From the names of a file to ours, whatever layout it is in."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from featuretap.registry.hookspecs import WeightsEntry
+from featuretap.registry.import_strings import load
+from featuretap.registry.layout import NATIVE, Layout
+from featuretap.registry.specs import BackboneSpec
+from featuretap.registry.weights.expectation import HEAD, is_known
+from featuretap.registry.weights.reading import Checkpoint, some
+
+__all__ = ["MisfitError", "Translated", "layout_of", "translated"]
+
+
+class MisfitError(Exception):
+    """Tensors and a model that do not go together, in words; becomes a `WeightsError` where the model has a name."""
+
+
+@dataclass(frozen=True)
+class Translated:
+    """The tensors of a file in our names and shapes.
+
+    Args:
+        tensors: our name → tensor.
+        theirs: our name → name in the file, of those that differ.
+        layout: the file's layout.
+        norm_eps: epsilon of the batch norms by part, as far as it is known.
+        source: the file, for messages.
+        remark: what to know where the tensors do not fit, if anything.
+    """
+
+    tensors: Mapping[str, Tensor]
+    theirs: Mapping[str, str]
+    layout: str
+    norm_eps: Mapping[str, float]
+    source: str
+    remark: str = ""
+
+    @property
+    def has_head(self) -> bool:
+        """Whether any tensor belongs to a head."""
+        return any(name.startswith(HEAD) for name in self.tensors)
+
+
+def layout_of(spec: BackboneSpec, name: str) -> Layout:
+    """Return how a library names the tensors of a backbone.
+
+    Raises:
+        MisfitError: nobody has said how it does.
+    """
+    if name not in spec.layouts:
+        known = ", ".join([NATIVE, *spec.layouts])
+        raise MisfitError(f"the layout {name!r} is not one that {spec.name!r} is known in; it has {known}")
+    made: Layout = load(spec.layouts[name])(spec)
+    return made
+
+
+def translated(checkpoint: Checkpoint, spec: BackboneSpec, entry: WeightsEntry | None = None) -> Translated:
+    """Rename the tensors of a file for a backbone, its classifier's included.
+
+    Raises:
+        MisfitError: the file is in none of the backbone's layouts, or holds tensors that the whole network lacks.
+    """
+    tensors, source = checkpoint.tensors, str(checkpoint.path)
+    record = checkpoint.record
+    name = record.layout if record else entry.layout if entry else _guessed(checkpoint, spec)
+    if name == NATIVE:
+        unknown = sorted(key for key in tensors if not is_known(key, spec)) if spec.stages else []
+        names: Mapping[str, str] = {}
+        ours = dict(tensors)
+        eps: Mapping[str, float] = {}
+        remark = ""
+    else:
+        layout = layout_of(spec, name)
+        unknown = sorted(set(tensors) - set(layout.names.values()))
+        names = layout.names
+        ours = {
+            key: tensors[theirs].flatten(1) if key in layout.pointwise else tensors[theirs]
+            for key, theirs in names.items()
+            if theirs in tensors
+        }
+        eps, remark = {"backbone": layout.norm_eps}, layout.remark
+    if unknown:
+        raise MisfitError(f"{source} holds {some(unknown)}, which the model lacks")
+    if record:
+        eps = record.norm_eps
+    elif entry:
+        eps = {"backbone": entry.norm_eps}
+    return Translated(ours, names, name, eps, source, remark)
+
+
+def _guessed(checkpoint: Checkpoint, spec: BackboneSpec) -> str:
+    found = set(checkpoint.tensors)
+    overlap = {NATIVE: sum(is_known(key, spec) and not key.startswith(HEAD) for key in found)}
+    overlap |= {name: len(found & set(layout_of(spec, name).names.values())) for name in spec.layouts}
+    best = max(overlap, key=lambda name: overlap[name])
+    if overlap[best]:
+        return best
+    if not spec.stages:
+        return NATIVE
+    raise MisfitError(f"{checkpoint.path} is in none of its layouts, which are {', '.join(overlap)}")
