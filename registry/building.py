@@ -51,7 +51,7 @@ def assemble(request: Request, source: Source | None = None) -> nn.Module:
         except MisfitError as problem:
             # That a file is not what it was asked for as says more than that it does not fit.
             source.origin(source.registry.published)
-            raise WeightsError(f"weights do not fit {request.words}: {problem}{source.fits()}") from None
+            raise WeightsError(f"weights do not fit {request.words}: {problem}{source.fits(request.words)}") from None
         description = _with_origin(description, source, request.backbone.in_channels, fresh_head)
     if request.freezing != Freezing():
         _freeze(parts[""], request)

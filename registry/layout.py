@@ -22,6 +22,7 @@ class Layout:
         architecture: what the library calls the network; empty where it has no such network, whose weights can then be
             read from files of these names, and not be written.
         arguments: keyword arguments that it builds the network with.
+        features_only: whether the library builds the network only without its classifier.
         remark: what to know where a file of the library does not fit, if anything.
         pointwise: our linear weights (out, in) that are 1×1 convolutions (out, in, 1, 1) there.
     """
@@ -30,5 +31,6 @@ class Layout:
     norm_eps: float
     architecture: str = ""
     arguments: Mapping[str, Any] = field(default_factory=dict)
+    features_only: bool = False
     remark: str = ""
     pointwise: frozenset[str] = frozenset()

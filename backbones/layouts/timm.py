@@ -7,6 +7,7 @@ level C4 is two of them.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 from featuretap.backbones.layouts.naming import convolution, linear, squeeze_excite
 from featuretap.backbones.mobilenet_v1 import V1
@@ -21,13 +22,15 @@ __all__ = ["mobilenet_v1", "mobilenet_v2", "mobilenet_v3"]
 
 NORM_EPS = 1e-5
 
+DEFAULTS = {"in_chans": 3, "output_stride": 32}
+
 NARROW_STEM = "below width 0.75 timm keeps the stem at 16 channels, and the width multiplier of the paper scales it"
 
 ARCHITECTURES = {
     V1.name: {"mobilenetv1_100": 1.0, "mobilenetv1_125": 1.25},
     V2.name: {"mobilenetv2_100": 1.0, "mobilenetv2_035": 0.35, "mobilenetv2_050": 0.5, "mobilenetv2_075": 0.75}
     | {"mobilenetv2_140": 1.4},
-    LARGE.name: {"mobilenetv3_large_100": 1.0, "mobilenetv3_large_075": 0.75, "mobilenetv3_large_150": 1.5},
+    LARGE.name: {"mobilenetv3_large_100": 1.0, "mobilenetv3_large_075": 0.75},
     # Not mobilenetv3_small_050: its stem keeps 16 channels, which the paper's width multiplier scales.
     SMALL.name: {"mobilenetv3_small_100": 1.0, "mobilenetv3_small_075": 0.75},
 }
@@ -63,26 +66,36 @@ def _layout(
     names.update(convolution(stem.path, "conv_stem", "bn1"))
     if last:
         names.update(convolution(blocks.pop().path, *last))
-    for theirs, block in _numbered(blocks):
+    family = next((family for family in families if len(family.all_blocks) == len(spec.all_blocks)), spec)
+    for theirs, block in _numbered(blocks, family):
         names.update(_block(theirs, block))
+    architecture = _architecture(spec, families)
     narrow_stem = LARGE in families and stem.out_channels < LARGE.all_blocks[0].out_channels
     return Layout(
         names,
         NORM_EPS,
-        _architecture(spec, families),
+        architecture,
+        _arguments(spec),
+        # timm's class of V3's classifiers takes no output stride, that of its feature extractors does.
+        features_only=LARGE in families and spec.output_stride != 32,
         remark=NARROW_STEM if narrow_stem else "",
         pointwise=frozenset([pointwise] if pointwise else []),
     )
 
 
-def _numbered(blocks: list[Block]) -> Iterator[tuple[str, Block]]:
+def _arguments(spec: BackboneSpec) -> dict[str, Any]:
+    arguments = {"in_chans": spec.in_channels, "output_stride": spec.output_stride}
+    return {name: value for name, value in arguments.items() if value != DEFAULTS[name]}
+
+
+def _numbered(blocks: list[Block], family: BackboneSpec) -> Iterator[tuple[str, Block]]:
+    """Number blocks by the lines of the family's table; a narrow network may have the same channels in two of them."""
     line = index = -1
-    before: Block | None = None
-    for block in blocks:
-        if before is None or (block.level, block.out_channels) != (before.level, before.out_channels):
-            line, index = line + 1, -1
-        index += 1
-        before = block
+    before = None
+    for block, original in zip(blocks, family.all_blocks[1:], strict=False):
+        here = (original.level, original.out_channels)
+        line, index = (line, index + 1) if here == before else (line + 1, 0)
+        before = here
         yield f"blocks.{line}.{index}", block
 
 
@@ -99,6 +112,8 @@ def _block(theirs: str, block: Block) -> dict[str, str]:
 
 
 def _architecture(spec: BackboneSpec, families: tuple[BackboneSpec, ...]) -> str:
+    if spec.dilate_entry and spec.output_stride != 32:
+        return ""
     for family in families:
         for name, width in ARCHITECTURES[family.name].items():
             network = widened(family, width)

@@ -1,4 +1,4 @@
-"""The command line `featuretap`. Listing and showing import no torch.
+"""The command line `featuretap`. Listing, showing and inspecting import no torch.
 
 Bad input is one line on standard error and exit status 2.
 """
@@ -12,6 +12,7 @@ import click
 
 from featuretap.registry.command_line.catalogue_commands import list_command, show_command
 from featuretap.registry.command_line.image_commands import predict_command, taps_command
+from featuretap.registry.command_line.weights_commands import convert_command, inspect_command, save_command
 from featuretap.registry.errors import FeaturetapError
 
 __all__ = ["main"]
@@ -26,7 +27,15 @@ def command() -> None:
     """
 
 
-for subcommand in (list_command, show_command, taps_command, predict_command):
+for subcommand in (
+    list_command,
+    show_command,
+    taps_command,
+    predict_command,
+    save_command,
+    convert_command,
+    inspect_command,
+):
     command.add_command(subcommand)
 
 

@@ -11,7 +11,7 @@ from featuretap.registry.command_line.printing import print_table, print_text
 
 __all__ = ["predict_command", "taps_command"]
 
-MODEL = click.option("--model", default="mobilenet_v2", show_default=True, help="Name of the backbone.")
+MODEL = click.option("--model", help="Name of the backbone.  [default: that of the file of weights, or mobilenet_v2]")
 IMAGE = click.argument("image", type=click.Path(path_type=Path))
 
 
@@ -23,7 +23,7 @@ IMAGE = click.argument("image", type=click.Path(path_type=Path))
 @click.option("--size", type=Size(), help="Resize the image to this.  [default: shorter side 224]")
 @click.option("--out", type=click.Path(path_type=Path, dir_okay=False), help="The picture.  [default: IMAGE-taps.png]")
 def taps_command(
-    image: Path, model: str, weights: str | None, addresses: str, size: tuple[int, int] | None, out: Path | None
+    image: Path, model: str | None, weights: str | None, addresses: str, size: tuple[int, int] | None, out: Path | None
 ) -> None:
     """Draw the feature maps of IMAGE, each map's channels reduced to colour.
 
@@ -41,7 +41,7 @@ def taps_command(
 
     names = tuple(name.strip() for name in addresses.split(",") if name.strip()) or None
     resized, maps, strides, origin = feature_maps(picture, model, weights, names, size)
-    print_text(f"{model}, weights: {origin}, image: {resized.height}×{resized.width}")
+    print_text(f"{origin}, image: {resized.height}×{resized.width}")
     rows = [
         (name, str(channels), str(strides[name]), f"{height}×{width}")
         for name, (channels, height, width) in ((name, values.shape) for name, values in maps.items())
@@ -61,7 +61,7 @@ def taps_command(
 @MODEL
 @click.option("--weights", help="A tag or a file.  [default: the catalogue's default]")
 @click.option("--top", type=click.IntRange(min=1), default=5, show_default=True, help="How many classes.")
-def predict_command(image: Path, model: str, weights: str | None, top: int) -> None:
+def predict_command(image: Path, model: str | None, weights: str | None, top: int) -> None:
     """Name the most probable classes of IMAGE.
 
     Example: featuretap predict cat.jpg --model mobilenet_v3_large

@@ -15,7 +15,7 @@ import torch
 from featuretap.registry.errors import WeightsError
 from featuretap.registry.hookspecs import HUB, WeightsEntry
 
-__all__ = ["located", "verify"]
+__all__ = ["located"]
 
 HUB_SITE = "https://huggingface.co"
 
@@ -65,25 +65,6 @@ def located(entry: WeightsEntry, known: Sequence[WeightsEntry], mirrors: Mapping
         reason = " ".join(str(error).split()) or type(error).__name__
         raise _not_here(entry, known, f"cannot download {entry.name!r} from {address}: {reason}") from error
     return path
-
-
-def verify(entry: WeightsEntry, path: Path, digest: str) -> None:
-    """Refuse a file that is not the entry's.
-
-    Where the publisher states no digest, the hub's own is taken, by which huggingface_hub names what it stores.
-
-    Raises:
-        WeightsError: the digest is another.
-    """
-    expected = entry.sha256
-    if not expected:
-        stored = path.resolve().name
-        expected = stored if len(stored) == len(digest) else ""
-    if not digest.startswith(expected):
-        raise WeightsError(
-            f"{path} is not {entry.name!r}: its SHA-256 begins with {digest[:8]}, expected {expected[:8]}; "
-            "delete it to download it again"
-        )
 
 
 def _cached(entry: WeightsEntry) -> Path | None:

@@ -5,9 +5,6 @@ loses its weaker half. How strong a channel is follows from the weights alone: t
 it, times the norm of the weights that read it. On a residual path the scales of all blocks that add to it count, and
 the weights of all that read it; the hidden layer of a classifier has no norm, and the norm of its rows takes the
 scale's place.
-
-What the lost channels added on average is kept where it can be: a channel's mean is known from its batch norm, and is
-taken over by the norm (or the bias) that follows.
 """
 
 from __future__ import annotations

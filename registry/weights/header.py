@@ -111,7 +111,8 @@ def _read(path: Path, file: BinaryIO) -> Header:
     if not start:
         raise refused("empty; download or save it again")
     for beginning, kind in WRONG_KINDS:
-        if start.startswith(beginning):
+        # The length of a header can be any bytes; behind it a header begins.
+        if start.startswith(beginning) and start[8:9] != b"{":
             raise refused(kind)
     if start.lstrip().lower().startswith((b"<!doctype", b"<html", b"<?xml")):
         raise refused("a web page, perhaps the error page of a failed download; download it again")

@@ -132,12 +132,21 @@ class _Unreadable:
 
 def _json(key: str, value: Any) -> str:
     try:
-        return json.dumps(value, sort_keys=True, allow_nan=False)
+        text = json.dumps(value, sort_keys=True, allow_nan=False)
+        if json.loads(text) != _with_lists(value):
+            raise ValueError("keys that are no text")
+        return text
     except (TypeError, ValueError) as error:
         raise WeightsError(
             f"cannot save a model with {key} {value!r}: a file of weights holds numbers and text only; "
             "build the model with plain values"
         ) from error
+
+
+def _with_lists(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _with_lists(inner) for key, inner in value.items()}
+    return [_with_lists(inner) for inner in value] if isinstance(value, list | tuple) else value
 
 
 def _refuse(constant: str) -> Any:

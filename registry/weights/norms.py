@@ -7,16 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from torch import nn
-from torchvision.ops import FrozenBatchNorm2d
 
 from featuretap.registry.errors import WeightsError
 
 __all__ = ["norm_in_words", "restored_norm"]
 
-KNOWN: dict[str, Callable[[int], nn.Module]] = {
-    norm.__name__: norm for norm in (nn.BatchNorm2d, nn.SyncBatchNorm, nn.InstanceNorm2d, nn.Identity)
-}
-KNOWN[FrozenBatchNorm2d.__name__] = FrozenBatchNorm2d
 MAKES = "a function that makes "
 
 
@@ -24,7 +19,7 @@ def norm_in_words(norm: Any, backbone: nn.Module) -> str:
     """Return what a file and a description say of a `norm=` option: a class by its name, or what a function makes."""
     made = next(module for path, module in backbone.named_modules() if path.endswith(".norm"))
     name = type(made).__name__
-    return name if KNOWN.get(name) is norm else MAKES + name
+    return name if _known().get(name) is norm else MAKES + name
 
 
 def restored_norm(said: Any, path: Path) -> Callable[[int], nn.Module]:
@@ -33,10 +28,19 @@ def restored_norm(said: Any, path: Path) -> Callable[[int], nn.Module]:
     Raises:
         WeightsError: it is not one that a name is enough for.
     """
-    if isinstance(said, str) and said in KNOWN:
-        return KNOWN[said]
+    known = _known()
+    if isinstance(said, str) and said in known:
+        return known[said]
     made = str(said).removeprefix(MAKES)
     raise WeightsError(
-        f"{str(path)!r} was saved with norm= {said}, which is code, and no file brings code; give it again: "
+        f"{str(path)!r} was saved with norm={said}, which is code, and no file brings code; give it again: "
         f"registry.load(path, norm=lambda channels: {made}(...))"
     )
+
+
+def _known() -> dict[str, Callable[[int], nn.Module]]:
+    # Importing it takes a second, which only those who ask for a norm should pay.
+    from torchvision.ops import FrozenBatchNorm2d
+
+    norms = (nn.BatchNorm2d, nn.SyncBatchNorm, nn.InstanceNorm2d, nn.Identity, FrozenBatchNorm2d)
+    return {norm.__name__: norm for norm in norms}

@@ -25,6 +25,8 @@ PICKLES = (".pth", ".pt", ".bin")
 WRAPPERS = ("module.", "_orig_mod.")
 """What DataParallel and moving averages, and torch.compile, put before every name."""
 
+COUNT = "n_averaged"
+
 
 @dataclass(frozen=True)
 class Checkpoint:
@@ -148,11 +150,13 @@ def _problem(name: object, value: object) -> str:
 def _unwrapped(tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
     """Take away what wrappers of a model add to the names of its tensors."""
     named = dict(tensors)
-    if set(named) - {"n_averaged"} and all(name.startswith("module.") for name in named if name != "n_averaged"):
-        # The count of torch's AveragedModel, which is not the model's.
-        named.pop("n_averaged", None)
-    while wrapper := next((w for w in WRAPPERS if all(name.startswith(w) for name in named)), None):
-        named = {name.removeprefix(wrapper): tensor for name, tensor in named.items()}
+    while True:
+        # torch's AveragedModel counts beside the model.
+        rest = [name for name in named if name != COUNT]
+        wrapper = next((w for w in WRAPPERS if rest and all(name.startswith(w) for name in rest)), None)
+        if wrapper is None:
+            break
+        named = {name.removeprefix(wrapper): named[name] for name in rest}
     if all(name.startswith(("backbone.", "head.")) for name in named):
         # The state dict of our own models with a head; files have no prefix there.
         named = {name.removeprefix("backbone."): tensor for name, tensor in named.items()}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from featuretap.heads.classification import classification_layers
@@ -19,7 +19,7 @@ from featuretap.registry.weights.metadata import Record
 if TYPE_CHECKING:
     from featuretap.registry.registry import Registry
 
-__all__ = ["recognised"]
+__all__ = ["identified", "recognised"]
 
 LOGITS = f"{HEAD}logits.weight"
 
@@ -48,6 +48,22 @@ def recognised(shapes: Shapes, registry: Registry) -> Record | None:
         if record:
             return record
     return None
+
+
+def identified(shapes: Shapes, digest: str, registry: Registry) -> Record | None:
+    """Return what a file holds, and what the catalogue knows of it where its digest is there."""
+    record = recognised(shapes, registry)
+    entry = next((e for e in registry.published if e.sha256 and digest.startswith(e.sha256)), None)
+    if record is None or entry is None:
+        return record
+    channels = record.description.options.get("in_channels", 3)
+    description = replace(
+        record.description,
+        weights=entry.name,
+        classes=entry.classes,
+        preprocessing=entry.preprocessing.for_channels(channels),
+    )
+    return replace(record, description=description, norm_eps={"backbone": entry.norm_eps})
 
 
 def _candidates(registry: Registry) -> Iterator[Candidate]:

@@ -1,57 +1,70 @@
-"""Writing a file whole or not at all. No torch."""
+"""Writing files whole or not at all. No torch."""
 
 from __future__ import annotations
 
 import contextlib
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from uuid import uuid4
 
 from featuretap.registry.errors import WeightsError
 
-__all__ = ["replace_file"]
+__all__ = ["replace_files"]
 
 
-def replace_file(path: Path, content: bytes) -> None:
-    """Put `content` at `path`: whoever reads it sees the old file or the new one, also after a crash.
+def replace_files(contents: Mapping[Path, bytes]) -> None:
+    """Put contents at paths: whoever reads one sees the old file or the new one, also after a crash.
 
-    A new file has the mode of the process's umask, a replaced one keeps its own; a symbolic link stays, and what it
-    leads to is replaced.
+    All are written beside their targets before the first takes its place. A new file has the mode of the process's
+    umask, a replaced one keeps its own; a symbolic link stays, and what it leads to is replaced.
 
     Raises:
-        WeightsError: the folder or the disk does not take it; nothing is left behind.
+        WeightsError: a folder or the disk does not take them; nothing is changed, and nothing left behind.
     """
-    target = Path(os.path.realpath(path))
-    # In the same folder, because only within a file system is renaming atomic.
-    temporary = target.with_name(f".{target.name[:100]}.{uuid4().hex[:12]}.tmp")
+    written: dict[Path, Path] = {}
+    path = Path()
     try:
-        with _removed_on_failure(temporary):
-            descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o666)
-            with os.fdopen(descriptor, "wb") as file:
-                if target.exists():
-                    os.chmod(temporary, stat.S_IMODE(target.stat().st_mode))
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(target)
-        _sync_folder(target.parent)
+        with _removed_on_failure(written):
+            for path, content in contents.items():
+                target = Path(os.path.realpath(path))
+                if target.exists() and not target.is_file():
+                    raise WeightsError(f"cannot write {str(path)!r}: it is there, and is no file")
+                # In the same folder, because only within a file system is renaming atomic.
+                temporary = target.with_name(f".featuretap-{uuid4().hex[:12]}.tmp")
+                written[temporary] = target
+                _write(temporary, target, content)
+            for temporary, target in written.items():
+                temporary.replace(target)
+        for folder in {target.parent for target in written.values()}:
+            _sync(folder)
     except OSError as error:
         raise WeightsError(f"cannot write {str(path)!r}: {error.strerror or error}") from error
 
 
+def _write(temporary: Path, target: Path, content: bytes) -> None:
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o666)
+    with os.fdopen(descriptor, "wb") as file:
+        if target.exists():
+            temporary.chmod(stat.S_IMODE(target.stat().st_mode))
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+
+
 @contextlib.contextmanager
-def _removed_on_failure(temporary: Path) -> Iterator[None]:
+def _removed_on_failure(temporaries: Mapping[Path, Path]) -> Iterator[None]:
     try:
         yield
     except BaseException:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
+        for temporary in temporaries:
+            with contextlib.suppress(OSError):
+                temporary.unlink()
         raise
 
 
-def _sync_folder(folder: Path) -> None:
+def _sync(folder: Path) -> None:
     # The new name is on the disk only once its folder is. Some systems cannot open folders.
     with contextlib.suppress(OSError):
         descriptor = os.open(folder, os.O_RDONLY)

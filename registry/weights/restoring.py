@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,8 +14,9 @@ from featuretap.registry.specs import BackboneSpec
 from featuretap.registry.weights.metadata import Record
 from featuretap.registry.weights.norms import restored_norm
 from featuretap.registry.weights.reading import Checkpoint, check_finite, read
-from featuretap.registry.weights.recognition import recognised
+from featuretap.registry.weights.recognition import identified
 from featuretap.registry.weights.sources import Source
+from featuretap.registry.weights.timm_config import preprocessing_in
 
 if TYPE_CHECKING:
     from featuretap.registry.registry import Registry
@@ -64,12 +66,17 @@ def record_of(checkpoint: Checkpoint, registry: Registry) -> Record:
     Raises:
         WeightsError: it says nothing, and is in nobody's layout.
     """
-    record = checkpoint.record or recognised(checkpoint.shapes, registry)
+    if checkpoint.record:
+        return checkpoint.record
+    record = identified(checkpoint.shapes, checkpoint.digest(), registry)
     if record is None:
         raise WeightsError(
             f"{str(checkpoint.path)!r} says nothing of its model, and its tensors are those of no backbone in "
             "torchvision's, timm's or our names; name the model: registry.build(name, pretrained=path)"
         )
+    prepared = preprocessing_in(checkpoint.config) if checkpoint.config else None
+    if prepared:
+        return replace(record, description=replace(record.description, preprocessing=prepared))
     return record
 
 
@@ -77,8 +84,11 @@ def arguments_of(record: Record, checkpoint: Checkpoint, options: Mapping[str, A
     """Return the arguments of `build` that a file states."""
     said = record.description
     stated = dict(said.options)
-    if "norm" in stated and "norm" not in options:
-        stated["norm"] = restored_norm(stated["norm"], checkpoint.path)
+    if "norm" in stated:
+        # What is code can only be named; whoever gives it anew needs no name.
+        said_norm = stated.pop("norm")
+        if "norm" not in options:
+            stated["norm"] = restored_norm(said_norm, checkpoint.path)
     arguments: dict[str, Any] = {**stated, "taps": said.taps}
     if said.head is None:
         return {**arguments, "features_only": True}
@@ -89,7 +99,7 @@ def _merged(stated: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, An
     merged = {**stated, **given}
     if given.get("features_only"):
         # The backbone of a model with a head: what belongs to the head goes, unless it is asked for.
-        for key in ("head", "num_classes"):
+        for key in ("head", "num_classes") if "head" not in stated else ("head", "num_classes", "taps"):
             if key not in given:
                 merged.pop(key, None)
     elif "head" in given or "num_classes" in given:

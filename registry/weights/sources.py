@@ -12,7 +12,6 @@ from featuretap.registry.errors import FeaturetapError, WeightsError
 from featuretap.registry.hookspecs import WeightsEntry
 from featuretap.registry.preprocessing import Preprocessing
 from featuretap.registry.request import Request, backbone_of
-from featuretap.registry.weights.downloads import located, verify
 from featuretap.registry.weights.files import sha256_of
 from featuretap.registry.weights.reading import Checkpoint, read
 from featuretap.registry.weights.recognition import recognised
@@ -67,12 +66,15 @@ class Source:
         if not any(network and network.stages == theirs.stages for network in networks):
             raise MisfitError(f"{self.checkpoint.path} holds another network of the same shapes")
 
-    def fits(self) -> str:
-        """Return "; the file fits 'name'" where that is known, for the end of a message."""
+    def fits(self, words: str) -> str:
+        """Return "; the file fits 'name'" for the end of a message about `words`, where it is known and is another."""
         record = self.checkpoint.record or recognised(self.checkpoint.shapes, self.registry)
         if record is None:
             return ""
-        return f"; the file fits {options_in_words(record.description.name, record.description.options)}"
+        if not record.by_name:
+            return f"; the file fits the BackboneSpec {record.description.name!r} that its model was built from"
+        fitting = options_in_words(record.description.name, record.description.options)
+        return f"; the file fits {fitting}" if fitting != words else ""
 
     def origin(self, known: Sequence[WeightsEntry]) -> WeightsEntry | None:
         """Check that the file is the entry it was asked for as, or find the entry that it is by its digest.
@@ -81,7 +83,7 @@ class Source:
             WeightsError: it is another file.
         """
         if self.entry:
-            verify(self.entry, self.checkpoint.path, self.checkpoint.digest())
+            _verify(self.entry, self.checkpoint.path, self.checkpoint.digest())
             return self.entry
         if self.checkpoint.record:
             return None
@@ -107,10 +109,31 @@ def source_of(weights: WeightsEntry | Path, registry: Registry) -> Source:
     """
     if isinstance(weights, Path):
         return Source(read(weights), registry)
+    from featuretap.registry.weights.downloads import located
+
     path = located(weights, registry.published, registry.mirrors)
     try:
         return Source(read(path, hashed=True), registry, weights)
     except WeightsError:
         # That a file in a cache is another one says more than that it cannot be read.
-        verify(weights, path, sha256_of(path))
+        _verify(weights, path, sha256_of(path))
         raise
+
+
+def _verify(entry: WeightsEntry, path: Path, digest: str) -> None:
+    """Refuse a file that is not the entry's.
+
+    Where the publisher states no digest, the hub's own is taken, by which huggingface_hub names what it stores.
+
+    Raises:
+        WeightsError: the digest is another.
+    """
+    expected = entry.sha256
+    if not expected:
+        stored = path.resolve().name
+        expected = stored if len(stored) == len(digest) else ""
+    if not digest.startswith(expected):
+        raise WeightsError(
+            f"{path} is not {entry.name!r}: its SHA-256 begins with {digest[:8]}, expected {expected[:8]}; "
+            "delete it to download it again"
+        )

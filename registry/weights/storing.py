@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,15 +17,16 @@ from torch import Tensor, nn
 from featuretap.registry.description import Description, options_in_words
 from featuretap.registry.errors import FeaturetapError, OptionError, WeightsError
 from featuretap.registry.layout import NATIVE, Layout
+from featuretap.registry.options import options_of
 from featuretap.registry.request import backbone_of
-from featuretap.registry.specs import BackboneSpec
-from featuretap.registry.weights.expectation import COUNTER, HEAD, backbone_tensors, misfit
+from featuretap.registry.specs import BackboneSpec, ModelSpec
+from featuretap.registry.weights.expectation import COUNTER, HEAD, backbone_tensors, head_tensors, misfit
 from featuretap.registry.weights.files import CONFIG, FILE
 from featuretap.registry.weights.folding import eps_of, folded
 from featuretap.registry.weights.header import with_sorted_header
 from featuretap.registry.weights.metadata import Record, metadata_of
 from featuretap.registry.weights.reading import read
-from featuretap.registry.weights.replacing import replace_file
+from featuretap.registry.weights.replacing import replace_files
 from featuretap.registry.weights.restoring import arguments_of, record_of
 from featuretap.registry.weights.timm_config import timm_config
 from featuretap.registry.weights.translation import MisfitError, layout_of, translated
@@ -66,7 +68,7 @@ def store(registry: Registry, model: nn.Module, path: Path, layout: str) -> Path
     assert backbone is not None
     tensors = {_file_name(name): tensor for name, tensor in inner.state_dict().items()}
     eps = {_file_name(norm): value for norm, value in eps_of(inner).items()}
-    _check_unchanged(tensors, description, backbone)
+    _check_unchanged(registry, tensors, description, backbone)
     by_name = _is_by_name(registry, description, backbone)
     return _write(Storable(tensors, eps, description, backbone, by_name), target, layout)
 
@@ -83,7 +85,8 @@ def convert(registry: Registry, source: Path, target: Path, layout: str) -> Path
             "with registry.load(path, name=spec) and save the model"
         )
     try:
-        arguments = arguments_of(record, checkpoint, {"norm": None} if layout == record.layout else {})
+        # Names and shapes are the same whatever the norm; layouts that cannot hold it see that by its tensors.
+        arguments = arguments_of(record, checkpoint, {"norm": None})
         backbone = backbone_of(registry.spec(said.name, **arguments))
         weights = translated(checkpoint, backbone)
     except FeaturetapError as error:
@@ -93,8 +96,12 @@ def convert(registry: Registry, source: Path, target: Path, layout: str) -> Path
     difference = _difference(weights.tensors, backbone)
     if difference:
         raise WeightsError(f"cannot convert {str(checkpoint.path)!r}, which says it is {said.name!r}: {difference}")
-    norms = [name.removesuffix(".running_var") for name in weights.tensors if name.endswith(".running_var")]
-    eps = {norm: weights.norm_eps["head" if norm.startswith(HEAD) else "backbone"] for norm in norms}
+    parts = {
+        name.removesuffix(".running_var"): "head" if name.startswith(HEAD) else "backbone"
+        for name in weights.tensors
+        if name.endswith(".running_var")
+    }
+    eps = {norm: weights.norm_eps[part] for norm, part in parts.items() if part in weights.norm_eps}
     return _write(Storable(weights.tensors, eps, said, backbone, by_name=True), written, layout)
 
 
@@ -110,12 +117,13 @@ def _write(model: Storable, target: Path, layout: str) -> Path:
             config = timm_config(description, model.backbone, theirs, _features(model))
     metadata = metadata_of(Record(description, layout, eps, model.by_name))
     content = safetensors.torch.save({name: _plain(tensor) for name, tensor in tensors.items()}, metadata)
-    if target.suffix != SUFFIX:
-        _make_folder(target)
-        replace_file(target / CONFIG, (config or _config(metadata)).encode())
-        target /= FILE
-    replace_file(target, with_sorted_header(content))
-    return target
+    content = with_sorted_header(content)
+    if target.suffix == SUFFIX:
+        replace_files({target: content})
+        return target
+    with _folder(target):
+        replace_files({target / FILE: content, target / CONFIG: (config or _config(metadata)).encode()})
+    return target / FILE
 
 
 def _target(path: Path) -> Path:
@@ -127,11 +135,19 @@ def _target(path: Path) -> Path:
     )
 
 
-def _make_folder(path: Path) -> None:
+@contextmanager
+def _folder(path: Path) -> Iterator[None]:
+    """Make a folder, and take it away again where nothing could be written into it."""
+    made = not path.exists()
     try:
         path.mkdir(parents=True, exist_ok=True)
+        yield
     except OSError as error:
         raise WeightsError(f"cannot write {str(path)!r}: {error.strerror or error}") from error
+    except WeightsError:
+        if made:
+            path.rmdir()
+        raise
 
 
 def _unwrapped(model: nn.Module) -> nn.Module:
@@ -150,11 +166,18 @@ def _file_name(name: str) -> str:
     return name.removeprefix("backbone.")
 
 
-def _check_unchanged(tensors: Mapping[str, Tensor], description: Description, backbone: BackboneSpec) -> None:
-    problem = _difference(tensors, backbone)
-    logits = tensors.get(f"{HEAD}logits.weight")
-    if not problem and logits is not None and len(logits) != description.num_classes:
-        problem = f"{HEAD}logits has {len(logits)} classes, not {description.num_classes}"
+def _check_unchanged(
+    registry: Registry, tensors: Mapping[str, Tensor], description: Description, backbone: BackboneSpec
+) -> None:
+    expected: dict[str, tuple[int, ...]] = {}
+    if description.head:
+        own = {name: value for name, value in description.options.items() if name not in options_of(backbone)}
+        model = registry.spec(
+            backbone, head=description.head, num_classes=description.num_classes, taps=description.taps, **own
+        )
+        assert isinstance(model, ModelSpec)
+        expected = head_tensors(model.head_layers)
+    problem = _difference(tensors, backbone, expected)
     if problem:
         words = options_in_words(description.name, description.options)
         raise WeightsError(
@@ -163,12 +186,35 @@ def _check_unchanged(tensors: Mapping[str, Tensor], description: Description, ba
         )
 
 
-def _difference(tensors: Mapping[str, Tensor], backbone: BackboneSpec) -> str:
-    """Return how tensors differ from the convolutions of a backbone's table; its norms may be of any kind."""
+def _difference(
+    tensors: Mapping[str, Tensor], backbone: BackboneSpec, head: Mapping[str, tuple[int, ...]] | None = None
+) -> str:
+    """Return how tensors differ from those of a backbone's table, with norms of any one kind, and of a given head."""
     found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-    blocks = backbone.blocks if backbone.stages else ()
-    expected = {name: shape for name, shape in backbone_tensors(blocks).items() if ".norm." not in name}
-    return misfit(found, expected)
+    if not backbone.stages:
+        return ""
+    paths = [path for block in backbone.blocks for path, layer in block.layer_paths() if layer.norm_channels]
+    kinds = [
+        {name.removeprefix(f"{path}.norm.") for name in found if name.startswith(f"{path}.norm.")} for path in paths
+    ]
+    expected = {name: shape for name, shape in backbone_tensors(backbone.blocks).items() if ".norm." not in name}
+    expected |= head or {}
+    problem = misfit(found, expected)
+    if problem:
+        return problem
+    for path, kind in zip(paths, kinds, strict=True):
+        if kind != kinds[0]:
+            return f"{path}.norm is of another kind than {paths[0]}.norm"
+    known = (*(f"{path}.norm." for path in paths), *_open(backbone), *([] if head else [HEAD]))
+    extra = sorted(name for name in found if name not in expected and not name.startswith(known))
+    return f"{extra[0]} is there, which it was not built with" if extra else ""
+
+
+def _open(backbone: BackboneSpec) -> list[str]:
+    """Return the beginnings of the names in layers that do not say which tensors they have."""
+    return [
+        f"{path}." for block in backbone.blocks for path, layer in block.layer_paths() if not hasattr(layer, "tensors")
+    ]
 
 
 def _is_by_name(registry: Registry, description: Description, backbone: BackboneSpec) -> bool:
@@ -211,6 +257,11 @@ def _layout(model: Storable, name: str) -> Layout:
     if not layout.architecture:
         raise WeightsError(
             f"cannot save {words} for {name}, which has no such network; save it in the layout {NATIVE!r}"
+        )
+    if layout.features_only and model.description.head:
+        raise WeightsError(
+            f"cannot save {words} for {name}, which has that network for features only; save it in the layout "
+            f"{NATIVE!r}, or build it with features_only=True"
         )
     if model.description.head not in (None, "classification"):
         raise WeightsError(

@@ -26,14 +26,12 @@ def timm_config(description: Description, backbone: BackboneSpec, layout: Layout
         features: channels of the last feature map or hidden layer, which timm states for people.
     """
     prepared, classes = description.preprocessing, description.num_classes or 0
-    arguments = {"in_chans": backbone.in_channels, "output_stride": backbone.output_stride}
-    usual = {"in_chans": 3, "output_stride": 32}
     config = {
         "architecture": layout.architecture,
         "num_classes": classes,
         "num_features": features,
         "global_pool": "avg",
-        "model_args": {name: value for name, value in arguments.items() if value != usual[name]},
+        "model_args": dict(layout.arguments),
         "pretrained_cfg": {
             "tag": "",
             "custom_load": False,

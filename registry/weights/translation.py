@@ -73,7 +73,7 @@ def translated(checkpoint: Checkpoint, spec: BackboneSpec, entry: WeightsEntry |
         unknown = sorted(key for key in tensors if not is_known(key, spec)) if spec.stages else []
         names: Mapping[str, str] = {}
         ours = dict(tensors)
-        eps: Mapping[str, float] = {}
+        eps: Mapping[str, float] = {"backbone": spec.norm_eps} if spec.stages else {}
         remark = ""
     else:
         layout = layout_of(spec, name)

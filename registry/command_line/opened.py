@@ -1,0 +1,39 @@
+"""What a file of weights holds, where its tensors have to be read to know."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from featuretap.registry.weights.header import Stored
+from featuretap.registry.weights.metadata import Record
+from featuretap.registry.weights.reading import check_finite, read
+
+__all__ = ["opened"]
+
+NAMES = {
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.float32: "F32",
+    torch.float64: "F64",
+    torch.int64: "I64",
+    torch.bool: "BOOL",
+}
+"""As safetensors calls them; others keep torch's name."""
+
+
+def opened(path: Path, finite: bool) -> tuple[dict[str, Stored], Record | None]:
+    """Return the tensors of a file and what it says of itself.
+
+    Raises:
+        WeightsError: it cannot be read, or holds NaN or infinity where `finite` values are wanted.
+    """
+    checkpoint = read(path)
+    if finite:
+        check_finite(checkpoint)
+    tensors = {
+        name: Stored(NAMES.get(tensor.dtype, str(tensor.dtype)), tuple(tensor.shape))
+        for name, tensor in sorted(checkpoint.tensors.items())
+    }
+    return tensors, checkpoint.record

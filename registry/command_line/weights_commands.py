@@ -1,0 +1,155 @@
+"""`featuretap save`, `featuretap convert` and `featuretap inspect`. The last needs no torch for safetensors files."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import asdict
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import click
+
+from featuretap import registry
+from featuretap.registry.command_line.parameters import OptionPair
+from featuretap.registry.command_line.printing import print_table, print_text
+from featuretap.registry.weights.files import sha256_of, weights_file
+from featuretap.registry.weights.header import Stored, read_header
+from featuretap.registry.weights.metadata import Record, read_record
+
+__all__ = ["convert_command", "inspect_command", "save_command"]
+
+LAYOUT = click.option(
+    "--layout",
+    type=click.Choice(["featuretap", "torchvision", "timm"]),
+    default="featuretap",
+    show_default=True,
+    help="Whose names the tensors get.",
+)
+PATH = click.Path(path_type=Path)
+
+
+@click.command("save")
+@click.argument("name")
+@click.argument("target", type=PATH)
+@click.option("--weights", help="A tag, a file, or 'none' for fresh ones.  [default: the catalogue's default]")
+@click.option("--features-only", is_flag=True, help="The bare backbone, without a classifier.")
+@click.option("--num-classes", type=int, help="Classes of the classifier.")
+@click.option("--option", "pairs", type=OptionPair(), multiple=True, help="An option of the backbone; can be repeated.")
+@LAYOUT
+def save_command(
+    name: str,
+    target: Path,
+    weights: str | None,
+    features_only: bool,
+    num_classes: int | None,
+    pairs: tuple[tuple[str, Any], ...],
+    layout: str,
+) -> None:
+    """Build the backbone NAME with published weights, and save it as TARGET (.safetensors, or a folder).
+
+    Example: featuretap save mobilenet_v3_large large.safetensors --features-only
+    """
+    pretrained = {None: True, "none": False}.get(weights, weights)
+    asked = {"features_only": features_only, "num_classes": num_classes, "pretrained": pretrained, **dict(pairs)}
+    print_text(f"saved: {registry.save(registry.build(name, **asked), target, layout)}")
+
+
+@click.command("convert")
+@click.argument("source", type=PATH)
+@click.argument("target", type=PATH)
+@LAYOUT
+def convert_command(source: Path, target: Path, layout: str) -> None:
+    """Rewrite the weights SOURCE (.safetensors, .pth or a folder) in another layout, as TARGET.
+
+    Example: featuretap convert mobilenet_v3_large-5c1a4163.pth timm-folder --layout timm
+    """
+    print_text(f"saved: {registry.convert(source, target, layout)}")
+
+
+@click.command("inspect")
+@click.argument("file", type=PATH)
+@click.option("--finite", is_flag=True, help="Refuse weights that hold NaN or infinity.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def inspect_command(file: Path, finite: bool, as_json: bool) -> None:
+    """Show what a file of weights holds: of which model, in which layout, which tensors.
+
+    Example: featuretap inspect large.safetensors
+    """
+    path = weights_file(file)
+    if path.suffix == ".safetensors" and not finite:
+        header = read_header(path)
+        tensors, record = header.tensors, read_record(path, header.metadata)
+    else:
+        from featuretap.registry.command_line.opened import opened
+
+        tensors, record = opened(path, finite)
+    facts = _facts(path, tensors, record)
+    if as_json:
+        click.echo(json.dumps(facts, indent=2))
+    else:
+        _print_facts(facts)
+
+
+def _facts(path: Path, tensors: Mapping[str, Stored], record: Record | None) -> dict[str, Any]:
+    described, digest = record is not None, sha256_of(path)
+    if record is None:
+        from featuretap.registry.weights.recognition import identified
+
+        record = identified({name: stored.shape for name, stored in tensors.items()}, digest, registry.default)
+    about: dict[str, Any] = {"name": None, "layout": None}
+    if record:
+        said = record.description
+        about = {
+            "name": said.name,
+            "options": dict(said.options),
+            "taps": list(said.taps),
+            "head": said.head,
+            "num_classes": said.num_classes,
+            "layout": record.layout,
+            "norm_eps": dict(record.norm_eps),
+            "classes": said.classes,
+            "weights": str(said.weights) if said.weights else None,
+            # What is only recognised by its tensors says nothing of the images it was trained with.
+            "preprocessing": asdict(said.preprocessing) if described or said.weights else None,
+        }
+    return {
+        "file": str(path),
+        "bytes": path.stat().st_size,
+        "sha256": digest,
+        "described": described,
+        **about,
+        "tensors": {name: asdict(stored) for name, stored in tensors.items()},
+    }
+
+
+def _print_facts(facts: dict[str, Any]) -> None:
+    name = facts["name"] or "no model that is known here"
+    said = "" if facts["described"] or not facts["name"] else " (recognised by its tensors)"
+    print_text(f"{facts['file']}: {name}{said}")
+    tensors = facts["tensors"]
+    types = Counter(tensor["dtype"] for tensor in tensors.values())
+    numbers = sum(prod(tensor["shape"]) for tensor in tensors.values())
+    counted = ", ".join(f"{count} {dtype}" for dtype, count in types.most_common())
+    lines = {
+        "options": _pairs(facts.get("options")),
+        "taps": ", ".join(facts.get("taps") or ()),
+        "head": facts.get("head") and f"{facts['head']}, {facts['num_classes']} classes {facts['classes']}".strip(),
+        "layout": facts["layout"],
+        "norm eps": _pairs(facts.get("norm_eps")),
+        "weights": facts.get("weights"),
+        "prepared": _pairs(facts.get("preprocessing")),
+        "tensors": f"{len(tensors)} ({counted}), {numbers:,} numbers, {facts['bytes']:,} bytes",
+        "SHA-256": facts["sha256"],
+    }
+    for label, text in lines.items():
+        if text:
+            print_text(f"  {label:<9} {text}")
+    rows = [(name, "×".join(map(str, tensor["shape"])) or "–", tensor["dtype"]) for name, tensor in tensors.items()]
+    print_table([("tensor", "left"), ("shape", "right"), ("numbers", "left")], rows)
+
+
+def _pairs(table: Mapping[str, Any] | None) -> str:
+    return ", ".join(f"{name}={value}" for name, value in (table or {}).items())
