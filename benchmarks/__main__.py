@@ -1,10 +1,13 @@
-"""Listing, building and running MobileNetV3-Large: featuretap, timm and torchvision in one run."""
+"""Listing, building, loading and running MobileNetV3-Large: featuretap, timm and torchvision in one run."""
 
 import platform
 import subprocess
 import sys
 from collections.abc import Callable
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
+import safetensors.torch
 import timm
 import torch
 import torchvision
@@ -62,6 +65,33 @@ def torchvision_features() -> nn.Module:
     return create_feature_extractor(torchvision.models.mobilenet_v3_large(), FEATURES)
 
 
+def loading() -> None:
+    """Build the pretrained classifier from a file that is in the file system's cache, each in its usual format."""
+    with TemporaryDirectory() as folder:
+        model = registry.build("mobilenet_v3_large")
+        ours = registry.save(model, Path(folder) / "featuretap.safetensors")
+        timms = registry.save(model, Path(folder) / "timm.safetensors", "timm")
+        theirs = safetensors.torch.load_file(registry.save(model, Path(folder) / "x.safetensors", "torchvision"))
+        pickled = Path(folder) / "torchvision.pth"
+        torch.save(theirs, pickled)
+
+        def torchvisions() -> nn.Module:
+            built = torchvision.models.mobilenet_v3_large()
+            built.load_state_dict(torch.load(pickled, weights_only=True))
+            return built
+
+        report(
+            "build mobilenet_v3_large, classifier, and load its weights",
+            {
+                "torchvision, .pth": torchvisions,
+                "timm, safetensors": lambda: timm.create_model("mobilenetv3_large_100", checkpoint_path=timms),
+                "featuretap, safetensors": lambda: registry.load(ours),
+                "featuretap, torchvision's .pth": lambda: registry.build("mobilenet_v3_large", pretrained=pickled),
+            },
+            rounds=41,
+        )
+
+
 @torch.inference_mode()
 def running() -> None:
     """Eager forwards of one image and of eight, C1 to C5."""
@@ -84,6 +114,7 @@ def main() -> None:
     )
     listing()
     building()
+    loading()
     running()
 
 

@@ -14,7 +14,7 @@ __all__ = [
     "Shapes",
     "backbone_tensors",
     "head_tensors",
-    "is_known",
+    "known",
     "layer_paths",
     "lies_in",
     "misfit",
@@ -54,9 +54,10 @@ def head_tensors(layers: Iterable[Counted]) -> dict[str, tuple[int, ...]]:
     }
 
 
-def is_known(name: str, spec: BackboneSpec) -> bool:
-    """Say whether a tensor lies in a layer of the whole network, or in a head."""
-    return name.startswith(HEAD) or lies_in(name, layer_paths(spec.all_blocks))
+def known(names: Iterable[str], spec: BackboneSpec) -> set[str]:
+    """Return the names that lie in a layer of the whole network, or in a head."""
+    paths = layer_paths(spec.all_blocks)
+    return {name for name in names if name.startswith(HEAD) or lies_in(name, paths)}
 
 
 def layer_paths(blocks: Iterable[Block]) -> frozenset[str]:

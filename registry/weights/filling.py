@@ -58,7 +58,8 @@ def fill(
             else:
                 target.copy_(tensor)
     unused = set(weights.tensors) - used
-    extra = sorted(name for name in unused if _is_unexpected(name, spec, HEAD in parts, fresh))
+    built = layer_paths(spec.blocks) if spec.stages else None
+    extra = sorted(name for name in unused if _is_unexpected(name, built, HEAD in parts, fresh))
     if extra:
         raise MisfitError(f"{weights.source} holds {some(extra)}, which the model lacks")
 
@@ -101,10 +102,8 @@ def _check_norms(prefix: str, module: nn.Module, weights: Translated) -> None:
             )
 
 
-def _is_unexpected(name: str, spec: BackboneSpec, headed: bool, fresh: Collection[str]) -> bool:
+def _is_unexpected(name: str, built: Collection[str] | None, headed: bool, fresh: Collection[str]) -> bool:
     if name.startswith(HEAD):
         return headed and not name.startswith(tuple(fresh))
-    if not spec.stages:
-        return True
     # A norm such as FrozenBatchNorm2d counts no batches; layers behind the last tap are not built.
-    return not name.endswith(COUNTER) and lies_in(name, layer_paths(spec.blocks))
+    return built is None or (not name.endswith(COUNTER) and lies_in(name, built))

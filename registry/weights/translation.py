@@ -11,7 +11,7 @@ from featuretap.registry.hookspecs import WeightsEntry
 from featuretap.registry.import_strings import load
 from featuretap.registry.layout import NATIVE, Layout
 from featuretap.registry.specs import BackboneSpec
-from featuretap.registry.weights.expectation import HEAD, is_known
+from featuretap.registry.weights.expectation import HEAD, known
 from featuretap.registry.weights.reading import Checkpoint, some
 
 __all__ = ["MisfitError", "Translated", "layout_of", "translated"]
@@ -70,7 +70,7 @@ def translated(checkpoint: Checkpoint, spec: BackboneSpec, entry: WeightsEntry |
     record = checkpoint.record
     name = record.layout if record else entry.layout if entry else _guessed(checkpoint, spec)
     if name == NATIVE:
-        unknown = sorted(key for key in tensors if not is_known(key, spec)) if spec.stages else []
+        unknown = sorted(set(tensors) - known(tensors, spec)) if spec.stages else []
         names: Mapping[str, str] = {}
         ours = dict(tensors)
         eps: Mapping[str, float] = {"backbone": spec.norm_eps} if spec.stages else {}
@@ -96,7 +96,7 @@ def translated(checkpoint: Checkpoint, spec: BackboneSpec, entry: WeightsEntry |
 
 def _guessed(checkpoint: Checkpoint, spec: BackboneSpec) -> str:
     found = set(checkpoint.tensors)
-    overlap = {NATIVE: sum(is_known(key, spec) and not key.startswith(HEAD) for key in found)}
+    overlap = {NATIVE: sum(not name.startswith(HEAD) for name in known(found, spec))}
     overlap |= {name: len(found & set(layout_of(spec, name).names.values())) for name in spec.layouts}
     best = max(overlap, key=lambda name: overlap[name])
     if overlap[best]:
