@@ -17,7 +17,7 @@ from featuretap.registry.import_strings import load
 from featuretap.registry.options import Freezing
 from featuretap.registry.request import Request, backbone_of
 from featuretap.registry.specs import BackboneSpec, ModelSpec
-from featuretap.registry.weights.expectation import HEAD, backbone_tensors, misfit
+from featuretap.registry.weights.expectation import HEAD, backbone_tensors, head_tensors, misfit
 from featuretap.registry.weights.filling import fill
 from featuretap.registry.weights.folding import set_eps
 from featuretap.registry.weights.halving import halved
@@ -91,7 +91,7 @@ def _take(parts: Parts, request: Request, source: Source) -> bool:
     """Fill the parts from a file, and say whether the head, or its last layer, was drawn anew instead."""
     weights = translated(source.checkpoint, request.backbone, source.entry)
     if request.whole is not None:
-        weights = _with_half_a_tail(weights, request, backbone_of(request.whole))
+        weights = _with_half_a_tail(weights, request, backbone_of(request.whole), source)
     for prefix, name in (("", "backbone"), (HEAD, "head")):
         if prefix in parts and name in weights.norm_eps:
             set_eps(parts[prefix], weights.norm_eps[name])
@@ -103,7 +103,7 @@ def _take(parts: Parts, request: Request, source: Source) -> bool:
     return bool(reason)
 
 
-def _with_half_a_tail(weights: Translated, request: Request, whole: BackboneSpec) -> Translated:
+def _with_half_a_tail(weights: Translated, request: Request, whole: BackboneSpec, source: Source) -> Translated:
     found = {name: tuple(tensor.shape) for name, tensor in weights.tensors.items()}
 
     def tail(spec: BackboneSpec) -> dict[str, tuple[int, ...]]:
@@ -111,9 +111,14 @@ def _with_half_a_tail(weights: Translated, request: Request, whole: BackboneSpec
 
     if not misfit(found, tail(request.backbone)) or misfit(found, tail(whole)):
         return weights
-    classes = found.get(f"{HEAD}logits.weight", (0,))[0]
-    head = [classification_layers(spec.with_taps(("C5",)), num_classes=classes) for spec in (whole, request.backbone)]
-    pairs = list(zip(*head, strict=True)) if weights.has_head else []
+    pairs = []
+    if weights.has_head and source.head == "classification":
+        classes = found.get(f"{HEAD}logits.weight", (0,))[0]
+        both = [classification_layers(b.with_taps(("C5",)), num_classes=classes) for b in (whole, request.backbone)]
+        pairs = list(zip(*both, strict=True))
+        problem = misfit(found, head_tensors(both[0]))
+        if problem:
+            raise MisfitError(problem)
     logger.warning(
         "%s: the reduced tail keeps the strongest half of the channels behind C4 in %s; fine-tune it before use",
         request.words,
@@ -137,9 +142,10 @@ def _fresh(parts: Parts, request: Request, source: Source, weights: Translated) 
     if theirs == own:
         # Without classes the model has no such layer, and leaves the file's alone.
         return (() if own else per_class), ""
-    if theirs and theirs.keys() != own.keys():
+    classes = source.num_classes if source.num_classes is not None else next(iter(theirs.values()), 0)
+    if any(rows != classes for rows in theirs.values()) or (theirs and theirs.keys() != own.keys()):
+        # The file contradicts itself, which filling will say.
         return (), ""
-    classes = next(iter(theirs.values()), 0)
     return per_class, (
         f"{weights.source} has {classes} classes, not {spec.num_classes}; the backbone's weights are taken, and "
         f"{', '.join(name.rstrip('.') for name in per_class)} starts with fresh ones"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from itertools import cycle, islice
-from math import isfinite
 from typing import Literal
 
 from featuretap.registry.errors import OptionError
@@ -13,6 +12,7 @@ __all__ = ["Preprocessing"]
 
 INTERPOLATIONS = ("bilinear", "bicubic")
 LARGEST_SIZE = 65_536
+LARGEST = 1e6
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
@@ -44,9 +44,9 @@ class Preprocessing:
             size = getattr(self, name)
             if type(size) is not int or not 0 < size <= LARGEST_SIZE:
                 raise OptionError(f"preprocessing cannot have {name}={size!r}; it is a number of pixels")
-        for name, least in (("mean", float("-inf")), ("std", 0.0)):
+        for name, least in (("mean", -LARGEST), ("std", 0.0)):
             values = getattr(self, name)
-            if not values or not all(type(v) in (int, float) and isfinite(v) and v > least for v in values):
+            if not values or not all(type(v) in (int, float) and least < v < LARGEST for v in values):
                 raise OptionError(f"preprocessing cannot have {name}={values!r}; it is a number for each channel")
         if len(self.mean) != len(self.std):
             raise OptionError(

@@ -24,8 +24,13 @@ def weights_file(path: str | os.PathLike[str]) -> Path:
         WeightsError: a folder without it.
     """
     given = Path(path)
-    if not given.is_dir():
-        return given
+    if "\0" in str(given):
+        raise WeightsError(f"cannot read the weights {str(given)!r}: no file can have this name")
+    try:
+        if not given.is_dir():
+            return given
+    except OSError as error:
+        raise unreadable(given, error) from error
     found = given / FILE
     if found.is_file():
         return found

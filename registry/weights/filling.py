@@ -73,10 +73,12 @@ def adapted_stem(weight: Tensor, target: Tensor) -> Tensor:
     channels, wanted = weight.shape[1], target.shape[1]
     if wanted == channels:
         return weight
+    # In single precision at least; numbers of one byte cannot be added at all.
+    wide = weight if weight.element_size() >= 4 else weight.float()
     if wanted == 1:
-        return weight.sum(1, keepdim=True)
-    repeated = weight.repeat(1, -(-wanted // channels), 1, 1)[:, :wanted]
-    return repeated * (channels / wanted)
+        return wide.sum(1, keepdim=True).to(weight.dtype)
+    repeated = wide.repeat(1, -(-wanted // channels), 1, 1)[:, :wanted]
+    return (repeated * (channels / wanted)).to(weight.dtype)
 
 
 def _lacks(name: str, weights: Translated) -> str:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
-from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -158,26 +157,29 @@ def _decoded(text: str) -> Any:
 
 
 def _is_number(value: Any) -> bool:
-    return type(value) in (int, float) and isfinite(value) and value > 0
+    return type(value) in (int, float) and 0 < value < 1
 
 
 def _is_count(value: Any) -> bool:
     return type(value) is int and 0 <= value < 2**31
 
 
+ARGUMENTS = {"self", "name", "features_only", "taps", "head", "num_classes", "pretrained"}
+"""Arguments of `build` that have metadata of their own, or none, and are no options."""
+
 Field = tuple[str, Callable[[str], Any], Callable[[Any], bool]]
 
 FIELDS: dict[str, Field] = {
     "name": ("a name", str, bool),
     "layout": ("the name of a layout", str, bool),
-    "options": ("options by name", _decoded, lambda value: isinstance(value, dict)),
+    "options": ("options by name", _decoded, lambda value: isinstance(value, dict) and not ARGUMENTS & set(value)),
     "taps": (
         "a list of tap addresses",
         _decoded,
         lambda value: isinstance(value, list) and value != [] and all(isinstance(v, str) for v in value),
     ),
     "norm_eps": (
-        "a positive number by part",
+        "a small positive number by part",
         _decoded,
         lambda value: isinstance(value, dict) and all(map(_is_number, value.values())),
     ),

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from featuretap.registry.errors import FeaturetapError, WeightsError
-from featuretap.registry.specs import BackboneSpec
+from featuretap.registry.request import backbone_of
+from featuretap.registry.specs import BackboneSpec, ModelSpec
 from featuretap.registry.weights.metadata import Record
 from featuretap.registry.weights.norms import restored_norm
 from featuretap.registry.weights.reading import Checkpoint, check_finite, read
@@ -22,6 +23,10 @@ if TYPE_CHECKING:
     from featuretap.registry.registry import Registry
 
 __all__ = ["arguments_of", "record_of", "restore"]
+
+
+HARMLESS = 100_000_000
+"""Parameters of a model that may be built in vain, and then be refused by the name of the first tensor that differs."""
 
 
 def restore(
@@ -46,18 +51,31 @@ def restore(
         )
     stated = arguments_of(record, checkpoint, options)
     given = {key: value for key, value in asked.items() if value is not None}
-    if name is None and not given and not options:
+    as_stated = name is None and not given and not options
+    if not as_stated:
+        asked_name = record.description.name if name is None else name
+        request = registry.request(asked_name, **{**_merged(stated, given), **options})
+    else:
         try:
             request = registry.request(record.description.name, **stated)
         except FeaturetapError as error:
             raise WeightsError(
                 f"{str(checkpoint.path)!r} describes a model that cannot be built here: {error}"
             ) from error
-    else:
-        request = registry.request(
-            record.description.name if name is None else name, **{**_merged(stated, given), **options}
-        )
+        _check_size(checkpoint, request.spec)
     return assemble(request, Source(checkpoint, registry, keep_dtype=True))
+
+
+def _check_size(checkpoint: Checkpoint, spec: BackboneSpec | ModelSpec) -> None:
+    """Refuse a description of a network that the file cannot fill, before memory is taken for it."""
+    if not backbone_of(spec).stages:
+        return
+    numbers = sum(tensor.numel() for tensor in checkpoint.tensors.values())
+    if spec.parameters > max(numbers, HARMLESS):
+        raise WeightsError(
+            f"{str(checkpoint.path)!r} describes a model of {spec.parameters:,} parameters, and holds {numbers:,} "
+            "numbers; get it again from where it comes from"
+        )
 
 
 def record_of(checkpoint: Checkpoint, registry: Registry) -> Record:

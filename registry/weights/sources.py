@@ -45,6 +45,11 @@ class Source:
         """Name of the head that the file has weights of, as far as it says so."""
         return self.checkpoint.record.description.head if self.checkpoint.record else "classification"
 
+    @property
+    def num_classes(self) -> int | None:
+        """Number of classes that the file says it has."""
+        return self.checkpoint.record.description.num_classes if self.checkpoint.record else None
+
     def check_network(self, request: Request) -> None:
         """Refuse tensors of the right shapes that a file says are another network's.
 

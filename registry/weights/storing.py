@@ -20,7 +20,7 @@ from featuretap.registry.layout import NATIVE, Layout
 from featuretap.registry.options import options_of
 from featuretap.registry.request import backbone_of
 from featuretap.registry.specs import BackboneSpec, ModelSpec
-from featuretap.registry.weights.expectation import COUNTER, HEAD, backbone_tensors, head_tensors, misfit
+from featuretap.registry.weights.expectation import COUNTER, HEAD, Shapes, backbone_tensors, head_tensors, misfit
 from featuretap.registry.weights.files import CONFIG, FILE
 from featuretap.registry.weights.folding import eps_of, folded
 from featuretap.registry.weights.header import with_sorted_header
@@ -93,7 +93,7 @@ def convert(registry: Registry, source: Path, target: Path, layout: str) -> Path
         raise WeightsError(f"cannot convert {str(checkpoint.path)!r}: {error}") from error
     except MisfitError as problem:
         raise WeightsError(f"cannot convert {str(checkpoint.path)!r}: {problem}") from None
-    difference = _difference(weights.tensors, backbone)
+    difference = _difference(weights.tensors, backbone, _head_shapes(registry, said, backbone))
     if difference:
         raise WeightsError(f"cannot convert {str(checkpoint.path)!r}, which says it is {said.name!r}: {difference}")
     parts = {
@@ -169,15 +169,7 @@ def _file_name(name: str) -> str:
 def _check_unchanged(
     registry: Registry, tensors: Mapping[str, Tensor], description: Description, backbone: BackboneSpec
 ) -> None:
-    expected: dict[str, tuple[int, ...]] = {}
-    if description.head:
-        own = {name: value for name, value in description.options.items() if name not in options_of(backbone)}
-        model = registry.spec(
-            backbone, head=description.head, num_classes=description.num_classes, taps=description.taps, **own
-        )
-        assert isinstance(model, ModelSpec)
-        expected = head_tensors(model.head_layers)
-    problem = _difference(tensors, backbone, expected)
+    problem = _difference(tensors, backbone, _head_shapes(registry, description, backbone))
     if problem:
         words = options_in_words(description.name, description.options)
         raise WeightsError(
@@ -186,10 +178,19 @@ def _check_unchanged(
         )
 
 
-def _difference(
-    tensors: Mapping[str, Tensor], backbone: BackboneSpec, head: Mapping[str, tuple[int, ...]] | None = None
-) -> str:
-    """Return how tensors differ from those of a backbone's table, with norms of any one kind, and of a given head."""
+def _head_shapes(registry: Registry, description: Description, backbone: BackboneSpec) -> dict[str, tuple[int, ...]]:
+    if description.head is None:
+        return {}
+    own = {name: value for name, value in description.options.items() if name not in options_of(backbone)}
+    model = registry.spec(
+        backbone, head=description.head, num_classes=description.num_classes, taps=description.taps, **own
+    )
+    assert isinstance(model, ModelSpec)
+    return head_tensors(model.head_layers)
+
+
+def _difference(tensors: Mapping[str, Tensor], backbone: BackboneSpec, head: Shapes) -> str:
+    """Return how tensors differ from those of a backbone's table, with norms of any one kind, and of its head."""
     found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     if not backbone.stages:
         return ""
@@ -197,15 +198,21 @@ def _difference(
     kinds = [
         {name.removeprefix(f"{path}.norm.") for name in found if name.startswith(f"{path}.norm.")} for path in paths
     ]
-    expected = {name: shape for name, shape in backbone_tensors(backbone.blocks).items() if ".norm." not in name}
-    expected |= head or {}
+    # The weights of other norms than batch norms may have any shape.
+    batch = kinds and "running_var" in kinds[0]
+    expected = {
+        name: shape
+        for name, shape in backbone_tensors(backbone.blocks).items()
+        if ".norm." not in name or (batch and name in found)
+    }
+    expected |= head
     problem = misfit(found, expected)
     if problem:
         return problem
     for path, kind in zip(paths, kinds, strict=True):
         if kind != kinds[0]:
             return f"{path}.norm is of another kind than {paths[0]}.norm"
-    known = (*(f"{path}.norm." for path in paths), *_open(backbone), *([] if head else [HEAD]))
+    known = (*(f"{path}.norm." for path in paths), *_open(backbone))
     extra = sorted(name for name in found if name not in expected and not name.startswith(known))
     return f"{extra[0]} is there, which it was not built with" if extra else ""
 

@@ -11,10 +11,14 @@ from featuretap.registry.hookspecs import WeightsEntry
 from featuretap.registry.import_strings import load
 from featuretap.registry.layout import NATIVE, Layout
 from featuretap.registry.specs import BackboneSpec
-from featuretap.registry.weights.expectation import HEAD, known
+from featuretap.registry.weights.expectation import HEAD, backbone_tensors, known
 from featuretap.registry.weights.reading import Checkpoint, some
 
 __all__ = ["MisfitError", "Translated", "layout_of", "translated"]
+
+
+CLASSIFIER = {"hidden.weight": 2, "hidden.bias": 1, "logits.weight": 2, "logits.bias": 1}
+"""Dimensions of the tensors of the classifiers' layers."""
 
 
 class MisfitError(Exception):
@@ -80,18 +84,33 @@ def translated(checkpoint: Checkpoint, spec: BackboneSpec, entry: WeightsEntry |
         unknown = sorted(set(tensors) - set(layout.names.values()))
         names = layout.names
         ours = {
-            key: tensors[theirs].flatten(1) if key in layout.pointwise else tensors[theirs]
+            key: _flat(tensors[theirs]) if key in layout.pointwise else tensors[theirs]
             for key, theirs in names.items()
             if theirs in tensors
         }
         eps, remark = {"backbone": layout.norm_eps}, layout.remark
     if unknown:
         raise MisfitError(f"{source} holds {some(unknown)}, which the model lacks")
+    if spec.stages:
+        _check_ranks(ours, spec)
     if record:
         eps = record.norm_eps
     elif entry:
         eps = {"backbone": entry.norm_eps}
     return Translated(ours, names, name, eps, source, remark)
+
+
+def _flat(tensor: Tensor) -> Tensor:
+    return tensor.flatten(1) if tensor.ndim == 4 and tensor.shape[2:] == (1, 1) else tensor
+
+
+def _check_ranks(tensors: Mapping[str, Tensor], spec: BackboneSpec) -> None:
+    """Refuse tensors that no option could make fit: with other dimensions than their layer's, or without elements."""
+    ranks = {name: len(shape) for name, shape in backbone_tensors(spec.all_blocks).items()}
+    ranks |= {f"{HEAD}{name}": rank for name, rank in CLASSIFIER.items()}
+    for name, tensor in tensors.items():
+        if tensor.ndim != ranks.get(name, tensor.ndim) or not tensor.numel():
+            raise MisfitError(f"{name} is {tuple(tensor.shape)} in the file, with which nothing fits")
 
 
 def _guessed(checkpoint: Checkpoint, spec: BackboneSpec) -> str:
