@@ -2,12 +2,13 @@
 
 1,797 real handwritten digits (scikit-learn's, 8×8 pixels, enlarged to 96×96) and torchvision's official ImageNet
 weights of MobileNetV2. Everything through C4 is pretrained and stays as it is in both; the reduced tail and the
-classifier are trained on 900 digits, and judged on the other 897 after each epoch.
+classifier are trained on 300 or 900 digits, and judged on 897 others after each epoch.
 """
 
 import logging
 from collections.abc import Callable, Iterable
 from importlib.metadata import files
+from itertools import product
 from pathlib import Path
 from statistics import mean, stdev
 
@@ -18,7 +19,8 @@ from torch.nn import functional as F  # noqa: N812 - torch's own name for it
 
 from featuretap import registry
 
-EPOCHS, SEEDS, BATCH, TRAINED_ON = 4, 5, 64, 900
+EPOCHS, SEEDS, BATCH, JUDGED = 4, 5, 50, 897
+TRAINED_ON = (300, 900)
 RATES = (0.01, 0.05)
 MEAN, STD = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
@@ -57,10 +59,10 @@ def tail(pretrained: bool | Path) -> nn.Module:
     return Tail()
 
 
-def trained(start: nn.Module, maps: Tensor, classes: Tensor, rate: float) -> Iterable[float]:
-    """Train, and yield the accuracy in percent on the held-out digits after each epoch."""
+def trained(start: nn.Module, maps: Tensor, classes: Tensor, rate: float, count: int) -> Iterable[float]:
+    """Train on `count` digits, and yield the accuracy in percent on the held-out digits after each epoch."""
     order = torch.randperm(len(classes), generator=torch.Generator().manual_seed(0))
-    learn, judge = order[:TRAINED_ON], order[TRAINED_ON:]
+    judge, learn = order[:JUDGED], order[JUDGED : JUDGED + count]
     steps = len(learn) // BATCH
     optimizer = torch.optim.SGD(start.parameters(), rate, momentum=0.9, weight_decay=1e-4)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, total_steps=EPOCHS * steps)
@@ -84,13 +86,13 @@ def main() -> None:
         "random tail": lambda: tail(False),
         "strongest half": lambda: tail(weights()),
     }
-    for rate in RATES:
-        print(f"\nlearning rate {rate}: accuracy in % after each of {EPOCHS} epochs, {SEEDS} seeds")
+    for count, rate in product(TRAINED_ON, RATES):
+        print(f"\n{count} digits, learning rate {rate}: accuracy in % after each of {EPOCHS} epochs, {SEEDS} seeds")
         for name, start in starts.items():
             runs = []
             for seed in range(SEEDS):
                 torch.manual_seed(seed)
-                runs.append(list(trained(start(), maps, classes, rate)))
+                runs.append(list(trained(start(), maps, classes, rate, count)))
             cells = (f"{mean(epoch):5.1f} ± {stdev(epoch):3.1f}" for epoch in zip(*runs, strict=True))
             print(f"  {name:15}", "   ".join(cells), flush=True)
 

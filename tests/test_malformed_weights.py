@@ -695,8 +695,8 @@ WIDTH = "'mobilenet_v2_050' cannot take width={}; it is a positive number up to 
         ({"options": '{"banana": 1}'}, NOT_BUILT.format("'mobilenet_v2_050' takes no option 'banana'. Options: ")),
         (
             {"options": '{"pretrained": true}'},
-            """is no sound file of weights: its metadata has featuretap.options='{"pretrained": true}', which should be """
-            "options by name",
+            "is no sound file of weights: its metadata has featuretap.options='{\"pretrained\": true}', which "
+            "should be options by name",
         ),
         ({"options": '{"width": 1e308}'}, NOT_BUILT.format(WIDTH.format("1e+308"))),
         ({"options": '{"width": 1e999}'}, NOT_BUILT.format(WIDTH.format("inf"))),
