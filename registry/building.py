@@ -50,7 +50,7 @@ def assemble(request: Request, source: Source | None = None) -> nn.Module:
             source.check_network(request)
         except MisfitError as problem:
             # That a file is not what it was asked for as says more than that it does not fit.
-            source.origin(source.registry.published)
+            source.origin()
             raise WeightsError(f"weights do not fit {request.words}: {problem}{source.fits(request.words)}") from None
         description = _with_origin(description, source, request.backbone.in_channels, fresh_head)
     if request.freezing != Freezing():
@@ -162,13 +162,10 @@ def _freeze(backbone: nn.Module, request: Request) -> None:
 
 
 def _with_origin(description: Description, source: Source, channels: int, fresh_head: bool) -> Description:
-    entry = source.origin(source.registry.published)
-    said = source.said()
-    preprocessing = entry.preprocessing if entry else source.preprocessing() or description.preprocessing
-    classes = entry.classes if entry else said.classes if said else ""
+    origin = source.origin()
     return replace(
         description,
-        weights=entry.name if entry else said.weights if said and said.weights else source.checkpoint.path,
-        preprocessing=preprocessing.for_channels(channels),
-        classes="" if fresh_head else classes,
+        weights=origin.weights,
+        preprocessing=(origin.preprocessing or description.preprocessing).for_channels(channels),
+        classes="" if fresh_head else origin.classes,
     )

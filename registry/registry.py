@@ -65,6 +65,10 @@ class Registry:
         """Every entry of published weights."""
         return tuple(self._contents.weights.values())
 
+    def known_as(self, digest: str) -> WeightsEntry | None:
+        """Return the published weights whose file has a SHA-256, or None."""
+        return next((entry for entry in self.published if entry.sha256 and digest.startswith(entry.sha256)), None)
+
     @property
     def mirrors(self) -> Mapping[str, str]:
         """Beginning of an address → what the user's catalogue puts in its place when something is downloaded."""

@@ -53,7 +53,7 @@ def recognised(shapes: Shapes, registry: Registry) -> Record | None:
 def identified(shapes: Shapes, digest: str, registry: Registry) -> Record | None:
     """Return what a file holds, and what the catalogue knows of it where its digest is there."""
     record = recognised(shapes, registry)
-    entry = next((e for e in registry.published if e.sha256 and digest.startswith(e.sha256)), None)
+    entry = registry.known_as(digest)
     if record is None or entry is None:
         return record
     channels = record.description.options.get("in_channels", 3)

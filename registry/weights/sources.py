@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from featuretap.registry.description import Description, options_in_words
+from featuretap.registry.description import options_in_words
 from featuretap.registry.errors import FeaturetapError, WeightsError
 from featuretap.registry.hookspecs import WeightsEntry
 from featuretap.registry.preprocessing import Preprocessing
@@ -22,6 +21,15 @@ if TYPE_CHECKING:
     from featuretap.registry.registry import Registry
 
 __all__ = ["Source", "source_of"]
+
+
+@dataclass(frozen=True)
+class Origin:
+    """What is known of weights: the catalogue entry or the file, and what their images and classes were, if known."""
+
+    weights: str | Path
+    preprocessing: Preprocessing | None
+    classes: str
 
 
 @dataclass(frozen=True)
@@ -81,29 +89,28 @@ class Source:
         fitting = options_in_words(record.description.name, record.description.options)
         return f"; the file fits {fitting}" if fitting != words else ""
 
-    def origin(self, known: Sequence[WeightsEntry]) -> WeightsEntry | None:
-        """Check that the file is the entry it was asked for as, or find the entry that it is by its digest.
+    def origin(self) -> Origin:
+        """Check that the file is the entry it was asked for as, and return what is known of its weights.
+
+        What the file says of itself comes first, then the catalogue, which knows a file by its digest, then a
+        configuration beside it.
 
         Raises:
             WeightsError: it is another file.
         """
-        if self.entry:
-            _verify(self.entry, self.checkpoint.path, self.checkpoint.digest())
-            return self.entry
-        if self.checkpoint.record:
-            return None
-        digest = self.checkpoint.digest()
-        return next((entry for entry in known if entry.sha256 and digest.startswith(entry.sha256)), None)
-
-    def preprocessing(self) -> Preprocessing | None:
-        """Return the preprocessing that the file, or the configuration beside it, states."""
-        if self.checkpoint.record:
-            return self.checkpoint.record.description.preprocessing
-        return preprocessing_in(self.checkpoint.config) if self.checkpoint.config else None
-
-    def said(self) -> Description | None:
-        """Return what the file says of its model."""
-        return self.checkpoint.record.description if self.checkpoint.record else None
+        checkpoint, entry = self.checkpoint, self.entry
+        if entry:
+            _verify(entry, checkpoint.path, checkpoint.digest())
+        elif not checkpoint.record:
+            entry = self.registry.known_as(checkpoint.digest())
+        name = entry.name if entry else None
+        if checkpoint.record:
+            said = checkpoint.record.description
+            return Origin(name or said.weights or checkpoint.path, said.preprocessing, said.classes)
+        if entry:
+            return Origin(entry.name, entry.preprocessing, entry.classes)
+        prepared = preprocessing_in(checkpoint.config) if checkpoint.config else None
+        return Origin(checkpoint.path, prepared, "")
 
 
 def source_of(weights: WeightsEntry | Path, registry: Registry) -> Source:
