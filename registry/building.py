@@ -92,8 +92,10 @@ def _take(parts: Parts, request: Request, source: Source) -> bool:
     weights = translated(source.checkpoint, request.backbone, source.entry)
     if request.whole is not None:
         weights = _with_half_a_tail(weights, request, backbone_of(request.whole), source)
+    # Our own batch norms have the spec's epsilon already; those of a `norm=` factory have torch's.
+    built = request.backbone.norm_eps if request.backbone.norm is None else None
     for prefix, name in (("", "backbone"), (HEAD, "head")):
-        if prefix in parts and name in weights.norm_eps:
+        if prefix in parts and weights.norm_eps.get(name, built) != built:
             set_eps(parts[prefix], weights.norm_eps[name])
     fresh, reason = _fresh(parts, request, source, weights)
     if reason:

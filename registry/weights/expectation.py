@@ -67,7 +67,11 @@ def layer_paths(blocks: Iterable[Block]) -> frozenset[str]:
 
 def lies_in(name: str, paths: Collection[str]) -> bool:
     """Say whether a tensor lies below one of some paths."""
-    return any(name[:end] in paths for end, character in enumerate(name) if character == ".")
+    while "." in name:
+        name = name.rpartition(".")[0]
+        if name in paths:
+            return True
+    return False
 
 
 def misfit(found: Shapes, expected: Shapes) -> str:

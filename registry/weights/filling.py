@@ -38,7 +38,6 @@ def fill(
     """
     used = set()
     for prefix, module in parts.items():
-        _check_norms(prefix, module, weights)
         for key, target in module.state_dict(keep_vars=True).items():
             name = prefix + key
             if name.startswith(tuple(fresh)):
@@ -58,6 +57,7 @@ def fill(
             else:
                 target.copy_(tensor)
     unused = set(weights.tensors) - used
+    _check_norms(parts, unused)
     built = layer_paths(spec.blocks) if spec.stages else None
     extra = sorted(name for name in unused if _is_unexpected(name, built, HEAD in parts, fresh))
     if extra:
@@ -94,14 +94,16 @@ def _check(name: str, tensor: Tensor, target: Tensor, weights: Translated) -> No
         raise MisfitError(f"{name} holds {tensor.dtype} in the file, {target.dtype} in the model")
 
 
-def _check_norms(prefix: str, module: nn.Module, weights: Translated) -> None:
-    has = module.state_dict()
-    for path, norm in module.named_modules():
-        if f"{prefix}{path}.running_mean" in weights.tensors and f"{path}.running_mean" not in has:
-            raise MisfitError(
-                f"its norm {type(norm).__name__} cannot hold the file's running statistics; use a batch norm, or build "
-                "without pretrained"
-            )
+def _check_norms(parts: Mapping[str, nn.Module], unused: Collection[str]) -> None:
+    """Refuse norms that have no place for the running statistics that the file has of them."""
+    lost = {name.removesuffix(".running_mean") for name in unused if name.endswith(".running_mean")}
+    for prefix, module in parts.items() if lost else ():
+        for path, norm in module.named_modules():
+            if prefix + path in lost:
+                raise MisfitError(
+                    f"its norm {type(norm).__name__} cannot hold the file's running statistics; use a batch norm, or "
+                    "build without pretrained"
+                )
 
 
 def _is_unexpected(name: str, built: Collection[str] | None, headed: bool, fresh: Collection[str]) -> bool:
