@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
 from torch import nn
@@ -11,6 +11,7 @@ from torch import nn
 from featuretap.backbones.modules import Backbone
 from featuretap.heads.classification import classification_layers
 from featuretap.heads.modules import HeadedModel
+from featuretap.registry.blocks import Block
 from featuretap.registry.description import Description
 from featuretap.registry.errors import OptionError, WeightsError
 from featuretap.registry.import_strings import load
@@ -55,7 +56,7 @@ def assemble(request: Request, source: Source | None = None) -> nn.Module:
         description = _with_origin(description, source, request.backbone.in_channels, fresh_head)
     if request.freezing != Freezing():
         _freeze(parts[""], request)
-    if "norm" in description.options and description.options["norm"] is not None:
+    if request.backbone.stages and description.options.get("norm") is not None:
         said = norm_in_words(description.options["norm"], parts[""])
         description = replace(description, options={**description.options, "norm": said})
     model = HeadedModel(parts[""], parts[HEAD]) if HEAD in parts else parts[""]
@@ -92,26 +93,39 @@ def _take(parts: Parts, request: Request, source: Source) -> bool:
     weights = translated(source.checkpoint, request.backbone, source.entry)
     if request.whole is not None:
         weights = _with_half_a_tail(weights, request, backbone_of(request.whole), source)
-    # Our own batch norms have the spec's epsilon already; those of a `norm=` factory have torch's.
-    built = request.backbone.norm_eps if request.backbone.norm is None else None
-    for prefix, name in (("", "backbone"), (HEAD, "head")):
-        if prefix in parts and weights.norm_eps.get(name, built) != built:
-            set_eps(parts[prefix], weights.norm_eps[name])
+    _set_eps(parts, request.backbone, weights.norm_eps)
     fresh, reason = _fresh(parts, request, source, weights)
     if reason:
         _initialise(parts[HEAD])
         logger.warning("%s: %s", request.words, reason)
     fill(parts, request.backbone, weights, fresh=fresh, keep_dtype=source.keep_dtype)
+    if reason and source.keep_dtype:
+        # What is drawn anew has the type of what is not.
+        parts[HEAD].to(next(parts[""].parameters()).dtype)
     return bool(reason)
+
+
+def _set_eps(parts: Parts, spec: BackboneSpec, eps: Mapping[str, float]) -> None:
+    # Our own batch norms have the spec's epsilon already; those of a `norm=` factory have torch's.
+    built = spec.norm_eps if spec.stages and spec.norm is None else None
+    for prefix, name in (("", "backbone"), (HEAD, "head")):
+        if prefix in parts and eps.get(name, built) != built:
+            set_eps(parts[prefix], eps[name])
+    for path in eps.keys() - {"backbone", "head"}:
+        prefix = HEAD if HEAD in parts and path.startswith(HEAD) else ""
+        inner = path.removeprefix(prefix)
+        for name, module in parts[prefix].named_modules():
+            if name == inner:
+                set_eps(module, eps[path])
 
 
 def _with_half_a_tail(weights: Translated, request: Request, whole: BackboneSpec, source: Source) -> Translated:
     found = {name: tuple(tensor.shape) for name, tensor in weights.tensors.items()}
 
-    def tail(spec: BackboneSpec) -> dict[str, tuple[int, ...]]:
-        return backbone_tensors(block for block in spec.all_blocks if block.level == "C5")
+    def tail(blocks: Iterable[Block]) -> dict[str, tuple[int, ...]]:
+        return backbone_tensors(block for block in blocks if block.level == "C5")
 
-    if not misfit(found, tail(request.backbone)) or misfit(found, tail(whole)):
+    if not misfit(found, tail(request.backbone.blocks)) or misfit(found, tail(whole.all_blocks)):
         return weights
     pairs = []
     if weights.has_head and source.head == "classification":
@@ -134,6 +148,9 @@ def _fresh(parts: Parts, request: Request, source: Source, weights: Translated) 
     spec = request.spec
     if not isinstance(spec, ModelSpec):
         return (), ""
+    if not parts[HEAD].state_dict():
+        # A classifier without classes may have nothing to fill, and leaves the file's alone.
+        return (HEAD,), ""
     if not weights.has_head or source.head != spec.head.name:
         there = f"a head {source.head!r}" if weights.has_head and source.head else "no head"
         return (HEAD,), f"{weights.source} has {there}; the head {spec.head.name!r} starts with fresh weights"

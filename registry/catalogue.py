@@ -118,6 +118,7 @@ class CatalogueFile:
         done[name] = replace(
             base,
             name=name,
+            variant_of=(base.variant_of or base.name) if "base" in entry else "",
             published_as=(base.published_as or base.name) if same else "",
             options={**base.options, **options},
             aliases=tuple(entry.get("aliases", ())),

@@ -15,6 +15,7 @@ from featuretap.registry.errors import (
     did_you_mean,
 )
 from featuretap.registry.hookspecs import WeightsEntry
+from featuretap.registry.layout import NATIVE
 from featuretap.registry.plugin_loading import OURS, Plugin
 from featuretap.registry.specs import BackboneSpec, HeadSpec
 
@@ -36,6 +37,7 @@ class Contents:
             for spec in plugin.backbones:
                 self.qualified[f"{plugin.distribution}:{spec.name}"] = spec
                 self._add(plugin.distribution, spec, closed=frozenset() if plugin.ours else self.reserved)
+        self._user = str(user.path)
         self._add_user(user)
         self.mirrors = user.mirrors
         self.contested: dict[str, tuple[str, str]] = {}
@@ -55,6 +57,10 @@ class Contents:
         raise UnknownBackboneError(
             f"no backbone named {name!r}{hint or '; registry.list_backbones() names them'}{self.failures()}"
         )
+
+    def is_users(self, name: str) -> bool:
+        """Say whether a backbone's name is from the user's catalogue."""
+        return self.find(name)[0] == self._user
 
     def head(self, name: str) -> HeadSpec:
         """Return the spec of a head."""
@@ -88,9 +94,16 @@ class Contents:
         entries: dict[str, WeightsEntry] = {}
         for entry in user.weights:
             try:
-                backbone = self.find(entry.backbone)[1].name
+                spec = self.find(entry.backbone)[1]
             except UnknownBackboneError as error:
                 raise CatalogueError(f"{user.path}: weights.{entry.name}: {error}") from error
+            backbone, layouts = spec.name, (NATIVE, *spec.layouts)
+            if entry.layout not in layouts:
+                hint = did_you_mean(entry.layout, layouts) or ";"
+                raise CatalogueError(
+                    f"{user.path}: weights.{entry.name}.layout is {entry.layout!r}, which {backbone!r} is not known "
+                    f"in{hint} it has {', '.join(layouts)}"
+                )
             # An alias of a backbone is the backbone.
             entry = replace(entry, name=f"{backbone}.{entry.tag}")
             if entry.default and any(other.default and other.backbone == backbone for other in entries.values()):

@@ -22,15 +22,13 @@ from featuretap.registry.pairing import features, paired
 from featuretap.registry.plugin_loading import Plugin, discover, load_module, policy_from
 from featuretap.registry.preprocessing import Preprocessing
 from featuretap.registry.request import Request
-from featuretap.registry.specs import BackboneSpec, ModelSpec
+from featuretap.registry.specs import BackboneSpec, HeadSpec, ModelSpec
+from featuretap.registry.weights.files import ENDINGS
 
 if TYPE_CHECKING:
     from torch import nn
 
 __all__ = ["Registry"]
-
-FILES = (".safetensors", ".pth", ".pt", ".bin")
-"""Endings by which `pretrained=` knows the name of a file from a tag."""
 
 EMPTY = CatalogueFile(Path(), {}, ())
 
@@ -64,6 +62,18 @@ class Registry:
     def published(self) -> tuple[WeightsEntry, ...]:
         """Every entry of published weights."""
         return tuple(self._contents.weights.values())
+
+    def is_users(self, name: str) -> bool:
+        """Say whether a backbone's name is from the user's catalogue, which other machines do not have."""
+        return self._contents.is_users(name)
+
+    def head(self, name: str) -> HeadSpec:
+        """Return a head's spec.
+
+        Raises:
+            UnknownHeadError: no head has this name.
+        """
+        return self._contents.head(name)
 
     def known_as(self, digest: str) -> WeightsEntry | None:
         """Return the published weights whose file has a SHA-256, or None."""
@@ -313,7 +323,7 @@ class Registry:
         def resolved(options: Mapping[str, Any]) -> tuple[BackboneSpec | ModelSpec, Freezing]:
             if features_only:
                 return features(backbone, taps, options)
-            chosen = self._contents.head("classification" if head is None else head)
+            chosen = self.head("classification" if head is None else head)
             return paired(backbone, chosen, taps, num_classes, options)
 
         spec, freezing = resolved(options)
@@ -360,8 +370,9 @@ class Registry:
         for entry in entries:
             if pretrained in (entry.tag, entry.name):
                 return entry
-        if os.sep in pretrained or Path(pretrained).suffix in FILES:
-            return Path(pretrained)
+        path = Path(pretrained)
+        if os.sep in pretrained or path.suffix in ENDINGS or path.exists():
+            return path
         hint = did_you_mean(pretrained, [entry.tag for entry in entries]) or ";"
         raise UnknownWeightsError(f"{backbone!r} has no weights {pretrained!r}{hint} {_tags(entries)}")
 

@@ -83,6 +83,7 @@ class BackboneSpec:
         layouts: layout name → import string of `layout(spec) -> Layout`, which names its tensors as that library does.
         published_as: name of the backbone whose published weights fit this one too, where it is a variant that changes
             no tensor.
+        variant_of: name of the backbone that its options are to be applied to, where it is a variant of a catalogue.
         description: one line for people.
 
     Raises:
@@ -106,6 +107,7 @@ class BackboneSpec:
     classifier: Classifier = Classifier()
     layouts: Mapping[str, str] = field(default_factory=dict, hash=False)
     published_as: str = ""
+    variant_of: str = ""
     description: str = ""
 
     def __post_init__(self) -> None:

@@ -153,6 +153,14 @@ def test_bad_input_is_one_line(run: Run, tmp_path: Path, classifier: Path, cat: 
         run("save", "mobilenet_v9", tmp_path / "b.safetensors"),
         "no backbone named 'mobilenet_v9'; did you mean 'mobilenet_v2'?",
     )
+    for pair in ("name=foo", "self=1", "features_only=true", "pretrained=true"):
+        word = pair.partition("=")[0]
+        refused(
+            run("save", "mobilenet_v2", tmp_path / "b.safetensors", "--weights", "none", "--option", pair),
+            f"Invalid value for '--option': {word!r} is no option of a backbone or a head; see --help for what the "
+            "command takes",
+        )
+        assert run("show", "mobilenet_v2", "--option", pair).status == 2
     bare = tmp_path / "bare.safetensors"
     run("save", "mobilenet_v2_050", bare, "--weights", "none", "--features-only")
     refused(

@@ -15,7 +15,7 @@ import timm
 import torch
 from PIL import Image
 from timm.data import create_transform, resolve_model_data_config
-from torch import nn
+from torch import Tensor, nn
 
 from featuretap.backbones.layouts.timm import ARCHITECTURES
 from featuretap.backbones.mobilenet_v2 import V2
@@ -198,13 +198,16 @@ def test_eps_is_folded_into_the_variance_where_it_can_be_and_into_the_weight_els
     assert variance == pytest.approx([0.5 + 1e-5 - 1e-3, 1e-6], rel=1e-6)
 
 
-def test_norms_of_several_eps_are_saved_with_one(registry: Registry, tmp_path: Path) -> None:
+def test_norms_of_several_eps_keep_theirs_and_are_folded_for_others(registry: Registry, tmp_path: Path) -> None:
     model = with_statistics(registry.build("mobilenet_v2"))
     for norm in (model.backbone.stages.C1[0].norm, model.backbone.stages.C4[2].project.norm):
         norm.eps = 1e-2
-    loaded = registry.load(registry.save(model, tmp_path / "file.safetensors"))
-    assert {module.eps for module in loaded.modules() if isinstance(module, nn.BatchNorm2d)} == {1e-5}
-    assert relative_difference(loaded, model) < 1e-5
+    path = registry.save(model, tmp_path / "file.safetensors")
+    loaded = registry.load(path)
+    assert relative_difference(loaded, model) == 0
+    timms = registry.load(registry.convert(path, tmp_path / "timm.safetensors", "timm"))
+    assert {module.eps for module in timms.modules() if isinstance(module, nn.BatchNorm2d)} == {1e-5}
+    assert relative_difference(timms, model) < 1e-5
 
 
 @pytest.mark.parametrize(
@@ -243,7 +246,7 @@ def test_timm_reads_bare_backbones_as_features(
 ) -> None:
     ours = with_statistics(registry.build(name, features_only=True, output_stride=output_stride))
     registry.save(ours, tmp_path / "folder", "timm")
-    theirs = timm.create_model(f"local-dir:{tmp_path}/folder", pretrained=True, features_only=True).eval()
+    theirs = timm.create_model(f"local-dir:{tmp_path}/folder", pretrained=True).eval()
     images = torch.randn(1, 3, 64, 64, dtype=torch.float64)
     with torch.no_grad():
         for mine, its in zip(ours.double()(images).values(), theirs.double()(images), strict=True):
@@ -322,6 +325,11 @@ def test_the_official_weights_know_the_cat_and_the_coffee_through_each_layout(
         assert probabilities.max().item() == pytest.approx(probability, abs=5e-4)
 
 
+class OtherNorm(nn.BatchNorm2d):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) + 1
+
+
 REFUSED: list[tuple[str, dict[str, Any], str, str]] = [
     (
         "mobilenet_v3_large",
@@ -341,7 +349,7 @@ REFUSED: list[tuple[str, dict[str, Any], str, str]] = [
         "mobilenet_v2",
         {"output_stride": 16, "dilate_entry": True},
         "timm",
-        "cannot save 'mobilenet_v2' with output_stride=16, dilate_entry for timm, which has no such network; "
+        "cannot save 'mobilenet_v2' with dilate_entry, output_stride=16 for timm, which has no such network; "
         "save it in the layout 'featuretap'",
     ),
     (
@@ -350,6 +358,33 @@ REFUSED: list[tuple[str, dict[str, Any], str, str]] = [
         "torchvision",
         "cannot save 'mobilenet_v3_large' with output_stride=16 for torchvision, which has no such network; "
         "save it in the layout 'featuretap'",
+    ),
+    (
+        "mobilenet_v2",
+        {"taps": ("C4",)},
+        "timm",
+        "cannot save 'mobilenet_v2' for timm, whose classifiers read C5, not C4; save it in the layout 'featuretap'",
+    ),
+    (
+        "mobilenet_v2",
+        {"in_channels": 1},
+        "torchvision",
+        "cannot save 'mobilenet_v2' with in_channels=1 for torchvision, which has no such network; "
+        "save it in the layout 'featuretap'",
+    ),
+    (
+        "mobilenet_v2",
+        {"norm": OtherNorm},
+        "torchvision",
+        "cannot save 'mobilenet_v2' with norm='a function that makes OtherNorm' for torchvision, whose batch norms "
+        "cannot hold norm=a function that makes OtherNorm; save it in the layout 'featuretap'",
+    ),
+    (
+        "mobilenet_v3_small",
+        {"norm": lambda channels: nn.BatchNorm2d(channels, affine=False)},
+        "torchvision",
+        "cannot save 'mobilenet_v3_small' with norm='a function that makes BatchNorm2d' for torchvision, whose batch "
+        "norms cannot hold norm=a function that makes BatchNorm2d; save it in the layout 'featuretap'",
     ),
     (
         "mobilenet_v3_small_050",
@@ -432,6 +467,66 @@ def test_the_number_of_image_channels_is_recognised(registry: Registry, tmp_path
     assert relative_difference(ours, theirs, channels) < 1e-5
 
 
+def hub_folder(path: Path, model: nn.Module, **arguments: Any) -> Path:
+    """A folder as timm itself writes it for the hub."""
+    from timm.models._hub import save_for_hf
+
+    save_for_hf(model, str(path), model_args=arguments, safe_serialization=True)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("architecture", "arguments"),
+    [
+        ("mobilenetv2_100", {"output_stride": 16}),
+        ("mobilenetv2_100", {"bn_eps": 1e-3}),
+        ("mobilenetv3_small_100", {"bn_eps": 1e-2}),
+    ],
+)
+def test_a_folder_of_timms_says_how_its_network_is_built(
+    registry: Registry, tmp_path: Path, architecture: str, arguments: dict[str, Any]
+) -> None:
+    theirs = with_statistics(timm.create_model(architecture, **arguments))
+    ours = registry.load(hub_folder(tmp_path / "folder", theirs, **arguments))
+    assert relative_difference(ours, theirs) < 1e-5
+    converted = registry.convert(tmp_path / "folder", tmp_path / "ours.safetensors")
+    assert relative_difference(registry.load(converted), theirs) < 1e-5
+
+
+def test_a_folder_of_another_network_with_the_same_tensors_is_refused(registry: Registry, tmp_path: Path) -> None:
+    folder = hub_folder(tmp_path / "folder", timm.create_model("tf_mobilenetv3_large_100"))
+    message = (
+        f"weights do not fit 'mobilenet_v3_large': the config.json beside {folder}/model.safetensors says that it is "
+        "timm's 'tf_mobilenetv3_large_100', which is another network than timm's 'mobilenetv3_large_100'"
+    )
+    for ask in (registry.load, lambda path: registry.build("mobilenet_v3_large", pretrained=path)):
+        with pytest.raises(WeightsError) as error:
+            ask(folder)
+        assert str(error.value).removesuffix("; the file fits 'mobilenet_v3_large'") == message
+
+
+def test_arguments_of_timms_that_are_not_known_here_are_refused(registry: Registry, tmp_path: Path) -> None:
+    folder = hub_folder(tmp_path / "folder", timm.create_model("mobilenetv2_100", pad_type="same"), pad_type="same")
+    with pytest.raises(WeightsError) as error:
+        registry.load(folder)
+    assert str(error.value) == (
+        f"'{folder}/config.json' builds 'mobilenetv2_100' with pad_type='same', which is not known here; load the "
+        "model with timm"
+    )
+
+
+def test_a_preprocessing_that_is_not_known_here_is_said(
+    registry: Registry, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = hub_folder(tmp_path / "folder", timm.create_model("mobilenetv2_100"))
+    text = (folder / "config.json").read_text()
+    (folder / "config.json").write_text(text.replace('"bicubic"', '"lanczos"').replace("bilinear", "lanczos"))
+    registry.load(folder)
+    assert "states a preprocessing that is not known here (preprocessing cannot have interpolation='lanczos'" in (
+        caplog.text
+    )
+
+
 def test_files_of_unknown_networks_say_so(registry: Registry, tmp_path: Path) -> None:
     safetensors.torch.save_file(timm.create_model("resnet18").state_dict(), tmp_path / "file.safetensors")
     for ask in (registry.load, lambda path: registry.convert(path, tmp_path / "other.safetensors")):
@@ -439,7 +534,7 @@ def test_files_of_unknown_networks_say_so(registry: Registry, tmp_path: Path) ->
             ask(tmp_path / "file.safetensors")
         assert str(error.value) == (
             f"'{tmp_path}/file.safetensors' says nothing of its model, and its tensors are those of no backbone in "
-            "torchvision's, timm's or our names; name the model: registry.build(name, pretrained=path)"
+            "torchvision's, timm's or our names; name the model: registry.load(path, name=...)"
         )
 
 

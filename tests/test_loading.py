@@ -1,7 +1,8 @@
 """Files become the models that they describe, whole or in part, as they are or with something else asked for."""
 
+import hashlib
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -9,17 +10,27 @@ from typing import Any
 
 import oracles
 import pytest
+import timm
 import torch
 from torch import Tensor, nn
 
 from featuretap.backbones.mobilenet_v2 import V2
 from featuretap.registry import Registry
-from featuretap.registry.errors import UnknownOptionError, UnknownTapError, WeightsError
+from featuretap.registry.errors import OptionError, UnknownOptionError, UnknownTapError, WeightsError
 from featuretap.registry.hookspecs import hookimpl
 from featuretap.registry.preprocessing import Preprocessing
-from featuretap.registry.specs import BackboneSpec
+from featuretap.registry.specs import BackboneSpec, Bneck, Conv, Tap
+from featuretap.registry.weights.network import network_digest
 
 DATA = Path(__file__).parent / "data"
+
+DIGESTS = {
+    "mobilenet_v1": "d387db54bfa0283f",
+    "mobilenet_v2": "c6d5cacff3d9539e",
+    "small": "8031847ec8d995b7",
+    "stride": "8031847ec8d995b7",
+    "paddle": "da5a2626d4f36172",
+}
 
 NAMES = Registry(discover=False).list_backbones()
 
@@ -249,8 +260,8 @@ def test_tensors_of_another_network_with_the_same_shapes_are_refused(registry: R
     with pytest.raises(WeightsError) as error:
         registry.build("mobilenet_v3_large_minimalistic", features_only=True, taps=("C2",), pretrained=path)
     assert str(error.value) == (
-        f"weights do not fit 'mobilenet_v3_large_minimalistic': {path} holds another network of the same shapes; "
-        "the file fits 'mobilenet_v3_large'"
+        f"weights do not fit 'mobilenet_v3_large_minimalistic': {path} holds another network of the same shapes, or "
+        "one that has changed since; the file fits 'mobilenet_v3_large'"
     )
 
 
@@ -377,3 +388,225 @@ def test_published_weights_fill_a_reduced_tail_and_a_reduced_file_stays_what_it_
     path = registry.save(model, tmp_path / "reduced.safetensors")
     assert_same(registry.load(path), model)
     assert len(notes.messages) == 1
+
+
+# --- What a file calls its model must still mean the same ---------------------------------------------------------
+
+
+@pytest.fixture
+def configured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Registry]:
+    def configured(text: str) -> Registry:
+        path = tmp_path / "featuretap.toml"
+        path.write_text(f"schema = 1\n{text}")
+        monkeypatch.setenv("FEATURETAP_CONFIG", str(path))
+        return Registry()
+
+    return configured
+
+
+def test_a_users_variant_travels_as_what_it_stands_for(
+    registry: Registry, tmp_path: Path, configured: Callable[[str], Registry]
+) -> None:
+    mine = configured(
+        '[backbones.dense]\nbase = "mobilenet_v2_050"\noptions = { output_stride = 16 }\n'
+        '[backbones.denser]\nbase = "dense"\noptions = { dilate_entry = true }\n'
+    )
+    model = randomised(mine.build("denser", num_classes=4, in_channels=1))
+    loaded = registry.load(mine.save(model, tmp_path / "file.safetensors"))
+    said = loaded.description
+    assert said.name == "mobilenet_v2"
+    assert said.options == {"width": 0.5, "output_stride": 16, "dilate_entry": True, "in_channels": 1}
+    assert_equal_states(loaded, model)
+    assert str(loaded.backbone) == str(model.backbone)
+
+
+class Tiny:
+    """A plugin whose network has another activation in its next release."""
+
+    def __init__(self, activation: str) -> None:
+        self.activation = activation
+
+    @hookimpl
+    def featuretap_backbones(self) -> list[BackboneSpec]:
+        rows = ((Conv(3, 8, self.activation),), (Bneck(3, 32, 16, self.activation),))
+        return [BackboneSpec("tinynet", stages=rows)]
+
+
+def test_a_plugins_network_that_has_changed_since_is_refused(tmp_path: Path) -> None:
+    old, new = (Registry(plugins=[Tiny(activation)], discover=False) for activation in ("relu", "hard_swish"))
+    path = old.save(old.build("tinynet", features_only=True), tmp_path / "file.safetensors")
+    old.load(path)
+    for ask in (new.load, lambda path: new.build("tinynet", features_only=True, pretrained=path)):
+        with pytest.raises(WeightsError) as error:
+            ask(path)
+        assert str(error.value) == (
+            f"weights do not fit 'tinynet': {path} holds another network of the same shapes, or one that has changed "
+            "since"
+        )
+
+
+def test_a_spec_of_its_own_is_not_taken_for_a_named_network(registry: Registry, tmp_path: Path) -> None:
+    plain = replace(
+        V2,
+        stages=tuple(tuple(replace(row, activation="relu") for row in rows) for rows in V2.stages),
+    )
+    path = registry.save(registry.build(plain), tmp_path / "file.safetensors")
+    for ask in (
+        lambda: registry.load(path, name="mobilenet_v2"),
+        lambda: registry.build("mobilenet_v2", pretrained=path, num_classes=3),
+    ):
+        with pytest.raises(WeightsError, match=r"holds another network of the same shapes, or one that has changed"):
+            ask()
+    assert_equal_states(registry.load(path, name=plain), registry.build(plain, pretrained=path))
+
+
+def test_the_digest_of_a_network_never_changes(registry: Registry) -> None:
+    """Files of before name their networks by it."""
+    digests = {name: network_digest(registry.catalogued(name)) for name in ("mobilenet_v1", "mobilenet_v2")}
+    digests["small"] = network_digest(registry.spec("mobilenet_v3_small", features_only=True, in_channels=1))
+    digests["stride"] = network_digest(registry.spec("mobilenet_v3_small", features_only=True, output_stride=8))
+    digests["paddle"] = network_digest(registry.catalogued("mobilenet_v3_small_paddle"))
+    assert digests == DIGESTS
+
+
+def test_options_at_their_defaults_leave_no_trace(registry: Registry, tmp_path: Path) -> None:
+    files = set()
+    for number, options in enumerate([{}, {"width": 1}, {"width": 1.0}, {"reduced_tail": False}, {"dropout": None}]):
+        torch.manual_seed(0)
+        path = registry.save(registry.build("mobilenet_v2_050", **options), tmp_path / f"{number}.safetensors")
+        files.add(path.read_bytes())
+    # A width is relative to what the name stands for.
+    assert len(files) == 2
+
+
+def test_features_of_a_file_built_with_an_option_of_its_head(registry: Registry, tmp_path: Path) -> None:
+    path = registry.save(registry.build("mobilenet_v2_050", dropout=0.5, in_channels=1), tmp_path / "file.safetensors")
+    backbone = registry.load(path, features_only=True)
+    assert dict(backbone.description.options) == {"in_channels": 1}
+
+
+def test_a_head_on_a_backbones_file_reads_its_own_taps(registry: Registry, tmp_path: Path) -> None:
+    path = registry.save(registry.build("mobilenet_v2_050", features_only=True), tmp_path / "file.safetensors")
+    assert registry.load(path, num_classes=4).description.taps == ("C5",)
+
+
+def test_fresh_layers_have_the_files_type(registry: Registry, tmp_path: Path) -> None:
+    path = registry.save(registry.build("mobilenet_v2_050").half(), tmp_path / "file.safetensors")
+    model = registry.load(path, num_classes=5)
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.float16}
+
+
+def test_a_file_that_is_not_recognised_can_be_named(registry: Registry, tmp_path: Path) -> None:
+    theirs = timm.create_model("mobilenetv2_035", num_classes=6).half()
+    torch.save(theirs.state_dict(), tmp_path / "file.pth")
+    with pytest.raises(WeightsError, match=r"says nothing of its model.*registry.load\(path, name=...\)"):
+        registry.load(tmp_path / "file.pth")
+    model = registry.load(tmp_path / "file.pth", name="mobilenet_v2", width=0.35, num_classes=6)
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.float16}
+
+
+def test_load_takes_no_other_weights(registry: Registry, saved: tuple[nn.Module, Path]) -> None:
+    with pytest.raises(OptionError) as error:
+        registry.load(saved[1], pretrained=True)
+    assert str(error.value) == f"registry.load takes the weights of '{saved[1]}'; leave pretrained out"
+
+
+def test_a_digest_known_to_the_catalogue_settles_epsilon_everywhere(
+    tmp_path: Path, official_weights: Path, configured: Callable[[str], Registry]
+) -> None:
+    digest = hashlib.sha256(official_weights.read_bytes()).hexdigest()
+    mine = configured(
+        f'[weights."mobilenet_v2.mine"]\nurl = "https://x.org/a.pth"\nsha256 = "{digest}"\n'
+        'layout = "torchvision"\nnorm_eps = 1e-3\n'
+    )
+    converted = mine.convert(official_weights, tmp_path / "file.safetensors")
+    for model in (
+        mine.load(official_weights),
+        mine.load(converted),
+        mine.build("mobilenet_v2", pretrained=official_weights),
+    ):
+        assert model.description.weights == "mobilenet_v2.mine"
+        assert {m.eps for m in model.modules() if isinstance(m, nn.BatchNorm2d)} == {1e-3}
+
+
+def test_a_plugin_that_cannot_describe_its_backbone_hides_no_other(tmp_path: Path, official_weights: Path) -> None:
+    class Broken(Tiny):
+        @hookimpl
+        def featuretap_backbones(self) -> list[BackboneSpec]:
+            (spec,) = Tiny("relu").featuretap_backbones()
+            return [replace(spec, name="broken", layouts={"timm": "nowhere.at:all"}), spec]
+
+    mine = Registry(plugins=[Tiny("relu"), Broken("relu")], discover=False)
+    assert mine.load(official_weights).description.name == "mobilenet_v2"
+
+
+def test_a_folder_is_found_by_its_bare_name(
+    registry: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    registry.save(registry.build("mobilenet_v2_050"), "for-timm", layout="timm")
+    registry.build("mobilenet_v2_050", pretrained="for-timm")
+    assert registry.save(registry.build("mobilenet_v2_050"), "net.of_ours") == Path("net.of_ours/model.safetensors")
+
+
+def test_taps_before_the_tail_are_not_called_halved(
+    registry: Registry, tmp_path: Path, notes: pytest.LogCaptureFixture
+) -> None:
+    path = registry.save(registry.build("mobilenet_v2"), tmp_path / "file.safetensors")
+    registry.load(path, features_only=True, taps=("C4", "C4.expansion"), reduced_tail=True)
+    assert notes.messages == []
+
+
+def test_a_classifier_without_classes_may_have_nothing_to_fill(
+    registry: Registry, tmp_path: Path, notes: pytest.LogCaptureFixture
+) -> None:
+    path = registry.save(registry.build("mobilenet_v2_050", num_classes=0), tmp_path / "file.safetensors")
+    registry.load(path)
+    assert notes.messages == []
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda model: model.to("meta"), "cannot save tensors without values (on the meta device); give the model"),
+        (lambda model: model.to(torch.complex64), "cannot save tensors of torch.complex64; give the model values of a"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:Complex modules are a new feature")
+def test_what_no_file_can_hold_is_not_saved(
+    registry: Registry, tmp_path: Path, change: Callable[[nn.Module], nn.Module], message: str
+) -> None:
+    model = registry.build("mobilenet_v2_050", features_only=True, taps=("C1",))
+    description = model.description
+    changed = change(model)
+    changed.description = description
+    with pytest.raises(WeightsError) as error:
+        registry.save(changed, tmp_path / "file.safetensors")
+    assert message in str(error.value)
+
+
+def made(spec: BackboneSpec, *, taps: tuple[str, ...], norm: str = "batch") -> nn.Module:
+    """A backbone of somebody's own, with names that are ours too."""
+
+    class Own(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.backbone = nn.Conv2d(3, 8, 3, 2, 1)
+            self.head = nn.Sequential(nn.Conv2d(8, 8, 3, 2, 1), nn.BatchNorm2d(8, eps=3e-2))
+
+        def forward(self, x: Tensor) -> dict[str, Tensor]:
+            first = self.backbone(x)
+            return {"C1": first, "C2": self.head(first)}
+
+    return Own()
+
+
+def test_a_factorys_own_names_and_options_are_its_own(registry: Registry, tmp_path: Path) -> None:
+    spec = BackboneSpec(
+        "own", taps={"C1": Tap(8, 2), "C2": Tap(8, 4)}, factory=f"{__name__}:made", options={"norm": "batch"}
+    )
+    model = randomised(registry.build(spec, features_only=True, norm="other")).eval()
+    loaded = registry.load(registry.save(model, tmp_path / "file.safetensors"), name=spec).eval()
+    assert_equal_states(loaded, model)
+    images = torch.randn(1, 3, 32, 32)
+    assert torch.equal(loaded(images)["C2"], model(images)["C2"])

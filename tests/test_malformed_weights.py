@@ -517,7 +517,7 @@ PREPARED = {"crop": 224, "interpolation": "bilinear", "mean": [0.4] * 3, "resize
 IS = {
     "options": "options by name",
     "taps": "a list of tap addresses",
-    "norm_eps": "a small positive number by part",
+    "norm_eps": "a small number by part",
     "preprocessing": "a table",
     "by_name": "true or false",
     "num_classes": "a number of classes",
@@ -597,7 +597,7 @@ def test_metadata_that_is_no_json_of_the_right_kind_is_quoted(
         ({"weights": ""}, SHOULD_BE.format("weights", "", "the name of published weights")),
         ({"taps": "[]"}, SHOULD_BE.format("taps", "[]", IS["taps"])),
         ({"taps": '["C1", 2]'}, SHOULD_BE.format("taps", '["C1", 2]', IS["taps"])),
-        ({"norm_eps": '{"backbone": 0}'}, SHOULD_BE.format("norm_eps", '{"backbone": 0}', IS["norm_eps"])),
+        ({"norm_eps": '{"backbone": 1e4}'}, SHOULD_BE.format("norm_eps", '{"backbone": 1e4}', IS["norm_eps"])),
         ({"norm_eps": '{"backbone": -1.0}'}, SHOULD_BE.format("norm_eps", '{"backbone": -1.0}', IS["norm_eps"])),
         ({"norm_eps": '{"backbone": 1e999}'}, SHOULD_BE.format("norm_eps", '{"backbone": 1e999}', IS["norm_eps"])),
         ({"norm_eps": '{"backbone": true}'}, SHOULD_BE.format("norm_eps", '{"backbone": true}', IS["norm_eps"])),

@@ -32,7 +32,7 @@ def mobilenet_v2(spec: BackboneSpec) -> Layout:
                 theirs = f"features.{index}.conv.{position}"
                 names.update(convolution(path, f"{theirs}.0", f"{theirs}.1"))
     names.update(linear(spec, {"logits": "classifier.1"}))
-    arguments = _v2_arguments(spec) if spec.output_stride == 32 else None
+    arguments = _v2_arguments(spec) if spec.output_stride == 32 and spec.in_channels == 3 else None
     return Layout(names, 1e-5, "mobilenet_v2" if arguments is not None else "", arguments or {})
 
 
@@ -50,7 +50,7 @@ def mobilenet_v3(spec: BackboneSpec) -> Layout:
         (spec.output_stride, spec.dilate_entry)
     )
     # Its constructor takes a width multiplier too, but scales the expanded channels otherwise than the paper.
-    for base in (LARGE, SMALL):
+    for base in (LARGE, SMALL) if spec.in_channels == 3 else ():
         arguments: dict[str, Any]
         for arguments, network in (({}, base), ({"reduced_tail": True}, reduced_tail(base))):
             if (network.stages, network.classifier) == (spec.stages, spec.classifier) and dilation is not None:

@@ -4,23 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import torch
-
 from featuretap.registry.weights.header import Stored
 from featuretap.registry.weights.metadata import Record
-from featuretap.registry.weights.reading import check_finite, read
+from featuretap.registry.weights.reading import DTYPES, check_finite, read
 
 __all__ = ["opened"]
 
-NAMES = {
-    torch.float16: "F16",
-    torch.bfloat16: "BF16",
-    torch.float32: "F32",
-    torch.float64: "F64",
-    torch.int64: "I64",
-    torch.bool: "BOOL",
-}
-"""As safetensors calls them; others keep torch's name."""
+NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 
 def opened(path: Path, finite: bool) -> tuple[dict[str, Stored], Record | None]:

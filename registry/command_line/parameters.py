@@ -7,6 +7,8 @@ from typing import Any
 
 import click
 
+from featuretap.registry.weights.metadata import ARGUMENTS
+
 __all__ = ["OptionPair", "Size"]
 
 
@@ -37,7 +39,11 @@ class OptionPair(click.ParamType[tuple[str, Any]]):
         name, equals, text = value.partition("=")
         if not (name.isidentifier() and equals and text):
             self.fail(f"{value!r} is no option; write NAME=VALUE, such as width=0.5", param, ctx)
+        if name in ARGUMENTS:
+            self.fail(
+                f"{name!r} is no option of a backbone or a head; see --help for what the command takes", param, ctx
+            )
         try:
             return name, tomllib.loads(f"value = {text}")["value"]
-        except tomllib.TOMLDecodeError:
+        except (tomllib.TOMLDecodeError, ValueError, RecursionError):
             return name, text

@@ -121,7 +121,7 @@ def _facts(path: Path, tensors: Mapping[str, Stored], record: Record | None) -> 
         "sha256": digest,
         "described": described,
         **about,
-        "tensors": {name: asdict(stored) for name, stored in tensors.items()},
+        "tensors": {name: {"dtype": stored.dtype, "shape": list(stored.shape)} for name, stored in tensors.items()},
     }
 
 

@@ -11,7 +11,13 @@ from typing import Any
 from featuretap.registry.errors import WeightsError
 from featuretap.registry.weights.header import unreadable
 
-__all__ = ["CONFIG", "FILE", "config_beside", "sha256_of", "weights_file"]
+__all__ = ["CONFIG", "ENDINGS", "FILE", "PICKLES", "config_beside", "sha256_of", "weights_file"]
+
+PICKLES = (".pth", ".pt", ".bin")
+"""Endings of files that torch.save writes; everything else is read as safetensors."""
+
+ENDINGS = (".safetensors", *PICKLES)
+"""Endings by which a file of weights is known from a tag."""
 
 FILE = "model.safetensors"
 CONFIG = "config.json"
@@ -34,7 +40,7 @@ def weights_file(path: str | os.PathLike[str]) -> Path:
     found = given / FILE
     if found.is_file():
         return found
-    others = sorted(entry.name for entry in given.iterdir() if entry.suffix in (".safetensors", ".pth", ".pt", ".bin"))
+    others = sorted(entry.name for entry in given.iterdir() if entry.suffix in ENDINGS)
     hint = f"give one of its files: {', '.join(others)}" if others else "give a folder that registry.save wrote"
     raise WeightsError(f"the folder {str(given)!r} holds no {FILE}; {hint}")
 

@@ -55,10 +55,11 @@ WRONG_KINDS = (
 
 @dataclass(frozen=True)
 class Stored:
-    """One tensor of a file: the type of its numbers as safetensors calls it ("F32"), and its shape."""
+    """One tensor of a file: the type of its numbers as safetensors calls it ("F32"), its shape, and its first byte."""
 
     dtype: str
     shape: tuple[int, ...]
+    begin: int = 0
 
 
 @dataclass(frozen=True)
@@ -127,7 +128,7 @@ def _read(path: Path, file: BinaryIO) -> Header:
         )
     file.seek(8)
     header = _parsed(path, file.read(length))
-    return _checked(path, header, size - 8 - length)
+    return _checked(path, header, 8 + length, size)
 
 
 class _MalformedError(ValueError):
@@ -169,7 +170,7 @@ def _parsed(path: Path, text: bytes) -> dict[str, Any]:
     return header
 
 
-def _checked(path: Path, header: dict[str, Any], data: int) -> Header:
+def _checked(path: Path, header: dict[str, Any], first: int, size: int) -> Header:
     metadata = header.pop("__metadata__", {})
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
         raise _header_error(path, "its metadata is not text by key")
@@ -178,7 +179,7 @@ def _checked(path: Path, header: dict[str, Any], data: int) -> Header:
     end = 0
     spans = []
     for name, entry in header.items():
-        stored, begin, stop = _entry(path, name, entry)
+        stored, begin, stop = _entry(path, name, entry, first)
         spans.append((begin, stop, name))
         header[name] = stored
     for begin, stop, name in sorted(spans):
@@ -186,6 +187,7 @@ def _checked(path: Path, header: dict[str, Any], data: int) -> Header:
             problem = "overlaps the one before it" if begin < end else "leaves a gap before it"
             raise _header_error(path, f"the tensor {name!r} {problem}")
         end = stop
+    data = size - first
     if end != data:
         raise WeightsError(
             f"{str(path)!r} is no whole file of weights: its tensors have {end:,} bytes, and {data:,} are there; "
@@ -194,7 +196,7 @@ def _checked(path: Path, header: dict[str, Any], data: int) -> Header:
     return Header(dict(sorted(header.items())), metadata)
 
 
-def _entry(path: Path, name: str, entry: Any) -> tuple[Stored, int, int]:
+def _entry(path: Path, name: str, entry: Any, first: int) -> tuple[Stored, int, int]:
     def wrong(problem: str) -> WeightsError:
         return _header_error(path, f"the tensor {name!r} {problem}")
 
@@ -215,7 +217,7 @@ def _entry(path: Path, name: str, entry: Any) -> tuple[Stored, int, int]:
         size = min(size * length, LARGEST + 1)
     if size > LARGEST or stop - begin != size:
         raise wrong(f"of {dtype} {tuple(shape)} does not have {stop - begin:,} bytes")
-    return Stored(dtype, tuple(shape)), begin, stop
+    return Stored(dtype, tuple(shape), first + begin), begin, stop
 
 
 def _is_list_of_sizes(value: Any) -> bool:

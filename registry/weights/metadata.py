@@ -30,13 +30,15 @@ class Record:
     Args:
         description: name, options, taps, head, classes, preprocessing and origin of the model.
         layout: whose names the tensors bear: "featuretap", "torchvision" or "timm".
-        norm_eps: epsilon of the batch norms, by part: "backbone", "head".
+        norm_eps: epsilon of the batch norms by part, "backbone" and "head", and of those that differ by their path.
+        network: `network_digest` of the backbone, empty where it is no table.
         by_name: whether the registry knew the backbone by its name; false where a `BackboneSpec` was built directly.
     """
 
     description: Description
     layout: str
     norm_eps: Mapping[str, float] = field(default_factory=dict)
+    network: str = ""
     by_name: bool = True
 
 
@@ -58,6 +60,7 @@ def metadata_of(record: Record) -> dict[str, str]:
         "weights": None if isinstance(said.weights, Path) else said.weights,
         "layout": record.layout,
         "norm_eps": dict(record.norm_eps),
+        "network": record.network,
         "by_name": record.by_name,
     }
     written = {"format": "pt", f"{PREFIX}schema": SCHEMA, f"{PREFIX}version": featuretap.__version__}
@@ -122,7 +125,7 @@ def _record(path: Path, values: dict[str, Any]) -> Record:
         values["weights"],
         values["classes"],
     )
-    return Record(description, values["layout"], values["norm_eps"], values["by_name"])
+    return Record(description, values["layout"], values["norm_eps"], values["network"], values["by_name"])
 
 
 class _Unreadable:
@@ -157,7 +160,7 @@ def _decoded(text: str) -> Any:
 
 
 def _is_number(value: Any) -> bool:
-    return type(value) in (int, float) and 0 < value < 1
+    return type(value) in (int, float) and 0 <= value < 1000
 
 
 def _is_count(value: Any) -> bool:
@@ -179,11 +182,12 @@ FIELDS: dict[str, Field] = {
         lambda value: isinstance(value, list) and value != [] and all(isinstance(v, str) for v in value),
     ),
     "norm_eps": (
-        "a small positive number by part",
+        "a small number by part",
         _decoded,
         lambda value: isinstance(value, dict) and all(map(_is_number, value.values())),
     ),
     "preprocessing": ("a table", _decoded, lambda value: isinstance(value, dict)),
+    "network": ("a digest", str, lambda value: True),
     "by_name": ("true or false", _decoded, lambda value: isinstance(value, bool)),
     "head": ("the name of a head", str, bool),
     "num_classes": ("a number of classes", _decoded, _is_count),

@@ -10,7 +10,7 @@ from torch import nn
 
 from featuretap.registry.errors import WeightsError
 
-__all__ = ["norm_in_words", "restored_norm"]
+__all__ = ["MAKES", "norm_in_words", "restored_norm"]
 
 MAKES = "a function that makes "
 

@@ -2,26 +2,43 @@
 
 from __future__ import annotations
 
+import mmap
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
+from math import prod
 from pathlib import Path
-from typing import Any
 
-import safetensors.torch
 import torch
-from safetensors import SafetensorError
 from torch import Tensor
 
 from featuretap.registry.errors import WeightsError
-from featuretap.registry.weights.files import config_beside, sha256_of, weights_file
-from featuretap.registry.weights.header import read_header, unreadable
+from featuretap.registry.weights.files import CONFIG, PICKLES, config_beside, sha256_of, weights_file
+from featuretap.registry.weights.header import Header, Stored, read_header, unreadable
 from featuretap.registry.weights.metadata import Record, read_record
+from featuretap.registry.weights.timm_config import TimmConfig, read_config
 
-__all__ = ["Checkpoint", "check_finite", "read"]
+__all__ = ["DTYPES", "Checkpoint", "check_finite", "read"]
 
-PICKLES = (".pth", ".pt", ".bin")
+DTYPES = {
+    "BOOL": torch.bool,
+    "U8": torch.uint8,
+    "U16": torch.uint16,
+    "U32": torch.uint32,
+    "U64": torch.uint64,
+    "I8": torch.int8,
+    "I16": torch.int16,
+    "I32": torch.int32,
+    "I64": torch.int64,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "F32": torch.float32,
+    "F64": torch.float64,
+}
+"""Types of numbers as safetensors calls them."""
 WRAPPERS = ("module.", "_orig_mod.")
 """What DataParallel and moving averages, and torch.compile, put before every name."""
 
@@ -36,14 +53,14 @@ class Checkpoint:
         path: of the file, inside the folder where one was given.
         tensors: name in the file, without the prefixes of wrappers → tensor on the CPU, to be copied.
         record: what featuretap wrote about the model, or None.
-        config: the `config.json` of a folder in timm's layout, or None.
+        config: what the `config.json` of a folder in timm's layout says.
         digest: waits for the SHA-256 of the file.
     """
 
     path: Path
     tensors: Mapping[str, Tensor]
     record: Record | None
-    config: Mapping[str, Any] | None
+    config: TimmConfig
     digest: Callable[[], str]
 
     @cached_property
@@ -67,16 +84,14 @@ def read(path: Path, *, hashed: bool = False) -> Checkpoint:
     file = weights_file(path)
     if file.suffix in PICKLES:
         digest = _beside(file)
-        return Checkpoint(file, _unwrapped(_pickled(file)), None, None, digest)
-    record = read_record(file, read_header(file).metadata)
+        return Checkpoint(file, _unwrapped(_pickled(file)), None, TimmConfig(), digest)
+    header = read_header(file)
+    record = read_record(file, header.metadata)
     digest = _beside(file) if hashed or record is None else lambda: sha256_of(file)
-    try:
-        tensors = safetensors.torch.load_file(file)
-    except SafetensorError as error:
-        raise WeightsError(f"{str(file)!r} is no sound safetensors file: {error}") from error
-    except OSError as error:
-        raise unreadable(file, error) from error
-    return Checkpoint(file, tensors if record else _unwrapped(tensors), record, config_beside(file), digest)
+    tensors = _mapped(file, header)
+    config = None if record else config_beside(file)
+    said = read_config(file.with_name(CONFIG), config) if config else TimmConfig()
+    return Checkpoint(file, tensors if record else _unwrapped(tensors), record, said, digest)
 
 
 def check_finite(checkpoint: Checkpoint) -> None:
@@ -103,6 +118,27 @@ def some(names: list[str]) -> str:
     """Return the first three names, and how many more there are."""
     more = f" and {len(names) - 3} more" if len(names) > 3 else ""
     return ", ".join(names[:3]) + more
+
+
+def _mapped(path: Path, header: Header) -> dict[str, Tensor]:
+    """Return the tensors of a file whose header was checked, in memory that the file is mapped into, to be copied."""
+    try:
+        with path.open("rb") as file:
+            # Privately: whatever happens to the tensors, the file stays as it is.
+            content = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+    except OSError as error:
+        raise unreadable(path, error) from error
+    return {name: _tensor(content, stored) for name, stored in header.tensors.items()}
+
+
+def _tensor(content: mmap.mmap, stored: Stored) -> Tensor:
+    dtype, count = DTYPES[stored.dtype], prod(stored.shape)
+    if count == 0:
+        return torch.empty(stored.shape, dtype=dtype)
+    if stored.begin % dtype.itemsize:
+        octets = torch.frombuffer(content, dtype=torch.uint8, count=count * dtype.itemsize, offset=stored.begin)
+        return octets.clone().view(dtype).view(stored.shape)
+    return torch.frombuffer(content, dtype=dtype, count=count, offset=stored.begin).view(stored.shape)
 
 
 def _beside(file: Path) -> Callable[[], str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -15,11 +16,16 @@ from featuretap.registry.request import backbone_of
 from featuretap.registry.specs import BackboneSpec
 from featuretap.registry.weights.expectation import COUNTER, HEAD, Shapes, backbone_tensors, head_tensors
 from featuretap.registry.weights.metadata import Record
+from featuretap.registry.weights.timm_config import TimmConfig
 
 if TYPE_CHECKING:
     from featuretap.registry.registry import Registry
 
 __all__ = ["identified", "recognised"]
+
+logger = logging.getLogger("featuretap")
+
+NOTHING = TimmConfig()
 
 LOGITS = f"{HEAD}logits.weight"
 
@@ -40,19 +46,31 @@ def recognised(shapes: Shapes, registry: Registry) -> Record | None:
     """Return what a file in torchvision's, timm's or our names holds, or None.
 
     It is a whole backbone with or without its classifier, for any number of image channels and classes. Whole networks
-    come before variants that share their tensors, such as those that differ in output stride.
+    come before variants that share their tensors, such as those that differ in output stride: the fewer options a name
+    stands for, the plainer the network.
     """
+    matches: list[tuple[int, Record]] = []
     found = {name: shape for name, shape in shapes.items() if not name.endswith(COUNTER)}
-    for candidate in _candidates(registry):
-        record = _matched(found, candidate)
-        if record:
-            return record
-    return None
+    for name in registry.list_backbones():
+        try:
+            plain = len(registry.catalogued(name).options)
+            candidates = [(plain, candidate) for candidate in _candidates(name, registry)]
+        except Exception as error:
+            # A backbone whose plugin cannot describe it must not hide the others.
+            logger.debug("%s cannot be compared with a file: %s", name, error)
+            continue
+        matches += [(plain, record) for plain, candidate in candidates if (record := _matched(found, candidate))]
+    return min(matches, key=lambda match: match[0])[1] if matches else None
 
 
-def identified(shapes: Shapes, digest: str, registry: Registry) -> Record | None:
-    """Return what a file holds, and what the catalogue knows of it where its digest is there."""
+def identified(shapes: Shapes, digest: str, registry: Registry, config: TimmConfig = NOTHING) -> Record | None:
+    """Return what a file holds, with what the catalogue knows by its digest, or a configuration beside it says."""
     record = recognised(shapes, registry)
+    if record and config.architecture:
+        said = record.description
+        stride = {"output_stride": config.output_stride} if config.output_stride != 32 else {}
+        prepared = config.preprocessing or said.preprocessing
+        record = replace(record, description=replace(said, options={**said.options, **stride}, preprocessing=prepared))
     entry = registry.known_as(digest)
     if record is None or entry is None:
         return record
@@ -66,22 +84,19 @@ def identified(shapes: Shapes, digest: str, registry: Registry) -> Record | None
     return replace(record, description=description, norm_eps={"backbone": entry.norm_eps})
 
 
-def _candidates(registry: Registry) -> Iterator[Candidate]:
-    names = registry.list_backbones()
-    # The fewer options a name stands for, the plainer the network.
-    for name in sorted(names, key=lambda name: (len(registry.catalogued(name).options), name)):
-        for reduced in (False, True):
-            options = {"reduced_tail": True} if reduced else {}
-            try:
-                spec = backbone_of(registry.spec(name, features_only=True, **options))  # type: ignore[arg-type]
-            except FeaturetapError:
-                continue
-            if not spec.stages:
-                continue
-            yield Candidate(spec, options, NATIVE, {}, spec.norm_eps, frozenset())
-            for layout, function in spec.layouts.items():
-                made = load(function)(spec)
-                yield Candidate(spec, options, layout, made.names, made.norm_eps, made.pointwise)
+def _candidates(name: str, registry: Registry) -> Iterator[Candidate]:
+    for reduced in (False, True):
+        options = {"reduced_tail": True} if reduced else {}
+        try:
+            spec = backbone_of(registry.spec(name, features_only=True, **options))  # type: ignore[arg-type]
+        except FeaturetapError:
+            continue
+        if not spec.stages:
+            return
+        yield Candidate(spec, options, NATIVE, {}, spec.norm_eps, frozenset())
+        for layout, function in spec.layouts.items():
+            made = load(function)(spec)
+            yield Candidate(spec, options, layout, made.names, made.norm_eps, made.pointwise)
 
 
 def _matched(found: Shapes, candidate: Candidate) -> Record | None:

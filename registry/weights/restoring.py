@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from featuretap.registry.errors import FeaturetapError, WeightsError
+from featuretap.registry.errors import FeaturetapError, OptionError, WeightsError
+from featuretap.registry.options import options_of
 from featuretap.registry.request import backbone_of
 from featuretap.registry.specs import BackboneSpec, ModelSpec
 from featuretap.registry.weights.metadata import Record
 from featuretap.registry.weights.norms import restored_norm
-from featuretap.registry.weights.reading import Checkpoint, check_finite, read
+from featuretap.registry.weights.reading import Checkpoint, check_finite
 from featuretap.registry.weights.recognition import identified
-from featuretap.registry.weights.sources import Source
-from featuretap.registry.weights.timm_config import preprocessing_in
+from featuretap.registry.weights.sources import source_at
 
 if TYPE_CHECKING:
     from featuretap.registry.registry import Registry
@@ -37,33 +36,41 @@ def restore(
     options: Mapping[str, Any],
     finite: bool,
 ) -> nn.Module:
-    """Build and fill the model of a file; see `Registry.load`."""
+    """Build and fill the model of a file; see `Registry.load`.
+
+    Raises:
+        OptionError: `pretrained` was given.
+        WeightsError, and the errors of `build`: see `Registry.load`.
+    """
     from featuretap.registry.building import assemble
 
-    checkpoint = read(path)
+    if "pretrained" in options:
+        raise OptionError(f"registry.load takes the weights of {str(path)!r}; leave pretrained out")
+    source = source_at(path, registry, keep_dtype=True)
+    checkpoint = source.checkpoint
     if finite:
         check_finite(checkpoint)
+    given = {key: value for key, value in asked.items() if value is not None}
+    if name is not None:
+        record = checkpoint.record or identified_in(checkpoint, registry)
+        stated = arguments_of(record, checkpoint, options) if record else {}
+        return assemble(registry.request(name, **_merged(registry, name, stated, given, options)), source)
     record = record_of(checkpoint, registry)
-    if name is None and not record.by_name:
+    said = record.description
+    if not record.by_name:
         raise WeightsError(
-            f"{str(checkpoint.path)!r} was saved from a BackboneSpec {record.description.name!r} that no name stands "
-            "for; give it: registry.load(path, name=spec)"
+            f"{str(checkpoint.path)!r} was saved from a BackboneSpec {said.name!r} that no name stands for; give it: "
+            "registry.load(path, name=spec)"
         )
     stated = arguments_of(record, checkpoint, options)
-    given = {key: value for key, value in asked.items() if value is not None}
-    as_stated = name is None and not given and not options
-    if not as_stated:
-        asked_name = record.description.name if name is None else name
-        request = registry.request(asked_name, **{**_merged(stated, given), **options})
-    else:
-        try:
-            request = registry.request(record.description.name, **stated)
-        except FeaturetapError as error:
-            raise WeightsError(
-                f"{str(checkpoint.path)!r} describes a model that cannot be built here: {error}"
-            ) from error
-        _check_size(checkpoint, request.spec)
-    return assemble(request, Source(checkpoint, registry, keep_dtype=True))
+    try:
+        as_stated = registry.request(said.name, **stated)
+    except FeaturetapError as error:
+        raise WeightsError(f"{str(checkpoint.path)!r} describes a model that cannot be built here: {error}") from error
+    _check_size(checkpoint, as_stated.spec)
+    if not given and not options:
+        return assemble(as_stated, source)
+    return assemble(registry.request(said.name, **_merged(registry, said.name, stated, given, options)), source)
 
 
 def _check_size(checkpoint: Checkpoint, spec: BackboneSpec | ModelSpec) -> None:
@@ -78,23 +85,23 @@ def _check_size(checkpoint: Checkpoint, spec: BackboneSpec | ModelSpec) -> None:
         )
 
 
+def identified_in(checkpoint: Checkpoint, registry: Registry) -> Record | None:
+    """Return what a file that says nothing of itself is recognised as, or None."""
+    return identified(checkpoint.shapes, checkpoint.digest(), registry, checkpoint.config)
+
+
 def record_of(checkpoint: Checkpoint, registry: Registry) -> Record:
     """Return what a file says of itself, or what it is recognised as.
 
     Raises:
         WeightsError: it says nothing, and is in nobody's layout.
     """
-    if checkpoint.record:
-        return checkpoint.record
-    record = identified(checkpoint.shapes, checkpoint.digest(), registry)
+    record = checkpoint.record or identified_in(checkpoint, registry)
     if record is None:
         raise WeightsError(
             f"{str(checkpoint.path)!r} says nothing of its model, and its tensors are those of no backbone in "
-            "torchvision's, timm's or our names; name the model: registry.build(name, pretrained=path)"
+            "torchvision's, timm's or our names; name the model: registry.load(path, name=...)"
         )
-    prepared = preprocessing_in(checkpoint.config) if checkpoint.config else None
-    if prepared:
-        return replace(record, description=replace(record.description, preprocessing=prepared))
     return record
 
 
@@ -102,7 +109,7 @@ def arguments_of(record: Record, checkpoint: Checkpoint, options: Mapping[str, A
     """Return the arguments of `build` that a file states."""
     said = record.description
     stated = dict(said.options)
-    if "norm" in stated:
+    if "norm" in stated and record.network:
         # What is code can only be named; whoever gives it anew needs no name.
         said_norm = stated.pop("norm")
         if "norm" not in options:
@@ -113,18 +120,25 @@ def arguments_of(record: Record, checkpoint: Checkpoint, options: Mapping[str, A
     return {**arguments, "head": said.head, "num_classes": said.num_classes}
 
 
-def _merged(stated: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+def _merged(
+    registry: Registry,
+    name: str | BackboneSpec,
+    stated: Mapping[str, Any],
+    given: Mapping[str, Any],
+    options: Mapping[str, Any],
+) -> dict[str, Any]:
+    """Return the file's arguments with those that were given in their place."""
     merged = {**stated, **given}
+    had, wanted = stated.get("head"), given.get("head", stated.get("head"))
     if given.get("features_only"):
-        # The backbone of a model with a head: what belongs to the head goes, unless it is asked for.
-        for key in ("head", "num_classes") if "head" not in stated else ("head", "num_classes", "taps"):
-            if key not in given:
-                merged.pop(key, None)
-    elif "head" in given or "num_classes" in given:
-        merged.pop("features_only", None)
-    if "head" in given and given["head"] != stated.get("head"):
-        # Another head reads other taps and has other classes.
-        for key in ("taps", "num_classes"):
-            if key not in given:
-                merged.pop(key, None)
-    return merged
+        wanted = given.get("head")
+    elif wanted is None and "num_classes" in given:
+        wanted = "classification"
+    if wanted != had:
+        # Another head, or none, reads other taps, has other classes, and takes other options.
+        own = {*options_of(registry.catalogued(name)), "norm", *given}
+        gone = {"head", "features_only", "taps", "num_classes"} - set(given)
+        merged = {key: value for key, value in merged.items() if key in own and key not in gone}
+        if wanted:
+            merged["head"] = wanted
+    return {**merged, **options}

@@ -7,20 +7,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from featuretap.registry.description import options_in_words
-from featuretap.registry.errors import FeaturetapError, WeightsError
+from featuretap.registry.errors import WeightsError
 from featuretap.registry.hookspecs import WeightsEntry
 from featuretap.registry.preprocessing import Preprocessing
-from featuretap.registry.request import Request, backbone_of
+from featuretap.registry.request import Request
 from featuretap.registry.weights.files import sha256_of
+from featuretap.registry.weights.network import network_digest
 from featuretap.registry.weights.reading import Checkpoint, read
 from featuretap.registry.weights.recognition import recognised
-from featuretap.registry.weights.timm_config import preprocessing_in
 from featuretap.registry.weights.translation import MisfitError
 
 if TYPE_CHECKING:
     from featuretap.registry.registry import Registry
 
-__all__ = ["Source", "source_of"]
+__all__ = ["Source", "source_at", "source_of"]
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Source:
     Args:
         checkpoint: the file.
         registry: whose catalogue and backbones the file may belong to.
-        entry: the catalogue entry that it was asked for as.
+        entry: the catalogue entry that it was asked for as, or is by its digest.
         keep_dtype: whether the model takes the file's types of numbers.
     """
 
@@ -59,25 +59,17 @@ class Source:
         return self.checkpoint.record.description.num_classes if self.checkpoint.record else None
 
     def check_network(self, request: Request) -> None:
-        """Refuse tensors of the right shapes that a file says are another network's.
+        """Refuse tensors of the right shapes that are another network's, such as one of other activations.
 
         Raises:
             MisfitError: they are.
         """
         record = self.checkpoint.record
-        if record is None or not record.by_name:
-            return
-        said = record.description
-        options = {name: value for name, value in said.options.items() if name != "norm"}
-        try:
-            spec = self.registry.spec(said.name, features_only=said.head is None, head=said.head, **options)
-        except FeaturetapError:
-            # Of a network that this registry does not know, the shapes are all there is to go by.
-            return
-        theirs = backbone_of(spec)
-        networks = (request.backbone, request.whole_backbone)
-        if not any(network and network.stages == theirs.stages for network in networks):
-            raise MisfitError(f"{self.checkpoint.path} holds another network of the same shapes")
+        networks = [network for network in (request.backbone, request.whole_backbone) if network]
+        if record and record.network and record.network not in map(network_digest, networks):
+            raise MisfitError(
+                f"{self.checkpoint.path} holds another network of the same shapes, or one that has changed since"
+            )
 
     def fits(self, words: str) -> str:
         """Return "; the file fits 'name'" for the end of a message about `words`, where it is known and is another."""
@@ -101,16 +93,24 @@ class Source:
         checkpoint, entry = self.checkpoint, self.entry
         if entry:
             _verify(entry, checkpoint.path, checkpoint.digest())
-        elif not checkpoint.record:
-            entry = self.registry.known_as(checkpoint.digest())
         name = entry.name if entry else None
         if checkpoint.record:
             said = checkpoint.record.description
             return Origin(name or said.weights or checkpoint.path, said.preprocessing, said.classes)
         if entry:
             return Origin(entry.name, entry.preprocessing, entry.classes)
-        prepared = preprocessing_in(checkpoint.config) if checkpoint.config else None
-        return Origin(checkpoint.path, prepared, "")
+        return Origin(checkpoint.path, checkpoint.config.preprocessing, "")
+
+
+def source_at(path: Path, registry: Registry, *, keep_dtype: bool = False) -> Source:
+    """Read a file, which the catalogue may know by its digest where it says nothing of itself.
+
+    Raises:
+        WeightsError: it cannot be read, or is no sound file of weights.
+    """
+    checkpoint = read(path)
+    entry = None if checkpoint.record else registry.known_as(checkpoint.digest())
+    return Source(checkpoint, registry, entry, keep_dtype)
 
 
 def source_of(weights: WeightsEntry | Path, registry: Registry) -> Source:
@@ -120,7 +120,7 @@ def source_of(weights: WeightsEntry | Path, registry: Registry) -> Source:
         WeightsError: it cannot be had, or is no sound file of weights.
     """
     if isinstance(weights, Path):
-        return Source(read(weights), registry)
+        return source_at(weights, registry)
     from featuretap.registry.weights.downloads import located
 
     path = located(weights, registry.published, registry.mirrors)
@@ -145,7 +145,9 @@ def _verify(entry: WeightsEntry, path: Path, digest: str) -> None:
         stored = path.resolve().name
         expected = stored if len(stored) == len(digest) else ""
     if not digest.startswith(expected):
+        # The hub's library links what it has stored; what has to go is that.
+        stale = path.resolve() if path.is_symlink() else path
         raise WeightsError(
-            f"{path} is not {entry.name!r}: its SHA-256 begins with {digest[:8]}, expected {expected[:8]}; "
+            f"{stale} is not {entry.name!r}: its SHA-256 begins with {digest[:8]}, expected {expected[:8]}; "
             "delete it to download it again"
         )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,15 +19,23 @@ from featuretap.registry.errors import FeaturetapError, OptionError, WeightsErro
 from featuretap.registry.layout import NATIVE, Layout
 from featuretap.registry.options import options_of
 from featuretap.registry.request import backbone_of
-from featuretap.registry.specs import BackboneSpec, ModelSpec
-from featuretap.registry.weights.expectation import COUNTER, HEAD, Shapes, backbone_tensors, head_tensors, misfit
+from featuretap.registry.specs import BackboneSpec
+from featuretap.registry.weights.consistency import check_unchanged, difference, head_shapes
+from featuretap.registry.weights.expectation import (
+    COUNTER,
+    HEAD,
+    STATISTICS,
+)
 from featuretap.registry.weights.files import CONFIG, FILE
 from featuretap.registry.weights.folding import eps_of, folded
 from featuretap.registry.weights.header import with_sorted_header
 from featuretap.registry.weights.metadata import Record, metadata_of
-from featuretap.registry.weights.reading import read
+from featuretap.registry.weights.network import network_digest
+from featuretap.registry.weights.norms import MAKES
+from featuretap.registry.weights.reading import DTYPES
 from featuretap.registry.weights.replacing import replace_files
 from featuretap.registry.weights.restoring import arguments_of, record_of
+from featuretap.registry.weights.sources import source_at
 from featuretap.registry.weights.timm_config import timm_config
 from featuretap.registry.weights.translation import MisfitError, layout_of, translated
 
@@ -37,6 +45,26 @@ if TYPE_CHECKING:
 __all__ = ["convert", "store"]
 
 SUFFIX = ".safetensors"
+
+OTHER_KINDS = (
+    ".pth",
+    ".pt",
+    ".bin",
+    ".ckpt",
+    ".pkl",
+    ".onnx",
+    ".npz",
+    ".npy",
+    ".h5",
+    ".tflite",
+    ".json",
+    ".gz",
+    ".zip",
+)
+"""Endings of files that somebody could expect to get; any other name is a folder's."""
+
+BATCH_NORMS = ("BatchNorm2d", "SyncBatchNorm", "FrozenBatchNorm2d")
+"""Norms that compute what other libraries' batch norms do with the same tensors."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +85,15 @@ class Storable:
     backbone: BackboneSpec
     by_name: bool
 
+    @property
+    def words(self) -> str:
+        """The model in words, for messages."""
+        return options_in_words(self.description.name, self.description.options)
+
+    def part(self, name: str) -> str:
+        """Return the part of the model that a tensor or a norm belongs to."""
+        return "head" if self.description.head and name.startswith(HEAD) else "backbone"
+
 
 def store(registry: Registry, model: nn.Module, path: Path, layout: str) -> Path:
     """Write a model; see `Registry.save`."""
@@ -65,18 +102,22 @@ def store(registry: Registry, model: nn.Module, path: Path, layout: str) -> Path
     description = inner.description
     assert isinstance(description, Description)
     backbone = description.backbone
-    assert backbone is not None
-    tensors = {_file_name(name): tensor for name, tensor in inner.state_dict().items()}
-    eps = {_file_name(norm): value for norm, value in eps_of(inner).items()}
-    _check_unchanged(registry, tensors, description, backbone)
+    if backbone is None:
+        raise OptionError("the model's description lacks its backbone; change it with dataclasses.replace only")
+    live = "backbone." if description.head else ""
+    tensors = {name.removeprefix(live): tensor for name, tensor in inner.state_dict().items()}
+    eps = {path.removeprefix(live): value for path, value in eps_of(inner).items()}
+    check_unchanged(registry, _shapes(tensors), description, backbone)
     by_name = _is_by_name(registry, description, backbone)
-    return _write(Storable(tensors, eps, description, backbone, by_name), target, layout)
+    stated = _stated(registry, description) if by_name else description
+    return _write(Storable(tensors, eps, stated, backbone, by_name), target, layout)
 
 
 def convert(registry: Registry, source: Path, target: Path, layout: str) -> Path:
     """Rewrite a file; see `Registry.convert`."""
     written = _target(target)
-    checkpoint = read(source)
+    read = source_at(source, registry)
+    checkpoint = read.checkpoint
     record = record_of(checkpoint, registry)
     said = record.description
     if not record.by_name:
@@ -88,34 +129,32 @@ def convert(registry: Registry, source: Path, target: Path, layout: str) -> Path
         # Names and shapes are the same whatever the norm; layouts that cannot hold it see that by its tensors.
         arguments = arguments_of(record, checkpoint, {"norm": None})
         backbone = backbone_of(registry.spec(said.name, **arguments))
-        weights = translated(checkpoint, backbone)
+        weights = translated(checkpoint, backbone, read.entry)
     except FeaturetapError as error:
         raise WeightsError(f"cannot convert {str(checkpoint.path)!r}: {error}") from error
     except MisfitError as problem:
         raise WeightsError(f"cannot convert {str(checkpoint.path)!r}: {problem}") from None
-    difference = _difference(weights.tensors, backbone, _head_shapes(registry, said, backbone))
-    if difference:
-        raise WeightsError(f"cannot convert {str(checkpoint.path)!r}, which says it is {said.name!r}: {difference}")
-    parts = {
-        name.removesuffix(".running_var"): "head" if name.startswith(HEAD) else "backbone"
-        for name in weights.tensors
-        if name.endswith(".running_var")
-    }
-    eps = {norm: weights.norm_eps[part] for norm, part in parts.items() if part in weights.norm_eps}
-    return _write(Storable(weights.tensors, eps, said, backbone, by_name=True), written, layout)
+    contradiction = difference(_shapes(weights.tensors), backbone, head_shapes(registry, said, backbone))
+    if contradiction:
+        raise WeightsError(f"cannot convert {str(checkpoint.path)!r}, which says it is {said.name!r}: {contradiction}")
+    model = Storable(weights.tensors, {}, said, backbone, by_name=True)
+    norms = [name.removesuffix(".running_var") for name in weights.tensors if name.endswith(".running_var")]
+    known = {path: weights.norm_eps.get(path, weights.norm_eps.get(model.part(path))) for path in norms}
+    eps = {path: value for path, value in known.items() if value is not None}
+    return _write(replace(model, norm_eps=eps), written, layout)
 
 
 def _write(model: Storable, target: Path, layout: str) -> Path:
     description = model.description
     config = None
     if layout == NATIVE:
-        tensors, eps = _with_one_eps(model)
+        tensors, eps = model.tensors, _eps_by_part(model)
     else:
         theirs = _layout(model, layout)
         tensors, eps = _renamed(model, theirs), {"backbone": theirs.norm_eps}
         if layout == "timm":
             config = timm_config(description, model.backbone, theirs, _features(model))
-    metadata = metadata_of(Record(description, layout, eps, model.by_name))
+    metadata = metadata_of(Record(description, layout, eps, network_digest(model.backbone), model.by_name))
     content = safetensors.torch.save({name: _plain(tensor) for name, tensor in tensors.items()}, metadata)
     content = with_sorted_header(content)
     if target.suffix == SUFFIX:
@@ -127,7 +166,7 @@ def _write(model: Storable, target: Path, layout: str) -> Path:
 
 
 def _target(path: Path) -> Path:
-    if path.suffix == SUFFIX or path.is_dir() or not path.suffix:
+    if path.suffix not in OTHER_KINDS or path.is_dir():
         return path
     raise OptionError(
         f"cannot save to {str(path)!r}: {path.suffix} files are not written; give a name that ends in {SUFFIX}, or a "
@@ -146,7 +185,8 @@ def _folder(path: Path) -> Iterator[None]:
         raise WeightsError(f"cannot write {str(path)!r}: {error.strerror or error}") from error
     except WeightsError:
         if made:
-            path.rmdir()
+            with suppress(OSError):
+                path.rmdir()
         raise
 
 
@@ -162,66 +202,8 @@ def _unwrapped(model: nn.Module) -> nn.Module:
     )
 
 
-def _file_name(name: str) -> str:
-    return name.removeprefix("backbone.")
-
-
-def _check_unchanged(
-    registry: Registry, tensors: Mapping[str, Tensor], description: Description, backbone: BackboneSpec
-) -> None:
-    problem = _difference(tensors, backbone, _head_shapes(registry, description, backbone))
-    if problem:
-        words = options_in_words(description.name, description.options)
-        raise WeightsError(
-            f"cannot save {words}, which was changed after it was built: {problem}; build it as it is now (such as "
-            "with num_classes=), and copy its state into that"
-        )
-
-
-def _head_shapes(registry: Registry, description: Description, backbone: BackboneSpec) -> dict[str, tuple[int, ...]]:
-    if description.head is None:
-        return {}
-    own = {name: value for name, value in description.options.items() if name not in options_of(backbone)}
-    model = registry.spec(
-        backbone, head=description.head, num_classes=description.num_classes, taps=description.taps, **own
-    )
-    assert isinstance(model, ModelSpec)
-    return head_tensors(model.head_layers)
-
-
-def _difference(tensors: Mapping[str, Tensor], backbone: BackboneSpec, head: Shapes) -> str:
-    """Return how tensors differ from those of a backbone's table, with norms of any one kind, and of its head."""
-    found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-    if not backbone.stages:
-        return ""
-    paths = [path for block in backbone.blocks for path, layer in block.layer_paths() if layer.norm_channels]
-    kinds = [
-        {name.removeprefix(f"{path}.norm.") for name in found if name.startswith(f"{path}.norm.")} for path in paths
-    ]
-    # The weights of other norms than batch norms may have any shape.
-    batch = kinds and "running_var" in kinds[0]
-    expected = {
-        name: shape
-        for name, shape in backbone_tensors(backbone.blocks).items()
-        if ".norm." not in name or (batch and name in found)
-    }
-    expected |= head
-    problem = misfit(found, expected)
-    if problem:
-        return problem
-    for path, kind in zip(paths, kinds, strict=True):
-        if kind != kinds[0]:
-            return f"{path}.norm is of another kind than {paths[0]}.norm"
-    known = (*(f"{path}.norm." for path in paths), *_open(backbone))
-    extra = sorted(name for name in found if name not in expected and not name.startswith(known))
-    return f"{extra[0]} is there, which it was not built with" if extra else ""
-
-
-def _open(backbone: BackboneSpec) -> list[str]:
-    """Return the beginnings of the names in layers that do not say which tensors they have."""
-    return [
-        f"{path}." for block in backbone.blocks for path, layer in block.layer_paths() if not hasattr(layer, "tensors")
-    ]
+def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(tensor.shape) for name, tensor in tensors.items()}
 
 
 def _is_by_name(registry: Registry, description: Description, backbone: BackboneSpec) -> bool:
@@ -241,53 +223,71 @@ def _is_by_name(registry: Registry, description: Description, backbone: Backbone
 
 
 def _unlabelled(spec: BackboneSpec) -> BackboneSpec:
-    return replace(spec, aliases=(), description="", published_as="", norm=None)
+    return replace(spec, aliases=(), description="", published_as="", variant_of="", norm=None)
 
 
-def _with_one_eps(model: Storable) -> tuple[dict[str, Tensor], dict[str, float]]:
-    """Return the tensors with one epsilon in each part, the one that most of its norms have, and that epsilon."""
-    tensors, eps = dict(model.tensors), {}
+def _stated(registry: Registry, description: Description) -> Description:
+    """Return the description as it travels: in words that other machines understand, defaults left out.
+
+    A variant of the user's catalogue becomes the base and the options that it stands for.
+    """
+    spec = registry.catalogued(description.name)
+    name, options = description.name, dict(description.options)
+    if registry.is_users(name) and spec.variant_of:
+        name, options = spec.variant_of, {**spec.options, **options}
+        spec = registry.catalogued(name)
+    usual = options_of(spec)
+    if description.head:
+        usual |= registry.head(description.head).options
+    changed = {key: value for key, value in options.items() if key not in usual or value != usual[key]}
+    plain = {key: float(value) if key == "width" else value for key, value in changed.items()}
+    return replace(description, name=name, options=dict(sorted(plain.items())))
+
+
+def _eps_by_part(model: Storable) -> dict[str, float]:
+    """Return the epsilon that most norms of each part have, and those of the others by their paths."""
+    eps: dict[str, float] = {}
     for part in ("backbone", "head"):
-        own = {path: value for path, value in model.norm_eps.items() if path.startswith(HEAD) == (part == "head")}
+        own = {path: value for path, value in model.norm_eps.items() if model.part(path) == part}
         if own:
             eps[part] = Counter(own.values()).most_common(1)[0][0]
-            tensors = folded(tensors, own, eps[part])
-    return tensors, eps
+            eps |= {path: value for path, value in own.items() if value != eps[part]}
+    return eps
 
 
 def _layout(model: Storable, name: str) -> Layout:
-    words = options_in_words(model.description.name, model.description.options)
     try:
         layout = layout_of(model.backbone, name)
     except MisfitError as problem:
-        raise WeightsError(f"cannot save {words} for {name}: {problem}") from None
-    if not layout.architecture:
-        raise WeightsError(
-            f"cannot save {words} for {name}, which has no such network; save it in the layout {NATIVE!r}"
-        )
-    if layout.features_only and model.description.head:
-        raise WeightsError(
-            f"cannot save {words} for {name}, which has that network for features only; save it in the layout "
-            f"{NATIVE!r}, or build it with features_only=True"
-        )
-    if model.description.head not in (None, "classification"):
-        raise WeightsError(
-            f"cannot save {words} for {name}, whose classifiers have no head {model.description.head!r}; save it in "
-            f"the layout {NATIVE!r}"
-        )
-    lacking = [
-        path
-        for block in model.backbone.blocks
-        for path, layer in block.layer_paths()
-        if layer.norm_channels and f"{path}.norm.running_var" not in model.tensors
-    ]
-    if lacking:
-        norm = model.description.options.get("norm", "another norm")
-        raise WeightsError(
-            f"cannot save {words} for {name}, whose batch norms cannot hold norm={norm}; save it in the layout "
-            f"{NATIVE!r}"
-        )
+        raise WeightsError(f"cannot save {model.words} for {name}: {problem}") from None
+    reason = _not_held(model, layout)
+    if reason:
+        raise WeightsError(f"cannot save {model.words} for {name}, {reason}; save it in the layout {NATIVE!r}")
     return layout
+
+
+def _not_held(model: Storable, layout: Layout) -> str:
+    """Return why a library's own model cannot hold this one, in words; empty where it can."""
+    head, spec = model.description.head, model.backbone
+    if not layout.architecture:
+        return "which has no such network"
+    if head and layout.features_only:
+        return "which has that network for features only"
+    if head not in (None, "classification"):
+        return f"whose classifiers have no head {head!r}"
+    if head and tuple(spec.taps) != spec.levels[-1:]:
+        return f"whose classifiers read {spec.levels[-1]}, not {', '.join(spec.taps)}"
+    norm = str(model.description.options.get("norm", BATCH_NORMS[0]))
+    whole = [
+        f"{path}.norm.{kind}"
+        for block in spec.blocks
+        for path, layer in block.layer_paths()
+        if layer.norm_channels
+        for kind in STATISTICS
+    ]
+    if norm.removeprefix(MAKES) not in BATCH_NORMS or not all(name in model.tensors for name in whole):
+        return f"whose batch norms cannot hold norm={norm}"
+    return ""
 
 
 def _renamed(model: Storable, layout: Layout) -> dict[str, Tensor]:
@@ -309,6 +309,9 @@ def _features(model: Storable) -> int:
 
 
 def _plain(tensor: Tensor) -> Tensor:
+    if tensor.is_meta or tensor.dtype not in DTYPES.values():
+        kind = "without values (on the meta device)" if tensor.is_meta else f"of {tensor.dtype}"
+        raise WeightsError(f"cannot save tensors {kind}; give the model values of a usual type first")
     # A copy of its own: in C order, on the CPU, and sharing nothing with another tensor.
     return tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
 

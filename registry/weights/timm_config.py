@@ -3,17 +3,30 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from math import floor, nextafter
+from pathlib import Path
 from typing import Any
 
 from featuretap.registry.description import Description
-from featuretap.registry.errors import OptionError
+from featuretap.registry.errors import WeightsError
 from featuretap.registry.layout import Layout
 from featuretap.registry.preprocessing import Preprocessing
 from featuretap.registry.specs import BackboneSpec
 
-__all__ = ["preprocessing_in", "timm_config"]
+__all__ = ["TimmConfig", "read_config", "timm_config"]
+
+logger = logging.getLogger("featuretap")
+
+HARMLESS = {"drop_rate", "drop_path_rate", "in_chans", "num_classes", "features_only", "out_indices", "global_pool"}
+"""Arguments of timm's networks that change no map, or that the shapes of the tensors show."""
+
+KNOWN: Mapping[str, Callable[[Any], bool]] = {
+    "output_stride": lambda value: value in (8, 16, 32),
+    "bn_eps": lambda value: isinstance(value, float) and 0 <= value < 1,
+}
 
 
 def timm_config(description: Description, backbone: BackboneSpec, layout: Layout, features: int) -> str:
@@ -31,7 +44,7 @@ def timm_config(description: Description, backbone: BackboneSpec, layout: Layout
         "num_classes": classes,
         "num_features": features,
         "global_pool": "avg",
-        "model_args": dict(layout.arguments),
+        "model_args": {**layout.arguments, **_as_features(description)},
         "pretrained_cfg": {
             "tag": "",
             "custom_load": False,
@@ -51,10 +64,59 @@ def timm_config(description: Description, backbone: BackboneSpec, layout: Layout
     return json.dumps(config, indent=2) + "\n"
 
 
-def preprocessing_in(config: Mapping[str, Any]) -> Preprocessing | None:
-    """Return the preprocessing that a `config.json` states, or None where it states none that is known here."""
-    stated = config.get("pretrained_cfg", config)
+def _as_features(description: Description) -> dict[str, Any]:
+    """Return the arguments by which timm builds a bare backbone up to its last level."""
+    if description.head:
+        return {}
+    last = max(int(address[1]) for address in description.taps)
+    return {"features_only": True, "out_indices": list(range(last))}
+
+
+@dataclass(frozen=True)
+class TimmConfig:
+    """What a `config.json` says of the weights beside it.
+
+    Args:
+        architecture: timm's name of the network, empty where the file is not timm's.
+        output_stride: that the network is built with.
+        norm_eps: epsilon that its batch norms are built with, None for timm's own.
+        preprocessing: of its images, None where the file states none that is known here.
+    """
+
+    architecture: str = ""
+    output_stride: int = 32
+    norm_eps: float | None = None
+    preprocessing: Preprocessing | None = None
+
+
+def read_config(path: Path, config: Mapping[str, Any]) -> TimmConfig:
+    """Return what a `config.json` of timm's says.
+
+    Raises:
+        WeightsError: it builds the network with arguments that change what the weights compute in ways not known here.
+    """
+    arguments = config.get("model_args") or {}
+    architecture = config.get("architecture")
+    if not isinstance(architecture, str) or not isinstance(arguments, dict):
+        return TimmConfig()
+    for name, value in arguments.items():
+        if name not in HARMLESS and not KNOWN.get(name, _never)(value):
+            raise WeightsError(
+                f"{str(path)!r} builds {architecture!r} with {name}={value!r}, which is not known here; load the model "
+                "with timm"
+            )
+    return TimmConfig(
+        architecture,
+        arguments.get("output_stride", 32),
+        arguments.get("bn_eps"),
+        _preprocessing(path, config.get("pretrained_cfg", config)),
+    )
+
+
+def _preprocessing(path: Path, stated: Any) -> Preprocessing | None:
     try:
+        if stated.get("crop_mode", "center") != "center":
+            raise ValueError(f"crop_mode is {stated['crop_mode']!r}")
         crop = stated["input_size"][-1]
         return Preprocessing(
             floor(crop / stated.get("crop_pct", 1.0)),
@@ -63,8 +125,15 @@ def preprocessing_in(config: Mapping[str, Any]) -> Preprocessing | None:
             tuple(stated["std"]),
             stated.get("interpolation", "bilinear"),
         )
-    except (KeyError, IndexError, TypeError, AttributeError, ArithmeticError, OptionError):
+    except (KeyError, IndexError, TypeError, AttributeError, ArithmeticError, ValueError) as error:
+        logger.warning(
+            "%s states a preprocessing that is not known here (%s); ImageNet's usual one is taken", path, error
+        )
         return None
+
+
+def _never(value: Any) -> bool:
+    return False
 
 
 def _crop_share(prepared: Preprocessing) -> float:

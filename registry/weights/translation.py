@@ -32,7 +32,6 @@ class Translated:
     Args:
         tensors: our name → tensor.
         theirs: our name → name in the file, of those that differ.
-        layout: the file's layout.
         norm_eps: epsilon of the batch norms by part, as far as it is known.
         source: the file, for messages.
         remark: what to know where the tensors do not fit, if anything.
@@ -40,7 +39,6 @@ class Translated:
 
     tensors: Mapping[str, Tensor]
     theirs: Mapping[str, str]
-    layout: str
     norm_eps: Mapping[str, float]
     source: str
     remark: str = ""
@@ -88,26 +86,37 @@ def translated(checkpoint: Checkpoint, spec: BackboneSpec, entry: WeightsEntry |
             for key, theirs in names.items()
             if theirs in tensors
         }
-        eps, remark = {"backbone": layout.norm_eps}, layout.remark
+        _check_architecture(checkpoint, name, layout)
+        stated = checkpoint.config.norm_eps
+        eps, remark = {"backbone": layout.norm_eps if stated is None else stated}, layout.remark
     if unknown:
         raise MisfitError(f"{source} holds {some(unknown)}, which the model lacks")
     if spec.stages:
-        _check_ranks(ours, spec)
+        _check_ranks(ours, spec, classifier=record is None or record.description.head == "classification")
     if record:
         eps = record.norm_eps
     elif entry:
         eps = {"backbone": entry.norm_eps}
-    return Translated(ours, names, name, eps, source, remark)
+    return Translated(ours, names, eps, source, remark)
+
+
+def _check_architecture(checkpoint: Checkpoint, name: str, layout: Layout) -> None:
+    said = checkpoint.config.architecture
+    if name == "timm" and said and layout.architecture and said != layout.architecture:
+        raise MisfitError(
+            f"the config.json beside {checkpoint.path} says that it is timm's {said!r}, which is another network than "
+            f"timm's {layout.architecture!r}"
+        )
 
 
 def _flat(tensor: Tensor) -> Tensor:
     return tensor.flatten(1) if tensor.ndim == 4 and tensor.shape[2:] == (1, 1) else tensor
 
 
-def _check_ranks(tensors: Mapping[str, Tensor], spec: BackboneSpec) -> None:
+def _check_ranks(tensors: Mapping[str, Tensor], spec: BackboneSpec, *, classifier: bool) -> None:
     """Refuse tensors that no option could make fit: with other dimensions than their layer's, or without elements."""
     ranks = {name: len(shape) for name, shape in backbone_tensors(spec.all_blocks).items()}
-    ranks |= {f"{HEAD}{name}": rank for name, rank in CLASSIFIER.items()}
+    ranks |= {f"{HEAD}{name}": rank for name, rank in CLASSIFIER.items()} if classifier else {}
     for name, tensor in tensors.items():
         if tensor.ndim != ranks.get(name, tensor.ndim) or not tensor.numel():
             raise MisfitError(f"{name} is {tuple(tensor.shape)} in the file, with which nothing fits")

@@ -1,0 +1,42 @@
+"""A short digest of a network, by which a file's name for it is known to still mean the same. No torch."""
+
+from __future__ import annotations
+
+import hashlib
+from functools import lru_cache
+
+from featuretap.registry.blocks import Block, blocks_of
+from featuretap.registry.layers import Convolution, Layer, SqueezeExcite
+from featuretap.registry.specs import BackboneSpec, Classifier, Stages
+
+__all__ = ["network_digest"]
+
+
+def network_digest(spec: BackboneSpec) -> str:
+    """Return 16 hexadecimal digits of what a table computes, empty for a backbone that is no table.
+
+    Only what gives a set of tensors its meaning counts: layers, activations, strides and shortcuts. Options that leave
+    the tensors' meaning as it is do not: taps, image channels, output stride, freezing.
+    """
+    return _digest(spec.stages, spec.classifier) if spec.stages else ""
+
+
+@lru_cache(maxsize=256)
+def _digest(stages: Stages, classifier: Classifier) -> str:
+    # What is written here may never change, or files of before would be refused: it names facts, not our classes.
+    facts = [_facts(block) for block in blocks_of(stages, 3, 32, dilate_entry=False)]
+    facts.append(f"{classifier.hidden} {classifier.hidden_bias} {classifier.activation}")
+    return hashlib.sha256("\n".join(facts).encode()).hexdigest()[:16]
+
+
+def _facts(block: Block) -> str:
+    return "; ".join([f"{block.path} shortcut={block.shortcut}", *map(_layer, block.layers)])
+
+
+def _layer(layer: Layer) -> str:
+    if isinstance(layer, Convolution):
+        shape = f"{layer.out_channels}x{layer.kernel}x{layer.kernel} groups={layer.groups}"
+        return f"{layer.name} {shape} stride={layer.stride} {layer.activation}"
+    if isinstance(layer, SqueezeExcite):
+        return f"{layer.name} {layer.squeeze} slope={layer.gate_slope:.6f}"
+    return repr(layer)
