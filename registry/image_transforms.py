@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 from torchvision.transforms import InterpolationMode, v2
 
+from featuretap.registry.errors import OptionError
 from featuretap.registry.images import plain
 from featuretap.registry.preprocessing import Preprocessing
 
@@ -20,6 +21,9 @@ def compose(preprocessing: Preprocessing) -> Callable[[Any], Any]:
     """Return resizing, centre crop and normalisation: image → float tensor (C, crop, crop).
 
     PIL images of any mode are read as the channels that the weights want; tensors must have those channels.
+
+    Raises:
+        OptionError: on use, for anything else, such as a numpy array, whose order of axes is anybody's guess.
     """
     mode = InterpolationMode(preprocessing.interpolation)
     return v2.Compose(
@@ -45,6 +49,12 @@ def normalised(preprocessing: Preprocessing) -> Callable[[Any], Any]:
 
 
 def _in_channels(image: Any, channels: int) -> Any:
-    if not isinstance(image, Image.Image) or channels not in (1, 3):
+    if isinstance(image, Image.Image) and channels in (1, 3):
+        return plain(image, "L" if channels == 1 else "RGB")
+    if isinstance(image, torch.Tensor) and image.ndim >= 3 and image.shape[-3] == channels:
         return image
-    return plain(image, "L" if channels == 1 else "RGB")
+    found = f"a tensor {tuple(image.shape)}" if isinstance(image, torch.Tensor) else f"{type(image).__name__}"
+    raise OptionError(
+        f"the model's images have {channels} channels, got {found}; give a PIL image (of one or three channels), or a "
+        f"tensor ({channels}, H, W) of bytes or of floats from 0 to 1"
+    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +27,8 @@ def read_image(path: Path) -> Image.Image:
         raise ImageError(f"{str(path)!r} {problem}; give a JPEG, PNG or other image file") from error
     except Image.DecompressionBombError as error:
         raise ImageError(f"{str(path)!r} is too large to be read safely: {error}") from error
-    except (SyntaxError, ValueError, EOFError) as error:
+    except (SyntaxError, ValueError, EOFError, RuntimeError, struct.error) as error:
+        # What Pillow's readers of single formats let through.
         raise ImageError(f"{str(path)!r} is damaged: {error}") from error
     except OSError as error:
         if error.errno is not None:

@@ -293,3 +293,11 @@ def test_variants_for_other_channels_read_grey_or_say_what_they_need(
             2,
             "featuretap: 'grey[b]net' reads images of 4 channels, and a picture has 1 or 3; choose another model\n",
         )
+
+
+def test_a_terminal_without_our_signs_gets_others() -> None:
+    command = [sys.executable, "-m", "featuretap.registry.command_line", "show", "mobilenet_v2"]
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    ran = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert (ran.returncode, ran.stderr) == (0, "")
+    assert "C5.bottleneck" in ran.stdout

@@ -5,9 +5,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
-from featuretap.registry.errors import ImageError
+from featuretap.registry import Registry
+from featuretap.registry.errors import ImageError, OptionError
 from featuretap.registry.images import plain, read_image
 
 RAMP = np.linspace(0, 255, 64 * 48).reshape(48, 64)
@@ -111,3 +113,22 @@ def test_a_bomb_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
     with pytest.raises(ImageError, match=r"large.png' is too large to be read safely: "):
         read_image(path)
+
+
+@pytest.mark.parametrize(
+    ("image", "found"),
+    [
+        (np.zeros((300, 300, 3), np.uint8), "ndarray"),
+        (None, "NoneType"),
+        (torch.zeros(4, 300, 300), r"a tensor (4, 300, 300)"),
+        (torch.zeros(300, 300), r"a tensor (300, 300)"),
+    ],
+)
+def test_what_is_no_image_of_the_models_is_refused(registry: Registry, image: object, found: str) -> None:
+    transform = registry.transforms(registry.build("mobilenet_v1_025"))
+    with pytest.raises(OptionError) as error:
+        transform(image)
+    assert str(error.value) == (
+        f"the model's images have 3 channels, got {found}; give a PIL image (of one or three channels), or a tensor "
+        "(3, H, W) of bytes or of floats from 0 to 1"
+    )

@@ -253,6 +253,46 @@ def test_timm_reads_bare_backbones_as_features(
             assert (mine - its).abs().max() < 1e-5 * its.abs().max()
 
 
+@pytest.mark.parametrize(
+    ("name", "taps", "levels"),
+    [
+        ("mobilenet_v2", ("C3", "C2"), 3),
+        ("mobilenet_v3_large", ("C4.expansion",), 4),
+        ("mobilenet_v3_large", ("C4.first",), 3),
+        ("mobilenet_v2", ("C5.bottleneck",), 4),
+    ],
+)
+def test_timm_reads_the_whole_levels_of_a_truncated_backbone(
+    registry: Registry, tmp_path: Path, name: str, taps: tuple[str, ...], levels: int
+) -> None:
+    whole = with_statistics(registry.build(name, features_only=True))
+    path = registry.save(whole, tmp_path / "whole.safetensors")
+    registry.save(registry.load(path, taps=taps), tmp_path / "folder", "timm")
+    theirs = timm.create_model(f"local-dir:{tmp_path}/folder", pretrained=True).double().eval()
+    images = torch.randn(1, 3, 64, 64, dtype=torch.float64)
+    with torch.no_grad():
+        maps = theirs(images)
+        assert len(maps) == levels
+        for mine, its in zip(list(whole.double()(images).values())[:levels], maps, strict=True):
+            assert (mine - its).abs().max() < 1e-5 * its.abs().max()
+
+
+def test_less_than_a_level_is_not_saved_for_timm(registry: Registry, tmp_path: Path) -> None:
+    with pytest.raises(WeightsError) as error:
+        registry.save(registry.build("mobilenet_v1", features_only=True, taps=("C1.first",)), tmp_path / "x", "timm")
+    assert str(error.value) == "cannot save the taps C1.first for timm, which builds whole levels only"
+
+
+def test_torchvisions_classifier_takes_a_bare_backbone_without_strictness(registry: Registry, tmp_path: Path) -> None:
+    path = registry.save(
+        registry.build("mobilenet_v3_large", features_only=True), tmp_path / "x.safetensors", "torchvision"
+    )
+    theirs = oracles.torchvision_model("mobilenet_v3_large")
+    keys = theirs.load_state_dict(safetensors.torch.load_file(path), strict=False)
+    assert keys.unexpected_keys == []
+    assert {key.partition(".")[0] for key in keys.missing_keys} == {"classifier"}
+
+
 @pytest.mark.parametrize("resize", [224, 232, 235, 248, 256, 255, 300])
 def test_the_preprocessing_is_timms(registry: Registry, tmp_path: Path, resize: int) -> None:
     from skimage import data

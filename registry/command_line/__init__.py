@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from io import TextIOWrapper
 
 import click
 
@@ -41,6 +42,10 @@ for subcommand in (
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line and exit: 0 if all went well, 2 on bad input, 130 if interrupted."""
+    for stream in (sys.stdout, sys.stderr):
+        # A terminal that knows no × gets a question mark, not a traceback.
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="replace")
     try:
         status = command.main(arguments, prog_name="featuretap", standalone_mode=False)
     except click.exceptions.NoArgsIsHelpError as error:

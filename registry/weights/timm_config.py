@@ -6,6 +6,7 @@ import json
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from itertools import takewhile
 from math import floor, nextafter
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,9 @@ def timm_config(description: Description, backbone: BackboneSpec, layout: Layout
         backbone: as it was built.
         layout: timm's, for that backbone.
         features: channels of the last feature map or hidden layer, which timm states for people.
+
+    Raises:
+        WeightsError: a bare backbone without one whole level.
     """
     prepared, classes = description.preprocessing, description.num_classes or 0
     config = {
@@ -44,7 +48,7 @@ def timm_config(description: Description, backbone: BackboneSpec, layout: Layout
         "num_classes": classes,
         "num_features": features,
         "global_pool": "avg",
-        "model_args": {**layout.arguments, **_as_features(description)},
+        "model_args": {**layout.arguments, **_as_features(description, backbone)},
         "pretrained_cfg": {
             "tag": "",
             "custom_load": False,
@@ -64,12 +68,20 @@ def timm_config(description: Description, backbone: BackboneSpec, layout: Layout
     return json.dumps(config, indent=2) + "\n"
 
 
-def _as_features(description: Description) -> dict[str, Any]:
-    """Return the arguments by which timm builds a bare backbone up to its last level."""
+def _as_features(description: Description, backbone: BackboneSpec) -> dict[str, Any]:
+    """Return the arguments by which timm builds a bare backbone up to the last level that is whole.
+
+    timm builds whole levels, and would leave what the file lacks of one at random without a word.
+    """
     if description.head:
         return {}
-    last = max(int(address[1]) for address in description.taps)
-    return {"features_only": True, "out_indices": list(range(last))}
+    missing = {block.level for block in backbone.all_blocks if block not in backbone.blocks}
+    whole = list(takewhile(lambda level: level not in missing, backbone.levels))
+    if not whole:
+        raise WeightsError(
+            f"cannot save the taps {', '.join(description.taps)} for timm, which builds whole levels only"
+        )
+    return {"features_only": True, "out_indices": list(range(len(whole)))}
 
 
 @dataclass(frozen=True)
