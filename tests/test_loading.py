@@ -443,6 +443,11 @@ def test_a_plugins_network_that_has_changed_since_is_refused(tmp_path: Path) -> 
             f"weights do not fit 'tinynet': {path} holds another network of the same shapes, or one that has changed "
             "since"
         )
+    with pytest.raises(WeightsError) as error:
+        new.convert(path, tmp_path / "converted.safetensors")
+    assert str(error.value) == (
+        f"cannot convert '{path}', which says it is 'tinynet': it was another network when the file was written"
+    )
 
 
 def test_a_spec_of_its_own_is_not_taken_for_a_named_network(registry: Registry, tmp_path: Path) -> None:

@@ -96,7 +96,12 @@ class Storable:
 
 
 def store(registry: Registry, model: nn.Module, path: Path, layout: str) -> Path:
-    """Write a model; see `Registry.save`."""
+    """Write a model; see `Registry.save`.
+
+    Raises:
+        OptionError: no model of featuretap's, or a path of another kind of file.
+        WeightsError: a model that was changed, that the layout cannot hold, or that cannot be written.
+    """
     target = _target(path)
     inner = _unwrapped(model)
     description = inner.description
@@ -114,7 +119,12 @@ def store(registry: Registry, model: nn.Module, path: Path, layout: str) -> Path
 
 
 def convert(registry: Registry, source: Path, target: Path, layout: str) -> Path:
-    """Rewrite a file; see `Registry.convert`."""
+    """Rewrite a file; see `Registry.convert`.
+
+    Raises:
+        OptionError: a path of another kind of file.
+        WeightsError: a file that cannot be read, recognised or held by the layout, or cannot be written.
+    """
     written = _target(target)
     read = source_at(source, registry)
     checkpoint = read.checkpoint
@@ -135,6 +145,8 @@ def convert(registry: Registry, source: Path, target: Path, layout: str) -> Path
     except MisfitError as problem:
         raise WeightsError(f"cannot convert {str(checkpoint.path)!r}: {problem}") from None
     contradiction = difference(_shapes(weights.tensors), backbone, head_shapes(registry, said, backbone))
+    if record.network not in ("", network_digest(backbone)):
+        contradiction = "it was another network when the file was written"
     if contradiction:
         raise WeightsError(f"cannot convert {str(checkpoint.path)!r}, which says it is {said.name!r}: {contradiction}")
     model = Storable(weights.tensors, {}, said, backbone, by_name=True)
