@@ -122,6 +122,7 @@ class Contents:
                     entries[entry.name] = entry
                 elif providers[entry.name] != OURS:
                     self.contested[entry.name] = (providers[entry.name], plugin.distribution)
+                    entries.pop(entry.name, None)
         return entries
 
     def _add_user(self, user: CatalogueFile) -> None:

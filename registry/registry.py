@@ -15,15 +15,15 @@ from platformdirs import user_config_path
 from featuretap.registry.catalogue import CatalogueFile, read_catalogue
 from featuretap.registry.contents import Contents
 from featuretap.registry.description import Description
-from featuretap.registry.errors import HeadError, OptionError, PluginError, UnknownWeightsError, did_you_mean
+from featuretap.registry.errors import HeadError, OptionError, PluginError
 from featuretap.registry.hookspecs import WeightsEntry
 from featuretap.registry.options import Freezing, options_of
 from featuretap.registry.pairing import features, paired
 from featuretap.registry.plugin_loading import Plugin, discover, load_module, policy_from
 from featuretap.registry.preprocessing import Preprocessing
+from featuretap.registry.pretrained import chosen
 from featuretap.registry.request import Request
 from featuretap.registry.specs import BackboneSpec, HeadSpec, ModelSpec
-from featuretap.registry.weights.files import ENDINGS
 
 if TYPE_CHECKING:
     from torch import nn
@@ -344,37 +344,8 @@ class Registry:
     def _weights(
         self, name: str | BackboneSpec, pretrained: bool | str | os.PathLike[str]
     ) -> WeightsEntry | Path | None:
-        if pretrained is False:
-            return None
-        entries = self.weights_of(name)
-        backbone = self.catalogued(name).name
-        contested = self._contents.contested.get(str(pretrained)) or self._contents.contested.get(
-            f"{backbone}.{pretrained}"
-        )
-        if contested:
-            raise UnknownWeightsError(
-                f"two plugins have weights {pretrained!r} for {backbone!r}: {' and '.join(contested)}; disable one"
-            )
-        if isinstance(pretrained, os.PathLike):
-            return Path(pretrained)
-        if not isinstance(pretrained, bool | str):
-            raise OptionError(
-                f"{backbone!r} cannot take pretrained={pretrained!r}; it is True, False, a tag, or the path of a file"
-            )
-        if isinstance(pretrained, bool):
-            if entries and entries[0].default:
-                return entries[0]
-            raise UnknownWeightsError(
-                f"{backbone!r} has no default weights ({_tags(entries)}); name a tag, or give the path of a file"
-            )
-        for entry in entries:
-            if pretrained in (entry.tag, entry.name):
-                return entry
-        path = Path(pretrained)
-        if os.sep in pretrained or path.suffix in ENDINGS or path.exists():
-            return path
-        hint = did_you_mean(pretrained, [entry.tag for entry in entries]) or ";"
-        raise UnknownWeightsError(f"{backbone!r} has no weights {pretrained!r}{hint} {_tags(entries)}")
+        spec, contents = self.catalogued(name), self._contents
+        return chosen(spec.name, pretrained, contents.weights_of(spec), contents.contested)
 
     @property
     def _contents(self) -> Contents:
@@ -416,10 +387,6 @@ def _described(name: str, spec: BackboneSpec | ModelSpec, options: Mapping[str, 
 
 def _matching(names: Iterable[str], pattern: str) -> list[str]:
     return sorted(name for name in names if fnmatchcase(name, pattern))
-
-
-def _tags(entries: Sequence[WeightsEntry]) -> str:
-    return f"its tags are {', '.join(entry.tag for entry in entries)}" if entries else "the catalogue has none for it"
 
 
 def _user_catalogue() -> Path | None:

@@ -14,8 +14,8 @@ import pytest
 import torch
 
 from featuretap.registry import Registry
-from featuretap.registry.errors import CatalogueError, WeightsError
-from featuretap.registry.hookspecs import WeightsEntry
+from featuretap.registry.errors import CatalogueError, UnknownWeightsError, WeightsError
+from featuretap.registry.hookspecs import WeightsEntry, hookimpl
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
@@ -278,6 +278,26 @@ def test_a_plugins_entry_must_state_a_digest_unless_the_hub_does() -> None:
     with pytest.raises(CatalogueError, match=r"weights 'a.b': sha256 should be 8 to 64 lower-case hexadecimal digits"):
         WeightsEntry("a.b", "https://x.org/a.pth", "", "torchvision", 1e-5)
     assert WeightsEntry("a.b", "hf://a/b/c.safetensors", "", "timm", 1e-5).sha256 == ""
+
+
+def test_weights_that_two_plugins_claim_are_neithers() -> None:
+    class Claims:
+        def __init__(self, name: str) -> None:
+            self.__name__ = name
+
+        @hookimpl
+        def featuretap_weights(self) -> list[WeightsEntry]:
+            url = f"https://x.org/{self.__name__}.pth"
+            return [WeightsEntry("mobilenet_v1_025.mine", url, "00000000", "timm", 1e-5, default=True)]
+
+    registry = Registry(plugins=[Claims("one"), Claims("other")], discover=False)
+    assert registry.weights_of("mobilenet_v1_025") == ()
+    for pretrained in ("mine", "mobilenet_v1_025.mine"):
+        with pytest.raises(UnknownWeightsError) as error:
+            registry.build("mobilenet_v1_025", pretrained=pretrained)
+        assert str(error.value) == (
+            f"two plugins have weights {pretrained!r} for 'mobilenet_v1_025': one and other; disable one"
+        )
 
 
 FROM_HUB = """

@@ -1,4 +1,4 @@
 """Weights that travel: files read and written, checked, renamed between layouts, and fitted to models.
 
-`header`, `metadata`, `replacing`, `timm_config`, `expectation` and `recognition` need no torch; the rest holds tensors.
+`docs/architecture.md` says what each module does, and which need no torch.
 """
