@@ -65,6 +65,19 @@ def cat(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
+def configured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Registry]:
+    """Make a registry that reads a user's `featuretap.toml` of this text."""
+
+    def configured(text: str) -> Registry:
+        path = tmp_path / "featuretap.toml"
+        path.write_text(f"schema = 1\n{text}")
+        monkeypatch.setenv("FEATURETAP_CONFIG", str(path))
+        return Registry()
+
+    return configured
+
+
+@pytest.fixture
 def run(capsys: pytest.CaptureFixture[str]) -> Callable[..., Ran]:
     """Run the command line in this process."""
 

@@ -77,17 +77,6 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "torch" / "hub" / "checkpoints"
 
 
-@pytest.fixture
-def configured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Registry]:
-    def configured(text: str) -> Registry:
-        path = tmp_path / "featuretap.toml"
-        path.write_text(f"schema = 1\n{text}")
-        monkeypatch.setenv("FEATURETAP_CONFIG", str(path))
-        return Registry()
-
-    return configured
-
-
 def mine(url: str, sha256: str, name: str = "mine.first") -> str:
     return (
         '[backbones.mine]\nbase = "mobilenet_v2"\noptions = { output_stride = 16 }\n'
@@ -243,6 +232,11 @@ def test_a_variant_that_changes_no_tensor_has_the_weights_of_its_base(
     [
         ("[weights.'nowhere.tag']", "weights.nowhere.tag: no backbone named 'nowhere'"),
         ('sha256 = ""', "weights.\"mobilenet_v2.mine\".sha256 should be 8 to 64 lower-case hexadecimal digits, got ''"),
+        (
+            'layout = "timmm"',
+            "weights.mobilenet_v2.mine.layout is 'timmm', which 'mobilenet_v2' is not known in; did you mean 'timm'? "
+            "it has featuretap, torchvision, timm",
+        ),
         ('url = "ftp://x.org/a.pth"', "weights 'mobilenet_v2.mine': url 'ftp://x.org/a.pth' is no address; write"),
         ('url = "https://x.org/"', "weights 'mobilenet_v2.mine': url 'https://x.org/' is no address; write"),
         ('url = "http://[::1/net.pth"', "weights 'mobilenet_v2.mine': url 'http://[::1/net.pth' is no address; write"),
@@ -267,6 +261,13 @@ def test_entries_that_cannot_be_are_refused(configured: Callable[[str], Registry
     with pytest.raises(CatalogueError) as error:
         configured(text).list_weights()
     assert message in str(error.value)
+
+
+def test_two_defaults_in_one_file_are_refused(configured: Callable[[str], Registry]) -> None:
+    entry = '[weights."{}"]\nurl = "https://x.org/a.pth"\nsha256 = "00000000"\nlayout = "timm"\nnorm_eps = 1e-5\n'
+    text = "".join(entry.format(name) + "default = true\n" for name in ("mobilenet_v2.a", "mobilenetv2.b"))
+    with pytest.raises(CatalogueError, match=r"toml: 'mobilenet_v2' has two default weights; mark one of them$"):
+        configured(text).list_weights()
 
 
 def test_zero_means_are_taken() -> None:

@@ -393,17 +393,6 @@ def test_published_weights_fill_a_reduced_tail_and_a_reduced_file_stays_what_it_
 # --- What a file calls its model must still mean the same ---------------------------------------------------------
 
 
-@pytest.fixture
-def configured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Registry]:
-    def configured(text: str) -> Registry:
-        path = tmp_path / "featuretap.toml"
-        path.write_text(f"schema = 1\n{text}")
-        monkeypatch.setenv("FEATURETAP_CONFIG", str(path))
-        return Registry()
-
-    return configured
-
-
 def test_a_users_variant_travels_as_what_it_stands_for(
     registry: Registry, tmp_path: Path, configured: Callable[[str], Registry]
 ) -> None:
@@ -615,3 +604,11 @@ def test_a_factorys_own_names_and_options_are_its_own(registry: Registry, tmp_pa
     assert_equal_states(loaded, model)
     images = torch.randn(1, 3, 32, 32)
     assert torch.equal(loaded(images)["C2"], model(images)["C2"])
+
+
+def test_a_description_without_its_backbone_is_refused(registry: Registry, tmp_path: Path) -> None:
+    model = registry.build("mobilenet_v2_050", features_only=True, taps=("C1",))
+    model.description = replace(model.description, backbone=None)
+    with pytest.raises(OptionError) as error:
+        registry.save(model, tmp_path / "file.safetensors")
+    assert str(error.value) == ("the model's description lacks its backbone; change it with dataclasses.replace only")

@@ -35,12 +35,12 @@ def weights_file(path: str | os.PathLike[str]) -> Path:
     try:
         if not given.is_dir():
             return given
+        found = given / FILE
+        if found.is_file():
+            return found
+        others = sorted(entry.name for entry in given.iterdir() if entry.suffix in ENDINGS)
     except OSError as error:
         raise unreadable(given, error) from error
-    found = given / FILE
-    if found.is_file():
-        return found
-    others = sorted(entry.name for entry in given.iterdir() if entry.suffix in ENDINGS)
     hint = f"give one of its files: {', '.join(others)}" if others else "give a folder that registry.save wrote"
     raise WeightsError(f"the folder {str(given)!r} holds no {FILE}; {hint}")
 

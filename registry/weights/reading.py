@@ -39,6 +39,7 @@ DTYPES = {
     "F64": torch.float64,
 }
 """Types of numbers as safetensors calls them."""
+
 WRAPPERS = ("module.", "_orig_mod.")
 """What DataParallel and moving averages, and torch.compile, put before every name."""
 

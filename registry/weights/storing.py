@@ -21,11 +21,7 @@ from featuretap.registry.options import options_of
 from featuretap.registry.request import backbone_of
 from featuretap.registry.specs import BackboneSpec
 from featuretap.registry.weights.consistency import check_unchanged, difference, head_shapes
-from featuretap.registry.weights.expectation import (
-    COUNTER,
-    HEAD,
-    STATISTICS,
-)
+from featuretap.registry.weights.expectation import COUNTER, HEAD, STATISTICS
 from featuretap.registry.weights.files import CONFIG, FILE
 from featuretap.registry.weights.folding import eps_of, folded
 from featuretap.registry.weights.header import with_sorted_header
@@ -46,20 +42,9 @@ __all__ = ["convert", "store"]
 
 SUFFIX = ".safetensors"
 
-OTHER_KINDS = (
-    ".pth",
-    ".pt",
-    ".bin",
-    ".ckpt",
-    ".pkl",
-    ".onnx",
-    ".npz",
-    ".npy",
-    ".h5",
-    ".tflite",
-    ".json",
-    ".gz",
-    ".zip",
+OTHER_KINDS = tuple(
+    f".{kind}"
+    for kind in ["pth", "pt", "bin", "ckpt", "pkl", "onnx", "npz", "npy", "h5", "tflite", "json", "gz", "zip"]
 )
 """Endings of files that somebody could expect to get; any other name is a folder's."""
 

@@ -56,8 +56,8 @@ def layout_of(spec: BackboneSpec, name: str) -> Layout:
         MisfitError: nobody has said how it does.
     """
     if name not in spec.layouts:
-        known = ", ".join([NATIVE, *spec.layouts])
-        raise MisfitError(f"the layout {name!r} is not one that {spec.name!r} is known in; it has {known}")
+        layouts = ", ".join([NATIVE, *spec.layouts])
+        raise MisfitError(f"the layout {name!r} is not one that {spec.name!r} is known in; it has {layouts}")
     made: Layout = load(spec.layouts[name])(spec)
     return made
 
