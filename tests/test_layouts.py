@@ -1,5 +1,6 @@
 """Weights in featuretap's, torchvision's and timm's layouts: the same network in each, to rounding."""
 
+import json
 import math
 from collections.abc import Callable
 from dataclasses import replace
@@ -524,13 +525,15 @@ def hub_folder(path: Path, model: nn.Module, **arguments: Any) -> Path:
     ],
 )
 def test_a_folder_of_timms_says_how_its_network_is_built(
-    registry: Registry, tmp_path: Path, architecture: str, arguments: dict[str, Any]
+    registry: Registry, run: Callable[..., Any], tmp_path: Path, architecture: str, arguments: dict[str, Any]
 ) -> None:
     theirs = with_statistics(timm.create_model(architecture, **arguments))
     ours = registry.load(hub_folder(tmp_path / "folder", theirs, **arguments))
     assert relative_difference(ours, theirs) < 1e-5
     converted = registry.convert(tmp_path / "folder", tmp_path / "ours.safetensors")
     assert relative_difference(registry.load(converted), theirs) < 1e-5
+    stated = json.loads(run("inspect", tmp_path / "folder", "--json").out)["options"]
+    assert stated == {name: value for name, value in arguments.items() if name == "output_stride"}
 
 
 def test_a_folder_of_another_network_with_the_same_tensors_is_refused(registry: Registry, tmp_path: Path) -> None:

@@ -97,8 +97,10 @@ def _facts(path: Path, tensors: Mapping[str, Stored], record: Record | None) -> 
     described, digest = record is not None, sha256_of(path)
     if record is None:
         from featuretap.registry.weights.recognition import identified
+        from featuretap.registry.weights.timm_config import config_of
 
-        record = identified({name: stored.shape for name, stored in tensors.items()}, digest, registry.default)
+        shapes = {name: stored.shape for name, stored in tensors.items()}
+        record = identified(shapes, digest, registry.default, config_of(path))
     about: dict[str, Any] = {"name": None, "layout": None}
     if record:
         said = record.description

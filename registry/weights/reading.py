@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 
 from featuretap.registry.errors import WeightsError
-from featuretap.registry.weights.files import CONFIG, PICKLES, config_beside, sha256_of, weights_file
+from featuretap.registry.weights.files import PICKLES, sha256_of, weights_file
 from featuretap.registry.weights.header import Header, Stored, read_header, unreadable
 from featuretap.registry.weights.metadata import Record, read_record
-from featuretap.registry.weights.timm_config import TimmConfig, read_config
+from featuretap.registry.weights.timm_config import TimmConfig, config_of
 
 __all__ = ["DTYPES", "Checkpoint", "check_finite", "read"]
 
@@ -90,9 +90,8 @@ def read(path: Path, *, hashed: bool = False) -> Checkpoint:
     record = read_record(file, header.metadata)
     digest = _beside(file) if hashed or record is None else lambda: sha256_of(file)
     tensors = _mapped(file, header)
-    config = None if record else config_beside(file)
-    said = read_config(file.with_name(CONFIG), config) if config else TimmConfig()
-    return Checkpoint(file, tensors if record else _unwrapped(tensors), record, said, digest)
+    config = TimmConfig() if record else config_of(file)
+    return Checkpoint(file, tensors if record else _unwrapped(tensors), record, config, digest)
 
 
 def check_finite(checkpoint: Checkpoint) -> None:

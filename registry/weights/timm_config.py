@@ -16,8 +16,9 @@ from featuretap.registry.errors import WeightsError
 from featuretap.registry.layout import Layout
 from featuretap.registry.preprocessing import Preprocessing
 from featuretap.registry.specs import BackboneSpec
+from featuretap.registry.weights.files import CONFIG, config_beside
 
-__all__ = ["TimmConfig", "read_config", "timm_config"]
+__all__ = ["TimmConfig", "config_of", "timm_config"]
 
 logger = logging.getLogger("featuretap")
 
@@ -101,12 +102,15 @@ class TimmConfig:
     preprocessing: Preprocessing | None = None
 
 
-def read_config(path: Path, config: Mapping[str, Any]) -> TimmConfig:
-    """Return what a `config.json` of timm's says.
+def config_of(file: Path) -> TimmConfig:
+    """Return what timm's `config.json` beside a file of weights says, or nothing where there is none.
 
     Raises:
-        WeightsError: it builds the network with arguments that change what the weights compute in ways not known here.
+        WeightsError: it is no JSON table, or builds the network with arguments that change what the weights compute
+            in ways not known here.
     """
+    path = file.with_name(CONFIG)
+    config = config_beside(file) or {}
     arguments = config.get("model_args") or {}
     architecture = config.get("architecture")
     if not isinstance(architecture, str) or not isinstance(arguments, dict):
