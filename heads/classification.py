@@ -2,18 +2,29 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from featuretap.registry.layers import Linear
-from featuretap.registry.specs import BackboneSpec, HeadSpec
+from featuretap.registry.specs import BackboneSpec, HeadSpec, Option
 
 __all__ = ["CLASSIFICATION", "classification_layers"]
+
+DROPOUT = Option(None, lambda value: value is None or _is_rate(value), "a rate from 0 up to below 1")
+
+
+def _is_rate(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < 1
+
 
 CLASSIFICATION = HeadSpec(
     "classification",
     reads=("C5",),
-    factory="featuretap.heads.modules:classification",
+    factory="featuretap.heads.modules.classification:classification",
     layers="featuretap.heads.classification:classification_layers",
     num_classes=1000,
-    options={"dropout": None},
+    options={"dropout": DROPOUT},
+    min_classes=0,
+    outputs="featuretap.heads.classification:classification_outputs",
     description="the family's own classifier",
 )
 
@@ -38,3 +49,13 @@ def classification_layers(
     if num_classes:
         layers.append(Linear("logits", channels, num_classes))
     return tuple(layers)
+
+
+def classification_outputs(
+    backbone: BackboneSpec, *, num_classes: int, height: int, width: int, dropout: float | None = None
+) -> dict[str, tuple[int]]:
+    """Return the one vector of an image of any size."""
+    if num_classes:
+        return {"logits": (num_classes,)}
+    (tap,) = backbone.taps.values()
+    return {"features": (backbone.classifier.hidden or tap.channels,)}

@@ -8,6 +8,11 @@ from importlib.resources import files
 from pathlib import Path
 
 from featuretap.heads.classification import CLASSIFICATION
+from featuretap.heads.deeplab_v3 import DEEPLAB_V3
+from featuretap.heads.detectors import FASTER_RCNN, FCOS, MASK_RCNN, RETINANET
+from featuretap.heads.fpn import FPN
+from featuretap.heads.lraspp import LRASPP
+from featuretap.heads.ssdlite import SSDLITE
 from featuretap.registry.catalogue import Catalogue, load_catalogue
 from featuretap.registry.hookspecs import WeightsEntry, hookimpl
 from featuretap.registry.specs import BackboneSpec, HeadSpec
@@ -27,7 +32,7 @@ def featuretap_backbones() -> Iterable[BackboneSpec]:
 @hookimpl
 def featuretap_heads() -> Iterable[HeadSpec]:
     """Return our heads."""
-    return (CLASSIFICATION,)
+    return (CLASSIFICATION, FPN, LRASPP, DEEPLAB_V3, SSDLITE, RETINANET, FCOS, FASTER_RCNN, MASK_RCNN)
 
 
 @hookimpl

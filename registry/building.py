@@ -10,21 +10,23 @@ from torch import nn
 
 from featuretap.backbones.modules import Backbone
 from featuretap.heads.classification import classification_layers
-from featuretap.heads.modules import HeadedModel
 from featuretap.registry.blocks import Block
-from featuretap.registry.description import Description
+from featuretap.registry.description import Description, prepared_for
 from featuretap.registry.errors import OptionError, WeightsError
 from featuretap.registry.import_strings import load
 from featuretap.registry.options import Freezing
+from featuretap.registry.preprocessing import Preprocessing
 from featuretap.registry.request import Request, backbone_of
 from featuretap.registry.specs import BackboneSpec, ModelSpec
 from featuretap.registry.weights.expectation import HEAD, backbone_tensors, head_tensors, misfit
 from featuretap.registry.weights.filling import fill
 from featuretap.registry.weights.folding import set_eps
 from featuretap.registry.weights.halving import halved
+from featuretap.registry.weights.layouts import CLASSIFICATION, MisfitError
 from featuretap.registry.weights.norms import norm_in_words
+from featuretap.registry.weights.reading import some
 from featuretap.registry.weights.sources import Source
-from featuretap.registry.weights.translation import MisfitError, Translated, translated
+from featuretap.registry.weights.translation import Translated
 
 __all__ = ["assemble"]
 
@@ -53,14 +55,23 @@ def assemble(request: Request, source: Source | None = None) -> nn.Module:
             # That a file is not what it was asked for as says more than that it does not fit.
             source.origin()
             raise WeightsError(f"weights do not fit {request.words}: {problem}{source.fits(request.words)}") from None
-        description = _with_origin(description, source, request.backbone.in_channels, fresh_head)
+        description = _with_origin(description, source, request.spec, fresh_head)
     if request.freezing != Freezing():
         _freeze(parts[""], request)
     if request.backbone.stages and description.options.get("norm") is not None:
         said = norm_in_words(description.options["norm"], parts[""])
         description = replace(description, options={**description.options, "norm": said})
-    model = HeadedModel(parts[""], parts[HEAD]) if HEAD in parts else parts[""]
+    model = _joined(parts, request.spec, description.preprocessing)
     model.description = description  # type: ignore[assignment]
+    return model
+
+
+def _joined(parts: Parts, spec: BackboneSpec | ModelSpec, preprocessing: Preprocessing) -> nn.Module:
+    if not isinstance(spec, ModelSpec):
+        return parts[""]
+    if spec.head.images == "raw":
+        parts[HEAD].normalise_as(preprocessing)  # type: ignore[operator]
+    model: nn.Module = load(spec.head.model)(parts[""], parts[HEAD])
     return model
 
 
@@ -69,7 +80,7 @@ def _modules(spec: BackboneSpec | ModelSpec) -> Parts:
     backbone = backbone_of(spec)
     parts: dict[str, nn.Module] = {"": _backbone(backbone)}
     if isinstance(spec, ModelSpec):
-        parts[HEAD] = load(spec.head.factory)(backbone, num_classes=spec.num_classes, **spec.head_options)
+        parts[HEAD] = spec.call(spec.head.factory)
     return parts
 
 
@@ -90,7 +101,7 @@ def _initialise(part: nn.Module) -> None:
 
 def _take(parts: Parts, request: Request, source: Source) -> bool:
     """Fill the parts from a file, and say whether the head, or its last layer, was drawn anew instead."""
-    weights = translated(source.checkpoint, request.backbone, source.entry)
+    weights = source.translated(request.spec)
     if request.whole is not None:
         weights = _with_half_a_tail(weights, request, backbone_of(request.whole), source)
     _set_eps(parts, request.backbone, weights.norm_eps)
@@ -128,7 +139,7 @@ def _with_half_a_tail(weights: Translated, request: Request, whole: BackboneSpec
     if not misfit(found, tail(request.backbone.blocks)) or misfit(found, tail(whole.all_blocks)):
         return weights
     pairs = []
-    if weights.has_head and source.head == "classification":
+    if weights.has_head and weights.head == CLASSIFICATION:
         classes = found.get(f"{HEAD}logits.weight", (0,))[0]
         both = [classification_layers(b.with_taps(("C5",)), num_classes=classes) for b in (whole, request.backbone)]
         pairs = list(zip(*both, strict=True))
@@ -151,8 +162,8 @@ def _fresh(parts: Parts, request: Request, source: Source, weights: Translated) 
     if not parts[HEAD].state_dict():
         # A classifier without classes may have nothing to fill, and leaves the file's alone.
         return (HEAD,), ""
-    if not weights.has_head or source.head != spec.head.name:
-        there = f"a head {source.head!r}" if weights.has_head and source.head else "no head"
+    if not weights.has_head or weights.head != spec.head.name:
+        there = f"a head {weights.head!r}" if weights.has_head and weights.head else "no head"
         return (HEAD,), f"{weights.source} has {there}; the head {spec.head.name!r} starts with fresh weights"
     per_class = tuple(HEAD + beginning for beginning in spec.head.per_class)
     own = {HEAD + key: len(value) for key, value in parts[HEAD].state_dict().items() if value.ndim}
@@ -161,14 +172,22 @@ def _fresh(parts: Parts, request: Request, source: Source, weights: Translated) 
     if theirs == own:
         # Without classes the model has no such layer, and leaves the file's alone.
         return (() if own else per_class), ""
-    classes = source.num_classes if source.num_classes is not None else next(iter(theirs.values()), 0)
-    if any(rows != classes for rows in theirs.values()) or (theirs and theirs.keys() != own.keys()):
+    classes = source.num_classes if source.num_classes is not None else _classes(theirs, own, spec.num_classes or 0)
+    if (theirs.keys() != own.keys() and theirs) or any(
+        rows * (spec.num_classes or 0) != own[name] * classes for name, rows in theirs.items()
+    ):
         # The file contradicts itself, which filling will say.
         return (), ""
+    layers = [beginning.rstrip(".") for beginning in per_class if any(name.startswith(beginning) for name in own)]
     return per_class, (
         f"{weights.source} has {classes} classes, not {spec.num_classes}; the backbone's weights are taken, and "
-        f"{', '.join(name.rstrip('.') for name in per_class)} starts with fresh ones"
+        f"{some(layers)} {'starts' if len(layers) == 1 else 'start'} with fresh ones"
     )
+
+
+def _classes(theirs: Mapping[str, int], own: Mapping[str, int], num_classes: int) -> int:
+    """Return the number of classes of a file, by the rows of a layer that has so many for each class."""
+    return next((rows * num_classes // own[name] for name, rows in theirs.items()), 0)
 
 
 def _freeze(backbone: nn.Module, request: Request) -> None:
@@ -180,11 +199,13 @@ def _freeze(backbone: nn.Module, request: Request) -> None:
     backbone.freeze(request.freezing)
 
 
-def _with_origin(description: Description, source: Source, channels: int, fresh_head: bool) -> Description:
+def _with_origin(
+    description: Description, source: Source, spec: BackboneSpec | ModelSpec, fresh_head: bool
+) -> Description:
     origin = source.origin()
     return replace(
         description,
         weights=origin.weights,
-        preprocessing=(origin.preprocessing or description.preprocessing).for_channels(channels),
+        preprocessing=prepared_for(spec, origin.preprocessing or description.preprocessing),
         classes="" if fresh_head else origin.classes,
     )

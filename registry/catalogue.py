@@ -58,6 +58,8 @@ WEIGHTS = {
     "megabytes": NUMBER,
     "license": TEXT,
     "accuracy": NUMBER,
+    "head": TEXT,
+    "options": TABLE,
 }
 NEEDED = ("url", "layout", "norm_eps")
 PREPROCESSING = {"resize": PIXELS, "crop": PIXELS, "mean": NUMBERS, "std": NUMBERS, "interpolation": INTERPOLATION}

@@ -104,6 +104,10 @@ class Contents:
                     f"{user.path}: weights.{entry.name}.layout is {entry.layout!r}, which {backbone!r} is not known "
                     f"in{hint} it has {', '.join(layouts)}"
                 )
+            try:
+                self.head(entry.head)
+            except UnknownHeadError as error:
+                raise CatalogueError(f"{user.path}: weights.{entry.name}.head: {error}") from error
             # An alias of a backbone is the backbone.
             entry = replace(entry, name=f"{backbone}.{entry.tag}")
             if entry.default and any(other.default and other.backbone == backbone for other in entries.values()):

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from featuretap.registry.errors import OptionError
 from featuretap.registry.preprocessing import Preprocessing
-from featuretap.registry.specs import BackboneSpec
+from featuretap.registry.specs import BackboneSpec, ModelSpec
 
-__all__ = ["Description", "options_in_words"]
+__all__ = ["Description", "options_in_words", "prepared_for"]
 
 
 @dataclass(frozen=True)
@@ -22,7 +23,7 @@ class Description:
         taps: the addresses that the backbone returns.
         options: the options that were given, of backbone and head.
         head: the head's name, or None for a bare backbone.
-        num_classes: classes of the head, or None for a bare backbone.
+        num_classes: classes of the head, or None for a bare backbone and for a head without classes.
         preprocessing: what `registry.transforms` makes of it.
         weights: name of the catalogue entry, path of the file, or None for fresh weights.
         classes: the label set of the weights, such as "imagenet1k", where it is known.
@@ -38,6 +39,24 @@ class Description:
     weights: str | Path | None = None
     classes: str = ""
     backbone: BackboneSpec | None = field(default=None, repr=False)
+
+
+def prepared_for(spec: BackboneSpec | ModelSpec, preprocessing: Preprocessing) -> Preprocessing:
+    """Return how images are prepared for a model whose weights, or whose backbone's, were trained with `preprocessing`.
+
+    Raises:
+        OptionError: `image_mean` or `image_std` is for another number of channels.
+    """
+    if not isinstance(spec, ModelSpec):
+        return preprocessing.for_images("cropped").for_channels(spec.in_channels)
+    prepared = preprocessing.for_images(spec.head.images).for_channels(spec.backbone.in_channels)
+    mean, std = (spec.head_options.get(f"image_{name}") for name in ("mean", "std"))
+    for name, values in (("mean", mean), ("std", std)):
+        if values is not None and len(values) != spec.backbone.in_channels:
+            raise OptionError(
+                f"image_{name} is for {len(values)} channels, and the images have {spec.backbone.in_channels}"
+            )
+    return replace(prepared, mean=tuple(mean or prepared.mean), std=tuple(std or prepared.std))
 
 
 def options_in_words(name: str, options: Mapping[str, Any]) -> str:

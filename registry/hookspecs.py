@@ -12,8 +12,9 @@ Hooks return data, so that answering one needs no torch. A module that implement
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
 import pluggy
 
@@ -55,7 +56,10 @@ class WeightsEntry:
         default: whether `pretrained=True` means this one.
         megabytes: size of the file in millions of bytes, 0 where it is not known.
         license: under which the publisher gives it away, as an SPDX identifier.
-        accuracy: top-1 accuracy on ImageNet-1k in percent, as the publisher states it; None where it does not.
+        accuracy: in percent, as the publisher states it: top-1 on ImageNet-1k of classifiers, box AP of detectors, mean
+            IoU of segmenters; None where it does not.
+        head: name of the head that they were trained with.
+        options: options of backbone and head (and `taps`) that they were trained with; `pretrained=tag` brings them.
 
     Raises:
         CatalogueError: a name without a tag, an address or a digest that cannot be one.
@@ -72,6 +76,8 @@ class WeightsEntry:
     megabytes: float = 0.0
     license: str = ""
     accuracy: float | None = None
+    head: str = "classification"
+    options: Mapping[str, Any] = field(default_factory=dict, hash=False)
 
     def __post_init__(self) -> None:
         problem = _problem(self)
@@ -99,6 +105,8 @@ def _problem(entry: WeightsEntry) -> str:
         return f"sha256 should be 8 to 64 lower-case hexadecimal digits, got {entry.sha256!r}"
     if type(entry.norm_eps) not in (int, float) or not 0 < entry.norm_eps < 1:
         return f"norm_eps should be a small positive number, got {entry.norm_eps!r}"
+    if entry.default and entry.head != "classification":
+        return f"only a classifier's can be the default; ask for those of head {entry.head!r} by their tag"
     return ""
 
 

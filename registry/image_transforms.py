@@ -18,34 +18,28 @@ __all__ = ["compose", "normalised"]
 
 
 def compose(preprocessing: Preprocessing) -> Callable[[Any], Any]:
-    """Return resizing, centre crop and normalisation: image → float tensor (C, crop, crop).
+    """Return resizing, centre crop and normalisation, as far as they are wanted: image → float tensor (C, H, W).
 
     PIL images of any mode are read as the channels that the weights want; tensors must have those channels.
 
     Raises:
         OptionError: on use, for anything else, such as a numpy array, whose order of axes is anybody's guess.
     """
-    mode = InterpolationMode(preprocessing.interpolation)
-    return v2.Compose(
-        [
-            v2.Lambda(partial(_in_channels, channels=len(preprocessing.mean))),
-            v2.Resize(preprocessing.resize, mode, antialias=True),
-            v2.CenterCrop(preprocessing.crop),
-            normalised(preprocessing),
-        ]
-    )
+    steps: list[Callable[[Any], Any]] = [v2.Lambda(partial(_in_channels, channels=len(preprocessing.mean)))]
+    if preprocessing.resize is not None:
+        mode = InterpolationMode(preprocessing.interpolation)
+        steps.append(v2.Resize(preprocessing.resize, mode, antialias=True))
+    if preprocessing.crop is not None:
+        steps.append(v2.CenterCrop(preprocessing.crop))
+    return v2.Compose([*steps, normalised(preprocessing)])
 
 
 def normalised(preprocessing: Preprocessing) -> Callable[[Any], Any]:
-    """Return scaling to 0…1 and normalisation without any resizing: image → float tensor (C, H, W)."""
-    return v2.Compose(
-        [
-            v2.ToImage(),
-            v2.ToDtype(torch.float32, scale=True),
-            v2.Normalize(list(preprocessing.mean), list(preprocessing.std)),
-            v2.ToPureTensor(),
-        ]
-    )
+    """Return scaling to 0…1, and normalisation where the model does not do it: image → float tensor (C, H, W)."""
+    steps: list[Callable[[Any], Any]] = [v2.ToImage(), v2.ToDtype(torch.float32, scale=True)]
+    if not preprocessing.inside:
+        steps.append(v2.Normalize(list(preprocessing.mean), list(preprocessing.std)))
+    return v2.Compose([*steps, v2.ToPureTensor()])
 
 
 def _in_channels(image: Any, channels: int) -> Any:

@@ -14,11 +14,12 @@ NATIVE = "featuretap"
 
 @dataclass(frozen=True)
 class Layout:
-    """Another library's names for the tensors of one network, whatever taps and head are asked for.
+    """Another library's names for the tensors of one network: with its classifier, or with another head of ours.
 
     Args:
-        names: our name → theirs, of the whole network with its classifier.
+        names: our name → theirs, of the whole network and its head.
         norm_eps: epsilon of batch norm that the library builds the network with.
+        head_norm_eps: the same in the head, where there are norms.
         architecture: what the library calls the network; empty where it has no such network, whose weights can then be
             read from files of these names, and not be written.
         arguments: keyword arguments that it builds the network with.
@@ -34,3 +35,10 @@ class Layout:
     features_only: bool = False
     remark: str = ""
     pointwise: frozenset[str] = frozenset()
+    head_norm_eps: float | None = None
+
+    @property
+    def norm_eps_by_part(self) -> dict[str, float]:
+        """Part of the model, "backbone" and "head", → epsilon."""
+        eps = {"backbone": self.norm_eps, "head": self.head_norm_eps}
+        return {part: value for part, value in eps.items() if value is not None}

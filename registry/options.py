@@ -2,60 +2,42 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 from featuretap.registry.addresses import LEVELS
 from featuretap.registry.errors import OptionError, UnknownOptionError, did_you_mean
+from featuretap.registry.option import Option, boolean, choice, count, factory
 from featuretap.registry.specs import BackboneSpec, HeadSpec
 from featuretap.registry.variants import reduced_tail, widened, with_output_stride
 
-__all__ = ["Freezing", "checked", "configured", "options_of", "split"]
-
+__all__ = ["OPTIONS", "Freezing", "checked", "configured", "options_of", "split"]
 
 WIDEST = 100
-MOST_CHANNELS = 65_536
-
-
-@dataclass(frozen=True)
-class Option:
-    """A default, a test of a value, and what the value may be, in words."""
-
-    default: Any
-    accepts: Callable[[Any], bool]
-    allowed: str
-
-
-def _is_boolean(value: Any) -> bool:
-    return isinstance(value, bool)
 
 
 def _is_width(value: Any) -> bool:
-    return isinstance(value, int | float) and not _is_boolean(value) and 0 < value <= WIDEST
-
-
-def _is_count(value: Any) -> bool:
-    return isinstance(value, int) and not _is_boolean(value) and 0 < value <= MOST_CHANNELS
-
-
-def _one_of(*values: Any) -> Callable[[Any], bool]:
-    return lambda given: any(type(given) is type(value) and given == value for value in values)
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value <= WIDEST
 
 
 FREEZING = {
-    "freeze": Option(None, _one_of(None, *LEVELS), f"None or the last level to freeze: {', '.join(LEVELS)}"),
-    "freeze_norm": Option(False, _is_boolean, "True or False"),
+    "freeze": Option(
+        None,
+        lambda value: value is None or (isinstance(value, str) and value in LEVELS),
+        f"None or the last level to freeze: {', '.join(LEVELS)}",
+    ),
+    "freeze_norm": boolean(False),
 }
 
 OPTIONS = {
     "width": Option(1.0, _is_width, f"a positive number up to {WIDEST}, such as 0.75"),
-    "reduced_tail": Option(False, _one_of(False, True, "segmentation"), "False, True or 'segmentation'"),
-    "in_channels": Option(3, _is_count, f"a positive whole number up to {MOST_CHANNELS}"),
-    "output_stride": Option(32, _one_of(32, 16, 8), "32, 16 or 8"),
-    "dilate_entry": Option(False, _is_boolean, "True or False"),
+    "reduced_tail": choice(False, True, "segmentation"),
+    "in_channels": count(3),
+    "output_stride": choice(32, 16, 8),
+    "dilate_entry": boolean(False),
     **FREEZING,
-    "norm": Option(None, lambda value: value is None or callable(value), "None or a function channels -> nn.Module"),
+    "norm": factory(),
 }
 
 

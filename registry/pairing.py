@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from itertools import pairwise
 from typing import Any
 
 from featuretap.registry.errors import HeadError, OptionError
-from featuretap.registry.import_strings import load
-from featuretap.registry.options import Freezing, configured, split
-from featuretap.registry.specs import BackboneSpec, HeadSpec, ModelSpec
+from featuretap.registry.option import is_whole
+from featuretap.registry.options import OPTIONS, Freezing, configured, options_of, split
+from featuretap.registry.specs import BackboneSpec, HeadSpec, ModelSpec, Tap
 
 __all__ = ["features", "paired"]
 
@@ -32,31 +33,36 @@ def paired(
     """Return backbone and head as one spec.
 
     Raises:
-        HeadError: the backbone lacks what the head reads, or the head reads another number of taps.
-        OptionError: `num_classes` is not a whole number, or negative.
+        HeadError: the backbone lacks what the head reads, or the head cannot read the taps that were named.
+        OptionError: a number of classes, or a value of an option, that the head cannot take.
     """
     for_backbone, for_head = split(backbone, head, options)
-    spec, freezing = configured(backbone, for_backbone)
-    levels = spec.with_taps(spec.levels).taps
-    spec = spec.with_taps(_reads(head, spec) if taps is None else taps)
-    if len(spec.taps) != len(head.reads):
-        raise HeadError(
-            f"head {head.name!r} reads {len(head.reads)} of the maps, and taps names {len(spec.taps)}: "
-            f"{', '.join(spec.taps)}"
-        )
-    classes = head.num_classes if num_classes is None else num_classes
-    if not isinstance(classes, int) or isinstance(classes, bool) or classes < 0:
-        raise OptionError(
-            f"head {head.name!r} cannot have num_classes={classes!r}; "
-            "it is a positive whole number, or 0 for pooled features"
-        )
     values = {**head.options, **for_head}
-    layers = load(head.layers)(spec, num_classes=classes, **values)
-    return ModelSpec(spec, head, classes, values, layers, levels), freezing
+    for name, option in head.allowed.items():
+        if not option.accepts(values[name]):
+            raise OptionError(f"head {head.name!r} cannot take {name}={values[name]!r}; it is {option.allowed}")
+    spec, freezing = configured(backbone, {**_set_by(head, backbone), **for_backbone})
+    levels = spec.with_taps(spec.levels).taps if spec.levels else {}
+    spec = spec.with_taps(_reads(head, spec, values) if taps is None else taps)
+    _check_taps(head, spec.taps, len(head.reads_with(values)))
+    model = ModelSpec(spec, head, _classes(head, num_classes), values, levels)
+    if head.check:
+        model.call(head.check)
+    return model, freezing
 
 
-def _reads(head: HeadSpec, spec: BackboneSpec) -> tuple[str, ...]:
-    wanted = [(choice,) if isinstance(choice, str) else choice for choice in head.reads]
+def _set_by(head: HeadSpec, backbone: BackboneSpec) -> dict[str, Any]:
+    """Return the options of the backbone that the head sets: those that it has, and that are still as usual."""
+    takes = options_of(backbone)
+    return {
+        name: value
+        for name, value in head.backbone_options.items()
+        if name in takes and takes[name] == OPTIONS[name].default
+    }
+
+
+def _reads(head: HeadSpec, spec: BackboneSpec, options: Mapping[str, Any]) -> tuple[str, ...]:
+    wanted = [(choice,) if isinstance(choice, str) else choice for choice in head.reads_with(options)]
     found = [next((address for address in choice if address in spec.addresses), None) for choice in wanted]
     chosen = tuple(address for address in found if address is not None)
     if len(chosen) < len(found):
@@ -67,3 +73,28 @@ def _reads(head: HeadSpec, spec: BackboneSpec) -> tuple[str, ...]:
 
 def _reach(spec: BackboneSpec) -> str:
     return f"ends at {spec.levels[-1]}" if spec.levels else f"has {', '.join(spec.addresses)}"
+
+
+def _check_taps(head: HeadSpec, taps: Mapping[str, Tap], count: int) -> None:
+    if not head.consecutive and len(taps) != count:
+        raise HeadError(f"head {head.name!r} reads {count} of the maps, and taps names {len(taps)}: {', '.join(taps)}")
+    for (before, fine), (after, coarse) in pairwise(taps.items()) if head.consecutive else ():
+        if coarse.stride not in (fine.stride, 2 * fine.stride):
+            raise HeadError(
+                f"head {head.name!r} reads consecutive levels, each of the stride before or twice that, but {after} of "
+                f"stride {coarse.stride} follows {before} of stride {fine.stride}"
+            )
+
+
+def _classes(head: HeadSpec, num_classes: int | None) -> int | None:
+    if head.num_classes is None:
+        if num_classes is not None:
+            raise OptionError(f"head {head.name!r} has no classes; leave num_classes={num_classes!r} out")
+        return None
+    classes = head.num_classes if num_classes is None else num_classes
+    if not is_whole(classes, head.min_classes):
+        allowed = f"a whole number from {head.min_classes} up, the background being one of the classes"
+        if head.min_classes < 2:
+            allowed = f"a positive whole number{'' if head.min_classes else ', or 0 for pooled features'}"
+        raise OptionError(f"head {head.name!r} cannot have num_classes={classes!r}; it is {allowed}")
+    return classes

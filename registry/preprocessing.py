@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from itertools import cycle, islice
-from typing import Literal
+from typing import Any, Literal
 
 from featuretap.registry.errors import OptionError
 
@@ -22,27 +22,29 @@ class Preprocessing:
     """Resize the shorter side, crop the centre, scale to 0…1, subtract the mean, divide by the deviation.
 
     Args:
-        resize: pixels of the shorter side after resizing.
-        crop: height and width in pixels of the crop.
+        resize: pixels of the shorter side after resizing, None to keep the size.
+        crop: height and width in pixels of the crop, None to keep the whole image.
         mean: per channel, of values from 0 to 1.
         std: per channel, of values from 0 to 1.
         interpolation: of the resizing.
+        inside: whether the model subtracts the mean and divides by the deviation itself, as detectors do.
 
     Raises:
         OptionError: sizes that are no positive whole numbers, deviations that are not positive, other numbers of means
             than of deviations, or an unknown interpolation.
     """
 
-    resize: int = 256
-    crop: int = 224
+    resize: int | None = 256
+    crop: int | None = 224
     mean: tuple[float, ...] = IMAGENET_MEAN
     std: tuple[float, ...] = IMAGENET_STD
     interpolation: Literal["bilinear", "bicubic"] = "bilinear"
+    inside: bool = False
 
     def __post_init__(self) -> None:
         for name in ("resize", "crop"):
             size = getattr(self, name)
-            if type(size) is not int or not 0 < size <= LARGEST_SIZE:
+            if size is not None and (type(size) is not int or not 0 < size <= LARGEST_SIZE):
                 raise OptionError(f"preprocessing cannot have {name}={size!r}; it is a number of pixels")
         for name, least in (("mean", -LARGEST), ("std", 0.0)):
             values = getattr(self, name)
@@ -56,6 +58,8 @@ class Preprocessing:
             raise OptionError(
                 f"preprocessing cannot have interpolation={self.interpolation!r}; it is {' or '.join(INTERPOLATIONS)}"
             )
+        if not isinstance(self.inside, bool):
+            raise OptionError(f"preprocessing cannot have inside={self.inside!r}; it is True or False")
 
     def for_channels(self, channels: int) -> Preprocessing:
         """Return it for images of another number of channels: averaged for one, repeated for more than given."""
@@ -66,3 +70,26 @@ class Preprocessing:
         return replace(
             self, mean=tuple(islice(cycle(self.mean), channels)), std=tuple(islice(cycle(self.std), channels))
         )
+
+    def for_images(self, images: str) -> Preprocessing:
+        """Return it for a model that wants its images "cropped", "whole" or "raw" (see `HeadSpec.images`).
+
+        What was trained in the same way keeps its sizes; else they are those of torchvision's references: 256 cropped
+        to 224 for classifiers, a shorter side of 520 for segmenters, and no change for detectors.
+        """
+        if images == self._images():
+            return self
+        resize, crop = {"cropped": (256, 224), "whole": (520, None), "raw": (None, None)}[images]
+        return replace(self, resize=resize, crop=crop, inside=images == "raw")
+
+    def as_table(self) -> dict[str, Any]:
+        """Return it as a file states it; `inside` only where it is true."""
+        table = asdict(self)
+        if not self.inside:
+            del table["inside"]
+        return table
+
+    def _images(self) -> str:
+        if self.inside:
+            return "raw"
+        return "whole" if self.crop is None else "cropped"

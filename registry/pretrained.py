@@ -5,12 +5,15 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from featuretap.registry.errors import OptionError, UnknownWeightsError, did_you_mean
 from featuretap.registry.hookspecs import WeightsEntry
+from featuretap.registry.options import options_of
+from featuretap.registry.specs import BackboneSpec
 from featuretap.registry.weights.files import ENDINGS
 
-__all__ = ["chosen"]
+__all__ = ["brought", "chosen"]
 
 
 def chosen(
@@ -58,6 +61,28 @@ def chosen(
         return path
     hint = did_you_mean(pretrained, [entry.tag for entry in entries]) or ";"
     raise UnknownWeightsError(f"{backbone!r} has no weights {pretrained!r}{hint} {_tags(entries)}")
+
+
+def brought(weights: WeightsEntry | Path | None, backbone: BackboneSpec, asked: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the arguments of `build` that are asked for, with those that published weights bring.
+
+    Weights that were trained with a head and with options bring them where the caller names none; under another head,
+    or under none, they bring the options of the backbone.
+    """
+    arguments = dict(asked)
+    if not isinstance(weights, WeightsEntry) or (not weights.options and weights.head == "classification"):
+        return arguments
+    options = dict(weights.options)
+    same_head = not asked["features_only"] and asked["head"] in (None, weights.head)
+    if not same_head:
+        takes = options_of(backbone)
+        options = {name: value for name, value in options.items() if name in takes}
+    elif asked["head"] is None:
+        arguments["head"] = weights.head
+    if arguments["taps"] is None:
+        arguments["taps"] = options.get("taps")
+    options.pop("taps", None)
+    return {**options, **arguments}
 
 
 def _tags(entries: Sequence[WeightsEntry]) -> str:

@@ -14,14 +14,14 @@ from platformdirs import user_config_path
 
 from featuretap.registry.catalogue import CatalogueFile, read_catalogue
 from featuretap.registry.contents import Contents
-from featuretap.registry.description import Description
+from featuretap.registry.description import Description, prepared_for
 from featuretap.registry.errors import HeadError, OptionError, PluginError
 from featuretap.registry.hookspecs import WeightsEntry
 from featuretap.registry.options import Freezing, options_of
 from featuretap.registry.pairing import features, paired
 from featuretap.registry.plugin_loading import Plugin, discover, load_module, policy_from
 from featuretap.registry.preprocessing import Preprocessing
-from featuretap.registry.pretrained import chosen
+from featuretap.registry.pretrained import brought, chosen
 from featuretap.registry.request import Request
 from featuretap.registry.specs import BackboneSpec, HeadSpec, ModelSpec
 
@@ -140,11 +140,8 @@ class Registry:
         Raises:
             the same errors as `build`, but for those of reading weights.
         """
-        request = self.request(
-            name, features_only=features_only, taps=taps, head=head, num_classes=num_classes, **options
-        )
-        self._weights(name, pretrained)
-        return request.spec
+        asked = {"features_only": features_only, "taps": taps, "head": head, "num_classes": num_classes, **options}
+        return self.request(name, **brought(self._weights(name, pretrained), self.catalogued(name), asked)).spec
 
     def build(
         self,
@@ -166,7 +163,8 @@ class Registry:
             taps: which maps come back, in this order (default: C1 to C5); layers after the last are not built. With a
                 head: which maps it reads in place of its own choice.
             head: a head's name; without `features_only` the default is "classification".
-            pretrained: True for the catalogue's default weights, a tag, or the path of a file.
+            pretrained: True for the catalogue's default weights, a tag, or the path of a file. Weights of a detector or
+                a segmenter bring their head and its options, where these are not given.
             num_classes: classes of the head; None for the head's own number, 0 for pooled features where it pools.
             **options: options of the backbone and of the head; `registry.spec` and `featuretap show` name them.
 
@@ -180,10 +178,9 @@ class Registry:
             OptionError, TapError, HeadError: names that are known, with values or in a pairing that cannot be.
             WeightsError: the weights cannot be had, or do not fit.
         """
-        request = self.request(
-            name, features_only=features_only, taps=taps, head=head, num_classes=num_classes, **options
-        )
+        asked = {"features_only": features_only, "taps": taps, "head": head, "num_classes": num_classes, **options}
         weights = self._weights(name, pretrained)
+        request = self.request(name, **brought(weights, self.catalogued(name), asked))
         from featuretap.registry.building import assemble
 
         if weights is None:
@@ -380,7 +377,7 @@ def _described(name: str, spec: BackboneSpec | ModelSpec, options: Mapping[str, 
         options,
         spec.head.name if isinstance(spec, ModelSpec) else None,
         spec.num_classes if isinstance(spec, ModelSpec) else None,
-        Preprocessing().for_channels(backbone.in_channels),
+        prepared_for(spec, Preprocessing()),
         backbone=backbone if backbone.norm is None else replace(backbone, norm=None),
     )
 

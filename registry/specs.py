@@ -1,21 +1,18 @@
-"""The vocabulary: taps, layers, rows, and the specs of backbones, heads and models. No torch.
+"""The vocabulary: taps, layers, rows, and the specs of backbones, heads, models and runtimes. No torch.
 
-A backbone is a table: `BackboneSpec(name, stages=...)`, a stage being the work done at one resolution. Taps, channels,
-strides, sizes, parameters and multiply-adds are computed from the table, never written down beside it.
+A backbone is a table: `BackboneSpec(name, stages=...)`, a stage being the work done at one resolution. What is defined
+in the modules that this one gathers is imported from here.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
-from copy import copy
-from dataclasses import dataclass, field
-from functools import cached_property
-from typing import Any
+from dataclasses import dataclass
 
-from featuretap.registry.addresses import LEVELS, addresses_of, resolve
-from featuretap.registry.blocks import Block, blocks_of, truncated
-from featuretap.registry.errors import OptionError, SpecError
+from featuretap.registry.backbone_spec import BackboneSpec, Classifier, Stages
+from featuretap.registry.blocks import Block
+from featuretap.registry.head_spec import HeadSpec, ModelSpec
 from featuretap.registry.layers import Activation, Convolution, Counted, Layer, Linear, SqueezeExcite, make_divisible
+from featuretap.registry.option import Option
 from featuretap.registry.rows import HS, RE, RE6, SE, Bneck, Conv, Row, Separable
 from featuretap.registry.tap import Tap
 
@@ -36,263 +33,15 @@ __all__ = [
     "Layer",
     "Linear",
     "ModelSpec",
+    "Option",
     "Row",
     "RuntimeSpec",
     "Separable",
     "SqueezeExcite",
+    "Stages",
     "Tap",
     "make_divisible",
 ]
-
-Stages = tuple[tuple[Row, ...], ...]
-
-
-@dataclass(frozen=True)
-class Classifier:
-    """What a family puts between its pooled features and its logits: a hidden layer (0: none), then dropout."""
-
-    hidden: int = 0
-    hidden_bias: bool = True
-    activation: Activation = RE
-    dropout: float = 0.2
-
-
-@dataclass(frozen=True)
-class BackboneSpec:
-    """A backbone as data: a table of rows, or the declaration of one that somebody's factory builds.
-
-    A table gives `stages`; `taps` are the addresses to return, in order (default: the last map of every stage). What
-    comes after the last of them belongs to no count and is not built. A backbone that is no table gives `taps` as a
-    mapping from address to `Tap`, the `options` that it takes with their defaults, and a `factory`: the import string
-    of `factory(spec, *, taps, **options) -> nn.Module`, whose module returns a dict of maps.
-
-    Args:
-        name: what `registry.build` knows it by.
-        stages: rows by resolution; the first row of a stage strides, its last row ends it.
-        taps: addresses (a table) or address → `Tap` (a factory); after construction always a mapping.
-        factory: import string of the function that builds it, where it is no table.
-        options: for a factory, every option with its default; for a table, defaults that differ from the usual ones.
-        aliases: other names for it.
-        in_channels: channels of the images, (N, in_channels, H, W).
-        output_stride: no map is smaller than the image divided by this; later stages dilate instead.
-        dilate_entry: whether the block that would have strided already uses the stage's dilation.
-        norm: a factory channels → module in place of batch norm, counted as it is.
-        norm_eps: epsilon of batch norm in the family's reference code.
-        norm_momentum: momentum of batch norm there, in torch's convention.
-        classifier: what the `classification` head puts on it.
-        layouts: layout name → import string of `layout(spec) -> Layout`, which names its tensors as that library does.
-        published_as: name of the backbone whose published weights fit this one too, where it is a variant that changes
-            no tensor.
-        variant_of: name of the backbone that its options are to be applied to, where it is a variant of a catalogue.
-        description: one line for people.
-
-    Raises:
-        SpecError: it has neither stages nor taps with a factory, or its table is malformed.
-        UnknownTapError: a requested address does not exist in this architecture.
-        TapError: an empty or repeated request.
-    """
-
-    name: str
-    stages: Stages = ()
-    taps: Mapping[str, Tap] = field(default_factory=dict, hash=False)
-    factory: str = ""
-    options: Mapping[str, Any] = field(default_factory=dict, hash=False)
-    aliases: tuple[str, ...] = ()
-    in_channels: int = 3
-    output_stride: int = 32
-    dilate_entry: bool = False
-    norm: Callable[[int], Any] | None = None
-    norm_eps: float = 1e-5
-    norm_momentum: float = 0.1
-    classifier: Classifier = Classifier()
-    layouts: Mapping[str, str] = field(default_factory=dict, hash=False)
-    published_as: str = ""
-    variant_of: str = ""
-    description: str = ""
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "options", dict(self.options))
-        object.__setattr__(self, "layouts", dict(self.layouts))
-        if self.stages:
-            if not all(self.stages) or len(self.stages) > len(LEVELS):
-                raise SpecError(f"{self.name!r} has a stage without rows, or more than {len(LEVELS)} stages")
-            wanted = self.taps or LEVELS[: len(self.stages)]
-            object.__setattr__(self, "taps", resolve(self.name, wanted, self.addresses, self._tap_at))
-        elif self.taps and self.factory:
-            object.__setattr__(self, "taps", dict(self.taps))
-        else:
-            raise SpecError(f"{self.name!r} is neither a table nor declared; give it stages, or taps and a factory")
-
-    @cached_property
-    def all_blocks(self) -> tuple[Block, ...]:
-        """Every block of the table in order of execution, whatever the taps."""
-        return blocks_of(self.stages, self.in_channels, self.output_stride, self.dilate_entry)
-
-    @cached_property
-    def blocks(self) -> tuple[Block, ...]:
-        """The blocks that are built: those up to the last requested tap, the last one cut where the tap is."""
-        return truncated(self.all_blocks, set(self.paths.values()))
-
-    @cached_property
-    def addresses(self) -> Mapping[str, str]:
-        """Every tap address that the architecture has → the path of the submodule whose output it is."""
-        return addresses_of(self.all_blocks) if self.stages else dict.fromkeys(self.taps, "")
-
-    @property
-    def stem(self) -> str:
-        """Name of the weight that reads the image, which `in_channels` changes."""
-        return f"{next(iter(self.all_blocks[0].layer_paths()))[0]}.conv.weight"
-
-    @property
-    def levels(self) -> tuple[str, ...]:
-        """The whole levels among its addresses, such as C1 to C5."""
-        return tuple(address for address in self.addresses if address in LEVELS)
-
-    @property
-    def paths(self) -> dict[str, str]:
-        """Requested address → submodule path, in the order of the request."""
-        return {address: self.addresses[address] for address in self.taps}
-
-    @property
-    def parameters(self) -> int:
-        """Parameters of what is built, the norms' gamma and beta included."""
-        return sum(
-            layer.parameters + self._norm_parameters(layer.norm_channels) for b in self.counted() for layer in b.layers
-        )
-
-    def macs(self, height: int, width: int) -> int:
-        """Multiply-adds of what is built, for one image of `height` × `width` pixels.
-
-        Those of convolutions and linear layers, squeeze-excite's two included; nothing else counts.
-        """
-        _check_size(height, width)
-        total = 0
-        for block in self.counted():
-            for layer in block.layers:
-                total += layer.macs(height, width)
-                height, width = layer.output_size(height, width)
-        return total
-
-    def counted(self) -> tuple[Block, ...]:
-        """Return the blocks that counting reads.
-
-        Raises:
-            SpecError: the backbone is no table, so that only a built model can be counted.
-        """
-        if not self.stages:
-            raise SpecError(f"{self.name!r} is built by a factory and declares taps only; count the built model")
-        return self.blocks
-
-    def tap_shapes(self, height: int, width: int) -> dict[str, tuple[int, int, int]]:
-        """Tap → (channels, height, width) for images of `height` × `width` pixels."""
-        _check_size(height, width)
-        return {name: tap.shape(height, width) for name, tap in self.taps.items()}
-
-    def with_taps(self, addresses: Iterable[str]) -> BackboneSpec:
-        """Return this spec with other taps; layers after the last of them are dropped.
-
-        Raises:
-            UnknownTapError: the architecture lacks an address.
-            TapError: none was given, or one twice.
-        """
-        wanted = resolve(self.name, addresses, self.addresses, self._tap_at)
-        spec = copy(self)
-        object.__setattr__(spec, "taps", wanted)
-        # The table and what was computed from it stay; only where it is cut depends on the taps.
-        vars(spec).pop("blocks", None)
-        return spec
-
-    def _tap_at(self, address: str) -> Tap:
-        return self._outputs[self.addresses[address]] if self.stages else self.taps[address]
-
-    @cached_property
-    def _outputs(self) -> dict[str, Tap]:
-        # An image as large as the largest stride shrinks to the quotient of the two strides.
-        image = size = 2 ** len(self.stages)
-        outputs = {}
-        for block in self.all_blocks:
-            for path, layer in block.layer_paths():
-                size, _ = layer.output_size(size, size)
-                outputs[path] = Tap(layer.out_channels, image // size)
-            outputs[block.path] = outputs[path]
-        return outputs
-
-    def _norm_parameters(self, channels: int) -> int:
-        if channels == 0:
-            return 0
-        if self.norm is None:
-            return 2 * channels
-        return sum(parameter.numel() for parameter in self.norm(channels).parameters())
-
-
-@dataclass(frozen=True)
-class HeadSpec:
-    """What a head reads and takes, and where its code is.
-
-    Args:
-        name: what `registry.build(..., head=name)` knows it by.
-        reads: the tap addresses that it reads; a tuple in place of an address names alternatives, the preferred first.
-        factory: import string of `factory(backbone, *, num_classes, **options) -> nn.Module`, where `backbone` is the
-            resolved `BackboneSpec` and the module maps the dict of taps to the head's output.
-        layers: import string of `layers(backbone, *, num_classes, **options) -> tuple[Counted, ...]`, torch-free.
-        num_classes: classes where the caller names no number.
-        options: every option with its default; the names must differ from those of backbones.
-        per_class: beginnings of the names of its tensors whose size follows the number of classes; weights for another
-            number leave these out.
-        description: one line for people.
-    """
-
-    name: str
-    reads: tuple[str | tuple[str, ...], ...]
-    factory: str
-    layers: str
-    num_classes: int
-    options: Mapping[str, Any] = field(default_factory=dict, hash=False)
-    per_class: tuple[str, ...] = ("logits.",)
-    description: str = ""
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "options", dict(self.options))
-
-
-@dataclass(frozen=True)
-class ModelSpec:
-    """A backbone with a head: counts exactly what `registry.build` returns for the same arguments.
-
-    `taps` and `tap_shapes` are those of every level that the backbone has; `backbone.taps` are those the head reads.
-    """
-
-    backbone: BackboneSpec
-    head: HeadSpec
-    num_classes: int
-    head_options: Mapping[str, Any]
-    head_layers: tuple[Counted, ...]
-    levels: Mapping[str, Tap]
-
-    @property
-    def name(self) -> str:
-        """The backbone's name."""
-        return self.backbone.name
-
-    @property
-    def taps(self) -> Mapping[str, Tap]:
-        """Level → channels and stride, for every level of the backbone."""
-        return self.levels
-
-    def tap_shapes(self, height: int, width: int) -> dict[str, tuple[int, int, int]]:
-        """Level → (channels, height, width) for images of `height` × `width` pixels."""
-        _check_size(height, width)
-        return {name: tap.shape(height, width) for name, tap in self.levels.items()}
-
-    @property
-    def parameters(self) -> int:
-        """Parameters of backbone and head."""
-        return self.backbone.parameters + sum(layer.parameters for layer in self.head_layers)
-
-    def macs(self, height: int, width: int) -> int:
-        """Multiply-adds of backbone and head for one image of `height` × `width` pixels."""
-        _, *size = self.backbone.tap_shapes(height, width)[next(iter(self.backbone.taps))]
-        return self.backbone.macs(height, width) + sum(layer.macs(*size) for layer in self.head_layers)
 
 
 @dataclass(frozen=True)
@@ -302,11 +51,3 @@ class RuntimeSpec:
     name: str
     factory: str
     requires: str = ""
-
-
-def _check_size(height: int, width: int) -> None:
-    for size in (height, width):
-        if not isinstance(size, int) or isinstance(size, bool) or size < 1:
-            raise OptionError(
-                f"no image has {height!r}×{width!r} pixels; give height and width as positive whole numbers"
-            )

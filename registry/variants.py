@@ -32,7 +32,7 @@ def widened(spec: BackboneSpec, width: float) -> BackboneSpec:
             before, after = (r.layers(c)[-1].out_channels for r, c in ((row, before), (wide, after)))
             stage.append(wide)
         stages.append(tuple(stage))
-    return replace(spec, stages=tuple(stages))
+    return replace(spec, stages=tuple(stages), width=spec.width * width)
 
 
 def reduced_tail(spec: BackboneSpec, kind: Literal[True, "segmentation"] = True) -> BackboneSpec:

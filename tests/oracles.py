@@ -1,6 +1,6 @@
 """Independent implementations of the same networks, filled with the same random weights."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import timm
 import torch
@@ -118,6 +118,31 @@ def randomised(model: nn.Module) -> nn.Module:
         elif tensor.ndim == 1 and tensor.is_floating_point():
             tensor.copy_(torch.randn(tensor.shape, generator=generator) * 0.2 + (name.endswith("weight")))
     return model.double().eval()
+
+
+@torch.no_grad()
+def with_statistics(model: nn.Module, run: Callable[[nn.Module], object] | None = None) -> nn.Module:
+    """Weights of norms at random, statistics of random images, and a few channels with a running variance of 1e-6.
+
+    Such channels are where a wrong eps changes most. The other statistics are real ones, because a network whose norms
+    do not normalise multiplies every rounding a millionfold. `run` is a pass of a model that takes more than a batch.
+    """
+    norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.momentum = 1.0
+        norm.weight.uniform_(0.5, 1.5)
+        norm.bias.normal_(0, 0.2)
+    model.train()
+    if run:
+        run(model)
+    else:
+        model(torch.randn(8, next(model.parameters()).shape[1], 64, 64))
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.momentum = momentum
+        norm.running_var[::7] = 1e-6
+        norm.weight[::7] *= 3e-3
+    return model.eval()
 
 
 @torch.no_grad()

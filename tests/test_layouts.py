@@ -14,6 +14,7 @@ import pytest
 import safetensors.torch
 import timm
 import torch
+from oracles import with_statistics
 from PIL import Image
 from timm.data import create_transform, resolve_model_data_config
 from torch import Tensor, nn
@@ -60,27 +61,6 @@ TIMM = [
     ("mobilenet_v3_small_075", {}, "mobilenetv3_small_075"),
 ]
 """Our name, our options, timm's name."""
-
-
-@torch.no_grad()
-def with_statistics(model: nn.Module) -> nn.Module:
-    """Weights of norms at random, statistics of random images, and a few channels with a running variance of 1e-6.
-
-    Such channels are where a wrong eps changes most. The other statistics are real ones, because a network whose norms
-    do not normalise multiplies every rounding a millionfold.
-    """
-    norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
-    momenta = [norm.momentum for norm in norms]
-    for norm in norms:
-        norm.momentum = 1.0
-        norm.weight.uniform_(0.5, 1.5)
-        norm.bias.normal_(0, 0.2)
-    model.train()(torch.randn(8, next(model.parameters()).shape[1], 64, 64))
-    for norm, momentum in zip(norms, momenta, strict=True):
-        norm.momentum = momentum
-        norm.running_var[::7] = 1e-6
-        norm.weight[::7] *= 3e-3
-    return model.eval()
 
 
 @torch.no_grad()

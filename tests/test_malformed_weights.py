@@ -728,7 +728,7 @@ WIDTH = "'mobilenet_v2_050' cannot take width={}; it is a positive number up to 
         ),
         (
             {"head": "mask", "num_classes": "4"},
-            NOT_BUILT.format("no head named 'mask'; known heads: classification"),
+            NOT_BUILT.format("no head named 'mask'; did you mean 'mask_rcnn'?"),
         ),
         (
             {"layout": "keras"},

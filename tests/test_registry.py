@@ -64,7 +64,17 @@ def test_names_are_listed_sorted_and_filtered(registry: Registry) -> None:
     assert len(names) == 18
     assert registry.list_backbones("*large") == ["mobilenet_v3_large"]
     assert registry.list_backbones("resnet*") == []
-    assert registry.list_heads() == ["classification"]
+    assert registry.list_heads() == [
+        "classification",
+        "deeplab_v3",
+        "faster_rcnn",
+        "fcos",
+        "fpn",
+        "lraspp",
+        "mask_rcnn",
+        "retinanet",
+        "ssdlite",
+    ]
     assert registry.list_plugins() == ["featuretap"]
     assert registry.list_weights("mobilenet_v2.*") == [
         "mobilenet_v2.imagenet1k_v1",
@@ -114,7 +124,10 @@ def test_an_unknown_head_gets_the_nearest(registry: Registry) -> None:
     assert str(error.value) == "no head named 'clasification'; did you mean 'classification'?"
     with pytest.raises(UnknownHeadError) as error:
         registry.build("mobilenet_v2", head="banana")
-    assert str(error.value) == "no head named 'banana'; known heads: classification"
+    assert str(error.value) == (
+        "no head named 'banana'; known heads: classification, deeplab_v3, faster_rcnn, fcos, fpn, lraspp, mask_rcnn, "
+        "retinanet, ssdlite"
+    )
     for strange in (3, [], ""):
         with pytest.raises(UnknownHeadError, match=r"a head's name is a string, got|no head named ''"):
             registry.build("mobilenet_v2", head=strange)  # type: ignore[arg-type]

@@ -9,7 +9,7 @@ import click
 
 from featuretap import registry
 from featuretap.registry.addresses import LEVELS
-from featuretap.registry.command_line.parameters import OptionPair, Size
+from featuretap.registry.command_line.parameters import Addresses, OptionPair, Size
 from featuretap.registry.command_line.printing import print_table, print_text, short
 from featuretap.registry.errors import FeaturetapError, HeadError
 from featuretap.registry.specs import BackboneSpec, ModelSpec
@@ -21,17 +21,41 @@ LISTED_SIZE = (224, 224)
 
 @click.command("list")
 @click.argument("pattern", default="*")
-def list_command(pattern: str) -> None:
-    """List the backbones whose names match PATTERN.
+@click.option("--heads", is_flag=True, help="List heads in place of backbones.")
+def list_command(pattern: str, heads: bool) -> None:
+    """List the backbones, or the heads, whose names match PATTERN.
 
     Example: featuretap list 'mobilenet_v3*'
     """
+    if heads:
+        _list_heads(pattern)
+        return
     names = registry.list_backbones(pattern)
     if not names:
         raise click.UsageError(f"no backbone matches {pattern!r}; featuretap list names them all")
     columns = [("name", "left"), ("parameters", "right"), ("MACs", "right"), ("channels C1–C5", "left")]
     print_table([*columns, ("weights", "left")], map(_listed, names))
     print_text("Parameters and multiply-adds (MACs) with the 1000-class classifier, for one image of 224×224 pixels.")
+    _name_failures()
+
+
+def _list_heads(pattern: str) -> None:
+    names = registry.list_heads(pattern)
+    if not names:
+        raise click.UsageError(f"no head matches {pattern!r}; featuretap list --heads names them all")
+    columns = [("name", "left"), ("reads", "left"), ("classes", "right"), ("what it is", "left")]
+    rows = []
+    for name in names:
+        head = registry.default.head(name)
+        reads = ", ".join(choice if isinstance(choice, str) else " or ".join(choice) for choice in head.reads)
+        classes = "–" if head.num_classes is None else str(head.num_classes)
+        rows.append((name, reads, classes, head.description))
+    print_table(columns, rows)
+    print_text("Classes are those of the default; featuretap show NAME --head HEAD counts a backbone with a head.")
+    _name_failures()
+
+
+def _name_failures() -> None:
     for plugin in registry.default.plugins:
         if plugin.status == "failed":
             click.echo(plugin.failure, err=True)
@@ -46,7 +70,8 @@ def _listed(name: str) -> tuple[str, ...]:
         return name, "–", "–", "–", ""
     taps = spec.taps
     channels = (str(taps[level].channels) if level in taps else "–" for level in LEVELS)
-    tags = ", ".join(entry.tag for entry in registry.default.weights_of(name))
+    entries = registry.default.weights_of(name)
+    tags = ", ".join(entry.tag for entry in entries if entry.head == "classification")
     return name, *map(short, _counts(spec, LISTED_SIZE)), " / ".join(channels), tags
 
 
@@ -73,26 +98,47 @@ def _counts(spec: BackboneSpec | ModelSpec, size: tuple[int, int]) -> tuple[int 
 @click.option("--output-stride", type=int, help="32, 16 or 8.")
 @click.option("--in-channels", type=int, help="Channels of the images.")
 @click.option("--option", "pairs", type=OptionPair(), multiple=True, help="Any other option; can be repeated.")
+@click.option("--head", help="Count the backbone with this head; featuretap list --heads names them.")
+@click.option("--num-classes", type=int, help="Classes of the head.")
+@click.option("--taps", type=Addresses(), help="Which maps the head reads, separated by commas.")
 @click.option("--size", type=Size(), default="224x224", show_default=True, help="Of the images.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def show_command(
-    name: str, pairs: tuple[tuple[str, Any], ...], size: tuple[int, int], as_json: bool, **named: Any
+    name: str,
+    pairs: tuple[tuple[str, Any], ...],
+    head: str | None,
+    num_classes: int | None,
+    taps: tuple[str, ...] | None,
+    size: tuple[int, int],
+    as_json: bool,
+    **named: Any,
 ) -> None:
-    """Show every tap of the backbone NAME, and what it costs.
+    """Show every tap of the backbone NAME, and what it costs, alone and with a head.
 
-    Example: featuretap show mobilenet_v3_large --reduced-tail --size 320x256
+    Example: featuretap show mobilenet_v3_large --head ssdlite --reduced-tail --size 320x320
     """
     options = {option: value for option, value in named.items() if value is not None} | dict(pairs)
-    spec = registry.spec(name, features_only=True, **options)
-    assert isinstance(spec, BackboneSpec)
-    facts = _facts(name, spec, options, size)
+    if head is None:
+        if taps or num_classes is not None:
+            raise click.UsageError("--taps and --num-classes are of a head; name it with --head")
+        facts = _facts(name, registry.spec(name, features_only=True, **options), options, size)
+    else:
+        model = registry.spec(name, head=head, taps=taps, num_classes=num_classes, **options)
+        assert isinstance(model, ModelSpec)
+        facts = _facts(name, model, options, size)
     if as_json:
         click.echo(json.dumps(facts, indent=2))
     else:
         _print_facts(facts)
 
 
-def _facts(name: str, spec: BackboneSpec, options: dict[str, Any], size: tuple[int, int]) -> dict[str, Any]:
+def _facts(
+    name: str, described: BackboneSpec | ModelSpec, options: dict[str, Any], size: tuple[int, int]
+) -> dict[str, Any]:
+    spec = described
+    if isinstance(described, ModelSpec):
+        spec = described.backbone.with_taps(described.backbone.levels or tuple(described.backbone.addresses))
+    assert isinstance(spec, BackboneSpec)
     taps = {}
     for address in spec.addresses:
         alone = spec.with_taps((address,))
@@ -106,8 +152,12 @@ def _facts(name: str, spec: BackboneSpec, options: dict[str, Any], size: tuple[i
             "parameters": parameters,
             "macs": macs,
         }
-    whole = _whole(name, options)
-    classifier = _counts(whole, size) if isinstance(whole, ModelSpec) else (None, None)
+    if isinstance(described, ModelSpec):
+        with_head = {"head": _with_head(described, size)}
+    else:
+        whole = _whole(name, options)
+        classifier = _counts(whole, size) if isinstance(whole, ModelSpec) else (None, None)
+        with_head = {"classifier": dict(zip(("parameters", "macs"), classifier, strict=True))}
     return {
         "name": spec.name,
         "description": spec.description,
@@ -117,8 +167,21 @@ def _facts(name: str, spec: BackboneSpec, options: dict[str, Any], size: tuple[i
         "size": list(size),
         "taps": taps,
         "backbone": dict(zip(("parameters", "macs"), _counts(spec, size), strict=True)),
-        "classifier": dict(zip(("parameters", "macs"), classifier, strict=True)),
+        **with_head,
         "weights": [entry.tag for entry in registry.default.weights_of(name)],
+    }
+
+
+def _with_head(model: ModelSpec, size: tuple[int, int]) -> dict[str, Any]:
+    """Return what is to be said of a whole model with a head."""
+    return {
+        "name": model.head.name,
+        "description": model.head.description,
+        "reads": list(model.backbone.taps),
+        "num_classes": model.num_classes,
+        "options": dict(model.head_options),
+        **dict(zip(("parameters", "macs"), _counts(model, size), strict=True)),
+        "outputs": {name: list(shape) for name, shape in model.outputs(*size).items()},
     }
 
 
@@ -140,9 +203,20 @@ def _print_facts(facts: dict[str, Any]) -> None:
     ]
     print_table([*columns, ("parameters up to it", "right"), ("MACs up to it", "right")], rows)
     height, width = facts["size"]
-    for label in ("backbone", "classifier"):
-        parameters, macs = _cost(facts[label])
-        print_text(f"  {label:<12} {parameters} parameters, {macs} multiply-adds for an image of {height}×{width}")
+    head = facts.get("head")
+    whole = {f"with {head['name']}": head} if head else {"classifier": facts["classifier"]}
+    label_width = max(12, *map(len, whole))
+    for label, counted in {"backbone": facts["backbone"], **whole}.items():
+        parameters, macs = _cost(counted)
+        print_text(
+            f"  {label:<{label_width}} {parameters} parameters, {macs} multiply-adds for an image of {height}×{width}"
+        )
+    if head:
+        given = ", ".join(f"{name}={value}" for name, value in head["options"].items())
+        for label, text in (("it reads", ", ".join(head["reads"])), ("its options", given or "none")):
+            print_text(f"  {label:<{label_width}} {text}")
+        outputs = ((name, "×".join(map(str, shape))) for name, shape in head["outputs"].items())
+        print_table([("output", "left"), ("shape", "right")], outputs)
 
 
 def _cost(counted: dict[str, Any]) -> tuple[str, str]:

@@ -9,7 +9,7 @@ import click
 
 from featuretap.registry.weights.metadata import ARGUMENTS
 
-__all__ = ["OptionPair", "Size"]
+__all__ = ["Addresses", "OptionPair", "Size"]
 
 
 class Size(click.ParamType[tuple[int, int]]):
@@ -25,6 +25,21 @@ class Size(click.ParamType[tuple[int, int]]):
         if len(parts) > 2 or not all(part.isascii() and part.isdigit() and int(part) > 0 for part in parts):
             self.fail(f"{value!r} is no size; write height x width in pixels, such as 320x256", param, ctx)
         return int(parts[0]), int(parts[-1])
+
+
+class Addresses(click.ParamType[tuple[str, ...]]):
+    """Tap addresses, separated by commas: "C3.first,C5"."""
+
+    name = "TAPS"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, ...]:
+        """Return the addresses."""
+        if isinstance(value, tuple):
+            return value
+        addresses = tuple(part.strip() for part in value.split(",") if part.strip())
+        if not addresses:
+            self.fail(f"{value!r} names no taps; write them with commas between, such as C3,C4,C5", param, ctx)
+        return addresses
 
 
 class OptionPair(click.ParamType[tuple[str, Any]]):

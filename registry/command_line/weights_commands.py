@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import asdict
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -115,7 +114,7 @@ def _facts(path: Path, tensors: Mapping[str, Stored], record: Record | None) -> 
             "classes": said.classes,
             "weights": str(said.weights) if said.weights else None,
             # What is only recognised by its tensors says nothing of the images it was trained with.
-            "preprocessing": asdict(said.preprocessing) if described or said.weights else None,
+            "preprocessing": said.preprocessing.as_table() if described or said.weights else None,
         }
     return {
         "file": str(path),

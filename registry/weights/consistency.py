@@ -7,22 +7,23 @@ from typing import TYPE_CHECKING
 from featuretap.registry.description import Description, options_in_words
 from featuretap.registry.errors import WeightsError
 from featuretap.registry.options import options_of
+from featuretap.registry.request import backbone_of
 from featuretap.registry.specs import BackboneSpec, ModelSpec
-from featuretap.registry.weights.expectation import HEAD, Shapes, backbone_tensors, head_tensors, misfit
+from featuretap.registry.weights.expectation import HEAD, Shapes, backbone_tensors, misfit
 
 if TYPE_CHECKING:
     from featuretap.registry.registry import Registry
 
-__all__ = ["check_unchanged", "difference", "head_shapes"]
+__all__ = ["check_unchanged", "difference", "head_shapes", "model_spec"]
 
 
-def check_unchanged(registry: Registry, shapes: Shapes, description: Description, backbone: BackboneSpec) -> None:
+def check_unchanged(shapes: Shapes, description: Description, spec: BackboneSpec | ModelSpec) -> None:
     """Refuse a model whose tensors are not those that it was built with: its file would not load.
 
     Raises:
         WeightsError: a tensor is missing, was added, or has another shape.
     """
-    problem = difference(shapes, backbone, head_shapes(registry, description, backbone))
+    problem = difference(shapes, backbone_of(spec), head_shapes(spec))
     if problem:
         words = options_in_words(description.name, description.options)
         raise WeightsError(
@@ -31,17 +32,19 @@ def check_unchanged(registry: Registry, shapes: Shapes, description: Description
         )
 
 
-def head_shapes(registry: Registry, description: Description, backbone: BackboneSpec) -> dict[str, tuple[int, ...]]:
-    """Return name → shape of the tensors of a head; a name that ends in a dot is of a layer that may have any."""
+def model_spec(registry: Registry, description: Description, backbone: BackboneSpec) -> BackboneSpec | ModelSpec:
+    """Return the spec of a model that a description describes, on the backbone as it was built."""
     if description.head is None:
-        return {}
+        return backbone
     own = {name: value for name, value in description.options.items() if name not in options_of(backbone)}
-    model = registry.spec(
+    return registry.spec(
         backbone, head=description.head, num_classes=description.num_classes, taps=description.taps, **own
     )
-    assert isinstance(model, ModelSpec)
-    open_layers = {f"{HEAD}{layer.name}.": () for layer in model.head_layers if not hasattr(layer, "tensors")}
-    return {**head_tensors(model.head_layers), **open_layers}
+
+
+def head_shapes(spec: BackboneSpec | ModelSpec) -> dict[str, tuple[int, ...]]:
+    """Return name → shape of the tensors of a head; a name that ends in a dot is of a layer that may have any."""
+    return {f"{HEAD}{name}": shape for name, shape in spec.head_tensors.items()} if isinstance(spec, ModelSpec) else {}
 
 
 def difference(found: Shapes, backbone: BackboneSpec, head: Shapes) -> str:

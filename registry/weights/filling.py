@@ -9,8 +9,9 @@ from torch import Tensor, nn
 
 from featuretap.registry.specs import BackboneSpec
 from featuretap.registry.weights.expectation import COUNTER, HEAD, layer_paths, lies_in
+from featuretap.registry.weights.layouts import MisfitError
 from featuretap.registry.weights.reading import some
-from featuretap.registry.weights.translation import MisfitError, Translated
+from featuretap.registry.weights.translation import Translated
 
 __all__ = ["adapted_stem", "fill"]
 

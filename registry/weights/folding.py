@@ -25,19 +25,18 @@ def eps_of(module: nn.Module) -> dict[str, float]:
     return {path: float(norm.eps) for path, norm in _norms(module).items()}  # type: ignore[arg-type]
 
 
-def folded(tensors: Mapping[str, Tensor], eps: Mapping[str, float], wanted: float) -> dict[str, Tensor]:
-    """Return tensors that compute with the epsilon `wanted` what they computed with their own.
+def folded(tensors: Mapping[str, Tensor], eps: Mapping[str, tuple[float, float]]) -> dict[str, Tensor]:
+    """Return tensors that compute with other epsilons what they computed with their own.
 
     The difference goes into the running variance where that stays positive, into the weight elsewhere; both in double
     precision.
 
     Args:
         tensors: name → tensor.
-        eps: path of a norm → its epsilon.
-        wanted: the epsilon to come.
+        eps: path of a norm → its epsilon, and the one to come.
     """
     changed = dict(tensors)
-    for path, own in eps.items():
+    for path, (own, wanted) in eps.items():
         names = f"{path}.weight", f"{path}.running_var"
         if own == wanted or names[1] not in tensors:
             continue

@@ -18,7 +18,7 @@ from torch import Tensor
 from featuretap.registry.layers import Convolution, Counted, Linear, SqueezeExcite
 from featuretap.registry.specs import BackboneSpec
 from featuretap.registry.weights.expectation import HEAD
-from featuretap.registry.weights.translation import MisfitError
+from featuretap.registry.weights.layouts import MisfitError
 
 __all__ = ["halved"]
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +55,7 @@ def metadata_of(record: Record) -> dict[str, str]:
         "taps": list(said.taps),
         "head": said.head,
         "num_classes": said.num_classes,
-        "preprocessing": asdict(said.preprocessing),
+        "preprocessing": said.preprocessing.as_table(),
         "classes": said.classes,
         "weights": None if isinstance(said.weights, Path) else said.weights,
         "layout": record.layout,
@@ -64,8 +64,10 @@ def metadata_of(record: Record) -> dict[str, str]:
         "by_name": record.by_name,
     }
     written = {"format": "pt", f"{PREFIX}schema": SCHEMA, f"{PREFIX}version": featuretap.__version__}
+    # A head without classes says so, so that one whose classes are missing is known to be damaged.
+    stated = {"num_classes"} if said.head else set()
     for key, value in values.items():
-        if value is not None:
+        if value is not None or key in stated:
             written[PREFIX + key] = value if isinstance(value, str) else _json(key, value)
     return written
 
@@ -96,12 +98,17 @@ def read_record(path: Path, metadata: Mapping[str, str]) -> Record | None:
             value = decode(text)
         except (ValueError, RecursionError):
             value = _Unreadable
-        if value is _Unreadable or not accepts(value):
+        without = key == "num_classes" and value is None and f"{PREFIX}head" in metadata
+        if not without and (value is _Unreadable or not accepts(value)):
             raise WeightsError(
                 f"{str(path)!r} is no sound file of weights: its metadata has {PREFIX}{key}={text[:60]!r}, "
                 f"which should be {what}"
             )
         values[key] = value
+    if (f"{PREFIX}head" in metadata) != (f"{PREFIX}num_classes" in metadata):
+        raise WeightsError(
+            f"{str(path)!r} is no sound file of weights: it names a head without classes, or the reverse"
+        )
     return _record(path, values)
 
 
@@ -111,10 +118,6 @@ def _record(path: Path, values: dict[str, Any]) -> Record:
         preprocessing = Preprocessing(**prepared)
     except (OptionError, TypeError) as error:
         raise WeightsError(f"{str(path)!r} is no sound file of weights: {error}") from error
-    if (values["head"] is None) != (values["num_classes"] is None):
-        raise WeightsError(
-            f"{str(path)!r} is no sound file of weights: it names a head without classes, or the reverse"
-        )
     description = Description(
         values["name"],
         tuple(values["taps"]),

@@ -43,6 +43,9 @@ DTYPES = {
 WRAPPERS = ("module.", "_orig_mod.")
 """What DataParallel and moving averages, and torch.compile, put before every name."""
 
+TORCHVISIONS = ("backbone.features.", "backbone.body.")
+"""How torchvision's detectors call their backbones, beside parts that are called as ours."""
+
 COUNT = "n_averaged"
 
 
@@ -195,7 +198,9 @@ def _unwrapped(tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         if wrapper is None:
             break
         named = {name.removeprefix(wrapper): named[name] for name in rest}
-    if all(name.startswith(("backbone.", "head.")) for name in named):
+    if all(name.startswith(("backbone.", "head.")) for name in named) and not any(
+        name.startswith(TORCHVISIONS) for name in named
+    ):
         # The state dict of our own models with a head; files have no prefix there.
         named = {name.removeprefix("backbone."): tensor for name, tensor in named.items()}
     return named

@@ -8,13 +8,16 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from featuretap.heads.classification import classification_layers
-from featuretap.registry.description import Description
+from featuretap.registry.description import Description, prepared_for
 from featuretap.registry.errors import FeaturetapError
+from featuretap.registry.hookspecs import WeightsEntry
 from featuretap.registry.import_strings import load
 from featuretap.registry.layout import NATIVE
 from featuretap.registry.request import backbone_of
-from featuretap.registry.specs import BackboneSpec
+from featuretap.registry.specs import BackboneSpec, ModelSpec
+from featuretap.registry.weights.consistency import head_shapes
 from featuretap.registry.weights.expectation import COUNTER, HEAD, Shapes, backbone_tensors, head_tensors
+from featuretap.registry.weights.layouts import CLASSIFICATION, MisfitError, layout_of
 from featuretap.registry.weights.metadata import Record
 from featuretap.registry.weights.timm_config import TimmConfig
 
@@ -60,7 +63,54 @@ def recognised(shapes: Shapes, registry: Registry) -> Record | None:
             logger.debug("%s cannot be compared with a file: %s", name, error)
             continue
         matches += [(plain, record) for plain, candidate in candidates if (record := _matched(found, candidate))]
-    return min(matches, key=lambda match: match[0])[1] if matches else None
+    if matches:
+        return min(matches, key=lambda match: match[0])[1]
+    return next((record for entry in _with_heads(registry) if (record := _of_entry(found, entry, registry))), None)
+
+
+def _with_heads(registry: Registry) -> list[WeightsEntry]:
+    """Return the published weights of models with a head that is no classifier, the plainest first."""
+    headed = (entry for entry in registry.published if entry.head != CLASSIFICATION)
+    return sorted(headed, key=lambda entry: len(entry.options))
+
+
+def _of_entry(found: Shapes, entry: WeightsEntry, registry: Registry) -> Record | None:
+    """Return what a file holds if it is of the same model as published weights, for any number of classes."""
+    try:
+        model = _model(entry, registry)
+        classes = _number_of_classes(found, model, entry.layout)
+        if classes != model.num_classes:
+            model = _model(entry, registry, num_classes=classes)
+        layout = layout_of(model, entry.layout)
+    except (FeaturetapError, MisfitError) as error:
+        logger.debug("%s cannot be compared with a file: %s", entry.name, error)
+        return None
+    expected = {**backbone_tensors(model.backbone.all_blocks), **head_shapes(model)}
+    wanted = {layout.names[name]: shape for name, shape in expected.items() if not name.endswith(COUNTER)}
+    if wanted != found:
+        return None
+    options = {name: value for name, value in entry.options.items() if name != "taps"}
+    description = Description(entry.backbone, tuple(model.backbone.taps), options, entry.head, classes)
+    return Record(
+        replace(description, preprocessing=prepared_for(model, entry.preprocessing)),
+        entry.layout,
+        layout.norm_eps_by_part,
+    )
+
+
+def _model(entry: WeightsEntry, registry: Registry, **classes: Any) -> ModelSpec:
+    spec = registry.spec(entry.backbone, head=entry.head, **entry.options, **classes)
+    assert isinstance(spec, ModelSpec)
+    return spec
+
+
+def _number_of_classes(found: Shapes, model: ModelSpec, layout: str) -> int | None:
+    """Return the number of classes that a file would have if it were of this model, as far as its rows tell."""
+    names, own = layout_of(model, layout).names, head_shapes(model)
+    for name, shape in own.items():
+        if shape and name.removeprefix(HEAD).startswith(model.head.per_class) and names[name] in found:
+            return (found[names[name]] or (0,))[0] * (model.num_classes or 0) // shape[0]
+    return model.num_classes
 
 
 def identified(shapes: Shapes, digest: str, registry: Registry, config: TimmConfig = NOTHING) -> Record | None:

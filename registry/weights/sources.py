@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from featuretap.registry.description import options_in_words
-from featuretap.registry.errors import WeightsError
+from featuretap.registry.errors import FeaturetapError, WeightsError
 from featuretap.registry.hookspecs import WeightsEntry
+from featuretap.registry.layout import NATIVE
 from featuretap.registry.preprocessing import Preprocessing
-from featuretap.registry.request import Request
+from featuretap.registry.request import Request, backbone_of
+from featuretap.registry.specs import BackboneSpec, ModelSpec
 from featuretap.registry.weights.files import sha256_of
+from featuretap.registry.weights.layouts import CLASSIFICATION, MisfitError
 from featuretap.registry.weights.network import network_digest
 from featuretap.registry.weights.reading import Checkpoint, read
 from featuretap.registry.weights.recognition import recognised
-from featuretap.registry.weights.translation import MisfitError
+from featuretap.registry.weights.translation import Translated, guessed, translated
 
 if TYPE_CHECKING:
     from featuretap.registry.registry import Registry
@@ -48,10 +52,52 @@ class Source:
     entry: WeightsEntry | None = None
     keep_dtype: bool = False
 
-    @property
-    def head(self) -> str | None:
-        """Name of the head that the file has weights of, as far as it says so."""
-        return self.checkpoint.record.description.head if self.checkpoint.record else "classification"
+    def translated(self, spec: BackboneSpec | ModelSpec) -> Translated:
+        """Rename the tensors for a backbone or a model, whatever head the file has.
+
+        Raises:
+            MisfitError: the file is in none of the layouts that are known for it.
+        """
+        record, backbone = self.checkpoint.record, backbone_of(spec)
+        if record:
+            said = record.description
+            held = self._held(spec, said.name, said.head, {**said.options, "taps": said.taps}, said.num_classes)
+            return translated(self.checkpoint, backbone, held, record.layout, said.head, record.norm_eps)
+        if self.entry:
+            entry = self.entry
+            held = self._held(spec, entry.backbone, entry.head, entry.options)
+            return translated(self.checkpoint, backbone, held, entry.layout, entry.head, {"backbone": entry.norm_eps})
+        way = guessed(self.checkpoint, spec)
+        if way:
+            name, found = way
+            head = found.head.name if isinstance(found, ModelSpec) else CLASSIFICATION
+            return translated(self.checkpoint, backbone, found, name, head)
+        known = recognised(self.checkpoint.shapes, self.registry)
+        if known is None or known.description.name != backbone.name:
+            layouts = ", ".join([NATIVE, *backbone.layouts])
+            raise MisfitError(f"{self.checkpoint.path} is in none of its layouts, which are {layouts}")
+        said = known.description
+        held = self._held(spec, said.name, said.head, {**said.options, "taps": said.taps}, said.num_classes)
+        return translated(self.checkpoint, backbone, held, known.layout, said.head, known.norm_eps)
+
+    def _held(
+        self,
+        spec: BackboneSpec | ModelSpec,
+        name: str,
+        head: str | None,
+        options: Mapping[str, Any],
+        num_classes: int | None = None,
+    ) -> BackboneSpec | ModelSpec:
+        """Return what gives the tensors of a file their names in another library: `spec` where it has the same head."""
+        if isinstance(spec, ModelSpec) and spec.head.name == head:
+            return spec
+        own = self.checkpoint.record and self.checkpoint.record.layout == NATIVE
+        if head in (None, CLASSIFICATION) or own:
+            return backbone_of(spec)
+        try:
+            return self.registry.spec(name, head=head, num_classes=num_classes, **options)
+        except FeaturetapError as error:
+            raise MisfitError(f"{self.checkpoint.path} is of a model that is not known here: {error}") from error
 
     @property
     def num_classes(self) -> int | None:

@@ -19,12 +19,13 @@ from featuretap.registry.errors import FeaturetapError, OptionError, WeightsErro
 from featuretap.registry.layout import NATIVE, Layout
 from featuretap.registry.options import options_of
 from featuretap.registry.request import backbone_of
-from featuretap.registry.specs import BackboneSpec
-from featuretap.registry.weights.consistency import check_unchanged, difference, head_shapes
+from featuretap.registry.specs import BackboneSpec, ModelSpec
+from featuretap.registry.weights.consistency import check_unchanged, difference, head_shapes, model_spec
 from featuretap.registry.weights.expectation import COUNTER, HEAD, STATISTICS
 from featuretap.registry.weights.files import CONFIG, FILE
 from featuretap.registry.weights.folding import eps_of, folded
 from featuretap.registry.weights.header import with_sorted_header
+from featuretap.registry.weights.layouts import CLASSIFICATION, MisfitError, layout_of
 from featuretap.registry.weights.metadata import Record, metadata_of
 from featuretap.registry.weights.network import network_digest
 from featuretap.registry.weights.norms import MAKES
@@ -33,7 +34,6 @@ from featuretap.registry.weights.replacing import replace_files
 from featuretap.registry.weights.restoring import arguments_of, record_of
 from featuretap.registry.weights.sources import source_at
 from featuretap.registry.weights.timm_config import timm_config
-from featuretap.registry.weights.translation import MisfitError, layout_of, translated
 
 if TYPE_CHECKING:
     from featuretap.registry.registry import Registry
@@ -60,15 +60,20 @@ class Storable:
         tensors: our name → tensor.
         norm_eps: path of a batch norm in our names → its epsilon.
         description: of the model.
-        backbone: the model's backbone, options applied.
+        spec: the model's, or that of a bare backbone, options applied.
         by_name: whether the registry builds that backbone by its name.
     """
 
     tensors: Mapping[str, Tensor]
     norm_eps: Mapping[str, float]
     description: Description
-    backbone: BackboneSpec
+    spec: BackboneSpec | ModelSpec
     by_name: bool
+
+    @property
+    def backbone(self) -> BackboneSpec:
+        """The model's backbone."""
+        return backbone_of(self.spec)
 
     @property
     def words(self) -> str:
@@ -97,10 +102,11 @@ def store(registry: Registry, model: nn.Module, path: Path, layout: str) -> Path
     live = "backbone." if description.head else ""
     tensors = {name.removeprefix(live): tensor for name, tensor in inner.state_dict().items()}
     eps = {path.removeprefix(live): value for path, value in eps_of(inner).items()}
-    check_unchanged(registry, _shapes(tensors), description, backbone)
+    spec = model_spec(registry, description, backbone)
+    check_unchanged(_shapes(tensors), description, spec)
     by_name = _is_by_name(registry, description, backbone)
     stated = _stated(registry, description) if by_name else description
-    return _write(Storable(tensors, eps, stated, backbone, by_name), target, layout)
+    return _write(Storable(tensors, eps, stated, spec, by_name), target, layout)
 
 
 def convert(registry: Registry, source: Path, target: Path, layout: str) -> Path:
@@ -123,18 +129,19 @@ def convert(registry: Registry, source: Path, target: Path, layout: str) -> Path
     try:
         # Names and shapes are the same whatever the norm; layouts that cannot hold it see that by its tensors.
         arguments = arguments_of(record, checkpoint, {"norm": None})
-        backbone = backbone_of(registry.spec(said.name, **arguments))
-        weights = translated(checkpoint, backbone, read.entry)
+        spec = registry.spec(said.name, **arguments)
+        weights = read.translated(spec)
     except FeaturetapError as error:
         raise WeightsError(f"cannot convert {str(checkpoint.path)!r}: {error}") from error
     except MisfitError as problem:
         raise WeightsError(f"cannot convert {str(checkpoint.path)!r}: {problem}") from None
-    contradiction = difference(_shapes(weights.tensors), backbone, head_shapes(registry, said, backbone))
+    backbone = backbone_of(spec)
+    contradiction = difference(_shapes(weights.tensors), backbone, head_shapes(spec))
     if record.network not in ("", network_digest(backbone)):
         contradiction = "it was another network when the file was written"
     if contradiction:
         raise WeightsError(f"cannot convert {str(checkpoint.path)!r}, which says it is {said.name!r}: {contradiction}")
-    model = Storable(weights.tensors, {}, said, backbone, by_name=True)
+    model = Storable(weights.tensors, {}, said, spec, by_name=True)
     norms = [name.removesuffix(".running_var") for name in weights.tensors if name.endswith(".running_var")]
     known = {path: weights.norm_eps.get(path, weights.norm_eps.get(model.part(path))) for path in norms}
     eps = {path: value for path, value in known.items() if value is not None}
@@ -148,7 +155,7 @@ def _write(model: Storable, target: Path, layout: str) -> Path:
         tensors, eps = model.tensors, _eps_by_part(model)
     else:
         theirs = _layout(model, layout)
-        tensors, eps = _renamed(model, theirs), {"backbone": theirs.norm_eps}
+        tensors, eps = _renamed(model, theirs), theirs.norm_eps_by_part
         if layout == "timm":
             config = timm_config(description, model.backbone, theirs, _features(model))
     metadata = metadata_of(Record(description, layout, eps, network_digest(model.backbone), model.by_name))
@@ -254,7 +261,7 @@ def _eps_by_part(model: Storable) -> dict[str, float]:
 
 def _layout(model: Storable, name: str) -> Layout:
     try:
-        layout = layout_of(model.backbone, name)
+        layout = layout_of(model.spec, name)
     except MisfitError as problem:
         raise WeightsError(f"cannot save {model.words} for {name}: {problem}") from None
     reason = _not_held(model, layout)
@@ -270,9 +277,7 @@ def _not_held(model: Storable, layout: Layout) -> str:
         return "which has no such network"
     if head and layout.features_only:
         return "which has that network for features only"
-    if head not in (None, "classification"):
-        return f"whose classifiers have no head {head!r}"
-    if head and tuple(spec.taps) != spec.levels[-1:]:
+    if head == CLASSIFICATION and tuple(spec.taps) != spec.levels[-1:]:
         return f"whose classifiers read {spec.levels[-1]}, not {', '.join(spec.taps)}"
     norm = str(model.description.options.get("norm", BATCH_NORMS[0]))
     whole = [
@@ -288,7 +293,9 @@ def _not_held(model: Storable, layout: Layout) -> str:
 
 
 def _renamed(model: Storable, layout: Layout) -> dict[str, Tensor]:
-    tensors = folded(model.tensors, model.norm_eps, layout.norm_eps)
+    wanted = layout.norm_eps_by_part
+    eps = {path: (own, wanted.get(model.part(path), own)) for path, own in model.norm_eps.items()}
+    tensors = folded(model.tensors, eps)
     named = {
         layout.names[name]: tensor[..., None, None] if name in layout.pointwise else tensor
         for name, tensor in tensors.items()

@@ -22,6 +22,9 @@ __all__ = ["TimmConfig", "config_of", "timm_config"]
 
 logger = logging.getLogger("featuretap")
 
+SIZE = 224
+"""Pixels of timm's images where ours are not cropped."""
+
 HARMLESS = {"drop_rate", "drop_path_rate", "in_chans", "num_classes", "features_only", "out_indices", "global_pool"}
 """Arguments of timm's networks that change no map, or that the shapes of the tensors show."""
 
@@ -43,7 +46,8 @@ def timm_config(description: Description, backbone: BackboneSpec, layout: Layout
     Raises:
         WeightsError: a bare backbone without one whole level.
     """
-    prepared, classes = description.preprocessing, description.num_classes or 0
+    prepared, classes = description.preprocessing.for_images("cropped"), description.num_classes or 0
+    crop = prepared.crop or SIZE
     config = {
         "architecture": layout.architecture,
         "num_classes": classes,
@@ -53,10 +57,10 @@ def timm_config(description: Description, backbone: BackboneSpec, layout: Layout
         "pretrained_cfg": {
             "tag": "",
             "custom_load": False,
-            "input_size": [backbone.in_channels, prepared.crop, prepared.crop],
+            "input_size": [backbone.in_channels, crop, crop],
             "fixed_input_size": False,
             "interpolation": prepared.interpolation,
-            "crop_pct": _crop_share(prepared),
+            "crop_pct": _crop_share(crop, prepared.resize or crop),
             "crop_mode": "center",
             "mean": list(prepared.mean),
             "std": list(prepared.std),
@@ -152,7 +156,7 @@ def _never(value: Any) -> bool:
     return False
 
 
-def _crop_share(prepared: Preprocessing) -> float:
+def _crop_share(crop: int, resize: int) -> float:
     """Return the share of the resized image that the crop is; timm floors the quotient to resize."""
-    share = prepared.crop / prepared.resize
-    return share if floor(prepared.crop / share) == prepared.resize else nextafter(share, 0.0)
+    share = crop / resize
+    return share if floor(crop / share) == resize else nextafter(share, 0.0)

@@ -7,22 +7,17 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from featuretap.registry.hookspecs import WeightsEntry
-from featuretap.registry.import_strings import load
 from featuretap.registry.layout import NATIVE, Layout
-from featuretap.registry.specs import BackboneSpec
+from featuretap.registry.request import backbone_of
+from featuretap.registry.specs import BackboneSpec, ModelSpec
 from featuretap.registry.weights.expectation import HEAD, backbone_tensors, known
+from featuretap.registry.weights.layouts import CLASSIFICATION, MisfitError, layout_of
 from featuretap.registry.weights.reading import Checkpoint, some
 
-__all__ = ["MisfitError", "Translated", "layout_of", "translated"]
-
+__all__ = ["Translated", "guessed", "translated"]
 
 CLASSIFIER = {"hidden.weight": 2, "hidden.bias": 1, "logits.weight": 2, "logits.bias": 1}
 """Dimensions of the tensors of the classifiers' layers."""
-
-
-class MisfitError(Exception):
-    """Tensors and a model that do not go together, in words; becomes a `WeightsError` where the model has a name."""
 
 
 @dataclass(frozen=True)
@@ -34,6 +29,7 @@ class Translated:
         theirs: our name → name in the file, of those that differ.
         norm_eps: epsilon of the batch norms by part, as far as it is known.
         source: the file, for messages.
+        head: name of the head that its tensors of a head belong to.
         remark: what to know where the tensors do not fit, if anything.
     """
 
@@ -41,6 +37,7 @@ class Translated:
     theirs: Mapping[str, str]
     norm_eps: Mapping[str, float]
     source: str
+    head: str | None
     remark: str = ""
 
     @property
@@ -49,36 +46,36 @@ class Translated:
         return any(name.startswith(HEAD) for name in self.tensors)
 
 
-def layout_of(spec: BackboneSpec, name: str) -> Layout:
-    """Return how a library names the tensors of a backbone.
+def translated(
+    checkpoint: Checkpoint,
+    backbone: BackboneSpec,
+    held: BackboneSpec | ModelSpec,
+    name: str,
+    head: str | None,
+    norm_eps: Mapping[str, float] | None = None,
+) -> Translated:
+    """Rename the tensors of a file for a backbone, those of its head included.
+
+    Args:
+        checkpoint: the file.
+        backbone: that the tensors are for.
+        held: what the names in the file are those of: a backbone with its classifier, or a model with another head.
+        name: of the layout that the file is in.
+        head: name of the head that the file has tensors of, if any.
+        norm_eps: epsilon of the norms by part, where it is known.
 
     Raises:
-        MisfitError: nobody has said how it does.
-    """
-    if name not in spec.layouts:
-        layouts = ", ".join([NATIVE, *spec.layouts])
-        raise MisfitError(f"the layout {name!r} is not one that {spec.name!r} is known in; it has {layouts}")
-    made: Layout = load(spec.layouts[name])(spec)
-    return made
-
-
-def translated(checkpoint: Checkpoint, spec: BackboneSpec, entry: WeightsEntry | None = None) -> Translated:
-    """Rename the tensors of a file for a backbone, its classifier's included.
-
-    Raises:
-        MisfitError: the file is in none of the backbone's layouts, or holds tensors that the whole network lacks.
+        MisfitError: the layout is not one of these, or the file holds tensors that the whole network lacks.
     """
     tensors, source = checkpoint.tensors, str(checkpoint.path)
-    record = checkpoint.record
-    name = record.layout if record else entry.layout if entry else _guessed(checkpoint, spec)
     if name == NATIVE:
-        unknown = sorted(set(tensors) - known(tensors, spec)) if spec.stages else []
+        unknown = sorted(set(tensors) - known(tensors, backbone)) if backbone.stages else []
         names: Mapping[str, str] = {}
         ours = dict(tensors)
-        eps: Mapping[str, float] = {"backbone": spec.norm_eps} if spec.stages else {}
+        eps: Mapping[str, float] = {"backbone": backbone.norm_eps} if backbone.stages else {}
         remark = ""
     else:
-        layout = layout_of(spec, name)
+        layout = layout_of(held, name)
         unknown = sorted(set(tensors) - set(layout.names.values()))
         names = layout.names
         ours = {
@@ -88,16 +85,13 @@ def translated(checkpoint: Checkpoint, spec: BackboneSpec, entry: WeightsEntry |
         }
         _check_architecture(checkpoint, name, layout)
         stated = checkpoint.config.norm_eps
-        eps, remark = {"backbone": layout.norm_eps if stated is None else stated}, layout.remark
+        eps = layout.norm_eps_by_part if stated is None else {"backbone": stated}
+        remark = layout.remark
     if unknown:
         raise MisfitError(f"{source} holds {some(unknown)}, which the model lacks")
-    if spec.stages:
-        _check_ranks(ours, spec, classifier=record is None or record.description.head == "classification")
-    if record:
-        eps = record.norm_eps
-    elif entry:
-        eps = {"backbone": entry.norm_eps}
-    return Translated(ours, names, eps, source, remark)
+    if backbone.stages:
+        _check_ranks(ours, backbone, classifier=head == CLASSIFICATION)
+    return Translated(ours, names, eps if norm_eps is None else {**eps, **norm_eps}, source, head, remark)
 
 
 def _check_architecture(checkpoint: Checkpoint, name: str, layout: Layout) -> None:
@@ -122,13 +116,27 @@ def _check_ranks(tensors: Mapping[str, Tensor], spec: BackboneSpec, *, classifie
             raise MisfitError(f"{name} is {tuple(tensor.shape)} in the file, with which nothing fits")
 
 
-def _guessed(checkpoint: Checkpoint, spec: BackboneSpec) -> str:
-    found = set(checkpoint.tensors)
-    overlap = {NATIVE: sum(not name.startswith(HEAD) for name in known(found, spec))}
-    overlap |= {name: len(found & set(layout_of(spec, name).names.values())) for name in spec.layouts}
-    best = max(overlap, key=lambda name: overlap[name])
-    if overlap[best]:
-        return best
-    if not spec.stages:
-        return NATIVE
-    raise MisfitError(f"{checkpoint.path} is in none of its layouts, which are {', '.join(overlap)}")
+def guessed(checkpoint: Checkpoint, spec: BackboneSpec | ModelSpec) -> tuple[str, BackboneSpec | ModelSpec] | None:
+    """Return the layout that a file which says nothing of itself is in, and what it is of; None for none of these.
+
+    It may be the classifier of the same backbone, or the very model.
+    """
+    found, backbone = set(checkpoint.tensors), backbone_of(spec)
+    same_head = (
+        spec if isinstance(spec, ModelSpec) and found & {HEAD + name for name in spec.head_tensors} else backbone
+    )
+    ways: list[tuple[int, str, BackboneSpec | ModelSpec]] = [
+        (sum(not name.startswith(HEAD) for name in known(found, backbone)), NATIVE, same_head)
+    ]
+    for name in backbone.layouts:
+        ways.append((_overlap(found, backbone, name), name, backbone))
+        if isinstance(spec, ModelSpec) and name in spec.head.layouts:
+            ways.append((_overlap(found, spec, name), name, spec))
+    overlap, name, held = max(ways, key=lambda way: way[0])
+    if overlap:
+        return name, held
+    return None if backbone.stages else (NATIVE, same_head)
+
+
+def _overlap(found: set[str], spec: BackboneSpec | ModelSpec, name: str) -> int:
+    return len(found & set(layout_of(spec, name).names.values()))

@@ -1,4 +1,4 @@
-"""The modules of the heads, and a backbone with a head on it."""
+"""The classification head as a module."""
 
 from __future__ import annotations
 
@@ -7,28 +7,9 @@ from torch import Tensor, nn
 
 from featuretap.backbones.modules import ACTIVATIONS, bare
 from featuretap.heads.classification import classification_layers
-from featuretap.registry.errors import OptionError
 from featuretap.registry.specs import BackboneSpec
 
-__all__ = ["ClassificationHead", "HeadedModel", "classification"]
-
-
-class HeadedModel(nn.Module):
-    """A backbone and the head that reads its maps."""
-
-    def __init__(self, backbone: nn.Module, head: nn.Module) -> None:
-        super().__init__()
-        self.backbone = backbone
-        self.head = head
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Return what the head makes of images (N, in_channels, H, W)."""
-        return self.head(self.backbone(images))
-
-    def initialise(self) -> None:
-        """Draw the weights of both parts anew."""
-        for part in (self.backbone, self.head):
-            part.initialise()  # type: ignore[operator]
+__all__ = ["ClassificationHead", "classification"]
 
 
 class ClassificationHead(nn.Module):
@@ -67,14 +48,9 @@ def classification(backbone: BackboneSpec, *, num_classes: int, dropout: float |
         backbone: the resolved spec.
         num_classes: number of logits; 0 for pooled features.
         dropout: the rate in training; None is the family's own.
-
-    Raises:
-        OptionError: `dropout` is not a rate.
     """
     family = backbone.classifier
     rate = family.dropout if dropout is None else dropout
-    if isinstance(rate, bool) or not isinstance(rate, int | float) or not 0 <= rate < 1:
-        raise OptionError(f"head 'classification' cannot take dropout={dropout!r}; it is a rate from 0 up to below 1")
     made: dict[str, nn.Module] = {
         layer.name: bare(nn.Linear, layer.in_channels, layer.out_channels, layer.bias)
         for layer in classification_layers(backbone, num_classes=num_classes)

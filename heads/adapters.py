@@ -1,0 +1,90 @@
+"""Our backbones and pyramids as other libraries' code wants them."""
+
+# torch.jit.script reads annotations as objects, not as strings.
+# ruff: noqa: UP006, UP035
+from dataclasses import dataclass
+from typing import Dict, List
+
+from torch import Tensor, nn
+
+from featuretap.heads.modules.detection import DetectionModel
+from featuretap.heads.modules.fpn import PyramidModel
+from featuretap.registry.errors import OptionError
+from featuretap.registry.specs import Tap
+
+__all__ = ["ShapeSpec", "TorchvisionBackbone", "as_torchvision", "output_shape"]
+
+EXTRA = {0: (), 1: ("pool",), 2: ("p6", "p7")}
+"""What torchvision calls levels that a pyramid adds, by their number."""
+
+
+@dataclass(frozen=True)
+class ShapeSpec:
+    """A map as Detectron2 describes it, with the fields of its class of this name; sizes are not known beforehand."""
+
+    channels: int
+    stride: int
+    height: None = None
+    width: None = None
+
+
+class TorchvisionBackbone(nn.Module):
+    """Images (N, in_channels, H, W) → maps under the keys "0", "1", … and, for added levels, torchvision's names.
+
+    Attributes:
+        out_channels: channels of every map.
+    """
+
+    def __init__(self, body: nn.Module, keys: List[str], out_channels: int) -> None:
+        super().__init__()
+        self.body = body
+        self.keys = keys
+        self.out_channels = out_channels
+
+    def forward(self, images: Tensor) -> Dict[str, Tensor]:
+        """Return the maps."""
+        maps: Dict[str, Tensor] = {}
+        for key, feature in zip(self.keys, self.body(images).values()):  # noqa: B905 - torch.jit.script knows no strict
+            maps[key] = feature  # noqa: PERF403
+        return maps
+
+
+def as_torchvision(model: nn.Module) -> nn.Module:
+    """Return a model in the form that torchvision's detectors take and have.
+
+    A bare backbone or one with a pyramid becomes what they take as `backbone`: `out_channels` is a number, and keys are
+    "0", "1", … A detection model becomes torchvision's own detector, around the same modules.
+
+    Raises:
+        OptionError: the model returns no maps, or maps of different numbers of channels.
+    """
+    if isinstance(model, DetectionModel):
+        return model.as_detector()
+    channels = {name: tap.channels for name, tap in _taps(model).items()}
+    if len(set(channels.values())) > 1:
+        there = ", ".join(f"{name}: {count}" for name, count in channels.items())
+        raise OptionError(
+            f"torchvision's detectors read maps of one number of channels, and these have {there}; build the model "
+            "with head='fpn', or with one tap"
+        )
+    made = len(model.backbone.taps) if isinstance(model, PyramidModel) else len(channels)  # type: ignore[arg-type]
+    keys = [str(index) for index in range(made)]
+    return TorchvisionBackbone(model, [*keys, *EXTRA[len(channels) - made]], next(iter(channels.values())))
+
+
+def output_shape(model: nn.Module) -> Dict[str, ShapeSpec]:
+    """Return name → channels and stride of the maps of a bare backbone or a pyramid, as Detectron2's backbones do.
+
+    Raises:
+        OptionError: the model returns no maps.
+    """
+    return {name: ShapeSpec(tap.channels, tap.stride) for name, tap in _taps(model).items()}
+
+
+def _taps(model: nn.Module) -> Dict[str, Tap]:
+    taps = getattr(model, "taps", None)
+    if not taps:
+        raise OptionError(
+            f"{type(model).__name__} returns no maps; give a backbone (features_only=True) or a model with head='fpn'"
+        )
+    return dict(taps)

@@ -1,0 +1,79 @@
+"""The feature pyramid (FPN, arXiv 1612.03144): levels of one number of channels, named by P and a number. No torch."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from featuretap.registry.errors import OptionError
+from featuretap.registry.option import boolean, choice, count
+from featuretap.registry.specs import BackboneSpec, HeadSpec, Tap
+
+__all__ = ["FPN", "GROUPS", "PYRAMID_OPTIONS", "check_pyramid", "pyramid_taps"]
+
+PYRAMID_OPTIONS = {
+    "out_channels": count(256),
+    "extra_levels": choice(None, "pool", "p6p7"),
+    "fpn_norm": choice(None, "batch_norm", "group_norm"),
+    "depthwise": boolean(False),
+}
+"""Options of every head that has a pyramid: its channels; whether levels are added above the last one, by subsampling
+it (one, as Faster R-CNN does) or by two convolutions of stride 2 (as RetinaNet does); a norm behind its convolutions,
+batch norm or group norm of 32 groups; depthwise separable 3×3 convolutions, as in the FPNLite of TensorFlow's model
+zoo."""
+
+GROUPS = 32
+
+EXTRA_LEVELS = {None: 0, "pool": 1, "p6p7": 2}
+
+
+def pyramid_taps(
+    backbone: BackboneSpec, *, out_channels: int, extra_levels: str | None, **others: Any
+) -> dict[str, Tap]:
+    """Return name → channels and stride of every level of the pyramid, the finest first.
+
+    The first is numbered as the level that it is made of (P3 of C3, or of any map of stride 8 that bears no number),
+    the others count on from there, whatever their strides.
+    """
+    strides = [tap.stride for tap in backbone.taps.values()]
+    rounding = next(iter(backbone.taps.values())).rounding
+    for _ in range(EXTRA_LEVELS[extra_levels]):
+        strides.append(strides[-1] * 2)
+    numbered = re.match(r"C(\d)", next(iter(backbone.taps)))
+    first = int(numbered[1]) if numbered else strides[0].bit_length() - 1
+    return {f"P{number}": Tap(out_channels, stride, rounding) for number, stride in enumerate(strides, start=first)}
+
+
+def pyramid_outputs(
+    backbone: BackboneSpec, *, height: int, width: int, **options: Any
+) -> dict[str, tuple[int, int, int]]:
+    """Return level → (channels, height, width) for an image."""
+    return {name: tap.shape(height, width) for name, tap in pyramid_taps(backbone, **options).items()}
+
+
+def check_pyramid(backbone: BackboneSpec, *, out_channels: int, fpn_norm: str | None, **others: Any) -> None:
+    """Refuse channels that cannot be normalised in groups.
+
+    Raises:
+        OptionError: `fpn_norm` is "group_norm", and `out_channels` no multiple of 32.
+    """
+    if fpn_norm == "group_norm" and out_channels % GROUPS:
+        raise OptionError(
+            f"fpn_norm='group_norm' has {GROUPS} groups, so that out_channels={out_channels} should be a multiple of "
+            f"{GROUPS}"
+        )
+
+
+FPN = HeadSpec(
+    "fpn",
+    reads=("C2", "C3", "C4", "C5"),
+    consecutive=True,
+    factory="featuretap.heads.modules.fpn:fpn",
+    options=PYRAMID_OPTIONS,
+    check="featuretap.heads.fpn:check_pyramid",
+    taps="featuretap.heads.fpn:pyramid_taps",
+    outputs="featuretap.heads.fpn:pyramid_outputs",
+    model="featuretap.heads.modules.fpn:PyramidModel",
+    per_class=(),
+    description="feature pyramid: P levels of one number of channels",
+)

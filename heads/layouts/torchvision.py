@@ -1,0 +1,114 @@
+"""torchvision's names for the tensors of its detectors and segmenters on MobileNetV3.
+
+A model's names are those of the classifier on the same backbone with other beginnings, and the head's with theirs.
+Names are made for any backbone that torchvision has, so that files of models that somebody built of its parts are read;
+the architecture is stated where torchvision's own function builds the very model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from featuretap.heads.ssdlite import fixed_size
+from featuretap.registry.layout import Layout
+from featuretap.registry.specs import ModelSpec
+
+__all__ = ["deeplab_v3", "faster_rcnn", "lraspp", "ssdlite"]
+
+LARGE = "mobilenet_v3_large"
+DILATED = {"dilated": True}
+
+Beginnings = Mapping[str, str]
+"""Beginning of a name → what stands in its place; the first that fits counts."""
+
+LEAVES_C4 = "stages.C5.0"
+
+
+def ssdlite(model: ModelSpec, backbone: Layout) -> Layout:
+    """Name the tensors as `ssdlite320_mobilenet_v3_large` does, which cuts the backbone behind C4's expansion."""
+    entering = next(i for i, block in enumerate(model.backbone.all_blocks) if block.path == LEAVES_C4)
+    first, second = "backbone.features.0.", "backbone.features.1."
+    body = {f"features.{entering}.block.0.": f"{first}{entering}.", f"features.{entering}.block.": f"{second}0."}
+    for index in range(len(model.backbone.all_blocks)):
+        whole = f"{first}{index}." if index < entering else f"{second}{index - entering}."
+        body.setdefault(f"features.{index}.", whole)
+    same = (
+        tuple(model.backbone.taps) == ("C4.expansion", "C5")
+        and fixed_size(model.head_options["size"]) == (320, 320)
+        and not model.head_options["reduce_lowest_anchors"]
+        and _is(backbone, {"reduced_tail": True})
+    )
+    head = {"neck.extra.": "backbone.extra.", "predictor.": "head."}
+    return _layout(model, backbone, body, head, (1e-3, 1e-3), "ssdlite320_mobilenet_v3_large" if same else "")
+
+
+def faster_rcnn(model: ModelSpec, backbone: Layout) -> Layout:
+    """Name the tensors as `fasterrcnn_mobilenet_v3_large_fpn` does."""
+    usual = {"out_channels": 256, "extra_levels": "pool", "fpn_norm": None, "depthwise": False}
+    same = (
+        tuple(model.backbone.taps) == ("C5.first", "C5")
+        and _has(model, {**usual, "anchor_sizes": None, "aspect_ratios": None})
+        and _is(backbone, {})
+    )
+    head = {"neck.fpn.": "backbone.fpn.", "": ""}
+    name = "fasterrcnn_mobilenet_v3_large_fpn" if same else ""
+    return _layout(model, backbone, {"features.": "backbone.body."}, head, (1e-5, 1e-5), name)
+
+
+def lraspp(model: ModelSpec, backbone: Layout) -> Layout:
+    """Name the tensors as `lraspp_mobilenet_v3_large` does."""
+    usual = {"inter_channels": 128, "pooling": "global", "gate": "sigmoid", "gate_bias": False}
+    same = tuple(model.backbone.taps) == ("C3.first", "C5") and _has(model, usual) and _is(backbone, DILATED)
+    head = {"features.": "classifier.cbr.", "gate.0.": "classifier.scale.1.", "": "classifier."}
+    name = "lraspp_mobilenet_v3_large" if same else ""
+    return _layout(model, backbone, {"features.": "backbone."}, head, (1e-3, 1e-5), name)
+
+
+def deeplab_v3(model: ModelSpec, backbone: Layout) -> Layout:
+    """Name the tensors as `deeplabv3_mobilenet_v3_large` does, with its auxiliary output or without."""
+    auxiliary = model.head_options["auxiliary"]
+    same = (
+        tuple(model.backbone.taps) == (("C5", "C3.first") if auxiliary else ("C5",))
+        and tuple(model.head_options["atrous_rates"]) == (12, 24, 36)
+        and _is(backbone, DILATED)
+    )
+    name = "deeplabv3_mobilenet_v3_large" if same else ""
+    arguments = {"aux_loss": True} if auxiliary else {}
+    head = {"auxiliary.": "aux_classifier.", "": ""}
+    return _layout(model, backbone, {"features.": "backbone."}, head, (1e-3, 1e-5), name, arguments)
+
+
+def _layout(
+    model: ModelSpec,
+    backbone: Layout,
+    body: Beginnings,
+    head: Beginnings,
+    eps: Sequence[float],
+    architecture: str,
+    arguments: Mapping[str, Any] | None = None,
+) -> Layout:
+    names = {ours: _renamed(theirs, body) for ours, theirs in backbone.names.items() if not ours.startswith("head.")}
+    names |= {f"head.{name}": _renamed(name, head) for name in model.head_tensors}
+    return Layout(
+        names,
+        eps[0],
+        architecture,
+        {"num_classes": model.num_classes, **(arguments or {})},
+        head_norm_eps=eps[1],
+    )
+
+
+def _renamed(name: str, beginnings: Beginnings) -> str:
+    for beginning, other in beginnings.items():
+        if name.startswith(beginning):
+            return other + name.removeprefix(beginning)
+    return name
+
+
+def _has(model: ModelSpec, options: Mapping[str, Any]) -> bool:
+    return all(model.head_options[name] == value for name, value in options.items())
+
+
+def _is(backbone: Layout, arguments: Mapping[str, Any]) -> bool:
+    return (backbone.architecture, dict(backbone.arguments)) == (LARGE, dict(arguments))

@@ -1,0 +1,95 @@
+"""The feature pyramid as a module, torchvision's inside."""
+
+# torch.jit.script reads annotations as objects, not as strings.
+# ruff: noqa: UP006, UP035
+from collections import OrderedDict
+from functools import partial
+from typing import Any, Dict, List
+
+from torch import Tensor, nn
+from torchvision.ops import Conv2dNormActivation, FeaturePyramidNetwork
+from torchvision.ops.feature_pyramid_network import LastLevelMaxPool, LastLevelP6P7
+
+from featuretap.heads.fpn import GROUPS, pyramid_taps
+from featuretap.heads.modules.headed import HeadedModel
+from featuretap.registry.specs import BackboneSpec
+
+__all__ = ["Pyramid", "PyramidModel", "fpn"]
+
+
+class Pyramid(nn.Module):
+    """torchvision's FeaturePyramidNetwork: maps of a backbone → dict from level to map (N, out_channels, H', W').
+
+    Attributes:
+        taps: level → channels and stride.
+        out_channels: channels of every level.
+    """
+
+    def __init__(self, pyramid: FeaturePyramidNetwork, taps: Dict[str, Any], out_channels: int) -> None:
+        super().__init__()
+        self.fpn = pyramid
+        self.taps = taps
+        self.levels: List[str] = list(taps)
+        self.out_channels = out_channels
+
+    def forward(self, maps: Dict[str, Tensor]) -> Dict[str, Tensor]:
+        """Return the levels, the finest first."""
+        made = list(self.fpn(maps).values())
+        pyramid: Dict[str, Tensor] = {}
+        for level, feature in zip(self.levels, made):  # noqa: B905 - torch.jit.script knows no strict
+            pyramid[level] = feature  # noqa: PERF403 - nor a comprehension over two lists
+        return pyramid
+
+
+class PyramidModel(HeadedModel):
+    """A backbone with a pyramid: images (N, in_channels, H, W) → dict from level to map.
+
+    Attributes:
+        taps: level → channels and stride.
+    """
+
+    def __init__(self, backbone: nn.Module, head: nn.Module) -> None:
+        super().__init__(backbone, head)
+        self.taps = head.taps
+
+    def forward(self, images: Tensor) -> Dict[str, Tensor]:  # type: ignore[override]
+        """Return the levels, the finest first."""
+        pyramid: Dict[str, Tensor] = self.head(self.backbone(images))
+        return pyramid
+
+
+NORMS: Dict[Any, Any] = {None: None, "batch_norm": nn.BatchNorm2d, "group_norm": partial(nn.GroupNorm, GROUPS)}
+
+
+def fpn(
+    backbone: BackboneSpec,
+    *,
+    out_channels: int,
+    extra_levels: str | None,
+    fpn_norm: str | None,
+    depthwise: bool,
+    num_classes: None = None,
+) -> Pyramid:
+    """Return the pyramid for the taps of a backbone; `featuretap.heads.fpn` says what the options are."""
+    extra = {None: lambda: None, "pool": LastLevelMaxPool, "p6p7": lambda: LastLevelP6P7(out_channels, out_channels)}
+    channels = [tap.channels for tap in backbone.taps.values()]
+    pyramid = FeaturePyramidNetwork(channels, out_channels, extra[extra_levels](), NORMS[fpn_norm])
+    if depthwise:
+        for index in range(len(channels)):
+            pyramid.layer_blocks[index] = _separable(out_channels, NORMS[fpn_norm])
+        if extra_levels == "p6p7":
+            for name in ("p6", "p7"):
+                setattr(pyramid.extra_blocks, name, _separable(out_channels, None, stride=2))
+    taps = pyramid_taps(backbone, out_channels=out_channels, extra_levels=extra_levels)
+    return Pyramid(pyramid, taps, out_channels)
+
+
+def _separable(channels: int, norm: Any, stride: int = 1) -> nn.Sequential:
+    """Return a depthwise 3×3 and a 1×1 convolution in place of a full 3×3, drawn as torchvision draws the full one."""
+    depthwise = nn.Conv2d(channels, channels, 3, stride, padding=1, groups=channels, bias=False)
+    pointwise = Conv2dNormActivation(channels, channels, 1, norm_layer=norm, activation_layer=None)
+    for convolution in (depthwise, pointwise[0]):
+        nn.init.kaiming_uniform_(convolution.weight, a=1)
+    if pointwise[0].bias is not None:
+        nn.init.zeros_(pointwise[0].bias)
+    return nn.Sequential(OrderedDict(depthwise=depthwise, pointwise=pointwise))

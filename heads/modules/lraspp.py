@@ -1,0 +1,68 @@
+"""LR-ASPP as a module."""
+
+# torch.jit.script reads annotations as objects, not as strings.
+# ruff: noqa: UP006, UP035
+from typing import Dict
+
+from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812 - torch's own name for it
+from torchvision.ops import Conv2dNormActivation
+
+from featuretap.registry.specs import BackboneSpec
+
+__all__ = ["LRASPPHead", "lraspp"]
+
+GATES = {"hard_sigmoid": nn.Hardsigmoid, "sigmoid": nn.Sigmoid}
+
+
+class LRASPPHead(nn.Module):
+    """Two maps, fine and coarse → {"out": logits (N, num_classes, H', W')} of the fine map's size.
+
+    The gate is computed from the mean of the coarse map, or from means over windows of 49×49 in steps of 16×20. They
+    are made for Cityscapes, whose maps are 65×129 at stride 16; on smaller maps they are as large as the map.
+    """
+
+    def __init__(
+        self,
+        taps: "tuple[str, str]",
+        windows: bool,
+        features: nn.Module,
+        gate: nn.Module,
+        low_classifier: nn.Module,
+        high_classifier: nn.Module,
+    ) -> None:
+        super().__init__()
+        self.low, self.high = taps
+        self.windows = windows
+        self.features = features
+        self.gate = gate
+        self.low_classifier = low_classifier
+        self.high_classifier = high_classifier
+
+    def forward(self, maps: Dict[str, Tensor]) -> Dict[str, Tensor]:
+        """Return the logits."""
+        fine, coarse = maps[self.low], maps[self.high]
+        height, width = coarse.shape[-2:]
+        if self.windows:
+            means = F.avg_pool2d(coarse, [min(49, height), min(49, width)], stride=[16, 20])
+            gate = F.interpolate(self.gate(means), size=[height, width], mode="bilinear", align_corners=False)
+        else:
+            gate = self.gate(coarse.mean([2, 3], keepdim=True))
+        features = self.features(coarse)
+        gated = F.interpolate(features * gate, size=fine.shape[-2:], mode="bilinear", align_corners=False)
+        return {"out": self.low_classifier(fine) + self.high_classifier(gated)}
+
+
+def lraspp(
+    backbone: BackboneSpec, *, num_classes: int, inter_channels: int, pooling: str, gate: str, gate_bias: bool
+) -> LRASPPHead:
+    """Return the head for the two taps of a backbone, whichever order they have."""
+    (low, fine), (high, coarse) = sorted(backbone.taps.items(), key=lambda named: named[1].stride)
+    return LRASPPHead(
+        (low, high),
+        pooling == "window",
+        Conv2dNormActivation(coarse.channels, inter_channels, 1),
+        nn.Sequential(nn.Conv2d(coarse.channels, inter_channels, 1, bias=gate_bias), GATES[gate]()),
+        nn.Conv2d(fine.channels, num_classes, 1),
+        nn.Conv2d(inter_channels, num_classes, 1),
+    )

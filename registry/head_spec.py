@@ -1,0 +1,182 @@
+"""A head as data, and a backbone with a head: what is read, taken, returned and counted. No torch.
+
+Heads that are made of other libraries' modules are counted by building them without memory (torch's meta device), when
+their counts are asked for and not before.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, Literal
+
+from featuretap.registry.backbone_spec import BackboneSpec, check_size
+from featuretap.registry.import_strings import load
+from featuretap.registry.layers import Counted
+from featuretap.registry.option import Option
+from featuretap.registry.tap import Tap
+
+__all__ = ["HeadSpec", "ModelSpec", "Reads"]
+
+Reads = tuple[str | tuple[str, ...], ...]
+"""Tap addresses; a tuple in place of an address names alternatives, the preferred first."""
+
+Shape = tuple[int | str, ...]
+COUNTING = "featuretap.registry.counting"
+
+
+@dataclass(frozen=True)
+class HeadSpec:
+    """What a head reads and takes, and where its code is.
+
+    Import strings name functions of `(backbone, *, num_classes, **options)`, where `backbone` is the resolved
+    `BackboneSpec` and `options` are all of the head's. Only `factory`, `model` and `layouts` may need torch.
+
+    Args:
+        name: what `registry.build(..., head=name)` knows it by.
+        reads: the tap addresses that it reads; a tuple in place of an address names alternatives, the preferred first.
+        factory: import string of the function that returns the head's module, which maps the dict of taps to the
+            head's output.
+        layers: import string of a function that returns `tuple[Counted, ...]`, layers that work on the first tap;
+            without it the head is built on the meta device to be counted, by a run of its `dense(maps)` if it has one.
+        num_classes: classes where the caller names no number; None for a head that has no classes.
+        options: every option with its default, or with an `Option`, which also says what values it takes; the names
+            must differ from those of backbones.
+        per_class: beginnings of the names of its tensors whose size follows the number of classes; weights for another
+            number leave these out.
+        description: one line for people.
+        min_classes: the least number of classes: 0 where the head does something without, 2 where it counts the
+            background among them.
+        consecutive: whether it reads any number of levels, each of the stride before or twice that; `reads` are then
+            those of its own choice.
+        optional_reads: option → what it reads besides where that option is on.
+        backbone_options: options of the backbone that it sets where the caller does not.
+        check: import string of a function that raises a `HeadError` or an `OptionError` for what does not go together.
+        taps: import string of a function that returns address → `Tap` of maps that the head makes, if it makes any.
+        outputs: import string of a function that also takes `height=` and `width=` of an image in pixels, and returns
+            name → shape of what the model returns for it.
+        model: import string of `model(backbone, head) -> nn.Module`, both modules as `backbone` and `head` inside.
+        images: how the model wants its images: "cropped" to one size, "whole" and of any size, both normalised, or
+            "raw", with values from 0 to 1, resized and normalised by the model.
+        layouts: layout name → import string of `layout(model, backbone) -> Layout`, of a `ModelSpec` and the layout of
+            its backbone with a classifier.
+    """
+
+    name: str
+    reads: Reads
+    factory: str
+    layers: str = ""
+    num_classes: int | None = None
+    options: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    per_class: tuple[str, ...] = ("logits.",)
+    description: str = ""
+    min_classes: int = 1
+    consecutive: bool = False
+    optional_reads: Mapping[str, Reads] = field(default_factory=dict, hash=False)
+    backbone_options: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    check: str = ""
+    taps: str = ""
+    outputs: str = ""
+    model: str = "featuretap.heads.modules.headed:HeadedModel"
+    images: Literal["cropped", "whole", "raw"] = "cropped"
+    layouts: Mapping[str, str] = field(default_factory=dict, hash=False)
+    allowed: Mapping[str, Option] = field(init=False, default_factory=dict, hash=False, repr=False)
+
+    def __post_init__(self) -> None:
+        stated = {name: option for name, option in self.options.items() if isinstance(option, Option)}
+        defaults = {name: option.default for name, option in stated.items()}
+        object.__setattr__(self, "allowed", stated)
+        object.__setattr__(self, "options", {**self.options, **defaults})
+
+    def reads_with(self, options: Mapping[str, Any]) -> Reads:
+        """Return what it reads with these options."""
+        besides = (reads for option, reads in self.optional_reads.items() if options[option])
+        return sum(besides, start=self.reads)
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """A backbone with a head: counts exactly what `registry.build` returns for the same arguments.
+
+    `backbone.taps` are those that the head reads. `taps` and `tap_shapes` are those of the maps that the head makes, as
+    a pyramid does, and of every level of the backbone where it makes none.
+    """
+
+    backbone: BackboneSpec
+    head: HeadSpec
+    num_classes: int | None
+    head_options: Mapping[str, Any]
+    levels: Mapping[str, Tap]
+
+    @property
+    def name(self) -> str:
+        """The backbone's name."""
+        return self.backbone.name
+
+    @cached_property
+    def taps(self) -> Mapping[str, Tap]:
+        """Map → channels and stride: the head's own, or every level of the backbone."""
+        made: Mapping[str, Tap] = self.call(self.head.taps) if self.head.taps else self.levels
+        return made
+
+    def tap_shapes(self, height: int, width: int) -> dict[str, tuple[int, int, int]]:
+        """Map → (channels, height, width) for images of `height` × `width` pixels."""
+        check_size(height, width)
+        return {name: tap.shape(height, width) for name, tap in self.taps.items()}
+
+    def outputs(self, height: int, width: int) -> dict[str, Shape]:
+        """Return name → shape of what the model returns for one image of `height` × `width` pixels, without its batch.
+
+        A number of boxes is given as text, such as "0…300", where it depends on what is in the image.
+        """
+        check_size(height, width)
+        made: dict[str, Shape] = self.call(self.head.outputs, height=height, width=width) if self.head.outputs else {}
+        return made
+
+    def call(self, reference: str, **more: Any) -> Any:
+        """Call one of the head's functions with what the head is built with."""
+        return load(reference)(self.backbone, num_classes=self.num_classes, **self.head_options, **more)
+
+    @cached_property
+    def head_layers(self) -> tuple[Counted, ...]:
+        """The layers of a head that states them; empty for one that is built to be counted."""
+        stated: tuple[Counted, ...] = self.call(self.head.layers) if self.head.layers else ()
+        return stated
+
+    @cached_property
+    def head_tensors(self) -> Mapping[str, tuple[int, ...]]:
+        """Name below `head` → shape of every tensor of the head.
+
+        A name that ends in a dot is that of a layer that does not say which tensors it has.
+        """
+        if not self.head.layers:
+            counted: Mapping[str, tuple[int, ...]] = load(f"{COUNTING}:tensors")(self)
+            return counted
+        tensors: dict[str, tuple[int, ...]] = {}
+        for layer in self.head_layers:
+            named = getattr(layer, "tensors", None)
+            inner = {"": ()} if named is None else named
+            tensors |= {f"{layer.name}.{name}": shape for name, shape in inner.items()}
+        return tensors
+
+    @property
+    def parameters(self) -> int:
+        """Parameters of backbone and head."""
+        if self.head.layers:
+            return self.backbone.parameters + sum(layer.parameters for layer in self.head_layers)
+        counted: int = load(f"{COUNTING}:parameters")(self)
+        return self.backbone.parameters + counted
+
+    def macs(self, height: int, width: int) -> int:
+        """Multiply-adds of backbone and head for one image of `height` × `width` pixels, as the backbone sees it.
+
+        Those of convolutions and linear layers; the boxes that a detector looks at a second time are as many as it
+        keeps in evaluation. Detectors resize their images first: give the size that they resize to.
+        """
+        shapes = self.backbone.tap_shapes(height, width)
+        if self.head.layers:
+            _, *size = next(iter(shapes.values()))
+            return self.backbone.macs(height, width) + sum(layer.macs(*size) for layer in self.head_layers)
+        counted: int = load(f"{COUNTING}:macs")(self, shapes)
+        return self.backbone.macs(height, width) + counted

@@ -1,0 +1,59 @@
+"""An option as data: its default, which values it takes, and those in words. No torch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+__all__ = ["Option", "boolean", "choice", "count", "factory", "is_whole", "number"]
+
+MOST = 65_536
+
+
+@dataclass(frozen=True)
+class Option:
+    """A default, a test of a value, and what the value may be, in words."""
+
+    default: Any
+    accepts: Callable[[Any], bool]
+    allowed: str
+
+
+def boolean(default: bool) -> Option:
+    """Return an option that is on or off."""
+    return Option(default, lambda value: isinstance(value, bool), "True or False")
+
+
+def count(default: int) -> Option:
+    """Return an option that counts channels, pixels or boxes."""
+    return Option(default, lambda value: is_whole(value, 1) and value <= MOST, f"a positive whole number up to {MOST}")
+
+
+def number(default: float, low: float, high: float) -> Option:
+    """Return an option that is a number from `low` to `high`."""
+    return Option(
+        default,
+        lambda value: isinstance(value, int | float) and not isinstance(value, bool) and low <= value <= high,
+        f"a number from {low} to {high}",
+    )
+
+
+def choice(*values: Any) -> Option:
+    """Return an option that is one of some values, the first by default."""
+    words = [repr(value) for value in values]
+    return Option(
+        values[0],
+        lambda given: any(type(given) is type(value) and given == value for value in values),
+        f"{', '.join(words[:-1])} or {words[-1]}",
+    )
+
+
+def factory() -> Option:
+    """Return an option that is a function channels → module, such as a norm."""
+    return Option(None, lambda value: value is None or callable(value), "None or a function channels -> nn.Module")
+
+
+def is_whole(value: Any, least: int) -> bool:
+    """Say whether a value is a whole number from `least` up."""
+    return isinstance(value, int) and not isinstance(value, bool) and value >= least

@@ -1,0 +1,54 @@
+"""What the tests of heads share: small settings, images and targets."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+DETECTORS = ("ssdlite", "retinanet", "fcos", "faster_rcnn", "mask_rcnn")
+SEGMENTERS = ("lraspp", "deeplab_v3")
+HEADS = ("classification", "fpn", *SEGMENTERS, *DETECTORS)
+FAMILIES = ("mobilenet_v1", "mobilenet_v2", "mobilenet_v3_large", "mobilenet_v3_small")
+
+RCNN = {"rpn_post_nms_top_n_train": 40, "rpn_post_nms_top_n_test": 40, "box_detections_per_img": 4}
+
+# Detectors resize their images: small sizes keep the tests short, and odd ones keep them honest.
+SMALL: dict[str, dict[str, Any]] = {
+    "ssdlite": {"size": (97, 131), "detections_per_img": 7},
+    "retinanet": {"min_size": 65, "max_size": 99, "score_thresh": 0.0, "detections_per_img": 7},
+    "fcos": {"min_size": 65, "max_size": 99, "score_thresh": 0.0, "detections_per_img": 7},
+    "faster_rcnn": {"min_size": 65, "max_size": 99, "box_score_thresh": 0.0, **RCNN},
+    "mask_rcnn": {"min_size": 65, "max_size": 99, "box_score_thresh": 0.0, **RCNN},
+}
+
+
+def images(batch: int, height: int, width: int, channels: int = 3) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(height + width)
+    return [torch.rand(channels, height, width, generator=generator) for _ in range(batch)]
+
+
+def targets(batch: int, height: int, width: int) -> list[dict[str, Tensor]]:
+    """One box on each image, but for the last of several, which has none."""
+    found = []
+    for index in range(batch):
+        boxes = torch.tensor([[3.0, 4.0, width / 2, height / 2]])[: 0 if index == batch - 1 > 0 else 1]
+        masks = torch.zeros(len(boxes), height, width, dtype=torch.uint8)
+        masks[:, 4 : height // 2, 3 : width // 2] = 1
+        found.append({"boxes": boxes, "labels": torch.ones(len(boxes), dtype=torch.int64), "masks": masks})
+    return found
+
+
+def loss_of(model: nn.Module, head: str, batch: int, height: int, width: int) -> Tensor:
+    """Return one number to learn from, whatever the head."""
+    if head in DETECTORS:
+        return torch.stack(list(model(images(batch, height, width), targets(batch, height, width)).values())).sum()
+    out = model(torch.stack(images(batch, height, width)))
+    return sum(values.square().mean() for values in (out.values() if isinstance(out, dict) else (out,)))
+
+
+def outputs(model: nn.Module, head: str, given: list[Tensor]) -> list[Tensor]:
+    """Return all tensors that a model returns in evaluation."""
+    with torch.inference_mode():
+        out = model(given) if head in DETECTORS else model(torch.stack(given))
+    tables = out if isinstance(out, list) else [out] if isinstance(out, dict) else [{"out": out}]
+    return [tensor for table in tables for tensor in table.values()]

@@ -1,0 +1,223 @@
+"""Every head on every architecture: forwards, backwards, scripts, exports, copies and files."""
+
+import copy
+import logging
+import pickle
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from headed import DETECTORS, FAMILIES, HEADS, SEGMENTERS, SMALL, images, loss_of, outputs
+from torch import nn
+
+from featuretap.registry import Registry
+
+SIZES = [(97, 161), (64, 33)]
+
+
+def built(registry: Registry, name: str, head: str, **options: object) -> nn.Module:
+    classes = {} if head == "fpn" else {"num_classes": 3}
+    return registry.build(name, head=head, **classes, **SMALL.get(head, {}), **options)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("head", HEADS)
+def test_a_head_learns_and_predicts_at_odd_sizes(registry: Registry, name: str, head: str) -> None:
+    model = built(registry, name, head)
+    for height, width in SIZES:
+        model.train()
+        loss_of(model, head, 3, height, width).backward()
+        assert torch.isfinite(torch.stack([p.grad.abs().sum() for p in model.parameters() if p.grad is not None])).all()
+        model.eval()
+        for batch in (1, 3):
+            found = outputs(model, head, images(batch, height, width))
+            assert found
+            assert all(torch.isfinite(tensor).all() for tensor in found)
+    assert model.backbone.stages.C1[0].conv.weight.grad.abs().sum() > 0
+    # The last norms of a backbone see 1×1 maps of a single image, from which no variance can be had, in any library.
+    if head not in ("ssdlite", "deeplab_v3"):
+        loss_of(model.train(), head, 1, 97, 161).backward()
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("head", ["fpn", *SEGMENTERS])
+@pytest.mark.parametrize("size", [(1, 1), (7, 300), (97, 161)])
+def test_maps_and_logits_have_the_shapes_that_the_spec_states(
+    registry: Registry, name: str, head: str, size: tuple[int, int]
+) -> None:
+    """Images smaller than the stride too, of which every map is one pixel."""
+    options = {"extra_levels": "p6p7"} if head == "fpn" else {"num_classes": 3}
+    model = registry.build(name, head=head, **options).eval()
+    spec = registry.spec(name, head=head, **options)
+    with torch.inference_mode():
+        found = model(torch.rand(2, 3, *size))
+    assert {name: tuple(tensor.shape[1:]) for name, tensor in found.items()} == spec.outputs(*size)
+    assert all(len(tensor) == 2 for tensor in found.values())
+
+
+@pytest.fixture
+def scripting() -> Iterator[None]:
+    """torch.jit warns of its own end, and torchvision's detectors of what they return when scripted."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=r"`torch.jit.\w+` is", category=DeprecationWarning)
+        warnings.filterwarnings("ignore", message=r"\w+ always returns a \(Losses, Detections\) tuple in scripting")
+        yield
+
+
+@pytest.mark.usefixtures("scripting")
+@pytest.mark.parametrize("head", HEADS)
+def test_a_scripted_model_says_the_same(registry: Registry, head: str) -> None:
+    model = built(registry, "mobilenet_v3_small", head).eval()
+    given = images(2, 97, 161)
+    scripted = torch.jit.script(model)
+    with torch.inference_mode():
+        said = scripted(given)[1] if head in DETECTORS else scripted(torch.stack(given))
+    tables = said if isinstance(said, list) else [said] if isinstance(said, dict) else [{"out": said}]
+    for ours, theirs in zip(
+        outputs(model, head, given), [tensor for table in tables for tensor in table.values()], strict=True
+    ):
+        torch.testing.assert_close(ours, theirs)
+
+
+@pytest.mark.parametrize("head", [head for head in HEADS if head not in DETECTORS])
+def test_what_is_no_detector_is_exported_whole(registry: Registry, head: str) -> None:
+    model = built(registry, "mobilenet_v2_050", head).eval()
+    given = images(2, 97, 161)
+    exported = torch.export.export(model, (torch.stack(given),)).module()
+    with torch.inference_mode():
+        said = exported(torch.stack(given))
+    for ours, theirs in zip(
+        outputs(model, head, given), said.values() if isinstance(said, dict) else [said], strict=True
+    ):
+        torch.testing.assert_close(ours, theirs)
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_copies_are_of_their_own(registry: Registry, head: str) -> None:
+    model = built(registry, "mobilenet_v1_025", head).eval()
+    given = images(1, 64, 96)
+    before = [tensor.clone() for tensor in outputs(model, head, given)]
+    copies = [copy.deepcopy(model), pickle.loads(pickle.dumps(model))]
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.zero_()
+    for other in copies:
+        for ours, theirs in zip(outputs(other, head, given), before, strict=True):
+            assert torch.equal(ours, theirs)
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_a_saved_model_is_loaded_with_its_head(registry: Registry, tmp_path: Path, head: str) -> None:
+    model = built(registry, "mobilenet_v3_small_050", head, reduced_tail=True).eval()
+    path = registry.save(model, tmp_path / "a.safetensors")
+    again = registry.load(path).eval()
+    assert again.description.head == head
+    given = images(2, 64, 96)
+    for ours, theirs in zip(outputs(again, head, given), outputs(model, head, given), strict=True):
+        assert torch.equal(ours, theirs)
+    assert registry.save(again, tmp_path / "b.safetensors").read_bytes() == path.read_bytes()
+    assert registry.convert(path, tmp_path / "c.safetensors").read_bytes() == path.read_bytes()
+
+
+@pytest.mark.parametrize("head", [head for head in HEADS if head != "fpn"])
+def test_other_classes_keep_all_but_the_last_layers(
+    registry: Registry, tmp_path: Path, caplog: pytest.LogCaptureFixture, head: str
+) -> None:
+    model = built(registry, "mobilenet_v2_050", head)
+    path = registry.save(model, tmp_path / "three.safetensors")
+    with caplog.at_level(logging.WARNING, "featuretap"):
+        other = registry.load(path, num_classes=5)
+    assert "has 3 classes, not 5; the backbone's weights are taken, and head." in caplog.text
+    before, after = model.state_dict(), other.state_dict()
+    changed = {name for name in before if before[name].shape != after[name].shape}
+    assert changed
+    per_class = tuple(f"head.{beginning}" for beginning in registry.head(head).per_class)
+    for name in before:
+        assert (name in changed) == name.startswith(per_class)
+        if name not in changed:
+            assert torch.equal(before[name], after[name]), name
+
+
+def test_a_detector_learns_on_a_classifiers_weights(
+    registry: Registry, official_weights: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    model = registry.build("mobilenet_v2", head="ssdlite", num_classes=3, pretrained=official_weights)
+    whole = registry.build("mobilenet_v2", pretrained=official_weights)
+    assert caplog.messages == [
+        f"'mobilenet_v2': {official_weights} has a head 'classification'; the head 'ssdlite' starts with fresh weights"
+    ]
+    for name, tensor in model.backbone.state_dict().items():
+        assert torch.equal(tensor, whole.backbone.state_dict()[name])
+    assert model.description.preprocessing.inside
+    assert model.head.transform.image_mean == [0.485, 0.456, 0.406]
+
+
+def test_a_backbone_is_taken_out_of_a_detectors_file(registry: Registry, tmp_path: Path) -> None:
+    model = built(registry, "mobilenet_v2_050", "retinanet")
+    path = registry.save(model, tmp_path / "detector.safetensors")
+    for backbone in (
+        registry.load(path, features_only=True),
+        registry.build("mobilenet_v2_050", features_only=True, pretrained=path),
+    ):
+        assert (backbone.description.preprocessing.crop, backbone.description.preprocessing.inside) == (224, False)
+        for name, tensor in backbone.state_dict().items():
+            assert torch.equal(tensor, model.backbone.state_dict()[name])
+
+
+@pytest.mark.parametrize("head", ["ssdlite", "faster_rcnn", "lraspp", "fpn"])
+def test_freezing_reaches_the_backbone_alone(registry: Registry, head: str) -> None:
+    model = built(registry, "mobilenet_v2_050", head, freeze="C3", freeze_norm=True)
+    still = {name: tensor.clone() for name, tensor in model.backbone.state_dict().items() if name < "stages.C4"}
+    loss_of(model.train(), head, 2, 64, 96).backward()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.grad is not None:
+                parameter -= parameter.grad
+    for name, tensor in still.items():
+        assert torch.equal(model.backbone.state_dict()[name], tensor), name
+    assert any(parameter.grad is not None for parameter in model.head.parameters())
+
+
+def test_pyramid_levels_are_read_by_their_names(registry: Registry) -> None:
+    model = registry.build("mobilenet_v3_large", head="fpn", taps=("C3", "C4", "C5"), extra_levels="p6p7").eval()
+    assert list(model.taps) == ["P3", "P4", "P5", "P6", "P7"]
+    assert [(tap.channels, tap.stride) for tap in model.taps.values()] == [(256, 2**n) for n in range(3, 8)]
+    assert list(model(torch.rand(1, 3, 97, 161))) == list(model.taps)
+    assert registry.spec("mobilenet_v3_large", head="fpn", output_stride=16).taps["P5"].stride == 16
+    same_stride = registry.spec("mobilenet_v3_large", head="fpn", taps=("C5.first", "C5"), extra_levels="pool")
+    assert {name: tap.stride for name, tap in same_stride.taps.items()} == {"P5": 32, "P6": 32, "P7": 64}
+
+
+def test_the_gate_of_lraspp_is_computed_in_windows_on_large_maps(registry: Registry) -> None:
+    """On maps over 49×49 the paper's gate varies from place to place; torchvision's is one number a channel."""
+    seen = {}
+    for pooling in ("window", "global"):
+        model = registry.build("mobilenet_v3_small", head="lraspp", pooling=pooling).eval()
+        sizes: list[tuple[int, ...]] = []
+        model.head.gate.register_forward_hook(lambda *call, sizes=sizes: sizes.append(tuple(call[2].shape[-2:])))
+        with torch.inference_mode():
+            model(torch.rand(1, 3, 1025, 2049))
+            model(torch.rand(1, 3, 97, 161))
+        seen[pooling] = sizes
+    # Figure 10 of the paper: 65×129 maps, windows of 49×49, steps of 16 and 20.
+    assert seen == {"window": [(2, 5), (1, 1)], "global": [(1, 1), (1, 1)]}
+
+
+def test_detectors_see_images_as_their_weights_were_trained(registry: Registry, tmp_path: Path) -> None:
+    model = built(registry, "mobilenet_v2_050", "fcos", image_mean=[0.1, 0.2, 0.3], image_std=(0.4, 0.5, 0.6))
+    again = registry.load(registry.save(model, tmp_path / "a.safetensors"))
+    for detector in (model, again):
+        assert detector.head.transform.image_mean == [0.1, 0.2, 0.3]
+        assert detector.description.preprocessing.std == (0.4, 0.5, 0.6)
+    prepared = registry.transforms(model)(torch.full((3, 50, 70), 255, dtype=torch.uint8))
+    assert prepared.shape == (3, 50, 70)
+    assert (prepared == 1).all()
+
+
+def test_segmenters_see_whole_images(registry: Registry) -> None:
+    model = registry.build("mobilenet_v3_small", head="lraspp")
+    prepared = registry.transforms(model)(torch.zeros(3, 100, 150, dtype=torch.uint8))
+    assert prepared.shape == (3, 520, 780)
+    assert prepared[:, 0, 0].tolist() == pytest.approx([-0.485 / 0.229, -0.456 / 0.224, -0.406 / 0.225])
