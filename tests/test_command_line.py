@@ -70,6 +70,37 @@ def test_show_takes_any_option(run: Run) -> None:
     assert facts["taps"]["C4.expansion"]["channels"] == 168
 
 
+def test_show_counts_a_backbone_with_a_head(run: Run) -> None:
+    ran = run("show", "mobilenet_v3_large", "--head", "ssdlite", "--reduced-tail", "--size", "320")
+    lines = [" ".join(line.split()) for line in ran.out.splitlines()]
+    assert "with ssdlite 3,248,255 parameters, 506.6 M multiply-adds for an image of 320×320" in lines
+    assert "it reads C4.expansion, C5" in lines
+    assert "boxes 0…300×4" in lines
+    assert (ran.status, ran.err) == (0, "")
+
+
+def test_show_prints_a_head_as_json(run: Run) -> None:
+    arguments = ("--head", "fpn", "--taps", "C3, C4,C5", "--option", "extra_levels=pool", "--size", "97x161")
+    facts = json.loads(run("show", "mobilenet_v2", *arguments, "--json").out)
+    assert facts["head"]["reads"] == ["C3", "C4", "C5"]
+    assert facts["head"]["outputs"] == {
+        "P3": [256, 13, 21],
+        "P4": [256, 7, 11],
+        "P5": [256, 4, 6],
+        "P6": [256, 2, 3],
+    }
+    assert facts["backbone"]["parameters"] == 2_223_872
+    assert facts["head"]["parameters"] == 2_223_872 + 256 * (32 + 96 + 1280 + 3) + 3 * (256 * 256 * 9 + 256)
+    assert "classifier" not in facts
+
+
+def test_list_heads_names_what_each_reads(run: Run) -> None:
+    lines = [line.split() for line in run("list", "--heads").out.splitlines()]
+    assert ["lraspp", "C3.depthwise", "or", "C3,", "C5", "21", "LR-ASPP", "segmentation"] in lines
+    assert ["fpn", "C2,", "C3,", "C4,", "C5", "–"] in [line[:6] for line in lines]
+    assert run("list", "--heads", "*rcnn").out.count("rcnn") == 2
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -107,6 +138,21 @@ def test_show_takes_any_option(run: Run) -> None:
             "in_channels, output_stride, dilate_entry, freeze, freeze_norm, norm",
         ),
         (("show", "mobilenet_v2", "--reduced-tial"), "No such option '--reduced-tial'. Did you mean '--reduced-tail'?"),
+        (("list", "--heads", "x*"), "no head matches 'x*'; featuretap list --heads names them all"),
+        (("show", "mobilenet_v2", "--head", "fpnn"), "no head named 'fpnn'; did you mean 'fpn'?"),
+        (
+            ("show", "mobilenet_v2", "--taps", "C5"),
+            "--taps and --num-classes are of a head; name it with --head",
+        ),
+        (
+            ("show", "mobilenet_v2", "--head", "fpn", "--taps", ","),
+            "Invalid value for '--taps': ',' names no taps; write them with commas between, such as C3,C4,C5",
+        ),
+        (
+            ("show", "mobilenet_v2", "--head", "ssdlite", "--num-classes", "0"),
+            "head 'ssdlite' cannot have num_classes=0; it is a whole number from 2 up, the background being one of the "
+            "classes",
+        ),
         (("predict", "absent.png"), "cannot read the image 'absent.png': No such file or directory"),
         (("taps", "absent.png"), "cannot read the image 'absent.png': No such file or directory"),
     ],
