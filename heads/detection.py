@@ -7,7 +7,7 @@ from typing import Any
 from featuretap.registry.option import Option, count, is_whole, number
 from featuretap.registry.specs import BackboneSpec
 
-__all__ = ["COCO_CLASSES", "NORMALISATION", "RESIZING", "boxes", "pairs", "share"]
+__all__ = ["COCO_CLASSES", "NORMALISATION", "RESIZING", "boxes", "per_level", "share"]
 
 COCO_CLASSES = 91
 """Labels of COCO with the background and the numbers that it leaves out, which torchvision's detectors have."""
@@ -46,7 +46,7 @@ RESIZING = {
 """torchvision's: images are resized to a shorter side of `min_size`, but to no longer side over `max_size`."""
 
 
-def pairs(allowed: str) -> Option:
+def per_level(allowed: str) -> Option:
     """Return an option that has numbers for each level, and None by default."""
 
     def accepts(value: Any) -> bool:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from featuretap.heads.detection import COCO_CLASSES, RESIZING, boxes, pairs, share
+from featuretap.heads.detection import COCO_CLASSES, RESIZING, boxes, per_level, share
 from featuretap.heads.fpn import GROUPS, PYRAMID_OPTIONS, check_pyramid, pyramid_taps
 from featuretap.registry.errors import OptionError
 from featuretap.registry.option import choice, count, number
@@ -20,8 +20,10 @@ P6P7 = {**PYRAMID_OPTIONS, "extra_levels": choice("p6p7", "pool", None)}
 POOL = {**PYRAMID_OPTIONS, "extra_levels": choice("pool", "p6p7", None)}
 
 ANCHORS = {
-    "anchor_sizes": pairs("None or, for each level, sizes of its anchors in pixels, such as ((32,), (64,), (128,))"),
-    "aspect_ratios": pairs("None or, for each level, height / width of its anchors, such as ((0.5, 1, 2),)"),
+    "anchor_sizes": per_level(
+        "None or, for each level, sizes of its anchors in pixels, such as ((32,), (64,), (128,))"
+    ),
+    "aspect_ratios": per_level("None or, for each level, height / width of its anchors, such as ((0.5, 1, 2),)"),
 }
 
 RETINANET_OPTIONS = {

@@ -69,8 +69,9 @@ def assemble(request: Request, source: Source | None = None) -> nn.Module:
 def _joined(parts: Parts, spec: BackboneSpec | ModelSpec, preprocessing: Preprocessing) -> nn.Module:
     if not isinstance(spec, ModelSpec):
         return parts[""]
-    if spec.head.images == "raw":
-        parts[HEAD].normalise_as(preprocessing)  # type: ignore[operator]
+    normalise_as = getattr(parts[HEAD], "normalise_as", None)
+    if normalise_as is not None:
+        normalise_as(preprocessing)
     model: nn.Module = load(spec.head.model)(parts[""], parts[HEAD])
     return model
 

@@ -58,7 +58,8 @@ class HeadSpec:
             name → shape of what the model returns for it.
         model: import string of `model(backbone, head) -> nn.Module`, both modules as `backbone` and `head` inside.
         images: how the model wants its images: "cropped" to one size, "whole" and of any size, both normalised, or
-            "raw", with values from 0 to 1, resized and normalised by the model.
+            "raw", with values from 0 to 1, resized and normalised by the model; the method
+            `normalise_as(preprocessing)` of a head is told how the weights were trained.
         layouts: layout name → import string of `layout(model, backbone) -> Layout`, of a `ModelSpec` and the layout of
             its backbone with a classifier.
     """
