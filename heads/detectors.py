@@ -21,7 +21,7 @@ POOL = {**PYRAMID_OPTIONS, "extra_levels": choice("pool", "p6p7", None)}
 
 ANCHORS = {
     "anchor_sizes": per_level(
-        "None or, for each level, sizes of its anchors in pixels, such as ((32,), (64,), (128,))"
+        "None or, for each level, its sizes in pixels, such as ((32,), (64,), (128,))"
     ),
     "aspect_ratios": per_level("None or, for each level, height / width of its anchors, such as ((0.5, 1, 2),)"),
 }
