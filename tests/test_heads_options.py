@@ -223,6 +223,14 @@ def test_images_without_any_box_can_be_learned_from(registry: Registry, head: st
     assert all(torch.isfinite(loss) for loss in losses.values())
 
 
+def test_sizes_of_ssdlite_are_height_and_width(registry: Registry) -> None:
+    model = registry.build("mobilenet_v2_050", head="ssdlite", size=(64, 160)).eval()
+    seen: list[tuple[int, ...]] = []
+    model.backbone.register_forward_hook(lambda *call: seen.append(tuple(call[1][0].shape)))
+    model(images(2, 50, 50))
+    assert seen == [(2, 3, 64, 160)]
+
+
 @pytest.mark.parametrize("head", DETECTORS)
 def test_an_image_smaller_than_the_stride_is_enlarged(registry: Registry, head: str) -> None:
     model = registry.build("mobilenet_v2_050", head=head, num_classes=3, **SMALL[head]).eval()

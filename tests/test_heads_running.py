@@ -182,17 +182,21 @@ def test_pyramid_levels_are_read_by_their_names(registry: Registry) -> None:
 
 def test_the_gate_of_lraspp_is_computed_in_windows_on_large_maps(registry: Registry) -> None:
     """On maps over 49×49 the paper's gate varies from place to place; torchvision's is one number a channel."""
-    seen = {}
+    fine, coarse, small = torch.rand(1, 88, 129, 257), torch.rand(1, 576, 65, 129), torch.rand(1, 576, 7, 11)
     for pooling in ("window", "global"):
-        model = registry.build("mobilenet_v3_small", head="lraspp", pooling=pooling).eval()
-        sizes: list[tuple[int, ...]] = []
-        model.head.gate.register_forward_hook(lambda *call, sizes=sizes: sizes.append(tuple(call[2].shape[-2:])))
+        head = registry.build("mobilenet_v3_small", head="lraspp", pooling=pooling).eval().head
+        seen: list[torch.Tensor] = []
+        head.gate.register_forward_hook(lambda *call, seen=seen: seen.append(call[1][0]))
         with torch.inference_mode():
-            model(torch.rand(1, 3, 1025, 2049))
-            model(torch.rand(1, 3, 97, 161))
-        seen[pooling] = sizes
-    # Figure 10 of the paper: 65×129 maps, windows of 49×49, steps of 16 and 20.
-    assert seen == {"window": [(2, 5), (1, 1)], "global": [(1, 1), (1, 1)]}
+            head({"C3.depthwise": fine, "C5": coarse})
+            head({"C3.depthwise": fine, "C5": small})
+        if pooling == "window":
+            # Figure 10 of the paper: windows of 49×49 in steps of 16 and 20.
+            assert seen[0].shape[-2:] == (2, 5)
+            torch.testing.assert_close(seen[0][0, :, 1, 2], coarse[0, :, 16:65, 40:89].mean((1, 2)))
+        else:
+            torch.testing.assert_close(seen[0], coarse.mean((2, 3), keepdim=True))
+        torch.testing.assert_close(seen[1], small.mean((2, 3), keepdim=True))
 
 
 def test_detectors_see_images_as_their_weights_were_trained(registry: Registry, tmp_path: Path) -> None:

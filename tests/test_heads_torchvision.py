@@ -252,9 +252,9 @@ def test_published_weights_bring_their_head_and_options(
 
 
 def test_options_beside_a_tag_come_before_those_that_it_brings(registry: Registry) -> None:
-    spec = registry.spec("mobilenet_v3_large", pretrained="ssdlite320_coco_v1", size=512, num_classes=4)
-    assert spec.head_options["size"] == 512
-    assert spec.num_classes == 4
+    options = {"size": 512, "num_classes": 4, "reduce_lowest_anchors": True}
+    spec = registry.spec("mobilenet_v3_large", pretrained="ssdlite320_coco_v1", **options)
+    assert (spec.head_options["size"], spec.head_options["reduce_lowest_anchors"], spec.num_classes) == (512, True, 4)
     assert spec.backbone.taps["C5"].channels == 480
     classifier = registry.spec("mobilenet_v3_large", pretrained="ssdlite320_coco_v1", head="classification")
     assert tuple(classifier.backbone.taps) == ("C5",)
