@@ -20,9 +20,7 @@ P6P7 = {**PYRAMID_OPTIONS, "extra_levels": choice("p6p7", "pool", None)}
 POOL = {**PYRAMID_OPTIONS, "extra_levels": choice("pool", "p6p7", None)}
 
 ANCHORS = {
-    "anchor_sizes": per_level(
-        "None or, for each level, its sizes in pixels, such as ((32,), (64,), (128,))"
-    ),
+    "anchor_sizes": per_level("None or, for each level, its sizes in pixels, such as ((32,), (64,), (128,))"),
     "aspect_ratios": per_level("None or, for each level, height / width of its anchors, such as ((0.5, 1, 2),)"),
 }
 
