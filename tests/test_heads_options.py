@@ -223,6 +223,13 @@ def test_images_without_any_box_can_be_learned_from(registry: Registry, head: st
     assert all(torch.isfinite(loss) for loss in losses.values())
 
 
+def test_boxes_are_cropped_from_the_levels_of_the_backbone_alone(registry: Registry) -> None:
+    """Levels that are added are for proposals, as the FPN paper and torchvision have it."""
+    heads = registry.build("mobilenet_v2_050", head="mask_rcnn").head.roi_heads
+    for pool in (heads.box_roi_pool, heads.mask_roi_pool):
+        assert pool.featmap_names == ["P2", "P3", "P4", "P5"]
+
+
 def test_sizes_of_ssdlite_are_height_and_width(registry: Registry) -> None:
     model = registry.build("mobilenet_v2_050", head="ssdlite", size=(64, 160)).eval()
     seen: list[tuple[int, ...]] = []
