@@ -93,9 +93,15 @@ def check_anchors(backbone: BackboneSpec, **options: Any) -> None:
     """Refuse anchors for other levels than there are, or of other numbers from level to level.
 
     Raises:
-        OptionError: `anchor_sizes` or `aspect_ratios` does not fit the levels.
+        OptionError: `anchor_sizes` or `aspect_ratios` does not fit the levels, or overlaps contradict each other.
     """
     check_pyramid(backbone, **options)
+    for kind in ("", "rpn_", "box_"):
+        low, high = options.get(f"{kind}bg_iou_thresh", 0.0), options.get(f"{kind}fg_iou_thresh", 1.0)
+        if low > high:
+            raise OptionError(
+                f"{kind}bg_iou_thresh={low} is over {kind}fg_iou_thresh={high}; what is background overlaps less"
+            )
     names = list(levels(backbone, options))
     for option in ANCHORS:
         given = options[option]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from typing import Any
 
 from featuretap.registry.errors import OptionError
@@ -35,20 +36,27 @@ def pyramid_taps(
     The first is numbered as the level that it is made of (P3 of C3, or of any map of stride 8 that bears no number),
     the others count on from there, whatever their strides.
     """
-    strides = [tap.stride for tap in backbone.taps.values()]
-    rounding = next(iter(backbone.taps.values())).rounding
+    (name, finest), *_ = backbone.taps.items()
+    taps = [Tap(out_channels, tap.stride, tap.rounding) for tap in backbone.taps.values()]
     for _ in range(EXTRA_LEVELS[extra_levels]):
-        strides.append(strides[-1] * 2)
-    numbered = re.match(r"C(\d)", next(iter(backbone.taps)))
-    first = int(numbered[1]) if numbered else strides[0].bit_length() - 1
-    return {f"P{number}": Tap(out_channels, stride, rounding) for number, stride in enumerate(strides, start=first)}
+        taps.append(replace(taps[-1], stride=2 * taps[-1].stride))
+    numbered = re.match(r"C(\d)", name)
+    first = int(numbered[1]) if numbered else finest.stride.bit_length() - 1
+    return {f"P{number}": tap for number, tap in enumerate(taps, start=first)}
 
 
 def pyramid_outputs(
     backbone: BackboneSpec, *, height: int, width: int, **options: Any
 ) -> dict[str, tuple[int, int, int]]:
-    """Return level → (channels, height, width) for an image."""
-    return {name: tap.shape(height, width) for name, tap in pyramid_taps(backbone, **options).items()}
+    """Return level → (channels, height, width) for an image; each added level is half the one before, rounded up."""
+    shapes: dict[str, tuple[int, int, int]] = {}
+    for index, (name, tap) in enumerate(pyramid_taps(backbone, **options).items()):
+        if index < len(backbone.taps):
+            shapes[name] = tap.shape(height, width)
+        else:
+            channels, above, beside = shapes[next(reversed(shapes))]
+            shapes[name] = channels, -(-above // 2), -(-beside // 2)
+    return shapes
 
 
 def check_pyramid(backbone: BackboneSpec, *, out_channels: int, fpn_norm: str | None, **others: Any) -> None:

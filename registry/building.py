@@ -49,13 +49,13 @@ def assemble(request: Request, source: Source | None = None) -> nn.Module:
             _initialise(part)
     else:
         try:
-            fresh_head = _take(parts, request, source)
+            fresh_head, usual = _take(parts, request, source)
             source.check_network(request)
         except MisfitError as problem:
             # That a file is not what it was asked for as says more than that it does not fit.
             source.origin()
             raise WeightsError(f"weights do not fit {request.words}: {problem}{source.fits(request.words)}") from None
-        description = _with_origin(description, source, request.spec, fresh_head)
+        description = _with_origin(replace(description, fresh=fresh_head), source, request.spec, usual)
     if request.freezing != Freezing():
         _freeze(parts[""], request)
     if request.backbone.stages and description.options.get("norm") is not None:
@@ -100,33 +100,40 @@ def _initialise(part: nn.Module) -> None:
         initialise()
 
 
-def _take(parts: Parts, request: Request, source: Source) -> bool:
-    """Fill the parts from a file, and say whether the head, or its last layer, was drawn anew instead."""
+def _take(parts: Parts, request: Request, source: Source) -> tuple[bool, Preprocessing | None]:
+    """Fill the parts from a file.
+
+    Returns:
+        whether the head, or its last layer, was drawn anew instead, and how the file's library prepares images for such
+        a model, where its layout tells.
+    """
     weights = source.translated(request.spec)
     if request.whole is not None:
         weights = _with_half_a_tail(weights, request, backbone_of(request.whole), source)
-    _set_eps(parts, request.backbone, weights.norm_eps)
     fresh, reason = _fresh(parts, request, source, weights)
+    _set_eps(parts, request.backbone, weights.norm_eps, fresh_head=HEAD in fresh)
     if reason:
         _initialise(parts[HEAD])
-        logger.warning("%s: %s", request.words, reason)
     fill(parts, request.backbone, weights, fresh=fresh, keep_dtype=source.keep_dtype)
+    if reason:
+        logger.warning("%s: %s", request.words, reason)
     if reason and source.keep_dtype:
         # What is drawn anew has the type of what is not.
         parts[HEAD].to(next(parts[""].parameters()).dtype)
-    return bool(reason)
+    return bool(reason), weights.preprocessing
 
 
-def _set_eps(parts: Parts, spec: BackboneSpec, eps: Mapping[str, float]) -> None:
+def _set_eps(parts: Parts, spec: BackboneSpec, eps: Mapping[str, float], *, fresh_head: bool) -> None:
     # Our own batch norms have the spec's epsilon already; those of a `norm=` factory have torch's.
     built = spec.norm_eps if spec.stages and spec.norm is None else None
-    for prefix, name in (("", "backbone"), (HEAD, "head")):
-        if prefix in parts and eps.get(name, built) != built:
-            set_eps(parts[prefix], eps[name])
+    if eps.get("backbone", built) != built:
+        set_eps(parts[""], eps["backbone"])
+    if HEAD in parts and "head" in eps and not fresh_head:
+        set_eps(parts[HEAD], eps["head"])
     for path in eps.keys() - {"backbone", "head"}:
         prefix = HEAD if HEAD in parts and path.startswith(HEAD) else ""
         inner = path.removeprefix(prefix)
-        for name, module in parts[prefix].named_modules():
+        for name, module in parts[prefix].named_modules() if not (prefix and fresh_head) else ():
             if name == inner:
                 set_eps(module, eps[path])
 
@@ -201,12 +208,12 @@ def _freeze(backbone: nn.Module, request: Request) -> None:
 
 
 def _with_origin(
-    description: Description, source: Source, spec: BackboneSpec | ModelSpec, fresh_head: bool
+    description: Description, source: Source, spec: BackboneSpec | ModelSpec, usual: Preprocessing | None
 ) -> Description:
     origin = source.origin()
     return replace(
         description,
         weights=origin.weights,
-        preprocessing=prepared_for(spec, origin.preprocessing or description.preprocessing),
-        classes="" if fresh_head else origin.classes,
+        preprocessing=prepared_for(spec, origin.preprocessing or usual or description.preprocessing),
+        classes="" if description.fresh else origin.classes,
     )

@@ -27,6 +27,7 @@ class Description:
         preprocessing: what `registry.transforms` makes of it.
         weights: name of the catalogue entry, path of the file, or None for fresh weights.
         classes: the label set of the weights, such as "imagenet1k", where it is known.
+        fresh: whether the head, or its last layer, was drawn anew although the backbone has weights.
         backbone: the backbone as it was built: options applied, and without its `norm`, which is code.
     """
 
@@ -38,6 +39,7 @@ class Description:
     preprocessing: Preprocessing = Preprocessing()
     weights: str | Path | None = None
     classes: str = ""
+    fresh: bool = False
     backbone: BackboneSpec | None = field(default=None, repr=False)
 
 

@@ -12,6 +12,7 @@ from functools import cached_property
 from typing import Any, Literal
 
 from featuretap.registry.backbone_spec import BackboneSpec, check_size
+from featuretap.registry.errors import SpecError
 from featuretap.registry.import_strings import load
 from featuretap.registry.layers import Counted
 from featuretap.registry.option import Option
@@ -39,7 +40,7 @@ class HeadSpec:
         factory: import string of the function that returns the head's module, which maps the dict of taps to the
             head's output.
         layers: import string of a function that returns `tuple[Counted, ...]`, layers that work on the first tap;
-            without it the head is built on the meta device to be counted, by a run of its `dense(maps)` if it has one.
+            without it the head is built and run on the meta device to be counted.
         num_classes: classes where the caller names no number; None for a head that has no classes.
         options: every option with its default, or with an `Option`, which also says what values it takes; the names
             must differ from those of backbones.
@@ -53,7 +54,8 @@ class HeadSpec:
         optional_reads: option → what it reads besides where that option is on.
         backbone_options: options of the backbone that it sets where the caller does not.
         check: import string of a function that raises a `HeadError` or an `OptionError` for what does not go together.
-        taps: import string of a function that returns address → `Tap` of maps that the head makes, if it makes any.
+        taps: import string of a function that returns address → `Tap` of maps that the head makes, if it makes any;
+            `outputs` then states their shapes.
         outputs: import string of a function that also takes `height=` and `width=` of an image in pixels, and returns
             name → shape of what the model returns for it.
         model: import string of `model(backbone, head) -> nn.Module`, both modules as `backbone` and `head` inside.
@@ -85,6 +87,10 @@ class HeadSpec:
     allowed: Mapping[str, Option] = field(init=False, default_factory=dict, hash=False, repr=False)
 
     def __post_init__(self) -> None:
+        unknown = sorted(set(self.optional_reads) - set(self.options))
+        if unknown or not self.reads:
+            problem = f"reads more with an option {unknown[0]!r} that it lacks" if unknown else "reads no taps"
+            raise SpecError(f"head {self.name!r} {problem}; correct its HeadSpec")
         stated = {name: option for name, option in self.options.items() if isinstance(option, Option)}
         defaults = {name: option.default for name, option in stated.items()}
         object.__setattr__(self, "allowed", stated)
@@ -124,6 +130,9 @@ class ModelSpec:
     def tap_shapes(self, height: int, width: int) -> dict[str, tuple[int, int, int]]:
         """Map → (channels, height, width) for images of `height` × `width` pixels."""
         check_size(height, width)
+        if self.head.taps:
+            made = self.outputs(height, width)
+            return {name: made[name] for name in self.taps}  # type: ignore[misc]
         return {name: tap.shape(height, width) for name, tap in self.taps.items()}
 
     def outputs(self, height: int, width: int) -> dict[str, Shape]:

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from featuretap.registry.preprocessing import Preprocessing
+
 __all__ = ["NATIVE", "Layout"]
 
 NATIVE = "featuretap"
@@ -20,6 +22,7 @@ class Layout:
         names: our name → theirs, of the whole network and its head.
         norm_eps: epsilon of batch norm that the library builds the network with.
         head_norm_eps: the same in the head, where there are norms.
+        preprocessing: how the library's model normalises its images, where it does so itself.
         architecture: what the library calls the network; empty where it has no such network, whose weights can then be
             read from files of these names, and not be written.
         arguments: keyword arguments that it builds the network with.
@@ -36,6 +39,7 @@ class Layout:
     remark: str = ""
     pointwise: frozenset[str] = frozenset()
     head_norm_eps: float | None = None
+    preprocessing: Preprocessing | None = None
 
     @property
     def norm_eps_by_part(self) -> dict[str, float]:

@@ -6,12 +6,12 @@ from collections.abc import Iterable, Mapping
 from itertools import pairwise
 from typing import Any
 
-from featuretap.registry.errors import HeadError, OptionError
+from featuretap.registry.errors import HeadError, OptionError, SpecError
 from featuretap.registry.option import is_whole
 from featuretap.registry.options import OPTIONS, Freezing, configured, options_of, split
 from featuretap.registry.specs import BackboneSpec, HeadSpec, ModelSpec, Tap
 
-__all__ = ["features", "paired"]
+__all__ = ["features", "paired", "set_by"]
 
 
 def features(
@@ -37,11 +37,15 @@ def paired(
         OptionError: a number of classes, or a value of an option, that the head cannot take.
     """
     for_backbone, for_head = split(backbone, head, options)
+    shared = sorted(set(head.options) & set(options_of(backbone)))
+    if shared:
+        raise SpecError(f"head {head.name!r} has an option {shared[0]!r}, which {backbone.name!r} has too; rename it")
     values = {**head.options, **for_head}
     for name, option in head.allowed.items():
         if not option.accepts(values[name]):
             raise OptionError(f"head {head.name!r} cannot take {name}={values[name]!r}; it is {option.allowed}")
-    spec, freezing = configured(backbone, {**_set_by(head, backbone), **for_backbone})
+    values = {name: _without_lists(value) for name, value in values.items()}
+    spec, freezing = configured(backbone, {**set_by(head, backbone), **for_backbone})
     levels = spec.with_taps(spec.levels).taps if spec.levels else {}
     spec = spec.with_taps(_reads(head, spec, values) if taps is None else taps)
     _check_taps(head, spec.taps, len(head.reads_with(values)))
@@ -51,14 +55,19 @@ def paired(
     return model, freezing
 
 
-def _set_by(head: HeadSpec, backbone: BackboneSpec) -> dict[str, Any]:
+def set_by(head: HeadSpec, backbone: BackboneSpec) -> dict[str, Any]:
     """Return the options of the backbone that the head sets: those that it has, and that are still as usual."""
     takes = options_of(backbone)
     return {
         name: value
         for name, value in head.backbone_options.items()
-        if name in takes and takes[name] == OPTIONS[name].default
+        if name in takes and (name not in OPTIONS or takes[name] == OPTIONS[name].default)
     }
+
+
+def _without_lists(value: Any) -> Any:
+    """Return a value that nobody can change, and that is the same whether it came from a file or from code."""
+    return tuple(map(_without_lists, value)) if isinstance(value, list | tuple) else value
 
 
 def _reads(head: HeadSpec, spec: BackboneSpec, options: Mapping[str, Any]) -> tuple[str, ...]:

@@ -18,7 +18,7 @@ from featuretap.registry.description import Description, prepared_for
 from featuretap.registry.errors import HeadError, OptionError, PluginError
 from featuretap.registry.hookspecs import WeightsEntry
 from featuretap.registry.options import Freezing, options_of
-from featuretap.registry.pairing import features, paired
+from featuretap.registry.pairing import features, paired, set_by
 from featuretap.registry.plugin_loading import Plugin, discover, load_module, policy_from
 from featuretap.registry.preprocessing import Preprocessing
 from featuretap.registry.pretrained import brought, chosen
@@ -163,8 +163,8 @@ class Registry:
             taps: which maps come back, in this order (default: C1 to C5); layers after the last are not built. With a
                 head: which maps it reads in place of its own choice.
             head: a head's name; without `features_only` the default is "classification".
-            pretrained: True for the catalogue's default weights, a tag, or the path of a file. Weights of a detector or
-                a segmenter bring their head and its options, where these are not given.
+            pretrained: True for the catalogue's default weights, a tag, or the path of a file. Published weights of a
+                detector or a segmenter, asked for by their tag, bring head and options that are not given.
             num_classes: classes of the head; None for the head's own number, 0 for pooled features where it pools.
             **options: options of the backbone and of the head; `registry.spec` and `featuretap show` name them.
 
@@ -228,8 +228,9 @@ class Registry:
     ) -> nn.Module:
         """Build the model that a file describes, and fill it from the file.
 
-        Files of torchvision's and timm's classifiers are recognised by the names and shapes of their tensors. The
-        model's numbers are of the file's type, such as float16.
+        Files of torchvision's and timm's classifiers, and of torchvision's detectors and segmenters on MobileNetV3, are
+        recognised by the names and shapes of their tensors. The model's numbers are of the file's type, such as
+        float16.
 
         Args:
             path: a file that `save` wrote, one in torchvision's or timm's layout (.safetensors, or .pth, of which no
@@ -277,8 +278,9 @@ class Registry:
     def transforms(self, model: nn.Module) -> Callable[[Any], Any]:
         """Return the preprocessing that a model's weights were trained with.
 
-        It maps a PIL image, or a tensor (C, H, W) of bytes or floats from 0 to 1, to a float tensor
-        (C, crop, crop). A model with fresh weights gets ImageNet's usual one.
+        It maps a PIL image, or a tensor (C, H, W) of bytes or floats from 0 to 1, to a float tensor: (C, crop, crop)
+        for classifiers, (C, H', W') of the whole image for segmenters, (C, H, W) with values from 0 to 1 for detectors,
+        which do the rest themselves. A model with fresh weights gets ImageNet's usual one.
 
         Raises:
             OptionError: the model was not built by featuretap.
@@ -328,6 +330,10 @@ class Registry:
         whole = resolved({**options, "reduced_tail": False})[0] if reduced else None
         # A name with its distribution stays; an alias becomes what it stands for.
         said = name if isinstance(name, str) and ":" in name else backbone.name
+        if isinstance(spec, ModelSpec):
+            # What the head sets is said, since under another head, or under none, it would be otherwise.
+            options = {**set_by(spec.head, backbone), **options}
+            options = {option: spec.head_options.get(option, value) for option, value in options.items()}
         return Request(spec, freezing, _described(said, spec, options), whole)
 
     def catalogued(self, name: str | BackboneSpec) -> BackboneSpec:

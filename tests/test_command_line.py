@@ -12,6 +12,7 @@ import pytest
 from conftest import Ran
 from PIL import Image
 
+import featuretap
 from featuretap.registry.command_line.pictures import coloured, draw_taps
 
 Run = Callable[..., Ran]
@@ -216,6 +217,20 @@ def test_predictions_of_fresh_weights_are_refused(run: Run, cat: Path) -> None:
         "'mobilenet_v1_025' has no default weights (the catalogue has none for it); "
         "name a tag, or give the path of a file",
     )
+
+
+def test_a_detectors_file_gives_no_predictions_of_a_random_classifier(run: Run, cat: Path, tmp_path: Path) -> None:
+    pyramid = featuretap.registry.build("mobilenet_v2_050", head="fpn")
+    path = featuretap.registry.save(pyramid, tmp_path / "pyramid.safetensors")
+    refused(
+        run("predict", cat, "--weights", path),
+        f"'{path}' holds no classifier of 'mobilenet_v2_050', and predictions need one",
+    )
+    ran = run("predict", cat, "--weights", path, "--model", "mobilenet_v2_050")
+    assert (ran.status, ran.out) == (2, "")
+    refusal = f"'{path}' has no classifier for 'mobilenet_v2_050', and predictions of fresh weights mean nothing"
+    assert ran.err.endswith(f"featuretap: {refusal}\n")
+    assert "head      fpn\n" in run("inspect", path).out
 
 
 def test_weights_that_cannot_be_downloaded_are_one_line(

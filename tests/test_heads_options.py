@@ -13,7 +13,7 @@ from torchvision.models.detection.ssdlite import ssdlite320_mobilenet_v3_large
 from featuretap.heads.adapters import ShapeSpec, as_torchvision, output_shape
 from featuretap.heads.detectors import anchor_sizes
 from featuretap.registry import Registry
-from featuretap.registry.errors import HeadError, OptionError, UnknownHeadError, UnknownOptionError
+from featuretap.registry.errors import HeadError, OptionError, SpecError, UnknownHeadError, UnknownOptionError
 from featuretap.registry.specs import RE, BackboneSpec, Bneck, Conv, HeadSpec, Tap
 
 TINYNET = BackboneSpec(
@@ -98,6 +98,16 @@ WRONG_VALUES: list[tuple[str, dict[str, Any], str]] = [
         "faster_rcnn",
         {"anchor_sizes": ((8,), (16,), (32,), (64,), (128, 256))},
         "anchor_sizes and aspect_ratios give levels different numbers of anchors; give all the same",
+    ),
+    (
+        "retinanet",
+        {"fg_iou_thresh": 0.3},
+        "bg_iou_thresh=0.4 is over fg_iou_thresh=0.3; what is background overlaps less",
+    ),
+    (
+        "faster_rcnn",
+        {"rpn_bg_iou_thresh": 0.9},
+        "rpn_bg_iou_thresh=0.9 is over rpn_fg_iou_thresh=0.7; what is background overlaps less",
     ),
     ("mask_rcnn", {"aspect_ratios": 2}, "cannot take aspect_ratios=2; it is None or, for each level, height / width"),
 ]
@@ -262,6 +272,19 @@ def test_a_plugins_head_may_state_which_values_its_options_take(registry: Regist
     assert ours.spec("mobilenet_v2", head="pooled").head_options == {"dropout": 0.1}
     with pytest.raises(OptionError, match=r"^head 'pooled' cannot take dropout=0.3; it is 0.1 or 0.2$"):
         ours.build("mobilenet_v2", head="pooled", dropout=0.3)
+
+
+def test_a_head_that_contradicts_itself_is_named(registry: Registry) -> None:
+    usual: dict[str, Any] = {"factory": "x:y", "num_classes": 2}
+    with pytest.raises(SpecError, match=r"^head 'odd' reads no taps; correct its HeadSpec$"):
+        HeadSpec("odd", reads=(), **usual)
+    with pytest.raises(SpecError, match=r"^head 'odd' reads more with an option 'aux' that it lacks; correct its"):
+        HeadSpec("odd", reads=("C5",), optional_reads={"aux": ("C3",)}, **usual)
+    head = HeadSpec("odd", reads=("C5",), options={"width": 3}, **usual)
+    plugin = type("plugin", (), {"featuretap_heads": staticmethod(_hook([head]))})
+    with pytest.raises(SpecError) as error:
+        Registry(plugins=[plugin], discover=False).spec("mobilenet_v2", head="odd")
+    assert str(error.value) == "head 'odd' has an option 'width', which 'mobilenet_v2' has too; rename it"
 
 
 def _hook(answer: list[HeadSpec]) -> Any:

@@ -11,6 +11,7 @@ from headed import DETECTORS, FAMILIES, HEADS, SEGMENTERS, SMALL, images, loss_o
 from torch import nn
 
 from featuretap.registry import Registry
+from featuretap.registry.specs import BackboneSpec, Tap
 
 SIZES = [(97, 161), (64, 33)]
 
@@ -168,6 +169,89 @@ def test_freezing_reaches_the_backbone_alone(registry: Registry, head: str) -> N
     for name, tensor in still.items():
         assert torch.equal(model.backbone.state_dict()[name], tensor), name
     assert any(parameter.grad is not None for parameter in model.head.parameters())
+
+
+@pytest.mark.parametrize("stride", [32, 16, 8])
+def test_the_output_stride_of_a_segmenter_survives_its_file(registry: Registry, tmp_path: Path, stride: int) -> None:
+    """Also where it is the backbone's own default and not the head's, and under no head at all."""
+    model = registry.build("mobilenet_v3_small_050", head="lraspp", output_stride=stride).eval()
+    path = registry.save(model, tmp_path / "a.safetensors")
+    images = torch.rand(1, 3, 97, 161)
+    with torch.inference_mode():
+        assert torch.equal(registry.load(path).eval()(images)["out"], model(images)["out"])
+        bare = registry.load(path, features_only=True, taps=("C5",)).eval()
+        assert torch.equal(bare(images)["C5"], model.backbone(images)["C5"])
+
+
+def test_the_output_stride_that_a_head_sets_is_said(registry: Registry) -> None:
+    assert registry.build("mobilenet_v2_050", head="lraspp").description.options == {"output_stride": 16}
+
+
+@pytest.mark.parametrize("head", ["ssdlite", "faster_rcnn"])
+def test_parts_of_a_detector_stay_in_evaluation_when_it_trains(registry: Registry, head: str) -> None:
+    """What fine-tuning does to batch norms: none of it is undone by a forward pass."""
+    model = built(registry, "mobilenet_v2_050", head).train()
+    model.backbone.eval()
+    model.head.neck.eval()
+    before = {name: tensor.clone() for name, tensor in model.backbone.state_dict().items()}
+    loss_of(model, head, 2, 64, 96)
+    assert not any(module.training for part in (model.backbone, model.head.neck) for module in part.modules())
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.backbone.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("name", "head", "eps"), [("mobilenet_v2_050", "ssdlite", 1e-5), ("mobilenet_v3_small_050", "deeplab_v3", 1e-3)]
+)
+def test_the_epsilon_of_a_heads_norms_is_its_files_even_where_it_is_the_backbones(
+    registry: Registry, tmp_path: Path, name: str, head: str, eps: float
+) -> None:
+    model = registry.build(name, head=head)
+    for module in model.head.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.eps = eps
+    again = registry.load(registry.save(model, tmp_path / "a.safetensors"))
+    assert {module.eps for module in again.head.modules() if isinstance(module, nn.BatchNorm2d)} == {eps}
+
+
+def test_a_fresh_head_has_its_own_epsilon_and_not_that_of_the_files_head(registry: Registry, tmp_path: Path) -> None:
+    path = registry.save(registry.build("mobilenet_v2_050", head="lraspp"), tmp_path / "a.safetensors")
+    fresh = registry.load(path, head="ssdlite", output_stride=32)
+    assert {module.eps for module in fresh.head.modules() if isinstance(module, nn.BatchNorm2d)} == {1e-3}
+
+
+def test_equal_models_give_equal_files_whether_options_are_lists_or_tuples(registry: Registry, tmp_path: Path) -> None:
+    contents = set()
+    for rates in ([6, 12], (6, 12)):
+        torch.manual_seed(0)
+        model = registry.build("mobilenet_v2_050", head="deeplab_v3", atrous_rates=rates)
+        assert model.description.options["atrous_rates"] == (6, 12)
+        contents.add(registry.save(model, tmp_path / "a.safetensors").read_bytes())
+    assert len(contents) == 1
+
+
+def patches(spec: object, *, taps: tuple[str, ...]) -> nn.Module:
+    """A patchifying network, which drops what does not fill a patch."""
+
+    class Patches(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layers = nn.ModuleList(nn.Conv2d(3, 8, stride, stride) for stride in (8, 16))
+
+        def forward(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
+            return {name: layer(images) for name, layer in zip(taps, self.layers, strict=True)}
+
+    return Patches()
+
+
+@pytest.mark.parametrize("extra", [None, "pool", "p6p7"])
+def test_levels_on_maps_that_round_down_have_the_shapes_that_are_stated(registry: Registry, extra: str | None) -> None:
+    spec = BackboneSpec(
+        "patches", taps={"C3": Tap(8, 8, "floor"), "C4": Tap(8, 16, "floor")}, factory="test_heads_running:patches"
+    )
+    model = registry.build(spec, head="fpn", extra_levels=extra, taps=("C3", "C4")).eval()
+    stated = registry.spec(spec, head="fpn", extra_levels=extra, taps=("C3", "C4"))
+    found = {name: tuple(level.shape[1:]) for name, level in model(torch.rand(1, 3, 97, 161)).items()}
+    assert found == stated.tap_shapes(97, 161) == stated.outputs(97, 161)
 
 
 def test_pyramid_levels_are_read_by_their_names(registry: Registry) -> None:

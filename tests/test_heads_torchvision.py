@@ -1,5 +1,6 @@
 """torchvision's published detectors and segmenters: the same models here, and their weights there and back."""
 
+import hashlib
 import logging
 from collections.abc import Callable
 from pathlib import Path
@@ -137,6 +138,59 @@ def test_a_file_of_torchvisions_is_recognised_and_goes_back(
     for their, expected in zip(predictions(again, name), predictions(model, name), strict=True):
         assert torch.equal(their, expected)
     assert registry.load(back).description.head == MODELS[name][1]
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_file_that_is_loaded_without_a_word_predicts_the_same(
+    registry: Registry, published: Published, name: str
+) -> None:
+    """Normalisation included, which SSDLite's file does not state and its model has inside."""
+    model, path = published(name)
+    chosen = {key: value for key, value in MODELS[name][0].items() if key != "aux_loss"}
+    for our, their in zip(
+        predictions(registry.load(path, **chosen).eval(), name), predictions(model, name), strict=True
+    ):
+        torch.testing.assert_close(our, their, rtol=1e-5, atol=1e-5)
+
+
+def test_a_deeplab_without_an_auxiliary_output_is_recognised(registry: Registry, tmp_path: Path) -> None:
+    """torchvision's own default."""
+    model = get_model("deeplabv3_mobilenet_v3_large", weights=None, weights_backbone=None)
+    torch.save(model.state_dict(), tmp_path / "plain.pth")
+    said = registry.load(tmp_path / "plain.pth").description
+    assert (said.head, said.options["auxiliary"], said.taps) == ("deeplab_v3", False, ("C5",))
+
+
+def test_a_file_that_the_catalogue_knows_has_its_own_entrys_options(
+    configured: Callable[[str], Registry], published: Published, tmp_path: Path
+) -> None:
+    """Two entries of the same shapes: the digest tells them apart."""
+    _, path = published("fasterrcnn_mobilenet_v3_large_fpn")
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    ours = configured(
+        f'[weights."mobilenet_v3_large.mine"]\nurl = "file://{path}"\nsha256 = "{digest}"\nlayout = "torchvision"\n'
+        'norm_eps = 1e-5\nhead = "faster_rcnn"\noptions = { taps = ["C5.first", "C5"], min_size = 111 }\n'
+        'classes = "coco"\n'
+    )
+    for source in (path, ours.convert(path, tmp_path / "kept.safetensors")):
+        said = ours.load(source).description
+        assert (said.weights, said.classes, dict(said.options)) == (
+            "mobilenet_v3_large.mine",
+            "coco",
+            {"min_size": 111},
+        )
+        assert (said.preprocessing.crop, said.preprocessing.inside) == (None, True)
+
+
+def test_other_normalisation_than_torchvisions_is_not_written_for_it(registry: Registry, tmp_path: Path) -> None:
+    model = registry.build("mobilenet_v3_large", head="ssdlite", reduced_tail=True, reduce_lowest_anchors=False)
+    with pytest.raises(WeightsError) as error:
+        registry.save(model, tmp_path / "x.safetensors", layout="torchvision")
+    assert str(error.value) == (
+        "cannot save 'mobilenet_v3_large' with reduce_lowest_anchors=False, reduced_tail for torchvision, which has "
+        "image_mean=(0.5, 0.5, 0.5) and image_std=(0.5, 0.5, 0.5) in it, not (0.485, 0.456, 0.406) and "
+        "(0.229, 0.224, 0.225); save it in the layout 'featuretap'"
+    )
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -282,7 +336,8 @@ def test_the_wrong_number_of_boxes_is_a_clear_error(registry: Registry, publishe
     assert str(error.value) == (
         "weights do not fit 'mobilenet_v3_large' with reduced_tail: "
         "head.predictor.classification_head.module_list.0.1.weight is (546, 672, 1, 1) in the file, (273, 672, 1, 1) "
-        "in the model; the file fits 'mobilenet_v3_large' with reduced_tail, reduce_lowest_anchors=False"
+        "in the model; the file fits 'mobilenet_v3_large' with head='ssdlite', taps=('C4.expansion', 'C5'), "
+        "reduced_tail, reduce_lowest_anchors=False"
     )
 
 

@@ -8,10 +8,12 @@ the architecture is stated where torchvision's own function builds the very mode
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from featuretap.heads.ssdlite import fixed_size
 from featuretap.registry.layout import Layout
+from featuretap.registry.preprocessing import Preprocessing
 from featuretap.registry.specs import ModelSpec
 
 __all__ = ["deeplab_v3", "faster_rcnn", "lraspp", "ssdlite"]
@@ -21,6 +23,8 @@ DILATED = {"dilated": True}
 
 Beginnings = Mapping[str, str]
 """Beginning of a name → what stands in its place; the first that fits counts."""
+
+RAW = Preprocessing().for_images("raw")
 
 LEAVES_C4 = "stages.C5.0"
 
@@ -40,7 +44,9 @@ def ssdlite(model: ModelSpec, backbone: Layout) -> Layout:
         and _is(backbone, {"reduced_tail": True})
     )
     head = {"neck.extra.": "backbone.extra.", "predictor.": "head."}
-    return _layout(model, backbone, body, head, (1e-3, 1e-3), "ssdlite320_mobilenet_v3_large" if same else "")
+    name = "ssdlite320_mobilenet_v3_large" if same else ""
+    made = _layout(model, backbone, body, head, (1e-3, 1e-3), name)
+    return replace(made, preprocessing=replace(RAW, mean=(0.5,) * 3, std=(0.5,) * 3))
 
 
 def faster_rcnn(model: ModelSpec, backbone: Layout) -> Layout:
@@ -53,7 +59,8 @@ def faster_rcnn(model: ModelSpec, backbone: Layout) -> Layout:
     )
     head = {"neck.fpn.": "backbone.fpn.", "": ""}
     name = "fasterrcnn_mobilenet_v3_large_fpn" if same else ""
-    return _layout(model, backbone, {"features.": "backbone.body."}, head, (1e-5, 1e-5), name)
+    made = _layout(model, backbone, {"features.": "backbone.body."}, head, (1e-5, 1e-5), name)
+    return replace(made, preprocessing=RAW)
 
 
 def lraspp(model: ModelSpec, backbone: Layout) -> Layout:

@@ -59,14 +59,17 @@ class DetectionHead(nn.Module):
         names = {ours: theirs for theirs, ours in PARTS.items()}
         detector = object.__new__(type(shell))
         detector.__dict__.update(shell.__dict__)
+        necked = Necked(backbone, self.neck)
+        # Not train(), which would reach the parts: whoever has put some of them into evaluation wants them so.
+        necked.training = self.training
         detector._modules = {
-            "backbone": Necked(backbone, self.neck).train(self.training),
+            "backbone": necked,
             **{names.get(name, name): part for name, part in self._modules.items() if name != "neck"},
         }
         detector.training = self.training
         return detector
 
-    def dense(self, maps: Dict[str, Tensor]) -> Dict[str, Tensor]:
+    def forward(self, maps: Dict[str, Tensor]) -> Dict[str, Tensor]:
         """Return what the predictors say at every place of every level, before boxes are made of it."""
         said: Dict[str, Tensor] = self.predictor(list(self.neck(maps).values()))  # type: ignore[operator]
         return said

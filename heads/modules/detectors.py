@@ -58,7 +58,7 @@ def mask_rcnn(backbone: BackboneSpec, *, num_classes: int, **options: Any) -> RC
 class RCNNHead(DetectionHead):
     """A detection head that looks at boxes a second time."""
 
-    def dense(self, maps: dict[str, Tensor]) -> dict[str, Tensor]:
+    def forward(self, maps: dict[str, Tensor]) -> dict[str, Tensor]:
         """Return what the predictors say at every place of every level, and of as many boxes as are looked at."""
         levels = list(self.neck(maps).values())
         proposing: Any = self.rpn

@@ -62,6 +62,10 @@ def best_classes(picture: Image.Image, model: str | None, weights: str | None, t
     classifier, description = _model(model, weights or "default")
     if description.head != "classification":
         raise OptionError(f"{weights!r} holds no classifier of {description.name!r}, and predictions need one")
+    if description.fresh:
+        raise OptionError(
+            f"{weights!r} has no classifier for {description.name!r}, and predictions of fresh weights mean nothing"
+        )
     with torch.inference_mode():
         picture = _with_channels(picture, description)
         probabilities = classifier(registry.transforms(classifier)(picture)[None])[0].softmax(0)

@@ -35,7 +35,7 @@ PATH = click.Path(path_type=Path)
 @click.argument("target", type=PATH)
 @click.option("--weights", help="A tag, a file, or 'none' for fresh ones.  [default: the catalogue's default]")
 @click.option("--features-only", is_flag=True, help="The bare backbone, without a classifier.")
-@click.option("--num-classes", type=int, help="Classes of the classifier.")
+@click.option("--num-classes", type=int, help="Classes of the head.")
 @click.option("--option", "pairs", type=OptionPair(), multiple=True, help="An option of the backbone; can be repeated.")
 @LAYOUT
 def save_command(
@@ -137,7 +137,7 @@ def _print_facts(facts: dict[str, Any]) -> None:
     lines = {
         "options": _pairs(facts.get("options")),
         "taps": ", ".join(facts.get("taps") or ()),
-        "head": facts.get("head") and f"{facts['head']}, {facts['num_classes']} classes {facts['classes']}".strip(),
+        "head": facts.get("head") and _head_in_words(facts),
         "layout": facts["layout"],
         "norm eps": _pairs(facts.get("norm_eps")),
         "weights": facts.get("weights"),
@@ -150,6 +150,11 @@ def _print_facts(facts: dict[str, Any]) -> None:
             print_text(f"  {label:<9} {text}")
     rows = [(name, "×".join(map(str, tensor["shape"])) or "–", tensor["dtype"]) for name, tensor in tensors.items()]
     print_table([("tensor", "left"), ("shape", "right"), ("numbers", "left")], rows)
+
+
+def _head_in_words(facts: Mapping[str, Any]) -> str:
+    classes = "" if facts["num_classes"] is None else f", {facts['num_classes']} classes {facts['classes']}"
+    return f"{facts['head']}{classes}".strip()
 
 
 def _pairs(table: Mapping[str, Any] | None) -> str:

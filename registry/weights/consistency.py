@@ -36,9 +36,12 @@ def model_spec(registry: Registry, description: Description, backbone: BackboneS
     """Return the spec of a model that a description describes, on the backbone as it was built."""
     if description.head is None:
         return backbone
-    own = {name: value for name, value in description.options.items() if name not in options_of(backbone)}
+    built = options_of(backbone)
+    own = {name: value for name, value in description.options.items() if name not in built}
+    # The backbone is as it was built, whatever the head would set of it.
+    kept = {name: built[name] for name in registry.head(description.head).backbone_options if name in built}
     return registry.spec(
-        backbone, head=description.head, num_classes=description.num_classes, taps=description.taps, **own
+        backbone, head=description.head, num_classes=description.num_classes, taps=description.taps, **own, **kept
     )
 
 

@@ -69,9 +69,18 @@ def recognised(shapes: Shapes, registry: Registry) -> Record | None:
 
 
 def _with_heads(registry: Registry) -> list[WeightsEntry]:
-    """Return the published weights of models with a head that is no classifier, the plainest first."""
-    headed = (entry for entry in registry.published if entry.head != CLASSIFICATION)
-    return sorted(headed, key=lambda entry: len(entry.options))
+    """Return the published weights of models with a head that is no classifier, the plainest first.
+
+    Each also without what its head does on top, such as an auxiliary output.
+    """
+    headed = [entry for entry in registry.published if entry.head != CLASSIFICATION]
+    plainer = [
+        replace(entry, options={**entry.options, extra: False})
+        for entry in headed
+        for extra in registry.head(entry.head).optional_reads
+        if entry.options.get(extra)
+    ]
+    return sorted(headed + plainer, key=lambda entry: len(entry.options))
 
 
 def _of_entry(found: Shapes, entry: WeightsEntry, registry: Registry) -> Record | None:
@@ -115,13 +124,19 @@ def _number_of_classes(found: Shapes, model: ModelSpec, layout: str) -> int | No
 
 def identified(shapes: Shapes, digest: str, registry: Registry, config: TimmConfig = NOTHING) -> Record | None:
     """Return what a file holds, with what the catalogue knows by its digest, or a configuration beside it says."""
+    entry = registry.known_as(digest)
+    if entry and entry.head != CLASSIFICATION:
+        found = {name: shape for name, shape in shapes.items() if not name.endswith(COUNTER)}
+        record = _of_entry(found, entry, registry)
+        if record:
+            said = replace(record.description, weights=entry.name, classes=entry.classes)
+            return replace(record, description=said, norm_eps={**record.norm_eps, "backbone": entry.norm_eps})
     record = recognised(shapes, registry)
     if record and config.architecture:
         said = record.description
         stride = {"output_stride": config.output_stride} if config.output_stride != 32 else {}
         prepared = config.preprocessing or said.preprocessing
         record = replace(record, description=replace(said, options={**said.options, **stride}, preprocessing=prepared))
-    entry = registry.known_as(digest)
     if record is None or entry is None:
         return record
     channels = record.description.options.get("in_channels", 3)

@@ -124,7 +124,10 @@ class Source:
             return ""
         if not record.by_name:
             return f"; the file fits the BackboneSpec {record.description.name!r} that its model was built from"
-        fitting = options_in_words(record.description.name, record.description.options)
+        said, options = record.description, dict(record.description.options)
+        if said.head not in (None, CLASSIFICATION):
+            options = {"head": said.head, "taps": said.taps, **options}
+        fitting = options_in_words(said.name, options)
         return f"; the file fits {fitting}" if fitting != words else ""
 
     def origin(self) -> Origin:

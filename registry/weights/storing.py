@@ -242,7 +242,8 @@ def _stated(registry: Registry, description: Description) -> Description:
         spec = registry.catalogued(name)
     usual = options_of(spec)
     if description.head:
-        usual |= registry.head(description.head).options
+        head = registry.head(description.head)
+        usual = {key: value for key, value in usual.items() if key not in head.backbone_options} | dict(head.options)
     changed = {key: value for key, value in options.items() if key not in usual or value != usual[key]}
     plain = {key: float(value) if key == "width" else value for key, value in changed.items()}
     return replace(description, name=name, options=dict(sorted(plain.items())))
@@ -277,6 +278,9 @@ def _not_held(model: Storable, layout: Layout) -> str:
         return "which has no such network"
     if head and layout.features_only:
         return "which has that network for features only"
+    ours, theirs = model.description.preprocessing, layout.preprocessing
+    if theirs and (ours.mean, ours.std) != (theirs.mean, theirs.std):
+        return f"which has image_mean={theirs.mean} and image_std={theirs.std} in it, not {ours.mean} and {ours.std}"
     if head == CLASSIFICATION and tuple(spec.taps) != spec.levels[-1:]:
         return f"whose classifiers read {spec.levels[-1]}, not {', '.join(spec.taps)}"
     norm = str(model.description.options.get("norm", BATCH_NORMS[0]))

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from featuretap.registry.layout import NATIVE, Layout
+from featuretap.registry.preprocessing import Preprocessing
 from featuretap.registry.request import backbone_of
 from featuretap.registry.specs import BackboneSpec, ModelSpec
 from featuretap.registry.weights.expectation import HEAD, backbone_tensors, known
@@ -31,6 +32,7 @@ class Translated:
         source: the file, for messages.
         head: name of the head that its tensors of a head belong to.
         remark: what to know where the tensors do not fit, if anything.
+        preprocessing: how the library whose names the file has normalises images inside such a model, if it does.
     """
 
     tensors: Mapping[str, Tensor]
@@ -39,6 +41,7 @@ class Translated:
     source: str
     head: str | None
     remark: str = ""
+    preprocessing: Preprocessing | None = None
 
     @property
     def has_head(self) -> bool:
@@ -73,7 +76,7 @@ def translated(
         names: Mapping[str, str] = {}
         ours = dict(tensors)
         eps: Mapping[str, float] = {"backbone": backbone.norm_eps} if backbone.stages else {}
-        remark = ""
+        remark, preprocessing = "", None
     else:
         layout = layout_of(held, name)
         unknown = sorted(set(tensors) - set(layout.names.values()))
@@ -86,12 +89,14 @@ def translated(
         _check_architecture(checkpoint, name, layout)
         stated = checkpoint.config.norm_eps
         eps = layout.norm_eps_by_part if stated is None else {"backbone": stated}
-        remark = layout.remark
+        remark, preprocessing = layout.remark, layout.preprocessing
     if unknown:
         raise MisfitError(f"{source} holds {some(unknown)}, which the model lacks")
     if backbone.stages:
         _check_ranks(ours, backbone, classifier=head == CLASSIFICATION)
-    return Translated(ours, names, eps if norm_eps is None else {**eps, **norm_eps}, source, head, remark)
+    return Translated(
+        ours, names, eps if norm_eps is None else {**eps, **norm_eps}, source, head, remark, preprocessing
+    )
 
 
 def _check_architecture(checkpoint: Checkpoint, name: str, layout: Layout) -> None:
