@@ -154,8 +154,8 @@ def learned(recipe: Recipe, report: Callable[[str], None]) -> list[Tensor]:
     fell = ", ".join(f"{sum(part) / tenth:.2f}" for part in zip(*[iter(losses)] * tenth, strict=True))
     after = score(recipe, model, judged)
     report(
-        f"{recipe.head}: {measure} {before:.3f} before, {after:.3f} after {recipe.steps} steps of {recipe.batch} images in "
-        f"{spent:.0f} s\n  loss, by tenths of the training: {fell}"
+        f"{recipe.head}: {measure} {before:.3f} before, {after:.3f} after {recipe.steps} steps of {recipe.batch} "
+        f"images in {spent:.0f} s\n  loss, by tenths of the training: {fell}"
     )
     return drawn(recipe, model, judged[:DRAWN])
 
