@@ -34,7 +34,7 @@ TRAINING = (
 )
 HELD_OUT = ("chelsea", "stereo_motorcycle")
 
-CROPS = (0.25, 1.0)  # side of the crop, of the photograph's shorter side
+CROPS = (0.4, 0.9)  # side of the crop, of the photograph's shorter side
 RADII = (0.08, 0.18)  # of the circle of the same area, of the image's side
 OPACITIES = (0.6, 1.0)
 MOST = 4  # shapes in an image
