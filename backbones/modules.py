@@ -49,7 +49,8 @@ class _Unfilled:
 
 
 _BARE: Dict[type, Any] = {
-    kind: type(f"Bare{kind.__name__}", (_Unfilled, kind), {}) for kind in (nn.Conv2d, nn.Linear, nn.BatchNorm2d)
+    kind: type(f"Bare{kind.__name__}", (_Unfilled, kind), {})
+    for kind in (nn.Conv2d, nn.Linear, nn.BatchNorm1d, nn.BatchNorm2d)
 }
 
 

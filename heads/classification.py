@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from featuretap.registry.layers import Linear
-from featuretap.registry.specs import BackboneSpec, HeadSpec, Option
+from featuretap.registry.specs import BackboneSpec, BatchNorm, HeadSpec, Linear, Option
 
 __all__ = ["CLASSIFICATION", "classification_layers"]
 
@@ -31,8 +30,8 @@ CLASSIFICATION = HeadSpec(
 
 def classification_layers(
     backbone: BackboneSpec, *, num_classes: int, dropout: float | None = None
-) -> tuple[Linear, ...]:
-    """Return the linear layers on the one tap that `backbone` returns.
+) -> tuple[Linear | BatchNorm, ...]:
+    """Return the layers on the one tap that `backbone` returns, once it is pooled.
 
     Args:
         backbone: a spec with one tap.
@@ -42,10 +41,12 @@ def classification_layers(
     """
     (tap,) = backbone.taps.values()
     channels, family = tap.channels, backbone.classifier
-    layers: list[Linear] = []
+    layers: list[Linear | BatchNorm] = []
     if family.hidden:
         layers.append(Linear("hidden", channels, family.hidden, family.hidden_bias))
         channels = family.hidden
+        if family.hidden_norm:
+            layers.append(BatchNorm("norm", channels))
     if num_classes:
         layers.append(Linear("logits", channels, num_classes))
     return tuple(layers)

@@ -14,23 +14,31 @@ from typing import Any
 from featuretap.registry.addresses import LEVELS, addresses_of, resolve
 from featuretap.registry.blocks import Block, blocks_of, truncated
 from featuretap.registry.errors import OptionError, SpecError
+from featuretap.registry.import_strings import load
 from featuretap.registry.layers import Activation
+from featuretap.registry.naming import check_name
 from featuretap.registry.rows import RE, Row
 from featuretap.registry.tap import Tap
 
-__all__ = ["BackboneSpec", "Classifier", "Stages", "check_size"]
+__all__ = ["COUNTING", "BackboneSpec", "Classifier", "Stages", "check_size"]
+
+COUNTING = "featuretap.registry.counting"
 
 Stages = tuple[tuple[Row, ...], ...]
 
 
 @dataclass(frozen=True)
 class Classifier:
-    """What a family puts between its pooled features and its logits: a hidden layer (0: none), then dropout."""
+    """What a family puts between its pooled features and its logits: a hidden layer (0: none), then dropout.
+
+    With `hidden_norm` a batch norm stands between the hidden layer and its activation.
+    """
 
     hidden: int = 0
     hidden_bias: bool = True
     activation: Activation = RE
     dropout: float = 0.2
+    hidden_norm: bool = False
 
 
 @dataclass(frozen=True)
@@ -40,14 +48,21 @@ class BackboneSpec:
     A table gives `stages`; `taps` are the addresses to return, in order (default: the last map of every stage). What
     comes after the last of them belongs to no count and is not built. A backbone that is no table gives `taps` as a
     mapping from address to `Tap`, the `options` that it takes with their defaults, and a `factory`: the import string
-    of `factory(spec, *, taps, **options) -> nn.Module`, whose module returns a dict of maps.
+    of `factory(spec, *, taps, **options) -> nn.Module`, whose module returns a dict of maps. It is counted by building
+    it without memory, on torch's meta device.
 
     Args:
         name: what `registry.build` knows it by.
         stages: rows by resolution; the first row of a stage strides, its last row ends it.
         taps: addresses (a table) or address → `Tap` (a factory); after construction always a mapping.
         factory: import string of the function that builds it, where it is no table.
-        options: for a factory, every option with its default; for a table, defaults that differ from the usual ones.
+        more_taps: for a factory, address → `Tap` of maps that come back only where they are asked for.
+        describe: for a factory, import string of `describe(spec, **options) -> BackboneSpec`, where taps or image
+            channels follow from the options; may need torch.
+        tags: for a factory, names of weights that it fetches itself, the default first; it is then called with
+            `pretrained=tag` besides, and its module may have the `preprocessing` that they were trained with.
+        options: for a factory, every option with its default, or with an `Option`, which also says what values it
+            takes; for a table, defaults that differ from the usual ones.
         aliases: other names for it.
         in_channels: channels of the images, (N, in_channels, H, W).
         output_stride: no map is smaller than the image divided by this; later stages dilate instead.
@@ -87,8 +102,12 @@ class BackboneSpec:
     published_as: str = ""
     variant_of: str = ""
     description: str = ""
+    more_taps: Mapping[str, Tap] = field(default_factory=dict, hash=False)
+    describe: str = ""
+    tags: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
+        check_name("backbone", self.name, self.aliases)
         object.__setattr__(self, "options", dict(self.options))
         object.__setattr__(self, "layouts", dict(self.layouts))
         if self.stages:
@@ -98,6 +117,7 @@ class BackboneSpec:
             object.__setattr__(self, "taps", resolve(self.name, wanted, self.addresses, self._tap_at))
         elif self.taps and self.factory:
             object.__setattr__(self, "taps", dict(self.taps))
+            object.__setattr__(self, "more_taps", dict(self.more_taps))
         else:
             raise SpecError(f"{self.name!r} is neither a table nor declared; give it stages, or taps and a factory")
 
@@ -114,7 +134,7 @@ class BackboneSpec:
     @cached_property
     def addresses(self) -> Mapping[str, str]:
         """Every tap address that the architecture has → the path of the submodule whose output it is."""
-        return addresses_of(self.all_blocks) if self.stages else dict.fromkeys(self.taps, "")
+        return addresses_of(self.all_blocks) if self.stages else dict.fromkeys(self._declared, "")
 
     @property
     def stem(self) -> str:
@@ -133,33 +153,37 @@ class BackboneSpec:
 
     @property
     def parameters(self) -> int:
-        """Parameters of what is built, the norms' gamma and beta included."""
+        """Parameters of what is built, the norms' gamma and beta included. What is no table needs torch to be counted.
+
+        Raises:
+            PluginError: the backbone's factory failed.
+        """
+        if not self.stages:
+            counted: int = load(f"{COUNTING}:factory_parameters")(self)
+            return counted
         return sum(
-            layer.parameters + self._norm_parameters(layer.norm_channels) for b in self.counted() for layer in b.layers
+            layer.parameters + self._norm_parameters(layer.norm_channels) for b in self.blocks for layer in b.layers
         )
 
     def macs(self, height: int, width: int) -> int:
         """Multiply-adds of what is built, for one image of `height` × `width` pixels.
 
-        Those of convolutions and linear layers, squeeze-excite's two included; nothing else counts.
+        Those of convolutions and linear layers, squeeze-excite's two included; nothing else counts in a table. In what
+        is no table, the products of attention count too.
+
+        Raises:
+            PluginError: the backbone's factory failed.
         """
         check_size(height, width)
+        if not self.stages:
+            counted: int = load(f"{COUNTING}:factory_macs")(self, height, width)
+            return counted
         total = 0
-        for block in self.counted():
+        for block in self.blocks:
             for layer in block.layers:
                 total += layer.macs(height, width)
                 height, width = layer.output_size(height, width)
         return total
-
-    def counted(self) -> tuple[Block, ...]:
-        """Return the blocks that counting reads.
-
-        Raises:
-            SpecError: the backbone is no table, so that only a built model can be counted.
-        """
-        if not self.stages:
-            raise SpecError(f"{self.name!r} is built by a factory and declares taps only; count the built model")
-        return self.blocks
 
     def tap_shapes(self, height: int, width: int) -> dict[str, tuple[int, int, int]]:
         """Tap → (channels, height, width) for images of `height` × `width` pixels."""
@@ -176,12 +200,18 @@ class BackboneSpec:
         wanted = resolve(self.name, addresses, self.addresses, self._tap_at)
         spec = copy(self)
         object.__setattr__(spec, "taps", wanted)
+        object.__setattr__(spec, "more_taps", {a: tap for a, tap in self._declared.items() if a not in wanted})
         # The table and what was computed from it stay; only where it is cut depends on the taps.
         vars(spec).pop("blocks", None)
         return spec
 
     def _tap_at(self, address: str) -> Tap:
-        return self._outputs[self.addresses[address]] if self.stages else self.taps[address]
+        return self._outputs[self.addresses[address]] if self.stages else self._declared[address]
+
+    @property
+    def _declared(self) -> dict[str, Tap]:
+        """Every tap that a factory declares; none of a table."""
+        return {} if self.stages else {**self.taps, **self.more_taps}
 
     @cached_property
     def _outputs(self) -> dict[str, Tap]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from featuretap.registry.layers import Layer
+from featuretap.registry.layers import Convolution, Layer
 from featuretap.registry.rows import Row
 
 __all__ = ["Block", "blocks_of", "truncated"]
@@ -61,18 +61,22 @@ def blocks_of(
         for index, row in enumerate(rows):
             enters = index == 0
             stride, dilated = 2 if enters and strides else 1, entry if enters else dilation
-            layers = tuple(
-                replace(layer, stride=stride, dilation=dilated)  # type: ignore[type-var]
-                if layer.strided and (stride, dilated) != (1, 1)
-                else layer
-                for layer in row.layers(channels)
-            )
+            layers = tuple(_placed(layer, stride, dilated) for layer in row.layers(channels))
             out_channels = layers[-1].out_channels
             # A block that strided in the table never gets a shortcut, not even where an output stride stops it.
             shortcut = row.shortcut and not enters and channels == out_channels
             blocks.append(Block(f"stages.C{level}.{index}", row, layers, shortcut, nested=len(layers) > 1))
             channels = out_channels
     return tuple(blocks)
+
+
+def _placed(layer: Layer, stride: int, dilation: int) -> Layer:
+    if layer.strided and (stride, dilation) != (1, 1):
+        return replace(layer, stride=stride, dilation=dilation)  # type: ignore[type-var]
+    # What looks around before or after the layer that strides has to look as far as that.
+    if isinstance(layer, Convolution) and layer.kernel > 1 and dilation != 1:
+        return replace(layer, dilation=dilation)
+    return layer
 
 
 def truncated(blocks: Sequence[Block], wanted: Collection[str]) -> tuple[Block, ...]:

@@ -12,7 +12,8 @@ from featuretap.backbones.modules import Backbone
 from featuretap.heads.classification import classification_layers
 from featuretap.registry.blocks import Block
 from featuretap.registry.description import Description, prepared_for
-from featuretap.registry.errors import OptionError, WeightsError
+from featuretap.registry.errors import WeightsError
+from featuretap.registry.factories import backbone_module, freeze
 from featuretap.registry.import_strings import load
 from featuretap.registry.options import Freezing
 from featuretap.registry.preprocessing import Preprocessing
@@ -35,18 +36,20 @@ logger = logging.getLogger("featuretap")
 Parts = Mapping[str, nn.Module]
 
 
-def assemble(request: Request, source: Source | None = None) -> nn.Module:
-    """Build what was asked for, with fresh weights or those of a file.
+def assemble(request: Request, source: Source | None = None, fetched: str | None = None) -> nn.Module:
+    """Build what was asked for, with fresh weights, those of a file, or those that its factory fetches.
 
     Raises:
         WeightsError: the weights do not fit, or are not what they were asked for as.
-        OptionError: `freeze` on a backbone whose modules do not know how.
+        PluginError: somebody's factory failed.
     """
-    parts = _modules(request.spec)
+    parts = _modules(request.spec, fetched)
     description = request.description
     if source is None:
         for part in parts.values():
             _initialise(part)
+        if fetched is not None:
+            description = _with_fetched(description, request.spec, fetched, parts)
     else:
         try:
             fresh_head, usual = _take(parts, request, source)
@@ -57,7 +60,11 @@ def assemble(request: Request, source: Source | None = None) -> nn.Module:
             raise WeightsError(f"weights do not fit {request.words}: {problem}{source.fits(request.words)}") from None
         description = _with_origin(replace(description, fresh=fresh_head), source, request.spec, usual)
     if request.freezing != Freezing():
-        _freeze(parts[""], request)
+        backbone = parts[""]
+        if isinstance(backbone, Backbone):
+            backbone.freeze(request.freezing)
+        else:
+            freeze(backbone, request.backbone, request.freezing)
     if request.backbone.stages and description.options.get("norm") is not None:
         said = norm_in_words(description.options["norm"], parts[""])
         description = replace(description, options={**description.options, "norm": said})
@@ -76,21 +83,13 @@ def _joined(parts: Parts, spec: BackboneSpec | ModelSpec, preprocessing: Preproc
     return model
 
 
-def _modules(spec: BackboneSpec | ModelSpec) -> Parts:
+def _modules(spec: BackboneSpec | ModelSpec, fetched: str | None) -> Parts:
     """Return prefix in our names → module, parameters not yet filled where the modules are ours."""
     backbone = backbone_of(spec)
-    parts: dict[str, nn.Module] = {"": _backbone(backbone)}
+    parts = {"": Backbone(backbone) if backbone.stages else backbone_module(backbone, pretrained=fetched)}
     if isinstance(spec, ModelSpec):
         parts[HEAD] = spec.call(spec.head.factory)
     return parts
-
-
-def _backbone(spec: BackboneSpec) -> nn.Module:
-    if spec.stages:
-        return Backbone(spec)
-    backbone: nn.Module = load(spec.factory)(spec, taps=tuple(spec.taps), **spec.options)
-    backbone.taps = dict(spec.taps)  # type: ignore[assignment]
-    return backbone
 
 
 def _initialise(part: nn.Module) -> None:
@@ -198,13 +197,18 @@ def _classes(theirs: Mapping[str, int], own: Mapping[str, int], num_classes: int
     return next((rows * num_classes // own[name] for name, rows in theirs.items()), 0)
 
 
-def _freeze(backbone: nn.Module, request: Request) -> None:
-    if not isinstance(backbone, Backbone):
-        raise OptionError(
-            f"{request.backbone.name!r} is built by {request.backbone.factory!r}, whose modules cannot freeze by "
-            "level; set requires_grad on its parameters instead"
-        )
-    backbone.freeze(request.freezing)
+def _with_fetched(description: Description, spec: BackboneSpec | ModelSpec, tag: str, parts: Parts) -> Description:
+    """Say whose weights the backbone has, and that a head on it has none."""
+    origin = f"{description.name}.{tag}"
+    if isinstance(spec, ModelSpec):
+        logger.warning("%s is a backbone; the head %r starts with fresh weights", origin, spec.head.name)
+    preprocessing = getattr(parts[""], "preprocessing", description.preprocessing)
+    return replace(
+        description,
+        weights=origin,
+        preprocessing=prepared_for(spec, preprocessing),
+        fresh=isinstance(spec, ModelSpec),
+    )
 
 
 def _with_origin(

@@ -15,7 +15,7 @@ from typing import Any
 from featuretap.registry.errors import CatalogueError, FeaturetapError, did_you_mean
 from featuretap.registry.hookspecs import WeightsEntry
 from featuretap.registry.import_strings import load
-from featuretap.registry.options import checked, split
+from featuretap.registry.options import checked, options_of, split, with_defaults
 from featuretap.registry.preprocessing import Preprocessing
 from featuretap.registry.specs import BackboneSpec
 
@@ -80,16 +80,25 @@ class CatalogueFile:
         """Return an error that names file and key."""
         return CatalogueError(f"{self.path}: {key} {problem}")
 
-    def resolved(self, lookup: Callable[[str], BackboneSpec]) -> tuple[BackboneSpec, ...]:
-        """Return the backbones, `lookup` giving those that the file does not define itself.
+    def resolved(self, lookup: Callable[[str], BackboneSpec]) -> dict[str, BackboneSpec | CatalogueError]:
+        """Return name → backbone, `lookup` giving those that the file does not define itself.
 
-        Raises:
-            CatalogueError: a base that does not exist or rests on itself, or options that it does not take.
+        In place of a backbone stands an error where its base does not exist or rests on itself, where it does not take
+        its options, or where a name or an alias is given twice.
         """
         done: dict[str, BackboneSpec] = {}
+        found: dict[str, BackboneSpec | CatalogueError] = {}
+        taken: dict[str, str] = {name: name for name in self.backbones}
         for name in self.backbones:
-            self._resolve(name, lookup, done, ())
-        return tuple(done.values())
+            try:
+                found[name] = self._resolve(name, lookup, done, ())
+                for alias in self.backbones[name].get("aliases", ()):
+                    if taken.setdefault(alias, f"{name} {alias}") != f"{name} {alias}":
+                        other = taken[alias].partition(" ")[0]
+                        raise self.error(f"backbones.{name}.aliases", f"has {alias!r}, which is a name of {other!r}")
+            except CatalogueError as error:
+                found[name] = error
+        return found
 
     def _resolve(
         self, name: str, lookup: Callable[[str], BackboneSpec], done: dict[str, BackboneSpec], above: tuple[str, ...]
@@ -114,15 +123,14 @@ class CatalogueFile:
         except FeaturetapError as error:
             raise self.error(key, f"cannot be used: {error}") from error
         # Only a width makes tensors that no published weights of the base could fill.
-        same = "base" in entry and options.get("width", base.options.get("width", 1.0)) == base.options.get(
-            "width", 1.0
-        )
+        width = options_of(base).get("width", 1.0)
+        same = "base" in entry and options.get("width", width) == width
         done[name] = replace(
             base,
             name=name,
             variant_of=(base.variant_of or base.name) if "base" in entry else "",
             published_as=(base.published_as or base.name) if same else "",
-            options={**base.options, **options},
+            options=with_defaults(base, options),
             aliases=tuple(entry.get("aliases", ())),
             description=entry.get("description", base.description),
         )
@@ -148,7 +156,12 @@ def load_catalogue(path: Path) -> Catalogue:
     def absent(base: str) -> BackboneSpec:
         raise file.error("base", f"{base!r} is not in this file{did_you_mean(base, file.backbones)}")
 
-    return Catalogue(file.resolved(absent), file.weights)
+    backbones = []
+    for spec in file.resolved(absent).values():
+        if isinstance(spec, CatalogueError):
+            raise spec
+        backbones.append(spec)
+    return Catalogue(tuple(backbones), file.weights)
 
 
 def read_catalogue(path: Path, *, code: bool) -> CatalogueFile:

@@ -1,154 +1,183 @@
-"""What plugins and the user's catalogue provide, indexed by name. No torch."""
+"""What plugins and the user's catalogue provide, found by name. No torch."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Iterator
 from dataclasses import replace
-from typing import TypeVar
+from fnmatch import fnmatchcase
 
 from featuretap.registry.catalogue import CatalogueFile
+from featuretap.registry.claims import Claims
 from featuretap.registry.errors import (
     CatalogueError,
     FeaturetapError,
+    PluginError,
     UnknownBackboneError,
     UnknownHeadError,
     did_you_mean,
 )
 from featuretap.registry.hookspecs import WeightsEntry
 from featuretap.registry.layout import NATIVE
-from featuretap.registry.plugin_loading import OURS, Plugin
+from featuretap.registry.plugin_loading import Plugin
+from featuretap.registry.policy import normalised
+from featuretap.registry.published import Published
 from featuretap.registry.specs import BackboneSpec, HeadSpec
 
 __all__ = ["Contents"]
 
-Named = TypeVar("Named", BackboneSpec, HeadSpec)
-
 
 class Contents:
-    """What was found, indexed by name."""
+    """What was found: backbones, heads and weights by name, and what could not be used, in words."""
 
     def __init__(self, plugins: tuple[Plugin, ...], user: CatalogueFile) -> None:
         self.plugins = plugins
-        self.backbones: dict[str, list[tuple[str, BackboneSpec]]] = {}
-        self.aliases: dict[str, list[tuple[str, BackboneSpec]]] = {}
-        self.qualified: dict[str, BackboneSpec] = {}
-        self.reserved = {name for plugin in plugins if plugin.ours for name in _names(plugin.backbones)}
+        self.mirrors = user.mirrors
+        self.backbones: Claims[BackboneSpec] = Claims("backbone", UnknownBackboneError)
+        self.heads: Claims[HeadSpec] = Claims("head", UnknownHeadError)
         for plugin in plugins:
             for spec in plugin.backbones:
-                self.qualified[f"{plugin.distribution}:{spec.name}"] = spec
-                self._add(plugin.distribution, spec, closed=frozenset() if plugin.ours else self.reserved)
+                self.backbones.add(plugin.distribution, spec, ours=plugin.ours)
+            for head in plugin.heads:
+                self.heads.add(plugin.distribution, head, ours=plugin.ours)
         self._user = str(user.path)
+        self._opened: dict[str, tuple[str, BackboneSpec]] = {}
+        self._unusable: dict[str, CatalogueError] = {}
         self._add_user(user)
-        self.mirrors = user.mirrors
-        self.contested: dict[str, tuple[str, str]] = {}
-        self.weights = self._weights(user)
+        self.weights = Published(plugins, user, self._users_weights(user))
 
     def find(self, name: str) -> tuple[str, BackboneSpec]:
-        """Return who provides a backbone, and its spec."""
+        """Return who provides a backbone, and its spec.
+
+        Raises:
+            UnknownBackboneError: nobody does, or it is not clear who is meant.
+            PluginError: it is of a plugin that failed.
+            CatalogueError: it is the user's, and rests on what such a plugin would provide.
+        """
         if not isinstance(name, str):
             raise UnknownBackboneError(f"a backbone's name is a string or a BackboneSpec, got {name!r}")
-        if name in self.qualified:
-            return name.partition(":")[0], self.qualified[name]
-        for index in (self.backbones, self.aliases):
-            if name in index:
-                return _only(name, "backbone", index[name], UnknownBackboneError)
-        canonical = {alias: claims[0][1].name for alias, claims in self.aliases.items()}
-        hint = did_you_mean(name, [*self.backbones, *canonical, *self.qualified], canonical)
-        raise UnknownBackboneError(
-            f"no backbone named {name!r}{hint or '; registry.list_backbones() names them'}{self.failures()}"
-        )
+        if name in self._unusable:
+            raise self._unusable[name]
+        found = self.backbones.find(name) or self._in_open_namespace(name)
+        if found is None:
+            self._check_provider(name)
+            hint = self.backbones.nearest(name) or "; registry.list_backbones() names them"
+            raise UnknownBackboneError(f"no backbone named {name!r}{hint}{self.failures()}") from self._cause()
+        return found
+
+    def head(self, name: str) -> HeadSpec:
+        """Return the spec of a head.
+
+        Raises:
+            UnknownHeadError: no head has the name, or it is not clear whose is meant.
+            PluginError: it is of a plugin that failed.
+        """
+        if not isinstance(name, str):
+            raise UnknownHeadError(f"a head's name is a string, got {name!r}")
+        found = self.heads.find(name)
+        if found is None:
+            self._check_provider(name)
+            hint = self.heads.nearest(name) or f"; known heads: {', '.join(sorted(self.heads.names))}"
+            raise UnknownHeadError(f"no head named {name!r}{hint}{self.failures()}") from self._cause()
+        return found[1]
+
+    def matching(self, pattern: str) -> list[str]:
+        """Return the sorted names of backbones that match a shell pattern, open namespaces only where it has a slash.
+
+        Raises:
+            PluginError: a plugin failed when it was asked for the names of its namespace.
+        """
+        names = {name for name in self.backbones.names if fnmatchcase(name, pattern)}
+        for plugin in self.plugins if "/" in pattern else ():
+            names.update(plugin.ask("match_backbones", pattern=pattern) or ())
+        return sorted(names)
 
     def is_users(self, name: str) -> bool:
         """Say whether a backbone's name is from the user's catalogue."""
         return self.find(name)[0] == self._user
-
-    def head(self, name: str) -> HeadSpec:
-        """Return the spec of a head."""
-        if not isinstance(name, str):
-            raise UnknownHeadError(f"a head's name is a string, got {name!r}")
-        claims = [(plugin.distribution, head) for plugin in self.plugins for head in plugin.heads if head.name == name]
-        if claims:
-            return _only(name, "head", claims, UnknownHeadError)[1]
-        known = sorted({head.name for plugin in self.plugins for head in plugin.heads})
-        hint = did_you_mean(name, known) or f"; known heads: {', '.join(known)}"
-        raise UnknownHeadError(f"no head named {name!r}{hint}{self.failures()}")
-
-    def weights_of(self, spec: BackboneSpec) -> tuple[WeightsEntry, ...]:
-        """Return the published weights of a backbone: the default first, and the user's before others'."""
-        names = {spec.name, spec.published_as}
-        entries = [entry for entry in self.weights.values() if entry.backbone in names]
-        return tuple(sorted(entries, key=lambda entry: not entry.default))
 
     def failures(self) -> str:
         """Return a note on plugins that failed, since what is missing may be theirs."""
         failed = [plugin.failure for plugin in self.plugins if plugin.status == "failed"]
         return f" ({'; '.join(failed)})" if failed else ""
 
-    def _add(self, provider: str, spec: BackboneSpec, closed: Collection[str]) -> None:
-        for index, names in ((self.backbones, (spec.name,)), (self.aliases, spec.aliases)):
-            for name in names:
-                if name not in closed:
-                    index.setdefault(name, []).append((provider, spec))
+    def problems(self) -> Iterator[str]:
+        """Yield a line for everything that was found and cannot be used as it is."""
+        yield from (plugin.failure for plugin in self.plugins if plugin.status == "failed")
+        yield from self.backbones.conflicts()
+        yield from self.heads.conflicts()
+        yield from self.weights.conflicts()
+        yield from map(str, self._unusable.values())
 
-    def _weights(self, user: CatalogueFile) -> dict[str, WeightsEntry]:
-        entries: dict[str, WeightsEntry] = {}
-        for entry in user.weights:
-            try:
-                spec = self.find(entry.backbone)[1]
-            except UnknownBackboneError as error:
-                raise CatalogueError(f"{user.path}: weights.{entry.name}: {error}") from error
-            backbone, layouts = spec.name, (NATIVE, *spec.layouts)
-            if entry.layout not in layouts:
-                hint = did_you_mean(entry.layout, layouts) or ";"
-                raise CatalogueError(
-                    f"{user.path}: weights.{entry.name}.layout is {entry.layout!r}, which {backbone!r} is not known "
-                    f"in{hint} it has {', '.join(layouts)}"
+    def _in_open_namespace(self, name: str) -> tuple[str, BackboneSpec] | None:
+        if "/" not in name:
+            return None
+        if name not in self._opened:
+            for plugin in self.plugins:
+                spec = plugin.ask("find_backbone", name=name)
+                if spec is None:
+                    continue
+                if not isinstance(spec, BackboneSpec):
+                    raise PluginError(f"{plugin.words} should return a BackboneSpec for {name!r}, got {spec!r}")
+                self._opened[name] = plugin.distribution, spec
+                break
+        return self._opened.get(name)
+
+    def _check_provider(self, name: str) -> None:
+        """Say so where a name is asked of a distribution that gives nothing."""
+        provider, colon, _ = name.partition(":")
+        for plugin in self.plugins if colon else ():
+            if plugin.distribution == normalised(provider) and plugin.status == "failed":
+                raise PluginError(f"{name!r} is not there, since {plugin.failure}") from plugin.error
+            if plugin.distribution == normalised(provider) and plugin.status == "disabled":
+                raise UnknownBackboneError(
+                    f"{name!r} is not there, since {plugin.words} is switched off; FEATURETAP_PLUGINS and [plugins] in "
+                    "featuretap.toml say which load"
                 )
-            try:
-                self.head(entry.head)
-            except UnknownHeadError as error:
-                raise CatalogueError(f"{user.path}: weights.{entry.name}.head: {error}") from error
-            # An alias of a backbone is the backbone.
-            entry = replace(entry, name=f"{backbone}.{entry.tag}")
-            if entry.default and any(other.default and other.backbone == backbone for other in entries.values()):
-                raise CatalogueError(f"{user.path}: {backbone!r} has two default weights; mark one of them")
-            entries[entry.name] = entry
-        mine = set(entries)
-        providers: dict[str, str] = {}
-        for plugin in self.plugins:
-            for entry in plugin.weights:
-                if entry.name in mine:
-                    raise CatalogueError(
-                        f"{user.path}: weights.{entry.name} would replace those of {plugin.distribution!r}; choose "
-                        "another tag, or give their address another beginning under [mirrors]"
-                    )
-                if providers.setdefault(entry.name, plugin.distribution) == plugin.distribution:
-                    entries[entry.name] = entry
-                elif providers[entry.name] != OURS:
-                    self.contested[entry.name] = (providers[entry.name], plugin.distribution)
-                    entries.pop(entry.name, None)
-        return entries
+
+    def _cause(self) -> BaseException | None:
+        return next((plugin.error for plugin in self.plugins if plugin.status == "failed"), None)
+
+    def _incomplete(self) -> bool:
+        """Say whether something may be missing because its plugin is."""
+        return any(plugin.status != "loaded" for plugin in self.plugins)
 
     def _add_user(self, user: CatalogueFile) -> None:
-        for spec in user.resolved(lambda name: self.find(name)[1]):
-            taken = sorted(self.reserved & set(_names([spec])))
+        for name, spec in user.resolved(lambda name: self.find(name)[1]).items():
+            if isinstance(spec, CatalogueError):
+                # A typing error is to be mended at once; what rests on a plugin that is missing has to wait for it.
+                if not (self._incomplete() and isinstance(spec.__cause__, UnknownBackboneError | PluginError)):
+                    raise spec
+                self._unusable[name] = spec
+                continue
+            taken = sorted(self.backbones.built_in & {spec.name, *spec.aliases})
             if taken:
                 raise CatalogueError(
                     f"{user.path}: backbones.{spec.name} would shadow the built-in {taken[0]!r}; choose another name"
                 )
-            for name in _names([spec]):
-                self.backbones.pop(name, None)
-                self.aliases.pop(name, None)
-            self._add(str(user.path), spec, closed=())
+            self.backbones.settle(self._user, spec)
 
-
-def _names(specs: Iterable[BackboneSpec]) -> list[str]:
-    return [name for spec in specs for name in (spec.name, *spec.aliases)]
-
-
-def _only(name: str, what: str, claims: Sequence[tuple[str, Named]], error: type[FeaturetapError]) -> tuple[str, Named]:
-    built_in = [claim for claim in claims if claim[0] == OURS]
-    if built_in or len(claims) == 1:
-        return (built_in or claims)[0]
-    choices = " or ".join(repr(f"{provider}:{name}") for provider, _ in claims)
-    raise error(f"{len(claims)} plugins have a {what} named {name!r}; say which: {choices}")
+    def _users_weights(self, user: CatalogueFile) -> Iterator[WeightsEntry]:
+        """Yield the user's weights, named for the backbone itself where an alias was written."""
+        defaults = set()
+        for entry in user.weights:
+            try:
+                spec = self.find(entry.backbone)[1]
+                self.head(entry.head)
+            except FeaturetapError as error:
+                key = f"weights.{entry.name}" + (".head" if isinstance(error, UnknownHeadError) else "")
+                unusable = user.error(key, f"cannot be used: {error}")
+                if not self._incomplete():
+                    raise unusable from error
+                self._unusable[entry.name] = unusable
+                continue
+            layouts = (NATIVE, *spec.layouts)
+            if entry.layout not in layouts:
+                hint = did_you_mean(entry.layout, layouts) or ";"
+                raise user.error(
+                    f"weights.{entry.name}.layout",
+                    f"is {entry.layout!r}, which {spec.name!r} is not known in{hint} it has {', '.join(layouts)}",
+                )
+            if entry.default and spec.name in defaults:
+                raise CatalogueError(f"{user.path}: {spec.name!r} has two default weights; mark one of them")
+            defaults |= {spec.name} if entry.default else set()
+            yield replace(entry, name=f"{spec.name}.{entry.tag}")

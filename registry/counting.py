@@ -1,21 +1,25 @@
-"""Counting heads that are made of torch's modules: built and run on the meta device, which holds shapes only."""
+"""Counting what is no table: built and run on the meta device, which holds shapes only."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from featuretap.registry.factories import backbone_module
 from featuretap.registry.head_spec import ModelSpec
+from featuretap.registry.import_strings import blamed
+from featuretap.registry.specs import BackboneSpec
 
-__all__ = ["macs", "parameters", "tensors"]
+__all__ = ["factory_macs", "factory_parameters", "macs", "parameters", "tensors"]
 
 
 def parameters(model: ModelSpec) -> int:
     """Return the number of parameters of a model's head, its norms' gamma and beta included."""
-    return sum(parameter.numel() for parameter in _head(model).parameters())
+    return _parameters(_head(model))
 
 
 def tensors(model: ModelSpec) -> dict[str, tuple[int, ...]]:
@@ -23,13 +27,31 @@ def tensors(model: ModelSpec) -> dict[str, tuple[int, ...]]:
     return {name: tuple(tensor.shape) for name, tensor in _head(model).state_dict().items()}
 
 
-@torch.no_grad()
 def macs(model: ModelSpec, shapes: Mapping[str, tuple[int, int, int]]) -> int:
     """Return the multiply-adds of a model's head for maps of the shapes (C, H, W) that it reads."""
-    head = _head(model).eval()
-    maps = {name: torch.empty(1, *shape, device="meta") for name, shape in shapes.items()}
+    return _macs(_head(model), {name: torch.empty(1, *shape, device="meta") for name, shape in shapes.items()})
+
+
+def factory_parameters(spec: BackboneSpec) -> int:
+    """Return the number of parameters of a backbone that a factory builds."""
+    with torch.device("meta"):
+        return _parameters(backbone_module(spec))
+
+
+def factory_macs(spec: BackboneSpec, height: int, width: int) -> int:
+    """Return the multiply-adds of a backbone that a factory builds, for one image of `height` × `width` pixels."""
+    with torch.device("meta"), blamed(f"backbone {spec.name!r}", spec.factory):
+        return _macs(backbone_module(spec), torch.empty(1, spec.in_channels, height, width))
+
+
+def _parameters(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+@torch.no_grad()
+def _macs(module: nn.Module, given: Any) -> int:
     with FlopCounterMode(display=False) as counter:
-        head(maps)
+        module.eval()(given)
     # The counter takes a multiplication and an addition as two operations.
     return counter.get_total_flops() // 2
 

@@ -11,10 +11,11 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Literal
 
-from featuretap.registry.backbone_spec import BackboneSpec, check_size
+from featuretap.registry.backbone_spec import COUNTING, BackboneSpec, check_size
 from featuretap.registry.errors import SpecError
-from featuretap.registry.import_strings import load
+from featuretap.registry.import_strings import called, load
 from featuretap.registry.layers import Counted
+from featuretap.registry.naming import check_name
 from featuretap.registry.option import Option
 from featuretap.registry.tap import Tap
 
@@ -24,7 +25,6 @@ Reads = tuple[str | tuple[str, ...], ...]
 """Tap addresses; a tuple in place of an address names alternatives, the preferred first."""
 
 Shape = tuple[int | str, ...]
-COUNTING = "featuretap.registry.counting"
 
 
 @dataclass(frozen=True)
@@ -87,6 +87,7 @@ class HeadSpec:
     allowed: Mapping[str, Option] = field(init=False, default_factory=dict, hash=False, repr=False)
 
     def __post_init__(self) -> None:
+        check_name("head", self.name)
         unknown = sorted(set(self.optional_reads) - set(self.options))
         if unknown or not self.reads:
             problem = f"reads more with an option {unknown[0]!r} that it lacks" if unknown else "reads no taps"
@@ -146,7 +147,8 @@ class ModelSpec:
 
     def call(self, reference: str, **more: Any) -> Any:
         """Call one of the head's functions with what the head is built with."""
-        return load(reference)(self.backbone, num_classes=self.num_classes, **self.head_options, **more)
+        given = {"num_classes": self.num_classes, **self.head_options, **more}
+        return called(f"head {self.head.name!r}", reference, self.backbone, **given)
 
     @cached_property
     def head_layers(self) -> tuple[Counted, ...]:

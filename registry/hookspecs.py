@@ -128,3 +128,22 @@ def featuretap_weights() -> Iterable[WeightsEntry]:  # type: ignore[empty-body]
 @hookspec
 def featuretap_runtimes() -> Iterable[RuntimeSpec]:  # type: ignore[empty-body]
     """Return the runtimes that the plugin adds."""
+
+
+@hookspec(firstresult=True)
+def featuretap_find_backbone(name: str) -> BackboneSpec | None:
+    """Return the backbone of a name in an open namespace, "timm/resnet18", and None for names that are not in it.
+
+    Asked only for names with a slash that nobody has declared; what it answers is kept. May import what it needs.
+
+    Raises:
+        UnknownBackboneError: the namespace has no such name; say which is the nearest.
+    """
+
+
+@hookspec(firstresult=True)
+def featuretap_match_backbones(pattern: str) -> Iterable[str] | None:
+    """Return the names in an open namespace that match a shell pattern, "timm/resnet*", and None for other patterns.
+
+    Asked only for patterns with a slash, so that listing what is declared stays fast. May import what it needs.
+    """

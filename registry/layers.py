@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, Protocol
 
-__all__ = ["Activation", "Convolution", "Counted", "Layer", "Linear", "SqueezeExcite", "make_divisible"]
+__all__ = ["Activation", "BatchNorm", "Convolution", "Counted", "Layer", "Linear", "SqueezeExcite", "make_divisible"]
 
 Activation = str
 """Name of an activation: "relu", "relu6" or "hard_swish"."""
@@ -44,14 +44,15 @@ class Layer(Counted, Protocol):
     """A layer of a row: what counting, taps and building need to know of it.
 
     `module` is the import string of `module(layer, norm) -> nn.Module`. `strided` marks the layer that carries the
-    stride and dilation of its row; at most one in a row does. `norm_channels` are those of its norm, 0 without one.
+    stride of its row; at most one in a row does. It also carries the row's dilation, as does every `Convolution` wider
+    than 1×1. `norm_channels` are those of its norm, 0 without one.
     """
 
     module: ClassVar[str]
 
     @property
     def strided(self) -> bool:
-        """Whether it carries the row's stride and dilation."""
+        """Whether it carries the row's stride, and its dilation whatever its kind."""
 
     @property
     def out_channels(self) -> int:
@@ -184,3 +185,26 @@ class Linear:
     def macs(self, height: int, width: int) -> int:
         """Multiply-adds, the same whatever was pooled."""
         return self.in_channels * self.out_channels
+
+
+@dataclass(frozen=True)
+class BatchNorm:
+    """A batch norm on a pooled vector."""
+
+    name: str
+    channels: int
+
+    @property
+    def tensors(self) -> dict[str, tuple[int, ...]]:
+        """Name below its path → shape."""
+        elements = dict.fromkeys(("weight", "bias", "running_mean", "running_var"), (self.channels,))
+        return {**elements, "num_batches_tracked": ()}
+
+    @property
+    def parameters(self) -> int:
+        """Gamma and beta."""
+        return 2 * self.channels
+
+    def macs(self, height: int, width: int) -> int:
+        """None: by the papers' convention a norm is not counted."""
+        return 0

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-__all__ = ["Option", "boolean", "choice", "count", "factory", "is_whole", "number"]
+__all__ = ["Option", "boolean", "choice", "count", "default_of", "factory", "is_whole", "number"]
 
 MOST = 65_536
 
@@ -18,6 +18,11 @@ class Option:
     default: Any
     accepts: Callable[[Any], bool]
     allowed: str
+
+
+def default_of(stated: Any) -> Any:
+    """Return the default of an option that is stated as an `Option`, or as its default alone."""
+    return stated.default if isinstance(stated, Option) else stated
 
 
 def boolean(default: bool) -> Option:

@@ -8,11 +8,12 @@ from typing import Any
 
 from featuretap.registry.addresses import LEVELS
 from featuretap.registry.errors import OptionError, UnknownOptionError, did_you_mean
-from featuretap.registry.option import Option, boolean, choice, count, factory
+from featuretap.registry.import_strings import called
+from featuretap.registry.option import Option, boolean, choice, count, default_of, factory
 from featuretap.registry.specs import BackboneSpec, HeadSpec
 from featuretap.registry.variants import reduced_tail, widened, with_output_stride
 
-__all__ = ["OPTIONS", "Freezing", "checked", "configured", "options_of", "split"]
+__all__ = ["OPTIONS", "Freezing", "checked", "configured", "options_of", "split", "with_defaults"]
 
 WIDEST = 100
 
@@ -55,7 +56,16 @@ def options_of(spec: BackboneSpec) -> dict[str, Any]:
     if spec.stages:
         # What a function from spec to spec has already set stays, unless it is asked for anew.
         usual |= {name: getattr(spec, name) for name in ("in_channels", "output_stride", "dilate_entry", "norm")}
-    return {**usual, **spec.options}
+    return {**usual, **{name: default_of(stated) for name, stated in spec.options.items()}}
+
+
+def with_defaults(spec: BackboneSpec, defaults: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the options that a spec states, with other defaults for some of them."""
+    stated = {**spec.options, **defaults}
+    for name, option in spec.options.items():
+        if name in defaults and isinstance(option, Option):
+            stated[name] = replace(option, default=defaults[name])
+    return stated
 
 
 def split(
@@ -85,8 +95,8 @@ def checked(spec: BackboneSpec, options: Mapping[str, Any]) -> dict[str, Any]:
     """
     values = {**options_of(spec), **options}
     for name, value in values.items():
-        option = OPTIONS.get(name) if spec.stages else FREEZING.get(name)
-        if option and not option.accepts(value):
+        option = OPTIONS.get(name) if spec.stages else FREEZING.get(name, spec.options.get(name))
+        if isinstance(option, Option) and not option.accepts(value):
             raise OptionError(f"{spec.name!r} cannot take {name}={value!r}; it is {option.allowed}")
     return values
 
@@ -100,12 +110,25 @@ def configured(spec: BackboneSpec, options: Mapping[str, Any]) -> tuple[Backbone
     values = checked(spec, options)
     freezing = Freezing(values.pop("freeze"), values.pop("freeze_norm"))
     if not spec.stages:
-        return replace(spec, options=values), freezing
-    if freezing.through and LEVELS.index(freezing.through) >= len(spec.stages):
-        raise OptionError(f"{spec.name!r} cannot freeze through {freezing.through}; it ends at C{len(spec.stages)}")
+        spec = _declared(spec, values)
+    if freezing.through and freezing.through not in spec.levels:
+        there = f"it ends at {spec.levels[-1]}" if spec.levels else f"it has {', '.join(spec.addresses)}"
+        raise OptionError(f"{spec.name!r} cannot freeze through {freezing.through}; {there}")
+    if not spec.stages:
+        return spec, freezing
     if spec.options or values["norm"] is not spec.norm or values["in_channels"] != spec.in_channels:
         spec = replace(spec, options={}, in_channels=values["in_channels"], norm=values["norm"])
     if values["reduced_tail"]:
         spec = reduced_tail(spec, values["reduced_tail"])
     spec = widened(spec, values["width"])
     return with_output_stride(spec, values["output_stride"], dilate_entry=values["dilate_entry"]), freezing
+
+
+def _declared(spec: BackboneSpec, values: Mapping[str, Any]) -> BackboneSpec:
+    """Return the spec of a factory's backbone with the values of its options."""
+    usual = all(default_of(stated) == values[name] for name, stated in spec.options.items())
+    spec = replace(spec, options=values)
+    if usual or not spec.describe:
+        return spec
+    described: BackboneSpec = called(f"backbone {spec.name!r}", spec.describe, spec, **values)
+    return described

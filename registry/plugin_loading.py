@@ -1,4 +1,4 @@
-"""Finding plugins and asking them, one at a time, so that none can take another down. No torch.
+"""Asking plugins what they provide, one at a time, so that none can take another down. No torch.
 
 A failure is data: it stays with the plugin's name and distribution, and is raised when somebody asks for what may be
 missing because of it, or at once where `FEATURETAP_STRICT=1`.
@@ -6,24 +6,22 @@ missing because of it, or at once where `FEATURETAP_STRICT=1`.
 
 from __future__ import annotations
 
-import os
-import re
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
-from importlib.metadata import EntryPoint, entry_points
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from time import perf_counter
 from typing import Any, Literal
 
 import pluggy
 
 from featuretap.registry import hookspecs
-from featuretap.registry.errors import PluginError
+from featuretap.registry.errors import FeaturetapError, PluginError, did_you_mean
 from featuretap.registry.hookspecs import GROUP, WeightsEntry
+from featuretap.registry.installed import installed
+from featuretap.registry.policy import OURS, Policy
 from featuretap.registry.specs import BackboneSpec, HeadSpec, RuntimeSpec
 
-__all__ = ["OURS", "Plugin", "Policy", "discover", "load_module", "policy_from"]
-
-OURS = "featuretap"
-"""Our own distribution, which no policy can switch off."""
+__all__ = ["Plugin", "discover", "load_module"]
 
 PROVIDES = {
     "backbones": BackboneSpec,
@@ -31,68 +29,70 @@ PROVIDES = {
     "weights": WeightsEntry,
     "runtimes": RuntimeSpec,
 }
+ASKED = ("find_backbone", "match_backbones")
+HOOKS = tuple(f"{GROUP}_{what}" for what in (*PROVIDES, *ASKED))
 
 
 @dataclass(frozen=True)
 class Plugin:
-    """What is known of a plugin: where it comes from, what it provides, or why it does not."""
+    """What is known of a plugin: where it comes from, what it provides, or why it does not.
+
+    Args:
+        name: of its entry point, or of the module that was given.
+        distribution: whose entry point it is, as the packaging standards compare names.
+        version: the distribution's.
+        value: what the entry point names, "package.module".
+        ours: whether it ships with featuretap.
+        status: "disabled" by the policy, "failed", or "loaded".
+        error: why it failed.
+        seconds: how long importing and asking it took.
+        backbones, heads, weights, runtimes: what it provides.
+        find_backbone: name → `BackboneSpec` or None, of a plugin with an open namespace.
+        match_backbones: shell pattern → names, of a plugin with an open namespace.
+    """
 
     name: str
     distribution: str
     version: str = ""
+    value: str = ""
+    ours: bool = False
     status: Literal["loaded", "failed", "disabled"] = "loaded"
     error: BaseException | None = None
+    seconds: float = 0.0
     backbones: tuple[BackboneSpec, ...] = ()
     heads: tuple[HeadSpec, ...] = ()
     weights: tuple[WeightsEntry, ...] = ()
     runtimes: tuple[RuntimeSpec, ...] = ()
-
-    @property
-    def ours(self) -> bool:
-        """Whether it is the one that ships with featuretap."""
-        return self.distribution == OURS
+    find_backbone: Callable[..., Any] | None = field(default=None, repr=False)
+    match_backbones: Callable[..., Any] | None = field(default=None, repr=False)
 
     @property
     def failure(self) -> str:
         """The failure in one line."""
-        return f"plugin {self.name!r} of distribution {self.distribution!r} failed: {_in_one_line(self.error)}"
+        return f"{self.words} failed: {in_one_line(self.error)}"
 
+    @property
+    def words(self) -> str:
+        """What it is, for messages."""
+        return f"plugin {self.name!r} of distribution {self.distribution!r}"
 
-@dataclass(frozen=True)
-class Policy:
-    """Which distributions' plugins may be imported: all but `disable`, or only those of `only`."""
+    def ask(self, hook: Literal["find_backbone", "match_backbones"], **arguments: Any) -> Any:
+        """Return what a plugin with an open namespace answers; None where it has none.
 
-    disable: frozenset[str] = frozenset()
-    only: frozenset[str] | None = None
-    strict: bool = False
-
-    def allows(self, distribution: str) -> bool:
-        """Whether the plugins of a distribution may be imported."""
-        name = normalised(distribution)
-        if name == OURS:
-            return True
-        return name not in self.disable and (self.only is None or name in self.only)
-
-
-def normalised(distribution: str) -> str:
-    """Return a distribution's name as the packaging standards compare it."""
-    return re.sub(r"[-_.]+", "-", distribution).lower()
-
-
-def policy_from(disable: Iterable[str], only: Iterable[str] | None) -> Policy:
-    """Return the policy of a user's catalogue, narrowed by the environment.
-
-    `FEATURETAP_PLUGINS` lists the distributions that alone load, separated by commas (empty: none).
-    `FEATURETAP_STRICT=1` raises the first failure.
-    """
-    listed = os.environ.get("FEATURETAP_PLUGINS")
-    if listed is not None:
-        only = [name for name in (part.strip() for part in listed.split(",")) if name]
-    return Policy(
-        frozenset(map(normalised, disable)),
-        None if only is None else frozenset(map(normalised, only)),
-        strict=os.environ.get("FEATURETAP_STRICT", "") == "1",
-    )
+        Raises:
+            UnknownBackboneError: its namespace has no such name, or another error of ours that it raises.
+            PluginError: it failed in another way.
+        """
+        answer = getattr(self, hook)
+        if answer is None:
+            return None
+        try:
+            return answer(**arguments)
+        except (KeyboardInterrupt, FeaturetapError):
+            raise
+        except BaseException as error:
+            asked = ", ".join(map(repr, arguments.values()))
+            raise PluginError(f"{self.words} failed when it was asked for {asked}: {in_one_line(error)}") from error
 
 
 def discover(policy: Policy, *, builtins: bool, others: bool) -> Iterator[Plugin]:
@@ -101,29 +101,42 @@ def discover(policy: Policy, *, builtins: bool, others: bool) -> Iterator[Plugin
     Raises:
         PluginError: a plugin failed and the policy is strict.
     """
-    found = sorted(entry_points(group=GROUP), key=lambda point: (_distribution(point) != OURS, _distribution(point)))
-    for point in found:
-        if not (builtins if _distribution(point) == OURS else others):
+    for point in installed():
+        ours = point.distribution == OURS
+        if not (builtins if ours else others):
             continue
-        version = point.dist.version if point.dist else ""
-        if policy.allows(_distribution(point)):
-            yield _load(point.name, _distribution(point), version, point, policy)
+        about = {"version": point.version, "value": point.value, "ours": ours}
+        if policy.allows(point.distribution):
+            yield _load(point.name, point.distribution, point.load, policy, about)
         else:
-            yield Plugin(point.name, _distribution(point), version, status="disabled")
+            yield Plugin(point.name, point.distribution, status="disabled", **about)  # type: ignore[arg-type]
 
 
 def load_module(module: Any, policy: Policy) -> Plugin:
     """Ask a plugin that is an object at hand, such as a module in a test."""
     name = getattr(module, "__name__", type(module).__name__)
-    return _load(name, name, "", module, policy)
+    return _load(name, name, lambda: module, policy, {})
 
 
-def _load(name: str, distribution: str, version: str, source: Any, policy: Policy) -> Plugin:
+def in_one_line(error: BaseException | None) -> str:
+    """Return the kind of an error and its text without line breaks; the text alone of an error of ours."""
+    text = " ".join(str(error).split())
+    if isinstance(error, FeaturetapError):
+        return text
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
+def _load(name: str, distribution: str, module: Callable[[], object], policy: Policy, about: dict[str, Any]) -> Plugin:
+    start = perf_counter()
     try:
-        module = source.load() if isinstance(source, EntryPoint) else source
-        return Plugin(name, distribution, version, **_answers(name, module))
-    except (Exception, SystemExit) as error:
-        plugin = Plugin(name, distribution, version, status="failed", error=error)
+        answers = _answers(name, module())
+        return Plugin(name, distribution, seconds=perf_counter() - start, **about, **answers)
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:
+        # What leaves a module may be any exception, SystemExit and pytest's among them.
+        seconds = perf_counter() - start
+        plugin = Plugin(name, distribution, status="failed", error=error, seconds=seconds, **about)
         if policy.strict:
             raise PluginError(plugin.failure) from error
         return plugin
@@ -133,21 +146,44 @@ def _answers(name: str, module: Any) -> dict[str, Any]:
     manager = pluggy.PluginManager(GROUP)
     manager.add_hookspecs(hookspecs)
     manager.register(module, name)
-    manager.check_pending()
+    _check_hooks(module, {caller.name for caller in manager.get_hookcallers(module) or ()})
     answers: dict[str, Any] = {}
     for what, kind in PROVIDES.items():
-        provided = [item for answer in getattr(manager.hook, f"{GROUP}_{what}")() for item in answer]
-        for item in provided:
-            if not isinstance(item, kind):
-                raise PluginError(f"its hook {GROUP}_{what} should return {kind.__name__} objects, got {item!r}")
-        answers[what] = tuple(provided)
+        caller = getattr(manager.hook, f"{GROUP}_{what}")
+        provided = caller()
+        if len(provided) < len(caller.get_hookimpls()):
+            raise PluginError(f"its hook {caller.name} returns None; return {kind.__name__} objects in a list")
+        answers[what] = tuple(item for answer in provided for item in _items(caller.name, answer, kind))
+        _check_unique(what, answers[what])
+    for what in ASKED:
+        caller = getattr(manager.hook, f"{GROUP}_{what}")
+        answers[what] = caller if caller.get_hookimpls() else None
     return answers
 
 
-def _distribution(point: EntryPoint) -> str:
-    return normalised(point.dist.name or "unnamed") if point.dist else ""
+def _check_hooks(module: Any, implemented: set[str]) -> None:
+    for hook in sorted(implemented):
+        if hook not in HOOKS:
+            hint = did_you_mean(hook, HOOKS) or f"; hooks are {', '.join(HOOKS)}"
+            raise PluginError(f"it implements {hook!r}, which is no hook{hint}")
+    for hook in HOOKS:
+        if hook not in implemented and callable(getattr(module, hook, None)):
+            raise PluginError(f"its function {hook} is not marked; write @hookimpl above it")
+    if not implemented:
+        raise PluginError(f"it implements no hook; hooks are {', '.join(HOOKS)}")
 
 
-def _in_one_line(error: BaseException | None) -> str:
-    text = " ".join(str(error).split())
-    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+def _items(hook: str, answer: Any, kind: type) -> Iterator[Any]:
+    if isinstance(answer, str) or not isinstance(answer, Iterable):
+        answer = [answer]
+    for item in answer:
+        if not isinstance(item, kind):
+            raise PluginError(f"its hook {hook} should return {kind.__name__} objects in a list, got {item!r}")
+        yield item
+
+
+def _check_unique(what: str, provided: Iterable[Any]) -> None:
+    names = Counter(name for item in provided for name in (item.name, *getattr(item, "aliases", ())))
+    repeated = sorted(name for name, times in names.items() if times > 1)
+    if repeated:
+        raise PluginError(f"its {what} have the name {repeated[0]!r} more than once; a name means one thing")

@@ -10,6 +10,7 @@ from typing import Any
 from featuretap.registry.errors import OptionError, UnknownWeightsError, did_you_mean
 from featuretap.registry.hookspecs import WeightsEntry
 from featuretap.registry.options import options_of
+from featuretap.registry.published import Published
 from featuretap.registry.specs import BackboneSpec
 from featuretap.registry.weights.files import ENDINGS
 
@@ -17,18 +18,15 @@ __all__ = ["brought", "chosen"]
 
 
 def chosen(
-    backbone: str,
-    pretrained: bool | str | os.PathLike[str],
-    entries: Sequence[WeightsEntry],
-    contested: Mapping[str, tuple[str, str]],
-) -> WeightsEntry | Path | None:
-    """Return the entry or the file that is asked for, None for fresh weights.
+    backbone: BackboneSpec, pretrained: bool | str | os.PathLike[str], published: Published
+) -> WeightsEntry | Path | str | None:
+    """Return the entry or the file that is asked for, the tag of weights that the backbone's factory fetches, or None.
 
     Args:
-        backbone: its name.
-        pretrained: True for the default, a tag, a name, or a path; a name that is no tag is a path where there is one.
-        entries: the backbone's published weights, the default first.
-        contested: names of weights that two plugins have → the plugins.
+        backbone: its spec.
+        pretrained: True for the default, a tag, `distribution:tag`, a name, or a path; a name that is no tag is a path
+            where there is one.
+        published: the weights that are known.
 
     Raises:
         OptionError: `pretrained` is of another type.
@@ -40,30 +38,36 @@ def chosen(
         return Path(pretrained)
     if not isinstance(pretrained, bool | str):
         raise OptionError(
-            f"{backbone!r} cannot take pretrained={pretrained!r}; it is True, False, a tag, or the path of a file"
+            f"{backbone.name!r} cannot take pretrained={pretrained!r}; it is True, False, a tag, or the path of a file"
         )
+    entries = published.of(backbone)
     if isinstance(pretrained, bool):
         if entries and entries[0].default:
             return entries[0]
+        if backbone.tags:
+            return backbone.tags[0]
         raise UnknownWeightsError(
-            f"{backbone!r} has no default weights ({_tags(entries)}); name a tag, or give the path of a file"
+            f"{backbone.name!r} has no default weights ({_known(backbone, entries)}); name a tag, or give the path of "
+            "a file"
         )
+    if pretrained in backbone.tags:
+        return pretrained
     for entry in entries:
         if pretrained in (entry.tag, entry.name):
             return entry
-    both = contested.get(pretrained) or contested.get(f"{backbone}.{pretrained}")
-    if both:
-        raise UnknownWeightsError(
-            f"two plugins have weights {pretrained!r} for {backbone!r}: {' and '.join(both)}; disable one"
-        )
+    of_a_plugin = published.whose(backbone, pretrained)
+    if of_a_plugin:
+        return of_a_plugin
     path = Path(pretrained)
     if os.sep in pretrained or path.suffix in ENDINGS or path.exists():
         return path
-    hint = did_you_mean(pretrained, [entry.tag for entry in entries]) or ";"
-    raise UnknownWeightsError(f"{backbone!r} has no weights {pretrained!r}{hint} {_tags(entries)}")
+    hint = did_you_mean(pretrained, _tags(backbone, entries)) or ";"
+    raise UnknownWeightsError(f"{backbone.name!r} has no weights {pretrained!r}{hint} {_known(backbone, entries)}")
 
 
-def brought(weights: WeightsEntry | Path | None, backbone: BackboneSpec, asked: Mapping[str, Any]) -> dict[str, Any]:
+def brought(
+    weights: WeightsEntry | Path | str | None, backbone: BackboneSpec, asked: Mapping[str, Any]
+) -> dict[str, Any]:
     """Return the arguments of `build` that are asked for, with those that published weights bring.
 
     Weights that were trained with a head and with options bring them where the caller names none; under another head,
@@ -85,5 +89,10 @@ def brought(weights: WeightsEntry | Path | None, backbone: BackboneSpec, asked: 
     return {**options, **arguments}
 
 
-def _tags(entries: Sequence[WeightsEntry]) -> str:
-    return f"its tags are {', '.join(entry.tag for entry in entries)}" if entries else "the catalogue has none for it"
+def _tags(backbone: BackboneSpec, entries: Sequence[WeightsEntry]) -> list[str]:
+    return [*backbone.tags, *(entry.tag for entry in entries)]
+
+
+def _known(backbone: BackboneSpec, entries: Sequence[WeightsEntry]) -> str:
+    tags = _tags(backbone, entries)
+    return f"its tags are {', '.join(tags)}" if tags else "the catalogue has none for it"

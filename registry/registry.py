@@ -19,7 +19,8 @@ from featuretap.registry.errors import HeadError, OptionError, PluginError
 from featuretap.registry.hookspecs import WeightsEntry
 from featuretap.registry.options import Freezing, options_of
 from featuretap.registry.pairing import features, paired, set_by
-from featuretap.registry.plugin_loading import Plugin, discover, load_module, policy_from
+from featuretap.registry.plugin_loading import Plugin, discover, load_module
+from featuretap.registry.policy import policy_from
 from featuretap.registry.preprocessing import Preprocessing
 from featuretap.registry.pretrained import brought, chosen
 from featuretap.registry.request import Request
@@ -59,9 +60,14 @@ class Registry:
         return self._contents.plugins
 
     @property
+    def problems(self) -> tuple[str, ...]:
+        """A line for everything that was found and cannot be used as it is: failed plugins, contested names."""
+        return tuple(self._contents.problems())
+
+    @property
     def published(self) -> tuple[WeightsEntry, ...]:
         """Every entry of published weights."""
-        return tuple(self._contents.weights.values())
+        return tuple(self._contents.weights.entries.values())
 
     def is_users(self, name: str) -> bool:
         """Say whether a backbone's name is from the user's catalogue, which other machines do not have."""
@@ -85,12 +91,15 @@ class Registry:
         return self._contents.mirrors
 
     def list_backbones(self, pattern: str = "*") -> list[str]:
-        """Return the sorted names of backbones that match a shell pattern; aliases are not listed."""
-        return _matching(self._contents.backbones, pattern)
+        """Return the sorted names of backbones that match a shell pattern; aliases are not listed.
+
+        Names of open namespaces, such as "timm/resnet18", are listed for patterns with a slash only: "timm/*".
+        """
+        return self._contents.matching(pattern)
 
     def list_heads(self, pattern: str = "*") -> list[str]:
         """Return the sorted names of heads that match a shell pattern."""
-        return _matching({head.name: [] for p in self.plugins for head in p.heads}, pattern)
+        return _matching(self._contents.heads.names, pattern)
 
     def list_plugins(self, pattern: str = "*") -> list[str]:
         """Return the sorted names of the distributions whose plugins were found, failed and disabled ones included."""
@@ -98,7 +107,7 @@ class Registry:
 
     def list_weights(self, pattern: str = "*") -> list[str]:
         """Return the sorted names, `backbone.tag`, of published weights that match a shell pattern."""
-        return _matching(self._contents.weights, pattern)
+        return _matching(self._contents.weights.entries, pattern)
 
     def list_runtimes(self, pattern: str = "*") -> list[str]:
         """Return the sorted names of the runtimes that plugins provide."""
@@ -118,7 +127,7 @@ class Registry:
         Raises:
             UnknownBackboneError: no backbone has this name.
         """
-        return self._contents.weights_of(self.catalogued(name))
+        return self._contents.weights.of(self.catalogued(name))
 
     def spec(
         self,
@@ -183,8 +192,8 @@ class Registry:
         request = self.request(name, **brought(weights, self.catalogued(name), asked))
         from featuretap.registry.building import assemble
 
-        if weights is None:
-            return assemble(request)
+        if weights is None or isinstance(weights, str):
+            return assemble(request, fetched=weights)
         from featuretap.registry.weights.sources import source_of
 
         return assemble(request, source_of(weights, self))
@@ -346,9 +355,8 @@ class Registry:
 
     def _weights(
         self, name: str | BackboneSpec, pretrained: bool | str | os.PathLike[str]
-    ) -> WeightsEntry | Path | None:
-        spec, contents = self.catalogued(name), self._contents
-        return chosen(spec.name, pretrained, contents.weights_of(spec), contents.contested)
+    ) -> WeightsEntry | Path | str | None:
+        return chosen(self.catalogued(name), pretrained, self._contents.weights)
 
     @property
     def _contents(self) -> Contents:

@@ -11,7 +11,16 @@ from dataclasses import dataclass
 from featuretap.registry.backbone_spec import BackboneSpec, Classifier, Stages
 from featuretap.registry.blocks import Block
 from featuretap.registry.head_spec import HeadSpec, ModelSpec
-from featuretap.registry.layers import Activation, Convolution, Counted, Layer, Linear, SqueezeExcite, make_divisible
+from featuretap.registry.layers import (
+    Activation,
+    BatchNorm,
+    Convolution,
+    Counted,
+    Layer,
+    Linear,
+    SqueezeExcite,
+    make_divisible,
+)
 from featuretap.registry.option import Option
 from featuretap.registry.rows import HS, RE, RE6, SE, Bneck, Conv, Row, Separable
 from featuretap.registry.tap import Tap
@@ -23,6 +32,7 @@ __all__ = [
     "SE",
     "Activation",
     "BackboneSpec",
+    "BatchNorm",
     "Block",
     "Bneck",
     "Classifier",

@@ -230,7 +230,7 @@ def test_a_variant_that_changes_no_tensor_has_the_weights_of_its_base(
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("[weights.'nowhere.tag']", "weights.nowhere.tag: no backbone named 'nowhere'"),
+        ("[weights.'nowhere.tag']", "weights.nowhere.tag cannot be used: no backbone named 'nowhere'"),
         ('sha256 = ""', "weights.\"mobilenet_v2.mine\".sha256 should be 8 to 64 lower-case hexadecimal digits, got ''"),
         (
             'layout = "timmm"',
@@ -297,7 +297,7 @@ def test_weights_that_two_plugins_claim_are_neithers() -> None:
         with pytest.raises(UnknownWeightsError) as error:
             registry.build("mobilenet_v1_025", pretrained=pretrained)
         assert str(error.value) == (
-            f"two plugins have weights {pretrained!r} for 'mobilenet_v1_025': one and other; disable one"
+            "2 plugins have weights 'mine' for 'mobilenet_v1_025'; say which: 'one:mine' or 'other:mine'"
         )
 
 

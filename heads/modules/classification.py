@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from featuretap.backbones.modules import ACTIVATIONS, bare
 from featuretap.heads.classification import classification_layers
-from featuretap.registry.specs import BackboneSpec
+from featuretap.registry.specs import BackboneSpec, BatchNorm, Linear
 
 __all__ = ["ClassificationHead", "classification"]
 
@@ -18,10 +18,19 @@ class ClassificationHead(nn.Module):
     Without classes the features before the logits come back: (N, hidden) or (N, C).
     """
 
-    def __init__(self, tap: str, hidden: nn.Module, activation: nn.Module, dropout: float, logits: nn.Module) -> None:
+    def __init__(
+        self,
+        tap: str,
+        hidden: nn.Module,
+        norm: nn.Module,
+        activation: nn.Module,
+        dropout: float,
+        logits: nn.Module,
+    ) -> None:
         super().__init__()
         self.tap = tap
         self.hidden = hidden
+        self.norm = norm
         self.activation = activation
         self.dropout = nn.Dropout(dropout)
         self.logits = logits
@@ -29,16 +38,20 @@ class ClassificationHead(nn.Module):
     def forward(self, maps: dict[str, Tensor]) -> Tensor:
         """Return logits, or pooled features without classes."""
         pooled = maps[self.tap].mean((2, 3))
-        return self.logits(self.dropout(self.activation(self.hidden(pooled))))
+        return self.logits(self.dropout(self.activation(self.norm(self.hidden(pooled)))))
 
     @torch.no_grad()
     def initialise(self) -> None:
-        """Draw weights from N(0, 0.01), biases 0, as torchvision does for these classifiers."""
+        """Draw weights from N(0, 0.01), biases 0, as torchvision does for these classifiers; a norm is the identity."""
         for layer in (self.hidden, self.logits):
             if isinstance(layer, nn.Linear):
                 layer.weight.normal_(0, 0.01)
                 if layer.bias is not None:
                     layer.bias.zero_()
+        if isinstance(self.norm, nn.BatchNorm1d):
+            self.norm.reset_running_stats()
+            self.norm.weight.fill_(1)
+            self.norm.bias.zero_()
 
 
 def classification(backbone: BackboneSpec, *, num_classes: int, dropout: float | None = None) -> ClassificationHead:
@@ -52,11 +65,15 @@ def classification(backbone: BackboneSpec, *, num_classes: int, dropout: float |
     family = backbone.classifier
     rate = family.dropout if dropout is None else dropout
     made: dict[str, nn.Module] = {
-        layer.name: bare(nn.Linear, layer.in_channels, layer.out_channels, layer.bias)
-        for layer in classification_layers(backbone, num_classes=num_classes)
+        layer.name: _module(layer, backbone) for layer in classification_layers(backbone, num_classes=num_classes)
     }
     (tap,) = backbone.taps
     activation = ACTIVATIONS[family.activation]() if family.hidden else nn.Identity()
-    return ClassificationHead(
-        tap, made.get("hidden", nn.Identity()), activation, rate, made.get("logits", nn.Identity())
-    )
+    hidden, norm, logits = (made.get(name, nn.Identity()) for name in ("hidden", "norm", "logits"))
+    return ClassificationHead(tap, hidden, norm, activation, rate, logits)
+
+
+def _module(layer: Linear | BatchNorm, backbone: BackboneSpec) -> nn.Module:
+    if isinstance(layer, BatchNorm):
+        return bare(nn.BatchNorm1d, layer.channels, backbone.norm_eps, backbone.norm_momentum)
+    return bare(nn.Linear, layer.in_channels, layer.out_channels, layer.bias)

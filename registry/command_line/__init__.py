@@ -13,6 +13,8 @@ import click
 
 from featuretap.registry.command_line.catalogue_commands import list_command, show_command
 from featuretap.registry.command_line.image_commands import predict_command, taps_command
+from featuretap.registry.command_line.new_plugin import new_plugin_command
+from featuretap.registry.command_line.plugin_commands import plugins_command
 from featuretap.registry.command_line.weights_commands import convert_command, inspect_command, save_command
 from featuretap.registry.errors import FeaturetapError
 
@@ -36,6 +38,8 @@ for subcommand in (
     save_command,
     convert_command,
     inspect_command,
+    plugins_command,
+    new_plugin_command,
 ):
     command.add_command(subcommand)
 

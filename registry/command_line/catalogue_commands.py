@@ -11,7 +11,8 @@ from featuretap import registry
 from featuretap.registry.addresses import LEVELS
 from featuretap.registry.command_line.parameters import Addresses, OptionPair, Size
 from featuretap.registry.command_line.printing import print_table, print_text, short
-from featuretap.registry.errors import FeaturetapError, HeadError
+from featuretap.registry.errors import FeaturetapError, HeadError, PluginError
+from featuretap.registry.request import backbone_of
 from featuretap.registry.specs import BackboneSpec, ModelSpec
 
 __all__ = ["list_command", "show_command"]
@@ -35,8 +36,13 @@ def list_command(pattern: str, heads: bool) -> None:
         raise click.UsageError(f"no backbone matches {pattern!r}; featuretap list names them all")
     columns = [("name", "left"), ("parameters", "right"), ("MACs", "right"), ("channels C1–C5", "left")]
     print_table([*columns, ("weights", "left")], map(_listed, names))
-    print_text("Parameters and multiply-adds (MACs) with the 1000-class classifier, for one image of 224×224 pixels.")
-    _name_failures()
+    if "/" in pattern:
+        print_text("featuretap show NAME builds one of these without memory, to say what it is.")
+    else:
+        print_text(
+            "Parameters and multiply-adds (MACs) with the 1000-class classifier, for one image of 224×224 pixels."
+        )
+    _name_problems()
 
 
 def _list_heads(pattern: str) -> None:
@@ -52,21 +58,27 @@ def _list_heads(pattern: str) -> None:
         rows.append((name, reads, classes, head.description))
     print_table(columns, rows)
     print_text("Classes are those of the default; featuretap show NAME --head HEAD counts a backbone with a head.")
-    _name_failures()
+    _name_problems()
 
 
-def _name_failures() -> None:
-    for plugin in registry.default.plugins:
-        if plugin.status == "failed":
-            click.echo(plugin.failure, err=True)
+def _name_problems() -> None:
+    problems = registry.default.problems
+    for problem in problems:
+        click.echo(problem, err=True)
+    if problems:
+        click.echo("featuretap plugins says more.", err=True)
 
 
 def _listed(name: str) -> tuple[str, ...]:
+    if "/" in name:
+        # To describe what is in an open namespace it has to be built.
+        return name, "–", "–", "–", ""
     try:
         spec = _whole(name, {})
     except FeaturetapError as error:
-        # One backbone that cannot be described must not hide the others.
-        click.echo(str(error), err=True)
+        # One backbone that cannot be described must not hide the others; what is contested is said anyway.
+        if str(error) not in registry.default.problems:
+            click.echo(str(error), err=True)
         return name, "–", "–", "–", ""
     taps = spec.taps
     channels = (str(taps[level].channels) if level in taps else "–" for level in LEVELS)
@@ -83,12 +95,18 @@ def _whole(name: str, options: dict[str, Any]) -> BackboneSpec | ModelSpec:
         return registry.spec(name, features_only=True, **options)
 
 
-def _counts(spec: BackboneSpec | ModelSpec, size: tuple[int, int]) -> tuple[int | None, int | None]:
-    backbone = spec.backbone if isinstance(spec, ModelSpec) else spec
-    if not backbone.stages:
-        # A backbone that is no table can be counted only when it is built.
+def _counts(
+    spec: BackboneSpec | ModelSpec, size: tuple[int, int], *, built: bool = False
+) -> tuple[int | None, int | None]:
+    """Return parameters and multiply-adds; what is no table has to be built for them, and is counted if it may be."""
+    if not backbone_of(spec).stages and not built:
         return None, None
-    return spec.parameters, spec.macs(*size)
+    try:
+        return spec.parameters, spec.macs(*size)
+    except PluginError as error:
+        # Networks for one size of images cannot be counted at another.
+        click.echo(str(error), err=True)
+        return None, None
 
 
 @click.command("show")
@@ -156,7 +174,7 @@ def _facts(
         with_head = {"head": _with_head(described, size)}
     else:
         whole = _whole(name, options)
-        classifier = _counts(whole, size) if isinstance(whole, ModelSpec) else (None, None)
+        classifier = _counts(whole, size, built=True) if isinstance(whole, ModelSpec) else (None, None)
         with_head = {"classifier": dict(zip(("parameters", "macs"), classifier, strict=True))}
     return {
         "name": spec.name,
@@ -166,9 +184,9 @@ def _facts(
         "options": options,
         "size": list(size),
         "taps": taps,
-        "backbone": dict(zip(("parameters", "macs"), _counts(spec, size), strict=True)),
+        "backbone": dict(zip(("parameters", "macs"), _counts(spec, size, built=True), strict=True)),
         **with_head,
-        "weights": [entry.tag for entry in registry.default.weights_of(name)],
+        "weights": [*spec.tags, *(entry.tag for entry in registry.default.weights_of(name))],
     }
 
 
@@ -180,7 +198,7 @@ def _with_head(model: ModelSpec, size: tuple[int, int]) -> dict[str, Any]:
         "reads": list(model.backbone.taps),
         "num_classes": model.num_classes,
         "options": dict(model.head_options),
-        **dict(zip(("parameters", "macs"), _counts(model, size), strict=True)),
+        **dict(zip(("parameters", "macs"), _counts(model, size, built=True), strict=True)),
         "outputs": {name: list(shape) for name, shape in model.outputs(*size).items()},
     }
 

@@ -2,9 +2,9 @@
 
 Nobody publishes weights of reduced tails. Everything through C4 is the same network; behind it every set of channels
 loses its weaker half. How strong a channel is follows from the weights alone: the scale that its last batch norm gives
-it, times the norm of the weights that read it. On a residual path the scales of all blocks that add to it count, and
-the weights of all that read it; the hidden layer of a classifier has no norm, and the norm of its rows takes the
-scale's place.
+it, times the norm of the weights that read it. On a residual path the scales of all blocks that add to it count, those
+of depthwise layers that begin a block, and the weights of all that read it. Where the hidden layer of a classifier has
+no norm, the norm of its rows takes the scale's place.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from featuretap.registry.layers import Convolution, Counted, Linear, SqueezeExcite
+from featuretap.registry.layers import BatchNorm, Convolution, Counted, Linear, SqueezeExcite
 from featuretap.registry.specs import BackboneSpec
 from featuretap.registry.weights.expectation import HEAD
 from featuretap.registry.weights.layouts import MisfitError
@@ -59,7 +59,7 @@ def halved(
     tensors: Mapping[str, Tensor],
     whole: BackboneSpec,
     reduced: BackboneSpec,
-    head: Sequence[tuple[Linear, Linear]],
+    head: Sequence[tuple[Linear | BatchNorm, Linear | BatchNorm]],
 ) -> dict[str, Tensor]:
     """Return the tensors of a network with a reduced tail out of those of the whole one.
 
@@ -95,7 +95,7 @@ def _steps(
     tensors: Mapping[str, Tensor],
     whole: BackboneSpec,
     reduced: BackboneSpec,
-    head: Sequence[tuple[Linear, Linear]],
+    head: Sequence[tuple[Linear | BatchNorm, Linear | BatchNorm]],
 ) -> Iterator[Step]:
     def squares(name: str, *dims: int) -> Tensor:
         return tensors[name].double().square().sum(dims)
@@ -111,7 +111,9 @@ def _steps(
         pairs = list(zip(block.layer_paths(), small.layer_paths(), strict=True))
         for index, ((path, layer), (_, less)) in enumerate(pairs):
             if isinstance(layer, Convolution) and layer.groups > 1:
-                current.scale = scale(path)
+                # Before anything is expanded it works on the channels of the shortcut, which earlier blocks scale too.
+                shared = block.shortcut and current is into
+                current.scale = current.scale + scale(path) if shared else scale(path)
                 yield Step(path, layer, current, current)
             elif isinstance(layer, Convolution):
                 current.reach += squares(f"{path}.conv.weight", 0, 2, 3)
@@ -128,9 +130,13 @@ def _steps(
                 yield Step(path, layer, current, current, squeezed)
             else:
                 raise MisfitError(f"{path} is a {type(layer).__name__}, of which nobody knows which half to keep")
-    for linear, smaller in head:
-        path = f"{HEAD}{linear.name}"
-        current.reach += squares(f"{path}.weight", 0)
-        written = Channels(linear.out_channels, smaller.out_channels, squares(f"{path}.weight", 1))
-        yield Step(path, linear, current, written)
-        current = written
+    for own, smaller in head:
+        path = f"{HEAD}{own.name}"
+        if isinstance(own, Linear) and isinstance(smaller, Linear):
+            current.reach += squares(f"{path}.weight", 0)
+            written = Channels(own.out_channels, smaller.out_channels, squares(f"{path}.weight", 1))
+            yield Step(path, own, current, written)
+            current = written
+        else:
+            current.scale = tensors[f"{path}.weight"].double().square()
+            yield Step(path, own, current, current)

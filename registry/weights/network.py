@@ -25,7 +25,8 @@ def network_digest(spec: BackboneSpec) -> str:
 def _digest(stages: Stages, classifier: Classifier) -> str:
     # What is written here may never change, or files of before would be refused: it names facts, not our classes.
     facts = [_facts(block) for block in blocks_of(stages, 3, 32, dilate_entry=False)]
-    facts.append(f"{classifier.hidden} {classifier.hidden_bias} {classifier.activation}")
+    hidden = f"{classifier.hidden} {classifier.hidden_bias} {classifier.activation}"
+    facts.append(f"{hidden} norm" if classifier.hidden_norm else hidden)
     return hashlib.sha256("\n".join(facts).encode()).hexdigest()[:16]
 
 

@@ -41,7 +41,7 @@ class Candidate:
     options: Mapping[str, Any]
     layout: str
     theirs: Mapping[str, str]
-    norm_eps: float
+    norm_eps: Mapping[str, float]
     pointwise: frozenset[str]
 
 
@@ -146,7 +146,7 @@ def identified(shapes: Shapes, digest: str, registry: Registry, config: TimmConf
         classes=entry.classes,
         preprocessing=entry.preprocessing.for_channels(channels),
     )
-    return replace(record, description=description, norm_eps={"backbone": entry.norm_eps})
+    return replace(record, description=description, norm_eps=dict.fromkeys(record.norm_eps, entry.norm_eps))
 
 
 def _candidates(name: str, registry: Registry) -> Iterator[Candidate]:
@@ -158,10 +158,10 @@ def _candidates(name: str, registry: Registry) -> Iterator[Candidate]:
             continue
         if not spec.stages:
             return
-        yield Candidate(spec, options, NATIVE, {}, spec.norm_eps, frozenset())
+        yield Candidate(spec, options, NATIVE, {}, {"backbone": spec.norm_eps}, frozenset())
         for layout, function in spec.layouts.items():
             made = load(function)(spec)
-            yield Candidate(spec, options, layout, made.names, made.norm_eps, made.pointwise)
+            yield Candidate(spec, options, layout, made.names, made.norm_eps_by_part, made.pointwise)
 
 
 def _matched(found: Shapes, candidate: Candidate) -> Record | None:
@@ -191,4 +191,4 @@ def _matched(found: Shapes, candidate: Candidate) -> Record | None:
         "classification" if headed else None,
         classes if headed else None,
     )
-    return Record(description, candidate.layout, {"backbone": candidate.norm_eps})
+    return Record(description, candidate.layout, candidate.norm_eps)

@@ -66,7 +66,7 @@ class Source:
         if self.entry:
             entry = self.entry
             held = self._held(spec, entry.backbone, entry.head, entry.options)
-            return translated(self.checkpoint, backbone, held, entry.layout, entry.head, {"backbone": entry.norm_eps})
+            return translated(self.checkpoint, backbone, held, entry.layout, entry.head, _norm_eps(entry))
         way = guessed(self.checkpoint, spec)
         if way:
             name, found = way
@@ -149,6 +149,11 @@ class Source:
         if entry:
             return Origin(entry.name, entry.preprocessing, entry.classes)
         return Origin(checkpoint.path, checkpoint.config.preprocessing, "")
+
+
+def _norm_eps(entry: WeightsEntry) -> dict[str, float]:
+    """Return part of the model → epsilon; a classifier is one network with its backbone."""
+    return dict.fromkeys(("backbone", "head") if entry.head == CLASSIFICATION else ("backbone",), entry.norm_eps)
 
 
 def source_at(path: Path, registry: Registry, *, keep_dtype: bool = False) -> Source:

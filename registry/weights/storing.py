@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from featuretap.registry.description import Description, options_in_words
 from featuretap.registry.errors import FeaturetapError, OptionError, WeightsError
 from featuretap.registry.layout import NATIVE, Layout
+from featuretap.registry.option import default_of
 from featuretap.registry.options import options_of
 from featuretap.registry.request import backbone_of
 from featuretap.registry.specs import BackboneSpec, ModelSpec
@@ -238,14 +239,15 @@ def _stated(registry: Registry, description: Description) -> Description:
     spec = registry.catalogued(description.name)
     name, options = description.name, dict(description.options)
     if registry.is_users(name) and spec.variant_of:
-        name, options = spec.variant_of, {**spec.options, **options}
+        name, options = spec.variant_of, {**{n: default_of(stated) for n, stated in spec.options.items()}, **options}
         spec = registry.catalogued(name)
     usual = options_of(spec)
     if description.head:
         head = registry.head(description.head)
         usual = {key: value for key, value in usual.items() if key not in head.backbone_options} | dict(head.options)
     changed = {key: value for key, value in options.items() if key not in usual or value != usual[key]}
-    plain = {key: float(value) if key == "width" else value for key, value in changed.items()}
+    # Equal models are equal files; an option of a factory may have the name of ours and be of another kind.
+    plain = {key: float(value) if key == "width" and spec.stages else value for key, value in changed.items()}
     return replace(description, name=name, options=dict(sorted(plain.items())))
 
 

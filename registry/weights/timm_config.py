@@ -18,7 +18,7 @@ from featuretap.registry.preprocessing import Preprocessing
 from featuretap.registry.specs import BackboneSpec
 from featuretap.registry.weights.files import CONFIG, config_beside
 
-__all__ = ["TimmConfig", "config_of", "timm_config"]
+__all__ = ["TimmConfig", "config_of", "preprocessing_of", "timm_config"]
 
 logger = logging.getLogger("featuretap")
 
@@ -129,11 +129,17 @@ def config_of(file: Path) -> TimmConfig:
         architecture,
         arguments.get("output_stride", 32),
         arguments.get("bn_eps"),
-        _preprocessing(path, config.get("pretrained_cfg", config)),
+        preprocessing_of(path, config.get("pretrained_cfg", config)),
     )
 
 
-def _preprocessing(path: Path, stated: Any) -> Preprocessing | None:
+def preprocessing_of(origin: object, stated: Any) -> Preprocessing | None:
+    """Return what a pretrained configuration of timm's states; None, and a warning, where it is not known here.
+
+    Args:
+        origin: where it comes from, for the warning.
+        stated: the configuration as a table.
+    """
     try:
         if stated.get("crop_mode", "center") != "center":
             raise ValueError(f"crop_mode is {stated['crop_mode']!r}")
@@ -147,7 +153,7 @@ def _preprocessing(path: Path, stated: Any) -> Preprocessing | None:
         )
     except (KeyError, IndexError, TypeError, AttributeError, ArithmeticError, ValueError) as error:
         logger.warning(
-            "%s states a preprocessing that is not known here (%s); ImageNet's usual one is taken", path, error
+            "%s states a preprocessing that is not known here (%s); ImageNet's usual one is taken", origin, error
         )
         return None
 

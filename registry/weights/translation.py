@@ -88,7 +88,7 @@ def translated(
         }
         _check_architecture(checkpoint, name, layout)
         stated = checkpoint.config.norm_eps
-        eps = layout.norm_eps_by_part if stated is None else {"backbone": stated}
+        eps = layout.norm_eps_by_part if stated is None else dict.fromkeys(layout.norm_eps_by_part, stated)
         remark, preprocessing = layout.remark, layout.preprocessing
     if unknown:
         raise MisfitError(f"{source} holds {some(unknown)}, which the model lacks")

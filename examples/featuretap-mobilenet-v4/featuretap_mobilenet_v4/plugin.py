@@ -1,0 +1,28 @@
+"""What the distribution adds to featuretap: the backbones and weights of its `registry.toml`. No torch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from functools import cache
+from pathlib import Path
+
+from featuretap.registry.catalogue import Catalogue, load_catalogue
+from featuretap.registry.hookspecs import WeightsEntry, hookimpl
+from featuretap.registry.specs import BackboneSpec
+
+
+@cache
+def _shipped() -> Catalogue:
+    return load_catalogue(Path(__file__).with_name("registry.toml"))
+
+
+@hookimpl
+def featuretap_backbones() -> Iterable[BackboneSpec]:
+    """Return the MobileNetV4s."""
+    return _shipped().backbones
+
+
+@hookimpl
+def featuretap_weights() -> Iterable[WeightsEntry]:
+    """Return timm's published weights of them."""
+    return _shipped().weights

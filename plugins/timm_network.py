@@ -1,0 +1,244 @@
+"""A backbone with its classifier in the form that timm expects of a model: its methods, attributes and arguments."""
+
+# torch.jit.script reads annotations as objects, not as strings, and knows typing's names only.
+# ruff: noqa: UP006, UP007, UP035, UP045
+from collections import OrderedDict
+from typing import Any, Dict, List, Optional, Tuple, Union
+
+import torch
+from timm.layers.adaptive_avgmax_pool import SelectAdaptivePool2d
+from timm.models import FeatureListNet, checkpoint_seq
+from timm.models._features import feature_take_indices
+from torch import Tensor, nn
+from torch._jit_internal import is_scripting
+
+from featuretap import registry
+from featuretap.heads.modules.classification import ClassificationHead
+from featuretap.registry.errors import OptionError
+from featuretap.registry.specs import BackboneSpec
+from featuretap.registry.weights.folding import eps_of, folded, set_eps
+
+__all__ = ["TimmNetwork", "levels_only"]
+
+
+class TimmNetwork(nn.Module):
+    """Images (N, in_chans, H, W) → logits (N, num_classes), by the modules of `registry.build`.
+
+    Parameters have the names that they have in our files: `stages.C1…`, `head.hidden`, `head.logits`.
+
+    Args:
+        backbone: its name in the registry.
+        reduced_tail: whether the channels behind C4 are halved.
+        pretrained: the tag of published weights, or False for fresh ones.
+        num_classes: number of logits; 0 for the features before them.
+        in_chans: channels of the images.
+        global_pool: how a map becomes a vector: "avg", "max" or "avgmax" (timm's "fast…" of these too), or "" for not
+            at all, which leaves what the head makes of every place: (N, num_classes, H', W').
+        drop_rate: of the head's dropout in training; None is the family's own.
+        output_stride: 32, 16 or 8: no map is smaller than the images divided by it.
+        device: where the parameters lie.
+        dtype: of the parameters.
+
+    Attributes:
+        feature_info: of each level its channels `num_chs`, its stride `reduction` and its path `module`.
+        num_features: channels of the last map.
+        head_hidden_size: channels before the logits.
+    """
+
+    def __init__(
+        self,
+        backbone: str,
+        *,
+        reduced_tail: bool = False,
+        pretrained: Union[str, bool] = False,
+        num_classes: int = 1000,
+        in_chans: int = 3,
+        global_pool: str = "avg",
+        drop_rate: Optional[float] = None,
+        output_stride: int = 32,
+        device: Union[torch.device, str, None] = None,
+        dtype: Optional[torch.dtype] = None,
+    ) -> None:
+        super().__init__()
+        options: Dict[str, Any] = {
+            "reduced_tail": reduced_tail,
+            "in_channels": in_chans,
+            "output_stride": output_stride,
+        }
+        built: Any = registry.build(
+            backbone, pretrained=pretrained, num_classes=num_classes, dropout=drop_rate, **options
+        )
+        spec = registry.spec(backbone, features_only=True, **options)
+        assert isinstance(spec, BackboneSpec)
+        if pretrained:
+            _with_eps(built, spec.norm_eps)
+        # Plain chains of the same blocks: those of the backbone also return maps, which timm knows no use for.
+        self.stages = nn.Sequential(
+            OrderedDict(
+                (level, nn.Sequential(OrderedDict(stage.named_children())))
+                for level, stage in built.backbone.stages.named_children()
+            )
+        )
+        self.global_pool = _pool(global_pool)
+        self.head: ClassificationHead = built.head
+        self.feature_info: List[Dict[str, Any]] = [
+            {"num_chs": tap.channels, "reduction": tap.stride, "module": f"stages.{level}"}
+            for level, tap in spec.taps.items()
+        ]
+        self.num_classes = num_classes
+        self.in_chans = in_chans
+        self.drop_rate = self.head.dropout.p
+        self.num_features: int = self.feature_info[-1]["num_chs"]
+        self.head_hidden_size = self._head_channels()
+        self.grad_checkpointing = False
+        self.to(device=device, dtype=dtype)
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        """Return the last map (N, num_features, H', W')."""
+        return self._run(x, [], len(self.stages))[0]
+
+    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
+        """Return logits of the last map, or the features before them: (N, C), or (N, C, H', W') without pooling."""
+        pooled = self.global_pool(x).movedim(1, -1)
+        # One row a vector, and without pooling one a place of the map.
+        y = pooled.flatten(0, -2)
+        y = self.head.dropout(self.head.activation(self.head.norm(self.head.hidden(y))))
+        if not pre_logits:
+            y = self.head.logits(y)
+        return y.view(pooled.shape[:-1] + y.shape[-1:]).movedim(-1, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return logits, or the features before them where there are no classes."""
+        return self.forward_head(self.forward_features(x))
+
+    def forward_intermediates(
+        self,
+        x: Tensor,
+        indices: Optional[Union[int, List[int]]] = None,
+        norm: bool = False,
+        stop_early: bool = False,
+        output_fmt: str = "NCHW",
+        intermediates_only: bool = False,
+    ) -> Union[List[Tensor], Tuple[Tensor, List[Tensor]]]:
+        """Return the last map, and those of the levels that are asked for, in the order of the network.
+
+        Args:
+            x: images (N, in_chans, H, W).
+            indices: of the levels, from 0 for C1; a number for so many last ones, None for all.
+            norm: taken as other models of timm take it; there is no norm behind the last map.
+            stop_early: run no level behind the last that is asked for, whose map then is the last map.
+            output_fmt: only "NCHW".
+            intermediates_only: leave the last map out.
+        """
+        assert output_fmt == "NCHW", "maps are returned as NCHW only"
+        taken, last = feature_take_indices(len(self.stages), indices)
+        x, maps = self._run(x, taken, last + 1 if stop_early else len(self.stages))
+        if intermediates_only:
+            return maps
+        return x, maps
+
+    def prune_intermediate_layers(
+        self, indices: Union[int, List[int]] = 1, prune_norm: bool = False, prune_head: bool = True
+    ) -> List[int]:
+        """Drop the levels behind the last of `indices`, and a head that cannot read what is left.
+
+        Args:
+            indices: as of `forward_intermediates`.
+            prune_norm: taken as other models of timm take it; there is no norm behind the last map.
+            prune_head: drop the head where it could stay, too.
+
+        Returns:
+            the indices, counted from the first level.
+        """
+        taken: List[int]
+        taken, last = feature_take_indices(len(self.stages), indices)
+        if prune_head or last + 1 < len(self.stages):
+            self.stages = self.stages[: last + 1]
+            self.num_features = self.feature_info[last]["num_chs"]
+            self.head.hidden = self.head.norm = self.head.activation = nn.Identity()
+            self.head_hidden_size = self._head_channels()
+            self.reset_classifier(0, "")
+        return taken
+
+    def get_classifier(self) -> nn.Module:
+        """Return the layer that gives the logits."""
+        return self.head.logits
+
+    def reset_classifier(self, num_classes: int, global_pool: Optional[str] = None) -> None:
+        """Give the head a new last layer, with fresh weights.
+
+        Args:
+            num_classes: number of logits; 0 for the features before them.
+            global_pool: as of the model; None for the same as before.
+        """
+        self.num_classes = num_classes
+        self.head.logits = (self._logits(num_classes) if num_classes else nn.Identity()).train(self.training)
+        if global_pool is not None:
+            self.global_pool = _pool(global_pool).train(self.training)
+
+    def group_matcher(self, coarse: bool = False) -> Dict[str, str]:
+        """Return patterns by which optimisers group parameters from the stem to the head: by block, or by level."""
+        return {"stem": r"^stages\.C1\.0\.", "blocks": r"^stages\.C(\d+)" if coarse else r"^stages\.C(\d+)\.(\d+)"}
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Say whether training computes what is inside each block a second time instead of keeping it."""
+        self.grad_checkpointing = enable
+
+    def _run(self, x: Tensor, taken: List[int], count: int) -> Tuple[Tensor, List[Tensor]]:
+        """Run the first `count` levels, and return the last map and those at the indices `taken`."""
+        maps: List[Tensor] = []
+        for index, stage in enumerate(self.stages):
+            if index < count:
+                # torch.jit.script drops a branch of a statement, not of an expression.
+                if self.grad_checkpointing and not is_scripting():  # noqa: SIM108
+                    x = checkpoint_seq(stage, x)
+                else:
+                    x = stage(x)
+                if index in taken:
+                    maps.append(x)
+        return x, maps
+
+    def _logits(self, num_classes: int) -> nn.Module:
+        like = next(self.parameters())
+        logits = nn.Linear(self.head_hidden_size, num_classes, device=like.device, dtype=like.dtype)
+        # As the classification head draws them.
+        nn.init.normal_(logits.weight, 0, 0.01)
+        nn.init.zeros_(logits.bias)
+        return logits
+
+    def _head_channels(self) -> int:
+        hidden = self.head.hidden
+        return hidden.out_features if isinstance(hidden, nn.Linear) else self.num_features
+
+
+def levels_only(
+    model: TimmNetwork, out_indices: Union[int, Tuple[int, ...]], flatten_sequential: bool = True
+) -> FeatureListNet:
+    """Return what `features_only=True` makes of a model: images → list of maps; what lies behind them is dropped.
+
+    Its children are the levels under their own names, by which transformers asks for maps.
+
+    Args:
+        model: the model.
+        out_indices: of the levels, from 0 for C1; a number for so many last ones.
+        flatten_sequential: of timm, about the children of the whole model; those of `stages` are the levels already.
+    """
+    levels = model.stages
+    levels.feature_info = [  # type: ignore[assignment]
+        {**info, "module": level} for info, level in zip(model.feature_info, levels._modules, strict=True)
+    ]
+    return FeatureListNet(levels, out_indices=out_indices)
+
+
+def _with_eps(model: nn.Module, eps: float) -> None:
+    """Give batch norms the epsilon of fresh ones, since checkpoints of timm do not say which theirs is."""
+    model.load_state_dict(folded(model.state_dict(), {path: (own, eps) for path, own in eps_of(model).items()}))
+    set_eps(model, eps)
+
+
+def _pool(kind: str) -> nn.Module:
+    if "cat" in kind:
+        raise OptionError(
+            f"global_pool={kind!r} doubles the channels, which no head here reads; take 'avg' or 'avgmax'"
+        )
+    return SelectAdaptivePool2d(pool_type=kind, flatten=bool(kind))

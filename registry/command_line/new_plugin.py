@@ -1,0 +1,171 @@
+"""`featuretap new-plugin`: a small distribution that adds a backbone, to begin one's own with. No torch."""
+
+from __future__ import annotations
+
+import keyword
+import re
+import sys
+from pathlib import Path
+from string import Template
+
+import click
+
+import featuretap
+from featuretap import registry
+from featuretap.registry.command_line.printing import print_text
+from featuretap.registry.errors import OptionError, UnknownBackboneError
+
+__all__ = ["files_of", "new_plugin_command"]
+
+NAME = re.compile(r"[a-z][a-z0-9]*([-_][a-z0-9]+)*")
+
+FILES = {
+    "pyproject.toml": """\
+[build-system]
+requires = ["setuptools>=77"]
+build-backend = "setuptools.build_meta"
+
+[project]
+name = "$distribution"
+version = "0.1.0"
+description = "A backbone for featuretap."
+requires-python = ">=3.11"
+dependencies = ["featuretap>=$version"]
+
+[project.optional-dependencies]
+test = ["pytest>=8.3"]
+
+[project.entry-points.featuretap]
+$backbone = "$package.plugin"
+
+[tool.setuptools]
+packages = ["$package"]
+
+[tool.setuptools.package-data]
+$package = ["registry.toml"]
+""",
+    "$package/__init__.py": '"""The backbone $backbone for featuretap."""\n',
+    "$package/plugin.py": '''\
+"""What featuretap asks: the entry point names this module."""
+
+from pathlib import Path
+
+from featuretap.registry.catalogue import load_catalogue
+from featuretap.registry.hookspecs import hookimpl
+
+CATALOGUE = load_catalogue(Path(__file__).parent / "registry.toml")
+
+
+@hookimpl
+def featuretap_backbones():
+    """Return the backbones of registry.toml."""
+    return CATALOGUE.backbones
+
+
+@hookimpl
+def featuretap_weights():
+    """Return the published weights of registry.toml."""
+    return CATALOGUE.weights
+''',
+    "$package/networks.py": '''\
+"""The network as a table. A stage's first row strides, and its last row is the tap."""
+
+from featuretap.registry.specs import HS, RE, SE, BackboneSpec, Bneck, Conv
+
+$table = BackboneSpec(
+    "$backbone",
+    stages=(  # kernel, expanded channels, output channels, activation, squeeze-excite
+        (Conv(3, 16, HS),),
+        (Bneck(3, 48, 24, RE), Bneck(3, 72, 24, RE)),
+        (Bneck(5, 72, 40, RE, SE), Bneck(5, 120, 40, RE, SE)),
+        (Bneck(3, 160, 64, HS), Bneck(3, 192, 64, HS)),
+        (Bneck(5, 256, 96, HS, SE), Conv(1, 384, HS)),
+    ),
+    description="a small example",
+)
+''',
+    "$package/registry.toml": """\
+schema = 1
+
+[backbones.$backbone]
+spec = "$package.networks:$table"
+
+[backbones.${backbone}_050]
+base = "$backbone"
+options = { width = 0.5 }
+""",
+    "tests/test_conformance.py": """\
+from featuretap.registry.testing import BackboneConformance
+
+
+class TestBackbones(BackboneConformance):
+    plugin = "$package.plugin"
+""",
+    "README.md": """\
+# $distribution
+
+Adds the backbone `$backbone` to featuretap.
+
+```bash
+pip install -e '.[test]'
+featuretap show $backbone
+featuretap plugins doctor $distribution
+pytest
+```
+""",
+}
+
+
+def files_of(name: str) -> dict[str, str]:
+    """Return path → text of the files of a new distribution.
+
+    Args:
+        name: of the distribution; the backbone's is the same without "featuretap-".
+    """
+    package = name.replace("-", "_")
+    backbone = package.removeprefix("featuretap_")
+    # A version that is not released yet is one that this one comes before.
+    version = re.match(r"\d+\.\d+", featuretap.__version__)[0]  # type: ignore[index]
+    words = {
+        "distribution": name,
+        "package": package,
+        "backbone": backbone,
+        "table": backbone.upper(),
+        "version": version,
+    }
+    return {Template(path).substitute(words): Template(text).substitute(words) for path, text in FILES.items()}
+
+
+@click.command("new-plugin")
+@click.argument("name")
+def new_plugin_command(name: str) -> None:
+    """Write a small distribution NAME with a backbone into a new folder of that name.
+
+    It can be installed and tested as it is: pip install -e './NAME[test]' && pytest NAME
+
+    Example: featuretap new-plugin featuretap-tinynet
+    """
+    if not NAME.fullmatch(name):
+        raise click.UsageError(f"{name!r} is no name of a distribution; write it like featuretap-tinynet")
+    package = name.replace("-", "_")
+    backbone = package.removeprefix("featuretap_")
+    if package in sys.stdlib_module_names or keyword.iskeyword(package) or backbone == "featuretap":
+        raise click.UsageError(f"{package!r} is the name of a module of Python or of featuretap; choose another")
+    try:
+        provider = registry.default.provider(backbone)
+    except UnknownBackboneError:
+        pass
+    else:
+        raise click.UsageError(f"{provider!r} has a backbone {backbone!r} already; choose another name")
+    folder = Path(name)
+    if folder.exists():
+        raise click.UsageError(f"{name!r} exists already, and is left as it is; choose another name or folder")
+    try:
+        for path, text in files_of(name).items():
+            target = folder / path
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_text(text, encoding="utf-8")
+            print_text(f"wrote: {target}")
+    except OSError as error:
+        raise OptionError(f"cannot write into {name!r}: {error.strerror}") from error
+    print_text(f"next: pip install -e './{name}[test]' && featuretap show {backbone} && pytest {name}")

@@ -1,0 +1,122 @@
+"""`featuretap plugins` and `featuretap plugins doctor`. The first needs no torch."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from typing import Any
+
+import click
+
+from featuretap import registry
+from featuretap.registry.command_line.printing import print_table, print_text
+from featuretap.registry.errors import did_you_mean
+from featuretap.registry.plugin_loading import Plugin, in_one_line
+from featuretap.registry.policy import normalised
+
+__all__ = ["plugins_command"]
+
+KINDS = ("backbones", "heads", "weights", "runtimes")
+
+
+@click.group("plugins", invoke_without_command=True)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@click.pass_context
+def plugins_command(context: click.Context, as_json: bool) -> None:
+    """List the installed plugins: what each provides, or why it does not.
+
+    Example: featuretap plugins doctor featuretap-mobilenet-v4
+    """
+    if context.invoked_subcommand:
+        if as_json:
+            raise click.UsageError("--json is of the table; leave it out, or leave the subcommand out")
+        return
+    plugins, problems = registry.default.plugins, registry.default.problems
+    if as_json:
+        click.echo(json.dumps({"plugins": [_facts(plugin) for plugin in plugins], "problems": problems}, indent=2))
+        return
+    columns = [("distribution", "left"), ("version", "left"), ("plugin", "left"), ("status", "left")]
+    rows = [
+        (p.distribution, p.version or "–", p.name, p.status, _provides(p) or "–", _milliseconds(p)) for p in plugins
+    ]
+    print_table([*columns, ("provides", "left"), ("load time", "right")], rows)
+    for problem in problems:
+        print_text(problem)
+    failed = [plugin for plugin in plugins if plugin.status == "failed"]
+    if failed:
+        print_text(f"featuretap plugins doctor {failed[0].distribution} shows where it failed.")
+
+
+@plugins_command.command("doctor")
+@click.argument("name")
+def doctor_command(name: str) -> None:
+    """Examine the plugins of the distribution NAME: failures, heavy imports, and declarations that do not hold.
+
+    Exits with 1 where something is found.
+
+    Example: featuretap plugins doctor featuretap-mobilenet-v4
+    """
+    found = [plugin for plugin in registry.default.plugins if normalised(name) in (plugin.distribution, plugin.name)]
+    if not found:
+        known = sorted({plugin.distribution for plugin in registry.default.plugins})
+        hint = did_you_mean(name, known) or f"; installed are {', '.join(known)}"
+        raise click.UsageError(f"no plugin is of a distribution {name!r}{hint}")
+    well = [_examined(plugin) for plugin in found]
+    if not all(well):
+        click.get_current_context().exit(1)
+
+
+def _examined(plugin: Plugin) -> bool:
+    """Print what is found of a plugin, and return whether it is well."""
+    print_text(f"{plugin.name} of {plugin.distribution} {plugin.version}: {plugin.status}")
+    for label, text in {"entry point": plugin.value, "provides": _provides(plugin)}.items():
+        if text:
+            print_text(f"  {label:<12} {text}")
+    if plugin.status == "disabled":
+        print_text("  switched off by FEATURETAP_PLUGINS or by [plugins] in featuretap.toml, and not looked at")
+        return True
+    print_text(f"  {'load time':<12} {_milliseconds(plugin)}")
+    if plugin.error is not None:
+        import traceback
+
+        print_text("".join(traceback.format_exception(plugin.error)).rstrip())
+        return False
+    from featuretap.registry.command_line.diagnosis import findings
+
+    findings_ = list(_printed(findings(plugin, registry.default)))
+    print_text(f"  {len(findings_)} problems" if findings_ else "  no problems")
+    return not findings_
+
+
+def _printed(findings: Iterable[str]) -> Iterable[str]:
+    for finding in findings:
+        print_text(f"  problem      {finding}")
+        yield finding
+
+
+def _facts(plugin: Plugin) -> dict[str, Any]:
+    return {
+        "distribution": plugin.distribution,
+        "version": plugin.version,
+        "plugin": plugin.name,
+        "entry_point": plugin.value,
+        "status": plugin.status,
+        "error": in_one_line(plugin.error) if plugin.error is not None else None,
+        "provides": {kind: [item.name for item in getattr(plugin, kind)] for kind in KINDS},
+        "open_namespace": plugin.find_backbone is not None,
+        "seconds": plugin.seconds,
+    }
+
+
+def _provides(plugin: Plugin) -> str:
+    counts = {kind: len(getattr(plugin, kind)) for kind in KINDS}
+    words = [f"{count} {kind if count != 1 else _one(kind)}" for kind, count in counts.items() if count]
+    return ", ".join([*words, *(["an open namespace"] if plugin.find_backbone else [])])
+
+
+def _one(kind: str) -> str:
+    return kind if kind == "weights" else kind.removesuffix("s")
+
+
+def _milliseconds(plugin: Plugin) -> str:
+    return "–" if plugin.status == "disabled" else f"{plugin.seconds * 1000:.1f} ms"

@@ -1,0 +1,125 @@
+"""Backbones that are no table: calling the factory that their spec names, and freezing what it returns."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+
+from featuretap.registry.errors import PluginError
+from featuretap.registry.import_strings import blamed, called
+from featuretap.registry.options import Freezing
+from featuretap.registry.specs import BackboneSpec
+
+__all__ = ["backbone_module", "freeze"]
+
+NORMS = (
+    nn.BatchNorm1d,
+    nn.BatchNorm2d,
+    nn.BatchNorm3d,
+    nn.SyncBatchNorm,
+    nn.InstanceNorm2d,
+    nn.GroupNorm,
+    nn.LayerNorm,
+    nn.RMSNorm,
+)
+PROBE = 224
+"""Height and width of the image by which it is found what a map rests on: the usual one of classifiers."""
+
+
+def backbone_module(spec: BackboneSpec, *, pretrained: str | None = None) -> nn.Module:
+    """Return what the factory of a spec builds.
+
+    Args:
+        spec: of a backbone that is no table, options applied.
+        pretrained: which of its own weights the factory is to fetch; None for fresh ones.
+
+    Raises:
+        PluginError: the factory failed, or returned something else than a module.
+    """
+    own = {} if pretrained is None else {"pretrained": pretrained}
+    backbone = called(f"backbone {spec.name!r}", spec.factory, spec, taps=tuple(spec.taps), **spec.options, **own)
+    if not isinstance(backbone, nn.Module):
+        raise PluginError(
+            f"backbone {spec.name!r} cannot be built: {spec.factory!r} returned {backbone!r}, which is no module"
+        )
+    backbone.taps = dict(spec.taps)  # type: ignore[assignment]
+    return backbone
+
+
+def freeze(backbone: nn.Module, spec: BackboneSpec, freezing: Freezing) -> None:
+    """Stop the training of all that a level rests on, and of all norms if so asked, for good.
+
+    Afterwards the module is of a subclass of its own class, whose `train` leaves alone what is frozen.
+
+    Raises:
+        PluginError: the backbone cannot be run on the meta device, so that nobody knows what the level rests on.
+    """
+    resting = _resting(spec, freezing.through) if freezing.through else frozenset()
+    frozen = tuple(_frozen(backbone, resting, norms=freezing.norms))
+    for name, parameter in backbone.named_parameters():
+        if name in resting:
+            parameter.requires_grad_(False)
+    for path in frozen:
+        backbone.get_submodule(path).requires_grad_(False)
+    object.__setattr__(backbone, "__class__", _partly_frozen(type(backbone)))
+    backbone.frozen_modules = frozen  # type: ignore[assignment]
+    backbone.train(backbone.training)
+
+
+def _frozen(backbone: nn.Module, resting: frozenset[str], *, norms: bool) -> Iterator[str]:
+    """Yield the paths of modules all of whose parameters are frozen; what lies in them need not be named."""
+    for path, module in backbone.named_modules():
+        below = [f"{path}.{name}" if path else name for name, _ in module.named_parameters()]
+        if (norms and isinstance(module, NORMS)) or (below and resting.issuperset(below)):
+            yield path
+
+
+def _resting(spec: BackboneSpec, level: str) -> frozenset[str]:
+    """Return the names of the parameters that a map is computed from, found by autograd without any numbers."""
+    probe_spec = spec.with_taps((level,))
+    with torch.device("meta"), torch.enable_grad(), blamed(f"backbone {spec.name!r}", spec.factory):
+        probe = backbone_module(probe_spec)
+        leaves = _leaves(probe(torch.empty(1, spec.in_channels, PROBE, PROBE))[level])
+    return frozenset(name for name, parameter in probe.named_parameters() if id(parameter) in leaves)
+
+
+def _leaves(tensor: Tensor) -> set[int]:
+    """Return the identities of the parameters that a tensor was computed from."""
+    waiting, seen, leaves = [tensor.grad_fn], set(), set()
+    while waiting:
+        node = waiting.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        leaves.add(id(getattr(node, "variable", None)))
+        waiting.extend(earlier for earlier, _ in node.next_functions)
+    return leaves
+
+
+class _PartlyFrozen(nn.Module):
+    """What `train` may not wake stays in evaluation; mixed into a module's own class."""
+
+    frozen_modules: tuple[str, ...]
+
+    def train(self, mode: bool = True) -> Self:
+        super().train(mode)
+        for path in self.frozen_modules:
+            self.get_submodule(path).eval()
+        return self
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # The class is made while running, and found again by the class that it was made of.
+        return _empty, (type(self).__mro__[2],), self.__dict__
+
+
+def _partly_frozen(kind: type[nn.Module]) -> type[nn.Module]:
+    return type(kind.__name__, (_PartlyFrozen, kind), {"__module__": kind.__module__})
+
+
+def _empty(kind: type[nn.Module]) -> nn.Module:
+    frozen = _partly_frozen(kind)
+    module: nn.Module = frozen.__new__(frozen)
+    return module

@@ -1,0 +1,105 @@
+"""The entry points of installed distributions in our group, whatever state the distributions are in. No torch.
+
+`importlib.metadata.entry_points` reads those of all distributions at once, so that one malformed line of anybody's
+hides everybody's. Here each distribution is read by itself, and only those that mention the group are read further.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib.metadata import Distribution, EntryPoint, distributions
+
+import featuretap
+from featuretap.registry.errors import PluginError
+from featuretap.registry.hookspecs import GROUP
+from featuretap.registry.policy import OURS, normalised
+
+__all__ = ["Installed", "installed"]
+
+
+@dataclass(frozen=True)
+class Installed:
+    """An entry point, and the distribution that has it."""
+
+    name: str
+    value: str
+    distribution: str
+    version: str
+    requires: tuple[str, ...]
+
+    def load(self) -> object:
+        """Import what the entry point names.
+
+        Raises:
+            PluginError: the entry point names nothing, or its distribution is for another featuretap.
+            whatever the import raises.
+        """
+        if not self.value:
+            raise PluginError(
+                f"its entry point {self.name!r} names no module; write '{self.name} = \"package.module\"' under "
+                f"[project.entry-points.{GROUP}]"
+            )
+        wanted = _unmet(self.requires)
+        if wanted:
+            raise PluginError(
+                f"it needs {wanted}, and this is featuretap {featuretap.__version__}; update featuretap, or install "
+                f"another version of {self.distribution}"
+            )
+        return EntryPoint(self.name, self.value, GROUP).load()
+
+
+def installed() -> list[Installed]:
+    """Return every entry point in our group, ours first, then by distribution and name.
+
+    A distribution that lies on `sys.path` twice, as a checkout and as installed, is the one that comes first there.
+    """
+    found: dict[str, list[Installed]] = {}
+    for distribution in distributions():
+        lines = list(dict.fromkeys(_lines(distribution)))
+        if lines:
+            name = normalised(distribution.metadata["Name"] or "unnamed")
+            version, requires = distribution.metadata["Version"] or "", tuple(distribution.requires or ())
+            found.setdefault(name, [Installed(*line, name, version, requires) for line in lines])
+    points = [point for points in found.values() for point in points]
+    return sorted(points, key=lambda point: (point.distribution != OURS, point.distribution, point.name != OURS))
+
+
+def _lines(distribution: Distribution) -> Iterator[tuple[str, str]]:
+    """Yield (name, value) of the lines in our section; the value of a malformed line is empty."""
+    try:
+        text = distribution.read_text("entry_points.txt") or ""
+    except (OSError, UnicodeDecodeError):
+        # Nobody can say whether it was meant for us.
+        return
+    if f"[{GROUP}]" not in text:
+        return
+    section = ""
+    for line in map(str.strip, text.splitlines()):
+        if line.startswith("["):
+            section = line
+        elif section == f"[{GROUP}]" and line and line[0] not in "#;":
+            name, _, value = line.partition("=")
+            yield name.strip(), value.strip()
+
+
+def _unmet(requires: tuple[str, ...]) -> str:
+    """Return the requirement of featuretap that this featuretap does not meet, or an empty string."""
+    for text in requires:
+        if not normalised(text).startswith(OURS):
+            continue
+        # Costs some milliseconds, which only those pay who have plugins.
+        from packaging.requirements import InvalidRequirement, Requirement
+
+        try:
+            wanted = Requirement(text)
+        except InvalidRequirement:
+            continue
+        applies = wanted.marker is None or wanted.marker.evaluate({"extra": ""})
+        if (
+            normalised(wanted.name) == OURS
+            and applies
+            and not wanted.specifier.contains(featuretap.__version__, prereleases=True)
+        ):
+            return f"{OURS}{wanted.specifier}"
+    return ""

@@ -1,0 +1,50 @@
+"""Which plugins may be imported, decided before any of their code is. No torch."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+__all__ = ["OURS", "Policy", "normalised", "policy_from"]
+
+OURS = "featuretap"
+"""Our own distribution, which no policy can switch off."""
+
+
+@dataclass(frozen=True)
+class Policy:
+    """Which distributions' plugins may be imported: all but `disable`, or only those of `only`."""
+
+    disable: frozenset[str] = frozenset()
+    only: frozenset[str] | None = None
+    strict: bool = False
+
+    def allows(self, distribution: str) -> bool:
+        """Whether the plugins of a distribution may be imported."""
+        name = normalised(distribution)
+        if name == OURS:
+            return True
+        return name not in self.disable and (self.only is None or name in self.only)
+
+
+def normalised(distribution: str) -> str:
+    """Return a distribution's name as the packaging standards compare it."""
+    return re.sub(r"[-_.]+", "-", distribution).lower()
+
+
+def policy_from(disable: Iterable[str], only: Iterable[str] | None) -> Policy:
+    """Return the policy of a user's catalogue, narrowed by the environment.
+
+    `FEATURETAP_PLUGINS` lists the distributions that alone load, separated by commas (empty: none).
+    `FEATURETAP_STRICT=1` raises the first failure.
+    """
+    listed = os.environ.get("FEATURETAP_PLUGINS")
+    if listed is not None:
+        only = [name for name in (part.strip() for part in listed.split(",")) if name]
+    return Policy(
+        frozenset(map(normalised, disable)),
+        None if only is None else frozenset(map(normalised, only)),
+        strict=os.environ.get("FEATURETAP_STRICT", "") == "1",
+    )

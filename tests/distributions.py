@@ -1,0 +1,168 @@
+"""Distributions that the tests build and install with pip into an environment of their own."""
+
+import json
+import os
+import subprocess
+import sys
+import sysconfig
+import venv
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+IMPORTS = """
+from featuretap.registry.hookspecs import hookimpl
+from featuretap.registry.specs import RE, BackboneSpec, Conv, HeadSpec, Tap
+"""
+TABLE = """
+@hookimpl
+def featuretap_backbones():
+    return [BackboneSpec("{name}", stages=((Conv(3, 8, RE),), (Conv(3, 16, RE),)))]
+"""
+
+
+def table(name: str) -> str:
+    return IMPORTS + TABLE.format(name=name)
+
+
+class Distribution(NamedTuple):
+    """The code of a plugin's module, and what its metadata require."""
+
+    code: str
+    requires: tuple[str, ...] = ()
+
+
+GOOD = {
+    "tiny": Distribution(table("tinynet")),
+    # Leaves a file behind when it is imported.
+    "marker": Distribution(
+        "import os, pathlib\npathlib.Path(os.environ['MARKER']).touch() if 'MARKER' in os.environ else None\n"
+        + table("markernet"),
+        ("featuretap>=0.0.1", "not-featuretap>=99; extra == 'all'"),
+    ),
+}
+
+CULPRITS = {
+    "raises": Distribution("raise ImportError('the wrong universe')"),
+    "exits": Distribution("import sys; sys.exit(3)"),
+    "missing": Distribution("import left_pad_of_nobody"),
+    "future": Distribution("raise RuntimeError('was imported')", ("featuretap>=99",)),
+    "hook-raises": Distribution(IMPORTS + "@hookimpl\ndef featuretap_backbones():\n    raise ValueError('no\\nidea')"),
+    "generator": Distribution(
+        IMPORTS
+        + "@hookimpl\ndef featuretap_heads():\n    yield HeadSpec('h', ('C5',), 'a:b')\n    raise KeyError('late')"
+    ),
+    "rubbish": Distribution(IMPORTS + "@hookimpl\ndef featuretap_backbones():\n    return ['resnet18']"),
+    "text": Distribution(IMPORTS + "@hookimpl\ndef featuretap_heads():\n    return 'fpn'"),
+    "none": Distribution(IMPORTS + "@hookimpl\ndef featuretap_backbones():\n    [BackboneSpec]"),
+    "misspelled": Distribution(IMPORTS + "@hookimpl\ndef featuretap_backbone():\n    return []"),
+    "unmarked": Distribution("def featuretap_backbones():\n    return []"),
+    "empty": Distribution("x = 1"),
+    "repeats": Distribution(
+        IMPORTS + "@hookimpl\ndef featuretap_backbones():\n"
+        "    a = BackboneSpec('a', stages=((Conv(3, 8, RE),),))\n"
+        "    return [a, BackboneSpec('b', stages=a.stages, aliases=('a',))]"
+    ),
+    "badname": Distribution(
+        IMPORTS + "@hookimpl\ndef featuretap_backbones():\n    return [BackboneSpec(7, stages=((Conv(3, 8, RE),),))]"
+    ),
+    "badaliases": Distribution(
+        IMPORTS + "@hookimpl\ndef featuretap_backbones():\n"
+        "    return [BackboneSpec('x', stages=((Conv(3, 8, RE),),), aliases='xx')]"
+    ),
+    "builtin": Distribution(table("mobilenet_v2")),
+    "twin-one": Distribution(table("twinnet")),
+    "twin-two": Distribution(table("twinnet")),
+    "factory": Distribution(
+        IMPORTS + "@hookimpl\ndef featuretap_backbones():\n"
+        "    return [BackboneSpec('factorynet', taps={'C5': Tap(8, 32)}, factory='plugin_factory:build')]\n"
+        "def build(spec, *, taps):\n    raise ZeroDivisionError('no\\nnetwork')"
+    ),
+}
+
+WHY = {
+    "raises": "ImportError: the wrong universe",
+    "exits": "SystemExit: 3",
+    "missing": "ModuleNotFoundError: No module named 'left_pad_of_nobody'",
+    "future": "it needs featuretap>=99, and this is featuretap {version}; update featuretap, or install another "
+    "version of featuretap-future",
+    "hook-raises": "ValueError: no idea",
+    "generator": "KeyError: 'late'",
+    "rubbish": "its hook featuretap_backbones should return BackboneSpec objects in a list, got 'resnet18'",
+    "text": "its hook featuretap_heads should return HeadSpec objects in a list, got 'fpn'",
+    "none": "its hook featuretap_backbones returns None; return BackboneSpec objects in a list",
+    "misspelled": "it implements 'featuretap_backbone', which is no hook; did you mean 'featuretap_backbones'?",
+    "unmarked": "its function featuretap_backbones is not marked; write @hookimpl above it",
+    "empty": "it implements no hook; hooks are featuretap_backbones, featuretap_heads, featuretap_weights, "
+    "featuretap_runtimes, featuretap_find_backbone, featuretap_match_backbones",
+    "repeats": "its backbones have the name 'a' more than once; a name means one thing",
+    "badname": "backbone has a name 7; a name is a string without spaces and colons",
+    "badaliases": "backbone 'x' has aliases='xx'; give a tuple of names",
+}
+"""Why those that fail do."""
+
+CONFLICTS = (
+    "'featuretap-builtin' claims the backbone 'mobilenet_v2', which is built in and stays; its own is "
+    "'featuretap-builtin:mobilenet_v2'",
+    "2 plugins have a backbone named 'twinnet'; say which: 'featuretap-twin-one:twinnet' or "
+    "'featuretap-twin-two:twinnet'",
+)
+
+
+def write(folder: Path, name: str, distribution: Distribution) -> Path:
+    """Write the source tree of a distribution `featuretap-NAME` with a module `plugin_NAME`."""
+    module = f"plugin_{name.replace('-', '_')}"
+    source = folder / name
+    source.mkdir(parents=True)
+    (source / f"{module}.py").write_text(distribution.code)
+    (source / "pyproject.toml").write_text(
+        '[build-system]\nrequires = ["setuptools"]\nbuild-backend = "setuptools.build_meta"\n'
+        f'[project]\nname = "featuretap-{name}"\nversion = "1.2"\ndependencies = {json.dumps(distribution.requires)}\n'
+        f'[project.entry-points.featuretap]\n{name} = "{module}"\n'
+        f'[tool.setuptools]\npy-modules = ["{module}"]\n'
+    )
+    return source
+
+
+class Environment:
+    """A virtual environment that sees what ours sees, and what is installed into it besides."""
+
+    def __init__(self, folder: Path) -> None:
+        venv.create(folder, with_pip=False)
+        self.python = folder / "bin" / "python"
+        (self.site,) = folder.glob("lib/python*/site-packages")
+        ours = sysconfig.get_paths()["purelib"]
+        # Not a plain path: featuretap itself is found by what a .pth file in there does.
+        (self.site / "ours.pth").write_text(f"import site; site.addsitedir({ours!r})\n")
+
+    def install(self, sources: Iterable[Path]) -> None:
+        """Build distributions and install them with pip, from these folders alone."""
+        pip = [sys.executable, "-m", "pip", "--python", self.python, "--disable-pip-version-check", "install"]
+        flags = ["--quiet", "--no-deps", "--no-build-isolation", "--no-index"]
+        subprocess.run([*pip, *flags, *sources], check=True, capture_output=True)
+
+    def run(self, *arguments: object, **variables: str) -> subprocess.CompletedProcess[str]:
+        """Run Python there."""
+        return subprocess.run(
+            [self.python, *map(str, arguments)],
+            env={**os.environ, **variables},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+
+    def featuretap(self, *arguments: object, **variables: str) -> subprocess.CompletedProcess[str]:
+        """Run the command line there."""
+        return self.run("-m", "featuretap.registry.command_line", *arguments, **variables)
+
+    def evaluate(self, expression: str, **variables: str) -> Any:
+        """Evaluate an expression about `registry`, which may be of data only; an error becomes its kind and text."""
+        code = (
+            "import json, sys\nfrom featuretap import registry\n"
+            f"try: answer = {expression}\n"
+            "except Exception as error: answer = [type(error).__name__, str(error)]\n"
+            "print(json.dumps(answer))"
+        )
+        ran = self.run("-c", code, **variables)
+        assert ran.returncode == 0, ran.stderr
+        return json.loads(ran.stdout.splitlines()[-1])

@@ -1,0 +1,193 @@
+"""Backbones that are no table: how they are counted, frozen, given weights, and blamed by name."""
+
+import copy
+import pickle
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from featuretap.registry import Registry
+from featuretap.registry.errors import OptionError, PluginError, SpecError
+from featuretap.registry.hookspecs import hookimpl
+from featuretap.registry.specs import BackboneSpec, Option, Tap
+
+
+class Pyramid(nn.Module):
+    """Two chains, the second on the first, and a branch beside the first that only C2 reads."""
+
+    def __init__(self, taps: tuple[str, ...], width: int, channels: int) -> None:
+        super().__init__()
+        self.addresses = taps
+        self.stem = nn.Sequential(nn.Conv2d(channels, width, 3, 2, 1), nn.BatchNorm2d(width), nn.Dropout())
+        self.side = nn.Conv2d(width, width, 1)
+        self.body = nn.Sequential(nn.Conv2d(width, width, 3, 2, 1), nn.BatchNorm2d(width), nn.GroupNorm(1, width))
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        stem = self.stem(images)
+        body = self.body(stem)
+        maps = {"C1": stem, "C2": body, "side": self.side(stem)}
+        return {address: maps[address] for address in self.addresses}
+
+
+def build(spec: BackboneSpec, *, taps: tuple[str, ...], width: int, channels: int, pretrained: str = "") -> nn.Module:
+    if width == 13:
+        raise ValueError("13 is\nunlucky")
+    if width == 14:
+        return "no module"  # type: ignore[return-value]
+    backbone = Pyramid(taps, width, channels)
+    if pretrained:
+        nn.init.constant_(backbone.side.weight, {"ones": 1.0, "twos": 2.0}[pretrained])
+    return backbone
+
+
+def describe(spec: BackboneSpec, *, width: int, channels: int) -> BackboneSpec:
+    from dataclasses import replace
+
+    def wide(taps: Any) -> dict[str, Tap]:
+        return {address: Tap(width, tap.stride) for address, tap in taps.items()}
+
+    return replace(spec, taps=wide(spec.taps), more_taps=wide(spec.more_taps), in_channels=channels)
+
+
+SPEC = BackboneSpec(
+    "pyramid",
+    taps={"C1": Tap(8, 2), "C2": Tap(8, 4)},
+    more_taps={"side": Tap(8, 2)},
+    factory="test_factories:build",
+    describe="test_factories:describe",
+    options={"width": Option(8, lambda value: isinstance(value, int), "a whole number"), "channels": 3},
+    tags=("ones", "twos"),
+)
+
+
+@pytest.fixture
+def mine() -> Registry:
+    plugin = SimpleNamespace(__name__="mine", featuretap_backbones=hookimpl(lambda: [SPEC]))
+    return Registry([plugin], discover=False)
+
+
+def test_taps_follow_from_the_options(mine: Registry) -> None:
+    backbone = mine.build("pyramid", features_only=True, width=16, channels=1, taps=("side", "C2"))
+    shapes = {name: tuple(values.shape) for name, values in backbone(torch.zeros(1, 1, 33, 32)).items()}
+    assert shapes == {"side": (1, 16, 17, 16), "C2": (1, 16, 9, 8)}
+    assert backbone.taps == {"side": Tap(16, 2), "C2": Tap(16, 4)}
+
+
+def test_maps_besides_the_levels_come_back_only_where_they_are_asked_for(mine: Registry) -> None:
+    assert list(mine.build("pyramid", features_only=True).taps) == ["C1", "C2"]
+    assert list(mine.spec("pyramid", features_only=True).addresses) == ["C1", "C2", "side"]
+
+
+def test_counts_are_those_of_the_built_module(mine: Registry) -> None:
+    spec = mine.spec("pyramid", features_only=True)
+    stem, side, body, norms = 3 * 8 * 9 + 8, 8 * 8 + 8, 8 * 8 * 9 + 8, 3 * 2 * 8
+    assert spec.parameters == stem + side + body + norms
+    # The branch runs whether it is asked for or not.
+    assert spec.macs(32, 32) == 16 * 16 * (3 * 8 * 9 + 8 * 8) + 8 * 8 * 8 * 8 * 9
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"width": "wide"}, OptionError, "'pyramid' cannot take width='wide'; it is a whole number"),
+        (
+            {"width": 13},
+            PluginError,
+            "backbone 'pyramid': 'test_factories:build' raised ValueError: 13 is unlucky",
+        ),
+        (
+            {"width": 14},
+            PluginError,
+            "backbone 'pyramid' cannot be built: 'test_factories:build' returned 'no module', which is no module",
+        ),
+        ({"freeze": "C4"}, OptionError, "'pyramid' cannot freeze through C4; it ends at C2"),
+        (
+            {"freeze": "side"},
+            OptionError,
+            "'pyramid' cannot take freeze='side'; it is None or the last level to freeze: C1, C2, C3, C4, C5",
+        ),
+    ],
+)
+def test_what_fails_says_whose_it_is(
+    mine: Registry, options: dict[str, Any], error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error) as raised:
+        mine.build("pyramid", features_only=True, **options)
+    assert str(raised.value) == message
+
+
+@pytest.mark.parametrize(
+    ("reference", "message"),
+    [
+        ("nowhere.at.all:build", "'nowhere.at.all:build' names no code: there is no module 'nowhere'"),
+        ("test_factories.inner:build", "'test_factories.inner:build' names no code: there is no module "),
+        ("test_factories:biuld", "'test_factories:biuld' names no code: module 'test_factories' has no attribute"),
+    ],
+)
+def test_a_factory_that_is_not_there_is_named(mine: Registry, reference: str, message: str) -> None:
+    from dataclasses import replace
+
+    with pytest.raises(SpecError) as error:
+        mine.build(replace(SPEC, factory=reference), features_only=True)
+    assert str(error.value).startswith(message)
+
+
+def trainable(backbone: nn.Module) -> set[str]:
+    return {name.partition(".")[0] for name, parameter in backbone.named_parameters() if parameter.requires_grad}
+
+
+def awake(backbone: nn.Module) -> set[str]:
+    return {name for name, module in backbone.named_modules() if module.training}
+
+
+def test_freezing_a_level_freezes_what_it_rests_on_and_nothing_else(mine: Registry) -> None:
+    backbone = mine.build("pyramid", features_only=True, freeze="C1", taps=("C2", "side"))
+    assert trainable(backbone) == {"side", "body"}
+    for other in (backbone, copy.deepcopy(backbone), pickle.loads(pickle.dumps(backbone))):
+        assert isinstance(other, Pyramid)
+        other.train()
+        # Dropout of a frozen level sleeps too.
+        assert awake(other) == {"", "side", "body", "body.0", "body.1", "body.2"}
+        before = other.stem[1].running_mean.clone()
+        other(torch.randn(2, 3, 32, 32))
+        assert torch.equal(other.stem[1].running_mean, before)
+        assert awake(other.eval()) == set()
+
+
+def test_freezing_norms_freezes_every_kind_of_norm(mine: Registry) -> None:
+    backbone = mine.build("pyramid", features_only=True, freeze_norm=True).train()
+    assert {name for name, p in backbone.named_parameters() if not p.requires_grad} == {
+        f"{norm}.{kind}" for norm in ("stem.1", "body.1", "body.2") for kind in ("weight", "bias")
+    }
+    assert set(dict(backbone.named_modules())) - awake(backbone) == {"stem.1", "body.1", "body.2"}
+
+
+def test_a_frozen_backbone_of_a_factory_is_saved_and_loaded(mine: Registry, tmp_path: Any) -> None:
+    backbone = mine.build("pyramid", features_only=True, freeze="C1", width=16)
+    loaded = mine.load(mine.save(backbone, tmp_path / "x.safetensors"))
+    assert loaded.description.options == {"freeze": "C1", "width": 16}
+    assert trainable(loaded) == {"side", "body"}
+    images = torch.randn(1, 3, 32, 32)
+    assert torch.equal(loaded.eval()(images)["C2"], backbone.eval()(images)["C2"])
+
+
+@pytest.mark.parametrize(("asked", "value"), [(True, 1.0), ("ones", 1.0), ("twos", 2.0)])
+def test_a_factory_fetches_its_own_weights_by_their_tags(mine: Registry, asked: Any, value: float) -> None:
+    backbone = mine.build("pyramid", features_only=True, pretrained=asked)
+    assert (backbone.side.weight == value).all()
+    assert backbone.description.weights == f"pyramid.{'twos' if asked == 'twos' else 'ones'}"
+
+
+def test_weights_that_a_factory_does_not_have_are_named_with_those_it_has(mine: Registry) -> None:
+    with pytest.raises(LookupError) as error:
+        mine.build("pyramid", features_only=True, pretrained="threes")
+    assert str(error.value) == "'pyramid' has no weights 'threes'; its tags are ones, twos"
+
+
+def test_a_head_on_fetched_weights_is_said_to_be_fresh(mine: Registry, caplog: pytest.LogCaptureFixture) -> None:
+    model = mine.build("pyramid", head="fpn", taps=("C1", "C2"), pretrained="twos")
+    assert model.description.fresh
+    assert caplog.messages == ["pyramid.twos is a backbone; the head 'fpn' starts with fresh weights"]
