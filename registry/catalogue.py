@@ -5,8 +5,9 @@ A user's file adds variants, aliases, weights and plugin policy, and never code.
 
 from __future__ import annotations
 
+import re
 import tomllib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping
 from dataclasses import dataclass, field, replace
 from math import isfinite
 from pathlib import Path
@@ -22,6 +23,7 @@ from featuretap.registry.specs import BackboneSpec
 __all__ = ["Catalogue", "CatalogueFile", "load_catalogue", "read_catalogue"]
 
 SCHEMA = 1
+IMPORT_STRING = re.compile(r"\w+(\.\w+)*:\w+(\.\w+)*")
 
 Check = tuple[str, Callable[[Any], bool]]
 
@@ -80,8 +82,28 @@ class CatalogueFile:
         """Return an error that names file and key."""
         return CatalogueError(f"{self.path}: {key} {problem}")
 
-    def resolved(self, lookup: Callable[[str], BackboneSpec]) -> dict[str, BackboneSpec | CatalogueError]:
-        """Return name → backbone, `lookup` giving those that the file does not define itself.
+    def foundation(self, name: str) -> str:
+        """Return the name, not of this file, that a variant rests on in the end; one of its own if it rests on itself."""
+        owners = {alias: owner for owner, entry in self.backbones.items() for alias in entry.get("aliases", ())}
+        owners |= {owner: owner for owner in self.backbones}
+        below: set[str] = set()
+        while owners.get(name, name) in self.backbones.keys() - below:
+            below.add(owners[name])
+            name = self.backbones[owners[name]].get("base", "")
+        return name
+
+    def resolve(self, name: str, lookup: Callable[[str], BackboneSpec]) -> BackboneSpec:
+        """Return one backbone, `lookup` giving what the file does not define itself.
+
+        Raises:
+            CatalogueError: its base does not exist or rests on itself, or does not take its options.
+        """
+        return self._resolve(name, lookup, {}, ())
+
+    def resolved(
+        self, lookup: Callable[[str], BackboneSpec], later: Container[str] = ()
+    ) -> dict[str, BackboneSpec | CatalogueError]:
+        """Return name → backbone, `lookup` giving those that the file does not define itself, but for those of `later`.
 
         In place of a backbone stands an error where its base does not exist or rests on itself, where it does not take
         its options, or where a name or an alias is given twice.
@@ -91,7 +113,8 @@ class CatalogueFile:
         taken: dict[str, str] = {name: name for name in self.backbones}
         for name in self.backbones:
             try:
-                found[name] = self._resolve(name, lookup, done, ())
+                if name not in later:
+                    found[name] = self._resolve(name, lookup, done, ())
                 for alias in self.backbones[name].get("aliases", ()):
                     if taken.setdefault(alias, f"{name} {alias}") != f"{name} {alias}":
                         other = taken[alias].partition(" ")[0]
@@ -115,26 +138,35 @@ class CatalogueFile:
                 base = self._resolve(entry["base"], lookup, done, (*above, name))
             else:
                 base = lookup(entry["base"])
-            options = entry.get("options", {})
-            split(base, None, options)
-            checked(base, options)
+            done[name] = _entered(name, entry, base)
         except CatalogueError:
             raise
         except FeaturetapError as error:
             raise self.error(key, f"cannot be used: {error}") from error
-        # Only a width makes tensors that no published weights of the base could fill.
-        width = options_of(base).get("width", 1.0)
-        same = "base" in entry and options.get("width", width) == width
-        done[name] = replace(
-            base,
-            name=name,
-            variant_of=(base.variant_of or base.name) if "base" in entry else "",
-            published_as=(base.published_as or base.name) if same else "",
-            options=with_defaults(base, options),
-            aliases=tuple(entry.get("aliases", ())),
-            description=entry.get("description", base.description),
-        )
         return done[name]
+
+
+def _entered(name: str, entry: Mapping[str, Any], base: BackboneSpec) -> BackboneSpec:
+    """Return a backbone as an entry has it: under its name, with its options as defaults.
+
+    Raises:
+        FeaturetapError: options that the base does not take, or names that nobody could ask for.
+    """
+    options = entry.get("options", {})
+    split(base, None, options)
+    checked(base, options)
+    # Only a width makes tensors that no published weights of the base could fill.
+    width = options_of(base).get("width", 1.0)
+    same = "base" in entry and options.get("width", width) == width
+    return replace(
+        base,
+        name=name,
+        variant_of=(base.variant_of or base.name) if "base" in entry else "",
+        published_as=(base.published_as or base.name) if same else "",
+        options=with_defaults(base, options),
+        aliases=tuple(entry.get("aliases", ())),
+        description=entry.get("description", base.description),
+    )
 
 
 @dataclass(frozen=True)
@@ -197,7 +229,7 @@ def read_catalogue(path: Path, *, code: bool) -> CatalogueFile:
     return CatalogueFile(
         path,
         content.get("backbones", {}),
-        tuple(_weights(path, name, entry) for name, entry in content.get("weights", {}).items()),
+        tuple(_weights(path, name, entry, code) for name, entry in content.get("weights", {}).items()),
         frozenset(policy.get("disable", ())),
         frozenset(policy["only"]) if "only" in policy else None,
         mirrors,
@@ -228,14 +260,27 @@ def _check_backbone(path: Path, name: str, entry: Any, code: bool) -> None:
             "give a base and options, or write a plugin"
         )
     _check(path, f"backbones.{name}.", entry, {**CODE, **VARIANT} if code else VARIANT)
+    if not code:
+        _check_options(path, f"backbones.{name}", entry)
     if ("spec" in entry) == ("base" in entry):
         needed = "either spec or base" if code else "a base"
         raise CatalogueError(f"{path}: backbones.{name} needs {needed}")
 
 
-def _weights(path: Path, name: str, entry: Any) -> WeightsEntry:
+def _check_options(path: Path, name: str, entry: Mapping[str, Any]) -> None:
+    for option, value in entry.get("options", {}).items():
+        if isinstance(value, str) and IMPORT_STRING.fullmatch(value):
+            raise CatalogueError(
+                f"{path}: {name}.options.{option} would name code ({value!r}), which a user's catalogue may not; "
+                "write a plugin"
+            )
+
+
+def _weights(path: Path, name: str, entry: Any, code: bool) -> WeightsEntry:
     _check_table(path, f'weights."{name}"', entry)
     _check(path, f'weights."{name}".', entry, WEIGHTS)
+    if not code:
+        _check_options(path, f"weights.{name}", entry)
     missing = [key for key in NEEDED if key not in entry]
     if missing or "." not in name.strip("."):
         problem = f"lacks {', '.join(missing)}" if missing else "should be named 'backbone.tag'"

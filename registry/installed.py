@@ -58,8 +58,9 @@ def installed() -> list[Installed]:
     for distribution in distributions():
         lines = list(dict.fromkeys(_lines(distribution)))
         if lines:
-            name = normalised(distribution.metadata["Name"] or "unnamed")
-            version, requires = distribution.metadata["Version"] or "", tuple(distribution.requires or ())
+            about = distribution.metadata
+            name, version = normalised(about["Name"] or "unnamed"), about["Version"] or ""
+            requires = tuple(about.get_all("Requires-Dist") or ())
             found.setdefault(name, [Installed(*line, name, version, requires) for line in lines])
     points = [point for points in found.values() for point in points]
     return sorted(points, key=lambda point: (point.distribution != OURS, point.distribution, point.name != OURS))

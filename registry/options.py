@@ -9,18 +9,19 @@ from typing import Any
 from featuretap.registry.addresses import LEVELS
 from featuretap.registry.errors import OptionError, UnknownOptionError, did_you_mean
 from featuretap.registry.import_strings import called
-from featuretap.registry.option import Option, boolean, choice, count, default_of, factory
+from featuretap.registry.option import Option, boolean, count, default_of, factory
 from featuretap.registry.specs import BackboneSpec, HeadSpec
-from featuretap.registry.variants import reduced_tail, widened, with_output_stride
+from featuretap.registry.variants import (
+    OUTPUT_STRIDE,
+    REDUCED_TAIL,
+    WIDTH,
+    check_value,
+    reduced_tail,
+    widened,
+    with_output_stride,
+)
 
 __all__ = ["OPTIONS", "Freezing", "checked", "configured", "options_of", "split", "with_defaults"]
-
-WIDEST = 100
-
-
-def _is_width(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value <= WIDEST
-
 
 FREEZING = {
     "freeze": Option(
@@ -32,10 +33,10 @@ FREEZING = {
 }
 
 OPTIONS = {
-    "width": Option(1.0, _is_width, f"a positive number up to {WIDEST}, such as 0.75"),
-    "reduced_tail": choice(False, True, "segmentation"),
+    "width": WIDTH,
+    "reduced_tail": REDUCED_TAIL,
     "in_channels": count(3),
-    "output_stride": choice(32, 16, 8),
+    "output_stride": OUTPUT_STRIDE,
     "dilate_entry": boolean(False),
     **FREEZING,
     "norm": factory(),
@@ -96,8 +97,8 @@ def checked(spec: BackboneSpec, options: Mapping[str, Any]) -> dict[str, Any]:
     values = {**options_of(spec), **options}
     for name, value in values.items():
         option = OPTIONS.get(name) if spec.stages else FREEZING.get(name, spec.options.get(name))
-        if isinstance(option, Option) and not option.accepts(value):
-            raise OptionError(f"{spec.name!r} cannot take {name}={value!r}; it is {option.allowed}")
+        if isinstance(option, Option):
+            check_value(spec, name, option, value)
     return values
 
 
@@ -118,9 +119,7 @@ def configured(spec: BackboneSpec, options: Mapping[str, Any]) -> tuple[Backbone
         return spec, freezing
     if spec.options or values["norm"] is not spec.norm or values["in_channels"] != spec.in_channels:
         spec = replace(spec, options={}, in_channels=values["in_channels"], norm=values["norm"])
-    if values["reduced_tail"]:
-        spec = reduced_tail(spec, values["reduced_tail"])
-    spec = widened(spec, values["width"])
+    spec = widened(reduced_tail(spec, values["reduced_tail"]), values["width"])
     return with_output_stride(spec, values["output_stride"], dilate_entry=values["dilate_entry"]), freezing
 
 

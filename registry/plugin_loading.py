@@ -101,13 +101,14 @@ def discover(policy: Policy, *, builtins: bool, others: bool) -> Iterator[Plugin
     Raises:
         PluginError: a plugin failed and the policy is strict.
     """
+    manager = _manager()
     for point in installed():
         ours = point.distribution == OURS
         if not (builtins if ours else others):
             continue
         about = {"version": point.version, "value": point.value, "ours": ours}
         if policy.allows(point.distribution):
-            yield _load(point.name, point.distribution, point.load, policy, about)
+            yield _load(manager, point.name, point.distribution, point.load, policy, about)
         else:
             yield Plugin(point.name, point.distribution, status="disabled", **about)  # type: ignore[arg-type]
 
@@ -115,7 +116,7 @@ def discover(policy: Policy, *, builtins: bool, others: bool) -> Iterator[Plugin
 def load_module(module: Any, policy: Policy) -> Plugin:
     """Ask a plugin that is an object at hand, such as a module in a test."""
     name = getattr(module, "__name__", type(module).__name__)
-    return _load(name, name, lambda: module, policy, {})
+    return _load(_manager(), name, name, lambda: module, policy, {})
 
 
 def in_one_line(error: BaseException | None) -> str:
@@ -126,26 +127,43 @@ def in_one_line(error: BaseException | None) -> str:
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 
-def _load(name: str, distribution: str, module: Callable[[], object], policy: Policy, about: dict[str, Any]) -> Plugin:
+def _manager() -> pluggy.PluginManager:
+    manager = pluggy.PluginManager(GROUP)
+    manager.add_hookspecs(hookspecs)
+    return manager
+
+
+def _load(
+    manager: pluggy.PluginManager,
+    name: str,
+    distribution: str,
+    module: Callable[[], object],
+    policy: Policy,
+    about: dict[str, Any],
+) -> Plugin:
+    """Ask one plugin, through a manager that has no other at the time."""
     start = perf_counter()
     try:
-        answers = _answers(name, module())
+        plugin = module()
+        try:
+            manager.register(plugin, name)
+            answers = _answers(manager, name, plugin)
+        finally:
+            # Also where it failed half-way, with some of its hooks in place.
+            manager.unregister(name=name)
         return Plugin(name, distribution, seconds=perf_counter() - start, **about, **answers)
     except KeyboardInterrupt:
         raise
     except BaseException as error:
         # What leaves a module may be any exception, SystemExit and pytest's among them.
         seconds = perf_counter() - start
-        plugin = Plugin(name, distribution, status="failed", error=error, seconds=seconds, **about)
+        failed = Plugin(name, distribution, status="failed", error=error, seconds=seconds, **about)
         if policy.strict:
-            raise PluginError(plugin.failure) from error
-        return plugin
+            raise PluginError(failed.failure) from error
+        return failed
 
 
-def _answers(name: str, module: Any) -> dict[str, Any]:
-    manager = pluggy.PluginManager(GROUP)
-    manager.add_hookspecs(hookspecs)
-    manager.register(module, name)
+def _answers(manager: pluggy.PluginManager, name: str, module: Any) -> dict[str, Any]:
     _check_hooks(module, {caller.name for caller in manager.get_hookcallers(module) or ()})
     answers: dict[str, Any] = {}
     for what, kind in PROVIDES.items():
@@ -155,9 +173,13 @@ def _answers(name: str, module: Any) -> dict[str, Any]:
             raise PluginError(f"its hook {caller.name} returns None; return {kind.__name__} objects in a list")
         answers[what] = tuple(item for answer in provided for item in _items(caller.name, answer, kind))
         _check_unique(what, answers[what])
-    for what in ASKED:
-        caller = getattr(manager.hook, f"{GROUP}_{what}")
-        answers[what] = caller if caller.get_hookimpls() else None
+    if any(getattr(manager.hook, f"{GROUP}_{what}").get_hookimpls() for what in ASKED):
+        # What is asked later is asked through a manager of the plugin's own.
+        own = _manager()
+        own.register(module, name)
+        for what in ASKED:
+            caller = getattr(own.hook, f"{GROUP}_{what}")
+            answers[what] = caller if caller.get_hookimpls() else None
     return answers
 
 

@@ -3,13 +3,35 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Literal
+from typing import Any, Literal
 
 from featuretap.registry.errors import OptionError
+from featuretap.registry.option import Option, choice
 from featuretap.registry.rows import Row
 from featuretap.registry.specs import BackboneSpec
 
-__all__ = ["reduced_tail", "widened", "with_output_stride"]
+__all__ = ["OUTPUT_STRIDE", "REDUCED_TAIL", "WIDTH", "check_value", "reduced_tail", "widened", "with_output_stride"]
+
+WIDEST = 100
+
+
+def _is_width(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value <= WIDEST
+
+
+WIDTH = Option(1.0, _is_width, f"a positive number up to {WIDEST}, such as 0.75")
+REDUCED_TAIL = choice(False, True, "segmentation")
+OUTPUT_STRIDE = choice(32, 16, 8)
+
+
+def check_value(spec: BackboneSpec, name: str, option: Option, value: Any) -> None:
+    """Refuse a value that an option of a backbone does not take.
+
+    Raises:
+        OptionError: the value is refused.
+    """
+    if not option.accepts(value):
+        raise OptionError(f"{spec.name!r} cannot take {name}={value!r}; it is {option.allowed}")
 
 
 def widened(spec: BackboneSpec, width: float) -> BackboneSpec:
@@ -20,7 +42,11 @@ def widened(spec: BackboneSpec, width: float) -> BackboneSpec:
     Args:
         spec: a table of rows.
         width: the width multiplier of MobileNetV1, section 3.3; 1.0 changes nothing.
+
+    Raises:
+        OptionError: `width` is not positive, or above 100.
     """
+    check_value(spec, "width", WIDTH, width)
     if width == 1:
         return spec
     stages: list[tuple[Row, ...]] = []
@@ -35,16 +61,19 @@ def widened(spec: BackboneSpec, width: float) -> BackboneSpec:
     return replace(spec, stages=tuple(stages), width=spec.width * width)
 
 
-def reduced_tail(spec: BackboneSpec, kind: Literal[True, "segmentation"] = True) -> BackboneSpec:
+def reduced_tail(spec: BackboneSpec, kind: bool | Literal["segmentation"] = True) -> BackboneSpec:
     """Return `spec` with every channel count behind C4 halved, the classifier's hidden layer included.
 
     The layers at stride 32 were tuned for 1,000 classes; detectors do as well with half of them (MobileNetV3, section
     6.3). The expansion that enters C5 works at C4's resolution and stays, unless `kind` is "segmentation", which halves
-    it too (section 6.4).
+    it too (section 6.4); False changes nothing.
 
     Raises:
-        OptionError: the table has no level C5.
+        OptionError: the table has no level C5, or there is no such kind.
     """
+    check_value(spec, "reduced_tail", REDUCED_TAIL, kind)
+    if kind is False:
+        return spec
     if len(spec.stages) < 5:
         raise OptionError(f"{spec.name!r} has no C5 whose tail could be reduced; it ends at C{len(spec.stages)}")
     *body, tail = spec.stages
@@ -64,7 +93,11 @@ def with_output_stride(spec: BackboneSpec, output_stride: int, *, dilate_entry: 
         spec: a table of rows.
         output_stride: 32, 16 or 8.
         dilate_entry: dilate the block that would have strided, too (torchvision's rule for segmentation models).
+
+    Raises:
+        OptionError: another output stride.
     """
+    check_value(spec, "output_stride", OUTPUT_STRIDE, output_stride)
     if (output_stride, dilate_entry) == (spec.output_stride, spec.dilate_entry):
         return spec
     return replace(spec, output_stride=output_stride, dilate_entry=dilate_entry)

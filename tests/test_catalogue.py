@@ -94,6 +94,42 @@ BAD = [
         "backbones.x.spec would name code, which a user's catalogue may not; give a base and options, "
         "or write a plugin",
     ),
+    (
+        'schema = 1\n[backbones.x]\nbase = "mobilenet_v2"\noptions = { norm = "torch.nn:Identity" }',
+        "backbones.x.options.norm would name code ('torch.nn:Identity'), which a user's catalogue may not; write a "
+        "plugin",
+    ),
+    (
+        'schema = 1\n[backbones.x]\nbase = "os:system"',
+        "backbones.x cannot be used: no backbone named 'os:system'",
+    ),
+    (
+        'schema = 1\n[backbones.x]\nbase = "mobilenet_v2"\ndescribe = "os:system"',
+        "backbones.x.describe is not a known key; did you mean 'description'? known are base, options, aliases, ",
+    ),
+    (
+        'schema = 1\n[backbones."my net"]\nbase = "mobilenet_v2"',
+        "backbones.my net cannot be used: backbone has a name 'my net'; a name is a string without spaces and colons",
+    ),
+    (
+        'schema = 1\n[backbones.x]\nbase = "mobilenet_v2"\naliases = ["a:b"]',
+        "backbones.x cannot be used: backbone has a name 'a:b'; a name is a string without spaces and colons",
+    ),
+    (
+        'schema = 1\n[backbones.x]\nbase = "mobilenet_v2"\naliases = ["z"]\n'
+        '[backbones.y]\nbase = "mobilenet_v2"\naliases = ["z"]',
+        "backbones.y.aliases has 'z', which is a name of 'x'",
+    ),
+    (
+        'schema = 1\n[backbones.x]\nbase = "mobilenet_v2"\naliases = ["y"]\n[backbones.y]\nbase = "mobilenet_v2"',
+        "backbones.x.aliases has 'y', which is a name of 'y'",
+    ),
+    (
+        'schema = 1\n[weights."mobilenet_v2.y"]\nurl = "https://x.org/y"\nsha256 = "00000000"\n'
+        'layout = "timm"\nnorm_eps = 1e-5\noptions = { norm = "torch.nn:Identity" }',
+        "weights.mobilenet_v2.y.options.norm would name code ('torch.nn:Identity'), which a user's catalogue may not",
+    ),
+    ("schema = 1\n[runtimes.x]\nfactory = 'os:system'", "runtimes is not a known key"),
     ('schema = 1\n[backbones.x]\nfactory = "os:system"', "backbones.x.factory would name code, which a user's"),
     (
         'schema = 1\n[backbones.x]\nbase = "mobilenet_v9"',

@@ -4,8 +4,10 @@ from typing import Any
 
 import pytest
 
+from featuretap.backbones.mobilenet_v3 import LARGE
 from featuretap.registry import Registry
 from featuretap.registry.errors import HeadError, OptionError, UnknownOptionError
+from featuretap.registry.variants import reduced_tail, widened, with_output_stride
 
 KNOWN = "width, reduced_tail, in_channels, output_stride, dilate_entry, freeze, freeze_norm, norm"
 COUNT = "it is a positive whole number up to 65536"
@@ -140,3 +142,17 @@ def test_pretrained_is_a_boolean_a_tag_or_a_path(registry: Registry, value: Any)
     assert str(error.value) == (
         f"'mobilenet_v2' cannot take pretrained={value!r}; it is True, False, a tag, or the path of a file"
     )
+
+
+@pytest.mark.parametrize(
+    ("vary", "message"),
+    [
+        (lambda: widened(LARGE, -1), "'mobilenet_v3_large' cannot take width=-1; it is a positive number up to 100, "),
+        (lambda: with_output_stride(LARGE, 7), "'mobilenet_v3_large' cannot take output_stride=7; it is 32, 16 or 8"),
+        (lambda: reduced_tail(LARGE, "detection"), "'mobilenet_v3_large' cannot take reduced_tail='detection'; it is "),
+    ],
+)
+def test_functions_from_spec_to_spec_check_their_arguments_themselves(vary: Any, message: str) -> None:
+    with pytest.raises(OptionError) as error:
+        vary()
+    assert str(error.value).startswith(message)

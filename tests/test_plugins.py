@@ -7,7 +7,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from distributions import CONFLICTS, CULPRITS, GOOD, WHY, Environment, write
+from distributions import CONFLICTS, CULPRITS, GOOD, WHY, Distribution, Environment, table, write
 
 import featuretap
 from featuretap.registry import Registry
@@ -285,6 +285,17 @@ def test_strictness_applies_to_modules_at_hand_too(monkeypatch: pytest.MonkeyPat
     monkeypatch.setenv("FEATURETAP_STRICT", "1")
     with pytest.raises(PluginError, match="plugin 'bad' of distribution 'bad' failed"):
         Registry([plugin_of("bad", backbones=[1])], discover=False).list_backbones()
+
+
+def test_a_plugin_that_fails_half_way_leaves_nothing_to_the_next(tmp_path: Path) -> None:
+    wrong = table("halfnet") + "\n@hookimpl\ndef featuretap_heads(nonsense):\n    return []\n"
+    environment = Environment(tmp_path / "environment")
+    distributions = {"half": Distribution(wrong), "tiny": GOOD["tiny"]}
+    environment.install([write(tmp_path, name, distribution) for name, distribution in distributions.items()])
+    facts = json.loads(environment.featuretap("plugins", "--json").stdout)["plugins"]
+    half, tiny = (plugin for plugin in facts if plugin["distribution"] != "featuretap")
+    assert (half["status"], half["error"].partition(":")[0]) == ("failed", "PluginValidationError")
+    assert tiny["provides"]["backbones"] == ["tinynet"]
 
 
 def test_what_is_not_ours_is_not_discovered_unless_asked(good: Environment) -> None:

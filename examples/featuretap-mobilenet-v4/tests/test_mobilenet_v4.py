@@ -1,9 +1,15 @@
-"""The networks that the plugin adds, by their numbers."""
+"""The networks that the plugin adds: by their numbers, and by what featuretap promises of every backbone."""
 
 import featuretap_mobilenet_v4.plugin
 import pytest
 
 from featuretap.registry import Registry
+from featuretap.registry.testing import BackboneConformance
+
+
+class TestMobileNetV4(BackboneConformance):
+    plugin = "featuretap_mobilenet_v4.plugin"
+    variations = ({"reduced_tail": True},)
 
 
 @pytest.mark.parametrize(
