@@ -5,6 +5,7 @@ from __future__ import annotations
 import keyword
 import re
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 from string import Template
 
@@ -151,6 +152,8 @@ def new_plugin_command(name: str) -> None:
     backbone = package.removeprefix("featuretap_")
     if package in sys.stdlib_module_names or keyword.iskeyword(package) or backbone == "featuretap":
         raise click.UsageError(f"{package!r} is the name of a module of Python or of featuretap; choose another")
+    if find_spec(package):
+        raise click.UsageError(f"{package!r} is the name of a module that is installed; choose another")
     try:
         provider = registry.default.provider(backbone)
     except UnknownBackboneError:
