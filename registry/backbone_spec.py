@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Mapping
 from copy import copy
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import Any, Literal
 
 from featuretap.registry.addresses import LEVELS, addresses_of, resolve
 from featuretap.registry.blocks import Block, blocks_of, truncated
@@ -216,14 +216,31 @@ class BackboneSpec:
     @cached_property
     def _outputs(self) -> dict[str, Tap]:
         # An image as large as the largest stride shrinks to the quotient of the two strides.
-        image = size = 2 ** len(self.stages)
-        outputs = {}
+        image = 2 ** len(self.stages)
+        whole, above = self._heights(image), self._heights(image + 1)
+        channels = {path: layer.out_channels for block in self.all_blocks for path, layer in block.layer_paths()}
+        channels |= {block.path: block.out_channels for block in self.all_blocks}
+        return {
+            path: Tap(channels[path], image // height, "ceil" if above[path] > height else self._rounding(path, image))
+            for path, height in whole.items()
+        }
+
+    def _heights(self, size: int) -> dict[str, int]:
+        """Path → height of the map of an image of `size` × `size` pixels."""
+        heights = {}
         for block in self.all_blocks:
             for path, layer in block.layer_paths():
                 size, _ = layer.output_size(size, size)
-                outputs[path] = Tap(layer.out_channels, image // size)
-            outputs[block.path] = outputs[path]
-        return outputs
+                heights[path] = size
+            heights[block.path] = size
+        return heights
+
+    def _rounding(self, path: str, image: int) -> Literal["floor"] | int:
+        """Return how a map rounds that is behind an even kernel, which drops a last pixel without a neighbour."""
+        height = self._heights(image)[path]
+        stride = image // height
+        more = next(more for more in range(1, stride + 1) if self._heights(image + more)[path] > height)
+        return "floor" if more == stride else stride - more
 
     def _norm_parameters(self, channels: int) -> int:
         if channels == 0:

@@ -5,7 +5,7 @@ import torch
 
 from featuretap.registry import Registry
 from featuretap.registry.errors import TapError, UnknownTapError
-from featuretap.registry.specs import BackboneSpec
+from featuretap.registry.specs import RE, BackboneSpec, Conv
 
 ARCHITECTURES = ["mobilenet_v1", "mobilenet_v2", "mobilenet_v3_large", "mobilenet_v3_small"]
 ORDERS = [
@@ -138,3 +138,21 @@ def test_requests_that_mean_nothing_are_refused(registry: Registry, taps: object
     with pytest.raises(TapError) as error:
         registry.build("mobilenet_v2", features_only=True, taps=taps)  # type: ignore[arg-type]
     assert message in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("kernels", "rounding"),
+    [
+        ((3, 3, 3), ["ceil", "ceil", "ceil"]),
+        ((2, 2, 2), ["floor", "floor", "floor"]),
+        ((2, 3, 3), ["floor", 2, 6]),
+        ((3, 4, 3), ["ceil", 1, 5]),
+    ],
+)
+def test_even_kernels_round_down_and_say_so(kernels: tuple[int, ...], rounding: list[str | int]) -> None:
+    spec = BackboneSpec("evennet", stages=tuple((Conv(kernel, 8, RE),) for kernel in kernels))
+    assert [tap.rounding for tap in spec.taps.values()] == rounding
+    backbone = Registry(discover=False).build(spec, features_only=True).eval()
+    for size in range(64, 82):
+        shapes = {name: tuple(values.shape[1:]) for name, values in backbone(torch.zeros(1, 3, size, 97)).items()}
+        assert shapes == spec.tap_shapes(size, 97)
