@@ -105,8 +105,8 @@ class _PartlyFrozen(nn.Module):
     frozen_modules: tuple[str, ...]
 
     def train(self, mode: bool = True) -> Self:
-        super().train(mode)
-        for path in self.frozen_modules:
+        super().train(mode and "" not in self.frozen_modules)
+        for path in filter(None, self.frozen_modules):
             self.get_submodule(path).eval()
         return self
 

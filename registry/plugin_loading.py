@@ -121,7 +121,10 @@ def load_module(module: Any, policy: Policy) -> Plugin:
 
 def in_one_line(error: BaseException | None) -> str:
     """Return the kind of an error and its text without line breaks; the text alone of an error of ours."""
-    text = " ".join(str(error).split())
+    try:
+        text = " ".join(str(error).split())
+    except Exception as unprintable:
+        text = f"its text cannot be had ({type(unprintable).__name__})"
     if isinstance(error, FeaturetapError):
         return text
     return f"{type(error).__name__}: {text}" if text else type(error).__name__

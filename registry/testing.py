@@ -11,41 +11,86 @@ pytest, which then finds one test a promise and a name.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from importlib import import_module
+from collections.abc import Callable, Mapping, Sequence
+from importlib.metadata import EntryPoint
 from pathlib import Path
 from types import MappingProxyType, ModuleType
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import pytest
 
 from featuretap.registry import conformance, head_conformance
-from featuretap.registry.errors import PluginError
+from featuretap.registry.hookspecs import GROUP
 from featuretap.registry.plugin_loading import Plugin
 from featuretap.registry.registry import Registry
+from featuretap.registry.torch_free import check_torch_free
+from featuretap.registry.tracebacks import traceback_of
 
 __all__ = ["BackboneConformance", "HeadConformance", "isolated_registry"]
-
-TABLE_VARIATIONS = ({"width": 0.5}, {"output_stride": 16}, {"output_stride": 8}, {"in_channels": 1})
-"""Options that every table of rows takes."""
 
 
 @pytest.fixture
 def isolated_registry() -> Registry:
-    """Give a registry in which nothing is discovered: featuretap's own plugin, no others, and no user's catalogue."""
+    """Give a registry in which nothing is discovered: featuretap's own plugins, no others, and no user's catalogue."""
     return Registry(discover=False)
 
 
-def _loaded(plugin: str | ModuleType) -> tuple[Registry, Plugin]:
-    module = import_module(plugin) if isinstance(plugin, str) else plugin
-    registry = Registry([module], discover=False)
-    loaded = registry.plugins[-1]
-    if loaded.error:
-        raise PluginError(loaded.failure) from loaded.error
-    return registry, loaded
+class _Conformance:
+    plugin: ClassVar[str | ModuleType]
+
+    @pytest.fixture
+    def registry(self) -> Registry:
+        """Give a registry that has the plugin and ours, and nothing else."""
+        return self._loaded()[0]
+
+    def test_names_are_its_own(self) -> None:
+        """No name of the plugin is one that featuretap has already."""
+        problems = self._loaded()[0].problems
+        if problems:
+            raise _failure(*problems)
+
+    def test_declaring_needs_no_torch(self) -> None:
+        """Importing the plugin and asking its hooks."""
+        check_torch_free(self._value())
+
+    def _value(self) -> str:
+        """Return what an entry point of the plugin names."""
+        plugin = getattr(self, "plugin", None)
+        if plugin is None:
+            raise _failure(f'{type(self).__name__} names no plugin; write plugin = "package.module" in it')
+        return plugin if isinstance(plugin, str) else plugin.__name__
+
+    def _loaded(self) -> tuple[Registry, Plugin]:
+        """Load the plugin; what its author did wrong is told without the lines of this kit."""
+        value = self._value()
+        registry = Registry(discover=False)
+        ours = [plugin for plugin in registry.plugins if plugin.value == value]
+        if ours:
+            return registry, ours[0]
+        try:
+            module = EntryPoint("plugin", value, GROUP).load() if isinstance(self.plugin, str) else self.plugin
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:
+            raise _failure(f"plugin {value!r} cannot be imported", "", *traceback_of(error)) from None
+        registry = Registry([module], discover=False)
+        plugin = registry.plugins[-1]
+        if plugin.error:
+            raise _failure(plugin.failure, "", *traceback_of(plugin.error))
+        return registry, plugin
+
+    def _names(self, kind: Literal["backbones", "heads"]) -> Sequence[str]:
+        """Return the names to test: those that the class gives, or all that the plugin declares."""
+        names = getattr(self, kind) or [spec.name for spec in getattr(self._loaded()[1], kind)]
+        if not names:
+            raise _failure(
+                f"plugin {self._value()!r} declares no {kind}; name those of its open namespace in {kind}, or leave "
+                "out this class"
+            )
+        return names
 
 
-class BackboneConformance:
+class BackboneConformance(_Conformance):
     """Tests of every backbone that a plugin provides.
 
     Attributes:
@@ -57,7 +102,6 @@ class BackboneConformance:
         scripts: whether `torch.jit.script` has to work.
     """
 
-    plugin: ClassVar[str | ModuleType]
     backbones: ClassVar[Sequence[str]] = ()
     sizes: ClassVar[Sequence[tuple[int, int]]] = conformance.SIZES
     variations: ClassVar[Sequence[Mapping[str, Any]]] = ()
@@ -66,13 +110,7 @@ class BackboneConformance:
     def pytest_generate_tests(self, metafunc: pytest.Metafunc) -> None:
         """Make a test of each promise and backbone."""
         if "backbone" in metafunc.fixturenames:
-            names = self.backbones or [spec.name for spec in _loaded(self.plugin)[1].backbones]
-            metafunc.parametrize("backbone", names)
-
-    @pytest.fixture
-    def registry(self) -> Registry:
-        """Give a registry that has the plugin and ours, and nothing else."""
-        return _loaded(self.plugin)[0]
+            metafunc.parametrize("backbone", self._names("backbones"))
 
     def test_maps_have_the_declared_shapes(self, backbone: str, registry: Registry) -> None:
         """Every tap, in any order, at odd sizes."""
@@ -82,10 +120,10 @@ class BackboneConformance:
         """Parameters and multiply-adds."""
         conformance.check_counts(backbone, registry, self.sizes[0])
 
-    def test_options_are_checked_and_kept(self, backbone: str, registry: Registry) -> None:
-        """Misspelled ones are refused; shapes and counts follow from the others."""
+    def test_declarations_hold_with_other_options(self, backbone: str, registry: Registry) -> None:
+        """Shapes and counts follow from them."""
         spec = registry.catalogued(backbone)
-        variations = [*self.variations, *(TABLE_VARIATIONS if spec.stages else ())]
+        variations = [*self.variations, *(conformance.TABLE_VARIATIONS if spec.stages else ())]
         conformance.check_options(backbone, registry, self.sizes[0], variations)
 
     def test_a_map_is_the_same_alone_and_among_others(self, backbone: str, registry: Registry) -> None:
@@ -121,12 +159,8 @@ class BackboneConformance:
         """`torch.export.export`."""
         conformance.check_runs_as(conformance.exported, backbone, registry, self.sizes[0])
 
-    def test_declaring_needs_no_torch(self) -> None:
-        """Importing the plugin and asking its hooks."""
-        conformance.check_torch_free(_module_name(self.plugin))
 
-
-class HeadConformance:
+class HeadConformance(_Conformance):
     """Tests of every head that a plugin provides, on some backbones.
 
     Attributes:
@@ -135,58 +169,64 @@ class HeadConformance:
         backbones: names of backbones to test them on.
         sizes: heights and widths in pixels of the images.
         options: head → options to test it with, such as small images of a detector.
+        scripts: whether `torch.jit.script` has to work.
     """
 
-    plugin: ClassVar[str | ModuleType]
     heads: ClassVar[Sequence[str]] = ()
     backbones: ClassVar[Sequence[str]] = ("mobilenet_v3_small",)
     sizes: ClassVar[Sequence[tuple[int, int]]] = ((97, 161), (128, 96))
     options: ClassVar[Mapping[str, Mapping[str, Any]]] = MappingProxyType({})
+    scripts: ClassVar[bool] = True
 
     def pytest_generate_tests(self, metafunc: pytest.Metafunc) -> None:
         """Make a test of each promise, head and backbone."""
         if "head" in metafunc.fixturenames:
-            names = self.heads or [head.name for head in _loaded(self.plugin)[1].heads]
-            metafunc.parametrize("head", names)
+            metafunc.parametrize("head", self._names("heads"))
             metafunc.parametrize("backbone", self.backbones)
-
-    @pytest.fixture
-    def registry(self) -> Registry:
-        """Give a registry that has the plugin and ours, and nothing else."""
-        return _loaded(self.plugin)[0]
 
     def test_outputs_have_the_declared_shapes(self, head: str, backbone: str, registry: Registry) -> None:
         """At odd sizes."""
         for size in self.sizes:
-            head_conformance.check_head_outputs(head, backbone, registry, size, **self._asked(head))
+            head_conformance.check_head_outputs(head, backbone, registry, size, self._asked(head))
 
     def test_counts_are_the_declared_ones(self, head: str, backbone: str, registry: Registry) -> None:
-        """Parameters, and the tensors that the head's layers state."""
-        head_conformance.check_head_counts(head, backbone, registry, **self._asked(head))
+        """Parameters, multiply-adds, and the tensors that the head's layers state."""
+        head_conformance.check_head_counts(head, backbone, registry, self.sizes[0], self._asked(head))
 
-    def test_options_are_checked_and_kept(self, head: str, backbone: str, registry: Registry) -> None:
-        """Misspelled ones are refused; other numbers of classes change what `per_class` names."""
-        head_conformance.check_head_options(head, backbone, registry)
+    def test_classes_change_what_is_said_to_be_per_class(self, head: str, backbone: str, registry: Registry) -> None:
+        """Other numbers of classes change what `per_class` names."""
+        head_conformance.check_head_options(head, backbone, registry, self._asked(head))
 
     def test_evaluation_is_deterministic(self, head: str, backbone: str, registry: Registry) -> None:
         """Two calls return the same."""
-        head_conformance.check_head_determinism(head, backbone, registry, self.sizes[0], **self._asked(head))
+        head_conformance.check_head_determinism(head, backbone, registry, self.sizes[0], self._asked(head))
 
     def test_everything_learns(self, head: str, backbone: str, registry: Registry) -> None:
         """Every parameter gets a gradient."""
-        head_conformance.check_head_gradients(head, backbone, registry, self.sizes[0], **self._asked(head))
+        head_conformance.check_head_gradients(head, backbone, registry, self.sizes[0], self._asked(head))
 
     def test_files_hold_the_same_model(self, head: str, backbone: str, registry: Registry, tmp_path: Path) -> None:
         """Saved as safetensors and loaded."""
-        head_conformance.check_head_copies(head, backbone, registry, tmp_path, self.sizes[0], **self._asked(head))
+        head_conformance.check_head_copies(head, backbone, registry, tmp_path, self.sizes[0], self._asked(head))
 
-    def test_declaring_needs_no_torch(self) -> None:
-        """Importing the plugin and asking its hooks."""
-        conformance.check_torch_free(_module_name(self.plugin))
+    @pytest.mark.filterwarnings(r"ignore:\w+ always returns a \(Losses, Detections\) tuple in scripting:UserWarning")
+    def test_it_scripts(self, head: str, backbone: str, registry: Registry) -> None:
+        """`torch.jit.script`, where `scripts`."""
+        if self.scripts:
+            self._check_runs_as(conformance.scripted, head, backbone, registry)
+
+    def test_it_exports(self, head: str, backbone: str, registry: Registry) -> None:
+        """`torch.export.export`, but for heads that want their images raw, as torchvision's detectors do."""
+        if registry.head(head).images != "raw":
+            self._check_runs_as(conformance.exported, head, backbone, registry)
+
+    def _check_runs_as(self, made: Callable[..., Any], head: str, backbone: str, registry: Registry) -> None:
+        head_conformance.check_head_runs_as(made, head, backbone, registry, self.sizes[0], self._asked(head))
 
     def _asked(self, head: str) -> Mapping[str, Any]:
         return self.options.get(head, {})
 
 
-def _module_name(plugin: str | ModuleType) -> str:
-    return plugin if isinstance(plugin, str) else plugin.__name__
+def _failure(*lines: str) -> BaseException:
+    """Return a failure of which pytest prints these lines alone, not those of this kit."""
+    return pytest.fail.Exception("\n".join(lines), pytrace=False)

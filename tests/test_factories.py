@@ -63,6 +63,20 @@ SPEC = BackboneSpec(
 )
 
 
+class Chain(nn.Sequential):
+    """One map."""
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        return {"C1": super().forward(images)}
+
+
+def chain(spec: BackboneSpec, *, taps: tuple[str, ...]) -> nn.Module:
+    return Chain(nn.Conv2d(3, 8, 3, 2, 1), nn.BatchNorm2d(8))
+
+
+CHAIN = BackboneSpec("chain", taps={"C1": Tap(8, 2)}, factory="test_factories:chain")
+
+
 @pytest.fixture
 def mine() -> Registry:
     plugin = SimpleNamespace(__name__="mine", featuretap_backbones=hookimpl(lambda: [SPEC]))
@@ -155,6 +169,15 @@ def test_freezing_a_level_freezes_what_it_rests_on_and_nothing_else(mine: Regist
         other(torch.randn(2, 3, 32, 32))
         assert torch.equal(other.stem[1].running_mean, before)
         assert awake(other.eval()) == set()
+
+
+def test_all_of_a_backbone_can_be_frozen(mine: Registry) -> None:
+    backbone = mine.build("pyramid", features_only=True, freeze="C2", taps=("C2",))
+    assert trainable(backbone) == {"side"}
+    whole = Registry([SimpleNamespace(__name__="x", featuretap_backbones=hookimpl(lambda: [CHAIN]))], discover=False)
+    for other in (backbone := whole.build("chain", features_only=True, freeze="C1"), copy.deepcopy(backbone)):
+        assert trainable(other) == set()
+        assert awake(other.train()) == set()
 
 
 def test_freezing_norms_freezes_every_kind_of_norm(mine: Registry) -> None:

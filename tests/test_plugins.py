@@ -263,6 +263,18 @@ def test_a_failure_keeps_its_traceback(error: BaseException) -> None:
     assert failed.error.__traceback__ is not None
 
 
+class SpeechlessError(Exception):
+    def __str__(self) -> str:
+        raise ValueError
+
+
+def test_a_failure_that_cannot_be_printed_hides_nothing() -> None:
+    module = SimpleNamespace(__name__="deep", featuretap_backbones=raising(SpeechlessError()))
+    assert Registry([module], discover=False).problems == (
+        "plugin 'deep' of distribution 'deep' failed: SpeechlessError: its text cannot be had (ValueError)",
+    )
+
+
 def test_an_interruption_is_no_failure_of_a_plugin() -> None:
     module = SimpleNamespace(__name__="deep", featuretap_backbones=raising(KeyboardInterrupt()))
     with pytest.raises(KeyboardInterrupt):

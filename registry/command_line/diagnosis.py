@@ -3,48 +3,66 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any
+from contextlib import suppress
+from functools import partial
 
 from featuretap.registry import conformance, head_conformance
 from featuretap.registry.errors import FeaturetapError
-from featuretap.registry.plugin_loading import Plugin
+from featuretap.registry.plugin_loading import Plugin, in_one_line
 from featuretap.registry.registry import Registry
+from featuretap.registry.specs import HeadSpec
+from featuretap.registry.torch_free import check_torch_free
 
 __all__ = ["findings"]
 
 SIZE = (97, 161)
 """Height and width in pixels, both odd."""
 BACKBONE = "mobilenet_v3_small"
-"""What heads are tried on."""
+"""What heads are tried on, unless they read what only their own plugin's backbones have."""
 
 
 def findings(plugin: Plugin, registry: Registry) -> Iterator[str]:
     """Yield a line for everything about a plugin that is not as it should be."""
-    checks: list[Callable[[], None]] = [lambda: conformance.check_torch_free(plugin.value.partition(":")[0])]
-    for spec in plugin.backbones:
-        name = f"{plugin.distribution}:{spec.name}"
-        checks += [
-            _bound(conformance.check_shapes, name, registry, (SIZE,)),
-            _bound(conformance.check_counts, name, registry, SIZE),
-            _bound(conformance.check_keys, name, registry),
-        ]
-    for head in plugin.heads:
-        checks += [
-            _bound(head_conformance.check_head_outputs, head.name, BACKBONE, registry, SIZE),
-            _bound(head_conformance.check_head_counts, head.name, BACKBONE, registry),
-        ]
-    for check in checks:
+    told = set()
+    for check in _checks(plugin, registry):
         try:
             check()
-        except FeaturetapError as error:
-            yield str(error)
-        except Exception as error:
-            # What a model raises when it runs is not ours, and is a finding like any other.
-            yield f"{type(error).__name__}: {' '.join(str(error).split())}"
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:
+            # Whatever somebody's model raises, SystemExit too, is a finding like any other.
+            problem = in_one_line(error)
+            # What cannot be built fails every check alike.
+            if problem not in told:
+                yield problem
+            told.add(problem)
     for problem in registry.problems:
-        if f"'{plugin.distribution}" in problem:
+        if f"'{plugin.distribution}'" in problem or f"'{plugin.distribution}:" in problem:
             yield problem
 
 
-def _bound(check: Callable[..., None], *arguments: Any) -> Callable[[], None]:
-    return lambda: check(*arguments)
+def _checks(plugin: Plugin, registry: Registry) -> Iterator[Callable[[], None]]:
+    yield partial(check_torch_free, plugin.value)
+    for spec in plugin.backbones:
+        name = f"{plugin.distribution}:{spec.name}"
+        yield partial(conformance.check_shapes, name, registry, (SIZE,))
+        yield partial(conformance.check_counts, name, registry, SIZE)
+        yield partial(conformance.check_keys, name, registry)
+    for head in plugin.heads:
+        yield partial(_check_head, head, plugin, registry)
+
+
+def _check_head(head: HeadSpec, plugin: Plugin, registry: Registry) -> None:
+    name = f"{plugin.distribution}:{head.name}"
+    backbone = _readable(name, plugin, registry)
+    head_conformance.check_head_outputs(name, backbone, registry, SIZE)
+    head_conformance.check_head_counts(name, backbone, registry, SIZE)
+
+
+def _readable(head: str, plugin: Plugin, registry: Registry) -> str:
+    """Return a backbone that has what a head reads; where none has, the one whose error is to be told."""
+    for backbone in (BACKBONE, *(f"{plugin.distribution}:{spec.name}" for spec in plugin.backbones)):
+        with suppress(FeaturetapError):
+            registry.spec(backbone, head=head)
+            return backbone
+    return BACKBONE

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import click
@@ -56,11 +56,12 @@ def doctor_command(name: str) -> None:
 
     Example: featuretap plugins doctor featuretap-mobilenet-v4
     """
-    found = [plugin for plugin in registry.default.plugins if normalised(name) in (plugin.distribution, plugin.name)]
+    plugins = registry.default.plugins
+    found = [plugin for plugin in plugins if normalised(name) in (plugin.distribution, normalised(plugin.name))]
     if not found:
-        known = sorted({plugin.distribution for plugin in registry.default.plugins})
-        hint = did_you_mean(name, known) or f"; installed are {', '.join(known)}"
-        raise click.UsageError(f"no plugin is of a distribution {name!r}{hint}")
+        known = sorted({plugin.distribution for plugin in plugins} | {plugin.name for plugin in plugins})
+        hint = did_you_mean(name, known) or f"; there are {', '.join(known)}"
+        raise click.UsageError(f"no plugin and no distribution with one is named {name!r}{hint}")
     well = [_examined(plugin) for plugin in found]
     if not all(well):
         click.get_current_context().exit(1)
@@ -68,30 +69,43 @@ def doctor_command(name: str) -> None:
 
 def _examined(plugin: Plugin) -> bool:
     """Print what is found of a plugin, and return whether it is well."""
-    print_text(f"{plugin.name} of {plugin.distribution} {plugin.version}: {plugin.status}")
-    for label, text in {"entry point": plugin.value, "provides": _provides(plugin)}.items():
-        if text:
-            print_text(f"  {label:<12} {text}")
+    print_text(plugin.words)
+    _print_fact("version", plugin.version)
+    _print_fact("entry point", plugin.value)
     if plugin.status == "disabled":
-        print_text("  switched off by FEATURETAP_PLUGINS or by [plugins] in featuretap.toml, and not looked at")
+        _print_fact("status", "disabled: switched off by FEATURETAP_PLUGINS or by [plugins] in featuretap.toml")
         return True
-    print_text(f"  {'load time':<12} {_milliseconds(plugin)}")
+    _print_fact("status", f"{plugin.status} in {_milliseconds(plugin)}")
     if plugin.error is not None:
-        import traceback
+        from featuretap.registry.tracebacks import traceback_of
 
-        print_text("".join(traceback.format_exception(plugin.error)).rstrip())
+        _print_fact("problem", in_one_line(plugin.error))
+        for line in traceback_of(plugin.error):
+            print_text(f"    {line}")
+        _print_fact(
+            "next", f'mend that, or switch it off: [plugins] disable = ["{plugin.distribution}"] in featuretap.toml'
+        )
         return False
+    _print_fact("provides", _provides(plugin))
     from featuretap.registry.command_line.diagnosis import findings
 
-    findings_ = list(_printed(findings(plugin, registry.default)))
-    print_text(f"  {len(findings_)} problems" if findings_ else "  no problems")
-    return not findings_
+    problems = list(_told(findings(plugin, registry.default)))
+    _print_fact("found", f"{len(problems)} problem{'s' if problems[1:] else ''}" if problems else "no problems")
+    if problems:
+        _print_fact("next", "make module and declaration agree; the classes of featuretap.registry.testing test more")
+    return not problems
 
 
-def _printed(findings: Iterable[str]) -> Iterable[str]:
+def _told(findings: Iterable[str]) -> Iterator[str]:
+    """Print problems when they are found, which takes seconds."""
     for finding in findings:
-        print_text(f"  problem      {finding}")
+        _print_fact("problem", finding)
         yield finding
+
+
+def _print_fact(label: str, text: str) -> None:
+    if text:
+        print_text(f"  {label:<12} {text}")
 
 
 def _facts(plugin: Plugin) -> dict[str, Any]:

@@ -1,0 +1,319 @@
+"""What the conformance kit says of heads that are wrong in one way each."""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, Dict  # noqa: UP035 - torch.jit.script knows typing's names only
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from featuretap.registry import Registry, conformance, head_conformance
+from featuretap.registry.errors import SpecError
+from featuretap.registry.hookspecs import hookimpl
+from featuretap.registry.specs import RE, BackboneSpec, Conv, HeadSpec, Linear, Tap
+
+SIZE = (33, 35)
+Check = Callable[[str, Registry], None]
+
+
+class Sound(nn.Module):
+    """Logits of the means of C2."""
+
+    def __init__(self, backbone: BackboneSpec, *, num_classes: int) -> None:
+        super().__init__()
+        self.logits = nn.Linear(8, num_classes)
+
+    def forward(self, taps: Dict[str, Tensor]) -> Tensor:  # noqa: UP006
+        return self.logits(taps["C2"].mean((2, 3)))
+
+
+class Changed(Sound):
+    """What `changed` makes of the logits."""
+
+    def forward(self, taps: dict[str, Tensor]) -> Any:
+        return self.changed(super().forward(taps))
+
+    def changed(self, logits: Tensor) -> Any:
+        raise NotImplementedError
+
+
+class OtherShape(Changed):
+    def changed(self, logits: Tensor) -> Any:
+        return logits[..., None]
+
+
+class OtherNames(Changed):
+    def changed(self, logits: Tensor) -> Any:
+        return {"scores": logits}
+
+
+class ReturnsTuple(Changed):
+    def changed(self, logits: Tensor) -> Any:
+        return logits, logits
+
+
+class ReturnsLists(Changed):
+    def changed(self, logits: Tensor) -> Any:
+        return {"logits": [logits]}
+
+
+class ReturnsDictsOfNumbers(Changed):
+    def changed(self, logits: Tensor) -> Any:
+        return [{"logits": 1.0}, {"logits": 2.0}]
+
+
+class ForgetsTheBatch(Changed):
+    def changed(self, logits: Tensor) -> Any:
+        return logits[:1]
+
+
+class Exits(Changed):
+    def changed(self, logits: Tensor) -> Any:
+        raise SystemExit(0)
+
+
+class FailsInTraining(Changed):
+    def changed(self, logits: Tensor) -> Any:
+        if self.training:
+            raise ValueError("no idea")
+        return logits
+
+
+class ExitsWhenBuilt(Sound):
+    def __init__(self, backbone: BackboneSpec, *, num_classes: int) -> None:
+        raise SystemExit(0)
+
+
+class MoreParameters(Sound):
+    def __init__(self, backbone: BackboneSpec, *, num_classes: int) -> None:
+        super().__init__(backbone, num_classes=num_classes)
+        self.scale = nn.Parameter(torch.ones(3))
+
+
+class Twice(Sound):
+    def forward(self, taps: dict[str, Tensor]) -> Tensor:
+        return super().forward(taps) + super().forward(taps)
+
+
+class OtherTensors(nn.Module):
+    def __init__(self, backbone: BackboneSpec, *, num_classes: int) -> None:
+        super().__init__()
+        self.fc = nn.Linear(8, num_classes)
+
+    def forward(self, taps: dict[str, Tensor]) -> Tensor:
+        return self.fc(taps["C2"].mean((2, 3)))
+
+
+class MoreTensors(Sound):
+    def __init__(self, backbone: BackboneSpec, *, num_classes: int) -> None:
+        super().__init__(backbone, num_classes=num_classes)
+        self.register_buffer("mean", torch.zeros(3))
+
+
+class Drops(Changed):
+    def changed(self, logits: Tensor) -> Any:
+        return functional.dropout(logits, 0.5, training=True)
+
+
+class Detaches(Changed):
+    def changed(self, logits: Tensor) -> Any:
+        return logits.detach()
+
+
+class DetachesTheBackbone(Sound):
+    def forward(self, taps: dict[str, Tensor]) -> Tensor:
+        return super().forward({address: values.detach() for address, values in taps.items()})
+
+
+class InfiniteGradient(Changed):
+    def changed(self, logits: Tensor) -> Any:
+        return logits + (logits * 0).abs().sqrt()
+
+
+class HidesItsState(Sound):
+    def __init__(self, backbone: BackboneSpec, *, num_classes: int) -> None:
+        super().__init__(backbone, num_classes=num_classes)
+        self.scale = torch.rand(1)
+
+    def forward(self, taps: dict[str, Tensor]) -> Tensor:
+        return super().forward(taps) * self.scale
+
+
+class CannotBeScripted(Changed):
+    def changed(self, logits: Tensor) -> Any:
+        return logits
+
+
+class ScriptsToSomethingElse(Sound):
+    def forward(self, taps: Dict[str, Tensor]) -> Tensor:  # noqa: UP006
+        logits = self.logits(taps["C2"].mean((2, 3)))
+        if torch.jit.is_scripting():
+            logits = logits + 1
+        return logits
+
+
+class CannotBeExported(Changed):
+    def changed(self, logits: Tensor) -> Any:
+        return logits + 1 if logits.sum() > 0 else logits
+
+
+class ExportsToSomethingElse(Changed):
+    def changed(self, logits: Tensor) -> Any:
+        return logits + 1 if torch.compiler.is_exporting() else logits
+
+
+class OtherTaps(nn.Module):
+    """A head that makes a map, of more channels than it says."""
+
+    def __init__(self, backbone: BackboneSpec, *, num_classes: None) -> None:
+        super().__init__()
+
+    def forward(self, taps: dict[str, Tensor]) -> dict[str, Tensor]:
+        return {"P2": taps["C2"]}
+
+
+def layers(backbone: BackboneSpec, *, num_classes: int) -> tuple[Linear, ...]:
+    return (Linear("logits", 8, num_classes),)
+
+
+def outputs(backbone: BackboneSpec, *, num_classes: int, height: int, width: int) -> dict[str, Any]:
+    return {"logits": (num_classes,)}
+
+
+def map_taps(backbone: BackboneSpec, *, num_classes: None) -> dict[str, Tap]:
+    return {"P2": Tap(4, 4)}
+
+
+def map_outputs(backbone: BackboneSpec, *, num_classes: None, height: int, width: int) -> dict[str, Any]:
+    return {"P2": backbone.taps["C2"].shape(height, width)}
+
+
+def head(kind: type[nn.Module], **changed: Any) -> HeadSpec:
+    stated = {"layers": f"{__name__}:layers", "outputs": f"{__name__}:outputs", "num_classes": 4, **changed}
+    return HeadSpec(kind.__name__, ("C2",), f"{__name__}:{kind.__name__}", **stated)
+
+
+HEADS = [
+    head(Sound),
+    *map(head, Changed.__subclasses__()),
+    *(head(kind) for kind in Sound.__subclasses__() if kind is not Changed),
+    head(OtherTensors, per_class=("logits.", "classes.")),
+    head(OtherTaps, layers="", num_classes=None, taps=f"{__name__}:map_taps", outputs=f"{__name__}:map_outputs"),
+]
+TINY = BackboneSpec("tinynet", stages=((Conv(3, 8, RE),),) * 2)
+
+
+@pytest.fixture(scope="module")
+def wrong() -> Registry:
+    plugin = SimpleNamespace(
+        __name__="wrong",
+        featuretap_heads=hookimpl(lambda: HEADS),
+        featuretap_backbones=hookimpl(lambda: [TINY]),
+    )
+    return Registry([plugin], discover=False)
+
+
+def scripts(head: str, backbone: str, registry: Registry, size: tuple[int, int]) -> None:
+    head_conformance.check_head_runs_as(conformance.scripted, head, backbone, registry, size)
+
+
+def exports(head: str, backbone: str, registry: Registry, size: tuple[int, int]) -> None:
+    head_conformance.check_head_runs_as(conformance.exported, head, backbone, registry, size)
+
+
+CHECKS: Mapping[str, Callable[..., None]] = {
+    "outputs": head_conformance.check_head_outputs,
+    "counts": head_conformance.check_head_counts,
+    "determinism": head_conformance.check_head_determinism,
+    "gradients": head_conformance.check_head_gradients,
+    "scripts": scripts,
+    "exports": exports,
+}
+
+
+@pytest.mark.parametrize("check", CHECKS.values(), ids=CHECKS)
+def test_a_sound_head_passes(wrong: Registry, check: Callable[..., None]) -> None:
+    check("Sound", "tinynet", wrong, SIZE)
+
+
+def test_a_sound_head_has_its_classes_where_it_says_and_is_the_same_when_it_was_loaded(
+    wrong: Registry, tmp_path: Path
+) -> None:
+    head_conformance.check_head_options("Sound", "tinynet", wrong)
+    head_conformance.check_head_options("OtherTaps", "tinynet", wrong)
+    head_conformance.check_head_copies("Sound", "tinynet", wrong, tmp_path, SIZE)
+
+
+SPEC = "breaks its spec: "
+AN_IMAGE = f"{SPEC}for a 33x35 image "
+SHOULD = "should return a tensor (2, ...), a dict of them, or a list of two dicts for two images, got "
+
+
+@pytest.mark.parametrize(
+    ("name", "check", "message"),
+    [
+        ("OtherShape", "outputs", AN_IMAGE + "logits should be (4,), got (4, 1)"),
+        ("OtherNames", "outputs", SPEC + "it should return logits, got scores"),
+        ("ReturnsTuple", "outputs", SHOULD + "a tuple"),
+        ("ReturnsLists", "outputs", SHOULD + "a dict of logits: a list"),
+        ("ReturnsDictsOfNumbers", "outputs", SHOULD + "a list"),
+        ("ForgetsTheBatch", "outputs", SHOULD + "a dict of logits: a tensor (1, 4)"),
+        ("OtherTaps", "outputs", SPEC + "its tap P2 should have 4 channels, and has 8"),
+        ("Exits", "outputs", "fails on a 33x35 image (SystemExit: 0)"),
+        ("ExitsWhenBuilt", "outputs", "cannot be built (SystemExit: 0)"),
+        ("FailsInTraining", "gradients", "fails in training on a 33x35 image (ValueError: no idea)"),
+        ("MoreParameters", "counts", SPEC + "it declares 860 parameters, and has 863"),
+        ("Twice", "counts", SPEC + "it declares 112,784 multiply-adds for a 33x35 image, and has 112,816"),
+        ("OtherTensors", "counts", SPEC + "its layers say that logits.weight is (4, 8), and it is not there"),
+        ("MoreTensors", "counts", SPEC + "its layers say that mean is not there, and it is (3,)"),
+        ("Drops", "determinism", "returns another 'logits' of the same image at a second call in evaluation"),
+        ("Detaches", "gradients", "gives backbone.stages.C1.0.conv.weight no gradient"),
+        ("DetachesTheBackbone", "gradients", "gives backbone.stages.C1.0.conv.weight no gradient"),
+        ("MoreParameters", "gradients", "gives head.scale no gradient"),
+        ("InfiniteGradient", "gradients", "gives backbone.stages.C1.0.conv.weight a gradient that is not finite"),
+        ("ScriptsToSomethingElse", "scripts", "returns another 'logits' when it was scripted"),
+        ("ExportsToSomethingElse", "exports", "returns another 'logits' when it was exported"),
+    ],
+)
+def test_a_head_that_is_wrong_fails_with_what_is_wrong(wrong: Registry, name: str, check: str, message: str) -> None:
+    with pytest.raises(SpecError) as error:
+        CHECKS[check](name, "tinynet", wrong, SIZE)
+    assert str(error.value) == f"head {name!r} on 'tinynet' {message}"
+
+
+def test_a_head_that_does_not_say_what_depends_on_its_classes_fails(wrong: Registry) -> None:
+    with pytest.raises(SpecError) as error:
+        head_conformance.check_head_options("OtherTensors", "tinynet", wrong)
+    assert str(error.value) == (
+        "head 'OtherTensors' breaks its spec: fc.weight depends on the number of classes, and per_class=('logits.', "
+        "'classes.') does not name it"
+    )
+
+
+def test_a_head_that_is_another_when_it_was_loaded_fails(wrong: Registry, tmp_path: Path) -> None:
+    with pytest.raises(SpecError) as error:
+        head_conformance.check_head_copies("HidesItsState", "tinynet", wrong, tmp_path, SIZE)
+    assert str(error.value) == (
+        "head 'HidesItsState' on 'tinynet' returns another 'logits' when it was loaded from its file; what it depends "
+        "on has to be in its state_dict or follow from its options"
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "check", "beginning"),
+    [
+        ("CannotBeScripted", "scripts", "cannot be scripted (RuntimeError: "),
+        ("CannotBeExported", "exports", "cannot be exported (GuardOnDataDependentSymNode: "),
+    ],
+)
+def test_what_others_say_is_told_in_one_short_line(wrong: Registry, name: str, check: str, beginning: str) -> None:
+    with pytest.raises(SpecError) as error:
+        CHECKS[check](name, "tinynet", wrong, SIZE)
+    said = str(error.value)
+    assert said.startswith(f"head {name!r} on 'tinynet' {beginning}")
+    assert len(said) < 400
+    assert "\n" not in said
+    assert error.value.__cause__ is not None
