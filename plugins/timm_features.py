@@ -11,16 +11,21 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from fnmatch import fnmatchcase
 from functools import lru_cache
+from pathlib import Path, PurePosixPath
 from typing import Any
 
+import huggingface_hub
 import timm
 import torch
 from torch import Tensor, nn
 
+from featuretap.plugins.map_sizes import roundings
 from featuretap.registry.addresses import LEVELS
-from featuretap.registry.errors import SpecError, UnknownBackboneError, did_you_mean
+from featuretap.registry.description import options_in_words
+from featuretap.registry.errors import OptionError, SpecError, UnknownBackboneError, WeightsError, did_you_mean
 from featuretap.registry.preprocessing import Preprocessing
 from featuretap.registry.specs import BackboneSpec, Tap
+from featuretap.registry.weights.downloads import offline
 from featuretap.registry.weights.timm_config import preprocessing_of
 
 __all__ = ["TimmBackbone", "build", "describe", "find", "match"]
@@ -28,10 +33,10 @@ __all__ = ["TimmBackbone", "build", "describe", "find", "match"]
 PREFIX = "timm/"
 STATED = {"in_chans": 3, "output_stride": 32}
 """Options whose default is a value; that of the others is None, which leaves the choice to the model."""
-NOT_OPTIONS = {"num_classes", "global_pool", "device", "dtype"}
+NOT_OPTIONS = {"num_classes", "global_pool", "out_indices", "device", "dtype"}
 """Arguments of timm's networks that make no difference to a map, or that other means are for."""
-PROBE = 225
-"""Height and width of an image that is one pixel larger than whole: the last pixel is rounded up or dropped."""
+FILES = ("model.safetensors", "pytorch_model.bin")
+"""Names of timm's files on the Hugging Face hub, in the order in which it looks for them."""
 
 
 class TimmBackbone(nn.Module):
@@ -47,7 +52,8 @@ class TimmBackbone(nn.Module):
     def __init__(self, network: nn.Module, made: Iterable[str], asked: Iterable[str], channels_last: bool) -> None:
         super().__init__()
         self.network = network
-        self.made = tuple(made)
+        # torch.jit.script pairs a list of maps with a list only.
+        self.made = list(made)
         self.addresses = tuple(asked)
         self.channels_last = channels_last
 
@@ -68,7 +74,7 @@ def match(pattern: str) -> list[str]:
 
 
 def find(name: str) -> BackboneSpec:
-    """Return the spec of "timm/architecture" or "timm/architecture.tag".
+    """Return the spec of "timm/architecture"; that of "timm/architecture.tag" has other default weights.
 
     Raises:
         UnknownBackboneError: timm has no such architecture, or no such weights for it.
@@ -76,24 +82,24 @@ def find(name: str) -> BackboneSpec:
     """
     architecture, _, tag = name.removeprefix(PREFIX).partition(".")
     if not timm.is_model(architecture):
-        hint = did_you_mean(name, match("*")) or "; featuretap list 'timm/*' names them"
+        names = {model: f"{PREFIX}{model}" for model in timm.list_models()}
+        hint = did_you_mean(architecture, names, names) or "; featuretap list 'timm/*' names them"
         raise UnknownBackboneError(f"timm has no model {architecture!r}{hint}")
     tags = _tags(architecture)
     if tag and tag not in tags:
         hint = did_you_mean(tag, tags) or ";"
-        raise UnknownBackboneError(
-            f"timm has no weights {tag!r} for {architecture!r}{hint} its tags are {', '.join(tags)}"
-        )
+        there = f"its tags are {', '.join(tags)}" if tags else "it has none"
+        raise UnknownBackboneError(f"timm has no weights {tag!r} for {architecture!r}{hint} {there}")
     taps = _taps(architecture, {})
     usual = {address: tap for address, tap in taps.items() if address in LEVELS} or dict([*taps.items()][-1:])
     return BackboneSpec(
-        name,
+        f"{PREFIX}{architecture}",
         taps=usual,
         more_taps={address: tap for address, tap in taps.items() if address not in usual},
         factory="featuretap.plugins.timm_features:build",
         describe="featuretap.plugins.timm_features:describe",
         options=_options(architecture),
-        tags=(tag,) if tag else tags,
+        tags=tuple(sorted(tags, key=lambda known: known != tag)),
         description=f"{architecture} of timm {timm.__version__}",
     )
 
@@ -105,7 +111,7 @@ def describe(spec: BackboneSpec, **options: Any) -> BackboneSpec:
         spec,
         taps={address: taps[address] for address in spec.taps},
         more_taps={address: taps[address] for address in spec.more_taps},
-        in_channels=options["in_chans"],
+        in_channels=options.get("in_chans", spec.in_channels),
     )
 
 
@@ -117,19 +123,51 @@ def build(spec: BackboneSpec, *, taps: tuple[str, ...], pretrained: str | None =
         taps: addresses.
         pretrained: tag of weights, which timm downloads into its own cache; None for fresh ones.
         **options: as timm spells them; None leaves them out.
+
+    Raises:
+        WeightsError: timm cannot get the weights, or they do not fit.
     """
     architecture = _architecture(spec)
     addresses = _addresses(architecture)
     indices = sorted(addresses.index(address) for address in taps)
-    tagged = f"{architecture}.{pretrained}" if pretrained else architecture
-    network = timm.create_model(
-        tagged, pretrained=bool(pretrained), features_only=True, out_indices=indices, **_given(options)
-    )
+    asked = {"features_only": True, "out_indices": indices, **_given(options)}
+    network = _filled(f"{architecture}.{pretrained}", asked) if pretrained else timm.create_model(architecture, **asked)
     made = [addresses[index] for index in indices]
     backbone = TimmBackbone(network, made, taps, _channels_last(network))
     if pretrained:
-        backbone.preprocessing = preprocessing_of(tagged, network.pretrained_cfg) or Preprocessing()
+        origin = f"{spec.name}.{pretrained}"
+        backbone.preprocessing = preprocessing_of(origin, network.pretrained_cfg) or Preprocessing()
     return backbone
+
+
+def _filled(tagged: str, asked: Mapping[str, Any]) -> nn.Module:
+    """Return timm's model with its weights: out of timm's cache, or downloaded into it."""
+    stated = timm.get_pretrained_cfg(tagged)
+    cached, by_hand = _cached(stated)
+    if cached is None and offline():
+        raise WeightsError(
+            f"'timm/{tagged}' is not on this machine, and FEATURETAP_OFFLINE forbids downloads; {by_hand}"
+        )
+    overlay = {"file": cached} if cached else {}
+    try:
+        network: nn.Module = timm.create_model(tagged, pretrained=True, pretrained_cfg_overlay=overlay, **asked)
+    except Exception as error:
+        # timm lets through whatever the libraries below it raise.
+        reason = " ".join(str(error).split()) or type(error).__name__
+        source = cached or "its weights"
+        raise WeightsError(f"timm cannot fill {tagged!r} with {source}: {reason}; {by_hand}") from error
+    return network
+
+
+def _cached(stated: Any) -> tuple[str | None, str]:
+    """Return where weights of timm lie in its cache, if they do, and how to get them there by hand."""
+    if stated.hf_hub_id:
+        files = [stated.hf_hub_filename] if stated.hf_hub_filename else FILES
+        found = (huggingface_hub.try_to_load_from_cache(stated.hf_hub_id, file) for file in files)
+        by_hand = f"run 'hf download {stated.hf_hub_id} {files[0]}' where there is a network"
+        return next((path for path in found if isinstance(path, str)), None), by_hand
+    path = Path(torch.hub.get_dir()) / "checkpoints" / PurePosixPath(stated.url).name
+    return str(path) if path.is_file() else None, f"put {stated.url} at {path}"
 
 
 def _architecture(spec: BackboneSpec) -> str:
@@ -138,7 +176,7 @@ def _architecture(spec: BackboneSpec) -> str:
 
 
 def _tags(architecture: str) -> tuple[str, ...]:
-    default = timm.get_pretrained_cfg_value(architecture, "tag")
+    default = getattr(timm.get_pretrained_cfg(architecture), "tag", None)
     names = [name.partition(".")[2] for name in timm.list_pretrained(f"{architecture}.*")]
     return tuple(sorted(names, key=lambda tag: tag != default))
 
@@ -147,15 +185,23 @@ def _tags(architecture: str) -> tuple[str, ...]:
 def _options(architecture: str) -> dict[str, Any]:
     features = _on_meta(architecture, {})
     # Where timm wraps a network to get at its maps, the options are those of what is in the wrapping.
-    own = type(features).__module__ != "timm.models._features"
-    kind = type(features if own else _created(architecture))
-    parameters = inspect.signature(kind.__init__).parameters.values()
-    names = [p.name for p in parameters if p.default is not p.empty and p.name not in NOT_OPTIONS]
+    wrapped = type(features).__module__.startswith("timm.models._features")
+    parameters = _parameters(type(_created(architecture) if wrapped else features))
+    names = [p.name for p in parameters.values() if p.default is not p.empty and p.name not in NOT_OPTIONS]
     return {name: STATED.get(name) for name in names}
 
 
+def _parameters(kind: type[nn.Module]) -> dict[str, inspect.Parameter]:
+    """Return the arguments of a class, those that it hands on to the class that it is made of included."""
+    own = dict(inspect.signature(kind.__init__).parameters)
+    above = kind.__mro__[1]
+    if above is nn.Module or not any(p.kind is p.VAR_KEYWORD for p in own.values()):
+        return own
+    return {**own, **_parameters(above)}
+
+
 def _given(options: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in options.items() if value is not None}
+    return {name: value for name, value in options.items() if value is not None and value != STATED.get(name)}
 
 
 @lru_cache(maxsize=64)
@@ -171,28 +217,43 @@ def _addresses(architecture: str) -> tuple[str, ...]:
 
 
 def _taps(architecture: str, options: Mapping[str, Any]) -> dict[str, Tap]:
-    """Return address → tap of every map of an architecture with options."""
+    """Return address → tap of every map of an architecture with options whose size is an image's, divided."""
     addresses = _addresses(architecture)
     network = _on_meta(architecture, {**options, "out_indices": tuple(range(len(addresses)))})
-    found, sizes = network.feature_info.info, _sizes(network, options.get("in_chans", 3))
-    taps = {}
-    for index, (address, map_) in enumerate(zip(addresses, found, strict=True)):
-        stride = map_["reduction"]
-        floors = bool(sizes) and sizes[index] == PROBE // stride != -(-PROBE // stride)
-        taps[address] = Tap(map_["num_chs"], stride, "floor" if floors else "ceil")
+    own = network.pretrained_cfg.get("input_size", (0,))[-1]
+    found = network.feature_info.info
+    if len(found) != len(addresses):
+        raise OptionError(
+            f"timm's {_in_words(architecture, options)} has {len(found)} maps, and {len(addresses)} addresses are "
+            f"known: {', '.join(addresses)}"
+        )
+    sizes = roundings(
+        [map_["reduction"] for map_ in found], lambda size: _heights(network, options.get("in_chans", 3), size), own
+    )
+    taps = {
+        address: Tap(map_["num_chs"], map_["reduction"], rounding)
+        for address, map_, rounding in zip(addresses, found, sizes, strict=True)
+        if rounding is not None
+    }
+    if not taps:
+        raise SpecError(f"timm's {architecture!r} has no feature maps of an image's size divided by their strides")
     return taps
 
 
 @torch.no_grad()
-def _sizes(network: nn.Module, channels: int) -> list[int]:
-    """Return the heights of the maps of an image of `PROBE` pixels; none of a network that takes one size only."""
+def _heights(network: nn.Module, channels: int, size: int) -> list[int]:
+    """Return the heights of the maps of a square image; none where the network refuses its size."""
     try:
         with torch.device("meta"):
-            maps = network.eval()(torch.empty(1, channels, PROBE, PROBE))
+            maps = network.eval()(torch.empty(1, channels, size, size))
     except (AssertionError, RuntimeError, ValueError):
         return []
     axis = 1 if _channels_last(network) else 2
     return [feature.shape[axis] for feature in maps]
+
+
+def _in_words(architecture: str, options: Mapping[str, Any]) -> str:
+    return options_in_words(architecture, {name: options[name] for name in options if name != "out_indices"})
 
 
 def _channels_last(network: nn.Module) -> bool:
@@ -202,11 +263,13 @@ def _channels_last(network: nn.Module) -> bool:
 def _on_meta(architecture: str, options: Mapping[str, Any]) -> Any:
     try:
         return _created(architecture, features_only=True, **options)
-    except (AttributeError, AssertionError, RuntimeError, TypeError, KeyError) as error:
-        if options.keys() - {"out_indices"}:
-            raise
+    except Exception as error:
+        # timm checks little of what it is asked for, and what it cannot do fails in ways of its own.
         text = " ".join(str(error).split())
-        raise SpecError(f"timm's {architecture!r} has no feature maps ({type(error).__name__}: {text})") from error
+        reason = f"{type(error).__name__}: {text}" if text else type(error).__name__
+        if options.keys() - {"out_indices"}:
+            raise OptionError(f"timm cannot build {_in_words(architecture, options)} ({reason})") from error
+        raise SpecError(f"timm's {architecture!r} has no feature maps ({reason})") from error
 
 
 def _created(architecture: str, **options: Any) -> Any:

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from fnmatch import fnmatchcase
 from functools import lru_cache
+from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
 import torch
@@ -20,20 +21,21 @@ from torch import Tensor, nn
 from torchvision.models import get_model, get_model_weights, list_models
 from torchvision.models.feature_extraction import create_feature_extractor
 
+from featuretap.plugins.map_sizes import roundings
 from featuretap.registry.addresses import LEVELS
-from featuretap.registry.errors import SpecError, UnknownBackboneError, did_you_mean
+from featuretap.registry.description import options_in_words
+from featuretap.registry.errors import OptionError, SpecError, UnknownBackboneError, WeightsError, did_you_mean
 from featuretap.registry.preprocessing import Preprocessing
 from featuretap.registry.specs import BackboneSpec, Tap
+from featuretap.registry.weights.downloads import offline
 
 __all__ = ["TorchvisionFeatures", "build", "describe", "find", "match"]
 
 PREFIX = "torchvision/"
 NOT_OPTIONS = {"num_classes", "aux_logits", "transform_input", "init_weights", "dropout"}
 """Arguments of torchvision's networks that make no difference to a map, or that other means are for."""
-WHOLE = (224, 256)
-"""Height and width of the image that shows the strides."""
-ODD = 225
-"""Height of one that shows whether the last pixel is rounded up or dropped."""
+SIZES = ((224, 256), (224, 224))
+"""Heights and widths of images that show the strides; the second is for networks that take no other size."""
 
 
 class Place(NamedTuple):
@@ -56,7 +58,9 @@ class TorchvisionFeatures(nn.Module):
 
     def __init__(self, network: nn.Module, places: Mapping[str, Place]) -> None:
         super().__init__()
-        self.network = create_feature_extractor(network, {place.path: name for name, place in places.items()})
+        wanted = {place.path: name for name, place in places.items()}
+        # GoogLeNet's two losses by the way run in training only, and are no maps.
+        self.network = create_feature_extractor(network, wanted, suppress_diff_warning=True)
         self.addresses = tuple(places)
         self.channels_last = tuple(name for name, place in places.items() if place.channels_last)
 
@@ -87,10 +91,11 @@ def find(name: str) -> BackboneSpec:
         UnknownBackboneError: torchvision has no such classifier.
         SpecError: it has no feature maps.
     """
-    if name not in _names():
-        hint = did_you_mean(name, _names()) or "; featuretap list 'torchvision/*' names them"
-        raise UnknownBackboneError(f"torchvision has no classifier {name.removeprefix(PREFIX)!r}{hint}")
     network = name.removeprefix(PREFIX)
+    names = {known.removeprefix(PREFIX): known for known in _names()}
+    if network not in names:
+        hint = did_you_mean(network, names, names) or "; featuretap list 'torchvision/*' names them"
+        raise UnknownBackboneError(f"torchvision has no classifier {network!r}{hint}")
     weights = get_model_weights(network)
     default = getattr(weights, "DEFAULT", None)
     return BackboneSpec(
@@ -109,10 +114,11 @@ def describe(spec: BackboneSpec, **options: Any) -> BackboneSpec:
 
     Addresses go by the strides without options: C5 stays what it was where dilation keeps it at stride 16.
     """
-    network, given = _network_of(spec), _given(options)
-    usual = _places(network)
-    found = _maps(network, given)
-    return replace(spec, taps={address: found[usual[address].path].tap for address in spec.taps})
+    name = _network_of(spec)
+    network, usual = _on_meta(name, _given(options)), _places(name)
+    found = _maps(network)
+    places = _rounded(network, {address: found[usual[address].path] for address in spec.taps})
+    return replace(spec, taps={address: place.tap for address, place in places.items()})
 
 
 def build(
@@ -126,15 +132,35 @@ def build(
         pretrained: name of weights, "IMAGENET1K_V1", which torchvision downloads into its own cache; None for fresh
             ones.
         **options: as torchvision spells them; None leaves them out.
+
+    Raises:
+        WeightsError: torchvision cannot get the weights, or they do not fit.
     """
     name = _network_of(spec)
     weights = get_model_weights(name)[pretrained] if pretrained else None
-    network = get_model(name, weights=weights, **_given(options))
+    network = _filled(name, weights, _given(options)) if weights else _made(name, _given(options))
     usual = _places(name)
     backbone = TorchvisionFeatures(network, {address: usual[address] for address in taps})
     if weights:
         backbone.preprocessing = _preprocessing(weights.transforms())
     return backbone
+
+
+def _filled(name: str, weights: Any, options: Mapping[str, Any]) -> nn.Module:
+    """Return torchvision's network with its weights: out of torch.hub's cache, or downloaded into it."""
+    path = Path(torch.hub.get_dir()) / "checkpoints" / PurePosixPath(weights.url).name
+    by_hand = f"put {weights.url} at {path}"
+    if offline() and not path.is_file():
+        raise WeightsError(
+            f"'torchvision/{name}.{weights.name}' is not on this machine, and FEATURETAP_OFFLINE forbids downloads; "
+            f"{by_hand}"
+        )
+    try:
+        return _made(name, options, weights)
+    except Exception as error:
+        # torchvision lets through whatever the libraries below it raise.
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise WeightsError(f"torchvision cannot fill {name!r} with {weights.name}: {reason}; {by_hand}") from error
 
 
 def _names() -> list[str]:
@@ -159,9 +185,10 @@ def _given(options: Mapping[str, Any]) -> dict[str, Any]:
 @lru_cache(maxsize=64)
 def _places(name: str) -> dict[str, Place]:
     """Return level → where its map comes from in a network without options."""
-    found = _maps(name, {})
-    by_stride = {place.tap.stride: place for place in found.values()}
-    places = {level: by_stride[2**n] for n, level in enumerate(LEVELS, start=1) if 2**n in by_stride}
+    network = _on_meta(name, {})
+    by_stride = {place.tap.stride: place for place in _maps(network).values()}
+    levels = {level: by_stride[2**n] for n, level in enumerate(LEVELS, start=1) if 2**n in by_stride}
+    places = _rounded(network, levels)
     if len(places) < 2:
         raise SpecError(
             f"torchvision's {name!r} has no feature maps: no two of its blocks put out an image's size divided by 2, "
@@ -170,22 +197,33 @@ def _places(name: str) -> dict[str, Place]:
     return places
 
 
-def _maps(name: str, options: Mapping[str, Any]) -> dict[str, Place]:
-    """Return path → place of everything that a block puts out, in order of execution."""
-    network = _on_meta(name, options)
-    shapes, odd = _shapes(network, *WHOLE), _shapes(network, ODD, ODD)
+def _maps(network: nn.Module) -> dict[str, Place]:
+    """Return path → place of everything of a whole stride that a block puts out, in order of execution."""
+    size, shapes = next(((size, shapes) for size in SIZES if (shapes := _shapes(network, *size))), (SIZES[0], {}))
     maps = {}
     for path, shape in shapes.items():
         for channels_last in (False, True):
-            size = shape[1:3] if channels_last else shape[2:]
-            stride = WHOLE[0] // size[0]
-            if (size[0] * stride, size[1] * stride) == WHOLE:
-                height = odd[path][1 if channels_last else 2] if path in odd else 0
-                floors = height == ODD // stride != -(-ODD // stride)
-                tap = Tap(shape[3 if channels_last else 1], stride, "floor" if floors else "ceil")
-                maps[path] = Place(path, tap, channels_last)
+            height, width = shape[1:3] if channels_last else shape[2:]
+            stride = size[0] // height
+            if (height * stride, width * stride) == size:
+                maps[path] = Place(path, Tap(shape[3 if channels_last else 1], stride), channels_last)
                 break
     return maps
+
+
+def _rounded(network: nn.Module, places: Mapping[str, Place]) -> dict[str, Place]:
+    """Return the places with what is known of the sizes of their maps, without those that follow no stride."""
+
+    def heights(size: int) -> list[int]:
+        shapes = _shapes(network, size, size)
+        return [shapes[place.path][1 if place.channels_last else 2] for place in places.values()] if shapes else []
+
+    found = roundings([place.tap.stride for place in places.values()], heights, SIZES[0][0])
+    return {
+        name: place._replace(tap=replace(place.tap, rounding=rounding))
+        for (name, place), rounding in zip(places.items(), found, strict=True)
+        if rounding is not None
+    }
 
 
 @torch.no_grad()
@@ -224,15 +262,27 @@ def _blocks(network: nn.Module, above: str = "") -> Iterator[tuple[str, nn.Modul
 
 
 def _on_meta(name: str, options: Mapping[str, Any]) -> nn.Module:
-    with torch.device("meta"), warnings.catch_warnings():
-        # GoogLeNet and Inception announce that their initial weights will change, and here nobody looks at them.
+    try:
+        with torch.device("meta"):
+            return _made(name, options)
+    except Exception as error:
+        # torchvision checks little of what it is asked for, and what it cannot do fails in ways of its own.
+        text = " ".join(str(error).split())
+        reason = f"{type(error).__name__}: {text}" if text else type(error).__name__
+        raise OptionError(f"torchvision cannot build {options_in_words(name, options)} ({reason})") from error
+
+
+def _made(name: str, options: Mapping[str, Any], weights: Any = None) -> nn.Module:
+    with warnings.catch_warnings():
+        # GoogLeNet and Inception announce that their initial weights will change.
         warnings.filterwarnings("ignore", "The default weight initialization", FutureWarning)
         try:
-            network: nn.Module = get_model(name, weights=None, **options)
+            network: nn.Module = get_model(name, weights=weights, **options)
         except NotImplementedError:
             # RegNets compute their widths with tensors, whose values the meta device does not have.
+            device = torch.get_default_device()
             with torch.device("cpu"):
-                network = get_model(name, weights=None, **options).to("meta")
+                network = get_model(name, weights=weights, **options).to(device)
     return network
 
 

@@ -83,7 +83,7 @@ class CatalogueFile:
         return CatalogueError(f"{self.path}: {key} {problem}")
 
     def foundation(self, name: str) -> str:
-        """Return the name, not of this file, that a variant rests on in the end; one of its own if it rests on itself."""
+        """Return the name, not of this file, that a variant rests on in the end; one in it if it rests on itself."""
         owners = {alias: owner for owner, entry in self.backbones.items() for alias in entry.get("aliases", ())}
         owners |= {owner: owner for owner in self.backbones}
         below: set[str] = set()

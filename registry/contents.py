@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from fnmatch import fnmatchcase
 
@@ -40,7 +40,10 @@ class Contents:
             for head in plugin.heads:
                 self.heads.add(plugin.distribution, head, ours=plugin.ours)
         self._user = str(user.path)
+        self._file = user
         self._opened: dict[str, tuple[str, BackboneSpec]] = {}
+        self._later: dict[str, str] = {}
+        self._described: dict[str, BackboneSpec] = {}
         self._unusable: dict[str, CatalogueError] = {}
         self._add_user(user)
         self.weights = Published(plugins, user, self._users_weights(user))
@@ -57,12 +60,15 @@ class Contents:
             raise UnknownBackboneError(f"a backbone's name is a string or a BackboneSpec, got {name!r}")
         if name in self._unusable:
             raise self._unusable[name]
-        found = self.backbones.find(name) or self._in_open_namespace(name)
-        if found is None:
-            self._check_provider(name)
-            hint = self.backbones.nearest(name) or "; registry.list_backbones() names them"
-            raise UnknownBackboneError(f"no backbone named {name!r}{hint}{self.failures()}") from self._cause()
-        return found
+        variant = self._later.get(name)
+        if variant is None:
+            return self._provided(name)
+        if variant not in self._described:
+            # What a variant replaces is found behind its own names.
+            self._described[variant] = self._file.resolve(
+                variant, lambda base: (self._provided if self._later.get(base) == variant else self.find)(base)[1]
+            )
+        return self._user, self._described[variant]
 
     def head(self, name: str) -> HeadSpec:
         """Return the spec of a head.
@@ -86,10 +92,15 @@ class Contents:
         Raises:
             PluginError: a plugin failed when it was asked for the names of its namespace.
         """
-        names = {name for name in self.backbones.names if fnmatchcase(name, pattern)}
+        known = {*self.backbones.names, *self._later.values()}
+        names = {name for name in known if fnmatchcase(name, pattern)}
         for plugin in self.plugins if "/" in pattern else ():
             names.update(plugin.ask("match_backbones", pattern=pattern) or ())
         return sorted(names)
+
+    def needs_torch(self, name: str) -> bool:
+        """Say whether a backbone is of an open namespace, or a variant of such a one: describing it may need torch."""
+        return name in self._later or "/" in name
 
     def is_users(self, name: str) -> bool:
         """Say whether a backbone's name is from the user's catalogue."""
@@ -108,16 +119,28 @@ class Contents:
         yield from self.weights.conflicts()
         yield from map(str, self._unusable.values())
 
+    def _provided(self, name: str) -> tuple[str, BackboneSpec]:
+        found = self.backbones.find(name) or self._in_open_namespace(name)
+        if found is None:
+            self._check_provider(name)
+            hint = self.backbones.nearest(name) or did_you_mean(name, self._later, self._later)
+            hint = hint or "; registry.list_backbones() names them"
+            raise UnknownBackboneError(f"no backbone named {name!r}{hint}{self.failures()}") from self._cause()
+        return found
+
     def _in_open_namespace(self, name: str) -> tuple[str, BackboneSpec] | None:
         if "/" not in name:
             return None
+        provider, colon, inner = name.rpartition(":")
         if name not in self._opened:
             for plugin in self.plugins:
-                spec = plugin.ask("find_backbone", name=name)
+                if colon and plugin.distribution != normalised(provider):
+                    continue
+                spec = plugin.ask("find_backbone", name=inner)
                 if spec is None:
                     continue
                 if not isinstance(spec, BackboneSpec):
-                    raise PluginError(f"{plugin.words} should return a BackboneSpec for {name!r}, got {spec!r}")
+                    raise PluginError(f"{plugin.words} should return a BackboneSpec for {inner!r}, got {spec!r}")
                 self._opened[name] = plugin.distribution, spec
                 break
         return self._opened.get(name)
@@ -142,19 +165,28 @@ class Contents:
         return any(plugin.status != "loaded" for plugin in self.plugins)
 
     def _add_user(self, user: CatalogueFile) -> None:
-        for name, spec in user.resolved(lambda name: self.find(name)[1]).items():
+        # What rests on an open namespace may need torch to be described, and is not before it is asked for.
+        later = [name for name in user.backbones if "/" in user.foundation(name)]
+        for name in later:
+            names = (name, *user.backbones[name].get("aliases", ()))
+            self._check_shadows_nothing(user, names)
+            self._later.update(dict.fromkeys(names, name))
+        for name, spec in user.resolved(lambda name: self.find(name)[1], later).items():
             if isinstance(spec, CatalogueError):
                 # A typing error is to be mended at once; what rests on a plugin that is missing has to wait for it.
                 if not (self._incomplete() and isinstance(spec.__cause__, UnknownBackboneError | PluginError)):
                     raise spec
                 self._unusable[name] = spec
                 continue
-            taken = sorted(self.backbones.built_in & {spec.name, *spec.aliases})
-            if taken:
-                raise CatalogueError(
-                    f"{user.path}: backbones.{spec.name} would shadow the built-in {taken[0]!r}; choose another name"
-                )
+            self._check_shadows_nothing(user, (spec.name, *spec.aliases))
             self.backbones.settle(self._user, spec)
+
+    def _check_shadows_nothing(self, user: CatalogueFile, names: Sequence[str]) -> None:
+        taken = sorted(self.backbones.built_in & set(names))
+        if taken:
+            raise CatalogueError(
+                f"{user.path}: backbones.{names[0]} would shadow the built-in {taken[0]!r}; choose another name"
+            )
 
     def _users_weights(self, user: CatalogueFile) -> Iterator[WeightsEntry]:
         """Yield the user's weights, named for the backbone itself where an alias was written."""

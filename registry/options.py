@@ -125,7 +125,8 @@ def configured(spec: BackboneSpec, options: Mapping[str, Any]) -> tuple[Backbone
 
 def _declared(spec: BackboneSpec, values: Mapping[str, Any]) -> BackboneSpec:
     """Return the spec of a factory's backbone with the values of its options."""
-    usual = all(default_of(stated) == values[name] for name, stated in spec.options.items())
+    # A variant's defaults are not those that its taps were declared with.
+    usual = not spec.variant_of and all(default_of(stated) == values[name] for name, stated in spec.options.items())
     spec = replace(spec, options=values)
     if usual or not spec.describe:
         return spec

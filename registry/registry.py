@@ -113,6 +113,10 @@ class Registry:
         """Return the sorted names of the runtimes that plugins provide."""
         return _matching({runtime.name: [] for p in self.plugins for runtime in p.runtimes}, pattern)
 
+    def needs_torch(self, name: str) -> bool:
+        """Say whether describing a backbone may need torch: those of open namespaces, and a user's variants of them."""
+        return self._contents.needs_torch(name)
+
     def provider(self, name: str) -> str:
         """Return the distribution that a backbone comes from, or the path of the user's catalogue.
 

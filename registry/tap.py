@@ -14,21 +14,24 @@ __all__ = ["Tap"]
 class Tap:
     """Channels and stride of a feature map (N, channels, ceil(H / stride), ceil(W / stride)).
 
-    Convolutions that pad round sizes up; patchifying stems that drop the rest declare `rounding="floor"`.
+    Convolutions that pad round sizes up; patchifying stems that drop the rest declare `rounding="floor"`. Where layers
+    of both kinds follow one another, as in DenseNet, `rounding` is the number of pixels that are added to an image's
+    size before what is left over of the division by the stride is dropped: 0 for "floor", stride − 1 for "ceil".
     """
 
     channels: int
     stride: int
-    rounding: Literal["ceil", "floor"] = "ceil"
+    rounding: Literal["ceil", "floor"] | int = "ceil"
 
     def __post_init__(self) -> None:
-        if self.channels < 1 or self.stride < 1 or self.rounding not in ("ceil", "floor"):
+        known = self.rounding in ("ceil", "floor") or self.rounding in range(self.stride)
+        if self.channels < 1 or self.stride < 1 or not known:
             raise SpecError(
                 f"no tap has channels={self.channels!r}, stride={self.stride!r}, rounding={self.rounding!r}; "
-                "channels and stride are positive, rounding is 'ceil' or 'floor'"
+                "channels and stride are positive, rounding is 'ceil', 'floor' or a number of pixels below the stride"
             )
 
     def shape(self, height: int, width: int) -> tuple[int, int, int]:
         """Return (channels, height, width) of the map for an image of `height` × `width` pixels."""
-        up = self.stride - 1 if self.rounding == "ceil" else 0
+        up = self.stride - 1 if self.rounding == "ceil" else 0 if self.rounding == "floor" else self.rounding
         return self.channels, (height + up) // self.stride, (width + up) // self.stride

@@ -399,6 +399,9 @@ def test_an_open_namespace_is_asked_for_names_with_a_slash_and_once() -> None:
     assert registry.list_backbones() == Registry(discover=False).list_backbones()
     assert plugin.asked == ["open/known"]
     assert registry.list_backbones("open/*") == ["open/known"]
+    assert registry.provider("opened:open/known") == "opened"
+    with pytest.raises(UnknownBackboneError, match="no backbone named 'featuretap:open/known'"):
+        registry.spec("featuretap:open/known")
 
 
 @pytest.mark.parametrize(

@@ -221,10 +221,30 @@ def test_a_spec_that_says_nothing_is_refused(arguments: dict[str, Any], message:
     assert str(error.value) == message
 
 
-@pytest.mark.parametrize("tap", [{"channels": 0, "stride": 2}, {"channels": 8, "stride": 0}])
-def test_a_tap_without_channels_or_stride_is_refused(tap: dict[str, int]) -> None:
-    with pytest.raises(SpecError, match=r"no tap has channels=.*; channels and stride are positive"):
+@pytest.mark.parametrize(
+    "tap",
+    [
+        {"channels": 0, "stride": 2},
+        {"channels": 8, "stride": 0},
+        {"channels": 8, "stride": 4, "rounding": "round"},
+        {"channels": 8, "stride": 4, "rounding": 4},
+        {"channels": 8, "stride": 4, "rounding": -1},
+    ],
+)
+def test_a_tap_that_cannot_be_is_refused(tap: dict[str, Any]) -> None:
+    with pytest.raises(SpecError) as error:
         Tap(**tap)
+    assert str(error.value) == (
+        f"no tap has channels={tap['channels']}, stride={tap['stride']}, rounding={tap.get('rounding', 'ceil')!r}; "
+        "channels and stride are positive, rounding is 'ceil', 'floor' or a number of pixels below the stride"
+    )
+
+
+@pytest.mark.parametrize(
+    ("rounding", "sizes"), [("ceil", (8, 9, 9)), ("floor", (8, 8, 8)), (0, (8, 8, 8)), (3, (8, 8, 9)), (7, (8, 9, 9))]
+)
+def test_a_tap_says_how_sizes_are_rounded(rounding: Any, sizes: tuple[int, ...]) -> None:
+    assert tuple(Tap(4, 8, rounding).shape(height, 64)[1] for height in (64, 65, 69)) == sizes
 
 
 def test_a_model_says_what_it_is(registry: Registry) -> None:

@@ -70,8 +70,8 @@ def _name_problems() -> None:
 
 
 def _listed(name: str) -> tuple[str, ...]:
-    if "/" in name:
-        # To describe what is in an open namespace it has to be built.
+    if registry.default.needs_torch(name):
+        # To describe what is in an open namespace, or rests on it, it has to be built.
         return name, "–", "–", "–", ""
     try:
         spec = _whole(name, {})

@@ -15,7 +15,7 @@ import torch
 from featuretap.registry.errors import WeightsError
 from featuretap.registry.hookspecs import HUB, WeightsEntry
 
-__all__ = ["located"]
+__all__ = ["located", "offline"]
 
 HUB_SITE = "https://huggingface.co"
 
@@ -46,7 +46,7 @@ def located(entry: WeightsEntry, known: Sequence[WeightsEntry], mirrors: Mapping
     path = _cached(entry)
     if path is not None:
         return path
-    if _offline():
+    if offline():
         raise _not_here(
             entry, known, f"{entry.name!r} is not on this machine, and FEATURETAP_OFFLINE forbids downloads"
         )
@@ -65,6 +65,11 @@ def located(entry: WeightsEntry, known: Sequence[WeightsEntry], mirrors: Mapping
         reason = " ".join(str(error).split()) or type(error).__name__
         raise _not_here(entry, known, f"cannot download {entry.name!r} from {address}: {reason}") from error
     return path
+
+
+def offline() -> bool:
+    """Say whether `FEATURETAP_OFFLINE` forbids downloads."""
+    return os.environ.get("FEATURETAP_OFFLINE", "").lower() in ("1", "true", "yes", "on")
 
 
 def _cached(entry: WeightsEntry) -> Path | None:
@@ -100,10 +105,6 @@ def _mirrored(url: str, mirrors: Mapping[str, str]) -> str:
         if url.startswith(beginning):
             return mirrors[beginning] + url.removeprefix(beginning)
     return url
-
-
-def _offline() -> bool:
-    return os.environ.get("FEATURETAP_OFFLINE", "").lower() in ("1", "true", "yes", "on")
 
 
 def _not_here(entry: WeightsEntry, known: Sequence[WeightsEntry], problem: str) -> WeightsError:

@@ -228,7 +228,7 @@ def _is_by_name(registry: Registry, description: Description, backbone: Backbone
 
 
 def _unlabelled(spec: BackboneSpec) -> BackboneSpec:
-    return replace(spec, aliases=(), description="", published_as="", variant_of="", norm=None)
+    return replace(spec, aliases=(), description="", published_as="", variant_of="", norm=None, tags=())
 
 
 def _stated(registry: Registry, description: Description) -> Description:
