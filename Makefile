@@ -18,8 +18,9 @@ install: .venv/installed
 demo: install
 	$(BIN)/python examples/demo.py
 
+# A process a core, each with one thread of torch's, is faster than one process with many.
 test: install
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto
 
 lint: install
 	$(BIN)/ruff check .

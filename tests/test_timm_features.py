@@ -673,6 +673,11 @@ def test_a_users_variant_of_them_is_listed_without_being_built(tmp_path: Path) -
     code = LISTING.replace('"/" in name', '"our" in name or "dense" in name')
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=settings)
     assert ran.stdout == "['denser', 'our_resnet'] False False True\n", ran.stderr
+    command = "try: main(['list', 'our*'])\nexcept SystemExit: print('torch' in sys.modules)"
+    code = f"import sys\nfrom featuretap.registry.command_line import main\n{command}"
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=settings)
+    assert ran.stdout.splitlines()[3].split() == ["our_resnet", "–", "–", "–"]
+    assert ran.stdout.splitlines()[-1] == "False"
 
 
 @pytest.mark.parametrize(
