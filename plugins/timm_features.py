@@ -23,6 +23,7 @@ from featuretap.plugins.map_sizes import roundings
 from featuretap.registry.addresses import LEVELS
 from featuretap.registry.description import options_in_words
 from featuretap.registry.errors import OptionError, SpecError, UnknownBackboneError, WeightsError, did_you_mean
+from featuretap.registry.option import count
 from featuretap.registry.preprocessing import Preprocessing
 from featuretap.registry.specs import BackboneSpec, Tap
 from featuretap.registry.weights.downloads import offline
@@ -33,6 +34,8 @@ __all__ = ["TimmBackbone", "build", "describe", "find", "match"]
 PREFIX = "timm/"
 STATED = {"in_chans": 3, "output_stride": 32}
 """Options whose default is a value; that of the others is None, which leaves the choice to the model."""
+CHECKED = {"in_chans": count(3)}
+"""Options whose values timm takes without a look."""
 NOT_OPTIONS = {"num_classes", "global_pool", "out_indices", "device", "dtype"}
 """Arguments of timm's networks that make no difference to a map, or that other means are for."""
 FILES = ("model.safetensors", "pytorch_model.bin")
@@ -188,7 +191,7 @@ def _options(architecture: str) -> dict[str, Any]:
     wrapped = type(features).__module__.startswith("timm.models._features")
     parameters = _parameters(type(_created(architecture) if wrapped else features))
     names = [p.name for p in parameters.values() if p.default is not p.empty and p.name not in NOT_OPTIONS]
-    return {name: STATED.get(name) for name in names}
+    return {name: CHECKED.get(name, STATED.get(name)) for name in names}
 
 
 def _parameters(kind: type[nn.Module]) -> dict[str, inspect.Parameter]:

@@ -14,6 +14,19 @@ from typing import Any, Literal
 from featuretap.registry.addresses import LEVELS, addresses_of, resolve
 from featuretap.registry.blocks import Block, blocks_of, truncated
 from featuretap.registry.errors import OptionError, SpecError
+from featuretap.registry.field_checks import (
+    BOOLEAN,
+    COUNT,
+    EPS,
+    IMPORT_STRING,
+    NAMED_STRINGS,
+    OPTIONS,
+    POSITIVE,
+    STRING,
+    STRINGS,
+    TAPS,
+    check_fields,
+)
 from featuretap.registry.import_strings import load
 from featuretap.registry.layers import Activation
 from featuretap.registry.naming import check_name
@@ -39,6 +52,27 @@ class Classifier:
     activation: Activation = RE
     dropout: float = 0.2
     hidden_norm: bool = False
+
+
+FIELDS = {
+    "factory": IMPORT_STRING,
+    "describe": IMPORT_STRING,
+    "options": OPTIONS,
+    "in_channels": COUNT,
+    "output_stride": ("32, 16 or 8", lambda value: value in (32, 16, 8)),
+    "dilate_entry": BOOLEAN,
+    "width": POSITIVE,
+    "norm": ("None or a function channels -> nn.Module", lambda value: value is None or callable(value)),
+    "norm_eps": EPS,
+    "norm_momentum": EPS,
+    "classifier": ("a Classifier", lambda value: isinstance(value, Classifier)),
+    "layouts": NAMED_STRINGS,
+    "published_as": STRING,
+    "variant_of": STRING,
+    "description": STRING,
+    "tags": STRINGS,
+}
+DECLARED = {"taps": TAPS, "more_taps": TAPS}
 
 
 @dataclass(frozen=True)
@@ -108,6 +142,7 @@ class BackboneSpec:
 
     def __post_init__(self) -> None:
         check_name("backbone", self.name, self.aliases)
+        check_fields("backbone", self, FIELDS)
         object.__setattr__(self, "options", dict(self.options))
         object.__setattr__(self, "layouts", dict(self.layouts))
         if self.stages:
@@ -116,6 +151,7 @@ class BackboneSpec:
             wanted = self.taps or LEVELS[: len(self.stages)]
             object.__setattr__(self, "taps", resolve(self.name, wanted, self.addresses, self._tap_at))
         elif self.taps and self.factory:
+            check_fields("backbone", self, DECLARED)
             object.__setattr__(self, "taps", dict(self.taps))
             object.__setattr__(self, "more_taps", dict(self.more_taps))
         else:

@@ -7,15 +7,16 @@ from __future__ import annotations
 
 import re
 import tomllib
-from collections.abc import Callable, Container, Mapping
+from collections.abc import Callable, Container, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from math import isfinite
 from pathlib import Path
 from typing import Any
 
-from featuretap.registry.errors import CatalogueError, FeaturetapError, did_you_mean
+from featuretap.registry.errors import CatalogueError, FeaturetapError, SpecError, did_you_mean
 from featuretap.registry.hookspecs import WeightsEntry
 from featuretap.registry.import_strings import load
+from featuretap.registry.naming import check_name
 from featuretap.registry.options import checked, options_of, split, with_defaults
 from featuretap.registry.preprocessing import Preprocessing
 from featuretap.registry.specs import BackboneSpec
@@ -262,14 +263,33 @@ def _check_backbone(path: Path, name: str, entry: Any, code: bool) -> None:
     _check(path, f"backbones.{name}.", entry, {**CODE, **VARIANT} if code else VARIANT)
     if not code:
         _check_options(path, f"backbones.{name}", entry)
+    try:
+        check_name("backbone", name, entry.get("aliases", ()))
+    except SpecError as error:
+        raise CatalogueError(f"{path}: backbones.{name} cannot be used: {error}") from error
+    for given in (name, *entry.get("aliases", ())):
+        if "/" in given:
+            raise CatalogueError(
+                f"{path}: backbones.{name} has a name {given!r} with a slash, which names in open namespaces have; "
+                "choose another"
+            )
     if ("spec" in entry) == ("base" in entry):
         needed = "either spec or base" if code else "a base"
         raise CatalogueError(f"{path}: backbones.{name} needs {needed}")
 
 
+def _strings(value: Any) -> Iterator[str]:
+    """Yield every string in a value, however deep it lies."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, list | dict):
+        for inner in value if isinstance(value, list) else (*value, *value.values()):
+            yield from _strings(inner)
+
+
 def _check_options(path: Path, name: str, entry: Mapping[str, Any]) -> None:
     for option, value in entry.get("options", {}).items():
-        if isinstance(value, str) and IMPORT_STRING.fullmatch(value):
+        if any(map(IMPORT_STRING.fullmatch, _strings(value))):
             raise CatalogueError(
                 f"{path}: {name}.options.{option} would name code ({value!r}), which a user's catalogue may not; "
                 "write a plugin"

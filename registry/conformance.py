@@ -100,6 +100,11 @@ class Trial(NamedTuple):
             found = ", ".join(map(str, returned)) or "nothing"
             raise SpecError(f"{self.words} breaks its spec: it should return {', '.join(self.spec.taps)}, got {found}")
         for address, values in returned.items():
+            if isinstance(values, Tensor) and values.dtype != images.dtype:
+                raise SpecError(
+                    f"{self.words} breaks its spec: for images of {images.dtype} {address} should be the same, got "
+                    f"{values.dtype}"
+                )
             if not isinstance(values, Tensor) or values.ndim != 4 or len(values) != len(images):
                 got = tuple(values.shape) if isinstance(values, Tensor) else type(values).__name__
                 raise SpecError(
@@ -206,8 +211,8 @@ def check_each_map_alone(name: str, registry: Registry, size: Size = SIZES[0]) -
         alone.backbone.load_state_dict({key: state[key] for key in part})
         if not same(values, alone.maps(images)[address]):
             raise SpecError(
-                f"{name!r} returns another {address} when other maps are asked for too; does a layer behind it write "
-                "into its input?"
+                f"{name!r} returns another {address} when other maps are asked for too; it depends on chance, or "
+                "a layer behind it writes into its input"
             )
 
 

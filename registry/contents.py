@@ -45,6 +45,7 @@ class Contents:
         self._later: dict[str, str] = {}
         self._described: dict[str, BackboneSpec] = {}
         self._unusable: dict[str, CatalogueError] = {}
+        self._silent: dict[str, str] = {}
         self._add_user(user)
         self.weights = Published(plugins, user, self._users_weights(user))
 
@@ -87,16 +88,18 @@ class Contents:
         return found[1]
 
     def matching(self, pattern: str) -> list[str]:
-        """Return the sorted names of backbones that match a shell pattern, open namespaces only where it has a slash.
-
-        Raises:
-            PluginError: a plugin failed when it was asked for the names of its namespace.
-        """
+        """Return the sorted names of backbones that match a shell pattern; open namespaces where it has a slash."""
         known = {*self.backbones.names, *self._later.values()}
-        names = {name for name in known if fnmatchcase(name, pattern)}
         for plugin in self.plugins if "/" in pattern else ():
-            names.update(plugin.ask("match_backbones", pattern=pattern) or ())
-        return sorted(names)
+            try:
+                answer = plugin.ask("match_backbones", pattern=pattern) or ()
+                if isinstance(answer, str) or not all(isinstance(name, str) for name in answer):
+                    raise PluginError(f"{plugin.words} should answer {pattern!r} with names in a list, got {answer!r}")
+                known.update(answer)
+            except PluginError as error:
+                # The namespaces of others are listed all the same.
+                self._silent[plugin.words] = str(error)
+        return sorted(name for name in known if fnmatchcase(name, pattern))
 
     def needs_torch(self, name: str) -> bool:
         """Say whether a backbone is of an open namespace, or a variant of such a one: describing it may need torch."""
@@ -118,6 +121,12 @@ class Contents:
         yield from self.heads.conflicts()
         yield from self.weights.conflicts()
         yield from map(str, self._unusable.values())
+        yield from self._silent.values()
+        known = {plugin.distribution for plugin in self.plugins}
+        for key, named in (("disable", self._file.disable), ("only", self._file.only or ())):
+            for distribution in sorted(named):
+                if normalised(distribution) not in known:
+                    yield f"{self._user}: plugins.{key} names {distribution!r}, which has no plugin that is installed"
 
     def _provided(self, name: str) -> tuple[str, BackboneSpec]:
         found = self.backbones.find(name) or self._in_open_namespace(name)
@@ -132,17 +141,24 @@ class Contents:
         if "/" not in name:
             return None
         provider, colon, inner = name.rpartition(":")
+        failure: PluginError | None = None
         if name not in self._opened:
             for plugin in self.plugins:
                 if colon and plugin.distribution != normalised(provider):
                     continue
-                spec = plugin.ask("find_backbone", name=inner)
-                if spec is None:
+                try:
+                    spec = plugin.ask("find_backbone", name=inner)
+                    if spec is not None and not isinstance(spec, BackboneSpec):
+                        raise PluginError(f"{plugin.words} should return a BackboneSpec for {inner!r}, got {spec!r}")
+                except PluginError as error:
+                    # The name may be another's.
+                    failure = failure or error
                     continue
-                if not isinstance(spec, BackboneSpec):
-                    raise PluginError(f"{plugin.words} should return a BackboneSpec for {inner!r}, got {spec!r}")
-                self._opened[name] = plugin.distribution, spec
-                break
+                if spec is not None:
+                    self._opened[name] = plugin.distribution, spec
+                    break
+        if name not in self._opened and failure:
+            raise failure
         return self._opened.get(name)
 
     def _check_provider(self, name: str) -> None:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from featuretap.registry.errors import PluginError
-from featuretap.registry.import_strings import blamed, called
+from featuretap.registry.import_strings import called
 from featuretap.registry.options import Freezing
 from featuretap.registry.specs import BackboneSpec
 
@@ -25,8 +25,8 @@ NORMS = (
     nn.LayerNorm,
     nn.RMSNorm,
 )
-PROBE = 224
-"""Height and width of the image by which it is found what a map rests on: the usual one of classifiers."""
+PROBES = (224, 256, 384, 192, 448, 512, 518, 288, 320, 336, 240, 128, 96, 64)
+"""Heights and widths of images to try when it is found out what a map rests on; some networks take one size only."""
 
 
 def backbone_module(spec: BackboneSpec, *, pretrained: str | None = None) -> nn.Module:
@@ -79,11 +79,23 @@ def _frozen(backbone: nn.Module, resting: frozenset[str], *, norms: bool) -> Ite
 
 def _resting(spec: BackboneSpec, level: str) -> frozenset[str]:
     """Return the names of the parameters that a map is computed from, found by autograd without any numbers."""
-    probe_spec = spec.with_taps((level,))
-    with torch.device("meta"), torch.enable_grad(), blamed(f"backbone {spec.name!r}", spec.factory):
-        probe = backbone_module(probe_spec)
-        leaves = _leaves(probe(torch.empty(1, spec.in_channels, PROBE, PROBE))[level])
+    with torch.device("meta"), torch.enable_grad():
+        probe = backbone_module(spec.with_taps((level,)))
+        leaves = _leaves(_run(probe, spec)[level])
     return frozenset(name for name, parameter in probe.named_parameters() if id(parameter) in leaves)
+
+
+def _run(probe: nn.Module, spec: BackboneSpec) -> Any:
+    """Return the maps of an image of the first size that a network takes."""
+    for size in PROBES:
+        try:
+            return probe(torch.empty(1, spec.in_channels, size, size))
+        except Exception as error:
+            refused = " ".join(str(error).split())
+    raise PluginError(
+        f"{spec.name!r} cannot be frozen by level: it takes images of no usual size, so that nobody knows what the "
+        f"level rests on ({refused})"
+    )
 
 
 def _leaves(tensor: Tensor) -> set[int]:
@@ -102,11 +114,11 @@ def _leaves(tensor: Tensor) -> set[int]:
 class _PartlyFrozen(nn.Module):
     """What `train` may not wake stays in evaluation; mixed into a module's own class."""
 
-    frozen_modules: tuple[str, ...]
-
+    # No annotation of the attribute: torch.jit.script would read it, as a string.
     def train(self, mode: bool = True) -> Self:
-        super().train(mode and "" not in self.frozen_modules)
-        for path in filter(None, self.frozen_modules):
+        frozen: Any = self.frozen_modules
+        super().train(mode and "" not in frozen)
+        for path in filter(None, frozen):
             self.get_submodule(path).eval()
         return self
 

@@ -13,6 +13,16 @@ from typing import Any, Literal
 
 from featuretap.registry.backbone_spec import COUNTING, BackboneSpec, check_size
 from featuretap.registry.errors import SpecError
+from featuretap.registry.field_checks import (
+    BOOLEAN,
+    IMPORT_STRING,
+    NAMED_STRINGS,
+    OPTIONS,
+    READS,
+    STRING,
+    STRINGS,
+    check_fields,
+)
 from featuretap.registry.import_strings import called, load
 from featuretap.registry.layers import Counted
 from featuretap.registry.naming import check_name
@@ -25,6 +35,25 @@ Reads = tuple[str | tuple[str, ...], ...]
 """Tap addresses; a tuple in place of an address names alternatives, the preferred first."""
 
 Shape = tuple[int | str, ...]
+
+
+FIELDS = {
+    "reads": READS,
+    **dict.fromkeys(("factory", "layers", "check", "taps", "outputs", "model"), IMPORT_STRING),
+    "num_classes": ("None or a positive whole number", lambda v: v is None or (type(v) is int and v > 0)),
+    "options": OPTIONS,
+    "per_class": STRINGS,
+    "description": STRING,
+    "min_classes": ("a whole number", lambda value: type(value) is int and value >= 0),
+    "consecutive": BOOLEAN,
+    "optional_reads": (
+        "a mapping from option to tap addresses",
+        lambda value: isinstance(value, Mapping) and all(map(READS[1], value.values())),
+    ),
+    "backbone_options": OPTIONS,
+    "images": ("'cropped', 'whole' or 'raw'", lambda value: value in ("cropped", "whole", "raw")),
+    "layouts": NAMED_STRINGS,
+}
 
 
 @dataclass(frozen=True)
@@ -88,6 +117,7 @@ class HeadSpec:
 
     def __post_init__(self) -> None:
         check_name("head", self.name)
+        check_fields("head", self, FIELDS)
         unknown = sorted(set(self.optional_reads) - set(self.options))
         if unknown or not self.reads:
             problem = f"reads more with an option {unknown[0]!r} that it lacks" if unknown else "reads no taps"

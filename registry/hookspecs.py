@@ -19,6 +19,7 @@ from typing import Any
 import pluggy
 
 from featuretap.registry.errors import CatalogueError
+from featuretap.registry.field_checks import BOOLEAN, STRING, Check
 from featuretap.registry.preprocessing import Preprocessing
 from featuretap.registry.specs import BackboneSpec, HeadSpec, RuntimeSpec
 
@@ -31,6 +32,19 @@ ADDRESS = re.compile(
     r"hf://[\w.-]+/[\w.-]+(@[\w./-]+?)?/[\w./-]*[\w-]|file://.*[^/]|https?://([\w.-]+|\[[\da-fA-F:.]+\])(:\d+)?/\S*[^\s/]"
 )
 DIGEST = re.compile(r"[0-9a-f]{8,64}")
+
+FIELDS: dict[str, Check] = {
+    **dict.fromkeys(("layout", "head"), ("a name", lambda value: isinstance(value, str) and value != "")),
+    **dict.fromkeys(("classes", "license"), STRING),
+    "preprocessing": ("a Preprocessing", lambda value: isinstance(value, Preprocessing)),
+    "default": BOOLEAN,
+    "megabytes": ("a number", lambda value: type(value) in (int, float)),
+    "accuracy": ("a number or None", lambda value: value is None or type(value) in (int, float)),
+    "options": (
+        "a mapping from the names of options to their values",
+        lambda value: isinstance(value, Mapping) and all(isinstance(name, str) for name in value),
+    ),
+}
 
 GROUP = "featuretap"
 """The entry-point group that plugins register in, and the name of the pluggy project."""
@@ -103,6 +117,9 @@ def _problem(entry: WeightsEntry) -> str:
     stated_later = entry.sha256 == "" and entry.url.startswith(HUB)
     if not stated_later and not (isinstance(entry.sha256, str) and DIGEST.fullmatch(entry.sha256)):
         return f"sha256 should be 8 to 64 lower-case hexadecimal digits, got {entry.sha256!r}"
+    for key, (words, accepts) in FIELDS.items():
+        if not accepts(getattr(entry, key)):
+            return f"{key} should be {words}, got {getattr(entry, key)!r}"
     if type(entry.norm_eps) not in (int, float) or not 0 < entry.norm_eps < 1:
         return f"norm_eps should be a small positive number, got {entry.norm_eps!r}"
     if entry.default and entry.head != "classification":

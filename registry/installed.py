@@ -28,6 +28,11 @@ class Installed:
     version: str
     requires: tuple[str, ...]
 
+    @property
+    def ours(self) -> bool:
+        """Whether it ships with featuretap: by what it names, since anybody's metadata may have our name."""
+        return self.distribution == OURS and self.value.startswith(f"{OURS}.plugins.")
+
     def load(self) -> object:
         """Import what the entry point names.
 
@@ -35,16 +40,16 @@ class Installed:
             PluginError: the entry point names nothing, or its distribution is for another featuretap.
             whatever the import raises.
         """
-        if not self.value:
+        if not EntryPoint.pattern.fullmatch(self.value):
             raise PluginError(
-                f"its entry point {self.name!r} names no module; write '{self.name} = \"package.module\"' under "
-                f"[project.entry-points.{GROUP}]"
+                f"its entry point {self.name!r} names no module, {self.value!r}; write "
+                f"'{self.name} = \"package.module\"' under [project.entry-points.{GROUP}]"
             )
         wanted = _unmet(self.requires)
         if wanted:
             raise PluginError(
-                f"it needs {wanted}, and this is featuretap {featuretap.__version__}; update featuretap, or install "
-                f"another version of {self.distribution}"
+                f"it needs {wanted}, and this is featuretap {featuretap.__version__}; install versions of the "
+                "two that go together"
             )
         return EntryPoint(self.name, self.value, GROUP).load()
 
@@ -61,9 +66,15 @@ def installed() -> list[Installed]:
             about = distribution.metadata
             name, version = normalised(about["Name"] or "unnamed"), about["Version"] or ""
             requires = tuple(about.get_all("Requires-Dist") or ())
-            found.setdefault(name, [Installed(*line, name, version, requires) for line in lines])
-    points = [point for points in found.values() for point in points]
-    return sorted(points, key=lambda point: (point.distribution != OURS, point.distribution, point.name != OURS))
+            # A name that is given twice to one module is one plugin.
+            values = {value: entry for entry, value in reversed(lines)}
+            points = [Installed(entry, value, name, version, requires) for value, entry in values.items()]
+            first = found.setdefault(name, points)
+            # Ours are found behind metadata that only have our name, such as those of an older checkout.
+            known = {point.value for point in first}
+            first += [point for point in points if point.ours and point.value not in known]
+    every = [point for points in found.values() for point in points]
+    return sorted(every, key=lambda point: (not point.ours, point.distribution, point.name != OURS, point.name))
 
 
 def _lines(distribution: Distribution) -> Iterator[tuple[str, str]]:

@@ -10,10 +10,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, Protocol
 
+from featuretap.registry.errors import SpecError
+
 __all__ = ["Activation", "BatchNorm", "Convolution", "Counted", "Layer", "Linear", "SqueezeExcite", "make_divisible"]
 
 Activation = str
 """Name of an activation: "relu", "relu6" or "hard_swish"."""
+
+ACTIVATIONS = (None, "relu", "relu6", "hard_swish")
+"""What may follow a convolution; None where it is linear."""
 
 
 def make_divisible(channels: float, divisor: int = 8) -> int:
@@ -81,6 +86,16 @@ class Convolution:
     strided: bool = False
     stride: int = 1
     dilation: int = 1
+
+    def __post_init__(self) -> None:
+        sizes = (self.in_channels, self.out_channels, self.kernel, self.groups)
+        if not all(type(size) is int and size > 0 for size in sizes) or self.activation not in ACTIVATIONS:
+            raise SpecError(
+                f"no convolution {self.name!r} has in_channels={self.in_channels!r}, "
+                f"out_channels={self.out_channels!r}, kernel={self.kernel!r}, groups={self.groups!r}, "
+                f"activation={self.activation!r}; sizes are positive whole numbers, and the activation is one of "
+                f"{', '.join(map(repr, ACTIVATIONS))}"
+            )
 
     @property
     def tensors(self) -> dict[str, tuple[int, ...]]:

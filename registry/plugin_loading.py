@@ -6,8 +6,10 @@ missing because of it, or at once where `FEATURETAP_STRICT=1`.
 
 from __future__ import annotations
 
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import redirect_stdout
 from dataclasses import dataclass, field
 from time import perf_counter
 from typing import Any, Literal
@@ -18,7 +20,7 @@ from featuretap.registry import hookspecs
 from featuretap.registry.errors import FeaturetapError, PluginError, did_you_mean
 from featuretap.registry.hookspecs import GROUP, WeightsEntry
 from featuretap.registry.installed import installed
-from featuretap.registry.policy import OURS, Policy
+from featuretap.registry.policy import Policy, normalised
 from featuretap.registry.specs import BackboneSpec, HeadSpec, RuntimeSpec
 
 __all__ = ["Plugin", "discover", "load_module"]
@@ -103,11 +105,10 @@ def discover(policy: Policy, *, builtins: bool, others: bool) -> Iterator[Plugin
     """
     manager = _manager()
     for point in installed():
-        ours = point.distribution == OURS
-        if not (builtins if ours else others):
+        if not (builtins if point.ours else others):
             continue
-        about = {"version": point.version, "value": point.value, "ours": ours}
-        if policy.allows(point.distribution):
+        about = {"version": point.version, "value": point.value, "ours": point.ours}
+        if point.ours or policy.allows(point.distribution):
             yield _load(manager, point.name, point.distribution, point.load, policy, about)
         else:
             yield Plugin(point.name, point.distribution, status="disabled", **about)  # type: ignore[arg-type]
@@ -116,7 +117,7 @@ def discover(policy: Policy, *, builtins: bool, others: bool) -> Iterator[Plugin
 def load_module(module: Any, policy: Policy) -> Plugin:
     """Ask a plugin that is an object at hand, such as a module in a test."""
     name = getattr(module, "__name__", type(module).__name__)
-    return _load(_manager(), name, name, lambda: module, policy, {})
+    return _load(_manager(), name, normalised(name), lambda: module, policy, {})
 
 
 def in_one_line(error: BaseException | None) -> str:
@@ -147,13 +148,15 @@ def _load(
     """Ask one plugin, through a manager that has no other at the time."""
     start = perf_counter()
     try:
-        plugin = module()
-        try:
-            manager.register(plugin, name)
-            answers = _answers(manager, name, plugin)
-        finally:
-            # Also where it failed half-way, with some of its hooks in place.
-            manager.unregister(name=name)
+        # What a plugin prints is no part of what featuretap prints, which programs read.
+        with redirect_stdout(sys.stderr):
+            plugin = module()
+            try:
+                manager.register(plugin, name)
+                answers = _answers(manager, name, plugin)
+            finally:
+                # Also where it failed half-way, with some of its hooks in place.
+                manager.unregister(name=name)
         return Plugin(name, distribution, seconds=perf_counter() - start, **about, **answers)
     except KeyboardInterrupt:
         raise
@@ -176,6 +179,7 @@ def _answers(manager: pluggy.PluginManager, name: str, module: Any) -> dict[str,
             raise PluginError(f"its hook {caller.name} returns None; return {kind.__name__} objects in a list")
         answers[what] = tuple(item for answer in provided for item in _items(caller.name, answer, kind))
         _check_unique(what, answers[what])
+    _check_declared(answers["backbones"])
     if any(getattr(manager.hook, f"{GROUP}_{what}").get_hookimpls() for what in ASKED):
         # What is asked later is asked through a manager of the plugin's own.
         own = _manager()
@@ -205,6 +209,16 @@ def _items(hook: str, answer: Any, kind: type) -> Iterator[Any]:
         if not isinstance(item, kind):
             raise PluginError(f"its hook {hook} should return {kind.__name__} objects in a list, got {item!r}")
         yield item
+
+
+def _check_declared(backbones: Iterable[BackboneSpec]) -> None:
+    for spec in backbones:
+        for name in (spec.name, *spec.aliases):
+            if "/" in name:
+                raise PluginError(
+                    f"its backbone {name!r} has a slash, which names in open namespaces have; answer "
+                    f"{GROUP}_find_backbone, or choose another name"
+                )
 
 
 def _check_unique(what: str, provided: Iterable[Any]) -> None:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 __all__ = ["OURS", "Policy", "normalised", "policy_from"]
 
 OURS = "featuretap"
-"""Our own distribution, which no policy can switch off."""
+"""Our own distribution, whose plugins no policy can switch off."""
 
 
 @dataclass(frozen=True)
@@ -24,8 +24,6 @@ class Policy:
     def allows(self, distribution: str) -> bool:
         """Whether the plugins of a distribution may be imported."""
         name = normalised(distribution)
-        if name == OURS:
-            return True
         return name not in self.disable and (self.only is None or name in self.only)
 
 

@@ -21,6 +21,7 @@ from featuretap.registry.layers import (
     SqueezeExcite,
     make_divisible,
 )
+from featuretap.registry.naming import check_name
 from featuretap.registry.option import Option
 from featuretap.registry.rows import HS, RE, RE6, SE, Bneck, Conv, Row, Separable
 from featuretap.registry.tap import Tap
@@ -61,3 +62,6 @@ class RuntimeSpec:
     name: str
     factory: str
     requires: str = ""
+
+    def __post_init__(self) -> None:
+        check_name("runtime", self.name)

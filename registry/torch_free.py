@@ -9,6 +9,9 @@ from featuretap.registry.errors import SpecError
 
 __all__ = ["check_torch_free"]
 
+PATIENCE = 60
+"""Seconds after which a plugin is taken to hang."""
+
 
 def check_torch_free(value: str) -> None:
     """Check that importing a plugin and answering its hooks imports no torch, in a process of its own.
@@ -28,7 +31,12 @@ def check_torch_free(value: str) -> None:
         f"Registry([EntryPoint('plugin', {value!r}, 'featuretap').load()], discover=False).plugins\n"
         "print('torch' in sys.modules)"
     )
-    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    try:
+        ran = subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=PATIENCE
+        )
+    except subprocess.TimeoutExpired as error:
+        raise SpecError(f"{value!r} takes more than {PATIENCE} seconds to be imported and asked") from error
     if ran.returncode or not ran.stdout.endswith(("True\n", "False\n")):
         reason = (ran.stderr.splitlines() or [f"it ends Python with status {ran.returncode}"])[-1]
         raise SpecError(f"{value!r} cannot be imported by itself ({reason})")

@@ -84,8 +84,7 @@ WHY = {
     "raises": "ImportError: the wrong universe",
     "exits": "SystemExit: 3",
     "missing": "ModuleNotFoundError: No module named 'left_pad_of_nobody'",
-    "future": "it needs featuretap>=99, and this is featuretap {version}; update featuretap, or install another "
-    "version of featuretap-future",
+    "future": "it needs featuretap>=99, and this is featuretap {version}; install versions of the two that go together",
     "hook-raises": "ValueError: no idea",
     "generator": "KeyError: 'late'",
     "rubbish": "its hook featuretap_backbones should return BackboneSpec objects in a list, got 'resnet18'",
@@ -145,6 +144,8 @@ class Environment:
         """Run Python there."""
         return subprocess.run(
             [self.python, *map(str, arguments)],
+            # Not where the checkout's own metadata lie.
+            cwd=self.site,
             env={**os.environ, **variables},
             capture_output=True,
             text=True,

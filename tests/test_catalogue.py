@@ -129,6 +129,18 @@ BAD = [
         'layout = "timm"\nnorm_eps = 1e-5\noptions = { norm = "torch.nn:Identity" }',
         "weights.mobilenet_v2.y.options.norm would name code ('torch.nn:Identity'), which a user's catalogue may not",
     ),
+    (
+        'schema = 1\n[backbones.x]\nbase = "mobilenet_v2"\noptions = { norm = [{ a = "torch.nn:Identity" }] }',
+        "backbones.x.options.norm would name code ([{'a': 'torch.nn:Identity'}]), which a user's catalogue may not",
+    ),
+    (
+        'schema = 1\n[backbones."timm/x"]\nbase = "mobilenet_v2"',
+        "backbones.timm/x has a name 'timm/x' with a slash, which names in open namespaces have; choose another",
+    ),
+    (
+        'schema = 1\n[backbones."zz:a"]\nbase = "timm/resnet18"',
+        "backbones.zz:a cannot be used: backbone has a name 'zz:a'; a name is a string without spaces and colons",
+    ),
     ("schema = 1\n[runtimes.x]\nfactory = 'os:system'", "runtimes is not a known key"),
     ('schema = 1\n[backbones.x]\nfactory = "os:system"', "backbones.x.factory would name code, which a user's"),
     (

@@ -74,6 +74,22 @@ def chain(spec: BackboneSpec, *, taps: tuple[str, ...]) -> nn.Module:
     return Chain(nn.Conv2d(3, 8, 3, 2, 1), nn.BatchNorm2d(8))
 
 
+class Plain(nn.Module):
+    """One map, without what torch.jit.script does not know."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Sequential(nn.Conv2d(3, 8, 3, 2, 1), nn.BatchNorm2d(8))
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        return {"C1": self.body(images)}
+
+
+def plain(spec: BackboneSpec, *, taps: tuple[str, ...]) -> nn.Module:
+    return Plain()
+
+
+SCRIPTED = BackboneSpec("scripted", taps={"C1": Tap(8, 2)}, factory="test_factories:plain")
 CHAIN = BackboneSpec("chain", taps={"C1": Tap(8, 2)}, factory="test_factories:chain")
 
 
@@ -178,6 +194,14 @@ def test_all_of_a_backbone_can_be_frozen(mine: Registry) -> None:
     for other in (backbone := whole.build("chain", features_only=True, freeze="C1"), copy.deepcopy(backbone)):
         assert trainable(other) == set()
         assert awake(other.train()) == set()
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:FutureWarning")
+def test_a_frozen_backbone_of_a_factory_scripts() -> None:
+    whole = Registry([SimpleNamespace(__name__="x", featuretap_backbones=hookimpl(lambda: [SCRIPTED]))], discover=False)
+    backbone = whole.build("scripted", features_only=True, freeze_norm=True).eval()
+    images = torch.randn(1, 3, 8, 8)
+    assert torch.equal(torch.jit.script(backbone)(images)["C1"], backbone(images)["C1"])
 
 
 def test_freezing_norms_freezes_every_kind_of_norm(mine: Registry) -> None:

@@ -346,7 +346,9 @@ def test_a_users_weights_for_a_head_that_is_not_there_are_refused(configured: Ca
         '[weights."mobilenet_v2.mine"]\nurl = "file:///mine.pth"\nsha256 = "01234567"\nlayout = "featuretap"\n'
         'norm_eps = 1e-5\nhead = "retinnet"\n'
     )
-    with pytest.raises(Exception, match=r"weights.mobilenet_v2.mine.head cannot be used: no head named 'retinnet'; did you mean"):
+    with pytest.raises(
+        Exception, match=r"weights.mobilenet_v2.mine.head cannot be used: no head named 'retinnet'; did you mean"
+    ):
         configured(text).list_weights()
     with pytest.raises(UnknownHeadError):
         Registry(discover=False).spec("mobilenet_v2", head="retinnet")

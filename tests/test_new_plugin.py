@@ -47,6 +47,7 @@ def test_what_is_written_is_a_plugin(name: str, run: Callable[..., Ran], monkeyp
         ("MyNet", "'MyNet' is no name of a distribution; write it like featuretap-tinynet"),
         ("../net", "'../net' is no name of a distribution; write it like featuretap-tinynet"),
         ("net--x", "'net--x' is no name of a distribution; write it like featuretap-tinynet"),
+        ("featuretap-2net", "'featuretap-2net' is no name of a distribution; write it like featuretap-tinynet"),
         ("", "'' is no name of a distribution; write it like featuretap-tinynet"),
         ("json", "'json' is the name of a module of Python or of featuretap; choose another"),
         ("class", "'class' is the name of a module of Python or of featuretap; choose another"),

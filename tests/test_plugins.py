@@ -226,9 +226,45 @@ def test_malformed_metadata_of_anybody_hide_nothing(
     assert found.get("odd", [None])[0] == status
     if status == "failed":
         assert found["odd"][1] == (
-            "plugin 'nonsense' of distribution 'odd' failed: its entry point 'nonsense' names no module; write "
+            "plugin 'nonsense' of distribution 'odd' failed: its entry point 'nonsense' names no module, ''; write "
             "'nonsense = \"package.module\"' under [project.entry-points.featuretap]"
         )
+
+
+@pytest.mark.parametrize("environment", [{}, {"FEATURETAP_PLUGINS": ""}])
+def test_metadata_with_our_name_neither_hide_ours_nor_escape_policy(
+    good: Environment, tmp_path: Path, environment: dict[str, str]
+) -> None:
+    metadata = tmp_path / "featuretap-9.9.dist-info"
+    metadata.mkdir()
+    (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: featuretap\nVersion: 9.9\n")
+    (metadata / "entry_points.txt").write_text("[featuretap]\nimpostor = impostor\n")
+    (tmp_path / "impostor.py").write_text(table("impostornet"))
+    listed = good.featuretap("plugins", "--json", PYTHONPATH=str(tmp_path), **environment)
+    found = {plugin["plugin"]: plugin["status"] for plugin in json.loads(listed.stdout)["plugins"]}
+    assert {found[name] for name in ("featuretap", "timm", "torchvision")} == {"loaded"}
+    assert found["impostor"] == ("disabled" if environment else "loaded")
+
+
+def test_what_a_plugin_prints_is_kept_out_of_what_programs_read(tmp_path: Path, good: Environment) -> None:
+    metadata = tmp_path / "loud-1.0.dist-info"
+    metadata.mkdir()
+    (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: loud\nVersion: 1.0\n")
+    # Two names of one module are one plugin.
+    (metadata / "entry_points.txt").write_text("[featuretap]\nloud = loud\nlouder = loud\n")
+    (tmp_path / "loud.py").write_text("print('HELLO')\n" + table("loudnet"))
+    listed = good.featuretap("plugins", "--json", PYTHONPATH=str(tmp_path))
+    loud = [plugin for plugin in json.loads(listed.stdout)["plugins"] if plugin["distribution"] == "loud"]
+    assert [plugin["plugin"] for plugin in loud] == ["loud"]
+    assert listed.stderr == "HELLO\n"
+
+
+@pytest.mark.parametrize("key", ["disable", "only"])
+def test_a_policy_about_nobody_is_said(good: Environment, tmp_path: Path, key: str) -> None:
+    config = tmp_path / "featuretap.toml"
+    config.write_text(f'schema = 1\n[plugins]\n{key} = ["featuretap-tinny"]\n')
+    listed = good.featuretap("list", FEATURETAP_CONFIG=str(config))
+    assert f"{config}: plugins.{key} names 'featuretap-tinny', which has no plugin that is installed" in listed.stderr
 
 
 def test_ours_comes_through_the_same_entry_points() -> None:
@@ -389,6 +425,55 @@ class OpenNamespace:
     def featuretap_match_backbones(self, pattern: str) -> Any:
         self.asked.append(pattern)
         return ["open/known"] if pattern.startswith("open/") else None
+
+
+class BrokenNamespace:
+    """A plugin that fails whatever it is asked for, and one that answers nonsense."""
+
+    __name__ = "broken"
+
+    def __init__(self, answer: Any = None) -> None:
+        self.answer = answer
+
+    @hookimpl
+    def featuretap_find_backbone(self, name: str) -> Any:
+        raise ValueError("down")
+
+    @hookimpl
+    def featuretap_match_backbones(self, pattern: str) -> Any:
+        if self.answer is None:
+            raise ValueError("down")
+        return self.answer
+
+
+@pytest.mark.parametrize(
+    ("answer", "problem"),
+    [
+        (None, "plugin 'broken' of distribution 'broken' failed when it was asked for 'open/*': ValueError: down"),
+        ([5], "plugin 'broken' of distribution 'broken' should answer 'open/*' with names in a list, got [5]"),
+        ("abc", "plugin 'broken' of distribution 'broken' should answer 'open/*' with names in a list, got 'abc'"),
+    ],
+)
+def test_a_broken_namespace_does_not_hide_the_others(answer: Any, problem: str) -> None:
+    registry = Registry([BrokenNamespace(answer), OpenNamespace()], discover=False)
+    assert registry.list_backbones("open/*") == ["open/known"]
+    assert registry.problems == (problem,)
+    assert registry.spec("open/known", features_only=True).taps["C1"].channels == 8
+    with pytest.raises(PluginError, match="failed when it was asked for 'open/nothing': ValueError: down"):
+        registry.spec("open/nothing")
+
+
+def test_names_that_do_not_match_are_not_listed() -> None:
+    registry = Registry([BrokenNamespace(["open/known", "elsewhere/x"])], discover=False)
+    assert registry.list_backbones("open/*") == ["open/known"]
+
+
+def test_a_declared_name_with_a_slash_is_refused() -> None:
+    declared = BackboneSpec("timm/resnet18", stages=((Conv(3, 8, RE),),))
+    assert Registry([plugin_of("one", backbones=[declared])], discover=False).problems == (
+        "plugin 'one' of distribution 'one' failed: its backbone 'timm/resnet18' has a slash, which names in open "
+        "namespaces have; answer featuretap_find_backbone, or choose another name",
+    )
 
 
 def test_an_open_namespace_is_asked_for_names_with_a_slash_and_once() -> None:

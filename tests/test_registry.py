@@ -143,7 +143,7 @@ def test_a_plugins_backbone_is_built_by_name(registry: Registry) -> None:
     assert "tinynet" in mine.list_backbones()
     maps = mine.build("tinynet", features_only=True)(torch.zeros(2, 3, 97, 161))
     assert {name: tuple(values.shape[1:]) for name, values in maps.items()} == TINY.tap_shapes(97, 161)
-    assert mine.provider("tinynet") == "tiny_plugin"
+    assert mine.provider("tinynet") == "tiny-plugin"
 
 
 def test_without_builtins_only_the_plugin_is_there() -> None:

@@ -708,9 +708,26 @@ def test_a_users_variant_of_them_shadows_nothing_built_in(configured: Callable[[
         own.list_backbones()
 
 
-def test_a_users_variant_may_take_the_place_of_what_it_is_made_of(configured: Callable[[str], Registry]) -> None:
+def test_a_users_catalogue_names_nothing_in_an_open_namespace(configured: Callable[[str], Registry]) -> None:
     own = configured('[backbones."timm/resnet18"]\nbase = "timm/resnet18"\noptions = { output_stride = 8 }\n')
-    assert own.spec("timm/resnet18", features_only=True).taps["C5"] == Tap(512, 8)
+    with pytest.raises(CatalogueError) as error:
+        own.list_backbones()
+    assert str(error.value).endswith(
+        "backbones.timm/resnet18 has a name 'timm/resnet18' with a slash, which names in open namespaces have; choose "
+        "another"
+    )
+
+
+def test_a_network_of_one_size_of_images_can_be_frozen(registry: Registry) -> None:
+    backbone = registry.build("timm/swinv2_tiny_window8_256", features_only=True, taps=("C2", "C3"), freeze="C2")
+    trains = {name.split(".")[1] for name, parameter in backbone.named_parameters() if parameter.requires_grad}
+    assert trains == {"layers_1"}
+
+
+def test_image_channels_are_checked(registry: Registry) -> None:
+    with pytest.raises(OptionError) as error:
+        registry.spec("timm/resnet18", features_only=True, in_chans=0)
+    assert str(error.value) == "'timm/resnet18' cannot take in_chans=0; it is a positive whole number up to 65536"
 
 
 class TestTimm(BackboneConformance):

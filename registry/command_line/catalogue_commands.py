@@ -11,7 +11,7 @@ from featuretap import registry
 from featuretap.registry.addresses import LEVELS
 from featuretap.registry.command_line.parameters import Addresses, OptionPair, Size
 from featuretap.registry.command_line.printing import print_table, print_text, short
-from featuretap.registry.errors import FeaturetapError, HeadError, PluginError
+from featuretap.registry.errors import FeaturetapError, HeadError, PluginError, UnknownHeadError
 from featuretap.registry.request import backbone_of
 from featuretap.registry.specs import BackboneSpec, ModelSpec
 
@@ -52,7 +52,12 @@ def _list_heads(pattern: str) -> None:
     columns = [("name", "left"), ("reads", "left"), ("classes", "right"), ("what it is", "left")]
     rows = []
     for name in names:
-        head = registry.default.head(name)
+        try:
+            head = registry.default.head(name)
+        except UnknownHeadError:
+            # Two plugins have it, which is said below.
+            rows.append((name, "–", "–", ""))
+            continue
         reads = ", ".join(choice if isinstance(choice, str) else " or ".join(choice) for choice in head.reads)
         classes = "–" if head.num_classes is None else str(head.num_classes)
         rows.append((name, reads, classes, head.description))
@@ -101,12 +106,13 @@ def _counts(
     """Return parameters and multiply-adds; what is no table has to be built for them, and is counted if it may be."""
     if not backbone_of(spec).stages and not built:
         return None, None
+    parameters = spec.parameters
     try:
-        return spec.parameters, spec.macs(*size)
+        return parameters, spec.macs(*size)
     except PluginError as error:
-        # Networks for one size of images cannot be counted at another.
+        # Networks for one size of images cannot be run at another.
         click.echo(str(error), err=True)
-        return None, None
+        return parameters, None
 
 
 @click.command("show")

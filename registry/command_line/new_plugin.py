@@ -146,10 +146,10 @@ def new_plugin_command(name: str) -> None:
 
     Example: featuretap new-plugin featuretap-tinynet
     """
-    if not NAME.fullmatch(name):
-        raise click.UsageError(f"{name!r} is no name of a distribution; write it like featuretap-tinynet")
     package = name.replace("-", "_")
     backbone = package.removeprefix("featuretap_")
+    if not NAME.fullmatch(name) or not backbone.isidentifier():
+        raise click.UsageError(f"{name!r} is no name of a distribution; write it like featuretap-tinynet")
     if package in sys.stdlib_module_names or keyword.iskeyword(package) or backbone == "featuretap":
         raise click.UsageError(f"{package!r} is the name of a module of Python or of featuretap; choose another")
     if find_spec(package):

@@ -29,14 +29,19 @@ class UIB:
 
     def layers(self, in_channels: int) -> tuple[Convolution, ...]:
         """Return the two to four layers; the last depthwise one strides, as in the reference code."""
-        first_strides = self.start > 0 and self.middle == 0
-        start = Convolution("start_depthwise", in_channels, in_channels, self.start, in_channels, strided=first_strides)
+        start = self._depthwise("start_depthwise", self.start, in_channels, strided=self.middle == 0)
         expand = Convolution(
             "expand", in_channels, self.expanded, activation=RE, strided=self.start == self.middle == 0
         )
-        middle = Convolution("depthwise", self.expanded, self.expanded, self.middle, self.expanded, RE, strided=True)
-        project = Convolution("project", self.expanded, self.out)
-        return (*((start,) if self.start else ()), expand, *((middle,) if self.middle else ()), project)
+        middle = self._depthwise("depthwise", self.middle, self.expanded, activation=RE, strided=True)
+        return (*start, expand, *middle, Convolution("project", self.expanded, self.out))
+
+    def _depthwise(
+        self, name: str, kernel: int, channels: int, *, activation: str | None = None, strided: bool
+    ) -> tuple[Convolution, ...]:
+        if kernel == 0:
+            return ()
+        return (Convolution(name, channels, channels, kernel, channels, activation, strided),)
 
     def widened(self, width: float, in_channels: int, widened_in_channels: int) -> Self:
         """Return it with scaled output channels, and expanded ones in the same ratio to the input as before."""

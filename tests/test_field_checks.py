@@ -1,0 +1,112 @@
+"""Specs of the wrong kind are refused where they are made, so that a plugin that has one fails by itself."""
+
+from typing import Any
+
+import pytest
+
+from featuretap.registry.errors import CatalogueError, SpecError
+from featuretap.registry.hookspecs import WeightsEntry
+from featuretap.registry.specs import RE, BackboneSpec, Conv, Convolution, HeadSpec, Option, RuntimeSpec, Tap
+
+STAGES = ((Conv(3, 8, RE),),)
+DECLARED: dict[str, Any] = {"taps": {"C5": Tap(8, 32)}, "factory": "a:b"}
+OPTIONS = "names of options, which are identifiers and no arguments of build, to their defaults"
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        (
+            {**DECLARED, "taps": {5: Tap(8, 32)}},
+            "taps={5: Tap(channels=8, stride=32, rounding='ceil')}; it should be a ",
+        ),
+        ({**DECLARED, "taps": {"C5": 5}}, "taps={'C5': 5}; it should be a mapping from address to Tap"),
+        ({**DECLARED, "taps": ["C5"]}, "taps=['C5']; it should be a mapping from address to Tap"),
+        ({**DECLARED, "more_taps": ["C4"]}, "more_taps=['C4']; it should be a mapping from address to Tap"),
+        ({**DECLARED, "factory": 5}, "factory=5; it should be an import string, 'package.module:attribute', or empty"),
+        ({**DECLARED, "factory": print}, "factory=<built-in function print>; it should be an import string, "),
+        ({**DECLARED, "describe": "build"}, "describe='build'; it should be an import string, "),
+        ({**DECLARED, "options": {5: 1}}, f"options={{5: 1}}; it should be a mapping from the {OPTIONS}"),
+        ({**DECLARED, "options": {"taps": 1}}, f"options={{'taps': 1}}; it should be a mapping from the {OPTIONS}"),
+        ({"stages": STAGES, "in_channels": "3"}, "in_channels='3'; it should be a positive whole number"),
+        ({"stages": STAGES, "output_stride": 7}, "output_stride=7; it should be 32, 16 or 8"),
+        ({"stages": STAGES, "dilate_entry": 1}, "dilate_entry=1; it should be True or False"),
+        ({"stages": STAGES, "norm": "bn"}, "norm='bn'; it should be None or a function channels -> nn.Module"),
+        ({"stages": STAGES, "width": "w"}, "width='w'; it should be a positive number"),
+        ({"stages": STAGES, "classifier": 5}, "classifier=5; it should be a Classifier"),
+        ({"stages": STAGES, "norm_eps": "x"}, "norm_eps='x'; it should be a number from 0 to 1"),
+        (
+            {"stages": STAGES, "layouts": ["timm"]},
+            "layouts=['timm']; it should be a mapping from name to import string",
+        ),
+        ({"stages": STAGES, "tags": "abc"}, "tags='abc'; it should be a tuple of strings"),
+        ({"stages": STAGES, "description": None}, "description=None; it should be a string"),
+    ],
+)
+def test_a_backbone_says_which_field_is_of_another_kind(fields: dict[str, Any], message: str) -> None:
+    with pytest.raises(SpecError) as error:
+        BackboneSpec("b", **fields)
+    assert str(error.value).startswith(f"backbone 'b' has {message}")
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        (
+            {"reads": "C5"},
+            "reads='C5'; it should be a tuple of tap addresses, such as ('C5',), or of tuples of alterna",
+        ),
+        ({"reads": (5,)}, "reads=(5,); it should be a tuple of tap addresses"),
+        ({"reads": ((),)}, "reads=((),); it should be a tuple of tap addresses"),
+        ({"factory": 5}, "factory=5; it should be an import string, 'package.module:attribute', or empty"),
+        ({"num_classes": "ten"}, "num_classes='ten'; it should be None or a positive whole number"),
+        ({"images": "sideways"}, "images='sideways'; it should be 'cropped', 'whole' or 'raw'"),
+        ({"options": {"num_classes": 3}}, f"options={{'num_classes': 3}}; it should be a mapping from the {OPTIONS}"),
+        ({"per_class": "logits."}, "per_class='logits.'; it should be a tuple of strings"),
+        ({"optional_reads": {"a": "C3"}}, "optional_reads={'a': 'C3'}; it should be a mapping from option to tap addr"),
+        ({"min_classes": -1}, "min_classes=-1; it should be a whole number"),
+        ({"consecutive": None}, "consecutive=None; it should be True or False"),
+    ],
+)
+def test_a_head_says_which_field_is_of_another_kind(fields: dict[str, Any], message: str) -> None:
+    with pytest.raises(SpecError) as error:
+        HeadSpec("h", **{"reads": ("C5",), "factory": "a:b", **fields})
+    assert str(error.value).startswith(f"head 'h' has {message}")
+
+
+@pytest.mark.parametrize("fields", [{"kernel": 0}, {"out_channels": 8.5}, {"activation": "swish"}, {"groups": -1}])
+def test_a_convolution_that_cannot_be_is_refused(fields: dict[str, Any]) -> None:
+    with pytest.raises(SpecError) as error:
+        Convolution(**{"name": "conv", "in_channels": 3, "out_channels": 8, **fields})
+    ((name, value),) = fields.items()
+    assert f"{name}={value!r}" in str(error.value)
+    assert str(error.value).endswith(
+        "sizes are positive whole numbers, and the activation is one of None, 'relu', 'relu6', 'hard_swish'"
+    )
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"options": 5}, "options should be a mapping from the names of options to their values, got 5"),
+        ({"classes": 7}, "classes should be a string, got 7"),
+        ({"head": ""}, "head should be a name, got ''"),
+        ({"preprocessing": "no"}, "preprocessing should be a Preprocessing, got 'no'"),
+        ({"accuracy": "y"}, "accuracy should be a number or None, got 'y'"),
+    ],
+)
+def test_weights_say_which_field_is_of_another_kind(fields: dict[str, Any], message: str) -> None:
+    with pytest.raises(CatalogueError) as error:
+        WeightsEntry("mobilenet_v2.x", "https://x.org/x.pth", "0" * 8, "timm", 1e-5, **fields)
+    assert str(error.value) == f"weights 'mobilenet_v2.x': {message}"
+
+
+def test_a_runtime_has_a_name() -> None:
+    with pytest.raises(SpecError, match="runtime has a name 5; a name is a string without spaces and colons"):
+        RuntimeSpec(5, "a:b")  # type: ignore[arg-type]
+
+
+def test_what_is_well_is_accepted() -> None:
+    option = Option(1, lambda value: value > 0, "a positive number")
+    assert BackboneSpec("b", **DECLARED, options={"depth": option}).options == {"depth": option}
+    assert HeadSpec("h", (("C4.expansion", "C4"), "C5"), "a:b", options={"depth": option}).options == {"depth": 1}
