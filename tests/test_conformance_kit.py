@@ -212,7 +212,7 @@ def test_a_name_that_is_built_in_is_told_with_what_it_hides(said: str) -> None:
         ("nowhere", "plugin 'nowhere' cannot be imported", "ModuleNotFoundError: No module named 'nowhere'"),
         (
             "hook_raises",
-            "plugin 'hook_raises' of distribution 'hook_raises' failed: KeyError: 'deep'",
+            "plugin 'hook_raises' of distribution 'hook-raises' failed: KeyError: 'deep'",
             "KeyError: 'deep'",
         ),
         (
