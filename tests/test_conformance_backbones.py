@@ -101,7 +101,8 @@ NOT_FROZEN = "; something that it rests on is not frozen"
         (
             "WritesIntoATap",
             "each map alone",
-            "returns another C1 when other maps are asked for too; it depends on chance, or a layer behind it writes into its input",
+            "returns another C1 when other maps are asked for too; it depends on chance, or a layer behind it writes "
+            "into its input",
         ),
         (
             "DropsInEvaluation",
