@@ -66,7 +66,7 @@ def installed() -> list[Installed]:
             about = distribution.metadata
             name, version = normalised(about["Name"] or "unnamed"), about["Version"] or ""
             requires = tuple(about.get_all("Requires-Dist") or ())
-            # A name that is given twice to one module is one plugin.
+            # Two names of one module are one plugin, under the first of them.
             values = {value: entry for entry, value in reversed(lines)}
             points = [Installed(entry, value, name, version, requires) for value, entry in values.items()]
             first = found.setdefault(name, points)

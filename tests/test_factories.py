@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from featuretap.registry import Registry
+from featuretap.registry import Registry, torch_free
+from featuretap.registry.conformance import check_shapes
 from featuretap.registry.errors import OptionError, PluginError, SpecError
 from featuretap.registry.hookspecs import hookimpl
 from featuretap.registry.specs import BackboneSpec, Option, Tap
@@ -202,6 +203,55 @@ def test_a_frozen_backbone_of_a_factory_scripts() -> None:
     backbone = whole.build("scripted", features_only=True, freeze_norm=True).eval()
     images = torch.randn(1, 3, 8, 8)
     assert torch.equal(torch.jit.script(backbone)(images)["C1"], backbone(images)["C1"])
+
+
+class Refusing(Plain):
+    """A network that no image suits."""
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        raise ValueError("images are\nrefused")
+
+
+def refusing(spec: BackboneSpec, *, taps: tuple[str, ...]) -> nn.Module:
+    return Refusing()
+
+
+def test_what_no_image_suits_cannot_be_frozen_by_level() -> None:
+    spec = BackboneSpec("refusing", taps={"C1": Tap(8, 2)}, factory="test_factories:refusing")
+    with pytest.raises(PluginError) as error:
+        Registry(discover=False).build(spec, features_only=True, freeze="C1")
+    assert str(error.value) == (
+        "'refusing' cannot be frozen by level: it takes images of no usual size, so that nobody knows what the level "
+        "rests on (images are refused)"
+    )
+
+
+class Doubled(Plain):
+    """A network that returns maps of another type than its images."""
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        return {"C1": self.body(images).double()}
+
+
+def doubled(spec: BackboneSpec, *, taps: tuple[str, ...]) -> nn.Module:
+    return Doubled()
+
+
+def test_maps_of_another_type_than_the_images_break_the_spec() -> None:
+    spec = BackboneSpec("doubled", taps={"C1": Tap(8, 2)}, factory="test_factories:doubled")
+    plugin = SimpleNamespace(__name__="x", featuretap_backbones=hookimpl(lambda: [spec]))
+    with pytest.raises(SpecError) as error:
+        check_shapes("doubled", Registry([plugin], discover=False))
+    assert str(error.value) == (
+        "'doubled' breaks its spec: for images of torch.float32 C1 should be the same, got torch.float64"
+    )
+
+
+def test_a_plugin_that_hangs_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch_free, "PATIENCE", 0.01)
+    with pytest.raises(SpecError) as error:
+        torch_free.check_torch_free("featuretap.plugins.builtin")
+    assert str(error.value) == "'featuretap.plugins.builtin' takes more than 0.01 seconds to be imported and asked"
 
 
 def test_freezing_norms_freezes_every_kind_of_norm(mine: Registry) -> None:
