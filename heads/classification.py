@@ -23,6 +23,7 @@ CLASSIFICATION = HeadSpec(
     num_classes=1000,
     options={"dropout": DROPOUT},
     min_classes=0,
+    task="classification",
     outputs="featuretap.heads.classification:classification_outputs",
     description="the family's own classifier",
 )

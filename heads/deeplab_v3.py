@@ -47,6 +47,7 @@ DEEPLAB_V3 = HeadSpec(
     outputs=OUTPUTS,
     model=MODEL,
     images="whole",
+    task="segmentation",
     layouts={"torchvision": "featuretap.heads.layouts.torchvision:deeplab_v3"},
     per_class=("classifier.4.", "auxiliary.4."),
     description="DeepLabV3 segmentation",

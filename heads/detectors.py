@@ -139,6 +139,7 @@ DETECTOR: dict[str, Any] = {
     "outputs": "featuretap.heads.detection:boxes",
     "model": "featuretap.heads.modules.detection:DetectionModel",
     "images": "raw",
+    "task": "detection",
 }
 
 RETINANET = HeadSpec(

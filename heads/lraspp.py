@@ -23,6 +23,7 @@ LRASPP = HeadSpec(
     outputs=OUTPUTS,
     model=MODEL,
     images="whole",
+    task="segmentation",
     layouts={"torchvision": "featuretap.heads.layouts.torchvision:lraspp"},
     per_class=("low_classifier.", "high_classifier."),
     description="LR-ASPP segmentation",

@@ -57,6 +57,7 @@ SSDLITE = HeadSpec(
     outputs="featuretap.heads.detection:boxes",
     model="featuretap.heads.modules.detection:DetectionModel",
     images="raw",
+    task="detection",
     layouts={"torchvision": "featuretap.heads.layouts.torchvision:ssdlite"},
     per_class=tuple(f"predictor.classification_head.module_list.{level}.1." for level in range(MOST_LEVELS)),
     description="SSDLite detection",

@@ -10,13 +10,16 @@ from collections.abc import Iterable, Mapping
 
 __all__ = [
     "CatalogueError",
+    "DataError",
     "FeaturetapError",
     "HeadError",
     "ImageError",
+    "MissingExtraError",
     "OptionError",
     "PluginError",
     "SpecError",
     "TapError",
+    "TrainingError",
     "UnknownBackboneError",
     "UnknownHeadError",
     "UnknownOptionError",
@@ -81,6 +84,18 @@ class WeightsError(FeaturetapError, RuntimeError):
 
 class ImageError(FeaturetapError, ValueError):
     """An image file that cannot be read as a picture."""
+
+
+class DataError(FeaturetapError, ValueError):
+    """A data set, or a part of one, that cannot be used as it is."""
+
+
+class TrainingError(FeaturetapError, RuntimeError):
+    """A run of training that cannot start, go on, or be resumed."""
+
+
+class MissingExtraError(FeaturetapError, ImportError):
+    """Something needs packages that come with an extra of the distribution."""
 
 
 def did_you_mean(asked: str, known: Iterable[str], canonical: Mapping[str, str] | None = None) -> str:

@@ -52,6 +52,10 @@ FIELDS = {
     ),
     "backbone_options": OPTIONS,
     "images": ("'cropped', 'whole' or 'raw'", lambda value: value in ("cropped", "whole", "raw")),
+    "task": (
+        "'classification', 'segmentation', 'detection' or ''",
+        lambda value: value in ("classification", "segmentation", "detection", ""),
+    ),
     "layouts": NAMED_STRINGS,
 }
 
@@ -93,6 +97,9 @@ class HeadSpec:
             `normalise_as(preprocessing)` of a head is told how the weights were trained.
         layouts: layout name → import string of `layout(model, backbone) -> Layout`, of a `ModelSpec` and the layout of
             its backbone with a classifier.
+        task: what the model is trained, judged and asked as: "classification" (logits (N, classes)), "segmentation"
+            (called as `SegmentationModel` is), "detection" (called as `DetectionModel` is), or "" for a head that makes
+            something else, which the command line can neither train nor ask.
     """
 
     name: str
@@ -113,6 +120,7 @@ class HeadSpec:
     model: str = "featuretap.heads.modules.headed:HeadedModel"
     images: Literal["cropped", "whole", "raw"] = "cropped"
     layouts: Mapping[str, str] = field(default_factory=dict, hash=False)
+    task: Literal["classification", "segmentation", "detection", ""] = ""
     allowed: Mapping[str, Option] = field(init=False, default_factory=dict, hash=False, repr=False)
 
     def __post_init__(self) -> None:
