@@ -219,5 +219,11 @@ def _with_origin(
         description,
         weights=origin.weights,
         preprocessing=prepared_for(spec, origin.preprocessing or usual or description.preprocessing),
-        classes="" if description.fresh else origin.classes,
+        classes=_still_named(description, origin.classes),
     )
+
+
+def _still_named(description: Description, stated: str | tuple[str, ...]) -> str | tuple[str, ...]:
+    """Return the classes of the weights, as far as they are still the model's: a backbone, say, has none to name."""
+    named = isinstance(stated, str) or len(stated) == description.num_classes
+    return stated if named and not description.fresh else ""

@@ -26,7 +26,8 @@ class Description:
         num_classes: classes of the head, or None for a bare backbone and for a head without classes.
         preprocessing: what `registry.transforms` makes of it.
         weights: name of the catalogue entry, path of the file, or None for fresh weights.
-        classes: the label set of the weights, such as "imagenet1k", where it is known.
+        classes: the label set of the weights, such as "imagenet1k", or the name of each class, the background of a
+            detector that counts one included; empty where neither is known.
         fresh: whether the head, or its last layer, was drawn anew although the backbone has weights.
         backbone: the backbone as it was built: options applied, and without its `norm`, which is code.
     """
@@ -38,7 +39,7 @@ class Description:
     num_classes: int | None = None
     preprocessing: Preprocessing = Preprocessing()
     weights: str | Path | None = None
-    classes: str = ""
+    classes: str | tuple[str, ...] = ""
     fresh: bool = False
     backbone: BackboneSpec | None = field(default=None, repr=False)
 

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import struct
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from featuretap.registry.errors import ImageError
 
-__all__ = ["plain", "read_image"]
+__all__ = ["decoded", "plain", "read_image"]
 
 
 def read_image(path: Path) -> Image.Image:
@@ -20,20 +22,37 @@ def read_image(path: Path) -> Image.Image:
         ImageError: it is missing, empty, truncated, too large, or no image.
     """
     try:
-        with Image.open(path) as image:
+        file = path.open("rb")
+    except OSError as error:
+        raise ImageError(f"cannot read the image {str(path)!r}: {error.strerror}") from error
+    except ValueError as error:
+        raise ImageError(f"cannot read the image {str(path)!r}: {error}") from error
+    with file:
+        return decoded(file, str(path))
+
+
+def decoded(file: BinaryIO, name: str) -> Image.Image:
+    """Return the image in an open file, as `read_image` does.
+
+    Raises:
+        ImageError: it is empty, truncated, too large, or no image; the message calls it by `name`.
+    """
+    try:
+        with Image.open(file) as image:
             return plain(ImageOps.exif_transpose(image), "RGB")
     except UnidentifiedImageError as error:
-        problem = "is empty" if path.stat().st_size == 0 else "is no image that Pillow can read"
-        raise ImageError(f"{str(path)!r} {problem}; give a JPEG, PNG or other image file") from error
+        empty = file.seekable() and file.seek(0, os.SEEK_END) == 0
+        problem = "is empty" if empty else "is no image that Pillow can read"
+        raise ImageError(f"{name!r} {problem}; give a JPEG, PNG or other image file") from error
     except Image.DecompressionBombError as error:
-        raise ImageError(f"{str(path)!r} is too large to be read safely: {error}") from error
+        raise ImageError(f"{name!r} is too large to be read safely: {error}") from error
     except (SyntaxError, ValueError, EOFError, RuntimeError, struct.error) as error:
         # What Pillow's readers of single formats let through.
-        raise ImageError(f"{str(path)!r} is damaged: {error}") from error
+        raise ImageError(f"{name!r} is damaged: {error}") from error
     except OSError as error:
         if error.errno is not None:
-            raise ImageError(f"cannot read the image {str(path)!r}: {error.strerror}") from error
-        raise ImageError(f"{str(path)!r} is damaged: {error}") from error
+            raise ImageError(f"cannot read the image {name!r}: {error.strerror}") from error
+        raise ImageError(f"{name!r} is damaged: {error}") from error
 
 
 def plain(image: Image.Image, mode: str) -> Image.Image:

@@ -224,7 +224,7 @@ def test_a_detectors_file_gives_no_predictions_of_a_random_classifier(run: Run, 
     path = featuretap.registry.save(pyramid, tmp_path / "pyramid.safetensors")
     refused(
         run("predict", cat, "--weights", path),
-        f"'{path}' holds no classifier of 'mobilenet_v2_050', and predictions need one",
+        f"'{path}' holds no classifier, detector or segmenter of 'mobilenet_v2_050', and predictions need one",
     )
     ran = run("predict", cat, "--weights", path, "--model", "mobilenet_v2_050")
     assert (ran.status, ran.out) == (2, "")

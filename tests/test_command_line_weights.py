@@ -165,7 +165,7 @@ def test_bad_input_is_one_line(run: Run, tmp_path: Path, classifier: Path, cat: 
     run("save", "mobilenet_v2_050", bare, "--weights", "none", "--features-only")
     refused(
         run("predict", cat, "--weights", bare),
-        f"'{bare}' holds no classifier of 'mobilenet_v2_050', and predictions need one",
+        f"'{bare}' holds no classifier, detector or segmenter of 'mobilenet_v2_050', and predictions need one",
     )
 
 

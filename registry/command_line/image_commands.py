@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from featuretap.registry.command_line.parameters import Size
 from featuretap.registry.command_line.printing import print_table, print_text
+
+if TYPE_CHECKING:
+    from featuretap.inference.answering import Answer
 
 __all__ = ["predict_command", "taps_command"]
 
@@ -57,20 +62,79 @@ def taps_command(
 
 
 @click.command("predict")
-@IMAGE
+@click.argument("sources", nargs=-1, required=True, metavar="SOURCE...")
 @MODEL
 @click.option("--weights", help="A tag or a file.  [default: the catalogue's default]")
-@click.option("--top", type=click.IntRange(min=1), default=5, show_default=True, help="How many classes.")
-def predict_command(image: Path, model: str | None, weights: str | None, top: int) -> None:
-    """Name the most probable classes of IMAGE.
+@click.option("--top", type=click.IntRange(min=1), help="How many classes a classifier names.  [default: 5]")
+@click.option("--threshold", type=click.FloatRange(0, 1), help="Least score of a detector's boxes.  [default: 0.5]")
+@click.option("--batch-size", type=click.IntRange(min=1), default=16, show_default=True, help="Images at a time.")
+@click.option(
+    "--out", type=click.Path(path_type=Path, file_okay=False), help="Draw a picture of each into this folder."
+)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@click.pass_context
+def predict_command(
+    context: click.Context,
+    sources: tuple[str, ...],
+    model: str | None,
+    weights: str | None,
+    top: int | None,
+    threshold: float | None,
+    batch_size: int,
+    out: Path | None,
+    as_json: bool,
+) -> None:
+    """Say what is in SOURCE: image files, folders of them, or their addresses.
 
-    Example: featuretap predict cat.jpg --model mobilenet_v3_large
+    A classifier names the most probable classes, a detector boxes what it finds, a segmenter names the class of every
+    pixel. Images that cannot be read are listed at the end; the others are done, and the exit status is 1.
+
+    Example: featuretap predict cat.jpg holidays https://example.org/dog.jpg --model mobilenet_v3_large
     """
-    from featuretap.registry.images import read_image
+    from featuretap.inference.sources import find_sources, picture_paths, read_ahead, read_source
 
-    picture = read_image(image)
+    found = find_sources(sources)
+    pictures = picture_paths(found, out) if out else {}
+    # What is wrong with a single image is an error like any other, and known before torch is imported.
+    images = iter([(found[0], read_source(found[0]))]) if len(found) == 1 else read_ahead(found)
 
-    from featuretap.registry.command_line.inference import best_classes
+    from featuretap.inference.answering import Answer, answers
+    from featuretap.registry.command_line.inference import predictor
+    from featuretap.training.progress import bar
 
-    rows = [(name, f"{probability:.3f}") for name, probability in best_classes(picture, model, weights, top)]
-    print_table([("class", "left"), ("probability", "right")], rows)
+    asked, task = predictor(model, weights)
+    for option, value, needed in (("--top", top, "classification"), ("--threshold", threshold, "detection")):
+        if value is not None and task != needed:
+            raise click.UsageError(f"{option} is for {needed}, and the model is one for {task}")
+    settings: dict[str, Any] = {
+        "batch_size": batch_size,
+        "top": top or 5,
+        "threshold": 0.5 if threshold is None else threshold,
+    }
+    answered = []
+    with bar("predicting", len(found), shown=len(found) > 1) as advance:
+        for answer in answers(asked, images, pictures, **settings):
+            answered.append(answer)
+            advance(1)
+    good = [answer for answer in answered if isinstance(answer, Answer)]
+    bad = [answer for answer in answered if not isinstance(answer, Answer)]
+    if as_json:
+        click.echo(json.dumps([answer.as_json() for answer in good], indent=2))
+    for answer in () if as_json else good:
+        _print_answer(answer, titled=len(found) > 1)
+    for error in bad:
+        click.echo(str(error), err=True)
+    if bad:
+        click.echo(f"featuretap: {len(bad)} of {len(found)} images cannot be read and are left out", err=True)
+        context.exit(1)
+
+
+def _print_answer(answer: Answer, *, titled: bool) -> None:
+    if titled:
+        print_text(answer.name)
+    if answer.table.rows:
+        print_table(answer.table.columns, answer.table.rows)
+    else:
+        print_text("  nothing found")
+    if answer.picture:
+        print_text(f"picture: {answer.picture}")

@@ -1,4 +1,4 @@
-"""Running a model on one picture, for the command line."""
+"""Models for the command line: the maps of one picture, and what predicts."""
 
 from __future__ import annotations
 
@@ -12,12 +12,13 @@ from PIL import Image
 from torch import nn
 
 from featuretap import registry
+from featuretap.inference.predicting import check_channels, task_of
 from featuretap.registry.description import Description
 from featuretap.registry.errors import OptionError
 from featuretap.registry.image_transforms import normalised
 from featuretap.registry.images import plain
 
-__all__ = ["best_classes", "feature_maps"]
+__all__ = ["feature_maps", "predictor"]
 
 SHORTER_SIDE = 224
 LONGEST = 4
@@ -38,7 +39,8 @@ def feature_maps(
     one at most four times that, so that a strip of one pixel's height does not become gigantic.
     """
     backbone, description = _model(model, weights, features_only=True, taps=taps)
-    picture = _with_channels(picture, description)
+    check_channels(description)
+    picture = plain(picture, "L" if len(description.preprocessing.mean) == 1 else "RGB")
     if size is None:
         scale = SHORTER_SIDE / min(picture.size)
         size = tuple(min(round(side * scale), LONGEST * SHORTER_SIDE) for side in (picture.height, picture.width))  # type: ignore[assignment]
@@ -51,27 +53,27 @@ def feature_maps(
     return resized, {name: values[0].numpy() for name, values in maps.items()}, strides, origin
 
 
-def best_classes(picture: Image.Image, model: str | None, weights: str | None, top: int) -> list[tuple[str, float]]:
-    """Return the `top` most probable classes with their probabilities, the best first.
+def predictor(model: str | None, weights: str | None) -> tuple[nn.Module, str]:
+    """Return a model that names classes, in evaluation mode and on the GPU if there is one, and its task.
 
     Raises:
-        OptionError: `weights` is "none", or a file of a model without a classifier.
+        OptionError: `weights` is "none", or of a model that names no classes, or a part of them would be random.
     """
     if weights == "none":
         raise OptionError("predictions of fresh weights mean nothing; name weights, or leave --weights out")
-    classifier, description = _model(model, weights or "default")
-    if description.head != "classification":
-        raise OptionError(f"{weights!r} holds no classifier of {description.name!r}, and predictions need one")
+    built, description = _model(model, weights or "default")
+    task = task_of(description)
+    if not task:
+        raise OptionError(
+            f"{weights!r} holds no classifier, detector or segmenter of {description.name!r}, and predictions need one"
+        )
     if description.fresh:
         raise OptionError(
             f"{weights!r} has no classifier for {description.name!r}, and predictions of fresh weights mean nothing"
         )
-    with torch.inference_mode():
-        picture = _with_channels(picture, description)
-        probabilities = classifier(registry.transforms(classifier)(picture)[None])[0].softmax(0)
-    names = _class_names(description.classes, len(probabilities))
-    best = probabilities.topk(min(top, len(names)))
-    return [(names[index], value) for value, index in zip(best.values.tolist(), best.indices.tolist(), strict=True)]
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    # Files keep their type of numbers, and half of them is nothing for a CPU.
+    return built.to(device, torch.float32).to(memory_format=torch.channels_last), task
 
 
 def _model(model: str | None, weights: str | None, **asked: Any) -> tuple[nn.Module, Description]:
@@ -91,21 +93,3 @@ def _model(model: str | None, weights: str | None, **asked: Any) -> tuple[nn.Mod
         built = registry.build(name, pretrained=pretrained, **asked)
     assert isinstance(built.description, Description)
     return built.eval(), built.description
-
-
-def _with_channels(picture: Image.Image, description: Description) -> Image.Image:
-    channels = len(description.preprocessing.mean)
-    if channels not in (1, 3):
-        raise OptionError(
-            f"{description.name!r} reads images of {channels} channels, and a picture has 1 or 3; choose another model"
-        )
-    return plain(picture, "L" if channels == 1 else "RGB")
-
-
-def _class_names(classes: str, count: int) -> list[str]:
-    if classes == "imagenet1k":
-        # torchvision ships the names with every set of its ImageNet weights; any of them will do.
-        from torchvision.models import MobileNet_V2_Weights
-
-        return list(MobileNet_V2_Weights.IMAGENET1K_V1.meta["categories"])
-    return [f"class {index}" for index in range(count)]

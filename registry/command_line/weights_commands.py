@@ -12,6 +12,7 @@ from typing import Any
 import click
 
 from featuretap import registry
+from featuretap.inference.class_names import in_one_line
 from featuretap.registry.command_line.parameters import OptionPair
 from featuretap.registry.command_line.printing import print_table, print_text
 from featuretap.registry.weights.files import sha256_of, weights_file
@@ -28,6 +29,9 @@ LAYOUT = click.option(
     help="Whose names the tensors get.",
 )
 PATH = click.Path(path_type=Path)
+
+NAMED = 5
+"""Classes that are named where there are more."""
 
 
 @click.command("save")
@@ -153,8 +157,13 @@ def _print_facts(facts: dict[str, Any]) -> None:
 
 
 def _head_in_words(facts: Mapping[str, Any]) -> str:
-    classes = "" if facts["num_classes"] is None else f", {facts['num_classes']} classes {facts['classes']}"
-    return f"{facts['head']}{classes}".strip()
+    count, classes = facts["num_classes"], facts["classes"]
+    if count is None:
+        return str(facts["head"])
+    if isinstance(classes, str):
+        return f"{facts['head']}, {count} classes {classes}".strip()
+    more = f" and {count - NAMED} more" if count > NAMED else ""
+    return f"{facts['head']}, {count} classes: {', '.join(map(in_one_line, classes[:NAMED]))}{more}"
 
 
 def _pairs(table: Mapping[str, Any] | None) -> str:

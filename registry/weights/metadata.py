@@ -46,9 +46,10 @@ def metadata_of(record: Record) -> dict[str, str]:
     """Return the metadata of a file, without anything that equal models could differ in, such as a time or a path.
 
     Raises:
-        WeightsError: an option's value cannot be written.
+        WeightsError: an option's value cannot be written, or there are other numbers of classes and of their names.
     """
     said = record.description
+    _check_classes(said)
     values = {
         "name": said.name,
         "options": dict(said.options),
@@ -109,7 +110,30 @@ def read_record(path: Path, metadata: Mapping[str, str]) -> Record | None:
         raise WeightsError(
             f"{str(path)!r} is no sound file of weights: it names a head without classes, or the reverse"
         )
+    classes = values["classes"]
+    if isinstance(classes, list) and len(classes) != values["num_classes"]:
+        raise WeightsError(
+            f"{str(path)!r} is no sound file of weights: it has {values['num_classes'] or 'no'} classes, and names for "
+            f"{len(classes)}"
+        )
     return _record(path, values)
+
+
+def _check_classes(said: Description) -> None:
+    classes = said.classes
+    if isinstance(classes, str):
+        if classes.startswith("["):
+            raise WeightsError(
+                f"cannot save a model with the label set {classes!r}: only a list of names begins with '['; give the "
+                "names as a tuple, or another name"
+            )
+        return
+    if not all(isinstance(name, str) for name in classes):
+        raise WeightsError(f"cannot save a model with classes {classes!r}: names are text")
+    if len(classes) != said.num_classes:
+        raise WeightsError(
+            f"cannot save a model of {said.num_classes or 'no'} classes with names for {len(classes)}; name each class"
+        )
 
 
 def _record(path: Path, values: dict[str, Any]) -> Record:
@@ -126,7 +150,7 @@ def _record(path: Path, values: dict[str, Any]) -> Record:
         values["num_classes"],
         preprocessing,
         values["weights"],
-        values["classes"],
+        values["classes"] if isinstance(values["classes"], str) else tuple(values["classes"]),
     )
     return Record(description, values["layout"], values["norm_eps"], values["network"], values["by_name"])
 
@@ -152,6 +176,10 @@ def _with_lists(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _with_lists(inner) for key, inner in value.items()}
     return [_with_lists(inner) for inner in value] if isinstance(value, list | tuple) else value
+
+
+def _classes(text: str) -> Any:
+    return _decoded(text) if text.startswith("[") else text
 
 
 def _refuse(constant: str) -> Any:
@@ -194,7 +222,11 @@ FIELDS: dict[str, Field] = {
     "by_name": ("true or false", _decoded, lambda value: isinstance(value, bool)),
     "head": ("the name of a head", str, bool),
     "num_classes": ("a number of classes", _decoded, _is_count),
-    "classes": ("the name of a label set", str, lambda value: True),
+    "classes": (
+        "the name of a label set, or a list of names",
+        _classes,
+        lambda value: isinstance(value, str) or all(isinstance(name, str) for name in value),
+    ),
     "weights": ("the name of published weights", str, bool),
 }
 OPTIONAL = frozenset({"head", "num_classes", "weights"})

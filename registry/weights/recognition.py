@@ -136,7 +136,10 @@ def identified(shapes: Shapes, digest: str, registry: Registry, config: TimmConf
         said = record.description
         stride = {"output_stride": config.output_stride} if config.output_stride != 32 else {}
         prepared = config.preprocessing or said.preprocessing
-        record = replace(record, description=replace(said, options={**said.options, **stride}, preprocessing=prepared))
+        # A list of another length names other classes than these.
+        named = config.classes if len(config.classes) == said.num_classes else ()
+        said = replace(said, options={**said.options, **stride}, preprocessing=prepared, classes=named or "")
+        record = replace(record, description=said)
     if record is None or entry is None:
         return record
     channels = record.description.options.get("in_channels", 3)

@@ -33,7 +33,7 @@ class Origin:
 
     weights: str | Path
     preprocessing: Preprocessing | None
-    classes: str
+    classes: str | tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -148,7 +148,7 @@ class Source:
             return Origin(name or said.weights or checkpoint.path, said.preprocessing, said.classes)
         if entry:
             return Origin(entry.name, entry.preprocessing, entry.classes)
-        return Origin(checkpoint.path, checkpoint.config.preprocessing, "")
+        return Origin(checkpoint.path, checkpoint.config.preprocessing, checkpoint.config.classes or "")
 
 
 def _norm_eps(entry: WeightsEntry) -> dict[str, float]:

@@ -70,6 +70,8 @@ def timm_config(description: Description, backbone: BackboneSpec, layout: Layout
             "classifier": "classifier",
         },
     }
+    if not isinstance(description.classes, str):
+        config["label_names"] = list(description.classes)
     return json.dumps(config, indent=2) + "\n"
 
 
@@ -98,12 +100,14 @@ class TimmConfig:
         output_stride: that the network is built with.
         norm_eps: epsilon that its batch norms are built with, None for timm's own.
         preprocessing: of its images, None where the file states none that is known here.
+        classes: the name of each class, empty where the file does not list them.
     """
 
     architecture: str = ""
     output_stride: int = 32
     norm_eps: float | None = None
     preprocessing: Preprocessing | None = None
+    classes: tuple[str, ...] = ()
 
 
 def config_of(file: Path) -> TimmConfig:
@@ -125,12 +129,23 @@ def config_of(file: Path) -> TimmConfig:
                 f"{str(path)!r} builds {architecture!r} with {name}={value!r}, which is not known here; load the model "
                 "with timm"
             )
+    pretrained = config.get("pretrained_cfg", config)
     return TimmConfig(
         architecture,
         arguments.get("output_stride", 32),
         arguments.get("bn_eps"),
-        preprocessing_of(path, config.get("pretrained_cfg", config)),
+        preprocessing_of(path, pretrained),
+        _label_names(config, pretrained),
     )
+
+
+def _label_names(*places: Any) -> tuple[str, ...]:
+    """Return the names of the classes from the first place that lists them; timm writes them into either."""
+    for place in places:
+        names = place.get("label_names") if isinstance(place, dict) else None
+        if isinstance(names, list) and all(isinstance(name, str) for name in names):
+            return tuple(names)
+    return ()
 
 
 def preprocessing_of(origin: object, stated: Any) -> Preprocessing | None:

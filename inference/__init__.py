@@ -1,0 +1,1 @@
+"""Predictions for many images: classes, boxes and masks, as data and drawn."""

@@ -1,0 +1,152 @@
+"""Boxes, masks and classes on photographs: the pixels have the colours they should, whatever the image's size."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from featuretap.inference.drawing import colour_of, draw_boxes, draw_classes, draw_words
+
+GREY = (90, 90, 90)
+CLASSES = ("background", "cat", "dog")
+
+
+def plain(width: int, height: int) -> Image.Image:
+    return Image.new("RGB", (width, height), GREY)
+
+
+def mixed(colour: tuple[int, int, int]) -> np.ndarray:
+    """What half of a colour on grey looks like."""
+    return (np.array(GREY) + np.array(colour)) / 2
+
+
+def test_the_colours_of_the_first_classes_can_be_told_apart() -> None:
+    colours = np.array([colour_of(label) for label in range(21)])
+    apart = np.abs(colours[:, None] - colours[None]).sum(-1) + 1000 * np.eye(21)
+    assert apart.min() > 60
+    assert colour_of(5) == colour_of(5)
+    assert all(0 <= value <= 255 for label in (*range(1000), 10**9) for value in colour_of(label))
+
+
+def test_the_edges_of_a_box_have_the_colour_of_its_class() -> None:
+    drawn = np.asarray(draw_boxes(plain(400, 300), [[100, 120, 300, 250]], [2], [0.9], CLASSES))
+    assert drawn.shape == (300, 400, 3)
+    for x, y in ((100, 200), (300, 200), (200, 120), (200, 250)):
+        assert tuple(drawn[y, x]) == colour_of(2)
+    for x, y in ((200, 200), (50, 200), (200, 280), (350, 50)):
+        assert tuple(drawn[y, x]) == GREY
+    # The name stands above the box, on its colour.
+    label = drawn[100:118, 101:150].reshape(-1, 3)
+    assert (label == colour_of(2)).all(1).mean() > 0.3
+    assert (label != colour_of(2)).any()
+
+
+def test_a_name_at_the_edge_of_the_picture_stays_inside() -> None:
+    drawn = np.asarray(draw_boxes(plain(400, 300), [[330, 0, 399, 299]], [1], [0.5], ("", "a rather long name")))
+    ((rows, columns),) = [np.nonzero((drawn == colour_of(1)).all(2))]
+    # It begins left of the box, where it has room.
+    assert columns.min() < 320
+    assert rows.min() == 0
+
+
+def test_the_surest_box_is_on_top() -> None:
+    boxes = [[100, 100, 200, 200]] * 2
+    for scores, top in (([0.9, 0.4], 1), ([0.4, 0.9], 2)):
+        drawn = draw_boxes(plain(400, 300), boxes, [1, 2], scores, CLASSES)
+        assert drawn.getpixel((150, 200)) == colour_of(top)
+
+
+def test_masks_lie_under_their_boxes_and_over_one_another() -> None:
+    masks = np.zeros((2, 300, 400), np.float32)
+    masks[0, 100:200, 100:200] = 0.6
+    masks[1, 150:250, 150:250] = 1
+    masks[1, :50] = 0.4
+    boxes = [[100, 100, 200, 200], [150, 150, 250, 250]]
+    drawn = np.asarray(draw_boxes(plain(400, 300), boxes, [1, 2], [0.9, 0.8], CLASSES, masks)).astype(int)
+    assert np.abs(drawn[120, 120] - mixed(colour_of(1))).max() <= 1
+    assert np.abs(drawn[220, 220] - mixed(colour_of(2))).max() <= 1
+    assert drawn[175, 175].any()
+    assert tuple(drawn[30, 300]) == GREY
+
+
+def test_nothing_is_drawn_where_nothing_is() -> None:
+    image = plain(400, 300)
+    empty = np.zeros((0, 4), np.float32), np.zeros(0, np.int64)
+    for scores, masks in ((None, None), (np.zeros(0), np.zeros((0, 300, 400)))):
+        drawn = draw_boxes(image, *empty, scores, CLASSES, masks)
+        assert np.array_equal(np.asarray(drawn), np.asarray(image))
+        assert drawn is not image
+
+
+def test_the_image_itself_is_left_alone() -> None:
+    image = plain(400, 300)
+    draw_boxes(image, [[10, 10, 90, 90]], [1], None, CLASSES)
+    draw_classes(image, np.ones((300, 400), np.int64), CLASSES)
+    draw_words(image, ["cat"])
+    assert image.getcolors() == [(400 * 300, GREY)]
+
+
+def test_pixels_have_the_colours_of_their_classes_and_the_legend_too() -> None:
+    mask = np.zeros((300, 400), np.uint8)
+    mask[:100], mask[200:, :50], mask[200:, 350:] = 1, 2, 255
+    drawn = np.asarray(draw_classes(plain(400, 300), mask, CLASSES)).astype(int)
+    assert np.abs(drawn[50, 200] - mixed(colour_of(1))).max() <= 1
+    assert np.abs(drawn[250, 20] - mixed(colour_of(2))).max() <= 1
+    for row, column in ((150, 200), (250, 380)):
+        assert tuple(drawn[row, column]) == GREY
+    legend = drawn[300:].reshape(-1, 3)
+    for label, shown in ((0, False), (1, True), (2, True)):
+        assert (legend == colour_of(label)).all(1).any() == shown
+
+
+def test_a_class_called_otherwise_than_background_is_coloured_whatever_its_number() -> None:
+    mask = np.zeros((300, 400), np.int64)
+    drawn = np.asarray(draw_classes(plain(400, 300), mask, ("road", "car"))).astype(int)
+    assert np.abs(drawn[150, 200] - mixed(colour_of(0))).max() <= 1
+    untouched = draw_classes(plain(400, 300), mask, ("__background__", "car"))
+    assert untouched.getpixel((200, 150)) == GREY
+
+
+def test_a_legend_names_the_largest_of_many_classes() -> None:
+    mask = np.repeat(np.arange(30), 10)[:, None].repeat(400, 1)
+    mask[mask == 0] = 29
+    classes = [f"class {label}" for label in range(30)]
+    drawn = np.asarray(draw_classes(plain(400, 300), mask, classes))
+    legend = drawn[300:].reshape(-1, 3)
+    shown = [label for label in range(30) if (legend == colour_of(label)).all(1).sum() > 50]
+    assert shown == [*range(1, 20), 29]
+
+
+@pytest.mark.parametrize(("width", "height"), [(1, 1), (32, 24), (3000, 10), (10, 3000), (319, 320)])
+def test_images_of_any_size_are_drawn_so_that_words_can_be_read(width: int, height: int) -> None:
+    image = plain(width, height)
+    drawn = draw_boxes(image, [[0, 0, width, height]], [1], [1.0], CLASSES, np.ones((1, height, width), np.uint8))
+    assert max(drawn.size) >= 320
+    factor, rest = divmod(drawn.width, width)
+    assert (rest, drawn.height) == (0, factor * height)
+    page = draw_classes(image, np.ones((height, width), np.int64), CLASSES)
+    assert page.width >= 320
+    assert page.height > factor * height
+    assert draw_words(image, ["0.9 cat"]).height > factor * height
+
+
+def test_boxes_on_small_images_grow_with_them() -> None:
+    drawn = draw_boxes(plain(32, 24), [[8, 6, 24, 18]], [1], None, CLASSES)
+    assert drawn.size == (320, 240)
+    assert drawn.getpixel((80, 150)) == drawn.getpixel((240, 150)) == colour_of(1)
+
+
+@pytest.mark.parametrize("name", ["", "a\nb\tc", "\x1b[31m", "žirafa", "長頸鹿 🦒", "\ud800", "n" * 10_000])
+def test_any_name_can_be_drawn(name: str) -> None:
+    image = plain(400, 300)
+    classes = ("background", name)
+    draw_boxes(image, [[10, 10, 90, 90]], [1], [0.5], classes)
+    draw_classes(image, np.ones((300, 400), np.int64), classes)
+    draw_words(image, [name])
+
+
+def test_numbers_beyond_the_names_are_drawn_as_numbers() -> None:
+    image = plain(400, 300)
+    assert np.array_equal(
+        np.asarray(draw_boxes(image, [[50, 50, 90, 90]], [7], None, CLASSES)),
+        np.asarray(draw_boxes(image, [[50, 50, 90, 90]], [7], None, [*"0123456", "class 7"])),
+    )
