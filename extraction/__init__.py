@@ -1,0 +1,1 @@
+"""Feature maps of many images, written to sharded files."""
