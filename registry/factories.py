@@ -50,7 +50,7 @@ def backbone_module(spec: BackboneSpec, *, pretrained: str | None = None) -> nn.
 
 
 def freeze(backbone: nn.Module, spec: BackboneSpec, freezing: Freezing) -> None:
-    """Stop the training of all that a level rests on, and of all norms if so asked, for good.
+    """Stop the training of all that a level rests on, and of all norms if so asked, until it is called again.
 
     Afterwards the module is of a subclass of its own class, whose `train` leaves alone what is frozen.
 
@@ -64,7 +64,8 @@ def freeze(backbone: nn.Module, spec: BackboneSpec, freezing: Freezing) -> None:
             parameter.requires_grad_(False)
     for path in frozen:
         backbone.get_submodule(path).requires_grad_(False)
-    object.__setattr__(backbone, "__class__", _partly_frozen(type(backbone)))
+    if not isinstance(backbone, _PartlyFrozen):
+        object.__setattr__(backbone, "__class__", _partly_frozen(type(backbone)))
     backbone.frozen_modules = frozen  # type: ignore[assignment]
     backbone.train(backbone.training)
 

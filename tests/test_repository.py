@@ -18,7 +18,7 @@ from conftest import ROOT
 import featuretap
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
-FOLDERS = ["backbones", "heads", "plugins", "registry"]
+FOLDERS = ["backbones", "datasets", "extraction", "heads", "inference", "plugins", "registry", "training"]
 PACKED = set(PROJECT["tool"]["setuptools"]["packages"])
 MODULES = [
     ".".join(("featuretap", *path.relative_to(ROOT).with_suffix("").parts)).removesuffix(".__init__")

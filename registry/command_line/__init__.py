@@ -12,9 +12,11 @@ from io import TextIOWrapper
 import click
 
 from featuretap.registry.command_line.catalogue_commands import list_command, show_command
+from featuretap.registry.command_line.extract_command import extract_command
 from featuretap.registry.command_line.image_commands import predict_command, taps_command
 from featuretap.registry.command_line.new_plugin import new_plugin_command
 from featuretap.registry.command_line.plugin_commands import plugins_command
+from featuretap.registry.command_line.training_commands import evaluate_command, train_command
 from featuretap.registry.command_line.weights_commands import convert_command, inspect_command, save_command
 from featuretap.registry.errors import FeaturetapError
 
@@ -35,6 +37,9 @@ for subcommand in (
     show_command,
     taps_command,
     predict_command,
+    extract_command,
+    train_command,
+    evaluate_command,
     save_command,
     convert_command,
     inspect_command,
@@ -45,7 +50,8 @@ for subcommand in (
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the command line and exit: 0 if all went well, 2 on bad input, 130 if interrupted."""
+    """Run the command line and exit: 0 if all went well, 1 if some of several images could not be read, 2 on bad
+    input, 130 if interrupted."""
     for stream in (sys.stdout, sys.stderr):
         # A terminal that knows no × gets a question mark, not a traceback.
         if isinstance(stream, TextIOWrapper):

@@ -1,0 +1,132 @@
+"""Settings of training: what a file and the command line make of them, and what is refused."""
+
+import tomllib
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from featuretap.registry.errors import FeaturetapError, OptionError, TrainingError, UnknownOptionError
+from featuretap.training.configuration import (
+    SETTINGS,
+    Configuration,
+    configured,
+    read_configuration,
+    resolved,
+    written,
+)
+
+BASE = {"data": "digits", "backbone": "mobilenet_v2"}
+
+
+def test_every_setting_is_described_and_its_default_accepted() -> None:
+    names = [each.name for each in fields(Configuration)]
+    assert set(names) == set(SETTINGS)
+    made = configured(BASE)
+    for name, setting in SETTINGS.items():
+        assert setting.option.accepts(setting.option.default), name
+        if name not in BASE:
+            assert getattr(made, name) == setting.option.default, name
+
+
+def test_what_was_decided_is_read_back_from_the_file_that_it_is_written_to(tmp_path: Path) -> None:
+    configuration = resolved(
+        configured({**BASE, "options": {"width": 0.5}, "taps": ["C4", "C5"], "optimizer": "sgd"}),
+        "classification",
+        mirrors=False,
+    )
+    path = tmp_path / "configuration.toml"
+    path.write_text(written(configuration))
+    assert configured(read_configuration(path)) == configuration
+
+
+@pytest.mark.parametrize(
+    ("task", "mirrors", "given", "decided"),
+    [
+        ("classification", True, {}, {"lr": 1e-3, "weight_decay": 0.05, "label_smoothing": 0.1, "flip": 0.5}),
+        ("classification", False, {}, {"flip": 0.0}),
+        ("classification", False, {"flip": 0.25}, {"flip": 0.25}),
+        ("segmentation", True, {"optimizer": "sgd"}, {"lr": 0.05, "weight_decay": 1e-4, "label_smoothing": 0.0}),
+        ("detection", True, {"lr": 0.01}, {"lr": 0.01, "label_smoothing": 0.0}),
+    ],
+)
+def test_what_is_left_open_follows_from_task_data_and_optimiser(
+    task: str, mirrors: bool, given: dict[str, Any], decided: dict[str, Any]
+) -> None:
+    made = resolved(configured({**BASE, **given}), task, mirrors=mirrors)
+    assert {name: getattr(made, name) for name in decided} == decided
+    assert tomllib.loads(written(made))["flip"] == made.flip
+
+
+@pytest.mark.parametrize(
+    ("given", "error", "message"),
+    [
+        ({"epoch": 3}, UnknownOptionError, "training has no setting 'epoch'; did you mean 'epochs'?"),
+        (
+            {"qqq": 3},
+            UnknownOptionError,
+            "training has no setting 'qqq'; featuretap train --help names them all",
+        ),
+        ({"epochs": 0}, OptionError, "training cannot take epochs=0; it is a positive whole number up to 65536"),
+        (
+            {"epochs": "ten"},
+            OptionError,
+            "training cannot take epochs='ten'; it is a positive whole number up to 65536",
+        ),
+        ({"epochs": True}, OptionError, "training cannot take epochs=True; it is a positive whole number up to 65536"),
+        ({"lr": -1}, OptionError, "training cannot take lr=-1; it is a number from 1e-09 to 100.0"),
+        ({"optimizer": "adam"}, OptionError, "training cannot take optimizer='adam'; it is 'adamw' or 'sgd'"),
+        ({"freeze": "C6"}, OptionError, "training cannot take freeze='C6'; it is 'C1', 'C2', 'C3', 'C4' or 'C5'"),
+        ({"val_fraction": 1}, OptionError, "training cannot take val_fraction=1; it is a number from 0.01 to 0.99"),
+        ({"pretrained": "yes"}, OptionError, "training cannot take pretrained='yes'; it is true or false"),
+        ({"taps": []}, OptionError, "training cannot take taps=[]; it is tap addresses"),
+        ({"seed": -1}, OptionError, "training cannot take seed=-1; it is a whole number from 0 up"),
+        (
+            {"data": None},
+            TrainingError,
+            "no data to learn from; give a folder, a data set of torchvision's by its name, or 'digits'",
+        ),
+        (
+            {"backbone": None},
+            OptionError,
+            "no backbone to train; name one, such as backbone='mobilenet_v3_large', or give a file of weights",
+        ),
+        (
+            {"pretrained": True, "weights": "imagenet1k_v1"},
+            OptionError,
+            "pretrained asks for the catalogue's weights, and weights='imagenet1k_v1' for others; leave one out",
+        ),
+        (
+            {"unfreeze_every": 2},
+            OptionError,
+            "unfreeze_every lets frozen levels learn, and none is; name one, such as freeze='C4'",
+        ),
+        (
+            {"warmup_epochs": 5, "epochs": 5},
+            OptionError,
+            "warmup_epochs=5 leaves nothing of epochs=5 to learn in; lower it",
+        ),
+    ],
+)
+def test_settings_that_cannot_be_are_refused(given: dict[str, Any], error: type[FeaturetapError], message: str) -> None:
+    with pytest.raises(error) as caught:
+        configured({**BASE, **given})
+    assert str(caught.value) == message
+
+
+def test_a_message_about_a_file_names_it() -> None:
+    with pytest.raises(OptionError) as caught:
+        configured({**BASE, "epochs": 0}, "my.toml")
+    assert str(caught.value) == "my.toml: training cannot take epochs=0; it is a positive whole number up to 65536"
+
+
+def test_files_that_are_no_configuration_are_refused(tmp_path: Path) -> None:
+    absent, broken = tmp_path / "absent.toml", tmp_path / "broken.toml"
+    broken.write_text("epochs = ")
+    with pytest.raises(TrainingError) as caught:
+        read_configuration(absent)
+    assert str(caught.value) == f"cannot read the configuration '{absent}': No such file or directory"
+    with pytest.raises(TrainingError) as caught:
+        read_configuration(broken)
+    assert str(caught.value).startswith(f"the configuration '{broken}' is no TOML: Invalid value")

@@ -1,0 +1,96 @@
+"""Parameter groups, and learning rates from the first update to the last."""
+
+from typing import Any
+
+import pytest
+import torch
+
+from featuretap.registry import Registry
+from featuretap.training.configuration import Configuration
+from featuretap.training.optimisation import Schedule, learning_rate, make_optimizer, make_schedule
+
+UPDATES = 10
+
+
+def configuration(**settings: Any) -> Configuration:
+    return Configuration(**{"data": "digits", "lr": 0.1, "weight_decay": 0.05, **settings})
+
+
+def rates(schedule: Schedule, optimizer: torch.optim.Optimizer, scores: list[float]) -> list[float]:
+    """Return the learning rate of every update, with a score after each epoch."""
+    seen = []
+    for score in scores:
+        for _ in range(UPDATES):
+            seen.append(learning_rate(optimizer))
+            optimizer.step()
+            schedule.after_update()
+        schedule.after_epoch(score)
+    return seen
+
+
+def scheduled(**settings: Any) -> tuple[Schedule, torch.optim.Optimizer]:
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], 0.1)
+    return make_schedule(optimizer, configuration(**settings), UPDATES), optimizer
+
+
+def test_norms_and_biases_do_not_decay_and_every_parameter_is_in_one_group(registry: Registry) -> None:
+    model = registry.build("mobilenet_v3_small", num_classes=3)
+    groups = make_optimizer(model, configuration()).param_groups
+    decays = {id(p): group["weight_decay"] for group in groups for p in group["params"]}
+    assert len(decays) == sum(len(group["params"]) for group in groups) == len(list(model.parameters()))
+    for name, parameter in model.named_parameters():
+        assert decays[id(parameter)] == (0.05 if parameter.ndim > 1 else 0.0), name
+
+
+@pytest.mark.parametrize("name", ["mobilenet_v2", "timm/mobilenetv3_small_050"])
+def test_a_level_learns_slower_than_the_one_behind_it(name: str) -> None:
+    model = Registry().build(name, head="classification", num_classes=3)
+    groups = make_optimizer(model, configuration(layer_decay=0.5)).param_groups
+    found = {id(p): group["lr"] for group in groups for p in group["params"]}
+    stages = {f"backbone.stages.C{level}.": 0.1 * 0.5 ** (6 - level) for level in range(1, 6)}
+    expected = {"head.": 0.1, **(stages if name == "mobilenet_v2" else {"backbone.": 0.05})}
+    for parameter_name, parameter in model.named_parameters():
+        (rate,) = [rate for beginning, rate in expected.items() if parameter_name.startswith(beginning)]
+        assert found[id(parameter)] == pytest.approx(rate), parameter_name
+
+
+def test_cosine_rises_to_the_highest_rate_and_falls_to_nothing() -> None:
+    schedule, optimizer = scheduled(epochs=5, warmup_epochs=1.0)
+    seen = rates(schedule, optimizer, [0.0] * 5)
+    assert seen[0] == pytest.approx(0.1 * 1e-3)
+    assert seen[5] == pytest.approx(0.1 * (1e-3 + 0.999 / 2))
+    assert seen[10] == pytest.approx(0.1)
+    assert seen[30] == pytest.approx(0.05)
+    assert seen[:11] == sorted(seen[:11])
+    assert seen[10:] == sorted(seen[10:], reverse=True)
+    assert learning_rate(optimizer) == pytest.approx(0)
+
+
+def test_without_warmup_the_first_update_has_the_whole_rate() -> None:
+    for kind in ("cosine", "plateau"):
+        schedule, optimizer = scheduled(epochs=2, warmup_epochs=0.0, schedule=kind)
+        assert rates(schedule, optimizer, [0.0])[0] == pytest.approx(0.1), kind
+
+
+def test_a_plateau_brings_a_tenth_once_the_rise_is_over() -> None:
+    schedule, optimizer = scheduled(epochs=9, warmup_epochs=2.0, schedule="plateau", patience=1)
+    seen = rates(schedule, optimizer, [0.5, 0.4, 0.6, 0.6, 0.6, 0.7, 0.7, 0.7, 0.7])
+    by_epoch = seen[::UPDATES]
+    assert by_epoch[0] == pytest.approx(1e-4)
+    assert by_epoch[1] == pytest.approx(0.1 * (1e-3 + 0.999 / 2))
+    assert by_epoch[2:] == pytest.approx([0.1, 0.1, 0.1, 0.01, 0.01, 0.01, 0.001])
+
+
+@pytest.mark.parametrize("kind", ["cosine", "plateau"])
+def test_a_schedule_goes_on_where_another_left_off(kind: str) -> None:
+    scores = [0.5, 0.5, 0.5, 0.5, 0.6, 0.6]
+    settings: dict[str, Any] = {"epochs": 6, "schedule": kind, "patience": 0}
+    schedule, optimizer = scheduled(**settings)
+    whole = rates(schedule, optimizer, scores)
+    schedule, optimizer = scheduled(**settings)
+    first = rates(schedule, optimizer, scores[:3])
+    states = (schedule.state_dict(), optimizer.state_dict())
+    schedule, optimizer = scheduled(**settings)
+    optimizer.load_state_dict(states[1])
+    schedule.load_state_dict(states[0])
+    assert first + rates(schedule, optimizer, scores[3:]) == whole

@@ -1,0 +1,1 @@
+"""What differs between tasks: preparing images, losses and measures."""
