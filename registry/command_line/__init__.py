@@ -51,7 +51,8 @@ for subcommand in (
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line and exit: 0 if all went well, 1 if some of several images could not be read, 2 on bad
-    input, 130 if interrupted."""
+    input, 130 if interrupted.
+    """
     for stream in (sys.stdout, sys.stderr):
         # A terminal that knows no × gets a question mark, not a traceback.
         if isinstance(stream, TextIOWrapper):
