@@ -1,5 +1,6 @@
 """Two processes under torchrun do what one does: each image once, the same judgement, and as good a model."""
 
+import csv
 import json
 import os
 import shutil
@@ -113,6 +114,10 @@ def test_the_command_line_prints_once_under_torchrun(data: Path, tmp_path: Path)
         1, "featuretap.registry.command_line", "evaluate", data, "--weights", weights, "--json", module=True
     )
     both, one = json.loads(judged), json.loads(alone)
+    with (tmp_path / "run" / "history.csv").open() as file:
+        losses = {row["accuracy"]: float(row["loss"]) for row in reversed([*csv.DictReader(file)])}
+    # Whatever the processes had counted apart was put together before it was judged and written.
+    assert one["scores"]["loss"] == pytest.approx(losses[max(losses)], rel=1e-5)
     assert both["per_class"] == one["per_class"]
     assert both["scores"]["accuracy"] == one["scores"]["accuracy"]
     assert both["scores"]["loss"] == pytest.approx(one["scores"]["loss"], rel=1e-5)

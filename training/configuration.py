@@ -101,7 +101,8 @@ SETTINGS: Mapping[str, Setting] = {
     "warmup_epochs": Setting(number(1.0, 0.0, 1000.0), "Epochs in which the learning rate rises from 0."),
     "patience": Setting(_whole(5, 0), "Epochs without improvement before a plateau is one."),
     "label_smoothing": Setting(
-        _optional(number(0.1, 0.0, 0.99)), "[default: 0.1 for classification, 0 for other tasks]"
+        _optional(number(0.1, 0.0, 0.99)),
+        "Share of the target that all classes have alike.  [default: 0.1 for classification, else 0]",
     ),
     "clip_norm": Setting(number(0.0, 0.0, 1e6), "Largest norm of the gradients; 0 for any."),
     "ema": Setting(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
@@ -42,7 +43,10 @@ def _settings(command: Callable[..., None]) -> Callable[..., None]:
         if default not in (None, False) and "[default" not in words:
             words = f"{words}  [default: {default}]"
         kind = KINDS[str(setting.type).removesuffix(" | None")]
-        flag = {"is_flag": True} if kind is click.BOOL else {"type": kind}
+        flag: dict[str, Any] = {"is_flag": True} if kind is click.BOOL else {"type": kind}
+        values = re.findall(r"'(\w+)'", SETTINGS[setting.name].option.allowed)
+        if values:
+            flag["metavar"] = f"[{'|'.join(values)}]"
         command = click.option(f"--{setting.name.replace('_', '-')}", default=None, help=words, **flag)(command)
     return command
 
