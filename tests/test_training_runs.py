@@ -117,16 +117,38 @@ def test_either_part_or_both_can_be_judged(finished: Result, data: Path, part: A
     assert sum(score.occurrences for score in judgement.per_class) == images
 
 
-def test_accuracy_is_that_of_a_plain_loop(finished: Result, data: Path) -> None:
+def test_accuracy_and_loss_are_those_of_a_plain_loop(finished: Result, data: Path) -> None:
     model = registry.load(finished.folder / "best.safetensors").eval()
     prepare = registry.transforms(model)
-    right = 0
+    right, losses = 0, 0.0
     for label, name in enumerate(sorted(COLOURS)):
         for path in sorted((data / name).iterdir()):
             with torch.no_grad():
-                right += int(model(prepare(Image.open(path))[None]).argmax() == label)
+                logits = model(prepare(Image.open(path))[None])
+            right += int(logits.argmax() == label)
+            losses += float(torch.nn.functional.cross_entropy(logits, torch.tensor([label])))
+    # The last batch is of one image.
     judgement, _, _ = evaluate(model, str(data), part="all", batch_size=5)
     assert judgement.scores["accuracy"] == pytest.approx(right / 36)
+    assert judgement.scores["loss"] == pytest.approx(losses / 36, rel=1e-5)
+
+
+def test_a_moving_average_warms_up(data: Path, official_weights: Path, tmp_path: Path) -> None:
+    """With a decay of 0.9999 from the first step on, twelve steps would leave the average where it began."""
+    learning = {"weights": str(official_weights), "freeze": "C5", "lr": 0.01, "epochs": 4, "ema": 0.9999}
+    result = train(
+        small_run(data, tmp_path / "run", backbone="mobilenet_v2", options={}, **learning), say=lambda line: None
+    )
+    assert result.judgement.scores["accuracy"] == 1.0
+
+
+def test_gradients_are_no_longer_than_they_may_be(data: Path, tmp_path: Path) -> None:
+    start = registry.save(registry.build("mobilenet_v1", width=0.25, num_classes=3), tmp_path / "start.safetensors")
+    settings = {"weights": str(start), "optimizer": "sgd", "weight_decay": 0.0, "epochs": 2, "clip_norm": 1e-6}
+    train(small_run(data, tmp_path / "run", **settings), say=lambda line: None)
+    before, after = (registry.load(path) for path in (start, tmp_path / "run" / "last.safetensors"))
+    moved = [(new - old).abs().max() for old, new in zip(before.parameters(), after.parameters(), strict=True)]
+    assert 0 < max(moved) < 1e-5
 
 
 def test_the_command_takes_a_file_of_settings_and_the_line_wins(run: Run, data: Path, tmp_path: Path) -> None:
