@@ -85,8 +85,9 @@ def _lists(path: Path) -> dict[str, list[Any]]:
 def _categories(entries: Sequence[Any], problems: list[str]) -> dict[int, str]:
     categories: dict[int, str] = {}
     for entry in entries:
-        if not (isinstance(entry, Mapping) and _whole(entry.get("id")) and isinstance(entry.get("name"), str)):
-            problems.append(f"category {_shown(entry)} has no whole number as id and text as name")
+        unnamed = _unnamed(entry, "name")
+        if unnamed:
+            problems.append(f"category {_shown(entry)} {unnamed}")
         elif entry["id"] in categories:
             problems.append(f"category {entry['id']} is there twice")
         else:
@@ -102,8 +103,9 @@ def _images(
     images: dict[int, AnnotatedImage] = {}
     missing: list[str] = []
     for entry in entries:
-        if not (isinstance(entry, Mapping) and _whole(entry.get("id")) and isinstance(entry.get("file_name"), str)):
-            problems.append(f"image {_shown(entry)} has no whole number as id and text as file_name")
+        unnamed = _unnamed(entry, "file_name")
+        if unnamed:
+            problems.append(f"image {_shown(entry)} {unnamed}")
             continue
         number, name, width, height = entry["id"], entry["file_name"], entry.get("width"), entry.get("height")
         path = next((folder / name for folder in folders if (folder / name).is_file()), None)
@@ -117,7 +119,8 @@ def _images(
             images[number] = AnnotatedImage(str(path), (width, height), [], [], [], [] if masks else None)
     if missing:
         looked = " or ".join(repr(str(folder)) for folder in folders)
-        problems += [f"the image {name!r} is missing (looked in {looked})" for name in missing]
+        problems.append(f"the image {missing[0]!r} is missing (looked in {looked})")
+        problems += [f"the image {name!r} is missing" for name in missing[1:]]
     repeated = [name for name, count in Counter(image.path for image in images.values()).items() if count > 1]
     problems += [f"several images are {name!r}" for name in repeated]
     return images
@@ -130,13 +133,14 @@ def _take_in(
     if not isinstance(annotation, Mapping):
         return "is no object"
     number, category, found = annotation.get("image_id"), annotation.get("category_id"), annotation.get("bbox")
-    if not (_whole(number) and number in images):
-        return f"is of image {_shown(number)}, which is not there"
-    if not (_whole(category) and category in categories):
-        return f"is of category {_shown(category)}, which is not there"
+    for key, value in (("image", number), ("category", category)):
+        if not _whole(value):
+            return f"has {key}_id {_shown(value)}, which is no whole number"
+        if value not in (images if key == "image" else categories):
+            return f"is of {key} {value}, which is not there"
     if not (isinstance(found, list) and len(found) == 4 and all(map(_number, found))):
         return "has no 'bbox' of four numbers"
-    image = images[number]
+    image = images[number]  # type: ignore[index]
     x, y, width, height = map(float, found)
     if min(width, height) == 0:
         # COCO's own training set has two.
@@ -152,7 +156,7 @@ def _take_in(
         except ValueError as error:
             return str(error)
     image.boxes.append(clipped(box, image.size))
-    image.names.append(categories[category])
+    image.names.append(categories[category])  # type: ignore[index]
     image.ignored.append(annotation.get("iscrowd") in (1, True))
     return ""
 
@@ -199,6 +203,15 @@ def _are_counts(value: Any) -> bool:
     return isinstance(value, str) or (
         isinstance(value, list) and all(_whole(count) and 0 <= count <= LARGEST**2 for count in value)
     )
+
+
+def _unnamed(entry: Any, name: str) -> str:
+    """Return what an entry lacks of its id and its name, or ""."""
+    if not isinstance(entry, Mapping):
+        return "is no object"
+    if not _whole(entry.get("id")):
+        return f"has the id {_shown(entry.get('id'))}, which is no whole number"
+    return "" if isinstance(entry.get(name), str) else f"has no text as {name}"
 
 
 def _whole(value: Any) -> TypeGuard[int]:

@@ -10,6 +10,7 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
+from torch.nn.functional import max_pool2d
 from torchvision.transforms.v2 import functional as F  # noqa: N812 - torchvision's own name for it
 from torchvision.utils import draw_bounding_boxes, draw_segmentation_masks
 
@@ -112,9 +113,9 @@ def draw_classes(image: Image.Image, mask: NDArray[np.integer], classes: Sequenc
     if found:
         large = mask.repeat(factor, 0).repeat(factor, 1)
         areas = torch.from_numpy(np.stack([large == number for number in found]))
-        drawn = _picture(
-            draw_segmentation_masks(F.pil_to_tensor(drawn), areas, OPACITY, [colour_of(number) for number in found])
-        )
+        colours = [colour_of(number) for number in found]
+        canvas = draw_segmentation_masks(F.pil_to_tensor(drawn), areas, OPACITY, colours)
+        drawn = _picture(_outlined(canvas, areas, colours))
     entries: list[Entry] = [(colour_of(number), _short(name_of(number, classes))) for number in found[:LISTED]]
     if len(found) > LISTED:
         entries.append((None, f"and {len(found) - LISTED} more"))
@@ -125,6 +126,15 @@ def draw_words(image: Image.Image, lines: Sequence[str]) -> Image.Image:
     """Return an image above lines of text, enlarged by a whole number where it is smaller than 320 pixels."""
     drawn, _ = _enlarged(image)
     return _above(drawn, [[(None, _short(line))] for line in lines])
+
+
+def _outlined(canvas: Tensor, areas: Tensor, colours: Sequence[Colour]) -> Tensor:
+    """Draw the edges of areas in the very colours of the legend, which on a photograph are mixed with its own."""
+    width = max(1, round(max(canvas.shape[-2:]) / 300))
+    for area, colour in zip(areas, colours, strict=True):
+        inside = -max_pool2d(-area[None].float(), 2 * width + 1, stride=1, padding=width)[0] > 0
+        canvas[:, area & ~inside] = torch.tensor(colour, dtype=torch.uint8)[:, None]
+    return canvas
 
 
 def _short(text: str) -> str:

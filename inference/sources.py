@@ -49,10 +49,14 @@ class ImageSource:
     place: Path
 
 
-def find_sources(given: Sequence[str]) -> list[ImageSource]:
+def find_sources(given: Sequence[str], pictures: Path | None = None) -> list[ImageSource]:
     """Return the images that files, folders and addresses stand for, in their order, those of a folder by path.
 
     Whether files and addresses are images is seen when they are read.
+
+    Args:
+        given: what a user names.
+        pictures: folder of what is drawn; where it lies in a folder that is given, what it holds is no image of that.
 
     Raises:
         DataError: a folder holds no images.
@@ -65,7 +69,9 @@ def find_sources(given: Sequence[str]) -> list[ImageSource]:
             stem = PurePosixPath(unquote(re.split("[?#]", text)[0])).stem
             found.append(ImageSource(text, None, Path(stem)))
         elif path.is_dir():
-            places = ((image, image.relative_to(path).with_suffix("")) for image in find_images(path))
+            drawn = pictures.resolve() if pictures and pictures.resolve() != path.resolve() else None
+            images = [image for image in find_images(path) if drawn not in image.resolve().parents]
+            places = ((image, image.relative_to(path).with_suffix("")) for image in images)
             found += [ImageSource(str(image), image, place) for image, place in places]
         else:
             found.append(ImageSource(text, path, Path(path.stem)))

@@ -189,13 +189,13 @@ def test_what_is_opened_can_be_pickled(folder: Path) -> None:
         (a_box(9, 1, [3, 3, 2, float("nan")]), "of 'a.png' has no 'bbox' of four numbers"),
         (a_box(9, 1, [3, 3, 2, 10**400]), "of 'a.png' has no 'bbox' of four numbers"),
         (a_box(9, 1, [3, 3, 2, 2], category=4), "of 'a.png' is of category 4, which is not there"),
-        (a_box(9, 1, [3, 3, 2, 2], category=[]), "of 'a.png' is of category [], which is not there"),
+        (a_box(9, 1, [3, 3, 2, 2], category=[]), "of 'a.png' has category_id [], which is no whole number"),
         (a_box(9, 77, [3, 3, 2, 2]), "is of image 77, which is not there"),
         (
             a_box(9, 1, [11.999999999, 0, 0.5, 8]),
             "of 'a.png' has a box from 12, 0, 12.5, 8, which lies outside the image of 12×8",
         ),
-        ({"id": 9}, "is of image None, which is not there"),
+        ({"id": 9}, "has image_id None, which is no whole number"),
     ],
 )
 def test_an_impossible_annotation_is_named(folder: Path, annotation: dict[str, Any], problem: str) -> None:
@@ -221,9 +221,9 @@ def test_all_problems_are_counted_and_the_first_are_named(folder: Path) -> None:
         ({"categories": [{"id": 7, "name": "cat"}, {"id": 7, "name": "dog"}]}, "category 7 is there twice"),
         (
             {"categories": [{"id": "7", "name": "cat"}]},
-            "category {'id': '7', 'name': 'cat'} has no whole number as id and text as name",
+            "category {'id': '7', 'name': 'cat'} has the id '7', which is no whole number",
         ),
-        ({"images": ["a.png"]}, "image 'a.png' has no whole number as id and text as file_name"),
+        ({"images": ["a.png"]}, "image 'a.png' is no object"),
         (
             {"images": [{"id": 1, "file_name": "a.png", "width": 12, "height": 0}]},
             "image 1, 'a.png', has no width and height",

@@ -49,6 +49,9 @@ def test_what_was_decided_is_read_back_from_the_file_that_it_is_written_to(tmp_p
         ("classification", False, {"flip": 0.25}, {"flip": 0.25}),
         ("segmentation", True, {"optimizer": "sgd"}, {"lr": 0.05, "weight_decay": 1e-4, "label_smoothing": 0.0}),
         ("detection", True, {"lr": 0.01}, {"lr": 0.01, "label_smoothing": 0.0}),
+        ("detection", True, {"epochs": 1}, {"warmup_epochs": 0.25}),
+        ("detection", True, {"epochs": 9}, {"warmup_epochs": 1.0}),
+        ("detection", True, {"epochs": 9, "warmup_epochs": 0}, {"warmup_epochs": 0}),
     ],
 )
 def test_what_is_left_open_follows_from_task_data_and_optimiser(
@@ -68,6 +71,23 @@ def test_what_is_left_open_follows_from_task_data_and_optimiser(
             UnknownOptionError,
             "training has no setting 'qqq'; featuretap train --help names them all",
         ),
+        (
+            {"in_channels": 1},
+            UnknownOptionError,
+            "training has no setting 'in_channels'; it is an option of the backbone, and belongs into the table of "
+            "options: { in_channels = … }",
+        ),
+        (
+            {"backbone": None, "weights": "absent.safetensors"},
+            OptionError,
+            "there is no file 'absent.safetensors' to begin with; give a file of weights, or name the backbone that "
+            "has weights of this tag",
+        ),
+        (
+            {"seed": 2**32},
+            OptionError,
+            "training cannot take seed=4294967296; it is a whole number from 0 up to 4294967295",
+        ),
         ({"epochs": 0}, OptionError, "training cannot take epochs=0; it is a positive whole number up to 65536"),
         (
             {"epochs": "ten"},
@@ -81,7 +101,7 @@ def test_what_is_left_open_follows_from_task_data_and_optimiser(
         ({"val_fraction": 1}, OptionError, "training cannot take val_fraction=1; it is a number from 0.01 to 0.99"),
         ({"pretrained": "yes"}, OptionError, "training cannot take pretrained='yes'; it is true or false"),
         ({"taps": []}, OptionError, "training cannot take taps=[]; it is tap addresses"),
-        ({"seed": -1}, OptionError, "training cannot take seed=-1; it is a whole number from 0 up"),
+        ({"seed": -1}, OptionError, "training cannot take seed=-1; it is a whole number from 0 up to 4294967295"),
         (
             {"data": None},
             TrainingError,

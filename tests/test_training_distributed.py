@@ -15,14 +15,14 @@ from learnable import coloured_folder
 SCRIPT = Path(__file__).with_name("judged_in_processes.py")
 
 
-def torchrun(processes: int, *arguments: object, module: bool = False) -> str:
-    """Run a script, or a module, in several processes, and return what they print."""
+def torchrun(processes: int, *arguments: object, module: bool = False, fails: bool = False) -> str:
+    """Run a script, or a module, in several processes, and return what they print, or what they fail with."""
     what = ["-m", *map(str, arguments)] if module else [str(argument) for argument in arguments]
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}", *what]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     ran = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
-    assert ran.returncode == 0, ran.stderr[-3000:]
-    return ran.stdout
+    assert bool(ran.returncode) == fails, ran.stderr[-3000:]
+    return ran.stderr if fails else ran.stdout
 
 
 @pytest.fixture(scope="module")
@@ -121,3 +121,12 @@ def test_the_command_line_prints_once_under_torchrun(data: Path, tmp_path: Path)
     assert both["per_class"] == one["per_class"]
     assert both["scores"]["accuracy"] == one["scores"]["accuracy"]
     assert both["scores"]["loss"] == pytest.approx(one["scores"]["loss"], rel=1e-5)
+
+
+def test_what_one_process_finds_wrong_is_one_line_for_all(data: Path, tmp_path: Path) -> None:
+    (tmp_path / "taken").mkdir()
+    (tmp_path / "taken" / "thesis.txt").write_text("")
+    command = ["featuretap.registry.command_line", "train", data, "--backbone", "mobilenet_v1", "--batch-size", 8]
+    ran = torchrun(2, *command, "--out", tmp_path / "taken", module=True, fails=True)
+    assert ran.count(f"featuretap: '{tmp_path / 'taken'}' holds something else; choose another folder with out") == 2
+    assert "gloo" not in ran

@@ -1,5 +1,7 @@
 """What is wrong with a run is said before the first step, in one line, and nothing is lost."""
 
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -79,6 +81,74 @@ def test_bad_settings_are_one_line(
     monkeypatch.chdir(tmp_path)
     assert said(run, "train", *arguments) == message
     assert not list(tmp_path.iterdir())
+
+
+def test_options_of_a_file_that_are_no_table_are_one_line(run: Run, tmp_path: Path) -> None:
+    path = tmp_path / "settings.toml"
+    path.write_text('backbone = "mobilenet_v2"\noptions = "x"\n')
+    assert said(run, "train", "digits", "--config", path, "--in-channels", 1) == (
+        f"{path}: training cannot take options='x'; it is a table of options"
+    )
+
+
+def test_more_steps_than_an_epoch_has_cannot_be_added_up(data: Path, tmp_path: Path) -> None:
+    with pytest.raises(FeaturetapError) as caught:
+        train(small_run(data, tmp_path / "run", accumulate=4), say=lambda line: None)
+    assert str(caught.value) == "accumulate=4 is more than the 3 steps of an epoch; lower it"
+
+
+def test_a_run_that_failed_in_its_first_epoch_can_be_begun_with_other_settings(data: Path, tmp_path: Path) -> None:
+    def say(line: str) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(small_run(data, tmp_path / "run"), say=say)
+    train(small_run(data, tmp_path / "run", epochs=1, lr=1e-4), say=lambda line: None)
+
+
+def test_an_interrupted_run_says_how_it_goes_on(
+    run: Run, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from featuretap.registry.command_line import training_commands
+
+    def say(line: str) -> None:
+        if line.startswith("epoch 1/"):
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(training_commands, "print_text", say)
+    small = ("--backbone", "mobilenet_v1", "--option", "width=0.25", "--size", 32, "--batch-size", 8, "--workers", 0)
+    ran = run("train", data, *small, "--epochs", 2, "--out", tmp_path / "run")
+    assert (ran.status, ran.err) == (
+        130,
+        f"interrupted; featuretap train --resume {tmp_path / 'run'} goes on after the last whole epoch\n",
+    )
+
+
+def test_a_limit_of_a_files_size_is_noticed_before_the_first_step(data: Path, tmp_path: Path) -> None:
+    code = (
+        "import resource, sys\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, 1_000_000))\n"
+        "from featuretap.registry.command_line import main\n"
+        "main(sys.argv[1:])\n"
+    )
+    small = (
+        "--backbone",
+        "mobilenet_v1",
+        "--option",
+        "width=0.25",
+        "--size",
+        "32",
+        "--batch-size",
+        "8",
+        "--workers",
+        "0",
+    )
+    command = [sys.executable, "-c", code, "train", str(data), *small, "--out", str(tmp_path / "run")]
+    ran = subprocess.run(command, capture_output=True, text=True)
+    assert (ran.returncode, ran.stdout) == (2, "")
+    assert ran.stderr == (
+        f"featuretap: cannot write the 3 MB of a run's state into '{tmp_path / 'run'}': File too large\n"
+    )
 
 
 def test_a_setting_of_a_file_that_cannot_be_names_the_file(run: Run, tmp_path: Path) -> None:

@@ -94,3 +94,15 @@ def test_a_schedule_goes_on_where_another_left_off(kind: str) -> None:
     optimizer.load_state_dict(states[1])
     schedule.load_state_dict(states[0])
     assert first + rates(schedule, optimizer, scores[3:]) == whole
+
+
+def test_a_run_that_goes_on_for_longer_takes_the_longer_way() -> None:
+    schedule, optimizer = scheduled(epochs=3, warmup_epochs=0.0)
+    rates(schedule, optimizer, [0.0] * 3)
+    states = (schedule.state_dict(), optimizer.state_dict())
+    assert learning_rate(optimizer) == pytest.approx(0)
+    longer, optimizer = scheduled(epochs=6, warmup_epochs=0.0)
+    whole, other = scheduled(epochs=6, warmup_epochs=0.0)
+    optimizer.load_state_dict(states[1])
+    longer.load_state_dict(states[0])
+    assert rates(longer, optimizer, [0.0] * 3) == pytest.approx(rates(whole, other, [0.0] * 6)[3 * UPDATES :])

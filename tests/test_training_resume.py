@@ -11,9 +11,11 @@ import pytest
 import torch
 from learnable import coloured_folder, small_run
 
+from featuretap import registry
+from featuretap.registry.description import Description
 from featuretap.registry.errors import TrainingError
 from featuretap.training.run import train
-from featuretap.training.run_folder import continued
+from featuretap.training.run_folder import claimed, continued
 
 
 @pytest.fixture(scope="module")
@@ -73,8 +75,63 @@ def test_a_run_killed_at_any_moment_loses_nothing(tmp_path: Path) -> None:
 
 def test_a_finished_run_can_be_given_more_epochs(data: Path, tmp_path: Path) -> None:
     train(small_run(data, tmp_path / "run", epochs=2), say=lambda line: None)
-    result = train(continued(tmp_path / "run", {"epochs": 3}), resume=True, say=lambda line: None)
-    assert [row[0] for row in rows(result.folder)] == ["epoch", "1", "2", "3"]
+    result = train(continued(tmp_path / "run", {"epochs": 4}), resume=True, say=lambda line: None)
+    header, *epochs = rows(result.folder)
+    assert [row[0] for row in epochs] == ["1", "2", "3", "4"]
+    assert float(epochs[2][header.index("lr")]) > 1e-4
+
+
+def test_a_run_cannot_be_given_fewer_epochs_than_it_has_done(data: Path, tmp_path: Path) -> None:
+    train(small_run(data, tmp_path / "run", epochs=2), say=lambda line: None)
+    with pytest.raises(TrainingError) as caught:
+        train(continued(tmp_path / "run", {"epochs": 1}), resume=True, say=lambda line: None)
+    assert str(caught.value) == (
+        f"the run in '{tmp_path / 'run'}' has done 2 epochs, more than epochs=1; give more, or leave epochs out"
+    )
+
+
+def test_a_run_goes_on_without_the_weights_that_it_began_with_and_from_anywhere(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start = registry.save(registry.build("mobilenet_v1", width=0.25, num_classes=3), tmp_path / "start.safetensors")
+    monkeypatch.chdir(tmp_path)
+    began = {"backbone": None, "options": {}, "weights": start.name, "epochs": 3}
+    interrupted(Path(os.path.relpath(data)), tmp_path / "run", 1, **began)
+    start.unlink()
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    result = train(continued(tmp_path / "run", {}), resume=True, say=lambda line: None)
+    said = registry.load(result.folder / "last.safetensors").description
+    assert isinstance(said, Description)
+    assert (said.name, said.options, len(rows(result.folder))) == ("mobilenet_v1", {"width": 0.25}, 4)
+
+
+def test_a_run_that_has_lost_its_state_is_not_begun_again(data: Path, tmp_path: Path) -> None:
+    interrupted(data, tmp_path / "run", 2)
+    (tmp_path / "run" / "resume.pt").unlink()
+    before = (tmp_path / "run" / "last.safetensors").read_bytes()
+    with pytest.raises(TrainingError) as caught:
+        train(continued(tmp_path / "run", {}), resume=True, say=lambda line: None)
+    assert str(caught.value) == (
+        f"'{tmp_path / 'run'}' has lost its resume.pt, without which its run cannot go on; begin another with its "
+        "weights"
+    )
+    assert (tmp_path / "run" / "last.safetensors").read_bytes() == before
+
+
+def test_two_runs_do_not_write_into_one_folder(data: Path, tmp_path: Path) -> None:
+    refused: list[str] = []
+
+    def say(line: str) -> None:
+        if line.startswith("epoch 1/") and not refused:
+            with pytest.raises(TrainingError) as caught, claimed(tmp_path / "run", resume=True):
+                pass
+            refused.append(str(caught.value))
+
+    train(small_run(data, tmp_path / "run", epochs=1), say=say)
+    assert refused == [
+        f"another process is training into '{tmp_path / 'run'}'; wait for it, or choose another folder with out"
+    ]
 
 
 def test_a_run_goes_on_as_it_began(data: Path, tmp_path: Path) -> None:
@@ -106,6 +163,21 @@ def test_other_data_is_refused(tmp_path: Path) -> None:
     with pytest.raises(TrainingError) as caught:
         train(continued(tmp_path / "run", {}), resume=True, say=lambda line: None)
     assert str(caught.value).startswith(f"'{tmp_path / 'run' / 'resume.pt'}' was written by a run with images to ")
+
+
+def test_the_same_images_in_other_classes_are_refused(tmp_path: Path) -> None:
+    data = coloured_folder(tmp_path / "data")
+    interrupted(data, tmp_path / "run", 1)
+    (data / "red").rename(data / "other")
+    (data / "blue").rename(data / "red")
+    (data / "other").rename(data / "blue")
+    (data / "blue" / "3.png").rename(data / "blue" / "three.png")
+    with pytest.raises(TrainingError) as caught:
+        train(continued(tmp_path / "run", {}), resume=True, say=lambda line: None)
+    assert str(caught.value) == (
+        f"'{tmp_path / 'run' / 'resume.pt'}' was written by a run on other images, or on these in other classes; a run "
+        "goes on as it began"
+    )
 
 
 @pytest.mark.parametrize("content", [b"", b"rubbish", None], ids=["empty", "rubbish", "cut off"])

@@ -21,6 +21,7 @@ from featuretap.training.run import Result, train
 
 Run = Callable[..., Ran]
 FILES = {
+    ".lock",
     "best.safetensors",
     "configuration.toml",
     "confusion.png",
@@ -72,7 +73,9 @@ def test_the_history_has_a_row_for_each_epoch_and_names_the_best(finished: Resul
     accuracies = [float(row["accuracy"]) for row in rows]
     assert finished.epoch == accuracies.index(max(accuracies)) + 1
     assert float(rows[-1]["train_loss"]) < float(rows[0]["train_loss"])
-    assert float(rows[-1]["lr"]) == 0
+    # Of the last step of an epoch: the highest rate comes before it, and 0 behind the last.
+    rates = [float(row["lr"]) for row in rows]
+    assert rates[0] < rates[1] > rates[2] > rates[3] > 0
 
 
 def test_tensorboard_has_the_same_numbers(finished: Result) -> None:

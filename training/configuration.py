@@ -8,14 +8,16 @@ from __future__ import annotations
 import os
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
+from featuretap.datasets.named_sets import NAMED_SETS
 from featuretap.registry.errors import OptionError, TrainingError, UnknownOptionError, did_you_mean
 from featuretap.registry.option import Option, choice, count, is_whole, number
+from featuretap.registry.options import OPTIONS
 
-__all__ = ["SETTINGS", "Configuration", "Setting", "configured", "read_configuration", "resolved", "written"]
+__all__ = ["SETTINGS", "Configuration", "Setting", "configured", "located", "read_configuration", "resolved", "written"]
 
 LEVELS = ("C1", "C2", "C3", "C4", "C5")
 AUTOMATIC = {
@@ -98,7 +100,10 @@ SETTINGS: Mapping[str, Setting] = {
     "schedule": Setting(
         choice("cosine", "plateau"), "How the learning rate falls: to 0, or by ten where nothing improves."
     ),
-    "warmup_epochs": Setting(number(1.0, 0.0, 1000.0), "Epochs in which the learning rate rises from 0."),
+    "warmup_epochs": Setting(
+        _optional(number(1.0, 0.0, 1000.0)),
+        "Epochs in which the learning rate rises from 0.  [default: 1, or a quarter of fewer than 4]",
+    ),
     "patience": Setting(_whole(5, 0), "Epochs without improvement before a plateau is one."),
     "label_smoothing": Setting(
         _optional(number(0.1, 0.0, 0.99)),
@@ -121,7 +126,10 @@ SETTINGS: Mapping[str, Setting] = {
         _optional(number(0.5, 0.0, 1.0)), "Probability of mirroring.  [default: 0.5, or 0 for sets of digits and signs]"
     ),
     "out": Setting(_text(), "Folder of the run.  [default: runs/DATA-BACKBONE]"),
-    "seed": Setting(_whole(0, 0), "Whatever is random follows from it."),
+    "seed": Setting(
+        Option(0, lambda value: is_whole(value, 0) and value < 2**32, "a whole number from 0 up to 4294967295"),
+        "Whatever is random follows from it.  [default: 0]",
+    ),
     "workers": Setting(
         _optional(_whole(0, 0)),
         "Processes that read images, for each process that trains.  [default: one a core but one, up to 8]",
@@ -153,7 +161,7 @@ class Configuration:
     weight_decay: float | None = None
     layer_decay: float = 1.0
     schedule: str = "cosine"
-    warmup_epochs: float = 1.0
+    warmup_epochs: float | None = None
     patience: int = 5
     label_smoothing: float | None = None
     clip_norm: float = 0.0
@@ -183,10 +191,10 @@ def configured(given: Mapping[str, Any], origin: str = "") -> Configuration:
     prefix = f"{origin}: " if origin else ""
     for name, value in given.items():
         if name not in SETTINGS:
-            near = did_you_mean(name, SETTINGS)
-            raise UnknownOptionError(
-                f"{prefix}training has no setting {name!r}{near or '; featuretap train --help names them all'}"
-            )
+            near = did_you_mean(name, SETTINGS) or "; featuretap train --help names them all"
+            if name in OPTIONS:
+                near = f"; it is an option of the backbone, and belongs into the table of options: {{ {name} = … }}"
+            raise UnknownOptionError(f"{prefix}training has no setting {name!r}{near}")
         option = SETTINGS[name].option
         if not option.accepts(value):
             raise OptionError(f"{prefix}training cannot take {name}={value!r}; it is {option.allowed}")
@@ -200,13 +208,18 @@ def configured(given: Mapping[str, Any], origin: str = "") -> Configuration:
         raise OptionError(
             f"pretrained asks for the catalogue's weights, and weights={made.weights!r} for others; leave one out"
         )
-    if made.backbone is None and (made.weights is None or not Path(made.weights).exists()):
+    if made.backbone is None and made.weights is not None and not Path(made.weights).exists():
+        raise OptionError(
+            f"there is no file {made.weights!r} to begin with; give a file of weights, or name the backbone that has "
+            "weights of this tag"
+        )
+    if made.backbone is None and made.weights is None:
         raise OptionError(
             "no backbone to train; name one, such as backbone='mobilenet_v3_large', or give a file of weights"
         )
     if made.unfreeze_every and made.freeze is None:
         raise OptionError("unfreeze_every lets frozen levels learn, and none is; name one, such as freeze='C4'")
-    if made.warmup_epochs >= made.epochs:
+    if made.warmup_epochs is not None and made.warmup_epochs >= made.epochs:
         raise OptionError(
             f"warmup_epochs={made.warmup_epochs:g} leaves nothing of epochs={made.epochs} to learn in; lower it"
         )
@@ -225,10 +238,22 @@ def resolved(configuration: Configuration, task: str, *, mirrors: bool) -> Confi
         **OPTIMIZERS[configuration.optimizer],
         **AUTOMATIC[task],
         "flip": 0.5 if mirrors else 0.0,
+        "warmup_epochs": min(1.0, configuration.epochs / 4),
         "workers": _usual_workers(),
     }
     decided = {name: value for name, value in automatic.items() if getattr(configuration, name) is None}
-    return Configuration(**{**_values(configuration), **decided})
+    return replace(configuration, **decided)
+
+
+def located(configuration: Configuration) -> Configuration:
+    """Return it with whole paths for data and weights, so that the run can go on wherever one stands."""
+    whole: dict[str, Any] = {}
+    for name in ("data", "weights", "download_to"):
+        value = getattr(configuration, name)
+        # A data set's name is no path, even where a folder of that name lies.
+        if value is not None and value.lower() not in NAMED_SETS and Path(value).expanduser().exists():
+            whole[name] = str(Path(value).expanduser().absolute())
+    return replace(configuration, **whole)
 
 
 def _usual_workers() -> int:

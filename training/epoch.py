@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from accelerate import Accelerator
@@ -15,10 +15,10 @@ from torch.optim import Optimizer
 from torchmetrics import MeanMetric
 
 from featuretap.registry.errors import TrainingError
-from featuretap.training.optimisation import Schedule
+from featuretap.training.optimisation import Schedule, learning_rate
 from featuretap.training.tasks.task import Task
 
-__all__ = ["Learner", "train_epoch"]
+__all__ = ["Learned", "Learner", "train_epoch"]
 
 ONE_IMAGE = "more than 1 value per channel"
 """What torch's batch norm says of a batch that has one number for each channel."""
@@ -54,9 +54,15 @@ class Learner:
         return self.bare if self.average is None else self.average.module
 
 
-def train_epoch(
-    learner: Learner, batches: Any, updates: int, words: str, report: Callable[[int], None]
-) -> tuple[float, int]:
+class Learned(NamedTuple):
+    """What an epoch has brought: the mean loss over all processes, changes of the weights so far, and the last rate."""
+
+    loss: float
+    updates: int
+    lr: float
+
+
+def train_epoch(learner: Learner, batches: Any, updates: int, words: str, report: Callable[[int], None]) -> Learned:
     """Learn from every batch once.
 
     Args:
@@ -66,16 +72,17 @@ def train_epoch(
         words: what messages call the epoch.
         report: is told the number of images of each batch of this process.
 
-    Returns:
-        the mean loss over all processes, and the changes of the weights so far.
-
     Raises:
         TrainingError: the loss is no number any more, or batch norm has one number only.
     """
     accelerator, optimizer = learner.accelerator, learner.optimizer
     learner.model.train()
     mean = MeanMetric().to(accelerator.device)
-    for images, targets in batches:
+    lr = learning_rate(optimizer)
+    steps, together = len(batches), accelerator.gradient_accumulation_steps
+    # The last gradients of an epoch may be added up over fewer steps, and Accelerate divides them all alike.
+    shorter = steps - steps % together
+    for step, (images, targets) in enumerate(batches):
         with accelerator.accumulate(learner.model):
             loss = _loss(learner, images, targets)
             if not math.isfinite(loss.item()):
@@ -83,19 +90,20 @@ def train_epoch(
                     f"the loss became {loss.item()} in {words}; the weights of the epoch before are kept. A lower lr, "
                     "more warmup_epochs, or clip_norm=1 may help"
                 )
-            accelerator.backward(loss)
+            accelerator.backward(loss * (together / (steps - shorter)) if step >= shorter else loss)
             if accelerator.sync_gradients and learner.clip_norm:
                 accelerator.clip_grad_norm_(learner.model.parameters(), learner.clip_norm)
             optimizer.step()
             optimizer.zero_grad()
         if accelerator.sync_gradients:
             updates += 1
+            lr = learning_rate(optimizer)
             learner.schedule.after_update()
             if learner.average is not None:
                 learner.average.update(learner.bare, step=updates)
         mean.update(loss.detach(), weight=len(images))
         report(len(images))
-    return float(mean.compute()), updates
+    return Learned(float(mean.compute()), updates, lr)
 
 
 def _loss(learner: Learner, images: Any, targets: Any) -> torch.Tensor:

@@ -19,7 +19,7 @@ from featuretap.registry.errors import DataError, TrainingError
 from featuretap.training.judging import judge
 from featuretap.training.loaders import judging_loader
 from featuretap.training.models import finds_masks, first_label, head_of, make_task
-from featuretap.training.processes import accelerated
+from featuretap.training.processes import accelerated, together
 from featuretap.training.progress import bar
 from featuretap.training.reports.writing import write_judgement
 from featuretap.training.tasks.task import Augmentation, Judgement, Task
@@ -80,11 +80,11 @@ def evaluate(
             )
         _check_classes(said, data, origin, first_label(head))
         samples = {"val": data.val, "train": data.train, "all": _Both(data.train, data.val)}[part]
-        if first:
-            _make(out)
-            with bar("checking images", len(data.train) + len(data.val), shown=True) as report:
-                check_readable(data, lambda done: report(1))
-        accelerator.wait_for_everyone()
+        with together(accelerator):
+            if first:
+                _make(out)
+                with bar("checking images", len(data.train) + len(data.val), shown=True) as report:
+                    check_readable(data, lambda done: report(1))
         task = make_task(head, said.preprocessing, data.classes, Augmentation(), 0.0, masks=masks)
         model.to(accelerator.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         batches = judging_loader(task, samples, batch_size, workers, (accelerator.process_index, processes))

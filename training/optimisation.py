@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -89,9 +89,13 @@ class Schedule:
         return {"parts": [part.state_dict() for part in self._parts()]}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on where another left off."""
+        """Go on where another left off, on the way of this one if that has become longer."""
         for part, own in zip(self._parts(), state["parts"], strict=True):
             part.load_state_dict(own)
+        if isinstance(self.by_update, LambdaLR):
+            groups = self.by_update.optimizer.param_groups
+            for group, highest, share in zip(groups, self.by_update.base_lrs, self.by_update.lr_lambdas, strict=True):
+                group["lr"] = highest * share(self.by_update.last_epoch)
 
 
 def make_schedule(optimizer: Optimizer, configuration: Configuration, updates: int) -> Schedule:
@@ -102,22 +106,21 @@ def make_schedule(optimizer: Optimizer, configuration: Configuration, updates: i
         configuration: cosine (arXiv 1608.03983, without restarts) or plateau, and the epochs of the rise before it.
         updates: changes of the weights in an epoch.
     """
-    warmup, total = round(configuration.warmup_epochs * updates), configuration.epochs * updates
+    warmup, total = round((configuration.warmup_epochs or 0.0) * updates), configuration.epochs * updates
     if configuration.schedule == "cosine":
-        return Schedule(LambdaLR(optimizer, _Cosine(warmup, total)))
+        return Schedule(LambdaLR(optimizer, _cosine(warmup, total)))
     rise = LinearLR(optimizer, LEAST_SHARE if warmup else 1.0, total_iters=max(warmup, 1))
     plateau = ReduceLROnPlateau(optimizer, mode="max", factor=PLATEAU_FACTOR, patience=configuration.patience)
     return Schedule(rise, plateau)
 
 
-@dataclass(frozen=True)
-class _Cosine:
-    """The share of the learning rate at an update, from 0."""
+def _cosine(warmup: int, total: int) -> Callable[[int], float]:
+    """Return the share of the learning rate at an update, from 0."""
 
-    warmup: int
-    total: int
+    def share(update: int) -> float:
+        if update < warmup:
+            return LEAST_SHARE + (1 - LEAST_SHARE) * update / warmup
+        return (1 + math.cos(math.pi * min(1.0, (update - warmup) / max(1, total - warmup)))) / 2
 
-    def __call__(self, update: int) -> float:
-        if update < self.warmup:
-            return LEAST_SHARE + (1 - LEAST_SHARE) * update / self.warmup
-        return (1 + math.cos(math.pi * min(1.0, (update - self.warmup) / max(1, self.total - self.warmup)))) / 2
+    # A function and no object, whose numbers a scheduler would keep in its state: a run may go on for more epochs.
+    return share

@@ -9,8 +9,11 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
+from accelerate.utils import broadcast_object_list
 
-__all__ = ["accelerated"]
+from featuretap.registry.errors import FeaturetapError, TrainingError
+
+__all__ = ["accelerated", "together"]
 
 
 @contextmanager
@@ -28,3 +31,22 @@ def accelerated(**settings: Any) -> Iterator[Accelerator]:
         accelerator.end_training()
         # Accelerate remembers its settings for as long as a process lives, and a notebook trains more than one model.
         AcceleratorState._reset_state(reset_partial_state=True)
+
+
+@contextmanager
+def together(accelerator: Accelerator) -> Iterator[None]:
+    """Let all processes go on only once the first has done what is in here, and fail with its words if it fails.
+
+    Raises:
+        TrainingError: the first process failed, in the others.
+    """
+    problem: FeaturetapError | None = None
+    try:
+        yield
+    except FeaturetapError as error:
+        problem = error
+    said = broadcast_object_list([None if problem is None else str(problem)])
+    if problem is not None:
+        raise problem
+    if said[0] is not None:
+        raise TrainingError(said[0])

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,24 +24,32 @@ from featuretap.datasets.opening import open_data
 from featuretap.registry.description import Description
 from featuretap.registry.errors import TrainingError
 from featuretap.registry.specs import ModelSpec
-from featuretap.training.configuration import Configuration, resolved
+from featuretap.training.configuration import Configuration, located, resolved
 from featuretap.training.epoch import Learner, train_epoch
 from featuretap.training.freezing import check_freezing, freeze_through, frozen_through
 from featuretap.training.judging import judge
 from featuretap.training.loaders import judging_loader, training_loader
 from featuretap.training.models import build_model, described, make_task, trainable_head
-from featuretap.training.optimisation import learning_rate, make_optimizer, make_schedule
-from featuretap.training.processes import accelerated
+from featuretap.training.optimisation import make_optimizer, make_schedule
+from featuretap.training.processes import accelerated, together
 from featuretap.training.progress import bar, epoch_in_words
 from featuretap.training.reports.writing import write_run
-from featuretap.training.run_folder import BEST, STATE, check_folder, identity, keep, make_folder, restore
+from featuretap.training.run_folder import (
+    BEST,
+    LOGS,
+    STATE,
+    claimed,
+    folder_of,
+    identity,
+    keep,
+    restore,
+    write_configuration,
+)
 from featuretap.training.state import Progress, check_space, read_state
 from featuretap.training.tasks.task import Augmentation, Judgement, Task
 
 __all__ = ["Result", "train"]
 
-RUNS = Path("runs")
-LOGS = "logs"
 MOMENTS = {"adamw": 2, "sgd": 1}
 """Numbers that an optimiser keeps for each parameter."""
 
@@ -81,11 +91,12 @@ def train(configuration: Configuration, *, resume: bool = False, say: Callable[[
         TrainingError, DataError, and the errors of `registry.build`: whatever can be known to be wrong is said before
             the first step.
     """
+    folder = folder_of(configuration)
     head = trainable_head(configuration.head)
-    _, _, spec = described(configuration, head)
+    name, options, spec = described(configuration, head)
     check_freezing(spec.backbone, configuration.freeze)
-    named = f"{Path(configuration.data).resolve().name}-{spec.backbone.name}"
-    folder = Path(configuration.out) if configuration.out else RUNS / named
+    # What a file of weights says of its model is kept, so that the run can go on without it.
+    configuration = located(replace(configuration, backbone=name, options=options))
     with accelerated(**_settings(configuration, folder)) as accelerator:
         return _run(accelerator, configuration, folder, spec, resume=resume, say=say)
 
@@ -100,7 +111,7 @@ def _run(
     say: Callable[[str], None],
 ) -> Result:
     """Do the work of `train` in one of its processes."""
-    head, masks = spec.head, "masks" in spec.outputs(1, 1)
+    head, masks, first = spec.head, "masks" in spec.outputs(1, 1), accelerator.is_main_process
     with accelerator.main_process_first():
         data = open_data(
             configuration.data,
@@ -112,40 +123,51 @@ def _run(
         )
     configuration = resolved(configuration, head.task, mirrors=data.mirrors)
     _check_batches(configuration, data, accelerator.num_processes)
+    progress = Progress(identity(configuration, data))
+    states: Mapping[str, Any] = {}
+    if resume and (folder / STATE).exists():
+        progress, states = read_state(folder / STATE, progress.identity)
+        if configuration.epochs < progress.epochs:
+            raise TrainingError(
+                f"the run in {str(folder)!r} has done {progress.epochs} epochs, more than "
+                f"epochs={configuration.epochs}; give more, or leave epochs out"
+            )
     torch.manual_seed(configuration.seed)
-    model = build_model(configuration, data)
+    model = build_model(configuration, data, begun=bool(states))
     description = model.description
     assert isinstance(description, Description)
     augmentation = Augmentation(configuration.flip or 0.0, configuration.crop_scale, configuration.augment)  # type: ignore[arg-type]
     smoothing = configuration.label_smoothing or 0.0
     task = make_task(head, description.preprocessing, data.classes, augmentation, smoothing, masks=masks)
-    progress = Progress(identity(configuration, data))
-    states: Mapping[str, Any] = {}
-    if resume and (folder / STATE).exists():
-        progress, states = read_state(folder / STATE, progress.identity)
-    if accelerator.is_main_process:
-        check_space(folder, model, moments=MOMENTS[configuration.optimizer], averaged=configuration.ema > 0)
-        if not resume:
-            check_folder(folder)
-            with bar("checking images", len(data.train) + len(data.val), shown=True) as report:
-                check_readable(data, lambda done: report(1))
-        make_folder(folder, configuration)
-        say(
-            f"{spec.backbone.name} with {head.name}: {len(data.classes)} classes, {len(data.train)} images to learn "
-            f"from, {len(data.val)} to judge by; into {folder}"
-        )
+    with ExitStack() as stack:
+        with together(accelerator):
+            if first:
+                stack.enter_context(claimed(folder, resume=resume))
+                if not states:
+                    _check_images(data)
+                averaged = configuration.ema > 0
+                check_space(folder, model, moments=MOMENTS[configuration.optimizer], averaged=averaged)
+                write_configuration(folder, configuration)
+                say(
+                    f"{spec.backbone.name} with {head.name}: {len(data.classes)} classes, {len(data.train)} images to "
+                    f"learn from, {len(data.val)} to judge by; into {folder}"
+                )
+                if states:
+                    say(f"going on after epoch {progress.epochs}")
+        learner, batches = _prepared(accelerator, configuration, task, model, data)
         if states:
-            say(f"going on after epoch {progress.epochs}")
-    accelerator.wait_for_everyone()
-    learner, batches = _prepared(accelerator, configuration, task, model, data)
-    if states:
-        restore(learner, states)
-    accelerator.init_trackers(LOGS)
-    _learn(learner, batches, configuration, data, progress, spec.backbone.levels, folder, say)
-    assert progress.judgement is not None
-    if accelerator.is_main_process:
-        write_run(folder, registry.load(folder / BEST), task, data, progress.history, progress.judgement)
-    return Result(folder, progress.best, progress.judgement, task, accelerator.is_main_process)
+            restore(learner, states)
+        accelerator.init_trackers(LOGS)
+        _learn(learner, batches, configuration, data, progress, spec.backbone.levels, folder, say)
+        assert progress.judgement is not None
+        if first:
+            write_run(folder, registry.load(folder / BEST), task, data, progress.history, progress.judgement)
+    return Result(folder, progress.best, progress.judgement, task, first)
+
+
+def _check_images(data: DataSet) -> None:
+    with bar("checking images", len(data.train) + len(data.val), shown=True) as report:
+        check_readable(data, lambda done: report(1))
 
 
 def _learn(
@@ -177,8 +199,8 @@ def _learn(
         set_seed(_seed(configuration.seed, epoch), device_specific=True)
         batches.set_epoch(epoch)
         with bar(words, len(data.train) // processes, shown=first) as report:
-            loss, updates = train_epoch(learner, batches, updates, words, report)
-        learned = time.perf_counter() - begin
+            learned = train_epoch(learner, batches, updates, words, report)
+        updates, seconds = learned.updates, time.perf_counter() - begin
         if processes > 1:
             # Each process has seen the statistics of its own images only.
             for model in dict.fromkeys((learner.bare, learner.judged)):
@@ -187,11 +209,11 @@ def _learn(
             judgement = judge(accelerator, learner.task, learner.judged, judged_by, report)
         row = {
             "epoch": epoch + 1,
-            "train_loss": loss,
+            "train_loss": learned.loss,
             **judgement.scores,
-            "lr": learning_rate(learner.optimizer),
+            "lr": learned.lr,
             "seconds": time.perf_counter() - begin,
-            "images_per_second": len(batches) * configuration.batch_size / learned,
+            "images_per_second": len(batches) * configuration.batch_size / seconds,
         }
         progress.history.append(row)
         score = _deciding(judgement)
@@ -217,7 +239,13 @@ def _settings(configuration: Configuration, folder: Path) -> dict[str, Any]:
             split_batches=True, use_seedable_sampler=True, data_seed=configuration.seed, even_batches=False
         ),
         # Parameters that are frozen for now get no gradients, and may get some later.
-        "kwargs_handlers": [DistributedDataParallelKwargs(find_unused_parameters=configuration.freeze is not None)],
+        "kwargs_handlers": [
+            DistributedDataParallelKwargs(
+                find_unused_parameters=configuration.freeze is not None,
+                # Each process counts its own images' statistics, which are averaged before a model is judged.
+                broadcast_buffers=False,
+            )
+        ],
     }
 
 
@@ -248,6 +276,11 @@ def _check_batches(configuration: Configuration, data: DataSet, processes: int) 
         raise TrainingError(
             f"{configuration.data!r} has {len(data.train)} images to learn from, fewer than a batch of {size}; lower "
             "batch_size"
+        )
+    steps = len(data.train) // size
+    if configuration.accumulate > steps:
+        raise TrainingError(
+            f"accumulate={configuration.accumulate} is more than the {steps} steps of an epoch; lower it"
         )
 
 

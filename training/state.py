@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import shutil
+import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,6 +21,12 @@ from featuretap.training.tasks.task import ClassScore, Judgement
 __all__ = ["Progress", "check_space", "read_state", "write_history", "write_state"]
 
 HISTORY = "history.csv"
+IMAGES = "images"
+"""What of a run's identity is a digest, and says nothing to people."""
+
+CHUNK = 2**20
+"""Bytes of a trial that are written at a time."""
+
 FILES = 2
 """Files of weights beside the state: the best and the last."""
 
@@ -98,11 +105,17 @@ def read_state(path: Path, identity: Mapping[str, Any]) -> tuple[Progress, dict[
             f"{str(path)!r} is damaged, so that its run cannot go on; begin another with the last weights beside it"
         ) from error
     for name, value in identity.items():
-        if identified.get(name) != value:
+        if identified.get(name) == value:
+            continue
+        if name == IMAGES:
             raise TrainingError(
-                f"{str(path)!r} was written by a run with {name}={identified.get(name)!r}, and this one has "
-                f"{name}={value!r}; a run goes on as it began"
+                f"{str(path)!r} was written by a run on other images, or on these in other classes; a run goes on as "
+                "it began"
             )
+        raise TrainingError(
+            f"{str(path)!r} was written by a run with {name}={identified.get(name)!r}, and this one has "
+            f"{name}={value!r}; a run goes on as it began"
+        )
     return progress, parts
 
 
@@ -119,7 +132,7 @@ def check_space(folder: Path, model: nn.Module, *, moments: int, averaged: bool)
     """Refuse to begin a run whose files the disk cannot hold.
 
     Args:
-        folder: of the run, which need not be there yet.
+        folder: of the run.
         model: of the run.
         moments: numbers that the optimiser keeps for each parameter.
         averaged: whether a moving average of the weights is kept.
@@ -130,13 +143,21 @@ def check_space(folder: Path, model: nn.Module, *, moments: int, averaged: bool)
     weights = _bytes(model.state_dict().values())
     state = weights * (1 + averaged) + moments * _bytes(model.parameters())
     # A file is written beside the one that it replaces.
-    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
-    needed, free = FILES * weights + 2 * state, shutil.disk_usage(there).free
+    needed, free = FILES * weights + 2 * state, shutil.disk_usage(folder).free
     if needed > free:
         raise TrainingError(
             f"the files of this run take up to {needed / 1e6:.0f} MB, and the disk of {str(folder)!r} has "
             f"{free / 1e6:.0f} MB left; make room, or choose another folder with out"
         )
+    try:
+        # Quotas and limits of a file's size show only when it is written.
+        with tempfile.TemporaryFile(dir=folder) as trial:
+            for _ in range(0, state, CHUNK):
+                trial.write(bytes(CHUNK))
+    except OSError as error:
+        raise TrainingError(
+            f"cannot write the {state / 1e6:.0f} MB of a run's state into {str(folder)!r}: {error.strerror or error}"
+        ) from error
 
 
 def _judgement(said: Mapping[str, Any] | None) -> Judgement | None:

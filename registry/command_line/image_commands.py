@@ -93,7 +93,7 @@ def predict_command(
     """
     from featuretap.inference.sources import find_sources, picture_paths, read_ahead, read_source
 
-    found = find_sources(sources)
+    found = find_sources(sources, out)
     pictures = picture_paths(found, out) if out else {}
     # What is wrong with a single image is an error like any other, and known before torch is imported.
     images = iter([(found[0], read_source(found[0]))]) if len(found) == 1 else read_ahead(found)

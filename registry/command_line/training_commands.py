@@ -80,15 +80,23 @@ def train_command(
         configuration = continued(resume, given)
     else:
         filed = read_configuration(config) if config else {}
-        if own:
-            given["options"] = {**filed.get("options", {}), **own}
+        inside = filed.get("options", {})
+        if own and isinstance(inside, dict):
+            given["options"] = {**inside, **own}
         if config:
             # What the file says is checked by itself, so that a message names it.
             configured({"data": "digits", **filed, **given}, str(config))
         configuration = configured({**filed, **given})
     from featuretap.training.run import train
+    from featuretap.training.run_folder import STATE, folder_of
 
-    result = train(configuration, resume=resume is not None, say=print_text)
+    try:
+        result = train(configuration, resume=resume is not None, say=print_text)
+    except KeyboardInterrupt as interrupt:
+        folder = folder_of(configuration)
+        if (folder / STATE).exists():
+            click.echo(f"interrupted; featuretap train --resume {folder} goes on after the last whole epoch", err=True)
+        raise click.Abort from interrupt
     if result.leads:
         _print_classes(result.judgement, result.task)
         name, score = next(iter(result.judgement.scores.items()))

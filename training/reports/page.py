@@ -11,7 +11,7 @@ from torch import nn
 
 from featuretap.datasets.data_set import Boxes, Samples
 from featuretap.inference.class_names import class_names
-from featuretap.inference.drawing import draw_boxes, draw_classes
+from featuretap.inference.drawing import draw_boxes, draw_classes, draw_words
 from featuretap.inference.predicting import (
     BoxPrediction,
     ClassPrediction,
@@ -35,6 +35,9 @@ TOGETHER = 64
 SMALL, COLUMNS = 160, 8
 LARGE, PAIRS, TRIPLES = 400, 4, 6
 """Pixels of a side of the tiles, and tiles in a row: for classes, and for what has to be looked at more closely."""
+
+DRAWN_FROM = 0.3
+"""Score of a box from which it is drawn: lower than in `featuretap predict`, since here it is mistakes that count."""
 
 DRAWN = 8
 """Images for which boxes or pixels are drawn."""
@@ -93,7 +96,7 @@ def _said(model: nn.Module, samples: Samples, most: int) -> Iterator[tuple[int, 
     for start in range(0, len(places), TOGETHER):
         part = places[start : start + TOGETHER]
         images, truths = zip(*(samples[index] for index in part), strict=True)
-        predictions = predict_images(model, images, top=1)
+        predictions = predict_images(model, images, top=1, threshold=DRAWN_FROM)
         for index, image, truth, said in zip(part, images, truths, predictions, strict=True):
             yield index, _Seen(Path(samples.name(index)).name, plain(image, "RGB"), truth, said)
 
@@ -136,15 +139,26 @@ def _boxed(seen: _Seen, names: Sequence[str], offset: int) -> list[Image.Image]:
     masks = None if truth.masks is None else truth.masks[kept]
     there = draw_boxes(seen.image, truth.boxes[kept], truth.labels[kept] + offset, None, names, masks)
     found = draw_boxes(seen.image, said.boxes, said.labels, said.scores, names, said.masks)
-    return [_large(there, f"truth of {seen.name}"), _large(found, "prediction")]
+    return [_large(there, f"truth of {seen.name}"), _large(found, f"prediction, scores from {DRAWN_FROM}")]
 
 
 def _masked(seen: _Seen, names: Sequence[str]) -> list[Image.Image]:
     """Return three tiles: the image, the classes of its pixels, and those that were predicted."""
     assert isinstance(seen.said, PixelPrediction)
-    there = draw_classes(seen.image, seen.truth, names)
-    found = draw_classes(seen.image, seen.said.mask, names)
-    return [_large(seen.image, seen.name), _large(there, "truth"), _large(found, "prediction")]
+    tiles = {
+        seen.name: draw_words(seen.image, []),
+        "truth": draw_classes(seen.image, seen.truth, names),
+        "prediction": draw_classes(seen.image, seen.said.mask, names),
+    }
+    # Legends are of any height, and the photograph is to lie at the same place in all three.
+    size = tuple(max(sides) for sides in zip(*(tile.size for tile in tiles.values()), strict=True))
+    return [_large(_on_white(tile, size), words) for words, tile in tiles.items()]
+
+
+def _on_white(image: Image.Image, size: tuple[int, ...]) -> Image.Image:
+    page = Image.new("RGB", (size[0], size[1]), "white")
+    page.paste(image)
+    return page
 
 
 def _large(image: Image.Image, words: str) -> Image.Image:

@@ -1,0 +1,51 @@
+"""One epoch, step by step, against gradients that can be added up by hand."""
+
+from typing import Any
+
+import pytest
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import LambdaLR
+
+from featuretap.training.epoch import Learner, train_epoch
+from featuretap.training.optimisation import Schedule
+
+
+class Linear(nn.Module):
+    """A number for each of two places, whose loss has the inputs as its gradient."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(2))
+
+
+class Given:
+    """A task whose gradients are what its images are."""
+
+    def loss(self, model: Linear, images: Tensor, targets: Tensor) -> Tensor:
+        return (model.weight * images.mean(0)).sum()
+
+
+@pytest.mark.parametrize(
+    ("together", "moved"),
+    [
+        (1, [1 + 2 + 3 + 4 + 5, 0.0]),
+        (2, [(1 + 2) / 2 + (3 + 4) / 2 + 5, 0.0]),
+        (3, [(1 + 2 + 3) / 3 + (4 + 5) / 2, 0.0]),
+        (5, [3.0, 0.0]),
+    ],
+)
+def test_an_update_takes_the_mean_of_its_steps_however_many_they_are(together: int, moved: list[float]) -> None:
+    accelerator = Accelerator(cpu=True, gradient_accumulation_steps=together)
+    model = Linear()
+    optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+    samples = [(torch.tensor([float(number), 0.0]), 0) for number in range(1, 6)]
+    wrapped, prepared, batches = accelerator.prepare(model, optimizer, torch.utils.data.DataLoader(samples))
+    schedule = Schedule(LambdaLR(optimizer, lambda update: 1.0))
+    task: Any = Given()
+    learner = Learner(accelerator, task, wrapped, model, None, prepared, schedule, 0.0)
+    learned = train_epoch(learner, batches, 7, "epoch 1", lambda images: None)
+    assert model.weight.tolist() == pytest.approx([-value for value in moved])
+    assert learned.updates == 7 + -(-5 // together)
+    assert learned.lr == 1.0
