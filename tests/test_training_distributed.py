@@ -126,7 +126,12 @@ def test_the_command_line_prints_once_under_torchrun(data: Path, tmp_path: Path)
 def test_what_one_process_finds_wrong_is_one_line_for_all(data: Path, tmp_path: Path) -> None:
     (tmp_path / "taken").mkdir()
     (tmp_path / "taken" / "thesis.txt").write_text("")
-    command = ["featuretap.registry.command_line", "train", data, "--backbone", "mobilenet_v1", "--batch-size", 8]
-    ran = torchrun(2, *command, "--out", tmp_path / "taken", module=True, fails=True)
-    assert ran.count(f"featuretap: '{tmp_path / 'taken'}' holds something else; choose another folder with out") == 2
-    assert "gloo" not in ran
+    command = ["featuretap.registry.command_line", "train"]
+    more = ["--backbone", "mobilenet_v1", "--batch-size", 8, "--out", tmp_path / "taken"]
+    for folder, message in (
+        (data, f"'{tmp_path / 'taken'}' holds something else; choose another folder with out"),
+        (tmp_path / "no", f"there is no folder '{tmp_path / 'no'}'; give the folder of a data set, or a name such as"),
+    ):
+        ran = torchrun(2, *command, folder, *more, module=True, fails=True)
+        assert ran.count(f"featuretap: {message}") == 2, ran
+        assert "gloo" not in ran

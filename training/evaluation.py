@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,7 +20,7 @@ from featuretap.registry.errors import DataError, TrainingError
 from featuretap.training.judging import judge
 from featuretap.training.loaders import judging_loader
 from featuretap.training.models import finds_masks, first_label, head_of, make_task
-from featuretap.training.processes import accelerated, together
+from featuretap.training.processes import accelerated, first_alone, together
 from featuretap.training.progress import bar
 from featuretap.training.reports.writing import write_judgement
 from featuretap.training.tasks.task import Augmentation, Judgement, Task
@@ -69,15 +70,16 @@ def evaluate(
     assert isinstance(said, Description)
     with accelerated() as accelerator:
         first, processes = accelerator.is_main_process, accelerator.num_processes
-        with accelerator.main_process_first():
-            data = open_data(
-                source,
-                head.task,  # type: ignore[arg-type]
-                val_fraction=val_fraction,
-                seed=seed,
-                download_to=download_to,
-                masks=masks,
-            )
+        opening = partial(
+            open_data,
+            source,
+            head.task,  # type: ignore[arg-type]
+            val_fraction=val_fraction,
+            seed=seed,
+            download_to=download_to,
+            masks=masks,
+        )
+        data = first_alone(accelerator, opening)
         _check_classes(said, data, origin, first_label(head))
         samples = {"val": data.val, "train": data.train, "all": _Both(data.train, data.val)}[part]
         with together(accelerator):

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from accelerate import Accelerator
@@ -13,7 +13,9 @@ from accelerate.utils import broadcast_object_list
 
 from featuretap.registry.errors import FeaturetapError, TrainingError
 
-__all__ = ["accelerated", "together"]
+__all__ = ["accelerated", "first_alone", "together"]
+
+Result = TypeVar("Result")
 
 
 @contextmanager
@@ -50,3 +52,17 @@ def together(accelerator: Accelerator) -> Iterator[None]:
         raise problem
     if said[0] is not None:
         raise TrainingError(said[0])
+
+
+def first_alone(accelerator: Accelerator, do: Callable[[], Result]) -> Result:
+    """Return what something returns in each process, the first having done it before the others, as downloads want it.
+
+    Raises:
+        TrainingError: it failed in the first process, in the others.
+        whatever it raises itself.
+    """
+    done: list[Result] = []
+    with together(accelerator):
+        if accelerator.is_main_process:
+            done.append(do())
+    return done[0] if done else do()

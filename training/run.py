@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -31,7 +32,7 @@ from featuretap.training.judging import judge
 from featuretap.training.loaders import judging_loader, training_loader
 from featuretap.training.models import build_model, described, make_task, trainable_head
 from featuretap.training.optimisation import make_optimizer, make_schedule
-from featuretap.training.processes import accelerated, together
+from featuretap.training.processes import accelerated, first_alone, together
 from featuretap.training.progress import bar, epoch_in_words
 from featuretap.training.reports.writing import write_run
 from featuretap.training.run_folder import (
@@ -112,15 +113,16 @@ def _run(
 ) -> Result:
     """Do the work of `train` in one of its processes."""
     head, masks, first = spec.head, "masks" in spec.outputs(1, 1), accelerator.is_main_process
-    with accelerator.main_process_first():
-        data = open_data(
-            configuration.data,
-            head.task,  # type: ignore[arg-type]
-            val_fraction=configuration.val_fraction,
-            seed=configuration.seed,
-            download_to=Path(configuration.download_to) if configuration.download_to else None,
-            masks=masks,
-        )
+    opening = partial(
+        open_data,
+        configuration.data,
+        head.task,  # type: ignore[arg-type]
+        val_fraction=configuration.val_fraction,
+        seed=configuration.seed,
+        download_to=Path(configuration.download_to) if configuration.download_to else None,
+        masks=masks,
+    )
+    data = first_alone(accelerator, opening)
     configuration = resolved(configuration, head.task, mirrors=data.mirrors)
     _check_batches(configuration, data, accelerator.num_processes)
     progress = Progress(identity(configuration, data))
