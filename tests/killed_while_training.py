@@ -21,7 +21,7 @@ from learnable import coloured_folder, small_run
 from featuretap.training.run import train
 from featuretap.training.run_folder import CONFIGURATION, LAST, continued
 
-AT_RANDOM = 8
+AT_RANDOM = 4
 
 
 def main(folder: Path) -> None:

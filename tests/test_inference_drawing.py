@@ -150,3 +150,13 @@ def test_numbers_beyond_the_names_are_drawn_as_numbers() -> None:
         np.asarray(draw_boxes(image, [[50, 50, 90, 90]], [7], None, CLASSES)),
         np.asarray(draw_boxes(image, [[50, 50, 90, 90]], [7], None, [*"0123456", "class 7"])),
     )
+
+
+def test_the_edge_of_a_class_has_the_colour_of_the_legend_itself() -> None:
+    mask = np.zeros((400, 400), np.uint8)
+    mask[100:300, 50:250] = 1
+    drawn = np.asarray(draw_classes(Image.new("RGB", (400, 400), "white"), mask, ("background", "cat")))
+    edge, inside = colour_of(1), tuple((np.array(colour_of(1)) + 255) // 2)
+    assert {tuple(drawn[row, column]) for row, column in ((100, 150), (299, 150), (200, 50), (200, 249))} == {edge}
+    assert np.abs(np.array(drawn[200, 150]).astype(int) - inside).max() <= 1
+    assert drawn[98, 150].tolist() == [255, 255, 255]

@@ -77,6 +77,7 @@ def mask_folder(folder: Path) -> Path:
 
 
 SMALL = ("--backbone", "mobilenet_v1", "--option", "width=0.25", "--epochs", 2, "--batch-size", 4, "--workers", 0)
+FEW = ("--option", "rpn_post_nms_top_n_train=50", "--option", "box_batch_size_per_image=16")
 PYRAMID = ("--option", "out_channels=32", "--size", SIDE)
 
 
@@ -84,7 +85,7 @@ PYRAMID = ("--option", "out_channels=32", "--size", SIDE)
     ("data", "head", "arguments", "measure", "classes"),
     [
         (coco_folder, "ssdlite", ("--size", SIDE), "mAP", ("background", "red", "green")),
-        (coco_folder, "mask_rcnn", PYRAMID, "mAP", ("background", "red", "green")),
+        (coco_folder, "mask_rcnn", (*PYRAMID, *FEW), "mAP", ("background", "red", "green")),
         (voc_folder, "retinanet", PYRAMID, "mAP", ("green", "red")),
         (mask_folder, "lraspp", ("--size", SIDE), "mIoU", ("background", "red", "green")),
         (mask_folder, "deeplab_v3", ("--size", SIDE), "mIoU", ("background", "red", "green")),
