@@ -230,3 +230,12 @@ def test_downloads_can_be_forbidden(site: Site, monkeypatch: pytest.MonkeyPatch)
     address = f"{site.address}/x"
     assert refusal(address) == f"cannot download '{address}': FEATURETAP_OFFLINE forbids downloads; give a file"
     assert site.asked == []
+
+
+def test_pictures_drawn_into_a_folder_of_images_are_none_of_them_the_next_time(tmp_path: Path) -> None:
+    for name in ("cat.png", "drawn/cat.png", "other/dog.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        Image.new("RGB", (4, 4)).save(tmp_path / name)
+    found = [source.path for source in find_sources([str(tmp_path)], tmp_path / "drawn")]
+    assert found == [tmp_path / "cat.png", tmp_path / "other" / "dog.png"]
+    assert len(find_sources([str(tmp_path)], tmp_path)) == len(find_sources([str(tmp_path)])) == 3
