@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from learnable import coloured_folder, small_run
 from featuretap import registry
 from featuretap.registry.description import Description
 from featuretap.registry.errors import TrainingError
+from featuretap.registry.preprocessing import Preprocessing
 from featuretap.training.run import train
 from featuretap.training.run_folder import claimed, continued
 
@@ -239,3 +241,23 @@ def test_a_run_does_not_overwrite_another(data: Path, tmp_path: Path) -> None:
     with pytest.raises(TrainingError) as caught:
         train(small_run(data, tmp_path / "thesis"), say=lambda line: None)
     assert str(caught.value) == f"'{tmp_path / 'thesis'}' holds something else; choose another folder with out"
+
+
+def test_a_run_keeps_the_epsilon_and_the_preprocessing_of_the_weights_that_it_began_with(
+    data: Path, tmp_path: Path
+) -> None:
+    model = registry.build("mobilenet_v1", width=0.25, num_classes=3)
+    for module in model.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.eps = 0.5
+    said = model.description
+    assert isinstance(said, Description)
+    model.description = replace(said, preprocessing=Preprocessing(40, 32, (0.2, 0.3, 0.4), (0.5, 0.6, 0.7)))
+    start = registry.save(model, tmp_path / "start.safetensors")
+    settings: dict[str, Any] = {"backbone": None, "options": {}, "weights": str(start), "size": None}
+    whole = train(small_run(data, tmp_path / "whole", **settings), say=lambda line: None)
+    interrupted(data, tmp_path / "broken", 1, **settings)
+    start.unlink()
+    broken = train(continued(tmp_path / "broken", {}), resume=True, say=lambda line: None)
+    assert rows(broken.folder) == rows(whole.folder)
+    assert (broken.folder / "last.safetensors").read_bytes() == (whole.folder / "last.safetensors").read_bytes()

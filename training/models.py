@@ -92,13 +92,12 @@ def described(configuration: Configuration, head: HeadSpec) -> tuple[str, dict[s
     return name, options, spec
 
 
-def build_model(configuration: Configuration, data: DataSet, *, begun: bool = False) -> nn.Module:
+def build_model(configuration: Configuration, data: DataSet) -> nn.Module:
     """Return the model of a run, in training mode, described with the data's classes and the run's preprocessing.
 
     Args:
         configuration: of the run.
         data: whose classes it tells apart.
-        begun: whether its weights will be those of the run so far, so that it needs none to begin with.
 
     Raises:
         TrainingError: the data is for images of other channels than can be read.
@@ -117,7 +116,7 @@ def build_model(configuration: Configuration, data: DataSet, *, begun: bool = Fa
         head=head.name,
         taps=configuration.taps,
         num_classes=len(classes),
-        pretrained=False if begun else configuration.weights or configuration.pretrained,
+        pretrained=configuration.weights or configuration.pretrained,
         **options,
     )
     said = model.description

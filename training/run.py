@@ -37,6 +37,7 @@ from featuretap.training.progress import bar, epoch_in_words
 from featuretap.training.reports.writing import write_run
 from featuretap.training.run_folder import (
     BEST,
+    LAST,
     LOGS,
     STATE,
     claimed,
@@ -135,9 +136,11 @@ def _run(
                 f"epochs={configuration.epochs}; give more, or leave epochs out"
             )
     torch.manual_seed(configuration.seed)
-    model = build_model(configuration, data, begun=bool(states))
+    # The weights that a run began with set its norms' epsilon and its preprocessing, which its own files remember.
+    model = registry.load(folder / LAST) if states else build_model(configuration, data)
     description = model.description
     assert isinstance(description, Description)
+    model.description = description = replace(description, weights=None)
     augmentation = Augmentation(configuration.flip or 0.0, configuration.crop_scale, configuration.augment)  # type: ignore[arg-type]
     smoothing = configuration.label_smoothing or 0.0
     task = make_task(head, description.preprocessing, data.classes, augmentation, smoothing, masks=masks)
