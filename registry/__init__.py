@@ -15,14 +15,18 @@ from featuretap.registry.registry import Registry
 __all__ = [
     "Registry",
     "build",
+    "compile",
     "convert",
     "default",
+    "export",
+    "fuse",
     "list_backbones",
     "list_heads",
     "list_plugins",
     "list_runtimes",
     "list_weights",
     "load",
+    "quantize",
     "save",
     "spec",
     "transforms",
@@ -31,13 +35,17 @@ __all__ = [
 default = Registry()
 
 build = default.build
+compile = default.compile  # noqa: A001 - called as registry.compile
 convert = default.convert
+export = default.export
+fuse = default.fuse
 list_backbones = default.list_backbones
 list_heads = default.list_heads
 list_plugins = default.list_plugins
 list_runtimes = default.list_runtimes
 list_weights = default.list_weights
 load = default.load
+quantize = default.quantize
 save = default.save
 spec = default.spec
 transforms = default.transforms

@@ -1,4 +1,4 @@
-"""Who claims which name: one index for the backbones, one for the heads. No torch."""
+"""Who claims which name: an index each for backbones, heads and runtimes. No torch."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from typing import Generic, TypeVar
 
 from featuretap.registry.errors import FeaturetapError, did_you_mean
 from featuretap.registry.policy import normalised
-from featuretap.registry.specs import BackboneSpec, HeadSpec
+from featuretap.registry.specs import BackboneSpec, HeadSpec, RuntimeSpec
 
 __all__ = ["Claims"]
 
-Named = TypeVar("Named", BackboneSpec, HeadSpec)
+Named = TypeVar("Named", BackboneSpec, HeadSpec, RuntimeSpec)
 
 
 class Claims(Generic[Named]):
@@ -94,5 +94,5 @@ class Claims(Generic[Named]):
         return f"{len(claims)} plugins have a {self._what} named {name!r}; say which: {choices}"
 
 
-def _names(spec: BackboneSpec | HeadSpec) -> tuple[str, ...]:
+def _names(spec: BackboneSpec | HeadSpec | RuntimeSpec) -> tuple[str, ...]:
     return spec.name, *(spec.aliases if isinstance(spec, BackboneSpec) else ())

@@ -14,6 +14,7 @@ from featuretap.registry.errors import (
     PluginError,
     UnknownBackboneError,
     UnknownHeadError,
+    UnknownRuntimeError,
     did_you_mean,
 )
 from featuretap.registry.hookspecs import WeightsEntry
@@ -21,7 +22,7 @@ from featuretap.registry.layout import NATIVE
 from featuretap.registry.plugin_loading import Plugin
 from featuretap.registry.policy import normalised
 from featuretap.registry.published import Published
-from featuretap.registry.specs import BackboneSpec, HeadSpec
+from featuretap.registry.specs import BackboneSpec, HeadSpec, RuntimeSpec
 
 __all__ = ["Contents"]
 
@@ -34,7 +35,10 @@ class Contents:
         self.mirrors = user.mirrors
         self.backbones: Claims[BackboneSpec] = Claims("backbone", UnknownBackboneError)
         self.heads: Claims[HeadSpec] = Claims("head", UnknownHeadError)
+        self.runtimes: Claims[RuntimeSpec] = Claims("runtime", UnknownRuntimeError)
         for plugin in plugins:
+            for runtime in plugin.runtimes:
+                self.runtimes.add(plugin.distribution, runtime, ours=plugin.ours)
             for spec in plugin.backbones:
                 self.backbones.add(plugin.distribution, spec, ours=plugin.ours)
             for head in plugin.heads:
@@ -87,6 +91,22 @@ class Contents:
             raise UnknownHeadError(f"no head named {name!r}{hint}{self.failures()}") from self._cause()
         return found[1]
 
+    def runtime(self, name: str) -> RuntimeSpec:
+        """Return the spec of a runtime.
+
+        Raises:
+            UnknownRuntimeError: no runtime has the name, or it is not clear whose is meant.
+            PluginError: it is of a plugin that failed.
+        """
+        if not isinstance(name, str):
+            raise UnknownRuntimeError(f"a runtime's name is a string, got {name!r}")
+        found = self.runtimes.find(name)
+        if found is None:
+            self._check_provider(name)
+            hint = self.runtimes.nearest(name) or f"; known runtimes: {', '.join(sorted(self.runtimes.names))}"
+            raise UnknownRuntimeError(f"no runtime named {name!r}{hint}{self.failures()}") from self._cause()
+        return found[1]
+
     def matching(self, pattern: str) -> list[str]:
         """Return the sorted names of backbones that match a shell pattern; open namespaces where it has a slash."""
         known = {*self.backbones.names, *self._later.values()}
@@ -119,6 +139,7 @@ class Contents:
         yield from (plugin.failure for plugin in self.plugins if plugin.status == "failed")
         yield from self.backbones.conflicts()
         yield from self.heads.conflicts()
+        yield from self.runtimes.conflicts()
         yield from self.weights.conflicts()
         yield from map(str, self._unusable.values())
         yield from self._silent.values()

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping
 __all__ = [
     "CatalogueError",
     "DataError",
+    "ExportError",
     "FeaturetapError",
     "HeadError",
     "ImageError",
@@ -23,6 +24,7 @@ __all__ = [
     "UnknownBackboneError",
     "UnknownHeadError",
     "UnknownOptionError",
+    "UnknownRuntimeError",
     "UnknownTapError",
     "UnknownWeightsError",
     "WeightsError",
@@ -52,6 +54,10 @@ class UnknownOptionError(FeaturetapError, LookupError):
 
 class UnknownTapError(FeaturetapError, LookupError):
     """The architecture has no such tap address."""
+
+
+class UnknownRuntimeError(FeaturetapError, LookupError):
+    """No runtime has this name, or more than one has."""
 
 
 class OptionError(FeaturetapError, ValueError):
@@ -92,6 +98,10 @@ class DataError(FeaturetapError, ValueError):
 
 class TrainingError(FeaturetapError, RuntimeError):
     """A run of training that cannot start, go on, or be resumed."""
+
+
+class ExportError(FeaturetapError, RuntimeError):
+    """A model that cannot be compiled or exported, or an exported file that cannot be used."""
 
 
 class MissingExtraError(FeaturetapError, ImportError):

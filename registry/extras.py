@@ -7,7 +7,7 @@ from importlib.util import find_spec
 
 from featuretap.registry.errors import MissingExtraError
 
-__all__ = ["check_extra"]
+__all__ = ["check_extra", "missing"]
 
 
 def check_extra(asked: str, extra: str, modules: Iterable[str]) -> None:
@@ -21,6 +21,11 @@ def check_extra(asked: str, extra: str, modules: Iterable[str]) -> None:
     Raises:
         MissingExtraError: one of them is not installed.
     """
-    missing = [module for module in modules if find_spec(module) is None]
-    if missing:
-        raise MissingExtraError(f"{asked} needs {', '.join(missing)}; pip install 'featuretap[{extra}]'")
+    absent = missing(modules)
+    if absent:
+        raise MissingExtraError(f"{asked} needs {', '.join(absent)}; pip install 'featuretap[{extra}]'")
+
+
+def missing(modules: Iterable[str]) -> list[str]:
+    """Return the top-level modules that are not installed, without importing any."""
+    return [module for module in modules if find_spec(module) is None]

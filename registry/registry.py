@@ -5,133 +5,37 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
-from fnmatch import fnmatchcase
 from pathlib import Path
-from threading import RLock
 from typing import TYPE_CHECKING, Any
 
-from platformdirs import user_config_path
-
-from featuretap.registry.catalogue import CatalogueFile, read_catalogue
-from featuretap.registry.contents import Contents
 from featuretap.registry.description import Description, prepared_for
-from featuretap.registry.errors import HeadError, OptionError, PluginError
+from featuretap.registry.errors import HeadError, OptionError
 from featuretap.registry.hookspecs import WeightsEntry
+from featuretap.registry.lookup import Lookup
 from featuretap.registry.options import Freezing, options_of
 from featuretap.registry.pairing import features, paired, set_by
-from featuretap.registry.plugin_loading import Plugin, discover, load_module
-from featuretap.registry.policy import policy_from
 from featuretap.registry.preprocessing import Preprocessing
 from featuretap.registry.pretrained import brought, chosen
 from featuretap.registry.request import Request
-from featuretap.registry.specs import BackboneSpec, HeadSpec, ModelSpec
+from featuretap.registry.specs import BackboneSpec, ModelSpec
 
 if TYPE_CHECKING:
     from torch import nn
 
+    from featuretap.runtimes.compiled import CompiledModel
+    from featuretap.runtimes.quantizing import Report
+
 __all__ = ["Registry"]
 
-EMPTY = CatalogueFile(Path(), {}, ())
 
-
-class Registry:
-    """Everything that can be built by name: what plugins provide, and what the user's catalogue adds.
-
-    Nothing is read until the first question. Built-in names are never shadowed; the user's come next; a name that two
-    plugins claim is an error that names both, and `distribution:name` always works.
+class Registry(Lookup):
+    """Everything that can be built by name, and what is made of it.
 
     Args:
         plugins: modules to ask beside the installed plugins, as in tests.
         discover: whether installed plugins and the user's `featuretap.toml` are read.
         builtins: whether featuretap's own plugin is loaded.
     """
-
-    def __init__(self, plugins: Iterable[Any] = (), *, discover: bool = True, builtins: bool = True) -> None:
-        self._modules = tuple(plugins)
-        self._discover = discover
-        self._builtins = builtins
-        self._lock = RLock()
-        self._reading = False
-        self._loaded: Contents | None = None
-
-    @property
-    def plugins(self) -> tuple[Plugin, ...]:
-        """Every plugin that was found, the failed and the disabled ones included."""
-        return self._contents.plugins
-
-    @property
-    def problems(self) -> tuple[str, ...]:
-        """A line for everything that was found and cannot be used as it is: failed plugins, contested names."""
-        return tuple(self._contents.problems())
-
-    @property
-    def published(self) -> tuple[WeightsEntry, ...]:
-        """Every entry of published weights."""
-        return tuple(self._contents.weights.entries.values())
-
-    def is_users(self, name: str) -> bool:
-        """Say whether a backbone's name is from the user's catalogue, which other machines do not have."""
-        return self._contents.is_users(name)
-
-    def head(self, name: str) -> HeadSpec:
-        """Return a head's spec.
-
-        Raises:
-            UnknownHeadError: no head has this name.
-        """
-        return self._contents.head(name)
-
-    def known_as(self, digest: str) -> WeightsEntry | None:
-        """Return the published weights whose file has a SHA-256, or None."""
-        return next((entry for entry in self.published if entry.sha256 and digest.startswith(entry.sha256)), None)
-
-    @property
-    def mirrors(self) -> Mapping[str, str]:
-        """Beginning of an address → what the user's catalogue puts in its place when something is downloaded."""
-        return self._contents.mirrors
-
-    def list_backbones(self, pattern: str = "*") -> list[str]:
-        """Return the sorted names of backbones that match a shell pattern; aliases are not listed.
-
-        Names of open namespaces, such as "timm/resnet18", are listed for patterns with a slash only: "timm/*".
-        """
-        return self._contents.matching(pattern)
-
-    def list_heads(self, pattern: str = "*") -> list[str]:
-        """Return the sorted names of heads that match a shell pattern."""
-        return _matching(self._contents.heads.names, pattern)
-
-    def list_plugins(self, pattern: str = "*") -> list[str]:
-        """Return the sorted names of the distributions whose plugins were found, failed and disabled ones included."""
-        return _matching({plugin.distribution: [] for plugin in self.plugins}, pattern)
-
-    def list_weights(self, pattern: str = "*") -> list[str]:
-        """Return the sorted names, `backbone.tag`, of published weights that match a shell pattern."""
-        return _matching(self._contents.weights.entries, pattern)
-
-    def list_runtimes(self, pattern: str = "*") -> list[str]:
-        """Return the sorted names of the runtimes that plugins provide."""
-        return _matching({runtime.name: [] for p in self.plugins for runtime in p.runtimes}, pattern)
-
-    def needs_torch(self, name: str) -> bool:
-        """Say whether describing a backbone may need torch: those of open namespaces, and a user's variants of them."""
-        return self._contents.needs_torch(name)
-
-    def provider(self, name: str) -> str:
-        """Return the distribution that a backbone comes from, or the path of the user's catalogue.
-
-        Raises:
-            UnknownBackboneError: no backbone has this name.
-        """
-        return self._contents.find(name)[0]
-
-    def weights_of(self, name: str | BackboneSpec) -> tuple[WeightsEntry, ...]:
-        """Return the published weights of a backbone, those of `pretrained=True` first.
-
-        Raises:
-            UnknownBackboneError: no backbone has this name.
-        """
-        return self._contents.weights.of(self.catalogued(name))
 
     def spec(
         self,
@@ -288,6 +192,132 @@ class Registry:
 
         return convert(self, Path(source), Path(target), layout)
 
+    def compile(
+        self,
+        model: nn.Module | str | os.PathLike[str],
+        runtime: str = "onnxruntime",
+        *,
+        size: tuple[int, int] | None = None,
+        batch: int | None = None,
+        threads: int | None = None,
+    ) -> CompiledModel:
+        """Return a model that a runtime computes: the same call, the same dict of taps, faster.
+
+        Outputs are float32 tensors of torch, equal to the model's to 1e-4 of each one's largest value. The model itself
+        stays as it is, and is compiled as in evaluation mode whatever its mode.
+
+        Args:
+            model: a backbone, classifier, pyramid or segmenter that `build` or `load` returned, or the path of a file
+                that `export` or `quantize` wrote.
+            runtime: "onnxruntime", "openvino", "inductor" (torch.compile), "aot" (AOTInductor), or one of a plugin's.
+            size: (height, width) of the images in pixels, where the model is for one size only; None for any.
+            batch: number of images of a call; None for any.
+            threads: of the runtime; None for as many as torch has. Runtimes inside torch always have torch's.
+
+        Raises:
+            UnknownRuntimeError: no runtime has the name.
+            MissingExtraError: packages of the runtime are not installed.
+            OptionError: the model was not built by featuretap, or a value that cannot be.
+            HeadError: a head whose outputs are no tensors by name, as detectors'.
+            ExportError: the model cannot be compiled, or the file not be opened.
+        """
+        chosen_runtime = self.runtime(runtime)
+        from featuretap.runtimes.compiled import compile_model, open_file
+
+        if isinstance(model, str | os.PathLike):
+            if size is not None or batch is not None:
+                raise OptionError("size and batch of an exported file are fixed in it; give them to registry.export")
+            return open_file(self, chosen_runtime, Path(model), threads)
+        return compile_model(chosen_runtime, model, size, batch, threads)
+
+    def fuse(self, model: nn.Module) -> nn.Module:
+        """Return a copy of a model for inference in PyTorch, its batch norms folded into the convolutions before them.
+
+        Its outputs equal the model's to rounding. It is called as the model is, and can be neither trained nor saved.
+        `compile` and `export` need no fused model: runtimes fold by themselves.
+
+        Args:
+            model: a model that `build` or `load` returned; stays as it is.
+
+        Raises:
+            OptionError: the model has no batch norm that can be folded.
+        """
+        from featuretap.runtimes.fusing import fuse
+
+        return fuse(model)
+
+    def export(
+        self,
+        model: nn.Module,
+        path: str | os.PathLike[str],
+        format: str | None = None,  # noqa: A002 - the word for it
+        *,
+        size: tuple[int, int] | None = None,
+        batch: int | None = None,
+    ) -> Path:
+        """Write a model for a runtime; the file is read again and compared with the model before it is kept.
+
+        Its input is called "image", its outputs by their taps; the description of the model, preprocessing included, is
+        inside.
+
+        Args:
+            model: a backbone, classifier, pyramid or segmenter that `build` or `load` returned; a detector for formats
+                that hold one.
+            path: of the file.
+            format: "onnx", "openvino", "torch-export", "aot" or "torchscript"; None for what the path's ending says.
+            size: (height, width) of the images in pixels, where the file is for one size only; None for any.
+            batch: number of images of a call; None for any.
+
+        Returns:
+            the path of the file.
+
+        Raises:
+            OptionError: an unknown format, or one that the ending contradicts; a model not built by featuretap.
+            MissingExtraError: packages that write or read the format are not installed.
+            HeadError: the format holds no such head.
+            ExportError: the model cannot be exported, the file computes something else, or it cannot be written.
+        """
+        from featuretap.runtimes.exporting import export
+
+        return export(self, model, Path(path), format, size, batch)
+
+    def quantize(
+        self,
+        model: nn.Module,
+        path: str | os.PathLike[str],
+        images: Iterable[str | os.PathLike[str]],
+        *,
+        judge_on: Iterable[str | os.PathLike[str]] = (),
+        size: tuple[int, int] | None = None,
+        threads: int | None = None,
+    ) -> Report:
+        """Write a trained model in 8-bit integers as an ONNX file, which `compile` opens.
+
+        Weights get a scale for each output channel; those of activations are measured on images.
+
+        Args:
+            model: a backbone, classifier, pyramid or segmenter with trained weights, in float32 on the CPU.
+            path: ends in ".onnx".
+            images: folders and files to calibrate on, such as the model will see.
+            judge_on: others, on which the result is compared with the model; without, every fifth of `images`.
+            size: (height, width) in pixels that whole images are resized to, and that the file is for; None for any.
+            threads: with which both are timed; None for as many as torch has.
+
+        Returns:
+            the sizes of both files, the time of both, and how far they agree on images that were not calibrated on.
+
+        Raises:
+            MissingExtraError: packages for ONNX are not installed.
+            OptionError: a path of another ending, or a model not built by featuretap or not in float32 on the CPU.
+            DataError: there are no images, or too few.
+            HeadError: a head whose outputs are no tensors by name, as detectors'.
+            ExportError: the model cannot be exported, or the file not be written.
+        """
+        from featuretap.runtimes.quantizing import quantize
+
+        given, judged = ([Path(source) for source in sources] for sources in (images, judge_on))
+        return quantize(self, model, Path(path), given, judge_on=judged, size=size, threads=threads)
+
     def transforms(self, model: nn.Module) -> Callable[[Any], Any]:
         """Return the preprocessing that a model's weights were trained with.
 
@@ -349,42 +379,10 @@ class Registry:
             options = {option: spec.head_options.get(option, value) for option, value in options.items()}
         return Request(spec, freezing, _described(said, spec, options), whole)
 
-    def catalogued(self, name: str | BackboneSpec) -> BackboneSpec:
-        """Return a backbone's spec as its provider states it, options not yet applied.
-
-        Raises:
-            UnknownBackboneError: no backbone has this name.
-        """
-        return name if isinstance(name, BackboneSpec) else self._contents.find(name)[1]
-
     def _weights(
         self, name: str | BackboneSpec, pretrained: bool | str | os.PathLike[str]
     ) -> WeightsEntry | Path | str | None:
         return chosen(self.catalogued(name), pretrained, self._contents.weights)
-
-    @property
-    def _contents(self) -> Contents:
-        with self._lock:
-            if self._loaded is None:
-                if self._reading:
-                    raise PluginError(
-                        "a plugin asks the registry that is just loading it; import the specs it builds on"
-                    )
-                self._reading = True
-                try:
-                    self._loaded = self._read()
-                finally:
-                    self._reading = False
-            return self._loaded
-
-    def _read(self) -> Contents:
-        user = read_catalogue(path, code=False) if self._discover and (path := _user_catalogue()) else EMPTY
-        policy = policy_from(user.disable, user.only)
-        plugins = [
-            *discover(policy, builtins=self._builtins, others=self._discover),
-            *(load_module(module, policy) for module in self._modules),
-        ]
-        return Contents(tuple(plugins), user)
 
 
 def _described(name: str, spec: BackboneSpec | ModelSpec, options: Mapping[str, Any]) -> Description:
@@ -398,15 +396,3 @@ def _described(name: str, spec: BackboneSpec | ModelSpec, options: Mapping[str, 
         prepared_for(spec, Preprocessing()),
         backbone=backbone if backbone.norm is None else replace(backbone, norm=None),
     )
-
-
-def _matching(names: Iterable[str], pattern: str) -> list[str]:
-    return sorted(name for name in names if fnmatchcase(name, pattern))
-
-
-def _user_catalogue() -> Path | None:
-    named = os.environ.get("FEATURETAP_CONFIG")
-    if named:
-        return Path(named)
-    usual = user_config_path("featuretap", appauthor=False) / "featuretap.toml"
-    return usual if usual.exists() else None

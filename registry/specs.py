@@ -6,8 +6,6 @@ in the modules that this one gathers is imported from here.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from featuretap.registry.backbone_spec import BackboneSpec, Classifier, Stages
 from featuretap.registry.blocks import Block
 from featuretap.registry.head_spec import HeadSpec, ModelSpec
@@ -21,9 +19,9 @@ from featuretap.registry.layers import (
     SqueezeExcite,
     make_divisible,
 )
-from featuretap.registry.naming import check_name
 from featuretap.registry.option import Option
 from featuretap.registry.rows import HS, RE, RE6, SE, Bneck, Conv, Row, Separable
+from featuretap.registry.runtime_spec import RuntimeSpec
 from featuretap.registry.tap import Tap
 
 __all__ = [
@@ -53,15 +51,3 @@ __all__ = [
     "Tap",
     "make_divisible",
 ]
-
-
-@dataclass(frozen=True)
-class RuntimeSpec:
-    """A runtime that models can be compiled for: its name, the import string of its compiler, and what to install."""
-
-    name: str
-    factory: str
-    requires: str = ""
-
-    def __post_init__(self) -> None:
-        check_name("runtime", self.name)

@@ -18,7 +18,18 @@ from conftest import ROOT
 import featuretap
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
-FOLDERS = ["backbones", "datasets", "extraction", "heads", "inference", "plugins", "registry", "training"]
+FOLDERS = [
+    "backbones",
+    "datasets",
+    "extraction",
+    "heads",
+    "inference",
+    "measuring",
+    "plugins",
+    "registry",
+    "runtimes",
+    "training",
+]
 PACKED = set(PROJECT["tool"]["setuptools"]["packages"])
 MODULES = [
     ".".join(("featuretap", *path.relative_to(ROOT).with_suffix("").parts)).removesuffix(".__init__")
@@ -46,6 +57,7 @@ def heavy_modules_after(code: str) -> list[str]:
         "from featuretap.registry.hookspecs import hookimpl",
         "import featuretap.registry.specs, featuretap.registry.variants",
         "import featuretap.plugins.builtin",
+        "from featuretap import registry; registry.list_runtimes()",
         *(
             f"from featuretap.registry.command_line import main\ntry: main({arguments})\nexcept SystemExit: pass"
             for arguments in (["list"], ["show", "mobilenet_v3_large"], ["show", "mobilenet_v2", "--json"], ["--help"])

@@ -11,11 +11,14 @@ from io import TextIOWrapper
 
 import click
 
+from featuretap.registry.command_line.bench_command import bench_command
 from featuretap.registry.command_line.catalogue_commands import list_command, show_command
+from featuretap.registry.command_line.export_command import export_command
 from featuretap.registry.command_line.extract_command import extract_command
 from featuretap.registry.command_line.image_commands import predict_command, taps_command
 from featuretap.registry.command_line.new_plugin import new_plugin_command
 from featuretap.registry.command_line.plugin_commands import plugins_command
+from featuretap.registry.command_line.quantize_command import quantize_command
 from featuretap.registry.command_line.training_commands import evaluate_command, train_command
 from featuretap.registry.command_line.weights_commands import convert_command, inspect_command, save_command
 from featuretap.registry.errors import FeaturetapError
@@ -43,6 +46,9 @@ for subcommand in (
     save_command,
     convert_command,
     inspect_command,
+    export_command,
+    quantize_command,
+    bench_command,
     plugins_command,
     new_plugin_command,
 ):

@@ -35,11 +35,12 @@ from featuretap.registry.weights.replacing import replace_files
 from featuretap.registry.weights.restoring import arguments_of, record_of
 from featuretap.registry.weights.sources import source_at
 from featuretap.registry.weights.timm_config import timm_config
+from featuretap.runtimes.fusing import is_fused
 
 if TYPE_CHECKING:
     from featuretap.registry.registry import Registry
 
-__all__ = ["convert", "store"]
+__all__ = ["convert", "record_of_model", "store", "unwrapped"]
 
 SUFFIX = ".safetensors"
 
@@ -94,9 +95,14 @@ def store(registry: Registry, model: nn.Module, path: Path, layout: str) -> Path
         WeightsError: a model that was changed, that the layout cannot hold, or that cannot be written.
     """
     target = _target(path)
-    inner = _unwrapped(model)
+    inner = unwrapped(model, "registry.save writes")
     description = inner.description
     assert isinstance(description, Description)
+    if is_fused(inner):
+        raise WeightsError(
+            f"cannot save {options_in_words(description.name, description.options)}, which is fused, so that its batch "
+            "norms are gone; save the model that it was made from"
+        )
     backbone = description.backbone
     if backbone is None:
         raise OptionError("the model's description lacks its backbone; change it with dataclasses.replace only")
@@ -108,6 +114,14 @@ def store(registry: Registry, model: nn.Module, path: Path, layout: str) -> Path
     by_name = _is_by_name(registry, description, backbone)
     stated = _stated(registry, description) if by_name else description
     return _write(Storable(tensors, eps, stated, spec, by_name), target, layout)
+
+
+def record_of_model(registry: Registry, description: Description) -> Record:
+    """Return what files that hold no tensors of ours, such as exported ones, say of a model."""
+    backbone = description.backbone
+    by_name = backbone is not None and _is_by_name(registry, description, backbone)
+    stated = _stated(registry, description) if by_name else description
+    return Record(stated, NATIVE, network=network_digest(backbone) if backbone else "", by_name=by_name)
 
 
 def convert(registry: Registry, source: Path, target: Path, layout: str) -> Path:
@@ -195,15 +209,23 @@ def _folder(path: Path) -> Iterator[None]:
         raise
 
 
-def _unwrapped(model: nn.Module) -> nn.Module:
+def unwrapped(model: nn.Module, wanted: str) -> nn.Module:
+    """Return a model of featuretap's out of DataParallel, torch.compile and moving averages around it.
+
+    Args:
+        model: any module.
+        wanted: what is done with models of ours, for the message: "registry.save writes".
+
+    Raises:
+        OptionError: there is no such model inside.
+    """
     inner: object = model
     while isinstance(inner, nn.Module):
         if isinstance(vars(inner).get("description"), Description):
             return inner
         inner = next((inner._modules[name] for name in ("module", "_orig_mod") if name in inner._modules), None)
     raise OptionError(
-        f"{type(model).__name__} carries no description; registry.save writes models that registry.build or "
-        "registry.load returned"
+        f"{type(model).__name__} carries no description; {wanted} models that registry.build or registry.load returned"
     )
 
 

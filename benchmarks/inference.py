@@ -1,0 +1,147 @@
+"""One forward pass: eager, truncated, in runtimes, by size."""
+
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import timm
+import torch
+from torch import Tensor, nn
+
+from benchmarks.networks import FEATURES, NAME
+from benchmarks.results import milliseconds, section, table, timed
+from featuretap import registry
+from featuretap.measuring.machine import multiply_adds_per_second
+from featuretap.measuring.timing import PAUSE, Timing
+from featuretap.runtimes.on_onnxruntime import session_of
+
+__all__ = ["eager", "overhead", "runtimes", "sizes", "truncated"]
+
+BATCHES = {1: 61, 8: 21}
+"""Images of a call → rounds."""
+
+RUNTIMES = ("onnxruntime", "openvino", "inductor", "aot")
+SIZES = (128, 224, 320, 512, 768, 1024)
+
+Models = Mapping[str, Callable[[Tensor], object]]
+
+
+def eager() -> Iterator[str]:
+    """The three libraries in PyTorch itself, and what featuretap gains there without another runtime."""
+    models: dict[str, nn.Module] = {name: build().eval() for name, build in FEATURES.items()}
+    models["featuretap, fused"] = registry.fuse(models["featuretap"])
+    last = {
+        f"{name}, channels_last": build().eval().to(memory_format=torch.channels_last)
+        for name, build in FEATURES.items()
+    }
+    fused = registry.fuse(last["featuretap, channels_last"])
+    last["featuretap, fused, channels_last"] = fused
+    for batch, rounds in BATCHES.items():
+        images = torch.randn(batch, 3, 224, 224)
+        calls = _calls(models, images) | _calls(last, images.to(memory_format=torch.channels_last))
+        with torch.inference_mode():
+            timings = timed(calls, rounds, warm_up=5, pause=PAUSE)
+        yield section(
+            f"Eager features, {batch} × 3 × 224 × 224",
+            f"C1 to C5 of {NAME}, evaluation mode, `torch.inference_mode`. {rounds} rounds.",
+            milliseconds(timings, _limit(timings, batch)),
+        )
+
+
+def truncated() -> Iterator[str]:
+    """C1 to C3 only."""
+    levels = ("C1", "C2", "C3")
+    models = {
+        "timm, out_indices=(0, 1, 2)": timm.create_model(
+            "mobilenetv3_large_100", features_only=True, out_indices=(0, 1, 2)
+        ).eval(),
+        "featuretap, taps=(C1, C2, C3)": registry.build(NAME, features_only=True, taps=levels).eval(),
+    }
+    models["featuretap, fused"] = registry.fuse(models["featuretap, taps=(C1, C2, C3)"])
+    images = torch.randn(1, 3, 224, 224)
+    compiled = registry.compile(models["featuretap, taps=(C1, C2, C3)"])
+    calls = _calls({**models, "featuretap, onnxruntime": compiled}, images)
+    with torch.inference_mode():
+        timings = timed(calls, 61, warm_up=5, pause=PAUSE)
+    held = {name: f"{sum(p.numel() for p in model.parameters()):,}" for name, model in models.items()}
+    yield section(
+        "Truncated features, C1 to C3, 1 × 3 × 224 × 224",
+        "What is not asked for is not built. 61 rounds.",
+        milliseconds(timings, {"parameters": held}),
+    )
+
+
+def runtimes() -> Iterator[str]:
+    """Every runtime, and timm under torch.compile, whose shapes are fixed as it likes them best."""
+    built = {name: build().eval() for name, build in FEATURES.items()}
+    compiled = {f"featuretap, {name}": registry.compile(built["featuretap"], name) for name in RUNTIMES}
+    for batch, rounds in BATCHES.items():
+        torch._dynamo.reset()
+        images = torch.randn(batch, 3, 224, 224)
+        models: Models = {
+            "timm": built["timm"],
+            "timm, torch.compile": torch.compile(built["timm"], dynamic=False),
+            "torchvision": built["torchvision"],
+            "featuretap": built["featuretap"],
+            **compiled,
+        }
+        with torch.inference_mode():
+            timings = timed(_calls(models, images), rounds, warm_up=5, pause=PAUSE)
+        yield section(
+            f"Runtimes, {batch} × 3 × 224 × 224",
+            f"C1 to C5 of {NAME} as tensors of torch, float32. {rounds} rounds.",
+            milliseconds(timings, _limit(timings, batch)),
+        )
+
+
+def overhead() -> Iterator[str]:
+    """What `registry.compile` adds to the runtime that it calls."""
+    with TemporaryDirectory() as folder:
+        path = registry.export(FEATURES["featuretap"]().eval(), Path(folder) / "model.onnx")
+        compiled, session = registry.compile(path), session_of(str(path), None)
+    for batch, rounds in BATCHES.items():
+        images = torch.randn(batch, 3, 224, 224)
+        array = images.numpy()
+        calls = {
+            "ONNX Runtime, `session.run`": lambda array=array: session.run(None, {"image": array}),
+            "`registry.compile`": lambda images=images: compiled(images),
+        }
+        yield section(
+            f"Our call and the bare session, {batch} × 3 × 224 × 224",
+            f"The same file, the same options of the session, numpy arrays against a dict of tensors. {2 * rounds} "
+            "rounds.",
+            milliseconds(timed(calls, 2 * rounds, warm_up=5, pause=PAUSE)),
+        )
+
+
+def sizes() -> Iterator[str]:
+    """How cost grows with pixels."""
+    built = {name: build().eval() for name, build in FEATURES.items()}
+    models: Models = {**built, "featuretap, onnxruntime": registry.compile(built["featuretap"])}
+    spec = registry.spec(NAME, features_only=True)
+    limit = multiply_adds_per_second()
+    rows = []
+    for size in SIZES:
+        images = torch.randn(1, 3, size, size)
+        with torch.inference_mode():
+            timings = timed(_calls(models, images), rounds=11, warm_up=2, pause=PAUSE)
+        macs = spec.macs(size, size)
+        cells = [f"{timing.median * 1000:.1f} ({timing.ratio:.2f})" for timing in timings.values()]
+        rows.append([str(size), f"{macs / 1e6:.0f}", f"{macs / limit * 1000:.1f}", *cells])
+    yield section(
+        "Cost by size, one image",
+        "Median milliseconds, and in brackets the ratio to timm, of square images by their side in pixels; the limit "
+        "is that of matrix multiplication. 11 rounds.",
+        table(["side", "M multiply-adds", "limit ms", *models], rows),
+    )
+
+
+def _calls(models: Models, images: Tensor) -> dict[str, Callable[[], object]]:
+    return {name: partial(model, images) for name, model in models.items()}
+
+
+def _limit(timings: Mapping[str, Timing], batch: int) -> dict[str, dict[str, str]]:
+    """Return a column: the least time of the multiply-adds to the time that was taken."""
+    least = registry.spec(NAME, features_only=True).macs(224, 224) * batch / multiply_adds_per_second()
+    return {"of the limit": {name: f"{least / timing.median:.0%}" for name, timing in timings.items()}}

@@ -1,0 +1,59 @@
+"""The most memory that a process ever held."""
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from statistics import median
+from tempfile import TemporaryDirectory
+
+from benchmarks.networks import NAME
+from benchmarks.results import section, table
+from featuretap import registry
+
+__all__ = ["memory"]
+
+LISTED = {
+    "`timm.list_models()`": "import timm; timm.list_models()",
+    "`registry.list_backbones()`": "from featuretap import registry; registry.list_backbones()",
+}
+
+# What a user of each library has to write, and no import beyond it.
+BUILT = {
+    "timm": "import timm; model = timm.create_model('mobilenetv3_large_100', features_only=True).eval()",
+    "torchvision": "from torchvision.models import mobilenet_v3_large\n"
+    "from torchvision.models.feature_extraction import create_feature_extractor\n"
+    "maps = ['features.1', 'features.3', 'features.6', 'features.12', 'features.16']\n"
+    "model = create_feature_extractor(mobilenet_v3_large(), maps).eval()",
+    "featuretap": f"from featuretap import registry; model = registry.build({NAME!r}, features_only=True).eval()",
+}
+OPENED = "from featuretap import registry; model = registry.compile({path!r})"
+
+RUN = "\nimport torch\nwith torch.inference_mode(): model(torch.zeros(1, 3, 1024, 1024))"
+PEAK = "\nimport resource; print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
+REPEATS = 3
+
+
+def memory() -> Iterator[str]:
+    """Processes that list, that build a network, and that run it on one large image."""
+    with TemporaryDirectory() as folder:
+        path = registry.export(registry.build(NAME, features_only=True), Path(folder) / "model.onnx")
+        codes = {**BUILT, "featuretap, onnxruntime, from a file": OPENED.format(path=str(path))}
+        rows = [[name, _peak(code), _peak(code + RUN)] for name, code in codes.items()]
+    rows += [[name, _peak(code), ""] for name, code in {**LISTED, "`import torch`": "import torch"}.items()]
+    yield section(
+        "Peak memory",
+        f"MiB that a process held at most: after building {NAME}, C1 to C5 (or what is named), and after one image of "
+        f"1024×1024 pixels. Medians of {REPEATS} processes.",
+        table(["", "built", "1 × 3 × 1024 × 1024"], rows),
+    )
+
+
+def _peak(code: str) -> str:
+    """Return MiB; Linux counts in KiB."""
+
+    def once() -> float:
+        ran = subprocess.run([sys.executable, "-c", code + PEAK], check=True, capture_output=True, text=True)
+        return int(ran.stdout.splitlines()[-1]) / 1024
+
+    return f"{median(once() for _ in range(REPEATS)):.0f}"

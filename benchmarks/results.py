@@ -1,0 +1,43 @@
+"""Measurements as sections of a Markdown document, printed as they are made."""
+
+from collections.abc import Callable, Mapping, Sequence
+
+from featuretap.measuring.timing import Timing, interleaved
+
+__all__ = ["Contenders", "milliseconds", "section", "table", "timed"]
+
+Contenders = Mapping[str, Callable[[], object]]
+
+
+def timed(contenders: Contenders, rounds: int, warm_up: int = 2, pause: float = 0.0) -> dict[str, Timing]:
+    """Time contenders, interleaved."""
+    return interleaved(contenders, rounds, warm_up, pause)
+
+
+def milliseconds(timings: Mapping[str, Timing], more: Mapping[str, Mapping[str, str]] | None = None) -> str:
+    """Return a table: median milliseconds, the ratio to the first contender with its quartiles, and more columns.
+
+    Args:
+        timings: contender → what was measured.
+        more: title of a column → contender → cell.
+    """
+    columns = ["", "median ms", "ratio", "quartiles of the ratio", *(more or {})]
+    rows = []
+    for name, timing in timings.items():
+        low, high = timing.ratio_quartiles
+        cells = [column.get(name, "") for column in (more or {}).values()]
+        rows.append([name, f"{timing.median * 1000:.2f}", f"{timing.ratio:.3f}", f"{low:.3f}–{high:.3f}", *cells])
+    return table(columns, rows)
+
+
+def table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Return a Markdown table; all columns but the first are numbers."""
+    lines = [" | ".join(columns), " | ".join(["---", *["---:"] * (len(columns) - 1)]), *(" | ".join(r) for r in rows)]
+    return "\n".join(f"| {line} |" for line in lines)
+
+
+def section(title: str, text: str, *tables: str) -> str:
+    """Return a section, and print it."""
+    made = "\n\n".join([f"## {title}", text, *tables])
+    print(f"\n{made}", flush=True)
+    return made

@@ -1,0 +1,42 @@
+"""One step of training: forward, backward, and the optimiser's."""
+
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import nn
+
+from benchmarks.networks import CLASSIFIERS, NAME
+from benchmarks.results import milliseconds, section, timed
+
+__all__ = ["training"]
+
+BATCH = 16
+
+
+def training() -> Iterator[str]:
+    """The three libraries in both memory formats."""
+    formats = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
+    calls = {
+        f"{name}, {words}": _step(build(), memory_format)
+        for words, memory_format in formats.items()
+        for name, build in CLASSIFIERS.items()
+    }
+    yield section(
+        f"A training step, {BATCH} × 3 × 224 × 224",
+        f"The classifier {NAME}: forward, cross-entropy, backward, SGD with momentum, float32. 9 rounds.",
+        milliseconds(timed(calls, rounds=9, warm_up=1)),
+    )
+
+
+def _step(model: nn.Module, memory_format: torch.memory_format) -> Callable[[], object]:
+    model = model.train().to(memory_format=memory_format)
+    optimiser = torch.optim.SGD(model.parameters(), 0.001, momentum=0.9)
+    images = torch.randn(BATCH, 3, 224, 224).to(memory_format=memory_format)
+    classes = torch.randint(1000, (BATCH,))
+
+    def step() -> None:
+        optimiser.zero_grad()
+        nn.functional.cross_entropy(model(images), classes).backward()
+        optimiser.step()
+
+    return step

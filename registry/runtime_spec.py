@@ -1,0 +1,40 @@
+"""A runtime as data: what it is called, what has to be installed for it, and which files it opens. No torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from featuretap.registry.naming import check_name
+
+__all__ = ["RuntimeSpec"]
+
+
+@dataclass(frozen=True)
+class RuntimeSpec:
+    """A runtime that models can be compiled for.
+
+    Args:
+        name: as `registry.compile` is asked for it.
+        factory: import string of `factory(exportable, *, threads) -> run`, where `exportable` is a
+            `featuretap.runtimes.exportable.Exportable`, `threads` a number or None for torch's, and `run` maps images
+            (N, C, H, W) to a sequence of tensors in the order of `exportable.signature.outputs`.
+        modules: top-level modules that have to be installed.
+        requires: what brings them, as pip spells it: "featuretap[openvino]".
+        opens: ending of a file (".onnx") → import string of `open(path, *, threads) -> (metadata, run)`, where
+            `metadata` are the strings that the file holds of its model.
+        description: what it is, in a line.
+
+    Raises:
+        SpecError: the name is no name.
+    """
+
+    name: str
+    factory: str
+    modules: tuple[str, ...] = ()
+    requires: str = ""
+    opens: Mapping[str, str] = field(default_factory=dict, hash=False)
+    description: str = ""
+
+    def __post_init__(self) -> None:
+        check_name("runtime", self.name)

@@ -1,0 +1,1 @@
+"""Running, exporting and quantising models without PyTorch's eager mode."""
