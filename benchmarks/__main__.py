@@ -4,7 +4,7 @@ import sys
 from datetime import UTC, datetime
 from pathlib import Path
 
-from benchmarks import inference, memory, quantization, starting, training_step
+from benchmarks import inference, memory, quantization, session_options, starting, training_step
 from featuretap.measuring.machine import multiply_adds_per_second, this_machine
 
 RESULTS = Path(__file__).parent / "RESULTS.md"
@@ -17,6 +17,7 @@ SECTIONS = {
     "truncated": inference.truncated,
     "runtimes": inference.runtimes,
     "overhead": inference.overhead,
+    "options": session_options.session_options,
     "sizes": inference.sizes,
     "training": training_step.training,
     "memory": memory.memory,

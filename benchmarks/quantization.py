@@ -77,8 +77,8 @@ def quantization() -> Iterator[str]:
     yield section(
         "8-bit integers",
         f"ONNX Runtime, one image of 224×224, integers against float32, 20 rounds. Calibrated on {CALIBRATED} cuts of "
-        f"{', '.join(ours)}, compared on {JUDGED} of {', '.join(others)}. mobilenet_v3_large has fresh weights, so that "
-        "nothing is said of its agreement.",
+        f"{', '.join(ours)}, compared on {JUDGED} of {', '.join(others)}. mobilenet_v3_large has fresh weights, so "
+        "that nothing is said of its agreement.",
         table(["", "bytes", "of float32's", "median ms", "of float32's", "quartiles"], [*map(_speed, reports.items())]),
         table(["", "cosine", "relative error", "same class"], near),
     )

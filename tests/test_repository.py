@@ -119,7 +119,7 @@ def test_everything_public_is_documented(name: str) -> None:
                 assert function.__doc__, f"{thing}.{member}"
 
 
-@pytest.mark.parametrize("name", ["README.md", "docs/heads.md", "docs/predict.md"])
+@pytest.mark.parametrize("name", ["README.md", "docs/heads.md", "docs/predict.md", "docs/runtimes.md"])
 def test_every_python_example_in_the_documents_runs(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

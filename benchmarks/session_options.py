@@ -1,0 +1,74 @@
+"""How much nearer to the machine's limit ONNX Runtime gets by threads, layouts and its own options."""
+
+from collections.abc import Callable, Iterator
+from functools import partial
+
+import onnx
+import onnxruntime
+import torch
+
+from benchmarks.networks import NAME
+from benchmarks.results import milliseconds, section, timed
+from featuretap import registry
+from featuretap.measuring.machine import multiply_adds_per_second
+from featuretap.measuring.timing import PAUSE
+from featuretap.runtimes.exportable import exportable
+from featuretap.runtimes.on_onnxruntime import session_of
+from featuretap.runtimes.onnx_files import IMAGE, onnx_model
+
+__all__ = ["session_options"]
+
+ROUNDS = 61
+
+
+def session_options() -> Iterator[str]:
+    """Sessions on the same weights."""
+    model = registry.build(NAME, features_only=True)
+    dynamic = onnx_model(exportable(model))
+    fixed = onnx_model(exportable(model, size=(224, 224), batch=1)).SerializeToString()
+    content = dynamic.SerializeToString()
+    sessions = {
+        "as `registry.compile` has it": session_of(content, None),
+        "1 thread": session_of(content, 1),
+        "threads that spin on": _session(content, {"session.force_spinning_stop": "0"}),
+        "threads that never spin": _session(content, {"session.intra_op.allow_spinning": "0"}),
+        "size and batch fixed": session_of(fixed, None),
+        "means as GlobalAveragePool": session_of(_pooled(dynamic), None),
+        "layout NCHW throughout": _session(content, {}, onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED),
+    }
+    array = torch.randn(1, 3, 224, 224).numpy()
+    calls: dict[str, Callable[[], object]] = {
+        name: partial(session.run, None, {IMAGE: array}) for name, session in sessions.items()
+    }
+    timings = timed(calls, ROUNDS, warm_up=5, pause=PAUSE)
+    least = registry.spec(NAME, features_only=True).macs(224, 224) / multiply_adds_per_second()
+    shares = {name: f"{least / timing.median:.0%}" for name, timing in timings.items()}
+    yield section(
+        "Options of ONNX Runtime, 1 × 3 × 224 × 224",
+        f"C1 to C5 of {NAME}, `session.run` alone. {ROUNDS} rounds.",
+        milliseconds(timings, {"of the limit": shares}),
+    )
+
+
+def _session(
+    content: bytes,
+    entries: dict[str, str],
+    level: onnxruntime.GraphOptimizationLevel = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL,
+) -> onnxruntime.InferenceSession:
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    options.graph_optimization_level = level
+    for key, value in {"session.force_spinning_stop": "1", **entries}.items():
+        options.add_session_config_entry(key, value)
+    return onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+
+
+def _pooled(model: onnx.ModelProto) -> bytes:
+    """Return a model whose means over height and width are pooling, which has a blocked layout of its own."""
+    changed = onnx.ModelProto()
+    changed.CopyFrom(model)
+    for node in changed.graph.node:
+        if node.op_type == "ReduceMean":
+            node.op_type = "GlobalAveragePool"
+            del node.input[1:], node.attribute[:]
+    return bytes(changed.SerializeToString())
