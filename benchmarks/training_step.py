@@ -30,13 +30,13 @@ def training() -> Iterator[str]:
 
 def _step(model: nn.Module, memory_format: torch.memory_format) -> Callable[[], object]:
     model = model.train().to(memory_format=memory_format)
-    optimiser = torch.optim.SGD(model.parameters(), 0.001, momentum=0.9)
+    optimizer = torch.optim.SGD(model.parameters(), 0.001, momentum=0.9)
     images = torch.randn(BATCH, 3, 224, 224).to(memory_format=memory_format)
     classes = torch.randint(1000, (BATCH,))
 
     def step() -> None:
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         nn.functional.cross_entropy(model(images), classes).backward()
-        optimiser.step()
+        optimizer.step()
 
     return step

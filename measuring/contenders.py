@@ -16,6 +16,7 @@ from featuretap.registry.errors import OptionError, did_you_mean
 from featuretap.registry.layout import Layout
 from featuretap.registry.specs import BackboneSpec
 from featuretap.registry.weights.layouts import MisfitError, layout_of
+from featuretap.runtimes.compiled import check_installed
 
 __all__ = ["EAGER", "LIBRARIES", "Contender", "contenders", "counterpart", "own"]
 
@@ -76,7 +77,9 @@ def contenders(
     for runtime in runtimes:
         if runtime != EAGER:
             # Known before another one has compiled for minutes.
-            registry.default.runtime(runtime)
+            check_installed(registry.default.runtime(runtime))
+    for name in names:
+        _spec(name, taps, options)
     made, left_out = [], []
     for name in names:
         for runtime in runtimes:

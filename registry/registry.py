@@ -203,8 +203,8 @@ class Registry(Lookup):
     ) -> CompiledModel:
         """Return a model that a runtime computes: the same call, the same dict of taps, faster.
 
-        Outputs are float32 tensors of torch, equal to the model's to 1e-4 of each one's largest value. The model itself
-        stays as it is, and is compiled as in evaluation mode whatever its mode.
+        Outputs are tensors of torch, in float32 equal to the model's to 1e-4 of each one's largest value. The model
+        itself stays as it is, and is compiled as in evaluation mode whatever its mode.
 
         Args:
             model: a backbone, classifier, pyramid or segmenter that `build` or `load` returned, or the path of a file
@@ -285,9 +285,9 @@ class Registry(Lookup):
         self,
         model: nn.Module,
         path: str | os.PathLike[str],
-        images: Iterable[str | os.PathLike[str]],
+        images: str | os.PathLike[str] | Iterable[str | os.PathLike[str]],
         *,
-        judge_on: Iterable[str | os.PathLike[str]] = (),
+        judge_on: str | os.PathLike[str] | Iterable[str | os.PathLike[str]] = (),
         size: tuple[int, int] | None = None,
         threads: int | None = None,
     ) -> Report:
@@ -298,7 +298,7 @@ class Registry(Lookup):
         Args:
             model: a backbone, classifier, pyramid or segmenter with trained weights, in float32 on the CPU.
             path: ends in ".onnx".
-            images: folders and files to calibrate on, such as the model will see.
+            images: a folder or a file, or several, to calibrate on, such as the model will see.
             judge_on: others, on which the result is compared with the model; without, every fifth of `images`.
             size: (height, width) in pixels that whole images are resized to, and that the file is for; None for any.
             threads: with which both are timed; None for as many as torch has.
@@ -315,7 +315,10 @@ class Registry(Lookup):
         """
         from featuretap.runtimes.quantizing import quantize
 
-        given, judged = ([Path(source) for source in sources] for sources in (images, judge_on))
+        given, judged = (
+            [Path(source) for source in ([sources] if isinstance(sources, str | os.PathLike) else sources)]
+            for sources in (images, judge_on)
+        )
         return quantize(self, model, Path(path), given, judge_on=judged, size=size, threads=threads)
 
     def transforms(self, model: nn.Module) -> Callable[[Any], Any]:

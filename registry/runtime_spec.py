@@ -5,9 +5,18 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from featuretap.registry.field_checks import IMPORT_STRING, NAMED_STRINGS, STRING, STRINGS, Check, check_fields
 from featuretap.registry.naming import check_name
 
 __all__ = ["RuntimeSpec"]
+
+FIELDS: dict[str, Check] = {
+    "factory": IMPORT_STRING,
+    "modules": STRINGS,
+    "requires": STRING,
+    "opens": NAMED_STRINGS,
+    "description": STRING,
+}
 
 
 @dataclass(frozen=True)
@@ -26,7 +35,7 @@ class RuntimeSpec:
         description: what it is, in a line.
 
     Raises:
-        SpecError: the name is no name.
+        SpecError: the name is no name, or a field is of another kind.
     """
 
     name: str
@@ -38,3 +47,4 @@ class RuntimeSpec:
 
     def __post_init__(self) -> None:
         check_name("runtime", self.name)
+        check_fields(f"runtime {self.name!r}", self, FIELDS)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from featuretap.registry.description import Description
-from featuretap.registry.errors import ExportError, MissingExtraError, OptionError
+from featuretap.registry.errors import ExportError, FeaturetapError, MissingExtraError, OptionError
 from featuretap.registry.extras import missing
 from featuretap.registry.import_strings import blamed, load
 from featuretap.registry.specs import RuntimeSpec, Tap
@@ -22,9 +22,11 @@ from featuretap.runtimes.verifying import verify
 if TYPE_CHECKING:
     from featuretap.registry.registry import Registry
 
-__all__ = ["CompiledModel", "compile_model", "open_file"]
+__all__ = ["CompiledModel", "check_installed", "compile_model", "open_file"]
 
 Run = Callable[[Tensor], Sequence[Tensor]]
+
+DEVICES = ("cpu", "cuda", "mps", "xpu")
 
 
 class CompiledModel(nn.Module):
@@ -111,7 +113,7 @@ def compile_model(
 ) -> CompiledModel:
     """Compile a model; see `Registry.compile`."""
     _check_threads(threads)
-    _check_installed(runtime)
+    check_installed(runtime)
     prepared = exportable(model, size, batch)
     with blamed(f"runtime {runtime.name!r}", runtime.factory):
         run = load(runtime.factory)(prepared, threads=threads)
@@ -133,13 +135,14 @@ def open_file(registry: Registry, runtime: RuntimeSpec, path: Path, threads: int
         others = {name: registry.runtime(name).opens for name in registry.list_runtimes()}
         which = [name for name, opens in others.items() if path.suffix in opens]
         there = f"; {' and '.join(map(repr, which))} can" if which else "; export the model as .onnx"
-        raise OptionError(f"the runtime {runtime.name!r} does not open {path.suffix or 'such'} files{there}")
-    _check_installed(runtime)
+        files = f"{path.suffix} files" if path.suffix else repr(str(path))
+        raise OptionError(f"the runtime {runtime.name!r} does not open {files}{there}")
+    check_installed(runtime)
     if not path.is_file():
         raise ExportError(f"there is no file {str(path)!r}; featuretap export NAME {path.name} writes one")
     try:
         metadata, run = load(opener)(path, threads=threads)
-    except (MissingExtraError, OptionError, ExportError):
+    except FeaturetapError:
         raise
     except Exception as error:
         # Each runtime has errors of its own for files that it cannot read.
@@ -152,15 +155,22 @@ def open_file(registry: Registry, runtime: RuntimeSpec, path: Path, threads: int
         )
     record = read_record(path, {key: value for key, value in metadata.items() if key.startswith("featuretap.")})
     assert record is not None
-    device, dtype = metadata.get(DEVICE, "cpu"), getattr(torch, metadata.get(DTYPE, "float32"))
+    device, dtype = metadata.get(DEVICE, ""), getattr(torch, metadata.get(DTYPE, ""), None)
+    if device not in DEVICES or not isinstance(dtype, torch.dtype):
+        raise ExportError(f"{str(path)!r} does not say for which images it is; export the model again")
     return CompiledModel(run, Signature.read(metadata[KEY]), record.description, runtime.name, device, dtype)
 
 
-def _check_installed(runtime: RuntimeSpec) -> None:
+def check_installed(runtime: RuntimeSpec) -> None:
+    """Say what is missing for a runtime, before anything of it is imported.
+
+    Raises:
+        MissingExtraError: a package is not installed.
+    """
     absent = missing(runtime.modules)
     if absent:
-        brought = runtime.requires or " ".join(absent)
-        raise MissingExtraError(f"the runtime {runtime.name!r} needs {', '.join(absent)}; pip install {brought!r}")
+        brought = repr(runtime.requires) if runtime.requires else " ".join(absent)
+        raise MissingExtraError(f"the runtime {runtime.name!r} needs {', '.join(absent)}; pip install {brought}")
 
 
 def _check_threads(threads: Any) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import sys
 
 import torch
 
@@ -11,7 +12,8 @@ from featuretap.registry.errors import ExportError, OptionError
 
 __all__ = ["check_compiler", "check_torchs_threads"]
 
-COMPILERS = ("g++", "clang++", "cl")
+COMPILER = {"darwin": "clang++", "win32": "cl"}.get(sys.platform, "g++")
+"""What torch takes where CXX names none."""
 
 
 def check_compiler(runtime: str, device: str) -> None:
@@ -20,10 +22,10 @@ def check_compiler(runtime: str, device: str) -> None:
     Raises:
         ExportError: the runtime would compile C++ for the CPU, and there is nothing to do it with.
     """
-    wanted = (os.environ["CXX"],) if os.environ.get("CXX") else COMPILERS
-    if device == "cpu" and not any(shutil.which(name) for name in wanted):
+    wanted = os.environ.get("CXX") or COMPILER
+    if device == "cpu" and not shutil.which(wanted):
         raise ExportError(
-            f"the runtime {runtime!r} compiles C++, and there is no {' or '.join(wanted)} on this machine; install one "
+            f"the runtime {runtime!r} compiles C++, and there is no {wanted} on this machine; install one "
             "(apt install g++), or take the runtime 'onnxruntime'"
         )
 

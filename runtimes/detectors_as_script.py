@@ -8,7 +8,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from featuretap.runtimes.exportable import Exportable, check_sizes
+from featuretap.registry.errors import OptionError
+from featuretap.runtimes.exportable import Exportable
 from featuretap.runtimes.objects import Found, compare, detector_of, names_of, noise
 from featuretap.runtimes.onnx_files import quiet
 from featuretap.runtimes.signature import Signature
@@ -24,14 +25,18 @@ rounds the size of a resized image otherwise than in Python where the scale is n
 
 
 def prepare(model: nn.Module, size: tuple[int, int] | None, batch: int | None) -> Exportable:
-    """Return a detector as it is exported, for any size and number of images whatever is asked for.
+    """Return a detector as it is exported, for any size and number of images.
 
     Raises:
-        OptionError: a size or a batch that is none.
+        OptionError: a size or a batch, which cannot be fixed.
         HeadError: no detector of torchvision's.
     """
-    check_sizes(size, batch)
     detector, description = detector_of(model)
+    if size is not None or batch is not None:
+        raise OptionError(
+            f"the head {description.head!r} takes lists of images of any sizes as torchscript; leave size and batch "
+            "out, or export it as onnx"
+        )
     channels = len(description.preprocessing.mean)
     side = detector.transform.min_size[-1]
     images = noise(next(detector.parameters()).new_empty(1, channels, side, side), 0)

@@ -32,7 +32,14 @@ class Outputs(nn.Module):
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
         """Return the outputs in the order of their names."""
         made = self.model(images)
-        return (made,) if isinstance(made, Tensor) else tuple(made[name] for name in self.names)
+        if isinstance(made, Tensor):
+            return (made,)
+        outputs: list[Tensor] = []
+        for name in self.names:
+            # Two addresses may be one tensor, and some runtimes hold no output under two names.
+            again = any(made[name] is other for other in outputs)
+            outputs.append(made[name].clone() if again else made[name])
+        return tuple(outputs)
 
 
 @dataclass(frozen=True)
@@ -78,17 +85,17 @@ class Exportable:
             program = torch.export.export(module or self.module, (self.images,), dynamic_shapes=shapes)
         except Exception as error:
             # Whatever torch's tracing of somebody's code comes upon.
-            raise ExportError(self.refusal(error)) from error
+            raise ExportError(self.refusal(error, size_may_help=True)) from error
         for node in program.graph.nodes:
             # Where in whose folders the code stands is nobody's business who gets the file.
             node.meta.pop("stack_trace", None)
         return program
 
-    def refusal(self, error: Exception) -> str:
-        """Return why the model cannot be exported, and what may help."""
+    def refusal(self, error: Exception, *, size_may_help: bool = False) -> str:
+        """Return why the model cannot be exported, and whether one size of images may help."""
         lines = str(error).strip().splitlines() or [""]
         reason = f"{type(error).__name__}: {lines[0].strip()[:200]}"
-        if self.signature.size:
+        if self.signature.size or not size_may_help:
             return f"cannot export {self.words} ({reason})"
         return (
             f"cannot export {self.words} for images of any size ({reason}); give the one size that it is for, such as "
@@ -140,14 +147,16 @@ def exportable(model: nn.Module, size: tuple[int, int] | None = None, batch: int
     channels = description.backbone.in_channels if description.backbone else 3
     count, height, width = EXAMPLE
     sides = size or (height, width)
-    images = torch.randn(batch or count, channels, *sides).to(floating.device, floating.dtype)
+    # Of a generator of its own, so that nobody else's numbers change.
+    images = torch.randn(batch or count, channels, *sides, generator=torch.Generator().manual_seed(0))
+    images = images.to(floating.device, floating.dtype)
     signature = Signature((), False, channels, dict(getattr(inner, "taps", {}) or {}), size, batch)
     whole = Exportable(copied, signature, description, images)
     try:
         with torch.no_grad():
             made = copied(images)
     except Exception as error:
-        raise ExportError(whole.refusal(error)) from error
+        raise ExportError(whole.refusal(error, size_may_help=True)) from error
     return replace(whole, signature=replace(signature, **_returned(made, description)))
 
 

@@ -21,7 +21,7 @@ from featuretap.runtimes.stated import stated
 if TYPE_CHECKING:
     from featuretap.registry.registry import Registry
 
-__all__ = ["export"]
+__all__ = ["export", "kept_on_success"]
 
 
 def export(
@@ -46,11 +46,17 @@ def export(
     description: Any = unwrapped(model, "registry.export writes").description
     if description.preprocessing.inside:
         form = for_detectors(form, description.head)
-    with _kept_on_success(path) as written:
+    with kept_on_success(path) as written:
         prepared = load(form.prepare)(model, size, batch)
         metadata = stated(registry, prepared)
         _write(form, prepared, written, metadata)
-        load(form.verifier)(prepared, _read(form, written, metadata))
+        run = _read(form, written, metadata)
+        try:
+            load(form.verifier)(prepared, run)
+        except FeaturetapError:
+            raise
+        except Exception as error:
+            raise ExportError(f"the {form.name} file was written, and does not run ({_reason(error)})") from error
     return path
 
 
@@ -84,7 +90,7 @@ def _reason(error: Exception) -> str:
 
 
 @contextmanager
-def _kept_on_success(path: Path) -> Iterator[Path]:
+def kept_on_success(path: Path) -> Iterator[Path]:
     """Yield where files can be written that get to the folder of `path`, under their names, all or none.
 
     Raises:

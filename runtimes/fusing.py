@@ -1,4 +1,4 @@
-"""Batch norms folded into the layers before them, which compute the same in evaluation with half the passes over a map.
+"""Batch norms folded into the layers before them, which compute the same in evaluation in fewer passes over a map.
 
 The layers are those that are known to run one right behind the other: neighbours in a plain chain, nodes of a traced
 graph, and the two of the classification head. Everything else stays as it is.
@@ -11,7 +11,7 @@ import logging
 from collections import Counter
 from collections.abc import Iterator
 from itertools import pairwise
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, fx, nn
@@ -22,9 +22,11 @@ from torchvision.ops import FrozenBatchNorm2d
 
 from featuretap.heads.modules.classification import ClassificationHead
 from featuretap.registry.description import Description, options_in_words
-from featuretap.registry.errors import OptionError, TrainingError
+from featuretap.registry.errors import OptionError
+from featuretap.registry.weights.storing import unwrapped
+from featuretap.runtimes.inference_only import MARK, InferenceOnly, is_fused
 
-__all__ = ["InferenceOnly", "fold", "fuse", "is_fused"]
+__all__ = ["folded", "fuse"]
 
 logger = logging.getLogger("featuretap")
 
@@ -37,24 +39,11 @@ NORMS = {
 CHAINS = (nn.Sequential.forward, ASPPPooling.forward)
 """Forward passes that run the children in turn."""
 
-MARK = "for_inference"
+EXAMPLE = (1, 1, 224, 224)
+"""An image that every network takes."""
 
-
-class InferenceOnly(nn.Module):
-    """The part by which a fused model refuses to be trained; it computes nothing."""
-
-    def train(self, mode: bool = True) -> Self:
-        """Stay in evaluation.
-
-        Raises:
-            TrainingError: training mode was asked for.
-        """
-        if mode:
-            raise TrainingError(
-                "a fused model is for inference, since its batch norms have become a part of its convolutions; train "
-                "the model that it was made from, and fuse that afterwards"
-            )
-        return super().train(mode)
+TOLERANCE = 1e-3
+"""How far a map may be from the model's, in parts of its largest value; rounding stays a tenth of it."""
 
 
 class Pair(NamedTuple):
@@ -83,24 +72,20 @@ def fuse(model: nn.Module) -> nn.Module:
     Raises:
         OptionError: the model was not built by featuretap, is fused already, or has no batch norm that can be folded.
     """
-    description = getattr(model, "description", None)
-    if not isinstance(description, Description):
-        raise OptionError(
-            f"{type(model).__name__} carries no description; registry.fuse takes models that registry.build or "
-            "registry.load returned"
-        )
+    model = unwrapped(model, "registry.fuse takes")
+    description = model.description
+    assert isinstance(description, Description)
     words = options_in_words(description.name, description.options)
     if is_fused(model):
         raise OptionError(f"{words} is fused already; use it as it is")
     norms = _norms(model)
     if not norms:
         raise OptionError(f"cannot fuse {words}: it has no batch norms; use it as it is")
-    fused = copy.deepcopy(model).eval().requires_grad_(False)
+    fused = folded(model)
     # A copy of torch.fx's modules loses what was set on them.
     for name in ("description", "taps"):
         if hasattr(model, name):
             setattr(fused, name, getattr(model, name))
-    fold(fused)
     left = _norms(fused)
     if left == norms:
         raise OptionError(
@@ -114,22 +99,39 @@ def fuse(model: nn.Module) -> nn.Module:
             left,
             norms,
         )
+    _check_same(model, fused, words)
     # First, so that nothing else has changed its mode when it refuses.
     fused._modules = {MARK: InferenceOnly().eval(), **fused._modules}
     return fused
 
 
-def fold(model: nn.Module) -> None:
-    """Fold what can be folded of a model in evaluation mode, in place."""
-    uses = Counter(id(child) for parent in model.modules() for child in parent._modules.values())
-    for pair in list(_pairs(model)):
+def folded(model: nn.Module) -> nn.Module:
+    """Return a copy of a model for inference, in which is folded what can be."""
+    copied = copy.deepcopy(model).eval().requires_grad_(False)
+    uses = Counter(id(child) for parent in copied.modules() for child in parent._modules.values())
+    for pair in list(_pairs(copied)):
         if _can_be_folded(pair, uses):
             _fold(pair)
+    return copied
 
 
-def is_fused(model: nn.Module) -> bool:
-    """Say whether `fuse` made a model."""
-    return isinstance(model._modules.get(MARK), InferenceOnly)
+@torch.no_grad()
+def _check_same(model: nn.Module, fused: nn.Module, words: str) -> None:
+    """Refuse a backbone that does not run its chains as chains, which nothing but its outputs shows."""
+    whole = copy.deepcopy(getattr(model, "backbone", model)).eval()
+    part = getattr(fused, "backbone", fused)
+    weight = next(whole.parameters())
+    images = torch.randn(EXAMPLE, generator=torch.Generator().manual_seed(0))
+    channels: Any = model.description.backbone.in_channels  # type: ignore[union-attr]
+    images = images[:, :1].expand(-1, channels, -1, -1).to(weight.device, weight.dtype)
+    allowed = max(TOLERANCE, 64 * torch.finfo(weight.dtype).eps)
+    for address, feature in whole(images).items():
+        wrong = float((part(images)[address] - feature).abs().max()) > allowed * float(feature.abs().max())
+        if wrong:
+            raise OptionError(
+                f"cannot fuse {words}: its {address} is another one then, since the backbone does not run its layers "
+                "one behind the other as it holds them; registry.compile(model) takes it as it is"
+            )
 
 
 def _norms(model: nn.Module) -> int:

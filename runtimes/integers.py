@@ -90,4 +90,4 @@ def _depthwise(model: onnx.ModelProto) -> list[str]:
         for node in model.graph.node
         if node.op_type == "Conv"
     }
-    return [weights for weights, count in groups.items() if count > 1 and shapes[weights][1] == 1]
+    return [weights for weights, count in groups.items() if count > 1 and weights in shapes and shapes[weights][1] == 1]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -14,7 +15,7 @@ from torch import Tensor
 from featuretap.registry.errors import ExportError
 from featuretap.runtimes.compilers import check_compiler, check_torchs_threads
 from featuretap.runtimes.exportable import Exportable
-from featuretap.runtimes.fusing import fold
+from featuretap.runtimes.fusing import folded
 from featuretap.runtimes.onnx_files import quiet
 
 __all__ = ["compiled", "opened", "write_package"]
@@ -61,10 +62,12 @@ def write_package(model: Exportable, path: Path, metadata: Mapping[str, str]) ->
         ExportError: there is no C++ compiler, or the model cannot be compiled.
     """
     check_compiler("aot", model.images.device.type)
-    fold(model.model)
-    program = model.program()
-    # Weights that cannot change are laid out for the processor once.
-    options = {"aot_inductor.metadata": dict(metadata), "freezing": True}
+    program = replace(model, model=folded(model.model)).program()
+    options = {
+        "aot_inductor.metadata": dict(metadata),
+        # Otherwise the number of threads that torch has now would be compiled in.
+        "cpp.dynamic_threads": True,
+    }
     try:
         with quiet():
             written = torch._inductor.aoti_compile_and_package(

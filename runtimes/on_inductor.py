@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
+from inspect import signature
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -10,9 +13,14 @@ from torch import Tensor
 from featuretap.registry.errors import ExportError
 from featuretap.runtimes.compilers import check_compiler, check_torchs_threads
 from featuretap.runtimes.exportable import Exportable
-from featuretap.runtimes.fusing import fold
+from featuretap.runtimes.fusing import folded
 
 __all__ = ["compiled"]
+
+# All models here share the code of one module, and versions of code are few unless they are counted for each.
+ISOLATED: dict[str, Any] = (
+    {"isolate_recompiles": True} if "isolate_recompiles" in signature(torch.compile).parameters else {}
+)
 
 
 def compiled(model: Exportable, *, threads: int | None) -> Callable[[Tensor], Sequence[Tensor]]:
@@ -24,13 +32,13 @@ def compiled(model: Exportable, *, threads: int | None) -> Callable[[Tensor], Se
     """
     check_torchs_threads("inductor", threads)
     check_compiler("inductor", model.images.device.type)
-    fold(model.model)
-    # Weights that cannot change are laid out for the processor once.
-    run = torch.compile(model.module, dynamic=bool(model.dynamic), fullgraph=True, options={"freezing": True})
+    module = replace(model, model=folded(model.model)).module
+    run = torch.compile(module, dynamic=bool(model.dynamic), fullgraph=True, **ISOLATED)
 
     @torch.no_grad()
     def call(images: Tensor) -> Sequence[Tensor]:
-        made: Sequence[Tensor] = run(images)
+        # Every memory format would be compiled for anew.
+        made: Sequence[Tensor] = run(images.contiguous())
         return made
 
     try:

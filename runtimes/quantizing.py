@@ -13,12 +13,12 @@ import torch
 from torch import Tensor, nn
 
 from featuretap.measuring.timing import PAUSE, Timing, interleaved
-from featuretap.registry.errors import DataError, OptionError
+from featuretap.registry.errors import DataError, ExportError, FeaturetapError, OptionError
 from featuretap.registry.extras import check_extra
-from featuretap.registry.weights.replacing import replace_files
 from featuretap.runtimes.agreement import Agreement, agreements
 from featuretap.runtimes.calibration import Photographs, preparation, split
 from featuretap.runtimes.exportable import exportable
+from featuretap.runtimes.exporting import kept_on_success
 from featuretap.runtimes.onnx_files import IMAGE, PACKAGES, onnx_model
 from featuretap.runtimes.stated import stated
 
@@ -120,8 +120,7 @@ def quantize(
         OptionError: a path of another ending, no model of featuretap's, or one that is not in float32 on the CPU.
         HeadError: a head whose outputs are no tensors by name, as detectors'.
         DataError: too few images, or none that can be read.
-        ExportError: the model cannot be exported.
-        WeightsError: the file cannot be written.
+        ExportError: the model cannot be exported or quantised, or the file not be written.
     """
     check_extra("quantising", "onnxruntime", PACKAGES)
     if path.suffix != ".onnx":
@@ -133,22 +132,30 @@ def quantize(
     from featuretap.runtimes.integers import METHOD, in_integers
     from featuretap.runtimes.on_onnxruntime import session_of
 
-    done = begin("exporting", 1)
-    exported = onnx_model(prepared, stated(registry, prepared))
-    done()
-    calibrated = Photographs(calibrated_on, prepare, begin("calibrating", len(calibrated_on)))
-    quantised = in_integers(exported, _some(calibrated, "calibrate"))
-    said = {**METHOD, "images": len(calibrated.read)}
-    quantised.metadata_props.add(key=QUANTIZED, value=json.dumps(said, sort_keys=True))
-    contents = {"float32": exported.SerializeToString(), "int8": quantised.SerializeToString()}
-    sessions = [session_of(content, threads) for content in contents.values()]
-    names = prepared.signature.outputs
-    judged = Photographs(judged_on, prepare, begin("judging", len(judged_on)))
-    agreement = agreements(_answers(sessions, names, image) for image in _some(judged, "judge"))
-    image = next(iter(judged))
-    runs = {name: partial(_run, session, names, image) for name, session in zip(contents, sessions, strict=True)}
-    timings = interleaved(runs, ROUNDS, WARM_UP, PAUSE, begin("timing", len(runs) * (ROUNDS + WARM_UP)))
-    replace_files({path: contents["int8"]})
+    with kept_on_success(path) as written:
+        done = begin("exporting", 1)
+        exported = onnx_model(prepared, stated(registry, prepared))
+        done()
+        calibrated = Photographs(calibrated_on, prepare, begin("calibrating", len(calibrated_on)))
+        try:
+            quantised = in_integers(exported, _some(calibrated, "calibrate"))
+        except FeaturetapError:
+            raise
+        except Exception as error:
+            # Whatever the library comes upon in a network.
+            reason = " ".join(str(error).split())[:200]
+            raise ExportError(f"cannot quantise {prepared.words} ({type(error).__name__}: {reason})") from error
+        said = {**METHOD, "images": len(calibrated.read)}
+        quantised.metadata_props.add(key=QUANTIZED, value=json.dumps(said, sort_keys=True))
+        contents = {"float32": exported.SerializeToString(), "int8": quantised.SerializeToString()}
+        sessions = [session_of(content, threads) for content in contents.values()]
+        names = prepared.signature.outputs
+        judged = Photographs(judged_on, prepare, begin("judging", len(judged_on)))
+        agreement = agreements(_answers(sessions, names, image) for image in _some(judged, "judge"))
+        image = next(iter(judged))
+        runs = {name: partial(_run, session, names, image) for name, session in zip(contents, sessions, strict=True)}
+        timings = interleaved(runs, ROUNDS, WARM_UP, PAUSE, begin("timing", len(runs) * (ROUNDS + WARM_UP)))
+        written.write_bytes(contents["int8"])
     return Report(
         path=path,
         bytes_before=len(contents["float32"]),

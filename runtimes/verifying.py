@@ -41,12 +41,14 @@ def verify(model: Exportable, run: Callable[[Tensor], Sequence[Tensor]]) -> None
             continue
         shape = tuple(images.shape)
         try:
-            made = run(images)
+            made = tuple(run(images))
         except Exception as error:
             reason = " ".join(str(error).split())[:200]
             raise ExportError(
                 f"what was made of {model.words} does not run for images {shape} ({reason}), and is not kept{hint}"
             ) from error
+        if len(made) != len(expected):
+            raise ExportError(f"what was made of {model.words} returns {len(made)} outputs, not {len(expected)}")
         for name, want, got in zip(model.signature.outputs, expected, made, strict=True):
             wrong = _wrong(want, got)
             if wrong:
@@ -73,6 +75,8 @@ def _outputs(model: Exportable, images: Tensor) -> tuple[Tensor, ...]:
 
 def _wrong(want: Tensor, got: Tensor) -> str:
     """Return in words what is wrong with an output; an empty string where nothing is."""
+    if not isinstance(got, Tensor) or got.dtype != want.dtype:
+        return f"is {got.dtype if isinstance(got, Tensor) else type(got).__name__}, not {want.dtype}"
     if want.shape != got.shape:
         return f"is {tuple(got.shape)}, not {tuple(want.shape)}"
     # Numbers of half the width are themselves coarser than 1e-4.

@@ -253,7 +253,7 @@ def test_a_missing_compiler_is_named(
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.delenv("CXX", raising=False)
     assert shutil.which("g++") is None
-    with pytest.raises(ExportError, match=r"compiles C\+\+, and there is no g\+\+ or clang\+\+ or cl on this machine"):
+    with pytest.raises(ExportError, match=r"compiles C\+\+, and there is no g\+\+ on this machine"):
         registry.compile(tiny, runtime)
 
 

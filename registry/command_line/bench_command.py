@@ -113,15 +113,16 @@ def bench_command(
         comparison = compare(found, settings, rounds, advance)
     for sentence in left_out:
         click.echo(f"featuretap: {sentence}", err=True)
-    if picture is not None:
-        from featuretap.measuring.picture import write_picture
-
-        write_picture(comparison, picture)
     if as_json:
         click.echo(json.dumps({"options": dict(pairs), **comparison.as_json(), "left_out": left_out}, indent=2))
     else:
         _print(comparison)
-        if picture is not None:
+    if picture is not None:
+        # Behind the figures, which are not to be lost with it.
+        from featuretap.measuring.picture import write_picture
+
+        write_picture(comparison, picture)
+        if not as_json:
             print_text(f"picture: {picture}")
 
 

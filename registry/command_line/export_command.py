@@ -58,4 +58,4 @@ def export_command(
     # Taps without a head are of the bare backbone.
     bare = features_only or (taps is not None and head is None)
     model = named_or_in_a_file(source, weights, bare=bare, **wanted)
-    print_text(f"saved: {registry.export(model, target, form.name, size=size, batch=batch)}")
+    print_text(f"saved: {registry.export(model.float(), target, form.name, size=size, batch=batch)}")

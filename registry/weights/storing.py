@@ -35,7 +35,7 @@ from featuretap.registry.weights.replacing import replace_files
 from featuretap.registry.weights.restoring import arguments_of, record_of
 from featuretap.registry.weights.sources import source_at
 from featuretap.registry.weights.timm_config import timm_config
-from featuretap.runtimes.fusing import is_fused
+from featuretap.runtimes.inference_only import is_fused
 
 if TYPE_CHECKING:
     from featuretap.registry.registry import Registry
@@ -224,9 +224,12 @@ def unwrapped(model: nn.Module, wanted: str) -> nn.Module:
         if isinstance(vars(inner).get("description"), Description):
             return inner
         inner = next((inner._modules[name] for name in ("module", "_orig_mod") if name in inner._modules), None)
-    raise OptionError(
-        f"{type(model).__name__} carries no description; {wanted} models that registry.build or registry.load returned"
+    lacks = (
+        "is no model with weights"
+        if isinstance(getattr(model, "description", None), Description)
+        else "carries no description"
     )
+    raise OptionError(f"{type(model).__name__} {lacks}; {wanted} models that registry.build or registry.load returned")
 
 
 def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
