@@ -5,7 +5,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from benchmarks import inference, memory, quantization, session_options, starting, training_step
-from featuretap.measuring.machine import multiply_adds_per_second, this_machine
+from benchmarks.results import limit
+from featuretap.measuring.machine import this_machine
 
 RESULTS = Path(__file__).parent / "RESULTS.md"
 
@@ -27,6 +28,8 @@ SECTIONS = {
 
 def main(*asked: str) -> None:
     """Run everything and write the document, or run the sections that are asked for and only print them."""
+    # Before anything else has warmed the machine up or slowed it down.
+    limit()
     made = [text for name in asked or SECTIONS for text in SECTIONS[name]()]
     if not asked:
         RESULTS.write_text("\n\n".join([_heading(), *made]) + "\n")
@@ -39,7 +42,7 @@ def _heading() -> str:
         "# Results\n\n"
         f"`make bench` on {datetime.now(UTC):%Y-%m-%d}, one run: {machine.processor}, {machine.cores} cores, "
         f"{machine.threads} threads of torch and of every runtime; {versions}. Matrix multiplication (1024×1024, "
-        f"float32) reaches {multiply_adds_per_second() / 1e9:.1f} G multiply-adds a second, which is the limit that "
+        f"float32) reaches {limit() / 1e9:.1f} G multiply-adds a second, which is the limit that "
         "columns compare with.\n\n"
         "All contenders of a table run in turn, each once a round. The ratio is to the first of them, round by round: "
         "its median and quartiles. Before each timed forward pass there are 50 ms of rest and one call that is not "

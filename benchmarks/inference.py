@@ -10,9 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.networks import FEATURES, NAME
-from benchmarks.results import milliseconds, section, table, timed
+from benchmarks.results import limit, milliseconds, section, table, timed
 from featuretap import registry
-from featuretap.measuring.machine import multiply_adds_per_second
 from featuretap.measuring.timing import PAUSE, Timing
 from featuretap.runtimes.on_onnxruntime import session_of
 
@@ -120,7 +119,6 @@ def sizes() -> Iterator[str]:
     built = {name: build().eval() for name, build in FEATURES.items()}
     models: Models = {**built, "featuretap, onnxruntime": registry.compile(built["featuretap"])}
     spec = registry.spec(NAME, features_only=True)
-    limit = multiply_adds_per_second()
     rows = []
     for size in SIZES:
         images = torch.randn(1, 3, size, size)
@@ -128,7 +126,7 @@ def sizes() -> Iterator[str]:
             timings = timed(_calls(models, images), rounds=11, warm_up=2, pause=PAUSE)
         macs = spec.macs(size, size)
         cells = [f"{timing.median * 1000:.1f} ({timing.ratio:.2f})" for timing in timings.values()]
-        rows.append([str(size), f"{macs / 1e6:.0f}", f"{macs / limit * 1000:.1f}", *cells])
+        rows.append([str(size), f"{macs / 1e6:.0f}", f"{macs / limit() * 1000:.1f}", *cells])
     yield section(
         "Cost by size, one image",
         "Median milliseconds, and in brackets the ratio to timm, of square images by their side in pixels; the limit "
@@ -143,5 +141,5 @@ def _calls(models: Models, images: Tensor) -> dict[str, Callable[[], object]]:
 
 def _limit(timings: Mapping[str, Timing], batch: int) -> dict[str, dict[str, str]]:
     """Return a column: the least time of the multiply-adds to the time that was taken."""
-    least = registry.spec(NAME, features_only=True).macs(224, 224) * batch / multiply_adds_per_second()
+    least = registry.spec(NAME, features_only=True).macs(224, 224) * batch / limit()
     return {"of the limit": {name: f"{least / timing.median:.0%}" for name, timing in timings.items()}}

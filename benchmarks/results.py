@@ -1,12 +1,20 @@
 """Measurements as sections of a Markdown document, printed as they are made."""
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 
+from featuretap.measuring.machine import multiply_adds_per_second
 from featuretap.measuring.timing import Timing, interleaved
 
-__all__ = ["Contenders", "milliseconds", "section", "table", "timed"]
+__all__ = ["Contenders", "limit", "milliseconds", "section", "table", "timed"]
 
 Contenders = Mapping[str, Callable[[], object]]
+
+
+@cache
+def limit() -> float:
+    """Return multiply-adds a second of matrix multiplication, measured once for all sections."""
+    return multiply_adds_per_second()
 
 
 def timed(contenders: Contenders, rounds: int, warm_up: int = 2, pause: float = 0.0) -> dict[str, Timing]:

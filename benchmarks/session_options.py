@@ -8,9 +8,8 @@ import onnxruntime
 import torch
 
 from benchmarks.networks import NAME
-from benchmarks.results import milliseconds, section, timed
+from benchmarks.results import limit, milliseconds, section, timed
 from featuretap import registry
-from featuretap.measuring.machine import multiply_adds_per_second
 from featuretap.measuring.timing import PAUSE
 from featuretap.runtimes.exportable import exportable
 from featuretap.runtimes.on_onnxruntime import session_of
@@ -41,7 +40,7 @@ def session_options() -> Iterator[str]:
         name: partial(session.run, None, {IMAGE: array}) for name, session in sessions.items()
     }
     timings = timed(calls, ROUNDS, warm_up=5, pause=PAUSE)
-    least = registry.spec(NAME, features_only=True).macs(224, 224) / multiply_adds_per_second()
+    least = registry.spec(NAME, features_only=True).macs(224, 224) / limit()
     shares = {name: f"{least / timing.median:.0%}" for name, timing in timings.items()}
     yield section(
         "Options of ONNX Runtime, 1 × 3 × 224 × 224",

@@ -47,4 +47,4 @@ class RuntimeSpec:
 
     def __post_init__(self) -> None:
         check_name("runtime", self.name)
-        check_fields(f"runtime {self.name!r}", self, FIELDS)
+        check_fields("runtime", self, FIELDS)

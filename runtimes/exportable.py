@@ -36,9 +36,10 @@ class Outputs(nn.Module):
             return (made,)
         outputs: list[Tensor] = []
         for name in self.names:
-            # Two addresses may be one tensor, and some runtimes hold no output under two names.
+            # Two addresses may be one tensor, and some runtimes hold no output under two names. Exporters leave out a
+            # mere copy.
             again = any(made[name] is other for other in outputs)
-            outputs.append(made[name].clone() if again else made[name])
+            outputs.append(made[name] * 1.0 if again else made[name])
         return tuple(outputs)
 
 

@@ -26,6 +26,7 @@ from featuretap.registry.errors import (
 )
 from featuretap.registry.hookspecs import hookimpl
 from featuretap.registry.specs import HS, RE, SE, BackboneSpec, Bneck, Conv, RuntimeSpec
+from featuretap.runtimes import fusing
 
 # Exporters spend seconds on each layer, so that most tests have few.
 TINY = BackboneSpec("tiny", stages=((Conv(3, 8, RE),), (Conv(3, 12, RE), Conv(1, 20, RE))))
@@ -184,7 +185,7 @@ def test_what_is_only_for_inference_says_so(registry: Registry, compiled: nn.Mod
         (lambda: copy.deepcopy(compiled), "neither copied nor pickled; copy the model that it was made of"),
         (lambda: pickle.dumps(compiled), "neither copied nor pickled"),
         (lambda: registry.save(compiled, tmp_path / "x.safetensors"), "registry.save writes models that"),
-        (lambda: registry.compile(compiled), "registry.compile and registry.export read models that registry.build"),
+        (lambda: registry.compile(compiled), "CompiledModel holds no weights; registry.compile and registry.export"),
     ]
     for call, message in refused:
         with pytest.raises(OptionError, match=message):
@@ -265,6 +266,18 @@ def wrong(exportable: Any, *, threads: int | None) -> Callable[[torch.Tensor], l
     return lambda images: [1.001 * feature for feature in exportable.module(images)]
 
 
+def short(exportable: Any, *, threads: int | None) -> Callable[[torch.Tensor], Any]:
+    return lambda images: exportable.module(images)[:1]
+
+
+def doubled(exportable: Any, *, threads: int | None) -> Callable[[torch.Tensor], Any]:
+    return lambda images: [feature.double() for feature in exportable.module(images)]
+
+
+def in_numpy(exportable: Any, *, threads: int | None) -> Callable[[torch.Tensor], Any]:
+    return lambda images: [feature.numpy() for feature in exportable.module(images)]
+
+
 def failing(exportable: Any, *, threads: int | None) -> None:
     raise ZeroDivisionError("no engine")
 
@@ -276,7 +289,7 @@ def plugin(name: str, *runtimes: RuntimeSpec) -> types.ModuleType:
 
 
 def test_a_plugin_adds_a_runtime(tiny: nn.Module) -> None:
-    functions = {"plain": "interpreting", "broken": "failing", "wrong": "wrong"}
+    functions = {"plain": "interpreting", "broken": "failing"}
     added = [RuntimeSpec(name, f"{__name__}:{function}") for name, function in functions.items()]
     registry = Registry(plugins=[plugin("engines", *added)], discover=False)
     assert {*functions, "onnxruntime"} <= set(registry.list_runtimes())
@@ -284,8 +297,40 @@ def test_a_plugin_adds_a_runtime(tiny: nn.Module) -> None:
     agree(registry.compile(tiny, "plain")(images), answers(tiny, images))
     with pytest.raises(PluginError, match=r"runtime 'broken': .*:failing' raised ZeroDivisionError: no engine"):
         registry.compile(tiny, "broken")
-    with pytest.raises(ExportError, match=r"'C1' differs from the model's by .*, where the largest value is"):
-        registry.compile(tiny, "wrong")
+
+
+@pytest.mark.parametrize(
+    ("function", "message"),
+    [
+        ("wrong", r"its 'C1' differs from the model's by .*, where the largest value is"),
+        ("short", r"what was made of 'tiny' returns 1 outputs, not 2"),
+        ("doubled", r"its 'C1' is torch.float64, not torch.float32"),
+        ("in_numpy", r"its 'C1' is ndarray, not torch.float32"),
+    ],
+)
+def test_a_runtime_that_returns_something_else_is_found_out(tiny: nn.Module, function: str, message: str) -> None:
+    spec = RuntimeSpec("engine", f"{__name__}:{function}")
+    registry = Registry(plugins=[plugin("engines", spec)], discover=False)
+    with pytest.raises(ExportError, match=message):
+        registry.compile(tiny, "engine")
+
+
+def test_norms_that_were_folded_wrongly_are_found_out(
+    registry: Registry, tiny: nn.Module, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch, "compile", lambda module, **options: module)
+    registry.compile(tiny, "inductor")
+    monkeypatch.setattr(fusing, "_fold", lambda pair: setattr(pair.parent, pair.name, nn.Identity()))
+    with pytest.raises(ExportError, match=r"'tiny' is not kept, since for images .* its 'C1' differs"):
+        registry.compile(tiny, "inductor")
+    with pytest.raises(OptionError, match="cannot fuse 'tiny': its C1 is another one then, since the backbone"):
+        registry.fuse(tiny)
+
+
+def test_two_addresses_of_one_map_are_two_outputs(registry: Registry) -> None:
+    model, images = registry.build(TINY, features_only=True, taps=("C1", "C1.first")).eval(), torch.randn(1, 3, 40, 40)
+    for runtime in ("onnxruntime", "openvino"):
+        agree(registry.compile(model, runtime, size=(40, 40))(images), answers(model, images))
 
 
 def test_a_runtime_that_two_plugins_have_is_nobodys(tiny: nn.Module) -> None:

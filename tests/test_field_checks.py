@@ -106,6 +106,19 @@ def test_a_runtime_has_a_name() -> None:
         RuntimeSpec(5, "a:b")  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"modules": "tensorrt"}, "modules='tensorrt'; it should be a tuple of strings"),
+        ({"opens": (".engine",)}, "opens=('.engine',); it should be a mapping from name to import string"),
+    ],
+)
+def test_a_runtime_says_which_field_is_of_another_kind(fields: dict[str, Any], message: str) -> None:
+    with pytest.raises(SpecError) as error:
+        RuntimeSpec("engine", "a:b", **fields)
+    assert str(error.value) == f"runtime 'engine' has {message}"
+
+
 def test_what_is_well_is_accepted() -> None:
     option = Option(1, lambda value: value > 0, "a positive number")
     assert BackboneSpec("b", **DECLARED, options={"depth": option}).options == {"depth": option}

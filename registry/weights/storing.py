@@ -224,11 +224,8 @@ def unwrapped(model: nn.Module, wanted: str) -> nn.Module:
         if isinstance(vars(inner).get("description"), Description):
             return inner
         inner = next((inner._modules[name] for name in ("module", "_orig_mod") if name in inner._modules), None)
-    lacks = (
-        "is no model with weights"
-        if isinstance(getattr(model, "description", None), Description)
-        else "carries no description"
-    )
+    described = isinstance(getattr(model, "description", None), Description)
+    lacks = "holds no weights" if described else "carries no description"
     raise OptionError(f"{type(model).__name__} {lacks}; {wanted} models that registry.build or registry.load returned")
 
 
