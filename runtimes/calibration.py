@@ -29,6 +29,10 @@ HELD_BACK = 5
 """Of so many images, the last is not calibrated on, but judged on."""
 
 
+def _nothing() -> None:
+    """Do nothing, where nobody wants to be told."""
+
+
 @dataclass
 class Photographs:
     """Images that are read when they are wanted, those that cannot be left out.
@@ -42,7 +46,7 @@ class Photographs:
 
     files: Sequence[ImageFile]
     prepare: Callable[[Any], Tensor]
-    done: Callable[[], object] = lambda: None
+    done: Callable[[], object] = _nothing
     bad: dict[str, str] = field(default_factory=dict)
 
     def __iter__(self) -> Iterator[Tensor]:
