@@ -1,4 +1,4 @@
-"""Backbones and heads by name: list them, describe them, build them, save them and load them.
+"""Backbones and heads by name: list, describe, build, save and load them, and hand them to runtimes.
 
 >>> from featuretap import registry
 >>> registry.list_backbones("mobilenet_v2*")
