@@ -9,7 +9,7 @@ from featuretap.registry.errors import FeaturetapError, did_you_mean
 from featuretap.registry.policy import normalised
 from featuretap.registry.specs import BackboneSpec, HeadSpec, RuntimeSpec
 
-__all__ = ["Claims"]
+__all__ = ["Claims", "Named"]
 
 Named = TypeVar("Named", BackboneSpec, HeadSpec, RuntimeSpec)
 

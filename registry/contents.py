@@ -7,7 +7,7 @@ from dataclasses import replace
 from fnmatch import fnmatchcase
 
 from featuretap.registry.catalogue import CatalogueFile
-from featuretap.registry.claims import Claims
+from featuretap.registry.claims import Claims, Named
 from featuretap.registry.errors import (
     CatalogueError,
     FeaturetapError,
@@ -82,14 +82,7 @@ class Contents:
             UnknownHeadError: no head has the name, or it is not clear whose is meant.
             PluginError: it is of a plugin that failed.
         """
-        if not isinstance(name, str):
-            raise UnknownHeadError(f"a head's name is a string, got {name!r}")
-        found = self.heads.find(name)
-        if found is None:
-            self._check_provider(name)
-            hint = self.heads.nearest(name) or f"; known heads: {', '.join(sorted(self.heads.names))}"
-            raise UnknownHeadError(f"no head named {name!r}{hint}{self.failures()}") from self._cause()
-        return found[1]
+        return self._named("head", self.heads, UnknownHeadError, name)
 
     def runtime(self, name: str) -> RuntimeSpec:
         """Return the spec of a runtime.
@@ -98,13 +91,16 @@ class Contents:
             UnknownRuntimeError: no runtime has the name, or it is not clear whose is meant.
             PluginError: it is of a plugin that failed.
         """
+        return self._named("runtime", self.runtimes, UnknownRuntimeError, name)
+
+    def _named(self, what: str, claims: Claims[Named], unknown: type[FeaturetapError], name: str) -> Named:
         if not isinstance(name, str):
-            raise UnknownRuntimeError(f"a runtime's name is a string, got {name!r}")
-        found = self.runtimes.find(name)
+            raise unknown(f"a {what}'s name is a string, got {name!r}")
+        found = claims.find(name)
         if found is None:
             self._check_provider(name)
-            hint = self.runtimes.nearest(name) or f"; known runtimes: {', '.join(sorted(self.runtimes.names))}"
-            raise UnknownRuntimeError(f"no runtime named {name!r}{hint}{self.failures()}") from self._cause()
+            hint = claims.nearest(name) or f"; known {what}s: {', '.join(sorted(claims.names))}"
+            raise unknown(f"no {what} named {name!r}{hint}{self.failures()}") from self._cause()
         return found[1]
 
     def matching(self, pattern: str) -> list[str]:
