@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from io import BytesIO
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,8 @@ from featuretap.inference.predicting import predict_images
 from featuretap.inference.showing import Shown, as_json, as_picture, as_table
 from featuretap.inference.sources import ImageSource
 from featuretap.registry.description import Description
-from featuretap.registry.errors import ImageError
+from featuretap.registry.errors import ImageError, WeightsError
+from featuretap.registry.weights.replacing import replace_files
 
 __all__ = ["Answer", "answers"]
 
@@ -82,7 +84,11 @@ def answers(
 def _save(drawn: Image.Image, path: Path) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        drawn.save(path)
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or error
+        content = BytesIO()
+        # Pillow knows the format by it.
+        content.name = path.name
+        drawn.save(content)
+        replace_files({path: content.getvalue()})
+    except (OSError, ValueError, WeightsError) as error:
+        reason = getattr(error.__cause__ or error, "strerror", None) or error
         raise ImageError(f"cannot write the picture {str(path)!r}: {reason}") from error

@@ -120,7 +120,7 @@ def test_an_interrupted_run_says_how_it_goes_on(
     ran = run("train", data, *small, "--epochs", 2, "--out", tmp_path / "run")
     assert (ran.status, ran.err) == (
         130,
-        f"interrupted; featuretap train --resume {tmp_path / 'run'} goes on after the last whole epoch\n",
+        f"featuretap: interrupted; featuretap train --resume {tmp_path / 'run'} goes on after the last whole epoch\n",
     )
 
 

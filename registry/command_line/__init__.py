@@ -8,14 +8,24 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from io import TextIOWrapper
+from typing import Any
 
 import click
 
 from featuretap.registry.command_line.bench_command import bench_command
 from featuretap.registry.command_line.catalogue_commands import list_command, show_command
+from featuretap.registry.command_line.commands import Group
+from featuretap.registry.command_line.completion_command import PROGRAM, VARIABLE, completion_command
 from featuretap.registry.command_line.export_command import export_command
 from featuretap.registry.command_line.extract_command import extract_command
 from featuretap.registry.command_line.image_commands import predict_command, taps_command
+from featuretap.registry.command_line.interruption import (
+    ReaderGoneError,
+    exit_interrupted,
+    exit_unread,
+    terminable,
+    told,
+)
 from featuretap.registry.command_line.new_plugin import new_plugin_command
 from featuretap.registry.command_line.plugin_commands import plugins_command
 from featuretap.registry.command_line.quantize_command import quantize_command
@@ -26,7 +36,21 @@ from featuretap.registry.errors import FeaturetapError
 __all__ = ["main"]
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+class Main(Group):
+    """The commands, and what becomes of those that are interrupted."""
+
+    def make_context(self, *args: Any, **attributes: Any) -> click.Context:
+        """Read the words of the line."""
+        with told():
+            return super().make_context(*args, **attributes)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command that was named."""
+        with told():
+            return super().invoke(ctx)
+
+
+@click.group(cls=Main, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(package_name="featuretap", message="featuretap %(version)s")
 def command() -> None:
     """Backbones for detection and segmentation, by name.
@@ -35,36 +59,26 @@ def command() -> None:
     """
 
 
-for subcommand in (
-    list_command,
-    show_command,
-    taps_command,
-    predict_command,
-    extract_command,
-    train_command,
-    evaluate_command,
-    save_command,
-    convert_command,
-    inspect_command,
-    export_command,
-    quantize_command,
-    bench_command,
-    plugins_command,
-    new_plugin_command,
-):
-    command.add_command(subcommand)
+command.add_section("What there is", list_command, show_command, inspect_command)
+command.add_section("Images", taps_command, predict_command, extract_command)
+command.add_section("Training", train_command, evaluate_command)
+command.add_section("Weights", save_command, convert_command)
+command.add_section("Runtimes", export_command, quantize_command, bench_command)
+command.add_section("Plugins", plugins_command, new_plugin_command)
+command.add_section("Shell", completion_command)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line and exit: 0 if all went well, 1 if some of several images could not be read, 2 on bad
-    input, 130 if interrupted.
+    input; 130, 141 or 143 if interrupted, no longer read, or terminated.
     """
     for stream in (sys.stdout, sys.stderr):
         # A terminal that knows no × gets a question mark, not a traceback.
         if isinstance(stream, TextIOWrapper):
             stream.reconfigure(errors="replace")
     try:
-        status = command.main(arguments, prog_name="featuretap", standalone_mode=False)
+        with terminable():
+            status = command.main(arguments, PROGRAM, VARIABLE, standalone_mode=False)
     except click.exceptions.NoArgsIsHelpError as error:
         click.echo(error.format_message())
         sys.exit(2)
@@ -72,8 +86,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         _fail(error.format_message())
     except FeaturetapError as error:
         _fail(str(error))
-    except (click.Abort, KeyboardInterrupt):
-        sys.exit(130)
+    except ReaderGoneError:
+        exit_unread()
+    except (click.Abort, KeyboardInterrupt) as error:
+        exit_interrupted(error)
     sys.exit(status or 0)
 
 

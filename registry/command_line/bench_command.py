@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -11,7 +12,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.shell_completion import CompletionItem
 
+from featuretap.registry.command_line import completing
+from featuretap.registry.command_line.commands import Command
 from featuretap.registry.command_line.parameters import OptionPair, Size
 from featuretap.registry.command_line.printing import print_table, print_text, short
 from featuretap.registry.extras import check_extra
@@ -40,15 +44,20 @@ class Several(click.ParamType[tuple[Any, ...]]):
             self.fail(f"{value!r} names nothing; write values with commas between", param, ctx)
         return tuple(dict.fromkeys(self.kind.convert(part, param, ctx) for part in parts))
 
+    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem[str]]:
+        """Complete the last value as its kind does."""
+        return completing.comma_separated(self.kind.shell_complete)(ctx, param, incomplete)
 
-@click.command("bench")
-@click.argument("names", nargs=-1, required=True)
+
+@click.command("bench", cls=Command, short_help="Measure how fast backbones are.")
+@click.argument("names", nargs=-1, required=True, shell_complete=completing.backbones, help="The backbones.")
 @click.option(
     "--runtime",
     "runtimes",
     type=Several(click.STRING, "NAMES"),
     default="eager",
     show_default=True,
+    shell_complete=completing.comma_separated(completing.runtimes),
     help="What computes, separated by commas: eager, or runtimes.",
 )
 @click.option(
@@ -77,7 +86,9 @@ class Several(click.ParamType[tuple[Any, ...]]):
 @click.option(
     "--option", "pairs", type=OptionPair(), multiple=True, help="An option of the backbones; can be repeated."
 )
-@click.option("--picture", type=click.Path(path_type=Path, dir_okay=False), help="Draw latency against size into this.")
+@click.option(
+    "--picture", type=click.Path(path_type=Path, dir_okay=False), help="Draw latency against size into this PNG."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON, with the seconds of every call.")
 def bench_command(
     names: tuple[str, ...],
@@ -146,7 +157,7 @@ def _progress() -> Iterator[tuple[Callable[[str, int | None], None], Callable[[]
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     # A thread that draws meanwhile would take its time from what is measured.
     with Progress(
-        *columns, console=console, disable=not console.is_terminal, transient=True, auto_refresh=False
+        *columns, console=console, disable=not sys.stderr.isatty(), transient=True, auto_refresh=False
     ) as progress:
         bar = progress.add_task("")
 

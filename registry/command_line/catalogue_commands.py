@@ -9,6 +9,8 @@ import click
 
 from featuretap import registry
 from featuretap.registry.addresses import LEVELS
+from featuretap.registry.command_line import completing
+from featuretap.registry.command_line.commands import Command
 from featuretap.registry.command_line.parameters import Addresses, OptionPair, Size
 from featuretap.registry.command_line.printing import print_table, print_text, short
 from featuretap.registry.errors import FeaturetapError, HeadError, PluginError, UnknownHeadError
@@ -20,8 +22,10 @@ __all__ = ["list_command", "show_command"]
 LISTED_SIZE = (224, 224)
 
 
-@click.command("list")
-@click.argument("pattern", default="*")
+@click.command("list", cls=Command, short_help="List backbones, or heads.")
+@click.argument(
+    "pattern", default="*", shell_complete=completing.listed, help="Part of names, with * for the rest.  [default: *]"
+)
 @click.option("--heads", is_flag=True, help="List heads in place of backbones.")
 def list_command(pattern: str, heads: bool) -> None:
     """List the backbones, or the heads, whose names match PATTERN.
@@ -115,14 +119,18 @@ def _counts(
         return parameters, None
 
 
-@click.command("show")
-@click.argument("name")
+@click.command("show", cls=Command, short_help="Show the taps of a backbone, and what it costs.")
+@click.argument("name", shell_complete=completing.backbones, help="The backbone.")
 @click.option("--width", type=float, help="Width multiplier.")
 @click.option("--reduced-tail", is_flag=True, default=None, help="Halve the channels behind C4.")
 @click.option("--output-stride", type=int, help="32, 16 or 8.")
 @click.option("--in-channels", type=int, help="Channels of the images.")
 @click.option("--option", "pairs", type=OptionPair(), multiple=True, help="Any other option; can be repeated.")
-@click.option("--head", help="Count the backbone with this head; featuretap list --heads names them.")
+@click.option(
+    "--head",
+    shell_complete=completing.heads,
+    help="Count the backbone with this head; featuretap list --heads names them.",
+)
 @click.option("--num-classes", type=int, help="Classes of the head.")
 @click.option("--taps", type=Addresses(), help="Which maps the head reads, separated by commas.")
 @click.option("--size", type=Size(), default="224x224", show_default=True, help="Of the images.")

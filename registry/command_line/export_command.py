@@ -8,6 +8,9 @@ from typing import Any
 import click
 
 from featuretap import registry
+from featuretap.registry.command_line import completing
+from featuretap.registry.command_line.commands import Command
+from featuretap.registry.command_line.interruption import unless_written
 from featuretap.registry.command_line.models import named_or_in_a_file
 from featuretap.registry.command_line.parameters import Addresses, OptionPair, Size
 from featuretap.registry.command_line.printing import print_text
@@ -16,19 +19,30 @@ from featuretap.runtimes.formats import FORMATS, check_installed, format_of
 __all__ = ["export_command"]
 
 
-@click.command("export")
-@click.argument("source", metavar="NAME|FILE")
-@click.argument("target", type=click.Path(path_type=Path))
+@click.command("export", cls=Command, short_help="Write a model for a runtime: ONNX, OpenVINO, TorchScript …")
+@click.argument(
+    "source",
+    metavar="NAME|FILE",
+    shell_complete=completing.backbones_or_files,
+    help="A backbone, or a file of weights.",
+)
+@click.argument("target", type=click.Path(path_type=Path), help="The file that is written.")
 @click.option(
     "--format",
     "asked",
     type=click.Choice([form.name for form in FORMATS]),
     help="Of the file.  [default: what TARGET's ending says; .pt2 is torch-export]",
 )
-@click.option("--weights", help="A tag, a file, or 'none' for fresh ones.  [default: the catalogue's default]")
+@click.option(
+    "--weights",
+    shell_complete=completing.weights,
+    help="A tag, a file, or 'none' for fresh ones.  [default: the catalogue's default]",
+)
 @click.option("--features-only", is_flag=True, help="The bare backbone, without a classifier.")
 @click.option("--taps", type=Addresses(), help="Which, separated by commas, of a bare backbone or for the head.")
-@click.option("--head", help="The head.  [default: classification, or that of the file]")
+@click.option(
+    "--head", shell_complete=completing.heads, help="The head.  [default: classification, or that of the file]"
+)
 @click.option("--num-classes", type=int, help="Classes of the head.")
 @click.option("--option", "pairs", type=OptionPair(), multiple=True, help="Of backbone or head; can be repeated.")
 @click.option("--size", type=Size(), help="The only size of images that the file is for.  [default: any]")
@@ -58,4 +72,6 @@ def export_command(
     # Taps without a head are of the bare backbone.
     bare = features_only or (taps is not None and head is None)
     model = named_or_in_a_file(source, weights, bare=bare, **wanted)
-    print_text(f"saved: {registry.export(model.float(), target, form.name, size=size, batch=batch)}")
+    with unless_written(target):
+        saved = registry.export(model.float(), target, form.name, size=size, batch=batch)
+    print_text(f"saved: {saved}")

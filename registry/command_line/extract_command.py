@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, cast, get_args
@@ -9,6 +10,8 @@ from typing import TYPE_CHECKING, cast, get_args
 import click
 
 from featuretap.extraction.job import Dtype, FileFormat, Job, usual_shard_size
+from featuretap.registry.command_line import completing
+from featuretap.registry.command_line.commands import Command
 from featuretap.registry.command_line.parameters import Addresses, Size
 from featuretap.registry.command_line.printing import print_text
 from featuretap.registry.extras import check_extra
@@ -23,11 +26,19 @@ LARGEST_SHARD = 16_384
 """Images: their names must fit the header of a safetensors file, however long they are."""
 
 
-@click.command("extract")
-@click.argument("images", type=click.Path(path_type=Path), nargs=-1, required=True)
+@click.command("extract", cls=Command, short_help="Write the feature maps of images into a folder.")
+@click.argument("images", type=click.Path(path_type=Path), nargs=-1, required=True, help="Files and folders of images.")
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="The folder of features.")
-@click.option("--model", help="Name of the backbone.  [default: that of the file of weights, or mobilenet_v2]")
-@click.option("--weights", help="A tag, a file, or 'none' for fresh ones.  [default: the catalogue's default]")
+@click.option(
+    "--model",
+    shell_complete=completing.backbones,
+    help="Name of the backbone.  [default: that of the file of weights, or mobilenet_v2]",
+)
+@click.option(
+    "--weights",
+    shell_complete=completing.weights,
+    help="A tag, a file, or 'none' for fresh ones.  [default: the catalogue's default]",
+)
 @click.option("--taps", type=Addresses(), default="C5", show_default=True, help="Which, separated by commas.")
 @click.option("--pool", is_flag=True, help="Average each map over its places: a number a channel.")
 @click.option("--size", type=Size(), help="Resize whole images to this.  [default: resize and crop as in training]")
@@ -94,7 +105,10 @@ def extract_command(
         folder=out.absolute(),
     )
     begun = time.perf_counter()
-    outcome = _with_progress(job, opened, batch_size, workers, on_ray)
+    try:
+        outcome = _with_progress(job, opened, batch_size, workers, on_ray)
+    except KeyboardInterrupt as interrupt:
+        raise click.Abort("the same command goes on from there") from interrupt
     seconds = time.perf_counter() - begun
     if outcome.bad:
         click.echo(
@@ -117,7 +131,7 @@ def _with_progress(job: Job, model: Model, batch_size: int, workers: int, on_ray
 
     console = Console(stderr=True)
     columns = (TextColumn("extracting"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as progress:
+    with Progress(*columns, console=console, disable=not sys.stderr.isatty(), transient=True) as progress:
         bar = progress.add_task("")
         return extract(
             job,

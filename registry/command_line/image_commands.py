@@ -8,6 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from featuretap.registry.command_line import completing
+from featuretap.registry.command_line.commands import Command
+from featuretap.registry.command_line.interruption import unless_written
 from featuretap.registry.command_line.parameters import Size
 from featuretap.registry.command_line.printing import print_table, print_text
 
@@ -16,15 +19,28 @@ if TYPE_CHECKING:
 
 __all__ = ["predict_command", "taps_command"]
 
-MODEL = click.option("--model", help="Name of the backbone.  [default: that of the file of weights, or mobilenet_v2]")
-IMAGE = click.argument("image", type=click.Path(path_type=Path))
+MODEL = click.option(
+    "--model",
+    shell_complete=completing.backbones,
+    help="Name of the backbone.  [default: that of the file of weights, or mobilenet_v2]",
+)
 
 
-@click.command("taps")
-@IMAGE
+@click.command("taps", cls=Command, short_help="Draw the feature maps of an image.")
+@click.argument("image", type=click.Path(path_type=Path), help="A picture in any format that Pillow reads.")
 @MODEL
-@click.option("--weights", help="A tag, a file, or 'none' for fresh ones; by default the catalogue's, if it has any.")
-@click.option("--taps", "addresses", default="", help="Which, separated by commas.  [default: C1 to C5]")
+@click.option(
+    "--weights",
+    shell_complete=completing.weights,
+    help="A tag, a file, or 'none' for fresh ones.  [default: the catalogue's, if it has any]",
+)
+@click.option(
+    "--taps",
+    "addresses",
+    default="",
+    shell_complete=completing.comma_separated(completing.taps),
+    help="Which, separated by commas.  [default: C1 to C5]",
+)
 @click.option("--size", type=Size(), help="Resize the image to this.  [default: shorter side 224]")
 @click.option("--out", type=click.Path(path_type=Path, dir_okay=False), help="The picture.  [default: IMAGE-taps.png]")
 def taps_command(
@@ -42,7 +58,7 @@ def taps_command(
     picture = read_image(image)
 
     from featuretap.registry.command_line.inference import feature_maps
-    from featuretap.registry.command_line.pictures import draw_taps
+    from featuretap.registry.command_line.pictures import draw_taps, write_picture
 
     names = tuple(name.strip() for name in addresses.split(",") if name.strip()) or None
     resized, maps, strides, origin = feature_maps(picture, model, weights, names, size)
@@ -52,19 +68,24 @@ def taps_command(
         for name, (channels, height, width) in ((name, values.shape) for name, values in maps.items())
     ]
     print_table([("tap", "left"), ("channels", "right"), ("stride", "right"), ("map", "right")], rows)
-    drawn = draw_taps(resized, maps, strides)
-    try:
-        drawn.save(target)
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise click.UsageError(f"cannot write the picture {str(target)!r}: {reason}") from error
+    with unless_written(target):
+        write_picture(draw_taps(resized, maps, strides), target)
     print_text(f"picture: {target}")
 
 
-@click.command("predict")
-@click.argument("sources", nargs=-1, required=True, metavar="SOURCE...")
+@click.command("predict", cls=Command, short_help="Say what is in images.")
+@click.argument(
+    "sources",
+    nargs=-1,
+    required=True,
+    metavar="SOURCE...",
+    shell_complete=completing.files,
+    help="Files, folders and addresses of images.",
+)
 @MODEL
-@click.option("--weights", help="A tag or a file.  [default: the catalogue's default]")
+@click.option(
+    "--weights", shell_complete=completing.weights, help="A tag or a file.  [default: the catalogue's default]"
+)
 @click.option("--top", type=click.IntRange(min=1), help="How many classes a classifier names.  [default: 5]")
 @click.option("--threshold", type=click.FloatRange(0, 1), help="Least score of a detector's boxes.  [default: 0.5]")
 @click.option("--batch-size", type=click.IntRange(min=1), default=16, show_default=True, help="Images at a time.")

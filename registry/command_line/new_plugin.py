@@ -8,11 +8,14 @@ import sys
 from importlib.util import find_spec
 from pathlib import Path
 from string import Template
+from tempfile import TemporaryDirectory
 
 import click
 
 import featuretap
 from featuretap import registry
+from featuretap.registry.command_line.commands import Command
+from featuretap.registry.command_line.interruption import unless_written
 from featuretap.registry.command_line.printing import print_text
 from featuretap.registry.errors import OptionError, UnknownBackboneError
 
@@ -137,14 +140,15 @@ def files_of(name: str) -> dict[str, str]:
     return {Template(path).substitute(words): Template(text).substitute(words) for path, text in FILES.items()}
 
 
-@click.command("new-plugin")
-@click.argument("name")
+@click.command("new-plugin", cls=Command, short_help="Write a small plugin to begin one's own with.")
+@click.argument("name", help="The distribution, and the new folder.")
 def new_plugin_command(name: str) -> None:
     """Write a small distribution NAME with a backbone into a new folder of that name.
 
-    It can be installed and tested as it is: pip install -e './NAME[test]' && pytest NAME
+    It can be installed and tested as it is.
 
     Example: featuretap new-plugin featuretap-tinynet
+    pip install -e './featuretap-tinynet[test]' && pytest featuretap-tinynet
     """
     package = name.replace("-", "_")
     backbone = package.removeprefix("featuretap_")
@@ -160,15 +164,19 @@ def new_plugin_command(name: str) -> None:
         pass
     else:
         raise click.UsageError(f"{provider!r} has a backbone {backbone!r} already; choose another name")
-    folder = Path(name)
+    folder, files = Path(name), files_of(name)
     if folder.exists():
         raise click.UsageError(f"{name!r} exists already, and is left as it is; choose another name or folder")
     try:
-        for path, text in files_of(name).items():
-            target = folder / path
-            target.parent.mkdir(parents=True, exist_ok=True)
-            target.write_text(text, encoding="utf-8")
-            print_text(f"wrote: {target}")
+        with unless_written(folder), TemporaryDirectory(dir=folder.parent, prefix=".featuretap-") as temporary:
+            made = Path(temporary) / name
+            for path, text in files.items():
+                target = made / path
+                target.parent.mkdir(parents=True, exist_ok=True)
+                target.write_text(text, encoding="utf-8")
+            made.rename(folder)
     except OSError as error:
         raise OptionError(f"cannot write into {name!r}: {error.strerror}") from error
+    for path in files:
+        print_text(f"wrote: {folder / path}")
     print_text(f"next: pip install -e './{name}[test]' && featuretap show {backbone} && pytest {name}")

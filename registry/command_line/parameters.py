@@ -6,7 +6,9 @@ import tomllib
 from typing import Any
 
 import click
+from click.shell_completion import CompletionItem
 
+from featuretap.registry.command_line import completing
 from featuretap.registry.weights.metadata import ARGUMENTS
 
 __all__ = ["Addresses", "OptionPair", "Size"]
@@ -40,6 +42,10 @@ class Addresses(click.ParamType[tuple[str, ...]]):
         if not addresses:
             self.fail(f"{value!r} names no taps; write them with commas between, such as C3,C4,C5", param, ctx)
         return addresses
+
+    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem[str]]:
+        """Complete the last address to one of the backbone's."""
+        return completing.comma_separated(completing.taps)(ctx, param, incomplete)
 
 
 class OptionPair(click.ParamType[tuple[str, Any]]):

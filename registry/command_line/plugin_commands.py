@@ -9,6 +9,8 @@ from typing import Any
 import click
 
 from featuretap import registry
+from featuretap.registry.command_line import completing
+from featuretap.registry.command_line.commands import Command, Group
 from featuretap.registry.command_line.printing import print_table, print_text
 from featuretap.registry.errors import did_you_mean
 from featuretap.registry.plugin_loading import Plugin, in_one_line
@@ -19,13 +21,14 @@ __all__ = ["plugins_command"]
 KINDS = ("backbones", "heads", "weights", "runtimes")
 
 
-@click.group("plugins", invoke_without_command=True)
+@click.group("plugins", cls=Group, invoke_without_command=True, short_help="List plugins, or examine one.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @click.pass_context
 def plugins_command(context: click.Context, as_json: bool) -> None:
     """List the installed plugins: what each provides, or why it does not.
 
-    Example: featuretap plugins doctor featuretap-mobilenet-v4
+    Example: featuretap plugins
+    featuretap plugins doctor featuretap-mobilenet-v4
     """
     if context.invoked_subcommand:
         if as_json:
@@ -47,8 +50,8 @@ def plugins_command(context: click.Context, as_json: bool) -> None:
         print_text(f"featuretap plugins doctor {failed[0].distribution} shows where it failed.")
 
 
-@plugins_command.command("doctor")
-@click.argument("name")
+@plugins_command.command("doctor", cls=Command, short_help="Examine the plugins of a distribution.")
+@click.argument("name", shell_complete=completing.plugins, help="The distribution, or the plugin.")
 def doctor_command(name: str) -> None:
     """Examine the plugins of the distribution NAME: failures, heavy imports, and declarations that do not hold.
 

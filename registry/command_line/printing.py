@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterable, Sequence
+from typing import Literal
 
+import click
 from rich import box
 from rich.console import Console
 from rich.table import Table
@@ -14,19 +17,24 @@ __all__ = ["print_table", "print_text", "short"]
 
 
 def print_table(columns: Sequence[tuple[str, str]], rows: Iterable[Sequence[str]]) -> None:
-    """Print a table; columns are (title, "left" or "right")."""
+    """Print a table; columns are (title, "left" or "right").
+
+    A terminal's width is kept to. Anything else gets a line a row, however long, for other programs to read.
+    """
+    terminal = sys.stdout.isatty()
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for title, side in columns:
-        table.add_column(title, justify="right" if side == "right" else "left", no_wrap=not sys.stdout.isatty())
+        table.add_column(title, justify="right" if side == "right" else "left", no_wrap=not terminal)
     for row in rows:
         # Names and paths are printed as they are, brackets and colons included.
         table.add_row(*map(Text, row))
-    _console().print(table)
+    lines = _rendered(table).splitlines()
+    _print(lines if terminal else [line[1:].rstrip() for line in lines if line.strip()])
 
 
 def print_text(text: str) -> None:
     """Print a line as it is."""
-    _console().print(text, markup=False, emoji=False, highlight=False, soft_wrap=True)
+    _print(_rendered(Text(text)).splitlines())
 
 
 def short(count: int | None) -> str:
@@ -39,6 +47,16 @@ def short(count: int | None) -> str:
     return str(count)
 
 
-def _console() -> Console:
-    # Piped into a file or another program, a table is as wide as it is.
-    return Console(highlight=False) if sys.stdout.isatty() else Console(highlight=False, width=10_000)
+def _rendered(shown: Table | Text) -> str:
+    # Bold is no colour, but whoever wants none wants no escape sequence either.
+    colours: Literal["auto"] | None = None if os.environ.get("NO_COLOR") else "auto"
+    width = None if sys.stdout.isatty() else 10_000
+    console = Console(highlight=False, color_system=colours, width=width)
+    with console.capture() as captured:
+        console.print(shown, soft_wrap=isinstance(shown, Text))
+    return captured.get()
+
+
+def _print(lines: Iterable[str]) -> None:
+    # What colours there are have been asked for.
+    click.echo("\n".join(lines), color=True)

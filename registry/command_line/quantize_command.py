@@ -10,6 +10,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from featuretap import registry
+from featuretap.registry.command_line import completing
+from featuretap.registry.command_line.commands import Command
+from featuretap.registry.command_line.interruption import unless_written
 from featuretap.registry.command_line.models import named_or_in_a_file
 from featuretap.registry.command_line.parameters import Addresses, OptionPair, Size
 from featuretap.registry.command_line.printing import print_table, print_text
@@ -28,9 +31,14 @@ __all__ = ["quantize_command"]
 PATH = click.Path(path_type=Path)
 
 
-@click.command("quantize")
-@click.argument("source", metavar="NAME|FILE")
-@click.argument("target", type=PATH)
+@click.command("quantize", cls=Command, short_help="Write a trained model in 8-bit integers, as ONNX.")
+@click.argument(
+    "source",
+    metavar="NAME|FILE",
+    shell_complete=completing.backbones_or_files,
+    help="A backbone, or a file of weights.",
+)
+@click.argument("target", type=PATH, help="The .onnx file that is written.")
 @click.option(
     "--images", type=PATH, multiple=True, required=True, help="Folder or image to calibrate on; can be repeated."
 )
@@ -40,7 +48,11 @@ PATH = click.Path(path_type=Path)
     multiple=True,
     help="Folder or image to compare on; can be repeated.  [default: every fifth of --images]",
 )
-@click.option("--weights", help="A tag or a file, for a NAME.  [default: the catalogue's default]")
+@click.option(
+    "--weights",
+    shell_complete=completing.weights,
+    help="A tag or a file, for a NAME.  [default: the catalogue's default]",
+)
 @click.option("--features-only", is_flag=True, help="The bare backbone, without a classifier.")
 @click.option("--taps", type=Addresses(), help="Which maps of the bare backbone, separated by commas.")
 @click.option("--option", "pairs", type=OptionPair(), multiple=True, help="An option of the model; can be repeated.")
@@ -81,7 +93,7 @@ def quantize_command(
     from featuretap.training.progress import bar
 
     model = _model(source, weights, features_only, taps, dict(pairs))
-    with ExitStack() as shown:
+    with unless_written(target), ExitStack() as shown:
 
         def begin(words: str, total: int) -> Callable[[], object]:
             shown.close()

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
+from featuretap.registry.command_line import completing
+from featuretap.registry.command_line.commands import Command
 from featuretap.registry.command_line.parameters import Addresses, OptionPair
 from featuretap.registry.command_line.printing import print_table, print_text
 from featuretap.registry.extras import check_extra
@@ -30,6 +32,13 @@ KINDS = {
     "bool": click.BOOL,
     "tuple[str, ...]": Addresses(),
 }
+COMPLETIONS = {
+    "backbone": completing.backbones,
+    "head": completing.heads,
+    "weights": completing.weights,
+    "download_to": completing.folders,
+    "out": completing.folders,
+}
 ELSEWHERE = {"data", "options"}
 """Settings that are no plain option of the command."""
 
@@ -46,13 +55,15 @@ def _settings(command: Callable[..., None]) -> Callable[..., None]:
         flag: dict[str, Any] = {"is_flag": True} if kind is click.BOOL else {"type": kind}
         values = re.findall(r"'(\w+)'", SETTINGS[setting.name].option.allowed)
         if values:
-            flag["metavar"] = f"[{'|'.join(values)}]"
+            flag |= {"metavar": f"[{'|'.join(values)}]", "shell_complete": completing.one_of(values)}
+        if setting.name in COMPLETIONS:
+            flag["shell_complete"] = COMPLETIONS[setting.name]
         command = click.option(f"--{setting.name.replace('_', '-')}", default=None, help=words, **flag)(command)
     return command
 
 
-@click.command("train")
-@click.argument("data", required=False)
+@click.command("train", cls=Command, short_help="Train a model on a folder, or a data set by its name.")
+@click.argument("data", required=False, shell_complete=completing.data_sets, help=SETTINGS["data"].help)
 @_settings
 @click.option("--in-channels", type=int, help="Channels of the images: 1 for grey ones.  [default: 3]")
 @click.option("--option", "options", type=OptionPair(), multiple=True, help="Any option of the backbone or the head.")
@@ -88,25 +99,27 @@ def train_command(
             configured({"data": "digits", **filed, **given}, str(config))
         configuration = configured({**filed, **given})
     from featuretap.training.run import train
-    from featuretap.training.run_folder import STATE, folder_of
+    from featuretap.training.run_folder import CONFIGURATION, folder_of
 
     try:
         result = train(configuration, resume=resume is not None, say=print_text)
     except KeyboardInterrupt as interrupt:
         folder = folder_of(configuration)
-        if (folder / STATE).exists():
-            click.echo(f"interrupted; featuretap train --resume {folder} goes on after the last whole epoch", err=True)
-        raise click.Abort from interrupt
+        begun = (folder / CONFIGURATION).exists()
+        left = (
+            f"featuretap train --resume {folder} goes on after the last whole epoch" if begun else "nothing was written"
+        )
+        raise click.Abort(left) from interrupt
     if result.leads:
         _print_classes(result.judgement, result.task)
         name, score = next(iter(result.judgement.scores.items()))
         print_text(f"best epoch: {result.epoch}, {name} {score:.4f}; {result.folder / 'best.safetensors'}")
 
 
-@click.command("evaluate")
-@click.argument("data")
-@click.option("--weights", required=True, help="A file, or a tag of --model.")
-@click.option("--model", help="Name of the backbone.  [default: that of the file]")
+@click.command("evaluate", cls=Command, short_help="Judge weights by images.")
+@click.argument("data", shell_complete=completing.data_sets, help=SETTINGS["data"].help)
+@click.option("--weights", required=True, shell_complete=completing.weights, help="A file, or a tag of --model.")
+@click.option("--model", shell_complete=completing.backbones, help="Name of the backbone.  [default: that of the file]")
 @click.option(
     "--part",
     type=click.Choice(["val", "train", "all"]),

@@ -13,6 +13,9 @@ import click
 
 from featuretap import registry
 from featuretap.inference.class_names import in_one_line
+from featuretap.registry.command_line import completing
+from featuretap.registry.command_line.commands import Command
+from featuretap.registry.command_line.interruption import unless_written
 from featuretap.registry.command_line.parameters import OptionPair
 from featuretap.registry.command_line.printing import print_table, print_text
 from featuretap.registry.weights.files import sha256_of, weights_file
@@ -34,10 +37,14 @@ NAMED = 5
 """Classes that are named where there are more."""
 
 
-@click.command("save")
-@click.argument("name")
-@click.argument("target", type=PATH)
-@click.option("--weights", help="A tag, a file, or 'none' for fresh ones.  [default: the catalogue's default]")
+@click.command("save", cls=Command, short_help="Save a backbone with published weights.")
+@click.argument("name", shell_complete=completing.backbones, help="The backbone.")
+@click.argument("target", type=PATH, help="The file or folder that is written.")
+@click.option(
+    "--weights",
+    shell_complete=completing.weights,
+    help="A tag, a file, or 'none' for fresh ones.  [default: the catalogue's default]",
+)
 @click.option("--features-only", is_flag=True, help="The bare backbone, without a classifier.")
 @click.option("--num-classes", type=int, help="Classes of the head.")
 @click.option("--option", "pairs", type=OptionPair(), multiple=True, help="An option of the backbone; can be repeated.")
@@ -57,23 +64,27 @@ def save_command(
     """
     pretrained = {None: True, "none": False}.get(weights, weights)
     asked = {"features_only": features_only, "num_classes": num_classes, "pretrained": pretrained, **dict(pairs)}
-    print_text(f"saved: {registry.save(registry.build(name, **asked), target, layout)}")
+    with unless_written(target):
+        saved = registry.save(registry.build(name, **asked), target, layout)
+    print_text(f"saved: {saved}")
 
 
-@click.command("convert")
-@click.argument("source", type=PATH)
-@click.argument("target", type=PATH)
+@click.command("convert", cls=Command, short_help="Rewrite weights in another library's layout.")
+@click.argument("source", type=PATH, help="A file of weights, or a folder with one.")
+@click.argument("target", type=PATH, help="The file or folder that is written.")
 @LAYOUT
 def convert_command(source: Path, target: Path, layout: str) -> None:
     """Rewrite the weights SOURCE (.safetensors, .pth or a folder) in another layout, as TARGET.
 
     Example: featuretap convert mobilenet_v3_large-5c1a4163.pth timm-folder --layout timm
     """
-    print_text(f"saved: {registry.convert(source, target, layout)}")
+    with unless_written(target):
+        saved = registry.convert(source, target, layout)
+    print_text(f"saved: {saved}")
 
 
-@click.command("inspect")
-@click.argument("file", type=PATH)
+@click.command("inspect", cls=Command, short_help="Show what a file of weights holds.")
+@click.argument("file", type=PATH, help="A file of weights, or a folder with one.")
 @click.option("--finite", is_flag=True, help="Refuse weights that hold NaN or infinity.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def inspect_command(file: Path, finite: bool, as_json: bool) -> None:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import stat
+import threading
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from uuid import uuid4
@@ -35,8 +37,9 @@ def replace_files(contents: Mapping[Path, bytes]) -> None:
                 temporary = target.with_name(f".featuretap-{uuid4().hex[:12]}.tmp")
                 written[temporary] = target
                 _write(temporary, target, content)
-            for temporary, target in written.items():
-                temporary.replace(target)
+            with _uninterrupted():
+                for temporary, target in written.items():
+                    temporary.replace(target)
         for folder in {target.parent for target in written.values()}:
             _sync(folder)
     except OSError as error:
@@ -62,6 +65,28 @@ def _removed_on_failure(temporaries: Mapping[Path, Path]) -> Iterator[None]:
             with contextlib.suppress(OSError):
                 temporary.unlink()
         raise
+
+
+@contextlib.contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """Put SIGINT and SIGTERM off, so that several files take their places together."""
+    if threading.current_thread() is not threading.main_thread():
+        # Signals are handled in the main thread.
+        yield
+        return
+    came: list[int] = []
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    # What was set outside of Python cannot be set again.
+    handlers = {number: handler for number, handler in handlers.items() if handler is not None}
+    for number in handlers:
+        signal.signal(number, lambda number, frame: came.append(number))
+    try:
+        yield
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+        for late in came:
+            signal.raise_signal(late)
 
 
 def _sync(folder: Path) -> None:

@@ -202,7 +202,7 @@ def _folder(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise WeightsError(f"cannot write {str(path)!r}: {error.strerror or error}") from error
-    except WeightsError:
+    except BaseException:
         if made:
             with suppress(OSError):
                 path.rmdir()

@@ -1,0 +1,54 @@
+"""Commands whose help has lines to copy, and groups that list their commands under headings."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+from typing import Any
+
+import click
+
+__all__ = ["Command", "Group"]
+
+EXAMPLE = "\n\nExample: "
+
+
+class Command(click.Command):
+    """A command whose docstring has a paragraph "Example: …" of one or more lines, which help shows as they are."""
+
+    def __init__(self, *args: Any, **attributes: Any) -> None:
+        super().__init__(*args, **attributes)
+        self.help, _, examples = inspect.cleandoc(self.help or "").partition(EXAMPLE)
+        self.examples = examples.splitlines()
+
+    def format_help_text(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write what the command does, and the examples, which no width may break."""
+        super().format_help_text(ctx, formatter)
+        with formatter.indentation(), formatter.section("Example"):
+            for example in self.examples:
+                formatter.write(f"{'':{formatter.current_indent}}{example}\n")
+
+
+class Group(Command, click.Group):
+    """A group of commands, listed under headings where it has some."""
+
+    def __init__(self, *args: Any, **attributes: Any) -> None:
+        super().__init__(*args, **attributes)
+        self.sections: dict[str, Sequence[click.Command]] = {}
+
+    def add_section(self, heading: str, *commands: click.Command) -> None:
+        """Add commands that are listed under a heading."""
+        self.sections[heading] = commands
+        for command in commands:
+            self.add_command(command)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the name of each command and what it does, in one line."""
+        if not self.sections:
+            super().format_commands(ctx, formatter)
+            return
+        width = max(map(len, self.commands))
+        for heading, commands in self.sections.items():
+            with formatter.section(heading):
+                # Of one width, so that what commands do stands in one column.
+                formatter.write_dl([(f"{command.name:<{width}}", command.get_short_help_str()) for command in commands])
