@@ -10,6 +10,8 @@
 The functions belong to one `Registry`, which reads the catalogue and the installed plugins at the first question.
 """
 
+from typing import TYPE_CHECKING
+
 from featuretap.registry.registry import Registry
 
 __all__ = [
@@ -49,3 +51,12 @@ quantize = default.quantize
 save = default.save
 spec = default.spec
 transforms = default.transforms
+
+ELSEWHERE = {"create_model": "build", "get_model": "build", "list_models": "list_backbones"}
+"""What timm and torchvision call functions that are here too."""
+
+if not TYPE_CHECKING:  # a type checker should see that there is no such name
+
+    def __getattr__(name: str) -> object:
+        hint = f"; it is registry.{ELSEWHERE[name]} here" if name in ELSEWHERE else ""
+        raise AttributeError(f"module 'featuretap.registry' has no attribute {name!r}{hint}", name=name, obj=None)

@@ -96,5 +96,6 @@ def _unknown(name: str, address: object, available: Mapping[str, str]) -> str:
     if level in available and kind in KINDS:
         there = f"it has that at {', '.join(having)}" if having else "it has none at any level"
         return f"{name!r} has no tap {address!r}: there is no {KINDS[kind]} there; {there}"
-    hint = did_you_mean(str(address), available) or "."
+    # Levels are often written in small letters, which are too far from large ones to be found near.
+    hint = did_you_mean(str(address).replace("c", "C", 1), available) or "."
     return f"{name!r} has no tap {address!r}{hint} Its taps: {', '.join(available)}"

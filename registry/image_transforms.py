@@ -7,7 +7,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from torchvision.transforms import InterpolationMode, v2
 
 from featuretap.registry.errors import OptionError
@@ -20,7 +20,8 @@ __all__ = ["compose", "normalised"]
 def compose(preprocessing: Preprocessing) -> Callable[[Any], Any]:
     """Return resizing, centre crop and normalisation, as far as they are wanted: image → float tensor (C, H, W).
 
-    PIL images of any mode are read as the channels that the weights want; tensors must have those channels.
+    PIL images of any mode are read as the channels that the weights want, and turned upright as their EXIF orientation
+    says; tensors must have those channels.
 
     Raises:
         OptionError: on use, for anything else, such as a numpy array, whose order of axes is anybody's guess.
@@ -44,7 +45,7 @@ def normalised(preprocessing: Preprocessing) -> Callable[[Any], Any]:
 
 def _in_channels(image: Any, channels: int) -> Any:
     if isinstance(image, Image.Image) and channels in (1, 3):
-        return plain(image, "L" if channels == 1 else "RGB")
+        return plain(ImageOps.exif_transpose(image), "L" if channels == 1 else "RGB")
     if isinstance(image, torch.Tensor) and image.ndim >= 3 and image.shape[-3] == channels:
         return image
     found = f"a tensor {tuple(image.shape)}" if isinstance(image, torch.Tensor) else f"{type(image).__name__}"

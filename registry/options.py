@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -22,6 +22,20 @@ from featuretap.registry.variants import (
 )
 
 __all__ = ["OPTIONS", "Freezing", "checked", "configured", "options_of", "split", "with_defaults"]
+
+ARGUMENTS = ("taps", "pretrained", "num_classes")
+"""Arguments of `build` that somebody may have misspelled as an option."""
+
+ELSEWHERE = {
+    "in_chans": "in_channels",
+    "out_features": "taps",
+    "out_indices": "taps",
+    "returned_layers": "taps",
+    "weights": "pretrained",
+    "weights_backbone": "pretrained",
+    "width_mult": "width",
+}
+"""What timm, torchvision and Detectron2 call options and arguments that are here too."""
 
 FREEZING = {
     "freeze": Option(
@@ -83,9 +97,14 @@ def split(
     for name in rest:
         if name not in known:
             pair = f"{spec.name!r} with head {head.name!r}" if head else f"{spec.name!r}"
-            hint = did_you_mean(name, [*known, "taps", "pretrained", "num_classes"]) or "."
+            hint = _hint(name, (*known, *ARGUMENTS))
             raise UnknownOptionError(f"{pair} takes no option {name!r}{hint} Options: {', '.join(known)}")
     return rest, for_head
+
+
+def _hint(name: str, known: Collection[str]) -> str:
+    here = ELSEWHERE.get(name)
+    return f"; it is {here!r} here." if here in known else did_you_mean(name, known) or "."
 
 
 def checked(spec: BackboneSpec, options: Mapping[str, Any]) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from headed import DETECTORS, FAMILIES, HEADS, SEGMENTERS, SMALL, images, loss_o
 from torch import nn
 
 from featuretap.registry import Registry
+from featuretap.registry.errors import OptionError
 from featuretap.registry.specs import BackboneSpec, Tap
 
 SIZES = [(97, 161), (64, 33)]
@@ -299,3 +300,28 @@ def test_segmenters_see_whole_images(registry: Registry) -> None:
     prepared = registry.transforms(model)(torch.zeros(3, 100, 150, dtype=torch.uint8))
     assert prepared.shape == (3, 520, 780)
     assert prepared[:, 0, 0].tolist() == pytest.approx([-0.485 / 0.229, -0.456 / 0.224, -0.406 / 0.225])
+
+
+@pytest.mark.parametrize(
+    ("targets", "message"),
+    [
+        ([], "1 images came with 0 targets; give one dict for each image"),
+        ([{"boxes": torch.ones(0, 4)}], "targets[0] has no 'labels'; give boxes (M, 4) and labels (M,)"),
+        ([{"labels": torch.ones(0).long()}], "targets[0] has no 'boxes'; give boxes (M, 4) and labels (M,)"),
+        (
+            [{"boxes": torch.tensor([[1.0, 2, 30, 40]] * 2), "labels": torch.tensor([1, 4])}],
+            "targets[0] has labels from 1 to 4, and the head knows 0 to 3; build it with num_classes=5, or more",
+        ),
+        (
+            [{"boxes": torch.tensor([[1.0, 2, 30, 40]]), "labels": torch.tensor([-1])}],
+            "targets[0] has labels from -1 to -1, and the head knows 0 to 3; count them from 0",
+        ),
+    ],
+)
+def test_targets_that_do_not_fit_are_refused_in_training(
+    registry: Registry, targets: list[dict[str, torch.Tensor]], message: str
+) -> None:
+    detector = registry.build("mobilenet_v2_050", head="ssdlite", num_classes=4)
+    with pytest.raises(OptionError) as error:
+        detector([torch.zeros(3, 64, 64)], targets)
+    assert str(error.value) == message

@@ -31,6 +31,27 @@ def test_a_misspelled_option_of_a_model_names_the_heads_options_too(registry: Re
     )
 
 
+@pytest.mark.parametrize(
+    ("theirs", "ours"),
+    [
+        ("out_indices", "taps"),
+        ("returned_layers", "taps"),
+        ("in_chans", "in_channels"),
+        ("weights", "pretrained"),
+        ("width_mult", "width"),
+    ],
+)
+def test_what_other_libraries_call_an_option_is_known(registry: Registry, theirs: str, ours: str) -> None:
+    with pytest.raises(UnknownOptionError) as error:
+        registry.build("mobilenet_v2", features_only=True, **{theirs: 1})
+    assert str(error.value) == f"'mobilenet_v2' takes no option {theirs!r}; it is {ours!r} here. Options: {KNOWN}"
+
+
+def test_a_name_of_other_libraries_is_no_hint_where_a_backbone_has_not_ours() -> None:
+    with pytest.raises(UnknownOptionError, match=r"takes no option 'width_mult'\. Options: "):
+        Registry(discover=False).spec("torchvision/resnet18", features_only=True, width_mult=1)
+
+
 def test_an_option_like_nothing_else_gets_the_list_alone(registry: Registry) -> None:
     with pytest.raises(UnknownOptionError, match=r"takes no option 'banana'\. Options: width, "):
         registry.spec("mobilenet_v1", banana=1)

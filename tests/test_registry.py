@@ -9,12 +9,15 @@ import oracles
 import pytest
 import torch
 
+import featuretap.registry
 from featuretap.backbones.mobilenet_v3 import LARGE
 from featuretap.registry import Registry
 from featuretap.registry.errors import HeadError, OptionError, SpecError, UnknownBackboneError, UnknownHeadError
 from featuretap.registry.hookspecs import hookimpl
 from featuretap.registry.specs import RE, BackboneSpec, Bneck, Conv, HeadSpec, Tap
 from featuretap.registry.variants import widened, with_output_stride
+
+THERE = "module 'featuretap.registry' has no attribute"
 
 TINY = BackboneSpec("tinynet", stages=((Conv(3, 8, RE),), (Bneck(3, 16, 12, RE),), (Bneck(3, 24, 20, RE),)))
 
@@ -303,3 +306,18 @@ def test_a_plugin_that_asks_the_registry_while_it_loads_fails_instead_of_hanging
         "plugin 'asking' of distribution 'asking' failed: a plugin asks the registry that is just loading it; "
         "import the specs it builds on"
     )
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("list_models", f"{THERE} 'list_models'; it is registry.list_backbones here"),
+        ("create_model", f"{THERE} 'create_model'; it is registry.build here"),
+        ("get_model", f"{THERE} 'get_model'; it is registry.build here"),
+        ("banana", f"{THERE} 'banana'"),
+    ],
+)
+def test_what_other_libraries_call_a_function_is_known(name: str, message: str) -> None:
+    with pytest.raises(AttributeError) as error:
+        getattr(featuretap.registry, name)
+    assert str(error.value) == message

@@ -156,3 +156,14 @@ def test_even_kernels_round_down_and_say_so(kernels: tuple[int, ...], rounding: 
     for size in range(64, 82):
         shapes = {name: tuple(values.shape[1:]) for name, values in backbone(torch.zeros(1, 3, size, 97)).items()}
         assert shapes == spec.tap_shapes(size, 97)
+
+
+@pytest.mark.parametrize(
+    ("asked", "nearest"), [("c3", "C3"), ("c5.bottleneck", "C5.bottleneck"), ("C4.expand", "C4.expansion")]
+)
+def test_a_misspelled_address_is_refused_with_the_nearest(registry: Registry, asked: str, nearest: str) -> None:
+    with pytest.raises(UnknownTapError) as error:
+        registry.spec("mobilenet_v3_large", features_only=True, taps=(asked,))
+    assert str(error.value).startswith(
+        f"'mobilenet_v3_large' has no tap {asked!r}; did you mean {nearest!r}? Its taps: C1, "
+    )

@@ -7,12 +7,14 @@ from pathlib import Path
 import oracles
 import pytest
 import torch
-from PIL import Image
+from PIL import ExifTags, Image
+from skimage import data
 from torch import nn
 from torchvision.ops import FrozenBatchNorm2d
 
 from featuretap.registry import Registry
 from featuretap.registry.errors import OptionError, UnknownWeightsError, WeightsError
+from featuretap.registry.preprocessing import IMAGENET_MEAN, IMAGENET_STD
 from featuretap.registry.weights.filling import adapted_stem
 
 CLOSE = {"rtol": 1e-5, "atol": 1e-5}
@@ -116,6 +118,27 @@ def test_transforms_of_fresh_weights_are_imagenets_and_follow_the_channels(regis
     assert grey(Image.new("RGB", (300, 400), "white")).shape == (1, 224, 224)
     four = registry.transforms(registry.build("mobilenet_v1", in_channels=4))
     assert four(torch.zeros(4, 300, 256)).shape == (4, 224, 224)
+
+
+def test_transforms_turn_a_photograph_upright(registry: Registry, tmp_path: Path) -> None:
+    upright = Image.fromarray(data.astronaut()[:, :400])
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6  # to be turned by a quarter, clockwise
+    upright.transpose(Image.Transpose.ROTATE_90).save(tmp_path / "turned.png", exif=exif)
+    transform = registry.transforms(registry.build("mobilenet_v1_025"))
+    with Image.open(tmp_path / "turned.png") as turned:
+        assert turned.size == upright.size[::-1]
+        torch.testing.assert_close(transform(turned), transform(upright), rtol=0, atol=0)
+
+
+def test_transforms_leave_a_whole_image_as_large_as_it_is(registry: Registry) -> None:
+    backbone = registry.build("mobilenet_v1_025", features_only=True)
+    image = torch.full((3, 97, 161), 255, dtype=torch.uint8)
+    prepared = registry.transforms(backbone, whole=True)(image)
+    assert prepared.shape == (3, 97, 161)
+    expected = [(1 - mean) / std for mean, std in zip(IMAGENET_MEAN, IMAGENET_STD, strict=True)]
+    assert prepared[:, 5, 7].tolist() == pytest.approx(expected)
+    assert registry.transforms(backbone)(image).shape == (3, 224, 224)
 
 
 def test_transforms_of_somebody_elses_model_are_refused(registry: Registry) -> None:

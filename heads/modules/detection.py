@@ -12,6 +12,7 @@ from typing import Any, Dict, List
 from torch import Tensor, nn
 
 from featuretap.heads.modules.headed import HeadedModel
+from featuretap.registry.errors import OptionError
 from featuretap.registry.preprocessing import Preprocessing
 
 __all__ = ["DetectionHead", "DetectionModel", "Necked"]
@@ -23,7 +24,10 @@ PARTS = {"head": "predictor"}
 
 
 class Necked(nn.Module):
-    """A backbone with its neck, as torchvision's detectors want it: images → dict of maps, the finest first."""
+    """A backbone with its neck, as torchvision's detectors want it.
+
+    Images (N, in_channels, H, W) → dict of maps (N, C, H', W'), the finest first.
+    """
 
     def __init__(self, body: nn.Module, neck: nn.Module) -> None:
         super().__init__()
@@ -39,7 +43,7 @@ class DetectionHead(nn.Module):
     """The neck, and the parts of a detector of torchvision's that follow it.
 
     Args:
-        neck: the dict of taps → the dict of maps that the detector reads.
+        neck: the dict of taps → the dict of maps (N, C, H', W') that the detector reads.
         detector: a detector of torchvision's, built on the neck in place of a backbone.
     """
 
@@ -92,12 +96,36 @@ class DetectionModel(HeadedModel):
     def forward(  # type: ignore[override]
         self, images: List[Tensor], targets: List[Target] | None = None
     ) -> "Dict[str, Tensor] | List[Target]":
-        """Return losses in training, predictions in evaluation."""
+        """Return losses in training, predictions in evaluation.
+
+        Raises:
+            OptionError: in training, targets that are not one for each image, or with labels that the head has not.
+        """
+        if self.training and targets is not None:
+            self._check_targets(targets, len(images))
         return self.as_detector()(images, targets)
 
     def as_detector(self) -> nn.Module:
         """Return torchvision's own detector (a `RetinaNet`, say) around the same modules."""
         return self.head.around(self.backbone)  # type: ignore[operator]
+
+    def _check_targets(self, targets: List[Target], images: int) -> None:
+        """Say what torchvision's detectors only stumble over, far from where it is wrong."""
+        if len(targets) != images:
+            raise OptionError(f"{images} images came with {len(targets)} targets; give one dict for each image")
+        description: Any = self.description
+        for index, target in enumerate(targets):
+            lacking = [key for key in ("boxes", "labels") if key not in target]
+            if lacking:
+                raise OptionError(f"targets[{index}] has no {lacking[0]!r}; give boxes (M, 4) and labels (M,)")
+            labels = target["labels"]
+            least, most = (int(labels.min()), int(labels.max())) if labels.numel() else (0, 0)
+            if not 0 <= least <= most < description.num_classes:
+                remedy = "count them from 0" if least < 0 else f"build it with num_classes={most + 1}, or more"
+                raise OptionError(
+                    f"targets[{index}] has labels from {least} to {most}, and the head knows 0 to "
+                    f"{description.num_classes - 1}; {remedy}"
+                )
 
     def __prepare_scriptable__(self) -> nn.Module:
         # torch.jit.script compiles what this returns; torchvision's detectors are made for it.
