@@ -1,4 +1,4 @@
-"""PaddleClas's MobileNetV3: a different network under the paper's name, with weights of its own in wide use.
+"""PaddleClas's MobileNetV3: another network under the paper's name (arXiv 1905.02244), with weights of its own.
 
 The network of `ppcls/arch/backbone/legendary_models/mobilenet_v3.py` in PaddleClas. It differs from the paper's in that
 every block has its expansion layer, the squeeze width is not rounded, the gate's slope is 0.2, the hidden layer has no

@@ -115,7 +115,7 @@ class ResidualChain(nn.Sequential):
 
 
 class TappedChain(nn.Sequential):
-    """A chain that also returns maps of its children, by their paths in the backbone.
+    """A chain (N, C, H, W) → (N, C', H', W') that also returns maps of its children, by their paths in the backbone.
 
     `keep` has an entry for each child: the path to record its output under, or "".
     """

@@ -67,7 +67,7 @@ def open_model(
 
     Raises:
         OptionError: the model's images have other than one or three channels.
-        the errors of `registry.build` and `registry.load`.
+        FeaturetapError: as `registry.build` and `registry.load` do.
     """
     backbone = _built(model, weights, taps).eval().float()
     description: Description = backbone.description  # type: ignore[assignment]

@@ -18,7 +18,12 @@ __all__ = ["Features", "Part", "open_features"]
 
 
 class Part(NamedTuple):
-    """The rows of one shard: names of N images, and tap address → their features (N, C) or (N, C, H, W)."""
+    """The rows of one shard.
+
+    Args:
+        names: of N images.
+        taps: address → their features, (N, C) if pooled, else (N, C, H, W).
+    """
 
     names: tuple[str, ...]
     taps: Mapping[str, NDArray[Any]]
@@ -51,7 +56,7 @@ class Features:
         return [name for path in self._paths() for name in contents_of(path).names]
 
     def tap(self, address: str) -> NDArray[Any]:
-        """Return the features of all images at one tap: (N, C) if pooled, else (N, C, H, W).
+        """Return the features of all images at the tap `address`: (N, C) if pooled, else (N, C, H, W).
 
         Raises:
             UnknownTapError: the tap is not among `taps`.
@@ -76,7 +81,7 @@ class Features:
 
 
 def open_features(folder: Path | str) -> Features:
-    """Open the features that `featuretap extract` wrote into a folder.
+    """Open the features that `featuretap extract` wrote into `folder`.
 
     Raises:
         DataError: there are none, or the run has not come to its end.

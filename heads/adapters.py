@@ -20,7 +20,14 @@ EXTRA = {0: (), 1: ("pool",), 2: ("p6", "p7")}
 
 @dataclass(frozen=True)
 class ShapeSpec:
-    """A map as Detectron2 describes it, with the fields of its class of this name; sizes are not known beforehand."""
+    """A map (N, channels, H', W') as Detectron2 describes it, with the fields of its class of this name.
+
+    Args:
+        channels: of the map.
+        stride: height and width of the image, divided by the map's.
+        height: not known beforehand.
+        width: not known beforehand.
+    """
 
     channels: int
     stride: int
@@ -30,6 +37,11 @@ class ShapeSpec:
 
 class TorchvisionBackbone(nn.Module):
     """Images (N, in_channels, H, W) → maps under the keys "0", "1", … and, for added levels, torchvision's names.
+
+    Args:
+        body: images → dict of maps (N, out_channels, H', W').
+        keys: what the maps are called, in their order.
+        out_channels: channels of every map.
 
     Attributes:
         out_channels: channels of every map.
@@ -42,7 +54,7 @@ class TorchvisionBackbone(nn.Module):
         self.out_channels = out_channels
 
     def forward(self, images: Tensor) -> Dict[str, Tensor]:
-        """Return the maps."""
+        """Return the maps of `images`, the finest first."""
         maps: Dict[str, Tensor] = {}
         for key, feature in zip(self.keys, self.body(images).values()):  # noqa: B905 - torch.jit.script knows no strict
             maps[key] = feature  # noqa: PERF403
@@ -54,6 +66,9 @@ def as_torchvision(model: nn.Module) -> nn.Module:
 
     A bare backbone or one with a pyramid becomes what they take as `backbone`: `out_channels` is a number, and keys are
     "0", "1", … A detection model becomes torchvision's own detector, around the same modules.
+
+    Args:
+        model: a model that `registry.build` or `registry.load` returned: a backbone, with a pyramid, or a detector.
 
     Raises:
         OptionError: the model returns no maps, or maps of different numbers of channels.
@@ -73,7 +88,10 @@ def as_torchvision(model: nn.Module) -> nn.Module:
 
 
 def output_shape(model: nn.Module) -> Dict[str, ShapeSpec]:
-    """Return name → channels and stride of the maps of a bare backbone or a pyramid, as Detectron2's backbones do.
+    """Return name → channels and stride of the maps of `model`, as Detectron2's backbones do.
+
+    Args:
+        model: a bare backbone, or one with a pyramid.
 
     Raises:
         OptionError: the model returns no maps.

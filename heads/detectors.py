@@ -1,4 +1,7 @@
-"""torchvision's detectors on a feature pyramid: RetinaNet, FCOS, Faster R-CNN and Mask R-CNN. No torch.
+"""torchvision's detectors on a feature pyramid. No torch.
+
+RetinaNet (arXiv 1708.02002), FCOS (arXiv 1904.01355), Faster R-CNN (arXiv 1506.01497, on a pyramid as in arXiv
+1612.03144, section 4) and Mask R-CNN (arXiv 1703.06870).
 
 Options bear torchvision's names and have its defaults; those of the pyramid come before them.
 """

@@ -132,7 +132,7 @@ def compare(
 
     Raises:
         PluginError: a contender cannot be counted at a size.
-        the errors of the contenders' calls.
+        Exception: whatever a contender's call raises.
     """
     asked = [(setting, [(c, c.spec.macs(*setting.size)) for c in contenders]) for setting in settings]
     limit = multiply_adds_per_second()

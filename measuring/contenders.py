@@ -71,7 +71,7 @@ def contenders(
         UnknownRuntimeError: no runtime has one of these names.
         MissingExtraError: a runtime is not installed.
         OptionError: a library that is not known here.
-        the errors of `registry.build` and `registry.compile`.
+        FeaturetapError: as `registry.build` and `registry.compile` do.
     """
     names, runtimes, against = (tuple(dict.fromkeys(given)) for given in (names, runtimes, against))
     for runtime in runtimes:
@@ -105,7 +105,7 @@ def own(
     """Return a backbone of the registry's, with fresh weights, in eager mode or compiled for a runtime.
 
     Raises:
-        the errors of `registry.build` and `registry.compile`.
+        FeaturetapError: as `registry.build` and `registry.compile` do.
     """
     model = registry.build(name, features_only=True, taps=taps, **(options or {})).eval()
     run = model if runtime == EAGER else registry.compile(model, runtime, threads=threads)

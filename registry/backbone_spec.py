@@ -42,9 +42,14 @@ Stages = tuple[tuple[Row, ...], ...]
 
 @dataclass(frozen=True)
 class Classifier:
-    """What a family puts between its pooled features and its logits: a hidden layer (0: none), then dropout.
+    """What a family puts between its pooled features and its logits: a hidden layer, then dropout.
 
-    With `hidden_norm` a batch norm stands between the hidden layer and its activation.
+    Args:
+        hidden: channels of the hidden layer, 0 for none.
+        hidden_bias: whether the hidden layer has a bias.
+        activation: behind the hidden layer.
+        dropout: rate in training.
+        hidden_norm: whether a batch norm stands between the hidden layer and its activation.
     """
 
     hidden: int = 0
@@ -227,7 +232,7 @@ class BackboneSpec:
         return {name: tap.shape(height, width) for name, tap in self.taps.items()}
 
     def with_taps(self, addresses: Iterable[str]) -> BackboneSpec:
-        """Return this spec with other taps; layers after the last of them are dropped.
+        """Return this spec with the taps of some `addresses`; layers after the last of them are dropped.
 
         Raises:
             UnknownTapError: the architecture lacks an address.
@@ -287,10 +292,10 @@ class BackboneSpec:
 
 
 def check_size(height: int, width: int) -> None:
-    """Refuse what is no size of an image.
+    """Refuse what is no size of an image in pixels.
 
     Raises:
-        OptionError: height or width is no positive whole number.
+        OptionError: `height` or `width` is no positive whole number.
     """
     for size in (height, width):
         if not isinstance(size, int) or isinstance(size, bool) or size < 1:

@@ -104,7 +104,7 @@ class Contents:
         return found[1]
 
     def matching(self, pattern: str) -> list[str]:
-        """Return the sorted names of backbones that match a shell pattern; open namespaces where it has a slash."""
+        """Return the sorted names of backbones that match a shell `pattern`; open namespaces where it has a slash."""
         known = {*self.backbones.names, *self._later.values()}
         for plugin in self.plugins if "/" in pattern else ():
             try:

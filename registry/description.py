@@ -45,7 +45,11 @@ class Description:
 
 
 def prepared_for(spec: BackboneSpec | ModelSpec, preprocessing: Preprocessing) -> Preprocessing:
-    """Return how images are prepared for a model whose weights, or whose backbone's, were trained with `preprocessing`.
+    """Return how images are prepared for a model.
+
+    Args:
+        spec: of the model.
+        preprocessing: how they were for its weights, or its backbone's, in training.
 
     Raises:
         OptionError: `image_mean` or `image_std` is for another number of channels.
@@ -63,7 +67,12 @@ def prepared_for(spec: BackboneSpec | ModelSpec, preprocessing: Preprocessing) -
 
 
 def options_in_words(name: str, options: Mapping[str, Any]) -> str:
-    """Return "'name' with a, b=1" for messages."""
+    """Return "'name' with a, b=1" for messages.
+
+    Args:
+        name: of a backbone.
+        options: that it was asked for with.
+    """
     words = [option if value is True else f"{option}={_in_words(value)}" for option, value in options.items()]
     return f"{name!r} with {', '.join(words)}" if words else repr(name)
 

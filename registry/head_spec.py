@@ -100,6 +100,9 @@ class HeadSpec:
         task: what the model is trained, judged and asked as: "classification" (logits (N, classes)), "segmentation"
             (called as `SegmentationModel` is), "detection" (called as `DetectionModel` is), or "" for a head that makes
             something else, which the command line can neither train nor ask.
+
+    Raises:
+        SpecError: the name is no name, a field is of another kind, or it reads nothing.
     """
 
     name: str
@@ -136,7 +139,7 @@ class HeadSpec:
         object.__setattr__(self, "options", {**self.options, **defaults})
 
     def reads_with(self, options: Mapping[str, Any]) -> Reads:
-        """Return what it reads with these options."""
+        """Return what it reads with these `options`, a value for each of its own."""
         besides = (reads for option, reads in self.optional_reads.items() if options[option])
         return sum(besides, start=self.reads)
 
@@ -145,8 +148,15 @@ class HeadSpec:
 class ModelSpec:
     """A backbone with a head: counts exactly what `registry.build` returns for the same arguments.
 
-    `backbone.taps` are those that the head reads. `taps` and `tap_shapes` are those of the maps that the head makes, as
-    a pyramid does, and of every level of the backbone where it makes none.
+    `taps` and `tap_shapes` are those of the maps that the head makes, as a pyramid does, and of every level of the
+    backbone where it makes none.
+
+    Args:
+        backbone: its spec, options applied; its `taps` are those that the head reads.
+        head: its spec.
+        num_classes: classes of the head, or None for one that has none.
+        head_options: a value for each option of the head.
+        levels: every level of the backbone → channels and stride.
     """
 
     backbone: BackboneSpec
@@ -184,7 +194,12 @@ class ModelSpec:
         return made
 
     def call(self, reference: str, **more: Any) -> Any:
-        """Call one of the head's functions with what the head is built with."""
+        """Call one of the head's functions, by its import string, with what the head is built with.
+
+        Args:
+            reference: the import string.
+            **more: keyword arguments besides.
+        """
         given = {"num_classes": self.num_classes, **self.head_options, **more}
         return called(f"head {self.head.name!r}", reference, self.backbone, **given)
 

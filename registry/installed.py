@@ -38,7 +38,7 @@ class Installed:
 
         Raises:
             PluginError: the entry point names nothing, or its distribution is for another featuretap.
-            whatever the import raises.
+            Exception: whatever the import raises.
         """
         if not EntryPoint.pattern.fullmatch(self.value):
             raise PluginError(

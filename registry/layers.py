@@ -22,7 +22,7 @@ ACTIVATIONS = (None, "relu", "relu6", "hard_swish")
 
 
 def make_divisible(channels: float, divisor: int = 8) -> int:
-    """Round a channel count to a multiple of `divisor`, and up again if that lost more than a tenth.
+    """Round a number of `channels` to a multiple of `divisor`, and up again if that lost more than a tenth.
 
     The rounding of all MobileNet papers' code (TF-slim, `research/slim/nets/mobilenet/conv_blocks.py`).
     """
@@ -42,7 +42,7 @@ class Counted(Protocol):
         """Parameters, its norm's left out."""
 
     def macs(self, height: int, width: int) -> int:
-        """Return the multiply-adds."""
+        """Return the multiply-adds for an input of `height` × `width` pixels."""
 
 
 class Layer(Counted, Protocol):
@@ -68,12 +68,27 @@ class Layer(Counted, Protocol):
         """Channels of its norm, 0 without one."""
 
     def output_size(self, height: int, width: int) -> tuple[int, int]:
-        """Return height and width of the output."""
+        """Return height and width of the output for an input of `height` × `width` pixels."""
 
 
 @dataclass(frozen=True)
 class Convolution:
-    """A convolution without bias, a norm, and an activation unless it is linear."""
+    """A convolution without bias, a norm, and an activation unless it is linear.
+
+    Args:
+        name: of its submodule in the block.
+        in_channels: of its input.
+        out_channels: of its output.
+        kernel: height and width in pixels.
+        groups: that channels are divided into; as many as `in_channels` where it is depthwise.
+        activation: "relu", "relu6", "hard_swish", or None.
+        strided: whether it carries the stride of its row.
+        stride: set where its row is put in its place, as is the dilation.
+        dilation: distance in pixels of neighbouring weights.
+
+    Raises:
+        SpecError: sizes that are no positive whole numbers, or another activation.
+    """
 
     module: ClassVar[str] = "featuretap.backbones.modules:ConvolutionLayer"
 
@@ -136,7 +151,12 @@ class Convolution:
 class SqueezeExcite:
     """Global pooling, two 1×1 convolutions with bias, and a gate that multiplies the input (arXiv 1709.01507).
 
-    The gate is `clip(gate_slope * x + 0.5, 0, 1)`: MobileNetV3's slope is 1/6 (its section 5.2), PaddleClas's 0.2.
+    Args:
+        name: of its submodule in the block.
+        channels: of input and output.
+        squeeze: channels between the two convolutions.
+        gate_slope: the gate is `clip(gate_slope * x + 0.5, 0, 1)`: MobileNetV3's slope is 1/6 (arXiv 1905.02244,
+            section 5.2), PaddleClas's 0.2.
     """
 
     module: ClassVar[str] = "featuretap.backbones.modules:SqueezeExciteLayer"
@@ -179,7 +199,14 @@ class SqueezeExcite:
 
 @dataclass(frozen=True)
 class Linear:
-    """A linear layer on a pooled vector."""
+    """A linear layer on a pooled vector (N, in_channels).
+
+    Args:
+        name: of its submodule in the head.
+        in_channels: of its input.
+        out_channels: of its output.
+        bias: whether it has one.
+    """
 
     name: str
     in_channels: int
@@ -204,7 +231,12 @@ class Linear:
 
 @dataclass(frozen=True)
 class BatchNorm:
-    """A batch norm on a pooled vector."""
+    """A batch norm on a pooled vector (N, channels).
+
+    Args:
+        name: of its submodule in the head.
+        channels: of input and output.
+    """
 
     name: str
     channels: int

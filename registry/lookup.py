@@ -27,7 +27,8 @@ EMPTY = CatalogueFile(Path(), {}, ())
 class Lookup:
     """What plugins provide, and what the user's catalogue adds, by name.
 
-    Nothing is read until the first question. Built-in names are never shadowed; the user's come next; a name that two
+    Nothing is read until the first question, which is where a user's catalogue that cannot be used becomes a
+    `CatalogueError`. Built-in names are never shadowed; the user's come next; a name that two
     plugins claim is an error that names both, and `distribution:name` always works.
 
     Args:
@@ -60,11 +61,11 @@ class Lookup:
         return tuple(self._contents.weights.entries.values())
 
     def is_users(self, name: str) -> bool:
-        """Say whether a backbone's name is from the user's catalogue, which other machines do not have."""
+        """Say whether a backbone's `name` is from the user's catalogue, which other machines do not have."""
         return self._contents.is_users(name)
 
     def head(self, name: str) -> HeadSpec:
-        """Return a head's spec.
+        """Return a head's spec by its `name`, "fpn" or "distribution:name".
 
         Raises:
             UnknownHeadError: no head has this name.
@@ -72,7 +73,7 @@ class Lookup:
         return self._contents.head(name)
 
     def runtime(self, name: str) -> RuntimeSpec:
-        """Return a runtime's spec.
+        """Return a runtime's spec by its `name`, "onnxruntime" or "distribution:name".
 
         Raises:
             UnknownRuntimeError: no runtime has this name.
@@ -80,7 +81,7 @@ class Lookup:
         return self._contents.runtime(name)
 
     def known_as(self, digest: str) -> WeightsEntry | None:
-        """Return the published weights whose file has a SHA-256, or None."""
+        """Return the published weights whose file has this SHA-256 (`digest`, 64 hexadecimal digits), or None."""
         return next((entry for entry in self.published if entry.sha256 and digest.startswith(entry.sha256)), None)
 
     @property
@@ -91,32 +92,38 @@ class Lookup:
     def list_backbones(self, pattern: str = "*") -> list[str]:
         """Return the sorted names of backbones that match a shell pattern; aliases are not listed.
 
-        Names of open namespaces, such as "timm/resnet18", are listed for patterns with a slash only: "timm/*".
+        Args:
+            pattern: "mobilenet_v2*"; names of open namespaces, such as "timm/resnet18", are listed for patterns with a
+                slash only: "timm/*".
         """
         return self._contents.matching(pattern)
 
     def list_heads(self, pattern: str = "*") -> list[str]:
-        """Return the sorted names of heads that match a shell pattern."""
+        """Return the sorted names of heads that match a shell `pattern`, such as "*rcnn"."""
         return _matching(self._contents.heads.names, pattern)
 
     def list_plugins(self, pattern: str = "*") -> list[str]:
-        """Return the sorted names of the distributions whose plugins were found, failed and disabled ones included."""
+        """Return the sorted names of the distributions whose plugins were found, failed and disabled ones included.
+
+        Args:
+            pattern: a shell pattern, such as "featuretap-*".
+        """
         return _matching({plugin.distribution: [] for plugin in self.plugins}, pattern)
 
     def list_weights(self, pattern: str = "*") -> list[str]:
-        """Return the sorted names, `backbone.tag`, of published weights that match a shell pattern."""
+        """Return the sorted names of published weights, "backbone.tag", that match a shell `pattern`."""
         return _matching(self._contents.weights.entries, pattern)
 
     def list_runtimes(self, pattern: str = "*") -> list[str]:
-        """Return the sorted names of the runtimes that plugins provide."""
+        """Return the sorted names of the runtimes that match a shell `pattern`, whether or not they are installed."""
         return _matching(self._contents.runtimes.names, pattern)
 
     def needs_torch(self, name: str) -> bool:
-        """Say whether describing a backbone may need torch: those of open namespaces, and a user's variants of them."""
+        """Say whether describing the backbone `name` may need torch: open namespaces, and a user's variants of them."""
         return self._contents.needs_torch(name)
 
     def provider(self, name: str) -> str:
-        """Return the distribution that a backbone comes from, or the path of the user's catalogue.
+        """Return the distribution that the backbone `name` comes from, or the path of the user's catalogue.
 
         Raises:
             UnknownBackboneError: no backbone has this name.
@@ -126,6 +133,9 @@ class Lookup:
     def weights_of(self, name: str | BackboneSpec) -> tuple[WeightsEntry, ...]:
         """Return the published weights of a backbone, those of `pretrained=True` first.
 
+        Args:
+            name: a name or alias, or a `BackboneSpec`.
+
         Raises:
             UnknownBackboneError: no backbone has this name.
         """
@@ -133,6 +143,9 @@ class Lookup:
 
     def catalogued(self, name: str | BackboneSpec) -> BackboneSpec:
         """Return a backbone's spec as its provider states it, options not yet applied.
+
+        Args:
+            name: a name or alias, or a `BackboneSpec`, which is returned as it is.
 
         Raises:
             UnknownBackboneError: no backbone has this name.

@@ -13,7 +13,13 @@ MOST = 65_536
 
 @dataclass(frozen=True)
 class Option:
-    """A default, a test of a value, and what the value may be, in words."""
+    """An option of a backbone or a head.
+
+    Args:
+        default: its value where none is given.
+        accepts: a test of a value.
+        allowed: what the value may be, in words that go on after "it is".
+    """
 
     default: Any
     accepts: Callable[[Any], bool]
@@ -21,22 +27,22 @@ class Option:
 
 
 def default_of(stated: Any) -> Any:
-    """Return the default of an option that is stated as an `Option`, or as its default alone."""
+    """Return the default of an option that is `stated` as an `Option`, or as its default alone."""
     return stated.default if isinstance(stated, Option) else stated
 
 
 def boolean(default: bool) -> Option:
-    """Return an option that is on or off."""
+    """Return an option that is on or off, by `default` so."""
     return Option(default, lambda value: isinstance(value, bool), "True or False")
 
 
 def count(default: int) -> Option:
-    """Return an option that counts channels, pixels or boxes."""
+    """Return an option that counts channels, pixels or boxes, `default` of them by default."""
     return Option(default, lambda value: is_whole(value, 1) and value <= MOST, f"a positive whole number up to {MOST}")
 
 
 def number(default: float, low: float, high: float) -> Option:
-    """Return an option that is a number from `low` to `high`."""
+    """Return an option that is a number from `low` to `high`, `default` by default."""
     return Option(
         default,
         lambda value: isinstance(value, int | float) and not isinstance(value, bool) and low <= value <= high,
@@ -45,7 +51,7 @@ def number(default: float, low: float, high: float) -> Option:
 
 
 def choice(*values: Any) -> Option:
-    """Return an option that is one of some values, the first by default."""
+    """Return an option that is one of some `values`, the first by default."""
     words = [repr(value) for value in values]
     return Option(
         values[0],
@@ -60,5 +66,5 @@ def factory() -> Option:
 
 
 def is_whole(value: Any, least: int) -> bool:
-    """Say whether a value is a whole number from `least` up."""
+    """Say whether a `value` is a whole number from `least` up."""
     return isinstance(value, int) and not isinstance(value, bool) and value >= least

@@ -35,6 +35,7 @@ def paired(
     Raises:
         HeadError: the backbone lacks what the head reads, or the head cannot read the taps that were named.
         OptionError: a number of classes, or a value of an option, that the head cannot take.
+        SpecError: an option of the head's has the name of one of the backbone's.
     """
     for_backbone, for_head = split(backbone, head, options)
     shared = sorted(set(head.options) & set(options_of(backbone)))

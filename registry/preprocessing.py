@@ -62,7 +62,7 @@ class Preprocessing:
             raise OptionError(f"preprocessing cannot have inside={self.inside!r}; it is True or False")
 
     def for_channels(self, channels: int) -> Preprocessing:
-        """Return it for images of another number of channels: averaged for one, repeated for more than given."""
+        """Return it for images of another number of `channels`: averaged for one, repeated for more than given."""
         if channels == len(self.mean):
             return self
         if channels == 1:
@@ -72,7 +72,7 @@ class Preprocessing:
         )
 
     def for_images(self, images: str) -> Preprocessing:
-        """Return it for a model that wants its images "cropped", "whole" or "raw" (see `HeadSpec.images`).
+        """Return it for a model that wants its `images` "cropped", "whole" or "raw" (see `HeadSpec.images`).
 
         What was trained in the same way keeps its sizes; else they are those of torchvision's references: 256 cropped
         to 224 for classifiers, a shorter side of 520 for segmenters, and no change for detectors.

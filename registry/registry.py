@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from featuretap.registry.description import Description, prepared_for
 from featuretap.registry.errors import HeadError, OptionError
@@ -22,6 +22,7 @@ from featuretap.registry.specs import BackboneSpec, ModelSpec
 if TYPE_CHECKING:
     from torch import nn
 
+    from featuretap.registry.built import Built
     from featuretap.runtimes.compiled import CompiledModel
     from featuretap.runtimes.quantizing import Report
 
@@ -50,12 +51,21 @@ class Registry(Lookup):
     ) -> BackboneSpec | ModelSpec:
         """Describe what `build` returns for the same arguments, without building it and without torch.
 
+        Args:
+            name: as for `build`.
+            features_only: as for `build`: describe the bare backbone.
+            taps: as for `build`.
+            head: as for `build`.
+            pretrained: as for `build`, for the head and the options that published weights bring; nothing is read.
+            num_classes: as for `build`.
+            **options: of the backbone and of the head, as for `build`.
+
         Returns:
             a `BackboneSpec` with `features_only`, a `ModelSpec` otherwise. Both have `taps`, `parameters`,
             `macs(height, width)` and `tap_shapes(height, width)`.
 
         Raises:
-            the same errors as `build`, but for those of reading weights.
+            FeaturetapError: as `build` does, but for weights that cannot be had or do not fit.
         """
         asked = {"features_only": features_only, "taps": taps, "head": head, "num_classes": num_classes, **options}
         return self.request(name, **brought(self._weights(name, pretrained), self.catalogued(name), asked)).spec
@@ -70,7 +80,7 @@ class Registry(Lookup):
         pretrained: bool | str | os.PathLike[str] = False,
         num_classes: int | None = None,
         **options: Any,
-    ) -> nn.Module:
+    ) -> Built:
         """Build a backbone or a model by name.
 
         Args:
@@ -101,10 +111,10 @@ class Registry(Lookup):
         from featuretap.registry.building import assemble
 
         if weights is None or isinstance(weights, str):
-            return assemble(request, fetched=weights)
+            return cast("Built", assemble(request, fetched=weights))
         from featuretap.registry.weights.sources import source_of
 
-        return assemble(request, source_of(weights, self))
+        return cast("Built", assemble(request, source_of(weights, self)))
 
     def save(self, model: nn.Module, path: str | os.PathLike[str], layout: str = "featuretap") -> Path:
         """Write a model's weights, and what is needed to build it again, as safetensors.
@@ -142,7 +152,7 @@ class Registry(Lookup):
         num_classes: int | None = None,
         finite: bool = False,
         **options: Any,
-    ) -> nn.Module:
+    ) -> Built:
         """Build the model that a file describes, and fill it from the file.
 
         Files of torchvision's and timm's classifiers, and of torchvision's detectors and segmenters on MobileNetV3, are
@@ -162,12 +172,12 @@ class Registry(Lookup):
 
         Raises:
             WeightsError: the file cannot be read, is not what it should be, or does not fit.
-            the errors of `build`, for what is given here in place of the file's.
+            FeaturetapError: as `build` does, for what is given here in place of the file's.
         """
         from featuretap.registry.weights.restoring import restore
 
         asked = {"features_only": features_only, "taps": taps, "head": head, "num_classes": num_classes}
-        return restore(self, Path(path), name, asked, options, finite)
+        return cast("Built", restore(self, Path(path), name, asked, options, finite))
 
     def convert(
         self, source: str | os.PathLike[str], target: str | os.PathLike[str], layout: str = "featuretap"
@@ -321,12 +331,18 @@ class Registry(Lookup):
         )
         return quantize(self, model, Path(path), given, judge_on=judged, size=size, threads=threads)
 
-    def transforms(self, model: nn.Module) -> Callable[[Any], Any]:
-        """Return the preprocessing that a model's weights were trained with.
+    def transforms(self, model: nn.Module, *, whole: bool = False) -> Callable[[Any], Any]:
+        """Return the preprocessing that the weights of `model` were trained with.
 
         It maps a PIL image, or a tensor (C, H, W) of bytes or floats from 0 to 1, to a float tensor: (C, crop, crop)
         for classifiers, (C, H', W') of the whole image for segmenters, (C, H, W) with values from 0 to 1 for detectors,
-        which do the rest themselves. A model with fresh weights gets ImageNet's usual one.
+        which do the rest themselves. PIL images are turned upright as their EXIF orientation says. A model with fresh
+        weights gets ImageNet's usual one.
+
+        Args:
+            model: a model that `build` or `load` returned.
+            whole: leave the image as large as it is, and cut nothing off, as the features for a detector or a
+                segmenter want it: (C, H, W), normalised.
 
         Raises:
             OptionError: the model was not built by featuretap.
@@ -339,7 +355,8 @@ class Registry(Lookup):
                 f"{type(model).__name__} carries no description; registry.transforms reads models "
                 "that registry.build returned"
             )
-        return compose(description.preprocessing)
+        prepared = description.preprocessing
+        return compose(replace(prepared, resize=None, crop=None) if whole else prepared)
 
     def request(
         self,
@@ -353,8 +370,17 @@ class Registry(Lookup):
     ) -> Request:
         """Resolve the arguments of `build` into all that building needs besides weights. For tools.
 
+        Args:
+            name: as for `build`.
+            features_only: as for `build`.
+            taps: as for `build`.
+            head: as for `build`.
+            num_classes: as for `build`.
+            **options: as for `build`.
+
         Raises:
-            the same errors as `build`, but for those of weights.
+            HeadError: `features_only` with a head or a number of classes, or a pairing that cannot be.
+            FeaturetapError: as `build` does, but for those of weights.
         """
         backbone = self.catalogued(name)
         if features_only:

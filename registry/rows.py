@@ -32,10 +32,10 @@ class Row(Protocol):
         """Whether the input is added to the output where that is possible."""
 
     def layers(self, in_channels: int) -> tuple[Layer, ...]:
-        """Return the layers in order of execution, one of them marked `strided`."""
+        """Return the layers for an input of `in_channels` in order of execution, one of them marked `strided`."""
 
     def widened(self, width: float, in_channels: int, widened_in_channels: int) -> Self:
-        """Return this row at a width multiplier; its input had `in_channels` and now has `widened_in_channels`."""
+        """Return this row at a multiplier `width`; its input had `in_channels` and now has `widened_in_channels`."""
 
     def halved(self, *, expansion: bool) -> Self:
         """Return this row with half the output channels and, where `expansion`, half the expanded channels."""
@@ -45,7 +45,12 @@ class Row(Protocol):
 class Conv:
     """A convolution with norm and activation: a stem, or a last 1×1 convolution.
 
-    Width multipliers below `narrowest` do not apply to it (MobileNetV2's last convolution stays at 1280: section 3.3).
+    Args:
+        kernel: its height and width in pixels.
+        out: output channels.
+        activation: RE, RE6, HS, or None.
+        narrowest: width multipliers below do not apply to it (MobileNetV2's last convolution stays at 1280: arXiv
+            1801.04381, section 4).
     """
 
     shortcut: ClassVar[bool] = False
@@ -70,7 +75,14 @@ class Conv:
 
 @dataclass(frozen=True)
 class Separable:
-    """MobileNetV1's block: a depthwise 3×3 and a 1×1 convolution, both with norm and activation (section 3.1)."""
+    """MobileNetV1's block: a depthwise 3×3 and a 1×1 convolution, each with norm and activation.
+
+    Source: arXiv 1704.04861, section 3.1.
+
+    Args:
+        out: output channels.
+        activation: behind each of the two: RE, RE6, HS, or None.
+    """
 
     shortcut: ClassVar[bool] = False
 
@@ -95,10 +107,17 @@ class Separable:
 
 @dataclass(frozen=True)
 class Bneck:
-    """The inverted residual of MobileNetV2 (section 3.2) and V3 (section 5.3): expand, depthwise, gate, project.
+    """The inverted residual of MobileNetV2 and V3: expand, depthwise, gate, project.
 
-    Columns are those of the V3 paper's tables: kernel, expanded channels, output channels, activation, squeeze-excite.
-    A block whose expansion equals its input has no expansion layer; the projection is linear.
+    A block whose expansion equals its input has no expansion layer; the projection is linear. Source: arXiv 1801.04381,
+    sections 3.2 and 3.3, and arXiv 1905.02244, section 5.3, whose tables have these columns.
+
+    Args:
+        kernel: height and width of the depthwise convolution in pixels.
+        expanded: channels of the expansion and of the depthwise convolution.
+        out: output channels.
+        activation: behind the expansion and the depthwise convolution: RE, RE6, HS, or None.
+        squeeze_excite: whether it has a gate; `SE` in the tables.
     """
 
     shortcut: ClassVar[bool] = True
@@ -121,7 +140,7 @@ class Bneck:
         )
 
     def expansion(self, in_channels: int) -> tuple[Layer, ...]:
-        """Return the expansion layer, or nothing where it would not expand."""
+        """Return the expansion layer, or nothing where it would not expand an input of `in_channels`."""
         if self.expanded == in_channels:
             return ()
         return (Convolution("expand", in_channels, self.expanded, activation=self.activation),)

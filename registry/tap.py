@@ -14,9 +14,16 @@ __all__ = ["Tap"]
 class Tap:
     """Channels and stride of a feature map (N, channels, ceil(H / stride), ceil(W / stride)).
 
-    Convolutions that pad round sizes up; patchifying stems that drop the rest declare `rounding="floor"`. Where layers
-    of both kinds follow one another, as in DenseNet, `rounding` is the number of pixels that are added to an image's
-    size before what is left over of the division by the stride is dropped: 0 for "floor", stride − 1 for "ceil".
+    Args:
+        channels: of the map.
+        stride: height and width of the image, divided by the map's.
+        rounding: convolutions that pad round sizes up, "ceil"; patchifying stems that drop the rest declare "floor".
+            Where layers of both kinds follow one another, as in DenseNet, it is the number of pixels that are added to
+            an image's size before what is left over of the division by the stride is dropped: 0 for "floor",
+            stride − 1 for "ceil".
+
+    Raises:
+        SpecError: channels or a stride that are not positive, or another rounding.
     """
 
     channels: int

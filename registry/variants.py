@@ -27,6 +27,12 @@ OUTPUT_STRIDE = choice(32, 16, 8)
 def check_value(spec: BackboneSpec, name: str, option: Option, value: Any) -> None:
     """Refuse a value that an option of a backbone does not take.
 
+    Args:
+        spec: whose option it is.
+        name: of the option, for the message.
+        option: what it takes.
+        value: what it was given.
+
     Raises:
         OptionError: the value is refused.
     """

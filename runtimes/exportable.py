@@ -132,6 +132,7 @@ def exportable(model: nn.Module, size: tuple[int, int] | None = None, batch: int
     Raises:
         OptionError: no model of featuretap's, or a size or batch that is none.
         HeadError: it returns something else than maps or logits, as detectors do.
+        ExportError: the model cannot run on images of the size.
     """
     check_sizes(size, batch)
     inner = unwrapped(model, "registry.compile and registry.export read")

@@ -73,7 +73,7 @@ def described(configuration: Configuration, head: HeadSpec) -> tuple[str, dict[s
 
     Raises:
         OptionError: options of training that are no options of a model.
-        the errors of `registry.spec` and `registry.load`.
+        FeaturetapError: as `registry.spec` and `registry.load` do.
     """
     options = dict(configuration.options)
     if "freeze" in options:
@@ -101,7 +101,7 @@ def build_model(configuration: Configuration, data: DataSet) -> nn.Module:
 
     Raises:
         TrainingError: the data is for images of other channels than can be read.
-        the errors of `registry.build`.
+        FeaturetapError: as `registry.build` does.
     """
     head = trainable_head(configuration.head)
     name, options, spec = described(configuration, head)

@@ -59,7 +59,7 @@ def first_alone(accelerator: Accelerator, do: Callable[[], Result]) -> Result:
 
     Raises:
         TrainingError: it failed in the first process, in the others.
-        whatever it raises itself.
+        Exception: whatever it raises itself.
     """
     done: list[Result] = []
     with together(accelerator):

@@ -90,8 +90,8 @@ def train(configuration: Configuration, *, resume: bool = False, say: Callable[[
         `history.csv`, tables, pictures and TensorBoard's logs.
 
     Raises:
-        TrainingError, DataError, and the errors of `registry.build`: whatever can be known to be wrong is said before
-            the first step.
+        TrainingError, DataError: of the run, or of its data; whatever can be known is said before the first step.
+        FeaturetapError: as `registry.build` does.
     """
     folder = folder_of(configuration)
     head = trainable_head(configuration.head)

@@ -56,7 +56,7 @@ def mask_rcnn(backbone: BackboneSpec, *, num_classes: int, **options: Any) -> RC
 
 
 class RCNNHead(DetectionHead):
-    """A detection head that looks at boxes a second time."""
+    """A detection head that looks at boxes a second time, on crops (K, C, 7, 7) of its maps (N, C, H', W')."""
 
     def forward(self, maps: dict[str, Tensor]) -> dict[str, Tensor]:
         """Return what the predictors say at every place of every level, and of as many boxes as are looked at."""

@@ -32,7 +32,7 @@ NORM = partial(nn.BatchNorm2d, eps=1e-3, momentum=0.03)
 
 
 class ExtraLayers(nn.Module):
-    """The taps, and the maps of layers that follow the last of them, each half as large as the one before."""
+    """The taps (N, C, H', W'), and maps of layers that follow them, each half as large as the one before."""
 
     def __init__(self, channels: list[int]) -> None:
         super().__init__()

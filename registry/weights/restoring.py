@@ -40,7 +40,7 @@ def restore(
 
     Raises:
         OptionError: `pretrained` was given.
-        WeightsError, and the errors of `build`: see `Registry.load`.
+        WeightsError, FeaturetapError: see `Registry.load`.
     """
     from featuretap.registry.building import assemble
 

@@ -1,0 +1,26 @@
+"""What is built, as a type checker sees it."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from featuretap.registry.description import Description
+from featuretap.registry.specs import Tap
+
+__all__ = ["Built"]
+
+
+class Built(nn.Module):
+    """The modules that `registry.build` and `registry.load` return; a name for type checkers, of which nothing is made.
+
+    Attributes:
+        description: name, options, head, classes, preprocessing and origin of the weights.
+        taps: address → channels and stride, of a bare backbone and of a pyramid.
+        backbone: of a model with a head.
+        head: of a model with a head.
+    """
+
+    description: Description
+    taps: dict[str, Tap]
+    backbone: Built
+    head: nn.Module
