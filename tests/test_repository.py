@@ -5,11 +5,9 @@ import doctest
 import importlib
 import inspect
 import pkgutil
-import re
 import subprocess
 import sys
 import tomllib
-from pathlib import Path
 from types import ModuleType
 
 import pytest
@@ -117,26 +115,3 @@ def test_everything_public_is_documented(name: str) -> None:
         for member, function in vars(value).items() if inspect.isclass(value) else ():
             if inspect.isfunction(function) and not member.startswith("_"):
                 assert function.__doc__, f"{thing}.{member}"
-
-
-@pytest.mark.parametrize("name", ["README.md", "docs/heads.md", "docs/predict.md", "docs/runtimes.md"])
-def test_every_python_example_in_the_documents_runs(
-    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    text = (ROOT / name).read_text()
-    scope: dict[str, object] = {}
-    for language, code in re.findall(r"```(\w+)\n(.*?)```", text, re.DOTALL):
-        if language == "python":
-            exec(compile(code, name, "exec"), scope)
-            # A block of text right behind it is what it prints.
-            printed = re.search(re.escape(code) + r"```\n\n```text\n(.*?)```", text, re.DOTALL)
-            out = capsys.readouterr().out
-            if printed:
-                assert out == printed[1]
-
-
-def test_links_between_documents_lead_somewhere() -> None:
-    for path in [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")]:
-        for target in re.findall(r"\]\((?!http|#)([^)#]+)", path.read_text()):
-            assert (path.parent / target).exists(), f"{path.name}: {target}"

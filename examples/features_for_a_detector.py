@@ -1,0 +1,46 @@
+"""Features C3 to C5 for somebody else's detector: torchvision's RetinaNet, a training step, a prediction.
+
+`as_torchvision` gives a pyramid the shape that torchvision's detectors expect of a backbone; `output_shape` says what
+Detectron2's backbones say of themselves.
+"""
+
+import torch
+from demo import offline_weights
+from skimage import data
+from torchvision.models.detection import RetinaNet
+
+from featuretap import registry
+from featuretap.heads.adapters import as_torchvision, output_shape
+
+torch.manual_seed(0)
+pyramid = registry.build(
+    "mobilenet_v2",
+    head="fpn",
+    taps=("C3", "C4", "C5"),
+    extra_levels="p6p7",
+    pretrained=offline_weights(),
+    freeze_norm=True,  # two images are too few for statistics
+)
+for name, shape in output_shape(pyramid).items():
+    print(f"{name}: {shape.channels} channels at stride {shape.stride}")
+
+# One class and the background. After a single step every score is low, so that the five best boxes are asked for.
+detector = RetinaNet(
+    as_torchvision(pyramid), num_classes=2, min_size=160, max_size=240, score_thresh=0.0, detections_per_img=5
+)
+
+photograph = torch.from_numpy(data.chelsea()).permute(2, 0, 1) / 255  # (3, H, W), from 0 to 1
+face = {"boxes": torch.tensor([[118.0, 22.0, 320.0, 230.0]]), "labels": torch.tensor([1])}
+nothing = {"boxes": torch.zeros(0, 4), "labels": torch.zeros(0, dtype=torch.int64)}
+images, targets = [photograph, torch.rand(3, 160, 200)], [face, nothing]
+
+optimizer = torch.optim.SGD(detector.parameters(), lr=0.1)
+losses = detector.train()(images, targets)
+sum(losses.values()).backward()
+optimizer.step()
+for name, before in losses.items():
+    print(f"{name}: {before.item():.3f}, {detector(images, targets)[name].item():.3f} after a step")
+
+with torch.inference_mode():
+    (found,) = detector.eval()([photograph])
+print({name: tuple(values.shape) for name, values in found.items()})
