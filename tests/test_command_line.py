@@ -248,7 +248,7 @@ def test_weights_that_cannot_be_downloaded_are_one_line(
         run("predict", cat),
         "cannot download 'mobilenet_v2.imagenet1k_v1' from "
         "https://download.pytorch.org/models/mobilenet_v2-b0353104.pth: Name or service not known; put the file at "
-        f"{tmp_path}/hub/checkpoints/mobilenet_v2-b0353104.pth, or give its path as pretrained=; no "
+        f"{tmp_path}/hub/checkpoints/mobilenet_v2-b0353104.pth, or give its path as --weights; no "
         "published weights are on this machine",
     )
 

@@ -40,10 +40,19 @@ def test_a_published_file_is_converted_inspected_and_predicts(
     assert "  layout    timm" in lines
     assert "  norm eps  backbone=1e-05" in lines
     assert "  weights   mobilenet_v2.imagenet1k_v1" in lines
-    assert any(line.split() == ["conv_stem.weight", "32×3×3×3", "F32"] for line in lines)
+    assert not any("conv_stem.weight" in line for line in lines)
+    listed = [line.split() for line in run("inspect", folder, "--tensors").out.splitlines()]
+    assert ["conv_stem.weight", "32×3×3×3", "F32"] in listed
     assert "Egyptian cat         0.717" in run("predict", cat, "--weights", folder, "--top", 1).out
     ran = run("taps", cat, "--weights", folder, "--taps", "C3", "--out", tmp_path / "taps.png")
     assert ran.out.startswith("mobilenet_v2, weights: mobilenet_v2.imagenet1k_v1, image: ")
+
+
+def test_inspect_lists_tensors_as_a_person_counts(run: Run, official_weights: Path) -> None:
+    lines = run("inspect", official_weights, "--tensors").out.splitlines()
+    names = [line.split()[0] for line in lines if line.startswith("features.")]
+    assert [int(name.split(".")[1]) for name in names] == sorted(int(name.split(".")[1]) for name in names)
+    assert len(names) == 312
 
 
 def test_inspect_prints_everything_as_json(run: Run, classifier: Path) -> None:

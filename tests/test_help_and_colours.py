@@ -174,7 +174,7 @@ def test_pipes_get_no_escape_sequence_unless_it_is_asked_for(words: list[str]) -
 def test_errors_are_plain_in_a_pipe() -> None:
     assert (
         piped("show", "nobody").stderr
-        == "featuretap: no backbone named 'nobody'; registry.list_backbones() names them\n"
+        == "featuretap: no backbone named 'nobody'; `featuretap list` names them\n"
     )
 
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import atexit
 import os.path
 import re
 import shutil
 import tomllib
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from tempfile import mkdtemp
 
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.plugins import event_priority
@@ -17,11 +18,6 @@ from mkdocs.structure.pages import Page
 from docs.builder import command_line, zoo
 
 ROOT = Path(__file__).parents[2]
-
-PACKAGE = TemporaryDirectory()
-"""Holds the package alone. The repository's root, which is the package, also holds environments, and whoever reads the
-package for the reference would walk through them.
-"""
 
 BESIDE = {
     "changes.md": "CHANGELOG.md",
@@ -40,15 +36,20 @@ LINK = re.compile(r"\[([^\]]*)\]\((?!https?:|mailto:|#)([^)#\s]+)(#[^)\s]*)?\)")
 
 @event_priority(100)  # before the plugin has read its configuration
 def on_config(config: MkDocsConfig) -> MkDocsConfig:
-    """Let the reference be made from the package's folders."""
-    package = Path(PACKAGE.name) / "featuretap"
-    package.mkdir(exist_ok=True)
+    """Let the reference be made from a folder with the package alone.
+
+    The repository's root, which is the package, also holds environments, and the reference's reader would walk through
+    them, for minutes.
+    """
+    folder = Path(mkdtemp())
+    atexit.register(shutil.rmtree, folder)
+    package = folder / "featuretap"
+    package.mkdir()
     # A link to this file would be followed, and lead back to the root.
     shutil.copy(ROOT / "__init__.py", package)
     for name in _folders():
-        if not (package / name).exists():
-            (package / name).symlink_to(ROOT / name)
-    config.plugins["mkdocstrings"].config.handlers["python"]["paths"] = [PACKAGE.name]
+        (package / name).symlink_to(ROOT / name)
+    config.plugins["mkdocstrings"].config.handlers["python"]["paths"] = [str(folder)]
     return config
 
 

@@ -31,6 +31,7 @@ from featuretap.registry.command_line.plugin_commands import plugins_command
 from featuretap.registry.command_line.quantize_command import quantize_command
 from featuretap.registry.command_line.training_commands import evaluate_command, train_command
 from featuretap.registry.command_line.weights_commands import convert_command, inspect_command, save_command
+from featuretap.registry.command_line.wording import as_typed
 from featuretap.registry.errors import FeaturetapError
 
 __all__ = ["main"]
@@ -85,7 +86,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except click.ClickException as error:
         _fail(error.format_message())
     except FeaturetapError as error:
-        _fail(str(error))
+        _fail(as_typed(str(error)))
     except ReaderGoneError:
         exit_unread()
     except (click.Abort, KeyboardInterrupt) as error:

@@ -39,6 +39,8 @@ COMPLETIONS = {
     "download_to": completing.folders,
     "out": completing.folders,
 }
+ALIASES = {"backbone": ["--model"]}
+"""What other commands call a setting's option."""
 ELSEWHERE = {"data", "options"}
 """Settings that are no plain option of the command."""
 
@@ -58,7 +60,8 @@ def _settings(command: Callable[..., None]) -> Callable[..., None]:
             flag |= {"metavar": f"[{'|'.join(values)}]", "shell_complete": completing.one_of(values)}
         if setting.name in COMPLETIONS:
             flag["shell_complete"] = COMPLETIONS[setting.name]
-        command = click.option(f"--{setting.name.replace('_', '-')}", default=None, help=words, **flag)(command)
+        names = [f"--{setting.name.replace('_', '-')}", *ALIASES.get(setting.name, [])]
+        command = click.option(setting.name, *names, default=None, help=words, **flag)(command)
     return command
 
 

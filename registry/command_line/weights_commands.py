@@ -85,26 +85,29 @@ def convert_command(source: Path, target: Path, layout: str) -> None:
 
 @click.command("inspect", cls=Command, short_help="Show what a file of weights holds.")
 @click.argument("file", type=PATH, help="A file of weights, or a folder with one.")
+@click.option("--tensors", is_flag=True, help="List every tensor, too.")
 @click.option("--finite", is_flag=True, help="Refuse weights that hold NaN or infinity.")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def inspect_command(file: Path, finite: bool, as_json: bool) -> None:
-    """Show what a file of weights holds: of which model, in which layout, which tensors.
+@click.option("--json", "as_json", is_flag=True, help="Print JSON, tensors included.")
+def inspect_command(file: Path, tensors: bool, finite: bool, as_json: bool) -> None:
+    """Show what a file of weights holds: of which model, in which layout, how many tensors.
 
     Example: featuretap inspect large.safetensors
     """
     path = weights_file(file)
     if path.suffix == ".safetensors" and not finite:
         header = read_header(path)
-        tensors, record = header.tensors, read_record(path, header.metadata)
+        stored, record = header.tensors, read_record(path, header.metadata)
     else:
         from featuretap.registry.command_line.opened import opened
 
-        tensors, record = opened(path, finite)
-    facts = _facts(path, tensors, record)
+        stored, record = opened(path, finite)
+    facts = _facts(path, stored, record)
     if as_json:
         click.echo(json.dumps(facts, indent=2))
     else:
         _print_facts(facts)
+        if tensors:
+            _print_tensors(facts["tensors"])
 
 
 def _facts(path: Path, tensors: Mapping[str, Stored], record: Record | None) -> dict[str, Any]:
@@ -163,7 +166,17 @@ def _print_facts(facts: dict[str, Any]) -> None:
     for label, text in lines.items():
         if text:
             print_text(f"  {label:<9} {text}")
-    rows = [(name, "×".join(map(str, tensor["shape"])) or "–", tensor["dtype"]) for name, tensor in tensors.items()]
+
+
+def _print_tensors(tensors: Mapping[str, Any]) -> None:
+    def natural(name: str) -> list[str]:
+        # "stages.C4.10" comes behind "stages.C4.9".
+        return [f"{int(part):09}" if part.isdigit() else part for part in name.split(".")]
+
+    rows = [
+        (name, "×".join(map(str, tensors[name]["shape"])) or "–", tensors[name]["dtype"])
+        for name in sorted(tensors, key=natural)
+    ]
     print_table([("tensor", "left"), ("shape", "right"), ("numbers", "left")], rows)
 
 
