@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from io import BytesIO
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -17,8 +16,8 @@ from featuretap.inference.predicting import predict_images
 from featuretap.inference.showing import Shown, as_json, as_picture, as_table
 from featuretap.inference.sources import ImageSource
 from featuretap.registry.description import Description
-from featuretap.registry.errors import ImageError, WeightsError
-from featuretap.registry.weights.replacing import replace_files
+from featuretap.registry.errors import ImageError
+from featuretap.registry.images import write_picture
 
 __all__ = ["Answer", "answers"]
 
@@ -84,11 +83,6 @@ def answers(
 def _save(drawn: Image.Image, path: Path) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        content = BytesIO()
-        # Pillow knows the format by it.
-        content.name = path.name
-        drawn.save(content)
-        replace_files({path: content.getvalue()})
-    except (OSError, ValueError, WeightsError) as error:
-        reason = getattr(error.__cause__ or error, "strerror", None) or error
-        raise ImageError(f"cannot write the picture {str(path)!r}: {reason}") from error
+    except OSError as error:
+        raise ImageError(f"cannot write the picture {str(path)!r}: {error.strerror}") from error
+    write_picture(drawn, path)

@@ -10,6 +10,7 @@
 The functions belong to one `Registry`, which reads the catalogue and the installed plugins at the first question.
 """
 
+import sys
 from typing import TYPE_CHECKING
 
 from featuretap.registry.registry import Registry
@@ -58,5 +59,8 @@ ELSEWHERE = {"create_model": "build", "get_model": "build", "list_models": "list
 if not TYPE_CHECKING:  # a type checker should see that there is no such name
 
     def __getattr__(name: str) -> object:
-        hint = f"; it is registry.{ELSEWHERE[name]} here" if name in ELSEWHERE else ""
-        raise AttributeError(f"module 'featuretap.registry' has no attribute {name!r}{hint}", name=name, obj=None)
+        problem = f"module 'featuretap.registry' has no attribute {name!r}"
+        if name in ELSEWHERE:
+            raise AttributeError(f"{problem}; it is registry.{ELSEWHERE[name]} here", name=name)
+        # With the module, Python suggests the nearest name.
+        raise AttributeError(problem, name=name, obj=sys.modules[__name__])

@@ -7,11 +7,11 @@ from functools import partial
 from typing import Any
 
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 from torchvision.transforms import InterpolationMode, v2
 
 from featuretap.registry.errors import OptionError
-from featuretap.registry.images import plain
+from featuretap.registry.images import plain, upright
 from featuretap.registry.preprocessing import Preprocessing
 
 __all__ = ["compose", "normalised"]
@@ -45,7 +45,7 @@ def normalised(preprocessing: Preprocessing) -> Callable[[Any], Any]:
 
 def _in_channels(image: Any, channels: int) -> Any:
     if isinstance(image, Image.Image) and channels in (1, 3):
-        return plain(ImageOps.exif_transpose(image), "L" if channels == 1 else "RGB")
+        return plain(upright(image), "L" if channels == 1 else "RGB")
     if isinstance(image, torch.Tensor) and image.ndim >= 3 and image.shape[-3] == channels:
         return image
     found = f"a tensor {tuple(image.shape)}" if isinstance(image, torch.Tensor) else f"{type(image).__name__}"

@@ -1,18 +1,20 @@
-"""Reading image files of any kind as plain RGB pictures. No torch."""
+"""Reading image files of any kind as plain RGB pictures, and writing pictures. No torch."""
 
 from __future__ import annotations
 
 import os
 import struct
+from io import BytesIO
 from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from featuretap.registry.errors import ImageError
+from featuretap.registry.errors import ImageError, WeightsError
+from featuretap.registry.weights.replacing import replace_files
 
-__all__ = ["decoded", "plain", "read_image"]
+__all__ = ["decoded", "plain", "read_image", "upright", "write_picture"]
 
 
 def read_image(path: Path) -> Image.Image:
@@ -39,7 +41,7 @@ def decoded(file: BinaryIO, name: str) -> Image.Image:
     """
     try:
         with Image.open(file) as image:
-            return plain(ImageOps.exif_transpose(image), "RGB")
+            return plain(upright(image), "RGB")
     except UnidentifiedImageError as error:
         empty = file.seekable() and file.seek(0, os.SEEK_END) == 0
         problem = "is empty" if empty else "is no image that Pillow can read"
@@ -53,6 +55,31 @@ def decoded(file: BinaryIO, name: str) -> Image.Image:
         if error.errno is not None:
             raise ImageError(f"cannot read the image {name!r}: {error.strerror}") from error
         raise ImageError(f"{name!r} is damaged: {error}") from error
+
+
+def upright(image: Image.Image) -> Image.Image:
+    """Return an image turned as its EXIF orientation says; as it lies, where that cannot be read."""
+    try:
+        return ImageOps.exif_transpose(image)
+    except (SyntaxError, ValueError, struct.error):
+        return image
+
+
+def write_picture(picture: Image.Image, path: Path) -> None:
+    """Write a picture, whole or not at all, in the format that its name ends in.
+
+    Raises:
+        ImageError: the name ends in no format of Pillow's that holds it, or the folder or the disk does not take it.
+    """
+    content = BytesIO()
+    # Pillow knows the format by it.
+    content.name = path.name
+    try:
+        picture.save(content)
+        replace_files({path: content.getvalue()})
+    except (OSError, ValueError, WeightsError) as error:
+        reason = getattr(error.__cause__ or error, "strerror", None) or error
+        raise ImageError(f"cannot write the picture {str(path)!r}: {reason}") from error
 
 
 def plain(image: Image.Image, mode: str) -> Image.Image:

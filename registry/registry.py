@@ -342,7 +342,7 @@ class Registry(Lookup):
         Args:
             model: a model that `build` or `load` returned.
             whole: leave the image as large as it is, and cut nothing off, as the features for a detector or a
-                segmenter want it: (C, H, W), normalised.
+                segmenter want it: (C, H, W), normalised unless the model does that itself.
 
         Raises:
             OptionError: the model was not built by featuretap.

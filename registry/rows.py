@@ -110,7 +110,7 @@ class Bneck:
     """The inverted residual of MobileNetV2 and V3: expand, depthwise, gate, project.
 
     A block whose expansion equals its input has no expansion layer; the projection is linear. Source: arXiv 1801.04381,
-    sections 3.2 and 3.3, and arXiv 1905.02244, section 5.3, whose tables have these columns.
+    sections 3.2 and 3.3, and arXiv 1905.02244, section 5.3; its tables 1 and 2 have these columns.
 
     Args:
         kernel: height and width of the depthwise convolution in pixels.

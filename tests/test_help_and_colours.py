@@ -148,7 +148,7 @@ COMMANDS = {"list": ["list"], "heads": ["list", "--heads"], "show": ["show", "mo
 
 @pytest.fixture(params=[*COMMANDS, "inspect"])
 def words(request: pytest.FixtureRequest, weights: str) -> list[str]:
-    return COMMANDS.get(request.param, ["inspect", weights])
+    return COMMANDS.get(request.param, ["inspect", weights, "--tensors"])
 
 
 def test_terminals_get_bold_titles(words: list[str]) -> None:
@@ -172,10 +172,7 @@ def test_pipes_get_no_escape_sequence_unless_it_is_asked_for(words: list[str]) -
 
 
 def test_errors_are_plain_in_a_pipe() -> None:
-    assert (
-        piped("show", "nobody").stderr
-        == "featuretap: no backbone named 'nobody'; `featuretap list` names them\n"
-    )
+    assert piped("show", "nobody").stderr == "featuretap: no backbone named 'nobody'; `featuretap list` names them\n"
 
 
 BENCH = ("bench", "mobilenet_v1_025", "--rounds", "2", "--size", "32")
@@ -227,3 +224,9 @@ def test_a_reader_of_the_first_line_is_enough(arguments: str) -> None:
 
 def test_version_is_a_line(tmp_path: Path) -> None:
     assert piped("--version").stdout == f"featuretap {featuretap.__version__}\n"
+
+
+def test_a_full_disk_under_what_is_printed_is_one_line() -> None:
+    with open("/dev/full", "w") as full:
+        ran = subprocess.run([*PROGRAM, "list"], stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert (ran.returncode, ran.stderr) == (2, "featuretap: cannot print: No space left on device\n")

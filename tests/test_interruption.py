@@ -16,6 +16,7 @@ import pytest
 from PIL import Image
 
 import featuretap
+from featuretap.registry.command_line import main
 from featuretap.registry.weights.reading import read
 
 PROGRAM = """
@@ -209,3 +210,18 @@ def test_what_was_interrupted_goes_on_as_the_line_says(seen: dict[str, Seen], na
     assert (seen[name].status, seen[name].err) == (0, "")
     whole = {"extract": "features/features-00003-of-00004.safetensors", "train": "run/best.safetensors"}
     assert (seen[name].folder / whole[name.partition(".")[0]]).exists()
+
+
+@pytest.mark.parametrize("target", ["there/dangling", "there", "n" * 300 + ".safetensors"])
+def test_targets_that_cannot_be_looked_at_are_for_the_command_to_say(
+    target: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "there").mkdir()
+    (tmp_path / "there" / "dangling").symlink_to("nowhere")
+    with pytest.raises(SystemExit) as ended:
+        main(["save", *BARE, target])
+    assert ended.value.code in (0, 2)
+    printed = capsys.readouterr()
+    assert (ended.value.code == 0) == printed.out.startswith("saved: ")
+    assert len(printed.err.splitlines()) == (ended.value.code == 2)

@@ -187,8 +187,11 @@ def test_the_installed_package_builds(environment: Path) -> None:
     assert shapes["C5"] == [1, 576, 2, 2]
 
 
-def test_hooks_are_what_make_lint_and_make_types_run() -> None:
-    subprocess.run([sys.executable, "-m", "pre_commit", "validate-config", HOOKS], check=True, capture_output=True)
+def test_hooks_are_what_make_lint_and_make_types_run(tmp_path: Path) -> None:
+    # It keeps a data base in the home folder.
+    surroundings = {**os.environ, "PRE_COMMIT_HOME": str(tmp_path)}
+    command = [sys.executable, "-m", "pre_commit", "validate-config", HOOKS]
+    subprocess.run(command, check=True, capture_output=True, env=surroundings)
     hooks = [hook["entry"] for repository in yaml.safe_load(HOOKS.read_text())["repos"] for hook in repository["hooks"]]
     made = [line.replace("$(BIN)", ".venv/bin") for line in (ROOT / "Makefile").read_text().splitlines()]
     for entry in hooks:

@@ -1,5 +1,7 @@
 """Names: listing, aliases, precedence, did-you-mean; and specs in place of names."""
 
+import subprocess
+import sys
 import threading
 from dataclasses import replace
 from types import SimpleNamespace
@@ -321,3 +323,13 @@ def test_what_other_libraries_call_a_function_is_known(name: str, message: str) 
     with pytest.raises(AttributeError) as error:
         getattr(featuretap.registry, name)
     assert str(error.value) == message
+
+
+def test_python_suggests_the_nearest_function_of_the_registry() -> None:
+    ran = subprocess.run(
+        [sys.executable, "-c", "from featuretap import registry\nregistry.buidl"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert ran.stderr.endswith("has no attribute 'buidl'. Did you mean: 'build'?\n")

@@ -131,6 +131,14 @@ def test_transforms_turn_a_photograph_upright(registry: Registry, tmp_path: Path
         torch.testing.assert_close(transform(turned), transform(upright), rtol=0, atol=0)
 
 
+def test_transforms_take_a_photograph_as_it_lies_where_its_exif_is_damaged(registry: Registry) -> None:
+    photograph = Image.fromarray(data.astronaut()[:, :400])
+    transform = registry.transforms(registry.build("mobilenet_v1_025"))
+    expected = transform(photograph)
+    photograph.info["exif"] = b"Exif\0\0garbage"
+    torch.testing.assert_close(transform(photograph), expected, rtol=0, atol=0)
+
+
 def test_transforms_leave_a_whole_image_as_large_as_it_is(registry: Registry) -> None:
     backbone = registry.build("mobilenet_v1_025", features_only=True)
     image = torch.full((3, 97, 161), 255, dtype=torch.uint8)

@@ -107,3 +107,28 @@ def test_misspelled_options_that_the_pages_call_swallowed_are_swallowed() -> Non
     assert encoder.out_channels[-1] == 1280
     with pytest.raises(TypeError, match="reduced_tial"):
         timm.create_model("mobilenetv3_large_100", reduced_tial=True)
+
+
+@pytest.mark.parametrize(("name", "level"), [("mobilenet_v3_large", "C3"), ("mobilenet_v2", "C3")])
+def test_three_trainable_layers_of_torchvision_s_are_frozen_through_a_level_here(name: str, level: str) -> None:
+    theirs = mobilenet_backbone(backbone_name=name, weights=None, fpn=True, trainable_layers=3).body
+    ours = registry.build(name, features_only=True, taps=("C5.first", "C5"), freeze=level)
+    # Their norms are frozen whole, and have no parameters.
+    frozen = [
+        sum(weight.numel() for weight in body.parameters() if weight.ndim == 4 and not weight.requires_grad)
+        for body in (theirs, ours)
+    ]
+    assert frozen[0] == frozen[1] > 0
+
+
+def test_the_pyramid_of_torchvision_s_mobilenets_reads_what_the_page_says() -> None:
+    theirs = mobilenet_backbone(backbone_name="mobilenet_v3_large", weights=None, fpn=True).eval()(IMAGE)
+    options = {"taps": ("C5.first", "C5"), "extra_levels": "pool"}
+    ours = registry.build("mobilenet_v3_large", head="fpn", **options).eval()(IMAGE)
+    assert [tuple(level.shape) for level in theirs.values()] == [tuple(level.shape) for level in ours.values()]
+
+
+def test_the_deeplab_of_segmentation_models_pytorch_works_at_stride_8() -> None:
+    theirs = segmentation_models_pytorch.DeepLabV3("mobilenet_v2", encoder_weights=None).encoder.eval()(IMAGE)[-1]
+    ours = registry.spec("mobilenet_v2", head="deeplab_v3", output_stride=8).backbone
+    assert ours.tap_shapes(224, 224)["C5"] == tuple(theirs.shape[1:]) == (1280, 28, 28)

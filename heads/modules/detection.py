@@ -99,7 +99,8 @@ class DetectionModel(HeadedModel):
         """Return losses in training, predictions in evaluation.
 
         Raises:
-            OptionError: in training, targets that are not one for each image, or with labels that the head has not.
+            OptionError: in training, targets that are not one for each image, or with labels that the head does not
+                know.
         """
         if self.training and targets is not None:
             self._check_targets(targets, len(images))

@@ -5,6 +5,7 @@ Bad input is one line on standard error and exit status 2.
 
 from __future__ import annotations
 
+import errno
 import sys
 from collections.abc import Sequence
 from io import TextIOWrapper
@@ -21,6 +22,7 @@ from featuretap.registry.command_line.extract_command import extract_command
 from featuretap.registry.command_line.image_commands import predict_command, taps_command
 from featuretap.registry.command_line.interruption import (
     ReaderGoneError,
+    close_output,
     exit_interrupted,
     exit_unread,
     terminable,
@@ -91,6 +93,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
         exit_unread()
     except (click.Abort, KeyboardInterrupt) as error:
         exit_interrupted(error)
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        # What commands write to files is an error of theirs; this is about what they print.
+        close_output()
+        _fail(f"cannot print: {error.strerror}")
     sys.exit(status or 0)
 
 

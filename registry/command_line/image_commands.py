@@ -58,7 +58,8 @@ def taps_command(
     picture = read_image(image)
 
     from featuretap.registry.command_line.inference import feature_maps
-    from featuretap.registry.command_line.pictures import draw_taps, write_picture
+    from featuretap.registry.command_line.pictures import draw_taps
+    from featuretap.registry.images import write_picture
 
     names = tuple(name.strip() for name in addresses.split(",") if name.strip()) or None
     resized, maps, strides, origin = feature_maps(picture, model, weights, names, size)

@@ -11,7 +11,7 @@ import signal
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from traceback import clear_frames
 from typing import NoReturn
@@ -21,6 +21,7 @@ import click
 __all__ = [
     "ReaderGoneError",
     "TerminatedError",
+    "close_output",
     "exit_interrupted",
     "exit_unread",
     "terminable",
@@ -81,8 +82,14 @@ def unless_written(target: Path) -> Iterator[None]:
 
 def _state(target: Path) -> list[tuple[str, int, int]]:
     """Return what tells a file, or the files of a folder, from what may replace them."""
-    paths = [target, *sorted(target.iterdir())] if target.is_dir() else [target] if target.exists() else []
-    return [(path.name, stat.st_ino, stat.st_mtime_ns) for path in paths for stat in [path.stat()]]
+    found: list[tuple[str, int, int]] = []
+    # What cannot be looked at is for the command to say.
+    with suppress(OSError):
+        for path in sorted(target.iterdir()) if target.is_dir() else [target]:
+            with suppress(OSError):
+                stat = path.stat()
+                found.append((path.name, stat.st_ino, stat.st_mtime_ns))
+    return found
 
 
 def exit_interrupted(error: click.Abort | KeyboardInterrupt) -> NoReturn:
@@ -108,6 +115,10 @@ def _let_go(interrupt: BaseException) -> None:
 
 def exit_unread() -> NoReturn:
     """End the process without a word, as other tools do."""
-    # Python would otherwise complain when it flushes what is left at the end.
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    close_output()
     sys.exit(UNREAD)
+
+
+def close_output() -> None:
+    """Print nothing more: Python would otherwise complain when it flushes what is left at the end."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -3,17 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from io import BytesIO
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from featuretap.registry.errors import ImageError, WeightsError
-from featuretap.registry.weights.replacing import replace_files
-
-__all__ = ["coloured", "draw_taps", "write_picture"]
+__all__ = ["coloured", "draw_taps"]
 
 COLUMNS = 3
 MARGIN = 16
@@ -60,20 +55,3 @@ def draw_taps(picture: Image.Image, maps: Mapping[str, NDArray[np.float32]], str
         method = Image.Resampling.LANCZOS if panel is picture else Image.Resampling.NEAREST
         page.paste(panel.resize((PANEL_WIDTH, panel_height), method), (left, top + TITLE))
     return page
-
-
-def write_picture(picture: Image.Image, path: Path) -> None:
-    """Write a picture, whole or not at all, in the format that its name ends in.
-
-    Raises:
-        ImageError: the name ends in no format of Pillow's that holds it, or the folder or the disk does not take it.
-    """
-    content = BytesIO()
-    # Pillow knows the format by it.
-    content.name = path.name
-    try:
-        picture.save(content)
-        replace_files({path: content.getvalue()})
-    except (OSError, ValueError, WeightsError) as error:
-        reason = getattr(error.__cause__ or error, "strerror", None) or error
-        raise ImageError(f"cannot write the picture {str(path)!r}: {reason}") from error
