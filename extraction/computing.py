@@ -19,6 +19,7 @@ from featuretap.extraction.models import Model
 from featuretap.extraction.shards import Bad, Shard
 from featuretap.registry.errors import DataError, ImageError
 from featuretap.registry.images import read_image
+from featuretap.registry.workers import starting_deaf
 
 __all__ = ["compute"]
 
@@ -107,7 +108,9 @@ def compute(
         # A forked process may hang in libraries whose threads it does not have.
         multiprocessing_context="spawn" if workers else None,
     )
-    for shard, batches in groupby(loader, key=lambda batch: batch.shard):
+    with starting_deaf():
+        computed = iter(loader)
+    for shard, batches in groupby(computed, key=lambda batch: batch.shard):
         features = {
             address: np.empty((len(job.rows(shard)), *shape), job.dtype) for address, shape in job.shapes.items()
         }

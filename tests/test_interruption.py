@@ -58,6 +58,8 @@ def run(case, path):
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
+    # Whoever runs the tests in the background ignores Ctrl-C, and what he starts would too.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     statuses = {}
     for name, case in json.load(sys.stdin).items():
         child = os.fork()

@@ -267,7 +267,7 @@ def test_options_are_passed_as_timm_spells_them(registry: Registry) -> None:
     [
         ("in_channels", "'timm/resnet18' takes no option 'in_channels'; did you mean 'in_chans'? Options: freeze, "),
         ("drop_path", "'timm/resnet18' takes no option 'drop_path'; did you mean 'drop_path_rate'? Options: freeze, "),
-        ("out_indices", "'timm/resnet18' takes no option 'out_indices'. Options: freeze, freeze_norm, in_chans, out"),
+        ("out_indices", "'timm/resnet18' takes no option 'out_indices'; it is 'taps' here. Options: freeze, freeze_"),
         ("num_classes_", "'timm/resnet18' takes no option 'num_classes_'; did you mean 'num_classes'? Options: "),
     ],
 )
@@ -676,7 +676,7 @@ def test_a_users_variant_of_them_is_listed_without_being_built(tmp_path: Path) -
     command = "try: main(['list', 'our*'])\nexcept SystemExit: print('torch' in sys.modules)"
     code = f"import sys\nfrom featuretap.registry.command_line import main\n{command}"
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=settings)
-    assert ran.stdout.splitlines()[3].split() == ["our_resnet", "–", "–", "–"]
+    assert ["our_resnet", "–", "–", "–"] in [line.split() for line in ran.stdout.splitlines()]
     assert ran.stdout.splitlines()[-1] == "False"
 
 

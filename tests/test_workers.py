@@ -1,0 +1,57 @@
+"""Processes of loaders leave Ctrl-C to their parent."""
+
+import os
+import signal
+from typing import Any
+
+import pytest
+from torch.utils.data import DataLoader, Dataset
+
+from featuretap.registry.workers import deaf, starting_deaf
+
+
+class Told(Dataset[Any]):
+    """Examples that say whether the process that reads them would hear Ctrl-C and SIGTERM."""
+
+    def __len__(self) -> int:
+        return 4
+
+    def __getitem__(self, index: int) -> tuple[bool, bool]:
+        blocked = signal.SIGINT in signal.pthread_sigmask(signal.SIG_BLOCK, set())
+        ignored = signal.getsignal(signal.SIGINT) == signal.SIG_IGN
+        return blocked or ignored, signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+
+
+@pytest.fixture
+def terminable() -> Any:
+    before = signal.signal(signal.SIGTERM, lambda number, frame: None)
+    yield
+    signal.signal(signal.SIGTERM, before)
+
+
+def test_forked_workers_are_deaf_to_ctrl_c_and_end_at_sigterm(terminable: None) -> None:
+    loader = DataLoader(Told(), batch_size=None, num_workers=2, worker_init_fn=deaf, multiprocessing_context="fork")
+    assert list(loader) == [[True, True]] * 4
+
+
+def test_workers_without_it_hear_ctrl_c() -> None:
+    loader = DataLoader(Told(), batch_size=None, num_workers=2, multiprocessing_context="fork")
+    assert list(loader) == [[False, True]] * 4
+
+
+def test_spawned_workers_are_deaf_to_ctrl_c_from_the_start() -> None:
+    with starting_deaf():
+        told = iter(DataLoader(Told(), batch_size=None, num_workers=2, multiprocessing_context="spawn"))
+    assert list(told) == [[True, True]] * 4
+
+
+def test_ctrl_c_while_they_start_comes_afterwards() -> None:
+    began: list[str] = []
+    before = signal.signal(signal.SIGINT, lambda number, frame: began.append("interrupted"))
+    try:
+        with starting_deaf():
+            os.kill(os.getpid(), signal.SIGINT)
+            began.append("started")
+        assert began == ["started", "interrupted"]
+    finally:
+        signal.signal(signal.SIGINT, before)
