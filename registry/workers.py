@@ -25,7 +25,7 @@ def deaf(worker: int) -> None:
 
 @contextmanager
 def starting_deaf() -> Iterator[None]:
-    """Start processes that are deaf to Ctrl-C from their first moment on; here it waits until they are started."""
+    """Start processes that are deaf to Ctrl-C from their first moment on, by the mask of signals that they inherit."""
     if not hasattr(signal, "pthread_sigmask"):  # Windows
         yield
         return

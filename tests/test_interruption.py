@@ -153,7 +153,9 @@ def seen(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Seen]:
         (folder / "both").mkdir()
         for target in ("target.safetensors", "target.onnx", "target.png", "drawn/0.png"):
             (folder / target).write_bytes(BEFORE)
-    environment = {**os.environ, "FEATURETAP_OFFLINE": "1", "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "default"}
+    # Python 3.12 warns of every fork beside threads, torch's loaders' among them.
+    warnings = "default,ignore:This process:DeprecationWarning"
+    environment = {**os.environ, "FEATURETAP_OFFLINE": "1", "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": warnings}
     told = {
         name: {**case._asdict(), "arguments": case.line.split()} for name, case in (CASES | WHOLE | GOING_ON).items()
     }
