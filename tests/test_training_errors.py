@@ -53,6 +53,10 @@ def said(run: Run, *arguments: object) -> str:
             "no backbone named 'mobilenet_v4'; did you mean 'mobilenet_v2'?",
         ),
         (
+            ("digits", "--model", "mobilenet_v4"),
+            "no backbone named 'mobilenet_v4'; did you mean 'mobilenet_v2'?",
+        ),
+        (
             ("digits", "--backbone", "mobilenet_v2", "--option", "freeze=C2"),
             "freeze among the options would stay in the files of the run; give freeze as a setting of its own",
         ),
