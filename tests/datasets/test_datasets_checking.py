@@ -1,0 +1,141 @@
+"""Every file is looked at before anything is trained on it."""
+
+import io
+from pathlib import Path
+
+import pytest
+from support.data_sets import classes_of, picture
+from PIL import Image
+
+from featuretap.datasets.checking import check_readable
+from featuretap.datasets.data_set import DataSet
+from featuretap.datasets.image_checks import image_problem, upright_size
+from featuretap.datasets.image_files import find_images
+from featuretap.datasets.opening import open_data
+from featuretap.registry.errors import DataError, ImageError
+from featuretap.registry.images import read_image
+
+
+def birds(folder: Path) -> DataSet:
+    for part in ("train", "val"):
+        classes_of(folder / part, jay=10, tit=5)
+    return open_data(str(folder), "classification")
+
+
+def test_every_image_of_both_parts_is_reported(tmp_path: Path) -> None:
+    done: list[int] = []
+    check_readable(birds(tmp_path), done.append)
+    assert done == list(range(1, 31))
+
+
+def test_bad_files_are_named_in_their_order(tmp_path: Path) -> None:
+    data = birds(tmp_path)
+    first, second = tmp_path / "train" / "tit" / "tit1.png", tmp_path / "val" / "jay" / "jay0.png"
+    first.write_bytes(b"")
+    second.write_text("no image")
+    done: list[int] = []
+    with pytest.raises(DataError) as error:
+        check_readable(data, done.append)
+    assert str(error.value) == (
+        f"2 of 30 images cannot be used: {str(first)!r} is empty; {str(second)!r} is no image that Pillow can read"
+    )
+    assert len(done) == 30
+
+
+def test_no_more_than_ten_are_named(tmp_path: Path) -> None:
+    data = birds(tmp_path)
+    for path in tmp_path.rglob("jay*.png"):
+        path.unlink()
+    with pytest.raises(DataError) as error:
+        check_readable(data, lambda done: None)
+    assert str(error.value).startswith("20 of 30 images cannot be used: cannot read the image ")
+    assert str(error.value).count("No such file or directory") == 10
+    assert str(error.value).endswith("; and 10 more")
+
+
+@pytest.fixture(scope="module")
+def photograph() -> Image.Image:
+    from skimage import data
+
+    return Image.fromarray(data.astronaut()[:160, :200])
+
+
+def written(image: Image.Image, kind: str, **options: object) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("kind", "mode", "options"),
+    [
+        ("JPEG", "RGB", {}),
+        ("JPEG", "RGB", {"progressive": True}),
+        ("JPEG", "L", {}),
+        ("JPEG", "CMYK", {}),
+        ("PNG", "RGB", {}),
+        ("PNG", "P", {}),
+        ("GIF", "P", {}),
+        ("BMP", "RGB", {}),
+        # Pillow warns of broken tags before it fails.
+        pytest.param(
+            "TIFF", "RGB", {"compression": "tiff_lzw"}, marks=pytest.mark.filterwarnings("ignore::UserWarning")
+        ),
+        ("WEBP", "RGB", {}),
+    ],
+)
+def test_what_passes_is_what_can_be_read(
+    tmp_path: Path, photograph: Image.Image, kind: str, mode: str, options: dict[str, object]
+) -> None:
+    whole = written(photograph.convert(mode), kind, **options)
+    path = tmp_path / f"a.{kind.lower()}"
+    refused = 0
+    for length in [*range(0, len(whole), len(whole) // 40), *range(len(whole) - 12, len(whole) + 1)]:
+        path.write_bytes(whole[:length])
+        try:
+            read_image(path)
+            readable = ""
+        except ImageError as error:
+            readable = str(error).split("; give ")[0]
+        assert image_problem(str(path)) == readable
+        refused += bool(readable)
+    assert refused > 30
+    assert readable == ""
+
+
+def test_a_text_and_an_image_of_one_pixel_are_told_apart(tmp_path: Path) -> None:
+    text = tmp_path / "text.png"
+    text.write_text("a text")
+    assert image_problem(str(text)) == f"{str(text)!r} is no image that Pillow can read"
+    assert image_problem(str(picture(tmp_path / "dot.png", (1, 1)))) == ""
+
+
+def test_a_missing_file_is_a_problem(tmp_path: Path) -> None:
+    path = str(tmp_path / "a.png")
+    assert image_problem(path) == f"cannot read the image {path!r}: No such file or directory"
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_sizes_are_those_of_the_upright_image(tmp_path: Path, photograph: Image.Image, orientation: int) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    path = tmp_path / "a.jpg"
+    photograph.save(path, exif=exif)
+    size = read_image(path).size
+    assert upright_size(str(path)) == size
+    assert image_problem(str(path), size) == ""
+    assert image_problem(str(path), size[::-1]) == (
+        f"{str(path)!r} is {size[0]}×{size[1]}, but its annotations are for {size[1]}×{size[0]} (it may have been "
+        "turned after it was annotated)"
+    )
+
+
+def test_images_are_found_once_and_in_order(tmp_path: Path) -> None:
+    for name in ("b.png", "A.JPG", "below/c.webp", ".hidden/d.png", ".e.png"):
+        path = tmp_path / name
+        path.parent.mkdir(exist_ok=True)
+        path.touch()
+    (tmp_path / "text.txt").touch()
+    (tmp_path / "f.png").mkdir()
+    (tmp_path / "below" / "again").symlink_to(tmp_path)
+    assert find_images(tmp_path) == [tmp_path / name for name in ("A.JPG", "b.png", "below/c.webp")]

@@ -1,0 +1,392 @@
+"""Folders with annotations in COCO's format."""
+
+import json
+import pickle
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from faster_coco_eval import COCO
+from faster_coco_eval.core import mask as mask_api
+from support.data_sets import a_box, coco, picture
+
+from featuretap.datasets.data_set import DataSet
+from featuretap.datasets.opening import open_data
+from featuretap.registry.errors import DataError
+
+NO_OUTLINE = "has no 'segmentation' of polygons or run lengths, which masks need"
+WELL = [a_box(11, 1, [1, 2, 3, 4]), a_box(12, 2, [0, 0, 12, 8], category=3)]
+
+
+def opened(folder: Path, **options: Any) -> DataSet:
+    return open_data(str(folder), "detection", **options)
+
+
+def refusal(folder: Path, **options: Any) -> str:
+    """The error's message, in which the folder is called DATA."""
+    with pytest.raises(DataError) as error:
+        opened(folder, **options)
+    return str(error.value).replace(str(folder), "DATA")
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Two pictures of 12×8 pixels, waiting for annotations."""
+    picture(tmp_path / "a.png")
+    picture(tmp_path / "b.png")
+    return tmp_path
+
+
+def two_parts(folder: Path, train: str, train_images: str, val: str, val_images: str) -> Path:
+    coco(folder / train, WELL)
+    coco(folder / val, [a_box(13, 1, [5, 5, 1, 1])], ("c.png",))
+    for name in ("a.png", "b.png"):
+        picture(folder / train_images / name)
+    picture(folder / val_images / "c.png")
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("train", "train_images", "val", "val_images"),
+    [
+        ("annotations/instances_train2017.json", "train2017", "annotations/instances_val2017.json", "val2017"),
+        ("annotations/instances_train.json", "train", "annotations/instances_val.json", "val"),
+        ("annotations/instances_train.json", "images/train", "annotations/instances_val.json", "images/val"),
+        ("annotations/instances_train2017.json", "images", "annotations/instances_val2017.json", "images"),
+        ("annotations/train.json", "train", "annotations/valid.json", "valid"),
+        ("train.json", "images", "val.json", "images"),
+        ("train/_annotations.coco.json", "train", "valid/_annotations.coco.json", "valid"),
+        ("train/_annotations.coco.json", "train", "test/_annotations.coco.json", "test"),
+    ],
+)
+def test_parts_are_found_where_tools_write_them(
+    tmp_path: Path, train: str, train_images: str, val: str, val_images: str
+) -> None:
+    data = opened(two_parts(tmp_path, train, train_images, val, val_images))
+    assert [data.train.name(index) for index in range(2)] == [
+        str(tmp_path / train_images / n) for n in ("a.png", "b.png")
+    ]
+    assert [data.val.name(index) for index in range(len(data.val))] == [str(tmp_path / val_images / "c.png")]
+    assert (data.task, data.classes, data.train.labels) == ("detection", ("dog", "cat"), None)
+
+
+def test_cocos_other_annotations_are_passed_over(tmp_path: Path) -> None:
+    two_parts(
+        tmp_path, "annotations/instances_train2017.json", "images", "annotations/instances_val2017.json", "images"
+    )
+    for name in ("captions_train2017", "person_keypoints_train2017", "captions_val2017"):
+        (tmp_path / "annotations" / f"{name}.json").write_text("{}")
+    assert len(opened(tmp_path).train) == 2
+
+
+def test_boxes_and_labels_are_those_that_the_coco_api_reads(folder: Path) -> None:
+    annotations = [
+        a_box(1, 1, [1, 2, 3, 4]),
+        a_box(2, 2, [0.5, 0.25, 4, 2.5], category=3, iscrowd=1),
+        a_box(3, 1, [8, 1, 4, 7], category=3),
+    ]
+    coco(folder / "annotations" / "instances_val.json", annotations)
+    theirs = COCO(str(coco(folder / "annotations" / "instances_train.json", annotations)))
+    data = opened(folder)
+    for index, number in enumerate(theirs.getImgIds()):
+        image, boxes = data.train[index]
+        found = theirs.loadAnns(theirs.getAnnIds(imgIds=[number]))
+        assert data.train.name(index) == str(folder / theirs.imgs[number]["file_name"])
+        assert (image.size, image.mode) == ((12, 8), "RGB")
+        assert boxes.boxes.tolist() == [[x, y, x + w, y + h] for x, y, w, h in (entry["bbox"] for entry in found)]
+        assert [data.classes[label] for label in boxes.labels] == [
+            theirs.cats[entry["category_id"]]["name"] for entry in found
+        ]
+        assert boxes.ignored.tolist() == [entry["iscrowd"] == 1 for entry in found]
+        assert (boxes.boxes.dtype, boxes.labels.dtype, boxes.ignored.dtype) == (np.float32, np.int64, np.bool_)
+        assert boxes.masks is None
+
+
+@pytest.mark.parametrize(
+    ("place", "images"),
+    [
+        ("data.json", "."),
+        ("data.json", "images"),
+        ("annotations/instances_default.json", "."),
+        ("annotations/instances_default.json", "images/default"),
+    ],
+)
+def test_a_part_of_one_files_images_is_kept_for_validation(tmp_path: Path, place: str, images: str) -> None:
+    names = tuple(f"{number}.png" for number in range(10))
+    coco(tmp_path / place, [a_box(n, n, [0, 0, 2, 2], category=3 if n < 3 else 7) for n in range(1, 11)], names)
+    for name in names:
+        picture(tmp_path / images / name)
+    data = opened(tmp_path, val_fraction=0.3)
+    train, val = ({part.name(index) for index in range(len(part))} for part in (data.train, data.val))
+    assert (len(train), len(val)) == (7, 3)
+    assert {Path(name).name for name in train | val} == set(names)
+    assert sorted({label for index in range(3) for label in data.val[index][1].labels.tolist()}) == [0, 1]
+
+
+def test_images_are_in_the_order_of_their_ids(folder: Path) -> None:
+    images = [{"id": 3 - n, "file_name": name, "width": 12, "height": 8} for n, name in enumerate(("a.png", "b.png"))]
+    for part in ("train", "val"):
+        coco(folder / f"{part}.json", [a_box(1, 3, [0, 0, 2, 2])], images=images)
+    data = opened(folder)
+    assert [Path(data.train.name(index)).name for index in range(2)] == ["b.png", "a.png"]
+
+
+def test_images_without_objects_stay(folder: Path) -> None:
+    picture(folder / "c.png")
+    coco(folder / "train.json", WELL[:1], ("a.png", "b.png", "c.png"))
+    coco(folder / "val.json", WELL)
+    _, boxes = opened(folder).train[2]
+    assert (boxes.boxes.shape, boxes.labels.shape, boxes.ignored.shape) == ((0, 4), (0,), (0,))
+
+
+def test_a_box_may_reach_one_pixel_beyond_the_image_and_is_clipped(folder: Path) -> None:
+    coco(folder / "train.json", [a_box(1, 1, [-1, -0.5, 14, 9.5]), a_box(2, 2, [11.5, 7, 0.75, 1])])
+    coco(folder / "val.json", WELL)
+    data = opened(folder)
+    assert data.train[0][1].boxes.tolist() == [[0, 0, 12, 8]]
+    assert data.train[1][1].boxes.tolist() == [[11.5, 7, 12, 8]]
+
+
+def test_an_object_of_no_size_is_left_out_and_named(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    coco(folder / "train.json", [*WELL, a_box(5, 1, [3, 3, 2, 0])])
+    coco(folder / "val.json", WELL)
+    assert len(opened(folder).train[0][1].boxes) == 1
+    path = str(folder / "train.json")
+    assert caplog.messages == [f"left out an object of no width or height in {path!r}: annotation 5 of 'a.png'"]
+
+
+def test_validation_may_number_and_lack_categories_as_it_likes(folder: Path) -> None:
+    coco(folder / "train.json", WELL)
+    coco(folder / "val.json", [a_box(1, 1, [0, 0, 2, 2], category=1)], categories=[{"id": 1, "name": "cat"}])
+    data = opened(folder)
+    assert [data.classes[label] for label in data.val[0][1].labels] == ["cat"]
+
+
+def test_what_is_opened_can_be_pickled(folder: Path) -> None:
+    outline = {"segmentation": [[0, 0, 4, 0, 4, 4]]}
+    coco(folder / "train.json", [{**entry, **outline} for entry in WELL])
+    coco(folder / "val.json", [{**entry, **outline} for entry in WELL])
+    data = pickle.loads(pickle.dumps(opened(folder, masks=True)))
+    assert data.train[1][1].masks.shape == (1, 8, 12)
+
+
+@pytest.mark.parametrize(
+    ("annotation", "problem"),
+    [
+        (a_box(9, 1, [0, 0, 13.5, 8]), "of 'a.png' has a box from 0, 0, 13.5, 8, which lies outside the image of 12×8"),
+        (a_box(9, 1, [-2, 0, 5, 8]), "of 'a.png' has a box from -2, 0, 3, 8, which lies outside the image of 12×8"),
+        (
+            a_box(9, 2, [12.25, 0, 0.5, 8]),
+            "of 'b.png' has a box from 12.25, 0, 12.75, 8, which lies outside the image of 12×8",
+        ),
+        (a_box(9, 1, [3, 3, -2, 2]), "of 'a.png' has a box of negative size"),
+        (a_box(9, 1, [3, 3, 2, -2]), "of 'a.png' has a box of negative size"),
+        (a_box(9, 1, [3, 3, 2, 1e-12]), "of 'a.png' has an empty box"),
+        (a_box(9, 1, [3, 3, 1e-12, 2]), "of 'a.png' has an empty box"),
+        (a_box(9, 1, [3, 3, 2]), "of 'a.png' has no 'bbox' of four numbers"),
+        (a_box(9, 1, [3, 3, 2, "2"]), "of 'a.png' has no 'bbox' of four numbers"),
+        (a_box(9, 1, [3, 3, 2, float("nan")]), "of 'a.png' has no 'bbox' of four numbers"),
+        (a_box(9, 1, [3, 3, 2, 10**400]), "of 'a.png' has no 'bbox' of four numbers"),
+        (a_box(9, 1, [3, 3, 2, 2], category=4), "of 'a.png' is of category 4, which is not there"),
+        (a_box(9, 1, [3, 3, 2, 2], category=[]), "of 'a.png' has category_id [], which is no whole number"),
+        (a_box(9, 77, [3, 3, 2, 2]), "is of image 77, which is not there"),
+        (
+            a_box(9, 1, [11.999999999, 0, 0.5, 8]),
+            "of 'a.png' has a box from 12, 0, 12.5, 8, which lies outside the image of 12×8",
+        ),
+        ({"id": 9}, "has image_id None, which is no whole number"),
+    ],
+)
+def test_an_impossible_annotation_is_named(folder: Path, annotation: dict[str, Any], problem: str) -> None:
+    coco(folder / "data.json", [*WELL, annotation])
+    assert refusal(folder) == f"1 problem in 'DATA/data.json': annotation 9 {problem}"
+
+
+def test_an_annotation_of_another_kind_is_named(folder: Path) -> None:
+    coco(folder / "data.json", [*WELL, 9])
+    assert refusal(folder) == "1 problem in 'DATA/data.json': annotation 9 is no object"
+
+
+def test_all_problems_are_counted_and_the_first_are_named(folder: Path) -> None:
+    coco(folder / "data.json", [a_box(number, 1, [0, 0, -1, 1]) for number in range(7)])
+    named = "; ".join(f"annotation {number} of 'a.png' has a box of negative size" for number in range(5))
+    assert refusal(folder) == f"7 problems in 'DATA/data.json': {named}; and 2 more"
+
+
+@pytest.mark.parametrize(
+    ("changes", "problem"),
+    [
+        ({"categories": [{"id": 7, "name": "cat"}, {"id": 3, "name": "cat"}]}, "several categories are called 'cat'"),
+        ({"categories": [{"id": 7, "name": "cat"}, {"id": 7, "name": "dog"}]}, "category 7 is there twice"),
+        (
+            {"categories": [{"id": "7", "name": "cat"}]},
+            "category {'id': '7', 'name': 'cat'} has the id '7', which is no whole number",
+        ),
+        ({"images": ["a.png"]}, "image 'a.png' is no object"),
+        (
+            {"images": [{"id": 1, "file_name": "a.png", "width": 12, "height": 0}]},
+            "image 1, 'a.png', has no width and height",
+        ),
+        (
+            {"images": [{"id": 1, "file_name": name, "width": 12, "height": 8} for name in ("a.png", "b.png")]},
+            "image 1 is there twice",
+        ),
+        (
+            {"images": [{"id": number, "file_name": "a.png", "width": 12, "height": 8} for number in (1, 2)]},
+            "several images are 'DATA/a.png'",
+        ),
+        (
+            {"images": [{"id": 1, "file_name": "z.png", "width": 12, "height": 8}]},
+            "the image 'z.png' is missing (looked in 'DATA/data' or 'DATA/train' or 'DATA/images/data' or "
+            "'DATA/images/train' or 'DATA/images' or 'DATA')",
+        ),
+    ],
+)
+def test_impossible_categories_and_images_are_named(folder: Path, changes: dict[str, Any], problem: str) -> None:
+    coco(folder / "data.json", WELL, **changes)
+    assert refusal(folder) == f"1 problem in 'DATA/data.json': {problem}"
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("{", "is no JSON: Expecting property name enclosed in double quotes: line 1 column 2 (char 1)"),
+        ("[]", "is no COCO file for detection: it has no list of 'images'"),
+        ('{"images": [{}]}', "is no COCO file for detection: it has no list of 'annotations'"),
+        ('{"images": [], "annotations": [], "categories": []}', "has no images"),
+        ('{"images": [{}], "annotations": [], "categories": [{}]}', "has no annotations"),
+        ('{"images": [{}], "annotations": [{}], "categories": []}', "has no categories"),
+    ],
+)
+def test_what_is_no_coco_file_is_refused(folder: Path, text: str, problem: str) -> None:
+    (folder / "data.json").write_text(text)
+    assert refusal(folder) == f"'DATA/data.json' {problem}"
+
+
+def test_a_file_nested_without_end_is_refused(folder: Path) -> None:
+    (folder / "data.json").write_text("[" * 100_000)
+    assert refusal(folder).startswith("'DATA/data.json' is no JSON: maximum recursion depth exceeded")
+
+
+def test_a_file_of_objects_without_size_only_is_refused(folder: Path) -> None:
+    coco(folder / "data.json", [a_box(1, 1, [0, 0, 0, 2])])
+    assert refusal(folder) == "'DATA/data.json' has no annotations, so that there is nothing to learn or to judge by"
+
+
+def test_a_category_that_is_judged_and_not_learned_is_named(folder: Path) -> None:
+    coco(folder / "train.json", WELL)
+    coco(folder / "val.json", [a_box(1, 1, [0, 0, 2, 2], category=1)], categories=[{"id": 1, "name": "emu"}])
+    assert refusal(folder) == (
+        "'DATA/val.json' has categories that 'DATA/train.json' has not: 'emu'; what is to be recognised has to be "
+        "learned"
+    )
+
+
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        (
+            [],
+            "'DATA' has no annotations of its images: there is no JSON file; give one file in COCO's format, or "
+            "'annotations/instances_train.json' and 'annotations/instances_val.json', or Pascal VOC's folders",
+        ),
+        (
+            ["x.json", "y.json"],
+            "'DATA' has no annotations of its images: there is 'x.json', 'y.json'; give one file in COCO's format, or "
+            "'annotations/instances_train.json' and 'annotations/instances_val.json', or Pascal VOC's folders",
+        ),
+        (
+            ["instances_train2014.json", "instances_train2017.json"],
+            "'DATA' has 'instances_train2014.json' and 'instances_train2017.json'; keep the one that is for 'train'",
+        ),
+        (["val.json"], "'DATA' has 'val.json' but no annotations to learn from, such as 'instances_train.json'"),
+    ],
+)
+def test_the_wrong_number_of_files_is_refused(folder: Path, files: list[str], message: str) -> None:
+    for name in files:
+        coco(folder / name, WELL)
+    assert refusal(folder) == message
+
+
+@pytest.mark.parametrize(
+    ("size", "turned"), [((11, 8), ""), ((8, 12), " (it may have been turned after it was annotated)")]
+)
+def test_an_image_of_another_size_than_annotated_is_noticed(folder: Path, size: tuple[int, int], turned: str) -> None:
+    picture(folder / "b.png", size)
+    coco(folder / "train.json", WELL)
+    coco(folder / "val.json", WELL)
+    data = opened(folder)
+    message = f"{str(folder / 'b.png')!r} is {size[0]}×{size[1]}, but its annotations are for 12×8{turned}"
+    assert [data.train.check(0), data.train.check(1)] == ["", message]
+    with pytest.raises(DataError) as error:
+        data.train[1]
+    assert str(error.value) == message
+
+
+def test_masks_of_polygons_and_run_lengths_are_the_areas_that_they_mean(folder: Path) -> None:
+    area = np.zeros((8, 12), np.uint8)
+    area[2:5, 3:9] = 1
+    lengths = mask_api.encode(np.asfortranarray(area))
+    # Run lengths go down the columns, and begin with what is not of the object.
+    changes = np.flatnonzero(np.diff(area.T.ravel(), append=1 - area[-1, -1]))
+    plain = np.diff(changes, prepend=-1).tolist()
+    segmentations = [
+        [[3, 2, 9, 2, 9, 5, 3, 5]],
+        [[3, 2, 6, 2, 6, 5, 3, 5], [6, 2, 9, 2, 9, 5, 6, 5]],
+        {"size": [8, 12], "counts": lengths["counts"].decode()},
+        {"size": [8, 12], "counts": plain},
+    ]
+    entries = [a_box(n, 1, [3, 2, 6, 3], segmentation=s) for n, s in enumerate(segmentations, 1)]
+    coco(folder / "train.json", entries)
+    coco(folder / "val.json", entries)
+    _, boxes = opened(folder, masks=True).train[0]
+    assert boxes.masks is not None
+    assert (boxes.masks.dtype, boxes.masks.shape) == (np.uint8, (4, 8, 12))
+    for found in boxes.masks:
+        assert np.array_equal(found, area)
+    _, nothing = opened(folder, masks=True).train[1]
+    assert nothing.masks is not None
+    assert nothing.masks.shape == (0, 8, 12)
+
+
+@pytest.mark.parametrize(
+    ("outline", "problem"),
+    [
+        ({}, NO_OUTLINE),
+        ({"segmentation": []}, NO_OUTLINE),
+        ({"segmentation": [[1, 2, 3, 4]]}, NO_OUTLINE),
+        (
+            {"segmentation": {"counts": [96], "size": [12, 8]}},
+            "has a mask of size [12, 8] (height, width) in an image of 12×8",
+        ),
+        *(
+            ({"segmentation": {"counts": counts, "size": [8, 12]}}, NO_OUTLINE)
+            for counts in (3, [1.5], [-1, 97], ["1"], [10**30], [True])
+        ),
+        (
+            {"segmentation": {"counts": [90, 10], "size": [8, 12]}},
+            "has run lengths that make no mask: RLE counts exceed the mask dimensions.",
+        ),
+        (
+            {"segmentation": {"counts": "o", "size": [8, 12]}},
+            "has run lengths that make no mask: RLE string is malformed: early end.",
+        ),
+    ],
+)
+def test_a_missing_or_impossible_mask_is_named(folder: Path, outline: dict[str, Any], problem: str) -> None:
+    coco(folder / "data.json", [a_box(4, 1, [0, 0, 2, 2], **outline)])
+    assert refusal(folder, masks=True) == f"1 problem in 'DATA/data.json': annotation 4 of 'a.png' {problem}"
+
+
+def test_masks_do_not_matter_to_those_who_want_none(folder: Path) -> None:
+    coco(folder / "train.json", [a_box(4, 1, [0, 0, 2, 2], segmentation="?")])
+    coco(folder / "val.json", WELL)
+    assert opened(folder).train[0][1].masks is None
+
+
+def test_a_file_written_with_a_byte_order_mark_is_read(folder: Path) -> None:
+    coco(folder / "val.json", WELL[:1], categories=[{"id": 7, "name": "Käfer"}])
+    path = coco(folder / "train.json", WELL[:1], categories=[{"id": 7, "name": "Käfer"}])
+    path.write_bytes(json.dumps(json.loads(path.read_text()), ensure_ascii=False).encode("utf-8-sig"))
+    assert opened(folder).classes == ("Käfer",)

@@ -1,0 +1,234 @@
+"""Folders of images and masks for segmentation."""
+
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+from support.data_sets import mask, picture
+from PIL import Image
+
+from featuretap.datasets.data_set import DataSet
+from featuretap.datasets.opening import open_data
+from featuretap.registry.errors import DataError
+
+VALUES = [[0, 1, 2, 255], [2, 2, 0, 0]]
+
+
+def opened(folder: Path, val_fraction: float = 0.5) -> DataSet:
+    return open_data(str(folder), "segmentation", val_fraction=val_fraction)
+
+
+def refusal(folder: Path) -> str:
+    with pytest.raises(DataError) as error:
+        opened(folder)
+    return str(error.value).replace(str(folder), "DATA")
+
+
+def pair(images: Path, masks: Path, name: str, values: object = VALUES, mode: str = "L") -> None:
+    picture(images / f"{name}.jpg", (4, 2))
+    mask(masks / f"{name}.png", values, mode)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Two images with masks of three classes, in one part."""
+    for name in ("a", "b"):
+        pair(tmp_path / "images", tmp_path / "masks", name)
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("images", "masks"),
+    [("images/{}", "masks/{}"), ("{}/images", "{}/masks")],
+)
+@pytest.mark.parametrize("val", ["val", "valid", "validation", "test"])
+def test_parts_are_found(tmp_path: Path, images: str, masks: str, val: str) -> None:
+    pair(tmp_path / images.format("train"), tmp_path / masks.format("train"), "town/a b")
+    pair(tmp_path / images.format(val), tmp_path / masks.format(val), "ü")
+    data = opened(tmp_path)
+    assert [data.train.name(0), data.val.name(0)] == [
+        str(tmp_path / images.format("train") / "town" / "a b.jpg"),
+        str(tmp_path / images.format(val) / "ü.jpg"),
+    ]
+    assert (data.task, data.train.labels) == ("segmentation", None)
+
+
+def test_without_parts_one_is_kept_for_validation(folder: Path) -> None:
+    data = opened(folder)
+    assert {data.train.name(0), data.val.name(0)} == {str(folder / "images" / f"{name}.jpg") for name in "ab"}
+    assert [len(data.train), len(data.val)] == [1, 1]
+
+
+@pytest.mark.parametrize("lists", [("train", "val"), ("train",), ()])
+def test_voc_folders_are_read(tmp_path: Path, lists: tuple[str, ...]) -> None:
+    for name in ("one", "two", "three"):
+        pair(tmp_path / "JPEGImages", tmp_path / "SegmentationClass", name, mode="P")
+    picture(tmp_path / "JPEGImages" / "without.jpg")
+    named = tmp_path / "ImageSets" / "Segmentation"
+    named.mkdir(parents=True)
+    for part in lists:
+        (named / f"{part}.txt").write_text("one\nthree\n" if part == "train" else "two\n")
+    data = opened(tmp_path)
+    found = [{Path(part.name(index)).stem for index in range(len(part))} for part in (data.train, data.val)]
+    if lists == ("train", "val"):
+        assert found == [{"one", "three"}, {"two"}]
+    else:
+        assert set.union(*found) == {"one", "three", *(["two"] if not lists else [])}
+
+
+@pytest.mark.parametrize("mode", ["L", "P"])
+def test_values_are_classes_whatever_the_palette(folder: Path, mode: str) -> None:
+    for name in ("a", "b"):
+        mask(folder / "masks" / f"{name}.png", VALUES, mode)
+    image, found = opened(folder).train[0]
+    with Image.open(folder / "masks" / "a.png") as written:
+        assert written.mode == mode
+    assert (image.size, image.mode, found.dtype, found.tolist()) == ((4, 2), "RGB", np.uint8, VALUES)
+    assert found.flags.writeable
+
+
+def test_a_mask_of_one_bit_has_two_classes(folder: Path) -> None:
+    for name in ("a", "b"):
+        Image.fromarray(np.array([[0, 1, 1, 0]] * 2, np.bool_)).save(folder / "masks" / f"{name}.png")
+    data = opened(folder)
+    assert (data.classes, data.train[0][1].tolist()) == (("class 0", "class 1"), [[0, 1, 1, 0]] * 2)
+
+
+def test_without_names_classes_are_as_many_as_the_largest_value_in_any_mask(folder: Path) -> None:
+    pair(folder / "images", folder / "masks", "c", [[0, 3, 255, 254]] * 2)
+    assert opened(folder).classes == tuple(f"class {number}" for number in range(255))
+
+
+def test_names_are_the_lines_of_a_file(folder: Path) -> None:
+    (folder / "classes.txt").write_bytes("background\r\na cat \r\nKäfer\r\n\r\n".encode("utf-8-sig"))
+    assert opened(folder).classes == ("background", "a cat", "Käfer")
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("", "names fewer than two classes; the background is one of them, and the first"),
+        ("background\n", "names fewer than two classes; the background is one of them, and the first"),
+        ("a\nb\na\n", "has 'a' twice; give every class a name of its own"),
+        ("\na\nb\n", "has a class without a name, on an empty line; give every class a name of its own"),
+        ("a\n\nb\n", "has a class without a name, on an empty line; give every class a name of its own"),
+        ("\n".join(map(str, range(256))), "names 256 classes; masks of 8 bits have room for 255"),
+    ],
+)
+def test_names_that_cannot_be_used_are_refused(folder: Path, text: str, problem: str) -> None:
+    (folder / "classes.txt").write_text(text)
+    assert refusal(folder) == f"'DATA/classes.txt' {problem}"
+
+
+def test_names_in_another_encoding_are_refused(folder: Path) -> None:
+    (folder / "classes.txt").write_bytes("a\nKäfer\n".encode("latin-1"))
+    assert refusal(folder).startswith("'DATA/classes.txt' is no text in UTF-8: 'utf-8' codec can't decode byte 0xe4")
+
+
+@pytest.mark.parametrize("named", [True, False])
+@pytest.mark.parametrize("values", [[[0, 255, 255, 0]] * 2, [[255] * 4] * 2])
+def test_masks_of_black_and_white_are_refused(folder: Path, named: bool, values: object) -> None:
+    for name in ("a", "b"):
+        mask(folder / "masks" / f"{name}.png", values)
+    if named:
+        (folder / "classes.txt").write_text("background\ncat\n")
+    assert refusal(folder) == (
+        "the masks in 'DATA' have no value but 0 and 255, which is ignored; a mask's pixels are the numbers of their "
+        "classes: 0 for the background, 1 for what is to be found"
+    )
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "LA"])
+def test_masks_of_colours_are_refused(folder: Path, mode: str) -> None:
+    mask(folder / "masks" / "b.png", VALUES, mode)
+    assert refusal(folder) == (
+        f"1 problem in 'DATA': the mask 'DATA/masks/b.png' is of mode {mode!r}; masks are of 'L' or 'P', with the "
+        "number of a class for each pixel"
+    )
+
+
+def test_masks_that_are_no_png_are_refused(folder: Path) -> None:
+    (folder / "masks" / "b.png").rename(folder / "masks" / "b.bmp")
+    assert refusal(folder) == (
+        "1 problem in 'DATA': the mask 'DATA/masks/b.bmp' is no PNG file; other formats may change its numbers"
+    )
+
+
+def test_masks_that_cannot_be_read_are_refused(folder: Path) -> None:
+    whole = (folder / "masks" / "a.png").read_bytes()
+    (folder / "masks" / "a.png").write_bytes(whole[:50])
+    (folder / "masks" / "b.png").write_bytes(b"")
+    assert refusal(folder).startswith("2 problems in 'DATA': the mask 'DATA/masks/a.png' is damaged: ")
+    assert refusal(folder).endswith("; the mask 'DATA/masks/b.png' is empty")
+
+
+def test_images_and_masks_without_their_other_half_are_named(folder: Path) -> None:
+    picture(folder / "images" / "c.jpg")
+    mask(folder / "masks" / "d.png", VALUES)
+    assert refusal(folder) == (
+        "2 problems in 'DATA': the image 'c' has no mask in 'DATA/masks'; the mask 'd' has no image in 'DATA/images'"
+    )
+
+
+def test_two_images_of_one_name_are_refused(folder: Path) -> None:
+    picture(folder / "images" / "a.png")
+    assert refusal(folder) == "1 problem in 'DATA': 'a.jpg' and 'a.png' in 'DATA/images' have one name"
+
+
+def test_other_folders_are_refused(tmp_path: Path) -> None:
+    picture(tmp_path / "images" / "a.png")
+    assert refusal(tmp_path) == (
+        "'DATA' has no folders 'images' and 'masks'; put images into the one and their masks, PNG files of the same "
+        "names, into the other, or give Pascal VOC's folders"
+    )
+
+
+def test_a_part_without_masks_is_refused(tmp_path: Path) -> None:
+    pair(tmp_path / "images" / "train", tmp_path / "masks" / "train", "a")
+    picture(tmp_path / "images" / "val" / "a.jpg")
+    assert refusal(tmp_path) == "there is no folder 'DATA/masks/val'; every image needs a mask of its name"
+
+
+def test_an_empty_folder_of_images_is_refused(tmp_path: Path) -> None:
+    for name in ("images", "masks"):
+        (tmp_path / name).mkdir()
+    assert refusal(tmp_path) == "'DATA/images' holds no images"
+
+
+@pytest.mark.parametrize(
+    ("name", "values", "problem"),
+    [
+        (
+            "masks/a.png",
+            [[0, 3, 255, 0]] * 2,
+            "has the value 3, but there are 3 classes, from 0 to 2, and 255 for what is ignored",
+        ),
+        ("masks/a.png", [[0, 1, 2]] * 2, "is 3×2, but its image is 4×2"),
+    ],
+)
+def test_a_mask_that_does_not_fit_is_named(folder: Path, name: str, values: object, problem: str) -> None:
+    (folder / "classes.txt").write_text("background\ncat\ndog\n")
+    data = opened(folder)
+    part = next(part for part in (data.train, data.val) if Path(part.name(0)).stem == "a")
+    assert part.check(0) == ""
+    path = mask(folder / name, values)
+    assert part.check(0) == f"the mask {str(path)!r} {problem}"
+    with pytest.raises(DataError) as error:
+        part[0]
+    assert str(error.value) == f"the mask {str(path)!r} {problem}"
+
+
+def test_a_bad_image_or_mask_is_noticed_by_the_check(folder: Path) -> None:
+    (folder / "classes.txt").write_text("background\ncat\ndog\n")
+    data = opened(folder)
+    path = next(folder.glob(f"masks/{Path(data.train.name(0)).stem}.png"))
+    path.write_bytes(b"")
+    assert data.train.check(0) == f"the mask {str(path)!r} is empty"
+    Path(data.train.name(0)).write_bytes(b"")
+    assert data.train.check(0) == f"{data.train.name(0)!r} is empty"
+
+
+def test_what_is_opened_can_be_pickled(folder: Path) -> None:
+    data = opened(folder)
+    assert pickle.loads(pickle.dumps(data)) == data

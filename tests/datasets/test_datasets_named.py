@@ -1,0 +1,278 @@
+"""Named data sets, read by torchvision."""
+
+import bz2
+import functools
+import gzip
+import hashlib
+import http.server
+import inspect
+import pickle
+import socket
+import struct
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from support.data_sets import classes_of, picture
+from numpy.typing import NDArray
+from PIL import Image
+from sklearn.datasets import load_digits
+from torchvision import datasets
+
+from featuretap.datasets.data_set import DataSet
+from featuretap.datasets.digits import Digits
+from featuretap.datasets.named_sets import NAMED_SETS, NamedSet
+from featuretap.datasets.opening import open_data
+from featuretap.registry.errors import DataError, ImageError
+
+
+def opened(name: str, place: Path, **options: float) -> DataSet:
+    return open_data(name, "classification", download_to=place, **options)
+
+
+def refusal(name: str, place: Path) -> str:
+    with pytest.raises(DataError) as error:
+        opened(name, place)
+    return str(error.value).replace(str(place), "HERE")
+
+
+def idx(values: NDArray[np.uint8]) -> bytes:
+    """An array in the format of MNIST's files."""
+    return struct.pack(f">BBBB{values.ndim}i", 0, 0, 8, values.ndim, *values.shape) + values.tobytes()
+
+
+def mnist_files(prefix: tuple[str, str] = ("train", "t10k"), top: int = 9) -> dict[str, bytes]:
+    """MNIST's four files, out of scikit-learn's digits: 30 to learn from and 20 to judge by."""
+    digits = load_digits()
+    images = np.kron(np.round(digits.images[:50] / 16 * 255), np.ones((3, 3)))
+    images = np.pad(images, ((0, 0), (2, 2), (2, 2))).astype(np.uint8)
+    labels = np.minimum(digits.target[:50], top).astype(np.uint8)
+    files = {}
+    for name, part in zip(prefix, (slice(30), slice(30, 50)), strict=True):
+        files[f"{name}-images-idx3-ubyte"] = idx(images[part])
+        files[f"{name}-labels-idx1-ubyte"] = idx(labels[part])
+    return files
+
+
+def put(folder: Path, files: dict[str, bytes]) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, content in files.items():
+        (folder / name).write_bytes(content)
+
+
+def test_digits_are_scikit_learns(tmp_path: Path) -> None:
+    data = opened("digits", tmp_path, val_fraction=0.2)
+    theirs = load_digits()
+    assert (len(data.train), len(data.val), data.classes) == (1438, 359, tuple("0123456789"))
+    assert not data.mirrors
+    for part in (data.train, data.val):
+        for index in (0, 1, len(part) - 1):
+            image, label = part[index]
+            name, number = part.name(index).split()
+            assert (name, image.mode, image.size) == ("digits", "L", (8, 8))
+            assert np.array_equal(np.asarray(image), np.round(theirs.images[int(number)] * 255 / 16))
+            assert (label, (part.labels or ())[index]) == (theirs.target[int(number)],) * 2
+    assert np.bincount(data.val.labels or ()).tolist() == [round(n * 0.2) for n in np.bincount(theirs.target)]
+
+
+def test_mnist_is_read_from_its_files_and_in_any_case(tmp_path: Path) -> None:
+    put(tmp_path / "MNIST" / "raw", mnist_files())
+    data = opened("mnist", tmp_path)
+    for ours, train, title in ((data.train, True, "MNIST train 7"), (data.val, False, "MNIST val 7")):
+        theirs = datasets.MNIST(tmp_path, train)
+        assert list(ours.labels or ()) == theirs.targets.tolist()
+        assert (ours[7][0].mode, ours.name(7)) == ("L", title)
+        assert np.array_equal(np.asarray(ours[7][0]), np.asarray(theirs[7][0]))
+    assert data.classes[3] == "3 - three"
+    assert not data.mirrors
+
+
+def test_emnist_is_stood_upright(tmp_path: Path) -> None:
+    put(tmp_path / "EMNIST" / "raw", mnist_files(("emnist-balanced-train", "emnist-balanced-test")))
+    theirs = datasets.EMNIST(tmp_path, "balanced")
+    data = opened("EMNIST", tmp_path)
+    assert np.array_equal(np.asarray(data.train[0][0]), np.asarray(theirs[0][0]).T)
+    assert len(data.classes) == 47
+
+
+def test_qmnist_says_more_than_the_class(tmp_path: Path) -> None:
+    put(tmp_path / "QMNIST" / "raw", mnist_files(("qmnist-train", "qmnist-test")))
+    for part, count in (("train", 30), ("test", 20)):
+        labels = (np.arange(count * 8) % 10).reshape(count, 8).astype(">i4")
+        content = struct.pack(">BBBBii", 0, 0, 12, 2, count, 8) + labels.tobytes()
+        put(tmp_path / "QMNIST" / "raw", {f"qmnist-{part}-labels-idx2-int": content})
+    data = opened("QMNIST", tmp_path)
+    assert list(data.train.labels or ())[:3] == [0, 8, 6]
+
+
+def test_usps_is_read_from_its_files(tmp_path: Path) -> None:
+    line = " ".join(f"{place}:{-1 if place % 2 else 1}" for place in range(1, 257))
+    for name in ("usps.bz2", "usps.t.bz2"):
+        (tmp_path / name).write_bytes(bz2.compress(f"3 {line}\n10 {line}\n".encode()))
+    data = opened("USPS", tmp_path)
+    assert (list(data.train.labels or ()), data.train[0][0].size, data.classes[2]) == ([2, 9], (16, 16), "2")
+
+
+def test_gtsrb_has_numbers_for_names(tmp_path: Path) -> None:
+    place = tmp_path / "gtsrb"
+    for number in range(43):
+        picture(place / "GTSRB" / "Training" / f"{number:05}" / "0.ppm")
+    picture(place / "GTSRB" / "Final_Test" / "Images" / "00000.ppm")
+    (place / "GT-final_test.csv").write_text("Filename;ClassId\n00000.ppm;42\n")
+    data = opened("GTSRB", tmp_path)
+    assert (list(data.train.labels or ()), list(data.val.labels or ())) == (list(range(43)), [42])
+    assert (data.classes[42], data.mirrors) == ("42", False)
+
+
+def test_imagenettes_classes_are_called_by_their_first_name(tmp_path: Path) -> None:
+    for part in ("train", "val"):
+        for name in ("n01440764", "n02102040"):
+            picture(tmp_path / "imagenette2" / part / name / "0.jpeg")
+    data = opened("imagenette", tmp_path)
+    assert (data.classes, list(data.val.labels or ())) == (("tench", "English springer"), [0, 1])
+    assert data.mirrors
+
+
+def test_a_set_without_parts_is_divided(tmp_path: Path) -> None:
+    classes_of(tmp_path / "eurosat" / "2750", Forest=5, River=10)
+    data = opened("EuroSAT", tmp_path, val_fraction=0.2)
+    assert (data.classes, len(data.train)) == (("Forest", "River"), 12)
+    assert sorted(data.val.labels or ()) == [0, 1, 1]
+    assert data.val.name(0).split()[0] == "EuroSAT"
+    assert data.train[0][0].size == (12, 8)
+
+
+def test_caltechs_categories_are_classes(tmp_path: Path) -> None:
+    place = tmp_path / "caltech101" / "101_ObjectCategories"
+    (place / "BACKGROUND_Google").mkdir(parents=True)
+    for name in ("ant", "bonsai"):
+        for number in (1, 2):
+            picture(place / name / f"image_{number:04}.jpg")
+    data = opened("caltech101", tmp_path)
+    assert (data.classes, list(data.train.labels or ()), data.val[1][1]) == (("ant", "bonsai"), [0, 1], 1)
+
+
+def test_the_order_on_the_disk_does_not_matter(tmp_path: Path) -> None:
+    def read(order: int) -> list[str]:
+        place = tmp_path / str(order)
+        names = [f"sun_{number:02}.jpg" for number in range(30)]
+        for name in names[::order]:
+            picture(place / "SUN397" / "a" / "abbey" / name)
+            picture(place / "SUN397" / "b" / "bar" / name)
+        (place / "SUN397" / "ClassName.txt").write_text("/a/abbey\n/b/bar\n")
+        part = opened("SUN397", place).val
+        return [str(part.source._image_files[number].relative_to(place)) for number in part.numbers]
+
+    assert read(1) == read(-1)
+    assert len(read(1)) == 12
+
+
+@pytest.mark.parametrize("row", NAMED_SETS.values(), ids=lambda row: row.name)
+def test_every_set_takes_the_arguments_of_its_parts(row: NamedSet) -> None:
+    kind = Digits if row.name == "digits" else getattr(datasets, row.name)
+    taken = inspect.signature(kind).parameters
+    swallowed = [parameter for parameter in taken.values() if parameter.kind is parameter.VAR_KEYWORD]
+    if swallowed:  # handed on to MNIST
+        taken = {**taken, **inspect.signature(kind.__mro__[1]).parameters}
+    for arguments in (row.train, row.val or {}):
+        assert {*arguments, "root", "download"} <= set(taken)
+
+
+@pytest.mark.parametrize("row", [row for row in NAMED_SETS.values() if row.name != "digits"], ids=lambda row: row.name)
+def test_every_set_that_is_not_here_says_where_its_files_belong(row: NamedSet, tmp_path: Path) -> None:
+    message = refusal(row.name, tmp_path)
+    assert message.startswith(f"cannot read the data set {row.name!r} in 'HERE': ")
+    place = f"HERE/{row.place}".rstrip("/")
+    assert message.endswith(
+        f"; FEATURETAP_OFFLINE forbids downloads, so put its files into {place!r}, or give a folder of images"
+    )
+    assert "download=True" not in message
+    assert "\n" not in message
+
+
+def test_what_is_damaged_and_may_not_be_downloaded_says_so(tmp_path: Path) -> None:
+    put(tmp_path / "cifar-10-batches-py", {"data_batch_1": b"?", "batches.meta": b"?"})
+    assert refusal("CIFAR10", tmp_path) == (
+        "cannot read the data set 'CIFAR10' in 'HERE': Dataset not found or corrupted; FEATURETAP_OFFLINE forbids "
+        "downloads, so put its files into 'HERE/cifar-10-batches-py', or give a folder of images"
+    )
+
+
+def test_a_download_that_fails_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FEATURETAP_OFFLINE", "0")
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
+        port = closed.getsockname()[1]
+    monkeypatch.setattr(datasets.MNIST, "mirrors", [f"http://127.0.0.1:{port}/"])
+    assert refusal("MNIST", tmp_path) == (
+        "cannot download the data set 'MNIST': Error downloading train-images-idx3-ubyte.gz: Tried "
+        f"http://127.0.0.1:{port}/, got: <urlopen error [Errno 111] Connection refused>; put its files into "
+        "'HERE/MNIST/raw', or give a folder of images"
+    )
+
+
+@pytest.fixture
+def mirror(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A folder, out of which MNIST is downloaded."""
+    folder = tmp_path / "mirror"
+    put(folder, {f"{name}.gz": gzip.compress(content) for name, content in mnist_files().items()})
+
+    class Quiet(http.server.SimpleHTTPRequestHandler):
+        def log_message(self, format: str, *arguments: object) -> None:  # noqa: A002
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=folder)) as server:
+        threading.Thread(target=server.serve_forever, args=[0.01], daemon=True).start()
+        resources = [
+            (path.name, hashlib.md5(path.read_bytes()).hexdigest())
+            for path in (folder / f"{name}.gz" for name in mnist_files())
+        ]
+        monkeypatch.setattr(datasets.MNIST, "mirrors", [f"http://127.0.0.1:{server.server_port}/"])
+        monkeypatch.setattr(datasets.MNIST, "resources", resources)
+        monkeypatch.setenv("FEATURETAP_OFFLINE", "0")
+        yield folder
+        server.shutdown()
+
+
+def test_what_is_not_here_is_downloaded_once(mirror: Path, tmp_path: Path) -> None:
+    place = tmp_path / "new" / "place"
+    assert len(opened("MNIST", place).train) == 30
+    for path in mirror.iterdir():
+        path.unlink()
+    assert len(opened("MNIST", place).val) == 20
+
+
+def test_downloads_go_into_the_users_cache(mirror: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    open_data("MNIST", "classification")
+    assert (tmp_path / "cache" / "featuretap" / "datasets" / "MNIST" / "raw").is_dir()
+
+
+def test_labels_that_are_no_class_are_named(tmp_path: Path) -> None:
+    files = mnist_files()
+    files["t10k-labels-idx1-ubyte"] = files["t10k-labels-idx1-ubyte"][:-1] + b"\x0b"
+    put(tmp_path / "MNIST" / "raw", files)
+    assert refusal("MNIST", tmp_path) == "MNIST val 19 is of class 11, but 'MNIST' has 10 classes, from 0 to 9"
+
+
+def test_an_image_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+    classes_of(tmp_path / "eurosat" / "2750", Forest=2, River=2)
+    data = opened("EuroSAT", tmp_path)
+    for path in tmp_path.rglob("*.png"):
+        path.write_bytes(b"")
+    message = data.train.check(0)
+    assert message.startswith(f"{data.train.name(0)} cannot be read: cannot identify image file ")
+    with pytest.raises(ImageError) as error:
+        data.train[0]
+    assert str(error.value) == message
+
+
+def test_what_is_opened_can_be_pickled(tmp_path: Path) -> None:
+    put(tmp_path / "MNIST" / "raw", mnist_files())
+    for name in ("digits", "MNIST"):
+        data = opened(name, tmp_path)
+        image, label = pickle.loads(pickle.dumps(data)).train[3]
+        assert (image.tobytes(), label) == (data.train[3][0].tobytes(), data.train[3][1])
+        assert isinstance(image, Image.Image)

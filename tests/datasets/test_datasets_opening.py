@@ -1,0 +1,105 @@
+"""From what a user calls a data set to the data set."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from support.data_sets import a_box, classes_of, coco, picture
+
+from featuretap.datasets.data_set import Task
+from featuretap.datasets.named_sets import NAMED_SETS
+from featuretap.datasets.opening import open_data
+from featuretap.registry.errors import DataError
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working directory."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def refusal(source: str, task: Task = "classification") -> str:
+    with pytest.raises(DataError) as error:
+        open_data(source, task)
+    return str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("source", "near"),
+    [("CIFAR11", "CIFAR10"), ("digit", "digits"), ("Flower102", "Flowers102"), ("fashionmnst", "FashionMNIST")],
+)
+def test_a_misspelled_name_says_the_nearest(here: Path, source: str, near: str) -> None:
+    assert refusal(source) == f"no folder and no data set named {source!r}; did you mean {near!r}?"
+
+
+@pytest.mark.parametrize("source", ["", "photographs"])
+def test_a_name_that_is_like_no_other_says_them_all(here: Path, source: str) -> None:
+    names = ", ".join(row.name for row in NAMED_SETS.values())
+    assert names.startswith("digits, Caltech101, Caltech256, CIFAR10, ")
+    assert refusal(source) == f"no folder and no data set named {source!r}; the named sets are {names}"
+
+
+@pytest.mark.parametrize(
+    "source", ["./CIFAR10", "data/birds", "birds/", "/nowhere/birds", "~nobody-of-that-name/birds"]
+)
+def test_a_path_to_nothing_is_no_name(here: Path, source: str) -> None:
+    assert refusal(source) == (
+        f"there is no folder {source!r}; give the folder of a data set, or a name such as 'digits'"
+    )
+
+
+def test_a_file_is_refused(here: Path) -> None:
+    (here / "birds.zip").touch()
+    assert refusal("birds.zip") == ("'birds.zip' is a file; give the folder of a data set, or a name such as 'digits'")
+
+
+@pytest.mark.parametrize("source", ["birds", "./birds", "birds/", "~/birds"])
+def test_a_folder_is_opened(here: Path, source: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(here))
+    classes_of(here / "birds", jay=2, tit=2)
+    assert open_data(source, "classification").classes == ("jay", "tit")
+
+
+def test_the_folder_that_one_stands_in_is_opened(here: Path) -> None:
+    classes_of(here, jay=2, tit=2)
+    assert open_data(".", "classification").classes == ("jay", "tit")
+
+
+def test_a_bare_name_is_a_sets_before_a_folders_which_is_said(here: Path, caplog: pytest.LogCaptureFixture) -> None:
+    classes_of(here / "digits", one=2, two=2)
+    assert len(open_data("digits", "classification").classes) == 10
+    assert caplog.messages == ["'digits' is the data set of that name; write './digits' for the folder"]
+    assert open_data("./digits", "classification").classes == ("one", "two")
+
+
+def test_a_set_for_another_task_is_refused(here: Path) -> None:
+    message = "the data set 'CIFAR10' is for classification, and a model for detection was asked for"
+    assert refusal("cifar10", "detection") == message
+    (here / "cifar10").mkdir()
+    assert refusal("cifar10", "detection") == f"{message}; write './cifar10' for the folder here"
+
+
+def test_what_the_disk_does_not_give_is_an_error(here: Path) -> None:
+    (here / "data.json").symlink_to("/proc/self/mem")
+    assert refusal("./", "detection") == "cannot read '.': Input/output error"
+
+
+def test_opening_a_folder_needs_no_torch(here: Path) -> None:
+    classes_of(here, jay=2, tit=2)
+    code = (
+        "from featuretap.datasets.opening import open_data; import featuretap.datasets.checking, sys; "
+        "open_data('.', 'classification'); print('torch' in sys.modules, 'numpy' in sys.modules)"
+    )
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert ran.stdout == "False True\n"
+
+
+def test_masks_are_read_where_they_are_asked_for(here: Path) -> None:
+    outline = {"segmentation": [[0, 0, 4, 0, 4, 4]]}
+    for part in ("train", "val"):
+        coco(here / f"{part}.json", [a_box(1, 1, [0, 0, 4, 4], **outline)], ("a.png",))
+    picture(here / "a.png")
+    assert open_data(".", "detection").train[0][1].masks is None
+    assert open_data(".", "detection", masks=True).train[0][1].masks is not None

@@ -1,0 +1,361 @@
+"""Pairings and options that cannot be, and what is said of them; adapters for other libraries."""
+
+import inspect
+from typing import Any
+
+import pytest
+import torch
+from support.heads import DETECTORS, FAMILIES, SMALL, images
+from torchvision.models.detection import FCOS, FasterRCNN, MaskRCNN, RetinaNet
+from torchvision.models.detection.ssd import SSD
+from torchvision.models.detection.ssdlite import ssdlite320_mobilenet_v3_large
+
+from featuretap.heads.adapters import ShapeSpec, as_torchvision, output_shape
+from featuretap.heads.detectors import anchor_sizes
+from featuretap.registry import Registry
+from featuretap.registry.errors import HeadError, OptionError, SpecError, UnknownHeadError, UnknownOptionError
+from featuretap.registry.specs import RE, BackboneSpec, Bneck, Conv, HeadSpec, Tap
+
+TINYNET = BackboneSpec(
+    "tinynet", stages=((Conv(3, 16, RE),), (Bneck(3, 64, 24, RE),), (Bneck(5, 72, 32, RE), Conv(1, 64, RE)))
+)
+
+WRONG_PAIRINGS: list[tuple[str, str | BackboneSpec, dict[str, Any], str]] = [
+    ("fpn", TINYNET, {}, "head 'fpn' reads C2, C3, C4, C5, but 'tinynet' ends at C3"),
+    ("lraspp", TINYNET, {}, "head 'lraspp' reads C3.depthwise or C3, C5, but 'tinynet' ends at C3"),
+    (
+        "fpn",
+        "mobilenet_v2",
+        {"taps": ("C3", "C5")},
+        "head 'fpn' reads consecutive levels, each of the stride before or twice that, but C5 of stride 32 follows C3 "
+        "of stride 8",
+    ),
+    (
+        "retinanet",
+        "mobilenet_v2",
+        {"taps": ("C5", "C4")},
+        "head 'retinanet' reads consecutive levels, each of the stride before or twice that, but C4 of stride 16 "
+        "follows C5 of stride 32",
+    ),
+    ("lraspp", "mobilenet_v2", {"taps": ("C5",)}, "head 'lraspp' reads 2 of the maps, and taps names 1: C5"),
+    (
+        "deeplab_v3",
+        "mobilenet_v2",
+        {"auxiliary": True, "taps": ("C5",)},
+        "head 'deeplab_v3' reads 2 of the maps, and taps names 1: C5",
+    ),
+    (
+        "deeplab_v3",
+        "mobilenet_v2",
+        {"output_stride": 32},
+        "head 'deeplab_v3' works at output stride 16 or 8, but C5 of 'mobilenet_v2' has stride 32; build it with "
+        "output_stride=16, or name another tap",
+    ),
+]
+
+WHOLE = "it is a positive whole number"
+WITH_BACKGROUND = "it is a whole number from 2 up, the background being one of the classes"
+
+WRONG_VALUES: list[tuple[str, dict[str, Any], str]] = [
+    *[(head, {"num_classes": 0}, f"cannot have num_classes=0; {WHOLE}") for head in ("lraspp", "retinanet", "fcos")],
+    *[
+        (head, {"num_classes": few}, f"cannot have num_classes={few}; {WITH_BACKGROUND}")
+        for head in ("ssdlite", "faster_rcnn", "mask_rcnn")
+        for few in (0, 1)
+    ],
+    ("deeplab_v3", {"num_classes": True}, f"cannot have num_classes=True; {WHOLE}"),
+    ("fpn", {"num_classes": 5}, "head 'fpn' has no classes; leave num_classes=5 out"),
+    ("fpn", {"extra_levels": "p6"}, "cannot take extra_levels='p6'; it is None, 'pool' or 'p6p7'"),
+    ("fpn", {"out_channels": 0}, "cannot take out_channels=0; it is a positive whole number up to 65536"),
+    (
+        "fpn",
+        {"fpn_norm": "group_norm", "out_channels": 48},
+        "fpn_norm='group_norm' has 32 groups, so that out_channels=48 should be a multiple of 32",
+    ),
+    (
+        "fcos",
+        {"out_channels": 48},
+        "head 'fcos' normalises its channels in 32 groups, so that out_channels=48 should be a multiple of 32",
+    ),
+    ("lraspp", {"pooling": "mean"}, "cannot take pooling='mean'; it is 'window' or 'global'"),
+    ("lraspp", {"gate_bias": 1}, "cannot take gate_bias=1; it is True or False"),
+    (
+        "deeplab_v3",
+        {"atrous_rates": ()},
+        "cannot take atrous_rates=(); it is one or more positive whole numbers, such as (6, 12, 18)",
+    ),
+    ("ssdlite", {"size": (320,)}, "cannot take size=(320,); it is a number of pixels, or (height, width)"),
+    ("ssdlite", {"nms_thresh": 1.5}, "cannot take nms_thresh=1.5; it is a number from 0.0 to 1.0"),
+    ("ssdlite", {"image_mean": (0.5,)}, "image_mean is for 1 channels, and the images have 3"),
+    ("ssdlite", {"image_std": "0.5"}, "cannot take image_std='0.5'; it is None or a number for each channel"),
+    ("retinanet", {"min_size": []}, "cannot take min_size=[]; it is a number of pixels, or several to choose from"),
+    (
+        "retinanet",
+        {"anchor_sizes": ((32,), (64,))},
+        "anchor_sizes is for 2 levels, and there are 5: P3, P4, P5, P6, P7",
+    ),
+    (
+        "faster_rcnn",
+        {"anchor_sizes": ((8,), (16,), (32,), (64,), (128, 256))},
+        "anchor_sizes and aspect_ratios give levels different numbers of anchors; give all the same",
+    ),
+    (
+        "retinanet",
+        {"fg_iou_thresh": 0.3},
+        "bg_iou_thresh=0.4 is over fg_iou_thresh=0.3; what is background overlaps less",
+    ),
+    (
+        "faster_rcnn",
+        {"rpn_bg_iou_thresh": 0.9},
+        "rpn_bg_iou_thresh=0.9 is over rpn_fg_iou_thresh=0.7; what is background overlaps less",
+    ),
+    ("mask_rcnn", {"aspect_ratios": 2}, "cannot take aspect_ratios=2; it is None or, for each level, height / width"),
+]
+
+
+@pytest.mark.parametrize(("head", "name", "options", "message"), WRONG_PAIRINGS)
+@pytest.mark.parametrize("how", ["spec", "build"])
+def test_a_wrong_pairing_says_what_is_read_and_what_is_there(
+    registry: Registry, how: str, head: str, name: str | BackboneSpec, options: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(HeadError) as error:
+        getattr(registry, how)(name, head=head, **options)
+    assert str(error.value) == message
+
+
+@pytest.mark.parametrize(("head", "options", "message"), WRONG_VALUES)
+@pytest.mark.parametrize("how", ["spec", "build"])
+def test_a_wrong_value_says_what_it_may_be(
+    registry: Registry, how: str, head: str, options: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(OptionError) as error:
+        getattr(registry, how)("mobilenet_v2", head=head, **options)
+    assert message in str(error.value)
+
+
+def test_a_misspelled_option_and_head_are_named_with_the_nearest(registry: Registry) -> None:
+    with pytest.raises(UnknownOptionError) as error:
+        registry.build("mobilenet_v2", head="fpn", out_chanels=64)
+    assert str(error.value).startswith(
+        "'mobilenet_v2' with head 'fpn' takes no option 'out_chanels'; did you mean 'out_channels'? Options: width, "
+    )
+    with pytest.raises(UnknownHeadError, match=r"^no head named 'retinnet'; did you mean 'retinanet'\?$"):
+        registry.spec("mobilenet_v2", head="retinnet")
+
+
+@pytest.mark.parametrize("head", ["lraspp", "deeplab_v3"])
+def test_segmenters_work_at_output_stride_16_unless_asked_otherwise(registry: Registry, head: str) -> None:
+    assert registry.spec("mobilenet_v2", head=head).backbone.output_stride == 16
+    assert registry.spec("mobilenet_v2", head=head, output_stride=8).backbone.output_stride == 8
+
+
+def test_a_variants_own_output_stride_comes_before_the_heads(registry: Registry) -> None:
+    spec = BackboneSpec("mine", stages=registry.spec("mobilenet_v2").backbone.stages, output_stride=8)
+    assert registry.spec(spec, head="lraspp").backbone.output_stride == 8
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_alternatives_are_taken_where_an_architecture_lacks_an_address(registry: Registry, name: str) -> None:
+    first = "C4" if name == "mobilenet_v1" else "C4.expansion"
+    assert tuple(registry.spec(name, head="ssdlite").backbone.taps) == (first, "C5")
+    assert tuple(registry.spec(TINYNET, head="ssdlite", taps=("C2", "C3")).backbone.taps) == ("C2", "C3")
+
+
+DETECTOR_CLASSES = [("retinanet", RetinaNet), ("fcos", FCOS), ("faster_rcnn", FasterRCNN), ("mask_rcnn", MaskRCNN)]
+
+
+@pytest.mark.parametrize(("head", "theirs"), DETECTOR_CLASSES)
+def test_options_of_detectors_have_torchvisions_names_and_defaults(registry: Registry, head: str, theirs: type) -> None:
+    usual = {name: parameter.default for name, parameter in inspect.signature(theirs).parameters.items()}
+    ours = registry.head(head).options
+    pyramids = {"out_channels", "extra_levels", "fpn_norm", "depthwise", "anchor_sizes", "aspect_ratios"}
+    shared = ours.keys() - pyramids
+    assert {name: ours[name] for name in shared} == {name: usual[name] for name in shared}
+    # What is left is made of modules, or is for keypoints.
+    left = {name for name in usual.keys() - ours.keys() if not isinstance(usual[name], type(None))}
+    assert left <= {"backbone", "num_classes", "kwargs"}
+
+
+def test_options_of_ssdlite_have_torchvisions_names_and_the_defaults_of_its_ssdlite(registry: Registry) -> None:
+    usual = {name: parameter.default for name, parameter in inspect.signature(SSD).parameters.items()}
+    ours = registry.head("ssdlite").options
+    model = ssdlite320_mobilenet_v3_large(weights=None, weights_backbone=None)
+    for name in ("score_thresh", "nms_thresh", "detections_per_img", "topk_candidates"):
+        assert ours[name] == getattr(model, name)
+        assert name in usual
+    for name in ("iou_thresh", "positive_fraction", "image_mean", "image_std"):
+        assert ours[name] == usual[name]
+
+
+def test_anchors_follow_the_strides_that_there_are() -> None:
+    assert anchor_sizes("retinanet", [8, 16]) == ((32, 40, 50), (64, 80, 101))
+    assert anchor_sizes("fcos", [8, 16, 32]) == ((8,), (16,), (32,))
+    assert anchor_sizes("faster_rcnn", [4, 8, 16, 32, 64]) == ((32,), (64,), (128,), (256,), (512,))
+    # torchvision's Faster R-CNN on MobileNetV3: all five sizes on three levels of strides 32, 32 and 64.
+    assert anchor_sizes("faster_rcnn", [32, 32, 64]) == ((32, 64, 128, 256, 512),) * 3
+
+
+def test_the_finest_map_of_ssdlite_has_three_boxes_at_each_place(registry: Registry) -> None:
+    model = registry.build("mobilenet_v2_050", head="ssdlite")
+    generator = model.head.anchor_generator
+    assert generator.num_anchors_per_location() == [3, 6, 6, 6, 6, 6]
+    assert [len(pairs) for pairs in generator._wh_pairs] == [3, 6, 6, 6, 6, 6]
+    root = 2**0.5
+    expected = torch.tensor([[0.1, 0.1], [0.2 * root, 0.2 / root], [0.2 / root, 0.2 * root]])
+    torch.testing.assert_close(generator._wh_pairs[0], expected)
+    # The other maps as ever: their scale, and that between theirs and the next.
+    torch.testing.assert_close(generator._wh_pairs[1][0], torch.tensor([0.35, 0.35]))
+
+
+BAD_TARGETS = [
+    (None, AssertionError, "targets should not be none when in training mode"),
+    (torch.tensor([[5.0, 5.0, 5.0, 20.0]]), AssertionError, "All bounding boxes should have positive height and width"),
+    (torch.tensor([5.0, 5.0, 9.0, 20.0]), AssertionError, "Expected target boxes to be a tensor of shape"),
+]
+
+
+@pytest.mark.parametrize("head", DETECTORS)
+@pytest.mark.parametrize(("boxes", "error", "message"), BAD_TARGETS)
+def test_targets_that_cannot_be_are_refused_as_torchvision_refuses_them(
+    registry: Registry, head: str, boxes: torch.Tensor | None, error: type[Exception], message: str
+) -> None:
+    model = registry.build("mobilenet_v2_050", head=head, num_classes=3, **SMALL[head]).train()
+    given = None if boxes is None else [{"boxes": boxes, "labels": torch.ones(1, dtype=torch.int64)}]
+    with pytest.raises(error, match=message):
+        model(images(1, 64, 96), given)
+
+
+@pytest.mark.parametrize("head", DETECTORS)
+def test_images_without_any_box_can_be_learned_from(registry: Registry, head: str) -> None:
+    model = registry.build("mobilenet_v2_050", head=head, num_classes=3, **SMALL[head]).train()
+    empty = {"boxes": torch.zeros(0, 4), "labels": torch.zeros(0, dtype=torch.int64)}
+    losses = model(images(2, 64, 96), [{**empty, "masks": torch.zeros(0, 64, 96, dtype=torch.uint8)}] * 2)
+    assert all(torch.isfinite(loss) for loss in losses.values())
+
+
+def test_boxes_are_cropped_from_the_levels_of_the_backbone_alone(registry: Registry) -> None:
+    """Levels that are added are for proposals, as the FPN paper and torchvision have it."""
+    heads = registry.build("mobilenet_v2_050", head="mask_rcnn").head.roi_heads
+    for pool in (heads.box_roi_pool, heads.mask_roi_pool):
+        assert pool.featmap_names == ["P2", "P3", "P4", "P5"]
+
+
+def test_sizes_of_ssdlite_are_height_and_width(registry: Registry) -> None:
+    model = registry.build("mobilenet_v2_050", head="ssdlite", size=(64, 160)).eval()
+    seen: list[tuple[int, ...]] = []
+    model.backbone.register_forward_hook(lambda *call: seen.append(tuple(call[1][0].shape)))
+    model(images(2, 50, 50))
+    assert seen == [(2, 3, 64, 160)]
+
+
+@pytest.mark.parametrize("head", DETECTORS)
+def test_an_image_smaller_than_the_stride_is_enlarged(registry: Registry, head: str) -> None:
+    model = registry.build("mobilenet_v2_050", head=head, num_classes=3, **SMALL[head]).eval()
+    (found,) = model([torch.rand(3, 5, 7)])
+    assert (found["boxes"][:, 2] <= 7).all()
+    assert (found["boxes"][:, 3] <= 5).all()
+
+
+def test_a_plugins_head_may_state_which_values_its_options_take(registry: Registry) -> None:
+    from featuretap.registry.option import choice
+
+    head = HeadSpec(
+        "pooled",
+        reads=("C5",),
+        factory="featuretap.heads.modules.classification:classification",
+        layers="featuretap.heads.classification:classification_layers",
+        num_classes=7,
+        options={"dropout": choice(0.1, 0.2)},
+    )
+    plugin = type("plugin", (), {"featuretap_heads": staticmethod(_hook([head]))})
+    ours = Registry(plugins=[plugin], discover=False)
+    assert ours.spec("mobilenet_v2", head="pooled").head_options == {"dropout": 0.1}
+    with pytest.raises(OptionError, match=r"^head 'pooled' cannot take dropout=0.3; it is 0.1 or 0.2$"):
+        ours.build("mobilenet_v2", head="pooled", dropout=0.3)
+
+
+def test_a_head_that_contradicts_itself_is_named(registry: Registry) -> None:
+    usual: dict[str, Any] = {"factory": "x:y", "num_classes": 2}
+    with pytest.raises(SpecError, match=r"^head 'odd' reads no taps; correct its HeadSpec$"):
+        HeadSpec("odd", reads=(), **usual)
+    with pytest.raises(SpecError, match=r"^head 'odd' reads more with an option 'aux' that it lacks; correct its"):
+        HeadSpec("odd", reads=("C5",), optional_reads={"aux": ("C3",)}, **usual)
+    head = HeadSpec("odd", reads=("C5",), options={"width": 3}, **usual)
+    plugin = type("plugin", (), {"featuretap_heads": staticmethod(_hook([head]))})
+    with pytest.raises(SpecError) as error:
+        Registry(plugins=[plugin], discover=False).spec("mobilenet_v2", head="odd")
+    assert str(error.value) == "head 'odd' has an option 'width', which 'mobilenet_v2' has too; rename it"
+
+
+def _hook(answer: list[HeadSpec]) -> Any:
+    from featuretap.registry.hookspecs import hookimpl
+
+    def featuretap_heads() -> list[HeadSpec]:
+        return answer
+
+    return hookimpl(featuretap_heads)
+
+
+# --- Adapters -----------------------------------------------------------------------------------------------------
+
+
+def test_a_pyramid_feeds_torchvisions_own_detectors(registry: Registry) -> None:
+    pyramid = registry.build("mobilenet_v3_small", head="fpn", out_channels=32, extra_levels="pool")
+    body = as_torchvision(pyramid)
+    assert body.out_channels == 32
+    assert list(body(torch.rand(1, 3, 64, 64))) == ["0", "1", "2", "3", "pool"]
+    detector = FasterRCNN(body, 3, min_size=64, max_size=96, rpn_post_nms_top_n_train=20)
+    losses = detector(images(1, 64, 96), [{"boxes": torch.tensor([[1.0, 2, 30, 40]]), "labels": torch.tensor([1])}])
+    torch.stack(list(losses.values())).sum().backward()
+    assert pyramid.backbone.stages.C1[0].conv.weight.grad.abs().sum() > 0
+
+
+def test_levels_that_convolutions_add_have_torchvisions_names(registry: Registry) -> None:
+    pyramid = registry.build("mobilenet_v2", head="fpn", taps=("C3", "C4", "C5"), extra_levels="p6p7")
+    assert list(as_torchvision(pyramid)(torch.rand(1, 3, 64, 64))) == ["0", "1", "2", "p6", "p7"]
+
+
+def test_a_backbone_with_one_tap_feeds_torchvisions_own_detectors(registry: Registry) -> None:
+    body = as_torchvision(registry.build("mobilenet_v2", features_only=True, taps=("C5",)))
+    assert body.out_channels == 1280
+    assert list(body(torch.rand(1, 3, 64, 64))) == ["0"]
+
+
+def test_a_detector_becomes_torchvisions_own(registry: Registry) -> None:
+    model = registry.build("mobilenet_v2_050", head="retinanet", num_classes=3, **SMALL["retinanet"]).eval()
+    detector = as_torchvision(model)
+    assert isinstance(detector, RetinaNet)
+    assert not detector.training
+    given = images(1, 64, 96)
+    with torch.inference_mode():
+        for name, tensor in detector(given)[0].items():
+            assert torch.equal(tensor, model(given)[0][name])
+
+
+def test_maps_of_different_channels_are_refused(registry: Registry) -> None:
+    with pytest.raises(OptionError) as error:
+        as_torchvision(registry.build("mobilenet_v2", features_only=True, taps=("C4", "C5")))
+    assert str(error.value) == (
+        "torchvision's detectors read maps of one number of channels, and these have C4: 96, C5: 1280; build the model "
+        "with head='fpn', or with one tap"
+    )
+
+
+def test_models_without_maps_have_no_output_shape(registry: Registry) -> None:
+    with pytest.raises(OptionError) as error:
+        output_shape(registry.build("mobilenet_v2_050"))
+    assert str(error.value) == (
+        "HeadedModel returns no maps; give a backbone (features_only=True) or a model with head='fpn'"
+    )
+
+
+def test_shapes_are_stated_as_detectron2_states_them(registry: Registry) -> None:
+    """Detectron2 reads `.channels` and `.stride` by name, and builds its own FPN from them."""
+    backbone = registry.build("mobilenet_v2", features_only=True, taps=("C3", "C5"))
+    assert output_shape(backbone) == {"C3": ShapeSpec(channels=32, stride=8), "C5": ShapeSpec(channels=1280, stride=32)}
+    pyramid = registry.build("mobilenet_v2", head="fpn", out_channels=64, taps=("C4", "C5"))
+    assert {name: (shape.channels, shape.stride) for name, shape in output_shape(pyramid).items()} == {
+        "P4": (64, 16),
+        "P5": (64, 32),
+    }
+    assert pyramid.taps["P4"] == Tap(64, 16)

@@ -1,0 +1,238 @@
+"""`featuretap plugins doctor`, asked about installed distributions."""
+
+import re
+import subprocess
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from support.distributions import CULPRITS, GOOD, IMPORTS, Distribution, Environment, table, write
+from torch import nn
+
+from featuretap.registry import Registry
+from featuretap.registry.command_line.diagnosis import findings
+from featuretap.registry.hookspecs import hookimpl
+from featuretap.registry.specs import BackboneSpec, HeadSpec
+
+FACTORIES = """
+@hookimpl
+def featuretap_backbones():
+    taps = {{"{address}": Tap(32, 8)}}
+    return [BackboneSpec(name, taps=taps, factory="plugin_{name}:build") for name in {backbones}]
+
+
+def build(spec, *, taps):
+    from torch import nn
+
+    class Network(nn.Module):
+        def __init__(self):
+            super().__init__()
+            # Without padding what is left over of the image is dropped.
+            self.conv = nn.Conv2d(3, 32, 7, 8, 3) if spec.name == "whole" else nn.Conv2d(3, 32, 8, 8)
+
+        def forward(self, images):
+            if spec.name == "leaves":
+                raise SystemExit(0)
+            if spec.name == "breaks":
+                raise RuntimeError("a pipe\\nbroke")
+            return {{"{address}": self.conv(images)}}
+
+    if spec.name == "lacks":
+        raise KeyError("a file")
+    return Network()
+
+
+@hookimpl
+def featuretap_heads():
+    reads = ("{address}",)
+    return [HeadSpec("{name}-head", reads=reads, factory="plugin_{name}:head", outputs="plugin_{name}:outputs")]
+
+
+def outputs(backbone, *, num_classes, height, width):
+    return {{"means": ({means},)}}
+
+
+def head(backbone, *, num_classes):
+    from torch import nn
+
+    class Means(nn.Module):
+        def forward(self, taps):
+            return taps["{address}"].mean((2, 3))
+
+    return Means()
+"""
+
+
+def factories(name: str, address: str, backbones: list[str], means: int) -> Distribution:
+    """A plugin with backbones that are no tables, and a head that returns the means of a map."""
+    return Distribution(IMPORTS + FACTORIES.format(name=name, address=address, backbones=backbones, means=means))
+
+
+PATIENTS = {
+    "tiny": GOOD["tiny"],
+    "own": factories("own", "mine", ["whole"], means=32),
+    "raises": Distribution("def deep():\n    return 1 / 0\n\n\ndeep()\n"),
+    "future": CULPRITS["future"],
+    "torchy": Distribution("import torch\n" + table("torchynet")),
+    "torchy_two": Distribution(table("mobilenet_v2")),
+    "many": factories("many", "C3", ["floors", "leaves", "breaks", "lacks"], means=8),
+}
+
+
+@pytest.fixture(scope="module")
+def ward(tmp_path_factory: pytest.TempPathFactory) -> Environment:
+    """An environment with plugins that are well and plugins that are not."""
+    folder = tmp_path_factory.mktemp("ward")
+    environment = Environment(folder / "environment")
+    environment.install([write(folder, name, distribution) for name, distribution in PATIENTS.items()])
+    return environment
+
+
+def read(ran: subprocess.CompletedProcess[str]) -> list[str]:
+    """Return the lines that were printed, without times and the places of files."""
+    assert ran.stderr == ""
+    timed = re.sub(r" in \d+\.\d ms$", " in T ms", ran.stdout, flags=re.MULTILINE)
+    return re.sub(r'File ".*/(\w+\.py)"', r'File "\1"', timed).splitlines()
+
+
+def test_a_plugin_that_is_well(ward: Environment) -> None:
+    ran = ward.featuretap("plugins", "doctor", "featuretap-tiny")
+    assert ran.returncode == 0
+    assert read(ran) == [
+        "plugin 'tiny' of distribution 'featuretap-tiny'",
+        "  version      1.2",
+        "  entry point  plugin_tiny",
+        "  status       loaded in T ms",
+        "  provides     1 backbone",
+        "  found        no problems",
+    ]
+
+
+@pytest.mark.parametrize("name", ["featuretap-torchy-two", "Featuretap_Torchy.Two", "torchy-two", "torchy_two"])
+def test_it_is_asked_for_by_distribution_or_by_entry_point(ward: Environment, name: str) -> None:
+    ran = ward.featuretap("plugins", "doctor", name, FEATURETAP_PLUGINS="")
+    assert read(ran)[0] == "plugin 'torchy_two' of distribution 'featuretap-torchy-two'"
+
+
+def test_a_plugin_that_failed_is_shown_with_the_traceback_of_its_own_code(ward: Environment) -> None:
+    ran = ward.featuretap("plugins", "doctor", "featuretap-raises")
+    assert ran.returncode == 1
+    assert [line for line in read(ran) if "~" not in line and "^" not in line] == [
+        "plugin 'raises' of distribution 'featuretap-raises'",
+        "  version      1.2",
+        "  entry point  plugin_raises",
+        "  status       failed in T ms",
+        "  problem      ZeroDivisionError: division by zero",
+        "    Traceback (most recent call last):",
+        '      File "plugin_raises.py", line 5, in <module>',
+        "        deep()",
+        '      File "plugin_raises.py", line 2, in deep',
+        "        return 1 / 0",
+        "    ZeroDivisionError: division by zero",
+        '  next         mend that, or switch it off: [plugins] disable = ["featuretap-raises"] in featuretap.toml',
+    ]
+
+
+def test_a_plugin_that_another_featuretap_is_needed_for_has_no_code_to_be_shown(ward: Environment) -> None:
+    ran = ward.featuretap("plugins", "doctor", "featuretap-future")
+    assert ran.returncode == 1
+    assert "Traceback" not in ran.stdout
+    assert "  problem      it needs featuretap>=99, and this is featuretap" in ran.stdout
+
+
+@pytest.mark.parametrize(
+    ("name", "problems"),
+    [
+        (
+            "torchy",
+            [
+                "'plugin_torchy' imports torch when it is imported or answers its hooks, so that every start waits for "
+                "it; name heavy code by an import string, 'package.module:function'"
+            ],
+        ),
+        (
+            "torchy-two",
+            [
+                "'featuretap-torchy-two' claims the backbone 'mobilenet_v2', which is built in and stays; its own is "
+                "'featuretap-torchy-two:mobilenet_v2'"
+            ],
+        ),
+        (
+            "many",
+            [
+                "'featuretap-many:floors' breaks its spec: for a 97x161 image C3 should be (32, 13, 21), got "
+                "(32, 12, 20)",
+                "'featuretap-many:leaves' fails on a 97x161 image (SystemExit: 0)",
+                "'featuretap-many:breaks' fails on a 97x161 image (RuntimeError: a pipe broke)",
+                "backbone 'lacks': 'plugin_many:build' raised KeyError: 'a file'",
+                "head 'featuretap-many:many-head' on 'mobilenet_v3_small' breaks its spec: for a 97x161 image means "
+                "should be (8,), got (24,)",
+            ],
+        ),
+    ],
+)
+def test_every_problem_is_a_line_and_what_ends_the_plugin_does_not_end_the_doctor(
+    ward: Environment, name: str, problems: list[str]
+) -> None:
+    ran = ward.featuretap("plugins", "doctor", f"featuretap-{name}")
+    assert ran.returncode == 1
+    lines = read(ran)
+    assert [line.removeprefix("  problem      ") for line in lines if line.startswith("  problem")] == problems
+    assert lines[-2:] == [
+        f"  found        {'1 problem' if len(problems) == 1 else f'{len(problems)} problems'}",
+        "  next         make module and declaration agree; the classes of featuretap.registry.testing test more",
+    ]
+
+
+def test_a_head_is_tried_on_a_backbone_that_has_what_it_reads(ward: Environment) -> None:
+    ran = ward.featuretap("plugins", "doctor", "featuretap-own")
+    assert (ran.returncode, read(ran)[-2:]) == (
+        0,
+        ["  provides     1 backbone, 1 head", "  found        no problems"],
+    )
+
+
+def test_a_plugin_that_is_switched_off_is_left_alone(ward: Environment) -> None:
+    ran = ward.featuretap("plugins", "doctor", "featuretap-raises", FEATURETAP_PLUGINS="featuretap-tiny")
+    assert (ran.returncode, read(ran)) == (
+        0,
+        [
+            "plugin 'raises' of distribution 'featuretap-raises'",
+            "  version      1.2",
+            "  entry point  plugin_raises",
+            "  status       disabled: switched off by FEATURETAP_PLUGINS or by [plugins] in featuretap.toml",
+        ],
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [
+        ("featuretap-tinny", "; did you mean 'featuretap-tiny'?"),
+        (
+            "x",
+            "; there are featuretap, featuretap-future, featuretap-many, featuretap-own, featuretap-raises, "
+            "featuretap-tiny, featuretap-torchy, featuretap-torchy-two, future, many, own, raises, timm, tiny, "
+            "torchvision, torchy, torchy_two",
+        ),
+    ],
+)
+def test_a_name_that_nobody_has(ward: Environment, name: str, hint: str) -> None:
+    ran = ward.featuretap("plugins", "doctor", name)
+    assert (ran.returncode, ran.stdout) == (2, "")
+    assert ran.stderr == f"featuretap: no plugin and no distribution with one is named {name!r}{hint}\n"
+
+
+def nothing(backbone: BackboneSpec, *, num_classes: int | None) -> nn.Module:
+    return nn.Identity()
+
+
+def leave(backbone: BackboneSpec, **asked: Any) -> Any:
+    raise SystemExit(0)
+
+
+def test_what_no_check_expects_is_a_finding_too() -> None:
+    head = HeadSpec("leaves", ("C5",), f"{__name__}:nothing", outputs=f"{__name__}:leave")
+    module = SimpleNamespace(__name__="leaving", featuretap_heads=hookimpl(lambda: [head]))
+    registry = Registry([module], discover=False)
+    assert "SystemExit: 0" in list(findings(registry.plugins[-1], registry))

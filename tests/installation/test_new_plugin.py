@@ -1,0 +1,87 @@
+"""`featuretap new-plugin`: what it writes is a plugin, and what it may not write, it says."""
+
+import importlib.metadata
+import sys
+import tomllib
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from support import Completed
+from packaging.requirements import Requirement
+
+import featuretap
+from featuretap.registry import Registry
+from featuretap.registry.command_line.new_plugin import files_of
+
+
+@pytest.fixture(autouse=True)
+def inside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["featuretap-my-net", "my_net", "my-net"])
+def test_what_is_written_is_a_plugin(name: str, run: Callable[..., Completed], monkeypatch: pytest.MonkeyPatch) -> None:
+    ran = run("new-plugin", name)
+    assert ran.status == 0
+    assert {f"wrote: {name}/{path}" for path in files_of(name)} <= set(ran.out.splitlines())
+    assert ran.out.splitlines()[-1] == (
+        f"next: pip install -e './{name}[test]' && featuretap show my_net && pytest {name}"
+    )
+    project = tomllib.loads((Path(name) / "pyproject.toml").read_text())["project"]
+    (requirement,) = map(Requirement, project["dependencies"])
+    assert featuretap.__version__ in requirement.specifier
+    ((_, value),) = project["entry-points"]["featuretap"].items()
+    monkeypatch.syspath_prepend(Path(name).resolve())
+    module = importlib.metadata.EntryPoint("x", value, "featuretap").load()
+    registry = Registry([module], discover=False)
+    assert registry.list_backbones("my_net*") == ["my_net", "my_net_050"]
+    assert registry.problems == ()
+    for loaded in [loaded for loaded in sys.modules if loaded.startswith(value.partition(".")[0])]:
+        del sys.modules[loaded]
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("MyNet", "'MyNet' is no name of a distribution; write it like featuretap-tinynet"),
+        ("../net", "'../net' is no name of a distribution; write it like featuretap-tinynet"),
+        ("net--x", "'net--x' is no name of a distribution; write it like featuretap-tinynet"),
+        ("featuretap-2net", "'featuretap-2net' is no name of a distribution; write it like featuretap-tinynet"),
+        ("", "'' is no name of a distribution; write it like featuretap-tinynet"),
+        ("json", "'json' is the name of a module of Python or of featuretap; choose another"),
+        ("class", "'class' is the name of a module of Python or of featuretap; choose another"),
+        ("featuretap", "'featuretap' is the name of a module of Python or of featuretap; choose another"),
+        ("torch", "'torch' is the name of a module that is installed; choose another"),
+        ("mobilenet-v2", "'featuretap' has a backbone 'mobilenet_v2' already; choose another name"),
+        ("featuretap-mobilenetv2", "'featuretap' has a backbone 'mobilenetv2' already; choose another name"),
+    ],
+)
+def test_names_that_cannot_be_are_refused(
+    name: str, message: str, run: Callable[..., Completed], tmp_path: Path
+) -> None:
+    ran = run("new-plugin", name)
+    assert (ran.status, ran.out, ran.err) == (2, "", f"featuretap: {message}\n")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_nothing_that_is_there_is_written_over(run: Callable[..., Completed], tmp_path: Path) -> None:
+    (tmp_path / "mynet").mkdir()
+    (tmp_path / "mynet" / "precious").touch()
+    ran = run("new-plugin", "mynet")
+    assert (ran.status, ran.err) == (
+        2,
+        "featuretap: 'mynet' exists already, and is left as it is; choose another name or folder\n",
+    )
+    assert [path.name for path in (tmp_path / "mynet").iterdir()] == ["precious"]
+
+
+def test_a_folder_that_cannot_be_written_is_named(
+    run: Callable[..., Completed], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_text", full)
+    ran = run("new-plugin", "mynet")
+    assert (ran.status, ran.err) == (2, "featuretap: cannot write into 'mynet': No space left on device\n")

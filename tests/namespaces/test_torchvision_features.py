@@ -1,0 +1,463 @@
+"""The open namespace `torchvision/`: its blocks' outputs as maps, with torchvision's options, weights and cache."""
+
+import copy
+import json
+import os
+import pickle
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from support.oracles import outputs_at, randomised, torchvision_model
+from PIL import Image
+from skimage import data
+from torch import Tensor, nn
+from torchvision.models import MobileNet_V2_Weights, list_models
+
+from featuretap.registry import Registry
+from featuretap.registry.errors import (
+    OptionError,
+    SpecError,
+    UnknownBackboneError,
+    UnknownOptionError,
+    UnknownTapError,
+    UnknownWeightsError,
+    WeightsError,
+)
+from featuretap.registry.preprocessing import Preprocessing
+from featuretap.registry.specs import Tap
+from featuretap.registry.testing import BackboneConformance
+
+ODD = (95, 130)
+
+# Network → level → the module of torchvision's network whose output it is, written by hand from its printed modules.
+MODULES = {
+    "resnet18": {"C1": "relu", "C2": "layer1", "C3": "layer2", "C4": "layer3", "C5": "layer4"},
+    "mobilenet_v2": {
+        "C1": "features.1",
+        "C2": "features.3",
+        "C3": "features.6",
+        "C4": "features.13",
+        "C5": "features.18",
+    },
+    "mobilenet_v3_small": {
+        "C1": "features.0",
+        "C2": "features.1",
+        "C3": "features.3",
+        "C4": "features.8",
+        "C5": "features.12",
+    },
+    "efficientnet_b0": {
+        "C1": "features.1",
+        "C2": "features.2",
+        "C3": "features.3",
+        "C4": "features.5",
+        "C5": "features.8",
+    },
+    "mnasnet0_5": {"C1": "layers.7", "C2": "layers.8", "C3": "layers.9", "C4": "layers.11", "C5": "layers.16"},
+    "regnet_x_400mf": {
+        "C1": "stem",
+        "C2": "trunk_output.block1",
+        "C3": "trunk_output.block2",
+        "C4": "trunk_output.block3",
+        "C5": "trunk_output.block4",
+    },
+    "shufflenet_v2_x0_5": {"C1": "conv1", "C2": "maxpool", "C3": "stage2", "C4": "stage3", "C5": "conv5"},
+    "densenet121": {
+        "C1": "features.relu0",
+        "C2": "features.denseblock1",
+        "C3": "features.denseblock2",
+        "C4": "features.denseblock3",
+        "C5": "features.norm5",
+    },
+    "googlenet": {
+        "C1": "conv1",
+        "C2": "conv3",
+        "C3": "inception3b",
+        "C4": "inception4e",
+        "C5": "inception5b",
+    },
+    "convnext_tiny": {"C2": "features.1", "C3": "features.3", "C4": "features.5", "C5": "features.7"},
+}
+
+
+def pair(registry: Registry, name: str, **asked: Any) -> tuple[nn.Module, nn.Module]:
+    """Return our backbone and torchvision's whole network, with the same weights in double precision."""
+    own = {"init_weights": False} if name == "googlenet" else {}
+    whole = randomised(torchvision_model(name, **own))
+    backbone = registry.build(f"torchvision/{name}", features_only=True, **asked).double().eval()
+    state = whole.state_dict()
+    backbone.network.load_state_dict({key: state[key] for key in backbone.network.state_dict()})
+    return backbone, whole
+
+
+@torch.no_grad()
+def maps_of(backbone: nn.Module, images: Tensor) -> dict[str, Tensor]:
+    maps: dict[str, Tensor] = backbone(images)
+    return maps
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_maps_are_the_outputs_of_torchvisions_modules_whatever_the_order(registry: Registry, name: str) -> None:
+    modules = MODULES[name]
+    addresses = tuple(sorted(modules, reverse=True))
+    backbone, whole = pair(registry, name, taps=addresses)
+    images = torch.randn(1, 3, *ODD, dtype=torch.float64)
+    expected, _ = outputs_at(whole, modules.values(), images)
+    maps = maps_of(backbone, images)
+    assert tuple(maps) == tuple(backbone.taps) == addresses
+    for address, path in modules.items():
+        torch.testing.assert_close(maps[address], expected[path])
+        assert maps[address].shape[1:] == backbone.taps[address].shape(*ODD)
+
+
+def test_levels_of_vgg_are_what_its_blocks_put_out_before_pooling(registry: Registry) -> None:
+    taps = ("C1", "C2", "C3", "C4", "C5")
+    backbone = registry.build("torchvision/vgg11", features_only=True).eval()
+    assert list(backbone.taps.values()) == [
+        Tap(128, 2, "floor"),
+        Tap(256, 4, "floor"),
+        Tap(512, 8, "floor"),
+        Tap(512, 16, "floor"),
+        Tap(512, 32, "floor"),
+    ]
+    images = torch.randn(1, 3, *ODD)
+    layers = backbone.network.features
+    with torch.no_grad():
+        values, expected = images, {}
+        for index, name in enumerate(dict(layers.named_children())):
+            values = layers.get_submodule(name)(values)
+            expected[index] = values.clone()
+    for address, index in zip(taps, (4, 9, 14, 19, 20), strict=True):
+        torch.testing.assert_close(maps_of(backbone, images)[address], expected[index])
+
+
+def test_maps_whose_channels_come_last_are_turned(registry: Registry) -> None:
+    backbone, whole = pair(registry, "swin_t")
+    images = torch.randn(1, 3, 65, 96, dtype=torch.float64)
+    modules = {"C2": "features.1", "C3": "features.3", "C4": "features.5", "C5": "norm"}
+    expected, _ = outputs_at(whole, modules.values(), images)
+    maps = maps_of(backbone, images)
+    assert {
+        address: tuple(values.shape[1:]) for address, values in maps.items()
+    } == backbone.description.backbone.tap_shapes(65, 96)
+    for address, path in modules.items():
+        torch.testing.assert_close(maps[address], expected[path].movedim(-1, 1))
+
+
+def test_a_network_for_one_size_of_images_has_its_maps_at_that_size(registry: Registry) -> None:
+    spec = registry.spec("torchvision/maxvit_t", features_only=True)
+    assert [tap.stride for tap in spec.taps.values()] == [2, 4, 8, 16, 32]
+    with torch.device("meta"):
+        maps = registry.build("torchvision/maxvit_t", features_only=True).eval()(torch.empty(1, 3, 224, 224))
+    assert {address: tuple(values.shape[1:]) for address, values in maps.items()} == spec.tap_shapes(224, 224)
+
+
+@pytest.mark.parametrize(
+    ("name", "roundings"),
+    [
+        ("resnet18", ["ceil"] * 5),
+        ("vgg11", ["floor"] * 5),
+        ("googlenet", ["ceil", 1, 1, 1, 17]),
+    ],
+)
+def test_it_is_known_before_how_sizes_are_rounded(registry: Registry, name: str, roundings: list[Any]) -> None:
+    spec = registry.spec(f"torchvision/{name}", features_only=True)
+    assert [tap.rounding for tap in spec.taps.values()] == roundings
+    with torch.device("meta"):
+        backbone = registry.build(f"torchvision/{name}", features_only=True).eval()
+        for height, width in zip(range(64, 80), range(81, 97), strict=True):
+            maps = backbone(torch.empty(1, 3, height, width))
+            shapes = {address: tuple(values.shape[1:]) for address, values in maps.items()}
+            assert shapes == spec.tap_shapes(height, width)
+
+
+def test_layers_behind_the_last_tap_are_not_built(registry: Registry) -> None:
+    cut = registry.build("torchvision/resnet18", features_only=True, taps=("C3",))
+    whole = torchvision_model("resnet18")
+    up_to_c3 = (whole.conv1, whole.bn1, whole.layer1, whole.layer2)
+    expected = sum(parameter.numel() for part in up_to_c3 for parameter in part.parameters())
+    assert sum(parameter.numel() for parameter in cut.parameters()) == expected
+    assert registry.spec("torchvision/resnet18", features_only=True, taps=("C3",)).parameters == expected
+
+
+@pytest.mark.parametrize("name", ["resnet18", "regnet_x_400mf", "googlenet"])
+def test_counts_are_those_of_the_built_module(registry: Registry, name: str) -> None:
+    spec = registry.spec(f"torchvision/{name}", features_only=True)
+    backbone = registry.build(f"torchvision/{name}", features_only=True)
+    assert spec.parameters == sum(parameter.numel() for parameter in backbone.parameters())
+
+
+@pytest.mark.parametrize(
+    ("dilation", "strides"),
+    [([False, False, True], [2, 4, 8, 16, 16]), ([False, True, True], [2, 4, 8, 8, 8])],
+)
+def test_dilation_changes_strides_and_no_address(registry: Registry, dilation: list[bool], strides: list[int]) -> None:
+    asked = {"features_only": True, "replace_stride_with_dilation": dilation}
+    spec = registry.spec("torchvision/resnet50", **asked)
+    assert list(spec.taps) == ["C1", "C2", "C3", "C4", "C5"]
+    assert [tap.stride for tap in spec.taps.values()] == strides
+    backbone = registry.build("torchvision/resnet50", **asked).eval()
+    theirs = torchvision_model("resnet50", replace_stride_with_dilation=dilation).eval()
+    theirs.load_state_dict(backbone.network.state_dict(), strict=False)
+    images = torch.randn(1, 3, *ODD)
+    expected, _ = outputs_at(theirs, MODULES["resnet18"].values(), images)
+    maps = maps_of(backbone, images)
+    assert {address: tuple(values.shape[1:]) for address, values in maps.items()} == spec.tap_shapes(*ODD)
+    for address, values in maps.items():
+        torch.testing.assert_close(values, expected[MODULES["resnet18"][address]])
+
+
+def test_options_are_passed_as_torchvision_spells_them(registry: Registry) -> None:
+    spec = registry.spec("torchvision/mobilenet_v2", features_only=True, width_mult=0.5)
+    assert [tap.channels for tap in spec.taps.values()] == [8, 16, 16, 48, 1280]
+    backbone = registry.build("torchvision/mobilenet_v2", features_only=True, width_mult=0.5)
+    assert spec.parameters == sum(parameter.numel() for parameter in backbone.parameters())
+    assert backbone.description.options == {"width_mult": 0.5}
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "error", "message"),
+    [
+        (
+            "mobilenet_v2",
+            {"width": 0.5},
+            UnknownOptionError,
+            "'torchvision/mobilenet_v2' takes no option 'width'; did you mean 'width_mult'? Options: freeze, fr",
+        ),
+        (
+            "resnet18",
+            {"replace_strides_with_dilation": [False, False, True]},
+            UnknownOptionError,
+            "'torchvision/resnet18' takes no option 'replace_strides_with_dilation'; did you mean "
+            "'replace_stride_with_dilation'? Options: ",
+        ),
+        (
+            "resnet18",
+            {"replace_stride_with_dilation": [False, False, True]},
+            OptionError,
+            "torchvision cannot build 'resnet18' with replace_stride_with_dilation=[False, False, True] "
+            "(NotImplementedError: Dilation > 1 not supported in BasicBlock)",
+        ),
+        ("resnet18", {"groups": 2}, OptionError, "torchvision cannot build 'resnet18' with groups=2 (ValueError: "),
+    ],
+)
+def test_what_torchvision_cannot_build_is_said(
+    registry: Registry, name: str, options: dict[str, Any], error: type[Exception], message: str
+) -> None:
+    for ask in (registry.spec, registry.build):
+        with pytest.raises(error) as raised:
+            ask(f"torchvision/{name}", features_only=True, **options)
+        assert str(raised.value).startswith(message)
+
+
+WITHOUT = "has no feature maps: no two of its blocks put out an image's size divided by 2, 4, 8, 16 or 32"
+
+
+@pytest.mark.parametrize(
+    ("name", "error", "message"),
+    [
+        (
+            "resnet17",
+            UnknownBackboneError,
+            "torchvision has no classifier 'resnet17'; did you mean 'torchvision/resnet18'?",
+        ),
+        ("zz", UnknownBackboneError, "torchvision has no classifier 'zz'; featuretap list 'torchvision/*' names them"),
+        (
+            "fcn_resnet50",
+            UnknownBackboneError,
+            "torchvision has no classifier 'fcn_resnet50'; did you mean 'torchvision/resnet50'?",
+        ),
+        ("alexnet", SpecError, f"torchvision's 'alexnet' {WITHOUT}"),
+        ("inception_v3", SpecError, f"torchvision's 'inception_v3' {WITHOUT}"),
+        ("vit_b_16", SpecError, f"torchvision's 'vit_b_16' {WITHOUT}"),
+    ],
+)
+def test_names_that_lead_nowhere_say_what_there_is(
+    registry: Registry, name: str, error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error) as raised:
+        registry.build(f"torchvision/{name}", features_only=True)
+    assert str(raised.value) == message
+
+
+def test_an_unknown_tap_is_named_with_those_there_are(registry: Registry) -> None:
+    with pytest.raises(UnknownTapError) as error:
+        registry.build("torchvision/convnext_tiny", features_only=True, taps=("C1",))
+    assert str(error.value) == "'torchvision/convnext_tiny' has no tap 'C1'. Its taps: C2, C3, C4, C5"
+
+
+@pytest.fixture
+def cache() -> Path:
+    """The folder that torch.hub, and so torchvision, keeps its downloads in."""
+    folder = Path(os.environ["TORCH_HOME"]) / "hub" / "checkpoints"
+    folder.mkdir(parents=True)
+    return folder
+
+
+def test_official_weights_make_the_maps_of_our_own_network(
+    registry: Registry, cache: Path, official_weights: Path
+) -> None:
+    shutil.copy(official_weights, cache / "mobilenet_v2-b0353104.pth")
+    theirs = registry.build("torchvision/mobilenet_v2", features_only=True, pretrained="IMAGENET1K_V1").eval()
+    ours = registry.build("mobilenet_v2", features_only=True, pretrained="imagenet1k_v1").eval()
+    picture = Image.fromarray(data.chelsea())
+    prepared = registry.transforms(theirs)(picture)
+    torch.testing.assert_close(prepared, MobileNet_V2_Weights.IMAGENET1K_V1.transforms()(picture))
+    found, expected = maps_of(theirs, prepared[None]), maps_of(ours, prepared[None])
+    assert list(found) == list(expected) == ["C1", "C2", "C3", "C4", "C5"]
+    for level, values in expected.items():
+        torch.testing.assert_close(found[level], values, rtol=1e-4, atol=1e-4)
+    assert theirs.description.weights == "torchvision/mobilenet_v2.IMAGENET1K_V1"
+    assert theirs.description.preprocessing == ours.description.preprocessing
+
+
+def test_the_default_weights_are_torchvisions(registry: Registry, cache: Path) -> None:
+    whole = torchvision_model("mobilenet_v2")
+    torch.save(whole.state_dict(), cache / "mobilenet_v2-7ebf99e0.pth")
+    backbone = registry.build("torchvision/mobilenet_v2", features_only=True, pretrained=True)
+    assert torch.equal(next(backbone.parameters()), next(whole.parameters()))
+    assert backbone.description.weights == "torchvision/mobilenet_v2.IMAGENET1K_V2"
+    mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+    assert backbone.description.preprocessing == Preprocessing(232, 224, mean, std, "bilinear")
+
+
+def test_weights_that_cannot_be_had_say_what_to_do(registry: Registry, cache: Path) -> None:
+    asked = {"features_only": True, "pretrained": "IMAGENET1K_V1"}
+    by_hand = (
+        f"put https://download.pytorch.org/models/mobilenet_v2-b0353104.pth at {cache / 'mobilenet_v2-b0353104.pth'}"
+    )
+    with pytest.raises(WeightsError) as error:
+        registry.build("torchvision/mobilenet_v2", **asked)
+    assert str(error.value) == (
+        "'torchvision/mobilenet_v2.IMAGENET1K_V1' is not on this machine, and FEATURETAP_OFFLINE forbids downloads; "
+        f"{by_hand}"
+    )
+    torch.save(torchvision_model("mobilenet_v3_small").state_dict(), cache / "mobilenet_v2-b0353104.pth")
+    with pytest.raises(WeightsError) as error:
+        registry.build("torchvision/mobilenet_v2", **asked)
+    assert str(error.value).startswith("torchvision cannot fill 'mobilenet_v2' with IMAGENET1K_V1: Error(s) in loading")
+    assert str(error.value).endswith(f"; {by_hand}")
+
+
+def test_unknown_weights_are_named_with_those_there_are(registry: Registry) -> None:
+    with pytest.raises(UnknownWeightsError) as error:
+        registry.build("torchvision/mobilenet_v2", features_only=True, pretrained="IMAGENET1K_V3")
+    assert str(error.value) == (
+        "'torchvision/mobilenet_v2' has no weights 'IMAGENET1K_V3'; did you mean 'IMAGENET1K_V2'? its tags are "
+        "IMAGENET1K_V2, IMAGENET1K_V1"
+    )
+
+
+@pytest.mark.parametrize(
+    ("head", "asked"),
+    [
+        ("classification", {"num_classes": 5}),
+        ("fpn", {"out_channels": 32}),
+        ("lraspp", {"num_classes": 3}),
+        ("faster_rcnn", {"num_classes": 4, "out_channels": 32, "min_size": 64, "max_size": 96}),
+    ],
+)
+def test_heads_stand_on_them_forwards_and_backwards(
+    registry: Registry, tmp_path: Path, head: str, asked: dict[str, Any]
+) -> None:
+    spec = registry.spec("torchvision/resnet18", head=head, **asked)
+    model = registry.build("torchvision/resnet18", head=head, **asked)
+    assert spec.parameters == sum(parameter.numel() for parameter in model.parameters())
+    images = torch.randn(2, 3, 64, 96)
+    if head == "faster_rcnn":
+        targets = [{"boxes": torch.tensor([[8.0, 8, 40, 40]]), "labels": torch.tensor([1])}] * 2
+        loss = sum(model(list(images.sigmoid()), targets).values())
+    else:
+        out = model(images)
+        values = out if isinstance(out, Tensor) else torch.cat([each.flatten() for each in out.values()])
+        loss = values.square().mean()
+    loss.backward()
+    assert {name for name, parameter in model.named_parameters() if parameter.grad is None} == set()
+    loaded = registry.load(registry.save(model, tmp_path / "model.safetensors"))
+    assert all(torch.equal(value, loaded.state_dict()[key]) for key, value in model.state_dict().items())
+
+
+def test_what_is_frozen_does_not_train(registry: Registry) -> None:
+    backbone = registry.build("torchvision/resnet18", features_only=True, freeze="C2", freeze_norm=True).train()
+    frozen = {name for name, parameter in backbone.named_parameters() if not parameter.requires_grad}
+    up_to_c2 = {name for name, _ in backbone.named_parameters() if name.split(".")[1] in ("conv1", "bn1", "layer1")}
+    norms = {
+        f"{path}.{kind}"
+        for path, module in backbone.named_modules()
+        if isinstance(module, nn.BatchNorm2d)
+        for kind in ("weight", "bias")
+    }
+    assert frozen == up_to_c2 | norms
+    before = {key: value.clone() for key, value in backbone.state_dict().items() if "running" in key}
+    backbone(torch.randn(2, 3, 64, 64))["C5"].mean().backward()
+    assert all(torch.equal(value, backbone.state_dict()[key]) for key, value in before.items())
+
+
+def test_a_backbone_with_options_is_saved_and_loaded(registry: Registry, tmp_path: Path) -> None:
+    asked = {"replace_stride_with_dilation": [False, False, True], "taps": ("C5", "C2"), "freeze": "C1"}
+    backbone = registry.build("torchvision/resnet50", features_only=True, **asked).eval()
+    loaded = registry.load(registry.save(backbone, tmp_path / "x.safetensors")).eval()
+    images = torch.randn(1, 3, 64, 64)
+    found, expected = maps_of(loaded, images), maps_of(backbone, images)
+    assert list(found) == list(expected) == ["C5", "C2"]
+    assert all(torch.equal(values, found[address]) for address, values in expected.items())
+    assert loaded.taps == backbone.taps == {"C5": Tap(2048, 16), "C2": Tap(256, 4)}
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_a_copy_is_in_the_mode_of_its_original(registry: Registry, training: bool) -> None:
+    backbone = registry.build("torchvision/mobilenet_v3_small", features_only=True).train(training)
+    for made in (copy.deepcopy(backbone), pickle.loads(pickle.dumps(backbone))):
+        assert {module.training for module in made.modules()} == {training}
+        images = torch.randn(2, 3, 64, 64)
+        found, expected = maps_of(made, images), maps_of(backbone, images)
+        assert all(torch.equal(values, found[address]) for address, values in expected.items())
+
+
+LISTING = """
+import sys
+from featuretap import registry
+names = registry.list_backbones()
+print([name for name in names if "/" in name], "torch" in sys.modules, "torchvision" in sys.modules)
+"""
+
+
+def test_they_are_not_listed_unless_asked_for_and_nothing_is_imported() -> None:
+    ran = subprocess.run([sys.executable, "-c", LISTING], capture_output=True, text=True)
+    assert ran.stdout == "[] False False\n", ran.stderr
+
+
+def test_they_are_listed_where_they_are_asked_for(registry: Registry) -> None:
+    names = registry.list_backbones("torchvision/*")
+    assert {"torchvision/resnet18", "torchvision/swin_t"} <= set(names)
+    assert not [name for name in names if "rcnn" in name or "fcn" in name or "r3d" in name]
+    assert registry.list_backbones("torchvision/resnet*") == sorted(
+        f"torchvision/{name}" for name in list_models(include="resnet*")
+    )
+
+
+def test_the_command_line_lists_and_shows_them(run: Callable[..., Any]) -> None:
+    assert "torchvision/resnet18" in run("list", "torchvision/resnet1*").out.split()
+    facts = json.loads(run("show", "torchvision/resnet18", "--json").out)
+    assert facts["taps"]["C5"]["shape"] == [512, 7, 7]
+    assert facts["backbone"]["parameters"] == 11_176_512
+    assert facts["weights"] == ["IMAGENET1K_V1"]
+
+
+def test_a_users_variant_of_them_is_built(configured: Callable[[str], Registry]) -> None:
+    own = configured('[backbones.half]\nbase = "torchvision/mobilenet_v2"\noptions = { width_mult = 0.5 }\n')
+    assert "half" in own.list_backbones()
+    backbone = own.build("half", features_only=True)
+    assert backbone.taps["C4"] == own.spec("half", features_only=True).taps["C4"] == Tap(48, 16)
+    assert backbone(torch.randn(2, 3, 64, 64))["C4"].shape == (2, 48, 4, 4)
+
+
+class TestTorchvision(BackboneConformance):
+    plugin = "featuretap.plugins.torchvision"
+    backbones = ("torchvision/resnet18", "torchvision/mobilenet_v3_small")

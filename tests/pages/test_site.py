@@ -1,0 +1,108 @@
+"""The whole site, built as `make docs` builds it: no warning, no dead link, no request to anybody else."""
+
+import os
+import re
+import subprocess
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+from support import browser as browsers
+import pytest
+from support import ROOT
+from filelock import FileLock
+
+LOADED = {("script", "src"), ("img", "src"), ("link", "href"), ("iframe", "src"), ("source", "src")}
+
+
+class Page(HTMLParser):
+    """What a page links to, what it loads, and what of it can be linked to."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.links: list[str] = []
+        self.loaded: list[str] = []
+        self.anchors = {""}
+        self.feed(path.read_text())
+
+    def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+        for name, value in attributes:
+            if name in ("id", "name") and value:
+                self.anchors.add(value)
+            if (tag, name) in LOADED and value:
+                self.loaded.append(value)
+            if (tag, name) == ("a", "href") and value:
+                self.links.append(value)
+
+
+@pytest.fixture(scope="session")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Built once for all processes of the tests."""
+    temporary = tmp_path_factory.getbasetemp()
+    folder = (temporary.parent if "PYTEST_XDIST_WORKER" in os.environ else temporary) / "whole-site"
+    with FileLock(f"{folder}.lock"):
+        if not folder.exists():
+            built = subprocess.run(
+                [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", f"{folder}-begun"],
+                cwd=ROOT,
+                env={**os.environ, "NO_MKDOCS_2_WARNING": "1", "PYTHONWARNINGS": "error"},
+                capture_output=True,
+                text=True,
+                check=False,
+            )
+            assert (built.returncode, built.stdout, built.stderr) == (0, "", "")
+            Path(f"{folder}-begun").rename(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def pages(site: Path) -> dict[Path, Page]:
+    return {path.resolve(): Page(path) for path in site.rglob("*.html") if path.name != "404.html"}
+
+
+def test_every_page_of_the_documents_is_there(pages: dict[Path, Page], site: Path) -> None:
+    names = {str(path.relative_to(site.resolve())) for path in pages}
+    written = {str(path.relative_to(ROOT / "docs").with_suffix(".html")) for path in (ROOT / "docs").rglob("*.md")}
+    beside = {"changes.html", "contributing.html", "releasing.html", "results.html", "examples.html", "zoo.html"}
+    assert names == written | beside | {"example-plugin.html"}
+
+
+def test_every_link_leads_to_a_page_and_a_place_in_it(pages: dict[Path, Page]) -> None:
+    dead = []
+    for path, page in pages.items():
+        for link in page.links:
+            parts = urlsplit(link)
+            if parts.scheme:
+                continue
+            target = (path.parent / unquote(parts.path)).resolve() if parts.path else path
+            found = pages.get(target)
+            if not target.exists() or (found and unquote(parts.fragment) not in found.anchors):
+                dead.append(f"{path.name}: {link}")
+    assert dead == []
+
+
+def test_nothing_is_loaded_from_elsewhere(pages: dict[Path, Page], site: Path) -> None:
+    assert [link for page in pages.values() for link in page.loaded if urlsplit(link).scheme or link[:2] == "//"] == []
+    styles = [path.read_text() for path in site.rglob("*.css")]
+    assert [link for text in styles for link in re.findall(r"url\((?:https?:)?//[^)]+", text)] == []
+
+
+def test_every_page_opens_without_a_word_in_the_console(pages: dict[Path, Page], site: Path) -> None:
+    with browsers.served(site) as address, browsers.launched() as browser:
+        for path in sorted(pages):
+            name = path.relative_to(site.resolve())
+            with browsers.visited(browser, f"{address}/{name}", viewport={"width": 360, "height": 740}) as visit:
+                visit.page.wait_for_load_state("networkidle")
+                assert visit.said == [], name
+                assert {urlsplit(asked).netloc for asked in visit.asked} == {urlsplit(address).netloc}
+                overflow = "document.documentElement.scrollWidth - document.documentElement.clientWidth"
+                assert visit.page.evaluate(overflow) == 0, f"{name} is wider than a phone"
+
+
+def test_the_reference_has_every_function_of_the_registry(pages: dict[Path, Page], site: Path) -> None:
+    from featuretap import registry
+
+    anchors = pages[(site / "reference" / "registry.html").resolve()].anchors
+    functions = {name for name in registry.__all__ if name.islower()} - {"default"}
+    assert functions <= {anchor.rpartition(".")[2] for anchor in anchors if anchor.startswith("featuretap.registry.")}

@@ -1,0 +1,82 @@
+"""The rows of the zoo against the registry and what publishers state."""
+
+import pytest
+from support.zoo_site import EVIL, Site, site
+
+from docs.builder import zoo
+from docs.builder.zoo_rows import TORCHVISION, Row
+from featuretap.registry import Registry
+
+__all__ = ["site"]
+
+
+def test_every_backbone_and_all_published_weights_of_ours_have_a_row(site: Site, registry: Registry) -> None:
+    keys = [row.key for row in site.rows]
+    assert len(keys) == len(set(keys))
+    assert {row.name for row in site.rows} == {*registry.list_backbones(), *TORCHVISION}
+    assert {row.key for row in site.rows if row.tag and row.plugin == "featuretap"} == set(registry.list_weights())
+    assert {row.plugin for row in site.rows} == {"featuretap", "torchvision"}
+
+
+def test_a_row_has_the_published_numbers(site: Site) -> None:
+    row = next(row for row in site.rows if row.key == "mobilenet_v2.imagenet1k_v1")
+    assert (row.parameters, row.macs, row.channels) == (3_504_872, 300_774_272, (16, 24, 32, 96, 1280))
+    assert (row.accuracy, row.measure, row.licence, row.crop) == (71.878, "top-1", "BSD-3-Clause", 224)
+    assert (row.family, row.megabytes) == ("mobilenet_v2", 14.2)
+
+
+def test_a_detector_has_its_own_measure_and_its_own_parameters(site: Site) -> None:
+    row = next(row for row in site.rows if row.tag == "ssdlite320_coco_v1")
+    assert (row.parameters, row.macs, row.channels[-1]) == (3_440_060, None, 480)
+    assert (row.accuracy, row.measure, row.top_1) == (21.3, "box AP", None)
+
+
+def test_each_line_builds_what_its_row_says(site: Site, registry: Registry) -> None:
+    class Described:
+        build = staticmethod(registry.spec)
+
+    for row in site.rows:
+        spec = eval(row.line, {"registry": Described})
+        if row.plugin == "featuretap":
+            assert spec.parameters == row.parameters, row.line
+        else:
+            assert tuple(tap.channels for tap in spec.taps.values()) == row.channels, row.line
+
+
+def test_torchvision_counts_its_classifiers_as_we_do(site: Site) -> None:
+    from torchvision.models import get_model_weights
+
+    theirs = [row for row in site.rows if row.plugin == "torchvision"]
+    assert len(theirs) >= len(TORCHVISION)
+    for row in theirs:
+        stated = get_model_weights(row.name.partition("/")[2])[row.tag].meta
+        assert row.parameters == stated["num_params"], row.name
+        assert round((row.measured_macs or 0) / 1e9, 3) == stated["_ops"], row.name
+
+
+def test_multiply_adds_of_the_scatter_are_those_of_the_crop(site: Site, registry: Registry) -> None:
+    row = next(row for row in site.made if row.name == EVIL)
+    assert row.macs is not None
+    assert row.measured_macs is not None
+    assert row.measured_macs > row.macs * 1.25
+
+
+def test_a_backbone_without_c5_is_described_without_a_classifier(site: Site) -> None:
+    row = next(row for row in site.made if row.name == "stub")
+    assert row.channels == (8, 16, None, None, None)
+    # Two convolutions of 3×3 and their batch norms.
+    assert row.parameters == 3 * 8 * 9 + 16 + 8 * 16 * 9 + 32
+
+
+@pytest.mark.parametrize(
+    ("name", "family"),
+    [("mobilenet_v3_large_075", "mobilenet_v3"), ("torchvision/resnet18", "resnet"), ("<b>", "<b>"), ("Net2", "net")],
+)
+def test_a_family_is_the_letters_and_the_version_that_a_name_begins_with(name: str, family: str) -> None:
+    assert Row(name, "", 0, 0, (), "").family == family
+
+
+def test_a_page_without_accuracies_has_no_scatter() -> None:
+    text = zoo.page([Row("net", "plugin", 10, 10, (None,) * 5, 'registry.build("net")')])
+    assert "<table" in text
+    assert "<figure" not in text

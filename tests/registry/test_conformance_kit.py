@@ -1,0 +1,256 @@
+"""The conformance kit as somebody else uses it: pytest, in a process of its own, on files of one class each."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from support.distributions import IMPORTS, TABLE, table
+
+from featuretap.registry.errors import SpecError
+from featuretap.registry.torch_free import check_torch_free
+
+HEADED = """
+@hookimpl
+def featuretap_heads():
+    return [HeadSpec("means", ("C2",), "headed:means", outputs="headed:outputs")]
+
+def outputs(backbone, *, num_classes, height, width):
+    return {"out": (backbone.taps["C2"].channels,)}
+
+def means(backbone, *, num_classes):
+    from torch import nn
+
+    class Means(nn.Module):
+        def forward(self, taps):
+            return taps["C2"].mean((2, 3))
+
+    return Means()
+"""
+
+FLOORS = """
+@hookimpl
+def featuretap_backbones():
+    return [BackboneSpec("floors", taps={"C3": Tap(32, 8), "C4": Tap(8, 16)}, factory="floors:build")]
+
+def build(spec, *, taps):
+    from torch import nn
+
+    class Network(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.patches = nn.Conv2d(3, 32, 8, 8)
+            self.conv = nn.Conv2d(32, 8, 3, 2, 1) if "C4" in taps else None
+
+        def forward(self, images):
+            maps = {"C3": self.patches(images)}
+            if self.conv is not None:
+                maps["C4"] = self.conv(maps["C3"])
+            return {address: maps[address] for address in taps}
+
+    return Network()
+"""
+
+PLUGINS = {
+    "tiny": table("tinynet"),
+    "headed": IMPORTS + HEADED,
+    "floors": IMPORTS + FLOORS,
+    "shadows": table("mobilenet_v2"),
+    "raises": "def deep():\n    return 1 / 0\n\n\ndeep()\n",
+    "exits": "raise SystemExit(0)",
+    "hook_raises": IMPORTS + "@hookimpl\ndef featuretap_backbones():\n    raise KeyError('deep')",
+    "in_object": f"{IMPORTS}class Plugin:\n    __name__ = 'in_object'\n"
+    + TABLE.format(name="objectnet").replace("\n", "\n    ").replace("backbones()", "backbones(self)")
+    + "\n\nplugin = Plugin()\n",
+    "torchy": "import torch\n" + table("torchynet"),
+    "late": IMPORTS + "@hookimpl\ndef featuretap_backbones():\n    import torch\n    return []",
+}
+"""Module → its code."""
+
+CLASS = """from featuretap.registry.testing import {kit}
+
+
+class TestMine({kit}):
+    {body}
+"""
+ISOLATED = """from featuretap.registry import Registry
+from featuretap.registry.testing import isolated_registry
+
+
+def test_nothing_is_discovered(isolated_registry):
+    assert isolated_registry.list_plugins() == ["featuretap"]
+    assert isolated_registry.list_backbones("*net") == []
+    assert "here" in Registry().list_plugins()
+"""
+
+
+def file_of(plugin: str, kit: str = "BackboneConformance", more: str = "") -> str:
+    return CLASS.format(kit=kit, body=f'plugin = "{plugin}"{more}')
+
+
+FILES = {
+    "tiny": file_of("tiny"),
+    "headed": file_of("headed", "HeadConformance", '\n    scripts = False\n    options = {"means": {"width": 0.5}}'),
+    "object": file_of("in_object:plugin"),
+    "floors": file_of("floors", more="\n    scripts = False"),
+    "shadows": file_of("shadows", more='\n    backbones = ["mobilenet_v2"]'),
+    "raises": file_of("raises"),
+    "exits": file_of("exits"),
+    "hook_raises": file_of("hook_raises"),
+    "nowhere": file_of("nowhere"),
+    "no_heads": file_of("tiny", "HeadConformance"),
+    "unsaid": CLASS.format(kit="BackboneConformance", body="pass"),
+    "isolated": ISOLATED,
+}
+"""What test files are called → their text."""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of plugins that are not installed, of their tests, and of the metadata of one that is."""
+    folder = tmp_path_factory.mktemp("theirs")
+    for module, code in PLUGINS.items():
+        (folder / f"{module}.py").write_text(code)
+    for name, text in FILES.items():
+        (folder / f"test_{name}.py").write_text(text)
+    metadata = folder / "here-1.0.dist-info"
+    metadata.mkdir()
+    (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: here\nVersion: 1.0\n")
+    (metadata / "entry_points.txt").write_text("[featuretap]\nhere = tiny\n")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def said(folder: Path) -> str:
+    """What pytest prints of all files, warnings being errors."""
+    flags = ["-W", "error", "-p", "no:cacheprovider", "--continue-on-collection-errors", "-rA", "--color=no"]
+    ran = subprocess.run(
+        [sys.executable, "-m", "pytest", *flags], cwd=folder, capture_output=True, text=True, check=False
+    )
+    assert ran.returncode == 1, ran.stdout
+    return ran.stdout
+
+
+def outcomes(said: str, name: str) -> dict[str, set[str]]:
+    """Return outcome → what had it, in a file of tests."""
+    found: dict[str, set[str]] = {}
+    for outcome, what in re.findall(rf"^(PASSED|FAILED|ERROR|SKIPPED) test_{name}\.py(\S*)", said, flags=re.MULTILINE):
+        found.setdefault(outcome, set()).add(what.removeprefix("::TestMine").removeprefix("::"))
+    return found
+
+
+def report(said: str, heading: str) -> list[str]:
+    """Return the lines that pytest prints of one failure."""
+    (_, _, rest) = said.partition(f" {heading} __")
+    lines = re.split(r"\n(?:_{3,}|={3,}) ", rest)[0].splitlines()[1:]
+    return [line for line in lines if "^" not in line and "~" not in line]
+
+
+BACKBONE_TESTS = {
+    "test_maps_have_the_declared_shapes",
+    "test_counts_are_the_declared_ones",
+    "test_declarations_hold_with_other_options",
+    "test_a_map_is_the_same_alone_and_among_others",
+    "test_evaluation_depends_on_the_image_alone",
+    "test_everything_learns",
+    "test_what_is_frozen_stays",
+    "test_a_bare_backbone_has_a_subset_of_the_models_tensors",
+    "test_files_and_copies_are_the_same",
+    "test_it_scripts",
+    "test_it_exports",
+}
+HEAD_TESTS = {
+    "test_outputs_have_the_declared_shapes",
+    "test_counts_are_the_declared_ones",
+    "test_classes_change_what_is_said_to_be_per_class",
+    "test_evaluation_is_deterministic",
+    "test_everything_learns",
+    "test_files_hold_the_same_model",
+    "test_it_scripts",
+    "test_it_exports",
+}
+PLUGIN_TESTS = {"test_names_are_its_own", "test_declaring_needs_no_torch"}
+
+
+@pytest.mark.parametrize(
+    ("name", "tests"),
+    [
+        ("tiny", {f"{test}[tinynet]" for test in BACKBONE_TESTS}),
+        ("object", {f"{test}[objectnet]" for test in BACKBONE_TESTS}),
+        ("headed", {f"{test}[means-mobilenet_v3_small]" for test in HEAD_TESTS}),
+    ],
+)
+def test_one_class_tests_every_promise_and_names_whose(said: str, name: str, tests: set[str]) -> None:
+    assert outcomes(said, name) == {"PASSED": tests | PLUGIN_TESTS}
+
+
+def test_a_registry_in_which_nothing_is_discovered_is_imported(said: str) -> None:
+    assert outcomes(said, "isolated") == {"PASSED": {"test_nothing_is_discovered"}}
+
+
+def test_what_does_not_hold_is_told_in_a_sentence(said: str) -> None:
+    failed = outcomes(said, "floors")["FAILED"]
+    assert failed == {"test_maps_have_the_declared_shapes[floors]"}
+    assert (
+        "SpecError: 'floors' breaks its spec: for a 97x161 image C3 should be (32, 13, 21), got (32, 12, 20)\n" in said
+    )
+
+
+def test_a_name_that_is_built_in_is_told_with_what_it_hides(said: str) -> None:
+    assert outcomes(said, "shadows")["FAILED"] == {"test_names_are_its_own"}
+    assert report(said, "TestMine.test_names_are_its_own") == [
+        "'shadows' claims the backbone 'mobilenet_v2', which is built in and stays; its own is 'shadows:mobilenet_v2'"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "first", "last"),
+    [
+        ("raises", "plugin 'raises' cannot be imported", "ZeroDivisionError: division by zero"),
+        ("exits", "plugin 'exits' cannot be imported", "SystemExit: 0"),
+        ("nowhere", "plugin 'nowhere' cannot be imported", "ModuleNotFoundError: No module named 'nowhere'"),
+        (
+            "hook_raises",
+            "plugin 'hook_raises' of distribution 'hook-raises' failed: KeyError: 'deep'",
+            "KeyError: 'deep'",
+        ),
+        (
+            "no_heads",
+            "plugin 'tiny' declares no heads; name those of its open namespace in heads, or leave out this class",
+            "",
+        ),
+        ("unsaid", 'TestMine names no plugin; write plugin = "package.module" in it', ""),
+    ],
+)
+def test_a_plugin_that_cannot_be_tested_is_told_without_the_lines_of_the_kit(
+    said: str, name: str, first: str, last: str
+) -> None:
+    assert outcomes(said, name) == {"ERROR": {""}}
+    lines = [line for line in report(said, f"ERROR collecting test_{name}.py") if line]
+    assert (lines[0], lines[1:][-1:]) == (first, [last] if last else [])
+
+
+@pytest.mark.parametrize(
+    ("module", "message"),
+    [
+        *(
+            (
+                module,
+                f"{module!r} imports torch when it is imported or answers its hooks, so that every start waits for it; "
+                "name heavy code by an import string, 'package.module:function'",
+            )
+            for module in ("torchy", "late")
+        ),
+        ("raises", "'raises' cannot be imported by itself (ZeroDivisionError: division by zero)"),
+        ("exits", "'exits' cannot be imported by itself (it ends Python with status 0)"),
+        ("nowhere", "'nowhere' cannot be imported by itself (ModuleNotFoundError: No module named 'nowhere')"),
+    ],
+)
+def test_a_plugin_that_is_slow_to_import_or_cannot_be_is_told_so(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, module: str, message: str
+) -> None:
+    monkeypatch.syspath_prepend(folder)
+    with pytest.raises(SpecError) as error:
+        check_torch_free(module)
+    assert str(error.value) == message

@@ -1,0 +1,335 @@
+"""Names: listing, aliases, precedence, did-you-mean; and specs in place of names."""
+
+import subprocess
+import sys
+import threading
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
+
+from support import oracles
+import pytest
+import torch
+
+import featuretap.registry
+from featuretap.backbones.mobilenet_v3 import LARGE
+from featuretap.registry import Registry
+from featuretap.registry.errors import HeadError, OptionError, SpecError, UnknownBackboneError, UnknownHeadError
+from featuretap.registry.hookspecs import hookimpl
+from featuretap.registry.specs import RE, BackboneSpec, Bneck, Conv, HeadSpec, Tap
+from featuretap.registry.variants import widened, with_output_stride
+
+THERE = "module 'featuretap.registry' has no attribute"
+
+TINY = BackboneSpec("tinynet", stages=((Conv(3, 8, RE),), (Bneck(3, 16, 12, RE),), (Bneck(3, 24, 20, RE),)))
+
+
+class TwoMaps(torch.nn.Module):
+    """A backbone that is no table: C2 by a patchifying stem that floors, C3 by pooling."""
+
+    def __init__(self, depth: int) -> None:
+        super().__init__()
+        self.stem = torch.nn.Sequential(*[torch.nn.Conv2d(3, 6, 4, 4)] * depth)
+
+    def forward(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
+        stem = self.stem(images)
+        return {"C2": stem, "C3": torch.nn.functional.max_pool2d(stem, 2)}
+
+
+def two_maps(spec: BackboneSpec, *, taps: tuple[str, ...], depth: int) -> torch.nn.Module:
+    assert taps == tuple(spec.taps)
+    return TwoMaps(depth)
+
+
+DECLARED = BackboneSpec(
+    "twomaps",
+    taps={"C2": Tap(6, 4, rounding="floor"), "C3": Tap(6, 8, rounding="floor")},
+    options={"depth": 1},
+    factory="test_registry:two_maps",
+)
+
+
+def with_hooks(name: str, *backbones: BackboneSpec, heads: tuple[HeadSpec, ...] = ()) -> Any:
+    def featuretap_backbones() -> Any:
+        return backbones
+
+    def featuretap_heads() -> Any:
+        return heads
+
+    return SimpleNamespace(
+        __name__=name,
+        featuretap_backbones=hookimpl(featuretap_backbones),
+        featuretap_heads=hookimpl(featuretap_heads),
+    )
+
+
+def test_names_are_listed_sorted_and_filtered(registry: Registry) -> None:
+    names = registry.list_backbones()
+    assert names == sorted(names)
+    assert len(names) == 18
+    assert registry.list_backbones("*large") == ["mobilenet_v3_large"]
+    assert registry.list_backbones("resnet*") == []
+    assert registry.list_heads() == [
+        "classification",
+        "deeplab_v3",
+        "faster_rcnn",
+        "fcos",
+        "fpn",
+        "lraspp",
+        "mask_rcnn",
+        "retinanet",
+        "ssdlite",
+    ]
+    assert registry.list_plugins() == ["featuretap"]
+    assert registry.list_weights("mobilenet_v2.*") == [
+        "mobilenet_v2.imagenet1k_v1",
+        "mobilenet_v2.imagenet1k_v2",
+        "mobilenet_v2.ra_in1k",
+    ]
+    assert registry.list_runtimes() == ["aot", "inductor", "onnxruntime", "openvino"]
+
+
+@pytest.mark.parametrize("alias", oracles.TIMM)
+def test_timms_names_mean_timms_networks(registry: Registry, alias: str) -> None:
+    with torch.device("meta"):
+        theirs = sum(parameter.numel() for parameter in oracles.timm_model(alias).parameters())
+    assert registry.spec(alias).parameters == theirs
+
+
+def test_timms_small_at_half_width_is_another_network_and_has_no_alias(registry: Registry) -> None:
+    with torch.device("meta"):
+        theirs = sum(parameter.numel() for parameter in oracles.timm_model("mobilenetv3_small_050").parameters())
+    assert (theirs, registry.spec("mobilenet_v3_small_050").parameters) == (1_593_224, 1_592_704)
+    with pytest.raises(UnknownBackboneError):
+        registry.spec("mobilenetv3_small_050")
+
+
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        ("mobilenetv3_lage", "no backbone named 'mobilenetv3_lage'; did you mean 'mobilenet_v3_large'?"),
+        ("mobilenet_v2_149", "no backbone named 'mobilenet_v2_149'; did you mean 'mobilenet_v2_140'?"),
+        ("banana", "no backbone named 'banana'; registry.list_backbones() names them"),
+        ("", "no backbone named ''; registry.list_backbones() names them"),
+        (3, "a backbone's name is a string or a BackboneSpec, got 3"),
+        (["mobilenet_v2"], "a backbone's name is a string or a BackboneSpec, got ['mobilenet_v2']"),
+        (None, "a backbone's name is a string or a BackboneSpec, got None"),
+    ],
+)
+def test_unknown_names_get_the_nearest(registry: Registry, asked: Any, message: str) -> None:
+    for ask in (registry.spec, registry.build):
+        with pytest.raises(UnknownBackboneError) as error:
+            ask(asked, features_only=True)
+        assert str(error.value) == message
+
+
+def test_an_unknown_head_gets_the_nearest(registry: Registry) -> None:
+    with pytest.raises(UnknownHeadError) as error:
+        registry.build("mobilenet_v2", head="clasification")
+    assert str(error.value) == "no head named 'clasification'; did you mean 'classification'?"
+    with pytest.raises(UnknownHeadError) as error:
+        registry.build("mobilenet_v2", head="banana")
+    assert str(error.value) == (
+        "no head named 'banana'; known heads: classification, deeplab_v3, faster_rcnn, fcos, fpn, lraspp, mask_rcnn, "
+        "retinanet, ssdlite"
+    )
+    for strange in (3, [], ""):
+        with pytest.raises(UnknownHeadError, match=r"a head's name is a string, got|no head named ''"):
+            registry.build("mobilenet_v2", head=strange)  # type: ignore[arg-type]
+
+
+def test_a_spec_is_a_variant_without_packaging(registry: Registry) -> None:
+    model = registry.build(widened(LARGE, 0.6), features_only=True)
+    assert model(torch.zeros(2, 3, 32, 32))["C5"].shape == (2, 576, 1, 1)
+
+
+def test_a_plugins_backbone_is_built_by_name(registry: Registry) -> None:
+    mine = Registry([with_hooks("tiny_plugin", TINY)], discover=False)
+    assert "tinynet" in mine.list_backbones()
+    maps = mine.build("tinynet", features_only=True)(torch.zeros(2, 3, 97, 161))
+    assert {name: tuple(values.shape[1:]) for name, values in maps.items()} == TINY.tap_shapes(97, 161)
+    assert mine.provider("tinynet") == "tiny-plugin"
+
+
+def test_without_builtins_only_the_plugin_is_there() -> None:
+    assert Registry([with_hooks("tiny_plugin", TINY)], discover=False, builtins=False).list_backbones() == ["tinynet"]
+
+
+def test_width_one_leaves_uneven_channels_alone_and_others_round_them() -> None:
+    mine = Registry([with_hooks("tiny_plugin", TINY)], discover=False)
+    assert [tap.channels for tap in mine.spec("tinynet", features_only=True).taps.values()] == [8, 12, 20]
+    assert [tap.channels for tap in mine.spec("tinynet", features_only=True, width=2).taps.values()] == [16, 24, 40]
+
+
+def test_a_head_and_a_backbone_that_do_not_go_together_say_so() -> None:
+    mine = Registry([with_hooks("tiny_plugin", TINY)], discover=False)
+    with pytest.raises(HeadError) as error:
+        mine.build("tinynet")
+    assert str(error.value) == "head 'classification' reads C5, but 'tinynet' ends at C3"
+    assert mine.build("tinynet", taps=("C3",), num_classes=5)(torch.zeros(2, 3, 32, 32)).shape == (2, 5)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"reduced_tail": True}, "'tinynet' has no C5 whose tail could be reduced; it ends at C3"),
+        ({"freeze": "C4"}, "'tinynet' cannot freeze through C4; it ends at C3"),
+    ],
+)
+def test_options_that_a_short_table_cannot_take_are_refused(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(OptionError) as error:
+        Registry([with_hooks("tiny_plugin", TINY)], discover=False).build("tinynet", features_only=True, **options)
+    assert str(error.value) == message
+
+
+def test_built_in_names_and_aliases_are_never_shadowed() -> None:
+    impostors = [BackboneSpec(name, stages=TINY.stages) for name in ("mobilenet_v2", "mobilenetv2_100")]
+    mine = Registry([with_hooks("impostor", *impostors)], discover=False)
+    for name in ("mobilenet_v2", "mobilenetv2_100"):
+        assert mine.spec(name).parameters == 3_504_872
+        assert len(mine.spec(f"impostor:{name}", features_only=True).taps) == 3
+
+
+def test_two_plugins_that_claim_one_name_must_be_told_apart() -> None:
+    wide = BackboneSpec("tinynet", stages=((Conv(3, 64, RE),),))
+    mine = Registry([with_hooks("first", TINY), with_hooks("second", wide)], discover=False)
+    with pytest.raises(UnknownBackboneError) as error:
+        mine.build("tinynet", features_only=True)
+    assert str(error.value) == (
+        "2 plugins have a backbone named 'tinynet'; say which: 'first:tinynet' or 'second:tinynet'"
+    )
+    assert len(mine.spec("first:tinynet", features_only=True).taps) == 3
+    assert len(mine.spec("second:tinynet", features_only=True).taps) == 1
+
+
+def test_a_declared_backbone_is_built_by_its_factory() -> None:
+    mine = Registry([with_hooks("declaring", DECLARED)], discover=False)
+    backbone = mine.build("twomaps", features_only=True, depth=1)
+    spec = mine.spec("twomaps", features_only=True)
+    maps = backbone(torch.zeros(1, 3, 97, 161))
+    assert {name: tuple(values.shape[1:]) for name, values in maps.items()} == spec.tap_shapes(97, 161)
+    assert backbone.taps == {"C2": Tap(6, 4, "floor"), "C3": Tap(6, 8, "floor")}
+    assert spec.parameters == sum(parameter.numel() for parameter in backbone.parameters())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({}, "'x' is neither a table nor declared; give it stages, or taps and a factory"),
+        ({"stages": ((),)}, "'x' has a stage without rows, or more than 5 stages"),
+        ({"stages": ((Conv(3, 8, RE),),) * 6}, "'x' has a stage without rows, or more than 5 stages"),
+    ],
+)
+def test_a_spec_that_says_nothing_is_refused(arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(SpecError) as error:
+        BackboneSpec("x", **arguments)
+    assert str(error.value) == message
+
+
+@pytest.mark.parametrize(
+    "tap",
+    [
+        {"channels": 0, "stride": 2},
+        {"channels": 8, "stride": 0},
+        {"channels": 8, "stride": 4, "rounding": "round"},
+        {"channels": 8, "stride": 4, "rounding": 4},
+        {"channels": 8, "stride": 4, "rounding": -1},
+    ],
+)
+def test_a_tap_that_cannot_be_is_refused(tap: dict[str, Any]) -> None:
+    with pytest.raises(SpecError) as error:
+        Tap(**tap)
+    assert str(error.value) == (
+        f"no tap has channels={tap['channels']}, stride={tap['stride']}, rounding={tap.get('rounding', 'ceil')!r}; "
+        "channels and stride are positive, rounding is 'ceil', 'floor' or a number of pixels below the stride"
+    )
+
+
+@pytest.mark.parametrize(
+    ("rounding", "sizes"), [("ceil", (8, 9, 9)), ("floor", (8, 8, 8)), (0, (8, 8, 8)), (3, (8, 8, 9)), (7, (8, 9, 9))]
+)
+def test_a_tap_says_how_sizes_are_rounded(rounding: Any, sizes: tuple[int, ...]) -> None:
+    assert tuple(Tap(4, 8, rounding).shape(height, 64)[1] for height in (64, 65, 69)) == sizes
+
+
+def test_a_model_says_what_it_is(registry: Registry) -> None:
+    model = registry.build("mobilenetv3_large_100", reduced_tail=True, num_classes=10)
+    said = model.description
+    assert (said.name, said.taps, said.options) == ("mobilenet_v3_large", ("C5",), {"reduced_tail": True})
+    assert (said.head, said.num_classes, said.weights) == ("classification", 10, None)
+    assert registry.build("mobilenet_v2", features_only=True).description.head is None
+
+
+def test_threads_that_ask_first_all_get_the_same_answer() -> None:
+    fresh, answers = Registry(discover=False), []
+    threads = [threading.Thread(target=lambda: answers.append(fresh.list_backbones())) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert answers == [answers[0]] * 8
+
+
+def test_threads_that_build_at_once_get_whole_models(registry: Registry) -> None:
+    built: list[torch.nn.Module] = []
+    threads = [
+        threading.Thread(target=lambda: built.append(registry.build("mobilenet_v3_small").eval())) for _ in range(8)
+    ]
+    for thread in threads:
+        thread.start()
+    # torch's own layers made beside ours must still be filled by torch.
+    convolutions = [torch.nn.Conv2d(3, 8, 3) for _ in range(200)]
+    for thread in threads:
+        thread.join()
+    assert all(0 < layer.weight.abs().max() < 1 for layer in convolutions)
+    assert all(model(torch.zeros(1, 3, 32, 32)).isfinite().all() for model in built)
+    assert {type(module) for model in built for module in model.modules() if hasattr(module, "kernel_size")} == {
+        torch.nn.Conv2d
+    }
+
+
+def test_what_a_variant_function_set_survives_building(registry: Registry) -> None:
+    dilated = with_output_stride(LARGE, 16)
+    assert registry.build(dilated, features_only=True)(torch.zeros(2, 3, 64, 64))["C5"].shape[2:] == (4, 4)
+    assert registry.spec(dilated, features_only=True, output_stride=32).taps["C5"].stride == 32
+    grey = replace(LARGE, in_channels=1)
+    assert registry.build(grey, features_only=True, taps=("C1",))(torch.zeros(2, 1, 64, 64))["C1"].shape[1] == 16
+
+
+def test_a_plugin_that_asks_the_registry_while_it_loads_fails_instead_of_hanging() -> None:
+    def featuretap_backbones() -> Any:
+        return [mine.spec("mobilenet_v2", features_only=True)]
+
+    module = SimpleNamespace(__name__="asking", featuretap_backbones=hookimpl(featuretap_backbones))
+    mine = Registry([module], discover=False)
+    assert "mobilenet_v2" in mine.list_backbones()
+    failure = next(plugin.failure for plugin in mine.plugins if plugin.name == "asking")
+    assert failure == (
+        "plugin 'asking' of distribution 'asking' failed: a plugin asks the registry that is just loading it; "
+        "import the specs it builds on"
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("list_models", f"{THERE} 'list_models'; it is registry.list_backbones here"),
+        ("create_model", f"{THERE} 'create_model'; it is registry.build here"),
+        ("get_model", f"{THERE} 'get_model'; it is registry.build here"),
+        ("banana", f"{THERE} 'banana'"),
+    ],
+)
+def test_what_other_libraries_call_a_function_is_known(name: str, message: str) -> None:
+    with pytest.raises(AttributeError) as error:
+        getattr(featuretap.registry, name)
+    assert str(error.value) == message
+
+
+def test_python_suggests_the_nearest_function_of_the_registry() -> None:
+    ran = subprocess.run(
+        [sys.executable, "-c", "from featuretap import registry\nregistry.buidl"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert ran.stderr.endswith("has no attribute 'buidl'. Did you mean: 'build'?\n")

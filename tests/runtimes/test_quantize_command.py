@@ -1,0 +1,110 @@
+"""`featuretap quantize`: the report as a table and as JSON, and bad input in one line."""
+
+import json
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from support import Completed
+from support.oracles import with_statistics
+from PIL import Image
+from skimage import data
+
+from featuretap import registry
+
+Run = Callable[..., Completed]
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("photographs")
+    cat, chosen = Image.fromarray(data.chelsea()), random.Random(0)
+    for number in range(10):
+        left, top = chosen.randint(0, 250), chosen.randint(0, 100)
+        cat.crop((left, top, left + 200, top + 200)).save(folder / f"{number}.png")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    torch.manual_seed(0)
+    model = with_statistics(registry.build("mobilenet_v1_025", num_classes=3))
+    return registry.save(model, tmp_path_factory.mktemp("weights") / "small.safetensors")
+
+
+def test_a_file_of_weights_becomes_one_in_integers(run: Run, weights: Path, images: Path, tmp_path: Path) -> None:
+    target = tmp_path / "small.onnx"
+    (images / "zero.png").touch()
+    ran = run("quantize", weights, target, "--images", images, "--size", 64)
+    (images / "zero.png").unlink()
+    assert ran.status == 0
+    assert ran.err == (
+        f"{str(images / 'zero.png')!r} is empty; give a JPEG, PNG or other image file\n"
+        "featuretap: 1 of 11 images cannot be read and are left out\n"
+    )
+    lines = [line for line in ran.out.splitlines() if line.strip() and "──" not in line]
+    size = f"{target.stat().st_size:,}"
+    assert lines[0].startswith(f"{target}: {size} bytes, ")
+    assert [line.split()[0] for line in lines[1:6]] == ["numbers", "float32", "int8", "output", "logits"]
+    assert lines[3].split()[1] == size
+    assert lines[-1] == "Calibrated on 8 images, and compared with float32 on 2 others, every fifth of those given."
+    assert registry.compile(target)(torch.rand(2, 3, 64, 64)).shape == (2, 3)
+
+
+def test_taps_of_a_bare_backbone_as_json(run: Run, weights: Path, images: Path, tmp_path: Path) -> None:
+    target, judged = tmp_path / "taps.onnx", images / "9.png"
+    calibrated = [part for number in range(3) for part in ("--images", images / f"{number}.png")]
+    ran = run("quantize", weights, target, *calibrated, "--judge-on", judged, "--taps", "C1,C2", "--json")
+    assert (ran.status, ran.err) == (0, "")
+    said: dict[str, Any] = json.loads(ran.out)
+    assert (said["path"], said["calibrated"], said["judged"]) == (str(target), 3, [str(judged)])
+    assert list(said["agreement"]) == ["C1", "C2"]
+    assert said["bytes"]["int8"] == target.stat().st_size
+    assert set(said["seconds"]) == {"float32", "int8"}
+
+
+BAD: dict[str, tuple[tuple[str, ...], str]] = {
+    "an ending of no ONNX file": (
+        ("mobilenet_v2", "model.xml", "--images", "IMAGES"),
+        "the model in integers is an ONNX file; give 'model.xml' a name that ends in .onnx",
+    ),
+    "no such folder": (
+        ("mobilenet_v2", "model.onnx", "--images", "nowhere"),
+        "there is no folder or image 'nowhere'; give folders of images, or image files",
+    ),
+    "fresh weights": (
+        ("mobilenet_v2", "model.onnx", "--images", "IMAGES", "--weights", "none"),
+        "fresh weights in integers mean nothing; name weights, or leave --weights out",
+    ),
+    "weights of a file": (
+        ("WEIGHTS", "model.onnx", "--images", "IMAGES", "--weights", "other.pth"),
+        "the file 'WEIGHTS' has the weights; leave --weights out",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_is_one_line(
+    case: str, run: Run, weights: Path, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    arguments, words = BAD[case]
+    places = {"IMAGES": str(images), "WEIGHTS": str(weights)}
+    ran = run("quantize", *(places.get(argument, argument) for argument in arguments))
+    assert (ran.status, ran.out) == (2, "")
+    assert words.replace("WEIGHTS", str(weights)) in ran.err
+    assert ran.err.count("\n") == 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_head_with_fresh_classes_is_refused(run: Run, images: Path, tmp_path: Path) -> None:
+    bare = registry.save(registry.build("mobilenet_v1_025", features_only=True), tmp_path / "bare.safetensors")
+    ran = run("quantize", "mobilenet_v1_025", tmp_path / "model.onnx", "--images", images, "--weights", bare)
+    assert (ran.status, ran.out) == (2, "")
+    assert ran.err == (
+        "featuretap: the classes of 'mobilenet_v1_025' have fresh weights, which mean nothing in integers either; "
+        "train them, or give --features-only\n"
+    )

@@ -1,0 +1,58 @@
+"""Groups of tests that `make test` leaves out: each is a folder of tests/ with a marker of the same name in pyproject.toml.
+
+A pytest plugin. `--quick` does not even import a group's files, so that what only they need need not be installed.
+"""
+
+from collections.abc import Generator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support import TESTS
+
+
+def groups(config: pytest.Config) -> dict[str, str]:
+    """Return the groups in pyproject.toml: name → what its tests do and need."""
+    markers = (line.partition(": ") for line in config.getini("markers"))
+    return {name: description for name, _, description in markers if (TESTS / name).is_dir()}
+
+
+def group_of(path: Path, config: pytest.Config) -> str | None:
+    """Return the group that a file or folder belongs to."""
+    folder = path.relative_to(TESTS).parts[:1] if path.is_relative_to(TESTS) else ()
+    return next((name for name in groups(config) if (name,) == folder), None)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--quick", action="store_true", help="leave out the groups, and say which at the end")
+    parser.addoption("--no-skips", action="store_true", help="a test that skips itself fails")
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    return True if config.getoption("quick") and group_of(collection_path, config) else None
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    for item in items:
+        if group := group_of(item.path, config):
+            item.add_marker(group)
+    # Files are handed to processes in this order: the long ones of the groups first, so that no process ends alone.
+    items.sort(key=lambda item: group_of(item.path, config) is None)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, Any, Any]:
+    report = yield
+    if report.skipped and item.config.getoption("no_skips") and not hasattr(report, "wasxfail"):
+        report.outcome = "failed"
+        report.longrepr = f"skipped, which --no-skips does not allow: {report.longrepr[-1]}"
+    return report
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    if config.getoption("quick"):
+        terminalreporter.section("groups that were not run")
+        for name, description in groups(config).items():
+            terminalreporter.write_line(f"{name}: {description}")
+        terminalreporter.write_line("make test-all runs everything; make test-GROUP runs one of them")

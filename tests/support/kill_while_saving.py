@@ -1,0 +1,68 @@
+"""Save two models over one another in processes that are killed at random moments; run by kill_loops/test_kills.py.
+
+Arguments: a folder, and how many processes to kill.
+
+Prints in JSON how many processes were killed, which model's file was there afterwards, how often it was neither's, and
+how many kills left a temporary file: those came while a file was being written.
+"""
+
+import itertools
+import json
+import os
+import random
+import signal
+import sys
+import time
+from collections.abc import Iterable
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from featuretap.registry import Registry
+
+
+def main(folder: Path, kills: int) -> None:
+    torch.set_num_threads(1)
+    registry = Registry(discover=False)
+    models = [registry.build("mobilenet_v2_050", features_only=True, taps=("C3",)) for _ in "AB"]
+    contents = [registry.save(model, folder / "whole.safetensors").read_bytes() for model in models]
+    (folder / "whole.safetensors").unlink()
+    target = folder / "target.safetensors"
+    began = time.perf_counter()
+    for model in [*models, *models]:
+        registry.save(model, target)
+    # That of about two saves: in a new process, which copies the memory that it writes to, they take twice as long.
+    duration = time.perf_counter() - began
+    moments = random.Random(0)
+    seen = {"A": 0, "B": 0, "neither": 0, "left": 0, "killed": 0}
+    for kill in range(kills):
+        child = saving(registry, itertools.cycle(models if kill % 2 else reversed(models)), target)
+        time.sleep(moments.uniform(0, duration))
+        os.kill(child, signal.SIGKILL)
+        _, status = os.waitpid(child, 0)
+        seen["killed"] += os.WIFSIGNALED(status)
+        content = target.read_bytes()
+        seen["AB"[contents.index(content)] if content in contents else "neither"] += 1
+        left = [path for path in folder.iterdir() if path != target]
+        seen["left"] += len(left)
+        for path in left:
+            path.unlink()
+    print(json.dumps(seen))
+
+
+def saving(registry: Registry, models: Iterable[nn.Module], target: Path) -> int:
+    """Fork a process that saves one model after the other, and return its id."""
+    child = os.fork()
+    if child:
+        return child
+    # Whatever happens, a child must not go on as its parent.
+    try:
+        for model in models:
+            registry.save(model, target)
+    finally:
+        os._exit(0)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), int(sys.argv[2]))

@@ -1,0 +1,163 @@
+"""The pages of the repository as text: their blocks of code, what is printed behind them, their links.
+
+- A block is fenced, and says its language. What it prints stands in a block ``text`` right behind it.
+- ``…`` in what is printed stands for anything on its line; a line of ``…`` alone for any lines. What cannot be seen
+  (empty lines, spaces at the end of one) is not compared.
+- ``<!-- not run: REASON -->`` directly above a block says why no test runs it.
+"""
+
+import re
+import textwrap
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import unquote
+
+from support import ROOT
+
+PAGES = sorted(
+    [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "examples").rglob("README.md")],
+    key=lambda path: str(path.relative_to(ROOT)),
+)
+BUILT = {ROOT / "docs" / "zoo.md", ROOT / "docs" / "command-line.md"}
+"""Pages that only the site has, since `make docs` generates them."""
+
+LANGUAGES = {"python", "bash", "console", "toml", "json", "yaml", "text"}
+
+FENCE = re.compile(r" *(`{3,}|~{3,})(.*)")
+EXEMPTION = re.compile(r"<!-- *not run(.*?)-->\s*$", re.DOTALL)
+INLINE_CODE = re.compile(r"(`+).*?\1", re.DOTALL)
+LINKS = (
+    re.compile(r"\]\(<?([^)\s>]+)"),
+    re.compile(r"^\[[^\]]+\]:\s*(\S+)", re.MULTILINE),
+    re.compile(r"(?:src|href)=\"([^\"]+)\""),
+)
+
+
+@dataclass(frozen=True)
+class Block:
+    """A block of a page.
+
+    Attributes:
+        before: the words between the block before and this one.
+        printed: what it prints; None where the page does not say.
+        why_not_run: the reason, where no test is to run it.
+    """
+
+    language: str
+    text: str
+    line: int
+    before: str = ""
+    printed: str | None = None
+    why_not_run: str | None = None
+
+
+def blocks(page: str) -> list[Block]:
+    """Return the blocks of a page, those that are printed in the ones before them.
+
+    Raises:
+        ValueError: a block without a language, of one that nobody runs or reads, without an end, or exempted without
+            a reason.
+    """
+    found: list[Block] = []
+    for language, text, line, before in _fenced(page):
+        if language not in LANGUAGES:
+            raise ValueError(f"line {line}: a block in {language!r}; known are {', '.join(sorted(LANGUAGES))}")
+        if language == "text" and found and found[-1].language != "text" and not before.strip():
+            last = found.pop()
+            found.append(Block(last.language, last.text, last.line, last.before, text, last.why_not_run))
+            continue
+        exemption = EXEMPTION.search(before)
+        reason = exemption[1].removeprefix(":").strip() if exemption else None
+        if reason == "":
+            raise ValueError(f"line {line}: why is this block not run? write <!-- not run: REASON -->")
+        found.append(Block(language, text, line, before, why_not_run=reason))
+    return found
+
+
+def _fenced(page: str) -> Iterator[tuple[str, str, int, str]]:
+    """Yield language, text, line and the words before of every fenced block."""
+    lines = page.splitlines(keepends=True)
+    before: list[str] = []
+    start: tuple[int, str, str] | None = None
+    for number, line in enumerate(lines):
+        fence = FENCE.match(line)
+        if start is None and fence:
+            start = number, fence[1], fence[2].strip()
+        elif start is None:
+            before.append(line)
+        elif fence and fence[1] == start[1] and not fence[2].strip():
+            yield start[2], textwrap.dedent("".join(lines[start[0] + 1 : number])), start[0] + 1, "".join(before)
+            before, start = [], None
+    if start:
+        raise ValueError(f"line {start[0] + 1}: a block without an end")
+
+
+def seen(text: str) -> list[str]:
+    """Return the lines without what cannot be seen."""
+    return [line.rstrip() for line in text.splitlines() if line.strip()]
+
+
+def agree(stated: str, printed: str) -> bool:
+    """Say whether a page states what is printed."""
+    pattern = "".join(
+        r"(?:.*\n)*?" if line.strip() == "…" else re.escape(line).replace("…", ".*") + r"\n" for line in seen(stated)
+    )
+    return re.fullmatch(pattern, "".join(f"{line}\n" for line in seen(printed))) is not None
+
+
+def commands(session: str) -> list[tuple[str, str]]:
+    """Return each command of a session at a terminal with what it prints; a line of a command may follow `> `.
+
+    Raises:
+        ValueError: the session does not begin with a command.
+    """
+    found: list[tuple[str, str]] = []
+    for line in session.splitlines(keepends=True):
+        if line.startswith("$ "):
+            found.append((line[2:], ""))
+        elif not found:
+            raise ValueError("a session begins with a command, '$ …'")
+        elif line.startswith("> ") and not found[-1][1]:
+            found[-1] = (found[-1][0] + line[2:], "")
+        else:
+            found[-1] = (found[-1][0], found[-1][1] + line)
+    return found
+
+
+def prose(page: str) -> str:
+    """Return a page without its blocks."""
+    kept, inside = [], False
+    for line in page.splitlines(keepends=True):
+        if FENCE.match(line):
+            inside = not inside
+        elif not inside:
+            kept.append(line)
+    return "".join(kept)
+
+
+def anchors(page: str) -> set[str]:
+    """Return what `#…` may name in a page, by GitHub's rule."""
+    found: set[str] = set()
+    for heading in re.findall(r"^#{1,6} +(.*?)#* *$", prose(page), re.MULTILINE):
+        words = re.sub(r"!?\[([^\]]*)\]\([^)]*\)", r"\1", heading)
+        slug = re.sub(r"[^\w\- ]", "", words.strip().lower()).replace(" ", "-")
+        count = 0
+        while (name := f"{slug}-{count}" if count else slug) in found:
+            count += 1
+        found.add(name)
+    return found | set(re.findall(r"<a (?:id|name)=\"([^\"]+)\"", page))
+
+
+def broken_links(path: Path) -> list[str]:
+    """Return the links of a page that lead nowhere; those to other sites are not followed."""
+    text = INLINE_CODE.sub("", prose(path.read_text()))
+    broken = []
+    for link in (link for pattern in LINKS for link in pattern.findall(text)):
+        name, _, anchor = unquote(link).partition("#")
+        target = (path.parent / name).resolve() if name else path
+        if re.match(r"[a-z]+:", link) or target in BUILT:
+            continue
+        if not target.exists() or (anchor and target.suffix == ".md" and anchor not in anchors(target.read_text())):
+            broken.append(link)
+    return broken

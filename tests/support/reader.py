@@ -1,0 +1,219 @@
+"""Following a page: every block is run, read or compared, in the order of the page, as a reader would."""
+
+import difflib
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+import tomllib
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import yaml
+from support import ROOT
+from support.distributions import Environment
+from support.pages import Block, agree, blocks, commands, seen
+from packaging.requirements import Requirement
+
+from featuretap.training.configuration import SETTINGS, configured
+
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+SUFFIXES = {"python": ".py", "toml": ".toml", "json": ".json", "yaml": ".yaml"}
+END = "\0\n"
+INTERPRETER = f"""
+import json, sys, warnings
+warnings.simplefilter("error")
+warnings.filterwarnings("ignore", ".torch.jit.*deprecated", FutureWarning)  # the pages say so
+scope = {{"__name__": "__main__"}}
+for line in sys.stdin:
+    exec(compile(*json.loads(line), "exec"), scope)
+    print({END[0]!r}, flush=True)
+"""
+"""Runs blocks in one scope, and ends at the first that fails."""
+
+
+def installable(words: list[str]) -> bool:
+    """Check `pip install`: names and extras are pyproject.toml's. It is run where it is of folders, by "./"."""
+    wanted = [word for word in words if not word.startswith("-")]
+    if all(word.startswith("./") for word in wanted):
+        return True
+    extras = PROJECT["optional-dependencies"]
+    known = {Requirement(name).name for names in (PROJECT["dependencies"], *extras.values()) for name in names}
+    for word in wanted:
+        # "." is the repository's root.
+        asked = Requirement(re.sub(r"^\.(?=\[|$)", "featuretap", word))
+        assert asked.name in known | {"featuretap"}, f"pip install {word}: not a distribution of pyproject.toml"
+        assert asked.name != "featuretap" or asked.extras <= set(extras), f"pip install {word}: no such extra"
+    return False
+
+
+def a_target(words: list[str]) -> bool:
+    """Check `make`: targets are the Makefile's. They are not run: they install, or run the tests."""
+    makefile = (ROOT / "Makefile").read_text()
+    for word in words:
+        assert "=" in word or re.search(rf"^{re.escape(word)}:", makefile, re.MULTILINE), f"make {word}: no such target"
+    return False
+
+
+CHECKED: dict[str, Callable[[list[str]], bool]] = {"pip install": installable, "make": a_target}
+"""Commands that are not run but checked: a function says whether they are to be run after all."""
+
+
+def to_run(script: str) -> str:
+    """Return a script without the lines that are checked and not run."""
+    kept = []
+    for line in script.splitlines(keepends=True):
+        check = next((name for name in CHECKED if f"{line.strip()} ".startswith(f"{name} ")), None)
+        if check is None or CHECKED[check](shlex.split(line, comments=True)[len(check.split()) :]):
+            kept.append(line)
+    return "".join(kept)
+
+
+def read_toml(text: str, environment: Environment, folder: Path) -> None:
+    """Have our own loader read TOML that it reads: settings of a training, a catalogue; anything else is parsed."""
+    content = tomllib.loads(text)
+    tables = {name for name, value in content.items() if isinstance(value, dict)}
+    if "schema" in content or tables & {"backbones", "weights", "plugins", "mirrors"}:
+        path = folder / "a-catalogue.toml"
+        path.write_text(text if "schema" in content else f"schema = 1\n{text}")
+        ran = environment.featuretap("list", FEATURETAP_CONFIG=str(path), FEATURETAP_STRICT="1")
+        assert ran.returncode == 0, ran.stderr
+        path.unlink()
+    elif content.keys() <= SETTINGS.keys():
+        configured({"data": "photographs", "backbone": "mobilenet_v2", **content})
+
+
+class Reader:
+    """Somebody who follows pages in a folder and an environment.
+
+    Attributes:
+        did: what was done with the blocks: "run", "read", "written", "compared", "not run".
+    """
+
+    def __init__(self, folder: Path, environment: Environment) -> None:
+        self.folder = folder
+        self.environment = environment
+        self.did: Counter[str] = Counter()
+        self._python: subprocess.Popen[str] | None = None
+        self._errors = folder.with_name(f"{folder.name}-errors.txt")
+
+    def __enter__(self) -> "Reader":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        if self._python:
+            self._python.communicate()
+
+    def follow(self, page: str) -> None:
+        """Do what a page says.
+
+        Raises:
+            AssertionError: it does not work, or something else comes out.
+            ValueError: the page has a block that nobody can follow.
+        """
+        for block in blocks(page):
+            try:
+                self.did[self._do(block)] += 1
+            except Exception as error:
+                error.add_note(f"in the block at line {block.line}")
+                raise
+
+    def _do(self, block: Block) -> str:
+        if block.why_not_run is not None:
+            return "not run"
+        path = self._named(block)
+        if path is not None:
+            return self._file(block, path)
+        if block.language == "text":
+            return "read"
+        if block.language in ("bash", "console"):
+            (self._bash if block.language == "bash" else self._session)(block)
+            return "run"
+        if block.language == "python":
+            self._compare(block.printed or "", self._run_python(block))
+            return "run"
+        readers: dict[str, Callable[[str], Any]] = {"json": json.loads, "yaml": yaml.safe_load}
+        if block.language == "toml":
+            read_toml(block.text, self.environment, self.folder)
+        else:
+            readers[block.language](block.text)
+        return "read"
+
+    def _named(self, block: Block) -> Path | None:
+        """Return the file that a block is, by the words before it: one that lies there, or is to be written."""
+        suffix = SUFFIXES.get(block.language)
+        paths = re.findall(rf"`([\w.-]+/[\w./-]+{re.escape(suffix)})`", block.before) if suffix else []
+        if not paths:
+            return None
+        path = self.folder / paths[-1]
+        return path if path.exists() or self._to_write(block, paths[-1]) else None
+
+    def _to_write(self, block: Block, name: str) -> bool:
+        return re.search(rf"(Replace|Write)\s+`{re.escape(name)}", block.before) is not None
+
+    def _file(self, block: Block, path: Path) -> str:
+        if self._to_write(block, str(path.relative_to(self.folder))):
+            path.write_text(block.text)
+            return "written"
+        self._compare(block.text, path.read_text())
+        return "compared"
+
+    def _run_python(self, block: Block) -> str:
+        if self._python is None:
+            with self._errors.open("w") as errors:
+                self._python = subprocess.Popen(
+                    [self.environment.python, "-c", INTERPRETER],
+                    stdin=subprocess.PIPE,
+                    stdout=subprocess.PIPE,
+                    stderr=errors,
+                    text=True,
+                    cwd=self.folder,
+                )
+        assert self._python.stdin
+        assert self._python.stdout
+        self._python.stdin.write(json.dumps([block.text, f"line {block.line}"]) + "\n")
+        self._python.stdin.flush()
+        out = ""
+        while not out.endswith(END):
+            line = self._python.stdout.readline()
+            assert line, f"{block.text}\n{out}\n{self._errors.read_text()}"
+            out += line
+        return out.removesuffix(END)
+
+    def _bash(self, block: Block) -> None:
+        ran = self._shell("set +u", to_run(block.text))
+        assert ran.returncode == 0, f"{block.text}\n{ran.stdout}"
+        if block.printed is not None:
+            self._compare(block.printed, ran.stdout)
+
+    def _session(self, block: Block) -> None:
+        """Run the commands of a session; an error is what its output says it is."""
+        stated = [(command, printed) for command, printed in commands(block.text) if to_run(command) == command]
+        ran = self._shell("set +eu", *(f"{command}\nprintf '\\n\\0\\n'" for command, _ in stated))
+        outputs = ran.stdout.split("\0")
+        assert len(outputs) == len(stated) + 1, ran.stdout
+        for (command, printed), out in zip(stated, outputs, strict=False):
+            self._compare(f"$ {command}{printed}", f"$ {command}{out}")
+
+    def _shell(self, *lines: str) -> subprocess.CompletedProcess[str]:
+        return self.environment.shell("\n".join((*lines[:1], "exec 2>&1", *lines[1:])), self.folder)
+
+    def _compare(self, stated: str, printed: str) -> None:
+        if not agree(stated, printed):
+            lines = difflib.unified_diff(seen(stated), seen(printed), "the page", "what is printed", lineterm="")
+            raise AssertionError("\n".join(lines))
+
+
+def surroundings(folder: Path) -> dict[str, str]:
+    """Return the variables of a process that follows a page in a folder: no network, and its own caches."""
+    return {
+        "PYTHONPATH": str(ROOT / "tests" / "support" / "offline"),
+        "PYTHONUNBUFFERED": "1",
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+        "TORCH_HOME": str(folder / "torch"),
+    }

@@ -1,0 +1,270 @@
+"""What is wrong with a run is said before the first step, in one line, and nothing is lost."""
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from support import Completed
+from support.training_runs import coloured_folder, small_run
+
+from featuretap import registry
+from featuretap.registry.errors import FeaturetapError
+from featuretap.training.run import train
+
+Run = Callable[..., Completed]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return coloured_folder(tmp_path_factory.mktemp("data") / "colours")
+
+
+def said(run: Run, *arguments: object) -> str:
+    """Return the one line that a command fails with."""
+    ran = run(*arguments)
+    assert (ran.status, ran.out) == (2, ""), ran
+    (line,) = [line for line in ran.err.splitlines() if line.startswith("featuretap: ")]
+    return line.removeprefix("featuretap: ")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((), "no data to learn from; give a folder, a data set of torchvision's by its name, or 'digits'"),
+        (
+            ("digits",),
+            "no backbone to train; name one, such as --backbone mobilenet_v3_large, or give a file of weights",
+        ),
+        (
+            ("digits", "--backbone", "mobilenet_v2", "--head", "fpn"),
+            "head 'fpn' has no task that it could be trained or judged for; choose classification, deeplab_v3, "
+            "faster_rcnn, fcos, lraspp, mask_rcnn, retinanet, ssdlite",
+        ),
+        (
+            ("digits", "--backbone", "mobilenet_v2", "--head", "fnp"),
+            "no head named 'fnp'; did you mean 'fpn'?",
+        ),
+        (
+            ("digits", "--backbone", "mobilenet_v4"),
+            "no backbone named 'mobilenet_v4'; did you mean 'mobilenet_v2'?",
+        ),
+        (
+            ("digits", "--model", "mobilenet_v4"),
+            "no backbone named 'mobilenet_v4'; did you mean 'mobilenet_v2'?",
+        ),
+        (
+            ("digits", "--backbone", "mobilenet_v2", "--option", "freeze=C2"),
+            "freeze among the options would stay in the files of the run; give freeze as a setting of its own",
+        ),
+        (
+            ("digits", "--backbone", "mobilenet_v2", "--batch-size", "5000"),
+            "'digits' has 1438 images to learn from, fewer than a batch of 5000; lower batch_size",
+        ),
+        (
+            ("digits", "--backbone", "mobilenet_v2", "--in-channels", "4", "--out", "never"),
+            "'mobilenet_v2' with in_channels=4 cannot learn from images, which have 1 or 3",
+        ),
+        (
+            ("--resume", "x", "--config", "y"),
+            "--resume goes on as the run began; leave --config, --option and --in-channels out",
+        ),
+        (("digits", "--epochs", "x"), "Invalid value for '--epochs': 'x' is not a valid integer."),
+        (
+            ("digits", "--epohcs", "3"),
+            "No such option '--epohcs'. (Did you mean one of: '--epochs', '--warmup-epochs'?)",
+        ),
+    ],
+)
+def test_bad_settings_are_one_line(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: tuple[str, ...], message: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert said(run, "train", *arguments) == message
+    assert not list(tmp_path.iterdir())
+
+
+def test_options_of_a_file_that_are_no_table_are_one_line(run: Run, tmp_path: Path) -> None:
+    path = tmp_path / "settings.toml"
+    path.write_text('backbone = "mobilenet_v2"\noptions = "x"\n')
+    assert said(run, "train", "digits", "--config", path, "--in-channels", 1) == (
+        f"{path}: training cannot take options='x'; it is a table of options"
+    )
+
+
+def test_more_steps_than_an_epoch_has_cannot_be_added_up(data: Path, tmp_path: Path) -> None:
+    with pytest.raises(FeaturetapError) as caught:
+        train(small_run(data, tmp_path / "run", accumulate=4), say=lambda line: None)
+    assert str(caught.value) == "accumulate=4 is more than the 3 steps of an epoch; lower it"
+
+
+def test_a_run_that_failed_in_its_first_epoch_can_be_begun_with_other_settings(data: Path, tmp_path: Path) -> None:
+    def say(line: str) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(small_run(data, tmp_path / "run"), say=say)
+    train(small_run(data, tmp_path / "run", epochs=1, lr=1e-4), say=lambda line: None)
+
+
+def test_an_interrupted_run_says_how_it_goes_on(
+    run: Run, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from featuretap.registry.command_line import training_commands
+
+    def say(line: str) -> None:
+        if line.startswith("epoch 1/"):
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(training_commands, "print_text", say)
+    small = ("--backbone", "mobilenet_v1", "--option", "width=0.25", "--size", 32, "--batch-size", 8, "--workers", 0)
+    ran = run("train", data, *small, "--epochs", 2, "--out", tmp_path / "run")
+    assert (ran.status, ran.err) == (
+        130,
+        f"featuretap: interrupted; featuretap train --resume {tmp_path / 'run'} goes on after the last whole epoch\n",
+    )
+
+
+def test_a_limit_of_a_files_size_is_noticed_before_the_first_step(data: Path, tmp_path: Path) -> None:
+    code = (
+        "import resource, sys\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, 1_000_000))\n"
+        "from featuretap.registry.command_line import main\n"
+        "main(sys.argv[1:])\n"
+    )
+    small = (
+        "--backbone",
+        "mobilenet_v1",
+        "--option",
+        "width=0.25",
+        "--size",
+        "32",
+        "--batch-size",
+        "8",
+        "--workers",
+        "0",
+    )
+    command = [sys.executable, "-c", code, "train", str(data), *small, "--out", str(tmp_path / "run")]
+    ran = subprocess.run(command, capture_output=True, text=True)
+    assert (ran.returncode, ran.stdout) == (2, "")
+    assert ran.stderr == (
+        f"featuretap: cannot write the 3 MB of a run's state into '{tmp_path / 'run'}': File too large\n"
+    )
+
+
+def test_a_setting_of_a_file_that_cannot_be_names_the_file(run: Run, tmp_path: Path) -> None:
+    path = tmp_path / "settings.toml"
+    path.write_text('backbone = "mobilenet_v2"\nepochs = 2.5\n')
+    assert said(run, "train", "digits", "--config", path) == (
+        f"{path}: training cannot take epochs=2.5; it is a positive whole number up to 65536"
+    )
+
+
+def test_unreadable_images_are_found_before_the_first_step(run: Run, tmp_path: Path) -> None:
+    data = coloured_folder(tmp_path / "data", 6)
+    (data / "red" / "0.png").write_bytes((data / "red" / "1.png").read_bytes()[:200])
+    (data / "blue" / "3.png").write_bytes(b"")
+    message = said(run, "train", data, "--backbone", "mobilenet_v1", "--batch-size", 4, "--out", tmp_path / "run")
+    assert message.startswith("2 of 18 images cannot be used: ")
+    assert str(data / "red" / "0.png") in message
+    assert f"'{data / 'blue' / '3.png'}' is empty" in message
+    assert not (tmp_path / "run" / "history.csv").exists()
+
+
+def test_a_run_that_failed_before_its_first_step_can_begin_again(run: Run, tmp_path: Path) -> None:
+    data = coloured_folder(tmp_path / "data", 6)
+    content = (data / "red" / "0.png").read_bytes()
+    (data / "red" / "0.png").write_bytes(b"")
+    arguments = ("train", data, "--backbone", "mobilenet_v1", "--option", "width=0.25", "--size", 32, "--batch-size", 4)
+    more = ("--epochs", 2, "--workers", 0, "--out", tmp_path / "run")
+    assert run(*arguments, *more).status == 2
+    (data / "red" / "0.png").write_bytes(content)
+    assert run(*arguments, *more).status == 0
+
+
+def test_a_loss_that_is_no_number_stops_the_run(data: Path, tmp_path: Path) -> None:
+    model = registry.build("mobilenet_v1", width=0.25, num_classes=3)
+    torch.nn.init.constant_(next(model.parameters()), torch.nan)
+    weights = registry.save(model, tmp_path / "broken.safetensors")
+    with pytest.raises(FeaturetapError) as caught:
+        train(small_run(data, tmp_path / "run", weights=str(weights)), say=lambda line: None)
+    assert str(caught.value) == (
+        "the loss became nan in epoch 1 of 3; the weights of the epoch before are kept. A lower lr, more "
+        "warmup_epochs, or clip_norm=1 may help"
+    )
+
+
+def test_one_image_a_step_is_too_few_for_some_heads(tmp_path: Path) -> None:
+    from made_data import mask, picture
+
+    for number in range(4):
+        picture(tmp_path / "data" / "images" / f"{number}.png", (32, 32), 60 * number)
+        mask(tmp_path / "data" / "masks" / f"{number}.png", [[number % 2] * 32] * 32)
+    with pytest.raises(FeaturetapError) as caught:
+        train(
+            small_run(tmp_path / "data", tmp_path / "run", head="deeplab_v3", batch_size=1, val_fraction=0.5),
+            say=lambda line: None,
+        )
+    assert str(caught.value) == "batch norm cannot learn from 1 image of each process at a time; raise batch_size"
+
+
+def test_a_disk_that_is_too_full_is_noticed_before_the_first_step(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import shutil
+
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=1_000_000))
+    with pytest.raises(FeaturetapError) as caught:
+        train(small_run(data, tmp_path / "run"), say=lambda line: None)
+    assert str(caught.value) == (
+        f"the files of this run take up to 7 MB, and the disk of '{tmp_path / 'run'}' has 1 MB left; make room, or "
+        "choose another folder with out"
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            ("digits", "--weights", "absent.safetensors"),
+            "cannot read the weights 'absent.safetensors': No such file or directory",
+        ),
+        (("digits",), "Missing option '--weights'."),
+    ],
+)
+def test_bad_questions_of_evaluate_are_one_line(run: Run, arguments: tuple[str, ...], message: str) -> None:
+    assert said(run, "evaluate", *arguments) == message
+
+
+def test_a_model_is_judged_by_its_own_classes_only(run: Run, data: Path, tmp_path: Path) -> None:
+    train(small_run(data, tmp_path / "run", epochs=2), say=lambda line: None)
+    weights = tmp_path / "run" / "best.safetensors"
+    assert said(run, "evaluate", "digits", "--weights", weights) == (
+        f"the data has 10 classes, and '{weights}' 3; judge it by its own kind of data"
+    )
+    (data / "blue").rename(data / "azure")
+    message = said(run, "evaluate", data, "--weights", weights)
+    (data / "azure").rename(data / "blue")
+    assert message == f"class 0 of the data is 'azure', and of '{weights}' 'blue'; name the classes as in training"
+
+
+def test_a_bare_backbone_is_not_judged(run: Run, tmp_path: Path) -> None:
+    path = registry.save(registry.build("mobilenet_v1", width=0.25, features_only=True), tmp_path / "bare.safetensors")
+    assert said(run, "evaluate", "digits", "--weights", path) == (
+        f"'{path}' is a bare backbone, and nothing that a backbone returns can be judged; give a model with a head"
+    )
+
+
+def test_the_extra_is_named_where_it_is_missing(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    import importlib.util
+
+    find = importlib.util.find_spec
+    absent: Any = lambda name, *more: None if name in ("accelerate", "tomli_w") else find(name, *more)  # noqa: E731
+    monkeypatch.setattr("featuretap.registry.extras.find_spec", absent)
+    assert said(run, "train", "digits", "--backbone", "mobilenet_v2") == (
+        "featuretap train needs accelerate, tomli_w; pip install 'featuretap[train]'"
+    )

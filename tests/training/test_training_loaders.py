@@ -1,0 +1,77 @@
+"""Batches: all of one size to learn from, every image once to judge by, and fit for the processes of a loader."""
+
+import pickle
+from typing import Any
+
+import pytest
+import torch
+from support.training_runs import coloured_folder
+
+from featuretap.datasets.data_set import DataSet
+from featuretap.datasets.opening import open_data
+from featuretap.registry.preprocessing import Preprocessing
+from featuretap.training.loaders import judging_loader, training_loader
+from featuretap.training.tasks.classification import ClassificationTask, prepared
+from featuretap.training.tasks.task import Augmentation
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> DataSet:
+    return open_data(str(coloured_folder(tmp_path_factory.mktemp("data") / "colours", 11)), "classification")
+
+
+def task(data: DataSet, **varied: Any) -> ClassificationTask:
+    return ClassificationTask(data.classes, prepared(Preprocessing(), 32), Augmentation(**varied), 0.1)
+
+
+@pytest.mark.parametrize("batch_size", [4, 5, 27])
+def test_batches_to_learn_from_are_of_one_size_and_have_no_image_twice(data: DataSet, batch_size: int) -> None:
+    batches = [*training_loader(task(data), data.train, batch_size, 0)]
+    assert len(batches) == 27 // batch_size
+    for images, labels in batches:
+        assert images.shape == (batch_size, 3, 32, 32)
+        assert images.is_contiguous(memory_format=torch.channels_last)
+        assert labels.dtype == torch.int64
+
+
+@pytest.mark.parametrize("processes", [1, 2, 4, 8])
+def test_shares_of_processes_hold_every_image_once(data: DataSet, processes: int) -> None:
+    whole = torch.cat([images for images, _ in judging_loader(task(data), data.val, 4, 0, (0, 1))])
+    shares = [
+        [image for images, _ in judging_loader(task(data), data.val, 4, 0, (rank, processes)) for image in images]
+        for rank in range(processes)
+    ]
+    assert sum(map(len, shares)) == len(data.val) == 6
+    for place, image in enumerate(whole):
+        assert torch.equal(shares[place % processes][place // processes], image)
+
+
+@pytest.mark.parametrize("policy", ["none", "trivial", "rand"])
+@pytest.mark.parametrize("scale", [0.3, 1.0])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_whatever_varies_an_image_can_be_sent_to_a_process(
+    data: DataSet, policy: Any, scale: float, channels: int
+) -> None:
+    preprocessing = prepared(Preprocessing().for_channels(channels), 20)
+    made = ClassificationTask(data.classes, preprocessing, Augmentation(0.5, scale, policy), 0.0)
+    image, label = data.train[0]
+    for transform in (made.training_transform(), made.judging_transform()):
+        pixels, same = pickle.loads(pickle.dumps(transform))(image, label)
+        assert (tuple(pixels.shape), same) == ((channels, 20, 20), label)
+
+
+def test_images_to_learn_from_vary_and_those_to_judge_by_do_not(data: DataSet) -> None:
+    image, label = data.train[0]
+    made = task(data)
+    learned = [made.training_transform()(image, label)[0] for _ in range(4)]
+    judged = [made.judging_transform()(image, label)[0] for _ in range(2)]
+    assert len({tensor.sum().item() for tensor in learned}) == 4
+    assert torch.equal(*judged)
+
+
+def test_a_mirrored_image_is_mirrored_only_where_it_may_be(data: DataSet) -> None:
+    image, label = data.train[0]
+    plain, mirrored = (task(data, scale=1.0, flip=flip).training_transform()(image, label)[0] for flip in (0.0, 1.0))
+    assert torch.equal(plain, mirrored.flip(-1))
+    assert not torch.equal(plain, mirrored)
+    assert torch.equal(plain, task(data).judging_transform()(image, label)[0])

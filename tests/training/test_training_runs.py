@@ -1,0 +1,196 @@
+"""A run from end to end: what it leaves, that it learns, and that its files need nothing else."""
+
+import csv
+import json
+import tomllib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from support import Completed
+from support.training_runs import COLOURS, coloured_folder, small_run
+from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from featuretap import registry
+from featuretap.registry.description import Description
+from featuretap.training.evaluation import evaluate
+from featuretap.training.run import Result, train
+
+Run = Callable[..., Completed]
+FILES = {
+    ".lock",
+    "best.safetensors",
+    "configuration.toml",
+    "confusion.png",
+    "curves.png",
+    "history.csv",
+    "last.safetensors",
+    "logs",
+    "per-class.csv",
+    "predictions.png",
+    "resume.pt",
+}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return coloured_folder(tmp_path_factory.mktemp("data") / "colours")
+
+
+@pytest.fixture(scope="module")
+def lines() -> list[str]:
+    return []
+
+
+@pytest.fixture(scope="module")
+def finished(data: Path, lines: list[str], official_weights: Path, tmp_path_factory: pytest.TempPathFactory) -> Result:
+    """A run that learns nothing but the classifier, on real weights, which six steps are enough for."""
+    learning = {"weights": str(official_weights), "freeze": "C5", "lr": 0.01, "epochs": 4}
+    out = tmp_path_factory.mktemp("runs") / "run"
+    return train(small_run(data, out, backbone="mobilenet_v2", options={}, **learning), say=lines.append)
+
+
+def history(folder: Path) -> list[dict[str, str]]:
+    with (folder / "history.csv").open() as file:
+        return list(csv.DictReader(file))
+
+
+def test_a_run_learns_and_says_so_line_by_line(finished: Result, lines: list[str], data: Path) -> None:
+    assert finished.judgement.scores["accuracy"] == 1.0
+    assert lines[0] == (
+        f"mobilenet_v2 with classification: 3 classes, 30 images to learn from, 6 to judge by; into {finished.folder}"
+    )
+    assert [line.split("  ")[0] for line in lines[1:]] == [f"epoch {number}/4" for number in range(1, 5)]
+    assert {path.name for path in finished.folder.iterdir()} == FILES
+
+
+def test_the_history_has_a_row_for_each_epoch_and_names_the_best(finished: Result) -> None:
+    rows = history(finished.folder)
+    assert [int(row["epoch"]) for row in rows] == [1, 2, 3, 4]
+    accuracies = [float(row["accuracy"]) for row in rows]
+    assert finished.epoch == accuracies.index(max(accuracies)) + 1
+    assert float(rows[-1]["train_loss"]) < float(rows[0]["train_loss"])
+    # Of the last step of an epoch: the highest rate comes before it, and 0 behind the last.
+    rates = [float(row["lr"]) for row in rows]
+    assert rates[0] < rates[1] > rates[2] > rates[3] > 0
+
+
+def test_tensorboard_has_the_same_numbers(finished: Result) -> None:
+    events = EventAccumulator(str(finished.folder / "logs")).Reload()
+    logged = [event.value for event in events.Scalars("train_loss")]
+    assert logged == pytest.approx([float(row["train_loss"]) for row in history(finished.folder)])
+
+
+def test_a_file_of_a_run_says_its_classes_and_how_images_are_prepared(finished: Result) -> None:
+    for name in ("best", "last"):
+        said = registry.load(finished.folder / f"{name}.safetensors").description
+        assert isinstance(said, Description)
+        assert said.classes == tuple(sorted(COLOURS))
+        assert (said.preprocessing.resize, said.preprocessing.crop) == (32, 32)
+        assert (said.weights, said.fresh) == (finished.folder / f"{name}.safetensors", False)
+
+
+def test_predict_needs_the_file_alone(run: Run, finished: Result, tmp_path: Path) -> None:
+    Image.new("RGB", (50, 40), (60, 200, 60)).save(tmp_path / "grass.png")
+    ran = run("predict", tmp_path / "grass.png", "--weights", finished.folder / "best.safetensors", "--top", 1)
+    assert ran.out.splitlines()[-1 if ran.out.splitlines()[-1].strip() else -2].split()[0] == "green"
+
+
+def test_evaluate_says_what_the_run_said(run: Run, finished: Result, data: Path, tmp_path: Path) -> None:
+    weights = finished.folder / "best.safetensors"
+    said = json.loads(run("evaluate", data, "--weights", weights, "--json", "--out", tmp_path / "judged").out)
+    assert said["scores"]["accuracy"] == finished.judgement.scores["accuracy"]
+    assert said["scores"]["loss"] == pytest.approx(finished.judgement.scores["loss"], rel=1e-5)
+    assert [row["class"] for row in said["per_class"]] == sorted(COLOURS)
+    assert sum(row["images"] for row in said["per_class"]) == 6
+    assert {path.name for path in (tmp_path / "judged").iterdir()} == {
+        "confusion.png",
+        "per-class.csv",
+        "predictions.png",
+    }
+
+
+@pytest.mark.parametrize(("part", "images"), [("val", 6), ("train", 30), ("all", 36)])
+def test_either_part_or_both_can_be_judged(finished: Result, data: Path, part: Any, images: int) -> None:
+    model = registry.load(finished.folder / "best.safetensors")
+    judgement, _, _ = evaluate(model, str(data), part=part)
+    assert sum(score.occurrences for score in judgement.per_class) == images
+
+
+def test_accuracy_and_loss_are_those_of_a_plain_loop(finished: Result, data: Path) -> None:
+    model = registry.load(finished.folder / "best.safetensors").eval()
+    prepare = registry.transforms(model)
+    right, losses = 0, 0.0
+    for label, name in enumerate(sorted(COLOURS)):
+        for path in sorted((data / name).iterdir()):
+            with torch.no_grad():
+                logits = model(prepare(Image.open(path))[None])
+            right += int(logits.argmax() == label)
+            losses += float(torch.nn.functional.cross_entropy(logits, torch.tensor([label])))
+    # The last batch is of one image.
+    judgement, _, _ = evaluate(model, str(data), part="all", batch_size=5)
+    assert judgement.scores["accuracy"] == pytest.approx(right / 36)
+    assert judgement.scores["loss"] == pytest.approx(losses / 36, rel=1e-5)
+
+
+def test_a_moving_average_warms_up(data: Path, official_weights: Path, tmp_path: Path) -> None:
+    """With a decay of 0.9999 from the first step on, twelve steps would leave the average where it began."""
+    learning = {"weights": str(official_weights), "freeze": "C5", "lr": 0.01, "epochs": 4, "ema": 0.9999}
+    result = train(
+        small_run(data, tmp_path / "run", backbone="mobilenet_v2", options={}, **learning), say=lambda line: None
+    )
+    assert result.judgement.scores["accuracy"] == 1.0
+
+
+def test_gradients_are_no_longer_than_they_may_be(data: Path, tmp_path: Path) -> None:
+    start = registry.save(registry.build("mobilenet_v1", width=0.25, num_classes=3), tmp_path / "start.safetensors")
+    settings = {"weights": str(start), "optimizer": "sgd", "weight_decay": 0.0, "epochs": 2, "clip_norm": 1e-6}
+    train(small_run(data, tmp_path / "run", **settings), say=lambda line: None)
+    before, after = (registry.load(path) for path in (start, tmp_path / "run" / "last.safetensors"))
+    moved = [(new - old).abs().max() for old, new in zip(before.parameters(), after.parameters(), strict=True)]
+    assert 0 < max(moved) < 1e-5
+
+
+def test_the_command_takes_a_file_of_settings_and_the_line_wins(run: Run, data: Path, tmp_path: Path) -> None:
+    settings = tmp_path / "settings.toml"
+    settings.write_text(
+        'backbone = "mobilenet_v1"\nepochs = 9\nbatch_size = 8\nsize = 32\nworkers = 0\noptions = { width = 0.5 }\n'
+    )
+    out = tmp_path / "run"
+    ran = run(
+        "train", data, "--config", settings, "--epochs", 2, "--option", "width=0.25", "--in-channels", 1, "--out", out
+    )
+    assert (ran.status, ran.err) == (0, "")
+    assert "best epoch: " in ran.out
+    resolved = tomllib.loads((out / "configuration.toml").read_text())
+    assert (resolved["epochs"], resolved["batch_size"], resolved["lr"]) == (2, 8, 0.001)
+    assert resolved["options"] == {"width": 0.25, "in_channels": 1}
+    said = registry.load(out / "last.safetensors").description
+    assert isinstance(said, Description)
+    assert len(said.preprocessing.mean) == 1
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"augment": "trivial", "mixed_precision": "bf16"},
+        {"augment": "rand", "accumulate": 3, "clip_norm": 1.0, "options": {"width": 0.25, "in_channels": 1}},
+        {"optimizer": "sgd", "schedule": "plateau", "layer_decay": 0.7, "crop_scale": 1.0, "workers": 1},
+    ],
+    ids=["bf16, trivial", "accumulation, one channel", "SGD, plateau, a worker"],
+)
+def test_every_way_of_training_runs(settings: dict[str, Any], data: Path, tmp_path: Path) -> None:
+    result = train(small_run(data, tmp_path / "run", epochs=2, **settings), say=lambda line: None)
+    assert len(history(result.folder)) == 2
+    assert all(torch.isfinite(p).all() for p in registry.load(result.folder / "last.safetensors").parameters())
+
+
+def test_equal_seeds_give_equal_files_and_others_do_not(data: Path, tmp_path: Path) -> None:
+    contents = []
+    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
+        result = train(small_run(data, tmp_path / name, epochs=2, seed=seed), say=lambda line: None)
+        contents.append((result.folder / "last.safetensors").read_bytes())
+    assert contents[0] == contents[1] != contents[2]

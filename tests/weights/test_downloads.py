@@ -1,0 +1,313 @@
+"""Published weights: got from local servers, kept in the ordinary caches, checked before use."""
+
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from support.server import COMMIT, Server
+
+from featuretap.registry import Registry
+from featuretap.registry.errors import CatalogueError, UnknownWeightsError, WeightsError
+from featuretap.registry.hookspecs import WeightsEntry, hookimpl
+
+
+@pytest.fixture
+def served(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
+    monkeypatch.delenv("FEATURETAP_OFFLINE")
+    with Server() as server:
+        yield server
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder that torch.hub keeps its downloads in."""
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
+    return tmp_path / "torch" / "hub" / "checkpoints"
+
+
+def mine(url: str, sha256: str, name: str = "mine.first") -> str:
+    return (
+        '[backbones.mine]\nbase = "mobilenet_v2"\noptions = { output_stride = 16 }\n'
+        f'[weights."{name}"]\nurl = "{url}"\nsha256 = "{sha256}"\nlayout = "torchvision"\nnorm_eps = 1e-5\n'
+        "default = true\n"
+    )
+
+
+def test_a_cached_file_is_used_and_checked(registry: Registry, official_weights: Path, cache: Path) -> None:
+    cache.mkdir(parents=True)
+    cached = cache / "mobilenet_v2-b0353104.pth"
+    cached.symlink_to(official_weights)
+    for pretrained in (True, "imagenet1k_v1", "mobilenet_v2.imagenet1k_v1"):
+        model = registry.build("mobilenet_v2", features_only=True, pretrained=pretrained)
+        assert model.description.weights == "mobilenet_v2.imagenet1k_v1"
+    cached.unlink()
+    for broken in ({"a": torch.zeros(1)}, torch.zeros(1), None):
+        torch.save(broken, cached)
+        with pytest.raises(WeightsError) as error:
+            registry.build("mobilenet_v2", pretrained=True)
+        digest = hashlib.sha256(cached.read_bytes()).hexdigest()
+        assert str(error.value) == (
+            f"{cached} is not 'mobilenet_v2.imagenet1k_v1': its SHA-256 begins with {digest[:8]}, expected b0353104; "
+            "delete it to download it again"
+        )
+
+
+def test_a_download_is_checked_and_kept(
+    served: Server, cache: Path, configured: Callable[[str], Registry], official_weights: Path
+) -> None:
+    content = official_weights.read_bytes()
+    served.files["/net.pth"] = content
+    digest = hashlib.sha256(content).hexdigest()
+    registry = configured(mine(f"{served.url}/net.pth", digest))
+    for _ in range(2):
+        model = registry.build("mine", features_only=True, pretrained=True)
+        assert model.description.weights == "mine.first"
+    assert (cache / "net-b0353104.pth").read_bytes() == content
+    assert served.asked == ["/net.pth"]
+
+
+def test_entries_with_equal_file_names_do_not_meet_in_the_cache(
+    served: Server, cache: Path, configured: Callable[[str], Registry], official_weights: Path
+) -> None:
+    content = official_weights.read_bytes()
+    served.files["/right/model.pth"] = content
+    cache.mkdir(parents=True)
+    (cache / "model.pth").write_bytes(b"somebody else's")
+    digest = hashlib.sha256(content).hexdigest()
+    configured(mine(f"{served.url}/right/model.pth", digest)).build("mine", features_only=True, pretrained=True)
+    assert (cache / "model.pth").read_bytes() == b"somebody else's"
+
+
+def test_a_download_with_another_hash_is_refused_and_not_kept(
+    served: Server, cache: Path, configured: Callable[[str], Registry]
+) -> None:
+    served.files["/net.pth"] = b"something else"
+    with pytest.raises(WeightsError, match=r"cannot download 'mine.first' from http.*: invalid hash value"):
+        configured(mine(f"{served.url}/net.pth", "0" * 64)).build("mine", pretrained=True)
+    assert list(cache.iterdir()) == []
+
+
+def test_what_cannot_be_downloaded_says_what_was_tried_and_what_to_do(
+    served: Server, cache: Path, configured: Callable[[str], Registry], official_weights: Path
+) -> None:
+    registry = configured(mine(f"{served.url}/absent.pth", "0" * 64))
+    said = (
+        f"cannot download 'mine.first' from {served.url}/absent.pth: HTTP Error 404: File not found; "
+        f"put the file at {cache}/absent-00000000.pth, or give its path as pretrained=; "
+    )
+    with pytest.raises(WeightsError) as error:
+        registry.build("mine", pretrained=True)
+    assert str(error.value) == said + "no published weights are on this machine"
+    shutil.copy(official_weights, cache / "mobilenet_v2-b0353104.pth")
+    with pytest.raises(WeightsError) as error:
+        registry.build("mine", pretrained=True)
+    assert str(error.value) == said + "on this machine are mobilenet_v2.imagenet1k_v1"
+
+
+@pytest.mark.parametrize(
+    "url", ["http://127.0.0.1:1/net.pth", "http://[::1]:1/net.pth", "http://127.0.0.1:99999/net.pth"]
+)
+def test_addresses_that_lead_nowhere_are_an_error_of_ours(
+    served: Server, cache: Path, configured: Callable[[str], Registry], url: str
+) -> None:
+    with pytest.raises(WeightsError, match=r"cannot download 'mine.first' from http"):
+        configured(mine(url, "0" * 64)).build("mine", pretrained=True)
+
+
+def test_offline_nothing_is_asked_for(
+    served: Server, cache: Path, configured: Callable[[str], Registry], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FEATURETAP_OFFLINE", "1")
+    with pytest.raises(WeightsError) as error:
+        configured(mine(f"{served.url}/net.pth", "0" * 64)).build("mine", pretrained=True)
+    assert str(error.value) == (
+        "'mine.first' is not on this machine, and FEATURETAP_OFFLINE forbids downloads; "
+        f"put the file at {cache}/net-00000000.pth, or give its path as pretrained=; "
+        "no published weights are on this machine"
+    )
+    with pytest.raises(WeightsError, match=r"run 'hf download timm/mobilenetv1_100.ra4_e3600_r224_in1k model.safet"):
+        configured("").build("mobilenet_v1", pretrained=True)
+    assert served.asked == []
+
+
+def test_a_mirror_changes_the_address_and_never_the_hash(
+    served: Server, cache: Path, configured: Callable[[str], Registry], official_weights: Path
+) -> None:
+    mirror = f'[mirrors]\n"https://download.pytorch.org/models" = "{served.url}/mirror"\n'
+    served.files["/mirror/mobilenet_v2-b0353104.pth"] = b"another file"
+    with pytest.raises(WeightsError, match=r"from http://127.*/mirror/mobilenet_v2-b0353104.pth: invalid hash value"):
+        configured(mirror).build("mobilenet_v2", pretrained=True)
+    served.files["/mirror/mobilenet_v2-b0353104.pth"] = official_weights.read_bytes()
+    model = configured(mirror).build("mobilenet_v2", features_only=True, pretrained=True)
+    assert model.description.weights == "mobilenet_v2.imagenet1k_v1"
+
+
+def test_a_users_entry_cannot_replace_a_published_one(configured: Callable[[str], Registry]) -> None:
+    text = '[weights."mobilenetv2.imagenet1k_v1"]\nurl = "https://x.org/a.pth"\nsha256 = "00000000"\n'
+    registry = configured(f'{text}layout = "torchvision"\nnorm_eps = 1e-5\n')
+    with pytest.raises(CatalogueError, match=r"weights.mobilenet_v2.imagenet1k_v1 would replace those of 'featuretap'"):
+        registry.list_weights()
+
+
+def test_a_users_entry_for_an_alias_is_found_and_its_default_wins(
+    served: Server, cache: Path, configured: Callable[[str], Registry], official_weights: Path
+) -> None:
+    content = official_weights.read_bytes()
+    served.files["/ours.pth"] = content
+    digest = hashlib.sha256(content).hexdigest()
+    registry = configured(mine(f"{served.url}/ours.pth", digest, "mobilenetv2_100.ours"))
+    assert [entry.tag for entry in registry.weights_of("mobilenet_v2")][:2] == ["ours", "imagenet1k_v1"]
+    model = registry.build("mobilenet_v2", features_only=True, pretrained=True)
+    assert model.description.weights == "mobilenet_v2.ours"
+
+
+def test_a_variant_that_changes_no_tensor_has_the_weights_of_its_base(
+    configured: Callable[[str], Registry], official_weights: Path, cache: Path
+) -> None:
+    cache.mkdir(parents=True)
+    shutil.copy(official_weights, cache / "mobilenet_v2-b0353104.pth")
+    registry = configured(
+        '[backbones.dense]\nbase = "mobilenet_v2"\noptions = { output_stride = 8 }\n'
+        '[backbones.narrow]\nbase = "mobilenet_v2"\noptions = { width = 0.5 }\n'
+    )
+    backbone = registry.build("dense", features_only=True, pretrained=True)
+    assert backbone.description.weights == "mobilenet_v2.imagenet1k_v1"
+    assert registry.weights_of("narrow") == ()
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("[weights.'nowhere.tag']", "weights.nowhere.tag cannot be used: no backbone named 'nowhere'"),
+        ('sha256 = ""', "weights.\"mobilenet_v2.mine\".sha256 should be 8 to 64 lower-case hexadecimal digits, got ''"),
+        (
+            'layout = "timmm"',
+            "weights.mobilenet_v2.mine.layout is 'timmm', which 'mobilenet_v2' is not known in; did you mean 'timm'? "
+            "it has featuretap, torchvision, timm",
+        ),
+        ('url = "ftp://x.org/a.pth"', "weights 'mobilenet_v2.mine': url 'ftp://x.org/a.pth' is no address; write"),
+        ('url = "https://x.org/"', "weights 'mobilenet_v2.mine': url 'https://x.org/' is no address; write"),
+        ('url = "http://[::1/net.pth"', "weights 'mobilenet_v2.mine': url 'http://[::1/net.pth' is no address; write"),
+        ('url = "hf://timm/model"', "weights 'mobilenet_v2.mine': url 'hf://timm/model' is no address; write"),
+        ("norm_eps = 2.0", "weights 'mobilenet_v2.mine': norm_eps should be a small positive number, got 2.0"),
+        ("norm_eps = inf", 'weights."mobilenet_v2.mine".norm_eps should be a positive number, got inf'),
+        (
+            "preprocessing = { mean = [0.5] }",
+            "preprocessing has 1 means and 3 deviations; give both alike",
+        ),
+    ],
+)
+def test_entries_that_cannot_be_are_refused(configured: Callable[[str], Registry], line: str, message: str) -> None:
+    lines = {"url": '"https://x.org/a.pth"', "sha256": '"00000000"', "layout": '"torchvision"', "norm_eps": "1e-5"}
+    key, _, value = line.partition(" = ")
+    head = '[weights."mobilenet_v2.mine"]'
+    if value:
+        lines[key] = value
+    else:
+        head = line
+    text = head + "\n" + "\n".join(f"{key} = {value}" for key, value in lines.items()) + "\n"
+    with pytest.raises(CatalogueError) as error:
+        configured(text).list_weights()
+    assert message in str(error.value)
+
+
+def test_two_defaults_in_one_file_are_refused(configured: Callable[[str], Registry]) -> None:
+    entry = '[weights."{}"]\nurl = "https://x.org/a.pth"\nsha256 = "00000000"\nlayout = "timm"\nnorm_eps = 1e-5\n'
+    text = "".join(entry.format(name) + "default = true\n" for name in ("mobilenet_v2.a", "mobilenetv2.b"))
+    with pytest.raises(CatalogueError, match=r"toml: 'mobilenet_v2' has two default weights; mark one of them$"):
+        configured(text).list_weights()
+
+
+def test_zero_means_are_taken() -> None:
+    entry = next(entry for entry in Registry(discover=False).published if entry.name.endswith("miil_in21k_ft_in1k"))
+    assert (entry.preprocessing.mean, entry.preprocessing.std) == ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
+
+
+def test_a_plugins_entry_must_state_a_digest_unless_the_hub_does() -> None:
+    with pytest.raises(CatalogueError, match=r"weights 'a.b': sha256 should be 8 to 64 lower-case hexadecimal digits"):
+        WeightsEntry("a.b", "https://x.org/a.pth", "", "torchvision", 1e-5)
+    assert WeightsEntry("a.b", "hf://a/b/c.safetensors", "", "timm", 1e-5).sha256 == ""
+
+
+def test_weights_that_two_plugins_claim_are_neithers() -> None:
+    class Claims:
+        def __init__(self, name: str) -> None:
+            self.__name__ = name
+
+        @hookimpl
+        def featuretap_weights(self) -> list[WeightsEntry]:
+            url = f"https://x.org/{self.__name__}.pth"
+            return [WeightsEntry("mobilenet_v1_025.mine", url, "00000000", "timm", 1e-5, default=True)]
+
+    registry = Registry(plugins=[Claims("one"), Claims("other")], discover=False)
+    assert registry.weights_of("mobilenet_v1_025") == ()
+    for pretrained in ("mine", "mobilenet_v1_025.mine"):
+        with pytest.raises(UnknownWeightsError) as error:
+            registry.build("mobilenet_v1_025", pretrained=pretrained)
+        assert str(error.value) == (
+            "2 plugins have weights 'mine' for 'mobilenet_v1_025'; say which: 'one:mine' or 'other:mine'"
+        )
+
+
+FROM_HUB = """
+import torch
+from support.server import COMMIT, Server
+from featuretap import registry
+model = registry.build("mobilenet_v2_050", pretrained=True)
+print(model.description.weights, model.head.logits.weight.double().sum().item())
+"""
+
+
+def hub_process(folder: Path, config: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    (folder / "featuretap.toml").write_text(f"schema = 1\n{config}")
+    own = {"HF_HOME": str(folder / "hub"), "FEATURETAP_CONFIG": str(folder / "featuretap.toml"), **environment}
+    settings = {**os.environ, "FEATURETAP_OFFLINE": "0", **own}
+    return subprocess.run([sys.executable, "-c", FROM_HUB], capture_output=True, text=True, env=settings)
+
+
+def test_the_hub_is_asked_through_its_own_library_and_cache(served: Server, registry: Registry, tmp_path: Path) -> None:
+    model = registry.build("mobilenet_v2_050")
+    content = registry.save(model, tmp_path / "timm.safetensors", "timm").read_bytes()
+    served.files["/timm/mobilenetv2_050.lamb_in1k/resolve/main/model.safetensors"] = content
+    mirror = f'[mirrors]\n"https://huggingface.co" = "{served.url}"\n'
+    expected = f"mobilenet_v2_050.lamb_in1k {model.head.logits.weight.double().sum().item()}\n"
+    ran = hub_process(tmp_path, mirror)
+    assert ran.stdout == expected, ran.stderr
+    asked = len(served.asked)
+    assert asked > 0
+    # From now on the cache answers, also without a network.
+    for offline in ("0", "1"):
+        assert hub_process(tmp_path, "", FEATURETAP_OFFLINE=offline).stdout == expected
+    assert len(served.asked) == asked
+    # What the hub stored under a digest must have it.
+    (stored,) = (tmp_path / "hub" / "hub").glob("models--*/blobs/*")
+    stored.chmod(0o644)
+    stored.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    ran = hub_process(tmp_path, "")
+    assert "is not 'mobilenet_v2_050.lamb_in1k': its SHA-256 begins with" in ran.stderr
+
+
+def test_what_the_hub_does_not_have_says_how_to_get_it(served: Server, tmp_path: Path) -> None:
+    ran = hub_process(tmp_path, f'[mirrors]\n"https://huggingface.co" = "{served.url}"\n')
+    assert "WeightsError: cannot download 'mobilenet_v2_050.lamb_in1k' from hf://" in ran.stderr
+    assert (
+        "; run 'hf download timm/mobilenetv2_050.lamb_in1k model.safetensors' where there is a network, "
+        "or give its path as pretrained=; no published weights are on this machine"
+    ) in ran.stderr
+
+
+def test_every_entry_of_the_catalogue_states_what_is_known_of_it(registry: Registry) -> None:
+    for entry in registry.published:
+        assert entry.url.startswith(("https://download.pytorch.org/models/", "hf://timm/"))
+        assert entry.license in ("BSD-3-Clause", "Apache-2.0")
+        assert entry.megabytes > 5
+        low, high = (60, 80) if entry.head == "classification" else (20, 61)
+        assert entry.accuracy is None or low < entry.accuracy < high
+        assert entry.layout in registry.catalogued(entry.backbone).layouts
+    assert len(registry.published) == 21
