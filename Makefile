@@ -62,6 +62,7 @@ types: install
 	$(BIN)/mypy -p featuretap
 
 check: lint types test-all
+
 # MkDocs Material's notice of MkDocs 2 is no warning of ours.
 docs: install
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict

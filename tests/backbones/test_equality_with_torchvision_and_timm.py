@@ -1,8 +1,8 @@
 """The same weights give the same maps as torchvision's and timm's networks, at every tap that both have."""
 
-from support import oracles
 import pytest
 import torch
+from support import oracles
 from torch import nn
 
 from featuretap.registry import Registry

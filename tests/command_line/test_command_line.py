@@ -9,8 +9,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from support import Completed
 from PIL import Image
+from support import Completed
 
 import featuretap
 from featuretap.registry.command_line.pictures import coloured, draw_taps

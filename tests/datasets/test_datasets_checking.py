@@ -4,8 +4,8 @@ import io
 from pathlib import Path
 
 import pytest
-from support.data_sets import classes_of, picture
 from PIL import Image
+from support.data_sets import classes_of, picture
 
 from featuretap.datasets.checking import check_readable
 from featuretap.datasets.data_set import DataSet

@@ -5,8 +5,8 @@ import re
 from pathlib import Path
 
 import pytest
-from support.data_sets import classes_of, picture
 from PIL import Image
+from support.data_sets import classes_of, picture
 from torchvision.datasets import ImageFolder
 
 from featuretap.datasets.data_set import DataSet

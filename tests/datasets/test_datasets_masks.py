@@ -5,8 +5,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from support.data_sets import mask, picture
 from PIL import Image
+from support.data_sets import mask, picture
 
 from featuretap.datasets.data_set import DataSet
 from featuretap.datasets.opening import open_data

@@ -15,10 +15,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from support.data_sets import classes_of, picture
 from numpy.typing import NDArray
 from PIL import Image
 from sklearn.datasets import load_digits
+from support.data_sets import classes_of, picture
 from torchvision import datasets
 
 from featuretap.datasets.data_set import DataSet

@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from support import oracles
 import pyarrow.parquet
 import pytest
 import torch
@@ -25,6 +24,7 @@ from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file
 from skimage import data
+from support import oracles
 from torch import nn
 from torchvision.transforms import v2
 

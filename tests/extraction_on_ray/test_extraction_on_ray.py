@@ -8,10 +8,10 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-from support import oracles
 import pytest
 from PIL import Image
 from skimage import data
+from support import oracles
 
 from featuretap import registry
 from featuretap.extraction.reading import open_features

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from support import Completed
 from PIL import Image
+from support import Completed
 from torch import nn
 
 import featuretap.registry

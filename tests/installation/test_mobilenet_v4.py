@@ -11,12 +11,11 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from support import oracles
 import pytest
 import safetensors.torch
 import timm
 import torch
-from support import ROOT
+from support import ROOT, oracles
 from torch import nn
 
 from featuretap.registry import Registry

@@ -7,8 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from support import Completed
 from packaging.requirements import Requirement
+from support import Completed
 
 import featuretap
 from featuretap.registry import Registry

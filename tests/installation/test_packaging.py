@@ -20,8 +20,8 @@ from pathlib import Path
 
 import pytest
 import yaml
-from support import ROOT
 from packaging.requirements import Requirement
+from support import ROOT
 
 import featuretap
 from featuretap.registry import Registry

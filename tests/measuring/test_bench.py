@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 import torch
-from support import Completed
 from matplotlib.collections import PathCollection
 from matplotlib.text import Text
 from PIL import Image
+from support import Completed
 from torch import nn
 
 from featuretap import registry

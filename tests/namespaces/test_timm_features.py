@@ -15,8 +15,8 @@ import huggingface_hub
 import pytest
 import timm
 import torch
-from support.oracles import outputs_at, randomised, timm_model
 from safetensors.torch import save_file
+from support.oracles import outputs_at, randomised, timm_model
 from support.server import COMMIT, Server
 from torch import Tensor, nn
 

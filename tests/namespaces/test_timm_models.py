@@ -8,13 +8,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import huggingface_hub
-from support import oracles
 import pytest
 import safetensors.torch
 import segmentation_models_pytorch as smp
 import timm
 import torch
 import torchvision
+from support import oracles
 from timm.data import resolve_data_config
 from timm.models import get_pretrained_cfg
 from timm.models._hub import save_for_hf

@@ -13,9 +13,9 @@ from typing import Any
 
 import pytest
 import torch
-from support.oracles import outputs_at, randomised, torchvision_model
 from PIL import Image
 from skimage import data
+from support.oracles import outputs_at, randomised, torchvision_model
 from torch import Tensor, nn
 from torchvision.models import MobileNet_V2_Weights, list_models
 

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 import yaml
-from support.reader_files import belongings
 from support import ROOT
 from support.distributions import Environment
 from support.pages import PAGES, broken_links
 from support.reader import Reader, surroundings
+from support.reader_files import belongings
 
 from featuretap.registry.errors import FeaturetapError
 

@@ -8,10 +8,10 @@ from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
-from support import browser as browsers
 import pytest
-from support import ROOT
 from filelock import FileLock
+from support import ROOT
+from support import browser as browsers
 
 LOADED = {("script", "src"), ("img", "src"), ("link", "href"), ("iframe", "src"), ("source", "src")}
 

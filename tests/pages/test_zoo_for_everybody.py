@@ -4,9 +4,9 @@ import json
 import shutil
 from typing import Any
 
-from support import browser as browsers
 import pytest
 from playwright.sync_api import Browser
+from support import browser as browsers
 from support.zoo_site import (
     DESK,
     EVIL,

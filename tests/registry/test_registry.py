@@ -7,9 +7,9 @@ from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
-from support import oracles
 import pytest
 import torch
+from support import oracles
 
 import featuretap.registry
 from featuretap.backbones.mobilenet_v3 import LARGE

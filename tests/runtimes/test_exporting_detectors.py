@@ -5,8 +5,8 @@ from pathlib import Path
 import onnx
 import pytest
 import torch
-from support.heads import SMALL, images, targets
 from onnx import numpy_helper
+from support.heads import SMALL, images, targets
 from support.oracles import with_statistics
 from torch import nn
 

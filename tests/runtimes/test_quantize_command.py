@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 import torch
-from support import Completed
-from support.oracles import with_statistics
 from PIL import Image
 from skimage import data
+from support import Completed
+from support.oracles import with_statistics
 
 from featuretap import registry
 

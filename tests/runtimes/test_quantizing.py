@@ -9,9 +9,9 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from support.oracles import with_statistics
 from PIL import Image
 from skimage import data
+from support.oracles import with_statistics
 from torch import nn
 
 from featuretap.registry import Registry

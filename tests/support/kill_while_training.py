@@ -17,10 +17,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from support.training_runs import coloured_folder, small_run
 
 from featuretap.training.run import train
 from featuretap.training.run_folder import CONFIGURATION, LAST, continued
+from support.training_runs import coloured_folder, small_run
 
 
 def main(folder: Path, kills: int) -> None:

@@ -15,12 +15,12 @@ from types import TracebackType
 from typing import Any
 
 import yaml
-from support import ROOT
-from support.distributions import Environment
-from support.pages import Block, agree, blocks, commands, seen
 from packaging.requirements import Requirement
 
 from featuretap.training.configuration import SETTINGS, configured
+from support import ROOT
+from support.distributions import Environment
+from support.pages import Block, agree, blocks, commands, seen
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 SUFFIXES = {"python": ".py", "toml": ".toml", "json": ".json", "yaml": ".yaml"}

@@ -5,9 +5,10 @@ import shutil
 from pathlib import Path
 
 import numpy as np
-from support import ROOT
 from PIL import Image, ImageDraw
 from skimage import data
+
+from support import ROOT
 
 WEIGHTS = "mobilenet_v2-b0353104.pth"
 """torchvision's official MobileNetV2, under its own name."""

@@ -10,10 +10,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
 
-from support import browser as browsers
 import pytest
 import yaml
-from support import ROOT
 from filelock import FileLock
 from playwright.sync_api import Browser, Page
 
@@ -24,6 +22,8 @@ from featuretap.registry import Registry
 from featuretap.registry.hookspecs import WeightsEntry, hookimpl
 from featuretap.registry.preprocessing import Preprocessing
 from featuretap.registry.specs import RE, BackboneSpec, Conv
+from support import ROOT
+from support import browser as browsers
 
 DESK = {"viewport": {"width": 1366, "height": 900}}
 PHONE = {"viewport": {"width": 360, "height": 740}}

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from support.heads import DETECTORS, SMALL
 from PIL import Image
+from support.heads import DETECTORS, SMALL
 from torch import Tensor, distributed, multiprocessing
 from torchmetrics.detection import MeanAveragePrecision
 

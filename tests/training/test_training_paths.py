@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 from support import Completed
 from support.data_sets import a_box, classes_of, coco, mask, voc
-from PIL import Image
 
 from featuretap import registry
 from featuretap.registry.description import Description

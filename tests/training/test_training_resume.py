@@ -1,6 +1,5 @@
 """A run that was interrupted goes on to the same result, and nothing else is taken for it."""
 
-import json
 import os
 from dataclasses import replace
 from pathlib import Path

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from support import Completed
 from support.training_runs import COLOURS, coloured_folder, small_run
-from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from featuretap import registry

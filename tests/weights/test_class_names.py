@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 import timm
-from support import Completed
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+from support import Completed
 from torch import nn
 
 from featuretap.inference.class_names import class_names, in_one_line, name_of

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from support.server import COMMIT, Server
+from support.server import Server
 
 from featuretap.registry import Registry
 from featuretap.registry.errors import CatalogueError, UnknownWeightsError, WeightsError

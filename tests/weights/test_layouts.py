@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import huggingface_hub
-from support import oracles
 import pytest
 import safetensors.torch
 import timm
 import torch
-from support.oracles import with_statistics
 from PIL import Image
+from support import oracles
+from support.oracles import with_statistics
 from timm.data import create_transform, resolve_model_data_config
 from torch import Tensor, nn
 

@@ -8,10 +8,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from support import oracles
 import pytest
 import timm
 import torch
+from support import oracles
 from torch import Tensor, nn
 
 from featuretap.backbones.mobilenet_v2 import V2

@@ -4,11 +4,11 @@ import pickle
 from collections.abc import Callable
 from pathlib import Path
 
-from support import oracles
 import pytest
 import torch
 from PIL import ExifTags, Image
 from skimage import data
+from support import oracles
 from torch import nn
 from torchvision.ops import FrozenBatchNorm2d
 
