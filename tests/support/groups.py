@@ -1,4 +1,4 @@
-"""Groups of tests that `make test` leaves out: each is a folder of tests/ with a marker of the same name in pyproject.toml.
+"""Groups of tests that `make test` leaves out: folders of tests/ with a marker of the same name in pyproject.toml.
 
 A pytest plugin. `--quick` does not even import a group's files, so that what only they need need not be installed.
 """
