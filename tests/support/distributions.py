@@ -1,14 +1,23 @@
-"""Distributions that the tests build and install with pip into an environment of their own."""
+"""Distributions with plugins: built and installed with pip into an environment of their own, or without pip."""
 
+import importlib
 import json
 import os
 import subprocess
 import sys
 import sysconfig
 import venv
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, NamedTuple
+
+import pytest
+
+import featuretap
+from featuretap import registry
+from featuretap.registry.hookspecs import hookimpl
 
 IMPORTS = """
 from featuretap.registry.hookspecs import hookimpl
@@ -100,6 +109,13 @@ WHY = {
 }
 """Why those that fail do."""
 
+FAILURES = {
+    f"featuretap-{name}": f"plugin {name!r} of distribution 'featuretap-{name}' failed: "
+    + why.format(version=featuretap.__version__)
+    for name, why in WHY.items()
+}
+"""Distribution → the line about its failure."""
+
 CONFLICTS = (
     "'featuretap-builtin' claims the backbone 'mobilenet_v2', which is built in and stays; its own is "
     "'featuretap-builtin:mobilenet_v2'",
@@ -108,9 +124,19 @@ CONFLICTS = (
 )
 
 
+def plugin_of(name: str, **answers: Any) -> SimpleNamespace:
+    """Return a plugin that is a module at hand, not a distribution: hooks → what they return."""
+    hooks = {f"featuretap_{hook}": hookimpl(lambda answer=answer: answer) for hook, answer in answers.items()}
+    return SimpleNamespace(__name__=name, **hooks)
+
+
+def module_of(name: str) -> str:
+    return f"plugin_{name.replace('-', '_')}"
+
+
 def write(folder: Path, name: str, distribution: Distribution) -> Path:
     """Write the source tree of a distribution `featuretap-NAME` with a module `plugin_NAME`."""
-    module = f"plugin_{name.replace('-', '_')}"
+    module = module_of(name)
     source = folder / name
     source.mkdir(parents=True)
     (source / f"{module}.py").write_text(distribution.code)
@@ -121,6 +147,45 @@ def write(folder: Path, name: str, distribution: Distribution) -> Path:
         f'[tool.setuptools]\npy-modules = ["{module}"]\n'
     )
     return source
+
+
+def write_metadata(
+    folder: Path, name: str, entry_points: str, *, version: str = "1.0", requires: Iterable[str] = ()
+) -> None:
+    """Write a `*.dist-info` folder: with `folder` on `sys.path`, the distribution is installed."""
+    information = folder / f"{name.replace('-', '_')}-{version}.dist-info"
+    information.mkdir(parents=True)
+    lines = ["Metadata-Version: 2.1", f"Name: {name}", f"Version: {version}"]
+    lines += [f"Requires-Dist: {requirement}" for requirement in requires]
+    (information / "METADATA").write_text("\n".join(lines) + "\n")
+    # Lone surrogates stand for bytes that are not UTF-8.
+    (information / "entry_points.txt").write_bytes(entry_points.encode("utf-8", "surrogateescape"))
+
+
+def write_installed(folder: Path, distributions: Mapping[str, Distribution]) -> Path:
+    """Write the files that installing the distributions leaves: each module, and its metadata beside it."""
+    for name, distribution in distributions.items():
+        module = module_of(name)
+        entry_points = f"[featuretap]\n{name} = {module}\n"
+        write_metadata(folder, f"featuretap-{name}", entry_points, version="1.2", requires=distribution.requires)
+        (folder / f"{module}.py").write_text(distribution.code)
+    return folder
+
+
+@contextmanager
+def installed_here(folder: Path) -> Iterator[None]:
+    """Install the distributions in a folder into this process; `featuretap.registry` discovers plugins again."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "path", [str(folder), *sys.path])
+        patch.setattr(registry.default, "_loaded", None)
+        importlib.invalidate_caches()
+        try:
+            yield
+        finally:
+            places = {name: getattr(module, "__file__", None) for name, module in sys.modules.items()}
+            for name, place in places.items():
+                if place and Path(place).is_relative_to(folder):
+                    del sys.modules[name]
 
 
 class Environment:
@@ -182,14 +247,18 @@ class Environment:
         """Run the command line there."""
         return self.run("-m", "featuretap.registry.command_line", *arguments, **variables)
 
-    def evaluate(self, expression: str, **variables: str) -> Any:
-        """Evaluate an expression about `registry`, which may be of data only; an error becomes its kind and text."""
+    def evaluate(self, *expressions: str, **variables: str) -> list[Any]:
+        """Evaluate expressions about `registry`, whose values are data only, in one process.
+
+        An expression that raises an error has the kind and the text of the error as its value.
+        """
         code = (
             "import json, sys\nfrom featuretap import registry\n"
-            f"try: answer = {expression}\n"
-            "except Exception as error: answer = [type(error).__name__, str(error)]\n"
-            "print(json.dumps(answer))"
+            "def value(expression):\n"
+            "    try: return eval(expression)\n"
+            "    except Exception as error: return [type(error).__name__, str(error)]\n"
+            f"print(json.dumps(list(map(value, {list(expressions)!r}))))"
         )
         ran = self.run("-c", code, **variables)
         assert ran.returncode == 0, ran.stderr
-        return json.loads(ran.stdout.splitlines()[-1])
+        return list(json.loads(ran.stdout.splitlines()[-1]))

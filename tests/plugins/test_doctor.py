@@ -1,12 +1,14 @@
-"""`featuretap plugins doctor`, asked about installed distributions."""
+"""`featuretap plugins doctor` on installed distributions: what it prints, and its exit status."""
 
 import re
-import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from support.distributions import CULPRITS, GOOD, IMPORTS, Distribution, Environment, table, write
+from support import Completed
+from support.distributions import CULPRITS, GOOD, IMPORTS, Distribution, installed_here, table, write_installed
 from torch import nn
 
 from featuretap.registry import Registry
@@ -79,25 +81,32 @@ PATIENTS = {
 }
 
 
+Doctor = Callable[[str], Completed]
+
+
 @pytest.fixture(scope="module")
-def ward(tmp_path_factory: pytest.TempPathFactory) -> Environment:
-    """An environment with plugins that are well and plugins that are not."""
-    folder = tmp_path_factory.mktemp("ward")
-    environment = Environment(folder / "environment")
-    environment.install([write(folder, name, distribution) for name, distribution in PATIENTS.items()])
-    return environment
+def patients(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of installed distributions, some of them with something wrong."""
+    return write_installed(tmp_path_factory.mktemp("patients"), PATIENTS)
 
 
-def read(ran: subprocess.CompletedProcess[str]) -> list[str]:
-    """Return the lines that were printed, without times and the places of files."""
-    assert ran.stderr == ""
-    timed = re.sub(r" in \d+\.\d ms$", " in T ms", ran.stdout, flags=re.MULTILINE)
+@pytest.fixture
+def doctor(patients: Path, run: Callable[..., Completed]) -> Iterator[Doctor]:
+    """Run `featuretap plugins doctor` where the patients are installed."""
+    with installed_here(patients):
+        yield lambda name: run("plugins", "doctor", name)
+
+
+def read(ran: Completed) -> list[str]:
+    """Return the lines that were printed, without times and the folders of files."""
+    assert ran.err == ""
+    timed = re.sub(r" in \d+\.\d ms$", " in T ms", ran.out, flags=re.MULTILINE)
     return re.sub(r'File ".*/(\w+\.py)"', r'File "\1"', timed).splitlines()
 
 
-def test_a_plugin_that_is_well(ward: Environment) -> None:
-    ran = ward.featuretap("plugins", "doctor", "featuretap-tiny")
-    assert ran.returncode == 0
+def test_a_plugin_without_problems(doctor: Doctor) -> None:
+    ran = doctor("featuretap-tiny")
+    assert ran.status == 0
     assert read(ran) == [
         "plugin 'tiny' of distribution 'featuretap-tiny'",
         "  version      1.2",
@@ -109,14 +118,17 @@ def test_a_plugin_that_is_well(ward: Environment) -> None:
 
 
 @pytest.mark.parametrize("name", ["featuretap-torchy-two", "Featuretap_Torchy.Two", "torchy-two", "torchy_two"])
-def test_it_is_asked_for_by_distribution_or_by_entry_point(ward: Environment, name: str) -> None:
-    ran = ward.featuretap("plugins", "doctor", name, FEATURETAP_PLUGINS="")
+def test_a_plugin_is_named_by_its_distribution_or_by_its_entry_point(
+    doctor: Doctor, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setenv("FEATURETAP_PLUGINS", "")
+    ran = doctor(name)
     assert read(ran)[0] == "plugin 'torchy_two' of distribution 'featuretap-torchy-two'"
 
 
-def test_a_plugin_that_failed_is_shown_with_the_traceback_of_its_own_code(ward: Environment) -> None:
-    ran = ward.featuretap("plugins", "doctor", "featuretap-raises")
-    assert ran.returncode == 1
+def test_a_failed_plugin_is_shown_with_the_traceback_of_its_own_code(doctor: Doctor) -> None:
+    ran = doctor("featuretap-raises")
+    assert ran.status == 1
     assert [line for line in read(ran) if "~" not in line and "^" not in line] == [
         "plugin 'raises' of distribution 'featuretap-raises'",
         "  version      1.2",
@@ -133,11 +145,11 @@ def test_a_plugin_that_failed_is_shown_with_the_traceback_of_its_own_code(ward: 
     ]
 
 
-def test_a_plugin_that_another_featuretap_is_needed_for_has_no_code_to_be_shown(ward: Environment) -> None:
-    ran = ward.featuretap("plugins", "doctor", "featuretap-future")
-    assert ran.returncode == 1
-    assert "Traceback" not in ran.stdout
-    assert "  problem      it needs featuretap>=99, and this is featuretap" in ran.stdout
+def test_a_plugin_for_another_version_of_featuretap_has_no_traceback(doctor: Doctor) -> None:
+    ran = doctor("featuretap-future")
+    assert ran.status == 1
+    assert "Traceback" not in ran.out
+    assert "  problem      it needs featuretap>=99, and this is featuretap" in ran.out
 
 
 @pytest.mark.parametrize(
@@ -171,11 +183,11 @@ def test_a_plugin_that_another_featuretap_is_needed_for_has_no_code_to_be_shown(
         ),
     ],
 )
-def test_every_problem_is_a_line_and_what_ends_the_plugin_does_not_end_the_doctor(
-    ward: Environment, name: str, problems: list[str]
+def test_every_problem_is_one_line_even_where_a_model_raises_system_exit(
+    doctor: Doctor, name: str, problems: list[str]
 ) -> None:
-    ran = ward.featuretap("plugins", "doctor", f"featuretap-{name}")
-    assert ran.returncode == 1
+    ran = doctor(f"featuretap-{name}")
+    assert ran.status == 1
     lines = read(ran)
     assert [line.removeprefix("  problem      ") for line in lines if line.startswith("  problem")] == problems
     assert lines[-2:] == [
@@ -184,17 +196,18 @@ def test_every_problem_is_a_line_and_what_ends_the_plugin_does_not_end_the_docto
     ]
 
 
-def test_a_head_is_tried_on_a_backbone_that_has_what_it_reads(ward: Environment) -> None:
-    ran = ward.featuretap("plugins", "doctor", "featuretap-own")
-    assert (ran.returncode, read(ran)[-2:]) == (
+def test_a_head_is_tried_on_a_backbone_that_has_the_taps_it_reads(doctor: Doctor) -> None:
+    ran = doctor("featuretap-own")
+    assert (ran.status, read(ran)[-2:]) == (
         0,
         ["  provides     1 backbone, 1 head", "  found        no problems"],
     )
 
 
-def test_a_plugin_that_is_switched_off_is_left_alone(ward: Environment) -> None:
-    ran = ward.featuretap("plugins", "doctor", "featuretap-raises", FEATURETAP_PLUGINS="featuretap-tiny")
-    assert (ran.returncode, read(ran)) == (
+def test_a_disabled_plugin_is_not_examined(doctor: Doctor, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FEATURETAP_PLUGINS", "featuretap-tiny")
+    ran = doctor("featuretap-raises")
+    assert (ran.status, read(ran)) == (
         0,
         [
             "plugin 'raises' of distribution 'featuretap-raises'",
@@ -217,10 +230,10 @@ def test_a_plugin_that_is_switched_off_is_left_alone(ward: Environment) -> None:
         ),
     ],
 )
-def test_a_name_that_nobody_has(ward: Environment, name: str, hint: str) -> None:
-    ran = ward.featuretap("plugins", "doctor", name)
-    assert (ran.returncode, ran.stdout) == (2, "")
-    assert ran.stderr == f"featuretap: no plugin and no distribution with one is named {name!r}{hint}\n"
+def test_an_unknown_name_gets_the_nearest_or_all_names(doctor: Doctor, name: str, hint: str) -> None:
+    ran = doctor(name)
+    assert (ran.status, ran.out) == (2, "")
+    assert ran.err == f"featuretap: no plugin and no distribution with one is named {name!r}{hint}\n"
 
 
 def nothing(backbone: BackboneSpec, *, num_classes: int | None) -> nn.Module:
@@ -231,7 +244,7 @@ def leave(backbone: BackboneSpec, **asked: Any) -> Any:
     raise SystemExit(0)
 
 
-def test_what_no_check_expects_is_a_finding_too() -> None:
+def test_an_exception_that_no_check_expects_is_a_finding() -> None:
     head = HeadSpec("leaves", ("C5",), f"{__name__}:nothing", outputs=f"{__name__}:leave")
     module = SimpleNamespace(__name__="leaving", featuretap_heads=hookimpl(lambda: [head]))
     registry = Registry([module], discover=False)
