@@ -1,7 +1,4 @@
-"""What is released: source distribution and wheel, built for real, and the wheel used where it is installed.
-
-And what watches over it: hooks, workflows and forms, which nothing else here reads.
-"""
+"""What is released: source distribution and wheel, built for real, and the wheel used where it is installed."""
 
 import email
 import json
@@ -19,7 +16,6 @@ from email.message import Message
 from pathlib import Path
 
 import pytest
-import yaml
 from packaging.requirements import Requirement
 from support import ROOT
 
@@ -29,9 +25,6 @@ from featuretap.registry import Registry
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 PROJECT = PYPROJECT["project"]
 VERSION = featuretap.__version__
-HOOKS = ROOT / ".pre-commit-config.yaml"
-WORKFLOW = ROOT / ".github" / "workflows" / "check.yml"
-FORMS = sorted((ROOT / ".github" / "ISSUE_TEMPLATE").glob("[!c]*.yml"))
 INFO = f"featuretap-{VERSION}.dist-info"
 
 
@@ -127,18 +120,18 @@ def test_the_source_distribution_holds_whole_folders(name: str, released: Path, 
     "name",
     ["Makefile", "README.md", "CHANGELOG.md", "CONTRIBUTING.md", "RELEASING.md", "LICENSE", "pyproject.toml"],
 )
-def test_the_source_distribution_holds_what_lies_beside_them(name: str, in_source: set[str]) -> None:
+def test_the_source_distribution_holds_the_files_beside_them(name: str, in_source: set[str]) -> None:
     assert name in in_source
 
 
-def test_twine_has_nothing_to_say_against_either(released: Path) -> None:
+def test_twine_accepts_both_files(released: Path) -> None:
     command = [sys.executable, "-m", "twine", "check", "--strict", *released.iterdir()]
     checked = subprocess.run(command, capture_output=True, text=True, check=False)
     assert checked.returncode == 0, checked.stdout
     assert checked.stdout.count("PASSED") == 2
 
 
-def test_the_metadata_say_what_the_project_does(metadata: Message) -> None:
+def test_the_metadata_are_those_of_pyproject(metadata: Message) -> None:
     assert (metadata["Name"], metadata["Version"]) == ("featuretap", VERSION)
     assert metadata["Requires-Python"] == PROJECT["requires-python"]
     assert metadata["License-Expression"] == PROJECT["license"]
@@ -166,11 +159,11 @@ def test_entry_points_are_the_command_and_our_plugins(wheel: Path) -> None:
     assert {name: dict(line.split(" = ") for line in lines.splitlines()) for name, lines in sections} == wanted
 
 
-def test_the_installed_command_says_its_version(environment: Path) -> None:
+def test_the_installed_command_prints_its_version(environment: Path) -> None:
     assert VERSION in ran(environment, "featuretap", "--version")
 
 
-def test_the_installed_command_lists_what_the_checkout_lists(environment: Path) -> None:
+def test_the_installed_command_lists_every_backbone_of_the_checkout(environment: Path) -> None:
     listed = ran(environment, "featuretap", "list")
     for name in Registry(discover=False).list_backbones():
         assert name in listed
@@ -185,44 +178,3 @@ def test_the_installed_package_builds(environment: Path) -> None:
     path, shapes = json.loads(ran(environment, "python", "-W", "error", "-c", code))
     assert Path(path).is_relative_to(environment)
     assert shapes["C5"] == [1, 576, 2, 2]
-
-
-def test_hooks_are_what_make_lint_and_make_types_run(tmp_path: Path) -> None:
-    # It keeps a data base in the home folder.
-    surroundings = {**os.environ, "PRE_COMMIT_HOME": str(tmp_path)}
-    command = [sys.executable, "-m", "pre_commit", "validate-config", HOOKS]
-    subprocess.run(command, check=True, capture_output=True, env=surroundings)
-    hooks = [hook["entry"] for repository in yaml.safe_load(HOOKS.read_text())["repos"] for hook in repository["hooks"]]
-    made = [line.replace("$(BIN)", ".venv/bin") for line in (ROOT / "Makefile").read_text().splitlines()]
-    for entry in hooks:
-        # "ruff check" of the files that are committed, where make has ".".
-        assert [line for line in made if line.startswith(f"\t{entry.partition(' --')[0]}")], entry
-    assert len(hooks) == 3
-
-
-def test_the_workflow_checks_every_supported_python_as_anybody_does() -> None:
-    (job,) = yaml.safe_load(WORKFLOW.read_text())["jobs"].values()
-    pythons = job["strategy"]["matrix"]["python"]
-    assert pythons == ["3.11", "3.12", "3.13"]
-    assert f">={pythons[0]}" == PROJECT["requires-python"]
-    assert job["env"]["PYTHON"] == "python${{ matrix.python }}"
-    (command,) = [step["run"] for step in job["steps"] if "run" in step]
-    assert (ROOT / command).stat().st_mode & 0o111
-
-
-@pytest.mark.parametrize("path", FORMS, ids=lambda path: path.stem)
-def test_forms_are_as_the_forge_wants_them(path: Path) -> None:
-    form = yaml.safe_load(path.read_text())
-    assert {"name", "description", "body"} <= set(form)
-    asked = [element for element in form["body"] if element["type"] != "markdown"]
-    assert {element["type"] for element in asked} <= {"textarea", "input"}
-    assert len({element["id"] for element in asked}) == len(asked)
-    assert all(element["attributes"]["label"] for element in asked)
-    assert any(element.get("validations", {}).get("required") for element in asked)
-
-
-def test_a_report_of_a_bug_says_what_is_installed() -> None:
-    assert [path.stem for path in FORMS] == ["backbone", "bug", "feature"]
-    text = FORMS[1].read_text()
-    assert "`featuretap --version`" in text
-    assert "`featuretap plugins`" in text
