@@ -58,7 +58,7 @@ def refusal(call: Callable[[], object]) -> str:
     ],
     ids=["odd names", "a background", "no background", "segmentation", "thousands"],
 )
-def test_names_come_back_as_they_were_saved(
+def test_class_names_are_restored_as_they_were_saved(
     registry: Registry, tmp_path: Path, classes: tuple[str, ...], options: dict[str, Any]
 ) -> None:
     path = registry.save(named(registry, classes, **options), tmp_path / "file.safetensors")
@@ -88,7 +88,7 @@ def test_the_name_of_a_label_set_is_written_as_before(registry: Registry, tmp_pa
         ),
     ],
 )
-def test_names_that_cannot_be_are_not_saved(
+def test_invalid_class_names_are_not_saved(
     registry: Registry, tmp_path: Path, classes: Any, count: int, message: str
 ) -> None:
     model = named(registry, classes, count)
@@ -135,7 +135,7 @@ def test_another_number_of_classes_or_another_head_forgets_the_names(registry: R
         registry.save(model, tmp_path / "other.safetensors")
 
 
-def test_timm_reads_the_names_and_so_do_we(registry: Registry, tmp_path: Path) -> None:
+def test_class_names_are_exchanged_with_timm(registry: Registry, tmp_path: Path) -> None:
     model = registry.build("mobilenet_v3_small", num_classes=len(ODD))
     model.description = replace(model.description, classes=ODD)
     registry.save(model, tmp_path / "timm", layout="timm")
@@ -162,7 +162,7 @@ def test_timm_reads_the_names_and_so_do_we(registry: Registry, tmp_path: Path) -
     ],
     ids=str,
 )
-def test_names_in_a_folder_of_timms_are_taken_where_they_fit(
+def test_class_names_in_timms_folders_are_used_where_they_fit(
     registry: Registry, tmp_path: Path, place: str, names: Any, expected: Any
 ) -> None:
     registry.save(registry.build("mobilenet_v3_small", num_classes=2), tmp_path, layout="timm")
@@ -196,7 +196,7 @@ def test_label_sets_have_torchvisions_names() -> None:
     assert class_names(Description("any", ("C5",), classes="imagenet1k")) == ()
 
 
-def test_what_has_no_name_has_its_number() -> None:
+def test_classes_without_a_name_are_numbered() -> None:
     assert [name_of(label, ("cat", "")) for label in (-1, 0, 1, 2)] == ["class -1", "cat", "class 1", "class 2"]
 
 

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import huggingface_hub
 import pytest
 import torch
 from support.server import Server
@@ -72,7 +73,7 @@ def test_a_download_is_checked_and_kept(
     assert served.asked == ["/net.pth"]
 
 
-def test_entries_with_equal_file_names_do_not_meet_in_the_cache(
+def test_entries_with_equal_file_names_do_not_collide_in_the_cache(
     served: Server, cache: Path, configured: Callable[[str], Registry], official_weights: Path
 ) -> None:
     content = official_weights.read_bytes()
@@ -93,7 +94,7 @@ def test_a_download_with_another_hash_is_refused_and_not_kept(
     assert list(cache.iterdir()) == []
 
 
-def test_what_cannot_be_downloaded_says_what_was_tried_and_what_to_do(
+def test_a_failed_download_explains_what_was_tried_and_what_to_do(
     served: Server, cache: Path, configured: Callable[[str], Registry], official_weights: Path
 ) -> None:
     registry = configured(mine(f"{served.url}/absent.pth", "0" * 64))
@@ -113,14 +114,14 @@ def test_what_cannot_be_downloaded_says_what_was_tried_and_what_to_do(
 @pytest.mark.parametrize(
     "url", ["http://127.0.0.1:1/net.pth", "http://[::1]:1/net.pth", "http://127.0.0.1:99999/net.pth"]
 )
-def test_addresses_that_lead_nowhere_are_an_error_of_ours(
+def test_unreachable_addresses_raise_a_weights_error(
     served: Server, cache: Path, configured: Callable[[str], Registry], url: str
 ) -> None:
     with pytest.raises(WeightsError, match=r"cannot download 'mine.first' from http"):
         configured(mine(url, "0" * 64)).build("mine", pretrained=True)
 
 
-def test_offline_nothing_is_asked_for(
+def test_offline_nothing_is_requested(
     served: Server, cache: Path, configured: Callable[[str], Registry], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("FEATURETAP_OFFLINE", "1")
@@ -136,7 +137,7 @@ def test_offline_nothing_is_asked_for(
     assert served.asked == []
 
 
-def test_a_mirror_changes_the_address_and_never_the_hash(
+def test_a_mirror_changes_the_address_but_not_the_hash(
     served: Server, cache: Path, configured: Callable[[str], Registry], official_weights: Path
 ) -> None:
     mirror = f'[mirrors]\n"https://download.pytorch.org/models" = "{served.url}/mirror"\n'
@@ -203,7 +204,7 @@ def test_a_variant_that_changes_no_tensor_has_the_weights_of_its_base(
         ),
     ],
 )
-def test_entries_that_cannot_be_are_refused(configured: Callable[[str], Registry], line: str, message: str) -> None:
+def test_invalid_entries_are_refused(configured: Callable[[str], Registry], line: str, message: str) -> None:
     lines = {"url": '"https://x.org/a.pth"', "sha256": '"00000000"', "layout": '"torchvision"', "norm_eps": "1e-5"}
     key, _, value = line.partition(" = ")
     head = '[weights."mobilenet_v2.mine"]'
@@ -224,7 +225,7 @@ def test_two_defaults_in_one_file_are_refused(configured: Callable[[str], Regist
         configured(text).list_weights()
 
 
-def test_zero_means_are_taken() -> None:
+def test_means_of_zero_are_kept() -> None:
     entry = next(entry for entry in Registry(discover=False).published if entry.name.endswith("miil_in21k_ft_in1k"))
     assert (entry.preprocessing.mean, entry.preprocessing.std) == ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
 
@@ -235,7 +236,7 @@ def test_a_plugins_entry_must_state_a_digest_unless_the_hub_does() -> None:
     assert WeightsEntry("a.b", "hf://a/b/c.safetensors", "", "timm", 1e-5).sha256 == ""
 
 
-def test_weights_that_two_plugins_claim_are_neithers() -> None:
+def test_weights_that_two_plugins_provide_are_ambiguous() -> None:
     class Claims:
         def __init__(self, name: str) -> None:
             self.__name__ = name
@@ -255,54 +256,71 @@ def test_weights_that_two_plugins_claim_are_neithers() -> None:
         )
 
 
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder that huggingface_hub keeps its downloads in."""
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "huggingface" / "hub"))
+    return tmp_path / "huggingface" / "hub"
+
+
 FROM_HUB = """
-import torch
-from support.server import COMMIT, Server
 from featuretap import registry
 model = registry.build("mobilenet_v2_050", pretrained=True)
 print(model.description.weights, model.head.logits.weight.double().sum().item())
 """
 
 
-def hub_process(folder: Path, config: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    (folder / "featuretap.toml").write_text(f"schema = 1\n{config}")
-    own = {"HF_HOME": str(folder / "hub"), "FEATURETAP_CONFIG": str(folder / "featuretap.toml"), **environment}
-    settings = {**os.environ, "FEATURETAP_OFFLINE": "0", **own}
-    return subprocess.run([sys.executable, "-c", FROM_HUB], capture_output=True, text=True, env=settings)
-
-
-def test_the_hub_is_asked_through_its_own_library_and_cache(served: Server, registry: Registry, tmp_path: Path) -> None:
+def test_the_hub_is_accessed_through_huggingface_hub_and_its_cache(
+    served: Server,
+    hub: Path,
+    registry: Registry,
+    configured: Callable[[str], Registry],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     model = registry.build("mobilenet_v2_050")
     content = registry.save(model, tmp_path / "timm.safetensors", "timm").read_bytes()
     served.files["/timm/mobilenetv2_050.lamb_in1k/resolve/main/model.safetensors"] = content
-    mirror = f'[mirrors]\n"https://huggingface.co" = "{served.url}"\n'
-    expected = f"mobilenet_v2_050.lamb_in1k {model.head.logits.weight.double().sum().item()}\n"
-    ran = hub_process(tmp_path, mirror)
-    assert ran.stdout == expected, ran.stderr
+    logits = model.head.logits.weight
+    built = configured(f'[mirrors]\n"https://huggingface.co" = "{served.url}"\n').build(
+        "mobilenet_v2_050", pretrained=True
+    )
+    assert built.description.weights == "mobilenet_v2_050.lamb_in1k"
+    assert torch.equal(built.head.logits.weight, logits)
     asked = len(served.asked)
     assert asked > 0
     # From now on the cache answers, also without a network.
     for offline in ("0", "1"):
-        assert hub_process(tmp_path, "", FEATURETAP_OFFLINE=offline).stdout == expected
+        monkeypatch.setenv("FEATURETAP_OFFLINE", offline)
+        assert torch.equal(configured("").build("mobilenet_v2_050", pretrained=True).head.logits.weight, logits)
+    # HF_HOME, which huggingface_hub reads when it is imported, names that cache.
+    settings = {**os.environ, "HF_HOME": str(hub.parent)}
+    ran = subprocess.run([sys.executable, "-c", FROM_HUB], capture_output=True, text=True, env=settings)
+    assert ran.stdout == f"mobilenet_v2_050.lamb_in1k {logits.double().sum().item()}\n", ran.stderr
     assert len(served.asked) == asked
     # What the hub stored under a digest must have it.
-    (stored,) = (tmp_path / "hub" / "hub").glob("models--*/blobs/*")
+    (stored,) = hub.glob("models--*/blobs/*")
     stored.chmod(0o644)
     stored.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
-    ran = hub_process(tmp_path, "")
-    assert "is not 'mobilenet_v2_050.lamb_in1k': its SHA-256 begins with" in ran.stderr
+    with pytest.raises(WeightsError, match=r"is not 'mobilenet_v2_050.lamb_in1k': its SHA-256 begins with"):
+        configured("").build("mobilenet_v2_050", pretrained=True)
 
 
-def test_what_the_hub_does_not_have_says_how_to_get_it(served: Server, tmp_path: Path) -> None:
-    ran = hub_process(tmp_path, f'[mirrors]\n"https://huggingface.co" = "{served.url}"\n')
-    assert "WeightsError: cannot download 'mobilenet_v2_050.lamb_in1k' from hf://" in ran.stderr
-    assert (
+@pytest.mark.usefixtures("hub", "cache")
+def test_a_file_missing_from_the_hub_explains_how_to_get_it(
+    served: Server, configured: Callable[[str], Registry]
+) -> None:
+    mine = configured(f'[mirrors]\n"https://huggingface.co" = "{served.url}"\n')
+    with pytest.raises(WeightsError) as error:
+        mine.build("mobilenet_v2_050", pretrained=True)
+    assert str(error.value).startswith("cannot download 'mobilenet_v2_050.lamb_in1k' from hf://")
+    assert str(error.value).endswith(
         "; run 'hf download timm/mobilenetv2_050.lamb_in1k model.safetensors' where there is a network, "
         "or give its path as pretrained=; no published weights are on this machine"
-    ) in ran.stderr
+    )
 
 
-def test_every_entry_of_the_catalogue_states_what_is_known_of_it(registry: Registry) -> None:
+def test_every_catalogue_entry_is_complete(registry: Registry) -> None:
     for entry in registry.published:
         assert entry.url.startswith(("https://download.pytorch.org/models/", "hf://timm/"))
         assert entry.license in ("BSD-3-Clause", "Apache-2.0")

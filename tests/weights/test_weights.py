@@ -52,7 +52,7 @@ def test_reduced_tails_load_torchvisions_reduced_files(registry: Registry, tmp_p
 
 
 @pytest.mark.parametrize("taps", [None, ("C4.expansion", "C2"), ("C1.first",)])
-def test_bare_and_truncated_backbones_take_their_part_of_a_whole_file(
+def test_bare_and_truncated_backbones_load_their_part_of_a_full_file(
     registry: Registry, large: tuple[nn.Module, Path], taps: tuple[str, ...] | None
 ) -> None:
     theirs, path = large
@@ -74,7 +74,7 @@ def test_the_stem_is_adapted_to_other_numbers_of_channels(
     torch.testing.assert_close(stem, adapted_stem(theirs, torch.empty(16, channels, 3, 3)))
 
 
-def test_a_grey_image_acts_on_the_summed_stem_as_before() -> None:
+def test_a_summed_stem_gives_grey_images_the_same_outputs() -> None:
     weight, grey = torch.randn(8, 3, 3, 3), torch.randn(1, 1, 9, 9)
     summed = adapted_stem(weight, torch.empty(8, 1, 3, 3))
     before = nn.functional.conv2d(grey.expand(1, 3, 9, 9), weight)
@@ -88,7 +88,7 @@ def test_more_channels_repeat_the_stem_and_keep_its_magnitude() -> None:
     torch.testing.assert_close(repeated[:, 6], weight[:, 0] * 3 / 7)
 
 
-def test_the_official_weights_know_the_cat_and_the_coffee(registry: Registry, official_weights: Path) -> None:
+def test_official_weights_classify_photographs(registry: Registry, official_weights: Path) -> None:
     from skimage import data
     from torchvision.models import MobileNet_V2_Weights
 
@@ -113,7 +113,7 @@ def test_transforms_equal_torchvisions(registry: Registry, official_weights: Pat
     torch.testing.assert_close(registry.transforms(model)(photograph), theirs(photograph))
 
 
-def test_transforms_of_fresh_weights_are_imagenets_and_follow_the_channels(registry: Registry) -> None:
+def test_transforms_default_to_imagenets_and_follow_the_channels(registry: Registry) -> None:
     grey = registry.transforms(registry.build("mobilenet_v1", in_channels=1))
     assert grey(Image.new("RGB", (300, 400), "white")).shape == (1, 224, 224)
     four = registry.transforms(registry.build("mobilenet_v1", in_channels=4))
@@ -131,7 +131,7 @@ def test_transforms_turn_a_photograph_upright(registry: Registry, tmp_path: Path
         torch.testing.assert_close(transform(turned), transform(upright), rtol=0, atol=0)
 
 
-def test_transforms_take_a_photograph_as_it_lies_where_its_exif_is_damaged(registry: Registry) -> None:
+def test_transforms_ignore_damaged_exif_data(registry: Registry) -> None:
     photograph = Image.fromarray(data.astronaut()[:, :400])
     transform = registry.transforms(registry.build("mobilenet_v1_025"))
     expected = transform(photograph)
@@ -139,7 +139,7 @@ def test_transforms_take_a_photograph_as_it_lies_where_its_exif_is_damaged(regis
     torch.testing.assert_close(transform(photograph), expected, rtol=0, atol=0)
 
 
-def test_transforms_leave_a_whole_image_as_large_as_it_is(registry: Registry) -> None:
+def test_transforms_of_whole_images_keep_their_size(registry: Registry) -> None:
     backbone = registry.build("mobilenet_v1_025", features_only=True)
     image = torch.full((3, 97, 161), 255, dtype=torch.uint8)
     prepared = registry.transforms(backbone, whole=True)(image)
@@ -149,7 +149,7 @@ def test_transforms_leave_a_whole_image_as_large_as_it_is(registry: Registry) ->
     assert registry.transforms(backbone)(image).shape == (3, 224, 224)
 
 
-def test_transforms_of_somebody_elses_model_are_refused(registry: Registry) -> None:
+def test_transforms_of_a_model_without_a_description_are_refused(registry: Registry) -> None:
     with pytest.raises(OptionError) as error:
         registry.transforms(nn.Conv2d(1, 1, 1))
     assert str(error.value) == (
@@ -157,7 +157,7 @@ def test_transforms_of_somebody_elses_model_are_refused(registry: Registry) -> N
     )
 
 
-def test_the_files_eps_is_taken(registry: Registry, official_weights: Path) -> None:
+def test_eps_is_that_of_the_file(registry: Registry, official_weights: Path) -> None:
     model = registry.build("mobilenet_v2", pretrained=official_weights)
     assert {module.eps for module in model.modules() if isinstance(module, nn.BatchNorm2d)} == {1e-5}
 
@@ -247,7 +247,7 @@ class Malicious:
 
 
 @pytest.mark.parametrize("content", [b"", b"<html>not found</html>", b"PK\x03\x04 truncated"])
-def test_files_that_are_no_weights_are_refused(registry: Registry, tmp_path: Path, content: bytes) -> None:
+def test_files_that_are_not_weights_are_refused(registry: Registry, tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "file.pth"
     path.write_bytes(content)
     with pytest.raises(WeightsError) as error:
@@ -270,20 +270,22 @@ def test_code_in_a_pickle_is_not_run(registry: Registry, tmp_path: Path, capsys:
 
 
 @pytest.mark.parametrize("content", [{}, [torch.zeros(1)], {"model": {"a": torch.zeros(1)}}])
-def test_checkpoints_that_are_no_state_dict_are_refused(registry: Registry, tmp_path: Path, content: object) -> None:
+def test_checkpoints_that_are_not_a_state_dict_are_refused(registry: Registry, tmp_path: Path, content: object) -> None:
     torch.save(content, tmp_path / "file.pth")
     with pytest.raises(WeightsError, match=r"save model.state_dict\(\), not the model"):
         registry.build("mobilenet_v2", pretrained=tmp_path / "file.pth")
 
 
-def test_a_missing_file_is_said_to_be_missing(registry: Registry, tmp_path: Path) -> None:
+def test_a_missing_file_is_reported(registry: Registry, tmp_path: Path) -> None:
     with pytest.raises(WeightsError) as error:
         registry.build("mobilenet_v2", pretrained=tmp_path / "absent.pth")
     assert str(error.value) == f"cannot read the weights '{tmp_path}/absent.pth': No such file or directory"
 
 
 @pytest.mark.parametrize("norm", [FrozenBatchNorm2d, nn.BatchNorm2d])
-def test_other_batch_norms_take_the_files_eps(registry: Registry, large: tuple[nn.Module, Path], norm: type) -> None:
+def test_other_batch_norms_have_the_eps_of_the_file(
+    registry: Registry, large: tuple[nn.Module, Path], norm: type
+) -> None:
     theirs, path = large
     model = registry.build("mobilenet_v3_large", pretrained=path, norm=norm).double().eval()
     images = torch.randn(1, 3, 64, 64, dtype=torch.float64)

@@ -1,0 +1,139 @@
+"""Models that a library's layout cannot hold are refused by name."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from torch import Tensor, nn
+
+from featuretap.backbones.mobilenet_v2 import V2
+from featuretap.backbones.mobilenet_v3 import LARGE
+from featuretap.registry import Registry
+from featuretap.registry.errors import WeightsError
+from featuretap.registry.variants import widened
+
+
+class OtherNorm(nn.BatchNorm2d):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) + 1
+
+
+REFUSED: list[tuple[str, dict[str, Any], str, str]] = [
+    (
+        "mobilenet_v3_large",
+        {"reduced_tail": True},
+        "timm",
+        "cannot save 'mobilenet_v3_large' with reduced_tail for timm, which has no such network; "
+        "save it in the layout 'featuretap'",
+    ),
+    (
+        "mobilenet_v3_large_075",
+        {},
+        "torchvision",
+        "cannot save 'mobilenet_v3_large_075' for torchvision, which has no such network; "
+        "save it in the layout 'featuretap'",
+    ),
+    (
+        "mobilenet_v2",
+        {"output_stride": 16, "dilate_entry": True},
+        "timm",
+        "cannot save 'mobilenet_v2' with dilate_entry, output_stride=16 for timm, which has no such network; "
+        "save it in the layout 'featuretap'",
+    ),
+    (
+        "mobilenet_v3_large",
+        {"output_stride": 16},
+        "torchvision",
+        "cannot save 'mobilenet_v3_large' with output_stride=16 for torchvision, which has no such network; "
+        "save it in the layout 'featuretap'",
+    ),
+    *(
+        (
+            "mobilenet_v3_large",
+            {"output_stride": output_stride},
+            "timm",
+            f"cannot save 'mobilenet_v3_large' with output_stride={output_stride} for timm, which has that network for "
+            "features only; save it in the layout 'featuretap'",
+        )
+        for output_stride in (16, 8)
+    ),
+    (
+        "mobilenet_v2",
+        {"taps": ("C4",)},
+        "timm",
+        "cannot save 'mobilenet_v2' for timm, whose classifiers read C5, not C4; save it in the layout 'featuretap'",
+    ),
+    (
+        "mobilenet_v2",
+        {"in_channels": 1},
+        "torchvision",
+        "cannot save 'mobilenet_v2' with in_channels=1 for torchvision, which has no such network; "
+        "save it in the layout 'featuretap'",
+    ),
+    (
+        "mobilenet_v2",
+        {"norm": OtherNorm},
+        "torchvision",
+        "cannot save 'mobilenet_v2' with norm='a function that makes OtherNorm' for torchvision, whose batch norms "
+        "cannot hold norm=a function that makes OtherNorm; save it in the layout 'featuretap'",
+    ),
+    (
+        "mobilenet_v3_small",
+        {"norm": lambda channels: nn.BatchNorm2d(channels, affine=False)},
+        "torchvision",
+        "cannot save 'mobilenet_v3_small' with norm='a function that makes BatchNorm2d' for torchvision, whose batch "
+        "norms cannot hold norm=a function that makes BatchNorm2d; save it in the layout 'featuretap'",
+    ),
+    (
+        "mobilenet_v3_small_050",
+        {},
+        "timm",
+        "cannot save 'mobilenet_v3_small_050' for timm, which has no such network; save it in the layout 'featuretap'",
+    ),
+    (
+        "mobilenet_v1",
+        {},
+        "torchvision",
+        "cannot save 'mobilenet_v1' for torchvision: the layout 'torchvision' is not one that 'mobilenet_v1' is known "
+        "in; it has featuretap, timm",
+    ),
+    (
+        "mobilenet_v3_large_minimalistic",
+        {},
+        "timm",
+        "cannot save 'mobilenet_v3_large_minimalistic' for timm: the layout 'timm' is not one that "
+        "'mobilenet_v3_large_minimalistic' is known in; it has featuretap",
+    ),
+    (
+        "mobilenet_v2",
+        {"norm": lambda channels: nn.GroupNorm(8, channels)},
+        "timm",
+        "cannot save 'mobilenet_v2' with norm='a function that makes GroupNorm' for timm, whose batch norms cannot "
+        "hold norm=a function that makes GroupNorm; save it in the layout 'featuretap'",
+    ),
+]
+
+
+@pytest.mark.parametrize(("name", "options", "layout", "message"), REFUSED)
+def test_layouts_that_cannot_hold_a_model_refuse_it_by_name(
+    registry: Registry, tmp_path: Path, name: str, options: dict[str, Any], layout: str, message: str
+) -> None:
+    with pytest.raises(WeightsError) as error:
+        registry.save(registry.build(name, **options), tmp_path / "file.safetensors", layout)
+    assert str(error.value) == message
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_less_than_a_level_is_not_saved_for_timm(registry: Registry, tmp_path: Path) -> None:
+    with pytest.raises(WeightsError) as error:
+        registry.save(registry.build("mobilenet_v1", features_only=True, taps=("C1.first",)), tmp_path / "x", "timm")
+    assert str(error.value) == "cannot save the taps C1.first for timm, which builds whole levels only"
+
+
+def test_networks_that_a_library_lacks_have_no_architecture_there() -> None:
+    from featuretap.backbones.layouts import timm as timms
+    from featuretap.backbones.layouts import torchvision as torchvisions
+
+    assert torchvisions.mobilenet_v2(widened(V2, 0.62)).arguments == {"width_mult": 0.62}
+    assert torchvisions.mobilenet_v3(widened(LARGE, 0.75)).architecture == ""
+    assert timms.mobilenet_v2(widened(V2, 0.62)).architecture == ""

@@ -1,0 +1,153 @@
+"""Pickles, which torch.save writes: state dicts are read, and no code is run."""
+
+import os
+import pickle
+import random
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from support.weights_files import NO_WEIGHTS, NOT_SAFE, SOUND, refusal, torch_saved
+from torch import nn
+
+from featuretap.registry import Registry
+from featuretap.registry.errors import WeightsError
+from featuretap.registry.weights.reading import read
+
+
+class Malicious:
+    """Makes a folder when it is unpickled."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return os.mkdir, (str(self.folder),)
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".pth", ".pt", ".bin"])
+@pytest.mark.parametrize(
+    "write",
+    [
+        torch_saved,
+        lambda content: torch_saved(content, legacy=True),
+        lambda content: torch_saved({"a": torch.zeros(1), "b": content}),
+        *[lambda content, protocol=protocol: pickle.dumps(content, protocol) for protocol in range(6)],
+    ],
+    ids=["zip", "legacy", "in a state dict", *(f"protocol {protocol}" for protocol in range(6))],
+)
+def test_code_in_a_file_is_not_run(
+    registry: Registry, tmp_path: Path, write: Callable[[object], bytes], suffix: str
+) -> None:
+    path = (tmp_path / "file").with_suffix(suffix)
+    path.write_bytes(write(Malicious(tmp_path / "ran")))
+    said = refusal(registry, path)
+    assert not (tmp_path / "ran").exists()
+    assert said == NOT_SAFE if suffix != ".safetensors" else said.startswith(NO_WEIGHTS.format(""))
+    # The code would have run.
+    pickle.loads(pickle.dumps(Malicious(tmp_path / "ran")))
+    assert (tmp_path / "ran").exists()
+
+
+NOT_A_STATE_DICT = "holds no state dict: {}; save model.state_dict(), not the model or a checkpoint around it"
+NO_STATE_DICT = "holds {}, no state dict; save model.state_dict(), not the model"
+
+
+@pytest.mark.filterwarnings("ignore:Validating sparse tensor invariants:UserWarning")
+@pytest.mark.parametrize("legacy", [False, True])
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({0: torch.zeros(1)}, NOT_A_STATE_DICT.format("0 is no name of a tensor")),
+        ({"a": torch.zeros(1), None: torch.zeros(1)}, NOT_A_STATE_DICT.format("None is no name of a tensor")),
+        (
+            {"model": {"a": torch.zeros(1)}, "epoch": 3},
+            NOT_A_STATE_DICT.format("'model' is dict, not a tensor"),
+        ),
+        ({"a": torch.zeros(1), "epoch": 3}, NOT_A_STATE_DICT.format("'epoch' is int, not a tensor")),
+        ({"a": [torch.zeros(1)]}, NOT_A_STATE_DICT.format("'a' is list, not a tensor")),
+        (
+            {"a": torch.eye(2).to_sparse()},
+            NOT_A_STATE_DICT.format(
+                "'a' is a tensor of torch.float32 in the layout torch.sparse_coo, which no layer holds"
+            ),
+        ),
+        (
+            {"a": torch.zeros(2, dtype=torch.complex64)},
+            NOT_A_STATE_DICT.format(
+                "'a' is a tensor of torch.complex64 in the layout torch.strided, which no layer holds"
+            ),
+        ),
+        (
+            {"a": torch.zeros(2, device="meta")},
+            NOT_A_STATE_DICT.format("'a' is a tensor without values (device 'meta')"),
+        ),
+        ({}, NO_STATE_DICT.format("dict")),
+        ([torch.zeros(1)], NO_STATE_DICT.format("list")),
+        (torch.zeros(1), NO_STATE_DICT.format("Tensor")),
+        (None, NO_STATE_DICT.format("NoneType")),
+        (nn.Linear(2, 2), NOT_SAFE),
+    ],
+    ids=lambda value: str(value)[:40],
+)
+def test_pickles_of_anything_but_a_state_dict_are_refused(
+    registry: Registry, tmp_path: Path, content: object, message: str, legacy: bool
+) -> None:
+    path = tmp_path / "file.pth"
+    path.write_bytes(torch_saved(content, legacy=legacy))
+    assert refusal(registry, path) == message
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"\0",
+        b"\x80",
+        b"<html>",
+        b"PK\x03\x04",
+        SOUND,
+        pickle.dumps({"a": 1})[:-1],
+        b"\x89HDF\r\n\x1a\n",
+        b"." * 99,
+    ],
+    ids=lambda value: repr(value)[:20],
+)
+def test_files_that_are_not_pickles_are_refused(registry: Registry, tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "file.pth"
+    path.write_bytes(content)
+    assert refusal(registry, path) == NOT_SAFE
+
+
+# Warnings of torch as errors would count as refusals.
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("legacy", [False, True])
+def test_a_flipped_byte_in_a_pickle_is_refused_or_harmless(tmp_path: Path, legacy: bool) -> None:
+    chance = random.Random(0)
+    state = {"a": torch.arange(6.0).reshape(2, 3), "b": torch.arange(3), "c": torch.tensor(1, dtype=torch.float16)}
+    content = torch_saved(state, legacy=legacy)
+    path = tmp_path / "file.pth"
+    read_whole = 0
+    for _ in range(200):
+        flipped = bytearray(content)
+        flipped[chance.randrange(len(content))] ^= chance.randrange(1, 256)
+        path.write_bytes(flipped)
+        try:
+            tensors = read(path).tensors
+        except WeightsError:
+            continue
+        read_whole += 1
+        for tensor in tensors.values():
+            tensor.clone()
+    assert 0 < read_whole < 200
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+def test_a_pickle_that_is_cut_off_is_refused(tmp_path: Path, legacy: bool) -> None:
+    content = torch_saved({"a": torch.arange(6.0)}, legacy=legacy)
+    path = tmp_path / "file.pth"
+    for end in range(0, len(content), 7):
+        path.write_bytes(content[:end])
+        with pytest.raises(WeightsError):
+            read(path)

@@ -1,0 +1,187 @@
+"""Folders for the hub that timm reads, and folders that timm wrote: options, preprocessing, configuration."""
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import safetensors.torch
+import timm
+import torch
+from PIL import Image
+from support.layouts import relative_difference
+from support.oracles import with_statistics
+from timm.data import create_transform, resolve_model_data_config
+from torch import nn
+
+from featuretap.registry import Registry
+from featuretap.registry.errors import WeightsError
+from featuretap.registry.preprocessing import Preprocessing
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "channels", "arguments"),
+    [
+        ("mobilenet_v2_050", {"in_channels": 1}, 1, {}),
+        ("mobilenet_v2_050", {"in_channels": 4}, 4, {}),
+        ("mobilenet_v2_050", {"output_stride": 16}, 3, {}),
+        ("mobilenet_v2_050", {"output_stride": 8}, 3, {}),
+        ("mobilenet_v2_050", {"num_classes": 10}, 3, {}),
+        ("mobilenet_v2_050", {"num_classes": 0}, 3, {}),
+        ("mobilenet_v2_050", {"num_classes": 10}, 3, {"num_classes": 3}),
+        # Other tables of rows, and other heads.
+        ("mobilenet_v1", {"output_stride": 16}, 3, {}),
+        ("mobilenet_v1", {"output_stride": 8}, 3, {}),
+        ("mobilenet_v1", {"num_classes": 0}, 3, {}),
+        ("mobilenet_v3_small", {"in_channels": 1}, 1, {}),
+        ("mobilenet_v3_small", {"num_classes": 10}, 3, {}),
+        ("mobilenet_v3_small", {"num_classes": 0}, 3, {}),
+        ("mobilenet_v3_small", {"num_classes": 10}, 3, {"num_classes": 3}),
+    ],
+)
+def test_timm_builds_models_with_options_from_the_folder_alone(
+    registry: Registry, tmp_path: Path, name: str, options: dict[str, Any], channels: int, arguments: dict[str, Any]
+) -> None:
+    ours = with_statistics(registry.build(name, **options))
+    registry.save(ours, tmp_path / "folder", "timm")
+    theirs = timm.create_model(f"local-dir:{tmp_path}/folder", pretrained=True, **arguments)
+    if arguments:
+        assert theirs(torch.zeros(1, 3, 64, 64)).shape == (1, 3)
+    else:
+        assert relative_difference(ours, theirs, channels) < 1e-5
+
+
+@pytest.mark.parametrize("output_stride", [32, 16, 8])
+@pytest.mark.parametrize("name", ["mobilenet_v1", "mobilenet_v3_large"])
+def test_timm_reads_bare_backbones_as_features(
+    registry: Registry, tmp_path: Path, name: str, output_stride: int
+) -> None:
+    ours = with_statistics(registry.build(name, features_only=True, output_stride=output_stride))
+    registry.save(ours, tmp_path / "folder", "timm")
+    theirs = timm.create_model(f"local-dir:{tmp_path}/folder", pretrained=True).eval()
+    images = torch.randn(1, 3, 64, 64, dtype=torch.float64)
+    with torch.no_grad():
+        for mine, its in zip(ours.double()(images).values(), theirs.double()(images), strict=True):
+            assert (mine - its).abs().max() < 1e-5 * its.abs().max()
+
+
+@pytest.mark.parametrize(
+    ("name", "taps", "levels"),
+    [
+        ("mobilenet_v2", ("C3", "C2"), 3),
+        ("mobilenet_v3_large", ("C4.expansion",), 4),
+        ("mobilenet_v3_large", ("C4.first",), 3),
+        ("mobilenet_v2", ("C5.bottleneck",), 4),
+    ],
+)
+def test_timm_reads_the_whole_levels_of_a_truncated_backbone(
+    registry: Registry, tmp_path: Path, name: str, taps: tuple[str, ...], levels: int
+) -> None:
+    whole = with_statistics(registry.build(name, features_only=True))
+    path = registry.save(whole, tmp_path / "whole.safetensors")
+    registry.save(registry.load(path, taps=taps), tmp_path / "folder", "timm")
+    theirs = timm.create_model(f"local-dir:{tmp_path}/folder", pretrained=True).double().eval()
+    images = torch.randn(1, 3, 64, 64, dtype=torch.float64)
+    with torch.no_grad():
+        maps = theirs(images)
+        assert len(maps) == levels
+        for mine, its in zip(list(whole.double()(images).values())[:levels], maps, strict=True):
+            assert (mine - its).abs().max() < 1e-5 * its.abs().max()
+
+
+@pytest.mark.parametrize("resize", [224, 232, 235, 248, 256, 255, 300])
+def test_timm_applies_the_same_preprocessing(registry: Registry, tmp_path: Path, resize: int) -> None:
+    from skimage import data
+
+    model = registry.build("mobilenet_v2_050")
+    prepared = Preprocessing(resize, 224, (0.5, 0.4, 0.3), (0.2, 0.3, 0.4), "bicubic")
+    model.description = replace(model.description, preprocessing=prepared)
+    registry.save(model, tmp_path / "folder", "timm")
+    theirs = create_transform(**resolve_model_data_config(timm.create_model(f"local-dir:{tmp_path}/folder")))
+    photograph = Image.fromarray(data.chelsea())
+    torch.testing.assert_close(registry.transforms(model)(photograph), theirs(photograph))
+    (tmp_path / "bare").mkdir()
+    # Without our metadata the configuration beside the file says it.
+    tensors = safetensors.torch.load_file(tmp_path / "folder" / "model.safetensors")
+    safetensors.torch.save_file(tensors, tmp_path / "bare" / "model.safetensors")
+    (tmp_path / "bare" / "config.json").write_bytes((tmp_path / "folder" / "config.json").read_bytes())
+    assert registry.load(tmp_path / "bare").description.preprocessing == prepared
+    built = registry.build("mobilenet_v2_050", pretrained=tmp_path / "bare")
+    assert built.description.preprocessing == prepared
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{", '{"pretrained_cfg": 3}', '{"pretrained_cfg": {"input_size": []}}'])
+def test_an_unusable_config_json_is_ignored_or_refused(registry: Registry, tmp_path: Path, content: str) -> None:
+    model = registry.build("mobilenet_v2_050")
+    path = registry.save(model, tmp_path / "folder", "timm")
+    safetensors.torch.save_file(safetensors.torch.load_file(path), path)
+    (tmp_path / "folder" / "config.json").write_text(content)
+    if content.startswith("{") and len(content) > 1:
+        assert registry.load(tmp_path / "folder").description.preprocessing == Preprocessing()
+    else:
+        with pytest.raises(WeightsError, match=r"config.json' (is no JSON|holds no table); get it again from where"):
+            registry.load(tmp_path / "folder")
+
+
+def hub_folder(path: Path, model: nn.Module, **arguments: Any) -> Path:
+    """A folder as timm itself writes it for the hub."""
+    from timm.models._hub import save_for_hf
+
+    save_for_hf(model, str(path), model_args=arguments, safe_serialization=True)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("architecture", "arguments"),
+    [
+        ("mobilenetv2_100", {"output_stride": 16}),
+        ("mobilenetv2_100", {"bn_eps": 1e-3}),
+        ("mobilenetv3_small_100", {"bn_eps": 1e-2}),
+    ],
+)
+def test_options_are_read_from_folders_that_timm_wrote(
+    registry: Registry, run: Callable[..., Any], tmp_path: Path, architecture: str, arguments: dict[str, Any]
+) -> None:
+    theirs = with_statistics(timm.create_model(architecture, **arguments))
+    ours = registry.load(hub_folder(tmp_path / "folder", theirs, **arguments))
+    assert relative_difference(ours, theirs) < 1e-5
+    converted = registry.convert(tmp_path / "folder", tmp_path / "ours.safetensors")
+    assert relative_difference(registry.load(converted), theirs) < 1e-5
+    stated = json.loads(run("inspect", tmp_path / "folder", "--json").out)["options"]
+    assert stated == {name: value for name, value in arguments.items() if name == "output_stride"}
+
+
+def test_folders_of_another_network_with_the_same_tensors_are_refused(registry: Registry, tmp_path: Path) -> None:
+    folder = hub_folder(tmp_path / "folder", timm.create_model("tf_mobilenetv3_large_100"))
+    message = (
+        f"weights do not fit 'mobilenet_v3_large': the config.json beside {folder}/model.safetensors says that it is "
+        "timm's 'tf_mobilenetv3_large_100', which is another network than timm's 'mobilenetv3_large_100'"
+    )
+    for ask in (registry.load, lambda path: registry.build("mobilenet_v3_large", pretrained=path)):
+        with pytest.raises(WeightsError) as error:
+            ask(folder)
+        assert str(error.value).removesuffix("; the file fits 'mobilenet_v3_large'") == message
+
+
+def test_folders_with_unknown_arguments_of_timm_are_refused(registry: Registry, tmp_path: Path) -> None:
+    folder = hub_folder(tmp_path / "folder", timm.create_model("mobilenetv2_100", pad_type="same"), pad_type="same")
+    with pytest.raises(WeightsError) as error:
+        registry.load(folder)
+    assert str(error.value) == (
+        f"'{folder}/config.json' builds 'mobilenetv2_100' with pad_type='same', which is not known here; load the "
+        "model with timm"
+    )
+
+
+def test_unknown_preprocessing_in_a_folder_is_logged(
+    registry: Registry, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = hub_folder(tmp_path / "folder", timm.create_model("mobilenetv2_100"))
+    text = (folder / "config.json").read_text()
+    (folder / "config.json").write_text(text.replace('"bicubic"', '"lanczos"').replace("bilinear", "lanczos"))
+    registry.load(folder)
+    assert "states a preprocessing that is not known here (preprocessing cannot have interpolation='lanczos'" in (
+        caplog.text
+    )
