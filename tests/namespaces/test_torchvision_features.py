@@ -1,39 +1,23 @@
-"""The open namespace `torchvision/`: its blocks' outputs as maps, with torchvision's options, weights and cache."""
+"""The open namespace `torchvision/`: its blocks' outputs as maps, with torchvision's options."""
 
 import copy
-import json
-import os
 import pickle
-import shutil
-import subprocess
-import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from PIL import Image
-from skimage import data
+from support.namespaces import ODD, maps_of
 from support.oracles import outputs_at, randomised, torchvision_model
 from torch import Tensor, nn
-from torchvision.models import MobileNet_V2_Weights, list_models
 
 from featuretap.registry import Registry
 from featuretap.registry.errors import (
     OptionError,
-    SpecError,
-    UnknownBackboneError,
     UnknownOptionError,
-    UnknownTapError,
-    UnknownWeightsError,
-    WeightsError,
 )
-from featuretap.registry.preprocessing import Preprocessing
 from featuretap.registry.specs import Tap
 from featuretap.registry.testing import BackboneConformance
-
-ODD = (95, 130)
 
 # Network → level → the module of torchvision's network whose output it is, written by hand from its printed modules.
 MODULES = {
@@ -96,14 +80,8 @@ def pair(registry: Registry, name: str, **asked: Any) -> tuple[nn.Module, nn.Mod
     return backbone, whole
 
 
-@torch.no_grad()
-def maps_of(backbone: nn.Module, images: Tensor) -> dict[str, Tensor]:
-    maps: dict[str, Tensor] = backbone(images)
-    return maps
-
-
 @pytest.mark.parametrize("name", MODULES)
-def test_maps_are_the_outputs_of_torchvisions_modules_whatever_the_order(registry: Registry, name: str) -> None:
+def test_maps_are_the_outputs_of_torchvisions_modules_in_any_order(registry: Registry, name: str) -> None:
     modules = MODULES[name]
     addresses = tuple(sorted(modules, reverse=True))
     backbone, whole = pair(registry, name, taps=addresses)
@@ -116,7 +94,7 @@ def test_maps_are_the_outputs_of_torchvisions_modules_whatever_the_order(registr
         assert maps[address].shape[1:] == backbone.taps[address].shape(*ODD)
 
 
-def test_levels_of_vgg_are_what_its_blocks_put_out_before_pooling(registry: Registry) -> None:
+def test_levels_of_vgg_are_the_outputs_of_its_blocks_before_pooling(registry: Registry) -> None:
     taps = ("C1", "C2", "C3", "C4", "C5")
     backbone = registry.build("torchvision/vgg11", features_only=True).eval()
     assert list(backbone.taps.values()) == [
@@ -137,7 +115,7 @@ def test_levels_of_vgg_are_what_its_blocks_put_out_before_pooling(registry: Regi
         torch.testing.assert_close(maps_of(backbone, images)[address], expected[index])
 
 
-def test_maps_whose_channels_come_last_are_turned(registry: Registry) -> None:
+def test_channels_last_maps_are_returned_channels_first(registry: Registry) -> None:
     backbone, whole = pair(registry, "swin_t")
     images = torch.randn(1, 3, 65, 96, dtype=torch.float64)
     modules = {"C2": "features.1", "C3": "features.3", "C4": "features.5", "C5": "norm"}
@@ -166,7 +144,7 @@ def test_a_network_for_one_size_of_images_has_its_maps_at_that_size(registry: Re
         ("googlenet", ["ceil", 1, 1, 1, 17]),
     ],
 )
-def test_it_is_known_before_how_sizes_are_rounded(registry: Registry, name: str, roundings: list[Any]) -> None:
+def test_specs_state_how_map_sizes_are_rounded(registry: Registry, name: str, roundings: list[Any]) -> None:
     spec = registry.spec(f"torchvision/{name}", features_only=True)
     assert [tap.rounding for tap in spec.taps.values()] == roundings
     with torch.device("meta"):
@@ -197,7 +175,7 @@ def test_counts_are_those_of_the_built_module(registry: Registry, name: str) -> 
     ("dilation", "strides"),
     [([False, False, True], [2, 4, 8, 16, 16]), ([False, True, True], [2, 4, 8, 8, 8])],
 )
-def test_dilation_changes_strides_and_no_address(registry: Registry, dilation: list[bool], strides: list[int]) -> None:
+def test_dilation_changes_strides_but_no_address(registry: Registry, dilation: list[bool], strides: list[int]) -> None:
     asked = {"features_only": True, "replace_stride_with_dilation": dilation}
     spec = registry.spec("torchvision/resnet50", **asked)
     assert list(spec.taps) == ["C1", "C2", "C3", "C4", "C5"]
@@ -247,111 +225,13 @@ def test_options_are_passed_as_torchvision_spells_them(registry: Registry) -> No
         ("resnet18", {"groups": 2}, OptionError, "torchvision cannot build 'resnet18' with groups=2 (ValueError: "),
     ],
 )
-def test_what_torchvision_cannot_build_is_said(
+def test_options_that_torchvision_cannot_build_are_refused(
     registry: Registry, name: str, options: dict[str, Any], error: type[Exception], message: str
 ) -> None:
     for ask in (registry.spec, registry.build):
         with pytest.raises(error) as raised:
             ask(f"torchvision/{name}", features_only=True, **options)
         assert str(raised.value).startswith(message)
-
-
-WITHOUT = "has no feature maps: no two of its blocks put out an image's size divided by 2, 4, 8, 16 or 32"
-
-
-@pytest.mark.parametrize(
-    ("name", "error", "message"),
-    [
-        (
-            "resnet17",
-            UnknownBackboneError,
-            "torchvision has no classifier 'resnet17'; did you mean 'torchvision/resnet18'?",
-        ),
-        ("zz", UnknownBackboneError, "torchvision has no classifier 'zz'; featuretap list 'torchvision/*' names them"),
-        (
-            "fcn_resnet50",
-            UnknownBackboneError,
-            "torchvision has no classifier 'fcn_resnet50'; did you mean 'torchvision/resnet50'?",
-        ),
-        ("alexnet", SpecError, f"torchvision's 'alexnet' {WITHOUT}"),
-        ("inception_v3", SpecError, f"torchvision's 'inception_v3' {WITHOUT}"),
-        ("vit_b_16", SpecError, f"torchvision's 'vit_b_16' {WITHOUT}"),
-    ],
-)
-def test_names_that_lead_nowhere_say_what_there_is(
-    registry: Registry, name: str, error: type[Exception], message: str
-) -> None:
-    with pytest.raises(error) as raised:
-        registry.build(f"torchvision/{name}", features_only=True)
-    assert str(raised.value) == message
-
-
-def test_an_unknown_tap_is_named_with_those_there_are(registry: Registry) -> None:
-    with pytest.raises(UnknownTapError) as error:
-        registry.build("torchvision/convnext_tiny", features_only=True, taps=("C1",))
-    assert str(error.value) == "'torchvision/convnext_tiny' has no tap 'C1'. Its taps: C2, C3, C4, C5"
-
-
-@pytest.fixture
-def cache() -> Path:
-    """The folder that torch.hub, and so torchvision, keeps its downloads in."""
-    folder = Path(os.environ["TORCH_HOME"]) / "hub" / "checkpoints"
-    folder.mkdir(parents=True)
-    return folder
-
-
-def test_official_weights_make_the_maps_of_our_own_network(
-    registry: Registry, cache: Path, official_weights: Path
-) -> None:
-    shutil.copy(official_weights, cache / "mobilenet_v2-b0353104.pth")
-    theirs = registry.build("torchvision/mobilenet_v2", features_only=True, pretrained="IMAGENET1K_V1").eval()
-    ours = registry.build("mobilenet_v2", features_only=True, pretrained="imagenet1k_v1").eval()
-    picture = Image.fromarray(data.chelsea())
-    prepared = registry.transforms(theirs)(picture)
-    torch.testing.assert_close(prepared, MobileNet_V2_Weights.IMAGENET1K_V1.transforms()(picture))
-    found, expected = maps_of(theirs, prepared[None]), maps_of(ours, prepared[None])
-    assert list(found) == list(expected) == ["C1", "C2", "C3", "C4", "C5"]
-    for level, values in expected.items():
-        torch.testing.assert_close(found[level], values, rtol=1e-4, atol=1e-4)
-    assert theirs.description.weights == "torchvision/mobilenet_v2.IMAGENET1K_V1"
-    assert theirs.description.preprocessing == ours.description.preprocessing
-
-
-def test_the_default_weights_are_torchvisions(registry: Registry, cache: Path) -> None:
-    whole = torchvision_model("mobilenet_v2")
-    torch.save(whole.state_dict(), cache / "mobilenet_v2-7ebf99e0.pth")
-    backbone = registry.build("torchvision/mobilenet_v2", features_only=True, pretrained=True)
-    assert torch.equal(next(backbone.parameters()), next(whole.parameters()))
-    assert backbone.description.weights == "torchvision/mobilenet_v2.IMAGENET1K_V2"
-    mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-    assert backbone.description.preprocessing == Preprocessing(232, 224, mean, std, "bilinear")
-
-
-def test_weights_that_cannot_be_had_say_what_to_do(registry: Registry, cache: Path) -> None:
-    asked = {"features_only": True, "pretrained": "IMAGENET1K_V1"}
-    by_hand = (
-        f"put https://download.pytorch.org/models/mobilenet_v2-b0353104.pth at {cache / 'mobilenet_v2-b0353104.pth'}"
-    )
-    with pytest.raises(WeightsError) as error:
-        registry.build("torchvision/mobilenet_v2", **asked)
-    assert str(error.value) == (
-        "'torchvision/mobilenet_v2.IMAGENET1K_V1' is not on this machine, and FEATURETAP_OFFLINE forbids downloads; "
-        f"{by_hand}"
-    )
-    torch.save(torchvision_model("mobilenet_v3_small").state_dict(), cache / "mobilenet_v2-b0353104.pth")
-    with pytest.raises(WeightsError) as error:
-        registry.build("torchvision/mobilenet_v2", **asked)
-    assert str(error.value).startswith("torchvision cannot fill 'mobilenet_v2' with IMAGENET1K_V1: Error(s) in loading")
-    assert str(error.value).endswith(f"; {by_hand}")
-
-
-def test_unknown_weights_are_named_with_those_there_are(registry: Registry) -> None:
-    with pytest.raises(UnknownWeightsError) as error:
-        registry.build("torchvision/mobilenet_v2", features_only=True, pretrained="IMAGENET1K_V3")
-    assert str(error.value) == (
-        "'torchvision/mobilenet_v2' has no weights 'IMAGENET1K_V3'; did you mean 'IMAGENET1K_V2'? its tags are "
-        "IMAGENET1K_V2, IMAGENET1K_V1"
-    )
 
 
 @pytest.mark.parametrize(
@@ -363,7 +243,7 @@ def test_unknown_weights_are_named_with_those_there_are(registry: Registry) -> N
         ("faster_rcnn", {"num_classes": 4, "out_channels": 32, "min_size": 64, "max_size": 96}),
     ],
 )
-def test_heads_stand_on_them_forwards_and_backwards(
+def test_models_with_heads_train_and_are_saved(
     registry: Registry, tmp_path: Path, head: str, asked: dict[str, Any]
 ) -> None:
     spec = registry.spec("torchvision/resnet18", head=head, **asked)
@@ -383,7 +263,7 @@ def test_heads_stand_on_them_forwards_and_backwards(
     assert all(torch.equal(value, loaded.state_dict()[key]) for key, value in model.state_dict().items())
 
 
-def test_what_is_frozen_does_not_train(registry: Registry) -> None:
+def test_frozen_levels_and_norms_do_not_train(registry: Registry) -> None:
     backbone = registry.build("torchvision/resnet18", features_only=True, freeze="C2", freeze_norm=True).train()
     frozen = {name for name, parameter in backbone.named_parameters() if not parameter.requires_grad}
     up_to_c2 = {name for name, _ in backbone.named_parameters() if name.split(".")[1] in ("conv1", "bn1", "layer1")}
@@ -418,44 +298,6 @@ def test_a_copy_is_in_the_mode_of_its_original(registry: Registry, training: boo
         images = torch.randn(2, 3, 64, 64)
         found, expected = maps_of(made, images), maps_of(backbone, images)
         assert all(torch.equal(values, found[address]) for address, values in expected.items())
-
-
-LISTING = """
-import sys
-from featuretap import registry
-names = registry.list_backbones()
-print([name for name in names if "/" in name], "torch" in sys.modules, "torchvision" in sys.modules)
-"""
-
-
-def test_they_are_not_listed_unless_asked_for_and_nothing_is_imported() -> None:
-    ran = subprocess.run([sys.executable, "-c", LISTING], capture_output=True, text=True)
-    assert ran.stdout == "[] False False\n", ran.stderr
-
-
-def test_they_are_listed_where_they_are_asked_for(registry: Registry) -> None:
-    names = registry.list_backbones("torchvision/*")
-    assert {"torchvision/resnet18", "torchvision/swin_t"} <= set(names)
-    assert not [name for name in names if "rcnn" in name or "fcn" in name or "r3d" in name]
-    assert registry.list_backbones("torchvision/resnet*") == sorted(
-        f"torchvision/{name}" for name in list_models(include="resnet*")
-    )
-
-
-def test_the_command_line_lists_and_shows_them(run: Callable[..., Any]) -> None:
-    assert "torchvision/resnet18" in run("list", "torchvision/resnet1*").out.split()
-    facts = json.loads(run("show", "torchvision/resnet18", "--json").out)
-    assert facts["taps"]["C5"]["shape"] == [512, 7, 7]
-    assert facts["backbone"]["parameters"] == 11_176_512
-    assert facts["weights"] == ["IMAGENET1K_V1"]
-
-
-def test_a_users_variant_of_them_is_built(configured: Callable[[str], Registry]) -> None:
-    own = configured('[backbones.half]\nbase = "torchvision/mobilenet_v2"\noptions = { width_mult = 0.5 }\n')
-    assert "half" in own.list_backbones()
-    backbone = own.build("half", features_only=True)
-    assert backbone.taps["C4"] == own.spec("half", features_only=True).taps["C4"] == Tap(48, 16)
-    assert backbone(torch.randn(2, 3, 64, 64))["C4"].shape == (2, 48, 4, 4)
 
 
 class TestTorchvision(BackboneConformance):

@@ -1,0 +1,62 @@
+"""Our backbones as timm's models: their names, and helpers that compare them with the registry's."""
+
+from pathlib import Path
+
+import pytest
+import timm
+from torch import nn
+
+import featuretap.plugins.timm_models  # noqa: F401 - registers the models
+from featuretap.registry import Registry
+from support import oracles
+
+OURS = Registry(discover=False)
+NAMES = [f"featuretap_{name}{tail}" for name in OURS.list_backbones() for tail in ("", "_reduced_tail")]
+SMALLEST = [
+    f"featuretap_mobilenet_{name}{tail}"
+    for name in (
+        *("v1_025", "v2_050", "v3_large_075", "v3_large_minimalistic", "v3_large_paddle"),
+        *("v3_small_050", "v3_small_minimalistic", "v3_small_paddle"),
+    )
+    for tail in ("", "_reduced_tail")
+]
+"""Every table of rows at its smallest width, since widths share the code."""
+SOME = [
+    "featuretap_mobilenet_v1_025",
+    "featuretap_mobilenet_v2_050_reduced_tail",
+    "featuretap_mobilenet_v3_large_paddle",
+    "featuretap_mobilenet_v3_small_reduced_tail",
+]
+SIZE = (2, 3, 97, 161)
+CLOSE = {"rtol": 1e-9, "atol": 1e-9}
+
+
+def backbone_and_options(name: str) -> tuple[str, dict[str, bool]]:
+    """Return the backbone and the options that a model of timm stands for."""
+    backbone = name.removeprefix("featuretap_")
+    return backbone.removesuffix("_reduced_tail"), {"reduced_tail": backbone.endswith("_reduced_tail")}
+
+
+def timm_counterpart(built: nn.Module, name: str, **arguments: object) -> nn.Module:
+    """Make a model of timm with the weights of one from the registry, which must have the same names and shapes."""
+    model = timm.create_model(name, **arguments).double().eval()
+    model.load_state_dict({key.removeprefix("backbone."): value for key, value in built.state_dict().items()})
+    return model
+
+
+def random_model(name: str, **arguments: object) -> nn.Module:
+    return oracles.randomised(timm.create_model(name, **arguments))
+
+
+def without_gradient(model: nn.Module) -> list[str]:
+    """Return the names of the parameters that have no gradient."""
+    return [name for name, parameter in model.named_parameters() if parameter.grad is None]
+
+
+def cache_official_weights(official_weights: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Put torchvision's MobileNetV2 where torch.hub keeps it, with `folder` as TORCH_HOME."""
+    monkeypatch.setenv("TORCH_HOME", str(folder))
+    path = folder / "hub" / "checkpoints" / "mobilenet_v2-b0353104.pth"
+    path.parent.mkdir(parents=True)
+    path.symlink_to(official_weights)
+    return path
