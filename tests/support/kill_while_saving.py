@@ -1,6 +1,7 @@
-"""Save two models over one another in processes that are killed at random moments; run by kill_loops/test_kills.py.
+"""Save two models over one another in processes that are killed; run by kill_loops/test_kills.py.
 
-Arguments: a folder, and how many processes to kill.
+Arguments: a folder, and how many processes to kill. Every fifth is killed as it syncs a file or a folder, the others at
+random moments.
 
 Prints in JSON how many processes were killed, which model's file was there afterwards, how often it was neither's, and
 how many kills left a temporary file: those came while a file was being written.
@@ -20,6 +21,10 @@ import torch
 from torch import nn
 
 from featuretap.registry import Registry
+from support.kill_points import kill_at_sync
+
+SYNCS = 4
+"""Calls of `os.fsync` while two models are saved."""
 
 
 def main(folder: Path, kills: int) -> None:
@@ -37,9 +42,14 @@ def main(folder: Path, kills: int) -> None:
     moments = random.Random(0)
     seen = {"A": 0, "B": 0, "neither": 0, "left": 0, "killed": 0}
     for kill in range(kills):
-        child = saving(registry, itertools.cycle(models if kill % 2 else reversed(models)), target)
-        time.sleep(moments.uniform(0, duration))
-        os.kill(child, signal.SIGKILL)
+        order = models if kill % 2 else models[::-1]
+        if kill % 5:
+            child = saving(registry, itertools.cycle(order), target)
+            time.sleep(moments.uniform(0, duration))
+            os.kill(child, signal.SIGKILL)
+        else:
+            # The files of both models are there after some of these kills, and half of the kills leave temporary files.
+            child = saving(registry, order, target, sync=kill // 5 % SYNCS + 1)
         _, status = os.waitpid(child, 0)
         seen["killed"] += os.WIFSIGNALED(status)
         content = target.read_bytes()
@@ -51,13 +61,22 @@ def main(folder: Path, kills: int) -> None:
     print(json.dumps(seen))
 
 
-def saving(registry: Registry, models: Iterable[nn.Module], target: Path) -> int:
-    """Fork a process that saves one model after the other, and return its id."""
+def saving(registry: Registry, models: Iterable[nn.Module], target: Path, sync: int | None = None) -> int:
+    """Fork a process that saves one model after the other, and return its id.
+
+    Args:
+        registry: that saves.
+        models: in this order.
+        target: of all of them.
+        sync: at which call of `os.fsync` the process kills itself, if at any.
+    """
     child = os.fork()
     if child:
         return child
     # Whatever happens, a child must not go on as its parent.
     try:
+        if sync is not None:
+            kill_at_sync(sync)
         for model in models:
             registry.save(model, target)
     finally:

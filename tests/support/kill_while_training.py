@@ -1,8 +1,8 @@
 """Kill runs of training at every write to the disk and at random moments, let them go on, and compare what comes out.
 
 Run by kill_loops/test_kills.py. Arguments: a folder, and how many processes to kill at least. Prints in JSON how many
-processes were killed, how many of them in the middle of a write, and the runs whose last weights, or whose scores, are
-not those of the run that nobody killed.
+processes were killed, how many of them in the middle of a write, the runs whose last weights, or whose scores, are not
+those of the run that nobody killed, and the number of different validation losses in that run, one for each epoch.
 """
 
 import json
@@ -13,28 +13,39 @@ import sys
 import time
 import traceback
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from matplotlib.figure import Figure
 
 from featuretap.training.run import train
 from featuretap.training.run_folder import CONFIGURATION, LAST, continued
+from support.kill_points import count_syncs, kill_at_sync
 from support.training_runs import coloured_folder, small_run
+
+LOSS = 3
+"""The column of history.csv with the validation loss."""
 
 
 def main(folder: Path, kills: int) -> None:
     torch.set_num_threads(1)
     os.environ["FEATURETAP_OFFLINE"] = "1"
-    data = coloured_folder(folder / "data")
+    # Drawing would take most of the time. Pictures are still written, but as a few bytes, and nothing compares them.
+    Figure.savefig = lambda self, file, **options: file.write(b"a picture")
+    data = coloured_folder(folder / "data", count=8)
+    # What a run imports is in memory when the others are forked.
+    train(small_run(data, folder / "first", epochs=1), say=lambda line: None)
     began = time.perf_counter()
     whole = folder / "whole"
     finish(data, whole)
     duration = time.perf_counter() - began
     writes = len((folder / "writes").read_text())
-    seen: dict[str, Any] = {"killed": 0, "left": 0, "writes": writes, "other": []}
+    losses = {row[LOSS] for row in scores(whole)[1:]}
+    seen: dict[str, Any] = {"killed": 0, "left": 0, "writes": writes, "losses": len(losses), "other": []}
     for number in range(1, writes + 1):
-        check(folder, whole, data, f"write {number}", seen, lambda number=number: kill_at_write(number))
+        check(folder, whole, data, f"write {number}", seen, partial(kill_at_sync, number))
     moments = random.Random(0)
     for number in range(max(kills - writes, 4)):
         delay = moments.uniform(0.3, 1.0) * duration
@@ -83,7 +94,7 @@ def started(data: Path, out: Path, prepare: Callable[[], None] | None) -> int:
     # Whatever happens, a child must not go on as its parent.
     status = 1
     try:
-        (prepare or count_writes(out.parent / "writes"))()
+        (prepare or partial(count_syncs, out.parent / "writes"))()
         resume = (out / CONFIGURATION).exists()
         configuration = continued(out, {}) if resume else small_run(data, out, epochs=2, ema=0.9)
         train(configuration, resume=resume, say=lambda line: None)
@@ -92,37 +103,6 @@ def started(data: Path, out: Path, prepare: Callable[[], None] | None) -> int:
         traceback.print_exc()
     finally:
         os._exit(status)
-
-
-def count_writes(path: Path) -> Callable[[], None]:
-    """Leave a file with a letter for each time that something is made sure to be on the disk."""
-
-    def prepare() -> None:
-        path.unlink(missing_ok=True)
-        sync = os.fsync
-
-        def counted(descriptor: int) -> None:
-            sync(descriptor)
-            with path.open("a") as file:
-                file.write("x")
-
-        os.fsync = counted
-
-    return prepare
-
-
-def kill_at_write(number: int) -> None:
-    """Let this process die when it makes sure for the n-th time that something is on the disk."""
-    left = [number]
-    sync = os.fsync
-
-    def dying(descriptor: int) -> None:
-        left[0] -= 1
-        if not left[0]:
-            os.kill(os.getpid(), signal.SIGKILL)
-        sync(descriptor)
-
-    os.fsync = dying
 
 
 if __name__ == "__main__":
