@@ -29,7 +29,7 @@ def small_run(data: Path | str, out: Path, **settings: Any) -> Configuration:
         "data": str(data),
         "backbone": "mobilenet_v1",
         "options": {"width": 0.25},
-        "epochs": 3,
+        "epochs": 2,
         "batch_size": 8,
         "size": 32,
         "crop_scale": 0.6,

@@ -30,7 +30,7 @@ def test_every_setting_is_described_and_its_default_accepted() -> None:
             assert getattr(made, name) == setting.option.default, name
 
 
-def test_what_was_decided_is_read_back_from_the_file_that_it_is_written_to(tmp_path: Path) -> None:
+def test_resolved_settings_are_read_back_from_their_file(tmp_path: Path) -> None:
     configuration = resolved(
         configured({**BASE, "options": {"width": 0.5}, "taps": ["C4", "C5"], "optimizer": "sgd"}),
         "classification",
@@ -54,7 +54,7 @@ def test_what_was_decided_is_read_back_from_the_file_that_it_is_written_to(tmp_p
         ("detection", True, {"epochs": 9, "warmup_epochs": 0}, {"warmup_epochs": 0}),
     ],
 )
-def test_what_is_left_open_follows_from_task_data_and_optimiser(
+def test_defaults_follow_from_task_data_and_optimiser(
     task: str, mirrors: bool, given: dict[str, Any], decided: dict[str, Any]
 ) -> None:
     made = resolved(configured({**BASE, **given}), task, mirrors=mirrors)
@@ -129,7 +129,7 @@ def test_what_is_left_open_follows_from_task_data_and_optimiser(
         ),
     ],
 )
-def test_settings_that_cannot_be_are_refused(given: dict[str, Any], error: type[FeaturetapError], message: str) -> None:
+def test_invalid_settings_are_refused(given: dict[str, Any], error: type[FeaturetapError], message: str) -> None:
     with pytest.raises(error) as caught:
         configured({**BASE, **given})
     assert str(caught.value) == message
@@ -141,7 +141,7 @@ def test_a_message_about_a_file_names_it() -> None:
     assert str(caught.value) == "my.toml: training cannot take epochs=0; it is a positive whole number up to 65536"
 
 
-def test_files_that_are_no_configuration_are_refused(tmp_path: Path) -> None:
+def test_files_that_are_not_a_configuration_are_refused(tmp_path: Path) -> None:
     absent, broken = tmp_path / "absent.toml", tmp_path / "broken.toml"
     broken.write_text("epochs = ")
     with pytest.raises(TrainingError) as caught:

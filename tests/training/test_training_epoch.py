@@ -36,7 +36,7 @@ class Given:
         (5, [3.0, 0.0]),
     ],
 )
-def test_an_update_takes_the_mean_of_its_steps_however_many_they_are(together: int, moved: list[float]) -> None:
+def test_an_update_uses_the_mean_gradient_of_its_steps(together: int, moved: list[float]) -> None:
     accelerator = Accelerator(cpu=True, gradient_accumulation_steps=together)
     model = Linear()
     optimizer = torch.optim.SGD(model.parameters(), lr=1.0)

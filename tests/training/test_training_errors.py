@@ -1,14 +1,15 @@
 """What is wrong with a run is said before the first step, in one line, and nothing is lost."""
 
-import subprocess
-import sys
-from collections.abc import Callable
+import resource
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from support import Completed
+from support.data_sets import mask, picture
 from support.training_runs import coloured_folder, small_run
 
 from featuretap import registry
@@ -16,6 +17,8 @@ from featuretap.registry.errors import FeaturetapError
 from featuretap.training.run import train
 
 Run = Callable[..., Completed]
+
+SMALL = ("--backbone", "mobilenet_v1", "--option", "width=0.25", "--size", 32, "--batch-size", 8, "--workers", 0)
 
 
 @pytest.fixture(scope="module")
@@ -87,7 +90,7 @@ def test_bad_settings_are_one_line(
     assert not list(tmp_path.iterdir())
 
 
-def test_options_of_a_file_that_are_no_table_are_one_line(run: Run, tmp_path: Path) -> None:
+def test_options_of_a_file_that_are_not_a_table_are_one_line(run: Run, tmp_path: Path) -> None:
     path = tmp_path / "settings.toml"
     path.write_text('backbone = "mobilenet_v2"\noptions = "x"\n')
     assert said(run, "train", "digits", "--config", path, "--in-channels", 1) == (
@@ -95,7 +98,7 @@ def test_options_of_a_file_that_are_no_table_are_one_line(run: Run, tmp_path: Pa
     )
 
 
-def test_more_steps_than_an_epoch_has_cannot_be_added_up(data: Path, tmp_path: Path) -> None:
+def test_accumulating_more_steps_than_an_epoch_has_is_refused(data: Path, tmp_path: Path) -> None:
     with pytest.raises(FeaturetapError) as caught:
         train(small_run(data, tmp_path / "run", accumulate=4), say=lambda line: None)
     assert str(caught.value) == "accumulate=4 is more than the 3 steps of an epoch; lower it"
@@ -110,7 +113,7 @@ def test_a_run_that_failed_in_its_first_epoch_can_be_begun_with_other_settings(d
     train(small_run(data, tmp_path / "run", epochs=1, lr=1e-4), say=lambda line: None)
 
 
-def test_an_interrupted_run_says_how_it_goes_on(
+def test_an_interrupted_run_prints_how_to_resume_it(
     run: Run, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from featuretap.registry.command_line import training_commands
@@ -120,42 +123,31 @@ def test_an_interrupted_run_says_how_it_goes_on(
             raise KeyboardInterrupt
 
     monkeypatch.setattr(training_commands, "print_text", say)
-    small = ("--backbone", "mobilenet_v1", "--option", "width=0.25", "--size", 32, "--batch-size", 8, "--workers", 0)
-    ran = run("train", data, *small, "--epochs", 2, "--out", tmp_path / "run")
+    ran = run("train", data, *SMALL, "--epochs", 2, "--out", tmp_path / "run")
     assert (ran.status, ran.err) == (
         130,
         f"featuretap: interrupted; featuretap train --resume {tmp_path / 'run'} goes on after the last whole epoch\n",
     )
 
 
-def test_a_limit_of_a_files_size_is_noticed_before_the_first_step(data: Path, tmp_path: Path) -> None:
-    code = (
-        "import resource, sys\n"
-        "resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, 1_000_000))\n"
-        "from featuretap.registry.command_line import main\n"
-        "main(sys.argv[1:])\n"
-    )
-    small = (
-        "--backbone",
-        "mobilenet_v1",
-        "--option",
-        "width=0.25",
-        "--size",
-        "32",
-        "--batch-size",
-        "8",
-        "--workers",
-        "0",
-    )
-    command = [sys.executable, "-c", code, "train", str(data), *small, "--out", str(tmp_path / "run")]
-    ran = subprocess.run(command, capture_output=True, text=True)
-    assert (ran.returncode, ran.stdout) == (2, "")
-    assert ran.stderr == (
-        f"featuretap: cannot write the 3 MB of a run's state into '{tmp_path / 'run'}': File too large\n"
+@pytest.fixture
+def files_of_one_megabyte() -> Iterator[None]:
+    """Let this process write no file of more than 1 MB; the hard limit stays, so that anyone may undo it."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, hard))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_a_file_size_limit_is_noticed_before_the_first_step(
+    run: Run, data: Path, tmp_path: Path, files_of_one_megabyte: None
+) -> None:
+    assert said(run, "train", data, *SMALL, "--out", tmp_path / "run") == (
+        f"cannot write the 3 MB of a run's state into '{tmp_path / 'run'}': File too large"
     )
 
 
-def test_a_setting_of_a_file_that_cannot_be_names_the_file(run: Run, tmp_path: Path) -> None:
+def test_an_invalid_setting_in_a_file_names_the_file(run: Run, tmp_path: Path) -> None:
     path = tmp_path / "settings.toml"
     path.write_text('backbone = "mobilenet_v2"\nepochs = 2.5\n')
     assert said(run, "train", "digits", "--config", path) == (
@@ -178,28 +170,25 @@ def test_a_run_that_failed_before_its_first_step_can_begin_again(run: Run, tmp_p
     data = coloured_folder(tmp_path / "data", 6)
     content = (data / "red" / "0.png").read_bytes()
     (data / "red" / "0.png").write_bytes(b"")
-    arguments = ("train", data, "--backbone", "mobilenet_v1", "--option", "width=0.25", "--size", 32, "--batch-size", 4)
-    more = ("--epochs", 2, "--workers", 0, "--out", tmp_path / "run")
-    assert run(*arguments, *more).status == 2
+    arguments = ("train", data, *SMALL, "--epochs", 1, "--out", tmp_path / "run")
+    assert run(*arguments).status == 2
     (data / "red" / "0.png").write_bytes(content)
-    assert run(*arguments, *more).status == 0
+    assert run(*arguments).status == 0
 
 
-def test_a_loss_that_is_no_number_stops_the_run(data: Path, tmp_path: Path) -> None:
+def test_a_nan_loss_stops_the_run(data: Path, tmp_path: Path) -> None:
     model = registry.build("mobilenet_v1", width=0.25, num_classes=3)
     torch.nn.init.constant_(next(model.parameters()), torch.nan)
     weights = registry.save(model, tmp_path / "broken.safetensors")
     with pytest.raises(FeaturetapError) as caught:
         train(small_run(data, tmp_path / "run", weights=str(weights)), say=lambda line: None)
     assert str(caught.value) == (
-        "the loss became nan in epoch 1 of 3; the weights of the epoch before are kept. A lower lr, more "
+        "the loss became nan in epoch 1 of 2; the weights of the epoch before are kept. A lower lr, more "
         "warmup_epochs, or clip_norm=1 may help"
     )
 
 
-def test_one_image_a_step_is_too_few_for_some_heads(tmp_path: Path) -> None:
-    from made_data import mask, picture
-
+def test_heads_with_batch_norm_after_pooling_refuse_one_image_a_step(tmp_path: Path) -> None:
     for number in range(4):
         picture(tmp_path / "data" / "images" / f"{number}.png", (32, 32), 60 * number)
         mask(tmp_path / "data" / "masks" / f"{number}.png", [[number % 2] * 32] * 32)
@@ -211,7 +200,7 @@ def test_one_image_a_step_is_too_few_for_some_heads(tmp_path: Path) -> None:
     assert str(caught.value) == "batch norm cannot learn from 1 image of each process at a time; raise batch_size"
 
 
-def test_a_disk_that_is_too_full_is_noticed_before_the_first_step(
+def test_a_full_disk_is_noticed_before_the_first_step(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import shutil
@@ -236,13 +225,14 @@ def test_a_disk_that_is_too_full_is_noticed_before_the_first_step(
         (("digits",), "Missing option '--weights'."),
     ],
 )
-def test_bad_questions_of_evaluate_are_one_line(run: Run, arguments: tuple[str, ...], message: str) -> None:
+def test_bad_arguments_of_evaluate_are_one_line(run: Run, arguments: tuple[str, ...], message: str) -> None:
     assert said(run, "evaluate", *arguments) == message
 
 
-def test_a_model_is_judged_by_its_own_classes_only(run: Run, data: Path, tmp_path: Path) -> None:
-    train(small_run(data, tmp_path / "run", epochs=2), say=lambda line: None)
-    weights = tmp_path / "run" / "best.safetensors"
+def test_a_model_is_evaluated_on_its_own_classes_only(run: Run, data: Path, tmp_path: Path) -> None:
+    model = registry.build("mobilenet_v1", width=0.25, num_classes=3)
+    model.description = replace(model.description, classes=("blue", "green", "red"))
+    weights = registry.save(model, tmp_path / "colours.safetensors")
     assert said(run, "evaluate", "digits", "--weights", weights) == (
         f"the data has 10 classes, and '{weights}' 3; judge it by its own kind of data"
     )
@@ -252,14 +242,14 @@ def test_a_model_is_judged_by_its_own_classes_only(run: Run, data: Path, tmp_pat
     assert message == f"class 0 of the data is 'azure', and of '{weights}' 'blue'; name the classes as in training"
 
 
-def test_a_bare_backbone_is_not_judged(run: Run, tmp_path: Path) -> None:
+def test_a_bare_backbone_cannot_be_evaluated(run: Run, tmp_path: Path) -> None:
     path = registry.save(registry.build("mobilenet_v1", width=0.25, features_only=True), tmp_path / "bare.safetensors")
     assert said(run, "evaluate", "digits", "--weights", path) == (
         f"'{path}' is a bare backbone, and nothing that a backbone returns can be judged; give a model with a head"
     )
 
 
-def test_the_extra_is_named_where_it_is_missing(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_extra_is_named(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     import importlib.util
 
     find = importlib.util.find_spec

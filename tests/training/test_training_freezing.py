@@ -25,7 +25,7 @@ LEVELS = ("C1", "C2", "C3", "C4", "C5")
         ("C2", 2, ["C2", "C2", "C1", "C1", None]),
     ],
 )
-def test_one_level_more_learns_after_so_many_epochs(first: str | None, every: int, frozen: list[str | None]) -> None:
+def test_one_more_level_thaws_every_few_epochs(first: str | None, every: int, frozen: list[str | None]) -> None:
     assert [frozen_through(LEVELS, first, every, epoch) for epoch in range(5)] == frozen
 
 
@@ -45,7 +45,7 @@ def test_a_level_thaws_and_nothing_else_changes(name: str) -> None:
     assert learning[2] == {path for path, _ in model.named_parameters()}
 
 
-def test_norms_that_an_option_froze_stay_frozen() -> None:
+def test_norms_frozen_by_an_option_stay_frozen() -> None:
     model = registry.build("mobilenet_v2", num_classes=3, freeze_norm=True)
     freeze_through(model, "C1")
     freeze_through(model, None)
@@ -53,11 +53,11 @@ def test_norms_that_an_option_froze_stay_frozen() -> None:
     assert not any(m.training for p, m in model.named_modules() if p.startswith("backbone") and p.endswith(".norm"))
 
 
-def test_a_run_leaves_frozen_levels_as_they_were_and_their_file_thawed(tmp_path: Path) -> None:
+def test_frozen_levels_do_not_change_and_load_unfrozen(tmp_path: Path) -> None:
     data = coloured_folder(tmp_path / "data")
     start = registry.save(registry.build("mobilenet_v1", width=0.25, num_classes=3), tmp_path / "start.safetensors")
     result = train(
-        small_run(data, tmp_path / "run", backbone=None, options={}, weights=str(start), freeze="C3", epochs=2),
+        small_run(data, tmp_path / "run", backbone=None, options={}, weights=str(start), freeze="C3", epochs=1),
         say=lambda line: None,
     )
     before, after = (registry.load(path).state_dict() for path in (start, result.folder / "last.safetensors"))

@@ -25,7 +25,7 @@ def task(data: DataSet, **varied: Any) -> ClassificationTask:
 
 
 @pytest.mark.parametrize("batch_size", [4, 5, 27])
-def test_batches_to_learn_from_are_of_one_size_and_have_no_image_twice(data: DataSet, batch_size: int) -> None:
+def test_training_batches_have_one_size(data: DataSet, batch_size: int) -> None:
     batches = [*training_loader(task(data), data.train, batch_size, 0)]
     assert len(batches) == 27 // batch_size
     for images, labels in batches:
@@ -35,7 +35,7 @@ def test_batches_to_learn_from_are_of_one_size_and_have_no_image_twice(data: Dat
 
 
 @pytest.mark.parametrize("processes", [1, 2, 4, 8])
-def test_shares_of_processes_hold_every_image_once(data: DataSet, processes: int) -> None:
+def test_every_image_is_evaluated_by_one_process(data: DataSet, processes: int) -> None:
     whole = torch.cat([images for images, _ in judging_loader(task(data), data.val, 4, 0, (0, 1))])
     shares = [
         [image for images, _ in judging_loader(task(data), data.val, 4, 0, (rank, processes)) for image in images]
@@ -49,7 +49,7 @@ def test_shares_of_processes_hold_every_image_once(data: DataSet, processes: int
 @pytest.mark.parametrize("policy", ["none", "trivial", "rand"])
 @pytest.mark.parametrize("scale", [0.3, 1.0])
 @pytest.mark.parametrize("channels", [1, 3])
-def test_whatever_varies_an_image_can_be_sent_to_a_process(
+def test_transforms_with_every_augmentation_can_be_pickled(
     data: DataSet, policy: Any, scale: float, channels: int
 ) -> None:
     preprocessing = prepared(Preprocessing().for_channels(channels), 20)
@@ -60,7 +60,7 @@ def test_whatever_varies_an_image_can_be_sent_to_a_process(
         assert (tuple(pixels.shape), same) == ((channels, 20, 20), label)
 
 
-def test_images_to_learn_from_vary_and_those_to_judge_by_do_not(data: DataSet) -> None:
+def test_training_images_vary_and_evaluation_images_do_not(data: DataSet) -> None:
     image, label = data.train[0]
     made = task(data)
     learned = [made.training_transform()(image, label)[0] for _ in range(4)]
@@ -69,7 +69,7 @@ def test_images_to_learn_from_vary_and_those_to_judge_by_do_not(data: DataSet) -
     assert torch.equal(*judged)
 
 
-def test_a_mirrored_image_is_mirrored_only_where_it_may_be(data: DataSet) -> None:
+def test_images_are_flipped_with_the_given_probability(data: DataSet) -> None:
     image, label = data.train[0]
     plain, mirrored = (task(data, scale=1.0, flip=flip).training_transform()(image, label)[0] for flip in (0.0, 1.0))
     assert torch.equal(plain, mirrored.flip(-1))

@@ -43,7 +43,7 @@ def test_norms_and_biases_do_not_decay_and_every_parameter_is_in_one_group(regis
 
 
 @pytest.mark.parametrize("name", ["mobilenet_v2", "timm/mobilenetv3_small_050"])
-def test_a_level_learns_slower_than_the_one_behind_it(name: str) -> None:
+def test_layer_decay_lowers_the_learning_rate_of_earlier_levels(name: str) -> None:
     model = Registry().build(name, head="classification", num_classes=3)
     groups = make_optimizer(model, configuration(layer_decay=0.5)).param_groups
     found = {id(p): group["lr"] for group in groups for p in group["params"]}
@@ -66,13 +66,13 @@ def test_cosine_rises_to_the_highest_rate_and_falls_to_nothing() -> None:
     assert learning_rate(optimizer) == pytest.approx(0)
 
 
-def test_without_warmup_the_first_update_has_the_whole_rate() -> None:
+def test_without_warmup_the_first_update_has_the_full_rate() -> None:
     for kind in ("cosine", "plateau"):
         schedule, optimizer = scheduled(epochs=2, warmup_epochs=0.0, schedule=kind)
         assert rates(schedule, optimizer, [0.0])[0] == pytest.approx(0.1), kind
 
 
-def test_a_plateau_brings_a_tenth_once_the_rise_is_over() -> None:
+def test_a_plateau_divides_the_rate_by_ten_after_warmup() -> None:
     schedule, optimizer = scheduled(epochs=9, warmup_epochs=2.0, schedule="plateau", patience=1)
     seen = rates(schedule, optimizer, [0.5, 0.4, 0.6, 0.6, 0.6, 0.7, 0.7, 0.7, 0.7])
     by_epoch = seen[::UPDATES]
@@ -82,7 +82,7 @@ def test_a_plateau_brings_a_tenth_once_the_rise_is_over() -> None:
 
 
 @pytest.mark.parametrize("kind", ["cosine", "plateau"])
-def test_a_schedule_goes_on_where_another_left_off(kind: str) -> None:
+def test_a_schedule_resumes_from_its_state(kind: str) -> None:
     scores = [0.5, 0.5, 0.5, 0.5, 0.6, 0.6]
     settings: dict[str, Any] = {"epochs": 6, "schedule": kind, "patience": 0}
     schedule, optimizer = scheduled(**settings)
@@ -96,7 +96,7 @@ def test_a_schedule_goes_on_where_another_left_off(kind: str) -> None:
     assert first + rates(schedule, optimizer, scores[3:]) == whole
 
 
-def test_a_run_that_goes_on_for_longer_takes_the_longer_way() -> None:
+def test_a_schedule_resumed_with_more_epochs_follows_the_longer_schedule() -> None:
     schedule, optimizer = scheduled(epochs=3, warmup_epochs=0.0)
     rates(schedule, optimizer, [0.0] * 3)
     states = (schedule.state_dict(), optimizer.state_dict())

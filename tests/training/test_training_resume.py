@@ -1,6 +1,7 @@
 """A run that was interrupted goes on to the same result, and nothing else is taken for it."""
 
 import os
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,32 @@ def interrupted(data: Path, out: Path, after: int, **settings: Any) -> None:
         train(small_run(data, out, **settings), say=say)
 
 
+@pytest.fixture(scope="module")
+def begun(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that was interrupted after the first of two epochs."""
+    out = tmp_path_factory.mktemp("begun") / "run"
+    interrupted(data, out, 1)
+    return out
+
+
+@pytest.fixture
+def folder(begun: Path, tmp_path: Path) -> Path:
+    """A copy of the interrupted run, to change or to go on with."""
+    return Path(shutil.copytree(begun, tmp_path / "run"))
+
+
+@pytest.fixture(scope="module")
+def finished(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of two epochs."""
+    return train(small_run(data, tmp_path_factory.mktemp("finished") / "run"), say=lambda line: None).folder
+
+
+@pytest.fixture
+def finished_folder(finished: Path, tmp_path: Path) -> Path:
+    """A copy of the finished run, to change or to go on with."""
+    return Path(shutil.copytree(finished, tmp_path / "run"))
+
+
 def rows(folder: Path) -> list[list[str]]:
     """Return the history without what the clock says."""
     return [line.split(",")[:-2] for line in (folder / "history.csv").read_text().splitlines()]
@@ -47,41 +74,39 @@ def rows(folder: Path) -> list[list[str]]:
     ],
     ids=["plain", "average, augmentation, accumulation", "plateau, thawing, SGD"],
 )
-def test_an_interrupted_run_ends_as_an_unbroken_one(settings: dict[str, Any], data: Path, tmp_path: Path) -> None:
-    whole = train(small_run(data, tmp_path / "whole", epochs=4, **settings), say=lambda line: None)
-    interrupted(data, tmp_path / "broken", 2, epochs=4, **settings)
+def test_a_resumed_run_equals_an_uninterrupted_one(settings: dict[str, Any], data: Path, tmp_path: Path) -> None:
+    whole = train(small_run(data, tmp_path / "whole", epochs=3, **settings), say=lambda line: None)
+    interrupted(data, tmp_path / "broken", 1, epochs=3, **settings)
     lines: list[str] = []
     broken = train(continued(tmp_path / "broken", {}), resume=True, say=lines.append)
-    assert lines[1] == "going on after epoch 2"
+    assert lines[1] == "going on after epoch 1"
     assert rows(broken.folder) == rows(whole.folder)
     for name in ("last.safetensors", "best.safetensors", "per-class.csv"):
         assert (broken.folder / name).read_bytes() == (whole.folder / name).read_bytes(), name
     assert (broken.epoch, broken.judgement.scores) == (whole.epoch, whole.judgement.scores)
 
 
-def test_a_finished_run_can_be_given_more_epochs(data: Path, tmp_path: Path) -> None:
-    train(small_run(data, tmp_path / "run", epochs=2), say=lambda line: None)
-    result = train(continued(tmp_path / "run", {"epochs": 4}), resume=True, say=lambda line: None)
+def test_a_finished_run_can_be_given_more_epochs(finished_folder: Path) -> None:
+    result = train(continued(finished_folder, {"epochs": 4}), resume=True, say=lambda line: None)
     header, *epochs = rows(result.folder)
     assert [row[0] for row in epochs] == ["1", "2", "3", "4"]
     assert float(epochs[2][header.index("lr")]) > 1e-4
 
 
-def test_a_run_cannot_be_given_fewer_epochs_than_it_has_done(data: Path, tmp_path: Path) -> None:
-    train(small_run(data, tmp_path / "run", epochs=2), say=lambda line: None)
+def test_a_run_cannot_be_given_fewer_epochs_than_it_has_done(finished_folder: Path) -> None:
     with pytest.raises(TrainingError) as caught:
-        train(continued(tmp_path / "run", {"epochs": 1}), resume=True, say=lambda line: None)
+        train(continued(finished_folder, {"epochs": 1}), resume=True, say=lambda line: None)
     assert str(caught.value) == (
-        f"the run in '{tmp_path / 'run'}' has done 2 epochs, more than epochs=1; give more, or leave epochs out"
+        f"the run in '{finished_folder}' has done 2 epochs, more than epochs=1; give more, or leave epochs out"
     )
 
 
-def test_a_run_goes_on_without_the_weights_that_it_began_with_and_from_anywhere(
+def test_a_run_resumes_without_its_initial_weights_and_from_any_folder(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     start = registry.save(registry.build("mobilenet_v1", width=0.25, num_classes=3), tmp_path / "start.safetensors")
     monkeypatch.chdir(tmp_path)
-    began = {"backbone": None, "options": {}, "weights": start.name, "epochs": 3}
+    began = {"backbone": None, "options": {}, "weights": start.name}
     interrupted(Path(os.path.relpath(data)), tmp_path / "run", 1, **began)
     start.unlink()
     (tmp_path / "elsewhere").mkdir()
@@ -89,20 +114,19 @@ def test_a_run_goes_on_without_the_weights_that_it_began_with_and_from_anywhere(
     result = train(continued(tmp_path / "run", {}), resume=True, say=lambda line: None)
     said = registry.load(result.folder / "last.safetensors").description
     assert isinstance(said, Description)
-    assert (said.name, said.options, len(rows(result.folder))) == ("mobilenet_v1", {"width": 0.25}, 4)
+    assert (said.name, said.options, len(rows(result.folder))) == ("mobilenet_v1", {"width": 0.25}, 3)
 
 
-def test_a_run_that_has_lost_its_state_is_not_begun_again(data: Path, tmp_path: Path) -> None:
-    interrupted(data, tmp_path / "run", 2)
-    (tmp_path / "run" / "resume.pt").unlink()
-    before = (tmp_path / "run" / "last.safetensors").read_bytes()
+def test_a_run_without_its_state_cannot_be_resumed(finished_folder: Path) -> None:
+    (finished_folder / "resume.pt").unlink()
+    before = (finished_folder / "last.safetensors").read_bytes()
     with pytest.raises(TrainingError) as caught:
-        train(continued(tmp_path / "run", {}), resume=True, say=lambda line: None)
+        train(continued(finished_folder, {}), resume=True, say=lambda line: None)
     assert str(caught.value) == (
-        f"'{tmp_path / 'run'}' has lost its resume.pt, without which its run cannot go on; begin another with its "
+        f"'{finished_folder}' has lost its resume.pt, without which its run cannot go on; begin another with its "
         "weights"
     )
-    assert (tmp_path / "run" / "last.safetensors").read_bytes() == before
+    assert (finished_folder / "last.safetensors").read_bytes() == before
 
 
 def test_two_runs_do_not_write_into_one_folder(data: Path, tmp_path: Path) -> None:
@@ -120,70 +144,66 @@ def test_two_runs_do_not_write_into_one_folder(data: Path, tmp_path: Path) -> No
     ]
 
 
-def test_a_run_goes_on_as_it_began(data: Path, tmp_path: Path) -> None:
-    interrupted(data, tmp_path / "run", 1)
+def test_a_resumed_run_cannot_change_its_backbone(begun: Path) -> None:
     with pytest.raises(TrainingError) as caught:
-        continued(tmp_path / "run", {"backbone": "mobilenet_v2"})
+        continued(begun, {"backbone": "mobilenet_v2"})
     assert str(caught.value) == (
-        f"the run in '{tmp_path / 'run'}' began with backbone='mobilenet_v1', not backbone='mobilenet_v2'; leave it "
-        "out, or begin another run"
+        f"the run in '{begun}' began with backbone='mobilenet_v1', not backbone='mobilenet_v2'; leave it out, or "
+        "begin another run"
     )
 
 
-def test_the_state_of_another_model_is_refused(data: Path, tmp_path: Path) -> None:
-    interrupted(data, tmp_path / "small", 1)
+def test_the_state_of_another_model_is_refused(data: Path, folder: Path, tmp_path: Path) -> None:
     interrupted(data, tmp_path / "other", 1, options={"width": 0.5})
-    (tmp_path / "other" / "resume.pt").replace(tmp_path / "small" / "resume.pt")
+    (tmp_path / "other" / "resume.pt").replace(folder / "resume.pt")
     with pytest.raises(TrainingError) as caught:
-        train(continued(tmp_path / "small", {}), resume=True, say=lambda line: None)
+        train(continued(folder, {}), resume=True, say=lambda line: None)
     assert str(caught.value) == (
-        f"'{tmp_path / 'small' / 'resume.pt'}' was written by a run with options={{'width': 0.5}}, and this one has "
+        f"'{folder / 'resume.pt'}' was written by a run with options={{'width': 0.5}}, and this one has "
         "options={'width': 0.25}; a run goes on as it began"
     )
 
 
-def test_other_data_is_refused(tmp_path: Path) -> None:
-    data = coloured_folder(tmp_path / "data")
-    interrupted(data, tmp_path / "run", 1)
-    (data / "red" / "0.png").unlink()
+def test_fewer_images_are_refused(data: Path, folder: Path, tmp_path: Path) -> None:
+    other = Path(shutil.copytree(data, tmp_path / "data"))
+    (other / "red" / "0.png").unlink()
     with pytest.raises(TrainingError) as caught:
-        train(continued(tmp_path / "run", {}), resume=True, say=lambda line: None)
-    assert str(caught.value).startswith(f"'{tmp_path / 'run' / 'resume.pt'}' was written by a run with images to ")
+        train(continued(folder, {"data": str(other)}), resume=True, say=lambda line: None)
+    assert str(caught.value).startswith(f"'{folder / 'resume.pt'}' was written by a run with images to ")
 
 
-def test_the_same_images_in_other_classes_are_refused(tmp_path: Path) -> None:
-    data = coloured_folder(tmp_path / "data")
-    interrupted(data, tmp_path / "run", 1)
-    (data / "red").rename(data / "other")
-    (data / "blue").rename(data / "red")
-    (data / "other").rename(data / "blue")
-    (data / "blue" / "3.png").rename(data / "blue" / "three.png")
+def test_the_same_images_in_other_classes_are_refused(data: Path, folder: Path, tmp_path: Path) -> None:
+    other = Path(shutil.copytree(data, tmp_path / "data"))
+    (other / "red").rename(other / "other")
+    (other / "blue").rename(other / "red")
+    (other / "other").rename(other / "blue")
+    (other / "blue" / "3.png").rename(other / "blue" / "three.png")
     with pytest.raises(TrainingError) as caught:
-        train(continued(tmp_path / "run", {}), resume=True, say=lambda line: None)
+        train(continued(folder, {"data": str(other)}), resume=True, say=lambda line: None)
     assert str(caught.value) == (
-        f"'{tmp_path / 'run' / 'resume.pt'}' was written by a run on other images, or on these in other classes; a run "
+        f"'{folder / 'resume.pt'}' was written by a run on other images, or on these in other classes; a run "
         "goes on as it began"
     )
 
 
 @pytest.mark.parametrize("content", [b"", b"rubbish", None], ids=["empty", "rubbish", "cut off"])
-def test_a_damaged_state_is_said_to_be_damaged(data: Path, tmp_path: Path, content: bytes | None) -> None:
-    interrupted(data, tmp_path / "run", 1)
-    state = tmp_path / "run" / "resume.pt"
+def test_a_damaged_state_is_refused(folder: Path, content: bytes | None) -> None:
+    state = folder / "resume.pt"
     state.write_bytes(state.read_bytes()[:5000] if content is None else content)
     with pytest.raises(TrainingError) as caught:
-        train(continued(tmp_path / "run", {}), resume=True, say=lambda line: None)
+        train(continued(folder, {}), resume=True, say=lambda line: None)
     assert str(caught.value) == (
         f"'{state}' is damaged, so that its run cannot go on; begin another with the last weights beside it"
     )
 
 
-def test_no_code_in_a_state_is_run(data: Path, tmp_path: Path) -> None:
-    interrupted(data, tmp_path / "run", 1)
-    state = tmp_path / "run" / "resume.pt"
-    torch.save({"identity": {}, "history": [], "best": 0, "judgement": None, "parts": {"model": Trap(tmp_path)}}, state)
+def test_pickled_code_in_a_state_is_not_executed(folder: Path, tmp_path: Path) -> None:
+    trap = Trap(tmp_path)
+    torch.save(
+        {"identity": {}, "history": [], "best": 0, "judgement": None, "parts": {"model": trap}}, folder / "resume.pt"
+    )
     with pytest.raises(TrainingError):
-        train(continued(tmp_path / "run", {}), resume=True, say=lambda line: None)
+        train(continued(folder, {}), resume=True, say=lambda line: None)
     assert not (tmp_path / "trapped").exists()
 
 
@@ -198,7 +218,7 @@ class Trap:
 
 
 @pytest.mark.parametrize("kind", ["nothing", "a folder", "a file"])
-def test_what_is_no_run_cannot_go_on(tmp_path: Path, kind: str) -> None:
+def test_a_path_that_is_not_a_run_cannot_be_resumed(tmp_path: Path, kind: str) -> None:
     path = tmp_path / "run"
     if kind == "a folder":
         path.mkdir()
@@ -213,13 +233,10 @@ def test_what_is_no_run_cannot_go_on(tmp_path: Path, kind: str) -> None:
     )
 
 
-def test_a_run_does_not_overwrite_another(data: Path, tmp_path: Path) -> None:
-    interrupted(data, tmp_path / "run", 1)
+def test_a_run_does_not_overwrite_another(data: Path, begun: Path, tmp_path: Path) -> None:
     with pytest.raises(TrainingError) as caught:
-        train(small_run(data, tmp_path / "run"), say=lambda line: None)
-    assert str(caught.value) == (
-        f"'{tmp_path / 'run'}' holds a run already; go on with resume, or choose another folder with out"
-    )
+        train(small_run(data, begun), say=lambda line: None)
+    assert str(caught.value) == (f"'{begun}' holds a run already; go on with resume, or choose another folder with out")
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis" / "chapter.txt").write_text("")
     with pytest.raises(TrainingError) as caught:
@@ -227,9 +244,7 @@ def test_a_run_does_not_overwrite_another(data: Path, tmp_path: Path) -> None:
     assert str(caught.value) == f"'{tmp_path / 'thesis'}' holds something else; choose another folder with out"
 
 
-def test_a_run_keeps_the_epsilon_and_the_preprocessing_of_the_weights_that_it_began_with(
-    data: Path, tmp_path: Path
-) -> None:
+def test_a_resumed_run_keeps_the_epsilon_and_preprocessing_of_its_initial_weights(data: Path, tmp_path: Path) -> None:
     model = registry.build("mobilenet_v1", width=0.25, num_classes=3)
     for module in model.modules():
         if isinstance(module, torch.nn.BatchNorm2d):

@@ -1,17 +1,25 @@
-"""Segmentation as a task: what is learned from, what is lost, and what is counted."""
+"""Segmentation as a task: training samples, the loss, and the scores."""
 
 import math
 import pickle
-import warnings
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from numpy.typing import NDArray
 from PIL import Image
-from torch import Tensor, distributed, multiprocessing, nn
+from support.segmentation_samples import (
+    CLASSES,
+    COLOURS,
+    SIZE,
+    WHOLE,
+    evaluate,
+    logits_of,
+    random_pairs,
+    scene,
+    segmentation_task,
+)
+from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - torch's own name for it
 from torchmetrics.classification import MulticlassJaccardIndex
 
@@ -20,27 +28,7 @@ from featuretap.datasets.data_set import IGNORED
 from featuretap.registry import Registry
 from featuretap.registry.errors import TrainingError
 from featuretap.registry.preprocessing import Preprocessing
-from featuretap.training.tasks.segmentation import SegmentationTask
 from featuretap.training.tasks.task import Augmentation
-
-SIZE = 40
-WHOLE = Preprocessing(SIZE, None, (0.5, 0.4, 0.3), (0.25, 0.25, 0.25))
-STILL = Augmentation(flip=0.0, scale=1.0)
-CLASSES = ("background", "red", "blue")
-COLOURS = np.array([(100, 100, 100), (255, 0, 0), (0, 0, 255)], np.uint8)
-
-
-def task(**changes: Any) -> SegmentationTask:
-    given = {"classes": CLASSES, "preprocessing": WHOLE, "augmentation": STILL, "label_smoothing": 0.0}
-    return SegmentationTask(**{**given, **changes})
-
-
-def scene(width: int = 90, height: int = 60) -> tuple[Image.Image, NDArray[np.uint8]]:
-    """A red and a blue rectangle on grey, and the class of each pixel."""
-    mask = np.zeros((height, width), np.uint8)
-    mask[height // 6 : height // 2, width // 9 : width // 3] = 1
-    mask[height // 3 :, width // 2 :] = 2
-    return Image.fromarray(COLOURS[mask]), mask
 
 
 def nearest_class(image: Tensor, prepared: Preprocessing = WHOLE) -> Tensor:
@@ -55,8 +43,8 @@ def agreement(image: Tensor, mask: Tensor) -> float:
 
 
 @pytest.mark.parametrize("flip", [0.0, 0.5, 1.0])
-def test_masks_stay_on_what_they_are_of(flip: float) -> None:
-    transform = task(augmentation=Augmentation(flip=flip, scale=0.25)).training_transform()
+def test_masks_stay_aligned_with_their_images(flip: float) -> None:
+    transform = segmentation_task(augmentation=Augmentation(flip=flip, scale=0.25)).training_transform()
     shares, filled = [], 0
     for _ in range(60):
         image, mask = transform(*scene())
@@ -75,8 +63,8 @@ def test_masks_stay_on_what_they_are_of(flip: float) -> None:
 
 
 def test_mirroring_mirrors_both() -> None:
-    image, mask = task(augmentation=Augmentation(flip=1.0, scale=1.0)).training_transform()(*scene())
-    still, unturned = task().training_transform()(*scene())
+    image, mask = segmentation_task(augmentation=Augmentation(flip=1.0, scale=1.0)).training_transform()(*scene())
+    still, unturned = segmentation_task().training_transform()(*scene())
     assert torch.equal(mask, unturned.flip(-1))
     assert torch.equal(image, still.flip(-1))
     assert not torch.equal(mask, unturned)
@@ -88,7 +76,7 @@ def test_images_are_enlarged_and_reduced_by_the_root_of_the_scale() -> None:
     dots[4::8, 4::8] = 1
     large = dots.repeat(8, 0).repeat(8, 1)
     picture = Image.fromarray(COLOURS[large])
-    transform = task(augmentation=Augmentation(flip=0.0, scale=0.25)).training_transform()
+    transform = segmentation_task(augmentation=Augmentation(flip=0.0, scale=0.25)).training_transform()
     areas = []
     for _ in range(200):
         _, mask = transform(picture, large)
@@ -101,9 +89,10 @@ def test_images_are_enlarged_and_reduced_by_the_root_of_the_scale() -> None:
     assert max(dense) > 2.5 * (dots == 1).sum() / 4
 
 
-def test_without_augmentation_the_image_is_the_one_that_is_judged() -> None:
+def test_without_augmentation_training_and_evaluation_images_are_alike() -> None:
     (learned, small), (judged, whole) = (
-        transform(*scene()) for transform in (task().training_transform(), task().judging_transform())
+        transform(*scene())
+        for transform in (segmentation_task().training_transform(), segmentation_task().judging_transform())
     )
     assert learned.shape == judged.shape == (3, 40, 60)
     # Pillow and torch resize alike but for rounding to bytes.
@@ -115,8 +104,8 @@ def test_without_augmentation_the_image_is_the_one_that_is_judged() -> None:
 
 @pytest.mark.parametrize("policy", ["trivial", "rand"])
 def test_a_policy_changes_colours_and_nothing_else(policy: Any) -> None:
-    transform = task(augmentation=Augmentation(flip=0.0, scale=1.0, policy=policy)).training_transform()
-    still, unturned = task().training_transform()(*scene())
+    transform = segmentation_task(augmentation=Augmentation(flip=0.0, scale=1.0, policy=policy)).training_transform()
+    still, unturned = segmentation_task().training_transform()(*scene())
     changed = 0
     for _ in range(20):
         image, mask = transform(*scene())
@@ -125,31 +114,31 @@ def test_a_policy_changes_colours_and_nothing_else(policy: Any) -> None:
     assert changed > 10
 
 
-def test_an_image_is_judged_as_the_model_is_asked(registry: Registry) -> None:
+def test_evaluation_images_equal_those_of_the_models_transforms(registry: Registry) -> None:
     model = registry.build("mobilenet_v3_small", head="lraspp", num_classes=3, width=0.25)
-    judging = task(preprocessing=model.description.preprocessing).judging_transform()
+    judging = segmentation_task(preprocessing=model.description.preprocessing).judging_transform()
     image, _ = scene()
     assert torch.equal(judging(*scene())[0], registry.transforms(model)(image))
 
 
-def test_images_of_any_mode_become_the_channels_of_the_model() -> None:
+def test_images_of_any_mode_are_converted_to_the_models_channels() -> None:
     image, mask = scene()
-    grey = task(preprocessing=WHOLE.for_channels(1), augmentation=Augmentation(policy="rand"))
+    grey = segmentation_task(preprocessing=WHOLE.for_channels(1), augmentation=Augmentation(policy="rand"))
     assert grey.training_transform()(image.convert("RGBA"), mask)[0].shape == (1, SIZE, SIZE)
     assert grey.judging_transform()(image, mask)[0].shape == (1, 40, 60)
-    assert task().training_transform()(image.convert("L"), mask)[0].shape == (3, 40, 60)
+    assert segmentation_task().training_transform()(image.convert("L"), mask)[0].shape == (3, 40, 60)
 
 
-def test_transforms_can_go_to_the_processes_of_a_loader() -> None:
-    varied = task(augmentation=Augmentation(policy="rand"))
+def test_transforms_can_be_pickled() -> None:
+    varied = segmentation_task(augmentation=Augmentation(policy="rand"))
     for transform in (varied.training_transform(), varied.judging_transform()):
         image, mask = pickle.loads(pickle.dumps(transform))(*scene())
         assert type(image) is type(mask) is Tensor
 
 
-def test_squares_need_a_size() -> None:
+def test_random_crops_need_a_size() -> None:
     with pytest.raises(TrainingError) as raised:
-        task(preprocessing=Preprocessing(None, None)).training_transform()
+        segmentation_task(preprocessing=Preprocessing(None, None)).training_transform()
     assert str(raised.value) == (
         "a segmenter learns from images of one size, and its preprocessing has none; give a size"
     )
@@ -178,9 +167,9 @@ def batch() -> tuple[list[Tensor], list[Tensor], Tensor]:
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.3])
-def test_the_loss_is_the_mean_over_pixels_of_a_class_and_half_the_auxiliary_one(smoothing: float) -> None:
+def test_the_loss_is_the_mean_over_labelled_pixels_plus_half_the_auxiliary_loss(smoothing: float) -> None:
     images, masks, logits = batch()
-    chosen = task(label_smoothing=smoothing)
+    chosen = segmentation_task(label_smoothing=smoothing)
 
     def by_hand(said: Tensor) -> float:
         losses = []
@@ -200,23 +189,23 @@ def test_the_loss_is_the_mean_over_pixels_of_a_class_and_half_the_auxiliary_one(
     assert float(both) == pytest.approx(by_hand(logits) + 0.5 * by_hand(other))
 
 
-def test_a_batch_of_pixels_without_a_class_loses_nothing() -> None:
+def test_the_loss_of_a_batch_without_labelled_pixels_is_0() -> None:
     images, masks, logits = batch()
     logits.requires_grad_()
     nothing = [torch.full_like(mask, IGNORED) for mask in masks]
-    loss = task().loss(Answering(out=logits, aux=logits), images, nothing)
+    loss = segmentation_task().loss(Answering(out=logits, aux=logits), images, nothing)
     loss.backward()
     assert loss == 0
     assert torch.equal(logits.grad, torch.zeros_like(logits))
-    assert task().judging_loss(list(logits), nothing) == 0
+    assert segmentation_task().judging_loss(list(logits), nothing) == 0
 
 
-def test_images_of_several_sizes_are_filled_up_to_one() -> None:
+def test_images_of_several_sizes_are_padded_to_one_batch() -> None:
     images = [torch.ones(3, 4, 6), torch.ones(3, 5, 2)]
     masks = [torch.ones(4, 6, dtype=torch.uint8), torch.ones(5, 2, dtype=torch.uint8)]
     logits = torch.randn(2, 3, 5, 6)
     model = Answering(out=logits)
-    loss = task().loss(model, images, masks)
+    loss = segmentation_task().loss(model, images, masks)
     (asked,) = model.asked
     assert asked.shape == (2, 3, 5, 6)
     assert asked[0].sum() == 3 * 24
@@ -225,32 +214,32 @@ def test_images_of_several_sizes_are_filled_up_to_one() -> None:
     assert float(loss) == pytest.approx(float(F.cross_entropy(counted.T, torch.ones(34, dtype=torch.int64))))
 
 
-def test_the_loss_of_judging_is_that_of_pixels_of_a_class_at_the_size_of_the_logits_without_smoothing() -> None:
+def test_the_evaluation_loss_is_computed_at_the_size_of_the_logits_without_label_smoothing() -> None:
     logits = [torch.randn(3, 4, 4), torch.randn(3, 2, 3)]
     masks = [torch.randint(3, (4, 4), dtype=torch.uint8), torch.randint(3, (2, 3), dtype=torch.uint8)]
     masks[0][0] = IGNORED
     flat = torch.cat([values.flatten(1) for values in logits], 1).T
     expected = F.cross_entropy(flat, torch.cat([mask.flatten() for mask in masks]).long(), ignore_index=IGNORED)
     large = [masks[0].repeat_interleave(5, 0).repeat_interleave(3, 1), masks[1]]
-    found = task(label_smoothing=0.4).judging_loss(logits, large)
+    found = segmentation_task(label_smoothing=0.4).judging_loss(logits, large)
     assert float(found) == pytest.approx(float(expected))
 
 
 @torch.no_grad()
-def test_images_of_one_size_are_asked_together_and_answered_in_order(registry: Registry) -> None:
+def test_images_of_one_size_are_predicted_together_and_results_keep_their_order(registry: Registry) -> None:
     model = registry.build("mobilenet_v3_small", head="lraspp", num_classes=3, width=0.25).eval()
     images = [torch.rand(3, 40, 50), torch.rand(3, 48, 40), torch.rand(3, 40, 50)]
-    found = task().predict(model, images)
+    found = segmentation_task().predict(model, images)
     for image, logits in zip(images, found, strict=True):
         assert torch.allclose(logits, model(image[None])["out"][0], atol=1e-5)
     asked = Answering(out=torch.zeros(1, 3, 2, 2))
-    task().predict(asked, images[:1])
+    segmentation_task().predict(asked, images[:1])
     assert [tuple(images.shape) for images in asked.asked] == [(1, 3, 40, 50)]
 
 
 @pytest.mark.parametrize(("head", "options"), [("lraspp", {}), ("deeplab_v3", {"auxiliary": True})])
-def test_a_segmenter_learns_by_heart_what_it_is_shown(registry: Registry, head: str, options: Any) -> None:
-    chosen = task(classes=("background", "circle", "square", "triangle"))
+def test_a_segmenter_can_overfit_a_few_images(registry: Registry, head: str, options: Any) -> None:
+    chosen = segmentation_task(classes=("background", "circle", "square", "triangle"))
     transform = chosen.training_transform()
     samples = [
         transform(Image.fromarray((example.image.permute(1, 2, 0) * 255).byte().numpy()), example.mask.byte().numpy())
@@ -271,21 +260,9 @@ def test_a_segmenter_learns_by_heart_what_it_is_shown(registry: Registry, head: 
 # What is counted.
 
 
-def logits_of(mask: Any) -> Tensor:
-    """Logits (K, H, W) that say a mask (H, W)."""
-    return F.one_hot(torch.tensor(mask).long(), len(CLASSES)).permute(2, 0, 1) * 5.0
-
-
-def judged(*pairs: tuple[Tensor, Any], chosen: SegmentationTask | None = None) -> Any:
-    measuring = (chosen or task()).measuring(torch.device("cpu"))
-    for logits, mask in pairs:
-        measuring.update([logits], [torch.tensor(mask, dtype=torch.uint8)])
-    return measuring.compute()
-
-
 def test_perfect_predictions_have_a_score_of_1() -> None:
     _, mask = scene()
-    judgement = judged((logits_of(mask), mask))
+    judgement = evaluate((logits_of(mask), mask))
     assert judgement.scores == {"mIoU": 1, "pixel accuracy": 1}
     assert next(iter(judgement.scores)) == "mIoU"
     assert [tuple(row) for row in judgement.per_class] == [
@@ -293,10 +270,10 @@ def test_perfect_predictions_have_a_score_of_1() -> None:
     ]
 
 
-def test_scores_are_those_of_a_hand() -> None:
+def test_scores_equal_a_calculation_by_hand() -> None:
     truth = [[0, 0, 1, 1], [0, 0, 1, IGNORED]]
     found = [[0, 1, 1, 1], [1, 0, 1, 1]]
-    judgement = judged((logits_of(found), truth))
+    judgement = evaluate((logits_of(found), truth))
     background, red, blue = judgement.per_class
     assert (background.occurrences, red.occurrences, blue.occurrences) == (4, 3, 0)
     assert background.score == pytest.approx(2 / 4)
@@ -306,26 +283,15 @@ def test_scores_are_those_of_a_hand() -> None:
     assert judgement.confusion.tolist() == [[2, 2, 0], [0, 3, 0], [0, 0, 0]]
 
 
-def test_a_class_that_is_found_where_it_is_not_counts_against() -> None:
-    judgement = judged((logits_of([[0, 2]]), [[0, 0]]))
+def test_false_positives_of_an_absent_class_lower_the_mean() -> None:
+    judgement = evaluate((logits_of([[0, 2]]), [[0, 0]]))
     assert judgement.per_class[2].score == 0
     assert judgement.scores["mIoU"] == pytest.approx((1 / 2 + 0) / 2)
 
 
-def random_pairs(count: int) -> list[tuple[Tensor, Any]]:
-    generator = torch.Generator().manual_seed(3)
-    return [
-        (
-            torch.randn(3, 6 + index, 7, generator=generator),
-            np.where(np.arange(7) % 5 == 4, IGNORED, torch.randint(3, (6 + index, 7), generator=generator).numpy()),
-        )
-        for index in range(count)
-    ]
-
-
-def test_scores_are_those_of_torchmetrics() -> None:
+def test_scores_equal_those_of_torchmetrics() -> None:
     pairs = random_pairs(5)
-    judgement = judged(*pairs)
+    judgement = evaluate(*pairs)
     metric = MulticlassJaccardIndex(3, average="none", ignore_index=IGNORED)
     for logits, mask in pairs:
         metric.update(logits[None], torch.tensor(mask)[None])
@@ -333,50 +299,26 @@ def test_scores_are_those_of_torchmetrics() -> None:
     assert judgement.scores["mIoU"] == pytest.approx(float(metric.compute().mean()))
 
 
-def test_predictions_are_judged_at_the_size_of_the_mask() -> None:
+def test_predictions_are_scored_at_the_size_of_the_mask() -> None:
     small = [[0, 1], [2, 0]]
     large = np.array(small).repeat(10, 0).repeat(10, 1)
-    judgement = judged((logits_of(small), large))
+    judgement = evaluate((logits_of(small), large))
     assert sum(row.occurrences for row in judgement.per_class) == 400
     assert 0.85 < judgement.scores["pixel accuracy"] < 1
 
 
-def test_without_an_image_or_a_pixel_there_is_no_score() -> None:
+def test_scores_are_nan_without_an_image_or_a_labelled_pixel() -> None:
     for pairs in ([], [(logits_of([[0, 1]]), [[IGNORED, IGNORED]])]):
-        judgement = judged(*pairs)
+        judgement = evaluate(*pairs)
         assert all(math.isnan(score) for score in judgement.scores.values())
         assert [row.occurrences for row in judgement.per_class] == [0, 0, 0]
 
 
-def test_half_precision_is_counted() -> None:
-    assert judged((logits_of([[0, 1]]).bfloat16(), [[0, 1]])).scores["mIoU"] == 1
+def test_predictions_in_bfloat16_are_scored() -> None:
+    assert evaluate((logits_of([[0, 1]]).bfloat16(), [[0, 1]])).scores["mIoU"] == 1
     assert (
-        task().judging_loss([logits_of([[0, 1]]).bfloat16()], [torch.tensor([[0, 1]], dtype=torch.uint8)]).dtype
+        segmentation_task()
+        .judging_loss([logits_of([[0, 1]]).bfloat16()], [torch.tensor([[0, 1]], dtype=torch.uint8)])
+        .dtype
         == torch.float32
     )
-
-
-SHARES = ((5, 2), (0, 3))
-"""Images that each of two processes judges."""
-
-
-def judge_a_share(rank: int, folder: Path) -> None:
-    """One of two processes: judges its images, and writes what it is told of all."""
-    warnings.simplefilter("error")
-    distributed.init_process_group("gloo", init_method=f"file://{folder / 'met'}", rank=rank, world_size=2)
-    for shares in SHARES:
-        pairs = random_pairs(sum(shares))
-        own = pairs[shares[0] :] if rank else pairs[: shares[0]]
-        torch.save(judged(*own), folder / f"{shares} {rank}.pt")
-    distributed.destroy_process_group()
-
-
-def test_two_processes_count_every_image_once(tmp_path: Path) -> None:
-    multiprocessing.spawn(judge_a_share, (tmp_path,), nprocs=2)
-    for shares in SHARES:
-        alone = judged(*random_pairs(sum(shares)))
-        for rank in range(2):
-            told = torch.load(tmp_path / f"{shares} {rank}.pt", weights_only=False)
-            assert told.scores == alone.scores
-            assert told.per_class == alone.per_class
-            assert np.array_equal(told.confusion, alone.confusion)

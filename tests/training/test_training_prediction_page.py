@@ -1,0 +1,216 @@
+"""The page of predictions of a run: tiles with captions, mistakes first, boxes and masks beside the truth."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from skimage import data
+from support.pictures import has_colour, has_white_edges, read_pixels
+from torch import nn
+
+from featuretap.datasets.data_set import IGNORED, Boxes
+from featuretap.inference.drawing import colour_of
+from featuretap.registry import Registry
+from featuretap.training.reports.page import show_predictions
+from featuretap.training.reports.tiles import arranged, captioned, fitted
+
+GREEN, RED, WHITE = (0, 140, 60), (210, 30, 30), (255, 255, 255)
+TILE = 160
+"""Pixels of a side of a classified image."""
+
+
+# Tiles.
+
+
+def test_small_images_are_enlarged_without_blur() -> None:
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 255, (8, 5, 3), np.uint8))
+    large = fitted(image, 160)
+    assert large.size == (100, 160)
+    assert np.array_equal(np.asarray(large)[::20, ::20], np.asarray(image))
+    assert len(np.unique(np.asarray(large).reshape(-1, 3), axis=0)) == 40
+
+
+@pytest.mark.parametrize(("size", "shown"), [((600, 400), (160, 107)), ((3000, 1), (160, 1)), ((161, 160), (160, 159))])
+def test_large_images_are_shrunk_and_keep_their_shape(size: tuple[int, int], shown: tuple[int, int]) -> None:
+    assert fitted(Image.new("RGB", size), 160).size == shown
+
+
+def test_captions_that_are_too_long_end_before_the_edge() -> None:
+    image = Image.new("RGB", (160, 80), "blue")
+    for line in (
+        "a name that is much longer than there is room for on a tile of this size",
+        "WWWWWWWWWWWWWWWWWWWWWWWW",
+    ):
+        tile = np.asarray(captioned(image, 160, [line, line], GREEN))
+        words = tile[168:] < 250
+        assert words.any(axis=2)[:, 100:160].any()
+        assert not words[:, 165:].any()
+        assert not words[-1:].any()
+
+
+def test_tiles_lie_row_by_row() -> None:
+    colours = [(200, 0, 0), (0, 200, 0), (0, 0, 200)]
+    page = np.asarray(arranged([Image.new("RGB", (10, 8), colour) for colour in colours], 2))
+    assert page.shape == (2 * 14 + 6, 2 * 16 + 6, 3)
+    assert [page[10, 10].tolist(), page[10, 26].tolist(), page[24, 10].tolist()] == [list(c) for c in colours]
+    assert page[24, 26].tolist() == list(WHITE)
+
+
+# The page.
+
+
+@dataclass
+class Given:
+    """Samples in memory."""
+
+    items: list[tuple[Image.Image, Any]]
+    labels: Sequence[int] | None = None
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __getitem__(self, index: int) -> tuple[Image.Image, Any]:
+        return self.items[index]
+
+    def name(self, index: int) -> str:
+        return f"a/long/way/to/{index}.png"
+
+    def check(self, index: int) -> str:
+        return ""
+
+
+CLASSES = ("one", "two", "three")
+
+
+def sure_of(model: nn.Module, label: int) -> nn.Module:
+    """A classifier or a segmenter that takes everything for one class."""
+    with torch.no_grad():
+        for name, parameter in model.head.named_parameters():  # type: ignore[union-attr]
+            if len(parameter) == len(CLASSES):
+                parameter.zero_()
+                if name.endswith("bias"):
+                    parameter[label] = 3.0
+    return model
+
+
+def classifier(registry: Registry, label: int, channels: int = 3) -> nn.Module:
+    model = registry.build("mobilenet_v3_small", num_classes=3, width=0.25, in_channels=channels)
+    model.description = replace(model.description, classes=CLASSES)
+    return sure_of(model, label)
+
+
+def frames(page: NDArray[np.uint8]) -> list[str]:
+    """The colours of the frames of the tiles, row by row."""
+    found = []
+    for top in range(6, page.shape[0] - TILE, TILE + 8 + 2 * 17 + 6):
+        for left in range(6, page.shape[1] - TILE, TILE + 8 + 6):
+            corner = tuple(page[top + 4 + TILE + 2, left + 80].tolist())
+            found.append({GREEN: "green", RED: "red", WHITE: "none"}[corner])
+    return found
+
+
+def test_mistakes_come_first_in_red_and_correct_predictions_follow_in_green(registry: Registry, tmp_path: Path) -> None:
+    truths = [1, 0, 1, 1, 2, 1]
+    samples = Given([(Image.new("L", (8, 8), 40 * index), truth) for index, truth in enumerate(truths)])
+    model = classifier(registry, 1, channels=1).train()
+    show_predictions(model, samples, CLASSES, tmp_path / "page.png")
+    assert model.training
+    page = read_pixels(tmp_path / "page.png")
+    assert page.shape == (6 + 208, 6 + 6 * 174, 3)
+    assert frames(page) == ["red"] * 2 + ["green"] * 4
+    middles = [int(page[80, 6 + 84 + 174 * place, 0]) for place in range(6)]
+    assert middles == [40, 160, 0, 80, 120, 200]
+    assert has_white_edges(page)
+
+
+def test_photographs_of_any_shape_are_shown_uncropped(registry: Registry, tmp_path: Path) -> None:
+    cat = Image.fromarray(data.chelsea())
+    sizes = [(600, 400), (400, 600), (900, 100), (30, 20)]
+    samples = Given([(cat.resize(size), index % 3) for index, size in enumerate(sizes)])
+    show_predictions(classifier(registry, 0), samples, CLASSES, tmp_path / "page.png")
+    page = read_pixels(tmp_path / "page.png")
+    assert frames(page).count("green") == 2
+    assert frames(page).count("red") == 2
+    assert has_white_edges(page)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "right", "shown"), [(40, 40, (24, 8)), (40, 3, (29, 3)), (5, 40, (5, 27)), (0, 40, (0, 32))]
+)
+def test_a_page_has_room_for_mistakes_and_correct_predictions(
+    wrong: int, right: int, shown: tuple[int, int], registry: Registry, tmp_path: Path
+) -> None:
+    samples = Given([(Image.new("RGB", (8, 8)), 0)] * wrong + [(Image.new("RGB", (8, 8)), 2)] * right)
+    show_predictions(classifier(registry, 2), samples, CLASSES, tmp_path / "page.png")
+    found = frames(read_pixels(tmp_path / "page.png"))
+    assert (found.count("red"), found.count("green")) == shown
+
+
+def test_boxes_are_drawn_in_the_colours_of_the_models_classes(registry: Registry, tmp_path: Path) -> None:
+    model = registry.build("mobilenet_v3_small", head="ssdlite", num_classes=4, width=0.25, size=96).eval()
+    model.description = replace(model.description, classes=("background", *CLASSES))
+    boxes = np.array([[50, 100, 150, 200], [210, 220, 390, 390]], np.float32)
+    found = Boxes(boxes, np.array([0, 2]), np.array([False, True]))
+    samples = Given([(Image.new("RGB", (400, 400), "white"), found)] * 3)
+    show_predictions(model, samples, CLASSES, tmp_path / "page.png")
+    page = read_pixels(tmp_path / "page.png")
+    # Three pairs: two in the first row, one in the second.
+    assert page.shape == (6 + 2 * (408 + 17 + 6), 6 + 4 * 414, 3)
+    truth, prediction = page[10:410, 10:410], page[10:410, 424:824]
+    # The background is the model's first class; what is ignored is not drawn.
+    assert has_colour(truth, colour_of(1))[140:160, 48:53].any()
+    assert not has_colour(truth, colour_of(3)).any()
+    assert not has_colour(truth, colour_of(0)).any()
+    assert (prediction == 255).all()
+
+
+def test_predicted_boxes_are_drawn_beside_the_truth(registry: Registry, tmp_path: Path) -> None:
+    model = registry.build(
+        "mobilenet_v3_small", head="retinanet", num_classes=3, width=0.25, min_size=64, max_size=64
+    ).eval()
+    model.description = replace(model.description, classes=CLASSES)
+    with torch.no_grad():
+        model.head.predictor.classification_head.cls_logits.bias.copy_(torch.tensor([-9.0, 3.0, -9.0]).repeat(9))
+    nothing = Boxes(np.zeros((0, 4), np.float32), np.zeros(0, np.int64), np.zeros(0, np.bool_))
+    show_predictions(model, Given([(Image.new("RGB", (400, 400)), nothing)]), CLASSES, tmp_path / "page.png")
+    page = read_pixels(tmp_path / "page.png")
+    assert not has_colour(page[10:410, 10:410], colour_of(1)).any()
+    assert has_colour(page[10:410, 424:824], colour_of(1)).any()
+
+
+def test_pixels_are_drawn_as_image_truth_and_prediction(registry: Registry, tmp_path: Path) -> None:
+    model = registry.build("mobilenet_v3_small", head="lraspp", num_classes=3, width=0.25).eval()
+    resized = replace(model.description.preprocessing, resize=64)
+    model.description = replace(model.description, classes=CLASSES, preprocessing=resized)
+    mask = np.zeros((400, 400), np.uint8)
+    mask[:, 200:] = 1
+    mask[:200, :100] = IGNORED
+    samples = Given([(Image.new("RGB", (400, 400)), mask)] * 9)
+    show_predictions(sure_of(model, 2), samples, CLASSES, tmp_path / "page.png")
+    page = read_pixels(tmp_path / "page.png")
+    # Eight of nine images, two in a row.
+    assert page.shape == (6 + 4 * (408 + 17 + 6), 6 + 6 * 414, 3)
+    image, truth, prediction = (page[10:410, left : left + 400].astype(int) for left in (10, 424, 838))
+    # The photograph is black, and lies at the same place in all three, whatever stands below it.
+    black = np.argwhere(image.sum(-1) == 0)
+    (top, left), (bottom, right) = black.min(0), black.max(0)
+    assert 300**2 < len(black) > 0.99 * (bottom - top + 1) * (right - left + 1)
+
+    def at(tile: Any, row: int, column: int) -> Any:
+        """Return the colour at a place of the photograph, of 400×400 pixels."""
+        return tile[top + row * (bottom - top) // 400, left + column * (right - left) // 400]
+
+    halves = {tuple(at(truth, 100, column)) for column in (60, 150)} | {tuple(at(truth, 300, x)) for x in (60, 340)}
+    first, second, third = (np.array(colour_of(label)) // 2 for label in range(3))
+    assert np.abs(at(truth, 200, 300) - second).max() <= 1
+    assert np.abs(at(truth, 250, 130) - first).max() <= 1
+    assert at(truth, 100, 60).tolist() == [0, 0, 0]
+    assert len(halves) == 3
+    assert np.abs(at(prediction, 100, 60) - third).max() <= 1
+    assert np.abs(at(prediction, 300, 300) - third).max() <= 1
