@@ -84,7 +84,7 @@ def written(image: Image.Image, kind: str, **options: object) -> bytes:
         ("WEBP", "RGB", {}),
     ],
 )
-def test_what_passes_is_what_can_be_read(
+def test_the_check_passes_exactly_the_readable_files(
     tmp_path: Path, photograph: Image.Image, kind: str, mode: str, options: dict[str, object]
 ) -> None:
     whole = written(photograph.convert(mode), kind, **options)

@@ -163,7 +163,7 @@ def test_validation_may_number_and_lack_categories_as_it_likes(folder: Path) -> 
     assert [data.classes[label] for label in data.val[0][1].labels] == ["cat"]
 
 
-def test_what_is_opened_can_be_pickled(folder: Path) -> None:
+def test_an_open_data_set_can_be_pickled(folder: Path) -> None:
     outline = {"segmentation": [[0, 0, 4, 0, 4, 4]]}
     coco(folder / "train.json", [{**entry, **outline} for entry in WELL])
     coco(folder / "val.json", [{**entry, **outline} for entry in WELL])
@@ -259,7 +259,7 @@ def test_impossible_categories_and_images_are_named(folder: Path, changes: dict[
         ('{"images": [{}], "annotations": [{}], "categories": []}', "has no categories"),
     ],
 )
-def test_what_is_no_coco_file_is_refused(folder: Path, text: str, problem: str) -> None:
+def test_a_file_that_is_not_coco_is_refused(folder: Path, text: str, problem: str) -> None:
     (folder / "data.json").write_text(text)
     assert refusal(folder) == f"'DATA/data.json' {problem}"
 
@@ -274,7 +274,7 @@ def test_a_file_of_objects_without_size_only_is_refused(folder: Path) -> None:
     assert refusal(folder) == "'DATA/data.json' has no annotations, so that there is nothing to learn or to judge by"
 
 
-def test_a_category_that_is_judged_and_not_learned_is_named(folder: Path) -> None:
+def test_a_validation_category_missing_from_training_is_named(folder: Path) -> None:
     coco(folder / "train.json", WELL)
     coco(folder / "val.json", [a_box(1, 1, [0, 0, 2, 2], category=1)], categories=[{"id": 1, "name": "emu"}])
     assert refusal(folder) == (
@@ -379,7 +379,7 @@ def test_a_missing_or_impossible_mask_is_named(folder: Path, outline: dict[str, 
     assert refusal(folder, masks=True) == f"1 problem in 'DATA/data.json': annotation 4 of 'a.png' {problem}"
 
 
-def test_masks_do_not_matter_to_those_who_want_none(folder: Path) -> None:
+def test_segmentations_are_not_checked_when_masks_are_not_asked_for(folder: Path) -> None:
     coco(folder / "train.json", [a_box(4, 1, [0, 0, 2, 2], segmentation="?")])
     coco(folder / "val.json", WELL)
     assert opened(folder).train[0][1].masks is None

@@ -48,7 +48,7 @@ def test_parts_are_read_as_torchvision_reads_them(tmp_path: Path, val: str) -> N
     assert data.mirrors
 
 
-def test_judging_by_a_test_set_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_validating_on_a_test_set_is_logged(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     for part in ("train", "test"):
         classes_of(tmp_path / part, cat=1, dog=1)
     opened(tmp_path)
@@ -135,14 +135,14 @@ def test_images_come_upright_with_their_labels(tmp_path: Path) -> None:
     assert (image.size, image.mode, label) == ((8, 12), "RGB", 1)
 
 
-def test_a_class_need_not_be_judged(tmp_path: Path) -> None:
+def test_validation_may_lack_a_class(tmp_path: Path) -> None:
     classes_of(tmp_path / "train", cat=1, dog=1)
     classes_of(tmp_path / "val", dog=1)
     data = opened(tmp_path)
     assert (data.classes, data.val.labels) == (("cat", "dog"), [1])
 
 
-def test_what_is_opened_can_be_pickled(tmp_path: Path) -> None:
+def test_an_open_data_set_can_be_pickled(tmp_path: Path) -> None:
     data = opened(classes_of(tmp_path, cat=2, dog=2))
     assert pickle.loads(pickle.dumps(data)) == data
 
@@ -187,7 +187,7 @@ def test_a_class_folder_without_images_is_named(tmp_path: Path, part: str) -> No
     )
 
 
-def test_a_class_that_is_judged_and_not_learned_is_named(tmp_path: Path) -> None:
+def test_a_validation_class_missing_from_training_is_named(tmp_path: Path) -> None:
     classes_of(tmp_path / "train", cat=1, dog=1)
     classes_of(tmp_path / "val", cat=1, emu=1)
     assert refusal(tmp_path) == (
@@ -212,7 +212,7 @@ def test_several_folders_for_validation_are_refused(tmp_path: Path) -> None:
     assert refusal(tmp_path) == "'DATA' has 'val' and 'validation'; keep the one that is for validation"
 
 
-def test_nothing_to_learn_from_is_refused(tmp_path: Path) -> None:
+def test_data_without_training_images_is_refused(tmp_path: Path) -> None:
     classes_of(tmp_path / "val", cat=1, dog=1)
     assert refusal(tmp_path) == "'DATA' has 'val' but no 'train'; add the images to learn from"
 

@@ -163,7 +163,7 @@ def test_masks_that_cannot_be_read_are_refused(folder: Path) -> None:
     assert refusal(folder).endswith("; the mask 'DATA/masks/b.png' is empty")
 
 
-def test_images_and_masks_without_their_other_half_are_named(folder: Path) -> None:
+def test_images_and_masks_without_a_counterpart_are_named(folder: Path) -> None:
     picture(folder / "images" / "c.jpg")
     mask(folder / "masks" / "d.png", VALUES)
     assert refusal(folder) == (
@@ -229,6 +229,6 @@ def test_a_bad_image_or_mask_is_noticed_by_the_check(folder: Path) -> None:
     assert data.train.check(0) == f"{data.train.name(0)!r} is empty"
 
 
-def test_what_is_opened_can_be_pickled(folder: Path) -> None:
+def test_an_open_data_set_can_be_pickled(folder: Path) -> None:
     data = opened(folder)
     assert pickle.loads(pickle.dumps(data)) == data

@@ -89,7 +89,7 @@ def test_mnist_is_read_from_its_files_and_in_any_case(tmp_path: Path) -> None:
     assert not data.mirrors
 
 
-def test_emnist_is_stood_upright(tmp_path: Path) -> None:
+def test_emnist_images_are_upright(tmp_path: Path) -> None:
     put(tmp_path / "EMNIST" / "raw", mnist_files(("emnist-balanced-train", "emnist-balanced-test")))
     theirs = datasets.EMNIST(tmp_path, "balanced")
     data = opened("EMNIST", tmp_path)
@@ -97,7 +97,7 @@ def test_emnist_is_stood_upright(tmp_path: Path) -> None:
     assert len(data.classes) == 47
 
 
-def test_qmnist_says_more_than_the_class(tmp_path: Path) -> None:
+def test_qmnist_labels_are_reduced_to_the_class(tmp_path: Path) -> None:
     put(tmp_path / "QMNIST" / "raw", mnist_files(("qmnist-train", "qmnist-test")))
     for part, count in (("train", 30), ("test", 20)):
         labels = (np.arange(count * 8) % 10).reshape(count, 8).astype(">i4")
@@ -192,7 +192,7 @@ def test_every_set_that_is_not_here_says_where_its_files_belong(row: NamedSet, t
     assert "\n" not in message
 
 
-def test_what_is_damaged_and_may_not_be_downloaded_says_so(tmp_path: Path) -> None:
+def test_damaged_files_that_may_not_be_downloaded_are_an_error(tmp_path: Path) -> None:
     put(tmp_path / "cifar-10-batches-py", {"data_batch_1": b"?", "batches.meta": b"?"})
     assert refusal("CIFAR10", tmp_path) == (
         "cannot read the data set 'CIFAR10' in 'HERE': Dataset not found or corrupted; FEATURETAP_OFFLINE forbids "
@@ -236,7 +236,7 @@ def mirror(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
         server.shutdown()
 
 
-def test_what_is_not_here_is_downloaded_once(mirror: Path, tmp_path: Path) -> None:
+def test_a_missing_data_set_is_downloaded_once(mirror: Path, tmp_path: Path) -> None:
     place = tmp_path / "new" / "place"
     assert len(opened("MNIST", place).train) == 30
     for path in mirror.iterdir():
@@ -269,7 +269,7 @@ def test_an_image_that_cannot_be_read_is_named(tmp_path: Path) -> None:
     assert str(error.value) == message
 
 
-def test_what_is_opened_can_be_pickled(tmp_path: Path) -> None:
+def test_an_open_data_set_can_be_pickled(tmp_path: Path) -> None:
     put(tmp_path / "MNIST" / "raw", mnist_files())
     for name in ("digits", "MNIST"):
         data = opened(name, tmp_path)

@@ -30,12 +30,12 @@ def refusal(source: str, task: Task = "classification") -> str:
     ("source", "near"),
     [("CIFAR11", "CIFAR10"), ("digit", "digits"), ("Flower102", "Flowers102"), ("fashionmnst", "FashionMNIST")],
 )
-def test_a_misspelled_name_says_the_nearest(here: Path, source: str, near: str) -> None:
+def test_a_misspelled_name_suggests_the_nearest(here: Path, source: str, near: str) -> None:
     assert refusal(source) == f"no folder and no data set named {source!r}; did you mean {near!r}?"
 
 
 @pytest.mark.parametrize("source", ["", "photographs"])
-def test_a_name_that_is_like_no_other_says_them_all(here: Path, source: str) -> None:
+def test_an_unknown_name_lists_all_names(here: Path, source: str) -> None:
     names = ", ".join(row.name for row in NAMED_SETS.values())
     assert names.startswith("digits, Caltech101, Caltech256, CIFAR10, ")
     assert refusal(source) == f"no folder and no data set named {source!r}; the named sets are {names}"
@@ -44,7 +44,7 @@ def test_a_name_that_is_like_no_other_says_them_all(here: Path, source: str) -> 
 @pytest.mark.parametrize(
     "source", ["./CIFAR10", "data/birds", "birds/", "/nowhere/birds", "~nobody-of-that-name/birds"]
 )
-def test_a_path_to_nothing_is_no_name(here: Path, source: str) -> None:
+def test_a_path_that_does_not_exist_is_refused(here: Path, source: str) -> None:
     assert refusal(source) == (
         f"there is no folder {source!r}; give the folder of a data set, or a name such as 'digits'"
     )
@@ -62,26 +62,26 @@ def test_a_folder_is_opened(here: Path, source: str, monkeypatch: pytest.MonkeyP
     assert open_data(source, "classification").classes == ("jay", "tit")
 
 
-def test_the_folder_that_one_stands_in_is_opened(here: Path) -> None:
+def test_the_current_folder_is_opened(here: Path) -> None:
     classes_of(here, jay=2, tit=2)
     assert open_data(".", "classification").classes == ("jay", "tit")
 
 
-def test_a_bare_name_is_a_sets_before_a_folders_which_is_said(here: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_built_in_data_set_wins_over_a_folder_of_its_name(here: Path, caplog: pytest.LogCaptureFixture) -> None:
     classes_of(here / "digits", one=2, two=2)
     assert len(open_data("digits", "classification").classes) == 10
     assert caplog.messages == ["'digits' is the data set of that name; write './digits' for the folder"]
     assert open_data("./digits", "classification").classes == ("one", "two")
 
 
-def test_a_set_for_another_task_is_refused(here: Path) -> None:
+def test_a_data_set_for_another_task_is_refused(here: Path) -> None:
     message = "the data set 'CIFAR10' is for classification, and a model for detection was asked for"
     assert refusal("cifar10", "detection") == message
     (here / "cifar10").mkdir()
     assert refusal("cifar10", "detection") == f"{message}; write './cifar10' for the folder here"
 
 
-def test_what_the_disk_does_not_give_is_an_error(here: Path) -> None:
+def test_a_read_error_of_the_disk_is_an_error(here: Path) -> None:
     (here / "data.json").symlink_to("/proc/self/mem")
     assert refusal("./", "detection") == "cannot read '.': Input/output error"
 

@@ -46,7 +46,7 @@ def test_the_choice_is_spread_over_the_names() -> None:
     assert len({index // 20 for index in val}) == 5
 
 
-def test_an_image_more_moves_at_most_one_other() -> None:
+def test_adding_an_image_moves_at_most_one_other() -> None:
     _, before = split(NAMES[:99], [0] * 99, 0.2, 0, "data")
     _, after = split(NAMES, [0] * 100, 0.2, 0, "data")
     assert len(set(before) - set(after)) <= 1
@@ -78,7 +78,7 @@ def test_a_share_that_leaves_a_part_empty_is_refused(share: float) -> None:
 
 
 @pytest.mark.parametrize("groups", [[], [0], [0, 1, 2]])
-def test_what_cannot_be_divided_is_refused(groups: list[int]) -> None:
+def test_a_set_that_cannot_be_divided_is_refused(groups: list[int]) -> None:
     with pytest.raises(DataError) as error:
         split(NAMES[: len(groups)], groups, 0.5, 0, "data")
     assert str(error.value) == (

@@ -40,7 +40,7 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_the_lists_say_what_is_learned_and_what_is_judged(folder: Path) -> None:
+def test_lists_choose_the_training_and_validation_images(folder: Path) -> None:
     data = opened(folder)
     assert names(data) == [["2007_1.jpg"], ["2007_2.jpg"]]
     assert (data.task, data.classes) == ("detection", ("cat", "dog"))
@@ -62,7 +62,7 @@ def test_without_lists_a_part_is_kept_for_validation(folder: Path) -> None:
     assert len(val) == 1
 
 
-def test_with_a_list_of_what_is_learned_alone_a_part_of_it_is_kept(folder: Path) -> None:
+def test_with_a_training_list_only_a_part_of_it_is_kept_for_validation(folder: Path) -> None:
     (folder / "ImageSets" / "Main" / "val.txt").unlink()
     (folder / "ImageSets" / "Main" / "train.txt").write_text("2007_1\n2007_3\n")
     train, val = names(opened(folder))
@@ -125,12 +125,12 @@ BOMB = '<!DOCTYPE a [<!ENTITY a "aaaaaaaaaa"><!ENTITY b "&a;&a;&a;">]><annotatio
         ("<annotation><object></object></annotation>", "object 1 of '2007_1.xml' has no name"),
     ],
 )
-def test_what_is_no_voc_file_is_named(folder: Path, text: str, problem: str) -> None:
+def test_a_file_that_is_not_voc_is_named(folder: Path, text: str, problem: str) -> None:
     (folder / "Annotations" / "2007_1.xml").write_text(text)
     assert refusal(folder) == f"1 problem in 'DATA': {problem}"
 
 
-def test_a_bomb_in_another_encoding_is_noticed_too(folder: Path) -> None:
+def test_an_entity_bomb_in_another_encoding_is_noticed(folder: Path) -> None:
     (folder / "Annotations" / "2007_1.xml").write_bytes(BOMB.encode("utf-16"))
     assert "it declares a document type" in refusal(folder)
 
@@ -151,7 +151,7 @@ def test_an_impossible_box_is_named(folder: Path, box: tuple[object, object, obj
     assert refusal(folder) == f"1 problem in 'DATA': object 2 of '2007_2.xml' {problem}"
 
 
-def test_files_without_their_other_half_are_named(folder: Path) -> None:
+def test_images_and_annotations_without_a_counterpart_are_named(folder: Path) -> None:
     (folder / "ImageSets" / "Main" / "train.txt").write_text("2007_1\n2007_3\n2007_9\n")
     (folder / "JPEGImages" / "2007_3.jpg").unlink()
     (folder / "Annotations" / "2007_1.xml").unlink()
@@ -188,7 +188,7 @@ def test_annotations_without_objects_are_refused(folder: Path) -> None:
     assert refusal(folder) == "the annotations in 'DATA/Annotations' name no object"
 
 
-def test_masks_are_not_to_be_had(folder: Path) -> None:
+def test_masks_are_refused_for_voc_boxes(folder: Path) -> None:
     with pytest.raises(DataError) as error:
         open_data(str(folder), "detection", masks=True)
     assert str(error.value) == (

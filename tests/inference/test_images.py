@@ -48,14 +48,14 @@ def test_cmyk_is_converted(tmp_path: Path) -> None:
     assert np.abs(np.asarray(image).astype(int) - np.asarray(COLOUR)).mean() < 3
 
 
-def test_what_is_transparent_lies_on_white(tmp_path: Path) -> None:
+def test_transparent_pixels_become_white(tmp_path: Path) -> None:
     image = Image.new("RGBA", (4, 4), (255, 0, 0, 0))
     image.putpixel((1, 1), (255, 0, 0, 255))
     seen = read_image(saved(tmp_path / "alpha.png", image))
     assert (seen.getpixel((0, 0)), seen.getpixel((1, 1))) == ((255, 255, 255), (255, 0, 0))
 
 
-def test_palettes_are_looked_up(tmp_path: Path) -> None:
+def test_palette_images_are_converted(tmp_path: Path) -> None:
     image = read_image(saved(tmp_path / "palette.gif", Image.new("RGB", (5, 4), (10, 200, 30)).quantize(4)))
     assert image.getpixel((2, 2)) == (10, 200, 30)
 
@@ -66,7 +66,7 @@ def test_photographs_are_turned_upright(tmp_path: Path) -> None:
     assert read_image(saved(tmp_path / "turned.jpg", COLOUR, exif=exif)).size == (48, 64)
 
 
-def test_one_pixel_is_an_image(tmp_path: Path) -> None:
+def test_an_image_of_one_pixel_is_read(tmp_path: Path) -> None:
     assert read_image(saved(tmp_path / "pixel.png", Image.new("1", (1, 1), 1))).getpixel((0, 0)) == (255, 255, 255)
 
 
@@ -74,13 +74,13 @@ def test_colour_can_be_read_as_grey() -> None:
     assert plain(COLOUR, "L").mode == "L"
 
 
-def test_a_missing_image_is_said_to_be_missing(tmp_path: Path) -> None:
+def test_a_missing_image_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ImageError) as error:
         read_image(tmp_path / "absent.png")
     assert str(error.value) == f"cannot read the image '{tmp_path}/absent.png': No such file or directory"
 
 
-def test_a_folder_is_no_image(tmp_path: Path) -> None:
+def test_a_folder_is_refused_as_an_image(tmp_path: Path) -> None:
     with pytest.raises(ImageError) as error:
         read_image(tmp_path)
     assert str(error.value) == f"cannot read the image '{tmp_path}': Is a directory"
@@ -89,7 +89,7 @@ def test_a_folder_is_no_image(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "problem"), [(b"", "is empty"), (b"I am a text", "is no image that Pillow can read")]
 )
-def test_what_is_no_image_is_refused(tmp_path: Path, content: bytes, problem: str) -> None:
+def test_a_file_that_is_not_an_image_is_refused(tmp_path: Path, content: bytes, problem: str) -> None:
     path = tmp_path / "image.png"
     path.write_bytes(content)
     with pytest.raises(ImageError) as error:
@@ -108,7 +108,7 @@ def test_a_truncated_image_is_refused(tmp_path: Path, suffix: str, part: float) 
         read_image(path)
 
 
-def test_a_bomb_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_decompression_bomb_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = saved(tmp_path / "large.png", GREY)
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
     with pytest.raises(ImageError, match=r"large.png' is too large to be read safely: "):
@@ -124,7 +124,7 @@ def test_a_bomb_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
         (torch.zeros(300, 300), r"a tensor (300, 300)"),
     ],
 )
-def test_what_is_no_image_of_the_models_is_refused(registry: Registry, image: object, found: str) -> None:
+def test_input_that_a_model_cannot_use_is_refused(registry: Registry, image: object, found: str) -> None:
     transform = registry.transforms(registry.build("mobilenet_v1_025"))
     with pytest.raises(OptionError) as error:
         transform(image)

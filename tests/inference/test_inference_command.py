@@ -91,7 +91,7 @@ def test_the_best_classes_of_many_are_those_of_each_alone(run: Run, photographs:
 
 
 @pytest.mark.parametrize("arguments", [(), ("--json",)])
-def test_what_cannot_be_read_is_listed_and_the_rest_is_done(
+def test_unreadable_images_are_listed_and_the_others_predicted(
     run: Run, photographs: Path, weights: Callable[..., Path], arguments: tuple[str, ...]
 ) -> None:
     bad = photographs / "bad.png"
@@ -112,7 +112,7 @@ def test_what_cannot_be_read_is_listed_and_the_rest_is_done(
         assert "bad.png" not in ran.out
 
 
-def test_nothing_that_can_be_read_is_no_table(run: Run, tmp_path: Path, weights: Callable[..., Path]) -> None:
+def test_no_readable_image_gives_an_empty_list(run: Run, tmp_path: Path, weights: Callable[..., Path]) -> None:
     lost = [tmp_path / "a.png", tmp_path / "b.png"]
     ran = run("predict", *lost, "--weights", weights("classification"), "--json")
     assert (ran.status, json.loads(ran.out)) == (1, [])
@@ -169,12 +169,12 @@ def test_a_detector_lists_and_draws_its_boxes(
     assert (pixels == colour_of(best["label"])).all(2).sum() > 50
 
 
-def test_a_detector_that_finds_nothing_says_so(run: Run, photographs: Path, weights: Callable[..., Path]) -> None:
+def test_a_detector_can_find_nothing(run: Run, photographs: Path, weights: Callable[..., Path]) -> None:
     ran = run("predict", photographs / "cat.png", "--weights", weights("ssdlite"), "--threshold", 1)
     assert (ran.status, ran.out) == (0, "  nothing found\n")
 
 
-def test_half_is_enough_by_default(run: Run, photographs: Path, weights: Callable[..., Path]) -> None:
+def test_the_default_threshold_is_one_half(run: Run, photographs: Path, weights: Callable[..., Path]) -> None:
     file = weights("mask_rcnn")
     scores = {
         threshold: [
@@ -218,7 +218,7 @@ def test_a_segmenter_names_the_classes_of_the_pixels_and_draws_them(
         assert (np.abs(pixels - expected).max(2)[inside] <= 1).mean() > 0.99
 
 
-def test_a_classifier_is_drawn_with_its_words(
+def test_a_classifiers_classes_are_drawn_below_the_image(
     run: Run, photographs: Path, tmp_path: Path, weights: Callable[..., Path]
 ) -> None:
     ran = run("predict", photographs / "cat.png", "--weights", weights("classification"), "--out", tmp_path / "drawn")
@@ -288,7 +288,7 @@ def test_a_folder_without_images_is_one_line(run: Run, tmp_path: Path) -> None:
     assert ran.err.startswith(f"featuretap: '{tmp_path}' holds no images; their names end in .bmp, ")
 
 
-def test_an_address_is_not_asked_for_offline(run: Run) -> None:
+def test_an_address_is_not_requested_offline(run: Run) -> None:
     ran = run("predict", "http://127.0.0.1:9/cat.png")
     assert (ran.status, ran.out) == (2, "")
     assert ran.err == (
@@ -304,7 +304,7 @@ def test_a_model_of_other_channels_is_refused(run: Run, photographs: Path, weigh
     )
 
 
-def test_grey_models_read_every_image(run: Run, photographs: Path, weights: Callable[..., Path]) -> None:
+def test_single_channel_models_read_every_image(run: Run, photographs: Path, weights: Callable[..., Path]) -> None:
     ran = run("predict", photographs, "--weights", weights("classification", in_channels=1), "--json")
     cat, clear, grey, _ = (answer["predictions"] for answer in json.loads(ran.out))
     assert ran.status == 0
@@ -312,7 +312,7 @@ def test_grey_models_read_every_image(run: Run, photographs: Path, weights: Call
     assert [one["label"] for one in cat] == [one["label"] for one in grey]
 
 
-def test_files_of_half_the_precision_predict(run: Run, photographs: Path, tmp_path: Path) -> None:
+def test_weights_in_half_precision_predict(run: Run, photographs: Path, tmp_path: Path) -> None:
     model = build("ssdlite").half()
     file = featuretap.registry.save(model, tmp_path / "half.safetensors")
     ran = run("predict", photographs, "--weights", file, "--threshold", 0.1, "--json")
@@ -320,7 +320,7 @@ def test_files_of_half_the_precision_predict(run: Run, photographs: Path, tmp_pa
     assert json.loads(ran.out)[0]["predictions"]
 
 
-def test_weights_that_are_no_numbers_are_refused(run: Run, photographs: Path, tmp_path: Path) -> None:
+def test_nan_weights_are_refused(run: Run, photographs: Path, tmp_path: Path) -> None:
     model = build("classification")
     model.head.logits.weight.data.fill_(float("nan"))
     ran = run("predict", photographs, "--weights", featuretap.registry.save(model, tmp_path / "nan.safetensors"))
@@ -344,7 +344,7 @@ def test_detectors_of_a_label_set_name_its_classes(run: Run, photographs: Path, 
     assert all(one["class"] == categories[one["label"]] for one in answer["predictions"])
 
 
-def test_a_model_is_asked_by_its_name_with_the_catalogues_weights(
+def test_a_model_by_name_predicts_with_the_catalogues_weights(
     run: Run, photographs: Path, official_weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cache = tmp_path / "hub" / "checkpoints"

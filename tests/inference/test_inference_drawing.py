@@ -48,7 +48,7 @@ def test_a_name_at_the_edge_of_the_picture_stays_inside() -> None:
     assert rows.min() == 0
 
 
-def test_the_surest_box_is_on_top() -> None:
+def test_the_box_with_the_highest_score_is_on_top() -> None:
     boxes = [[100, 100, 200, 200]] * 2
     for scores, top in (([0.9, 0.4], 1), ([0.4, 0.9], 2)):
         drawn = draw_boxes(plain(400, 300), boxes, [1, 2], scores, CLASSES)
@@ -68,7 +68,7 @@ def test_masks_lie_under_their_boxes_and_over_one_another() -> None:
     assert tuple(drawn[30, 300]) == GREY
 
 
-def test_nothing_is_drawn_where_nothing_is() -> None:
+def test_nothing_is_drawn_without_boxes() -> None:
     image = plain(400, 300)
     empty = np.zeros((0, 4), np.float32), np.zeros(0, np.int64)
     for scores, masks in ((None, None), (np.zeros(0), np.zeros((0, 300, 400)))):
@@ -98,7 +98,7 @@ def test_pixels_have_the_colours_of_their_classes_and_the_legend_too() -> None:
         assert (legend == colour_of(label)).all(1).any() == shown
 
 
-def test_a_class_called_otherwise_than_background_is_coloured_whatever_its_number() -> None:
+def test_only_a_class_named_background_is_left_uncoloured() -> None:
     mask = np.zeros((300, 400), np.int64)
     drawn = np.asarray(draw_classes(plain(400, 300), mask, ("road", "car"))).astype(int)
     assert np.abs(drawn[150, 200] - mixed(colour_of(0))).max() <= 1
@@ -117,7 +117,7 @@ def test_a_legend_names_the_largest_of_many_classes() -> None:
 
 
 @pytest.mark.parametrize(("width", "height"), [(1, 1), (32, 24), (3000, 10), (10, 3000), (319, 320)])
-def test_images_of_any_size_are_drawn_so_that_words_can_be_read(width: int, height: int) -> None:
+def test_images_of_any_size_are_enlarged_until_text_is_legible(width: int, height: int) -> None:
     image = plain(width, height)
     drawn = draw_boxes(image, [[0, 0, width, height]], [1], [1.0], CLASSES, np.ones((1, height, width), np.uint8))
     assert max(drawn.size) >= 320
@@ -129,7 +129,7 @@ def test_images_of_any_size_are_drawn_so_that_words_can_be_read(width: int, heig
     assert draw_words(image, ["0.9 cat"]).height > factor * height
 
 
-def test_boxes_on_small_images_grow_with_them() -> None:
+def test_boxes_scale_with_enlarged_images() -> None:
     drawn = draw_boxes(plain(32, 24), [[8, 6, 24, 18]], [1], None, CLASSES)
     assert drawn.size == (320, 240)
     assert drawn.getpixel((80, 150)) == drawn.getpixel((240, 150)) == colour_of(1)
@@ -144,7 +144,7 @@ def test_any_name_can_be_drawn(name: str) -> None:
     draw_words(image, [name])
 
 
-def test_numbers_beyond_the_names_are_drawn_as_numbers() -> None:
+def test_labels_beyond_the_names_are_drawn_as_numbers() -> None:
     image = plain(400, 300)
     assert np.array_equal(
         np.asarray(draw_boxes(image, [[50, 50, 90, 90]], [7], None, CLASSES)),

@@ -121,7 +121,7 @@ def test_no_more_classes_are_named_than_there_are(registry: Registry) -> None:
 
 
 @pytest.mark.parametrize("head", DETECTORS)
-def test_a_detector_says_what_torchvisions_own_says(registry: Registry, head: str) -> None:
+def test_a_detector_predicts_what_torchvisions_detector_predicts(registry: Registry, head: str) -> None:
     model = model_of(registry, head)
     image = photograph(120, 80)
     with torch.inference_mode():
@@ -147,7 +147,7 @@ def test_a_detector_says_what_torchvisions_own_says(registry: Registry, head: st
 
 
 @pytest.mark.parametrize("head", ["ssdlite", "mask_rcnn"])
-def test_a_detector_that_finds_nothing_says_so(registry: Registry, head: str) -> None:
+def test_a_detector_can_find_nothing(registry: Registry, head: str) -> None:
     (prediction,) = predict_images(model_of(registry, head), [photograph(60, 40)], threshold=1)
     assert isinstance(prediction, BoxPrediction)
     assert (prediction.boxes.shape, prediction.labels.shape, prediction.names) == ((0, 4), (0,), ())
@@ -157,7 +157,7 @@ def test_a_detector_that_finds_nothing_says_so(registry: Registry, head: str) ->
 
 @pytest.mark.parametrize("head", ["lraspp", "deeplab_v3"])
 @pytest.mark.parametrize("size", [(60, 40), (41, 97), (300, 200)])
-def test_a_segmenter_says_the_class_of_every_pixel(registry: Registry, head: str, size: tuple[int, int]) -> None:
+def test_a_segmenter_predicts_the_class_of_every_pixel(registry: Registry, head: str, size: tuple[int, int]) -> None:
     image = photograph(*size)
     model = undecided(small(model_of(registry, head), 48, None), image)
     with torch.inference_mode():
@@ -188,7 +188,7 @@ def test_a_prediction_does_not_depend_on_the_images_beside_it(registry: Registry
     assert_alike(predict_images(model, images[::-1], threshold=0)[::-1], alone)
 
 
-def test_batches_are_as_large_as_they_may_be(registry: Registry) -> None:
+def test_batches_are_full_up_to_the_batch_size(registry: Registry) -> None:
     model, seen = small(model_of(registry), 48, 32), []
     model.register_forward_pre_hook(lambda _, inputs: seen.append(tuple(inputs[0].shape)))
     predict_images(model, [photograph(width, height) for width, height in SIZES], batch_size=4)
@@ -261,7 +261,7 @@ def test_a_strip_is_seen_in_its_middle(registry: Registry, resize: int | None) -
     assert (found - expected).abs().max() < 0.1 * (expected - other).abs().max()
 
 
-def test_where_classes_are_equal_the_first_is_taken(registry: Registry) -> None:
+def test_the_first_of_equally_likely_classes_is_chosen(registry: Registry) -> None:
     model = small(model_of(registry, "lraspp"), 48, None)
     for parameter in model.head.parameters():
         parameter.data.zero_()
@@ -285,7 +285,7 @@ def test_no_images_have_no_predictions(registry: Registry) -> None:
     assert predict_images(model_of(registry), []) == []
 
 
-def test_rated_classes_can_be_taken_apart() -> None:
+def test_rated_classes_can_be_unpacked() -> None:
     label, name, value = Rated(3, "cat", 0.5)
     assert (label, name, value) == (3, "cat", 0.5)
 
@@ -296,7 +296,7 @@ def refusal(model: nn.Module) -> str:
     return str(error.value)
 
 
-def test_what_names_no_classes_predicts_nothing(registry: Registry) -> None:
+def test_a_model_without_classes_is_refused(registry: Registry) -> None:
     advice = "names no classes; give a classifier, a detector or a segmenter"
     pyramid = registry.build("mobilenet_v3_small", head="fpn", width=0.25).eval()
     assert refusal(pyramid) == f"'mobilenet_v3_small' has the head 'fpn' and {advice}"
@@ -312,7 +312,7 @@ def test_a_model_in_training_is_refused(registry: Registry) -> None:
     )
 
 
-def test_a_model_of_nobodys_is_refused() -> None:
+def test_a_model_without_description_is_refused() -> None:
     assert refusal(nn.Linear(3, 3).eval()) == (
         "Linear carries no description; predictions are made by models that registry.build or registry.load returned"
     )
@@ -325,7 +325,7 @@ def test_a_model_of_other_channels_is_refused(registry: Registry) -> None:
 
 
 @pytest.mark.parametrize("head", ["classification", "lraspp"])
-def test_output_that_is_no_number_is_refused(registry: Registry, head: str) -> None:
+def test_nan_output_is_refused(registry: Registry, head: str) -> None:
     model = model_of(registry, head)
     next(model.parameters()).data.fill_(float("nan"))
     assert refusal(model) == (

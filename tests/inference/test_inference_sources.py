@@ -73,7 +73,7 @@ def refusal(text: str) -> str:
     return str(error.value)
 
 
-def test_files_folders_and_addresses_stand_in_their_order(tmp_path: Path) -> None:
+def test_files_folders_and_addresses_keep_their_order(tmp_path: Path) -> None:
     image(tmp_path / "folder" / "b.png")
     image(tmp_path / "folder" / "a" / "z.JPG")
     (tmp_path / "folder" / "notes.txt").write_text("no image")
@@ -109,7 +109,7 @@ def test_the_same_image_twice_is_drawn_once(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("folder", [".", "link"])
-def test_no_picture_takes_the_place_of_an_image(tmp_path: Path, folder: str) -> None:
+def test_a_picture_never_overwrites_an_image(tmp_path: Path, folder: str) -> None:
     (tmp_path / "link").symlink_to(tmp_path)
     found = find_sources([str(image(tmp_path / "1.png"))])
     with pytest.raises(DataError) as error:
@@ -185,7 +185,7 @@ def test_an_address_without_an_image_says_why(site: Site, status: int, content: 
     assert refusal(address) == problem.replace("ADDRESS", address)
 
 
-def test_too_much_is_not_downloaded(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_downloads_are_limited_in_size(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sources, "LARGEST", 1_000_000)
     site.pages["/x"] = (200, bytes(1_000_001))
     assert refusal(f"{site.address}/x") == (
@@ -195,7 +195,7 @@ def test_too_much_is_not_downloaded(site: Site, monkeypatch: pytest.MonkeyPatch)
     assert "no image" in refusal(f"{site.address}/x")
 
 
-def test_a_server_that_breaks_off_or_says_nothing_is_named(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_server_that_does_not_answer_is_named(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sources, "PATIENCE", 0.2)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         address = f"http://127.0.0.1:{silent.getsockname()[1]}/x.png"
@@ -211,7 +211,7 @@ def test_a_server_that_breaks_off_or_says_nothing_is_named(site: Site, monkeypat
         ("http://127.0.0.1:x/y.png", "nonnumeric port: 'x'"),
     ],
 )
-def test_an_address_of_nobodys_is_named(site: Site, address: str, problem: str) -> None:
+def test_an_invalid_address_is_named(site: Site, address: str, problem: str) -> None:
     assert refusal(address) == f"cannot download '{address}': {problem}"
 
 
@@ -232,7 +232,7 @@ def test_downloads_can_be_forbidden(site: Site, monkeypatch: pytest.MonkeyPatch)
     assert site.asked == []
 
 
-def test_pictures_drawn_into_a_folder_of_images_are_none_of_them_the_next_time(tmp_path: Path) -> None:
+def test_pictures_drawn_earlier_are_not_taken_for_images(tmp_path: Path) -> None:
     for name in ("cat.png", "drawn/cat.png", "other/dog.png"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         Image.new("RGB", (4, 4)).save(tmp_path / name)
