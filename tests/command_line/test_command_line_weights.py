@@ -48,7 +48,7 @@ def test_a_published_file_is_converted_inspected_and_predicts(
     assert ran.out.startswith("mobilenet_v2, weights: mobilenet_v2.imagenet1k_v1, image: ")
 
 
-def test_inspect_lists_tensors_as_a_person_counts(run: Run, official_weights: Path) -> None:
+def test_inspect_lists_tensors_in_natural_order(run: Run, official_weights: Path) -> None:
     lines = run("inspect", official_weights, "--tensors").out.splitlines()
     names = [line.split()[0] for line in lines if line.startswith("features.")]
     assert [int(name.split(".")[1]) for name in names] == sorted(int(name.split(".")[1]) for name in names)
@@ -84,7 +84,7 @@ def test_inspect_prints_everything_as_json(run: Run, classifier: Path) -> None:
     }
 
 
-def test_inspect_recognises_files_that_say_nothing(run: Run, tmp_path: Path, official_weights: Path) -> None:
+def test_inspect_recognises_files_without_metadata(run: Run, tmp_path: Path, official_weights: Path) -> None:
     ran = run("inspect", official_weights)
     assert ran.out.splitlines()[0] == f"{official_weights}: mobilenet_v2 (recognised by its tensors)"
     assert "b03531047ffacf1e2488318dcd2aba1126cde36e3bfe1aa5cb07700aeeee9889" in ran.out
@@ -118,7 +118,7 @@ def test_save_writes_what_build_makes(run: Run, registry: Registry, tmp_path: Pa
     assert registry.load(target).description.num_classes == 4
 
 
-def test_notes_are_printed_beside_the_result(tmp_path: Path, official_weights: Path) -> None:
+def test_notes_go_to_standard_error_as_plain_lines(tmp_path: Path, official_weights: Path) -> None:
     command = [sys.executable, "-m", "featuretap.registry.command_line", "save", "mobilenet_v2", "file.safetensors"]
     ran = subprocess.run(
         [*command, "--weights", str(official_weights), "--num-classes", "4"],
@@ -133,7 +133,7 @@ def test_notes_are_printed_beside_the_result(tmp_path: Path, official_weights: P
     )
 
 
-def test_bad_input_is_one_line(run: Run, tmp_path: Path, classifier: Path, cat: Path) -> None:
+def test_bad_input_is_a_one_line_error(run: Run, tmp_path: Path, classifier: Path, cat: Path) -> None:
     (tmp_path / "web.safetensors").write_text("<html>not found</html>")
     (tmp_path / "empty").mkdir()
     web = (
@@ -178,7 +178,7 @@ def test_bad_input_is_one_line(run: Run, tmp_path: Path, classifier: Path, cat: 
     )
 
 
-def test_numbers_that_are_none_are_found_on_request(run: Run, registry: Registry, tmp_path: Path) -> None:
+def test_inspect_finite_finds_nan_and_infinity(run: Run, registry: Registry, tmp_path: Path) -> None:
     model = registry.build("mobilenet_v2_050")
     with torch.no_grad():
         model.head.logits.bias[3] = float("nan")

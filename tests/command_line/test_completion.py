@@ -69,7 +69,7 @@ def plain(values: str) -> list[str]:
         ("evaluate digits --part v", "val"),
     ],
 )
-def test_words_become_names(complete: Complete, line: str, values: str) -> None:
+def test_names_are_completed(complete: Complete, line: str, values: str) -> None:
     assert complete(*line.split(" ")) == plain(values)
 
 
@@ -91,7 +91,7 @@ def test_words_become_names(complete: Complete, line: str, values: str) -> None:
         ("predict cat.jpg --weights ra_", "ra_in1k"),
     ],
 )
-def test_taps_and_tags_are_those_of_the_backbone_that_was_named(complete: Complete, line: str, values: str) -> None:
+def test_taps_and_tags_are_those_of_the_named_backbone(complete: Complete, line: str, values: str) -> None:
     assert complete(*line.split(" ")) == plain(values)
 
 
@@ -107,13 +107,13 @@ def test_taps_and_tags_are_those_of_the_backbone_that_was_named(complete: Comple
         "extract photo",
     ],
 )
-def test_what_may_be_a_file_is_left_to_the_shell(complete: Complete, line: str) -> None:
+def test_files_are_completed_by_the_shell(complete: Complete, line: str) -> None:
     (one,) = complete(*line.split(" "))
     assert one.startswith("file,")
 
 
 @pytest.mark.parametrize("line", ["train photo", "evaluate ./photo", "train --out runs"])
-def test_what_may_be_a_folder_is_left_to_the_shell(complete: Complete, line: str) -> None:
+def test_folders_are_completed_by_the_shell(complete: Complete, line: str) -> None:
     (one,) = complete(*line.split(" "))
     assert one.startswith("dir,")
 
@@ -133,7 +133,7 @@ def test_what_may_be_a_folder_is_left_to_the_shell(complete: Complete, line: str
         "plugins doctor nobody",
     ],
 )
-def test_what_is_nobody_s_completes_to_nothing(complete: Complete, line: str) -> None:
+def test_unknown_words_complete_to_nothing(complete: Complete, line: str) -> None:
     assert complete(*line.split(" ")) == []
 
 
@@ -149,11 +149,13 @@ def test_what_is_nobody_s_completes_to_nothing(complete: Complete, line: str) ->
         (("show", "mobilenet_v2", "--option", "width", "=", ""), ""),
     ],
 )
-def test_words_that_bash_has_parted_are_one(complete: Complete, words: tuple[str, ...], values: str) -> None:
+def test_words_that_bash_splits_at_equals_signs_and_colons_are_joined(
+    complete: Complete, words: tuple[str, ...], values: str
+) -> None:
     assert complete(*words) == plain(values)
 
 
-def test_zsh_and_fish_are_answered_in_their_ways(complete: Complete) -> None:
+def test_zsh_and_fish_get_answers_in_their_own_formats(complete: Complete) -> None:
     assert complete("show", "mobilenet_v1_02", shell="zsh") == ["plain", "mobilenet_v1_025", "_"]
     assert complete("show", "mobilenet_v1_02", shell="fish") == ["plain,mobilenet_v1_025"]
 
@@ -173,7 +175,7 @@ def test_completion_prints_a_script_for_each_shell(run: Run, shell: str, line: s
     assert f"_FEATURETAP_COMPLETE={shell}_complete" in ran.out
 
 
-def test_a_shell_that_we_have_no_script_for_is_refused(run: Run) -> None:
+def test_an_unknown_shell_is_refused(run: Run) -> None:
     ran = run("completion", "cmd")
     assert (ran.status, ran.out) == (2, "")
     assert ran.err == "featuretap: Invalid value for '{bash|zsh|fish}': 'cmd' is not one of 'bash', 'zsh', 'fish'.\n"
@@ -214,7 +216,7 @@ def test_a_broken_catalogue_completes_to_nothing(tmp_path: Path) -> None:
     assert asked("sho", FEATURETAP_CONFIG=str(config)).stdout == "plain,show\n"
 
 
-def test_a_plugin_that_talks_or_fails_is_not_heard(tmp_path: Path) -> None:
+def test_output_and_failures_of_plugins_do_not_disturb_completion(tmp_path: Path) -> None:
     (tmp_path / "noisy.py").write_text("import sys\nprint('plain,noise')\nprint('noise', file=sys.stderr)\n1 / 0\n")
     information = tmp_path / "noisy-1.0.dist-info"
     information.mkdir()
@@ -255,7 +257,7 @@ def test_bash_completes_with_the_script(tmp_path: Path) -> None:
     ]
 
 
-def test_every_choice_of_the_scripts_is_a_shell_of_click_s() -> None:
+def test_click_knows_every_shell_that_the_command_takes() -> None:
     from click.shell_completion import get_completion_class
 
     (argument,) = command.commands["completion"].params

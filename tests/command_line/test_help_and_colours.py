@@ -5,12 +5,14 @@ import re
 import shlex
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 
 import click
 import pytest
 from click.testing import CliRunner
+from support import Completed
 
 import featuretap
 from featuretap.registry.command_line import command
@@ -52,18 +54,18 @@ def examples(path: tuple[str, ...], width: int = 80) -> list[str]:
     return [line[4:] for line in block.splitlines()]
 
 
-def test_the_walk_finds_commands_of_commands() -> None:
+def test_subcommands_are_among_the_commands_checked() -> None:
     assert ("plugins", "doctor") in PATHS
     assert len(PATHS) > 16
 
 
 @pytest.mark.parametrize("path", PATHS, ids="-".join)
-def test_every_command_has_an_example_of_itself(path: tuple[str, ...]) -> None:
+def test_every_command_has_an_example(path: tuple[str, ...]) -> None:
     assert any(f"{line} ".startswith(" ".join(("featuretap", *path, ""))) for line in examples(path))
 
 
 @pytest.mark.parametrize("path", PATHS, ids="-".join)
-def test_every_example_is_what_the_command_takes(path: tuple[str, ...]) -> None:
+def test_every_example_parses(path: tuple[str, ...]) -> None:
     for line in examples(path):
         words = shlex.split(OTHERS.sub("", line))
         if words.pop(0) != "featuretap":
@@ -77,7 +79,7 @@ def test_every_example_is_what_the_command_takes(path: tuple[str, ...]) -> None:
 
 
 @pytest.mark.parametrize("path", PATHS, ids="-".join)
-def test_no_width_breaks_an_example(path: tuple[str, ...]) -> None:
+def test_examples_are_not_wrapped_at_any_width(path: tuple[str, ...]) -> None:
     whole = found(path).examples  # type: ignore[attr-defined]
     assert all(examples(path, width) == whole for width in range(60, 121))
 
@@ -96,7 +98,7 @@ def test_every_option_and_argument_is_described_with_its_default(path: tuple[str
             assert "[default: " in record[1], param.name
 
 
-def test_commands_stand_under_headings_each_in_a_line() -> None:
+def test_help_lists_every_command_in_one_line_under_a_heading() -> None:
     text = help_of(())
     assert max(map(len, text.splitlines())) <= 80
     for name, child in command.commands.items():
@@ -113,6 +115,7 @@ def environment(**more: str) -> dict[str, str]:
     return {**kept, "OMP_NUM_THREADS": "1", "TERM": "xterm-256color", "COLUMNS": "100", **more}
 
 
+@cache
 def piped(*arguments: str, **more: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([*PROGRAM, *arguments], capture_output=True, text=True, env=environment(**more))
 
@@ -151,20 +154,24 @@ def words(request: pytest.FixtureRequest, weights: str) -> list[str]:
     return COMMANDS.get(request.param, ["inspect", weights, "--tensors"])
 
 
-def test_terminals_get_bold_titles(words: list[str]) -> None:
+def test_terminals_get_bold_column_titles(words: list[str]) -> None:
     assert "\x1b[1m" in in_terminal(*words)
 
 
-@pytest.mark.parametrize("more", [{"NO_COLOR": "1"}, {"TERM": "dumb"}, {"NO_COLOR": "1", "FORCE_COLOR": "1"}])
-def test_who_wants_no_colours_gets_none_in_a_terminal(words: list[str], more: dict[str, str]) -> None:
-    assert ESCAPE not in in_terminal(*words, **more)
+def test_no_color_turns_escape_sequences_off(words: list[str]) -> None:
+    assert ESCAPE not in in_terminal(*words, NO_COLOR="1")
 
 
-def test_an_empty_no_color_says_nothing() -> None:
+@pytest.mark.parametrize("more", [{"TERM": "dumb"}, {"NO_COLOR": "1", "FORCE_COLOR": "1"}])
+def test_escape_sequences_are_off_in_dumb_terminals_and_where_no_color_meets_force_color(more: dict[str, str]) -> None:
+    assert ESCAPE not in in_terminal("plugins", **more)
+
+
+def test_an_empty_no_color_is_ignored() -> None:
     assert ESCAPE in in_terminal("plugins", NO_COLOR="")
 
 
-def test_pipes_get_no_escape_sequence_unless_it_is_asked_for(words: list[str]) -> None:
+def test_pipes_get_escape_sequences_only_with_force_color(words: list[str]) -> None:
     ran = piped(*words)
     assert (ran.returncode, ran.stderr) == (0, "")
     assert ESCAPE not in ran.stdout
@@ -178,20 +185,29 @@ def test_errors_are_plain_in_a_pipe() -> None:
 BENCH = ("bench", "mobilenet_v1_025", "--rounds", "2", "--size", "32")
 
 
-def test_bars_are_for_terminals_only() -> None:
-    ran = piped(*BENCH, FORCE_COLOR="1")
-    assert (ran.returncode, ran.stderr) == (0, "")
+def test_progress_bars_are_not_written_to_pipes(run: Callable[..., Completed], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    ran = run(*BENCH)
+    assert (ran.status, ran.err) == (0, "")
 
 
-def test_bars_have_no_colours_where_nobody_wants_them() -> None:
+def test_progress_bars_in_a_terminal_respect_no_color() -> None:
     shown = in_terminal(*BENCH, NO_COLOR="1")
     assert "measuring" in shown
     assert not COLOUR.search(shown)
     assert COLOUR.search("\x1b[38;5;237m")
 
 
-@pytest.mark.parametrize("more", [{}, {"COLUMNS": "60"}, {"COLUMNS": "60", "TERM": "dumb"}])
-def test_tables_in_pipes_are_a_line_a_row_without_blanks_around(words: list[str], more: dict[str, str]) -> None:
+@pytest.mark.parametrize("more", [{}, {"COLUMNS": "60"}])
+def test_tables_in_pipes_have_one_line_per_row_at_any_width(words: list[str], more: dict[str, str]) -> None:
+    check_rows(words, more)
+
+
+def test_tables_in_pipes_have_one_line_per_row_in_dumb_terminals_too() -> None:
+    check_rows(["list"], {"COLUMNS": "60", "TERM": "dumb"})
+
+
+def check_rows(words: list[str], more: dict[str, str]) -> None:
     out = piped(*words, **more).stdout
     lines = out.splitlines()
     assert len(lines) == len(piped(*words).stdout.splitlines())
@@ -200,19 +216,19 @@ def test_tables_in_pipes_are_a_line_a_row_without_blanks_around(words: list[str]
     assert "…" not in out
 
 
-def test_a_piped_list_begins_with_its_titles_and_names_a_backbone_a_line() -> None:
+def test_a_piped_list_has_column_titles_and_one_backbone_per_line() -> None:
     lines = piped("list", COLUMNS="60").stdout.splitlines()
     names = featuretap.registry.list_backbones()
     assert lines[0].split()[:3] == ["name", "parameters", "MACs"]
     assert [line.split()[0] for line in lines[2 : 2 + len(names)]] == names
 
 
-def test_terminals_narrow_tables_to_what_they_show() -> None:
+def test_tables_fit_the_width_of_the_terminal() -> None:
     assert max(map(len, in_terminal("list", COLUMNS="60", NO_COLOR="1").splitlines()[:-2])) <= 60
 
 
 @pytest.mark.parametrize("arguments", ["list", "show mobilenet_v2", "show mobilenet_v2 --json", "plugins"])
-def test_a_reader_of_the_first_line_is_enough(arguments: str) -> None:
+def test_output_can_be_piped_into_head(arguments: str) -> None:
     line = f"{shlex.join(PROGRAM)} {arguments} | head -1; echo ${{PIPESTATUS[0]}}"
     ran = subprocess.run(["bash", "-c", line], capture_output=True, text=True, env=environment())
     first, status = ran.stdout.splitlines()
@@ -222,11 +238,11 @@ def test_a_reader_of_the_first_line_is_enough(arguments: str) -> None:
     assert status in ("0", "141")
 
 
-def test_version_is_a_line(tmp_path: Path) -> None:
+def test_version_is_one_line(tmp_path: Path) -> None:
     assert piped("--version").stdout == f"featuretap {featuretap.__version__}\n"
 
 
-def test_a_full_disk_under_what_is_printed_is_one_line() -> None:
+def test_a_full_disk_behind_standard_output_is_a_one_line_error() -> None:
     with open("/dev/full", "w") as full:
         ran = subprocess.run([*PROGRAM, "list"], stdout=full, stderr=subprocess.PIPE, text=True, check=False)
     assert (ran.returncode, ran.stderr) == (2, "featuretap: cannot print: No space left on device\n")

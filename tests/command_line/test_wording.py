@@ -7,7 +7,7 @@ from featuretap.registry.command_line.wording import WORDS, as_typed
 
 
 @pytest.mark.parametrize("written", WORDS)
-def test_every_phrase_that_is_reworded_is_one_that_errors_have(written: str) -> None:
+def test_every_replaced_phrase_occurs_in_an_error(written: str) -> None:
     folders = ("registry", "training", "inference", "extraction")
     sources = [path for folder in folders for path in (ROOT / folder).rglob("*.py") if path.name != "wording.py"]
     assert any(written in path.read_text() for path in sources)
@@ -24,5 +24,5 @@ def test_every_phrase_that_is_reworded_is_one_that_errors_have(written: str) -> 
         ("anything else", "anything else"),
     ],
 )
-def test_what_to_do_is_said_as_it_is_typed(message: str, typed: str) -> None:
+def test_hints_are_phrased_as_they_are_typed(message: str, typed: str) -> None:
     assert as_typed(message) == typed

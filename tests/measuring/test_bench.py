@@ -48,7 +48,7 @@ def nothing_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(contenders, "contenders", contenders_of)
 
 
-def test_bench_prints_a_line_for_each_contender(bench: Run) -> None:
+def test_bench_prints_one_line_per_contender(bench: Run) -> None:
     ran = bench(SMALL, "--against", "timm,torchvision", "--threads", 1)
     lines = [line.split() for line in ran.out.splitlines()]
     rows = [line for line in lines if line[:1] == [SMALL]]
@@ -89,7 +89,7 @@ def test_bench_prints_json(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     assert (ran.status, ran.err) == (0, "")
 
 
-def test_what_a_library_lacks_is_left_out_and_said(bench: Run) -> None:
+def test_a_network_that_a_library_lacks_is_left_out_and_reported(bench: Run) -> None:
     ran = bench(SMALL, MINIMALISTIC, "--against", "torchvision", "--json")
     sentence = f"torchvision has no network that is '{MINIMALISTIC}'; it is measured without"
     facts = json.loads(ran.out)
@@ -165,7 +165,7 @@ def test_the_command_knows_the_libraries_without_torch() -> None:
     assert list(LIBRARIES) == list(contenders.LIBRARIES)
 
 
-def test_progress_is_for_people_who_look(bench: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_progress_is_shown_in_terminals(bench: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
     ran = bench(SMALL)
     assert f"{SMALL}, eager" in ran.err

@@ -73,7 +73,7 @@ def test_quartiles_of_two_rounds_lie_between_them() -> None:
     assert Timing((1, 2), (1, 1)).quartiles == (1.25, 1.75)
 
 
-def test_a_report_is_a_line_for_each(lasting: Lasting, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_report_has_one_line_per_contender(lasting: Lasting, capsys: pytest.CaptureFixture[str]) -> None:
     report("reading", {"a": lasting("a", [2, 2, 2]), "longer": lasting("b", [1, 1, 3])}, rounds=2, warm_up=1)
     assert capsys.readouterr().out.splitlines() == [
         "",
@@ -104,7 +104,7 @@ def test_a_machine_names_what_is_installed(monkeypatch: pytest.MonkeyPatch) -> N
     assert (here.threads, here.cores > 0, bool(here.processor)) == (1, True, True)
 
 
-def test_torch_gets_its_threads_back() -> None:
+def test_the_number_of_threads_of_torch_is_restored() -> None:
     before = torch.get_num_threads()
     with torch_threads(before + 1) as used:
         assert (used, torch.get_num_threads()) == (before + 1, before + 1)
@@ -174,7 +174,9 @@ def test_a_counterpart_has_the_options_of_the_backbone() -> None:
         ),
     ],
 )
-def test_what_a_library_does_not_have_is_said(name: str, library: str, asked: dict[str, Any], message: str) -> None:
+def test_a_missing_counterpart_is_an_error_that_names_it(
+    name: str, library: str, asked: dict[str, Any], message: str
+) -> None:
     with pytest.raises(MisfitError) as misfit:
         counterpart(name, library, **asked)
     assert str(misfit.value) == message
@@ -197,7 +199,7 @@ def test_an_unknown_library_is_an_error() -> None:
     )
 
 
-def test_contenders_are_every_network_by_everything(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_contenders_are_every_network_in_every_runtime_and_library(monkeypatch: pytest.MonkeyPatch) -> None:
     compiled: list[int | None] = []
 
     def fake(model: nn.Module, runtime: str, *, threads: int | None) -> nn.Module:
@@ -224,7 +226,7 @@ def test_contenders_are_every_network_by_everything(monkeypatch: pytest.MonkeyPa
     assert left_out == [f"torchvision has no network that is '{minimalistic}'; it is measured without"]
 
 
-def test_an_unknown_runtime_is_known_before_anything_is_built() -> None:
+def test_an_unknown_runtime_is_an_error_before_anything_is_built() -> None:
     begun: list[str] = []
     with pytest.raises(UnknownRuntimeError, match="'onxruntime'"):
         contenders.contenders(["mobilenet_v3_small"], ["eager", "onxruntime"], begin=begun.append)
