@@ -21,7 +21,9 @@ def inside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("name", ["featuretap-my-net", "my_net", "my-net"])
-def test_what_is_written_is_a_plugin(name: str, run: Callable[..., Completed], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_written_distribution_is_a_plugin(
+    name: str, run: Callable[..., Completed], monkeypatch: pytest.MonkeyPatch
+) -> None:
     ran = run("new-plugin", name)
     assert ran.status == 0
     assert {f"wrote: {name}/{path}" for path in files_of(name)} <= set(ran.out.splitlines())
@@ -57,7 +59,7 @@ def test_what_is_written_is_a_plugin(name: str, run: Callable[..., Completed], m
         ("featuretap-mobilenetv2", "'featuretap' has a backbone 'mobilenetv2' already; choose another name"),
     ],
 )
-def test_names_that_cannot_be_are_refused(
+def test_invalid_and_taken_names_are_refused(
     name: str, message: str, run: Callable[..., Completed], tmp_path: Path
 ) -> None:
     ran = run("new-plugin", name)
@@ -65,7 +67,7 @@ def test_names_that_cannot_be_are_refused(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_nothing_that_is_there_is_written_over(run: Callable[..., Completed], tmp_path: Path) -> None:
+def test_an_existing_folder_is_left_as_it_is(run: Callable[..., Completed], tmp_path: Path) -> None:
     (tmp_path / "mynet").mkdir()
     (tmp_path / "mynet" / "precious").touch()
     ran = run("new-plugin", "mynet")

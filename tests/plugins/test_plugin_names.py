@@ -167,7 +167,7 @@ def test_an_open_namespace_is_asked_for_names_with_a_slash_and_once() -> None:
         ("closed/x", UnknownBackboneError, "no backbone named 'closed/x'; registry.list_backbones() names them"),
     ],
 )
-def test_an_open_namespace_says_what_it_lacks(name: str, error: type[Exception], message: str) -> None:
+def test_errors_of_an_open_namespace_are_reported(name: str, error: type[Exception], message: str) -> None:
     with pytest.raises(error) as raised:
         Registry([OpenNamespace()], discover=False).spec(name)
     assert str(raised.value) == message

@@ -116,19 +116,21 @@ def public(everything: list[Documented]) -> list[Documented]:
     return [found for found in everything if found.module in SURFACE]
 
 
-def test_there_is_much_to_check(everything: list[Documented], public: list[Documented]) -> None:
+def test_the_docstrings_checked_include_the_public_surface(
+    everything: list[Documented], public: list[Documented]
+) -> None:
     assert {found.module for found in public} == set(SURFACE)
     assert len(everything) > 700
 
 
-def test_every_section_can_be_read(everything: list[Documented], caplog: pytest.LogCaptureFixture) -> None:
+def test_every_section_can_be_parsed(everything: list[Documented], caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level("DEBUG", "griffe"):
         read = [found.names(DocstringSectionKind.raises) for found in everything]
     assert caplog.messages == []
     assert {"OptionError"} in read
 
 
-def test_no_argument_is_described_that_there_is_not(everything: list[Documented]) -> None:
+def test_only_existing_arguments_are_described(everything: list[Documented]) -> None:
     described = [(found, found.names(DocstringSectionKind.parameters)) for found in everything]
     assert [(found.name, names - found.arguments) for found, names in described if names - found.arguments] == []
 
@@ -161,13 +163,13 @@ def test_every_error_that_is_raised_is_described(everything: list[Documented]) -
             assert described & {base.__name__ for base in error.__mro__}, f"{found.module}.{found.name}: {error}"
 
 
-def test_what_maps_tensors_states_their_shapes(everything: list[Documented]) -> None:
+def test_modules_state_the_shapes_of_their_tensors(everything: list[Documented]) -> None:
     modules = [found for found in everything if inspect.isclass(found.thing) and "forward" in vars(found.thing)]
     assert [found.name for found in modules if not SHAPE.search(found.text + found.thing.forward.__doc__)] == []
     assert len(modules) > 15
 
 
-def test_what_declares_an_architecture_names_its_paper() -> None:
+def test_architectures_name_their_paper() -> None:
     declaring = [name for name in MODULES if name.startswith(("featuretap.backbones.mobile", "featuretap.heads."))]
     declared = {
         value.name: module.__doc__ or ""

@@ -27,12 +27,12 @@ def type_checked(path: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, "-m", "mypy", path], cwd=ROOT, capture_output=True, text=True, check=False)
 
 
-def test_what_a_user_writes_has_the_types_that_it_says() -> None:
+def test_the_public_surface_has_the_declared_types() -> None:
     checked = type_checked(SURFACE)
     assert checked.returncode == 0, checked.stdout
 
 
-def test_lines_that_are_wrong_are_found(tmp_path: Path) -> None:
+def test_type_errors_in_the_code_of_users_are_found(tmp_path: Path) -> None:
     path = tmp_path / "wrong.py"
     path.write_text("\n".join(["from featuretap import registry", *WRONG]))
     checked = type_checked(path)
