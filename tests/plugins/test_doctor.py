@@ -11,8 +11,9 @@ from support import Completed
 from support.distributions import CULPRITS, GOOD, IMPORTS, Distribution, installed_here, table, write_installed
 from torch import nn
 
-from featuretap.registry import Registry
+from featuretap.registry import Registry, torch_free
 from featuretap.registry.command_line.diagnosis import findings
+from featuretap.registry.errors import SpecError
 from featuretap.registry.hookspecs import hookimpl
 from featuretap.registry.specs import BackboneSpec, HeadSpec
 
@@ -236,6 +237,12 @@ def test_an_unknown_name_gets_the_nearest_or_all_names(doctor: Doctor, name: str
     assert ran.err == f"featuretap: no plugin and no distribution with one is named {name!r}{hint}\n"
 
 
+def test_json_is_not_an_option_of_the_doctor(run: Callable[..., Completed]) -> None:
+    ran = run("plugins", "--json", "doctor", "featuretap")
+    message = "--json is of the table; leave it out, or leave the subcommand out"
+    assert ran == Completed(2, "", f"featuretap: {message}\n")
+
+
 def nothing(backbone: BackboneSpec, *, num_classes: int | None) -> nn.Module:
     return nn.Identity()
 
@@ -249,3 +256,31 @@ def test_an_exception_that_no_check_expects_is_a_finding() -> None:
     module = SimpleNamespace(__name__="leaving", featuretap_heads=hookimpl(lambda: [head]))
     registry = Registry([module], discover=False)
     assert "SystemExit: 0" in list(findings(registry.plugins[-1], registry))
+
+
+def test_a_head_that_no_backbone_fits_is_a_finding() -> None:
+    head = HeadSpec("reads", ("C9",), f"{__name__}:nothing")
+    module = SimpleNamespace(__name__="reading", featuretap_heads=hookimpl(lambda: [head]))
+    registry = Registry([module], discover=False)
+    message = "head 'reads' reads C9, but 'mobilenet_v3_small' ends at C5"
+    assert message in list(findings(registry.plugins[-1], registry))
+
+
+def test_an_interruption_ends_the_doctor() -> None:
+    head = HeadSpec("interrupted", ("C5",), f"{__name__}:nothing", outputs=f"{__name__}:interrupt")
+    module = SimpleNamespace(__name__="interrupting", featuretap_heads=hookimpl(lambda: [head]))
+    registry = Registry([module], discover=False)
+    with pytest.raises(KeyboardInterrupt):
+        list(findings(registry.plugins[-1], registry))
+
+
+def interrupt(backbone: BackboneSpec, **asked: Any) -> Any:
+    raise KeyboardInterrupt
+
+
+def test_a_plugin_whose_import_does_not_end_is_a_finding(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "endless.py").write_text("while True: pass\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(torch_free, "PATIENCE", 0.1)
+    with pytest.raises(SpecError, match=r"^'endless' takes more than 0.1 seconds to be imported and asked$"):
+        torch_free.check_torch_free("endless")
