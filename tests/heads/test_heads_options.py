@@ -10,11 +10,10 @@ from torchvision.models.detection import FCOS, FasterRCNN, MaskRCNN, RetinaNet
 from torchvision.models.detection.ssd import SSD
 from torchvision.models.detection.ssdlite import ssdlite320_mobilenet_v3_large
 
-from featuretap.heads.adapters import ShapeSpec, as_torchvision, output_shape
 from featuretap.heads.detectors import anchor_sizes
 from featuretap.registry import Registry
 from featuretap.registry.errors import HeadError, OptionError, SpecError, UnknownHeadError, UnknownOptionError
-from featuretap.registry.specs import RE, BackboneSpec, Bneck, Conv, HeadSpec, Tap
+from featuretap.registry.specs import RE, BackboneSpec, Bneck, Conv, HeadSpec
 
 TINYNET = BackboneSpec(
     "tinynet", stages=((Conv(3, 16, RE),), (Bneck(3, 64, 24, RE),), (Bneck(5, 72, 32, RE), Conv(1, 64, RE)))
@@ -207,32 +206,6 @@ def test_the_finest_map_of_ssdlite_has_three_boxes_at_each_place(registry: Regis
     torch.testing.assert_close(generator._wh_pairs[1][0], torch.tensor([0.35, 0.35]))
 
 
-BAD_TARGETS = [
-    (None, AssertionError, "targets should not be none when in training mode"),
-    (torch.tensor([[5.0, 5.0, 5.0, 20.0]]), AssertionError, "All bounding boxes should have positive height and width"),
-    (torch.tensor([5.0, 5.0, 9.0, 20.0]), AssertionError, "Expected target boxes to be a tensor of shape"),
-]
-
-
-@pytest.mark.parametrize("head", DETECTORS)
-@pytest.mark.parametrize(("boxes", "error", "message"), BAD_TARGETS)
-def test_targets_that_cannot_be_are_refused_as_torchvision_refuses_them(
-    registry: Registry, head: str, boxes: torch.Tensor | None, error: type[Exception], message: str
-) -> None:
-    model = registry.build("mobilenet_v2_050", head=head, num_classes=3, **SMALL[head]).train()
-    given = None if boxes is None else [{"boxes": boxes, "labels": torch.ones(1, dtype=torch.int64)}]
-    with pytest.raises(error, match=message):
-        model(images(1, 64, 96), given)
-
-
-@pytest.mark.parametrize("head", DETECTORS)
-def test_images_without_any_box_can_be_learned_from(registry: Registry, head: str) -> None:
-    model = registry.build("mobilenet_v2_050", head=head, num_classes=3, **SMALL[head]).train()
-    empty = {"boxes": torch.zeros(0, 4), "labels": torch.zeros(0, dtype=torch.int64)}
-    losses = model(images(2, 64, 96), [{**empty, "masks": torch.zeros(0, 64, 96, dtype=torch.uint8)}] * 2)
-    assert all(torch.isfinite(loss) for loss in losses.values())
-
-
 def test_boxes_are_cropped_from_the_levels_of_the_backbone_alone(registry: Registry) -> None:
     """Levels that are added are for proposals, as the FPN paper and torchvision have it."""
     heads = registry.build("mobilenet_v2_050", head="mask_rcnn").head.roi_heads
@@ -294,68 +267,3 @@ def _hook(answer: list[HeadSpec]) -> Any:
         return answer
 
     return hookimpl(featuretap_heads)
-
-
-# --- Adapters -----------------------------------------------------------------------------------------------------
-
-
-def test_a_pyramid_feeds_torchvisions_own_detectors(registry: Registry) -> None:
-    pyramid = registry.build("mobilenet_v3_small", head="fpn", out_channels=32, extra_levels="pool")
-    body = as_torchvision(pyramid)
-    assert body.out_channels == 32
-    assert list(body(torch.rand(1, 3, 64, 64))) == ["0", "1", "2", "3", "pool"]
-    detector = FasterRCNN(body, 3, min_size=64, max_size=96, rpn_post_nms_top_n_train=20)
-    losses = detector(images(1, 64, 96), [{"boxes": torch.tensor([[1.0, 2, 30, 40]]), "labels": torch.tensor([1])}])
-    torch.stack(list(losses.values())).sum().backward()
-    assert pyramid.backbone.stages.C1[0].conv.weight.grad.abs().sum() > 0
-
-
-def test_levels_that_convolutions_add_have_torchvisions_names(registry: Registry) -> None:
-    pyramid = registry.build("mobilenet_v2", head="fpn", taps=("C3", "C4", "C5"), extra_levels="p6p7")
-    assert list(as_torchvision(pyramid)(torch.rand(1, 3, 64, 64))) == ["0", "1", "2", "p6", "p7"]
-
-
-def test_a_backbone_with_one_tap_feeds_torchvisions_own_detectors(registry: Registry) -> None:
-    body = as_torchvision(registry.build("mobilenet_v2", features_only=True, taps=("C5",)))
-    assert body.out_channels == 1280
-    assert list(body(torch.rand(1, 3, 64, 64))) == ["0"]
-
-
-def test_a_detector_becomes_torchvisions_own(registry: Registry) -> None:
-    model = registry.build("mobilenet_v2_050", head="retinanet", num_classes=3, **SMALL["retinanet"]).eval()
-    detector = as_torchvision(model)
-    assert isinstance(detector, RetinaNet)
-    assert not detector.training
-    given = images(1, 64, 96)
-    with torch.inference_mode():
-        for name, tensor in detector(given)[0].items():
-            assert torch.equal(tensor, model(given)[0][name])
-
-
-def test_maps_of_different_channels_are_refused(registry: Registry) -> None:
-    with pytest.raises(OptionError) as error:
-        as_torchvision(registry.build("mobilenet_v2", features_only=True, taps=("C4", "C5")))
-    assert str(error.value) == (
-        "torchvision's detectors read maps of one number of channels, and these have C4: 96, C5: 1280; build the model "
-        "with head='fpn', or with one tap"
-    )
-
-
-def test_models_without_maps_have_no_output_shape(registry: Registry) -> None:
-    with pytest.raises(OptionError) as error:
-        output_shape(registry.build("mobilenet_v2_050"))
-    assert str(error.value) == (
-        "HeadedModel returns no maps; give a backbone (features_only=True) or a model with head='fpn'"
-    )
-
-
-def test_shapes_are_stated_as_detectron2_states_them(registry: Registry) -> None:
-    """Detectron2 reads `.channels` and `.stride` by name, and builds its own FPN from them."""
-    backbone = registry.build("mobilenet_v2", features_only=True, taps=("C3", "C5"))
-    assert output_shape(backbone) == {"C3": ShapeSpec(channels=32, stride=8), "C5": ShapeSpec(channels=1280, stride=32)}
-    pyramid = registry.build("mobilenet_v2", head="fpn", out_channels=64, taps=("C4", "C5"))
-    assert {name: (shape.channels, shape.stride) for name, shape in output_shape(pyramid).items()} == {
-        "P4": (64, 16),
-        "P5": (64, 32),
-    }
-    assert pyramid.taps["P4"] == Tap(64, 16)

@@ -5,6 +5,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from featuretap.registry import Registry
+
 DETECTORS = ("ssdlite", "retinanet", "fcos", "faster_rcnn", "mask_rcnn")
 SEGMENTERS = ("lraspp", "deeplab_v3")
 HEADS = ("classification", "fpn", *SEGMENTERS, *DETECTORS)
@@ -20,6 +22,12 @@ SMALL: dict[str, dict[str, Any]] = {
     "faster_rcnn": {"min_size": 65, "max_size": 99, "box_score_thresh": 0.0, **RCNN},
     "mask_rcnn": {"min_size": 65, "max_size": 99, "box_score_thresh": 0.0, **RCNN},
 }
+
+
+def build_head(registry: Registry, name: str, head: str, **options: object) -> nn.Module:
+    """Return a model of three classes, unless its head has none, for small images."""
+    classes = {} if head == "fpn" else {"num_classes": 3}
+    return registry.build(name, head=head, **classes, **SMALL.get(head, {}), **options)
 
 
 def images(batch: int, height: int, width: int, channels: int = 3) -> list[Tensor]:
