@@ -28,8 +28,8 @@ from featuretap.registry.testing import BackboneConformance
 def test_models_with_heads_train_and_are_saved(
     registry: Registry, tmp_path: Path, head: str, asked: dict[str, Any]
 ) -> None:
-    spec = registry.spec("timm/resnet18", head=head, **asked)
-    model = registry.build("timm/resnet18", head=head, **asked)
+    spec = registry.spec("timm/test_resnet", head=head, **asked)
+    model = registry.build("timm/test_resnet", head=head, **asked)
     assert spec.parameters == sum(parameter.numel() for parameter in model.parameters())
     assert model.backbone.taps == spec.backbone.taps
     images = torch.randn(2, 3, 64, 96)
@@ -132,5 +132,6 @@ def test_a_network_of_one_size_of_images_can_be_frozen(registry: Registry) -> No
 
 class TestTimm(BackboneConformance):
     plugin = "featuretap.plugins.timm"
-    backbones = ("timm/resnet18", "timm/convnext_atto")
+    # Tiny networks of timm's own tests, built like resnet18 and convnext_atto.
+    backbones = ("timm/test_resnet", "timm/test_convnext")
     variations = ({"output_stride": 16, "in_chans": 1},)

@@ -75,7 +75,7 @@ def test_maps_are_the_outputs_of_timms_modules_in_any_order(registry: Registry, 
     modules = MODULES[architecture]
     addresses = tuple(sorted(modules, reverse=True))
     backbone, whole = pair(registry, architecture, taps=addresses)
-    images = torch.randn(2, 3, *ODD, dtype=torch.float64)
+    images = torch.randn(1, 3, *ODD, dtype=torch.float64)
     expected, _ = outputs_at(whole, modules.values(), images)
     maps = maps_of(backbone, images)
     assert tuple(maps) == tuple(backbone.taps) == addresses
@@ -142,10 +142,10 @@ def test_maps_are_those_of_timms_features_only(registry: Registry, architecture:
 def test_specs_state_how_map_sizes_are_rounded(registry: Registry, architecture: str, roundings: list[Any]) -> None:
     spec = registry.spec(f"timm/{architecture}", features_only=True)
     assert [tap.rounding for tap in spec.taps.values()] == roundings
-    with torch.device("meta"):
-        theirs = timm_model(architecture, features_only=True).eval()
+    theirs = timm_model(architecture, features_only=True).eval()
+    with torch.no_grad():
         for height, width in zip(range(64, 80), range(81, 97), strict=True):
-            maps = theirs(torch.empty(1, 3, height, width))[-len(roundings) :]
+            maps = theirs(torch.zeros(1, 3, height, width))[-len(roundings) :]
             shapes = spec.tap_shapes(height, width).values()
             assert [tuple(map_.shape[1:]) for map_ in maps] == list(shapes), (height, width)
 

@@ -147,12 +147,11 @@ def test_a_network_for_one_size_of_images_has_its_maps_at_that_size(registry: Re
 def test_specs_state_how_map_sizes_are_rounded(registry: Registry, name: str, roundings: list[Any]) -> None:
     spec = registry.spec(f"torchvision/{name}", features_only=True)
     assert [tap.rounding for tap in spec.taps.values()] == roundings
-    with torch.device("meta"):
-        backbone = registry.build(f"torchvision/{name}", features_only=True).eval()
-        for height, width in zip(range(64, 80), range(81, 97), strict=True):
-            maps = backbone(torch.empty(1, 3, height, width))
-            shapes = {address: tuple(values.shape[1:]) for address, values in maps.items()}
-            assert shapes == spec.tap_shapes(height, width)
+    backbone = registry.build(f"torchvision/{name}", features_only=True).eval()
+    for height, width in zip(range(64, 80), range(81, 97), strict=True):
+        maps = maps_of(backbone, torch.zeros(1, 3, height, width))
+        shapes = {address: tuple(values.shape[1:]) for address, values in maps.items()}
+        assert shapes == spec.tap_shapes(height, width)
 
 
 def test_layers_behind_the_last_tap_are_not_built(registry: Registry) -> None:

@@ -1,4 +1,4 @@
-"""Small models to save and load, and how two of them, or what lies in a folder, are compared."""
+"""Small models to save and load, and comparisons of models and of folders."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -20,15 +20,17 @@ def cut_backbone(registry: Registry, name: str | BackboneSpec = "mobilenet_v2_05
 
 
 def small_classifier(registry: Registry) -> nn.Module:
+    """Return a classifier of 7 classes with random weights."""
     return oracles.randomised(registry.build("mobilenet_v1_025", num_classes=7)).float()
 
 
 def full_backbone(registry: Registry) -> nn.Module:
+    """Return the backbone of `small_classifier`, with all levels and random weights."""
     return oracles.randomised(registry.build("mobilenet_v1_025", features_only=True)).float()
 
 
 def bits(tensors: Mapping[str, Tensor]) -> dict[str, tuple[object, ...]]:
-    """Everything that is in tensors, so that equality is that of every bit."""
+    """Return dtype, shape and bytes of each tensor, so that equality means equal bits."""
     return {
         name: (tensor.dtype, tuple(tensor.shape), tensor.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
         for name, tensor in tensors.items()
@@ -42,6 +44,7 @@ def assert_equal_bits(model: nn.Module, other: nn.Module) -> None:
 
 
 def everything_in(folder: Path) -> dict[str, bytes | None]:
+    """Return the content of each file below a folder, and None for each folder."""
     return {
         str(path.relative_to(folder)): path.read_bytes() if path.is_file() else None
         for path in sorted(folder.rglob("*"))
@@ -56,6 +59,7 @@ def error_of(function: Callable[[], object], kind: type[FeaturetapError] = Weigh
 
 @torch.no_grad()
 def fill_randomly(model: nn.Module) -> nn.Module:
+    """Overwrite all tensors, integers with 7."""
     for tensor in model.state_dict(keep_vars=True).values():
         if tensor.is_floating_point():
             tensor.uniform_(0.1, 1)

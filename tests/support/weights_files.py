@@ -1,4 +1,4 @@
-"""Weights files written by hand, sound and malformed, and what reading them is refused with."""
+"""Weights files written by hand, sound and malformed, and the errors that reading them raises."""
 
 import io
 import json
@@ -23,18 +23,18 @@ NOT_SAFE = (
 
 
 def framed(header: object, data: bytes = DATA, length: int | None = None) -> bytes:
-    """A safetensors file; headers that are no bytes are written as JSON."""
+    """Return a safetensors file; a header that is not bytes is written as JSON."""
     text = header if isinstance(header, bytes) else json.dumps(header).encode()
     return (len(text) if length is None else length).to_bytes(8, "little") + text + data
 
 
 def entry(**changes: object) -> dict[str, object]:
-    """The entry of a tensor with some fields changed; those that are None are left out."""
+    """Return the header entry of a tensor with some fields changed, or left out where they are None."""
     return {key: value for key, value in {**A, **changes}.items() if value is not None}
 
 
 def refusal(registry: Registry, path: Path) -> str:
-    """What `read` and `load` say of a file, without its path."""
+    """Return the error that `read` and `load` both raise for a file, without its path."""
     with pytest.raises(WeightsError) as error:
         read(path)
     with pytest.raises(WeightsError) as again:
@@ -60,7 +60,7 @@ HEADER = len(SOUND) - len(DATA)
 
 
 def with_metadata(content: bytes, **changes: str | None) -> bytes:
-    """A file of ours with other values in its metadata, or without where they are None."""
+    """Return a file with other values in its metadata, or without them where they are None."""
     length = int.from_bytes(content[:8], "little")
     header = json.loads(content[8 : 8 + length])
     metadata = header["__metadata__"] | {f"featuretap.{key}": value for key, value in changes.items()}
@@ -69,7 +69,7 @@ def with_metadata(content: bytes, **changes: str | None) -> bytes:
 
 
 def with_tensors(content: bytes, tensors: dict[str, torch.Tensor], **changes: str | None) -> bytes:
-    """A file of ours with other tensors in place of its own."""
+    """Return a file with some of its tensors replaced."""
     length = int.from_bytes(content[:8], "little")
     metadata = json.loads(content[8 : 8 + length])["__metadata__"]
     return with_metadata(safetensors.torch.save({**safetensors.torch.load(content), **tensors}, metadata), **changes)

@@ -14,7 +14,7 @@ from featuretap.registry.errors import WeightsError
 
 @pytest.fixture
 def little_memory() -> Iterator[None]:
-    """Four gigabytes more than there are in use."""
+    """Limit memory to 4 GiB more than is in use."""
     used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     before = resource.getrlimit(resource.RLIMIT_AS)
     resource.setrlimit(resource.RLIMIT_AS, (used + 2**32, before[1]))

@@ -44,7 +44,7 @@ def test_equal_models_give_equal_bytes_in_every_process(tmp_path: Path, monkeypa
         (tmp_path / name).mkdir()
     monkeypatch.setattr(sys, "argv", ["-c", str(tmp_path / "here")])
     exec(SAVE_IN_ALL_LAYOUTS, {})
-    # Sets of text have another order in a process with another seed.
+    # Another process with another seed orders sets of text, and the metadata that safetensors writes, differently.
     environment = {**os.environ, "PYTHONHASHSEED": "2" if os.environ.get("PYTHONHASHSEED") == "1" else "1"}
     command = [sys.executable, "-c", SAVE_IN_ALL_LAYOUTS, tmp_path / "there"]
     subprocess.run(command, env=environment, cwd=tmp_path, check=True)
@@ -95,7 +95,7 @@ def mixed(model: nn.Module) -> nn.Module:
 
 
 def expanded(model: nn.Module) -> nn.Module:
-    """Tensors of which several elements, or two names, share one place."""
+    """Let elements of a tensor, and tensors of two names, share storage."""
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.weight.data = torch.full((1,), 0.5).expand(module.num_features)

@@ -29,7 +29,7 @@ def umask(mask: int) -> Iterator[None]:
 
 @contextlib.contextmanager
 def as_nobody() -> Iterator[None]:
-    """Root may write everywhere; for a while, be somebody who may not."""
+    """Run as an unprivileged user, since root may write everywhere."""
     root = os.geteuid() == 0
     if root:
         os.seteuid(NOBODY)
@@ -42,7 +42,7 @@ def as_nobody() -> Iterator[None]:
 
 @contextlib.contextmanager
 def full_disk(size: int) -> Iterator[None]:
-    """No file of this process grows beyond a size, as on a disk that is full."""
+    """Limit the size of files that this process writes, as a full disk does."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
     try:
@@ -53,7 +53,7 @@ def full_disk(size: int) -> Iterator[None]:
 
 @pytest.fixture
 def public() -> Iterator[Path]:
-    """A folder that anybody may read: pytest's own are closed to others."""
+    """A folder that every user may read; pytest's own are private."""
     with umask(0o022), tempfile.TemporaryDirectory(dir="/tmp") as name:
         folder = Path(name)
         folder.chmod(0o755)
