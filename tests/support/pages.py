@@ -22,6 +22,23 @@ PAGES = sorted(
 BUILT = {ROOT / "docs" / "zoo.md", ROOT / "docs" / "command-line.md"}
 """Pages that only the site has, since `make docs` generates them."""
 
+NAMES = [str(path.relative_to(ROOT)) for path in PAGES]
+
+NOT_RUN = {"docs/benchmarks.md": 1, "docs/export.md": 1, "docs/quantization.md": 1, "docs/training.md": 3}
+"""Page → how many of its blocks no test runs; the page says why."""
+
+NOT_FOLLOWED = {"RELEASING.md"}
+"""It publishes a release."""
+
+FILES = {"docs/plugins.md": (5, 5)}
+"""Page → how many of its blocks are files that it writes, and that lie there and are compared."""
+
+EXPORTING = ("README.md", "docs/export.md", "docs/quantization.md", "docs/runtimes.md")
+"""Pages that export models for runtimes, which takes longest."""
+
+INSTALLING = ("docs/plugins.md", "examples/featuretap-mobilenet-v4/README.md")
+"""Pages that install a distribution, and so need an environment of their own."""
+
 LANGUAGES = {"python", "bash", "console", "toml", "json", "yaml", "text"}
 
 FENCE = re.compile(r" *(`{3,}|~{3,})(.*)")
@@ -161,3 +178,8 @@ def broken_links(path: Path) -> list[str]:
         if not target.exists() or (anchor and target.suffix == ".md" and anchor not in anchors(target.read_text())):
             broken.append(link)
     return broken
+
+
+def missing_tests(page: str) -> list[str]:
+    """Return the files and folders of tests/ that a page mentions and that do not exist."""
+    return [path for path in re.findall(r"(?<![\w/-])tests/[\w/]+(?:\.py)?", page) if not (ROOT / path).exists()]

@@ -2,11 +2,9 @@
 
 import difflib
 import json
-import os
 import re
 import shlex
 import subprocess
-import sys
 import tomllib
 from collections import Counter
 from collections.abc import Callable
@@ -19,8 +17,8 @@ from packaging.requirements import Requirement
 
 from featuretap.training.configuration import SETTINGS, configured
 from support import ROOT
-from support.distributions import Environment
-from support.pages import Block, agree, blocks, commands, seen
+from support.pages import FILES, NOT_RUN, Block, agree, blocks, commands, seen
+from support.terminal import Terminal
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 SUFFIXES = {"python": ".py", "toml": ".toml", "json": ".json", "yaml": ".yaml"}
@@ -74,14 +72,14 @@ def to_run(script: str) -> str:
     return "".join(kept)
 
 
-def read_toml(text: str, environment: Environment, folder: Path) -> None:
+def read_toml(text: str, terminal: Terminal, folder: Path) -> None:
     """Have our own loader read TOML that it reads: settings of a training, a catalogue; anything else is parsed."""
     content = tomllib.loads(text)
     tables = {name for name, value in content.items() if isinstance(value, dict)}
     if "schema" in content or tables & {"backbones", "weights", "plugins", "mirrors"}:
         path = folder / "a-catalogue.toml"
         path.write_text(text if "schema" in content else f"schema = 1\n{text}")
-        ran = environment.featuretap("list", FEATURETAP_CONFIG=str(path), FEATURETAP_STRICT="1")
+        ran = terminal.run("featuretap list", folder, FEATURETAP_CONFIG=str(path), FEATURETAP_STRICT="1")
         assert ran.returncode == 0, ran.stderr
         path.unlink()
     elif content.keys() <= SETTINGS.keys():
@@ -89,15 +87,15 @@ def read_toml(text: str, environment: Environment, folder: Path) -> None:
 
 
 class Reader:
-    """Somebody who follows pages in a folder and an environment.
+    """Somebody who follows a page in a folder, at a terminal.
 
     Attributes:
         did: what was done with the blocks: "run", "read", "written", "compared", "not run".
     """
 
-    def __init__(self, folder: Path, environment: Environment) -> None:
+    def __init__(self, folder: Path, terminal: Terminal) -> None:
         self.folder = folder
-        self.environment = environment
+        self._terminal = terminal
         self.did: Counter[str] = Counter()
         self._python: subprocess.Popen[str] | None = None
         self._errors = folder.with_name(f"{folder.name}-errors.txt")
@@ -139,7 +137,7 @@ class Reader:
             return "run"
         readers: dict[str, Callable[[str], Any]] = {"json": json.loads, "yaml": yaml.safe_load}
         if block.language == "toml":
-            read_toml(block.text, self.environment, self.folder)
+            read_toml(block.text, self._terminal, self.folder)
         else:
             readers[block.language](block.text)
         return "read"
@@ -165,15 +163,7 @@ class Reader:
 
     def _run_python(self, block: Block) -> str:
         if self._python is None:
-            with self._errors.open("w") as errors:
-                self._python = subprocess.Popen(
-                    [self.environment.python, "-c", INTERPRETER],
-                    stdin=subprocess.PIPE,
-                    stdout=subprocess.PIPE,
-                    stderr=errors,
-                    text=True,
-                    cwd=self.folder,
-                )
+            self._python = self._terminal.interpreter(INTERPRETER, self.folder, self._errors)
         assert self._python.stdin
         assert self._python.stdout
         self._python.stdin.write(json.dumps([block.text, f"line {block.line}"]) + "\n")
@@ -201,7 +191,7 @@ class Reader:
             self._compare(f"$ {command}{printed}", f"$ {command}{out}")
 
     def _shell(self, *lines: str) -> subprocess.CompletedProcess[str]:
-        return self.environment.shell("\n".join((*lines[:1], "exec 2>&1", *lines[1:])), self.folder)
+        return self._terminal.run("\n".join((*lines[:1], "exec 2>&1", *lines[1:])), self.folder)
 
     def _compare(self, stated: str, printed: str) -> None:
         if not agree(stated, printed):
@@ -209,11 +199,8 @@ class Reader:
             raise AssertionError("\n".join(lines))
 
 
-def surroundings(folder: Path) -> dict[str, str]:
-    """Return the variables of a process that follows a page in a folder: no network, and its own caches."""
-    return {
-        "PYTHONPATH": str(ROOT / "tests" / "support" / "offline"),
-        "PYTHONUNBUFFERED": "1",
-        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
-        "TORCH_HOME": str(folder / "torch"),
-    }
+def follow_page(name: str, reader: Reader) -> None:
+    """Follow a page of the repository; as many of its blocks as expected are not run, written and compared."""
+    reader.follow((ROOT / name).read_text())
+    assert reader.did["not run"] == NOT_RUN.get(name, 0)
+    assert (reader.did["written"], reader.did["compared"]) == FILES.get(name, (0, 0))
