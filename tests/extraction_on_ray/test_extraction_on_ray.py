@@ -1,70 +1,117 @@
 """The same features, made by Ray's processes."""
 
+import contextlib
 import json
 import os
 import re
 import subprocess
 import sys
-from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
 from PIL import Image
 from skimage import data
-from support import oracles
+from support import Completed, oracles
 
 from featuretap import registry
 from featuretap.extraction.reading import open_features
+from featuretap.registry.command_line import main
 
-COMMAND = [sys.executable, "-m", "featuretap.registry.command_line", "extract"]
+# Starting a cluster takes Ray many seconds, so all commands run in one process, in which the first one that needs a
+# cluster starts it and the next one uses it. Not in the tests' own process, because Ray leaves warnings behind, which
+# are errors there.
+PROGRAM = """
+import json, os, sys
+import ray
+from featuretap.registry.command_line import main
+
+shut_down, statuses = ray.shutdown, {}
+ray.shutdown = lambda: None
+printed = [os.dup(1), os.dup(2)]
+for name, (arguments, environment) in json.load(sys.stdin).items():
+    for descriptor, stream in ((1, "out"), (2, "err")):
+        os.dup2(os.open(f"{sys.argv[1]}/{name}.{stream}", os.O_WRONLY | os.O_CREAT), descriptor)
+    os.environ.update(environment)
+    try:
+        main(arguments)
+    except SystemExit as ended:
+        statuses[name] = ended.code or 0
+    for variable in environment:
+        del os.environ[variable]
+    sys.stdout.flush(), sys.stderr.flush()
+    for descriptor in (1, 2):
+        os.dup2(printed[descriptor - 1], descriptor)
+    if ray.is_initialized():
+        ray.init = lambda **options: None
+shut_down()
+print(json.dumps(statuses))
+"""
+KEPT = "features-00000-of-00004.safetensors"
+OLD = 1_000_000_000
+"""The time of modification of the shard that an interrupted run has left."""
 
 
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    """Nine cuts of a photograph, and a file that is no image."""
-    images = tmp_path / "images"
-    images.mkdir()
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with images, of which one cannot be read, features made without Ray, and an interrupted run."""
+    folder = tmp_path_factory.mktemp("extraction")
+    (folder / "images").mkdir()
     whole = Image.fromarray(data.chelsea())
     for number in range(9):
-        whole.crop((40 * number, 20 * number, 40 * number + 90, 20 * number + 70)).save(images / f"ü{number}.png")
-    (images / "ü4b.png").write_text("no image")
-    return images
-
-
-@pytest.fixture
-def arguments(tmp_path: Path, folder: Path) -> list[str]:
+        cut = whole.crop((40 * number, 20 * number, 40 * number + 90, 20 * number + 70))
+        cut.save(folder / "images" / f"ü{number}.png")
+    (folder / "images" / "ü4b.png").write_text("no image")
     model = registry.build("mobilenet_v3_small", width=0.25, features_only=True)
-    weights = registry.save(model, tmp_path / "small.safetensors")
-    how = ("--weights", weights, "--taps", "C3,C5", "--size", "32x48", "--shard-size", 3)
-    return [str(argument) for argument in (folder, *how)]
+    registry.save(model, folder / "small.safetensors")
+    registry.save(oracles.randomised(model), folder / "large.safetensors")
+    with contextlib.suppress(SystemExit):
+        main(arguments(folder, "alone"))
+    # An interrupted run leaves its first shard, and a manifest without shards.
+    (folder / "on-ray").mkdir()
+    manifest = json.loads((folder / "alone" / "manifest.json").read_text())
+    manifest = {key: manifest[key] for key in manifest if key != "shards"}
+    (folder / "on-ray" / "manifest.json").write_text(json.dumps(manifest))
+    (folder / "on-ray" / KEPT).write_bytes((folder / "alone" / KEPT).read_bytes())
+    os.utime(folder / "on-ray" / KEPT, (OLD, OLD))
+    return folder
 
 
-def ran(*arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
-    """In a process of its own: Ray leaves warnings behind, which are errors in tests."""
-    alone: Mapping[str, str] = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
-    return subprocess.run(
-        [*COMMAND, *map(str, arguments)], capture_output=True, text=True, env={**alone, **environment}, check=False
+def arguments(folder: Path, out: str) -> list[str]:
+    how = ("--weights", folder / "small.safetensors", "--taps", "C3,C5", "--size", "32x48", "--shard-size", 3)
+    return [str(argument) for argument in ("extract", folder / "images", *how, "--out", folder / out)]
+
+
+@pytest.fixture(scope="module")
+def ran(folder: Path) -> dict[str, Completed]:
+    """What each command with --ray returned and printed; the first one cannot reach its cluster."""
+    large = ("--weights", folder / "large.safetensors", "--size", "32x48", "--dtype", "float16")
+    failing = map(str, ("extract", folder / "images", *large, "--out", folder / "failed", "--ray"))
+    commands = {
+        "unreachable": ([*arguments(folder, "unreachable"), "--ray"], {"RAY_ADDRESS": "nonsense"}),
+        "continued": ([*arguments(folder, "on-ray"), "--ray"], {}),
+        "failed": ([*failing], {}),
+    }
+    alone = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM, str(folder)],
+        input=json.dumps(commands),
+        capture_output=True,
+        text=True,
+        env={**alone, "FEATURETAP_OFFLINE": "1"},
     )
+    assert done.returncode == 0, done.stderr
+    printed = {name: [(folder / f"{name}.{stream}").read_text() for stream in ("out", "err")] for name in commands}
+    return {name: Completed(status, *printed[name]) for name, status in json.loads(done.stdout).items()}
 
 
-def test_ray_makes_the_same_files_and_goes_on_where_a_run_was_broken(arguments: list[str], tmp_path: Path) -> None:
-    alone, on_ray = tmp_path / "alone", tmp_path / "on-ray"
-    first = ran(*arguments, "--out", alone)
-    assert first.returncode == 0, first.stderr
-    on_ray.mkdir()
-    # A broken run left its first shard, and a manifest that knows no shards.
-    manifest = json.loads((alone / "manifest.json").read_text())
-    (on_ray / "manifest.json").write_text(json.dumps({key: manifest[key] for key in manifest if key != "shards"}))
-    kept = on_ray / "features-00000-of-00004.safetensors"
-    kept.write_bytes((alone / kept.name).read_bytes())
-    before = kept.stat().st_mtime_ns
-    second = ran(*arguments, "--out", on_ray, "--ray")
-    assert second.returncode == 0, second.stderr
-    assert second.stdout.startswith(f"{on_ray}: 10 images, 3 of them before, 1 bad, ")
-    assert second.stderr.endswith(
+def test_ray_makes_the_same_files_and_goes_on_where_a_run_was_broken(folder: Path, ran: dict[str, Completed]) -> None:
+    alone, on_ray, second = folder / "alone", folder / "on-ray", ran["continued"]
+    assert second.status == 0, second.err
+    assert second.out.startswith(f"{on_ray}: 10 images, 3 of them before, 1 bad, ")
+    assert second.err.endswith(
         f"featuretap: 1 of 10 images cannot be read and are left out; see '{on_ray / 'errors.csv'}'\n"
     )
-    assert kept.stat().st_mtime_ns == before
+    assert (on_ray / KEPT).stat().st_mtime == OLD
     one, other = open_features(alone), open_features(on_ray)
     assert one.manifest == other.manifest
     assert one.names == other.names == [f"ü{number}.png" for number in range(9)]
@@ -73,24 +120,20 @@ def test_ray_makes_the_same_files_and_goes_on_where_a_run_was_broken(arguments: 
     assert (alone / "errors.csv").read_bytes() == (on_ray / "errors.csv").read_bytes()
 
 
-def test_an_error_in_a_process_of_rays_is_one_line(folder: Path, tmp_path: Path) -> None:
-    model = oracles.randomised(registry.build("mobilenet_v3_small", width=0.25, features_only=True))
-    how = ("--weights", registry.save(model, tmp_path / "large.safetensors"), "--size", "32x48", "--dtype", "float16")
-    failed = ran(folder, *how, "--out", tmp_path / "out", "--ray")
-    assert failed.returncode == 2
-    assert failed.stdout == ""
+def test_an_error_in_a_process_of_rays_is_one_line(ran: dict[str, Completed]) -> None:
+    failed = ran["failed"]
+    assert (failed.status, failed.out) == (2, "")
     assert re.fullmatch(
         r"featuretap: C5 of 'ü0.png' has the value -?\d+, which float16 cannot hold; give --dtype float32 and another "
         r"--out",
-        failed.stderr.splitlines()[-1],
+        failed.err.splitlines()[-1],
     )
 
 
-def test_a_cluster_that_is_not_there_is_an_error(arguments: list[str], tmp_path: Path) -> None:
-    there = ran(*arguments, "--out", tmp_path / "out", "--ray", RAY_ADDRESS="nonsense")
-    assert there.returncode == 2
-    assert there.stdout == ""
-    assert there.stderr.endswith(
+def test_a_cluster_that_is_not_there_is_an_error(ran: dict[str, Completed]) -> None:
+    there = ran["unreachable"]
+    assert (there.status, there.out) == (2, "")
+    assert there.err.endswith(
         "featuretap: cannot reach the Ray cluster at 'nonsense' (Invalid address format: nonsense); start one with "
         "'ray start --head', or unset RAY_ADDRESS to have one started here\n"
     )
