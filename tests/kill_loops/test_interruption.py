@@ -20,7 +20,7 @@ from featuretap.registry.command_line import main
 from featuretap.registry.weights.reading import read
 
 PROGRAM = """
-import json, os, pathlib, shutil, signal, sys
+import json, multiprocessing.util, os, pathlib, shutil, signal, sys
 import onnxruntime, onnxscript, torch
 import featuretap.extraction.running, featuretap.training.run
 from featuretap.registry.command_line import main
@@ -71,6 +71,9 @@ if __name__ == "__main__":
             except SystemExit as error:
                 status = error.code or 0
             finally:
+                # As at the end of any other process. Otherwise threads that still hold semaphores make Python's
+                # resource tracker report leaks, now and then.
+                multiprocessing.util._exit_function()
                 sys.stdout.flush(), sys.stderr.flush()
                 os._exit(status)
         statuses[name] = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
