@@ -1,13 +1,19 @@
 """The repository as a package: what is packed, what is documented, and that light code stays light."""
 
 import doctest
-import importlib
-import inspect
 import pkgutil
 
 import pytest
 from support import ROOT
-from support.package import FOLDERS, MODULES, PROJECT, heavy_modules_after, public_things
+from support.package import (
+    FOLDERS,
+    MODULES,
+    OF_RUNTIMES,
+    PROJECT,
+    check_documented,
+    check_examples,
+    heavy_modules_after,
+)
 
 import featuretap
 
@@ -57,22 +63,22 @@ def test_no_module_of_the_registry_hides_one_of_its_functions() -> None:
     assert not public & {module.name for module in pkgutil.iter_modules(featuretap.registry.__path__)}
 
 
-@pytest.mark.parametrize("name", MODULES)
+QUICK = [name for name in MODULES if name not in OF_RUNTIMES]
+
+
+@pytest.mark.parametrize("name", QUICK)
 def test_examples_in_docstrings_print_what_they_say(name: str) -> None:
-    results = doctest.testmod(importlib.import_module(name))
-    assert results.failed == 0
+    check_examples(name)
 
 
 def test_some_docstrings_have_examples() -> None:
     assert doctest.testmod(featuretap).attempted >= 2
 
 
-@pytest.mark.parametrize("name", MODULES)
+@pytest.mark.parametrize("name", QUICK)
 def test_everything_public_is_documented(name: str) -> None:
-    module = importlib.import_module(name)
-    assert module.__doc__
-    for thing, value in public_things(module):
-        assert inspect.getdoc(value), thing
-        for member, function in vars(value).items() if inspect.isclass(value) else ():
-            if inspect.isfunction(function) and not member.startswith("_"):
-                assert function.__doc__, f"{thing}.{member}"
+    check_documented(name)
+
+
+def test_modules_tested_with_the_runtimes_exist() -> None:
+    assert set(OF_RUNTIMES) < set(MODULES)

@@ -1,6 +1,8 @@
-"""The package as files and modules: which there are, what of them is public, and what they import."""
+"""The files and modules of the package: which exist, what of them is public, and what they import."""
 
 import ast
+import doctest
+import importlib
 import inspect
 import subprocess
 import sys
@@ -29,6 +31,11 @@ MODULES = [
     if path.name != "__main__.py"
 ]
 
+OF_RUNTIMES = [
+    f"featuretap.runtimes.{name}" for name in ("detectors_as_onnx", "integers", "on_onnxruntime", "on_openvino")
+]
+"""Modules that import ONNX, ONNX Runtime or OpenVINO, which `make test` does without."""
+
 PROOF = "import sys; found = sorted({'torch', 'torchvision', 'timm', 'numpy', 'PIL'} & set(sys.modules)); print(found)"
 
 
@@ -43,3 +50,19 @@ def public_things(module: ModuleType) -> list[tuple[str, object]]:
     return [
         (n, t) for n, t in things if (inspect.isclass(t) or inspect.isfunction(t)) and t.__module__ == module.__name__
     ]
+
+
+def check_examples(name: str) -> None:
+    """Check that the examples in the docstrings of a module print what they say."""
+    assert doctest.testmod(importlib.import_module(name)).failed == 0
+
+
+def check_documented(name: str) -> None:
+    """Check that a module and everything public in it have docstrings."""
+    module = importlib.import_module(name)
+    assert module.__doc__
+    for thing, value in public_things(module):
+        assert inspect.getdoc(value), thing
+        for member, function in vars(value).items() if inspect.isclass(value) else ():
+            if inspect.isfunction(function) and not member.startswith("_"):
+                assert function.__doc__, f"{thing}.{member}"
