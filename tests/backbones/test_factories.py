@@ -1,4 +1,4 @@
-"""Backbones that are no table: how they are counted, frozen, given weights, and blamed by name."""
+"""Backbones built by a factory: taps, counts, freezing, weights, and errors that name the backbone."""
 
 import copy
 import pickle
@@ -107,7 +107,7 @@ def test_taps_follow_from_the_options(mine: Registry) -> None:
     assert backbone.taps == {"side": Tap(16, 2), "C2": Tap(16, 4)}
 
 
-def test_maps_besides_the_levels_come_back_only_where_they_are_asked_for(mine: Registry) -> None:
+def test_extra_taps_are_returned_on_request_only(mine: Registry) -> None:
     assert list(mine.build("pyramid", features_only=True).taps) == ["C1", "C2"]
     assert list(mine.spec("pyramid", features_only=True).addresses) == ["C1", "C2", "side"]
 
@@ -142,7 +142,7 @@ def test_counts_are_those_of_the_built_module(mine: Registry) -> None:
         ),
     ],
 )
-def test_what_fails_says_whose_it_is(
+def test_errors_name_the_backbone_that_failed(
     mine: Registry, options: dict[str, Any], error: type[Exception], message: str
 ) -> None:
     with pytest.raises(error) as raised:
@@ -158,7 +158,7 @@ def test_what_fails_says_whose_it_is(
         ("test_factories:biuld", "'test_factories:biuld' names no code: module 'test_factories' has no attribute"),
     ],
 )
-def test_a_factory_that_is_not_there_is_named(mine: Registry, reference: str, message: str) -> None:
+def test_a_missing_factory_is_named(mine: Registry, reference: str, message: str) -> None:
     from dataclasses import replace
 
     with pytest.raises(SpecError) as error:
@@ -174,7 +174,7 @@ def awake(backbone: nn.Module) -> set[str]:
     return {name for name, module in backbone.named_modules() if module.training}
 
 
-def test_freezing_a_level_freezes_what_it_rests_on_and_nothing_else(mine: Registry) -> None:
+def test_freezing_a_level_freezes_the_modules_it_depends_on_and_no_others(mine: Registry) -> None:
     backbone = mine.build("pyramid", features_only=True, freeze="C1", taps=("C2", "side"))
     assert trainable(backbone) == {"side", "body"}
     for other in (backbone, copy.deepcopy(backbone), pickle.loads(pickle.dumps(backbone))):
@@ -188,7 +188,7 @@ def test_freezing_a_level_freezes_what_it_rests_on_and_nothing_else(mine: Regist
         assert awake(other.eval()) == set()
 
 
-def test_all_of_a_backbone_can_be_frozen(mine: Registry) -> None:
+def test_a_backbone_can_be_frozen_completely(mine: Registry) -> None:
     backbone = mine.build("pyramid", features_only=True, freeze="C2", taps=("C2",))
     assert trainable(backbone) == {"side"}
     whole = Registry([SimpleNamespace(__name__="x", featuretap_backbones=hookimpl(lambda: [CHAIN]))], discover=False)
@@ -216,7 +216,7 @@ def refusing(spec: BackboneSpec, *, taps: tuple[str, ...]) -> nn.Module:
     return Refusing()
 
 
-def test_what_no_image_suits_cannot_be_frozen_by_level() -> None:
+def test_a_backbone_that_fails_on_every_image_cannot_be_frozen_by_level() -> None:
     spec = BackboneSpec("refusing", taps={"C1": Tap(8, 2)}, factory="test_factories:refusing")
     with pytest.raises(PluginError) as error:
         Registry(discover=False).build(spec, features_only=True, freeze="C1")
@@ -237,7 +237,7 @@ def doubled(spec: BackboneSpec, *, taps: tuple[str, ...]) -> nn.Module:
     return Doubled()
 
 
-def test_maps_of_another_type_than_the_images_break_the_spec() -> None:
+def test_maps_of_another_dtype_than_the_images_break_the_spec() -> None:
     spec = BackboneSpec("doubled", taps={"C1": Tap(8, 2)}, factory="test_factories:doubled")
     plugin = SimpleNamespace(__name__="x", featuretap_backbones=hookimpl(lambda: [spec]))
     with pytest.raises(SpecError) as error:
@@ -247,7 +247,7 @@ def test_maps_of_another_type_than_the_images_break_the_spec() -> None:
     )
 
 
-def test_a_plugin_that_hangs_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_plugin_that_hangs_fails_after_a_timeout(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch_free, "PATIENCE", 0.01)
     with pytest.raises(SpecError) as error:
         torch_free.check_torch_free("featuretap.plugins.builtin")
@@ -278,13 +278,15 @@ def test_a_factory_fetches_its_own_weights_by_their_tags(mine: Registry, asked: 
     assert backbone.description.weights == f"pyramid.{'twos' if asked == 'twos' else 'ones'}"
 
 
-def test_weights_that_a_factory_does_not_have_are_named_with_those_it_has(mine: Registry) -> None:
+def test_unknown_weights_of_a_factory_are_refused_with_the_known_tags(mine: Registry) -> None:
     with pytest.raises(LookupError) as error:
         mine.build("pyramid", features_only=True, pretrained="threes")
     assert str(error.value) == "'pyramid' has no weights 'threes'; its tags are ones, twos"
 
 
-def test_a_head_on_fetched_weights_is_said_to_be_fresh(mine: Registry, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_warning_says_that_the_head_on_fetched_weights_is_new(
+    mine: Registry, caplog: pytest.LogCaptureFixture
+) -> None:
     model = mine.build("pyramid", head="fpn", taps=("C1", "C2"), pretrained="twos")
     assert model.description.fresh
     assert caplog.messages == ["pyramid.twos is a backbone; the head 'fpn' starts with fresh weights"]

@@ -1,4 +1,4 @@
-"""Specs of the wrong kind are refused where they are made, so that a plugin that has one fails by itself."""
+"""Invalid fields of specs are refused when the spec is created, so that only the plugin with the mistake fails."""
 
 from typing import Any
 
@@ -43,7 +43,7 @@ OPTIONS = "names of options, which are identifiers and no arguments of build, to
         ({"stages": STAGES, "description": None}, "description=None; it should be a string"),
     ],
 )
-def test_a_backbone_says_which_field_is_of_another_kind(fields: dict[str, Any], message: str) -> None:
+def test_a_backbone_spec_names_the_invalid_field(fields: dict[str, Any], message: str) -> None:
     with pytest.raises(SpecError) as error:
         BackboneSpec("b", **fields)
     assert str(error.value).startswith(f"backbone 'b' has {message}")
@@ -68,14 +68,14 @@ def test_a_backbone_says_which_field_is_of_another_kind(fields: dict[str, Any], 
         ({"consecutive": None}, "consecutive=None; it should be True or False"),
     ],
 )
-def test_a_head_says_which_field_is_of_another_kind(fields: dict[str, Any], message: str) -> None:
+def test_a_head_spec_names_the_invalid_field(fields: dict[str, Any], message: str) -> None:
     with pytest.raises(SpecError) as error:
         HeadSpec("h", **{"reads": ("C5",), "factory": "a:b", **fields})
     assert str(error.value).startswith(f"head 'h' has {message}")
 
 
 @pytest.mark.parametrize("fields", [{"kernel": 0}, {"out_channels": 8.5}, {"activation": "swish"}, {"groups": -1}])
-def test_a_convolution_that_cannot_be_is_refused(fields: dict[str, Any]) -> None:
+def test_an_invalid_convolution_is_refused(fields: dict[str, Any]) -> None:
     with pytest.raises(SpecError) as error:
         Convolution(**{"name": "conv", "in_channels": 3, "out_channels": 8, **fields})
     ((name, value),) = fields.items()
@@ -95,13 +95,13 @@ def test_a_convolution_that_cannot_be_is_refused(fields: dict[str, Any]) -> None
         ({"accuracy": "y"}, "accuracy should be a number or None, got 'y'"),
     ],
 )
-def test_weights_say_which_field_is_of_another_kind(fields: dict[str, Any], message: str) -> None:
+def test_a_weights_entry_names_the_invalid_field(fields: dict[str, Any], message: str) -> None:
     with pytest.raises(CatalogueError) as error:
         WeightsEntry("mobilenet_v2.x", "https://x.org/x.pth", "0" * 8, "timm", 1e-5, **fields)
     assert str(error.value) == f"weights 'mobilenet_v2.x': {message}"
 
 
-def test_a_runtime_has_a_name() -> None:
+def test_a_runtime_needs_a_valid_name() -> None:
     with pytest.raises(SpecError, match="runtime has a name 5; a name is a string without spaces and colons"):
         RuntimeSpec(5, "a:b")  # type: ignore[arg-type]
 
@@ -113,13 +113,13 @@ def test_a_runtime_has_a_name() -> None:
         ({"opens": (".engine",)}, "opens=('.engine',); it should be a mapping from name to import string"),
     ],
 )
-def test_a_runtime_says_which_field_is_of_another_kind(fields: dict[str, Any], message: str) -> None:
+def test_a_runtime_spec_names_the_invalid_field(fields: dict[str, Any], message: str) -> None:
     with pytest.raises(SpecError) as error:
         RuntimeSpec("engine", "a:b", **fields)
     assert str(error.value) == f"runtime 'engine' has {message}"
 
 
-def test_what_is_well_is_accepted() -> None:
+def test_valid_fields_are_accepted() -> None:
     option = Option(1, lambda value: value > 0, "a positive number")
     assert BackboneSpec("b", **DECLARED, options={"depth": option}).options == {"depth": option}
     assert HeadSpec("h", (("C4.expansion", "C4"), "C5"), "a:b", options={"depth": option}).options == {"depth": 1}

@@ -1,4 +1,4 @@
-"""Options: what is misspelled or impossible is refused by name, with what to do."""
+"""Options: misspelled names and invalid values are refused by name, with what to do."""
 
 from typing import Any
 
@@ -41,18 +41,18 @@ def test_a_misspelled_option_of_a_model_names_the_heads_options_too(registry: Re
         ("width_mult", "width"),
     ],
 )
-def test_what_other_libraries_call_an_option_is_known(registry: Registry, theirs: str, ours: str) -> None:
+def test_option_names_of_other_libraries_are_answered_with_ours(registry: Registry, theirs: str, ours: str) -> None:
     with pytest.raises(UnknownOptionError) as error:
         registry.build("mobilenet_v2", features_only=True, **{theirs: 1})
     assert str(error.value) == f"'mobilenet_v2' takes no option {theirs!r}; it is {ours!r} here. Options: {KNOWN}"
 
 
-def test_a_name_of_other_libraries_is_no_hint_where_a_backbone_has_not_ours() -> None:
+def test_no_option_is_suggested_that_the_backbone_lacks() -> None:
     with pytest.raises(UnknownOptionError, match=r"takes no option 'width_mult'\. Options: "):
         Registry(discover=False).spec("torchvision/resnet18", features_only=True, width_mult=1)
 
 
-def test_an_option_like_nothing_else_gets_the_list_alone(registry: Registry) -> None:
+def test_an_option_unlike_any_other_is_answered_with_the_list_only(registry: Registry) -> None:
     with pytest.raises(UnknownOptionError, match=r"takes no option 'banana'\. Options: width, "):
         registry.spec("mobilenet_v1", banana=1)
 
@@ -82,7 +82,7 @@ def test_an_option_like_nothing_else_gets_the_list_alone(registry: Registry) -> 
         ("norm", "batch", "it is None or a function channels -> nn.Module"),
     ],
 )
-def test_impossible_values_are_refused_with_the_possible_ones(
+def test_invalid_values_are_refused_with_the_valid_ones(
     registry: Registry, option: str, value: Any, allowed: str
 ) -> None:
     for ask in (registry.spec, registry.build):
@@ -92,7 +92,7 @@ def test_impossible_values_are_refused_with_the_possible_ones(
 
 
 @pytest.mark.parametrize("value", [-1, 1.5, "10", True])
-def test_an_impossible_number_of_classes_is_refused(registry: Registry, value: Any) -> None:
+def test_an_invalid_number_of_classes_is_refused(registry: Registry, value: Any) -> None:
     with pytest.raises(OptionError) as error:
         registry.build("mobilenet_v2", num_classes=value)
     assert str(error.value) == (
@@ -102,7 +102,7 @@ def test_an_impossible_number_of_classes_is_refused(registry: Registry, value: A
 
 
 @pytest.mark.parametrize("value", [1.0, -0.1, "x", True])
-def test_an_impossible_dropout_is_refused(registry: Registry, value: Any) -> None:
+def test_an_invalid_dropout_is_refused(registry: Registry, value: Any) -> None:
     with pytest.raises(OptionError, match=r"head 'classification' cannot take dropout=.*; it is a rate from 0"):
         registry.build("mobilenet_v2", dropout=value)
 
@@ -124,7 +124,7 @@ def test_a_classifier_reads_one_map(registry: Registry) -> None:
     assert str(error.value) == "head 'classification' reads 1 of the maps, and taps names 2: C4, C5"
 
 
-def test_a_classifier_reads_the_map_that_it_is_told_to(registry: Registry) -> None:
+def test_a_classifier_can_read_another_tap(registry: Registry) -> None:
     model = registry.build("mobilenet_v2", taps=("C4",), num_classes=7)
     assert model.head.logits.in_features == 96
     assert list(model.backbone.taps) == ["C4"]
@@ -134,19 +134,19 @@ def test_options_of_a_variant_can_be_overridden(registry: Registry) -> None:
     assert registry.spec("mobilenet_v2_140", width=1.0).parameters == registry.spec("mobilenet_v2").parameters
 
 
-def test_specs_that_are_resolved_are_not_resolved_twice(registry: Registry) -> None:
+def test_a_resolved_spec_is_not_resolved_again(registry: Registry) -> None:
     spec = registry.spec("mobilenet_v2_140", features_only=True)
     assert registry.spec(spec, features_only=True).parameters == spec.parameters  # type: ignore[arg-type]
 
 
-def test_dropout_defaults_to_the_familys(registry: Registry) -> None:
+def test_dropout_defaults_to_the_rate_of_the_architecture(registry: Registry) -> None:
     rates = [registry.build(name).head.dropout.p for name in ("mobilenet_v1", "mobilenet_v2", "mobilenet_v3_large")]
     assert rates == [0.001, 0.2, 0.2]
     assert registry.build("mobilenet_v2", dropout=0.5).head.dropout.p == 0.5
 
 
 @pytest.mark.parametrize(("height", "width"), [(0, 5), (5, -1), (5.0, 5), ("a", 5), (True, 5)])
-def test_a_size_that_no_image_has_is_refused(registry: Registry, height: Any, width: Any) -> None:
+def test_invalid_image_sizes_are_refused(registry: Registry, height: Any, width: Any) -> None:
     for spec in (registry.spec("mobilenet_v2"), registry.spec("mobilenet_v2", features_only=True)):
         for ask in (spec.macs, spec.tap_shapes):
             with pytest.raises(OptionError) as error:

@@ -1,4 +1,4 @@
-"""The à-trous rule: dilating instead of striding computes the same network at more places."""
+"""The atrous rule: dilating instead of striding computes the same network at more positions."""
 
 import pytest
 import torch
@@ -36,7 +36,7 @@ def test_maps_at_a_smaller_output_stride_subsampled_are_the_plain_maps(
         (8, True, {"C4 entry": {2}, "C4": {2}, "C5 entry": {4}, "C5": {4}}),
     ],
 )
-def test_dilations_are_those_of_the_rule(
+def test_dilations_follow_the_atrous_rule(
     registry: Registry, output_stride: int, dilate_entry: bool, expected: dict[str, set[int]]
 ) -> None:
     spec = registry.spec(
@@ -51,7 +51,7 @@ def test_dilations_are_those_of_the_rule(
         assert {layer.dilation for layer in depthwise} == dilations, place
 
 
-def test_a_block_that_stopped_striding_gets_no_shortcut(registry: Registry) -> None:
+def test_a_block_that_no_longer_strides_gets_no_shortcut(registry: Registry) -> None:
     # With the reduced tail, Small enters C5 with 48 channels in and out.
     spec = registry.spec("mobilenet_v3_small", features_only=True, reduced_tail=True, output_stride=16)
     assert isinstance(spec, BackboneSpec)

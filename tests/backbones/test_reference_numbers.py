@@ -151,7 +151,7 @@ def test_inner_taps_have_the_published_channels(registry: Registry, name: str, a
         ("mobilenet_v1", "segmentation", (None, 512, 512)),
     ],
 )
-def test_a_reduced_tail_halves_what_the_paper_halves(
+def test_a_reduced_tail_halves_the_channels_that_the_paper_halves(
     registry: Registry, name: str, reduced: object, channels: tuple[int | None, ...]
 ) -> None:
     spec = registry.spec(name, features_only=True, reduced_tail=reduced)

@@ -1,4 +1,4 @@
-"""Asking for maps: order, subsets, mistakes, truncation, and that an address is a submodule's output."""
+"""Taps: order, subsets, errors, truncation, and that an address is the output of a submodule."""
 
 import pytest
 import torch
@@ -73,20 +73,20 @@ def test_a_truncated_backbone_ends_inside_a_block(registry: Registry) -> None:
     assert [name for name, _ in backbone.get_submodule("stages.C5.0").named_children()] == ["expand"]
 
 
-def test_keys_of_whole_and_truncated_backbones_agree(registry: Registry) -> None:
+def test_full_and_truncated_backbones_have_the_same_keys(registry: Registry) -> None:
     whole = registry.build("mobilenet_v3_large", features_only=True).state_dict()
     part = registry.build("mobilenet_v3_large", features_only=True, taps=("C3.depthwise", "C1")).state_dict()
     assert set(part) < set(whole)
     assert list(part) == [key for key in whole if key in part]
 
 
-def test_two_addresses_may_be_one_tensor(registry: Registry) -> None:
+def test_two_addresses_can_share_one_tensor(registry: Registry) -> None:
     backbone = registry.build("mobilenet_v1", features_only=True, taps=("C5", "C5.bottleneck"))
     maps = backbone(torch.zeros(2, 3, 32, 32))
     assert maps["C5"] is maps["C5.bottleneck"]
 
 
-def test_any_iterable_of_addresses_will_do(registry: Registry) -> None:
+def test_taps_can_be_any_iterable(registry: Registry) -> None:
     spec = registry.spec("mobilenet_v1", features_only=True, taps=(level for level in ("C2", "C4")))
     assert list(spec.taps) == ["C2", "C4"]
 
@@ -111,7 +111,7 @@ def test_unknown_addresses_are_refused_by_name(registry: Registry, taps: tuple[s
     assert message in str(error.value)
 
 
-def test_an_address_that_an_architecture_lacks_everywhere_is_said_so(registry: Registry) -> None:
+def test_an_address_missing_at_every_level_is_reported(registry: Registry) -> None:
     with pytest.raises(UnknownTapError) as error:
         registry.build("mobilenet_v1", features_only=True, taps=("C4.expansion",))
     assert str(error.value) == (
@@ -134,7 +134,7 @@ def test_the_stem_of_v3_small_has_no_depthwise_tap(registry: Registry) -> None:
         (3, "taps=3 should be a tuple of addresses, such as ('C3', 'C4', 'C5')"),
     ],
 )
-def test_requests_that_mean_nothing_are_refused(registry: Registry, taps: object, message: str) -> None:
+def test_malformed_taps_are_refused(registry: Registry, taps: object, message: str) -> None:
     with pytest.raises(TapError) as error:
         registry.build("mobilenet_v2", features_only=True, taps=taps)  # type: ignore[arg-type]
     assert message in str(error.value)
@@ -149,7 +149,7 @@ def test_requests_that_mean_nothing_are_refused(registry: Registry, taps: object
         ((3, 4, 3), ["ceil", 1, 5]),
     ],
 )
-def test_even_kernels_round_down_and_say_so(kernels: tuple[int, ...], rounding: list[str | int]) -> None:
+def test_even_kernels_round_down_as_declared(kernels: tuple[int, ...], rounding: list[str | int]) -> None:
     spec = BackboneSpec("evennet", stages=tuple((Conv(kernel, 8, RE),) for kernel in kernels))
     assert [tap.rounding for tap in spec.taps.values()] == rounding
     backbone = Registry(discover=False).build(spec, features_only=True).eval()

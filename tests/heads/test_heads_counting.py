@@ -72,7 +72,7 @@ def test_torchvisions_faster_rcnn_with_frozen_norms_has_its_published_parameters
 
 @pytest.mark.parametrize("name", [*FAMILIES, "mobilenet_v2_140"])
 @pytest.mark.parametrize("head", HEADS)
-def test_a_spec_counts_what_is_built(registry: Registry, name: str, head: str) -> None:
+def test_a_spec_counts_the_parameters_that_are_built(registry: Registry, name: str, head: str) -> None:
     options = {"in_channels": 4, **({"num_classes": 5} if head != "fpn" else {})}
     with torch.device("meta"):
         model = registry.build(name, head=head, **options)
@@ -127,7 +127,7 @@ def test_extra_layers_of_ssdlite_follow_the_width(registry: Registry) -> None:
 
 
 @pytest.mark.parametrize("head", HEADS)
-def test_outputs_are_stated_for_every_head(registry: Registry, head: str) -> None:
+def test_every_head_declares_its_outputs(registry: Registry, head: str) -> None:
     spec = registry.spec("mobilenet_v3_small", head=head)
     assert isinstance(spec, ModelSpec)
     expected = {

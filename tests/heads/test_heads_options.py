@@ -1,4 +1,4 @@
-"""Pairings and options that cannot be, and what is said of them; adapters for other libraries."""
+"""Options of heads: which backbones they fit, valid values, defaults of torchvision, anchors and sizes."""
 
 import inspect
 from typing import Any
@@ -114,7 +114,7 @@ WRONG_VALUES: list[tuple[str, dict[str, Any], str]] = [
 
 @pytest.mark.parametrize(("head", "name", "options", "message"), WRONG_PAIRINGS)
 @pytest.mark.parametrize("how", ["spec", "build"])
-def test_a_wrong_pairing_says_what_is_read_and_what_is_there(
+def test_a_head_that_does_not_fit_the_backbone_is_refused(
     registry: Registry, how: str, head: str, name: str | BackboneSpec, options: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(HeadError) as error:
@@ -124,7 +124,7 @@ def test_a_wrong_pairing_says_what_is_read_and_what_is_there(
 
 @pytest.mark.parametrize(("head", "options", "message"), WRONG_VALUES)
 @pytest.mark.parametrize("how", ["spec", "build"])
-def test_a_wrong_value_says_what_it_may_be(
+def test_invalid_values_of_head_options_are_refused_with_the_valid_ones(
     registry: Registry, how: str, head: str, options: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(OptionError) as error:
@@ -148,13 +148,13 @@ def test_segmenters_work_at_output_stride_16_unless_asked_otherwise(registry: Re
     assert registry.spec("mobilenet_v2", head=head, output_stride=8).backbone.output_stride == 8
 
 
-def test_a_variants_own_output_stride_comes_before_the_heads(registry: Registry) -> None:
+def test_the_output_stride_of_a_spec_overrides_the_default_of_the_head(registry: Registry) -> None:
     spec = BackboneSpec("mine", stages=registry.spec("mobilenet_v2").backbone.stages, output_stride=8)
     assert registry.spec(spec, head="lraspp").backbone.output_stride == 8
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_alternatives_are_taken_where_an_architecture_lacks_an_address(registry: Registry, name: str) -> None:
+def test_a_head_reads_an_alternative_tap_where_the_first_is_missing(registry: Registry, name: str) -> None:
     first = "C4" if name == "mobilenet_v1" else "C4.expansion"
     assert tuple(registry.spec(name, head="ssdlite").backbone.taps) == (first, "C5")
     assert tuple(registry.spec(TINYNET, head="ssdlite", taps=("C2", "C3")).backbone.taps) == ("C2", "C3")
@@ -186,7 +186,7 @@ def test_options_of_ssdlite_have_torchvisions_names_and_the_defaults_of_its_ssdl
         assert ours[name] == usual[name]
 
 
-def test_anchors_follow_the_strides_that_there_are() -> None:
+def test_anchor_sizes_follow_the_strides() -> None:
     assert anchor_sizes("retinanet", [8, 16]) == ((32, 40, 50), (64, 80, 101))
     assert anchor_sizes("fcos", [8, 16, 32]) == ((8,), (16,), (32,))
     assert anchor_sizes("faster_rcnn", [4, 8, 16, 32, 64]) == ((32,), (64,), (128,), (256,), (512,))
@@ -206,7 +206,7 @@ def test_the_finest_map_of_ssdlite_has_three_boxes_at_each_place(registry: Regis
     torch.testing.assert_close(generator._wh_pairs[1][0], torch.tensor([0.35, 0.35]))
 
 
-def test_boxes_are_cropped_from_the_levels_of_the_backbone_alone(registry: Registry) -> None:
+def test_boxes_are_pooled_from_backbone_levels_only(registry: Registry) -> None:
     """Levels that are added are for proposals, as the FPN paper and torchvision have it."""
     heads = registry.build("mobilenet_v2_050", head="mask_rcnn").head.roi_heads
     for pool in (heads.box_roi_pool, heads.mask_roi_pool):
@@ -229,7 +229,7 @@ def test_an_image_smaller_than_the_stride_is_enlarged(registry: Registry, head: 
     assert (found["boxes"][:, 3] <= 5).all()
 
 
-def test_a_plugins_head_may_state_which_values_its_options_take(registry: Registry) -> None:
+def test_the_head_of_a_plugin_can_restrict_the_values_of_its_options(registry: Registry) -> None:
     from featuretap.registry.option import choice
 
     head = HeadSpec(
@@ -247,7 +247,7 @@ def test_a_plugins_head_may_state_which_values_its_options_take(registry: Regist
         ours.build("mobilenet_v2", head="pooled", dropout=0.3)
 
 
-def test_a_head_that_contradicts_itself_is_named(registry: Registry) -> None:
+def test_an_inconsistent_head_spec_is_refused(registry: Registry) -> None:
     usual: dict[str, Any] = {"factory": "x:y", "num_classes": 2}
     with pytest.raises(SpecError, match=r"^head 'odd' reads no taps; correct its HeadSpec$"):
         HeadSpec("odd", reads=(), **usual)

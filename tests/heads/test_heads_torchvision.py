@@ -118,7 +118,7 @@ def test_a_detector_has_torchvisions_losses(registry: Registry, published: Publi
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_a_file_of_torchvisions_is_recognised_and_goes_back(
+def test_a_torchvision_checkpoint_is_recognised_and_converted_back(
     registry: Registry, published: Published, tmp_path: Path, name: str
 ) -> None:
     """A .pth file without a word about itself is loaded, saved as ours, and converted back for their strict loader."""
@@ -140,7 +140,7 @@ def test_a_file_of_torchvisions_is_recognised_and_goes_back(
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_a_file_that_is_loaded_without_a_word_predicts_the_same(
+def test_a_checkpoint_loaded_without_its_architecture_predicts_the_same(
     registry: Registry, published: Published, name: str
 ) -> None:
     """Normalisation included, which SSDLite's file does not state and its model has inside."""
@@ -160,7 +160,7 @@ def test_a_deeplab_without_an_auxiliary_output_is_recognised(registry: Registry,
     assert (said.head, said.options["auxiliary"], said.taps) == ("deeplab_v3", False, ("C5",))
 
 
-def test_a_file_that_the_catalogue_knows_has_its_own_entrys_options(
+def test_a_catalogued_checkpoint_gets_the_options_of_its_entry(
     configured: Callable[[str], Registry], published: Published, tmp_path: Path
 ) -> None:
     """Two entries of the same shapes: the digest tells them apart."""
@@ -181,7 +181,7 @@ def test_a_file_that_the_catalogue_knows_has_its_own_entrys_options(
         assert (said.preprocessing.crop, said.preprocessing.inside) == (None, True)
 
 
-def test_other_normalisation_than_torchvisions_is_not_written_for_it(registry: Registry, tmp_path: Path) -> None:
+def test_a_model_with_other_normalisation_is_not_saved_for_torchvision(registry: Registry, tmp_path: Path) -> None:
     model = registry.build("mobilenet_v3_large", head="ssdlite", reduced_tail=True, reduce_lowest_anchors=False)
     with pytest.raises(WeightsError) as error:
         registry.save(model, tmp_path / "x.safetensors", layout="torchvision")
@@ -193,7 +193,7 @@ def test_other_normalisation_than_torchvisions_is_not_written_for_it(registry: R
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_weights_made_here_predict_the_same_in_torchvision(registry: Registry, tmp_path: Path, name: str) -> None:
+def test_our_models_predict_the_same_in_torchvision(registry: Registry, tmp_path: Path, name: str) -> None:
     """With our own epsilons, which saving folds into theirs: Faster R-CNN's norms have 1e-5 there, ours 1e-3."""
     arguments, head, options = MODELS[name]
     normalisation = HALF if head == "ssdlite" else {}
@@ -227,7 +227,7 @@ def test_a_file_of_another_number_of_classes_is_recognised_too(registry: Registr
     assert ours_of(registry, name, path, num_classes=classes).description.num_classes == classes
 
 
-def test_classes_of_a_fine_tuned_file_are_told_apart(
+def test_class_layers_start_anew_for_another_number_of_classes(
     registry: Registry, published: Published, caplog: pytest.LogCaptureFixture
 ) -> None:
     _, path = published("ssdlite320_mobilenet_v3_large")
@@ -241,7 +241,9 @@ def test_classes_of_a_fine_tuned_file_are_told_apart(
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_a_backbone_is_taken_out_of_torchvisions_file(registry: Registry, published: Published, name: str) -> None:
+def test_a_backbone_is_loaded_from_a_torchvision_checkpoint(
+    registry: Registry, published: Published, name: str
+) -> None:
     model, path = published(name)
     _, head, _ = MODELS[name]
     reduced = {"reduced_tail": True} if head == "ssdlite" else {}
@@ -265,7 +267,7 @@ ENTRIES = {
 
 
 @pytest.mark.parametrize(("tag", "name", "size", "mean"), [(tag, *entry) for tag, entry in ENTRIES.items()])
-def test_published_weights_bring_their_head_and_options(
+def test_published_weights_define_head_and_options(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     registry: Registry,
@@ -304,7 +306,7 @@ def test_published_weights_bring_their_head_and_options(
     assert backbone.taps["C5"].channels == (480 if entry.head == "ssdlite" else 960)
 
 
-def test_options_beside_a_tag_come_before_those_that_it_brings(registry: Registry) -> None:
+def test_explicit_options_override_those_of_the_weights(registry: Registry) -> None:
     options = {"size": 512, "num_classes": 4, "reduce_lowest_anchors": True}
     spec = registry.spec("mobilenet_v3_large", pretrained="ssdlite320_coco_v1", **options)
     assert (spec.head_options["size"], spec.head_options["reduce_lowest_anchors"], spec.num_classes) == (512, True, 4)
@@ -313,7 +315,7 @@ def test_options_beside_a_tag_come_before_those_that_it_brings(registry: Registr
     assert tuple(classifier.backbone.taps) == ("C5",)
 
 
-def test_models_that_torchvision_does_not_have_are_not_written_for_it(registry: Registry, tmp_path: Path) -> None:
+def test_a_model_that_torchvision_lacks_is_not_saved_for_it(registry: Registry, tmp_path: Path) -> None:
     for options in ({}, {"reduced_tail": True}):
         model = registry.build("mobilenet_v3_large", head="ssdlite", **options)
         with pytest.raises(WeightsError, match="for torchvision, which has no such network; save it in the layout"):
@@ -340,7 +342,7 @@ def test_the_wrong_number_of_boxes_is_a_clear_error(registry: Registry, publishe
     )
 
 
-def test_a_users_weights_for_a_head_that_is_not_there_are_refused(configured: Callable[[str], Registry]) -> None:
+def test_weights_of_a_user_for_an_unknown_head_are_refused(configured: Callable[[str], Registry]) -> None:
     text = (
         '[weights."mobilenet_v2.mine"]\nurl = "file:///mine.pth"\nsha256 = "01234567"\nlayout = "featuretap"\n'
         'norm_eps = 1e-5\nhead = "retinnet"\n'

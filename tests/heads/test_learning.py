@@ -1,4 +1,4 @@
-"""Heads learn: a much smaller version of `benchmarks/learning.py`, which says how well."""
+"""Heads learn: a much smaller version of `benchmarks/learning.py`, which measures how well."""
 
 import logging
 from dataclasses import replace
@@ -38,7 +38,7 @@ def test_boxes_enclose_what_is_labelled() -> None:
 
 
 @pytest.mark.parametrize("head", list(SMALL))
-def test_a_head_learns_shapes_that_it_is_shown(head: str, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_head_overfits_a_few_images(head: str, caplog: pytest.LogCaptureFixture) -> None:
     """A dozen images, learned by heart: the loss falls, and the score rises above that of the untrained model."""
     caplog.set_level(logging.ERROR, "featuretap")
     usual = next(recipe for recipe in learning.RECIPES if recipe.head == head)

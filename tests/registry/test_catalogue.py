@@ -1,4 +1,4 @@
-"""The catalogue's format: what a user's file may say, and that every mistake is named with file and key."""
+"""The format of catalogue files: what a user's file may contain, and errors that name file and key."""
 
 from pathlib import Path
 
@@ -55,7 +55,7 @@ def test_a_users_weights_belong_to_the_backbone_that_they_name(config: Path) -> 
     assert (entry.tag, entry.default, entry.preprocessing.crop) == ("product_7", True, 288)
 
 
-def test_the_file_may_lie_in_the_users_configuration_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_file_is_found_in_the_users_configuration_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from platformdirs import user_config_path
 
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
@@ -65,7 +65,7 @@ def test_the_file_may_lie_in_the_users_configuration_folder(tmp_path: Path, monk
     assert "our_net" in Registry().list_backbones()
 
 
-def test_a_file_in_the_working_directory_means_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_in_the_working_directory_is_ignored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "featuretap.toml").write_text(GOOD)
     monkeypatch.chdir(tmp_path)
     assert "our_net" not in Registry().list_backbones()
@@ -194,19 +194,19 @@ def test_every_mistake_is_named_with_file_and_key(config: Path, text: str, messa
     assert str(error.value).startswith(f"{config}: {message}")
 
 
-def test_a_file_that_was_named_must_exist(config: Path) -> None:
+def test_a_configured_file_must_exist(config: Path) -> None:
     with pytest.raises(CatalogueError) as error:
         Registry().list_backbones()
     assert str(error.value) == f"cannot read the catalogue {str(config)!r}: No such file or directory"
 
 
-def test_a_file_that_is_no_text_is_refused(config: Path) -> None:
+def test_a_file_that_is_not_text_is_refused(config: Path) -> None:
     config.write_bytes(b"\xff\xfe\x00")
     with pytest.raises(CatalogueError, match=r"cannot read the catalogue '.*': it is not UTF-8 text"):
         Registry().list_backbones()
 
 
-def test_a_plugins_catalogue_may_name_code_and_stands_alone(tmp_path: Path) -> None:
+def test_the_catalogue_of_a_plugin_may_name_code(tmp_path: Path) -> None:
     path = tmp_path / "registry.toml"
     path.write_text('schema = 1\n[backbones.x]\nspec = "featuretap.backbones.mobilenet_v2:V2"\naliases = ["xx"]')
     (spec,) = load_catalogue(path).backbones

@@ -1,4 +1,4 @@
-"""What the conformance kit says of backbones that are wrong in one way each."""
+"""The conformance kit on backbones that have one mistake each."""
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -68,11 +68,11 @@ def test_a_sound_backbone_is_copied(wrong: Registry, tmp_path: Path) -> None:
         ("KeepsWhatIsNoTensor", "freezing"),
     ],
 )
-def test_what_a_check_is_not_about_passes_it(wrong: Registry, name: str, check: str) -> None:
+def test_a_check_ignores_the_subjects_of_the_other_checks(wrong: Registry, name: str, check: str) -> None:
     CHECKS[check](name, wrong)
 
 
-def test_an_interruption_is_nobodys_mistake() -> None:
+def test_an_interruption_is_not_reported_as_a_failed_check() -> None:
     with pytest.raises(KeyboardInterrupt), conformance.trying("'tinynet' fails"):
         raise KeyboardInterrupt
 
@@ -153,7 +153,7 @@ NOT_FROZEN = "; something that it rests on is not frozen"
         ("Twice", "counts", SPEC + "it declares 1,663,128 multiply-adds for a 97x161 image, and has 3,326,256"),
     ],
 )
-def test_a_backbone_that_is_wrong_fails_with_what_is_wrong(
+def test_a_wrong_backbone_fails_with_its_mistake_in_the_message(
     wrong: Registry, name: str, check: str, message: str
 ) -> None:
     with pytest.raises(SpecError) as error:
@@ -172,9 +172,7 @@ def test_a_backbone_that_is_wrong_fails_with_what_is_wrong(
         ("Unwidened", "with width=0.5 cannot be built (AttributeError: 'Unwidened' object has no attribute 'widened')"),
     ],
 )
-def test_a_table_that_is_wrong_with_some_option_fails_with_that_option(
-    wrong: Registry, name: str, message: str
-) -> None:
+def test_a_table_that_is_wrong_with_an_option_fails_with_that_option(wrong: Registry, name: str, message: str) -> None:
     conformance.check_shapes(name, wrong)
     conformance.check_counts(name, wrong)
     with pytest.raises(SpecError) as error:
@@ -202,7 +200,7 @@ def test_a_table_that_is_wrong_with_some_option_fails_with_that_option(
         ),
     ],
 )
-def test_a_backbone_that_is_another_after_copying_fails(
+def test_a_backbone_that_changes_when_it_is_copied_fails(
     wrong: Registry, tmp_path: Path, name: str, message: str
 ) -> None:
     with pytest.raises(SpecError) as error:
@@ -223,7 +221,7 @@ def test_a_backbone_that_is_another_after_copying_fails(
         ("CannotBeExported", "exports", "cannot be exported (GuardOnDataDependentSymNode: "),
     ],
 )
-def test_what_others_say_is_told_in_one_short_line(wrong: Registry, name: str, check: str, beginning: str) -> None:
+def test_foreign_errors_are_reported_in_one_short_line(wrong: Registry, name: str, check: str, beginning: str) -> None:
     with pytest.raises(SpecError) as error:
         CHECKS[check](name, wrong)
     said = str(error.value)

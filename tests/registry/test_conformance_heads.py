@@ -1,4 +1,4 @@
-"""What the conformance kit says of heads that are wrong in one way each."""
+"""The conformance kit on heads that have one mistake each."""
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -239,9 +239,7 @@ def test_a_sound_head_passes(wrong: Registry, check: Callable[..., None]) -> Non
     check("Sound", "tinynet", wrong, SIZE)
 
 
-def test_a_sound_head_has_its_classes_where_it_says_and_is_the_same_when_it_was_loaded(
-    wrong: Registry, tmp_path: Path
-) -> None:
+def test_a_sound_head_passes_the_checks_of_classes_and_files(wrong: Registry, tmp_path: Path) -> None:
     head_conformance.check_head_options("Sound", "tinynet", wrong)
     head_conformance.check_head_options("OtherTaps", "tinynet", wrong)
     head_conformance.check_head_copies("Sound", "tinynet", wrong, tmp_path, SIZE)
@@ -278,13 +276,15 @@ SHOULD = "should return a tensor (2, ...), a dict of them, or a list of two dict
         ("ExportsToSomethingElse", "exports", "returns another 'logits' when it was exported"),
     ],
 )
-def test_a_head_that_is_wrong_fails_with_what_is_wrong(wrong: Registry, name: str, check: str, message: str) -> None:
+def test_a_wrong_head_fails_with_its_mistake_in_the_message(
+    wrong: Registry, name: str, check: str, message: str
+) -> None:
     with pytest.raises(SpecError) as error:
         CHECKS[check](name, "tinynet", wrong, SIZE)
     assert str(error.value) == f"head {name!r} on 'tinynet' {message}"
 
 
-def test_a_head_that_does_not_say_what_depends_on_its_classes_fails(wrong: Registry) -> None:
+def test_a_head_with_undeclared_class_layers_fails(wrong: Registry) -> None:
     with pytest.raises(SpecError) as error:
         head_conformance.check_head_options("OtherTensors", "tinynet", wrong)
     assert str(error.value) == (
@@ -293,7 +293,7 @@ def test_a_head_that_does_not_say_what_depends_on_its_classes_fails(wrong: Regis
     )
 
 
-def test_a_head_that_is_another_when_it_was_loaded_fails(wrong: Registry, tmp_path: Path) -> None:
+def test_a_head_that_changes_when_it_is_loaded_fails(wrong: Registry, tmp_path: Path) -> None:
     with pytest.raises(SpecError) as error:
         head_conformance.check_head_copies("HidesItsState", "tinynet", wrong, tmp_path, SIZE)
     assert str(error.value) == (
@@ -309,7 +309,7 @@ def test_a_head_that_is_another_when_it_was_loaded_fails(wrong: Registry, tmp_pa
         ("CannotBeExported", "exports", "cannot be exported (GuardOnDataDependentSymNode: "),
     ],
 )
-def test_what_others_say_is_told_in_one_short_line(wrong: Registry, name: str, check: str, beginning: str) -> None:
+def test_foreign_errors_are_reported_in_one_short_line(wrong: Registry, name: str, check: str, beginning: str) -> None:
     with pytest.raises(SpecError) as error:
         CHECKS[check](name, "tinynet", wrong, SIZE)
     said = str(error.value)

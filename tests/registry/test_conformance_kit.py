@@ -181,15 +181,15 @@ PLUGIN_TESTS = {"test_names_are_its_own", "test_declaring_needs_no_torch"}
         ("headed", {f"{test}[means-mobilenet_v3_small]" for test in HEAD_TESTS}),
     ],
 )
-def test_one_class_tests_every_promise_and_names_whose(said: str, name: str, tests: set[str]) -> None:
+def test_one_class_makes_a_test_of_each_promise_and_name(said: str, name: str, tests: set[str]) -> None:
     assert outcomes(said, name) == {"PASSED": tests | PLUGIN_TESTS}
 
 
-def test_a_registry_in_which_nothing_is_discovered_is_imported(said: str) -> None:
+def test_the_isolated_registry_discovers_nothing(said: str) -> None:
     assert outcomes(said, "isolated") == {"PASSED": {"test_nothing_is_discovered"}}
 
 
-def test_what_does_not_hold_is_told_in_a_sentence(said: str) -> None:
+def test_a_false_declaration_fails_with_one_sentence(said: str) -> None:
     failed = outcomes(said, "floors")["FAILED"]
     assert failed == {"test_maps_have_the_declared_shapes[floors]"}
     assert (
@@ -197,7 +197,7 @@ def test_what_does_not_hold_is_told_in_a_sentence(said: str) -> None:
     )
 
 
-def test_a_name_that_is_built_in_is_told_with_what_it_hides(said: str) -> None:
+def test_a_built_in_name_fails_with_the_qualified_name(said: str) -> None:
     assert outcomes(said, "shadows")["FAILED"] == {"test_names_are_its_own"}
     assert report(said, "TestMine.test_names_are_its_own") == [
         "'shadows' claims the backbone 'mobilenet_v2', which is built in and stays; its own is 'shadows:mobilenet_v2'"
@@ -223,7 +223,7 @@ def test_a_name_that_is_built_in_is_told_with_what_it_hides(said: str) -> None:
         ("unsaid", 'TestMine names no plugin; write plugin = "package.module" in it', ""),
     ],
 )
-def test_a_plugin_that_cannot_be_tested_is_told_without_the_lines_of_the_kit(
+def test_a_plugin_that_cannot_be_tested_fails_without_the_source_lines_of_the_kit(
     said: str, name: str, first: str, last: str
 ) -> None:
     assert outcomes(said, name) == {"ERROR": {""}}
@@ -247,7 +247,7 @@ def test_a_plugin_that_cannot_be_tested_is_told_without_the_lines_of_the_kit(
         ("nowhere", "'nowhere' cannot be imported by itself (ModuleNotFoundError: No module named 'nowhere')"),
     ],
 )
-def test_a_plugin_that_is_slow_to_import_or_cannot_be_is_told_so(
+def test_a_plugin_that_imports_torch_or_cannot_be_imported_fails(
     folder: Path, monkeypatch: pytest.MonkeyPatch, module: str, message: str
 ) -> None:
     monkeypatch.syspath_prepend(folder)

@@ -96,7 +96,7 @@ def test_timms_names_mean_timms_networks(registry: Registry, alias: str) -> None
     assert registry.spec(alias).parameters == theirs
 
 
-def test_timms_small_at_half_width_is_another_network_and_has_no_alias(registry: Registry) -> None:
+def test_timms_small_at_half_width_is_a_different_network_and_has_no_alias(registry: Registry) -> None:
     with torch.device("meta"):
         theirs = sum(parameter.numel() for parameter in oracles.timm_model("mobilenetv3_small_050").parameters())
     assert (theirs, registry.spec("mobilenet_v3_small_050").parameters) == (1_593_224, 1_592_704)
@@ -161,7 +161,7 @@ def test_width_one_leaves_uneven_channels_alone_and_others_round_them() -> None:
     assert [tap.channels for tap in mine.spec("tinynet", features_only=True, width=2).taps.values()] == [16, 24, 40]
 
 
-def test_a_head_and_a_backbone_that_do_not_go_together_say_so() -> None:
+def test_a_classifier_on_a_backbone_without_c5_is_refused() -> None:
     mine = Registry([with_hooks("tiny_plugin", TINY)], discover=False)
     with pytest.raises(HeadError) as error:
         mine.build("tinynet")
@@ -190,7 +190,7 @@ def test_built_in_names_and_aliases_are_never_shadowed() -> None:
         assert len(mine.spec(f"impostor:{name}", features_only=True).taps) == 3
 
 
-def test_two_plugins_that_claim_one_name_must_be_told_apart() -> None:
+def test_a_name_that_two_plugins_provide_is_ambiguous() -> None:
     wide = BackboneSpec("tinynet", stages=((Conv(3, 64, RE),),))
     mine = Registry([with_hooks("first", TINY), with_hooks("second", wide)], discover=False)
     with pytest.raises(UnknownBackboneError) as error:
@@ -220,7 +220,7 @@ def test_a_declared_backbone_is_built_by_its_factory() -> None:
         ({"stages": ((Conv(3, 8, RE),),) * 6}, "'x' has a stage without rows, or more than 5 stages"),
     ],
 )
-def test_a_spec_that_says_nothing_is_refused(arguments: dict[str, Any], message: str) -> None:
+def test_an_incomplete_spec_is_refused(arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(SpecError) as error:
         BackboneSpec("x", **arguments)
     assert str(error.value) == message
@@ -236,7 +236,7 @@ def test_a_spec_that_says_nothing_is_refused(arguments: dict[str, Any], message:
         {"channels": 8, "stride": 4, "rounding": -1},
     ],
 )
-def test_a_tap_that_cannot_be_is_refused(tap: dict[str, Any]) -> None:
+def test_an_invalid_tap_is_refused(tap: dict[str, Any]) -> None:
     with pytest.raises(SpecError) as error:
         Tap(**tap)
     assert str(error.value) == (
@@ -248,11 +248,11 @@ def test_a_tap_that_cannot_be_is_refused(tap: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     ("rounding", "sizes"), [("ceil", (8, 9, 9)), ("floor", (8, 8, 8)), (0, (8, 8, 8)), (3, (8, 8, 9)), (7, (8, 9, 9))]
 )
-def test_a_tap_says_how_sizes_are_rounded(rounding: Any, sizes: tuple[int, ...]) -> None:
+def test_sizes_of_maps_are_rounded_as_the_tap_declares(rounding: Any, sizes: tuple[int, ...]) -> None:
     assert tuple(Tap(4, 8, rounding).shape(height, 64)[1] for height in (64, 65, 69)) == sizes
 
 
-def test_a_model_says_what_it_is(registry: Registry) -> None:
+def test_a_model_has_a_description(registry: Registry) -> None:
     model = registry.build("mobilenetv3_large_100", reduced_tail=True, num_classes=10)
     said = model.description
     assert (said.name, said.taps, said.options) == ("mobilenet_v3_large", ("C5",), {"reduced_tail": True})
@@ -260,7 +260,7 @@ def test_a_model_says_what_it_is(registry: Registry) -> None:
     assert registry.build("mobilenet_v2", features_only=True).description.head is None
 
 
-def test_threads_that_ask_first_all_get_the_same_answer() -> None:
+def test_threads_that_load_the_registry_at_once_get_the_same_names() -> None:
     fresh, answers = Registry(discover=False), []
     threads = [threading.Thread(target=lambda: answers.append(fresh.list_backbones())) for _ in range(8)]
     for thread in threads:
@@ -270,7 +270,7 @@ def test_threads_that_ask_first_all_get_the_same_answer() -> None:
     assert answers == [answers[0]] * 8
 
 
-def test_threads_that_build_at_once_get_whole_models(registry: Registry) -> None:
+def test_models_can_be_built_in_several_threads_at_once(registry: Registry) -> None:
     built: list[torch.nn.Module] = []
     threads = [
         threading.Thread(target=lambda: built.append(registry.build("mobilenet_v3_small").eval())) for _ in range(8)
@@ -288,7 +288,7 @@ def test_threads_that_build_at_once_get_whole_models(registry: Registry) -> None
     }
 
 
-def test_what_a_variant_function_set_survives_building(registry: Registry) -> None:
+def test_options_set_by_variant_functions_are_kept_when_building(registry: Registry) -> None:
     dilated = with_output_stride(LARGE, 16)
     assert registry.build(dilated, features_only=True)(torch.zeros(2, 3, 64, 64))["C5"].shape[2:] == (4, 4)
     assert registry.spec(dilated, features_only=True, output_stride=32).taps["C5"].stride == 32
@@ -296,7 +296,7 @@ def test_what_a_variant_function_set_survives_building(registry: Registry) -> No
     assert registry.build(grey, features_only=True, taps=("C1",))(torch.zeros(2, 1, 64, 64))["C1"].shape[1] == 16
 
 
-def test_a_plugin_that_asks_the_registry_while_it_loads_fails_instead_of_hanging() -> None:
+def test_a_plugin_that_queries_the_registry_while_loading_fails_instead_of_hanging() -> None:
     def featuretap_backbones() -> Any:
         return [mine.spec("mobilenet_v2", features_only=True)]
 
@@ -319,7 +319,7 @@ def test_a_plugin_that_asks_the_registry_while_it_loads_fails_instead_of_hanging
         ("banana", f"{THERE} 'banana'"),
     ],
 )
-def test_what_other_libraries_call_a_function_is_known(name: str, message: str) -> None:
+def test_function_names_of_other_libraries_are_answered_with_ours(name: str, message: str) -> None:
     with pytest.raises(AttributeError) as error:
         getattr(featuretap.registry, name)
     assert str(error.value) == message

@@ -1,4 +1,4 @@
-"""Backbones that are wrong in one way each, for the tests of the conformance kit."""
+"""Backbones that have one mistake each, for the tests of the conformance kit."""
 
 import threading
 from collections.abc import Callable
