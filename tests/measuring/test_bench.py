@@ -72,16 +72,16 @@ def test_bench_prints_json(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(registry, "compile", fake)
     settings = ("--size", "32,32x48", "--batch", "1, 2", "--rounds", 2, "--threads", 1)
     with torch_threads(2):
-        ran = run("bench", SMALL, "--runtime", "onnxruntime,eager", "--option", "width=0.5", *settings, "--json")
+        ran = run("bench", SMALL, "--runtime", "inductor,eager", "--option", "width=0.5", *settings, "--json")
         assert torch.get_num_threads() == 2
     facts = json.loads(ran.out)
     assert list(facts) == ["options", "machine", "rounds", "warm_up", "pause", "measurements", "left_out"]
     assert (facts["options"], facts["left_out"]) == ({"width": 0.5}, [])
     assert facts["machine"]["threads"] == 1
-    assert used == [("onnxruntime", 1)]
+    assert used == [("inductor", 1)]
     found = facts["measurements"]
     assert [(m["size"], m["batch"], m["by"]) for m in found] == [
-        (size, batch, by) for size in ([32, 32], [32, 48]) for batch in (1, 2) for by in ("onnxruntime", "eager")
+        (size, batch, by) for size in ([32, 32], [32, 48]) for batch in (1, 2) for by in ("inductor", "eager")
     ]
     assert all(len(m["seconds"]) == 2 for m in found)
     spec: Any = registry.spec(SMALL, features_only=True, width=0.5)

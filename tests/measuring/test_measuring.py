@@ -210,19 +210,19 @@ def test_contenders_are_every_network_in_every_runtime_and_library(monkeypatch: 
     begun: list[str] = []
     names = ["mobilenet_v3_small", "mobilenet_v3_small_minimalistic"]
     made, left_out = contenders.contenders(
-        [*names, names[0]], ["onnxruntime", "eager"], ["torchvision"], taps=("C1",), threads=3, begin=begun.append
+        [*names, names[0]], ["inductor", "eager"], ["torchvision"], taps=("C1",), threads=3, begin=begun.append
     )
     small, minimalistic = names
     assert [(contender.name, contender.by) for contender in made] == [
-        (small, "onnxruntime"),
+        (small, "inductor"),
         (small, "eager"),
         (small, "torchvision"),
-        (minimalistic, "onnxruntime"),
+        (minimalistic, "inductor"),
         (minimalistic, "eager"),
     ]
     assert [contender.parameters for contender in made] == [m.spec.parameters for m in made]
     assert compiled == [3, 3]
-    assert begun[:3] == [f"{small}, onnxruntime", f"{small}, eager", f"{small}, torchvision"]
+    assert begun[:3] == [f"{small}, inductor", f"{small}, eager", f"{small}, torchvision"]
     assert left_out == [f"torchvision has no network that is '{minimalistic}'; it is measured without"]
 
 
