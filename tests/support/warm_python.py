@@ -100,7 +100,7 @@ def serve(address: str) -> tuple[dict[str, Any], list[int]]:
                     status = os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
                     connection.sendall(str(status).encode())
                     os._exit(0)
-    sys.exit()
+    os._exit(0)
 
 
 def become(request: dict[str, Any], streams: list[int]) -> None:
