@@ -18,12 +18,14 @@ import subprocess
 import sys
 import tempfile
 import time
+import traceback
 import xml.etree.ElementTree as ElementTree
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import pytest
 from cosmic_ray.commands.init import init
 from cosmic_ray.mutating import mutate_code
 from cosmic_ray.plugins import get_operator
@@ -32,6 +34,7 @@ from coverage import CoverageData
 
 # `|` stands in annotations and `**` before keyword arguments: their mutants are no behaviour or no Python.
 LEFT_OUT = ("core/ReplaceBinaryOperator_BitOr", "core/ReplaceBinaryOperator_Pow")
+BROKEN = 99
 AT_IMPORT = "tests/backbones/"
 """Tests of a module whose statements all run at import, as tables do: no test covers those by itself."""
 
@@ -149,10 +152,14 @@ def outcome(copy: Path, tests: list[str]) -> tuple[str, str]:
     report.unlink(missing_ok=True)
     child = os.fork()
     if not child:
-        os.setsid()
-        for descriptor in (1, 2):
-            os.dup2(os.open(copy / "output.txt", os.O_WRONLY | os.O_CREAT | os.O_TRUNC), descriptor)
-        os._exit(trial(copy, tests, report))
+        # Whatever happens, a child must not go on as its parent.
+        status = BROKEN
+        try:
+            status = trial(copy, tests, report)
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            os._exit(status)
     deadline = time.monotonic() + 120
     while not (waited := os.waitpid(child, os.WNOHANG))[0]:
         if time.monotonic() > deadline:
@@ -161,18 +168,20 @@ def outcome(copy: Path, tests: list[str]) -> tuple[str, str]:
             return "killed", "no end within 120 s"
         time.sleep(0.05)
     status = os.waitstatus_to_exitcode(waited[1])
-    assert status != 5, f"no such tests: {tests[:3]}"
+    assert status not in (BROKEN, pytest.ExitCode.NO_TESTS_COLLECTED), (copy / "output.txt").read_text()
     killer = json.loads(report.read_text()) if report.exists() else "tests cannot be collected"
     return ("killed", killer) if status else ("survived", "")
 
 
 def trial(copy: Path, tests: list[str], report: Path) -> int:
+    os.setsid()
     os.chdir(copy)
+    for descriptor in (1, 2):
+        os.dup2(os.open("output.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND), descriptor)
     # The package is found in the copy, here and in processes that tests start, and this script beside nothing.
     sys.path[0] = str(copy.parent)
     os.environ |= {"PYTHONPATH": str(copy.parent), "PYTHONDONTWRITEBYTECODE": "1", "OMP_NUM_THREADS": "1"}
     sys.dont_write_bytecode = True
-    import pytest
 
     class FirstFailure:
         def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
@@ -180,7 +189,8 @@ def trial(copy: Path, tests: list[str], report: Path) -> int:
                 path.write_text(json.dumps(report.nodeid))
 
     path = report
-    arguments = ["-x", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", f"--rootdir={copy}", *tests]
+    rewritten = "ignore::pytest.PytestAssertRewriteWarning"
+    arguments = ["-W", rewritten, "-x", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", f"--rootdir={copy}", *tests]
     return int(pytest.main(arguments, plugins=[FirstFailure()]))
 
 
