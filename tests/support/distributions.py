@@ -217,32 +217,6 @@ class Environment:
             check=False,
         )
 
-    def shell(self, script: str, folder: Path) -> subprocess.CompletedProcess[str]:
-        """Run commands in a folder, as if the environment had been activated; pip installs from disk only."""
-        commands = {
-            "pip": [sys.executable, "-m", "pip", "--python", self.python],
-            "featuretap": [self.python, "-m", "featuretap.registry.command_line"],
-            "pytest": [self.python, "-m", "pytest"],
-        }
-        for name, command in commands.items():
-            path = self.python.with_name(name)
-            path.write_text(f'#!/bin/sh\nexec {" ".join(map(str, command))} "$@"\n')
-            path.chmod(0o755)
-        return subprocess.run(
-            ["bash", "-euc", script],
-            cwd=folder,
-            env={
-                **os.environ,
-                "PATH": f"{self.python.parent}{os.pathsep}{os.environ['PATH']}",
-                "PIP_NO_INDEX": "1",
-                "PIP_NO_BUILD_ISOLATION": "0",
-                "PIP_DISABLE_PIP_VERSION_CHECK": "1",
-            },
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-
     def featuretap(self, *arguments: object, **variables: str) -> subprocess.CompletedProcess[str]:
         """Run the command line there."""
         return self.run("-m", "featuretap.registry.command_line", *arguments, **variables)

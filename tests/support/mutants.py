@@ -35,8 +35,6 @@ from coverage import CoverageData
 # `|` stands in annotations and `**` before keyword arguments: their mutants are no behaviour or no Python.
 LEFT_OUT = ("core/ReplaceBinaryOperator_BitOr", "core/ReplaceBinaryOperator_Pow")
 BROKEN = 99
-AT_IMPORT = "tests/backbones/"
-"""Tests of a module whose statements all run at import, as tables do: no test covers those by itself."""
 
 
 @dataclass
@@ -89,8 +87,8 @@ def recorded_seconds(junit: Path) -> dict[str, float]:
 class Selection:
     """Which tests to try on a mutant, from the coverage contexts and times of one run."""
 
-    def __init__(self, root: Path, coverage: Path, junit: Path, seconds: float) -> None:
-        self.root, self.budget = root, seconds
+    def __init__(self, root: Path, coverage: Path, junit: Path, seconds: float, tables: str) -> None:
+        self.root, self.budget, self.tables = root, seconds, tables
         self.data = CoverageData(str(coverage))
         self.data.read()
         self.seconds = recorded_seconds(junit)
@@ -101,7 +99,7 @@ class Selection:
         contexts = self.data.contexts_by_lineno(file) if file else {}
         line = first_line(self.root / mutant.module, mutant.line)
         covering = names(contexts.get(line, ())) or names(one for every in contexts.values() for one in every)
-        everything = covering or {test for test in names(self.data.measured_contexts()) if test.startswith(AT_IMPORT)}
+        everything = covering or {test for test in names(self.data.measured_contexts()) if test.startswith(self.tables)}
         chosen, left = [], self.budget
         for test in sorted(everything, key=lambda test: (self._seconds(test), test)):
             left -= self._seconds(test) + 0.02
@@ -202,6 +200,11 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=300)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--seconds", type=float, default=20.0)
+    parser.add_argument(
+        "--tables",
+        default="tests/backbones/",
+        help="tests of modules whose statements all run at import, as tables do: no test covers those by itself",
+    )
     parser.add_argument("--out", type=Path, default=Path("mutants.jsonl"))
     parser.add_argument(
         "--part", type=int, nargs=2, default=(0, 1), metavar=("K", "N"), help="every Nth mutant from the Kth"
@@ -210,7 +213,7 @@ def main() -> None:
     root = Path(subprocess.check_output(["git", "rev-parse", "--show-toplevel"], text=True).strip())
     first, step = options.part
     mutants = sample(root, options.folders, options.count, options.seed)[first::step]
-    selection = Selection(root, options.coverage, options.junit, options.seconds)
+    selection = Selection(root, options.coverage, options.junit, options.seconds, options.tables)
     counts: Counter[tuple[str, str]] = Counter()
     with options.out.open("w") as out:
         for mutant in run(mutants, selection):

@@ -1,4 +1,4 @@
-"""What a user writes, for a type checker. Run by nobody, checked by `tests/test_typing.py`.
+"""What a user writes, for a type checker. Run by nobody, checked by `tests/repository/test_typing.py`.
 
 A line with `type: ignore` is a wrong use that a type checker has to find: an ignore that is not needed is an error too.
 """
