@@ -1,4 +1,4 @@
-"""Two processes under torchrun do what one does: each image once, the same judgement, and as good a model."""
+"""Two processes under torchrun do what one does: each image once, the same metrics, and as good a model."""
 
 import csv
 import json
@@ -6,11 +6,12 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
-from support import TESTS
+from support import TESTS, Completed
 from support.training_runs import coloured_folder
 
 
@@ -32,99 +33,126 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+class Told(NamedTuple):
+    """What several processes have left: what each saw while it trained, and what all printed for each command."""
+
+    processes: list[Any]
+    printed: dict[str, Completed]
+
+
 @pytest.fixture(scope="module")
-def runs(data: Path, official_weights: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[int, list[Any]]:
-    """Number of processes → what each says after a run."""
-    folder = tmp_path_factory.mktemp("runs")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run that two processes make, for the commands of both groups of processes."""
+    return tmp_path_factory.mktemp("trained") / "run"
+
+
+@pytest.fixture(scope="module")
+def two(data: Path, official_weights: Path, trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Told:
+    usual = ("--backbone", "mobilenet_v1", "--option", "width=0.25", "--size", 32, "--batch-size", 8, "--epochs", 2)
+    commands = {
+        "train": ("train", data, *usual, "--workers", 0, "--out", trained),
+        "evaluate": ("evaluate", data, "--weights", trained / "best.safetensors", "--json"),
+        "missing": ("train", data.parent / "no", "--backbone", "mobilenet_v1", "--batch-size", 8),
+    }
+    return told(2, data, official_weights, tmp_path_factory.mktemp("two"), commands)
+
+
+@pytest.fixture(scope="module")
+def one(two: Told, data: Path, official_weights: Path, trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Told:
+    commands = {"evaluate": ("evaluate", data, "--weights", trained / "best.safetensors", "--json")}
+    return told(1, data, official_weights, tmp_path_factory.mktemp("one"), commands)
+
+
+def told(processes: int, data: Path, weights: Path, folder: Path, commands: Mapping[str, Sequence[object]]) -> Told:
+    """Train in several processes, run commands in them, and return what they say."""
     settings = {
         "backbone": "mobilenet_v2",
         "options": {},
-        "weights": str(official_weights),
+        "weights": str(weights),
         "freeze": "C5",
         "lr": 0.01,
         "epochs": 2,
         "val_fraction": 0.21,
     }
-    said = {}
-    for processes in (1, 2):
-        out = folder / f"with {processes}"
-        torchrun(processes, "support.evaluate_in_processes", data, out, json.dumps(settings))
-        said[processes] = [
-            json.loads((folder / f"with {processes}-{rank}.json").read_text()) for rank in range(processes)
-        ]
-    return said
+    lines = {name: [*map(str, command)] for name, command in commands.items()}
+    torchrun(processes, "support.evaluate_in_processes", data, folder, json.dumps((settings, lines)))
+    printed = {}
+    for name in ("seen", *commands):
+        (status,) = {json.loads(path.read_text())[name] for path in folder.glob("statuses-*.json")}
+        streams = [sorted(folder.glob(f"{name}-*.{stream}")) for stream in ("out", "err")]
+        printed[name] = Completed(status, *("".join(path.read_text() for path in paths) for paths in streams))
+    assert printed["seen"].status == 0, printed["seen"].err
+    each = [json.loads((folder / f"seen-{rank}.json").read_text()) for rank in range(processes)]
+    return Told(each, printed)
 
 
-def test_each_image_is_judged_by_once_an_epoch(runs: dict[int, list[Any]]) -> None:
-    (alone,) = runs[1]
-    one, other = (said["seen"]["val"] for said in runs[2])
+def test_each_image_is_evaluated_once_an_epoch(one: Told, two: Told) -> None:
+    (alone,) = (said["seen"]["val"] for said in one.processes)
+    first, second = (said["seen"]["val"] for said in two.processes)
     # Two epochs of seven images.
-    assert (len(one), len(other), len(alone["seen"]["val"])) == (8, 6, 14)
-    assert sorted(one + other) == sorted(alone["seen"]["val"])
-    assert not set(one) & set(other)
+    assert (len(first), len(second), len(alone)) == (8, 6, 14)
+    assert sorted(first + second) == sorted(alone)
+    assert not set(first) & set(second)
 
 
-def test_no_image_is_learned_from_twice_in_an_epoch(runs: dict[int, list[Any]]) -> None:
-    epochs = [[said["seen"]["train"][:12] for said in runs[2]], [said["seen"]["train"][12:24] for said in runs[2]]]
-    (alone,) = runs[1]
-    for number, (one, other) in enumerate(epochs):
-        assert len({*one, *other}) == 24
+def test_each_training_image_is_read_at_most_once_an_epoch(one: Told, two: Told) -> None:
+    (alone,) = (said["seen"]["train"] for said in one.processes)
+    for number in range(2):
+        first, second = (said["seen"]["train"][12 * number : 12 * (number + 1)] for said in two.processes)
+        assert len({*first, *second}) == 24
         # The same images in every step as with one process, half of them in each.
-        steps = [{*one[step : step + 4], *other[step : step + 4]} for step in range(0, 12, 4)]
-        whole = alone["seen"]["train"][24 * number : 24 * (number + 1)]
+        steps = [{*first[step : step + 4], *second[step : step + 4]} for step in range(0, 12, 4)]
+        whole = alone[24 * number : 24 * (number + 1)]
         assert steps == [{*whole[step : step + 8]} for step in range(0, 24, 8)]
 
 
-def test_every_process_gets_the_same_judgement_and_one_speaks(runs: dict[int, list[Any]]) -> None:
-    first, second = runs[2]
+def test_every_process_gets_the_same_metrics_and_one_leads(one: Told, two: Told) -> None:
+    first, second = two.processes
     assert (first["scores"], first["counts"]) == (second["scores"], second["counts"])
     assert (first["leads"], second["leads"]) == (True, False)
-    assert first["counts"] == runs[1][0]["counts"]
+    assert first["counts"] == one.processes[0]["counts"]
 
 
-def test_two_processes_learn_what_one_does(runs: dict[int, list[Any]]) -> None:
-    (alone,), (first, _) = runs[1], runs[2]
+def test_two_processes_learn_what_one_does(one: Told, two: Told) -> None:
+    (alone,), (first, _) = one.processes, two.processes
     assert alone["scores"]["accuracy"] == first["scores"]["accuracy"] == 1.0
     # The backbone is frozen, so that no batch norm tells the halves of a batch apart: only dropout and crops differ.
     assert first["scores"]["loss"] == pytest.approx(alone["scores"]["loss"], abs=0.1)
 
 
-def test_the_command_line_prints_once_under_torchrun(data: Path, tmp_path: Path) -> None:
-    arguments = ["--backbone", "mobilenet_v1", "--option", "width=0.25", "--size", 32, "--batch-size", 8, "--epochs", 2]
-    out = torchrun(
-        2,
-        "featuretap.registry.command_line",
-        "train",
-        data,
-        *arguments,
-        "--workers",
-        0,
-        "--out",
-        tmp_path / "run",
-    )
-    assert out.count("epoch 2/2") == out.count("best epoch") == 1
-    weights = tmp_path / "run" / "best.safetensors"
-    judged = torchrun(2, "featuretap.registry.command_line", "evaluate", data, "--weights", weights, "--json")
-    alone = torchrun(1, "featuretap.registry.command_line", "evaluate", data, "--weights", weights, "--json")
-    both, one = json.loads(judged), json.loads(alone)
-    with (tmp_path / "run" / "history.csv").open() as file:
+def test_training_prints_once_under_torchrun(two: Told) -> None:
+    ran = two.printed["train"]
+    assert ran.status == 0, ran.err
+    assert ran.out.count("epoch 2/2") == ran.out.count("best epoch") == 1
+
+
+def test_evaluation_in_two_processes_prints_once_the_metrics_of_one(one: Told, two: Told, trained: Path) -> None:
+    judged, alone = two.printed["evaluate"], one.printed["evaluate"]
+    assert (judged.status, alone.status) == (0, 0), judged.err + alone.err
+    both, single = json.loads(judged.out), json.loads(alone.out)
+    with (trained / "history.csv").open() as file:
         losses = {row["accuracy"]: float(row["loss"]) for row in reversed([*csv.DictReader(file)])}
     # Whatever the processes had counted apart was put together before it was judged and written.
-    assert one["scores"]["loss"] == pytest.approx(losses[max(losses)], rel=1e-5)
-    assert both["per_class"] == one["per_class"]
-    assert both["scores"]["accuracy"] == one["scores"]["accuracy"]
-    assert both["scores"]["loss"] == pytest.approx(one["scores"]["loss"], rel=1e-5)
+    assert single["scores"]["loss"] == pytest.approx(losses[max(losses)], rel=1e-5)
+    assert both["per_class"] == single["per_class"]
+    assert both["scores"]["accuracy"] == single["scores"]["accuracy"]
+    assert both["scores"]["loss"] == pytest.approx(single["scores"]["loss"], rel=1e-5)
 
 
-def test_what_one_process_finds_wrong_is_one_line_for_all(data: Path, tmp_path: Path) -> None:
-    (tmp_path / "taken").mkdir()
-    (tmp_path / "taken" / "thesis.txt").write_text("")
-    command = ["featuretap.registry.command_line", "train"]
-    more = ["--backbone", "mobilenet_v1", "--batch-size", 8, "--out", tmp_path / "taken"]
-    for folder, message in (
-        (data, f"'{tmp_path / 'taken'}' holds something else; choose another folder with out"),
-        (tmp_path / "no", f"there is no folder '{tmp_path / 'no'}'; give the folder of a data set, or a name such as"),
-    ):
-        ran = torchrun(2, *command, folder, *more, fails=True)
-        assert ran.count(f"featuretap: {message}") == 2, ran
-        assert "gloo" not in ran
+def test_an_error_that_all_processes_meet_is_one_line_of_each(two: Told, data: Path) -> None:
+    ran, folder = two.printed["missing"], data.parent / "no"
+    assert ran.status != 0
+    message = f"there is no folder '{folder}'; give the folder of a data set, or a name such as"
+    assert ran.err.count(f"featuretap: {message}") == 2, ran.err
+    assert "gloo" not in ran.err
+
+
+def test_an_error_that_the_first_process_meets_is_one_line_of_each(data: Path, tmp_path: Path) -> None:
+    taken = tmp_path / "taken"
+    taken.mkdir()
+    (taken / "thesis.txt").write_text("")
+    more = ["--backbone", "mobilenet_v1", "--batch-size", 8, "--out", taken]
+    ran = torchrun(2, "featuretap.registry.command_line", "train", data, *more, fails=True)
+    message = f"'{taken}' holds something else; choose another folder with out"
+    assert ran.count(f"featuretap: {message}") == 2, ran
+    assert "gloo" not in ran

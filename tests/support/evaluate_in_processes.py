@@ -1,18 +1,25 @@
-"""Train and judge under torchrun, and leave what each process saw; run by test_training_distributed.py.
+"""Train, and run commands, in each process of torchrun; run by test_training_distributed.py.
 
-Arguments: the folder of the data, the folder of the run, and JSON of settings. Each process writes which images it has
-read to learn from and to judge by, in order, as JSON into the folder of the run's parent.
+Arguments: the folder of the data, the folder for the results, and JSON of the settings of a run and of commands: name →
+arguments. Each process imports torch once, and forks a process for each step. The first step trains and writes as JSON
+which images it has read to learn from and to be evaluated by, in order; the others are the commands. Standard output
+and error of a step are in files of its own.
 """
 
 import json
 import os
 import sys
+import traceback
 from collections.abc import Callable
+from functools import partial
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch.distributed import PrefixStore
 
+from featuretap.registry import command_line
 from featuretap.training import loaders
 from featuretap.training.run import train
 from support.training_runs import small_run
@@ -34,19 +41,60 @@ def recorded(read: Callable[[Any, int], Any]) -> Callable[[Any, int], Any]:
     return noting
 
 
-def main(data: str, out: Path, settings: dict[str, Any]) -> None:
-    torch.set_num_threads(1)
+def train_and_record(data: str, out: Path, settings: dict[str, Any], path: Path) -> None:
     loaders._Prepared.__getitem__ = recorded(loaders._Prepared.__getitem__)  # type: ignore[method-assign]
     result = train(small_run(data, out, **settings), say=lambda line: None)
-    rank = os.environ.get("RANK", "0")
-    judged = {
+    told = {
         "scores": dict(result.judgement.scores),
         "counts": [score.occurrences for score in result.judgement.per_class],
         "leads": result.leads,
         "seen": SEEN,
     }
-    out.with_name(f"{out.name}-{rank}.json").write_text(json.dumps(judged))
+    path.write_text(json.dumps(told))
+
+
+def separate_rendezvous(name: str) -> None:
+    """Keep the addresses of the processes under a name of their own in torchrun's store.
+
+    The processes of one step otherwise read the addresses of those of the step before, which are still there.
+    """
+    # torch.distributed has a function of the module's name.
+    rendezvous: Any = import_module("torch.distributed.rendezvous")
+    create = rendezvous._create_c10d_store
+    rendezvous._create_c10d_store = lambda *given, **more: PrefixStore(name, create(*given, **more))
+
+
+def status_of(step: Callable[[], object], printed: Path) -> int:
+    """Run a step in a forked process, with its output in `printed`.out and `printed`.err; return its exit status."""
+    child = os.fork()
+    if child:
+        return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    # Whatever happens, a child must not go on as its parent.
+    status = 99
+    try:
+        for descriptor, stream in ((1, "out"), (2, "err")):
+            os.dup2(os.open(f"{printed}.{stream}", os.O_WRONLY | os.O_CREAT), descriptor)
+        separate_rendezvous(printed.name.rpartition("-")[0])
+        step()
+        status = 0
+    except SystemExit as ended:
+        status = int(ended.code or 0)
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+
+
+def main(data: str, folder: Path, settings: dict[str, Any], commands: dict[str, list[str]]) -> None:
+    torch.set_num_threads(1)
+    rank = os.environ["RANK"]
+    training = partial(train_and_record, data, folder / "run", settings, folder / f"seen-{rank}.json")
+    steps = {"seen": training} | {name: partial(command_line.main, line) for name, line in commands.items()}
+    statuses = {name: status_of(step, folder / f"{name}-{rank}") for name, step in steps.items()}
+    (folder / f"statuses-{rank}.json").write_text(json.dumps(statuses))
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], Path(sys.argv[2]), json.loads(sys.argv[3]))
+    main(sys.argv[1], Path(sys.argv[2]), *json.loads(sys.argv[3]))
