@@ -40,14 +40,15 @@ SMALL = BackboneSpec(
         (Conv(3, 24, HS), Conv(1, 40, HS)),
     ),
 )
+LEVELS = BackboneSpec("levels", stages=tuple((Conv(3, width, RE),) for width in (8, 8, 16, 16, 24)))
 
 MODELS: dict[str, tuple[str | BackboneSpec, dict[str, Any]]] = {
-    "features": ("mobilenet_v3_small", {"features_only": True}),
+    "features of a registered backbone": ("mobilenet_v3_small", {"features_only": True, "taps": ("C2",)}),
     "features in another order": (SMALL, {"features_only": True, "taps": ("C5", "C2.depthwise", "C1")}),
-    "a classifier": (SMALL, {"num_classes": 7}),
-    "pooled features": (SMALL, {"num_classes": 0, "in_channels": 1}),
-    "a pyramid": (SMALL, {"head": "fpn", "out_channels": 16, "extra_levels": "p6p7"}),
-    "a segmenter": (SMALL, {"head": "lraspp", "pooling": "global", "num_classes": 3}),
+    "a classifier": (LEVELS, {"num_classes": 7}),
+    "pooled features": (LEVELS, {"num_classes": 0, "in_channels": 1}),
+    "a pyramid": (TINY, {"head": "fpn", "taps": ("C1", "C2"), "out_channels": 16, "extra_levels": "p6p7"}),
+    "a segmenter": (LEVELS, {"head": "lraspp", "pooling": "global", "num_classes": 3}),
 }
 
 
@@ -90,7 +91,7 @@ def test_a_runtime_returns_what_the_model_does_for_images_of_any_number_and_size
 
 
 @pytest.mark.parametrize("runtime", ["inductor", "aot"])
-def test_torchs_own_compilers_do_too(registry: Registry, runtime: str) -> None:
+def test_pytorch_compilers_return_what_the_model_does(registry: Registry, runtime: str) -> None:
     model = with_statistics(registry.build(TINY, features_only=True))
     compiled = registry.compile(model, runtime)
     for shape in ((2, 3, 64, 96), (1, 3, 97, 65)):
@@ -109,7 +110,7 @@ def compiled(request: pytest.FixtureRequest, registry: Registry, tiny: nn.Module
     return registry.compile(tiny, request.param)
 
 
-def test_maps_of_one_call_outlive_the_next(compiled: nn.Module) -> None:
+def test_outputs_of_one_call_are_not_overwritten_by_the_next(compiled: nn.Module) -> None:
     first = compiled(torch.randn(1, 3, 40, 40))
     kept = {name: feature.clone() for name, feature in first.items()}
     compiled(torch.randn(1, 3, 40, 40))
@@ -127,14 +128,14 @@ def test_any_memory_format_and_images_with_gradients_are_taken(compiled: nn.Modu
         agree(compiled(given), expected)
 
 
-def test_threads_may_call_it_at_once(compiled: nn.Module, tiny: nn.Module) -> None:
+def test_several_threads_may_call_a_compiled_model_at_once(compiled: nn.Module, tiny: nn.Module) -> None:
     batches = [torch.randn(1, 3, 48, 64) for _ in range(16)]
     with ThreadPoolExecutor(4) as pool:
         for found, images in zip(pool.map(compiled, batches), batches, strict=True):
             agree(found, answers(tiny, images))
 
 
-def test_the_model_stays_as_it_is_and_is_compiled_for_inference(registry: Registry) -> None:
+def test_compiling_leaves_the_model_unchanged(registry: Registry) -> None:
     model = with_statistics(registry.build(TINY, features_only=True)).train()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     compiled, images = registry.compile(model), torch.randn(2, 3, 40, 40)
@@ -155,8 +156,8 @@ def test_one_size_and_one_number_of_images_can_be_fixed(registry: Registry, tiny
 
 
 def test_a_head_for_one_size_says_so_and_works_with_it(registry: Registry) -> None:
-    model = with_statistics(registry.build(SMALL, head="lraspp", num_classes=2))
-    with pytest.raises(ExportError, match=r"'small'.* for images .* 'out' differs .* such as size=\(224, 224\)"):
+    model = with_statistics(registry.build(LEVELS, head="lraspp", num_classes=2))
+    with pytest.raises(ExportError, match=r"'levels'.* for images .* 'out' differs .* such as size=\(224, 224\)"):
         registry.compile(model)
     images = torch.randn(2, 3, 64, 96)
     agree(registry.compile(model, size=(64, 96))(images), answers(model, images))
@@ -178,7 +179,9 @@ def test_images_that_it_cannot_take_are_refused(compiled: nn.Module, images: Any
         compiled(images)
 
 
-def test_what_is_only_for_inference_says_so(registry: Registry, compiled: nn.Module, tmp_path: Path) -> None:
+def test_a_compiled_model_cannot_be_trained_copied_or_saved(
+    registry: Registry, compiled: nn.Module, tmp_path: Path
+) -> None:
     assert compiled.eval() is compiled
     refused: list[tuple[Callable[[], Any], str]] = [
         (compiled.train, "cannot be trained; train the model that it was made of"),
@@ -208,7 +211,7 @@ def test_what_is_only_for_inference_says_so(registry: Registry, compiled: nn.Mod
         ({"runtime": "inductor", "threads": 77}, OptionError, "threads, not 77; call torch.set_num_threads(77) before"),
     ],
 )
-def test_what_cannot_be_asked_is_refused(
+def test_bad_arguments_of_compile_are_refused(
     registry: Registry, tiny: nn.Module, given: dict[str, Any], error: type[FeaturetapError], message: str
 ) -> None:
     with pytest.raises(error) as raised:
@@ -308,14 +311,14 @@ def test_a_plugin_adds_a_runtime(tiny: nn.Module) -> None:
         ("in_numpy", r"its 'C1' is ndarray, not torch.float32"),
     ],
 )
-def test_a_runtime_that_returns_something_else_is_found_out(tiny: nn.Module, function: str, message: str) -> None:
+def test_a_runtime_with_different_outputs_is_refused(tiny: nn.Module, function: str, message: str) -> None:
     spec = RuntimeSpec("engine", f"{__name__}:{function}")
     registry = Registry(plugins=[plugin("engines", spec)], discover=False)
     with pytest.raises(ExportError, match=message):
         registry.compile(tiny, "engine")
 
 
-def test_norms_that_were_folded_wrongly_are_found_out(
+def test_wrongly_folded_norms_are_detected(
     registry: Registry, tiny: nn.Module, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch, "compile", lambda module, **options: module)
@@ -333,7 +336,7 @@ def test_two_addresses_of_one_map_are_two_outputs(registry: Registry) -> None:
         agree(registry.compile(model, runtime, size=(40, 40))(images), answers(model, images))
 
 
-def test_a_runtime_that_two_plugins_have_is_nobodys(tiny: nn.Module) -> None:
+def test_a_runtime_of_two_plugins_needs_a_qualified_name(tiny: nn.Module) -> None:
     spec = RuntimeSpec("plain", f"{__name__}:interpreting")
     registry = Registry(plugins=[plugin("one", spec), plugin("two", spec)], discover=False)
     with pytest.raises(UnknownRuntimeError) as error:

@@ -90,7 +90,7 @@ def agree(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
         assert (found[name] - feature).abs().max() <= 1e-4 * feature.abs().max()
 
 
-def test_files_are_read_without_featuretap_and_say_what_they_are(files: Path, tiny: nn.Module) -> None:
+def test_files_are_read_without_featuretap_and_describe_the_model(files: Path, tiny: nn.Module) -> None:
     images = torch.randn(2, 3, 45, 67)
     torch.save(images, files / "images.pth")
     ran = subprocess.run(
@@ -125,7 +125,7 @@ def test_runtimes_open_files_in_a_fresh_process(files: Path, tiny: nn.Module) ->
         agree(found, answers(tiny, images))
 
 
-def test_a_program_that_is_not_compiled_is_no_package(files: Path, registry: Registry) -> None:
+def test_aot_refuses_a_program_of_torch_export(files: Path, registry: Registry) -> None:
     path = files / FILES["torch-export"]
     with pytest.raises(ExportError) as raised:
         registry.compile(path, "aot")
@@ -135,7 +135,7 @@ def test_a_program_that_is_not_compiled_is_no_package(files: Path, registry: Reg
     )
 
 
-def test_a_program_holds_no_images_of_its_making(files: Path) -> None:
+def test_a_program_does_not_contain_its_example_images(files: Path) -> None:
     assert (files / FILES["torch-export"]).stat().st_size < 100_000
 
 
@@ -165,7 +165,7 @@ def test_models_of_other_kinds_are_written_too(
     agree(*(maps if isinstance(maps, dict) else {"": maps} for maps in (found, expected)))
 
 
-def test_both_files_of_openvino_take_the_places_of_older_ones(tmp_path: Path, registry: Registry) -> None:
+def test_both_openvino_files_replace_older_ones(tmp_path: Path, registry: Registry) -> None:
     model = with_statistics(registry.build(TINY, features_only=True, taps=("C1",)))
     for name in ("a.xml", "a.bin"):
         (tmp_path / name).write_text("older")
@@ -201,7 +201,7 @@ def nothing(self: Any, image: Tensor) -> Any:
         (cropped, r"its 'C2' is \(1, 12, 56, 41\), not \(1, 12, 57, 41\); give the one size of images that it is for"),
     ],
 )
-def test_what_computes_something_else_is_not_kept(
+def test_a_file_that_computes_something_else_is_not_kept(
     tmp_path: Path,
     registry: Registry,
     tiny: nn.Module,
@@ -217,7 +217,7 @@ def test_what_computes_something_else_is_not_kept(
 
 
 @pytest.mark.parametrize("lost", ["featuretap.name", "featuretap.signature"])
-def test_what_says_too_little_is_not_kept(
+def test_a_file_that_lacks_metadata_is_not_kept(
     tmp_path: Path, registry: Registry, tiny: nn.Module, monkeypatch: pytest.MonkeyPatch, lost: str
 ) -> None:
     load = torch_files.load_script
@@ -257,7 +257,7 @@ def test_a_format_is_known_by_name_and_ending(
     refused(registry, tiny, OptionError, message, tmp_path / name, form)
 
 
-def test_a_folder_has_to_take_the_file(tmp_path: Path, registry: Registry, tiny: nn.Module) -> None:
+def test_targets_that_cannot_be_written_are_refused(tmp_path: Path, registry: Registry, tiny: nn.Module) -> None:
     (tmp_path / "file").write_text("")
     (tmp_path / "a.ts").mkdir()
     for name, reason in {
@@ -279,7 +279,7 @@ def test_missing_packages_are_named_before_any_work(
         refused(registry, tiny, MissingExtraError, message, tmp_path / name)
 
 
-def test_models_that_cannot_be_are_refused(tmp_path: Path, registry: Registry, tiny: nn.Module) -> None:
+def test_models_that_cannot_be_exported_are_refused(tmp_path: Path, registry: Registry, tiny: nn.Module) -> None:
     message = "^Linear carries no description; registry.export writes models that registry.build or registry.load"
     refused(registry, nn.Linear(1, 1), OptionError, message, tmp_path / "a.onnx")
     vit = registry.build("timm/vit_tiny_patch16_224", features_only=True)

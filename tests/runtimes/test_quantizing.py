@@ -74,7 +74,7 @@ def test_the_file_opens_as_a_model_that_returns_nearly_the_same_for_any_number_a
     tiny.train()
 
 
-def test_the_file_says_what_was_done(made: Report) -> None:
+def test_the_file_describes_its_quantisation(made: Report) -> None:
     said = {prop.key: prop.value for prop in onnx.load(made.path).metadata_props}
     assert json.loads(said[QUANTIZED]) == {
         "format": "QDQ",
@@ -141,7 +141,7 @@ def test_agreement_is_that_of_vectors() -> None:
     assert near.top1 == 0.5
 
 
-def test_of_very_many_images_some_are_taken_evenly(images: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_very_many_images_are_sampled_evenly(images: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(calibration, "MOST", 3)
     taken, judged = calibration.split([images], [])
     assert [file.name for file in taken] == ["000.jpg", "004.png", "009.png"]
@@ -166,7 +166,7 @@ def test_a_pretrained_classifier_agrees_with_itself_on_photographs_that_it_was_n
 
 
 @pytest.mark.parametrize("broken", [(integers, "quantize_static"), (quantizing, "agreements")])
-def test_what_breaks_half_way_leaves_the_old_file_and_nothing_else(
+def test_an_interrupted_quantisation_leaves_the_old_file_and_nothing_else(
     registry: Registry,
     tiny: nn.Module,
     images: Path,
@@ -251,7 +251,7 @@ REFUSED: dict[str, tuple[type[Exception], Prepare, str]] = {
 
 
 @pytest.mark.parametrize("case", REFUSED)
-def test_what_cannot_be_quantised_is_said(case: str, registry: Registry, images: Path, tmp_path: Path) -> None:
+def test_what_cannot_be_quantised_is_refused(case: str, registry: Registry, images: Path, tmp_path: Path) -> None:
     error, prepare, words = REFUSED[case]
     with pytest.raises(error) as raised:
         prepare(registry, images, tmp_path)

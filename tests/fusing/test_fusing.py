@@ -57,7 +57,7 @@ def backbone() -> nn.Module:
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
-def test_features_are_the_same_without_any_norm(registry: Registry, name: str) -> None:
+def test_fused_backbones_return_the_same_features(registry: Registry, name: str) -> None:
     model = trained(registry, name, features_only=True)
     fused = fuse(model)
     assert norms(model)
@@ -68,7 +68,7 @@ def test_features_are_the_same_without_any_norm(registry: Registry, name: str) -
 
 
 @pytest.mark.parametrize("head", HEADS)
-def test_what_heads_make_of_them_is_the_same_without_any_norm(registry: Registry, head: str) -> None:
+def test_fused_models_with_heads_return_the_same_outputs(registry: Registry, head: str) -> None:
     given = images(2, 65, 97)
     pyramid = {"fpn_norm": "batch_norm", "out_channels": 32} if "fpn_norm" in registry.head(head).options else {}
     model = registry.build("mobilenet_v3_small", head=head, **SMALL.get(head, {}), **pyramid)
@@ -89,7 +89,7 @@ def test_what_heads_make_of_them_is_the_same_without_any_norm(registry: Registry
 
 
 @pytest.mark.parametrize("name", ["torchvision/resnet18", "torchvision/mobilenet_v2"])
-def test_torchvisions_maps_are_the_same_without_any_norm(registry: Registry, name: str) -> None:
+def test_fused_torchvision_backbones_return_the_same_features(registry: Registry, name: str) -> None:
     model = trained(registry, name, features_only=True, taps=("C1", "C2")).double()
     fused = fuse(model)
     assert norms(model)
@@ -120,7 +120,7 @@ def test_other_batch_norms_are_folded_too(registry: Registry, norm: Any) -> None
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_half_precision_is_folded_in_single(registry: Registry, dtype: torch.dtype) -> None:
+def test_half_precision_models_are_folded_in_float32(registry: Registry, dtype: torch.dtype) -> None:
     model = trained(registry, features_only=True, taps=("C1",)).to(dtype)
     fused = fuse(model)
     expected = fuse(copy.deepcopy(model).float()).to(dtype).state_dict()
@@ -128,7 +128,7 @@ def test_half_precision_is_folded_in_single(registry: Registry, dtype: torch.dty
     assert fused(PICTURES.to(dtype))["C1"].dtype == dtype
 
 
-def test_paths_stay_and_norms_leave_their_tensors_to_biases(backbone: nn.Module) -> None:
+def test_fusing_keeps_module_paths_and_replaces_norms_by_biases(backbone: nn.Module) -> None:
     fused = fuse(backbone)
     assert fused.get_submodule("stages.C1.0.norm")._get_name() == "Identity"
     convolutions = {name.removesuffix("norm.weight") for name in backbone.state_dict() if name.endswith("norm.weight")}
@@ -136,7 +136,7 @@ def test_paths_stay_and_norms_leave_their_tensors_to_biases(backbone: nn.Module)
     assert set(fused.state_dict()) == whole | {f"{path}conv.bias" for path in convolutions}
 
 
-def test_the_original_stays_as_it_is(registry: Registry) -> None:
+def test_fusing_does_not_change_the_original(registry: Registry) -> None:
     model = registry.build("mobilenet_v3_small", features_only=True, taps=("C1",), freeze_norm=True)
     before = copy.deepcopy(model)
     fused = fuse(model)
@@ -159,13 +159,13 @@ def test_frozen_backbones_are_fused(registry: Registry, name: str) -> None:
         fused.train()
 
 
-def test_description_taps_and_preprocessing_stay(registry: Registry, backbone: nn.Module) -> None:
+def test_fusing_keeps_description_taps_and_preprocessing(registry: Registry, backbone: nn.Module) -> None:
     fused = fuse(backbone)
     assert (fused.description, fused.taps) == (backbone.description, backbone.taps)
     assert registry.transforms(fused)(torch.zeros(3, 300, 300)).shape == (3, 224, 224)
 
 
-def test_no_gradient_reaches_its_parameters_but_one_reaches_images(backbone: nn.Module) -> None:
+def test_gradients_of_a_fused_model_reach_images_but_no_parameters(backbone: nn.Module) -> None:
     fused, pictures = fuse(backbone), PICTURES.clone().requires_grad_()
     assert not any(parameter.requires_grad for parameter in fused.parameters())
     fused(pictures)["C2"].sum().backward()
@@ -173,7 +173,7 @@ def test_no_gradient_reaches_its_parameters_but_one_reaches_images(backbone: nn.
 
 
 @pytest.mark.parametrize("wrapped", [False, True], ids=["itself", "in another model"])
-def test_it_refuses_to_be_trained(backbone: nn.Module, wrapped: bool) -> None:
+def test_a_fused_model_refuses_to_be_trained(backbone: nn.Module, wrapped: bool) -> None:
     fused = fuse(backbone)
     with pytest.raises(TrainingError) as error:
         (nn.Sequential(fused) if wrapped else fused).train()
@@ -186,7 +186,7 @@ def test_it_refuses_to_be_trained(backbone: nn.Module, wrapped: bool) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:.torch.jit.*deprecated:FutureWarning")
-def test_it_scripts_exports_compiles_pickles_and_copies(backbone: nn.Module) -> None:
+def test_a_fused_model_can_be_scripted_exported_compiled_pickled_and_copied(backbone: nn.Module) -> None:
     fused, expected = fuse(backbone), backbone(PICTURES)
     buffer = io.BytesIO()
     torch.jit.save(torch.jit.script(fused), buffer)
@@ -284,7 +284,7 @@ def built(registry: Registry, change: str) -> nn.Module:
         ("traced", 2),
     ],
 )
-def test_what_cannot_be_folded_stays_and_is_said(
+def test_norms_that_cannot_be_folded_stay_and_are_logged(
     registry: Registry, change: str, stay: int, caplog: pytest.LogCaptureFixture
 ) -> None:
     model = built(registry, change)
@@ -305,7 +305,7 @@ def refused(model: nn.Module) -> str:
     return str(error.value)
 
 
-def test_what_cannot_be_fused_is_an_error(registry: Registry, backbone: nn.Module) -> None:
+def test_models_that_cannot_be_fused_are_refused(registry: Registry, backbone: nn.Module) -> None:
     timms = registry.build("timm/mobilenetv3_small_100", features_only=True, taps=("C2",))
     assert refused(timms) == (
         f"cannot fuse 'timm/mobilenetv3_small_100': none of its {len(norms(timms))} batch norms is known to run right "
