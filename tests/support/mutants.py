@@ -3,7 +3,7 @@
 Operators come from cosmic-ray. `make mutants` runs this after a run of all tests that recorded which test covers which
 line. A mutant is tried against the tests that cover its statement (those of its module, where the statement runs at
 import): the `--tests` fastest, for a minute at most, so that the cost of a survivor is bounded and the share of killed
-mutants is a lower bound. Each trial is a process forked from one that has imported PyTorch, in a copy of the repository.
+mutants is a lower bound. Each trial is a fork of a process that has imported PyTorch, in a copy of the repository.
 """
 
 import argparse
@@ -42,7 +42,7 @@ MINUTE = 60
 class Mutant:
     """A place in a module, what is written there instead, and the outcome of its trial.
 
-    The outcome is "killed" by a test, "survived", "no end" within a minute, or "untested" where no test covers the module.
+    Outcomes: "killed" by a test, "survived", "no end" within a minute, "untested" where no test covers the module.
     """
 
     module: str
