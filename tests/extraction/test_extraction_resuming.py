@@ -1,7 +1,6 @@
 """Runs that were interrupted and continue, and folders in which a run does not continue."""
 
 import re
-import resource
 import shutil
 import signal
 import subprocess
@@ -12,6 +11,7 @@ from pathlib import Path
 import pytest
 from filelock import FileLock
 from support.extraction import SMALL, Run, bytes_in, photograph
+from support.full_disk import full_disk
 
 from featuretap import registry
 
@@ -142,12 +142,8 @@ def test_a_full_disk_is_an_error_and_finished_shards_are_kept(extract: Run, fold
     out = tmp_path / "out"
     extract(*how, "--out", out)
     (out / "features-00000-of-00002.safetensors").unlink()
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (40_000, hard))
-    try:
+    with full_disk(40_000):
         ran = extract(*how, "--out", out)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert (ran.status, ran.err) == (
         2,
         f"featuretap: cannot write '{out / 'features-00000-of-00002.safetensors'}': File too large\n",

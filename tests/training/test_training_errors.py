@@ -1,7 +1,6 @@
 """What is wrong with a run is said before the first step, in one line, and nothing is lost."""
 
-import resource
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ import pytest
 import torch
 from support import Completed
 from support.data_sets import mask, picture
+from support.full_disk import full_disk
 from support.training_runs import coloured_folder, small_run
 
 from featuretap import registry
@@ -130,21 +130,10 @@ def test_an_interrupted_run_prints_how_to_resume_it(
     )
 
 
-@pytest.fixture
-def files_of_one_megabyte() -> Iterator[None]:
-    """Let this process write no file of more than 1 MB; the hard limit stays, so that anyone may undo it."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, hard))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-
-
-def test_a_file_size_limit_is_noticed_before_the_first_step(
-    run: Run, data: Path, tmp_path: Path, files_of_one_megabyte: None
-) -> None:
-    assert said(run, "train", data, *SMALL, "--out", tmp_path / "run") == (
-        f"cannot write the 3 MB of a run's state into '{tmp_path / 'run'}': File too large"
-    )
+def test_a_file_size_limit_is_noticed_before_the_first_step(run: Run, data: Path, tmp_path: Path) -> None:
+    with full_disk(1_000_000):
+        error = said(run, "train", data, *SMALL, "--out", tmp_path / "run")
+    assert error == (f"cannot write the 3 MB of a run's state into '{tmp_path / 'run'}': File too large")
 
 
 def test_an_invalid_setting_in_a_file_names_the_file(run: Run, tmp_path: Path) -> None:

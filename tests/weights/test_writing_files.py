@@ -2,13 +2,13 @@
 
 import contextlib
 import os
-import resource
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import torch
+from support.full_disk import full_disk
 from support.saved_models import assert_equal_bits, cut_backbone, error_of, everything_in, small_classifier
 
 from featuretap.registry import Registry
@@ -38,17 +38,6 @@ def as_nobody() -> Iterator[None]:
     finally:
         if root:
             os.seteuid(0)
-
-
-@contextlib.contextmanager
-def full_disk(size: int) -> Iterator[None]:
-    """Limit the size of files that this process writes, as a full disk does."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 @pytest.fixture
