@@ -1,13 +1,16 @@
 """Invalid fields of specs are refused when the spec is created, so that only the plugin with the mistake fails."""
 
+from dataclasses import FrozenInstanceError, fields, is_dataclass
 from typing import Any
 
 import pytest
 
+from featuretap.registry import specs
 from featuretap.registry.errors import CatalogueError, SpecError
 from featuretap.registry.hookspecs import WeightsEntry
 from featuretap.registry.specs import RE, BackboneSpec, Conv, Convolution, HeadSpec, Option, RuntimeSpec, Tap
 
+CLASSES = [value for value in vars(specs).values() if is_dataclass(value)]
 STAGES = ((Conv(3, 8, RE),),)
 DECLARED: dict[str, Any] = {"taps": {"C5": Tap(8, 32)}, "factory": "a:b"}
 OPTIONS = "names of options, which are identifiers and no arguments of build, to their defaults"
@@ -123,3 +126,15 @@ def test_valid_fields_are_accepted() -> None:
     option = Option(1, lambda value: value > 0, "a positive number")
     assert BackboneSpec("b", **DECLARED, options={"depth": option}).options == {"depth": option}
     assert HeadSpec("h", (("C4.expansion", "C4"), "C5"), "a:b", options={"depth": option}).options == {"depth": 1}
+
+
+@pytest.mark.parametrize("kind", CLASSES, ids=[kind.__name__ for kind in CLASSES])
+def test_specs_cannot_be_changed(kind: type[Any]) -> None:
+    """What a name means must not depend on what some code did to a shared spec."""
+    name = fields(kind)[0].name
+    with pytest.raises(FrozenInstanceError):
+        setattr(object.__new__(kind), name, "changed")
+
+
+def test_every_kind_of_spec_is_found() -> None:
+    assert {"BackboneSpec", "HeadSpec", "Bneck", "BatchNorm", "Tap"} <= {kind.__name__ for kind in CLASSES}

@@ -308,6 +308,19 @@ def test_a_picture_of_one_map_has_two_panels() -> None:
     assert page.size == (2 * 336 + 16, 640 + 28 + 32)
 
 
+def test_each_panel_of_a_picture_is_below_its_title() -> None:
+    maps = {name: np.ones((1, 2, 4), np.float32) for name in ("C1", "C2", "C3", "C4")}
+    page = draw_taps(Image.new("RGB", (60, 30), "red"), maps, dict.fromkeys(maps, 2))
+    pixels = np.asarray(page)
+    red, black = ((pixels == colour).all(2) for colour in ((255, 0, 0), (0, 0, 0)))
+    # 320 pixels wide and half as high, 16 from the edges; 28 for each title; maps without any contrast are black.
+    assert red[16 + 28 : 16 + 28 + 160, 16 : 16 + 320].all()
+    assert red.sum() == 160 * 320
+    below = 160 + 28 + 16
+    for left, top in ((336, 0), (672, 0), (0, below), (336, below)):
+        assert black[top + 16 + 28 : top + 16 + 28 + 160, left + 16 : left + 16 + 320].all()
+
+
 def test_version_and_help(run: Run) -> None:
     from featuretap import __version__
 

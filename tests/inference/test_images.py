@@ -80,6 +80,12 @@ def test_a_missing_image_is_refused(tmp_path: Path) -> None:
     assert str(error.value) == f"cannot read the image '{tmp_path}/absent.png': No such file or directory"
 
 
+def test_a_path_that_no_file_can_have_is_refused() -> None:
+    with pytest.raises(ImageError) as error:
+        read_image(Path("a\0b.png"))
+    assert str(error.value) == "cannot read the image 'a\\x00b.png': embedded null byte"
+
+
 def test_a_folder_is_refused_as_an_image(tmp_path: Path) -> None:
     with pytest.raises(ImageError) as error:
         read_image(tmp_path)

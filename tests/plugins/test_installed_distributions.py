@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from support import Completed
-from support.distributions import GOOD, installed_here, table, write_installed, write_metadata
+from support.distributions import GOOD, IMPORTS, Distribution, installed_here, table, write_installed, write_metadata
 
 import featuretap
 from featuretap.registry import Registry
@@ -21,6 +21,19 @@ def installed(tmp_path: Path) -> Iterator[Path]:
     """A folder of installed distributions: two with plugins that work."""
     with installed_here(write_installed(tmp_path / "installed", GOOD)):
         yield tmp_path / "installed"
+
+
+def test_a_head_that_two_distributions_have_is_listed_without_a_description(run: Run, tmp_path: Path) -> None:
+    head = "@hookimpl\ndef featuretap_heads():\n    return [HeadSpec('twinhead', reads=('C5',), factory='a:b')]\n"
+    twins = {name: Distribution(IMPORTS + head) for name in ("one", "two")}
+    with installed_here(write_installed(tmp_path / "twins", twins)):
+        listed = run("list", "--heads", "twin*")
+    assert listed.status == 0
+    assert ["twinhead", "–", "–"] in [line.split() for line in listed.out.splitlines()]
+    message = (
+        "2 plugins have a head named 'twinhead'; say which: 'featuretap-one:twinhead' or 'featuretap-two:twinhead'"
+    )
+    assert message in listed.err
 
 
 def statuses(run: Run) -> dict[str, str]:

@@ -14,6 +14,7 @@ from support.training_runs import coloured_folder, small_run
 
 from featuretap import registry
 from featuretap.registry.errors import FeaturetapError
+from featuretap.training.configuration import Configuration
 from featuretap.training.run import train
 
 Run = Callable[..., Completed]
@@ -216,6 +217,11 @@ def test_a_full_disk_is_noticed_before_the_first_step(
 )
 def test_bad_arguments_of_evaluate_are_one_line(run: Run, arguments: tuple[str, ...], message: str) -> None:
     assert said(run, "evaluate", *arguments) == message
+
+
+def test_evaluation_splits_a_data_set_as_training_does_by_default(run: Run) -> None:
+    fraction = Configuration.__dataclass_fields__["val_fraction"].default
+    assert f"[default: {fraction}" in run("evaluate", "--help").out
 
 
 def test_a_model_is_evaluated_on_its_own_classes_only(run: Run, data: Path, tmp_path: Path) -> None:

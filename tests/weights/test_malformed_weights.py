@@ -201,6 +201,8 @@ NUMBER = "it has the number {}, where sizes and offsets are"
         (literal(shape="[-0]"), NUMBER.format("-0")),
         (literal(data_offsets="[-0, 8]"), NUMBER.format("-0")),
         (literal(data_offsets="[-8, 0]"), NUMBER.format("-8")),
+        # 2⁶³ has 19 digits; a number of 20 is not converted.
+        (literal(data_offsets=f"[0, {2**63}]"), f"the tensor 'a' has the offsets [0, {2**63}]"),
         (literal(shape=f"[{10**30}]"), NUMBER.format("1" + "0" * 24)),
         (literal(shape="[" + "9" * 10_000 + "]"), NUMBER.format("9" * 25)),
         (literal(data_offsets=f"[0, {2**64 + 8}]"), NUMBER.format("18446744073709551624")),
