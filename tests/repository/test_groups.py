@@ -86,3 +86,12 @@ def test_a_skipped_test_fails_where_no_skips_are_allowed(project: pytest.Pyteste
     result = project.runpytest_inprocess("--no-skips")
     result.assert_outcomes(passed=2, failed=1)
     result.stdout.fnmatch_lines(["skipped, which --no-skips does not allow: Skipped: no snail"])
+
+
+def test_a_skipped_file_fails_where_no_skips_are_allowed(project: pytest.Pytester) -> None:
+    path = Path(project.path, "slow/test_slow.py")
+    path.write_text("import pytest\npytest.importorskip('not_installed')\ndef test_slow(): pass")
+    project.runpytest_inprocess().assert_outcomes(passed=1, skipped=1)
+    result = project.runpytest_inprocess("--no-skips")
+    result.assert_outcomes(errors=1)
+    result.stdout.fnmatch_lines(["skipped, which --no-skips does not allow: *could not import 'not_installed'*"])

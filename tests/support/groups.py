@@ -26,7 +26,7 @@ def group_of(path: Path, config: pytest.Config) -> str | None:
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--quick", action="store_true", help="leave out the groups, and say which at the end")
-    parser.addoption("--no-skips", action="store_true", help="a test that skips itself fails")
+    parser.addoption("--no-skips", action="store_true", help="a test or file that skips itself fails")
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
@@ -45,7 +45,17 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, Any, Any]:
     report = yield
-    if report.skipped and item.config.getoption("no_skips") and not hasattr(report, "wasxfail"):
+    return report if hasattr(report, "wasxfail") else without_skip(report, item.config)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report(collector: pytest.Collector) -> Generator[None, Any, Any]:
+    return without_skip((yield), collector.config)
+
+
+def without_skip(report: Any, config: pytest.Config) -> Any:
+    """Return the report of a test or of a file, failed if it skips itself under --no-skips."""
+    if report.skipped and config.getoption("no_skips"):
         report.outcome = "failed"
         report.longrepr = f"skipped, which --no-skips does not allow: {report.longrepr[-1]}"
     return report
