@@ -15,10 +15,10 @@ import torch
 from torch import Tensor, nn
 
 from featuretap.registry.addresses import LEVELS
-from featuretap.registry.import_strings import load
 from featuretap.registry.layers import Convolution, SqueezeExcite
 from featuretap.registry.options import Freezing
 from featuretap.registry.specs import BackboneSpec, Block, Tap
+from featuretap.support.import_strings import load
 
 __all__ = ["Backbone", "ConvolutionLayer", "SqueezeExciteLayer", "TappedChain", "bare"]
 

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from benchmarks.networks import FEATURES, NAME
 from benchmarks.results import limit, milliseconds, section, table, timed
 from featuretap import registry
-from featuretap.measuring.timing import PAUSE, Timing
 from featuretap.runtimes.on_onnxruntime import session_of
+from featuretap.support.timing import PAUSE, Timing
 
 __all__ = ["eager", "overhead", "runtimes", "sizes", "truncated"]
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from zipfile import ZipFile
 
-from featuretap.measuring.timing import report
+from featuretap.support.timing import report
 
 PLUGINS = 100
 

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 
 from featuretap.measuring.machine import multiply_adds_per_second
-from featuretap.measuring.timing import Timing, interleaved
+from featuretap.support.timing import Timing, interleaved
 
 __all__ = ["Contenders", "limit", "milliseconds", "section", "table", "timed"]
 

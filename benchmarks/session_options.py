@@ -10,10 +10,10 @@ import torch
 from benchmarks.networks import NAME
 from benchmarks.results import limit, milliseconds, section, timed
 from featuretap import registry
-from featuretap.measuring.timing import PAUSE
 from featuretap.runtimes.exportable import exportable
 from featuretap.runtimes.on_onnxruntime import session_of
 from featuretap.runtimes.onnx_files import IMAGE, onnx_model
+from featuretap.support.timing import PAUSE
 
 __all__ = ["session_options"]
 

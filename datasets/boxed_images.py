@@ -14,8 +14,8 @@ from PIL import Image
 from featuretap.datasets.data_set import Boxes
 from featuretap.datasets.image_checks import image_problem, size_problem
 from featuretap.datasets.splitting import rarest, relative_name, split
-from featuretap.registry.errors import DataError
-from featuretap.registry.images import read_image
+from featuretap.support.errors import DataError
+from featuretap.support.images import read_image
 
 __all__ = ["AnnotatedImage", "BoxedImages", "box_problem", "clipped", "divided", "gathered"]
 

@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 from featuretap.datasets.data_set import DataSet
 from featuretap.datasets.problems import first_few
-from featuretap.registry.errors import DataError
+from featuretap.support.errors import DataError
 
 __all__ = ["check_readable"]
 

@@ -9,8 +9,8 @@ from featuretap.datasets.boxed_images import divided, gathered
 from featuretap.datasets.coco_file import read_coco
 from featuretap.datasets.data_set import DataSet
 from featuretap.datasets.parts import part_folders
-from featuretap.registry.errors import DataError
-from featuretap.registry.extras import check_extra
+from featuretap.support.errors import DataError
+from featuretap.support.extras import check_extra
 
 __all__ = ["open_coco"]
 

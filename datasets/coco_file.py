@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, TypeGuard
 
 from featuretap.datasets.boxed_images import AnnotatedImage, box_problem, clipped
 from featuretap.datasets.problems import first_few, raise_problems
-from featuretap.registry.errors import DataError
+from featuretap.support.errors import DataError
 
 __all__ = ["CocoFile", "read_coco"]
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from featuretap.registry.extras import check_extra
+from featuretap.support.extras import check_extra
 
 __all__ = ["Digits"]
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 from PIL import Image
 
-from featuretap.registry.errors import ImageError
-from featuretap.registry.images import read_image
+from featuretap.support.errors import ImageError
+from featuretap.support.images import read_image
 
 __all__ = ["image_problem", "size_problem", "upright_size"]
 

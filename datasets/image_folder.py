@@ -11,11 +11,11 @@ from PIL import Image
 
 from featuretap.datasets.data_set import DataSet
 from featuretap.datasets.image_checks import image_problem
-from featuretap.datasets.image_files import SUFFIXES, folders_in, images_below, is_image_file
 from featuretap.datasets.parts import PartFolders, part_folders
 from featuretap.datasets.splitting import relative_name, split
-from featuretap.registry.errors import DataError
-from featuretap.registry.images import read_image
+from featuretap.support.errors import DataError
+from featuretap.support.image_files import SUFFIXES, folders_in, images_below, is_image_file
+from featuretap.support.images import read_image
 
 __all__ = ["ImageFiles", "open_image_folder"]
 

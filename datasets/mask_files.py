@@ -8,7 +8,7 @@ from PIL import Image, ImageOps
 
 from featuretap.datasets.data_set import IGNORED
 from featuretap.datasets.image_checks import image_problem
-from featuretap.registry.errors import DataError
+from featuretap.support.errors import DataError
 
 __all__ = ["mask_problem", "read_mask"]
 

@@ -13,14 +13,14 @@ from PIL import Image
 
 from featuretap.datasets.data_set import IGNORED, DataSet
 from featuretap.datasets.image_checks import image_problem, upright_size
-from featuretap.datasets.image_files import images_below
 from featuretap.datasets.mask_files import mask_problem, read_mask
 from featuretap.datasets.parts import part_folders
 from featuretap.datasets.problems import raise_problems
 from featuretap.datasets.splitting import relative_name, split
 from featuretap.datasets.voc import listed
-from featuretap.registry.errors import DataError
-from featuretap.registry.images import read_image
+from featuretap.support.errors import DataError
+from featuretap.support.image_files import images_below
+from featuretap.support.images import read_image
 
 __all__ = ["MaskedImages", "open_masks"]
 

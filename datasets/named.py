@@ -13,8 +13,8 @@ from PIL import Image
 from featuretap.datasets.data_set import DataSet
 from featuretap.datasets.named_sets import NamedSet
 from featuretap.datasets.splitting import split
-from featuretap.registry.errors import DataError, FeaturetapError, ImageError
-from featuretap.registry.import_strings import load
+from featuretap.support.errors import DataError, FeaturetapError, ImageError
+from featuretap.support.import_strings import load
 
 __all__ = ["NamedSamples", "open_named"]
 

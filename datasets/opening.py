@@ -15,7 +15,7 @@ from featuretap.datasets.masks import open_masks
 from featuretap.datasets.named import open_named
 from featuretap.datasets.named_sets import NAMED_SETS
 from featuretap.datasets.voc import holds_voc, open_voc
-from featuretap.registry.errors import DataError, did_you_mean
+from featuretap.support.errors import DataError, did_you_mean
 
 __all__ = ["open_data"]
 

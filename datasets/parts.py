@@ -6,8 +6,8 @@ import logging
 from pathlib import Path
 from typing import NamedTuple
 
-from featuretap.datasets.image_files import folders_in
-from featuretap.registry.errors import DataError
+from featuretap.support.errors import DataError
+from featuretap.support.image_files import folders_in
 
 __all__ = ["PartFolders", "part_folders"]
 

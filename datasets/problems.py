@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from featuretap.registry.errors import DataError
+from featuretap.support.errors import DataError
 
 __all__ = ["first_few", "raise_problems"]
 

@@ -10,7 +10,7 @@ from collections.abc import Hashable, Sequence, Set
 from pathlib import Path
 from typing import NamedTuple
 
-from featuretap.registry.errors import DataError
+from featuretap.support.errors import DataError
 
 __all__ = ["Split", "rarest", "relative_name", "split"]
 

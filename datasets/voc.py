@@ -8,11 +8,11 @@ from typing import NamedTuple
 
 from featuretap.datasets.boxed_images import AnnotatedImage, divided, gathered
 from featuretap.datasets.data_set import DataSet
-from featuretap.datasets.image_files import is_image_file
 from featuretap.datasets.parts import part_folders
 from featuretap.datasets.problems import raise_problems
 from featuretap.datasets.voc_file import read_voc
-from featuretap.registry.errors import DataError
+from featuretap.support.errors import DataError
+from featuretap.support.image_files import is_image_file
 
 __all__ = ["holds_voc", "listed", "open_voc"]
 

@@ -9,7 +9,7 @@ from xml.etree import ElementTree
 
 from featuretap.datasets.boxed_images import AnnotatedImage, box_problem, clipped
 from featuretap.datasets.image_checks import upright_size
-from featuretap.registry.errors import DataError, ImageError
+from featuretap.support.errors import DataError, ImageError
 
 __all__ = ["read_voc"]
 

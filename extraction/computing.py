@@ -13,13 +13,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from featuretap.extraction.images import ImageFile
 from featuretap.extraction.job import Job
 from featuretap.extraction.models import Model
 from featuretap.extraction.shards import Bad, Shard
-from featuretap.registry.errors import DataError, ImageError
-from featuretap.registry.images import read_image
-from featuretap.registry.workers import starting_deaf
+from featuretap.support.errors import DataError, ImageError
+from featuretap.support.image_list import ImageFile
+from featuretap.support.images import read_image
+from featuretap.support.workers import starting_deaf
 
 __all__ = ["compute"]
 

@@ -15,8 +15,8 @@ from filelock import FileLock, Timeout
 
 from featuretap.extraction.job import Job
 from featuretap.extraction.shards import Bad, contents_of
-from featuretap.registry.errors import DataError, WeightsError
-from featuretap.registry.weights.replacing import replace_files
+from featuretap.support.atomic_write import replace_files
+from featuretap.support.errors import DataError, WeightsError
 
 __all__ = ["ERRORS", "MANIFEST", "claimed", "finish", "read_manifest"]
 

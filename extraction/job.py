@@ -8,7 +8,7 @@ from math import ceil, prod
 from pathlib import Path
 from typing import Literal
 
-from featuretap.extraction.images import ImageFile
+from featuretap.support.image_list import ImageFile
 
 __all__ = ["Dtype", "FileFormat", "Job", "usual_shard_size"]
 

@@ -12,7 +12,7 @@ from featuretap.extraction.computing import compute
 from featuretap.extraction.job import Job
 from featuretap.extraction.models import Model
 from featuretap.extraction.shards import write
-from featuretap.registry.errors import DataError, FeaturetapError
+from featuretap.support.errors import DataError, FeaturetapError
 
 __all__ = ["extract_on_ray"]
 

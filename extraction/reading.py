@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from featuretap.extraction.folder import read_manifest
 from featuretap.extraction.shards import contents_of, read_tap
-from featuretap.registry.errors import DataError, UnknownTapError
+from featuretap.support.errors import DataError, UnknownTapError
 
 __all__ = ["Features", "Part", "open_features"]
 

@@ -9,10 +9,10 @@ from typing import Any
 import featuretap
 from featuretap.extraction.computing import compute
 from featuretap.extraction.folder import claimed, finish
-from featuretap.extraction.images import digest_of
 from featuretap.extraction.job import Job
 from featuretap.extraction.models import Model
 from featuretap.extraction.shards import Bad, write
+from featuretap.support.image_list import digest_of
 
 __all__ = ["Outcome", "extract"]
 

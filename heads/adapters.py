@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from featuretap.heads.modules.detection import DetectionModel
 from featuretap.heads.modules.fpn import PyramidModel
-from featuretap.registry.errors import OptionError
 from featuretap.registry.specs import Tap
+from featuretap.support.errors import OptionError
 
 __all__ = ["ShapeSpec", "TorchvisionBackbone", "as_torchvision", "output_shape"]
 

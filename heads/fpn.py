@@ -6,9 +6,9 @@ import re
 from dataclasses import replace
 from typing import Any
 
-from featuretap.registry.errors import OptionError
 from featuretap.registry.option import boolean, choice, count
 from featuretap.registry.specs import BackboneSpec, HeadSpec, Tap
+from featuretap.support.errors import OptionError
 
 __all__ = ["FPN", "GROUPS", "PYRAMID_OPTIONS", "check_pyramid", "pyramid_taps"]
 

@@ -16,8 +16,8 @@ from featuretap.inference.predicting import predict_images
 from featuretap.inference.showing import Shown, as_json, as_picture, as_table
 from featuretap.inference.sources import ImageSource
 from featuretap.registry.description import Description
-from featuretap.registry.errors import ImageError
-from featuretap.registry.images import write_picture
+from featuretap.support.errors import ImageError
+from featuretap.support.images import write_picture
 
 __all__ = ["Answer", "answers"]
 

@@ -17,9 +17,9 @@ from torch.nn import functional as F  # noqa: N812 - torch's own name for it
 from featuretap import registry
 from featuretap.inference.class_names import class_names
 from featuretap.registry.description import Description
-from featuretap.registry.errors import OptionError, WeightsError
-from featuretap.registry.images import plain
 from featuretap.registry.preprocessing import Preprocessing
+from featuretap.support.errors import OptionError, WeightsError
+from featuretap.support.images import plain
 
 __all__ = [
     "BoxPrediction",

@@ -18,9 +18,9 @@ from urllib.request import Request, urlopen
 from PIL import Image
 
 import featuretap
-from featuretap.datasets.image_files import find_images
-from featuretap.registry.errors import DataError, ImageError
-from featuretap.registry.images import decoded, read_image
+from featuretap.support.errors import DataError, ImageError
+from featuretap.support.image_files import find_images
+from featuretap.support.images import decoded, read_image
 
 __all__ = ["ImageSource", "find_sources", "picture_paths", "read_ahead", "read_source"]
 

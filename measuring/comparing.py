@@ -10,7 +10,7 @@ import torch
 
 from featuretap.measuring.contenders import Contender
 from featuretap.measuring.machine import Machine, multiply_adds_per_second, this_machine
-from featuretap.measuring.timing import PAUSE, Timing, interleaved
+from featuretap.support.timing import PAUSE, Timing, interleaved
 
 __all__ = ["WARM_UP", "Comparison", "Measurement", "Setting", "compare"]
 

@@ -24,10 +24,10 @@ from torch import nn
 
 from featuretap.plugins.timm_network import TimmNetwork, levels_only
 from featuretap.registry import Registry
-from featuretap.registry.errors import OptionError
 from featuretap.registry.hookspecs import WeightsEntry
 from featuretap.registry.preprocessing import Preprocessing
 from featuretap.registry.specs import BackboneSpec
+from featuretap.support.errors import OptionError
 
 OURS = Registry(discover=False)
 

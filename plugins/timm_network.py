@@ -14,9 +14,9 @@ from torch._jit_internal import is_scripting
 
 from featuretap import registry
 from featuretap.heads.modules.classification import ClassificationHead
-from featuretap.registry.errors import OptionError
 from featuretap.registry.specs import BackboneSpec
 from featuretap.registry.weights.folding import eps_of, folded, set_eps
+from featuretap.support.errors import OptionError
 
 __all__ = ["TimmNetwork", "levels_only"]
 

@@ -13,7 +13,6 @@ from typing import Any, Literal
 
 from featuretap.registry.addresses import LEVELS, addresses_of, resolve
 from featuretap.registry.blocks import Block, blocks_of, truncated
-from featuretap.registry.errors import OptionError, SpecError
 from featuretap.registry.field_checks import (
     BOOLEAN,
     COUNT,
@@ -27,11 +26,12 @@ from featuretap.registry.field_checks import (
     TAPS,
     check_fields,
 )
-from featuretap.registry.import_strings import load
 from featuretap.registry.layers import Activation
 from featuretap.registry.naming import check_name
 from featuretap.registry.rows import RE, Row
 from featuretap.registry.tap import Tap
+from featuretap.support.errors import OptionError, SpecError
+from featuretap.support.import_strings import load
 
 __all__ = ["COUNTING", "BackboneSpec", "Classifier", "Stages", "check_size"]
 

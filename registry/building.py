@@ -12,9 +12,7 @@ from featuretap.backbones.modules import Backbone
 from featuretap.heads.classification import classification_layers
 from featuretap.registry.blocks import Block
 from featuretap.registry.description import Description, prepared_for
-from featuretap.registry.errors import WeightsError
 from featuretap.registry.factories import backbone_module, freeze
-from featuretap.registry.import_strings import load
 from featuretap.registry.options import Freezing
 from featuretap.registry.preprocessing import Preprocessing
 from featuretap.registry.request import Request, backbone_of
@@ -28,6 +26,8 @@ from featuretap.registry.weights.norms import norm_in_words
 from featuretap.registry.weights.reading import some
 from featuretap.registry.weights.sources import Source
 from featuretap.registry.weights.translation import Translated
+from featuretap.support.errors import WeightsError
+from featuretap.support.import_strings import load
 
 __all__ = ["assemble"]
 

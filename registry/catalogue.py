@@ -13,13 +13,13 @@ from math import isfinite
 from pathlib import Path
 from typing import Any
 
-from featuretap.registry.errors import CatalogueError, FeaturetapError, SpecError, did_you_mean
 from featuretap.registry.hookspecs import WeightsEntry
-from featuretap.registry.import_strings import load
 from featuretap.registry.naming import check_name
 from featuretap.registry.options import checked, options_of, split, with_defaults
 from featuretap.registry.preprocessing import Preprocessing
 from featuretap.registry.specs import BackboneSpec
+from featuretap.support.errors import CatalogueError, FeaturetapError, SpecError, did_you_mean
+from featuretap.support.import_strings import load
 
 __all__ = ["Catalogue", "CatalogueFile", "load_catalogue", "read_catalogue"]
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Generic, TypeVar
 
-from featuretap.registry.errors import FeaturetapError, did_you_mean
 from featuretap.registry.policy import normalised
 from featuretap.registry.specs import BackboneSpec, HeadSpec, RuntimeSpec
+from featuretap.support.errors import FeaturetapError, did_you_mean
 
 __all__ = ["Claims", "Named"]
 

@@ -20,11 +20,11 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from featuretap.registry.description import options_in_words
-from featuretap.registry.errors import FeaturetapError, SpecError
 from featuretap.registry.plugin_loading import in_one_line
 from featuretap.registry.registry import Registry
 from featuretap.registry.request import backbone_of
 from featuretap.registry.specs import BackboneSpec
+from featuretap.support.errors import FeaturetapError, SpecError
 
 __all__ = [
     "TABLE_VARIATIONS",

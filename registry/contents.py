@@ -8,7 +8,13 @@ from fnmatch import fnmatchcase
 
 from featuretap.registry.catalogue import CatalogueFile
 from featuretap.registry.claims import Claims, Named
-from featuretap.registry.errors import (
+from featuretap.registry.hookspecs import WeightsEntry
+from featuretap.registry.layout import NATIVE
+from featuretap.registry.plugin_loading import Plugin
+from featuretap.registry.policy import normalised
+from featuretap.registry.published import Published
+from featuretap.registry.specs import BackboneSpec, HeadSpec, RuntimeSpec
+from featuretap.support.errors import (
     CatalogueError,
     FeaturetapError,
     PluginError,
@@ -17,12 +23,6 @@ from featuretap.registry.errors import (
     UnknownRuntimeError,
     did_you_mean,
 )
-from featuretap.registry.hookspecs import WeightsEntry
-from featuretap.registry.layout import NATIVE
-from featuretap.registry.plugin_loading import Plugin
-from featuretap.registry.policy import normalised
-from featuretap.registry.published import Published
-from featuretap.registry.specs import BackboneSpec, HeadSpec, RuntimeSpec
 
 __all__ = ["Contents"]
 

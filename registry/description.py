@@ -7,9 +7,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from featuretap.registry.errors import OptionError
 from featuretap.registry.preprocessing import Preprocessing
 from featuretap.registry.specs import BackboneSpec, ModelSpec
+from featuretap.support.errors import OptionError
 
 __all__ = ["Description", "options_in_words", "prepared_for"]
 

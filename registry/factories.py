@@ -8,10 +8,10 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-from featuretap.registry.errors import PluginError
-from featuretap.registry.import_strings import called
 from featuretap.registry.options import Freezing
 from featuretap.registry.specs import BackboneSpec
+from featuretap.support.errors import PluginError
+from featuretap.support.import_strings import called
 
 __all__ = ["backbone_module", "freeze"]
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from featuretap.registry.errors import SpecError
 from featuretap.registry.tap import Tap
+from featuretap.support.errors import SpecError
 
 __all__ = [
     "BOOLEAN",

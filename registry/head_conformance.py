@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from featuretap.registry.conformance import NONE, Size, randomise, same, trying
-from featuretap.registry.errors import SpecError
 from featuretap.registry.registry import Registry
 from featuretap.registry.specs import ModelSpec
+from featuretap.support.errors import SpecError
 
 __all__ = [
     "check_head_copies",

@@ -12,7 +12,6 @@ from functools import cached_property
 from typing import Any, Literal
 
 from featuretap.registry.backbone_spec import COUNTING, BackboneSpec, check_size
-from featuretap.registry.errors import SpecError
 from featuretap.registry.field_checks import (
     BOOLEAN,
     IMPORT_STRING,
@@ -23,11 +22,12 @@ from featuretap.registry.field_checks import (
     STRINGS,
     check_fields,
 )
-from featuretap.registry.import_strings import called, load
 from featuretap.registry.layers import Counted
 from featuretap.registry.naming import check_name
 from featuretap.registry.option import Option
 from featuretap.registry.tap import Tap
+from featuretap.support.errors import SpecError
+from featuretap.support.import_strings import called, load
 
 __all__ = ["HeadSpec", "ModelSpec", "Reads"]
 

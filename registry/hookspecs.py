@@ -18,10 +18,10 @@ from typing import Any
 
 import pluggy
 
-from featuretap.registry.errors import CatalogueError
 from featuretap.registry.field_checks import BOOLEAN, STRING, Check
 from featuretap.registry.preprocessing import Preprocessing
 from featuretap.registry.specs import BackboneSpec, HeadSpec, RuntimeSpec
+from featuretap.support.errors import CatalogueError
 
 __all__ = ["GROUP", "HUB", "WeightsEntry", "hookimpl", "hookspec"]
 

@@ -10,9 +10,9 @@ import torch
 from PIL import Image
 from torchvision.transforms import InterpolationMode, v2
 
-from featuretap.registry.errors import OptionError
-from featuretap.registry.images import plain, upright
 from featuretap.registry.preprocessing import Preprocessing
+from featuretap.support.errors import OptionError
+from featuretap.support.images import plain, upright
 
 __all__ = ["compose", "normalised"]
 

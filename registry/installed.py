@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from importlib.metadata import Distribution, EntryPoint, distributions
 
 import featuretap
-from featuretap.registry.errors import PluginError
 from featuretap.registry.hookspecs import GROUP
 from featuretap.registry.policy import OURS, normalised
+from featuretap.support.errors import PluginError
 
 __all__ = ["Installed", "installed"]
 

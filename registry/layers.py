@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, Protocol
 
-from featuretap.registry.errors import SpecError
+from featuretap.support.errors import SpecError
 
 __all__ = ["Activation", "BatchNorm", "Convolution", "Counted", "Layer", "Linear", "SqueezeExcite", "make_divisible"]
 

@@ -13,11 +13,11 @@ from platformdirs import user_config_path
 
 from featuretap.registry.catalogue import CatalogueFile, read_catalogue
 from featuretap.registry.contents import Contents
-from featuretap.registry.errors import PluginError
 from featuretap.registry.hookspecs import WeightsEntry
 from featuretap.registry.plugin_loading import Plugin, discover, load_module
 from featuretap.registry.policy import policy_from
 from featuretap.registry.specs import BackboneSpec, HeadSpec, RuntimeSpec
+from featuretap.support.errors import PluginError
 
 __all__ = ["Lookup"]
 

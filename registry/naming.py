@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
-from featuretap.registry.errors import SpecError
+from featuretap.support.errors import SpecError
 
 __all__ = ["check_name"]
 

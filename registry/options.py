@@ -7,8 +7,6 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from featuretap.registry.addresses import LEVELS
-from featuretap.registry.errors import OptionError, UnknownOptionError, did_you_mean
-from featuretap.registry.import_strings import called
 from featuretap.registry.option import Option, boolean, count, default_of, factory
 from featuretap.registry.specs import BackboneSpec, HeadSpec
 from featuretap.registry.variants import (
@@ -20,6 +18,8 @@ from featuretap.registry.variants import (
     widened,
     with_output_stride,
 )
+from featuretap.support.errors import OptionError, UnknownOptionError, did_you_mean
+from featuretap.support.import_strings import called
 
 __all__ = ["OPTIONS", "Freezing", "checked", "configured", "options_of", "split", "with_defaults"]
 

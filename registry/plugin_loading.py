@@ -17,11 +17,11 @@ from typing import Any, Literal
 import pluggy
 
 from featuretap.registry import hookspecs
-from featuretap.registry.errors import FeaturetapError, PluginError, did_you_mean
 from featuretap.registry.hookspecs import GROUP, WeightsEntry
 from featuretap.registry.installed import installed
 from featuretap.registry.policy import Policy, normalised
 from featuretap.registry.specs import BackboneSpec, HeadSpec, RuntimeSpec
+from featuretap.support.errors import FeaturetapError, PluginError, did_you_mean
 
 __all__ = ["Plugin", "discover", "load_module"]
 

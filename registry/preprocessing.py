@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, replace
 from itertools import cycle, islice
 from typing import Any, Literal
 
-from featuretap.registry.errors import OptionError
+from featuretap.support.errors import OptionError
 
 __all__ = ["Preprocessing"]
 

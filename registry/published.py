@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 
 from featuretap.registry.catalogue import CatalogueFile
-from featuretap.registry.errors import CatalogueError, UnknownWeightsError
 from featuretap.registry.hookspecs import WeightsEntry
 from featuretap.registry.plugin_loading import Plugin
 from featuretap.registry.policy import normalised
 from featuretap.registry.specs import BackboneSpec
+from featuretap.support.errors import CatalogueError, UnknownWeightsError
 
 __all__ = ["Published"]
 

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from featuretap.registry.description import Description, prepared_for
-from featuretap.registry.errors import HeadError, OptionError
 from featuretap.registry.hookspecs import WeightsEntry
 from featuretap.registry.lookup import Lookup
 from featuretap.registry.options import Freezing, options_of
@@ -18,6 +17,7 @@ from featuretap.registry.preprocessing import Preprocessing
 from featuretap.registry.pretrained import brought, chosen
 from featuretap.registry.request import Request
 from featuretap.registry.specs import BackboneSpec, ModelSpec
+from featuretap.support.errors import HeadError, OptionError
 
 if TYPE_CHECKING:
     from torch import nn

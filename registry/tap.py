@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from featuretap.registry.errors import SpecError
+from featuretap.support.errors import SpecError
 
 __all__ = ["Tap"]
 

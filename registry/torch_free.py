@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 
-from featuretap.registry.errors import SpecError
+from featuretap.support.errors import SpecError
 
 __all__ = ["check_torch_free"]
 

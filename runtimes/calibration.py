@@ -10,12 +10,12 @@ from typing import Any
 from torch import Tensor
 from torchvision.transforms import InterpolationMode, v2
 
-from featuretap.extraction.images import ImageFile, list_images
 from featuretap.inference.predicting import check_channels
 from featuretap.registry.description import Description
-from featuretap.registry.errors import DataError, ImageError
 from featuretap.registry.image_transforms import compose
-from featuretap.registry.images import read_image
+from featuretap.support.errors import DataError, ImageError
+from featuretap.support.image_list import ImageFile, list_images
+from featuretap.support.images import read_image
 
 __all__ = ["LEAST", "MOST", "Photographs", "preparation", "split"]
 

@@ -10,14 +10,14 @@ import torch
 from torch import Tensor, nn
 
 from featuretap.registry.description import Description
-from featuretap.registry.errors import ExportError, FeaturetapError, MissingExtraError, OptionError
-from featuretap.registry.extras import missing
-from featuretap.registry.import_strings import blamed, load
 from featuretap.registry.specs import RuntimeSpec, Tap
 from featuretap.registry.weights.metadata import read_record
 from featuretap.runtimes.exportable import exportable
 from featuretap.runtimes.signature import DEVICE, DTYPE, KEY, Signature
 from featuretap.runtimes.verifying import verify
+from featuretap.support.errors import ExportError, FeaturetapError, MissingExtraError, OptionError
+from featuretap.support.extras import missing
+from featuretap.support.import_strings import blamed, load
 
 if TYPE_CHECKING:
     from featuretap.registry.registry import Registry

@@ -8,7 +8,7 @@ import sys
 
 import torch
 
-from featuretap.registry.errors import ExportError, OptionError
+from featuretap.support.errors import ExportError, OptionError
 
 __all__ = ["check_compiler", "check_torchs_threads"]
 

@@ -17,12 +17,12 @@ import torch
 from onnx import numpy_helper
 from torch import Tensor, nn
 
-from featuretap.registry.errors import ExportError, OptionError
 from featuretap.runtimes.exportable import Exportable, check_sizes
 from featuretap.runtimes.objects import compare, detector_of, names_of, noise
 from featuretap.runtimes.on_onnxruntime import opened
 from featuretap.runtimes.onnx_files import IMAGE, quiet
 from featuretap.runtimes.signature import Signature
+from featuretap.support.errors import ExportError, OptionError
 
 __all__ = ["prepare", "verify", "write"]
 

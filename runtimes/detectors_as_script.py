@@ -8,12 +8,12 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from featuretap.registry.errors import OptionError
 from featuretap.runtimes.exportable import Exportable
 from featuretap.runtimes.objects import Found, compare, detector_of, names_of, noise
 from featuretap.runtimes.onnx_files import quiet
 from featuretap.runtimes.signature import Signature
 from featuretap.runtimes.torch_files import load_script, save_script
+from featuretap.support.errors import OptionError
 
 __all__ = ["opened", "prepare", "verify", "write"]
 

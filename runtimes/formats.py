@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from featuretap.registry.errors import HeadError, OptionError, did_you_mean
-from featuretap.registry.extras import check_extra
+from featuretap.support.errors import HeadError, OptionError, did_you_mean
+from featuretap.support.extras import check_extra
 
 __all__ = ["FORMATS", "Format", "check_installed", "for_detectors", "format_of"]
 

@@ -6,7 +6,7 @@ from typing import Self
 
 from torch import nn
 
-from featuretap.registry.errors import TrainingError
+from featuretap.support.errors import TrainingError
 
 __all__ = ["MARK", "InferenceOnly", "is_fused"]
 

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from featuretap.registry.description import Description
-from featuretap.registry.errors import ExportError, HeadError
 from featuretap.registry.weights.storing import unwrapped
 from featuretap.runtimes.exportable import Exportable
 from featuretap.runtimes.verifying import TOLERANCE
+from featuretap.support.errors import ExportError, HeadError
 
 __all__ = ["Found", "compare", "detector_of", "names_of", "noise"]
 

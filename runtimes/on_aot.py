@@ -12,11 +12,11 @@ from zipfile import ZipFile, is_zipfile
 import torch
 from torch import Tensor
 
-from featuretap.registry.errors import ExportError
 from featuretap.runtimes.compilers import check_compiler, check_torchs_threads
 from featuretap.runtimes.exportable import Exportable
 from featuretap.runtimes.fusing import folded
 from featuretap.runtimes.onnx_files import quiet
+from featuretap.support.errors import ExportError
 
 __all__ = ["compiled", "opened", "write_package"]
 

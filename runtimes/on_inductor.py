@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from featuretap.registry.errors import ExportError
 from featuretap.runtimes.compilers import check_compiler, check_torchs_threads
 from featuretap.runtimes.exportable import Exportable
 from featuretap.runtimes.fusing import folded
+from featuretap.support.errors import ExportError
 
 __all__ = ["compiled"]
 

@@ -11,9 +11,9 @@ import openvino
 import torch
 from torch import Tensor
 
-from featuretap.registry.errors import ExportError
 from featuretap.runtimes.exportable import Exportable
 from featuretap.runtimes.onnx_files import IMAGE
+from featuretap.support.errors import ExportError
 
 __all__ = ["compiled", "opened", "openvino_model"]
 

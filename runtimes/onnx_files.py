@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from featuretap.registry.errors import ExportError
-from featuretap.registry.extras import check_extra
 from featuretap.runtimes.exportable import Exportable
+from featuretap.support.errors import ExportError
+from featuretap.support.extras import check_extra
 
 if TYPE_CHECKING:
     import onnx

@@ -12,15 +12,15 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from featuretap.measuring.timing import PAUSE, Timing, interleaved
-from featuretap.registry.errors import DataError, ExportError, FeaturetapError, OptionError
-from featuretap.registry.extras import check_extra
 from featuretap.runtimes.agreement import Agreement, agreements
 from featuretap.runtimes.calibration import Photographs, preparation, split
 from featuretap.runtimes.exportable import exportable
 from featuretap.runtimes.exporting import kept_on_success
 from featuretap.runtimes.onnx_files import IMAGE, PACKAGES, onnx_model
 from featuretap.runtimes.stated import stated
+from featuretap.support.errors import DataError, ExportError, FeaturetapError, OptionError
+from featuretap.support.extras import check_extra
+from featuretap.support.timing import PAUSE, Timing, interleaved
 
 if TYPE_CHECKING:
     from featuretap.registry.registry import Registry

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from featuretap.registry.errors import ExportError, FeaturetapError
 from featuretap.registry.specs import Tap
+from featuretap.support.errors import ExportError, FeaturetapError
 
 __all__ = ["DEVICE", "DTYPE", "KEY", "Signature"]
 

@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from featuretap.registry.errors import ExportError
 from featuretap.runtimes.exportable import Exportable
 from featuretap.runtimes.onnx_files import quiet
+from featuretap.support.errors import ExportError
 
 __all__ = ["STATED", "load_script", "open_program", "open_script", "save_script", "write_program", "write_script"]
 

@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 from torch import Tensor
 
-from featuretap.registry.errors import ExportError
 from featuretap.runtimes.exportable import Exportable
+from featuretap.support.errors import ExportError
 
 __all__ = ["TOLERANCE", "verify"]
 

@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from featuretap.datasets.named_sets import NAMED_SETS
-from featuretap.registry.errors import OptionError, TrainingError, UnknownOptionError, did_you_mean
 from featuretap.registry.option import Option, choice, count, is_whole, number
 from featuretap.registry.options import OPTIONS
+from featuretap.support.errors import OptionError, TrainingError, UnknownOptionError, did_you_mean
 
 __all__ = ["SETTINGS", "Configuration", "Setting", "configured", "located", "read_configuration", "resolved", "written"]
 

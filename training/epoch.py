@@ -14,7 +14,7 @@ from torch import nn
 from torch.optim import Optimizer
 from torchmetrics import MeanMetric
 
-from featuretap.registry.errors import TrainingError
+from featuretap.support.errors import TrainingError
 from featuretap.training.optimisation import Schedule, learning_rate
 from featuretap.training.tasks.task import Task
 

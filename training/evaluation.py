@@ -16,12 +16,12 @@ from featuretap.datasets.checking import check_readable
 from featuretap.datasets.data_set import DataSet, Samples
 from featuretap.datasets.opening import open_data
 from featuretap.registry.description import Description
-from featuretap.registry.errors import DataError, TrainingError
+from featuretap.support.errors import DataError, TrainingError
+from featuretap.support.progress import bar
 from featuretap.training.judging import judge
 from featuretap.training.loaders import judging_loader
 from featuretap.training.models import finds_masks, first_label, head_of, make_task
 from featuretap.training.processes import accelerated, first_alone, together
-from featuretap.training.progress import bar
 from featuretap.training.reports.writing import write_judgement
 from featuretap.training.tasks.task import Augmentation, Judgement, Task
 

@@ -6,10 +6,10 @@ from torch import nn
 
 from featuretap.backbones.modules import Backbone
 from featuretap.registry.description import Description
-from featuretap.registry.errors import TrainingError
 from featuretap.registry.factories import freeze
 from featuretap.registry.options import Freezing
 from featuretap.registry.specs import BackboneSpec
+from featuretap.support.errors import TrainingError
 
 __all__ = ["check_freezing", "freeze_through", "frozen_through"]
 

@@ -8,7 +8,7 @@ from typing import Any
 from torch.utils.data import DataLoader, Dataset, Subset
 
 from featuretap.datasets.data_set import Samples
-from featuretap.registry.workers import deaf
+from featuretap.support.workers import deaf
 from featuretap.training.tasks.task import Task, Transform
 
 __all__ = ["judging_loader", "training_loader"]

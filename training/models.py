@@ -11,9 +11,9 @@ from torch import nn
 from featuretap import registry
 from featuretap.datasets.data_set import DataSet
 from featuretap.registry.description import Description
-from featuretap.registry.errors import HeadError, OptionError, TrainingError
 from featuretap.registry.preprocessing import Preprocessing
 from featuretap.registry.specs import HeadSpec, ModelSpec
+from featuretap.support.errors import HeadError, OptionError, TrainingError
 from featuretap.training.configuration import Configuration
 from featuretap.training.tasks import classification, detection, segmentation
 from featuretap.training.tasks.task import Augmentation, Task

@@ -11,7 +11,7 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.utils import broadcast_object_list
 
-from featuretap.registry.errors import FeaturetapError, TrainingError
+from featuretap.support.errors import FeaturetapError, TrainingError
 
 __all__ = ["accelerated", "first_alone", "together"]
 

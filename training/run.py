@@ -23,8 +23,9 @@ from featuretap.datasets.checking import check_readable
 from featuretap.datasets.data_set import DataSet
 from featuretap.datasets.opening import open_data
 from featuretap.registry.description import Description
-from featuretap.registry.errors import TrainingError
 from featuretap.registry.specs import ModelSpec
+from featuretap.support.errors import TrainingError
+from featuretap.support.progress import bar, epoch_in_words
 from featuretap.training.configuration import Configuration, located, resolved
 from featuretap.training.epoch import Learner, train_epoch
 from featuretap.training.freezing import check_freezing, freeze_through, frozen_through
@@ -33,7 +34,6 @@ from featuretap.training.loaders import judging_loader, training_loader
 from featuretap.training.models import build_model, described, make_task, trainable_head
 from featuretap.training.optimisation import make_optimizer, make_schedule
 from featuretap.training.processes import accelerated, first_alone, together
-from featuretap.training.progress import bar, epoch_in_words
 from featuretap.training.reports.writing import write_run
 from featuretap.training.run_folder import (
     BEST,

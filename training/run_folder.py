@@ -14,8 +14,8 @@ from filelock import FileLock, Timeout
 
 from featuretap import registry
 from featuretap.datasets.data_set import DataSet
-from featuretap.registry.errors import TrainingError
-from featuretap.registry.weights.replacing import replace_files
+from featuretap.support.atomic_write import replace_files
+from featuretap.support.errors import TrainingError
 from featuretap.training.configuration import Configuration, configured, read_configuration, written
 from featuretap.training.epoch import Learner
 from featuretap.training.state import HISTORY, IMAGES, Progress, write_history, write_state

@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from featuretap.registry.errors import TrainingError
-from featuretap.registry.weights.replacing import replace_files
+from featuretap.support.atomic_write import replace_files
+from featuretap.support.errors import TrainingError
 from featuretap.training.tasks.task import ClassScore, Judgement
 
 __all__ = ["Progress", "check_space", "read_state", "write_history", "write_state"]

@@ -12,8 +12,8 @@ from typing import Any, Dict, List
 from torch import Tensor, nn
 
 from featuretap.heads.modules.headed import HeadedModel
-from featuretap.registry.errors import OptionError
 from featuretap.registry.preprocessing import Preprocessing
+from featuretap.support.errors import OptionError
 
 __all__ = ["DetectionHead", "DetectionModel", "Necked"]
 

@@ -34,7 +34,7 @@ from featuretap.registry.command_line.quantize_command import quantize_command
 from featuretap.registry.command_line.training_commands import evaluate_command, train_command
 from featuretap.registry.command_line.weights_commands import convert_command, inspect_command, save_command
 from featuretap.registry.command_line.wording import as_typed
-from featuretap.registry.errors import FeaturetapError
+from featuretap.support.errors import FeaturetapError
 
 __all__ = ["main"]
 

@@ -18,7 +18,7 @@ from featuretap.registry.command_line import completing
 from featuretap.registry.command_line.commands import Command
 from featuretap.registry.command_line.parameters import OptionPair, Size
 from featuretap.registry.command_line.printing import print_table, print_text, short
-from featuretap.registry.extras import check_extra
+from featuretap.support.extras import check_extra
 
 if TYPE_CHECKING:
     from featuretap.measuring.comparing import Comparison, Measurement

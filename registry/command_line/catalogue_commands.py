@@ -13,9 +13,9 @@ from featuretap.registry.command_line import completing
 from featuretap.registry.command_line.commands import Command
 from featuretap.registry.command_line.parameters import Addresses, OptionPair, Size
 from featuretap.registry.command_line.printing import print_table, print_text, short
-from featuretap.registry.errors import FeaturetapError, HeadError, PluginError, UnknownHeadError
 from featuretap.registry.request import backbone_of
 from featuretap.registry.specs import BackboneSpec, ModelSpec
+from featuretap.support.errors import FeaturetapError, HeadError, PluginError, UnknownHeadError
 
 __all__ = ["list_command", "show_command"]
 

@@ -14,7 +14,7 @@ from featuretap.registry.command_line import completing
 from featuretap.registry.command_line.commands import Command
 from featuretap.registry.command_line.parameters import Addresses, Size
 from featuretap.registry.command_line.printing import print_text
-from featuretap.registry.extras import check_extra
+from featuretap.support.extras import check_extra
 
 if TYPE_CHECKING:
     from featuretap.extraction.models import Model
@@ -86,7 +86,7 @@ def extract_command(
         check_extra("featuretap extract --format parquet", "parquet", ("pyarrow",))
     if on_ray:
         check_extra("featuretap extract --ray", "ray", ("ray",))
-    from featuretap.extraction.images import list_images
+    from featuretap.support.image_list import list_images
 
     found = list_images(images)
 

@@ -53,13 +53,13 @@ def taps_command(
     target = out or Path(f"{image.stem}-taps.png")
     if target.exists() and image.exists() and target.samefile(image):
         raise click.UsageError(f"the picture {str(target)!r} would overwrite the image; choose another --out")
-    from featuretap.registry.images import read_image
+    from featuretap.support.images import read_image
 
     picture = read_image(image)
 
     from featuretap.registry.command_line.inference import feature_maps
     from featuretap.registry.command_line.pictures import draw_taps
-    from featuretap.registry.images import write_picture
+    from featuretap.support.images import write_picture
 
     names = tuple(name.strip() for name in addresses.split(",") if name.strip()) or None
     resized, maps, strides, origin = feature_maps(picture, model, weights, names, size)
@@ -122,7 +122,7 @@ def predict_command(
 
     from featuretap.inference.answering import Answer, answers
     from featuretap.registry.command_line.inference import predictor
-    from featuretap.training.progress import bar
+    from featuretap.support.progress import bar
 
     asked, task = predictor(model, weights)
     for option, value, needed in (("--top", top, "classification"), ("--threshold", threshold, "detection")):

@@ -14,9 +14,9 @@ from torch import nn
 from featuretap import registry
 from featuretap.inference.predicting import check_channels, task_of
 from featuretap.registry.description import Description
-from featuretap.registry.errors import OptionError
 from featuretap.registry.image_transforms import normalised
-from featuretap.registry.images import plain
+from featuretap.support.errors import OptionError
+from featuretap.support.images import plain
 
 __all__ = ["feature_maps", "predictor"]
 

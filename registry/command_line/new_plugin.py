@@ -17,7 +17,7 @@ from featuretap import registry
 from featuretap.registry.command_line.commands import Command
 from featuretap.registry.command_line.interruption import unless_written
 from featuretap.registry.command_line.printing import print_text
-from featuretap.registry.errors import OptionError, UnknownBackboneError
+from featuretap.support.errors import OptionError, UnknownBackboneError
 
 __all__ = ["files_of", "new_plugin_command"]
 

@@ -12,9 +12,9 @@ from featuretap import registry
 from featuretap.registry.command_line import completing
 from featuretap.registry.command_line.commands import Command, Group
 from featuretap.registry.command_line.printing import print_table, print_text
-from featuretap.registry.errors import did_you_mean
 from featuretap.registry.plugin_loading import Plugin, in_one_line
 from featuretap.registry.policy import normalised
+from featuretap.support.errors import did_you_mean
 
 __all__ = ["plugins_command"]
 

@@ -16,8 +16,8 @@ from featuretap.registry.command_line.interruption import unless_written
 from featuretap.registry.command_line.models import named_or_in_a_file
 from featuretap.registry.command_line.parameters import Addresses, OptionPair, Size
 from featuretap.registry.command_line.printing import print_table, print_text
-from featuretap.registry.errors import OptionError
-from featuretap.registry.extras import check_extra
+from featuretap.support.errors import OptionError
+from featuretap.support.extras import check_extra
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -77,7 +77,7 @@ def quantize_command(
 
     Example: featuretap quantize mobilenet_v2 small.onnx --images photographs
     """
-    from featuretap.extraction.images import list_images
+    from featuretap.support.image_list import list_images
 
     check_extra("featuretap quantize", "onnxruntime", ("onnx", "onnxscript", "onnxruntime"))
     if target.suffix != ".onnx":
@@ -90,7 +90,7 @@ def quantize_command(
         raise OptionError("fresh weights in integers mean nothing; name weights, or leave --weights out")
 
     from featuretap.runtimes.quantizing import quantize
-    from featuretap.training.progress import bar
+    from featuretap.support.progress import bar
 
     model = _model(source, weights, features_only, taps, dict(pairs))
     with unless_written(target), ExitStack() as shown:

@@ -16,7 +16,7 @@ from featuretap.registry.command_line import completing
 from featuretap.registry.command_line.commands import Command
 from featuretap.registry.command_line.parameters import Addresses, OptionPair
 from featuretap.registry.command_line.printing import print_table, print_text
-from featuretap.registry.extras import check_extra
+from featuretap.support.extras import check_extra
 from featuretap.training.configuration import SETTINGS, Configuration, configured, read_configuration
 
 if TYPE_CHECKING:

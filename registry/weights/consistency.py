@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from featuretap.registry.description import Description, options_in_words
-from featuretap.registry.errors import WeightsError
 from featuretap.registry.options import options_of
 from featuretap.registry.request import backbone_of
 from featuretap.registry.specs import BackboneSpec, ModelSpec
 from featuretap.registry.weights.expectation import HEAD, Shapes, backbone_tensors, misfit
+from featuretap.support.errors import WeightsError
 
 if TYPE_CHECKING:
     from featuretap.registry.registry import Registry

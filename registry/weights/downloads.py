@@ -12,8 +12,8 @@ from urllib.parse import urlsplit
 import huggingface_hub
 import torch
 
-from featuretap.registry.errors import WeightsError
 from featuretap.registry.hookspecs import HUB, WeightsEntry
+from featuretap.support.errors import WeightsError
 
 __all__ = ["located", "offline"]
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from featuretap.registry.errors import WeightsError
+from featuretap.support.errors import WeightsError
 
 __all__ = ["Header", "Stored", "read_header", "with_sorted_header"]
 

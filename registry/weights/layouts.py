@@ -5,10 +5,10 @@ No torch but where a head has to be built to know its tensors.
 
 from __future__ import annotations
 
-from featuretap.registry.import_strings import load
 from featuretap.registry.layout import NATIVE, Layout
 from featuretap.registry.request import backbone_of
 from featuretap.registry.specs import BackboneSpec, ModelSpec
+from featuretap.support.import_strings import load
 
 __all__ = ["CLASSIFICATION", "MisfitError", "layout_of"]
 

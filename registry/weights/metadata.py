@@ -14,8 +14,8 @@ from typing import Any
 
 import featuretap
 from featuretap.registry.description import Description
-from featuretap.registry.errors import OptionError, WeightsError
 from featuretap.registry.preprocessing import Preprocessing
+from featuretap.support.errors import OptionError, WeightsError
 
 __all__ = ["Record", "metadata_of", "read_record"]
 

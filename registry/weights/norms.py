@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from featuretap.registry.errors import WeightsError
+from featuretap.support.errors import WeightsError
 
 __all__ = ["MAKES", "norm_in_words", "restored_norm"]
 

@@ -9,9 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from featuretap.heads.classification import classification_layers
 from featuretap.registry.description import Description, prepared_for
-from featuretap.registry.errors import FeaturetapError
 from featuretap.registry.hookspecs import WeightsEntry
-from featuretap.registry.import_strings import load
 from featuretap.registry.layout import NATIVE
 from featuretap.registry.request import backbone_of
 from featuretap.registry.specs import BackboneSpec, ModelSpec
@@ -20,6 +18,8 @@ from featuretap.registry.weights.expectation import COUNTER, HEAD, Shapes, backb
 from featuretap.registry.weights.layouts import CLASSIFICATION, MisfitError, layout_of
 from featuretap.registry.weights.metadata import Record
 from featuretap.registry.weights.timm_config import TimmConfig
+from featuretap.support.errors import FeaturetapError
+from featuretap.support.import_strings import load
 
 if TYPE_CHECKING:
     from featuretap.registry.registry import Registry

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from featuretap.registry.description import options_in_words
-from featuretap.registry.errors import FeaturetapError, WeightsError
 from featuretap.registry.hookspecs import WeightsEntry
 from featuretap.registry.layout import NATIVE
 from featuretap.registry.preprocessing import Preprocessing
@@ -20,6 +19,7 @@ from featuretap.registry.weights.network import network_digest
 from featuretap.registry.weights.reading import Checkpoint, read
 from featuretap.registry.weights.recognition import recognised
 from featuretap.registry.weights.translation import Translated, guessed, translated
+from featuretap.support.errors import FeaturetapError, WeightsError
 
 if TYPE_CHECKING:
     from featuretap.registry.registry import Registry

@@ -15,7 +15,6 @@ import torch
 from torch import Tensor, nn
 
 from featuretap.registry.description import Description, options_in_words
-from featuretap.registry.errors import FeaturetapError, OptionError, WeightsError
 from featuretap.registry.layout import NATIVE, Layout
 from featuretap.registry.option import default_of
 from featuretap.registry.options import options_of
@@ -31,11 +30,12 @@ from featuretap.registry.weights.metadata import Record, metadata_of
 from featuretap.registry.weights.network import network_digest
 from featuretap.registry.weights.norms import MAKES
 from featuretap.registry.weights.reading import DTYPES
-from featuretap.registry.weights.replacing import replace_files
 from featuretap.registry.weights.restoring import arguments_of, record_of
 from featuretap.registry.weights.sources import source_at
 from featuretap.registry.weights.timm_config import timm_config
 from featuretap.runtimes.inference_only import is_fused
+from featuretap.support.atomic_write import replace_files
+from featuretap.support.errors import FeaturetapError, OptionError, WeightsError
 
 if TYPE_CHECKING:
     from featuretap.registry.registry import Registry

@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from featuretap.registry.description import Description
-from featuretap.registry.errors import WeightsError
 from featuretap.registry.layout import Layout
 from featuretap.registry.preprocessing import Preprocessing
 from featuretap.registry.specs import BackboneSpec
 from featuretap.registry.weights.files import CONFIG, config_beside
+from featuretap.support.errors import WeightsError
 
 __all__ = ["TimmConfig", "config_of", "preprocessing_of", "timm_config"]
 

@@ -10,10 +10,10 @@ from support.data_sets import classes_of, picture
 from featuretap.datasets.checking import check_readable
 from featuretap.datasets.data_set import DataSet
 from featuretap.datasets.image_checks import image_problem, upright_size
-from featuretap.datasets.image_files import find_images
 from featuretap.datasets.opening import open_data
 from featuretap.registry.errors import DataError, ImageError
-from featuretap.registry.images import read_image
+from featuretap.support.image_files import find_images
+from featuretap.support.images import read_image
 
 
 def birds(folder: Path) -> DataSet:

@@ -8,11 +8,11 @@ from support.extraction import Run, bytes_in
 
 from featuretap import registry
 from featuretap.extraction.folder import claimed
-from featuretap.extraction.images import ImageFile
 from featuretap.extraction.job import Job
 from featuretap.extraction.reading import open_features
-from featuretap.registry import extras
 from featuretap.registry.errors import DataError, UnknownTapError
+from featuretap.support import extras
+from featuretap.support.image_list import ImageFile
 
 
 def everything_in(folder: Path) -> set[str]:

@@ -10,7 +10,7 @@ from PIL import Image
 
 from featuretap.registry import Registry
 from featuretap.registry.errors import ImageError, OptionError
-from featuretap.registry.images import plain, read_image
+from featuretap.support.images import plain, read_image
 
 RAMP = np.linspace(0, 255, 64 * 48).reshape(48, 64)
 

@@ -19,9 +19,9 @@ from featuretap.measuring import comparing, contenders
 from featuretap.measuring.comparing import Comparison, Measurement, Setting
 from featuretap.measuring.machine import Machine, torch_threads
 from featuretap.measuring.picture import draw
-from featuretap.measuring.timing import Timing
-from featuretap.registry import extras
 from featuretap.registry.command_line.bench_command import LIBRARIES
+from featuretap.support import extras
+from featuretap.support.timing import Timing
 
 Run = Callable[..., Completed]
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from torch.utils.data import DataLoader, Dataset
 
-from featuretap.registry.workers import deaf, starting_deaf
+from featuretap.support.workers import deaf, starting_deaf
 
 
 class Told(Dataset[Any]):

@@ -244,7 +244,7 @@ def test_a_missing_extra_is_named(
     absent: str,
     message: str,
 ) -> None:
-    monkeypatch.setattr("featuretap.registry.extras.find_spec", lambda name: None if name == absent else name)
+    monkeypatch.setattr("featuretap.support.extras.find_spec", lambda name: None if name == absent else name)
     with pytest.raises(MissingExtraError) as error:
         registry.compile(tiny, runtime)
     assert str(error.value) == f"the runtime {message}"

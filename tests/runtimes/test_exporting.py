@@ -271,7 +271,7 @@ def test_targets_that_cannot_be_written_are_refused(tmp_path: Path, registry: Re
 def test_missing_packages_are_named_before_any_work(
     tmp_path: Path, registry: Registry, tiny: nn.Module, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("featuretap.registry.extras.find_spec", lambda name: None)
+    monkeypatch.setattr("featuretap.support.extras.find_spec", lambda name: None)
     for name, message in {
         "a.onnx": r"^exporting to onnx needs onnx, onnxscript, onnxruntime; pip install 'featuretap\[onnxruntime\]'$",
         "a.xml": r"^exporting to openvino needs openvino; pip install 'featuretap\[openvino\]'$",

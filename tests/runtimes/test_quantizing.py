@@ -260,7 +260,7 @@ def test_what_cannot_be_quantised_is_refused(case: str, registry: Registry, imag
 
 
 def test_missing_packages_are_named(registry: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("featuretap.registry.extras.find_spec", lambda module: None)
+    monkeypatch.setattr("featuretap.support.extras.find_spec", lambda module: None)
     with pytest.raises(MissingExtraError) as raised:
         quantize(registry, nn.Identity(), tmp_path / "model.onnx", [])
     assert str(raised.value) == "quantising needs onnx, onnxscript, onnxruntime; pip install 'featuretap[onnxruntime]'"

@@ -17,12 +17,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from support.training_runs import small_run
 from torch.distributed import PrefixStore
 
 from featuretap.registry import command_line
 from featuretap.training import loaders
 from featuretap.training.run import train
-from support.training_runs import small_run
 
 SEEN: dict[str, list[str]] = {"train": [], "val": []}
 

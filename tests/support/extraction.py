@@ -10,12 +10,12 @@ import pytest
 import torch
 from PIL import Image
 from skimage import data
+from support import Completed
 from torch import nn
 from torchvision.transforms import v2
 
 from featuretap import registry
-from featuretap.registry.images import read_image
-from support import Completed
+from featuretap.support.images import read_image
 
 Run = Callable[..., Completed]
 SMALL = ("--size", "32x48")

@@ -18,10 +18,10 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import torch
+from support.kill_points import kill_at_sync
 from torch import nn
 
 from featuretap.registry import Registry
-from support.kill_points import kill_at_sync
 
 SYNCS = 4
 """Calls of `os.fsync` while two models are saved."""

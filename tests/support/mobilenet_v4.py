@@ -8,10 +8,10 @@ from types import ModuleType
 from typing import Any
 
 import safetensors.torch
+from support import ROOT, oracles
 from torch import nn
 
 from featuretap.registry import Registry
-from support import ROOT, oracles
 
 EXAMPLE = ROOT / "examples" / "featuretap-mobilenet-v4"
 

@@ -12,18 +12,7 @@ from types import ModuleType
 from support import ROOT
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
-FOLDERS = [
-    "backbones",
-    "datasets",
-    "extraction",
-    "heads",
-    "inference",
-    "measuring",
-    "plugins",
-    "registry",
-    "runtimes",
-    "training",
-]
+FOLDERS = sorted({name.split(".")[1] for name in PROJECT["tool"]["setuptools"]["packages"] if "." in name})
 MODULES = [
     ".".join(("featuretap", *path.relative_to(ROOT).with_suffix("").parts)).removesuffix(".__init__")
     for name in FOLDERS

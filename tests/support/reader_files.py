@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw
 from skimage import data
-
 from support import ROOT
 
 WEIGHTS = "mobilenet_v2-b0353104.pth"

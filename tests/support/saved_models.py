@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from support import oracles
 from torch import Tensor, nn
 
 from featuretap.registry import Registry
 from featuretap.registry.errors import FeaturetapError, WeightsError
 from featuretap.registry.specs import BackboneSpec
-from support import oracles
 
 
 def cut_backbone(registry: Registry, name: str | BackboneSpec = "mobilenet_v2_050", **options: object) -> nn.Module:

@@ -4,11 +4,11 @@ from pathlib import Path
 
 import pytest
 import timm
+from support import oracles
 from torch import nn
 
 import featuretap.plugins.timm_models  # noqa: F401 - registers the models
 from featuretap.registry import Registry
-from support import oracles
 
 OURS = Registry(discover=False)
 NAMES = [f"featuretap_{name}{tail}" for name in OURS.list_backbones() for tail in ("", "_reduced_tail")]

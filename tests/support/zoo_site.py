@@ -14,6 +14,8 @@ import pytest
 import yaml
 from filelock import FileLock
 from playwright.sync_api import Browser, Page
+from support import ROOT
+from support import browser as browsers
 
 from docs.builder import zoo
 from docs.builder.zoo_rows import Row, rows
@@ -22,8 +24,6 @@ from featuretap.registry import Registry
 from featuretap.registry.hookspecs import WeightsEntry, hookimpl
 from featuretap.registry.preprocessing import Preprocessing
 from featuretap.registry.specs import RE, BackboneSpec, Conv
-from support import ROOT
-from support import browser as browsers
 
 DESK = {"viewport": {"width": 1366, "height": 900}}
 PHONE = {"viewport": {"width": 360, "height": 740}}

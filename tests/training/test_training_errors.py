@@ -249,7 +249,7 @@ def test_a_missing_extra_is_named(run: Run, monkeypatch: pytest.MonkeyPatch) -> 
 
     find = importlib.util.find_spec
     absent: Any = lambda name, *more: None if name in ("accelerate", "tomli_w") else find(name, *more)  # noqa: E731
-    monkeypatch.setattr("featuretap.registry.extras.find_spec", absent)
+    monkeypatch.setattr("featuretap.support.extras.find_spec", absent)
     assert said(run, "train", "digits", "--backbone", "mobilenet_v2") == (
         "featuretap train needs accelerate, tomli_w; pip install 'featuretap[train]'"
     )

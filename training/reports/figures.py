@@ -10,7 +10,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from featuretap.inference.class_names import in_one_line
-from featuretap.registry.weights.replacing import replace_files
+from featuretap.support.atomic_write import replace_files
 
 __all__ = ["figure_of", "save_figure", "shortened"]
 

@@ -21,7 +21,7 @@ from featuretap.inference.predicting import (
     predict_images,
     task_of,
 )
-from featuretap.registry.images import plain
+from featuretap.support.images import plain
 from featuretap.training.reports.tiles import arranged, captioned, fitted, save_picture
 
 __all__ = ["show_predictions"]

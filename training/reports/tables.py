@@ -7,7 +7,7 @@ import io
 from math import isnan
 from pathlib import Path
 
-from featuretap.registry.weights.replacing import replace_files
+from featuretap.support.atomic_write import replace_files
 from featuretap.training.tasks.task import ClassScore, Judgement, Task
 
 __all__ = ["per_class_rows", "write_per_class"]

@@ -10,7 +10,7 @@ import matplotlib
 from PIL import Image, ImageDraw, ImageFont
 
 from featuretap.inference.class_names import in_one_line
-from featuretap.registry.weights.replacing import replace_files
+from featuretap.support.atomic_write import replace_files
 
 __all__ = ["Colour", "arranged", "captioned", "fitted", "save_picture"]
 

@@ -16,8 +16,8 @@ from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionM
 from torchvision.transforms import InterpolationMode, v2
 
 from featuretap.registry.image_transforms import compose, normalised
-from featuretap.registry.images import plain
 from featuretap.registry.preprocessing import Preprocessing
+from featuretap.support.images import plain
 from featuretap.training.tasks.task import Augmentation, ClassScore, Judgement, Transform
 
 __all__ = ["ClassificationTask", "prepared"]

@@ -17,11 +17,11 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 
 from featuretap.datasets.data_set import Boxes
-from featuretap.registry.errors import OptionError
 from featuretap.registry.image_transforms import compose, normalised
-from featuretap.registry.images import plain
 from featuretap.registry.preprocessing import Preprocessing
 from featuretap.registry.specs import HeadSpec
+from featuretap.support.errors import OptionError
+from featuretap.support.images import plain
 from featuretap.training.tasks.task import Augmentation, ClassScore, Judgement, Transform
 
 __all__ = ["DetectionTask", "sized"]

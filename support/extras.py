@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from importlib.util import find_spec
 
-from featuretap.registry.errors import MissingExtraError
+from featuretap.support.errors import MissingExtraError
 
 __all__ = ["check_extra", "missing"]
 

@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 from typing import NoReturn
 
-from featuretap.registry.errors import DataError
+from featuretap.support.errors import DataError
 
 __all__ = ["SUFFIXES", "find_images", "folders_in", "images_below", "is_image_file"]
 

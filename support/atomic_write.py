@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from uuid import uuid4
 
-from featuretap.registry.errors import WeightsError
+from featuretap.support.errors import WeightsError
 
 __all__ = ["replace_files"]
 

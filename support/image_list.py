@@ -7,8 +7,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from featuretap.datasets.image_files import find_images
-from featuretap.registry.errors import DataError
+from featuretap.support.errors import DataError
+from featuretap.support.image_files import find_images
 
 __all__ = ["ImageFile", "digest_of", "list_images"]
 

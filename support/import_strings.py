@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from importlib import import_module
 from typing import Any
 
-from featuretap.registry.errors import FeaturetapError, PluginError, SpecError
+from featuretap.support.errors import FeaturetapError, PluginError, SpecError
 
 __all__ = ["blamed", "called", "load"]
 

@@ -11,8 +11,8 @@ from typing import BinaryIO
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from featuretap.registry.errors import ImageError, WeightsError
-from featuretap.registry.weights.replacing import replace_files
+from featuretap.support.atomic_write import replace_files
+from featuretap.support.errors import ImageError, WeightsError
 
 __all__ = ["decoded", "plain", "read_image", "upright", "write_picture"]
 

@@ -1,0 +1,1 @@
+"""Code that has nothing to do with networks: errors, import strings, images, atomic writing, progress bars."""

@@ -1,0 +1,123 @@
+"""One class per failure.
+
+Messages are lower case and say what was asked, what is there, and what to do. Everything derives from
+`FeaturetapError`, so that an application can catch the library's own failures and nothing else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+__all__ = [
+    "CatalogueError",
+    "DataError",
+    "ExportError",
+    "FeaturetapError",
+    "HeadError",
+    "ImageError",
+    "MissingExtraError",
+    "OptionError",
+    "PluginError",
+    "SpecError",
+    "TapError",
+    "TrainingError",
+    "UnknownBackboneError",
+    "UnknownHeadError",
+    "UnknownOptionError",
+    "UnknownRuntimeError",
+    "UnknownTapError",
+    "UnknownWeightsError",
+    "WeightsError",
+    "did_you_mean",
+]
+
+
+class FeaturetapError(Exception):
+    """Base of every error that featuretap raises on purpose."""
+
+
+class UnknownBackboneError(FeaturetapError, LookupError):
+    """No backbone has this name, or more than one has."""
+
+
+class UnknownHeadError(FeaturetapError, LookupError):
+    """No head has this name, or more than one has."""
+
+
+class UnknownWeightsError(FeaturetapError, LookupError):
+    """The backbone has no weights with this tag."""
+
+
+class UnknownOptionError(FeaturetapError, LookupError):
+    """Neither the backbone nor the head takes an option of this name."""
+
+
+class UnknownTapError(FeaturetapError, LookupError):
+    """The architecture has no such tap address."""
+
+
+class UnknownRuntimeError(FeaturetapError, LookupError):
+    """No runtime has this name, or more than one has."""
+
+
+class OptionError(FeaturetapError, ValueError):
+    """An option is known, and its value is not usable."""
+
+
+class TapError(FeaturetapError, ValueError):
+    """A request for taps that cannot be answered, such as an empty or a repeated one."""
+
+
+class SpecError(FeaturetapError, ValueError):
+    """A spec contradicts itself, or a module contradicts its spec."""
+
+
+class HeadError(FeaturetapError, ValueError):
+    """A head and a backbone that do not go together."""
+
+
+class CatalogueError(FeaturetapError, ValueError):
+    """A `registry.toml` or `featuretap.toml` that cannot be used as it is."""
+
+
+class PluginError(FeaturetapError, RuntimeError):
+    """A plugin failed on import, on registration or in a hook."""
+
+
+class WeightsError(FeaturetapError, RuntimeError):
+    """Weights that are missing, malformed, or of another model."""
+
+
+class ImageError(FeaturetapError, ValueError):
+    """An image file that cannot be read as a picture."""
+
+
+class DataError(FeaturetapError, ValueError):
+    """A data set, or a part of one, that cannot be used as it is."""
+
+
+class TrainingError(FeaturetapError, RuntimeError):
+    """A run of training that cannot start, go on, or be resumed."""
+
+
+class ExportError(FeaturetapError, RuntimeError):
+    """A model that cannot be compiled or exported, or an exported file that cannot be used."""
+
+
+class MissingExtraError(FeaturetapError, ImportError):
+    """Something needs packages that come with an extra of the distribution."""
+
+
+def did_you_mean(asked: str, known: Iterable[str], canonical: Mapping[str, str] | None = None) -> str:
+    """Return `"; did you mean 'x'?"` for the name nearest to the one that was asked for, or "" if none is near.
+
+    Args:
+        asked: the name that there is not.
+        known: the names that there are.
+        canonical: alias → the name to offer in place of it.
+    """
+    # Only failures need it, and every start of the command line would pay for it.
+    from difflib import get_close_matches
+
+    near = get_close_matches(asked, list(known), n=1, cutoff=0.6)
+    return f"; did you mean {(canonical or {}).get(near[0], near[0])!r}?" if near else ""
