@@ -4,7 +4,7 @@ The activation is ReLU6, as in TF-slim's code and in every set of published weig
 paper prints stride 2 for the last depthwise convolution, a misprint: the map sizes of the same table need stride 1.
 """
 
-from featuretap.registry.specs import RE6, BackboneSpec, Classifier, Conv, Separable
+from featuretap.specs import RE6, BackboneSpec, Classifier, Conv, Separable
 
 V1 = BackboneSpec(
     "mobilenet_v1",

@@ -3,7 +3,7 @@
 The paper's columns are expansion factor, channels, repeats and stride; `_bottlenecks` makes rows of each of its lines.
 """
 
-from featuretap.registry.specs import RE6, BackboneSpec, Bneck, Conv
+from featuretap.specs import RE6, BackboneSpec, Bneck, Conv
 
 
 def _bottlenecks(in_channels: int, expansion: int, out: int, repeats: int) -> tuple[Bneck, ...]:

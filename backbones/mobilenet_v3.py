@@ -6,7 +6,7 @@ those of the reference code and of torchvision; timm uses torch's defaults.
 
 from dataclasses import replace
 
-from featuretap.registry.specs import HS, RE, SE, BackboneSpec, Bneck, Classifier, Conv, Row
+from featuretap.specs import HS, RE, SE, BackboneSpec, Bneck, Classifier, Conv, Row
 
 LAYOUTS = {
     "torchvision": "featuretap.backbones.layouts.torchvision:mobilenet_v3",

@@ -11,8 +11,8 @@ from dataclasses import replace
 from typing import Self
 
 from featuretap.backbones.mobilenet_v3 import LARGE, SMALL
-from featuretap.registry.layers import Convolution, Layer, SqueezeExcite, make_divisible
-from featuretap.registry.specs import HS, BackboneSpec, Bneck, Classifier, Row
+from featuretap.specs import HS, BackboneSpec, Bneck, Classifier, Row
+from featuretap.specs.layers import Convolution, Layer, SqueezeExcite, make_divisible
 
 
 class PaddleBneck(Bneck):

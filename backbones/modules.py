@@ -14,10 +14,10 @@ from typing import Any, Dict, Final, Tuple, TypeVar
 import torch
 from torch import Tensor, nn
 
-from featuretap.registry.addresses import LEVELS
-from featuretap.registry.layers import Convolution, SqueezeExcite
-from featuretap.registry.options import Freezing
-from featuretap.registry.specs import BackboneSpec, Block, Tap
+from featuretap.specs import BackboneSpec, Block, Tap
+from featuretap.specs.addresses import LEVELS
+from featuretap.specs.layers import Convolution, SqueezeExcite
+from featuretap.specs.options import Freezing
 from featuretap.support.import_strings import load
 
 __all__ = ["Backbone", "ConvolutionLayer", "SqueezeExciteLayer", "TappedChain", "bare"]

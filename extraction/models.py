@@ -14,9 +14,9 @@ from torchvision.transforms import InterpolationMode, v2
 
 from featuretap import registry
 from featuretap.inference.predicting import check_channels
-from featuretap.registry.description import Description
 from featuretap.registry.image_transforms import compose
-from featuretap.registry.preprocessing import Preprocessing
+from featuretap.specs.description import Description
+from featuretap.specs.preprocessing import Preprocessing
 
 __all__ = ["Model", "open_model"]
 

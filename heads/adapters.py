@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from featuretap.heads.modules.detection import DetectionModel
 from featuretap.heads.modules.fpn import PyramidModel
-from featuretap.registry.specs import Tap
+from featuretap.specs import Tap
 from featuretap.support.errors import OptionError
 
 __all__ = ["ShapeSpec", "TorchvisionBackbone", "as_torchvision", "output_shape"]

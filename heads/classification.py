@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from featuretap.registry.specs import BackboneSpec, BatchNorm, HeadSpec, Linear, Option
+from featuretap.specs import BackboneSpec, BatchNorm, HeadSpec, Linear, Option
 
 __all__ = ["CLASSIFICATION", "classification_layers"]
 

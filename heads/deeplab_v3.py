@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from featuretap.heads.segmentation import MODEL, OUTPUTS, VOC_CLASSES
-from featuretap.registry.option import Option, boolean, is_whole
-from featuretap.registry.specs import BackboneSpec, HeadSpec
+from featuretap.specs import BackboneSpec, HeadSpec
+from featuretap.specs.option import Option, boolean, is_whole
 from featuretap.support.errors import HeadError
 
 __all__ = ["DEEPLAB_V3", "check_stride"]

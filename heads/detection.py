@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from featuretap.registry.option import Option, count, is_whole, number
-from featuretap.registry.specs import BackboneSpec
+from featuretap.specs import BackboneSpec
+from featuretap.specs.option import Option, count, is_whole, number
 
 __all__ = ["COCO_CLASSES", "NORMALISATION", "RESIZING", "boxes", "per_level", "share"]
 

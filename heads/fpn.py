@@ -6,8 +6,8 @@ import re
 from dataclasses import replace
 from typing import Any
 
-from featuretap.registry.option import boolean, choice, count
-from featuretap.registry.specs import BackboneSpec, HeadSpec, Tap
+from featuretap.specs import BackboneSpec, HeadSpec, Tap
+from featuretap.specs.option import boolean, choice, count
 from featuretap.support.errors import OptionError
 
 __all__ = ["FPN", "GROUPS", "PYRAMID_OPTIONS", "check_pyramid", "pyramid_taps"]

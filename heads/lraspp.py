@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from featuretap.heads.segmentation import MODEL, OUTPUTS, VOC_CLASSES
-from featuretap.registry.option import boolean, choice, count
-from featuretap.registry.specs import HeadSpec
+from featuretap.specs import HeadSpec
+from featuretap.specs.option import boolean, choice, count
 
 __all__ = ["LRASPP"]
 

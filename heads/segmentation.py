@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from featuretap.registry.specs import BackboneSpec
+from featuretap.specs import BackboneSpec
 
 __all__ = ["MODEL", "OUTPUTS", "VOC_CLASSES", "segmentation_outputs"]
 

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from featuretap.heads.detection import COCO_CLASSES, NORMALISATION, share
-from featuretap.registry.option import Option, boolean, count, is_whole
-from featuretap.registry.specs import HeadSpec
+from featuretap.specs import HeadSpec
+from featuretap.specs.option import Option, boolean, count, is_whole
 
 __all__ = ["SSDLITE", "extra_channels", "fixed_size"]
 

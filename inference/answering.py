@@ -15,7 +15,7 @@ from featuretap.inference.class_names import class_names
 from featuretap.inference.predicting import predict_images
 from featuretap.inference.showing import Shown, as_json, as_picture, as_table
 from featuretap.inference.sources import ImageSource
-from featuretap.registry.description import Description
+from featuretap.specs.description import Description
 from featuretap.support.errors import ImageError
 from featuretap.support.images import write_picture
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from featuretap.registry.description import Description
+from featuretap.specs.description import Description
 
 __all__ = ["class_names", "in_one_line", "name_of"]
 

@@ -16,8 +16,8 @@ from torch.nn import functional as F  # noqa: N812 - torch's own name for it
 
 from featuretap import registry
 from featuretap.inference.class_names import class_names
-from featuretap.registry.description import Description
-from featuretap.registry.preprocessing import Preprocessing
+from featuretap.specs.description import Description
+from featuretap.specs.preprocessing import Preprocessing
 from featuretap.support.errors import OptionError, WeightsError
 from featuretap.support.images import plain
 

@@ -10,12 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from featuretap import registry
-from featuretap.registry.addresses import LEVELS
-from featuretap.registry.description import options_in_words
-from featuretap.registry.layout import Layout
-from featuretap.registry.specs import BackboneSpec
 from featuretap.registry.weights.layouts import MisfitError, layout_of
 from featuretap.runtimes.compiled import check_installed
+from featuretap.specs import BackboneSpec
+from featuretap.specs.addresses import LEVELS
+from featuretap.specs.description import options_in_words
+from featuretap.specs.layout import Layout
 from featuretap.support.errors import OptionError, did_you_mean
 
 __all__ = ["EAGER", "LIBRARIES", "Contender", "contenders", "counterpart", "own"]

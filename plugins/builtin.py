@@ -15,8 +15,8 @@ from featuretap.heads.lraspp import LRASPP
 from featuretap.heads.ssdlite import SSDLITE
 from featuretap.registry.catalogue import Catalogue, load_catalogue
 from featuretap.registry.hookspecs import WeightsEntry, hookimpl
-from featuretap.registry.specs import BackboneSpec, HeadSpec, RuntimeSpec
 from featuretap.runtimes.builtin import RUNTIMES
+from featuretap.specs import BackboneSpec, HeadSpec, RuntimeSpec
 
 
 @cache

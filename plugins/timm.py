@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from featuretap.registry.hookspecs import hookimpl
-from featuretap.registry.specs import BackboneSpec
+from featuretap.specs import BackboneSpec
 
 PREFIX = "timm/"
 

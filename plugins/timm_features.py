@@ -20,13 +20,13 @@ import torch
 from torch import Tensor, nn
 
 from featuretap.plugins.map_sizes import roundings
-from featuretap.registry.addresses import LEVELS
-from featuretap.registry.description import options_in_words
-from featuretap.registry.option import count
-from featuretap.registry.preprocessing import Preprocessing
-from featuretap.registry.specs import BackboneSpec, Tap
 from featuretap.registry.weights.downloads import offline
 from featuretap.registry.weights.timm_config import preprocessing_of
+from featuretap.specs import BackboneSpec, Tap
+from featuretap.specs.addresses import LEVELS
+from featuretap.specs.description import options_in_words
+from featuretap.specs.option import count
+from featuretap.specs.preprocessing import Preprocessing
 from featuretap.support.errors import OptionError, SpecError, UnknownBackboneError, WeightsError, did_you_mean
 
 __all__ = ["TimmBackbone", "build", "describe", "find", "match"]

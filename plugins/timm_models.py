@@ -25,8 +25,8 @@ from torch import nn
 from featuretap.plugins.timm_network import TimmNetwork, levels_only
 from featuretap.registry import Registry
 from featuretap.registry.hookspecs import WeightsEntry
-from featuretap.registry.preprocessing import Preprocessing
-from featuretap.registry.specs import BackboneSpec
+from featuretap.specs import BackboneSpec
+from featuretap.specs.preprocessing import Preprocessing
 from featuretap.support.errors import OptionError
 
 OURS = Registry(discover=False)

@@ -14,8 +14,8 @@ from torch._jit_internal import is_scripting
 
 from featuretap import registry
 from featuretap.heads.modules.classification import ClassificationHead
-from featuretap.registry.specs import BackboneSpec
 from featuretap.registry.weights.folding import eps_of, folded, set_eps
+from featuretap.specs import BackboneSpec
 from featuretap.support.errors import OptionError
 
 __all__ = ["TimmNetwork", "levels_only"]

@@ -10,13 +10,8 @@ from torch import nn
 
 from featuretap.backbones.modules import Backbone
 from featuretap.heads.classification import classification_layers
-from featuretap.registry.blocks import Block
-from featuretap.registry.description import Description, prepared_for
 from featuretap.registry.factories import backbone_module, freeze
-from featuretap.registry.options import Freezing
-from featuretap.registry.preprocessing import Preprocessing
 from featuretap.registry.request import Request, backbone_of
-from featuretap.registry.specs import BackboneSpec, ModelSpec
 from featuretap.registry.weights.expectation import HEAD, backbone_tensors, head_tensors, misfit
 from featuretap.registry.weights.filling import fill
 from featuretap.registry.weights.folding import set_eps
@@ -26,6 +21,11 @@ from featuretap.registry.weights.norms import norm_in_words
 from featuretap.registry.weights.reading import some
 from featuretap.registry.weights.sources import Source
 from featuretap.registry.weights.translation import Translated
+from featuretap.specs import BackboneSpec, ModelSpec
+from featuretap.specs.blocks import Block
+from featuretap.specs.description import Description, prepared_for
+from featuretap.specs.options import Freezing
+from featuretap.specs.preprocessing import Preprocessing
 from featuretap.support.errors import WeightsError
 from featuretap.support.import_strings import load
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from torch import nn
 
-from featuretap.registry.description import Description
-from featuretap.registry.specs import Tap
+from featuretap.specs import Tap
+from featuretap.specs.description import Description
 
 __all__ = ["Built"]
 

@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from featuretap.registry.hookspecs import WeightsEntry
-from featuretap.registry.naming import check_name
-from featuretap.registry.options import checked, options_of, split, with_defaults
-from featuretap.registry.preprocessing import Preprocessing
-from featuretap.registry.specs import BackboneSpec
+from featuretap.specs import BackboneSpec
+from featuretap.specs.names import check_name
+from featuretap.specs.options import checked, options_of, split, with_defaults
+from featuretap.specs.preprocessing import Preprocessing
 from featuretap.support.errors import CatalogueError, FeaturetapError, SpecError, did_you_mean
 from featuretap.support.import_strings import load
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Generic, TypeVar
 
 from featuretap.registry.policy import normalised
-from featuretap.registry.specs import BackboneSpec, HeadSpec, RuntimeSpec
+from featuretap.specs import BackboneSpec, HeadSpec, RuntimeSpec
 from featuretap.support.errors import FeaturetapError, did_you_mean
 
 __all__ = ["Claims", "Named"]

@@ -9,11 +9,11 @@ from fnmatch import fnmatchcase
 from featuretap.registry.catalogue import CatalogueFile
 from featuretap.registry.claims import Claims, Named
 from featuretap.registry.hookspecs import WeightsEntry
-from featuretap.registry.layout import NATIVE
 from featuretap.registry.plugin_loading import Plugin
 from featuretap.registry.policy import normalised
 from featuretap.registry.published import Published
-from featuretap.registry.specs import BackboneSpec, HeadSpec, RuntimeSpec
+from featuretap.specs import BackboneSpec, HeadSpec, RuntimeSpec
+from featuretap.specs.layout import NATIVE
 from featuretap.support.errors import (
     CatalogueError,
     FeaturetapError,

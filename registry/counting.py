@@ -10,8 +10,8 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from featuretap.registry.factories import backbone_module
-from featuretap.registry.head_spec import ModelSpec
-from featuretap.registry.specs import BackboneSpec
+from featuretap.specs import BackboneSpec
+from featuretap.specs.head import ModelSpec
 from featuretap.support.import_strings import blamed
 
 __all__ = ["factory_macs", "factory_parameters", "macs", "parameters", "tensors"]

@@ -8,8 +8,8 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-from featuretap.registry.options import Freezing
-from featuretap.registry.specs import BackboneSpec
+from featuretap.specs import BackboneSpec
+from featuretap.specs.options import Freezing
 from featuretap.support.errors import PluginError
 from featuretap.support.import_strings import called
 

@@ -12,7 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from featuretap.registry.conformance import NONE, Size, randomise, same, trying
 from featuretap.registry.registry import Registry
-from featuretap.registry.specs import ModelSpec
+from featuretap.specs import ModelSpec
 from featuretap.support.errors import SpecError
 
 __all__ = [

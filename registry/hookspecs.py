@@ -18,9 +18,9 @@ from typing import Any
 
 import pluggy
 
-from featuretap.registry.field_checks import BOOLEAN, STRING, Check
-from featuretap.registry.preprocessing import Preprocessing
-from featuretap.registry.specs import BackboneSpec, HeadSpec, RuntimeSpec
+from featuretap.specs import BackboneSpec, HeadSpec, RuntimeSpec
+from featuretap.specs.field_checks import BOOLEAN, STRING, Check
+from featuretap.specs.preprocessing import Preprocessing
 from featuretap.support.errors import CatalogueError
 
 __all__ = ["GROUP", "HUB", "WeightsEntry", "hookimpl", "hookspec"]

@@ -16,7 +16,7 @@ from featuretap.registry.contents import Contents
 from featuretap.registry.hookspecs import WeightsEntry
 from featuretap.registry.plugin_loading import Plugin, discover, load_module
 from featuretap.registry.policy import policy_from
-from featuretap.registry.specs import BackboneSpec, HeadSpec, RuntimeSpec
+from featuretap.specs import BackboneSpec, HeadSpec, RuntimeSpec
 from featuretap.support.errors import PluginError
 
 __all__ = ["Lookup"]

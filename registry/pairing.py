@@ -6,9 +6,9 @@ from collections.abc import Iterable, Mapping
 from itertools import pairwise
 from typing import Any
 
-from featuretap.registry.option import is_whole
-from featuretap.registry.options import OPTIONS, Freezing, configured, options_of, split
-from featuretap.registry.specs import BackboneSpec, HeadSpec, ModelSpec, Tap
+from featuretap.specs import BackboneSpec, HeadSpec, ModelSpec, Tap
+from featuretap.specs.option import is_whole
+from featuretap.specs.options import OPTIONS, Freezing, configured, options_of, split
 from featuretap.support.errors import HeadError, OptionError, SpecError
 
 __all__ = ["features", "paired", "set_by"]

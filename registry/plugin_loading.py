@@ -20,7 +20,7 @@ from featuretap.registry import hookspecs
 from featuretap.registry.hookspecs import GROUP, WeightsEntry
 from featuretap.registry.installed import installed
 from featuretap.registry.policy import Policy, normalised
-from featuretap.registry.specs import BackboneSpec, HeadSpec, RuntimeSpec
+from featuretap.specs import BackboneSpec, HeadSpec, RuntimeSpec
 from featuretap.support.errors import FeaturetapError, PluginError, did_you_mean
 
 __all__ = ["Plugin", "discover", "load_module"]

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from featuretap.registry.hookspecs import WeightsEntry
-from featuretap.registry.options import options_of
 from featuretap.registry.published import Published
-from featuretap.registry.specs import BackboneSpec
 from featuretap.registry.weights.files import ENDINGS
+from featuretap.specs import BackboneSpec
+from featuretap.specs.options import options_of
 from featuretap.support.errors import OptionError, UnknownWeightsError, did_you_mean
 
 __all__ = ["brought", "chosen"]

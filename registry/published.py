@@ -8,7 +8,7 @@ from featuretap.registry.catalogue import CatalogueFile
 from featuretap.registry.hookspecs import WeightsEntry
 from featuretap.registry.plugin_loading import Plugin
 from featuretap.registry.policy import normalised
-from featuretap.registry.specs import BackboneSpec
+from featuretap.specs import BackboneSpec
 from featuretap.support.errors import CatalogueError, UnknownWeightsError
 
 __all__ = ["Published"]

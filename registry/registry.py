@@ -8,15 +8,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from featuretap.registry.description import Description, prepared_for
 from featuretap.registry.hookspecs import WeightsEntry
 from featuretap.registry.lookup import Lookup
-from featuretap.registry.options import Freezing, options_of
 from featuretap.registry.pairing import features, paired, set_by
-from featuretap.registry.preprocessing import Preprocessing
 from featuretap.registry.pretrained import brought, chosen
 from featuretap.registry.request import Request
-from featuretap.registry.specs import BackboneSpec, ModelSpec
+from featuretap.specs import BackboneSpec, ModelSpec
+from featuretap.specs.description import Description, prepared_for
+from featuretap.specs.options import Freezing, options_of
+from featuretap.specs.preprocessing import Preprocessing
 from featuretap.support.errors import HeadError, OptionError
 
 if TYPE_CHECKING:

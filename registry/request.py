@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from featuretap.registry.description import Description, options_in_words
-from featuretap.registry.options import Freezing
-from featuretap.registry.specs import BackboneSpec, ModelSpec
+from featuretap.specs import BackboneSpec, ModelSpec
+from featuretap.specs.description import Description, options_in_words
+from featuretap.specs.options import Freezing
 
 __all__ = ["Request"]
 

@@ -1,53 +1,6 @@
-"""The vocabulary: taps, layers, rows, and the specs of backbones, heads, models and runtimes. No torch.
+"""Specs: networks as data. What plugins write and what `registry.spec` returns is imported from here."""
 
-A backbone is a table: `BackboneSpec(name, stages=...)`, a stage being the work done at one resolution. What is defined
-in the modules that this one gathers is imported from here.
-"""
+from featuretap import specs
+from featuretap.specs import *  # noqa: F403 - one list of names, that of the package
 
-from __future__ import annotations
-
-from featuretap.registry.backbone_spec import BackboneSpec, Classifier, Stages
-from featuretap.registry.blocks import Block
-from featuretap.registry.head_spec import HeadSpec, ModelSpec
-from featuretap.registry.layers import (
-    Activation,
-    BatchNorm,
-    Convolution,
-    Counted,
-    Layer,
-    Linear,
-    SqueezeExcite,
-    make_divisible,
-)
-from featuretap.registry.option import Option
-from featuretap.registry.rows import HS, RE, RE6, SE, Bneck, Conv, Row, Separable
-from featuretap.registry.runtime_spec import RuntimeSpec
-from featuretap.registry.tap import Tap
-
-__all__ = [
-    "HS",
-    "RE",
-    "RE6",
-    "SE",
-    "Activation",
-    "BackboneSpec",
-    "BatchNorm",
-    "Block",
-    "Bneck",
-    "Classifier",
-    "Conv",
-    "Convolution",
-    "Counted",
-    "HeadSpec",
-    "Layer",
-    "Linear",
-    "ModelSpec",
-    "Option",
-    "Row",
-    "RuntimeSpec",
-    "Separable",
-    "SqueezeExcite",
-    "Stages",
-    "Tap",
-    "make_divisible",
-]
+__all__ = specs.__all__

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from featuretap.registry.specs import RuntimeSpec
+from featuretap.specs import RuntimeSpec
 
 __all__ = ["RUNTIMES"]
 

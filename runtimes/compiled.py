@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from featuretap.registry.description import Description
-from featuretap.registry.specs import RuntimeSpec, Tap
 from featuretap.registry.weights.metadata import read_record
 from featuretap.runtimes.exportable import exportable
 from featuretap.runtimes.signature import DEVICE, DTYPE, KEY, Signature
 from featuretap.runtimes.verifying import verify
+from featuretap.specs import RuntimeSpec, Tap
+from featuretap.specs.description import Description
 from featuretap.support.errors import ExportError, FeaturetapError, MissingExtraError, OptionError
 from featuretap.support.extras import missing
 from featuretap.support.import_strings import blamed, load

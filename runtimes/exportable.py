@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from featuretap.registry.description import Description, options_in_words
 from featuretap.registry.weights.storing import unwrapped
 from featuretap.runtimes.signature import Signature
+from featuretap.specs.description import Description, options_in_words
 from featuretap.support.errors import ExportError, HeadError, OptionError
 
 __all__ = ["Exportable", "check_sizes", "exportable"]

@@ -21,9 +21,9 @@ from torchvision.models.segmentation.deeplabv3 import ASPPPooling
 from torchvision.ops import FrozenBatchNorm2d
 
 from featuretap.heads.modules.classification import ClassificationHead
-from featuretap.registry.description import Description, options_in_words
 from featuretap.registry.weights.storing import unwrapped
 from featuretap.runtimes.inference_only import MARK, InferenceOnly, is_fused
+from featuretap.specs.description import Description, options_in_words
 from featuretap.support.errors import OptionError
 
 __all__ = ["folded", "fuse"]

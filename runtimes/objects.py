@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from featuretap.registry.description import Description
 from featuretap.registry.weights.storing import unwrapped
 from featuretap.runtimes.exportable import Exportable
 from featuretap.runtimes.verifying import TOLERANCE
+from featuretap.specs.description import Description
 from featuretap.support.errors import ExportError, HeadError
 
 __all__ = ["Found", "compare", "detector_of", "names_of", "noise"]

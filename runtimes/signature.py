@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from featuretap.registry.specs import Tap
+from featuretap.specs import Tap
 from featuretap.support.errors import ExportError, FeaturetapError
 
 __all__ = ["DEVICE", "DTYPE", "KEY", "Signature"]

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from featuretap.datasets.named_sets import NAMED_SETS
-from featuretap.registry.option import Option, choice, count, is_whole, number
-from featuretap.registry.options import OPTIONS
+from featuretap.specs.option import Option, choice, count, is_whole, number
+from featuretap.specs.options import OPTIONS
 from featuretap.support.errors import OptionError, TrainingError, UnknownOptionError, did_you_mean
 
 __all__ = ["SETTINGS", "Configuration", "Setting", "configured", "located", "read_configuration", "resolved", "written"]

@@ -15,7 +15,7 @@ from torch import nn
 from featuretap.datasets.checking import check_readable
 from featuretap.datasets.data_set import DataSet, Samples
 from featuretap.datasets.opening import open_data
-from featuretap.registry.description import Description
+from featuretap.specs.description import Description
 from featuretap.support.errors import DataError, TrainingError
 from featuretap.support.progress import bar
 from featuretap.training.judging import judge

@@ -5,10 +5,10 @@ from __future__ import annotations
 from torch import nn
 
 from featuretap.backbones.modules import Backbone
-from featuretap.registry.description import Description
 from featuretap.registry.factories import freeze
-from featuretap.registry.options import Freezing
-from featuretap.registry.specs import BackboneSpec
+from featuretap.specs import BackboneSpec
+from featuretap.specs.description import Description
+from featuretap.specs.options import Freezing
 from featuretap.support.errors import TrainingError
 
 __all__ = ["check_freezing", "freeze_through", "frozen_through"]

@@ -10,9 +10,9 @@ from torch import nn
 
 from featuretap import registry
 from featuretap.datasets.data_set import DataSet
-from featuretap.registry.description import Description
-from featuretap.registry.preprocessing import Preprocessing
-from featuretap.registry.specs import HeadSpec, ModelSpec
+from featuretap.specs import HeadSpec, ModelSpec
+from featuretap.specs.description import Description
+from featuretap.specs.preprocessing import Preprocessing
 from featuretap.support.errors import HeadError, OptionError, TrainingError
 from featuretap.training.configuration import Configuration
 from featuretap.training.tasks import classification, detection, segmentation

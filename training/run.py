@@ -22,8 +22,8 @@ from featuretap import registry
 from featuretap.datasets.checking import check_readable
 from featuretap.datasets.data_set import DataSet
 from featuretap.datasets.opening import open_data
-from featuretap.registry.description import Description
-from featuretap.registry.specs import ModelSpec
+from featuretap.specs import ModelSpec
+from featuretap.specs.description import Description
 from featuretap.support.errors import TrainingError
 from featuretap.support.progress import bar, epoch_in_words
 from featuretap.training.configuration import Configuration, located, resolved

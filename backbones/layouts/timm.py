@@ -13,10 +13,10 @@ from featuretap.backbones.layouts.naming import convolution, linear, squeeze_exc
 from featuretap.backbones.mobilenet_v1 import V1
 from featuretap.backbones.mobilenet_v2 import V2
 from featuretap.backbones.mobilenet_v3 import LARGE, SMALL
-from featuretap.registry.layers import SqueezeExcite
-from featuretap.registry.layout import Layout
-from featuretap.registry.specs import BackboneSpec, Block
-from featuretap.registry.variants import widened
+from featuretap.specs import BackboneSpec, Block
+from featuretap.specs.layers import SqueezeExcite
+from featuretap.specs.layout import Layout
+from featuretap.specs.variants import widened
 
 __all__ = ["mobilenet_v1", "mobilenet_v2", "mobilenet_v3"]
 

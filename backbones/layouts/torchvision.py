@@ -8,10 +8,10 @@ from typing import Any
 from featuretap.backbones.layouts.naming import convolution, linear, squeeze_excite
 from featuretap.backbones.mobilenet_v2 import V2
 from featuretap.backbones.mobilenet_v3 import LARGE, SMALL
-from featuretap.registry.layers import Layer, SqueezeExcite, make_divisible
-from featuretap.registry.layout import Layout
-from featuretap.registry.specs import BackboneSpec, Block
-from featuretap.registry.variants import reduced_tail, widened
+from featuretap.specs import BackboneSpec, Block
+from featuretap.specs.layers import Layer, SqueezeExcite, make_divisible
+from featuretap.specs.layout import Layout
+from featuretap.specs.variants import reduced_tail, widened
 
 __all__ = ["mobilenet_v2", "mobilenet_v3"]
 

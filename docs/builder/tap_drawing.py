@@ -9,8 +9,8 @@ from html import escape
 from pathlib import Path
 
 from featuretap import registry
-from featuretap.registry.backbone_spec import BackboneSpec
-from featuretap.registry.blocks import Block
+from featuretap.specs.backbone import BackboneSpec
+from featuretap.specs.blocks import Block
 
 __all__ = ["DRAWN", "drawing", "file_of"]
 

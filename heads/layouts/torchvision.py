@@ -12,9 +12,9 @@ from dataclasses import replace
 from typing import Any
 
 from featuretap.heads.ssdlite import fixed_size
-from featuretap.registry.layout import Layout
-from featuretap.registry.preprocessing import Preprocessing
-from featuretap.registry.specs import ModelSpec
+from featuretap.specs import ModelSpec
+from featuretap.specs.layout import Layout
+from featuretap.specs.preprocessing import Preprocessing
 
 __all__ = ["deeplab_v3", "faster_rcnn", "lraspp", "ssdlite"]
 

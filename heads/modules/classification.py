@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from featuretap.backbones.modules import ACTIVATIONS, bare
 from featuretap.heads.classification import classification_layers
-from featuretap.registry.specs import BackboneSpec, BatchNorm, Linear
+from featuretap.specs import BackboneSpec, BatchNorm, Linear
 
 __all__ = ["ClassificationHead", "classification"]
 

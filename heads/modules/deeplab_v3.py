@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torchvision.models.segmentation.deeplabv3 import DeepLabHead
 from torchvision.models.segmentation.fcn import FCNHead
 
-from featuretap.registry.specs import BackboneSpec
+from featuretap.specs import BackboneSpec
 
 __all__ = ["DeepLabV3Head", "deeplab_v3"]
 

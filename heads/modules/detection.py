@@ -12,7 +12,7 @@ from typing import Any, Dict, List
 from torch import Tensor, nn
 
 from featuretap.heads.modules.headed import HeadedModel
-from featuretap.registry.preprocessing import Preprocessing
+from featuretap.specs.preprocessing import Preprocessing
 from featuretap.support.errors import OptionError
 
 __all__ = ["DetectionHead", "DetectionModel", "Necked"]

@@ -14,7 +14,7 @@ from featuretap.heads.detectors import anchor_sizes
 from featuretap.heads.fpn import PYRAMID_OPTIONS
 from featuretap.heads.modules.detection import DetectionHead
 from featuretap.heads.modules.fpn import Pyramid, fpn
-from featuretap.registry.specs import BackboneSpec
+from featuretap.specs import BackboneSpec
 
 __all__ = ["RCNNHead", "faster_rcnn", "fcos", "mask_rcnn", "retinanet"]
 

@@ -12,7 +12,7 @@ from torchvision.ops.feature_pyramid_network import LastLevelMaxPool, LastLevelP
 
 from featuretap.heads.fpn import GROUPS, pyramid_taps
 from featuretap.heads.modules.headed import HeadedModel
-from featuretap.registry.specs import BackboneSpec
+from featuretap.specs import BackboneSpec
 
 __all__ = ["Pyramid", "PyramidModel", "fpn"]
 

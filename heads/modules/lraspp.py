@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - torch's own name for it
 from torchvision.ops import Conv2dNormActivation
 
-from featuretap.registry.specs import BackboneSpec
+from featuretap.specs import BackboneSpec
 
 __all__ = ["LRASPPHead", "lraspp"]
 

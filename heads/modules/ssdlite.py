@@ -17,7 +17,7 @@ from torchvision.ops import Conv2dNormActivation
 
 from featuretap.heads.modules.detection import DetectionHead
 from featuretap.heads.ssdlite import extra_channels, fixed_size
-from featuretap.registry.specs import BackboneSpec
+from featuretap.specs import BackboneSpec
 
 __all__ = ["ExtraLayers", "ReducedBoxGenerator", "ssdlite"]
 

@@ -9,8 +9,8 @@ from functools import partial
 from featuretap.registry import conformance, head_conformance
 from featuretap.registry.plugin_loading import Plugin, in_one_line
 from featuretap.registry.registry import Registry
-from featuretap.registry.specs import HeadSpec
 from featuretap.registry.torch_free import check_torch_free
+from featuretap.specs import HeadSpec
 from featuretap.support.errors import FeaturetapError
 
 __all__ = ["findings"]

@@ -74,7 +74,7 @@ def featuretap_weights():
     "$package/networks.py": '''\
 """The network as a table. A stage's first row strides, and its last row is the tap."""
 
-from featuretap.registry.specs import HS, RE, SE, BackboneSpec, Bneck, Conv
+from featuretap.specs import HS, RE, SE, BackboneSpec, Bneck, Conv
 
 $table = BackboneSpec(
     "$backbone",

@@ -115,7 +115,7 @@ def quantize_command(
 def _model(
     source: str, weights: str | None, features_only: bool, taps: tuple[str, ...] | None, options: Mapping[str, Any]
 ) -> nn.Module:
-    from featuretap.registry.description import Description
+    from featuretap.specs.description import Description
 
     bare = features_only or taps is not None
     model = named_or_in_a_file(source, weights, bare=bare, taps=taps, **options)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from featuretap.registry.description import Description, options_in_words
-from featuretap.registry.options import options_of
 from featuretap.registry.request import backbone_of
-from featuretap.registry.specs import BackboneSpec, ModelSpec
 from featuretap.registry.weights.expectation import HEAD, Shapes, backbone_tensors, misfit
+from featuretap.specs import BackboneSpec, ModelSpec
+from featuretap.specs.description import Description, options_in_words
+from featuretap.specs.options import options_of
 from featuretap.support.errors import WeightsError
 
 if TYPE_CHECKING:

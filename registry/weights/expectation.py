@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
 
-from featuretap.registry.blocks import Block
-from featuretap.registry.layers import Counted
-from featuretap.registry.specs import BackboneSpec
+from featuretap.specs import BackboneSpec
+from featuretap.specs.blocks import Block
+from featuretap.specs.layers import Counted
 
 __all__ = [
     "COUNTER",

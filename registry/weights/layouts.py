@@ -5,9 +5,9 @@ No torch but where a head has to be built to know its tensors.
 
 from __future__ import annotations
 
-from featuretap.registry.layout import NATIVE, Layout
 from featuretap.registry.request import backbone_of
-from featuretap.registry.specs import BackboneSpec, ModelSpec
+from featuretap.specs import BackboneSpec, ModelSpec
+from featuretap.specs.layout import NATIVE, Layout
 from featuretap.support.import_strings import load
 
 __all__ = ["CLASSIFICATION", "MisfitError", "layout_of"]

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import featuretap
-from featuretap.registry.description import Description
-from featuretap.registry.preprocessing import Preprocessing
+from featuretap.specs.description import Description
+from featuretap.specs.preprocessing import Preprocessing
 from featuretap.support.errors import OptionError, WeightsError
 
 __all__ = ["Record", "metadata_of", "read_record"]

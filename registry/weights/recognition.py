@@ -8,16 +8,16 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from featuretap.heads.classification import classification_layers
-from featuretap.registry.description import Description, prepared_for
 from featuretap.registry.hookspecs import WeightsEntry
-from featuretap.registry.layout import NATIVE
 from featuretap.registry.request import backbone_of
-from featuretap.registry.specs import BackboneSpec, ModelSpec
 from featuretap.registry.weights.consistency import head_shapes
 from featuretap.registry.weights.expectation import COUNTER, HEAD, Shapes, backbone_tensors, head_tensors
 from featuretap.registry.weights.layouts import CLASSIFICATION, MisfitError, layout_of
 from featuretap.registry.weights.metadata import Record
 from featuretap.registry.weights.timm_config import TimmConfig
+from featuretap.specs import BackboneSpec, ModelSpec
+from featuretap.specs.description import Description, prepared_for
+from featuretap.specs.layout import NATIVE
 from featuretap.support.errors import FeaturetapError
 from featuretap.support.import_strings import load
 

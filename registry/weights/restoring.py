@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from featuretap.registry.options import options_of
 from featuretap.registry.request import backbone_of
-from featuretap.registry.specs import BackboneSpec, ModelSpec
 from featuretap.registry.weights.metadata import Record
 from featuretap.registry.weights.norms import restored_norm
 from featuretap.registry.weights.reading import Checkpoint, check_finite
 from featuretap.registry.weights.recognition import identified
 from featuretap.registry.weights.sources import source_at
+from featuretap.specs import BackboneSpec, ModelSpec
+from featuretap.specs.options import options_of
 from featuretap.support.errors import FeaturetapError, OptionError, WeightsError
 
 if TYPE_CHECKING:

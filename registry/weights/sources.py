@@ -7,18 +7,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from featuretap.registry.description import options_in_words
 from featuretap.registry.hookspecs import WeightsEntry
-from featuretap.registry.layout import NATIVE
-from featuretap.registry.preprocessing import Preprocessing
 from featuretap.registry.request import Request, backbone_of
-from featuretap.registry.specs import BackboneSpec, ModelSpec
 from featuretap.registry.weights.files import sha256_of
 from featuretap.registry.weights.layouts import CLASSIFICATION, MisfitError
-from featuretap.registry.weights.network import network_digest
 from featuretap.registry.weights.reading import Checkpoint, read
 from featuretap.registry.weights.recognition import recognised
 from featuretap.registry.weights.translation import Translated, guessed, translated
+from featuretap.specs import BackboneSpec, ModelSpec
+from featuretap.specs.description import options_in_words
+from featuretap.specs.layout import NATIVE
+from featuretap.specs.network_digest import network_digest
+from featuretap.specs.preprocessing import Preprocessing
 from featuretap.support.errors import FeaturetapError, WeightsError
 
 if TYPE_CHECKING:

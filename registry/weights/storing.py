@@ -14,12 +14,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from featuretap.registry.description import Description, options_in_words
-from featuretap.registry.layout import NATIVE, Layout
-from featuretap.registry.option import default_of
-from featuretap.registry.options import options_of
 from featuretap.registry.request import backbone_of
-from featuretap.registry.specs import BackboneSpec, ModelSpec
 from featuretap.registry.weights.consistency import check_unchanged, difference, head_shapes, model_spec
 from featuretap.registry.weights.expectation import COUNTER, HEAD, STATISTICS
 from featuretap.registry.weights.files import CONFIG, FILE
@@ -27,13 +22,18 @@ from featuretap.registry.weights.folding import eps_of, folded
 from featuretap.registry.weights.header import with_sorted_header
 from featuretap.registry.weights.layouts import CLASSIFICATION, MisfitError, layout_of
 from featuretap.registry.weights.metadata import Record, metadata_of
-from featuretap.registry.weights.network import network_digest
 from featuretap.registry.weights.norms import MAKES
 from featuretap.registry.weights.reading import DTYPES
 from featuretap.registry.weights.restoring import arguments_of, record_of
 from featuretap.registry.weights.sources import source_at
 from featuretap.registry.weights.timm_config import timm_config
 from featuretap.runtimes.inference_only import is_fused
+from featuretap.specs import BackboneSpec, ModelSpec
+from featuretap.specs.description import Description, options_in_words
+from featuretap.specs.layout import NATIVE, Layout
+from featuretap.specs.network_digest import network_digest
+from featuretap.specs.option import default_of
+from featuretap.specs.options import options_of
 from featuretap.support.atomic_write import replace_files
 from featuretap.support.errors import FeaturetapError, OptionError, WeightsError
 

@@ -11,11 +11,11 @@ from math import floor, nextafter
 from pathlib import Path
 from typing import Any
 
-from featuretap.registry.description import Description
-from featuretap.registry.layout import Layout
-from featuretap.registry.preprocessing import Preprocessing
-from featuretap.registry.specs import BackboneSpec
 from featuretap.registry.weights.files import CONFIG, config_beside
+from featuretap.specs import BackboneSpec
+from featuretap.specs.description import Description
+from featuretap.specs.layout import Layout
+from featuretap.specs.preprocessing import Preprocessing
 from featuretap.support.errors import WeightsError
 
 __all__ = ["TimmConfig", "config_of", "preprocessing_of", "timm_config"]

@@ -7,13 +7,13 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from featuretap.registry.layout import NATIVE, Layout
-from featuretap.registry.preprocessing import Preprocessing
 from featuretap.registry.request import backbone_of
-from featuretap.registry.specs import BackboneSpec, ModelSpec
 from featuretap.registry.weights.expectation import HEAD, backbone_tensors, known
 from featuretap.registry.weights.layouts import CLASSIFICATION, MisfitError, layout_of
 from featuretap.registry.weights.reading import Checkpoint, some
+from featuretap.specs import BackboneSpec, ModelSpec
+from featuretap.specs.layout import NATIVE, Layout
+from featuretap.specs.preprocessing import Preprocessing
 
 __all__ = ["Translated", "guessed", "translated"]
 

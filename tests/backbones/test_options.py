@@ -7,7 +7,7 @@ import pytest
 from featuretap.backbones.mobilenet_v3 import LARGE
 from featuretap.registry import Registry
 from featuretap.registry.errors import HeadError, OptionError, UnknownOptionError
-from featuretap.registry.variants import reduced_tail, widened, with_output_stride
+from featuretap.specs.variants import reduced_tail, widened, with_output_stride
 
 KNOWN = "width, reduced_tail, in_channels, output_stride, dilate_entry, freeze, freeze_norm, norm"
 COUNT = "it is a positive whole number up to 65536"

@@ -22,7 +22,7 @@ from featuretap.inference.predicting import (
 )
 from featuretap.registry import Registry, transforms
 from featuretap.registry.errors import OptionError, WeightsError
-from featuretap.registry.preprocessing import Preprocessing
+from featuretap.specs.preprocessing import Preprocessing
 
 NAMES = ("background", "cat", "dog")
 

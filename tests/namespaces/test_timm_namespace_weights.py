@@ -19,7 +19,7 @@ from featuretap.registry import Registry
 from featuretap.registry.errors import (
     WeightsError,
 )
-from featuretap.registry.preprocessing import Preprocessing
+from featuretap.specs.preprocessing import Preprocessing
 
 # Level → the module of timm's resnet18 whose output it is.
 LEVELS = {"C1": "act1", "C2": "layer1", "C3": "layer2", "C4": "layer3", "C5": "layer4"}

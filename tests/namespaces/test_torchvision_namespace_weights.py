@@ -17,7 +17,7 @@ from featuretap.registry.errors import (
     UnknownWeightsError,
     WeightsError,
 )
-from featuretap.registry.preprocessing import Preprocessing
+from featuretap.specs.preprocessing import Preprocessing
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ from featuretap.registry import Registry
 from featuretap.registry.errors import HeadError, OptionError, SpecError, UnknownBackboneError, UnknownHeadError
 from featuretap.registry.hookspecs import hookimpl
 from featuretap.registry.specs import RE, BackboneSpec, Bneck, Conv, HeadSpec, Tap
-from featuretap.registry.variants import widened, with_output_stride
+from featuretap.specs.variants import widened, with_output_stride
 
 THERE = "module 'featuretap.registry' has no attribute"
 

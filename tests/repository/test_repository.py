@@ -28,7 +28,7 @@ LIGHT = (
         LIGHT,
         "from featuretap.registry import Registry",
         "from featuretap.registry.hookspecs import hookimpl",
-        "import featuretap.registry.specs, featuretap.registry.variants",
+        "import featuretap.registry.specs, featuretap.specs.variants",
         "import featuretap.plugins.builtin",
         "from featuretap import registry; registry.list_runtimes()",
         *(

@@ -8,7 +8,7 @@ from PIL import Image
 from torch import Tensor
 
 from featuretap.datasets.data_set import Boxes
-from featuretap.registry.preprocessing import Preprocessing
+from featuretap.specs.preprocessing import Preprocessing
 from featuretap.training.tasks.detection import DetectionTask
 from featuretap.training.tasks.task import Augmentation
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F  # noqa: N812 - torch's own name for it
 
 from featuretap.datasets.data_set import IGNORED
-from featuretap.registry.preprocessing import Preprocessing
+from featuretap.specs.preprocessing import Preprocessing
 from featuretap.training.tasks.segmentation import SegmentationTask
 from featuretap.training.tasks.task import Augmentation
 

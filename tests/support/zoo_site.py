@@ -22,8 +22,8 @@ from docs.builder.zoo_rows import Row, rows
 from docs.builder.zoo_scatter import identity
 from featuretap.registry import Registry
 from featuretap.registry.hookspecs import WeightsEntry, hookimpl
-from featuretap.registry.preprocessing import Preprocessing
 from featuretap.registry.specs import RE, BackboneSpec, Conv
+from featuretap.specs.preprocessing import Preprocessing
 
 DESK = {"viewport": {"width": 1366, "height": 900}}
 PHONE = {"viewport": {"width": 360, "height": 740}}

@@ -9,7 +9,7 @@ from support.training_runs import coloured_folder
 
 from featuretap.datasets.data_set import DataSet
 from featuretap.datasets.opening import open_data
-from featuretap.registry.preprocessing import Preprocessing
+from featuretap.specs.preprocessing import Preprocessing
 from featuretap.training.loaders import judging_loader, training_loader
 from featuretap.training.tasks.classification import ClassificationTask, prepared
 from featuretap.training.tasks.task import Augmentation

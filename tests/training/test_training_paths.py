@@ -12,7 +12,7 @@ from support import Completed
 from support.data_sets import a_box, classes_of, coco, mask, voc
 
 from featuretap import registry
-from featuretap.registry.description import Description
+from featuretap.specs.description import Description
 
 Run = Callable[..., Completed]
 SIDE = 64

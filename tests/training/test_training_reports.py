@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from support.pictures import has_colour, has_white_edges, read_pixels
 
 from featuretap.registry.errors import WeightsError
-from featuretap.registry.preprocessing import Preprocessing
+from featuretap.specs.preprocessing import Preprocessing
 from featuretap.training.reports.confusion import draw_confusion
 from featuretap.training.reports.curves import draw_curves
 from featuretap.training.reports.tables import per_class_rows, write_per_class

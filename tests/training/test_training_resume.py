@@ -11,9 +11,9 @@ import torch
 from support.training_runs import coloured_folder, small_run
 
 from featuretap import registry
-from featuretap.registry.description import Description
 from featuretap.registry.errors import TrainingError
-from featuretap.registry.preprocessing import Preprocessing
+from featuretap.specs.description import Description
+from featuretap.specs.preprocessing import Preprocessing
 from featuretap.training.run import train
 from featuretap.training.run_folder import claimed, continued
 

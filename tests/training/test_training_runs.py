@@ -15,7 +15,7 @@ from support.training_runs import COLOURS, coloured_folder, small_run
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from featuretap import registry
-from featuretap.registry.description import Description
+from featuretap.specs.description import Description
 from featuretap.training.evaluation import evaluate
 from featuretap.training.run import Result, train
 

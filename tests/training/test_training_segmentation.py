@@ -27,7 +27,7 @@ from benchmarks.shapes import TRAINING, examples
 from featuretap.datasets.data_set import IGNORED
 from featuretap.registry import Registry
 from featuretap.registry.errors import TrainingError
-from featuretap.registry.preprocessing import Preprocessing
+from featuretap.specs.preprocessing import Preprocessing
 from featuretap.training.tasks.task import Augmentation
 
 

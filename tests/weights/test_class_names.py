@@ -15,8 +15,8 @@ from torch import nn
 
 from featuretap.inference.class_names import class_names, in_one_line, name_of
 from featuretap.registry import Registry
-from featuretap.registry.description import Description
 from featuretap.registry.errors import WeightsError
+from featuretap.specs.description import Description
 
 Run = Callable[..., Completed]
 

@@ -10,7 +10,7 @@ from featuretap.backbones.mobilenet_v2 import V2
 from featuretap.backbones.mobilenet_v3 import LARGE
 from featuretap.registry import Registry
 from featuretap.registry.errors import WeightsError
-from featuretap.registry.variants import widened
+from featuretap.specs.variants import widened
 
 
 class OtherNorm(nn.BatchNorm2d):

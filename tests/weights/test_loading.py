@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from featuretap.registry import Registry
 from featuretap.registry.errors import OptionError, UnknownOptionError, UnknownTapError, WeightsError
-from featuretap.registry.preprocessing import Preprocessing
+from featuretap.specs.preprocessing import Preprocessing
 
 DATA = Path(__file__).parent / "data"
 NAMES = Registry(discover=False).list_backbones()

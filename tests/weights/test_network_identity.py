@@ -14,7 +14,7 @@ from featuretap.registry import Registry
 from featuretap.registry.errors import WeightsError
 from featuretap.registry.hookspecs import hookimpl
 from featuretap.registry.specs import BackboneSpec, Bneck, Conv, Tap
-from featuretap.registry.weights.network import network_digest
+from featuretap.specs.network_digest import network_digest
 
 DIGESTS = {
     "mobilenet_v1": "d387db54bfa0283f",

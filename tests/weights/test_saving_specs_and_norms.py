@@ -15,7 +15,7 @@ from torchvision.ops import FrozenBatchNorm2d
 
 from featuretap.backbones.mobilenet_v2 import V2
 from featuretap.registry import Registry
-from featuretap.registry.variants import widened
+from featuretap.specs.variants import widened
 
 
 @pytest.mark.parametrize("asked", [{"features_only": True, "taps": ("C2",)}, {"num_classes": 3, "in_channels": 1}])

@@ -18,7 +18,7 @@ from torch import nn
 
 from featuretap.registry import Registry
 from featuretap.registry.errors import WeightsError
-from featuretap.registry.preprocessing import Preprocessing
+from featuretap.specs.preprocessing import Preprocessing
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionM
 from torchvision.transforms import InterpolationMode, v2
 
 from featuretap.registry.image_transforms import compose, normalised
-from featuretap.registry.preprocessing import Preprocessing
+from featuretap.specs.preprocessing import Preprocessing
 from featuretap.support.images import plain
 from featuretap.training.tasks.task import Augmentation, ClassScore, Judgement, Transform
 

@@ -18,8 +18,8 @@ from torchvision.transforms import v2
 
 from featuretap.datasets.data_set import Boxes
 from featuretap.registry.image_transforms import compose, normalised
-from featuretap.registry.preprocessing import Preprocessing
-from featuretap.registry.specs import HeadSpec
+from featuretap.specs import HeadSpec
+from featuretap.specs.preprocessing import Preprocessing
 from featuretap.support.errors import OptionError
 from featuretap.support.images import plain
 from featuretap.training.tasks.task import Augmentation, ClassScore, Judgement, Transform

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from featuretap.registry.layout import Layout
 from featuretap.registry.specs import BackboneSpec, Block, Conv
-from featuretap.registry.variants import widened
+from featuretap.specs.layout import Layout
+from featuretap.specs.variants import widened
 from featuretap_mobilenet_v4.rows import FusedIB
 from featuretap_mobilenet_v4.tables import CONV_MEDIUM, CONV_SMALL
 

@@ -15,15 +15,15 @@ from featuretap import registry
 from featuretap.heads.adapters import ShapeSpec, as_torchvision, output_shape
 from featuretap.registry import Registry
 from featuretap.registry.built import Built
-from featuretap.registry.description import Description
 from featuretap.registry.errors import FeaturetapError, UnknownBackboneError, WeightsError
 from featuretap.registry.hookspecs import WeightsEntry, hookimpl
-from featuretap.registry.preprocessing import Preprocessing
 from featuretap.registry.specs import RE, BackboneSpec, Bneck, Conv, HeadSpec, ModelSpec, Option, RuntimeSpec, Tap
 from featuretap.registry.testing import BackboneConformance
-from featuretap.registry.variants import reduced_tail, widened, with_output_stride
 from featuretap.runtimes.compiled import CompiledModel
 from featuretap.runtimes.quantizing import Report
+from featuretap.specs.description import Description
+from featuretap.specs.preprocessing import Preprocessing
+from featuretap.specs.variants import reduced_tail, widened, with_output_stride
 
 assert_type(featuretap.__version__, str)
 

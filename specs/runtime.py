@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from featuretap.registry.field_checks import IMPORT_STRING, NAMED_STRINGS, STRING, STRINGS, Check, check_fields
-from featuretap.registry.naming import check_name
+from featuretap.specs.field_checks import IMPORT_STRING, NAMED_STRINGS, STRING, STRINGS, Check, check_fields
+from featuretap.specs.names import check_name
 
 __all__ = ["RuntimeSpec"]
 

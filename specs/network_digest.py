@@ -5,9 +5,9 @@ from __future__ import annotations
 import hashlib
 from functools import lru_cache
 
-from featuretap.registry.blocks import Block, blocks_of
-from featuretap.registry.layers import Convolution, Layer, SqueezeExcite
-from featuretap.registry.specs import BackboneSpec, Classifier, Stages
+from featuretap.specs import BackboneSpec, Classifier, Stages
+from featuretap.specs.blocks import Block, blocks_of
+from featuretap.specs.layers import Convolution, Layer, SqueezeExcite
 
 __all__ = ["network_digest"]
 

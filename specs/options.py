@@ -6,10 +6,10 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from featuretap.registry.addresses import LEVELS
-from featuretap.registry.option import Option, boolean, count, default_of, factory
-from featuretap.registry.specs import BackboneSpec, HeadSpec
-from featuretap.registry.variants import (
+from featuretap.specs import BackboneSpec, HeadSpec
+from featuretap.specs.addresses import LEVELS
+from featuretap.specs.option import Option, boolean, count, default_of, factory
+from featuretap.specs.variants import (
     OUTPUT_STRIDE,
     REDUCED_TAIL,
     WIDTH,

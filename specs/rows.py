@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import ClassVar, Protocol, Self
 
-from featuretap.registry.layers import Activation, Convolution, Layer, SqueezeExcite, make_divisible
+from featuretap.specs.layers import Activation, Convolution, Layer, SqueezeExcite, make_divisible
 
 __all__ = ["HS", "RE", "RE6", "SE", "Bneck", "Conv", "Row", "Separable"]
 

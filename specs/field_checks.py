@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from featuretap.registry.tap import Tap
+from featuretap.specs.taps import Tap
 from featuretap.support.errors import SpecError
 
 __all__ = [

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
-from featuretap.registry.blocks import Block
-from featuretap.registry.rows import Conv
-from featuretap.registry.tap import Tap
+from featuretap.specs.blocks import Block
+from featuretap.specs.rows import Conv
+from featuretap.specs.taps import Tap
 from featuretap.support.errors import TapError, UnknownTapError, did_you_mean
 
 __all__ = ["LEVELS", "addresses_of", "resolve"]

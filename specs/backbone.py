@@ -11,9 +11,9 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Literal
 
-from featuretap.registry.addresses import LEVELS, addresses_of, resolve
-from featuretap.registry.blocks import Block, blocks_of, truncated
-from featuretap.registry.field_checks import (
+from featuretap.specs.addresses import LEVELS, addresses_of, resolve
+from featuretap.specs.blocks import Block, blocks_of, truncated
+from featuretap.specs.field_checks import (
     BOOLEAN,
     COUNT,
     EPS,
@@ -26,10 +26,10 @@ from featuretap.registry.field_checks import (
     TAPS,
     check_fields,
 )
-from featuretap.registry.layers import Activation
-from featuretap.registry.naming import check_name
-from featuretap.registry.rows import RE, Row
-from featuretap.registry.tap import Tap
+from featuretap.specs.layers import Activation
+from featuretap.specs.names import check_name
+from featuretap.specs.rows import RE, Row
+from featuretap.specs.taps import Tap
 from featuretap.support.errors import OptionError, SpecError
 from featuretap.support.import_strings import load
 

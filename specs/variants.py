@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any, Literal
 
-from featuretap.registry.option import Option, choice
-from featuretap.registry.rows import Row
-from featuretap.registry.specs import BackboneSpec
+from featuretap.specs import BackboneSpec
+from featuretap.specs.option import Option, choice
+from featuretap.specs.rows import Row
 from featuretap.support.errors import OptionError
 
 __all__ = ["OUTPUT_STRIDE", "REDUCED_TAIL", "WIDTH", "check_value", "reduced_tail", "widened", "with_output_stride"]

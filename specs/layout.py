@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from featuretap.registry.preprocessing import Preprocessing
+from featuretap.specs.preprocessing import Preprocessing
 
 __all__ = ["NATIVE", "Layout"]
 

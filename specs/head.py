@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Literal
 
-from featuretap.registry.backbone_spec import COUNTING, BackboneSpec, check_size
-from featuretap.registry.field_checks import (
+from featuretap.specs.backbone import COUNTING, BackboneSpec, check_size
+from featuretap.specs.field_checks import (
     BOOLEAN,
     IMPORT_STRING,
     NAMED_STRINGS,
@@ -22,10 +22,10 @@ from featuretap.registry.field_checks import (
     STRINGS,
     check_fields,
 )
-from featuretap.registry.layers import Counted
-from featuretap.registry.naming import check_name
-from featuretap.registry.option import Option
-from featuretap.registry.tap import Tap
+from featuretap.specs.layers import Counted
+from featuretap.specs.names import check_name
+from featuretap.specs.option import Option
+from featuretap.specs.taps import Tap
 from featuretap.support.errors import SpecError
 from featuretap.support.import_strings import called, load
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from featuretap.registry.layers import Convolution, Layer
-from featuretap.registry.rows import Row
+from featuretap.specs.layers import Convolution, Layer
+from featuretap.specs.rows import Row
 
 __all__ = ["Block", "blocks_of", "truncated"]
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from featuretap.registry.preprocessing import Preprocessing
-from featuretap.registry.specs import BackboneSpec, ModelSpec
+from featuretap.specs import BackboneSpec, ModelSpec
+from featuretap.specs.preprocessing import Preprocessing
 from featuretap.support.errors import OptionError
 
 __all__ = ["Description", "options_in_words", "prepared_for"]
