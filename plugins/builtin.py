@@ -7,14 +7,14 @@ from functools import cache
 from importlib.resources import files
 from pathlib import Path
 
+from featuretap.catalogue.files import Catalogue, load_catalogue
+from featuretap.catalogue.hookspecs import WeightsEntry, hookimpl
 from featuretap.heads.classification import CLASSIFICATION
 from featuretap.heads.deeplab_v3 import DEEPLAB_V3
 from featuretap.heads.detectors import FASTER_RCNN, FCOS, MASK_RCNN, RETINANET
 from featuretap.heads.fpn import FPN
 from featuretap.heads.lraspp import LRASPP
 from featuretap.heads.ssdlite import SSDLITE
-from featuretap.registry.catalogue import Catalogue, load_catalogue
-from featuretap.registry.hookspecs import WeightsEntry, hookimpl
 from featuretap.runtimes.builtin import RUNTIMES
 from featuretap.specs import BackboneSpec, HeadSpec, RuntimeSpec
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from featuretap.registry.hookspecs import hookimpl
+from featuretap.catalogue.hookspecs import hookimpl
 from featuretap.specs import BackboneSpec
 
 PREFIX = "timm/"

@@ -22,9 +22,9 @@ from timm.models import (
 )
 from torch import nn
 
+from featuretap.catalogue.hookspecs import WeightsEntry
 from featuretap.plugins.timm_network import TimmNetwork, levels_only
 from featuretap.registry import Registry
-from featuretap.registry.hookspecs import WeightsEntry
 from featuretap.specs import BackboneSpec
 from featuretap.specs.preprocessing import Preprocessing
 from featuretap.support.errors import OptionError

@@ -9,9 +9,9 @@ from dataclasses import replace
 from torch import nn
 
 from featuretap.backbones.modules import Backbone
+from featuretap.catalogue.request import Request, backbone_of
 from featuretap.heads.classification import classification_layers
 from featuretap.registry.factories import backbone_module, freeze
-from featuretap.registry.request import Request, backbone_of
 from featuretap.registry.weights.expectation import HEAD, backbone_tensors, head_tensors, misfit
 from featuretap.registry.weights.filling import fill
 from featuretap.registry.weights.folding import set_eps

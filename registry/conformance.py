@@ -19,9 +19,9 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from featuretap.registry.plugin_loading import in_one_line
+from featuretap.catalogue.plugin_loading import in_one_line
+from featuretap.catalogue.request import backbone_of
 from featuretap.registry.registry import Registry
-from featuretap.registry.request import backbone_of
 from featuretap.specs import BackboneSpec
 from featuretap.specs.description import options_in_words
 from featuretap.support.errors import FeaturetapError, SpecError

@@ -8,11 +8,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from featuretap.registry.hookspecs import WeightsEntry
-from featuretap.registry.lookup import Lookup
-from featuretap.registry.pairing import features, paired, set_by
-from featuretap.registry.pretrained import brought, chosen
-from featuretap.registry.request import Request
+from featuretap.catalogue.hookspecs import WeightsEntry
+from featuretap.catalogue.lookup import Lookup
+from featuretap.catalogue.pairing import features, paired, set_by
+from featuretap.catalogue.pretrained import brought, chosen
+from featuretap.catalogue.request import Request
 from featuretap.specs import BackboneSpec, ModelSpec
 from featuretap.specs.description import Description, prepared_for
 from featuretap.specs.options import Freezing, options_of

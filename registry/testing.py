@@ -19,12 +19,12 @@ from typing import Any, ClassVar, Literal
 
 import pytest
 
+from featuretap.catalogue.hookspecs import GROUP
+from featuretap.catalogue.plugin_loading import Plugin
+from featuretap.catalogue.tracebacks import traceback_of
 from featuretap.registry import conformance, head_conformance
-from featuretap.registry.hookspecs import GROUP
-from featuretap.registry.plugin_loading import Plugin
 from featuretap.registry.registry import Registry
 from featuretap.registry.torch_free import check_torch_free
-from featuretap.registry.tracebacks import traceback_of
 
 __all__ = ["BackboneConformance", "HeadConformance", "isolated_registry"]
 

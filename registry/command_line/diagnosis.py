@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from functools import partial
 
+from featuretap.catalogue.plugin_loading import Plugin, in_one_line
 from featuretap.registry import conformance, head_conformance
-from featuretap.registry.plugin_loading import Plugin, in_one_line
 from featuretap.registry.registry import Registry
 from featuretap.registry.torch_free import check_torch_free
 from featuretap.specs import HeadSpec

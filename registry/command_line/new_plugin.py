@@ -54,8 +54,8 @@ $package = ["registry.toml"]
 
 from pathlib import Path
 
-from featuretap.registry.catalogue import load_catalogue
-from featuretap.registry.hookspecs import hookimpl
+from featuretap.catalogue.files import load_catalogue
+from featuretap.catalogue.hookspecs import hookimpl
 
 CATALOGUE = load_catalogue(Path(__file__).parent / "registry.toml")
 

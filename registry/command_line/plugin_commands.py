@@ -9,11 +9,11 @@ from typing import Any
 import click
 
 from featuretap import registry
+from featuretap.catalogue.plugin_loading import Plugin, in_one_line
+from featuretap.catalogue.policy import normalised
 from featuretap.registry.command_line import completing
 from featuretap.registry.command_line.commands import Command, Group
 from featuretap.registry.command_line.printing import print_table, print_text
-from featuretap.registry.plugin_loading import Plugin, in_one_line
-from featuretap.registry.policy import normalised
 from featuretap.support.errors import did_you_mean
 
 __all__ = ["plugins_command"]
@@ -80,7 +80,7 @@ def _examined(plugin: Plugin) -> bool:
         return True
     _print_fact("status", f"{plugin.status} in {_milliseconds(plugin)}")
     if plugin.error is not None:
-        from featuretap.registry.tracebacks import traceback_of
+        from featuretap.catalogue.tracebacks import traceback_of
 
         _print_fact("problem", in_one_line(plugin.error))
         for line in traceback_of(plugin.error):

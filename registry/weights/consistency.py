@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from featuretap.registry.request import backbone_of
+from featuretap.catalogue.request import backbone_of
 from featuretap.registry.weights.expectation import HEAD, Shapes, backbone_tensors, misfit
 from featuretap.specs import BackboneSpec, ModelSpec
 from featuretap.specs.description import Description, options_in_words

@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 import huggingface_hub
 import torch
 
-from featuretap.registry.hookspecs import HUB, WeightsEntry
+from featuretap.catalogue.hookspecs import HUB, WeightsEntry
 from featuretap.support.errors import WeightsError
 
 __all__ = ["located", "offline"]

@@ -5,7 +5,7 @@ No torch but where a head has to be built to know its tensors.
 
 from __future__ import annotations
 
-from featuretap.registry.request import backbone_of
+from featuretap.catalogue.request import backbone_of
 from featuretap.specs import BackboneSpec, ModelSpec
 from featuretap.specs.layout import NATIVE, Layout
 from featuretap.support.import_strings import load

@@ -7,9 +7,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from featuretap.catalogue.hookspecs import WeightsEntry
+from featuretap.catalogue.request import backbone_of
 from featuretap.heads.classification import classification_layers
-from featuretap.registry.hookspecs import WeightsEntry
-from featuretap.registry.request import backbone_of
 from featuretap.registry.weights.consistency import head_shapes
 from featuretap.registry.weights.expectation import COUNTER, HEAD, Shapes, backbone_tensors, head_tensors
 from featuretap.registry.weights.layouts import CLASSIFICATION, MisfitError, layout_of

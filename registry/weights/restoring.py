@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from featuretap.registry.request import backbone_of
+from featuretap.catalogue.request import backbone_of
 from featuretap.registry.weights.metadata import Record
 from featuretap.registry.weights.norms import restored_norm
 from featuretap.registry.weights.reading import Checkpoint, check_finite

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from featuretap.registry.hookspecs import WeightsEntry
-from featuretap.registry.request import Request, backbone_of
+from featuretap.catalogue.hookspecs import WeightsEntry
+from featuretap.catalogue.request import Request, backbone_of
 from featuretap.registry.weights.files import sha256_of
 from featuretap.registry.weights.layouts import CLASSIFICATION, MisfitError
 from featuretap.registry.weights.reading import Checkpoint, read

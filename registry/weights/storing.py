@@ -14,7 +14,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from featuretap.registry.request import backbone_of
+from featuretap.catalogue.request import backbone_of
 from featuretap.registry.weights.consistency import check_unchanged, difference, head_shapes, model_spec
 from featuretap.registry.weights.expectation import COUNTER, HEAD, STATISTICS
 from featuretap.registry.weights.files import CONFIG, FILE

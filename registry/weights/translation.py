@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from featuretap.registry.request import backbone_of
+from featuretap.catalogue.request import backbone_of
 from featuretap.registry.weights.expectation import HEAD, backbone_tensors, known
 from featuretap.registry.weights.layouts import CLASSIFICATION, MisfitError, layout_of
 from featuretap.registry.weights.reading import Checkpoint, some

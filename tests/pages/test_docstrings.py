@@ -30,7 +30,7 @@ SURFACE = [
     "featuretap.registry.hookspecs",
     "featuretap.specs.layers",
     "featuretap.specs.layout",
-    "featuretap.registry.lookup",
+    "featuretap.catalogue.lookup",
     "featuretap.specs.option",
     "featuretap.specs.preprocessing",
     "featuretap.registry.registry",

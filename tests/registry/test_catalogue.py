@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
+from featuretap.catalogue.files import load_catalogue
 from featuretap.registry import Registry
-from featuretap.registry.catalogue import load_catalogue
 from featuretap.registry.errors import CatalogueError, UnknownBackboneError
 
 GOOD = """

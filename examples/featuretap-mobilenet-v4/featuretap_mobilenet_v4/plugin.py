@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
 
-from featuretap.registry.catalogue import Catalogue, load_catalogue
+from featuretap.catalogue.files import Catalogue, load_catalogue
 from featuretap.registry.hookspecs import WeightsEntry, hookimpl
 from featuretap.registry.specs import BackboneSpec
 

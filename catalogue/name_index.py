@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Generic, TypeVar
 
-from featuretap.registry.policy import normalised
+from featuretap.catalogue.policy import normalised
 from featuretap.specs import BackboneSpec, HeadSpec, RuntimeSpec
 from featuretap.support.errors import FeaturetapError, did_you_mean
 

@@ -13,7 +13,7 @@ from math import isfinite
 from pathlib import Path
 from typing import Any
 
-from featuretap.registry.hookspecs import WeightsEntry
+from featuretap.catalogue.hookspecs import WeightsEntry
 from featuretap.specs import BackboneSpec
 from featuretap.specs.names import check_name
 from featuretap.specs.options import checked, options_of, split, with_defaults

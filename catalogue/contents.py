@@ -6,12 +6,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from fnmatch import fnmatchcase
 
-from featuretap.registry.catalogue import CatalogueFile
-from featuretap.registry.claims import Claims, Named
-from featuretap.registry.hookspecs import WeightsEntry
-from featuretap.registry.plugin_loading import Plugin
-from featuretap.registry.policy import normalised
-from featuretap.registry.published import Published
+from featuretap.catalogue.files import CatalogueFile
+from featuretap.catalogue.hookspecs import WeightsEntry
+from featuretap.catalogue.name_index import Claims, Named
+from featuretap.catalogue.plugin_loading import Plugin
+from featuretap.catalogue.policy import normalised
+from featuretap.catalogue.weights_index import Published
 from featuretap.specs import BackboneSpec, HeadSpec, RuntimeSpec
 from featuretap.specs.layout import NATIVE
 from featuretap.support.errors import (

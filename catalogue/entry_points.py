@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from importlib.metadata import Distribution, EntryPoint, distributions
 
 import featuretap
-from featuretap.registry.hookspecs import GROUP
-from featuretap.registry.policy import OURS, normalised
+from featuretap.catalogue.hookspecs import GROUP
+from featuretap.catalogue.policy import OURS, normalised
 from featuretap.support.errors import PluginError
 
 __all__ = ["Installed", "installed"]

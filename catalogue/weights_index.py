@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
-from featuretap.registry.catalogue import CatalogueFile
-from featuretap.registry.hookspecs import WeightsEntry
-from featuretap.registry.plugin_loading import Plugin
-from featuretap.registry.policy import normalised
+from featuretap.catalogue.files import CatalogueFile
+from featuretap.catalogue.hookspecs import WeightsEntry
+from featuretap.catalogue.plugin_loading import Plugin
+from featuretap.catalogue.policy import normalised
 from featuretap.specs import BackboneSpec
 from featuretap.support.errors import CatalogueError, UnknownWeightsError
 

@@ -11,11 +11,11 @@ from typing import Any
 
 from platformdirs import user_config_path
 
-from featuretap.registry.catalogue import CatalogueFile, read_catalogue
-from featuretap.registry.contents import Contents
-from featuretap.registry.hookspecs import WeightsEntry
-from featuretap.registry.plugin_loading import Plugin, discover, load_module
-from featuretap.registry.policy import policy_from
+from featuretap.catalogue.contents import Contents
+from featuretap.catalogue.files import CatalogueFile, read_catalogue
+from featuretap.catalogue.hookspecs import WeightsEntry
+from featuretap.catalogue.plugin_loading import Plugin, discover, load_module
+from featuretap.catalogue.policy import policy_from
 from featuretap.specs import BackboneSpec, HeadSpec, RuntimeSpec
 from featuretap.support.errors import PluginError
 

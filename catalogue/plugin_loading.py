@@ -16,10 +16,10 @@ from typing import Any, Literal
 
 import pluggy
 
-from featuretap.registry import hookspecs
-from featuretap.registry.hookspecs import GROUP, WeightsEntry
-from featuretap.registry.installed import installed
-from featuretap.registry.policy import Policy, normalised
+from featuretap.catalogue import hookspecs
+from featuretap.catalogue.entry_points import installed
+from featuretap.catalogue.hookspecs import GROUP, WeightsEntry
+from featuretap.catalogue.policy import Policy, normalised
 from featuretap.specs import BackboneSpec, HeadSpec, RuntimeSpec
 from featuretap.support.errors import FeaturetapError, PluginError, did_you_mean
 

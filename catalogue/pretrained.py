@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from featuretap.registry.hookspecs import WeightsEntry
-from featuretap.registry.published import Published
+from featuretap.catalogue.hookspecs import WeightsEntry
+from featuretap.catalogue.weights_index import Published
 from featuretap.registry.weights.files import ENDINGS
 from featuretap.specs import BackboneSpec
 from featuretap.specs.options import options_of
