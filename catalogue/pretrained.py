@@ -9,10 +9,10 @@ from typing import Any
 
 from featuretap.catalogue.hookspecs import WeightsEntry
 from featuretap.catalogue.weights_index import Published
-from featuretap.registry.weights.files import ENDINGS
 from featuretap.specs import BackboneSpec
 from featuretap.specs.options import options_of
 from featuretap.support.errors import OptionError, UnknownWeightsError, did_you_mean
+from featuretap.weights.files import ENDINGS
 
 __all__ = ["brought", "chosen"]
 

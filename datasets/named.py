@@ -96,7 +96,7 @@ def open_named(row: NamedSet, folder: Path, val_fraction: float, seed: int) -> D
 
 
 def _part(row: NamedSet, arguments: Mapping[str, Any], folder: Path) -> Any:
-    from featuretap.registry.weights.downloads import offline
+    from featuretap.weights.downloads import offline
 
     make = load(row.factory or f"torchvision.datasets:{row.name}")
     by_hand = f"put its files into {str(folder / row.place)!r}, or give a folder of images"

@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 
 from featuretap.extraction.job import FileFormat
-from featuretap.registry.weights.header import read_header, with_sorted_header
 from featuretap.support.atomic_write import replace_files
 from featuretap.support.errors import DataError, WeightsError
+from featuretap.weights.header import read_header, with_sorted_header
 
 __all__ = ["Bad", "Contents", "Shard", "contents_of", "read_tap", "write"]
 

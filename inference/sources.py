@@ -135,7 +135,7 @@ def _read_or_error(source: ImageSource) -> Image.Image | ImageError:
 
 
 def _downloaded(address: str) -> bytes:
-    from featuretap.registry.weights.downloads import offline
+    from featuretap.weights.downloads import offline
 
     if offline():
         raise ImageError(f"cannot download {address!r}: FEATURETAP_OFFLINE forbids downloads; give a file")

@@ -10,13 +10,13 @@ import torch
 from torch import Tensor, nn
 
 from featuretap import registry
-from featuretap.registry.weights.layouts import MisfitError, layout_of
 from featuretap.runtimes.compiled import check_installed
 from featuretap.specs import BackboneSpec
 from featuretap.specs.addresses import LEVELS
 from featuretap.specs.description import options_in_words
 from featuretap.specs.layout import Layout
 from featuretap.support.errors import OptionError, did_you_mean
+from featuretap.weights.layouts import MisfitError, layout_of
 
 __all__ = ["EAGER", "LIBRARIES", "Contender", "contenders", "counterpart", "own"]
 

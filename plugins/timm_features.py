@@ -20,14 +20,14 @@ import torch
 from torch import Tensor, nn
 
 from featuretap.plugins.map_sizes import roundings
-from featuretap.registry.weights.downloads import offline
-from featuretap.registry.weights.timm_config import preprocessing_of
 from featuretap.specs import BackboneSpec, Tap
 from featuretap.specs.addresses import LEVELS
 from featuretap.specs.description import options_in_words
 from featuretap.specs.option import count
 from featuretap.specs.preprocessing import Preprocessing
 from featuretap.support.errors import OptionError, SpecError, UnknownBackboneError, WeightsError, did_you_mean
+from featuretap.weights.downloads import offline
+from featuretap.weights.timm_config import preprocessing_of
 
 __all__ = ["TimmBackbone", "build", "describe", "find", "match"]
 

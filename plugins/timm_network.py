@@ -14,9 +14,9 @@ from torch._jit_internal import is_scripting
 
 from featuretap import registry
 from featuretap.heads.modules.classification import ClassificationHead
-from featuretap.registry.weights.folding import eps_of, folded, set_eps
 from featuretap.specs import BackboneSpec
 from featuretap.support.errors import OptionError
+from featuretap.weights.folding import eps_of, folded, set_eps
 
 __all__ = ["TimmNetwork", "levels_only"]
 

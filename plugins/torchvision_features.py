@@ -22,12 +22,12 @@ from torchvision.models import get_model, get_model_weights, list_models
 from torchvision.models.feature_extraction import create_feature_extractor
 
 from featuretap.plugins.map_sizes import roundings
-from featuretap.registry.weights.downloads import offline
 from featuretap.specs import BackboneSpec, Tap
 from featuretap.specs.addresses import LEVELS
 from featuretap.specs.description import options_in_words
 from featuretap.specs.preprocessing import Preprocessing
 from featuretap.support.errors import OptionError, SpecError, UnknownBackboneError, WeightsError, did_you_mean
+from featuretap.weights.downloads import offline
 
 __all__ = ["TorchvisionFeatures", "build", "describe", "find", "match"]
 

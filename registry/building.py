@@ -12,15 +12,6 @@ from featuretap.backbones.modules import Backbone
 from featuretap.catalogue.request import Request, backbone_of
 from featuretap.heads.classification import classification_layers
 from featuretap.registry.factories import backbone_module, freeze
-from featuretap.registry.weights.expectation import HEAD, backbone_tensors, head_tensors, misfit
-from featuretap.registry.weights.filling import fill
-from featuretap.registry.weights.folding import set_eps
-from featuretap.registry.weights.halving import halved
-from featuretap.registry.weights.layouts import CLASSIFICATION, MisfitError
-from featuretap.registry.weights.norms import norm_in_words
-from featuretap.registry.weights.reading import some
-from featuretap.registry.weights.sources import Source
-from featuretap.registry.weights.translation import Translated
 from featuretap.specs import BackboneSpec, ModelSpec
 from featuretap.specs.blocks import Block
 from featuretap.specs.description import Description, prepared_for
@@ -28,6 +19,15 @@ from featuretap.specs.options import Freezing
 from featuretap.specs.preprocessing import Preprocessing
 from featuretap.support.errors import WeightsError
 from featuretap.support.import_strings import load
+from featuretap.weights.expected_tensors import HEAD, backbone_tensors, head_tensors, misfit
+from featuretap.weights.filling import fill
+from featuretap.weights.folding import set_eps
+from featuretap.weights.layouts import CLASSIFICATION, MisfitError
+from featuretap.weights.norms import norm_in_words
+from featuretap.weights.pruning import halved
+from featuretap.weights.reading import some
+from featuretap.weights.sources import Source
+from featuretap.weights.translation import Translated
 
 __all__ = ["assemble"]
 

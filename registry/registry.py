@@ -112,7 +112,7 @@ class Registry(Lookup):
 
         if weights is None or isinstance(weights, str):
             return cast("Built", assemble(request, fetched=weights))
-        from featuretap.registry.weights.sources import source_of
+        from featuretap.weights.sources import source_of
 
         return cast("Built", assemble(request, source_of(weights, self)))
 
@@ -137,7 +137,7 @@ class Registry(Lookup):
             WeightsError: the model is no longer what it was built as, the layout cannot hold it, or the file cannot be
                 written.
         """
-        from featuretap.registry.weights.storing import store
+        from featuretap.weights.storing import store
 
         return store(self, model, Path(path), layout)
 
@@ -174,7 +174,7 @@ class Registry(Lookup):
             WeightsError: the file cannot be read, is not what it should be, or does not fit.
             FeaturetapError: as `build` does, for what is given here in place of the file's.
         """
-        from featuretap.registry.weights.restoring import restore
+        from featuretap.weights.restoring import restore
 
         asked = {"features_only": features_only, "taps": taps, "head": head, "num_classes": num_classes}
         return cast("Built", restore(self, Path(path), name, asked, options, finite))
@@ -198,7 +198,7 @@ class Registry(Lookup):
             OptionError: the target names a kind of file that is not written.
             WeightsError: the file cannot be read or recognised, or the layout cannot hold the model.
         """
-        from featuretap.registry.weights.storing import convert
+        from featuretap.weights.storing import convert
 
         return convert(self, Path(source), Path(target), layout)
 

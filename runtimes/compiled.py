@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from featuretap.registry.weights.metadata import read_record
 from featuretap.runtimes.exportable import exportable
 from featuretap.runtimes.signature import DEVICE, DTYPE, KEY, Signature
 from featuretap.runtimes.verifying import verify
@@ -18,6 +17,7 @@ from featuretap.specs.description import Description
 from featuretap.support.errors import ExportError, FeaturetapError, MissingExtraError, OptionError
 from featuretap.support.extras import missing
 from featuretap.support.import_strings import blamed, load
+from featuretap.weights.metadata import read_record
 
 if TYPE_CHECKING:
     from featuretap.registry.registry import Registry

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from featuretap import registry
-from featuretap.registry.weights.files import ENDINGS
 from featuretap.support.errors import UnknownBackboneError
+from featuretap.weights.files import ENDINGS
 
 if TYPE_CHECKING:
     from torch import nn

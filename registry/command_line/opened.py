@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from featuretap.registry.weights.header import Stored
-from featuretap.registry.weights.metadata import Record
-from featuretap.registry.weights.reading import DTYPES, check_finite, read
+from featuretap.weights.header import Stored
+from featuretap.weights.metadata import Record
+from featuretap.weights.reading import DTYPES, check_finite, read
 
 __all__ = ["opened"]
 

@@ -9,7 +9,7 @@ import click
 from click.shell_completion import CompletionItem
 
 from featuretap.registry.command_line import completing
-from featuretap.registry.weights.metadata import ARGUMENTS
+from featuretap.weights.metadata import ARGUMENTS
 
 __all__ = ["Addresses", "OptionPair", "Size"]
 

@@ -18,9 +18,9 @@ from featuretap.registry.command_line.commands import Command
 from featuretap.registry.command_line.interruption import unless_written
 from featuretap.registry.command_line.parameters import OptionPair
 from featuretap.registry.command_line.printing import print_table, print_text
-from featuretap.registry.weights.files import sha256_of, weights_file
-from featuretap.registry.weights.header import Stored, read_header
-from featuretap.registry.weights.metadata import Record, read_record
+from featuretap.weights.files import sha256_of, weights_file
+from featuretap.weights.header import Stored, read_header
+from featuretap.weights.metadata import Record, read_record
 
 __all__ = ["convert_command", "inspect_command", "save_command"]
 
@@ -113,8 +113,8 @@ def inspect_command(file: Path, tensors: bool, finite: bool, as_json: bool) -> N
 def _facts(path: Path, tensors: Mapping[str, Stored], record: Record | None) -> dict[str, Any]:
     described, digest = record is not None, sha256_of(path)
     if record is None:
-        from featuretap.registry.weights.recognition import identified
-        from featuretap.registry.weights.timm_config import config_of
+        from featuretap.weights.identification import identified
+        from featuretap.weights.timm_config import config_of
 
         shapes = {name: stored.shape for name, stored in tensors.items()}
         record = identified(shapes, digest, registry.default, config_of(path))

@@ -284,7 +284,7 @@ def test_published_weights_define_head_and_options(
     cache.mkdir()
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
-    monkeypatch.setattr("featuretap.registry.weights.sources._verify", lambda *given: None)
+    monkeypatch.setattr("featuretap.weights.sources._verify", lambda *given: None)
     torch.save(model.state_dict(), cache / entry.url.rpartition("/")[2])
     built = registry.build("mobilenet_v3_large", pretrained=tag)
     assert (built.description.head, built.description.weights) == (entry.head, entry.name)

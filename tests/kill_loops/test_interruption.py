@@ -17,7 +17,7 @@ from PIL import Image
 
 import featuretap
 from featuretap.registry.command_line import main
-from featuretap.registry.weights.reading import read
+from featuretap.weights.reading import read
 
 PROGRAM = """
 import json, multiprocessing.util, os, pathlib, shutil, signal, sys

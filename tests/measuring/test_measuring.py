@@ -17,8 +17,8 @@ from featuretap.measuring.comparing import Setting, compare
 from featuretap.measuring.contenders import counterpart, own
 from featuretap.measuring.machine import multiply_adds_per_second, this_machine, torch_threads
 from featuretap.registry.errors import OptionError, UnknownRuntimeError
-from featuretap.registry.weights.layouts import MisfitError
 from featuretap.support.timing import Timing, interleaved, report
+from featuretap.weights.layouts import MisfitError
 
 Lasting = Callable[[str, list[float]], Callable[[], None]]
 

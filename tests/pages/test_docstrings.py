@@ -18,7 +18,7 @@ from support.package import MODULES, public_things
 
 from featuretap.registry import Registry, errors
 from featuretap.registry.specs import BackboneSpec, HeadSpec
-from featuretap.registry.weights import layouts
+from featuretap.weights import layouts
 
 SURFACE = [
     "featuretap.extraction.reading",

@@ -15,9 +15,9 @@ from support.mobilenet_v4 import CLOSE, MEDIUM, SIZE, SMALL, TIMM, epsilons
 from featuretap.registry import Registry
 from featuretap.registry.hookspecs import WeightsEntry, hookimpl
 from featuretap.registry.specs import BackboneSpec
-from featuretap.registry.weights.reading import read
-from featuretap.registry.weights.restoring import record_of
 from featuretap.specs.network_digest import network_digest
+from featuretap.weights.reading import read
+from featuretap.weights.restoring import record_of
 
 
 @pytest.fixture(scope="module")

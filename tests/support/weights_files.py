@@ -10,7 +10,7 @@ import torch
 
 from featuretap.registry import Registry
 from featuretap.registry.errors import WeightsError
-from featuretap.registry.weights.reading import read
+from featuretap.weights.reading import read
 
 A = {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}
 B = {"dtype": "I64", "shape": [], "data_offsets": [8, 16]}

@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 from hypothesis.configuration import set_hypothesis_home_dir
 
 from featuretap.registry.errors import WeightsError
-from featuretap.registry.weights.reading import read
+from featuretap.weights.reading import read
 
 # Nothing is written into the repository.
 set_hypothesis_home_dir(Path(tempfile.gettempdir()) / "featuretap-hypothesis")

@@ -10,7 +10,7 @@ from support.weights_files import DATA, HEADER, NO_WEIGHTS, SOUND, A, B, entry, 
 
 from featuretap.registry import Registry
 from featuretap.registry.errors import WeightsError
-from featuretap.registry.weights.reading import read
+from featuretap.weights.reading import read
 
 DEEP = 100_000
 NOT_SOUND = "is no sound safetensors file: in its header, {}; get it again from where it comes from"

@@ -9,7 +9,7 @@ import torch
 from support.weights_files import DATA, A, B, bits, entry, framed
 
 from featuretap.registry.errors import WeightsError
-from featuretap.registry.weights.reading import Checkpoint, read
+from featuretap.weights.reading import Checkpoint, read
 
 EVERY_TYPE = (
     *(torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2),

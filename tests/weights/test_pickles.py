@@ -13,7 +13,7 @@ from torch import nn
 
 from featuretap.registry import Registry
 from featuretap.registry.errors import WeightsError
-from featuretap.registry.weights.reading import read
+from featuretap.weights.reading import read
 
 
 class Malicious:

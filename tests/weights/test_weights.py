@@ -15,8 +15,8 @@ from torchvision.ops import FrozenBatchNorm2d
 
 from featuretap.registry import Registry
 from featuretap.registry.errors import OptionError, UnknownWeightsError, WeightsError
-from featuretap.registry.weights.filling import adapted_stem
 from featuretap.specs.preprocessing import IMAGENET_MEAN, IMAGENET_STD
+from featuretap.weights.filling import adapted_stem
 
 CLOSE = {"rtol": 1e-5, "atol": 1e-5}
 

@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from featuretap.catalogue.request import backbone_of
-from featuretap.registry.weights.metadata import Record
-from featuretap.registry.weights.norms import restored_norm
-from featuretap.registry.weights.reading import Checkpoint, check_finite
-from featuretap.registry.weights.recognition import identified
-from featuretap.registry.weights.sources import source_at
 from featuretap.specs import BackboneSpec, ModelSpec
 from featuretap.specs.options import options_of
 from featuretap.support.errors import FeaturetapError, OptionError, WeightsError
+from featuretap.weights.identification import identified
+from featuretap.weights.metadata import Record
+from featuretap.weights.norms import restored_norm
+from featuretap.weights.reading import Checkpoint, check_finite
+from featuretap.weights.sources import source_at
 
 if TYPE_CHECKING:
     from featuretap.registry.registry import Registry

@@ -13,11 +13,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from featuretap.registry.weights.files import PICKLES, sha256_of, weights_file
-from featuretap.registry.weights.header import Header, Stored, read_header, unreadable
-from featuretap.registry.weights.metadata import Record, read_record
-from featuretap.registry.weights.timm_config import TimmConfig, config_of
 from featuretap.support.errors import WeightsError
+from featuretap.weights.files import PICKLES, sha256_of, weights_file
+from featuretap.weights.header import Header, Stored, read_header, unreadable
+from featuretap.weights.metadata import Record, read_record
+from featuretap.weights.timm_config import TimmConfig, config_of
 
 __all__ = ["DTYPES", "Checkpoint", "check_finite", "read"]
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from featuretap.catalogue.request import backbone_of
-from featuretap.registry.weights.expectation import HEAD, Shapes, backbone_tensors, misfit
 from featuretap.specs import BackboneSpec, ModelSpec
 from featuretap.specs.description import Description, options_in_words
 from featuretap.specs.options import options_of
 from featuretap.support.errors import WeightsError
+from featuretap.weights.expected_tensors import HEAD, Shapes, backbone_tensors, misfit
 
 if TYPE_CHECKING:
     from featuretap.registry.registry import Registry

@@ -10,16 +10,16 @@ from typing import TYPE_CHECKING, Any
 from featuretap.catalogue.hookspecs import WeightsEntry
 from featuretap.catalogue.request import backbone_of
 from featuretap.heads.classification import classification_layers
-from featuretap.registry.weights.consistency import head_shapes
-from featuretap.registry.weights.expectation import COUNTER, HEAD, Shapes, backbone_tensors, head_tensors
-from featuretap.registry.weights.layouts import CLASSIFICATION, MisfitError, layout_of
-from featuretap.registry.weights.metadata import Record
-from featuretap.registry.weights.timm_config import TimmConfig
 from featuretap.specs import BackboneSpec, ModelSpec
 from featuretap.specs.description import Description, prepared_for
 from featuretap.specs.layout import NATIVE
 from featuretap.support.errors import FeaturetapError
 from featuretap.support.import_strings import load
+from featuretap.weights.consistency import head_shapes
+from featuretap.weights.expected_tensors import COUNTER, HEAD, Shapes, backbone_tensors, head_tensors
+from featuretap.weights.layouts import CLASSIFICATION, MisfitError, layout_of
+from featuretap.weights.metadata import Record
+from featuretap.weights.timm_config import TimmConfig
 
 if TYPE_CHECKING:
     from featuretap.registry.registry import Registry

@@ -15,18 +15,6 @@ import torch
 from torch import Tensor, nn
 
 from featuretap.catalogue.request import backbone_of
-from featuretap.registry.weights.consistency import check_unchanged, difference, head_shapes, model_spec
-from featuretap.registry.weights.expectation import COUNTER, HEAD, STATISTICS
-from featuretap.registry.weights.files import CONFIG, FILE
-from featuretap.registry.weights.folding import eps_of, folded
-from featuretap.registry.weights.header import with_sorted_header
-from featuretap.registry.weights.layouts import CLASSIFICATION, MisfitError, layout_of
-from featuretap.registry.weights.metadata import Record, metadata_of
-from featuretap.registry.weights.norms import MAKES
-from featuretap.registry.weights.reading import DTYPES
-from featuretap.registry.weights.restoring import arguments_of, record_of
-from featuretap.registry.weights.sources import source_at
-from featuretap.registry.weights.timm_config import timm_config
 from featuretap.runtimes.inference_only import is_fused
 from featuretap.specs import BackboneSpec, ModelSpec
 from featuretap.specs.description import Description, options_in_words
@@ -36,6 +24,18 @@ from featuretap.specs.option import default_of
 from featuretap.specs.options import options_of
 from featuretap.support.atomic_write import replace_files
 from featuretap.support.errors import FeaturetapError, OptionError, WeightsError
+from featuretap.weights.consistency import check_unchanged, difference, head_shapes, model_spec
+from featuretap.weights.expected_tensors import COUNTER, HEAD, STATISTICS
+from featuretap.weights.files import CONFIG, FILE
+from featuretap.weights.folding import eps_of, folded
+from featuretap.weights.header import with_sorted_header
+from featuretap.weights.layouts import CLASSIFICATION, MisfitError, layout_of
+from featuretap.weights.metadata import Record, metadata_of
+from featuretap.weights.norms import MAKES
+from featuretap.weights.reading import DTYPES
+from featuretap.weights.restoring import arguments_of, record_of
+from featuretap.weights.sources import source_at
+from featuretap.weights.timm_config import timm_config
 
 if TYPE_CHECKING:
     from featuretap.registry.registry import Registry

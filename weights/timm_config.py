@@ -11,12 +11,12 @@ from math import floor, nextafter
 from pathlib import Path
 from typing import Any
 
-from featuretap.registry.weights.files import CONFIG, config_beside
 from featuretap.specs import BackboneSpec
 from featuretap.specs.description import Description
 from featuretap.specs.layout import Layout
 from featuretap.specs.preprocessing import Preprocessing
 from featuretap.support.errors import WeightsError
+from featuretap.weights.files import CONFIG, config_beside
 
 __all__ = ["TimmConfig", "config_of", "preprocessing_of", "timm_config"]
 

@@ -9,17 +9,17 @@ from typing import TYPE_CHECKING, Any
 
 from featuretap.catalogue.hookspecs import WeightsEntry
 from featuretap.catalogue.request import Request, backbone_of
-from featuretap.registry.weights.files import sha256_of
-from featuretap.registry.weights.layouts import CLASSIFICATION, MisfitError
-from featuretap.registry.weights.reading import Checkpoint, read
-from featuretap.registry.weights.recognition import recognised
-from featuretap.registry.weights.translation import Translated, guessed, translated
 from featuretap.specs import BackboneSpec, ModelSpec
 from featuretap.specs.description import options_in_words
 from featuretap.specs.layout import NATIVE
 from featuretap.specs.network_digest import network_digest
 from featuretap.specs.preprocessing import Preprocessing
 from featuretap.support.errors import FeaturetapError, WeightsError
+from featuretap.weights.files import sha256_of
+from featuretap.weights.identification import recognised
+from featuretap.weights.layouts import CLASSIFICATION, MisfitError
+from featuretap.weights.reading import Checkpoint, read
+from featuretap.weights.translation import Translated, guessed, translated
 
 if TYPE_CHECKING:
     from featuretap.registry.registry import Registry
@@ -175,7 +175,7 @@ def source_of(weights: WeightsEntry | Path, registry: Registry) -> Source:
     """
     if isinstance(weights, Path):
         return source_at(weights, registry)
-    from featuretap.registry.weights.downloads import located
+    from featuretap.weights.downloads import located
 
     path = located(weights, registry.published, registry.mirrors)
     try:

@@ -8,8 +8,8 @@ import os
 from pathlib import Path
 from typing import Any
 
-from featuretap.registry.weights.header import unreadable
 from featuretap.support.errors import WeightsError
+from featuretap.weights.header import unreadable
 
 __all__ = ["CONFIG", "ENDINGS", "FILE", "PICKLES", "config_beside", "sha256_of", "weights_file"]
 

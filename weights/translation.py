@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from featuretap.catalogue.request import backbone_of
-from featuretap.registry.weights.expectation import HEAD, backbone_tensors, known
-from featuretap.registry.weights.layouts import CLASSIFICATION, MisfitError, layout_of
-from featuretap.registry.weights.reading import Checkpoint, some
 from featuretap.specs import BackboneSpec, ModelSpec
 from featuretap.specs.layout import NATIVE, Layout
 from featuretap.specs.preprocessing import Preprocessing
+from featuretap.weights.expected_tensors import HEAD, backbone_tensors, known
+from featuretap.weights.layouts import CLASSIFICATION, MisfitError, layout_of
+from featuretap.weights.reading import Checkpoint, some
 
 __all__ = ["Translated", "guessed", "translated"]
 

@@ -15,10 +15,10 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from featuretap.registry.weights.expectation import HEAD
-from featuretap.registry.weights.layouts import MisfitError
 from featuretap.specs import BackboneSpec
 from featuretap.specs.layers import BatchNorm, Convolution, Counted, Linear, SqueezeExcite
+from featuretap.weights.expected_tensors import HEAD
+from featuretap.weights.layouts import MisfitError
 
 __all__ = ["halved"]
 

@@ -7,11 +7,11 @@ from collections.abc import Collection, Mapping
 import torch
 from torch import Tensor, nn
 
-from featuretap.registry.weights.expectation import COUNTER, HEAD, layer_paths, lies_in
-from featuretap.registry.weights.layouts import MisfitError
-from featuretap.registry.weights.reading import some
-from featuretap.registry.weights.translation import Translated
 from featuretap.specs import BackboneSpec
+from featuretap.weights.expected_tensors import COUNTER, HEAD, layer_paths, lies_in
+from featuretap.weights.layouts import MisfitError
+from featuretap.weights.reading import some
+from featuretap.weights.translation import Translated
 
 __all__ = ["adapted_stem", "fill"]
 
