@@ -14,7 +14,7 @@ from torchvision.transforms import InterpolationMode, v2
 
 from featuretap import registry
 from featuretap.inference.predicting import check_channels
-from featuretap.registry.image_transforms import compose
+from featuretap.models.transforms import compose
 from featuretap.specs.description import Description
 from featuretap.specs.preprocessing import Preprocessing
 

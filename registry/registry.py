@@ -22,7 +22,7 @@ from featuretap.support.errors import HeadError, OptionError
 if TYPE_CHECKING:
     from torch import nn
 
-    from featuretap.registry.built import Built
+    from featuretap.models.built import Built
     from featuretap.runtimes.compiled import CompiledModel
     from featuretap.runtimes.quantizing import Report
 
@@ -108,7 +108,7 @@ class Registry(Lookup):
         asked = {"features_only": features_only, "taps": taps, "head": head, "num_classes": num_classes, **options}
         weights = self._weights(name, pretrained)
         request = self.request(name, **brought(weights, self.catalogued(name), asked))
-        from featuretap.registry.building import assemble
+        from featuretap.models.building import assemble
 
         if weights is None or isinstance(weights, str):
             return cast("Built", assemble(request, fetched=weights))
@@ -137,7 +137,7 @@ class Registry(Lookup):
             WeightsError: the model is no longer what it was built as, the layout cannot hold it, or the file cannot be
                 written.
         """
-        from featuretap.weights.storing import store
+        from featuretap.models.saving import store
 
         return store(self, model, Path(path), layout)
 
@@ -174,7 +174,7 @@ class Registry(Lookup):
             WeightsError: the file cannot be read, is not what it should be, or does not fit.
             FeaturetapError: as `build` does, for what is given here in place of the file's.
         """
-        from featuretap.weights.restoring import restore
+        from featuretap.models.loading import restore
 
         asked = {"features_only": features_only, "taps": taps, "head": head, "num_classes": num_classes}
         return cast("Built", restore(self, Path(path), name, asked, options, finite))
@@ -198,7 +198,7 @@ class Registry(Lookup):
             OptionError: the target names a kind of file that is not written.
             WeightsError: the file cannot be read or recognised, or the layout cannot hold the model.
         """
-        from featuretap.weights.storing import convert
+        from featuretap.models.saving import convert
 
         return convert(self, Path(source), Path(target), layout)
 
@@ -347,7 +347,7 @@ class Registry(Lookup):
         Raises:
             OptionError: the model was not built by featuretap.
         """
-        from featuretap.registry.image_transforms import compose
+        from featuretap.models.transforms import compose
 
         description = getattr(model, "description", None)
         if not isinstance(description, Description):

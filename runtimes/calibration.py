@@ -11,7 +11,7 @@ from torch import Tensor
 from torchvision.transforms import InterpolationMode, v2
 
 from featuretap.inference.predicting import check_channels
-from featuretap.registry.image_transforms import compose
+from featuretap.models.transforms import compose
 from featuretap.specs.description import Description
 from featuretap.support.errors import DataError, ImageError
 from featuretap.support.image_list import ImageFile, list_images

@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from featuretap.models.saving import unwrapped
 from featuretap.runtimes.signature import Signature
 from featuretap.specs.description import Description, options_in_words
 from featuretap.support.errors import ExportError, HeadError, OptionError
-from featuretap.weights.storing import unwrapped
 
 __all__ = ["Exportable", "check_sizes", "exportable"]
 

@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
+from featuretap.models.saving import unwrapped
 from featuretap.runtimes.exportable import Exportable
 from featuretap.runtimes.formats import Format, check_installed, for_detectors, format_of
 from featuretap.runtimes.stated import stated
 from featuretap.support.atomic_write import replace_files
 from featuretap.support.errors import ExportError, FeaturetapError, WeightsError
 from featuretap.support.import_strings import load
-from featuretap.weights.storing import unwrapped
 
 if TYPE_CHECKING:
     from featuretap.registry.registry import Registry

@@ -21,10 +21,10 @@ from torchvision.models.segmentation.deeplabv3 import ASPPPooling
 from torchvision.ops import FrozenBatchNorm2d
 
 from featuretap.heads.modules.classification import ClassificationHead
-from featuretap.runtimes.inference_only import MARK, InferenceOnly, is_fused
+from featuretap.models.inference_only import MARK, InferenceOnly, is_fused
+from featuretap.models.saving import unwrapped
 from featuretap.specs.description import Description, options_in_words
 from featuretap.support.errors import OptionError
-from featuretap.weights.storing import unwrapped
 
 __all__ = ["folded", "fuse"]
 

@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from featuretap.models.saving import unwrapped
 from featuretap.runtimes.exportable import Exportable
 from featuretap.runtimes.verifying import TOLERANCE
 from featuretap.specs.description import Description
 from featuretap.support.errors import ExportError, HeadError
-from featuretap.weights.storing import unwrapped
 
 __all__ = ["Found", "compare", "detector_of", "names_of", "noise"]
 

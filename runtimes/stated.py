@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from featuretap.models.saving import record_of_model
 from featuretap.runtimes.exportable import Exportable
 from featuretap.runtimes.signature import DEVICE, DTYPE, KEY
 from featuretap.weights.metadata import metadata_of
-from featuretap.weights.storing import record_of_model
 
 if TYPE_CHECKING:
     from featuretap.registry.registry import Registry

@@ -35,7 +35,7 @@ from featuretap.support.import_strings import load
 
 __all__ = ["COUNTING", "BackboneSpec", "Classifier", "Stages", "check_size"]
 
-COUNTING = "featuretap.registry.counting"
+COUNTING = "featuretap.models.counting"
 
 Stages = tuple[tuple[Row, ...], ...]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import nn
 
 from featuretap.backbones.modules import Backbone
-from featuretap.registry.factories import freeze
+from featuretap.models.factories import freeze
 from featuretap.specs import BackboneSpec
 from featuretap.specs.description import Description
 from featuretap.specs.options import Freezing

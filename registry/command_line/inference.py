@@ -13,7 +13,7 @@ from torch import nn
 
 from featuretap import registry
 from featuretap.inference.predicting import check_channels, task_of
-from featuretap.registry.image_transforms import normalised
+from featuretap.models.transforms import normalised
 from featuretap.specs.description import Description
 from featuretap.support.errors import OptionError
 from featuretap.support.images import plain

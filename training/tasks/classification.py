@@ -15,7 +15,7 @@ from torchmetrics import Metric
 from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionMatrix, MulticlassStatScores
 from torchvision.transforms import InterpolationMode, v2
 
-from featuretap.registry.image_transforms import compose, normalised
+from featuretap.models.transforms import compose, normalised
 from featuretap.specs.preprocessing import Preprocessing
 from featuretap.support.images import plain
 from featuretap.training.tasks.task import Augmentation, ClassScore, Judgement, Transform

@@ -17,7 +17,7 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 
 from featuretap.datasets.data_set import Boxes
-from featuretap.registry.image_transforms import compose, normalised
+from featuretap.models.transforms import compose, normalised
 from featuretap.specs import HeadSpec
 from featuretap.specs.preprocessing import Preprocessing
 from featuretap.support.errors import OptionError

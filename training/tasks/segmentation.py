@@ -20,7 +20,7 @@ from torchvision.transforms import InterpolationMode, v2
 
 from featuretap.datasets.data_set import IGNORED
 from featuretap.inference.predicting import classes_at
-from featuretap.registry.image_transforms import compose, normalised
+from featuretap.models.transforms import compose, normalised
 from featuretap.specs.preprocessing import Preprocessing
 from featuretap.support.errors import TrainingError
 from featuretap.support.images import plain

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 import featuretap
 from featuretap import registry
 from featuretap.heads.adapters import ShapeSpec, as_torchvision, output_shape
+from featuretap.models.built import Built
 from featuretap.registry import Registry
-from featuretap.registry.built import Built
 from featuretap.registry.errors import FeaturetapError, UnknownBackboneError, WeightsError
 from featuretap.registry.hookspecs import WeightsEntry, hookimpl
 from featuretap.registry.specs import RE, BackboneSpec, Bneck, Conv, HeadSpec, ModelSpec, Option, RuntimeSpec, Tap

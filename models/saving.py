@@ -15,7 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from featuretap.catalogue.request import backbone_of
-from featuretap.runtimes.inference_only import is_fused
+from featuretap.models.inference_only import is_fused
+from featuretap.models.loading import arguments_of, record_of
 from featuretap.specs import BackboneSpec, ModelSpec
 from featuretap.specs.description import Description, options_in_words
 from featuretap.specs.layout import NATIVE, Layout
@@ -33,7 +34,6 @@ from featuretap.weights.layouts import CLASSIFICATION, MisfitError, layout_of
 from featuretap.weights.metadata import Record, metadata_of
 from featuretap.weights.norms import MAKES
 from featuretap.weights.reading import DTYPES
-from featuretap.weights.restoring import arguments_of, record_of
 from featuretap.weights.sources import source_at
 from featuretap.weights.timm_config import timm_config
 

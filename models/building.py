@@ -11,7 +11,7 @@ from torch import nn
 from featuretap.backbones.modules import Backbone
 from featuretap.catalogue.request import Request, backbone_of
 from featuretap.heads.classification import classification_layers
-from featuretap.registry.factories import backbone_module, freeze
+from featuretap.models.factories import backbone_module, freeze
 from featuretap.specs import BackboneSpec, ModelSpec
 from featuretap.specs.blocks import Block
 from featuretap.specs.description import Description, prepared_for

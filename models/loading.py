@@ -42,7 +42,7 @@ def restore(
         OptionError: `pretrained` was given.
         WeightsError, FeaturetapError: see `Registry.load`.
     """
-    from featuretap.registry.building import assemble
+    from featuretap.models.building import assemble
 
     if "pretrained" in options:
         raise OptionError(f"registry.load takes the weights of {str(path)!r}; leave pretrained out")

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from featuretap.registry.factories import backbone_module
+from featuretap.models.factories import backbone_module
 from featuretap.specs import BackboneSpec
 from featuretap.specs.head import ModelSpec
 from featuretap.support.import_strings import blamed

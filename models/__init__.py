@@ -1,0 +1,1 @@
+"""Requests to modules and back: build, freeze, count, prepare images, save and load."""
