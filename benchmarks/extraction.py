@@ -17,12 +17,12 @@ from PIL import Image
 from skimage import data
 
 from benchmarks.reduced_tail import weights
-from featuretap.extraction.job import Job
-from featuretap.extraction.models import Model, open_model
-from featuretap.extraction.reading import open_features
-from featuretap.extraction.running import Outcome, extract
 from featuretap.support.image_list import ImageFile, list_images
 from featuretap.support.timing import report
+from featuretap.workflows.extraction.job import Job
+from featuretap.workflows.extraction.models import Model, open_model
+from featuretap.workflows.extraction.reading import open_features
+from featuretap.workflows.extraction.running import Outcome, extract
 
 IMAGES = 2000
 SHARD = 128

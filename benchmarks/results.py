@@ -3,8 +3,8 @@
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 
-from featuretap.measuring.machine import multiply_adds_per_second
 from featuretap.support.timing import Timing, interleaved
+from featuretap.workflows.measuring.machine import multiply_adds_per_second
 
 __all__ = ["Contenders", "limit", "milliseconds", "section", "table", "timed"]
 

@@ -10,12 +10,12 @@ from typing import Any
 from torch import Tensor
 from torchvision.transforms import InterpolationMode, v2
 
-from featuretap.inference.predicting import check_channels
 from featuretap.models.transforms import compose
 from featuretap.specs.description import Description
 from featuretap.support.errors import DataError, ImageError
 from featuretap.support.image_list import ImageFile, list_images
 from featuretap.support.images import read_image
+from featuretap.workflows.inference.predicting import check_channels
 
 __all__ = ["LEAST", "MOST", "Photographs", "preparation", "split"]
 

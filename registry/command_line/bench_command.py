@@ -21,7 +21,7 @@ from featuretap.registry.command_line.printing import print_table, print_text, s
 from featuretap.support.extras import check_extra
 
 if TYPE_CHECKING:
-    from featuretap.measuring.comparing import Comparison, Measurement
+    from featuretap.workflows.measuring.comparing import Comparison, Measurement
 
 __all__ = ["bench_command"]
 
@@ -111,9 +111,9 @@ def bench_command(
     if picture is not None:
         check_extra("featuretap bench --picture", "bench", ("matplotlib",))
         _check_picture(picture)
-    from featuretap.measuring.comparing import WARM_UP, Setting, compare
-    from featuretap.measuring.contenders import contenders
-    from featuretap.measuring.machine import torch_threads
+    from featuretap.workflows.measuring.comparing import WARM_UP, Setting, compare
+    from featuretap.workflows.measuring.contenders import contenders
+    from featuretap.workflows.measuring.machine import torch_threads
 
     settings = [Setting(size, batch) for size, batch in product(sizes, batches)]
     with torch_threads(threads) as used, _progress() as (begin, advance):
@@ -130,7 +130,7 @@ def bench_command(
         _print(comparison)
     if picture is not None:
         # Behind the figures, which are not to be lost with it.
-        from featuretap.measuring.picture import write_picture
+        from featuretap.workflows.measuring.picture import write_picture
 
         write_picture(comparison, picture)
         if not as_json:

@@ -14,7 +14,7 @@ import click
 from click.shell_completion import BashComplete, CompletionItem, add_completion_class
 
 from featuretap import registry
-from featuretap.datasets.named_sets import NAMED_SETS
+from featuretap.workflows.datasets.named_sets import NAMED_SETS
 
 __all__ = [
     "backbones",

@@ -9,16 +9,16 @@ from typing import TYPE_CHECKING, cast, get_args
 
 import click
 
-from featuretap.extraction.job import Dtype, FileFormat, Job, usual_shard_size
 from featuretap.registry.command_line import completing
 from featuretap.registry.command_line.commands import Command
 from featuretap.registry.command_line.parameters import Addresses, Size
 from featuretap.registry.command_line.printing import print_text
 from featuretap.support.extras import check_extra
+from featuretap.workflows.extraction.job import Dtype, FileFormat, Job, usual_shard_size
 
 if TYPE_CHECKING:
-    from featuretap.extraction.models import Model
-    from featuretap.extraction.running import Outcome
+    from featuretap.workflows.extraction.models import Model
+    from featuretap.workflows.extraction.running import Outcome
 
 __all__ = ["extract_command"]
 
@@ -90,7 +90,7 @@ def extract_command(
 
     found = list_images(images)
 
-    from featuretap.extraction.models import open_model
+    from featuretap.workflows.extraction.models import open_model
 
     opened = open_model(model, weights, taps, size)
     shapes = opened.shapes(pool)
@@ -127,7 +127,7 @@ def _with_progress(job: Job, model: Model, batch_size: int, workers: int, on_ray
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    from featuretap.extraction.running import extract
+    from featuretap.workflows.extraction.running import extract
 
     console = Console(stderr=True)
     columns = (TextColumn("extracting"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())

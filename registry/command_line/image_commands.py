@@ -15,7 +15,7 @@ from featuretap.registry.command_line.parameters import Size
 from featuretap.registry.command_line.printing import print_table, print_text
 
 if TYPE_CHECKING:
-    from featuretap.inference.answering import Answer
+    from featuretap.workflows.inference.answering import Answer
 
 __all__ = ["predict_command", "taps_command"]
 
@@ -113,16 +113,16 @@ def predict_command(
 
     Example: featuretap predict cat.jpg holidays https://example.org/dog.jpg --model mobilenet_v3_large
     """
-    from featuretap.inference.sources import find_sources, picture_paths, read_ahead, read_source
+    from featuretap.workflows.inference.sources import find_sources, picture_paths, read_ahead, read_source
 
     found = find_sources(sources, out)
     pictures = picture_paths(found, out) if out else {}
     # What is wrong with a single image is an error like any other, and known before torch is imported.
     images = iter([(found[0], read_source(found[0]))]) if len(found) == 1 else read_ahead(found)
 
-    from featuretap.inference.answering import Answer, answers
     from featuretap.registry.command_line.inference import predictor
     from featuretap.support.progress import bar
+    from featuretap.workflows.inference.answering import Answer, answers
 
     asked, task = predictor(model, weights)
     for option, value, needed in (("--top", top, "classification"), ("--threshold", threshold, "detection")):

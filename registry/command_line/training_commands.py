@@ -17,10 +17,10 @@ from featuretap.registry.command_line.commands import Command
 from featuretap.registry.command_line.parameters import Addresses, OptionPair
 from featuretap.registry.command_line.printing import print_table, print_text
 from featuretap.support.extras import check_extra
-from featuretap.training.configuration import SETTINGS, Configuration, configured, read_configuration
+from featuretap.workflows.training.configuration import SETTINGS, Configuration, configured, read_configuration
 
 if TYPE_CHECKING:
-    from featuretap.training.tasks.task import Judgement, Task
+    from featuretap.workflows.training.tasks.task import Judgement, Task
 
 __all__ = ["evaluate_command", "train_command"]
 
@@ -89,7 +89,7 @@ def train_command(
     if resume is not None:
         if config is not None or own:
             raise click.UsageError("--resume goes on as the run began; leave --config, --option and --in-channels out")
-        from featuretap.training.run_folder import continued
+        from featuretap.workflows.training.run_folder import continued
 
         configuration = continued(resume, given)
     else:
@@ -101,8 +101,8 @@ def train_command(
             # What the file says is checked by itself, so that a message names it.
             configured({"data": "digits", **filed, **given}, str(config))
         configuration = configured({**filed, **given})
-    from featuretap.training.run import train
-    from featuretap.training.run_folder import CONFIGURATION, folder_of
+    from featuretap.workflows.training.run import train
+    from featuretap.workflows.training.run_folder import CONFIGURATION, folder_of
 
     try:
         result = train(configuration, resume=resume is not None, say=print_text)
@@ -148,7 +148,7 @@ def evaluate_command(
     """
     check_extra("featuretap evaluate", "train", NEEDED)
     from featuretap import registry
-    from featuretap.training.evaluation import evaluate
+    from featuretap.workflows.training.evaluation import evaluate
 
     path = Path(weights)
     built = registry.load(path) if model is None else registry.build(model, pretrained=weights)
@@ -168,7 +168,7 @@ def evaluate_command(
 
 
 def _print_classes(judgement: Judgement, task: Task) -> None:
-    from featuretap.training.reports.tables import per_class_rows
+    from featuretap.workflows.training.reports.tables import per_class_rows
 
     columns = [("class", "left"), (task.counted, "right"), (task.class_measure, "right")]
     print_table(columns, per_class_rows(judgement, task))

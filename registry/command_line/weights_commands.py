@@ -12,7 +12,6 @@ from typing import Any
 import click
 
 from featuretap import registry
-from featuretap.inference.class_names import in_one_line
 from featuretap.registry.command_line import completing
 from featuretap.registry.command_line.commands import Command
 from featuretap.registry.command_line.interruption import unless_written
@@ -21,6 +20,7 @@ from featuretap.registry.command_line.printing import print_table, print_text
 from featuretap.weights.files import sha256_of, weights_file
 from featuretap.weights.header import Stored, read_header
 from featuretap.weights.metadata import Record, read_record
+from featuretap.workflows.inference.class_names import in_one_line
 
 __all__ = ["convert_command", "inspect_command", "save_command"]
 

@@ -11,9 +11,9 @@ from faster_coco_eval import COCO
 from faster_coco_eval.core import mask as mask_api
 from support.data_sets import a_box, coco, picture
 
-from featuretap.datasets.data_set import DataSet
-from featuretap.datasets.opening import open_data
 from featuretap.registry.errors import DataError
+from featuretap.workflows.datasets.data_set import DataSet
+from featuretap.workflows.datasets.opening import open_data
 
 NO_OUTLINE = "has no 'segmentation' of polygons or run lengths, which masks need"
 WELL = [a_box(11, 1, [1, 2, 3, 4]), a_box(12, 2, [0, 0, 12, 8], category=3)]

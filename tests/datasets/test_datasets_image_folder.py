@@ -9,9 +9,9 @@ from PIL import Image
 from support.data_sets import classes_of, picture
 from torchvision.datasets import ImageFolder
 
-from featuretap.datasets.data_set import DataSet
-from featuretap.datasets.opening import open_data
 from featuretap.registry.errors import DataError, ImageError
+from featuretap.workflows.datasets.data_set import DataSet
+from featuretap.workflows.datasets.opening import open_data
 
 
 def opened(folder: Path, **options: float) -> DataSet:

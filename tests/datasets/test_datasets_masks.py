@@ -8,9 +8,9 @@ import pytest
 from PIL import Image
 from support.data_sets import mask, picture
 
-from featuretap.datasets.data_set import DataSet
-from featuretap.datasets.opening import open_data
 from featuretap.registry.errors import DataError
+from featuretap.workflows.datasets.data_set import DataSet
+from featuretap.workflows.datasets.opening import open_data
 
 VALUES = [[0, 1, 2, 255], [2, 2, 0, 0]]
 

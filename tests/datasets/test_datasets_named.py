@@ -21,11 +21,11 @@ from sklearn.datasets import load_digits
 from support.data_sets import classes_of, picture
 from torchvision import datasets
 
-from featuretap.datasets.data_set import DataSet
-from featuretap.datasets.digits import Digits
-from featuretap.datasets.named_sets import NAMED_SETS, NamedSet
-from featuretap.datasets.opening import open_data
 from featuretap.registry.errors import DataError, ImageError
+from featuretap.workflows.datasets.data_set import DataSet
+from featuretap.workflows.datasets.digits import Digits
+from featuretap.workflows.datasets.named_sets import NAMED_SETS, NamedSet
+from featuretap.workflows.datasets.opening import open_data
 
 
 def opened(name: str, place: Path, **options: float) -> DataSet:

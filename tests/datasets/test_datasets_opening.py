@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 from support.data_sets import a_box, classes_of, coco, picture
 
-from featuretap.datasets.data_set import Task
-from featuretap.datasets.named_sets import NAMED_SETS
-from featuretap.datasets.opening import open_data
 from featuretap.registry.errors import DataError
+from featuretap.workflows.datasets.data_set import Task
+from featuretap.workflows.datasets.named_sets import NAMED_SETS
+from featuretap.workflows.datasets.opening import open_data
 
 
 @pytest.fixture
@@ -89,7 +89,7 @@ def test_a_read_error_of_the_disk_is_an_error(here: Path) -> None:
 def test_opening_a_folder_needs_no_torch(here: Path) -> None:
     classes_of(here, jay=2, tit=2)
     code = (
-        "from featuretap.datasets.opening import open_data; import featuretap.datasets.checking, sys; "
+        "from featuretap.workflows.datasets.opening import open_data; import featuretap.workflows.datasets.checking, sys; "
         "open_data('.', 'classification'); print('torch' in sys.modules, 'numpy' in sys.modules)"
     )
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -16,7 +16,7 @@ from support.extraction import SMALL, Run, bytes_in, close, names_in, plainly, r
 from torch import nn
 
 from featuretap import registry
-from featuretap.extraction.reading import open_features
+from featuretap.workflows.extraction.reading import open_features
 
 
 def test_features_equal_those_of_a_plain_loop(extract: Run, folder: Path, tmp_path: Path, model: nn.Module) -> None:

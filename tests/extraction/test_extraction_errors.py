@@ -7,12 +7,12 @@ import pytest
 from support.extraction import Run, bytes_in
 
 from featuretap import registry
-from featuretap.extraction.folder import claimed
-from featuretap.extraction.job import Job
-from featuretap.extraction.reading import open_features
 from featuretap.registry.errors import DataError, UnknownTapError
 from featuretap.support import extras
 from featuretap.support.image_list import ImageFile
+from featuretap.workflows.extraction.folder import claimed
+from featuretap.workflows.extraction.job import Job
+from featuretap.workflows.extraction.reading import open_features
 
 
 def everything_in(folder: Path) -> set[str]:

@@ -14,8 +14,8 @@ from skimage import data
 from support import Completed, oracles
 
 from featuretap import registry
-from featuretap.extraction.reading import open_features
 from featuretap.registry.command_line import main
+from featuretap.workflows.extraction.reading import open_features
 
 # Starting a cluster takes Ray many seconds, so all commands run in one process, in which the first one that needs a
 # cluster starts it and the next one uses it. Not in the tests' own process, because Ray leaves warnings behind, which

@@ -7,7 +7,7 @@ import numpy as np
 import pyarrow.parquet
 from support.extraction import Run, bytes_in, names_in
 
-from featuretap.extraction.reading import open_features
+from featuretap.workflows.extraction.reading import open_features
 
 
 def test_parquet_files_read_by_pyarrow_hold_the_same_values(extract: Run, folder: Path, tmp_path: Path) -> None:

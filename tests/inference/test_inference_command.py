@@ -14,7 +14,7 @@ from support import Completed
 from torch import nn
 
 import featuretap.registry
-from featuretap.inference.drawing import colour_of
+from featuretap.workflows.inference.drawing import colour_of
 
 Run = Callable[..., Completed]
 

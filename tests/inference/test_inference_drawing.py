@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from featuretap.inference.drawing import colour_of, draw_boxes, draw_classes, draw_words
+from featuretap.workflows.inference.drawing import colour_of, draw_boxes, draw_classes, draw_words
 
 GREY = (90, 90, 90)
 CLASSES = ("background", "cat", "dog")

@@ -12,7 +12,10 @@ from torch import nn
 from torch.nn import functional as F  # noqa: N812
 from torchvision.transforms.v2 import functional as VF  # noqa: N812
 
-from featuretap.inference.predicting import (
+from featuretap.registry import Registry, transforms
+from featuretap.registry.errors import OptionError, WeightsError
+from featuretap.specs.preprocessing import Preprocessing
+from featuretap.workflows.inference.predicting import (
     BoxPrediction,
     ClassPrediction,
     PixelPrediction,
@@ -20,9 +23,6 @@ from featuretap.inference.predicting import (
     Rated,
     predict_images,
 )
-from featuretap.registry import Registry, transforms
-from featuretap.registry.errors import OptionError, WeightsError
-from featuretap.specs.preprocessing import Preprocessing
 
 NAMES = ("background", "cat", "dog")
 

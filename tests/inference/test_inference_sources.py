@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from featuretap.inference import sources
-from featuretap.inference.sources import ImageSource, find_sources, picture_paths, read_ahead, read_source
 from featuretap.registry.errors import DataError, ImageError
+from featuretap.workflows.inference import sources
+from featuretap.workflows.inference.sources import ImageSource, find_sources, picture_paths, read_ahead, read_source
 
 
 def image(path: Path, colour: str = "red", size: tuple[int, int] = (5, 4)) -> Path:

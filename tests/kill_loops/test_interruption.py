@@ -22,7 +22,7 @@ from featuretap.weights.reading import read
 PROGRAM = """
 import json, multiprocessing.util, os, pathlib, shutil, signal, sys
 import onnxruntime, onnxscript, torch
-import featuretap.extraction.running, featuretap.training.run
+import featuretap.workflows.extraction.running, featuretap.workflows.training.run
 from featuretap.registry.command_line import main
 
 

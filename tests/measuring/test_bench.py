@@ -15,13 +15,13 @@ from support import Completed
 from torch import nn
 
 from featuretap import registry
-from featuretap.measuring import comparing, contenders
-from featuretap.measuring.comparing import Comparison, Measurement, Setting
-from featuretap.measuring.machine import Machine, torch_threads
-from featuretap.measuring.picture import draw
 from featuretap.registry.command_line.bench_command import LIBRARIES
 from featuretap.support import extras
 from featuretap.support.timing import Timing
+from featuretap.workflows.measuring import comparing, contenders
+from featuretap.workflows.measuring.comparing import Comparison, Measurement, Setting
+from featuretap.workflows.measuring.machine import Machine, torch_threads
+from featuretap.workflows.measuring.picture import draw
 
 Run = Callable[..., Completed]
 

@@ -12,13 +12,13 @@ from safetensors.torch import load_file
 from torch import nn
 
 from featuretap import registry
-from featuretap.measuring import comparing, contenders, machine
-from featuretap.measuring.comparing import Setting, compare
-from featuretap.measuring.contenders import counterpart, own
-from featuretap.measuring.machine import multiply_adds_per_second, this_machine, torch_threads
 from featuretap.registry.errors import OptionError, UnknownRuntimeError
 from featuretap.support.timing import Timing, interleaved, report
 from featuretap.weights.layouts import MisfitError
+from featuretap.workflows.measuring import comparing, contenders, machine
+from featuretap.workflows.measuring.comparing import Setting, compare
+from featuretap.workflows.measuring.contenders import counterpart, own
+from featuretap.workflows.measuring.machine import multiply_adds_per_second, this_machine, torch_threads
 
 Lasting = Callable[[str, list[float]], Callable[[], None]]
 

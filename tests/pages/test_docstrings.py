@@ -21,7 +21,7 @@ from featuretap.registry.specs import BackboneSpec, HeadSpec
 from featuretap.weights import layouts
 
 SURFACE = [
-    "featuretap.extraction.reading",
+    "featuretap.workflows.extraction.reading",
     "featuretap.heads.adapters",
     "featuretap.specs.backbone",
     "featuretap.specs.description",

@@ -13,7 +13,7 @@ from support.training_runs import coloured_folder, small_run
 from torch import distributed, multiprocessing
 
 from featuretap import registry
-from featuretap.training.run import train
+from featuretap.workflows.training.run import train
 
 
 class Case(NamedTuple):

@@ -7,10 +7,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from featuretap.datasets.data_set import Boxes
 from featuretap.specs.preprocessing import Preprocessing
-from featuretap.training.tasks.detection import DetectionTask
-from featuretap.training.tasks.task import Augmentation
+from featuretap.workflows.datasets.data_set import Boxes
+from featuretap.workflows.training.tasks.detection import DetectionTask
+from featuretap.workflows.training.tasks.task import Augmentation
 
 RAW = Preprocessing(None, None, inside=True)
 STILL = Augmentation(flip=0.0, scale=1.0)

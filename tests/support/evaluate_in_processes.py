@@ -21,8 +21,8 @@ from support.training_runs import small_run
 from torch.distributed import PrefixStore
 
 from featuretap.registry import command_line
-from featuretap.training import loaders
-from featuretap.training.run import train
+from featuretap.workflows.training import loaders
+from featuretap.workflows.training.run import train
 
 SEEN: dict[str, list[str]] = {"train": [], "val": []}
 

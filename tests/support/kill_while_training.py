@@ -22,8 +22,8 @@ from matplotlib.figure import Figure
 from support.kill_points import count_syncs, kill_at_sync
 from support.training_runs import coloured_folder, small_run
 
-from featuretap.training.run import train
-from featuretap.training.run_folder import CONFIGURATION, LAST, continued
+from featuretap.workflows.training.run import train
+from featuretap.workflows.training.run_folder import CONFIGURATION, LAST, continued
 
 LOSS = 3
 """The column of history.csv with the validation loss."""

@@ -18,7 +18,7 @@ from support import ROOT
 from support.pages import FILES, NOT_RUN, Block, agree, blocks, commands, seen
 from support.terminal import Terminal
 
-from featuretap.training.configuration import SETTINGS, configured
+from featuretap.workflows.training.configuration import SETTINGS, configured
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 SUFFIXES = {"python": ".py", "toml": ".toml", "json": ".json", "yaml": ".yaml"}

@@ -9,10 +9,10 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812 - torch's own name for it
 
-from featuretap.datasets.data_set import IGNORED
 from featuretap.specs.preprocessing import Preprocessing
-from featuretap.training.tasks.segmentation import SegmentationTask
-from featuretap.training.tasks.task import Augmentation
+from featuretap.workflows.datasets.data_set import IGNORED
+from featuretap.workflows.training.tasks.segmentation import SegmentationTask
+from featuretap.workflows.training.tasks.task import Augmentation
 
 SIZE = 40
 WHOLE = Preprocessing(SIZE, None, (0.5, 0.4, 0.3), (0.25, 0.25, 0.25))

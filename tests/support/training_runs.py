@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from featuretap.training.configuration import Configuration, configured
+from featuretap.workflows.training.configuration import Configuration, configured
 
 COLOURS = {"blue": 2, "green": 1, "red": 0}
 

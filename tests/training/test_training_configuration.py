@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from featuretap.registry.errors import FeaturetapError, OptionError, TrainingError, UnknownOptionError
-from featuretap.training.configuration import (
+from featuretap.workflows.training.configuration import (
     SETTINGS,
     Configuration,
     configured,

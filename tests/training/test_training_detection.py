@@ -12,12 +12,12 @@ from support.heads import DETECTORS, SMALL
 from torch import Tensor
 
 from benchmarks.shapes import TRAINING, examples
-from featuretap.datasets.data_set import Boxes
 from featuretap.registry import Registry
 from featuretap.registry.errors import OptionError
 from featuretap.registry.specs import HeadSpec
-from featuretap.training.tasks.detection import sized
-from featuretap.training.tasks.task import Augmentation
+from featuretap.workflows.datasets.data_set import Boxes
+from featuretap.workflows.training.tasks.detection import sized
+from featuretap.workflows.training.tasks.task import Augmentation
 
 
 def coloured(image: Tensor, label: int) -> Tensor:

@@ -8,7 +8,7 @@ import torch
 from support.detection_samples import SCENE, detection_task, evaluate, make_prediction, paint, random_pairs
 from torchmetrics.detection import MeanAveragePrecision
 
-from featuretap.training.tasks.task import ClassScore
+from featuretap.workflows.training.tasks.task import ClassScore
 
 
 @pytest.mark.parametrize("offset", [0, 1])

@@ -8,8 +8,8 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
-from featuretap.training.epoch import Learner, train_epoch
-from featuretap.training.optimisation import Schedule
+from featuretap.workflows.training.epoch import Learner, train_epoch
+from featuretap.workflows.training.optimisation import Schedule
 
 
 class Linear(nn.Module):

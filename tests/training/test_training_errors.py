@@ -14,8 +14,8 @@ from support.training_runs import coloured_folder, small_run
 
 from featuretap import registry
 from featuretap.registry.errors import FeaturetapError
-from featuretap.training.configuration import Configuration
-from featuretap.training.run import train
+from featuretap.workflows.training.configuration import Configuration
+from featuretap.workflows.training.run import train
 
 Run = Callable[..., Completed]
 

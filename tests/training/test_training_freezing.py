@@ -10,8 +10,8 @@ from torch import nn
 from featuretap import registry
 from featuretap.registry.errors import TrainingError
 from featuretap.registry.specs import BackboneSpec
-from featuretap.training.freezing import check_freezing, freeze_through, frozen_through
-from featuretap.training.run import train
+from featuretap.workflows.training.freezing import check_freezing, freeze_through, frozen_through
+from featuretap.workflows.training.run import train
 
 LEVELS = ("C1", "C2", "C3", "C4", "C5")
 

@@ -7,12 +7,12 @@ import pytest
 import torch
 from support.training_runs import coloured_folder
 
-from featuretap.datasets.data_set import DataSet
-from featuretap.datasets.opening import open_data
 from featuretap.specs.preprocessing import Preprocessing
-from featuretap.training.loaders import judging_loader, training_loader
-from featuretap.training.tasks.classification import ClassificationTask, prepared
-from featuretap.training.tasks.task import Augmentation
+from featuretap.workflows.datasets.data_set import DataSet
+from featuretap.workflows.datasets.opening import open_data
+from featuretap.workflows.training.loaders import judging_loader, training_loader
+from featuretap.workflows.training.tasks.classification import ClassificationTask, prepared
+from featuretap.workflows.training.tasks.task import Augmentation
 
 
 @pytest.fixture(scope="module")

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from featuretap.registry import Registry
-from featuretap.training.configuration import Configuration
-from featuretap.training.optimisation import Schedule, learning_rate, make_optimizer, make_schedule
+from featuretap.workflows.training.configuration import Configuration
+from featuretap.workflows.training.optimisation import Schedule, learning_rate, make_optimizer, make_schedule
 
 UPDATES = 10
 

@@ -14,11 +14,11 @@ from skimage import data
 from support.pictures import has_colour, has_white_edges, read_pixels
 from torch import nn
 
-from featuretap.datasets.data_set import IGNORED, Boxes
-from featuretap.inference.drawing import colour_of
 from featuretap.registry import Registry
-from featuretap.training.reports.page import show_predictions
-from featuretap.training.reports.tiles import arranged, captioned, fitted
+from featuretap.workflows.datasets.data_set import IGNORED, Boxes
+from featuretap.workflows.inference.drawing import colour_of
+from featuretap.workflows.training.reports.page import show_predictions
+from featuretap.workflows.training.reports.tiles import arranged, captioned, fitted
 
 GREEN, RED, WHITE = (0, 140, 60), (210, 30, 30), (255, 255, 255)
 TILE = 160

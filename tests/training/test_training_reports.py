@@ -12,11 +12,11 @@ from support.pictures import has_colour, has_white_edges, read_pixels
 
 from featuretap.registry.errors import WeightsError
 from featuretap.specs.preprocessing import Preprocessing
-from featuretap.training.reports.confusion import draw_confusion
-from featuretap.training.reports.curves import draw_curves
-from featuretap.training.reports.tables import per_class_rows, write_per_class
-from featuretap.training.tasks.segmentation import SegmentationTask
-from featuretap.training.tasks.task import ClassScore, Judgement
+from featuretap.workflows.training.reports.confusion import draw_confusion
+from featuretap.workflows.training.reports.curves import draw_curves
+from featuretap.workflows.training.reports.tables import per_class_rows, write_per_class
+from featuretap.workflows.training.tasks.segmentation import SegmentationTask
+from featuretap.workflows.training.tasks.task import ClassScore, Judgement
 
 # Curves.
 

@@ -14,8 +14,8 @@ from featuretap import registry
 from featuretap.registry.errors import TrainingError
 from featuretap.specs.description import Description
 from featuretap.specs.preprocessing import Preprocessing
-from featuretap.training.run import train
-from featuretap.training.run_folder import claimed, continued
+from featuretap.workflows.training.run import train
+from featuretap.workflows.training.run_folder import claimed, continued
 
 
 @pytest.fixture(scope="module")

@@ -24,11 +24,11 @@ from torch.nn import functional as F  # noqa: N812 - torch's own name for it
 from torchmetrics.classification import MulticlassJaccardIndex
 
 from benchmarks.shapes import TRAINING, examples
-from featuretap.datasets.data_set import IGNORED
 from featuretap.registry import Registry
 from featuretap.registry.errors import TrainingError
 from featuretap.specs.preprocessing import Preprocessing
-from featuretap.training.tasks.task import Augmentation
+from featuretap.workflows.datasets.data_set import IGNORED
+from featuretap.workflows.training.tasks.task import Augmentation
 
 
 def nearest_class(image: Tensor, prepared: Preprocessing = WHOLE) -> Tensor:

@@ -13,10 +13,10 @@ from safetensors.torch import load_file, save_file
 from support import Completed
 from torch import nn
 
-from featuretap.inference.class_names import class_names, in_one_line, name_of
 from featuretap.registry import Registry
 from featuretap.registry.errors import WeightsError
 from featuretap.specs.description import Description
+from featuretap.workflows.inference.class_names import class_names, in_one_line, name_of
 
 Run = Callable[..., Completed]
 

@@ -1,0 +1,91 @@
+"""From what a user calls a data set to the data set. No torch at module level."""
+
+from __future__ import annotations
+
+import logging
+import os
+from pathlib import Path
+
+from platformdirs import user_cache_path
+
+from featuretap.support.errors import DataError, did_you_mean
+from featuretap.workflows.datasets.coco import open_coco
+from featuretap.workflows.datasets.data_set import DataSet, Task
+from featuretap.workflows.datasets.image_folder import open_image_folder
+from featuretap.workflows.datasets.masks import open_masks
+from featuretap.workflows.datasets.named import open_named
+from featuretap.workflows.datasets.named_sets import NAMED_SETS
+from featuretap.workflows.datasets.voc import holds_voc, open_voc
+
+__all__ = ["open_data"]
+
+logger = logging.getLogger("featuretap")
+
+
+def open_data(
+    source: str,
+    task: Task,
+    *,
+    val_fraction: float = 0.2,
+    seed: int = 0,
+    download_to: Path | None = None,
+    masks: bool = False,
+) -> DataSet:
+    """Open a data set, and check whatever needs no image to be decoded.
+
+    Args:
+        source: a folder, or the name of a set in whatever case: "digits", or a class of torchvision's such as
+            "MNIST". A name without a separator is a set's before it is a folder's.
+        task: what it is for, which decides how a folder is read.
+        val_fraction: share of the images that is kept for validation, where the set does not say which.
+        seed: of that choice.
+        download_to: folder for what torchvision downloads; without it, one in the user's cache.
+        masks: whether detectors want the outlines of objects too.
+
+    Raises:
+        DataError: there is no such data set, or it cannot be used as it is.
+        MissingExtraError: what it needs is not installed.
+    """
+    row = NAMED_SETS.get(source.lower())
+    folder = Path(os.path.expanduser(source))
+    if row and task != "classification":
+        there = f"; write {os.path.join('.', source)!r} for the folder here" if folder.is_dir() else ""
+        raise DataError(f"the data set {row.name!r} is for classification, and a model for {task} was asked for{there}")
+    if row:
+        if folder.is_dir():
+            logger.warning(
+                "%r is the data set of that name; write %r for the folder", source, os.path.join(".", source)
+            )
+        place = download_to or user_cache_path("featuretap", appauthor=False) / "datasets"
+        return open_named(row, place, val_fraction, seed)
+    _check_folder(source, folder)
+    try:
+        return _opened(folder, task, val_fraction, seed, masks)
+    except OSError as error:
+        raise DataError(f"cannot read {str(error.filename or folder)!r}: {error.strerror}") from error
+
+
+def _opened(folder: Path, task: Task, val_fraction: float, seed: int, masks: bool) -> DataSet:
+    if task == "classification":
+        return open_image_folder(folder, val_fraction, seed)
+    if task == "segmentation":
+        return open_masks(folder, val_fraction, seed)
+    if not holds_voc(folder):
+        return open_coco(folder, val_fraction, seed, masks)
+    if masks:
+        raise DataError(f"{str(folder)!r} has boxes only, as Pascal VOC does; masks need annotations in COCO's format")
+    return open_voc(folder, val_fraction, seed)
+
+
+def _check_folder(source: str, folder: Path) -> None:
+    if source and folder.is_dir():
+        return
+    if folder.is_file():
+        raise DataError(f"{source!r} is a file; give the folder of a data set, or a name such as 'digits'")
+    if Path(source).name != source:
+        raise DataError(f"there is no folder {source!r}; give the folder of a data set, or a name such as 'digits'")
+    canonical = {name: row.name for name, row in NAMED_SETS.items()}
+    near = (
+        did_you_mean(source.lower(), NAMED_SETS, canonical) or f"; the named sets are {', '.join(canonical.values())}"
+    )
+    raise DataError(f"no folder and no data set named {source!r}{near}")

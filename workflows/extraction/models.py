@@ -1,0 +1,92 @@
+"""The model that features are taken from, and what it is known by."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torchvision.transforms import InterpolationMode, v2
+
+from featuretap import registry
+from featuretap.models.transforms import compose
+from featuretap.specs.description import Description
+from featuretap.specs.preprocessing import Preprocessing
+from featuretap.workflows.inference.predicting import check_channels
+
+__all__ = ["Model", "open_model"]
+
+
+@dataclass(frozen=True)
+class Model:
+    """A backbone that is ready to run, and how images are prepared for it.
+
+    Args:
+        backbone: in evaluation mode, in float32.
+        description: how it was built.
+        size: height and width in pixels that all images get.
+        preprocessing: how they get them; nothing is resized or cropped where whole images are resized to that size.
+        prepare: image → tensor (C, height, width).
+    """
+
+    backbone: nn.Module
+    description: Description
+    size: tuple[int, int]
+    preprocessing: Preprocessing
+    prepare: Callable[[Any], Any]
+
+    def shapes(self, pooled: bool) -> dict[str, tuple[int, ...]]:
+        """Return tap address → shape of one image's features: (C,) if pooled, else (C, H, W)."""
+        taps: Any = self.backbone.taps
+        return {address: tap.shape(*self.size)[: 1 if pooled else 3] for address, tap in taps.items()}
+
+    def digest(self) -> str:
+        """Return the SHA-256 of the names and numbers of the weights, in hexadecimal digits."""
+        digest = hashlib.sha256()
+        for name, tensor in sorted(self.backbone.state_dict().items()):
+            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+            digest.update(tensor.contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+        return digest.hexdigest()
+
+
+def open_model(
+    model: str | None, weights: str | None, taps: tuple[str, ...], size: tuple[int, int] | None = None
+) -> Model:
+    """Build the layers up to the last of some taps.
+
+    Args:
+        model: name of the backbone; None for that of the file of weights, or "mobilenet_v2".
+        weights: a tag, a file, "none" for fresh ones, which are always the same, or None for the catalogue's default.
+        taps: addresses.
+        size: height and width that whole images are resized to, in pixels; None for the resizing and the crop that the
+            weights were trained with.
+
+    Raises:
+        OptionError: the model's images have other than one or three channels.
+        FeaturetapError: as `registry.build` and `registry.load` do.
+    """
+    backbone = _built(model, weights, taps).eval().float()
+    description: Description = backbone.description  # type: ignore[assignment]
+    preprocessing = description.preprocessing
+    check_channels(description)
+    if size is not None:
+        resize = v2.Resize(size, InterpolationMode(preprocessing.interpolation), antialias=True)
+        preprocessing = replace(preprocessing, resize=None, crop=None)
+        return Model(backbone, description, size, preprocessing, v2.Compose([resize, compose(preprocessing)]))
+    assert preprocessing.crop is not None  # that of a bare backbone always crops
+    size = (preprocessing.crop, preprocessing.crop)
+    return Model(backbone, description, size, preprocessing, compose(preprocessing))
+
+
+def _built(model: str | None, weights: str | None, taps: tuple[str, ...]) -> nn.Module:
+    if model is None and weights is not None and Path(weights).exists():
+        return registry.load(weights, features_only=True, taps=taps)
+    pretrained: bool | str = {None: True, "default": True, "none": False}.get(weights, weights or "")
+    # Fresh weights of the same seed make a run with them one that can be resumed.
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return registry.build(model or "mobilenet_v2", features_only=True, taps=taps, pretrained=pretrained)

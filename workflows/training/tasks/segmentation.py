@@ -1,0 +1,193 @@
+"""Segmentation: a class for every pixel, and mean IoU, counted by torchmetrics."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from math import sqrt
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812 - torch's own name for it
+from torchmetrics.classification import MulticlassConfusionMatrix
+from torchvision import tv_tensors
+from torchvision.transforms import InterpolationMode, v2
+
+from featuretap.models.transforms import compose, normalised
+from featuretap.specs.preprocessing import Preprocessing
+from featuretap.support.errors import TrainingError
+from featuretap.support.images import plain
+from featuretap.workflows.datasets.data_set import IGNORED
+from featuretap.workflows.inference.predicting import classes_at
+from featuretap.workflows.training.tasks.task import Augmentation, ClassScore, Judgement, Transform
+
+__all__ = ["SegmentationTask"]
+
+AUXILIARY = 0.5
+"""Weight of the loss of the second set of logits, as in torchvision's references."""
+
+
+@dataclass(frozen=True)
+class SegmentationTask:
+    """A class for every pixel, for models that are called as `SegmentationModel` is.
+
+    Args:
+        classes: the data set's, the background included.
+        preprocessing: the model's; `resize` is also the side of the squares that it learns from.
+        augmentation: training images are resized by up to 1 / √`scale` and down to √`scale` times before squares are
+            cut out of them; a quarter is torchvision's half to twice. A `policy` distorts colours as SSD does.
+        label_smoothing: share of the target that all classes have alike.
+    """
+
+    classes: tuple[str, ...]
+    preprocessing: Preprocessing
+    augmentation: Augmentation = Augmentation()
+    label_smoothing: float = 0.0
+
+    class_measure = "IoU"
+    counted = "pixels"
+
+    def training_transform(self) -> Transform:
+        """Return random sizes and squares, mirroring and colours, as far as they are wanted.
+
+        Squares that reach beyond the image have the mean colour there, and no class.
+
+        Raises:
+            TrainingError: the preprocessing resizes to no size.
+        """
+        size, varied = self.preprocessing.resize, self.augmentation
+        if size is None:
+            raise TrainingError(
+                "a segmenter learns from images of one size, and its preprocessing has none; give a size"
+            )
+        mode = InterpolationMode(self.preprocessing.interpolation)
+        steps: list[nn.Module] = []
+        if varied.scale < 1:
+            factor = sqrt(varied.scale)
+            # The last size is left out of the range.
+            steps.append(v2.RandomResize(round(size * factor), round(size / factor) + 1, mode, antialias=True))
+            middle = [round(255 * value) for value in self.preprocessing.mean]
+            fill = {tv_tensors.Image: middle, tv_tensors.Mask: IGNORED}
+            steps.append(v2.RandomCrop(size, pad_if_needed=True, fill=fill))
+        else:
+            steps.append(v2.Resize(size, mode, antialias=True))
+        steps.append(v2.RandomHorizontalFlip(varied.flip))
+        if varied.policy != "none":
+            steps.append(v2.RandomPhotometricDistort())
+        return partial(
+            _varied,
+            channels=len(self.preprocessing.mean),
+            vary=v2.Compose(steps),
+            prepare=normalised(self.preprocessing),
+        )
+
+    def judging_transform(self) -> Transform:
+        """Return the whole image as `registry.transforms` makes it, and its mask (H, W) as it is."""
+        return partial(_unvaried, prepare=compose(self.preprocessing))
+
+    def collate(self, samples: Sequence[tuple[Tensor, Tensor]]) -> tuple[list[Tensor], list[Tensor]]:
+        """Return a list of images (C, h, w), and one of masks (H, W): their sizes may all be different."""
+        return [image for image, _ in samples], [mask for _, mask in samples]
+
+    def loss(self, model: nn.Module, images: Sequence[Tensor], targets: Sequence[Tensor]) -> Tensor:
+        """Return the cross entropy over the batch's pixels of a class, and half that of the auxiliary output."""
+        batch, masks = _padded(images, 0.0), _padded(targets, IGNORED)
+        logits = model(batch.contiguous(memory_format=torch.channels_last))
+        loss = _cross_entropy([logits["out"]], [masks], self.label_smoothing)
+        if "aux" in logits:
+            loss = loss + AUXILIARY * _cross_entropy([logits["aux"]], [masks], self.label_smoothing)
+        return loss
+
+    def predict(self, model: nn.Module, images: Sequence[Tensor]) -> list[Tensor]:
+        """Return logits (K, h, w) of each image, those of one size predicted together."""
+        places: dict[tuple[int, ...], list[int]] = {}
+        for place, image in enumerate(images):
+            places.setdefault(tuple(image.shape), []).append(place)
+        found: dict[int, Tensor] = {}
+        for alike in places.values():
+            batch = torch.stack([images[place] for place in alike]).contiguous(memory_format=torch.channels_last)
+            found |= zip(alike, model(batch)["out"], strict=True)
+        return [found[place] for place in range(len(images))]
+
+    def judging_loss(self, outputs: Sequence[Tensor], targets: Sequence[Tensor]) -> Tensor:
+        """Return the cross entropy at the size of the logits, without smoothing, to be compared between runs."""
+        masks = [
+            F.interpolate(mask[None, None], size=logits.shape[-2:], mode="nearest-exact")[0]
+            for logits, mask in zip(outputs, targets, strict=True)
+        ]
+        return _cross_entropy([logits[None] for logits in outputs], masks, 0.0)
+
+    def measuring(self, device: torch.device) -> _MeasuringPixels:
+        """Return what counts classes of pixels, at the masks' own sizes."""
+        return _MeasuringPixels(self.classes, device)
+
+
+def _varied(
+    image: Image.Image,
+    mask: NDArray[np.uint8],
+    *,
+    channels: int,
+    vary: Callable[[Any, Any], tuple[Any, Any]],
+    prepare: Callable[[Any], Tensor],
+) -> tuple[Tensor, Tensor]:
+    pixels = v2.functional.to_image(plain(image, "L" if channels == 1 else "RGB"))
+    varied, classes = vary(pixels, tv_tensors.Mask(torch.tensor(mask)))
+    return prepare(varied), classes.as_subclass(Tensor)
+
+
+def _unvaried(
+    image: Image.Image, mask: NDArray[np.uint8], *, prepare: Callable[[Any], Tensor]
+) -> tuple[Tensor, Tensor]:
+    return prepare(image), torch.tensor(mask)
+
+
+def _padded(tensors: Sequence[Tensor], value: float) -> Tensor:
+    """Return tensors (…, H, W) as one, filled up to the right and below to the largest sides."""
+    height, width = (max(tensor.shape[axis] for tensor in tensors) for axis in (-2, -1))
+    return torch.stack(
+        [F.pad(tensor, (0, width - tensor.shape[-1], 0, height - tensor.shape[-2]), value=value) for tensor in tensors]
+    )
+
+
+def _cross_entropy(logits: Sequence[Tensor], masks: Sequence[Tensor], smoothing: float) -> Tensor:
+    """Return the mean over all pixels of a class of logits (N, K, H, W) and masks (N, H, W); 0 where there is none."""
+    sums = [
+        F.cross_entropy(said.float(), mask.long(), ignore_index=IGNORED, label_smoothing=smoothing, reduction="sum")
+        for said, mask in zip(logits, masks, strict=True)
+    ]
+    pixels = torch.stack([(mask != IGNORED).sum() for mask in masks]).sum()
+    return torch.stack(sums).sum() / pixels.clamp(min=1)
+
+
+class _MeasuringPixels:
+    """What `SegmentationTask.measuring` returns."""
+
+    def __init__(self, classes: tuple[str, ...], device: torch.device) -> None:
+        self._classes = classes
+        self._metric = MulticlassConfusionMatrix(len(classes), ignore_index=IGNORED, validate_args=False).to(device)
+        # A metric that took in nothing would warn, and a process may have had no image.
+        nothing = torch.zeros(0, dtype=torch.int64, device=device)
+        self._metric.update(nothing, nothing)
+
+    def update(self, outputs: Sequence[Tensor], targets: Sequence[Tensor]) -> None:
+        """Take in logits and masks of some images."""
+        for logits, mask in zip(outputs, targets, strict=True):
+            self._metric.update(classes_at(logits, mask.shape), mask.long())
+
+    def compute(self) -> Judgement:
+        """Judge what all processes took in."""
+        confusion = self._metric.compute().cpu()
+        right, occurring, found = confusion.diag(), confusion.sum(1), confusion.sum(0)
+        # 0 / 0, NaN, for a class that neither occurs nor was found.
+        overlaps = right / (occurring + found - right)
+        scores = {
+            "mIoU": float(overlaps.nanmean()),
+            "pixel accuracy": float(right.sum() / confusion.sum()),
+        }
+        rows = zip(self._classes, occurring.tolist(), overlaps.tolist(), strict=True)
+        return Judgement(scores, tuple(ClassScore(*row) for row in rows), confusion.numpy())
