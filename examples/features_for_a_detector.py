@@ -10,7 +10,7 @@ from skimage import data
 from torchvision.models.detection import RetinaNet
 
 from featuretap import registry
-from featuretap.heads.adapters import as_torchvision, output_shape
+from featuretap.adapters.torchvision import as_torchvision, output_shape
 
 torch.manual_seed(0)
 pyramid = registry.build(

@@ -5,7 +5,7 @@ import torch
 from support.heads import SMALL, images
 from torchvision.models.detection import FasterRCNN, RetinaNet
 
-from featuretap.heads.adapters import ShapeSpec, as_torchvision, output_shape
+from featuretap.adapters.torchvision import ShapeSpec, as_torchvision, output_shape
 from featuretap.registry import Registry
 from featuretap.registry.errors import OptionError
 from featuretap.registry.specs import Tap

@@ -19,7 +19,7 @@ from support.timm_models import (
 )
 from torch import nn
 
-from featuretap.plugins import timm_models
+from featuretap.adapters import timm_models
 from featuretap.registry.errors import OptionError
 
 
@@ -34,7 +34,7 @@ def test_reloading_the_module_keeps_the_registered_models() -> None:
     importlib.reload(timm_models)
     assert timm.models.model_entrypoint("featuretap_mobilenet_v2") is before
     everything: dict[str, object] = {}
-    exec("from featuretap.plugins.timm_models import *", everything)
+    exec("from featuretap.adapters.timm_models import *", everything)
     assert everything["featuretap_mobilenet_v2"] is before
 
 

@@ -22,7 +22,7 @@ from featuretap.weights import layouts
 
 SURFACE = [
     "featuretap.workflows.extraction.reading",
-    "featuretap.heads.adapters",
+    "featuretap.adapters.torchvision",
     "featuretap.specs.backbone",
     "featuretap.specs.description",
     "featuretap.registry.errors",
@@ -43,7 +43,7 @@ SURFACE = [
 ]
 """Modules with what users and authors of plugins call."""
 
-LEFT_OUT = ("featuretap.registry.command_line", "featuretap.plugins.timm_models")
+LEFT_OUT = ("featuretap.registry.command_line", "featuretap.adapters.timm_models")
 """Functions of the command line, which speak through --help, and those that timm calls, made in a loop."""
 
 PAPER = re.compile(r"arXiv\s\d{4}\.\d{5}")

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 import featuretap
 from featuretap import registry
-from featuretap.heads.adapters import ShapeSpec, as_torchvision, output_shape
+from featuretap.adapters.torchvision import ShapeSpec, as_torchvision, output_shape
 from featuretap.models.built import Built
 from featuretap.registry import Registry
 from featuretap.registry.errors import FeaturetapError, UnknownBackboneError, WeightsError

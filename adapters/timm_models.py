@@ -1,4 +1,4 @@
-"""Our backbones as models of timm: `import featuretap.plugins.timm_models`, then `timm.create_model("featuretap_…")`.
+"""Our backbones as models of timm: `import featuretap.adapters.timm_models`, then `timm.create_model("featuretap_…")`.
 
 Each is there whole and with a reduced tail: `featuretap_mobilenet_v3_large`, and
 `featuretap_mobilenet_v3_large_reduced_tail`. Published weights are timm's tags of them, loaded and checked as
@@ -22,8 +22,8 @@ from timm.models import (
 )
 from torch import nn
 
+from featuretap.adapters.timm_network import TimmNetwork, levels_only
 from featuretap.catalogue.hookspecs import WeightsEntry
-from featuretap.plugins.timm_network import TimmNetwork, levels_only
 from featuretap.registry import Registry
 from featuretap.specs import BackboneSpec
 from featuretap.specs.preprocessing import Preprocessing
