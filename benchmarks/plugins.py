@@ -68,7 +68,7 @@ def environment(folder: Path, plugins: int) -> Path:
 
 def listing(python: Path) -> Callable[[], object]:
     """Return a function that runs `featuretap list` in a process of its own."""
-    command = [python, "-m", "featuretap.registry.command_line", "list"]
+    command = [python, "-m", "featuretap.command_line", "list"]
     return lambda: subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
 
 

@@ -28,7 +28,7 @@ def listing() -> Iterator[str]:
     """Whole processes that print or make the list of models."""
     contenders = {
         "`timm.list_models()`": _process("-c", "import timm; timm.list_models()"),
-        "`featuretap list`": _process("-m", "featuretap.registry.command_line", "list"),
+        "`featuretap list`": _process("-m", "featuretap.command_line", "list"),
     }
     yield section("List every model", "A whole process. 9 rounds.", milliseconds(timed(contenders, 9, warm_up=1)))
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from PIL import Image
 from skimage import data
 
-from featuretap.registry.command_line import main
+from featuretap.command_line import main
 
 FOLDER = Path("demo")
 

@@ -11,8 +11,8 @@ import torch
 from PIL import Image
 from support import Completed
 
+from featuretap.command_line import main
 from featuretap.registry import Registry
-from featuretap.registry.command_line import main
 
 pytest_plugins = ["support.groups"]
 

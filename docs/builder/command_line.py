@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from featuretap.registry.command_line import command
+from featuretap.command_line import command
 
 __all__ = ["page"]
 

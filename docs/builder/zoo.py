@@ -12,8 +12,8 @@ from typing import NamedTuple
 
 from docs.builder.zoo_rows import LEVELS, SIZE, Row, rows
 from docs.builder.zoo_scatter import drawn, identity, mark
+from featuretap.command_line.printing import short
 from featuretap.registry import Registry
-from featuretap.registry.command_line.printing import short
 
 __all__ = ["COLUMNS", "Column", "page"]
 

@@ -12,7 +12,7 @@ from math import ceil, floor, log10
 from typing import NamedTuple
 
 from docs.builder.zoo_rows import SIZE, Row
-from featuretap.registry.command_line.printing import short
+from featuretap.command_line.printing import short
 
 __all__ = ["COLOURS", "SHAPES", "drawn", "identity", "mark"]
 

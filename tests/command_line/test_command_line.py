@@ -13,7 +13,7 @@ from PIL import Image
 from support import Completed
 
 import featuretap
-from featuretap.registry.command_line.pictures import coloured, draw_taps
+from featuretap.command_line.pictures import coloured, draw_taps
 
 Run = Callable[..., Completed]
 
@@ -180,9 +180,7 @@ def test_a_bad_catalogue_is_a_one_line_error(run: Run, tmp_path: Path, monkeypat
     config = tmp_path / "featuretap.toml"
     config.write_text("schema = 1\n[backbones.x]\nbaze = 1")
     monkeypatch.setenv("FEATURETAP_CONFIG", str(config))
-    ran = subprocess.run(
-        [sys.executable, "-m", "featuretap.registry.command_line", "list"], capture_output=True, text=True
-    )
+    ran = subprocess.run([sys.executable, "-m", "featuretap.command_line", "list"], capture_output=True, text=True)
     assert (ran.returncode, ran.stdout) == (2, "")
     assert ran.stderr == (
         f"featuretap: {config}: backbones.x.baze is not a known key; did you mean 'base'? "
@@ -332,7 +330,7 @@ def test_version_and_help(run: Run) -> None:
 
 @pytest.mark.parametrize("arguments", ["list", "show mobilenet_v2", "show mobilenet_v2 --json"])
 def test_a_closed_pipe_ends_a_command_like_sigpipe(arguments: str) -> None:
-    command = f"{sys.executable} -m featuretap.registry.command_line {arguments} | true; echo ${{PIPESTATUS[0]}}"
+    command = f"{sys.executable} -m featuretap.command_line {arguments} | true; echo ${{PIPESTATUS[0]}}"
     ran = subprocess.run(["bash", "-c", command], capture_output=True, text=True)
     # As of other tools, which die of SIGPIPE.
     assert (ran.stdout, ran.stderr) == ("141\n", "")
@@ -369,7 +367,7 @@ def test_taps_of_a_variant_with_other_channels_reads_grey_images_or_is_refused(
 
 
 def test_a_terminal_that_cannot_encode_a_character_gets_a_replacement() -> None:
-    command = [sys.executable, "-m", "featuretap.registry.command_line", "show", "mobilenet_v2"]
+    command = [sys.executable, "-m", "featuretap.command_line", "show", "mobilenet_v2"]
     environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
     ran = subprocess.run(command, capture_output=True, text=True, env=environment)
     assert (ran.returncode, ran.stderr) == (0, "")

@@ -100,7 +100,7 @@ def test_inspect_recognises_files_without_metadata(run: Run, tmp_path: Path, off
 
 def test_inspect_needs_no_torch(classifier: Path) -> None:
     code = (
-        "from featuretap.registry.command_line import main\n"
+        "from featuretap.command_line import main\n"
         f"try: main(['inspect', {str(classifier)!r}])\nexcept SystemExit: pass"
     )
     assert heavy_modules_after(code) == []
@@ -119,7 +119,7 @@ def test_save_writes_what_build_makes(run: Run, registry: Registry, tmp_path: Pa
 
 
 def test_notes_go_to_standard_error_as_plain_lines(tmp_path: Path, official_weights: Path) -> None:
-    command = [sys.executable, "-m", "featuretap.registry.command_line", "save", "mobilenet_v2", "file.safetensors"]
+    command = [sys.executable, "-m", "featuretap.command_line", "save", "mobilenet_v2", "file.safetensors"]
     ran = subprocess.run(
         [*command, "--weights", str(official_weights), "--num-classes", "4"],
         capture_output=True,

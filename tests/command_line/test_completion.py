@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from support import Completed
 
-from featuretap.registry.command_line import command
-from featuretap.registry.command_line.completion_command import PROGRAM, VARIABLE
+from featuretap.command_line import command
+from featuretap.command_line.completion_command import PROGRAM, VARIABLE
 
 Run = Callable[..., Completed]
 Complete = Callable[..., list[str]]
@@ -185,7 +185,7 @@ def asked(line: str, code: str = "main()", **environment: str) -> subprocess.Com
     """Complete a line in a process of its own."""
     protocol = {VARIABLE: "bash_complete", "COMP_WORDS": f"{PROGRAM} {line}", "COMP_CWORD": str(len(line.split()))}
     return subprocess.run(
-        [sys.executable, "-c", f"import sys\nfrom featuretap.registry.command_line import main\n{code}"],
+        [sys.executable, "-c", f"import sys\nfrom featuretap.command_line import main\n{code}"],
         capture_output=True,
         text=True,
         env={**os.environ, **protocol, **environment},
@@ -231,7 +231,7 @@ def test_output_and_failures_of_plugins_do_not_disturb_completion(tmp_path: Path
 
 def test_bash_completes_with_the_script(tmp_path: Path) -> None:
     program = tmp_path / PROGRAM
-    program.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m featuretap.registry.command_line "$@"\n')
+    program.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m featuretap.command_line "$@"\n')
     program.chmod(0o755)
     code = """
         source <(featuretap completion bash)

@@ -15,9 +15,9 @@ from click.testing import CliRunner
 from support import Completed
 
 import featuretap
-from featuretap.registry.command_line import command
+from featuretap.command_line import command
 
-PROGRAM = (sys.executable, "-m", "featuretap.registry.command_line")
+PROGRAM = (sys.executable, "-m", "featuretap.command_line")
 OTHERS = re.compile(r"\s(?:>>|>|&&|\|)\s.*")
 """What of a line is the shell's, and other programs'."""
 DEFAULT = re.compile(r"  \[default: .+\]$")

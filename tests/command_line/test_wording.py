@@ -3,7 +3,7 @@
 import pytest
 from support import ROOT
 
-from featuretap.registry.command_line.wording import WORDS, as_typed
+from featuretap.command_line.wording import WORDS, as_typed
 
 
 @pytest.mark.parametrize("written", WORDS)

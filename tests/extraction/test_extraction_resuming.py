@@ -15,7 +15,7 @@ from support.full_disk import full_disk
 
 from featuretap import registry
 
-COMMAND = [sys.executable, "-m", "featuretap.registry.command_line", "extract"]
+COMMAND = [sys.executable, "-m", "featuretap.command_line", "extract"]
 
 
 def test_a_killed_run_resumes_to_the_same_bytes(extract: Run, folder: Path, tmp_path: Path, weights: Path) -> None:

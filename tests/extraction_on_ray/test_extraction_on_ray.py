@@ -14,7 +14,7 @@ from skimage import data
 from support import Completed, oracles
 
 from featuretap import registry
-from featuretap.registry.command_line import main
+from featuretap.command_line import main
 from featuretap.workflows.extraction.reading import open_features
 
 # Starting a cluster takes Ray many seconds, so all commands run in one process, in which the first one that needs a
@@ -23,7 +23,7 @@ from featuretap.workflows.extraction.reading import open_features
 PROGRAM = """
 import json, os, sys
 import ray
-from featuretap.registry.command_line import main
+from featuretap.command_line import main
 
 shut_down, statuses = ray.shutdown, {}
 ray.shutdown = lambda: None

@@ -15,8 +15,8 @@ from support.oracles import with_statistics
 from torch import Tensor, nn
 from torchvision.models import get_model
 
+from featuretap.command_line import main
 from featuretap.registry import Registry
-from featuretap.registry.command_line import main
 from featuretap.registry.errors import UnknownHeadError, WeightsError
 
 LRASPP = {

@@ -16,14 +16,14 @@ import pytest
 from PIL import Image
 
 import featuretap
-from featuretap.registry.command_line import main
+from featuretap.command_line import main
 from featuretap.weights.reading import read
 
 PROGRAM = """
 import json, multiprocessing.util, os, pathlib, shutil, signal, sys
 import onnxruntime, onnxscript, torch
 import featuretap.workflows.extraction.running, featuretap.workflows.training.run
-from featuretap.registry.command_line import main
+from featuretap.command_line import main
 
 
 def interrupt_at(moment, number, place):

@@ -139,7 +139,7 @@ def test_a_users_variant_is_listed_without_importing_torch(tmp_path: Path) -> No
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=settings)
     assert ran.stdout == "['denser', 'our_resnet'] False False True\n", ran.stderr
     command = "try: main(['list', 'our*'])\nexcept SystemExit: print('torch' in sys.modules)"
-    code = f"import sys\nfrom featuretap.registry.command_line import main\n{command}"
+    code = f"import sys\nfrom featuretap.command_line import main\n{command}"
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=settings)
     assert ["our_resnet", "–", "–", "–"] in [line.split() for line in ran.stdout.splitlines()]
     assert ran.stdout.splitlines()[-1] == "False"

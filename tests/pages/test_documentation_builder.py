@@ -9,7 +9,7 @@ import pytest
 
 from docs.builder import command_line, hooks, tap_drawing
 from featuretap import registry
-from featuretap.registry.command_line import command
+from featuretap.command_line import command
 
 SVG = "{http://www.w3.org/2000/svg}"
 

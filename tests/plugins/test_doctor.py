@@ -11,8 +11,8 @@ from support import Completed
 from support.distributions import CULPRITS, GOOD, IMPORTS, Distribution, installed_here, table, write_installed
 from torch import nn
 
+from featuretap.command_line.diagnosis import findings
 from featuretap.registry import Registry, torch_free
-from featuretap.registry.command_line.diagnosis import findings
 from featuretap.registry.errors import SpecError
 from featuretap.registry.hookspecs import hookimpl
 from featuretap.registry.specs import BackboneSpec, HeadSpec

@@ -11,8 +11,8 @@ from packaging.requirements import Requirement
 from support import Completed
 
 import featuretap
+from featuretap.command_line.new_plugin import files_of
 from featuretap.registry import Registry
-from featuretap.registry.command_line.new_plugin import files_of
 
 
 @pytest.fixture(autouse=True)

@@ -152,7 +152,7 @@ def test_an_error_that_the_first_process_meets_is_one_line_of_each(data: Path, t
     taken.mkdir()
     (taken / "thesis.txt").write_text("")
     more = ["--backbone", "mobilenet_v1", "--batch-size", 8, "--out", taken]
-    ran = torchrun(2, "featuretap.registry.command_line", "train", data, *more, fails=True)
+    ran = torchrun(2, "featuretap.command_line", "train", data, *more, fails=True)
     message = f"'{taken}' holds something else; choose another folder with out"
     assert ran.count(f"featuretap: {message}") == 2, ran
     assert "gloo" not in ran

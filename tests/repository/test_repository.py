@@ -32,7 +32,7 @@ LIGHT = (
         "import featuretap.plugins.builtin",
         "from featuretap import registry; registry.list_runtimes()",
         *(
-            f"from featuretap.registry.command_line import main\ntry: main({arguments})\nexcept SystemExit: pass"
+            f"from featuretap.command_line import main\ntry: main({arguments})\nexcept SystemExit: pass"
             for arguments in (["list"], ["show", "mobilenet_v3_large"], ["show", "mobilenet_v2", "--json"], ["--help"])
         ),
     ],

@@ -81,7 +81,7 @@ def test_bad_input_is_one_line(run: Run, registry: Registry, tmp_path: Path) -> 
 
 def test_wrong_names_are_found_without_torch(tmp_path: Path) -> None:
     code = (
-        "from featuretap.registry.command_line import main\n"
+        "from featuretap.command_line import main\n"
         f"try: main(['export', 'mobilenet_v1', {str(tmp_path / 'a.bin')!r}])\nexcept SystemExit: pass"
     )
     assert heavy_modules_after(code) == []

@@ -219,7 +219,7 @@ class Environment:
 
     def featuretap(self, *arguments: object, **variables: str) -> subprocess.CompletedProcess[str]:
         """Run the command line there."""
-        return self.run("-m", "featuretap.registry.command_line", *arguments, **variables)
+        return self.run("-m", "featuretap.command_line", *arguments, **variables)
 
     def evaluate(self, *expressions: str, **variables: str) -> list[Any]:
         """Evaluate expressions about `registry`, whose values are data only, in one process.

@@ -20,7 +20,7 @@ import torch
 from support.training_runs import small_run
 from torch.distributed import PrefixStore
 
-from featuretap.registry import command_line
+from featuretap import command_line
 from featuretap.workflows.training import loaders
 from featuretap.workflows.training.run import train
 

@@ -26,7 +26,7 @@ class Terminal:
         self.python = WarmPython(environment.python, {**os.environ, **self._variables(environment.site)})
         forked = " ".join(self.python.command())
         real = environment.python
-        self._write("featuretap", f'exec {forked} -m featuretap.registry.command_line "$@"')
+        self._write("featuretap", f'exec {forked} -m featuretap.command_line "$@"')
         self._write("pytest", f'exec {forked} -m pytest "$@"')
         self._write("python", f'case "${{1-}}" in -c | -m) exec {forked} "$@" ;; *) exec {real} "$@" ;; esac')
         self._write("pip", f'exec {sys.executable} -m pip --python {real} "$@"')

@@ -117,7 +117,7 @@ def test_a_run_that_failed_in_its_first_epoch_can_be_begun_with_other_settings(d
 def test_an_interrupted_run_prints_how_to_resume_it(
     run: Run, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from featuretap.registry.command_line import training_commands
+    from featuretap.command_line import training_commands
 
     def say(line: str) -> None:
         if line.startswith("epoch 1/"):

@@ -16,7 +16,7 @@ from matplotlib.text import Text
 from matplotlib.ticker import EngFormatter, LogLocator, ScalarFormatter
 from matplotlib.transforms import Bbox
 
-from featuretap.registry.command_line.printing import short
+from featuretap.command_line.printing import short
 from featuretap.workflows.measuring.comparing import Comparison, Measurement
 from featuretap.workflows.training.reports.figures import DOTS, figure_of, save_figure, shortened
 

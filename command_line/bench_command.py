@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.shell_completion import CompletionItem
 
-from featuretap.registry.command_line import completing
-from featuretap.registry.command_line.commands import Command
-from featuretap.registry.command_line.parameters import OptionPair, Size
-from featuretap.registry.command_line.printing import print_table, print_text, short
+from featuretap.command_line import completing
+from featuretap.command_line.commands import Command
+from featuretap.command_line.parameters import OptionPair, Size
+from featuretap.command_line.printing import print_table, print_text, short
 from featuretap.support.extras import check_extra
 
 if TYPE_CHECKING:

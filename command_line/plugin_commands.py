@@ -11,9 +11,9 @@ import click
 from featuretap import registry
 from featuretap.catalogue.plugin_loading import Plugin, in_one_line
 from featuretap.catalogue.policy import normalised
-from featuretap.registry.command_line import completing
-from featuretap.registry.command_line.commands import Command, Group
-from featuretap.registry.command_line.printing import print_table, print_text
+from featuretap.command_line import completing
+from featuretap.command_line.commands import Command, Group
+from featuretap.command_line.printing import print_table, print_text
 from featuretap.support.errors import did_you_mean
 
 __all__ = ["plugins_command"]
@@ -90,7 +90,7 @@ def _examined(plugin: Plugin) -> bool:
         )
         return False
     _print_fact("provides", _provides(plugin))
-    from featuretap.registry.command_line.diagnosis import findings
+    from featuretap.command_line.diagnosis import findings
 
     problems = list(_told(findings(plugin, registry.default)))
     _print_fact("found", f"{len(problems)} problem{'s' if problems[1:] else ''}" if problems else "no problems")

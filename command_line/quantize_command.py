@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from featuretap import registry
-from featuretap.registry.command_line import completing
-from featuretap.registry.command_line.commands import Command
-from featuretap.registry.command_line.interruption import unless_written
-from featuretap.registry.command_line.models import named_or_in_a_file
-from featuretap.registry.command_line.parameters import Addresses, OptionPair, Size
-from featuretap.registry.command_line.printing import print_table, print_text
+from featuretap.command_line import completing
+from featuretap.command_line.commands import Command
+from featuretap.command_line.interruption import unless_written
+from featuretap.command_line.models import named_or_in_a_file
+from featuretap.command_line.parameters import Addresses, OptionPair, Size
+from featuretap.command_line.printing import print_table, print_text
 from featuretap.support.errors import OptionError
 from featuretap.support.extras import check_extra
 

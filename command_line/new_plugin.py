@@ -14,9 +14,9 @@ import click
 
 import featuretap
 from featuretap import registry
-from featuretap.registry.command_line.commands import Command
-from featuretap.registry.command_line.interruption import unless_written
-from featuretap.registry.command_line.printing import print_text
+from featuretap.command_line.commands import Command
+from featuretap.command_line.interruption import unless_written
+from featuretap.command_line.printing import print_text
 from featuretap.support.errors import OptionError, UnknownBackboneError
 
 __all__ = ["files_of", "new_plugin_command"]

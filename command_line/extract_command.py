@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, cast, get_args
 
 import click
 
-from featuretap.registry.command_line import completing
-from featuretap.registry.command_line.commands import Command
-from featuretap.registry.command_line.parameters import Addresses, Size
-from featuretap.registry.command_line.printing import print_text
+from featuretap.command_line import completing
+from featuretap.command_line.commands import Command
+from featuretap.command_line.parameters import Addresses, Size
+from featuretap.command_line.printing import print_text
 from featuretap.support.extras import check_extra
 from featuretap.workflows.extraction.job import Dtype, FileFormat, Job, usual_shard_size
 

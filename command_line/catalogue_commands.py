@@ -9,10 +9,10 @@ import click
 
 from featuretap import registry
 from featuretap.catalogue.request import backbone_of
-from featuretap.registry.command_line import completing
-from featuretap.registry.command_line.commands import Command
-from featuretap.registry.command_line.parameters import Addresses, OptionPair, Size
-from featuretap.registry.command_line.printing import print_table, print_text, short
+from featuretap.command_line import completing
+from featuretap.command_line.commands import Command
+from featuretap.command_line.parameters import Addresses, OptionPair, Size
+from featuretap.command_line.printing import print_table, print_text, short
 from featuretap.specs import BackboneSpec, ModelSpec
 from featuretap.specs.addresses import LEVELS
 from featuretap.support.errors import FeaturetapError, HeadError, PluginError, UnknownHeadError

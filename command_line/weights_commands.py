@@ -12,11 +12,11 @@ from typing import Any
 import click
 
 from featuretap import registry
-from featuretap.registry.command_line import completing
-from featuretap.registry.command_line.commands import Command
-from featuretap.registry.command_line.interruption import unless_written
-from featuretap.registry.command_line.parameters import OptionPair
-from featuretap.registry.command_line.printing import print_table, print_text
+from featuretap.command_line import completing
+from featuretap.command_line.commands import Command
+from featuretap.command_line.interruption import unless_written
+from featuretap.command_line.parameters import OptionPair
+from featuretap.command_line.printing import print_table, print_text
 from featuretap.weights.files import sha256_of, weights_file
 from featuretap.weights.header import Stored, read_header
 from featuretap.weights.metadata import Record, read_record
@@ -98,7 +98,7 @@ def inspect_command(file: Path, tensors: bool, finite: bool, as_json: bool) -> N
         header = read_header(path)
         stored, record = header.tensors, read_record(path, header.metadata)
     else:
-        from featuretap.registry.command_line.opened import opened
+        from featuretap.command_line.opened import opened
 
         stored, record = opened(path, finite)
     facts = _facts(path, stored, record)

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
-from featuretap.registry.command_line import completing
-from featuretap.registry.command_line.commands import Command
-from featuretap.registry.command_line.parameters import Addresses, OptionPair
-from featuretap.registry.command_line.printing import print_table, print_text
+from featuretap.command_line import completing
+from featuretap.command_line.commands import Command
+from featuretap.command_line.parameters import Addresses, OptionPair
+from featuretap.command_line.printing import print_table, print_text
 from featuretap.support.extras import check_extra
 from featuretap.workflows.training.configuration import SETTINGS, Configuration, configured, read_configuration
 

@@ -8,7 +8,7 @@ from typing import Any
 import click
 from click.shell_completion import CompletionItem
 
-from featuretap.registry.command_line import completing
+from featuretap.command_line import completing
 from featuretap.weights.metadata import ARGUMENTS
 
 __all__ = ["Addresses", "OptionPair", "Size"]

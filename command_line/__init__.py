@@ -13,14 +13,14 @@ from typing import Any
 
 import click
 
-from featuretap.registry.command_line.bench_command import bench_command
-from featuretap.registry.command_line.catalogue_commands import list_command, show_command
-from featuretap.registry.command_line.commands import Group
-from featuretap.registry.command_line.completion_command import PROGRAM, VARIABLE, completion_command
-from featuretap.registry.command_line.export_command import export_command
-from featuretap.registry.command_line.extract_command import extract_command
-from featuretap.registry.command_line.image_commands import predict_command, taps_command
-from featuretap.registry.command_line.interruption import (
+from featuretap.command_line.bench_command import bench_command
+from featuretap.command_line.catalogue_commands import list_command, show_command
+from featuretap.command_line.commands import Group
+from featuretap.command_line.completion_command import PROGRAM, VARIABLE, completion_command
+from featuretap.command_line.export_command import export_command
+from featuretap.command_line.extract_command import extract_command
+from featuretap.command_line.image_commands import predict_command, taps_command
+from featuretap.command_line.interruption import (
     ReaderGoneError,
     close_output,
     exit_interrupted,
@@ -28,12 +28,12 @@ from featuretap.registry.command_line.interruption import (
     terminable,
     told,
 )
-from featuretap.registry.command_line.new_plugin import new_plugin_command
-from featuretap.registry.command_line.plugin_commands import plugins_command
-from featuretap.registry.command_line.quantize_command import quantize_command
-from featuretap.registry.command_line.training_commands import evaluate_command, train_command
-from featuretap.registry.command_line.weights_commands import convert_command, inspect_command, save_command
-from featuretap.registry.command_line.wording import as_typed
+from featuretap.command_line.new_plugin import new_plugin_command
+from featuretap.command_line.plugin_commands import plugins_command
+from featuretap.command_line.quantize_command import quantize_command
+from featuretap.command_line.training_commands import evaluate_command, train_command
+from featuretap.command_line.weights_commands import convert_command, inspect_command, save_command
+from featuretap.command_line.wording import as_typed
 from featuretap.support.errors import FeaturetapError
 
 __all__ = ["main"]

@@ -8,12 +8,12 @@ from typing import Any
 import click
 
 from featuretap import registry
-from featuretap.registry.command_line import completing
-from featuretap.registry.command_line.commands import Command
-from featuretap.registry.command_line.interruption import unless_written
-from featuretap.registry.command_line.models import named_or_in_a_file
-from featuretap.registry.command_line.parameters import Addresses, OptionPair, Size
-from featuretap.registry.command_line.printing import print_text
+from featuretap.command_line import completing
+from featuretap.command_line.commands import Command
+from featuretap.command_line.interruption import unless_written
+from featuretap.command_line.models import named_or_in_a_file
+from featuretap.command_line.parameters import Addresses, OptionPair, Size
+from featuretap.command_line.printing import print_text
 from featuretap.runtimes.formats import FORMATS, check_installed, format_of
 
 __all__ = ["export_command"]

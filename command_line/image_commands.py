@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from featuretap.registry.command_line import completing
-from featuretap.registry.command_line.commands import Command
-from featuretap.registry.command_line.interruption import unless_written
-from featuretap.registry.command_line.parameters import Size
-from featuretap.registry.command_line.printing import print_table, print_text
+from featuretap.command_line import completing
+from featuretap.command_line.commands import Command
+from featuretap.command_line.interruption import unless_written
+from featuretap.command_line.parameters import Size
+from featuretap.command_line.printing import print_table, print_text
 
 if TYPE_CHECKING:
     from featuretap.workflows.inference.answering import Answer
@@ -57,8 +57,8 @@ def taps_command(
 
     picture = read_image(image)
 
-    from featuretap.registry.command_line.inference import feature_maps
-    from featuretap.registry.command_line.pictures import draw_taps
+    from featuretap.command_line.inference import feature_maps
+    from featuretap.command_line.pictures import draw_taps
     from featuretap.support.images import write_picture
 
     names = tuple(name.strip() for name in addresses.split(",") if name.strip()) or None
@@ -120,7 +120,7 @@ def predict_command(
     # What is wrong with a single image is an error like any other, and known before torch is imported.
     images = iter([(found[0], read_source(found[0]))]) if len(found) == 1 else read_ahead(found)
 
-    from featuretap.registry.command_line.inference import predictor
+    from featuretap.command_line.inference import predictor
     from featuretap.support.progress import bar
     from featuretap.workflows.inference.answering import Answer, answers
 

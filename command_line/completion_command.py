@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 from click.shell_completion import get_completion_class
 
-from featuretap.registry.command_line.commands import Command
+from featuretap.command_line.commands import Command
 
 __all__ = ["completion_command"]
 

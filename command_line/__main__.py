@@ -1,0 +1,5 @@
+"""`python -m featuretap.command_line`."""
+
+from featuretap.command_line import main
+
+main()
