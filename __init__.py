@@ -6,6 +6,6 @@
 """
 
 from featuretap import registry
+from featuretap.support.version import __version__
 
 __all__ = ["__version__", "registry"]
-__version__ = "0.1.0"

@@ -10,10 +10,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.metadata import Distribution, EntryPoint, distributions
 
-import featuretap
 from featuretap.catalogue.hookspecs import GROUP
 from featuretap.catalogue.policy import OURS, normalised
 from featuretap.support.errors import PluginError
+from featuretap.support.version import __version__
 
 __all__ = ["Installed", "installed"]
 
@@ -48,8 +48,7 @@ class Installed:
         wanted = _unmet(self.requires)
         if wanted:
             raise PluginError(
-                f"it needs {wanted}, and this is featuretap {featuretap.__version__}; install versions of the "
-                "two that go together"
+                f"it needs {wanted}, and this is featuretap {__version__}; install versions of the two that go together"
             )
         return EntryPoint(self.name, self.value, GROUP).load()
 
@@ -108,10 +107,6 @@ def _unmet(requires: tuple[str, ...]) -> str:
         except InvalidRequirement:
             continue
         applies = wanted.marker is None or wanted.marker.evaluate({"extra": ""})
-        if (
-            normalised(wanted.name) == OURS
-            and applies
-            and not wanted.specifier.contains(featuretap.__version__, prereleases=True)
-        ):
+        if normalised(wanted.name) == OURS and applies and not wanted.specifier.contains(__version__, prereleases=True):
             return f"{OURS}{wanted.specifier}"
     return ""

@@ -2,7 +2,7 @@
 
 Hooks return data, so that answering one needs no torch. A module that implements some of them is a plugin:
 
-    from featuretap.catalogue.hookspecs import hookimpl
+    from featuretap.registry.hookspecs import hookimpl
 
     @hookimpl
     def featuretap_backbones():

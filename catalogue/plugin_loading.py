@@ -22,6 +22,7 @@ from featuretap.catalogue.hookspecs import GROUP, WeightsEntry
 from featuretap.catalogue.policy import Policy, normalised
 from featuretap.specs import BackboneSpec, HeadSpec, RuntimeSpec
 from featuretap.support.errors import FeaturetapError, PluginError, did_you_mean
+from featuretap.support.text import error_line
 
 __all__ = ["Plugin", "discover", "load_module"]
 
@@ -71,7 +72,7 @@ class Plugin:
     @property
     def failure(self) -> str:
         """The failure in one line."""
-        return f"{self.words} failed: {in_one_line(self.error)}"
+        return f"{self.words} failed: {error_line(self.error)}"
 
     @property
     def words(self) -> str:
@@ -94,7 +95,7 @@ class Plugin:
             raise
         except BaseException as error:
             asked = ", ".join(map(repr, arguments.values()))
-            raise PluginError(f"{self.words} failed when it was asked for {asked}: {in_one_line(error)}") from error
+            raise PluginError(f"{self.words} failed when it was asked for {asked}: {error_line(error)}") from error
 
 
 def discover(policy: Policy, *, builtins: bool, others: bool) -> Iterator[Plugin]:
@@ -118,17 +119,6 @@ def load_module(module: Any, policy: Policy) -> Plugin:
     """Ask a plugin that is an object at hand, such as a module in a test."""
     name = getattr(module, "__name__", type(module).__name__)
     return _load(_manager(), name, normalised(name), lambda: module, policy, {})
-
-
-def in_one_line(error: BaseException | None) -> str:
-    """Return the kind of an error and its text without line breaks; the text alone of an error of ours."""
-    try:
-        text = " ".join(str(error).split())
-    except Exception as unprintable:
-        text = f"its text cannot be had ({type(unprintable).__name__})"
-    if isinstance(error, FeaturetapError):
-        return text
-    return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 
 def _manager() -> pluggy.PluginManager:

@@ -12,9 +12,11 @@ from featuretap.catalogue.weights_index import Published
 from featuretap.specs import BackboneSpec
 from featuretap.specs.options import options_of
 from featuretap.support.errors import OptionError, UnknownWeightsError, did_you_mean
-from featuretap.weights.files import ENDINGS
 
-__all__ = ["brought", "chosen"]
+__all__ = ["CHECKPOINT_SUFFIXES", "brought", "chosen"]
+
+CHECKPOINT_SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
+"""Suffixes that tell the path of a checkpoint from a tag."""
 
 
 def chosen(
@@ -59,7 +61,7 @@ def chosen(
     if of_a_plugin:
         return of_a_plugin
     path = Path(pretrained)
-    if os.sep in pretrained or path.suffix in ENDINGS or path.exists():
+    if os.sep in pretrained or path.suffix in CHECKPOINT_SUFFIXES or path.exists():
         return path
     hint = did_you_mean(pretrained, _tags(backbone, entries)) or ";"
     raise UnknownWeightsError(f"{backbone.name!r} has no weights {pretrained!r}{hint} {_known(backbone, entries)}")

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import importlib
 import traceback
+from pathlib import Path
 
 import pluggy
 
-from featuretap import registry
-
 __all__ = ["traceback_of"]
 
-LEADING = ("<frozen importlib", *(package.__path__[0] for package in (registry, importlib, pluggy)))
+LEADING = ("<frozen importlib", str(Path(__file__).parent), *(package.__path__[0] for package in (importlib, pluggy)))
 
 
 def traceback_of(error: BaseException) -> list[str]:

@@ -6,12 +6,13 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from functools import partial
 
-from featuretap.catalogue.plugin_loading import Plugin, in_one_line
+from featuretap.catalogue.plugin_loading import Plugin
 from featuretap.registry import conformance, head_conformance
 from featuretap.registry.registry import Registry
 from featuretap.registry.torch_free import check_torch_free
 from featuretap.specs import HeadSpec
 from featuretap.support.errors import FeaturetapError
+from featuretap.support.text import error_line
 
 __all__ = ["findings"]
 
@@ -31,7 +32,7 @@ def findings(plugin: Plugin, registry: Registry) -> Iterator[str]:
             raise
         except BaseException as error:
             # Whatever somebody's model raises, SystemExit too, is a finding like any other.
-            problem = in_one_line(error)
+            problem = error_line(error)
             # What cannot be built fails every check alike.
             if problem not in told:
                 yield problem

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from featuretap import registry
+from featuretap.catalogue.pretrained import CHECKPOINT_SUFFIXES
 from featuretap.support.errors import UnknownBackboneError
-from featuretap.weights.files import ENDINGS
 
 if TYPE_CHECKING:
     from torch import nn
@@ -40,7 +40,7 @@ def named_or_in_a_file(source: str, weights: str | None, *, bare: bool, **asked:
 
 def _is_file(source: str) -> bool:
     """Say whether a file or a folder is meant; what is the name of a backbone is one wherever one stands."""
-    if Path(source).suffix in ENDINGS:
+    if Path(source).suffix in CHECKPOINT_SUFFIXES:
         return True
     try:
         registry.default.provider(source)

@@ -12,12 +12,12 @@ from tempfile import TemporaryDirectory
 
 import click
 
-import featuretap
 from featuretap import registry
 from featuretap.command_line.commands import Command
 from featuretap.command_line.interruption import unless_written
 from featuretap.command_line.printing import print_text
 from featuretap.support.errors import OptionError, UnknownBackboneError
+from featuretap.support.version import __version__
 
 __all__ = ["files_of", "new_plugin_command"]
 
@@ -55,7 +55,7 @@ $package = ["registry.toml"]
 from pathlib import Path
 
 from featuretap.catalogue.files import load_catalogue
-from featuretap.catalogue.hookspecs import hookimpl
+from featuretap.registry.hookspecs import hookimpl
 
 CATALOGUE = load_catalogue(Path(__file__).parent / "registry.toml")
 
@@ -74,7 +74,7 @@ def featuretap_weights():
     "$package/networks.py": '''\
 """The network as a table. A stage's first row strides, and its last row is the tap."""
 
-from featuretap.specs import HS, RE, SE, BackboneSpec, Bneck, Conv
+from featuretap.registry.specs import HS, RE, SE, BackboneSpec, Bneck, Conv
 
 $table = BackboneSpec(
     "$backbone",
@@ -129,7 +129,7 @@ def files_of(name: str) -> dict[str, str]:
     package = name.replace("-", "_")
     backbone = package.removeprefix("featuretap_")
     # A version that is not released yet is one that this one comes before.
-    version = re.match(r"\d+\.\d+", featuretap.__version__)[0]  # type: ignore[index]
+    version = re.match(r"\d+\.\d+", __version__)[0]  # type: ignore[index]
     words = {
         "distribution": name,
         "package": package,

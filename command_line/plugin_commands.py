@@ -9,12 +9,13 @@ from typing import Any
 import click
 
 from featuretap import registry
-from featuretap.catalogue.plugin_loading import Plugin, in_one_line
+from featuretap.catalogue.plugin_loading import Plugin
 from featuretap.catalogue.policy import normalised
 from featuretap.command_line import completing
 from featuretap.command_line.commands import Command, Group
 from featuretap.command_line.printing import print_table, print_text
 from featuretap.support.errors import did_you_mean
+from featuretap.support.text import error_line
 
 __all__ = ["plugins_command"]
 
@@ -82,7 +83,7 @@ def _examined(plugin: Plugin) -> bool:
     if plugin.error is not None:
         from featuretap.catalogue.tracebacks import traceback_of
 
-        _print_fact("problem", in_one_line(plugin.error))
+        _print_fact("problem", error_line(plugin.error))
         for line in traceback_of(plugin.error):
             print_text(f"    {line}")
         _print_fact(
@@ -118,7 +119,7 @@ def _facts(plugin: Plugin) -> dict[str, Any]:
         "plugin": plugin.name,
         "entry_point": plugin.value,
         "status": plugin.status,
-        "error": in_one_line(plugin.error) if plugin.error is not None else None,
+        "error": error_line(plugin.error) if plugin.error is not None else None,
         "provides": {kind: [item.name for item in getattr(plugin, kind)] for kind in KINDS},
         "open_namespace": plugin.find_backbone is not None,
         "seconds": plugin.seconds,

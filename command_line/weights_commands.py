@@ -17,10 +17,10 @@ from featuretap.command_line.commands import Command
 from featuretap.command_line.interruption import unless_written
 from featuretap.command_line.parameters import OptionPair
 from featuretap.command_line.printing import print_table, print_text
+from featuretap.support.text import one_line
 from featuretap.weights.files import sha256_of, weights_file
 from featuretap.weights.header import Stored, read_header
 from featuretap.weights.metadata import Record, read_record
-from featuretap.workflows.inference.class_names import in_one_line
 
 __all__ = ["convert_command", "inspect_command", "save_command"]
 
@@ -187,7 +187,7 @@ def _head_in_words(facts: Mapping[str, Any]) -> str:
     if isinstance(classes, str):
         return f"{facts['head']}, {count} classes {classes}".strip()
     more = f" and {count - NAMED} more" if count > NAMED else ""
-    return f"{facts['head']}, {count} classes: {', '.join(map(in_one_line, classes[:NAMED]))}{more}"
+    return f"{facts['head']}, {count} classes: {', '.join(map(one_line, classes[:NAMED]))}{more}"
 
 
 def _pairs(table: Mapping[str, Any] | None) -> str:

@@ -44,16 +44,7 @@ def classification_layers(
         dropout: the rate in training, which has no parameters; None is the family's own.
     """
     (tap,) = backbone.taps.values()
-    channels, family = tap.channels, backbone.classifier
-    layers: list[Linear | BatchNorm] = []
-    if family.hidden:
-        layers.append(Linear("hidden", channels, family.hidden, family.hidden_bias))
-        channels = family.hidden
-        if family.hidden_norm:
-            layers.append(BatchNorm("norm", channels))
-    if num_classes:
-        layers.append(Linear("logits", channels, num_classes))
-    return tuple(layers)
+    return backbone.classifier.layers(tap.channels, num_classes)
 
 
 def classification_outputs(

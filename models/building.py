@@ -19,13 +19,13 @@ from featuretap.specs.options import Freezing
 from featuretap.specs.preprocessing import Preprocessing
 from featuretap.support.errors import WeightsError
 from featuretap.support.import_strings import load
+from featuretap.support.text import first_few
 from featuretap.weights.expected_tensors import HEAD, backbone_tensors, head_tensors, misfit
 from featuretap.weights.filling import fill
 from featuretap.weights.folding import set_eps
 from featuretap.weights.layouts import CLASSIFICATION, MisfitError
 from featuretap.weights.norms import norm_in_words
 from featuretap.weights.pruning import halved
-from featuretap.weights.reading import some
 from featuretap.weights.sources import Source
 from featuretap.weights.translation import Translated
 
@@ -188,7 +188,7 @@ def _fresh(parts: Parts, request: Request, source: Source, weights: Translated) 
     layers = [beginning.rstrip(".") for beginning in per_class if any(name.startswith(beginning) for name in own)]
     return per_class, (
         f"{weights.source} has {classes} classes, not {spec.num_classes}; the backbone's weights are taken, and "
-        f"{some(layers)} {'starts' if len(layers) == 1 else 'start'} with fresh ones"
+        f"{first_few(layers, 3)} {'starts' if len(layers) == 1 else 'start'} with fresh ones"
     )
 
 

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from featuretap.catalogue.request import backbone_of
+from featuretap.models.built import unwrap
 from featuretap.models.inference_only import is_fused
 from featuretap.models.loading import arguments_of, record_of
 from featuretap.specs import BackboneSpec, ModelSpec
@@ -40,7 +41,7 @@ from featuretap.weights.timm_config import timm_config
 if TYPE_CHECKING:
     from featuretap.registry.registry import Registry
 
-__all__ = ["convert", "record_of_model", "store", "unwrapped"]
+__all__ = ["convert", "record_of_model", "store"]
 
 SUFFIX = ".safetensors"
 
@@ -95,9 +96,8 @@ def store(registry: Registry, model: nn.Module, path: Path, layout: str) -> Path
         WeightsError: a model that was changed, that the layout cannot hold, or that cannot be written.
     """
     target = _target(path)
-    inner = unwrapped(model, "registry.save writes")
+    inner = unwrap(model, "registry.save writes")
     description = inner.description
-    assert isinstance(description, Description)
     if is_fused(inner):
         raise WeightsError(
             f"cannot save {options_in_words(description.name, description.options)}, which is fused, so that its batch "
@@ -207,26 +207,6 @@ def _folder(path: Path) -> Iterator[None]:
             with suppress(OSError):
                 path.rmdir()
         raise
-
-
-def unwrapped(model: nn.Module, wanted: str) -> nn.Module:
-    """Return a model of featuretap's out of DataParallel, torch.compile and moving averages around it.
-
-    Args:
-        model: any module.
-        wanted: what is done with models of ours, for the message: "registry.save writes".
-
-    Raises:
-        OptionError: there is no such model inside.
-    """
-    inner: object = model
-    while isinstance(inner, nn.Module):
-        if isinstance(vars(inner).get("description"), Description):
-            return inner
-        inner = next((inner._modules[name] for name in ("module", "_orig_mod") if name in inner._modules), None)
-    described = isinstance(getattr(model, "description", None), Description)
-    lacks = "holds no weights" if described else "carries no description"
-    raise OptionError(f"{type(model).__name__} {lacks}; {wanted} models that registry.build or registry.load returned")
 
 
 def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:

@@ -19,12 +19,12 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from featuretap.catalogue.plugin_loading import in_one_line
 from featuretap.catalogue.request import backbone_of
 from featuretap.registry.registry import Registry
 from featuretap.specs import BackboneSpec
 from featuretap.specs.description import options_in_words
 from featuretap.support.errors import FeaturetapError, SpecError
+from featuretap.support.text import error_line
 
 __all__ = [
     "TABLE_VARIATIONS",
@@ -127,7 +127,7 @@ def trying(words: str) -> Iterator[None]:
     except (KeyboardInterrupt, FeaturetapError):
         raise
     except BaseException as error:
-        raise SpecError(f"{words} ({shorten(in_one_line(error), 300, placeholder=' …')})") from error
+        raise SpecError(f"{words} ({shorten(error_line(error), 300, placeholder=' …')})") from error
 
 
 def trial(name: str, registry: Registry, taps: Sequence[str] | None = None, options: Mapping[str, Any] = NONE) -> Trial:

@@ -347,15 +347,10 @@ class Registry(Lookup):
         Raises:
             OptionError: the model was not built by featuretap.
         """
+        from featuretap.models.built import description_of
         from featuretap.models.transforms import compose
 
-        description = getattr(model, "description", None)
-        if not isinstance(description, Description):
-            raise OptionError(
-                f"{type(model).__name__} carries no description; registry.transforms reads models "
-                "that registry.build returned"
-            )
-        prepared = description.preprocessing
+        prepared = description_of(model, "registry.transforms reads").preprocessing
         return compose(replace(prepared, resize=None, crop=None) if whole else prepared)
 
     def request(

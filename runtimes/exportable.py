@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from featuretap.models.saving import unwrapped
+from featuretap.models.built import unwrap
 from featuretap.runtimes.signature import Signature
 from featuretap.specs.description import Description, options_in_words
 from featuretap.support.errors import ExportError, HeadError, OptionError
@@ -135,7 +135,7 @@ def exportable(model: nn.Module, size: tuple[int, int] | None = None, batch: int
         ExportError: the model cannot run on images of the size.
     """
     check_sizes(size, batch)
-    inner = unwrapped(model, "registry.compile and registry.export read")
+    inner = unwrap(model, "registry.compile and registry.export read")
     description = inner.description
     assert isinstance(description, Description)
     if description.preprocessing.inside:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from featuretap.models.saving import unwrapped
+from featuretap.models.built import unwrap
 from featuretap.runtimes.exportable import Exportable
 from featuretap.runtimes.formats import Format, check_installed, for_detectors, format_of
 from featuretap.runtimes.stated import stated
@@ -43,7 +43,7 @@ def export(
     """
     form = format_of(path, format)
     check_installed(form)
-    description: Any = unwrapped(model, "registry.export writes").description
+    description: Any = unwrap(model, "registry.export writes").description
     if description.preprocessing.inside:
         form = for_detectors(form, description.head)
     with kept_on_success(path) as written:

@@ -21,8 +21,8 @@ from torchvision.models.segmentation.deeplabv3 import ASPPPooling
 from torchvision.ops import FrozenBatchNorm2d
 
 from featuretap.heads.modules.classification import ClassificationHead
+from featuretap.models.built import unwrap
 from featuretap.models.inference_only import MARK, InferenceOnly, is_fused
-from featuretap.models.saving import unwrapped
 from featuretap.specs.description import Description, options_in_words
 from featuretap.support.errors import OptionError
 
@@ -72,7 +72,7 @@ def fuse(model: nn.Module) -> nn.Module:
     Raises:
         OptionError: the model was not built by featuretap, is fused already, or has no batch norm that can be folded.
     """
-    model = unwrapped(model, "registry.fuse takes")
+    model = unwrap(model, "registry.fuse takes")
     description = model.description
     assert isinstance(description, Description)
     words = options_in_words(description.name, description.options)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from featuretap.models.saving import unwrapped
+from featuretap.models.built import unwrap
 from featuretap.runtimes.exportable import Exportable
 from featuretap.runtimes.verifying import TOLERANCE
 from featuretap.specs.description import Description
@@ -31,7 +31,7 @@ def detector_of(model: nn.Module) -> tuple[Any, Description]:
         OptionError: no model of featuretap's.
         HeadError: its head is no detector of torchvision's.
     """
-    inner: Any = unwrapped(model, "registry.export writes")
+    inner: Any = unwrap(model, "registry.export writes")
     if not hasattr(inner, "as_detector"):
         raise HeadError(
             f"the head {inner.description.head!r} finds objects in a way of its own; those that are exported are "

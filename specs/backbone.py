@@ -26,7 +26,7 @@ from featuretap.specs.field_checks import (
     TAPS,
     check_fields,
 )
-from featuretap.specs.layers import Activation
+from featuretap.specs.layers import Activation, BatchNorm, Linear
 from featuretap.specs.names import check_name
 from featuretap.specs.rows import RE, Row
 from featuretap.specs.taps import Tap
@@ -57,6 +57,23 @@ class Classifier:
     activation: Activation = RE
     dropout: float = 0.2
     hidden_norm: bool = False
+
+    def layers(self, channels: int, num_classes: int) -> tuple[Linear | BatchNorm, ...]:
+        """Return the layers between the pooled features and the logits.
+
+        Args:
+            channels: of the pooled features.
+            num_classes: number of logits; 0 leaves them out.
+        """
+        layers: list[Linear | BatchNorm] = []
+        if self.hidden:
+            layers.append(Linear("hidden", channels, self.hidden, self.hidden_bias))
+            channels = self.hidden
+            if self.hidden_norm:
+                layers.append(BatchNorm("norm", channels))
+        if num_classes:
+            layers.append(Linear("logits", channels, num_classes))
+        return tuple(layers)
 
 
 FIELDS = {

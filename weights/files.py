@@ -8,16 +8,14 @@ import os
 from pathlib import Path
 from typing import Any
 
+from featuretap.catalogue.pretrained import CHECKPOINT_SUFFIXES
 from featuretap.support.errors import WeightsError
 from featuretap.weights.header import unreadable
 
-__all__ = ["CONFIG", "ENDINGS", "FILE", "PICKLES", "config_beside", "sha256_of", "weights_file"]
+__all__ = ["CONFIG", "FILE", "PICKLES", "config_beside", "sha256_of", "weights_file"]
 
-PICKLES = (".pth", ".pt", ".bin")
+PICKLES = CHECKPOINT_SUFFIXES[1:]
 """Endings of files that torch.save writes; everything else is read as safetensors."""
-
-ENDINGS = (".safetensors", *PICKLES)
-"""Endings by which a file of weights is known from a tag."""
 
 FILE = "model.safetensors"
 CONFIG = "config.json"
@@ -38,7 +36,7 @@ def weights_file(path: str | os.PathLike[str]) -> Path:
         found = given / FILE
         if found.is_file():
             return found
-        others = sorted(entry.name for entry in given.iterdir() if entry.suffix in ENDINGS)
+        others = sorted(entry.name for entry in given.iterdir() if entry.suffix in CHECKPOINT_SUFFIXES)
     except OSError as error:
         raise unreadable(given, error) from error
     hint = f"give one of its files: {', '.join(others)}" if others else "give a folder that registry.save wrote"

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from featuretap.specs import BackboneSpec
+from featuretap.support.text import first_few
 from featuretap.weights.expected_tensors import COUNTER, HEAD, layer_paths, lies_in
 from featuretap.weights.layouts import MisfitError
-from featuretap.weights.reading import some
 from featuretap.weights.translation import Translated
 
 __all__ = ["adapted_stem", "fill"]
@@ -62,7 +62,7 @@ def fill(
     built = layer_paths(spec.blocks) if spec.stages else None
     extra = sorted(name for name in unused if _is_unexpected(name, built, HEAD in parts, fresh))
     if extra:
-        raise MisfitError(f"{weights.source} holds {some(extra)}, which the model lacks")
+        raise MisfitError(f"{weights.source} holds {first_few(extra, 3)}, which the model lacks")
 
 
 def adapted_stem(weight: Tensor, target: Tensor) -> Tensor:

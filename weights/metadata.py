@@ -12,10 +12,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import featuretap
 from featuretap.specs.description import Description
 from featuretap.specs.preprocessing import Preprocessing
 from featuretap.support.errors import OptionError, WeightsError
+from featuretap.support.version import __version__
 
 __all__ = ["Record", "metadata_of", "read_record"]
 
@@ -64,7 +64,7 @@ def metadata_of(record: Record) -> dict[str, str]:
         "network": record.network,
         "by_name": record.by_name,
     }
-    written = {"format": "pt", f"{PREFIX}schema": SCHEMA, f"{PREFIX}version": featuretap.__version__}
+    written = {"format": "pt", f"{PREFIX}schema": SCHEMA, f"{PREFIX}version": __version__}
     # A head without classes says so, so that one whose classes are missing is known to be damaged.
     stated = {"num_classes"} if said.head else set()
     for key, value in values.items():
@@ -85,7 +85,7 @@ def read_record(path: Path, metadata: Mapping[str, str]) -> Record | None:
     if schema != SCHEMA:
         writer = metadata.get(f"{PREFIX}version", "an unknown version")
         raise WeightsError(
-            f"{str(path)!r} was written by featuretap {writer} in schema {schema!r}, and {featuretap.__version__} "
+            f"{str(path)!r} was written by featuretap {writer} in schema {schema!r}, and {__version__} "
             f"reads {SCHEMA!r}; update featuretap"
         )
     values: dict[str, Any] = dict.fromkeys(OPTIONAL)

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from featuretap.support.errors import WeightsError
+from featuretap.support.text import first_few
 from featuretap.weights.files import PICKLES, sha256_of, weights_file
 from featuretap.weights.header import Header, Stored, read_header, unreadable
 from featuretap.weights.metadata import Record, read_record
@@ -112,15 +113,9 @@ def check_finite(checkpoint: Checkpoint) -> None:
     ]
     if broken:
         raise WeightsError(
-            f"{str(checkpoint.path)!r} holds NaN or infinity in {some(broken)}; "
+            f"{str(checkpoint.path)!r} holds NaN or infinity in {first_few(broken, 3)}; "
             "its training diverged, or the file was damaged"
         )
-
-
-def some(names: list[str]) -> str:
-    """Return the first three names, and how many more there are."""
-    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-    return ", ".join(names[:3]) + more
 
 
 def _mapped(path: Path, header: Header) -> dict[str, Tensor]:

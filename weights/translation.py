@@ -11,9 +11,10 @@ from featuretap.catalogue.request import backbone_of
 from featuretap.specs import BackboneSpec, ModelSpec
 from featuretap.specs.layout import NATIVE, Layout
 from featuretap.specs.preprocessing import Preprocessing
+from featuretap.support.text import first_few
 from featuretap.weights.expected_tensors import HEAD, backbone_tensors, known
 from featuretap.weights.layouts import CLASSIFICATION, MisfitError, layout_of
-from featuretap.weights.reading import Checkpoint, some
+from featuretap.weights.reading import Checkpoint
 
 __all__ = ["Translated", "guessed", "translated"]
 
@@ -91,7 +92,7 @@ def translated(
         eps = layout.norm_eps_by_part if stated is None else dict.fromkeys(layout.norm_eps_by_part, stated)
         remark, preprocessing = layout.remark, layout.preprocessing
     if unknown:
-        raise MisfitError(f"{source} holds {some(unknown)}, which the model lacks")
+        raise MisfitError(f"{source} holds {first_few(unknown, 3)}, which the model lacks")
     if backbone.stages:
         _check_ranks(ours, backbone, classifier=head == CLASSIFICATION)
     return Translated(

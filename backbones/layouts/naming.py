@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from featuretap.heads.classification import classification_layers
 from featuretap.specs import BackboneSpec
 
 __all__ = ["convolution", "linear", "squeeze_excite"]
@@ -26,9 +25,8 @@ def squeeze_excite(path: str, reduce: str, expand: str) -> dict[str, str]:
 
 def linear(spec: BackboneSpec, theirs: Mapping[str, str]) -> dict[str, str]:
     """Name the layers of the classifier: our layer → their module."""
-    last = spec.with_taps(spec.levels[-1:])
     return {
         f"head.{layer.name}.{kind}": f"{theirs[layer.name]}.{kind}"
-        for layer in classification_layers(last, num_classes=1)
+        for layer in spec.classifier.layers(channels=1, num_classes=1)
         for kind in layer.tensors
     }

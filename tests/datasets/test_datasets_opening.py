@@ -89,7 +89,8 @@ def test_a_read_error_of_the_disk_is_an_error(here: Path) -> None:
 def test_opening_a_folder_needs_no_torch(here: Path) -> None:
     classes_of(here, jay=2, tit=2)
     code = (
-        "from featuretap.workflows.datasets.opening import open_data; import featuretap.workflows.datasets.checking, sys; "
+        "import sys; import featuretap.workflows.datasets.checking; "
+        "from featuretap.workflows.datasets.opening import open_data; "
         "open_data('.', 'classification'); print('torch' in sys.modules, 'numpy' in sys.modules)"
     )
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

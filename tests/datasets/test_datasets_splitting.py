@@ -55,7 +55,10 @@ def test_adding_an_image_moves_at_most_one_other() -> None:
 
 
 def test_the_choice_is_the_same_in_another_process() -> None:
-    code = "from featuretap.workflows.datasets.splitting import split; print(split(list('abcdefghij'), [0] * 10, 0.3, 5, ''))"
+    code = (
+        "from featuretap.workflows.datasets.splitting import split; "
+        "print(split(list('abcdefghij'), [0] * 10, 0.3, 5, ''))"
+    )
     printed = {
         subprocess.run(
             [sys.executable, "-c", code], env={"PYTHONHASHSEED": seed}, capture_output=True, text=True, check=True

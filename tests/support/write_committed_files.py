@@ -28,13 +28,13 @@ from typing import Any
 
 import torch
 from PIL import Image
+from support import TESTS
+from support.committed_files import image, recorded
+from support.oracles import randomised, with_statistics
 from torch import nn
 from torchvision.ops import FrozenBatchNorm2d
 
 from featuretap import registry
-from support import TESTS
-from support.committed_files import image, recorded
-from support.oracles import randomised, with_statistics
 
 WEIGHTS, TRAINING, EXTRACTION, RUNTIMES = (
     TESTS / subject / "data" for subject in ("weights", "training", "extraction", "runtimes")

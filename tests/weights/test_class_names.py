@@ -16,7 +16,8 @@ from torch import nn
 from featuretap.registry import Registry
 from featuretap.registry.errors import WeightsError
 from featuretap.specs.description import Description
-from featuretap.workflows.inference.class_names import class_names, in_one_line, name_of
+from featuretap.support.text import one_line
+from featuretap.workflows.inference.class_names import class_names, name_of
 
 Run = Callable[..., Completed]
 
@@ -201,4 +202,4 @@ def test_classes_without_a_name_are_numbered() -> None:
 
 
 def test_names_fit_a_line() -> None:
-    assert in_one_line("a\tb\n\x1b[2Jžirafa\ud800  🦒") == "a b [2Jžirafa 🦒"
+    assert one_line("a\tb\n\x1b[2Jžirafa\ud800  🦒") == "a b [2Jžirafa 🦒"

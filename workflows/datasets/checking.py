@@ -7,8 +7,8 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 from featuretap.support.errors import DataError
+from featuretap.support.text import first_few
 from featuretap.workflows.datasets.data_set import DataSet
-from featuretap.workflows.datasets.problems import first_few
 
 __all__ = ["check_readable"]
 
@@ -36,4 +36,4 @@ def check_readable(data: DataSet, report: Callable[[int], None]) -> None:
                     done += 1
                     report(done)
     if problems:
-        raise DataError(f"{len(problems)} of {done} images cannot be used: {first_few(problems, 10)}")
+        raise DataError(f"{len(problems)} of {done} images cannot be used: {first_few(problems, 10, '; ')}")

@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeGuard
 
 from featuretap.support.errors import DataError
+from featuretap.support.text import first_few
 from featuretap.workflows.datasets.boxed_images import AnnotatedImage, box_problem, clipped
-from featuretap.workflows.datasets.problems import first_few, raise_problems
+from featuretap.workflows.datasets.problems import raise_problems
 
 __all__ = ["CocoFile", "read_coco"]
 
@@ -61,7 +62,7 @@ def read_coco(path: Path, folders: Sequence[Path], masks: bool) -> CocoFile:
         raise DataError(f"{str(path)!r} has no annotations, so that there is nothing to learn or to judge by")
     if empty:
         counted = "an object" if len(empty) == 1 else f"{len(empty)} objects"
-        logger.warning("left out %s of no width or height in %r: %s", counted, str(path), first_few(empty, 5))
+        logger.warning("left out %s of no width or height in %r: %s", counted, str(path), first_few(empty, 5, "; "))
     classes = tuple(categories[number] for number in sorted(categories))
     return CocoFile(path, classes, [images[number] for number in sorted(images)])
 

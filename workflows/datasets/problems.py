@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from featuretap.support.errors import DataError
+from featuretap.support.text import first_few
 
-__all__ = ["first_few", "raise_problems"]
+__all__ = ["raise_problems"]
 
 
 def raise_problems(problems: Sequence[str], where: Path) -> None:
@@ -18,10 +19,4 @@ def raise_problems(problems: Sequence[str], where: Path) -> None:
     """
     if problems:
         counted = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
-        raise DataError(f"{counted} in {str(where)!r}: {first_few(problems, 5)}")
-
-
-def first_few(problems: Sequence[str], most: int) -> str:
-    """Return the first problems as one line, which says how many are left out."""
-    left = len(problems) - most
-    return "; ".join([*problems[:most], *([f"and {left} more"] if left > 0 else [])])
+        raise DataError(f"{counted} in {str(where)!r}: {first_few(problems, 5, '; ')}")

@@ -6,8 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import featuretap
 from featuretap.support.image_list import digest_of
+from featuretap.support.version import __version__
 from featuretap.workflows.extraction.computing import compute
 from featuretap.workflows.extraction.folder import claimed, finish
 from featuretap.workflows.extraction.job import Job
@@ -71,7 +71,7 @@ def _identity(job: Job, model: Model) -> dict[str, Any]:
     taps: Any = model.backbone.taps
     return {
         "schema": SCHEMA,
-        "version": featuretap.__version__,
+        "version": __version__,
         "model": description.name,
         "options": {name: repr(value) for name, value in description.options.items()},
         "weights": None if description.weights is None else str(description.weights),

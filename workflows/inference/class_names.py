@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from featuretap.specs.description import Description
 
-__all__ = ["class_names", "in_one_line", "name_of"]
+__all__ = ["class_names", "name_of"]
 
 LABEL_SETS = {
     "imagenet1k": ("torchvision.models", "MobileNet_V2_Weights"),
@@ -28,11 +28,6 @@ def class_names(description: Description) -> tuple[str, ...]:
 def name_of(label: int, classes: Sequence[str]) -> str:
     """Return the name of a class, or "class 7" where there is none."""
     return (classes[label] if 0 <= label < len(classes) else "") or f"class {label}"
-
-
-def in_one_line(name: str) -> str:
-    """Return a name as it can be printed and drawn: whoever wrote the file may have put anything into it."""
-    return " ".join("".join(character if character.isprintable() else " " for character in name).split())
 
 
 def _label_set(name: str) -> tuple[str, ...]:

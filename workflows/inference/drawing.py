@@ -14,7 +14,8 @@ from torch.nn.functional import max_pool2d
 from torchvision.transforms.v2 import functional as F  # noqa: N812 - torchvision's own name for it
 from torchvision.utils import draw_bounding_boxes, draw_segmentation_masks
 
-from featuretap.workflows.inference.class_names import in_one_line, name_of
+from featuretap.support.text import one_line
+from featuretap.workflows.inference.class_names import name_of
 
 __all__ = ["colour_of", "draw_boxes", "draw_classes", "draw_words"]
 
@@ -138,7 +139,7 @@ def _outlined(canvas: Tensor, areas: Tensor, colours: Sequence[Colour]) -> Tenso
 
 
 def _short(text: str) -> str:
-    line = in_one_line(text)
+    line = one_line(text)
     return line if len(line) <= LONGEST else f"{line[: LONGEST - 1]}…"
 
 

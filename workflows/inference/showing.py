@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from PIL import Image
 
-from featuretap.workflows.inference.class_names import in_one_line
+from featuretap.support.text import one_line
 from featuretap.workflows.inference.drawing import draw_boxes, draw_classes, draw_words
 from featuretap.workflows.inference.predicting import BoxPrediction, ClassPrediction, PixelPrediction, Prediction, Rated
 
@@ -27,14 +27,13 @@ def as_table(prediction: Prediction) -> Shown:
         titles = ("score", "left", "top", "right", "bottom")
         boxes = zip(prediction.names, prediction.scores.tolist(), prediction.boxes.tolist(), strict=True)
         rows = [
-            (in_one_line(name), f"{score:.3f}", *(f"{corner:.1f}" for corner in corners))
-            for name, score, corners in boxes
+            (one_line(name), f"{score:.3f}", *(f"{corner:.1f}" for corner in corners)) for name, score, corners in boxes
         ]
         return Shown((("class", "left"), *((title, "right") for title in titles)), rows)
     number, rated = _rated(prediction)
     return Shown(
         (("class", "left"), (number, "right")),
-        [(in_one_line(one.name), f"{one.value:.3f}") for one in rated],
+        [(one_line(one.name), f"{one.value:.3f}") for one in rated],
     )
 
 

@@ -17,10 +17,10 @@ from urllib.request import Request, urlopen
 
 from PIL import Image
 
-import featuretap
 from featuretap.support.errors import DataError, ImageError
 from featuretap.support.image_files import find_images
 from featuretap.support.images import decoded, read_image
+from featuretap.support.version import __version__
 
 __all__ = ["ImageSource", "find_sources", "picture_paths", "read_ahead", "read_source"]
 
@@ -141,7 +141,7 @@ def _downloaded(address: str) -> bytes:
         raise ImageError(f"cannot download {address!r}: FEATURETAP_OFFLINE forbids downloads; give a file")
     try:
         # Some servers answer nobody who does not say who they are.
-        request = Request(address, headers={"User-Agent": f"featuretap/{featuretap.__version__}"})
+        request = Request(address, headers={"User-Agent": f"featuretap/{__version__}"})
         with urlopen(request, timeout=PATIENCE) as answer:
             content: bytes = answer.read(LARGEST + 1)
     except HTTPError as error:

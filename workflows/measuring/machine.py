@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-import featuretap
+from featuretap.support.version import __version__
 
 __all__ = ["Machine", "multiply_adds_per_second", "this_machine", "torch_threads"]
 
@@ -42,7 +42,7 @@ class Machine:
 
 def this_machine() -> Machine:
     """Return what this process runs on, with as many threads as torch has now."""
-    versions = {"featuretap": featuretap.__version__, "python": platform.python_version()}
+    versions = {"featuretap": __version__, "python": platform.python_version()}
     for name in DISTRIBUTIONS:
         try:
             versions[name] = version(name)

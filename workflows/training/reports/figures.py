@@ -10,7 +10,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from featuretap.support.atomic_write import replace_files
-from featuretap.workflows.inference.class_names import in_one_line
+from featuretap.support.text import one_line
 
 __all__ = ["figure_of", "save_figure", "shortened"]
 
@@ -43,6 +43,6 @@ def save_figure(figure: Figure, path: Path) -> None:
 
 def shortened(name: str) -> str:
     """Return a name of a class as there is room for it, without what matplotlib would take for formulas."""
-    line = in_one_line(name)
+    line = one_line(name)
     cut = line if len(line) <= LONGEST_NAME else f"{line[: LONGEST_NAME - 1]}…"
     return cut.replace("$", r"\$")

@@ -10,7 +10,7 @@ import matplotlib
 from PIL import Image, ImageDraw, ImageFont
 
 from featuretap.support.atomic_write import replace_files
-from featuretap.workflows.inference.class_names import in_one_line
+from featuretap.support.text import one_line
 
 __all__ = ["Colour", "arranged", "captioned", "fitted", "save_picture"]
 
@@ -53,7 +53,7 @@ def captioned(image: Image.Image, side: int, lines: Sequence[str], colour: Colou
     font = ImageFont.truetype(Path(matplotlib.get_data_path()) / "fonts/ttf/DejaVuSans.ttf", LETTERS)
     for number, line in enumerate(lines):
         place = FRAME, side + 2 * FRAME + number * LINE
-        pen.text(place, _cut(in_one_line(line), pen, font, side), fill=colour or BLACK, font=font)
+        pen.text(place, _cut(one_line(line), pen, font, side), fill=colour or BLACK, font=font)
     return tile
 
 

@@ -1,0 +1,33 @@
+"""Text for messages: errors and names on one line, and long lists cut short."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from featuretap.support.errors import FeaturetapError
+
+__all__ = ["error_line", "first_few", "one_line"]
+
+
+def one_line(text: str) -> str:
+    """Return text as it can be printed and drawn: without line breaks and unprintable characters."""
+    return " ".join("".join(character if character.isprintable() else " " for character in text).split())
+
+
+def error_line(error: BaseException | None) -> str:
+    """Return the type of an error and its message on one line; the message alone of an error of our own."""
+    try:
+        text = " ".join(str(error).split())
+    except Exception as unprintable:
+        text = f"its text cannot be had ({type(unprintable).__name__})"
+    if isinstance(error, FeaturetapError):
+        return text
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
+def first_few(items: Sequence[str], most: int, separator: str = ", ") -> str:
+    """Return the first items, and how many more there are."""
+    shown, left = separator.join(items[:most]), len(items) - most
+    if left <= 0:
+        return shown
+    return f"{shown}{' ' if separator == ', ' else separator}and {left} more"
