@@ -15,7 +15,7 @@ from torch import Tensor, nn
 __all__ = ["Augmentation", "ClassScore", "Judgement", "Measuring", "Task", "Transform"]
 
 Transform = Callable[[Image.Image, Any], tuple[Any, Any]]
-"""An image of a data set and its target (see `featuretap.workflows.datasets.data_set`) → both as tensors, for one sample."""
+"""An image of a data set and its target (see `DataSet`) → both as tensors, for one sample."""
 
 
 @dataclass(frozen=True)
