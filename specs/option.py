@@ -1,4 +1,4 @@
-"""An option as data: its default, which values it takes, and those in words. No torch."""
+"""An option as data: its default, a test of its values, and a label of those. No torch."""
 
 from __future__ import annotations
 
@@ -18,12 +18,14 @@ class Option:
     Args:
         default: its value where none is given.
         accepts: a test of a value.
-        allowed: what the value may be, in words that go on after "it is".
+        allowed: what the value may be, as text that goes on after "it is".
+        choices: the values it may be, where they can be listed.
     """
 
     default: Any
     accepts: Callable[[Any], bool]
     allowed: str
+    choices: tuple[Any, ...] = ()
 
 
 def default_of(stated: Any) -> Any:
@@ -52,11 +54,12 @@ def number(default: float, low: float, high: float) -> Option:
 
 def choice(*values: Any) -> Option:
     """Return an option that is one of some `values`, the first by default."""
-    words = [repr(value) for value in values]
+    labels = [repr(value) for value in values]
     return Option(
         values[0],
         lambda given: any(type(given) is type(value) and given == value for value in values),
-        f"{', '.join(words[:-1])} or {words[-1]}",
+        f"{', '.join(labels[:-1])} or {labels[-1]}",
+        values,
     )
 
 

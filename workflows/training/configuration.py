@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
+from featuretap.specs.addresses import LEVELS
 from featuretap.specs.option import Option, choice, count, is_whole, number
 from featuretap.specs.options import OPTIONS
 from featuretap.support.errors import OptionError, TrainingError, UnknownOptionError, did_you_mean
@@ -19,7 +20,6 @@ from featuretap.workflows.datasets.named_sets import NAMED_SETS
 
 __all__ = ["SETTINGS", "Configuration", "Setting", "configured", "located", "read_configuration", "resolved", "written"]
 
-LEVELS = ("C1", "C2", "C3", "C4", "C5")
 AUTOMATIC = {
     "classification": {"label_smoothing": 0.1},
     "segmentation": {"label_smoothing": 0.0},
@@ -45,7 +45,7 @@ def _text(default: str | None = None) -> Option:
 
 def _optional(option: Option) -> Option:
     """Return an option that may also be left to the run to decide."""
-    return Option(None, lambda value: value is None or option.accepts(value), option.allowed)
+    return Option(None, lambda value: value is None or option.accepts(value), option.allowed, option.choices)
 
 
 def _whole(default: int, least: int) -> Option:
