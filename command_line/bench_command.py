@@ -17,8 +17,9 @@ from click.shell_completion import CompletionItem
 from featuretap.command_line import completing
 from featuretap.command_line.commands import Command
 from featuretap.command_line.parameters import OptionPair, Size
-from featuretap.command_line.printing import print_table, print_text, short
+from featuretap.command_line.printing import print_table, print_text
 from featuretap.support.extras import check_extra
+from featuretap.support.text import format_count
 
 if TYPE_CHECKING:
     from featuretap.workflows.measuring.comparing import Comparison, Measurement
@@ -183,8 +184,8 @@ def _print(comparison: Comparison) -> None:
     versions = ", ".join(f"{name} {version}" for name, version in machine.versions.items())
     print_text(f"Medians of {comparison.rounds} rounds; ratios are to the first line of a table, round by round.")
     print_text(
-        f"Limit: {short(round(comparison.limit))} multiply-adds a second in matrix multiplication, {machine.threads} "
-        f"thread{'s' * (machine.threads > 1)}."
+        f"Limit: {format_count(round(comparison.limit))} multiply-adds a second in matrix multiplication, "
+        f"{machine.threads} thread{'s' * (machine.threads > 1)}."
     )
     print_text(f"{machine.processor}, {machine.cores} core{'s' * (machine.cores > 1)}; {versions}")
 
@@ -199,7 +200,7 @@ def _row(measured: Measurement) -> Sequence[str]:
         f"{timing.median * 1000 / measured.setting.batch:.2f}",
         f"{timing.ratio:.3f}",
         "{:.3f}–{:.3f}".format(*timing.ratio_quartiles),
-        short(measured.macs),
+        format_count(measured.macs),
         f"{measured.parameters:,}",
         f"{measured.limit_share:.0%}",
     )

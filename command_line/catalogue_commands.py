@@ -12,10 +12,11 @@ from featuretap.catalogue.request import backbone_of
 from featuretap.command_line import completing
 from featuretap.command_line.commands import Command
 from featuretap.command_line.parameters import Addresses, OptionPair, Size
-from featuretap.command_line.printing import print_table, print_text, short
+from featuretap.command_line.printing import print_table, print_text
 from featuretap.specs import BackboneSpec, ModelSpec
 from featuretap.specs.addresses import LEVELS
 from featuretap.support.errors import FeaturetapError, HeadError, PluginError, UnknownHeadError
+from featuretap.support.text import format_count
 
 __all__ = ["list_command", "show_command"]
 
@@ -93,7 +94,7 @@ def _listed(name: str) -> tuple[str, ...]:
     channels = (str(taps[level].channels) if level in taps else "–" for level in LEVELS)
     entries = registry.default.weights_of(name)
     tags = ", ".join(entry.tag for entry in entries if entry.head == "classification")
-    return name, *map(short, _counts(spec, LISTED_SIZE)), " / ".join(channels), tags
+    return name, *map(format_count, _counts(spec, LISTED_SIZE)), " / ".join(channels), tags
 
 
 def _whole(name: str, options: dict[str, Any]) -> BackboneSpec | ModelSpec:
@@ -253,4 +254,4 @@ def _print_facts(facts: dict[str, Any]) -> None:
 
 def _cost(counted: dict[str, Any]) -> tuple[str, str]:
     exact = counted["parameters"]
-    return "–" if exact is None else f"{exact:,}", short(counted["macs"])
+    return "–" if exact is None else f"{exact:,}", format_count(counted["macs"])

@@ -12,11 +12,11 @@ from PIL import Image
 from torch import nn
 
 from featuretap import registry
-from featuretap.models.transforms import normalised
+from featuretap.models.transforms import check_channels, normalised
 from featuretap.specs.description import Description
 from featuretap.support.errors import OptionError
 from featuretap.support.images import plain
-from featuretap.workflows.inference.predicting import check_channels, task_of
+from featuretap.workflows.inference.predicting import task_of
 
 __all__ = ["feature_maps", "predictor"]
 

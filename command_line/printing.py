@@ -1,4 +1,4 @@
-"""Tables and numbers for people. No torch."""
+"""Tables and lines of text on standard output. No torch."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-__all__ = ["print_table", "print_text", "short"]
+__all__ = ["print_table", "print_text"]
 
 
 def print_table(columns: Sequence[tuple[str, str]], rows: Iterable[Sequence[str]]) -> None:
@@ -35,16 +35,6 @@ def print_table(columns: Sequence[tuple[str, str]], rows: Iterable[Sequence[str]
 def print_text(text: str) -> None:
     """Print a line as it is."""
     _print(_rendered(Text(text)).splitlines())
-
-
-def short(count: int | None) -> str:
-    """Return a count in thousands, millions or billions with three or four digits; a dash for None."""
-    if count is None:
-        return "–"
-    for unit, size in (("G", 10**9), ("M", 10**6), ("k", 10**3)):
-        if count >= size:
-            return f"{count / size:.{1 if count >= 100 * size else 2}f} {unit}"
-    return str(count)
 
 
 def _rendered(shown: Table | Text) -> str:

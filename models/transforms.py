@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -10,11 +11,12 @@ import torch
 from PIL import Image
 from torchvision.transforms import InterpolationMode, v2
 
+from featuretap.specs.description import Description
 from featuretap.specs.preprocessing import Preprocessing
 from featuretap.support.errors import OptionError
 from featuretap.support.images import plain, upright
 
-__all__ = ["compose", "normalised"]
+__all__ = ["check_channels", "compose", "compose_for_size", "normalised"]
 
 
 def compose(preprocessing: Preprocessing) -> Callable[[Any], Any]:
@@ -33,6 +35,25 @@ def compose(preprocessing: Preprocessing) -> Callable[[Any], Any]:
     if preprocessing.crop is not None:
         steps.append(v2.CenterCrop(preprocessing.crop))
     return v2.Compose([*steps, normalised(preprocessing)])
+
+
+def compose_for_size(preprocessing: Preprocessing, size: tuple[int, int]) -> Callable[[Any], Any]:
+    """Return `compose` for images that are resized to (height, width) in pixels, without a crop."""
+    resize = v2.Resize(size, InterpolationMode(preprocessing.interpolation), antialias=True)
+    return v2.Compose([resize, compose(replace(preprocessing, resize=None, crop=None))])
+
+
+def check_channels(description: Description) -> None:
+    """Refuse a model that does not take pictures.
+
+    Raises:
+        OptionError: its images have neither one nor three channels.
+    """
+    channels = len(description.preprocessing.mean)
+    if channels not in (1, 3):
+        raise OptionError(
+            f"{description.name!r} reads images of {channels} channels, and a picture has 1 or 3; choose another model"
+        )
 
 
 def normalised(preprocessing: Preprocessing) -> Callable[[Any], Any]:

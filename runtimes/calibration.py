@@ -8,14 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from torch import Tensor
-from torchvision.transforms import InterpolationMode, v2
 
-from featuretap.models.transforms import compose
+from featuretap.models.transforms import check_channels, compose, compose_for_size
 from featuretap.specs.description import Description
 from featuretap.support.errors import DataError, ImageError
 from featuretap.support.image_list import ImageFile, list_images
 from featuretap.support.images import read_image
-from featuretap.workflows.inference.predicting import check_channels
 
 __all__ = ["LEAST", "MOST", "Photographs", "preparation", "split"]
 
@@ -111,8 +109,7 @@ def preparation(description: Description, size: tuple[int, int] | None) -> Calla
     prepared = description.preprocessing
     if size is None:
         return compose(replace(prepared, crop=prepared.crop or prepared.resize))
-    resize = v2.Resize(size, InterpolationMode(prepared.interpolation), antialias=True)
-    return v2.Compose([resize, compose(replace(prepared, resize=None, crop=None))])
+    return compose_for_size(prepared, size)
 
 
 def _spread(files: Sequence[ImageFile]) -> list[ImageFile]:

@@ -1,4 +1,4 @@
-"""Text for messages: errors and names on one line, and long lists cut short."""
+"""Text for messages: errors and names on one line, long lists cut short, counts with a unit."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from featuretap.support.errors import FeaturetapError
 
-__all__ = ["error_line", "first_few", "one_line"]
+__all__ = ["error_line", "first_few", "format_count", "one_line"]
 
 
 def one_line(text: str) -> str:
@@ -31,3 +31,13 @@ def first_few(items: Sequence[str], most: int, separator: str = ", ") -> str:
     if left <= 0:
         return shown
     return f"{shown}{' ' if separator == ', ' else separator}and {left} more"
+
+
+def format_count(count: int | None) -> str:
+    """Return a count in thousands, millions or billions with three or four digits; a dash for None."""
+    if count is None:
+        return "–"
+    for unit, size in (("G", 10**9), ("M", 10**6), ("k", 10**3)):
+        if count >= size:
+            return f"{count / size:.{1 if count >= 100 * size else 2}f} {unit}"
+    return str(count)

@@ -12,8 +12,8 @@ from typing import NamedTuple
 
 from docs.builder.zoo_rows import LEVELS, SIZE, Row, rows
 from docs.builder.zoo_scatter import drawn, identity, mark
-from featuretap.command_line.printing import short
 from featuretap.registry import Registry
+from featuretap.support.text import format_count
 
 __all__ = ["COLUMNS", "Column", "page"]
 
@@ -132,8 +132,10 @@ def _level(index: int) -> Column:
 COLUMNS = (
     Column("name", "Backbone", "backbone", lambda row: row.name, lambda row: _broken(row.name)),
     Column("weights", "Weights", "weights", lambda row: row.tag, _weights),
-    Column("parameters", "Parameters", "parameters", lambda row: row.parameters, lambda row: short(row.parameters)),
-    Column("macs", "MACs", "multiply-adds", lambda row: row.macs, lambda row: short(row.macs)),
+    Column(
+        "parameters", "Parameters", "parameters", lambda row: row.parameters, lambda row: format_count(row.parameters)
+    ),
+    Column("macs", "MACs", "multiply-adds", lambda row: row.macs, lambda row: format_count(row.macs)),
     *map(_level, range(len(LEVELS))),
     Column("accuracy", "Top-1, %", "top-1 accuracy", lambda row: row.top_1, _accuracy),
     Column("other", "AP, IoU", "box AP or mean IoU", _other, _other_shown),

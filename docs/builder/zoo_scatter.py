@@ -12,7 +12,7 @@ from math import ceil, floor, log10
 from typing import NamedTuple
 
 from docs.builder.zoo_rows import SIZE, Row
-from featuretap.command_line.printing import short
+from featuretap.support.text import format_count
 
 __all__ = ["COLOURS", "SHAPES", "drawn", "identity", "mark"]
 
@@ -109,8 +109,8 @@ def _point(row: Row, place: tuple[float, float], family: int) -> str:
         "name": row.name,
         "weights": row.tag,
         "accuracy": f"{row.top_1} % top-1",
-        "macs": f"{short(row.measured_macs)} multiply-adds{size}",
-        "parameters": f"{short(row.parameters)} parameters",
+        "macs": f"{format_count(row.measured_macs)} multiply-adds{size}",
+        "parameters": f"{format_count(row.parameters)} parameters",
     }
     data = " ".join(f'data-{key}="{escape(fact)}"' for key, fact in facts.items())
     return (

@@ -10,13 +10,11 @@ from typing import Any
 
 import torch
 from torch import nn
-from torchvision.transforms import InterpolationMode, v2
 
 from featuretap import registry
-from featuretap.models.transforms import compose
+from featuretap.models.transforms import check_channels, compose, compose_for_size
 from featuretap.specs.description import Description
 from featuretap.specs.preprocessing import Preprocessing
-from featuretap.workflows.inference.predicting import check_channels
 
 __all__ = ["Model", "open_model"]
 
@@ -74,9 +72,8 @@ def open_model(
     preprocessing = description.preprocessing
     check_channels(description)
     if size is not None:
-        resize = v2.Resize(size, InterpolationMode(preprocessing.interpolation), antialias=True)
-        preprocessing = replace(preprocessing, resize=None, crop=None)
-        return Model(backbone, description, size, preprocessing, v2.Compose([resize, compose(preprocessing)]))
+        prepare = compose_for_size(preprocessing, size)
+        return Model(backbone, description, size, replace(preprocessing, resize=None, crop=None), prepare)
     assert preprocessing.crop is not None  # that of a bare backbone always crops
     size = (preprocessing.crop, preprocessing.crop)
     return Model(backbone, description, size, preprocessing, compose(preprocessing))

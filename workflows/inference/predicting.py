@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - torch's own name for it
 
 from featuretap import registry
+from featuretap.models.transforms import check_channels
 from featuretap.specs.description import Description
 from featuretap.specs.preprocessing import Preprocessing
 from featuretap.support.errors import OptionError, WeightsError
@@ -27,7 +28,6 @@ __all__ = [
     "PixelPrediction",
     "Prediction",
     "Rated",
-    "check_channels",
     "classes_at",
     "predict_images",
     "task_of",
@@ -164,19 +164,6 @@ def classes_at(logits: Tensor, size: Sequence[int]) -> Tensor:
 def task_of(description: Description) -> str:
     """Return "classification", "segmentation" or "detection", or "" for a model that names no classes."""
     return registry.default.head(description.head).task if description.head and description.num_classes else ""
-
-
-def check_channels(description: Description) -> None:
-    """Refuse a model whose images are no pictures.
-
-    Raises:
-        OptionError: its images have neither one nor three channels.
-    """
-    channels = len(description.preprocessing.mean)
-    if channels not in (1, 3):
-        raise OptionError(
-            f"{description.name!r} reads images of {channels} channels, and a picture has 1 or 3; choose another model"
-        )
 
 
 def _described(model: nn.Module) -> Description:

@@ -16,7 +16,7 @@ from matplotlib.text import Text
 from matplotlib.ticker import EngFormatter, LogLocator, ScalarFormatter
 from matplotlib.transforms import Bbox
 
-from featuretap.command_line.printing import short
+from featuretap.support.text import format_count
 from featuretap.workflows.measuring.comparing import Comparison, Measurement
 from featuretap.workflows.training.reports.figures import DOTS, figure_of, save_figure, shortened
 
@@ -123,7 +123,7 @@ def _explain(figure: Figure, measurements: Sequence[Measurement], colours: Colou
     dots = [_dot(colour, LARGEST / 8, by) for by, colour in colours.items()]
     smallest = min(measured.macs for measured in measurements)
     counts = dict.fromkeys((smallest, (smallest + largest) // 2, largest))
-    bubbles = [_dot("grey", _area(count, largest), short(count)) for count in counts]
+    bubbles = [_dot("grey", _area(count, largest), format_count(count)) for count in counts]
     figure.legend(handles=dots, loc="outside right upper", title="computed by", frameon=False)
     figure.legend(
         handles=bubbles,
