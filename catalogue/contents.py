@@ -17,6 +17,7 @@ from featuretap.specs.layout import NATIVE
 from featuretap.support.errors import (
     CatalogueError,
     FeaturetapError,
+    Hint,
     PluginError,
     UnknownBackboneError,
     UnknownHeadError,
@@ -149,9 +150,10 @@ class Contents:
         found = self.backbones.find(name) or self._in_open_namespace(name)
         if found is None:
             self._check_provider(name)
-            hint = self.backbones.nearest(name) or did_you_mean(name, self._later, self._later)
-            hint = hint or "; registry.list_backbones() names them"
-            raise UnknownBackboneError(f"no backbone named {name!r}{hint}{self.failures()}") from self._cause()
+            near = self.backbones.nearest(name) or did_you_mean(name, self._later, self._later)
+            hint = None if near else Hint("see", "registry.list_backbones()")
+            problem = f"no backbone named {name!r}{near}{self.failures()}"
+            raise UnknownBackboneError(problem, hint=hint) from self._cause()
         return found
 
     def _in_open_namespace(self, name: str) -> tuple[str, BackboneSpec] | None:

@@ -33,10 +33,16 @@ from featuretap.command_line.plugin_commands import plugins_command
 from featuretap.command_line.quantize_command import quantize_command
 from featuretap.command_line.training_commands import evaluate_command, train_command
 from featuretap.command_line.weights_commands import convert_command, inspect_command, save_command
-from featuretap.command_line.wording import as_typed
 from featuretap.support.errors import FeaturetapError
 
-__all__ = ["main"]
+__all__ = ["main", "phrase"]
+
+TYPED = {
+    "registry.list_backbones()": "`featuretap list`",
+    "pretrained=": "--weights",
+    "backbone='mobilenet_v3_large'": "--backbone mobilenet_v3_large",
+}
+"""Reference of a hint → what a person types for it."""
 
 
 class Main(Group):
@@ -88,7 +94,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except click.ClickException as error:
         _fail(error.format_message())
     except FeaturetapError as error:
-        _fail(as_typed(str(error)))
+        _fail(phrase(error))
     except ReaderGoneError:
         exit_unread()
     except (click.Abort, KeyboardInterrupt) as error:
@@ -100,6 +106,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
         close_output()
         _fail(f"cannot print: {error.strerror}")
     sys.exit(status or 0)
+
+
+def phrase(error: FeaturetapError) -> str:
+    """Return the message of an error, with the flag or the command that its hint refers to."""
+    if error.hint is None:
+        return str(error)
+    reference = error.hint.reference
+    return f"{error.problem}; {error.hint._replace(reference=TYPED.get(reference, reference))}"
 
 
 def _fail(message: str) -> None:

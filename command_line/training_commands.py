@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import re
 from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
@@ -55,9 +54,9 @@ def _settings(command: Callable[..., None]) -> Callable[..., None]:
             words = f"{words}  [default: {default}]"
         kind = KINDS[str(setting.type).removesuffix(" | None")]
         flag: dict[str, Any] = {"is_flag": True} if kind is click.BOOL else {"type": kind}
-        values = re.findall(r"'(\w+)'", SETTINGS[setting.name].option.allowed)
-        if values:
-            flag |= {"metavar": f"[{'|'.join(values)}]", "shell_complete": completing.one_of(values)}
+        choices = SETTINGS[setting.name].option.choices
+        if choices:
+            flag |= {"metavar": f"[{'|'.join(choices)}]", "shell_complete": completing.one_of(choices)}
         if setting.name in COMPLETIONS:
             flag["shell_complete"] = COMPLETIONS[setting.name]
         names = [f"--{setting.name.replace('_', '-')}", *ALIASES.get(setting.name, [])]

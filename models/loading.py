@@ -66,7 +66,8 @@ def restore(
     try:
         as_stated = registry.request(said.name, **stated)
     except FeaturetapError as error:
-        raise WeightsError(f"{str(checkpoint.path)!r} describes a model that cannot be built here: {error}") from error
+        problem = f"{str(checkpoint.path)!r} describes a model that cannot be built here: {error.problem}"
+        raise WeightsError(problem, hint=error.hint) from error
     _check_size(checkpoint, as_stated.spec)
     if not given and not options:
         return assemble(as_stated, source)

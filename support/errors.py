@@ -1,12 +1,13 @@
 """One class per failure.
 
-Messages are lower case and say what was asked, what is there, and what to do. Everything derives from
-`FeaturetapError`, so that an application can catch the library's own failures and nothing else.
+Messages are lower case: what was asked, what is wrong, and what to do. Everything derives from `FeaturetapError`, so
+that an application can catch the library's own failures and nothing else.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from typing import NamedTuple
 
 __all__ = [
     "CatalogueError",
@@ -14,6 +15,7 @@ __all__ = [
     "ExportError",
     "FeaturetapError",
     "HeadError",
+    "Hint",
     "ImageError",
     "MissingExtraError",
     "OptionError",
@@ -32,8 +34,34 @@ __all__ = [
 ]
 
 
+class Hint(NamedTuple):
+    """What to do about an error.
+
+    Args:
+        advice: the sentence, without the reference that ends it.
+        reference: the argument or the call it ends with, as Python writes it: "pretrained=". A front end puts its own
+            in place of it, such as the command line `--weights`.
+    """
+
+    advice: str
+    reference: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.advice} {self.reference}".strip()
+
+
 class FeaturetapError(Exception):
-    """Base of every error that featuretap raises on purpose."""
+    """Base of every error that featuretap raises on purpose.
+
+    Args:
+        problem: what was asked, and what is wrong.
+        hint: what to do about it; the message ends with it.
+    """
+
+    def __init__(self, problem: str = "", *, hint: Hint | None = None) -> None:
+        super().__init__(f"{problem}; {hint}" if hint else problem)
+        self.problem = problem
+        self.hint = hint
 
 
 class UnknownBackboneError(FeaturetapError, LookupError):

@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from featuretap.support.atomic_write import replace_files
-from featuretap.support.errors import ImageError, WeightsError
+from featuretap.support.errors import Hint, ImageError, WeightsError
 
 __all__ = ["decoded", "plain", "read_image", "upright", "write_picture"]
 
@@ -44,8 +44,8 @@ def decoded(file: BinaryIO, name: str) -> Image.Image:
             return plain(upright(image), "RGB")
     except UnidentifiedImageError as error:
         empty = file.seekable() and file.seek(0, os.SEEK_END) == 0
-        problem = "is empty" if empty else "is no image that Pillow can read"
-        raise ImageError(f"{name!r} {problem}; give a JPEG, PNG or other image file") from error
+        problem = "is empty" if empty else "is not an image that Pillow can read"
+        raise ImageError(f"{name!r} {problem}", hint=Hint("give a JPEG, PNG or other image file")) from error
     except Image.DecompressionBombError as error:
         raise ImageError(f"{name!r} is too large to be read safely: {error}") from error
     except (SyntaxError, ValueError, EOFError, RuntimeError, struct.error) as error:

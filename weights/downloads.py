@@ -13,7 +13,7 @@ import huggingface_hub
 import torch
 
 from featuretap.catalogue.hookspecs import HUB, WeightsEntry
-from featuretap.support.errors import WeightsError
+from featuretap.support.errors import Hint, WeightsError
 
 __all__ = ["located", "offline"]
 
@@ -115,4 +115,4 @@ def _not_here(entry: WeightsEntry, known: Sequence[WeightsEntry], problem: str) 
         by_hand = f"put the file at {_torch_path(entry)}"
     here = [other.name for other in known if _cached(other)]
     there = f"on this machine are {', '.join(here)}" if here else "no published weights are on this machine"
-    return WeightsError(f"{problem}; {by_hand}, or give its path as pretrained=; {there}")
+    return WeightsError(f"{problem}; {there}", hint=Hint(f"{by_hand}, or give its path as", "pretrained="))

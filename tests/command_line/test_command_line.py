@@ -166,7 +166,7 @@ def test_bad_arguments_are_one_line_errors(run: Run, arguments: tuple[str, ...],
     ("content", "problem"),
     [
         (b"", "is empty; give a JPEG, PNG or other image file"),
-        (b"rubbish", "is no image that Pillow can read; give a JPEG, PNG or other image file"),
+        (b"rubbish", "is not an image that Pillow can read; give a JPEG, PNG or other image file"),
     ],
 )
 @pytest.mark.parametrize("command", ["predict", "taps"])
@@ -247,9 +247,9 @@ def test_weights_that_cannot_be_downloaded_are_a_one_line_error(
     refused(
         run("predict", cat),
         "cannot download 'mobilenet_v2.imagenet1k_v1' from "
-        "https://download.pytorch.org/models/mobilenet_v2-b0353104.pth: Name or service not known; put the file at "
-        f"{tmp_path}/hub/checkpoints/mobilenet_v2-b0353104.pth, or give its path as --weights; no "
-        "published weights are on this machine",
+        "https://download.pytorch.org/models/mobilenet_v2-b0353104.pth: Name or service not known; no published "
+        "weights are on this machine; put the file at "
+        f"{tmp_path}/hub/checkpoints/mobilenet_v2-b0353104.pth, or give its path as --weights",
     )
 
 

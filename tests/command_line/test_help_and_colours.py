@@ -179,7 +179,7 @@ def test_pipes_get_escape_sequences_only_with_force_color(words: list[str]) -> N
 
 
 def test_errors_are_plain_in_a_pipe() -> None:
-    assert piped("show", "nobody").stderr == "featuretap: no backbone named 'nobody'; `featuretap list` names them\n"
+    assert piped("show", "nobody").stderr == "featuretap: no backbone named 'nobody'; see `featuretap list`\n"
 
 
 BENCH = ("bench", "mobilenet_v1_025", "--rounds", "2", "--size", "32")

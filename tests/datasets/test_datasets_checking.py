@@ -37,7 +37,7 @@ def test_bad_files_are_named_in_their_order(tmp_path: Path) -> None:
     with pytest.raises(DataError) as error:
         check_readable(data, done.append)
     assert str(error.value) == (
-        f"2 of 30 images cannot be used: {str(first)!r} is empty; {str(second)!r} is no image that Pillow can read"
+        f"2 of 30 images cannot be used: {str(first)!r} is empty; {str(second)!r} is not an image that Pillow can read"
     )
     assert len(done) == 30
 
@@ -106,7 +106,7 @@ def test_the_check_passes_exactly_the_readable_files(
 def test_a_text_and_an_image_of_one_pixel_are_told_apart(tmp_path: Path) -> None:
     text = tmp_path / "text.png"
     text.write_text("a text")
-    assert image_problem(str(text)) == f"{str(text)!r} is no image that Pillow can read"
+    assert image_problem(str(text)) == f"{str(text)!r} is not an image that Pillow can read"
     assert image_problem(str(picture(tmp_path / "dot.png", (1, 1)))) == ""
 
 

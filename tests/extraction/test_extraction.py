@@ -197,7 +197,7 @@ def test_images_that_cannot_be_read_are_listed_and_left_out(
     assert [row[0] for row in rows[1:]] == ["b0.jpg", "b1.jpg", "b2.png", "\\udcff.jpg"]
     assert rows[1][1].startswith("'b0.jpg' is damaged: image file is truncated")
     assert rows[2][1] == "'b1.jpg' is empty; give a JPEG, PNG or other image file"
-    assert rows[3][1] == "'b2.png' is no image that Pillow can read; give a JPEG, PNG or other image file"
+    assert rows[3][1] == "'b2.png' is not an image that Pillow can read; give a JPEG, PNG or other image file"
     assert rows[4][1].endswith(r"\udcff.jpg' has a name that is no UTF-8; rename it")
 
 

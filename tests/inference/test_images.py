@@ -93,7 +93,7 @@ def test_a_folder_is_refused_as_an_image(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("content", "problem"), [(b"", "is empty"), (b"I am a text", "is no image that Pillow can read")]
+    ("content", "problem"), [(b"", "is empty"), (b"I am a text", "is not an image that Pillow can read")]
 )
 def test_a_file_that_is_not_an_image_is_refused(tmp_path: Path, content: bytes, problem: str) -> None:
     path = tmp_path / "image.png"

@@ -100,7 +100,7 @@ def test_unreadable_images_are_listed_and_the_others_predicted(
     ran = run("predict", photographs, lost, "--weights", weights("classification"), *arguments)
     assert ran.status == 1
     assert ran.err == (
-        f"'{bad}' is no image that Pillow can read; give a JPEG, PNG or other image file\n"
+        f"'{bad}' is not an image that Pillow can read; give a JPEG, PNG or other image file\n"
         f"cannot read the image '{lost}': No such file or directory\n"
         "featuretap: 2 of 6 images cannot be read and are left out\n"
     )

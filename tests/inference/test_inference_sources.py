@@ -175,7 +175,7 @@ def test_an_address_is_read(site: Site) -> None:
         (
             200,
             b"<html></html>",
-            "'ADDRESS' is no image that Pillow can read; give a JPEG, PNG or other image file",
+            "'ADDRESS' is not an image that Pillow can read; give a JPEG, PNG or other image file",
         ),
     ],
 )
@@ -192,7 +192,7 @@ def test_downloads_are_limited_in_size(site: Site, monkeypatch: pytest.MonkeyPat
         f"'{site.address}/x' is larger than 1 MB; download it, and give the file if it is an image"
     )
     site.pages["/x"] = (200, bytes(1_000_000))
-    assert "no image" in refusal(f"{site.address}/x")
+    assert "not an image" in refusal(f"{site.address}/x")
 
 
 def test_a_server_that_does_not_answer_is_named(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:

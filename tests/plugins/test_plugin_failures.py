@@ -136,7 +136,7 @@ def test_a_missing_name_is_raised_from_the_failure_that_may_be_why() -> None:
     with pytest.raises(UnknownBackboneError) as unknown:
         Registry([module], discover=False).spec("tinynet")
     assert str(unknown.value) == (
-        "no backbone named 'tinynet'; registry.list_backbones() names them (plugin 'deep' of distribution 'deep' "
-        "failed: ValueError: broken)"
+        "no backbone named 'tinynet' (plugin 'deep' of distribution 'deep' failed: ValueError: broken); see "
+        "registry.list_backbones()"
     )
     assert unknown.value.__cause__ is error

@@ -164,7 +164,7 @@ def test_an_open_namespace_is_asked_for_names_with_a_slash_and_once() -> None:
             "plugin 'opened' of distribution 'opened' should return a BackboneSpec for 'open/rubbish', got 'rubbish'",
         ),
         ("open/knwon", UnknownBackboneError, "there is no 'knwon'; did you mean 'open/known'?"),
-        ("closed/x", UnknownBackboneError, "no backbone named 'closed/x'; registry.list_backbones() names them"),
+        ("closed/x", UnknownBackboneError, "no backbone named 'closed/x'; see registry.list_backbones()"),
     ],
 )
 def test_errors_of_an_open_namespace_are_reported(name: str, error: type[Exception], message: str) -> None:

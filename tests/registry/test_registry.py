@@ -109,8 +109,8 @@ def test_timms_small_at_half_width_is_a_different_network_and_has_no_alias(regis
     [
         ("mobilenetv3_lage", "no backbone named 'mobilenetv3_lage'; did you mean 'mobilenet_v3_large'?"),
         ("mobilenet_v2_149", "no backbone named 'mobilenet_v2_149'; did you mean 'mobilenet_v2_140'?"),
-        ("banana", "no backbone named 'banana'; registry.list_backbones() names them"),
-        ("", "no backbone named ''; registry.list_backbones() names them"),
+        ("banana", "no backbone named 'banana'; see registry.list_backbones()"),
+        ("", "no backbone named ''; see registry.list_backbones()"),
         (3, "a backbone's name is a string or a BackboneSpec, got 3"),
         (["mobilenet_v2"], "a backbone's name is a string or a BackboneSpec, got ['mobilenet_v2']"),
         (None, "a backbone's name is a string or a BackboneSpec, got None"),

@@ -107,7 +107,8 @@ def test_the_report_compares_on_images_that_were_not_calibrated_on(made: Report,
     # The file that is no image is the first of sixteen, and every fifth is held back.
     assert (made.calibrated, made.judged, made.held_back) == (12, ["003.png", "008.png", "013.png"], True)
     assert made.bad == {
-        "000.jpg": f"{str(images / '000.jpg')!r} is no image that Pillow can read; give a JPEG, PNG or other image file"
+        "000.jpg": f"{str(images / '000.jpg')!r} is not an image that Pillow can read; "
+        "give a JPEG, PNG or other image file"
     }
     assert list(made.agreement) == ["C1", "C2"]
     assert all(near.cosine > 0.98 and near.error < 0.2 and near.top1 is None for near in made.agreement.values())

@@ -110,7 +110,7 @@ def test_defaults_follow_from_task_data_and_optimiser(
         (
             {"backbone": None},
             OptionError,
-            "no backbone to train; name one, such as backbone='mobilenet_v3_large', or give a file of weights",
+            "no backbone to train; give a weights file, or name a backbone, such as backbone='mobilenet_v3_large'",
         ),
         (
             {"pretrained": True, "weights": "imagenet1k_v1"},

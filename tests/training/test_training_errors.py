@@ -41,7 +41,7 @@ def said(run: Run, *arguments: object) -> str:
         ((), "no data to learn from; give a folder, a data set of torchvision's by its name, or 'digits'"),
         (
             ("digits",),
-            "no backbone to train; name one, such as --backbone mobilenet_v3_large, or give a file of weights",
+            "no backbone to train; give a weights file, or name a backbone, such as --backbone mobilenet_v3_large",
         ),
         (
             ("digits", "--backbone", "mobilenet_v2", "--head", "fpn"),

@@ -98,17 +98,17 @@ def test_a_failed_download_explains_what_was_tried_and_what_to_do(
     served: Server, cache: Path, configured: Callable[[str], Registry], official_weights: Path
 ) -> None:
     registry = configured(mine(f"{served.url}/absent.pth", "0" * 64))
-    said = (
-        f"cannot download 'mine.first' from {served.url}/absent.pth: HTTP Error 404: File not found; "
-        f"put the file at {cache}/absent-00000000.pth, or give its path as pretrained=; "
+    message = (
+        f"cannot download 'mine.first' from {served.url}/absent.pth: HTTP Error 404: File not found; {{}}; "
+        f"put the file at {cache}/absent-00000000.pth, or give its path as pretrained="
     )
     with pytest.raises(WeightsError) as error:
         registry.build("mine", pretrained=True)
-    assert str(error.value) == said + "no published weights are on this machine"
+    assert str(error.value) == message.format("no published weights are on this machine")
     shutil.copy(official_weights, cache / "mobilenet_v2-b0353104.pth")
     with pytest.raises(WeightsError) as error:
         registry.build("mine", pretrained=True)
-    assert str(error.value) == said + "on this machine are mobilenet_v2.imagenet1k_v1"
+    assert str(error.value) == message.format("on this machine are mobilenet_v2.imagenet1k_v1")
 
 
 @pytest.mark.parametrize(
@@ -129,8 +129,8 @@ def test_offline_nothing_is_requested(
         configured(mine(f"{served.url}/net.pth", "0" * 64)).build("mine", pretrained=True)
     assert str(error.value) == (
         "'mine.first' is not on this machine, and FEATURETAP_OFFLINE forbids downloads; "
-        f"put the file at {cache}/net-00000000.pth, or give its path as pretrained=; "
-        "no published weights are on this machine"
+        "no published weights are on this machine; "
+        f"put the file at {cache}/net-00000000.pth, or give its path as pretrained="
     )
     with pytest.raises(WeightsError, match=r"run 'hf download timm/mobilenetv1_100.ra4_e3600_r224_in1k model.safet"):
         configured("").build("mobilenet_v1", pretrained=True)
@@ -315,8 +315,8 @@ def test_a_file_missing_from_the_hub_explains_how_to_get_it(
         mine.build("mobilenet_v2_050", pretrained=True)
     assert str(error.value).startswith("cannot download 'mobilenet_v2_050.lamb_in1k' from hf://")
     assert str(error.value).endswith(
-        "; run 'hf download timm/mobilenetv2_050.lamb_in1k model.safetensors' where there is a network, "
-        "or give its path as pretrained=; no published weights are on this machine"
+        "; no published weights are on this machine; run 'hf download timm/mobilenetv2_050.lamb_in1k "
+        "model.safetensors' where there is a network, or give its path as pretrained="
     )
 
 

@@ -119,7 +119,7 @@ def test_a_file_of_an_unknown_network_is_refused(registry: Registry, tmp_path: P
         registry.load(path)
     assert str(error.value) == (
         f"'{path}' describes a model that cannot be built here: no backbone named 'somebodys_net'; "
-        "registry.list_backbones() names them"
+        "see registry.list_backbones()"
     )
 
 

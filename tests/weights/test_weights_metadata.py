@@ -194,7 +194,7 @@ WIDTH = "'mobilenet_v2_050' cannot take width={}; it is a positive number up to 
     [
         (
             {"name": "yolo_v99"},
-            NOT_BUILT.format("no backbone named 'yolo_v99'; registry.list_backbones() names them"),
+            NOT_BUILT.format("no backbone named 'yolo_v99'; see registry.list_backbones()"),
         ),
         ({"name": "mobilenet_v2_05"}, NOT_BUILT.format("no backbone named 'mobilenet_v2_05'; did you mean ")),
         ({"name": "other:mobilenet_v2"}, NOT_BUILT.format("no backbone named 'other:mobilenet_v2'; did you mean ")),

@@ -35,7 +35,7 @@ def image_problem(path: str, size: tuple[int, int] | None = None) -> str:
         try:
             found = read_image(Path(path)).size
         except ImageError as error:
-            return str(error).split("; give ")[0]
+            return error.problem
     return size_problem(path, found, size) if size else ""
 
 

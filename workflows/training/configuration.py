@@ -15,7 +15,7 @@ from typing import Any
 from featuretap.specs.addresses import LEVELS
 from featuretap.specs.option import Option, choice, count, is_whole, number
 from featuretap.specs.options import OPTIONS
-from featuretap.support.errors import OptionError, TrainingError, UnknownOptionError, did_you_mean
+from featuretap.support.errors import Hint, OptionError, TrainingError, UnknownOptionError, did_you_mean
 from featuretap.workflows.datasets.named_sets import NAMED_SETS
 
 __all__ = ["SETTINGS", "Configuration", "Setting", "configured", "located", "read_configuration", "resolved", "written"]
@@ -215,7 +215,8 @@ def configured(given: Mapping[str, Any], origin: str = "") -> Configuration:
         )
     if made.backbone is None and made.weights is None:
         raise OptionError(
-            "no backbone to train; name one, such as backbone='mobilenet_v3_large', or give a file of weights"
+            "no backbone to train",
+            hint=Hint("give a weights file, or name a backbone, such as", "backbone='mobilenet_v3_large'"),
         )
     if made.unfreeze_every and made.freeze is None:
         raise OptionError("unfreeze_every lets frozen levels learn, and none is; name one, such as freeze='C4'")
