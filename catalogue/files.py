@@ -15,9 +15,9 @@ from typing import Any
 
 from featuretap.catalogue.hookspecs import WeightsEntry
 from featuretap.specs import BackboneSpec
-from featuretap.specs.names import check_name
 from featuretap.specs.options import checked, options_of, split, with_defaults
 from featuretap.specs.preprocessing import Preprocessing
+from featuretap.specs.validation import COUNT, Check, check_name, is_list_of, is_number
 from featuretap.support.errors import CatalogueError, FeaturetapError, SpecError, did_you_mean
 from featuretap.support.import_strings import load
 
@@ -26,11 +26,9 @@ __all__ = ["Catalogue", "CatalogueFile", "load_catalogue", "read_catalogue"]
 SCHEMA = 1
 IMPORT_STRING = re.compile(r"\w+(\.\w+)*:\w+(\.\w+)*")
 
-Check = tuple[str, Callable[[Any], bool]]
-
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and isfinite(value)
+    return is_number(value) and isfinite(value)
 
 
 TEXT: Check = ("a string", lambda value: isinstance(value, str) and value != "")
@@ -38,8 +36,8 @@ TEXTS: Check = ("a list of strings", lambda value: isinstance(value, list) and a
 TABLE: Check = ("a table", lambda value: isinstance(value, dict))
 BOOLEAN: Check = ("true or false", lambda value: isinstance(value, bool))
 NUMBER: Check = ("a positive number", lambda value: _is_number(value) and value > 0)
-PIXELS: Check = ("a positive whole number", lambda v: isinstance(v, int) and not isinstance(v, bool) and v > 0)
-NUMBERS: Check = ("a list of numbers", lambda v: isinstance(v, list) and v != [] and all(map(_is_number, v)))
+PIXELS = COUNT
+NUMBERS: Check = ("a list of numbers", lambda value: is_list_of(value, _is_number))
 SHA256: Check = (
     "8 to 64 lower-case hexadecimal digits",
     lambda value: isinstance(value, str) and 8 <= len(value) <= 64 and set(value) <= set("0123456789abcdef"),

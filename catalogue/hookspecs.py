@@ -19,8 +19,8 @@ from typing import Any
 import pluggy
 
 from featuretap.specs import BackboneSpec, HeadSpec, RuntimeSpec
-from featuretap.specs.field_checks import BOOLEAN, STRING, Check
 from featuretap.specs.preprocessing import Preprocessing
+from featuretap.specs.validation import BOOLEAN, STRING, Check
 from featuretap.support.errors import CatalogueError
 
 __all__ = ["GROUP", "HUB", "WeightsEntry", "hookimpl", "hookspec"]

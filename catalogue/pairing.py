@@ -7,8 +7,8 @@ from itertools import pairwise
 from typing import Any
 
 from featuretap.specs import BackboneSpec, HeadSpec, ModelSpec, Tap
-from featuretap.specs.option import is_whole
 from featuretap.specs.options import OPTIONS, Freezing, configured, options_of, split
+from featuretap.specs.validation import check_option, is_whole
 from featuretap.support.errors import HeadError, OptionError, SpecError
 
 __all__ = ["features", "paired", "set_by"]
@@ -43,8 +43,7 @@ def paired(
         raise SpecError(f"head {head.name!r} has an option {shared[0]!r}, which {backbone.name!r} has too; rename it")
     values = {**head.options, **for_head}
     for name, option in head.allowed.items():
-        if not option.accepts(values[name]):
-            raise OptionError(f"head {head.name!r} cannot take {name}={values[name]!r}; it is {option.allowed}")
+        check_option(f"head {head.name!r}", name, option, values[name])
     values = {name: _without_lists(value) for name, value in values.items()}
     spec, freezing = configured(backbone, {**set_by(head, backbone), **for_backbone})
     levels = spec.with_taps(spec.levels).taps if spec.levels else {}

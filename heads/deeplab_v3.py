@@ -6,7 +6,7 @@ from typing import Any
 
 from featuretap.heads.segmentation import MODEL, OUTPUTS, VOC_CLASSES
 from featuretap.specs import BackboneSpec, HeadSpec
-from featuretap.specs.option import Option, boolean, is_whole
+from featuretap.specs.validation import Option, boolean, is_whole
 from featuretap.support.errors import HeadError
 
 __all__ = ["DEEPLAB_V3", "check_stride"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from featuretap.specs import BackboneSpec
-from featuretap.specs.option import Option, count, is_whole, number
+from featuretap.specs.validation import Option, count, is_whole, number
 
 __all__ = ["COCO_CLASSES", "NORMALISATION", "RESIZING", "boxes", "per_level", "share"]
 

@@ -14,7 +14,7 @@ from typing import Any
 from featuretap.heads.detection import COCO_CLASSES, RESIZING, boxes, per_level, share
 from featuretap.heads.fpn import GROUPS, PYRAMID_OPTIONS, check_pyramid, pyramid_taps
 from featuretap.specs import BackboneSpec, HeadSpec
-from featuretap.specs.option import choice, count, number
+from featuretap.specs.validation import choice, count, number
 from featuretap.support.errors import OptionError
 
 __all__ = ["FASTER_RCNN", "FCOS", "MASK_RCNN", "RETINANET", "anchor_sizes"]

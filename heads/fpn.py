@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from featuretap.specs import BackboneSpec, HeadSpec, Tap
-from featuretap.specs.option import boolean, choice, count
+from featuretap.specs.validation import boolean, choice, count
 from featuretap.support.errors import OptionError
 
 __all__ = ["FPN", "GROUPS", "PYRAMID_OPTIONS", "check_pyramid", "pyramid_taps"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from featuretap.heads.segmentation import MODEL, OUTPUTS, VOC_CLASSES
 from featuretap.specs import HeadSpec
-from featuretap.specs.option import boolean, choice, count
+from featuretap.specs.validation import boolean, choice, count
 
 __all__ = ["LRASPP"]
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from featuretap.heads.detection import COCO_CLASSES, NORMALISATION, share
 from featuretap.specs import HeadSpec
-from featuretap.specs.option import Option, boolean, count, is_whole
+from featuretap.specs.validation import Option, boolean, count, is_whole
 
 __all__ = ["SSDLITE", "extra_channels", "fixed_size"]
 

@@ -22,8 +22,8 @@ from featuretap.specs import BackboneSpec, ModelSpec
 from featuretap.specs.description import Description, options_in_words
 from featuretap.specs.layout import NATIVE, Layout
 from featuretap.specs.network_digest import network_digest
-from featuretap.specs.option import default_of
 from featuretap.specs.options import options_of
+from featuretap.specs.validation import default_of
 from featuretap.support.atomic_write import replace_files
 from featuretap.support.errors import FeaturetapError, OptionError, WeightsError
 from featuretap.weights.consistency import check_unchanged, difference, head_shapes, model_spec

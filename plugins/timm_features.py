@@ -23,8 +23,8 @@ from featuretap.plugins.map_sizes import roundings
 from featuretap.specs import BackboneSpec, Tap
 from featuretap.specs.addresses import LEVELS
 from featuretap.specs.description import options_in_words
-from featuretap.specs.option import count
 from featuretap.specs.preprocessing import Preprocessing
+from featuretap.specs.validation import count
 from featuretap.support.errors import OptionError, SpecError, UnknownBackboneError, WeightsError, did_you_mean
 from featuretap.weights.downloads import offline
 from featuretap.weights.timm_config import preprocessing_of

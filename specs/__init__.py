@@ -19,10 +19,10 @@ from featuretap.specs.layers import (
     SqueezeExcite,
     make_divisible,
 )
-from featuretap.specs.option import Option
 from featuretap.specs.rows import HS, RE, RE6, SE, Bneck, Conv, Row, Separable
 from featuretap.specs.runtime import RuntimeSpec
 from featuretap.specs.taps import Tap
+from featuretap.specs.validation import Option
 
 __all__ = [
     "HS",

@@ -13,7 +13,10 @@ from typing import Any, Literal
 
 from featuretap.specs.addresses import LEVELS, addresses_of, resolve
 from featuretap.specs.blocks import Block, blocks_of, truncated
-from featuretap.specs.field_checks import (
+from featuretap.specs.layers import Activation, BatchNorm, Linear
+from featuretap.specs.rows import RE, Row
+from featuretap.specs.taps import Tap
+from featuretap.specs.validation import (
     BOOLEAN,
     COUNT,
     EPS,
@@ -25,11 +28,8 @@ from featuretap.specs.field_checks import (
     STRINGS,
     TAPS,
     check_fields,
+    check_name,
 )
-from featuretap.specs.layers import Activation, BatchNorm, Linear
-from featuretap.specs.names import check_name
-from featuretap.specs.rows import RE, Row
-from featuretap.specs.taps import Tap
 from featuretap.support.errors import OptionError, SpecError
 from featuretap.support.import_strings import load
 
@@ -164,7 +164,7 @@ class BackboneSpec:
 
     def __post_init__(self) -> None:
         check_name("backbone", self.name, self.aliases)
-        check_fields("backbone", self, FIELDS)
+        check_fields(f"backbone {self.name!r}", self, FIELDS)
         object.__setattr__(self, "options", dict(self.options))
         object.__setattr__(self, "layouts", dict(self.layouts))
         if self.stages:
@@ -173,7 +173,7 @@ class BackboneSpec:
             wanted = self.taps or LEVELS[: len(self.stages)]
             object.__setattr__(self, "taps", resolve(self.name, wanted, self.addresses, self._tap_at))
         elif self.taps and self.factory:
-            check_fields("backbone", self, DECLARED)
+            check_fields(f"backbone {self.name!r}", self, DECLARED)
             object.__setattr__(self, "taps", dict(self.taps))
             object.__setattr__(self, "more_taps", dict(self.more_taps))
         else:

@@ -12,7 +12,9 @@ from functools import cached_property
 from typing import Any, Literal
 
 from featuretap.specs.backbone import COUNTING, BackboneSpec, check_size
-from featuretap.specs.field_checks import (
+from featuretap.specs.layers import Counted
+from featuretap.specs.taps import Tap
+from featuretap.specs.validation import (
     BOOLEAN,
     IMPORT_STRING,
     NAMED_STRINGS,
@@ -20,12 +22,11 @@ from featuretap.specs.field_checks import (
     READS,
     STRING,
     STRINGS,
+    Option,
     check_fields,
+    check_name,
+    is_whole,
 )
-from featuretap.specs.layers import Counted
-from featuretap.specs.names import check_name
-from featuretap.specs.option import Option
-from featuretap.specs.taps import Tap
 from featuretap.support.errors import SpecError
 from featuretap.support.import_strings import called, load
 
@@ -40,11 +41,11 @@ Shape = tuple[int | str, ...]
 FIELDS = {
     "reads": READS,
     **dict.fromkeys(("factory", "layers", "check", "taps", "outputs", "model"), IMPORT_STRING),
-    "num_classes": ("None or a positive whole number", lambda v: v is None or (type(v) is int and v > 0)),
+    "num_classes": ("None or a positive whole number", lambda value: value is None or is_whole(value, 1)),
     "options": OPTIONS,
     "per_class": STRINGS,
     "description": STRING,
-    "min_classes": ("a whole number", lambda value: type(value) is int and value >= 0),
+    "min_classes": ("a whole number", lambda value: is_whole(value, 0)),
     "consecutive": BOOLEAN,
     "optional_reads": (
         "a mapping from option to tap addresses",
@@ -128,7 +129,7 @@ class HeadSpec:
 
     def __post_init__(self) -> None:
         check_name("head", self.name)
-        check_fields("head", self, FIELDS)
+        check_fields(f"head {self.name!r}", self, FIELDS)
         unknown = sorted(set(self.optional_reads) - set(self.options))
         if unknown or not self.reads:
             problem = f"reads more with an option {unknown[0]!r} that it lacks" if unknown else "reads no taps"

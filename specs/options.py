@@ -8,12 +8,11 @@ from typing import Any
 
 from featuretap.specs import BackboneSpec, HeadSpec
 from featuretap.specs.addresses import LEVELS
-from featuretap.specs.option import Option, boolean, count, default_of, factory
+from featuretap.specs.validation import Option, boolean, check_option, choice, count, default_of, factory
 from featuretap.specs.variants import (
     OUTPUT_STRIDE,
     REDUCED_TAIL,
     WIDTH,
-    check_value,
     reduced_tail,
     widened,
     with_output_stride,
@@ -38,11 +37,7 @@ ELSEWHERE = {
 """What timm, torchvision and Detectron2 call options and arguments that are here too."""
 
 FREEZING = {
-    "freeze": Option(
-        None,
-        lambda value: value is None or (isinstance(value, str) and value in LEVELS),
-        f"None or the last level to freeze: {', '.join(LEVELS)}",
-    ),
+    "freeze": replace(choice(None, *LEVELS), allowed=f"None or the last level to freeze: {', '.join(LEVELS)}"),
     "freeze_norm": boolean(False),
 }
 
@@ -117,7 +112,7 @@ def checked(spec: BackboneSpec, options: Mapping[str, Any]) -> dict[str, Any]:
     for name, value in values.items():
         option = OPTIONS.get(name) if spec.stages else FREEZING.get(name, spec.options.get(name))
         if isinstance(option, Option):
-            check_value(spec, name, option, value)
+            check_option(repr(spec.name), name, option, value)
     return values
 
 

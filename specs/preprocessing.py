@@ -6,15 +6,31 @@ from dataclasses import asdict, dataclass, replace
 from itertools import cycle, islice
 from typing import Any, Literal
 
+from featuretap.specs.validation import BOOLEAN, Check, check_fields, is_list_of, is_number, is_whole
 from featuretap.support.errors import OptionError
 
 __all__ = ["Preprocessing"]
 
-INTERPOLATIONS = ("bilinear", "bicubic")
 LARGEST_SIZE = 65_536
 LARGEST = 1e6
+SIZE: Check = ("None or a number of pixels", lambda value: value is None or is_whole(value, 1, LARGEST_SIZE))
+FIELDS: dict[str, Check] = {
+    "resize": SIZE,
+    "crop": SIZE,
+    "mean": ("a number for each channel", lambda values: is_list_of(values, _is_bounded)),
+    "std": (
+        "a positive number for each channel",
+        lambda values: is_list_of(values, lambda v: _is_bounded(v) and v > 0),
+    ),
+    "interpolation": ("'bilinear' or 'bicubic'", lambda value: value in ("bilinear", "bicubic")),
+    "inside": BOOLEAN,
+}
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+def _is_bounded(value: Any) -> bool:
+    return is_number(value, -LARGEST, LARGEST)
 
 
 @dataclass(frozen=True)
@@ -42,24 +58,11 @@ class Preprocessing:
     inside: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("resize", "crop"):
-            size = getattr(self, name)
-            if size is not None and (type(size) is not int or not 0 < size <= LARGEST_SIZE):
-                raise OptionError(f"preprocessing cannot have {name}={size!r}; it is a number of pixels")
-        for name, least in (("mean", -LARGEST), ("std", 0.0)):
-            values = getattr(self, name)
-            if not values or not all(type(v) in (int, float) and least < v < LARGEST for v in values):
-                raise OptionError(f"preprocessing cannot have {name}={values!r}; it is a number for each channel")
+        check_fields("preprocessing", self, FIELDS, OptionError)
         if len(self.mean) != len(self.std):
             raise OptionError(
                 f"preprocessing has {len(self.mean)} means and {len(self.std)} deviations; give both alike"
             )
-        if self.interpolation not in INTERPOLATIONS:
-            raise OptionError(
-                f"preprocessing cannot have interpolation={self.interpolation!r}; it is {' or '.join(INTERPOLATIONS)}"
-            )
-        if not isinstance(self.inside, bool):
-            raise OptionError(f"preprocessing cannot have inside={self.inside!r}; it is True or False")
 
     def for_channels(self, channels: int) -> Preprocessing:
         """Return it for images of another number of `channels`: averaged for one, repeated for more than given."""

@@ -1,7 +1,35 @@
-"""Rows: the lines of a backbone's table, each of which says which layers it is made of. No torch.
+"""Rows: the lines of a backbone's table, each of which lists the layers that it is made of. No torch.
 
-A plugin adds a new kind of block by writing a class with the members of `Row`; counting, taps and modules follow from
-the layers that it returns.
+One row expanded: the first `Bneck` of stage C3 of MobileNetV3-Large reads C2's map, (N, 24, 56, 56) for a 224×224
+image. The row lists layers, its place in the table gives it a path and a stride, and each layer becomes a module there.
+
+    >>> from featuretap.backbones.mobilenet_v3 import LARGE
+    >>> LARGE.stages[2][0]
+    Bneck(kernel=5, expanded=72, out=40, activation='relu', squeeze_excite=True)
+    >>> block = next(block for block in LARGE.blocks if block.path == "stages.C3.0")
+    >>> size = 56, 56
+    >>> for path, layer in block.layer_paths():
+    ...     size = layer.output_size(*size)
+    ...     print(path, ("N", layer.out_channels, *size), layer.parameters)
+    stages.C3.0.expand ('N', 72, 56, 56) 1728
+    stages.C3.0.depthwise ('N', 72, 28, 28) 1800
+    stages.C3.0.squeeze_excite ('N', 72, 28, 28) 3552
+    stages.C3.0.project ('N', 40, 28, 28) 2880
+
+    >>> import torch
+    >>> from featuretap import registry
+    >>> backbone = registry.build(LARGE, features_only=True)
+    >>> feature = torch.zeros(2, 24, 56, 56)
+    >>> for name, module in backbone.get_submodule(block.path).named_children():
+    ...     feature = module(feature)
+    ...     print(name, tuple(feature.shape), *(type(child).__name__ for child in module.children()))
+    expand (2, 72, 56, 56) Conv2d BatchNorm2d ReLU
+    depthwise (2, 72, 28, 28) Conv2d BatchNorm2d ReLU
+    squeeze_excite (2, 72, 28, 28) Conv2d ReLU Conv2d Hardsigmoid
+    project (2, 40, 28, 28) Conv2d BatchNorm2d
+
+A plugin adds a new kind of block by writing a class with the members of `Row`; counts, taps and modules follow from the
+layers that it returns.
 """
 
 from __future__ import annotations

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from featuretap.specs.field_checks import IMPORT_STRING, NAMED_STRINGS, STRING, STRINGS, Check, check_fields
-from featuretap.specs.names import check_name
+from featuretap.specs.validation import IMPORT_STRING, NAMED_STRINGS, STRING, STRINGS, Check, check_fields, check_name
 
 __all__ = ["RuntimeSpec"]
 
@@ -47,4 +46,4 @@ class RuntimeSpec:
 
     def __post_init__(self) -> None:
         check_name("runtime", self.name)
-        check_fields("runtime", self, FIELDS)
+        check_fields(f"runtime {self.name!r}", self, FIELDS)

@@ -3,41 +3,25 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Literal
 
 from featuretap.specs import BackboneSpec
-from featuretap.specs.option import Option, choice
 from featuretap.specs.rows import Row
+from featuretap.specs.validation import Option, check_option, choice, is_number
 from featuretap.support.errors import OptionError
 
-__all__ = ["OUTPUT_STRIDE", "REDUCED_TAIL", "WIDTH", "check_value", "reduced_tail", "widened", "with_output_stride"]
+__all__ = ["OUTPUT_STRIDE", "REDUCED_TAIL", "WIDTH", "reduced_tail", "widened", "with_output_stride"]
 
 WIDEST = 100
 
 
-def _is_width(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value <= WIDEST
-
-
-WIDTH = Option(1.0, _is_width, f"a positive number up to {WIDEST}, such as 0.75")
+WIDTH = Option(
+    1.0,
+    lambda value: is_number(value, 0, WIDEST) and value != 0,
+    f"a positive number up to {WIDEST}, such as 0.75",
+)
 REDUCED_TAIL = choice(False, True, "segmentation")
 OUTPUT_STRIDE = choice(32, 16, 8)
-
-
-def check_value(spec: BackboneSpec, name: str, option: Option, value: Any) -> None:
-    """Refuse a value that an option of a backbone does not take.
-
-    Args:
-        spec: whose option it is.
-        name: of the option, for the message.
-        option: what it takes.
-        value: what it was given.
-
-    Raises:
-        OptionError: the value is refused.
-    """
-    if not option.accepts(value):
-        raise OptionError(f"{spec.name!r} cannot take {name}={value!r}; it is {option.allowed}")
 
 
 def widened(spec: BackboneSpec, width: float) -> BackboneSpec:
@@ -52,7 +36,7 @@ def widened(spec: BackboneSpec, width: float) -> BackboneSpec:
     Raises:
         OptionError: `width` is not positive, or above 100.
     """
-    check_value(spec, "width", WIDTH, width)
+    check_option(repr(spec.name), "width", WIDTH, width)
     if width == 1:
         return spec
     stages: list[tuple[Row, ...]] = []
@@ -77,7 +61,7 @@ def reduced_tail(spec: BackboneSpec, kind: bool | Literal["segmentation"] = True
     Raises:
         OptionError: the table has no level C5, or there is no such kind.
     """
-    check_value(spec, "reduced_tail", REDUCED_TAIL, kind)
+    check_option(repr(spec.name), "reduced_tail", REDUCED_TAIL, kind)
     if kind is False:
         return spec
     if len(spec.stages) < 5:
@@ -103,7 +87,7 @@ def with_output_stride(spec: BackboneSpec, output_stride: int, *, dilate_entry: 
     Raises:
         OptionError: another output stride.
     """
-    check_value(spec, "output_stride", OUTPUT_STRIDE, output_stride)
+    check_option(repr(spec.name), "output_stride", OUTPUT_STRIDE, output_stride)
     if (output_stride, dilate_entry) == (spec.output_stride, spec.dilate_entry):
         return spec
     return replace(spec, output_stride=output_stride, dilate_entry=dilate_entry)

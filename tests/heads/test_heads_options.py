@@ -230,7 +230,7 @@ def test_an_image_smaller_than_the_stride_is_enlarged(registry: Registry, head: 
 
 
 def test_the_head_of_a_plugin_can_restrict_the_values_of_its_options(registry: Registry) -> None:
-    from featuretap.specs.option import choice
+    from featuretap.specs.validation import choice
 
     head = HeadSpec(
         "pooled",

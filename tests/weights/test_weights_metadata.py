@@ -124,23 +124,24 @@ def test_metadata_of_the_wrong_json_type_is_quoted_in_the_error(
         ],
         (
             {"preprocessing": prepared(crop=0)},
-            "is no sound file of weights: preprocessing cannot have crop=0; it is a number of pixels",
+            "is no sound file of weights: preprocessing has crop=0; it should be None or a number of pixels",
         ),
         (
             {"preprocessing": prepared(resize=224.5)},
-            "is no sound file of weights: preprocessing cannot have resize=224.5; it is a number of pixels",
+            "is no sound file of weights: preprocessing has resize=224.5; it should be None or a number of pixels",
         ),
         (
             {"preprocessing": prepared(crop=True)},
-            "is no sound file of weights: preprocessing cannot have crop=True; it is a number of pixels",
+            "is no sound file of weights: preprocessing has crop=True; it should be None or a number of pixels",
         ),
         (
             {"preprocessing": prepared(mean=[])},
-            "is no sound file of weights: preprocessing cannot have mean=(); it is a number for each channel",
+            "is no sound file of weights: preprocessing has mean=(); it should be a number for each channel",
         ),
         (
             {"preprocessing": prepared(std=[0.2, 0, 0.2])},
-            "is no sound file of weights: preprocessing cannot have std=(0.2, 0, 0.2); it is a number for each channel",
+            "is no sound file of weights: "
+            "preprocessing has std=(0.2, 0, 0.2); it should be a positive number for each channel",
         ),
         (
             {"preprocessing": prepared(std=[0.2])},
@@ -148,7 +149,8 @@ def test_metadata_of_the_wrong_json_type_is_quoted_in_the_error(
         ),
         (
             {"preprocessing": prepared(interpolation="nearest")},
-            "is no sound file of weights: preprocessing cannot have interpolation='nearest'; it is bilinear or bicubic",
+            "is no sound file of weights: "
+            "preprocessing has interpolation='nearest'; it should be 'bilinear' or 'bicubic'",
         ),
     ],
     ids=lambda value: str(value)[:60],

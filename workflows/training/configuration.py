@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from featuretap.specs.addresses import LEVELS
-from featuretap.specs.option import Option, choice, count, is_whole, number
 from featuretap.specs.options import OPTIONS
+from featuretap.specs.validation import Option, check_option, choice, count, is_list_of, is_whole, number
 from featuretap.support.errors import Hint, OptionError, TrainingError, UnknownOptionError, did_you_mean
 from featuretap.workflows.datasets.named_sets import NAMED_SETS
 
@@ -45,7 +45,7 @@ def _text(default: str | None = None) -> Option:
 
 def _optional(option: Option) -> Option:
     """Return an option that may also be left to the run to decide."""
-    return Option(None, lambda value: value is None or option.accepts(value), option.allowed, option.choices)
+    return replace(option, default=None, accepts=lambda value: value is None or option.accepts(value))
 
 
 def _whole(default: int, least: int) -> Option:
@@ -63,10 +63,7 @@ SETTINGS: Mapping[str, Setting] = {
     "taps": Setting(
         Option(
             None,
-            lambda value: (
-                value is None
-                or (isinstance(value, list | tuple) and len(value) > 0 and all(isinstance(tap, str) for tap in value))
-            ),
+            lambda value: value is None or is_list_of(value, lambda tap: isinstance(tap, str)),
             "tap addresses",
         ),
         "What the head reads, separated by commas.  [default: the head's own choice]",
@@ -195,9 +192,7 @@ def configured(given: Mapping[str, Any], origin: str = "") -> Configuration:
             if name in OPTIONS:
                 near = f"; it is an option of the backbone, and belongs into the table of options: {{ {name} = … }}"
             raise UnknownOptionError(f"{prefix}training has no setting {name!r}{near}")
-        option = SETTINGS[name].option
-        if not option.accepts(value):
-            raise OptionError(f"{prefix}training cannot take {name}={value!r}; it is {option.allowed}")
+        check_option(f"{prefix}training", name, SETTINGS[name].option, value)
     if not given.get("data"):
         raise TrainingError(
             "no data to learn from; give a folder, a data set of torchvision's by its name, or 'digits'"
