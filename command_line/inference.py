@@ -15,7 +15,7 @@ from featuretap import registry
 from featuretap.models.transforms import check_channels, normalised
 from featuretap.specs.description import Description
 from featuretap.support.errors import OptionError
-from featuretap.support.images import plain
+from featuretap.support.images import convert_mode
 from featuretap.workflows.inference.predicting import task_of
 
 __all__ = ["feature_maps", "predictor"]
@@ -40,7 +40,7 @@ def feature_maps(
     """
     backbone, description = _model(model, weights, features_only=True, taps=taps)
     check_channels(description)
-    picture = plain(picture, "L" if len(description.preprocessing.mean) == 1 else "RGB")
+    picture = convert_mode(picture, "L" if len(description.preprocessing.mean) == 1 else "RGB")
     if size is None:
         scale = SHORTER_SIDE / min(picture.size)
         size = tuple(min(round(side * scale), LONGEST * SHORTER_SIDE) for side in (picture.height, picture.width))  # type: ignore[assignment]

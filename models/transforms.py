@@ -14,7 +14,7 @@ from torchvision.transforms import InterpolationMode, v2
 from featuretap.specs.description import Description
 from featuretap.specs.preprocessing import Preprocessing
 from featuretap.support.errors import OptionError
-from featuretap.support.images import plain, upright
+from featuretap.support.images import apply_orientation, convert_mode
 
 __all__ = ["check_channels", "compose", "compose_for_size", "normalised"]
 
@@ -66,7 +66,7 @@ def normalised(preprocessing: Preprocessing) -> Callable[[Any], Any]:
 
 def _in_channels(image: Any, channels: int) -> Any:
     if isinstance(image, Image.Image) and channels in (1, 3):
-        return plain(upright(image), "L" if channels == 1 else "RGB")
+        return convert_mode(apply_orientation(image), "L" if channels == 1 else "RGB")
     if isinstance(image, torch.Tensor) and image.ndim >= 3 and image.shape[-3] == channels:
         return image
     found = f"a tensor {tuple(image.shape)}" if isinstance(image, torch.Tensor) else f"{type(image).__name__}"

@@ -15,7 +15,7 @@ from featuretap.runtimes.verifying import verify
 from featuretap.specs import RuntimeSpec, Tap
 from featuretap.specs.description import Description
 from featuretap.support.errors import ExportError, FeaturetapError, MissingExtraError, OptionError
-from featuretap.support.extras import missing
+from featuretap.support.extras import missing_modules
 from featuretap.support.import_strings import blamed, load
 from featuretap.weights.metadata import read_record
 
@@ -167,7 +167,7 @@ def check_installed(runtime: RuntimeSpec) -> None:
     Raises:
         MissingExtraError: a package is not installed.
     """
-    absent = missing(runtime.modules)
+    absent = missing_modules(runtime.modules)
     if absent:
         brought = repr(runtime.requires) if runtime.requires else " ".join(absent)
         raise MissingExtraError(f"the runtime {runtime.name!r} needs {', '.join(absent)}; pip install {brought}")

@@ -97,7 +97,7 @@ def kept_on_success(path: Path) -> Iterator[Path]:
         ExportError: the folder or the disk does not take them.
     """
     if path.exists() and not path.is_file():
-        raise ExportError(f"cannot write {str(path)!r}: it is there, and is no file")
+        raise ExportError(f"cannot write {str(path)!r}: it exists, and is not a file")
     try:
         # Beside the target, to know before all the work whether the folder takes files.
         folder = TemporaryDirectory(dir=path.parent, prefix=".featuretap-")

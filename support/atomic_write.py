@@ -1,4 +1,4 @@
-"""Writing files whole or not at all. No torch."""
+"""Writing files atomically."""
 
 from __future__ import annotations
 
@@ -17,27 +17,27 @@ __all__ = ["replace_files"]
 
 
 def replace_files(contents: Mapping[Path, bytes]) -> None:
-    """Put contents at paths: whoever reads one sees the old file or the new one, also after a crash.
+    """Write contents to paths atomically: a reader sees the old file or the new one, also after a crash.
 
-    All are written beside their targets before the first takes its place. A new file has the mode of the process's
-    umask, a replaced one keeps its own; a symbolic link stays, and what it leads to is replaced.
+    All are written to temporary files beside their targets before the first is renamed. New files get the umask's
+    mode, replaced ones keep theirs. Symbolic links stay, and their targets are replaced.
 
     Raises:
-        WeightsError: a folder or the disk does not take them; nothing is changed, and nothing left behind.
+        WeightsError: they cannot be written; nothing is changed, and no temporary file is left.
     """
     written: dict[Path, Path] = {}
     path = Path()
     try:
-        with _removed_on_failure(written):
+        with _remove_on_failure(written):
             for path, content in contents.items():
                 target = Path(os.path.realpath(path))
                 if target.exists() and not target.is_file():
-                    raise WeightsError(f"cannot write {str(path)!r}: it is there, and is no file")
+                    raise WeightsError(f"cannot write {str(path)!r}: it exists, and is not a file")
                 # In the same folder, because only within a file system is renaming atomic.
                 temporary = target.with_name(f".featuretap-{uuid4().hex[:12]}.tmp")
                 written[temporary] = target
                 _write(temporary, target, content)
-            with _uninterrupted():
+            with _defer_signals():
                 for temporary, target in written.items():
                     temporary.replace(target)
         for folder in {target.parent for target in written.values()}:
@@ -57,7 +57,7 @@ def _write(temporary: Path, target: Path, content: bytes) -> None:
 
 
 @contextlib.contextmanager
-def _removed_on_failure(temporaries: Mapping[Path, Path]) -> Iterator[None]:
+def _remove_on_failure(temporaries: Mapping[Path, Path]) -> Iterator[None]:
     try:
         yield
     except BaseException:
@@ -68,24 +68,24 @@ def _removed_on_failure(temporaries: Mapping[Path, Path]) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _uninterrupted() -> Iterator[None]:
-    """Put SIGINT and SIGTERM off, so that several files take their places together."""
+def _defer_signals() -> Iterator[None]:
+    """Defer SIGINT and SIGTERM, so that several files are renamed together."""
     if threading.current_thread() is not threading.main_thread():
         # Signals are handled in the main thread.
         yield
         return
-    came: list[int] = []
+    received: list[int] = []
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    # What was set outside of Python cannot be set again.
+    # A handler that was not set from Python cannot be restored.
     handlers = {number: handler for number, handler in handlers.items() if handler is not None}
     for number in handlers:
-        signal.signal(number, lambda number, frame: came.append(number))
+        signal.signal(number, lambda number, frame: received.append(number))
     try:
         yield
     finally:
         for number, handler in handlers.items():
             signal.signal(number, handler)
-        for late in came:
+        for late in received:
             signal.raise_signal(late)
 
 

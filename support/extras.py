@@ -1,4 +1,4 @@
-"""What comes with an extra of the distribution, such as `pip install 'featuretap[train]'`. No torch."""
+"""Checks that the packages of an extra are installed, such as those of `pip install 'featuretap[train]'`."""
 
 from __future__ import annotations
 
@@ -7,25 +7,22 @@ from importlib.util import find_spec
 
 from featuretap.support.errors import MissingExtraError
 
-__all__ = ["check_extra", "missing"]
+__all__ = ["check_extra", "missing_modules"]
 
 
-def check_extra(asked: str, extra: str, modules: Iterable[str]) -> None:
-    """Say which extra is missing before anything of it is imported.
+def check_extra(feature: str, extra: str, modules: Iterable[str]) -> None:
+    """Raise a `MissingExtraError` that names the extra, before anything of it is imported.
 
     Args:
-        asked: what needs it, as a person would say it, such as "featuretap train".
-        extra: name of the extra in our distribution.
+        feature: what needs it, such as "featuretap train".
+        extra: its name.
         modules: top-level modules that come with it.
-
-    Raises:
-        MissingExtraError: one of them is not installed.
     """
-    absent = missing(modules)
+    absent = missing_modules(modules)
     if absent:
-        raise MissingExtraError(f"{asked} needs {', '.join(absent)}; pip install 'featuretap[{extra}]'")
+        raise MissingExtraError(f"{feature} needs {', '.join(absent)}; pip install 'featuretap[{extra}]'")
 
 
-def missing(modules: Iterable[str]) -> list[str]:
+def missing_modules(modules: Iterable[str]) -> list[str]:
     """Return the top-level modules that are not installed, without importing any."""
     return [module for module in modules if find_spec(module) is None]

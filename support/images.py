@@ -1,4 +1,4 @@
-"""Reading image files of any kind as plain RGB pictures, and writing pictures. No torch."""
+"""Reading image files of any kind as RGB images, and writing images."""
 
 from __future__ import annotations
 
@@ -14,34 +14,29 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from featuretap.support.atomic_write import replace_files
 from featuretap.support.errors import Hint, ImageError, WeightsError
 
-__all__ = ["decoded", "plain", "read_image", "upright", "write_picture"]
+__all__ = ["apply_orientation", "convert_mode", "decode_image", "read_image", "write_picture"]
 
 
 def read_image(path: Path) -> Image.Image:
     """Read an image file as RGB, turned upright as its EXIF orientation says.
 
     Raises:
-        ImageError: it is missing, empty, truncated, too large, or no image.
+        ImageError: it is missing, empty, truncated, too large, or not an image.
     """
     try:
         file = path.open("rb")
-    except OSError as error:
-        raise ImageError(f"cannot read the image {str(path)!r}: {error.strerror}") from error
-    except ValueError as error:
-        raise ImageError(f"cannot read the image {str(path)!r}: {error}") from error
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", error)
+        raise ImageError(f"cannot read the image {str(path)!r}: {reason}") from error
     with file:
-        return decoded(file, str(path))
+        return decode_image(file, str(path))
 
 
-def decoded(file: BinaryIO, name: str) -> Image.Image:
-    """Return the image in an open file, as `read_image` does.
-
-    Raises:
-        ImageError: it is empty, truncated, too large, or no image; the message calls it by `name`.
-    """
+def decode_image(file: BinaryIO, name: str) -> Image.Image:
+    """Read an image from an open file as `read_image` does; errors call it by `name`."""
     try:
         with Image.open(file) as image:
-            return plain(upright(image), "RGB")
+            return convert_mode(apply_orientation(image), "RGB")
     except UnidentifiedImageError as error:
         empty = file.seekable() and file.seek(0, os.SEEK_END) == 0
         problem = "is empty" if empty else "is not an image that Pillow can read"
@@ -57,8 +52,8 @@ def decoded(file: BinaryIO, name: str) -> Image.Image:
         raise ImageError(f"{name!r} is damaged: {error}") from error
 
 
-def upright(image: Image.Image) -> Image.Image:
-    """Return an image turned as its EXIF orientation says; as it lies, where that cannot be read."""
+def apply_orientation(image: Image.Image) -> Image.Image:
+    """Return an image turned as its EXIF orientation says; unchanged where that cannot be read."""
     try:
         return ImageOps.exif_transpose(image)
     except (SyntaxError, ValueError, struct.error):
@@ -66,13 +61,13 @@ def upright(image: Image.Image) -> Image.Image:
 
 
 def write_picture(picture: Image.Image, path: Path) -> None:
-    """Write a picture, whole or not at all, in the format that its name ends in.
+    """Write an image atomically, in the format of its suffix.
 
     Raises:
-        ImageError: the name ends in no format of Pillow's that holds it, or the folder or the disk does not take it.
+        ImageError: Pillow has no format of this suffix that can store it, or the file cannot be written.
     """
     content = BytesIO()
-    # Pillow knows the format by it.
+    # Pillow chooses the format by the name.
     content.name = path.name
     try:
         picture.save(content)
@@ -82,11 +77,11 @@ def write_picture(picture: Image.Image, path: Path) -> None:
         raise ImageError(f"cannot write the picture {str(path)!r}: {reason}") from error
 
 
-def plain(image: Image.Image, mode: str) -> Image.Image:
-    """Return an image in mode "RGB" or "L" as a person would see it.
+def convert_mode(image: Image.Image, mode: str) -> Image.Image:
+    """Convert an image to mode "RGB" or "L".
 
-    16-bit values are scaled rather than clipped, floats are taken as 0 to 1 (or to 255, where they go beyond 1), and
-    what is transparent lies on white.
+    16-bit values are scaled rather than clipped, floats range from 0 to 1 (or to 255, where any exceeds 1), and
+    transparency is composited onto white.
     """
     if image.mode.startswith(("I", "F")):
         values = np.asarray(image, dtype=np.float64)

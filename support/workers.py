@@ -1,6 +1,6 @@
-"""Processes that read images for a loader, and signals. No torch.
+"""Signals of the processes that read images for a loader.
 
-Ctrl-C in a terminal reaches them too. They leave it to their parent, which ends them; what they say of it is noise.
+Ctrl-C in a terminal reaches them too. They leave it to their parent, which ends them.
 """
 
 from __future__ import annotations
@@ -10,26 +10,22 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from multiprocessing import resource_tracker
 
-__all__ = ["deaf", "starting_deaf"]
+__all__ = ["block_sigint", "ignore_sigint"]
 
 
-def deaf(worker: int) -> None:
-    """Make a forked process of a loader deaf to Ctrl-C, and let SIGTERM end it: a loader's `worker_init_fn`.
-
-    Args:
-        worker: its number.
-    """
+def ignore_sigint(worker: int) -> None:
+    """Let a forked worker of a loader ignore Ctrl-C, and end at SIGTERM: a loader's `worker_init_fn`."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 @contextmanager
-def starting_deaf() -> Iterator[None]:
-    """Start processes that are deaf to Ctrl-C from their first moment on, by the mask of signals that they inherit."""
+def block_sigint() -> Iterator[None]:
+    """Start processes that never see Ctrl-C: they inherit the mask of blocked signals."""
     if not hasattr(signal, "pthread_sigmask"):  # Windows
         yield
         return
-    # It would unblock the signal when it starts by itself.
+    # The tracker would unblock the signal when it starts by itself.
     resource_tracker.ensure_running()
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:

@@ -10,7 +10,7 @@ from PIL import Image
 
 from featuretap.registry import Registry
 from featuretap.registry.errors import ImageError, OptionError
-from featuretap.support.images import plain, read_image
+from featuretap.support.images import convert_mode, read_image
 
 RAMP = np.linspace(0, 255, 64 * 48).reshape(48, 64)
 
@@ -71,7 +71,7 @@ def test_an_image_of_one_pixel_is_read(tmp_path: Path) -> None:
 
 
 def test_colour_can_be_read_as_grey() -> None:
-    assert plain(COLOUR, "L").mode == "L"
+    assert convert_mode(COLOUR, "L").mode == "L"
 
 
 def test_a_missing_image_is_refused(tmp_path: Path) -> None:

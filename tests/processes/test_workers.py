@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from torch.utils.data import DataLoader, Dataset
 
-from featuretap.support.workers import deaf, starting_deaf
+from featuretap.support.workers import block_sigint, ignore_sigint
 
 
 class Told(Dataset[Any]):
@@ -29,8 +29,10 @@ def terminable() -> Any:
     signal.signal(signal.SIGTERM, before)
 
 
-def test_forked_workers_are_deaf_to_ctrl_c_and_end_at_sigterm(terminable: None) -> None:
-    loader = DataLoader(Told(), batch_size=None, num_workers=2, worker_init_fn=deaf, multiprocessing_context="fork")
+def test_forked_workers_ignore_ctrl_c_and_end_at_sigterm(terminable: None) -> None:
+    loader = DataLoader(
+        Told(), batch_size=None, num_workers=2, worker_init_fn=ignore_sigint, multiprocessing_context="fork"
+    )
     assert list(loader) == [[True, True]] * 4
 
 
@@ -39,8 +41,8 @@ def test_workers_without_it_hear_ctrl_c() -> None:
     assert list(loader) == [[False, True]] * 4
 
 
-def test_spawned_workers_are_deaf_to_ctrl_c_from_the_start() -> None:
-    with starting_deaf():
+def test_spawned_workers_ignore_ctrl_c_from_the_start() -> None:
+    with block_sigint():
         told = iter(DataLoader(Told(), batch_size=None, num_workers=2, multiprocessing_context="spawn"))
     assert list(told) == [[True, True]] * 4
 
@@ -50,7 +52,7 @@ def test_ctrl_c_while_they_start_is_not_lost() -> None:
     before = signal.signal(signal.SIGINT, lambda number, frame: heard.append(number))
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, set())
     try:
-        with starting_deaf():
+        with block_sigint():
             os.kill(os.getpid(), signal.SIGINT)
         assert heard == [signal.SIGINT]
         assert signal.pthread_sigmask(signal.SIG_BLOCK, set()) == mask

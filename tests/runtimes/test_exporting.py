@@ -263,7 +263,7 @@ def test_targets_that_cannot_be_written_are_refused(tmp_path: Path, registry: Re
     for name, reason in {
         "missing/a.ts": "No such file or directory",
         "file/a.ts": "Not a directory",
-        "a.ts": "it is there, and is no file",
+        "a.ts": "it exists, and is not a file",
     }.items():
         refused(registry, tiny, ExportError, f"^cannot write '{tmp_path}/{name}': {reason}$", tmp_path / name)
 

@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, Dataset
 from featuretap.support.errors import DataError, ImageError
 from featuretap.support.image_list import ImageFile
 from featuretap.support.images import read_image
-from featuretap.support.workers import starting_deaf
+from featuretap.support.workers import block_sigint
 from featuretap.workflows.extraction.job import Job
 from featuretap.workflows.extraction.models import Model
 from featuretap.workflows.extraction.shards import Bad, Shard
@@ -108,7 +108,7 @@ def compute(
         # A forked process may hang in libraries whose threads it does not have.
         multiprocessing_context="spawn" if workers else None,
     )
-    with starting_deaf():
+    with block_sigint():
         computed = iter(loader)
     for shard, batches in groupby(computed, key=lambda batch: batch.shard):
         features = {

@@ -19,7 +19,7 @@ from featuretap.models.transforms import check_channels
 from featuretap.specs.description import Description
 from featuretap.specs.preprocessing import Preprocessing
 from featuretap.support.errors import OptionError, WeightsError
-from featuretap.support.images import plain
+from featuretap.support.images import convert_mode
 from featuretap.workflows.inference.class_names import class_names
 
 __all__ = [
@@ -186,7 +186,7 @@ def _bounded(image: Image.Image, prepared: Preprocessing) -> Image.Image:
     width, height = (min(side, most) for side in image.size)
     if not prepared.crop:
         mode = "L" if len(prepared.mean) == 1 else "RGB"
-        return plain(image, mode).resize((width, height), Image.Resampling.BILINEAR)
+        return convert_mode(image, mode).resize((width, height), Image.Resampling.BILINEAR)
     left, top = (image.width - width) // 2, (image.height - height) // 2
     return image.crop((left, top, left + width, top + height))
 

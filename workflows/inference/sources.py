@@ -19,7 +19,7 @@ from PIL import Image
 
 from featuretap.support.errors import DataError, ImageError
 from featuretap.support.image_files import find_images
-from featuretap.support.images import decoded, read_image
+from featuretap.support.images import decode_image, read_image
 from featuretap.support.version import __version__
 
 __all__ = ["ImageSource", "find_sources", "picture_paths", "read_ahead", "read_source"]
@@ -106,7 +106,7 @@ def read_source(source: ImageSource) -> Image.Image:
     """
     if source.path is not None:
         return read_image(source.path)
-    return decoded(io.BytesIO(_downloaded(source.name)), source.name)
+    return decode_image(io.BytesIO(_downloaded(source.name)), source.name)
 
 
 def read_ahead(sources: Iterable[ImageSource]) -> Iterator[tuple[ImageSource, Image.Image | ImageError]]:

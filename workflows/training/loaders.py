@@ -7,7 +7,7 @@ from typing import Any
 
 from torch.utils.data import DataLoader, Dataset, Subset
 
-from featuretap.support.workers import deaf
+from featuretap.support.workers import ignore_sigint
 from featuretap.workflows.datasets.data_set import Samples
 from featuretap.workflows.training.tasks.task import Task, Transform
 
@@ -65,4 +65,4 @@ def judging_loader(task: Task, samples: Samples, batch_size: int, workers: int, 
 def _loader(prepared: Dataset[Any], task: Task, workers: int, **more: Any) -> Loader:
     collate: Callable[[Sequence[Any]], Any] = task.collate
     # Workers begin anew each epoch, with seeds that follow from the epoch's, so that a resumed run sees the same.
-    return DataLoader(prepared, collate_fn=collate, num_workers=workers, worker_init_fn=deaf, **more)
+    return DataLoader(prepared, collate_fn=collate, num_workers=workers, worker_init_fn=ignore_sigint, **more)

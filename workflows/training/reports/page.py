@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from PIL import Image
 from torch import nn
 
-from featuretap.support.images import plain
+from featuretap.support.images import convert_mode
 from featuretap.workflows.datasets.data_set import Boxes, Samples
 from featuretap.workflows.inference.class_names import class_names
 from featuretap.workflows.inference.drawing import draw_boxes, draw_classes, draw_words
@@ -98,7 +98,7 @@ def _said(model: nn.Module, samples: Samples, most: int) -> Iterator[tuple[int, 
         images, truths = zip(*(samples[index] for index in part), strict=True)
         predictions = predict_images(model, images, top=1, threshold=DRAWN_FROM)
         for index, image, truth, said in zip(part, images, truths, predictions, strict=True):
-            yield index, _Seen(Path(samples.name(index)).name, plain(image, "RGB"), truth, said)
+            yield index, _Seen(Path(samples.name(index)).name, convert_mode(image, "RGB"), truth, said)
 
 
 def _spread(count: int, most: int) -> list[int]:
@@ -127,7 +127,7 @@ def _guessed(samples: Samples, guess: _Guess, classes: Sequence[str]) -> Image.I
     said = f"{guess.said.value:.2f} {guess.said.name}"
     wrong = guess.said.label != guess.truth
     lines = (classes[guess.truth], f"→ {said}") if wrong else (said, "")
-    return captioned(fitted(plain(image, "RGB"), SMALL), SMALL, lines, RED if wrong else GREEN)
+    return captioned(fitted(convert_mode(image, "RGB"), SMALL), SMALL, lines, RED if wrong else GREEN)
 
 
 def _boxed(seen: _Seen, names: Sequence[str], offset: int) -> list[Image.Image]:

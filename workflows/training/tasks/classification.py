@@ -17,7 +17,7 @@ from torchvision.transforms import InterpolationMode, v2
 
 from featuretap.models.transforms import compose, normalised
 from featuretap.specs.preprocessing import Preprocessing
-from featuretap.support.images import plain
+from featuretap.support.images import convert_mode
 from featuretap.workflows.training.tasks.task import Augmentation, ClassScore, Judgement, Transform
 
 __all__ = ["ClassificationTask", "prepared"]
@@ -139,4 +139,4 @@ class _Accuracy:
 
 
 def _apply(channels: int, transform: Callable[[Any], Any], image: Image.Image, label: int) -> tuple[Tensor, int]:
-    return transform(plain(image, "L" if channels == 1 else "RGB")), label
+    return transform(convert_mode(image, "L" if channels == 1 else "RGB")), label

@@ -20,7 +20,7 @@ from featuretap.models.transforms import compose, normalised
 from featuretap.specs import HeadSpec
 from featuretap.specs.preprocessing import Preprocessing
 from featuretap.support.errors import OptionError
-from featuretap.support.images import plain
+from featuretap.support.images import convert_mode
 from featuretap.workflows.datasets.data_set import Boxes
 from featuretap.workflows.training.tasks.task import Augmentation, ClassScore, Judgement, Transform
 
@@ -122,7 +122,7 @@ def _varied(
     vary: v2.Compose,
     prepare: Prepare,
 ) -> tuple[Tensor, Target]:
-    image = plain(image, _mode(task.preprocessing))
+    image = convert_mode(image, _mode(task.preprocessing))
     kept = ~found.ignored
     target: Target = {
         "boxes": tv_tensors.BoundingBoxes(

@@ -21,7 +21,7 @@ from torchvision.transforms import InterpolationMode, v2
 from featuretap.models.transforms import compose, normalised
 from featuretap.specs.preprocessing import Preprocessing
 from featuretap.support.errors import TrainingError
-from featuretap.support.images import plain
+from featuretap.support.images import convert_mode
 from featuretap.workflows.datasets.data_set import IGNORED
 from featuretap.workflows.inference.predicting import classes_at
 from featuretap.workflows.training.tasks.task import Augmentation, ClassScore, Judgement, Transform
@@ -135,7 +135,7 @@ def _varied(
     vary: Callable[[Any, Any], tuple[Any, Any]],
     prepare: Callable[[Any], Tensor],
 ) -> tuple[Tensor, Tensor]:
-    pixels = v2.functional.to_image(plain(image, "L" if channels == 1 else "RGB"))
+    pixels = v2.functional.to_image(convert_mode(image, "L" if channels == 1 else "RGB"))
     varied, classes = vary(pixels, tv_tensors.Mask(torch.tensor(mask)))
     return prepare(varied), classes.as_subclass(Tensor)
 
