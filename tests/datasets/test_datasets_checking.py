@@ -10,10 +10,9 @@ from support.data_sets import classes_of, picture
 from featuretap.registry.errors import DataError, ImageError
 from featuretap.support.image_files import find_images
 from featuretap.support.images import read_image
-from featuretap.workflows.datasets.checking import check_readable
+from featuretap.workflows.datasets.checks import check_readable, image_problem, upright_size
 from featuretap.workflows.datasets.data_set import DataSet
-from featuretap.workflows.datasets.image_checks import image_problem, upright_size
-from featuretap.workflows.datasets.opening import open_data
+from featuretap.workflows.datasets.formats import open_data
 
 
 def birds(folder: Path) -> DataSet:

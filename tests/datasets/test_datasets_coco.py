@@ -13,7 +13,7 @@ from support.data_sets import a_box, coco, picture
 
 from featuretap.registry.errors import DataError
 from featuretap.workflows.datasets.data_set import DataSet
-from featuretap.workflows.datasets.opening import open_data
+from featuretap.workflows.datasets.formats import open_data
 
 NO_OUTLINE = "has no 'segmentation' of polygons or run lengths, which masks need"
 WELL = [a_box(11, 1, [1, 2, 3, 4]), a_box(12, 2, [0, 0, 12, 8], category=3)]
@@ -271,15 +271,15 @@ def test_a_file_nested_without_end_is_refused(folder: Path) -> None:
 
 def test_a_file_of_objects_without_size_only_is_refused(folder: Path) -> None:
     coco(folder / "data.json", [a_box(1, 1, [0, 0, 0, 2])])
-    assert refusal(folder) == "'DATA/data.json' has no annotations, so that there is nothing to learn or to judge by"
+    assert refusal(folder) == "'DATA/data.json' has no annotations, so that there is nothing to train or evaluate on"
 
 
 def test_a_validation_category_missing_from_training_is_named(folder: Path) -> None:
     coco(folder / "train.json", WELL)
     coco(folder / "val.json", [a_box(1, 1, [0, 0, 2, 2], category=1)], categories=[{"id": 1, "name": "emu"}])
     assert refusal(folder) == (
-        "'DATA/val.json' has categories that 'DATA/train.json' has not: 'emu'; what is to be recognised has to be "
-        "learned"
+        "'DATA/val.json' has categories that 'DATA/train.json' has not: 'emu'; every validation class "
+        "needs training images"
     )
 
 
@@ -300,7 +300,7 @@ def test_a_validation_category_missing_from_training_is_named(folder: Path) -> N
             ["instances_train2014.json", "instances_train2017.json"],
             "'DATA' has 'instances_train2014.json' and 'instances_train2017.json'; keep the one that is for 'train'",
         ),
-        (["val.json"], "'DATA' has 'val.json' but no annotations to learn from, such as 'instances_train.json'"),
+        (["val.json"], "'DATA' has 'val.json' but no annotations of training images, such as 'instances_train.json'"),
     ],
 )
 def test_the_wrong_number_of_files_is_refused(folder: Path, files: list[str], message: str) -> None:

@@ -11,7 +11,7 @@ from torchvision.datasets import ImageFolder
 
 from featuretap.registry.errors import DataError, ImageError
 from featuretap.workflows.datasets.data_set import DataSet
-from featuretap.workflows.datasets.opening import open_data
+from featuretap.workflows.datasets.formats import open_data
 
 
 def opened(folder: Path, **options: float) -> DataSet:
@@ -52,7 +52,7 @@ def test_validating_on_a_test_set_is_logged(tmp_path: Path, caplog: pytest.LogCa
     for part in ("train", "test"):
         classes_of(tmp_path / part, cat=1, dog=1)
     opened(tmp_path)
-    assert caplog.messages == [f"{str(tmp_path)!r} has no 'val', so that 'test' is what models are judged by"]
+    assert caplog.messages == [f"{str(tmp_path)!r} has no 'val'; 'test' is used as the validation set"]
 
 
 def test_a_test_set_beside_one_for_validation_is_left_alone(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -191,7 +191,7 @@ def test_a_validation_class_missing_from_training_is_named(tmp_path: Path) -> No
     classes_of(tmp_path / "train", cat=1, dog=1)
     classes_of(tmp_path / "val", cat=1, emu=1)
     assert refusal(tmp_path) == (
-        "'DATA/val' has classes that 'DATA/train' has not: 'emu'; what is to be recognised has to be learned"
+        "'DATA/val' has classes that 'DATA/train' has not: 'emu'; every validation class needs training images"
     )
 
 
@@ -214,7 +214,7 @@ def test_several_folders_for_validation_are_refused(tmp_path: Path) -> None:
 
 def test_data_without_training_images_is_refused(tmp_path: Path) -> None:
     classes_of(tmp_path / "val", cat=1, dog=1)
-    assert refusal(tmp_path) == "'DATA' has 'val' but no 'train'; add the images to learn from"
+    assert refusal(tmp_path) == "'DATA' has 'val' but no 'train'; add the training images"
 
 
 def test_a_single_image_of_every_class_cannot_be_divided(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from support.data_sets import mask, picture
 
 from featuretap.registry.errors import DataError
 from featuretap.workflows.datasets.data_set import DataSet
-from featuretap.workflows.datasets.opening import open_data
+from featuretap.workflows.datasets.formats import open_data
 
 VALUES = [[0, 1, 2, 255], [2, 2, 0, 0]]
 

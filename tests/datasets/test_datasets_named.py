@@ -23,9 +23,9 @@ from torchvision import datasets
 
 from featuretap.registry.errors import DataError, ImageError
 from featuretap.workflows.datasets.data_set import DataSet
-from featuretap.workflows.datasets.digits import Digits
+from featuretap.workflows.datasets.formats import open_data
+from featuretap.workflows.datasets.named import Digits
 from featuretap.workflows.datasets.named_sets import NAMED_SETS, NamedSet
-from featuretap.workflows.datasets.opening import open_data
 
 
 def opened(name: str, place: Path, **options: float) -> DataSet:
@@ -163,7 +163,8 @@ def test_the_order_on_the_disk_does_not_matter(tmp_path: Path) -> None:
             picture(place / "SUN397" / "b" / "bar" / name)
         (place / "SUN397" / "ClassName.txt").write_text("/a/abbey\n/b/bar\n")
         part = opened("SUN397", place).val
-        return [str(part.source._image_files[number].relative_to(place)) for number in part.numbers]
+        numbers = [int(part.name(index).split()[-1]) for index in range(len(part))]
+        return [str(part.samples[0].source._image_files[number].relative_to(place)) for number in numbers]
 
     assert read(1) == read(-1)
     assert len(read(1)) == 12

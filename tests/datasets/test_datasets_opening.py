@@ -9,8 +9,8 @@ from support.data_sets import a_box, classes_of, coco, picture
 
 from featuretap.registry.errors import DataError
 from featuretap.workflows.datasets.data_set import Task
+from featuretap.workflows.datasets.formats import open_data
 from featuretap.workflows.datasets.named_sets import NAMED_SETS
-from featuretap.workflows.datasets.opening import open_data
 
 
 @pytest.fixture
@@ -89,8 +89,8 @@ def test_a_read_error_of_the_disk_is_an_error(here: Path) -> None:
 def test_opening_a_folder_needs_no_torch(here: Path) -> None:
     classes_of(here, jay=2, tit=2)
     code = (
-        "import sys; import featuretap.workflows.datasets.checking; "
-        "from featuretap.workflows.datasets.opening import open_data; "
+        "import sys; import featuretap.workflows.datasets.checks; "
+        "from featuretap.workflows.datasets.formats import open_data; "
         "open_data('.', 'classification'); print('torch' in sys.modules, 'numpy' in sys.modules)"
     )
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

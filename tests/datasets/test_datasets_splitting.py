@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from featuretap.registry.errors import DataError
-from featuretap.workflows.datasets.splitting import rarest, split
+from featuretap.workflows.datasets.splits import rarest, split
 
 NAMES = [f"{number}.jpg" for number in range(100)]
 
@@ -56,8 +56,7 @@ def test_adding_an_image_moves_at_most_one_other() -> None:
 
 def test_the_choice_is_the_same_in_another_process() -> None:
     code = (
-        "from featuretap.workflows.datasets.splitting import split; "
-        "print(split(list('abcdefghij'), [0] * 10, 0.3, 5, ''))"
+        "from featuretap.workflows.datasets.splits import split; print(split(list('abcdefghij'), [0] * 10, 0.3, 5, ''))"
     )
     printed = {
         subprocess.run(

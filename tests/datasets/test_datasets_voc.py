@@ -8,7 +8,7 @@ from support.data_sets import picture, voc
 
 from featuretap.registry.errors import DataError
 from featuretap.workflows.datasets.data_set import DataSet
-from featuretap.workflows.datasets.opening import open_data
+from featuretap.workflows.datasets.formats import open_data
 
 CAT, DOG = ("cat", (1, 1, 5, 5)), ("dog", (2, 3, 12, 8))
 

@@ -9,7 +9,7 @@ from support.training_runs import coloured_folder
 
 from featuretap.specs.preprocessing import Preprocessing
 from featuretap.workflows.datasets.data_set import DataSet
-from featuretap.workflows.datasets.opening import open_data
+from featuretap.workflows.datasets.formats import open_data
 from featuretap.workflows.training.loaders import judging_loader, training_loader
 from featuretap.workflows.training.tasks.classification import ClassificationTask, prepared
 from featuretap.workflows.training.tasks.task import Augmentation

@@ -1,11 +1,11 @@
-"""Images with boxes in them, whatever format these were written in. No torch."""
+"""Images with annotated objects, in whatever format the annotations are. No torch."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,11 +13,11 @@ from PIL import Image
 
 from featuretap.support.errors import DataError
 from featuretap.support.images import read_image
-from featuretap.workflows.datasets.data_set import Boxes
-from featuretap.workflows.datasets.image_checks import image_problem, size_problem
-from featuretap.workflows.datasets.splitting import rarest, relative_name, split
+from featuretap.workflows.datasets.checks import image_problem, size_problem
+from featuretap.workflows.datasets.data_set import Boxes, DataSet, FileSample, Samples
+from featuretap.workflows.datasets.splits import rarest, split_files
 
-__all__ = ["AnnotatedImage", "BoxedImages", "box_problem", "clipped", "divided", "gathered"]
+__all__ = ["AnnotatedImage", "box_problem", "clip_box", "detection_set"]
 
 TOLERANCE = 1
 """Pixels that a box may reach beyond its image, as rounding makes it; it is clipped."""
@@ -25,96 +25,81 @@ TOLERANCE = 1
 Box = tuple[float, float, float, float]
 
 
-class AnnotatedImage(NamedTuple):
-    """What a file of annotations says of an image.
+@dataclass(frozen=True, slots=True)
+class AnnotatedImage(FileSample):
+    """An image and the annotations of its objects, as they are read from a file.
 
-    Attributes:
+    Args:
         path: the image file.
         size: width and height in pixels.
+        outlines: run lengths of every object's mask, as in the COCO API; None where masks were not requested.
         boxes: x1, y1, x2, y2 of every object in pixels, inside the image.
         names: class of every object.
         ignored: whether every object is a crowd or difficult.
-        outlines: run lengths of every object's mask, as the COCO API has them; None where masks were not asked for.
     """
 
-    path: str
     size: tuple[int, int]
-    boxes: list[Box]
-    names: list[str]
-    ignored: list[bool]
     outlines: list[dict[str, Any]] | None = None
+    boxes: list[Box] = field(default_factory=list)
+    names: list[str] = field(default_factory=list)
+    ignored: list[bool] = field(default_factory=list)
+
+    def sample(self, labels: Mapping[str, int]) -> BoxedImage:
+        """Return it as a sample, with the label of every class's name."""
+        boxes = Boxes(
+            np.array(self.boxes, np.float32).reshape(-1, 4),
+            np.array([labels[name] for name in self.names], np.int64),
+            np.array(self.ignored, np.bool_),
+        )
+        return BoxedImage(self.path, self.size, boxes, self.outlines)
 
 
-@dataclass(frozen=True)
-class BoxedImages:
-    """Image files, and what is in each.
+@dataclass(frozen=True, slots=True)
+class BoxedImage(FileSample):
+    """An image file with boxes, and the run lengths of their masks where these were requested.
 
     Args:
-        paths: the files.
-        sizes: width and height of each in pixels when upright.
-        boxes: what is in each, without masks.
-        outlines: run lengths of the masks of each image's objects; None where masks were not asked for.
+        path: the image file.
+        size: width and height in pixels when upright.
+        boxes: its objects, without masks.
+        outlines: as in `AnnotatedImage`.
     """
 
-    paths: tuple[str, ...]
-    sizes: tuple[tuple[int, int], ...]
-    boxes: tuple[Boxes, ...]
-    outlines: tuple[list[dict[str, Any]], ...] | None = None
+    size: tuple[int, int]
+    boxes: Boxes
+    outlines: list[dict[str, Any]] | None
 
-    labels = None
+    label = None
 
-    def __len__(self) -> int:
-        return len(self.paths)
-
-    def __getitem__(self, index: int) -> tuple[Image.Image, Boxes]:
-        image = read_image(Path(self.paths[index]))
-        problem = size_problem(self.paths[index], image.size, self.sizes[index])
+    def read(self) -> tuple[Image.Image, Boxes]:
+        """Return the image and its objects."""
+        image = read_image(Path(self.path))
+        problem = size_problem(self.path, image.size, self.size)
         if problem:
             raise DataError(problem)
-        boxes = self.boxes[index]
-        if self.outlines is not None:
-            boxes = boxes._replace(masks=_masks(self.outlines[index], image.size))
-        return image, boxes
+        if self.outlines is None:
+            return image, self.boxes
+        return image, self.boxes._replace(masks=_decode_masks(self.outlines, image.size))
 
-    def name(self, index: int) -> str:
-        """Return an image's path."""
-        return self.paths[index]
-
-    def check(self, index: int) -> str:
-        """Return what is wrong with an image, or that it is not of the size that its boxes are for, or ""."""
-        return image_problem(self.paths[index], self.sizes[index])
+    def check(self) -> str:
+        """Return what is wrong with the image, or that it is not of the size that its boxes are for, or ""."""
+        return image_problem(self.path, self.size)
 
 
-def gathered(images: Sequence[AnnotatedImage], classes: Sequence[str]) -> BoxedImages:
-    """Return annotated images as samples, with the classes' places as labels."""
-    labels = {name: label for label, name in enumerate(classes)}
-    outlines = [image.outlines for image in images if image.outlines is not None]
-    return BoxedImages(
-        tuple(image.path for image in images),
-        tuple(image.size for image in images),
-        tuple(
-            Boxes(
-                np.array(image.boxes, np.float32).reshape(-1, 4),
-                np.array([labels[name] for name in image.names], np.int64),
-                np.array(image.ignored, np.bool_),
-            )
-            for image in images
-        ),
-        tuple(outlines) if outlines else None,
-    )
-
-
-def divided(
-    images: Sequence[AnnotatedImage], folder: Path, val_fraction: float, seed: int
-) -> list[list[AnnotatedImage]]:
-    """Return images in two parts, to learn from and to judge by, with rare classes in both where that can be.
+def detection_set(
+    parts: Sequence[Sequence[AnnotatedImage]], classes: tuple[str, ...], folder: Path, val_fraction: float, seed: int
+) -> DataSet:
+    """Return a data set of a training and a validation part, or of one part that is split, rare classes in both.
 
     Raises:
-        DataError: they cannot be divided (see `featuretap.workflows.datasets.splitting.split`).
+        DataError: the one part cannot be split.
     """
-    names = [relative_name(image.path, folder) for image in images]
-    groups = rarest([set(image.names) for image in images])
-    return [[images[index] for index in part] for part in split(names, groups, val_fraction, seed, str(folder))]
+    if len(parts) == 1:
+        groups = rarest([set(image.names) for image in parts[0]])
+        parts = split_files(parts[0], folder, groups, val_fraction, seed)
+    labels = {name: label for label, name in enumerate(classes)}
+    train, val = (Samples([image.sample(labels) for image in part]) for part in parts)
+    return DataSet("detection", classes, train, val)
 
 
 def box_problem(box: Box, size: tuple[int, int]) -> str:
@@ -125,7 +110,7 @@ def box_problem(box: Box, size: tuple[int, int]) -> str:
         return "has a box of negative size"
     if np.float32(x1) == np.float32(x2) or np.float32(y1) == np.float32(y2):
         return "has an empty box"
-    left, top, right, bottom = clipped(box, size)
+    left, top, right, bottom = clip_box(box, size)
     beyond = min(x1, y1) < -TOLERANCE or x2 > width + TOLERANCE or y2 > height + TOLERANCE
     # A sliver at the edge may be nothing once it is rounded to float32.
     if beyond or np.float32(left) >= np.float32(right) or np.float32(top) >= np.float32(bottom):
@@ -134,14 +119,14 @@ def box_problem(box: Box, size: tuple[int, int]) -> str:
     return ""
 
 
-def clipped(box: Box, size: tuple[int, int]) -> Box:
+def clip_box(box: Box, size: tuple[int, int]) -> Box:
     """Return a box (x1, y1, x2, y2) without what is outside an image of this width and height."""
     width, height = size
     x1, y1, x2, y2 = box
     return max(x1, 0.0), max(y1, 0.0), min(x2, float(width)), min(y2, float(height))
 
 
-def _masks(outlines: Sequence[dict[str, Any]], size: tuple[int, int]) -> NDArray[np.uint8]:
+def _decode_masks(outlines: Sequence[dict[str, Any]], size: tuple[int, int]) -> NDArray[np.uint8]:
     width, height = size
     if not outlines:
         return np.zeros((0, height, width), np.uint8)

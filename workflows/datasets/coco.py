@@ -2,63 +2,66 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+import logging
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any, TypeGuard
 
 from featuretap.support.errors import DataError
 from featuretap.support.extras import check_extra
-from featuretap.workflows.datasets.boxed_images import divided, gathered
-from featuretap.workflows.datasets.coco_file import read_coco
+from featuretap.support.text import first_few
+from featuretap.workflows.datasets.boxed_images import AnnotatedImage, box_problem, clip_box, detection_set
+from featuretap.workflows.datasets.checks import raise_problems
 from featuretap.workflows.datasets.data_set import DataSet
-from featuretap.workflows.datasets.parts import part_folders
+from featuretap.workflows.datasets.splits import check_classes, part_folders
 
 __all__ = ["open_coco"]
+
+logger = logging.getLogger("featuretap")
 
 IN_PART = "_annotations.coco.json"
 """Name of the file in a part's folder, as Roboflow exports it."""
 
+LARGEST = 1_000_000
+"""Beyond any image, in pixels; NaN and infinity are beyond it too."""
+
 
 def open_coco(folder: Path, val_fraction: float, seed: int, masks: bool) -> DataSet:
-    """Open a folder with a file of annotations for each part, or with one, of whose images some are for validation.
+    """Open a folder with a file of annotations for each part, or with one, whose images are split.
 
     Classes are in the order of the ids of their categories, which need not be consecutive. Images without objects stay.
 
     Raises:
         DataError: there is no such file or not the right number of them, or one of them cannot be used.
-        MissingExtraError: masks are wanted, and what reads them is not installed.
+        MissingExtraError: masks are requested, and what reads them is not installed.
     """
     if masks:
         check_extra("reading masks", "train", ["faster_coco_eval"])
-    train_file, val_file = _files(folder)
-    train = read_coco(train_file, _image_folders(folder, train_file, "train"), masks)
-    if val_file is None:
-        parts = divided(train.images, folder, val_fraction, seed)
-        learned, judged = (gathered(images, train.classes) for images in parts)
-        return DataSet("detection", train.classes, learned, judged)
-    val = read_coco(val_file, _image_folders(folder, val_file, "val"), masks)
-    unknown = [name for name in val.classes if name not in train.classes]
-    if unknown:
-        raise DataError(
-            f"{str(val_file)!r} has categories that {str(train_file)!r} has not: {', '.join(map(repr, unknown))}; "
-            "what is to be recognised has to be learned"
-        )
-    return DataSet(
-        "detection", train.classes, gathered(train.images, train.classes), gathered(val.images, train.classes)
-    )
+    train_file, val_file = _annotation_files(folder)
+    classes, train = _read_annotations(train_file, _image_folders(folder, train_file, "train"), masks)
+    parts = [train]
+    if val_file is not None:
+        val_classes, val = _read_annotations(val_file, _image_folders(folder, val_file, "val"), masks)
+        check_classes(val_classes, classes, val_file, train_file, "categories")
+        parts.append(val)
+    return detection_set(parts, classes, folder, val_fraction, seed)
 
 
-def _files(folder: Path) -> tuple[Path, Path | None]:
+def _annotation_files(folder: Path) -> tuple[Path, Path | None]:
+    """Return the annotations of the training images, and those of the validation images where these are separate."""
     parts = part_folders(folder) if any(folder.glob(f"*/{IN_PART}")) else None
     if parts:
         return parts.train / IN_PART, parts.val / IN_PART if parts.val else None
-    train, val = _of_part(folder, "train"), _of_part(folder, "val")
+    train, val = _file_of_part(folder, "train"), _file_of_part(folder, "val")
     if train:
         return train, val
     if val:
         raise DataError(
-            f"{str(folder)!r} has {val.name!r} but no annotations to learn from, such as 'instances_train.json'"
+            f"{str(folder)!r} has {val.name!r} but no annotations of training images, such as 'instances_train.json'"
         )
-    found = [*_json_in(folder), *_json_in(folder / "annotations")]
+    found = [*_json_files(folder), *_json_files(folder / "annotations")]
     if len(found) != 1:
         there = f"is {', '.join(repr(path.name) for path in found)}" if found else "is no JSON file"
         raise DataError(
@@ -68,11 +71,11 @@ def _files(folder: Path) -> tuple[Path, Path | None]:
     return found[0], None
 
 
-def _of_part(folder: Path, part: str) -> Path | None:
+def _file_of_part(folder: Path, part: str) -> Path | None:
     """Return the file of a part: "instances_train2017.json", as COCO has it, or else "train.json"."""
-    inside = [*_json_in(folder / "annotations"), *_json_in(folder)]
+    files = [*_json_files(folder / "annotations"), *_json_files(folder)]
     for beginning in (f"instances_{part}", part):
-        found = [path for path in inside if path.name.lower().startswith(beginning)]
+        found = [path for path in files if path.name.lower().startswith(beginning)]
         if len(found) > 1:
             names = " and ".join(repr(path.name) for path in found)
             raise DataError(f"{str(folder)!r} has {names}; keep the one that is for {part!r}")
@@ -81,15 +84,205 @@ def _of_part(folder: Path, part: str) -> Path | None:
     return None
 
 
-def _json_in(folder: Path) -> list[Path]:
+def _json_files(folder: Path) -> list[Path]:
     if not folder.is_dir():
         return []
     return sorted(path for path in folder.iterdir() if path.suffix.lower() == ".json" and not path.name.startswith("."))
 
 
 def _image_folders(folder: Path, file: Path, part: str) -> Sequence[Path]:
+    """Return where the images of a file of annotations may be; the first folder that has one counts."""
     if file.name == IN_PART:
         return [file.parent]
-    name = file.stem.removeprefix("instances_")
-    names = dict.fromkeys([name, part, *(["valid"] if part == "val" else [])])
+    names = dict.fromkeys([file.stem.removeprefix("instances_"), part, *(["valid"] if part == "val" else [])])
     return [*(root / name for root in (folder, folder / "images") for name in names), folder / "images", folder]
+
+
+def _read_annotations(
+    path: Path, folders: Sequence[Path], masks: bool
+) -> tuple[tuple[str, ...], Sequence[AnnotatedImage]]:
+    """Return the categories of a file by ascending id, and its images in the order of their ids.
+
+    Raises:
+        DataError: it is no such file, or an entry is invalid. All problems are counted, and the first are named.
+    """
+    lists = _read_lists(path)
+    problems: list[str] = []
+    categories = _categories(lists["categories"], problems)
+    images = _images(lists["images"], folders, masks, problems)
+    raise_problems(problems, path)
+    empty: list[str] = []
+    for annotation in lists["annotations"]:
+        problem = _add_object(annotation, categories, images, empty)
+        if problem:
+            problems.append(f"{_label(annotation, images)} {problem}")
+    raise_problems(problems, path)
+    if not any(image.boxes for image in images.values()):
+        raise DataError(f"{str(path)!r} has no annotations, so that there is nothing to train or evaluate on")
+    if empty:
+        counted = "an object" if len(empty) == 1 else f"{len(empty)} objects"
+        logger.warning("left out %s of no width or height in %r: %s", counted, str(path), first_few(empty, 5, "; "))
+    return tuple(categories[key] for key in sorted(categories)), [images[key] for key in sorted(images)]
+
+
+def _read_lists(path: Path) -> dict[str, list[Any]]:
+    try:
+        content = json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{str(path)!r} is no JSON: {error}") from error
+    lists: dict[str, list[Any]] = {}
+    for key in ("images", "annotations", "categories"):
+        entries = content.get(key) if isinstance(content, dict) else None
+        if not isinstance(entries, list):
+            raise DataError(f"{str(path)!r} is no COCO file for detection: it has no list of {key!r}")
+        if not entries:
+            raise DataError(f"{str(path)!r} has no {key}")
+        lists[key] = entries
+    return lists
+
+
+def _categories(entries: Sequence[Any], problems: list[str]) -> dict[int, str]:
+    """Return id → name; what is wrong is added to `problems`."""
+    categories: dict[int, str] = {}
+    for entry in entries:
+        invalid = _entry_problem(entry, "name")
+        if invalid:
+            problems.append(f"category {_shown(entry)} {invalid}")
+        elif entry["id"] in categories:
+            problems.append(f"category {entry['id']} is there twice")
+        else:
+            categories[entry["id"]] = entry["name"]
+    repeated = [name for name, count in Counter(categories.values()).items() if count > 1]
+    problems += [f"several categories are called {name!r}" for name in repeated]
+    return categories
+
+
+def _images(
+    entries: Sequence[Any], folders: Sequence[Path], masks: bool, problems: list[str]
+) -> dict[int, AnnotatedImage]:
+    """Return id → image, without objects; what is wrong is added to `problems`."""
+    images: dict[int, AnnotatedImage] = {}
+    missing: list[str] = []
+    for entry in entries:
+        invalid = _entry_problem(entry, "file_name")
+        if invalid:
+            problems.append(f"image {_shown(entry)} {invalid}")
+            continue
+        number, name, width, height = entry["id"], entry["file_name"], entry.get("width"), entry.get("height")
+        path = next((folder / name for folder in folders if (folder / name).is_file()), None)
+        if number in images:
+            problems.append(f"image {number} is there twice")
+        elif not all(_is_integer(side) and 0 < side <= LARGEST for side in (width, height)):
+            problems.append(f"image {number}, {name!r}, has no width and height")
+        elif path is None:
+            missing.append(name)
+        else:
+            images[number] = AnnotatedImage(str(path), (width, height), [] if masks else None)
+    if missing:
+        searched = " or ".join(repr(str(folder)) for folder in folders)
+        problems.append(f"the image {missing[0]!r} is missing (looked in {searched})")
+        problems += [f"the image {name!r} is missing" for name in missing[1:]]
+    repeated = [name for name, count in Counter(image.path for image in images.values()).items() if count > 1]
+    problems += [f"several images are {name!r}" for name in repeated]
+    return images
+
+
+def _add_object(
+    annotation: Any, categories: Mapping[int, str], images: Mapping[int, AnnotatedImage], empty: list[str]
+) -> str:
+    """Add an object to its image, or to the empty ones; return what is wrong with it, or ""."""
+    if not isinstance(annotation, Mapping):
+        return "is no object"
+    for key, known in (("image", images), ("category", categories)):
+        value = annotation.get(f"{key}_id")
+        if not _is_integer(value):
+            return f"has {key}_id {_shown(value)}, which is no whole number"
+        if value not in known:
+            return f"is of {key} {value}, which is not there"
+    image, corners = images[annotation["image_id"]], annotation.get("bbox")
+    if not (isinstance(corners, list) and len(corners) == 4 and all(map(_is_number, corners))):
+        return "has no 'bbox' of four numbers"
+    x, y, width, height = map(float, corners)
+    if min(width, height) == 0:
+        # COCO's own training set has two.
+        empty.append(_label(annotation, images))
+        return ""
+    box = (x, y, x + width, y + height)
+    problem = box_problem(box, image.size)
+    if problem:
+        return problem
+    if image.outlines is not None:
+        try:
+            image.outlines.append(_run_lengths(annotation.get("segmentation"), image.size))
+        except ValueError as error:
+            return str(error)
+    image.boxes.append(clip_box(box, image.size))
+    image.names.append(categories[annotation["category_id"]])
+    image.ignored.append(annotation.get("iscrowd") in (1, True))
+    return ""
+
+
+def _label(annotation: Any, images: Mapping[int, AnnotatedImage]) -> str:
+    """Return what messages call an annotation."""
+    if not isinstance(annotation, Mapping):
+        return f"annotation {_shown(annotation)}"
+    number = annotation.get("image_id")
+    of = f" of {Path(images[number].path).name!r}" if _is_integer(number) and number in images else ""
+    return f"annotation {_shown(annotation.get('id'))}{of}"
+
+
+def _run_lengths(outline: Any, size: tuple[int, int]) -> dict[str, Any]:
+    """Return a mask as compressed run lengths, out of polygons or run lengths.
+
+    Raises:
+        ValueError: it is neither.
+    """
+    from faster_coco_eval.core import mask
+
+    width, height = size
+    if isinstance(outline, list) and outline and all(map(_is_polygon, outline)):
+        return dict(mask.merge(mask.frPyObjects(outline, height, width)))
+    if not (isinstance(outline, Mapping) and _are_counts(outline.get("counts"))):
+        raise ValueError("has no 'segmentation' of polygons or run lengths, which masks need")
+    if outline.get("size") != [height, width]:
+        given = _shown(outline.get("size"))
+        raise ValueError(f"has a mask of size {given} (height, width) in an image of {width}×{height}")
+    try:
+        lengths = outline if isinstance(outline["counts"], str) else mask.frPyObjects(dict(outline), height, width)
+        # The library validates run lengths only when it decodes them.
+        mask.decode(lengths)
+    except (ValueError, RuntimeError) as error:
+        raise ValueError(f"has run lengths that make no mask: {error}") from error
+    return dict(lengths)
+
+
+def _is_polygon(value: Any) -> bool:
+    return isinstance(value, list) and len(value) >= 6 and len(value) % 2 == 0 and all(map(_is_number, value))
+
+
+def _are_counts(value: Any) -> bool:
+    return isinstance(value, str) or (
+        isinstance(value, list) and all(_is_integer(count) and 0 <= count <= LARGEST**2 for count in value)
+    )
+
+
+def _entry_problem(entry: Any, name: str) -> str:
+    """Return what an entry lacks of its id and its name, or ""."""
+    if not isinstance(entry, Mapping):
+        return "is no object"
+    if not _is_integer(entry.get("id")):
+        return f"has the id {_shown(entry.get('id'))}, which is no whole number"
+    return "" if isinstance(entry.get(name), str) else f"has no text as {name}"
+
+
+def _is_integer(value: Any) -> TypeGuard[int]:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= LARGEST
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."

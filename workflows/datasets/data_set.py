@@ -1,4 +1,4 @@
-"""What a data set is to everything else: two parts, class names, and images with what is known of them. No torch."""
+"""A data set: training and validation samples, class names, and what a sample is. No torch."""
 
 from __future__ import annotations
 
@@ -10,22 +10,22 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-__all__ = ["IGNORED", "Boxes", "DataSet", "Samples", "Target", "Task"]
+__all__ = ["IGNORED", "Boxes", "DataSet", "FileSample", "Sample", "Samples", "Task"]
 
 Task = Literal["classification", "segmentation", "detection"]
 
 IGNORED = 255
-"""The value of a pixel of a mask that belongs to no class and counts nowhere, as in Pascal VOC."""
+"""Value of the pixels of a mask that have no class and are not counted, as in Pascal VOC."""
 
 
 class Boxes(NamedTuple):
-    """What is in an image for a detector.
+    """The objects in an image.
 
     Attributes:
         boxes: float32 (M, 4) as x1, y1, x2, y2 in pixels of the image as it is read, x2 > x1 and y2 > y1.
-        labels: int64 (M,), places in the data set's `classes`, from 0.
+        labels: int64 (M,), indices into the data set's `classes`, from 0.
         ignored: bool (M,): crowds and objects marked difficult, which are neither trained on nor counted.
-        masks: uint8 (M, H, W), 1 where the object is, or None where they were not asked for.
+        masks: uint8 (M, H, W), 1 where the object is, or None where they were not requested.
     """
 
     boxes: NDArray[np.float32]
@@ -34,54 +34,89 @@ class Boxes(NamedTuple):
     masks: NDArray[np.uint8] | None = None
 
 
-Target = int | Boxes | NDArray[np.uint8]
-"""The class of an image, what is in it, or the class of every pixel (H, W), `IGNORED` included."""
+class Sample(Protocol):
+    """An image with its target: its class, its `Boxes`, or the class of every pixel, uint8 (H, W)."""
 
-
-class Samples(Protocol):
-    """One part of a data set. It can be pickled, for the processes of a loader."""
-
-    def __len__(self) -> int:
-        """Return the number of images."""
-        ...
-
-    def __getitem__(self, index: int) -> tuple[Image.Image, Any]:
-        """Return an image, upright and in mode "RGB" or, where the set is grey, "L", and its `Target`.
-
-        Raises:
-            ImageError: the image cannot be read.
-            DataError: its target cannot.
-        """
-        ...
-
-    def name(self, index: int) -> str:
-        """Return what messages and pictures call an image: its path, or "digits 17"."""
-        ...
-
-    def check(self, index: int) -> str:
-        """Return what is wrong with an image or its target, or "" if it can be used. Cheaper than reading where it can.
-
-        What does not need the pixels is checked when the data set is opened; this is for what does.
-        """
+    @property
+    def name(self) -> str:
+        """What messages and pictures call the image: its path, or "digits 17"."""
         ...
 
     @property
-    def labels(self) -> Sequence[int] | None:
-        """The class of every image of a data set for classification, without reading any; None for other tasks."""
+    def label(self) -> int | None:
+        """The class of the image, without reading it; None for tasks other than classification."""
         ...
+
+    def read(self) -> tuple[Image.Image, Any]:
+        """Return the image, upright and in mode "RGB" or, where the set is grey, "L", and its target.
+
+        Raises:
+            ImageError: the image cannot be read.
+            DataError: its target cannot be read.
+        """
+        ...
+
+    def check(self) -> str:
+        """Return what is wrong with the image or its target, or "". Cheaper than reading where possible.
+
+        What does not need the pixels is checked when the data set is opened.
+        """
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class FileSample:
+    """What the samples of all image files have in common."""
+
+    path: str
+
+    @property
+    def name(self) -> str:
+        """The path."""
+        return self.path
+
+
+@dataclass(frozen=True)
+class Samples:
+    """One part of a data set. It can be pickled, for the worker processes of a loader."""
+
+    samples: Sequence[Sample]
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, index: int) -> tuple[Image.Image, Any]:
+        return self.samples[index].read()
+
+    def __add__(self, other: Samples) -> Samples:
+        return Samples([*self.samples, *other.samples])
+
+    def name(self, index: int) -> str:
+        """Return the name of a sample."""
+        return self.samples[index].name
+
+    def check(self, index: int) -> str:
+        """Return what is wrong with a sample, or ""."""
+        return self.samples[index].check()
+
+    @property
+    def labels(self) -> list[int] | None:
+        """The class of every image of a data set for classification, without reading any; None for other tasks."""
+        labels = [sample.label for sample in self.samples]
+        return None if None in labels else labels  # type: ignore[return-value]
 
 
 @dataclass(frozen=True)
 class DataSet:
-    """Images to learn from and images to judge by.
+    """Training and validation images.
 
     Args:
         task: what it is for.
-        classes: name of every class, in the order of its label. For segmentation the background is one of them; for
-            detection it is none.
-        train: what is learned from.
-        val: what is judged by.
-        mirrors: whether a mirrored image is still of its class, as photographs are and digits are not.
+        classes: name of every class, in the order of its label. The background is one of them for segmentation, and
+            not for detection.
+        train: training images.
+        val: validation images.
+        mirrors: whether a mirrored image keeps its class, as photographs do and digits do not.
     """
 
     task: Task

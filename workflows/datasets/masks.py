@@ -5,125 +5,113 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageOps
 
 from featuretap.support.errors import DataError
 from featuretap.support.image_files import images_below
 from featuretap.support.images import read_image
-from featuretap.workflows.datasets.data_set import IGNORED, DataSet
-from featuretap.workflows.datasets.image_checks import image_problem, upright_size
-from featuretap.workflows.datasets.mask_files import mask_problem, read_mask
-from featuretap.workflows.datasets.parts import part_folders
-from featuretap.workflows.datasets.problems import raise_problems
-from featuretap.workflows.datasets.splitting import relative_name, split
-from featuretap.workflows.datasets.voc import listed
+from featuretap.workflows.datasets.checks import image_problem, raise_problems, upright_size
+from featuretap.workflows.datasets.data_set import IGNORED, DataSet, FileSample, Samples
+from featuretap.workflows.datasets.splits import part_folders, read_part_lists, split_files
 
-__all__ = ["MaskedImages", "open_masks"]
+__all__ = ["open_masks"]
+
+MODES = ("1", "L", "P")
+"""Pillow's names of images with one value of up to 8 bits for each pixel."""
 
 NAMES = "classes.txt"
-LOOKED_AT = 20
-"""Masks that are looked at to see whether they mean 255 as a class."""
+SAMPLED = 20
+"""Masks that are read to see whether they use 255 as a class."""
 
-MEANING = (
+NO_CLASSES = (
     f"the masks in {{!r}} have no value but 0 and {IGNORED}, which is ignored; a mask's pixels are the numbers of "
     "their classes: 0 for the background, 1 for what is to be found"
 )
 
 
-@dataclass(frozen=True)
-class MaskedImages:
-    """Image files, and the mask of each.
+@dataclass(frozen=True, slots=True)
+class MaskedImage(FileSample):
+    """An image file with a mask.
 
     Args:
-        paths: the images.
-        masks: file of every image's mask.
-        classes: how many classes there are, so that a mask's values are below it or `IGNORED`.
+        path: the image.
+        mask: the file of its mask.
+        classes: number of classes; a mask's values are below it, or `IGNORED`.
     """
 
-    paths: tuple[str, ...]
-    masks: tuple[str, ...]
+    mask: str
     classes: int
 
-    labels = None
+    label = None
 
-    def __len__(self) -> int:
-        return len(self.paths)
-
-    def __getitem__(self, index: int) -> tuple[Image.Image, NDArray[np.uint8]]:
-        image = read_image(Path(self.paths[index]))
-        mask = read_mask(self.masks[index])
-        problem = mask_problem(self.masks[index], mask, image.size, self.classes)
+    def read(self) -> tuple[Image.Image, NDArray[np.uint8]]:
+        """Return the image and its mask."""
+        image, mask = read_image(Path(self.path)), _read_mask(self.mask)
+        problem = self._mask_problem(mask, image.size)
         if problem:
             raise DataError(problem)
         return image, mask
 
-    def name(self, index: int) -> str:
-        """Return an image's path."""
-        return self.paths[index]
-
-    def check(self, index: int) -> str:
-        """Return what is wrong with an image or its mask, or ""."""
-        problem = image_problem(self.paths[index])
+    def check(self) -> str:
+        """Return what is wrong with the image or its mask, or ""."""
+        problem = image_problem(self.path)
         if problem:
             return problem
         try:
-            mask = read_mask(self.masks[index])
+            return self._mask_problem(_read_mask(self.mask), upright_size(self.path))
         except DataError as error:
             return str(error)
-        return mask_problem(self.masks[index], mask, upright_size(self.paths[index]), self.classes)
 
-
-class Place(NamedTuple):
-    """Folders of images and of their masks, and the names that count, or None for all."""
-
-    images: Path
-    masks: Path
-    names: tuple[str, ...] | None = None
-
-
-class Pairs(NamedTuple):
-    """Images and their masks, in one order."""
-
-    images: list[str]
-    masks: list[str]
+    def _mask_problem(self, mask: NDArray[np.uint8], size: tuple[int, int]) -> str:
+        """Return that the mask is not of its image's size (width, height) or has values that are no class, or ""."""
+        height, width = mask.shape
+        if (width, height) != size:
+            return f"the mask {self.mask!r} is {width}×{height}, but its image is {size[0]}×{size[1]}"
+        largest = _largest(mask)
+        if largest >= self.classes:
+            return (
+                f"the mask {self.mask!r} has the value {largest}, but there are {self.classes} classes, from 0 to "
+                f"{self.classes - 1}, and {IGNORED} for what is ignored"
+            )
+        return ""
 
 
 def open_masks(folder: Path, val_fraction: float, seed: int) -> DataSet:
     """Open a folder of images and masks of the same names, in parts or as one, of which a part is kept for validation.
 
-    The classes' names are the lines of "classes.txt", the background's first. Without it they are numbers, as many as
-    the masks' largest value tells, for which all masks are read.
+    The classes' names are the lines of "classes.txt", the background's first. Without it they are numbers, up to the
+    masks' largest value, for which all masks are read.
 
     Raises:
-        DataError: there are no such folders, images without masks or the other way round, or fewer than two classes.
+        DataError: there are no such folders, images without masks or the reverse, or fewer than two classes.
     """
     problems: list[str] = []
-    parts = [_pairs(place, problems) for place in _places(folder)]
+    parts = [_pairs(*place, problems) for place in _places(folder)]
     raise_problems(problems, folder)
-    classes = _named(folder) or _counted(folder, parts)
-    _check_meaning(folder, parts[0].masks[:LOOKED_AT])
-    if len(parts) == 1:
-        parts = _made(folder, parts[0], val_fraction, seed)
-    train, val = (MaskedImages(tuple(pairs.images), tuple(pairs.masks), len(classes)) for pairs in parts)
+    classes = _read_names(folder) or _count_classes(folder, [mask for part in parts for _, mask in part])
+    _check_values(folder, [mask for _, mask in parts[0][:SAMPLED]])
+    files = [[MaskedImage(image, mask, len(classes)) for image, mask in part] for part in parts]
+    if len(files) == 1:
+        files = split_files(files[0], folder, [0] * len(files[0]), val_fraction, seed)
+    train, val = map(Samples, files)
     return DataSet("segmentation", classes, train, val)
 
 
-def _places(folder: Path) -> list[Place]:
+def _places(folder: Path) -> list[tuple[Path, Path, tuple[str, ...] | None]]:
+    """Return for each part the folders of images and of masks, and the names that count, or None for all."""
     voc = folder / "SegmentationClass"
     if voc.is_dir():
-        lists = [folder / "ImageSets" / "Segmentation" / f"{part}.txt" for part in ("train", "val")]
-        whole = Place(folder / "JPEGImages", voc)
-        if lists[0].is_file():
-            return [whole._replace(names=listed(file)) for file in lists if file.is_file()]
         # Only some of VOC's images have masks.
-        return [whole._replace(names=tuple(sorted(path.stem for path in images_below(voc))))]
+        lists = read_part_lists(folder / "ImageSets" / "Segmentation") or [
+            tuple(sorted(path.stem for path in images_below(voc)))
+        ]
+        return [(folder / "JPEGImages", voc, names) for names in lists]
     parts = part_folders(folder)
     if parts:
-        return [Place(part / "images", part / "masks") for part in parts if part]
+        return [(part / "images", part / "masks", None) for part in parts if part]
     images, masks = folder / "images", folder / "masks"
     if not (images.is_dir() and masks.is_dir()):
         raise DataError(
@@ -132,21 +120,23 @@ def _places(folder: Path) -> list[Place]:
         )
     parts = part_folders(images)
     if parts:
-        return [Place(part, masks / part.name) for part in parts if part]
-    return [Place(images, masks)]
+        return [(part, masks / part.name, None) for part in parts if part]
+    return [(images, masks, None)]
 
 
-def _pairs(place: Place, problems: list[str]) -> Pairs:
-    images, masks = _files(place.images, problems), _files(place.masks, problems)
-    names = place.names or sorted({*images, *masks})
-    problems += [f"the image {name!r} has no mask in {str(place.masks)!r}" for name in names if name not in masks]
-    problems += [f"the mask {name!r} has no image in {str(place.images)!r}" for name in names if name not in images]
-    both = [name for name in names if name in images and name in masks]
-    return Pairs([str(images[name]) for name in both], [str(masks[name]) for name in both])
+def _pairs(
+    image_folder: Path, mask_folder: Path, listed: tuple[str, ...] | None, problems: list[str]
+) -> list[tuple[str, str]]:
+    """Return the paths of images and masks; what is missing is added to `problems`."""
+    images, masks = _files_by_name(image_folder, problems), _files_by_name(mask_folder, problems)
+    names = listed or sorted({*images, *masks})
+    problems += [f"the image {name!r} has no mask in {str(mask_folder)!r}" for name in names if name not in masks]
+    problems += [f"the mask {name!r} has no image in {str(image_folder)!r}" for name in names if name not in images]
+    return [(str(images[name]), str(masks[name])) for name in names if name in images and name in masks]
 
 
-def _files(folder: Path, problems: list[str]) -> dict[str, Path]:
-    """Return images by their paths in a folder, without the ending."""
+def _files_by_name(folder: Path, problems: list[str]) -> dict[str, Path]:
+    """Return images by their paths in a folder, without the suffix."""
     found: dict[str, Path] = {}
     if not folder.is_dir():
         raise DataError(f"there is no folder {str(folder)!r}; every image needs a mask of its name")
@@ -160,7 +150,33 @@ def _files(folder: Path, problems: list[str]) -> dict[str, Path]:
     return found
 
 
-def _named(folder: Path) -> tuple[str, ...]:
+def _read_mask(path: str) -> NDArray[np.uint8]:
+    """Return the class of every pixel (H, W). A palette only colours it for viewing, and is ignored.
+
+    Raises:
+        DataError: it cannot be read, or its pixels are not class numbers.
+    """
+    if not path.lower().endswith(".png"):
+        raise DataError(f"the mask {path!r} is no PNG file; other formats may change its numbers")
+    try:
+        with Image.open(path) as image:
+            mode, mask = image.mode, np.array(ImageOps.exif_transpose(image))
+    except Exception as error:
+        # Whatever Pillow's readers let through.
+        raise DataError(f"the mask {image_problem(path) or f'{path!r} is damaged: {error}'}") from error
+    if mode not in MODES:
+        raise DataError(
+            f"the mask {path!r} is of mode {mode!r}; masks are of 'L' or 'P', with the number of a class for each pixel"
+        )
+    return mask.astype(np.uint8)
+
+
+def _largest(mask: NDArray[np.uint8]) -> int:
+    return int(mask.max(initial=0, where=mask != IGNORED))
+
+
+def _read_names(folder: Path) -> tuple[str, ...]:
+    """Return the classes in "classes.txt", or nothing without one."""
     path = folder / NAMES
     if not path.is_file():
         return ()
@@ -180,24 +196,23 @@ def _named(folder: Path) -> tuple[str, ...]:
     return classes
 
 
-def _counted(folder: Path, parts: Iterable[Pairs]) -> tuple[str, ...]:
+def _count_classes(folder: Path, masks: Iterable[str]) -> tuple[str, ...]:
+    """Return numbered classes, up to the largest value of all masks."""
     problems: list[str] = []
     largest = 0
-    for path in (path for pairs in parts for path in pairs.masks):
+    for path in masks:
         try:
-            mask = read_mask(path)
+            largest = max(largest, _largest(_read_mask(path)))
         except DataError as error:
             problems.append(str(error))
-        else:
-            largest = max(largest, int(mask.max(initial=0, where=mask != IGNORED)))
     raise_problems(problems, folder)
     if largest == 0:
-        raise DataError(MEANING.format(str(folder)))
+        raise DataError(NO_CLASSES.format(str(folder)))
     return tuple(f"class {number}" for number in range(largest + 1))
 
 
-def _check_meaning(folder: Path, masks: Iterable[str]) -> None:
-    """Refuse masks of black and white, which would be learned as background and nothing.
+def _check_values(folder: Path, masks: Iterable[str]) -> None:
+    """Refuse black and white masks, which would train a model on background alone.
 
     Raises:
         DataError: no mask of those given has a class but the background, and some have 255.
@@ -205,17 +220,9 @@ def _check_meaning(folder: Path, masks: Iterable[str]) -> None:
     found: set[int] = set()
     for path in masks:
         try:
-            found.update(np.unique(read_mask(path)).tolist())
+            found.update(np.unique(_read_mask(path)).tolist())
         except DataError:
-            # Checking all files tells of it.
+            # Checking all files reports it.
             return
     if found in ({0, IGNORED}, {IGNORED}):
-        raise DataError(MEANING.format(str(folder)))
-
-
-def _made(folder: Path, whole: Pairs, val_fraction: float, seed: int) -> list[Pairs]:
-    names = [relative_name(path, folder) for path in whole.images]
-    return [
-        Pairs([whole.images[index] for index in part], [whole.masks[index] for index in part])
-        for part in split(names, [0] * len(names), val_fraction, seed, str(folder))
-    ]
+        raise DataError(NO_CLASSES.format(str(folder)))

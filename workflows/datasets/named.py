@@ -1,4 +1,4 @@
-"""Opening named data sets, which torchvision reads and downloads. No torch at module level."""
+"""Opening named data sets, which torchvision and scikit-learn read. No torch at module level."""
 
 from __future__ import annotations
 
@@ -11,59 +11,83 @@ import numpy as np
 from PIL import Image
 
 from featuretap.support.errors import DataError, FeaturetapError, ImageError
+from featuretap.support.extras import check_extra
 from featuretap.support.import_strings import load
-from featuretap.workflows.datasets.data_set import DataSet
+from featuretap.workflows.datasets.data_set import DataSet, Samples
 from featuretap.workflows.datasets.named_sets import NamedSet
-from featuretap.workflows.datasets.splitting import split
+from featuretap.workflows.datasets.splits import split
 
-__all__ = ["NamedSamples", "open_named"]
+__all__ = ["Digits", "open_named"]
 
 
-@dataclass(frozen=True)
-class NamedSamples:
-    """Images of a named data set.
+class Digits:
+    """scikit-learn's 1,797 grey images of 8×8 pixels, as a data set of torchvision's kind.
+
+    Args:
+        root: not used, since the images come with scikit-learn.
+        download: not used either.
+
+    Raises:
+        MissingExtraError: scikit-learn is not installed.
+    """
+
+    def __init__(self, root: Path, download: bool = False) -> None:
+        check_extra("the data set 'digits'", "train", ["sklearn"])
+        from sklearn.datasets import load_digits
+
+        loaded = load_digits()
+        # Values are from 0 to 16.
+        self.pixels = np.round(loaded.images / 16 * 255).astype(np.uint8)
+        self.targets: list[int] = loaded.target.tolist()
+
+    def __getitem__(self, index: int) -> tuple[Image.Image, int]:
+        return Image.fromarray(self.pixels[index]), self.targets[index]
+
+
+@dataclass(frozen=True, slots=True)
+class NamedSample:
+    """An image of a named data set.
 
     Args:
         title: what the images are called, before their numbers.
         source: torchvision's object.
-        numbers: which images of it these are.
-        labels: class of each.
-        transposed: whether they lie on their side.
+        number: which image of it this is.
+        label: its class.
+        transposed: whether it lies on its side.
     """
 
     title: str
     source: Any
-    numbers: Sequence[int]
-    labels: Sequence[int]
+    number: int
+    label: int
     transposed: bool
 
-    def __len__(self) -> int:
-        return len(self.numbers)
+    @property
+    def name(self) -> str:
+        """The set's name, the part's, and the number of the image in it."""
+        return f"{self.title} {self.number}"
 
-    def __getitem__(self, index: int) -> tuple[Image.Image, int]:
+    def read(self) -> tuple[Image.Image, int]:
+        """Return the image and its class."""
         try:
-            image, _ = self.source[self.numbers[index]]
+            image, _ = self.source[self.number]
             image.load()
         except Exception as error:
             # Every set reads in a way of its own.
-            raise ImageError(f"{self.name(index)} cannot be read: {_reason(error)}") from error
-        return image.transpose(Image.Transpose.TRANSPOSE) if self.transposed else image, self.labels[index]
+            raise ImageError(f"{self.name} cannot be read: {_reason(error)}") from error
+        return image.transpose(Image.Transpose.TRANSPOSE) if self.transposed else image, self.label
 
-    def name(self, index: int) -> str:
-        """Return the set's name, the part's, and the number of the image in it."""
-        return f"{self.title} {self.numbers[index]}"
-
-    def check(self, index: int) -> str:
-        """Return what is wrong with an image, or ""."""
+    def check(self) -> str:
+        """Return what is wrong with the image, or ""."""
         try:
-            self[index]
+            self.read()
         except ImageError as error:
             return str(error)
         return ""
 
 
 def open_named(row: NamedSet, folder: Path, val_fraction: float, seed: int) -> DataSet:
-    """Open a named data set, downloaded first where it is not there yet.
+    """Open a named data set, and download it first where it is not there yet.
 
     Args:
         row: the set.
@@ -75,34 +99,28 @@ def open_named(row: NamedSet, folder: Path, val_fraction: float, seed: int) -> D
         DataError: it can be neither read nor downloaded, or its labels are no classes.
         MissingExtraError: what it needs is not installed.
     """
-    learned = _part(row, row.train, folder)
-    classes = _classes(row, learned)
+    source = _read_part(row, row.train, folder)
+    classes = _class_names(row, source)
     if row.val is not None:
-        judged = _part(row, row.val, folder)
-        train = _samples(row, learned, f"{row.name} train", classes)
-        return DataSet("classification", classes, train, _samples(row, judged, f"{row.name} val", classes), row.mirrors)
-    whole = _samples(row, learned, row.name, classes)
-    train, val = (
-        NamedSamples(
-            whole.title,
-            whole.source,
-            [whole.numbers[index] for index in part],
-            [whole.labels[index] for index in part],
-            whole.transposed,
-        )
-        for part in split(list(map(str, range(len(whole)))), whole.labels, val_fraction, seed, row.name)
-    )
-    return DataSet("classification", classes, train, val, row.mirrors)
+        train = _samples(row, source, f"{row.name} train", classes)
+        val = _samples(row, _read_part(row, row.val, folder), f"{row.name} val", classes)
+    else:
+        samples = _samples(row, source, row.name, classes)
+        numbers, labels = list(map(str, range(len(samples)))), [sample.label for sample in samples]
+        divided = split(numbers, labels, val_fraction, seed, row.name)
+        train, val = ([samples[index] for index in part] for part in divided)
+    return DataSet("classification", classes, Samples(train), Samples(val), row.mirrors)
 
 
-def _part(row: NamedSet, arguments: Mapping[str, Any], folder: Path) -> Any:
+def _read_part(row: NamedSet, arguments: Mapping[str, Any], folder: Path) -> Any:
+    """Return torchvision's object for a part."""
     from featuretap.weights.downloads import offline
 
-    make = load(row.factory or f"torchvision.datasets:{row.name}")
+    factory = load(row.factory or f"torchvision.datasets:{row.name}")
     by_hand = f"put its files into {str(folder / row.place)!r}, or give a folder of images"
     try:
-        # What was put there by hand may be no longer offered, or be here without a network.
-        return make(folder, **arguments, download=False)
+        # Files put there by hand may no longer be offered for download, or there may be no network.
+        return factory(folder, **arguments, download=False)
     except FeaturetapError:
         raise
     except Exception as error:
@@ -114,44 +132,44 @@ def _part(row: NamedSet, arguments: Mapping[str, Any], folder: Path) -> Any:
             ) from error
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        return make(folder, **arguments, download=True)
+        return factory(folder, **arguments, download=True)
     except Exception as error:
         raise DataError(f"cannot download the data set {row.name!r}: {_reason(error)}; {by_hand}") from error
 
 
-def _samples(row: NamedSet, part: Any, title: str, classes: Sequence[str]) -> NamedSamples:
-    labels = _labels(part)
+def _samples(row: NamedSet, source: Any, title: str, classes: Sequence[str]) -> list[NamedSample]:
+    labels = _labels(source)
     for number, label in enumerate(labels):
         if not 0 <= label < len(classes):
             raise DataError(
                 f"{title} {number} is of class {label}, but {row.name!r} has {len(classes)} classes, from 0 to "
                 f"{len(classes) - 1}"
             )
-    files = getattr(part, "_image_files", None)
+    files = getattr(source, "_image_files", None)
     # SUN397 lists its files as the disk has them.
     numbers = sorted(range(len(labels)), key=lambda number: str(files[number])) if files else range(len(labels))
-    return NamedSamples(title, part, numbers, [labels[number] for number in numbers], row.transposed)
+    return [NamedSample(title, source, number, labels[number], row.transposed) for number in numbers]
 
 
-def _labels(part: Any) -> list[int]:
+def _labels(source: Any) -> list[int]:
     """Return the class of every image, which torchvision's classes keep under various names."""
-    found = next((getattr(part, name) for name in ("targets", "labels", "_labels", "y") if hasattr(part, name)), None)
+    found = next(
+        (getattr(source, name) for name in ("targets", "labels", "_labels", "y") if hasattr(source, name)), None
+    )
     if found is None:
-        found = [label for _, label in part._samples]
+        found = [label for _, label in source._samples]
     array = np.asarray(found)
-    # QMNIST has more to say of every image, behind its class.
+    # QMNIST has more columns behind the class.
     return [int(label) for label in (array[:, 0] if array.ndim == 2 else array)]
 
 
-def _classes(row: NamedSet, part: Any) -> tuple[str, ...]:
-    names = getattr(part, "classes", None) or getattr(part, "categories", None)
-    if names is None:
-        names = range(row.classes or 0)
+def _class_names(row: NamedSet, source: Any) -> tuple[str, ...]:
+    names = getattr(source, "classes", None) or getattr(source, "categories", None) or range(row.classes or 0)
     # Imagenette's classes have several names each.
     return tuple(name[0] if isinstance(name, tuple) else str(name) for name in names)
 
 
 def _reason(error: Exception) -> str:
-    # torchvision's own advice is not for users of ours.
+    # torchvision's advice is about its own arguments.
     text = " ".join(str(error).split()).partition(" You can use download=True")[0]
     return text.rstrip(".") or type(error).__name__

@@ -1,4 +1,4 @@
-"""Which named data sets there are, and what their classes call their parts. Data, no code. No torch."""
+"""The named data sets, and what their classes call their parts. Data, no code. No torch."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ class NamedSet:
 
     Args:
         name: what people call it, torchvision's class for it.
-        train: arguments that give the part to learn from.
-        val: arguments that give the part to judge by, which is the test set where a set has no other; None where it has
+        train: arguments that give the training part.
+        val: arguments that give the validation part, which is the test set where a set has no other; None where it has
             no parts.
         place: where its files are, in the folder of data sets.
         classes: how many there are, for a set whose class does not name them; their names are the numbers from 0.
         mirrors: whether a mirrored image is still of its class.
         transposed: whether its images lie on their side, rows for columns.
-        factory: its class as an import string, for a set that is none of torchvision's.
+        factory: its class as an import string, for a set that is not torchvision's.
     """
 
     name: str
@@ -36,46 +36,46 @@ class NamedSet:
     factory: str = ""
 
 
-LEARN, JUDGE = {"train": True}, {"train": False}
+IS_TRAIN, IS_TEST = {"train": True}, {"train": False}
 TRAIN, TRAINVAL, VAL, TEST = ({"split": part} for part in ("train", "trainval", "val", "test"))
 
 NAMED_SETS: Mapping[str, NamedSet] = MappingProxyType(
     {
         row.name.lower(): row
         for row in (
-            NamedSet("digits", classes=10, mirrors=False, factory="featuretap.workflows.datasets.digits:Digits"),
+            NamedSet("digits", classes=10, mirrors=False, factory="featuretap.workflows.datasets.named:Digits"),
             NamedSet("Caltech101", place="caltech101"),
             NamedSet("Caltech256", place="caltech256"),
-            NamedSet("CIFAR10", LEARN, JUDGE, "cifar-10-batches-py"),
-            NamedSet("CIFAR100", LEARN, JUDGE, "cifar-100-python"),
+            NamedSet("CIFAR10", IS_TRAIN, IS_TEST, "cifar-10-batches-py"),
+            NamedSet("CIFAR100", IS_TRAIN, IS_TEST, "cifar-100-python"),
             NamedSet("Country211", TRAIN, {"split": "valid"}, "country211"),
             NamedSet("DTD", TRAIN, VAL, "dtd"),
             NamedSet(
                 "EMNIST",
-                {"split": "balanced", **LEARN},
-                {"split": "balanced", **JUDGE},
+                {"split": "balanced", **IS_TRAIN},
+                {"split": "balanced", **IS_TEST},
                 "EMNIST/raw",
                 mirrors=False,
                 transposed=True,
             ),
             NamedSet("EuroSAT", place="eurosat"),
-            NamedSet("FashionMNIST", LEARN, JUDGE, "FashionMNIST/raw"),
+            NamedSet("FashionMNIST", IS_TRAIN, IS_TEST, "FashionMNIST/raw"),
             NamedSet("FGVCAircraft", TRAIN, VAL, "fgvc-aircraft-2013b"),
             NamedSet("Flowers102", TRAIN, VAL, "flowers-102"),
             NamedSet("Food101", TRAIN, TEST, "food-101"),
             NamedSet("GTSRB", TRAIN, TEST, "gtsrb", classes=43, mirrors=False),
             NamedSet("Imagenette", TRAIN, VAL, "imagenette2"),
-            NamedSet("KMNIST", LEARN, JUDGE, "KMNIST/raw", mirrors=False),
-            NamedSet("MNIST", LEARN, JUDGE, "MNIST/raw", mirrors=False),
+            NamedSet("KMNIST", IS_TRAIN, IS_TEST, "KMNIST/raw", mirrors=False),
+            NamedSet("MNIST", IS_TRAIN, IS_TEST, "MNIST/raw", mirrors=False),
             NamedSet("OxfordIIITPet", TRAINVAL, TEST, "oxford-iiit-pet"),
-            NamedSet("QMNIST", LEARN, JUDGE, "QMNIST/raw", mirrors=False),
+            NamedSet("QMNIST", IS_TRAIN, IS_TEST, "QMNIST/raw", mirrors=False),
             NamedSet("RenderedSST2", TRAIN, VAL, "rendered-sst2", mirrors=False),
             NamedSet("SEMEION", classes=10, mirrors=False),
             NamedSet("StanfordCars", TRAIN, TEST, "stanford_cars"),
             NamedSet("STL10", TRAIN, TEST, "stl10_binary", classes=10),
             NamedSet("SUN397", place="SUN397"),
             NamedSet("SVHN", TRAIN, TEST, classes=10, mirrors=False),
-            NamedSet("USPS", LEARN, JUDGE, classes=10, mirrors=False),
+            NamedSet("USPS", IS_TRAIN, IS_TEST, classes=10, mirrors=False),
         )
     }
 )

@@ -2,31 +2,24 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from pathlib import Path
-from typing import NamedTuple
+from typing import NoReturn
+from xml.etree import ElementTree
 
-from featuretap.support.errors import DataError
-from featuretap.support.image_files import is_image_file
-from featuretap.workflows.datasets.boxed_images import AnnotatedImage, divided, gathered
+from featuretap.support.errors import DataError, ImageError
+from featuretap.support.image_files import SUFFIXES
+from featuretap.workflows.datasets.boxed_images import AnnotatedImage, Box, box_problem, clip_box, detection_set
+from featuretap.workflows.datasets.checks import raise_problems, upright_size
 from featuretap.workflows.datasets.data_set import DataSet
-from featuretap.workflows.datasets.parts import part_folders
-from featuretap.workflows.datasets.problems import raise_problems
-from featuretap.workflows.datasets.voc_file import read_voc
+from featuretap.workflows.datasets.splits import part_folders, read_part_lists
 
-__all__ = ["holds_voc", "listed", "open_voc"]
+__all__ = ["has_voc_annotations", "open_voc"]
 
 
-class Place(NamedTuple):
-    """Folders of images and of their annotations, which may be one, and the names that count, or None for all."""
-
-    images: Path
-    annotations: Path
-    names: tuple[str, ...] | None = None
-
-
-def holds_voc(folder: Path) -> bool:
-    """Say whether a folder has annotations in Pascal VOC's format: in "Annotations" or beside images."""
+def has_voc_annotations(folder: Path) -> bool:
+    """Return whether a folder has annotations in Pascal VOC's format: in "Annotations" or beside images."""
     return any(any(folder.glob(pattern)) for pattern in ("*.[xX][mM][lL]", "*/*.[xX][mM][lL]"))
 
 
@@ -38,70 +31,99 @@ def open_voc(folder: Path, val_fraction: float, seed: int) -> DataSet:
     Raises:
         DataError: files are missing or cannot be used; all problems are counted, and the first are named.
     """
-    places = _places(folder)
-    problems: list[str] = []
-    parts = [_read(place, problems) for place in places]
-    raise_problems(problems, folder)
-    for place, images in zip(places, parts, strict=True):
-        if not any(image.boxes for image in images):
-            raise DataError(f"the annotations in {str(place.annotations)!r} name no object")
-    classes = tuple(sorted({name for images in parts for image in images for name in image.names}))
-    if len(parts) == 1:
-        parts = divided(parts[0], folder, val_fraction, seed)
-    train, val = (gathered(images, classes) for images in parts)
-    return DataSet("detection", classes, train, val)
-
-
-def listed(file: Path) -> tuple[str, ...]:
-    """Return the names in a list of images such as "ImageSets/Main/train.txt".
-
-    Raises:
-        DataError: it is no text, or names no image, or one twice.
-    """
-    try:
-        lines = file.read_text(encoding="utf-8-sig").splitlines()
-    except UnicodeDecodeError as error:
-        raise DataError(f"{str(file)!r} is no text in UTF-8: {error}") from error
-    names = [line.strip() for line in lines if line.strip()]
-    if not names:
-        raise DataError(f"{str(file)!r} names no image")
-    if len(set(names)) < len(names):
-        raise DataError(f"{str(file)!r} names {next(name for name in names if names.count(name) > 1)!r} twice")
-    return tuple(names)
-
-
-def _places(folder: Path) -> list[Place]:
-    if (folder / "Annotations").is_dir():
+    places: list[tuple[Path, Path, tuple[str, ...] | None]]
+    annotations = folder / "Annotations"
+    if annotations.is_dir():
         images = folder / "JPEGImages"
-        whole = Place(images if images.is_dir() else folder, folder / "Annotations")
-        lists = [folder / "ImageSets" / "Main" / f"{part}.txt" for part in ("train", "val")]
-        if lists[0].is_file():
-            return [whole._replace(names=listed(file)) for file in lists if file.is_file()]
-        return [whole]
-    parts = part_folders(folder) or [folder]
-    return [Place(part, part) for part in parts if part]
+        place = annotations, images if images.is_dir() else folder
+        lists = read_part_lists(folder / "ImageSets" / "Main")
+        places = [(*place, names) for names in lists] if lists else [(*place, None)]
+    else:
+        places = [(part, part, None) for part in part_folders(folder) or [folder] if part]
+    problems: list[str] = []
+    parts = [_read_part(*place, problems) for place in places]
+    raise_problems(problems, folder)
+    for (annotations, *_), part in zip(places, parts, strict=True):
+        if not any(image.boxes for image in part):
+            raise DataError(f"the annotations in {str(annotations)!r} name no object")
+    classes = tuple(sorted({name for part in parts for image in part for name in image.names}))
+    return detection_set(parts, classes, folder, val_fraction, seed)
 
 
-def _read(place: Place, problems: list[str]) -> list[AnnotatedImage]:
-    annotations, images = _files(place.annotations, [".xml"]), _files(place.images)
-    names = place.names or sorted({*annotations, *images})
+def _read_part(
+    annotation_folder: Path, image_folder: Path, listed: tuple[str, ...] | None, problems: list[str]
+) -> list[AnnotatedImage]:
+    """Return the images of a part, all or those that are listed; what is wrong is added to `problems`."""
+    annotations, images = _files_by_stem(annotation_folder, [".xml"]), _files_by_stem(image_folder, SUFFIXES)
     found = []
-    for name in names:
-        for kind, files, where in (("annotations", annotations, place.annotations), ("image", images, place.images)):
+    for name in listed or sorted({*annotations, *images}):
+        for kind, files, where in (("annotations", annotations, annotation_folder), ("image", images, image_folder)):
             if name not in files:
                 problems.append(f"{name!r} has no {kind} in {where.name!r}")
             elif len(files[name]) > 1:
                 problems.append(f"{' and '.join(repr(path.name) for path in files[name])} have one name")
         if name in annotations and name in images:
-            found.append(read_voc(annotations[name][0], images[name][0], problems))
+            found.append(_read_annotations(annotations[name][0], images[name][0], problems))
     return found
 
 
-def _files(folder: Path, suffixes: Iterable[str] | None = None) -> dict[str, list[Path]]:
-    """Return the files of these kinds (of images unless given) by their names without the ending."""
+def _files_by_stem(folder: Path, suffixes: Iterable[str]) -> dict[str, list[Path]]:
+    """Return the files with these suffixes by their names without the suffix."""
     found: dict[str, list[Path]] = {}
     for path in sorted(folder.iterdir()):
-        wanted = is_image_file(path) if suffixes is None else path.suffix.lower() in suffixes and path.name[0] != "."
-        if wanted and path.is_file():
+        if path.suffix.lower() in suffixes and not path.name.startswith(".") and path.is_file():
             found.setdefault(path.stem, []).append(path)
     return found
+
+
+class _TreeBuilder(ElementTree.TreeBuilder):
+    """Refuses files that declare entities: those can make a small file fill the memory."""
+
+    def doctype(self, name: str, public: str | None, system: str | None) -> NoReturn:
+        raise DataError("it declares a document type, which annotations never need")
+
+
+def _read_annotations(path: Path, image: Path, problems: list[str]) -> AnnotatedImage:
+    """Return the objects of a file that are valid; what is wrong is added to `problems`."""
+    annotated = AnnotatedImage(str(image), (0, 0))
+    try:
+        root = ElementTree.fromstring(path.read_bytes(), ElementTree.XMLParser(target=_TreeBuilder()))
+        annotated = AnnotatedImage(str(image), _image_size(root, image))
+        for number, element in enumerate(root.iter("object"), 1):
+            name = (element.findtext("name") or "").strip()
+            box = _corners(element.find("bndbox"))
+            problem = "has no name" if not name else "has no 'bndbox' of four numbers" if box is None else ""
+            problem = problem or (box_problem(box, annotated.size) if box else "")
+            if problem or box is None:
+                problems.append(f"object {number} of {path.name!r} {problem}")
+                continue
+            annotated.boxes.append(clip_box(box, annotated.size))
+            annotated.names.append(name)
+            annotated.ignored.append((element.findtext("difficult") or "").strip() == "1")
+    except (ElementTree.ParseError, ValueError) as error:
+        # DataError and ImageError are ValueErrors too.
+        problems.append(str(error) if isinstance(error, ImageError) else f"{path.name!r} is no VOC file: {error}")
+    return annotated
+
+
+def _image_size(root: ElementTree.Element, image: Path) -> tuple[int, int]:
+    """Return the size in the annotations, or that of the image where the tool left it out or wrote 0."""
+    if root.tag != "annotation":
+        raise DataError(f"it begins with {root.tag!r} in place of 'annotation'")
+    texts = root.findtext("size/width"), root.findtext("size/height")
+    try:
+        width, height = (int(text) for text in texts if text is not None)
+    except ValueError:
+        width = height = 0
+    return (width, height) if min(width, height) > 0 else upright_size(str(image))
+
+
+def _corners(element: ElementTree.Element | None) -> Box | None:
+    """Return corners that count from 1 and are both inside the box as x1, y1, x2, y2 that count from 0."""
+    if element is None:
+        return None
+    try:
+        x1, y1, x2, y2 = (float(element.findtext(name) or "") for name in ("xmin", "ymin", "xmax", "ymax"))
+    except ValueError:
+        return None
+    return (x1 - 1, y1 - 1, x2, y2) if all(map(math.isfinite, (x1, y1, x2, y2))) else None

@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
-from PIL import Image
 from torch import nn
 
 from featuretap.specs.description import Description
 from featuretap.support.errors import DataError, TrainingError
 from featuretap.support.progress import bar
-from featuretap.workflows.datasets.checking import check_readable
-from featuretap.workflows.datasets.data_set import DataSet, Samples
-from featuretap.workflows.datasets.opening import open_data
+from featuretap.workflows.datasets.checks import check_readable
+from featuretap.workflows.datasets.data_set import DataSet
+from featuretap.workflows.datasets.formats import open_data
 from featuretap.workflows.training.judging import judge
 from featuretap.workflows.training.loaders import judging_loader
 from featuretap.workflows.training.models import finds_masks, first_label, head_of, make_task
@@ -81,7 +78,7 @@ def evaluate(
         )
         data = first_alone(accelerator, opening)
         _check_classes(said, data, origin, first_label(head))
-        samples = {"val": data.val, "train": data.train, "all": _Both(data.train, data.val)}[part]
+        samples = {"val": data.val, "train": data.train, "all": data.train + data.val}[part]
         with together(accelerator):
             if first:
                 _make(out)
@@ -95,39 +92,6 @@ def evaluate(
     if out is not None and first:
         write_judgement(out, model.cpu(), task, data.classes, samples, judgement)
     return judgement, task, first
-
-
-@dataclass(frozen=True)
-class _Both:
-    """Two parts of a data set, one behind the other."""
-
-    first: Samples
-    second: Samples
-
-    def __len__(self) -> int:
-        return len(self.first) + len(self.second)
-
-    def _at(self, index: int) -> tuple[Samples, int]:
-        beyond = index - len(self.first)
-        return (self.first, index) if beyond < 0 else (self.second, beyond)
-
-    def __getitem__(self, index: int) -> tuple[Image.Image, Any]:
-        part, place = self._at(index)
-        return part[place]
-
-    def name(self, index: int) -> str:
-        part, place = self._at(index)
-        return part.name(place)
-
-    def check(self, index: int) -> str:
-        part, place = self._at(index)
-        return part.check(place)
-
-    @property
-    def labels(self) -> Sequence[int] | None:
-        if self.first.labels is None or self.second.labels is None:
-            return None
-        return [*self.first.labels, *self.second.labels]
 
 
 def _check_classes(said: Description, data: DataSet, origin: str, first: int) -> None:

@@ -23,9 +23,9 @@ from featuretap.specs import ModelSpec
 from featuretap.specs.description import Description
 from featuretap.support.errors import TrainingError
 from featuretap.support.progress import bar, epoch_in_words
-from featuretap.workflows.datasets.checking import check_readable
+from featuretap.workflows.datasets.checks import check_readable
 from featuretap.workflows.datasets.data_set import DataSet
-from featuretap.workflows.datasets.opening import open_data
+from featuretap.workflows.datasets.formats import open_data
 from featuretap.workflows.training.configuration import Configuration, located, resolved
 from featuretap.workflows.training.epoch import Learner, train_epoch
 from featuretap.workflows.training.freezing import check_freezing, freeze_through, frozen_through

@@ -1,4 +1,4 @@
-"""From what a user calls a data set to the data set. No torch at module level."""
+"""Opening a data set by its name, or a folder in the format that its task and files tell. No torch at module level."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from featuretap.workflows.datasets.image_folder import open_image_folder
 from featuretap.workflows.datasets.masks import open_masks
 from featuretap.workflows.datasets.named import open_named
 from featuretap.workflows.datasets.named_sets import NAMED_SETS
-from featuretap.workflows.datasets.voc import holds_voc, open_voc
+from featuretap.workflows.datasets.voc import has_voc_annotations, open_voc
 
 __all__ = ["open_data"]
 
@@ -36,11 +36,11 @@ def open_data(
     Args:
         source: a folder, or the name of a set in whatever case: "digits", or a class of torchvision's such as
             "MNIST". A name without a separator is a set's before it is a folder's.
-        task: what it is for, which decides how a folder is read.
-        val_fraction: share of the images that is kept for validation, where the set does not say which.
+        task: decides how a folder is read.
+        val_fraction: share of the images that is kept for validation, where the set has no validation part.
         seed: of that choice.
         download_to: folder for what torchvision downloads; without it, one in the user's cache.
-        masks: whether detectors want the outlines of objects too.
+        masks: whether detectors need the outlines of objects too.
 
     Raises:
         DataError: there is no such data set, or it cannot be used as it is.
@@ -58,34 +58,27 @@ def open_data(
             )
         place = download_to or user_cache_path("featuretap", appauthor=False) / "datasets"
         return open_named(row, place, val_fraction, seed)
-    _check_folder(source, folder)
+    if not (source and folder.is_dir()):
+        raise DataError(_not_a_folder(source, folder))
     try:
-        return _opened(folder, task, val_fraction, seed, masks)
+        if task == "classification":
+            return open_image_folder(folder, val_fraction, seed)
+        if task == "segmentation":
+            return open_masks(folder, val_fraction, seed)
+        if not has_voc_annotations(folder):
+            return open_coco(folder, val_fraction, seed, masks)
+        if not masks:
+            return open_voc(folder, val_fraction, seed)
     except OSError as error:
         raise DataError(f"cannot read {str(error.filename or folder)!r}: {error.strerror}") from error
+    raise DataError(f"{str(folder)!r} has boxes only, as Pascal VOC does; masks need annotations in COCO's format")
 
 
-def _opened(folder: Path, task: Task, val_fraction: float, seed: int, masks: bool) -> DataSet:
-    if task == "classification":
-        return open_image_folder(folder, val_fraction, seed)
-    if task == "segmentation":
-        return open_masks(folder, val_fraction, seed)
-    if not holds_voc(folder):
-        return open_coco(folder, val_fraction, seed, masks)
-    if masks:
-        raise DataError(f"{str(folder)!r} has boxes only, as Pascal VOC does; masks need annotations in COCO's format")
-    return open_voc(folder, val_fraction, seed)
-
-
-def _check_folder(source: str, folder: Path) -> None:
-    if source and folder.is_dir():
-        return
+def _not_a_folder(source: str, folder: Path) -> str:
     if folder.is_file():
-        raise DataError(f"{source!r} is a file; give the folder of a data set, or a name such as 'digits'")
+        return f"{source!r} is a file; give the folder of a data set, or a name such as 'digits'"
     if Path(source).name != source:
-        raise DataError(f"there is no folder {source!r}; give the folder of a data set, or a name such as 'digits'")
-    canonical = {name: row.name for name, row in NAMED_SETS.items()}
-    near = (
-        did_you_mean(source.lower(), NAMED_SETS, canonical) or f"; the named sets are {', '.join(canonical.values())}"
-    )
-    raise DataError(f"no folder and no data set named {source!r}{near}")
+        return f"there is no folder {source!r}; give the folder of a data set, or a name such as 'digits'"
+    names = {name: row.name for name, row in NAMED_SETS.items()}
+    near = did_you_mean(source.lower(), NAMED_SETS, names) or f"; the named sets are {', '.join(names.values())}"
+    return f"no folder and no data set named {source!r}{near}"

@@ -1,0 +1,157 @@
+"""Training and validation parts: folders, lists of names, or a split that is the same on every machine. No torch."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import unicodedata
+from collections import Counter, defaultdict
+from collections.abc import Hashable, Sequence, Set
+from pathlib import Path
+from typing import NamedTuple, TypeVar
+
+from featuretap.support.errors import DataError
+from featuretap.support.image_files import folders_in
+from featuretap.workflows.datasets.data_set import FileSample
+
+__all__ = ["PartFolders", "check_classes", "part_folders", "rarest", "read_part_lists", "split", "split_files"]
+
+logger = logging.getLogger("featuretap")
+
+VALIDATION = ("val", "valid", "validation")
+
+File = TypeVar("File", bound=FileSample)
+
+
+class PartFolders(NamedTuple):
+    """Folders of the training and the validation images; without the latter, a share of the former is split off."""
+
+    train: Path
+    val: Path | None
+
+
+def part_folders(folder: Path) -> PartFolders | None:
+    """Return a folder's folders "train" and "val" (or "valid", "validation"), whatever their case; None without any.
+
+    Where there is no folder for validation but a folder "test", that one is used, with a warning.
+
+    Raises:
+        DataError: there are several folders for validation, or one without training images.
+    """
+    found = {path.name.lower(): path for path in folders_in(folder)}
+    validation = [found[name] for name in VALIDATION if name in found]
+    if len(validation) > 1:
+        names = " and ".join(repr(path.name) for path in validation)
+        raise DataError(f"{str(folder)!r} has {names}; keep the one that is for validation")
+    if "train" not in found:
+        if validation:
+            raise DataError(f"{str(folder)!r} has {validation[0].name!r} but no 'train'; add the training images")
+        return None
+    if not validation and "test" in found:
+        validation = [found["test"]]
+        logger.warning("%r has no 'val'; 'test' is used as the validation set", str(folder))
+    return PartFolders(found["train"], validation[0] if validation else None)
+
+
+def read_part_lists(folder: Path) -> list[tuple[str, ...]]:
+    """Return the names in Pascal VOC's lists "train.txt" and "val.txt" of a folder; nothing without "train.txt".
+
+    Raises:
+        DataError: a list is not text, names no image, or names one twice.
+    """
+    files = [folder / "train.txt", folder / "val.txt"]
+    if not files[0].is_file():
+        return []
+    return [_read_list(file) for file in files if file.is_file()]
+
+
+def _read_list(file: Path) -> tuple[str, ...]:
+    try:
+        lines = file.read_text(encoding="utf-8-sig").splitlines()
+    except UnicodeDecodeError as error:
+        raise DataError(f"{str(file)!r} is no text in UTF-8: {error}") from error
+    names = [line.strip() for line in lines if line.strip()]
+    if not names:
+        raise DataError(f"{str(file)!r} names no image")
+    if len(set(names)) < len(names):
+        raise DataError(f"{str(file)!r} names {next(name for name in names if names.count(name) > 1)!r} twice")
+    return tuple(names)
+
+
+def check_classes(val: Sequence[str], train: Sequence[str], val_path: Path, train_path: Path, called: str) -> None:
+    """Refuse validation images of classes that have no training images.
+
+    Raises:
+        DataError: there are some; the message calls them "classes" or "categories".
+    """
+    unknown = [name for name in val if name not in train]
+    if unknown:
+        raise DataError(
+            f"{str(val_path)!r} has {called} that {str(train_path)!r} has not: {', '.join(map(repr, unknown))}; "
+            "every validation class needs training images"
+        )
+
+
+class Split(NamedTuple):
+    """Indices of the training and the validation images, each in ascending order."""
+
+    train: list[int]
+    val: list[int]
+
+
+def split(names: Sequence[str], groups: Sequence[Hashable], val_fraction: float, seed: int, where: str) -> Split:
+    """Divide images into a training and a validation part, group by group.
+
+    The choice depends on the names and the seed alone: neither the order of files nor the machine matters, and adding
+    or removing an image moves hardly any other.
+
+    Args:
+        names: unique name of every image.
+        groups: the group of every image, such as its class. A group of two images or more has at least one in each
+            part, and a single image goes to the training part.
+        val_fraction: share of every group that is kept for validation, between 0 and 1.
+        seed: another seed gives another choice.
+        where: what is divided, for messages.
+
+    Raises:
+        DataError: the fraction is out of range, or nothing can be kept for validation.
+    """
+    if not 0 < val_fraction < 1:
+        raise DataError(f"val_fraction is {val_fraction}; give a share between 0 and 1, such as 0.2")
+    members: defaultdict[Hashable, list[int]] = defaultdict(list)
+    for index, group in enumerate(groups):
+        members[group].append(index)
+    val: set[int] = set()
+    for indices in members.values():
+        if len(indices) > 1:
+            count = min(max(round(val_fraction * len(indices)), 1), len(indices) - 1)
+            val.update(sorted(indices, key=lambda index: _rank(names[index], seed))[:count])
+    if not val:
+        raise DataError(
+            f"{where!r} has no two images of a kind, so that none can be kept for validation; add images, or give "
+            "parts 'train' and 'val'"
+        )
+    return Split([index for index in range(len(names)) if index not in val], sorted(val))
+
+
+def split_files(
+    files: Sequence[File], folder: Path, groups: Sequence[Hashable], val_fraction: float, seed: int
+) -> list[list[File]]:
+    """Divide the files of a folder as `split` does, by their paths from the folder on."""
+    names = [Path(os.path.relpath(file.path, folder)).as_posix() for file in files]
+    return [[files[index] for index in part] for part in split(names, groups, val_fraction, seed, str(folder))]
+
+
+def rarest(classes: Sequence[Set[str]]) -> list[str]:
+    """Return for every image the class that the fewest images have among those in it, "" where there is none.
+
+    As groups of a split they keep rare classes in both parts, as far as images of several classes allow.
+    """
+    frequencies = Counter(name for inside in classes for name in inside)
+    return [min(inside, key=lambda name: (frequencies[name], name), default="") for inside in classes]
+
+
+def _rank(name: str, seed: int) -> bytes:
+    # macOS may hand out names in another normal form than they were written in.
+    return hashlib.sha256(f"{seed}/{unicodedata.normalize('NFC', name)}".encode(errors="surrogateescape")).digest()
