@@ -7,8 +7,7 @@ from typing import Dict, List
 
 from torch import Tensor, nn
 
-from featuretap.heads.modules.detection import DetectionModel
-from featuretap.heads.modules.fpn import PyramidModel
+from featuretap.heads.modules.models import DetectionModel, PyramidModel
 from featuretap.specs import Tap
 from featuretap.support.errors import OptionError
 

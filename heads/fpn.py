@@ -81,7 +81,7 @@ FPN = HeadSpec(
     check="featuretap.heads.fpn:check_pyramid",
     taps="featuretap.heads.fpn:pyramid_taps",
     outputs="featuretap.heads.fpn:pyramid_outputs",
-    model="featuretap.heads.modules.fpn:PyramidModel",
+    model="featuretap.heads.modules.models:PyramidModel",
     per_class=(),
     description="feature pyramid: P levels of one number of channels",
 )

@@ -10,11 +10,9 @@ from pathlib import Path
 from featuretap.catalogue.files import Catalogue, load_catalogue
 from featuretap.catalogue.hookspecs import WeightsEntry, hookimpl
 from featuretap.heads.classification import CLASSIFICATION
-from featuretap.heads.deeplab_v3 import DEEPLAB_V3
-from featuretap.heads.detectors import FASTER_RCNN, FCOS, MASK_RCNN, RETINANET
+from featuretap.heads.detection import FASTER_RCNN, FCOS, MASK_RCNN, RETINANET, SSDLITE
 from featuretap.heads.fpn import FPN
-from featuretap.heads.lraspp import LRASPP
-from featuretap.heads.ssdlite import SSDLITE
+from featuretap.heads.segmentation import DEEPLAB_V3, LRASPP
 from featuretap.runtimes.builtin import RUNTIMES
 from featuretap.specs import BackboneSpec, HeadSpec, RuntimeSpec
 

@@ -95,10 +95,10 @@ class HeadSpec:
         model: import string of `model(backbone, head) -> nn.Module`, both modules as `backbone` and `head` inside.
         images: how the model wants its images: "cropped" to one size, "whole" and of any size, both normalised, or
             "raw", with values from 0 to 1, resized and normalised by the model; the method
-            `normalise_as(preprocessing)` of a head is told how the weights were trained.
+            `normalise_as(preprocessing)` of a head receives how the weights were trained.
         layouts: layout name → import string of `layout(model, backbone) -> Layout`, of a `ModelSpec` and the layout of
             its backbone with a classifier.
-        task: what the model is trained, judged and asked as: "classification" (logits (N, classes)), "segmentation"
+        task: what the model is trained and evaluated for: "classification" (logits (N, classes)), "segmentation"
             (called as `SegmentationModel` is), "detection" (called as `DetectionModel` is), or "" for a head that makes
             something else, which the command line can neither train nor ask.
 
@@ -121,7 +121,7 @@ class HeadSpec:
     check: str = ""
     taps: str = ""
     outputs: str = ""
-    model: str = "featuretap.heads.modules.headed:HeadedModel"
+    model: str = "featuretap.heads.modules.models:HeadedModel"
     images: Literal["cropped", "whole", "raw"] = "cropped"
     layouts: Mapping[str, str] = field(default_factory=dict, hash=False)
     task: Literal["classification", "segmentation", "detection", ""] = ""

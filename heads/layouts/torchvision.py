@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from featuretap.heads.ssdlite import fixed_size
+from featuretap.heads.detection import image_size
 from featuretap.specs import ModelSpec
 from featuretap.specs.layout import Layout
 from featuretap.specs.preprocessing import Preprocessing
@@ -39,7 +39,7 @@ def ssdlite(model: ModelSpec, backbone: Layout) -> Layout:
         body.setdefault(f"features.{index}.", whole)
     same = (
         tuple(model.backbone.taps) == ("C4.expansion", "C5")
-        and fixed_size(model.head_options["size"]) == (320, 320)
+        and image_size(model.head_options["size"]) == (320, 320)
         and not model.head_options["reduce_lowest_anchors"]
         and _is(backbone, {"reduced_tail": True})
     )

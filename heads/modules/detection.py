@@ -1,4 +1,4 @@
-"""torchvision's detectors with our backbone inside: the model, and what of a detector follows the backbone.
+"""Detection heads as modules: torchvision's detectors on our pyramid, and its SSD with SSDLite's predictors.
 
 torchvision's detectors own their backbone, and ours stands beside its head. So a head holds the neck and the parts of a
 detector, and the detector itself is put together around backbone and head whenever it is called; no forward pass of
@@ -7,24 +7,54 @@ torchvision's is written again.
 
 # torch.jit.script reads annotations as objects, not as strings.
 # ruff: noqa: UP006, UP035
-from typing import Any, Dict, List
+from collections.abc import Mapping, Sequence
+from functools import partial
+from itertools import pairwise
+from math import sqrt
+from typing import Any, Dict
 
+import torch
 from torch import Tensor, nn
+from torchvision.models.detection import FCOS, FasterRCNN, MaskRCNN, RetinaNet
+from torchvision.models.detection.anchor_utils import AnchorGenerator, DefaultBoxGenerator
+from torchvision.models.detection.ssd import SSD
+from torchvision.models.detection.ssdlite import SSDLiteHead
+from torchvision.ops import Conv2dNormActivation, MultiScaleRoIAlign
 
-from featuretap.heads.modules.headed import HeadedModel
+from featuretap.heads.detection import anchor_sizes, extra_channels, image_size
+from featuretap.heads.fpn import PYRAMID_OPTIONS
+from featuretap.heads.modules.fpn import Pyramid, fpn
+from featuretap.specs import BackboneSpec
 from featuretap.specs.preprocessing import Preprocessing
-from featuretap.support.errors import OptionError
 
-__all__ = ["DetectionHead", "DetectionModel", "Necked"]
+__all__ = [
+    "DetectionHead",
+    "ExtraLayers",
+    "NeckedBackbone",
+    "RCNNHead",
+    "ReducedBoxGenerator",
+    "faster_rcnn",
+    "fcos",
+    "mask_rcnn",
+    "retinanet",
+    "ssdlite",
+]
 
-Target = Dict[str, Tensor]
+BOX, MASK = 7, 14
+"""Pixels of the square that torchvision crops around a box, for its label and for its mask."""
 
-PARTS = {"head": "predictor"}
-"""What a detector calls its parts → what a head calls them, where they differ."""
+SSD_RATIOS = [2, 3]
+"""Of SSDLite's boxes, beside 1. With the inverses that makes six boxes at each place: two squares and two of each."""
+
+SMALLEST, LARGEST = 0.2, 0.95
+"""Scales of SSDLite's boxes on the finest and on the coarsest map, as fractions of the image."""
+
+# Of the papers' detection code, and of torchvision's.
+SSD_NORM = partial(nn.BatchNorm2d, eps=1e-3, momentum=0.03)
 
 
-class Necked(nn.Module):
-    """A backbone with its neck, as torchvision's detectors want it.
+class NeckedBackbone(nn.Module):
+    """A backbone with its neck, as torchvision's detectors take it.
 
     Images (N, in_channels, H, W) → dict of maps (N, C, H', W'), the finest first.
     """
@@ -40,11 +70,11 @@ class Necked(nn.Module):
 
 
 class DetectionHead(nn.Module):
-    """The neck, and the parts of a detector of torchvision's that follow it.
+    """The neck, and the parts of a torchvision detector that follow it; its `head` is `predictor` here.
 
     Args:
         neck: the dict of taps → the dict of maps (N, C, H', W') that the detector reads.
-        detector: a detector of torchvision's, built on the neck in place of a backbone.
+        detector: a torchvision detector, built on the neck in place of a backbone.
     """
 
     def __init__(self, neck: nn.Module, detector: nn.Module) -> None:
@@ -52,31 +82,28 @@ class DetectionHead(nn.Module):
         self.neck = neck
         for name, part in detector.named_children():
             if name != "backbone":
-                self.add_module(PARTS.get(name, name), part)
-        # What is left is plain data: thresholds, matchers, coders. In a tuple, so that it counts as no part itself.
+                self.add_module("predictor" if name == "head" else name, part)
+        # What is left is plain data: thresholds, matchers, coders. In a tuple, so that it is not registered as a part.
         detector._modules = {}
         self._shell = (detector,)
 
-    def around(self, backbone: nn.Module) -> nn.Module:
+    def detector_around(self, backbone: nn.Module) -> nn.Module:
         """Return torchvision's detector, made of a backbone and of the parts of this head, in the mode of this head."""
         (shell,) = self._shell
-        names = {ours: theirs for theirs, ours in PARTS.items()}
         detector = object.__new__(type(shell))
         detector.__dict__.update(shell.__dict__)
-        necked = Necked(backbone, self.neck)
-        # Not train(), which would reach the parts: whoever has put some of them into evaluation wants them so.
-        necked.training = self.training
-        detector._modules = {
-            "backbone": necked,
-            **{names.get(name, name): part for name, part in self._modules.items() if name != "neck"},
-        }
-        detector.training = self.training
+        necked = NeckedBackbone(backbone, self.neck)
+        # Not train(), which would reach the parts: some of them may be in evaluation on purpose.
+        necked.training = detector.training = self.training
+        parts = {"head" if name == "predictor" else name: part for name, part in self._modules.items()}
+        del parts["neck"]
+        detector._modules = {"backbone": necked, **parts}
         return detector
 
     def forward(self, maps: Dict[str, Tensor]) -> Dict[str, Tensor]:
-        """Return what the predictors say at every place of every level, before boxes are made of it."""
-        said: Dict[str, Tensor] = self.predictor(list(self.neck(maps).values()))  # type: ignore[operator]
-        return said
+        """Return the predictors' output at every place of every level, before boxes are decoded from it."""
+        predictions: Dict[str, Tensor] = self.predictor(list(self.neck(maps).values()))  # type: ignore[operator]
+        return predictions
 
     def normalise_as(self, preprocessing: Preprocessing) -> None:
         """Let the detector normalise its images as weights were trained."""
@@ -85,49 +112,146 @@ class DetectionHead(nn.Module):
         transform.image_std = list(preprocessing.std)
 
 
-class DetectionModel(HeadedModel):
-    """A backbone with a detection head, called as torchvision's detectors are.
+class RCNNHead(DetectionHead):
+    """A two-stage detection head: its second stage reads crops (K, C, 7, 7) of the maps (N, C, H', W')."""
 
-    Images are a list of tensors (C, H, W) with values from 0 to 1, of any sizes. In training, with targets (for each
-    image a dict of "boxes" (M, 4) as x1, y1, x2, y2 in pixels, "labels" (M,), and "masks" (M, H, W) for Mask R-CNN),
-    losses come back as a dict; in evaluation, for each image a dict of "boxes", "labels", "scores" (and "masks").
+    def forward(self, maps: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Return the predictors' output at every place of every level, and for as many crops as the second stage has.
+
+        What the crops show makes no difference to counts and exports, so they are zeros.
+        """
+        levels = list(self.neck(maps).values())
+        rpn: Any = self.rpn
+        heads: Any = self.roi_heads
+        objectness, deltas = rpn.head(levels)
+        channels = levels[0].shape[1]
+        crops = levels[0].new_zeros(rpn._post_nms_top_n["testing"], channels, BOX, BOX)
+        logits, _ = heads.box_predictor(heads.box_head(crops))
+        predictions = {"objectness": objectness[0], "deltas": deltas[0], "logits": logits}
+        if heads.has_mask():
+            crops = levels[0].new_zeros(heads.detections_per_img, channels, MASK, MASK)
+            predictions["masks"] = heads.mask_predictor(heads.mask_head(crops))
+        return predictions
+
+
+def retinanet(backbone: BackboneSpec, *, num_classes: int, **options: Any) -> DetectionHead:
+    """Return the head for the taps of a backbone; `featuretap.heads.detection` declares the options."""
+    pyramid, anchors, rest = _pyramid_and_anchors("retinanet", backbone, options)
+    return DetectionHead(pyramid, RetinaNet(pyramid, num_classes, anchor_generator=anchors, **rest))
+
+
+def fcos(backbone: BackboneSpec, *, num_classes: int, **options: Any) -> DetectionHead:
+    """Return the head for the taps of a backbone; `featuretap.heads.detection` declares the options."""
+    # FCOS has no anchors; torchvision's has one square at each place, to size the boxes by.
+    pyramid, anchors, rest = _pyramid_and_anchors("fcos", backbone, options, ratios=(1.0,))
+    return DetectionHead(pyramid, FCOS(pyramid, num_classes, anchor_generator=anchors, **rest))
+
+
+def faster_rcnn(backbone: BackboneSpec, *, num_classes: int, **options: Any) -> RCNNHead:
+    """Return the head for the taps of a backbone; `featuretap.heads.detection` declares the options."""
+    pyramid, anchors, rest = _pyramid_and_anchors("faster_rcnn", backbone, options)
+    crops = {"box_roi_pool": _crops(backbone, pyramid, BOX)}
+    return RCNNHead(pyramid, FasterRCNN(pyramid, num_classes, rpn_anchor_generator=anchors, **crops, **rest))
+
+
+def mask_rcnn(backbone: BackboneSpec, *, num_classes: int, **options: Any) -> RCNNHead:
+    """Return the head for the taps of a backbone; `featuretap.heads.detection` declares the options."""
+    pyramid, anchors, rest = _pyramid_and_anchors("mask_rcnn", backbone, options)
+    crops = {"box_roi_pool": _crops(backbone, pyramid, BOX), "mask_roi_pool": _crops(backbone, pyramid, MASK)}
+    return RCNNHead(pyramid, MaskRCNN(pyramid, num_classes, rpn_anchor_generator=anchors, **crops, **rest))
+
+
+def _pyramid_and_anchors(
+    kind: str, backbone: BackboneSpec, options: Mapping[str, Any], ratios: tuple[float, ...] = (0.5, 1.0, 2.0)
+) -> tuple[Pyramid, AnchorGenerator, dict[str, Any]]:
+    """Return the pyramid, the anchors on its levels, and the options that torchvision's detector takes itself."""
+    pyramid = fpn(backbone, **{name: options[name] for name in PYRAMID_OPTIONS})
+    rest = {name: value for name, value in options.items() if name not in PYRAMID_OPTIONS}
+    strides = [tap.stride for tap in pyramid.taps.values()]
+    sizes = rest.pop("anchor_sizes", None) or anchor_sizes(kind, strides)
+    by_level = rest.pop("aspect_ratios", None) or (ratios,) * len(strides)
+    return pyramid, AnchorGenerator(tuple(map(tuple, sizes)), tuple(map(tuple, by_level))), rest
+
+
+def _crops(backbone: BackboneSpec, pyramid: Pyramid, size: int) -> MultiScaleRoIAlign:
+    # Boxes are cropped from the levels of the backbone; those added above are for proposals only.
+    return MultiScaleRoIAlign(pyramid.levels[: len(backbone.taps)], output_size=size, sampling_ratio=2)
+
+
+class ExtraLayers(nn.Module):
+    """The taps (N, C, H', W'), and maps of layers that follow them, each half as large as the one before."""
+
+    def __init__(self, channels: list[int]) -> None:
+        super().__init__()
+        self.extra = nn.ModuleList(_extra_layer(before, after) for before, after in pairwise(channels))
+        for module in self.extra.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.normal_(module.weight, std=0.03)
+
+    def forward(self, maps: Dict[str, Tensor]) -> Dict[str, Tensor]:
+        """Return all maps, the finest first."""
+        levels: Dict[str, Tensor] = {}
+        feature = torch.empty(0)
+        for index, feature in enumerate(maps.values()):
+            levels[str(index)] = feature
+        for layer in self.extra:
+            feature = layer(feature)
+            levels[str(len(levels))] = feature
+        return levels
+
+
+class ReducedBoxGenerator(DefaultBoxGenerator):  # type: ignore[misc]
+    """Default boxes with three at each place of the finest map: scale 0.1, and of its own scale ratios 2 and 1/2.
+
+    TensorFlow's `reduce_boxes_in_lowest_layer` (object detection, `multiple_grid_anchor_generator.py`).
     """
 
-    def forward(  # type: ignore[override]
-        self, images: List[Tensor], targets: List[Target] | None = None
-    ) -> "Dict[str, Tensor] | List[Target]":
-        """Return losses in training, predictions in evaluation.
+    def _generate_wh_pairs(
+        self, num_outputs: int, dtype: torch.dtype = torch.float32, device: Any = "cpu"
+    ) -> list[Tensor]:
+        _, *others = super()._generate_wh_pairs(num_outputs, dtype, device)
+        scale, root = self.scales[0], sqrt(2)
+        lowest = [[0.1, 0.1], [scale * root, scale / root], [scale / root, scale * root]]
+        return [torch.as_tensor(lowest, dtype=dtype, device=device), *others]
 
-        Raises:
-            OptionError: in training, targets that are not one for each image, or with labels that the head does not
-                know.
-        """
-        if self.training and targets is not None:
-            self._check_targets(targets, len(images))
-        return self.as_detector()(images, targets)
+    def num_anchors_per_location(self) -> list[int]:
+        """Return the number of boxes at each place of each map."""
+        _, *others = super().num_anchors_per_location()
+        return [3, *others]
 
-    def as_detector(self) -> nn.Module:
-        """Return torchvision's own detector (a `RetinaNet`, say) around the same modules."""
-        return self.head.around(self.backbone)  # type: ignore[operator]
 
-    def _check_targets(self, targets: List[Target], images: int) -> None:
-        """Say what torchvision's detectors only stumble over, far from where it is wrong."""
-        if len(targets) != images:
-            raise OptionError(f"{images} images came with {len(targets)} targets; give one dict for each image")
-        description: Any = self.description
-        for index, target in enumerate(targets):
-            lacking = [key for key in ("boxes", "labels") if key not in target]
-            if lacking:
-                raise OptionError(f"targets[{index}] has no {lacking[0]!r}; give boxes (M, 4) and labels (M,)")
-            labels = target["labels"]
-            least, most = (int(labels.min()), int(labels.max())) if labels.numel() else (0, 0)
-            if not 0 <= least <= most < description.num_classes:
-                remedy = "count them from 0" if least < 0 else f"build it with num_classes={most + 1}, or more"
-                raise OptionError(
-                    f"targets[{index}] has labels from {least} to {most}, and the head knows 0 to "
-                    f"{description.num_classes - 1}; {remedy}"
-                )
+def ssdlite(
+    backbone: BackboneSpec,
+    *,
+    num_classes: int,
+    size: int | Sequence[int],
+    reduce_lowest_anchors: bool,
+    **options: Any,
+) -> DetectionHead:
+    """Return the head for the taps of a backbone.
 
-    def __prepare_scriptable__(self) -> nn.Module:
-        # torch.jit.script compiles what this returns; torchvision's detectors are made for it.
-        return self.as_detector()
+    Args:
+        backbone: the resolved spec.
+        num_classes: the background included.
+        size: pixels that images are resized to, one number or (height, width).
+        reduce_lowest_anchors: whether the finest map has three boxes at each place in place of six.
+        **options: of torchvision's `SSD`, under its names.
+    """
+    taps = [tap.channels for tap in backbone.taps.values()]
+    channels = [*taps, *extra_channels(backbone.width)]
+    neck = ExtraLayers(channels[len(taps) - 1 :])
+    generator = ReducedBoxGenerator if reduce_lowest_anchors else DefaultBoxGenerator
+    boxes = generator([SSD_RATIOS] * len(channels), min_ratio=SMALLEST, max_ratio=LARGEST)
+    predictor = SSDLiteHead(channels, boxes.num_anchors_per_location(), num_classes, SSD_NORM)
+    height, width = image_size(size)
+    return DetectionHead(neck, SSD(neck, boxes, (width, height), num_classes, head=predictor, **options))
+
+
+def _extra_layer(before: int, after: int) -> nn.Sequential:
+    layer = partial(Conv2dNormActivation, norm_layer=SSD_NORM, activation_layer=nn.ReLU6)
+    inner = after // 2
+    return nn.Sequential(
+        layer(before, inner, kernel_size=1),
+        layer(inner, inner, kernel_size=3, stride=2, groups=inner),
+        layer(inner, after, kernel_size=1),
+    )

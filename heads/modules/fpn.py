@@ -11,10 +11,9 @@ from torchvision.ops import Conv2dNormActivation, FeaturePyramidNetwork
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool, LastLevelP6P7
 
 from featuretap.heads.fpn import GROUPS, pyramid_taps
-from featuretap.heads.modules.headed import HeadedModel
 from featuretap.specs import BackboneSpec
 
-__all__ = ["Pyramid", "PyramidModel", "fpn"]
+__all__ = ["Pyramid", "fpn"]
 
 
 class Pyramid(nn.Module):
@@ -38,23 +37,6 @@ class Pyramid(nn.Module):
         pyramid: Dict[str, Tensor] = {}
         for level, feature in zip(self.levels, made):  # noqa: B905 - torch.jit.script knows no strict
             pyramid[level] = feature  # noqa: PERF403 - nor a comprehension over two lists
-        return pyramid
-
-
-class PyramidModel(HeadedModel):
-    """A backbone with a pyramid: images (N, in_channels, H, W) → dict from level to map.
-
-    Attributes:
-        taps: level → channels and stride.
-    """
-
-    def __init__(self, backbone: nn.Module, head: nn.Module) -> None:
-        super().__init__(backbone, head)
-        self.taps = head.taps
-
-    def forward(self, images: Tensor) -> Dict[str, Tensor]:  # type: ignore[override]
-        """Return the levels, the finest first."""
-        pyramid: Dict[str, Tensor] = self.head(self.backbone(images))
         return pyramid
 
 

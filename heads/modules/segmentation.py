@@ -1,24 +1,109 @@
-"""A backbone with a segmentation head, called as torchvision's segmenters are."""
+"""LR-ASPP and DeepLabV3 as modules; the second is torchvision's head on our taps."""
 
 # torch.jit.script reads annotations as objects, not as strings.
 # ruff: noqa: UP006, UP035
+from collections.abc import Sequence
 from typing import Dict
 
-from torch import Tensor
-from torch.nn import functional as F  # noqa: N812 - torch's own name for it
+from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812 - PyTorch's own name for it
+from torchvision.models.segmentation.deeplabv3 import DeepLabHead
+from torchvision.models.segmentation.fcn import FCNHead
+from torchvision.ops import Conv2dNormActivation
 
-from featuretap.heads.modules.headed import HeadedModel
+from featuretap.specs import BackboneSpec
 
-__all__ = ["SegmentationModel"]
+__all__ = ["DeepLabV3Head", "LRASPPHead", "deeplab_v3", "lraspp"]
+
+GATES = {"hard_sigmoid": nn.Hardsigmoid, "sigmoid": nn.Sigmoid}
 
 
-class SegmentationModel(HeadedModel):
-    """Images (N, in_channels, H, W) → {"out": logits (N, num_classes, H, W)}, and "aux" where the head has it."""
+class LRASPPHead(nn.Module):
+    """Two maps, fine and coarse → {"out": logits (N, num_classes, H', W')} of the fine map's size.
 
-    def forward(self, images: Tensor) -> Dict[str, Tensor]:  # type: ignore[override]
-        """Return the logits, enlarged to the size of the images."""
-        small: Dict[str, Tensor] = self.head(self.backbone(images))
-        logits: Dict[str, Tensor] = {}
-        for name, values in small.items():
-            logits[name] = F.interpolate(values, size=images.shape[-2:], mode="bilinear", align_corners=False)
-        return logits
+    The gate is computed from the mean of the coarse map, or from means over windows of 49×49 in steps of 16×20. They
+    are made for Cityscapes, whose maps are 65×129 at stride 16; on smaller maps they are as large as the map.
+    """
+
+    def __init__(
+        self,
+        taps: "tuple[str, str]",
+        windows: bool,
+        features: nn.Module,
+        gate: nn.Module,
+        low_classifier: nn.Module,
+        high_classifier: nn.Module,
+    ) -> None:
+        super().__init__()
+        self.low, self.high = taps
+        self.windows = windows
+        self.features = features
+        self.gate = gate
+        self.low_classifier = low_classifier
+        self.high_classifier = high_classifier
+
+    def forward(self, maps: Dict[str, Tensor]) -> Dict[str, Tensor]:
+        """Return the logits."""
+        fine, coarse = maps[self.low], maps[self.high]
+        height, width = coarse.shape[-2:]
+        if self.windows:
+            means = F.avg_pool2d(coarse, [min(49, height), min(49, width)], stride=[16, 20])
+            gate = F.interpolate(self.gate(means), size=[height, width], mode="bilinear", align_corners=False)
+        else:
+            gate = self.gate(coarse.mean([2, 3], keepdim=True))
+        features = self.features(coarse)
+        gated = F.interpolate(features * gate, size=fine.shape[-2:], mode="bilinear", align_corners=False)
+        return {"out": self.low_classifier(fine) + self.high_classifier(gated)}
+
+
+def lraspp(
+    backbone: BackboneSpec, *, num_classes: int, inter_channels: int, pooling: str, gate: str, gate_bias: bool
+) -> LRASPPHead:
+    """Return the head for the two taps of a backbone, whichever order they have."""
+    (low, fine), (high, coarse) = sorted(backbone.taps.items(), key=lambda named: named[1].stride)
+    return LRASPPHead(
+        (low, high),
+        pooling == "window",
+        Conv2dNormActivation(coarse.channels, inter_channels, 1),
+        nn.Sequential(nn.Conv2d(coarse.channels, inter_channels, 1, bias=gate_bias), GATES[gate]()),
+        nn.Conv2d(fine.channels, num_classes, 1),
+        nn.Conv2d(inter_channels, num_classes, 1),
+    )
+
+
+class DeepLabV3Head(nn.Module):
+    """One map → {"out": logits (N, num_classes, H', W')}, of the map's size."""
+
+    def __init__(self, tap: str, classifier: nn.Module) -> None:
+        super().__init__()
+        self.tap = tap
+        self.classifier = classifier
+
+    def forward(self, maps: Dict[str, Tensor]) -> Dict[str, Tensor]:
+        """Return the logits."""
+        return {"out": self.classifier(maps[self.tap])}
+
+
+class AuxiliaryDeepLabV3Head(DeepLabV3Head):
+    """Two maps → {"out": …, "aux": …}, each of its map's size; the second is to learn from (as FCN, 1411.4038)."""
+
+    def __init__(self, tap: str, classifier: nn.Module, auxiliary_tap: str, auxiliary: nn.Module) -> None:
+        super().__init__(tap, classifier)
+        self.auxiliary_tap = auxiliary_tap
+        self.auxiliary = auxiliary
+
+    def forward(self, maps: Dict[str, Tensor]) -> Dict[str, Tensor]:
+        """Return both logits."""
+        return {"out": self.classifier(maps[self.tap]), "aux": self.auxiliary(maps[self.auxiliary_tap])}
+
+
+def deeplab_v3(
+    backbone: BackboneSpec, *, num_classes: int, auxiliary: bool, atrous_rates: Sequence[int]
+) -> DeepLabV3Head:
+    """Return the head for the first tap of a backbone, and the second where there is an auxiliary output."""
+    (name, tap), *others = backbone.taps.items()
+    classifier = DeepLabHead(tap.channels, num_classes, atrous_rates)
+    if not auxiliary:
+        return DeepLabV3Head(name, classifier)
+    ((auxiliary_name, auxiliary_tap),) = others
+    return AuxiliaryDeepLabV3Head(name, classifier, auxiliary_name, FCNHead(auxiliary_tap.channels, num_classes))

@@ -10,7 +10,7 @@ from torchvision.models.detection import FCOS, FasterRCNN, MaskRCNN, RetinaNet
 from torchvision.models.detection.ssd import SSD
 from torchvision.models.detection.ssdlite import ssdlite320_mobilenet_v3_large
 
-from featuretap.heads.detectors import anchor_sizes
+from featuretap.heads.detection import anchor_sizes
 from featuretap.registry import Registry
 from featuretap.registry.errors import HeadError, OptionError, SpecError, UnknownHeadError, UnknownOptionError
 from featuretap.registry.specs import RE, BackboneSpec, Bneck, Conv, HeadSpec
