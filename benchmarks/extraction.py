@@ -17,7 +17,7 @@ from PIL import Image
 from skimage import data
 
 from benchmarks.reduced_tail import weights
-from featuretap.support.image_list import ImageFile, list_images
+from featuretap.support.image_files import ImageFile, list_images
 from featuretap.support.timing import report
 from featuretap.workflows.extraction.job import Job
 from featuretap.workflows.extraction.models import Model, open_model

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from benchmarks.networks import FEATURES, NAME
 from benchmarks.results import limit, milliseconds, section, table, timed
 from featuretap import registry
-from featuretap.runtimes.on_onnxruntime import session_of
+from featuretap.runtimes.onnx_runtime import onnx_session
 from featuretap.support.timing import PAUSE, Timing
 
 __all__ = ["eager", "overhead", "runtimes", "sizes", "truncated"]
@@ -98,7 +98,7 @@ def overhead() -> Iterator[str]:
     """What `registry.compile` adds to the runtime that it calls."""
     with TemporaryDirectory() as folder:
         path = registry.export(FEATURES["featuretap"]().eval(), Path(folder) / "model.onnx")
-        compiled, session = registry.compile(path), session_of(str(path), None)
+        compiled, session = registry.compile(path), onnx_session(str(path), None)
     for batch, rounds in BATCHES.items():
         images = torch.randn(batch, 3, 224, 224)
         array = images.numpy()

@@ -21,7 +21,7 @@ from torch import nn
 from benchmarks.reduced_tail import weights
 from benchmarks.results import section, table
 from featuretap import registry
-from featuretap.runtimes.quantizing import Report
+from featuretap.runtimes.quantization import Report
 
 CALIBRATED, JUDGED = 64, 200
 

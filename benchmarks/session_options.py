@@ -10,9 +10,9 @@ import torch
 from benchmarks.networks import NAME
 from benchmarks.results import limit, milliseconds, section, timed
 from featuretap import registry
-from featuretap.runtimes.exportable import exportable
-from featuretap.runtimes.on_onnxruntime import session_of
-from featuretap.runtimes.onnx_files import IMAGE, onnx_model
+from featuretap.runtimes.exportable import prepare_model
+from featuretap.runtimes.onnx_runtime import onnx_model, onnx_session
+from featuretap.runtimes.signature import IMAGE
 from featuretap.support.timing import PAUSE
 
 __all__ = ["session_options"]
@@ -23,16 +23,16 @@ ROUNDS = 61
 def session_options() -> Iterator[str]:
     """Sessions on the same weights."""
     model = registry.build(NAME, features_only=True)
-    dynamic = onnx_model(exportable(model))
-    fixed = onnx_model(exportable(model, size=(224, 224), batch=1)).SerializeToString()
+    dynamic = onnx_model(prepare_model(model), {})
+    fixed = onnx_model(prepare_model(model, size=(224, 224), batch=1), {}).SerializeToString()
     content = dynamic.SerializeToString()
     sessions = {
-        "as `registry.compile` has it": session_of(content, None),
-        "1 thread": session_of(content, 1),
+        "as `registry.compile` has it": onnx_session(content, None),
+        "1 thread": onnx_session(content, 1),
         "threads that spin on": _session(content, {"session.force_spinning_stop": "0"}),
         "threads that never spin": _session(content, {"session.intra_op.allow_spinning": "0"}),
-        "size and batch fixed": session_of(fixed, None),
-        "means as GlobalAveragePool": session_of(_pooled(dynamic), None),
+        "size and batch fixed": onnx_session(fixed, None),
+        "means as GlobalAveragePool": onnx_session(_pooled(dynamic), None),
         "layout NCHW throughout": _session(content, {}, onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED),
     }
     array = torch.randn(1, 3, 224, 224).numpy()

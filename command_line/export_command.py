@@ -14,7 +14,7 @@ from featuretap.command_line.interruption import unless_written
 from featuretap.command_line.models import named_or_in_a_file
 from featuretap.command_line.parameters import Addresses, OptionPair, Size
 from featuretap.command_line.printing import print_text
-from featuretap.runtimes.formats import FORMATS, check_installed, format_of
+from featuretap.runtimes.formats import FORMATS, resolve_format
 
 __all__ = ["export_command"]
 
@@ -66,8 +66,8 @@ def export_command(
 
     Example: featuretap export mobilenet_v3_large features.onnx --taps C3,C4,C5
     """
-    form = format_of(target, asked)
-    check_installed(form)
+    form = resolve_format(target, asked)
+    form.check_installed()
     wanted: dict[str, Any] = {"taps": taps, "head": head, "num_classes": num_classes, **dict(pairs)}
     # Taps without a head are of the bare backbone.
     bare = features_only or (taps is not None and head is None)

@@ -86,7 +86,7 @@ def extract_command(
         check_extra("featuretap extract --format parquet", "parquet", ("pyarrow",))
     if on_ray:
         check_extra("featuretap extract --ray", "ray", ("ray",))
-    from featuretap.support.image_list import list_images
+    from featuretap.support.image_files import list_images
 
     found = list_images(images)
 

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from torch import nn
 
-    from featuretap.runtimes.quantizing import Report
+    from featuretap.runtimes.quantization import Report
 
 __all__ = ["quantize_command"]
 
@@ -77,7 +77,7 @@ def quantize_command(
 
     Example: featuretap quantize mobilenet_v2 small.onnx --images photographs
     """
-    from featuretap.support.image_list import list_images
+    from featuretap.support.image_files import list_images
 
     check_extra("featuretap quantize", "onnxruntime", ("onnx", "onnxscript", "onnxruntime"))
     if target.suffix != ".onnx":
@@ -89,7 +89,7 @@ def quantize_command(
     if weights == "none":
         raise OptionError("fresh weights in integers mean nothing; name weights, or leave --weights out")
 
-    from featuretap.runtimes.quantizing import quantize
+    from featuretap.runtimes.quantization import quantize
     from featuretap.support.progress import bar
 
     model = _model(source, weights, features_only, taps, dict(pairs))

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from featuretap.models.built import Built
     from featuretap.runtimes.compiled import CompiledModel
-    from featuretap.runtimes.quantizing import Report
+    from featuretap.runtimes.quantization import Report
 
 __all__ = ["Registry"]
 
@@ -323,7 +323,7 @@ class Registry(Lookup):
             HeadError: a head whose outputs are no tensors by name, as detectors'.
             ExportError: the model cannot be exported, or the file not be written.
         """
-        from featuretap.runtimes.quantizing import quantize
+        from featuretap.runtimes.quantization import quantize
 
         given, judged = (
             [Path(source) for source in ([sources] if isinstance(sources, str | os.PathLike) else sources)]

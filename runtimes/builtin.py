@@ -1,4 +1,4 @@
-"""The runtimes that featuretap knows by itself, as data. No torch."""
+"""The built-in runtimes as data."""
 
 from __future__ import annotations
 
@@ -9,29 +9,29 @@ __all__ = ["RUNTIMES"]
 RUNTIMES = (
     RuntimeSpec(
         "onnxruntime",
-        factory="featuretap.runtimes.on_onnxruntime:compiled",
+        factory="featuretap.runtimes.onnx_runtime:compile_onnx",
         modules=("onnxruntime", "onnx", "onnxscript"),
         requires="featuretap[onnxruntime]",
-        opens={".onnx": "featuretap.runtimes.on_onnxruntime:opened"},
+        opens={".onnx": "featuretap.runtimes.onnx_runtime:open_onnx"},
         description="ONNX Runtime, on the CPU",
     ),
     RuntimeSpec(
         "openvino",
-        factory="featuretap.runtimes.on_openvino:compiled",
+        factory="featuretap.runtimes.openvino_runtime:compile_openvino",
         modules=("openvino",),
         requires="featuretap[openvino]",
-        opens={".xml": "featuretap.runtimes.on_openvino:opened", ".onnx": "featuretap.runtimes.on_openvino:opened"},
+        opens=dict.fromkeys((".xml", ".onnx"), "featuretap.runtimes.openvino_runtime:open_openvino"),
         description="OpenVINO, on the CPU",
     ),
     RuntimeSpec(
         "inductor",
-        factory="featuretap.runtimes.on_inductor:compiled",
+        factory="featuretap.runtimes.torch_runtimes:compile_inductor",
         description="torch.compile, which needs a C++ compiler",
     ),
     RuntimeSpec(
         "aot",
-        factory="featuretap.runtimes.on_aot:compiled",
-        opens={".pt2": "featuretap.runtimes.on_aot:opened"},
+        factory="featuretap.runtimes.torch_runtimes:compile_aot",
+        opens={".pt2": "featuretap.runtimes.torch_runtimes:open_aot"},
         description="AOTInductor, compiled ahead of time, which needs a C++ compiler",
     ),
 )

@@ -1,4 +1,4 @@
-"""The images of a quantisation: which ranges are measured on and which results are judged on, and as tensors."""
+"""Images for quantisation: to measure ranges of activations on, and to compare the result on."""
 
 from __future__ import annotations
 
@@ -12,106 +12,107 @@ from torch import Tensor
 from featuretap.models.transforms import check_channels, compose, compose_for_size
 from featuretap.specs.description import Description
 from featuretap.support.errors import DataError, ImageError
-from featuretap.support.image_list import ImageFile, list_images
+from featuretap.support.image_files import ImageFile, list_images
 from featuretap.support.images import read_image
 
-__all__ = ["LEAST", "MOST", "Photographs", "preparation", "split"]
+__all__ = ["Images", "split_images", "transform_for"]
 
-MOST = 256
-"""Images that ranges are measured on, and as many that results are judged on; further ones change little."""
+MAXIMUM = 256
+"""Images to calibrate on, and images to compare on; more change little."""
 
-LEAST = 10
-"""Images without any apart for judging: of fewer, what is held back would say nothing."""
+MINIMUM = 10
+"""Images without a separate set to compare on; with fewer, the part held back is too small."""
 
 HELD_BACK = 5
-"""Of so many images, the last is not calibrated on, but judged on."""
-
-
-def _nothing() -> None:
-    """Do nothing, where nobody wants to be told."""
+"""Of this many images, the last is held back from calibration."""
 
 
 @dataclass
-class Photographs:
-    """Images that are read when they are wanted, those that cannot be left out.
+class Images:
+    """Images that are read one by one; unreadable ones are skipped.
 
     Args:
-        files: which.
-        prepare: image → tensor (C, H, W).
+        files: the image files.
+        transform: image → tensor (C, H, W).
+        purpose: what they are for, for the message: "calibrate on".
         done: called after each.
-        bad: name → why it could not be read, once they were read.
+        errors: name of a skipped image → why it cannot be read, filled while reading.
     """
 
     files: Sequence[ImageFile]
-    prepare: Callable[[Any], Tensor]
-    done: Callable[[], object] = _nothing
-    bad: dict[str, str] = field(default_factory=dict)
+    transform: Callable[[Any], Tensor]
+    purpose: str
+    done: Callable[[], object]
+    errors: dict[str, str] = field(default_factory=dict)
 
     def __iter__(self) -> Iterator[Tensor]:
-        """Yield images (1, C, H, W)."""
+        """Yield images (1, C, H, W).
+
+        Raises:
+            DataError: none of them can be read.
+        """
         for file in self.files:
             try:
                 image = read_image(Path(file.path))
             except ImageError as error:
-                self.bad[file.text] = str(error)
+                self.errors[file.text] = str(error)
             else:
-                yield self.prepare(image)[None]
+                yield self.transform(image)[None]
             self.done()
+        if not self.readable:
+            reason = next(iter(self.errors.values()))
+            raise DataError(f"none of the {len(self.files)} images to {self.purpose} can be read: {reason}")
 
     @property
-    def read(self) -> list[str]:
-        """The names of those that could be read."""
-        return [file.text for file in self.files if file.text not in self.bad]
+    def readable(self) -> list[str]:
+        """The names of the images without an error so far."""
+        return [file.text for file in self.files if file.text not in self.errors]
 
 
-def split(images: Sequence[Path], judge_on: Sequence[Path]) -> tuple[list[ImageFile], list[ImageFile]]:
-    """Return the images to calibrate on and those to judge on, at most `MOST` of each, evenly spread.
+def split_images(images: Sequence[Path], judge_on: Sequence[Path]) -> tuple[list[ImageFile], list[ImageFile]]:
+    """Return the images to calibrate on and those to compare on, at most `MAXIMUM` of each, evenly sampled.
 
-    Without images to judge on, every fifth is held back for it.
+    Without `judge_on`, every fifth image is held back for the comparison.
 
     Raises:
-        DataError: there are no images, too few to hold any back, or none that is not calibrated on.
+        DataError: there are no images, too few to hold any back, or none to compare on besides those to calibrate on.
     """
     found = list_images(images)
     if judge_on:
         calibrated = {file.path for file in found}
-        judged = [file for file in list_images(judge_on) if file.path not in calibrated]
-        if not judged:
+        compared = [file for file in list_images(judge_on) if file.path not in calibrated]
+        if not compared:
             raise DataError(
-                "every image to judge on is one that is calibrated on, and what ranges were fitted to judges nothing; "
-                "give others"
+                "every image to compare on is one that is calibrated on, to which the ranges are fitted; give others"
             )
-        return _spread(found), _spread(judged)
-    if len(found) < LEAST:
+        return _sample(found), _sample(compared)
+    if len(found) < MINIMUM:
         raise DataError(
-            f"there are too few images to calibrate on some and judge on others: {len(found)}; give {LEAST} or more, "
-            "or others to judge on"
+            f"there are too few images to calibrate on some and compare on others: {len(found)}; give {MINIMUM} or "
+            "more, or others to compare on"
         )
-    last = HELD_BACK - 1
-    return (
-        _spread([file for place, file in enumerate(found) if place % HELD_BACK != last]),
-        _spread([file for place, file in enumerate(found) if place % HELD_BACK == last]),
-    )
+    calibrated_on = [file for place, file in enumerate(found, 1) if place % HELD_BACK]
+    return _sample(calibrated_on), _sample(found[HELD_BACK - 1 :: HELD_BACK])
 
 
-def preparation(description: Description, size: tuple[int, int] | None) -> Callable[[Any], Tensor]:
-    """Return image → tensor (C, H, W) as the model takes it, all of one size.
+def transform_for(description: Description, size: tuple[int, int] | None) -> Callable[[Any], Tensor]:
+    """Return image → tensor (C, H, W) for a model, all of one size.
 
     Args:
         description: of the model.
-        size: (height, width) in pixels that whole images are resized to; None for the resizing and the crop that the
-            weights were trained with, or a square where they were trained without a crop.
+        size: (height, width) in pixels to which images are resized; None for the resizing and the crop that the weights
+            were trained with, or a square where they were trained without a crop.
 
     Raises:
-        OptionError: the model's images are no pictures.
+        OptionError: the model's images have neither one nor three channels.
     """
     check_channels(description)
-    prepared = description.preprocessing
+    preprocessing = description.preprocessing
     if size is None:
-        return compose(replace(prepared, crop=prepared.crop or prepared.resize))
-    return compose_for_size(prepared, size)
+        return compose(replace(preprocessing, crop=preprocessing.crop or preprocessing.resize))
+    return compose_for_size(preprocessing, size)
 
 
-def _spread(files: Sequence[ImageFile]) -> list[ImageFile]:
-    count = min(len(files), MOST)
+def _sample(files: Sequence[ImageFile]) -> list[ImageFile]:
+    count = min(len(files), MAXIMUM)
     return [files[place * len(files) // count] for place in range(count)]

@@ -1,9 +1,12 @@
-"""A model as exporters take it: a copy that is ready for inference, an example of its images, and what it returns."""
+"""Models prepared for export: a copy for inference, example images, and the signature."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+import logging
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -13,16 +16,20 @@ from torch import Tensor, nn
 from featuretap.models.built import unwrap
 from featuretap.runtimes.signature import Signature
 from featuretap.specs.description import Description, options_in_words
-from featuretap.support.errors import ExportError, HeadError, OptionError
+from featuretap.support.errors import ExportError, FeaturetapError, HeadError, OptionError
+from featuretap.support.text import error_line
 
-__all__ = ["Exportable", "check_sizes", "exportable"]
+__all__ = ["Exportable", "Run", "check_sizes", "library_errors", "prepare_model", "quiet_exporters"]
+
+Run = Callable[[Tensor], Sequence[Tensor]]
+"""Images (N, C, H, W) → outputs, in the order of a signature."""
 
 EXAMPLE = (2, 224, 256)
-"""Images, height and width: no two alike and none 1, which tracing takes for something special."""
+"""Number, height and width of the example images: all different and none 1, which tracing would specialise on."""
 
 
-class Outputs(nn.Module):
-    """A model whose outputs come as a tuple, since runtimes do not agree on how dicts are ordered."""
+class TupleOutputs(nn.Module):
+    """A model whose outputs come as a tuple, since runtimes do not agree on the order of dicts."""
 
     def __init__(self, model: nn.Module, names: Sequence[str]) -> None:
         super().__init__()
@@ -30,16 +37,16 @@ class Outputs(nn.Module):
         self.names = tuple(names)
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
-        """Return the outputs in the order of their names."""
-        made = self.model(images)
-        if isinstance(made, Tensor):
-            return (made,)
+        """Return the outputs for images (N, C, H, W), in the order of their names."""
+        returned = self.model(images)
+        if isinstance(returned, Tensor):
+            return (returned,)
         outputs: list[Tensor] = []
         for name in self.names:
             # Two addresses may be one tensor, and some runtimes hold no output under two names. Exporters leave out a
             # mere copy.
-            again = any(made[name] is other for other in outputs)
-            outputs.append(made[name] * 1.0 if again else made[name])
+            duplicate = any(returned[name] is other for other in outputs)
+            outputs.append(returned[name] * 1.0 if duplicate else returned[name])
         return tuple(outputs)
 
 
@@ -49,9 +56,9 @@ class Exportable:
 
     Args:
         model: a copy in evaluation mode, whose parameters need no gradient.
-        signature: what it takes and returns.
-        description: what it is.
-        images: an example, (N, C, H, W), of the model's device and type of numbers.
+        signature: inputs and outputs.
+        description: of the model.
+        images: an example, (N, C, H, W), on the model's device and of its dtype.
     """
 
     model: nn.Module
@@ -62,52 +69,46 @@ class Exportable:
     @property
     def module(self) -> nn.Module:
         """The model with its outputs as a tuple."""
-        return Outputs(self.model, self.signature.outputs).eval()
+        return TupleOutputs(self.model, self.signature.outputs).eval()
 
     @property
-    def words(self) -> str:
-        """The model in words, for messages."""
+    def label(self) -> str:
+        """Name and options of the model, for messages."""
         return options_in_words(self.description.name, self.description.options)
 
     @property
     def dynamic(self) -> dict[int, Any]:
-        """Axis of the images → torch.export's mark, of those that may be of any length."""
+        """Axis of the images → torch.export's mark, of those that may have any length."""
         axes = ([] if self.signature.batch else [0]) + ([] if self.signature.size else [2, 3])
         return dict.fromkeys(axes, torch.export.Dim.DYNAMIC)
 
     def program(self, module: nn.Module | None = None) -> torch.export.ExportedProgram:
-        """Return what torch.export makes of the model, or of another module around it.
+        """Return the model, or a `module` around it, as a program of torch.export.
 
         Raises:
-            ExportError: it cannot be exported, for images of any size at least.
+            ExportError: it cannot be exported, at least not for images of any size.
         """
         shapes = ({axis: self.dynamic.get(axis, torch.export.Dim.STATIC) for axis in range(4)},)
-        try:
+        with self.export_errors(size_may_help=True):
             program = torch.export.export(module or self.module, (self.images,), dynamic_shapes=shapes)
-        except Exception as error:
-            # Whatever torch's tracing of somebody's code comes upon.
-            raise ExportError(self.refusal(error, size_may_help=True)) from error
         for node in program.graph.nodes:
-            # Where in whose folders the code stands is nobody's business who gets the file.
+            # Paths on this machine do not belong into the file.
             node.meta.pop("stack_trace", None)
         return program
 
-    def refusal(self, error: Exception, *, size_may_help: bool = False) -> str:
-        """Return why the model cannot be exported, and whether one size of images may help."""
-        lines = str(error).strip().splitlines() or [""]
-        reason = f"{type(error).__name__}: {lines[0].strip()[:200]}"
-        if self.signature.size or not size_may_help:
-            return f"cannot export {self.words} ({reason})"
-        return (
-            f"cannot export {self.words} for images of any size ({reason}); give the one size that it is for, such as "
-            "size=(224, 224)"
-        )
+    def export_errors(self, *, size_may_help: bool = False) -> AbstractContextManager[None]:
+        """Return a context that raises `ExportError` for any error inside, of the model's own code too."""
+        problem, advice = f"cannot export {self.label}", ""
+        if size_may_help and not self.signature.size:
+            problem += " for images of any size"
+            advice = "; give the one size that it is for, such as size=(224, 224)"
+        return library_errors(problem, advice, unchanged=())
 
     def check_on_cpu(self, runtime: str) -> None:
-        """Refuse models that a runtime for CPUs cannot hold.
+        """Refuse models that a runtime for CPUs cannot run.
 
         Raises:
-            OptionError: the model is on another device, or of other numbers than float32.
+            OptionError: the model is on another device, or not in float32.
         """
         if self.images.device.type != "cpu":
             raise OptionError(
@@ -121,8 +122,8 @@ class Exportable:
             )
 
 
-def exportable(model: nn.Module, size: tuple[int, int] | None = None, batch: int | None = None) -> Exportable:
-    """Return a model as exporters take it.
+def prepare_model(model: nn.Module, size: tuple[int, int] | None = None, batch: int | None = None) -> Exportable:
+    """Prepare a model for export or compilation.
 
     Args:
         model: a backbone, classifier, pyramid or segmenter that `registry.build` or `registry.load` returned.
@@ -130,14 +131,13 @@ def exportable(model: nn.Module, size: tuple[int, int] | None = None, batch: int
         batch: number of images, or None for any.
 
     Raises:
-        OptionError: no model of featuretap's, or a size or batch that is none.
-        HeadError: it returns something else than maps or logits, as detectors do.
+        OptionError: the model was not built by featuretap, or an invalid size or batch.
+        HeadError: the model returns something else than maps or logits, as detectors do.
         ExportError: the model cannot run on images of the size.
     """
     check_sizes(size, batch)
     inner = unwrap(model, "registry.compile and registry.export read")
     description = inner.description
-    assert isinstance(description, Description)
     if description.preprocessing.inside:
         raise HeadError(
             f"the head {description.head!r} finds objects in lists of images, which no runtime here takes; "
@@ -145,43 +145,72 @@ def exportable(model: nn.Module, size: tuple[int, int] | None = None, batch: int
         )
     copied = copy.deepcopy(inner).eval().requires_grad_(False)
     some = next(iter(copied.state_dict().values()), torch.empty(0))
-    floating = next((p for p in copied.parameters() if p.is_floating_point()), some)
+    like = next(filter(Tensor.is_floating_point, copied.parameters()), some)
     channels = description.backbone.in_channels if description.backbone else 3
-    count, height, width = EXAMPLE
-    sides = size or (height, width)
-    # Of a generator of its own, so that nobody else's numbers change.
-    images = torch.randn(batch or count, channels, *sides, generator=torch.Generator().manual_seed(0))
-    images = images.to(floating.device, floating.dtype)
+    count, *sides = EXAMPLE
+    # A generator of its own leaves the global random state unchanged.
+    images = torch.randn(batch or count, channels, *(size or sides), generator=torch.Generator().manual_seed(0))
     signature = Signature((), False, channels, dict(getattr(inner, "taps", {}) or {}), size, batch)
-    whole = Exportable(copied, signature, description, images)
-    try:
-        with torch.no_grad():
-            made = copied(images)
-    except Exception as error:
-        raise ExportError(whole.refusal(error, size_may_help=True)) from error
-    return replace(whole, signature=replace(signature, **_returned(made, description)))
-
-
-def _returned(made: Any, description: Description) -> Mapping[str, Any]:
-    """Return names of outputs and whether they come by name."""
-    if isinstance(made, Tensor):
-        return {"outputs": ("logits" if description.num_classes else "features",), "as_dict": False}
-    if isinstance(made, dict) and made and all(isinstance(value, Tensor) for value in made.values()):
-        return {"outputs": tuple(map(str, made)), "as_dict": True}
+    prepared = Exportable(copied, signature, description, images.to(like.device, like.dtype))
+    with prepared.export_errors(size_may_help=True), torch.no_grad():
+        returned = copied(prepared.images)
+    if isinstance(returned, Tensor):
+        name = "logits" if description.num_classes else "features"
+        return replace(prepared, signature=replace(signature, outputs=(name,)))
+    if isinstance(returned, dict) and returned and all(isinstance(value, Tensor) for value in returned.values()):
+        return replace(prepared, signature=replace(signature, outputs=tuple(map(str, returned)), as_dict=True))
     raise HeadError(
-        f"the head {description.head!r} returns {type(made).__name__}, and runtimes take models that return a tensor "
-        "or tensors by name"
+        f"the head {description.head!r} returns {type(returned).__name__}, and runtimes take models that return a "
+        "tensor or tensors by name"
     )
 
 
 def check_sizes(size: Any, batch: Any) -> None:
-    """Check what fixes the images of a compiled or exported model.
+    """Check size and batch of the images of a compiled or exported model.
 
     Raises:
-        OptionError: a size or a batch that is none.
+        OptionError: an invalid size or batch.
     """
-    whole = isinstance(size, tuple | list) and len(size) == 2 and all(type(side) is int and side > 0 for side in size)
-    if size is not None and not whole:
-        raise OptionError(f"size={size!r} is none; give (height, width) in pixels, or None for images of any size")
+    pair = isinstance(size, tuple | list) and len(size) == 2 and all(type(side) is int and side > 0 for side in size)
+    if size is not None and not pair:
+        raise OptionError(f"size must be (height, width) in pixels, or None for images of any size; got {size!r}")
     if batch is not None and not (type(batch) is int and batch > 0):
-        raise OptionError(f"batch={batch!r} is none; give a number of images, or None for any")
+        raise OptionError(f"batch must be a number of images, or None for any; got {batch!r}")
+
+
+@contextmanager
+def library_errors(
+    problem: str, advice: str = "", unchanged: type[Exception] | tuple[()] = FeaturetapError
+) -> Iterator[None]:
+    """Raise an `ExportError` for the errors that a library raises inside, which are of any type.
+
+    Args:
+        problem: the message up to the library's own, which follows in brackets.
+        advice: the rest of the message.
+        unchanged: errors that pass as they are.
+
+    Raises:
+        ExportError: something inside raised another error.
+    """
+    try:
+        yield
+    except unchanged:
+        raise
+    except Exception as error:
+        raise ExportError(f"{problem} ({error_line(error)[:240]}){advice}") from error
+
+
+@contextmanager
+def quiet_exporters() -> Iterator[None]:
+    """Silence the warnings and logs of exporters about their own internals."""
+    loggers = [logging.getLogger(name) for name in ("onnxscript", "onnx_ir", "torch.onnx")]
+    levels = [logger.level for logger in loggers]
+    try:
+        for logger in loggers:
+            logger.setLevel(logging.ERROR)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)

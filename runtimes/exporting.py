@@ -1,27 +1,29 @@
-"""`registry.export`: a model as a file for a runtime, kept only once the runtime computes what the model does."""
+"""`registry.export`: models as files for a runtime, kept only if the runtime computes what the model does."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from torch import nn
 
 from featuretap.models.built import unwrap
-from featuretap.runtimes.exportable import Exportable
-from featuretap.runtimes.formats import Format, check_installed, for_detectors, format_of
-from featuretap.runtimes.stated import stated
+from featuretap.models.saving import record_of_model
+from featuretap.runtimes.exportable import Exportable, library_errors
+from featuretap.runtimes.formats import resolve_format
+from featuretap.runtimes.signature import DEVICE, DTYPE, SIGNATURE
 from featuretap.support.atomic_write import replace_files
-from featuretap.support.errors import ExportError, FeaturetapError, WeightsError
+from featuretap.support.errors import ExportError, WeightsError
 from featuretap.support.import_strings import load
+from featuretap.weights.metadata import metadata_of
 
 if TYPE_CHECKING:
     from featuretap.registry.registry import Registry
 
-__all__ = ["export", "kept_on_success"]
+__all__ = ["export", "export_metadata", "keep_on_success"]
 
 
 def export(
@@ -38,60 +40,47 @@ def export(
         OptionError: there is no such format, the path ends in another's, or the model was not built by featuretap.
         HeadError: the format cannot hold a model with this head.
         MissingExtraError: packages for the format are not installed.
-        ExportError: the model cannot be exported, the file computes something else, or cannot be written. What was at
-            the path before is as it was.
+        ExportError: the model cannot be exported, the file computes something else, or cannot be written. A file that
+            was at the path before is unchanged.
     """
-    form = format_of(path, format)
-    check_installed(form)
-    description: Any = unwrap(model, "registry.export writes").description
+    form = resolve_format(path, format)
+    form.check_installed()
+    description = unwrap(model, "registry.export writes").description
     if description.preprocessing.inside:
-        form = for_detectors(form, description.head)
-    with kept_on_success(path) as written:
-        prepared = load(form.prepare)(model, size, batch)
-        metadata = stated(registry, prepared)
-        _write(form, prepared, written, metadata)
-        run = _read(form, written, metadata)
-        try:
+        form = form.of_detectors(description.head)
+    with keep_on_success(path) as written:
+        prepared: Exportable = load(form.prepare)(model, size, batch)
+        metadata = export_metadata(registry, prepared)
+        with library_errors(f"cannot write {prepared.label} as {form.name}"):
+            load(form.writer)(prepared, written, metadata)
+        with library_errors(f"the {form.name} file was written, and cannot be read again"):
+            found, run = load(form.reader)(written, threads=None)
+        lost = sorted(key for key, value in metadata.items() if found.get(key) != value)
+        if lost:
+            raise ExportError(
+                f"the {form.name} file was written without what it should say of its model: {', '.join(lost)}"
+            )
+        with library_errors(f"the {form.name} file was written, and does not run"):
             load(form.verifier)(prepared, run)
-        except FeaturetapError:
-            raise
-        except Exception as error:
-            raise ExportError(f"the {form.name} file was written, and does not run ({_reason(error)})") from error
     return path
 
 
-def _write(form: Format, model: Exportable, path: Path, metadata: Mapping[str, str]) -> None:
-    try:
-        load(form.writer)(model, path, metadata)
-    except FeaturetapError:
-        raise
-    except Exception as error:
-        # Writers have errors of their own for what they cannot hold, and for a full disk.
-        raise ExportError(f"cannot write {model.words} as {form.name} ({_reason(error)})") from error
+def export_metadata(registry: Registry, model: Exportable) -> dict[str, str]:
+    """Return the metadata of an exported file: our description, the signature, device and dtype.
 
-
-def _read(form: Format, path: Path, metadata: Mapping[str, str]) -> Callable[[Any], Any]:
-    try:
-        said, run = load(form.reader)(path, threads=None)
-    except FeaturetapError:
-        raise
-    except Exception as error:
-        raise ExportError(f"the {form.name} file was written, and cannot be read again ({_reason(error)})") from error
-    lost = sorted(key for key, value in metadata.items() if said.get(key) != value)
-    if lost:
-        raise ExportError(
-            f"the {form.name} file was written without what it should say of its model: {', '.join(lost)}"
-        )
-    return run
-
-
-def _reason(error: Exception) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+    Raises:
+        WeightsError: an option's value cannot be written.
+    """
+    metadata = metadata_of(record_of_model(registry, model.description))
+    # For safetensors files only.
+    del metadata["format"]
+    dtype = str(model.images.dtype).removeprefix("torch.")
+    return {**metadata, SIGNATURE: model.signature.to_json(), DEVICE: model.images.device.type, DTYPE: dtype}
 
 
 @contextmanager
-def kept_on_success(path: Path) -> Iterator[Path]:
-    """Yield where files can be written that get to the folder of `path`, under their names, all or none.
+def keep_on_success(path: Path) -> Iterator[Path]:
+    """Yield a path in a temporary folder, whose files are moved to the folder of `path` at the end, all or none.
 
     Raises:
         ExportError: the folder or the disk does not take them.
@@ -99,7 +88,7 @@ def kept_on_success(path: Path) -> Iterator[Path]:
     if path.exists() and not path.is_file():
         raise ExportError(f"cannot write {str(path)!r}: it exists, and is not a file")
     try:
-        # Beside the target, to know before all the work whether the folder takes files.
+        # In the target's folder, so that a folder that takes no files is known before the work.
         folder = TemporaryDirectory(dir=path.parent, prefix=".featuretap-")
     except OSError as error:
         raise ExportError(f"cannot write {str(path)!r}: {error.strerror or error}") from error

@@ -1,28 +1,31 @@
-"""The formats that models are exported to, as data. No torch."""
+"""Export formats as data."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from featuretap.support.errors import HeadError, OptionError, did_you_mean
 from featuretap.support.extras import check_extra
 
-__all__ = ["FORMATS", "Format", "check_installed", "for_detectors", "format_of"]
+__all__ = ["FORMATS", "ONNX", "Format", "resolve_format"]
 
 
 @dataclass(frozen=True)
 class Format:
-    """A kind of file, and who writes and reads it.
+    """A kind of file, and import strings of what writes and reads it.
 
     Args:
-        name: what it is asked for by.
-        suffixes: how the names of its files end.
-        writer: import string of `writer(model, path, metadata)`, which writes an `Exportable` and strings about it.
-        reader: import string of `reader(path, threads=None) -> (metadata, run)`, where `run` takes images
-            (N, C, H, W) and returns the outputs in order.
-        prepare: import string of `prepare(model, size, batch)`, which makes the `Exportable`.
-        verifier: import string of `verifier(model, run)`, which compares the two.
+        name: of the format.
+        suffixes: endings of its files.
+        writer: `writer(model, path, metadata)`, which writes an `Exportable`.
+        reader: `reader(path, *, threads) -> (metadata, run)`.
+        prepare: `prepare(model, size, batch)`, which returns the `Exportable`.
+        verifier: `verifier(model, run)`, which compares the two.
+        for_detectors: field → import string that replaces it for models that find objects; empty where the format
+            cannot hold them.
         extra: of our distribution, with the packages that it needs.
         modules: the top-level modules of these.
     """
@@ -31,30 +34,51 @@ class Format:
     suffixes: tuple[str, ...]
     writer: str
     reader: str
-    prepare: str = "featuretap.runtimes.exportable:exportable"
-    verifier: str = "featuretap.runtimes.verifying:verify"
+    prepare: str = "featuretap.runtimes.exportable:prepare_model"
+    verifier: str = "featuretap.runtimes.verification:verify_outputs"
+    for_detectors: Mapping[str, Any] = field(default_factory=dict)
     extra: str = ""
     modules: tuple[str, ...] = ()
 
     @property
     def endings(self) -> str:
-        """The suffixes in words."""
+        """The suffixes as text."""
         return " or ".join(self.suffixes)
+
+    def check_installed(self) -> None:
+        """Check that the packages of the format are installed.
+
+        Raises:
+            MissingExtraError: one of them is not.
+        """
+        check_extra(f"exporting to {self.name}", self.extra, self.modules)
+
+    def of_detectors(self, head: str | None) -> Format:
+        """Return the format as it holds a detector.
+
+        Raises:
+            HeadError: it cannot.
+        """
+        if not self.for_detectors:
+            raise HeadError(
+                f"the head {head!r} finds as many objects as there are in an image, which {self.name} files cannot "
+                "hold; export it as onnx, for one image of one size, or as torchscript"
+            )
+        return replace(self, **self.for_detectors)
 
 
 ONNX = Format(
     "onnx",
     (".onnx",),
-    "featuretap.runtimes.foreign_files:write_onnx",
-    "featuretap.runtimes.on_onnxruntime:opened",
+    writer="featuretap.runtimes.onnx_runtime:write_onnx",
+    reader="featuretap.runtimes.onnx_runtime:open_onnx",
+    for_detectors={
+        "prepare": "featuretap.runtimes.detectors:prepare_detector",
+        "writer": "featuretap.runtimes.detectors:write_detector",
+        "verifier": "featuretap.runtimes.detectors:verify_detector",
+    },
     extra="onnxruntime",
     modules=("onnx", "onnxscript", "onnxruntime"),
-)
-SCRIPT = Format(
-    "torchscript",
-    (".torchscript", ".ts", ".torchscript.pt"),
-    "featuretap.runtimes.torch_files:write_script",
-    "featuretap.runtimes.torch_files:open_script",
 )
 
 # Where formats share a suffix, it means the first of them.
@@ -63,85 +87,59 @@ FORMATS = (
     Format(
         "openvino",
         (".xml",),
-        "featuretap.runtimes.foreign_files:write_openvino",
-        "featuretap.runtimes.on_openvino:opened",
+        writer="featuretap.runtimes.openvino_runtime:write_openvino",
+        reader="featuretap.runtimes.openvino_runtime:open_openvino",
         extra="openvino",
         modules=("openvino",),
     ),
     Format(
         "torch-export",
         (".pt2",),
-        "featuretap.runtimes.torch_files:write_program",
-        "featuretap.runtimes.torch_files:open_program",
+        writer="featuretap.runtimes.torch_runtimes:write_program",
+        reader="featuretap.runtimes.torch_runtimes:open_program",
     ),
-    Format("aot", (".pt2",), "featuretap.runtimes.on_aot:write_package", "featuretap.runtimes.on_aot:opened"),
-    SCRIPT,
+    Format(
+        "aot",
+        (".pt2",),
+        writer="featuretap.runtimes.torch_runtimes:write_aot",
+        reader="featuretap.runtimes.torch_runtimes:open_aot",
+    ),
+    Format(
+        "torchscript",
+        (".torchscript", ".ts", ".torchscript.pt"),
+        writer="featuretap.runtimes.torch_runtimes:write_script",
+        reader="featuretap.runtimes.torch_runtimes:open_script",
+        for_detectors={
+            "prepare": "featuretap.runtimes.detectors:prepare_detector_script",
+            "writer": "featuretap.runtimes.detectors:write_detector_script",
+            "reader": "featuretap.runtimes.detectors:open_detector_script",
+            "verifier": "featuretap.runtimes.detectors:verify_detector_script",
+        },
+    ),
 )
 
-DETECTORS = (
-    replace(
-        ONNX,
-        prepare="featuretap.runtimes.detectors_as_onnx:prepare",
-        writer="featuretap.runtimes.detectors_as_onnx:write",
-        verifier="featuretap.runtimes.detectors_as_onnx:verify",
-    ),
-    replace(
-        SCRIPT,
-        prepare="featuretap.runtimes.detectors_as_script:prepare",
-        writer="featuretap.runtimes.detectors_as_script:write",
-        reader="featuretap.runtimes.detectors_as_script:opened",
-        verifier="featuretap.runtimes.detectors_as_script:verify",
-    ),
-)
-"""How models that find objects are written; by the same names."""
 
-
-def for_detectors(form: Format, head: str | None) -> Format:
-    """Return how detectors are written in a format.
-
-    Raises:
-        HeadError: they are not.
-    """
-    found = {form.name: form for form in DETECTORS}.get(form.name)
-    if found is None:
-        raise HeadError(
-            f"the head {head!r} finds as many objects as there are in an image, which {form.name} files cannot hold; "
-            "export it as onnx, for one image of one size, or as torchscript"
-        )
-    return found
-
-
-def format_of(path: Path, asked: str | None) -> Format:
-    """Return the format of a file that is to be written.
+def resolve_format(path: Path, name: str | None) -> Format:
+    """Return the format of a file to be written.
 
     Args:
-        path: the file, whose name's ending says the format where none is asked for.
-        asked: name of the format.
+        path: the file, whose ending selects the format where `name` is None.
+        name: of the format.
 
     Raises:
-        OptionError: there is no such format, the ending fits none, or another.
+        OptionError: there is no such format, or the ending is of no format or of another.
     """
-    if asked is None:
-        fitting = [form for form in FORMATS if path.name.endswith(form.suffixes)]
-        if not fitting:
+    if name is None:
+        matching = [form for form in FORMATS if path.name.endswith(form.suffixes)]
+        if not matching:
             endings = ", ".join(f"{form.endings} ({form.name})" for form in FORMATS)
             raise OptionError(f"{path.name!r} does not end as an exported file does; endings are {endings}")
-        return fitting[0]
-    form = {form.name: form for form in FORMATS}.get(asked)
-    if form is None:
-        names = [form.name for form in FORMATS]
-        hint = did_you_mean(asked, names) or f"; formats are {', '.join(names)}"
-        raise OptionError(f"no format named {asked!r}{hint}")
+        return matching[0]
+    by_name = {form.name: form for form in FORMATS}
+    if name not in by_name:
+        hint = did_you_mean(name, by_name) or f"; formats are {', '.join(by_name)}"
+        raise OptionError(f"no format named {name!r}{hint}")
+    form = by_name[name]
     if not path.name.endswith(form.suffixes):
-        raise OptionError(f"a file of the format {asked!r} ends in {form.endings}, and {path.name!r} does not")
+        raise OptionError(f"a file of the format {name!r} ends in {form.endings}, and {path.name!r} does not")
     return form
-
-
-def check_installed(form: Format) -> None:
-    """Say which packages for a format are missing.
-
-    Raises:
-        MissingExtraError: one of them is not installed.
-    """
-    if form.modules:
-        check_extra(f"exporting to {form.name}", form.extra, form.modules)

@@ -1,7 +1,7 @@
-"""Batch norms folded into the layers before them, which compute the same in evaluation in fewer passes over a map.
+"""`registry.fuse`: batch norms folded into the layers before them, which saves passes over a map in evaluation.
 
-The layers are those that are known to run one right behind the other: neighbours in a plain chain, nodes of a traced
-graph, and the two of the classification head. Everything else stays as it is.
+A norm is folded where it is known to run right behind the layer: neighbours in a plain chain, nodes of a traced graph,
+and the two of the classification head. Everything else stays.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from torchvision.models.segmentation.deeplabv3 import ASPPPooling
 from torchvision.ops import FrozenBatchNorm2d
 
 from featuretap.heads.modules.classification import ClassificationHead
-from featuretap.models.built import unwrap
+from featuretap.models.built import Built, unwrap
 from featuretap.models.inference_only import MARK, InferenceOnly, is_fused
-from featuretap.specs.description import Description, options_in_words
+from featuretap.specs.description import options_in_words
 from featuretap.support.errors import OptionError
 
-__all__ = ["folded", "fuse"]
+__all__ = ["fold_norms", "fuse"]
 
 logger = logging.getLogger("featuretap")
 
@@ -40,10 +40,10 @@ CHAINS = (nn.Sequential.forward, ASPPPooling.forward)
 """Forward passes that run the children in turn."""
 
 EXAMPLE = (1, 1, 224, 224)
-"""An image that every network takes."""
+"""Shape of an image that every network takes."""
 
 TOLERANCE = 1e-3
-"""How far a map may be from the model's, in parts of its largest value; rounding stays a tenth of it."""
+"""Maximum difference from a map of the model, as a fraction of its largest value; rounding stays a tenth of it."""
 
 
 class Pair(NamedTuple):
@@ -56,32 +56,23 @@ class Pair(NamedTuple):
 
 
 def fuse(model: nn.Module) -> nn.Module:
-    """Return a copy for inference whose batch norms are folded into the convolutions before them.
+    """Return a copy for inference whose batch norms are folded into the convolutions before them; see `Registry.fuse`.
 
-    Its outputs are those of the model in evaluation, to rounding. Modules keep their paths, with an `nn.Identity` where
-    a norm was. A batch norm that cannot be folded, because it is not known to run right behind a convolution, because
-    one of the two has hooks or runs in several places, or because the norm has no running statistics, stays, and its
-    number is logged as a warning.
-
-    Args:
-        model: what `registry.build` or `registry.load` returned, in any mode; it stays as it is.
-
-    Returns:
-        a model in evaluation that no gradient reaches the parameters of, and that cannot be put into training.
+    Modules keep their paths, with an `nn.Identity` in place of a norm. The number of norms that stay is logged as a
+    warning: those not known to run right behind a convolution, with hooks or several uses of one of the two, or without
+    running statistics.
 
     Raises:
         OptionError: the model was not built by featuretap, is fused already, or has no batch norm that can be folded.
     """
     model = unwrap(model, "registry.fuse takes")
-    description = model.description
-    assert isinstance(description, Description)
-    words = options_in_words(description.name, description.options)
+    label = options_in_words(model.description.name, model.description.options)
     if is_fused(model):
-        raise OptionError(f"{words} is fused already; use it as it is")
+        raise OptionError(f"{label} is fused already; use it as it is")
     norms = _norms(model)
     if not norms:
-        raise OptionError(f"cannot fuse {words}: it has no batch norms; use it as it is")
-    fused = folded(model)
+        raise OptionError(f"cannot fuse {label}: it has no batch norms; use it as it is")
+    fused = fold_norms(model)
     # A copy of torch.fx's modules loses what was set on them.
     for name in ("description", "taps"):
         if hasattr(model, name):
@@ -89,24 +80,24 @@ def fuse(model: nn.Module) -> nn.Module:
     left = _norms(fused)
     if left == norms:
         raise OptionError(
-            f"cannot fuse {words}: none of its {norms} batch norms is known to run right behind a convolution, without "
+            f"cannot fuse {label}: none of its {norms} batch norms is known to run right behind a convolution, without "
             "hooks on either; registry.compile(model) folds them by itself"
         )
     if left:
         logger.warning(
             "%s: %d of %d batch norms stay, since they are not known to run right behind a convolution",
-            words,
+            label,
             left,
             norms,
         )
-    _check_same(model, fused, words)
+    _check_outputs(model, fused, label)
     # First, so that nothing else has changed its mode when it refuses.
     fused._modules = {MARK: InferenceOnly().eval(), **fused._modules}
     return fused
 
 
-def folded(model: nn.Module) -> nn.Module:
-    """Return a copy of a model for inference, in which is folded what can be."""
+def fold_norms(model: nn.Module) -> nn.Module:
+    """Return a copy of a model for inference, with all norms folded that can be."""
     copied = copy.deepcopy(model).eval().requires_grad_(False)
     uses = Counter(id(child) for parent in copied.modules() for child in parent._modules.values())
     for pair in list(_pairs(copied)):
@@ -116,20 +107,21 @@ def folded(model: nn.Module) -> nn.Module:
 
 
 @torch.no_grad()
-def _check_same(model: nn.Module, fused: nn.Module, words: str) -> None:
+def _check_outputs(model: Built, fused: nn.Module, label: str) -> None:
     """Refuse a backbone that does not run its chains as chains, which nothing but its outputs shows."""
-    whole = copy.deepcopy(getattr(model, "backbone", model)).eval()
-    part = getattr(fused, "backbone", fused)
-    weight = next(whole.parameters())
+    backbone = copy.deepcopy(getattr(model, "backbone", model)).eval()
+    fused_backbone = getattr(fused, "backbone", fused)
+    weight = next(backbone.parameters())
     images = torch.randn(EXAMPLE, generator=torch.Generator().manual_seed(0))
-    channels: Any = model.description.backbone.in_channels  # type: ignore[union-attr]
-    images = images[:, :1].expand(-1, channels, -1, -1).to(weight.device, weight.dtype)
+    assert model.description.backbone is not None
+    channels = model.description.backbone.in_channels
+    images = images.expand(-1, channels, -1, -1).to(weight.device, weight.dtype)
     allowed = max(TOLERANCE, 64 * torch.finfo(weight.dtype).eps)
-    for address, feature in whole(images).items():
-        wrong = float((part(images)[address] - feature).abs().max()) > allowed * float(feature.abs().max())
-        if wrong:
+    found = fused_backbone(images)
+    for address, feature in backbone(images).items():
+        if float((found[address] - feature).abs().max()) > allowed * float(feature.abs().max()):
             raise OptionError(
-                f"cannot fuse {words}: its {address} is another one then, since the backbone does not run its layers "
+                f"cannot fuse {label}: its {address} is another one then, since the backbone does not run its layers "
                 "one behind the other as it holds them; registry.compile(model) takes it as it is"
             )
 

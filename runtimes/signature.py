@@ -1,4 +1,4 @@
-"""What goes into a compiled or exported model and what comes out, as data that travels in a file. No torch."""
+"""Inputs and outputs of a compiled or exported model, as data that travels in the file."""
 
 from __future__ import annotations
 
@@ -10,11 +10,13 @@ from typing import Any
 from featuretap.specs import Tap
 from featuretap.support.errors import ExportError, FeaturetapError
 
-__all__ = ["DEVICE", "DTYPE", "KEY", "Signature"]
+__all__ = ["DEVICE", "DTYPE", "IMAGE", "SIGNATURE", "Signature"]
 
-KEY = "featuretap.signature"
-DEVICE, DTYPE = "featuretap.device", "featuretap.dtype"
-"""The names under which files hold it, and the device and the type of numbers of the images."""
+IMAGE = "image"
+"""Name of the input in every format that names its inputs."""
+
+SIGNATURE, DEVICE, DTYPE = "featuretap.signature", "featuretap.device", "featuretap.dtype"
+"""Metadata keys: the signature as JSON, and device and dtype of the images."""
 
 
 @dataclass(frozen=True)
@@ -23,11 +25,11 @@ class Signature:
 
     Args:
         outputs: names, in order: tap addresses, levels of a pyramid, "out" of a segmenter, "logits" or "features".
-        as_dict: whether they come back by name; otherwise there is one, which comes back alone.
+        as_dict: whether the model returns a dict; otherwise it returns its only output.
         channels: of the images.
         taps: output → channels and stride, of a backbone or a pyramid.
         size: height and width of the images in pixels, or None for any.
-        batch: number of the images, or None for any.
+        batch: number of images, or None for any.
     """
 
     outputs: tuple[str, ...]
@@ -38,30 +40,30 @@ class Signature:
     batch: int | None = None
 
     def mismatch(self, shape: tuple[int, ...]) -> str:
-        """Return what images of another shape are called for, in words; empty where the shape is right."""
-        wanted = (self.batch, self.channels, *(self.size or (None, None)))
-        fits = len(shape) == 4 and all(want in (None, side) for want, side in zip(wanted, shape, strict=True))
+        """Return the expected shape as text if images of `shape` do not fit, else an empty string."""
+        expected = {"batch": self.batch, "C": self.channels}
+        expected |= dict(zip(("height", "width"), self.size or (None, None), strict=True))
+        fits = len(shape) == 4 and all(e in (None, side) for e, side in zip(expected.values(), shape, strict=True))
         if fits and all(shape):
             return ""
-        names = [str(want or name) for want, name in zip(wanted, ("batch", "C", "height", "width"), strict=True)]
-        return f"({', '.join(names)})"
+        return f"({', '.join(str(value or name) for name, value in expected.items())})"
 
-    def text(self) -> str:
+    def to_json(self) -> str:
         """Return it as JSON."""
         return json.dumps(asdict(self), sort_keys=True)
 
     @classmethod
-    def read(cls, text: str) -> Signature:
-        """Return what `text` wrote.
+    def from_json(cls, text: str) -> Signature:
+        """Return the signature that `to_json` wrote.
 
         Raises:
-            ExportError: it is nothing of the kind.
+            ExportError: the text is something else.
         """
         try:
             values: dict[str, Any] = json.loads(text)
-            taps = {name: Tap(**tap) for name, tap in values.pop("taps").items()}
-            size = values.pop("size")
-            outputs = tuple(values.pop("outputs"))
-            return cls(outputs, taps=taps, size=tuple(size) if size else None, **values)
+            values["taps"] = {name: Tap(**tap) for name, tap in values["taps"].items()}
+            values["outputs"] = tuple(values["outputs"])
+            values["size"] = tuple(values["size"]) if values["size"] else None
+            return cls(**values)
         except (AttributeError, FeaturetapError, KeyError, RecursionError, TypeError, ValueError) as error:
-            raise ExportError(f"{text[:60]!r} says nothing of what a model takes and returns: {error}") from error
+            raise ExportError(f"{text[:60]!r} does not describe the inputs and outputs of a model: {error}") from error

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from featuretap.specs.validation import IMPORT_STRING, NAMED_STRINGS, STRING, STRINGS, Check, check_fields, check_name
+from featuretap.support.extras import check_modules
 
 __all__ = ["RuntimeSpec"]
 
@@ -47,3 +48,11 @@ class RuntimeSpec:
     def __post_init__(self) -> None:
         check_name("runtime", self.name)
         check_fields(f"runtime {self.name!r}", self, FIELDS)
+
+    def check_installed(self) -> None:
+        """Check that the modules of the runtime are installed, without importing any.
+
+        Raises:
+            MissingExtraError: one of them is not.
+        """
+        check_modules(f"the runtime {self.name!r}", self.modules, self.requires)

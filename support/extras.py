@@ -1,4 +1,4 @@
-"""Checks that the packages of an extra are installed, such as those of `pip install 'featuretap[train]'`."""
+"""Checks that optional packages are installed, such as those of `pip install 'featuretap[train]'`."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from importlib.util import find_spec
 
 from featuretap.support.errors import MissingExtraError
 
-__all__ = ["check_extra", "missing_modules"]
+__all__ = ["check_extra", "check_modules"]
 
 
 def check_extra(feature: str, extra: str, modules: Iterable[str]) -> None:
@@ -18,11 +18,21 @@ def check_extra(feature: str, extra: str, modules: Iterable[str]) -> None:
         extra: its name.
         modules: top-level modules that come with it.
     """
-    absent = missing_modules(modules)
+    check_modules(feature, modules, f"featuretap[{extra}]")
+
+
+def check_modules(feature: str, modules: Iterable[str], requires: str = "") -> None:
+    """Raise a `MissingExtraError` unless top-level modules are installed, without importing any.
+
+    Args:
+        feature: what needs them.
+        modules: their names.
+        requires: what pip should install; the missing modules by default.
+
+    Raises:
+        MissingExtraError: one of them is not installed.
+    """
+    absent = [module for module in modules if find_spec(module) is None]
     if absent:
-        raise MissingExtraError(f"{feature} needs {', '.join(absent)}; pip install 'featuretap[{extra}]'")
-
-
-def missing_modules(modules: Iterable[str]) -> list[str]:
-    """Return the top-level modules that are not installed, without importing any."""
-    return [module for module in modules if find_spec(module) is None]
+        package = repr(requires) if requires else " ".join(absent)
+        raise MissingExtraError(f"{feature} needs {', '.join(absent)}; pip install {package}")

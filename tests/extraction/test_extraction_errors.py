@@ -9,7 +9,7 @@ from support.extraction import Run, bytes_in
 from featuretap import registry
 from featuretap.registry.errors import DataError, UnknownTapError
 from featuretap.support import extras
-from featuretap.support.image_list import ImageFile
+from featuretap.support.image_files import ImageFile
 from featuretap.workflows.extraction.folder import claimed
 from featuretap.workflows.extraction.job import Job
 from featuretap.workflows.extraction.reading import open_features

@@ -39,7 +39,7 @@ SURFACE = [
     "featuretap.specs.validation",
     "featuretap.registry.testing",
     "featuretap.specs.variants",
-    "featuretap.runtimes.quantizing",
+    "featuretap.runtimes.quantization",
 ]
 """Modules with what users and authors of plugins call."""
 

@@ -205,9 +205,9 @@ def test_a_compiled_model_cannot_be_trained_copied_or_saved(
             "no runtime named 'tensorrt9'; known runtimes: aot, inductor, onnxruntime, openvino",
         ),
         ({"runtime": 3}, UnknownRuntimeError, "a runtime's name is a string, got 3"),
-        ({"size": 224}, OptionError, "size=224 is none; give (height, width) in pixels, or None for images of any"),
-        ({"batch": 0}, OptionError, "batch=0 is none; give a number of images, or None for any"),
-        ({"threads": 0}, OptionError, "threads=0 is no number of threads; give 1 or more, or None for torch's"),
+        ({"size": 224}, OptionError, "size must be (height, width) in pixels, or None for images of any size; got 224"),
+        ({"batch": 0}, OptionError, "batch must be a number of images, or None for any; got 0"),
+        ({"threads": 0}, OptionError, "threads must be 1 or more, or None for PyTorch's; got 0"),
         ({"runtime": "inductor", "threads": 77}, OptionError, "threads, not 77; call torch.set_num_threads(77) before"),
     ],
 )

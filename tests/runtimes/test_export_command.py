@@ -10,7 +10,7 @@ from support import Completed
 from support.package import heavy_modules_after
 
 from featuretap.registry import Registry
-from featuretap.runtimes.torch_files import load_script
+from featuretap.runtimes.torch_runtimes import load_script
 
 Run = Callable[..., Completed]
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from featuretap.registry import Registry
 from featuretap.registry.errors import ExportError, FeaturetapError, HeadError, MissingExtraError, OptionError
 from featuretap.registry.specs import RE, BackboneSpec, Conv
-from featuretap.runtimes import torch_files
+from featuretap.runtimes import torch_runtimes
 from featuretap.runtimes.formats import FORMATS
 
 FILES = {form.name: f"{form.name}{form.suffixes[0]}" for form in FORMATS}
@@ -160,7 +160,7 @@ def test_models_of_other_kinds_are_written_too(
     elif target == "a.pt2":
         found = torch.export.load(path).module()(images)
     else:
-        found = torch_files.load_script(path)[0](images)
+        found = torch_runtimes.load_script(path)[0](images)
     expected = answers(model, images)
     agree(*(maps if isinstance(maps, dict) else {"": maps} for maps in (found, expected)))
 
@@ -210,7 +210,7 @@ def test_a_file_that_computes_something_else_is_not_kept(
     message: str,
 ) -> None:
     (tmp_path / "a.pt2").write_text("older")
-    monkeypatch.setattr(torch_files.Whole, "forward", forward)
+    monkeypatch.setattr(torch_runtimes.NamedInput, "forward", forward)
     with pytest.raises(ExportError, match=rf"'tiny' is not kept, since for images \(1, 3, 225, 161\) {message}"):
         registry.export(tiny, tmp_path / "a.pt2")
     assert [(file.name, file.read_text()) for file in tmp_path.iterdir()] == [("a.pt2", "older")]
@@ -220,13 +220,13 @@ def test_a_file_that_computes_something_else_is_not_kept(
 def test_a_file_that_lacks_metadata_is_not_kept(
     tmp_path: Path, registry: Registry, tiny: nn.Module, monkeypatch: pytest.MonkeyPatch, lost: str
 ) -> None:
-    load = torch_files.load_script
+    load = torch_runtimes.load_script
 
     def loaded(path: Path) -> Any:
         module, metadata = load(path)
         return module, {name: value for name, value in metadata.items() if name != lost}
 
-    monkeypatch.setattr(torch_files, "load_script", loaded)
+    monkeypatch.setattr(torch_runtimes, "load_script", loaded)
     with pytest.raises(ExportError, match=f"^the torchscript file was written without what it should say .*: {lost}$"):
         registry.export(tiny, tmp_path / "a.ts")
     assert list(tmp_path.iterdir()) == []

@@ -12,8 +12,7 @@ from torch import nn
 
 from featuretap.registry import Registry
 from featuretap.registry.errors import ExportError, OptionError
-from featuretap.runtimes import detectors_as_onnx, objects
-from featuretap.runtimes.detectors_as_script import opened
+from featuretap.runtimes import detectors
 
 SIZE = (97, 131)
 
@@ -61,7 +60,7 @@ def test_a_detector_that_finds_nothing_in_noise_is_written_with_its_threshold(
 
 def test_a_detector_finds_the_same_in_torchscript(registry: Registry, tmp_path: Path) -> None:
     model = built(registry, "ssdlite")
-    _, run = opened(registry.export(model, tmp_path / "a.ts"), threads=None)
+    _, run = detectors.open_detector_script(registry.export(model, tmp_path / "a.ts"), threads=None)
     given = [*images(1, 60, 80), *images(1, *SIZE)]
     with torch.no_grad():
         expected = model(given)
@@ -71,18 +70,18 @@ def test_a_detector_finds_the_same_in_torchscript(registry: Registry, tmp_path: 
 
 
 def test_a_file_that_finds_something_else_is_refused(registry: Registry) -> None:
-    prepared = detectors_as_onnx.prepare(built(registry, "ssdlite"), SIZE, None)
+    prepared = detectors.prepare_detector(built(registry, "ssdlite"), SIZE, None)
 
     def moved(images: torch.Tensor) -> tuple[torch.Tensor, ...]:
         boxes, *others = prepared.module(images)
         return boxes + 1, *others
 
     with torch.no_grad():
-        detectors_as_onnx.verify(prepared, prepared.module)
+        detectors.verify_detector(prepared, prepared.module)
         with pytest.raises(
             ExportError, match="of 21 objects in noise the file and the model agree about 0; the file is"
         ):
-            detectors_as_onnx.verify(prepared, moved)
+            detectors.verify_detector(prepared, moved)
 
 
 @pytest.mark.parametrize(
@@ -96,7 +95,7 @@ def test_objects_are_the_same_whatever_their_order(part: str, by: float, again: 
     }
     other = {name: values.flip(0) for name, values in found.items()}
     other[part] = other[part] + by
-    assert objects._found_again(found, other) == again
+    assert detectors._count_common(found, other) == again
 
 
 @pytest.mark.parametrize("asked", [{}, {"size": SIZE, "batch": 2}])

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnxruntime.quantization
 import pytest
 import torch
 from PIL import Image
@@ -17,8 +18,8 @@ from torch import nn
 from featuretap.registry import Registry
 from featuretap.registry.errors import DataError, HeadError, MissingExtraError, OptionError
 from featuretap.registry.specs import RE, RE6, BackboneSpec, Conv, Separable
-from featuretap.runtimes import agreement, calibration, integers, quantizing
-from featuretap.runtimes.quantizing import QUANTIZED, Report, quantize
+from featuretap.runtimes import calibration, quantization
+from featuretap.runtimes.quantization import QUANTIZED, Report, quantize
 
 TINY = BackboneSpec("tiny", stages=((Conv(3, 8, RE),), (Separable(12, RE6), Conv(1, 20, RE))))
 SIZE = (64, 80)
@@ -136,15 +137,15 @@ def test_other_images_can_be_judged_on_and_one_size_be_fixed(registry: Registry,
 def test_agreement_is_that_of_vectors() -> None:
     expected = {"logits": torch.tensor([[3.0, 4.0]])}
     pairs = [(expected, {"logits": torch.tensor([[6.0, 8.0]])}), (expected, {"logits": torch.tensor([[4.0, -3.0]])})]
-    near = agreement.agreements(pairs)["logits"]
+    near = quantization.measure_agreement(pairs)["logits"]
     assert near.cosine == pytest.approx(0.5)
     assert near.error == pytest.approx((1 + 50**0.5 / 5) / 2)
     assert near.top1 == 0.5
 
 
 def test_very_many_images_are_sampled_evenly(images: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(calibration, "MOST", 3)
-    taken, judged = calibration.split([images], [])
+    monkeypatch.setattr(calibration, "MAXIMUM", 3)
+    taken, judged = calibration.split_images([images], [])
     assert [file.name for file in taken] == ["000.jpg", "004.png", "009.png"]
     assert [file.name for file in judged] == ["003.png", "008.png", "013.png"]
 
@@ -166,7 +167,7 @@ def test_a_pretrained_classifier_agrees_with_itself_on_photographs_that_it_was_n
     assert report.bytes_after < 0.3 * report.bytes_before
 
 
-@pytest.mark.parametrize("broken", [(integers, "quantize_static"), (quantizing, "agreements")])
+@pytest.mark.parametrize("broken", [(onnxruntime.quantization, "quantize_static"), (quantization, "measure_agreement")])
 def test_an_interrupted_quantisation_leaves_the_old_file_and_nothing_else(
     registry: Registry,
     tiny: nn.Module,
@@ -209,15 +210,15 @@ REFUSED: dict[str, tuple[type[Exception], Prepare, str]] = {
         lambda registry, images, folder: quantize(
             registry, built(registry), folder / "model.onnx", [images / "001.png", images / "002.png"]
         ),
-        "there are too few images to calibrate on some and judge on others: 2; give 10 or more, or others to judge on",
+        "there are too few images to calibrate on some and compare on others: 2; give 10 or more, or others to compare "
+        "on",
     ),
     "the same images": (
         DataError,
         lambda registry, images, folder: quantize(
             registry, built(registry), folder / "model.onnx", [images], judge_on=[images / "001.png"]
         ),
-        "every image to judge on is one that is calibrated on, and what ranges were fitted to judges nothing; give "
-        "others",
+        "every image to compare on is one that is calibrated on, to which the ranges are fitted; give others",
     ),
     "no images that can be read": (
         DataError,

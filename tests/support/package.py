@@ -20,9 +20,7 @@ MODULES = [
     if path.name != "__main__.py"
 ]
 
-OF_RUNTIMES = [
-    f"featuretap.runtimes.{name}" for name in ("detectors_as_onnx", "integers", "on_onnxruntime", "on_openvino")
-]
+OF_RUNTIMES = [f"featuretap.runtimes.{name}" for name in ("onnx_runtime", "openvino_runtime")]
 """Modules that import ONNX, ONNX Runtime or OpenVINO, which `make test` does without."""
 
 PROOF = "import sys; found = sorted({'torch', 'torchvision', 'timm', 'numpy', 'PIL'} & set(sys.modules)); print(found)"

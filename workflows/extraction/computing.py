@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from featuretap.support.errors import DataError, ImageError
-from featuretap.support.image_list import ImageFile
+from featuretap.support.image_files import ImageFile
 from featuretap.support.images import read_image
 from featuretap.support.workers import block_sigint
 from featuretap.workflows.extraction.job import Job

@@ -8,7 +8,7 @@ from math import ceil, prod
 from pathlib import Path
 from typing import Literal
 
-from featuretap.support.image_list import ImageFile
+from featuretap.support.image_files import ImageFile
 
 __all__ = ["Dtype", "FileFormat", "Job", "usual_shard_size"]
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from featuretap.support.image_list import digest_of
+from featuretap.support.image_files import digest_of
 from featuretap.support.version import __version__
 from featuretap.workflows.extraction.computing import compute
 from featuretap.workflows.extraction.folder import claimed, finish

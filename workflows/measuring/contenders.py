@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, nn
 
 from featuretap import registry
-from featuretap.runtimes.compiled import check_installed
 from featuretap.specs import BackboneSpec
 from featuretap.specs.addresses import LEVELS
 from featuretap.specs.description import options_in_words
@@ -77,7 +76,7 @@ def contenders(
     for runtime in runtimes:
         if runtime != EAGER:
             # Known before another one has compiled for minutes.
-            check_installed(registry.default.runtime(runtime))
+            registry.default.runtime(runtime).check_installed()
     for name in names:
         _spec(name, taps, options)
     made, left_out = [], []

@@ -20,7 +20,7 @@ from featuretap.registry.hookspecs import WeightsEntry, hookimpl
 from featuretap.registry.specs import RE, BackboneSpec, Bneck, Conv, HeadSpec, ModelSpec, Option, RuntimeSpec, Tap
 from featuretap.registry.testing import BackboneConformance
 from featuretap.runtimes.compiled import CompiledModel
-from featuretap.runtimes.quantizing import Report
+from featuretap.runtimes.quantization import Report
 from featuretap.specs.description import Description
 from featuretap.specs.preprocessing import Preprocessing
 from featuretap.specs.variants import reduced_tail, widened, with_output_stride

@@ -1,0 +1,274 @@
+"""`registry.quantize`: models in 8-bit integers as ONNX files, compared with the float ones.
+
+The settings of ONNX Runtime's quantisation are chosen by measurement; see docs/quantization.md.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from statistics import fmean
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812 - PyTorch's own name for it
+
+from featuretap.runtimes.calibration import Images, split_images, transform_for
+from featuretap.runtimes.exportable import library_errors, prepare_model
+from featuretap.runtimes.exporting import export_metadata, keep_on_success
+from featuretap.runtimes.formats import ONNX
+from featuretap.runtimes.signature import IMAGE
+from featuretap.support.errors import OptionError
+from featuretap.support.extras import check_extra
+from featuretap.support.timing import PAUSE, Timing, interleaved
+
+if TYPE_CHECKING:
+    import onnx
+
+    from featuretap.registry.registry import Registry
+
+__all__ = ["QUANTIZED", "Agreement", "Report", "measure_agreement", "quantize"]
+
+QUANTIZED = "featuretap.quantized"
+"""Metadata key of the method, in JSON."""
+
+METHOD = {
+    "format": "QDQ",
+    "weights": "int8 per channel, of 7 bits where channels are summed",
+    "activations": "uint8",
+    "ranges": "means of the smallest and the largest of each image",
+}
+"""The method as files state it."""
+
+OPERATIONS = ["Conv", "Gemm", "Clip", "Relu", "Add"]
+"""Operations computed in integers, and activations that become a part of them."""
+
+ROUNDS, WARM_UP = 20, 3
+
+Begin = Callable[[str, int], Callable[[], object]]
+Outputs = Mapping[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """Similarity of an output to the expected one; means over the images.
+
+    Args:
+        cosine: cosine similarity: 1 where one is a positive multiple of the other.
+        error: norm of the difference, relative to the norm of the expected output.
+        top1: of logits, the fraction of images with the same most probable class.
+    """
+
+    cosine: float
+    error: float
+    top1: float | None = None
+
+
+@dataclass(frozen=True)
+class Report:
+    """The result of a quantisation.
+
+    Args:
+        path: of the quantised file.
+        bytes_before: size of the float model as ONNX.
+        bytes_after: size of the quantised file.
+        timings: "float32" and "int8" → time of a call with one image in ONNX Runtime.
+        shape: of the images of the calls, (1, C, H, W).
+        calibrated: number of images that ranges were measured on.
+        judged: names of the images that `agreement` was measured on; none of them was calibrated on.
+        held_back: whether those were a part of the given images.
+        bad: names of images that could not be read → why.
+        agreement: output → similarity to the float model's.
+    """
+
+    path: Path
+    bytes_before: int
+    bytes_after: int
+    timings: Mapping[str, Timing]
+    shape: tuple[int, ...]
+    calibrated: int
+    judged: Sequence[str]
+    held_back: bool
+    bad: Mapping[str, str]
+    agreement: Mapping[str, Agreement]
+
+    def as_json(self) -> dict[str, Any]:
+        """Return everything as JSON values; times are in seconds."""
+        summary = ("median", "quartiles", "ratio", "ratio_quartiles")
+        return {
+            "path": str(self.path),
+            "bytes": {"float32": self.bytes_before, "int8": self.bytes_after},
+            "seconds": {name: {key: getattr(t, key) for key in summary} for name, t in self.timings.items()},
+            "shape": list(self.shape),
+            "calibrated": self.calibrated,
+            "judged": list(self.judged),
+            "held_back": self.held_back,
+            "bad": dict(self.bad),
+            "agreement": {name: asdict(agreement) for name, agreement in self.agreement.items()},
+        }
+
+
+def quantize(
+    registry: Registry,
+    model: nn.Module,
+    path: Path,
+    images: Sequence[Path],
+    *,
+    judge_on: Sequence[Path] = (),
+    size: tuple[int, int] | None = None,
+    threads: int | None = None,
+    begin: Begin = lambda label, total: lambda: None,
+) -> Report:
+    """Write a model in 8-bit integers as an ONNX file, which `registry.compile` opens; see `Registry.quantize`.
+
+    Args:
+        registry: the model's.
+        model: a backbone, classifier, pyramid or segmenter with trained weights.
+        path: ends in .onnx.
+        images: folders and files to calibrate on.
+        judge_on: others, on which the result is compared with the float model; by default every fifth of `images`.
+        size: (height, width) in pixels that the model takes and that images are resized to; None for any, with images
+            as the weights' preprocessing prepares them.
+        threads: of the runtime when both models are timed; None for as many as PyTorch has.
+        begin: called with the label and the number of parts of each step; what it returns is called after each part.
+
+    Raises:
+        MissingExtraError: packages for ONNX are not installed.
+        OptionError: another suffix than .onnx, a model not built by featuretap, or one not in float32 on the CPU.
+        HeadError: a head whose outputs are no tensors by name, as detectors'.
+        DataError: too few images, or none that can be read.
+        ExportError: the model cannot be exported or quantised, or the file not be written.
+    """
+    check_extra("quantising", ONNX.extra, ONNX.modules)
+    if path.suffix != ".onnx":
+        raise OptionError(f"the quantised model would be an ONNX file; give {str(path)!r} a name that ends in .onnx")
+    files, files_to_compare = split_images(images, judge_on)
+    prepared = prepare_model(model, size)
+    prepared.check_on_cpu("onnxruntime")
+    transform = transform_for(prepared.description, size)
+    from featuretap.runtimes.onnx_runtime import onnx_model, onnx_session
+
+    with keep_on_success(path) as written:
+        done = begin("exporting", 1)
+        exported = onnx_model(prepared, export_metadata(registry, prepared))
+        done()
+        calibrated = Images(files, transform, "calibrate on", begin("calibrating", len(files)))
+        with library_errors(f"cannot quantise {prepared.label}"):
+            quantised = _quantize_statically(exported, calibrated)
+        method = json.dumps({**METHOD, "images": len(calibrated.readable)}, sort_keys=True)
+        quantised.metadata_props.add(key=QUANTIZED, value=method)
+        contents = {"float32": exported.SerializeToString(), "int8": quantised.SerializeToString()}
+        names = prepared.signature.outputs
+        calls = {name: partial(onnx_session(content, threads).run, list(names)) for name, content in contents.items()}
+        compared = Images(files_to_compare, transform, "compare on", begin("judging", len(files_to_compare)))
+        agreement = measure_agreement(_outputs_of(calls.values(), names, image) for image in compared)
+        image = next(iter(compared))
+        runs = {name: partial(call, {IMAGE: image.numpy()}) for name, call in calls.items()}
+        timings = interleaved(runs, ROUNDS, WARM_UP, PAUSE, begin("timing", len(runs) * (ROUNDS + WARM_UP)))
+        written.write_bytes(contents["int8"])
+    return Report(
+        path=path,
+        bytes_before=len(contents["float32"]),
+        bytes_after=len(contents["int8"]),
+        timings=timings,
+        shape=tuple(image.shape),
+        calibrated=len(calibrated.readable),
+        judged=compared.readable,
+        held_back=not judge_on,
+        bad={**calibrated.errors, **compared.errors},
+        agreement=agreement,
+    )
+
+
+def measure_agreement(pairs: Iterable[tuple[Outputs, ...]]) -> dict[str, Agreement]:
+    """Return output → agreement.
+
+    Args:
+        pairs: expected and found outputs of each image, name → tensor (1, ...). At least one pair.
+    """
+    rows: dict[str, list[tuple[float, float, float]]] = {}
+    for expected, found in pairs:
+        for name, values in expected.items():
+            rows.setdefault(name, []).append(_compare(values.flatten().double(), found[name].flatten().double()))
+    means = {name: list(map(fmean, zip(*measured, strict=True))) for name, measured in rows.items()}
+    return {
+        name: Agreement(cosine, error, top1 if name == "logits" else None)
+        for name, (cosine, error, top1) in means.items()
+    }
+
+
+def _compare(expected: Tensor, found: Tensor) -> tuple[float, float, float]:
+    cosine = F.cosine_similarity(expected, found, dim=0)
+    error = (found - expected).norm() / expected.norm().clamp(min=torch.finfo(expected.dtype).tiny)
+    return float(cosine), float(error), float(expected.argmax() == found.argmax())
+
+
+def _outputs_of(calls: Iterable[Callable[..., Any]], names: Sequence[str], image: Tensor) -> tuple[Outputs, ...]:
+    arrays = [call({IMAGE: image.numpy()}) for call in calls]
+    return tuple(dict(zip(names, map(torch.from_numpy, found), strict=True)) for found in arrays)
+
+
+class _CalibrationReader:
+    """Images as ONNX Runtime reads them, one by one."""
+
+    def __init__(self, images: Iterable[Tensor]) -> None:
+        self.images = iter(images)
+
+    def get_next(self) -> Mapping[str, object] | None:
+        """Return the inputs of the next call, or None at the end."""
+        image = next(self.images, None)
+        return None if image is None else {IMAGE: image.numpy()}
+
+
+def _quantize_statically(model: onnx.ModelProto, images: Iterable[Tensor]) -> onnx.ModelProto:
+    """Return a model in 8-bit integers with the names, free axes and metadata of a float one, calibrated on images."""
+    import onnx
+    from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static
+    from onnxruntime.quantization.shape_inference import quant_pre_process
+
+    eight_bits = {"axis": 0, "quant_type": QuantType.QInt8, "symmetric": True, "reduce_range": False}
+    with TemporaryDirectory(prefix="featuretap-") as folder:
+        exported, preprocessed, result = (Path(folder) / name for name in ("exported", "preprocessed", "result"))
+        onnx.save(model, exported)
+        # ONNX Runtime's own optimisation would break HardSwish up.
+        quant_pre_process(exported, preprocessed, skip_optimization=True, skip_symbolic_shape=True)
+        quantize_static(
+            preprocessed,
+            result,
+            _CalibrationReader(images),
+            quant_format=QuantFormat.QDQ,
+            op_types_to_quantize=OPERATIONS,
+            per_channel=True,
+            activation_type=QuantType.QUInt8,
+            weight_type=QuantType.QInt8,
+            # Pairs of products with 8-bit weights saturate in the 16-bit sums of processors without VNNI.
+            reduce_range=True,
+            calibrate_method=CalibrationMethod.MinMax,
+            extra_options={
+                # The mean of all images' ranges, whose extremes would leave few steps to common values.
+                "CalibMovingAverage": True,
+                # Logits beyond the range would be cut to one value, and any of them be the largest.
+                "OpTypesToExcludeOutputQuantization": ["Gemm"],
+                "TensorQuantOverrides": {weights: [eight_bits] for weights in _depthwise_weights(model)},
+            },
+        )
+        quantised: onnx.ModelProto = onnx.load(result)
+    del quantised.metadata_props[:]
+    quantised.metadata_props.extend(model.metadata_props)
+    return quantised
+
+
+def _depthwise_weights(model: onnx.ModelProto) -> list[str]:
+    """Return the names of the weights of depthwise convolutions, which are summed in 32 bits everywhere."""
+    shapes = {constant.name: constant.dims for constant in model.graph.initializer}
+    groups = {
+        node.input[1]: next((attribute.i for attribute in node.attribute if attribute.name == "group"), 1)
+        for node in model.graph.node
+        if node.op_type == "Conv"
+    }
+    return [weights for weights, count in groups.items() if count > 1 and weights in shapes and shapes[weights][1] == 1]
