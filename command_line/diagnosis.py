@@ -56,8 +56,9 @@ def _checks(plugin: Plugin, registry: Registry) -> Iterator[Callable[[], None]]:
 def _check_head(head: HeadSpec, plugin: Plugin, registry: Registry) -> None:
     name = f"{plugin.distribution}:{head.name}"
     backbone = _readable(name, plugin, registry)
-    head_conformance.check_head_outputs(name, backbone, registry, SIZE)
-    head_conformance.check_head_counts(name, backbone, registry, SIZE)
+    trial = head_conformance.build_head_trial(name, backbone, registry, SIZE)
+    head_conformance.check_head_outputs(trial)
+    head_conformance.check_head_counts(trial)
 
 
 def _readable(head: str, plugin: Plugin, registry: Registry) -> str:

@@ -1,55 +1,60 @@
-"""How large the maps of somebody's network are, found by running it: one size of images after another. No torch."""
+"""How a network rounds the sizes of its maps, found by running it on images of several sizes. No torch."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from functools import cache
 from typing import Literal
 
-__all__ = ["Rounding", "roundings"]
+__all__ = ["Rounding", "find_roundings"]
 
 Rounding = Literal["ceil", "floor"] | int
 
-WHOLE = 256
-"""Height and width of an image that every usual stride divides, and twice every usual stride."""
-PROBES = (WHOLE + 1, WHOLE + 31, *sorted(range(WHOLE + 2, WHOLE + 31), key=lambda size: -(size & -size)))
-"""Sizes to try: first those that tell networks that always round up or always down, then the others by halving."""
+DIVISIBLE = 256
+"""Height and width of an image that every usual stride divides."""
+PROBES = (
+    DIVISIBLE + 1,
+    DIVISIBLE + 31,
+    *sorted(range(DIVISIBLE + 2, DIVISIBLE + 31), key=lambda size: -(size & -size)),
+)
+"""Sizes to try: a map that rounds up grows at the first, one that rounds down not even at the second; then halving."""
 
 
-def roundings(
-    strides: Sequence[int], heights: Callable[[int], Sequence[int]], own: int = WHOLE
+def find_roundings(
+    strides: Sequence[int], measure: Callable[[int], Sequence[int]], usual_size: int = DIVISIBLE
 ) -> list[Rounding | None]:
-    """Return how each map's size is rounded, as `Tap` states it; None where a whole image makes no whole map.
-
-    What cannot be found out is taken to be rounded up: because the network takes one size only, or because it follows
-    no rule, as MobileViT, which stretches its maps to an even number of pixels.
+    """Return the rounding of each map, as in `Tap`; None for a map whose size is not the image's divided by its stride.
 
     Args:
         strides: of the maps.
-        heights: size → heights of the maps of a square image, none where the network refuses it.
-        own: size of the images that the network was made for.
+        measure: size → heights of the maps of a square image; empty where the network refuses the size.
+        usual_size: of the images that the network was made for.
     """
-    size, found = next(((size, found) for size in (WHOLE, own) if (found := heights(size))), (own, []))
-    if not found:
+    measure = cache(measure)
+    accepted = next((size for size in (DIVISIBLE, usual_size) if measure(size)), None)
+    if accepted is None:
         return ["ceil"] * len(strides)
-    whole = possible = [
-        _fitting(range(stride), size, stride, height) for stride, height in zip(strides, found, strict=True)
-    ]
+    return [_find_rounding(index, stride, accepted, measure) for index, stride in enumerate(strides)]
+
+
+def _find_rounding(index: int, stride: int, accepted: int, measure: Callable[[int], Sequence[int]]) -> Rounding | None:
+    """Return the rounding of one map, whose height for an image of `size` pixels is `(size + added) // stride`.
+
+    Each probe rules out values of `added`. Where several remain, because the network accepts one size only, or none,
+    because it follows no such rule (MobileViT resizes its maps to an even number of pixels), "ceil" is preferred.
+    """
+
+    def fitting(candidates: Iterable[int], size: int) -> list[int]:
+        return [added for added in candidates if (size + added) // stride == measure(size)[index]]
+
+    candidates = fitting(range(stride), accepted)
+    if not candidates:
+        return None
     for size in PROBES:
-        expected = [{(size + up) // stride for up in ups} for stride, ups in zip(strides, possible, strict=True)]
-        if all(len(sizes) < 2 for sizes in expected):
-            continue
-        found = heights(size)
-        if not found:
-            break
-        possible = [_fitting(ups, size, *map_) for ups, *map_ in zip(possible, strides, found, strict=True)]
-    return [_named(stride, ups) if fits else None for stride, fits, ups in zip(strides, whole, possible, strict=True)]
-
-
-def _fitting(ups: Sequence[int], size: int, stride: int, height: int) -> list[int]:
-    return [up for up in ups if (size + up) // stride == height]
-
-
-def _named(stride: int, ups: Sequence[int]) -> Rounding:
-    if not ups or stride - 1 in ups:
+        if len({(size + added) // stride for added in candidates}) > 1:
+            if not measure(size):
+                break
+            candidates = fitting(candidates, size)
+    if not candidates or stride - 1 in candidates:
         return "ceil"
-    return "floor" if 0 in ups else ups[0]
+    return "floor" if 0 in candidates else candidates[0]

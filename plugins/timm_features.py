@@ -9,9 +9,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
-from fnmatch import fnmatchcase
 from functools import lru_cache
-from pathlib import Path, PurePosixPath
 from typing import Any
 
 import huggingface_hub
@@ -19,23 +17,25 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from featuretap.plugins.map_sizes import roundings
+from featuretap.plugins import namespaces
+from featuretap.plugins.map_sizes import find_roundings
 from featuretap.specs import BackboneSpec, Tap
 from featuretap.specs.addresses import LEVELS
 from featuretap.specs.description import options_in_words
 from featuretap.specs.preprocessing import Preprocessing
 from featuretap.specs.validation import count
-from featuretap.support.errors import OptionError, SpecError, UnknownBackboneError, WeightsError, did_you_mean
-from featuretap.weights.downloads import offline
+from featuretap.support.errors import OptionError, SpecError, UnknownBackboneError, did_you_mean
+from featuretap.support.text import error_line
+from featuretap.weights.downloads import torch_hub_path
 from featuretap.weights.timm_config import preprocessing_of
 
 __all__ = ["TimmBackbone", "build", "describe", "find", "match"]
 
 PREFIX = "timm/"
-STATED = {"in_chans": 3, "output_stride": 32}
+DEFAULTS = {"in_chans": 3, "output_stride": 32}
 """Options whose default is a value; that of the others is None, which leaves the choice to the model."""
 CHECKED = {"in_chans": count(3)}
-"""Options whose values timm takes without a look."""
+"""Options whose values timm does not check."""
 NOT_OPTIONS = {"num_classes", "global_pool", "out_indices", "device", "dtype"}
 """Arguments of timm's networks that make no difference to a map, or that other means are for."""
 FILES = ("model.safetensors", "pytorch_model.bin")
@@ -47,33 +47,35 @@ class TimmBackbone(nn.Module):
 
     Attributes:
         network: timm's network with `features_only=True`.
-        preprocessing: how images were prepared for the weights that were fetched, if any were.
+        preprocessing: how images were prepared for the weights that were loaded, if any were.
     """
 
     preprocessing: Preprocessing
 
-    def __init__(self, network: nn.Module, made: Iterable[str], asked: Iterable[str], channels_last: bool) -> None:
+    def __init__(
+        self, network: nn.Module, returned: Iterable[str], requested: Iterable[str], channels_last: bool
+    ) -> None:
         super().__init__()
         self.network = network
         # torch.jit.script pairs a list of maps with a list only.
-        self.made = list(made)
-        self.addresses = tuple(asked)
+        self.returned = list(returned)
+        self.addresses = tuple(requested)
         self.channels_last = channels_last
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         """Return the maps."""
         maps: dict[str, Tensor] = {}
-        for address, feature in zip(self.made, self.network(images)):  # noqa: B905 - torch.jit.script knows no strict
+        for address, feature in zip(self.returned, self.network(images)):  # noqa: B905 - torch.jit.script: no strict
             maps[address] = feature.permute(0, 3, 1, 2) if self.channels_last else feature
-        asked: dict[str, Tensor] = {}
+        requested: dict[str, Tensor] = {}
         for address in self.addresses:
-            asked[address] = maps[address]
-        return asked
+            requested[address] = maps[address]
+        return requested
 
 
 def match(pattern: str) -> list[str]:
     """Return "timm/…" of every architecture of timm that matches a shell pattern, with feature maps or without."""
-    return [name for name in (f"{PREFIX}{model}" for model in timm.list_models()) if fnmatchcase(name, pattern)]
+    return namespaces.match_names(PREFIX, timm.list_models(), pattern)
 
 
 def find(name: str) -> BackboneSpec:
@@ -85,9 +87,7 @@ def find(name: str) -> BackboneSpec:
     """
     architecture, _, tag = name.removeprefix(PREFIX).partition(".")
     if not timm.is_model(architecture):
-        names = {model: f"{PREFIX}{model}" for model in timm.list_models()}
-        hint = did_you_mean(architecture, names, names) or "; featuretap list 'timm/*' names them"
-        raise UnknownBackboneError(f"timm has no model {architecture!r}{hint}")
+        raise namespaces.unknown_network("timm has no model", PREFIX, architecture, timm.list_models())
     tags = _tags(architecture)
     if tag and tag not in tags:
         hint = did_you_mean(tag, tags) or ";"
@@ -108,8 +108,8 @@ def find(name: str) -> BackboneSpec:
 
 
 def describe(spec: BackboneSpec, **options: Any) -> BackboneSpec:
-    """Return a spec of ours with channels and strides as they are with `options`, which are spelled as timm's."""
-    taps = _taps(_architecture(spec), _given(options))
+    """Return a spec of `find` with channels and strides as they are with `options`, which are spelled as timm's."""
+    taps = _taps(_architecture(spec), namespaces.changed_options(options, DEFAULTS))
     return replace(
         spec,
         taps={address: taps[address] for address in spec.taps},
@@ -122,63 +122,50 @@ def build(spec: BackboneSpec, *, taps: tuple[str, ...], pretrained: str | None =
     """Return timm's model as a backbone.
 
     Args:
-        spec: one of ours.
+        spec: one that `find` returned.
         taps: addresses.
-        pretrained: tag of weights, which timm downloads into its own cache; None for fresh ones.
+        pretrained: tag of weights, which timm downloads into its own cache; None for random ones.
         **options: as timm spells them; None leaves them out.
-
-    Raises:
-        WeightsError: timm cannot get the weights, or they do not fit.
     """
     architecture = _architecture(spec)
     addresses = _addresses(architecture)
     indices = sorted(addresses.index(address) for address in taps)
-    asked = {"features_only": True, "out_indices": indices, **_given(options)}
-    network = _filled(f"{architecture}.{pretrained}", asked) if pretrained else timm.create_model(architecture, **asked)
-    made = [addresses[index] for index in indices]
-    backbone = TimmBackbone(network, made, taps, _channels_last(network))
+    arguments = {"features_only": True, "out_indices": indices, **namespaces.changed_options(options, DEFAULTS)}
+    if pretrained:
+        network = _load_pretrained(f"{architecture}.{pretrained}", arguments)
+    else:
+        network = timm.create_model(architecture, **arguments)
+    backbone = TimmBackbone(network, [addresses[index] for index in indices], taps, _channels_last(network))
     if pretrained:
         origin = f"{spec.name}.{pretrained}"
         backbone.preprocessing = preprocessing_of(origin, network.pretrained_cfg) or Preprocessing()
     return backbone
 
 
-def _filled(tagged: str, asked: Mapping[str, Any]) -> nn.Module:
+def _load_pretrained(tagged: str, arguments: Mapping[str, Any]) -> Any:
     """Return timm's model with its weights: out of timm's cache, or downloaded into it."""
-    stated = timm.get_pretrained_cfg(tagged)
-    cached, by_hand = _cached(stated)
-    if cached is None and offline():
-        raise WeightsError(
-            f"'timm/{tagged}' is not on this machine, and FEATURETAP_OFFLINE forbids downloads; {by_hand}"
-        )
+    cfg: Any = timm.get_pretrained_cfg(tagged)
+    if cfg.hf_hub_id:
+        files = [cfg.hf_hub_filename] if cfg.hf_hub_filename else FILES
+        found = (huggingface_hub.try_to_load_from_cache(cfg.hf_hub_id, file) for file in files)
+        cached = next((path for path in found if isinstance(path, str)), None)
+        by_hand = f"run 'hf download {cfg.hf_hub_id} {files[0]}' where there is a network"
+    else:
+        path = torch_hub_path(cfg.url)
+        cached = str(path) if path.is_file() else None
+        by_hand = f"put {cfg.url} at {path}"
     overlay = {"file": cached} if cached else {}
-    try:
-        network: nn.Module = timm.create_model(tagged, pretrained=True, pretrained_cfg_overlay=overlay, **asked)
-    except Exception as error:
-        # timm lets through whatever the libraries below it raise.
-        reason = " ".join(str(error).split()) or type(error).__name__
-        source = cached or "its weights"
-        raise WeightsError(f"timm cannot fill {tagged!r} with {source}: {reason}; {by_hand}") from error
-    return network
-
-
-def _cached(stated: Any) -> tuple[str | None, str]:
-    """Return where weights of timm lie in its cache, if they do, and how to get them there by hand."""
-    if stated.hf_hub_id:
-        files = [stated.hf_hub_filename] if stated.hf_hub_filename else FILES
-        found = (huggingface_hub.try_to_load_from_cache(stated.hf_hub_id, file) for file in files)
-        by_hand = f"run 'hf download {stated.hf_hub_id} {files[0]}' where there is a network"
-        return next((path for path in found if isinstance(path, str)), None), by_hand
-    path = Path(torch.hub.get_dir()) / "checkpoints" / PurePosixPath(stated.url).name
-    return str(path) if path.is_file() else None, f"put {stated.url} at {path}"
+    problem = f"timm cannot fill {tagged!r} with {cached or 'its weights'}"
+    with namespaces.explain_download(f"timm/{tagged}", bool(cached), problem, by_hand):
+        return timm.create_model(tagged, pretrained=True, pretrained_cfg_overlay=overlay, **arguments)
 
 
 def _architecture(spec: BackboneSpec) -> str:
-    # A variant of a user's catalogue has a name of its own.
-    return (spec.variant_of or spec.name).removeprefix(PREFIX).partition(".")[0]
+    return namespaces.network_name(spec, PREFIX).partition(".")[0]
 
 
 def _tags(architecture: str) -> tuple[str, ...]:
+    """Return the tags of an architecture's weights, the default first."""
     default = getattr(timm.get_pretrained_cfg(architecture), "tag", None)
     names = [name.partition(".")[2] for name in timm.list_pretrained(f"{architecture}.*")]
     return tuple(sorted(names, key=lambda tag: tag != default))
@@ -186,56 +173,53 @@ def _tags(architecture: str) -> tuple[str, ...]:
 
 @lru_cache(maxsize=64)
 def _options(architecture: str) -> dict[str, Any]:
-    features = _on_meta(architecture, {})
-    # Where timm wraps a network to get at its maps, the options are those of what is in the wrapping.
+    features = _features_on_meta(architecture, {})
+    # Where timm wraps a network to get at its maps, the options are those of the network inside.
     wrapped = type(features).__module__.startswith("timm.models._features")
-    parameters = _parameters(type(_created(architecture) if wrapped else features))
+    parameters = _parameters(type(_create_on_meta(architecture) if wrapped else features))
     names = [p.name for p in parameters.values() if p.default is not p.empty and p.name not in NOT_OPTIONS]
-    return {name: CHECKED.get(name, STATED.get(name)) for name in names}
+    return {name: CHECKED.get(name, DEFAULTS.get(name)) for name in names}
 
 
 def _parameters(kind: type[nn.Module]) -> dict[str, inspect.Parameter]:
-    """Return the arguments of a class, those that it hands on to the class that it is made of included."""
+    """Return the arguments of a class, with those of its base class where it passes `**kwargs` on."""
     own = dict(inspect.signature(kind.__init__).parameters)
-    above = kind.__mro__[1]
-    if above is nn.Module or not any(p.kind is p.VAR_KEYWORD for p in own.values()):
+    base = kind.__mro__[1]
+    if base is nn.Module or not any(p.kind is p.VAR_KEYWORD for p in own.values()):
         return own
-    return {**own, **_parameters(above)}
-
-
-def _given(options: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in options.items() if value is not None and value != STATED.get(name)}
+    return {**own, **_parameters(base)}
 
 
 @lru_cache(maxsize=64)
 def _addresses(architecture: str) -> tuple[str, ...]:
     """Return the address of every map of an architecture, in timm's order, by the strides that it has by default."""
-    found = _on_meta(architecture, {}).feature_info.info
-    strides = [map_["reduction"] for map_ in found]
-    names = []
-    for index, map_ in enumerate(found):
-        level = next((name for n, name in enumerate(LEVELS, start=1) if 2**n == strides[index]), None)
-        names.append(level if level and strides[index] not in strides[index + 1 :] else map_["module"])
-    return tuple(names)
+    maps = _features_on_meta(architecture, {}).feature_info.info
+    last = {info["reduction"]: index for index, info in enumerate(maps)}
+    addresses = [info["module"] for info in maps]
+    for stride, level in namespaces.LEVEL_AT_STRIDE.items():
+        if stride in last:
+            addresses[last[stride]] = level
+    return tuple(addresses)
 
 
 def _taps(architecture: str, options: Mapping[str, Any]) -> dict[str, Tap]:
     """Return address → tap of every map of an architecture with options whose size is an image's, divided."""
     addresses = _addresses(architecture)
-    network = _on_meta(architecture, {**options, "out_indices": tuple(range(len(addresses)))})
-    own = network.pretrained_cfg.get("input_size", (0,))[-1]
-    found = network.feature_info.info
-    if len(found) != len(addresses):
+    network = _features_on_meta(architecture, options, out_indices=tuple(range(len(addresses))))
+    maps = network.feature_info.info
+    if len(maps) != len(addresses):
         raise OptionError(
-            f"timm's {_in_words(architecture, options)} has {len(found)} maps, and {len(addresses)} addresses are "
-            f"known: {', '.join(addresses)}"
+            f"timm's {options_in_words(architecture, options)} has {len(maps)} maps, and {len(addresses)} addresses "
+            f"are known: {', '.join(addresses)}"
         )
-    sizes = roundings(
-        [map_["reduction"] for map_ in found], lambda size: _heights(network, options.get("in_chans", 3), size), own
+    roundings = find_roundings(
+        [info["reduction"] for info in maps],
+        lambda size: _heights(network, options.get("in_chans", 3), size),
+        network.pretrained_cfg.get("input_size", (0,))[-1],
     )
     taps = {
-        address: Tap(map_["num_chs"], map_["reduction"], rounding)
-        for address, map_, rounding in zip(addresses, found, sizes, strict=True)
+        address: Tap(info["num_chs"], info["reduction"], rounding)
+        for address, info, rounding in zip(addresses, maps, roundings, strict=True)
         if rounding is not None
     }
     if not taps:
@@ -255,26 +239,21 @@ def _heights(network: nn.Module, channels: int, size: int) -> list[int]:
     return [feature.shape[axis] for feature in maps]
 
 
-def _in_words(architecture: str, options: Mapping[str, Any]) -> str:
-    return options_in_words(architecture, {name: options[name] for name in options if name != "out_indices"})
-
-
 def _channels_last(network: nn.Module) -> bool:
     return str(getattr(getattr(network, "output_fmt", None), "value", "NCHW")) == "NHWC"
 
 
-def _on_meta(architecture: str, options: Mapping[str, Any]) -> Any:
+def _features_on_meta(architecture: str, options: Mapping[str, Any], **selected: Any) -> Any:
     try:
-        return _created(architecture, features_only=True, **options)
+        return _create_on_meta(architecture, features_only=True, **options, **selected)
     except Exception as error:
-        # timm checks little of what it is asked for, and what it cannot do fails in ways of its own.
-        text = " ".join(str(error).split())
-        reason = f"{type(error).__name__}: {text}" if text else type(error).__name__
-        if options.keys() - {"out_indices"}:
-            raise OptionError(f"timm cannot build {_in_words(architecture, options)} ({reason})") from error
-        raise SpecError(f"timm's {architecture!r} has no feature maps ({reason})") from error
+        # timm checks few of its arguments, and fails on the others with errors of any type.
+        if options:
+            problem = f"timm cannot build {options_in_words(architecture, options)} ({error_line(error)})"
+            raise OptionError(problem) from error
+        raise SpecError(f"timm's {architecture!r} has no feature maps ({error_line(error)})") from error
 
 
-def _created(architecture: str, **options: Any) -> Any:
+def _create_on_meta(architecture: str, **options: Any) -> Any:
     with torch.device("meta"):
         return timm.create_model(architecture, **options)

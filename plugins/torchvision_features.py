@@ -10,9 +10,7 @@ import inspect
 import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
-from fnmatch import fnmatchcase
 from functools import lru_cache
-from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
 import torch
@@ -21,13 +19,14 @@ from torch import Tensor, nn
 from torchvision.models import get_model, get_model_weights, list_models
 from torchvision.models.feature_extraction import create_feature_extractor
 
-from featuretap.plugins.map_sizes import roundings
+from featuretap.plugins import namespaces
+from featuretap.plugins.map_sizes import find_roundings
 from featuretap.specs import BackboneSpec, Tap
-from featuretap.specs.addresses import LEVELS
 from featuretap.specs.description import options_in_words
 from featuretap.specs.preprocessing import Preprocessing
-from featuretap.support.errors import OptionError, SpecError, UnknownBackboneError, WeightsError, did_you_mean
-from featuretap.weights.downloads import offline
+from featuretap.support.errors import OptionError, SpecError
+from featuretap.support.text import error_line
+from featuretap.weights.downloads import torch_hub_path
 
 __all__ = ["TorchvisionFeatures", "build", "describe", "find", "match"]
 
@@ -38,8 +37,8 @@ SIZES = ((224, 256), (224, 224))
 """Heights and widths of images that show the strides; the second is for networks that take no other size."""
 
 
-class Place(NamedTuple):
-    """Where a map comes from: the path of a module, and whether its channels come last."""
+class MapSource(NamedTuple):
+    """The module that a map comes from, the map's tap, and whether its channels come last."""
 
     path: str
     tap: Tap
@@ -56,22 +55,22 @@ class TorchvisionFeatures(nn.Module):
 
     preprocessing: Preprocessing
 
-    def __init__(self, network: nn.Module, places: Mapping[str, Place]) -> None:
+    def __init__(self, network: nn.Module, sources: Mapping[str, MapSource]) -> None:
         super().__init__()
-        wanted = {place.path: name for name, place in places.items()}
-        # GoogLeNet's two losses by the way run in training only, and are no maps.
-        self.network = create_feature_extractor(network, wanted, suppress_diff_warning=True)
-        self.addresses = tuple(places)
-        self.channels_last = tuple(name for name, place in places.items() if place.channels_last)
+        requested = {source.path: address for address, source in sources.items()}
+        # GoogLeNet's auxiliary classifiers run in training only, and are no maps.
+        self.network = create_feature_extractor(network, requested, suppress_diff_warning=True)
+        self.addresses = tuple(sources)
+        self.channels_last = tuple(address for address, source in sources.items() if source.channels_last)
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         """Return the maps."""
         maps: dict[str, Tensor] = self.network(images)
-        asked: dict[str, Tensor] = {}
+        requested: dict[str, Tensor] = {}
         for address in self.addresses:
             feature = maps[address]
-            asked[address] = feature.permute(0, 3, 1, 2) if address in self.channels_last else feature
-        return asked
+            requested[address] = feature.permute(0, 3, 1, 2) if address in self.channels_last else feature
+        return requested
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)  # type: ignore[no-untyped-call]
@@ -81,7 +80,7 @@ class TorchvisionFeatures(nn.Module):
 
 def match(pattern: str) -> list[str]:
     """Return "torchvision/…" of every classifier of torchvision that matches a shell pattern, with maps or without."""
-    return [name for name in _names() if fnmatchcase(name, pattern)]
+    return namespaces.match_names(PREFIX, _classifiers(), pattern)
 
 
 def find(name: str) -> BackboneSpec:
@@ -91,34 +90,32 @@ def find(name: str) -> BackboneSpec:
         UnknownBackboneError: torchvision has no such classifier.
         SpecError: it has no feature maps.
     """
-    network = name.removeprefix(PREFIX)
-    names = {known.removeprefix(PREFIX): known for known in _names()}
-    if network not in names:
-        hint = did_you_mean(network, names, names) or "; featuretap list 'torchvision/*' names them"
-        raise UnknownBackboneError(f"torchvision has no classifier {network!r}{hint}")
-    weights = get_model_weights(network)
+    classifier = name.removeprefix(PREFIX)
+    if classifier not in _classifiers():
+        raise namespaces.unknown_network("torchvision has no classifier", PREFIX, classifier, _classifiers())
+    weights = get_model_weights(classifier)
     default = getattr(weights, "DEFAULT", None)
     return BackboneSpec(
         name,
-        taps={address: place.tap for address, place in _places(network).items()},
+        taps={address: source.tap for address, source in _level_sources(classifier).items()},
         factory="featuretap.plugins.torchvision_features:build",
         describe="featuretap.plugins.torchvision_features:describe",
-        options=dict.fromkeys(_options(network)),
-        tags=tuple(sorted((entry.name for entry in weights), key=lambda tag: default is None or tag != default.name)),
-        description=f"{network} of torchvision {torchvision.__version__}",
+        options=dict.fromkeys(_options(classifier)),
+        tags=tuple(entry.name for entry in sorted(weights, key=lambda entry: entry is not default)),
+        description=f"{classifier} of torchvision {torchvision.__version__}",
     )
 
 
 def describe(spec: BackboneSpec, **options: Any) -> BackboneSpec:
-    """Return a spec of ours with channels and strides as they are with `options`, which are spelled as torchvision's.
+    """Return a spec of `find` with channels and strides as they are with `options`, which are spelled as torchvision's.
 
     Addresses go by the strides without options: C5 stays what it was where dilation keeps it at stride 16.
     """
-    name = _network_of(spec)
-    network, usual = _on_meta(name, _given(options)), _places(name)
-    found = _maps(network)
-    places = _rounded(network, {address: found[usual[address].path] for address in spec.taps})
-    return replace(spec, taps={address: place.tap for address, place in places.items()})
+    classifier = namespaces.network_name(spec, PREFIX)
+    network, usual = _on_meta(classifier, namespaces.changed_options(options, {})), _level_sources(classifier)
+    found = _map_sources(network)
+    sources = _with_roundings(network, {address: found[usual[address].path] for address in spec.taps})
+    return replace(spec, taps={address: source.tap for address, source in sources.items()})
 
 
 def build(
@@ -127,101 +124,88 @@ def build(
     """Return torchvision's network as a backbone.
 
     Args:
-        spec: one of ours.
+        spec: one that `find` returned.
         taps: addresses.
-        pretrained: name of weights, "IMAGENET1K_V1", which torchvision downloads into its own cache; None for fresh
-            ones.
+        pretrained: name of weights, which torchvision downloads into its own cache; None for random ones.
         **options: as torchvision spells them; None leaves them out.
-
-    Raises:
-        WeightsError: torchvision cannot get the weights, or they do not fit.
     """
-    name = _network_of(spec)
-    weights = get_model_weights(name)[pretrained] if pretrained else None
-    network = _filled(name, weights, _given(options)) if weights else _made(name, _given(options))
-    usual = _places(name)
-    backbone = TorchvisionFeatures(network, {address: usual[address] for address in taps})
+    classifier = namespaces.network_name(spec, PREFIX)
+    arguments = namespaces.changed_options(options, {})
+    weights: Any = get_model_weights(classifier)[pretrained] if pretrained else None
+    network = _load_pretrained(classifier, weights, arguments) if weights else _create(classifier, arguments)
+    sources = _level_sources(classifier)
+    backbone = TorchvisionFeatures(network, {address: sources[address] for address in taps})
     if weights:
-        backbone.preprocessing = _preprocessing(weights.transforms())
+        preset = weights.transforms()
+        backbone.preprocessing = Preprocessing(
+            preset.resize_size[0],
+            preset.crop_size[0],
+            tuple(preset.mean),
+            tuple(preset.std),
+            preset.interpolation.value,
+        )
     return backbone
 
 
-def _filled(name: str, weights: Any, options: Mapping[str, Any]) -> nn.Module:
+def _load_pretrained(classifier: str, weights: Any, options: Mapping[str, Any]) -> nn.Module:
     """Return torchvision's network with its weights: out of torch.hub's cache, or downloaded into it."""
-    path = Path(torch.hub.get_dir()) / "checkpoints" / PurePosixPath(weights.url).name
+    path = torch_hub_path(weights.url)
+    problem = f"torchvision cannot fill {classifier!r} with {weights.name}"
     by_hand = f"put {weights.url} at {path}"
-    if offline() and not path.is_file():
-        raise WeightsError(
-            f"'torchvision/{name}.{weights.name}' is not on this machine, and FEATURETAP_OFFLINE forbids downloads; "
-            f"{by_hand}"
-        )
-    try:
-        return _made(name, options, weights)
-    except Exception as error:
-        # torchvision lets through whatever the libraries below it raise.
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise WeightsError(f"torchvision cannot fill {name!r} with {weights.name}: {reason}; {by_hand}") from error
+    with namespaces.explain_download(f"{PREFIX}{classifier}.{weights.name}", path.is_file(), problem, by_hand):
+        return _create(classifier, options, weights)
 
 
-def _names() -> list[str]:
-    return [f"{PREFIX}{name}" for name in list_models(module=torchvision.models)]
+def _classifiers() -> list[str]:
+    return list_models(module=torchvision.models)
 
 
-def _network_of(spec: BackboneSpec) -> str:
-    # A variant of a user's catalogue has a name of its own.
-    return (spec.variant_of or spec.name).removeprefix(PREFIX)
-
-
-def _options(name: str) -> list[str]:
+def _options(classifier: str) -> list[str]:
     """Return the arguments of the network's class that its builder leaves to the caller."""
-    parameters = inspect.signature(type(_on_meta(name, {})).__init__).parameters.values()
+    parameters = inspect.signature(type(_on_meta(classifier, {})).__init__).parameters.values()
     return [p.name for p in parameters if p.default is not p.empty and p.name not in NOT_OPTIONS]
 
 
-def _given(options: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in options.items() if value is not None}
-
-
 @lru_cache(maxsize=64)
-def _places(name: str) -> dict[str, Place]:
+def _level_sources(classifier: str) -> dict[str, MapSource]:
     """Return level → where its map comes from in a network without options."""
-    network = _on_meta(name, {})
-    by_stride = {place.tap.stride: place for place in _maps(network).values()}
-    levels = {level: by_stride[2**n] for n, level in enumerate(LEVELS, start=1) if 2**n in by_stride}
-    places = _rounded(network, levels)
-    if len(places) < 2:
+    network = _on_meta(classifier, {})
+    by_stride = {source.tap.stride: source for source in _map_sources(network).values()}
+    levels = {level: by_stride[stride] for stride, level in namespaces.LEVEL_AT_STRIDE.items() if stride in by_stride}
+    sources = _with_roundings(network, levels)
+    if len(sources) < 2:
         raise SpecError(
-            f"torchvision's {name!r} has no feature maps: no two of its blocks put out an image's size divided by 2, "
-            "4, 8, 16 or 32"
+            f"torchvision's {classifier!r} has no feature maps: no two of its blocks put out an image's size divided "
+            "by 2, 4, 8, 16 or 32"
         )
-    return places
+    return sources
 
 
-def _maps(network: nn.Module) -> dict[str, Place]:
-    """Return path → place of everything of a whole stride that a block puts out, in order of execution."""
+def _map_sources(network: nn.Module) -> dict[str, MapSource]:
+    """Return path → source of every block's output whose stride is a whole number, in order of execution."""
     size, shapes = next(((size, shapes) for size in SIZES if (shapes := _shapes(network, *size))), (SIZES[0], {}))
-    maps = {}
+    sources = {}
     for path, shape in shapes.items():
         for channels_last in (False, True):
             height, width = shape[1:3] if channels_last else shape[2:]
             stride = size[0] // height
             if (height * stride, width * stride) == size:
-                maps[path] = Place(path, Tap(shape[3 if channels_last else 1], stride), channels_last)
+                sources[path] = MapSource(path, Tap(shape[3 if channels_last else 1], stride), channels_last)
                 break
-    return maps
+    return sources
 
 
-def _rounded(network: nn.Module, places: Mapping[str, Place]) -> dict[str, Place]:
-    """Return the places with what is known of the sizes of their maps, without those that follow no stride."""
+def _with_roundings(network: nn.Module, sources: Mapping[str, MapSource]) -> dict[str, MapSource]:
+    """Return the sources with the rounding of their maps' sizes, without those that follow no stride."""
 
-    def heights(size: int) -> list[int]:
+    def measure(size: int) -> list[int]:
         shapes = _shapes(network, size, size)
-        return [shapes[place.path][1 if place.channels_last else 2] for place in places.values()] if shapes else []
+        return [shapes[source.path][1 if source.channels_last else 2] for source in sources.values()] if shapes else []
 
-    found = roundings([place.tap.stride for place in places.values()], heights, SIZES[0][0])
+    roundings = find_roundings([source.tap.stride for source in sources.values()], measure, SIZES[0][0])
     return {
-        name: place._replace(tap=replace(place.tap, rounding=rounding))
-        for (name, place), rounding in zip(places.items(), found, strict=True)
+        address: source._replace(tap=replace(source.tap, rounding=rounding))
+        for (address, source), rounding in zip(sources.items(), roundings, strict=True)
         if rounding is not None
     }
 
@@ -232,7 +216,7 @@ def _shapes(network: nn.Module, height: int, width: int) -> dict[str, tuple[int,
     shapes: dict[str, tuple[int, ...]] = {}
 
     def record(path: str) -> Any:
-        def hook(module: nn.Module, given: Any, output: Any) -> None:
+        def hook(module: nn.Module, inputs: Any, output: Any) -> None:
             if isinstance(output, Tensor) and output.ndim == 4:
                 shapes.pop(path, None)
                 shapes[path] = tuple(output.shape)
@@ -261,33 +245,26 @@ def _blocks(network: nn.Module, above: str = "") -> Iterator[tuple[str, nn.Modul
         yield path, module
 
 
-def _on_meta(name: str, options: Mapping[str, Any]) -> nn.Module:
+def _on_meta(classifier: str, options: Mapping[str, Any]) -> nn.Module:
     try:
         with torch.device("meta"):
-            return _made(name, options)
+            return _create(classifier, options)
     except Exception as error:
-        # torchvision checks little of what it is asked for, and what it cannot do fails in ways of its own.
-        text = " ".join(str(error).split())
-        reason = f"{type(error).__name__}: {text}" if text else type(error).__name__
-        raise OptionError(f"torchvision cannot build {options_in_words(name, options)} ({reason})") from error
+        # torchvision checks few of its arguments, and fails on the others with errors of any type.
+        raise OptionError(
+            f"torchvision cannot build {options_in_words(classifier, options)} ({error_line(error)})"
+        ) from error
 
 
-def _made(name: str, options: Mapping[str, Any], weights: Any = None) -> nn.Module:
+def _create(classifier: str, options: Mapping[str, Any], weights: Any = None) -> nn.Module:
     with warnings.catch_warnings():
         # GoogLeNet and Inception announce that their initial weights will change.
         warnings.filterwarnings("ignore", "The default weight initialization", FutureWarning)
         try:
-            network: nn.Module = get_model(name, weights=weights, **options)
+            network: nn.Module = get_model(classifier, weights=weights, **options)
         except NotImplementedError:
             # RegNets compute their widths with tensors, whose values the meta device does not have.
             device = torch.get_default_device()
             with torch.device("cpu"):
-                network = get_model(name, weights=weights, **options).to(device)
+                network = get_model(classifier, weights=weights, **options).to(device)
     return network
-
-
-def _preprocessing(preset: Any) -> Preprocessing:
-    """Return what torchvision's preset of transforms for a set of weights states."""
-    return Preprocessing(
-        preset.resize_size[0], preset.crop_size[0], tuple(preset.mean), tuple(preset.std), preset.interpolation.value
-    )

@@ -11,7 +11,7 @@ pytest, which then finds one test a promise and a name.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from importlib.metadata import EntryPoint
 from pathlib import Path
 from types import MappingProxyType, ModuleType
@@ -153,11 +153,11 @@ class BackboneConformance(_Conformance):
     def test_it_scripts(self, backbone: str, registry: Registry) -> None:
         """`torch.jit.script`, where `scripts`."""
         if self.scripts:
-            conformance.check_runs_as(conformance.scripted, backbone, registry, self.sizes[0])
+            conformance.check_exports("scripted", backbone, registry, self.sizes[0])
 
     def test_it_exports(self, backbone: str, registry: Registry) -> None:
         """`torch.export.export`."""
-        conformance.check_runs_as(conformance.exported, backbone, registry, self.sizes[0])
+        conformance.check_exports("exported", backbone, registry, self.sizes[0])
 
 
 class HeadConformance(_Conformance):
@@ -179,7 +179,7 @@ class HeadConformance(_Conformance):
     scripts: ClassVar[bool] = True
 
     def pytest_generate_tests(self, metafunc: pytest.Metafunc) -> None:
-        """Make a test of each promise, head and backbone."""
+        """Parametrize the tests by head and backbone."""
         if "head" in metafunc.fixturenames:
             metafunc.parametrize("head", self._names("heads"))
             metafunc.parametrize("backbone", self.backbones)
@@ -187,44 +187,44 @@ class HeadConformance(_Conformance):
     def test_outputs_have_the_declared_shapes(self, head: str, backbone: str, registry: Registry) -> None:
         """At odd sizes."""
         for size in self.sizes:
-            head_conformance.check_head_outputs(head, backbone, registry, size, self._asked(head))
+            head_conformance.check_head_outputs(self._trial(head, backbone, registry, size))
 
     def test_counts_are_the_declared_ones(self, head: str, backbone: str, registry: Registry) -> None:
-        """Parameters, multiply-adds, and the tensors that the head's layers state."""
-        head_conformance.check_head_counts(head, backbone, registry, self.sizes[0], self._asked(head))
+        """Parameters, multiply-adds, and the tensors that the head's layers declare."""
+        head_conformance.check_head_counts(self._trial(head, backbone, registry))
 
     def test_classes_change_what_is_said_to_be_per_class(self, head: str, backbone: str, registry: Registry) -> None:
         """Other numbers of classes change what `per_class` names."""
-        head_conformance.check_head_options(head, backbone, registry, self._asked(head))
+        head_conformance.check_head_options(head, backbone, registry, self.options.get(head, {}))
 
     def test_evaluation_is_deterministic(self, head: str, backbone: str, registry: Registry) -> None:
         """Two calls return the same."""
-        head_conformance.check_head_determinism(head, backbone, registry, self.sizes[0], self._asked(head))
+        head_conformance.check_head_determinism(self._trial(head, backbone, registry))
 
     def test_everything_learns(self, head: str, backbone: str, registry: Registry) -> None:
         """Every parameter gets a gradient."""
-        head_conformance.check_head_gradients(head, backbone, registry, self.sizes[0], self._asked(head))
+        head_conformance.check_head_gradients(self._trial(head, backbone, registry))
 
     def test_files_hold_the_same_model(self, head: str, backbone: str, registry: Registry, tmp_path: Path) -> None:
         """Saved as safetensors and loaded."""
-        head_conformance.check_head_copies(head, backbone, registry, tmp_path, self.sizes[0], self._asked(head))
+        head_conformance.check_head_copies(self._trial(head, backbone, registry), registry, tmp_path)
 
     @pytest.mark.filterwarnings(r"ignore:\w+ always returns a \(Losses, Detections\) tuple in scripting:UserWarning")
     def test_it_scripts(self, head: str, backbone: str, registry: Registry) -> None:
         """`torch.jit.script`, where `scripts`."""
         if self.scripts:
-            self._check_runs_as(conformance.scripted, head, backbone, registry)
+            head_conformance.check_head_exports("scripted", self._trial(head, backbone, registry))
 
     def test_it_exports(self, head: str, backbone: str, registry: Registry) -> None:
         """`torch.export.export`, but for heads that want their images raw, as torchvision's detectors do."""
         if registry.head(head).images != "raw":
-            self._check_runs_as(conformance.exported, head, backbone, registry)
+            head_conformance.check_head_exports("exported", self._trial(head, backbone, registry))
 
-    def _check_runs_as(self, made: Callable[..., Any], head: str, backbone: str, registry: Registry) -> None:
-        head_conformance.check_head_runs_as(made, head, backbone, registry, self.sizes[0], self._asked(head))
-
-    def _asked(self, head: str) -> Mapping[str, Any]:
-        return self.options.get(head, {})
+    def _trial(
+        self, head: str, backbone: str, registry: Registry, size: tuple[int, int] | None = None
+    ) -> head_conformance.HeadTrial:
+        options = self.options.get(head, {})
+        return head_conformance.build_head_trial(head, backbone, registry, size or self.sizes[0], options)
 
 
 def _failure(*lines: str) -> BaseException:

@@ -15,7 +15,7 @@ import torch
 from featuretap.catalogue.hookspecs import HUB, WeightsEntry
 from featuretap.support.errors import Hint, WeightsError
 
-__all__ = ["located", "offline"]
+__all__ = ["located", "offline", "torch_hub_path"]
 
 HUB_SITE = "https://huggingface.co"
 
@@ -72,6 +72,11 @@ def offline() -> bool:
     return os.environ.get("FEATURETAP_OFFLINE", "").lower() in ("1", "true", "yes", "on")
 
 
+def torch_hub_path(url: str) -> Path:
+    """Return where torch.hub keeps the file of a URL."""
+    return Path(torch.hub.get_dir()) / "checkpoints" / PurePosixPath(url).name
+
+
 def _cached(entry: WeightsEntry) -> Path | None:
     if entry.url.startswith(HUB):
         file = _hub_file(entry.url)
@@ -85,7 +90,7 @@ def _torch_path(entry: WeightsEntry) -> Path:
     # torch.hub's names carry the digest; one that does not could be anybody's "model.pth".
     name = PurePosixPath(urlsplit(entry.url).path)
     file = name.name if entry.sha256[:8] in name.name else f"{name.stem or 'weights'}-{entry.sha256[:8]}{name.suffix}"
-    return Path(torch.hub.get_dir()) / "checkpoints" / file
+    return torch_hub_path(file)
 
 
 def _from_hub(entry: WeightsEntry, site: str) -> Path:

@@ -52,7 +52,7 @@ def test_maps_and_logits_have_the_shapes_of_the_spec(registry: Registry, name: s
         assert all(len(tensor) == 2 for tensor in found.values())
 
 
-@pytest.mark.parametrize("convert", [conformance.scripted, conformance.exported])
+@pytest.mark.parametrize("convert", conformance.EXPORTERS.values(), ids=conformance.EXPORTERS)
 def test_scripted_and_exported_pyramids_keep_the_order_of_their_levels(
     registry: Registry, convert: Callable[[nn.Module, torch.Tensor], nn.Module]
 ) -> None:

@@ -10,7 +10,7 @@ from support.namespaces import ODD, maps_of
 from support.oracles import outputs_at, randomised, timm_model
 from torch import nn
 
-from featuretap.plugins.map_sizes import roundings
+from featuretap.plugins.map_sizes import find_roundings
 from featuretap.registry import Registry
 from featuretap.registry.errors import (
     OptionError,
@@ -125,7 +125,7 @@ def test_maps_are_those_of_timms_features_only(registry: Registry, architecture:
     found = maps_of(backbone, images)
     with torch.no_grad():
         expected = theirs(images)
-    ours = sorted(found.items(), key=lambda named: backbone.made.index(named[0]))
+    ours = sorted(found.items(), key=lambda named: backbone.returned.index(named[0]))
     # timm returns the last of a vision transformer's maps only where more are not asked for.
     for (_, values), theirs_ in zip(ours[-len(expected) :], expected, strict=True):
         assert torch.equal(values, theirs_)
@@ -173,7 +173,7 @@ def test_roundings_are_found_by_trying_sizes(
         tried.append(size)
         return [height(size)] if height(size) else []
 
-    assert roundings([stride], heights, own) == [rounding]
+    assert find_roundings([stride], heights, own) == [rounding]
     assert len(tried) <= 8
 
 

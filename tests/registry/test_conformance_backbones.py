@@ -29,11 +29,11 @@ def table_options(name: str, registry: Registry) -> None:
 
 
 def scripts(name: str, registry: Registry) -> None:
-    conformance.check_runs_as(conformance.scripted, name, registry, conformance.SIZES[0])
+    conformance.check_exports("scripted", name, registry, conformance.SIZES[0])
 
 
 def exports(name: str, registry: Registry) -> None:
-    conformance.check_runs_as(conformance.exported, name, registry, conformance.SIZES[0])
+    conformance.check_exports("exported", name, registry, conformance.SIZES[0])
 
 
 CHECKS: Mapping[str, Check] = {
@@ -73,7 +73,7 @@ def test_a_check_ignores_the_subjects_of_the_other_checks(wrong: Registry, name:
 
 
 def test_an_interruption_is_not_reported_as_a_failed_check() -> None:
-    with pytest.raises(KeyboardInterrupt), conformance.trying("'tinynet' fails"):
+    with pytest.raises(KeyboardInterrupt), conformance.explain_failure("'tinynet' fails"):
         raise KeyboardInterrupt
 
 

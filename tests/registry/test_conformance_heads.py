@@ -1,6 +1,7 @@
 """The conformance kit on heads that have one mistake each."""
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Dict  # noqa: UP035 - torch.jit.script knows typing's names only
@@ -10,8 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from featuretap.registry import Registry, conformance, head_conformance
+from featuretap.registry import Registry, head_conformance
 from featuretap.registry.errors import SpecError
+from featuretap.registry.head_conformance import HeadTrial
 from featuretap.registry.hookspecs import hookimpl
 from featuretap.registry.specs import RE, BackboneSpec, Conv, HeadSpec, Linear, Tap
 
@@ -216,33 +218,29 @@ def wrong() -> Registry:
     return Registry([plugin], discover=False)
 
 
-def scripts(head: str, backbone: str, registry: Registry, size: tuple[int, int]) -> None:
-    head_conformance.check_head_runs_as(conformance.scripted, head, backbone, registry, size)
+def trial_of(head: str, registry: Registry) -> HeadTrial:
+    return head_conformance.build_head_trial(head, "tinynet", registry, SIZE)
 
 
-def exports(head: str, backbone: str, registry: Registry, size: tuple[int, int]) -> None:
-    head_conformance.check_head_runs_as(conformance.exported, head, backbone, registry, size)
-
-
-CHECKS: Mapping[str, Callable[..., None]] = {
+CHECKS: Mapping[str, Callable[[HeadTrial], None]] = {
     "outputs": head_conformance.check_head_outputs,
     "counts": head_conformance.check_head_counts,
     "determinism": head_conformance.check_head_determinism,
     "gradients": head_conformance.check_head_gradients,
-    "scripts": scripts,
-    "exports": exports,
+    "scripts": partial(head_conformance.check_head_exports, "scripted"),
+    "exports": partial(head_conformance.check_head_exports, "exported"),
 }
 
 
 @pytest.mark.parametrize("check", CHECKS.values(), ids=CHECKS)
-def test_a_sound_head_passes(wrong: Registry, check: Callable[..., None]) -> None:
-    check("Sound", "tinynet", wrong, SIZE)
+def test_a_sound_head_passes(wrong: Registry, check: Callable[[HeadTrial], None]) -> None:
+    check(trial_of("Sound", wrong))
 
 
 def test_a_sound_head_passes_the_checks_of_classes_and_files(wrong: Registry, tmp_path: Path) -> None:
     head_conformance.check_head_options("Sound", "tinynet", wrong)
     head_conformance.check_head_options("OtherTaps", "tinynet", wrong)
-    head_conformance.check_head_copies("Sound", "tinynet", wrong, tmp_path, SIZE)
+    head_conformance.check_head_copies(trial_of("Sound", wrong), wrong, tmp_path)
 
 
 SPEC = "breaks its spec: "
@@ -280,7 +278,7 @@ def test_a_wrong_head_fails_with_its_mistake_in_the_message(
     wrong: Registry, name: str, check: str, message: str
 ) -> None:
     with pytest.raises(SpecError) as error:
-        CHECKS[check](name, "tinynet", wrong, SIZE)
+        CHECKS[check](trial_of(name, wrong))
     assert str(error.value) == f"head {name!r} on 'tinynet' {message}"
 
 
@@ -295,7 +293,7 @@ def test_a_head_with_undeclared_class_layers_fails(wrong: Registry) -> None:
 
 def test_a_head_that_changes_when_it_is_loaded_fails(wrong: Registry, tmp_path: Path) -> None:
     with pytest.raises(SpecError) as error:
-        head_conformance.check_head_copies("HidesItsState", "tinynet", wrong, tmp_path, SIZE)
+        head_conformance.check_head_copies(trial_of("HidesItsState", wrong), wrong, tmp_path)
     assert str(error.value) == (
         "head 'HidesItsState' on 'tinynet' returns another 'logits' when it was loaded from its file; what it depends "
         "on has to be in its state_dict or follow from its options"
@@ -311,7 +309,7 @@ def test_a_head_that_changes_when_it_is_loaded_fails(wrong: Registry, tmp_path: 
 )
 def test_foreign_errors_are_reported_in_one_short_line(wrong: Registry, name: str, check: str, beginning: str) -> None:
     with pytest.raises(SpecError) as error:
-        CHECKS[check](name, "tinynet", wrong, SIZE)
+        CHECKS[check](trial_of(name, wrong))
     said = str(error.value)
     assert said.startswith(f"head {name!r} on 'tinynet' {beginning}")
     assert len(said) < 400

@@ -1,0 +1,79 @@
+"""What the open namespaces `timm/` and `torchvision/` share: hooks, names, options, and errors of downloads."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from fnmatch import fnmatchcase
+from typing import Any
+
+from featuretap.catalogue.hookspecs import hookimpl
+from featuretap.specs import BackboneSpec
+from featuretap.specs.addresses import LEVELS
+from featuretap.support.errors import UnknownBackboneError, WeightsError, did_you_mean
+from featuretap.support.import_strings import load
+from featuretap.support.text import one_line
+
+__all__ = [
+    "LEVEL_AT_STRIDE",
+    "changed_options",
+    "explain_download",
+    "make_hooks",
+    "match_names",
+    "network_name",
+    "unknown_network",
+]
+
+LEVEL_AT_STRIDE = {2**n: level for n, level in enumerate(LEVELS, start=1)}
+
+
+def make_hooks(prefix: str, module: str) -> tuple[Callable[..., Any], Callable[..., Any]]:
+    """Return the two hooks of a namespace, which import the module with its `find` and `match` on first use."""
+
+    def featuretap_find_backbone(name: str) -> BackboneSpec | None:
+        return load(f"{module}:find")(name) if name.startswith(prefix) else None
+
+    def featuretap_match_backbones(pattern: str) -> Iterable[str] | None:
+        return load(f"{module}:match")(pattern) if pattern.startswith(prefix) else None
+
+    return hookimpl(featuretap_find_backbone), hookimpl(featuretap_match_backbones)
+
+
+def match_names(prefix: str, networks: Iterable[str], pattern: str) -> list[str]:
+    """Return the names of a namespace that match a shell pattern."""
+    return [name for name in (f"{prefix}{network}" for network in networks) if fnmatchcase(name, pattern)]
+
+
+def unknown_network(problem: str, prefix: str, network: str, known: Iterable[str]) -> UnknownBackboneError:
+    """Return the error for a name that the library does not have, with the nearest that it has."""
+    names = {name: f"{prefix}{name}" for name in known}
+    hint = did_you_mean(network, names, names) or f"; featuretap list '{prefix}*' names them"
+    return UnknownBackboneError(f"{problem} {network!r}{hint}")
+
+
+def network_name(spec: BackboneSpec, prefix: str) -> str:
+    """Return the library's name of a network; a variant of a user's catalogue has a name of its own."""
+    return (spec.variant_of or spec.name).removeprefix(prefix)
+
+
+def changed_options(options: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the options to pass on: None and the defaults leave the choice to the library."""
+    return {name: value for name, value in options.items() if value is not None and value != defaults.get(name)}
+
+
+@contextmanager
+def explain_download(weights: str, cached: bool, problem: str, by_hand: str) -> Iterator[None]:
+    """Explain an error of a library that loads its own weights, and how to put the file into its cache by hand.
+
+    Raises:
+        WeightsError: they would have to be downloaded although downloads are forbidden, or the library failed.
+    """
+    from featuretap.weights.downloads import offline
+
+    if not cached and offline():
+        raise WeightsError(f"{weights!r} is not on this machine, and FEATURETAP_OFFLINE forbids downloads; {by_hand}")
+    try:
+        yield
+    except Exception as error:
+        # Libraries pass on whatever the libraries below them raise.
+        raise WeightsError(f"{problem}: {one_line(str(error)) or type(error).__name__}; {by_hand}") from error
