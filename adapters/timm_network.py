@@ -16,7 +16,7 @@ from featuretap import registry
 from featuretap.heads.modules.classification import ClassificationHead
 from featuretap.specs import BackboneSpec
 from featuretap.support.errors import OptionError
-from featuretap.weights.folding import eps_of, folded, set_eps
+from featuretap.weights.folding import eps_of, fold_eps, set_eps
 
 __all__ = ["TimmNetwork", "levels_only"]
 
@@ -232,7 +232,7 @@ def levels_only(
 
 def _with_eps(model: nn.Module, eps: float) -> None:
     """Give batch norms the epsilon of fresh ones, since checkpoints of timm do not say which theirs is."""
-    model.load_state_dict(folded(model.state_dict(), {path: (own, eps) for path, own in eps_of(model).items()}))
+    model.load_state_dict(fold_eps(model.state_dict(), {path: (own, eps) for path, own in eps_of(model).items()}))
     set_eps(model, eps)
 
 

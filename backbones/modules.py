@@ -20,7 +20,7 @@ from featuretap.specs.layers import Convolution, SqueezeExcite
 from featuretap.specs.options import Freezing
 from featuretap.support.import_strings import load
 
-__all__ = ["Backbone", "ConvolutionLayer", "SqueezeExciteLayer", "TappedChain", "bare"]
+__all__ = ["Backbone", "ConvolutionLayer", "SqueezeExciteLayer", "TappedChain", "skip_init"]
 
 Norm = Callable[[int], nn.Module]
 Module = TypeVar("Module", bound=nn.Module)
@@ -32,24 +32,24 @@ ACTIVATIONS: Dict[str, Callable[[], nn.Module]] = {
 }
 
 
-def bare(kind: type[Module], *args: Any, **kwargs: Any) -> Module:
-    """Make a layer without filling its parameters: they are drawn once, later, or read from a file.
+def skip_init(kind: type[Module], *args: Any, **kwargs: Any) -> Module:
+    """Create a layer with uninitialised parameters: they are initialised once, later, or read from a file.
 
-    A subclass skips torch's own filling while the layer is made, and hands the plain class back: nothing is patched, so
-    that threads do not see one another.
+    A subclass skips PyTorch's own initialisation while the layer is created, and then gets the plain class back.
+    Nothing is patched, so that this is thread-safe.
     """
-    layer = _BARE[kind](*args, **kwargs)
+    layer = _UNINITIALISED[kind](*args, **kwargs)
     object.__setattr__(layer, "__class__", kind)
     return layer
 
 
-class _Unfilled:
+class _Uninitialised:
     def reset_parameters(self) -> None:
         pass
 
 
-_BARE: Dict[type, Any] = {
-    kind: type(f"Bare{kind.__name__}", (_Unfilled, kind), {})
+_UNINITIALISED: Dict[type, Any] = {
+    kind: type(f"Uninitialised{kind.__name__}", (_Uninitialised, kind), {})
     for kind in (nn.Conv2d, nn.Linear, nn.BatchNorm1d, nn.BatchNorm2d)
 }
 
@@ -58,7 +58,7 @@ class ConvolutionLayer(nn.Sequential):
     """A convolution `conv`, its `norm`, and an `activation` unless it is linear: (N, C, H, W) → (N, C', H', W')."""
 
     def __init__(self, layer: Convolution, norm: Norm) -> None:
-        conv = bare(
+        conv = skip_init(
             nn.Conv2d,
             layer.in_channels,
             layer.out_channels,
@@ -80,9 +80,9 @@ class SqueezeExciteLayer(nn.Module):
 
     def __init__(self, layer: SqueezeExcite, norm: Norm) -> None:
         super().__init__()
-        self.reduce = bare(nn.Conv2d, layer.channels, layer.squeeze, 1)
+        self.reduce = skip_init(nn.Conv2d, layer.channels, layer.squeeze, 1)
         self.activation = nn.ReLU(inplace=True)
-        self.expand = bare(nn.Conv2d, layer.squeeze, layer.channels, 1)
+        self.expand = skip_init(nn.Conv2d, layer.squeeze, layer.channels, 1)
         self.gate = nn.Hardsigmoid() if layer.gate_slope == 1 / 6 else HardSigmoid(layer.gate_slope)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -228,7 +228,7 @@ class Backbone(nn.Module):
 
 def _batch_norm(eps: float, momentum: float) -> Norm:
     def norm(channels: int) -> nn.Module:
-        return bare(nn.BatchNorm2d, channels, eps, momentum)
+        return skip_init(nn.BatchNorm2d, channels, eps, momentum)
 
     return norm
 

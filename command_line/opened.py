@@ -6,7 +6,7 @@ from pathlib import Path
 
 from featuretap.weights.header import Stored
 from featuretap.weights.metadata import Record
-from featuretap.weights.reading import DTYPES, check_finite, read
+from featuretap.weights.reading import DTYPES, check_finite, read_checkpoint
 
 __all__ = ["opened"]
 
@@ -19,7 +19,7 @@ def opened(path: Path, finite: bool) -> tuple[dict[str, Stored], Record | None]:
     Raises:
         WeightsError: it cannot be read, or holds NaN or infinity where `finite` values are wanted.
     """
-    checkpoint = read(path)
+    checkpoint = read_checkpoint(path)
     if finite:
         check_finite(checkpoint)
     tensors = {

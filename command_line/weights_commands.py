@@ -114,10 +114,10 @@ def _facts(path: Path, tensors: Mapping[str, Stored], record: Record | None) -> 
     described, digest = record is not None, sha256_of(path)
     if record is None:
         from featuretap.weights.identification import identified
-        from featuretap.weights.timm_config import config_of
+        from featuretap.weights.timm_config import read_timm_config
 
         shapes = {name: stored.shape for name, stored in tensors.items()}
-        record = identified(shapes, digest, registry.default, config_of(path))
+        record = identified(shapes, digest, registry.default, read_timm_config(path))
     about: dict[str, Any] = {"name": None, "layout": None}
     if record:
         said = record.description

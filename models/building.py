@@ -24,8 +24,8 @@ from featuretap.weights.expected_tensors import HEAD, backbone_tensors, head_ten
 from featuretap.weights.filling import fill
 from featuretap.weights.folding import set_eps
 from featuretap.weights.layouts import CLASSIFICATION, MisfitError
-from featuretap.weights.norms import norm_in_words
-from featuretap.weights.pruning import halved
+from featuretap.weights.norms import norm_label
+from featuretap.weights.pruning import prune_tail
 from featuretap.weights.sources import Source
 from featuretap.weights.translation import Translated
 
@@ -66,7 +66,7 @@ def assemble(request: Request, source: Source | None = None, fetched: str | None
         else:
             freeze(backbone, request.backbone, request.freezing)
     if request.backbone.stages and description.options.get("norm") is not None:
-        said = norm_in_words(description.options["norm"], parts[""])
+        said = norm_label(description.options["norm"], parts[""])
         description = replace(description, options={**description.options, "norm": said})
     model = _joined(parts, request.spec, description.preprocessing)
     model.description = description  # type: ignore[assignment]
@@ -158,7 +158,7 @@ def _with_half_a_tail(weights: Translated, request: Request, whole: BackboneSpec
         request.words,
         weights.source,
     )
-    return replace(weights, tensors=halved(weights.tensors, whole, request.backbone, pairs))
+    return replace(weights, tensors=prune_tail(weights.tensors, whole, request.backbone, pairs))
 
 
 def _fresh(parts: Parts, request: Request, source: Source, weights: Translated) -> tuple[tuple[str, ...], str]:

@@ -14,7 +14,7 @@ from featuretap.specs.options import options_of
 from featuretap.support.errors import FeaturetapError, OptionError, WeightsError
 from featuretap.weights.identification import identified
 from featuretap.weights.metadata import Record
-from featuretap.weights.norms import restored_norm
+from featuretap.weights.norms import norm_from_label
 from featuretap.weights.reading import Checkpoint, check_finite
 from featuretap.weights.sources import source_at
 
@@ -114,7 +114,7 @@ def arguments_of(record: Record, checkpoint: Checkpoint, options: Mapping[str, A
         # What is code can only be named; whoever gives it anew needs no name.
         said_norm = stated.pop("norm")
         if "norm" not in options:
-            stated["norm"] = restored_norm(said_norm, checkpoint.path)
+            stated["norm"] = norm_from_label(said_norm, checkpoint.path)
     arguments: dict[str, Any] = {**stated, "taps": said.taps}
     if said.head is None:
         return {**arguments, "features_only": True}

@@ -29,7 +29,7 @@ from featuretap.support.errors import FeaturetapError, OptionError, WeightsError
 from featuretap.weights.consistency import check_unchanged, difference, head_shapes, model_spec
 from featuretap.weights.expected_tensors import COUNTER, HEAD, STATISTICS
 from featuretap.weights.files import CONFIG, FILE
-from featuretap.weights.folding import eps_of, folded
+from featuretap.weights.folding import eps_of, fold_eps
 from featuretap.weights.header import with_sorted_header
 from featuretap.weights.layouts import CLASSIFICATION, MisfitError, layout_of
 from featuretap.weights.metadata import Record, metadata_of
@@ -303,7 +303,7 @@ def _not_held(model: Storable, layout: Layout) -> str:
 def _renamed(model: Storable, layout: Layout) -> dict[str, Tensor]:
     wanted = layout.norm_eps_by_part
     eps = {path: (own, wanted.get(model.part(path), own)) for path, own in model.norm_eps.items()}
-    tensors = folded(model.tensors, eps)
+    tensors = fold_eps(model.tensors, eps)
     named = {
         layout.names[name]: tensor[..., None, None] if name in layout.pointwise else tensor
         for name, tensor in tensors.items()

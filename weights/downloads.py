@@ -15,7 +15,7 @@ import torch
 from featuretap.catalogue.hookspecs import HUB, WeightsEntry
 from featuretap.support.errors import Hint, WeightsError
 
-__all__ = ["located", "offline", "torch_hub_path"]
+__all__ = ["find_or_download", "offline", "torch_hub_path"]
 
 HUB_SITE = "https://huggingface.co"
 
@@ -29,7 +29,7 @@ class HubFile:
     name: str
 
 
-def located(entry: WeightsEntry, known: Sequence[WeightsEntry], mirrors: Mapping[str, str]) -> Path:
+def find_or_download(entry: WeightsEntry, known: Sequence[WeightsEntry], mirrors: Mapping[str, str]) -> Path:
     """Return the file of a catalogue entry: from its cache, or downloaded into it.
 
     Downloads are made by torch.hub and huggingface_hub, show a progress bar, and are checked before they are kept.

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-__all__ = ["eps_of", "folded", "set_eps"]
+__all__ = ["eps_of", "fold_eps", "set_eps"]
 
 
 def set_eps(module: nn.Module, eps: float) -> None:
@@ -25,7 +25,7 @@ def eps_of(module: nn.Module) -> dict[str, float]:
     return {path: float(norm.eps) for path, norm in _norms(module).items()}  # type: ignore[arg-type]
 
 
-def folded(tensors: Mapping[str, Tensor], eps: Mapping[str, tuple[float, float]]) -> dict[str, Tensor]:
+def fold_eps(tensors: Mapping[str, Tensor], eps: Mapping[str, tuple[float, float]]) -> dict[str, Tensor]:
     """Return tensors that compute with other epsilons what they computed with their own.
 
     The difference goes into the running variance where that stays positive, into the weight elsewhere; both in double

@@ -10,19 +10,19 @@ from torch import nn
 
 from featuretap.support.errors import WeightsError
 
-__all__ = ["MAKES", "norm_in_words", "restored_norm"]
+__all__ = ["MAKES", "norm_from_label", "norm_label"]
 
 MAKES = "a function that makes "
 
 
-def norm_in_words(norm: Any, backbone: nn.Module) -> str:
+def norm_label(norm: Any, backbone: nn.Module) -> str:
     """Return what a file and a description say of a `norm=` option: a class by its name, or what a function makes."""
     made = next(module for path, module in backbone.named_modules() if path.endswith(".norm"))
     name = type(made).__name__
     return name if _known().get(name) is norm else MAKES + name
 
 
-def restored_norm(said: Any, path: Path) -> Callable[[int], nn.Module]:
+def norm_from_label(said: Any, path: Path) -> Callable[[int], nn.Module]:
     """Return the norm that a file names.
 
     Raises:

@@ -20,7 +20,7 @@ from featuretap.specs.layers import BatchNorm, Convolution, Counted, Linear, Squ
 from featuretap.weights.expected_tensors import HEAD
 from featuretap.weights.layouts import MisfitError
 
-__all__ = ["halved"]
+__all__ = ["prune_tail"]
 
 
 @dataclass
@@ -55,7 +55,7 @@ class Step:
     squeezed: Channels | None = None
 
 
-def halved(
+def prune_tail(
     tensors: Mapping[str, Tensor],
     whole: BackboneSpec,
     reduced: BackboneSpec,

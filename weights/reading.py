@@ -18,9 +18,9 @@ from featuretap.support.text import first_few
 from featuretap.weights.files import PICKLES, sha256_of, weights_file
 from featuretap.weights.header import Header, Stored, read_header, unreadable
 from featuretap.weights.metadata import Record, read_record
-from featuretap.weights.timm_config import TimmConfig, config_of
+from featuretap.weights.timm_config import TimmConfig, read_timm_config
 
-__all__ = ["DTYPES", "Checkpoint", "check_finite", "read"]
+__all__ = ["DTYPES", "Checkpoint", "check_finite", "read_checkpoint"]
 
 DTYPES = {
     "BOOL": torch.bool,
@@ -74,7 +74,7 @@ class Checkpoint:
         return {name: tuple(tensor.shape) for name, tensor in self.tensors.items()}
 
 
-def read(path: Path, *, hashed: bool = False) -> Checkpoint:
+def read_checkpoint(path: Path, *, hashed: bool = False) -> Checkpoint:
     """Read a file, or a folder with a `model.safetensors`.
 
     Args:
@@ -94,7 +94,7 @@ def read(path: Path, *, hashed: bool = False) -> Checkpoint:
     record = read_record(file, header.metadata)
     digest = _beside(file) if hashed or record is None else lambda: sha256_of(file)
     tensors = _mapped(file, header)
-    config = TimmConfig() if record else config_of(file)
+    config = TimmConfig() if record else read_timm_config(file)
     return Checkpoint(file, tensors if record else _unwrapped(tensors), record, config, digest)
 
 

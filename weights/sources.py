@@ -18,7 +18,7 @@ from featuretap.support.errors import FeaturetapError, WeightsError
 from featuretap.weights.files import sha256_of
 from featuretap.weights.identification import recognised
 from featuretap.weights.layouts import CLASSIFICATION, MisfitError
-from featuretap.weights.reading import Checkpoint, read
+from featuretap.weights.reading import Checkpoint, read_checkpoint
 from featuretap.weights.translation import Translated, guessed, translated
 
 if TYPE_CHECKING:
@@ -162,7 +162,7 @@ def source_at(path: Path, registry: Registry, *, keep_dtype: bool = False) -> So
     Raises:
         WeightsError: it cannot be read, or is no sound file of weights.
     """
-    checkpoint = read(path)
+    checkpoint = read_checkpoint(path)
     entry = None if checkpoint.record else registry.known_as(checkpoint.digest())
     return Source(checkpoint, registry, entry, keep_dtype)
 
@@ -175,11 +175,11 @@ def source_of(weights: WeightsEntry | Path, registry: Registry) -> Source:
     """
     if isinstance(weights, Path):
         return source_at(weights, registry)
-    from featuretap.weights.downloads import located
+    from featuretap.weights.downloads import find_or_download
 
-    path = located(weights, registry.published, registry.mirrors)
+    path = find_or_download(weights, registry.published, registry.mirrors)
     try:
-        return Source(read(path, hashed=True), registry, weights)
+        return Source(read_checkpoint(path, hashed=True), registry, weights)
     except WeightsError:
         # That a file in a cache is another one says more than that it cannot be read.
         _verify(weights, path, sha256_of(path))

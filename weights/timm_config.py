@@ -18,7 +18,7 @@ from featuretap.specs.preprocessing import Preprocessing
 from featuretap.support.errors import WeightsError
 from featuretap.weights.files import CONFIG, config_beside
 
-__all__ = ["TimmConfig", "config_of", "preprocessing_of", "timm_config"]
+__all__ = ["TimmConfig", "preprocessing_of", "read_timm_config", "timm_config"]
 
 logger = logging.getLogger("featuretap")
 
@@ -110,7 +110,7 @@ class TimmConfig:
     classes: tuple[str, ...] = ()
 
 
-def config_of(file: Path) -> TimmConfig:
+def read_timm_config(file: Path) -> TimmConfig:
     """Return what timm's `config.json` beside a file of weights says, or nothing where there is none.
 
     Raises:

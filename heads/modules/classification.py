@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from featuretap.backbones.modules import ACTIVATIONS, bare
+from featuretap.backbones.modules import ACTIVATIONS, skip_init
 from featuretap.heads.classification import classification_layers
 from featuretap.specs import BackboneSpec, BatchNorm, Linear
 
@@ -75,5 +75,5 @@ def classification(backbone: BackboneSpec, *, num_classes: int, dropout: float |
 
 def _module(layer: Linear | BatchNorm, backbone: BackboneSpec) -> nn.Module:
     if isinstance(layer, BatchNorm):
-        return bare(nn.BatchNorm1d, layer.channels, backbone.norm_eps, backbone.norm_momentum)
-    return bare(nn.Linear, layer.in_channels, layer.out_channels, layer.bias)
+        return skip_init(nn.BatchNorm1d, layer.channels, backbone.norm_eps, backbone.norm_momentum)
+    return skip_init(nn.Linear, layer.in_channels, layer.out_channels, layer.bias)

@@ -17,7 +17,7 @@ from PIL import Image
 
 import featuretap
 from featuretap.command_line import main
-from featuretap.weights.reading import read
+from featuretap.weights.reading import read_checkpoint
 
 PROGRAM = """
 import json, multiprocessing.util, os, pathlib, shutil, signal, sys
@@ -207,7 +207,7 @@ def test_who_interrupts_when_all_is_in_place_finds_it_whole(seen: dict[str, Seen
     assert (left.status, left.err) == (130, WHOLE[name].says)
     assert list(left.folder.rglob(".featuretap-*")) == []
     if name == "save-at-its-end":
-        assert read(left.folder / "target.safetensors").tensors
+        assert read_checkpoint(left.folder / "target.safetensors").tensors
     else:
         assert {path.name for path in (left.folder / "both").iterdir()} == {"model.safetensors", "config.json"}
 

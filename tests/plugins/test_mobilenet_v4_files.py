@@ -17,7 +17,7 @@ from featuretap.registry import Registry
 from featuretap.registry.hookspecs import WeightsEntry, hookimpl
 from featuretap.registry.specs import BackboneSpec
 from featuretap.specs.network_digest import network_digest
-from featuretap.weights.reading import read
+from featuretap.weights.reading import read_checkpoint
 
 
 @pytest.fixture(scope="module")
@@ -64,9 +64,9 @@ def test_the_epsilon_of_published_weights_is_that_of_the_hidden_norm_too(registr
         def featuretap_weights(self) -> list[WeightsEntry]:
             return [WeightsEntry("mobilenet_v4_conv_small.mine", path.as_uri(), digest, "timm", norm_eps=1e-3)]
 
-    assert record_of(read(path), registry).norm_eps == {"backbone": 1e-5, "head": 1e-5}
+    assert record_of(read_checkpoint(path), registry).norm_eps == {"backbone": 1e-5, "head": 1e-5}
     known = Registry(plugins=[mobilenet_v4.plugin(), Publisher()], discover=False)
-    assert record_of(read(path), known).norm_eps == {"backbone": 1e-3, "head": 1e-3}
+    assert record_of(read_checkpoint(path), known).norm_eps == {"backbone": 1e-3, "head": 1e-3}
     converted = known.convert(path, tmp_path / "converted.safetensors")
     for model in (
         known.load(path),

@@ -10,7 +10,7 @@ import torch
 
 from featuretap.registry import Registry
 from featuretap.registry.errors import WeightsError
-from featuretap.weights.reading import read
+from featuretap.weights.reading import read_checkpoint
 
 A = {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}
 B = {"dtype": "I64", "shape": [], "data_offsets": [8, 16]}
@@ -36,7 +36,7 @@ def entry(**changes: object) -> dict[str, object]:
 def refusal(registry: Registry, path: Path) -> str:
     """Return the error that `read` and `load` both raise for a file, without its path."""
     with pytest.raises(WeightsError) as error:
-        read(path)
+        read_checkpoint(path)
     with pytest.raises(WeightsError) as again:
         registry.load(path)
     assert type(error.value) is WeightsError

@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 from hypothesis.configuration import set_hypothesis_home_dir
 
 from featuretap.registry.errors import WeightsError
-from featuretap.weights.reading import read
+from featuretap.weights.reading import read_checkpoint
 
 # Nothing is written into the repository.
 set_hypothesis_home_dir(Path(tempfile.gettempdir()) / "featuretap-hypothesis")
@@ -269,7 +269,7 @@ damaged_files = st.sampled_from([None, *KINDS]).flatmap(lambda kind: sound().fla
 
 
 def check_equal_to_upstream(path: Path) -> None:
-    found, expected = read(path).tensors, safetensors.torch.load_file(path)
+    found, expected = read_checkpoint(path).tensors, safetensors.torch.load_file(path)
     assert found.keys() == expected.keys()
     for name, tensor in expected.items():
         assert (found[name].dtype, found[name].shape) == (tensor.dtype, tensor.shape)
@@ -308,7 +308,7 @@ def test_damaged_files_are_read_as_upstream_reads_them_or_refused(folder: Path, 
     path = folder / "damaged.safetensors"
     path.write_bytes(content)
     try:
-        read(path)
+        read_checkpoint(path)
     except WeightsError as error:
         event(refusal(error, path))
         return
@@ -360,7 +360,7 @@ def test_damaged_pickles_are_read_or_refused(folder: Path, content: bytes) -> No
     path = folder / "damaged.pth"
     path.write_bytes(content)
     try:
-        tensors = read(path).tensors
+        tensors = read_checkpoint(path).tensors
     except WeightsError as error:
         event(refusal(error, path))
         return

@@ -10,7 +10,7 @@ from support.weights_files import DATA, HEADER, NO_WEIGHTS, SOUND, A, B, entry, 
 
 from featuretap.registry import Registry
 from featuretap.registry.errors import WeightsError
-from featuretap.weights.reading import read
+from featuretap.weights.reading import read_checkpoint
 
 DEEP = 100_000
 NOT_SOUND = "is no sound safetensors file: in its header, {}; get it again from where it comes from"
@@ -23,7 +23,7 @@ WEB_PAGE = "a web page, perhaps the error page of a failed download; download it
 def test_the_file_that_malformed_ones_are_derived_from_is_sound(tmp_path: Path) -> None:
     path = tmp_path / "file.safetensors"
     path.write_bytes(SOUND)
-    assert read(path).shapes == {"a": (2,), "b": ()}
+    assert read_checkpoint(path).shapes == {"a": (2,), "b": ()}
 
 
 @pytest.mark.parametrize(
@@ -92,7 +92,7 @@ def test_no_prefix_of_a_file_is_accepted(tmp_path: Path) -> None:
     for end in range(len(SOUND)):
         path.write_bytes(SOUND[:end])
         with pytest.raises(WeightsError):
-            read(path)
+            read_checkpoint(path)
 
 
 @pytest.mark.parametrize(
@@ -269,7 +269,7 @@ def test_more_or_fewer_bytes_than_the_tensors_have_are_refused(
 @pytest.mark.parametrize("suffix", [".safetensors", ".pth"])
 def test_a_missing_file_is_reported(registry: Registry, tmp_path: Path, suffix: str) -> None:
     path = (tmp_path / "absent").with_suffix(suffix)
-    for reads in (read, registry.load):
+    for reads in (read_checkpoint, registry.load):
         with pytest.raises(WeightsError) as error:
             reads(path)
         assert str(error.value) == f"cannot read the weights '{path}': No such file or directory"
@@ -278,7 +278,7 @@ def test_a_missing_file_is_reported(registry: Registry, tmp_path: Path, suffix: 
 @pytest.mark.parametrize("name", ["a\0b.safetensors", "a" * 300 + ".safetensors", "a" * 300 + ".pth"])
 def test_a_name_that_no_file_can_have_is_refused(name: str, tmp_path: Path) -> None:
     with pytest.raises(WeightsError, match=r"^cannot read the weights "):
-        read(tmp_path / name)
+        read_checkpoint(tmp_path / name)
 
 
 @pytest.mark.parametrize(
@@ -294,7 +294,7 @@ def test_the_error_of_a_folder_without_weights_lists_its_files(
 ) -> None:
     for name in files:
         (tmp_path / name).write_bytes(SOUND)
-    for reads in (read, registry.load):
+    for reads in (read_checkpoint, registry.load):
         with pytest.raises(WeightsError) as error:
             reads(tmp_path)
         assert str(error.value) == f"the folder '{tmp_path}' holds no model.safetensors; {hint}"

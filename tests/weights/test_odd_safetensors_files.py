@@ -9,7 +9,7 @@ import torch
 from support.weights_files import DATA, A, B, bits, entry, framed
 
 from featuretap.registry.errors import WeightsError
-from featuretap.weights.reading import Checkpoint, read
+from featuretap.weights.reading import Checkpoint, read_checkpoint
 
 EVERY_TYPE = (
     *(torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2),
@@ -19,7 +19,7 @@ EVERY_TYPE = (
 
 
 def assert_as_upstream(path: Path) -> Checkpoint:
-    found, expected = read(path), safetensors.torch.load_file(path)
+    found, expected = read_checkpoint(path), safetensors.torch.load_file(path)
     assert found.tensors.keys() == expected.keys()
     for name, tensor in expected.items():
         assert (found.tensors[name].dtype, found.tensors[name].shape) == (tensor.dtype, tensor.shape)

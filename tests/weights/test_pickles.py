@@ -13,7 +13,7 @@ from torch import nn
 
 from featuretap.registry import Registry
 from featuretap.registry.errors import WeightsError
-from featuretap.weights.reading import read
+from featuretap.weights.reading import read_checkpoint
 
 
 class Malicious:
@@ -134,7 +134,7 @@ def test_a_flipped_byte_in_a_pickle_is_refused_or_harmless(tmp_path: Path, legac
         flipped[chance.randrange(len(content))] ^= chance.randrange(1, 256)
         path.write_bytes(flipped)
         try:
-            tensors = read(path).tensors
+            tensors = read_checkpoint(path).tensors
         except WeightsError:
             continue
         read_whole += 1
@@ -150,4 +150,4 @@ def test_a_pickle_that_is_cut_off_is_refused(tmp_path: Path, legacy: bool) -> No
     for end in range(0, len(content), 7):
         path.write_bytes(content[:end])
         with pytest.raises(WeightsError):
-            read(path)
+            read_checkpoint(path)
