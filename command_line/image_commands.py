@@ -15,7 +15,7 @@ from featuretap.command_line.parameters import Size
 from featuretap.command_line.printing import print_table, print_text
 
 if TYPE_CHECKING:
-    from featuretap.workflows.inference.answering import Answer
+    from featuretap.workflows.inference.predicting import PredictedImage
 
 __all__ = ["predict_command", "taps_command"]
 
@@ -122,7 +122,7 @@ def predict_command(
 
     from featuretap.command_line.inference import predictor
     from featuretap.support.progress import bar
-    from featuretap.workflows.inference.answering import Answer, answers
+    from featuretap.workflows.inference.predicting import PredictedImage, predict_sources
 
     asked, task = predictor(model, weights)
     for option, value, needed in (("--top", top, "classification"), ("--threshold", threshold, "detection")):
@@ -135,11 +135,11 @@ def predict_command(
     }
     answered = []
     with bar("predicting", len(found), shown=len(found) > 1) as advance:
-        for answer in answers(asked, images, pictures, **settings):
+        for answer in predict_sources(asked, images, pictures, **settings):
             answered.append(answer)
             advance(1)
-    good = [answer for answer in answered if isinstance(answer, Answer)]
-    bad = [answer for answer in answered if not isinstance(answer, Answer)]
+    good = [answer for answer in answered if isinstance(answer, PredictedImage)]
+    bad = [answer for answer in answered if not isinstance(answer, PredictedImage)]
     if as_json:
         click.echo(json.dumps([answer.as_json() for answer in good], indent=2))
     for answer in () if as_json else good:
@@ -151,7 +151,7 @@ def predict_command(
         context.exit(1)
 
 
-def _print_answer(answer: Answer, *, titled: bool) -> None:
+def _print_answer(answer: PredictedImage, *, titled: bool) -> None:
     if titled:
         print_text(answer.name)
     if answer.table.rows:

@@ -62,6 +62,7 @@ def description_of(model: nn.Module, action: str = "this reads") -> Description:
     description = getattr(model, "description", None)
     if not isinstance(description, Description):
         raise OptionError(
-            f"{type(model).__name__} carries no description; {action} models that registry.build returned"
+            f"{type(model).__name__} carries no description; {action} models that registry.build or registry.load "
+            "returned"
         )
     return description

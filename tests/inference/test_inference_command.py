@@ -326,7 +326,7 @@ def test_nan_weights_are_refused(run: Run, photographs: Path, tmp_path: Path) ->
     ran = run("predict", photographs, "--weights", featuretap.registry.save(model, tmp_path / "nan.safetensors"))
     assert (ran.status, ran.out) == (2, "")
     assert ran.err == (
-        "featuretap: the model's output is no number; its weights hold NaN or infinity, which featuretap inspect "
+        "featuretap: the model's output is NaN or infinite; so are some of its weights, which featuretap inspect "
         "--finite names\n"
     )
 

@@ -329,7 +329,7 @@ def test_nan_output_is_refused(registry: Registry, head: str) -> None:
     model = model_of(registry, head)
     next(model.parameters()).data.fill_(float("nan"))
     assert refusal(model) == (
-        "the model's output is no number; its weights hold NaN or infinity, which featuretap inspect --finite names"
+        "the model's output is NaN or infinite; so are some of its weights, which featuretap inspect --finite names"
     )
 
 

@@ -186,7 +186,7 @@ def test_an_address_without_an_image_says_why(site: Site, status: int, content: 
 
 
 def test_downloads_are_limited_in_size(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sources, "LARGEST", 1_000_000)
+    monkeypatch.setattr(sources, "MAXIMUM_BYTES", 1_000_000)
     site.pages["/x"] = (200, bytes(1_000_001))
     assert refusal(f"{site.address}/x") == (
         f"'{site.address}/x' is larger than 1 MB; download it, and give the file if it is an image"

@@ -154,7 +154,7 @@ def test_transforms_of_a_model_without_a_description_are_refused(registry: Regis
     with pytest.raises(OptionError) as error:
         registry.transforms(nn.Conv2d(1, 1, 1))
     assert str(error.value) == (
-        "Conv2d carries no description; registry.transforms reads models that registry.build returned"
+        "Conv2d carries no description; registry.transforms reads models that registry.build or registry.load returned"
     )
 
 

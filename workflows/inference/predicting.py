@@ -1,10 +1,12 @@
-"""What a model says of images, as data: their classes, the boxes in them, or the class of every pixel."""
+"""Predictions for images: their classes, the boxes in them, or the class of every pixel."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from math import ceil
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -12,40 +14,54 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor, nn
-from torch.nn import functional as F  # noqa: N812 - torch's own name for it
+from torch.nn import functional as F  # noqa: N812 - PyTorch's own name for it
 
 from featuretap import registry
+from featuretap.models.built import description_of
 from featuretap.models.transforms import check_channels
 from featuretap.specs.description import Description
 from featuretap.specs.preprocessing import Preprocessing
-from featuretap.support.errors import OptionError, WeightsError
-from featuretap.support.images import convert_mode
+from featuretap.support.errors import ImageError, OptionError, WeightsError
+from featuretap.support.images import convert_mode, write_picture
+from featuretap.support.text import one_line
 from featuretap.workflows.inference.class_names import class_names
+from featuretap.workflows.inference.drawing import draw_boxes, draw_classes, draw_words
+from featuretap.workflows.inference.sources import ImageSource
 
 __all__ = [
     "BoxPrediction",
     "ClassPrediction",
     "PixelPrediction",
+    "PredictedImage",
     "Prediction",
     "Rated",
+    "Table",
     "classes_at",
     "predict_images",
+    "predict_sources",
     "task_of",
 ]
 
-LONGEST = 8
-"""Times that an image may be as long as it is wide before a model sees less of it, or sees it squeezed."""
+MAXIMUM_RATIO = 8
+"""Ratio of an image's sides above which a model sees less of it, or sees it squeezed."""
 
-MOST_PIXELS = 8_000_000
-"""Of the images of a batch together, where they are not cropped; more would need many gigabytes at once."""
+MAXIMUM_PIXELS = 8_000_000
+"""Pixels of a batch of images that are not cropped; more would need many gigabytes at once."""
+
+
+class Table(NamedTuple):
+    """Columns as (title, "left" or "right"), and rows."""
+
+    columns: list[tuple[str, str]]
+    rows: list[tuple[str, ...]]
 
 
 class Rated(NamedTuple):
-    """A class with a number: its probability, or the share of an image's pixels that are of it.
+    """A class with its probability, or the fraction of an image's pixels that are of it.
 
     Attributes:
-        label: the class's place among the model's.
-        name: what it is called.
+        label: index of the class.
+        name: of the class.
         value: from 0 to 1.
     """
 
@@ -56,7 +72,7 @@ class Rated(NamedTuple):
 
 @dataclass(frozen=True)
 class ClassPrediction:
-    """What an image is.
+    """The class of an image.
 
     Args:
         ranked: the most probable classes, the best first, with their probabilities.
@@ -64,14 +80,26 @@ class ClassPrediction:
 
     ranked: tuple[Rated, ...]
 
+    def table(self) -> Table:
+        """Return the classes as a table."""
+        return _rated_table("probability", self.ranked)
+
+    def as_json(self) -> list[dict[str, Any]]:
+        """Return the classes as JSON values."""
+        return _rated_json("probability", self.ranked)
+
+    def draw(self, image: Image.Image, classes: Sequence[str]) -> Image.Image:
+        """Return the image above the names of its classes."""
+        return draw_words(image, [f"{rated.value:.3f}  {rated.name}" for rated in self.ranked])
+
 
 @dataclass(frozen=True)
 class BoxPrediction:
-    """What is in an image, the surest first.
+    """The objects in an image, the highest score first.
 
     Args:
         boxes: float32 (M, 4) as x1, y1, x2, y2 in pixels of the image.
-        labels: int64 (M,), places among the model's classes.
+        labels: int64 (M,), indices of classes.
         names: of the classes of the boxes.
         scores: float32 (M,) from 0 to 1.
         masks: bool (M, H, W), true where the object is, or None where the model gives no masks.
@@ -83,68 +111,153 @@ class BoxPrediction:
     scores: NDArray[np.float32]
     masks: NDArray[np.bool_] | None = None
 
+    def table(self) -> Table:
+        """Return the boxes as a table."""
+        titles = ("score", "left", "top", "right", "bottom")
+        boxes = zip(self.names, self.scores.tolist(), self.boxes.tolist(), strict=True)
+        rows = [(one_line(name), f"{score:.3f}", *(f"{side:.1f}" for side in box)) for name, score, box in boxes]
+        return Table([("class", "left"), *((title, "right") for title in titles)], rows)
+
+    def as_json(self) -> list[dict[str, Any]]:
+        """Return the boxes as JSON values, without masks."""
+        boxes = zip(self.labels.tolist(), self.names, self.scores.tolist(), self.boxes.tolist(), strict=True)
+        return [{"label": label, "class": name, "score": score, "box": box} for label, name, score, box in boxes]
+
+    def draw(self, image: Image.Image, classes: Sequence[str]) -> Image.Image:
+        """Return the image with boxes, names and masks."""
+        return draw_boxes(image, self.boxes, self.labels, self.scores, classes, self.masks)
+
 
 @dataclass(frozen=True)
 class PixelPrediction:
-    """What the pixels of an image are.
+    """The classes of an image's pixels.
 
     Args:
         mask: int64 (H, W), the class of each pixel, of the size of the image.
-        shares: the classes that occur, with the share of the pixels that are of each, the largest first.
+        shares: the classes that occur, with their fraction of the pixels, the largest first.
     """
 
     mask: NDArray[np.int64]
     shares: tuple[Rated, ...]
 
+    def table(self) -> Table:
+        """Return the classes that occur as a table."""
+        return _rated_table("share", self.shares)
+
+    def as_json(self) -> list[dict[str, Any]]:
+        """Return the classes that occur as JSON values, without the mask."""
+        return _rated_json("share", self.shares)
+
+    def draw(self, image: Image.Image, classes: Sequence[str]) -> Image.Image:
+        """Return the image with its pixels coloured by class, above a legend."""
+        return draw_classes(image, self.mask, classes)
+
 
 Prediction = ClassPrediction | BoxPrediction | PixelPrediction
+
+
+@dataclass(frozen=True)
+class PredictedImage:
+    """The prediction for one of many images, without the image.
+
+    Args:
+        name: of the image.
+        table: the prediction as a table.
+        predictions: the prediction as JSON values.
+        picture: file of the drawn picture, if any.
+    """
+
+    name: str
+    table: Table
+    predictions: list[dict[str, Any]]
+    picture: Path | None
+
+    def as_json(self) -> dict[str, Any]:
+        """Return everything as JSON values."""
+        drawn = {"picture": str(self.picture)} if self.picture else {}
+        return {"path": self.name, "predictions": self.predictions, **drawn}
+
+
+def predict_sources(
+    model: nn.Module,
+    images: Iterable[tuple[ImageSource, Image.Image | ImageError]],
+    pictures: Mapping[ImageSource, Path],
+    *,
+    batch_size: int,
+    top: int,
+    threshold: float,
+) -> Iterator[PredictedImage | ImageError]:
+    """Yield the prediction for each image, or why the image cannot be read; see `predict_images`.
+
+    Args:
+        model: in evaluation mode.
+        images: as they were read, or the error.
+        pictures: image → file to draw its prediction into; images without one are not drawn.
+        batch_size: images in memory at once.
+        top: number of classes that a classifier names.
+        threshold: minimum score of a box.
+
+    Raises:
+        ImageError: a picture cannot be written.
+    """
+    classes, remaining = class_names(description_of(model)), iter(images)
+    while batch := list(islice(remaining, batch_size)):
+        read = [(source, image) for source, image in batch if not isinstance(image, ImageError)]
+        found = predict_images(model, [image for _, image in read], batch_size=batch_size, top=top, threshold=threshold)
+        yield from (image for _, image in batch if isinstance(image, ImageError))
+        for (source, image), prediction in zip(read, found, strict=True):
+            picture = pictures.get(source)
+            if picture:
+                _write_picture(prediction.draw(image, classes), picture)
+            yield PredictedImage(source.name, prediction.table(), prediction.as_json(), picture)
 
 
 def predict_images(
     model: nn.Module, images: Sequence[Image.Image], *, batch_size: int = 16, top: int = 5, threshold: float = 0.5
 ) -> list[Prediction]:
-    """Return what a model says of each image, in their order.
+    """Return the prediction for each image, in their order.
 
     Images that are prepared to the same size go through the model together, so that a prediction does not depend on
-    the images beside it. Segmenters and detectors see an image that is more than eight times as long as it is wide
-    squeezed to that.
+    the other images. Segmenters and detectors see an image whose sides differ by more than a factor of eight squeezed
+    to that factor.
 
     Args:
-        model: that `registry.build` or `registry.load` returned, in evaluation. It stays on its device.
+        model: that `registry.build` or `registry.load` returned, in evaluation mode. It stays on its device.
         images: upright, of any mode.
-        batch_size: how many images go through the model at once, at most.
-        top: how many classes a classifier names.
-        threshold: the least score of a box.
+        batch_size: maximum number of images of a batch.
+        top: number of classes that a classifier names.
+        threshold: minimum score of a box.
 
     Raises:
-        OptionError: a model that was not built here or is in training, that names no classes, or whose images
-            have neither one nor three channels.
-        WeightsError: the model's output is no number.
+        OptionError: a model that was not built by featuretap or is in training mode, that names no classes, or whose
+            images have neither one nor three channels.
+        WeightsError: the model's output is NaN or infinite.
     """
-    said = _described(model)
-    task = task_of(said)
+    description = description_of(model, "predictions are made by")
+    task = task_of(description)
     if not task:
-        head = f"has the head {said.head!r}" if said.head else "has no head"
-        raise OptionError(f"{said.name!r} {head} and names no classes; give a classifier, a detector or a segmenter")
+        head = f"has the head {description.head!r}" if description.head else "has no head"
+        raise OptionError(
+            f"{description.name!r} {head} and names no classes; give a classifier, a detector or a segmenter"
+        )
     if model.training:
         raise OptionError("predictions are made in evaluation, and the model is in training; call model.eval() first")
-    prepared, names = said.preprocessing, class_names(said)
-    check_channels(said)
+    check_channels(description)
+    preprocessing, names = description.preprocessing, class_names(description)
     predictions: dict[int, Prediction] = {}
-    seen = [_bounded(image, prepared) for image in images]
-    for places in _batches([image.size for image in seen], prepared, batch_size):
-        batch = _prepared(model, [seen[place] for place in places])
+    bounded = [_limit_ratio(image, preprocessing) for image in images]
+    for places in _batches([image.size for image in bounded], preprocessing, batch_size):
+        batch = _prepare(model, [bounded[place] for place in places])
         sizes = [images[place].size for place in places]
         with torch.inference_mode():
             if task == "classification":
-                found: Sequence[Prediction] = _classes(model(batch), names, top)
+                found: Sequence[Prediction] = _class_predictions(model(batch), names, top)
             elif task == "segmentation":
                 logits = model(batch)["out"]
-                found = [_pixels(values, size, names) for values, size in zip(logits, sizes, strict=True)]
+                found = [_pixel_prediction(values, size, names) for values, size in zip(logits, sizes, strict=True)]
             else:
-                frames = [image.shape[-2:] for image in batch]
-                outputs = zip(model(list(batch)), sizes, frames, strict=True)
-                found = [_boxes(output, size, frame, names, threshold) for output, size, frame in outputs]
+                outputs = zip(model(list(batch)), sizes, strict=True)
+                found = [_box_prediction(output, size, batch.shape[-2:], names, threshold) for output, size in outputs]
         predictions.update(zip(places, found, strict=True))
     return [predictions[place] for place in range(len(images))]
 
@@ -155,7 +268,7 @@ def classes_at(logits: Tensor, size: Sequence[int]) -> Tensor:
     classes = torch.zeros(tuple(size), dtype=torch.int64, device=logits.device)
     # A class at a time: all of them at the size of a photograph would need gigabytes.
     for label, small in enumerate(logits.float()):
-        values = F.interpolate(small[None, None], size=tuple(size), mode="bilinear", align_corners=False)[0, 0]
+        values = _resize(small[None], size)[0]
         classes[values > best] = label
         best = torch.maximum(best, values)
     return classes
@@ -166,52 +279,59 @@ def task_of(description: Description) -> str:
     return registry.default.head(description.head).task if description.head and description.num_classes else ""
 
 
-def _described(model: nn.Module) -> Description:
-    said = getattr(model, "description", None)
-    if not isinstance(said, Description):
-        raise OptionError(
-            f"{type(model).__name__} carries no description; predictions are made by models that registry.build or "
-            "registry.load returned"
-        )
-    return said
+def _rated_table(title: str, values: Sequence[Rated]) -> Table:
+    rows: list[tuple[str, ...]] = [(one_line(rated.name), f"{rated.value:.3f}") for rated in values]
+    return Table([("class", "left"), (title, "right")], rows)
 
 
-def _bounded(image: Image.Image, prepared: Preprocessing) -> Image.Image:
-    """Return an image that cannot become gigantic: resizing takes a strip of one pixel's height to 256 or more."""
+def _rated_json(title: str, values: Sequence[Rated]) -> list[dict[str, Any]]:
+    return [{"label": rated.label, "class": rated.name, title: rated.value} for rated in values]
+
+
+def _write_picture(picture: Image.Image, path: Path) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ImageError(f"cannot write the picture {str(path)!r}: {error.strerror}") from error
+    write_picture(picture, path)
+
+
+def _limit_ratio(image: Image.Image, preprocessing: Preprocessing) -> Image.Image:
+    """Return an image of limited ratio, since resizing takes a strip of one pixel's height to 256 or more."""
     shorter, longer = sorted(image.size)
-    # What a crop reaches stays, also that of an image that is not resized.
-    most = shorter * max(LONGEST, ceil((prepared.crop or 0) / (prepared.resize or 1)))
-    if longer <= most:
+    # Pixels within the crop stay, also where the image is not resized.
+    limit = shorter * max(MAXIMUM_RATIO, ceil((preprocessing.crop or 0) / (preprocessing.resize or 1)))
+    if longer <= limit:
         return image
-    width, height = (min(side, most) for side in image.size)
-    if not prepared.crop:
-        mode = "L" if len(prepared.mean) == 1 else "RGB"
+    width, height = (min(side, limit) for side in image.size)
+    if not preprocessing.crop:
+        mode = "L" if len(preprocessing.mean) == 1 else "RGB"
         return convert_mode(image, mode).resize((width, height), Image.Resampling.BILINEAR)
     left, top = (image.width - width) // 2, (image.height - height) // 2
     return image.crop((left, top, left + width, top + height))
 
 
-def _batches(sizes: Sequence[tuple[int, int]], prepared: Preprocessing, batch_size: int) -> Iterator[list[int]]:
+def _batches(sizes: Sequence[tuple[int, int]], preprocessing: Preprocessing, batch_size: int) -> Iterator[list[int]]:
     """Yield places of images that have the same size once they are prepared."""
-    alike: dict[tuple[int, int], list[int]] = {}
+    crop = preprocessing.crop
+    by_size: dict[tuple[int, int], list[int]] = {}
     for place, size in enumerate(sizes):
-        alike.setdefault((prepared.crop, prepared.crop) if prepared.crop else size, []).append(place)
-    for (width, height), places in alike.items():
-        scale = (prepared.resize or min(width, height)) / min(width, height)
-        pixels = width * height * scale**2
-        most = batch_size if prepared.crop else max(1, min(batch_size, int(MOST_PIXELS / pixels)))
-        for start in range(0, len(places), most):
-            yield places[start : start + most]
+        by_size.setdefault((crop, crop) if crop else size, []).append(place)
+    for (width, height), places in by_size.items():
+        scale = (preprocessing.resize or min(width, height)) / min(width, height)
+        limit = batch_size if crop else max(1, min(batch_size, int(MAXIMUM_PIXELS / (width * height * scale**2))))
+        for start in range(0, len(places), limit):
+            yield places[start : start + limit]
 
 
-def _prepared(model: nn.Module, images: Sequence[Image.Image]) -> Tensor:
+def _prepare(model: nn.Module, images: Sequence[Image.Image]) -> Tensor:
     transform, device = registry.transforms(model), next(model.parameters()).device
     batch = torch.stack([transform(image) for image in images])
     return batch.to(device, memory_format=torch.channels_last)
 
 
-def _classes(logits: Tensor, names: Sequence[str], top: int) -> list[ClassPrediction]:
-    _check_numbers(logits)
+def _class_predictions(logits: Tensor, names: Sequence[str], top: int) -> list[ClassPrediction]:
+    _check_finite(logits)
     best = logits.softmax(1).topk(min(top, len(names)))
     rows = zip(best.values.tolist(), best.indices.tolist(), strict=True)
     return [
@@ -220,15 +340,15 @@ def _classes(logits: Tensor, names: Sequence[str], top: int) -> list[ClassPredic
     ]
 
 
-def _pixels(logits: Tensor, size: tuple[int, int], names: Sequence[str]) -> PixelPrediction:
-    _check_numbers(logits)
-    mask = classes_at(logits, (size[1], size[0])).cpu().numpy()
+def _pixel_prediction(logits: Tensor, size: tuple[int, int], names: Sequence[str]) -> PixelPrediction:
+    _check_finite(logits)
+    mask = classes_at(logits, size[::-1]).cpu().numpy()
     found, counts = np.unique(mask, return_counts=True)
     shares = sorted(zip((counts / mask.size).tolist(), found.tolist(), strict=True), key=lambda pair: -pair[0])
     return PixelPrediction(mask, tuple(Rated(label, names[label], share) for share, label in shares))
 
 
-def _boxes(
+def _box_prediction(
     output: dict[str, Any], size: tuple[int, int], frame: Sequence[int], names: Sequence[str], threshold: float
 ) -> BoxPrediction:
     kept = output["scores"] >= threshold
@@ -240,24 +360,19 @@ def _boxes(
     labels = found["labels"].numpy()
     masks = None
     if "masks" in found:
-        shown = found["masks"][:, 0]
-        masks = np.zeros((0, height, width), np.bool_) if not len(shown) else (_enlarged(shown, size) > 0.5).numpy()
-    return BoxPrediction(
-        boxes.numpy(),
-        labels,
-        tuple(names[label] for label in labels),
-        found["scores"].numpy(),
-        masks,
-    )
+        small = found["masks"][:, 0]
+        masks = (_resize(small, size[::-1]) > 0.5).numpy() if len(small) else np.zeros((0, height, width), np.bool_)
+    class_of_boxes = tuple(names[label] for label in labels)
+    return BoxPrediction(boxes.numpy(), labels, class_of_boxes, found["scores"].numpy(), masks)
 
 
-def _enlarged(maps: Tensor, size: tuple[int, int]) -> Tensor:
-    """Return maps (K, H, W) at the size (width, height) of an image."""
-    return F.interpolate(maps[None], size=size[::-1], mode="bilinear", align_corners=False)[0]
+def _resize(maps: Tensor, size: Sequence[int]) -> Tensor:
+    """Return maps (K, h, w) at a size (H, W)."""
+    return F.interpolate(maps[None], size=tuple(size), mode="bilinear", align_corners=False)[0]
 
 
-def _check_numbers(logits: Tensor) -> None:
+def _check_finite(logits: Tensor) -> None:
     if not torch.isfinite(logits).all():
         raise WeightsError(
-            "the model's output is no number; its weights hold NaN or infinity, which featuretap inspect --finite names"
+            "the model's output is NaN or infinite; so are some of its weights, which featuretap inspect --finite names"
         )

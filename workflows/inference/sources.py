@@ -1,4 +1,4 @@
-"""The images that somebody asks about: files, folders of them, and addresses, read ahead of the model. No torch."""
+"""Images to predict: files, folders and URLs, read ahead of the model, and the paths of their pictures."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ from featuretap.support.version import __version__
 
 __all__ = ["ImageSource", "find_sources", "picture_paths", "read_ahead", "read_source"]
 
-LARGEST = 100_000_000
-"""Bytes of an image that is downloaded, at most."""
+MAXIMUM_BYTES = 100_000_000
+"""Of an image that is downloaded."""
 
-PATIENCE = 30
-"""Seconds that a server may be silent."""
+TIMEOUT = 30
+"""Seconds without an answer of the server."""
 
 READERS = 4
-"""Threads that read images; decoding lets go of Python's lock."""
+"""Threads that read images; decoding releases Python's lock."""
 
 
 @dataclass(frozen=True)
@@ -39,9 +39,9 @@ class ImageSource:
     """An image that is still to be read.
 
     Args:
-        name: what the user called it, or its path below the folder that was given.
-        path: of the file, None for an address.
-        place: path without an ending for what is made of it, below the folder that was given.
+        name: as the user gave it, or the path of a file in a folder that the user gave.
+        path: of the file, None for a URL.
+        place: path for its picture, without a suffix, relative to the folder that the user gave.
     """
 
     name: str
@@ -50,13 +50,13 @@ class ImageSource:
 
 
 def find_sources(given: Sequence[str], pictures: Path | None = None) -> list[ImageSource]:
-    """Return the images that files, folders and addresses stand for, in their order, those of a folder by path.
+    """Return the images of files, folders and URLs, in their order, those of a folder by path.
 
-    Whether files and addresses are images is seen when they are read.
+    Files and URLs are checked when they are read.
 
     Args:
-        given: what a user names.
-        pictures: folder of what is drawn; where it lies in a folder that is given, what it holds is no image of that.
+        given: files, folders and URLs.
+        pictures: folder of the drawn pictures, which are left out where it lies in a given folder.
 
     Raises:
         DataError: a folder holds no images.
@@ -65,7 +65,7 @@ def find_sources(given: Sequence[str], pictures: Path | None = None) -> list[Ima
     for text in given:
         path = Path(text)
         if text.lower().startswith(("http://", "https://")):
-            # Not parsed here: whether it is an address at all is seen when it is asked for.
+            # Invalid URLs are reported when they are read.
             stem = PurePosixPath(unquote(re.split("[?#]", text)[0])).stem
             found.append(ImageSource(text, None, Path(stem)))
         elif path.is_dir():
@@ -79,10 +79,10 @@ def find_sources(given: Sequence[str], pictures: Path | None = None) -> list[Ima
 
 
 def picture_paths(sources: Iterable[ImageSource], folder: Path) -> dict[ImageSource, Path]:
-    """Return a file in a folder for each image, numbered where several have the same name.
+    """Return image → path of its picture in a folder, numbered where several have the same name.
 
     Raises:
-        DataError: one of them is an image itself.
+        DataError: a picture would overwrite an image.
     """
     paths: dict[ImageSource, Path] = {}
     taken: set[Path] = set()
@@ -99,18 +99,18 @@ def picture_paths(sources: Iterable[ImageSource], folder: Path) -> dict[ImageSou
 
 
 def read_source(source: ImageSource) -> Image.Image:
-    """Read a file or download an address, as RGB and upright.
+    """Read a file or download a URL, as RGB and upright.
 
     Raises:
-        ImageError: it cannot be had, or is no image.
+        ImageError: it cannot be read or downloaded, or is not an image.
     """
     if source.path is not None:
         return read_image(source.path)
-    return decode_image(io.BytesIO(_downloaded(source.name)), source.name)
+    return decode_image(io.BytesIO(_download(source.name)), source.name)
 
 
 def read_ahead(sources: Iterable[ImageSource]) -> Iterator[tuple[ImageSource, Image.Image | ImageError]]:
-    """Yield images in their order, a few being read in threads meanwhile; in place of one that cannot be, its error."""
+    """Yield images in their order, or their errors, while threads read the next few."""
     remaining = iter(sources)
     with ThreadPoolExecutor(READERS, "featuretap-images") as pool:
         waiting: deque[tuple[ImageSource, Future[Image.Image | ImageError]]] = deque()
@@ -134,28 +134,27 @@ def _read_or_error(source: ImageSource) -> Image.Image | ImageError:
         return error
 
 
-def _downloaded(address: str) -> bytes:
+def _download(address: str) -> bytes:
     from featuretap.weights.downloads import offline
 
     if offline():
         raise ImageError(f"cannot download {address!r}: FEATURETAP_OFFLINE forbids downloads; give a file")
     try:
-        # Some servers answer nobody who does not say who they are.
+        # Some servers refuse requests without a user agent.
         request = Request(address, headers={"User-Agent": f"featuretap/{__version__}"})
-        with urlopen(request, timeout=PATIENCE) as answer:
-            content: bytes = answer.read(LARGEST + 1)
+        with urlopen(request, timeout=TIMEOUT) as answer:
+            content: bytes = answer.read(MAXIMUM_BYTES + 1)
     except HTTPError as error:
-        # It is the server's answer too, and holds the connection open.
+        # It is a response as well, and holds the connection open.
         error.close()
         raise ImageError(f"cannot download {address!r}: {error.code} {error.reason}") from error
     except URLError as error:
-        raise ImageError(
-            f"cannot download {address!r}: {getattr(error.reason, 'strerror', None) or error.reason}"
-        ) from error
+        reason = getattr(error.reason, "strerror", None) or error.reason
+        raise ImageError(f"cannot download {address!r}: {reason}") from error
     except (OSError, HTTPException, ValueError) as error:
         raise ImageError(f"cannot download {address!r}: {error or type(error).__name__}") from error
-    if len(content) > LARGEST:
+    if len(content) > MAXIMUM_BYTES:
         raise ImageError(
-            f"{address!r} is larger than {LARGEST // 10**6} MB; download it, and give the file if it is an image"
+            f"{address!r} is larger than {MAXIMUM_BYTES // 10**6} MB; download it, and give the file if it is an image"
         )
     return content
