@@ -16,10 +16,10 @@ from featuretap.command_line.commands import Command
 from featuretap.command_line.parameters import Addresses, OptionPair
 from featuretap.command_line.printing import print_table, print_text
 from featuretap.support.extras import check_extra
-from featuretap.workflows.training.configuration import SETTINGS, Configuration, configured, read_configuration
+from featuretap.workflows.training.configuration import SETTINGS, Configuration, make_configuration, read_configuration
 
 if TYPE_CHECKING:
-    from featuretap.workflows.training.tasks.task import Judgement, Task
+    from featuretap.workflows.training.tasks.task import Metrics, Task
 
 __all__ = ["evaluate_command", "train_command"]
 
@@ -88,9 +88,9 @@ def train_command(
     if resume is not None:
         if config is not None or own:
             raise click.UsageError("--resume goes on as the run began; leave --config, --option and --in-channels out")
-        from featuretap.workflows.training.run_folder import continued
+        from featuretap.workflows.training.run_folder import read_run
 
-        configuration = continued(resume, given)
+        configuration = read_run(resume, given)
     else:
         filed = read_configuration(config) if config else {}
         inside = filed.get("options", {})
@@ -98,13 +98,13 @@ def train_command(
             given["options"] = {**inside, **own}
         if config:
             # What the file says is checked by itself, so that a message names it.
-            configured({"data": "digits", **filed, **given}, str(config))
-        configuration = configured({**filed, **given})
+            make_configuration({"data": "digits", **filed, **given}, str(config))
+        configuration = make_configuration({**filed, **given})
     from featuretap.workflows.training.run import train
     from featuretap.workflows.training.run_folder import CONFIGURATION, folder_of
 
     try:
-        result = train(configuration, resume=resume is not None, say=print_text)
+        result = train(configuration, resume=resume is not None, log=print_text)
     except KeyboardInterrupt as interrupt:
         folder = folder_of(configuration)
         begun = (folder / CONFIGURATION).exists()
@@ -112,9 +112,9 @@ def train_command(
             f"featuretap train --resume {folder} goes on after the last whole epoch" if begun else "nothing was written"
         )
         raise click.Abort(left) from interrupt
-    if result.leads:
-        _print_classes(result.judgement, result.task)
-        name, score = next(iter(result.judgement.scores.items()))
+    if result.is_main:
+        _print_classes(result.metrics, result.task)
+        name, score = next(iter(result.metrics.scores.items()))
         print_text(f"best epoch: {result.epoch}, {name} {score:.4f}; {result.folder / 'best.safetensors'}")
 
 
@@ -151,23 +151,23 @@ def evaluate_command(
 
     path = Path(weights)
     built = registry.load(path) if model is None else registry.build(model, pretrained=weights)
-    judgement, task, leads = evaluate(built, data, origin=repr(weights), part=part, **settings)
-    if not leads:
+    metrics, task, is_main = evaluate(built, data, origin=repr(weights), part=part, **settings)
+    if not is_main:
         return
     if as_json:
         per_class = [
-            {"class": name, task.counted: count, task.class_measure: None if math.isnan(score) else score}
-            for name, count, score in judgement.per_class
+            {"class": name, task.counted: count, task.class_metric: None if math.isnan(score) else score}
+            for name, count, score in metrics.per_class
         ]
-        scores = {name: None if math.isnan(score) else score for name, score in judgement.scores.items()}
+        scores = {name: None if math.isnan(score) else score for name, score in metrics.scores.items()}
         click.echo(json.dumps({"scores": scores, "per_class": per_class}, indent=2))
         return
-    _print_classes(judgement, task)
-    print_table([("measure", "left"), ("value", "right")], [(n, f"{v:.4f}") for n, v in judgement.scores.items()])
+    _print_classes(metrics, task)
+    print_table([("measure", "left"), ("value", "right")], [(n, f"{v:.4f}") for n, v in metrics.scores.items()])
 
 
-def _print_classes(judgement: Judgement, task: Task) -> None:
+def _print_classes(metrics: Metrics, task: Task) -> None:
     from featuretap.workflows.training.reports.tables import per_class_rows
 
-    columns = [("class", "left"), (task.counted, "right"), (task.class_measure, "right")]
-    print_table(columns, per_class_rows(judgement, task))
+    columns = [("class", "left"), (task.counted, "right"), (task.class_metric, "right")]
+    print_table(columns, per_class_rows(metrics))

@@ -16,7 +16,7 @@ def results_of(program: str, folder: Path) -> dict[str, Any]:
     """Run a kill loop of tests/support and return what it counted."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(TESTS)}
     command = [sys.executable, "-m", f"support.{program}", str(folder), str(KILLS)]
-    ran = subprocess.run(command, capture_output=True, text=True, env=environment)
+    ran = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=TESTS)
     assert ran.returncode == 0, ran.stderr
     results: dict[str, Any] = json.loads(ran.stdout.splitlines()[-1])
     return results

@@ -78,6 +78,6 @@ def test_two_processes_count_every_image_once(folder: Path, name: str) -> None:
 @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
 def test_a_run_trains_on_images_that_a_worker_reads(tmp_path: Path) -> None:
     data = coloured_folder(tmp_path / "data")
-    result = train(small_run(data, tmp_path / "run", epochs=2, workers=1), say=lambda line: None)
+    result = train(small_run(data, tmp_path / "run", epochs=2, workers=1), log=lambda line: None)
     assert (result.folder / "history.csv").read_text().count("\n") == 3
     assert all(torch.isfinite(p).all() for p in registry.load(result.folder / "last.safetensors").parameters())

@@ -56,9 +56,9 @@ def make_prediction(*found: tuple[int, tuple[float, ...], float], offset: int = 
 
 
 def evaluate(chosen: DetectionTask, *pairs: tuple[tuple[Image.Image, Boxes], dict[str, Tensor]]) -> Any:
-    measuring = chosen.measuring(torch.device("cpu"))
+    measuring = chosen.evaluator(torch.device("cpu"))
     for sample, prediction in pairs:
-        _, target = chosen.judging_transform()(*sample)
+        _, target = chosen.evaluation_transform()(*sample)
         measuring.update([prediction], [target])
     return measuring.compute()
 

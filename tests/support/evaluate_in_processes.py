@@ -42,12 +42,12 @@ def recorded(read: Callable[[Any, int], Any]) -> Callable[[Any, int], Any]:
 
 
 def train_and_record(data: str, out: Path, settings: dict[str, Any], path: Path) -> None:
-    loaders._Prepared.__getitem__ = recorded(loaders._Prepared.__getitem__)  # type: ignore[method-assign]
-    result = train(small_run(data, out, **settings), say=lambda line: None)
+    loaders._Transformed.__getitem__ = recorded(loaders._Transformed.__getitem__)  # type: ignore[method-assign]
+    result = train(small_run(data, out, **settings), log=lambda line: None)
     told = {
-        "scores": dict(result.judgement.scores),
-        "counts": [score.occurrences for score in result.judgement.per_class],
-        "leads": result.leads,
+        "scores": dict(result.metrics.scores),
+        "counts": [score.occurrences for score in result.metrics.per_class],
+        "leads": result.is_main,
         "seen": SEEN,
     }
     path.write_text(json.dumps(told))

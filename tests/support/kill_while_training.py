@@ -23,7 +23,7 @@ from support.kill_points import count_syncs, kill_at_sync
 from support.training_runs import coloured_folder, small_run
 
 from featuretap.workflows.training.run import train
-from featuretap.workflows.training.run_folder import CONFIGURATION, LAST, continued
+from featuretap.workflows.training.run_folder import CONFIGURATION, LAST, read_run
 
 LOSS = 3
 """The column of history.csv with the validation loss."""
@@ -36,7 +36,7 @@ def main(folder: Path, kills: int) -> None:
     Figure.savefig = lambda self, file, **options: file.write(b"a picture")
     data = coloured_folder(folder / "data", count=8)
     # What a run imports is in memory when the others are forked.
-    train(small_run(data, folder / "first", epochs=1), say=lambda line: None)
+    train(small_run(data, folder / "first", epochs=1), log=lambda line: None)
     began = time.perf_counter()
     whole = folder / "whole"
     finish(data, whole)
@@ -96,8 +96,8 @@ def started(data: Path, out: Path, prepare: Callable[[], None] | None) -> int:
     try:
         (prepare or partial(count_syncs, out.parent / "writes"))()
         resume = (out / CONFIGURATION).exists()
-        configuration = continued(out, {}) if resume else small_run(data, out, epochs=2, ema=0.9)
-        train(configuration, resume=resume, say=lambda line: None)
+        configuration = read_run(out, {}) if resume else small_run(data, out, epochs=2, ema=0.9)
+        train(configuration, resume=resume, log=lambda line: None)
         status = 0
     except BaseException:
         traceback.print_exc()

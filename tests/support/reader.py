@@ -18,7 +18,7 @@ from support import ROOT
 from support.pages import FILES, NOT_RUN, Block, agree, blocks, commands, seen
 from support.terminal import Terminal
 
-from featuretap.workflows.training.configuration import SETTINGS, configured
+from featuretap.workflows.training.configuration import SETTINGS, make_configuration
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 SUFFIXES = {"python": ".py", "toml": ".toml", "json": ".json", "yaml": ".yaml"}
@@ -83,7 +83,7 @@ def read_toml(text: str, terminal: Terminal, folder: Path) -> None:
         assert ran.returncode == 0, ran.stderr
         path.unlink()
     elif content.keys() <= SETTINGS.keys():
-        configured({"data": "photographs", "backbone": "mobilenet_v2", **content})
+        make_configuration({"data": "photographs", "backbone": "mobilenet_v2", **content})
 
 
 class Reader:

@@ -40,7 +40,7 @@ def logits_of(mask: Any) -> Tensor:
 
 
 def evaluate(*pairs: tuple[Tensor, Any], chosen: SegmentationTask | None = None) -> Any:
-    measuring = (chosen or segmentation_task()).measuring(torch.device("cpu"))
+    measuring = (chosen or segmentation_task()).evaluator(torch.device("cpu"))
     for logits, mask in pairs:
         measuring.update([logits], [torch.tensor(mask, dtype=torch.uint8)])
     return measuring.compute()

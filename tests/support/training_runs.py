@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from featuretap.workflows.training.configuration import Configuration, configured
+from featuretap.workflows.training.configuration import Configuration, make_configuration
 
 COLOURS = {"blue": 2, "green": 1, "red": 0}
 
@@ -36,4 +36,4 @@ def small_run(data: Path | str, out: Path, **settings: Any) -> Configuration:
         "workers": 0,
         "out": str(out),
     }
-    return configured({**usual, **settings})
+    return make_configuration({**usual, **settings})

@@ -11,10 +11,10 @@ from featuretap.registry.errors import FeaturetapError, OptionError, TrainingErr
 from featuretap.workflows.training.configuration import (
     SETTINGS,
     Configuration,
-    configured,
+    format_configuration,
+    make_configuration,
     read_configuration,
-    resolved,
-    written,
+    resolve_defaults,
 )
 
 BASE = {"data": "digits", "backbone": "mobilenet_v2"}
@@ -23,7 +23,7 @@ BASE = {"data": "digits", "backbone": "mobilenet_v2"}
 def test_every_setting_is_described_and_its_default_accepted() -> None:
     names = [each.name for each in fields(Configuration)]
     assert set(names) == set(SETTINGS)
-    made = configured(BASE)
+    made = make_configuration(BASE)
     for name, setting in SETTINGS.items():
         assert setting.option.accepts(setting.option.default), name
         if name not in BASE:
@@ -31,14 +31,14 @@ def test_every_setting_is_described_and_its_default_accepted() -> None:
 
 
 def test_resolved_settings_are_read_back_from_their_file(tmp_path: Path) -> None:
-    configuration = resolved(
-        configured({**BASE, "options": {"width": 0.5}, "taps": ["C4", "C5"], "optimizer": "sgd"}),
+    configuration = resolve_defaults(
+        make_configuration({**BASE, "options": {"width": 0.5}, "taps": ["C4", "C5"], "optimizer": "sgd"}),
         "classification",
         mirrors=False,
     )
     path = tmp_path / "configuration.toml"
-    path.write_text(written(configuration))
-    assert configured(read_configuration(path)) == configuration
+    path.write_text(format_configuration(configuration))
+    assert make_configuration(read_configuration(path)) == configuration
 
 
 @pytest.mark.parametrize(
@@ -57,9 +57,9 @@ def test_resolved_settings_are_read_back_from_their_file(tmp_path: Path) -> None
 def test_defaults_follow_from_task_data_and_optimiser(
     task: str, mirrors: bool, given: dict[str, Any], decided: dict[str, Any]
 ) -> None:
-    made = resolved(configured({**BASE, **given}), task, mirrors=mirrors)
+    made = resolve_defaults(make_configuration({**BASE, **given}), task, mirrors=mirrors)
     assert {name: getattr(made, name) for name in decided} == decided
-    assert tomllib.loads(written(made))["flip"] == made.flip
+    assert tomllib.loads(format_configuration(made))["flip"] == made.flip
 
 
 @pytest.mark.parametrize(
@@ -69,7 +69,7 @@ def test_defaults_follow_from_task_data_and_optimiser(
         (
             {"qqq": 3},
             UnknownOptionError,
-            "training has no setting 'qqq'; featuretap train --help names them all",
+            "training has no setting 'qqq'; featuretap train --help lists them",
         ),
         (
             {"in_channels": 1},
@@ -80,8 +80,8 @@ def test_defaults_follow_from_task_data_and_optimiser(
         (
             {"backbone": None, "weights": "absent.safetensors"},
             OptionError,
-            "there is no file 'absent.safetensors' to begin with; give a file of weights, or name the backbone that "
-            "has weights of this tag",
+            "there is no weights file 'absent.safetensors'; give a weights file, or name the backbone that has "
+            "weights of this tag",
         ),
         (
             {"seed": 2**32},
@@ -99,13 +99,13 @@ def test_defaults_follow_from_task_data_and_optimiser(
         ({"optimizer": "adam"}, OptionError, "training cannot take optimizer='adam'; it is 'adamw' or 'sgd'"),
         ({"freeze": "C6"}, OptionError, "training cannot take freeze='C6'; it is 'C1', 'C2', 'C3', 'C4' or 'C5'"),
         ({"val_fraction": 1}, OptionError, "training cannot take val_fraction=1; it is a number from 0.01 to 0.99"),
-        ({"pretrained": "yes"}, OptionError, "training cannot take pretrained='yes'; it is true or false"),
+        ({"pretrained": "yes"}, OptionError, "training cannot take pretrained='yes'; it is True or False"),
         ({"taps": []}, OptionError, "training cannot take taps=[]; it is tap addresses"),
         ({"seed": -1}, OptionError, "training cannot take seed=-1; it is a whole number from 0 up to 4294967295"),
         (
             {"data": None},
             TrainingError,
-            "no data to learn from; give a folder, a data set of torchvision's by its name, or 'digits'",
+            "no training data; give a folder, the name of a torchvision data set, or 'digits'",
         ),
         (
             {"backbone": None},
@@ -115,29 +115,29 @@ def test_defaults_follow_from_task_data_and_optimiser(
         (
             {"pretrained": True, "weights": "imagenet1k_v1"},
             OptionError,
-            "pretrained asks for the catalogue's weights, and weights='imagenet1k_v1' for others; leave one out",
+            "pretrained selects the catalogue's weights, and weights='imagenet1k_v1' selects others; leave one out",
         ),
         (
             {"unfreeze_every": 2},
             OptionError,
-            "unfreeze_every lets frozen levels learn, and none is; name one, such as freeze='C4'",
+            "unfreeze_every unfreezes levels, and none is frozen; freeze some, such as freeze='C4'",
         ),
         (
             {"warmup_epochs": 5, "epochs": 5},
             OptionError,
-            "warmup_epochs=5 leaves nothing of epochs=5 to learn in; lower it",
+            "warmup_epochs=5 leaves nothing of epochs=5 to train; lower it",
         ),
     ],
 )
 def test_invalid_settings_are_refused(given: dict[str, Any], error: type[FeaturetapError], message: str) -> None:
     with pytest.raises(error) as caught:
-        configured({**BASE, **given})
+        make_configuration({**BASE, **given})
     assert str(caught.value) == message
 
 
 def test_a_message_about_a_file_names_it() -> None:
     with pytest.raises(OptionError) as caught:
-        configured({**BASE, "epochs": 0}, "my.toml")
+        make_configuration({**BASE, "epochs": 0}, "my.toml")
     assert str(caught.value) == "my.toml: training cannot take epochs=0; it is a positive whole number up to 65536"
 
 
@@ -149,4 +149,4 @@ def test_files_that_are_not_a_configuration_are_refused(tmp_path: Path) -> None:
     assert str(caught.value) == f"cannot read the configuration '{absent}': No such file or directory"
     with pytest.raises(TrainingError) as caught:
         read_configuration(broken)
-    assert str(caught.value).startswith(f"the configuration '{broken}' is no TOML: Invalid value")
+    assert str(caught.value).startswith(f"the configuration '{broken}' is not TOML: Invalid value")

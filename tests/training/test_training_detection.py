@@ -16,7 +16,7 @@ from featuretap.registry import Registry
 from featuretap.registry.errors import OptionError
 from featuretap.registry.specs import HeadSpec
 from featuretap.workflows.datasets.data_set import Boxes
-from featuretap.workflows.training.tasks.detection import sized
+from featuretap.workflows.training.tasks.detection import size_options
 from featuretap.workflows.training.tasks.task import Augmentation
 
 
@@ -62,7 +62,7 @@ def test_mirroring_mirrors_boxes() -> None:
 
 def test_without_augmentation_training_and_evaluation_samples_are_equal() -> None:
     sample = paint(*SCENE, masks=True)
-    learned, judged = detection_task().training_transform()(*sample), detection_task().judging_transform()(*sample)
+    learned, judged = detection_task().training_transform()(*sample), detection_task().evaluation_transform()(*sample)
     assert torch.equal(learned[0], judged[0])
     assert judged[0].shape == (3, 60, 90)
     assert judged[0].max() == 1
@@ -92,7 +92,7 @@ def test_ignored_objects_are_left_out_of_training_and_marked_for_evaluation() ->
     assert learned["boxes"].tolist() == [list(SCENE[0][1]), list(SCENE[2][1])]
     assert torch.equal(learned["masks"], torch.tensor(found.masks[[0, 2]]))
     assert "iscrowd" not in learned
-    _, judged = detection_task().judging_transform()(image, found)
+    _, judged = detection_task().evaluation_transform()(image, found)
     assert judged["labels"].tolist() == [1, 2, 3]
     assert judged["iscrowd"].tolist() == [0, 1, 0]
 
@@ -101,7 +101,7 @@ def test_images_of_any_mode_are_converted_to_the_models_channels() -> None:
     image, found = paint(*SCENE)
     one = detection_task(preprocessing=RAW.for_channels(1), augmentation=Augmentation(policy="rand"))
     assert one.training_transform()(image.convert("RGBA"), found)[0].shape[0] == 1
-    assert one.judging_transform()(image, found)[0].shape == (1, 60, 90)
+    assert one.evaluation_transform()(image, found)[0].shape == (1, 60, 90)
     assert detection_task().training_transform()(image.convert("L"), found)[0].shape == (3, 60, 90)
 
 
@@ -119,7 +119,7 @@ def test_an_image_without_objects_has_an_empty_target(masks: bool) -> None:
     image, found = paint(masks=masks)
     for transform in (
         detection_task(augmentation=Augmentation()).training_transform(),
-        detection_task().judging_transform(),
+        detection_task().evaluation_transform(),
     ):
         _, target = transform(image, found)
         assert target["boxes"].shape == (0, 4)
@@ -130,14 +130,14 @@ def test_an_image_without_objects_has_an_empty_target(masks: bool) -> None:
 
 def test_transforms_can_be_pickled() -> None:
     varied = detection_task(augmentation=Augmentation(policy="rand"))
-    for transform in (varied.training_transform(), varied.judging_transform()):
+    for transform in (varied.training_transform(), varied.evaluation_transform()):
         image, target = pickle.loads(pickle.dumps(transform))(*paint(*SCENE))
         assert type(image) is Tensor
         assert all(type(values) is Tensor for values in target.values())
 
 
 def test_a_batch_is_a_list_of_images_and_one_of_targets() -> None:
-    samples = [detection_task().judging_transform()(*paint(*SCENE, size=size)) for size in ((90, 60), (80, 70))]
+    samples = [detection_task().evaluation_transform()(*paint(*SCENE, size=size)) for size in ((90, 60), (80, 70))]
     images, targets = detection_task().collate(samples)
     assert [tuple(image.shape) for image in images] == [(3, 60, 90), (3, 70, 80)]
     assert [len(target["labels"]) for target in targets] == [3, 3]
@@ -203,18 +203,18 @@ def test_a_detector_can_overfit_a_few_images(registry: Registry) -> None:
     ],
 )
 def test_size_sets_the_size_options_of_the_head(registry: Registry, head: str, options: dict[str, int]) -> None:
-    assert sized(registry.head(head), 320) == options
+    assert size_options(registry.head(head), 320) == options
     registry.spec("mobilenet_v3_small", head=head, **options)
 
 
 def test_size_800_sets_torchvisions_default_sizes(registry: Registry) -> None:
-    assert sized(registry.head("retinanet"), 800) == {"min_size": 800, "max_size": 1333}
+    assert size_options(registry.head("retinanet"), 800) == {"min_size": 800, "max_size": 1333}
 
 
 def test_size_is_refused_for_a_head_without_size_options() -> None:
     head = HeadSpec("finder", reads=("C5",), factory="somewhere:finder", task="detection", options={"min_size": 3})
     with pytest.raises(OptionError) as raised:
-        sized(head, 320)
+        size_options(head, 320)
     assert str(raised.value) == (
         "head 'finder' takes no size of 320: it has no option 'size', nor 'min_size' and 'max_size'; leave the size out"
     )

@@ -14,17 +14,17 @@ from featuretap.workflows.training.tasks.task import ClassScore
 @pytest.mark.parametrize("offset", [0, 1])
 def test_perfect_predictions_have_a_score_of_1(offset: int) -> None:
     right = [(label, box, 0.9) for label, box in SCENE]
-    judgement = evaluate(detection_task(first_label=offset), (paint(*SCENE), make_prediction(*right, offset=offset)))
-    assert judgement.scores == {"mAP": 1, "mAP@0.5": 1, "mAP@0.75": 1}
-    assert next(iter(judgement.scores)) == "mAP"
-    assert judgement.per_class == (("red", 1, 1.0), ("green", 1, 1.0), ("blue", 1, 1.0))
-    assert judgement.confusion is None
+    metrics = evaluate(detection_task(first_label=offset), (paint(*SCENE), make_prediction(*right, offset=offset)))
+    assert metrics.scores == {"mAP": 1, "mAP@0.5": 1, "mAP@0.75": 1}
+    assert next(iter(metrics.scores)) == "mAP"
+    assert metrics.per_class == (("red", 1, 1.0), ("green", 1, 1.0), ("blue", 1, 1.0))
+    assert metrics.confusion is None
 
 
 def test_labels_that_are_one_off_have_a_score_of_0() -> None:
     wrong = make_prediction(*((label, box, 0.9) for label, box in SCENE[:2]), offset=0)
-    judgement = evaluate(detection_task(first_label=1), (paint(*SCENE[:2]), wrong))
-    assert judgement.scores["mAP"] == 0
+    metrics = evaluate(detection_task(first_label=1), (paint(*SCENE[:2]), wrong))
+    assert metrics.scores["mAP"] == 0
 
 
 def test_scores_equal_a_calculation_by_hand() -> None:
@@ -37,46 +37,44 @@ def test_scores_equal_a_calculation_by_hand() -> None:
     found = make_prediction(
         (0, (30, 0, 50, 20), 0.9), (0, (0, 0, 20, 20), 0.8), (1, (left, top, right, bottom - 4.5), 0.7)
     )
-    judgement = evaluate(detection_task(), (scene, found))
-    red, green, blue = judgement.per_class
+    metrics = evaluate(detection_task(), (scene, found))
+    red, green, blue = metrics.per_class
     assert (red.occurrences, green.occurrences, blue.occurrences) == (2, 1, 0)
     assert red.score == pytest.approx(51 / 101 / 2)
     # 35.5 / 40 = 0.8875: eight of the ten overlaps from 0.5 to 0.95.
     assert green.score == pytest.approx(0.8)
     assert math.isnan(blue.score)
-    assert judgement.scores["mAP"] == pytest.approx((51 / 101 / 2 + 0.8) / 2)
-    assert judgement.scores["mAP@0.5"] == pytest.approx((51 / 101 / 2 + 1) / 2)
+    assert metrics.scores["mAP"] == pytest.approx((51 / 101 / 2 + 0.8) / 2)
+    assert metrics.scores["mAP@0.5"] == pytest.approx((51 / 101 / 2 + 1) / 2)
 
 
 def test_scores_equal_those_of_torchmetrics() -> None:
     pairs = random_pairs(12)
-    judgement = evaluate(detection_task(), *pairs)
+    metrics = evaluate(detection_task(), *pairs)
     metric = MeanAveragePrecision(class_metrics=True, backend="faster_coco_eval")
     for (_, boxes), found in pairs:
         target = {"boxes": torch.tensor(boxes.boxes), "labels": torch.tensor(boxes.labels)}
         metric.update([{**found, "labels": found["labels"] - 1}], [target])
     result = metric.compute()
-    assert list(judgement.scores.values()) == pytest.approx(
-        [float(result[name]) for name in ("map", "map_50", "map_75")]
-    )
-    assert [row.score for row in judgement.per_class] == pytest.approx(result["map_per_class"].tolist())
-    assert 0 < judgement.scores["mAP"] < 1
-    assert [row.occurrences for row in judgement.per_class] == [9, 6, 3]
+    assert list(metrics.scores.values()) == pytest.approx([float(result[name]) for name in ("map", "map_50", "map_75")])
+    assert [row.score for row in metrics.per_class] == pytest.approx(result["map_per_class"].tolist())
+    assert 0 < metrics.scores["mAP"] < 1
+    assert [row.occurrences for row in metrics.per_class] == [9, 6, 3]
 
 
 def test_mask_map_equals_box_map_for_masks_that_fill_their_boxes() -> None:
     pairs = random_pairs(12, masks=True)
-    judgement = evaluate(detection_task(masks=True), *pairs)
-    assert list(judgement.scores) == ["mAP", "mAP@0.5", "mAP@0.75", "mask mAP"]
-    assert judgement.scores["mask mAP"] == judgement.scores["mAP"]
-    assert judgement.scores["mAP"] == evaluate(detection_task(), *random_pairs(12)).scores["mAP"]
+    metrics = evaluate(detection_task(masks=True), *pairs)
+    assert list(metrics.scores) == ["mAP", "mAP@0.5", "mAP@0.75", "mask mAP"]
+    assert metrics.scores["mask mAP"] == metrics.scores["mAP"]
+    assert metrics.scores["mAP"] == evaluate(detection_task(), *random_pairs(12)).scores["mAP"]
 
 
 def test_a_mask_below_one_half_everywhere_is_empty() -> None:
     scene = paint(SCENE[0], masks=True)
     masks = torch.full((1, 1, 60, 90), 0.4)
-    judgement = evaluate(detection_task(masks=True), (scene, make_prediction((0, SCENE[0][1], 0.9), masks=masks)))
-    assert judgement.scores == {"mAP": 1, "mAP@0.5": 1, "mAP@0.75": 1, "mask mAP": 0}
+    metrics = evaluate(detection_task(masks=True), (scene, make_prediction((0, SCENE[0][1], 0.9), masks=masks)))
+    assert metrics.scores == {"mAP": 1, "mAP@0.5": 1, "mAP@0.75": 1, "mask mAP": 0}
 
 
 def test_ignored_objects_count_neither_for_nor_against() -> None:
@@ -84,11 +82,11 @@ def test_ignored_objects_count_neither_for_nor_against() -> None:
     ignored = image, found._replace(ignored=np.array([False, True, False]))
     right = [(label, box, 0.9) for label, box in SCENE]
     for predicted in ([right[0], right[2]], right):
-        judgement = evaluate(detection_task(), (ignored, make_prediction(*predicted)))
-        assert judgement.scores["mAP"] == 1
-        assert judgement.per_class[0] == ("red", 1, 1.0)
-        assert judgement.per_class[1].occurrences == 0
-        assert math.isnan(judgement.per_class[1].score)
+        metrics = evaluate(detection_task(), (ignored, make_prediction(*predicted)))
+        assert metrics.scores["mAP"] == 1
+        assert metrics.per_class[0] == ("red", 1, 1.0)
+        assert metrics.per_class[1].occurrences == 0
+        assert math.isnan(metrics.per_class[1].score)
     # The same image, nothing ignored: what is missing counts against.
     assert evaluate(detection_task(), ((image, found), make_prediction(right[0], right[2]))).scores[
         "mAP"
@@ -97,21 +95,21 @@ def test_ignored_objects_count_neither_for_nor_against() -> None:
 
 def test_scores_are_nan_without_an_image_or_an_object() -> None:
     for pairs in ([], [(paint(), make_prediction())], [(paint(), make_prediction((0, (1, 1, 9, 9), 0.5)))]):
-        judgement = evaluate(detection_task(), *pairs)
-        assert all(math.isnan(score) for score in judgement.scores.values())
-        assert [row.occurrences for row in judgement.per_class] == [0, 0, 0]
-        assert all(math.isnan(row.score) for row in judgement.per_class)
+        metrics = evaluate(detection_task(), *pairs)
+        assert all(math.isnan(score) for score in metrics.scores.values())
+        assert [row.occurrences for row in metrics.per_class] == [0, 0, 0]
+        assert all(math.isnan(row.score) for row in metrics.per_class)
 
 
 def test_a_single_class_is_scored_like_several() -> None:
-    judgement = evaluate(detection_task(classes=("red",)), (paint(SCENE[0]), make_prediction((0, SCENE[0][1], 0.9))))
-    assert judgement.per_class == (ClassScore("red", 1, 1.0),)
+    metrics = evaluate(detection_task(classes=("red",)), (paint(SCENE[0]), make_prediction((0, SCENE[0][1], 0.9))))
+    assert metrics.per_class == (ClassScore("red", 1, 1.0),)
 
 
 def test_more_than_100_predicted_boxes_cause_no_warning() -> None:
     many = [(0, (1.0, 1.0, 9.0, 9.0), 0.1)] * 150
-    judgement = evaluate(detection_task(), (paint(SCENE[0]), make_prediction((0, SCENE[0][1], 0.9), *many)))
-    assert judgement.scores["mAP"] == 1
+    metrics = evaluate(detection_task(), (paint(SCENE[0]), make_prediction((0, SCENE[0][1], 0.9), *many)))
+    assert metrics.scores["mAP"] == 1
 
 
 def test_predictions_in_bfloat16_are_scored() -> None:
@@ -125,7 +123,7 @@ def test_scores_can_be_computed_repeatedly_and_updated_in_between() -> None:
         (paint(SCENE[0]), make_prediction((0, SCENE[0][1], 0.9))),
         (paint(SCENE[0]), make_prediction()),
     )
-    measuring = detection_task().measuring(torch.device("cpu"))
+    measuring = detection_task().evaluator(torch.device("cpu"))
     for (image, boxes), prediction, expected in ((sample, found, 1), (other, missed, 51 / 101)):
-        measuring.update([prediction], [detection_task().judging_transform()(image, boxes)[1]])
+        measuring.update([prediction], [detection_task().evaluation_transform()(image, boxes)[1]])
         assert [measuring.compute().scores["mAP"] for _ in range(2)] == pytest.approx([expected] * 2)

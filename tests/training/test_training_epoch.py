@@ -8,7 +8,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
-from featuretap.workflows.training.epoch import Learner, train_epoch
+from featuretap.workflows.training.loop import Trainer, train_epoch
 from featuretap.workflows.training.optimisation import Schedule
 
 
@@ -44,8 +44,8 @@ def test_an_update_uses_the_mean_gradient_of_its_steps(together: int, moved: lis
     wrapped, prepared, batches = accelerator.prepare(model, optimizer, torch.utils.data.DataLoader(samples))
     schedule = Schedule(LambdaLR(optimizer, lambda update: 1.0))
     task: Any = Given()
-    learner = Learner(accelerator, task, wrapped, model, None, prepared, schedule, 0.0)
-    learned = train_epoch(learner, batches, 7, "epoch 1", lambda images: None)
+    trainer = Trainer(accelerator, task, wrapped, model, None, prepared, schedule, 0.0)
+    result = train_epoch(trainer, batches, 7, "epoch 1", lambda images: None)
     assert model.weight.tolist() == pytest.approx([-value for value in moved])
-    assert learned.updates == 7 + -(-5 // together)
-    assert learned.lr == 1.0
+    assert result.updates == 7 + -(-5 // together)
+    assert result.lr == 1.0

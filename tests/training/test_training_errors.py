@@ -38,14 +38,14 @@ def said(run: Run, *arguments: object) -> str:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ((), "no data to learn from; give a folder, a data set of torchvision's by its name, or 'digits'"),
+        ((), "no training data; give a folder, the name of a torchvision data set, or 'digits'"),
         (
             ("digits",),
             "no backbone to train; give a weights file, or name a backbone, such as --backbone mobilenet_v3_large",
         ),
         (
             ("digits", "--backbone", "mobilenet_v2", "--head", "fpn"),
-            "head 'fpn' has no task that it could be trained or judged for; choose classification, deeplab_v3, "
+            "head 'fpn' has no task to train or evaluate; choose classification, deeplab_v3, "
             "faster_rcnn, fcos, lraspp, mask_rcnn, retinanet, ssdlite",
         ),
         (
@@ -62,15 +62,15 @@ def said(run: Run, *arguments: object) -> str:
         ),
         (
             ("digits", "--backbone", "mobilenet_v2", "--option", "freeze=C2"),
-            "freeze among the options would stay in the files of the run; give freeze as a setting of its own",
+            "freeze among the options would be saved in the weights files of the run; give freeze as a setting",
         ),
         (
             ("digits", "--backbone", "mobilenet_v2", "--batch-size", "5000"),
-            "'digits' has 1438 images to learn from, fewer than a batch of 5000; lower batch_size",
+            "'digits' has 1438 training images, fewer than a batch of 5000; lower batch_size",
         ),
         (
             ("digits", "--backbone", "mobilenet_v2", "--in-channels", "4", "--out", "never"),
-            "'mobilenet_v2' with in_channels=4 cannot learn from images, which have 1 or 3",
+            "'mobilenet_v2' with in_channels=4 cannot be trained on images, which have 1 or 3",
         ),
         (
             ("--resume", "x", "--config", "y"),
@@ -101,17 +101,17 @@ def test_options_of_a_file_that_are_not_a_table_are_one_line(run: Run, tmp_path:
 
 def test_accumulating_more_steps_than_an_epoch_has_is_refused(data: Path, tmp_path: Path) -> None:
     with pytest.raises(FeaturetapError) as caught:
-        train(small_run(data, tmp_path / "run", accumulate=4), say=lambda line: None)
+        train(small_run(data, tmp_path / "run", accumulate=4), log=lambda line: None)
     assert str(caught.value) == "accumulate=4 is more than the 3 steps of an epoch; lower it"
 
 
 def test_a_run_that_failed_in_its_first_epoch_can_be_begun_with_other_settings(data: Path, tmp_path: Path) -> None:
-    def say(line: str) -> None:
+    def log(line: str) -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        train(small_run(data, tmp_path / "run"), say=say)
-    train(small_run(data, tmp_path / "run", epochs=1, lr=1e-4), say=lambda line: None)
+        train(small_run(data, tmp_path / "run"), log=log)
+    train(small_run(data, tmp_path / "run", epochs=1, lr=1e-4), log=lambda line: None)
 
 
 def test_an_interrupted_run_prints_how_to_resume_it(
@@ -119,11 +119,11 @@ def test_an_interrupted_run_prints_how_to_resume_it(
 ) -> None:
     from featuretap.command_line import training_commands
 
-    def say(line: str) -> None:
+    def log(line: str) -> None:
         if line.startswith("epoch 1/"):
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(training_commands, "print_text", say)
+    monkeypatch.setattr(training_commands, "print_text", log)
     ran = run("train", data, *SMALL, "--epochs", 2, "--out", tmp_path / "run")
     assert (ran.status, ran.err) == (
         130,
@@ -171,7 +171,7 @@ def test_a_nan_loss_stops_the_run(data: Path, tmp_path: Path) -> None:
     torch.nn.init.constant_(next(model.parameters()), torch.nan)
     weights = registry.save(model, tmp_path / "broken.safetensors")
     with pytest.raises(FeaturetapError) as caught:
-        train(small_run(data, tmp_path / "run", weights=str(weights)), say=lambda line: None)
+        train(small_run(data, tmp_path / "run", weights=str(weights)), log=lambda line: None)
     assert str(caught.value) == (
         "the loss became nan in epoch 1 of 2; the weights of the epoch before are kept. A lower lr, more "
         "warmup_epochs, or clip_norm=1 may help"
@@ -185,9 +185,9 @@ def test_heads_with_batch_norm_after_pooling_refuse_one_image_a_step(tmp_path: P
     with pytest.raises(FeaturetapError) as caught:
         train(
             small_run(tmp_path / "data", tmp_path / "run", head="deeplab_v3", batch_size=1, val_fraction=0.5),
-            say=lambda line: None,
+            log=lambda line: None,
         )
-    assert str(caught.value) == "batch norm cannot learn from 1 image of each process at a time; raise batch_size"
+    assert str(caught.value) == "batch norm cannot be trained with 1 image per process and step; raise batch_size"
 
 
 def test_a_full_disk_is_noticed_before_the_first_step(
@@ -198,7 +198,7 @@ def test_a_full_disk_is_noticed_before_the_first_step(
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=1_000_000))
     with pytest.raises(FeaturetapError) as caught:
-        train(small_run(data, tmp_path / "run"), say=lambda line: None)
+        train(small_run(data, tmp_path / "run"), log=lambda line: None)
     assert str(caught.value) == (
         f"the files of this run take up to 7 MB, and the disk of '{tmp_path / 'run'}' has 1 MB left; make room, or "
         "choose another folder with out"
@@ -229,7 +229,7 @@ def test_a_model_is_evaluated_on_its_own_classes_only(run: Run, data: Path, tmp_
     model.description = replace(model.description, classes=("blue", "green", "red"))
     weights = registry.save(model, tmp_path / "colours.safetensors")
     assert said(run, "evaluate", "digits", "--weights", weights) == (
-        f"the data has 10 classes, and '{weights}' 3; judge it by its own kind of data"
+        f"the data has 10 classes, and '{weights}' 3; evaluate it on data of its own classes"
     )
     (data / "blue").rename(data / "azure")
     message = said(run, "evaluate", data, "--weights", weights)
@@ -240,7 +240,7 @@ def test_a_model_is_evaluated_on_its_own_classes_only(run: Run, data: Path, tmp_
 def test_a_bare_backbone_cannot_be_evaluated(run: Run, tmp_path: Path) -> None:
     path = registry.save(registry.build("mobilenet_v1", width=0.25, features_only=True), tmp_path / "bare.safetensors")
     assert said(run, "evaluate", "digits", "--weights", path) == (
-        f"'{path}' is a bare backbone, and nothing that a backbone returns can be judged; give a model with a head"
+        f"'{path}' is a bare backbone, whose outputs cannot be evaluated; give a model with a head"
     )
 
 

@@ -10,7 +10,7 @@ from torch import nn
 from featuretap import registry
 from featuretap.registry.errors import TrainingError
 from featuretap.registry.specs import BackboneSpec
-from featuretap.workflows.training.freezing import check_freezing, freeze_through, frozen_through
+from featuretap.workflows.training.optimisation import check_freezing, freeze_through, last_frozen
 from featuretap.workflows.training.run import train
 
 LEVELS = ("C1", "C2", "C3", "C4", "C5")
@@ -26,7 +26,7 @@ LEVELS = ("C1", "C2", "C3", "C4", "C5")
     ],
 )
 def test_one_more_level_thaws_every_few_epochs(first: str | None, every: int, frozen: list[str | None]) -> None:
-    assert [frozen_through(LEVELS, first, every, epoch) for epoch in range(5)] == frozen
+    assert [last_frozen(LEVELS, first, every, epoch) for epoch in range(5)] == frozen
 
 
 @pytest.mark.parametrize("name", ["mobilenet_v3_small", "timm/mobilenetv3_small_050"])
@@ -58,7 +58,7 @@ def test_frozen_levels_do_not_change_and_load_unfrozen(tmp_path: Path) -> None:
     start = registry.save(registry.build("mobilenet_v1", width=0.25, num_classes=3), tmp_path / "start.safetensors")
     result = train(
         small_run(data, tmp_path / "run", backbone=None, options={}, weights=str(start), freeze="C3", epochs=1),
-        say=lambda line: None,
+        log=lambda line: None,
     )
     before, after = (registry.load(path).state_dict() for path in (start, result.folder / "last.safetensors"))
     same = {name for name, tensor in before.items() if torch.equal(tensor, after[name])}

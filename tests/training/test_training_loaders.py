@@ -10,8 +10,8 @@ from support.training_runs import coloured_folder
 from featuretap.specs.preprocessing import Preprocessing
 from featuretap.workflows.datasets.data_set import DataSet
 from featuretap.workflows.datasets.formats import open_data
-from featuretap.workflows.training.loaders import judging_loader, training_loader
-from featuretap.workflows.training.tasks.classification import ClassificationTask, prepared
+from featuretap.workflows.training.loaders import evaluation_loader, training_loader
+from featuretap.workflows.training.tasks.classification import ClassificationTask, preprocessing_of_size
 from featuretap.workflows.training.tasks.task import Augmentation
 
 
@@ -21,7 +21,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> DataSet:
 
 
 def task(data: DataSet, **varied: Any) -> ClassificationTask:
-    return ClassificationTask(data.classes, prepared(Preprocessing(), 32), Augmentation(**varied), 0.1)
+    return ClassificationTask(data.classes, preprocessing_of_size(Preprocessing(), 32), Augmentation(**varied), 0.1)
 
 
 @pytest.mark.parametrize("batch_size", [4, 5, 27])
@@ -36,9 +36,9 @@ def test_training_batches_have_one_size(data: DataSet, batch_size: int) -> None:
 
 @pytest.mark.parametrize("processes", [1, 2, 4, 8])
 def test_every_image_is_evaluated_by_one_process(data: DataSet, processes: int) -> None:
-    whole = torch.cat([images for images, _ in judging_loader(task(data), data.val, 4, 0, (0, 1))])
+    whole = torch.cat([images for images, _ in evaluation_loader(task(data), data.val, 4, 0, 0, 1)])
     shares = [
-        [image for images, _ in judging_loader(task(data), data.val, 4, 0, (rank, processes)) for image in images]
+        [image for images, _ in evaluation_loader(task(data), data.val, 4, 0, rank, processes) for image in images]
         for rank in range(processes)
     ]
     assert sum(map(len, shares)) == len(data.val) == 6
@@ -52,10 +52,10 @@ def test_every_image_is_evaluated_by_one_process(data: DataSet, processes: int) 
 def test_transforms_with_every_augmentation_can_be_pickled(
     data: DataSet, policy: Any, scale: float, channels: int
 ) -> None:
-    preprocessing = prepared(Preprocessing().for_channels(channels), 20)
+    preprocessing = preprocessing_of_size(Preprocessing().for_channels(channels), 20)
     made = ClassificationTask(data.classes, preprocessing, Augmentation(0.5, scale, policy), 0.0)
     image, label = data.train[0]
-    for transform in (made.training_transform(), made.judging_transform()):
+    for transform in (made.training_transform(), made.evaluation_transform()):
         pixels, same = pickle.loads(pickle.dumps(transform))(image, label)
         assert (tuple(pixels.shape), same) == ((channels, 20, 20), label)
 
@@ -64,7 +64,7 @@ def test_training_images_vary_and_evaluation_images_do_not(data: DataSet) -> Non
     image, label = data.train[0]
     made = task(data)
     learned = [made.training_transform()(image, label)[0] for _ in range(4)]
-    judged = [made.judging_transform()(image, label)[0] for _ in range(2)]
+    judged = [made.evaluation_transform()(image, label)[0] for _ in range(2)]
     assert len({tensor.sum().item() for tensor in learned}) == 4
     assert torch.equal(*judged)
 
@@ -74,4 +74,4 @@ def test_images_are_flipped_with_the_given_probability(data: DataSet) -> None:
     plain, mirrored = (task(data, scale=1.0, flip=flip).training_transform()(image, label)[0] for flip in (0.0, 1.0))
     assert torch.equal(plain, mirrored.flip(-1))
     assert not torch.equal(plain, mirrored)
-    assert torch.equal(plain, task(data).judging_transform()(image, label)[0])
+    assert torch.equal(plain, task(data).evaluation_transform()(image, label)[0])

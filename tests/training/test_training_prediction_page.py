@@ -1,6 +1,5 @@
 """The page of predictions of a run: tiles with captions, mistakes first, boxes and masks beside the truth."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,10 +14,9 @@ from support.pictures import has_colour, has_white_edges, read_pixels
 from torch import nn
 
 from featuretap.registry import Registry
-from featuretap.workflows.datasets.data_set import IGNORED, Boxes
+from featuretap.workflows.datasets.data_set import IGNORED, Boxes, Samples
 from featuretap.workflows.inference.drawing import colour_of
-from featuretap.workflows.training.reports.page import show_predictions
-from featuretap.workflows.training.reports.tiles import arranged, captioned, fitted
+from featuretap.workflows.training.reports.predictions import _fit, _tile, draw_predictions
 
 GREEN, RED, WHITE = (0, 140, 60), (210, 30, 30), (255, 255, 255)
 TILE = 160
@@ -30,7 +28,7 @@ TILE = 160
 
 def test_small_images_are_enlarged_without_blur() -> None:
     image = Image.fromarray(np.random.default_rng(0).integers(0, 255, (8, 5, 3), np.uint8))
-    large = fitted(image, 160)
+    large = _fit(image, 160)
     assert large.size == (100, 160)
     assert np.array_equal(np.asarray(large)[::20, ::20], np.asarray(image))
     assert len(np.unique(np.asarray(large).reshape(-1, 3), axis=0)) == 40
@@ -38,7 +36,7 @@ def test_small_images_are_enlarged_without_blur() -> None:
 
 @pytest.mark.parametrize(("size", "shown"), [((600, 400), (160, 107)), ((3000, 1), (160, 1)), ((161, 160), (160, 159))])
 def test_large_images_are_shrunk_and_keep_their_shape(size: tuple[int, int], shown: tuple[int, int]) -> None:
-    assert fitted(Image.new("RGB", size), 160).size == shown
+    assert _fit(Image.new("RGB", size), 160).size == shown
 
 
 def test_captions_that_are_too_long_end_before_the_edge() -> None:
@@ -47,19 +45,11 @@ def test_captions_that_are_too_long_end_before_the_edge() -> None:
         "a name that is much longer than there is room for on a tile of this size",
         "WWWWWWWWWWWWWWWWWWWWWWWW",
     ):
-        tile = np.asarray(captioned(image, 160, [line, line], GREEN))
+        tile = np.asarray(_tile(image, 160, [line, line], GREEN))
         words = tile[168:] < 250
         assert words.any(axis=2)[:, 100:160].any()
         assert not words[:, 165:].any()
         assert not words[-1:].any()
-
-
-def test_tiles_lie_row_by_row() -> None:
-    colours = [(200, 0, 0), (0, 200, 0), (0, 0, 200)]
-    page = np.asarray(arranged([Image.new("RGB", (10, 8), colour) for colour in colours], 2))
-    assert page.shape == (2 * 14 + 6, 2 * 16 + 6, 3)
-    assert [page[10, 10].tolist(), page[10, 26].tolist(), page[24, 10].tolist()] == [list(c) for c in colours]
-    assert page[24, 26].tolist() == list(WHITE)
 
 
 # The page.
@@ -67,22 +57,22 @@ def test_tiles_lie_row_by_row() -> None:
 
 @dataclass
 class Given:
-    """Samples in memory."""
+    """A sample in memory."""
 
-    items: list[tuple[Image.Image, Any]]
-    labels: Sequence[int] | None = None
+    image: Image.Image
+    target: Any
+    name: str
+    label: int | None = None
 
-    def __len__(self) -> int:
-        return len(self.items)
+    def read(self) -> tuple[Image.Image, Any]:
+        return self.image, self.target
 
-    def __getitem__(self, index: int) -> tuple[Image.Image, Any]:
-        return self.items[index]
-
-    def name(self, index: int) -> str:
-        return f"a/long/way/to/{index}.png"
-
-    def check(self, index: int) -> str:
+    def check(self) -> str:
         return ""
+
+
+def in_memory(items: list[tuple[Image.Image, Any]]) -> Samples:
+    return Samples([Given(*item, f"a/long/way/to/{index}.png") for index, item in enumerate(items)])
 
 
 CLASSES = ("one", "two", "three")
@@ -117,9 +107,9 @@ def frames(page: NDArray[np.uint8]) -> list[str]:
 
 def test_mistakes_come_first_in_red_and_correct_predictions_follow_in_green(registry: Registry, tmp_path: Path) -> None:
     truths = [1, 0, 1, 1, 2, 1]
-    samples = Given([(Image.new("L", (8, 8), 40 * index), truth) for index, truth in enumerate(truths)])
+    samples = in_memory([(Image.new("L", (8, 8), 40 * index), truth) for index, truth in enumerate(truths)])
     model = classifier(registry, 1, channels=1).train()
-    show_predictions(model, samples, CLASSES, tmp_path / "page.png")
+    draw_predictions(model, samples, CLASSES, tmp_path / "page.png")
     assert model.training
     page = read_pixels(tmp_path / "page.png")
     assert page.shape == (6 + 208, 6 + 6 * 174, 3)
@@ -132,8 +122,8 @@ def test_mistakes_come_first_in_red_and_correct_predictions_follow_in_green(regi
 def test_photographs_of_any_shape_are_shown_uncropped(registry: Registry, tmp_path: Path) -> None:
     cat = Image.fromarray(data.chelsea())
     sizes = [(600, 400), (400, 600), (900, 100), (30, 20)]
-    samples = Given([(cat.resize(size), index % 3) for index, size in enumerate(sizes)])
-    show_predictions(classifier(registry, 0), samples, CLASSES, tmp_path / "page.png")
+    samples = in_memory([(cat.resize(size), index % 3) for index, size in enumerate(sizes)])
+    draw_predictions(classifier(registry, 0), samples, CLASSES, tmp_path / "page.png")
     page = read_pixels(tmp_path / "page.png")
     assert frames(page).count("green") == 2
     assert frames(page).count("red") == 2
@@ -146,8 +136,8 @@ def test_photographs_of_any_shape_are_shown_uncropped(registry: Registry, tmp_pa
 def test_a_page_has_room_for_mistakes_and_correct_predictions(
     wrong: int, right: int, shown: tuple[int, int], registry: Registry, tmp_path: Path
 ) -> None:
-    samples = Given([(Image.new("RGB", (8, 8)), 0)] * wrong + [(Image.new("RGB", (8, 8)), 2)] * right)
-    show_predictions(classifier(registry, 2), samples, CLASSES, tmp_path / "page.png")
+    samples = in_memory([(Image.new("RGB", (8, 8)), 0)] * wrong + [(Image.new("RGB", (8, 8)), 2)] * right)
+    draw_predictions(classifier(registry, 2), samples, CLASSES, tmp_path / "page.png")
     found = frames(read_pixels(tmp_path / "page.png"))
     assert (found.count("red"), found.count("green")) == shown
 
@@ -157,8 +147,8 @@ def test_boxes_are_drawn_in_the_colours_of_the_models_classes(registry: Registry
     model.description = replace(model.description, classes=("background", *CLASSES))
     boxes = np.array([[50, 100, 150, 200], [210, 220, 390, 390]], np.float32)
     found = Boxes(boxes, np.array([0, 2]), np.array([False, True]))
-    samples = Given([(Image.new("RGB", (400, 400), "white"), found)] * 3)
-    show_predictions(model, samples, CLASSES, tmp_path / "page.png")
+    samples = in_memory([(Image.new("RGB", (400, 400), "white"), found)] * 3)
+    draw_predictions(model, samples, CLASSES, tmp_path / "page.png")
     page = read_pixels(tmp_path / "page.png")
     # Three pairs: two in the first row, one in the second.
     assert page.shape == (6 + 2 * (408 + 17 + 6), 6 + 4 * 414, 3)
@@ -178,7 +168,7 @@ def test_predicted_boxes_are_drawn_beside_the_truth(registry: Registry, tmp_path
     with torch.no_grad():
         model.head.predictor.classification_head.cls_logits.bias.copy_(torch.tensor([-9.0, 3.0, -9.0]).repeat(9))
     nothing = Boxes(np.zeros((0, 4), np.float32), np.zeros(0, np.int64), np.zeros(0, np.bool_))
-    show_predictions(model, Given([(Image.new("RGB", (400, 400)), nothing)]), CLASSES, tmp_path / "page.png")
+    draw_predictions(model, in_memory([(Image.new("RGB", (400, 400)), nothing)]), CLASSES, tmp_path / "page.png")
     page = read_pixels(tmp_path / "page.png")
     assert not has_colour(page[10:410, 10:410], colour_of(1)).any()
     assert has_colour(page[10:410, 424:824], colour_of(1)).any()
@@ -191,8 +181,8 @@ def test_pixels_are_drawn_as_image_truth_and_prediction(registry: Registry, tmp_
     mask = np.zeros((400, 400), np.uint8)
     mask[:, 200:] = 1
     mask[:200, :100] = IGNORED
-    samples = Given([(Image.new("RGB", (400, 400)), mask)] * 9)
-    show_predictions(sure_of(model, 2), samples, CLASSES, tmp_path / "page.png")
+    samples = in_memory([(Image.new("RGB", (400, 400)), mask)] * 9)
+    draw_predictions(sure_of(model, 2), samples, CLASSES, tmp_path / "page.png")
     page = read_pixels(tmp_path / "page.png")
     # Eight of nine images, two in a row.
     assert page.shape == (6 + 4 * (408 + 17 + 6), 6 + 6 * 414, 3)

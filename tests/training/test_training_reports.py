@@ -12,11 +12,10 @@ from support.pictures import has_colour, has_white_edges, read_pixels
 
 from featuretap.registry.errors import WeightsError
 from featuretap.specs.preprocessing import Preprocessing
-from featuretap.workflows.training.reports.confusion import draw_confusion
-from featuretap.workflows.training.reports.curves import draw_curves
+from featuretap.workflows.training.reports.plots import draw_confusion, draw_curves
 from featuretap.workflows.training.reports.tables import per_class_rows, write_per_class
 from featuretap.workflows.training.tasks.segmentation import SegmentationTask
-from featuretap.workflows.training.tasks.task import ClassScore, Judgement
+from featuretap.workflows.training.tasks.task import ClassScore, Metrics
 
 # Curves.
 
@@ -148,23 +147,23 @@ def test_a_picture_that_cannot_be_written_is_an_error(tmp_path: Path) -> None:
 TASK = SegmentationTask(("a", "b"), Preprocessing())
 
 
-def judgement(scores: Sequence[float]) -> Judgement:
+def metrics(scores: Sequence[float]) -> Metrics:
     rows = (ClassScore(f"class {label}", 10 + label, score) for label, score in enumerate(scores))
-    return Judgement({"mIoU": 0.5}, tuple(rows))
+    return Metrics({"mIoU": 0.5}, tuple(rows))
 
 
 def test_a_few_classes_are_printed_in_their_own_order() -> None:
-    assert per_class_rows(judgement([0.5, nan, 0.25]), TASK) == [
+    assert per_class_rows(metrics([0.5, nan, 0.25])) == [
         ("class 0", "10", "0.5000"),
         ("class 1", "11", "–"),
         ("class 2", "12", "0.2500"),
     ]
-    assert len(per_class_rows(judgement([0.5] * 20), TASK)) == 20
+    assert len(per_class_rows(metrics([0.5] * 20))) == 20
 
 
 def test_of_many_classes_the_worst_and_the_best_are_printed() -> None:
     scores = [((7 * label) % 31) / 31 for label in range(31)]
-    rows = per_class_rows(judgement([*scores, nan]), TASK)
+    rows = per_class_rows(metrics([*scores, nan]))
     assert len(rows) == 21
     assert rows[10] == ("… 11 between", "", "")
     shown = [float(row[2]) for row in (*rows[:10], *rows[11:])]
@@ -174,14 +173,14 @@ def test_of_many_classes_the_worst_and_the_best_are_printed() -> None:
 
 
 def test_absent_classes_do_not_hide_others_among_many_classes() -> None:
-    rows = per_class_rows(judgement([0.9, 0.1, *[nan] * 30]), TASK)
+    rows = per_class_rows(metrics([0.9, 0.1, *[nan] * 30]))
     assert [row[0] for row in rows] == ["class 1", "class 0"]
 
 
 def test_the_file_has_every_class(tmp_path: Path) -> None:
     path = tmp_path / "per-class.csv"
     scores = ClassScore('a, "quoted" one', 3, 1 / 3), ClassScore("Käfer", 0, nan)
-    write_per_class(Judgement({}, scores), TASK, path)
+    write_per_class(Metrics({}, scores), TASK, path)
     assert path.read_text(encoding="utf-8") == (
         'class,pixels,IoU\n"a, ""quoted"" one",3,0.3333333333333333\nKäfer,0,\n'
     )

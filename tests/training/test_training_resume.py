@@ -15,7 +15,7 @@ from featuretap.registry.errors import TrainingError
 from featuretap.specs.description import Description
 from featuretap.specs.preprocessing import Preprocessing
 from featuretap.workflows.training.run import train
-from featuretap.workflows.training.run_folder import claimed, continued
+from featuretap.workflows.training.run_folder import lock_folder, read_run
 
 
 @pytest.fixture(scope="module")
@@ -26,12 +26,12 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def interrupted(data: Path, out: Path, after: int, **settings: Any) -> None:
     """Begin a run, and interrupt it when an epoch is done."""
 
-    def say(line: str) -> None:
+    def log(line: str) -> None:
         if line.startswith(f"epoch {after}/"):
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        train(small_run(data, out, **settings), say=say)
+        train(small_run(data, out, **settings), log=log)
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +51,7 @@ def folder(begun: Path, tmp_path: Path) -> Path:
 @pytest.fixture(scope="module")
 def finished(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of two epochs."""
-    return train(small_run(data, tmp_path_factory.mktemp("finished") / "run"), say=lambda line: None).folder
+    return train(small_run(data, tmp_path_factory.mktemp("finished") / "run"), log=lambda line: None).folder
 
 
 @pytest.fixture
@@ -75,19 +75,19 @@ def rows(folder: Path) -> list[list[str]]:
     ids=["plain", "average, augmentation, accumulation", "plateau, thawing, SGD"],
 )
 def test_a_resumed_run_equals_an_uninterrupted_one(settings: dict[str, Any], data: Path, tmp_path: Path) -> None:
-    whole = train(small_run(data, tmp_path / "whole", epochs=3, **settings), say=lambda line: None)
+    whole = train(small_run(data, tmp_path / "whole", epochs=3, **settings), log=lambda line: None)
     interrupted(data, tmp_path / "broken", 1, epochs=3, **settings)
     lines: list[str] = []
-    broken = train(continued(tmp_path / "broken", {}), resume=True, say=lines.append)
-    assert lines[1] == "going on after epoch 1"
+    broken = train(read_run(tmp_path / "broken", {}), resume=True, log=lines.append)
+    assert lines[1] == "resuming after epoch 1"
     assert rows(broken.folder) == rows(whole.folder)
     for name in ("last.safetensors", "best.safetensors", "per-class.csv"):
         assert (broken.folder / name).read_bytes() == (whole.folder / name).read_bytes(), name
-    assert (broken.epoch, broken.judgement.scores) == (whole.epoch, whole.judgement.scores)
+    assert (broken.epoch, broken.metrics.scores) == (whole.epoch, whole.metrics.scores)
 
 
 def test_a_finished_run_can_be_given_more_epochs(finished_folder: Path) -> None:
-    result = train(continued(finished_folder, {"epochs": 4}), resume=True, say=lambda line: None)
+    result = train(read_run(finished_folder, {"epochs": 4}), resume=True, log=lambda line: None)
     header, *epochs = rows(result.folder)
     assert [row[0] for row in epochs] == ["1", "2", "3", "4"]
     assert float(epochs[2][header.index("lr")]) > 1e-4
@@ -95,7 +95,7 @@ def test_a_finished_run_can_be_given_more_epochs(finished_folder: Path) -> None:
 
 def test_a_run_cannot_be_given_fewer_epochs_than_it_has_done(finished_folder: Path) -> None:
     with pytest.raises(TrainingError) as caught:
-        train(continued(finished_folder, {"epochs": 1}), resume=True, say=lambda line: None)
+        train(read_run(finished_folder, {"epochs": 1}), resume=True, log=lambda line: None)
     assert str(caught.value) == (
         f"the run in '{finished_folder}' has done 2 epochs, more than epochs=1; give more, or leave epochs out"
     )
@@ -111,7 +111,7 @@ def test_a_run_resumes_without_its_initial_weights_and_from_any_folder(
     start.unlink()
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "elsewhere")
-    result = train(continued(tmp_path / "run", {}), resume=True, say=lambda line: None)
+    result = train(read_run(tmp_path / "run", {}), resume=True, log=lambda line: None)
     said = registry.load(result.folder / "last.safetensors").description
     assert isinstance(said, Description)
     assert (said.name, said.options, len(rows(result.folder))) == ("mobilenet_v1", {"width": 0.25}, 3)
@@ -121,7 +121,7 @@ def test_a_run_without_its_state_cannot_be_resumed(finished_folder: Path) -> Non
     (finished_folder / "resume.pt").unlink()
     before = (finished_folder / "last.safetensors").read_bytes()
     with pytest.raises(TrainingError) as caught:
-        train(continued(finished_folder, {}), resume=True, say=lambda line: None)
+        train(read_run(finished_folder, {}), resume=True, log=lambda line: None)
     assert str(caught.value) == (
         f"'{finished_folder}' has lost its resume.pt, without which its run cannot go on; begin another with its "
         "weights"
@@ -132,13 +132,13 @@ def test_a_run_without_its_state_cannot_be_resumed(finished_folder: Path) -> Non
 def test_two_runs_do_not_write_into_one_folder(data: Path, tmp_path: Path) -> None:
     refused: list[str] = []
 
-    def say(line: str) -> None:
+    def log(line: str) -> None:
         if line.startswith("epoch 1/") and not refused:
-            with pytest.raises(TrainingError) as caught, claimed(tmp_path / "run", resume=True):
+            with pytest.raises(TrainingError) as caught, lock_folder(tmp_path / "run", resume=True):
                 pass
             refused.append(str(caught.value))
 
-    train(small_run(data, tmp_path / "run", epochs=1), say=say)
+    train(small_run(data, tmp_path / "run", epochs=1), log=log)
     assert refused == [
         f"another process is training into '{tmp_path / 'run'}'; wait for it, or choose another folder with out"
     ]
@@ -146,7 +146,7 @@ def test_two_runs_do_not_write_into_one_folder(data: Path, tmp_path: Path) -> No
 
 def test_a_resumed_run_cannot_change_its_backbone(begun: Path) -> None:
     with pytest.raises(TrainingError) as caught:
-        continued(begun, {"backbone": "mobilenet_v2"})
+        read_run(begun, {"backbone": "mobilenet_v2"})
     assert str(caught.value) == (
         f"the run in '{begun}' began with backbone='mobilenet_v1', not backbone='mobilenet_v2'; leave it out, or "
         "begin another run"
@@ -157,7 +157,7 @@ def test_the_state_of_another_model_is_refused(data: Path, folder: Path, tmp_pat
     interrupted(data, tmp_path / "other", 1, options={"width": 0.5})
     (tmp_path / "other" / "resume.pt").replace(folder / "resume.pt")
     with pytest.raises(TrainingError) as caught:
-        train(continued(folder, {}), resume=True, say=lambda line: None)
+        train(read_run(folder, {}), resume=True, log=lambda line: None)
     assert str(caught.value) == (
         f"'{folder / 'resume.pt'}' was written by a run with options={{'width': 0.5}}, and this one has "
         "options={'width': 0.25}; a run goes on as it began"
@@ -168,7 +168,7 @@ def test_fewer_images_are_refused(data: Path, folder: Path, tmp_path: Path) -> N
     other = Path(shutil.copytree(data, tmp_path / "data"))
     (other / "red" / "0.png").unlink()
     with pytest.raises(TrainingError) as caught:
-        train(continued(folder, {"data": str(other)}), resume=True, say=lambda line: None)
+        train(read_run(folder, {"data": str(other)}), resume=True, log=lambda line: None)
     assert str(caught.value).startswith(f"'{folder / 'resume.pt'}' was written by a run with images to ")
 
 
@@ -179,7 +179,7 @@ def test_the_same_images_in_other_classes_are_refused(data: Path, folder: Path, 
     (other / "other").rename(other / "blue")
     (other / "blue" / "3.png").rename(other / "blue" / "three.png")
     with pytest.raises(TrainingError) as caught:
-        train(continued(folder, {"data": str(other)}), resume=True, say=lambda line: None)
+        train(read_run(folder, {"data": str(other)}), resume=True, log=lambda line: None)
     assert str(caught.value) == (
         f"'{folder / 'resume.pt'}' was written by a run on other images, or on these in other classes; a run "
         "goes on as it began"
@@ -191,7 +191,7 @@ def test_a_damaged_state_is_refused(folder: Path, content: bytes | None) -> None
     state = folder / "resume.pt"
     state.write_bytes(state.read_bytes()[:5000] if content is None else content)
     with pytest.raises(TrainingError) as caught:
-        train(continued(folder, {}), resume=True, say=lambda line: None)
+        train(read_run(folder, {}), resume=True, log=lambda line: None)
     assert str(caught.value) == (
         f"'{state}' is damaged, so that its run cannot go on; begin another with the last weights beside it"
     )
@@ -203,7 +203,7 @@ def test_pickled_code_in_a_state_is_not_executed(folder: Path, tmp_path: Path) -
         {"identity": {}, "history": [], "best": 0, "judgement": None, "parts": {"model": trap}}, folder / "resume.pt"
     )
     with pytest.raises(TrainingError):
-        train(continued(folder, {}), resume=True, say=lambda line: None)
+        train(read_run(folder, {}), resume=True, log=lambda line: None)
     assert not (tmp_path / "trapped").exists()
 
 
@@ -225,7 +225,7 @@ def test_a_path_that_is_not_a_run_cannot_be_resumed(tmp_path: Path, kind: str) -
     if kind == "a file":
         path.write_text("")
     with pytest.raises(TrainingError) as caught:
-        continued(path, {})
+        read_run(path, {})
     said = "a file" if kind == "a file" else "no folder of a run"
     assert str(caught.value) == (
         f"'{path}' is {said}, and a run goes on from its folder, which holds configuration.toml; to begin another run "
@@ -235,12 +235,12 @@ def test_a_path_that_is_not_a_run_cannot_be_resumed(tmp_path: Path, kind: str) -
 
 def test_a_run_does_not_overwrite_another(data: Path, begun: Path, tmp_path: Path) -> None:
     with pytest.raises(TrainingError) as caught:
-        train(small_run(data, begun), say=lambda line: None)
+        train(small_run(data, begun), log=lambda line: None)
     assert str(caught.value) == (f"'{begun}' holds a run already; go on with resume, or choose another folder with out")
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis" / "chapter.txt").write_text("")
     with pytest.raises(TrainingError) as caught:
-        train(small_run(data, tmp_path / "thesis"), say=lambda line: None)
+        train(small_run(data, tmp_path / "thesis"), log=lambda line: None)
     assert str(caught.value) == f"'{tmp_path / 'thesis'}' holds something else; choose another folder with out"
 
 
@@ -254,9 +254,9 @@ def test_a_resumed_run_keeps_the_epsilon_and_preprocessing_of_its_initial_weight
     model.description = replace(said, preprocessing=Preprocessing(40, 32, (0.2, 0.3, 0.4), (0.5, 0.6, 0.7)))
     start = registry.save(model, tmp_path / "start.safetensors")
     settings: dict[str, Any] = {"backbone": None, "options": {}, "weights": str(start), "size": None}
-    whole = train(small_run(data, tmp_path / "whole", **settings), say=lambda line: None)
+    whole = train(small_run(data, tmp_path / "whole", **settings), log=lambda line: None)
     interrupted(data, tmp_path / "broken", 1, **settings)
     start.unlink()
-    broken = train(continued(tmp_path / "broken", {}), resume=True, say=lambda line: None)
+    broken = train(read_run(tmp_path / "broken", {}), resume=True, log=lambda line: None)
     assert rows(broken.folder) == rows(whole.folder)
     assert (broken.folder / "last.safetensors").read_bytes() == (whole.folder / "last.safetensors").read_bytes()

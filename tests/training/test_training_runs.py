@@ -50,7 +50,7 @@ def finished(data: Path, lines: list[str], official_weights: Path, tmp_path_fact
     """A run that learns nothing but the classifier, on real weights, which six steps are enough for."""
     learning = {"weights": str(official_weights), "freeze": "C5", "lr": 0.01, "epochs": 4}
     out = tmp_path_factory.mktemp("runs") / "run"
-    return train(small_run(data, out, backbone="mobilenet_v2", options={}, **learning), say=lines.append)
+    return train(small_run(data, out, backbone="mobilenet_v2", options={}, **learning), log=lines.append)
 
 
 def history(folder: Path) -> list[dict[str, str]]:
@@ -59,9 +59,9 @@ def history(folder: Path) -> list[dict[str, str]]:
 
 
 def test_a_run_learns_and_prints_a_line_for_each_epoch(finished: Result, lines: list[str], data: Path) -> None:
-    assert finished.judgement.scores["accuracy"] == 1.0
+    assert finished.metrics.scores["accuracy"] == 1.0
     assert lines[0] == (
-        f"mobilenet_v2 with classification: 3 classes, 30 images to learn from, 6 to judge by; into {finished.folder}"
+        f"mobilenet_v2 with classification: 3 classes, 30 training images, 6 validation images; into {finished.folder}"
     )
     assert [line.split("  ")[0] for line in lines[1:]] == [f"epoch {number}/4" for number in range(1, 5)]
     assert {path.name for path in finished.folder.iterdir()} == FILES
@@ -102,8 +102,8 @@ def test_predict_needs_the_weights_file_alone(run: Run, finished: Result, tmp_pa
 def test_evaluate_reports_the_scores_of_the_run(run: Run, finished: Result, data: Path, tmp_path: Path) -> None:
     weights = finished.folder / "best.safetensors"
     said = json.loads(run("evaluate", data, "--weights", weights, "--json", "--out", tmp_path / "judged").out)
-    assert said["scores"]["accuracy"] == finished.judgement.scores["accuracy"]
-    assert said["scores"]["loss"] == pytest.approx(finished.judgement.scores["loss"], rel=1e-5)
+    assert said["scores"]["accuracy"] == finished.metrics.scores["accuracy"]
+    assert said["scores"]["loss"] == pytest.approx(finished.metrics.scores["loss"], rel=1e-5)
     assert [row["class"] for row in said["per_class"]] == sorted(COLOURS)
     assert sum(row["images"] for row in said["per_class"]) == 6
     assert {path.name for path in (tmp_path / "judged").iterdir()} == {
@@ -116,8 +116,8 @@ def test_evaluate_reports_the_scores_of_the_run(run: Run, finished: Result, data
 @pytest.mark.parametrize(("part", "images"), [("val", 6), ("train", 30), ("all", 36)])
 def test_evaluation_covers_the_part_that_is_asked_for(finished: Result, data: Path, part: Any, images: int) -> None:
     model = registry.load(finished.folder / "best.safetensors")
-    judgement, _, _ = evaluate(model, str(data), part=part)
-    assert sum(score.occurrences for score in judgement.per_class) == images
+    metrics, _, _ = evaluate(model, str(data), part=part)
+    assert sum(score.occurrences for score in metrics.per_class) == images
 
 
 def test_accuracy_and_loss_equal_those_of_a_plain_loop(finished: Result, data: Path) -> None:
@@ -131,24 +131,24 @@ def test_accuracy_and_loss_equal_those_of_a_plain_loop(finished: Result, data: P
             right += int(logits.argmax() == label)
             losses += float(torch.nn.functional.cross_entropy(logits, torch.tensor([label])))
     # The last batch is of one image.
-    judgement, _, _ = evaluate(model, str(data), part="all", batch_size=5)
-    assert judgement.scores["accuracy"] == pytest.approx(right / 36)
-    assert judgement.scores["loss"] == pytest.approx(losses / 36, rel=1e-5)
+    metrics, _, _ = evaluate(model, str(data), part="all", batch_size=5)
+    assert metrics.scores["accuracy"] == pytest.approx(right / 36)
+    assert metrics.scores["loss"] == pytest.approx(losses / 36, rel=1e-5)
 
 
 def test_a_moving_average_warms_up(data: Path, official_weights: Path, tmp_path: Path) -> None:
     """With a decay of 0.9999 from the first step on, twelve steps would leave the average where it began."""
     learning = {"weights": str(official_weights), "freeze": "C5", "lr": 0.01, "epochs": 4, "ema": 0.9999}
     result = train(
-        small_run(data, tmp_path / "run", backbone="mobilenet_v2", options={}, **learning), say=lambda line: None
+        small_run(data, tmp_path / "run", backbone="mobilenet_v2", options={}, **learning), log=lambda line: None
     )
-    assert result.judgement.scores["accuracy"] == 1.0
+    assert result.metrics.scores["accuracy"] == 1.0
 
 
 def test_gradients_are_clipped_to_a_norm(data: Path, tmp_path: Path) -> None:
     start = registry.save(registry.build("mobilenet_v1", width=0.25, num_classes=3), tmp_path / "start.safetensors")
     settings = {"weights": str(start), "optimizer": "sgd", "weight_decay": 0.0, "epochs": 1, "clip_norm": 1e-6}
-    train(small_run(data, tmp_path / "run", **settings), say=lambda line: None)
+    train(small_run(data, tmp_path / "run", **settings), log=lambda line: None)
     before, after = (registry.load(path) for path in (start, tmp_path / "run" / "last.safetensors"))
     moved = [(new - old).abs().max() for old, new in zip(before.parameters(), after.parameters(), strict=True)]
     assert 0 < max(moved) < 1e-5
@@ -183,7 +183,7 @@ def test_command_line_options_override_a_configuration_file(run: Run, data: Path
     ids=["bf16, trivial", "accumulation, one channel", "SGD, plateau, layer decay"],
 )
 def test_combinations_of_training_settings_run(settings: dict[str, Any], data: Path, tmp_path: Path) -> None:
-    result = train(small_run(data, tmp_path / "run", **settings), say=lambda line: None)
+    result = train(small_run(data, tmp_path / "run", **settings), log=lambda line: None)
     assert len(history(result.folder)) == 2
     assert all(torch.isfinite(p).all() for p in registry.load(result.folder / "last.safetensors").parameters())
 
@@ -191,6 +191,6 @@ def test_combinations_of_training_settings_run(settings: dict[str, Any], data: P
 def test_equal_seeds_give_equal_files_and_others_do_not(data: Path, tmp_path: Path) -> None:
     contents = []
     for name, seed in (("a", 0), ("b", 0), ("c", 1)):
-        result = train(small_run(data, tmp_path / name, epochs=1, seed=seed), say=lambda line: None)
+        result = train(small_run(data, tmp_path / name, epochs=1, seed=seed), log=lambda line: None)
         contents.append((result.folder / "last.safetensors").read_bytes())
     assert contents[0] == contents[1] != contents[2]

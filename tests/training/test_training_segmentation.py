@@ -92,7 +92,7 @@ def test_images_are_enlarged_and_reduced_by_the_root_of_the_scale() -> None:
 def test_without_augmentation_training_and_evaluation_images_are_alike() -> None:
     (learned, small), (judged, whole) = (
         transform(*scene())
-        for transform in (segmentation_task().training_transform(), segmentation_task().judging_transform())
+        for transform in (segmentation_task().training_transform(), segmentation_task().evaluation_transform())
     )
     assert learned.shape == judged.shape == (3, 40, 60)
     # Pillow and torch resize alike but for rounding to bytes.
@@ -116,7 +116,7 @@ def test_a_policy_changes_colours_and_nothing_else(policy: Any) -> None:
 
 def test_evaluation_images_equal_those_of_the_models_transforms(registry: Registry) -> None:
     model = registry.build("mobilenet_v3_small", head="lraspp", num_classes=3, width=0.25)
-    judging = segmentation_task(preprocessing=model.description.preprocessing).judging_transform()
+    judging = segmentation_task(preprocessing=model.description.preprocessing).evaluation_transform()
     image, _ = scene()
     assert torch.equal(judging(*scene())[0], registry.transforms(model)(image))
 
@@ -125,13 +125,13 @@ def test_images_of_any_mode_are_converted_to_the_models_channels() -> None:
     image, mask = scene()
     grey = segmentation_task(preprocessing=WHOLE.for_channels(1), augmentation=Augmentation(policy="rand"))
     assert grey.training_transform()(image.convert("RGBA"), mask)[0].shape == (1, SIZE, SIZE)
-    assert grey.judging_transform()(image, mask)[0].shape == (1, 40, 60)
+    assert grey.evaluation_transform()(image, mask)[0].shape == (1, 40, 60)
     assert segmentation_task().training_transform()(image.convert("L"), mask)[0].shape == (3, 40, 60)
 
 
 def test_transforms_can_be_pickled() -> None:
     varied = segmentation_task(augmentation=Augmentation(policy="rand"))
-    for transform in (varied.training_transform(), varied.judging_transform()):
+    for transform in (varied.training_transform(), varied.evaluation_transform()):
         image, mask = pickle.loads(pickle.dumps(transform))(*scene())
         assert type(image) is type(mask) is Tensor
 
@@ -140,7 +140,7 @@ def test_random_crops_need_a_size() -> None:
     with pytest.raises(TrainingError) as raised:
         segmentation_task(preprocessing=Preprocessing(None, None)).training_transform()
     assert str(raised.value) == (
-        "a segmenter learns from images of one size, and its preprocessing has none; give a size"
+        "segmentation is trained on images of one size, and the preprocessing has none; give a size"
     )
 
 
@@ -197,7 +197,7 @@ def test_the_loss_of_a_batch_without_labelled_pixels_is_0() -> None:
     loss.backward()
     assert loss == 0
     assert torch.equal(logits.grad, torch.zeros_like(logits))
-    assert segmentation_task().judging_loss(list(logits), nothing) == 0
+    assert segmentation_task().evaluation_loss(list(logits), nothing) == 0
 
 
 def test_images_of_several_sizes_are_padded_to_one_batch() -> None:
@@ -221,7 +221,7 @@ def test_the_evaluation_loss_is_computed_at_the_size_of_the_logits_without_label
     flat = torch.cat([values.flatten(1) for values in logits], 1).T
     expected = F.cross_entropy(flat, torch.cat([mask.flatten() for mask in masks]).long(), ignore_index=IGNORED)
     large = [masks[0].repeat_interleave(5, 0).repeat_interleave(3, 1), masks[1]]
-    found = segmentation_task(label_smoothing=0.4).judging_loss(logits, large)
+    found = segmentation_task(label_smoothing=0.4).evaluation_loss(logits, large)
     assert float(found) == pytest.approx(float(expected))
 
 
@@ -262,10 +262,10 @@ def test_a_segmenter_can_overfit_a_few_images(registry: Registry, head: str, opt
 
 def test_perfect_predictions_have_a_score_of_1() -> None:
     _, mask = scene()
-    judgement = evaluate((logits_of(mask), mask))
-    assert judgement.scores == {"mIoU": 1, "pixel accuracy": 1}
-    assert next(iter(judgement.scores)) == "mIoU"
-    assert [tuple(row) for row in judgement.per_class] == [
+    metrics = evaluate((logits_of(mask), mask))
+    assert metrics.scores == {"mIoU": 1, "pixel accuracy": 1}
+    assert next(iter(metrics.scores)) == "mIoU"
+    assert [tuple(row) for row in metrics.per_class] == [
         (name, int((mask == label).sum()), 1.0) for label, name in enumerate(CLASSES)
     ]
 
@@ -273,52 +273,52 @@ def test_perfect_predictions_have_a_score_of_1() -> None:
 def test_scores_equal_a_calculation_by_hand() -> None:
     truth = [[0, 0, 1, 1], [0, 0, 1, IGNORED]]
     found = [[0, 1, 1, 1], [1, 0, 1, 1]]
-    judgement = evaluate((logits_of(found), truth))
-    background, red, blue = judgement.per_class
+    metrics = evaluate((logits_of(found), truth))
+    background, red, blue = metrics.per_class
     assert (background.occurrences, red.occurrences, blue.occurrences) == (4, 3, 0)
     assert background.score == pytest.approx(2 / 4)
     assert red.score == pytest.approx(3 / 5)
     assert math.isnan(blue.score)
-    assert judgement.scores == pytest.approx({"mIoU": (3 / 5 + 2 / 4) / 2, "pixel accuracy": 5 / 7})
-    assert judgement.confusion.tolist() == [[2, 2, 0], [0, 3, 0], [0, 0, 0]]
+    assert metrics.scores == pytest.approx({"mIoU": (3 / 5 + 2 / 4) / 2, "pixel accuracy": 5 / 7})
+    assert metrics.confusion.tolist() == [[2, 2, 0], [0, 3, 0], [0, 0, 0]]
 
 
 def test_false_positives_of_an_absent_class_lower_the_mean() -> None:
-    judgement = evaluate((logits_of([[0, 2]]), [[0, 0]]))
-    assert judgement.per_class[2].score == 0
-    assert judgement.scores["mIoU"] == pytest.approx((1 / 2 + 0) / 2)
+    metrics = evaluate((logits_of([[0, 2]]), [[0, 0]]))
+    assert metrics.per_class[2].score == 0
+    assert metrics.scores["mIoU"] == pytest.approx((1 / 2 + 0) / 2)
 
 
 def test_scores_equal_those_of_torchmetrics() -> None:
     pairs = random_pairs(5)
-    judgement = evaluate(*pairs)
+    metrics = evaluate(*pairs)
     metric = MulticlassJaccardIndex(3, average="none", ignore_index=IGNORED)
     for logits, mask in pairs:
         metric.update(logits[None], torch.tensor(mask)[None])
-    assert [row.score for row in judgement.per_class] == pytest.approx(metric.compute().tolist())
-    assert judgement.scores["mIoU"] == pytest.approx(float(metric.compute().mean()))
+    assert [row.score for row in metrics.per_class] == pytest.approx(metric.compute().tolist())
+    assert metrics.scores["mIoU"] == pytest.approx(float(metric.compute().mean()))
 
 
 def test_predictions_are_scored_at_the_size_of_the_mask() -> None:
     small = [[0, 1], [2, 0]]
     large = np.array(small).repeat(10, 0).repeat(10, 1)
-    judgement = evaluate((logits_of(small), large))
-    assert sum(row.occurrences for row in judgement.per_class) == 400
-    assert 0.85 < judgement.scores["pixel accuracy"] < 1
+    metrics = evaluate((logits_of(small), large))
+    assert sum(row.occurrences for row in metrics.per_class) == 400
+    assert 0.85 < metrics.scores["pixel accuracy"] < 1
 
 
 def test_scores_are_nan_without_an_image_or_a_labelled_pixel() -> None:
     for pairs in ([], [(logits_of([[0, 1]]), [[IGNORED, IGNORED]])]):
-        judgement = evaluate(*pairs)
-        assert all(math.isnan(score) for score in judgement.scores.values())
-        assert [row.occurrences for row in judgement.per_class] == [0, 0, 0]
+        metrics = evaluate(*pairs)
+        assert all(math.isnan(score) for score in metrics.scores.values())
+        assert [row.occurrences for row in metrics.per_class] == [0, 0, 0]
 
 
 def test_predictions_in_bfloat16_are_scored() -> None:
     assert evaluate((logits_of([[0, 1]]).bfloat16(), [[0, 1]])).scores["mIoU"] == 1
     assert (
         segmentation_task()
-        .judging_loss([logits_of([[0, 1]]).bfloat16()], [torch.tensor([[0, 1]], dtype=torch.uint8)])
+        .evaluation_loss([logits_of([[0, 1]]).bfloat16()], [torch.tensor([[0, 1]], dtype=torch.uint8)])
         .dtype
         == torch.float32
     )

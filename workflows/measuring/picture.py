@@ -18,7 +18,7 @@ from matplotlib.transforms import Bbox
 
 from featuretap.support.text import format_count
 from featuretap.workflows.measuring.comparing import Comparison, Measurement
-from featuretap.workflows.training.reports.figures import DOTS, figure_of, save_figure, shortened
+from featuretap.workflows.training.reports.plots import DPI, make_figure, save_figure, shorten_name
 
 __all__ = ["draw", "write_picture"]
 
@@ -65,7 +65,7 @@ def draw(comparison: Comparison) -> Figure:
     by_setting = comparison.by_setting
     columns = min(COLUMNS, len(by_setting))
     rows = ceil(len(by_setting) / columns)
-    figure = figure_of(PANEL[0] * columns + LEGEND, PANEL[1] * rows)
+    figure = make_figure(PANEL[0] * columns + LEGEND, PANEL[1] * rows)
     panels = list(figure.subplots(rows, columns, squeeze=False).flat)
     for panel in panels[len(by_setting) :]:
         panel.remove()
@@ -154,7 +154,7 @@ def _name_bubbles(figure: Figure, panel: Axes, measurements: Sequence[Measuremen
         radius = sqrt(_area(same[0].macs, largest)) / 2
         line = {"arrowstyle": "-", "color": "grey", "linewidth": 0.5, "shrinkA": 0, "shrinkB": radius}
         text = panel.annotate(
-            shortened(name), (0, 0), (0, 0), textcoords="offset points", fontsize="small", arrowprops=line
+            shorten_name(name), (0, 0), (0, 0), textcoords="offset points", fontsize="small", arrowprops=line
         )
         text.set_in_layout(False)
         slowest_first = sorted(same, key=_milliseconds, reverse=True)
@@ -173,7 +173,7 @@ def _name_bubbles(figure: Figure, panel: Axes, measurements: Sequence[Measuremen
 def _box(panel: Axes, measured: Measurement, largest: int) -> Bbox:
     """Return the place of a bubble on the page, in pixels."""
     x, y = _pixels(panel, measured)
-    radius = sqrt(_area(measured.macs, largest)) / 2 * DOTS / 72
+    radius = sqrt(_area(measured.macs, largest)) / 2 * DPI / 72
     return Bbox.from_extents(x - radius, y - radius, x + radius, y + radius)
 
 

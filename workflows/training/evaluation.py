@@ -1,4 +1,4 @@
-"""Judging weights by a data set, without training."""
+"""Evaluating a model on a data set, without training."""
 
 from __future__ import annotations
 
@@ -9,18 +9,19 @@ from typing import Literal
 import torch
 from torch import nn
 
+from featuretap.models.built import description_of
 from featuretap.specs.description import Description
 from featuretap.support.errors import DataError, TrainingError
 from featuretap.support.progress import bar
 from featuretap.workflows.datasets.checks import check_readable
 from featuretap.workflows.datasets.data_set import DataSet
 from featuretap.workflows.datasets.formats import open_data
-from featuretap.workflows.training.judging import judge
-from featuretap.workflows.training.loaders import judging_loader
-from featuretap.workflows.training.models import finds_masks, first_label, head_of, make_task
-from featuretap.workflows.training.processes import accelerated, first_alone, together
-from featuretap.workflows.training.reports.writing import write_judgement
-from featuretap.workflows.training.tasks.task import Augmentation, Judgement, Task
+from featuretap.workflows.training.loaders import evaluation_loader
+from featuretap.workflows.training.loop import compute_metrics
+from featuretap.workflows.training.models import first_label, make_task, predicts_masks, spec_of
+from featuretap.workflows.training.processes import open_accelerator, run_on_main_first, share_failure
+from featuretap.workflows.training.reports.tables import write_evaluation
+from featuretap.workflows.training.tasks.task import Augmentation, Metrics, Task
 
 __all__ = ["Part", "evaluate"]
 
@@ -39,77 +40,75 @@ def evaluate(
     seed: int = 0,
     download_to: Path | None = None,
     out: Path | None = None,
-) -> tuple[Judgement, Task, bool]:
-    """Judge a model by a data set, in all processes together, each image once.
+) -> tuple[Metrics, Task, bool]:
+    """Evaluate a model on a data set, in all processes together, each image once.
 
     Args:
         model: of featuretap, with a head.
         source: the data set, as for training.
         origin: what messages call the model.
-        part: which images: those to judge by, those to learn from, or all.
+        part: which images: for validation, for training, or all.
         batch_size: images at a time, in each process.
-        workers: processes that read, for each that judges.
-        val_fraction: as it was in training, where the data does not say which images are to judge by.
+        workers: processes that read, for each that evaluates.
+        val_fraction: as it was in training, where the data has no validation part.
         seed: likewise.
         download_to: folder of torchvision's data sets.
         out: folder for tables and pictures; None for none.
 
     Returns:
-        the judgement, the task, and whether this process is the one of several that speaks for all.
+        the metrics, the task, and whether this is the main process (rank 0).
 
     Raises:
-        HeadError: the model has no head that is judged here.
+        HeadError: the model has no head that can be evaluated.
         DataError: the data cannot be used, or has other classes than the model.
-        TrainingError: `out` cannot be made.
+        TrainingError: `out` cannot be created.
     """
-    head = head_of(model, origin)
-    said, masks = model.description, finds_masks(model)
-    assert isinstance(said, Description)
-    with accelerated() as accelerator:
-        first, processes = accelerator.is_main_process, accelerator.num_processes
+    spec, description = spec_of(model, origin), description_of(model)
+    with open_accelerator() as accelerator:
+        is_main, processes = accelerator.is_main_process, accelerator.num_processes
         opening = partial(
             open_data,
             source,
-            head.task,  # type: ignore[arg-type]
+            spec.head.task,  # type: ignore[arg-type]
             val_fraction=val_fraction,
             seed=seed,
             download_to=download_to,
-            masks=masks,
+            masks=predicts_masks(spec),
         )
-        data = first_alone(accelerator, opening)
-        _check_classes(said, data, origin, first_label(head))
+        data = run_on_main_first(accelerator, opening)
+        _check_classes(description, data, origin, first_label(spec.head))
         samples = {"val": data.val, "train": data.train, "all": data.train + data.val}[part]
-        with together(accelerator):
-            if first:
-                _make(out)
+        with share_failure():
+            if is_main:
+                _make_folder(out)
                 with bar("checking images", len(data.train) + len(data.val), shown=True) as report:
                     check_readable(data, lambda done: report(1))
-        task = make_task(head, said.preprocessing, data.classes, Augmentation(), 0.0, masks=masks)
+        task = make_task(spec, description.preprocessing, data.classes, Augmentation())
         model.to(accelerator.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        batches = judging_loader(task, samples, batch_size, workers, (accelerator.process_index, processes))
-        with bar("judging", len(samples) // processes, shown=first) as report:
-            judgement = judge(accelerator, task, model, batches, report)
-    if out is not None and first:
-        write_judgement(out, model.cpu(), task, data.classes, samples, judgement)
-    return judgement, task, first
+        batches = evaluation_loader(task, samples, batch_size, workers, accelerator.process_index, processes)
+        with bar("evaluating", len(samples) // processes, shown=is_main) as report:
+            metrics = compute_metrics(accelerator, task, model, batches, report)
+    if out is not None and is_main:
+        write_evaluation(out, model.cpu(), task, data.classes, samples, metrics)
+    return metrics, task, is_main
 
 
-def _check_classes(said: Description, data: DataSet, origin: str, first: int) -> None:
-    known = (said.num_classes or 0) - first
+def _check_classes(description: Description, data: DataSet, origin: str, first: int) -> None:
+    known = (description.num_classes or 0) - first
     if len(data.classes) != known:
         raise DataError(
-            f"the data has {len(data.classes)} classes, and {origin} {known}; judge it by its own kind of data"
+            f"the data has {len(data.classes)} classes, and {origin} {known}; evaluate it on data of its own classes"
         )
-    if isinstance(said.classes, str):
+    if isinstance(description.classes, str):
         return
-    for place, (theirs, ours) in enumerate(zip(data.classes, said.classes[first:], strict=True)):
+    for label, (theirs, ours) in enumerate(zip(data.classes, description.classes[first:], strict=True)):
         if theirs != ours:
             raise DataError(
-                f"class {place} of the data is {theirs!r}, and of {origin} {ours!r}; name the classes as in training"
+                f"class {label} of the data is {theirs!r}, and of {origin} {ours!r}; name the classes as in training"
             )
 
 
-def _make(out: Path | None) -> None:
+def _make_folder(out: Path | None) -> None:
     if out is None:
         return
     try:

@@ -1,8 +1,7 @@
-"""From a part of a data set to batches: read, prepared and shared out between processes."""
+"""Data loaders of a part of a data set: read, transformed and divided between processes."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from typing import Any
 
 from torch.utils.data import DataLoader, Dataset, Subset
@@ -11,12 +10,14 @@ from featuretap.support.workers import ignore_sigint
 from featuretap.workflows.datasets.data_set import Samples
 from featuretap.workflows.training.tasks.task import Task, Transform
 
-__all__ = ["judging_loader", "training_loader"]
+__all__ = ["evaluation_loader", "training_loader"]
 
 Loader = DataLoader[Any]
 
 
-class _Prepared(Dataset[Any]):
+class _Transformed(Dataset[Any]):
+    """Samples as tensors."""
+
     def __init__(self, samples: Samples, transform: Transform) -> None:
         self.samples = samples
         self.transform = transform
@@ -29,40 +30,33 @@ class _Prepared(Dataset[Any]):
 
 
 def training_loader(task: Task, samples: Samples, batch_size: int, workers: int) -> Loader:
-    """Return batches in random order, all of one size: the last images of an order that fill no batch are left out.
+    """Return shuffled batches of one size, without the last images where they do not fill a batch.
 
     Args:
         task: of the model.
-        samples: to learn from.
-        batch_size: over all processes; Accelerate shares the loader out.
+        samples: the training images.
+        batch_size: over all processes; Accelerate divides the batches.
         workers: processes that read.
     """
-    return _loader(
-        _Prepared(samples, task.training_transform()),
-        task,
-        workers,
-        batch_size=batch_size,
-        shuffle=True,
-        drop_last=True,
-    )
+    transformed = _Transformed(samples, task.training_transform())
+    return _loader(transformed, task, workers, batch_size=batch_size, shuffle=True, drop_last=True)
 
 
-def judging_loader(task: Task, samples: Samples, batch_size: int, workers: int, share: tuple[int, int]) -> Loader:
+def evaluation_loader(task: Task, samples: Samples, batch_size: int, workers: int, rank: int, processes: int) -> Loader:
     """Return batches in order, of one process's share of the samples: each sample is in one share, once.
 
     Args:
         task: of the model.
-        samples: to judge by.
+        samples: the images to evaluate on.
         batch_size: of one process.
         workers: processes that read.
-        share: which process this is, from 0, and how many there are.
+        rank: of this process.
+        processes: their number.
     """
-    rank, processes = share
-    own = Subset(_Prepared(samples, task.judging_transform()), range(rank, len(samples), processes))
-    return _loader(own, task, workers, batch_size=batch_size)
+    transformed = _Transformed(samples, task.evaluation_transform())
+    return _loader(Subset(transformed, range(rank, len(samples), processes)), task, workers, batch_size=batch_size)
 
 
-def _loader(prepared: Dataset[Any], task: Task, workers: int, **more: Any) -> Loader:
-    collate: Callable[[Sequence[Any]], Any] = task.collate
-    # Workers begin anew each epoch, with seeds that follow from the epoch's, so that a resumed run sees the same.
-    return DataLoader(prepared, collate_fn=collate, num_workers=workers, worker_init_fn=ignore_sigint, **more)
+def _loader(dataset: Dataset[Any], task: Task, workers: int, **more: Any) -> Loader:
+    # Workers start again each epoch, with seeds that follow from the epoch's, so that a resumed run sees the same.
+    return DataLoader(dataset, collate_fn=task.collate, num_workers=workers, worker_init_fn=ignore_sigint, **more)

@@ -1,4 +1,4 @@
-"""The optimiser, and how its learning rates rise and fall."""
+"""What is trained, and how fast: freezing of levels, the optimiser, and its learning rates."""
 
 from __future__ import annotations
 
@@ -11,38 +11,86 @@ from torch import nn
 from torch.optim import SGD, AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LinearLR, ReduceLROnPlateau
 
+from featuretap.backbones.modules import Backbone
+from featuretap.models.built import unwrap
+from featuretap.models.factories import freeze
+from featuretap.specs import BackboneSpec
+from featuretap.specs.options import Freezing
+from featuretap.support.errors import TrainingError
 from featuretap.workflows.training.configuration import Configuration
 
-__all__ = ["Schedule", "learning_rate", "make_optimizer", "make_schedule"]
+__all__ = [
+    "Schedule",
+    "check_freezing",
+    "freeze_through",
+    "last_frozen",
+    "learning_rate",
+    "make_optimizer",
+    "make_schedule",
+]
 
 MOMENTUM = 0.9
-LEAST_SHARE = 1e-3
-"""Share of the learning rate at which the rise from 0 begins, since a step of 0 would be in vain."""
+WARMUP_START = 1e-3
+"""Fraction of the learning rate at which the warm-up begins, since a step of 0 changes nothing."""
 
 PLATEAU_FACTOR = 0.1
 HEAD = "head"
 
 
+def check_freezing(spec: BackboneSpec, level: str | None) -> None:
+    """Refuse to freeze through a level that a backbone does not have.
+
+    Raises:
+        TrainingError: it has no such level.
+    """
+    if level is not None and level not in spec.levels:
+        raise TrainingError(f"cannot freeze through {level}: {spec.name!r} has the levels {', '.join(spec.levels)}")
+
+
+def last_frozen(levels: tuple[str, ...], first: str | None, every: int, epoch: int) -> str | None:
+    """Return the last frozen level in an epoch, or None if all are trained.
+
+    Args:
+        levels: of the backbone, the finest first.
+        first: the last frozen level in the first epoch.
+        every: epochs after which one more level is unfrozen; 0 for never.
+        epoch: from 0.
+    """
+    if first is None:
+        return None
+    last = levels.index(first) - (epoch // every if every else 0)
+    return levels[last] if last >= 0 else None
+
+
+def freeze_through(model: nn.Module, level: str | None) -> None:
+    """Freeze a backbone through a level, and unfreeze the rest, except norms that the option `freeze_norm` froze."""
+    built = unwrap(model, "training freezes")
+    backbone, description = built.backbone, built.description
+    freezing = Freezing(level, bool(description.options.get("freeze_norm")))
+    backbone.requires_grad_(True)
+    if isinstance(backbone, Backbone):
+        backbone.freeze(freezing)
+    elif description.backbone is not None:
+        freeze(backbone, description.backbone, freezing)
+
+
 def make_optimizer(model: nn.Module, configuration: Configuration) -> Optimizer:
-    """Return the optimiser of all of a model's parameters, frozen ones included, which may thaw later.
+    """Return the optimiser of all of a model's parameters, frozen ones included, which may be unfrozen later.
 
     Norms and biases do not decay (arXiv 1812.01187, section 3.1). A level's learning rate is `layer_decay` times that
-    of the level behind it, the head having all of it (arXiv 2106.08254, appendix).
+    of the next level, and the head has the full rate (arXiv 2106.08254, appendix).
     """
-    lr, decay = configuration.lr, configuration.weight_decay
-    assert lr is not None
+    lr, decay = configuration.lr or 0.0, configuration.weight_decay
     groups: dict[tuple[str, bool], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         groups.setdefault((_level(name), parameter.ndim > 1), []).append(parameter)
     levels = [*sorted({level for level, _ in groups} - {HEAD}), HEAD]
-    shares = {level: configuration.layer_decay**behind for behind, level in enumerate(reversed(levels))}
+    scales = {level: configuration.layer_decay**depth for depth, level in enumerate(reversed(levels))}
     tables: list[dict[str, Any]] = [
-        {"params": parameters, "lr": lr * shares[level], "weight_decay": decay if decays else 0.0}
+        {"params": parameters, "lr": lr * scales[level], "weight_decay": decay if decays else 0.0}
         for (level, decays), parameters in groups.items()
     ]
-    if configuration.optimizer == "sgd":
-        return SGD(tables, lr, momentum=MOMENTUM)
-    return AdamW(tables, lr)
+    return SGD(tables, lr, momentum=MOMENTUM) if configuration.optimizer == "sgd" else AdamW(tables, lr)
 
 
 def learning_rate(optimizer: Optimizer) -> float:
@@ -66,18 +114,14 @@ class Schedule:
     by_epoch: ReduceLROnPlateau | None = None
 
     def after_update(self) -> None:
-        """Go one update on."""
+        """Advance by one update."""
         self.by_update.step()
 
     def after_epoch(self, score: float) -> None:
-        """Take in how good the model is, which is better the higher it is."""
-        if self.by_epoch is not None and self.by_update.last_epoch >= self.warmup:
+        """Report the score of the model, the higher the better; it counts once the warm-up is over."""
+        warmup = self.by_update.total_iters if isinstance(self.by_update, LinearLR) else 0
+        if self.by_epoch is not None and self.by_update.last_epoch >= warmup:
             self.by_epoch.step(score)
-
-    @property
-    def warmup(self) -> int:
-        """Updates of the rise of a schedule with a plateau; the other has it inside."""
-        return self.by_update.total_iters if isinstance(self.by_update, LinearLR) else 0
 
     def _parts(self) -> Iterator[Any]:
         yield self.by_update
@@ -89,13 +133,13 @@ class Schedule:
         return {"parts": [part.state_dict() for part in self._parts()]}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on where another left off, on the way of this one if that has become longer."""
+        """Continue where another schedule stopped, at this one's learning rates if it has become longer."""
         for part, own in zip(self._parts(), state["parts"], strict=True):
             part.load_state_dict(own)
         if isinstance(self.by_update, LambdaLR):
             groups = self.by_update.optimizer.param_groups
-            for group, highest, share in zip(groups, self.by_update.base_lrs, self.by_update.lr_lambdas, strict=True):
-                group["lr"] = highest * share(self.by_update.last_epoch)
+            for group, highest, factor in zip(groups, self.by_update.base_lrs, self.by_update.lr_lambdas, strict=True):
+                group["lr"] = highest * factor(self.by_update.last_epoch)
 
 
 def make_schedule(optimizer: Optimizer, configuration: Configuration, updates: int) -> Schedule:
@@ -103,24 +147,24 @@ def make_schedule(optimizer: Optimizer, configuration: Configuration, updates: i
 
     Args:
         optimizer: whose learning rates are the highest.
-        configuration: cosine (arXiv 1608.03983, without restarts) or plateau, and the epochs of the rise before it.
-        updates: changes of the weights in an epoch.
+        configuration: cosine (arXiv 1608.03983, without restarts) or plateau, and the epochs of warm-up before it.
+        updates: updates of the weights in an epoch.
     """
     warmup, total = round((configuration.warmup_epochs or 0.0) * updates), configuration.epochs * updates
     if configuration.schedule == "cosine":
         return Schedule(LambdaLR(optimizer, _cosine(warmup, total)))
-    rise = LinearLR(optimizer, LEAST_SHARE if warmup else 1.0, total_iters=max(warmup, 1))
+    rise = LinearLR(optimizer, WARMUP_START if warmup else 1.0, total_iters=max(warmup, 1))
     plateau = ReduceLROnPlateau(optimizer, mode="max", factor=PLATEAU_FACTOR, patience=configuration.patience)
     return Schedule(rise, plateau)
 
 
 def _cosine(warmup: int, total: int) -> Callable[[int], float]:
-    """Return the share of the learning rate at an update, from 0."""
+    """Return the factor of the learning rate at an update, from 0."""
 
-    def share(update: int) -> float:
+    def factor(update: int) -> float:
         if update < warmup:
-            return LEAST_SHARE + (1 - LEAST_SHARE) * update / warmup
+            return WARMUP_START + (1 - WARMUP_START) * update / warmup
         return (1 + math.cos(math.pi * min(1.0, (update - warmup) / max(1, total - warmup)))) / 2
 
-    # A function and no object, whose numbers a scheduler would keep in its state: a run may go on for more epochs.
-    return share
+    # A function, since a scheduler keeps the attributes of an object in its state: a run may be given more epochs.
+    return factor

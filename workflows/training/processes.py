@@ -1,4 +1,4 @@
-"""Accelerate for the time of one run: one process or several, started by whatever started them."""
+"""Accelerate for the duration of one run, in one process or several, whatever launched them."""
 
 from __future__ import annotations
 
@@ -13,56 +13,51 @@ from accelerate.utils import broadcast_object_list
 
 from featuretap.support.errors import FeaturetapError, TrainingError
 
-__all__ = ["accelerated", "first_alone", "together"]
+__all__ = ["open_accelerator", "run_on_main_first", "share_failure"]
 
 Result = TypeVar("Result")
 
 
 @contextmanager
-def accelerated(**settings: Any) -> Iterator[Accelerator]:
-    """Yield an accelerator, and let another with other settings follow it in the same process.
-
-    Args:
-        **settings: of `accelerate.Accelerator`.
-    """
-    # Without being told, Accelerate takes each of torchrun's processes for the only one where there is no GPU.
+def open_accelerator(**settings: Any) -> Iterator[Accelerator]:
+    """Yield an accelerator, and allow another with other `settings` after it in the same process."""
+    # By default, Accelerate takes each of torchrun's processes for the only one where there is no GPU.
     accelerator = Accelerator(cpu=not torch.accelerator.is_available(), **settings)
     try:
         yield accelerator
     finally:
         accelerator.end_training()
-        # Accelerate remembers its settings for as long as a process lives, and a notebook trains more than one model.
+        # Accelerate keeps its settings for the life of a process, and a notebook trains more than one model.
         AcceleratorState._reset_state(reset_partial_state=True)
 
 
 @contextmanager
-def together(accelerator: Accelerator) -> Iterator[None]:
-    """Let all processes go on only once the first has done what is in here, and fail with its words if it fails.
+def share_failure() -> Iterator[None]:
+    """Let all processes wait until the main one has left this block, and fail with its message if it fails.
 
     Raises:
-        TrainingError: the first process failed, in the others.
+        TrainingError: the main process failed, in the others.
     """
     problem: FeaturetapError | None = None
     try:
         yield
     except FeaturetapError as error:
         problem = error
-    said = broadcast_object_list([None if problem is None else str(problem)])
+    message = broadcast_object_list([None if problem is None else str(problem)])[0]
     if problem is not None:
         raise problem
-    if said[0] is not None:
-        raise TrainingError(said[0])
+    if message is not None:
+        raise TrainingError(message)
 
 
-def first_alone(accelerator: Accelerator, do: Callable[[], Result]) -> Result:
-    """Return what something returns in each process, the first having done it before the others, as downloads want it.
+def run_on_main_first(accelerator: Accelerator, function: Callable[[], Result]) -> Result:
+    """Return what a function returns in each process; the main process runs it first, as downloads need.
 
     Raises:
-        TrainingError: it failed in the first process, in the others.
-        Exception: whatever it raises itself.
+        TrainingError: it failed in the main process, in the others.
     """
-    done: list[Result] = []
-    with together(accelerator):
+    results: list[Result] = []
+    with share_failure():
         if accelerator.is_main_process:
-            done.append(do())
-    return done[0] if done else do()
+            results.append(function())
+    return results[0] if results else function()

@@ -1,24 +1,34 @@
-"""The folder of a run: made, written into after each epoch, and found again to go on."""
+"""The folder of a run: created, written after each epoch, and read to resume the run."""
 
 from __future__ import annotations
 
+import csv
 import hashlib
+import io
 import shutil
+import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import fields, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from filelock import FileLock, Timeout
+from torch import Tensor, nn
 
 from featuretap import registry
 from featuretap.support.atomic_write import replace_files
 from featuretap.support.errors import TrainingError
 from featuretap.workflows.datasets.data_set import DataSet
-from featuretap.workflows.training.configuration import Configuration, configured, read_configuration, written
-from featuretap.workflows.training.epoch import Learner
-from featuretap.workflows.training.state import HISTORY, IMAGES, Progress, write_history, write_state
+from featuretap.workflows.training.configuration import (
+    Configuration,
+    format_configuration,
+    make_configuration,
+    read_configuration,
+)
+from featuretap.workflows.training.loop import Trainer
+from featuretap.workflows.training.tasks.task import ClassScore, Metrics
 
 __all__ = [
     "BEST",
@@ -26,25 +36,62 @@ __all__ = [
     "LAST",
     "LOGS",
     "STATE",
-    "claimed",
-    "continued",
+    "Progress",
+    "check_space",
     "folder_of",
-    "identity",
-    "keep",
-    "restore",
+    "lock_folder",
+    "read_run",
+    "read_state",
+    "restore_states",
+    "run_identity",
+    "save_epoch",
     "write_configuration",
 ]
 
 BEST, LAST, STATE, CONFIGURATION = "best.safetensors", "last.safetensors", "resume.pt", "configuration.toml"
-LOGS, LOCK = "logs", ".lock"
+HISTORY, LOGS, LOCK = "history.csv", "logs", ".lock"
 RUNS = Path("runs")
 
 CHANGEABLE = frozenset({"data", "download_to", "epochs", "out", "workers"})
-"""Settings in which a run may differ from what it began with."""
+"""Settings that may be changed when a run is resumed."""
+
+IMAGES = "images"
+"""Key of the digest of the images in a run's identity."""
+
+CHUNK = 2**20
+"""Bytes that are written at a time when disk space is tested."""
+
+WEIGHTS_FILES = 2
+"""The best and the last weights."""
+
+MOMENTS = {"adamw": 2, "sgd": 1}
+"""Values that an optimiser keeps for each parameter."""
+
+
+@dataclass
+class Progress:
+    """The progress of a run.
+
+    Attributes:
+        identity: setting → value that a resumed run must share.
+        history: a row for each epoch that is done.
+        best: the epoch whose weights are kept as the best, from 1; 0 for none yet.
+        metrics: of that epoch.
+    """
+
+    identity: Mapping[str, Any]
+    history: list[dict[str, float]] = field(default_factory=list)
+    best: int = 0
+    metrics: Metrics | None = None
+
+    @property
+    def epochs(self) -> int:
+        """Epochs that are done."""
+        return len(self.history)
 
 
 def folder_of(configuration: Configuration) -> Path:
-    """Return the folder of a run: its own, or one named by data and backbone."""
+    """Return the folder of a run: its setting, or one named after data and backbone."""
     if configuration.out:
         return Path(configuration.out)
     backbone = configuration.backbone or Path(configuration.weights or "").stem
@@ -52,17 +99,17 @@ def folder_of(configuration: Configuration) -> Path:
 
 
 @contextmanager
-def claimed(folder: Path, *, resume: bool) -> Iterator[None]:
-    """Keep a folder for one run while it goes on, and make it where there is none.
+def lock_folder(folder: Path, *, resume: bool) -> Iterator[None]:
+    """Lock the folder of a run while the run goes on, and create it where there is none.
 
     Raises:
-        TrainingError: there is something in the folder of a new run, or too little in that of one that is to go on;
-            another run is writing into it; or it cannot be made.
+        TrainingError: there is something in the folder of a new run, or too little in that of a resumed one; another
+            run is writing into it; or it cannot be created.
     """
     lock = FileLock(folder / LOCK, timeout=0)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        _check(folder, resume=resume)
+        _check_folder(folder, resume=resume)
         lock.acquire()
     except Timeout as error:
         raise TrainingError(
@@ -75,23 +122,54 @@ def claimed(folder: Path, *, resume: bool) -> Iterator[None]:
     finally:
         lock.release()
         if {path.name for path in folder.iterdir()} <= {LOCK}:
-            # Nothing has come of it.
+            # The run failed before it wrote anything.
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def _check(folder: Path, *, resume: bool) -> None:
-    # What a run that was killed at its very beginning leaves is hidden, and one without an epoch has nothing to lose.
-    there = {path.name for path in folder.iterdir() if not path.name.startswith(".")} - {CONFIGURATION, LOGS}
-    if not resume and there:
-        run = (folder / CONFIGURATION).exists()
-        what, instead = ("a run already", "go on with resume, or ") if run else ("something else", "")
-        raise TrainingError(f"{str(folder)!r} holds {what}; {instead}choose another folder with out")
+def _check_folder(folder: Path, *, resume: bool) -> None:
+    # What a run that was killed early leaves is hidden, and one without an epoch has nothing to lose.
+    found = {path.name for path in folder.iterdir() if not path.name.startswith(".")} - {CONFIGURATION, LOGS}
+    if not resume and found:
+        is_run = (folder / CONFIGURATION).exists()
+        content, instead = ("a run already", "go on with resume, or ") if is_run else ("something else", "")
+        raise TrainingError(f"{str(folder)!r} holds {content}; {instead}choose another folder with out")
     history = folder / HISTORY
-    # The state of the first epoch comes after its row.
-    if resume and STATE not in there and history.exists() and history.read_text().count("\n") > 2:
+    # The state of the first epoch is written after its row.
+    if resume and STATE not in found and history.exists() and history.read_text().count("\n") > 2:
         raise TrainingError(
             f"{str(folder)!r} has lost its {STATE}, without which its run cannot go on; begin another with its weights"
         )
+
+
+def check_space(folder: Path, model: nn.Module, configuration: Configuration) -> None:
+    """Refuse to start a run whose files the disk cannot hold.
+
+    Raises:
+        TrainingError: there is too little space.
+    """
+    weights = _count_bytes(model.state_dict().values())
+    copies = 2 if configuration.ema > 0 else 1
+    state = weights * copies + MOMENTS[configuration.optimizer] * _count_bytes(model.parameters())
+    # A file is written beside the one that it replaces.
+    needed, free = WEIGHTS_FILES * weights + 2 * state, shutil.disk_usage(folder).free
+    if needed > free:
+        raise TrainingError(
+            f"the files of this run take up to {needed / 1e6:.0f} MB, and the disk of {str(folder)!r} has "
+            f"{free / 1e6:.0f} MB left; make room, or choose another folder with out"
+        )
+    try:
+        # Quotas and limits of a file's size show only when it is written.
+        with tempfile.TemporaryFile(dir=folder) as trial:
+            for _ in range(0, state, CHUNK):
+                trial.write(bytes(CHUNK))
+    except OSError as error:
+        raise TrainingError(
+            f"cannot write the {state / 1e6:.0f} MB of a run's state into {str(folder)!r}: {error.strerror or error}"
+        ) from error
+
+
+def _count_bytes(tensors: Any) -> int:
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors if isinstance(tensor, Tensor))
 
 
 def write_configuration(folder: Path, configuration: Configuration) -> None:
@@ -100,18 +178,18 @@ def write_configuration(folder: Path, configuration: Configuration) -> None:
     Raises:
         WeightsError: it cannot be written.
     """
-    replace_files({folder / CONFIGURATION: written(replace(configuration, out=str(folder))).encode()})
+    replace_files({folder / CONFIGURATION: format_configuration(replace(configuration, out=str(folder))).encode()})
 
 
-def continued(folder: Path, given: Mapping[str, Any]) -> Configuration:
-    """Return the configuration of a run that is to go on.
+def read_run(folder: Path, changes: Mapping[str, Any]) -> Configuration:
+    """Return the configuration of a run that is to be resumed.
 
     Args:
         folder: of the run.
-        given: settings of its continuation; only those may differ that change nothing that was done.
+        changes: settings of its continuation; only those in `CHANGEABLE` may differ.
 
     Raises:
-        TrainingError: it is no folder of a run, or a setting differs that may not.
+        TrainingError: it is not the folder of a run, or a setting differs that may not.
     """
     path = folder / CONFIGURATION
     if not path.is_file():
@@ -121,59 +199,115 @@ def continued(folder: Path, given: Mapping[str, Any]) -> Configuration:
             "to begin another run with the weights in a file, give weights"
         )
     settings = read_configuration(path)
-    for name, value in given.items():
+    for name, value in changes.items():
         if name not in CHANGEABLE and settings.get(name) != value:
             began = f"with {name}={settings[name]!r}" if name in settings else f"without {name}"
             raise TrainingError(
                 f"the run in {str(folder)!r} began {began}, not {name}={value!r}; leave it out, or begin another run"
             )
-    return configured({**settings, **given, "out": str(folder)}, str(path))
+    return make_configuration({**settings, **changes, "out": str(folder)}, str(path))
 
 
-def identity(configuration: Configuration, data: DataSet) -> dict[str, Any]:
-    """Return what may not differ between a run and its continuation."""
-    values = {each.name: getattr(configuration, each.name) for each in fields(configuration)}
-    kept = {name: value for name, value in values.items() if name not in CHANGEABLE and value is not None}
+def run_identity(configuration: Configuration, data: DataSet) -> dict[str, Any]:
+    """Return what must be equal in a run and its continuation, a digest of the names and labels of images included."""
+    settings = asdict(configuration)
+    kept = {name: value for name, value in settings.items() if name not in CHANGEABLE and value is not None}
+    digest = hashlib.sha256()
+    for part in (data.train, data.val):
+        for sample in part.samples:
+            label = "" if sample.label is None else sample.label
+            # Folders may move.
+            digest.update(f"{Path(sample.name).name}\n{label}\n".encode("utf-8", "surrogateescape"))
+    # The keys are those of files that exist.
     images = {"images to learn from": len(data.train), "images to judge by": len(data.val)}
-    return {**kept, **images, "classes": list(data.classes), IMAGES: _digest(data)}
+    return {**kept, **images, "classes": list(data.classes), IMAGES: digest.hexdigest()}
 
 
-def keep(folder: Path, learner: Learner, progress: Progress, *, better: bool) -> None:
-    """Write what an epoch has brought.
+def save_epoch(folder: Path, trainer: Trainer, progress: Progress, *, better: bool) -> None:
+    """Write weights, history and state after an epoch.
 
-    The state comes last, so that a run that is killed before goes on with the epoch before, and does this one again.
+    The state is last, so that a run that is killed before resumes after the epoch before, and repeats this one.
 
     Raises:
         WeightsError: the disk does not take it; what was there before stays.
     """
     if better:
-        registry.save(learner.judged, folder / BEST)
-    registry.save(learner.judged, folder / LAST)
-    write_history(folder, progress.history)
-    write_state(folder / STATE, progress, {name: part.state_dict() for name, part in _parts(learner).items()})
+        registry.save(trainer.evaluated, folder / BEST)
+    registry.save(trainer.evaluated, folder / LAST)
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(progress.history[-1]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(progress.history)
+    replace_files({folder / HISTORY: text.getvalue().encode()})
+    metrics, table = progress.metrics, None
+    if metrics is not None:
+        confusion = None if metrics.confusion is None else torch.from_numpy(metrics.confusion)
+        per_class = [tuple(score) for score in metrics.per_class]
+        table = {"scores": dict(metrics.scores), "per_class": per_class, "confusion": confusion}
+    state = {
+        "identity": dict(progress.identity),
+        "history": progress.history,
+        "best": progress.best,
+        "judgement": table,
+        "parts": {name: part.state_dict() for name, part in _stateful(trainer).items()},
+    }
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    replace_files({folder / STATE: buffer.getvalue()})
 
 
-def restore(learner: Learner, states: Mapping[str, Any]) -> None:
-    """Put a learner where another was when its states were written."""
-    for name, part in _parts(learner).items():
+def read_state(path: Path, identity: Mapping[str, Any]) -> tuple[Progress, dict[str, Any]]:
+    """Return the progress of a run, and the states for `restore_states`. No code in the file is run.
+
+    Args:
+        path: of the file.
+        identity: of the run that is to be resumed.
+
+    Raises:
+        TrainingError: the file cannot be read, or was written by another run.
+    """
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise TrainingError(f"cannot read {str(path)!r}: {error.strerror or error}") from error
+    try:
+        state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+        metrics, table = None, state["judgement"]
+        if table is not None:
+            confusion = None if table["confusion"] is None else table["confusion"].numpy()
+            metrics = Metrics(table["scores"], tuple(ClassScore(*score) for score in table["per_class"]), confusion)
+        progress = Progress(state["identity"], state["history"], state["best"], metrics)
+        states, known = dict(state["parts"]), dict(progress.identity)
+    except Exception as error:
+        # PyTorch's reader lets through whatever its parsing of damaged bytes runs into.
+        raise TrainingError(
+            f"{str(path)!r} is damaged, so that its run cannot go on; begin another with the last weights beside it"
+        ) from error
+    for name, value in identity.items():
+        if known.get(name) == value:
+            continue
+        if name == IMAGES:
+            raise TrainingError(
+                f"{str(path)!r} was written by a run on other images, or on these in other classes; a run goes on as "
+                "it began"
+            )
+        raise TrainingError(
+            f"{str(path)!r} was written by a run with {name}={known.get(name)!r}, and this one has "
+            f"{name}={value!r}; a run goes on as it began"
+        )
+    return progress, states
+
+
+def restore_states(trainer: Trainer, states: Mapping[str, Any]) -> None:
+    """Load the states that a run wrote."""
+    for name, part in _stateful(trainer).items():
         part.load_state_dict(states[name])
 
 
-def _digest(data: DataSet) -> str:
-    """Return a digest of the names of images, and of their classes; folders may move."""
-    digest = hashlib.sha256()
-    for samples in (data.train, data.val):
-        labels = samples.labels
-        for index in range(len(samples)):
-            label = "" if labels is None else labels[index]
-            digest.update(f"{Path(samples.name(index)).name}\n{label}\n".encode("utf-8", "surrogateescape"))
-    return digest.hexdigest()
-
-
-def _parts(learner: Learner) -> dict[str, Any]:
-    parts = {"model": learner.bare, "optimizer": learner.optimizer, "schedule": learner.schedule}
-    if learner.average is not None:
-        parts["average"] = learner.average.module
-    if learner.accelerator.scaler is not None:
-        parts["scaler"] = learner.accelerator.scaler
+def _stateful(trainer: Trainer) -> dict[str, Any]:
+    parts = {"model": trainer.unwrapped, "optimizer": trainer.optimizer, "schedule": trainer.schedule}
+    if trainer.average is not None:
+        parts["average"] = trainer.average.module
+    if trainer.accelerator.scaler is not None:
+        parts["scaler"] = trainer.accelerator.scaler
     return parts

@@ -1,39 +1,72 @@
-"""How good predictions are for each class, as a table for people and as a file."""
+"""The scores of classes as a table, and all reports of a run or an evaluation."""
 
 from __future__ import annotations
 
 import csv
 import io
+from collections.abc import Mapping, Sequence
 from math import isnan
 from pathlib import Path
 
+from torch import nn
+
 from featuretap.support.atomic_write import replace_files
-from featuretap.workflows.training.tasks.task import ClassScore, Judgement, Task
+from featuretap.workflows.datasets.data_set import DataSet, Samples
+from featuretap.workflows.training.reports.plots import draw_confusion, draw_curves
+from featuretap.workflows.training.reports.predictions import draw_predictions
+from featuretap.workflows.training.tasks.task import ClassScore, Metrics, Task
 
-__all__ = ["per_class_rows", "write_per_class"]
+__all__ = ["per_class_rows", "write_evaluation", "write_per_class", "write_run"]
 
-MOST = 20
-"""Classes that fit on a screen. Of more, as many are shown altogether: half of them the worst, half the best."""
+MAX_ROWS = 20
+"""Classes that fit on a screen; of more, half of the rows are the worst and half the best."""
 
 
-def per_class_rows(judgement: Judgement, task: Task) -> list[tuple[str, ...]]:
+def write_run(
+    folder: Path,
+    model: nn.Module,
+    task: Task,
+    data: DataSet,
+    history: Sequence[Mapping[str, float]],
+    metrics: Metrics,
+) -> None:
+    """Write `curves.png`, and what `write_evaluation` writes of the best weights."""
+    draw_curves(history, folder / "curves.png")
+    write_evaluation(folder, model, task, data.classes, data.val, metrics)
+
+
+def write_evaluation(
+    folder: Path, model: nn.Module, task: Task, classes: Sequence[str], samples: Samples, metrics: Metrics
+) -> None:
+    """Write `per-class.csv`, `confusion.png` where there is a matrix, and `predictions.png` into a folder that exists.
+
+    Raises:
+        FeaturetapError: the disk does not take a file.
+    """
+    write_per_class(metrics, task, folder / "per-class.csv")
+    if metrics.confusion is not None:
+        draw_confusion(metrics.confusion, classes, folder / "confusion.png")
+    draw_predictions(model, samples, classes, folder / "predictions.png")
+
+
+def per_class_rows(metrics: Metrics) -> list[tuple[str, ...]]:
     """Return the rows of a table to print: class, count, score.
 
-    Up to twenty classes come in their own order; of more, the ten worst and the ten best, the worst first. A class
-    without a score, since it did not occur, has a dash and is neither.
+    Up to twenty classes are in their own order; of more, the ten worst and the ten best, the worst first, without
+    classes that have no score.
     """
-    classes = judgement.per_class
-    if len(classes) <= MOST:
+    classes = metrics.per_class
+    if len(classes) <= MAX_ROWS:
         return [*map(_row, classes)]
     ranked = sorted((each for each in classes if not isnan(each.score)), key=lambda each: each.score)
-    if len(ranked) <= MOST:
+    if len(ranked) <= MAX_ROWS:
         return [*map(_row, ranked)]
-    half = MOST // 2
-    between = (f"… {len(ranked) - MOST} between", "", "")
+    half = MAX_ROWS // 2
+    between = (f"… {len(ranked) - MAX_ROWS} between", "", "")
     return [*map(_row, ranked[:half]), between, *map(_row, ranked[-half:])]
 
 
-def write_per_class(judgement: Judgement, task: Task, path: Path) -> None:
+def write_per_class(metrics: Metrics, task: Task, path: Path) -> None:
     """Write every class with its count and score as CSV, in their own order; the score of a class without one is empty.
 
     Raises:
@@ -41,9 +74,9 @@ def write_per_class(judgement: Judgement, task: Task, path: Path) -> None:
     """
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(("class", task.counted, task.class_measure))
+    writer.writerow(("class", task.counted, task.class_metric))
     writer.writerows(
-        (each.name, each.occurrences, "" if isnan(each.score) else repr(each.score)) for each in judgement.per_class
+        (each.name, each.occurrences, "" if isnan(each.score) else repr(each.score)) for each in metrics.per_class
     )
     replace_files({path: text.getvalue().encode()})
 

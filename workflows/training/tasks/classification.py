@@ -11,28 +11,28 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - torch's own name for it
-from torchmetrics import Metric
+from torchmetrics import Metric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionMatrix, MulticlassStatScores
 from torchvision.transforms import InterpolationMode, v2
 
 from featuretap.models.transforms import compose, normalised
 from featuretap.specs.preprocessing import Preprocessing
 from featuretap.support.images import convert_mode
-from featuretap.workflows.training.tasks.task import Augmentation, ClassScore, Judgement, Transform
+from featuretap.workflows.training.tasks.task import Augmentation, ClassScore, Metrics, Transform
 
-__all__ = ["ClassificationTask", "prepared"]
+__all__ = ["ClassificationTask", "preprocessing_of_size"]
 
 SIZE = 224
 """Pixels of a side where the weights' images were not cropped."""
 
-MOST_IN_A_MATRIX = 2000
-"""Classes beyond which nobody looks at a confusion matrix, which grows with their square."""
+MAX_CLASSES = 2000
+"""Classes up to which there is a confusion matrix, whose size grows with their square."""
 
-BEST = 5
-"""How many of the most probable classes may hold the right one, as in ImageNet's second measure."""
+TOP_K = 5
+"""As in ImageNet's top-5 accuracy."""
 
-NOBODYS = -1
-"""A label that counts nowhere."""
+IGNORED = -1
+"""A label that is not counted."""
 
 POLICIES: dict[str, Callable[[], nn.Module] | None] = {
     "none": None,
@@ -41,8 +41,8 @@ POLICIES: dict[str, Callable[[], nn.Module] | None] = {
 }
 
 
-def prepared(preprocessing: Preprocessing, size: int) -> Preprocessing:
-    """Return how images of a size are prepared: the shorter side resized to it, and the square in the middle taken."""
+def preprocessing_of_size(preprocessing: Preprocessing, size: int) -> Preprocessing:
+    """Return preprocessing that resizes the shorter side to a size and takes the center crop."""
     return Preprocessing(size, size, preprocessing.mean, preprocessing.std, preprocessing.interpolation)
 
 
@@ -54,7 +54,7 @@ class ClassificationTask:
         classes: the data set's.
         preprocessing: the model's.
         augmentation: how training images vary.
-        label_smoothing: share of the target that all classes have alike (arXiv 1512.00567, section 7).
+        label_smoothing: of the targets (arXiv 1512.00567, section 7).
     """
 
     classes: tuple[str, ...]
@@ -62,11 +62,11 @@ class ClassificationTask:
     augmentation: Augmentation
     label_smoothing: float
 
-    class_measure = "accuracy"
+    class_metric = "accuracy"
     counted = "images"
 
     def training_transform(self) -> Transform:
-        """Return a random crop, mirroring and the policy, then the model's own normalisation."""
+        """Return a random crop, mirroring and the policy, then the model's normalisation."""
         prepared, varied = self.preprocessing, self.augmentation
         size, mode = prepared.crop or SIZE, InterpolationMode(prepared.interpolation)
         steps: list[Callable[[Any], Any]] = []
@@ -80,8 +80,8 @@ class ClassificationTask:
             steps.append(policy())
         return partial(_apply, len(prepared.mean), v2.Compose([*steps, normalised(prepared)]))
 
-    def judging_transform(self) -> Transform:
-        """Return what `registry.transforms` makes of the model's preprocessing."""
+    def evaluation_transform(self) -> Transform:
+        """Return the transform that `registry.transforms` returns."""
         return partial(_apply, len(self.preprocessing.mean), compose(self.preprocessing))
 
     def collate(self, samples: Sequence[tuple[Tensor, int]]) -> tuple[Tensor, Tensor]:
@@ -97,45 +97,44 @@ class ClassificationTask:
         """Return logits (N, classes)."""
         return model(images)
 
-    def judging_loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
+    def evaluation_loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Return the cross entropy, without smoothing, so that it can be compared between runs."""
         return F.cross_entropy(outputs.float(), targets)
 
-    def measuring(self, device: torch.device) -> _Accuracy:
-        """Return accuracy, that of the best five of more than five classes, and what is taken for what."""
-        return _Accuracy(self.classes, device)
+    def evaluator(self, device: torch.device) -> _Evaluator:
+        """Return an evaluator of accuracy, top-5 accuracy of more than five classes, and the confusion matrix."""
+        return _Evaluator(self.classes, device)
 
 
-class _Accuracy:
-    """Counts of right predictions by class, and what is taken for what."""
+class _Evaluator:
+    """What `ClassificationTask.evaluator` returns."""
 
     def __init__(self, classes: tuple[str, ...], device: torch.device) -> None:
-        self.classes = classes
+        self._classes = classes
         count = len(classes)
-        metrics: dict[str, Metric] = {"by class": MulticlassStatScores(count, average="none", ignore_index=NOBODYS)}
-        if count > BEST:
-            metrics["best"] = MulticlassAccuracy(count, top_k=BEST, average="micro", ignore_index=NOBODYS)
-        if count <= MOST_IN_A_MATRIX:
-            metrics["confusion"] = MulticlassConfusionMatrix(count, ignore_index=NOBODYS)
-        self.metrics = {name: metric.to(device) for name, metric in metrics.items()}
-        # torchmetrics warns of what has seen nothing, as that of a process without a share of its own.
-        self.update(torch.zeros(1, count, device=device), torch.tensor([NOBODYS], device=device))
+        metrics: dict[str, Metric] = {"by class": MulticlassStatScores(count, average="none", ignore_index=IGNORED)}
+        if count > TOP_K:
+            metrics["top"] = MulticlassAccuracy(count, top_k=TOP_K, average="micro", ignore_index=IGNORED)
+        if count <= MAX_CLASSES:
+            metrics["confusion"] = MulticlassConfusionMatrix(count, ignore_index=IGNORED)
+        self._metrics = MetricCollection(metrics, compute_groups=False).to(device)  # type: ignore[arg-type]
+        # torchmetrics warns of a metric without updates, as in a process that has no samples.
+        self.update(torch.zeros(1, count, device=device), torch.tensor([IGNORED], device=device))
 
     def update(self, outputs: Tensor, targets: Tensor) -> None:
-        """Take in logits (N, classes) and labels (N,)."""
-        for metric in self.metrics.values():
-            metric.update(outputs, targets)
+        """Add logits (N, classes) and labels (N,)."""
+        self._metrics.update(outputs, targets)
 
-    def compute(self) -> Judgement:
-        """Judge them."""
-        found = {name: metric.compute().cpu() for name, metric in self.metrics.items()}
-        right, *_, occurring = found["by class"].unbind(1)
-        scores = {"accuracy": float(right.sum() / occurring.sum())}
-        if "best" in found:
-            scores[f"top-{BEST} accuracy"] = float(found["best"])
-        rows = zip(self.classes, occurring.tolist(), (right / occurring).tolist(), strict=True)
-        confusion = found["confusion"].numpy() if "confusion" in found else None
-        return Judgement(scores, tuple(ClassScore(*row) for row in rows), confusion)
+    def compute(self) -> Metrics:
+        """Return the metrics over all processes."""
+        values = {name: value.cpu() for name, value in self._metrics.compute().items()}
+        correct, *_, occurrences = values["by class"].unbind(1)
+        scores = {"accuracy": float(correct.sum() / occurrences.sum())}
+        if "top" in values:
+            scores[f"top-{TOP_K} accuracy"] = float(values["top"])
+        rows = zip(self._classes, occurrences.tolist(), (correct / occurrences).tolist(), strict=True)
+        confusion = values["confusion"].numpy() if "confusion" in values else None
+        return Metrics(scores, tuple(ClassScore(*row) for row in rows), confusion)
 
 
 def _apply(channels: int, transform: Callable[[Any], Any], image: Image.Image, label: int) -> tuple[Tensor, int]:

@@ -1,4 +1,4 @@
-"""Segmentation: a class for every pixel, and mean IoU, counted by torchmetrics."""
+"""Segmentation: a class for every pixel, and mean IoU, computed by torchmetrics."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from featuretap.support.errors import TrainingError
 from featuretap.support.images import convert_mode
 from featuretap.workflows.datasets.data_set import IGNORED
 from featuretap.workflows.inference.predicting import classes_at
-from featuretap.workflows.training.tasks.task import Augmentation, ClassScore, Judgement, Transform
+from featuretap.workflows.training.tasks.task import Augmentation, ClassScore, Metrics, Transform
 
 __all__ = ["SegmentationTask"]
 
@@ -38,10 +38,10 @@ class SegmentationTask:
 
     Args:
         classes: the data set's, the background included.
-        preprocessing: the model's; `resize` is also the side of the squares that it learns from.
-        augmentation: training images are resized by up to 1 / √`scale` and down to √`scale` times before squares are
-            cut out of them; a quarter is torchvision's half to twice. A `policy` distorts colours as SSD does.
-        label_smoothing: share of the target that all classes have alike.
+        preprocessing: the model's; `resize` is also the side of the random crops.
+        augmentation: training images are resized by √`scale` to 1 / √`scale` before they are cropped; a quarter is
+            torchvision's half to twice. A `policy` distorts colours as SSD does.
+        label_smoothing: label smoothing.
     """
 
     classes: tuple[str, ...]
@@ -49,26 +49,26 @@ class SegmentationTask:
     augmentation: Augmentation = Augmentation()
     label_smoothing: float = 0.0
 
-    class_measure = "IoU"
+    class_metric = "IoU"
     counted = "pixels"
 
     def training_transform(self) -> Transform:
-        """Return random sizes and squares, mirroring and colours, as far as they are wanted.
+        """Return random resizing, crops, mirroring and colours, as far as they are enabled.
 
-        Squares that reach beyond the image have the mean colour there, and no class.
+        Crops that reach beyond the image have the mean colour there, and no class.
 
         Raises:
-            TrainingError: the preprocessing resizes to no size.
+            TrainingError: the preprocessing has no size.
         """
-        size, varied = self.preprocessing.resize, self.augmentation
+        size, augmentation = self.preprocessing.resize, self.augmentation
         if size is None:
             raise TrainingError(
-                "a segmenter learns from images of one size, and its preprocessing has none; give a size"
+                "segmentation is trained on images of one size, and the preprocessing has none; give a size"
             )
         mode = InterpolationMode(self.preprocessing.interpolation)
         steps: list[nn.Module] = []
-        if varied.scale < 1:
-            factor = sqrt(varied.scale)
+        if augmentation.scale < 1:
+            factor = sqrt(augmentation.scale)
             # The last size is left out of the range.
             steps.append(v2.RandomResize(round(size * factor), round(size / factor) + 1, mode, antialias=True))
             middle = [round(255 * value) for value in self.preprocessing.mean]
@@ -76,26 +76,26 @@ class SegmentationTask:
             steps.append(v2.RandomCrop(size, pad_if_needed=True, fill=fill))
         else:
             steps.append(v2.Resize(size, mode, antialias=True))
-        steps.append(v2.RandomHorizontalFlip(varied.flip))
-        if varied.policy != "none":
+        steps.append(v2.RandomHorizontalFlip(augmentation.flip))
+        if augmentation.policy != "none":
             steps.append(v2.RandomPhotometricDistort())
         return partial(
-            _varied,
+            _augment,
             channels=len(self.preprocessing.mean),
-            vary=v2.Compose(steps),
+            transform=v2.Compose(steps),
             prepare=normalised(self.preprocessing),
         )
 
-    def judging_transform(self) -> Transform:
-        """Return the whole image as `registry.transforms` makes it, and its mask (H, W) as it is."""
-        return partial(_unvaried, prepare=compose(self.preprocessing))
+    def evaluation_transform(self) -> Transform:
+        """Return the image as `registry.transforms` prepares it, and its mask (H, W) unchanged."""
+        return partial(_prepare, prepare=compose(self.preprocessing))
 
     def collate(self, samples: Sequence[tuple[Tensor, Tensor]]) -> tuple[list[Tensor], list[Tensor]]:
-        """Return a list of images (C, h, w), and one of masks (H, W): their sizes may all be different."""
+        """Return a list of images (C, h, w), and one of masks (H, W); their sizes may differ."""
         return [image for image, _ in samples], [mask for _, mask in samples]
 
     def loss(self, model: nn.Module, images: Sequence[Tensor], targets: Sequence[Tensor]) -> Tensor:
-        """Return the cross entropy over the batch's pixels of a class, and half that of the auxiliary output."""
+        """Return the cross entropy over the batch's labelled pixels, plus half that of the auxiliary output."""
         batch, masks = _padded(images, 0.0), _padded(targets, IGNORED)
         logits = model(batch.contiguous(memory_format=torch.channels_last))
         loss = _cross_entropy([logits["out"]], [masks], self.label_smoothing)
@@ -105,16 +105,16 @@ class SegmentationTask:
 
     def predict(self, model: nn.Module, images: Sequence[Tensor]) -> list[Tensor]:
         """Return logits (K, h, w) of each image, those of one size predicted together."""
-        places: dict[tuple[int, ...], list[int]] = {}
-        for place, image in enumerate(images):
-            places.setdefault(tuple(image.shape), []).append(place)
-        found: dict[int, Tensor] = {}
-        for alike in places.values():
-            batch = torch.stack([images[place] for place in alike]).contiguous(memory_format=torch.channels_last)
-            found |= zip(alike, model(batch)["out"], strict=True)
-        return [found[place] for place in range(len(images))]
+        by_shape: dict[tuple[int, ...], list[int]] = {}
+        for index, image in enumerate(images):
+            by_shape.setdefault(tuple(image.shape), []).append(index)
+        logits: dict[int, Tensor] = {}
+        for indices in by_shape.values():
+            batch = torch.stack([images[index] for index in indices]).contiguous(memory_format=torch.channels_last)
+            logits |= zip(indices, model(batch)["out"], strict=True)
+        return [logits[index] for index in range(len(images))]
 
-    def judging_loss(self, outputs: Sequence[Tensor], targets: Sequence[Tensor]) -> Tensor:
+    def evaluation_loss(self, outputs: Sequence[Tensor], targets: Sequence[Tensor]) -> Tensor:
         """Return the cross entropy at the size of the logits, without smoothing, to be compared between runs."""
         masks = [
             F.interpolate(mask[None, None], size=logits.shape[-2:], mode="nearest-exact")[0]
@@ -122,32 +122,30 @@ class SegmentationTask:
         ]
         return _cross_entropy([logits[None] for logits in outputs], masks, 0.0)
 
-    def measuring(self, device: torch.device) -> _MeasuringPixels:
-        """Return what counts classes of pixels, at the masks' own sizes."""
-        return _MeasuringPixels(self.classes, device)
+    def evaluator(self, device: torch.device) -> _Evaluator:
+        """Return an evaluator of IoU and pixel accuracy, at the masks' original sizes."""
+        return _Evaluator(self.classes, device)
 
 
-def _varied(
+def _augment(
     image: Image.Image,
     mask: NDArray[np.uint8],
     *,
     channels: int,
-    vary: Callable[[Any, Any], tuple[Any, Any]],
+    transform: Callable[[Any, Any], tuple[Any, Any]],
     prepare: Callable[[Any], Tensor],
 ) -> tuple[Tensor, Tensor]:
     pixels = v2.functional.to_image(convert_mode(image, "L" if channels == 1 else "RGB"))
-    varied, classes = vary(pixels, tv_tensors.Mask(torch.tensor(mask)))
-    return prepare(varied), classes.as_subclass(Tensor)
+    augmented, classes = transform(pixels, tv_tensors.Mask(torch.tensor(mask)))
+    return prepare(augmented), classes.as_subclass(Tensor)
 
 
-def _unvaried(
-    image: Image.Image, mask: NDArray[np.uint8], *, prepare: Callable[[Any], Tensor]
-) -> tuple[Tensor, Tensor]:
+def _prepare(image: Image.Image, mask: NDArray[np.uint8], *, prepare: Callable[[Any], Tensor]) -> tuple[Tensor, Tensor]:
     return prepare(image), torch.tensor(mask)
 
 
 def _padded(tensors: Sequence[Tensor], value: float) -> Tensor:
-    """Return tensors (…, H, W) as one, filled up to the right and below to the largest sides."""
+    """Return tensors (…, H, W) as one, padded to the right and below to the largest sides."""
     height, width = (max(tensor.shape[axis] for tensor in tensors) for axis in (-2, -1))
     return torch.stack(
         [F.pad(tensor, (0, width - tensor.shape[-1], 0, height - tensor.shape[-2]), value=value) for tensor in tensors]
@@ -155,39 +153,39 @@ def _padded(tensors: Sequence[Tensor], value: float) -> Tensor:
 
 
 def _cross_entropy(logits: Sequence[Tensor], masks: Sequence[Tensor], smoothing: float) -> Tensor:
-    """Return the mean over all pixels of a class of logits (N, K, H, W) and masks (N, H, W); 0 where there is none."""
+    """Return the mean over all labelled pixels of logits (N, K, H, W) and masks (N, H, W); 0 where there are none."""
     sums = [
-        F.cross_entropy(said.float(), mask.long(), ignore_index=IGNORED, label_smoothing=smoothing, reduction="sum")
-        for said, mask in zip(logits, masks, strict=True)
+        F.cross_entropy(scores.float(), mask.long(), ignore_index=IGNORED, label_smoothing=smoothing, reduction="sum")
+        for scores, mask in zip(logits, masks, strict=True)
     ]
     pixels = torch.stack([(mask != IGNORED).sum() for mask in masks]).sum()
     return torch.stack(sums).sum() / pixels.clamp(min=1)
 
 
-class _MeasuringPixels:
-    """What `SegmentationTask.measuring` returns."""
+class _Evaluator:
+    """What `SegmentationTask.evaluator` returns."""
 
     def __init__(self, classes: tuple[str, ...], device: torch.device) -> None:
         self._classes = classes
         self._metric = MulticlassConfusionMatrix(len(classes), ignore_index=IGNORED, validate_args=False).to(device)
-        # A metric that took in nothing would warn, and a process may have had no image.
-        nothing = torch.zeros(0, dtype=torch.int64, device=device)
-        self._metric.update(nothing, nothing)
+        # torchmetrics warns of a metric without updates, as in a process that has no samples.
+        empty = torch.zeros(0, dtype=torch.int64, device=device)
+        self._metric.update(empty, empty)
 
     def update(self, outputs: Sequence[Tensor], targets: Sequence[Tensor]) -> None:
-        """Take in logits and masks of some images."""
+        """Add logits and masks of some images."""
         for logits, mask in zip(outputs, targets, strict=True):
             self._metric.update(classes_at(logits, mask.shape), mask.long())
 
-    def compute(self) -> Judgement:
-        """Judge what all processes took in."""
+    def compute(self) -> Metrics:
+        """Return the metrics over all processes."""
         confusion = self._metric.compute().cpu()
-        right, occurring, found = confusion.diag(), confusion.sum(1), confusion.sum(0)
-        # 0 / 0, NaN, for a class that neither occurs nor was found.
-        overlaps = right / (occurring + found - right)
+        correct, occurrences, predicted = confusion.diag(), confusion.sum(1), confusion.sum(0)
+        # 0 / 0, NaN, for a class that neither occurs nor is predicted.
+        overlaps = correct / (occurrences + predicted - correct)
         scores = {
             "mIoU": float(overlaps.nanmean()),
-            "pixel accuracy": float(right.sum() / confusion.sum()),
+            "pixel accuracy": float(correct.sum() / confusion.sum()),
         }
-        rows = zip(self._classes, occurring.tolist(), overlaps.tolist(), strict=True)
-        return Judgement(scores, tuple(ClassScore(*row) for row in rows), confusion.numpy())
+        rows = zip(self._classes, occurrences.tolist(), overlaps.tolist(), strict=True)
+        return Metrics(scores, tuple(ClassScore(*row) for row in rows), confusion.numpy())

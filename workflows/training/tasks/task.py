@@ -1,4 +1,4 @@
-"""What the loop asks of a task: images and targets for a model, a loss, and how good predictions are."""
+"""What a task provides to the training loop: transforms, a loss, predictions and their metrics."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor, nn
 
-__all__ = ["Augmentation", "ClassScore", "Judgement", "Measuring", "Task", "Transform"]
+__all__ = ["Augmentation", "ClassScore", "Evaluator", "Metrics", "Task", "Transform"]
 
 Transform = Callable[[Image.Image, Any], tuple[Any, Any]]
-"""An image of a data set and its target (see `DataSet`) → both as tensors, for one sample."""
+"""Image and target of a sample (see `datasets.data_set.Sample`) → both as tensors."""
 
 
 @dataclass(frozen=True)
 class Augmentation:
-    """How images are varied in training.
+    """How training images are varied.
 
     Args:
-        flip: probability that an image is mirrored.
-        scale: least share of an image's area that a random crop of it has; 1 for no random crops.
+        flip: probability of mirroring.
+        scale: minimum area of the random crop, as a fraction of the image; 1 disables cropping.
         policy: "none", or torchvision's "trivial" (TrivialAugment, arXiv 2103.10158) or "rand" (RandAugment, arXiv
-            1909.13719); for classification all of it, for other tasks the colours only.
+            1909.13719); all of it for classification, the colours only for other tasks.
     """
 
     flip: float = 0.5
@@ -35,7 +35,7 @@ class Augmentation:
 
 
 class ClassScore(NamedTuple):
-    """How good predictions are for one class: its name, how often it occurs, and the score from 0 to 1 (or NaN)."""
+    """The score of one class: its name, how often it occurs, and the score from 0 to 1 (or NaN)."""
 
     name: str
     occurrences: int
@@ -43,14 +43,13 @@ class ClassScore(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Judgement:
-    """How good the predictions for a part of a data set are.
+class Metrics:
+    """Metrics of the predictions for a part of a data set.
 
     Args:
-        scores: measure → value from 0 to 1; the first is the one by which models are compared.
+        scores: metric → value from 0 to 1; the first is the one by which models are compared.
         per_class: in the order of the data set's classes.
-        confusion: (classes, classes), how often what is of the class of the row was taken for that of the column; None
-            where that is no question.
+        confusion: (classes, classes), counts by true class (row) and predicted class (column); None for detection.
     """
 
     scores: Mapping[str, float]
@@ -58,15 +57,15 @@ class Judgement:
     confusion: NDArray[np.int64] | None = None
 
 
-class Measuring(Protocol):
-    """Collects predictions, and judges them together. Counts over all processes, each sample once."""
+class Evaluator(Protocol):
+    """Collects predictions, and computes their metrics, over all processes, each sample once."""
 
     def update(self, outputs: Any, targets: Any) -> None:
-        """Take in what `Task.predict` returned for a batch, and the batch's targets."""
+        """Add what `Task.predict` returned for a batch, and the batch's targets."""
         ...
 
-    def compute(self) -> Judgement:
-        """Judge all that was taken in, in every process at once. Every process gets the same answer."""
+    def compute(self) -> Metrics:
+        """Return the metrics, the same in every process. All processes must call it."""
         ...
 
 
@@ -74,21 +73,21 @@ class Task(Protocol):
     """Classification, detection or segmentation with one data set's classes."""
 
     @property
-    def class_measure(self) -> str:
-        """What the score of a class is called, such as "AP"."""
+    def class_metric(self) -> str:
+        """Name of the score of a class, such as "AP"."""
         ...
 
     @property
     def counted(self) -> str:
-        """What the count of a class counts: "images", "objects" or "pixels"."""
+        """What the occurrences of a class are: "images", "objects" or "pixels"."""
         ...
 
     def training_transform(self) -> Transform:
-        """Return what prepares and varies a sample to learn from."""
+        """Return the transform of training samples, augmentation included."""
         ...
 
-    def judging_transform(self) -> Transform:
-        """Return what prepares a sample to be judged by, always in the same way, as `registry.transforms` does."""
+    def evaluation_transform(self) -> Transform:
+        """Return the transform of validation samples, always the same, as `registry.transforms` does."""
         ...
 
     def collate(self, samples: Sequence[tuple[Any, Any]]) -> tuple[Any, Any]:
@@ -100,13 +99,13 @@ class Task(Protocol):
         ...
 
     def predict(self, model: nn.Module, images: Any) -> Any:
-        """Return what a model in evaluation says of a batch."""
+        """Return the outputs of a model in evaluation for a batch."""
         ...
 
-    def judging_loss(self, outputs: Any, targets: Any) -> Tensor | None:
-        """Return the mean loss of what `predict` returned; None where the model gives none in evaluation."""
+    def evaluation_loss(self, outputs: Any, targets: Any) -> Tensor | None:
+        """Return the mean loss of what `predict` returned; None where the model has none in evaluation."""
         ...
 
-    def measuring(self, device: torch.device) -> Measuring:
-        """Return something that judges predictions."""
+    def evaluator(self, device: torch.device) -> Evaluator:
+        """Return an empty evaluator."""
         ...

@@ -1,0 +1,165 @@
+"""The training loop: one epoch of training, and the metrics of a model on a part of a data set."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import send_to_device
+from timm.utils.model_ema import ModelEmaV3
+from torch import nn
+from torch.optim import Optimizer
+from torchmetrics import MeanMetric
+
+from featuretap.support.errors import TrainingError
+from featuretap.workflows.training.optimisation import Schedule, learning_rate
+from featuretap.workflows.training.tasks.task import Metrics, Task
+
+__all__ = ["EpochResult", "Trainer", "compute_metrics", "train_epoch"]
+
+ONE_IMAGE = "more than 1 value per channel"
+"""Part of the error of PyTorch's batch norm for a batch that has one value for each channel."""
+
+
+@dataclass(frozen=True)
+class Trainer:
+    """A model in training, with all that changes while it is trained.
+
+    Args:
+        accelerator: of this process.
+        task: of the model.
+        model: as it is called in training, wrapped for several processes.
+        unwrapped: the same, not wrapped.
+        average: moving average of the unwrapped model, if one is kept.
+        optimizer: of the model.
+        schedule: of the optimiser.
+        clip_norm: largest norm of the gradients; 0 disables clipping.
+    """
+
+    accelerator: Accelerator
+    task: Task
+    model: nn.Module
+    unwrapped: nn.Module
+    average: ModelEmaV3 | None
+    optimizer: Optimizer
+    schedule: Schedule
+    clip_norm: float
+
+    @property
+    def evaluated(self) -> nn.Module:
+        """The model that is evaluated and saved."""
+        return self.unwrapped if self.average is None else self.average.module
+
+
+class EpochResult(NamedTuple):
+    """The mean loss of an epoch over all processes, updates of the weights so far, and the last learning rate."""
+
+    loss: float
+    updates: int
+    lr: float
+
+
+def train_epoch(trainer: Trainer, batches: Any, updates: int, label: str, report: Callable[[int], None]) -> EpochResult:
+    """Train on every batch once.
+
+    Args:
+        trainer: the model in training.
+        batches: the loader, prepared by Accelerate.
+        updates: updates of the weights before this epoch, by which a moving average warms up.
+        label: what messages call the epoch.
+        report: called with the number of images of each batch of this process.
+
+    Raises:
+        TrainingError: the loss is NaN or infinite, or batch norm has one value only.
+    """
+    accelerator, optimizer = trainer.accelerator, trainer.optimizer
+    trainer.model.train()
+    mean = MeanMetric().to(accelerator.device)
+    lr = learning_rate(optimizer)
+    steps, accumulated = len(batches), accelerator.gradient_accumulation_steps
+    # The last update of an epoch may accumulate fewer steps, and Accelerate divides the gradients of all alike.
+    remainder = steps % accumulated
+    for step, (images, targets) in enumerate(batches):
+        with accelerator.accumulate(trainer.model):
+            loss = _loss(trainer, images, targets)
+            if not math.isfinite(loss.item()):
+                raise TrainingError(
+                    f"the loss became {loss.item()} in {label}; the weights of the epoch before are kept. A lower lr, "
+                    "more warmup_epochs, or clip_norm=1 may help"
+                )
+            accelerator.backward(loss * (accumulated / remainder) if step >= steps - remainder else loss)
+            if accelerator.sync_gradients and trainer.clip_norm:
+                accelerator.clip_grad_norm_(trainer.model.parameters(), trainer.clip_norm)
+            optimizer.step()
+            optimizer.zero_grad()
+        if accelerator.sync_gradients:
+            updates += 1
+            lr = learning_rate(optimizer)
+            trainer.schedule.after_update()
+            if trainer.average is not None:
+                trainer.average.update(trainer.unwrapped, step=updates)
+        mean.update(loss.detach(), weight=len(images))
+        report(len(images))
+    return EpochResult(float(mean.compute()), updates, lr)
+
+
+def _loss(trainer: Trainer, images: Any, targets: Any) -> torch.Tensor:
+    try:
+        with trainer.accelerator.autocast():
+            return trainer.task.loss(trainer.model, images, targets)
+    except ValueError as error:
+        if ONE_IMAGE not in str(error):
+            raise
+        raise TrainingError(
+            f"batch norm cannot be trained with {len(images)} image per process and step; raise batch_size"
+        ) from error
+
+
+@torch.no_grad()
+def compute_metrics(
+    accelerator: Accelerator,
+    task: Task,
+    model: nn.Module,
+    batches: Iterable[tuple[Any, Any]],
+    report: Callable[[int], None],
+) -> Metrics:
+    """Evaluate a model on the batches of all processes together.
+
+    Args:
+        accelerator: of this process.
+        task: of the model.
+        model: unwrapped, since a wrapped one waits forever where processes have different numbers of batches; left in
+            the mode that it was in.
+        batches: the share of this process.
+        report: called with the number of images of each batch.
+
+    Returns:
+        the task's metrics, followed by the mean "loss" where the task has one.
+    """
+    training = model.training
+    model.eval()
+    evaluator = task.evaluator(accelerator.device)
+    loss = MeanMetric().to(accelerator.device)
+    # torchmetrics warns of a metric without updates, as in a process that has no samples.
+    loss.update(0.0, weight=0.0)
+    has_loss = False
+    for batch in batches:
+        images, targets = send_to_device(batch, accelerator.device)
+        with accelerator.autocast():
+            outputs = task.predict(model, images)
+        evaluator.update(outputs, targets)
+        part = task.evaluation_loss(outputs, targets)
+        if part is not None:
+            loss.update(part, weight=len(images))
+            has_loss = True
+        report(len(images))
+    model.train(training)
+    metrics = evaluator.compute()
+    # A process without samples has no loss, and still has to take part in the sum.
+    if not accelerator.gather(torch.tensor([has_loss], device=accelerator.device)).any():
+        return metrics
+    return replace(metrics, scores={**metrics.scores, "loss": float(loss.compute())})

@@ -1,0 +1,152 @@
+"""Plots: learning curves and the confusion matrix, drawn by matplotlib without the state that `pyplot` shares."""
+
+from __future__ import annotations
+
+import io
+import warnings
+from collections.abc import Mapping, Sequence
+from math import isfinite
+from pathlib import Path
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import PowerNorm
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+from numpy.typing import NDArray
+
+from featuretap.support.atomic_write import replace_files
+from featuretap.support.text import one_line
+
+__all__ = ["DPI", "draw_confusion", "draw_curves", "make_figure", "save_figure", "shorten_name"]
+
+DPI = 110
+MAX_NAME = 28
+"""Characters of a name."""
+
+CURVES_SIZE = 11.0, 3.6
+"""Inches; three panels side by side."""
+
+NO_METRICS = frozenset({"epoch", "train_loss", "loss", "lr", "seconds", "images_per_second"})
+LOG_RATIO = 20.0
+"""Ratio of the largest to the smallest learning rate from which the axis is logarithmic."""
+
+MAX_MARKERS = 40
+"""Epochs up to which each has a marker."""
+
+MAX_VALUES = 20
+"""Classes up to which each cell of a confusion matrix has room for its value."""
+
+MAX_LABELS = 50
+"""Names that fit along a side of a confusion matrix; of more classes, every second, third … is named."""
+
+MIN_SIDE, MAX_SIDE = 3.2, 10.0
+"""Inches of a side of a confusion matrix."""
+
+
+def make_figure(width: float, height: float) -> Figure:
+    """Return an empty figure of a size in inches, which makes room for its text."""
+    figure = Figure(figsize=(width, height), dpi=DPI, layout="compressed")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def save_figure(figure: Figure, path: Path) -> None:
+    """Write a figure as PNG, cropped to its content.
+
+    Raises:
+        WeightsError: the disk does not take it.
+    """
+    content = io.BytesIO()
+    with warnings.catch_warnings():
+        # Characters that the font lacks are drawn as boxes.
+        warnings.filterwarnings("ignore", "Glyph")
+        figure.savefig(content, format="png", bbox_inches="tight")
+    replace_files({path: content.getvalue()})
+
+
+def shorten_name(name: str) -> str:
+    """Return a name of a class that fits, without what matplotlib would take for formulas."""
+    line = one_line(name)
+    return (line if len(line) <= MAX_NAME else f"{line[: MAX_NAME - 1]}…").replace("$", r"\$")
+
+
+def draw_curves(history: Sequence[Mapping[str, float]], path: Path) -> None:
+    """Draw losses, metrics and the learning rate by epoch, as a PNG.
+
+    The best epoch, a dashed line, is the first that has the highest value of the first metric.
+
+    Args:
+        history: a row for each epoch: "epoch" from 1, "train_loss", "loss" of the validation where there is one,
+            metrics from 0 to 1 such as "accuracy", the deciding one first, and "lr".
+        path: of the picture.
+    """
+    figure = make_figure(*CURVES_SIZE)
+    losses, scores, rates = figure.subplots(1, 3)
+    columns = list(history[0]) if history else []
+    metrics = [name for name in columns if name not in NO_METRICS]
+    finite = [row for row in history if metrics and isfinite(row[metrics[0]])]
+    best = max(finite, key=lambda row: row[metrics[0]], default=None)
+    loss_labels = {"train_loss": "training", "loss": "validation"}
+    _plot(losses, "loss", history, {name: label for name, label in loss_labels.items() if name in columns})
+    _plot(scores, "validation", history, {name: name for name in metrics})
+    _plot(rates, "learning rate", history, {"lr": ""})
+    if best is not None:
+        scores.set_title(f"best: {metrics[0]} {best[metrics[0]]:.4f} in epoch {best['epoch']:.0f}")
+        for panel in (losses, scores):
+            panel.axvline(best["epoch"], color="grey", linestyle="--", linewidth=1, zorder=1)
+    used = [row["lr"] for row in history if row["lr"] > 0]
+    if used and max(used) > LOG_RATIO * min(used):
+        rates.set_yscale("log")
+    save_figure(figure, path)
+
+
+def _plot(panel: Axes, title: str, history: Sequence[Mapping[str, float]], labels: Mapping[str, str]) -> None:
+    """Draw columns of the history into a panel, with a legend of the labels that are not empty."""
+    epochs, marker = [row["epoch"] for row in history], "o" if len(history) <= MAX_MARKERS else ""
+    for name, label in labels.items():
+        panel.plot(epochs, [row.get(name, float("nan")) for row in history], marker=marker, markersize=3, label=label)
+    panel.set_title(title)
+    panel.set_xlabel("epoch")
+    panel.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1, steps=[1, 2, 5, 10]))
+    panel.grid(alpha=0.3)
+    panel.margins(x=0.02 if len(history) > 1 else 0.5)
+    if any(labels.values()):
+        panel.legend(fontsize="small", framealpha=0.8)
+
+
+def draw_confusion(confusion: NDArray[np.int64], classes: Sequence[str], path: Path) -> None:
+    """Draw the counts of a confusion matrix as a PNG, true classes as rows.
+
+    Colours are fractions of the row; the values, of up to twenty classes, are percentages.
+
+    Args:
+        confusion: (K, K) counts.
+        classes: their K names.
+        path: of the picture.
+    """
+    count = len(classes)
+    fractions = confusion / np.maximum(confusion.sum(axis=1, keepdims=True), 1)
+    labels = range(0, count, -(-count // MAX_LABELS))
+    names = [shorten_name(classes[label]) for label in labels]
+    side = min(MAX_SIDE, max(MIN_SIDE, 0.5 * count if count <= MAX_VALUES else MAX_SIDE))
+    # Room for names: a character is about a fourteenth of an inch wide.
+    margin = 0.8 + max(map(len, names)) / 14
+    figure = make_figure(side + margin + 0.9, side + margin)
+    axes = figure.add_subplot()
+    # Root scale, so that rare confusions are visible.
+    image = axes.imshow(fractions, cmap="Blues", norm=PowerNorm(0.5, 0, 1), interpolation="nearest")
+    size = 9 if len(names) <= 30 else 7
+    axes.set_xticks(list(labels), names, rotation=90, fontsize=size)
+    axes.set_yticks(list(labels), names, fontsize=size)
+    axes.set_xlabel("predicted class")
+    axes.set_ylabel("true class")
+    figure.colorbar(image, ax=axes, label="fraction of the true class", fraction=0.046)
+    if count <= MAX_VALUES:
+        for row, column in zip(*np.nonzero(confusion), strict=True):
+            fraction = fractions[row, column]
+            text = f"{100 * fraction:.0f}" if fraction >= 0.005 else "<1"
+            colour = "white" if fraction > 0.3 else "black"
+            axes.text(column, row, text, ha="center", va="center", color=colour, fontsize=8)
+    save_figure(figure, path)

@@ -1,0 +1,189 @@
+"""A page of images of a data set, with a model's predictions beside the truth."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import matplotlib
+import torch
+from PIL import Image, ImageDraw, ImageFont
+from torch import nn
+from torchvision.transforms.v2 import functional as F  # noqa: N812 - torchvision's own name for it
+from torchvision.utils import make_grid
+
+from featuretap.models.built import description_of
+from featuretap.support.images import convert_mode, write_picture
+from featuretap.support.text import one_line
+from featuretap.workflows.datasets.data_set import Samples
+from featuretap.workflows.inference.class_names import class_names
+from featuretap.workflows.inference.drawing import draw_boxes, draw_classes, draw_words
+from featuretap.workflows.inference.predicting import predict_images, task_of
+
+__all__ = ["draw_predictions"]
+
+CANDIDATES = 1000
+"""Images that are searched for mistakes."""
+
+BATCH = 64
+"""Images in memory at once."""
+
+SMALL, LARGE = 160, 400
+"""Pixels of a side of the tiles: of classified images, and of boxes and masks, which need more detail."""
+
+COLUMNS = {"classification": 8, "detection": 4, "segmentation": 6}
+THRESHOLD = 0.3
+"""Least score of a box that is drawn: lower than in `featuretap predict`, since mistakes matter here."""
+
+MAX_DRAWN = 8
+"""Images of which boxes or masks are drawn."""
+
+GREEN, RED = (0, 140, 60), (210, 30, 30)
+FONT_SIZE, LINE_HEIGHT, FRAME, GAP = 12, 17, 4, 6
+"""Pixels."""
+
+Colour = tuple[int, int, int]
+
+
+def draw_predictions(model: nn.Module, samples: Samples, classes: Sequence[str], path: Path, *, most: int = 32) -> None:
+    """Draw images with a model's predictions, as a PNG.
+
+    Classifiers: of up to 1,000 images spread evenly, mistakes come first, in red, the most confident of them in front,
+    with the true class above the predicted one; then some of the others, in green. Detectors and segmenters: eight
+    images spread evenly, with truth and prediction side by side.
+
+    Args:
+        model: of featuretap, left in the mode that it was in.
+        samples: that it was evaluated on.
+        classes: the data set's.
+        path: of the picture.
+        most: number of images of a classifier; up to three quarters of them are mistakes.
+
+    Raises:
+        ImageError: the disk does not take the picture.
+        WeightsError: the model's outputs are NaN or infinite.
+    """
+    training, description = model.training, description_of(model)
+    model.eval()
+    names, task = class_names(description), task_of(description)
+    if task == "classification":
+        tiles = _classification_tiles(model, samples, classes, most)
+    else:
+        predicted = [seen for _, seen in _predict(model, samples, MAX_DRAWN)]
+        offset = len(names) - len(classes)
+        tiles = [
+            tile
+            for seen in predicted
+            for tile in (_box_tiles(seen, names, offset) if task == "detection" else _mask_tiles(seen, names))
+        ]
+    model.train(training)
+    grid = make_grid(torch.stack([F.pil_to_tensor(tile) for tile in tiles]), COLUMNS[task], GAP, pad_value=255)
+    write_picture(F.to_pil_image(grid), path)
+
+
+class _Predicted(NamedTuple):
+    """An image with its name, target and prediction."""
+
+    name: str
+    image: Image.Image
+    truth: Any
+    prediction: Any
+
+
+def _predict(model: nn.Module, samples: Samples, most: int) -> Iterator[tuple[int, _Predicted]]:
+    """Yield predictions for images spread evenly, with their indices."""
+    indices = _spread(len(samples), most)
+    for start in range(0, len(indices), BATCH):
+        part = indices[start : start + BATCH]
+        images, truths = zip(*(samples[index] for index in part), strict=True)
+        predictions = predict_images(model, images, top=1, threshold=THRESHOLD)
+        for index, image, truth, prediction in zip(part, images, truths, predictions, strict=True):
+            yield index, _Predicted(Path(samples.name(index)).name, convert_mode(image, "RGB"), truth, prediction)
+
+
+def _spread(count: int, most: int) -> list[int]:
+    """Return up to `most` indices below `count`, evenly spread."""
+    spread = min(count, most)
+    return [place * count // spread for place in range(spread)]
+
+
+def _classification_tiles(model: nn.Module, samples: Samples, classes: Sequence[str], most: int) -> list[Image.Image]:
+    """Return a tile for each of the selected images."""
+    # Of each image its index, true class and prediction: the images themselves would fill the memory.
+    ranked: list[tuple[int, int, Any]] = [
+        (index, seen.truth, seen.prediction.ranked[0]) for index, seen in _predict(model, samples, CANDIDATES)
+    ]
+    correct = [each for each in ranked if each[2].label == each[1]]
+    wrong = sorted((each for each in ranked if each[2].label != each[1]), key=lambda each: -each[2].value)
+    mistakes = wrong[: max(most * 3 // 4, most - len(correct))]
+    successes = [correct[place] for place in _spread(len(correct), most - len(mistakes))]
+    tiles = []
+    for index, truth, predicted in (*mistakes, *successes):
+        # The score first, since long names are cut.
+        text, is_wrong = f"{predicted.value:.2f} {predicted.name}", predicted.label != truth
+        lines = (classes[truth], f"→ {text}") if is_wrong else (text, "")
+        tiles.append(_tile(convert_mode(samples[index][0], "RGB"), SMALL, lines, RED if is_wrong else GREEN))
+    return tiles
+
+
+def _box_tiles(seen: _Predicted, names: Sequence[str], offset: int) -> list[Image.Image]:
+    """Return two tiles: the true objects without ignored ones, and the predicted ones."""
+    truth, prediction = seen.truth, seen.prediction
+    kept = ~truth.ignored
+    masks = None if truth.masks is None else truth.masks[kept]
+    true = draw_boxes(seen.image, truth.boxes[kept], truth.labels[kept] + offset, None, names, masks)
+    boxes, labels, scores = prediction.boxes, prediction.labels, prediction.scores
+    predicted = draw_boxes(seen.image, boxes, labels, scores, names, prediction.masks)
+    lines = (f"truth of {seen.name}", f"prediction, scores from {THRESHOLD}")
+    return [_tile(tile, LARGE, [line]) for tile, line in zip((true, predicted), lines, strict=True)]
+
+
+def _mask_tiles(seen: _Predicted, names: Sequence[str]) -> list[Image.Image]:
+    """Return three tiles: the image, the true classes of its pixels, and the predicted ones."""
+    tiles = {
+        seen.name: draw_words(seen.image, []),
+        "truth": draw_classes(seen.image, seen.truth, names),
+        "prediction": draw_classes(seen.image, seen.prediction.mask, names),
+    }
+    # Legends differ in height, and the photograph is to be at the same place in all three.
+    width, height = (max(sides) for sides in zip(*(tile.size for tile in tiles.values()), strict=True))
+    padded = [F.pad(tile, [0, 0, width - tile.width, height - tile.height], 255) for tile in tiles.values()]
+    return [_tile(tile, LARGE, [line]) for line, tile in zip(tiles, padded, strict=True)]
+
+
+def _tile(image: Image.Image, side: int, lines: Sequence[str], colour: Colour | None = None) -> Image.Image:
+    """Return an RGB image at the bottom of a white square, above lines of text that are cut where they are too long.
+
+    Args:
+        image: shrunk to the square, or enlarged by an integer factor, without blur.
+        side: pixels of the square.
+        lines: of text.
+        colour: of the text, and of a frame around the image; None for black text without a frame.
+    """
+    image = _fit(image, side)
+    tile = Image.new("RGB", (side + 2 * FRAME, side + 2 * FRAME + len(lines) * LINE_HEIGHT), "white")
+    left, top = FRAME + (side - image.width) // 2, FRAME + side - image.height
+    pen = ImageDraw.Draw(tile)
+    if colour is not None:
+        corner = left + image.width + FRAME - 1, top + image.height + FRAME - 1
+        pen.rectangle((left - FRAME, top - FRAME, *corner), fill=colour)
+    tile.paste(image, (left, top))
+    # It has more characters than Pillow's own font.
+    font = ImageFont.truetype(Path(matplotlib.get_data_path()) / "fonts/ttf/DejaVuSans.ttf", FONT_SIZE)
+    for number, line in enumerate(map(one_line, lines)):
+        cut = line
+        while cut and pen.textlength(cut if cut == line else f"{cut}…", font=font) > side:
+            cut = cut[:-1]
+        place = FRAME, side + 2 * FRAME + number * LINE_HEIGHT
+        pen.text(place, cut if cut == line else f"{cut}…", fill=colour or "black", font=font)
+    return tile
+
+
+def _fit(image: Image.Image, side: int) -> Image.Image:
+    longer = max(image.size)
+    if longer > side:
+        width, height = (max(1, round(length * side / longer)) for length in image.size)
+        return image.resize((width, height), Image.Resampling.LANCZOS)
+    factor = side // longer
+    return image.resize((image.width * factor, image.height * factor), Image.Resampling.NEAREST)
