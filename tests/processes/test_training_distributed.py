@@ -19,7 +19,9 @@ def torchrun(processes: int, *module: object, fails: bool = False) -> str:
     """Run a module with its arguments in several processes; return standard output, or standard error if it fails."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}", "-m"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(TESTS)}
-    ran = subprocess.run([*command, *map(str, module)], capture_output=True, text=True, env=environment, cwd=TESTS, timeout=300)
+    ran = subprocess.run(
+        [*command, *map(str, module)], capture_output=True, text=True, env=environment, cwd=TESTS, timeout=300
+    )
     assert bool(ran.returncode) == fails, ran.stderr[-3000:]
     return ran.stderr if fails else ran.stdout
 

@@ -16,7 +16,9 @@ from featuretap.workflows.training.models import resolve_model
 
 @pytest.fixture
 def lraspp(tmp_path: Path) -> Path:
-    model = registry.build("mobilenet_v3_small", head="lraspp", width=0.25, in_channels=1, num_classes=3, inter_channels=32)
+    model = registry.build(
+        "mobilenet_v3_small", head="lraspp", width=0.25, in_channels=1, num_classes=3, inter_channels=32
+    )
     return registry.save(model, tmp_path / "lraspp.safetensors")
 
 

@@ -15,7 +15,7 @@ from featuretap.specs import HeadSpec, ModelSpec
 from featuretap.specs.options import options_of
 from featuretap.specs.preprocessing import Preprocessing
 from featuretap.support.errors import HeadError, OptionError, TrainingError, WeightsError
-from featuretap.weights.reading import read
+from featuretap.weights.reading import read_checkpoint
 from featuretap.workflows.datasets.data_set import DataSet
 from featuretap.workflows.training.configuration import Configuration
 from featuretap.workflows.training.tasks import classification, detection, segmentation
@@ -54,7 +54,7 @@ def resolve_model(configuration: Configuration) -> tuple[Configuration, ModelSpe
 
 def _read_model(path: Path, head: HeadSpec) -> tuple[str, dict[str, Any]]:
     """Return the name and the options in a checkpoint's description, without the options of another head."""
-    checkpoint = read(path)
+    checkpoint = read_checkpoint(path)
     record = record_of(checkpoint, registry.default)
     description = record.description
     if not record.by_name:
