@@ -20,7 +20,7 @@ from benchmarks.reduced_tail import weights
 from featuretap.support.image_files import ImageFile, list_images
 from featuretap.support.timing import report
 from featuretap.workflows.extraction.job import Job
-from featuretap.workflows.extraction.models import Model, open_model
+from featuretap.workflows.extraction.models import Model, open_extractor
 from featuretap.workflows.extraction.reading import open_features
 from featuretap.workflows.extraction.running import Outcome, extract
 
@@ -86,7 +86,7 @@ def main(count: int = IMAGES) -> None:
         folder = Path(name)
         (folder / "images").mkdir()
         make_images(folder / "images", count)
-        model = open_model("mobilenet_v2", str(weights()), ("C3", "C5"), (SIZE, SIZE))
+        model = open_extractor("mobilenet_v2", str(weights()), ("C3", "C5"), (SIZE, SIZE))
         bench = Bench(folder, list_images([folder / "images"]), model)
         bench.run(min(count, SHARD))
 

@@ -1,92 +1,64 @@
-"""`featuretap bench`. Torch is imported once the arguments are found good."""
+"""`featuretap bench`. Torch is imported once the arguments are checked."""
 
 from __future__ import annotations
 
-import json
-import sys
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
-from click.shell_completion import CompletionItem
 
-from featuretap.command_line import completing
+from featuretap.command_line import completion
 from featuretap.command_line.commands import Command
-from featuretap.command_line.parameters import OptionPair, Size
-from featuretap.command_line.printing import print_table, print_text
+from featuretap.command_line.options import CommaSeparated, Size, backbone_options
+from featuretap.command_line.printing import print_json, print_table, print_text
 from featuretap.support.extras import check_extra
 from featuretap.support.text import format_count
 
 if TYPE_CHECKING:
     from featuretap.workflows.measuring.comparing import Comparison, Measurement
 
-__all__ = ["bench_command"]
+__all__ = ["LIBRARIES", "bench_command"]
 
 LIBRARIES = ("timm", "torchvision")
 
 
-class Several(click.ParamType[tuple[Any, ...]]):
-    """Values of a kind, separated by commas: "1,8"."""
-
-    def __init__(self, kind: click.ParamType[Any], name: str) -> None:
-        self.kind = kind
-        self.name = name
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[Any, ...]:
-        """Return the values."""
-        if isinstance(value, tuple):
-            return value
-        parts = [part.strip() for part in value.split(",") if part.strip()]
-        if not parts:
-            self.fail(f"{value!r} names nothing; write values with commas between", param, ctx)
-        return tuple(dict.fromkeys(self.kind.convert(part, param, ctx) for part in parts))
-
-    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem[str]]:
-        """Complete the last value as its kind does."""
-        return completing.comma_separated(self.kind.shell_complete)(ctx, param, incomplete)
-
-
 @click.command("bench", cls=Command, short_help="Measure how fast backbones are.")
-@click.argument("names", nargs=-1, required=True, shell_complete=completing.backbones, help="The backbones.")
+@click.argument("names", nargs=-1, required=True, shell_complete=completion.backbones, help="The backbones.")
 @click.option(
     "--runtime",
     "runtimes",
-    type=Several(click.STRING, "NAMES"),
+    type=CommaSeparated(click.STRING, "NAMES", "eager,onnxruntime", completion.runtimes),
     default="eager",
     show_default=True,
-    shell_complete=completing.comma_separated(completing.runtimes),
-    help="What computes, separated by commas: eager, or runtimes.",
+    help="What computes: eager, or runtimes, separated by commas.",
 )
 @click.option(
     "--size",
     "sizes",
-    type=Several(Size(), "SIZES"),
+    type=CommaSeparated(Size(), "SIZES", "224,320x256"),
     default="224",
     show_default=True,
-    help="Of the images, in pixels; several with commas.",
+    help="Sizes of the images in pixels, separated by commas.",
 )
 @click.option(
     "--batch",
     "batches",
-    type=Several(click.IntRange(min=1), "NUMBERS"),
+    type=CommaSeparated(click.IntRange(min=1), "NUMBERS", "1,8"),
     default="1",
     show_default=True,
-    help="Images of a call; several with commas.",
+    help="Batch sizes, separated by commas.",
 )
 @click.option("--rounds", type=click.IntRange(min=1), default=30, show_default=True, help="Timed calls of each.")
-@click.option("--threads", type=click.IntRange(min=1), help="Of torch and of the runtimes.  [default: torch's]")
+@click.option("--threads", type=click.IntRange(min=1), help="Of PyTorch and the runtimes.  [default: PyTorch's]")
 @click.option(
     "--against",
-    type=Several(click.Choice(LIBRARIES), "LIBRARIES"),
-    help="Measure their networks too: timm,torchvision.",
+    type=CommaSeparated(click.Choice(LIBRARIES), "LIBRARIES", "timm,torchvision"),
+    help="Also measure the networks of timm, torchvision.",
 )
-@click.option(
-    "--option", "pairs", type=OptionPair(), multiple=True, help="An option of the backbones; can be repeated."
-)
+@backbone_options("An option of the backbones; can be repeated.")
 @click.option(
     "--picture", type=click.Path(path_type=Path, dir_okay=False), help="Draw latency against size into this PNG."
 )
@@ -99,38 +71,40 @@ def bench_command(
     rounds: int,
     threads: int | None,
     against: tuple[str, ...] | None,
-    pairs: tuple[tuple[str, Any], ...],
+    options: dict[str, Any],
     picture: Path | None,
     as_json: bool,
 ) -> None:
     """Measure how fast the feature maps C1 to C5 of the backbones NAMES are computed on the CPU.
 
-    Weights are fresh, since speed does not depend on them. Calls are interleaved, and ratios are to the first line.
+    Weights are random, since speed does not depend on them. Calls are interleaved; ratios are to the first line.
 
     Example: featuretap bench mobilenet_v3_large --runtime eager,onnxruntime --against timm --batch 1,8
     """
     if picture is not None:
         check_extra("featuretap bench --picture", "bench", ("matplotlib",))
         _check_picture(picture)
+    from featuretap.support.progress import progress_steps
     from featuretap.workflows.measuring.comparing import WARM_UP, Setting, compare
     from featuretap.workflows.measuring.contenders import contenders
     from featuretap.workflows.measuring.machine import torch_threads
 
-    settings = [Setting(size, batch) for size, batch in product(sizes, batches)]
-    with torch_threads(threads) as used, _progress() as (begin, advance):
+    settings = [Setting(size, batch) for size, batch in dict.fromkeys(product(sizes, batches))]
+    # A thread that draws the bar would take its time from what is measured.
+    with torch_threads(threads) as used, progress_steps(auto_refresh=False) as (begin, advance):
         found, left_out = contenders(
-            names, runtimes, against or (), options=dict(pairs), threads=used, begin=lambda made: begin(made, None)
+            names, runtimes, against or (), options=options, threads=used, begin=lambda label: begin(label, None)
         )
         begin("measuring", len(found) * len(settings) * (WARM_UP + rounds))
-        comparison = compare(found, settings, rounds, advance)
+        comparison = compare(found, settings, rounds, lambda: advance(1))
     for sentence in left_out:
         click.echo(f"featuretap: {sentence}", err=True)
     if as_json:
-        click.echo(json.dumps({"options": dict(pairs), **comparison.as_json(), "left_out": left_out}, indent=2))
+        print_json({"options": options, **comparison.as_json(), "left_out": left_out})
     else:
         _print(comparison)
     if picture is not None:
-        # Behind the figures, which are not to be lost with it.
+        # After the figures, which must not be lost if it fails.
         from featuretap.workflows.measuring.picture import write_picture
 
         write_picture(comparison, picture)
@@ -139,7 +113,7 @@ def bench_command(
 
 
 def _check_picture(path: Path) -> None:
-    """Find out before anything is measured whether a picture can be written."""
+    """Check before the measurement that the picture can be written."""
     if path.suffix.lower() != ".png":
         raise click.UsageError(f"the picture {str(path)!r} would be a PNG; give it a name that ends in .png")
     try:
@@ -148,35 +122,9 @@ def _check_picture(path: Path) -> None:
         raise click.UsageError(f"cannot write the picture {str(path)!r}: {error.strerror or error}") from error
 
 
-@contextmanager
-def _progress() -> Iterator[tuple[Callable[[str, int | None], None], Callable[[], None]]]:
-    """Yield what begins a step of so many parts, and what moves it on."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    console = Console(stderr=True)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    # A thread that draws meanwhile would take its time from what is measured.
-    with Progress(
-        *columns, console=console, disable=not sys.stderr.isatty(), transient=True, auto_refresh=False
-    ) as progress:
-        bar = progress.add_task("")
-
-        def begin(words: str, total: int | None) -> None:
-            progress.reset(bar, description=words, total=total)
-            progress.refresh()
-
-        def advance() -> None:
-            progress.advance(bar)
-            progress.refresh()
-
-        yield begin, advance
-
-
 def _print(comparison: Comparison) -> None:
-    titles = ["network", "computed by", "ms", "quartiles", "ms/image", "ratio", "quartiles"]
-    titles += ["MACs", "parameters", "of limit"]
-    columns = [(title, "left" if number < 2 else "right") for number, title in enumerate(titles)]
+    right = ("ms", "quartiles", "ms/image", "ratio", "quartiles", "MACs", "parameters", "of limit")
+    columns = [("network", "left"), ("computed by", "left"), *((title, "right") for title in right)]
     for setting, measurements in comparison.by_setting.items():
         print_text(str(setting))
         print_table(columns, map(_row, measurements))

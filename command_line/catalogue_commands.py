@@ -1,18 +1,17 @@
-"""`featuretap list` and `featuretap show`. No torch."""
+"""`featuretap list` and `featuretap show`."""
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 import click
 
 from featuretap import registry
 from featuretap.catalogue.request import backbone_of
-from featuretap.command_line import completing
+from featuretap.command_line import completion
 from featuretap.command_line.commands import Command
-from featuretap.command_line.parameters import Addresses, OptionPair, Size
-from featuretap.command_line.printing import print_table, print_text
+from featuretap.command_line.options import JSON, NUM_CLASSES, TAPS, Size, backbone_options
+from featuretap.command_line.printing import format_options, print_fields, print_json, print_table, print_text
 from featuretap.specs import BackboneSpec, ModelSpec
 from featuretap.specs.addresses import LEVELS
 from featuretap.support.errors import FeaturetapError, HeadError, PluginError, UnknownHeadError
@@ -21,124 +20,112 @@ from featuretap.support.text import format_count
 __all__ = ["list_command", "show_command"]
 
 LISTED_SIZE = (224, 224)
+BACKBONE_COLUMNS = (
+    ("name", "left"),
+    ("parameters", "right"),
+    ("MACs", "right"),
+    ("channels C1–C5", "left"),
+    ("weights", "left"),
+)
+HEAD_COLUMNS = (("name", "left"), ("reads", "left"), ("classes", "right"), ("description", "left"))
 
 
 @click.command("list", cls=Command, short_help="List backbones, or heads.")
 @click.argument(
-    "pattern", default="*", shell_complete=completing.listed, help="Part of names, with * for the rest.  [default: *]"
+    "pattern",
+    default="*",
+    shell_complete=completion.backbones_or_heads,
+    help="Names; * matches any text.  [default: *]",
 )
-@click.option("--heads", is_flag=True, help="List heads in place of backbones.")
+@click.option("--heads", is_flag=True, help="List heads instead of backbones.")
 def list_command(pattern: str, heads: bool) -> None:
     """List the backbones, or the heads, whose names match PATTERN.
 
     Example: featuretap list 'mobilenet_v3*'
     """
+    names = (registry.list_heads if heads else registry.list_backbones)(pattern)
+    if not names:
+        kind, flag = ("head", " --heads") if heads else ("backbone", "")
+        raise click.UsageError(f"no {kind} matches {pattern!r}; see featuretap list{flag}")
     if heads:
-        _list_heads(pattern)
-        return
-    names = registry.list_backbones(pattern)
-    if not names:
-        raise click.UsageError(f"no backbone matches {pattern!r}; featuretap list names them all")
-    columns = [("name", "left"), ("parameters", "right"), ("MACs", "right"), ("channels C1–C5", "left")]
-    print_table([*columns, ("weights", "left")], map(_listed, names))
-    if "/" in pattern:
-        print_text("featuretap show NAME builds one of these without memory, to say what it is.")
+        print_table(HEAD_COLUMNS, map(_head_row, names))
+        print_text("Classes are the default; featuretap show NAME --head HEAD counts a backbone with a head.")
     else:
-        print_text(
-            "Parameters and multiply-adds (MACs) with the 1000-class classifier, for one image of 224×224 pixels."
-        )
-    _name_problems()
-
-
-def _list_heads(pattern: str) -> None:
-    names = registry.list_heads(pattern)
-    if not names:
-        raise click.UsageError(f"no head matches {pattern!r}; featuretap list --heads names them all")
-    columns = [("name", "left"), ("reads", "left"), ("classes", "right"), ("what it is", "left")]
-    rows = []
-    for name in names:
-        try:
-            head = registry.default.head(name)
-        except UnknownHeadError:
-            # Two plugins have it, which is said below.
-            rows.append((name, "–", "–", ""))
-            continue
-        reads = ", ".join(choice if isinstance(choice, str) else " or ".join(choice) for choice in head.reads)
-        classes = "–" if head.num_classes is None else str(head.num_classes)
-        rows.append((name, reads, classes, head.description))
-    print_table(columns, rows)
-    print_text("Classes are those of the default; featuretap show NAME --head HEAD counts a backbone with a head.")
-    _name_problems()
-
-
-def _name_problems() -> None:
-    problems = registry.default.problems
-    for problem in problems:
+        print_table(BACKBONE_COLUMNS, map(_backbone_row, names))
+        if "/" in pattern:
+            print_text("featuretap show NAME describes one of these, which it builds on the meta device.")
+        else:
+            print_text("Parameters and multiply-adds (MACs) include the 1000-class classifier, for one 224×224 image.")
+    for problem in registry.default.problems:
         click.echo(problem, err=True)
-    if problems:
-        click.echo("featuretap plugins says more.", err=True)
+    if registry.default.problems:
+        click.echo("see featuretap plugins", err=True)
 
 
-def _listed(name: str) -> tuple[str, ...]:
+def _head_row(name: str) -> tuple[str, ...]:
+    try:
+        head = registry.default.head(name)
+    except UnknownHeadError:
+        # Two plugins provide it, which is one of the problems.
+        return name, "–", "–", ""
+    reads = ", ".join(choice if isinstance(choice, str) else " or ".join(choice) for choice in head.reads)
+    return name, reads, "–" if head.num_classes is None else str(head.num_classes), head.description
+
+
+def _backbone_row(name: str) -> tuple[str, ...]:
     if registry.default.needs_torch(name):
-        # To describe what is in an open namespace, or rests on it, it has to be built.
+        # Backbones of open namespaces, and their variants, are built to be described.
         return name, "–", "–", "–", ""
     try:
-        spec = _whole(name, {})
+        spec = _with_classifier(name, {})
     except FeaturetapError as error:
-        # One backbone that cannot be described must not hide the others; what is contested is said anyway.
+        # One backbone that cannot be described must not hide the others.
         if str(error) not in registry.default.problems:
             click.echo(str(error), err=True)
         return name, "–", "–", "–", ""
-    taps = spec.taps
-    channels = (str(taps[level].channels) if level in taps else "–" for level in LEVELS)
-    entries = registry.default.weights_of(name)
-    tags = ", ".join(entry.tag for entry in entries if entry.head == "classification")
-    return name, *map(format_count, _counts(spec, LISTED_SIZE)), " / ".join(channels), tags
+    channels = (str(spec.taps[level].channels) if level in spec.taps else "–" for level in LEVELS)
+    tags = (entry.tag for entry in registry.default.weights_of(name) if entry.head == "classification")
+    return name, *map(format_count, _counts(spec, LISTED_SIZE)), " / ".join(channels), ", ".join(tags)
 
 
-def _whole(name: str, options: dict[str, Any]) -> BackboneSpec | ModelSpec:
+def _with_classifier(name: str, options: dict[str, Any]) -> BackboneSpec | ModelSpec:
     try:
         return registry.spec(name, **options)
     except HeadError:
-        # A backbone that does not reach C5 has no classifier by default, and is described without one.
+        # A backbone that does not reach C5 has no classifier by default.
         return registry.spec(name, features_only=True, **options)
 
 
 def _counts(
     spec: BackboneSpec | ModelSpec, size: tuple[int, int], *, built: bool = False
 ) -> tuple[int | None, int | None]:
-    """Return parameters and multiply-adds; what is no table has to be built for them, and is counted if it may be."""
+    """Return parameters and multiply-adds, or None for what has to be built to be counted and must not be."""
     if not backbone_of(spec).stages and not built:
         return None, None
     parameters = spec.parameters
     try:
         return parameters, spec.macs(*size)
     except PluginError as error:
-        # Networks for one size of images cannot be run at another.
+        # A network for one size of images cannot run at another.
         click.echo(str(error), err=True)
         return parameters, None
 
 
 @click.command("show", cls=Command, short_help="Show the taps of a backbone, and what it costs.")
-@click.argument("name", shell_complete=completing.backbones, help="The backbone.")
+@click.argument("name", shell_complete=completion.backbones, help="The backbone.")
 @click.option("--width", type=float, help="Width multiplier.")
 @click.option("--reduced-tail", is_flag=True, default=None, help="Halve the channels behind C4.")
 @click.option("--output-stride", type=int, help="32, 16 or 8.")
 @click.option("--in-channels", type=int, help="Channels of the images.")
-@click.option("--option", "pairs", type=OptionPair(), multiple=True, help="Any other option; can be repeated.")
-@click.option(
-    "--head",
-    shell_complete=completing.heads,
-    help="Count the backbone with this head; featuretap list --heads names them.",
-)
-@click.option("--num-classes", type=int, help="Classes of the head.")
-@click.option("--taps", type=Addresses(), help="Which maps the head reads, separated by commas.")
-@click.option("--size", type=Size(), default="224x224", show_default=True, help="Of the images.")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@backbone_options("Any other option; can be repeated.")
+@click.option("--head", shell_complete=completion.heads, help="Count the backbone with this head.")
+@NUM_CLASSES
+@click.option("--taps", type=TAPS, help="Taps that the head reads, separated by commas.")
+@click.option("--size", type=Size(), default="224x224", show_default=True, help="Size of the images.")
+@JSON
 def show_command(
     name: str,
-    pairs: tuple[tuple[str, Any], ...],
+    options: dict[str, Any],
     head: str | None,
     num_classes: int | None,
     taps: tuple[str, ...] | None,
@@ -150,108 +137,98 @@ def show_command(
 
     Example: featuretap show mobilenet_v3_large --head ssdlite --reduced-tail --size 320x320
     """
-    options = {option: value for option, value in named.items() if value is not None} | dict(pairs)
+    options = {option: value for option, value in named.items() if value is not None} | options
+    if head is None and (taps or num_classes is not None):
+        raise click.UsageError("--taps and --num-classes are of a head; name it with --head")
     if head is None:
-        if taps or num_classes is not None:
-            raise click.UsageError("--taps and --num-classes are of a head; name it with --head")
-        facts = _facts(name, registry.spec(name, features_only=True, **options), options, size)
+        spec = registry.spec(name, features_only=True, **options)
     else:
-        model = registry.spec(name, head=head, taps=taps, num_classes=num_classes, **options)
-        assert isinstance(model, ModelSpec)
-        facts = _facts(name, model, options, size)
+        spec = registry.spec(name, head=head, taps=taps, num_classes=num_classes, **options)
+    facts = _facts(name, spec, options, size)
     if as_json:
-        click.echo(json.dumps(facts, indent=2))
+        print_json(facts)
     else:
         _print_facts(facts)
 
 
-def _facts(
-    name: str, described: BackboneSpec | ModelSpec, options: dict[str, Any], size: tuple[int, int]
-) -> dict[str, Any]:
-    spec = described
-    if isinstance(described, ModelSpec):
-        spec = described.backbone.with_taps(described.backbone.levels or tuple(described.backbone.addresses))
-    assert isinstance(spec, BackboneSpec)
+def _facts(name: str, spec: BackboneSpec | ModelSpec, options: dict[str, Any], size: tuple[int, int]) -> dict[str, Any]:
+    if isinstance(spec, ModelSpec):
+        backbone = spec.backbone.with_taps(spec.backbone.levels or tuple(spec.backbone.addresses))
+        with_head: dict[str, Any] = {
+            "head": {
+                "name": spec.head.name,
+                "description": spec.head.description,
+                "reads": list(spec.backbone.taps),
+                "num_classes": spec.num_classes,
+                "options": dict(spec.head_options),
+                **_cost(spec, size, built=True),
+                "outputs": {output: list(shape) for output, shape in spec.outputs(*size).items()},
+            }
+        }
+    else:
+        backbone, model = spec, _with_classifier(name, options)
+        none = {"parameters": None, "macs": None}
+        with_head = {"classifier": _cost(model, size, built=True) if isinstance(model, ModelSpec) else none}
     taps = {}
-    for address in spec.addresses:
-        alone = spec.with_taps((address,))
-        (tap,), (shape,) = alone.taps.values(), alone.tap_shapes(*size).values()
-        parameters, macs = _counts(alone, size)
+    for address, path in backbone.addresses.items():
+        up_to_tap = backbone.with_taps((address,))
+        (tap,), (shape,) = up_to_tap.taps.values(), up_to_tap.tap_shapes(*size).values()
         taps[address] = {
             "channels": tap.channels,
             "stride": tap.stride,
             "shape": list(shape),
-            "path": spec.addresses[address],
-            "parameters": parameters,
-            "macs": macs,
+            "path": path,
+            **_cost(up_to_tap, size),
         }
-    if isinstance(described, ModelSpec):
-        with_head = {"head": _with_head(described, size)}
-    else:
-        whole = _whole(name, options)
-        classifier = _counts(whole, size, built=True) if isinstance(whole, ModelSpec) else (None, None)
-        with_head = {"classifier": dict(zip(("parameters", "macs"), classifier, strict=True))}
     return {
-        "name": spec.name,
-        "description": spec.description,
-        "aliases": list(spec.aliases),
+        "name": backbone.name,
+        "description": backbone.description,
+        "aliases": list(backbone.aliases),
         "plugin": registry.default.provider(name),
         "options": options,
         "size": list(size),
         "taps": taps,
-        "backbone": dict(zip(("parameters", "macs"), _counts(spec, size, built=True), strict=True)),
+        "backbone": _cost(backbone, size, built=True),
         **with_head,
-        "weights": [*spec.tags, *(entry.tag for entry in registry.default.weights_of(name))],
+        "weights": [*backbone.tags, *(entry.tag for entry in registry.default.weights_of(name))],
     }
 
 
-def _with_head(model: ModelSpec, size: tuple[int, int]) -> dict[str, Any]:
-    """Return what is to be said of a whole model with a head."""
-    return {
-        "name": model.head.name,
-        "description": model.head.description,
-        "reads": list(model.backbone.taps),
-        "num_classes": model.num_classes,
-        "options": dict(model.head_options),
-        **dict(zip(("parameters", "macs"), _counts(model, size, built=True), strict=True)),
-        "outputs": {name: list(shape) for name, shape in model.outputs(*size).items()},
-    }
+def _cost(spec: BackboneSpec | ModelSpec, size: tuple[int, int], *, built: bool = False) -> dict[str, int | None]:
+    return dict(zip(("parameters", "macs"), _counts(spec, size, built=built), strict=True))
 
 
 def _print_facts(facts: dict[str, Any]) -> None:
     print_text(f"{facts['name']}: {facts['description']}")
-    about = {
-        "also called": ", ".join(facts["aliases"]),
-        "options": ", ".join(f"{name}={value}" for name, value in facts["options"].items()),
-        "from plugin": facts["plugin"],
-        "weights": ", ".join(facts["weights"]) or "none in the catalogue",
-    }
-    for label, text in about.items():
-        if text:
-            print_text(f"  {label:<12} {text}")
-    columns = [("tap", "left"), ("channels", "right"), ("stride", "right"), ("map", "right")]
+    print_fields(
+        {
+            "also called": ", ".join(facts["aliases"]),
+            "options": format_options(facts["options"]),
+            "from plugin": facts["plugin"],
+            "weights": ", ".join(facts["weights"]) or "none in the catalogue",
+        }
+    )
+    columns = [("tap", "left"), *((title, "right") for title in ("channels", "stride", "map", "parameters up to it"))]
     rows = [
-        (address, str(tap["channels"]), str(tap["stride"]), "{1}×{2}".format(*tap["shape"]), *_cost(tap))
+        (address, str(tap["channels"]), str(tap["stride"]), "{1}×{2}".format(*tap["shape"]), *_formatted(tap))
         for address, tap in facts["taps"].items()
     ]
-    print_table([*columns, ("parameters up to it", "right"), ("MACs up to it", "right")], rows)
-    height, width = facts["size"]
+    print_table([*columns, ("MACs up to it", "right")], rows)
     head = facts.get("head")
-    whole = {f"with {head['name']}": head} if head else {"classifier": facts["classifier"]}
-    label_width = max(12, *map(len, whole))
-    for label, counted in {"backbone": facts["backbone"], **whole}.items():
-        parameters, macs = _cost(counted)
-        print_text(
-            f"  {label:<{label_width}} {parameters} parameters, {macs} multiply-adds for an image of {height}×{width}"
-        )
+    costs = {"backbone": facts["backbone"]}
+    costs |= {f"with {head['name']}": head} if head else {"classifier": facts["classifier"]}
+    width = max(12, *map(len, costs))
+    image = "{}×{}".format(*facts["size"])
+    for label, cost in costs.items():
+        parameters, macs = _formatted(cost)
+        print_fields({label: f"{parameters} parameters, {macs} multiply-adds for an image of {image}"}, width)
     if head:
-        given = ", ".join(f"{name}={value}" for name, value in head["options"].items())
-        for label, text in (("it reads", ", ".join(head["reads"])), ("its options", given or "none")):
-            print_text(f"  {label:<{label_width}} {text}")
-        outputs = ((name, "×".join(map(str, shape))) for name, shape in head["outputs"].items())
+        options = format_options(head["options"]) or "none"
+        print_fields({"it reads": ", ".join(head["reads"]), "its options": options}, width)
+        outputs = ((output, "×".join(map(str, shape))) for output, shape in head["outputs"].items())
         print_table([("output", "left"), ("shape", "right")], outputs)
 
 
-def _cost(counted: dict[str, Any]) -> tuple[str, str]:
-    exact = counted["parameters"]
-    return "–" if exact is None else f"{exact:,}", format_count(counted["macs"])
+def _formatted(cost: dict[str, Any]) -> tuple[str, str]:
+    parameters = cost["parameters"]
+    return "–" if parameters is None else f"{parameters:,}", format_count(cost["macs"])

@@ -1,4 +1,4 @@
-"""Commands whose help has lines to copy, and groups that list their commands under headings."""
+"""Commands whose help has examples, and groups that list their commands under headings."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ EXAMPLE = "\n\nExample: "
 
 
 class Command(click.Command):
-    """A command whose docstring has a paragraph "Example: …" of one or more lines, which help shows as they are."""
+    """A command whose docstring ends with "Example: …"; help shows these lines as they are."""
 
     def __init__(self, *args: Any, **attributes: Any) -> None:
         super().__init__(*args, **attributes)
@@ -22,7 +22,7 @@ class Command(click.Command):
         self.examples = examples.splitlines()
 
     def format_help_text(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """Write what the command does, and the examples, which no width may break."""
+        """Write what the command does, and the examples, which are not wrapped."""
         super().format_help_text(ctx, formatter)
         with formatter.indentation(), formatter.section("Example"):
             for example in self.examples:

@@ -1,99 +1,80 @@
-"""`featuretap taps` and `featuretap predict`. Numpy, Pillow and, once the image is read, torch are imported on use."""
+"""`featuretap taps`, `featuretap predict` and `featuretap extract`. Torch is imported once the images are found."""
 
 from __future__ import annotations
 
-import json
+import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import click
 
-from featuretap.command_line import completing
 from featuretap.command_line.commands import Command
-from featuretap.command_line.interruption import unless_written
-from featuretap.command_line.parameters import Size
-from featuretap.command_line.printing import print_table, print_text
+from featuretap.command_line.interruption import report_unwritten
+from featuretap.command_line.options import JSON, MODEL, PATH, TAPS, WORKERS, Size, batch_size_option, weights_option
+from featuretap.command_line.printing import print_json, print_table, print_text, report_unreadable
+from featuretap.support.extras import check_extra
+from featuretap.workflows.extraction.job import Dtype, FileFormat, Job, usual_shard_size
 
 if TYPE_CHECKING:
     from featuretap.workflows.inference.predicting import PredictedImage
 
-__all__ = ["predict_command", "taps_command"]
+__all__ = ["extract_command", "predict_command", "taps_command"]
 
-MODEL = click.option(
-    "--model",
-    shell_complete=completing.backbones,
-    help="Name of the backbone.  [default: that of the file of weights, or mobilenet_v2]",
-)
+LARGEST_SHARD = 16_384
+"""Images per file: their names must fit the header of a safetensors file, however long they are."""
 
 
 @click.command("taps", cls=Command, short_help="Draw the feature maps of an image.")
-@click.argument("image", type=click.Path(path_type=Path), help="A picture in any format that Pillow reads.")
+@click.argument("image", type=PATH, help="An image in any format that Pillow reads.")
 @MODEL
-@click.option(
-    "--weights",
-    shell_complete=completing.weights,
-    help="A tag, a file, or 'none' for fresh ones.  [default: the catalogue's, if it has any]",
-)
-@click.option(
-    "--taps",
-    "addresses",
-    default="",
-    shell_complete=completing.comma_separated(completing.taps),
-    help="Which, separated by commas.  [default: C1 to C5]",
-)
+@weights_option()
+@click.option("--taps", type=TAPS, help="Taps, separated by commas.  [default: C1 to C5]")
 @click.option("--size", type=Size(), help="Resize the image to this.  [default: shorter side 224]")
 @click.option("--out", type=click.Path(path_type=Path, dir_okay=False), help="The picture.  [default: IMAGE-taps.png]")
-def taps_command(
-    image: Path, model: str | None, weights: str | None, addresses: str, size: tuple[int, int] | None, out: Path | None
-) -> None:
-    """Draw the feature maps of IMAGE, each map's channels reduced to colour.
+def taps_command(image: Path, out: Path | None, **arguments: Any) -> None:
+    """Draw the feature maps of IMAGE, the channels of each reduced to colours.
 
     Example: featuretap taps street.jpg --model mobilenet_v3_large --taps C3,C4,C5
     """
     target = out or Path(f"{image.stem}-taps.png")
     if target.exists() and image.exists() and target.samefile(image):
         raise click.UsageError(f"the picture {str(target)!r} would overwrite the image; choose another --out")
-    from featuretap.support.images import read_image
+    from featuretap.support.images import read_image, write_picture
 
-    picture = read_image(image)
+    pixels = read_image(image)
 
-    from featuretap.command_line.inference import feature_maps
-    from featuretap.command_line.pictures import draw_taps
-    from featuretap.support.images import write_picture
+    from featuretap.workflows.inference.feature_maps import compute_maps, draw_maps
 
-    names = tuple(name.strip() for name in addresses.split(",") if name.strip()) or None
-    resized, maps, strides, origin = feature_maps(picture, model, weights, names, size)
-    print_text(f"{origin}, image: {resized.height}×{resized.width}")
+    resized, maps, strides, label = compute_maps(pixels, **arguments)
+    print_text(f"{label}, image: {resized.height}×{resized.width}")
     rows = [
         (name, str(channels), str(strides[name]), f"{height}×{width}")
         for name, (channels, height, width) in ((name, values.shape) for name, values in maps.items())
     ]
     print_table([("tap", "left"), ("channels", "right"), ("stride", "right"), ("map", "right")], rows)
-    with unless_written(target):
-        write_picture(draw_taps(resized, maps, strides), target)
+    with report_unwritten(target):
+        write_picture(draw_maps(resized, maps, strides), target)
     print_text(f"picture: {target}")
 
 
-@click.command("predict", cls=Command, short_help="Say what is in images.")
+@click.command("predict", cls=Command, short_help="Predict what is in images.")
 @click.argument(
     "sources",
+    type=click.Path(),
     nargs=-1,
     required=True,
     metavar="SOURCE...",
-    shell_complete=completing.files,
-    help="Files, folders and addresses of images.",
+    help="Files, folders and URLs of images.",
 )
 @MODEL
+@weights_option("A tag or a file.")
+@click.option("--top", type=click.IntRange(min=1), help="Classes that a classifier names.  [default: 5]")
+@click.option("--threshold", type=click.FloatRange(0, 1), help="Minimum score of a detector's boxes.  [default: 0.5]")
+@batch_size_option(16)
 @click.option(
-    "--weights", shell_complete=completing.weights, help="A tag or a file.  [default: the catalogue's default]"
+    "--out", type=click.Path(path_type=Path, file_okay=False), help="Draw a picture of each image into this folder."
 )
-@click.option("--top", type=click.IntRange(min=1), help="How many classes a classifier names.  [default: 5]")
-@click.option("--threshold", type=click.FloatRange(0, 1), help="Least score of a detector's boxes.  [default: 0.5]")
-@click.option("--batch-size", type=click.IntRange(min=1), default=16, show_default=True, help="Images at a time.")
-@click.option(
-    "--out", type=click.Path(path_type=Path, file_okay=False), help="Draw a picture of each into this folder."
-)
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@JSON
 @click.pass_context
 def predict_command(
     context: click.Context,
@@ -106,7 +87,7 @@ def predict_command(
     out: Path | None,
     as_json: bool,
 ) -> None:
-    """Say what is in SOURCE: image files, folders of them, or their addresses.
+    """Predict what is in SOURCE: image files, folders of them, or their URLs.
 
     A classifier names the most probable classes, a detector boxes what it finds, a segmenter names the class of every
     pixel. Images that cannot be read are listed at the end; the others are done, and the exit status is 1.
@@ -117,37 +98,35 @@ def predict_command(
 
     found = find_sources(sources, out)
     pictures = picture_paths(found, out) if out else {}
-    # What is wrong with a single image is an error like any other, and known before torch is imported.
+    # A single image that cannot be read is bad input, reported before torch is imported.
     images = iter([(found[0], read_source(found[0]))]) if len(found) == 1 else read_ahead(found)
 
-    from featuretap.command_line.inference import predictor
     from featuretap.support.progress import bar
+    from featuretap.workflows.inference.models import open_predictor
     from featuretap.workflows.inference.predicting import PredictedImage, predict_sources
 
-    asked, task = predictor(model, weights)
+    predictor, task = open_predictor(model, weights)
     for option, value, needed in (("--top", top, "classification"), ("--threshold", threshold, "detection")):
         if value is not None and task != needed:
             raise click.UsageError(f"{option} is for {needed}, and the model is one for {task}")
-    settings: dict[str, Any] = {
-        "batch_size": batch_size,
-        "top": top or 5,
-        "threshold": 0.5 if threshold is None else threshold,
-    }
+    threshold = 0.5 if threshold is None else threshold
     answered = []
     with bar("predicting", len(found), shown=len(found) > 1) as advance:
-        for answer in predict_sources(asked, images, pictures, **settings):
+        for answer in predict_sources(
+            predictor, images, pictures, batch_size=batch_size, top=top or 5, threshold=threshold
+        ):
             answered.append(answer)
             advance(1)
     good = [answer for answer in answered if isinstance(answer, PredictedImage)]
     bad = [answer for answer in answered if not isinstance(answer, PredictedImage)]
     if as_json:
-        click.echo(json.dumps([answer.as_json() for answer in good], indent=2))
+        print_json([answer.as_json() for answer in good])
     for answer in () if as_json else good:
         _print_answer(answer, titled=len(found) > 1)
     for error in bad:
         click.echo(str(error), err=True)
     if bad:
-        click.echo(f"featuretap: {len(bad)} of {len(found)} images cannot be read and are left out", err=True)
+        report_unreadable(len(bad), len(found))
         context.exit(1)
 
 
@@ -160,3 +139,90 @@ def _print_answer(answer: PredictedImage, *, titled: bool) -> None:
         print_text("  nothing found")
     if answer.picture:
         print_text(f"picture: {answer.picture}")
+
+
+@click.command("extract", cls=Command, short_help="Write the feature maps of images into a folder.")
+@click.argument("images", type=PATH, nargs=-1, required=True, help="Files and folders of images.")
+@click.option("--out", type=PATH, required=True, help="The folder of features.")
+@MODEL
+@weights_option()
+@click.option("--taps", type=TAPS, default="C5", show_default=True, help="Taps, separated by commas.")
+@click.option("--pool", is_flag=True, help="Average each map over its pixels: one value per channel.")
+@click.option("--size", type=Size(), help="Resize images to this.  [default: resize and crop as in training]")
+@batch_size_option(32)
+@WORKERS
+@click.option(
+    "--format",
+    "file_format",
+    type=click.Choice(get_args(FileFormat)),
+    default="safetensors",
+    show_default=True,
+    help="Format of the files.",
+)
+@click.option(
+    "--shard-size",
+    type=click.IntRange(1, LARGEST_SHARD),
+    help="Images per file.  [default: 1024, or as many as make 256 MiB]",
+)
+@click.option(
+    "--dtype", type=click.Choice(get_args(Dtype)), default="float32", show_default=True, help="Type of the values."
+)
+@click.option("--ray", "on_ray", is_flag=True, help="Run on the Ray cluster at RAY_ADDRESS, or on one started here.")
+def extract_command(
+    images: tuple[Path, ...],
+    out: Path,
+    model: str | None,
+    weights: str | None,
+    taps: tuple[str, ...],
+    pool: bool,
+    size: tuple[int, int] | None,
+    file_format: FileFormat,
+    shard_size: int | None,
+    dtype: Dtype,
+    **settings: Any,
+) -> None:
+    """Write the feature maps of IMAGES, folders or files, into a folder of safetensors or Parquet files.
+
+    Repeating the command resumes an interrupted run.
+
+    Example: featuretap extract photographs --taps C3,C5 --pool --out features
+    """
+    if file_format == "parquet":
+        check_extra("featuretap extract --format parquet", "parquet", ("pyarrow",))
+    if settings["on_ray"]:
+        check_extra("featuretap extract --ray", "ray", ("ray",))
+    from featuretap.support.image_files import list_images
+
+    found = list_images(images)
+
+    from featuretap.support.progress import progress_steps
+    from featuretap.workflows.extraction.models import open_extractor
+    from featuretap.workflows.extraction.running import extract
+
+    extractor = open_extractor(model, weights, taps, size)
+    shapes = extractor.shapes(pool)
+    job = Job(
+        images=found,
+        shapes=shapes,
+        pooled=pool,
+        dtype=dtype,
+        file_format=file_format,
+        shard_size=shard_size or usual_shard_size(shapes, dtype),
+        folder=out.absolute(),
+    )
+    start = time.perf_counter()
+    try:
+        with progress_steps() as (begin, advance):
+            outcome = extract(
+                job, extractor, **settings, begin=lambda count: begin("extracting", count), report=advance
+            )
+    except KeyboardInterrupt as interrupt:
+        raise click.Abort("the same command goes on from there") from interrupt
+    seconds = time.perf_counter() - start
+    if outcome.bad:
+        report_unreadable(len(outcome.bad), len(found), f"; see {str(out / 'errors.csv')!r}")
+    before = f", {len(found) - outcome.read} of them before" if outcome.read < len(found) else ""
+    print_text(
+        f"{out}: {len(found)} images{before}, {len(outcome.bad)} bad, {seconds:.1f} s, "
+        f"{outcome.read / seconds:.1f} images/s"
+    )

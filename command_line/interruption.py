@@ -1,7 +1,4 @@
-"""What becomes of a command that somebody interrupts, or whose reader goes away. No torch.
-
-Files are written whole or not at all, so that there is nothing to mend, and only to say what is there.
-"""
+"""Interrupted and terminated commands, and closed output. Files are written atomically, so none is broken."""
 
 from __future__ import annotations
 
@@ -18,61 +15,45 @@ from typing import NoReturn
 
 import click
 
-__all__ = [
-    "ReaderGoneError",
-    "TerminatedError",
-    "close_output",
-    "exit_interrupted",
-    "exit_unread",
-    "terminable",
-    "told",
-    "unless_written",
-]
+__all__ = ["convert_interrupts", "convert_sigterm", "discard_output", "exit_interrupted", "report_unwritten"]
 
-INTERRUPTED, UNREAD, TERMINATED = 130, 141, 143
-"""Exit statuses, as a shell gives them for SIGINT, SIGPIPE and SIGTERM."""
-
-
-class TerminatedError(KeyboardInterrupt):
-    """The process was asked to end by SIGTERM: what goes for Ctrl-C goes for it, but for the exit status."""
-
-
-class ReaderGoneError(Exception):
-    """Nobody reads what is printed any more, as in `featuretap list | head -1`."""
+CLOSED = 141
+"""Exit status where nobody reads the output any more, as a shell gives it for SIGPIPE."""
 
 
 @contextmanager
-def terminable() -> Iterator[None]:
-    """Let SIGTERM unwind the program, so that temporary files are removed."""
+def convert_sigterm() -> Iterator[None]:
+    """Raise a KeyboardInterrupt at SIGTERM, so that temporary files are removed."""
     if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGTERM) != signal.SIG_DFL:
-        # Somebody calls this from a program that has ways of its own.
+        # The handler of a program that calls us stays.
         yield
         return
-    signal.signal(signal.SIGTERM, _terminate)
+    signal.signal(signal.SIGTERM, _interrupt)
     try:
         yield
     finally:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
-def _terminate(number: int, frame: object) -> NoReturn:
-    raise TerminatedError
+def _interrupt(number: int, frame: object) -> NoReturn:
+    raise KeyboardInterrupt(number)
 
 
 @contextmanager
-def told() -> Iterator[None]:
-    """Turn interruptions into errors that click leaves alone."""
+def convert_interrupts() -> Iterator[None]:
+    """Handle interruptions before click, which would write a blank line, and exit with 1 where nobody reads."""
     try:
         yield
     except KeyboardInterrupt as interrupt:
         raise click.Abort from interrupt
-    except BrokenPipeError as error:
-        raise ReaderGoneError from error
+    except BrokenPipeError:
+        discard_output()
+        sys.exit(CLOSED)
 
 
 @contextmanager
-def unless_written(target: Path) -> Iterator[None]:
-    """Say of an interrupted command that nothing was written, if the target is what it was."""
+def report_unwritten(target: Path) -> Iterator[None]:
+    """Let an interrupted command report that nothing was written, if the file or folder is unchanged."""
     before = _state(target)
     try:
         yield
@@ -81,44 +62,38 @@ def unless_written(target: Path) -> Iterator[None]:
 
 
 def _state(target: Path) -> list[tuple[str, int, int]]:
-    """Return what tells a file, or the files of a folder, from what may replace them."""
-    found: list[tuple[str, int, int]] = []
-    # What cannot be looked at is for the command to say.
+    """Return the name, inode and time of a file, or of the files in a folder."""
+    # What cannot be read is for the command to report.
     with suppress(OSError):
-        for path in sorted(target.iterdir()) if target.is_dir() else [target]:
-            with suppress(OSError):
-                stat = path.stat()
-                found.append((path.name, stat.st_ino, stat.st_mtime_ns))
-    return found
+        paths = sorted(target.iterdir()) if target.is_dir() else [target]
+        return [(path.name, stat.st_ino, stat.st_mtime_ns) for path in paths for stat in [path.stat()]]
+    return []
 
 
 def exit_interrupted(error: click.Abort | KeyboardInterrupt) -> NoReturn:
-    """Say in a line what an interruption has left, and end the process."""
-    _let_go(error.__cause__ or error)
+    """Report an interruption in a line, and exit as a shell does for its signal: with 130 or 143."""
+    interrupt = error.__cause__ or error
+    _clear_frames(interrupt)
     if sys.stderr.isatty():
         # The terminal has written ^C.
         click.echo(err=True)
-    click.echo(f"featuretap: {'; '.join(filter(None, ('interrupted', *error.args)))}", err=True)
-    sys.exit(TERMINATED if TerminatedError in map(type, (error, error.__cause__)) else INTERRUPTED)
+    notes = error.args if isinstance(error, click.Abort) else ()
+    click.echo(f"featuretap: {'; '.join(filter(None, ('interrupted', *notes)))}", err=True)
+    terminated = isinstance(interrupt, KeyboardInterrupt) and interrupt.args == (signal.SIGTERM,)
+    sys.exit(128 + (signal.SIGTERM if terminated else signal.SIGINT))
 
 
-def _let_go(interrupt: BaseException) -> None:
-    """Take away what the interrupted code still holds, without what that complains of."""
+def _clear_frames(interrupt: BaseException) -> None:
+    """Free the objects of the interrupted code without printing what their finalizers raise."""
     hook, sys.unraisablehook = sys.unraisablehook, lambda unraisable: None
     try:
-        # Ctrl-C reaches the processes of loaders as well, whose loss a loader otherwise reports as it goes.
+        # Ctrl-C also ends the workers of a loader, which it would report when it is freed.
         clear_frames(interrupt.__traceback__)
         gc.collect()
     finally:
         sys.unraisablehook = hook
 
 
-def exit_unread() -> NoReturn:
-    """End the process without a word, as other tools do."""
-    close_output()
-    sys.exit(UNREAD)
-
-
-def close_output() -> None:
-    """Print nothing more: Python would otherwise complain when it flushes what is left at the end."""
+def discard_output() -> None:
+    """Discard further output, so that flushing it at exit raises nothing."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -1,4 +1,4 @@
-"""`featuretap new-plugin`: a small distribution that adds a backbone, to begin one's own with. No torch."""
+"""`featuretap new-plugin`: a small distribution that adds a backbone, as a start for a plugin."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import click
 
 from featuretap import registry
 from featuretap.command_line.commands import Command
-from featuretap.command_line.interruption import unless_written
+from featuretap.command_line.interruption import report_unwritten
 from featuretap.command_line.printing import print_text
 from featuretap.support.errors import OptionError, UnknownBackboneError
 from featuretap.support.version import __version__
@@ -121,26 +121,21 @@ pytest
 
 
 def files_of(name: str) -> dict[str, str]:
-    """Return path → text of the files of a new distribution.
-
-    Args:
-        name: of the distribution; the backbone's is the same without "featuretap-".
-    """
+    """Return path → text of the files of a new distribution; its backbone's name leaves "featuretap-" out."""
     package = name.replace("-", "_")
     backbone = package.removeprefix("featuretap_")
-    # A version that is not released yet is one that this one comes before.
-    version = re.match(r"\d+\.\d+", __version__)[0]  # type: ignore[index]
-    words = {
+    values = {
         "distribution": name,
         "package": package,
         "backbone": backbone,
         "table": backbone.upper(),
-        "version": version,
+        # Without a suffix such as ".dev1", which the release would precede.
+        "version": ".".join(__version__.split(".")[:2]),
     }
-    return {Template(path).substitute(words): Template(text).substitute(words) for path, text in FILES.items()}
+    return {Template(path).substitute(values): Template(text).substitute(values) for path, text in FILES.items()}
 
 
-@click.command("new-plugin", cls=Command, short_help="Write a small plugin to begin one's own with.")
+@click.command("new-plugin", cls=Command, short_help="Write a small plugin to start from.")
 @click.argument("name", help="The distribution, and the new folder.")
 def new_plugin_command(name: str) -> None:
     """Write a small distribution NAME with a backbone into a new folder of that name.
@@ -153,7 +148,7 @@ def new_plugin_command(name: str) -> None:
     package = name.replace("-", "_")
     backbone = package.removeprefix("featuretap_")
     if not NAME.fullmatch(name) or not backbone.isidentifier():
-        raise click.UsageError(f"{name!r} is no name of a distribution; write it like featuretap-tinynet")
+        raise click.UsageError(f"{name!r} is not a name for a distribution; write it like featuretap-tinynet")
     if package in sys.stdlib_module_names or keyword.iskeyword(package) or backbone == "featuretap":
         raise click.UsageError(f"{package!r} is the name of a module of Python or of featuretap; choose another")
     if find_spec(package):
@@ -168,13 +163,12 @@ def new_plugin_command(name: str) -> None:
     if folder.exists():
         raise click.UsageError(f"{name!r} exists already, and is left as it is; choose another name or folder")
     try:
-        with unless_written(folder), TemporaryDirectory(dir=folder.parent, prefix=".featuretap-") as temporary:
-            made = Path(temporary) / name
+        with report_unwritten(folder), TemporaryDirectory(dir=folder.parent, prefix=".featuretap-") as temporary:
             for path, text in files.items():
-                target = made / path
+                target = Path(temporary, name, path)
                 target.parent.mkdir(parents=True, exist_ok=True)
                 target.write_text(text, encoding="utf-8")
-            made.rename(folder)
+            Path(temporary, name).rename(folder)
     except OSError as error:
         raise OptionError(f"cannot write into {name!r}: {error.strerror}") from error
     for path in files:

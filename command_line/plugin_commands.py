@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable, Iterator
 from typing import Any
 
 import click
@@ -11,9 +9,10 @@ import click
 from featuretap import registry
 from featuretap.catalogue.plugin_loading import Plugin
 from featuretap.catalogue.policy import normalised
-from featuretap.command_line import completing
+from featuretap.command_line import completion
 from featuretap.command_line.commands import Command, Group
-from featuretap.command_line.printing import print_table, print_text
+from featuretap.command_line.options import JSON
+from featuretap.command_line.printing import print_fields, print_json, print_table, print_text
 from featuretap.support.errors import did_you_mean
 from featuretap.support.text import error_line
 
@@ -23,7 +22,7 @@ KINDS = ("backbones", "heads", "weights", "runtimes")
 
 
 @click.group("plugins", cls=Group, invoke_without_command=True, short_help="List plugins, or examine one.")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@JSON
 @click.pass_context
 def plugins_command(context: click.Context, as_json: bool) -> None:
     """List the installed plugins: what each provides, or why it does not.
@@ -37,13 +36,13 @@ def plugins_command(context: click.Context, as_json: bool) -> None:
         return
     plugins, problems = registry.default.plugins, registry.default.problems
     if as_json:
-        click.echo(json.dumps({"plugins": [_facts(plugin) for plugin in plugins], "problems": problems}, indent=2))
+        print_json({"plugins": [_facts(plugin) for plugin in plugins], "problems": problems})
         return
-    columns = [("distribution", "left"), ("version", "left"), ("plugin", "left"), ("status", "left")]
+    columns = [(title, "left") for title in ("distribution", "version", "plugin", "status", "provides")]
     rows = [
         (p.distribution, p.version or "–", p.name, p.status, _provides(p) or "–", _milliseconds(p)) for p in plugins
     ]
-    print_table([*columns, ("provides", "left"), ("load time", "right")], rows)
+    print_table([*columns, ("load time", "right")], rows)
     for problem in problems:
         print_text(problem)
     failed = [plugin for plugin in plugins if plugin.status == "failed"]
@@ -52,11 +51,11 @@ def plugins_command(context: click.Context, as_json: bool) -> None:
 
 
 @plugins_command.command("doctor", cls=Command, short_help="Examine the plugins of a distribution.")
-@click.argument("name", shell_complete=completing.plugins, help="The distribution, or the plugin.")
+@click.argument("name", shell_complete=completion.plugins, help="The distribution, or the plugin.")
 def doctor_command(name: str) -> None:
     """Examine the plugins of the distribution NAME: failures, heavy imports, and declarations that do not hold.
 
-    Exits with 1 where something is found.
+    The exit status is 1 if there are problems.
 
     Example: featuretap plugins doctor featuretap-mobilenet-v4
     """
@@ -66,50 +65,40 @@ def doctor_command(name: str) -> None:
         known = sorted({plugin.distribution for plugin in plugins} | {plugin.name for plugin in plugins})
         hint = did_you_mean(name, known) or f"; there are {', '.join(known)}"
         raise click.UsageError(f"no plugin and no distribution with one is named {name!r}{hint}")
-    well = [_examined(plugin) for plugin in found]
-    if not all(well):
+    sound = [_examine(plugin) for plugin in found]
+    if not all(sound):
         click.get_current_context().exit(1)
 
 
-def _examined(plugin: Plugin) -> bool:
-    """Print what is found of a plugin, and return whether it is well."""
+def _examine(plugin: Plugin) -> bool:
+    """Print what is found of a plugin, and return whether it has no problems."""
     print_text(plugin.words)
-    _print_fact("version", plugin.version)
-    _print_fact("entry point", plugin.value)
+    print_fields({"version": plugin.version, "entry point": plugin.value})
     if plugin.status == "disabled":
-        _print_fact("status", "disabled: switched off by FEATURETAP_PLUGINS or by [plugins] in featuretap.toml")
+        print_fields({"status": "disabled: switched off by FEATURETAP_PLUGINS or by [plugins] in featuretap.toml"})
         return True
-    _print_fact("status", f"{plugin.status} in {_milliseconds(plugin)}")
+    print_fields({"status": f"{plugin.status} in {_milliseconds(plugin)}"})
     if plugin.error is not None:
         from featuretap.catalogue.tracebacks import traceback_of
 
-        _print_fact("problem", error_line(plugin.error))
+        print_fields({"problem": error_line(plugin.error)})
         for line in traceback_of(plugin.error):
             print_text(f"    {line}")
-        _print_fact(
-            "next", f'mend that, or switch it off: [plugins] disable = ["{plugin.distribution}"] in featuretap.toml'
-        )
+        disable = f'[plugins] disable = ["{plugin.distribution}"] in featuretap.toml'
+        print_fields({"next": f"mend that, or switch it off: {disable}"})
         return False
-    _print_fact("provides", _provides(plugin))
-    from featuretap.command_line.diagnosis import findings
+    print_fields({"provides": _provides(plugin)})
+    from featuretap.registry.diagnosis import find_problems
 
-    problems = list(_told(findings(plugin, registry.default)))
-    _print_fact("found", f"{len(problems)} problem{'s' if problems[1:] else ''}" if problems else "no problems")
-    if problems:
-        _print_fact("next", "make module and declaration agree; the classes of featuretap.registry.testing test more")
-    return not problems
-
-
-def _told(findings: Iterable[str]) -> Iterator[str]:
-    """Print problems when they are found, which takes seconds."""
-    for finding in findings:
-        _print_fact("problem", finding)
-        yield finding
-
-
-def _print_fact(label: str, text: str) -> None:
-    if text:
-        print_text(f"  {label:<12} {text}")
+    count = 0
+    # They are printed when they are found, which takes seconds.
+    for count, problem in enumerate(find_problems(plugin, registry.default), start=1):  # noqa: B007
+        print_fields({"problem": problem})
+    print_fields({"found": f"{count} problem{'s' if count > 1 else ''}" if count else "no problems"})
+    if count:
+        advice = "make module and declaration agree; the classes of featuretap.registry.testing test more"
+        print_fields({"next": advice})
+    return not count
 
 
 def _facts(plugin: Plugin) -> dict[str, Any]:
@@ -128,12 +117,12 @@ def _facts(plugin: Plugin) -> dict[str, Any]:
 
 def _provides(plugin: Plugin) -> str:
     counts = {kind: len(getattr(plugin, kind)) for kind in KINDS}
-    words = [f"{count} {kind if count != 1 else _one(kind)}" for kind, count in counts.items() if count]
-    return ", ".join([*words, *(["an open namespace"] if plugin.find_backbone else [])])
-
-
-def _one(kind: str) -> str:
-    return kind if kind == "weights" else kind.removesuffix("s")
+    parts = [
+        f"{count} {kind.removesuffix('s') if count == 1 and kind != 'weights' else kind}"
+        for kind, count in counts.items()
+        if count
+    ]
+    return ", ".join([*parts, *(["an open namespace"] if plugin.find_backbone else [])])
 
 
 def _milliseconds(plugin: Plugin) -> str:

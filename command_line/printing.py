@@ -1,11 +1,12 @@
-"""Tables and lines of text on standard output. No torch."""
+"""Tables, fields and JSON on standard output."""
 
 from __future__ import annotations
 
+import json
 import os
 import sys
-from collections.abc import Iterable, Sequence
-from typing import Literal
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Literal
 
 import click
 from rich import box
@@ -13,13 +14,13 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-__all__ = ["print_table", "print_text"]
+__all__ = ["format_options", "print_fields", "print_json", "print_table", "print_text", "report_unreadable"]
 
 
 def print_table(columns: Sequence[tuple[str, str]], rows: Iterable[Sequence[str]]) -> None:
     """Print a table; columns are (title, "left" or "right").
 
-    A terminal's width is kept to. Anything else gets a line a row, however long, for other programs to read.
+    It fits the width of a terminal. Pipes and files get one line per row, however long, for other programs.
     """
     terminal = sys.stdout.isatty()
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
@@ -37,8 +38,30 @@ def print_text(text: str) -> None:
     _print(_rendered(Text(text)).splitlines())
 
 
+def print_fields(fields: Mapping[str, str | None], width: int = 12) -> None:
+    """Print a line for each field that has a text, with labels of a width."""
+    for label, text in fields.items():
+        if text:
+            print_text(f"  {label:<{width}} {text}")
+
+
+def format_options(options: Mapping[str, Any] | None) -> str:
+    """Return options as "width=0.5, norm=None"."""
+    return ", ".join(f"{name}={value}" for name, value in (options or {}).items())
+
+
+def report_unreadable(bad: int, images: int, note: str = "") -> None:
+    """Report on standard error how many of some images cannot be read."""
+    click.echo(f"featuretap: {bad} of {images} images cannot be read and are left out{note}", err=True)
+
+
+def print_json(value: Any) -> None:
+    """Print a value as JSON."""
+    click.echo(json.dumps(value, indent=2))
+
+
 def _rendered(shown: Table | Text) -> str:
-    # Bold is no colour, but whoever wants none wants no escape sequence either.
+    # Bold is not a colour, but NO_COLOR means no escape sequences at all.
     colours: Literal["auto"] | None = None if os.environ.get("NO_COLOR") else "auto"
     width = None if sys.stdout.isatty() else 10_000
     console = Console(highlight=False, color_system=colours, width=width)
@@ -48,5 +71,5 @@ def _rendered(shown: Table | Text) -> str:
 
 
 def _print(lines: Iterable[str]) -> None:
-    # What colours there are have been asked for.
+    # rich has decided whether there are colours.
     click.echo("\n".join(lines), color=True)

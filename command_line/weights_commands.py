@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Mapping
 from math import prod
@@ -12,102 +11,110 @@ from typing import Any
 import click
 
 from featuretap import registry
-from featuretap.command_line import completing
+from featuretap.command_line import completion
 from featuretap.command_line.commands import Command
-from featuretap.command_line.interruption import unless_written
-from featuretap.command_line.parameters import OptionPair
-from featuretap.command_line.printing import print_table, print_text
-from featuretap.support.text import one_line
+from featuretap.command_line.interruption import report_unwritten
+from featuretap.command_line.options import (
+    FEATURES_ONLY,
+    JSON,
+    NUM_CLASSES,
+    PATH,
+    backbone_options,
+    weights_option,
+)
+from featuretap.command_line.printing import format_options, print_fields, print_json, print_table, print_text
+from featuretap.support.text import first_few, one_line
 from featuretap.weights.files import sha256_of, weights_file
 from featuretap.weights.header import Stored, read_header
 from featuretap.weights.metadata import Record, read_record
 
 __all__ = ["convert_command", "inspect_command", "save_command"]
 
+TARGET = click.argument("target", type=PATH, help="The file or folder to write.")
 LAYOUT = click.option(
     "--layout",
     type=click.Choice(["featuretap", "torchvision", "timm"]),
     default="featuretap",
     show_default=True,
-    help="Whose names the tensors get.",
+    help="Library whose tensor names to write.",
 )
-PATH = click.Path(path_type=Path)
-
-NAMED = 5
-"""Classes that are named where there are more."""
+MOST_CLASSES = 5
+"""Classes that are named; of more, the count is printed."""
 
 
 @click.command("save", cls=Command, short_help="Save a backbone with published weights.")
-@click.argument("name", shell_complete=completing.backbones, help="The backbone.")
-@click.argument("target", type=PATH, help="The file or folder that is written.")
-@click.option(
-    "--weights",
-    shell_complete=completing.weights,
-    help="A tag, a file, or 'none' for fresh ones.  [default: the catalogue's default]",
-)
-@click.option("--features-only", is_flag=True, help="The bare backbone, without a classifier.")
-@click.option("--num-classes", type=int, help="Classes of the head.")
-@click.option("--option", "pairs", type=OptionPair(), multiple=True, help="An option of the backbone; can be repeated.")
+@click.argument("name", shell_complete=completion.backbones, help="The backbone.")
+@TARGET
+@weights_option()
+@FEATURES_ONLY
+@NUM_CLASSES
+@backbone_options("An option of the backbone; can be repeated.")
 @LAYOUT
 def save_command(
-    name: str,
-    target: Path,
-    weights: str | None,
-    features_only: bool,
-    num_classes: int | None,
-    pairs: tuple[tuple[str, Any], ...],
-    layout: str,
+    name: str, target: Path, weights: str | None, layout: str, options: dict[str, Any], **arguments: Any
 ) -> None:
     """Build the backbone NAME with published weights, and save it as TARGET (.safetensors, or a folder).
 
     Example: featuretap save mobilenet_v3_large large.safetensors --features-only
     """
-    pretrained = {None: True, "none": False}.get(weights, weights)
-    asked = {"features_only": features_only, "num_classes": num_classes, "pretrained": pretrained, **dict(pairs)}
-    with unless_written(target):
-        saved = registry.save(registry.build(name, **asked), target, layout)
-    print_text(f"saved: {saved}")
+    from featuretap.workflows.inference.models import open_model
+
+    with report_unwritten(target):
+        model = open_model(name, weights, **arguments, **options)
+        print_text(f"saved: {registry.save(model, target, layout)}")
 
 
 @click.command("convert", cls=Command, short_help="Rewrite weights in another library's layout.")
-@click.argument("source", type=PATH, help="A file of weights, or a folder with one.")
-@click.argument("target", type=PATH, help="The file or folder that is written.")
+@click.argument("source", type=PATH, help="A weights file, or a folder with one.")
+@TARGET
 @LAYOUT
 def convert_command(source: Path, target: Path, layout: str) -> None:
     """Rewrite the weights SOURCE (.safetensors, .pth or a folder) in another layout, as TARGET.
 
     Example: featuretap convert mobilenet_v3_large-5c1a4163.pth timm-folder --layout timm
     """
-    with unless_written(target):
+    with report_unwritten(target):
         saved = registry.convert(source, target, layout)
     print_text(f"saved: {saved}")
 
 
-@click.command("inspect", cls=Command, short_help="Show what a file of weights holds.")
-@click.argument("file", type=PATH, help="A file of weights, or a folder with one.")
+@click.command("inspect", cls=Command, short_help="Show what a weights file contains.")
+@click.argument("file", type=PATH, help="A weights file, or a folder with one.")
 @click.option("--tensors", is_flag=True, help="List every tensor, too.")
-@click.option("--finite", is_flag=True, help="Refuse weights that hold NaN or infinity.")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON, tensors included.")
+@click.option("--finite", is_flag=True, help="Refuse weights that contain NaN or infinity.")
+@JSON
 def inspect_command(file: Path, tensors: bool, finite: bool, as_json: bool) -> None:
-    """Show what a file of weights holds: of which model, in which layout, how many tensors.
+    """Show what a weights file contains: of which model, in which layout, how many tensors.
 
     Example: featuretap inspect large.safetensors
     """
     path = weights_file(file)
     if path.suffix == ".safetensors" and not finite:
         header = read_header(path)
-        stored, record = header.tensors, read_record(path, header.metadata)
+        facts = _facts(path, header.tensors, read_record(path, header.metadata))
     else:
-        from featuretap.command_line.opened import opened
-
-        stored, record = opened(path, finite)
-    facts = _facts(path, stored, record)
+        facts = _facts(path, *_read(path, finite))
     if as_json:
-        click.echo(json.dumps(facts, indent=2))
-    else:
-        _print_facts(facts)
-        if tensors:
-            _print_tensors(facts["tensors"])
+        print_json(facts)
+        return
+    _print_facts(facts)
+    if tensors:
+        _print_tensors(facts["tensors"])
+
+
+def _read(path: Path, finite: bool) -> tuple[dict[str, Stored], Record | None]:
+    """Return what a header states, from the tensors themselves."""
+    from featuretap.weights.reading import DTYPES, check_finite, read_checkpoint
+
+    checkpoint = read_checkpoint(path)
+    if finite:
+        check_finite(checkpoint)
+    names = {dtype: name for name, dtype in DTYPES.items()}
+    tensors = {
+        name: Stored(names.get(tensor.dtype, str(tensor.dtype)), tuple(tensor.shape))
+        for name, tensor in sorted(checkpoint.tensors.items())
+    }
+    return tensors, checkpoint.record
 
 
 def _facts(path: Path, tensors: Mapping[str, Stored], record: Record | None) -> dict[str, Any]:
@@ -118,77 +125,70 @@ def _facts(path: Path, tensors: Mapping[str, Stored], record: Record | None) -> 
 
         shapes = {name: stored.shape for name, stored in tensors.items()}
         record = identified(shapes, digest, registry.default, read_timm_config(path))
-    about: dict[str, Any] = {"name": None, "layout": None}
+    model: dict[str, Any] = {"name": None, "layout": None}
     if record:
-        said = record.description
-        about = {
-            "name": said.name,
-            "options": dict(said.options),
-            "taps": list(said.taps),
-            "head": said.head,
-            "num_classes": said.num_classes,
+        description = record.description
+        model = {
+            "name": description.name,
+            "options": dict(description.options),
+            "taps": list(description.taps),
+            "head": description.head,
+            "num_classes": description.num_classes,
             "layout": record.layout,
             "norm_eps": dict(record.norm_eps),
-            "classes": said.classes,
-            "weights": str(said.weights) if said.weights else None,
-            # What is only recognised by its tensors says nothing of the images it was trained with.
-            "preprocessing": said.preprocessing.as_table() if described or said.weights else None,
+            "classes": description.classes,
+            "weights": str(description.weights) if description.weights else None,
+            # A file that is only identified by its tensors states no preprocessing.
+            "preprocessing": description.preprocessing.as_table() if described or description.weights else None,
         }
     return {
         "file": str(path),
         "bytes": path.stat().st_size,
         "sha256": digest,
         "described": described,
-        **about,
+        **model,
         "tensors": {name: {"dtype": stored.dtype, "shape": list(stored.shape)} for name, stored in tensors.items()},
     }
 
 
 def _print_facts(facts: dict[str, Any]) -> None:
-    name = facts["name"] or "no model that is known here"
-    said = "" if facts["described"] or not facts["name"] else " (recognised by its tensors)"
-    print_text(f"{facts['file']}: {name}{said}")
-    tensors = facts["tensors"]
-    types = Counter(tensor["dtype"] for tensor in tensors.values())
-    numbers = sum(prod(tensor["shape"]) for tensor in tensors.values())
-    counted = ", ".join(f"{count} {dtype}" for dtype, count in types.most_common())
-    lines = {
-        "options": _pairs(facts.get("options")),
+    name = facts["name"] or "unknown model"
+    note = "" if facts["described"] or not facts["name"] else " (identified by its tensors)"
+    print_text(f"{facts['file']}: {name}{note}")
+    tensors = facts["tensors"].values()
+    types = Counter(tensor["dtype"] for tensor in tensors)
+    counts = ", ".join(f"{count} {dtype}" for dtype, count in types.most_common())
+    values = sum(prod(tensor["shape"]) for tensor in tensors)
+    fields = {
+        "options": format_options(facts.get("options")),
         "taps": ", ".join(facts.get("taps") or ()),
-        "head": facts.get("head") and _head_in_words(facts),
+        "head": _format_head(facts),
         "layout": facts["layout"],
-        "norm eps": _pairs(facts.get("norm_eps")),
+        "norm eps": format_options(facts.get("norm_eps")),
         "weights": facts.get("weights"),
-        "prepared": _pairs(facts.get("preprocessing")),
-        "tensors": f"{len(tensors)} ({counted}), {numbers:,} numbers, {facts['bytes']:,} bytes",
+        "prepared": format_options(facts.get("preprocessing")),
+        "tensors": f"{len(tensors)} ({counts}), {values:,} values, {facts['bytes']:,} bytes",
         "SHA-256": facts["sha256"],
     }
-    for label, text in lines.items():
-        if text:
-            print_text(f"  {label:<9} {text}")
+    print_fields(fields, width=9)
 
 
 def _print_tensors(tensors: Mapping[str, Any]) -> None:
     def natural(name: str) -> list[str]:
-        # "stages.C4.10" comes behind "stages.C4.9".
+        # "stages.C4.10" follows "stages.C4.9".
         return [f"{int(part):09}" if part.isdigit() else part for part in name.split(".")]
 
     rows = [
         (name, "×".join(map(str, tensors[name]["shape"])) or "–", tensors[name]["dtype"])
         for name in sorted(tensors, key=natural)
     ]
-    print_table([("tensor", "left"), ("shape", "right"), ("numbers", "left")], rows)
+    print_table([("tensor", "left"), ("shape", "right"), ("dtype", "left")], rows)
 
 
-def _head_in_words(facts: Mapping[str, Any]) -> str:
+def _format_head(facts: Mapping[str, Any]) -> str:
+    if facts.get("num_classes") is None:
+        return facts.get("head") or ""
     count, classes = facts["num_classes"], facts["classes"]
-    if count is None:
-        return str(facts["head"])
     if isinstance(classes, str):
         return f"{facts['head']}, {count} classes {classes}".strip()
-    more = f" and {count - NAMED} more" if count > NAMED else ""
-    return f"{facts['head']}, {count} classes: {', '.join(map(one_line, classes[:NAMED]))}{more}"
-
-
-def _pairs(table: Mapping[str, Any] | None) -> str:
-    return ", ".join(f"{name}={value}" for name, value in (table or {}).items())
+    return f"{facts['head']}, {count} classes: {first_few([*map(one_line, classes)], MOST_CLASSES)}"

@@ -1,4 +1,4 @@
-"""What a run says while it goes on: a line an epoch, and a bar where somebody is looking."""
+"""Progress bars on standard error, where it is a terminal."""
 
 from __future__ import annotations
 
@@ -9,27 +9,47 @@ from contextlib import contextmanager
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-__all__ = ["bar", "epoch_in_words"]
+__all__ = ["bar", "epoch_in_words", "progress_steps"]
 
 
 @contextmanager
-def bar(words: str, total: int, *, shown: bool) -> Iterator[Callable[[int], None]]:
-    """Show a bar on standard error while something goes on, and yield what moves it on by a number.
+def progress_steps(
+    *, shown: bool = True, auto_refresh: bool = True
+) -> Iterator[tuple[Callable[[str, int | None], None], Callable[[int], None]]]:
+    """Yield a function that begins a step of a label and a total, and one that advances it by a number.
 
     Args:
-        words: what goes on.
-        total: the number at its end.
-        shown: whether this process is the one to show it; nothing is shown where standard error is no terminal.
+        shown: False shows nothing, for processes other than the first.
+        auto_refresh: False draws only when the bar advances, without a thread that takes time from what is measured.
     """
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     hidden = not (shown and sys.stderr.isatty())
-    with Progress(*columns, console=Console(stderr=True), transient=True, disable=hidden) as progress:
-        task = progress.add_task(words, total=total)
-        yield lambda count: progress.advance(task, count)
+    console = Console(stderr=True)
+    with Progress(*columns, console=console, transient=True, disable=hidden, auto_refresh=auto_refresh) as progress:
+        task = progress.add_task("")
+
+        def begin(label: str, total: int | None) -> None:
+            progress.reset(task, description=label, total=total)
+            advance(0)
+
+        def advance(count: int) -> None:
+            progress.advance(task, count)
+            if not auto_refresh:
+                progress.refresh()
+
+        yield begin, advance
+
+
+@contextmanager
+def bar(label: str, total: int, *, shown: bool) -> Iterator[Callable[[int], None]]:
+    """Show a progress bar of one step, and yield the function that advances it by a number."""
+    with progress_steps(shown=shown) as (begin, advance):
+        begin(label, total)
+        yield advance
 
 
 def epoch_in_words(row: Mapping[str, float], epochs: int) -> str:
-    """Return the line of an epoch.
+    """Return the line that reports an epoch.
 
     Args:
         row: of the history: "epoch", "train_loss", measures, "lr" and "seconds".

@@ -13,7 +13,7 @@ from PIL import Image
 from support import Completed
 
 import featuretap
-from featuretap.command_line.pictures import coloured, draw_taps
+from featuretap.workflows.inference.feature_maps import draw_maps, reduce_to_colours
 
 Run = Callable[..., Completed]
 
@@ -41,7 +41,7 @@ def test_list_filters_by_pattern(run: Run) -> None:
     ran = run("list", "*_paddle")
     assert "mobilenet_v3_small_paddle" in ran.out
     assert "mobilenet_v2" not in ran.out
-    refused(run("list", "resnet*"), "no backbone matches 'resnet*'; featuretap list names them all")
+    refused(run("list", "resnet*"), "no backbone matches 'resnet*'; see featuretap list")
 
 
 def test_show_prints_every_tap_and_the_counts(run: Run) -> None:
@@ -127,11 +127,11 @@ def test_list_heads_names_what_each_reads(run: Run) -> None:
         ),
         (
             ("show", "mobilenet_v2", "--size", "0x3"),
-            "Invalid value for '--size': '0x3' is no size; write height x width in pixels, such as 320x256",
+            "Invalid value for '--size': '0x3' is not a size; write height x width in pixels, such as 320x256",
         ),
         (
             ("show", "mobilenet_v2", "--option", "width"),
-            "Invalid value for '--option': 'width' is no option; write NAME=VALUE, such as width=0.5",
+            "Invalid value for '--option': 'width' is not an option; write NAME=VALUE, such as width=0.5",
         ),
         (
             ("show", "mobilenet_v2", "--option", "reduced_tial=true"),
@@ -139,7 +139,7 @@ def test_list_heads_names_what_each_reads(run: Run) -> None:
             "in_channels, output_stride, dilate_entry, freeze, freeze_norm, norm",
         ),
         (("show", "mobilenet_v2", "--reduced-tial"), "No such option '--reduced-tial'. Did you mean '--reduced-tail'?"),
-        (("list", "--heads", "x*"), "no head matches 'x*'; featuretap list --heads names them all"),
+        (("list", "--heads", "x*"), "no head matches 'x*'; see featuretap list --heads"),
         (("show", "mobilenet_v2", "--head", "fpnn"), "no head named 'fpnn'; did you mean 'fpn'?"),
         (
             ("show", "mobilenet_v2", "--taps", "C5"),
@@ -147,7 +147,7 @@ def test_list_heads_names_what_each_reads(run: Run) -> None:
         ),
         (
             ("show", "mobilenet_v2", "--head", "fpn", "--taps", ","),
-            "Invalid value for '--taps': ',' names no taps; write them with commas between, such as C3,C4,C5",
+            "Invalid value for '--taps': ',' has no values; separate them with commas, such as C3,C4,C5",
         ),
         (
             ("show", "mobilenet_v2", "--head", "ssdlite", "--num-classes", "0"),
@@ -210,7 +210,7 @@ def test_odd_images_are_predicted_and_drawn(
 
 
 def test_predictions_of_fresh_weights_are_refused(run: Run, cat: Path) -> None:
-    message = "predictions of fresh weights mean nothing; name weights, or leave --weights out"
+    message = "predictions of random weights mean nothing; name weights, or leave --weights out"
     refused(run("predict", cat, "--weights", "none"), message)
     refused(
         run("predict", cat, "--model", "mobilenet_v1_025"),
@@ -228,7 +228,7 @@ def test_a_detectors_file_gives_no_predictions_of_a_random_classifier(run: Run, 
     )
     ran = run("predict", cat, "--weights", path, "--model", "mobilenet_v2_050")
     assert (ran.status, ran.out) == (2, "")
-    refusal = f"'{path}' has no classifier for 'mobilenet_v2_050', and predictions of fresh weights mean nothing"
+    refusal = f"'{path}' has no classifier for 'mobilenet_v2_050', and predictions of random weights mean nothing"
     assert ran.err.endswith(f"featuretap: {refusal}\n")
     assert "head      fpn\n" in run("inspect", path).out
 
@@ -272,7 +272,7 @@ def test_taps_draws_what_was_asked_for(run: Run, cat: Path, tmp_path: Path) -> N
     ran = run("taps", cat, *options, "--out", out)
     rows = [line.split() for line in ran.out.splitlines() if line.strip()]
     assert ["C4.expansion", "288", "16", "4×6"] in rows
-    assert "weights: fresh (random)" in ran.out
+    assert "weights: random" in ran.out
     assert out.exists()
 
 
@@ -294,21 +294,21 @@ def test_a_picture_that_cannot_be_written_is_a_one_line_error(run: Run, cat: Pat
 def test_colours_vary_with_the_map_and_a_constant_map_is_black() -> None:
     feature = np.zeros((8, 4, 6), np.float32)
     feature[3, :, 3:] = 5
-    seen = np.asarray(coloured(feature))
+    seen = np.asarray(reduce_to_colours(feature))
     assert seen.shape == (4, 6, 3)
     assert len(np.unique(seen[:, :3].reshape(-1, 3), axis=0)) == len(np.unique(seen[:, 3:].reshape(-1, 3), axis=0)) == 1
     assert (seen[0, 0] != seen[0, 5]).any()
-    assert not np.asarray(coloured(np.ones((2, 3, 3), np.float32))).any()
+    assert not np.asarray(reduce_to_colours(np.ones((2, 3, 3), np.float32))).any()
 
 
 def test_a_picture_of_one_map_has_two_panels() -> None:
-    page = draw_taps(Image.new("RGB", (30, 60)), {"C1": np.ones((1, 2, 4), np.float32)}, {"C1": 2})
+    page = draw_maps(Image.new("RGB", (30, 60)), {"C1": np.ones((1, 2, 4), np.float32)}, {"C1": 2})
     assert page.size == (2 * 336 + 16, 640 + 28 + 32)
 
 
 def test_each_panel_of_a_picture_is_below_its_title() -> None:
     maps = {name: np.ones((1, 2, 4), np.float32) for name in ("C1", "C2", "C3", "C4")}
-    page = draw_taps(Image.new("RGB", (60, 30), "red"), maps, dict.fromkeys(maps, 2))
+    page = draw_maps(Image.new("RGB", (60, 30), "red"), maps, dict.fromkeys(maps, 2))
     pixels = np.asarray(page)
     red, black = ((pixels == colour).all(2) for colour in ((255, 0, 0), (0, 0, 0)))
     # 320 pixels wide and half as high, 16 from the edges; 28 for each title; maps without any contrast are black.

@@ -86,16 +86,14 @@ def test_inspect_prints_everything_as_json(run: Run, classifier: Path) -> None:
 
 def test_inspect_recognises_files_without_metadata(run: Run, tmp_path: Path, official_weights: Path) -> None:
     ran = run("inspect", official_weights)
-    assert ran.out.splitlines()[0] == f"{official_weights}: mobilenet_v2 (recognised by its tensors)"
+    assert ran.out.splitlines()[0] == f"{official_weights}: mobilenet_v2 (identified by its tensors)"
     assert "b03531047ffacf1e2488318dcd2aba1126cde36e3bfe1aa5cb07700aeeee9889" in ran.out
     assert "mobilenet_v2.imagenet1k_v1" in ran.out
     safetensors.torch.save_file(timm.create_model("mobilenetv3_small_075").state_dict(), tmp_path / "a.safetensors")
     facts = json.loads(run("inspect", tmp_path / "a.safetensors", "--json").out)
     assert (facts["name"], facts["layout"], facts["preprocessing"]) == ("mobilenet_v3_small_075", "timm", None)
     safetensors.torch.save_file({"a": torch.zeros(2)}, tmp_path / "b.safetensors")
-    assert run("inspect", tmp_path / "b.safetensors").out.startswith(
-        f"{tmp_path}/b.safetensors: no model that is known here\n"
-    )
+    assert run("inspect", tmp_path / "b.safetensors").out.startswith(f"{tmp_path}/b.safetensors: unknown model\n")
 
 
 def test_inspect_needs_no_torch(classifier: Path) -> None:
@@ -166,8 +164,7 @@ def test_bad_input_is_a_one_line_error(run: Run, tmp_path: Path, classifier: Pat
         word = pair.partition("=")[0]
         refused(
             run("save", "mobilenet_v2", tmp_path / "b.safetensors", "--weights", "none", "--option", pair),
-            f"Invalid value for '--option': {word!r} is no option of a backbone or a head; see --help for what the "
-            "command takes",
+            f"Invalid value for '--option': {word!r} is not an option of a backbone or a head; see --help",
         )
         assert run("show", "mobilenet_v2", "--option", pair).status == 2
     bare = tmp_path / "bare.safetensors"

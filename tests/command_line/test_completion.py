@@ -10,7 +10,7 @@ import pytest
 from support import Completed
 
 from featuretap.command_line import command
-from featuretap.command_line.completion_command import PROGRAM, VARIABLE
+from featuretap.command_line.completion import PROGRAM, VARIABLE
 
 Run = Callable[..., Completed]
 Complete = Callable[..., list[str]]

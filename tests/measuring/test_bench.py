@@ -120,10 +120,13 @@ def test_bench_draws_a_picture(bench: Run, tmp_path: Path) -> None:
         (("--batch", "1,0"), "Invalid value for '--batch': 0 is not in the range x>=1."),
         (
             ("--size", "224,big"),
-            "Invalid value for '--size': 'big' is no size; write height x width in pixels, such as 320x256",
+            "Invalid value for '--size': 'big' is not a size; write height x width in pixels, such as 320x256",
         ),
         (("--against", "keras"), "Invalid value for '--against': 'keras' is not one of 'timm', 'torchvision'."),
-        (("--runtime", ","), "Invalid value for '--runtime': ',' names nothing; write values with commas between"),
+        (
+            ("--runtime", ","),
+            "Invalid value for '--runtime': ',' has no values; separate them with commas, such as eager,onnxruntime",
+        ),
         (
             ("--picture", "speed.jpg"),
             "the picture 'speed.jpg' would be a PNG; give it a name that ends in .png",

@@ -11,8 +11,8 @@ from support import Completed
 from support.distributions import CULPRITS, GOOD, IMPORTS, Distribution, installed_here, table, write_installed
 from torch import nn
 
-from featuretap.command_line.diagnosis import findings
 from featuretap.registry import Registry, torch_free
+from featuretap.registry.diagnosis import find_problems
 from featuretap.registry.errors import SpecError
 from featuretap.registry.hookspecs import hookimpl
 from featuretap.registry.specs import BackboneSpec, HeadSpec
@@ -255,7 +255,7 @@ def test_an_exception_that_no_check_expects_is_a_finding() -> None:
     head = HeadSpec("leaves", ("C5",), f"{__name__}:nothing", outputs=f"{__name__}:leave")
     module = SimpleNamespace(__name__="leaving", featuretap_heads=hookimpl(lambda: [head]))
     registry = Registry([module], discover=False)
-    assert "SystemExit: 0" in list(findings(registry.plugins[-1], registry))
+    assert "SystemExit: 0" in list(find_problems(registry.plugins[-1], registry))
 
 
 def test_a_head_that_no_backbone_fits_is_a_finding() -> None:
@@ -263,7 +263,7 @@ def test_a_head_that_no_backbone_fits_is_a_finding() -> None:
     module = SimpleNamespace(__name__="reading", featuretap_heads=hookimpl(lambda: [head]))
     registry = Registry([module], discover=False)
     message = "head 'reads' reads C9, but 'mobilenet_v3_small' ends at C5"
-    assert message in list(findings(registry.plugins[-1], registry))
+    assert message in list(find_problems(registry.plugins[-1], registry))
 
 
 def test_an_interruption_ends_the_doctor() -> None:
@@ -271,7 +271,7 @@ def test_an_interruption_ends_the_doctor() -> None:
     module = SimpleNamespace(__name__="interrupting", featuretap_heads=hookimpl(lambda: [head]))
     registry = Registry([module], discover=False)
     with pytest.raises(KeyboardInterrupt):
-        list(findings(registry.plugins[-1], registry))
+        list(find_problems(registry.plugins[-1], registry))
 
 
 def interrupt(backbone: BackboneSpec, **asked: Any) -> Any:

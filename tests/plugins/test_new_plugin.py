@@ -46,11 +46,11 @@ def test_the_written_distribution_is_a_plugin(
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("MyNet", "'MyNet' is no name of a distribution; write it like featuretap-tinynet"),
-        ("../net", "'../net' is no name of a distribution; write it like featuretap-tinynet"),
-        ("net--x", "'net--x' is no name of a distribution; write it like featuretap-tinynet"),
-        ("featuretap-2net", "'featuretap-2net' is no name of a distribution; write it like featuretap-tinynet"),
-        ("", "'' is no name of a distribution; write it like featuretap-tinynet"),
+        ("MyNet", "'MyNet' is not a name for a distribution; write it like featuretap-tinynet"),
+        ("../net", "'../net' is not a name for a distribution; write it like featuretap-tinynet"),
+        ("net--x", "'net--x' is not a name for a distribution; write it like featuretap-tinynet"),
+        ("featuretap-2net", "'featuretap-2net' is not a name for a distribution; write it like featuretap-tinynet"),
+        ("", "'' is not a name for a distribution; write it like featuretap-tinynet"),
         ("json", "'json' is the name of a module of Python or of featuretap; choose another"),
         ("class", "'class' is the name of a module of Python or of featuretap; choose another"),
         ("featuretap", "'featuretap' is the name of a module of Python or of featuretap; choose another"),

@@ -48,9 +48,9 @@ def test_a_file_of_weights_becomes_one_in_integers(run: Run, weights: Path, imag
     lines = [line for line in ran.out.splitlines() if line.strip() and "──" not in line]
     size = f"{target.stat().st_size:,}"
     assert lines[0].startswith(f"{target}: {size} bytes, ")
-    assert [line.split()[0] for line in lines[1:6]] == ["numbers", "float32", "int8", "output", "logits"]
+    assert [line.split()[0] for line in lines[1:6]] == ["dtype", "float32", "int8", "output", "logits"]
     assert lines[3].split()[1] == size
-    assert lines[-1] == "Calibrated on 8 images, and compared with float32 on 2 others, every fifth of those given."
+    assert lines[-1] == "Calibrated on 8 images, and evaluated on 2 others, every fifth of those given."
     assert registry.compile(target)(torch.rand(2, 3, 64, 64)).shape == (2, 3)
 
 
@@ -75,9 +75,9 @@ BAD: dict[str, tuple[tuple[str, ...], str]] = {
         ("mobilenet_v2", "model.onnx", "--images", "nowhere"),
         "there is no folder or image 'nowhere'; give folders of images, or image files",
     ),
-    "fresh weights": (
+    "random weights": (
         ("mobilenet_v2", "model.onnx", "--images", "IMAGES", "--weights", "none"),
-        "fresh weights in integers mean nothing; name weights, or leave --weights out",
+        "random weights cannot be quantized usefully; name weights, or leave --weights out",
     ),
     "weights of a file": (
         ("WEIGHTS", "model.onnx", "--images", "IMAGES", "--weights", "other.pth"),
@@ -105,6 +105,6 @@ def test_a_head_with_fresh_classes_is_refused(run: Run, images: Path, tmp_path: 
     ran = run("quantize", "mobilenet_v1_025", tmp_path / "model.onnx", "--images", images, "--weights", bare)
     assert (ran.status, ran.out) == (2, "")
     assert ran.err == (
-        "featuretap: the classes of 'mobilenet_v1_025' have fresh weights, which mean nothing in integers either; "
+        "featuretap: the classes of 'mobilenet_v1_025' have random weights, which cannot be quantized usefully; "
         "train them, or give --features-only\n"
     )

@@ -5,18 +5,17 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from featuretap import registry
 from featuretap.models.transforms import check_channels, compose, compose_for_size
 from featuretap.specs.description import Description
 from featuretap.specs.preprocessing import Preprocessing
+from featuretap.workflows.inference.models import open_model
 
-__all__ = ["Model", "open_model"]
+__all__ = ["Model", "open_extractor"]
 
 
 @dataclass(frozen=True)
@@ -51,7 +50,7 @@ class Model:
         return digest.hexdigest()
 
 
-def open_model(
+def open_extractor(
     model: str | None, weights: str | None, taps: tuple[str, ...], size: tuple[int, int] | None = None
 ) -> Model:
     """Build the layers up to the last of some taps.
@@ -67,7 +66,10 @@ def open_model(
         OptionError: the model's images have other than one or three channels.
         FeaturetapError: as `registry.build` and `registry.load` do.
     """
-    backbone = _built(model, weights, taps).eval().float()
+    # Random weights are always the same, so that a run with them can be resumed.
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        backbone = open_model(model, weights, features_only=True, taps=taps).eval().float()
     description: Description = backbone.description  # type: ignore[assignment]
     preprocessing = description.preprocessing
     check_channels(description)
@@ -77,13 +79,3 @@ def open_model(
     assert preprocessing.crop is not None  # that of a bare backbone always crops
     size = (preprocessing.crop, preprocessing.crop)
     return Model(backbone, description, size, preprocessing, compose(preprocessing))
-
-
-def _built(model: str | None, weights: str | None, taps: tuple[str, ...]) -> nn.Module:
-    if model is None and weights is not None and Path(weights).exists():
-        return registry.load(weights, features_only=True, taps=taps)
-    pretrained: bool | str = {None: True, "default": True, "none": False}.get(weights, weights or "")
-    # Fresh weights of the same seed make a run with them one that can be resumed.
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        return registry.build(model or "mobilenet_v2", features_only=True, taps=taps, pretrained=pretrained)

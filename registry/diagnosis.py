@@ -1,4 +1,4 @@
-"""What `featuretap plugins doctor` finds of a plugin that loads."""
+"""What is wrong with a plugin that loads: the conformance kit's checks on everything it provides."""
 
 from __future__ import annotations
 
@@ -10,33 +10,31 @@ from featuretap.catalogue.plugin_loading import Plugin
 from featuretap.registry import conformance, head_conformance
 from featuretap.registry.registry import Registry
 from featuretap.registry.torch_free import check_torch_free
-from featuretap.specs import HeadSpec
 from featuretap.support.errors import FeaturetapError
 from featuretap.support.text import error_line
 
-__all__ = ["findings"]
+__all__ = ["find_problems"]
 
 SIZE = (97, 161)
 """Height and width in pixels, both odd."""
 BACKBONE = "mobilenet_v3_small"
-"""What heads are tried on, unless they read what only their own plugin's backbones have."""
+"""The backbone for heads that can read it; others get one of their own plugin."""
 
 
-def findings(plugin: Plugin, registry: Registry) -> Iterator[str]:
-    """Yield a line for everything about a plugin that is not as it should be."""
-    told = set()
+def find_problems(plugin: Plugin, registry: Registry) -> Iterator[str]:
+    """Yield a line for each problem of a plugin."""
+    known = set()
     for check in _checks(plugin, registry):
         try:
             check()
         except KeyboardInterrupt:
             raise
         except BaseException as error:
-            # Whatever somebody's model raises, SystemExit too, is a finding like any other.
+            # Whatever a plugin's model raises is a problem, SystemExit too. What cannot be built fails every check.
             problem = error_line(error)
-            # What cannot be built fails every check alike.
-            if problem not in told:
+            if problem not in known:
                 yield problem
-            told.add(problem)
+            known.add(problem)
     for problem in registry.problems:
         if f"'{plugin.distribution}'" in problem or f"'{plugin.distribution}:" in problem:
             yield problem
@@ -44,27 +42,22 @@ def findings(plugin: Plugin, registry: Registry) -> Iterator[str]:
 
 def _checks(plugin: Plugin, registry: Registry) -> Iterator[Callable[[], None]]:
     yield partial(check_torch_free, plugin.value)
-    for spec in plugin.backbones:
-        name = f"{plugin.distribution}:{spec.name}"
+    backbones = [f"{plugin.distribution}:{spec.name}" for spec in plugin.backbones]
+    for name in backbones:
         yield partial(conformance.check_shapes, name, registry, (SIZE,))
         yield partial(conformance.check_counts, name, registry, SIZE)
         yield partial(conformance.check_keys, name, registry)
     for head in plugin.heads:
-        yield partial(_check_head, head, plugin, registry)
+        yield partial(_check_head, f"{plugin.distribution}:{head.name}", backbones, registry)
 
 
-def _check_head(head: HeadSpec, plugin: Plugin, registry: Registry) -> None:
-    name = f"{plugin.distribution}:{head.name}"
-    backbone = _readable(name, plugin, registry)
-    trial = head_conformance.build_head_trial(name, backbone, registry, SIZE)
+def _check_head(head: str, backbones: list[str], registry: Registry) -> None:
+    backbone = BACKBONE
+    for candidate in (BACKBONE, *backbones):
+        with suppress(FeaturetapError):
+            registry.spec(candidate, head=head)
+            backbone = candidate
+            break
+    trial = head_conformance.build_head_trial(head, backbone, registry, SIZE)
     head_conformance.check_head_outputs(trial)
     head_conformance.check_head_counts(trial)
-
-
-def _readable(head: str, plugin: Plugin, registry: Registry) -> str:
-    """Return a backbone that has what a head reads; where none has, the one whose error is to be told."""
-    for backbone in (BACKBONE, *(f"{plugin.distribution}:{spec.name}" for spec in plugin.backbones)):
-        with suppress(FeaturetapError):
-            registry.spec(backbone, head=head)
-            return backbone
-    return BACKBONE

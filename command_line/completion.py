@@ -1,0 +1,126 @@
+"""Shell completion: `featuretap completion`, and what it completes arguments to, silently.
+
+Each completion is a `shell_complete` function of click: of a context, a parameter and the incomplete word. Names in
+open namespaces, such as "timm/resnet18", are left out, since listing them imports torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from contextlib import redirect_stderr, redirect_stdout, suppress
+from io import StringIO
+
+import click
+from click.shell_completion import BashComplete, CompletionItem, add_completion_class, get_completion_class
+
+from featuretap import registry
+from featuretap.command_line.commands import Command
+from featuretap.workflows.datasets.named_sets import NAMED_SETS
+
+__all__ = [
+    "PROGRAM",
+    "backbones",
+    "backbones_or_files",
+    "backbones_or_heads",
+    "completion_command",
+    "data_sets",
+    "folders",
+    "heads",
+    "plugins",
+    "runtimes",
+    "taps",
+    "weights",
+]
+
+Items = list[CompletionItem[str]]
+Completion = Callable[[click.Context, click.Parameter, str], Items]
+
+PROGRAM = "featuretap"
+VARIABLE = "_FEATURETAP_COMPLETE"
+"""The environment variable that click reads."""
+DEFAULT_BACKBONE = "mobilenet_v2"
+SEPARATORS = ("=", ":")
+
+
+@click.command("completion", cls=Command, short_help="Print a script that completes these commands in a shell.")
+@click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]), help="The shell.")
+def completion_command(shell: str) -> None:
+    """Print a script that completes commands, options, names and files in a shell.
+
+    Append it to the shell's start-up file, and start a new shell. bash has to be 4.4 or newer.
+
+    Example: featuretap completion bash >> ~/.bashrc
+    featuretap completion zsh >> ~/.zshrc
+    featuretap completion fish >> ~/.config/fish/config.fish
+    """
+    script = get_completion_class(shell)
+    assert script is not None
+    click.echo(script(click.get_current_context().find_root().command, {}, PROGRAM, VARIABLE).source(), nl=False)
+
+
+@add_completion_class
+class JoinedBashComplete(BashComplete):
+    """bash's completion, which splits --taps=C3 into three words."""
+
+    def get_completion_args(self) -> tuple[list[str], str]:
+        """Return the words before the incomplete one, and that one."""
+        args, incomplete = super().get_completion_args()
+        split = [*args, incomplete] if incomplete else args
+        words: list[str] = []
+        for previous, word in zip(("", *split), split, strict=False):
+            if words and (previous in SEPARATORS or word in SEPARATORS):
+                words[-1] += word
+            else:
+                words.append(word)
+        return (words[:-1], words[-1]) if incomplete else (words, "")
+
+
+def folders(ctx: click.Context, param: click.Parameter, incomplete: str) -> Items:
+    """Let the shell complete to a folder."""
+    return [CompletionItem(incomplete, type="dir")]
+
+
+def _files(ctx: click.Context, param: click.Parameter, incomplete: str) -> Items:
+    return [CompletionItem(incomplete, type="file")]
+
+
+def _complete(names: Callable[[click.Context], Iterable[str]], otherwise: Completion | None = None) -> Completion:
+    """Return the completion to some names, and to what `otherwise` returns where none matches."""
+
+    def complete(ctx: click.Context, param: click.Parameter, incomplete: str) -> Items:
+        found: Items = []
+        # Errors of catalogues and plugins, and what they print, must not disturb the line that is being typed.
+        with suppress(Exception), redirect_stdout(StringIO()), redirect_stderr(StringIO()):
+            found = [CompletionItem(name) for name in names(ctx) if name.startswith(incomplete)]
+        return found or (otherwise(ctx, param, incomplete) if otherwise else [])
+
+    return complete
+
+
+def _named(ctx: click.Context) -> str:
+    """Return the backbone that the line names so far, or the default; a LookupError where describing it needs torch."""
+    arguments = [param.name for param in ctx.command.params if isinstance(param, click.Argument)]
+    # Before an option whose value is being typed, click has not yet assigned the arguments.
+    values = [ctx.params.get(arguments[0]), *ctx.args] if arguments[0] in ("name", "source") else []
+    values += [ctx.params.get("model"), ctx.params.get("backbone")]
+    name = next((value for value in values if isinstance(value, str)), DEFAULT_BACKBONE)
+    if registry.default.needs_torch(name):
+        raise LookupError(name)
+    return name
+
+
+def _plugins(ctx: click.Context) -> list[str]:
+    return sorted({name for plugin in registry.default.plugins for name in (plugin.distribution, plugin.name)})
+
+
+backbones = _complete(lambda ctx: registry.list_backbones())
+backbones_or_files = _complete(lambda ctx: registry.list_backbones(), _files)
+backbones_or_heads = _complete(
+    lambda ctx: registry.list_heads() if ctx.params.get("heads") else registry.list_backbones()
+)
+heads = _complete(lambda ctx: registry.list_heads())
+runtimes = _complete(lambda ctx: ["eager", *registry.list_runtimes()])
+plugins = _complete(_plugins)
+taps = _complete(lambda ctx: registry.default.catalogued(_named(ctx)).addresses)
+weights = _complete(lambda ctx: [entry.tag for entry in registry.default.weights_of(_named(ctx))], _files)
+data_sets = _complete(lambda ctx: NAMED_SETS, folders)
