@@ -88,6 +88,7 @@ def _complete(names: Callable[[click.Context], Iterable[str]], otherwise: Comple
     """Return the completion to some names, and to what `otherwise` returns where none matches."""
 
     def complete(ctx: click.Context, param: click.Parameter, incomplete: str) -> Items:
+        """Complete to the names that begin with the incomplete word."""
         found: Items = []
         # Errors of catalogues and plugins, and what they print, must not disturb the line that is being typed.
         with suppress(Exception), redirect_stdout(StringIO()), redirect_stderr(StringIO()):
