@@ -11,15 +11,15 @@ from dataclasses import dataclass
 from importlib.metadata import Distribution, EntryPoint, distributions
 
 from featuretap.catalogue.hookspecs import GROUP
-from featuretap.catalogue.policy import OURS, normalised
+from featuretap.catalogue.policy import OURS, normalise_name
 from featuretap.support.errors import PluginError
 from featuretap.support.version import __version__
 
-__all__ = ["Installed", "installed"]
+__all__ = ["PluginEntryPoint", "find_entry_points"]
 
 
 @dataclass(frozen=True)
-class Installed:
+class PluginEntryPoint:
     """An entry point, and the distribution that has it."""
 
     name: str
@@ -29,7 +29,7 @@ class Installed:
     requires: tuple[str, ...]
 
     @property
-    def ours(self) -> bool:
+    def built_in(self) -> bool:
         """Whether it ships with featuretap: by what it names, since anybody's metadata may have our name."""
         return self.distribution == OURS and self.value.startswith(f"{OURS}.plugins.")
 
@@ -53,27 +53,27 @@ class Installed:
         return EntryPoint(self.name, self.value, GROUP).load()
 
 
-def installed() -> list[Installed]:
-    """Return every entry point in our group, ours first, then by distribution and name.
+def find_entry_points() -> list[PluginEntryPoint]:
+    """Return every entry point in our group, built-in first, then by distribution and name.
 
     A distribution that lies on `sys.path` twice, as a checkout and as installed, is the one that comes first there.
     """
-    found: dict[str, list[Installed]] = {}
+    found: dict[str, list[PluginEntryPoint]] = {}
     for distribution in distributions():
         lines = list(dict.fromkeys(_lines(distribution)))
         if lines:
             about = distribution.metadata
-            name, version = normalised(about["Name"] or "unnamed"), about["Version"] or ""
+            name, version = normalise_name(about["Name"] or "unnamed"), about["Version"] or ""
             requires = tuple(about.get_all("Requires-Dist") or ())
             # Two names of one module are one plugin, under the first of them.
             values = {value: entry for entry, value in reversed(lines)}
-            points = [Installed(entry, value, name, version, requires) for value, entry in values.items()]
+            points = [PluginEntryPoint(entry, value, name, version, requires) for value, entry in values.items()]
             first = found.setdefault(name, points)
             # Ours are found behind metadata that only have our name, such as those of an older checkout.
             known = {point.value for point in first}
-            first += [point for point in points if point.ours and point.value not in known]
+            first += [point for point in points if point.built_in and point.value not in known]
     every = [point for points in found.values() for point in points]
-    return sorted(every, key=lambda point: (not point.ours, point.distribution, point.name != OURS, point.name))
+    return sorted(every, key=lambda point: (not point.built_in, point.distribution, point.name != OURS, point.name))
 
 
 def _lines(distribution: Distribution) -> Iterator[tuple[str, str]]:
@@ -97,7 +97,7 @@ def _lines(distribution: Distribution) -> Iterator[tuple[str, str]]:
 def _unmet(requires: tuple[str, ...]) -> str:
     """Return the requirement of featuretap that this featuretap does not meet, or an empty string."""
     for text in requires:
-        if not normalised(text).startswith(OURS):
+        if not normalise_name(text).startswith(OURS):
             continue
         # Costs some milliseconds, which only those pay who have plugins.
         from packaging.requirements import InvalidRequirement, Requirement
@@ -107,6 +107,10 @@ def _unmet(requires: tuple[str, ...]) -> str:
         except InvalidRequirement:
             continue
         applies = wanted.marker is None or wanted.marker.evaluate({"extra": ""})
-        if normalised(wanted.name) == OURS and applies and not wanted.specifier.contains(__version__, prereleases=True):
+        if (
+            normalise_name(wanted.name) == OURS
+            and applies
+            and not wanted.specifier.contains(__version__, prereleases=True)
+        ):
             return f"{OURS}{wanted.specifier}"
     return ""

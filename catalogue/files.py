@@ -15,13 +15,13 @@ from typing import Any
 
 from featuretap.catalogue.hookspecs import WeightsEntry
 from featuretap.specs import BackboneSpec
-from featuretap.specs.options import checked, options_of, split, with_defaults
+from featuretap.specs.options import check_options, options_of, replace_defaults, split_options
 from featuretap.specs.preprocessing import Preprocessing
 from featuretap.specs.validation import COUNT, Check, check_name, is_list_of, is_number
 from featuretap.support.errors import CatalogueError, FeaturetapError, SpecError, did_you_mean
 from featuretap.support.import_strings import load
 
-__all__ = ["Catalogue", "CatalogueFile", "load_catalogue", "read_catalogue"]
+__all__ = ["CatalogueFile", "PluginCatalogue", "load_catalogue", "read_catalogue"]
 
 SCHEMA = 1
 IMPORT_STRING = re.compile(r"\w+(\.\w+)*:\w+(\.\w+)*")
@@ -99,7 +99,7 @@ class CatalogueFile:
         """
         return self._resolve(name, lookup, {}, ())
 
-    def resolved(
+    def resolve_all(
         self, lookup: Callable[[str], BackboneSpec], later: Container[str] = ()
     ) -> dict[str, BackboneSpec | CatalogueError]:
         """Return name → backbone, `lookup` giving those that the file does not define itself, but for those of `later`.
@@ -137,7 +137,7 @@ class CatalogueFile:
                 base = self._resolve(entry["base"], lookup, done, (*above, name))
             else:
                 base = lookup(entry["base"])
-            done[name] = _entered(name, entry, base)
+            done[name] = _make_variant(name, entry, base)
         except CatalogueError:
             raise
         except FeaturetapError as error:
@@ -145,38 +145,39 @@ class CatalogueFile:
         return done[name]
 
 
-def _entered(name: str, entry: Mapping[str, Any], base: BackboneSpec) -> BackboneSpec:
-    """Return a backbone as an entry has it: under its name, with its options as defaults.
+def _make_variant(name: str, entry: Mapping[str, Any], base: BackboneSpec) -> BackboneSpec:
+    """Return a backbone under the name of an entry, with its options as defaults.
 
     Raises:
         FeaturetapError: options that the base does not take, or names that nobody could ask for.
     """
     options = entry.get("options", {})
-    split(base, None, options)
-    checked(base, options)
+    defaults = options_of(base)
+    split_options(base, None, options, defaults)
+    check_options(base, {**defaults, **options})
     # Only a width makes tensors that no published weights of the base could fill.
-    width = options_of(base).get("width", 1.0)
+    width = defaults.get("width", 1.0)
     same = "base" in entry and options.get("width", width) == width
     return replace(
         base,
         name=name,
         variant_of=(base.variant_of or base.name) if "base" in entry else "",
         published_as=(base.published_as or base.name) if same else "",
-        options=with_defaults(base, options),
+        options=replace_defaults(base, options),
         aliases=tuple(entry.get("aliases", ())),
         description=entry.get("description", base.description),
     )
 
 
 @dataclass(frozen=True)
-class Catalogue:
-    """What a plugin's own `registry.toml` provides, ready to be returned from its hooks."""
+class PluginCatalogue:
+    """The specs and weights of a plugin's own `registry.toml`, ready to be returned from its hooks."""
 
     backbones: tuple[BackboneSpec, ...]
     weights: tuple[WeightsEntry, ...]
 
 
-def load_catalogue(path: Path) -> Catalogue:
+def load_catalogue(path: Path) -> PluginCatalogue:
     """Read a plugin's `registry.toml`; bases must be in the same file.
 
     Raises:
@@ -188,11 +189,11 @@ def load_catalogue(path: Path) -> Catalogue:
         raise file.error("base", f"{base!r} is not in this file{did_you_mean(base, file.backbones)}")
 
     backbones = []
-    for spec in file.resolved(absent).values():
+    for spec in file.resolve_all(absent).values():
         if isinstance(spec, CatalogueError):
             raise spec
         backbones.append(spec)
-    return Catalogue(tuple(backbones), file.weights)
+    return PluginCatalogue(tuple(backbones), file.weights)
 
 
 def read_catalogue(path: Path, *, code: bool) -> CatalogueFile:

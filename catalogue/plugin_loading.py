@@ -17,14 +17,14 @@ from typing import Any, Literal
 import pluggy
 
 from featuretap.catalogue import hookspecs
-from featuretap.catalogue.entry_points import installed
+from featuretap.catalogue.entry_points import find_entry_points
 from featuretap.catalogue.hookspecs import GROUP, WeightsEntry
-from featuretap.catalogue.policy import Policy, normalised
+from featuretap.catalogue.policy import Policy, normalise_name
 from featuretap.specs import BackboneSpec, HeadSpec, RuntimeSpec
 from featuretap.support.errors import FeaturetapError, PluginError, did_you_mean
 from featuretap.support.text import error_line
 
-__all__ = ["Plugin", "discover", "load_module"]
+__all__ = ["Plugin", "load_installed", "load_module"]
 
 PROVIDES = {
     "backbones": BackboneSpec,
@@ -45,7 +45,7 @@ class Plugin:
         distribution: whose entry point it is, as the packaging standards compare names.
         version: the distribution's.
         value: what the entry point names, "package.module".
-        ours: whether it ships with featuretap.
+        built_in: whether it ships with featuretap.
         status: "disabled" by the policy, "failed", or "loaded".
         error: why it failed.
         seconds: how long importing and asking it took.
@@ -58,7 +58,7 @@ class Plugin:
     distribution: str
     version: str = ""
     value: str = ""
-    ours: bool = False
+    built_in: bool = False
     status: Literal["loaded", "failed", "disabled"] = "loaded"
     error: BaseException | None = None
     seconds: float = 0.0
@@ -72,10 +72,10 @@ class Plugin:
     @property
     def failure(self) -> str:
         """The failure in one line."""
-        return f"{self.words} failed: {error_line(self.error)}"
+        return f"{self.label} failed: {error_line(self.error)}"
 
     @property
-    def words(self) -> str:
+    def label(self) -> str:
         """What it is, for messages."""
         return f"plugin {self.name!r} of distribution {self.distribution!r}"
 
@@ -83,7 +83,7 @@ class Plugin:
         """Return what a plugin with an open namespace answers; None where it has none.
 
         Raises:
-            UnknownBackboneError: its namespace has no such name, or another error of ours that it raises.
+            UnknownBackboneError: its namespace has no such name, or another of our errors that it raises.
             PluginError: it failed in another way.
         """
         answer = getattr(self, hook)
@@ -95,21 +95,21 @@ class Plugin:
             raise
         except BaseException as error:
             asked = ", ".join(map(repr, arguments.values()))
-            raise PluginError(f"{self.words} failed when it was asked for {asked}: {error_line(error)}") from error
+            raise PluginError(f"{self.label} failed when it was asked for {asked}: {error_line(error)}") from error
 
 
-def discover(policy: Policy, *, builtins: bool, others: bool) -> Iterator[Plugin]:
-    """Load the installed plugins that the policy allows, ours first.
+def load_installed(policy: Policy, *, builtins: bool, others: bool) -> Iterator[Plugin]:
+    """Load the installed plugins that the policy allows, built-in first.
 
     Raises:
         PluginError: a plugin failed and the policy is strict.
     """
     manager = _manager()
-    for point in installed():
-        if not (builtins if point.ours else others):
+    for point in find_entry_points():
+        if not (builtins if point.built_in else others):
             continue
-        about = {"version": point.version, "value": point.value, "ours": point.ours}
-        if point.ours or policy.allows(point.distribution):
+        about = {"version": point.version, "value": point.value, "built_in": point.built_in}
+        if point.built_in or policy.allows(point.distribution):
             yield _load(manager, point.name, point.distribution, point.load, policy, about)
         else:
             yield Plugin(point.name, point.distribution, status="disabled", **about)  # type: ignore[arg-type]
@@ -118,7 +118,7 @@ def discover(policy: Policy, *, builtins: bool, others: bool) -> Iterator[Plugin
 def load_module(module: Any, policy: Policy) -> Plugin:
     """Ask a plugin that is an object at hand, such as a module in a test."""
     name = getattr(module, "__name__", type(module).__name__)
-    return _load(_manager(), name, normalised(name), lambda: module, policy, {})
+    return _load(_manager(), name, normalise_name(name), lambda: module, policy, {})
 
 
 def _manager() -> pluggy.PluginManager:

@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-__all__ = ["OURS", "Policy", "normalised", "policy_from"]
+__all__ = ["OURS", "Policy", "normalise_name", "read_policy"]
 
 OURS = "featuretap"
 """Our own distribution, whose plugins no policy can switch off."""
@@ -23,16 +23,16 @@ class Policy:
 
     def allows(self, distribution: str) -> bool:
         """Whether the plugins of a distribution may be imported."""
-        name = normalised(distribution)
+        name = normalise_name(distribution)
         return name not in self.disable and (self.only is None or name in self.only)
 
 
-def normalised(distribution: str) -> str:
+def normalise_name(distribution: str) -> str:
     """Return a distribution's name as the packaging standards compare it."""
     return re.sub(r"[-_.]+", "-", distribution).lower()
 
 
-def policy_from(disable: Iterable[str], only: Iterable[str] | None) -> Policy:
+def read_policy(disable: Iterable[str], only: Iterable[str] | None) -> Policy:
     """Return the policy of a user's catalogue, narrowed by the environment.
 
     `FEATURETAP_PLUGINS` lists the distributions that alone load, separated by commas (empty: none).
@@ -42,7 +42,7 @@ def policy_from(disable: Iterable[str], only: Iterable[str] | None) -> Policy:
     if listed is not None:
         only = [name for name in (part.strip() for part in listed.split(",")) if name]
     return Policy(
-        frozenset(map(normalised, disable)),
-        None if only is None else frozenset(map(normalised, only)),
+        frozenset(map(normalise_name, disable)),
+        None if only is None else frozenset(map(normalise_name, only)),
         strict=os.environ.get("FEATURETAP_STRICT", "") == "1",
     )

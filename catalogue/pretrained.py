@@ -1,100 +1,104 @@
-"""What `pretrained=` means: nothing, published weights, or a file. No torch."""
+"""What `pretrained=` selects: published weights, a checkpoint, or weights that a factory fetches itself."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from featuretap.catalogue.hookspecs import WeightsEntry
-from featuretap.catalogue.weights_index import Published
+from featuretap.catalogue.weights_index import WeightsIndex
 from featuretap.specs import BackboneSpec
-from featuretap.specs.options import options_of
 from featuretap.support.errors import OptionError, UnknownWeightsError, did_you_mean
 
-__all__ = ["CHECKPOINT_SUFFIXES", "brought", "chosen"]
+__all__ = ["CHECKPOINT_SUFFIXES", "WeightsSource", "resolve_pretrained", "with_weights_defaults"]
 
 CHECKPOINT_SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
 """Suffixes that tell the path of a checkpoint from a tag."""
 
 
-def chosen(
-    backbone: BackboneSpec, pretrained: bool | str | os.PathLike[str], published: Published
-) -> WeightsEntry | Path | str | None:
-    """Return the entry or the file that is asked for, the tag of weights that the backbone's factory fetches, or None.
+@dataclass(frozen=True)
+class WeightsSource:
+    """Where the weights of a model come from; exactly one of the three is given.
+
+    Args:
+        entry: published weights, in their cache or to be downloaded.
+        path: of a checkpoint.
+        factory_tag: of weights that the backbone's factory fetches itself.
+    """
+
+    entry: WeightsEntry | None = None
+    path: Path | None = None
+    factory_tag: str = ""
+
+
+def resolve_pretrained(
+    backbone: BackboneSpec, pretrained: bool | str | os.PathLike[str], published: WeightsIndex
+) -> WeightsSource | None:
+    """Return where the weights come from that `pretrained` selects; None for no weights.
 
     Args:
         backbone: its spec.
-        pretrained: True for the default, a tag, `distribution:tag`, a name, or a path; a name that is no tag is a path
-            where there is one.
+        pretrained: True for the default weights, a tag, `distribution:tag`, a name, or a path; a string that is no tag
+            is a path if it looks like one or exists.
         published: the weights that are known.
 
     Raises:
-        OptionError: `pretrained` is of another type.
+        OptionError: `pretrained` has another type.
         UnknownWeightsError: there are no such weights, or two plugins have them.
     """
     if pretrained is False:
         return None
     if isinstance(pretrained, os.PathLike):
-        return Path(pretrained)
+        return WeightsSource(path=Path(pretrained))
     if not isinstance(pretrained, bool | str):
         raise OptionError(
             f"{backbone.name!r} cannot take pretrained={pretrained!r}; it is True, False, a tag, or the path of a file"
         )
     entries = published.of(backbone)
+    tags = [*backbone.tags, *(entry.tag for entry in entries)]
+    known = f"its tags are {', '.join(tags)}" if tags else "the catalogue has none for it"
     if isinstance(pretrained, bool):
         if entries and entries[0].default:
-            return entries[0]
+            return WeightsSource(entry=entries[0])
         if backbone.tags:
-            return backbone.tags[0]
+            return WeightsSource(factory_tag=backbone.tags[0])
         raise UnknownWeightsError(
-            f"{backbone.name!r} has no default weights ({_known(backbone, entries)}); name a tag, or give the path of "
-            "a file"
+            f"{backbone.name!r} has no default weights ({known}); name a tag, or give the path of a file"
         )
     if pretrained in backbone.tags:
-        return pretrained
-    for entry in entries:
-        if pretrained in (entry.tag, entry.name):
-            return entry
-    of_a_plugin = published.whose(backbone, pretrained)
-    if of_a_plugin:
-        return of_a_plugin
+        return WeightsSource(factory_tag=pretrained)
+    entry = next((entry for entry in entries if pretrained in (entry.tag, entry.name)), None)
+    entry = entry or published.find(backbone, pretrained)
+    if entry:
+        return WeightsSource(entry=entry)
     path = Path(pretrained)
     if os.sep in pretrained or path.suffix in CHECKPOINT_SUFFIXES or path.exists():
-        return path
-    hint = did_you_mean(pretrained, _tags(backbone, entries)) or ";"
-    raise UnknownWeightsError(f"{backbone.name!r} has no weights {pretrained!r}{hint} {_known(backbone, entries)}")
+        return WeightsSource(path=path)
+    hint = did_you_mean(pretrained, tags) or ";"
+    raise UnknownWeightsError(f"{backbone.name!r} has no weights {pretrained!r}{hint} {known}")
 
 
-def brought(
-    weights: WeightsEntry | Path | str | None, backbone: BackboneSpec, asked: Mapping[str, Any]
-) -> dict[str, Any]:
-    """Return the arguments of `build` that are asked for, with those that published weights bring.
+def with_weights_defaults(
+    entry: WeightsEntry,
+    backbone_options: Mapping[str, Any],
+    features_only: bool,
+    taps: Sequence[str] | None,
+    head: str | None,
+    options: Mapping[str, Any],
+) -> tuple[Sequence[str] | None, str | None, dict[str, Any]]:
+    """Return taps, head and options of `build` with those that published weights define where the caller gives none.
 
-    Weights that were trained with a head and with options bring them where the caller names none; under another head,
-    or under none, they bring the options of the backbone.
+    Weights of a model with a head define head, taps and options; under another head, or under none, they define the
+    options of the backbone.
     """
-    arguments = dict(asked)
-    if not isinstance(weights, WeightsEntry) or (not weights.options and weights.head == "classification"):
-        return arguments
-    options = dict(weights.options)
-    same_head = not asked["features_only"] and asked["head"] in (None, weights.head)
-    if not same_head:
-        takes = options_of(backbone)
-        options = {name: value for name, value in options.items() if name in takes}
-    elif asked["head"] is None:
-        arguments["head"] = weights.head
-    if arguments["taps"] is None:
-        arguments["taps"] = options.get("taps")
-    options.pop("taps", None)
-    return {**options, **arguments}
-
-
-def _tags(backbone: BackboneSpec, entries: Sequence[WeightsEntry]) -> list[str]:
-    return [*backbone.tags, *(entry.tag for entry in entries)]
-
-
-def _known(backbone: BackboneSpec, entries: Sequence[WeightsEntry]) -> str:
-    tags = _tags(backbone, entries)
-    return f"its tags are {', '.join(tags)}" if tags else "the catalogue has none for it"
+    same_head = not features_only and head in (None, entry.head)
+    defaults = {name: value for name, value in entry.options.items() if same_head or name in backbone_options}
+    defined_taps = defaults.pop("taps", None)
+    return (
+        defined_taps if taps is None else taps,
+        entry.head if same_head else head,
+        {**defaults, **options},
+    )

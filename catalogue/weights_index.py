@@ -1,4 +1,4 @@
-"""Published weights by name, `backbone.tag`: the user's, ours and other plugins'. No torch."""
+"""An index of published weights by name, `backbone.tag`."""
 
 from __future__ import annotations
 
@@ -7,46 +7,45 @@ from collections.abc import Iterable, Iterator
 from featuretap.catalogue.files import CatalogueFile
 from featuretap.catalogue.hookspecs import WeightsEntry
 from featuretap.catalogue.plugin_loading import Plugin
-from featuretap.catalogue.policy import normalised
+from featuretap.catalogue.policy import normalise_name
 from featuretap.specs import BackboneSpec
 from featuretap.support.errors import CatalogueError, UnknownWeightsError
 
-__all__ = ["Published"]
+__all__ = ["WeightsIndex"]
 
 
-class Published:
-    """Entries of weights → who has them.
+class WeightsIndex:
+    """Published weights of plugins and of the user's catalogue.
 
-    Ours are never replaced. Where two plugins have weights of one name, `distribution:tag` says whose are meant.
+    Built-in entries are never replaced. Where two plugins have weights of one name, `distribution:tag` selects one.
 
     Args:
-        plugins: ours first.
+        plugins: built-in ones first.
         user: the user's catalogue.
-        users: its entries, by the names of the backbones that they fit.
+        user_entries: its entries, under the names of the backbones that they fit.
 
     Raises:
         CatalogueError: a user's entry would replace a plugin's.
     """
 
-    def __init__(self, plugins: Iterable[Plugin], user: CatalogueFile, users: Iterable[WeightsEntry]) -> None:
-        self._claims: dict[str, list[tuple[str, WeightsEntry]]] = {}
+    def __init__(self, plugins: Iterable[Plugin], user: CatalogueFile, user_entries: Iterable[WeightsEntry]) -> None:
+        self._provided: dict[str, list[tuple[str, WeightsEntry]]] = {}
         built_in: set[str] = set()
         for plugin in plugins:
             for entry in plugin.weights:
                 if entry.name not in built_in:
-                    self._claims.setdefault(entry.name, []).append((plugin.distribution, entry))
-            if plugin.ours:
+                    self._provided.setdefault(entry.name, []).append((plugin.distribution, entry))
+            if plugin.built_in:
                 built_in.update(entry.name for entry in plugin.weights)
-        mine = {}
-        for entry in users:
-            if entry.name in self._claims:
+        self.entries: dict[str, WeightsEntry] = {}
+        for entry in user_entries:
+            if entry.name in self._provided:
                 raise CatalogueError(
-                    f"{user.path}: weights.{entry.name} would replace those of {self._claims[entry.name][0][0]!r}; "
-                    "choose another tag, or give their address another beginning under [mirrors]"
+                    f"{user.path}: weights.{entry.name} would replace those of {self._provided[entry.name][0][0]!r}; "
+                    "choose another tag, or replace the beginning of their URL under [mirrors]"
                 )
-            mine[entry.name] = entry
-        settled = {name: claims[0][1] for name, claims in self._claims.items() if len(claims) == 1}
-        self.entries: dict[str, WeightsEntry] = {**mine, **settled}
+            self.entries[entry.name] = entry
+        self.entries |= {name: entries[0][1] for name, entries in self._provided.items() if len(entries) == 1}
 
     def of(self, spec: BackboneSpec) -> tuple[WeightsEntry, ...]:
         """Return the weights of a backbone: the default first, and the user's before others'."""
@@ -54,29 +53,29 @@ class Published:
         entries = [entry for entry in self.entries.values() if entry.backbone in names]
         return tuple(sorted(entries, key=lambda entry: not entry.default))
 
-    def whose(self, spec: BackboneSpec, asked: str) -> WeightsEntry | None:
-        """Return what "distribution:tag" or "distribution:backbone.tag" means, None where it is nobody's.
+    def find(self, spec: BackboneSpec, name: str) -> WeightsEntry | None:
+        """Return the weights called "distribution:tag" or "distribution:backbone.tag", or None.
 
         Raises:
-            UnknownWeightsError: "tag" or "backbone.tag" is of two plugins.
+            UnknownWeightsError: two plugins have "tag" or "backbone.tag".
         """
-        provider, colon, tag = asked.rpartition(":")
-        for name in (tag, f"{spec.name}.{tag}", f"{spec.published_as}.{tag}"):
-            claims = self._claims.get(name, [])
-            if len(claims) > 1 and not colon:
-                raise UnknownWeightsError(self._contest(claims))
-            for distribution, entry in claims:
-                if distribution == normalised(provider):
+        provider, colon, tag = name.rpartition(":")
+        for candidate in (tag, f"{spec.name}.{tag}", f"{spec.published_as}.{tag}"):
+            entries = self._provided.get(candidate, [])
+            if len(entries) > 1 and not colon:
+                raise UnknownWeightsError(self._conflict(entries))
+            for distribution, entry in entries:
+                if distribution == normalise_name(provider):
                     return entry
         return None
 
     def conflicts(self) -> Iterator[str]:
         """Yield a line for every name that two plugins have."""
-        for claims in self._claims.values():
-            if len(claims) > 1:
-                yield self._contest(claims)
+        for entries in self._provided.values():
+            if len(entries) > 1:
+                yield self._conflict(entries)
 
-    def _contest(self, claims: list[tuple[str, WeightsEntry]]) -> str:
-        (_, entry), *_ = claims
-        choices = " or ".join(repr(f"{provider}:{entry.tag}") for provider, _ in claims)
-        return f"{len(claims)} plugins have weights {entry.tag!r} for {entry.backbone!r}; say which: {choices}"
+    def _conflict(self, entries: list[tuple[str, WeightsEntry]]) -> str:
+        (_, entry), *_ = entries
+        choices = " or ".join(repr(f"{provider}:{entry.tag}") for provider, _ in entries)
+        return f"{len(entries)} plugins have weights {entry.tag!r} for {entry.backbone!r}; say which: {choices}"

@@ -7,13 +7,13 @@ from typing import Any
 import click
 
 from featuretap import registry
-from featuretap.catalogue.request import backbone_of
 from featuretap.command_line import completion
 from featuretap.command_line.commands import Command
 from featuretap.command_line.options import JSON, NUM_CLASSES, TAPS, Size, backbone_options
 from featuretap.command_line.printing import format_options, print_fields, print_json, print_table, print_text
 from featuretap.specs import BackboneSpec, ModelSpec
 from featuretap.specs.addresses import LEVELS
+from featuretap.specs.head import backbone_of
 from featuretap.support.errors import FeaturetapError, HeadError, PluginError, UnknownHeadError
 from featuretap.support.text import format_count
 

@@ -122,6 +122,6 @@ backbones_or_heads = _complete(
 heads = _complete(lambda ctx: registry.list_heads())
 runtimes = _complete(lambda ctx: ["eager", *registry.list_runtimes()])
 plugins = _complete(_plugins)
-taps = _complete(lambda ctx: registry.default.catalogued(_named(ctx)).addresses)
+taps = _complete(lambda ctx: registry.default.backbone(_named(ctx)).addresses)
 weights = _complete(lambda ctx: [entry.tag for entry in registry.default.weights_of(_named(ctx))], _files)
 data_sets = _complete(lambda ctx: NAMED_SETS, folders)

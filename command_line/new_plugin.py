@@ -54,8 +54,7 @@ $package = ["registry.toml"]
 
 from pathlib import Path
 
-from featuretap.catalogue.files import load_catalogue
-from featuretap.registry.hookspecs import hookimpl
+from featuretap.registry.hookspecs import hookimpl, load_catalogue
 
 CATALOGUE = load_catalogue(Path(__file__).parent / "registry.toml")
 

@@ -8,7 +8,7 @@ import click
 
 from featuretap import registry
 from featuretap.catalogue.plugin_loading import Plugin
-from featuretap.catalogue.policy import normalised
+from featuretap.catalogue.policy import normalise_name
 from featuretap.command_line import completion
 from featuretap.command_line.commands import Command, Group
 from featuretap.command_line.options import JSON
@@ -60,7 +60,7 @@ def doctor_command(name: str) -> None:
     Example: featuretap plugins doctor featuretap-mobilenet-v4
     """
     plugins = registry.default.plugins
-    found = [plugin for plugin in plugins if normalised(name) in (plugin.distribution, normalised(plugin.name))]
+    found = [plugin for plugin in plugins if normalise_name(name) in (plugin.distribution, normalise_name(plugin.name))]
     if not found:
         known = sorted({plugin.distribution for plugin in plugins} | {plugin.name for plugin in plugins})
         hint = did_you_mean(name, known) or f"; there are {', '.join(known)}"
@@ -72,7 +72,7 @@ def doctor_command(name: str) -> None:
 
 def _examine(plugin: Plugin) -> bool:
     """Print what is found of a plugin, and return whether it has no problems."""
-    print_text(plugin.words)
+    print_text(plugin.label)
     print_fields({"version": plugin.version, "entry point": plugin.value})
     if plugin.status == "disabled":
         print_fields({"status": "disabled: switched off by FEATURETAP_PLUGINS or by [plugins] in featuretap.toml"})

@@ -155,7 +155,7 @@ def quantize_command(
     features_only = features_only or taps is not None
     model = _open_source(source, weights, features_only=features_only, taps=taps, **options)
     description = description_of(model)
-    if description.fresh:
+    if description.random_head:
         raise OptionError(
             f"the classes of {description.name!r} have random weights, which cannot be quantized usefully; train them, "
             "or give --features-only"

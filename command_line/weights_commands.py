@@ -120,11 +120,11 @@ def _read(path: Path, finite: bool) -> tuple[dict[str, Stored], Record | None]:
 def _facts(path: Path, tensors: Mapping[str, Stored], record: Record | None) -> dict[str, Any]:
     described, digest = record is not None, sha256_of(path)
     if record is None:
-        from featuretap.weights.identification import identified
+        from featuretap.weights.identification import identify_checkpoint
         from featuretap.weights.timm_config import read_timm_config
 
         shapes = {name: stored.shape for name, stored in tensors.items()}
-        record = identified(shapes, digest, registry.default, read_timm_config(path))
+        record = identify_checkpoint(shapes, digest, registry.default, read_timm_config(path))
     model: dict[str, Any] = {"name": None, "layout": None}
     if record:
         description = record.description

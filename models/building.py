@@ -1,4 +1,4 @@
-"""From a request to a model: backbone, head, weights, freezing."""
+"""Requests → models: modules created, weights filled in or initialised, the backbone frozen."""
 
 from __future__ import annotations
 
@@ -9,221 +9,282 @@ from dataclasses import replace
 from torch import nn
 
 from featuretap.backbones.modules import Backbone
-from featuretap.catalogue.request import Request, backbone_of
-from featuretap.heads.classification import classification_layers
+from featuretap.catalogue.catalogue import Catalogue
+from featuretap.catalogue.request import BuildRequest
+from featuretap.models.built import Built
 from featuretap.models.factories import backbone_module, freeze
-from featuretap.specs import BackboneSpec, ModelSpec
-from featuretap.specs.blocks import Block
-from featuretap.specs.description import Description, prepared_for
+from featuretap.models.filling import fill
+from featuretap.specs import BackboneSpec, Block, ModelSpec
+from featuretap.specs.description import Description, adapt_preprocessing, format_options
+from featuretap.specs.network_digest import network_digest
 from featuretap.specs.options import Freezing
 from featuretap.specs.preprocessing import Preprocessing
 from featuretap.support.errors import WeightsError
 from featuretap.support.import_strings import load
 from featuretap.support.text import first_few
-from featuretap.weights.expected_tensors import HEAD, backbone_tensors, head_tensors, misfit
-from featuretap.weights.filling import fill
+from featuretap.weights.expected_tensors import HEAD, backbone_tensors, classifier_tensors, first_mismatch
 from featuretap.weights.folding import set_eps
-from featuretap.weights.layouts import CLASSIFICATION, MisfitError
+from featuretap.weights.identification import identify_tensors
+from featuretap.weights.layouts import CLASSIFICATION, MismatchError
 from featuretap.weights.norms import norm_label
+from featuretap.weights.opening import check_published, open_checkpoint
 from featuretap.weights.pruning import prune_tail
-from featuretap.weights.sources import Source
-from featuretap.weights.translation import Translated
+from featuretap.weights.reading import Checkpoint
+from featuretap.weights.translation import NativeTensors, translate
 
-__all__ = ["assemble"]
+__all__ = ["build_model"]
 
 logger = logging.getLogger("featuretap")
 
 Parts = Mapping[str, nn.Module]
+"""Prefix in the native layout → module: the backbone, and the head if there is one."""
 
 
-def assemble(request: Request, source: Source | None = None, fetched: str | None = None) -> nn.Module:
-    """Build what was asked for, with fresh weights, those of a file, or those that its factory fetches.
+def build_model(
+    request: BuildRequest, catalogue: Catalogue, checkpoint: Checkpoint | None = None, *, keep_dtype: bool = False
+) -> Built:
+    """Build the model of a request.
+
+    Args:
+        request: the resolved arguments of `Registry.build`.
+        catalogue: that the request was resolved with.
+        checkpoint: the weights, if they were read already; those of the request otherwise.
+        keep_dtype: whether the model takes the dtypes of the checkpoint.
 
     Raises:
-        WeightsError: the weights do not fit, or are not what they were asked for as.
-        PluginError: somebody's factory failed.
+        WeightsError: the weights are not available or do not fit.
+        PluginError: a plugin's factory failed.
     """
-    parts = _modules(request.spec, fetched)
+    spec, source = request.spec, request.weights
+    factory_tag = source.factory_tag if source else ""
+    if checkpoint is None and source and not factory_tag:
+        checkpoint = open_checkpoint(source, catalogue)
+    parts = _create_modules(spec, request.backbone, factory_tag)
     description = request.description
-    if source is None:
+    if checkpoint:
+        try:
+            description = _fill_parts(parts, request, checkpoint, catalogue, keep_dtype=keep_dtype)
+        except MismatchError as mismatch:
+            # That a file is not what it was requested as says more than that it does not fit.
+            check_published(checkpoint)
+            fitting = _describe_fitting_model(checkpoint, request, catalogue)
+            raise WeightsError(f"weights do not fit {request.label}: {mismatch}{fitting}") from None
+    else:
         for part in parts.values():
             _initialise(part)
-        if fetched is not None:
-            description = _with_fetched(description, request.spec, fetched, parts)
-    else:
-        try:
-            fresh_head, usual = _take(parts, request, source)
-            source.check_network(request)
-        except MisfitError as problem:
-            # That a file is not what it was asked for as says more than that it does not fit.
-            source.origin()
-            raise WeightsError(f"weights do not fit {request.words}: {problem}{source.fits(request.words)}") from None
-        description = _with_origin(replace(description, fresh=fresh_head), source, request.spec, usual)
+        if factory_tag:
+            description = _describe_factory_weights(description, spec, factory_tag, parts)
     if request.freezing != Freezing():
-        backbone = parts[""]
-        if isinstance(backbone, Backbone):
-            backbone.freeze(request.freezing)
-        else:
-            freeze(backbone, request.backbone, request.freezing)
+        _freeze(parts[""], request)
     if request.backbone.stages and description.options.get("norm") is not None:
-        said = norm_label(description.options["norm"], parts[""])
-        description = replace(description, options={**description.options, "norm": said})
-    model = _joined(parts, request.spec, description.preprocessing)
-    model.description = description  # type: ignore[assignment]
+        label = norm_label(description.options["norm"], parts[""])
+        description = replace(description, options={**description.options, "norm": label})
+    model = _join_parts(parts, spec, description.preprocessing)
+    model.description = description
     return model
 
 
-def _joined(parts: Parts, spec: BackboneSpec | ModelSpec, preprocessing: Preprocessing) -> nn.Module:
-    if not isinstance(spec, ModelSpec):
-        return parts[""]
-    normalise_as = getattr(parts[HEAD], "normalise_as", None)
-    if normalise_as is not None:
-        normalise_as(preprocessing)
-    model: nn.Module = load(spec.head.model)(parts[""], parts[HEAD])
-    return model
-
-
-def _modules(spec: BackboneSpec | ModelSpec, fetched: str | None) -> Parts:
-    """Return prefix in our names → module, parameters not yet filled where the modules are ours."""
-    backbone = backbone_of(spec)
-    parts = {"": Backbone(backbone) if backbone.stages else backbone_module(backbone, pretrained=fetched)}
+def _create_modules(spec: BackboneSpec | ModelSpec, backbone: BackboneSpec, factory_tag: str) -> Parts:
+    """Return the parts of a model; our own modules are uninitialised."""
+    parts: dict[str, nn.Module] = {
+        "": Backbone(backbone) if backbone.stages else backbone_module(backbone, pretrained=factory_tag or None)
+    }
     if isinstance(spec, ModelSpec):
         parts[HEAD] = spec.call(spec.head.factory)
     return parts
 
 
 def _initialise(part: nn.Module) -> None:
-    # A factory's modules come filled.
+    # A factory's modules are initialised when they are created.
     initialise = getattr(part, "initialise", None)
     if initialise is not None:
         initialise()
 
 
-def _take(parts: Parts, request: Request, source: Source) -> tuple[bool, Preprocessing | None]:
-    """Fill the parts from a file.
+def _freeze(backbone: nn.Module, request: BuildRequest) -> None:
+    if isinstance(backbone, Backbone):
+        backbone.freeze(request.freezing)
+    else:
+        freeze(backbone, request.backbone, request.freezing)
 
-    Returns:
-        whether the head, or its last layer, was drawn anew instead, and how the file's library prepares images for such
-        a model, where its layout tells.
-    """
-    weights = source.translated(request.spec)
-    if request.whole is not None:
-        weights = _with_half_a_tail(weights, request, backbone_of(request.whole), source)
-    fresh, reason = _fresh(parts, request, source, weights)
-    _set_eps(parts, request.backbone, weights.norm_eps, fresh_head=HEAD in fresh)
+
+def _join_parts(parts: Parts, spec: BackboneSpec | ModelSpec, preprocessing: Preprocessing) -> Built:
+    if not isinstance(spec, ModelSpec):
+        return parts[""]  # type: ignore[return-value]
+    normalise_as = getattr(parts[HEAD], "normalise_as", None)
+    if normalise_as is not None:
+        normalise_as(preprocessing)
+    model: Built = load(spec.head.model)(parts[""], parts[HEAD])
+    return model
+
+
+def _fill_parts(
+    parts: Parts, request: BuildRequest, checkpoint: Checkpoint, catalogue: Catalogue, *, keep_dtype: bool
+) -> Description:
+    """Fill the parts from a checkpoint, and return the description of the model with these weights."""
+    weights = translate(checkpoint, request.spec, catalogue)
+    if request.full_tail is not None:
+        weights = _prune_tail(weights, request, request.full_tail)
+    skipped, reason = _select_random_layers(parts, request.spec, checkpoint, weights)
+    random_head = HEAD in skipped
+    _set_eps(parts, request.backbone, weights.norm_eps, random_head=random_head)
     if reason:
         _initialise(parts[HEAD])
-    fill(parts, request.backbone, weights, fresh=fresh, keep_dtype=source.keep_dtype)
+    fill(parts, request.backbone, weights, skip=skipped, keep_dtype=keep_dtype)
     if reason:
-        logger.warning("%s: %s", request.words, reason)
-    if reason and source.keep_dtype:
-        # What is drawn anew has the type of what is not.
+        logger.warning("%s: %s", request.label, reason)
+    if reason and keep_dtype:
         parts[HEAD].to(next(parts[""].parameters()).dtype)
-    return bool(reason), weights.preprocessing
+    _check_network(checkpoint, request)
+    check_published(checkpoint)
+    return _describe_weights(
+        replace(request.description, random_head=bool(reason)), checkpoint, request.spec, weights.preprocessing
+    )
 
 
-def _set_eps(parts: Parts, spec: BackboneSpec, eps: Mapping[str, float], *, fresh_head: bool) -> None:
-    # Our own batch norms have the spec's epsilon already; those of a `norm=` factory have torch's.
+def _check_network(checkpoint: Checkpoint, request: BuildRequest) -> None:
+    """Refuse tensors of the right shapes that are another network's, such as one with other activations."""
+    digests = {network_digest(spec) for spec in (request.backbone, request.full_tail) if spec}
+    if checkpoint.record and checkpoint.record.network and checkpoint.record.network not in digests:
+        raise MismatchError(
+            f"{checkpoint.path} holds another network of the same shapes, or one that has changed since"
+        )
+
+
+def _set_eps(parts: Parts, spec: BackboneSpec, eps: Mapping[str, float], *, random_head: bool) -> None:
+    # Our own batch norms have the spec's epsilon already; those of a `norm=` factory have PyTorch's.
     built = spec.norm_eps if spec.stages and spec.norm is None else None
     if eps.get("backbone", built) != built:
         set_eps(parts[""], eps["backbone"])
-    if HEAD in parts and "head" in eps and not fresh_head:
+    if HEAD in parts and "head" in eps and not random_head:
         set_eps(parts[HEAD], eps["head"])
     for path in eps.keys() - {"backbone", "head"}:
         prefix = HEAD if HEAD in parts and path.startswith(HEAD) else ""
-        inner = path.removeprefix(prefix)
-        for name, module in parts[prefix].named_modules() if not (prefix and fresh_head) else ():
-            if name == inner:
-                set_eps(module, eps[path])
+        modules = {} if prefix and random_head else dict(parts[prefix].named_modules())
+        if path.removeprefix(prefix) in modules:
+            set_eps(modules[path.removeprefix(prefix)], eps[path])
 
 
-def _with_half_a_tail(weights: Translated, request: Request, whole: BackboneSpec, source: Source) -> Translated:
-    found = {name: tuple(tensor.shape) for name, tensor in weights.tensors.items()}
+def _prune_tail(weights: NativeTensors, request: BuildRequest, full: BackboneSpec) -> NativeTensors:
+    """Return weights for a reduced tail from those of the full one; others are returned unmodified."""
+    shapes = {name: tuple(tensor.shape) for name, tensor in weights.tensors.items()}
 
     def tail(blocks: Iterable[Block]) -> dict[str, tuple[int, ...]]:
         return backbone_tensors(block for block in blocks if block.level == "C5")
 
-    if not misfit(found, tail(request.backbone.blocks)) or misfit(found, tail(whole.all_blocks)):
+    if not first_mismatch(shapes, tail(request.backbone.blocks)) or first_mismatch(shapes, tail(full.all_blocks)):
         return weights
-    pairs = []
+    head_layers = []
     if weights.has_head and weights.head == CLASSIFICATION:
-        classes = found.get(f"{HEAD}logits.weight", (0,))[0]
-        both = [classification_layers(b.with_taps(("C5",)), num_classes=classes) for b in (whole, request.backbone)]
-        pairs = list(zip(*both, strict=True))
-        problem = misfit(found, head_tensors(both[0]))
-        if problem:
-            raise MisfitError(problem)
+        classes = shapes.get(f"{HEAD}logits.weight", (0,))[0]
+        layers = []
+        for backbone in (full, request.backbone):
+            (tap,) = backbone.with_taps(("C5",)).taps.values()
+            layers.append(backbone.classifier.layers(tap.channels, classes))
+        head_layers = list(zip(*layers, strict=True))
+        mismatch = first_mismatch(shapes, classifier_tensors(layers[0]))
+        if mismatch:
+            raise MismatchError(mismatch)
     logger.warning(
         "%s: the reduced tail keeps the strongest half of the channels behind C4 in %s; fine-tune it before use",
-        request.words,
+        request.label,
         weights.source,
     )
-    return replace(weights, tensors=prune_tail(weights.tensors, whole, request.backbone, pairs))
+    return replace(weights, tensors=prune_tail(weights.tensors, full, request.backbone, head_layers))
 
 
-def _fresh(parts: Parts, request: Request, source: Source, weights: Translated) -> tuple[tuple[str, ...], str]:
-    """Return the beginnings of names that a file has no use for, and why they are drawn anew, if they are."""
-    spec = request.spec
+def _select_random_layers(
+    parts: Parts, spec: BackboneSpec | ModelSpec, checkpoint: Checkpoint, weights: NativeTensors
+) -> tuple[tuple[str, ...], str]:
+    """Return the prefixes of the tensors that are not filled, and the reason why they are randomly initialised."""
     if not isinstance(spec, ModelSpec):
         return (), ""
-    if not parts[HEAD].state_dict():
-        # A classifier without classes may have nothing to fill, and leaves the file's alone.
+    state = parts[HEAD].state_dict()
+    if not state:
+        # A classifier without classes may have nothing to fill, and ignores the file's.
         return (HEAD,), ""
     if not weights.has_head or weights.head != spec.head.name:
-        there = f"a head {weights.head!r}" if weights.has_head and weights.head else "no head"
-        return (HEAD,), f"{weights.source} has {there}; the head {spec.head.name!r} starts with fresh weights"
-    per_class = tuple(HEAD + beginning for beginning in spec.head.per_class)
-    own = {HEAD + key: len(value) for key, value in parts[HEAD].state_dict().items() if value.ndim}
-    own = {name: rows for name, rows in own.items() if name.startswith(per_class)}
-    theirs = {name: len(weights.tensors[name]) for name in own if name in weights.tensors}
-    if theirs == own:
-        # Without classes the model has no such layer, and leaves the file's alone.
-        return (() if own else per_class), ""
-    classes = source.num_classes if source.num_classes is not None else _classes(theirs, own, spec.num_classes or 0)
-    if (theirs.keys() != own.keys() and theirs) or any(
-        rows * (spec.num_classes or 0) != own[name] * classes for name, rows in theirs.items()
-    ):
-        # The file contradicts itself, which filling will say.
+        found = f"a head {weights.head!r}" if weights.has_head and weights.head else "no head"
+        return (HEAD,), f"{weights.source} has {found}; the head {spec.head.name!r} starts with fresh weights"
+    per_class = tuple(HEAD + prefix for prefix in spec.head.per_class)
+    rows = {HEAD + key: len(value) for key, value in state.items() if value.ndim}
+    rows = {name: count for name, count in rows.items() if name.startswith(per_class)}
+    file_rows = {name: len(weights.tensors[name]) for name in rows if name in weights.tensors}
+    if file_rows == rows:
+        # Without classes the model has no such layer, and ignores the file's.
+        return (() if rows else per_class), ""
+    file_classes, classes = _count_classes(checkpoint, file_rows, rows, spec.num_classes or 0), spec.num_classes or 0
+    consistent = all(count * classes == rows[name] * file_classes for name, count in file_rows.items())
+    if file_rows and (file_rows.keys() != rows.keys() or not consistent):
+        # The file contradicts itself, which filling will report.
         return (), ""
-    layers = [beginning.rstrip(".") for beginning in per_class if any(name.startswith(beginning) for name in own)]
+    layers = [prefix.rstrip(".") for prefix in per_class if any(name.startswith(prefix) for name in rows)]
     return per_class, (
-        f"{weights.source} has {classes} classes, not {spec.num_classes}; the backbone's weights are taken, and "
+        f"{weights.source} has {file_classes} classes, not {spec.num_classes}; the backbone's weights are taken, and "
         f"{first_few(layers, 3)} {'starts' if len(layers) == 1 else 'start'} with fresh ones"
     )
 
 
-def _classes(theirs: Mapping[str, int], own: Mapping[str, int], num_classes: int) -> int:
-    """Return the number of classes of a file, by the rows of a layer that has so many for each class."""
-    return next((rows * num_classes // own[name] for name, rows in theirs.items()), 0)
+def _count_classes(checkpoint: Checkpoint, file_rows: Mapping[str, int], rows: Mapping[str, int], classes: int) -> int:
+    """Return the number of classes of a file: as it records, or by a layer with so many rows for each class."""
+    if checkpoint.record and checkpoint.record.description.num_classes is not None:
+        return checkpoint.record.description.num_classes
+    return next((count * classes // rows[name] for name, count in file_rows.items()), 0)
 
 
-def _with_fetched(description: Description, spec: BackboneSpec | ModelSpec, tag: str, parts: Parts) -> Description:
-    """Say whose weights the backbone has, and that a head on it has none."""
-    origin = f"{description.name}.{tag}"
+def _describe_factory_weights(
+    description: Description, spec: BackboneSpec | ModelSpec, tag: str, parts: Parts
+) -> Description:
+    weights = f"{description.name}.{tag}"
     if isinstance(spec, ModelSpec):
-        logger.warning("%s is a backbone; the head %r starts with fresh weights", origin, spec.head.name)
+        logger.warning("%s is a backbone; the head %r starts with fresh weights", weights, spec.head.name)
     preprocessing = getattr(parts[""], "preprocessing", description.preprocessing)
     return replace(
         description,
-        weights=origin,
-        preprocessing=prepared_for(spec, preprocessing),
-        fresh=isinstance(spec, ModelSpec),
+        weights=weights,
+        preprocessing=adapt_preprocessing(spec, preprocessing),
+        random_head=isinstance(spec, ModelSpec),
     )
 
 
-def _with_origin(
-    description: Description, source: Source, spec: BackboneSpec | ModelSpec, usual: Preprocessing | None
+def _describe_weights(
+    description: Description,
+    checkpoint: Checkpoint,
+    spec: BackboneSpec | ModelSpec,
+    layout_preprocessing: Preprocessing | None,
 ) -> Description:
-    origin = source.origin()
+    """Add what is known of the weights: recorded in the file, else in the catalogue, else in a configuration beside."""
+    entry, config = checkpoint.entry, checkpoint.config
+    preprocessing: Preprocessing | None
+    classes: str | tuple[str, ...]
+    if checkpoint.record:
+        recorded = checkpoint.record.description
+        weights = recorded.weights or checkpoint.path
+        preprocessing, classes = recorded.preprocessing, recorded.classes
+    elif entry:
+        weights, preprocessing, classes = entry.name, entry.preprocessing, entry.classes
+    else:
+        weights, preprocessing, classes = checkpoint.path, config.preprocessing, config.classes or ""
+    # A backbone, or a model with another number of classes, has no use for their names.
+    names_fit = isinstance(classes, str) or len(classes) == description.num_classes
     return replace(
         description,
-        weights=origin.weights,
-        preprocessing=prepared_for(spec, origin.preprocessing or usual or description.preprocessing),
-        classes=_still_named(description, origin.classes),
+        weights=entry.name if entry else weights,
+        preprocessing=adapt_preprocessing(spec, preprocessing or layout_preprocessing or description.preprocessing),
+        classes=classes if names_fit and not description.random_head else "",
     )
 
 
-def _still_named(description: Description, stated: str | tuple[str, ...]) -> str | tuple[str, ...]:
-    """Return the classes of the weights, as far as they are still the model's: a backbone, say, has none to name."""
-    named = isinstance(stated, str) or len(stated) == description.num_classes
-    return stated if named and not description.fresh else ""
+def _describe_fitting_model(checkpoint: Checkpoint, request: BuildRequest, catalogue: Catalogue) -> str:
+    """Return "; the file fits 'name'" if a file is known to be of another model than the request's."""
+    record = checkpoint.record or identify_tensors(checkpoint.shapes, catalogue)
+    if record is None:
+        return ""
+    described = record.description
+    if not record.by_name:
+        return f"; the file fits the BackboneSpec {described.name!r} that its model was built from"
+    options = dict(described.options)
+    if described.head not in (None, CLASSIFICATION):
+        options = {"head": described.head, "taps": described.taps, **options}
+    fitting = format_options(described.name, options)
+    return f"; the file fits {fitting}" if fitting != request.label else ""

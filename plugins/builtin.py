@@ -7,7 +7,7 @@ from functools import cache
 from importlib.resources import files
 from pathlib import Path
 
-from featuretap.catalogue.files import Catalogue, load_catalogue
+from featuretap.catalogue.files import PluginCatalogue, load_catalogue
 from featuretap.catalogue.hookspecs import WeightsEntry, hookimpl
 from featuretap.heads.classification import CLASSIFICATION
 from featuretap.heads.detection import FASTER_RCNN, FCOS, MASK_RCNN, RETINANET, SSDLITE
@@ -18,7 +18,7 @@ from featuretap.specs import BackboneSpec, HeadSpec, RuntimeSpec
 
 
 @cache
-def _shipped() -> Catalogue:
+def _shipped() -> PluginCatalogue:
     return load_catalogue(Path(str(files("featuretap") / "registry.toml")))
 
 

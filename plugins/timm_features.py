@@ -21,7 +21,7 @@ from featuretap.plugins import namespaces
 from featuretap.plugins.map_sizes import find_roundings
 from featuretap.specs import BackboneSpec, Tap
 from featuretap.specs.addresses import LEVELS
-from featuretap.specs.description import options_in_words
+from featuretap.specs.description import format_options
 from featuretap.specs.preprocessing import Preprocessing
 from featuretap.specs.validation import count
 from featuretap.support.errors import OptionError, SpecError, UnknownBackboneError, did_you_mean
@@ -209,7 +209,7 @@ def _taps(architecture: str, options: Mapping[str, Any]) -> dict[str, Tap]:
     maps = network.feature_info.info
     if len(maps) != len(addresses):
         raise OptionError(
-            f"timm's {options_in_words(architecture, options)} has {len(maps)} maps, and {len(addresses)} addresses "
+            f"timm's {format_options(architecture, options)} has {len(maps)} maps, and {len(addresses)} addresses "
             f"are known: {', '.join(addresses)}"
         )
     roundings = find_roundings(
@@ -249,7 +249,7 @@ def _features_on_meta(architecture: str, options: Mapping[str, Any], **selected:
     except Exception as error:
         # timm checks few of its arguments, and fails on the others with errors of any type.
         if options:
-            problem = f"timm cannot build {options_in_words(architecture, options)} ({error_line(error)})"
+            problem = f"timm cannot build {format_options(architecture, options)} ({error_line(error)})"
             raise OptionError(problem) from error
         raise SpecError(f"timm's {architecture!r} has no feature maps ({error_line(error)})") from error
 

@@ -22,7 +22,7 @@ from torchvision.models.feature_extraction import create_feature_extractor
 from featuretap.plugins import namespaces
 from featuretap.plugins.map_sizes import find_roundings
 from featuretap.specs import BackboneSpec, Tap
-from featuretap.specs.description import options_in_words
+from featuretap.specs.description import format_options
 from featuretap.specs.preprocessing import Preprocessing
 from featuretap.support.errors import OptionError, SpecError
 from featuretap.support.text import error_line
@@ -252,7 +252,7 @@ def _on_meta(classifier: str, options: Mapping[str, Any]) -> nn.Module:
     except Exception as error:
         # torchvision checks few of its arguments, and fails on the others with errors of any type.
         raise OptionError(
-            f"torchvision cannot build {options_in_words(classifier, options)} ({error_line(error)})"
+            f"torchvision cannot build {format_options(classifier, options)} ({error_line(error)})"
         ) from error
 
 

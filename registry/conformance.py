@@ -19,10 +19,10 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from featuretap.catalogue.request import backbone_of
 from featuretap.registry.registry import Registry
 from featuretap.specs import BackboneSpec
-from featuretap.specs.description import options_in_words
+from featuretap.specs.description import format_options
+from featuretap.specs.head import backbone_of
 from featuretap.support.errors import FeaturetapError, SpecError
 from featuretap.support.text import error_line
 
@@ -143,7 +143,7 @@ def build_trial(
     name: str, registry: Registry, taps: Sequence[str] | None = None, options: Mapping[str, Any] = NONE
 ) -> Trial:
     """Return a backbone under test, in evaluation, with every address that its spec has unless `taps` are given."""
-    label = options_in_words(name, options)
+    label = format_options(name, options)
     # With the same weights at every call, so that a failure can be reproduced.
     with explain_failure(f"{label} cannot be built"), torch.random.fork_rng(devices=()):
         torch.manual_seed(1)
@@ -274,7 +274,7 @@ def check_options(name: str, registry: Registry, size: Size, variations: Iterabl
 
 def check_freezing(name: str, registry: Registry, size: Size = SIZES[0]) -> None:
     """Check that the frozen part stays as it is in training, and that the rest learns."""
-    levels = registry.catalogued(name).levels
+    levels = registry.backbone(name).levels
     if not levels:
         return
     first, last = levels[0], levels[-1]

@@ -3,21 +3,15 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
-from featuretap.catalogue.hookspecs import WeightsEntry
-from featuretap.catalogue.lookup import Lookup
-from featuretap.catalogue.pairing import features, paired, set_by
-from featuretap.catalogue.pretrained import brought, chosen
-from featuretap.catalogue.request import Request
+from featuretap.catalogue.catalogue import Catalogue
+from featuretap.catalogue.request import resolve_request
 from featuretap.specs import BackboneSpec, ModelSpec
-from featuretap.specs.description import Description, prepared_for
-from featuretap.specs.options import Freezing, options_of
-from featuretap.specs.preprocessing import Preprocessing
-from featuretap.support.errors import HeadError, OptionError
+from featuretap.support.errors import OptionError
 
 if TYPE_CHECKING:
     from torch import nn
@@ -29,13 +23,13 @@ if TYPE_CHECKING:
 __all__ = ["Registry"]
 
 
-class Registry(Lookup):
-    """Everything that can be built by name, and what is made of it.
+class Registry(Catalogue):
+    """Models by name: describe, build, save, load and convert them, and hand them to runtimes.
 
     Args:
-        plugins: modules to ask beside the installed plugins, as in tests.
+        plugins: modules to load beside the installed plugins, as in tests.
         discover: whether installed plugins and the user's `featuretap.toml` are read.
-        builtins: whether featuretap's own plugin is loaded.
+        builtins: whether the built-in plugins are loaded.
     """
 
     def spec(
@@ -67,8 +61,16 @@ class Registry(Lookup):
         Raises:
             FeaturetapError: as `build` does, but for weights that cannot be had or do not fit.
         """
-        asked = {"features_only": features_only, "taps": taps, "head": head, "num_classes": num_classes, **options}
-        return self.request(name, **brought(self._weights(name, pretrained), self.catalogued(name), asked)).spec
+        return resolve_request(
+            self,
+            name,
+            pretrained=pretrained,
+            features_only=features_only,
+            taps=taps,
+            head=head,
+            num_classes=num_classes,
+            **options,
+        ).spec
 
     def build(
         self,
@@ -105,16 +107,19 @@ class Registry(Lookup):
             OptionError, TapError, HeadError: names that are known, with values or in a pairing that cannot be.
             WeightsError: the weights cannot be had, or do not fit.
         """
-        asked = {"features_only": features_only, "taps": taps, "head": head, "num_classes": num_classes, **options}
-        weights = self._weights(name, pretrained)
-        request = self.request(name, **brought(weights, self.catalogued(name), asked))
-        from featuretap.models.building import assemble
+        request = resolve_request(
+            self,
+            name,
+            pretrained=pretrained,
+            features_only=features_only,
+            taps=taps,
+            head=head,
+            num_classes=num_classes,
+            **options,
+        )
+        from featuretap.models.building import build_model
 
-        if weights is None or isinstance(weights, str):
-            return cast("Built", assemble(request, fetched=weights))
-        from featuretap.weights.sources import source_of
-
-        return cast("Built", assemble(request, source_of(weights, self)))
+        return build_model(request, self)
 
     def save(self, model: nn.Module, path: str | os.PathLike[str], layout: str = "featuretap") -> Path:
         """Write a model's weights, and what is needed to build it again, as safetensors.
@@ -137,9 +142,9 @@ class Registry(Lookup):
             WeightsError: the model is no longer what it was built as, the layout cannot hold it, or the file cannot be
                 written.
         """
-        from featuretap.models.saving import store
+        from featuretap.models.saving import save_model
 
-        return store(self, model, Path(path), layout)
+        return save_model(self, model, Path(path), layout)
 
     def load(
         self,
@@ -174,10 +179,10 @@ class Registry(Lookup):
             WeightsError: the file cannot be read, is not what it should be, or does not fit.
             FeaturetapError: as `build` does, for what is given here in place of the file's.
         """
-        from featuretap.models.loading import restore
+        from featuretap.models.loading import load_model
 
-        asked = {"features_only": features_only, "taps": taps, "head": head, "num_classes": num_classes}
-        return cast("Built", restore(self, Path(path), name, asked, options, finite))
+        arguments = {"features_only": features_only, "taps": taps, "head": head, "num_classes": num_classes}
+        return load_model(self, Path(path), name, arguments, options, finite)
 
     def convert(
         self, source: str | os.PathLike[str], target: str | os.PathLike[str], layout: str = "featuretap"
@@ -198,9 +203,9 @@ class Registry(Lookup):
             OptionError: the target names a kind of file that is not written.
             WeightsError: the file cannot be read or recognised, or the layout cannot hold the model.
         """
-        from featuretap.models.saving import convert
+        from featuretap.weights.conversion import convert_checkpoint
 
-        return convert(self, Path(source), Path(target), layout)
+        return convert_checkpoint(self, Path(source), Path(target), layout)
 
     def compile(
         self,
@@ -352,71 +357,3 @@ class Registry(Lookup):
 
         prepared = description_of(model, "registry.transforms reads").preprocessing
         return compose(replace(prepared, resize=None, crop=None) if whole else prepared)
-
-    def request(
-        self,
-        name: str | BackboneSpec,
-        *,
-        features_only: bool = False,
-        taps: Sequence[str] | None = None,
-        head: str | None = None,
-        num_classes: int | None = None,
-        **options: Any,
-    ) -> Request:
-        """Resolve the arguments of `build` into all that building needs besides weights. For tools.
-
-        Args:
-            name: as for `build`.
-            features_only: as for `build`.
-            taps: as for `build`.
-            head: as for `build`.
-            num_classes: as for `build`.
-            **options: as for `build`.
-
-        Raises:
-            HeadError: `features_only` with a head or a number of classes, or a pairing that cannot be.
-            FeaturetapError: as `build` does, but for those of weights.
-        """
-        backbone = self.catalogued(name)
-        if features_only:
-            for asked, value in (("head", head), ("num_classes", num_classes)):
-                if value is not None:
-                    raise HeadError(
-                        f"features_only=True returns the bare backbone of {backbone.name!r}, which has no "
-                        f"{asked}={value!r}; leave one of the two out"
-                    )
-
-        def resolved(options: Mapping[str, Any]) -> tuple[BackboneSpec | ModelSpec, Freezing]:
-            if features_only:
-                return features(backbone, taps, options)
-            chosen = self.head("classification" if head is None else head)
-            return paired(backbone, chosen, taps, num_classes, options)
-
-        spec, freezing = resolved(options)
-        reduced = {**options_of(backbone), **options}.get("reduced_tail", False)
-        whole = resolved({**options, "reduced_tail": False})[0] if reduced else None
-        # A name with its distribution stays; an alias becomes what it stands for.
-        said = name if isinstance(name, str) and ":" in name else backbone.name
-        if isinstance(spec, ModelSpec):
-            # What the head sets is said, since under another head, or under none, it would be otherwise.
-            options = {**set_by(spec.head, backbone), **options}
-            options = {option: spec.head_options.get(option, value) for option, value in options.items()}
-        return Request(spec, freezing, _described(said, spec, options), whole)
-
-    def _weights(
-        self, name: str | BackboneSpec, pretrained: bool | str | os.PathLike[str]
-    ) -> WeightsEntry | Path | str | None:
-        return chosen(self.catalogued(name), pretrained, self._contents.weights)
-
-
-def _described(name: str, spec: BackboneSpec | ModelSpec, options: Mapping[str, Any]) -> Description:
-    backbone = spec.backbone if isinstance(spec, ModelSpec) else spec
-    return Description(
-        name,
-        tuple(backbone.taps),
-        options,
-        spec.head.name if isinstance(spec, ModelSpec) else None,
-        spec.num_classes if isinstance(spec, ModelSpec) else None,
-        prepared_for(spec, Preprocessing()),
-        backbone=backbone if backbone.norm is None else replace(backbone, norm=None),
-    )

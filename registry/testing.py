@@ -122,7 +122,7 @@ class BackboneConformance(_Conformance):
 
     def test_declarations_hold_with_other_options(self, backbone: str, registry: Registry) -> None:
         """Shapes and counts follow from them."""
-        spec = registry.catalogued(backbone)
+        spec = registry.backbone(backbone)
         variations = [*self.variations, *(conformance.TABLE_VARIATIONS if spec.stages else ())]
         conformance.check_options(backbone, registry, self.sizes[0], variations)
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from featuretap.models.built import unwrap
 from featuretap.runtimes.signature import Signature
-from featuretap.specs.description import Description, options_in_words
+from featuretap.specs.description import Description, format_options
 from featuretap.support.errors import ExportError, FeaturetapError, HeadError, OptionError
 from featuretap.support.text import error_line
 
@@ -74,7 +74,7 @@ class Exportable:
     @property
     def label(self) -> str:
         """Name and options of the model, for messages."""
-        return options_in_words(self.description.name, self.description.options)
+        return format_options(self.description.name, self.description.options)
 
     @property
     def dynamic(self) -> dict[int, Any]:

@@ -23,7 +23,7 @@ from torchvision.ops import FrozenBatchNorm2d
 from featuretap.heads.modules.classification import ClassificationHead
 from featuretap.models.built import Built, unwrap
 from featuretap.models.inference_only import MARK, InferenceOnly, is_fused
-from featuretap.specs.description import options_in_words
+from featuretap.specs.description import format_options
 from featuretap.support.errors import OptionError
 
 __all__ = ["fold_norms", "fuse"]
@@ -66,7 +66,7 @@ def fuse(model: nn.Module) -> nn.Module:
         OptionError: the model was not built by featuretap, is fused already, or has no batch norm that can be folded.
     """
     model = unwrap(model, "registry.fuse takes")
-    label = options_in_words(model.description.name, model.description.options)
+    label = format_options(model.description.name, model.description.options)
     if is_fused(model):
         raise OptionError(f"{label} is fused already; use it as it is")
     norms = _norms(model)

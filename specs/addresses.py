@@ -5,14 +5,13 @@ Every address is the output of one submodule, so that it means the same tensor i
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 from featuretap.specs.blocks import Block
 from featuretap.specs.rows import Conv
-from featuretap.specs.taps import Tap
-from featuretap.support.errors import TapError, UnknownTapError, did_you_mean
+from featuretap.support.errors import did_you_mean
 
-__all__ = ["LEVELS", "addresses_of", "resolve"]
+__all__ = ["LEVELS", "addresses_of", "describe_unknown_tap"]
 
 LEVELS = ("C1", "C2", "C3", "C4", "C5")
 
@@ -65,32 +64,8 @@ def _expansion(block: Block) -> str | None:
     return None
 
 
-def resolve(
-    name: str, wanted: Iterable[str], available: Mapping[str, str], tap_at: Callable[[str], Tap]
-) -> dict[str, Tap]:
-    """Return the taps at the addresses `wanted`, in that order.
-
-    Raises:
-        UnknownTapError: `available` lacks an address.
-        TapError: `wanted` is empty, repeats an address, or is no tuple of addresses.
-    """
-    if isinstance(wanted, str):
-        raise TapError(f"taps={wanted!r} is a string; give a tuple of addresses, such as taps=({wanted!r},)")
-    if not isinstance(wanted, Iterable):
-        raise TapError(f"taps={wanted!r} should be a tuple of addresses, such as ('C3', 'C4', 'C5')")
-    addresses = tuple(wanted)
-    if not addresses:
-        raise TapError(f"no taps were asked of {name!r}; name at least one of {', '.join(available)}")
-    for address in addresses:
-        if not isinstance(address, str) or address not in available:
-            raise UnknownTapError(_unknown(name, address, available))
-    repeated = sorted({address for address in addresses if addresses.count(address) > 1})
-    if repeated:
-        raise TapError(f"{', '.join(repeated)} is asked of {name!r} more than once; name each tap once")
-    return {address: tap_at(address) for address in addresses}
-
-
-def _unknown(name: str, address: object, available: Mapping[str, str]) -> str:
+def describe_unknown_tap(name: str, address: object, available: Mapping[str, str]) -> str:
+    """Return why a backbone has no such tap, and the nearest or all that it has."""
     level, _, kind = str(address).partition(".")
     having = [known.partition(".")[0] for known in available if known.endswith(f".{kind}")]
     if level in available and kind in KINDS:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Literal
 
-from featuretap.specs.addresses import LEVELS, addresses_of, resolve
+from featuretap.specs.addresses import LEVELS, addresses_of, describe_unknown_tap
 from featuretap.specs.blocks import Block, blocks_of, truncated
 from featuretap.specs.layers import Activation, BatchNorm, Linear
 from featuretap.specs.rows import RE, Row
@@ -30,7 +30,7 @@ from featuretap.specs.validation import (
     check_fields,
     check_name,
 )
-from featuretap.support.errors import OptionError, SpecError
+from featuretap.support.errors import OptionError, SpecError, TapError, UnknownTapError
 from featuretap.support.import_strings import load
 
 __all__ = ["COUNTING", "BackboneSpec", "Classifier", "Stages", "check_size"]
@@ -171,7 +171,7 @@ class BackboneSpec:
             if not all(self.stages) or len(self.stages) > len(LEVELS):
                 raise SpecError(f"{self.name!r} has a stage without rows, or more than {len(LEVELS)} stages")
             wanted = self.taps or LEVELS[: len(self.stages)]
-            object.__setattr__(self, "taps", resolve(self.name, wanted, self.addresses, self._tap_at))
+            object.__setattr__(self, "taps", self._taps_at(wanted))
         elif self.taps and self.factory:
             check_fields(f"backbone {self.name!r}", self, DECLARED)
             object.__setattr__(self, "taps", dict(self.taps))
@@ -255,16 +255,32 @@ class BackboneSpec:
             UnknownTapError: the architecture lacks an address.
             TapError: none was given, or one twice.
         """
-        wanted = resolve(self.name, addresses, self.addresses, self._tap_at)
+        taps = self._taps_at(addresses)
         spec = copy(self)
-        object.__setattr__(spec, "taps", wanted)
-        object.__setattr__(spec, "more_taps", {a: tap for a, tap in self._declared.items() if a not in wanted})
+        object.__setattr__(spec, "taps", taps)
+        if not self.stages:
+            object.__setattr__(spec, "more_taps", {a: tap for a, tap in self._declared.items() if a not in taps})
         # The table and what was computed from it stay; only where it is cut depends on the taps.
         vars(spec).pop("blocks", None)
         return spec
 
-    def _tap_at(self, address: str) -> Tap:
-        return self._outputs[self.addresses[address]] if self.stages else self._declared[address]
+    def _taps_at(self, wanted: Iterable[str]) -> dict[str, Tap]:
+        """Return the taps at the addresses `wanted`, in that order."""
+        if isinstance(wanted, str):
+            raise TapError(f"taps={wanted!r} is a string; give a tuple of addresses, such as taps=({wanted!r},)")
+        if not isinstance(wanted, Iterable):
+            raise TapError(f"taps={wanted!r} should be a tuple of addresses, such as ('C3', 'C4', 'C5')")
+        addresses = tuple(wanted)
+        if not addresses:
+            raise TapError(f"no taps were asked of {self.name!r}; name at least one of {', '.join(self.addresses)}")
+        for address in addresses:
+            if not isinstance(address, str) or address not in self.addresses:
+                raise UnknownTapError(describe_unknown_tap(self.name, address, self.addresses))
+        repeated = sorted({address for address in addresses if addresses.count(address) > 1})
+        if repeated:
+            raise TapError(f"{', '.join(repeated)} is asked of {self.name!r} more than once; name each tap once")
+        available = {a: self._outputs[path] for a, path in self.addresses.items()} if self.stages else self._declared
+        return {address: available[address] for address in addresses}
 
     @property
     def _declared(self) -> dict[str, Tap]:

@@ -1,4 +1,4 @@
-"""What a built model says of itself. No torch."""
+"""The description of a built model: how it was requested, and where its weights come from."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from featuretap.specs import BackboneSpec, ModelSpec
 from featuretap.specs.preprocessing import Preprocessing
 from featuretap.support.errors import OptionError
 
-__all__ = ["Description", "options_in_words", "prepared_for"]
+__all__ = ["Description", "adapt_preprocessing", "format_options"]
 
 
 @dataclass(frozen=True)
 class Description:
-    """How a model was asked for, and where its weights come from.
+    """How a model was requested, and where its weights come from.
 
     Args:
         name: the backbone's name in the registry.
@@ -24,11 +24,11 @@ class Description:
         options: the options that were given, of backbone and head.
         head: the head's name, or None for a bare backbone.
         num_classes: classes of the head, or None for a bare backbone and for a head without classes.
-        preprocessing: what `registry.transforms` makes of it.
-        weights: name of the catalogue entry, path of the file, or None for fresh weights.
+        preprocessing: what `registry.transforms` returns, as data.
+        weights: name of the catalogue entry, path of the checkpoint, or None for random initialisation.
         classes: the label set of the weights, such as "imagenet1k", or the name of each class, the background of a
             detector that counts one included; empty where neither is known.
-        fresh: whether the head, or its last layer, was drawn anew although the backbone has weights.
+        random_head: whether the head, or its last layer, is randomly initialised although the backbone has weights.
         backbone: the backbone as it was built: options applied, and without its `norm`, which is code.
     """
 
@@ -40,16 +40,16 @@ class Description:
     preprocessing: Preprocessing = Preprocessing()
     weights: str | Path | None = None
     classes: str | tuple[str, ...] = ""
-    fresh: bool = False
+    random_head: bool = False
     backbone: BackboneSpec | None = field(default=None, repr=False)
 
 
-def prepared_for(spec: BackboneSpec | ModelSpec, preprocessing: Preprocessing) -> Preprocessing:
-    """Return how images are prepared for a model.
+def adapt_preprocessing(spec: BackboneSpec | ModelSpec, preprocessing: Preprocessing) -> Preprocessing:
+    """Return the preprocessing of images for a model.
 
     Args:
         spec: of the model.
-        preprocessing: how they were for its weights, or its backbone's, in training.
+        preprocessing: of the images that its weights, or its backbone's, were trained with.
 
     Raises:
         OptionError: `image_mean` or `image_std` is for another number of channels.
@@ -66,16 +66,15 @@ def prepared_for(spec: BackboneSpec | ModelSpec, preprocessing: Preprocessing) -
     return replace(prepared, mean=tuple(mean or prepared.mean), std=tuple(std or prepared.std))
 
 
-def options_in_words(name: str, options: Mapping[str, Any]) -> str:
+def format_options(name: str, options: Mapping[str, Any]) -> str:
     """Return "'name' with a, b=1" for messages.
 
     Args:
         name: of a backbone.
         options: that it was asked for with.
     """
-    words = [option if value is True else f"{option}={_in_words(value)}" for option, value in options.items()]
-    return f"{name!r} with {', '.join(words)}" if words else repr(name)
-
-
-def _in_words(value: Any) -> str:
-    return getattr(value, "__name__", repr(value)) if callable(value) else repr(value)
+    formatted = [
+        option if value is True else f"{option}={value.__name__ if hasattr(value, '__name__') else repr(value)}"
+        for option, value in options.items()
+    ]
+    return f"{name!r} with {', '.join(formatted)}" if formatted else repr(name)

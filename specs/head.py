@@ -30,7 +30,7 @@ from featuretap.specs.validation import (
 from featuretap.support.errors import SpecError
 from featuretap.support.import_strings import called, load
 
-__all__ = ["HeadSpec", "ModelSpec", "Reads"]
+__all__ = ["HeadSpec", "ModelSpec", "Reads", "backbone_of"]
 
 Reads = tuple[str | tuple[str, ...], ...]
 """Tap addresses; a tuple in place of an address names alternatives, the preferred first."""
@@ -246,3 +246,8 @@ class ModelSpec:
             return self.backbone.macs(height, width) + sum(layer.macs(*size) for layer in self.head_layers)
         counted: int = load(f"{COUNTING}:macs")(self, shapes)
         return self.backbone.macs(height, width) + counted
+
+
+def backbone_of(spec: BackboneSpec | ModelSpec) -> BackboneSpec:
+    """Return the backbone of a spec."""
+    return spec.backbone if isinstance(spec, ModelSpec) else spec

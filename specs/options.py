@@ -20,7 +20,7 @@ from featuretap.specs.variants import (
 from featuretap.support.errors import OptionError, UnknownOptionError, did_you_mean
 from featuretap.support.import_strings import called
 
-__all__ = ["OPTIONS", "Freezing", "checked", "configured", "options_of", "split", "with_defaults"]
+__all__ = ["OPTIONS", "Freezing", "check_options", "configure", "options_of", "replace_defaults", "split_options"]
 
 ARGUMENTS = ("taps", "pretrained", "num_classes")
 """Arguments of `build` that somebody may have misspelled as an option."""
@@ -66,35 +66,41 @@ def options_of(spec: BackboneSpec) -> dict[str, Any]:
     if spec.stages:
         # What a function from spec to spec has already set stays, unless it is asked for anew.
         usual |= {name: getattr(spec, name) for name in ("in_channels", "output_stride", "dilate_entry", "norm")}
-    return {**usual, **{name: default_of(stated) for name, stated in spec.options.items()}}
+    return {**usual, **{name: default_of(option) for name, option in spec.options.items()}}
 
 
-def with_defaults(spec: BackboneSpec, defaults: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the options that a spec states, with other defaults for some of them."""
-    stated = {**spec.options, **defaults}
+def replace_defaults(spec: BackboneSpec, defaults: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the options that a spec declares, with other defaults for some of them."""
+    declared = {**spec.options, **defaults}
     for name, option in spec.options.items():
         if name in defaults and isinstance(option, Option):
-            stated[name] = replace(option, default=defaults[name])
-    return stated
+            declared[name] = replace(option, default=defaults[name])
+    return declared
 
 
-def split(
-    spec: BackboneSpec, head: HeadSpec | None, options: Mapping[str, Any]
+def split_options(
+    spec: BackboneSpec, head: HeadSpec | None, options: Mapping[str, Any], defaults: Mapping[str, Any]
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return the options of the backbone and those of the head.
+
+    Args:
+        spec: of the backbone.
+        head: its spec, if there is one.
+        options: as given by the caller.
+        defaults: what `options_of` returns for the backbone.
 
     Raises:
         UnknownOptionError: neither takes one of them.
     """
-    for_head = {name: value for name, value in options.items() if head and name in head.options}
-    rest = {name: value for name, value in options.items() if name not in for_head}
-    known = [*options_of(spec), *(head.options if head else ())]
-    for name in rest:
-        if name not in known:
+    of_head = {name: value for name, value in options.items() if head and name in head.options}
+    of_backbone = {name: value for name, value in options.items() if name not in of_head}
+    for name in of_backbone:
+        if name not in defaults:
+            known = [*defaults, *(head.options if head else ())]
             pair = f"{spec.name!r} with head {head.name!r}" if head else f"{spec.name!r}"
             hint = _hint(name, (*known, *ARGUMENTS))
             raise UnknownOptionError(f"{pair} takes no option {name!r}{hint} Options: {', '.join(known)}")
-    return rest, for_head
+    return of_backbone, of_head
 
 
 def _hint(name: str, known: Collection[str]) -> str:
@@ -102,45 +108,52 @@ def _hint(name: str, known: Collection[str]) -> str:
     return f"; it is {here!r} here." if here in known else did_you_mean(name, known) or "."
 
 
-def checked(spec: BackboneSpec, options: Mapping[str, Any]) -> dict[str, Any]:
-    """Return all options of the backbone with their values, those of `options` before the defaults.
+def check_options(spec: BackboneSpec, values: Mapping[str, Any]) -> None:
+    """Check values of options that a backbone takes.
 
     Raises:
         OptionError: a value that the option cannot take.
     """
-    values = {**options_of(spec), **options}
     for name, value in values.items():
         option = OPTIONS.get(name) if spec.stages else FREEZING.get(name, spec.options.get(name))
-        if isinstance(option, Option):
+        if isinstance(option, Option) and value is not option.default:
             check_option(repr(spec.name), name, option, value)
-    return values
 
 
-def configured(spec: BackboneSpec, options: Mapping[str, Any]) -> tuple[BackboneSpec, Freezing]:
+def configure(spec: BackboneSpec, values: Mapping[str, Any]) -> tuple[BackboneSpec, Freezing]:
     """Apply options to a spec; the result has none left to apply.
+
+    Args:
+        spec: of the backbone.
+        values: a value for each of its options.
 
     Raises:
         OptionError: a value that the option cannot take, or that this architecture cannot.
     """
-    values = checked(spec, options)
-    freezing = Freezing(values.pop("freeze"), values.pop("freeze_norm"))
+    check_options(spec, values)
+    freezing = Freezing(values["freeze"], values["freeze_norm"])
     if not spec.stages:
-        spec = _declared(spec, values)
+        spec = _declare(spec, {name: value for name, value in values.items() if name not in FREEZING})
     if freezing.through and freezing.through not in spec.levels:
-        there = f"it ends at {spec.levels[-1]}" if spec.levels else f"it has {', '.join(spec.addresses)}"
-        raise OptionError(f"{spec.name!r} cannot freeze through {freezing.through}; {there}")
+        available = f"it ends at {spec.levels[-1]}" if spec.levels else f"it has {', '.join(spec.addresses)}"
+        raise OptionError(f"{spec.name!r} cannot freeze through {freezing.through}; {available}")
     if not spec.stages:
         return spec, freezing
     if spec.options or values["norm"] is not spec.norm or values["in_channels"] != spec.in_channels:
         spec = replace(spec, options={}, in_channels=values["in_channels"], norm=values["norm"])
-    spec = widened(reduced_tail(spec, values["reduced_tail"]), values["width"])
-    return with_output_stride(spec, values["output_stride"], dilate_entry=values["dilate_entry"]), freezing
+    if values["reduced_tail"]:
+        spec = reduced_tail(spec, values["reduced_tail"])
+    if values["width"] != 1:
+        spec = widened(spec, values["width"])
+    if (values["output_stride"], values["dilate_entry"]) != (spec.output_stride, spec.dilate_entry):
+        spec = with_output_stride(spec, values["output_stride"], dilate_entry=values["dilate_entry"])
+    return spec, freezing
 
 
-def _declared(spec: BackboneSpec, values: Mapping[str, Any]) -> BackboneSpec:
+def _declare(spec: BackboneSpec, values: Mapping[str, Any]) -> BackboneSpec:
     """Return the spec of a factory's backbone with the values of its options."""
     # A variant's defaults are not those that its taps were declared with.
-    usual = not spec.variant_of and all(default_of(stated) == values[name] for name, stated in spec.options.items())
+    usual = not spec.variant_of and all(default_of(option) == values[name] for name, option in spec.options.items())
     spec = replace(spec, options=values)
     if usual or not spec.describe:
         return spec

@@ -1,32 +1,33 @@
-"""Which tensors a model has by its spec, with their shapes, in our names. No torch."""
+"""The tensors that a model has by its spec, with their shapes, in the native layout."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
 
-from featuretap.specs import BackboneSpec
-from featuretap.specs.blocks import Block
-from featuretap.specs.layers import Counted
+from featuretap.specs import BackboneSpec, Block, Counted, ModelSpec
 
 __all__ = [
     "COUNTER",
     "HEAD",
+    "STATISTICS",
     "Shapes",
     "backbone_tensors",
+    "classifier_tensors",
+    "find_difference",
+    "first_mismatch",
     "head_tensors",
-    "known",
+    "is_below",
     "layer_paths",
-    "lies_in",
-    "misfit",
+    "without_counters",
 ]
 
 Shapes = Mapping[str, tuple[int, ...]]
 
 HEAD = "head."
-"""Before the names of the head's tensors; the backbone's have no prefix in files."""
+"""Prefix of the names of the head's tensors; in files, the backbone's have no prefix."""
 
 COUNTER = "num_batches_tracked"
-"""How many batches a norm has seen: no weight, and absent from many files."""
+"""Number of batches that a norm has seen, which is no weight and is missing in many files."""
 
 STATISTICS = ("weight", "bias", "running_mean", "running_var")
 
@@ -34,30 +35,33 @@ STATISTICS = ("weight", "bias", "running_mean", "running_var")
 def backbone_tensors(blocks: Iterable[Block]) -> dict[str, tuple[int, ...]]:
     """Return name → shape of every tensor of blocks with batch norms.
 
-    Layers of a plugin that do not say which tensors they have are left out.
+    A plugin's layers that do not list their tensors are left out.
     """
     tensors: dict[str, tuple[int, ...]] = {}
     for block in blocks:
         for path, layer in block.layer_paths():
-            for name, shape in getattr(layer, "tensors", {}).items():
-                tensors[f"{path}.{name}"] = shape
+            tensors |= {f"{path}.{name}": shape for name, shape in getattr(layer, "tensors", {}).items()}
             if layer.norm_channels:
                 tensors |= {f"{path}.norm.{kind}": (layer.norm_channels,) for kind in STATISTICS}
                 tensors[f"{path}.norm.{COUNTER}"] = ()
     return tensors
 
 
-def head_tensors(layers: Iterable[Counted]) -> dict[str, tuple[int, ...]]:
-    """Return name → shape of every tensor of a head."""
+def classifier_tensors(layers: Iterable[Counted]) -> dict[str, tuple[int, ...]]:
+    """Return name → shape of every tensor of a classification head."""
     return {
         f"{HEAD}{layer.name}.{name}": shape for layer in layers for name, shape in getattr(layer, "tensors", {}).items()
     }
 
 
-def known(names: Iterable[str], spec: BackboneSpec) -> set[str]:
-    """Return the names that lie in a layer of the whole network, or in a head."""
-    paths = layer_paths(spec.all_blocks)
-    return {name for name in names if name.startswith(HEAD) or lies_in(name, paths)}
+def head_tensors(spec: BackboneSpec | ModelSpec) -> dict[str, tuple[int, ...]]:
+    """Return name → shape of every tensor of a head; a name that ends in a dot is that of a layer with any tensors."""
+    return {f"{HEAD}{name}": shape for name, shape in spec.head_tensors.items()} if isinstance(spec, ModelSpec) else {}
+
+
+def without_counters(shapes: Shapes) -> dict[str, tuple[int, ...]]:
+    """Return the tensors that are weights or statistics."""
+    return {name: shape for name, shape in shapes.items() if not name.endswith(COUNTER)}
 
 
 def layer_paths(blocks: Iterable[Block]) -> frozenset[str]:
@@ -65,8 +69,8 @@ def layer_paths(blocks: Iterable[Block]) -> frozenset[str]:
     return frozenset(path for block in blocks for path, _ in block.layer_paths())
 
 
-def lies_in(name: str, paths: Collection[str]) -> bool:
-    """Say whether a tensor lies below one of some paths."""
+def is_below(name: str, paths: Collection[str]) -> bool:
+    """Return whether a tensor is in one of the modules at `paths`."""
     while "." in name:
         name = name.rpartition(".")[0]
         if name in paths:
@@ -74,12 +78,39 @@ def lies_in(name: str, paths: Collection[str]) -> bool:
     return False
 
 
-def misfit(found: Shapes, expected: Shapes) -> str:
-    """Return the first tensor that is missing, or has another shape, in words; empty where all fit."""
+def first_mismatch(shapes: Shapes, expected: Shapes) -> str:
+    """Return the first tensor that is missing or has another shape; an empty string if all fit."""
     for name, shape in expected.items():
-        if name not in found:
+        if name not in shapes:
             if not name.endswith(COUNTER):
                 return f"{name} is missing"
-        elif found[name] != shape:
-            return f"{name} is {found[name]}, not {shape}"
+        elif shapes[name] != shape:
+            return f"{name} is {shapes[name]}, not {shape}"
     return ""
+
+
+def find_difference(shapes: Shapes, backbone: BackboneSpec, head: Shapes) -> str:
+    """Return how tensors differ from those of a table, with norms of any one type, and of its head."""
+    if not backbone.stages:
+        return ""
+    layers = [pair for block in backbone.blocks for pair in block.layer_paths()]
+    norms = [f"{path}.norm." for path, layer in layers if layer.norm_channels]
+    kinds = {norm: {name.removeprefix(norm) for name in shapes if name.startswith(norm)} for norm in norms}
+    mixed = next((norm for norm in norms if kinds[norm] != kinds[norms[0]]), "")
+    # The weights of other norms than batch norms may have any shape.
+    is_batch_norm = bool(norms) and "running_var" in kinds[norms[0]]
+    expected = {
+        name: shape
+        for name, shape in backbone_tensors(backbone.blocks).items()
+        if ".norm." not in name or (is_batch_norm and name in shapes)
+    }
+    expected |= {name: shape for name, shape in head.items() if not name.endswith(".")}
+    undeclared = [f"{path}." for path, layer in layers if not hasattr(layer, "tensors")]
+    known = (*norms, *undeclared, *(name for name in head if name.endswith(".")))
+    extra = sorted(name for name in shapes if name not in expected and not name.startswith(known))
+    problem = first_mismatch(shapes, expected)
+    if problem or not (mixed or extra):
+        return problem
+    if mixed:
+        return f"{mixed.rstrip('.')} is of another type than {norms[0].rstrip('.')}"
+    return f"{extra[0]} is there, which it was not built with"

@@ -1,197 +1,219 @@
-"""Knowing a model by the names and shapes of its tensors, where a file says nothing of itself. No torch."""
+"""Identifying the model of a checkpoint that records none, by its tensors' names and shapes or by its digest."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from featuretap.catalogue.catalogue import Catalogue
 from featuretap.catalogue.hookspecs import WeightsEntry
-from featuretap.catalogue.request import backbone_of
-from featuretap.heads.classification import classification_layers
+from featuretap.catalogue.request import resolve_request
 from featuretap.specs import BackboneSpec, ModelSpec
-from featuretap.specs.description import Description, prepared_for
-from featuretap.specs.layout import NATIVE
+from featuretap.specs.description import Description, adapt_preprocessing
+from featuretap.specs.layout import NATIVE, Layout
 from featuretap.support.errors import FeaturetapError
-from featuretap.support.import_strings import load
-from featuretap.weights.consistency import head_shapes
-from featuretap.weights.expected_tensors import COUNTER, HEAD, Shapes, backbone_tensors, head_tensors
-from featuretap.weights.layouts import CLASSIFICATION, MisfitError, layout_of
+from featuretap.weights.expected_tensors import (
+    HEAD,
+    Shapes,
+    backbone_tensors,
+    classifier_tensors,
+    head_tensors,
+    without_counters,
+)
+from featuretap.weights.layouts import CLASSIFICATION, MismatchError, layout_for
 from featuretap.weights.metadata import Record
 from featuretap.weights.timm_config import TimmConfig
 
-if TYPE_CHECKING:
-    from featuretap.registry.registry import Registry
-
-__all__ = ["identified", "recognised"]
+__all__ = ["identify_checkpoint", "identify_tensors", "record_of_entry"]
 
 logger = logging.getLogger("featuretap")
 
-NOTHING = TimmConfig()
+NO_CONFIG = TimmConfig()
 
 LOGITS = f"{HEAD}logits.weight"
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """One way to read the tensors of a file: a network under somebody's names."""
+    """A backbone whose tensors a file may hold, in one layout."""
 
     spec: BackboneSpec
     options: Mapping[str, Any]
-    layout: str
-    theirs: Mapping[str, str]
-    norm_eps: Mapping[str, float]
-    pointwise: frozenset[str]
+    layout: Layout | None
+    layout_name: str
+
+    @property
+    def norm_eps(self) -> Mapping[str, float]:
+        """Epsilon of the norms by part."""
+        return self.layout.norm_eps_by_part if self.layout else {"backbone": self.spec.norm_eps}
+
+    def file_name(self, name: str) -> str:
+        """Return the name in the file of a native name."""
+        return self.layout.names.get(name, name) if self.layout else name
 
 
-def recognised(shapes: Shapes, registry: Registry) -> Record | None:
-    """Return what a file in torchvision's, timm's or our names holds, or None.
-
-    It is a whole backbone with or without its classifier, for any number of image channels and classes. Whole networks
-    come before variants that share their tensors, such as those that differ in output stride: the fewer options a name
-    stands for, the plainer the network.
-    """
-    matches: list[tuple[int, Record]] = []
-    found = {name: shape for name, shape in shapes.items() if not name.endswith(COUNTER)}
-    for name in registry.list_backbones():
-        try:
-            plain = len(registry.catalogued(name).options)
-            candidates = [(plain, candidate) for candidate in _candidates(name, registry)]
-        except Exception as error:
-            # A backbone whose plugin cannot describe it must not hide the others.
-            logger.debug("%s cannot be compared with a file: %s", name, error)
-            continue
-        matches += [(plain, record) for plain, candidate in candidates if (record := _matched(found, candidate))]
-    if matches:
-        return min(matches, key=lambda match: match[0])[1]
-    return next((record for entry in _with_heads(registry) if (record := _of_entry(found, entry, registry))), None)
-
-
-def _with_heads(registry: Registry) -> list[WeightsEntry]:
-    """Return the published weights of models with a head that is no classifier, the plainest first.
-
-    Each also without what its head does on top, such as an auxiliary output.
-    """
-    headed = [entry for entry in registry.published if entry.head != CLASSIFICATION]
-    plainer = [
-        replace(entry, options={**entry.options, extra: False})
-        for entry in headed
-        for extra in registry.head(entry.head).optional_reads
-        if entry.options.get(extra)
-    ]
-    return sorted(headed + plainer, key=lambda entry: len(entry.options))
-
-
-def _of_entry(found: Shapes, entry: WeightsEntry, registry: Registry) -> Record | None:
-    """Return what a file holds if it is of the same model as published weights, for any number of classes."""
-    try:
-        model = _model(entry, registry)
-        classes = _number_of_classes(found, model, entry.layout)
-        if classes != model.num_classes:
-            model = _model(entry, registry, num_classes=classes)
-        layout = layout_of(model, entry.layout)
-    except (FeaturetapError, MisfitError) as error:
-        logger.debug("%s cannot be compared with a file: %s", entry.name, error)
-        return None
-    expected = {**backbone_tensors(model.backbone.all_blocks), **head_shapes(model)}
-    wanted = {layout.names[name]: shape for name, shape in expected.items() if not name.endswith(COUNTER)}
-    if wanted != found:
-        return None
+def record_of_entry(entry: WeightsEntry) -> Record:
+    """Return what the catalogue knows of published weights, as files record it."""
     options = {name: value for name, value in entry.options.items() if name != "taps"}
-    description = Description(entry.backbone, tuple(model.backbone.taps), options, entry.head, classes)
-    return Record(
-        replace(description, preprocessing=prepared_for(model, entry.preprocessing)),
-        entry.layout,
-        layout.norm_eps_by_part,
-    )
+    # A classifier is one network with its backbone.
+    parts = ("backbone", "head") if entry.head == CLASSIFICATION else ("backbone",)
+    description = Description(entry.backbone, tuple(entry.options.get("taps", ())), options, entry.head)
+    return Record(description, entry.layout, dict.fromkeys(parts, entry.norm_eps))
 
 
-def _model(entry: WeightsEntry, registry: Registry, **classes: Any) -> ModelSpec:
-    spec = registry.spec(entry.backbone, head=entry.head, **entry.options, **classes)
-    assert isinstance(spec, ModelSpec)
-    return spec
+def identify_checkpoint(
+    shapes: Shapes, digest: str, catalogue: Catalogue, config: TimmConfig = NO_CONFIG
+) -> Record | None:
+    """Return the record of a file that has none, or None if it is in no known layout of any backbone.
 
-
-def _number_of_classes(found: Shapes, model: ModelSpec, layout: str) -> int | None:
-    """Return the number of classes that a file would have if it were of this model, as far as its rows tell."""
-    names, own = layout_of(model, layout).names, head_shapes(model)
-    for name, shape in own.items():
-        if shape and name.removeprefix(HEAD).startswith(model.head.per_class) and names[name] in found:
-            return (found[names[name]] or (0,))[0] * (model.num_classes or 0) // shape[0]
-    return model.num_classes
-
-
-def identified(shapes: Shapes, digest: str, registry: Registry, config: TimmConfig = NOTHING) -> Record | None:
-    """Return what a file holds, with what the catalogue knows by its digest, or a configuration beside it says."""
-    entry = registry.known_as(digest)
+    The catalogue adds what it knows by the file's digest, and a configuration beside the file what it states.
+    """
+    entry = catalogue.weights_with_digest(digest)
     if entry and entry.head != CLASSIFICATION:
-        found = {name: shape for name, shape in shapes.items() if not name.endswith(COUNTER)}
-        record = _of_entry(found, entry, registry)
+        record = _match_entry(without_counters(shapes), entry, catalogue)
         if record:
-            said = replace(record.description, weights=entry.name, classes=entry.classes)
-            return replace(record, description=said, norm_eps={**record.norm_eps, "backbone": entry.norm_eps})
-    record = recognised(shapes, registry)
+            description = replace(record.description, weights=entry.name, classes=entry.classes)
+            return replace(record, description=description, norm_eps={**record.norm_eps, "backbone": entry.norm_eps})
+    record = identify_tensors(shapes, catalogue)
     if record and config.architecture:
-        said = record.description
+        description = record.description
         stride = {"output_stride": config.output_stride} if config.output_stride != 32 else {}
-        prepared = config.preprocessing or said.preprocessing
-        # A list of another length names other classes than these.
-        named = config.classes if len(config.classes) == said.num_classes else ()
-        said = replace(said, options={**said.options, **stride}, preprocessing=prepared, classes=named or "")
-        record = replace(record, description=said)
+        description = replace(
+            description,
+            options={**description.options, **stride},
+            preprocessing=config.preprocessing or description.preprocessing,
+            # A list of another length names other classes than these.
+            classes=config.classes if config.classes and len(config.classes) == description.num_classes else "",
+        )
+        record = replace(record, description=description)
     if record is None or entry is None:
         return record
-    channels = record.description.options.get("in_channels", 3)
     description = replace(
         record.description,
         weights=entry.name,
         classes=entry.classes,
-        preprocessing=entry.preprocessing.for_channels(channels),
+        preprocessing=entry.preprocessing.for_channels(record.description.options.get("in_channels", 3)),
     )
     return replace(record, description=description, norm_eps=dict.fromkeys(record.norm_eps, entry.norm_eps))
 
 
-def _candidates(name: str, registry: Registry) -> Iterator[Candidate]:
-    for reduced in (False, True):
-        options = {"reduced_tail": True} if reduced else {}
+def identify_tensors(shapes: Shapes, catalogue: Catalogue) -> Record | None:
+    """Return the record of tensors in torchvision's, timm's or the native layout, or None.
+
+    They are those of a full backbone with or without its classifier, for any number of image channels and classes, or
+    of a published model with another head. Where names share their tensors, such as those that differ in output
+    stride, the one with the fewest options is taken.
+    """
+    matches: list[tuple[int, Record]] = []
+    shapes = without_counters(shapes)
+    for name in catalogue.list_backbones():
         try:
-            spec = backbone_of(registry.spec(name, features_only=True, **options))  # type: ignore[arg-type]
+            options = len(catalogue.backbone(name).options)
+            candidates = list(_candidates(name, catalogue))
+        except Exception as error:
+            # A backbone whose plugin cannot describe it must not hide the others.
+            logger.debug("%s cannot be compared with a file: %s", name, error)
+            continue
+        matches += [(options, record) for candidate in candidates if (record := _match(shapes, candidate))]
+    if matches:
+        return min(matches, key=lambda match: match[0])[1]
+    entries = _entries_with_heads(catalogue)
+    return next((record for entry in entries if (record := _match_entry(shapes, entry, catalogue))), None)
+
+
+def _candidates(name: str, catalogue: Catalogue) -> Iterator[Candidate]:
+    variants: tuple[dict[str, Any], ...] = ({}, {"reduced_tail": True})
+    for options in variants:
+        try:
+            spec = resolve_request(catalogue, name, features_only=True, **options).backbone
         except FeaturetapError:
             continue
         if not spec.stages:
             return
-        yield Candidate(spec, options, NATIVE, {}, {"backbone": spec.norm_eps}, frozenset())
-        for layout, function in spec.layouts.items():
-            made = load(function)(spec)
-            yield Candidate(spec, options, layout, made.names, made.norm_eps_by_part, made.pointwise)
+        yield Candidate(spec, options, None, NATIVE)
+        for layout in spec.layouts:
+            yield Candidate(spec, options, layout_for(spec, layout), layout)
 
 
-def _matched(found: Shapes, candidate: Candidate) -> Record | None:
-    spec, theirs = candidate.spec, candidate.theirs
-    stem = found.get(theirs.get(spec.stem, spec.stem), ())
+def _match(shapes: Shapes, candidate: Candidate) -> Record | None:
+    spec, pointwise = candidate.spec, candidate.layout.pointwise if candidate.layout else frozenset()
+    stem = shapes.get(candidate.file_name(spec.stem), ())
     if len(stem) != 4:
         return None
-    logits = found.get(theirs.get(LOGITS, LOGITS))
-    classes = logits[0] if logits else 0
+    classes = (shapes.get(candidate.file_name(LOGITS)) or (0,))[0]
     last = spec.with_taps(spec.levels[-1:])
-    head = head_tensors(classification_layers(last, num_classes=classes))
-    headed = any(theirs.get(name, name) in found for name in head)
-    expected = {**backbone_tensors(spec.all_blocks), **(head if headed else {})}
+    (tap,) = last.taps.values()
+    head = classifier_tensors(spec.classifier.layers(tap.channels, classes))
+    has_head = any(candidate.file_name(name) in shapes for name in head)
+    expected = without_counters({**backbone_tensors(spec.all_blocks), **(head if has_head else {})})
     expected[spec.stem] = (expected[spec.stem][0], stem[1], *expected[spec.stem][2:])
     wanted = {
-        theirs.get(name, name): (*shape, 1, 1) if name in candidate.pointwise else shape
-        for name, shape in expected.items()
-        if not name.endswith(COUNTER)
+        candidate.file_name(name): (*shape, 1, 1) if name in pointwise else shape for name, shape in expected.items()
     }
-    if wanted != found:
+    if wanted != shapes:
         return None
-    options = {**candidate.options, **({"in_channels": stem[1]} if stem[1] != spec.in_channels else {})}
+    channels = {"in_channels": stem[1]} if stem[1] != spec.in_channels else {}
     description = Description(
         spec.name,
-        last.levels[-1:] if headed else spec.levels,
-        options,
-        "classification" if headed else None,
-        classes if headed else None,
+        spec.levels[-1:] if has_head else spec.levels,
+        {**candidate.options, **channels},
+        CLASSIFICATION if has_head else None,
+        classes if has_head else None,
     )
-    return Record(description, candidate.layout, candidate.norm_eps)
+    return Record(description, candidate.layout_name, candidate.norm_eps)
+
+
+def _entries_with_heads(catalogue: Catalogue) -> list[WeightsEntry]:
+    """Return the published weights of models with a head other than a classifier, those with few options first.
+
+    Each also without what its head adds, such as an auxiliary output.
+    """
+    entries = [entry for entry in catalogue.published_weights if entry.head != CLASSIFICATION]
+    without_extras = [
+        replace(entry, options={**entry.options, extra: False})
+        for entry in entries
+        for extra in catalogue.head(entry.head).optional_reads
+        if entry.options.get(extra)
+    ]
+    return sorted(entries + without_extras, key=lambda entry: len(entry.options))
+
+
+def _match_entry(shapes: Shapes, entry: WeightsEntry, catalogue: Catalogue) -> Record | None:
+    """Return the record of tensors of the same model as published weights, for any number of classes, or None."""
+    try:
+        model = _spec_of_entry(entry, catalogue)
+        classes = _count_classes(shapes, model, layout_for(model, entry.layout))
+        if classes != model.num_classes:
+            model = _spec_of_entry(entry, catalogue, num_classes=classes)
+        layout = layout_for(model, entry.layout)
+    except (FeaturetapError, MismatchError) as error:
+        logger.debug("%s cannot be compared with a file: %s", entry.name, error)
+        return None
+    expected = without_counters({**backbone_tensors(model.backbone.all_blocks), **head_tensors(model)})
+    if {layout.names[name]: shape for name, shape in expected.items()} != shapes:
+        return None
+    record = record_of_entry(entry)
+    description = replace(
+        record.description,
+        taps=tuple(model.backbone.taps),
+        num_classes=classes,
+        preprocessing=adapt_preprocessing(model, entry.preprocessing),
+    )
+    return replace(record, description=description, norm_eps=layout.norm_eps_by_part)
+
+
+def _spec_of_entry(entry: WeightsEntry, catalogue: Catalogue, **arguments: Any) -> ModelSpec:
+    spec = resolve_request(catalogue, entry.backbone, head=entry.head, **entry.options, **arguments).spec
+    assert isinstance(spec, ModelSpec)
+    return spec
+
+
+def _count_classes(shapes: Shapes, model: ModelSpec, layout: Layout) -> int | None:
+    """Return the number of classes that a file would have if it were of this model, by the rows of its tensors."""
+    for name, shape in head_tensors(model).items():
+        per_class = name.removeprefix(HEAD).startswith(model.head.per_class)
+        if shape and per_class and layout.names[name] in shapes:
+            return (shapes[layout.names[name]] or (0,))[0] * (model.num_classes or 0) // shape[0]
+    return model.num_classes

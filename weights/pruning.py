@@ -18,7 +18,7 @@ from torch import Tensor
 from featuretap.specs import BackboneSpec
 from featuretap.specs.layers import BatchNorm, Convolution, Counted, Linear, SqueezeExcite
 from featuretap.weights.expected_tensors import HEAD
-from featuretap.weights.layouts import MisfitError
+from featuretap.weights.layouts import MismatchError
 
 __all__ = ["prune_tail"]
 
@@ -70,7 +70,7 @@ def prune_tail(
         head: the classifier's layers, (whole, reduced), those whose tensors there are.
 
     Raises:
-        MisfitError: the tail has a layer of a kind that nobody knows how to halve.
+        MismatchError: the tail has a layer of a kind that nobody knows how to halve.
     """
     changed = dict(tensors)
     for step in list(_steps(tensors, whole, reduced, head)):
@@ -129,7 +129,7 @@ def _steps(
                 squeezed.reach += squares(f"{path}.expand.weight", 0, 2, 3)
                 yield Step(path, layer, current, current, squeezed)
             else:
-                raise MisfitError(f"{path} is a {type(layer).__name__}, of which nobody knows which half to keep")
+                raise MismatchError(f"{path} is a {type(layer).__name__}, of which nobody knows which half to keep")
     for own, smaller in head:
         path = f"{HEAD}{own.name}"
         if isinstance(own, Linear) and isinstance(smaller, Linear):

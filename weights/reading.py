@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from featuretap.catalogue.hookspecs import WeightsEntry
 from featuretap.support.errors import WeightsError
 from featuretap.support.text import first_few
 from featuretap.weights.files import PICKLES, sha256_of, weights_file
@@ -60,6 +61,7 @@ class Checkpoint:
         record: what featuretap wrote about the model, or None.
         config: what the `config.json` of a folder in timm's layout says.
         digest: waits for the SHA-256 of the file.
+        entry: the published weights that it was requested as, or that it is by its digest.
     """
 
     path: Path
@@ -67,6 +69,7 @@ class Checkpoint:
     record: Record | None
     config: TimmConfig
     digest: Callable[[], str]
+    entry: WeightsEntry | None = None
 
     @cached_property
     def shapes(self) -> dict[str, tuple[int, ...]]:

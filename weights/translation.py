@@ -1,4 +1,4 @@
-"""From the names of a file to ours, whatever layout it is in."""
+"""Tensors of a checkpoint in any known layout → the native layout."""
 
 from __future__ import annotations
 
@@ -7,37 +7,42 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from featuretap.catalogue.request import backbone_of
+from featuretap.catalogue.catalogue import Catalogue
+from featuretap.catalogue.request import resolve_request
 from featuretap.specs import BackboneSpec, ModelSpec
+from featuretap.specs.head import backbone_of
 from featuretap.specs.layout import NATIVE, Layout
 from featuretap.specs.preprocessing import Preprocessing
+from featuretap.support.errors import FeaturetapError
 from featuretap.support.text import first_few
-from featuretap.weights.expected_tensors import HEAD, backbone_tensors, known
-from featuretap.weights.layouts import CLASSIFICATION, MisfitError, layout_of
+from featuretap.weights.expected_tensors import HEAD, backbone_tensors, is_below, layer_paths
+from featuretap.weights.identification import identify_tensors, record_of_entry
+from featuretap.weights.layouts import CLASSIFICATION, MismatchError, layout_for
+from featuretap.weights.metadata import Record
 from featuretap.weights.reading import Checkpoint
 
-__all__ = ["Translated", "guessed", "translated"]
+__all__ = ["NativeTensors", "translate"]
 
-CLASSIFIER = {"hidden.weight": 2, "hidden.bias": 1, "logits.weight": 2, "logits.bias": 1}
-"""Dimensions of the tensors of the classifiers' layers."""
+CLASSIFIER_RANKS = {"hidden.weight": 2, "hidden.bias": 1, "logits.weight": 2, "logits.bias": 1}
+"""Dimensions of the tensors of a classifier's layers."""
 
 
 @dataclass(frozen=True)
-class Translated:
-    """The tensors of a file in our names and shapes.
+class NativeTensors:
+    """The tensors of a checkpoint in the native layout.
 
     Args:
-        tensors: our name → tensor.
-        theirs: our name → name in the file, of those that differ.
+        tensors: native name → tensor.
+        file_names: native name → name in the file, of those that differ.
         norm_eps: epsilon of the batch norms by part, as far as it is known.
         source: the file, for messages.
-        head: name of the head that its tensors of a head belong to.
-        remark: what to know where the tensors do not fit, if anything.
-        preprocessing: how the library whose names the file has normalises images inside such a model, if it does.
+        head: name of the head that has tensors in the file, if any.
+        remark: on tensors that do not fit, for messages.
+        preprocessing: by which the library whose layout it is normalises images inside such a model, if it does.
     """
 
     tensors: Mapping[str, Tensor]
-    theirs: Mapping[str, str]
+    file_names: Mapping[str, str]
     norm_eps: Mapping[str, float]
     source: str
     head: str | None
@@ -50,99 +55,132 @@ class Translated:
         return any(name.startswith(HEAD) for name in self.tensors)
 
 
-def translated(
-    checkpoint: Checkpoint,
-    backbone: BackboneSpec,
-    held: BackboneSpec | ModelSpec,
-    name: str,
-    head: str | None,
-    norm_eps: Mapping[str, float] | None = None,
-) -> Translated:
-    """Rename the tensors of a file for a backbone, those of its head included.
+def translate(checkpoint: Checkpoint, spec: BackboneSpec | ModelSpec, catalogue: Catalogue) -> NativeTensors:
+    """Rename the tensors of a checkpoint for a backbone or a model, whatever head the file has.
 
-    Args:
-        checkpoint: the file.
-        backbone: that the tensors are for.
-        held: what the names in the file are those of: a backbone with its classifier, or a model with another head.
-        name: of the layout that the file is in.
-        head: name of the head that the file has tensors of, if any.
-        norm_eps: epsilon of the norms by part, where it is known.
+    The layout is the one that the file records or the catalogue knows, otherwise the one that names most of its
+    tensors, otherwise that of the model that the tensors are identified as.
 
     Raises:
-        MisfitError: the layout is not one of these, or the file holds tensors that the whole network lacks.
+        MismatchError: the file is in no known layout of the backbone, or holds tensors that the network lacks.
     """
-    tensors, source = checkpoint.tensors, str(checkpoint.path)
-    if name == NATIVE:
-        unknown = sorted(set(tensors) - known(tensors, backbone)) if backbone.stages else []
-        names: Mapping[str, str] = {}
-        ours = dict(tensors)
-        eps: Mapping[str, float] = {"backbone": backbone.norm_eps} if backbone.stages else {}
-        remark, preprocessing = "", None
+    backbone = backbone_of(spec)
+    record = checkpoint.record or (record_of_entry(checkpoint.entry) if checkpoint.entry else None)
+    if record is None:
+        guess = _guess_layout(checkpoint, spec)
+        if guess:
+            layout, owner = guess
+            head = owner.head.name if isinstance(owner, ModelSpec) else CLASSIFICATION
+            return _rename(checkpoint, backbone, owner, layout, head, {})
+        record = identify_tensors(checkpoint.shapes, catalogue)
+        if record is None or record.description.name != backbone.name:
+            layouts = ", ".join([NATIVE, *backbone.layouts])
+            raise MismatchError(f"{checkpoint.path} is in none of its layouts, which are {layouts}")
+    owner = _find_owner(checkpoint, record, spec, catalogue)
+    return _rename(checkpoint, backbone, owner, record.layout, record.description.head, record.norm_eps)
+
+
+def _find_owner(
+    checkpoint: Checkpoint, record: Record, spec: BackboneSpec | ModelSpec, catalogue: Catalogue
+) -> BackboneSpec | ModelSpec:
+    """Return the spec whose layout names the tensors of a checkpoint, which may have another head than `spec`."""
+    described = record.description
+    if isinstance(spec, ModelSpec) and spec.head.name == described.head:
+        return spec
+    if described.head in (None, CLASSIFICATION) or record.layout == NATIVE:
+        return backbone_of(spec)
+    options = {name: value for name, value in described.options.items() if name != "norm"}
+    try:
+        return resolve_request(
+            catalogue,
+            described.name,
+            head=described.head,
+            num_classes=described.num_classes,
+            taps=described.taps or None,
+            **options,
+        ).spec
+    except FeaturetapError as error:
+        raise MismatchError(f"{checkpoint.path} is of a model that is not known here: {error}") from error
+
+
+def _guess_layout(
+    checkpoint: Checkpoint, spec: BackboneSpec | ModelSpec
+) -> tuple[str, BackboneSpec | ModelSpec] | None:
+    """Return the layout that names most of the tensors, and the spec that it is of: the backbone with its classifier,
+    or the model itself.
+    """
+    names, backbone = set(checkpoint.tensors), backbone_of(spec)
+    has_same_head = isinstance(spec, ModelSpec) and names & {HEAD + name for name in spec.head_tensors}
+    native_owner = spec if has_same_head else backbone
+    of_backbone = sum(is_below(name, layer_paths(backbone.all_blocks)) for name in names)
+    guesses: list[tuple[int, str, BackboneSpec | ModelSpec]] = [(of_backbone, NATIVE, native_owner)]
+    for layout in backbone.layouts:
+        owners = (backbone, spec) if isinstance(spec, ModelSpec) and layout in spec.head.layouts else (backbone,)
+        guesses += [(len(names & set(layout_for(owner, layout).names.values())), layout, owner) for owner in owners]
+    named, layout, owner = max(guesses, key=lambda guess: guess[0])
+    if named:
+        return layout, owner
+    return None if backbone.stages else (NATIVE, native_owner)
+
+
+def _rename(
+    checkpoint: Checkpoint,
+    backbone: BackboneSpec,
+    owner: BackboneSpec | ModelSpec,
+    layout_name: str,
+    head: str | None,
+    norm_eps: Mapping[str, float],
+) -> NativeTensors:
+    tensors = checkpoint.tensors
+    if layout_name == NATIVE:
+        paths = layer_paths(backbone.all_blocks) if backbone.stages else ()
+        unknown = [name for name in tensors if backbone.stages and not (name.startswith(HEAD) or is_below(name, paths))]
+        eps = {"backbone": backbone.norm_eps} if backbone.stages else {}
+        native = NativeTensors(tensors, {}, {**eps, **norm_eps}, str(checkpoint.path), head)
     else:
-        layout = layout_of(held, name)
-        unknown = sorted(set(tensors) - set(layout.names.values()))
-        names = layout.names
-        ours = {
-            key: _flat(tensors[theirs]) if key in layout.pointwise else tensors[theirs]
-            for key, theirs in names.items()
-            if theirs in tensors
-        }
-        _check_architecture(checkpoint, name, layout)
-        stated = checkpoint.config.norm_eps
-        eps = layout.norm_eps_by_part if stated is None else dict.fromkeys(layout.norm_eps_by_part, stated)
-        remark, preprocessing = layout.remark, layout.preprocessing
+        layout = layout_for(owner, layout_name)
+        unknown = list(set(tensors) - set(layout.names.values()))
+        _check_architecture(checkpoint, layout_name, layout)
+        configured_eps = checkpoint.config.norm_eps
+        eps = layout.norm_eps_by_part
+        eps = eps if configured_eps is None else dict.fromkeys(eps, configured_eps)
+        native = NativeTensors(
+            {
+                name: _flatten(tensors[file_name]) if name in layout.pointwise else tensors[file_name]
+                for name, file_name in layout.names.items()
+                if file_name in tensors
+            },
+            layout.names,
+            {**eps, **norm_eps},
+            str(checkpoint.path),
+            head,
+            layout.remark,
+            layout.preprocessing,
+        )
     if unknown:
-        raise MisfitError(f"{source} holds {first_few(unknown, 3)}, which the model lacks")
+        raise MismatchError(f"{checkpoint.path} holds {first_few(sorted(unknown), 3)}, which the model lacks")
     if backbone.stages:
-        _check_ranks(ours, backbone, classifier=head == CLASSIFICATION)
-    return Translated(
-        ours, names, eps if norm_eps is None else {**eps, **norm_eps}, source, head, remark, preprocessing
-    )
+        _check_ranks(native.tensors, backbone, classifier=head == CLASSIFICATION)
+    return native
 
 
-def _check_architecture(checkpoint: Checkpoint, name: str, layout: Layout) -> None:
-    said = checkpoint.config.architecture
-    if name == "timm" and said and layout.architecture and said != layout.architecture:
-        raise MisfitError(
-            f"the config.json beside {checkpoint.path} says that it is timm's {said!r}, which is another network than "
-            f"timm's {layout.architecture!r}"
+def _check_architecture(checkpoint: Checkpoint, layout_name: str, layout: Layout) -> None:
+    architecture = checkpoint.config.architecture
+    if layout_name == "timm" and architecture and layout.architecture and architecture != layout.architecture:
+        raise MismatchError(
+            f"the config.json beside {checkpoint.path} says that it is timm's {architecture!r}, which is another "
+            f"network than timm's {layout.architecture!r}"
         )
 
 
-def _flat(tensor: Tensor) -> Tensor:
+def _flatten(tensor: Tensor) -> Tensor:
     return tensor.flatten(1) if tensor.ndim == 4 and tensor.shape[2:] == (1, 1) else tensor
 
 
 def _check_ranks(tensors: Mapping[str, Tensor], spec: BackboneSpec, *, classifier: bool) -> None:
     """Refuse tensors that no option could make fit: with other dimensions than their layer's, or without elements."""
     ranks = {name: len(shape) for name, shape in backbone_tensors(spec.all_blocks).items()}
-    ranks |= {f"{HEAD}{name}": rank for name, rank in CLASSIFIER.items()} if classifier else {}
+    ranks |= {f"{HEAD}{name}": rank for name, rank in CLASSIFIER_RANKS.items()} if classifier else {}
     for name, tensor in tensors.items():
         if tensor.ndim != ranks.get(name, tensor.ndim) or not tensor.numel():
-            raise MisfitError(f"{name} is {tuple(tensor.shape)} in the file, with which nothing fits")
-
-
-def guessed(checkpoint: Checkpoint, spec: BackboneSpec | ModelSpec) -> tuple[str, BackboneSpec | ModelSpec] | None:
-    """Return the layout that a file which says nothing of itself is in, and what it is of; None for none of these.
-
-    It may be the classifier of the same backbone, or the very model.
-    """
-    found, backbone = set(checkpoint.tensors), backbone_of(spec)
-    same_head = (
-        spec if isinstance(spec, ModelSpec) and found & {HEAD + name for name in spec.head_tensors} else backbone
-    )
-    ways: list[tuple[int, str, BackboneSpec | ModelSpec]] = [
-        (sum(not name.startswith(HEAD) for name in known(found, backbone)), NATIVE, same_head)
-    ]
-    for name in backbone.layouts:
-        ways.append((_overlap(found, backbone, name), name, backbone))
-        if isinstance(spec, ModelSpec) and name in spec.head.layouts:
-            ways.append((_overlap(found, spec, name), name, spec))
-    overlap, name, held = max(ways, key=lambda way: way[0])
-    if overlap:
-        return name, held
-    return None if backbone.stages else (NATIVE, same_head)
-
-
-def _overlap(found: set[str], spec: BackboneSpec | ModelSpec, name: str) -> int:
-    return len(found & set(layout_of(spec, name).names.values()))
+            raise MismatchError(f"{name} is {tuple(tensor.shape)} in the file, with which nothing fits")

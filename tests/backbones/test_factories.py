@@ -288,5 +288,5 @@ def test_a_warning_says_that_the_head_on_fetched_weights_is_new(
     mine: Registry, caplog: pytest.LogCaptureFixture
 ) -> None:
     model = mine.build("pyramid", head="fpn", taps=("C1", "C2"), pretrained="twos")
-    assert model.description.fresh
+    assert model.description.random_head
     assert caplog.messages == ["pyramid.twos is a backbone; the head 'fpn' starts with fresh weights"]

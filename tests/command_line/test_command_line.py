@@ -357,7 +357,8 @@ def test_taps_of_a_variant_with_other_channels_reads_grey_images_or_is_refused(
     )
     monkeypatch.setenv("FEATURETAP_CONFIG", str(config))
     # The file is read again.
-    monkeypatch.setattr(featuretap.registry.default, "_loaded", None)
+    default = featuretap.registry.default
+    monkeypatch.setattr(default, "__dict__", {**vars(default), "_state": "unread"})
     assert "grey[b]net" in run("list").out
     ran = run("taps", cat, "--model", "grey[b]net", "--weights", "none", "--out", tmp_path / "page.png")
     if channels == 1:

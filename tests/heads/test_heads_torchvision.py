@@ -277,14 +277,14 @@ def test_published_weights_define_head_and_options(
     mean: tuple[float, ...] | None,
 ) -> None:
     """From a prepared cache, with the digest of what lies there in place of the published one."""
-    entry = next(entry for entry in registry.published if entry.tag == tag)
+    entry = next(entry for entry in registry.published_weights if entry.tag == tag)
     extra = {"aux_loss": True} if "deeplab" in name else {}
     model = get_model(name, weights=None, weights_backbone=None, **extra)
     cache = tmp_path / "checkpoints"
     cache.mkdir()
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
-    monkeypatch.setattr("featuretap.weights.sources._verify", lambda *given: None)
+    monkeypatch.setattr("featuretap.weights.opening._check_digest", lambda *given: None)
     torch.save(model.state_dict(), cache / entry.url.rpartition("/")[2])
     built = registry.build("mobilenet_v3_large", pretrained=tag)
     assert (built.description.head, built.description.weights) == (entry.head, entry.name)

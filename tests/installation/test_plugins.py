@@ -63,8 +63,8 @@ def test_a_name_of_a_disabled_plugin_is_an_error_that_says_so(good: Environment)
     ((kind, message),) = good.evaluate(expression, FEATURETAP_PLUGINS="")
     assert kind == "UnknownBackboneError"
     assert message == (
-        "'featuretap-tiny:tinynet' is not there, since plugin 'tiny' of distribution 'featuretap-tiny' is switched "
-        "off; FEATURETAP_PLUGINS and [plugins] in featuretap.toml say which load"
+        "'featuretap-tiny:tinynet' is not available, since plugin 'tiny' of distribution 'featuretap-tiny' is "
+        "disabled; FEATURETAP_PLUGINS and [plugins] in featuretap.toml say which load"
     )
     doctor = good.featuretap("plugins", "doctor", "featuretap-tiny", FEATURETAP_PLUGINS="")
     assert doctor.returncode == 0
@@ -132,7 +132,7 @@ BUILT: dict[str, Any] = {
     "twinnet": ["UnknownBackboneError", CONFLICTS[1]],
     "featuretap-raises:anything": [
         "PluginError",
-        f"'featuretap-raises:anything' is not there, since {FAILURES['featuretap-raises']}",
+        f"'featuretap-raises:anything' is not available, since {FAILURES['featuretap-raises']}",
     ],
     "factorynet": [
         "PluginError",
@@ -169,7 +169,7 @@ def test_a_users_variant_of_a_missing_backbone_is_reported(crowded: Environment,
     variables = {"FEATURETAP_CONFIG": str(config)}
     listed = crowded.featuretap("list", **variables)
     message = (
-        f"{config}: backbones.mine cannot be used: 'featuretap-raises:net' is not there, since "
+        f"{config}: backbones.mine cannot be used: 'featuretap-raises:net' is not available, since "
         f"{FAILURES['featuretap-raises']}"
     )
     assert listed.returncode == 0

@@ -14,7 +14,7 @@ from torch import nn
 from featuretap import registry
 from featuretap.registry.errors import OptionError, UnknownRuntimeError
 from featuretap.support.timing import Timing, interleaved, report
-from featuretap.weights.layouts import MisfitError
+from featuretap.weights.layouts import MismatchError
 from featuretap.workflows.measuring import comparing, contenders, machine
 from featuretap.workflows.measuring.comparing import Setting, compare
 from featuretap.workflows.measuring.contenders import counterpart, own
@@ -177,7 +177,7 @@ def test_a_counterpart_has_the_options_of_the_backbone() -> None:
 def test_a_missing_counterpart_is_an_error_that_names_it(
     name: str, library: str, asked: dict[str, Any], message: str
 ) -> None:
-    with pytest.raises(MisfitError) as misfit:
+    with pytest.raises(MismatchError) as misfit:
         counterpart(name, library, **asked)
     assert str(misfit.value) == message
 
@@ -187,7 +187,7 @@ def test_maps_that_differ_are_not_compared(monkeypatch: pytest.MonkeyPatch) -> N
         return registry.build("mobilenet_v2", features_only=True)
 
     monkeypatch.setitem(contenders.LIBRARIES, "timm", other)  # type: ignore[arg-type]
-    with pytest.raises(MisfitError, match=r"^mobilenetv3_small_100 of timm does not put out C1, C2, C3, C4, C5 of "):
+    with pytest.raises(MismatchError, match=r"^mobilenetv3_small_100 of timm does not put out C1, C2, C3, C4, C5 of "):
         counterpart("mobilenet_v3_small", "timm")
 
 

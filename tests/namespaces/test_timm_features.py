@@ -252,7 +252,7 @@ def test_the_error_of_a_misspelled_option_suggests_the_nearest(registry: Registr
         registry.build("timm/resnet18", features_only=True, **{option: 1})
     assert str(error.value).startswith(message)
     # Which maps come back is asked for by `taps`.
-    assert "out_indices" not in registry.catalogued("timm/mobilenetv2_100").options
+    assert "out_indices" not in registry.backbone("timm/mobilenetv2_100").options
 
 
 @pytest.mark.parametrize(

@@ -166,8 +166,8 @@ def test_a_plugin_for_another_version_of_featuretap_has_no_traceback(doctor: Doc
         (
             "torchy-two",
             [
-                "'featuretap-torchy-two' claims the backbone 'mobilenet_v2', which is built in and stays; its own is "
-                "'featuretap-torchy-two:mobilenet_v2'"
+                "'featuretap-torchy-two' provides the backbone 'mobilenet_v2', which is built in and cannot be "
+                "replaced; its own is 'featuretap-torchy-two:mobilenet_v2'"
             ],
         ),
         (

@@ -58,7 +58,7 @@ def test_plugins_are_found_without_an_import_and_built_in_ones_come_first() -> N
     assert registry.list_plugins() == ["featuretap", "featuretap-marker", "featuretap-tiny"]
     assert [plugin.name for plugin in registry.plugins] == ["featuretap", "timm", "torchvision", "marker", "tiny"]
     tiny = registry.plugins[-1]
-    assert (tiny.version, tiny.value, tiny.ours, tiny.status) == ("1.2", "plugin_tiny", False, "loaded")
+    assert (tiny.version, tiny.value, tiny.built_in, tiny.status) == ("1.2", "plugin_tiny", False, "loaded")
     assert {name: tap.channels for name, tap in registry.spec("tinynet", features_only=True).taps.items()} == {
         "C1": 8,
         "C2": 16,
@@ -111,8 +111,8 @@ def test_a_name_of_a_disabled_plugin_is_an_error_that_says_so(monkeypatch: pytes
     with pytest.raises(UnknownBackboneError) as error:
         Registry().spec("featuretap-tiny:tinynet")
     assert str(error.value) == (
-        "'featuretap-tiny:tinynet' is not there, since plugin 'tiny' of distribution 'featuretap-tiny' is switched "
-        "off; FEATURETAP_PLUGINS and [plugins] in featuretap.toml say which load"
+        "'featuretap-tiny:tinynet' is not available, since plugin 'tiny' of distribution 'featuretap-tiny' is "
+        "disabled; FEATURETAP_PLUGINS and [plugins] in featuretap.toml say which load"
     )
 
 

@@ -12,11 +12,11 @@ import torch
 from support import mobilenet_v4, oracles
 from support.mobilenet_v4 import CLOSE, MEDIUM, SIZE, SMALL, TIMM, epsilons
 
-from featuretap.models.loading import record_of
 from featuretap.registry import Registry
 from featuretap.registry.hookspecs import WeightsEntry, hookimpl
 from featuretap.registry.specs import BackboneSpec
 from featuretap.specs.network_digest import network_digest
+from featuretap.weights.conversion import record_of
 from featuretap.weights.reading import read_checkpoint
 
 

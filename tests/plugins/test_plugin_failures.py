@@ -57,7 +57,7 @@ def test_every_broken_plugin_is_reported_and_the_others_load(run: Callable[..., 
 def test_a_name_of_a_failed_plugin_is_an_error_with_its_reason() -> None:
     with pytest.raises(PluginError) as error:
         Registry().spec("featuretap-raises:anything")
-    assert str(error.value) == f"'featuretap-raises:anything' is not there, since {FAILURES['featuretap-raises']}"
+    assert str(error.value) == f"'featuretap-raises:anything' is not available, since {FAILURES['featuretap-raises']}"
     assert isinstance(error.value.__cause__, ImportError)
 
 
@@ -65,8 +65,8 @@ def test_a_name_of_a_failed_plugin_is_an_error_with_its_reason() -> None:
 def test_a_users_variant_of_a_missing_backbone_hides_nothing_else(configured: Configured, tmp_path: Path) -> None:
     registry = configured('[backbones.mine]\nbase = "featuretap-raises:net"\n')
     message = (
-        f"{tmp_path / 'featuretap.toml'}: backbones.mine cannot be used: 'featuretap-raises:net' is not there, since "
-        f"{FAILURES['featuretap-raises']}"
+        f"{tmp_path / 'featuretap.toml'}: backbones.mine cannot be used: 'featuretap-raises:net' is not available, "
+        f"since {FAILURES['featuretap-raises']}"
     )
     assert message in registry.problems
     assert "tinynet" in registry.list_backbones()
@@ -92,7 +92,7 @@ def test_strict_mode_applies_to_modules_at_hand_too(monkeypatch: pytest.MonkeyPa
 def test_hooks_of_a_plugin_that_failed_half_way_are_not_called_for_the_next(tmp_path: Path) -> None:
     wrong = table("halfnet") + "\n@hookimpl\ndef featuretap_heads(nonsense):\n    return []\n"
     with installed_here(write_installed(tmp_path, {"half": Distribution(wrong), "tiny": GOOD["tiny"]})):
-        half, tiny = (plugin for plugin in Registry().plugins if not plugin.ours)
+        half, tiny = (plugin for plugin in Registry().plugins if not plugin.built_in)
     assert (half.status, type(half.error).__name__) == ("failed", "PluginValidationError")
     assert [spec.name for spec in tiny.backbones] == ["tinynet"]
 

@@ -40,7 +40,9 @@ def test_a_built_in_head_is_never_shadowed() -> None:
     registry = Registry([plugin_of("one", heads=[mine])], discover=False)
     assert registry.head("fpn") != mine
     assert registry.head("one:fpn") == mine
-    assert registry.problems == ("'one' claims the head 'fpn', which is built in and stays; its own is 'one:fpn'",)
+    assert registry.problems == (
+        "'one' provides the head 'fpn', which is built in and cannot be replaced; its own is 'one:fpn'",
+    )
 
 
 def weights(digest: str) -> WeightsEntry:

@@ -200,7 +200,8 @@ def test_a_false_declaration_fails_with_one_sentence(said: str) -> None:
 def test_a_built_in_name_fails_with_the_qualified_name(said: str) -> None:
     assert outcomes(said, "shadows")["FAILED"] == {"test_names_are_its_own"}
     assert report(said, "TestMine.test_names_are_its_own") == [
-        "'shadows' claims the backbone 'mobilenet_v2', which is built in and stays; its own is 'shadows:mobilenet_v2'"
+        "'shadows' provides the backbone 'mobilenet_v2', which is built in and cannot be replaced; its own is "
+        "'shadows:mobilenet_v2'"
     ]
 
 

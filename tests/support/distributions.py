@@ -117,7 +117,7 @@ FAILURES = {
 """Distribution → the line about its failure."""
 
 CONFLICTS = (
-    "'featuretap-builtin' claims the backbone 'mobilenet_v2', which is built in and stays; its own is "
+    "'featuretap-builtin' provides the backbone 'mobilenet_v2', which is built in and cannot be replaced; its own is "
     "'featuretap-builtin:mobilenet_v2'",
     "2 plugins have a backbone named 'twinnet'; say which: 'featuretap-twin-one:twinnet' or "
     "'featuretap-twin-two:twinnet'",
@@ -177,7 +177,7 @@ def installed_here(folder: Path) -> Iterator[None]:
     """Install the distributions in a folder into this process; `featuretap.registry` discovers plugins again."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "path", [str(folder), *sys.path])
-        patch.setattr(registry.default, "_loaded", None)
+        patch.setattr(registry.default, "__dict__", {**vars(registry.default), "_state": "unread"})
         importlib.invalidate_caches()
         try:
             yield

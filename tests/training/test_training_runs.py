@@ -90,7 +90,7 @@ def test_weights_of_a_run_describe_their_classes_and_preprocessing(finished: Res
         assert isinstance(said, Description)
         assert said.classes == tuple(sorted(COLOURS))
         assert (said.preprocessing.resize, said.preprocessing.crop) == (32, 32)
-        assert (said.weights, said.fresh) == (finished.folder / f"{name}.safetensors", False)
+        assert (said.weights, said.random_head) == (finished.folder / f"{name}.safetensors", False)
 
 
 def test_predict_needs_the_weights_file_alone(run: Run, finished: Result, tmp_path: Path) -> None:

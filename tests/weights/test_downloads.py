@@ -226,7 +226,9 @@ def test_two_defaults_in_one_file_are_refused(configured: Callable[[str], Regist
 
 
 def test_means_of_zero_are_kept() -> None:
-    entry = next(entry for entry in Registry(discover=False).published if entry.name.endswith("miil_in21k_ft_in1k"))
+    entry = next(
+        entry for entry in Registry(discover=False).published_weights if entry.name.endswith("miil_in21k_ft_in1k")
+    )
     assert (entry.preprocessing.mean, entry.preprocessing.std) == ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
 
 
@@ -321,11 +323,11 @@ def test_a_file_missing_from_the_hub_explains_how_to_get_it(
 
 
 def test_every_catalogue_entry_is_complete(registry: Registry) -> None:
-    for entry in registry.published:
+    for entry in registry.published_weights:
         assert entry.url.startswith(("https://download.pytorch.org/models/", "hf://timm/"))
         assert entry.license in ("BSD-3-Clause", "Apache-2.0")
         assert entry.megabytes > 5
         low, high = (60, 80) if entry.head == "classification" else (20, 61)
         assert entry.accuracy is None or low < entry.accuracy < high
-        assert entry.layout in registry.catalogued(entry.backbone).layouts
-    assert len(registry.published) == 21
+        assert entry.layout in registry.backbone(entry.backbone).layouts
+    assert len(registry.published_weights) == 21

@@ -88,10 +88,10 @@ def test_a_spec_of_its_own_is_not_taken_for_a_named_network(registry: Registry, 
 
 def test_the_digest_of_a_network_never_changes(registry: Registry) -> None:
     """Files of before name their networks by it."""
-    digests = {name: network_digest(registry.catalogued(name)) for name in ("mobilenet_v1", "mobilenet_v2")}
+    digests = {name: network_digest(registry.backbone(name)) for name in ("mobilenet_v1", "mobilenet_v2")}
     digests["small"] = network_digest(registry.spec("mobilenet_v3_small", features_only=True, in_channels=1))
     digests["stride"] = network_digest(registry.spec("mobilenet_v3_small", features_only=True, output_stride=8))
-    digests["paddle"] = network_digest(registry.catalogued("mobilenet_v3_small_paddle"))
+    digests["paddle"] = network_digest(registry.backbone("mobilenet_v3_small_paddle"))
     assert digests == DIGESTS
 
 

@@ -47,7 +47,7 @@ def open_predictor(name: str | None, weights: str | None) -> tuple[nn.Module, st
         raise OptionError(
             f"{weights!r} holds no classifier, detector or segmenter of {description.name!r}, and predictions need one"
         )
-    if description.fresh:
+    if description.random_head:
         raise OptionError(
             f"{weights!r} has no classifier for {description.name!r}, and predictions of random weights mean nothing"
         )

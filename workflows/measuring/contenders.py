@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from featuretap import registry
 from featuretap.specs import BackboneSpec
 from featuretap.specs.addresses import LEVELS
-from featuretap.specs.description import options_in_words
+from featuretap.specs.description import format_options
 from featuretap.specs.layout import Layout
 from featuretap.support.errors import OptionError, did_you_mean
-from featuretap.weights.layouts import MisfitError, layout_of
+from featuretap.weights.layouts import MismatchError, layout_for
 
 __all__ = ["EAGER", "LIBRARIES", "Contender", "contenders", "counterpart", "own"]
 
@@ -88,7 +88,7 @@ def contenders(
             begin(f"{name}, {library}")
             try:
                 made.append(counterpart(name, library, taps=taps, options=options))
-            except MisfitError as misfit:
+            except MismatchError as misfit:
                 left_out.append(str(misfit))
     return made, left_out
 
@@ -118,7 +118,7 @@ def counterpart(
 
     Raises:
         OptionError: a library that is not known here.
-        MisfitError: the library has no such network, or its own tool puts out other maps.
+        MismatchError: the library has no such network, or its own tool puts out other maps.
     """
     if library not in LIBRARIES:
         raise OptionError(
@@ -126,18 +126,18 @@ def counterpart(
             f"{did_you_mean(library, LIBRARIES)}"
         )
     spec = _spec(name, taps, options)
-    words = options_in_words(name, options or {})
+    words = format_options(name, options or {})
     try:
-        layout = layout_of(spec, library)
-    except MisfitError:
+        layout = layout_for(spec, library)
+    except MismatchError:
         layout = None
     if layout is None or not layout.architecture:
-        raise MisfitError(f"{library} has no network that is {words}; it is measured without")
+        raise MismatchError(f"{library} has no network that is {words}; it is measured without")
     # The libraries know the last maps of a resolution only.
     inner = [address for address in spec.taps if address not in LEVELS]
     model = None if inner else LIBRARIES[library](layout, spec).eval()
     if model is None or _shapes(model, spec) != list(spec.tap_shapes(SIDE, SIDE).values()):
-        raise MisfitError(
+        raise MismatchError(
             f"{layout.architecture} of {library} does not put out {', '.join(spec.taps)} of {words}; it is measured "
             "without"
         )

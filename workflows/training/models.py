@@ -138,7 +138,7 @@ def build_model(configuration: Configuration, head: HeadSpec, data: DataSet) -> 
         preprocessing = replace(preprocessing, resize=size)
     # Once it is trained, the model no longer has the published weights.
     model.description = replace(
-        model.description, classes=classes, preprocessing=preprocessing, weights=None, fresh=False
+        model.description, classes=classes, preprocessing=preprocessing, weights=None, random_head=False
     )
     return model
 

@@ -6,13 +6,12 @@ from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
 
-from featuretap.catalogue.files import Catalogue, load_catalogue
-from featuretap.registry.hookspecs import WeightsEntry, hookimpl
+from featuretap.registry.hookspecs import PluginCatalogue, WeightsEntry, hookimpl, load_catalogue
 from featuretap.registry.specs import BackboneSpec
 
 
 @cache
-def _shipped() -> Catalogue:
+def _shipped() -> PluginCatalogue:
     return load_catalogue(Path(__file__).with_name("registry.toml"))
 
 

@@ -120,7 +120,7 @@ def registry_of_one_s_own() -> None:
     assert_type(mine.list_backbones(), list[str])
     assert_type(mine.head("fpn"), HeadSpec)
     assert_type(mine.runtime("onnxruntime"), RuntimeSpec)
-    assert_type(mine.catalogued("mobilenet_v2"), BackboneSpec)
+    assert_type(mine.backbone("mobilenet_v2"), BackboneSpec)
     assert_type(mine.weights_of("mobilenet_v2"), tuple[WeightsEntry, ...])
     assert_type(mine.problems, tuple[str, ...])
     assert_type(mine.build("tinynet"), Built)

@@ -9,49 +9,49 @@ from torch import Tensor, nn
 
 from featuretap.specs import BackboneSpec
 from featuretap.support.text import first_few
-from featuretap.weights.expected_tensors import COUNTER, HEAD, layer_paths, lies_in
-from featuretap.weights.layouts import MisfitError
-from featuretap.weights.translation import Translated
+from featuretap.weights.expected_tensors import COUNTER, HEAD, is_below, layer_paths
+from featuretap.weights.layouts import MismatchError
+from featuretap.weights.translation import NativeTensors
 
-__all__ = ["adapted_stem", "fill"]
+__all__ = ["adapt_stem", "fill"]
 
 
 @torch.no_grad()
 def fill(
     parts: Mapping[str, nn.Module],
     spec: BackboneSpec,
-    weights: Translated,
+    weights: NativeTensors,
     *,
-    fresh: Collection[str] = (),
+    skip: Collection[str] = (),
     keep_dtype: bool = False,
 ) -> None:
-    """Copy tensors into bare modules, the subset that the modules declare.
+    """Copy tensors into uninitialised modules, those that the modules declare.
 
     Args:
-        parts: prefix in our names → module.
+        parts: prefix in the native layout → module.
         spec: the backbone, cut behind its last tap.
         weights: a file's tensors.
-        fresh: beginnings of the names that stay as they were initialised.
-        keep_dtype: whether the model takes the file's types of numbers, or stays as torch made it.
+        skip: prefixes of the names that keep their random initialisation.
+        keep_dtype: whether the model takes the file's dtypes, or keeps its own.
 
     Raises:
-        MisfitError: tensors that are missing, of another shape or kind, or that no part of the network accounts for.
+        MismatchError: tensors that are missing, of another shape or kind, or that no part of the network accounts for.
     """
     used = set()
     for prefix, module in parts.items():
         for key, target in module.state_dict(keep_vars=True).items():
             name = prefix + key
-            if name.startswith(tuple(fresh)):
+            if name.startswith(tuple(skip)):
                 continue
             used.add(name)
             if name not in weights.tensors:
                 if not name.endswith(COUNTER):
-                    raise MisfitError(_lacks(name, weights))
+                    raise MismatchError(_lacks(name, weights))
                 target.zero_()
                 continue
             tensor = weights.tensors[name]
             if spec.stages and name == spec.stem and tensor.ndim == 4:
-                tensor = adapted_stem(tensor, target)
+                tensor = adapt_stem(tensor, target)
             _check(name, tensor, target, weights)
             if keep_dtype:
                 target.data = tensor.to(target.device, copy=True)
@@ -60,12 +60,12 @@ def fill(
     unused = set(weights.tensors) - used
     _check_norms(parts, unused)
     built = layer_paths(spec.blocks) if spec.stages else None
-    extra = sorted(name for name in unused if _is_unexpected(name, built, HEAD in parts, fresh))
+    extra = sorted(name for name in unused if _is_unexpected(name, built, HEAD in parts, skip))
     if extra:
-        raise MisfitError(f"{weights.source} holds {first_few(extra, 3)}, which the model lacks")
+        raise MismatchError(f"{weights.source} holds {first_few(extra, 3)}, which the model lacks")
 
 
-def adapted_stem(weight: Tensor, target: Tensor) -> Tensor:
+def adapt_stem(weight: Tensor, target: Tensor) -> Tensor:
     """Return a stem's weight (O, C, k, k) for another number of image channels.
 
     One channel gets the sum, so that a grey image acts as before; more get those of the file in turn, scaled by the
@@ -82,17 +82,17 @@ def adapted_stem(weight: Tensor, target: Tensor) -> Tensor:
     return (repeated * (channels / wanted)).to(weight.dtype)
 
 
-def _lacks(name: str, weights: Translated) -> str:
-    theirs = weights.theirs.get(name, name)
-    return f"{weights.source} lacks {theirs}" + (f", our {name}" if theirs != name else "")
+def _lacks(name: str, weights: NativeTensors) -> str:
+    in_file = weights.file_names.get(name, name)
+    return f"{weights.source} lacks {in_file}" + (f", our {name}" if in_file != name else "")
 
 
-def _check(name: str, tensor: Tensor, target: Tensor, weights: Translated) -> None:
+def _check(name: str, tensor: Tensor, target: Tensor, weights: NativeTensors) -> None:
     if tensor.shape != target.shape:
         remark = f" ({weights.remark})" if weights.remark else ""
-        raise MisfitError(f"{name} is {tuple(tensor.shape)} in the file, {tuple(target.shape)} in the model{remark}")
+        raise MismatchError(f"{name} is {tuple(tensor.shape)} in the file, {tuple(target.shape)} in the model{remark}")
     if tensor.is_floating_point() != target.is_floating_point():
-        raise MisfitError(f"{name} holds {tensor.dtype} in the file, {target.dtype} in the model")
+        raise MismatchError(f"{name} holds {tensor.dtype} in the file, {target.dtype} in the model")
 
 
 def _check_norms(parts: Mapping[str, nn.Module], unused: Collection[str]) -> None:
@@ -101,14 +101,14 @@ def _check_norms(parts: Mapping[str, nn.Module], unused: Collection[str]) -> Non
     for prefix, module in parts.items() if lost else ():
         for path, norm in module.named_modules():
             if prefix + path in lost:
-                raise MisfitError(
+                raise MismatchError(
                     f"its norm {type(norm).__name__} cannot hold the file's running statistics; use a batch norm, or "
                     "build without pretrained"
                 )
 
 
-def _is_unexpected(name: str, built: Collection[str] | None, headed: bool, fresh: Collection[str]) -> bool:
+def _is_unexpected(name: str, built: Collection[str] | None, headed: bool, skip: Collection[str]) -> bool:
     if name.startswith(HEAD):
-        return headed and not name.startswith(tuple(fresh))
+        return headed and not name.startswith(tuple(skip))
     # A norm such as FrozenBatchNorm2d counts no batches; layers behind the last tap are not built.
-    return built is None or (not name.endswith(COUNTER) and lies_in(name, built))
+    return built is None or (not name.endswith(COUNTER) and is_below(name, built))

@@ -1,0 +1,400 @@
+"""Names to specs: what plugins and the user's catalogue provide."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from fnmatch import fnmatchcase
+from pathlib import Path
+from threading import RLock
+from typing import Any
+
+from platformdirs import user_config_path
+
+from featuretap.catalogue.files import CatalogueFile, read_catalogue
+from featuretap.catalogue.hookspecs import WeightsEntry
+from featuretap.catalogue.name_index import Named, NameIndex
+from featuretap.catalogue.plugin_loading import Plugin, load_installed, load_module
+from featuretap.catalogue.policy import normalise_name, read_policy
+from featuretap.catalogue.weights_index import WeightsIndex
+from featuretap.specs import BackboneSpec, HeadSpec, RuntimeSpec
+from featuretap.specs.layout import NATIVE
+from featuretap.support.errors import (
+    CatalogueError,
+    FeaturetapError,
+    Hint,
+    PluginError,
+    UnknownBackboneError,
+    UnknownHeadError,
+    UnknownRuntimeError,
+    did_you_mean,
+)
+
+__all__ = ["Catalogue"]
+
+NO_USER_FILE = CatalogueFile(Path(), {}, ())
+
+
+class Catalogue:
+    """Backbones, heads, runtimes and published weights by name.
+
+    Plugins and the user's catalogue are read on first use, which is where a catalogue file that cannot be used raises
+    a `CatalogueError`. Built-in names are never shadowed, and the user's come next. A name that two plugins provide is
+    ambiguous; `distribution:name` selects one.
+
+    Args:
+        plugins: modules to load beside the installed plugins, as in tests.
+        discover: whether installed plugins and the user's `featuretap.toml` are read.
+        builtins: whether the built-in plugins are loaded.
+    """
+
+    def __init__(self, plugins: Iterable[Any] = (), *, discover: bool = True, builtins: bool = True) -> None:
+        self._modules = tuple(plugins)
+        self._discover = discover
+        self._builtins = builtins
+        self._lock = RLock()
+        self._state = "unread"
+
+    @property
+    def plugins(self) -> tuple[Plugin, ...]:
+        """Every plugin that was found, failed and disabled ones included."""
+        self._load()
+        return self._plugins
+
+    @property
+    def problems(self) -> tuple[str, ...]:
+        """A line for everything that was found and cannot be used: failed plugins, ambiguous names."""
+        self._load()
+        return tuple(self._problems())
+
+    @property
+    def published_weights(self) -> tuple[WeightsEntry, ...]:
+        """Every entry of published weights."""
+        self._load()
+        return tuple(self._weights.entries.values())
+
+    @property
+    def weights_index(self) -> WeightsIndex:
+        """Published weights by backbone and tag."""
+        self._load()
+        return self._weights
+
+    @property
+    def mirrors(self) -> Mapping[str, str]:
+        """Prefix of a URL → its replacement for downloads, from the user's catalogue."""
+        self._load()
+        return self._user.mirrors
+
+    def list_backbones(self, pattern: str = "*") -> list[str]:
+        """Return the sorted names of backbones that match a shell pattern; aliases are not listed.
+
+        Args:
+            pattern: "mobilenet_v2*"; names of open namespaces, such as "timm/resnet18", are listed for patterns with a
+                slash only: "timm/*".
+        """
+        self._load()
+        known = {*self._backbones.names, *self._deferred.values()}
+        for plugin in self._plugins if "/" in pattern else ():
+            try:
+                answer = plugin.ask("match_backbones", pattern=pattern) or ()
+                if isinstance(answer, str) or not all(isinstance(name, str) for name in answer):
+                    raise PluginError(f"{plugin.label} should answer {pattern!r} with names in a list, got {answer!r}")
+                known.update(answer)
+            except PluginError as error:
+                # The namespaces of others are listed all the same.
+                self._namespace_errors[plugin.label] = str(error)
+        return _match(known, pattern)
+
+    def list_heads(self, pattern: str = "*") -> list[str]:
+        """Return the sorted names of heads that match a shell `pattern`, such as "*rcnn"."""
+        self._load()
+        return _match(self._heads.names, pattern)
+
+    def list_plugins(self, pattern: str = "*") -> list[str]:
+        """Return the sorted names of the distributions whose plugins were found, failed and disabled ones included.
+
+        Args:
+            pattern: a shell pattern, such as "featuretap-*".
+        """
+        return _match({plugin.distribution for plugin in self.plugins}, pattern)
+
+    def list_weights(self, pattern: str = "*") -> list[str]:
+        """Return the sorted names of published weights, "backbone.tag", that match a shell `pattern`."""
+        return _match((entry.name for entry in self.published_weights), pattern)
+
+    def list_runtimes(self, pattern: str = "*") -> list[str]:
+        """Return the sorted names of the runtimes that match a shell `pattern`, whether or not they are installed."""
+        self._load()
+        return _match(self._runtimes.names, pattern)
+
+    def backbone(self, name: str | BackboneSpec) -> BackboneSpec:
+        """Return a backbone's spec as its provider defines it, options not yet applied.
+
+        Args:
+            name: a name or alias, or a `BackboneSpec`, which is returned unmodified.
+
+        Raises:
+            UnknownBackboneError: no backbone has this name, or the name is ambiguous.
+            PluginError: the plugin that provides it failed.
+        """
+        if isinstance(name, BackboneSpec):
+            return name
+        self._load()
+        return self._find(name)[1]
+
+    def head(self, name: str) -> HeadSpec:
+        """Return a head's spec by its `name`, "fpn" or "distribution:name".
+
+        Raises:
+            UnknownHeadError: no head has this name, or the name is ambiguous.
+        """
+        self._load()
+        return self._find_in(self._heads, name)
+
+    def runtime(self, name: str) -> RuntimeSpec:
+        """Return a runtime's spec by its `name`, "onnxruntime" or "distribution:name".
+
+        Raises:
+            UnknownRuntimeError: no runtime has this name, or the name is ambiguous.
+        """
+        self._load()
+        return self._find_in(self._runtimes, name)
+
+    def weights_of(self, name: str | BackboneSpec) -> tuple[WeightsEntry, ...]:
+        """Return the published weights of a backbone, those of `pretrained=True` first.
+
+        Args:
+            name: a name or alias, or a `BackboneSpec`.
+
+        Raises:
+            UnknownBackboneError: no backbone has this name.
+        """
+        return self.weights_index.of(self.backbone(name))
+
+    def weights_with_digest(self, digest: str) -> WeightsEntry | None:
+        """Return the published weights whose file has this SHA-256 (`digest`, 64 hexadecimal digits), or None."""
+        return next(
+            (entry for entry in self.published_weights if entry.sha256 and digest.startswith(entry.sha256)), None
+        )
+
+    def provider(self, name: str) -> str:
+        """Return the distribution that the backbone `name` comes from, or the path of the user's catalogue.
+
+        Raises:
+            UnknownBackboneError: no backbone has this name.
+        """
+        self._load()
+        return self._find(name)[0]
+
+    def is_user_defined(self, name: str) -> bool:
+        """Return whether a backbone's `name` is from the user's catalogue, which other machines do not have."""
+        return self.provider(name) == str(self._user.path)
+
+    def needs_torch(self, name: str) -> bool:
+        """Return whether describing the backbone `name` may need PyTorch: open namespaces and their variants."""
+        self._load()
+        return name in self._deferred or "/" in name
+
+    def _load(self) -> None:
+        """Read plugins and the user's catalogue, once."""
+        if self._state == "read":
+            return
+        with self._lock:
+            if self._state == "read":
+                return
+            if self._state == "reading":
+                raise PluginError("a plugin asks the registry that is just loading it; import the specs it builds on")
+            self._state = "reading"
+            try:
+                self._read()
+                self._state = "read"
+            finally:
+                if self._state == "reading":
+                    self._state = "unread"
+
+    def _read(self) -> None:
+        path = _user_catalogue() if self._discover else None
+        self._user = read_catalogue(path, code=False) if path else NO_USER_FILE
+        policy = read_policy(self._user.disable, self._user.only)
+        self._plugins = (
+            *load_installed(policy, builtins=self._builtins, others=self._discover),
+            *(load_module(module, policy) for module in self._modules),
+        )
+        self._backbones: NameIndex[BackboneSpec] = NameIndex("backbone", UnknownBackboneError)
+        self._heads: NameIndex[HeadSpec] = NameIndex("head", UnknownHeadError)
+        self._runtimes: NameIndex[RuntimeSpec] = NameIndex("runtime", UnknownRuntimeError)
+        for plugin in self._plugins:
+            self._backbones.add_all(plugin.distribution, plugin.backbones, built_in=plugin.built_in)
+            self._heads.add_all(plugin.distribution, plugin.heads, built_in=plugin.built_in)
+            self._runtimes.add_all(plugin.distribution, plugin.runtimes, built_in=plugin.built_in)
+        # Name → provider and spec of backbones that were resolved.
+        self._found: dict[str, tuple[str, BackboneSpec]] = {}
+        # Name or alias → name of the user's variants over an open namespace: describing them may need PyTorch.
+        self._deferred: dict[str, str] = {}
+        # Name → why an entry of the user's catalogue cannot be used while a plugin is missing.
+        self._unusable: dict[str, CatalogueError] = {}
+        # Plugin → why its open namespace could not be listed.
+        self._namespace_errors: dict[str, str] = {}
+        self._add_user_backbones()
+        self._weights = WeightsIndex(self._plugins, self._user, self._user_weights())
+
+    def _problems(self) -> Iterator[str]:
+        yield from (plugin.failure for plugin in self._plugins if plugin.status == "failed")
+        for index in (self._backbones, self._heads, self._runtimes, self._weights):
+            yield from index.conflicts()
+        yield from map(str, self._unusable.values())
+        yield from self._namespace_errors.values()
+        known = {plugin.distribution for plugin in self._plugins}
+        for key, distributions in (("disable", self._user.disable), ("only", self._user.only or ())):
+            for distribution in sorted(distributions):
+                if normalise_name(distribution) not in known:
+                    yield (
+                        f"{self._user.path}: plugins.{key} names {distribution!r}, "
+                        "which has no plugin that is installed"
+                    )
+
+    def _find(self, name: str) -> tuple[str, BackboneSpec]:
+        """Return the provider of a backbone, and its spec."""
+        if not isinstance(name, str):
+            raise UnknownBackboneError(f"a backbone's name is a string or a BackboneSpec, got {name!r}")
+        if name in self._unusable:
+            raise self._unusable[name]
+        if name not in self._found:
+            variant = self._deferred.get(name)
+            if variant is None:
+                self._found[name] = self._find_provided(name)
+            else:
+                spec = self._user.resolve(variant, lambda base: self._find_base(base, variant))
+                for alias in (variant, *spec.aliases):
+                    self._found[alias] = str(self._user.path), spec
+        return self._found[name]
+
+    def _find_base(self, base: str, variant: str) -> BackboneSpec:
+        # What a variant replaces is found behind its own names.
+        return (self._find_provided if self._deferred.get(base) == variant else self._find)(base)[1]
+
+    def _find_provided(self, name: str) -> tuple[str, BackboneSpec]:
+        found = self._backbones.find(name) or self._find_in_open_namespace(name)
+        if found is None:
+            near = self._backbones.nearest(name) or did_you_mean(name, self._deferred, self._deferred)
+            hint = None if near else Hint("see", "registry.list_backbones()")
+            raise self._unknown(UnknownBackboneError, "backbone", name, near, hint)
+        return found
+
+    def _find_in(self, index: NameIndex[Named], name: str) -> Named:
+        if not isinstance(name, str):
+            raise index.unknown(f"a {index.kind}'s name is a string, got {name!r}")
+        found = index.find(name)
+        if found is None:
+            near = index.nearest(name) or f"; known {index.kind}s: {', '.join(sorted(index.names))}"
+            raise self._unknown(index.unknown, index.kind, name, near)
+        return found[1]
+
+    def _find_in_open_namespace(self, name: str) -> tuple[str, BackboneSpec] | None:
+        if "/" not in name:
+            return None
+        provider, colon, inner = name.rpartition(":")
+        failure: PluginError | None = None
+        for plugin in self._plugins:
+            if colon and plugin.distribution != normalise_name(provider):
+                continue
+            try:
+                spec = plugin.ask("find_backbone", name=inner)
+                if isinstance(spec, BackboneSpec):
+                    return plugin.distribution, spec
+                if spec is not None:
+                    raise PluginError(f"{plugin.label} should return a BackboneSpec for {inner!r}, got {spec!r}")
+            except PluginError as error:
+                # The name may be another plugin's.
+                failure = failure or error
+        if failure:
+            raise failure
+        return None
+
+    def _unknown(
+        self, error: type[FeaturetapError], kind: str, name: str, near: str, hint: Hint | None = None
+    ) -> FeaturetapError:
+        """Return the error for a name that nothing has, which a plugin that failed or is disabled may explain."""
+        provider, colon, _ = name.partition(":")
+        for plugin in self._plugins if colon else ():
+            if plugin.distribution == normalise_name(provider) and plugin.status == "failed":
+                raise PluginError(f"{name!r} is not available, since {plugin.failure}") from plugin.error
+            if plugin.distribution == normalise_name(provider) and plugin.status == "disabled":
+                return error(
+                    f"{name!r} is not available, since {plugin.label} is disabled; FEATURETAP_PLUGINS and [plugins] in "
+                    "featuretap.toml say which load"
+                )
+        failed = [plugin for plugin in self._plugins if plugin.status == "failed"]
+        note = f" ({'; '.join(plugin.failure for plugin in failed)})" if failed else ""
+        unknown = error(f"no {kind} named {name!r}{near}{note}", hint=hint)
+        unknown.__cause__ = failed[0].error if failed else None
+        return unknown
+
+    def _is_incomplete(self) -> bool:
+        """Return whether something may be missing because its plugin is."""
+        return any(plugin.status != "loaded" for plugin in self._plugins)
+
+    def _add_user_backbones(self) -> None:
+        user = self._user
+        deferred = [name for name in user.backbones if "/" in user.foundation(name)]
+        for name in deferred:
+            names = (name, *user.backbones[name].get("aliases", ()))
+            self._check_shadows_nothing(names)
+            self._deferred.update(dict.fromkeys(names, name))
+        for name, spec in user.resolve_all(lambda name: self._find(name)[1], deferred).items():
+            if isinstance(spec, CatalogueError):
+                # A typing error is to be corrected at once; what rests on a missing plugin has to wait for it.
+                if not (self._is_incomplete() and isinstance(spec.__cause__, UnknownBackboneError | PluginError)):
+                    raise spec
+                self._unusable[name] = spec
+                continue
+            self._check_shadows_nothing((spec.name, *spec.aliases))
+            self._backbones.override(str(user.path), spec)
+        self._found.clear()
+
+    def _check_shadows_nothing(self, names: Sequence[str]) -> None:
+        taken = sorted(self._backbones.built_in & set(names))
+        if taken:
+            raise CatalogueError(
+                f"{self._user.path}: backbones.{names[0]} would shadow the built-in {taken[0]!r}; choose another name"
+            )
+
+    def _user_weights(self) -> Iterator[WeightsEntry]:
+        """Yield the weights of the user's catalogue, an alias replaced by the backbone's name."""
+        user = self._user
+        defaults = set()
+        for entry in user.weights:
+            try:
+                spec = self._find(entry.backbone)[1]
+                self._find_in(self._heads, entry.head)
+            except FeaturetapError as error:
+                key = f"weights.{entry.name}" + (".head" if isinstance(error, UnknownHeadError) else "")
+                unusable = user.error(key, f"cannot be used: {error}")
+                if not self._is_incomplete():
+                    raise unusable from error
+                self._unusable[entry.name] = unusable
+                continue
+            layouts = (NATIVE, *spec.layouts)
+            if entry.layout not in layouts:
+                hint = did_you_mean(entry.layout, layouts) or ";"
+                raise user.error(
+                    f"weights.{entry.name}.layout",
+                    f"is {entry.layout!r}, which {spec.name!r} is not known in{hint} it has {', '.join(layouts)}",
+                )
+            if entry.default and spec.name in defaults:
+                raise CatalogueError(f"{user.path}: {spec.name!r} has two default weights; mark one of them")
+            defaults |= {spec.name} if entry.default else set()
+            yield replace(entry, name=f"{spec.name}.{entry.tag}")
+
+
+def _match(names: Iterable[str], pattern: str) -> list[str]:
+    return sorted(name for name in names if fnmatchcase(name, pattern))
+
+
+def _user_catalogue() -> Path | None:
+    path = os.environ.get("FEATURETAP_CONFIG")
+    if path:
+        return Path(path)
+    usual = user_config_path("featuretap", appauthor=False) / "featuretap.toml"
+    return usual if usual.exists() else None

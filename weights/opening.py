@@ -1,0 +1,61 @@
+"""Opening the checkpoint of a weights source, downloaded where necessary and looked up by its digest."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from featuretap.catalogue.catalogue import Catalogue
+from featuretap.catalogue.hookspecs import WeightsEntry
+from featuretap.catalogue.pretrained import WeightsSource
+from featuretap.support.errors import WeightsError
+from featuretap.weights.downloads import find_or_download
+from featuretap.weights.files import sha256_of
+from featuretap.weights.reading import Checkpoint, read_checkpoint
+
+__all__ = ["check_published", "open_checkpoint"]
+
+
+def open_checkpoint(source: WeightsSource, catalogue: Catalogue) -> Checkpoint:
+    """Read the checkpoint of published weights, downloading it where necessary, or the one at a path.
+
+    Raises:
+        WeightsError: it is not available, or malformed.
+    """
+    if source.entry is None:
+        assert source.path is not None
+        checkpoint = read_checkpoint(source.path)
+        entry = None if checkpoint.record else catalogue.weights_with_digest(checkpoint.digest())
+        return replace(checkpoint, entry=entry)
+    path = find_or_download(source.entry, catalogue.published_weights, catalogue.mirrors)
+    try:
+        return replace(read_checkpoint(path, hashed=True), entry=source.entry)
+    except WeightsError:
+        # That a cached file is another one says more than that it cannot be read.
+        _check_digest(source.entry, path, sha256_of(path))
+        raise
+
+
+def check_published(checkpoint: Checkpoint) -> None:
+    """Check that a checkpoint is the catalogue entry that it was requested as.
+
+    Raises:
+        WeightsError: its digest is another.
+    """
+    if checkpoint.entry:
+        _check_digest(checkpoint.entry, checkpoint.path, checkpoint.digest())
+
+
+def _check_digest(entry: WeightsEntry, path: Path, digest: str) -> None:
+    expected = entry.sha256
+    if not expected:
+        # huggingface_hub names what it stores by the hub's own digest.
+        stored = path.resolve().name
+        expected = stored if len(stored) == len(digest) else ""
+    if not digest.startswith(expected):
+        # huggingface_hub links to what it has stored, which is what has to be deleted.
+        stale = path.resolve() if path.is_symlink() else path
+        raise WeightsError(
+            f"{stale} is not {entry.name!r}: its SHA-256 begins with {digest[:8]}, expected {expected[:8]}; "
+            "delete it to download it again"
+        )

@@ -1,0 +1,206 @@
+"""Writing a checkpoint: tensors in a layout, with the record by which the model is built again."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from featuretap.specs import BackboneSpec, ModelSpec
+from featuretap.specs.description import Description, format_options
+from featuretap.specs.head import backbone_of
+from featuretap.specs.layout import NATIVE, Layout
+from featuretap.specs.network_digest import network_digest
+from featuretap.support.atomic_write import replace_files
+from featuretap.support.errors import OptionError, WeightsError
+from featuretap.weights.expected_tensors import COUNTER, HEAD, STATISTICS
+from featuretap.weights.files import CONFIG, FILE
+from featuretap.weights.folding import fold_eps
+from featuretap.weights.header import with_sorted_header
+from featuretap.weights.layouts import CLASSIFICATION, MismatchError, layout_for
+from featuretap.weights.metadata import Record, metadata_of
+from featuretap.weights.norms import MAKES
+from featuretap.weights.reading import DTYPES
+from featuretap.weights.timm_config import timm_config
+
+__all__ = ["ModelWeights", "check_target", "shapes_of", "write_checkpoint"]
+
+SUFFIX = ".safetensors"
+
+OTHER_SUFFIXES = tuple(
+    f".{kind}"
+    for kind in ["pth", "pt", "bin", "ckpt", "pkl", "onnx", "npz", "npy", "h5", "tflite", "json", "gz", "zip"]
+)
+"""Suffixes of file types that are not written; a path with any other suffix is a folder's."""
+
+BATCH_NORMS = ("BatchNorm2d", "SyncBatchNorm", "FrozenBatchNorm2d")
+"""Norms that compute what other libraries' batch norms do with the same tensors."""
+
+
+@dataclass(frozen=True)
+class ModelWeights:
+    """The weights of a model, apart from its module.
+
+    Args:
+        tensors: native name → tensor.
+        norm_eps: native path of a batch norm → its epsilon.
+        description: of the model.
+        spec: of the model or the bare backbone, options applied.
+        by_name: whether the registry builds that backbone by its name.
+    """
+
+    tensors: Mapping[str, Tensor]
+    norm_eps: Mapping[str, float]
+    description: Description
+    spec: BackboneSpec | ModelSpec
+    by_name: bool
+
+    @property
+    def backbone(self) -> BackboneSpec:
+        """The backbone's spec."""
+        return backbone_of(self.spec)
+
+    def part_of(self, name: str) -> str:
+        """Return the part of the model, "backbone" or "head", that a tensor or a norm belongs to."""
+        return "head" if self.description.head and name.startswith(HEAD) else "backbone"
+
+
+def write_checkpoint(model: ModelWeights, target: Path, layout_name: str) -> Path:
+    """Write a checkpoint, or a folder with one and its `config.json`, and return the path of the file.
+
+    Raises:
+        WeightsError: the layout cannot hold the model, or the file cannot be written.
+    """
+    config = ""
+    if layout_name == NATIVE:
+        tensors, eps = model.tensors, _most_common_eps(model)
+    else:
+        layout = _select_layout(model, layout_name)
+        tensors, eps = _rename(model, layout), layout.norm_eps_by_part
+        if layout_name == "timm":
+            hidden = model.tensors.get(f"{HEAD}hidden.weight")
+            features = list(model.backbone.taps.values())[-1].channels if hidden is None else len(hidden)
+            config = timm_config(model.description, model.backbone, layout, features)
+    record = Record(model.description, layout_name, eps, network_digest(model.backbone), model.by_name)
+    metadata = metadata_of(record)
+    content = safetensors.torch.save({name: _copy(tensor) for name, tensor in tensors.items()}, metadata)
+    content = with_sorted_header(content)
+    if target.suffix == SUFFIX:
+        replace_files({target: content})
+        return target
+    config = config or json.dumps(dict(sorted(metadata.items())), indent=2) + "\n"
+    with _folder(target):
+        replace_files({target / FILE: content, target / CONFIG: config.encode()})
+    return target / FILE
+
+
+def check_target(path: Path) -> None:
+    """Check that a path is that of a checkpoint or a folder.
+
+    Raises:
+        OptionError: it has the suffix of another file type.
+    """
+    if path.suffix in OTHER_SUFFIXES and not path.is_dir():
+        raise OptionError(
+            f"cannot save to {str(path)!r}: {path.suffix} files are not written; give a name that ends in {SUFFIX}, or "
+            "a folder"
+        )
+
+
+def shapes_of(tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
+    """Return name → shape."""
+    return {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+
+
+@contextmanager
+def _folder(path: Path) -> Iterator[None]:
+    """Create a folder, and remove it if nothing could be written into it."""
+    is_new = not path.exists()
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        yield
+    except OSError as error:
+        raise WeightsError(f"cannot write {str(path)!r}: {error.strerror or error}") from error
+    except BaseException:
+        if is_new:
+            with suppress(OSError):
+                path.rmdir()
+        raise
+
+
+def _most_common_eps(model: ModelWeights) -> dict[str, float]:
+    """Return the epsilon that most norms of each part have, and those of the others by their paths."""
+    eps: dict[str, float] = {}
+    for part in ("backbone", "head"):
+        own = {path: value for path, value in model.norm_eps.items() if model.part_of(path) == part}
+        if own:
+            eps[part] = Counter(own.values()).most_common(1)[0][0]
+            eps |= {path: value for path, value in own.items() if value != eps[part]}
+    return eps
+
+
+def _select_layout(model: ModelWeights, name: str) -> Layout:
+    label = format_options(model.description.name, model.description.options)
+    try:
+        layout = layout_for(model.spec, name)
+    except MismatchError as mismatch:
+        raise WeightsError(f"cannot save {label} for {name}: {mismatch}") from None
+    reason = _why_not_held(model, layout)
+    if reason:
+        raise WeightsError(f"cannot save {label} for {name}, {reason}; save it in the layout {NATIVE!r}")
+    return layout
+
+
+def _why_not_held(model: ModelWeights, layout: Layout) -> str:
+    """Return why a library's own model cannot hold this one; an empty string if it can."""
+    head, spec = model.description.head, model.backbone
+    if not layout.architecture:
+        return "which has no such network"
+    if head and layout.features_only:
+        return "which has that network for features only"
+    own, fixed = model.description.preprocessing, layout.preprocessing
+    if fixed and (own.mean, own.std) != (fixed.mean, fixed.std):
+        return f"which has image_mean={fixed.mean} and image_std={fixed.std} in it, not {own.mean} and {own.std}"
+    if head == CLASSIFICATION and tuple(spec.taps) != spec.levels[-1:]:
+        return f"whose classifiers read {spec.levels[-1]}, not {', '.join(spec.taps)}"
+    norm = str(model.description.options.get("norm", BATCH_NORMS[0]))
+    statistics = (
+        f"{path}.norm.{kind}"
+        for block in spec.blocks
+        for path, layer in block.layer_paths()
+        if layer.norm_channels
+        for kind in STATISTICS
+    )
+    if norm.removeprefix(MAKES) not in BATCH_NORMS or not all(name in model.tensors for name in statistics):
+        return f"whose batch norms cannot hold norm={norm}"
+    return ""
+
+
+def _rename(model: ModelWeights, layout: Layout) -> dict[str, Tensor]:
+    eps_of_part = layout.norm_eps_by_part
+    eps = {path: (own, eps_of_part.get(model.part_of(path), own)) for path, own in model.norm_eps.items()}
+    tensors = fold_eps(model.tensors, eps)
+    renamed = {
+        layout.names[name]: tensor[..., None, None] if name in layout.pointwise else tensor
+        for name, tensor in tensors.items()
+    }
+    for name, file_name in layout.names.items():
+        # A norm that counts no batches, such as FrozenBatchNorm2d.
+        if name.endswith(COUNTER) and name not in tensors and name.replace(COUNTER, "running_var") in tensors:
+            renamed[file_name] = torch.zeros((), dtype=torch.int64)
+    return renamed
+
+
+def _copy(tensor: Tensor) -> Tensor:
+    """Return a copy in C order, on the CPU, that shares nothing with another tensor."""
+    if tensor.is_meta or tensor.dtype not in DTYPES.values():
+        kind = "without values (on the meta device)" if tensor.is_meta else f"of {tensor.dtype}"
+        raise WeightsError(f"cannot save tensors {kind}; give the model values of a usual type first")
+    return tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
