@@ -10,11 +10,11 @@ from torch import nn
 
 from featuretap import registry
 from featuretap.models.built import description_of
-from featuretap.models.loading import arguments_of, record_of
 from featuretap.specs import HeadSpec, ModelSpec
 from featuretap.specs.options import options_of
 from featuretap.specs.preprocessing import Preprocessing
 from featuretap.support.errors import HeadError, OptionError, TrainingError, WeightsError
+from featuretap.weights.conversion import arguments_of, record_of
 from featuretap.weights.reading import read_checkpoint
 from featuretap.workflows.datasets.data_set import DataSet
 from featuretap.workflows.training.configuration import Configuration
@@ -66,7 +66,7 @@ def _read_model(path: Path, head: HeadSpec) -> tuple[str, dict[str, Any]]:
     for argument in ("taps", "head", "num_classes", "features_only"):
         options.pop(argument, None)
     if description.head not in (None, head.name):
-        own = {*options_of(registry.default.catalogued(description.name)), "norm"}
+        own = {*options_of(registry.default.backbone(description.name)), "norm"}
         options = {option: value for option, value in options.items() if option in own}
     return description.name, options
 
