@@ -39,7 +39,9 @@ class Main(Group):
     invoke = convert_interrupts()(Group.invoke)
 
 
-@click.group(cls=Main, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.group(
+    cls=Main, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100, "show_default": True}
+)
 @click.version_option(package_name="featuretap", message="featuretap %(version)s")
 def command() -> None:
     """Backbones for detection and segmentation, by name.

@@ -32,7 +32,6 @@ LIBRARIES = ("timm", "torchvision")
     "runtimes",
     type=CommaSeparated(click.STRING, "NAMES", "eager,onnxruntime", completion.runtimes),
     default="eager",
-    show_default=True,
     help="What computes: eager, or runtimes, separated by commas.",
 )
 @click.option(
@@ -40,7 +39,6 @@ LIBRARIES = ("timm", "torchvision")
     "sizes",
     type=CommaSeparated(Size(), "SIZES", "224,320x256"),
     default="224",
-    show_default=True,
     help="Sizes of the images in pixels, separated by commas.",
 )
 @click.option(
@@ -48,10 +46,9 @@ LIBRARIES = ("timm", "torchvision")
     "batches",
     type=CommaSeparated(click.IntRange(min=1), "NUMBERS", "1,8"),
     default="1",
-    show_default=True,
     help="Batch sizes, separated by commas.",
 )
-@click.option("--rounds", type=click.IntRange(min=1), default=30, show_default=True, help="Timed calls of each.")
+@click.option("--rounds", type=click.IntRange(min=1), default=30, help="Timed calls of each.")
 @click.option("--threads", type=click.IntRange(min=1), help="Of PyTorch and the runtimes.  [default: PyTorch's]")
 @click.option(
     "--against",

@@ -121,7 +121,7 @@ def _counts(
 @click.option("--head", shell_complete=completion.heads, help="Count the backbone with this head.")
 @NUM_CLASSES
 @click.option("--taps", type=TAPS, help="Taps that the head reads, separated by commas.")
-@click.option("--size", type=Size(), default="224x224", show_default=True, help="Size of the images.")
+@click.option("--size", type=Size(), default="224x224", help="Size of the images.")
 @JSON
 def show_command(
     name: str,

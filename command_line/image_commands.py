@@ -146,7 +146,7 @@ def _print_answer(answer: PredictedImage, *, titled: bool) -> None:
 @click.option("--out", type=PATH, required=True, help="The folder of features.")
 @MODEL
 @weights_option()
-@click.option("--taps", type=TAPS, default="C5", show_default=True, help="Taps, separated by commas.")
+@click.option("--taps", type=TAPS, default="C5", help="Taps, separated by commas.")
 @click.option("--pool", is_flag=True, help="Average each map over its pixels: one value per channel.")
 @click.option("--size", type=Size(), help="Resize images to this.  [default: resize and crop as in training]")
 @batch_size_option(32)
@@ -156,7 +156,6 @@ def _print_answer(answer: PredictedImage, *, titled: bool) -> None:
     "file_format",
     type=click.Choice(get_args(FileFormat)),
     default="safetensors",
-    show_default=True,
     help="Format of the files.",
 )
 @click.option(
@@ -164,9 +163,7 @@ def _print_answer(answer: PredictedImage, *, titled: bool) -> None:
     type=click.IntRange(1, LARGEST_SHARD),
     help="Images per file.  [default: 1024, or as many as make 256 MiB]",
 )
-@click.option(
-    "--dtype", type=click.Choice(get_args(Dtype)), default="float32", show_default=True, help="Type of the values."
-)
+@click.option("--dtype", type=click.Choice(get_args(Dtype)), default="float32", help="Type of the values.")
 @click.option("--ray", "on_ray", is_flag=True, help="Run on the Ray cluster at RAY_ADDRESS, or on one started here.")
 def extract_command(
     images: tuple[Path, ...],

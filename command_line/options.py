@@ -112,9 +112,7 @@ MODEL = click.option(
 )
 FEATURES_ONLY = click.option("--features-only", is_flag=True, help="The backbone alone, without a classifier.")
 NUM_CLASSES = click.option("--num-classes", type=int, help="Classes of the head.")
-WORKERS = click.option(
-    "--workers", type=click.IntRange(min=0), default=0, show_default=True, help="Processes that read images."
-)
+WORKERS = click.option("--workers", type=click.IntRange(min=0), default=0, help="Processes that read images.")
 JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
 
@@ -139,4 +137,4 @@ def backbone_options(description: str) -> Callable[..., Any]:
 def batch_size_option(default: int) -> Callable[..., Any]:
     """Return the option --batch-size."""
     kind = click.IntRange(min=1)
-    return click.option("--batch-size", type=kind, default=default, show_default=True, help="Images per batch.")
+    return click.option("--batch-size", type=kind, default=default, help="Images per batch.")

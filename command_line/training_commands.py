@@ -110,15 +110,12 @@ def train_command(
     "--part",
     type=click.Choice(["val", "train", "all"]),
     default="val",
-    show_default=True,
     help="Validation images, training images, or all.",
 )
 @batch_size_option(32)
 @WORKERS
-@click.option(
-    "--val-fraction", type=click.FloatRange(0.01, 0.99), default=0.2, show_default=True, help="As in training."
-)
-@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="As in training.")
+@click.option("--val-fraction", type=click.FloatRange(0.01, 0.99), default=0.2, help="As in training.")
+@click.option("--seed", type=click.IntRange(min=0), default=0, help="As in training.")
 @click.option("--download-to", type=PATH, help="Folder of torchvision's data sets.")
 @click.option("--out", type=PATH, help="Folder for tables and pictures.")
 @JSON

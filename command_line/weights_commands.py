@@ -35,7 +35,6 @@ LAYOUT = click.option(
     "--layout",
     type=click.Choice(["featuretap", "torchvision", "timm"]),
     default="featuretap",
-    show_default=True,
     help="Library whose tensor names to write.",
 )
 MOST_CLASSES = 5
