@@ -17,8 +17,8 @@ from PIL import Image
 from skimage import data
 
 from benchmarks.reduced_tail import weights
+from benchmarks.results import milliseconds, section, timed
 from featuretap.support.image_files import ImageFile, list_images
-from featuretap.support.timing import report
 from featuretap.workflows.extraction.job import Job
 from featuretap.workflows.extraction.models import Model, open_extractor
 from featuretap.workflows.extraction.reading import open_features
@@ -101,12 +101,8 @@ def main(count: int = IMAGES) -> None:
             print(f"  bad images {words}: {'; '.join(f'{image}: {reason}' for image, reason in bad)}")
 
         few = count // 16
-        report(
-            f"{few} images, by size of a batch",
-            {f"{size} images": lambda size=size: bench.run(few, batch_size=size) for size in (32, 1, 8)},  # type: ignore[misc]
-            rounds=3,
-            warm_up=0,
-        )
+        runs = {f"{size} images": lambda size=size: bench.run(few, batch_size=size) for size in (32, 1, 8)}  # type: ignore[misc]
+        section(f"{few} images, by batch size", "Medians of 3 rounds.", milliseconds(timed(runs, 3, warm_up=0)))
         print("\nwith a process that reads images, its start included")
         print_rate(bench, count // 4, workers=1)
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from zipfile import ZipFile
 
-from featuretap.support.timing import report
+from benchmarks.results import milliseconds, section, timed
 
 PLUGINS = 100
 
@@ -78,7 +78,7 @@ def main() -> None:
         contenders = {
             f"{plugins} plugins": listing(environment(Path(folder) / str(plugins), plugins)) for plugins in (0, PLUGINS)
         }
-        report("featuretap list, whole process", contenders, rounds=21, warm_up=2)
+        section("featuretap list, full process", "Medians of 21 rounds.", milliseconds(timed(contenders, 21)))
 
 
 if __name__ == "__main__":

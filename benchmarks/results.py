@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 
-from featuretap.support.timing import Timing, interleaved
+from featuretap.support.timing import Timing, time_interleaved
 from featuretap.workflows.measuring.machine import multiply_adds_per_second
 
 __all__ = ["Contenders", "limit", "milliseconds", "section", "table", "timed"]
@@ -19,7 +19,7 @@ def limit() -> float:
 
 def timed(contenders: Contenders, rounds: int, warm_up: int = 2, pause: float = 0.0) -> dict[str, Timing]:
     """Time contenders, interleaved."""
-    return interleaved(contenders, rounds, warm_up, pause)
+    return time_interleaved(contenders, rounds, warm_up, pause)
 
 
 def milliseconds(timings: Mapping[str, Timing], more: Mapping[str, Mapping[str, str]] | None = None) -> str:

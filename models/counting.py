@@ -12,7 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from featuretap.models.factories import backbone_module
 from featuretap.specs import BackboneSpec
 from featuretap.specs.head import ModelSpec
-from featuretap.support.import_strings import blamed
+from featuretap.support.import_strings import convert_errors
 
 __all__ = ["factory_macs", "factory_parameters", "macs", "parameters", "tensors"]
 
@@ -40,7 +40,7 @@ def factory_parameters(spec: BackboneSpec) -> int:
 
 def factory_macs(spec: BackboneSpec, height: int, width: int) -> int:
     """Return the multiply-adds of a backbone that a factory builds, for one image of `height` × `width` pixels."""
-    with torch.device("meta"), blamed(f"backbone {spec.name!r}", spec.factory):
+    with torch.device("meta"), convert_errors(f"backbone {spec.name!r}", spec.factory):
         return _macs(backbone_module(spec), torch.empty(1, spec.in_channels, height, width))
 
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from featuretap.specs import BackboneSpec
 from featuretap.specs.options import Freezing
 from featuretap.support.errors import PluginError
-from featuretap.support.import_strings import called
+from featuretap.support.import_strings import call_reference
 
 __all__ = ["backbone_module", "freeze"]
 
@@ -40,7 +40,9 @@ def backbone_module(spec: BackboneSpec, *, pretrained: str | None = None) -> nn.
         PluginError: the factory failed, or returned something else than a module.
     """
     own = {} if pretrained is None else {"pretrained": pretrained}
-    backbone = called(f"backbone {spec.name!r}", spec.factory, spec, taps=tuple(spec.taps), **spec.options, **own)
+    backbone = call_reference(
+        f"backbone {spec.name!r}", spec.factory, spec, taps=tuple(spec.taps), **spec.options, **own
+    )
     if not isinstance(backbone, nn.Module):
         raise PluginError(
             f"backbone {spec.name!r} cannot be built: {spec.factory!r} returned {backbone!r}, which is no module"

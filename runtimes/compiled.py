@@ -14,7 +14,7 @@ from featuretap.runtimes.verification import verify_outputs
 from featuretap.specs import RuntimeSpec, Tap
 from featuretap.specs.description import Description
 from featuretap.support.errors import ExportError, OptionError
-from featuretap.support.import_strings import blamed, load
+from featuretap.support.import_strings import convert_errors, load
 from featuretap.weights.metadata import read_record
 
 if TYPE_CHECKING:
@@ -110,7 +110,7 @@ def compile_model(
     _check_threads(threads)
     runtime.check_installed()
     prepared = prepare_model(model, size, batch)
-    with blamed(f"runtime {runtime.name!r}", runtime.factory):
+    with convert_errors(f"runtime {runtime.name!r}", runtime.factory):
         run = load(runtime.factory)(prepared, threads=threads)
     verify_outputs(prepared, run)
     images = prepared.images

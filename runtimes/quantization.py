@@ -25,7 +25,7 @@ from featuretap.runtimes.formats import ONNX
 from featuretap.runtimes.signature import IMAGE
 from featuretap.support.errors import OptionError
 from featuretap.support.extras import check_extra
-from featuretap.support.timing import PAUSE, Timing, interleaved
+from featuretap.support.timing import PAUSE, Timing, time_interleaved
 
 if TYPE_CHECKING:
     import onnx
@@ -169,7 +169,7 @@ def quantize(
         agreement = measure_agreement(_outputs_of(calls.values(), names, image) for image in compared)
         image = next(iter(compared))
         runs = {name: partial(call, {IMAGE: image.numpy()}) for name, call in calls.items()}
-        timings = interleaved(runs, ROUNDS, WARM_UP, PAUSE, begin("timing", len(runs) * (ROUNDS + WARM_UP)))
+        timings = time_interleaved(runs, ROUNDS, WARM_UP, PAUSE, begin("timing", len(runs) * (ROUNDS + WARM_UP)))
         written.write_bytes(contents["int8"])
     return Report(
         path=path,

@@ -28,7 +28,7 @@ from featuretap.specs.validation import (
     is_whole,
 )
 from featuretap.support.errors import SpecError
-from featuretap.support.import_strings import called, load
+from featuretap.support.import_strings import call_reference, load
 
 __all__ = ["HeadSpec", "ModelSpec", "Reads", "backbone_of"]
 
@@ -202,7 +202,7 @@ class ModelSpec:
             **more: keyword arguments besides.
         """
         given = {"num_classes": self.num_classes, **self.head_options, **more}
-        return called(f"head {self.head.name!r}", reference, self.backbone, **given)
+        return call_reference(f"head {self.head.name!r}", reference, self.backbone, **given)
 
     @cached_property
     def head_layers(self) -> tuple[Counted, ...]:

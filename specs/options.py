@@ -18,7 +18,7 @@ from featuretap.specs.variants import (
     with_output_stride,
 )
 from featuretap.support.errors import OptionError, UnknownOptionError, did_you_mean
-from featuretap.support.import_strings import called
+from featuretap.support.import_strings import call_reference
 
 __all__ = ["OPTIONS", "Freezing", "check_options", "configure", "options_of", "replace_defaults", "split_options"]
 
@@ -157,5 +157,5 @@ def _declare(spec: BackboneSpec, values: Mapping[str, Any]) -> BackboneSpec:
     spec = replace(spec, options=values)
     if usual or not spec.describe:
         return spec
-    described: BackboneSpec = called(f"backbone {spec.name!r}", spec.describe, spec, **values)
+    described: BackboneSpec = call_reference(f"backbone {spec.name!r}", spec.describe, spec, **values)
     return described

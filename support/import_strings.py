@@ -8,8 +8,9 @@ from importlib import import_module
 from typing import Any
 
 from featuretap.support.errors import FeaturetapError, PluginError, SpecError
+from featuretap.support.text import error_line
 
-__all__ = ["blamed", "called", "load"]
+__all__ = ["call_reference", "convert_errors", "load"]
 
 
 def load(reference: str) -> Any:
@@ -31,36 +32,24 @@ def load(reference: str) -> Any:
         raise SpecError(f"{reference!r} names no code: {error}") from error
 
 
-def called(words: str, reference: str, *arguments: Any, **options: Any) -> Any:
-    """Call what a string names, which is not ours, so that what it raises says whose it is.
-
-    Args:
-        words: what it is for, for messages: "backbone 'tinynet'".
-        reference: import string of a function.
-        *arguments: its arguments.
-        **options: its keyword arguments.
-
-    Raises:
-        FeaturetapError: it raised one itself.
-        PluginError: it raised anything else.
-    """
+def call_reference(label: str, reference: str, *arguments: Any, **options: Any) -> Any:
+    """Call the function that a string names, with the errors of `convert_errors`."""
     function = load(reference)
-    with blamed(words, reference):
+    with convert_errors(label, reference):
         return function(*arguments, **options)
 
 
 @contextmanager
-def blamed(words: str, reference: str) -> Iterator[None]:
-    """Let what somebody's code raises say whose it is.
+def convert_errors(label: str, reference: str) -> Iterator[None]:
+    """Raise whatever third-party code raises as a PluginError that names it; a FeaturetapError stays as it is.
 
-    Raises:
-        FeaturetapError: it raised one itself.
-        PluginError: it raised anything else.
+    Args:
+        label: what the code is for: "backbone 'tinynet'".
+        reference: import string of the code.
     """
     try:
         yield
     except FeaturetapError:
         raise
     except Exception as error:
-        text = " ".join(str(error).split())
-        raise PluginError(f"{words}: {reference!r} raised {type(error).__name__}: {text}") from error
+        raise PluginError(f"{label}: {reference!r} raised {error_line(error)}") from error

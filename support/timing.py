@@ -1,16 +1,15 @@
-"""Interleaved timing: every round runs each contender once, so that a drifting machine slows all alike. No torch."""
+"""Interleaved timing: every round runs each contender once, so that a drifting machine slows all alike."""
 
 from __future__ import annotations
 
 import gc
+import statistics
 import time
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
-from statistics import median, quantiles
 from typing import TypeVar
 
-__all__ = ["PAUSE", "Timing", "interleaved", "report"]
+__all__ = ["PAUSE", "Timing", "time_interleaved"]
 
 PAUSE = 0.05
 """Seconds after which the waiting threads of a runtime have gone to sleep."""
@@ -20,12 +19,7 @@ Key = TypeVar("Key", bound=Hashable)
 
 @dataclass(frozen=True)
 class Timing:
-    """How long one contender took.
-
-    Args:
-        seconds: of each round.
-        ratios: seconds to those of the first contender in the same round.
-    """
+    """Seconds of one contender in each round, and their ratios to the first contender's in the same round."""
 
     seconds: tuple[float, ...]
     ratios: tuple[float, ...]
@@ -33,25 +27,25 @@ class Timing:
     @property
     def median(self) -> float:
         """Median seconds."""
-        return median(self.seconds)
+        return statistics.median(self.seconds)
 
     @property
     def quartiles(self) -> tuple[float, float]:
-        """The first and the third quartile of the seconds."""
+        """First and third quartile of the seconds."""
         return _quartiles(self.seconds)
 
     @property
     def ratio(self) -> float:
-        """The median of the ratios."""
-        return median(self.ratios)
+        """Median of the ratios."""
+        return statistics.median(self.ratios)
 
     @property
     def ratio_quartiles(self) -> tuple[float, float]:
-        """The first and the third quartile of the ratios."""
+        """First and third quartile of the ratios."""
         return _quartiles(self.ratios)
 
 
-def interleaved(
+def time_interleaved(
     contenders: Mapping[Key, Callable[[], object]],
     rounds: int,
     warm_up: int = 2,
@@ -62,28 +56,33 @@ def interleaved(
 
     Args:
         contenders: name → what is timed.
-        rounds: that count, 1 or more.
+        rounds: timed rounds, 1 or more.
         warm_up: rounds before them.
-        pause: seconds of rest before each timed call, followed by a call that is not timed. Threads of the contender
-            before, which some runtimes let spin for a while, then no longer take its cores, and what it put out of the
-            caches is back. 0 for neither, where calls are long or processes of their own.
-        done: called after each call that was timed or is of the warm-up.
+        pause: seconds of rest before each timed call, followed by a call that is not timed. The spinning threads of
+            the previous contender's runtime then no longer take cores, and the caches are warm again. 0 for neither,
+            where calls are long or processes of their own.
+        done: called after each call that is timed or part of the warm-up.
     """
     seconds: dict[Key, list[float]] = {name: [] for name in contenders}
-    with _swept():
+    # Otherwise each collection would search all of torch, for a second.
+    gc.collect()
+    gc.freeze()
+    try:
         for turn in range(warm_up + rounds):
             for name, run in contenders.items():
-                # Nobody pays for the garbage of the contender before.
+                # The garbage of the previous contender is not collected at the cost of this one.
                 gc.collect()
                 if pause and turn >= warm_up:
                     time.sleep(pause)
                     run()
-                begin = time.perf_counter()
+                start = time.perf_counter()
                 run()
-                spent = time.perf_counter() - begin
+                elapsed = time.perf_counter() - start
                 if turn >= warm_up:
-                    seconds[name].append(spent)
+                    seconds[name].append(elapsed)
                 done()
+    finally:
+        gc.unfreeze()
     first = next(iter(seconds.values()), [])
     return {
         name: Timing(tuple(values), tuple(value / base for value, base in zip(values, first, strict=True)))
@@ -91,33 +90,7 @@ def interleaved(
     }
 
 
-def report(
-    title: str, contenders: Mapping[str, Callable[[], object]], rounds: int, warm_up: int = 2, pause: float = 0.0
-) -> None:
-    """Time and print; the ratio column is contender / first contender, median (quartiles) over the rounds."""
-    timings = interleaved(contenders, rounds, warm_up, pause)
-    width = max(map(len, timings))
-    print(f"\n{title}\n  {'':{width}}       median    ratio  (quartiles)   {rounds} rounds")
-    for name, timing in timings.items():
-        low, high = timing.ratio_quartiles
-        ratio = f"{timing.ratio:6.3f}  ({low:.3f}–{high:.3f})"
-        print(f"  {name:{width}}  {timing.median * 1000:9.1f} ms   {ratio}", flush=True)
-
-
-@contextmanager
-def _swept() -> Iterator[None]:
-    """Keep what is there now out of the collector's sight, which searches all of torch for a second otherwise."""
-    gc.collect()
-    gc.freeze()
-    try:
-        yield
-    finally:
-        gc.unfreeze()
-
-
-def _quartiles(values: Sequence[float]) -> tuple[float, float]:
-    if len(values) == 1:
-        return values[0], values[0]
-    # Of few values, the other method puts quartiles beyond the smallest and the largest.
-    low, _, high = quantiles(values, n=4, method="inclusive")
+def _quartiles(values: tuple[float, ...]) -> tuple[float, float]:
+    # The default method would put quartiles of a few values beyond the smallest and the largest.
+    low, _, high = statistics.quantiles(values if len(values) > 1 else values * 2, method="inclusive")
     return low, high

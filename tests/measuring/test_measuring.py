@@ -13,7 +13,7 @@ from torch import nn
 
 from featuretap import registry
 from featuretap.registry.errors import OptionError, UnknownRuntimeError
-from featuretap.support.timing import Timing, interleaved, report
+from featuretap.support.timing import Timing, time_interleaved
 from featuretap.weights.layouts import MismatchError
 from featuretap.workflows.measuring import comparing, contenders, machine
 from featuretap.workflows.measuring.comparing import Setting, compare
@@ -49,14 +49,14 @@ def lasting(monkeypatch: pytest.MonkeyPatch, events: list[str]) -> Lasting:
 
 def test_ratios_are_to_the_first_contender_of_the_same_round(lasting: Lasting) -> None:
     runs = {"a": lasting("a", [9, 2, 4, 8]), "b": lasting("b", [9, 1, 4, 16])}
-    timings = interleaved(runs, rounds=3, warm_up=1)
+    timings = time_interleaved(runs, rounds=3, warm_up=1)
     assert timings["a"] == Timing((2, 4, 8), (1, 1, 1))
     assert timings["b"] == Timing((1, 4, 16), (0.5, 1, 2))
 
 
 def test_a_pause_ends_with_a_call_that_is_not_timed(lasting: Lasting, events: list[str]) -> None:
     runs = {"a": lasting("a", [9, 100, 1]), "b": lasting("b", [9, 100, 2])}
-    timings = interleaved(runs, rounds=1, warm_up=1, pause=0.05, done=lambda: events.append("done"))
+    timings = time_interleaved(runs, rounds=1, warm_up=1, pause=0.05, done=lambda: events.append("done"))
     assert (timings["a"].seconds, timings["b"].seconds) == ((1,), (2,))
     warm_up, timed = ["a", "done", "b", "done"], ["sleep 0.05", "a", "a", "done", "sleep 0.05", "b", "b", "done"]
     assert events == warm_up + timed
@@ -71,17 +71,6 @@ def test_medians_and_quartiles() -> None:
 
 def test_quartiles_of_two_rounds_lie_between_them() -> None:
     assert Timing((1, 2), (1, 1)).quartiles == (1.25, 1.75)
-
-
-def test_a_report_has_one_line_per_contender(lasting: Lasting, capsys: pytest.CaptureFixture[str]) -> None:
-    report("reading", {"a": lasting("a", [2, 2, 2]), "longer": lasting("b", [1, 1, 3])}, rounds=2, warm_up=1)
-    assert capsys.readouterr().out.splitlines() == [
-        "",
-        "reading",
-        "               median    ratio  (quartiles)   2 rounds",
-        "  a          2000.0 ms    1.000  (1.000–1.000)",
-        "  longer     2000.0 ms    1.000  (0.750–1.250)",
-    ]
 
 
 def test_the_fastest_product_of_matrices_is_the_limit(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from featuretap.support.timing import PAUSE, Timing, interleaved
+from featuretap.support.timing import PAUSE, Timing, time_interleaved
 from featuretap.workflows.measuring.contenders import Contender
 from featuretap.workflows.measuring.machine import Machine, multiply_adds_per_second, this_machine
 
@@ -141,7 +141,7 @@ def compare(
         channels = {contender.spec.in_channels for contender in contenders}
         images = {count: torch.randn(setting.batch, count, *setting.size) for count in channels}
         runs = {c: (lambda c=c, images=images: c.run(images[c.spec.in_channels])) for c in contenders}
-        timings = interleaved(runs, rounds, WARM_UP, PAUSE, done)
+        timings = time_interleaved(runs, rounds, WARM_UP, PAUSE, done)
         timed += [(setting, contender, macs, timings[contender]) for contender, macs in counted]
     # The machine may have been busy at the beginning.
     limit = max(limit, multiply_adds_per_second())
