@@ -64,11 +64,11 @@ def test_parts_are_found_where_tools_write_them(
     tmp_path: Path, train: str, train_images: str, val: str, val_images: str
 ) -> None:
     data = opened(two_parts(tmp_path, train, train_images, val, val_images))
-    assert [data.train.name(index) for index in range(2)] == [
+    assert [data.train[index].name for index in range(2)] == [
         str(tmp_path / train_images / n) for n in ("a.png", "b.png")
     ]
-    assert [data.val.name(index) for index in range(len(data.val))] == [str(tmp_path / val_images / "c.png")]
-    assert (data.task, data.classes, data.train.labels) == ("detection", ("dog", "cat"), None)
+    assert [sample.name for sample in data.val] == [str(tmp_path / val_images / "c.png")]
+    assert (data.task, data.classes, data.train[0].label) == ("detection", ("dog", "cat"), None)
 
 
 def test_cocos_other_annotations_are_passed_over(tmp_path: Path) -> None:
@@ -90,9 +90,9 @@ def test_boxes_and_labels_are_those_that_the_coco_api_reads(folder: Path) -> Non
     theirs = COCO(str(coco(folder / "annotations" / "instances_train.json", annotations)))
     data = opened(folder)
     for index, number in enumerate(theirs.getImgIds()):
-        image, boxes = data.train[index]
+        image, boxes = data.train[index].read()
         found = theirs.loadAnns(theirs.getAnnIds(imgIds=[number]))
-        assert data.train.name(index) == str(folder / theirs.imgs[number]["file_name"])
+        assert data.train[index].name == str(folder / theirs.imgs[number]["file_name"])
         assert (image.size, image.mode) == ((12, 8), "RGB")
         assert boxes.boxes.tolist() == [[x, y, x + w, y + h] for x, y, w, h in (entry["bbox"] for entry in found)]
         assert [data.classes[label] for label in boxes.labels] == [
@@ -118,10 +118,10 @@ def test_a_part_of_one_files_images_is_kept_for_validation(tmp_path: Path, place
     for name in names:
         picture(tmp_path / images / name)
     data = opened(tmp_path, val_fraction=0.3)
-    train, val = ({part.name(index) for index in range(len(part))} for part in (data.train, data.val))
+    train, val = ({sample.name for sample in part} for part in (data.train, data.val))
     assert (len(train), len(val)) == (7, 3)
     assert {Path(name).name for name in train | val} == set(names)
-    assert sorted({label for index in range(3) for label in data.val[index][1].labels.tolist()}) == [0, 1]
+    assert sorted({label for index in range(3) for label in data.val[index].read()[1].labels.tolist()}) == [0, 1]
 
 
 def test_images_are_in_the_order_of_their_ids(folder: Path) -> None:
@@ -129,14 +129,14 @@ def test_images_are_in_the_order_of_their_ids(folder: Path) -> None:
     for part in ("train", "val"):
         coco(folder / f"{part}.json", [a_box(1, 3, [0, 0, 2, 2])], images=images)
     data = opened(folder)
-    assert [Path(data.train.name(index)).name for index in range(2)] == ["b.png", "a.png"]
+    assert [Path(data.train[index].name).name for index in range(2)] == ["b.png", "a.png"]
 
 
 def test_images_without_objects_stay(folder: Path) -> None:
     picture(folder / "c.png")
     coco(folder / "train.json", WELL[:1], ("a.png", "b.png", "c.png"))
     coco(folder / "val.json", WELL)
-    _, boxes = opened(folder).train[2]
+    _, boxes = opened(folder).train[2].read()
     assert (boxes.boxes.shape, boxes.labels.shape, boxes.ignored.shape) == ((0, 4), (0,), (0,))
 
 
@@ -144,14 +144,14 @@ def test_a_box_may_reach_one_pixel_beyond_the_image_and_is_clipped(folder: Path)
     coco(folder / "train.json", [a_box(1, 1, [-1, -0.5, 14, 9.5]), a_box(2, 2, [11.5, 7, 0.75, 1])])
     coco(folder / "val.json", WELL)
     data = opened(folder)
-    assert data.train[0][1].boxes.tolist() == [[0, 0, 12, 8]]
-    assert data.train[1][1].boxes.tolist() == [[11.5, 7, 12, 8]]
+    assert data.train[0].read()[1].boxes.tolist() == [[0, 0, 12, 8]]
+    assert data.train[1].read()[1].boxes.tolist() == [[11.5, 7, 12, 8]]
 
 
 def test_an_object_of_no_size_is_left_out_and_named(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
     coco(folder / "train.json", [*WELL, a_box(5, 1, [3, 3, 2, 0])])
     coco(folder / "val.json", WELL)
-    assert len(opened(folder).train[0][1].boxes) == 1
+    assert len(opened(folder).train[0].read()[1].boxes) == 1
     path = str(folder / "train.json")
     assert caplog.messages == [f"left out an object of no width or height in {path!r}: annotation 5 of 'a.png'"]
 
@@ -160,7 +160,7 @@ def test_validation_may_number_and_lack_categories_as_it_likes(folder: Path) -> 
     coco(folder / "train.json", WELL)
     coco(folder / "val.json", [a_box(1, 1, [0, 0, 2, 2], category=1)], categories=[{"id": 1, "name": "cat"}])
     data = opened(folder)
-    assert [data.classes[label] for label in data.val[0][1].labels] == ["cat"]
+    assert [data.classes[label] for label in data.val[0].read()[1].labels] == ["cat"]
 
 
 def test_an_open_data_set_can_be_pickled(folder: Path) -> None:
@@ -168,7 +168,7 @@ def test_an_open_data_set_can_be_pickled(folder: Path) -> None:
     coco(folder / "train.json", [{**entry, **outline} for entry in WELL])
     coco(folder / "val.json", [{**entry, **outline} for entry in WELL])
     data = pickle.loads(pickle.dumps(opened(folder, masks=True)))
-    assert data.train[1][1].masks.shape == (1, 8, 12)
+    assert data.train[1].read()[1].masks.shape == (1, 8, 12)
 
 
 @pytest.mark.parametrize(
@@ -318,9 +318,9 @@ def test_an_image_of_another_size_than_annotated_is_noticed(folder: Path, size: 
     coco(folder / "val.json", WELL)
     data = opened(folder)
     message = f"{str(folder / 'b.png')!r} is {size[0]}×{size[1]}, but its annotations are for 12×8{turned}"
-    assert [data.train.check(0), data.train.check(1)] == ["", message]
+    assert [data.train[0].check(), data.train[1].check()] == ["", message]
     with pytest.raises(DataError) as error:
-        data.train[1]
+        data.train[1].read()
     assert str(error.value) == message
 
 
@@ -340,12 +340,12 @@ def test_masks_of_polygons_and_run_lengths_are_the_areas_that_they_mean(folder: 
     entries = [a_box(n, 1, [3, 2, 6, 3], segmentation=s) for n, s in enumerate(segmentations, 1)]
     coco(folder / "train.json", entries)
     coco(folder / "val.json", entries)
-    _, boxes = opened(folder, masks=True).train[0]
+    _, boxes = opened(folder, masks=True).train[0].read()
     assert boxes.masks is not None
     assert (boxes.masks.dtype, boxes.masks.shape) == (np.uint8, (4, 8, 12))
     for found in boxes.masks:
         assert np.array_equal(found, area)
-    _, nothing = opened(folder, masks=True).train[1]
+    _, nothing = opened(folder, masks=True).train[1].read()
     assert nothing.masks is not None
     assert nothing.masks.shape == (0, 8, 12)
 
@@ -382,7 +382,7 @@ def test_a_missing_or_impossible_mask_is_named(folder: Path, outline: dict[str, 
 def test_segmentations_are_not_checked_when_masks_are_not_asked_for(folder: Path) -> None:
     coco(folder / "train.json", [a_box(4, 1, [0, 0, 2, 2], segmentation="?")])
     coco(folder / "val.json", WELL)
-    assert opened(folder).train[0][1].masks is None
+    assert opened(folder).train[0].read()[1].masks is None
 
 
 def test_a_file_written_with_a_byte_order_mark_is_read(folder: Path) -> None:

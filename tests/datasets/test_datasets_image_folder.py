@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
-from support.data_sets import classes_of, picture
+from support.data_sets import classes_of, labels_of, picture
 from torchvision.datasets import ImageFolder
 
 from featuretap.registry.errors import DataError, ImageError
@@ -19,7 +19,7 @@ def opened(folder: Path, **options: float) -> DataSet:
 
 
 def names(data: DataSet) -> tuple[list[str], list[str]]:
-    train, val = ([Path(part.name(index)).name for index in range(len(part))] for part in (data.train, data.val))
+    train, val = ([Path(sample.name).name for sample in part] for part in (data.train, data.val))
     return train, val
 
 
@@ -42,7 +42,7 @@ def test_parts_are_read_as_torchvision_reads_them(tmp_path: Path, val: str) -> N
     data = opened(tmp_path)
     for ours, folder in ((data.train, "train"), (data.val, val)):
         theirs = ImageFolder(tmp_path / folder)
-        assert [(ours.name(i), label) for i, label in enumerate(ours.labels or ())] == theirs.samples
+        assert [(sample.name, sample.label) for sample in ours] == theirs.samples
         assert list(data.classes) == theirs.classes
     assert data.task == "classification"
     assert data.mirrors
@@ -59,7 +59,7 @@ def test_a_test_set_beside_one_for_validation_is_left_alone(tmp_path: Path, capl
     for part in ("train", "val", "test"):
         classes_of(tmp_path / part, cat=1, dog=1)
     data = opened(tmp_path)
-    assert Path(data.val.name(0)).parts[-3] == "val"
+    assert Path(data.val[0].name).parts[-3] == "val"
     assert caplog.messages == []
 
 
@@ -118,7 +118,7 @@ def test_a_link_that_leads_nowhere_is_an_image_that_cannot_be_read(tmp_path: Pat
     folder = classes_of(tmp_path, cat=2, dog=2)
     (folder / "cat" / "gone.png").symlink_to(tmp_path / "nowhere.png")
     data = opened(folder)
-    problems = [part.check(index) for part in (data.train, data.val) for index in range(len(part))]
+    problems = [sample.check() for part in (data.train, data.val) for sample in part]
     path = str(folder / "cat" / "gone.png")
     assert [problem for problem in problems if problem] == [
         f"cannot read the image {path!r}: No such file or directory"
@@ -131,7 +131,7 @@ def test_images_come_upright_with_their_labels(tmp_path: Path) -> None:
     exif[0x0112] = 6
     Image.new("L", (12, 8), 200).save(folder / "dog" / "turned.jpg", exif=exif)
     classes_of(tmp_path / "val", cat=1)
-    image, label = opened(tmp_path).train[2]
+    image, label = opened(tmp_path).train[2].read()
     assert (image.size, image.mode, label) == ((8, 12), "RGB", 1)
 
 
@@ -139,7 +139,7 @@ def test_validation_may_lack_a_class(tmp_path: Path) -> None:
     classes_of(tmp_path / "train", cat=1, dog=1)
     classes_of(tmp_path / "val", dog=1)
     data = opened(tmp_path)
-    assert (data.classes, data.val.labels) == (("cat", "dog"), [1])
+    assert (data.classes, labels_of(data.val)) == (("cat", "dog"), [1])
 
 
 def test_an_open_data_set_can_be_pickled(tmp_path: Path) -> None:
@@ -153,7 +153,7 @@ def test_an_image_that_cannot_be_read_is_an_error_of_its_own(tmp_path: Path) -> 
         path.write_bytes(b"")
     data = opened(folder)
     with pytest.raises(ImageError):
-        data.train[0]
+        data.train[0].read()
 
 
 def test_an_empty_folder_is_refused(tmp_path: Path) -> None:

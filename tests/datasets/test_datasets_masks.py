@@ -47,16 +47,16 @@ def test_parts_are_found(tmp_path: Path, images: str, masks: str, val: str) -> N
     pair(tmp_path / images.format("train"), tmp_path / masks.format("train"), "town/a b")
     pair(tmp_path / images.format(val), tmp_path / masks.format(val), "ü")
     data = opened(tmp_path)
-    assert [data.train.name(0), data.val.name(0)] == [
+    assert [data.train[0].name, data.val[0].name] == [
         str(tmp_path / images.format("train") / "town" / "a b.jpg"),
         str(tmp_path / images.format(val) / "ü.jpg"),
     ]
-    assert (data.task, data.train.labels) == ("segmentation", None)
+    assert (data.task, data.train[0].label) == ("segmentation", None)
 
 
 def test_without_parts_one_is_kept_for_validation(folder: Path) -> None:
     data = opened(folder)
-    assert {data.train.name(0), data.val.name(0)} == {str(folder / "images" / f"{name}.jpg") for name in "ab"}
+    assert {data.train[0].name, data.val[0].name} == {str(folder / "images" / f"{name}.jpg") for name in "ab"}
     assert [len(data.train), len(data.val)] == [1, 1]
 
 
@@ -70,7 +70,7 @@ def test_voc_folders_are_read(tmp_path: Path, lists: tuple[str, ...]) -> None:
     for part in lists:
         (named / f"{part}.txt").write_text("one\nthree\n" if part == "train" else "two\n")
     data = opened(tmp_path)
-    found = [{Path(part.name(index)).stem for index in range(len(part))} for part in (data.train, data.val)]
+    found = [{Path(sample.name).stem for sample in part} for part in (data.train, data.val)]
     if lists == ("train", "val"):
         assert found == [{"one", "three"}, {"two"}]
     else:
@@ -81,7 +81,7 @@ def test_voc_folders_are_read(tmp_path: Path, lists: tuple[str, ...]) -> None:
 def test_values_are_classes_whatever_the_palette(folder: Path, mode: str) -> None:
     for name in ("a", "b"):
         mask(folder / "masks" / f"{name}.png", VALUES, mode)
-    image, found = opened(folder).train[0]
+    image, found = opened(folder).train[0].read()
     with Image.open(folder / "masks" / "a.png") as written:
         assert written.mode == mode
     assert (image.size, image.mode, found.dtype, found.tolist()) == ((4, 2), "RGB", np.uint8, VALUES)
@@ -92,7 +92,7 @@ def test_a_mask_of_one_bit_has_two_classes(folder: Path) -> None:
     for name in ("a", "b"):
         Image.fromarray(np.array([[0, 1, 1, 0]] * 2, np.bool_)).save(folder / "masks" / f"{name}.png")
     data = opened(folder)
-    assert (data.classes, data.train[0][1].tolist()) == (("class 0", "class 1"), [[0, 1, 1, 0]] * 2)
+    assert (data.classes, data.train[0].read()[1].tolist()) == (("class 0", "class 1"), [[0, 1, 1, 0]] * 2)
 
 
 def test_without_names_classes_are_as_many_as_the_largest_value_in_any_mask(folder: Path) -> None:
@@ -210,23 +210,23 @@ def test_an_empty_folder_of_images_is_refused(tmp_path: Path) -> None:
 def test_a_mask_that_does_not_fit_is_named(folder: Path, name: str, values: object, problem: str) -> None:
     (folder / "classes.txt").write_text("background\ncat\ndog\n")
     data = opened(folder)
-    part = next(part for part in (data.train, data.val) if Path(part.name(0)).stem == "a")
-    assert part.check(0) == ""
+    part = next(part for part in (data.train, data.val) if Path(part[0].name).stem == "a")
+    assert part[0].check() == ""
     path = mask(folder / name, values)
-    assert part.check(0) == f"the mask {str(path)!r} {problem}"
+    assert part[0].check() == f"the mask {str(path)!r} {problem}"
     with pytest.raises(DataError) as error:
-        part[0]
+        part[0].read()
     assert str(error.value) == f"the mask {str(path)!r} {problem}"
 
 
 def test_a_bad_image_or_mask_is_noticed_by_the_check(folder: Path) -> None:
     (folder / "classes.txt").write_text("background\ncat\ndog\n")
     data = opened(folder)
-    path = next(folder.glob(f"masks/{Path(data.train.name(0)).stem}.png"))
+    path = next(folder.glob(f"masks/{Path(data.train[0].name).stem}.png"))
     path.write_bytes(b"")
-    assert data.train.check(0) == f"the mask {str(path)!r} is empty"
-    Path(data.train.name(0)).write_bytes(b"")
-    assert data.train.check(0) == f"{data.train.name(0)!r} is empty"
+    assert data.train[0].check() == f"the mask {str(path)!r} is empty"
+    Path(data.train[0].name).write_bytes(b"")
+    assert data.train[0].check() == f"{data.train[0].name!r} is empty"
 
 
 def test_an_open_data_set_can_be_pickled(folder: Path) -> None:

@@ -18,7 +18,7 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 from sklearn.datasets import load_digits
-from support.data_sets import classes_of, picture
+from support.data_sets import classes_of, labels_of, picture
 from torchvision import datasets
 
 from featuretap.registry.errors import DataError, ImageError
@@ -69,12 +69,12 @@ def test_digits_are_scikit_learns(tmp_path: Path) -> None:
     assert not data.mirrors
     for part in (data.train, data.val):
         for index in (0, 1, len(part) - 1):
-            image, label = part[index]
-            name, number = part.name(index).split()
+            image, label = part[index].read()
+            name, number = part[index].name.split()
             assert (name, image.mode, image.size) == ("digits", "L", (8, 8))
             assert np.array_equal(np.asarray(image), np.round(theirs.images[int(number)] * 255 / 16))
-            assert (label, (part.labels or ())[index]) == (theirs.target[int(number)],) * 2
-    assert np.bincount(data.val.labels or ()).tolist() == [round(n * 0.2) for n in np.bincount(theirs.target)]
+            assert (label, part[index].label) == (theirs.target[int(number)],) * 2
+    assert np.bincount(labels_of(data.val)).tolist() == [round(n * 0.2) for n in np.bincount(theirs.target)]
 
 
 def test_mnist_is_read_from_its_files_and_in_any_case(tmp_path: Path) -> None:
@@ -82,9 +82,9 @@ def test_mnist_is_read_from_its_files_and_in_any_case(tmp_path: Path) -> None:
     data = opened("mnist", tmp_path)
     for ours, train, title in ((data.train, True, "MNIST train 7"), (data.val, False, "MNIST val 7")):
         theirs = datasets.MNIST(tmp_path, train)
-        assert list(ours.labels or ()) == theirs.targets.tolist()
-        assert (ours[7][0].mode, ours.name(7)) == ("L", title)
-        assert np.array_equal(np.asarray(ours[7][0]), np.asarray(theirs[7][0]))
+        assert labels_of(ours) == theirs.targets.tolist()
+        assert (ours[7].read()[0].mode, ours[7].name) == ("L", title)
+        assert np.array_equal(np.asarray(ours[7].read()[0]), np.asarray(theirs[7][0]))
     assert data.classes[3] == "3 - three"
     assert not data.mirrors
 
@@ -93,7 +93,7 @@ def test_emnist_images_are_upright(tmp_path: Path) -> None:
     put(tmp_path / "EMNIST" / "raw", mnist_files(("emnist-balanced-train", "emnist-balanced-test")))
     theirs = datasets.EMNIST(tmp_path, "balanced")
     data = opened("EMNIST", tmp_path)
-    assert np.array_equal(np.asarray(data.train[0][0]), np.asarray(theirs[0][0]).T)
+    assert np.array_equal(np.asarray(data.train[0].read()[0]), np.asarray(theirs[0][0]).T)
     assert len(data.classes) == 47
 
 
@@ -104,7 +104,7 @@ def test_qmnist_labels_are_reduced_to_the_class(tmp_path: Path) -> None:
         content = struct.pack(">BBBBii", 0, 0, 12, 2, count, 8) + labels.tobytes()
         put(tmp_path / "QMNIST" / "raw", {f"qmnist-{part}-labels-idx2-int": content})
     data = opened("QMNIST", tmp_path)
-    assert list(data.train.labels or ())[:3] == [0, 8, 6]
+    assert labels_of(data.train)[:3] == [0, 8, 6]
 
 
 def test_usps_is_read_from_its_files(tmp_path: Path) -> None:
@@ -112,7 +112,7 @@ def test_usps_is_read_from_its_files(tmp_path: Path) -> None:
     for name in ("usps.bz2", "usps.t.bz2"):
         (tmp_path / name).write_bytes(bz2.compress(f"3 {line}\n10 {line}\n".encode()))
     data = opened("USPS", tmp_path)
-    assert (list(data.train.labels or ()), data.train[0][0].size, data.classes[2]) == ([2, 9], (16, 16), "2")
+    assert (labels_of(data.train), data.train[0].read()[0].size, data.classes[2]) == ([2, 9], (16, 16), "2")
 
 
 def test_gtsrb_has_numbers_for_names(tmp_path: Path) -> None:
@@ -122,7 +122,7 @@ def test_gtsrb_has_numbers_for_names(tmp_path: Path) -> None:
     picture(place / "GTSRB" / "Final_Test" / "Images" / "00000.ppm")
     (place / "GT-final_test.csv").write_text("Filename;ClassId\n00000.ppm;42\n")
     data = opened("GTSRB", tmp_path)
-    assert (list(data.train.labels or ()), list(data.val.labels or ())) == (list(range(43)), [42])
+    assert (labels_of(data.train), labels_of(data.val)) == (list(range(43)), [42])
     assert (data.classes[42], data.mirrors) == ("42", False)
 
 
@@ -131,7 +131,7 @@ def test_imagenettes_classes_are_called_by_their_first_name(tmp_path: Path) -> N
         for name in ("n01440764", "n02102040"):
             picture(tmp_path / "imagenette2" / part / name / "0.jpeg")
     data = opened("imagenette", tmp_path)
-    assert (data.classes, list(data.val.labels or ())) == (("tench", "English springer"), [0, 1])
+    assert (data.classes, labels_of(data.val)) == (("tench", "English springer"), [0, 1])
     assert data.mirrors
 
 
@@ -139,9 +139,9 @@ def test_a_set_without_parts_is_divided(tmp_path: Path) -> None:
     classes_of(tmp_path / "eurosat" / "2750", Forest=5, River=10)
     data = opened("EuroSAT", tmp_path, val_fraction=0.2)
     assert (data.classes, len(data.train)) == (("Forest", "River"), 12)
-    assert sorted(data.val.labels or ()) == [0, 1, 1]
-    assert data.val.name(0).split()[0] == "EuroSAT"
-    assert data.train[0][0].size == (12, 8)
+    assert sorted(labels_of(data.val)) == [0, 1, 1]
+    assert data.val[0].name.split()[0] == "EuroSAT"
+    assert data.train[0].read()[0].size == (12, 8)
 
 
 def test_caltechs_categories_are_classes(tmp_path: Path) -> None:
@@ -151,7 +151,7 @@ def test_caltechs_categories_are_classes(tmp_path: Path) -> None:
         for number in (1, 2):
             picture(place / name / f"image_{number:04}.jpg")
     data = opened("caltech101", tmp_path)
-    assert (data.classes, list(data.train.labels or ()), data.val[1][1]) == (("ant", "bonsai"), [0, 1], 1)
+    assert (data.classes, labels_of(data.train), data.val[1].read()[1]) == (("ant", "bonsai"), [0, 1], 1)
 
 
 def test_the_order_on_the_disk_does_not_matter(tmp_path: Path) -> None:
@@ -163,8 +163,8 @@ def test_the_order_on_the_disk_does_not_matter(tmp_path: Path) -> None:
             picture(place / "SUN397" / "b" / "bar" / name)
         (place / "SUN397" / "ClassName.txt").write_text("/a/abbey\n/b/bar\n")
         part = opened("SUN397", place).val
-        numbers = [int(part.name(index).split()[-1]) for index in range(len(part))]
-        return [str(part.samples[0].source._image_files[number].relative_to(place)) for number in numbers]
+        numbers = [int(sample.name.split()[-1]) for sample in part]
+        return [str(part[0].source._image_files[number].relative_to(place)) for number in numbers]
 
     assert read(1) == read(-1)
     assert len(read(1)) == 12
@@ -263,10 +263,10 @@ def test_an_image_that_cannot_be_read_is_named(tmp_path: Path) -> None:
     data = opened("EuroSAT", tmp_path)
     for path in tmp_path.rglob("*.png"):
         path.write_bytes(b"")
-    message = data.train.check(0)
-    assert message.startswith(f"{data.train.name(0)} cannot be read: cannot identify image file ")
+    message = data.train[0].check()
+    assert message.startswith(f"{data.train[0].name} cannot be read: cannot identify image file ")
     with pytest.raises(ImageError) as error:
-        data.train[0]
+        data.train[0].read()
     assert str(error.value) == message
 
 
@@ -274,6 +274,6 @@ def test_an_open_data_set_can_be_pickled(tmp_path: Path) -> None:
     put(tmp_path / "MNIST" / "raw", mnist_files())
     for name in ("digits", "MNIST"):
         data = opened(name, tmp_path)
-        image, label = pickle.loads(pickle.dumps(data)).train[3]
-        assert (image.tobytes(), label) == (data.train[3][0].tobytes(), data.train[3][1])
+        image, label = pickle.loads(pickle.dumps(data)).train[3].read()
+        assert (image.tobytes(), label) == (data.train[3].read()[0].tobytes(), data.train[3].read()[1])
         assert isinstance(image, Image.Image)

@@ -102,5 +102,5 @@ def test_masks_are_read_where_they_are_asked_for(here: Path) -> None:
     for part in ("train", "val"):
         coco(here / f"{part}.json", [a_box(1, 1, [0, 0, 4, 4], **outline)], ("a.png",))
     picture(here / "a.png")
-    assert open_data(".", "detection").train[0][1].masks is None
-    assert open_data(".", "detection", masks=True).train[0][1].masks is not None
+    assert open_data(".", "detection").train[0].read()[1].masks is None
+    assert open_data(".", "detection", masks=True).train[0].read()[1].masks is not None

@@ -24,7 +24,7 @@ def refusal(folder: Path) -> str:
 
 
 def names(data: DataSet) -> list[list[str]]:
-    return [[Path(part.name(index)).name for index in range(len(part))] for part in (data.train, data.val)]
+    return [[Path(sample.name).name for sample in part] for part in (data.train, data.val)]
 
 
 @pytest.fixture
@@ -48,7 +48,7 @@ def test_lists_choose_the_training_and_validation_images(folder: Path) -> None:
 
 def test_corners_count_from_one_and_are_inside_the_box(folder: Path) -> None:
     data = opened(folder)
-    boxes = [data.train[0][1], data.val[0][1]]
+    boxes = [data.train[0].read()[1], data.val[0].read()[1]]
     assert [found.boxes.tolist() for found in boxes] == [[[0, 0, 5, 5]], [[1, 2, 12, 8]]]
     assert [found.labels.tolist() for found in boxes] == [[0], [1]]
     assert boxes[0].boxes.dtype == np.float32
@@ -82,30 +82,30 @@ def test_annotations_may_lie_beside_the_images(tmp_path: Path, parts: list[str])
 @pytest.mark.parametrize(("difficult", "ignored"), [("1", True), ("0", False), ("", False)])
 def test_difficult_objects_are_ignored(folder: Path, difficult: str, ignored: bool) -> None:
     voc(folder / "Annotations" / "2007_1.xml", CAT, extra=f"<difficult>{difficult}</difficult>")
-    assert opened(folder).train[0][1].ignored.tolist() == [ignored]
+    assert opened(folder).train[0].read()[1].ignored.tolist() == [ignored]
 
 
 def test_fractions_and_a_pixel_beyond_the_image_are_taken(folder: Path) -> None:
     voc(folder / "Annotations" / "2007_1.xml", ("cat", (0, 1.5, 13, "7.25")))
-    assert opened(folder).train[0][1].boxes.tolist() == [[0, 0.5, 12, 7.25]]
+    assert opened(folder).train[0].read()[1].boxes.tolist() == [[0, 0.5, 12, 7.25]]
 
 
 @pytest.mark.parametrize("size", ["0 0", "x y"])
 def test_a_size_that_was_left_out_is_the_images(folder: Path, size: str) -> None:
     voc(folder / "Annotations" / "2007_1.xml", CAT, size=size)
-    assert opened(folder).train[0][1].boxes.tolist() == [[0, 0, 5, 5]]
+    assert opened(folder).train[0].read()[1].boxes.tolist() == [[0, 0, 5, 5]]
 
 
 def test_an_image_without_objects_stays(folder: Path) -> None:
     voc(folder / "Annotations" / "2007_3.xml")
     (folder / "ImageSets" / "Main" / "train.txt").write_text("2007_1\n2007_3\n")
-    assert opened(folder).train[1][1].boxes.shape == (0, 4)
+    assert opened(folder).train[1].read()[1].boxes.shape == (0, 4)
 
 
 def test_an_image_of_another_size_than_annotated_is_noticed(folder: Path) -> None:
     voc(folder / "Annotations" / "2007_1.xml", CAT, size="12 9")
     path = str(folder / "JPEGImages" / "2007_1.jpg")
-    assert opened(folder).train.check(0) == f"{path!r} is 12×8, but its annotations are for 12×9"
+    assert opened(folder).train[0].check() == f"{path!r} is 12×8, but its annotations are for 12×9"
 
 
 BOMB = '<!DOCTYPE a [<!ENTITY a "aaaaaaaaaa"><!ENTITY b "&a;&a;&a;">]><annotation>&b;</annotation>'

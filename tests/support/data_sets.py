@@ -1,11 +1,14 @@
 """Small data sets, written to disk for the tests that read them."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
+
+from featuretap.workflows.datasets.data_set import Sample
 
 
 def picture(path: Path, size: tuple[int, int] = (12, 8), value: int = 128) -> Path:
@@ -69,3 +72,8 @@ def mask(path: Path, values: Any, mode: str = "L") -> Path:
         image.putpalette([255, 0, 0, 0, 255, 0, 0, 0, 255] + [9, 9, 9] * 253)
     image.convert(mode).save(path)
     return path
+
+
+def labels_of(part: Sequence[Sample]) -> list[int | None]:
+    """Return the class of every sample."""
+    return [sample.label for sample in part]

@@ -35,7 +35,7 @@ def recorded(read: Callable[[Any, int], Any]) -> Callable[[Any, int], Any]:
         # The part to learn from is read first.
         if not any(prepared.samples is part for part in parts):
             parts.append(prepared.samples)
-        SEEN["train" if prepared.samples is parts[0] else "val"].append(prepared.samples.name(index))
+        SEEN["train" if prepared.samples is parts[0] else "val"].append(prepared.samples[index].name)
         return read(prepared, index)
 
     return noting

@@ -54,14 +54,14 @@ def test_transforms_with_every_augmentation_can_be_pickled(
 ) -> None:
     preprocessing = preprocessing_of_size(Preprocessing().for_channels(channels), 20)
     made = ClassificationTask(data.classes, preprocessing, Augmentation(0.5, scale, policy), 0.0)
-    image, label = data.train[0]
+    image, label = data.train[0].read()
     for transform in (made.training_transform(), made.evaluation_transform()):
         pixels, same = pickle.loads(pickle.dumps(transform))(image, label)
         assert (tuple(pixels.shape), same) == ((channels, 20, 20), label)
 
 
 def test_training_images_vary_and_evaluation_images_do_not(data: DataSet) -> None:
-    image, label = data.train[0]
+    image, label = data.train[0].read()
     made = task(data)
     learned = [made.training_transform()(image, label)[0] for _ in range(4)]
     judged = [made.evaluation_transform()(image, label)[0] for _ in range(2)]
@@ -70,7 +70,7 @@ def test_training_images_vary_and_evaluation_images_do_not(data: DataSet) -> Non
 
 
 def test_images_are_flipped_with_the_given_probability(data: DataSet) -> None:
-    image, label = data.train[0]
+    image, label = data.train[0].read()
     plain, mirrored = (task(data, scale=1.0, flip=flip).training_transform()(image, label)[0] for flip in (0.0, 1.0))
     assert torch.equal(plain, mirrored.flip(-1))
     assert not torch.equal(plain, mirrored)

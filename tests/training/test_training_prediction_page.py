@@ -14,7 +14,7 @@ from support.pictures import has_colour, has_white_edges, read_pixels
 from torch import nn
 
 from featuretap.registry import Registry
-from featuretap.workflows.datasets.data_set import IGNORED, Boxes, Samples
+from featuretap.workflows.datasets.data_set import IGNORED, Boxes
 from featuretap.workflows.inference.drawing import colour_of
 from featuretap.workflows.training.reports.predictions import _fit, _tile, draw_predictions
 
@@ -71,8 +71,8 @@ class Given:
         return ""
 
 
-def in_memory(items: list[tuple[Image.Image, Any]]) -> Samples:
-    return Samples([Given(*item, f"a/long/way/to/{index}.png") for index, item in enumerate(items)])
+def in_memory(items: list[tuple[Image.Image, Any]]) -> list[Given]:
+    return [Given(*item, f"a/long/way/to/{index}.png") for index, item in enumerate(items)]
 
 
 CLASSES = ("one", "two", "three")

@@ -14,7 +14,7 @@ from PIL import Image
 from featuretap.support.errors import DataError
 from featuretap.support.images import read_image
 from featuretap.workflows.datasets.checks import image_problem, size_problem
-from featuretap.workflows.datasets.data_set import Boxes, DataSet, FileSample, Samples
+from featuretap.workflows.datasets.data_set import Boxes, DataSet, FileSample
 from featuretap.workflows.datasets.splits import rarest, split_files
 
 __all__ = ["AnnotatedImage", "box_problem", "clip_box", "detection_set"]
@@ -98,7 +98,7 @@ def detection_set(
         groups = rarest([set(image.names) for image in parts[0]])
         parts = split_files(parts[0], folder, groups, val_fraction, seed)
     labels = {name: label for label, name in enumerate(classes)}
-    train, val = (Samples([image.sample(labels) for image in part]) for part in parts)
+    train, val = ([image.sample(labels) for image in part] for part in parts)
     return DataSet("detection", classes, train, val)
 
 

@@ -39,7 +39,7 @@ def check_readable(data: DataSet, report: Callable[[int], None]) -> None:
     with ThreadPoolExecutor(min(32, os.cpu_count() or 1)) as pool:
         for part in (data.train, data.val):
             for start in range(0, len(part), CHUNK):
-                for problem in pool.map(part.check, range(start, min(start + CHUNK, len(part)))):
+                for problem in pool.map(lambda sample: sample.check(), part[start : start + CHUNK]):
                     problems += [problem] if problem else []
                     done += 1
                     report(done)

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-__all__ = ["IGNORED", "Boxes", "DataSet", "FileSample", "Sample", "Samples", "Task"]
+__all__ = ["IGNORED", "Boxes", "DataSet", "FileSample", "Sample", "Task"]
 
 Task = Literal["classification", "segmentation", "detection"]
 
@@ -35,7 +35,7 @@ class Boxes(NamedTuple):
 
 
 class Sample(Protocol):
-    """An image with its target: its class, its `Boxes`, or the class of every pixel, uint8 (H, W)."""
+    """An image with its target: its class, its `Boxes`, or the class of every pixel, uint8 (H, W); picklable."""
 
     @property
     def name(self) -> str:
@@ -77,36 +77,6 @@ class FileSample:
 
 
 @dataclass(frozen=True)
-class Samples:
-    """One part of a data set. It can be pickled, for the worker processes of a loader."""
-
-    samples: Sequence[Sample]
-
-    def __len__(self) -> int:
-        return len(self.samples)
-
-    def __getitem__(self, index: int) -> tuple[Image.Image, Any]:
-        return self.samples[index].read()
-
-    def __add__(self, other: Samples) -> Samples:
-        return Samples([*self.samples, *other.samples])
-
-    def name(self, index: int) -> str:
-        """Return the name of a sample."""
-        return self.samples[index].name
-
-    def check(self, index: int) -> str:
-        """Return what is wrong with a sample, or ""."""
-        return self.samples[index].check()
-
-    @property
-    def labels(self) -> list[int] | None:
-        """The class of every image of a data set for classification, without reading any; None for other tasks."""
-        labels = [sample.label for sample in self.samples]
-        return None if None in labels else labels  # type: ignore[return-value]
-
-
-@dataclass(frozen=True)
 class DataSet:
     """Training and validation images.
 
@@ -121,6 +91,6 @@ class DataSet:
 
     task: Task
     classes: tuple[str, ...]
-    train: Samples
-    val: Samples
+    train: Sequence[Sample]
+    val: Sequence[Sample]
     mirrors: bool = True

@@ -11,7 +11,7 @@ from featuretap.support.errors import DataError
 from featuretap.support.image_files import SUFFIXES, folders_in, images_below, is_image_file
 from featuretap.support.images import read_image
 from featuretap.workflows.datasets.checks import image_problem
-from featuretap.workflows.datasets.data_set import DataSet, FileSample, Samples
+from featuretap.workflows.datasets.data_set import DataSet, FileSample
 from featuretap.workflows.datasets.splits import check_classes, part_folders, split_files
 
 __all__ = ["open_image_folder"]
@@ -56,9 +56,9 @@ def open_image_folder(folder: Path, val_fraction: float, seed: int) -> DataSet:
     if parts and parts.val:
         val = _images_by_class(parts.val)
         check_classes(list(val), classes, parts.val, train_folder, "classes")
-        return DataSet("classification", classes, Samples(files), Samples(_samples(val, classes)))
+        return DataSet("classification", classes, files, _samples(val, classes))
     labels = [file.label for file in files]
-    train_part, val_part = map(Samples, split_files(files, train_folder, labels, val_fraction, seed))
+    train_part, val_part = split_files(files, train_folder, labels, val_fraction, seed)
     return DataSet("classification", classes, train_part, val_part)
 
 

@@ -14,7 +14,7 @@ from featuretap.support.errors import DataError
 from featuretap.support.image_files import images_below
 from featuretap.support.images import read_image
 from featuretap.workflows.datasets.checks import image_problem, raise_problems, upright_size
-from featuretap.workflows.datasets.data_set import IGNORED, DataSet, FileSample, Samples
+from featuretap.workflows.datasets.data_set import IGNORED, DataSet, FileSample
 from featuretap.workflows.datasets.splits import part_folders, read_part_lists, split_files
 
 __all__ = ["open_masks"]
@@ -96,8 +96,7 @@ def open_masks(folder: Path, val_fraction: float, seed: int) -> DataSet:
     files = [[MaskedImage(image, mask, len(classes)) for image, mask in part] for part in parts]
     if len(files) == 1:
         files = split_files(files[0], folder, [0] * len(files[0]), val_fraction, seed)
-    train, val = map(Samples, files)
-    return DataSet("segmentation", classes, train, val)
+    return DataSet("segmentation", classes, files[0], files[1])
 
 
 def _places(folder: Path) -> list[tuple[Path, Path, tuple[str, ...] | None]]:

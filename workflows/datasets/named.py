@@ -13,7 +13,7 @@ from PIL import Image
 from featuretap.support.errors import DataError, FeaturetapError, ImageError
 from featuretap.support.extras import check_extra
 from featuretap.support.import_strings import load
-from featuretap.workflows.datasets.data_set import DataSet, Samples
+from featuretap.workflows.datasets.data_set import DataSet
 from featuretap.workflows.datasets.named_sets import NamedSet
 from featuretap.workflows.datasets.splits import split
 
@@ -109,7 +109,7 @@ def open_named(row: NamedSet, folder: Path, val_fraction: float, seed: int) -> D
         numbers, labels = list(map(str, range(len(samples)))), [sample.label for sample in samples]
         divided = split(numbers, labels, val_fraction, seed, row.name)
         train, val = ([samples[index] for index in part] for part in divided)
-    return DataSet("classification", classes, Samples(train), Samples(val), row.mirrors)
+    return DataSet("classification", classes, train, val, row.mirrors)
 
 
 def _read_part(row: NamedSet, arguments: Mapping[str, Any], folder: Path) -> Any:

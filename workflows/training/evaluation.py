@@ -77,7 +77,7 @@ def evaluate(
         )
         data = run_on_main_first(accelerator, opening)
         _check_classes(description, data, origin, first_label(spec.head))
-        samples = {"val": data.val, "train": data.train, "all": data.train + data.val}[part]
+        samples = {"val": data.val, "train": data.train, "all": [*data.train, *data.val]}[part]
         with share_failure():
             if is_main:
                 _make_folder(out)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from torch.utils.data import DataLoader, Dataset, Subset
 
 from featuretap.support.workers import ignore_sigint
-from featuretap.workflows.datasets.data_set import Samples
+from featuretap.workflows.datasets.data_set import Sample
 from featuretap.workflows.training.tasks.task import Task, Transform
 
 __all__ = ["evaluation_loader", "training_loader"]
@@ -18,7 +19,7 @@ Loader = DataLoader[Any]
 class _Transformed(Dataset[Any]):
     """Samples as tensors."""
 
-    def __init__(self, samples: Samples, transform: Transform) -> None:
+    def __init__(self, samples: Sequence[Sample], transform: Transform) -> None:
         self.samples = samples
         self.transform = transform
 
@@ -26,10 +27,10 @@ class _Transformed(Dataset[Any]):
         return len(self.samples)
 
     def __getitem__(self, index: int) -> tuple[Any, Any]:
-        return self.transform(*self.samples[index])
+        return self.transform(*self.samples[index].read())
 
 
-def training_loader(task: Task, samples: Samples, batch_size: int, workers: int) -> Loader:
+def training_loader(task: Task, samples: Sequence[Sample], batch_size: int, workers: int) -> Loader:
     """Return shuffled batches of one size, without the last images where they do not fill a batch.
 
     Args:
@@ -42,7 +43,9 @@ def training_loader(task: Task, samples: Samples, batch_size: int, workers: int)
     return _loader(transformed, task, workers, batch_size=batch_size, shuffle=True, drop_last=True)
 
 
-def evaluation_loader(task: Task, samples: Samples, batch_size: int, workers: int, rank: int, processes: int) -> Loader:
+def evaluation_loader(
+    task: Task, samples: Sequence[Sample], batch_size: int, workers: int, rank: int, processes: int
+) -> Loader:
     """Return batches in order, of one process's share of the samples: each sample is in one share, once.
 
     Args:

@@ -159,10 +159,9 @@ def make_task(
         augmentation: of the training images.
         label_smoothing: of the loss, for tasks that have it.
     """
-    head = spec.head
-    if head.task == "classification":
-        return classification.ClassificationTask(classes, preprocessing, augmentation, label_smoothing)
-    if head.task == "segmentation":
-        return segmentation.SegmentationTask(classes, preprocessing, augmentation, label_smoothing)
-    masks = predicts_masks(spec)
-    return detection.DetectionTask(classes, first_label(head), preprocessing, augmentation, masks)
+    shared = classes, preprocessing, augmentation, label_smoothing
+    if spec.head.task == "classification":
+        return classification.ClassificationTask(*shared)
+    if spec.head.task == "segmentation":
+        return segmentation.SegmentationTask(*shared)
+    return detection.DetectionTask(*shared, first_label(spec.head), predicts_masks(spec))

@@ -214,7 +214,7 @@ def run_identity(configuration: Configuration, data: DataSet) -> dict[str, Any]:
     kept = {name: value for name, value in settings.items() if name not in CHANGEABLE and value is not None}
     digest = hashlib.sha256()
     for part in (data.train, data.val):
-        for sample in part.samples:
+        for sample in part:
             label = "" if sample.label is None else sample.label
             # Folders may move.
             digest.update(f"{Path(sample.name).name}\n{label}\n".encode("utf-8", "surrogateescape"))

@@ -16,7 +16,7 @@ from torchvision.utils import make_grid
 from featuretap.models.built import description_of
 from featuretap.support.images import convert_mode, write_picture
 from featuretap.support.text import one_line
-from featuretap.workflows.datasets.data_set import Samples
+from featuretap.workflows.datasets.data_set import Sample
 from featuretap.workflows.inference.class_names import class_names
 from featuretap.workflows.inference.drawing import draw_boxes, draw_classes, draw_words
 from featuretap.workflows.inference.predicting import predict_images, task_of
@@ -46,7 +46,9 @@ FONT_SIZE, LINE_HEIGHT, FRAME, GAP = 12, 17, 4, 6
 Colour = tuple[int, int, int]
 
 
-def draw_predictions(model: nn.Module, samples: Samples, classes: Sequence[str], path: Path, *, most: int = 32) -> None:
+def draw_predictions(
+    model: nn.Module, samples: Sequence[Sample], classes: Sequence[str], path: Path, *, most: int = 32
+) -> None:
     """Draw images with a model's predictions, as a PNG.
 
     Classifiers: of up to 1,000 images spread evenly, mistakes come first, in red, the most confident of them in front,
@@ -91,15 +93,15 @@ class _Predicted(NamedTuple):
     prediction: Any
 
 
-def _predict(model: nn.Module, samples: Samples, most: int) -> Iterator[tuple[int, _Predicted]]:
+def _predict(model: nn.Module, samples: Sequence[Sample], most: int) -> Iterator[tuple[int, _Predicted]]:
     """Yield predictions for images spread evenly, with their indices."""
     indices = _spread(len(samples), most)
     for start in range(0, len(indices), BATCH):
         part = indices[start : start + BATCH]
-        images, truths = zip(*(samples[index] for index in part), strict=True)
+        images, truths = zip(*(samples[index].read() for index in part), strict=True)
         predictions = predict_images(model, images, top=1, threshold=THRESHOLD)
         for index, image, truth, prediction in zip(part, images, truths, predictions, strict=True):
-            yield index, _Predicted(Path(samples.name(index)).name, convert_mode(image, "RGB"), truth, prediction)
+            yield index, _Predicted(Path(samples[index].name).name, convert_mode(image, "RGB"), truth, prediction)
 
 
 def _spread(count: int, most: int) -> list[int]:
@@ -108,7 +110,9 @@ def _spread(count: int, most: int) -> list[int]:
     return [place * count // spread for place in range(spread)]
 
 
-def _classification_tiles(model: nn.Module, samples: Samples, classes: Sequence[str], most: int) -> list[Image.Image]:
+def _classification_tiles(
+    model: nn.Module, samples: Sequence[Sample], classes: Sequence[str], most: int
+) -> list[Image.Image]:
     """Return a tile for each of the selected images."""
     # Of each image its index, true class and prediction: the images themselves would fill the memory.
     ranked: list[tuple[int, int, Any]] = [
@@ -123,7 +127,7 @@ def _classification_tiles(model: nn.Module, samples: Samples, classes: Sequence[
         # The score first, since long names are cut.
         text, is_wrong = f"{predicted.value:.2f} {predicted.name}", predicted.label != truth
         lines = (classes[truth], f"→ {text}") if is_wrong else (text, "")
-        tiles.append(_tile(convert_mode(samples[index][0], "RGB"), SMALL, lines, RED if is_wrong else GREEN))
+        tiles.append(_tile(convert_mode(samples[index].read()[0], "RGB"), SMALL, lines, RED if is_wrong else GREEN))
     return tiles
 
 

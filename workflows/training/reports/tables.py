@@ -11,7 +11,7 @@ from pathlib import Path
 from torch import nn
 
 from featuretap.support.atomic_write import replace_files
-from featuretap.workflows.datasets.data_set import DataSet, Samples
+from featuretap.workflows.datasets.data_set import DataSet, Sample
 from featuretap.workflows.training.reports.plots import draw_confusion, draw_curves
 from featuretap.workflows.training.reports.predictions import draw_predictions
 from featuretap.workflows.training.tasks.task import ClassScore, Metrics, Task
@@ -36,7 +36,7 @@ def write_run(
 
 
 def write_evaluation(
-    folder: Path, model: nn.Module, task: Task, classes: Sequence[str], samples: Samples, metrics: Metrics
+    folder: Path, model: nn.Module, task: Task, classes: Sequence[str], samples: Sequence[Sample], metrics: Metrics
 ) -> None:
     """Write `per-class.csv`, `confusion.png` where there is a matrix, and `predictions.png` into a folder that exists.
 

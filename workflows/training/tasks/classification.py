@@ -17,8 +17,7 @@ from torchvision.transforms import InterpolationMode, v2
 
 from featuretap.models.transforms import compose, normalised
 from featuretap.specs.preprocessing import Preprocessing
-from featuretap.support.images import convert_mode
-from featuretap.workflows.training.tasks.task import Augmentation, ClassScore, Metrics, Transform
+from featuretap.workflows.training.tasks.task import ClassScore, Metrics, Task, Transform
 
 __all__ = ["ClassificationTask", "preprocessing_of_size"]
 
@@ -34,10 +33,10 @@ TOP_K = 5
 IGNORED = -1
 """A label that is not counted."""
 
-POLICIES: dict[str, Callable[[], nn.Module] | None] = {
-    "none": None,
-    "trivial": v2.TrivialAugmentWide,
-    "rand": v2.RandAugment,
+POLICIES: dict[str, list[nn.Module]] = {
+    "none": [],
+    "trivial": [v2.TrivialAugmentWide()],
+    "rand": [v2.RandAugment()],
 }
 
 
@@ -47,42 +46,27 @@ def preprocessing_of_size(preprocessing: Preprocessing, size: int) -> Preprocess
 
 
 @dataclass(frozen=True)
-class ClassificationTask:
-    """Images → logits (N, classes), with cross entropy and accuracy.
-
-    Args:
-        classes: the data set's.
-        preprocessing: the model's.
-        augmentation: how training images vary.
-        label_smoothing: of the targets (arXiv 1512.00567, section 7).
-    """
-
-    classes: tuple[str, ...]
-    preprocessing: Preprocessing
-    augmentation: Augmentation
-    label_smoothing: float
+class ClassificationTask(Task):
+    """Images → logits (N, classes), with cross entropy and accuracy."""
 
     class_metric = "accuracy"
     counted = "images"
 
     def training_transform(self) -> Transform:
         """Return a random crop, mirroring and the policy, then the model's normalisation."""
-        prepared, varied = self.preprocessing, self.augmentation
-        size, mode = prepared.crop or SIZE, InterpolationMode(prepared.interpolation)
-        steps: list[Callable[[Any], Any]] = []
-        if varied.scale < 1:
-            steps.append(v2.RandomResizedCrop(size, (varied.scale, 1.0), interpolation=mode, antialias=True))
+        preprocessing, augmentation = self.preprocessing, self.augmentation
+        size, mode = preprocessing.crop or SIZE, InterpolationMode(preprocessing.interpolation)
+        steps: list[Callable[[Any], Any]] = [self.convert_image]
+        if augmentation.scale < 1:
+            steps.append(v2.RandomResizedCrop(size, (augmentation.scale, 1.0), interpolation=mode, antialias=True))
         else:
-            steps += [v2.Resize(prepared.resize or size, mode, antialias=True), v2.CenterCrop(size)]
-        steps.append(v2.RandomHorizontalFlip(varied.flip))
-        policy = POLICIES[varied.policy]
-        if policy is not None:
-            steps.append(policy())
-        return partial(_apply, len(prepared.mean), v2.Compose([*steps, normalised(prepared)]))
+            steps += [v2.Resize(preprocessing.resize or size, mode, antialias=True), v2.CenterCrop(size)]
+        steps += [v2.RandomHorizontalFlip(augmentation.flip), *POLICIES[augmentation.policy]]
+        return partial(_transform, v2.Compose([*steps, normalised(preprocessing)]))
 
     def evaluation_transform(self) -> Transform:
         """Return the transform that `registry.transforms` returns."""
-        return partial(_apply, len(self.preprocessing.mean), compose(self.preprocessing))
+        return partial(_transform, compose(self.preprocessing))
 
     def collate(self, samples: Sequence[tuple[Tensor, int]]) -> tuple[Tensor, Tensor]:
         """Return images (N, C, H, W), channels last in memory, and labels (N,)."""
@@ -137,5 +121,5 @@ class _Evaluator:
         return Metrics(scores, tuple(ClassScore(*row) for row in rows), confusion)
 
 
-def _apply(channels: int, transform: Callable[[Any], Any], image: Image.Image, label: int) -> tuple[Tensor, int]:
-    return transform(convert_mode(image, "L" if channels == 1 else "RGB")), label
+def _transform(transform: Callable[[Any], Any], image: Image.Image, label: int) -> tuple[Tensor, int]:
+    return transform(image), label

@@ -18,11 +18,9 @@ from torchvision.transforms import v2
 
 from featuretap.models.transforms import compose, normalised
 from featuretap.specs import HeadSpec
-from featuretap.specs.preprocessing import Preprocessing
 from featuretap.support.errors import OptionError
-from featuretap.support.images import convert_mode
 from featuretap.workflows.datasets.data_set import Boxes
-from featuretap.workflows.training.tasks.task import Augmentation, ClassScore, Metrics, Transform
+from featuretap.workflows.training.tasks.task import ClassScore, Metrics, Task, Transform
 
 __all__ = ["DetectionTask", "size_options"]
 
@@ -58,22 +56,18 @@ def size_options(head: HeadSpec, size: int) -> dict[str, Any]:
 
 
 @dataclass(frozen=True)
-class DetectionTask:
+class DetectionTask(Task):
     """Boxes around objects of one data set's classes, for models that are called as `DetectionModel` is.
 
+    Training images are cropped as in SSD (arXiv 1512.02325, section 2.2), with some object in each crop, and a `policy`
+    distorts colours as there. The model resizes and normalises images inside.
+
     Args:
-        classes: the data set's, without a background.
-        first_label: the model's label of the first of them: 1 where label 0 is the background, else 0.
-        preprocessing: the model's, which resizes and normalises inside.
-        augmentation: `scale` is the minimum area of the crops of SSD (arXiv 1512.02325, section 2.2), which keep some
-            object, and a `policy` is its distortion of colours.
+        first_label: the model's label of the first class: 1 where label 0 is the background, else 0.
         masks: whether the model also predicts the masks of objects.
     """
 
-    classes: tuple[str, ...]
-    first_label: int
-    preprocessing: Preprocessing
-    augmentation: Augmentation = Augmentation()
+    first_label: int = 1
     masks: bool = False
 
     class_metric = "AP"
@@ -87,15 +81,11 @@ class DetectionTask:
         transform = v2.Compose(
             [v2.RandomHorizontalFlip(self.augmentation.flip), *colours, v2.SanitizeBoundingBoxes(), v2.ToPureTensor()]
         )
-        return partial(_augment, task=self, crop=crop, transform=transform, prepare=normalised(self.preprocessing))
+        return partial(_augment, self, crop, transform, normalised(self.preprocessing))
 
     def evaluation_transform(self) -> Transform:
         """Return the image as the model takes it, and all objects; "iscrowd" is 1 for those that are ignored."""
-        return partial(_prepare, task=self, prepare=compose(self.preprocessing))
-
-    def collate(self, samples: Sequence[tuple[Any, Any]]) -> tuple[list[Tensor], list[Target]]:
-        """Return a list of images (C, H, W), and one of targets."""
-        return [image for image, _ in samples], [target for _, target in samples]
+        return partial(_prepare, self, compose(self.preprocessing))
 
     def loss(self, model: nn.Module, images: Sequence[Tensor], targets: Sequence[Target]) -> Tensor:
         """Return the sum of the model's losses, which torchvision's detectors average over the batch."""
@@ -114,15 +104,14 @@ class DetectionTask:
 
 
 def _augment(
-    image: Image.Image,
-    objects: Boxes,
-    *,
     task: DetectionTask,
     crop: v2.RandomIoUCrop | None,
     transform: v2.Compose,
     prepare: Prepare,
+    image: Image.Image,
+    objects: Boxes,
 ) -> tuple[Tensor, Target]:
-    image = convert_mode(image, _mode(task.preprocessing))
+    image = task.convert_image(image)
     kept = ~objects.ignored
     target: Target = {
         "boxes": tv_tensors.BoundingBoxes(
@@ -139,7 +128,7 @@ def _augment(
     return prepare(image), target
 
 
-def _prepare(image: Image.Image, objects: Boxes, *, task: DetectionTask, prepare: Prepare) -> tuple[Tensor, Target]:
+def _prepare(task: DetectionTask, prepare: Prepare, image: Image.Image, objects: Boxes) -> tuple[Tensor, Target]:
     target = {
         "boxes": torch.tensor(objects.boxes).reshape(-1, 4),
         "labels": torch.tensor(objects.labels) + task.first_label,
@@ -148,10 +137,6 @@ def _prepare(image: Image.Image, objects: Boxes, *, task: DetectionTask, prepare
     if objects.masks is not None:
         target["masks"] = torch.tensor(objects.masks)
     return prepare(image), target
-
-
-def _mode(preprocessing: Preprocessing) -> str:
-    return "L" if len(preprocessing.mean) == 1 else "RGB"
 
 
 class _Evaluator:

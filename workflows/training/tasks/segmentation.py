@@ -19,12 +19,10 @@ from torchvision import tv_tensors
 from torchvision.transforms import InterpolationMode, v2
 
 from featuretap.models.transforms import compose, normalised
-from featuretap.specs.preprocessing import Preprocessing
 from featuretap.support.errors import TrainingError
-from featuretap.support.images import convert_mode
 from featuretap.workflows.datasets.data_set import IGNORED
 from featuretap.workflows.inference.predicting import classes_at
-from featuretap.workflows.training.tasks.task import Augmentation, ClassScore, Metrics, Transform
+from featuretap.workflows.training.tasks.task import ClassScore, Metrics, Task, Transform
 
 __all__ = ["SegmentationTask"]
 
@@ -33,21 +31,12 @@ AUXILIARY = 0.5
 
 
 @dataclass(frozen=True)
-class SegmentationTask:
+class SegmentationTask(Task):
     """A class for every pixel, for models that are called as `SegmentationModel` is.
 
-    Args:
-        classes: the data set's, the background included.
-        preprocessing: the model's; `resize` is also the side of the random crops.
-        augmentation: training images are resized by √`scale` to 1 / √`scale` before they are cropped; a quarter is
-            torchvision's half to twice. A `policy` distorts colours as SSD does.
-        label_smoothing: label smoothing.
+    Training images are resized to √`scale` to 1 / √`scale` of the model's size, of which a quarter is torchvision's
+    half to twice, and cropped to that size. A `policy` distorts colours as SSD does.
     """
-
-    classes: tuple[str, ...]
-    preprocessing: Preprocessing
-    augmentation: Augmentation = Augmentation()
-    label_smoothing: float = 0.0
 
     class_metric = "IoU"
     counted = "pixels"
@@ -79,20 +68,11 @@ class SegmentationTask:
         steps.append(v2.RandomHorizontalFlip(augmentation.flip))
         if augmentation.policy != "none":
             steps.append(v2.RandomPhotometricDistort())
-        return partial(
-            _augment,
-            channels=len(self.preprocessing.mean),
-            transform=v2.Compose(steps),
-            prepare=normalised(self.preprocessing),
-        )
+        return partial(_augment, self, v2.Compose(steps), normalised(self.preprocessing))
 
     def evaluation_transform(self) -> Transform:
         """Return the image as `registry.transforms` prepares it, and its mask (H, W) unchanged."""
-        return partial(_prepare, prepare=compose(self.preprocessing))
-
-    def collate(self, samples: Sequence[tuple[Tensor, Tensor]]) -> tuple[list[Tensor], list[Tensor]]:
-        """Return a list of images (C, h, w), and one of masks (H, W); their sizes may differ."""
-        return [image for image, _ in samples], [mask for _, mask in samples]
+        return partial(_prepare, compose(self.preprocessing))
 
     def loss(self, model: nn.Module, images: Sequence[Tensor], targets: Sequence[Tensor]) -> Tensor:
         """Return the cross entropy over the batch's labelled pixels, plus half that of the auxiliary output."""
@@ -128,19 +108,18 @@ class SegmentationTask:
 
 
 def _augment(
-    image: Image.Image,
-    mask: NDArray[np.uint8],
-    *,
-    channels: int,
+    task: SegmentationTask,
     transform: Callable[[Any, Any], tuple[Any, Any]],
     prepare: Callable[[Any], Tensor],
+    image: Image.Image,
+    mask: NDArray[np.uint8],
 ) -> tuple[Tensor, Tensor]:
-    pixels = v2.functional.to_image(convert_mode(image, "L" if channels == 1 else "RGB"))
+    pixels = v2.functional.to_image(task.convert_image(image))
     augmented, classes = transform(pixels, tv_tensors.Mask(torch.tensor(mask)))
     return prepare(augmented), classes.as_subclass(Tensor)
 
 
-def _prepare(image: Image.Image, mask: NDArray[np.uint8], *, prepare: Callable[[Any], Tensor]) -> tuple[Tensor, Tensor]:
+def _prepare(prepare: Callable[[Any], Tensor], image: Image.Image, mask: NDArray[np.uint8]) -> tuple[Tensor, Tensor]:
     return prepare(image), torch.tensor(mask)
 
 

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, ClassVar, Literal, NamedTuple, Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor, nn
+
+from featuretap.specs.preprocessing import Preprocessing
+from featuretap.support.images import convert_mode
 
 __all__ = ["Augmentation", "ClassScore", "Evaluator", "Metrics", "Task", "Transform"]
 
@@ -26,7 +30,7 @@ class Augmentation:
         flip: probability of mirroring.
         scale: minimum area of the random crop, as a fraction of the image; 1 disables cropping.
         policy: "none", or torchvision's "trivial" (TrivialAugment, arXiv 2103.10158) or "rand" (RandAugment, arXiv
-            1909.13719); all of it for classification, the colours only for other tasks.
+            1909.13719); all of it for classification, a distortion of colours for other tasks.
     """
 
     flip: float = 0.5
@@ -69,43 +73,55 @@ class Evaluator(Protocol):
         ...
 
 
-class Task(Protocol):
-    """Classification, detection or segmentation with one data set's classes."""
+@dataclass(frozen=True)
+class Task(ABC):
+    """Classification, detection or segmentation with one data set's classes.
 
-    @property
-    def class_metric(self) -> str:
-        """Name of the score of a class, such as "AP"."""
-        ...
+    Args:
+        classes: the data set's.
+        preprocessing: the model's.
+        augmentation: of training images.
+        label_smoothing: of the training loss (arXiv 1512.00567, section 7), for tasks that have it.
+    """
 
-    @property
-    def counted(self) -> str:
-        """What the occurrences of a class are: "images", "objects" or "pixels"."""
-        ...
+    classes: tuple[str, ...]
+    preprocessing: Preprocessing
+    augmentation: Augmentation = Augmentation()
+    label_smoothing: float = 0.0
 
+    class_metric: ClassVar[str]
+    """Name of the score of a class, such as "AP"."""
+    counted: ClassVar[str]
+    """What the occurrences of a class are: "images", "objects" or "pixels"."""
+
+    def convert_image(self, image: Image.Image) -> Image.Image:
+        """Return an image in the mode of the model's channels."""
+        return convert_mode(image, "L" if len(self.preprocessing.mean) == 1 else "RGB")
+
+    @abstractmethod
     def training_transform(self) -> Transform:
         """Return the transform of training samples, augmentation included."""
-        ...
 
+    @abstractmethod
     def evaluation_transform(self) -> Transform:
         """Return the transform of validation samples, always the same, as `registry.transforms` does."""
-        ...
 
     def collate(self, samples: Sequence[tuple[Any, Any]]) -> tuple[Any, Any]:
-        """Return the images and the targets of a batch."""
-        ...
+        """Return the images and the targets of a batch: lists, since sizes may differ, unless a task stacks them."""
+        return [image for image, _ in samples], [target for _, target in samples]
 
+    @abstractmethod
     def loss(self, model: nn.Module, images: Any, targets: Any) -> Tensor:
         """Return the mean loss of a batch of a model in training, which may be wrapped for several processes."""
-        ...
 
+    @abstractmethod
     def predict(self, model: nn.Module, images: Any) -> Any:
         """Return the outputs of a model in evaluation for a batch."""
-        ...
 
+    @abstractmethod
     def evaluation_loss(self, outputs: Any, targets: Any) -> Tensor | None:
         """Return the mean loss of what `predict` returned; None where the model has none in evaluation."""
-        ...
 
+    @abstractmethod
     def evaluator(self, device: torch.device) -> Evaluator:
         """Return an empty evaluator."""
-        ...
