@@ -54,9 +54,11 @@ test-%: install
 kills: install
 	FEATURETAP_KILLS=200 $(PYTEST) tests/kill_loops
 
+# The layers of the packages are in pyproject.toml; .typing has the checkout under the package's name.
 lint: .venv/quick
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	PYTHONPATH=.typing $(BIN)/lint-imports --no-logo
 
 types: install
 	$(BIN)/mypy -p featuretap
