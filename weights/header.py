@@ -24,30 +24,18 @@ ALIGNMENT = 64
 """Bytes: the tensors begin at a multiple of it, so that every type of number is aligned in a mapped file."""
 
 BYTES = {
-    "BOOL": 1,
-    "U8": 1,
-    "I8": 1,
-    "F8_E4M3": 1,
-    "F8_E5M2": 1,
-    "U16": 2,
-    "I16": 2,
-    "F16": 2,
-    "BF16": 2,
-    "U32": 4,
-    "I32": 4,
-    "F32": 4,
-    "U64": 8,
-    "I64": 8,
-    "F64": 8,
+    **dict.fromkeys(("BOOL", "U8", "I8", "F8_E4M3", "F8_E5M2"), 1),
+    **dict.fromkeys(("U16", "I16", "F16", "BF16"), 2),
+    **dict.fromkeys(("U32", "I32", "F32"), 4),
+    **dict.fromkeys(("U64", "I64", "F64"), 8),
 }
+"""Bytes of an element, by the name that safetensors has for its type."""
+
 LARGEST = 2**63 - 1
 
 WRONG_KINDS = (
     (b"version https://git-lfs", "a git-lfs pointer in place of the file; run 'git lfs pull' where it comes from"),
-    (
-        b"PK\x03\x04",
-        "a zip archive, as torch.save writes; rename it to .pth to have it read without running code",
-    ),
+    (b"PK\x03\x04", "a zip archive, as torch.save writes; rename it to .pth to have it read without running code"),
     (b"\x80", "a pickle, as old versions of torch.save wrote; rename it to .pth to have it read without running code"),
     (b"\x89HDF", "an HDF5 file; export its tensors with safetensors first"),
 )
@@ -74,13 +62,27 @@ def read_header(path: Path) -> Header:
     """Read and check the header of a safetensors file, without reading its tensors.
 
     Raises:
-        WeightsError: the file cannot be read, is something else, or contradicts itself; the message says what it is.
+        WeightsError: the file cannot be read, is of another kind, or contradicts itself; the message says which.
     """
     try:
         with path.open("rb") as file:
-            return _read(path, file)
+            size = file.seek(0, 2)
+            text = _header_text(path, file, size)
     except OSError as error:
         raise unreadable(path, error) from error
+    first = 8 + len(text)
+    try:
+        header, end = _check_entries(_parse(text), first)
+    except _MalformedError as error:
+        raise WeightsError(
+            f"{str(path)!r} is no sound safetensors file: in its header, {error}; get it again from where it comes from"
+        ) from error
+    if end != size - first:
+        raise WeightsError(
+            f"{str(path)!r} is no whole file of weights: its tensors have {end:,} bytes, and {size - first:,} are "
+            "there; download or save it again"
+        )
+    return header
 
 
 def unreadable(path: Path, error: OSError) -> WeightsError:
@@ -102,11 +104,10 @@ def with_sorted_header(content: bytes) -> bytes:
     return len(text).to_bytes(8, "little") + text + content[8 + length :]
 
 
-def _read(path: Path, file: BinaryIO) -> Header:
-    def refused(what: str) -> WeightsError:
-        return WeightsError(f"{str(path)!r} is no file of weights: it is {what}")
+def _header_text(path: Path, file: BinaryIO, size: int) -> bytes:
+    def refused(kind: str) -> WeightsError:
+        return WeightsError(f"{str(path)!r} is no file of weights: it is {kind}")
 
-    size = file.seek(0, 2)
     file.seek(0)
     start = file.read(512)
     if not start:
@@ -127,104 +128,93 @@ def _read(path: Path, file: BinaryIO) -> Header:
             f"cut off inside its header ({8 + length:,} bytes, of which {size:,} are there); download it again"
         )
     file.seek(8)
-    header = _parsed(path, file.read(length))
-    return _checked(path, header, 8 + length, size)
+    return file.read(length)
 
 
-class _MalformedError(ValueError):
-    """What is wrong with a header."""
+class _MalformedError(Exception):
+    """A header that is malformed; the message says how."""
 
 
-def _parsed(path: Path, text: bytes) -> dict[str, Any]:
-    def whole(digits: str) -> int:
+def _parse(text: bytes) -> dict[str, Any]:
+    def parse_size(digits: str) -> int:
         # "-0", which Python takes for 0, is refused too. Digits beyond 2⁶³ are not worth converting.
         if not digits.isdigit() or len(digits) > 19:
             raise _MalformedError(f"it has the number {digits[:25]}, where sizes and offsets are")
         return int(digits)
 
-    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        found: dict[str, Any] = {}
+    def parse_table(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        table: dict[str, Any] = {}
         for key, value in pairs:
-            if key in found:
+            if key in table:
                 raise _MalformedError(f"it has {key!r} twice")
-            found[key] = value
-        return found
+            table[key] = value
+        return table
 
     def refuse(constant: str) -> Any:
         raise _MalformedError(f"it has {constant}")
 
+    if not text.startswith(b"{"):
+        raise _MalformedError("it does not begin with '{'")
     try:
-        if not text.startswith(b"{"):
-            raise _MalformedError("it does not begin with '{'")
-        header = json.loads(
-            text.decode(), parse_int=whole, parse_float=refuse, parse_constant=refuse, object_pairs_hook=unique
+        header: dict[str, Any] = json.loads(
+            text.decode(),
+            parse_int=parse_size,
+            parse_float=refuse,
+            parse_constant=refuse,
+            object_pairs_hook=parse_table,
         )
         # Half of a surrogate pair can be written in JSON, and is no text.
         json.dumps(header, ensure_ascii=False).encode()
-    except (_MalformedError, UnicodeError) as error:
-        raise _header_error(
-            path, str(error) if isinstance(error, _MalformedError) else "it is no UTF-8 text"
-        ) from error
+    except UnicodeError as error:
+        raise _MalformedError("it is no UTF-8 text") from error
     except (json.JSONDecodeError, RecursionError) as error:
-        raise _header_error(path, "it is no JSON") from error
+        raise _MalformedError("it is no JSON") from error
     return header
 
 
-def _checked(path: Path, header: dict[str, Any], first: int, size: int) -> Header:
-    metadata = header.pop("__metadata__", {})
+def _check_entries(entries: dict[str, Any], first: int) -> tuple[Header, int]:
+    """Return the header, whose tensors lie one behind the other, and the number of their bytes."""
+    metadata = entries.pop("__metadata__", {})
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
-        raise _header_error(path, "its metadata is not text by key")
-    if not header:
-        raise _header_error(path, "it names no tensors")
+        raise _MalformedError("its metadata is not text by key")
+    if not entries:
+        raise _MalformedError("it names no tensors")
+    for name, entry in entries.items():
+        problem = _entry_problem(entry)
+        if not name or problem:
+            raise _MalformedError(f"the tensor {name!r} {problem}" if name else "a tensor has an empty name")
     end = 0
-    spans = []
-    for name, entry in header.items():
-        stored, begin, stop = _entry(path, name, entry, first)
-        spans.append((begin, stop, name))
-        header[name] = stored
-    for begin, stop, name in sorted(spans):
+    for (begin, stop), name in sorted((entry["data_offsets"], name) for name, entry in entries.items()):
         if begin != end:
             problem = "overlaps the one before it" if begin < end else "leaves a gap before it"
-            raise _header_error(path, f"the tensor {name!r} {problem}")
+            raise _MalformedError(f"the tensor {name!r} {problem}")
         end = stop
-    data = size - first
-    if end != data:
-        raise WeightsError(
-            f"{str(path)!r} is no whole file of weights: its tensors have {end:,} bytes, and {data:,} are there; "
-            "download or save it again"
-        )
-    return Header(dict(sorted(header.items())), metadata)
+    tensors = {
+        name: Stored(entry["dtype"], tuple(entry["shape"]), first + entry["data_offsets"][0])
+        for name, entry in sorted(entries.items())
+    }
+    return Header(tensors, metadata), end
 
 
-def _entry(path: Path, name: str, entry: Any, first: int) -> tuple[Stored, int, int]:
-    def wrong(problem: str) -> WeightsError:
-        return _header_error(path, f"the tensor {name!r} {problem}")
-
-    if not name:
-        raise _header_error(path, "a tensor has an empty name")
+def _entry_problem(entry: Any) -> str:
+    """Return what is wrong with the entry of a tensor, or an empty string."""
     if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "data_offsets"}:
-        raise wrong("should have dtype, shape and data_offsets, and nothing else")
+        return "should have dtype, shape and data_offsets, and nothing else"
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
     if not isinstance(dtype, str) or dtype not in BYTES:
-        raise wrong(f"has the unknown dtype {dtype!r}")
+        return f"has the unknown dtype {dtype!r}"
     if not _is_list_of_sizes(shape):
-        raise wrong(f"has the shape {shape!r}")
+        return f"has the shape {shape!r}"
     if not _is_list_of_sizes(offsets) or len(offsets) != 2:
-        raise wrong(f"has the offsets {offsets!r}")
+        return f"has the offsets {offsets!r}"
     begin, stop = offsets
     size = BYTES[dtype]
     for length in shape:
         size = min(size * length, LARGEST + 1)
     if size > LARGEST or stop - begin != size:
-        raise wrong(f"of {dtype} {tuple(shape)} does not have {stop - begin:,} bytes")
-    return Stored(dtype, tuple(shape), first + begin), begin, stop
+        return f"of {dtype} {tuple(shape)} does not have {stop - begin:,} bytes"
+    return ""
 
 
 def _is_list_of_sizes(value: Any) -> bool:
     return isinstance(value, list) and all(type(number) is int and number <= LARGEST for number in value)
-
-
-def _header_error(path: Path, problem: str) -> WeightsError:
-    return WeightsError(
-        f"{str(path)!r} is no sound safetensors file: in its header, {problem}; get it again from where it comes from"
-    )

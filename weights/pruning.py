@@ -1,16 +1,17 @@
-"""A reduced tail out of whole weights: the strongest half of the channels behind C4.
+"""Pruning the tail: weights of a reduced tail from those of the full network, keeping the stronger half of channels.
 
 Nobody publishes weights of reduced tails. Everything through C4 is the same network; behind it every set of channels
-loses its weaker half. How strong a channel is follows from the weights alone: the scale that its last batch norm gives
-it, times the norm of the weights that read it. On a residual path the scales of all blocks that add to it count, those
-of depthwise layers that begin a block, and the weights of all that read it. Where the hidden layer of a classifier has
-no norm, the norm of its rows takes the scale's place.
+loses its weaker half. A channel's strength follows from the weights alone: the scale that its last batch norm gives it,
+times the norm of the weights that read it. On a residual path the scales of all blocks that add to it count, those of
+depthwise layers that begin a block, and the weights of all that read it. Where the hidden layer of a classifier has no
+norm, the norm of its rows takes the scale's place.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -22,31 +23,36 @@ from featuretap.weights.layouts import MismatchError
 
 __all__ = ["prune_tail"]
 
+Head = Sequence[tuple[Linear | BatchNorm, Linear | BatchNorm]]
 
-@dataclass
+Squares = tuple[str, tuple[int, ...]]
+"""A tensor's name and the dimensions to sum its squares over, which leaves one value for each channel."""
+
+
+@dataclass(eq=False)
 class Channels:
-    """One set of channels that layers write and read: how many there are, how many are to stay, and how strong each is.
-
-    `scale` and `reach` are sums of squares, one for each channel; without readers all reach as far.
-    """
+    """A set of channels: how many there are and how many to keep, and the tensors that write and read them."""
 
     count: int
-    wanted: int
-    scale: Tensor
-    reach: Tensor = field(init=False)
+    keep: int
+    writers: list[Squares] = field(default_factory=list)
+    readers: list[Squares] = field(default_factory=list)
 
-    def __post_init__(self) -> None:
-        self.reach = torch.zeros(self.count, dtype=torch.float64)
+    def strongest(self, tensors: Mapping[str, Tensor]) -> Tensor:
+        """Return the indices of the channels to keep, in their order."""
+        written, read = self._sum(self.writers, tensors), self._sum(self.readers, tensors)
+        return (written * read).topk(self.keep).indices.sort().values
 
-    def kept(self) -> Tensor:
-        """Return the indices of the channels that stay, in their order."""
-        reach = self.reach if self.reach.any() else torch.ones_like(self.reach)
-        return (self.scale * reach).topk(self.wanted).indices.sort().values
+    def _sum(self, terms: list[Squares], tensors: Mapping[str, Tensor]) -> Tensor:
+        total = torch.zeros(self.count, dtype=torch.float64)
+        for name, dims in terms:
+            squares = tensors[name].double().square()
+            total += squares.sum(dims) if dims else squares
+        return total if total.any() else torch.ones_like(total)
 
 
-@dataclass(frozen=True)
-class Step:
-    """A layer with the channels that it reads and writes."""
+class Use(NamedTuple):
+    """A layer with the channels that it reads and writes, and those between the convolutions of a squeeze-excite."""
 
     path: str
     layer: Counted
@@ -56,87 +62,91 @@ class Step:
 
 
 def prune_tail(
-    tensors: Mapping[str, Tensor],
-    whole: BackboneSpec,
-    reduced: BackboneSpec,
-    head: Sequence[tuple[Linear | BatchNorm, Linear | BatchNorm]],
+    tensors: Mapping[str, Tensor], full: BackboneSpec, reduced: BackboneSpec, head: Head
 ) -> dict[str, Tensor]:
-    """Return the tensors of a network with a reduced tail out of those of the whole one.
+    """Return the tensors of a network with a reduced tail from those of the full one.
 
     Args:
-        tensors: the whole network's, in our names.
-        whole: the whole network.
+        tensors: the full network's, in our names.
+        full: the full network.
         reduced: the same network with `reduced_tail`.
-        head: the classifier's layers, (whole, reduced), those whose tensors there are.
+        head: the classifier's layers, (full, reduced), those whose tensors there are.
 
     Raises:
-        MismatchError: the tail has a layer of a kind that nobody knows how to halve.
+        MismatchError: the tail has a layer of a kind that cannot be halved.
     """
-    changed = dict(tensors)
-    for step in list(_steps(tensors, whole, reduced, head)):
-        read, written = step.read.kept(), step.written.kept()
-        for name in (name for name in tensors if name.startswith(f"{step.path}.")):
-            changed[name] = _selected(name.removeprefix(f"{step.path}."), tensors[name], step, read, written)
-    return changed
+    uses, last = _backbone_uses(full, reduced)
+    uses += _head_uses(head, last)
+    kept = {
+        channels: channels.strongest(tensors)
+        for use in uses
+        for channels in (use.read, use.written, use.squeezed)
+        if channels
+    }
+    pruned = dict(tensors)
+    for use in uses:
+        for name in (name for name in tensors if name.startswith(f"{use.path}.")):
+            pruned[name] = _select(name.removeprefix(f"{use.path}."), tensors[name], use, kept)
+    return pruned
 
 
-def _selected(name: str, tensor: Tensor, step: Step, read: Tensor, written: Tensor) -> Tensor:
-    if tensor.ndim == 0:
-        return tensor
-    if step.squeezed is not None:
-        inner = step.squeezed.kept()
-        read, written = (read, inner) if name.startswith("reduce.") else (inner, written)
-    tensor = tensor[written]
-    depthwise = isinstance(step.layer, Convolution) and step.layer.groups > 1
-    return tensor if tensor.ndim == 1 or depthwise else tensor[:, read]
-
-
-def _steps(
-    tensors: Mapping[str, Tensor],
-    whole: BackboneSpec,
-    reduced: BackboneSpec,
-    head: Sequence[tuple[Linear | BatchNorm, Linear | BatchNorm]],
-) -> Iterator[Step]:
-    def squares(name: str, *dims: int) -> Tensor:
-        return tensors[name].double().square().sum(dims)
-
-    def scale(path: str) -> Tensor:
-        return tensors[f"{path}.norm.weight"].double().square()
-
-    tail = [pair for pair in zip(whole.all_blocks, reduced.all_blocks, strict=True) if pair[0].level == "C5"]
-    entering = whole.with_taps(("C4",)).taps["C4"].channels
-    current = Channels(entering, entering, torch.ones(entering, dtype=torch.float64))
-    for block, small in tail:
-        into = current
+def _backbone_uses(full: BackboneSpec, reduced: BackboneSpec) -> tuple[list[Use], Channels]:
+    """Return the layers of C5 with their channels, and the channels of its last map."""
+    uses = []
+    count = full.with_taps(("C4",)).taps["C4"].channels
+    current = Channels(count, keep=count)
+    for block, small in zip(full.all_blocks, reduced.all_blocks, strict=True):
+        if block.level != "C5":
+            continue
+        entering = current
         pairs = list(zip(block.layer_paths(), small.layer_paths(), strict=True))
         for index, ((path, layer), (_, less)) in enumerate(pairs):
-            if isinstance(layer, Convolution) and layer.groups > 1:
-                # Before anything is expanded it works on the channels of the shortcut, which earlier blocks scale too.
-                shared = block.shortcut and current is into
-                current.scale = current.scale + scale(path) if shared else scale(path)
-                yield Step(path, layer, current, current)
-            elif isinstance(layer, Convolution):
-                current.reach += squares(f"{path}.conv.weight", 0, 2, 3)
-                if block.shortcut and index == len(pairs) - 1:
-                    into.scale = into.scale + scale(path)
-                    written = into
-                else:
-                    written = Channels(layer.out_channels, less.out_channels, scale(path))
-                yield Step(path, layer, current, written)
-                current = written
-            elif isinstance(layer, SqueezeExcite) and isinstance(less, SqueezeExcite):
-                squeezed = Channels(layer.squeeze, less.squeeze, squares(f"{path}.reduce.weight", 1, 2, 3))
-                squeezed.reach += squares(f"{path}.expand.weight", 0, 2, 3)
-                yield Step(path, layer, current, current, squeezed)
-            else:
+            squeezed = None
+            read = written = current
+            scale: Squares = (f"{path}.norm.weight", ())
+            if isinstance(layer, SqueezeExcite) and isinstance(less, SqueezeExcite):
+                writers: list[Squares] = [(f"{path}.reduce.weight", (1, 2, 3))]
+                squeezed = Channels(layer.squeeze, less.squeeze, writers, [(f"{path}.expand.weight", (0, 2, 3))])
+            elif not isinstance(layer, Convolution):
                 raise MismatchError(f"{path} is a {type(layer).__name__}, of which nobody knows which half to keep")
-    for own, smaller in head:
-        path = f"{HEAD}{own.name}"
-        if isinstance(own, Linear) and isinstance(smaller, Linear):
-            current.reach += squares(f"{path}.weight", 0)
-            written = Channels(own.out_channels, smaller.out_channels, squares(f"{path}.weight", 1))
-            yield Step(path, own, current, written)
+            elif layer.groups > 1:
+                # Before anything is expanded it works on the channels of the shortcut, which earlier blocks scale too.
+                shared = block.shortcut and current is entering
+                current.writers = [*current.writers, scale] if shared else [scale]
+            else:
+                current.readers.append((f"{path}.conv.weight", (0, 2, 3)))
+                if block.shortcut and index == len(pairs) - 1:
+                    written = entering
+                    written.writers.append(scale)
+                else:
+                    written = Channels(layer.out_channels, less.out_channels, [scale])
+            uses.append(Use(path, layer, read, written, squeezed))
             current = written
+    return uses, current
+
+
+def _head_uses(head: Head, current: Channels) -> list[Use]:
+    uses = []
+    for layer, less in head:
+        path = f"{HEAD}{layer.name}"
+        written = current
+        if isinstance(layer, Linear) and isinstance(less, Linear):
+            current.readers.append((f"{path}.weight", (0,)))
+            written = Channels(layer.out_channels, less.out_channels, [(f"{path}.weight", (1,))])
         else:
-            current.scale = tensors[f"{path}.weight"].double().square()
-            yield Step(path, own, current, current)
+            current.writers = [(f"{path}.weight", ())]
+        uses.append(Use(path, layer, current, written))
+        current = written
+    return uses
+
+
+def _select(name: str, tensor: Tensor, use: Use, kept: Mapping[Channels, Tensor]) -> Tensor:
+    """Return a tensor of a layer with the kept channels only."""
+    if tensor.ndim == 0:
+        return tensor
+    read, written = kept[use.read], kept[use.written]
+    if use.squeezed:
+        inner = kept[use.squeezed]
+        read, written = (read, inner) if name.startswith("reduce.") else (inner, written)
+    depthwise = isinstance(use.layer, Convolution) and use.layer.groups > 1
+    return tensor[written] if tensor.ndim == 1 or depthwise else tensor[written][:, read]
