@@ -17,20 +17,6 @@ from featuretap.specs import BackboneSpec, HeadSpec
 from featuretap.specs.validation import Option, boolean, choice, count, is_list_of, is_number, is_whole, number
 from featuretap.support.errors import OptionError
 
-__all__ = [
-    "FASTER_RCNN",
-    "FCOS",
-    "MASK_RCNN",
-    "RETINANET",
-    "SSDLITE",
-    "anchor_sizes",
-    "boxes",
-    "check_anchors",
-    "check_groups",
-    "extra_channels",
-    "image_size",
-]
-
 OCTAVES = (32, 64, 128, 256, 512)
 """Sizes of the anchors of the FPN paper (section 4.1), in pixels of the resized image."""
 

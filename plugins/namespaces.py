@@ -14,16 +14,6 @@ from featuretap.support.errors import UnknownBackboneError, WeightsError, did_yo
 from featuretap.support.import_strings import load
 from featuretap.support.text import one_line
 
-__all__ = [
-    "LEVEL_AT_STRIDE",
-    "changed_options",
-    "explain_download",
-    "make_hooks",
-    "match_names",
-    "network_name",
-    "unknown_network",
-]
-
 LEVEL_AT_STRIDE = {2**n: level for n, level in enumerate(LEVELS, start=1)}
 
 

@@ -26,29 +26,6 @@ from featuretap.specs.head import backbone_of
 from featuretap.support.errors import FeaturetapError, SpecError
 from featuretap.support.text import error_line
 
-__all__ = [
-    "EXPORTERS",
-    "TABLE_VARIATIONS",
-    "Trial",
-    "build_trial",
-    "check_copies",
-    "check_counts",
-    "check_determinism",
-    "check_each_map_alone",
-    "check_exports",
-    "check_freezing",
-    "check_gradients",
-    "check_keys",
-    "check_options",
-    "check_shapes",
-    "compare_counts",
-    "expect",
-    "explain_failure",
-    "find_difference",
-    "nearly_equal",
-    "randomise_norms",
-]
-
 SIZES = ((97, 161), (64, 96), (33, 32))
 """Heights and widths in pixels: odd, divisible by 32, and one above."""
 

@@ -25,18 +25,6 @@ from featuretap.registry.registry import Registry
 from featuretap.specs import ModelSpec
 from featuretap.support.errors import SpecError
 
-__all__ = [
-    "HeadTrial",
-    "build_head_trial",
-    "check_head_copies",
-    "check_head_counts",
-    "check_head_determinism",
-    "check_head_exports",
-    "check_head_gradients",
-    "check_head_options",
-    "check_head_outputs",
-]
-
 Outputs = list[dict[str, Tensor]]
 """Name → tensor for each of two images."""
 

@@ -14,35 +14,6 @@ from typing import Any
 from featuretap.specs.taps import Tap
 from featuretap.support.errors import FeaturetapError, OptionError, SpecError
 
-__all__ = [
-    "ARGUMENTS",
-    "BOOLEAN",
-    "COUNT",
-    "EPS",
-    "IMPORT_STRING",
-    "NAMED_STRINGS",
-    "OPTIONS",
-    "POSITIVE",
-    "READS",
-    "STRING",
-    "STRINGS",
-    "TAPS",
-    "Check",
-    "Option",
-    "boolean",
-    "check_fields",
-    "check_name",
-    "check_option",
-    "choice",
-    "count",
-    "default_of",
-    "factory",
-    "is_list_of",
-    "is_number",
-    "is_whole",
-    "number",
-]
-
 Check = tuple[str, Callable[[Any], bool]]
 """What a value should be, as text for messages, and a test of it."""
 

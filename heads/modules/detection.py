@@ -27,19 +27,6 @@ from featuretap.heads.modules.fpn import Pyramid, fpn
 from featuretap.specs import BackboneSpec
 from featuretap.specs.preprocessing import Preprocessing
 
-__all__ = [
-    "DetectionHead",
-    "ExtraLayers",
-    "NeckedBackbone",
-    "RCNNHead",
-    "ReducedBoxGenerator",
-    "faster_rcnn",
-    "fcos",
-    "mask_rcnn",
-    "retinanet",
-    "ssdlite",
-]
-
 BOX, MASK = 7, 14
 """Pixels of the square that torchvision crops around a box, for its label and for its mask."""
 
