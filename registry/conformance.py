@@ -60,6 +60,12 @@ def expect(condition: bool, message: str) -> None:
         raise SpecError(message)
 
 
+def expect_gradient(gradient: Tensor | None, label: str, missing: str) -> None:
+    """Fail the check unless there is a gradient, and it is finite."""
+    expect(gradient is not None, f"{label} {missing}")
+    expect(gradient is None or bool(gradient.isfinite().all()), f"{label} a gradient that is not finite")
+
+
 @contextmanager
 def explain_failure(problem: str) -> Iterator[None]:
     """Turn whatever a plugin's code raises, SystemExit too, into a failed check; our own errors explain themselves.
@@ -219,13 +225,13 @@ def check_gradients(name: str, registry: Registry, size: Size = SIZES[0]) -> Non
         if values.requires_grad:
             with explain_failure(f"{name!r} has no gradient of {address}"):
                 values.square().mean().backward(retain_graph=True)  # type: ignore[no-untyped-call]
-        if images.grad is None:
-            raise SpecError(f"{name!r} gives the image no gradient from {address}; it is detached on the way")
-        expect(bool(images.grad.isfinite().all()), f"{name!r} gives the image a gradient that is not finite")
+        expect_gradient(
+            images.grad, f"{name!r} gives the image", f"no gradient from {address}; it is detached on the way"
+        )
     for part, parameter in trial.backbone.named_parameters():
-        if parameter.grad is None:
-            raise SpecError(f"{name!r} gives {part} no gradient from any tap; leave out what no tap needs")
-        expect(bool(parameter.grad.isfinite().all()), f"{name!r} gives {part} a gradient that is not finite")
+        expect_gradient(
+            parameter.grad, f"{name!r} gives {part}", "no gradient from any tap; leave out what no tap needs"
+        )
 
 
 def check_keys(name: str, registry: Registry) -> None:

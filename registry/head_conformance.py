@@ -16,6 +16,7 @@ from featuretap.registry.conformance import (
     Size,
     compare_counts,
     expect,
+    expect_gradient,
     explain_failure,
     find_difference,
     nearly_equal,
@@ -171,9 +172,7 @@ def check_head_gradients(trial: HeadTrial) -> None:
         if loss.requires_grad:
             loss.backward()  # type: ignore[no-untyped-call]
     for name, parameter in trial.model.named_parameters():
-        if parameter.grad is None:
-            raise SpecError(f"{trial.label} gives {name} no gradient")
-        expect(bool(parameter.grad.isfinite().all()), f"{trial.label} gives {name} a gradient that is not finite")
+        expect_gradient(parameter.grad, f"{trial.label} gives {name}", "no gradient")
 
 
 def check_head_copies(trial: HeadTrial, registry: Registry, folder: Path) -> None:
