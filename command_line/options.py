@@ -11,7 +11,7 @@ import click
 from click.shell_completion import CompletionItem
 
 from featuretap.command_line import completion
-from featuretap.weights.metadata import ARGUMENTS
+from featuretap.specs.validation import ARGUMENTS
 
 __all__ = [
     "FEATURES_ONLY",

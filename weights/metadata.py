@@ -1,4 +1,4 @@
-"""What a file of weights says of its model: our description as the text metadata of a safetensors file. No torch.
+"""The record of a checkpoint: the description of its model as text metadata of a safetensors file.
 
 Keys begin with `featuretap.`; values are plain text or JSON. Schema 1 is read for ever; keys that a later version adds
 without changing the schema are ignored.
@@ -7,13 +7,14 @@ without changing the schema are ignored.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from featuretap.specs.description import Description
 from featuretap.specs.preprocessing import Preprocessing
+from featuretap.specs.validation import ARGUMENTS, Check, is_list_of, is_number, is_whole
 from featuretap.support.errors import OptionError, WeightsError
 from featuretap.support.version import __version__
 
@@ -25,11 +26,11 @@ PREFIX = "featuretap."
 
 @dataclass(frozen=True)
 class Record:
-    """What is written into a file.
+    """What a checkpoint records of its model.
 
     Args:
         description: name, options, taps, head, classes, preprocessing and origin of the model.
-        layout: whose names the tensors bear: "featuretap", "torchvision" or "timm".
+        layout: of the names of the tensors: "featuretap", "torchvision" or "timm".
         norm_eps: epsilon of the batch norms by part, "backbone" and "head", and of those that differ by their path.
         network: `network_digest` of the backbone, empty where it is no table.
         by_name: whether the registry knew the backbone by its name; false where a `BackboneSpec` was built directly.
@@ -46,35 +47,34 @@ def metadata_of(record: Record) -> dict[str, str]:
     """Return the metadata of a file, without anything that equal models could differ in, such as a time or a path.
 
     Raises:
-        WeightsError: an option's value cannot be written, or there are other numbers of classes and of their names.
+        WeightsError: an option's value cannot be written, or the number of class names is not that of the classes.
     """
-    said = record.description
-    _check_classes(said)
+    description = record.description
+    _check_classes(description)
     values = {
-        "name": said.name,
-        "options": dict(said.options),
-        "taps": list(said.taps),
-        "head": said.head,
-        "num_classes": said.num_classes,
-        "preprocessing": said.preprocessing.as_table(),
-        "classes": said.classes,
-        "weights": None if isinstance(said.weights, Path) else said.weights,
+        "name": description.name,
+        "options": dict(description.options),
+        "taps": list(description.taps),
+        "head": description.head,
+        "num_classes": description.num_classes,
+        "preprocessing": description.preprocessing.as_table(),
+        "classes": description.classes,
+        "weights": None if isinstance(description.weights, Path) else description.weights,
         "layout": record.layout,
         "norm_eps": dict(record.norm_eps),
         "network": record.network,
         "by_name": record.by_name,
     }
-    written = {"format": "pt", f"{PREFIX}schema": SCHEMA, f"{PREFIX}version": __version__}
-    # A head without classes says so, so that one whose classes are missing is known to be damaged.
-    stated = {"num_classes"} if said.head else set()
+    metadata = {"format": "pt", f"{PREFIX}schema": SCHEMA, f"{PREFIX}version": __version__}
     for key, value in values.items():
-        if value is not None or key in stated:
-            written[PREFIX + key] = value if isinstance(value, str) else _json(key, value)
-    return written
+        # A head without classes records null, so that one whose classes are missing is known to be damaged.
+        if value is not None or (key == "num_classes" and description.head):
+            metadata[PREFIX + key] = value if isinstance(value, str) else _encode(key, value)
+    return metadata
 
 
 def read_record(path: Path, metadata: Mapping[str, str]) -> Record | None:
-    """Return what the metadata of a file says, or None where it says nothing of ours.
+    """Return the record in the metadata of a file, or None if there is none.
 
     Raises:
         WeightsError: a newer schema, or metadata that contradicts it.
@@ -88,78 +88,62 @@ def read_record(path: Path, metadata: Mapping[str, str]) -> Record | None:
             f"{str(path)!r} was written by featuretap {writer} in schema {schema!r}, and {__version__} "
             f"reads {SCHEMA!r}; update featuretap"
         )
+    problem = f"{str(path)!r} is no sound file of weights:"
     values: dict[str, Any] = dict.fromkeys(OPTIONAL)
-    for key, (what, decode, accepts) in FIELDS.items():
+    for key, (allowed, accepts) in FIELDS.items():
         text = metadata.get(PREFIX + key)
-        if text is None:
-            if key not in OPTIONAL:
-                raise WeightsError(f"{str(path)!r} is no sound file of weights: its metadata lacks {PREFIX}{key}")
+        if text is None and key in OPTIONAL:
             continue
-        try:
-            value = decode(text)
-        except (ValueError, RecursionError):
-            value = _Unreadable
-        without = key == "num_classes" and value is None and f"{PREFIX}head" in metadata
-        if not without and (value is _Unreadable or not accepts(value)):
-            raise WeightsError(
-                f"{str(path)!r} is no sound file of weights: its metadata has {PREFIX}{key}={text[:60]!r}, "
-                f"which should be {what}"
-            )
+        if text is None:
+            raise WeightsError(f"{problem} its metadata lacks {PREFIX}{key}")
+        value = _decode(key, text)
+        if not (accepts(value) or (key == "num_classes" and value is None and f"{PREFIX}head" in metadata)):
+            raise WeightsError(f"{problem} its metadata has {PREFIX}{key}={text[:60]!r}, which should be {allowed}")
         values[key] = value
     if (f"{PREFIX}head" in metadata) != (f"{PREFIX}num_classes" in metadata):
-        raise WeightsError(
-            f"{str(path)!r} is no sound file of weights: it names a head without classes, or the reverse"
-        )
-    classes = values["classes"]
-    if isinstance(classes, list) and len(classes) != values["num_classes"]:
-        raise WeightsError(
-            f"{str(path)!r} is no sound file of weights: it has {values['num_classes'] or 'no'} classes, and names for "
-            f"{len(classes)}"
-        )
-    return _record(path, values)
+        raise WeightsError(f"{problem} it names a head without classes, or the reverse")
+    classes, num_classes = values["classes"], values["num_classes"]
+    if isinstance(classes, list) and len(classes) != num_classes:
+        raise WeightsError(f"{problem} it has {num_classes or 'no'} classes, and names for {len(classes)}")
+    try:
+        preprocessing = Preprocessing(**{key: _as_tuple(value) for key, value in values["preprocessing"].items()})
+    except (OptionError, TypeError) as error:
+        raise WeightsError(f"{problem} {error}") from error
+    description = Description(
+        values["name"],
+        tuple(values["taps"]),
+        values["options"],
+        values["head"],
+        num_classes,
+        preprocessing,
+        values["weights"],
+        _as_tuple(classes),
+    )
+    return Record(description, values["layout"], values["norm_eps"], values["network"], values["by_name"])
 
 
-def _check_classes(said: Description) -> None:
-    classes = said.classes
+def _check_classes(description: Description) -> None:
+    classes = description.classes
     if isinstance(classes, str):
         if classes.startswith("["):
             raise WeightsError(
                 f"cannot save a model with the label set {classes!r}: only a list of names begins with '['; give the "
                 "names as a tuple, or another name"
             )
-        return
-    if not all(isinstance(name, str) for name in classes):
+    elif not all(isinstance(name, str) for name in classes):
         raise WeightsError(f"cannot save a model with classes {classes!r}: names are text")
-    if len(classes) != said.num_classes:
+    elif len(classes) != description.num_classes:
         raise WeightsError(
-            f"cannot save a model of {said.num_classes or 'no'} classes with names for {len(classes)}; name each class"
+            f"cannot save a model of {description.num_classes or 'no'} classes with names for {len(classes)}; name "
+            "each class"
         )
 
 
-def _record(path: Path, values: dict[str, Any]) -> Record:
-    prepared: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values["preprocessing"].items()}
-    try:
-        preprocessing = Preprocessing(**prepared)
-    except (OptionError, TypeError) as error:
-        raise WeightsError(f"{str(path)!r} is no sound file of weights: {error}") from error
-    description = Description(
-        values["name"],
-        tuple(values["taps"]),
-        values["options"],
-        values["head"],
-        values["num_classes"],
-        preprocessing,
-        values["weights"],
-        values["classes"] if isinstance(values["classes"], str) else tuple(values["classes"]),
-    )
-    return Record(description, values["layout"], values["norm_eps"], values["network"], values["by_name"])
+def _as_tuple(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
 
 
-class _Unreadable:
-    """In place of a value that is no JSON."""
-
-
-def _json(key: str, value: Any) -> str:
+def _encode(key: str, value: Any) -> str:
     try:
         text = json.dumps(value, sort_keys=True, allow_nan=False)
         if json.loads(text) != _with_lists(value):
@@ -178,55 +162,46 @@ def _with_lists(value: Any) -> Any:
     return [_with_lists(inner) for inner in value] if isinstance(value, list | tuple) else value
 
 
-def _classes(text: str) -> Any:
-    return _decoded(text) if text.startswith("[") else text
+def _decode(key: str, text: str) -> Any:
+    """Return the value of a field; for malformed JSON the error, which no field accepts."""
+    if key in TEXT or (key == "classes" and not text.startswith("[")):
+        return text
+    try:
+        return json.loads(text, parse_constant=_refuse)
+    except (ValueError, RecursionError) as error:
+        return error
 
 
 def _refuse(constant: str) -> Any:
     raise ValueError(constant)
 
 
-def _decoded(text: str) -> Any:
-    return json.loads(text, parse_constant=_refuse)
+def _is_string(value: Any) -> bool:
+    return isinstance(value, str)
 
 
-def _is_number(value: Any) -> bool:
-    return type(value) in (int, float) and 0 <= value < 1000
+TEXT = frozenset({"name", "layout", "network", "head", "weights"})
+"""Fields that are plain text; the others are JSON."""
 
+OPTIONAL = frozenset({"head", "num_classes", "weights"})
 
-def _is_count(value: Any) -> bool:
-    return type(value) is int and 0 <= value < 2**31
-
-
-ARGUMENTS = {"self", "name", "features_only", "taps", "head", "num_classes", "pretrained"}
-"""Arguments of `build` that have metadata of their own, or none, and are no options."""
-
-Field = tuple[str, Callable[[str], Any], Callable[[Any], bool]]
-
-FIELDS: dict[str, Field] = {
-    "name": ("a name", str, bool),
-    "layout": ("the name of a layout", str, bool),
-    "options": ("options by name", _decoded, lambda value: isinstance(value, dict) and not ARGUMENTS & set(value)),
-    "taps": (
-        "a list of tap addresses",
-        _decoded,
-        lambda value: isinstance(value, list) and value != [] and all(isinstance(v, str) for v in value),
-    ),
+FIELDS: dict[str, Check] = {
+    "name": ("a name", bool),
+    "layout": ("the name of a layout", bool),
+    "options": ("options by name", lambda value: isinstance(value, dict) and not ARGUMENTS & set(value)),
+    "taps": ("a list of tap addresses", lambda value: is_list_of(value, _is_string)),
     "norm_eps": (
         "a small number by part",
-        _decoded,
-        lambda value: isinstance(value, dict) and all(map(_is_number, value.values())),
+        lambda value: isinstance(value, dict) and all(is_number(eps, 0, 999) for eps in value.values()),
     ),
-    "preprocessing": ("a table", _decoded, lambda value: isinstance(value, dict)),
-    "network": ("a digest", str, lambda value: True),
-    "by_name": ("true or false", _decoded, lambda value: isinstance(value, bool)),
-    "head": ("the name of a head", str, bool),
-    "num_classes": ("a number of classes", _decoded, _is_count),
+    "preprocessing": ("a table", lambda value: isinstance(value, dict)),
+    "network": ("a digest", _is_string),
+    "by_name": ("true or false", lambda value: isinstance(value, bool)),
+    "head": ("the name of a head", bool),
+    "num_classes": ("a number of classes", lambda value: is_whole(value, 0, 2**31 - 1)),
     "classes": (
         "the name of a label set, or a list of names",
-        _classes,
-        lambda value: isinstance(value, str) or all(isinstance(name, str) for name in value),
+        lambda value: _is_string(value) or (isinstance(value, list) and all(map(_is_string, value))),
     ),
-    "weights": ("the name of published weights", str, bool),
+    "weights": ("the name of published weights", bool),
 }
-OPTIONAL = frozenset({"head", "num_classes", "weights"})
