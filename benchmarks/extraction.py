@@ -19,8 +19,8 @@ from skimage import data
 from benchmarks.reduced_tail import weights
 from benchmarks.results import milliseconds, section, timed
 from featuretap.support.image_files import ImageFile, list_images
+from featuretap.workflows.extraction.computing import Model, open_extractor
 from featuretap.workflows.extraction.job import Job
-from featuretap.workflows.extraction.models import Model, open_extractor
 from featuretap.workflows.extraction.reading import open_features
 from featuretap.workflows.extraction.running import Outcome, extract
 

@@ -13,7 +13,7 @@ from featuretap.command_line.interruption import report_unwritten
 from featuretap.command_line.options import JSON, MODEL, PATH, TAPS, WORKERS, Size, batch_size_option, weights_option
 from featuretap.command_line.printing import print_json, print_table, print_text, report_unreadable
 from featuretap.support.extras import check_extra
-from featuretap.workflows.extraction.job import Dtype, FileFormat, Job, usual_shard_size
+from featuretap.workflows.extraction.job import Dtype, FileFormat, Job, default_shard_size
 
 if TYPE_CHECKING:
     from featuretap.workflows.inference.predicting import PredictedImage
@@ -193,7 +193,7 @@ def extract_command(
     found = list_images(images)
 
     from featuretap.support.progress import progress_steps
-    from featuretap.workflows.extraction.models import open_extractor
+    from featuretap.workflows.extraction.computing import open_extractor
     from featuretap.workflows.extraction.running import extract
 
     extractor = open_extractor(model, weights, taps, size)
@@ -204,7 +204,7 @@ def extract_command(
         pooled=pool,
         dtype=dtype,
         file_format=file_format,
-        shard_size=shard_size or usual_shard_size(shapes, dtype),
+        shard_size=shard_size or default_shard_size(shapes, dtype),
         folder=out.absolute(),
     )
     start = time.perf_counter()

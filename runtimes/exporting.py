@@ -16,7 +16,7 @@ from featuretap.runtimes.exportable import Exportable, library_errors
 from featuretap.runtimes.formats import resolve_format
 from featuretap.runtimes.signature import DEVICE, DTYPE, SIGNATURE
 from featuretap.support.atomic_write import replace_files
-from featuretap.support.errors import ExportError, WeightsError
+from featuretap.support.errors import ExportError
 from featuretap.support.import_strings import load
 from featuretap.weights.metadata import metadata_of
 
@@ -96,7 +96,4 @@ def keep_on_success(path: Path) -> Iterator[Path]:
         yield Path(name) / path.name
         # The weights of an .xml file before the file that refers to them.
         contents = {path.with_name(file.name): file.read_bytes() for file in sorted(Path(name).iterdir())}
-        try:
-            replace_files(contents)
-        except WeightsError as error:
-            raise ExportError(str(error)) from error
+        replace_files(contents, ExportError)

@@ -11,19 +11,19 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from uuid import uuid4
 
-from featuretap.support.errors import WeightsError
+from featuretap.support.errors import FeaturetapError, WeightsError
 
 __all__ = ["replace_files"]
 
 
-def replace_files(contents: Mapping[Path, bytes]) -> None:
+def replace_files(contents: Mapping[Path, bytes], error_type: type[FeaturetapError] = WeightsError) -> None:
     """Write contents to paths atomically: a reader sees the old file or the new one, also after a crash.
 
     All are written to temporary files beside their targets before the first is renamed. New files get the umask's
     mode, replaced ones keep theirs. Symbolic links stay, and their targets are replaced.
 
     Raises:
-        WeightsError: they cannot be written; nothing is changed, and no temporary file is left.
+        FeaturetapError: an `error_type`; they cannot be written; nothing is changed, and no temporary file is left.
     """
     written: dict[Path, Path] = {}
     path = Path()
@@ -32,7 +32,7 @@ def replace_files(contents: Mapping[Path, bytes]) -> None:
             for path, content in contents.items():
                 target = Path(os.path.realpath(path))
                 if target.exists() and not target.is_file():
-                    raise WeightsError(f"cannot write {str(path)!r}: it exists, and is not a file")
+                    raise error_type(f"cannot write {str(path)!r}: it exists, and is not a file")
                 # In the same folder, because only within a file system is renaming atomic.
                 temporary = target.with_name(f".featuretap-{uuid4().hex[:12]}.tmp")
                 written[temporary] = target
@@ -43,7 +43,7 @@ def replace_files(contents: Mapping[Path, bytes]) -> None:
         for folder in {target.parent for target in written.values()}:
             _sync(folder)
     except OSError as error:
-        raise WeightsError(f"cannot write {str(path)!r}: {error.strerror or error}") from error
+        raise error_type(f"cannot write {str(path)!r}: {error.strerror or error}") from error
 
 
 def _write(temporary: Path, target: Path, content: bytes) -> None:

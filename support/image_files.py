@@ -84,7 +84,7 @@ class ImageFile(NamedTuple):
 
     @property
     def text(self) -> str:
-        """Its name, with what is no UTF-8 escaped."""
+        """Its name, with bytes that are not UTF-8 escaped."""
         return self.name.encode("utf-8", "backslashreplace").decode()
 
 

@@ -198,7 +198,7 @@ def test_images_that_cannot_be_read_are_listed_and_left_out(
     assert rows[1][1].startswith("'b0.jpg' is damaged: image file is truncated")
     assert rows[2][1] == "'b1.jpg' is empty; give a JPEG, PNG or other image file"
     assert rows[3][1] == "'b2.png' is not an image that Pillow can read; give a JPEG, PNG or other image file"
-    assert rows[4][1].endswith(r"\udcff.jpg' has a name that is no UTF-8; rename it")
+    assert rows[4][1].endswith(r"\udcff.jpg' has a name that is not UTF-8; rename it")
 
 
 def test_a_long_strip_does_not_fill_the_memory(run: Run, weights: Path, folder: Path, tmp_path: Path) -> None:

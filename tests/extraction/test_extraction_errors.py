@@ -10,9 +10,9 @@ from featuretap import registry
 from featuretap.registry.errors import DataError, UnknownTapError
 from featuretap.support import extras
 from featuretap.support.image_files import ImageFile
-from featuretap.workflows.extraction.folder import claimed
 from featuretap.workflows.extraction.job import Job
 from featuretap.workflows.extraction.reading import open_features
+from featuretap.workflows.extraction.running import lock_folder
 
 
 def everything_in(folder: Path) -> set[str]:
@@ -100,7 +100,7 @@ def test_a_folder_with_other_things_is_left_alone(extract: Run, folder: Path, tm
     (other / "manifest.json").write_text("[]")
     ran = extract(folder, "--out", other)
     assert ran.err == (
-        f"featuretap: '{other / 'manifest.json'}' is none that featuretap extract wrote; give the --out of a run\n"
+        f"featuretap: '{other / 'manifest.json'}' was not written by featuretap extract; give the --out of a run\n"
     )
     assert not {".lock"} & (everything_in(folder) | everything_in(other))
 
@@ -108,7 +108,7 @@ def test_a_folder_with_other_things_is_left_alone(extract: Run, folder: Path, tm
 def test_a_run_does_not_begin_without_room_on_the_disk(tmp_path: Path) -> None:
     images = (ImageFile("cat.jpg", "/cat.jpg"),) * 11
     job = Job(images, {"C1": (8, 500_000, 500_000)}, False, "float32", "safetensors", 1, tmp_path / "out")
-    with pytest.raises(DataError) as error, claimed(job, {}):
+    with pytest.raises(DataError) as error, lock_folder(job, {}):
         pass
     assert re.fullmatch(
         rf"the features need 88,000\.0 GB, and '{job.folder}' has room for [\d,.]+; fewer --taps, --pool or --dtype "
@@ -154,5 +154,7 @@ def test_opening_a_folder_without_features_is_an_error(extract: Run, folder: Pat
         open_features(tmp_path / "out").tap("C4")
     assert str(unknown.value) == f"'{tmp_path / 'out'}' has no tap 'C4'; its taps: C3, C5"
     (tmp_path / "out" / "features-00000-of-00001.safetensors").unlink()
-    with pytest.raises(DataError, match=r"is no whole file of features; delete it, and run the same command again$"):
+    with pytest.raises(
+        DataError, match=r"is not a complete file of features; delete it, and run the same command again"
+    ):
         open_features(tmp_path / "out").tap("C5")

@@ -62,7 +62,7 @@ def test_a_damaged_parquet_shard_is_not_taken_for_a_finished_one(extract: Run, f
     assert not missing.exists()
     assert (ran.status, ran.err) == (
         2,
-        f"featuretap: '{shard}' is no whole file of features; delete it, and run the same command again\n",
+        f"featuretap: '{shard}' is not a complete file of features; delete it, and run the same command again\n",
     )
     shard.unlink()
     assert extract(*how).status == 0

@@ -196,7 +196,7 @@ def test_downloads_are_limited_in_size(site: Site, monkeypatch: pytest.MonkeyPat
 
 
 def test_a_server_that_does_not_answer_is_named(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sources, "PATIENCE", 0.2)
+    monkeypatch.setattr(sources, "TIMEOUT", 0.2)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         address = f"http://127.0.0.1:{silent.getsockname()[1]}/x.png"
         assert refusal(address) == f"cannot download '{address}': timed out"

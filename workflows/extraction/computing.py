@@ -1,8 +1,10 @@
-"""Computing shards: images are read by workers, and run through the backbone in batches."""
+"""Models for extraction, and the features they compute: workers read images, the backbone runs them in batches."""
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,31 +15,158 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from featuretap.models.built import Built
+from featuretap.models.transforms import check_channels, compose, compose_for_size
+from featuretap.specs.description import Description
+from featuretap.specs.preprocessing import Preprocessing
 from featuretap.support.errors import DataError, ImageError
 from featuretap.support.image_files import ImageFile
 from featuretap.support.images import read_image
 from featuretap.support.workers import block_sigint
 from featuretap.workflows.extraction.job import Job
-from featuretap.workflows.extraction.models import Model
-from featuretap.workflows.extraction.shards import Bad, Shard
+from featuretap.workflows.extraction.shards import BadImage, Shard
+from featuretap.workflows.inference.models import open_model
 
-__all__ = ["compute"]
+__all__ = ["Model", "compute_shards", "open_extractor"]
 
-LARGEST = 2**26
-"""Pixels of an image after resizing, before it is cropped: a strip of one pixel's height would else fill the memory."""
+MAXIMUM_PIXELS = 2**26
+"""Pixels of an image after resizing, before the crop: a strip of one pixel's height would otherwise fill the memory."""
 
 
-class Batch(NamedTuple):
-    """Some images of one shard: names and pixels (N, C, H, W) of those that can be read, and the others."""
+@dataclass(frozen=True)
+class Model:
+    """A backbone that is ready to run, and the preparation of its images.
+
+    Args:
+        backbone: in evaluation mode, in float32.
+        size: height and width in pixels of the prepared images.
+        preprocessing: of the images, without resizing and crop where they are resized to `size`.
+        prepare: image → tensor (C, height, width).
+    """
+
+    backbone: Built
+    size: tuple[int, int]
+    preprocessing: Preprocessing
+    prepare: Callable[[Any], Any]
+
+    @property
+    def description(self) -> Description:
+        """The description of the backbone."""
+        return self.backbone.description
+
+    def shapes(self, pooled: bool) -> dict[str, tuple[int, ...]]:
+        """Return tap address → shape of one image's features: (C,) if pooled, else (C, H, W)."""
+        return {name: tap.shape(*self.size)[: 1 if pooled else 3] for name, tap in self.backbone.taps.items()}
+
+    def digest(self) -> str:
+        """Return the SHA-256 of the names and values of the weights, in hexadecimal digits."""
+        digest = hashlib.sha256()
+        for name, tensor in sorted(self.backbone.state_dict().items()):
+            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+            digest.update(tensor.contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+        return digest.hexdigest()
+
+
+def open_extractor(
+    model: str | None, weights: str | None, taps: tuple[str, ...], size: tuple[int, int] | None = None
+) -> Model:
+    """Build the layers of a backbone up to the last of some taps.
+
+    Args:
+        model: name of the backbone; None for that of the weights file, or "mobilenet_v2".
+        weights: a tag, a file, "none" for random weights, which are always the same, or None for the catalogue's
+            default.
+        taps: addresses.
+        size: height and width in pixels that images are resized to; None for the resizing and the crop that the weights
+            were trained with.
+
+    Raises:
+        OptionError: the model's images have other than one or three channels.
+        FeaturetapError: as `registry.build` and `registry.load` do.
+    """
+    # With a fixed seed, a run with random weights can be resumed.
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        backbone: Any = open_model(model, weights, features_only=True, taps=taps).eval().float()
+    preprocessing = backbone.description.preprocessing
+    check_channels(backbone.description)
+    if size is not None:
+        prepare = compose_for_size(preprocessing, size)
+        return Model(backbone, size, replace(preprocessing, resize=None, crop=None), prepare)
+    # A bare backbone's preprocessing always crops.
+    return Model(backbone, (preprocessing.crop, preprocessing.crop), preprocessing, compose(preprocessing))
+
+
+def compute_shards(
+    job: Job,
+    model: Model,
+    shards: Iterable[int],
+    *,
+    batch_size: int,
+    workers: int,
+    report: Callable[[int], None] = lambda images: None,
+) -> Iterator[tuple[int, Shard]]:
+    """Compute shards of a job one after the other, on a GPU if there is one.
+
+    No batch has images of two shards, so that a shard does not depend on the others. Other batch sizes give equal
+    features up to rounding, equal batches equal bytes.
+
+    Args:
+        job: the images and shapes.
+        model: the backbone that the job's shapes are of.
+        shards: their numbers, in the order in which they are computed.
+        batch_size: images of a batch.
+        workers: processes that read images; 0 to read them in this one.
+        report: called after each batch with its number of images, unreadable ones included.
+
+    Raises:
+        DataError: a feature exceeds the range of float16.
+    """
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    backbone = model.backbone.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    loader: DataLoader[Any] = DataLoader(
+        _Images(job.images, model),
+        batch_sampler=[
+            [(shard, index) for index in rows[start : start + batch_size]]
+            for shard in shards
+            for rows in [job.rows(shard)]
+            for start in range(0, len(rows), batch_size)
+        ],
+        num_workers=workers,
+        collate_fn=_collate,
+        pin_memory=device == "cuda",
+        # A forked process may hang in libraries whose threads it does not have.
+        multiprocessing_context="spawn" if workers else None,
+    )
+    with block_sigint():
+        loaded = iter(loader)
+    for shard, batches in groupby(loaded, key=lambda batch: batch.shard):
+        features = {
+            address: np.empty((len(job.rows(shard)), *shape), job.dtype) for address, shape in job.shapes.items()
+        }
+        names: list[str] = []
+        bad: list[BadImage] = []
+        for batch in batches:
+            if batch.images is not None:
+                _fill_rows(features, len(names), batch.names, _compute(backbone, batch.images.to(device), job.pooled))
+            names += batch.names
+            bad += batch.bad
+            report(len(batch.names) + len(batch.bad))
+        rows = {address: values[: len(names)] for address, values in features.items()}
+        yield shard, Shard(tuple(names), rows, tuple(bad))
+
+
+class _Batch(NamedTuple):
+    """Images of one shard: names and tensors (N, C, H, W) of those that can be read, and the others."""
 
     shard: int
     names: list[str]
     images: Tensor | None
-    bad: list[Bad]
+    bad: list[BadImage]
 
 
-class Images(Dataset[Any]):
-    """Images as a model sees them, or why they cannot be read; what is read is sent between processes."""
+class _Images(Dataset[Any]):
+    """Prepared images, or why they cannot be read, as they are sent between processes."""
 
     def __init__(self, images: Sequence[ImageFile], model: Model) -> None:
         self.images = images
@@ -50,15 +179,15 @@ class Images(Dataset[Any]):
         try:
             return shard, image.text, self._read(image), ""
         except ImageError as error:
-            # Where the folder lies on this machine is no part of the reason.
+            # The reason does not depend on where the folder is on this machine.
             return shard, image.text, None, str(error).replace(repr(image.path), repr(image.text))
 
     def _read(self, image: ImageFile) -> Tensor:
         if image.text != image.name:
-            raise ImageError(f"{image.path!r} has a name that is no UTF-8; rename it")
+            raise ImageError(f"{image.path!r} has a name that is not UTF-8; rename it")
         picture = read_image(Path(image.path))
         side = self.shorter_side
-        if side is not None and side**2 * max(picture.size) > LARGEST * min(picture.size):
+        if side is not None and side**2 * max(picture.size) > MAXIMUM_PIXELS * min(picture.size):
             raise ImageError(
                 f"{image.path!r} of {picture.width}×{picture.height} pixels is too long a strip to be resized to a "
                 f"shorter side of {side}; crop it, or give a --size"
@@ -67,68 +196,9 @@ class Images(Dataset[Any]):
         return prepared
 
 
-def compute(
-    job: Job,
-    model: Model,
-    shards: Iterable[int],
-    *,
-    batch_size: int,
-    workers: int,
-    report: Callable[[int], None] = lambda images: None,
-) -> Iterator[tuple[int, Shard]]:
-    """Compute shards of a job one after the other, on a GPU if there is one.
-
-    No batch has images of two shards, so that a shard does not depend on which others are made. Batches of another
-    size give the same features to rounding, and the same batches the same bytes.
-
-    Args:
-        job: what is extracted.
-        model: the backbone that the job's shapes are of.
-        shards: their numbers, in the order in which they are made.
-        batch_size: images of a batch.
-        workers: processes that read images; 0 to read them in this one.
-        report: is told of every batch how many images it had, those that cannot be read included.
-
-    Raises:
-        DataError: a feature is beyond what float16 can hold.
-    """
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    backbone = model.backbone.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    loader: DataLoader[Any] = DataLoader(
-        Images(job.images, model),
-        batch_sampler=[
-            [(shard, index) for index in rows[start : start + batch_size]]
-            for shard in shards
-            for rows in [job.rows(shard)]
-            for start in range(0, len(rows), batch_size)
-        ],
-        num_workers=workers,
-        collate_fn=_batch,
-        pin_memory=device == "cuda",
-        # A forked process may hang in libraries whose threads it does not have.
-        multiprocessing_context="spawn" if workers else None,
-    )
-    with block_sigint():
-        computed = iter(loader)
-    for shard, batches in groupby(computed, key=lambda batch: batch.shard):
-        features = {
-            address: np.empty((len(job.rows(shard)), *shape), job.dtype) for address, shape in job.shapes.items()
-        }
-        names: list[str] = []
-        bad: list[Bad] = []
-        for batch in batches:
-            if batch.images is not None:
-                _fill(features, len(names), batch, _features(backbone, batch.images.to(device), job.pooled))
-            names += batch.names
-            bad += batch.bad
-            report(len(batch.names) + len(batch.bad))
-        rows = {address: values[: len(names)] for address, values in features.items()}
-        yield shard, Shard(tuple(names), rows, tuple(bad))
-
-
-def _batch(items: Sequence[tuple[int, str, Tensor | None, str]]) -> Batch:
+def _collate(items: Sequence[tuple[int, str, Tensor | None, str]]) -> _Batch:
     read = [(name, image) for _, name, image, _ in items if image is not None]
-    return Batch(
+    return _Batch(
         items[0][0],
         [name for name, _ in read],
         torch.stack([image for _, image in read]) if read else None,
@@ -137,19 +207,21 @@ def _batch(items: Sequence[tuple[int, str, Tensor | None, str]]) -> Batch:
 
 
 @torch.inference_mode()
-def _features(backbone: torch.nn.Module, images: Tensor, pooled: bool) -> dict[str, NDArray[Any]]:
+def _compute(backbone: torch.nn.Module, images: Tensor, pooled: bool) -> dict[str, NDArray[Any]]:
     maps = backbone(images.contiguous(memory_format=torch.channels_last))
     return {name: (values.mean((2, 3)) if pooled else values).cpu().numpy() for name, values in maps.items()}
 
 
-def _fill(into: Mapping[str, NDArray[Any]], start: int, batch: Batch, computed: Mapping[str, NDArray[Any]]) -> None:
+def _fill_rows(
+    features: Mapping[str, NDArray[Any]], start: int, names: Sequence[str], computed: Mapping[str, NDArray[Any]]
+) -> None:
     for address, values in computed.items():
-        rows = into[address][start : start + len(values)]
+        rows = features[address][start : start + len(values)]
         with np.errstate(over="ignore"):
             rows[:] = values
-        beyond = np.argwhere(np.isinf(rows) & np.isfinite(values))
-        if len(beyond):
+        overflows = np.argwhere(np.isinf(rows) & np.isfinite(values))
+        if len(overflows):
             raise DataError(
-                f"{address} of {batch.names[beyond[0][0]]!r} has the value {values[tuple(beyond[0])]:.0f}, which "
+                f"{address} of {names[overflows[0][0]]!r} has the value {values[tuple(overflows[0])]:.0f}, which "
                 f"{rows.dtype} cannot hold; give --dtype float32 and another --out"
             )

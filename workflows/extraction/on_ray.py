@@ -1,4 +1,4 @@
-"""The shards of a run, made by the processes of a Ray cluster. Ray is imported when it is asked for."""
+"""Shards computed by the processes of a Ray cluster; Ray is imported on first use."""
 
 from __future__ import annotations
 
@@ -9,23 +9,15 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from featuretap.support.errors import DataError, FeaturetapError
-from featuretap.workflows.extraction.computing import compute
+from featuretap.workflows.extraction.computing import Model, compute_shards
 from featuretap.workflows.extraction.job import Job
-from featuretap.workflows.extraction.models import Model
-from featuretap.workflows.extraction.shards import write
+from featuretap.workflows.extraction.shards import write_shard
 
 __all__ = ["extract_on_ray"]
 
 
-class ShardMaker:
-    """Makes whole shards in a process of Ray's, which keeps the model from one to the next.
-
-    Args:
-        job: a reference to what is extracted.
-        model: a reference to the backbone.
-        batch_size: images of a batch.
-        workers: processes that read images for this one.
-    """
+class ShardWriter:
+    """Computes complete shards in a process of Ray, which keeps the model from one to the next."""
 
     def __init__(self, job: Any, model: Any, batch_size: int, workers: int) -> None:
         import ray
@@ -36,15 +28,14 @@ class ShardMaker:
         self.workers = workers
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
-        """Make the shard that a row names, and add why it could not be made, if so, and how many images it has."""
+        """Write the shard of a row, and return its number of images, or the error."""
         number = row["shard"]
+        settings: Any = {"batch_size": self.batch_size, "workers": self.workers}
         try:
-            for shard, made in compute(
-                self.job, self.model, [number], batch_size=self.batch_size, workers=self.workers
-            ):
-                write(self.job.path(shard), made, self.job.file_format)
+            for shard, features in compute_shards(self.job, self.model, [number], **settings):
+                write_shard(self.job.path(shard), features)
         except FeaturetapError as error:
-            # An exception would come back wrapped in a report of Ray's.
+            # Ray would wrap an exception in a report of its own.
             return {"shard": number, "images": 0, "error": str(error)}
         return {"shard": number, "images": len(self.job.rows(number)), "error": ""}
 
@@ -58,28 +49,36 @@ def extract_on_ray(
     workers: int,
     report: Callable[[int], None],
 ) -> None:
-    """Make shards on the cluster at the address in `RAY_ADDRESS`, else on a cluster of this machine alone.
+    """Compute shards on the cluster at the address in `RAY_ADDRESS`, else on a cluster of this machine alone.
 
-    Each process takes one shard after the other and writes it into the folder, which all machines see under one path,
-    as they do the images. There is a process for each GPU of the cluster, or for each CPU where it has no GPU.
+    Each process computes one shard after the other and writes it into the folder, which all machines see under the same
+    path, as they do the images. There is a process for each GPU of the cluster, or for each CPU where it has no GPU.
+
+    Args:
+        job: the images, shapes and folder.
+        model: the backbone.
+        shards: their numbers.
+        batch_size: images of a batch.
+        workers: processes that read images for each process.
+        report: called with the number of images of each shard.
 
     Raises:
-        DataError: a shard cannot be made or written.
+        DataError: a shard cannot be computed or written.
     """
     with _quiet_cluster() as ray:
         resources = ray.cluster_resources()
         gpus = int(resources.get("GPU", 0))
         processes = min(gpus or int(resources["CPU"]), len(shards))
-        made = ray.data.from_items([{"shard": shard} for shard in shards], override_num_blocks=len(shards)).map(
-            ShardMaker,
+        computed = ray.data.from_items([{"shard": shard} for shard in shards], override_num_blocks=len(shards)).map(
+            ShardWriter,
             fn_constructor_args=(ray.put(job), ray.put(model), batch_size, workers),
-            # One at a time, so that none waits in the queue of one process while another has nothing to do.
+            # One at a time, so that none waits in the queue of one process while another is idle.
             compute=ray.data.ActorPoolStrategy(size=processes, max_tasks_in_flight_per_actor=1),
             num_cpus=1,
             num_gpus=1 if gpus else 0,
         )
         try:
-            for row in made.iter_rows():
+            for row in computed.iter_rows():
                 if row["error"]:
                     raise DataError(row["error"])
                 report(row["images"])
@@ -92,7 +91,7 @@ def extract_on_ray(
 def _quiet_cluster() -> Iterator[Any]:
     # These are read when Ray is imported or started.
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
-    # Ray Data makes its own processes in a way that Ray warns of.
+    # Ray Data starts its own processes in a way that Ray warns of.
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     import ray
     import ray.data

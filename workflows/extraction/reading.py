@@ -1,7 +1,8 @@
-"""Reading features back: all of a tap, or shard by shard. No torch."""
+"""Reading extracted features: all of a tap, or shard by shard."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,10 +12,27 @@ import numpy as np
 from numpy.typing import NDArray
 
 from featuretap.support.errors import DataError, UnknownTapError
-from featuretap.workflows.extraction.folder import read_manifest
-from featuretap.workflows.extraction.shards import contents_of, read_tap
+from featuretap.workflows.extraction.shards import read_names, read_tap
 
-__all__ = ["Features", "Part", "open_features"]
+__all__ = ["MANIFEST", "RUN_KEYS", "Features", "Part", "open_features", "read_manifest"]
+
+MANIFEST = "manifest.json"
+
+RUN_KEYS = {
+    "model": "model",
+    "options": "options of the model",
+    "size": "size of the images",
+    "preprocessing": "preprocessing",
+    "pooled": "pooling",
+    "taps": "taps",
+    "weights_sha256": "weights",
+    "dtype": "dtype",
+    "format": "format",
+    "shard_size": "shard size",
+    "images": "number of images",
+    "images_sha256": "images",
+}
+"""Keys of a manifest that must be equal to continue a run in its folder → label."""
 
 
 class Part(NamedTuple):
@@ -31,11 +49,11 @@ class Part(NamedTuple):
 
 @dataclass(frozen=True)
 class Features:
-    """The features in a folder; nothing of them is read before it is asked for.
+    """The features in a folder, read on demand.
 
     Args:
-        folder: where they are.
-        manifest: what `manifest.json` says: model, weights, taps, shards and so on.
+        folder: of the shards.
+        manifest: contents of `manifest.json`: model, weights, taps, shards and so on.
     """
 
     folder: Path
@@ -53,7 +71,7 @@ class Features:
     @property
     def names(self) -> list[str]:
         """The names of the images, in the order of the rows."""
-        return [name for path in self._paths() for name in contents_of(path).names]
+        return [name for path in self._paths() for name in read_names(path)[0]]
 
     def tap(self, address: str) -> NDArray[Any]:
         """Return the features of all images at the tap `address`: (N, C) if pooled, else (N, C, H, W).
@@ -68,13 +86,13 @@ class Features:
         return rows[0] if len(rows) == 1 else np.concatenate(rows)
 
     def parts(self) -> Iterator[Part]:
-        """Go through the shards, for features that do not fit the memory together.
+        """Iterate over the shards, for features that do not fit into memory together.
 
         Raises:
             DataError: a shard is missing or damaged.
         """
         for path in self._paths():
-            yield Part(contents_of(path).names, {address: read_tap(path, address) for address in self.taps})
+            yield Part(read_names(path)[0], {address: read_tap(path, address) for address in self.taps})
 
     def _paths(self) -> list[Path]:
         return [self.folder / shard["file"] for shard in self.manifest["shards"]]
@@ -84,9 +102,28 @@ def open_features(folder: Path | str) -> Features:
     """Open the features that `featuretap extract` wrote into `folder`.
 
     Raises:
-        DataError: there are none, or the run has not come to its end.
+        DataError: there are none, or the run is unfinished.
     """
     manifest = read_manifest(Path(folder))
     if "shards" not in manifest:
         raise DataError(f"{str(folder)!r} holds an unfinished run; run the same command again, which goes on with it")
     return Features(Path(folder), manifest)
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """Return the manifest of the features in a `folder`.
+
+    Raises:
+        DataError: there is no manifest, or another file in its place.
+    """
+    path = folder / MANIFEST
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        reason = error.strerror or error
+        raise DataError(f"{str(folder)!r} holds no features: cannot read {MANIFEST}: {reason}") from error
+    except (ValueError, RecursionError):
+        manifest = None
+    if not isinstance(manifest, dict) or not RUN_KEYS.keys() <= manifest.keys():
+        raise DataError(f"{str(path)!r} was not written by featuretap extract; give the --out of a run")
+    return manifest

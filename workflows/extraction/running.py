@@ -1,30 +1,44 @@
-"""A run from images to a folder of features: on this machine, or on a cluster."""
+"""Extraction runs, on this machine or a cluster; an interrupted run is resumed in its folder."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import csv
+import io
+import json
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
+
+from featuretap.support.atomic_write import replace_files
+from featuretap.support.errors import DataError
 from featuretap.support.image_files import digest_of
 from featuretap.support.version import __version__
-from featuretap.workflows.extraction.computing import compute
-from featuretap.workflows.extraction.folder import claimed, finish
+from featuretap.workflows.extraction.computing import Model, compute_shards
 from featuretap.workflows.extraction.job import Job
-from featuretap.workflows.extraction.models import Model
-from featuretap.workflows.extraction.shards import Bad, write
+from featuretap.workflows.extraction.reading import MANIFEST, RUN_KEYS, read_manifest
+from featuretap.workflows.extraction.shards import BadImage, read_names, write_shard
 
-__all__ = ["Outcome", "extract"]
+__all__ = ["Outcome", "extract", "lock_folder"]
 
 SCHEMA = 1
+ERRORS = "errors.csv"
+LOCK = ".lock"
+TEMPORARY = ".featuretap-*.tmp"
+MAXIMUM_LENGTH = 40
+"""Characters of a value in a message."""
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a run did: how many images it had to read now, and which images of the job have no features."""
+    """The result of a run: the number of images read by it, and the images of the job without features."""
 
     read: int
-    bad: tuple[Bad, ...]
+    bad: tuple[BadImage, ...]
 
 
 def extract(
@@ -37,22 +51,22 @@ def extract(
     begin: Callable[[int], None] = lambda images: None,
     report: Callable[[int], None] = lambda images: None,
 ) -> Outcome:
-    """Make the shards of a job that are not there yet, and write what is known of all of them.
+    """Compute the missing shards of a job, and write manifest and errors of all of them.
 
     Args:
-        job: what is extracted.
+        job: the images, shapes and folder.
         model: the backbone that the job's shapes are of.
         batch_size: images of a batch.
         workers: processes that read images; 0 to read them where the backbone runs.
-        on_ray: whether Ray's processes make the shards.
-        begin: is told how many images there are to read.
-        report: is told how many more were read.
+        on_ray: whether processes of Ray compute the shards.
+        begin: called with the number of images to read.
+        report: called with the number of images of each batch or shard.
 
     Raises:
-        DataError: the folder cannot be used for this run, or no image can be read; see `claimed`, `finish`, `compute`.
+        DataError: the folder cannot be used for this run, no image can be read, or a value exceeds float16.
     """
     identity = _identity(job, model)
-    with claimed(job, identity) as missing:
+    with lock_folder(job, identity) as missing:
         read = sum(len(job.rows(shard)) for shard in missing)
         begin(read)
         if missing and on_ray:
@@ -60,16 +74,49 @@ def extract(
 
             extract_on_ray(job, model, missing, batch_size=batch_size, workers=workers, report=report)
         else:
-            for shard, made in compute(job, model, missing, batch_size=batch_size, workers=workers, report=report):
-                write(job.path(shard), made, job.file_format)
-        return Outcome(read, finish(job, identity))
+            computed = compute_shards(job, model, missing, batch_size=batch_size, workers=workers, report=report)
+            for shard, features in computed:
+                write_shard(job.path(shard), features)
+        return Outcome(read, _finish(job, identity))
+
+
+@contextmanager
+def lock_folder(job: Job, identity: Mapping[str, Any]) -> Iterator[list[int]]:
+    """Create and lock the folder of a job, and yield the numbers of its missing shards.
+
+    Args:
+        job: the run.
+        identity: its manifest before the shards are computed; see `RUN_KEYS`.
+
+    Raises:
+        DataError: the folder cannot be written to, holds something else or another run's features, another process
+            writes to it, a shard in it is damaged, or the disk has no room for the rest.
+    """
+    folder = job.folder
+    lock = FileLock(folder / LOCK, timeout=0)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        # Before the lock, which is a file too.
+        _own_manifest(folder)
+        lock.acquire()
+    except Timeout as error:
+        raise DataError(
+            f"another process is writing features into {str(folder)!r}; wait for it, or give another --out"
+        ) from error
+    except FileExistsError as error:
+        raise DataError(f"{str(folder)!r} is a file; give a folder as --out") from error
+    except OSError as error:
+        raise DataError(f"cannot write into {str(folder)!r}: {error.strerror or error}") from error
+    try:
+        yield _missing_shards(job, identity)
+    finally:
+        lock.release()
 
 
 def _identity(job: Job, model: Model) -> dict[str, Any]:
-    """Return what the manifest says of a run before its shards are made."""
+    """Return the manifest of a run before its shards are computed, as JSON reads it back."""
     description = model.description
-    taps: Any = model.backbone.taps
-    return {
+    manifest: dict[str, Any] = {
         "schema": SCHEMA,
         "version": __version__,
         "model": description.name,
@@ -77,11 +124,11 @@ def _identity(job: Job, model: Model) -> dict[str, Any]:
         "weights": None if description.weights is None else str(description.weights),
         "weights_sha256": model.digest(),
         "taps": {
-            address: {"channels": tap.channels, "stride": tap.stride, "shape": list(job.shapes[address])}
-            for address, tap in taps.items()
+            address: {"channels": tap.channels, "stride": tap.stride, "shape": job.shapes[address]}
+            for address, tap in model.backbone.taps.items()
         },
-        "size": list(model.size),
-        "preprocessing": _plain(model.preprocessing.as_table()),
+        "size": model.size,
+        "preprocessing": model.preprocessing.as_table(),
         "pooled": job.pooled,
         "dtype": job.dtype,
         "format": job.file_format,
@@ -89,8 +136,80 @@ def _identity(job: Job, model: Model) -> dict[str, Any]:
         "images": len(job.images),
         "images_sha256": digest_of(job.images),
     }
+    return dict(json.loads(json.dumps(manifest)))
 
 
-def _plain(table: dict[str, Any]) -> dict[str, Any]:
-    # As JSON gives it back, so that it can be compared.
-    return {key: list(value) if isinstance(value, tuple) else value for key, value in table.items()}
+def _missing_shards(job: Job, identity: Mapping[str, Any]) -> list[int]:
+    """Return the numbers of the shards to compute, after all checks of the folder, and write the first manifest."""
+    manifest = _own_manifest(job.folder)
+    if manifest is not None:
+        _check_same_run(job.folder, manifest, identity)
+    for temporary in job.folder.glob(TEMPORARY):
+        temporary.unlink()
+    missing = [shard for shard in range(job.shards) if not job.path(shard).exists()]
+    for shard in set(range(job.shards)) - set(missing):
+        # Raises for damaged files.
+        read_names(job.path(shard))
+    needed = job.row_bytes * sum(len(job.rows(shard)) for shard in missing)
+    free = shutil.disk_usage(job.folder).free
+    if needed > free:
+        raise DataError(
+            f"the features need {needed / 1e9:,.1f} GB, and {str(job.folder)!r} has room for {free / 1e9:,.1f}; fewer "
+            "--taps, --pool or --dtype float16 need less"
+        )
+    if manifest is None:
+        _write_manifest(job.folder, identity)
+    return missing
+
+
+def _own_manifest(folder: Path) -> dict[str, Any] | None:
+    """Return the manifest of the run in a folder, or None where the folder is empty."""
+    if (folder / MANIFEST).exists():
+        return read_manifest(folder)
+    # A process killed before it wrote its manifest leaves these.
+    ours = {folder / LOCK, *folder.glob(TEMPORARY)}
+    others = sorted(path.name for path in folder.iterdir() if path not in ours)
+    if others:
+        raise DataError(f"{str(folder)!r} holds other things, such as {others[0]!r}; give a new folder as --out")
+    return None
+
+
+def _check_same_run(folder: Path, manifest: Mapping[str, Any], identity: Mapping[str, Any]) -> None:
+    for key, label in RUN_KEYS.items():
+        # Channels and shapes of taps follow from the other keys.
+        found, requested = (list(run[key]) if key == "taps" else run[key] for run in (manifest, identity))
+        if found != requested:
+            raise DataError(
+                f"{str(folder)!r} holds features of another run ({label}: {_abbreviated(found)} there, "
+                f"{_abbreviated(requested)} asked for); give another --out, or the same command again"
+            )
+
+
+def _abbreviated(value: Any) -> str:
+    return json.dumps(value[:MAXIMUM_LENGTH] if isinstance(value, str) else value, ensure_ascii=False)
+
+
+def _finish(job: Job, identity: Mapping[str, Any]) -> tuple[BadImage, ...]:
+    """Write the final manifest and the errors, and return the images that could not be read."""
+    shards = []
+    bad: list[BadImage] = []
+    for path in map(job.path, range(job.shards)):
+        names, bad_images = read_names(path)
+        shards.append({"file": path.name, "rows": len(names), "bytes": path.stat().st_size})
+        bad += bad_images
+    if bad:
+        text = io.StringIO()
+        csv.writer(text, lineterminator="\n").writerows([("image", "reason"), *bad])
+        replace_files({job.folder / ERRORS: text.getvalue().encode()}, DataError)
+    if len(bad) == len(job.images):
+        raise DataError(
+            f"none of the {len(bad)} images can be read, the first because {bad[0][1]}; "
+            f"all are in {str(job.folder / ERRORS)!r}"
+        )
+    _write_manifest(job.folder, {**identity, "rows": len(job.images) - len(bad), "shards": shards})
+    return tuple(bad)
+
+
+def _write_manifest(folder: Path, manifest: Mapping[str, Any]) -> None:
+    content = json.dumps(manifest, indent=2, ensure_ascii=False) + "\n"
+    replace_files({folder / MANIFEST: content.encode()}, DataError)

@@ -1,4 +1,4 @@
-"""A shard: the features of some images, as a safetensors or Parquet file. No torch."""
+"""Shards: the features of some images, as a safetensors or Parquet file."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from safetensors import SafetensorError, safe_open
 from featuretap.support.atomic_write import replace_files
 from featuretap.support.errors import DataError, WeightsError
 from featuretap.weights.header import read_header, with_sorted_header
-from featuretap.workflows.extraction.job import FileFormat
 
-__all__ = ["Bad", "Contents", "Shard", "contents_of", "read_tap", "write"]
+__all__ = ["BadImage", "Shard", "read_names", "read_tap", "write_shard"]
 
-Bad = tuple[str, str]
-"""The name of an image that cannot be read, and the reason."""
+BadImage = tuple[str, str]
+"""Name of an image that cannot be read, and the reason."""
 
-PATHS = "featuretap.paths"
-BAD = "featuretap.bad"
-SHAPES = "featuretap.shapes"
+PATHS, BAD, SHAPES = "featuretap.paths", "featuretap.bad", "featuretap.shapes"
+"""Metadata keys."""
+
 PATH = "path"
+"""Column of the names in Parquet files."""
 
 
 @dataclass(frozen=True)
@@ -36,69 +36,58 @@ class Shard:
 
     names: tuple[str, ...]
     features: Mapping[str, NDArray[Any]]
-    bad: tuple[Bad, ...]
+    bad: tuple[BadImage, ...]
 
 
-@dataclass(frozen=True)
-class Contents:
-    """What a shard holds besides features: names of its images in the order of its rows, and those left out."""
-
-    names: tuple[str, ...]
-    bad: tuple[Bad, ...]
-
-
-def write(path: Path, shard: Shard, file_format: FileFormat) -> None:
-    """Write a shard, whole or not at all. Equal shards give equal bytes.
+def write_shard(path: Path, shard: Shard) -> None:
+    """Write a shard atomically, in the format of its suffix. Equal shards give equal bytes.
 
     Raises:
-        DataError: a folder or the disk does not take it.
+        DataError: it cannot be written.
     """
-    content = _as_safetensors(shard) if file_format == "safetensors" else _as_parquet(shard)
-    try:
-        replace_files({path: content})
-    except WeightsError as error:
-        raise DataError(str(error)) from error
+    content = _to_safetensors(shard) if path.suffix == ".safetensors" else _to_parquet(shard)
+    replace_files({path: content}, DataError)
 
 
-def contents_of(path: Path) -> Contents:
-    """Read the names of a shard's images, and those that were left out, without reading features.
+def read_names(path: Path) -> tuple[tuple[str, ...], tuple[BadImage, ...]]:
+    """Return the names of a shard's images and the images left out, without reading features.
 
     Raises:
-        DataError: the shard is not whole, or none of ours.
+        DataError: the file is damaged, or not a shard.
     """
     try:
         metadata = read_header(path).metadata if path.suffix == ".safetensors" else _parquet_metadata(path)
-        names = json.loads(metadata[PATHS]) if PATHS in metadata else _read_parquet(path, PATH).to_pylist()
-        return Contents(tuple(names), tuple((name, reason) for name, reason in json.loads(metadata[BAD])))
+        names = json.loads(metadata[PATHS]) if PATHS in metadata else _parquet_column(path, PATH).to_pylist()
+        return tuple(names), tuple((name, reason) for name, reason in json.loads(metadata[BAD]))
     except (WeightsError, KeyError, ValueError, OSError) as error:
         raise _damaged(path) from error
 
 
 def read_tap(path: Path, address: str) -> NDArray[Any]:
-    """Read the features of one tap: (N, C) or (N, C, H, W).
+    """Return the features of one tap: (N, C) or (N, C, H, W).
 
     Raises:
-        DataError: the shard is not whole, or none of ours.
+        DataError: the file is damaged, or not a shard.
     """
     try:
         if path.suffix == ".safetensors":
             with safe_open(path, framework="np") as file:
                 return np.asarray(file.get_tensor(address))
         shape = json.loads(_parquet_metadata(path)[SHAPES])[address]
-        flat = _read_parquet(path, address).combine_chunks().flatten()
+        flat = _parquet_column(path, address).combine_chunks().flatten()
         return np.asarray(flat.to_numpy(zero_copy_only=False).reshape(-1, *shape))
     except (SafetensorError, KeyError, ValueError, OSError) as error:
         raise _damaged(path) from error
 
 
-def _as_safetensors(shard: Shard) -> bytes:
-    # The library's writer takes the bytes of an array as they lie in memory, whatever the array's order is.
+def _to_safetensors(shard: Shard) -> bytes:
+    # The library writes the bytes of an array in memory order, whatever its strides.
     arrays = {address: np.ascontiguousarray(values) for address, values in shard.features.items()}
     metadata = {"format": "pt", PATHS: _json(shard.names), BAD: _json(shard.bad)}
     return with_sorted_header(safetensors.numpy.save(arrays, metadata))
 
 
-def _as_parquet(shard: Shard) -> bytes:
+def _to_parquet(shard: Shard) -> bytes:
     import pyarrow
     import pyarrow.parquet
 
@@ -110,7 +99,7 @@ def _as_parquet(shard: Shard) -> bytes:
         columns[address] = pyarrow.FixedSizeListArray.from_arrays(pyarrow.array(values.reshape(-1)), length)
     table = pyarrow.table(columns, metadata={SHAPES: _json(shapes), BAD: _json(shard.bad)})
     sink = io.BytesIO()
-    # Neither dictionaries nor compression make features of networks much smaller.
+    # Neither dictionaries nor compression reduce the size of features much.
     pyarrow.parquet.write_table(table, sink, compression="none", use_dictionary=False)
     return sink.getvalue()
 
@@ -121,7 +110,7 @@ def _parquet_metadata(path: Path) -> dict[str, str]:
     return {key.decode(): value.decode() for key, value in (pyarrow.parquet.read_schema(path).metadata or {}).items()}
 
 
-def _read_parquet(path: Path, column: str) -> Any:
+def _parquet_column(path: Path, column: str) -> Any:
     import pyarrow.parquet
 
     return pyarrow.parquet.read_table(path, columns=[column]).column(column)
@@ -132,4 +121,4 @@ def _json(value: object) -> str:
 
 
 def _damaged(path: Path) -> DataError:
-    return DataError(f"{str(path)!r} is no whole file of features; delete it, and run the same command again")
+    return DataError(f"{str(path)!r} is not a complete file of features; delete it, and run the same command again")
