@@ -1,4 +1,4 @@
-"""A backbone with its classifier in the form that timm expects of a model: its methods, attributes and arguments."""
+"""A backbone with its classifier as timm expects a model to be: its methods, attributes and arguments."""
 
 # torch.jit.script reads annotations as objects, not as strings, and knows typing's names only.
 # ruff: noqa: UP006, UP007, UP035, UP045
@@ -18,31 +18,27 @@ from featuretap.specs import BackboneSpec
 from featuretap.support.errors import OptionError
 from featuretap.weights.folding import eps_of, fold_eps, set_eps
 
-__all__ = ["TimmNetwork", "levels_only"]
+__all__ = ["TimmNetwork", "extract_levels"]
 
 
 class TimmNetwork(nn.Module):
     """Images (N, in_chans, H, W) → logits (N, num_classes), by the modules of `registry.build`.
 
-    Parameters have the names that they have in our files: `stages.C1…`, `head.hidden`, `head.logits`.
+    Parameters have the names that they have in our files: `stages.C1…`, `head.hidden`, `head.logits`. Arguments,
+    methods and attributes are those of timm's models, but for two.
 
     Args:
         backbone: its name in the registry.
         reduced_tail: whether the channels behind C4 are halved.
-        pretrained: the tag of published weights, or False for fresh ones.
+        pretrained: the tag of published weights, or False for random ones.
         num_classes: number of logits; 0 for the features before them.
         in_chans: channels of the images.
-        global_pool: how a map becomes a vector: "avg", "max" or "avgmax" (timm's "fast…" of these too), or "" for not
-            at all, which leaves what the head makes of every place: (N, num_classes, H', W').
+        global_pool: "avg", "max" or "avgmax" (timm's "fast…" of these too), or "" for logits at every place of the
+            map: (N, num_classes, H', W').
         drop_rate: of the head's dropout in training; None is the family's own.
-        output_stride: 32, 16 or 8: no map is smaller than the images divided by it.
-        device: where the parameters lie.
+        output_stride: 32, 16 or 8.
+        device: of the parameters.
         dtype: of the parameters.
-
-    Attributes:
-        feature_info: of each level its channels `num_chs`, its stride `reduction` and its path `module`.
-        num_features: channels of the last map.
-        head_hidden_size: channels before the logits.
     """
 
     def __init__(
@@ -71,8 +67,11 @@ class TimmNetwork(nn.Module):
         spec = registry.spec(backbone, features_only=True, **options)
         assert isinstance(spec, BackboneSpec)
         if pretrained:
-            _with_eps(built, spec.norm_eps)
-        # Plain chains of the same blocks: those of the backbone also return maps, which timm knows no use for.
+            # Checkpoints of timm do not state their norms' epsilon, so that it has to be the one of new models.
+            eps = {path: (own, spec.norm_eps) for path, own in eps_of(built).items()}
+            built.load_state_dict(fold_eps(built.state_dict(), eps))
+            set_eps(built, spec.norm_eps)
+        # Plain chains of the same blocks: those of the backbone also return maps, which timm does not expect.
         self.stages = nn.Sequential(
             OrderedDict(
                 (level, nn.Sequential(OrderedDict(stage.named_children())))
@@ -120,19 +119,14 @@ class TimmNetwork(nn.Module):
         output_fmt: str = "NCHW",
         intermediates_only: bool = False,
     ) -> Union[List[Tensor], Tuple[Tensor, List[Tensor]]]:
-        """Return the last map, and those of the levels that are asked for, in the order of the network.
+        """Return the last map, and those of the levels at `indices` (a number: so many last ones; None: all).
 
-        Args:
-            x: images (N, in_chans, H, W).
-            indices: of the levels, from 0 for C1; a number for so many last ones, None for all.
-            norm: taken as other models of timm take it; there is no norm behind the last map.
-            stop_early: run no level behind the last that is asked for, whose map then is the last map.
-            output_fmt: only "NCHW".
-            intermediates_only: leave the last map out.
+        There is no `norm` behind the last map. With `stop_early`, no level behind the last of `indices` is run, and its
+        map is the last map; with `intermediates_only`, the last map is left out.
         """
         assert output_fmt == "NCHW", "maps are returned as NCHW only"
-        taken, last = feature_take_indices(len(self.stages), indices)
-        x, maps = self._run(x, taken, last + 1 if stop_early else len(self.stages))
+        selected, last = feature_take_indices(len(self.stages), indices)
+        x, maps = self._run(x, selected, last + 1 if stop_early else len(self.stages))
         if intermediates_only:
             return maps
         return x, maps
@@ -140,37 +134,27 @@ class TimmNetwork(nn.Module):
     def prune_intermediate_layers(
         self, indices: Union[int, List[int]] = 1, prune_norm: bool = False, prune_head: bool = True
     ) -> List[int]:
-        """Drop the levels behind the last of `indices`, and a head that cannot read what is left.
-
-        Args:
-            indices: as of `forward_intermediates`.
-            prune_norm: taken as other models of timm take it; there is no norm behind the last map.
-            prune_head: drop the head where it could stay, too.
+        """Drop the levels behind the last of `indices`, and the head if it cannot read what is left or `prune_head`.
 
         Returns:
-            the indices, counted from the first level.
+            the indices, counted from the first level; there is no `prune_norm` behind the last map.
         """
-        taken: List[int]
-        taken, last = feature_take_indices(len(self.stages), indices)
+        selected: List[int]
+        selected, last = feature_take_indices(len(self.stages), indices)
         if prune_head or last + 1 < len(self.stages):
             self.stages = self.stages[: last + 1]
             self.num_features = self.feature_info[last]["num_chs"]
             self.head.hidden = self.head.norm = self.head.activation = nn.Identity()
             self.head_hidden_size = self._head_channels()
             self.reset_classifier(0, "")
-        return taken
+        return selected
 
     def get_classifier(self) -> nn.Module:
         """Return the layer that gives the logits."""
         return self.head.logits
 
     def reset_classifier(self, num_classes: int, global_pool: Optional[str] = None) -> None:
-        """Give the head a new last layer, with fresh weights.
-
-        Args:
-            num_classes: number of logits; 0 for the features before them.
-            global_pool: as of the model; None for the same as before.
-        """
+        """Replace the head's last layer by a randomly initialised one; without `global_pool` pooling stays as it is."""
         self.num_classes = num_classes
         self.head.logits = (self._logits(num_classes) if num_classes else nn.Identity()).train(self.training)
         if global_pool is not None:
@@ -181,11 +165,11 @@ class TimmNetwork(nn.Module):
         return {"stem": r"^stages\.C1\.0\.", "blocks": r"^stages\.C(\d+)" if coarse else r"^stages\.C(\d+)\.(\d+)"}
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Say whether training computes what is inside each block a second time instead of keeping it."""
+        """Set whether training recomputes the activations inside each block instead of keeping them."""
         self.grad_checkpointing = enable
 
-    def _run(self, x: Tensor, taken: List[int], count: int) -> Tuple[Tensor, List[Tensor]]:
-        """Run the first `count` levels, and return the last map and those at the indices `taken`."""
+    def _run(self, x: Tensor, selected: List[int], count: int) -> Tuple[Tensor, List[Tensor]]:
+        """Run the first `count` levels, and return the last map and those at the indices `selected`."""
         maps: List[Tensor] = []
         for index, stage in enumerate(self.stages):
             if index < count:
@@ -194,7 +178,7 @@ class TimmNetwork(nn.Module):
                     x = checkpoint_seq(stage, x)
                 else:
                     x = stage(x)
-                if index in taken:
+                if index in selected:
                     maps.append(x)
         return x, maps
 
@@ -211,29 +195,19 @@ class TimmNetwork(nn.Module):
         return hidden.out_features if isinstance(hidden, nn.Linear) else self.num_features
 
 
-def levels_only(
+def extract_levels(
     model: TimmNetwork, out_indices: Union[int, Tuple[int, ...]], flatten_sequential: bool = True
 ) -> FeatureListNet:
-    """Return what `features_only=True` makes of a model: images → list of maps; what lies behind them is dropped.
+    """Return the feature extractor of `features_only=True`: images → list of maps, without the layers behind them.
 
-    Its children are the levels under their own names, by which transformers asks for maps.
-
-    Args:
-        model: the model.
-        out_indices: of the levels, from 0 for C1; a number for so many last ones.
-        flatten_sequential: of timm, about the children of the whole model; those of `stages` are the levels already.
+    Its children are the levels under their own names, by which transformers asks for maps; timm's `flatten_sequential`
+    is about the children of the model, and those of `stages` are the levels already.
     """
     levels = model.stages
     levels.feature_info = [  # type: ignore[assignment]
         {**info, "module": level} for info, level in zip(model.feature_info, levels._modules, strict=True)
     ]
     return FeatureListNet(levels, out_indices=out_indices)
-
-
-def _with_eps(model: nn.Module, eps: float) -> None:
-    """Give batch norms the epsilon of fresh ones, since checkpoints of timm do not say which theirs is."""
-    model.load_state_dict(fold_eps(model.state_dict(), {path: (own, eps) for path, own in eps_of(model).items()}))
-    set_eps(model, eps)
 
 
 def _pool(kind: str) -> nn.Module:

@@ -1,16 +1,19 @@
-"""The type of built models, and how to find a model and its description inside wrappers."""
+"""The type of built models, the description inside wrappers, and the mark of fused models."""
 
 from __future__ import annotations
 
-from typing import cast
+from typing import Self, cast
 
 from torch import nn
 
 from featuretap.specs import Tap
 from featuretap.specs.description import Description
-from featuretap.support.errors import OptionError
+from featuretap.support.errors import OptionError, TrainingError
 
-__all__ = ["Built", "description_of", "unwrap"]
+__all__ = ["FUSED", "Built", "InferenceOnly", "description_of", "is_fused", "unwrap"]
+
+FUSED = "for_inference"
+"""Name of the submodule that marks a fused model."""
 
 
 class Built(nn.Module):
@@ -66,3 +69,25 @@ def description_of(model: nn.Module, action: str = "this reads") -> Description:
             "returned"
         )
     return description
+
+
+class InferenceOnly(nn.Module):
+    """The submodule by which a fused model refuses to be trained; it computes nothing."""
+
+    def train(self, mode: bool = True) -> Self:
+        """Stay in evaluation.
+
+        Raises:
+            TrainingError: training mode was asked for.
+        """
+        if mode:
+            raise TrainingError(
+                "a fused model is for inference, since its batch norms have become a part of its convolutions; train "
+                "the model that it was made from, and fuse that afterwards"
+            )
+        return super().train(mode)
+
+
+def is_fused(model: nn.Module) -> bool:
+    """Return whether `registry.fuse` returned a model."""
+    return isinstance(model._modules.get(FUSED), InferenceOnly)

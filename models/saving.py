@@ -9,8 +9,7 @@ from torch import nn
 
 from featuretap.catalogue.catalogue import Catalogue
 from featuretap.catalogue.request import resolve_request
-from featuretap.models.built import unwrap
-from featuretap.models.inference_only import is_fused
+from featuretap.models.built import is_fused, unwrap
 from featuretap.specs import BackboneSpec, ModelSpec
 from featuretap.specs.description import Description, format_options
 from featuretap.specs.layout import NATIVE

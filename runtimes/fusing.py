@@ -21,8 +21,7 @@ from torchvision.models.segmentation.deeplabv3 import ASPPPooling
 from torchvision.ops import FrozenBatchNorm2d
 
 from featuretap.heads.modules.classification import ClassificationHead
-from featuretap.models.built import Built, unwrap
-from featuretap.models.inference_only import MARK, InferenceOnly, is_fused
+from featuretap.models.built import FUSED, Built, InferenceOnly, is_fused, unwrap
 from featuretap.specs.description import format_options
 from featuretap.support.errors import OptionError
 
@@ -92,7 +91,7 @@ def fuse(model: nn.Module) -> nn.Module:
         )
     _check_outputs(model, fused, label)
     # First, so that nothing else has changed its mode when it refuses.
-    fused._modules = {MARK: InferenceOnly().eval(), **fused._modules}
+    fused._modules = {FUSED: InferenceOnly().eval(), **fused._modules}
     return fused
 
 

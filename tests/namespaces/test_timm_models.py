@@ -19,22 +19,22 @@ from support.timm_models import (
 )
 from torch import nn
 
-from featuretap.adapters import timm_models
+from featuretap.adapters import timm as timm_adapter
 from featuretap.registry.errors import OptionError
 
 
 def test_every_backbone_is_registered_with_a_full_and_with_a_reduced_tail() -> None:
     assert len(NAMES) == 36
     assert sorted(timm.list_models("featuretap_*")) == sorted(NAMES)
-    assert sorted(timm.list_models(module="timm_models")) == sorted(NAMES)
+    assert sorted(timm.list_models(module="timm")) == sorted(NAMES)
 
 
 def test_reloading_the_module_keeps_the_registered_models() -> None:
     before = timm.models.model_entrypoint("featuretap_mobilenet_v2")
-    importlib.reload(timm_models)
+    importlib.reload(timm_adapter)
     assert timm.models.model_entrypoint("featuretap_mobilenet_v2") is before
     everything: dict[str, object] = {}
-    exec("from featuretap.adapters.timm_models import *", everything)
+    exec("from featuretap.adapters.timm import *", everything)
     assert everything["featuretap_mobilenet_v2"] is before
 
 

@@ -43,7 +43,7 @@ SURFACE = [
 ]
 """Modules with what users and authors of plugins call."""
 
-LEFT_OUT = ("featuretap.command_line", "featuretap.adapters.timm_models")
+LEFT_OUT = ("featuretap.command_line", "featuretap.adapters.timm")
 """Functions of the command line, which speak through --help, and those that timm calls, made in a loop."""
 
 PAPER = re.compile(r"arXiv\s\d{4}\.\d{5}")

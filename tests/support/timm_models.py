@@ -7,7 +7,7 @@ import timm
 from support import oracles
 from torch import nn
 
-import featuretap.adapters.timm_models  # noqa: F401 - registers the models
+import featuretap.adapters.timm  # noqa: F401 - registers the models
 from featuretap.registry import Registry
 
 OURS = Registry(discover=False)

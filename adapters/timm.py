@@ -1,0 +1,129 @@
+"""Our backbones as models of timm: `import featuretap.adapters.timm`, then `timm.create_model("featuretap_…")`.
+
+Each is registered with its full tail and with a reduced one: `featuretap_mobilenet_v3_large`, and
+`featuretap_mobilenet_v3_large_reduced_tail`. Published weights are timm's tags of them, loaded and checked as by
+`registry.build`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+from timm.models import (
+    PretrainedCfg,
+    build_model_with_cfg,
+    generate_default_cfgs,
+    is_model,
+    register_model,
+    resolve_pretrained_cfg,
+)
+from torch import nn
+
+from featuretap.adapters.timm_network import TimmNetwork, extract_levels
+from featuretap.catalogue.hookspecs import WeightsEntry
+from featuretap.registry import Registry
+from featuretap.specs import BackboneSpec
+from featuretap.specs.preprocessing import Preprocessing
+from featuretap.support.errors import OptionError
+
+OURS = Registry(discover=False)
+
+CLASSES = {"imagenet1k": 1000, "imagenet21k_miil": 11221}
+"""Label set → number of classes."""
+
+
+MODELS = {
+    f"featuretap_{backbone}{suffix}": (backbone, bool(suffix))
+    for backbone in OURS.list_backbones()
+    for suffix in ("", "_reduced_tail")
+}
+"""Name in timm → the backbone's name, and whether the tail is reduced."""
+
+
+def _entries(backbone: str) -> list[WeightsEntry]:
+    """Return published weights of the classifier; those of detectors do not fit a model of timm."""
+    return [entry for entry in OURS.weights_of(backbone) if entry.head == "classification"]
+
+
+def _cfgs(name: str, backbone: str) -> Iterator[tuple[str, PretrainedCfg]]:
+    """Yield a model's name, with the tag of each of its published weights if it has any, and timm's configuration."""
+    spec = OURS.spec(backbone, features_only=True)
+    assert isinstance(spec, BackboneSpec)
+    published: list[tuple[str, Preprocessing, int, dict[str, Any]]] = [
+        (
+            f"{name}.{entry.tag}",
+            entry.preprocessing,
+            CLASSES[entry.classes],
+            {"url": entry.url, "license": entry.license},
+        )
+        for entry in _entries(backbone)
+    ]
+    for tagged, preprocessing, num_classes, source in published or [(name, Preprocessing(), 1000, {})]:
+        crop, resize = preprocessing.crop, preprocessing.resize
+        assert crop
+        assert resize
+        *_, (_, height, width) = spec.tap_shapes(crop, crop).values()
+        cfg = PretrainedCfg(
+            input_size=(spec.in_channels, crop, crop),
+            pool_size=(height, width),
+            crop_pct=crop / resize,
+            interpolation=preprocessing.interpolation,
+            mean=preprocessing.mean,
+            std=preprocessing.std,
+            num_classes=CLASSES[entry.classes if entry else "imagenet1k"],
+            first_conv=spec.stem.removesuffix(".weight"),
+            classifier="head.logits",
+        )
+        if entry:
+            yield f"{name}.{entry.tag}", replace(cfg, url=entry.url, license=entry.license)
+        else:
+            yield name, cfg
+
+
+def _entrypoint(name: str, backbone: str, reduced_tail: bool) -> Callable[..., nn.Module]:
+    tags: dict[Any, str] = {entry.url: entry.tag for entry in _entries(backbone)}
+
+    def create(
+        pretrained: bool = False,
+        pretrained_cfg: Any = None,
+        pretrained_cfg_overlay: dict[str, Any] | None = None,
+        cache_dir: Any = None,
+        **options: Any,
+    ) -> nn.Module:
+        cfg = resolve_pretrained_cfg(name, pretrained_cfg, pretrained_cfg_overlay)
+        # A file that the caller names is one of timm's, which timm loads itself.
+        tag = tags.get(cfg.url, False) if pretrained and not (cfg.file or cfg.state_dict) else False
+        if tag and cache_dir:
+            raise OptionError(
+                f"cannot keep the weights of {name!r} in cache_dir={str(cache_dir)!r}; they are kept in the caches of "
+                "torch.hub and huggingface_hub, which TORCH_HOME and HF_HOME name"
+            )
+        model: nn.Module = build_model_with_cfg(
+            partial(TimmNetwork, backbone, reduced_tail=reduced_tail, pretrained=tag),
+            name,
+            pretrained and not tag,
+            pretrained_cfg=pretrained_cfg,
+            pretrained_cfg_overlay=pretrained_cfg_overlay,
+            feature_cfg={"feature_cls": extract_levels, "flatten_sequential": True},
+            cache_dir=cache_dir,
+            **options,
+        )
+        return model
+
+    create.__name__ = create.__qualname__ = name
+    create.__doc__ = f"Return {backbone!r}{' with a reduced tail' if reduced_tail else ''} as a model of timm."
+    return create
+
+
+default_cfgs = generate_default_cfgs(
+    dict(cfg for name, (backbone, _) in MODELS.items() for cfg in _cfgs(name, backbone))
+)
+__all__ = ["default_cfgs", *default_cfgs]
+
+for _name in MODELS:
+    # timm warns where a name is registered again, as reloading this module would.
+    if not is_model(_name):
+        globals()[_name] = register_model(_entrypoint(_name, *MODELS[_name]))
