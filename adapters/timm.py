@@ -52,16 +52,8 @@ def _cfgs(name: str, backbone: str) -> Iterator[tuple[str, PretrainedCfg]]:
     """Yield a model's name, with the tag of each of its published weights if it has any, and timm's configuration."""
     spec = OURS.spec(backbone, features_only=True)
     assert isinstance(spec, BackboneSpec)
-    published: list[tuple[str, Preprocessing, int, dict[str, Any]]] = [
-        (
-            f"{name}.{entry.tag}",
-            entry.preprocessing,
-            CLASSES[entry.classes],
-            {"url": entry.url, "license": entry.license},
-        )
-        for entry in _entries(backbone)
-    ]
-    for tagged, preprocessing, num_classes, source in published or [(name, Preprocessing(), 1000, {})]:
+    for entry in _entries(backbone) or [None]:
+        preprocessing = entry.preprocessing if entry else Preprocessing()
         crop, resize = preprocessing.crop, preprocessing.resize
         assert crop
         assert resize
