@@ -9,15 +9,13 @@ from io import TextIOWrapper
 
 import click
 
-from featuretap.command_line.bench_command import bench_command
 from featuretap.command_line.catalogue_commands import list_command, show_command
 from featuretap.command_line.commands import Group
 from featuretap.command_line.completion import PROGRAM, completion_command
 from featuretap.command_line.image_commands import extract_command, predict_command, taps_command
 from featuretap.command_line.interruption import convert_interrupts, convert_sigterm, discard_output, exit_interrupted
-from featuretap.command_line.new_plugin import new_plugin_command
-from featuretap.command_line.plugin_commands import plugins_command
-from featuretap.command_line.runtime_commands import export_command, quantize_command
+from featuretap.command_line.plugin_commands import new_plugin_command, plugins_command
+from featuretap.command_line.runtime_commands import bench_command, export_command, quantize_command
 from featuretap.command_line.training_commands import evaluate_command, train_command
 from featuretap.command_line.weights_commands import convert_command, inspect_command, save_command
 from featuretap.support.errors import FeaturetapError

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from contextlib import redirect_stderr, redirect_stdout, suppress
 from io import StringIO
+from typing import Literal
 
 import click
 from click.shell_completion import BashComplete, CompletionItem, add_completion_class, get_completion_class
@@ -32,8 +33,7 @@ __all__ = [
     "weights",
 ]
 
-Items = list[CompletionItem[str]]
-Completion = Callable[[click.Context, click.Parameter, str], Items]
+Completion = Callable[[click.Context, click.Parameter, str], list[CompletionItem[str]]]
 
 PROGRAM = "featuretap"
 VARIABLE = "_FEATURETAP_COMPLETE"
@@ -75,25 +75,16 @@ class JoinedBashComplete(BashComplete):
         return (words[:-1], words[-1]) if incomplete else (words, "")
 
 
-def folders(ctx: click.Context, param: click.Parameter, incomplete: str) -> Items:
-    """Let the shell complete to a folder."""
-    return [CompletionItem(incomplete, type="dir")]
+def _complete(names: Callable[[click.Context], Iterable[str]], paths: Literal["", "file", "dir"] = "") -> Completion:
+    """Return the completion to names, and to the shell's files or folders where none matches."""
 
-
-def _files(ctx: click.Context, param: click.Parameter, incomplete: str) -> Items:
-    return [CompletionItem(incomplete, type="file")]
-
-
-def _complete(names: Callable[[click.Context], Iterable[str]], otherwise: Completion | None = None) -> Completion:
-    """Return the completion to some names, and to what `otherwise` returns where none matches."""
-
-    def complete(ctx: click.Context, param: click.Parameter, incomplete: str) -> Items:
+    def complete(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem[str]]:
         """Complete to the names that begin with the incomplete word."""
-        found: Items = []
+        found: list[CompletionItem[str]] = []
         # Errors of catalogues and plugins, and what they print, must not disturb the line that is being typed.
         with suppress(Exception), redirect_stdout(StringIO()), redirect_stderr(StringIO()):
             found = [CompletionItem(name) for name in names(ctx) if name.startswith(incomplete)]
-        return found or (otherwise(ctx, param, incomplete) if otherwise else [])
+        return found if found or not paths else [CompletionItem(incomplete, type=paths)]
 
     return complete
 
@@ -110,18 +101,17 @@ def _named(ctx: click.Context) -> str:
     return name
 
 
-def _plugins(ctx: click.Context) -> list[str]:
-    return sorted({name for plugin in registry.default.plugins for name in (plugin.distribution, plugin.name)})
-
-
 backbones = _complete(lambda ctx: registry.list_backbones())
-backbones_or_files = _complete(lambda ctx: registry.list_backbones(), _files)
+backbones_or_files = _complete(lambda ctx: registry.list_backbones(), "file")
 backbones_or_heads = _complete(
     lambda ctx: registry.list_heads() if ctx.params.get("heads") else registry.list_backbones()
 )
 heads = _complete(lambda ctx: registry.list_heads())
 runtimes = _complete(lambda ctx: ["eager", *registry.list_runtimes()])
-plugins = _complete(_plugins)
+plugins = _complete(
+    lambda ctx: sorted({name for plugin in registry.default.plugins for name in (plugin.distribution, plugin.name)})
+)
 taps = _complete(lambda ctx: registry.default.backbone(_named(ctx)).addresses)
-weights = _complete(lambda ctx: [entry.tag for entry in registry.default.weights_of(_named(ctx))], _files)
-data_sets = _complete(lambda ctx: NAMED_SETS, folders)
+weights = _complete(lambda ctx: [entry.tag for entry in registry.default.weights_of(_named(ctx))], "file")
+data_sets = _complete(lambda ctx: NAMED_SETS, "dir")
+folders = _complete(lambda ctx: (), "dir")

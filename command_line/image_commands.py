@@ -209,10 +209,9 @@ def extract_command(
     )
     start = time.perf_counter()
     try:
-        with progress_steps() as (begin, advance):
-            outcome = extract(
-                job, extractor, **settings, begin=lambda count: begin("extracting", count), report=advance
-            )
+        with progress_steps() as step:
+            report = step("extracting", None)
+            outcome = extract(job, extractor, **settings, begin=lambda count: step("extracting", count), report=report)
     except KeyboardInterrupt as interrupt:
         raise click.Abort("the same command goes on from there") from interrupt
     seconds = time.perf_counter() - start

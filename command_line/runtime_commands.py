@@ -1,7 +1,9 @@
-"""`featuretap export` and `featuretap quantize`. Torch is imported once formats, packages and images are checked."""
+"""`featuretap export`, `quantize` and `bench`. Torch is imported once formats, packages and images are checked."""
 
 from __future__ import annotations
 
+import tempfile
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +20,7 @@ from featuretap.command_line.options import (
     PATH,
     SOURCE,
     TAPS,
+    CommaSeparated,
     Size,
     backbone_options,
     weights_option,
@@ -26,22 +29,31 @@ from featuretap.command_line.printing import print_json, print_table, print_text
 from featuretap.runtimes.formats import FORMATS, resolve_format
 from featuretap.support.errors import OptionError, UnknownBackboneError
 from featuretap.support.extras import check_extra
+from featuretap.support.text import format_count
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from torch import nn
 
     from featuretap.runtimes.quantization import Report
+    from featuretap.support.timing import Timing
+    from featuretap.workflows.measuring.comparing import Comparison, Measurement
 
-__all__ = ["export_command", "quantize_command"]
+__all__ = ["LIBRARIES", "bench_command", "export_command", "quantize_command"]
+
+LIBRARIES = ("timm", "torchvision")
+Paths = tuple[Path, ...]
+ONE_SIZE = click.option("--size", type=Size(), help="The only size of images that the file accepts.  [default: any]")
 
 
-def _open_source(source: str, weights: str | None, *, features_only: bool, **arguments: Any) -> nn.Module:
+def _open_source(
+    source: str, weights: str | None, features_only: bool, options: dict[str, Any], **arguments: Any
+) -> nn.Module:
     """Build the backbone of a name, or load the model of a weights file; a backbone's name is never a file."""
     from featuretap.workflows.inference.models import open_model
 
-    if features_only:
+    arguments |= options
+    # Taps without a head are those of the backbone alone.
+    if features_only or (arguments["taps"] is not None and arguments.get("head") is None):
         arguments["features_only"] = True
     try:
         is_file = Path(source).suffix in CHECKPOINT_SUFFIXES or not registry.default.provider(source)
@@ -71,18 +83,10 @@ def _open_source(source: str, weights: str | None, *, features_only: bool, **arg
 )
 @NUM_CLASSES
 @backbone_options("An option of the backbone or the head; can be repeated.")
-@click.option("--size", type=Size(), help="The only size of images that the file accepts.  [default: any]")
+@ONE_SIZE
 @click.option("--batch", type=click.IntRange(min=1), help="The only batch size that the file accepts.  [default: any]")
 def export_command(
-    source: str,
-    target: Path,
-    format_name: str | None,
-    weights: str | None,
-    features_only: bool,
-    size: tuple[int, int] | None,
-    batch: int | None,
-    options: dict[str, Any],
-    **arguments: Any,
+    source: str, target: Path, format_name: str | None, size: Any, batch: int | None, **arguments: Any
 ) -> None:
     """Write a model for a runtime: the backbone NAME, or the model of a weights FILE, as TARGET.
 
@@ -92,9 +96,7 @@ def export_command(
     """
     form = resolve_format(target, format_name)
     form.check_installed()
-    # Taps without a head are those of the backbone alone.
-    features_only = features_only or (arguments["taps"] is not None and arguments["head"] is None)
-    model = _open_source(source, weights, features_only=features_only, **arguments, **options)
+    model = _open_source(source, **arguments)
     with report_unwritten(target):
         saved = registry.export(model.float(), target, form.name, size=size, batch=batch)
     print_text(f"saved: {saved}")
@@ -116,19 +118,10 @@ def export_command(
 @FEATURES_ONLY
 @click.option("--taps", type=TAPS, help="Taps of the backbone, separated by commas.")
 @backbone_options("An option of the model; can be repeated.")
-@click.option("--size", type=Size(), help="The only size of images that the file accepts.  [default: any]")
+@ONE_SIZE
 @click.option("--json", "as_json", is_flag=True, help="Print JSON, with the names of the evaluated images.")
 def quantize_command(
-    source: str,
-    target: Path,
-    images: tuple[Path, ...],
-    judge_on: tuple[Path, ...],
-    weights: str | None,
-    features_only: bool,
-    taps: tuple[str, ...] | None,
-    options: dict[str, Any],
-    size: tuple[int, int] | None,
-    as_json: bool,
+    source: str, target: Path, images: Paths, judge_on: Paths, size: Any, as_json: bool, **arguments: Any
 ) -> None:
     """Write the model NAME, or that of a weights FILE, in 8-bit integers as TARGET (.onnx).
 
@@ -145,27 +138,21 @@ def quantize_command(
     list_images(images)
     if judge_on:
         list_images(judge_on)
-    if weights == "none":
+    if arguments["weights"] == "none":
         raise OptionError("random weights cannot be quantized usefully; name weights, or leave --weights out")
 
     from featuretap.models.built import description_of
     from featuretap.runtimes.quantization import quantize
     from featuretap.support.progress import progress_steps
 
-    features_only = features_only or taps is not None
-    model = _open_source(source, weights, features_only=features_only, taps=taps, **options)
+    model = _open_source(source, **arguments)
     description = description_of(model)
     if description.random_head:
         raise OptionError(
             f"the classes of {description.name!r} have random weights, which cannot be quantized usefully; train them, "
             "or give --features-only"
         )
-    with report_unwritten(target), progress_steps() as (begin_step, advance):
-
-        def begin(label: str, total: int) -> Callable[[], object]:
-            begin_step(label, total)
-            return lambda: advance(1)
-
+    with report_unwritten(target), progress_steps() as begin:
         report = quantize(registry.default, model.float(), target, images, judge_on=judge_on, size=size, begin=begin)
     for error in report.bad.values():
         click.echo(error, err=True)
@@ -182,13 +169,7 @@ def _print_report(report: Report) -> None:
     print_text(f"{report.path}: {report.bytes_after:,} bytes, {share:.0%} of the model in float32")
     sizes = {"float32": report.bytes_before, "int8": report.bytes_after}
     rows = [
-        (
-            name,
-            f"{sizes[name]:,}",
-            f"{timing.median * 1000:.2f}",
-            f"{timing.ratio:.3f}",
-            "{:.3f}–{:.3f}".format(*timing.ratio_quartiles),
-        )
+        (name, f"{sizes[name]:,}", f"{timing.median * 1000:.2f}", *_format_ratio(timing))
         for name, timing in report.timings.items()
     ]
     columns = [("dtype", "left"), ("bytes", "right"), ("ms", "right"), ("ratio", "right"), ("quartiles", "right")]
@@ -203,3 +184,132 @@ def _print_report(report: Report) -> None:
     fifth = ", every fifth of those given" if report.held_back else ""
     print_text(f"Times are for an input of {'×'.join(map(str, report.shape))}; ratios are to float32, round by round.")
     print_text(f"Calibrated on {report.calibrated} images, and evaluated on {len(report.judged)} others{fifth}.")
+
+
+@click.command("bench", cls=Command, short_help="Measure how fast backbones are.")
+@click.argument("names", nargs=-1, required=True, shell_complete=completion.backbones, help="The backbones.")
+@click.option(
+    "--runtime",
+    "runtimes",
+    type=CommaSeparated(click.STRING, "NAMES", "eager,onnxruntime", completion.runtimes),
+    default="eager",
+    help="What computes: eager, or runtimes, separated by commas.",
+)
+@click.option(
+    "--size",
+    "sizes",
+    type=CommaSeparated(Size(), "SIZES", "224,320x256"),
+    default="224",
+    help="Sizes of the images in pixels, separated by commas.",
+)
+@click.option(
+    "--batch",
+    "batches",
+    type=CommaSeparated(click.IntRange(min=1), "NUMBERS", "1,8"),
+    default="1",
+    help="Batch sizes, separated by commas.",
+)
+@click.option("--rounds", type=click.IntRange(min=1), default=30, help="Timed calls of each.")
+@click.option("--threads", type=click.IntRange(min=1), help="Of PyTorch and the runtimes.  [default: PyTorch's]")
+@click.option(
+    "--against",
+    type=CommaSeparated(click.Choice(LIBRARIES), "LIBRARIES", "timm,torchvision"),
+    help="Also measure the networks of timm, torchvision.",
+)
+@backbone_options("An option of the backbones; can be repeated.")
+@click.option(
+    "--picture", type=click.Path(path_type=Path, dir_okay=False), help="Draw latency against size into this PNG."
+)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON, with the seconds of every call.")
+def bench_command(
+    names: tuple[str, ...],
+    runtimes: tuple[str, ...],
+    sizes: tuple[tuple[int, int], ...],
+    batches: tuple[int, ...],
+    rounds: int,
+    threads: int | None,
+    against: tuple[str, ...] | None,
+    options: dict[str, Any],
+    picture: Path | None,
+    as_json: bool,
+) -> None:
+    """Measure how fast the feature maps C1 to C5 of the backbones NAMES are computed on the CPU.
+
+    Weights are random, since speed does not depend on them. Calls are interleaved; ratios are to the first line.
+
+    Example: featuretap bench mobilenet_v3_large --runtime eager,onnxruntime --against timm --batch 1,8
+    """
+    if picture is not None:
+        check_extra("featuretap bench --picture", "bench", ("matplotlib",))
+        _check_picture(picture)
+    from featuretap.support.progress import progress_steps
+    from featuretap.workflows.measuring.comparing import WARM_UP, Setting, compare
+    from featuretap.workflows.measuring.contenders import contenders
+    from featuretap.workflows.measuring.machine import torch_threads
+
+    settings = [Setting(size, batch) for size, batch in dict.fromkeys(product(sizes, batches))]
+    # A thread that draws the bar would take its time from what is measured.
+    with torch_threads(threads) as used, progress_steps(auto_refresh=False) as begin:
+        found, left_out = contenders(
+            names, runtimes, against or (), options=options, threads=used, begin=lambda label: begin(label, None)
+        )
+        advance = begin("measuring", len(found) * len(settings) * (WARM_UP + rounds))
+        comparison = compare(found, settings, rounds, advance)
+    for sentence in left_out:
+        click.echo(f"featuretap: {sentence}", err=True)
+    if as_json:
+        print_json({"options": options, **comparison.as_json(), "left_out": left_out})
+    else:
+        _print_comparison(comparison)
+    if picture is not None:
+        # After the figures, which must not be lost if it fails.
+        from featuretap.workflows.measuring.picture import write_picture
+
+        write_picture(comparison, picture)
+        if not as_json:
+            print_text(f"picture: {picture}")
+
+
+def _check_picture(path: Path) -> None:
+    """Check before the measurement that the picture can be written."""
+    if path.suffix.lower() != ".png":
+        raise click.UsageError(f"the picture {str(path)!r} would be a PNG; give it a name that ends in .png")
+    try:
+        tempfile.TemporaryFile(dir=path.parent).close()
+    except OSError as error:
+        raise click.UsageError(f"cannot write the picture {str(path)!r}: {error.strerror or error}") from error
+
+
+def _print_comparison(comparison: Comparison) -> None:
+    right = ("ms", "quartiles", "ms/image", "ratio", "quartiles", "MACs", "parameters", "of limit")
+    columns = [("network", "left"), ("computed by", "left"), *((title, "right") for title in right)]
+    for setting, measurements in comparison.by_setting.items():
+        print_text(str(setting))
+        print_table(columns, map(_row, measurements))
+    machine = comparison.machine
+    versions = ", ".join(f"{name} {version}" for name, version in machine.versions.items())
+    print_text(f"Medians of {comparison.rounds} rounds; ratios are to the first line of a table, round by round.")
+    print_text(
+        f"Limit: {format_count(round(comparison.limit))} multiply-adds a second in matrix multiplication, "
+        f"{machine.threads} thread{'s' * (machine.threads > 1)}."
+    )
+    print_text(f"{machine.processor}, {machine.cores} core{'s' * (machine.cores > 1)}; {versions}")
+
+
+def _row(measured: Measurement) -> tuple[str, ...]:
+    timing = measured.timing
+    return (
+        measured.name,
+        measured.by,
+        f"{timing.median * 1000:.2f}",
+        "{:.2f}–{:.2f}".format(*(seconds * 1000 for seconds in timing.quartiles)),
+        f"{timing.median * 1000 / measured.setting.batch:.2f}",
+        *_format_ratio(timing),
+        format_count(measured.macs),
+        f"{measured.parameters:,}",
+        f"{measured.limit_share:.0%}",
+    )
+
+
+def _format_ratio(timing: Timing) -> tuple[str, str]:
+    return f"{timing.ratio:.3f}", "{:.3f}–{:.3f}".format(*timing.ratio_quartiles)

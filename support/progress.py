@@ -15,8 +15,8 @@ __all__ = ["bar", "epoch_in_words", "progress_steps"]
 @contextmanager
 def progress_steps(
     *, shown: bool = True, auto_refresh: bool = True
-) -> Iterator[tuple[Callable[[str, int | None], None], Callable[[int], None]]]:
-    """Yield a function that begins a step of a label and a total, and one that advances it by a number.
+) -> Iterator[Callable[[str, int | None], Callable[..., None]]]:
+    """Yield a function that begins a step of a label and a total, and returns one that advances it by a count or 1.
 
     Args:
         shown: False shows nothing, for processes other than the first.
@@ -28,24 +28,24 @@ def progress_steps(
     with Progress(*columns, console=console, transient=True, disable=hidden, auto_refresh=auto_refresh) as progress:
         task = progress.add_task("")
 
-        def begin(label: str, total: int | None) -> None:
+        def begin(label: str, total: int | None) -> Callable[..., None]:
             progress.reset(task, description=label, total=total)
             advance(0)
+            return advance
 
-        def advance(count: int) -> None:
+        def advance(count: int = 1) -> None:
             progress.advance(task, count)
             if not auto_refresh:
                 progress.refresh()
 
-        yield begin, advance
+        yield begin
 
 
 @contextmanager
-def bar(label: str, total: int, *, shown: bool) -> Iterator[Callable[[int], None]]:
-    """Show a progress bar of one step, and yield the function that advances it by a number."""
-    with progress_steps(shown=shown) as (begin, advance):
-        begin(label, total)
-        yield advance
+def bar(label: str, total: int, *, shown: bool) -> Iterator[Callable[..., None]]:
+    """Show a progress bar of one step, and yield the function that advances it by a count or 1."""
+    with progress_steps(shown=shown) as begin:
+        yield begin(label, total)
 
 
 def epoch_in_words(row: Mapping[str, float], epochs: int) -> str:

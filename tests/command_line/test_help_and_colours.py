@@ -87,7 +87,7 @@ def test_examples_are_not_wrapped_at_any_width(path: tuple[str, ...]) -> None:
 @pytest.mark.parametrize("path", PATHS, ids="-".join)
 def test_every_option_and_argument_is_described_with_its_default(path: tuple[str, ...]) -> None:
     at = found(path)
-    context = click.Context(at, info_name="featuretap")
+    context = click.Context(at, info_name="featuretap", **command.context_settings)
     for param in at.get_params(context):
         assert param.help, param.name
         assert DEFAULT.sub("", param.help).endswith("."), param.name

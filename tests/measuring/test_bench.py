@@ -15,7 +15,7 @@ from support import Completed
 from torch import nn
 
 from featuretap import registry
-from featuretap.command_line.bench_command import LIBRARIES
+from featuretap.command_line.runtime_commands import LIBRARIES
 from featuretap.support import extras
 from featuretap.support.timing import Timing
 from featuretap.workflows.measuring import comparing, contenders

@@ -11,7 +11,7 @@ from packaging.requirements import Requirement
 from support import Completed
 
 import featuretap
-from featuretap.command_line.new_plugin import files_of
+from featuretap.command_line.plugin_commands import render_template
 from featuretap.registry import Registry
 
 
@@ -26,7 +26,7 @@ def test_the_written_distribution_is_a_plugin(
 ) -> None:
     ran = run("new-plugin", name)
     assert ran.status == 0
-    assert {f"wrote: {name}/{path}" for path in files_of(name)} <= set(ran.out.splitlines())
+    assert {f"wrote: {name}/{path}" for path in render_template(name)} <= set(ran.out.splitlines())
     assert ran.out.splitlines()[-1] == (
         f"next: pip install -e './{name}[test]' && featuretap show my_net && pytest {name}"
     )

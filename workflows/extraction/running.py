@@ -48,7 +48,7 @@ def extract(
     batch_size: int,
     workers: int,
     on_ray: bool = False,
-    begin: Callable[[int], None] = lambda images: None,
+    begin: Callable[[int], object] = lambda images: None,
     report: Callable[[int], None] = lambda images: None,
 ) -> Outcome:
     """Compute the missing shards of a job, and write manifest and errors of all of them.
