@@ -91,42 +91,12 @@ class CatalogueFile:
             name = self.backbones[owners[name]].get("base", "")
         return name
 
-    def resolve(self, name: str, lookup: Callable[[str], BackboneSpec]) -> BackboneSpec:
-        """Return one backbone, `lookup` giving what the file does not define itself.
+    def resolve(self, name: str, lookup: Callable[[str], BackboneSpec], above: tuple[str, ...] = ()) -> BackboneSpec:
+        """Return one backbone; `lookup` returns those that the file does not define, `above` are the variants of it.
 
         Raises:
             CatalogueError: its base does not exist or rests on itself, or does not take its options.
         """
-        return self._resolve(name, lookup, {}, ())
-
-    def resolve_all(
-        self, lookup: Callable[[str], BackboneSpec], later: Container[str] = ()
-    ) -> dict[str, BackboneSpec | CatalogueError]:
-        """Return name → backbone, `lookup` giving those that the file does not define itself, but for those of `later`.
-
-        In place of a backbone stands an error where its base does not exist or rests on itself, where it does not take
-        its options, or where a name or an alias is given twice.
-        """
-        done: dict[str, BackboneSpec] = {}
-        found: dict[str, BackboneSpec | CatalogueError] = {}
-        taken: dict[str, str] = {name: name for name in self.backbones}
-        for name in self.backbones:
-            try:
-                if name not in later:
-                    found[name] = self._resolve(name, lookup, done, ())
-                for alias in self.backbones[name].get("aliases", ()):
-                    if taken.setdefault(alias, f"{name} {alias}") != f"{name} {alias}":
-                        other = taken[alias].partition(" ")[0]
-                        raise self.error(f"backbones.{name}.aliases", f"has {alias!r}, which is a name of {other!r}")
-            except CatalogueError as error:
-                found[name] = error
-        return found
-
-    def _resolve(
-        self, name: str, lookup: Callable[[str], BackboneSpec], done: dict[str, BackboneSpec], above: tuple[str, ...]
-    ) -> BackboneSpec:
-        if name in done:
-            return done[name]
         entry, key = self.backbones[name], f"backbones.{name}"
         if name in above:
             raise self.error(f"{key}.base", f"rests on itself: {' -> '.join((*above, name))}")
@@ -134,15 +104,34 @@ class CatalogueFile:
             if "spec" in entry:
                 base = load(entry["spec"])
             elif entry["base"] in self.backbones and entry["base"] != name:
-                base = self._resolve(entry["base"], lookup, done, (*above, name))
+                base = self.resolve(entry["base"], lookup, (*above, name))
             else:
                 base = lookup(entry["base"])
-            done[name] = _make_variant(name, entry, base)
+            return _make_variant(name, entry, base)
         except CatalogueError:
             raise
         except FeaturetapError as error:
             raise self.error(key, f"cannot be used: {error}") from error
-        return done[name]
+
+    def resolve_all(
+        self, lookup: Callable[[str], BackboneSpec], deferred: Container[str] = ()
+    ) -> dict[str, BackboneSpec | CatalogueError]:
+        """Return name → backbone, except for those of `deferred`, or the error that its entry or aliases raise."""
+        found: dict[str, BackboneSpec | CatalogueError] = {}
+        owners = {name: name for name in self.backbones}
+        for name, entry in self.backbones.items():
+            try:
+                if name not in deferred:
+                    found[name] = self.resolve(name, lookup)
+                for alias in dict.fromkeys(entry.get("aliases", ())):
+                    if alias in owners:
+                        raise self.error(
+                            f"backbones.{name}.aliases", f"has {alias!r}, which is a name of {owners[alias]!r}"
+                        )
+                    owners[alias] = name
+            except CatalogueError as error:
+                found[name] = error
+        return found
 
 
 def _make_variant(name: str, entry: Mapping[str, Any], base: BackboneSpec) -> BackboneSpec:
