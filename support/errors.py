@@ -7,7 +7,7 @@ that an application can catch the library's own failures and nothing else.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import NamedTuple
+from dataclasses import dataclass
 
 __all__ = [
     "CatalogueError",
@@ -34,7 +34,8 @@ __all__ = [
 ]
 
 
-class Hint(NamedTuple):
+@dataclass(frozen=True)
+class Hint:
     """What to do about an error.
 
     Args:
