@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 
 from featuretap.support.timing import Timing, time_interleaved
-from featuretap.workflows.measuring.machine import multiply_adds_per_second
+from featuretap.workflows.measuring.machine import measure_limit
 
 __all__ = ["Contenders", "limit", "milliseconds", "section", "table", "timed"]
 
@@ -14,7 +14,7 @@ Contenders = Mapping[str, Callable[[], object]]
 @cache
 def limit() -> float:
     """Return multiply-adds a second of matrix multiplication, measured once for all sections."""
-    return multiply_adds_per_second()
+    return measure_limit()
 
 
 def timed(contenders: Contenders, rounds: int, warm_up: int = 2, pause: float = 0.0) -> dict[str, Timing]:

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 
     from featuretap.runtimes.quantization import Report
     from featuretap.support.timing import Timing
+    from featuretap.workflows.measuring.baselines import build_baselines
     from featuretap.workflows.measuring.comparing import Comparison, Measurement
 
 __all__ = ["LIBRARIES", "bench_command", "export_command", "quantize_command"]
@@ -243,15 +244,15 @@ def bench_command(
         check_extra("featuretap bench --picture", "bench", ("matplotlib",))
         _check_picture(picture)
     from featuretap.support.progress import progress_steps
+    from featuretap.workflows.measuring.baselines import build_baselines
     from featuretap.workflows.measuring.comparing import WARM_UP, Setting, compare
-    from featuretap.workflows.measuring.contenders import contenders
-    from featuretap.workflows.measuring.machine import torch_threads
+    from featuretap.workflows.measuring.machine import set_torch_threads
 
     settings = [Setting(size, batch) for size, batch in dict.fromkeys(product(sizes, batches))]
     # A thread that draws the bar would take its time from what is measured.
-    with torch_threads(threads) as used, progress_steps(auto_refresh=False) as begin:
-        found, left_out = contenders(
-            names, runtimes, against or (), options=options, threads=used, begin=lambda label: begin(label, None)
+    with set_torch_threads(threads) as used, progress_steps(auto_refresh=False) as begin:
+        found, left_out = build_baselines(
+            names, runtimes, against or (), arguments=options, threads=used, begin=lambda label: begin(label, None)
         )
         advance = begin("measuring", len(found) * len(settings) * (WARM_UP + rounds))
         comparison = compare(found, settings, rounds, advance)

@@ -18,10 +18,10 @@ from featuretap import registry
 from featuretap.command_line.runtime_commands import LIBRARIES
 from featuretap.support import extras
 from featuretap.support.timing import Timing
-from featuretap.workflows.measuring import comparing, contenders
+from featuretap.workflows.measuring import baselines, comparing
 from featuretap.workflows.measuring.comparing import Comparison, Measurement, Setting
-from featuretap.workflows.measuring.machine import Machine, torch_threads
-from featuretap.workflows.measuring.picture import draw
+from featuretap.workflows.measuring.machine import Machine, set_torch_threads
+from featuretap.workflows.measuring.picture import draw_comparison
 
 Run = Callable[..., Completed]
 
@@ -31,7 +31,7 @@ MINIMALISTIC = "mobilenet_v3_small_minimalistic"
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(comparing, "multiply_adds_per_second", lambda: 1.5e9)
+    monkeypatch.setattr(comparing, "measure_limit", lambda: 1.5e9)
     monkeypatch.setattr(comparing, "PAUSE", 0.001)
 
 
@@ -45,7 +45,7 @@ def nothing_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
     def contenders_of(*arguments: Any, **options: Any) -> None:
         raise AssertionError("too late")
 
-    monkeypatch.setattr(contenders, "contenders", contenders_of)
+    monkeypatch.setattr(baselines, "build_baselines", contenders_of)
 
 
 def test_bench_prints_one_line_per_contender(bench: Run) -> None:
@@ -71,7 +71,7 @@ def test_bench_prints_json(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(registry, "compile", fake)
     settings = ("--size", "32,32x48", "--batch", "1, 2", "--rounds", 2, "--threads", 1)
-    with torch_threads(2):
+    with set_torch_threads(2):
         ran = run("bench", SMALL, "--runtime", "inductor,eager", "--option", "width=0.5", *settings, "--json")
         assert torch.get_num_threads() == 2
     facts = json.loads(ran.out)
@@ -165,7 +165,7 @@ def test_unknown_names_are_errors(bench: Run, arguments: tuple[str, ...], messag
 
 
 def test_the_command_knows_the_libraries_without_torch() -> None:
-    assert list(LIBRARIES) == list(contenders.LIBRARIES)
+    assert list(LIBRARIES) == list(baselines.LIBRARIES)
 
 
 def test_progress_is_shown_in_terminals(bench: Run, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -220,7 +220,7 @@ def test_a_comparison_as_json() -> None:
 @pytest.mark.parametrize("settings", [1, 2, 4])
 def test_a_picture_has_a_bubble_for_each_contender(settings: int) -> None:
     names = ["mobilenet_v2", "mobilenet_v3_small", "plugin/$odd$ name"]
-    figure = draw(made_up(names, [Setting((32, 48), batch + 1) for batch in range(settings)]))
+    figure = draw_comparison(made_up(names, [Setting((32, 48), batch + 1) for batch in range(settings)]))
     assert len(figure.axes) == settings
     for number, panel in enumerate(figure.axes, start=1):
         assert panel.get_title() == f"batch {number}, 32×48 pixels"
@@ -235,7 +235,7 @@ def test_a_picture_has_a_bubble_for_each_contender(settings: int) -> None:
 
 
 def test_names_in_a_picture_do_not_cover_one_another() -> None:
-    figure = draw(made_up([f"network_{number}" for number in range(12)], [Setting((32, 32), 1)]))
+    figure = draw_comparison(made_up([f"network_{number}" for number in range(12)], [Setting((32, 32), 1)]))
     (panel,) = figure.axes
     boxes = [Text.get_window_extent(text) for text in panel.texts]
     assert len(boxes) == 12

@@ -15,10 +15,10 @@ from featuretap import registry
 from featuretap.registry.errors import OptionError, UnknownRuntimeError
 from featuretap.support.timing import Timing, time_interleaved
 from featuretap.weights.layouts import MismatchError
-from featuretap.workflows.measuring import comparing, contenders, machine
+from featuretap.workflows.measuring import baselines, comparing, machine
+from featuretap.workflows.measuring.baselines import build_counterpart, build_own
 from featuretap.workflows.measuring.comparing import Setting, compare
-from featuretap.workflows.measuring.contenders import counterpart, own
-from featuretap.workflows.measuring.machine import multiply_adds_per_second, this_machine, torch_threads
+from featuretap.workflows.measuring.machine import measure_limit, set_torch_threads, this_machine
 
 Lasting = Callable[[str, list[float]], Callable[[], None]]
 
@@ -76,7 +76,7 @@ def test_quartiles_of_two_rounds_lie_between_them() -> None:
 def test_the_fastest_product_of_matrices_is_the_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = iter([0.0, 1.0, 1.0, 1.5])
     monkeypatch.setattr(time, "perf_counter", lambda: next(clock))
-    assert multiply_adds_per_second(repeats=2) == 1024**3 / 0.5
+    assert measure_limit(repeats=2) == 1024**3 / 0.5
 
 
 def test_a_machine_names_what_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -86,7 +86,7 @@ def test_a_machine_names_what_is_installed(monkeypatch: pytest.MonkeyPatch) -> N
         return f"{name}'s"
 
     monkeypatch.setattr(machine, "version", version)
-    with torch_threads(1):
+    with set_torch_threads(1):
         here = this_machine()
     assert list(here.versions) == ["featuretap", "python", "torch", "torchvision", "timm", "onnxruntime"]
     assert here.versions["timm"] == "timm's"
@@ -95,10 +95,10 @@ def test_a_machine_names_what_is_installed(monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_the_number_of_threads_of_torch_is_restored() -> None:
     before = torch.get_num_threads()
-    with torch_threads(before + 1) as used:
+    with set_torch_threads(before + 1) as used:
         assert (used, torch.get_num_threads()) == (before + 1, before + 1)
     assert torch.get_num_threads() == before
-    with torch_threads(None) as used:
+    with set_torch_threads(None) as used:
         assert used == before
 
 
@@ -119,7 +119,7 @@ def test_a_counterpart_computes_the_same_maps(
     model = registry.build(name).eval()
     path = registry.save(model, tmp_path / "theirs.safetensors", library)
     ours = registry.load(path, features_only=True, taps=taps).eval()
-    found = counterpart(name, library, taps=taps)
+    found = build_counterpart(name, library, {"taps": taps})
     assert isinstance(found.run, nn.Module)
     network = getattr(found.run, "network", found.run)
     assert not network.load_state_dict(load_file(path), strict=False).missing_keys
@@ -134,7 +134,7 @@ def test_a_counterpart_computes_the_same_maps(
 
 def test_a_counterpart_has_the_options_of_the_backbone() -> None:
     options = {"in_channels": 1, "output_stride": 16}
-    found = counterpart("mobilenet_v3_small", "timm", options=options)
+    found = build_counterpart("mobilenet_v3_small", "timm", options)
     maps: Any = found.run(torch.randn(2, 1, 64, 64))
     assert maps[-1].shape == (2, 576, 4, 4)
 
@@ -151,7 +151,7 @@ def test_a_counterpart_has_the_options_of_the_backbone() -> None:
         (
             "mobilenet_v3_small",
             "torchvision",
-            {"options": {"width": 0.5}},
+            {"width": 0.5},
             "torchvision has no network that is 'mobilenet_v3_small' with width=0.5; it is measured without",
         ),
         (
@@ -167,7 +167,7 @@ def test_a_missing_counterpart_is_an_error_that_names_it(
     name: str, library: str, asked: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(MismatchError) as misfit:
-        counterpart(name, library, **asked)
+        build_counterpart(name, library, asked)
     assert str(misfit.value) == message
 
 
@@ -175,14 +175,14 @@ def test_maps_that_differ_are_not_compared(monkeypatch: pytest.MonkeyPatch) -> N
     def other(layout: object, spec: object) -> nn.Module:
         return registry.build("mobilenet_v2", features_only=True)
 
-    monkeypatch.setitem(contenders.LIBRARIES, "timm", other)  # type: ignore[arg-type]
+    monkeypatch.setitem(baselines.LIBRARIES, "timm", other)  # type: ignore[arg-type]
     with pytest.raises(MismatchError, match=r"^mobilenetv3_small_100 of timm does not put out C1, C2, C3, C4, C5 of "):
-        counterpart("mobilenet_v3_small", "timm")
+        build_counterpart("mobilenet_v3_small", "timm")
 
 
 def test_an_unknown_library_is_an_error() -> None:
     with pytest.raises(OptionError) as error:
-        counterpart("mobilenet_v2", "torchvison")
+        build_counterpart("mobilenet_v2", "torchvison")
     assert str(error.value) == (
         "there is nothing to compare with of 'torchvison'; libraries are timm, torchvision; did you mean 'torchvision'?"
     )
@@ -198,8 +198,13 @@ def test_contenders_are_every_network_in_every_runtime_and_library(monkeypatch: 
     monkeypatch.setattr(registry, "compile", fake)
     begun: list[str] = []
     names = ["mobilenet_v3_small", "mobilenet_v3_small_minimalistic"]
-    made, left_out = contenders.contenders(
-        [*names, names[0]], ["inductor", "eager"], ["torchvision"], taps=("C1",), threads=3, begin=begun.append
+    made, left_out = baselines.build_baselines(
+        [*names, names[0]],
+        ["inductor", "eager"],
+        ["torchvision"],
+        arguments={"taps": ("C1",)},
+        threads=3,
+        begin=begun.append,
     )
     small, minimalistic = names
     assert [(contender.name, contender.by) for contender in made] == [
@@ -218,16 +223,16 @@ def test_contenders_are_every_network_in_every_runtime_and_library(monkeypatch: 
 def test_an_unknown_runtime_is_an_error_before_anything_is_built() -> None:
     begun: list[str] = []
     with pytest.raises(UnknownRuntimeError, match="'onxruntime'"):
-        contenders.contenders(["mobilenet_v3_small"], ["eager", "onxruntime"], begin=begun.append)
+        baselines.build_baselines(["mobilenet_v3_small"], ["eager", "onxruntime"], begin=begun.append)
     assert begun == []
 
 
 def test_all_contenders_are_given_the_same_images(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(comparing, "multiply_adds_per_second", iter([2e9, 1e9]).__next__)
+    monkeypatch.setattr(comparing, "measure_limit", iter([2e9, 1e9]).__next__)
     monkeypatch.setattr(comparing, "PAUSE", 0.0)
-    small = own("mobilenet_v3_small", taps=("C1",))
+    small = build_own("mobilenet_v3_small", arguments={"taps": ("C1",)})
     given: list[torch.Tensor] = []
-    spies = [contenders.Contender("a", by, given.append, small.spec, 1) for by in ("one", "other")]
+    spies = [baselines.Baseline("a", by, given.append, small.spec, 1) for by in ("one", "other")]
     done: list[None] = []
     settings = [Setting((32, 48), 2), Setting((16, 16), 1)]
     comparison = compare(spies, settings, rounds=2, done=lambda: done.append(None))

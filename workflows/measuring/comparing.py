@@ -1,31 +1,25 @@
-"""Contenders side by side, for images of several sizes and numbers, and what was measured as data."""
+"""Timing networks on images of several sizes and numbers."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 import torch
 
 from featuretap.support.timing import PAUSE, Timing, time_interleaved
-from featuretap.workflows.measuring.contenders import Contender
-from featuretap.workflows.measuring.machine import Machine, multiply_adds_per_second, this_machine
-
-__all__ = ["WARM_UP", "Comparison", "Measurement", "Setting", "compare"]
+from featuretap.workflows.measuring.baselines import Baseline
+from featuretap.workflows.measuring.machine import Machine, measure_limit, this_machine
 
 WARM_UP = 5
-"""Rounds before those that count."""
+"""Rounds before the timed ones."""
 
 
 @dataclass(frozen=True)
 class Setting:
-    """The images of a call.
-
-    Args:
-        size: (height, width) in pixels.
-        batch: how many they are.
-    """
+    """The images of a call: their (height, width) in pixels, and their number."""
 
     size: tuple[int, int]
     batch: int
@@ -37,16 +31,16 @@ class Setting:
 
 @dataclass(frozen=True)
 class Measurement:
-    """How long a contender took for a setting.
+    """The time of a network for a setting.
 
     Args:
-        name: the backbone's.
+        name: of the backbone.
         by: what computed it: "eager", a runtime, or a library.
         setting: the images.
-        parameters: that the contender holds.
+        parameters: of the network.
         macs: multiply-adds for one image.
         timing: of a call.
-        limit: multiply-adds a second that the machine does at best.
+        limit: maximum multiply-adds a second of the machine.
     """
 
     name: str
@@ -59,11 +53,11 @@ class Measurement:
 
     @property
     def limit_share(self) -> float:
-        """The time that the machine needs for as many multiply-adds at best, to the median of a call's."""
+        """Minimum time for as many multiply-adds, as a fraction of the median time of a call."""
         return self.macs * self.setting.batch / self.limit / self.timing.median
 
     def as_json(self) -> dict[str, Any]:
-        """Return everything as JSON has it; times are in seconds."""
+        """Return everything as JSON values; times are in seconds."""
         timing = self.timing
         return {
             "name": self.name,
@@ -84,14 +78,7 @@ class Measurement:
 
 @dataclass(frozen=True)
 class Comparison:
-    """What was measured, and on what.
-
-    Args:
-        machine: with its threads and versions.
-        limit: multiply-adds a second that it does at best.
-        rounds: that counted.
-        measurements: by setting, and by contender in each.
-    """
+    """Measurements by setting and by network in each, and the machine with its maximum multiply-adds a second."""
 
     machine: Machine
     limit: float
@@ -101,49 +88,46 @@ class Comparison:
     @property
     def by_setting(self) -> dict[Setting, list[Measurement]]:
         """The measurements of each setting."""
-        settings = dict.fromkeys(measured.setting for measured in self.measurements)
+        settings = dict.fromkeys(measurement.setting for measurement in self.measurements)
         return {setting: [m for m in self.measurements if m.setting == setting] for setting in settings}
 
     def as_json(self) -> dict[str, Any]:
-        """Return everything as JSON has it; times are in seconds."""
+        """Return everything as JSON values; times are in seconds."""
         return {
             "machine": {**asdict(self.machine), "multiply_adds_per_second": self.limit},
             "rounds": self.rounds,
             "warm_up": WARM_UP,
             "pause": PAUSE,
-            "measurements": [measured.as_json() for measured in self.measurements],
+            "measurements": [measurement.as_json() for measurement in self.measurements],
         }
 
 
 @torch.inference_mode()
 def compare(
-    contenders: Sequence[Contender],
+    baselines: Sequence[Baseline],
     settings: Iterable[Setting],
     rounds: int,
     done: Callable[[], object] = lambda: None,
 ) -> Comparison:
-    """Time contenders on the same images, interleaved, with as many threads as torch has now.
+    """Time networks on the same images, interleaved, with PyTorch's current number of threads.
 
     Args:
-        contenders: the first is what the others are compared with; all of them are called with every setting.
-        settings: images.
-        rounds: that count, 1 or more, for each setting.
-        done: called after each call of each round, `WARM_UP` more than those that count.
-
-    Raises:
-        PluginError: a contender cannot be counted at a size.
-        Exception: whatever a contender's call raises.
+        baselines: ratios are to the first; all of them are called with every setting.
+        settings: the images.
+        rounds: timed rounds, 1 or more, for each setting.
+        done: called after each call of each round, `WARM_UP` more than the timed ones.
     """
-    asked = [(setting, [(c, c.spec.macs(*setting.size)) for c in contenders]) for setting in settings]
-    limit = multiply_adds_per_second()
+    # Counts first, since a network that cannot be counted at a size cannot be timed.
+    counted = [(setting, [(b, b.spec.macs(*setting.size)) for b in baselines]) for setting in settings]
+    limit = measure_limit()
     timed = []
-    for setting, counted in asked:
-        channels = {contender.spec.in_channels for contender in contenders}
+    for setting, counts in counted:
+        channels = {baseline.spec.in_channels for baseline in baselines}
         images = {count: torch.randn(setting.batch, count, *setting.size) for count in channels}
-        runs = {c: (lambda c=c, images=images: c.run(images[c.spec.in_channels])) for c in contenders}
+        runs = {baseline: partial(baseline.run, images[baseline.spec.in_channels]) for baseline in baselines}
         timings = time_interleaved(runs, rounds, WARM_UP, PAUSE, done)
-        timed += [(setting, contender, macs, timings[contender]) for contender, macs in counted]
+        timed += [(setting, baseline, macs, timings[baseline]) for baseline, macs in counts]
     # The machine may have been busy at the beginning.
-    limit = max(limit, multiply_adds_per_second())
-    measurements = [Measurement(c.name, c.by, setting, c.parameters, n, t, limit) for setting, c, n, t in timed]
+    limit = max(limit, measure_limit())
+    measurements = [Measurement(b.name, b.by, setting, b.parameters, n, t, limit) for setting, b, n, t in timed]
     return Comparison(this_machine(), limit, rounds, measurements)

@@ -1,4 +1,4 @@
-"""What was measured on: processor, cores, threads, versions, and how fast it multiplies matrices."""
+"""The machine of a measurement: processor, cores, threads, versions, and its speed in matrix multiplication."""
 
 from __future__ import annotations
 
@@ -15,8 +15,6 @@ import torch
 
 from featuretap.support.version import __version__
 
-__all__ = ["Machine", "multiply_adds_per_second", "this_machine", "torch_threads"]
-
 DISTRIBUTIONS = ("torch", "torchvision", "timm", "onnxruntime", "openvino")
 
 SIDE = 1024
@@ -25,13 +23,13 @@ SIDE = 1024
 
 @dataclass(frozen=True)
 class Machine:
-    """A machine and what runs on it.
+    """A machine and its software.
 
     Args:
-        processor: its model, as the system calls it.
-        cores: that this process may use.
-        threads: of torch, and of the runtimes.
-        versions: distribution → version, of those that are installed, "python" among them.
+        processor: its model.
+        cores: available to this process.
+        threads: of PyTorch, and of the runtimes.
+        versions: distribution → version of the installed ones, "python" among them.
     """
 
     processor: str
@@ -41,19 +39,21 @@ class Machine:
 
 
 def this_machine() -> Machine:
-    """Return what this process runs on, with as many threads as torch has now."""
+    """Return the machine of this process, with PyTorch's current number of threads."""
     versions = {"featuretap": __version__, "python": platform.python_version()}
     for name in DISTRIBUTIONS:
         try:
             versions[name] = version(name)
         except PackageNotFoundError:
             continue
-    return Machine(_processor(), _cores(), torch.get_num_threads(), versions)
+    affinity = getattr(os, "sched_getaffinity", None)
+    cores = len(affinity(0)) if affinity else os.cpu_count() or 1
+    return Machine(_processor(), cores, torch.get_num_threads(), versions)
 
 
 @contextmanager
-def torch_threads(count: int | None) -> Iterator[int]:
-    """Give torch so many threads for a while, or leave it those that it has, and yield how many they are."""
+def set_torch_threads(count: int | None) -> Iterator[int]:
+    """Set PyTorch's number of threads within the context unless it is None, and yield it."""
     before = torch.get_num_threads()
     try:
         torch.set_num_threads(count or before)
@@ -63,31 +63,22 @@ def torch_threads(count: int | None) -> Iterator[int]:
 
 
 @torch.inference_mode()
-def multiply_adds_per_second(repeats: int = 30) -> float:
-    """Return how many float32 multiply-adds a second matrix multiplication does at best, with torch's threads now.
+def measure_limit(repeats: int = 30) -> float:
+    """Return the maximum float32 multiply-adds a second in matrix multiplication, with PyTorch's current threads.
 
-    What a network computes in convolutions cannot be had faster, so that its multiply-adds divided by this are the
-    least seconds that it may take.
-
-    Args:
-        repeats: products of 1024×1024 matrices, of which the fastest counts.
+    Convolutions are not faster, so that a network's multiply-adds divided by it are its minimum seconds.
     """
     left, right, product = torch.rand(SIDE, SIDE), torch.rand(SIDE, SIDE), torch.empty(SIDE, SIDE)
     best = float("inf")
     for _ in range(repeats):
-        begin = time.perf_counter()
+        start = time.perf_counter()
         torch.mm(left, right, out=product)
-        best = min(best, time.perf_counter() - begin)
+        best = min(best, time.perf_counter() - start)
     return SIDE**3 / best
-
-
-def _cores() -> int:
-    affinity = getattr(os, "sched_getaffinity", None)
-    return len(affinity(0)) if affinity else os.cpu_count() or 1
 
 
 def _processor() -> str:
     known = Path("/proc/cpuinfo")
     lines = known.read_text(errors="replace").splitlines() if known.is_file() else []
-    named = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return next(named, "") or platform.processor() or platform.machine()
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(names, "") or platform.processor() or platform.machine()

@@ -1,4 +1,4 @@
-"""A comparison as a picture: latency against parameters, a bubble for each contender, as large as its multiply-adds."""
+"""A comparison as a picture: latency against parameters, bubbles as large as the multiply-adds."""
 
 from __future__ import annotations
 
@@ -20,8 +20,6 @@ from featuretap.support.text import format_count
 from featuretap.workflows.measuring.comparing import Comparison, Measurement
 from featuretap.workflows.training.reports.plots import DPI, make_figure, save_figure, shorten_name
 
-__all__ = ["draw", "write_picture"]
-
 PANEL = (5.6, 4.4)
 """Inches."""
 
@@ -30,37 +28,33 @@ LEGEND = 2.0
 
 COLUMNS = 3
 
-LARGEST = 900.0
+MAXIMUM_AREA = 900.0
 """Area of the largest bubble, in square points."""
 
-WIDE = 20.0
+LOG_RATIO = 20.0
 """Ratio of the largest to the smallest value from which an axis is logarithmic."""
 
-BESIDE = 3.0
+GAP = 3.0
 """Points between a name and a bubble, or the frame."""
 
-DISTANCES = tuple(BESIDE + 6 * step for step in range(20))
+DISTANCES = tuple(GAP + 6 * step for step in range(20))
 """Points between a bubble and its name, tried in this order."""
 
 SIDES = ((0, 1), (1, 0), (-1, 0), (0, -1), (1, 1), (-1, 1), (1, -1), (-1, -1))
-"""Where a name stands beside a bubble, to the right and up, tried in this order."""
+"""Sides of a bubble for its name, to the right and up, tried in this order."""
 
 HORIZONTAL = {0: "center", 1: "left", -1: "right"}
 VERTICAL = {0: "center", 1: "bottom", -1: "top"}
 
-Colours = Mapping[str, tuple[float, float, float, float]]
+Colour = tuple[float, float, float, float]
 
 
 def write_picture(comparison: Comparison, path: Path) -> None:
-    """Write the picture as PNG.
-
-    Raises:
-        WeightsError: the disk does not take it.
-    """
-    save_figure(draw(comparison), path)
+    """Write the picture as PNG."""
+    save_figure(draw_comparison(comparison), path)
 
 
-def draw(comparison: Comparison) -> Figure:
+def draw_comparison(comparison: Comparison) -> Figure:
     """Return the figure: a panel for each setting, a colour for each runtime and library."""
     by_setting = comparison.by_setting
     columns = min(COLUMNS, len(by_setting))
@@ -69,34 +63,34 @@ def draw(comparison: Comparison) -> Figure:
     panels = list(figure.subplots(rows, columns, squeeze=False).flat)
     for panel in panels[len(by_setting) :]:
         panel.remove()
-    computed_by = dict.fromkeys(measured.by for measured in comparison.measurements)
+    computed_by = dict.fromkeys(measurement.by for measurement in comparison.measurements)
     colours = {by: colormaps["tab10"](number % 10) for number, by in enumerate(computed_by)}
-    largest = max(measured.macs for measured in comparison.measurements)
+    largest = max(measurement.macs for measurement in comparison.measurements)
     for panel, (setting, measurements) in zip(panels, by_setting.items(), strict=False):
         panel.set_title(f"batch {setting.batch}, {'×'.join(map(str, setting.size))} pixels")
         _draw_bubbles(panel, measurements, colours, largest)
     machine = comparison.machine
     figure.suptitle(f"{machine.processor}, {machine.threads} thread{'s' * (machine.threads > 1)}", fontsize="medium")
-    _explain(figure, comparison.measurements, colours, largest)
-    # Names are put where nothing else is, which is known once everything has its place.
+    _draw_legends(figure, comparison.measurements, colours, largest)
+    # Names are placed in free space, which is known after the layout.
     figure.draw_without_rendering()
     for panel, measurements in zip(panels, by_setting.values(), strict=False):
-        _name_bubbles(figure, panel, measurements, largest)
+        _place_names(figure, panel, measurements, largest)
     return figure
 
 
-def _draw_bubbles(panel: Axes, measurements: Sequence[Measurement], colours: Colours, largest: int) -> None:
+def _draw_bubbles(
+    panel: Axes, measurements: Sequence[Measurement], colours: Mapping[str, Colour], largest: int
+) -> None:
     for same in _by_name(measurements).values():
-        # A line joins what computes the same maps.
-        panel.plot(
-            [m.parameters for m in same], [_milliseconds(m) for m in same], color="lightgrey", linewidth=1, zorder=1
-        )
+        # A line joins the networks that compute the same maps.
+        panel.plot([m.parameters for m in same], [_ms(m) for m in same], color="lightgrey", linewidth=1, zorder=1)
     for by, colour in colours.items():
-        shown = [measured for measured in measurements if measured.by == by]
+        shown = [measurement for measurement in measurements if measurement.by == by]
         panel.scatter(
-            [measured.parameters for measured in shown],
-            [_milliseconds(measured) for measured in shown],
-            [_area(measured.macs, largest) for measured in shown],
+            [measurement.parameters for measurement in shown],
+            [_ms(measurement) for measurement in shown],
+            [_area(measurement.macs, largest) for measurement in shown],
             color=colour,
             alpha=0.7,
             edgecolors="white",
@@ -105,9 +99,9 @@ def _draw_bubbles(panel: Axes, measurements: Sequence[Measurement], colours: Col
     panel.set_xlabel("parameters")
     panel.set_ylabel("ms a call")
     panel.margins(y=0.25)
-    panel.set_xlim(0, 1.2 * max(measured.parameters for measured in measurements))
-    times = [_milliseconds(measured) for measured in measurements]
-    if max(times) > WIDE * min(times):
+    panel.set_xlim(0, 1.2 * max(measurement.parameters for measurement in measurements))
+    times = [_ms(measurement) for measurement in measurements]
+    if max(times) > LOG_RATIO * min(times):
         panel.set_yscale("log")
         panel.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         panel.yaxis.set_major_formatter(ScalarFormatter())
@@ -118,15 +112,25 @@ def _draw_bubbles(panel: Axes, measurements: Sequence[Measurement], colours: Col
     panel.grid(alpha=0.3)
 
 
-def _explain(figure: Figure, measurements: Sequence[Measurement], colours: Colours, largest: int) -> None:
-    """Say beside the panels what colours and sizes mean."""
-    dots = [_dot(colour, LARGEST / 8, by) for by, colour in colours.items()]
-    smallest = min(measured.macs for measured in measurements)
+def _draw_legends(
+    figure: Figure, measurements: Sequence[Measurement], colours: Mapping[str, Colour], largest: int
+) -> None:
+    """Explain colours and sizes beside the panels."""
+
+    def dot(colour: str | Colour, area: float, label: str) -> Line2D:
+        style = {"marker": "o", "linewidth": 0, "markeredgewidth": 0, "alpha": 0.7}
+        return Line2D([], [], color=colour, markersize=sqrt(area), label=label, **style)  # type: ignore[arg-type]
+
+    smallest = min(measurement.macs for measurement in measurements)
     counts = dict.fromkeys((smallest, (smallest + largest) // 2, largest))
-    bubbles = [_dot("grey", _area(count, largest), format_count(count)) for count in counts]
-    figure.legend(handles=dots, loc="outside right upper", title="computed by", frameon=False)
     figure.legend(
-        handles=bubbles,
+        handles=[dot(colour, MAXIMUM_AREA / 8, by) for by, colour in colours.items()],
+        loc="outside right upper",
+        title="computed by",
+        frameon=False,
+    )
+    figure.legend(
+        handles=[dot("grey", _area(count, largest), format_count(count)) for count in counts],
         loc="outside right lower",
         title="MACs of an image",
         frameon=False,
@@ -136,30 +140,26 @@ def _explain(figure: Figure, measurements: Sequence[Measurement], colours: Colou
     )
 
 
-def _dot(colour: str | tuple[float, float, float, float], area: float, label: str) -> Line2D:
-    return Line2D(
-        [], [], color=colour, alpha=0.7, marker="o", markersize=sqrt(area), linewidth=0, markeredgewidth=0, label=label
-    )
-
-
-def _name_bubbles(figure: Figure, panel: Axes, measurements: Sequence[Measurement], largest: int) -> None:
+def _place_names(figure: Figure, panel: Axes, measurements: Sequence[Measurement], largest: int) -> None:
     """Write each network's name beside one of its bubbles, slow ones first, as near as there is room."""
-    taken = [_box(panel, measured, largest) for measured in measurements]
+    positions = {m: panel.transData.transform((m.parameters, _ms(m))) for m in measurements}
+    radii = {m: sqrt(_area(m.macs, largest)) / 2 for m in measurements}
+    taken = [Bbox([positions[m], positions[m]]).padded(radii[m] * DPI / 72) for m in measurements]
     for same in _by_name(measurements).values():
-        ends = [_pixels(panel, measured) for measured in sorted(same, key=_milliseconds)]
-        taken.append(Bbox([ends[0], ends[-1]]).padded(1))
-    inside = panel.bbox.padded(-BESIDE)
+        ends = sorted(same, key=_ms)
+        taken.append(Bbox([positions[ends[0]], positions[ends[-1]]]).padded(1))
+    inside = panel.bbox.padded(-GAP)
     renderer = FigureCanvasAgg(figure).get_renderer()  # type: ignore[no-untyped-call]
     for name, same in _by_name(measurements).items():
-        radius = sqrt(_area(same[0].macs, largest)) / 2
+        radius = radii[same[0]]
         line = {"arrowstyle": "-", "color": "grey", "linewidth": 0.5, "shrinkA": 0, "shrinkB": radius}
         text = panel.annotate(
             shorten_name(name), (0, 0), (0, 0), textcoords="offset points", fontsize="small", arrowprops=line
         )
         text.set_in_layout(False)
-        slowest_first = sorted(same, key=_milliseconds, reverse=True)
-        for distance, measured, (x, y) in product(DISTANCES, slowest_first, SIDES):
-            text.xy = measured.parameters, _milliseconds(measured)
+        slowest_first = sorted(same, key=_ms, reverse=True)
+        for distance, measurement, (x, y) in product(DISTANCES, slowest_first, SIDES):
+            text.xy = measurement.parameters, _ms(measurement)
             text.set_position((x * (radius + distance), y * (radius + distance)))
             text.set(ha=HORIZONTAL[x], va=VERTICAL[y])
             text.update_positions(renderer)
@@ -170,26 +170,14 @@ def _name_bubbles(figure: Figure, panel: Axes, measurements: Sequence[Measuremen
         taken.append(box)
 
 
-def _box(panel: Axes, measured: Measurement, largest: int) -> Bbox:
-    """Return the place of a bubble on the page, in pixels."""
-    x, y = _pixels(panel, measured)
-    radius = sqrt(_area(measured.macs, largest)) / 2 * DPI / 72
-    return Bbox.from_extents(x - radius, y - radius, x + radius, y + radius)
-
-
-def _pixels(panel: Axes, measured: Measurement) -> tuple[float, float]:
-    x, y = panel.transData.transform((measured.parameters, _milliseconds(measured)))
-    return float(x), float(y)
-
-
 def _by_name(measurements: Sequence[Measurement]) -> dict[str, list[Measurement]]:
-    names = dict.fromkeys(measured.name for measured in measurements)
-    return {name: [measured for measured in measurements if measured.name == name] for name in names}
+    names = dict.fromkeys(measurement.name for measurement in measurements)
+    return {name: [measurement for measurement in measurements if measurement.name == name] for name in names}
 
 
 def _area(macs: int, largest: int) -> float:
-    return LARGEST * macs / largest
+    return MAXIMUM_AREA * macs / largest
 
 
-def _milliseconds(measured: Measurement) -> float:
-    return measured.timing.median * 1000
+def _ms(measurement: Measurement) -> float:
+    return measurement.timing.median * 1000
