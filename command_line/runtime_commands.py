@@ -36,7 +36,6 @@ if TYPE_CHECKING:
 
     from featuretap.runtimes.quantization import Report
     from featuretap.support.timing import Timing
-    from featuretap.workflows.measuring.baselines import build_baselines
     from featuretap.workflows.measuring.comparing import Comparison, Measurement
 
 __all__ = ["LIBRARIES", "bench_command", "export_command", "quantize_command"]
