@@ -1,4 +1,1 @@
-"""Weights that travel: files read and written, checked, renamed between layouts, and fitted to models.
-
-`docs/architecture.md` says what each module does, and which need no torch.
-"""
+"""Files to tensors in the native layout and back: read, check, identify, translate, fold, prune, write, download."""
