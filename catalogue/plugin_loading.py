@@ -1,16 +1,19 @@
-"""Asking plugins what they provide, one at a time, so that none can take another down. No torch.
+"""Loading plugins one at a time, so that none can take another down.
 
-A failure is data: it stays with the plugin's name and distribution, and is raised when somebody asks for what may be
-missing because of it, or at once where `FEATURETAP_STRICT=1`.
+A failure is data: it stays with the plugin's name and distribution, and is raised when something is requested that may
+be missing because of it, or at once with `FEATURETAP_STRICT=1`.
 """
 
 from __future__ import annotations
 
+import importlib
 import sys
+import traceback
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import redirect_stdout
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from time import perf_counter
 from typing import Any, Literal
 
@@ -24,7 +27,7 @@ from featuretap.specs import BackboneSpec, HeadSpec, RuntimeSpec
 from featuretap.support.errors import FeaturetapError, PluginError, did_you_mean
 from featuretap.support.text import error_line
 
-__all__ = ["Plugin", "load_installed", "load_module"]
+__all__ = ["Plugin", "load_installed", "load_module", "traceback_of"]
 
 PROVIDES = {
     "backbones": BackboneSpec,
@@ -32,8 +35,13 @@ PROVIDES = {
     "weights": WeightsEntry,
     "runtimes": RuntimeSpec,
 }
-ASKED = ("find_backbone", "match_backbones")
-HOOKS = tuple(f"{GROUP}_{what}" for what in (*PROVIDES, *ASKED))
+NAMESPACE_HOOKS = ("find_backbone", "match_backbones")
+LEADING_FRAMES = (
+    "<frozen importlib",
+    str(Path(__file__).parent),
+    *(package.__path__[0] for package in (importlib, pluggy)),
+)
+HOOKS = tuple(f"{GROUP}_{what}" for what in (*PROVIDES, *NAMESPACE_HOOKS))
 
 
 @dataclass(frozen=True)
@@ -99,85 +107,66 @@ class Plugin:
 
 
 def load_installed(policy: Policy, *, builtins: bool, others: bool) -> Iterator[Plugin]:
-    """Load the installed plugins that the policy allows, built-in first.
+    """Load the installed plugins that the policy allows, built-in ones first.
 
     Raises:
         PluginError: a plugin failed and the policy is strict.
     """
-    manager = _manager()
     for point in find_entry_points():
-        if not (builtins if point.built_in else others):
-            continue
-        about = {"version": point.version, "value": point.value, "built_in": point.built_in}
-        if point.built_in or policy.allows(point.distribution):
-            yield _load(manager, point.name, point.distribution, point.load, policy, about)
-        else:
-            yield Plugin(point.name, point.distribution, status="disabled", **about)  # type: ignore[arg-type]
+        if builtins if point.built_in else others:
+            plugin = Plugin(point.name, point.distribution, point.version, point.value, point.built_in)
+            allowed = point.built_in or policy.allows(point.distribution)
+            yield _load(plugin, point.load, policy) if allowed else replace(plugin, status="disabled")
 
 
 def load_module(module: Any, policy: Policy) -> Plugin:
-    """Ask a plugin that is an object at hand, such as a module in a test."""
+    """Load a plugin from a module or another object, as in tests."""
     name = getattr(module, "__name__", type(module).__name__)
-    return _load(_manager(), name, normalise_name(name), lambda: module, policy, {})
+    return _load(Plugin(name, normalise_name(name)), lambda: module, policy)
 
 
-def _manager() -> pluggy.PluginManager:
-    manager = pluggy.PluginManager(GROUP)
-    manager.add_hookspecs(hookspecs)
-    return manager
+def traceback_of(error: BaseException) -> list[str]:
+    """Return the lines of a plugin's traceback without the frames that lead to its code."""
+    summary = traceback.TracebackException.from_exception(error)
+    while summary.stack and summary.stack[0].filename.startswith(LEADING_FRAMES):
+        del summary.stack[0]
+    return "".join(summary.format()).splitlines()
 
 
-def _load(
-    manager: pluggy.PluginManager,
-    name: str,
-    distribution: str,
-    module: Callable[[], object],
-    policy: Policy,
-    about: dict[str, Any],
-) -> Plugin:
-    """Ask one plugin, through a manager that has no other at the time."""
+def _load(plugin: Plugin, import_module: Callable[[], object], policy: Policy) -> Plugin:
     start = perf_counter()
     try:
-        # What a plugin prints is no part of what featuretap prints, which programs read.
+        # What a plugin prints must not mix with the output of featuretap, which programs read.
         with redirect_stdout(sys.stderr):
-            plugin = module()
-            try:
-                manager.register(plugin, name)
-                answers = _answers(manager, name, plugin)
-            finally:
-                # Also where it failed half-way, with some of its hooks in place.
-                manager.unregister(name=name)
-        return Plugin(name, distribution, seconds=perf_counter() - start, **about, **answers)
+            return replace(plugin, **_call_hooks(plugin.name, import_module()), seconds=perf_counter() - start)
     except KeyboardInterrupt:
         raise
     except BaseException as error:
-        # What leaves a module may be any exception, SystemExit and pytest's among them.
-        seconds = perf_counter() - start
-        failed = Plugin(name, distribution, status="failed", error=error, seconds=seconds, **about)
+        # Importing a module may raise anything, SystemExit and pytest's exceptions among them.
+        failed = replace(plugin, status="failed", error=error, seconds=perf_counter() - start)
         if policy.strict:
             raise PluginError(failed.failure) from error
         return failed
 
 
-def _answers(manager: pluggy.PluginManager, name: str, module: Any) -> dict[str, Any]:
+def _call_hooks(name: str, module: Any) -> dict[str, Any]:
+    """Return what a plugin provides, from a manager of its own, so that results are known to be its."""
+    manager = pluggy.PluginManager(GROUP)
+    manager.add_hookspecs(hookspecs)
+    manager.register(module, name)
     _check_hooks(module, {caller.name for caller in manager.get_hookcallers(module) or ()})
-    answers: dict[str, Any] = {}
-    for what, kind in PROVIDES.items():
-        caller = getattr(manager.hook, f"{GROUP}_{what}")
-        provided = caller()
-        if len(provided) < len(caller.get_hookimpls()):
+    provided: dict[str, Any] = {}
+    for key, kind in PROVIDES.items():
+        caller = getattr(manager.hook, f"{GROUP}_{key}")
+        results = caller()
+        if len(results) < len(caller.get_hookimpls()):
             raise PluginError(f"its hook {caller.name} returns None; return {kind.__name__} objects in a list")
-        answers[what] = tuple(item for answer in provided for item in _items(caller.name, answer, kind))
-        _check_unique(what, answers[what])
-    _check_declared(answers["backbones"])
-    if any(getattr(manager.hook, f"{GROUP}_{what}").get_hookimpls() for what in ASKED):
-        # What is asked later is asked through a manager of the plugin's own.
-        own = _manager()
-        own.register(module, name)
-        for what in ASKED:
-            caller = getattr(own.hook, f"{GROUP}_{what}")
-            answers[what] = caller if caller.get_hookimpls() else None
-    return answers
+        provided[key] = tuple(item for result in results for item in _items(caller.name, result, kind))
+        _check_names(key, provided[key])
+    for key in NAMESPACE_HOOKS:
+        caller = getattr(manager.hook, f"{GROUP}_{key}")
+        provided[key] = caller if caller.get_hookimpls() else None
+    return provided
 
 
 def _check_hooks(module: Any, implemented: set[str]) -> None:
@@ -192,27 +181,22 @@ def _check_hooks(module: Any, implemented: set[str]) -> None:
         raise PluginError(f"it implements no hook; hooks are {', '.join(HOOKS)}")
 
 
-def _items(hook: str, answer: Any, kind: type) -> Iterator[Any]:
-    if isinstance(answer, str) or not isinstance(answer, Iterable):
-        answer = [answer]
-    for item in answer:
+def _items(hook: str, result: Any, kind: type) -> Iterator[Any]:
+    if isinstance(result, str) or not isinstance(result, Iterable):
+        result = [result]
+    for item in result:
         if not isinstance(item, kind):
             raise PluginError(f"its hook {hook} should return {kind.__name__} objects in a list, got {item!r}")
         yield item
 
 
-def _check_declared(backbones: Iterable[BackboneSpec]) -> None:
-    for spec in backbones:
-        for name in (spec.name, *spec.aliases):
-            if "/" in name:
-                raise PluginError(
-                    f"its backbone {name!r} has a slash, which names in open namespaces have; answer "
-                    f"{GROUP}_find_backbone, or choose another name"
-                )
-
-
-def _check_unique(what: str, provided: Iterable[Any]) -> None:
-    names = Counter(name for item in provided for name in (item.name, *getattr(item, "aliases", ())))
-    repeated = sorted(name for name, times in names.items() if times > 1)
-    if repeated:
-        raise PluginError(f"its {what} have the name {repeated[0]!r} more than once; a name means one thing")
+def _check_names(key: str, items: Iterable[Any]) -> None:
+    names = Counter(name for item in items for name in (item.name, *getattr(item, "aliases", ())))
+    for name, times in sorted(names.items()):
+        if times > 1:
+            raise PluginError(f"its {key} have the name {name!r} more than once; a name means one thing")
+        if key == "backbones" and "/" in name:
+            raise PluginError(
+                f"its backbone {name!r} has a slash, which names in open namespaces have; answer "
+                f"{GROUP}_find_backbone, or choose another name"
+            )

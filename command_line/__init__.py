@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from io import TextIOWrapper
 
 import click
@@ -93,7 +94,7 @@ def phrase(error: FeaturetapError) -> str:
     if error.hint is None:
         return str(error)
     reference = error.hint.reference
-    return f"{error.problem}; {error.hint._replace(reference=TYPED.get(reference, reference))}"
+    return f"{error.problem}; {replace(error.hint, reference=TYPED.get(reference, reference))}"
 
 
 def _fail(message: str) -> None:

@@ -184,7 +184,7 @@ def _examine(plugin: Plugin) -> bool:
         return True
     print_fields({"status": f"{plugin.status} in {_milliseconds(plugin)}"})
     if plugin.error is not None:
-        from featuretap.catalogue.tracebacks import traceback_of
+        from featuretap.catalogue.plugin_loading import traceback_of
 
         print_fields({"problem": error_line(plugin.error)})
         for line in traceback_of(plugin.error):

@@ -20,8 +20,7 @@ from typing import Any, ClassVar, Literal
 import pytest
 
 from featuretap.catalogue.hookspecs import GROUP
-from featuretap.catalogue.plugin_loading import Plugin
-from featuretap.catalogue.tracebacks import traceback_of
+from featuretap.catalogue.plugin_loading import Plugin, traceback_of
 from featuretap.registry import conformance, head_conformance
 from featuretap.registry.registry import Registry
 from featuretap.registry.torch_free import check_torch_free
