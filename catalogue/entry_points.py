@@ -1,4 +1,4 @@
-"""The entry points of installed distributions in our group, whatever state the distributions are in. No torch.
+"""The entry points of installed distributions in our group, whatever state the distributions are in.
 
 `importlib.metadata.entry_points` reads those of all distributions at once, so that one malformed line of anybody's
 hides everybody's. Here each distribution is read by itself, and only those that mention the group are read further.

@@ -1,4 +1,4 @@
-"""The catalogue's file format, one for all: our `registry.toml`, a plugin's, a user's `featuretap.toml`. No torch.
+"""The catalogue's file format, one for all: our `registry.toml`, a plugin's, a user's `featuretap.toml`.
 
 A user's file adds variants, aliases, weights and plugin policy, and never code.
 """
@@ -135,11 +135,7 @@ class CatalogueFile:
 
 
 def _make_variant(name: str, entry: Mapping[str, Any], base: BackboneSpec) -> BackboneSpec:
-    """Return a backbone under the name of an entry, with its options as defaults.
-
-    Raises:
-        FeaturetapError: options that the base does not take, or names that nobody could ask for.
-    """
+    """Return a backbone under the name of an entry, with its options as defaults."""
     options = entry.get("options", {})
     defaults = options_of(base)
     split_options(base, None, options, defaults)

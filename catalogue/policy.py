@@ -1,4 +1,4 @@
-"""Which plugins may be imported, decided before any of their code is. No torch."""
+"""Which plugins may be imported, decided before any of their code is."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whether a plugin says what it provides without torch, found out in a process of its own. No torch."""
+"""Whether a plugin says what it provides without torch, found out in a process of its own."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The vocabulary: taps, layers, rows, and the specs of backbones, heads, models and runtimes. No torch.
+"""The vocabulary: taps, layers, rows, and the specs of backbones, heads, models and runtimes.
 
 A backbone is a table: `BackboneSpec(name, stages=...)`, a stage being the work done at one resolution. What is defined
 in the modules that this one gathers is imported from here.

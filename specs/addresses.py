@@ -1,4 +1,4 @@
-"""Tap addresses: what C4, C5.bottleneck, C4.expansion, C4.first and C3.depthwise mean in a given table. No torch.
+"""Tap addresses: what C4, C5.bottleneck, C4.expansion, C4.first and C3.depthwise mean in a given table.
 
 Every address is the output of one submodule, so that it means the same tensor in counting, building and exporting.
 """

@@ -1,4 +1,4 @@
-"""A backbone as data: a table of stages, or the declaration of what somebody's factory builds. No torch.
+"""A backbone as data: a table of stages, or the declaration of what somebody's factory builds.
 
 Taps, channels, strides, sizes, parameters and multiply-adds are computed from the table, never written down beside it.
 """

@@ -1,4 +1,4 @@
-"""Rows in their places: paths, strides, dilations and shortcuts, and what is left when a backbone is cut. No torch."""
+"""Rows in their places: paths, strides, dilations and shortcuts, and what is left when a backbone is cut."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A head as data, and a backbone with a head: what is read, taken, returned and counted. No torch.
+"""A head as data, and a backbone with a head: what is read, taken, returned and counted.
 
 Heads that are made of other libraries' modules are counted by building them without memory (torch's meta device), when
 their counts are asked for and not before.

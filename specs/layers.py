@@ -1,4 +1,4 @@
-"""Layers as data: what a row of a table is made of, and what each costs. No torch.
+"""Layers as data: what a row of a table is made of, and what each costs.
 
 Every layer knows its parameters, its multiply-adds at an input size, the size of its output, and the module that it
 becomes (as a string, resolved when a model is built). Multiply-adds follow the convention of the papers: those of

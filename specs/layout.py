@@ -1,4 +1,4 @@
-"""Layouts as data: how a library names the tensors of a network. No torch."""
+"""Layouts as data: how a library names the tensors of a network."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A short digest of a network, by which a file's name for it is known to still mean the same. No torch."""
+"""A short digest of a network, by which a file's name for it is known to still mean the same."""
 
 from __future__ import annotations
 

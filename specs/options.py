@@ -1,4 +1,4 @@
-"""The options that every backbone made of a table takes, how each is checked, and how it is applied. No torch."""
+"""The options that every backbone made of a table takes, how each is checked, and how it is applied."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Preprocessing as data: how images were prepared when a set of weights was trained. No torch."""
+"""Preprocessing as data: how images were prepared when a set of weights was trained."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Rows: the lines of a backbone's table, each of which lists the layers that it is made of. No torch.
+"""Rows: the lines of a backbone's table, each of which lists the layers that it is made of.
 
 One row expanded: the first `Bneck` of stage C3 of MobileNetV3-Large reads C2's map, (N, 24, 56, 56) for a 224×224
 image. The row lists layers, its place in the table gives it a path and a stride, and each layer becomes a module there.

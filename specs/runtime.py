@@ -1,4 +1,4 @@
-"""A runtime as data: what it is called, what has to be installed for it, and which files it opens. No torch."""
+"""A runtime as data: what it is called, what has to be installed for it, and which files it opens."""
 
 from __future__ import annotations
 

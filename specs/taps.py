@@ -1,4 +1,4 @@
-"""A tap: what one feature map is, before it exists. No torch."""
+"""A tap: what one feature map is, before it exists."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Validation: what a value may be, as a description and a test, and the checks that refuse other values. No torch.
+"""Validation: what a value may be, as a description and a test, and the checks that refuse other values.
 
 `Option` is an option of a backbone, a head or a training run. The functions below `Option` make the usual kinds.
 """

@@ -1,4 +1,4 @@
-"""Variants: functions from spec to spec. No torch."""
+"""Variants: functions from spec to spec."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where the file of a path is, and its digest. No torch."""
+"""Where the file of a path is, and its digest."""
 
 from __future__ import annotations
 

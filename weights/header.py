@@ -1,4 +1,4 @@
-"""The header of a safetensors file: read strictly, and written so that equal content gives equal bytes. No torch.
+"""The header of a safetensors file: read strictly, and written so that equal content gives equal bytes.
 
 The format is eight bytes with the header's length (little endian), the header in JSON, and the tensors one behind the
 other (https://huggingface.co/docs/safetensors). The `safetensors` library accepts some files that say two things at

@@ -1,4 +1,4 @@
-"""The `config.json` beside a file in timm's layout, by which `timm.create_model("local-dir:…")` builds. No torch."""
+"""The `config.json` beside a file in timm's layout, by which `timm.create_model("local-dir:…")` builds."""
 
 from __future__ import annotations
 
