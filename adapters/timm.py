@@ -52,7 +52,8 @@ def _cfgs(name: str, backbone: str) -> Iterator[tuple[str, PretrainedCfg]]:
     """Yield a model's name, with the tag of each of its published weights if it has any, and timm's configuration."""
     spec = OURS.spec(backbone, features_only=True)
     assert isinstance(spec, BackboneSpec)
-    for entry in _entries(backbone) or [None]:
+    entries: list[WeightsEntry | None] = [*_entries(backbone)]
+    for entry in entries or [None]:
         preprocessing = entry.preprocessing if entry else Preprocessing()
         crop, resize = preprocessing.crop, preprocessing.resize
         assert crop

@@ -58,17 +58,8 @@ class ConvolutionLayer(nn.Sequential):
     """A convolution `conv`, its `norm`, and an `activation` unless it is linear: (N, C, H, W) → (N, C', H', W')."""
 
     def __init__(self, layer: Convolution, norm: Norm) -> None:
-        conv = skip_init(
-            nn.Conv2d,
-            layer.in_channels,
-            layer.out_channels,
-            layer.kernel,
-            layer.stride,
-            layer.padding,
-            layer.dilation,
-            layer.groups,
-            bias=False,
-        )
+        shape = layer.in_channels, layer.out_channels, layer.kernel
+        conv = skip_init(nn.Conv2d, *shape, layer.stride, layer.padding, layer.dilation, layer.groups, bias=False)
         parts = OrderedDict[str, nn.Module](conv=conv, norm=norm(layer.out_channels))
         if layer.activation is not None:
             parts["activation"] = ACTIVATIONS[layer.activation]()

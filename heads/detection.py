@@ -9,7 +9,7 @@ Options have torchvision's names and defaults; those of the pyramid come before 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from featuretap.heads.fpn import GROUPS, PYRAMID_OPTIONS, check_pyramid, pyramid_taps
@@ -95,21 +95,28 @@ RCNN_OPTIONS = {
     "box_positive_fraction": share(0.25),
 }
 
-DETECTOR: dict[str, Any] = {
-    "consecutive": True,
-    # Labels of COCO with the background and the numbers that it leaves out, which torchvision's detectors have.
-    "num_classes": 91,
-    "outputs": "featuretap.heads.detection:boxes",
-    "model": "featuretap.heads.modules.models:DetectionModel",
-    "images": "raw",
-    "task": "detection",
-}
 
-RETINANET = HeadSpec(
+def detector(name: str, description: str, reads: Any, options: Mapping[str, Option], **fields: Any) -> HeadSpec:
+    """Return the spec of a detector that the function of its name in `heads.modules.detection` builds."""
+    usual = {
+        "consecutive": True,
+        # Labels of COCO with the background and the numbers that it leaves out, which torchvision's detectors have.
+        "num_classes": 91,
+        "outputs": "featuretap.heads.detection:boxes",
+        "model": "featuretap.heads.modules.models:DetectionModel",
+        "images": "raw",
+        "task": "detection",
+        "per_class": ("predictor.classification_head.cls_logits.",),
+        "factory": f"featuretap.heads.modules.detection:{name}",
+    }
+    return HeadSpec(name, reads, options=options, description=description, **{**usual, **fields})
+
+
+RETINANET = detector(
     "retinanet",
-    reads=("C3", "C4", "C5"),
-    factory="featuretap.heads.modules.detection:retinanet",
-    options={
+    "RetinaNet detection",
+    ("C3", "C4", "C5"),
+    {
         **P6P7,
         **RESIZING,
         **ANCHORS,
@@ -121,16 +128,13 @@ RETINANET = HeadSpec(
         "topk_candidates": count(1000),
     },
     check="featuretap.heads.detection:check_anchors",
-    per_class=("predictor.classification_head.cls_logits.",),
-    description="RetinaNet detection",
-    **DETECTOR,
 )
 
-FCOS = HeadSpec(
+FCOS = detector(
     "fcos",
-    reads=("C3", "C4", "C5"),
-    factory="featuretap.heads.modules.detection:fcos",
-    options={
+    "FCOS detection, without anchors",
+    ("C3", "C4", "C5"),
+    {
         **P6P7,
         **RESIZING,
         "center_sampling_radius": number(1.5, 0.0, 100.0),
@@ -140,42 +144,35 @@ FCOS = HeadSpec(
         "topk_candidates": count(1000),
     },
     check="featuretap.heads.detection:check_groups",
-    per_class=("predictor.classification_head.cls_logits.",),
-    description="FCOS detection, without anchors",
-    **DETECTOR,
 )
 
-FASTER_RCNN = HeadSpec(
+FASTER_RCNN = detector(
     "faster_rcnn",
-    reads=("C2", "C3", "C4", "C5"),
-    factory="featuretap.heads.modules.detection:faster_rcnn",
+    "Faster R-CNN detection",
+    ("C2", "C3", "C4", "C5"),
+    {**POOL, **RESIZING, **ANCHORS, **RCNN_OPTIONS},
     min_classes=2,
-    options={**POOL, **RESIZING, **ANCHORS, **RCNN_OPTIONS},
     check="featuretap.heads.detection:check_anchors",
     layouts={"torchvision": "featuretap.heads.layouts.torchvision:faster_rcnn"},
     per_class=("roi_heads.box_predictor.",),
-    description="Faster R-CNN detection",
-    **DETECTOR,
 )
 
-MASK_RCNN = HeadSpec(
+MASK_RCNN = detector(
     "mask_rcnn",
-    reads=("C2", "C3", "C4", "C5"),
-    factory="featuretap.heads.modules.detection:mask_rcnn",
+    "Mask R-CNN detection and instance segmentation",
+    ("C2", "C3", "C4", "C5"),
+    {**POOL, **RESIZING, **ANCHORS, **RCNN_OPTIONS},
     min_classes=2,
-    options={**POOL, **RESIZING, **ANCHORS, **RCNN_OPTIONS},
     check="featuretap.heads.detection:check_anchors",
+    outputs="featuretap.heads.detection:boxes_and_masks",
     per_class=("roi_heads.box_predictor.", "roi_heads.mask_predictor.mask_fcn_logits."),
-    description="Mask R-CNN detection and instance segmentation",
-    **{**DETECTOR, "outputs": "featuretap.heads.detection:boxes_and_masks"},
 )
 
-SSDLITE = HeadSpec(
+SSDLITE = detector(
     "ssdlite",
-    reads=(("C4.expansion", "C4"), "C5"),
-    factory="featuretap.heads.modules.detection:ssdlite",
-    min_classes=2,
-    options={
+    "SSDLite detection",
+    (("C4.expansion", "C4"), "C5"),
+    {
         "size": Option(
             320,
             lambda value: is_side(value) or (is_list_of(value, is_side) and len(value) == 2),
@@ -190,10 +187,9 @@ SSDLITE = HeadSpec(
         "iou_thresh": share(0.5),
         "positive_fraction": share(0.25),
     },
+    min_classes=2,
     layouts={"torchvision": "featuretap.heads.layouts.torchvision:ssdlite"},
     per_class=tuple(f"predictor.classification_head.module_list.{level}.1." for level in range(MOST_LEVELS)),
-    description="SSDLite detection",
-    **DETECTOR,
 )
 """By default the papers': three boxes at each place of the finest map, as TensorFlow's `reduce_boxes_in_lowest_layer`
 has it. torchvision has six everywhere. All other defaults are those of torchvision's `ssdlite320`."""

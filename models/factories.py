@@ -15,18 +15,10 @@ from featuretap.support.import_strings import call_reference
 
 __all__ = ["backbone_module", "freeze"]
 
-NORMS = (
-    nn.BatchNorm1d,
-    nn.BatchNorm2d,
-    nn.BatchNorm3d,
-    nn.SyncBatchNorm,
-    nn.InstanceNorm2d,
-    nn.GroupNorm,
-    nn.LayerNorm,
-    nn.RMSNorm,
-)
+# The first is the base class of all batch and instance norms.
+NORMS = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
 PROBES = (224, 256, 384, 192, 448, 512, 518, 288, 320, 336, 240, 128, 96, 64)
-"""Heights and widths of images to try when it is found out what a map rests on; some networks take one size only."""
+"""Heights and widths of images to try, to find the parameters of a map; some networks take one size only."""
 
 
 def backbone_module(spec: BackboneSpec, *, pretrained: str | None = None) -> nn.Module:
@@ -34,7 +26,7 @@ def backbone_module(spec: BackboneSpec, *, pretrained: str | None = None) -> nn.
 
     Args:
         spec: of a backbone that is no table, options applied.
-        pretrained: which of its own weights the factory is to fetch; None for fresh ones.
+        pretrained: which of its own weights the factory is to fetch; None for random ones.
 
     Raises:
         PluginError: the factory failed, or returned something else than a module.
@@ -52,17 +44,17 @@ def backbone_module(spec: BackboneSpec, *, pretrained: str | None = None) -> nn.
 
 
 def freeze(backbone: nn.Module, spec: BackboneSpec, freezing: Freezing) -> None:
-    """Stop the training of all that a level rests on, and of all norms if so asked, until it is called again.
+    """Freeze all that a level rests on, and all norms if requested.
 
-    Afterwards the module is of a subclass of its own class, whose `train` leaves alone what is frozen.
+    Afterwards the module is of a subclass of its own class, whose `train` keeps the frozen modules in evaluation.
 
     Raises:
         PluginError: the backbone cannot be run on the meta device, so that nobody knows what the level rests on.
     """
-    resting = _resting(spec, freezing.through) if freezing.through else frozenset()
-    frozen = tuple(_frozen(backbone, resting, norms=freezing.norms))
+    parameters = _parameters_below(spec, freezing.through) if freezing.through else frozenset()
+    frozen = tuple(_frozen_modules(backbone, parameters, norms=freezing.norms))
     for name, parameter in backbone.named_parameters():
-        if name in resting:
+        if name in parameters:
             parameter.requires_grad_(False)
     for path in frozen:
         backbone.get_submodule(path).requires_grad_(False)
@@ -72,16 +64,16 @@ def freeze(backbone: nn.Module, spec: BackboneSpec, freezing: Freezing) -> None:
     backbone.train(backbone.training)
 
 
-def _frozen(backbone: nn.Module, resting: frozenset[str], *, norms: bool) -> Iterator[str]:
-    """Yield the paths of modules all of whose parameters are frozen; what lies in them need not be named."""
+def _frozen_modules(backbone: nn.Module, parameters: frozenset[str], *, norms: bool) -> Iterator[str]:
+    """Yield the paths of the norms if requested, and of modules all of whose parameters are frozen."""
     for path, module in backbone.named_modules():
-        below = [f"{path}.{name}" if path else name for name, _ in module.named_parameters()]
-        if (norms and isinstance(module, NORMS)) or (below and resting.issuperset(below)):
+        own = [f"{path}.{name}" if path else name for name, _ in module.named_parameters()]
+        if (norms and isinstance(module, NORMS)) or (own and parameters.issuperset(own)):
             yield path
 
 
-def _resting(spec: BackboneSpec, level: str) -> frozenset[str]:
-    """Return the names of the parameters that a map is computed from, found by autograd without any numbers."""
+def _parameters_below(spec: BackboneSpec, level: str) -> frozenset[str]:
+    """Return the names of the parameters that a map is computed from, found by autograd on the meta device."""
     with torch.device("meta"), torch.enable_grad():
         probe = backbone_module(spec.with_taps((level,)))
         leaves = _leaves(_run(probe, spec)[level])
@@ -115,7 +107,7 @@ def _leaves(tensor: Tensor) -> set[int]:
 
 
 class _PartlyFrozen(nn.Module):
-    """What `train` may not wake stays in evaluation; mixed into a module's own class."""
+    """A mixin for a module's own class whose `train` keeps `frozen_modules` in evaluation."""
 
     # No annotation of the attribute: torch.jit.script would read it, as a string.
     def train(self, mode: bool = True) -> Self:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import urllib.error
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from urllib.parse import urlsplit
 
@@ -14,19 +13,11 @@ import torch
 
 from featuretap.catalogue.hookspecs import HUB, WeightsEntry
 from featuretap.support.errors import Hint, WeightsError
+from featuretap.support.text import one_line
 
 __all__ = ["find_or_download", "offline", "torch_hub_path"]
 
 HUB_SITE = "https://huggingface.co"
-
-
-@dataclass(frozen=True)
-class HubFile:
-    """A file on the Hugging Face hub, out of an address such as "hf://timm/mobilenetv2_100.ra_in1k/model.safetensors"."""
-
-    repository: str
-    revision: str | None
-    name: str
 
 
 def find_or_download(entry: WeightsEntry, known: Sequence[WeightsEntry], mirrors: Mapping[str, str]) -> Path:
@@ -37,8 +28,8 @@ def find_or_download(entry: WeightsEntry, known: Sequence[WeightsEntry], mirrors
 
     Args:
         entry: what is wanted.
-        known: all entries, to name those that are on this machine where this one cannot be had.
-        mirrors: beginning of an address → what stands in its place.
+        known: all entries, so that the error can name those that are on this machine.
+        mirrors: beginning of an address → its replacement.
 
     Raises:
         WeightsError: it is in no cache and cannot be downloaded, or the download is another file.
@@ -53,7 +44,10 @@ def find_or_download(entry: WeightsEntry, known: Sequence[WeightsEntry], mirrors
     address = _mirrored(entry.url, mirrors)
     try:
         if entry.url.startswith(HUB):
-            return _from_hub(entry, _mirrored(HUB_SITE, mirrors))
+            repository, revision, name = _hub_file(entry.url)
+            site = _mirrored(HUB_SITE, mirrors)
+            endpoint = None if site == HUB_SITE else site
+            return Path(huggingface_hub.hf_hub_download(repository, name, revision=revision, endpoint=endpoint))
         path = _torch_path(entry)
         path.parent.mkdir(parents=True, exist_ok=True)
         torch.hub.download_url_to_file(address, str(path), hash_prefix=entry.sha256)
@@ -62,13 +56,13 @@ def find_or_download(entry: WeightsEntry, known: Sequence[WeightsEntry], mirrors
         if isinstance(error, urllib.error.HTTPError):
             # It is the server's answer too, and holds the connection open.
             error.close()
-        reason = " ".join(str(error).split()) or type(error).__name__
+        reason = one_line(str(error)) or type(error).__name__
         raise _not_here(entry, known, f"cannot download {entry.name!r} from {address}: {reason}") from error
     return path
 
 
 def offline() -> bool:
-    """Say whether `FEATURETAP_OFFLINE` forbids downloads."""
+    """Return whether `FEATURETAP_OFFLINE` forbids downloads."""
     return os.environ.get("FEATURETAP_OFFLINE", "").lower() in ("1", "true", "yes", "on")
 
 
@@ -79,8 +73,8 @@ def torch_hub_path(url: str) -> Path:
 
 def _cached(entry: WeightsEntry) -> Path | None:
     if entry.url.startswith(HUB):
-        file = _hub_file(entry.url)
-        found = huggingface_hub.try_to_load_from_cache(file.repository, file.name, revision=file.revision)
+        repository, revision, name = _hub_file(entry.url)
+        found = huggingface_hub.try_to_load_from_cache(repository, name, revision=revision)
         return Path(found) if isinstance(found, str) else None
     path = _torch_path(entry)
     return path if path.is_file() else None
@@ -93,16 +87,11 @@ def _torch_path(entry: WeightsEntry) -> Path:
     return torch_hub_path(file)
 
 
-def _from_hub(entry: WeightsEntry, site: str) -> Path:
-    file = _hub_file(entry.url)
-    endpoint = None if site == HUB_SITE else site
-    return Path(huggingface_hub.hf_hub_download(file.repository, file.name, revision=file.revision, endpoint=endpoint))
-
-
-def _hub_file(url: str) -> HubFile:
+def _hub_file(url: str) -> tuple[str, str | None, str]:
+    """Return repository, revision and file name of an address on the Hugging Face hub."""
     owner, repository, name = url.removeprefix(HUB).split("/", 2)
     repository, _, revision = repository.partition("@")
-    return HubFile(f"{owner}/{repository}", revision or None, name)
+    return f"{owner}/{repository}", revision or None, name
 
 
 def _mirrored(url: str, mirrors: Mapping[str, str]) -> str:
@@ -114,8 +103,8 @@ def _mirrored(url: str, mirrors: Mapping[str, str]) -> str:
 
 def _not_here(entry: WeightsEntry, known: Sequence[WeightsEntry], problem: str) -> WeightsError:
     if entry.url.startswith(HUB):
-        file = _hub_file(entry.url)
-        by_hand = f"run 'hf download {file.repository} {file.name}' where there is a network"
+        repository, _, name = _hub_file(entry.url)
+        by_hand = f"run 'hf download {repository} {name}' where there is a network"
     else:
         by_hand = f"put the file at {_torch_path(entry)}"
     here = [other.name for other in known if _cached(other)]

@@ -16,25 +16,23 @@ MAKES = "a function that makes "
 
 
 def norm_label(norm: Any, backbone: nn.Module) -> str:
-    """Return what a file and a description say of a `norm=` option: a class by its name, or what a function makes."""
-    made = next(module for path, module in backbone.named_modules() if path.endswith(".norm"))
-    name = type(made).__name__
+    """Return the text for a `norm=` option in files: the name of a class, or which class a function creates."""
+    name = next(type(module).__name__ for path, module in backbone.named_modules() if path.endswith(".norm"))
     return name if _known().get(name) is norm else MAKES + name
 
 
-def norm_from_label(said: Any, path: Path) -> Callable[[int], nn.Module]:
+def norm_from_label(label: Any, path: Path) -> Callable[[int], nn.Module]:
     """Return the norm that a file names.
 
     Raises:
         WeightsError: it is not one that a name is enough for.
     """
     known = _known()
-    if isinstance(said, str) and said in known:
-        return known[said]
-    made = str(said).removeprefix(MAKES)
+    if isinstance(label, str) and label in known:
+        return known[label]
     raise WeightsError(
-        f"{str(path)!r} was saved with norm={said}, which is code, and no file brings code; give it again: "
-        f"registry.load(path, norm=lambda channels: {made}(...))"
+        f"{str(path)!r} was saved with norm={label}, which is code, and no file brings code; give it again: "
+        f"registry.load(path, norm=lambda channels: {str(label).removeprefix(MAKES)}(...))"
     )
 
 

@@ -45,8 +45,8 @@ DTYPES = {
 WRAPPERS = ("module.", "_orig_mod.")
 """What DataParallel and moving averages, and torch.compile, put before every name."""
 
-TORCHVISIONS = ("backbone.features.", "backbone.body.")
-"""How torchvision's detectors call their backbones, beside parts that are called as ours."""
+TORCHVISION_PREFIXES = ("backbone.features.", "backbone.body.")
+"""Prefixes of the backbones of torchvision's detectors, whose other parts have the names of ours."""
 
 COUNT = "n_averaged"
 
@@ -83,22 +83,22 @@ def read_checkpoint(path: Path, *, hashed: bool = False) -> Checkpoint:
     Args:
         path: a `.safetensors` file, a folder, or a state dict as torch.save writes it, which is read with
             `weights_only=True`.
-        hashed: whether the digest is wanted for certain, so that it is computed beside the reading. It is also where a
-            file says nothing of itself, and may be known by its digest.
+        hashed: whether the digest is certainly needed, so that a thread computes it meanwhile. It also is where a file
+            has no metadata, and may be identified by its digest.
 
     Raises:
         WeightsError: it cannot be read, or is no sound file of weights.
     """
     file = weights_file(path)
     if file.suffix in PICKLES:
-        digest = _beside(file)
-        return Checkpoint(file, _unwrapped(_pickled(file)), None, TimmConfig(), digest)
+        digest = _hash_in_thread(file)
+        return Checkpoint(file, _unwrap_names(_read_pickle(file)), None, TimmConfig(), digest)
     header = read_header(file)
     record = read_record(file, header.metadata)
-    digest = _beside(file) if hashed or record is None else lambda: sha256_of(file)
-    tensors = _mapped(file, header)
+    digest = _hash_in_thread(file) if hashed or record is None else lambda: sha256_of(file)
+    tensors = _map_tensors(file, header)
     config = TimmConfig() if record else read_timm_config(file)
-    return Checkpoint(file, tensors if record else _unwrapped(tensors), record, config, digest)
+    return Checkpoint(file, tensors if record else _unwrap_names(tensors), record, config, digest)
 
 
 def check_finite(checkpoint: Checkpoint) -> None:
@@ -121,7 +121,7 @@ def check_finite(checkpoint: Checkpoint) -> None:
         )
 
 
-def _mapped(path: Path, header: Header) -> dict[str, Tensor]:
+def _map_tensors(path: Path, header: Header) -> dict[str, Tensor]:
     """Return the tensors of a file whose header was checked, in memory that the file is mapped into, to be copied."""
     try:
         with path.open("rb") as file:
@@ -142,14 +142,14 @@ def _tensor(content: mmap.mmap, stored: Stored) -> Tensor:
     return torch.frombuffer(content, dtype=dtype, count=count, offset=stored.begin).view(stored.shape)
 
 
-def _beside(file: Path) -> Callable[[], str]:
+def _hash_in_thread(file: Path) -> Callable[[], str]:
     pool = ThreadPoolExecutor(1, "featuretap-digest")
     future = pool.submit(sha256_of, file)
     pool.shutdown(wait=False)
     return future.result
 
 
-def _pickled(path: Path) -> Mapping[str, Tensor]:
+def _read_pickle(path: Path) -> Mapping[str, Tensor]:
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except OSError as error:
@@ -186,8 +186,8 @@ def _problem(name: object, value: object) -> str:
     return ""
 
 
-def _unwrapped(tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-    """Take away what wrappers of a model add to the names of its tensors."""
+def _unwrap_names(tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """Return the tensors without the prefixes that wrappers of a model add to their names."""
     named = dict(tensors)
     while True:
         # torch's AveragedModel counts beside the model.
@@ -197,7 +197,7 @@ def _unwrapped(tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
             break
         named = {name.removeprefix(wrapper): named[name] for name in rest}
     if all(name.startswith(("backbone.", "head.")) for name in named) and not any(
-        name.startswith(TORCHVISIONS) for name in named
+        name.startswith(TORCHVISION_PREFIXES) for name in named
     ):
         # The state dict of our own models with a head; files have no prefix there.
         named = {name.removeprefix("backbone."): tensor for name, tensor in named.items()}

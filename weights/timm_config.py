@@ -35,19 +35,13 @@ KNOWN: Mapping[str, Callable[[Any], bool]] = {
 
 
 def timm_config(description: Description, backbone: BackboneSpec, layout: Layout, features: int) -> str:
-    """Return the text of a `config.json`.
-
-    Args:
-        description: of the model.
-        backbone: as it was built.
-        layout: timm's, for that backbone.
-        features: channels of the last feature map or hidden layer, which timm states for people.
+    """Return the text of a `config.json`; `features` is the number of channels of the last map or hidden layer.
 
     Raises:
         WeightsError: a bare backbone without one whole level.
     """
-    prepared, classes = description.preprocessing.for_images("cropped"), description.num_classes or 0
-    crop = prepared.crop or SIZE
+    preprocessing, classes = description.preprocessing.for_images("cropped"), description.num_classes or 0
+    crop = preprocessing.crop or SIZE
     config = {
         "architecture": layout.architecture,
         "num_classes": classes,
@@ -59,11 +53,11 @@ def timm_config(description: Description, backbone: BackboneSpec, layout: Layout
             "custom_load": False,
             "input_size": [backbone.in_channels, crop, crop],
             "fixed_input_size": False,
-            "interpolation": prepared.interpolation,
-            "crop_pct": _crop_share(crop, prepared.resize or crop),
+            "interpolation": preprocessing.interpolation,
+            "crop_pct": _crop_fraction(crop, preprocessing.resize or crop),
             "crop_mode": "center",
-            "mean": list(prepared.mean),
-            "std": list(prepared.std),
+            "mean": list(preprocessing.mean),
+            "std": list(preprocessing.std),
             "num_classes": classes,
             "pool_size": None,
             "first_conv": "conv_stem",
@@ -76,19 +70,19 @@ def timm_config(description: Description, backbone: BackboneSpec, layout: Layout
 
 
 def _as_features(description: Description, backbone: BackboneSpec) -> dict[str, Any]:
-    """Return the arguments by which timm builds a bare backbone up to the last level that is whole.
+    """Return the arguments by which timm builds a bare backbone up to its last complete level.
 
-    timm builds whole levels, and would leave what the file lacks of one at random without a word.
+    timm builds complete levels only, and leaves tensors that the file lacks randomly initialised.
     """
     if description.head:
         return {}
     missing = {block.level for block in backbone.all_blocks if block not in backbone.blocks}
-    whole = list(takewhile(lambda level: level not in missing, backbone.levels))
-    if not whole:
+    complete = list(takewhile(lambda level: level not in missing, backbone.levels))
+    if not complete:
         raise WeightsError(
             f"cannot save the taps {', '.join(description.taps)} for timm, which builds whole levels only"
         )
-    return {"features_only": True, "out_indices": list(range(len(whole)))}
+    return {"features_only": True, "out_indices": list(range(len(complete)))}
 
 
 @dataclass(frozen=True)
@@ -124,7 +118,7 @@ def read_timm_config(file: Path) -> TimmConfig:
     if not isinstance(architecture, str) or not isinstance(arguments, dict):
         return TimmConfig()
     for name, value in arguments.items():
-        if name not in HARMLESS and not KNOWN.get(name, _never)(value):
+        if name not in HARMLESS and not (name in KNOWN and KNOWN[name](value)):
             raise WeightsError(
                 f"{str(path)!r} builds {architecture!r} with {name}={value!r}, which is not known here; load the model "
                 "with timm"
@@ -139,33 +133,29 @@ def read_timm_config(file: Path) -> TimmConfig:
     )
 
 
-def _label_names(*places: Any) -> tuple[str, ...]:
-    """Return the names of the classes from the first place that lists them; timm writes them into either."""
-    for place in places:
-        names = place.get("label_names") if isinstance(place, dict) else None
+def _label_names(*tables: Any) -> tuple[str, ...]:
+    """Return the names of the classes from the first table that lists them; timm writes them into either."""
+    for table in tables:
+        names = table.get("label_names") if isinstance(table, dict) else None
         if isinstance(names, list) and all(isinstance(name, str) for name in names):
             return tuple(names)
     return ()
 
 
-def preprocessing_of(origin: object, stated: Any) -> Preprocessing | None:
-    """Return what a pretrained configuration of timm's states; None, and a warning, where it is not known here.
+def preprocessing_of(origin: object, config: Any) -> Preprocessing | None:
+    """Return the preprocessing of a pretrained configuration of timm; None, and a warning, where it is not known here.
 
     Args:
-        origin: where it comes from, for the warning.
-        stated: the configuration as a table.
+        origin: source of the configuration, for the warning.
+        config: the configuration as a table.
     """
     try:
-        if stated.get("crop_mode", "center") != "center":
-            raise ValueError(f"crop_mode is {stated['crop_mode']!r}")
-        crop = stated["input_size"][-1]
-        return Preprocessing(
-            floor(crop / stated.get("crop_pct", 1.0)),
-            crop,
-            tuple(stated["mean"]),
-            tuple(stated["std"]),
-            stated.get("interpolation", "bilinear"),
-        )
+        if config.get("crop_mode", "center") != "center":
+            raise ValueError(f"crop_mode is {config['crop_mode']!r}")
+        crop = config["input_size"][-1]
+        resize = floor(crop / config.get("crop_pct", 1.0))
+        mean, std = tuple(config["mean"]), tuple(config["std"])
+        return Preprocessing(resize, crop, mean, std, config.get("interpolation", "bilinear"))
     except (KeyError, IndexError, TypeError, AttributeError, ArithmeticError, ValueError) as error:
         logger.warning(
             "%s states a preprocessing that is not known here (%s); ImageNet's usual one is taken", origin, error
@@ -173,11 +163,7 @@ def preprocessing_of(origin: object, stated: Any) -> Preprocessing | None:
         return None
 
 
-def _never(value: Any) -> bool:
-    return False
-
-
-def _crop_share(crop: int, resize: int) -> float:
-    """Return the share of the resized image that the crop is; timm floors the quotient to resize."""
-    share = crop / resize
-    return share if floor(crop / share) == resize else nextafter(share, 0.0)
+def _crop_fraction(crop: int, resize: int) -> float:
+    """Return the crop as a fraction of the resized image, by which timm divides and rounds down."""
+    fraction = crop / resize
+    return fraction if floor(crop / fraction) == resize else nextafter(fraction, 0.0)

@@ -1,8 +1,8 @@
 """torchvision's names for the tensors of its detectors and segmenters on MobileNetV3.
 
-A model's names are those of the classifier on the same backbone with other beginnings, and the head's with theirs.
-Names are made for any backbone that torchvision has, so that files of models that somebody built of its parts are read;
-the architecture is stated where torchvision's own function builds the very model.
+A model's names are those of the classifier on the same backbone with other prefixes, and the head's with theirs. Names
+exist for any backbone that torchvision has, so that files of models built from its parts can be read; the architecture
+is stated where torchvision's own function builds the same model.
 """
 
 from __future__ import annotations
@@ -21,22 +21,20 @@ __all__ = ["deeplab_v3", "faster_rcnn", "lraspp", "ssdlite"]
 LARGE = "mobilenet_v3_large"
 DILATED = {"dilated": True}
 
-Beginnings = Mapping[str, str]
-"""Beginning of a name → what stands in its place; the first that fits counts."""
+Prefixes = Mapping[str, str]
+"""Prefix of a name → its replacement; the first that fits counts."""
 
 RAW = Preprocessing().for_images("raw")
-
-LEAVES_C4 = "stages.C5.0"
 
 
 def ssdlite(model: ModelSpec, backbone: Layout) -> Layout:
     """Name the tensors as `ssdlite320_mobilenet_v3_large` does, which cuts the backbone behind C4's expansion."""
-    entering = next(i for i, block in enumerate(model.backbone.all_blocks) if block.path == LEAVES_C4)
+    entering = next(i for i, block in enumerate(model.backbone.all_blocks) if block.path == "stages.C5.0")
     first, second = "backbone.features.0.", "backbone.features.1."
     body = {f"features.{entering}.block.0.": f"{first}{entering}.", f"features.{entering}.block.": f"{second}0."}
     for index in range(len(model.backbone.all_blocks)):
-        whole = f"{first}{index}." if index < entering else f"{second}{index - entering}."
-        body.setdefault(f"features.{index}.", whole)
+        theirs = f"{first}{index}." if index < entering else f"{second}{index - entering}."
+        body.setdefault(f"features.{index}.", theirs)
     same = (
         tuple(model.backbone.taps) == ("C4.expansion", "C5")
         and image_size(model.head_options["size"]) == (320, 320)
@@ -89,27 +87,22 @@ def deeplab_v3(model: ModelSpec, backbone: Layout) -> Layout:
 def _layout(
     model: ModelSpec,
     backbone: Layout,
-    body: Beginnings,
-    head: Beginnings,
+    body: Prefixes,
+    head: Prefixes,
     eps: Sequence[float],
     architecture: str,
     arguments: Mapping[str, Any] | None = None,
 ) -> Layout:
-    names = {ours: _renamed(theirs, body) for ours, theirs in backbone.names.items() if not ours.startswith("head.")}
-    names |= {f"head.{name}": _renamed(name, head) for name in model.head_tensors}
-    return Layout(
-        names,
-        eps[0],
-        architecture,
-        {"num_classes": model.num_classes, **(arguments or {})},
-        head_norm_eps=eps[1],
-    )
+    names = {ours: _rename(theirs, body) for ours, theirs in backbone.names.items() if not ours.startswith("head.")}
+    names |= {f"head.{name}": _rename(name, head) for name in model.head_tensors}
+    arguments = {"num_classes": model.num_classes, **(arguments or {})}
+    return Layout(names, eps[0], architecture, arguments, head_norm_eps=eps[1])
 
 
-def _renamed(name: str, beginnings: Beginnings) -> str:
-    for beginning, other in beginnings.items():
-        if name.startswith(beginning):
-            return other + name.removeprefix(beginning)
+def _rename(name: str, prefixes: Prefixes) -> str:
+    for prefix, other in prefixes.items():
+        if name.startswith(prefix):
+            return other + name.removeprefix(prefix)
     return name
 
 
