@@ -45,9 +45,7 @@ FILES = ("model.safetensors", "pytorch_model.bin")
 class TimmBackbone(nn.Module):
     """Images (N, in_chans, H, W) → dict from address to map (N, C, H', W'), in the order of `addresses`.
 
-    Attributes:
-        network: timm's network with `features_only=True`.
-        preprocessing: how images were prepared for the weights that were loaded, if any were.
+    `network` is timm's network with `features_only=True`; `preprocessing` is there if weights were loaded.
     """
 
     preprocessing: Preprocessing
@@ -119,14 +117,7 @@ def describe(spec: BackboneSpec, **options: Any) -> BackboneSpec:
 
 
 def build(spec: BackboneSpec, *, taps: tuple[str, ...], pretrained: str | None = None, **options: Any) -> TimmBackbone:
-    """Return timm's model as a backbone.
-
-    Args:
-        spec: one that `find` returned.
-        taps: addresses.
-        pretrained: tag of weights, which timm downloads into its own cache; None for random ones.
-        **options: as timm spells them; None leaves them out.
-    """
+    """Return timm's model as a backbone; `pretrained` is a tag of weights, which timm loads from its own cache."""
     architecture = _architecture(spec)
     addresses = _addresses(architecture)
     indices = sorted(addresses.index(address) for address in taps)

@@ -48,9 +48,7 @@ class MapSource(NamedTuple):
 class TorchvisionFeatures(nn.Module):
     """Images (N, 3, H, W) → dict from address to map (N, C, H', W'), in the order of `addresses`.
 
-    Attributes:
-        network: torchvision's network, cut behind the last map.
-        preprocessing: how images were prepared for the weights that were fetched, if any were.
+    `network` is torchvision's network, cut behind the last map; `preprocessing` is there if weights were loaded.
     """
 
     preprocessing: Preprocessing
@@ -121,14 +119,7 @@ def describe(spec: BackboneSpec, **options: Any) -> BackboneSpec:
 def build(
     spec: BackboneSpec, *, taps: tuple[str, ...], pretrained: str | None = None, **options: Any
 ) -> TorchvisionFeatures:
-    """Return torchvision's network as a backbone.
-
-    Args:
-        spec: one that `find` returned.
-        taps: addresses.
-        pretrained: name of weights, which torchvision downloads into its own cache; None for random ones.
-        **options: as torchvision spells them; None leaves them out.
-    """
+    """Return torchvision's network as a backbone; `pretrained` is the name of weights, from torchvision's own cache."""
     classifier = namespaces.network_name(spec, PREFIX)
     arguments = namespaces.changed_options(options, {})
     weights: Any = get_model_weights(classifier)[pretrained] if pretrained else None
