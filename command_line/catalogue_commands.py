@@ -20,14 +20,8 @@ from featuretap.support.text import format_count
 __all__ = ["list_command", "show_command"]
 
 LISTED_SIZE = (224, 224)
-BACKBONE_COLUMNS = (
-    ("name", "left"),
-    ("parameters", "right"),
-    ("MACs", "right"),
-    ("channels C1–C5", "left"),
-    ("weights", "left"),
-)
-HEAD_COLUMNS = (("name", "left"), ("reads", "left"), ("classes", "right"), ("description", "left"))
+BACKBONE_COLUMNS = ("name", ">parameters", ">MACs", "channels C1–C5", "weights")
+HEAD_COLUMNS = ("name", "reads", ">classes", "description")
 
 
 @click.command("list", cls=Command, short_help="List backbones, or heads.")
@@ -85,7 +79,7 @@ def _backbone_row(name: str) -> tuple[str, ...]:
         return name, "–", "–", "–", ""
     channels = (str(spec.taps[level].channels) if level in spec.taps else "–" for level in LEVELS)
     tags = (entry.tag for entry in registry.default.weights_of(name) if entry.head == "classification")
-    return name, *map(format_count, _counts(spec, LISTED_SIZE)), " / ".join(channels), ", ".join(tags)
+    return name, *map(format_count, _cost(spec, LISTED_SIZE).values()), " / ".join(channels), ", ".join(tags)
 
 
 def _with_classifier(name: str, options: dict[str, Any]) -> BackboneSpec | ModelSpec:
@@ -96,19 +90,17 @@ def _with_classifier(name: str, options: dict[str, Any]) -> BackboneSpec | Model
         return registry.spec(name, features_only=True, **options)
 
 
-def _counts(
-    spec: BackboneSpec | ModelSpec, size: tuple[int, int], *, built: bool = False
-) -> tuple[int | None, int | None]:
-    """Return parameters and multiply-adds, or None for what has to be built to be counted and must not be."""
-    if not backbone_of(spec).stages and not built:
-        return None, None
-    parameters = spec.parameters
-    try:
-        return parameters, spec.macs(*size)
-    except PluginError as error:
-        # A network for one size of images cannot run at another.
-        click.echo(str(error), err=True)
-        return parameters, None
+def _cost(spec: BackboneSpec | ModelSpec, size: tuple[int, int], *, build: bool = False) -> dict[str, int | None]:
+    """Return parameters and multiply-adds; what is not a table of rows is counted only where it may be built."""
+    cost: dict[str, int | None] = {"parameters": None, "macs": None}
+    if backbone_of(spec).stages or build:
+        cost["parameters"] = spec.parameters
+        try:
+            cost["macs"] = spec.macs(*size)
+        except PluginError as error:
+            # A network for one size of images cannot run at another.
+            click.echo(str(error), err=True)
+    return cost
 
 
 @click.command("show", cls=Command, short_help="Show the taps of a backbone, and what it costs.")
@@ -140,15 +132,9 @@ def show_command(
     options = {option: value for option, value in named.items() if value is not None} | options
     if head is None and (taps or num_classes is not None):
         raise click.UsageError("--taps and --num-classes are of a head; name it with --head")
-    if head is None:
-        spec = registry.spec(name, features_only=True, **options)
-    else:
-        spec = registry.spec(name, head=head, taps=taps, num_classes=num_classes, **options)
-    facts = _facts(name, spec, options, size)
-    if as_json:
-        print_json(facts)
-    else:
-        _print_facts(facts)
+    arguments = {"head": head, "taps": taps, "num_classes": num_classes} if head else {"features_only": True}
+    spec = registry.spec(name, **arguments, **options)
+    (print_json if as_json else _print_facts)(_facts(name, spec, options, size))
 
 
 def _facts(name: str, spec: BackboneSpec | ModelSpec, options: dict[str, Any], size: tuple[int, int]) -> dict[str, Any]:
@@ -161,14 +147,14 @@ def _facts(name: str, spec: BackboneSpec | ModelSpec, options: dict[str, Any], s
                 "reads": list(spec.backbone.taps),
                 "num_classes": spec.num_classes,
                 "options": dict(spec.head_options),
-                **_cost(spec, size, built=True),
+                **_cost(spec, size, build=True),
                 "outputs": {output: list(shape) for output, shape in spec.outputs(*size).items()},
             }
         }
     else:
         backbone, model = spec, _with_classifier(name, options)
         none = {"parameters": None, "macs": None}
-        with_head = {"classifier": _cost(model, size, built=True) if isinstance(model, ModelSpec) else none}
+        with_head = {"classifier": _cost(model, size, build=True) if isinstance(model, ModelSpec) else none}
     taps = {}
     for address, path in backbone.addresses.items():
         up_to_tap = backbone.with_taps((address,))
@@ -188,14 +174,10 @@ def _facts(name: str, spec: BackboneSpec | ModelSpec, options: dict[str, Any], s
         "options": options,
         "size": list(size),
         "taps": taps,
-        "backbone": _cost(backbone, size, built=True),
+        "backbone": _cost(backbone, size, build=True),
         **with_head,
         "weights": [*backbone.tags, *(entry.tag for entry in registry.default.weights_of(name))],
     }
-
-
-def _cost(spec: BackboneSpec | ModelSpec, size: tuple[int, int], *, built: bool = False) -> dict[str, int | None]:
-    return dict(zip(("parameters", "macs"), _counts(spec, size, built=built), strict=True))
 
 
 def _print_facts(facts: dict[str, Any]) -> None:
@@ -208,12 +190,12 @@ def _print_facts(facts: dict[str, Any]) -> None:
             "weights": ", ".join(facts["weights"]) or "none in the catalogue",
         }
     )
-    columns = [("tap", "left"), *((title, "right") for title in ("channels", "stride", "map", "parameters up to it"))]
+    titles = ("tap", ">channels", ">stride", ">map", ">parameters up to it", ">MACs up to it")
     rows = [
         (address, str(tap["channels"]), str(tap["stride"]), "{1}×{2}".format(*tap["shape"]), *_formatted(tap))
         for address, tap in facts["taps"].items()
     ]
-    print_table([*columns, ("MACs up to it", "right")], rows)
+    print_table(titles, rows)
     head = facts.get("head")
     costs = {"backbone": facts["backbone"]}
     costs |= {f"with {head['name']}": head} if head else {"classifier": facts["classifier"]}
@@ -226,7 +208,7 @@ def _print_facts(facts: dict[str, Any]) -> None:
         options = format_options(head["options"]) or "none"
         print_fields({"it reads": ", ".join(head["reads"]), "its options": options}, width)
         outputs = ((output, "×".join(map(str, shape))) for output, shape in head["outputs"].items())
-        print_table([("output", "left"), ("shape", "right")], outputs)
+        print_table(("output", ">shape"), outputs)
 
 
 def _formatted(cost: dict[str, Any]) -> tuple[str, str]:

@@ -51,7 +51,7 @@ def taps_command(image: Path, out: Path | None, **arguments: Any) -> None:
         (name, str(channels), str(strides[name]), f"{height}×{width}")
         for name, (channels, height, width) in ((name, values.shape) for name, values in maps.items())
     ]
-    print_table([("tap", "left"), ("channels", "right"), ("stride", "right"), ("map", "right")], rows)
+    print_table(("tap", ">channels", ">stride", ">map"), rows)
     with report_unwritten(target):
         write_picture(draw_maps(resized, maps, strides), target)
     print_text(f"picture: {target}")
@@ -134,7 +134,7 @@ def _print_answer(answer: PredictedImage, *, titled: bool) -> None:
     if titled:
         print_text(answer.name)
     if answer.table.rows:
-        print_table(answer.table.columns, answer.table.rows)
+        print_table(*answer.table)
     else:
         print_text("  nothing found")
     if answer.picture:

@@ -143,11 +143,11 @@ def plugins_command(context: click.Context, as_json: bool) -> None:
     if as_json:
         print_json({"plugins": [_facts(plugin) for plugin in plugins], "problems": problems})
         return
-    columns = [(title, "left") for title in ("distribution", "version", "plugin", "status", "provides")]
+    titles = ("distribution", "version", "plugin", "status", "provides", ">load time")
     rows = [
         (p.distribution, p.version or "–", p.name, p.status, _provides(p) or "–", _milliseconds(p)) for p in plugins
     ]
-    print_table([*columns, ("load time", "right")], rows)
+    print_table(titles, rows)
     for problem in problems:
         print_text(problem)
     failed = [plugin for plugin in plugins if plugin.status == "failed"]

@@ -17,15 +17,16 @@ from rich.text import Text
 __all__ = ["format_options", "print_fields", "print_json", "print_table", "print_text", "report_unreadable"]
 
 
-def print_table(columns: Sequence[tuple[str, str]], rows: Iterable[Sequence[str]]) -> None:
-    """Print a table; columns are (title, "left" or "right").
+def print_table(titles: Iterable[str], rows: Iterable[Sequence[str]]) -> None:
+    """Print a table; a title that begins with ">" is of a column that is aligned right.
 
     It fits the width of a terminal. Pipes and files get one line per row, however long, for other programs.
     """
     terminal = sys.stdout.isatty()
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for title, side in columns:
-        table.add_column(title, justify="right" if side == "right" else "left", no_wrap=not terminal)
+    for title in titles:
+        justify: Literal["right", "left"] = "right" if title.startswith(">") else "left"
+        table.add_column(title.removeprefix(">"), justify=justify, no_wrap=not terminal)
     for row in rows:
         # Names and paths are printed as they are, brackets and colons included.
         table.add_row(*map(Text, row))

@@ -172,10 +172,9 @@ def _print_report(report: Report) -> None:
         (name, f"{sizes[name]:,}", f"{timing.median * 1000:.2f}", *_format_ratio(timing))
         for name, timing in report.timings.items()
     ]
-    columns = [("dtype", "left"), ("bytes", "right"), ("ms", "right"), ("ratio", "right"), ("quartiles", "right")]
-    print_table(columns, rows)
+    print_table(("dtype", ">bytes", ">ms", ">ratio", ">quartiles"), rows)
     print_table(
-        [("output", "left"), ("cosine similarity", "right"), ("relative error", "right"), ("same class", "right")],
+        ("output", ">cosine similarity", ">relative error", ">same class"),
         [
             (name, f"{near.cosine:.4f}", f"{near.error:.4f}", "–" if near.top1 is None else f"{near.top1:.1%}")
             for name, near in report.agreement.items()
@@ -281,11 +280,10 @@ def _check_picture(path: Path) -> None:
 
 
 def _print_comparison(comparison: Comparison) -> None:
-    right = ("ms", "quartiles", "ms/image", "ratio", "quartiles", "MACs", "parameters", "of limit")
-    columns = [("network", "left"), ("computed by", "left"), *((title, "right") for title in right)]
+    titles = ["network", "computed by", ">ms", ">quartiles", ">ms/image", ">ratio", ">quartiles", ">MACs"]
     for setting, measurements in comparison.by_setting.items():
         print_text(str(setting))
-        print_table(columns, map(_row, measurements))
+        print_table([*titles, ">parameters", ">of limit"], map(_row, measurements))
     machine = comparison.machine
     versions = ", ".join(f"{name} {version}" for name, version in machine.versions.items())
     print_text(f"Medians of {comparison.rounds} rounds; ratios are to the first line of a table, round by round.")

@@ -141,11 +141,10 @@ def evaluate_command(data: str, weights: str, model: str | None, as_json: bool, 
         print_json({"scores": scores, "per_class": per_class})
         return
     _print_classes(metrics, task)
-    print_table([("measure", "left"), ("value", "right")], [(n, f"{v:.4f}") for n, v in metrics.scores.items()])
+    print_table(("measure", ">value"), [(n, f"{v:.4f}") for n, v in metrics.scores.items()])
 
 
 def _print_classes(metrics: Metrics, task: Task) -> None:
     from featuretap.workflows.training.reports.tables import per_class_rows
 
-    columns = [("class", "left"), (task.counted, "right"), (task.class_metric, "right")]
-    print_table(columns, per_class_rows(metrics))
+    print_table(("class", f">{task.counted}", f">{task.class_metric}"), per_class_rows(metrics))

@@ -181,7 +181,7 @@ def _print_tensors(tensors: Mapping[str, Any]) -> None:
         (name, "×".join(map(str, tensors[name]["shape"])) or "–", tensors[name]["dtype"])
         for name in sorted(tensors, key=natural)
     ]
-    print_table([("tensor", "left"), ("shape", "right"), ("dtype", "left")], rows)
+    print_table(("tensor", ">shape", "dtype"), rows)
 
 
 def _format_head(facts: Mapping[str, Any]) -> str:

@@ -50,9 +50,9 @@ MAXIMUM_PIXELS = 8_000_000
 
 
 class Table(NamedTuple):
-    """Columns as (title, "left" or "right"), and rows."""
+    """Titles of the columns, those aligned right with ">" in front, and rows."""
 
-    columns: list[tuple[str, str]]
+    titles: tuple[str, ...]
     rows: list[tuple[str, ...]]
 
 
@@ -113,10 +113,9 @@ class BoxPrediction:
 
     def table(self) -> Table:
         """Return the boxes as a table."""
-        titles = ("score", "left", "top", "right", "bottom")
         boxes = zip(self.names, self.scores.tolist(), self.boxes.tolist(), strict=True)
         rows = [(one_line(name), f"{score:.3f}", *(f"{side:.1f}" for side in box)) for name, score, box in boxes]
-        return Table([("class", "left"), *((title, "right") for title in titles)], rows)
+        return Table(("class", ">score", ">left", ">top", ">right", ">bottom"), rows)
 
     def as_json(self) -> list[dict[str, Any]]:
         """Return the boxes as JSON values, without masks."""
@@ -281,7 +280,7 @@ def task_of(description: Description) -> str:
 
 def _rated_table(title: str, values: Sequence[Rated]) -> Table:
     rows: list[tuple[str, ...]] = [(one_line(rated.name), f"{rated.value:.3f}") for rated in values]
-    return Table([("class", "left"), (title, "right")], rows)
+    return Table(("class", f">{title}"), rows)
 
 
 def _rated_json(title: str, values: Sequence[Rated]) -> list[dict[str, Any]]:
