@@ -93,8 +93,8 @@ def phrase(error: FeaturetapError) -> str:
     """Return the message of an error, with the flag or the command that its hint refers to."""
     if error.hint is None:
         return str(error)
-    reference = error.hint.reference
-    return f"{error.problem}; {replace(error.hint, reference=TYPED.get(reference, reference))}"
+    reference = TYPED.get(error.hint.reference, error.hint.reference)
+    return f"{error.problem}; {replace(error.hint, reference=reference)}"
 
 
 def _fail(message: str) -> None:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import signal
-import stat
 import threading
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -28,15 +28,21 @@ def replace_files(contents: Mapping[Path, bytes], error_type: type[FeaturetapErr
     written: dict[Path, Path] = {}
     path = Path()
     try:
-        with _remove_on_failure(written):
+        with contextlib.ExitStack() as cleanup:
             for path, content in contents.items():
                 target = Path(os.path.realpath(path))
                 if target.exists() and not target.is_file():
                     raise error_type(f"cannot write {str(path)!r}: it exists, and is not a file")
-                # In the same folder, because only within a file system is renaming atomic.
+                # In the same folder, because renaming is atomic only within a file system.
                 temporary = target.with_name(f".featuretap-{uuid4().hex[:12]}.tmp")
                 written[temporary] = target
-                _write(temporary, target, content)
+                cleanup.callback(_remove, temporary)
+                with temporary.open("xb") as file:
+                    if target.exists():
+                        shutil.copymode(target, temporary)
+                    file.write(content)
+                    file.flush()
+                    os.fsync(file.fileno())
             with _defer_signals():
                 for temporary, target in written.items():
                     temporary.replace(target)
@@ -46,25 +52,9 @@ def replace_files(contents: Mapping[Path, bytes], error_type: type[FeaturetapErr
         raise error_type(f"cannot write {str(path)!r}: {error.strerror or error}") from error
 
 
-def _write(temporary: Path, target: Path, content: bytes) -> None:
-    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o666)
-    with os.fdopen(descriptor, "wb") as file:
-        if target.exists():
-            temporary.chmod(stat.S_IMODE(target.stat().st_mode))
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-@contextlib.contextmanager
-def _remove_on_failure(temporaries: Mapping[Path, Path]) -> Iterator[None]:
-    try:
-        yield
-    except BaseException:
-        for temporary in temporaries:
-            with contextlib.suppress(OSError):
-                temporary.unlink()
-        raise
+def _remove(temporary: Path) -> None:
+    with contextlib.suppress(OSError):
+        temporary.unlink()
 
 
 @contextlib.contextmanager
@@ -75,16 +65,17 @@ def _defer_signals() -> Iterator[None]:
         yield
         return
     received: list[int] = []
+    # A handler that was not set from Python is None, and cannot be restored.
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    # A handler that was not set from Python cannot be restored.
-    handlers = {number: handler for number, handler in handlers.items() if handler is not None}
-    for number in handlers:
-        signal.signal(number, lambda number, frame: received.append(number))
+    for number, handler in handlers.items():
+        if handler is not None:
+            signal.signal(number, lambda number, frame: received.append(number))
     try:
         yield
     finally:
         for number, handler in handlers.items():
-            signal.signal(number, handler)
+            if handler is not None:
+                signal.signal(number, handler)
         for late in received:
             signal.raise_signal(late)
 

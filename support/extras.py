@@ -11,12 +11,12 @@ __all__ = ["check_extra", "check_modules"]
 
 
 def check_extra(feature: str, extra: str, modules: Iterable[str]) -> None:
-    """Raise a `MissingExtraError` that names the extra, before anything of it is imported.
+    """Raise a `MissingExtraError` that names the extra unless its top-level modules are installed.
 
     Args:
         feature: what needs it, such as "featuretap train".
         extra: its name.
-        modules: top-level modules that come with it.
+        modules: modules that come with it.
     """
     check_modules(feature, modules, f"featuretap[{extra}]")
 
@@ -28,9 +28,6 @@ def check_modules(feature: str, modules: Iterable[str], requires: str = "") -> N
         feature: what needs them.
         modules: their names.
         requires: what pip should install; the missing modules by default.
-
-    Raises:
-        MissingExtraError: one of them is not installed.
     """
     absent = [module for module in modules if find_spec(module) is None]
     if absent:
