@@ -31,7 +31,7 @@ class AnnotatedImage(FileSample):
 
     Args:
         path: the image file.
-        size: width and height in pixels.
+        size: width and height in pixels, upright.
         outlines: run lengths of every object's mask, as in the COCO API; None where masks were not requested.
         boxes: x1, y1, x2, y2 of every object in pixels, inside the image.
         names: class of every object.
@@ -56,14 +56,7 @@ class AnnotatedImage(FileSample):
 
 @dataclass(frozen=True, slots=True)
 class BoxedImage(FileSample):
-    """An image file with boxes, and the run lengths of their masks where these were requested.
-
-    Args:
-        path: the image file.
-        size: width and height in pixels when upright.
-        boxes: its objects, without masks.
-        outlines: as in `AnnotatedImage`.
-    """
+    """An image file with boxes, and the outlines of its objects where masks were requested; see `AnnotatedImage`."""
 
     size: tuple[int, int]
     boxes: Boxes

@@ -25,11 +25,7 @@ CHUNK = 1024
 
 
 def check_readable(data: DataSet, report: Callable[[int], None]) -> None:
-    """Check every image and target of both parts, in several threads.
-
-    Args:
-        data: what to check.
-        report: called with the number of images done, after each.
+    """Check every image and target of both parts, in several threads; `report` gets the number done after each.
 
     Raises:
         DataError: some cannot be used; the first ten are named, and all are counted.
@@ -59,13 +55,9 @@ def raise_problems(problems: Sequence[str], where: Path) -> None:
 
 
 def image_problem(path: str, size: tuple[int, int] | None = None) -> str:
-    """Return what is wrong with an image file, or "".
+    """Return what is wrong with an image file, such as another size (width, height) when upright than given, or "".
 
     JPEGs are decoded at an eighth of their size, which misses no truncation and is faster.
-
-    Args:
-        path: the file.
-        size: width and height that it should have in pixels when upright; None accepts any.
     """
     try:
         with Image.open(path) as image:

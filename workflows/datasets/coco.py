@@ -101,11 +101,7 @@ def _image_folders(folder: Path, file: Path, part: str) -> Sequence[Path]:
 def _read_annotations(
     path: Path, folders: Sequence[Path], masks: bool
 ) -> tuple[tuple[str, ...], Sequence[AnnotatedImage]]:
-    """Return the categories of a file by ascending id, and its images in the order of their ids.
-
-    Raises:
-        DataError: it is no such file, or an entry is invalid. All problems are counted, and the first are named.
-    """
+    """Return the categories of a file by ascending id, and its images in the order of their ids."""
     lists = _read_lists(path)
     problems: list[str] = []
     categories = _categories(lists["categories"], problems)
@@ -232,11 +228,7 @@ def _label(annotation: Any, images: Mapping[int, AnnotatedImage]) -> str:
 
 
 def _run_lengths(outline: Any, size: tuple[int, int]) -> dict[str, Any]:
-    """Return a mask as compressed run lengths, out of polygons or run lengths.
-
-    Raises:
-        ValueError: it is neither.
-    """
+    """Return a mask as compressed run lengths, out of polygons or run lengths; raise a ValueError for anything else."""
     from faster_coco_eval.core import mask
 
     width, height = size

@@ -34,13 +34,7 @@ NO_CLASSES = (
 
 @dataclass(frozen=True, slots=True)
 class MaskedImage(FileSample):
-    """An image file with a mask.
-
-    Args:
-        path: the image.
-        mask: the file of its mask.
-        classes: number of classes; a mask's values are below it, or `IGNORED`.
-    """
+    """An image file with the file of its mask, whose values are below the number of classes, or `IGNORED`."""
 
     mask: str
     classes: int
@@ -150,11 +144,7 @@ def _files_by_name(folder: Path, problems: list[str]) -> dict[str, Path]:
 
 
 def _read_mask(path: str) -> NDArray[np.uint8]:
-    """Return the class of every pixel (H, W). A palette only colours it for viewing, and is ignored.
-
-    Raises:
-        DataError: it cannot be read, or its pixels are not class numbers.
-    """
+    """Return the class of every pixel (H, W). A palette only colours it for viewing, and is ignored."""
     if not path.lower().endswith(".png"):
         raise DataError(f"the mask {path!r} is no PNG file; other formats may change its numbers")
     try:
@@ -211,11 +201,7 @@ def _count_classes(folder: Path, masks: Iterable[str]) -> tuple[str, ...]:
 
 
 def _check_values(folder: Path, masks: Iterable[str]) -> None:
-    """Refuse black and white masks, which would train a model on background alone.
-
-    Raises:
-        DataError: no mask of those given has a class but the background, and some have 255.
-    """
+    """Refuse black and white masks (0 and 255), which would train a model on background alone."""
     found: set[int] = set()
     for path in masks:
         try:

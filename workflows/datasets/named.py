@@ -21,11 +21,7 @@ __all__ = ["Digits", "open_named"]
 
 
 class Digits:
-    """scikit-learn's 1,797 grey images of 8×8 pixels, as a data set of torchvision's kind.
-
-    Args:
-        root: not used, since the images come with scikit-learn.
-        download: not used either.
+    """scikit-learn's 1,797 grey images of 8×8 pixels, as a torchvision data set; `root` and `download` are not used.
 
     Raises:
         MissingExtraError: scikit-learn is not installed.
@@ -46,15 +42,7 @@ class Digits:
 
 @dataclass(frozen=True, slots=True)
 class NamedSample:
-    """An image of a named data set.
-
-    Args:
-        title: what the images are called, before their numbers.
-        source: torchvision's object.
-        number: which image of it this is.
-        label: its class.
-        transposed: whether it lies on its side.
-    """
+    """Image `number` of torchvision's object `source`, whose images are called by a title."""
 
     title: str
     source: Any
@@ -87,13 +75,7 @@ class NamedSample:
 
 
 def open_named(row: NamedSet, folder: Path, val_fraction: float, seed: int) -> DataSet:
-    """Open a named data set, and download it first where it is not there yet.
-
-    Args:
-        row: the set.
-        folder: where its files are or will be.
-        val_fraction: share that is kept for validation, where the set has no parts of its own.
-        seed: of that choice.
+    """Open a named data set, and download it into a folder first where it is not there yet.
 
     Raises:
         DataError: it can be neither read nor downloaded, or its labels are no classes.

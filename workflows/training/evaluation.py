@@ -50,8 +50,8 @@ def evaluate(
         part: which images: for validation, for training, or all.
         batch_size: images at a time, in each process.
         workers: processes that read, for each that evaluates.
-        val_fraction: as it was in training, where the data has no validation part.
-        seed: likewise.
+        val_fraction: as in training, where the data has no validation part.
+        seed: as in training.
         download_to: folder of torchvision's data sets.
         out: folder for tables and pictures; None for none.
 
@@ -61,7 +61,6 @@ def evaluate(
     Raises:
         HeadError: the model has no head that can be evaluated.
         DataError: the data cannot be used, or has other classes than the model.
-        TrainingError: `out` cannot be created.
     """
     spec, description = spec_of(model, origin), description_of(model)
     with open_accelerator() as accelerator:

@@ -31,14 +31,7 @@ class _Transformed(Dataset[Any]):
 
 
 def training_loader(task: Task, samples: Sequence[Sample], batch_size: int, workers: int) -> Loader:
-    """Return shuffled batches of one size, without the last images where they do not fill a batch.
-
-    Args:
-        task: of the model.
-        samples: the training images.
-        batch_size: over all processes; Accelerate divides the batches.
-        workers: processes that read.
-    """
+    """Return shuffled batches of one size over all processes; the last images are left out if they fill no batch."""
     transformed = _Transformed(samples, task.training_transform())
     return _loader(transformed, task, workers, batch_size=batch_size, shuffle=True, drop_last=True)
 
@@ -46,16 +39,7 @@ def training_loader(task: Task, samples: Sequence[Sample], batch_size: int, work
 def evaluation_loader(
     task: Task, samples: Sequence[Sample], batch_size: int, workers: int, rank: int, processes: int
 ) -> Loader:
-    """Return batches in order, of one process's share of the samples: each sample is in one share, once.
-
-    Args:
-        task: of the model.
-        samples: the images to evaluate on.
-        batch_size: of one process.
-        workers: processes that read.
-        rank: of this process.
-        processes: their number.
-    """
+    """Return batches in order of one process's share of the samples; each sample is in one share."""
     transformed = _Transformed(samples, task.evaluation_transform())
     return _loader(Subset(transformed, range(rank, len(samples), processes)), task, workers, batch_size=batch_size)
 

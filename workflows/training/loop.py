@@ -74,7 +74,7 @@ def train_epoch(trainer: Trainer, batches: Any, updates: int, label: str, report
         report: called with the number of images of each batch of this process.
 
     Raises:
-        TrainingError: the loss is NaN or infinite, or batch norm has one value only.
+        TrainingError: the loss is NaN or infinite.
     """
     accelerator, optimizer = trainer.accelerator, trainer.optimizer
     trainer.model.train()

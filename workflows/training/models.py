@@ -30,7 +30,6 @@ def resolve_model(configuration: Configuration) -> tuple[Configuration, ModelSpe
     Raises:
         OptionError: an option of training that is not one of a model.
         TrainingError: the model's images have other channels than images that can be read.
-        FeaturetapError: as `registry.spec` and `registry.load` do.
     """
     head = _trainable_head(configuration.head)
     name, options = configuration.backbone, dict(configuration.options)
@@ -72,12 +71,7 @@ def _read_model(path: Path, head: HeadSpec) -> tuple[str, dict[str, Any]]:
 
 
 def _trainable_head(name: str) -> HeadSpec:
-    """Return a head that has a task.
-
-    Raises:
-        UnknownHeadError: no head has this name.
-        HeadError: it has no task.
-    """
+    """Return a head that has a task, or raise a HeadError."""
     head = registry.default.head(name)
     if not head.task:
         trainable = [other for other in registry.list_heads() if registry.default.head(other).task]
@@ -112,16 +106,7 @@ def predicts_masks(spec: ModelSpec) -> bool:
 
 
 def build_model(configuration: Configuration, head: HeadSpec, data: DataSet) -> nn.Module:
-    """Return the model of a run, in training mode, described with the data's classes and the run's preprocessing.
-
-    Args:
-        configuration: that `resolve_model` returned.
-        head: of the model.
-        data: the data set, for its classes.
-
-    Raises:
-        FeaturetapError: as `registry.build` does.
-    """
+    """Return the model of a run, in training mode, described with the data's classes and the run's preprocessing."""
     classes = (*("background",) * first_label(head), *data.classes)
     model = registry.build(
         configuration.backbone or "",
@@ -150,15 +135,7 @@ def make_task(
     augmentation: Augmentation,
     label_smoothing: float = 0.0,
 ) -> Task:
-    """Return the task of a model.
-
-    Args:
-        spec: of the model.
-        preprocessing: of the model.
-        classes: the data set's.
-        augmentation: of the training images.
-        label_smoothing: of the loss, for tasks that have it.
-    """
+    """Return the task of a model with the preprocessing and the classes of the data set."""
     shared = classes, preprocessing, augmentation, label_smoothing
     if spec.head.task == "classification":
         return classification.ClassificationTask(*shared)

@@ -52,7 +52,7 @@ def last_frozen(levels: tuple[str, ...], first: str | None, every: int, epoch: i
 
     Args:
         levels: of the backbone, the finest first.
-        first: the last frozen level in the first epoch.
+        first: the last frozen level in epoch 0.
         every: epochs after which one more level is unfrozen; 0 for never.
         epoch: from 0.
     """
@@ -143,13 +143,7 @@ class Schedule:
 
 
 def make_schedule(optimizer: Optimizer, configuration: Configuration, updates: int) -> Schedule:
-    """Return the schedule of a run.
-
-    Args:
-        optimizer: whose learning rates are the highest.
-        configuration: cosine (arXiv 1608.03983, without restarts) or plateau, and the epochs of warm-up before it.
-        updates: updates of the weights in an epoch.
-    """
+    """Return the schedule of a run: cosine (arXiv 1608.03983, without restarts) or plateau, after a warm-up."""
     warmup, total = round((configuration.warmup_epochs or 0.0) * updates), configuration.epochs * updates
     if configuration.schedule == "cosine":
         return Schedule(LambdaLR(optimizer, _cosine(warmup, total)))

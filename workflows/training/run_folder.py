@@ -103,8 +103,8 @@ def lock_folder(folder: Path, *, resume: bool) -> Iterator[None]:
     """Lock the folder of a run while the run goes on, and create it where there is none.
 
     Raises:
-        TrainingError: there is something in the folder of a new run, or too little in that of a resumed one; another
-            run is writing into it; or it cannot be created.
+        TrainingError: the folder of a new run is not empty, or that of a resumed one has lost its state; another run is
+            writing into it; or it cannot be created.
     """
     lock = FileLock(folder / LOCK, timeout=0)
     try:
@@ -173,20 +173,12 @@ def _count_bytes(tensors: Any) -> int:
 
 
 def write_configuration(folder: Path, configuration: Configuration) -> None:
-    """Write every setting of a run into its folder.
-
-    Raises:
-        WeightsError: it cannot be written.
-    """
+    """Write every setting of a run into its folder."""
     replace_files({folder / CONFIGURATION: format_configuration(replace(configuration, out=str(folder))).encode()})
 
 
 def read_run(folder: Path, changes: Mapping[str, Any]) -> Configuration:
-    """Return the configuration of a run that is to be resumed.
-
-    Args:
-        folder: of the run.
-        changes: settings of its continuation; only those in `CHANGEABLE` may differ.
+    """Return the configuration of a run that is to be resumed with changed settings, of which `CHANGEABLE` may differ.
 
     Raises:
         TrainingError: it is not the folder of a run, or a setting differs that may not.
@@ -227,9 +219,6 @@ def save_epoch(folder: Path, trainer: Trainer, progress: Progress, *, better: bo
     """Write weights, history and state after an epoch.
 
     The state is last, so that a run that is killed before resumes after the epoch before, and repeats this one.
-
-    Raises:
-        WeightsError: the disk does not take it; what was there before stays.
     """
     if better:
         registry.save(trainer.evaluated, folder / BEST)
@@ -257,11 +246,7 @@ def save_epoch(folder: Path, trainer: Trainer, progress: Progress, *, better: bo
 
 
 def read_state(path: Path, identity: Mapping[str, Any]) -> tuple[Progress, dict[str, Any]]:
-    """Return the progress of a run, and the states for `restore_states`. No code in the file is run.
-
-    Args:
-        path: of the file.
-        identity: of the run that is to be resumed.
+    """Return the progress of a run of this identity, and the states for `restore_states`. No code in the file is run.
 
     Raises:
         TrainingError: the file cannot be read, or was written by another run.

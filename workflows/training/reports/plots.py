@@ -53,11 +53,7 @@ def make_figure(width: float, height: float) -> Figure:
 
 
 def save_figure(figure: Figure, path: Path) -> None:
-    """Write a figure as PNG, cropped to its content.
-
-    Raises:
-        WeightsError: the disk does not take it.
-    """
+    """Write a figure as PNG, cropped to its content."""
     content = io.BytesIO()
     with warnings.catch_warnings():
         # Characters that the font lacks are drawn as boxes.
@@ -73,14 +69,9 @@ def shorten_name(name: str) -> str:
 
 
 def draw_curves(history: Sequence[Mapping[str, float]], path: Path) -> None:
-    """Draw losses, metrics and the learning rate by epoch, as a PNG.
+    """Draw losses, metrics and the learning rate of a run's history by epoch, as a PNG.
 
     The best epoch, a dashed line, is the first that has the highest value of the first metric.
-
-    Args:
-        history: a row for each epoch: "epoch" from 1, "train_loss", "loss" of the validation where there is one,
-            metrics from 0 to 1 such as "accuracy", the deciding one first, and "lr".
-        path: of the picture.
     """
     figure = make_figure(*CURVES_SIZE)
     losses, scores, rates = figure.subplots(1, 3)
@@ -117,14 +108,9 @@ def _plot(panel: Axes, title: str, history: Sequence[Mapping[str, float]], label
 
 
 def draw_confusion(confusion: NDArray[np.int64], classes: Sequence[str], path: Path) -> None:
-    """Draw the counts of a confusion matrix as a PNG, true classes as rows.
+    """Draw (K, K) counts of K classes as a PNG, true classes as rows.
 
     Colours are fractions of the row; the values, of up to twenty classes, are percentages.
-
-    Args:
-        confusion: (K, K) counts.
-        classes: their K names.
-        path: of the picture.
     """
     count = len(classes)
     fractions = confusion / np.maximum(confusion.sum(axis=1, keepdims=True), 1)

@@ -61,10 +61,6 @@ def draw_predictions(
         classes: the data set's.
         path: of the picture.
         most: number of images of a classifier; up to three quarters of them are mistakes.
-
-    Raises:
-        ImageError: the disk does not take the picture.
-        WeightsError: the model's outputs are NaN or infinite.
     """
     training, description = model.training, description_of(model)
     model.eval()
@@ -157,13 +153,10 @@ def _mask_tiles(seen: _Predicted, names: Sequence[str]) -> list[Image.Image]:
 
 
 def _tile(image: Image.Image, side: int, lines: Sequence[str], colour: Colour | None = None) -> Image.Image:
-    """Return an RGB image at the bottom of a white square, above lines of text that are cut where they are too long.
+    """Return a white square of `side` pixels with an image at the bottom, above lines of text, cut where they are long.
 
-    Args:
-        image: shrunk to the square, or enlarged by an integer factor, without blur.
-        side: pixels of the square.
-        lines: of text.
-        colour: of the text, and of a frame around the image; None for black text without a frame.
+    The image is shrunk, or enlarged by an integer factor, without blur. Text, and a frame around the image, have a
+    colour; without one the text is black, and there is no frame.
     """
     image = _fit(image, side)
     tile = Image.new("RGB", (side + 2 * FRAME, side + 2 * FRAME + len(lines) * LINE_HEIGHT), "white")

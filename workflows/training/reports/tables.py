@@ -38,11 +38,7 @@ def write_run(
 def write_evaluation(
     folder: Path, model: nn.Module, task: Task, classes: Sequence[str], samples: Sequence[Sample], metrics: Metrics
 ) -> None:
-    """Write `per-class.csv`, `confusion.png` where there is a matrix, and `predictions.png` into a folder that exists.
-
-    Raises:
-        FeaturetapError: the disk does not take a file.
-    """
+    """Write `per-class.csv`, `confusion.png` where there is a matrix, and `predictions.png` into an existing folder."""
     write_per_class(metrics, task, folder / "per-class.csv")
     if metrics.confusion is not None:
         draw_confusion(metrics.confusion, classes, folder / "confusion.png")
@@ -67,11 +63,7 @@ def per_class_rows(metrics: Metrics) -> list[tuple[str, ...]]:
 
 
 def write_per_class(metrics: Metrics, task: Task, path: Path) -> None:
-    """Write every class with its count and score as CSV, in their own order; the score of a class without one is empty.
-
-    Raises:
-        WeightsError: the disk does not take it.
-    """
+    """Write the count and score of every class as CSV, in their own order; a missing score is empty."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(("class", task.counted, task.class_metric))

@@ -35,12 +35,10 @@ MASK_THRESHOLD = 0.5
 
 
 def size_options(head: HeadSpec, size: int) -> dict[str, Any]:
-    """Return the options that make a detection head resize its images to a size.
+    """Return the options that make a detection head resize its images to a size in pixels.
 
-    Args:
-        head: `size` is SSDLite's both sides; of heads with `min_size` and `max_size` it is the shorter side, and the
-            longer one is at most 1333 / 800 of it, as torchvision has it.
-        size: pixels.
+    It is both sides for SSDLite. For heads with `min_size` and `max_size` it is the shorter side, and the longer one is
+    at most 1333 / 800 of it, as in torchvision.
 
     Raises:
         OptionError: the head has no such options.
