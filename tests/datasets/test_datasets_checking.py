@@ -24,7 +24,7 @@ def birds(folder: Path) -> DataSet:
 def test_every_image_of_both_parts_is_reported(tmp_path: Path) -> None:
     done: list[int] = []
     check_readable(birds(tmp_path), done.append)
-    assert done == list(range(1, 31))
+    assert done == [1] * 30
 
 
 def test_bad_files_are_named_in_their_order(tmp_path: Path) -> None:

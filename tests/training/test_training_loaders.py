@@ -36,9 +36,9 @@ def test_training_batches_have_one_size(data: DataSet, batch_size: int) -> None:
 
 @pytest.mark.parametrize("processes", [1, 2, 4, 8])
 def test_every_image_is_evaluated_by_one_process(data: DataSet, processes: int) -> None:
-    whole = torch.cat([images for images, _ in evaluation_loader(task(data), data.val, 4, 0, 0, 1)])
+    whole = torch.cat([images for images, _ in evaluation_loader(task(data), data.val, 4, 0)])
     shares = [
-        [image for images, _ in evaluation_loader(task(data), data.val, 4, 0, rank, processes) for image in images]
+        [image for images, _ in evaluation_loader(task(data), data.val[rank::processes], 4, 0) for image in images]
         for rank in range(processes)
     ]
     assert sum(map(len, shares)) == len(data.val) == 6

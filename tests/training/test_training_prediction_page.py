@@ -62,7 +62,10 @@ class Given:
     image: Image.Image
     target: Any
     name: str
-    label: int | None = None
+
+    @property
+    def label(self) -> int | None:
+        return self.target if isinstance(self.target, int) else None
 
     def read(self) -> tuple[Image.Image, Any]:
         return self.image, self.target

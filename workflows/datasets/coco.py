@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeGuard
 
@@ -39,24 +39,24 @@ def open_coco(folder: Path, val_fraction: float, seed: int, masks: bool) -> Data
     """
     if masks:
         check_extra("reading masks", "train", ["faster_coco_eval"])
-    train_file, val_file = _annotation_files(folder)
-    classes, train = _read_annotations(train_file, _image_folders(folder, train_file, "train"), masks)
-    parts = [train]
-    if val_file is not None:
-        val_classes, val = _read_annotations(val_file, _image_folders(folder, val_file, "val"), masks)
-        check_classes(val_classes, classes, val_file, train_file, "categories")
-        parts.append(val)
-    return detection_set(parts, classes, folder, val_fraction, seed)
+    files = _annotation_files(folder)
+    contents = [
+        _read_annotations(file, _image_folders(folder, file, part), masks)
+        for file, part in zip(files, ("train", "val"), strict=False)
+    ]
+    classes = contents[0][0]
+    check_classes(contents[-1][0], classes, files[-1], files[0], "categories")
+    return detection_set([images for _, images in contents], classes, folder, val_fraction, seed)
 
 
-def _annotation_files(folder: Path) -> tuple[Path, Path | None]:
+def _annotation_files(folder: Path) -> list[Path]:
     """Return the annotations of the training images, and those of the validation images where these are separate."""
-    parts = part_folders(folder) if any(folder.glob(f"*/{IN_PART}")) else None
+    parts = part_folders(folder) if any(folder.glob(f"*/{IN_PART}")) else []
     if parts:
-        return parts.train / IN_PART, parts.val / IN_PART if parts.val else None
+        return [part / IN_PART for part in parts]
     train, val = _file_of_part(folder, "train"), _file_of_part(folder, "val")
     if train:
-        return train, val
+        return [train, val] if val else [train]
     if val:
         raise DataError(
             f"{str(folder)!r} has {val.name!r} but no annotations of training images, such as 'instances_train.json'"
@@ -68,7 +68,7 @@ def _annotation_files(folder: Path) -> tuple[Path, Path | None]:
             f"{str(folder)!r} has no annotations of its images: there {there}; give one file in COCO's format, or "
             "'annotations/instances_train.json' and 'annotations/instances_val.json', or Pascal VOC's folders"
         )
-    return found[0], None
+    return found
 
 
 def _file_of_part(folder: Path, part: str) -> Path | None:
@@ -137,17 +137,28 @@ def _read_lists(path: Path) -> dict[str, list[Any]]:
     return lists
 
 
+def _valid_entries(
+    entries: Sequence[Any], kind: str, name: str, problems: list[str]
+) -> Iterator[tuple[int, str, Mapping[str, Any]]]:
+    """Yield id, name and entry of all with an id of their own; what is wrong is added to `problems`."""
+    known: set[int] = set()
+    for entry in entries:
+        if not isinstance(entry, Mapping):
+            problems.append(f"{kind} {_shown(entry)} is no object")
+        elif not _is_integer(entry.get("id")):
+            problems.append(f"{kind} {_shown(entry)} has the id {_shown(entry.get('id'))}, which is no whole number")
+        elif not isinstance(entry.get(name), str):
+            problems.append(f"{kind} {_shown(entry)} has no text as {name}")
+        elif entry["id"] in known:
+            problems.append(f"{kind} {entry['id']} is there twice")
+        else:
+            known.add(entry["id"])
+            yield entry["id"], entry[name], entry
+
+
 def _categories(entries: Sequence[Any], problems: list[str]) -> dict[int, str]:
     """Return id → name; what is wrong is added to `problems`."""
-    categories: dict[int, str] = {}
-    for entry in entries:
-        invalid = _entry_problem(entry, "name")
-        if invalid:
-            problems.append(f"category {_shown(entry)} {invalid}")
-        elif entry["id"] in categories:
-            problems.append(f"category {entry['id']} is there twice")
-        else:
-            categories[entry["id"]] = entry["name"]
+    categories = {number: name for number, name, _ in _valid_entries(entries, "category", "name", problems)}
     repeated = [name for name, count in Counter(categories.values()).items() if count > 1]
     problems += [f"several categories are called {name!r}" for name in repeated]
     return categories
@@ -159,21 +170,15 @@ def _images(
     """Return id → image, without objects; what is wrong is added to `problems`."""
     images: dict[int, AnnotatedImage] = {}
     missing: list[str] = []
-    for entry in entries:
-        invalid = _entry_problem(entry, "file_name")
-        if invalid:
-            problems.append(f"image {_shown(entry)} {invalid}")
-            continue
-        number, name, width, height = entry["id"], entry["file_name"], entry.get("width"), entry.get("height")
+    for number, name, entry in _valid_entries(entries, "image", "file_name", problems):
+        size: Any = (entry.get("width"), entry.get("height"))
         path = next((folder / name for folder in folders if (folder / name).is_file()), None)
-        if number in images:
-            problems.append(f"image {number} is there twice")
-        elif not all(_is_integer(side) and 0 < side <= LARGEST for side in (width, height)):
+        if not all(_is_integer(side) and 0 < side <= LARGEST for side in size):
             problems.append(f"image {number}, {name!r}, has no width and height")
         elif path is None:
             missing.append(name)
         else:
-            images[number] = AnnotatedImage(str(path), (width, height), [] if masks else None)
+            images[number] = AnnotatedImage(str(path), size, [] if masks else None)
     if missing:
         searched = " or ".join(repr(str(folder)) for folder in folders)
         problems.append(f"the image {missing[0]!r} is missing (looked in {searched})")
@@ -256,15 +261,6 @@ def _are_counts(value: Any) -> bool:
     return isinstance(value, str) or (
         isinstance(value, list) and all(_is_integer(count) and 0 <= count <= LARGEST**2 for count in value)
     )
-
-
-def _entry_problem(entry: Any, name: str) -> str:
-    """Return what an entry lacks of its id and its name, or ""."""
-    if not isinstance(entry, Mapping):
-        return "is no object"
-    if not _is_integer(entry.get("id")):
-        return f"has the id {_shown(entry.get('id'))}, which is no whole number"
-    return "" if isinstance(entry.get(name), str) else f"has no text as {name}"
 
 
 def _is_integer(value: Any) -> TypeGuard[int]:

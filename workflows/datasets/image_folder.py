@@ -42,10 +42,10 @@ def open_image_folder(folder: Path, val_fraction: float, seed: int) -> DataSet:
             folders, or validation classes without training images.
     """
     parts = part_folders(folder)
-    if parts and parts.val is None and not folders_in(parts.train):
+    if len(parts) == 1 and not folders_in(parts[0]):
         # "train" is a class, beside "bus" and "car".
-        parts = None
-    train_folder = parts.train if parts else folder
+        parts = []
+    train_folder, *val_folder = parts or [folder]
     train = _images_by_class(train_folder)
     if len(train) == 1:
         raise DataError(
@@ -53,9 +53,9 @@ def open_image_folder(folder: Path, val_fraction: float, seed: int) -> DataSet:
         )
     classes = tuple(train)
     files = _samples(train, classes)
-    if parts and parts.val:
-        val = _images_by_class(parts.val)
-        check_classes(list(val), classes, parts.val, train_folder, "classes")
+    if val_folder:
+        val = _images_by_class(val_folder[0])
+        check_classes(list(val), classes, val_folder[0], train_folder, "classes")
         return DataSet("classification", classes, files, _samples(val, classes))
     labels = [file.label for file in files]
     train_part, val_part = split_files(files, train_folder, labels, val_fraction, seed)

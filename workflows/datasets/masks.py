@@ -104,17 +104,14 @@ def _places(folder: Path) -> list[tuple[Path, Path, tuple[str, ...] | None]]:
         return [(folder / "JPEGImages", voc, names) for names in lists]
     parts = part_folders(folder)
     if parts:
-        return [(part / "images", part / "masks", None) for part in parts if part]
+        return [(part / "images", part / "masks", None) for part in parts]
     images, masks = folder / "images", folder / "masks"
     if not (images.is_dir() and masks.is_dir()):
         raise DataError(
             f"{str(folder)!r} has no folders 'images' and 'masks'; put images into the one and their masks, PNG files "
             "of the same names, into the other, or give Pascal VOC's folders"
         )
-    parts = part_folders(images)
-    if parts:
-        return [(part, masks / part.name, None) for part in parts if part]
-    return [(images, masks, None)]
+    return [(part, masks / part.name, None) for part in part_folders(images)] or [(images, masks, None)]
 
 
 def _pairs(

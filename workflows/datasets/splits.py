@@ -9,13 +9,13 @@ import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Hashable, Sequence, Set
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import TypeVar
 
 from featuretap.support.errors import DataError
 from featuretap.support.image_files import folders_in
 from featuretap.workflows.datasets.data_set import FileSample
 
-__all__ = ["PartFolders", "check_classes", "part_folders", "rarest", "read_part_lists", "split", "split_files"]
+__all__ = ["check_classes", "part_folders", "rarest", "read_part_lists", "split", "split_files"]
 
 logger = logging.getLogger("featuretap")
 
@@ -24,15 +24,8 @@ VALIDATION = ("val", "valid", "validation")
 File = TypeVar("File", bound=FileSample)
 
 
-class PartFolders(NamedTuple):
-    """Folders of the training and the validation images; without the latter, a share of the former is split off."""
-
-    train: Path
-    val: Path | None
-
-
-def part_folders(folder: Path) -> PartFolders | None:
-    """Return a folder's folders "train" and "val" (or "valid", "validation"), whatever their case; None without any.
+def part_folders(folder: Path) -> list[Path]:
+    """Return a folder's folders "train" and, if there is one, "val" (or "valid", "validation"), whatever their case.
 
     Where there is no folder for validation but a folder "test", that one is used, with a warning.
 
@@ -47,11 +40,11 @@ def part_folders(folder: Path) -> PartFolders | None:
     if "train" not in found:
         if validation:
             raise DataError(f"{str(folder)!r} has {validation[0].name!r} but no 'train'; add the training images")
-        return None
+        return []
     if not validation and "test" in found:
         validation = [found["test"]]
         logger.warning("%r has no 'val'; 'test' is used as the validation set", str(folder))
-    return PartFolders(found["train"], validation[0] if validation else None)
+    return [found["train"], *validation]
 
 
 def read_part_lists(folder: Path) -> list[tuple[str, ...]]:
@@ -93,15 +86,10 @@ def check_classes(val: Sequence[str], train: Sequence[str], val_path: Path, trai
         )
 
 
-class Split(NamedTuple):
-    """Indices of the training and the validation images, each in ascending order."""
-
-    train: list[int]
-    val: list[int]
-
-
-def split(names: Sequence[str], groups: Sequence[Hashable], val_fraction: float, seed: int, where: str) -> Split:
-    """Divide images into a training and a validation part, group by group.
+def split(
+    names: Sequence[str], groups: Sequence[Hashable], val_fraction: float, seed: int, where: str
+) -> tuple[list[int], list[int]]:
+    """Return the indices of training and validation images, each in ascending order, split group by group.
 
     The choice depends on the names and the seed alone: neither the order of files nor the machine matters, and adding
     or removing an image moves hardly any other.
@@ -132,7 +120,7 @@ def split(names: Sequence[str], groups: Sequence[Hashable], val_fraction: float,
             f"{where!r} has no two images of a kind, so that none can be kept for validation; add images, or give "
             "parts 'train' and 'val'"
         )
-    return Split([index for index in range(len(names)) if index not in val], sorted(val))
+    return [index for index in range(len(names)) if index not in val], sorted(val)
 
 
 def split_files(

@@ -39,7 +39,7 @@ def open_voc(folder: Path, val_fraction: float, seed: int) -> DataSet:
         lists = read_part_lists(folder / "ImageSets" / "Main")
         places = [(*place, names) for names in lists] if lists else [(*place, None)]
     else:
-        places = [(part, part, None) for part in part_folders(folder) or [folder] if part]
+        places = [(part, part, None) for part in part_folders(folder) or [folder]]
     problems: list[str] = []
     parts = [_read_part(*place, problems) for place in places]
     raise_problems(problems, folder)

@@ -21,7 +21,7 @@ from featuretap.workflows.training.loop import compute_metrics
 from featuretap.workflows.training.models import first_label, make_task, predicts_masks, spec_of
 from featuretap.workflows.training.processes import open_accelerator, run_on_main_first, share_failure
 from featuretap.workflows.training.reports.tables import write_evaluation
-from featuretap.workflows.training.tasks.task import Augmentation, Metrics, Task
+from featuretap.workflows.training.tasks.task import Metrics, Task
 
 __all__ = ["Part", "evaluate"]
 
@@ -81,10 +81,10 @@ def evaluate(
             if is_main:
                 _make_folder(out)
                 with bar("checking images", len(data.train) + len(data.val), shown=True) as report:
-                    check_readable(data, lambda done: report(1))
-        task = make_task(spec, description.preprocessing, data.classes, Augmentation())
+                    check_readable(data, report)
+        task = make_task(spec, description.preprocessing, data.classes)
         model.to(accelerator.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        batches = evaluation_loader(task, samples, batch_size, workers, accelerator.process_index, processes)
+        batches = evaluation_loader(task, samples[accelerator.process_index :: processes], batch_size, workers)
         with bar("evaluating", len(samples) // processes, shown=is_main) as report:
             metrics = compute_metrics(accelerator, task, model, batches, report)
     if out is not None and is_main:

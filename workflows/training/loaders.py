@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from torch.utils.data import DataLoader, Dataset, Subset
+from torch.utils.data import DataLoader, Dataset
 
 from featuretap.support.workers import ignore_sigint
 from featuretap.workflows.datasets.data_set import Sample
@@ -36,12 +36,9 @@ def training_loader(task: Task, samples: Sequence[Sample], batch_size: int, work
     return _loader(transformed, task, workers, batch_size=batch_size, shuffle=True, drop_last=True)
 
 
-def evaluation_loader(
-    task: Task, samples: Sequence[Sample], batch_size: int, workers: int, rank: int, processes: int
-) -> Loader:
-    """Return batches in order of one process's share of the samples; each sample is in one share."""
-    transformed = _Transformed(samples, task.evaluation_transform())
-    return _loader(Subset(transformed, range(rank, len(samples), processes)), task, workers, batch_size=batch_size)
+def evaluation_loader(task: Task, samples: Sequence[Sample], batch_size: int, workers: int) -> Loader:
+    """Return batches of samples in order: one process's share, so that each sample is evaluated once."""
+    return _loader(_Transformed(samples, task.evaluation_transform()), task, workers, batch_size=batch_size)
 
 
 def _loader(dataset: Dataset[Any], task: Task, workers: int, **more: Any) -> Loader:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -19,7 +19,7 @@ from featuretap.support.errors import TrainingError
 from featuretap.workflows.training.optimisation import Schedule, learning_rate
 from featuretap.workflows.training.tasks.task import Metrics, Task
 
-__all__ = ["EpochResult", "Trainer", "compute_metrics", "train_epoch"]
+__all__ = ["Trainer", "compute_metrics", "train_epoch"]
 
 ONE_IMAGE = "more than 1 value per channel"
 """Part of the error of PyTorch's batch norm for a batch that has one value for each channel."""
@@ -55,21 +55,12 @@ class Trainer:
         return self.unwrapped if self.average is None else self.average.module
 
 
-class EpochResult(NamedTuple):
-    """The mean loss of an epoch over all processes, updates of the weights so far, and the last learning rate."""
-
-    loss: float
-    updates: int
-    lr: float
-
-
-def train_epoch(trainer: Trainer, batches: Any, updates: int, label: str, report: Callable[[int], None]) -> EpochResult:
-    """Train on every batch once.
+def train_epoch(trainer: Trainer, batches: Any, label: str, report: Callable[[int], None]) -> tuple[float, float]:
+    """Train on every batch once, and return the mean loss over all processes, and the last learning rate.
 
     Args:
         trainer: the model in training.
         batches: the loader, prepared by Accelerate.
-        updates: updates of the weights before this epoch, by which a moving average warms up.
         label: what messages call the epoch.
         report: called with the number of images of each batch of this process.
 
@@ -97,14 +88,13 @@ def train_epoch(trainer: Trainer, batches: Any, updates: int, label: str, report
             optimizer.step()
             optimizer.zero_grad()
         if accelerator.sync_gradients:
-            updates += 1
             lr = learning_rate(optimizer)
             trainer.schedule.after_update()
             if trainer.average is not None:
-                trainer.average.update(trainer.unwrapped, step=updates)
+                trainer.average.update(trainer.unwrapped, step=trainer.schedule.updates)
         mean.update(loss.detach(), weight=len(images))
         report(len(images))
-    return EpochResult(float(mean.compute()), updates, lr)
+    return float(mean.compute()), lr
 
 
 def _loss(trainer: Trainer, images: Any, targets: Any) -> torch.Tensor:
@@ -146,20 +136,16 @@ def compute_metrics(
     loss = MeanMetric().to(accelerator.device)
     # torchmetrics warns of a metric without updates, as in a process that has no samples.
     loss.update(0.0, weight=0.0)
-    has_loss = False
     for batch in batches:
         images, targets = send_to_device(batch, accelerator.device)
         with accelerator.autocast():
             outputs = task.predict(model, images)
         evaluator.update(outputs, targets)
-        part = task.evaluation_loss(outputs, targets)
-        if part is not None:
-            loss.update(part, weight=len(images))
-            has_loss = True
+        if task.has_evaluation_loss:
+            loss.update(task.evaluation_loss(outputs, targets), weight=len(images))
         report(len(images))
     model.train(training)
     metrics = evaluator.compute()
-    # A process without samples has no loss, and still has to take part in the sum.
-    if not accelerator.gather(torch.tensor([has_loss], device=accelerator.device)).any():
-        return metrics
-    return replace(metrics, scores={**metrics.scores, "loss": float(loss.compute())})
+    if task.has_evaluation_loss:
+        metrics = replace(metrics, scores={**metrics.scores, "loss": float(loss.compute())})
+    return metrics

@@ -129,14 +129,15 @@ def build_model(configuration: Configuration, head: HeadSpec, data: DataSet) -> 
 
 
 def make_task(
-    spec: ModelSpec,
-    preprocessing: Preprocessing,
-    classes: tuple[str, ...],
-    augmentation: Augmentation,
-    label_smoothing: float = 0.0,
+    spec: ModelSpec, preprocessing: Preprocessing, classes: tuple[str, ...], configuration: Configuration | None = None
 ) -> Task:
-    """Return the task of a model with the preprocessing and the classes of the data set."""
-    shared = classes, preprocessing, augmentation, label_smoothing
+    """Return the task of a model on a data set's classes; training needs the run's configuration, evaluation none."""
+    augmentation, smoothing = Augmentation(), 0.0
+    if configuration is not None:
+        policy: Any = configuration.augment
+        augmentation = Augmentation(configuration.flip or 0.0, configuration.crop_scale, policy)
+        smoothing = configuration.label_smoothing or 0.0
+    shared = classes, preprocessing, augmentation, smoothing
     if spec.head.task == "classification":
         return classification.ClassificationTask(*shared)
     if spec.head.task == "segmentation":

@@ -113,6 +113,11 @@ class Schedule:
     by_update: LambdaLR | LinearLR
     by_epoch: ReduceLROnPlateau | None = None
 
+    @property
+    def updates(self) -> int:
+        """Updates of the weights so far."""
+        return self.by_update.last_epoch
+
     def after_update(self) -> None:
         """Advance by one update."""
         self.by_update.step()
@@ -120,7 +125,7 @@ class Schedule:
     def after_epoch(self, score: float) -> None:
         """Report the score of the model, the higher the better; it counts once the warm-up is over."""
         warmup = self.by_update.total_iters if isinstance(self.by_update, LinearLR) else 0
-        if self.by_epoch is not None and self.by_update.last_epoch >= warmup:
+        if self.by_epoch is not None and self.updates >= warmup:
             self.by_epoch.step(score)
 
     def _parts(self) -> Iterator[Any]:
@@ -139,7 +144,7 @@ class Schedule:
         if isinstance(self.by_update, LambdaLR):
             groups = self.by_update.optimizer.param_groups
             for group, highest, factor in zip(groups, self.by_update.base_lrs, self.by_update.lr_lambdas, strict=True):
-                group["lr"] = highest * factor(self.by_update.last_epoch)
+                group["lr"] = highest * factor(self.updates)
 
 
 def make_schedule(optimizer: Optimizer, configuration: Configuration, updates: int) -> Schedule:

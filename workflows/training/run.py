@@ -54,7 +54,7 @@ from featuretap.workflows.training.run_folder import (
     save_epoch,
     write_configuration,
 )
-from featuretap.workflows.training.tasks.task import Augmentation, Metrics, Task
+from featuretap.workflows.training.tasks.task import Metrics, Task
 
 __all__ = ["Result", "train"]
 
@@ -107,12 +107,13 @@ def train(configuration: Configuration, *, resume: bool = False, log: Callable[[
         _check_batches(configuration, data, accelerator.num_processes)
         progress, states = _read_progress(folder, configuration, data, resume=resume)
         model = _build_model(folder, configuration, spec, data, resumed=bool(states))
-        task = _make_task(configuration, spec, model, data)
+        task = make_task(spec, description_of(model).preprocessing, data.classes, configuration)
         with share_failure():
             if is_main:
                 stack.enter_context(lock_folder(folder, resume=resume))
                 if not states:
-                    _check_images(data)
+                    with bar("checking images", len(data.train) + len(data.val), shown=True) as report:
+                        check_readable(data, report)
                 check_space(folder, model, configuration)
                 write_configuration(folder, configuration)
                 log(
@@ -207,18 +208,6 @@ def _build_model(
     return model
 
 
-def _make_task(configuration: Configuration, spec: ModelSpec, model: nn.Module, data: DataSet) -> Task:
-    policy: Any = configuration.augment
-    augmentation = Augmentation(configuration.flip or 0.0, configuration.crop_scale, policy)
-    smoothing = configuration.label_smoothing or 0.0
-    return make_task(spec, description_of(model).preprocessing, data.classes, augmentation, smoothing)
-
-
-def _check_images(data: DataSet) -> None:
-    with bar("checking images", len(data.train) + len(data.val), shown=True) as report:
-        check_readable(data, lambda done: report(1))
-
-
 def _make_trainer(
     accelerator: Accelerator, configuration: Configuration, task: Task, model: nn.Module, data: DataSet
 ) -> tuple[Trainer, Any]:
@@ -229,14 +218,10 @@ def _make_trainer(
     optimizer = make_optimizer(model, configuration)
     loader = training_loader(task, data.train, configuration.batch_size, configuration.workers or 0)
     wrapped, prepared_optimizer, batches = accelerator.prepare(model, optimizer, loader)
-    schedule = make_schedule(optimizer, configuration, _updates_per_epoch(batches, configuration))
+    # The last update of an epoch may be of fewer steps than the others.
+    schedule = make_schedule(optimizer, configuration, -(-len(batches) // configuration.accumulate))
     clip_norm = configuration.clip_norm
     return Trainer(accelerator, task, wrapped, model, average, prepared_optimizer, schedule, clip_norm), batches
-
-
-def _updates_per_epoch(batches: Any, configuration: Configuration) -> int:
-    # The last may be of fewer steps than the others.
-    return -(-len(batches) // configuration.accumulate)
 
 
 def _run_epochs(
@@ -252,15 +237,10 @@ def _run_epochs(
     """Train and evaluate, epoch by epoch, from the progress so far to the end."""
     accelerator = trainer.accelerator
     processes, is_main = accelerator.num_processes, accelerator.is_main_process
+    share = data.val[accelerator.process_index :: processes]
     val_batches = evaluation_loader(
-        trainer.task,
-        data.val,
-        configuration.batch_size // processes,
-        configuration.workers or 0,
-        accelerator.process_index,
-        processes,
+        trainer.task, share, configuration.batch_size // processes, configuration.workers or 0
     )
-    updates = progress.epochs * _updates_per_epoch(batches, configuration)
     for epoch in range(progress.epochs, configuration.epochs):
         start = time.perf_counter()
         label = f"epoch {epoch + 1} of {configuration.epochs}"
@@ -269,8 +249,8 @@ def _run_epochs(
         set_seed(_epoch_seed(configuration.seed, epoch), device_specific=True)
         batches.set_epoch(epoch)
         with bar(label, len(data.train) // processes, shown=is_main) as report:
-            result = train_epoch(trainer, batches, updates, label, report)
-        updates, seconds = result.updates, time.perf_counter() - start
+            loss, lr = train_epoch(trainer, batches, label, report)
+        seconds = time.perf_counter() - start
         if processes > 1:
             # Each process has the batch-norm statistics of its own images only.
             for model in dict.fromkeys((trainer.unwrapped, trainer.evaluated)):
@@ -279,9 +259,9 @@ def _run_epochs(
             metrics = compute_metrics(accelerator, trainer.task, trainer.evaluated, val_batches, report)
         row = {
             "epoch": epoch + 1,
-            "train_loss": result.loss,
+            "train_loss": loss,
             **metrics.scores,
-            "lr": result.lr,
+            "lr": lr,
             "seconds": time.perf_counter() - start,
             "images_per_second": len(batches) * configuration.batch_size / seconds,
         }

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import matplotlib
 import torch
@@ -44,6 +44,7 @@ FONT_SIZE, LINE_HEIGHT, FRAME, GAP = 12, 17, 4, 6
 """Pixels."""
 
 Colour = tuple[int, int, int]
+Predicted = Sequence[tuple[Sample, Any]]
 
 
 def draw_predictions(
@@ -65,39 +66,22 @@ def draw_predictions(
     training, description = model.training, description_of(model)
     model.eval()
     names, task = class_names(description), task_of(description)
-    if task == "classification":
-        tiles = _classification_tiles(model, samples, classes, most)
-    else:
-        predicted = [seen for _, seen in _predict(model, samples, MAX_DRAWN)]
-        offset = len(names) - len(classes)
-        tiles = [
-            tile
-            for seen in predicted
-            for tile in (_box_tiles(seen, names, offset) if task == "detection" else _mask_tiles(seen, names))
-        ]
+    indices = _spread(len(samples), CANDIDATES if task == "classification" else MAX_DRAWN)
+    predictions: list[Any] = []
+    for start in range(0, len(indices), BATCH):
+        images = [samples[index].read()[0] for index in indices[start : start + BATCH]]
+        predictions += predict_images(model, images, top=1, threshold=THRESHOLD)
     model.train(training)
+    predicted = [(samples[index], prediction) for index, prediction in zip(indices, predictions, strict=True)]
+    if task == "classification":
+        tiles = _classification_tiles(predicted, classes, most)
+    elif task == "detection":
+        offset = len(names) - len(classes)
+        tiles = [tile for pair in predicted for tile in _box_tiles(*pair, names, offset)]
+    else:
+        tiles = [tile for pair in predicted for tile in _mask_tiles(*pair, names)]
     grid = make_grid(torch.stack([F.pil_to_tensor(tile) for tile in tiles]), COLUMNS[task], GAP, pad_value=255)
     write_picture(F.to_pil_image(grid), path)
-
-
-class _Predicted(NamedTuple):
-    """An image with its name, target and prediction."""
-
-    name: str
-    image: Image.Image
-    truth: Any
-    prediction: Any
-
-
-def _predict(model: nn.Module, samples: Sequence[Sample], most: int) -> Iterator[tuple[int, _Predicted]]:
-    """Yield predictions for images spread evenly, with their indices."""
-    indices = _spread(len(samples), most)
-    for start in range(0, len(indices), BATCH):
-        part = indices[start : start + BATCH]
-        images, truths = zip(*(samples[index].read() for index in part), strict=True)
-        predictions = predict_images(model, images, top=1, threshold=THRESHOLD)
-        for index, image, truth, prediction in zip(part, images, truths, predictions, strict=True):
-            yield index, _Predicted(Path(samples[index].name).name, convert_mode(image, "RGB"), truth, prediction)
 
 
 def _spread(count: int, most: int) -> list[int]:
@@ -107,44 +91,48 @@ def _spread(count: int, most: int) -> list[int]:
 
 
 def _classification_tiles(
-    model: nn.Module, samples: Sequence[Sample], classes: Sequence[str], most: int
+    predicted: Sequence[tuple[Sample, Any]], classes: Sequence[str], most: int
 ) -> list[Image.Image]:
     """Return a tile for each of the selected images."""
-    # Of each image its index, true class and prediction: the images themselves would fill the memory.
-    ranked: list[tuple[int, int, Any]] = [
-        (index, seen.truth, seen.prediction.ranked[0]) for index, seen in _predict(model, samples, CANDIDATES)
-    ]
+    ranked = [(sample, sample.label or 0, prediction.ranked[0]) for sample, prediction in predicted]
     correct = [each for each in ranked if each[2].label == each[1]]
     wrong = sorted((each for each in ranked if each[2].label != each[1]), key=lambda each: -each[2].value)
     mistakes = wrong[: max(most * 3 // 4, most - len(correct))]
     successes = [correct[place] for place in _spread(len(correct), most - len(mistakes))]
     tiles = []
-    for index, truth, predicted in (*mistakes, *successes):
+    for sample, truth, best in (*mistakes, *successes):
         # The score first, since long names are cut.
-        text, is_wrong = f"{predicted.value:.2f} {predicted.name}", predicted.label != truth
+        text, is_wrong = f"{best.value:.2f} {best.name}", best.label != truth
         lines = (classes[truth], f"→ {text}") if is_wrong else (text, "")
-        tiles.append(_tile(convert_mode(samples[index].read()[0], "RGB"), SMALL, lines, RED if is_wrong else GREEN))
+        tiles.append(_tile(_read(sample)[0], SMALL, lines, RED if is_wrong else GREEN))
     return tiles
 
 
-def _box_tiles(seen: _Predicted, names: Sequence[str], offset: int) -> list[Image.Image]:
+def _read(sample: Sample) -> tuple[Image.Image, Any]:
+    image, truth = sample.read()
+    return convert_mode(image, "RGB"), truth
+
+
+def _box_tiles(sample: Sample, prediction: Any, names: Sequence[str], offset: int) -> list[Image.Image]:
     """Return two tiles: the true objects without ignored ones, and the predicted ones."""
-    truth, prediction = seen.truth, seen.prediction
+    image, truth = _read(sample)
     kept = ~truth.ignored
     masks = None if truth.masks is None else truth.masks[kept]
-    true = draw_boxes(seen.image, truth.boxes[kept], truth.labels[kept] + offset, None, names, masks)
-    boxes, labels, scores = prediction.boxes, prediction.labels, prediction.scores
-    predicted = draw_boxes(seen.image, boxes, labels, scores, names, prediction.masks)
-    lines = (f"truth of {seen.name}", f"prediction, scores from {THRESHOLD}")
-    return [_tile(tile, LARGE, [line]) for tile, line in zip((true, predicted), lines, strict=True)]
+    true = draw_boxes(image, truth.boxes[kept], truth.labels[kept] + offset, None, names, masks)
+    found = draw_boxes(image, prediction.boxes, prediction.labels, prediction.scores, names, prediction.masks)
+    return [
+        _tile(true, LARGE, [f"truth of {Path(sample.name).name}"]),
+        _tile(found, LARGE, [f"prediction, scores from {THRESHOLD}"]),
+    ]
 
 
-def _mask_tiles(seen: _Predicted, names: Sequence[str]) -> list[Image.Image]:
+def _mask_tiles(sample: Sample, prediction: Any, names: Sequence[str]) -> list[Image.Image]:
     """Return three tiles: the image, the true classes of its pixels, and the predicted ones."""
+    image, truth = _read(sample)
     tiles = {
-        seen.name: draw_words(seen.image, []),
-        "truth": draw_classes(seen.image, seen.truth, names),
-        "prediction": draw_classes(seen.image, seen.prediction.mask, names),
+        Path(sample.name).name: draw_words(image, []),
+        "truth": draw_classes(image, truth, names),
+        "prediction": draw_classes(image, prediction.mask, names),
     }
     # Legends differ in height, and the photograph is to be at the same place in all three.
     width, height = (max(sides) for sides in zip(*(tile.size for tile in tiles.values()), strict=True))

@@ -70,6 +70,8 @@ class DetectionTask(Task):
 
     class_metric = "AP"
     counted = "objects"
+    # torchvision's detectors compute losses in training only.
+    has_evaluation_loss = False
 
     def training_transform(self) -> Transform:
         """Return crops that keep objects, mirroring and colours, as far as enabled, without ignored objects."""
@@ -92,9 +94,6 @@ class DetectionTask(Task):
     def predict(self, model: nn.Module, images: Sequence[Tensor]) -> list[Target]:
         """Return "boxes" (M, 4), "labels" (M,), "scores" (M,), and "masks" (M, 1, H, W) where there are some."""
         return cast("list[Target]", model(images))
-
-    def evaluation_loss(self, outputs: Any, targets: Any) -> None:
-        """Return None: torchvision's detectors compute losses in training only."""
 
     def evaluator(self, device: torch.device) -> _Evaluator:
         """Return an evaluator of mAP. It works on the CPU, where COCO's matching is done."""

@@ -93,6 +93,7 @@ class Task(ABC):
     """Name of the score of a class, such as "AP"."""
     counted: ClassVar[str]
     """What the occurrences of a class are: "images", "objects" or "pixels"."""
+    has_evaluation_loss: ClassVar[bool] = True
 
     def convert_image(self, image: Image.Image) -> Image.Image:
         """Return an image in the mode of the model's channels."""
@@ -118,9 +119,9 @@ class Task(ABC):
     def predict(self, model: nn.Module, images: Any) -> Any:
         """Return the outputs of a model in evaluation for a batch."""
 
-    @abstractmethod
-    def evaluation_loss(self, outputs: Any, targets: Any) -> Tensor | None:
-        """Return the mean loss of what `predict` returned; None where the model has none in evaluation."""
+    def evaluation_loss(self, outputs: Any, targets: Any) -> Tensor:
+        """Return the mean loss of what `predict` returned, for tasks that have one in evaluation."""
+        raise NotImplementedError
 
     @abstractmethod
     def evaluator(self, device: torch.device) -> Evaluator:
