@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from featuretap.catalogue.catalogue import Catalogue
 from featuretap.runtimes.exportable import Run, library_errors, prepare_model
 from featuretap.runtimes.signature import DEVICE, DTYPE, SIGNATURE, Signature
 from featuretap.runtimes.verification import verify_outputs
@@ -16,9 +17,6 @@ from featuretap.specs.description import Description
 from featuretap.support.errors import ExportError, OptionError
 from featuretap.support.import_strings import convert_errors, load
 from featuretap.weights.metadata import read_record
-
-if TYPE_CHECKING:
-    from featuretap.registry.registry import Registry
 
 __all__ = ["CompiledModel", "compile_model", "open_file"]
 
@@ -117,7 +115,7 @@ def compile_model(
     return CompiledModel(run, prepared.signature, prepared.description, runtime.name, str(images.device), images.dtype)
 
 
-def open_file(registry: Registry, runtime: RuntimeSpec, path: Path, threads: int | None = None) -> CompiledModel:
+def open_file(catalogue: Catalogue, runtime: RuntimeSpec, path: Path, threads: int | None = None) -> CompiledModel:
     """Open an exported file with a runtime; see `Registry.compile`.
 
     Raises:
@@ -127,7 +125,7 @@ def open_file(registry: Registry, runtime: RuntimeSpec, path: Path, threads: int
     _check_threads(threads)
     opener = runtime.opens.get(path.suffix)
     if opener is None:
-        others = [repr(name) for name in registry.list_runtimes() if path.suffix in registry.runtime(name).opens]
+        others = [repr(name) for name in catalogue.list_runtimes() if path.suffix in catalogue.runtime(name).opens]
         advice = f"{' and '.join(others)} can" if others else "export the model as .onnx"
         files = f"{path.suffix} files" if path.suffix else repr(str(path))
         raise OptionError(f"the runtime {runtime.name!r} does not open {files}; {advice}")

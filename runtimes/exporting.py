@@ -6,10 +6,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING
 
 from torch import nn
 
+from featuretap.catalogue.catalogue import Catalogue
 from featuretap.models.built import unwrap
 from featuretap.models.saving import record_of_model
 from featuretap.runtimes.exportable import Exportable, library_errors
@@ -20,14 +20,11 @@ from featuretap.support.errors import ExportError
 from featuretap.support.import_strings import load
 from featuretap.weights.metadata import metadata_of
 
-if TYPE_CHECKING:
-    from featuretap.registry.registry import Registry
-
 __all__ = ["export", "export_metadata", "keep_on_success"]
 
 
 def export(
-    registry: Registry,
+    catalogue: Catalogue,
     model: nn.Module,
     path: Path,
     format: str | None = None,  # noqa: A002 (the public name)
@@ -50,7 +47,7 @@ def export(
         form = form.of_detectors(description.head)
     with keep_on_success(path) as written:
         prepared: Exportable = load(form.prepare)(model, size, batch)
-        metadata = export_metadata(registry, prepared)
+        metadata = export_metadata(catalogue, prepared)
         with library_errors(f"cannot write {prepared.label} as {form.name}"):
             load(form.writer)(prepared, written, metadata)
         with library_errors(f"the {form.name} file was written, and cannot be read again"):
@@ -65,13 +62,13 @@ def export(
     return path
 
 
-def export_metadata(registry: Registry, model: Exportable) -> dict[str, str]:
+def export_metadata(catalogue: Catalogue, model: Exportable) -> dict[str, str]:
     """Return the metadata of an exported file: our description, the signature, device and dtype.
 
     Raises:
         WeightsError: an option's value cannot be written.
     """
-    metadata = metadata_of(record_of_model(registry, model.description))
+    metadata = metadata_of(record_of_model(catalogue, model.description))
     # For safetensors files only.
     del metadata["format"]
     dtype = str(model.images.dtype).removeprefix("torch.")

@@ -30,7 +30,7 @@ from featuretap.support.timing import PAUSE, Timing, time_interleaved
 if TYPE_CHECKING:
     import onnx
 
-    from featuretap.registry.registry import Registry
+    from featuretap.catalogue.catalogue import Catalogue
 
 __all__ = ["QUANTIZED", "Agreement", "Report", "measure_agreement", "quantize"]
 
@@ -114,7 +114,7 @@ class Report:
 
 
 def quantize(
-    registry: Registry,
+    catalogue: Catalogue,
     model: nn.Module,
     path: Path,
     images: Sequence[Path],
@@ -127,7 +127,7 @@ def quantize(
     """Write a model in 8-bit integers as an ONNX file, which `registry.compile` opens; see `Registry.quantize`.
 
     Args:
-        registry: the model's.
+        catalogue: of the registry.
         model: a backbone, classifier, pyramid or segmenter with trained weights.
         path: ends in .onnx.
         images: folders and files to calibrate on.
@@ -155,7 +155,7 @@ def quantize(
 
     with keep_on_success(path) as written:
         done = begin("exporting", 1)
-        exported = onnx_model(prepared, export_metadata(registry, prepared))
+        exported = onnx_model(prepared, export_metadata(catalogue, prepared))
         done()
         calibrated = Images(files, transform, "calibrate on", begin("calibrating", len(files)))
         with library_errors(f"cannot quantise {prepared.label}"):
