@@ -81,9 +81,9 @@ def as_torchvision(model: nn.Module) -> nn.Module:
             f"torchvision's detectors read maps of one number of channels, and these have {there}; build the model "
             "with head='fpn', or with one tap"
         )
-    made = len(model.backbone.taps) if isinstance(model, PyramidModel) else len(channels)  # type: ignore[arg-type]
-    keys = [str(index) for index in range(made)]
-    return TorchvisionBackbone(model, [*keys, *EXTRA[len(channels) - made]], next(iter(channels.values())))
+    levels = len(model.backbone.taps) if isinstance(model, PyramidModel) else len(channels)  # type: ignore[arg-type]
+    keys = [str(index) for index in range(levels)]
+    return TorchvisionBackbone(model, [*keys, *EXTRA[len(channels) - levels]], next(iter(channels.values())))
 
 
 def output_shape(model: nn.Module) -> Dict[str, ShapeSpec]:

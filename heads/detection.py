@@ -248,9 +248,9 @@ def check_anchors(backbone: BackboneSpec, **options: Any) -> None:
             )
     levels = list(pyramid_taps(backbone, **{name: options[name] for name in PYRAMID_OPTIONS}))
     for option in ANCHORS:
-        given = options[option]
-        if given is not None and len(given) != len(levels):
-            raise OptionError(f"{option} is for {len(given)} levels, and there are {len(levels)}: {', '.join(levels)}")
+        values = options[option]
+        if values is not None and len(values) != len(levels):
+            raise OptionError(f"{option} is for {len(values)} levels, and there are {len(levels)}: {', '.join(levels)}")
     sizes, ratios = (options[option] or ((None,),) * len(levels) for option in ANCHORS)
     if len({len(size) * len(ratio) for size, ratio in zip(sizes, ratios, strict=True)}) > 1:
         raise OptionError("anchor_sizes and aspect_ratios give levels different numbers of anchors; give all the same")

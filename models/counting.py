@@ -49,9 +49,9 @@ def _parameters(module: nn.Module) -> int:
 
 
 @torch.no_grad()
-def _macs(module: nn.Module, given: Any) -> int:
+def _macs(module: nn.Module, inputs: Any) -> int:
     with FlopCounterMode(display=False) as counter:
-        module.eval()(given)
+        module.eval()(inputs)
     # The counter takes a multiplication and an addition as two operations.
     return counter.get_total_flops() // 2
 

@@ -9,10 +9,11 @@ import copy
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from textwrap import shorten
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +21,6 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from featuretap.registry.registry import Registry
-from featuretap.specs import BackboneSpec
 from featuretap.specs.description import format_options
 from featuretap.specs.head import backbone_of
 from featuretap.support.errors import FeaturetapError, SpecError
@@ -30,6 +30,9 @@ SIZES = ((97, 161), (64, 96), (33, 32))
 """Heights and widths in pixels: odd, divisible by 32, and one above."""
 
 Size = tuple[int, int]
+
+Outputs = Sequence[Mapping[str, Tensor]]
+"""Name → tensor: the maps of a backbone, or the outputs of a model for each of two images."""
 
 NONE: Mapping[str, Any] = MappingProxyType({})
 """No options. They are passed as one mapping, since a plugin's may have any name."""
@@ -81,50 +84,80 @@ def explain_failure(problem: str) -> Iterator[None]:
         raise SpecError(f"{problem} ({shorten(error_line(error), 300, placeholder=' …')})") from error
 
 
-class Trial(NamedTuple):
-    """A backbone under test: its label for messages, its declaration, and the module that was built."""
+@dataclass(frozen=True)
+class Trial:
+    """A module under test, with its label for messages and its declaration."""
 
     label: str
-    spec: BackboneSpec
-    backbone: nn.Module
+    spec: Any
+    module: nn.Module
+    size: Size
 
-    def images(self, size: Size, batch: int = 2) -> Tensor:
-        """Return random images (N, in_channels, H, W), the same at every call."""
-        generator = torch.Generator().manual_seed(sum(size))
-        return torch.randn(batch, self.spec.in_channels, *size, generator=generator)
+    @property
+    def image(self) -> str:
+        """The size of the images, for messages."""
+        return f"a {self.size[0]}x{self.size[1]} image"
 
-    def maps(self, images: Tensor) -> Mapping[str, Tensor]:
-        """Return the maps of images (N, in_channels, H, W), with gradients in training only, and check their form."""
-        height, width = images.shape[-2:]
-        failure = explain_failure(f"{self.label} fails on a {height}x{width} image")
-        with failure, torch.set_grad_enabled(self.backbone.training):
-            maps = self.backbone(images)
-        broken = f"{self.label} breaks its spec:"
-        is_dict = isinstance(maps, Mapping)
-        expect(is_dict, f"{broken} it should return a dict from tap to map, got {type(maps).__name__}")
-        returned = ", ".join(map(str, maps)) or "nothing"
-        in_order = tuple(maps) == tuple(self.spec.taps)
-        expect(in_order, f"{broken} it should return {', '.join(self.spec.taps)}, got {returned}")
-        for address, values in maps.items():
-            is_tensor = isinstance(values, Tensor)
-            dtype, shape = (values.dtype, tuple(values.shape)) if is_tensor else (images.dtype, type(values).__name__)
-            like_images = f"for images of {images.dtype} {address} should be the same, got {dtype}"
-            expect(dtype == images.dtype, f"{broken} {like_images}")
-            expect(
-                is_tensor and len(shape) == 4 and shape[0] == len(images),
-                f"{broken} for {len(images)} images {address} should be a map ({len(images)}, channels, height, "
-                f"width), got {shape}",
-            )
+    def inputs(self) -> Any:
+        """Return random images, the same at every call."""
+        raise NotImplementedError
+
+    def check_form(self, returned: Any, inputs: Any) -> Outputs:
+        """Return what the module returned for the inputs as dicts, if it has the declared form."""
+        raise NotImplementedError
+
+    def run(self, inputs: Any = None) -> Outputs:
+        """Return the outputs for the inputs, or for other ones, with gradients in training only."""
+        inputs = self.inputs() if inputs is None else inputs
+        with explain_failure(f"{self.label} fails on {self.image}"), torch.set_grad_enabled(self.module.training):
+            returned = self.module(inputs)
+        return self.check_form(returned, inputs)
+
+    def with_module(self, how: str, module: nn.Module) -> Self:
+        """Return the same trial of a copy of the module."""
+        return replace(self, label=f"{self.label}, {how},", module=module)
+
+
+class BackboneTrial(Trial):
+    """A backbone under test: images (2, in_channels, H, W) → maps."""
+
+    def inputs(self) -> Tensor:
+        """Return two random images, the same at every call."""
+        generator = torch.Generator().manual_seed(sum(self.size))
+        return torch.randn(2, self.spec.in_channels, *self.size, generator=generator)
+
+    def maps(self, images: Tensor | None = None) -> Mapping[str, Tensor]:
+        """Return the maps of the trial's images, or of others."""
+        (maps,) = self.run(images)
         return maps
 
-    def replace_module(self, how: str, backbone: nn.Module) -> Trial:
-        """Return the same trial of a copy of the backbone."""
-        return self._replace(label=f"{self.label}, {how},", backbone=backbone)
+    def check_form(self, returned: Any, inputs: Any) -> Outputs:
+        """Return the maps, if they are a dict of the taps in their order."""
+        broken = f"{self.label} breaks its spec:"
+        is_dict = isinstance(returned, Mapping)
+        expect(is_dict, f"{broken} it should return a dict from tap to map, got {type(returned).__name__}")
+        names = ", ".join(map(str, returned)) or "nothing"
+        in_order = tuple(returned) == tuple(self.spec.taps)
+        expect(in_order, f"{broken} it should return {', '.join(self.spec.taps)}, got {names}")
+        for address, values in returned.items():
+            is_tensor = isinstance(values, Tensor)
+            dtype, shape = (values.dtype, tuple(values.shape)) if is_tensor else (inputs.dtype, type(values).__name__)
+            like_images = f"for images of {inputs.dtype} {address} should be the same, got {dtype}"
+            expect(dtype == inputs.dtype, f"{broken} {like_images}")
+            batch = len(inputs)
+            wanted = f"for {batch} images {address} should be a map ({batch}, channels, height, width), got {shape}"
+            expect(is_tensor and len(shape) == 4 and shape[0] == batch, f"{broken} {wanted}")
+        return [returned]
 
 
 def build_trial(
-    name: str, registry: Registry, taps: Sequence[str] | None = None, options: Mapping[str, Any] = NONE
-) -> Trial:
+    name: str,
+    registry: Registry,
+    size: Size = SIZES[0],
+    *,
+    taps: Sequence[str] | None = None,
+    options: Mapping[str, Any] = NONE,
+) -> BackboneTrial:
     """Return a backbone under test, in evaluation, with every address that its spec has unless `taps` are given."""
     label = format_options(name, options)
     # With the same weights at every call, so that a failure can be reproduced.
@@ -133,7 +166,7 @@ def build_trial(
         spec = backbone_of(registry.spec(name, features_only=True, **options))
         spec = spec.with_taps(spec.addresses if taps is None else taps)
         backbone = registry.build(name, features_only=True, taps=tuple(spec.taps), **options)
-        return Trial(label, spec, randomise_norms(backbone).eval())
+        return BackboneTrial(label, spec, randomise_norms(backbone).eval(), size)
 
 
 @torch.no_grad()
@@ -152,14 +185,14 @@ def check_shapes(
 ) -> None:
     """Check that every tap is returned in the order of the request, with the declared channels and size."""
     usual = build_trial(name, registry, options=options)
-    for trial in (usual, build_trial(name, registry, tuple(usual.spec.taps)[::-1], options)):
-        for height, width in sizes:
-            maps = trial.maps(trial.images((height, width)))
-            for address, shape in trial.spec.tap_shapes(height, width).items():
+    for trial in (usual, build_trial(name, registry, taps=tuple(usual.spec.taps)[::-1], options=options)):
+        for size in sizes:
+            maps = replace(trial, size=size).maps()
+            for address, shape in trial.spec.tap_shapes(*size).items():
                 found = tuple(maps[address].shape[1:])
                 expect(
                     found == shape,
-                    f"{trial.label} breaks its spec: for a {height}x{width} image {address} should be {shape}, got "
+                    f"{trial.label} breaks its spec: for a {size[0]}x{size[1]} image {address} should be {shape}, got "
                     f"{found}",
                 )
 
@@ -167,20 +200,21 @@ def check_shapes(
 def check_counts(name: str, registry: Registry, size: Size = SIZES[0], options: Mapping[str, Any] = NONE) -> None:
     """Check parameters and multiply-adds of the spec against the built module, with its usual taps."""
     levels = tuple(registry.spec(name, features_only=True, **options).taps)
-    trial = build_trial(name, registry, levels, options)
+    trial = build_trial(name, registry, size, taps=levels, options=options)
     # Attention as plain products: the counter does not know the fused kernels of CPUs.
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-        trial.maps(trial.images(size, batch=1))
-    compare_counts(trial.label, trial.spec, trial.backbone, {size: counter.get_total_flops() // 2})
+        trial.run()
+    # The counter counts a multiplication and an addition as two operations; there were two images.
+    compare_counts(trial, counter.get_total_flops() // 4)
 
 
-def compare_counts(label: str, spec: Any, module: nn.Module, macs: Mapping[Size, int]) -> None:
-    """Compare the declared parameters and, by image size, multiply-adds with those of the built module."""
-    counts = {"parameters": (spec.parameters, sum(parameter.numel() for parameter in module.parameters()))}
-    for (height, width), built in macs.items():
-        counts[f"multiply-adds for a {height}x{width} image"] = spec.macs(height, width), built
+def compare_counts(trial: Trial, macs: int | None) -> None:
+    """Compare the declared parameters and multiply-adds, if they were counted, with those of the built module."""
+    counts = {"parameters": (trial.spec.parameters, sum(p.numel() for p in trial.module.parameters()))}
+    if macs is not None:
+        counts[f"multiply-adds for {trial.image}"] = trial.spec.macs(*trial.size), macs
     for what, (declared, built) in counts.items():
-        expect(declared == built, f"{label} breaks its spec: it declares {declared:,} {what}, and has {built:,}")
+        expect(declared == built, f"{trial.label} breaks its spec: it declares {declared:,} {what}, and has {built:,}")
 
 
 def check_each_map_alone(name: str, registry: Registry, size: Size = SIZES[0]) -> None:
@@ -188,58 +222,56 @@ def check_each_map_alone(name: str, registry: Registry, size: Size = SIZES[0]) -
 
     A layer that writes into its input, behind a tap, changes the map that was returned.
     """
-    together = build_trial(name, registry)
-    images, state = together.images(size), together.backbone.state_dict()
-    for address, values in together.maps(images).items():
-        alone = build_trial(name, registry, (address,))
-        part = alone.backbone.state_dict()
+    together = build_trial(name, registry, size)
+    state = together.module.state_dict()
+    for address, values in together.maps().items():
+        alone = build_trial(name, registry, size, taps=(address,))
+        part = alone.module.state_dict()
         _check_subset(f"{name!r} with taps=({address!r},)", part, state, "the backbone with every tap")
-        alone.backbone.load_state_dict({key: state[key] for key in part})
+        alone.module.load_state_dict({key: state[key] for key in part})
         expect(
-            nearly_equal(values, alone.maps(images)[address]),
-            f"{name!r} returns another {address} when other maps are asked for too; it depends on chance, or a layer "
+            nearly_equal(values, alone.maps()[address]),
+            f"{name!r} returns another {address!r} when other maps are asked for too; it depends on chance, or a layer "
             "behind it writes into its input",
         )
 
 
-def check_determinism(name: str, registry: Registry, size: Size = SIZES[0]) -> None:
-    """Check that maps in evaluation depend on the image alone: not on chance, nor on its neighbours in the batch."""
-    trial = build_trial(name, registry)
-    images = trial.images(size)
-    first, second = trial.maps(images), trial.maps(images)
-    address = find_difference(first, second, torch.equal)
-    expect(not address, f"{name!r} returns another {address} of the same image at a second call in evaluation")
-    singles = [trial.maps(image) for image in torch.split(images, 1)]
-    joined = {address: torch.cat([maps[address] for maps in singles]) for address in first}
-    address = find_difference(first, joined, nearly_equal)
-    expect(not address, f"{name!r} returns another {address} of an image when others are in its batch")
+def check_batch(trial: BackboneTrial) -> None:
+    """Check that maps in evaluation do not depend on the other images of the batch."""
+    singles = [trial.maps(image) for image in torch.split(trial.inputs(), 1)]
+    joined = {address: torch.cat([maps[address] for maps in singles]) for address in trial.spec.taps}
+    address = find_difference(trial.run(), [joined], nearly_equal)
+    expect(not address, f"{trial.label} returns another {address!r} of an image when others are in its batch")
 
 
-def check_gradients(name: str, registry: Registry, size: Size = SIZES[0]) -> None:
+def check_determinism(trial: Trial) -> None:
+    """Check that two calls in evaluation return the same."""
+    name = find_difference(trial.run(), trial.run(), torch.equal)
+    expect(not name, f"{trial.label} returns another {name!r} of the same image at a second call in evaluation")
+
+
+def check_gradients(trial: BackboneTrial) -> None:
     """Check that every parameter learns in training, and that the images get a finite gradient from every map."""
-    trial = build_trial(name, registry)
-    trial.backbone.train()
-    images = trial.images(size).requires_grad_()
+    trial.module.train()
+    images = trial.inputs().requires_grad_()
     for address, values in trial.maps(images).items():
         images.grad = None
         if values.requires_grad:
-            with explain_failure(f"{name!r} has no gradient of {address}"):
+            with explain_failure(f"{trial.label} has no gradient of {address}"):
                 values.square().mean().backward(retain_graph=True)  # type: ignore[no-untyped-call]
-        expect_gradient(
-            images.grad, f"{name!r} gives the image", f"no gradient from {address}; it is detached on the way"
-        )
-    for part, parameter in trial.backbone.named_parameters():
-        expect_gradient(
-            parameter.grad, f"{name!r} gives {part}", "no gradient from any tap; leave out what no tap needs"
-        )
+        missing = f"no gradient from {address}; it is detached on the way"
+        expect_gradient(images.grad, f"{trial.label} gives the image", missing)
+    for part, parameter in trial.module.named_parameters():
+        missing = "no gradient from any tap; leave out what no tap needs"
+        expect_gradient(parameter.grad, f"{trial.label} gives {part}", missing)
 
 
 def check_keys(name: str, registry: Registry) -> None:
     """Check that a bare backbone, and one that is cut, has a subset of the tensors of the model with a head."""
     trial = build_trial(name, registry)
-    state = trial.backbone.state_dict()
+    state = trial.module.state_dict()
     for address in trial.spec.taps:
-        cut = build_trial(name, registry, (address,)).backbone.state_dict()
+        cut = build_trial(name, registry, taps=(address,)).module.state_dict()
         _check_subset(f"{name!r} with taps=({address!r},)", cut, state, "the backbone with every tap")
     if "C5" in trial.spec.taps:
         with explain_failure(f"{name!r} cannot be built with head 'classification'"):
@@ -261,54 +293,55 @@ def check_freezing(name: str, registry: Registry, size: Size = SIZES[0]) -> None
     if not levels:
         return
     first, last = levels[0], levels[-1]
-    trial = build_trial(name, registry, levels, {"freeze": first})
-    images = trial.images(size)
-    before = trial.maps(images)[first]
-    trial.backbone.train()
-    maps = trial.maps(images)
+    trial = build_trial(name, registry, size, taps=levels, options={"freeze": first})
+    before = trial.maps()[first]
+    trial.module.train()
+    maps = trial.maps()
     expect(not maps[first].requires_grad, f"{trial.label} still trains what {first} rests on")
     expect(last == first or maps[last].requires_grad, f"{trial.label} freezes {last} too")
-    trial.backbone.eval()
-    for when, found in {"in training": maps, "after a pass in training": trial.maps(images)}.items():
+    trial.module.eval()
+    for when, found in {"in training": maps, "after a pass in training": trial.maps()}.items():
         expect(
             nearly_equal(before, found[first]),
-            f"{trial.label} returns another {first} {when}; something that it rests on is not frozen",
+            f"{trial.label} returns another {first!r} {when}; something that it rests on is not frozen",
         )
-    trial = build_trial(name, registry, levels, {"freeze_norm": True})
-    statistics = {key: buffer.clone() for key, buffer in trial.backbone.named_buffers()}
-    trial.backbone.train()
-    trial.maps(images)
-    key = find_difference(statistics, dict(trial.backbone.named_buffers()), torch.equal)
+    trial = build_trial(name, registry, size, taps=levels, options={"freeze_norm": True})
+    statistics = {key: buffer.clone() for key, buffer in trial.module.named_buffers()}
+    trial.module.train()
+    trial.run()
+    key = find_difference([statistics], [dict(trial.module.named_buffers())], torch.equal)
     expect(not key, f"{trial.label} changes {key} in training; a norm is not frozen")
 
 
-def check_copies(name: str, registry: Registry, folder: Path, size: Size = SIZES[0]) -> None:
-    """Check that a backbone is the same after it was saved and loaded, and after a deep copy."""
-    trial = build_trial(name, registry)
-    images = trial.images(size)
-    expected = trial.maps(images)
-    with explain_failure(f"{name!r} cannot be copied"):
-        copied = copy.deepcopy(trial.backbone)
-    with explain_failure(f"{name!r} cannot be written to a file and loaded"):
-        loaded = registry.load(registry.save(trial.backbone, folder / "backbone.safetensors")).eval()
-    for how, other in {"copied": copied, "loaded from its file": loaded}.items():
-        address = find_difference(expected, trial.replace_module(how, other).maps(images), torch.equal)
-        expect(
-            not address,
-            f"{name!r} returns another {address} when it was {how}; what maps depend on has to be in its state_dict or "
-            "follow from its options",
-        )
+def check_deep_copy(trial: Trial) -> None:
+    """Check that a deep copy returns the same."""
+    with explain_failure(f"{trial.label} cannot be copied"):
+        copied = copy.deepcopy(trial.module)
+    _check_copy(trial, "copied", copied)
 
 
-def check_exports(how: str, name: str, registry: Registry, size: Size) -> None:
-    """Check that a backbone that is "scripted" or "exported" returns the same."""
-    trial = build_trial(name, registry)
-    images = trial.images(size)
-    expected = trial.maps(images)
-    with explain_failure(f"{name!r} cannot be {how}"):
-        other = EXPORTERS[how](trial.backbone, images)
-    address = find_difference(expected, trial.replace_module(how, other).maps(images), nearly_equal)
-    expect(not address, f"{name!r} returns another {address} when it was {how}")
+def check_file(trial: Trial, registry: Registry, folder: Path) -> None:
+    """Check that a module returns the same after it was saved and loaded."""
+    with explain_failure(f"{trial.label} cannot be written to a file and loaded"):
+        loaded = registry.load(registry.save(trial.module, folder / "model.safetensors")).eval()
+    _check_copy(trial, "loaded from its file", loaded)
+
+
+def _check_copy(trial: Trial, how: str, module: nn.Module) -> None:
+    name = find_difference(trial.run(), trial.with_module(how, module).run(), torch.equal)
+    expect(
+        not name,
+        f"{trial.label} returns another {name!r} when it was {how}; what it depends on has to be in its state_dict or "
+        "follow from its options",
+    )
+
+
+def check_exports(how: str, trial: Trial) -> None:
+    """Check that a module that is "scripted" or "exported" returns the same."""
+    with explain_failure(f"{trial.label} cannot be {how}"):
+        module = EXPORTERS[how](trial.module, trial.inputs())
+    name = find_difference(trial.run(), trial.with_module(how, module).run(), nearly_equal)
+    expect(not name, f"{trial.label} returns another {name!r} when it was {how}")
 
 
 def _script(module: nn.Module, inputs: Any) -> nn.Module:
@@ -334,11 +367,13 @@ def nearly_equal(one: Tensor, other: Tensor) -> bool:
     return torch.allclose(one, other, rtol=1e-3, atol=1e-4 * scale)
 
 
-def find_difference(
-    expected: Mapping[str, Tensor], found: Mapping[str, Tensor], equal: Callable[[Tensor, Tensor], bool]
-) -> str:
+def find_difference(expected: Outputs, found: Outputs, equal: Callable[[Tensor, Tensor], bool]) -> str:
     """Return the name of the first tensor that is missing or differs, or an empty string."""
-    return next((name for name in expected if name not in found or not equal(expected[name], found[name])), "")
+    for one, other in zip(expected, found, strict=True):
+        for name, values in one.items():
+            if name not in other or not equal(values, other[name]):
+                return name
+    return ""
 
 
 def _check_subset(label: str, part: Mapping[str, Tensor], full: Mapping[str, Tensor], owner: str) -> None:

@@ -2,46 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
-from typing import Any, NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from featuretap.registry.conformance import (
-    EXPORTERS,
     NONE,
+    Outputs,
     Size,
+    Trial,
     compare_counts,
     expect,
     expect_gradient,
     explain_failure,
-    find_difference,
-    nearly_equal,
     randomise_norms,
 )
 from featuretap.registry.registry import Registry
 from featuretap.specs import ModelSpec
 from featuretap.support.errors import SpecError
 
-Outputs = list[dict[str, Tensor]]
-"""Name → tensor for each of two images."""
 
-
-class HeadTrial(NamedTuple):
-    """A head under test on a backbone: its label for messages, the declaration, the model, and the size of images."""
-
-    label: str
-    spec: ModelSpec
-    model: nn.Module
-    size: Size
-
-    @property
-    def image(self) -> str:
-        """The size of the images, for messages."""
-        return f"a {self.size[0]}x{self.size[1]} image"
+class HeadTrial(Trial):
+    """A head under test on a backbone: two images → outputs."""
 
     def inputs(self) -> Any:
         """Return two images (C, H, W) in a list where the head takes them raw, else as one tensor (2, C, H, W)."""
@@ -49,18 +34,15 @@ class HeadTrial(NamedTuple):
         images = torch.rand(2, self.spec.backbone.in_channels, *self.size, generator=generator)
         return list(images) if self.spec.head.images == "raw" else images
 
-    def outputs(self) -> Outputs:
-        """Return what the model returns."""
-        with explain_failure(f"{self.label} fails on {self.image}"), torch.no_grad():
-            returned = self.model(self.inputs())
-        return self.by_image(returned)
-
-    def by_image(self, returned: Any) -> Outputs:
-        """Return the outputs of each image, whichever way the model returns them.
+    def check_form(self, returned: Any, inputs: Any = None) -> Outputs:
+        """Return name → tensor for each of two images, whichever way the model returns them.
 
         Raises:
             SpecError: it returns something else.
         """
+        if isinstance(returned, tuple) and self.spec.head.images == "raw":
+            # torchvision's detectors, once scripted, return their losses too.
+            _, returned = returned
         if isinstance(returned, Tensor):
             returned = {next(iter(self.spec.outputs(*self.size)), "out"): returned}
         if isinstance(returned, Mapping) and all(_is_of_two(values) for values in returned.values()):
@@ -91,7 +73,7 @@ def check_head_outputs(trial: HeadTrial) -> None:
     """Check that a model returns what the head declares."""
     declared = trial.spec.outputs(*trial.size)
     broken = f"{trial.label} breaks its spec:"
-    for returned in trial.outputs():
+    for returned in trial.run():
         expect(
             not declared or set(returned) == set(declared),
             f"{broken} it should return {', '.join(declared)}, got {', '.join(returned)}",
@@ -117,14 +99,11 @@ def check_head_counts(trial: HeadTrial) -> None:
 
     Multiply-adds are those of heads that declare their `layers`; others are counted by running them.
     """
-    macs = {}
-    if trial.spec.head.layers:
-        with FlopCounterMode(display=False) as counter:
-            trial.outputs()
-        # The counter counts a multiplication and an addition as two operations; there were two images.
-        macs[trial.size] = counter.get_total_flops() // 4
-    compare_counts(trial.label, trial.spec, trial.model, macs)
-    tensors = {name: tuple(tensor.shape) for name, tensor in trial.model.get_submodule("head").state_dict().items()}
+    with FlopCounterMode(display=False) as counter:
+        trial.run()
+    # The counter counts a multiplication and an addition as two operations; there were two images.
+    compare_counts(trial, counter.get_total_flops() // 4 if trial.spec.head.layers else None)
+    tensors = {name: tuple(tensor.shape) for name, tensor in trial.module.get_submodule("head").state_dict().items()}
     declared = trial.spec.head_tensors
     undeclared = tuple(name for name in declared if name.endswith("."))
     for name in {**declared, **tensors}:
@@ -143,7 +122,7 @@ def check_head_options(head: str, backbone: str, registry: Registry, options: Ma
     trials = (
         build_head_trial(head, backbone, registry, (1, 1), {**options, "num_classes": classes}) for classes in (3, 5)
     )
-    few, more = (trial.model.get_submodule("head").state_dict() for trial in trials)
+    few, more = (trial.module.get_submodule("head").state_dict() for trial in trials)
     for name in {**few, **more}:
         changed = name not in few or name not in more or few[name].shape != more[name].shape
         expect(
@@ -153,51 +132,20 @@ def check_head_options(head: str, backbone: str, registry: Registry, options: Ma
         )
 
 
-def check_head_determinism(trial: HeadTrial) -> None:
-    """Check that two calls in evaluation return the same."""
-    name = _find_difference(trial.outputs(), trial.outputs(), torch.equal)
-    expect(not name, f"{trial.label} returns another {name!r} of the same image at a second call in evaluation")
-
-
 def check_head_gradients(trial: HeadTrial) -> None:
     """Check that every parameter of head and backbone gets a finite gradient."""
-    trial.model.train()
+    trial.module.train()
     with explain_failure(f"{trial.label} fails in training on {trial.image}"):
         if trial.spec.head.images == "raw":
-            losses = list(trial.model(trial.inputs(), _targets(trial.size)).values())
+            losses = list(trial.module(trial.inputs(), _targets(trial.size)).values())
         else:
-            tables = trial.by_image(trial.model(trial.inputs()))
+            tables = trial.check_form(trial.module(trial.inputs()))
             losses = [values.square().mean() for table in tables for values in table.values()]
         loss = torch.stack(losses).sum()
         if loss.requires_grad:
             loss.backward()  # type: ignore[no-untyped-call]
-    for name, parameter in trial.model.named_parameters():
+    for name, parameter in trial.module.named_parameters():
         expect_gradient(parameter.grad, f"{trial.label} gives {name}", "no gradient")
-
-
-def check_head_copies(trial: HeadTrial, registry: Registry, folder: Path) -> None:
-    """Check that a model is the same after it was saved and loaded."""
-    expected = trial.outputs()
-    with explain_failure(f"{trial.label} cannot be written to a file and loaded"):
-        loaded = registry.load(registry.save(trial.model, folder / "model.safetensors")).eval()
-    found = trial._replace(label=f"{trial.label}, loaded from its file,", model=loaded).outputs()
-    name = _find_difference(expected, found, torch.equal)
-    expect(
-        not name,
-        f"{trial.label} returns another {name!r} when it was loaded from its file; what it depends on has to be in its "
-        "state_dict or follow from its options",
-    )
-
-
-def check_head_exports(how: str, trial: HeadTrial) -> None:
-    """Check that a model that is "scripted" or "exported" returns the same."""
-    expected = trial.outputs()
-    with explain_failure(f"{trial.label} cannot be {how}"), torch.no_grad():
-        returned = EXPORTERS[how](trial.model, trial.inputs())(trial.inputs())
-    # torchvision's detectors, once scripted, return their losses too.
-    found = trial.by_image(returned[1] if isinstance(returned, tuple) else returned)
-    name = _find_difference(expected, found, nearly_equal)
-    expect(not name, f"{trial.label} returns another {name!r} when it was {how}")
 
 
 def _targets(size: Size) -> list[dict[str, Tensor]]:
@@ -207,12 +155,6 @@ def _targets(size: Size) -> list[dict[str, Tensor]]:
     masks[:, 4 : height // 2, 3 : width // 2] = 1
     boxes = torch.tensor([[3.0, 4.0, width / 2, height / 2]])
     return [{"boxes": boxes, "labels": torch.ones(1, dtype=torch.int64), "masks": masks} for _ in range(2)]
-
-
-def _find_difference(expected: Outputs, found: Outputs, equal: Callable[[Tensor, Tensor], bool]) -> str:
-    """Return the name of the first output that differs, or an empty string."""
-    names = (find_difference(one, other, equal) for one, other in zip(expected, found, strict=True))
-    return next(filter(None, names), "")
 
 
 def _is_of_two(values: Any) -> bool:

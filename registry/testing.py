@@ -131,11 +131,13 @@ class BackboneConformance(_Conformance):
 
     def test_evaluation_depends_on_the_image_alone(self, backbone: str, registry: Registry) -> None:
         """Neither on chance nor on the batch."""
-        conformance.check_determinism(backbone, registry, self.sizes[0])
+        trial = conformance.build_trial(backbone, registry, self.sizes[0])
+        conformance.check_determinism(trial)
+        conformance.check_batch(trial)
 
     def test_everything_learns(self, backbone: str, registry: Registry) -> None:
         """Every parameter and the image get gradients."""
-        conformance.check_gradients(backbone, registry, self.sizes[0])
+        conformance.check_gradients(conformance.build_trial(backbone, registry, self.sizes[0]))
 
     def test_what_is_frozen_stays(self, backbone: str, registry: Registry) -> None:
         """Parameters and statistics of the first level, in training."""
@@ -147,16 +149,18 @@ class BackboneConformance(_Conformance):
 
     def test_files_and_copies_are_the_same(self, backbone: str, registry: Registry, tmp_path: Path) -> None:
         """Saved as safetensors and loaded, and copied."""
-        conformance.check_copies(backbone, registry, tmp_path, self.sizes[0])
+        trial = conformance.build_trial(backbone, registry, self.sizes[0])
+        conformance.check_deep_copy(trial)
+        conformance.check_file(trial, registry, tmp_path)
 
     def test_it_scripts(self, backbone: str, registry: Registry) -> None:
         """`torch.jit.script`, where `scripts`."""
         if self.scripts:
-            conformance.check_exports("scripted", backbone, registry, self.sizes[0])
+            conformance.check_exports("scripted", conformance.build_trial(backbone, registry, self.sizes[0]))
 
     def test_it_exports(self, backbone: str, registry: Registry) -> None:
         """`torch.export.export`."""
-        conformance.check_exports("exported", backbone, registry, self.sizes[0])
+        conformance.check_exports("exported", conformance.build_trial(backbone, registry, self.sizes[0]))
 
 
 class HeadConformance(_Conformance):
@@ -198,7 +202,7 @@ class HeadConformance(_Conformance):
 
     def test_evaluation_is_deterministic(self, head: str, backbone: str, registry: Registry) -> None:
         """Two calls return the same."""
-        head_conformance.check_head_determinism(self._trial(head, backbone, registry))
+        conformance.check_determinism(self._trial(head, backbone, registry))
 
     def test_everything_learns(self, head: str, backbone: str, registry: Registry) -> None:
         """Every parameter gets a gradient."""
@@ -206,18 +210,18 @@ class HeadConformance(_Conformance):
 
     def test_files_hold_the_same_model(self, head: str, backbone: str, registry: Registry, tmp_path: Path) -> None:
         """Saved as safetensors and loaded."""
-        head_conformance.check_head_copies(self._trial(head, backbone, registry), registry, tmp_path)
+        conformance.check_file(self._trial(head, backbone, registry), registry, tmp_path)
 
     @pytest.mark.filterwarnings(r"ignore:\w+ always returns a \(Losses, Detections\) tuple in scripting:UserWarning")
     def test_it_scripts(self, head: str, backbone: str, registry: Registry) -> None:
         """`torch.jit.script`, where `scripts`."""
         if self.scripts:
-            head_conformance.check_head_exports("scripted", self._trial(head, backbone, registry))
+            conformance.check_exports("scripted", self._trial(head, backbone, registry))
 
     def test_it_exports(self, head: str, backbone: str, registry: Registry) -> None:
         """`torch.export.export`, but for heads that want their images raw, as torchvision's detectors do."""
         if registry.head(head).images != "raw":
-            head_conformance.check_head_exports("exported", self._trial(head, backbone, registry))
+            conformance.check_exports("exported", self._trial(head, backbone, registry))
 
     def _trial(
         self, head: str, backbone: str, registry: Registry, size: tuple[int, int] | None = None

@@ -121,7 +121,7 @@ def choice(*values: Any) -> Option:
     *most, last = map(repr, values)
     return Option(
         values[0],
-        lambda given: any(type(given) is type(value) and given == value for value in values),
+        lambda value: any(type(value) is type(one) and value == one for one in values),
         f"{', '.join(most)} or {last}",
         values,
     )
@@ -181,6 +181,6 @@ def check_name(kind: str, name: object, aliases: Iterable[object] = ()) -> None:
     """
     if isinstance(aliases, str) or not isinstance(aliases, Iterable):
         raise SpecError(f"{kind} {name!r} has aliases={aliases!r}; give a tuple of names")
-    for given in (name, *aliases):
-        if not isinstance(given, str) or not NAME.fullmatch(given):
-            raise SpecError(f"{kind} has a name {given!r}; a name is a string without spaces and colons")
+    for text in (name, *aliases):
+        if not isinstance(text, str) or not NAME.fullmatch(text):
+            raise SpecError(f"{kind} has a name {text!r}; a name is a string without spaces and colons")

@@ -27,20 +27,20 @@ def weights_file(path: str | os.PathLike[str]) -> Path:
     Raises:
         WeightsError: a folder without it.
     """
-    given = Path(path)
-    if "\0" in str(given):
-        raise WeightsError(f"cannot read the weights {str(given)!r}: no file can have this name")
+    path = Path(path)
+    if "\0" in str(path):
+        raise WeightsError(f"cannot read the weights {str(path)!r}: no file can have this name")
     try:
-        if not given.is_dir():
-            return given
-        found = given / FILE
-        if found.is_file():
-            return found
-        others = sorted(entry.name for entry in given.iterdir() if entry.suffix in CHECKPOINT_SUFFIXES)
+        if not path.is_dir():
+            return path
+        file = path / FILE
+        if file.is_file():
+            return file
+        others = sorted(entry.name for entry in path.iterdir() if entry.suffix in CHECKPOINT_SUFFIXES)
     except OSError as error:
-        raise unreadable(given, error) from error
+        raise unreadable(path, error) from error
     hint = f"give one of its files: {', '.join(others)}" if others else "give a folder that registry.save wrote"
-    raise WeightsError(f"the folder {str(given)!r} holds no {FILE}; {hint}")
+    raise WeightsError(f"the folder {str(path)!r} holds no {FILE}; {hint}")
 
 
 def config_beside(file: Path) -> dict[str, Any] | None:

@@ -43,8 +43,8 @@ def ssdlite(model: ModelSpec, backbone: Layout) -> Layout:
     )
     head = {"neck.extra.": "backbone.extra.", "predictor.": "head."}
     name = "ssdlite320_mobilenet_v3_large" if same else ""
-    made = _layout(model, backbone, body, head, (1e-3, 1e-3), name)
-    return replace(made, preprocessing=replace(RAW, mean=(0.5,) * 3, std=(0.5,) * 3))
+    layout = _layout(model, backbone, body, head, (1e-3, 1e-3), name)
+    return replace(layout, preprocessing=replace(RAW, mean=(0.5,) * 3, std=(0.5,) * 3))
 
 
 def faster_rcnn(model: ModelSpec, backbone: Layout) -> Layout:
@@ -57,8 +57,8 @@ def faster_rcnn(model: ModelSpec, backbone: Layout) -> Layout:
     )
     head = {"neck.fpn.": "backbone.fpn.", "": ""}
     name = "fasterrcnn_mobilenet_v3_large_fpn" if same else ""
-    made = _layout(model, backbone, {"features.": "backbone.body."}, head, (1e-5, 1e-5), name)
-    return replace(made, preprocessing=RAW)
+    layout = _layout(model, backbone, {"features.": "backbone.body."}, head, (1e-5, 1e-5), name)
+    return replace(layout, preprocessing=RAW)
 
 
 def lraspp(model: ModelSpec, backbone: Layout) -> Layout:

@@ -64,12 +64,12 @@ def classification(backbone: BackboneSpec, *, num_classes: int, dropout: float |
     """
     family = backbone.classifier
     rate = family.dropout if dropout is None else dropout
-    made: dict[str, nn.Module] = {
+    modules: dict[str, nn.Module] = {
         layer.name: _module(layer, backbone) for layer in classification_layers(backbone, num_classes=num_classes)
     }
     (tap,) = backbone.taps
     activation = ACTIVATIONS[family.activation]() if family.hidden else nn.Identity()
-    hidden, norm, logits = (made.get(name, nn.Identity()) for name in ("hidden", "norm", "logits"))
+    hidden, norm, logits = (modules.get(name, nn.Identity()) for name in ("hidden", "norm", "logits"))
     return ClassificationHead(tap, hidden, norm, activation, rate, logits)
 
 

@@ -33,9 +33,9 @@ class Pyramid(nn.Module):
 
     def forward(self, maps: Dict[str, Tensor]) -> Dict[str, Tensor]:
         """Return the levels, the finest first."""
-        made = list(self.fpn(maps).values())
+        features = list(self.fpn(maps).values())
         pyramid: Dict[str, Tensor] = {}
-        for level, feature in zip(self.levels, made):  # noqa: B905 - torch.jit.script knows no strict
+        for level, feature in zip(self.levels, features):  # noqa: B905 - torch.jit.script knows no strict
             pyramid[level] = feature  # noqa: PERF403 - nor a comprehension over two lists
         return pyramid
 

@@ -7,7 +7,7 @@ import torch
 from support import ROOT
 from support.heads import SMALL
 
-from featuretap.registry import head_conformance
+from featuretap.registry import conformance
 from featuretap.registry.testing import BackboneConformance, HeadConformance
 
 # As pytest does for a distribution that is not installed.
@@ -45,7 +45,7 @@ class TestOurHeads(HeadConformance):
                 one, other, rtol=1.3e-6, atol=1e-5
             )
 
-        monkeypatch.setattr(head_conformance, "nearly_equal", close)
+        monkeypatch.setattr(conformance, "nearly_equal", close)
 
 
 class TestMobileNetV4(BackboneConformance):

@@ -1,6 +1,7 @@
 """The conformance kit on backbones that have one mistake each."""
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -28,25 +29,23 @@ def table_options(name: str, registry: Registry) -> None:
     conformance.check_options(name, registry, conformance.SIZES[0], conformance.TABLE_VARIATIONS)
 
 
-def scripts(name: str, registry: Registry) -> None:
-    conformance.check_exports("scripted", name, registry, conformance.SIZES[0])
-
-
-def exports(name: str, registry: Registry) -> None:
-    conformance.check_exports("exported", name, registry, conformance.SIZES[0])
+def on_trial(check: Callable[[conformance.BackboneTrial], None]) -> Check:
+    return lambda name, registry: check(conformance.build_trial(name, registry))
 
 
 CHECKS: Mapping[str, Check] = {
     "shapes": conformance.check_shapes,
     "counts": conformance.check_counts,
     "each map alone": conformance.check_each_map_alone,
-    "determinism": conformance.check_determinism,
-    "gradients": conformance.check_gradients,
+    "determinism": on_trial(conformance.check_determinism),
+    "batch": on_trial(conformance.check_batch),
+    "gradients": on_trial(conformance.check_gradients),
     "keys": conformance.check_keys,
     "freezing": conformance.check_freezing,
     "wider": wider,
-    "scripts": scripts,
-    "exports": exports,
+    "copies": on_trial(conformance.check_deep_copy),
+    "scripts": on_trial(partial(conformance.check_exports, "scripted")),
+    "exports": on_trial(partial(conformance.check_exports, "exported")),
 }
 
 
@@ -55,8 +54,13 @@ def test_a_sound_backbone_passes(wrong: Registry, check: Check) -> None:
     check("Sound", wrong)
 
 
-def test_a_sound_backbone_is_copied(wrong: Registry, tmp_path: Path) -> None:
-    conformance.check_copies("Sound", wrong, tmp_path)
+def check_copies(trial: conformance.Trial, registry: Registry, folder: Path) -> None:
+    conformance.check_deep_copy(trial)
+    conformance.check_file(trial, registry, folder)
+
+
+def test_a_sound_backbone_is_the_same_in_a_file(wrong: Registry, tmp_path: Path) -> None:
+    conformance.check_file(conformance.build_trial("Sound", wrong), wrong, tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -101,16 +105,16 @@ NOT_FROZEN = "; something that it rests on is not frozen"
         (
             "WritesIntoATap",
             "each map alone",
-            "returns another C1 when other maps are asked for too; it depends on chance, or a layer behind it writes "
+            "returns another 'C1' when other maps are asked for too; it depends on chance, or a layer behind it writes "
             "into its input",
         ),
         (
             "DropsInEvaluation",
             "determinism",
-            "returns another C1 of the same image at a second call in evaluation",
+            "returns another 'C1' of the same image at a second call in evaluation",
         ),
-        ("LooksAtNeighbours", "determinism", "returns another C1 of an image when others are in its batch"),
-        ("LooksAtTheImageBefore", "determinism", "returns another C1 of an image when others are in its batch"),
+        ("LooksAtNeighbours", "batch", "returns another 'C1' of an image when others are in its batch"),
+        ("LooksAtTheImageBefore", "batch", "returns another 'C1' of an image when others are in its batch"),
         ("IdleParameter", "gradients", "gives idle no gradient from any tap; leave out what no tap needs"),
         ("DetachesAMap", "gradients", "gives the image no gradient from C1; it is detached on the way"),
         ("DetachesTheImage", "gradients", "gives the image no gradient from C1; it is detached on the way"),
@@ -140,15 +144,19 @@ NOT_FROZEN = "; something that it rests on is not frozen"
         ("IgnoresWidth", "wider", "with width=16 " + AN_IMAGE + "C1 should be (16, 49, 81), got (8, 49, 81)"),
         ("TrainsWhatIsFrozen", "freezing", "with freeze='C1' still trains what C1 rests on"),
         ("SharesItsParameters", "freezing", "with freeze='C1' freezes C5 too"),
-        ("DropsWhatIsFrozen", "freezing", "with freeze='C1' returns another C1 in training" + NOT_FROZEN),
-        ("DriftsWhenItTrains", "freezing", "with freeze='C1' returns another C1 after a pass in training" + NOT_FROZEN),
+        ("DropsWhatIsFrozen", "freezing", "with freeze='C1' returns another 'C1' in training" + NOT_FROZEN),
+        (
+            "DriftsWhenItTrains",
+            "freezing",
+            "with freeze='C1' returns another 'C1' after a pass in training" + NOT_FROZEN,
+        ),
         (
             "NormThatNeverRests",
             "freezing",
             "with freeze_norm changes first.1.running_mean in training; a norm is not frozen",
         ),
-        ("ScriptsToSomethingElse", "scripts", "returns another C1 when it was scripted"),
-        ("ExportsToSomethingElse", "exports", "returns another C1 when it was exported"),
+        ("ScriptsToSomethingElse", "scripts", "returns another 'C1' when it was scripted"),
+        ("ExportsToSomethingElse", "exports", "returns another 'C1' when it was exported"),
         ("Biased", "counts", SPEC + "it declares 2,600 parameters, and has 2,640"),
         ("Twice", "counts", SPEC + "it declares 1,663,128 multiply-adds for a 97x161 image, and has 3,326,256"),
     ],
@@ -185,13 +193,13 @@ def test_a_table_that_is_wrong_with_an_option_fails_with_that_option(wrong: Regi
     [
         (
             "HidesItsState",
-            "returns another C1 when it was loaded from its file; what maps depend on has to be in its state_dict or "
+            "returns another 'C1' when it was loaded from its file; what it depends on has to be in its state_dict or "
             "follow from its options",
         ),
         (
             "CopiesAfresh",
-            "returns another C1 when it was copied; what maps depend on has to be in its state_dict or follow from its "
-            "options",
+            "returns another 'C1' when it was copied; what it depends on has to be in its state_dict or follow from "
+            "its options",
         ),
         ("HoldsALock", "cannot be copied (TypeError: cannot pickle '_thread.lock' object)"),
         (
@@ -203,8 +211,9 @@ def test_a_table_that_is_wrong_with_an_option_fails_with_that_option(wrong: Regi
 def test_a_backbone_that_changes_when_it_is_copied_fails(
     wrong: Registry, tmp_path: Path, name: str, message: str
 ) -> None:
+    trial = conformance.build_trial(name, wrong)
     with pytest.raises(SpecError) as error:
-        conformance.check_copies(name, wrong, tmp_path)
+        check_copies(trial, wrong, tmp_path)
     assert str(error.value) == f"{name!r} {message}"
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from featuretap.registry import Registry, head_conformance
+from featuretap.registry import Registry, conformance, head_conformance
 from featuretap.registry.errors import SpecError
 from featuretap.registry.head_conformance import HeadTrial
 from featuretap.registry.hookspecs import hookimpl
@@ -225,10 +225,10 @@ def trial_of(head: str, registry: Registry) -> HeadTrial:
 CHECKS: Mapping[str, Callable[[HeadTrial], None]] = {
     "outputs": head_conformance.check_head_outputs,
     "counts": head_conformance.check_head_counts,
-    "determinism": head_conformance.check_head_determinism,
+    "determinism": conformance.check_determinism,
     "gradients": head_conformance.check_head_gradients,
-    "scripts": partial(head_conformance.check_head_exports, "scripted"),
-    "exports": partial(head_conformance.check_head_exports, "exported"),
+    "scripts": partial(conformance.check_exports, "scripted"),
+    "exports": partial(conformance.check_exports, "exported"),
 }
 
 
@@ -240,7 +240,7 @@ def test_a_sound_head_passes(wrong: Registry, check: Callable[[HeadTrial], None]
 def test_a_sound_head_passes_the_checks_of_classes_and_files(wrong: Registry, tmp_path: Path) -> None:
     head_conformance.check_head_options("Sound", "tinynet", wrong)
     head_conformance.check_head_options("OtherTaps", "tinynet", wrong)
-    head_conformance.check_head_copies(trial_of("Sound", wrong), wrong, tmp_path)
+    conformance.check_file(trial_of("Sound", wrong), wrong, tmp_path)
 
 
 SPEC = "breaks its spec: "
@@ -293,7 +293,7 @@ def test_a_head_with_undeclared_class_layers_fails(wrong: Registry) -> None:
 
 def test_a_head_that_changes_when_it_is_loaded_fails(wrong: Registry, tmp_path: Path) -> None:
     with pytest.raises(SpecError) as error:
-        head_conformance.check_head_copies(trial_of("HidesItsState", wrong), wrong, tmp_path)
+        conformance.check_file(trial_of("HidesItsState", wrong), wrong, tmp_path)
     assert str(error.value) == (
         "head 'HidesItsState' on 'tinynet' returns another 'logits' when it was loaded from its file; what it depends "
         "on has to be in its state_dict or follow from its options"
