@@ -7,9 +7,8 @@ from typing import Any
 import click
 
 from featuretap import registry
-from featuretap.command_line import completion
+from featuretap.command_line import completion, parameters
 from featuretap.command_line.commands import Command
-from featuretap.command_line.options import JSON, NUM_CLASSES, TAPS, Size, backbone_options
 from featuretap.command_line.printing import format_options, print_fields, print_json, print_table, print_text
 from featuretap.specs import BackboneSpec, ModelSpec
 from featuretap.specs.addresses import LEVELS
@@ -26,10 +25,7 @@ HEAD_COLUMNS = ("name", "reads", ">classes", "description")
 
 @click.command("list", cls=Command, short_help="List backbones, or heads.")
 @click.argument(
-    "pattern",
-    default="*",
-    shell_complete=completion.backbones_or_heads,
-    help="Names; * matches any text.  [default: *]",
+    "pattern", default="*", shell_complete=completion.backbones_or_heads, help="Names, * for any.  [default: *]"
 )
 @click.option("--heads", is_flag=True, help="List heads instead of backbones.")
 def list_command(pattern: str, heads: bool) -> None:
@@ -109,12 +105,12 @@ def _cost(spec: BackboneSpec | ModelSpec, size: tuple[int, int], *, build: bool 
 @click.option("--reduced-tail", is_flag=True, default=None, help="Halve the channels behind C4.")
 @click.option("--output-stride", type=int, help="32, 16 or 8.")
 @click.option("--in-channels", type=int, help="Channels of the images.")
-@backbone_options("Any other option; can be repeated.")
+@parameters.backbone_options("Any other option; can be repeated.")
 @click.option("--head", shell_complete=completion.heads, help="Count the backbone with this head.")
-@NUM_CLASSES
-@click.option("--taps", type=TAPS, help="Taps that the head reads, separated by commas.")
-@click.option("--size", type=Size(), default="224x224", help="Size of the images.")
-@JSON
+@parameters.NUM_CLASSES
+@click.option("--taps", type=parameters.TAPS, help="Taps that the head reads, separated by commas.")
+@click.option("--size", type=parameters.SIZE, default="224x224", help="Size of the images.")
+@parameters.JSON
 def show_command(
     name: str,
     options: dict[str, Any],

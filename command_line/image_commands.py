@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any, get_args
 
 import click
 
+from featuretap.command_line import parameters
 from featuretap.command_line.commands import Command
 from featuretap.command_line.interruption import report_unwritten
-from featuretap.command_line.options import JSON, MODEL, PATH, TAPS, WORKERS, Size, batch_size_option, weights_option
 from featuretap.command_line.printing import print_json, print_table, print_text, report_unreadable
 from featuretap.support.extras import check_extra
 from featuretap.workflows.extraction.job import Dtype, FileFormat, Job, default_shard_size
@@ -25,11 +25,11 @@ LARGEST_SHARD = 16_384
 
 
 @click.command("taps", cls=Command, short_help="Draw the feature maps of an image.")
-@click.argument("image", type=PATH, help="An image in any format that Pillow reads.")
-@MODEL
-@weights_option()
-@click.option("--taps", type=TAPS, help="Taps, separated by commas.  [default: C1 to C5]")
-@click.option("--size", type=Size(), help="Resize the image to this.  [default: shorter side 224]")
+@click.argument("image", type=parameters.PATH, help="An image in any format that Pillow reads.")
+@parameters.MODEL
+@parameters.weights_option()
+@click.option("--taps", type=parameters.TAPS, help="Taps, separated by commas.  [default: C1 to C5]")
+@click.option("--size", type=parameters.SIZE, help="Resize the image to this.  [default: shorter side 224]")
 @click.option("--out", type=click.Path(path_type=Path, dir_okay=False), help="The picture.  [default: IMAGE-taps.png]")
 def taps_command(image: Path, out: Path | None, **arguments: Any) -> None:
     """Draw the feature maps of IMAGE, the channels of each reduced to colours.
@@ -59,22 +59,15 @@ def taps_command(image: Path, out: Path | None, **arguments: Any) -> None:
 
 @click.command("predict", cls=Command, short_help="Predict what is in images.")
 @click.argument(
-    "sources",
-    type=click.Path(),
-    nargs=-1,
-    required=True,
-    metavar="SOURCE...",
-    help="Files, folders and URLs of images.",
+    "sources", type=click.Path(), nargs=-1, required=True, metavar="SOURCE...", help="Image files, folders, URLs."
 )
-@MODEL
-@weights_option("A tag or a file.")
+@parameters.MODEL
+@parameters.weights_option("A tag or a file.")
 @click.option("--top", type=click.IntRange(min=1), help="Classes that a classifier names.  [default: 5]")
 @click.option("--threshold", type=click.FloatRange(0, 1), help="Minimum score of a detector's boxes.  [default: 0.5]")
-@batch_size_option(16)
-@click.option(
-    "--out", type=click.Path(path_type=Path, file_okay=False), help="Draw a picture of each image into this folder."
-)
-@JSON
+@parameters.batch_size_option(16)
+@click.option("--out", type=click.Path(path_type=Path, file_okay=False), help="Draw each image into this folder.")
+@parameters.JSON
 @click.pass_context
 def predict_command(
     context: click.Context,
@@ -142,26 +135,20 @@ def _print_answer(answer: PredictedImage, *, titled: bool) -> None:
 
 
 @click.command("extract", cls=Command, short_help="Write the feature maps of images into a folder.")
-@click.argument("images", type=PATH, nargs=-1, required=True, help="Files and folders of images.")
-@click.option("--out", type=PATH, required=True, help="The folder of features.")
-@MODEL
-@weights_option()
-@click.option("--taps", type=TAPS, default="C5", help="Taps, separated by commas.")
+@click.argument("images", type=parameters.PATH, nargs=-1, required=True, help="Files and folders of images.")
+@click.option("--out", type=parameters.PATH, required=True, help="The folder of features.")
+@parameters.MODEL
+@parameters.weights_option()
+@click.option("--taps", type=parameters.TAPS, default="C5", help="Taps, separated by commas.")
 @click.option("--pool", is_flag=True, help="Average each map over its pixels: one value per channel.")
-@click.option("--size", type=Size(), help="Resize images to this.  [default: resize and crop as in training]")
-@batch_size_option(32)
-@WORKERS
+@click.option("--size", type=parameters.SIZE, help="Resize images to this.  [default: resize and crop as in training]")
+@parameters.batch_size_option(32)
+@parameters.WORKERS
 @click.option(
-    "--format",
-    "file_format",
-    type=click.Choice(get_args(FileFormat)),
-    default="safetensors",
-    help="Format of the files.",
+    "--format", "file_format", type=click.Choice(get_args(FileFormat)), default="safetensors", help="Of the files."
 )
 @click.option(
-    "--shard-size",
-    type=click.IntRange(1, LARGEST_SHARD),
-    help="Images per file.  [default: 1024, or as many as make 256 MiB]",
+    "--shard-size", type=click.IntRange(1, LARGEST_SHARD), help="Images per file.  [default: up to 1024 or 256 MiB]"
 )
 @click.option("--dtype", type=click.Choice(get_args(Dtype)), default="float32", help="Type of the values.")
 @click.option("--ray", "on_ray", is_flag=True, help="Run on the Ray cluster at RAY_ADDRESS, or on one started here.")

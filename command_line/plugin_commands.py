@@ -16,10 +16,9 @@ import click
 from featuretap import registry
 from featuretap.catalogue.plugin_loading import Plugin
 from featuretap.catalogue.policy import normalise_name
-from featuretap.command_line import completion
+from featuretap.command_line import completion, parameters
 from featuretap.command_line.commands import Command, Group
 from featuretap.command_line.interruption import report_unwritten
-from featuretap.command_line.options import JSON
 from featuretap.command_line.printing import print_fields, print_json, print_table, print_text
 from featuretap.support.errors import OptionError, UnknownBackboneError, did_you_mean
 from featuretap.support.text import error_line
@@ -91,7 +90,7 @@ $table = BackboneSpec(
         (Bneck(3, 160, 64, HS), Bneck(3, 192, 64, HS)),
         (Bneck(5, 256, 96, HS, SE), Conv(1, 384, HS)),
     ),
-    description="a small example",
+    description="a small example"
 )
 ''',
     "$package/registry.toml": """\
@@ -127,7 +126,7 @@ pytest
 
 
 @click.group("plugins", cls=Group, invoke_without_command=True, short_help="List plugins, or examine one.")
-@JSON
+@parameters.JSON
 @click.pass_context
 def plugins_command(context: click.Context, as_json: bool) -> None:
     """List the installed plugins: what each provides, or why it does not.

@@ -11,20 +11,9 @@ import click
 
 from featuretap import registry
 from featuretap.catalogue.pretrained import CHECKPOINT_SUFFIXES
-from featuretap.command_line import completion
+from featuretap.command_line import completion, parameters
 from featuretap.command_line.commands import Command
 from featuretap.command_line.interruption import report_unwritten
-from featuretap.command_line.options import (
-    FEATURES_ONLY,
-    NUM_CLASSES,
-    PATH,
-    SOURCE,
-    TAPS,
-    CommaSeparated,
-    Size,
-    backbone_options,
-    weights_option,
-)
 from featuretap.command_line.printing import print_json, print_table, print_text, report_unreadable
 from featuretap.runtimes.formats import FORMATS, resolve_format
 from featuretap.support.errors import OptionError, UnknownBackboneError
@@ -42,7 +31,7 @@ __all__ = ["LIBRARIES", "bench_command", "export_command", "quantize_command"]
 
 LIBRARIES = ("timm", "torchvision")
 Paths = tuple[Path, ...]
-ONE_SIZE = click.option("--size", type=Size(), help="The only size of images that the file accepts.  [default: any]")
+ONE_SIZE = click.option("--size", type=parameters.SIZE, help="Fix the size of images.  [default: any]")
 
 
 def _open_source(
@@ -67,24 +56,24 @@ def _open_source(
 
 
 @click.command("export", cls=Command, short_help="Write a model for a runtime: ONNX, OpenVINO, TorchScript …")
-@SOURCE
-@click.argument("target", type=PATH, help="The file to write.")
+@parameters.SOURCE
+@click.argument("target", type=parameters.PATH, help="The file to write.")
 @click.option(
     "--format",
     "format_name",
     type=click.Choice([form.name for form in FORMATS]),
     help="Format of the file.  [default: by TARGET's suffix; .pt2 is torch-export]",
 )
-@weights_option()
-@FEATURES_ONLY
-@click.option("--taps", type=TAPS, help="Taps of the backbone or for the head, separated by commas.")
+@parameters.weights_option()
+@parameters.FEATURES_ONLY
+@click.option("--taps", type=parameters.TAPS, help="Taps of the backbone or for the head, separated by commas.")
 @click.option(
     "--head", shell_complete=completion.heads, help="The head.  [default: classification, or that of the file]"
 )
-@NUM_CLASSES
-@backbone_options("An option of the backbone or the head; can be repeated.")
+@parameters.NUM_CLASSES
+@parameters.backbone_options("An option of the backbone or the head; can be repeated.")
 @ONE_SIZE
-@click.option("--batch", type=click.IntRange(min=1), help="The only batch size that the file accepts.  [default: any]")
+@click.option("--batch", type=click.IntRange(min=1), help="Fix the batch size.  [default: any]")
 def export_command(
     source: str, target: Path, format_name: str | None, size: Any, batch: int | None, **arguments: Any
 ) -> None:
@@ -103,21 +92,25 @@ def export_command(
 
 
 @click.command("quantize", cls=Command, short_help="Write a trained model in 8-bit integers, as ONNX.")
-@SOURCE
-@click.argument("target", type=PATH, help="The .onnx file to write.")
+@parameters.SOURCE
+@click.argument("target", type=parameters.PATH, help="The .onnx file to write.")
 @click.option(
-    "--images", type=PATH, multiple=True, required=True, help="Folder or image to calibrate on; can be repeated."
+    "--images",
+    type=parameters.PATH,
+    multiple=True,
+    required=True,
+    help="Calibration images or folders; can be repeated.",
 )
 @click.option(
     "--judge-on",
-    type=PATH,
+    type=parameters.PATH,
     multiple=True,
-    help="Folder or image to evaluate on; can be repeated.  [default: every fifth of --images]",
+    help="Evaluation images or folders.  [default: every fifth of --images]",
 )
-@weights_option("A tag or a file, for a NAME.")
-@FEATURES_ONLY
-@click.option("--taps", type=TAPS, help="Taps of the backbone, separated by commas.")
-@backbone_options("An option of the model; can be repeated.")
+@parameters.weights_option("A tag or a file, for a NAME.")
+@parameters.FEATURES_ONLY
+@click.option("--taps", type=parameters.TAPS, help="Taps of the backbone, separated by commas.")
+@parameters.backbone_options("An option of the model; can be repeated.")
 @ONE_SIZE
 @click.option("--json", "as_json", is_flag=True, help="Print JSON, with the names of the evaluated images.")
 def quantize_command(
@@ -190,21 +183,21 @@ def _print_report(report: Report) -> None:
 @click.option(
     "--runtime",
     "runtimes",
-    type=CommaSeparated(click.STRING, "NAMES", "eager,onnxruntime", completion.runtimes),
+    type=parameters.CommaSeparated(click.STRING, "NAMES", "eager,onnxruntime", completion.runtimes),
     default="eager",
-    help="What computes: eager, or runtimes, separated by commas.",
+    help="Eager or runtimes, separated by commas.",
 )
 @click.option(
     "--size",
     "sizes",
-    type=CommaSeparated(Size(), "SIZES", "224,320x256"),
+    type=parameters.CommaSeparated(parameters.SIZE, "SIZES", "224,320x256"),
     default="224",
     help="Sizes of the images in pixels, separated by commas.",
 )
 @click.option(
     "--batch",
     "batches",
-    type=CommaSeparated(click.IntRange(min=1), "NUMBERS", "1,8"),
+    type=parameters.CommaSeparated(click.IntRange(min=1), "NUMBERS", "1,8"),
     default="1",
     help="Batch sizes, separated by commas.",
 )
@@ -212,10 +205,10 @@ def _print_report(report: Report) -> None:
 @click.option("--threads", type=click.IntRange(min=1), help="Of PyTorch and the runtimes.  [default: PyTorch's]")
 @click.option(
     "--against",
-    type=CommaSeparated(click.Choice(LIBRARIES), "LIBRARIES", "timm,torchvision"),
-    help="Also measure the networks of timm, torchvision.",
+    type=parameters.CommaSeparated(click.Choice(LIBRARIES), "LIBRARIES", "timm,torchvision"),
+    help="Also measure the networks of these libraries.",
 )
-@backbone_options("An option of the backbones; can be repeated.")
+@parameters.backbone_options("An option of the backbones; can be repeated.")
 @click.option(
     "--picture", type=click.Path(path_type=Path, dir_okay=False), help="Draw latency against size into this PNG."
 )

@@ -10,9 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from featuretap.command_line import completion
+from featuretap.command_line import completion, parameters
 from featuretap.command_line.commands import Command
-from featuretap.command_line.options import JSON, PATH, TAPS, WORKERS, backbone_options, batch_size_option
 from featuretap.command_line.printing import print_json, print_table, print_text
 from featuretap.support.extras import check_extra
 from featuretap.workflows.training.configuration import SETTINGS, Configuration, make_configuration, read_configuration
@@ -23,7 +22,13 @@ if TYPE_CHECKING:
 __all__ = ["evaluate_command", "train_command"]
 
 NEEDED = ("accelerate", "faster_coco_eval", "matplotlib", "tensorboard", "tomli_w", "torchmetrics")
-TYPES = {"int": click.INT, "float": click.FLOAT, "str": click.STRING, "bool": click.BOOL, "tuple[str, ...]": TAPS}
+TYPES = {
+    "int": click.INT,
+    "float": click.FLOAT,
+    "str": click.STRING,
+    "bool": click.BOOL,
+    "tuple[str, ...]": parameters.TAPS,
+}
 COMPLETIONS = {
     "backbone": completion.backbones,
     "head": completion.heads,
@@ -48,7 +53,7 @@ def _add_settings(command: Callable[..., None]) -> Callable[..., None]:
             text = f"{text}  [default: {option.default}]"
         kind = click.Choice(option.choices) if option.choices else TYPES[str(setting.type).removesuffix(" | None")]
         flags = [f"--{name.replace('_', '-')}", *OTHER_NAMES.get(name, [])]
-        more: dict[str, Any] = {"is_flag": True} if kind is click.BOOL else {"type": kind}
+        more: dict[str, Any] = {"is_flag": True} if kind is bool else {"type": kind}
         command = click.option(name, *flags, default=None, help=text, shell_complete=COMPLETIONS.get(name), **more)(
             command
         )
@@ -59,9 +64,9 @@ def _add_settings(command: Callable[..., None]) -> Callable[..., None]:
 @click.argument("data", required=False, **DATA)
 @_add_settings
 @click.option("--in-channels", type=int, help="Channels of the images: 1 for grey ones.  [default: 3]")
-@backbone_options("Any option of the backbone or the head; can be repeated.")
-@click.option("--config", type=PATH, help="A TOML file of these settings; options override it.")
-@click.option("--resume", type=PATH, help="Folder of a run to resume.")
+@parameters.backbone_options("Any option of the backbone or the head; can be repeated.")
+@click.option("--config", type=parameters.PATH, help="A TOML file of these settings; options override it.")
+@click.option("--resume", type=parameters.PATH, help="Folder of a run to resume.")
 def train_command(
     options: dict[str, Any], in_channels: int | None, config: Path | None, resume: Path | None, **settings: Any
 ) -> None:
@@ -107,18 +112,15 @@ def train_command(
 @click.option("--weights", required=True, shell_complete=completion.weights, help="A file, or a tag of --model.")
 @click.option("--model", shell_complete=completion.backbones, help="Name of the backbone.  [default: that of the file]")
 @click.option(
-    "--part",
-    type=click.Choice(["val", "train", "all"]),
-    default="val",
-    help="Validation images, training images, or all.",
+    "--part", type=click.Choice(["val", "train", "all"]), default="val", help="Validation or training images, or all."
 )
-@batch_size_option(32)
-@WORKERS
+@parameters.batch_size_option(32)
+@parameters.WORKERS
 @click.option("--val-fraction", type=click.FloatRange(0.01, 0.99), default=0.2, help="As in training.")
 @click.option("--seed", type=click.IntRange(min=0), default=0, help="As in training.")
-@click.option("--download-to", type=PATH, help="Folder of torchvision's data sets.")
-@click.option("--out", type=PATH, help="Folder for tables and pictures.")
-@JSON
+@click.option("--download-to", type=parameters.PATH, help="Folder of torchvision's data sets.")
+@click.option("--out", type=parameters.PATH, help="Folder for tables and pictures.")
+@parameters.JSON
 def evaluate_command(data: str, weights: str, model: str | None, as_json: bool, **settings: Any) -> None:
     """Evaluate a model on DATA, as `featuretap train` takes it.
 

@@ -11,17 +11,9 @@ from typing import Any
 import click
 
 from featuretap import registry
-from featuretap.command_line import completion
+from featuretap.command_line import completion, parameters
 from featuretap.command_line.commands import Command
 from featuretap.command_line.interruption import report_unwritten
-from featuretap.command_line.options import (
-    FEATURES_ONLY,
-    JSON,
-    NUM_CLASSES,
-    PATH,
-    backbone_options,
-    weights_option,
-)
 from featuretap.command_line.printing import format_options, print_fields, print_json, print_table, print_text
 from featuretap.support.text import first_few, one_line
 from featuretap.weights.files import sha256_of, weights_file
@@ -30,7 +22,7 @@ from featuretap.weights.metadata import Record, read_record
 
 __all__ = ["convert_command", "inspect_command", "save_command"]
 
-TARGET = click.argument("target", type=PATH, help="The file or folder to write.")
+TARGET = click.argument("target", type=parameters.PATH, help="The file or folder to write.")
 LAYOUT = click.option(
     "--layout",
     type=click.Choice(["featuretap", "torchvision", "timm"]),
@@ -44,10 +36,10 @@ MOST_CLASSES = 5
 @click.command("save", cls=Command, short_help="Save a backbone with published weights.")
 @click.argument("name", shell_complete=completion.backbones, help="The backbone.")
 @TARGET
-@weights_option()
-@FEATURES_ONLY
-@NUM_CLASSES
-@backbone_options("An option of the backbone; can be repeated.")
+@parameters.weights_option()
+@parameters.FEATURES_ONLY
+@parameters.NUM_CLASSES
+@parameters.backbone_options("An option of the backbone; can be repeated.")
 @LAYOUT
 def save_command(
     name: str, target: Path, weights: str | None, layout: str, options: dict[str, Any], **arguments: Any
@@ -64,7 +56,7 @@ def save_command(
 
 
 @click.command("convert", cls=Command, short_help="Rewrite weights in another library's layout.")
-@click.argument("source", type=PATH, help="A weights file, or a folder with one.")
+@click.argument("source", type=parameters.PATH, help="A weights file, or a folder with one.")
 @TARGET
 @LAYOUT
 def convert_command(source: Path, target: Path, layout: str) -> None:
@@ -78,10 +70,10 @@ def convert_command(source: Path, target: Path, layout: str) -> None:
 
 
 @click.command("inspect", cls=Command, short_help="Show what a weights file contains.")
-@click.argument("file", type=PATH, help="A weights file, or a folder with one.")
+@click.argument("file", type=parameters.PATH, help="A weights file, or a folder with one.")
 @click.option("--tensors", is_flag=True, help="List every tensor, too.")
 @click.option("--finite", is_flag=True, help="Refuse weights that contain NaN or infinity.")
-@JSON
+@parameters.JSON
 def inspect_command(file: Path, tensors: bool, finite: bool, as_json: bool) -> None:
     """Show what a weights file contains: of which model, in which layout, how many tensors.
 

@@ -19,11 +19,11 @@ __all__ = [
     "MODEL",
     "NUM_CLASSES",
     "PATH",
+    "SIZE",
     "SOURCE",
     "TAPS",
     "WORKERS",
     "CommaSeparated",
-    "Size",
     "backbone_options",
     "batch_size_option",
     "weights_option",
@@ -99,6 +99,7 @@ class OptionPair(click.ParamType[tuple[str, Any]]):
             return name, text
 
 
+SIZE = Size()
 PATH = click.Path(path_type=Path)
 TAPS = CommaSeparated(click.STRING, "TAPS", "C3,C4,C5", completion.taps)
 
