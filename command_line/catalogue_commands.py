@@ -9,7 +9,7 @@ import click
 from featuretap import registry
 from featuretap.command_line import completion, parameters
 from featuretap.command_line.commands import Command
-from featuretap.command_line.printing import format_options, print_fields, print_json, print_table, print_text
+from featuretap.command_line.printing import format_options, print_fields, print_json, print_table
 from featuretap.specs import BackboneSpec, ModelSpec
 from featuretap.specs.addresses import LEVELS
 from featuretap.specs.head import backbone_of
@@ -39,13 +39,13 @@ def list_command(pattern: str, heads: bool) -> None:
         raise click.UsageError(f"no {kind} matches {pattern!r}; see featuretap list{flag}")
     if heads:
         print_table(HEAD_COLUMNS, map(_head_row, names))
-        print_text("Classes are the default; featuretap show NAME --head HEAD counts a backbone with a head.")
+        click.echo("Classes are the default; featuretap show NAME --head HEAD counts a backbone with a head.")
     else:
         print_table(BACKBONE_COLUMNS, map(_backbone_row, names))
         if "/" in pattern:
-            print_text("featuretap show NAME describes one of these, which it builds on the meta device.")
+            click.echo("featuretap show NAME describes one of these, which it builds on the meta device.")
         else:
-            print_text("Parameters and multiply-adds (MACs) include the 1000-class classifier, for one 224×224 image.")
+            click.echo("Parameters and multiply-adds (MACs) include the 1000-class classifier, for one 224×224 image.")
     for problem in registry.default.problems:
         click.echo(problem, err=True)
     if registry.default.problems:
@@ -177,7 +177,7 @@ def _facts(name: str, spec: BackboneSpec | ModelSpec, options: dict[str, Any], s
 
 
 def _print_facts(facts: dict[str, Any]) -> None:
-    print_text(f"{facts['name']}: {facts['description']}")
+    click.echo(f"{facts['name']}: {facts['description']}")
     print_fields(
         {
             "also called": ", ".join(facts["aliases"]),

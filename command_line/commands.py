@@ -18,15 +18,10 @@ class Command(click.Command):
 
     def __init__(self, *args: Any, **attributes: Any) -> None:
         super().__init__(*args, **attributes)
-        self.help, _, examples = inspect.cleandoc(self.help or "").partition(EXAMPLE)
+        text, _, examples = inspect.cleandoc(self.help or "").partition(EXAMPLE)
         self.examples = examples.splitlines()
-
-    def format_help_text(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """Write what the command does, and the examples, which are not wrapped."""
-        super().format_help_text(ctx, formatter)
-        with formatter.indentation(), formatter.section("Example"):
-            for example in self.examples:
-                formatter.write(f"{'':{formatter.current_indent}}{example}\n")
+        # click does not wrap a paragraph that begins with a backspace.
+        self.help = "\n".join([text, "", "\b", "Example:", *(f"  {example}" for example in self.examples)])
 
 
 class Group(Command, click.Group):

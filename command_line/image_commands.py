@@ -11,7 +11,7 @@ import click
 from featuretap.command_line import parameters
 from featuretap.command_line.commands import Command
 from featuretap.command_line.interruption import report_unwritten
-from featuretap.command_line.printing import print_json, print_table, print_text, report_unreadable
+from featuretap.command_line.printing import print_json, print_table, report_unreadable
 from featuretap.support.extras import check_extra
 from featuretap.workflows.extraction.job import Dtype, FileFormat, Job, default_shard_size
 
@@ -46,7 +46,7 @@ def taps_command(image: Path, out: Path | None, **arguments: Any) -> None:
     from featuretap.workflows.inference.feature_maps import compute_maps, draw_maps
 
     resized, maps, strides, label = compute_maps(pixels, **arguments)
-    print_text(f"{label}, image: {resized.height}×{resized.width}")
+    click.echo(f"{label}, image: {resized.height}×{resized.width}")
     rows = [
         (name, str(channels), str(strides[name]), f"{height}×{width}")
         for name, (channels, height, width) in ((name, values.shape) for name, values in maps.items())
@@ -54,7 +54,7 @@ def taps_command(image: Path, out: Path | None, **arguments: Any) -> None:
     print_table(("tap", ">channels", ">stride", ">map"), rows)
     with report_unwritten(target):
         write_picture(draw_maps(resized, maps, strides), target)
-    print_text(f"picture: {target}")
+    click.echo(f"picture: {target}")
 
 
 @click.command("predict", cls=Command, short_help="Predict what is in images.")
@@ -125,13 +125,13 @@ def predict_command(
 
 def _print_answer(answer: PredictedImage, *, titled: bool) -> None:
     if titled:
-        print_text(answer.name)
+        click.echo(answer.name)
     if answer.table.rows:
         print_table(*answer.table)
     else:
-        print_text("  nothing found")
+        click.echo("  nothing found")
     if answer.picture:
-        print_text(f"picture: {answer.picture}")
+        click.echo(f"picture: {answer.picture}")
 
 
 @click.command("extract", cls=Command, short_help="Write the feature maps of images into a folder.")
@@ -205,7 +205,7 @@ def extract_command(
     if outcome.bad:
         report_unreadable(len(outcome.bad), len(found), f"; see {str(out / 'errors.csv')!r}")
     before = f", {len(found) - outcome.read} of them before" if outcome.read < len(found) else ""
-    print_text(
+    click.echo(
         f"{out}: {len(found)} images{before}, {len(outcome.bad)} bad, {seconds:.1f} s, "
         f"{outcome.read / seconds:.1f} images/s"
     )

@@ -19,7 +19,7 @@ from featuretap.catalogue.policy import normalise_name
 from featuretap.command_line import completion, parameters
 from featuretap.command_line.commands import Command, Group
 from featuretap.command_line.interruption import report_unwritten
-from featuretap.command_line.printing import print_fields, print_json, print_table, print_text
+from featuretap.command_line.printing import print_fields, print_json, print_table
 from featuretap.support.errors import OptionError, UnknownBackboneError, did_you_mean
 from featuretap.support.text import error_line
 from featuretap.support.version import __version__
@@ -148,10 +148,10 @@ def plugins_command(context: click.Context, as_json: bool) -> None:
     ]
     print_table(titles, rows)
     for problem in problems:
-        print_text(problem)
+        click.echo(problem)
     failed = [plugin for plugin in plugins if plugin.status == "failed"]
     if failed:
-        print_text(f"featuretap plugins doctor {failed[0].distribution} shows where it failed.")
+        click.echo(f"featuretap plugins doctor {failed[0].distribution} shows where it failed.")
 
 
 @plugins_command.command("doctor", cls=Command, short_help="Examine the plugins of a distribution.")
@@ -176,7 +176,7 @@ def doctor_command(name: str) -> None:
 
 def _examine(plugin: Plugin) -> bool:
     """Print what is found of a plugin, and return whether it has no problems."""
-    print_text(plugin.label)
+    click.echo(plugin.label)
     print_fields({"version": plugin.version, "entry point": plugin.value})
     if plugin.status == "disabled":
         print_fields({"status": "disabled: switched off by FEATURETAP_PLUGINS or by [plugins] in featuretap.toml"})
@@ -187,7 +187,7 @@ def _examine(plugin: Plugin) -> bool:
 
         print_fields({"problem": error_line(plugin.error)})
         for line in traceback_of(plugin.error):
-            print_text(f"    {line}")
+            click.echo(f"    {line}")
         disable = f'[plugins] disable = ["{plugin.distribution}"] in featuretap.toml'
         print_fields({"next": f"mend that, or switch it off: {disable}"})
         return False
@@ -285,5 +285,5 @@ def new_plugin_command(name: str) -> None:
     except OSError as error:
         raise OptionError(f"cannot write into {name!r}: {error.strerror}") from error
     for path in files:
-        print_text(f"wrote: {folder / path}")
-    print_text(f"next: pip install -e './{name}[test]' && featuretap show {backbone} && pytest {name}")
+        click.echo(f"wrote: {folder / path}")
+    click.echo(f"next: pip install -e './{name}[test]' && featuretap show {backbone} && pytest {name}")

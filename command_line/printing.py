@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-__all__ = ["format_options", "print_fields", "print_json", "print_table", "print_text", "report_unreadable"]
+__all__ = ["format_options", "print_fields", "print_json", "print_table", "report_unreadable"]
 
 
 def print_table(titles: Iterable[str], rows: Iterable[Sequence[str]]) -> None:
@@ -30,20 +30,21 @@ def print_table(titles: Iterable[str], rows: Iterable[Sequence[str]]) -> None:
     for row in rows:
         # Names and paths are printed as they are, brackets and colons included.
         table.add_row(*map(Text, row))
-    lines = _rendered(table).splitlines()
-    _print(lines if terminal else [line[1:].rstrip() for line in lines if line.strip()])
-
-
-def print_text(text: str) -> None:
-    """Print a line as it is."""
-    _print(_rendered(Text(text)).splitlines())
+    # Bold is not a colour, but NO_COLOR means no escape sequences at all.
+    colours: Literal["auto"] | None = None if os.environ.get("NO_COLOR") else "auto"
+    console = Console(highlight=False, color_system=colours, width=None if terminal else 10_000)
+    with console.capture() as captured:
+        console.print(table)
+    lines = captured.get().splitlines()
+    # rich has decided whether there are escape sequences.
+    click.echo("\n".join(lines if terminal else [line[1:].rstrip() for line in lines if line.strip()]), color=True)
 
 
 def print_fields(fields: Mapping[str, str | None], width: int = 12) -> None:
     """Print a line for each field that has a text, with labels of a width."""
     for label, text in fields.items():
         if text:
-            print_text(f"  {label:<{width}} {text}")
+            click.echo(f"  {label:<{width}} {text}")
 
 
 def format_options(options: Mapping[str, Any] | None) -> str:
@@ -59,18 +60,3 @@ def report_unreadable(bad: int, images: int, note: str = "") -> None:
 def print_json(value: Any) -> None:
     """Print a value as JSON."""
     click.echo(json.dumps(value, indent=2))
-
-
-def _rendered(shown: Table | Text) -> str:
-    # Bold is not a colour, but NO_COLOR means no escape sequences at all.
-    colours: Literal["auto"] | None = None if os.environ.get("NO_COLOR") else "auto"
-    width = None if sys.stdout.isatty() else 10_000
-    console = Console(highlight=False, color_system=colours, width=width)
-    with console.capture() as captured:
-        console.print(shown, soft_wrap=isinstance(shown, Text))
-    return captured.get()
-
-
-def _print(lines: Iterable[str]) -> None:
-    # rich has decided whether there are colours.
-    click.echo("\n".join(lines), color=True)

@@ -14,7 +14,7 @@ from featuretap.catalogue.pretrained import CHECKPOINT_SUFFIXES
 from featuretap.command_line import completion, parameters
 from featuretap.command_line.commands import Command
 from featuretap.command_line.interruption import report_unwritten
-from featuretap.command_line.printing import print_json, print_table, print_text, report_unreadable
+from featuretap.command_line.printing import print_json, print_table, report_unreadable
 from featuretap.runtimes.formats import FORMATS, resolve_format
 from featuretap.support.errors import OptionError, UnknownBackboneError
 from featuretap.support.extras import check_extra
@@ -88,7 +88,7 @@ def export_command(
     model = _open_source(source, **arguments)
     with report_unwritten(target):
         saved = registry.export(model.float(), target, form.name, size=size, batch=batch)
-    print_text(f"saved: {saved}")
+    click.echo(f"saved: {saved}")
 
 
 @click.command("quantize", cls=Command, short_help="Write a trained model in 8-bit integers, as ONNX.")
@@ -159,7 +159,7 @@ def quantize_command(
 
 def _print_report(report: Report) -> None:
     share = report.bytes_after / report.bytes_before
-    print_text(f"{report.path}: {report.bytes_after:,} bytes, {share:.0%} of the model in float32")
+    click.echo(f"{report.path}: {report.bytes_after:,} bytes, {share:.0%} of the model in float32")
     sizes = {"float32": report.bytes_before, "int8": report.bytes_after}
     rows = [
         (name, f"{sizes[name]:,}", f"{timing.median * 1000:.2f}", *_format_ratio(timing))
@@ -174,8 +174,8 @@ def _print_report(report: Report) -> None:
         ],
     )
     fifth = ", every fifth of those given" if report.held_back else ""
-    print_text(f"Times are for an input of {'×'.join(map(str, report.shape))}; ratios are to float32, round by round.")
-    print_text(f"Calibrated on {report.calibrated} images, and evaluated on {len(report.judged)} others{fifth}.")
+    click.echo(f"Times are for an input of {'×'.join(map(str, report.shape))}; ratios are to float32, round by round.")
+    click.echo(f"Calibrated on {report.calibrated} images, and evaluated on {len(report.judged)} others{fifth}.")
 
 
 @click.command("bench", cls=Command, short_help="Measure how fast backbones are.")
@@ -259,7 +259,7 @@ def bench_command(
 
         write_picture(comparison, picture)
         if not as_json:
-            print_text(f"picture: {picture}")
+            click.echo(f"picture: {picture}")
 
 
 def _check_picture(path: Path) -> None:
@@ -275,16 +275,16 @@ def _check_picture(path: Path) -> None:
 def _print_comparison(comparison: Comparison) -> None:
     titles = ["network", "computed by", ">ms", ">quartiles", ">ms/image", ">ratio", ">quartiles", ">MACs"]
     for setting, measurements in comparison.by_setting.items():
-        print_text(str(setting))
+        click.echo(str(setting))
         print_table([*titles, ">parameters", ">of limit"], map(_row, measurements))
     machine = comparison.machine
     versions = ", ".join(f"{name} {version}" for name, version in machine.versions.items())
-    print_text(f"Medians of {comparison.rounds} rounds; ratios are to the first line of a table, round by round.")
-    print_text(
+    click.echo(f"Medians of {comparison.rounds} rounds; ratios are to the first line of a table, round by round.")
+    click.echo(
         f"Limit: {format_count(round(comparison.limit))} multiply-adds a second in matrix multiplication, "
         f"{machine.threads} thread{'s' * (machine.threads > 1)}."
     )
-    print_text(f"{machine.processor}, {machine.cores} core{'s' * (machine.cores > 1)}; {versions}")
+    click.echo(f"{machine.processor}, {machine.cores} core{'s' * (machine.cores > 1)}; {versions}")
 
 
 def _row(measured: Measurement) -> tuple[str, ...]:

@@ -12,7 +12,7 @@ import click
 
 from featuretap.command_line import completion, parameters
 from featuretap.command_line.commands import Command
-from featuretap.command_line.printing import print_json, print_table, print_text
+from featuretap.command_line.printing import print_json, print_table
 from featuretap.support.extras import check_extra
 from featuretap.workflows.training.configuration import SETTINGS, Configuration, make_configuration, read_configuration
 
@@ -22,13 +22,7 @@ if TYPE_CHECKING:
 __all__ = ["evaluate_command", "train_command"]
 
 NEEDED = ("accelerate", "faster_coco_eval", "matplotlib", "tensorboard", "tomli_w", "torchmetrics")
-TYPES = {
-    "int": click.INT,
-    "float": click.FLOAT,
-    "str": click.STRING,
-    "bool": click.BOOL,
-    "tuple[str, ...]": parameters.TAPS,
-}
+TYPES = {"int": int, "float": float, "str": str, "bool": bool, "tuple[str, ...]": parameters.TAPS}
 COMPLETIONS = {
     "backbone": completion.backbones,
     "head": completion.heads,
@@ -96,7 +90,7 @@ def train_command(
     from featuretap.workflows.training.run_folder import CONFIGURATION, folder_of
 
     try:
-        result = train(configuration, resume=resume is not None, log=print_text)
+        result = train(configuration, resume=resume is not None, log=click.echo)
     except KeyboardInterrupt as interrupt:
         folder = folder_of(configuration)
         resuming = f"featuretap train --resume {folder} goes on after the last whole epoch"
@@ -104,7 +98,7 @@ def train_command(
     if result.is_main:
         _print_classes(result.metrics, result.task)
         name, score = next(iter(result.metrics.scores.items()))
-        print_text(f"best epoch: {result.epoch}, {name} {score:.4f}; {result.folder / 'best.safetensors'}")
+        click.echo(f"best epoch: {result.epoch}, {name} {score:.4f}; {result.folder / 'best.safetensors'}")
 
 
 @click.command("evaluate", cls=Command, short_help="Evaluate a model on a data set.")

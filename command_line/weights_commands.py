@@ -14,7 +14,7 @@ from featuretap import registry
 from featuretap.command_line import completion, parameters
 from featuretap.command_line.commands import Command
 from featuretap.command_line.interruption import report_unwritten
-from featuretap.command_line.printing import format_options, print_fields, print_json, print_table, print_text
+from featuretap.command_line.printing import format_options, print_fields, print_json, print_table
 from featuretap.support.text import first_few, one_line
 from featuretap.weights.files import sha256_of, weights_file
 from featuretap.weights.header import Stored, read_header
@@ -52,7 +52,7 @@ def save_command(
 
     with report_unwritten(target):
         model = open_model(name, weights, **arguments, **options)
-        print_text(f"saved: {registry.save(model, target, layout)}")
+        click.echo(f"saved: {registry.save(model, target, layout)}")
 
 
 @click.command("convert", cls=Command, short_help="Rewrite weights in another library's layout.")
@@ -66,7 +66,7 @@ def convert_command(source: Path, target: Path, layout: str) -> None:
     """
     with report_unwritten(target):
         saved = registry.convert(source, target, layout)
-    print_text(f"saved: {saved}")
+    click.echo(f"saved: {saved}")
 
 
 @click.command("inspect", cls=Command, short_help="Show what a weights file contains.")
@@ -145,7 +145,7 @@ def _facts(path: Path, tensors: Mapping[str, Stored], record: Record | None) -> 
 def _print_facts(facts: dict[str, Any]) -> None:
     name = facts["name"] or "unknown model"
     note = "" if facts["described"] or not facts["name"] else " (identified by its tensors)"
-    print_text(f"{facts['file']}: {name}{note}")
+    click.echo(f"{facts['file']}: {name}{note}")
     tensors = facts["tensors"].values()
     types = Counter(tensor["dtype"] for tensor in tensors)
     counts = ", ".join(f"{count} {dtype}" for dtype, count in types.most_common())

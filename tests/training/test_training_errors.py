@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import click
 import pytest
 import torch
 from support import Completed
@@ -117,13 +118,14 @@ def test_a_run_that_failed_in_its_first_epoch_can_be_begun_with_other_settings(d
 def test_an_interrupted_run_prints_how_to_resume_it(
     run: Run, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from featuretap.command_line import training_commands
+    real = click.echo
 
-    def log(line: str) -> None:
-        if line.startswith("epoch 1/"):
+    def echo(text: str = "", **options: bool) -> None:
+        if text.startswith("epoch 1/"):
             raise KeyboardInterrupt
+        real(text, **options)
 
-    monkeypatch.setattr(training_commands, "print_text", log)
+    monkeypatch.setattr(click, "echo", echo)
     ran = run("train", data, *SMALL, "--epochs", 2, "--out", tmp_path / "run")
     assert (ran.status, ran.err) == (
         130,
