@@ -126,8 +126,9 @@ def predict_command(
 def _print_answer(answer: PredictedImage, *, titled: bool) -> None:
     if titled:
         click.echo(answer.name)
-    if answer.table.rows:
-        print_table(*answer.table)
+    titles, rows = answer.table()
+    if rows:
+        print_table(titles, rows)
     else:
         click.echo("  nothing found")
     if answer.picture:

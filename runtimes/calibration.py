@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from featuretap.support.errors import DataError, ImageError
 from featuretap.support.image_files import ImageFile, list_images
 from featuretap.support.images import read_image
 
-__all__ = ["Images", "split_images", "transform_for"]
+__all__ = ["read_images", "split_images", "transform_for"]
 
 MAXIMUM = 256
 """Images to calibrate on, and images to compare on; more change little."""
@@ -27,46 +27,36 @@ HELD_BACK = 5
 """Of this many images, the last is held back from calibration."""
 
 
-@dataclass
-class Images:
-    """Images that are read one by one; unreadable ones are skipped.
+def read_images(
+    files: Sequence[ImageFile],
+    transform: Callable[[Any], Tensor],
+    purpose: str,
+    errors: dict[str, str],
+    done: Callable[[], object] = lambda: None,
+) -> Iterator[Tensor]:
+    """Yield images (1, C, H, W) one by one, and collect the errors of unreadable ones by name.
 
     Args:
         files: the image files.
         transform: image → tensor (C, H, W).
-        purpose: what they are for, for the message: "calibrate on".
+        purpose: for the message: "calibrate on".
+        errors: receives name → reason.
         done: called after each.
-        errors: name of a skipped image → why it cannot be read, filled while reading.
+
+    Raises:
+        DataError: none of them can be read.
     """
-
-    files: Sequence[ImageFile]
-    transform: Callable[[Any], Tensor]
-    purpose: str
-    done: Callable[[], object]
-    errors: dict[str, str] = field(default_factory=dict)
-
-    def __iter__(self) -> Iterator[Tensor]:
-        """Yield images (1, C, H, W).
-
-        Raises:
-            DataError: none of them can be read.
-        """
-        for file in self.files:
-            try:
-                image = read_image(Path(file.path))
-            except ImageError as error:
-                self.errors[file.text] = str(error)
-            else:
-                yield self.transform(image)[None]
-            self.done()
-        if not self.readable:
-            reason = next(iter(self.errors.values()))
-            raise DataError(f"none of the {len(self.files)} images to {self.purpose} can be read: {reason}")
-
-    @property
-    def readable(self) -> list[str]:
-        """The names of the images without an error so far."""
-        return [file.text for file in self.files if file.text not in self.errors]
+    for file in files:
+        try:
+            image = read_image(Path(file.path))
+        except ImageError as error:
+            errors[file.text] = str(error)
+        else:
+            yield transform(image)[None]
+        done()
+    if len(errors) == len(files):
+        reason = next(iter(errors.values()))
+        raise DataError(f"none of the {len(files)} images to {purpose} can be read: {reason}")
 
 
 def split_images(images: Sequence[Path], judge_on: Sequence[Path]) -> tuple[list[ImageFile], list[ImageFile]]:
@@ -96,16 +86,7 @@ def split_images(images: Sequence[Path], judge_on: Sequence[Path]) -> tuple[list
 
 
 def transform_for(description: Description, size: tuple[int, int] | None) -> Callable[[Any], Tensor]:
-    """Return image → tensor (C, H, W) for a model, all of one size.
-
-    Args:
-        description: of the model.
-        size: (height, width) in pixels to which images are resized; None for the resizing and the crop that the weights
-            were trained with, or a square where they were trained without a crop.
-
-    Raises:
-        OptionError: the model's images have neither one nor three channels.
-    """
+    """Return image → tensor (C, H, W) of a size (height, width), or of that of the weights, square if uncropped."""
     check_channels(description)
     preprocessing = description.preprocessing
     if size is None:

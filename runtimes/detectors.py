@@ -27,16 +27,6 @@ from featuretap.support.errors import ExportError, HeadError, OptionError
 if TYPE_CHECKING:
     import onnx
 
-__all__ = [
-    "open_detector_script",
-    "prepare_detector",
-    "prepare_detector_script",
-    "verify_detector",
-    "verify_detector_script",
-    "write_detector",
-    "write_detector_script",
-]
-
 Objects = Mapping[str, Tensor]
 RunLists = Callable[[list[Tensor]], Sequence[Objects]]
 
@@ -100,12 +90,7 @@ def prepare_detector(model: nn.Module, size: tuple[int, int] | None, batch: int 
 
 
 def write_detector(model: Exportable, path: Path, metadata: Mapping[str, str]) -> None:
-    """Write ONNX: "image" (1, C, H, W), with values from 0 to 1 → "boxes", "scores", "labels" (and "masks").
-
-    Raises:
-        OptionError: the model is not in float32 on the CPU.
-        ExportError: it cannot be exported.
-    """
+    """Write ONNX: "image" (1, C, H, W), with values from 0 to 1 → "boxes", "scores", "labels" (and "masks")."""
     from onnx import numpy_helper
 
     from featuretap.runtimes.onnx_runtime import open_onnx
@@ -128,11 +113,7 @@ def write_detector(model: Exportable, path: Path, metadata: Mapping[str, str]) -
 
 
 def verify_detector(model: Exportable, run: Run) -> None:
-    """Compare the objects that an ONNX file and the model find in noise.
-
-    Raises:
-        ExportError: they find different objects.
-    """
+    """Compare the objects that an ONNX file and the model find in noise."""
     pairs = []
     for seed in SEEDS:
         images = _noise(model.images, seed)
@@ -161,11 +142,7 @@ def prepare_detector_script(model: nn.Module, size: tuple[int, int] | None, batc
 
 
 def write_detector_script(model: Exportable, path: Path, metadata: Mapping[str, str]) -> None:
-    """Write TorchScript that is called as torchvision's detectors are: a list of images → ({}, a list of dicts).
-
-    Raises:
-        ExportError: torch.jit.script cannot compile it.
-    """
+    """Write TorchScript that is called as torchvision's detectors are: a list of images → ({}, a list of dicts)."""
     save_script(model, model.model, path, metadata)
 
 
@@ -183,11 +160,7 @@ def open_detector_script(path: Path, *, threads: int | None) -> tuple[dict[str, 
 
 
 def verify_detector_script(model: Exportable, run: RunLists) -> None:
-    """Compare the objects that TorchScript and the model find in two images of different sizes at once.
-
-    Raises:
-        ExportError: they find different objects.
-    """
+    """Compare the objects that TorchScript and the model find in two images of different sizes at once."""
     (_, channels, side, _) = model.images.shape
     images = [_noise(model.images.new_empty(channels, side * scale, side * scale), 0) for scale in SCALES]
     with torch.no_grad():

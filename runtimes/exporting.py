@@ -63,11 +63,7 @@ def export(
 
 
 def export_metadata(catalogue: Catalogue, model: Exportable) -> dict[str, str]:
-    """Return the metadata of an exported file: our description, the signature, device and dtype.
-
-    Raises:
-        WeightsError: an option's value cannot be written.
-    """
+    """Return the metadata of an exported file: our description, the signature, device and dtype."""
     metadata = metadata_of(record_of_model(catalogue, model.description))
     # For safetensors files only.
     del metadata["format"]

@@ -19,12 +19,7 @@ ERRORS_ONLY = 3
 
 
 def compile_onnx(model: Exportable, *, threads: int | None) -> Run:
-    """Return what runs a model in ONNX Runtime.
-
-    Raises:
-        OptionError: the model is not in float32 on the CPU.
-        ExportError: it cannot be exported.
-    """
+    """Return what runs a model in ONNX Runtime."""
     model.check_on_cpu("onnxruntime")
     return _runner(onnx_session(onnx_model(model, {}).SerializeToString(), threads))
 
@@ -36,22 +31,13 @@ def open_onnx(path: Path, *, threads: int | None) -> tuple[dict[str, str], Run]:
 
 
 def write_onnx(model: Exportable, path: Path, metadata: Mapping[str, str]) -> None:
-    """Write an ONNX file, with the metadata in its `metadata_props`.
-
-    Raises:
-        OptionError: the model is not in float32 on the CPU, where ONNX Runtime verifies it.
-        ExportError: it cannot be exported.
-    """
+    """Write an ONNX file, with the metadata in its `metadata_props`."""
     model.check_on_cpu("onnxruntime")
     path.write_bytes(onnx_model(model, metadata).SerializeToString())
 
 
 def onnx_model(model: Exportable, metadata: Mapping[str, str]) -> onnx.ModelProto:
-    """Return a model as ONNX: input "image", outputs by the names of the taps.
-
-    Raises:
-        ExportError: the model cannot be exported.
-    """
+    """Return a model as ONNX: input "image", outputs by the names of the taps."""
     program = model.program()
     with model.export_errors(), quiet_exporters():
         exported = torch.onnx.export(

@@ -24,12 +24,7 @@ ONNX_SECTION = "framework"
 
 
 def compile_openvino(model: Exportable, *, threads: int | None) -> Run:
-    """Return what runs a model in OpenVINO.
-
-    Raises:
-        OptionError: the model is not in float32 on the CPU.
-        ExportError: it cannot be converted.
-    """
+    """Return what runs a model in OpenVINO."""
     return _runner(_convert(model), threads)
 
 
@@ -40,12 +35,7 @@ def open_openvino(path: Path, *, threads: int | None) -> tuple[dict[str, str], R
 
 
 def write_openvino(model: Exportable, path: Path, metadata: Mapping[str, str]) -> None:
-    """Write an .xml file and the .bin of its weights beside it, with the metadata in its runtime information.
-
-    Raises:
-        OptionError: the model is not in float32 on the CPU.
-        ExportError: it cannot be converted.
-    """
+    """Write an .xml file and the .bin of its weights beside it, with the metadata in its runtime information."""
     converted = _convert(model)
     for key, value in metadata.items():
         converted.set_rt_info(value, [SECTION, key.removeprefix(f"{SECTION}.")])

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - PyTorch's own name for it
 
-from featuretap.runtimes.calibration import Images, split_images, transform_for
+from featuretap.runtimes.calibration import read_images, split_images, transform_for
 from featuretap.runtimes.exportable import library_errors, prepare_model
 from featuretap.runtimes.exporting import export_metadata, keep_on_success
 from featuretap.runtimes.formats import ONNX
@@ -151,23 +151,27 @@ def quantize(
     prepared = prepare_model(model, size)
     prepared.check_on_cpu("onnxruntime")
     transform = transform_for(prepared.description, size)
+    bad: dict[str, str] = {}
+    bad_to_compare: dict[str, str] = {}
     from featuretap.runtimes.onnx_runtime import onnx_model, onnx_session
 
     with keep_on_success(path) as written:
         done = begin("exporting", 1)
         exported = onnx_model(prepared, export_metadata(catalogue, prepared))
         done()
-        calibrated = Images(files, transform, "calibrate on", begin("calibrating", len(files)))
+        images_read = read_images(files, transform, "calibrate on", bad, begin("calibrating", len(files)))
         with library_errors(f"cannot quantise {prepared.label}"):
-            quantised = _quantize_statically(exported, calibrated)
-        method = json.dumps({**METHOD, "images": len(calibrated.readable)}, sort_keys=True)
+            quantised = _quantize_statically(exported, images_read)
+        calibrated = len(files) - len(bad)
+        method = json.dumps({**METHOD, "images": calibrated}, sort_keys=True)
         quantised.metadata_props.add(key=QUANTIZED, value=method)
         contents = {"float32": exported.SerializeToString(), "int8": quantised.SerializeToString()}
         names = prepared.signature.outputs
         calls = {name: partial(onnx_session(content, threads).run, list(names)) for name, content in contents.items()}
-        compared = Images(files_to_compare, transform, "compare on", begin("judging", len(files_to_compare)))
+        done = begin("judging", len(files_to_compare))
+        compared = read_images(files_to_compare, transform, "compare on", bad_to_compare, done)
         agreement = measure_agreement(_outputs_of(calls.values(), names, image) for image in compared)
-        image = next(iter(compared))
+        image = next(read_images(files_to_compare, transform, "compare on", bad_to_compare))
         runs = {name: partial(call, {IMAGE: image.numpy()}) for name, call in calls.items()}
         timings = time_interleaved(runs, ROUNDS, WARM_UP, PAUSE, begin("timing", len(runs) * (ROUNDS + WARM_UP)))
         written.write_bytes(contents["int8"])
@@ -177,10 +181,10 @@ def quantize(
         bytes_after=len(contents["int8"]),
         timings=timings,
         shape=tuple(image.shape),
-        calibrated=len(calibrated.readable),
-        judged=compared.readable,
+        calibrated=calibrated,
+        judged=[file.text for file in files_to_compare if file.text not in bad_to_compare],
         held_back=not judge_on,
-        bad={**calibrated.errors, **compared.errors},
+        bad=bad | bad_to_compare,
         agreement=agreement,
     )
 

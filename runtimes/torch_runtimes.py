@@ -17,22 +17,9 @@ from zipfile import ZipFile, is_zipfile
 import torch
 from torch import Tensor, nn
 
-from featuretap.runtimes.exportable import Exportable, Run, quiet_exporters
+from featuretap.runtimes.exportable import Exportable, Run, library_errors, quiet_exporters
 from featuretap.runtimes.fusing import fold_norms
 from featuretap.support.errors import ExportError, OptionError
-
-__all__ = [
-    "compile_aot",
-    "compile_inductor",
-    "load_script",
-    "open_aot",
-    "open_program",
-    "open_script",
-    "save_script",
-    "write_aot",
-    "write_program",
-    "write_script",
-]
 
 METADATA = "featuretap.json"
 """The extra file inside that holds our metadata: a table of strings. PyTorch reads extra files by name only."""
@@ -59,12 +46,7 @@ class NamedInput(nn.Module):
 
 
 def compile_inductor(model: Exportable, *, threads: int | None) -> Run:
-    """Return what runs a model in torch.compile with its Inductor backend.
-
-    Raises:
-        OptionError: another number of threads than PyTorch's.
-        ExportError: there is no C++ compiler, or the model cannot be compiled.
-    """
+    """Return what runs a model in torch.compile with its Inductor backend."""
     _check_threads("inductor", threads)
     _check_compiler("inductor", model)
     module = replace(model, model=fold_norms(model.model)).module
@@ -77,16 +59,12 @@ def compile_inductor(model: Exportable, *, threads: int | None) -> Run:
 
 
 def compile_aot(model: Exportable, *, threads: int | None) -> Run:
-    """Return what runs a model in AOTInductor.
-
-    Raises:
-        OptionError: another number of threads than PyTorch's.
-        ExportError: there is no C++ compiler, or the model cannot be compiled.
-    """
+    """Return what runs a model in AOTInductor."""
     _check_threads("aot", threads)
     with TemporaryDirectory() as folder:
+        path = write_aot(model, Path(folder) / "model.pt2", {})
         # A loaded package is no longer read.
-        return _runner(_load_package(write_aot(model, Path(folder) / "model.pt2", {})))
+        return _runner(torch._inductor.aoti_load_package(str(path)))
 
 
 def open_aot(path: Path, *, threads: int | None) -> tuple[dict[str, str], Run]:
@@ -104,16 +82,12 @@ def open_aot(path: Path, *, threads: int | None) -> tuple[dict[str, str], Run]:
                 f"{str(path)!r} is a program of torch.export, not a compiled one; read it with torch.export.load, "
                 f"or write one that 'aot' opens with featuretap export NAME {path.name} --format aot"
             )
-    package = _load_package(path)
+    package: Any = torch._inductor.aoti_load_package(str(path))
     return dict(package.get_metadata()), _runner(package)
 
 
 def write_aot(model: Exportable, path: Path, metadata: Mapping[str, str]) -> Path:
-    """Compile a model into a package of AOTInductor, and return the package's path.
-
-    Raises:
-        ExportError: there is no C++ compiler, or the model cannot be compiled.
-    """
+    """Compile a model into a package of AOTInductor, and return the package's path."""
     _check_compiler("aot", model)
     program = replace(model, model=fold_norms(model.model)).program()
     options = {
@@ -126,11 +100,7 @@ def write_aot(model: Exportable, path: Path, metadata: Mapping[str, str]) -> Pat
 
 
 def write_program(model: Exportable, path: Path, metadata: Mapping[str, str]) -> None:
-    """Write a program of torch.export.
-
-    Raises:
-        ExportError: the model cannot be exported.
-    """
+    """Write a program of torch.export."""
     program = model.program(NamedInput(model.model).eval())
     # The example images would be written too.
     program.example_inputs = None
@@ -145,11 +115,7 @@ def open_program(path: Path, *, threads: int | None) -> tuple[dict[str, str], Ru
 
 
 def write_script(model: Exportable, path: Path, metadata: Mapping[str, str]) -> None:
-    """Write TorchScript.
-
-    Raises:
-        ExportError: torch.jit.script cannot compile the model's code.
-    """
+    """Write TorchScript."""
     save_script(model, NamedInput(model.model).eval(), path, metadata)
 
 
@@ -160,21 +126,11 @@ def open_script(path: Path, *, threads: int | None) -> tuple[dict[str, str], Run
 
 
 def save_script(model: Exportable, module: nn.Module, path: Path, metadata: Mapping[str, str]) -> None:
-    """Write a module as TorchScript.
-
-    Raises:
-        ExportError: torch.jit.script cannot compile the module's code.
-    """
+    """Write a module as TorchScript."""
+    problem, advice = f"cannot export {model.label} as torchscript", "; torch-export and onnx take more kinds of code"
     with quiet_exporters():
-        try:
+        with library_errors(problem, advice, unchanged=()):
             scripted = torch.jit.script(module)
-        except Exception as error:
-            # Unsupported code raises errors of many types, and of many lines.
-            reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
-            raise ExportError(
-                f"cannot export {model.label} as torchscript ({reason[:200]}); torch-export and onnx take more "
-                "kinds of code"
-            ) from error
         torch.jit.save(scripted, path, _extra_files={METADATA: json.dumps(metadata)})
 
 
@@ -202,10 +158,6 @@ def _check_threads(runtime: str, threads: int | None) -> None:
             f"the runtime {runtime!r} computes with torch's {torch.get_num_threads()} threads, not {threads}; call "
             f"torch.set_num_threads({threads}) before"
         )
-
-
-def _load_package(path: Path) -> Any:
-    return torch._inductor.aoti_load_package(str(path))
 
 
 def _runner(module: Any) -> Run:

@@ -10,17 +10,6 @@ from typing import NamedTuple, NoReturn
 
 from featuretap.support.errors import DataError
 
-__all__ = [
-    "SUFFIXES",
-    "ImageFile",
-    "digest_of",
-    "find_images",
-    "folders_in",
-    "images_below",
-    "is_image_file",
-    "list_images",
-]
-
 SUFFIXES = frozenset(
     {".bmp", ".gif", ".jfif", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
 )
@@ -28,14 +17,14 @@ SUFFIXES = frozenset(
 
 
 def is_image_file(path: Path) -> bool:
-    """Say whether a file's name is that of an image; hidden files are none."""
+    """Return whether a name is that of an image file that is not hidden."""
     return path.suffix.lower() in SUFFIXES and not path.name.startswith(".")
 
 
 def find_images(folder: Path) -> list[Path]:
-    """Return every image file in a folder and below it, sorted by path, so that the order is the same everywhere.
+    """Return all image files below a folder, sorted by path.
 
-    Hidden files and folders are passed over; symbolic links are followed, each folder once.
+    Hidden files and folders are skipped; symbolic links are followed, each folder once.
 
     Raises:
         DataError: there is no such folder, or no image in it.
@@ -49,12 +38,12 @@ def find_images(folder: Path) -> list[Path]:
 
 
 def images_below(folder: Path) -> list[Path]:
-    """Return what `find_images` returns, or an empty list where there is nothing."""
+    """Return what `find_images` returns, or an empty list."""
     found: list[Path] = []
     seen: set[str] = set()
     for root, folders, files in os.walk(folder, onerror=_raise, followlinks=True):
         real = os.path.realpath(root)
-        # A link to a folder above would lead round for ever.
+        # A link to a folder above would loop forever.
         folders[:] = [] if real in seen else sorted(name for name in folders if not name.startswith("."))
         if real not in seen:
             found += [path for path in (Path(root, name) for name in files) if is_image_file(path)]
@@ -67,20 +56,15 @@ def _raise(error: OSError) -> NoReturn:
 
 
 def folders_in(folder: Path) -> list[Path]:
-    """Return the folders right in a folder, hidden ones aside, sorted by name as text ("10" before "9")."""
+    """Return the direct subfolders that are not hidden, sorted by name as text ("10" before "9")."""
     return sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
 
 
 class ImageFile(NamedTuple):
-    """An image: the name that its row bears, with slashes, and its absolute path."""
+    """An image: the name of its row, with slashes, and its absolute path."""
 
     name: str
     path: str
-
-    @property
-    def is_text(self) -> bool:
-        """Whether its name can be written into a file; Linux allows names that are no UTF-8."""
-        return self.text == self.name
 
     @property
     def text(self) -> str:
@@ -89,11 +73,10 @@ class ImageFile(NamedTuple):
 
 
 def list_images(sources: Sequence[Path]) -> tuple[ImageFile, ...]:
-    """Return the images of folders and files, sorted by path; what is named twice is there once.
+    """Return the images of folders and files, sorted by path, without duplicates.
 
-    Images of a single folder are named by their paths within it, so that the rows mean the same wherever the folder
-    lies. With several sources each name begins with its source as it was given, because two folders may have an image
-    of the same name.
+    Images of a single folder are named by their paths within it. With several sources each name begins with its source
+    as it was given, because two folders may have an image of the same name.
 
     Raises:
         DataError: a source does not exist, or a folder holds no images.
@@ -113,8 +96,7 @@ def list_images(sources: Sequence[Path]) -> tuple[ImageFile, ...]:
 def digest_of(images: Iterable[ImageFile]) -> str:
     """Return the SHA-256 of the names and sizes in bytes of images, in hexadecimal digits.
 
-    Another list, or a file that was replaced by one of another size, gives another digest. Times are left out, because
-    copying a folder changes them.
+    Times are left out, because copying a folder changes them.
     """
     digest = hashlib.sha256()
     for image in images:

@@ -35,14 +35,7 @@ MAXIMUM_PIXELS = 2**26
 
 @dataclass(frozen=True)
 class Model:
-    """A backbone that is ready to run, and the preparation of its images.
-
-    Args:
-        backbone: in evaluation mode, in float32.
-        size: height and width in pixels of the prepared images.
-        preprocessing: of the images, without resizing and crop where they are resized to `size`.
-        prepare: image → tensor (C, height, width).
-    """
+    """A backbone in evaluation mode and float32, and the preparation of its images to a size (height, width)."""
 
     backbone: Built
     size: tuple[int, int]
@@ -73,16 +66,10 @@ def open_extractor(
     """Build the layers of a backbone up to the last of some taps.
 
     Args:
-        model: name of the backbone; None for that of the weights file, or "mobilenet_v2".
-        weights: a tag, a file, "none" for random weights, which are always the same, or None for the catalogue's
-            default.
+        model: as in `open_model`.
+        weights: as in `open_model`; random ones are always the same.
         taps: addresses.
-        size: height and width in pixels that images are resized to; None for the resizing and the crop that the weights
-            were trained with.
-
-    Raises:
-        OptionError: the model's images have other than one or three channels.
-        FeaturetapError: as `registry.build` and `registry.load` do.
+        size: (height, width) in pixels of the resized images; None for the weights' resizing and crop.
     """
     # With a fixed seed, a run with random weights can be resumed.
     with torch.random.fork_rng():
@@ -109,18 +96,7 @@ def compute_shards(
     """Compute shards of a job one after the other, on a GPU if there is one.
 
     No batch has images of two shards, so that a shard does not depend on the others. Other batch sizes give equal
-    features up to rounding, equal batches equal bytes.
-
-    Args:
-        job: the images and shapes.
-        model: the backbone that the job's shapes are of.
-        shards: their numbers, in the order in which they are computed.
-        batch_size: images of a batch.
-        workers: processes that read images; 0 to read them in this one.
-        report: called after each batch with its number of images, unreadable ones included.
-
-    Raises:
-        DataError: a feature exceeds the range of float16.
+    features up to rounding, equal batches equal bytes. `report` is called with the number of images of each batch.
     """
     device = "cuda" if torch.cuda.is_available() else "cpu"
     backbone = model.backbone.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]

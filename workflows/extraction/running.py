@@ -61,9 +61,6 @@ def extract(
         on_ray: whether processes of Ray compute the shards.
         begin: called with the number of images to read.
         report: called with the number of images of each batch or shard.
-
-    Raises:
-        DataError: the folder cannot be used for this run, no image can be read, or a value exceeds float16.
     """
     identity = _identity(job, model)
     with lock_folder(job, identity) as missing:
@@ -84,13 +81,8 @@ def extract(
 def lock_folder(job: Job, identity: Mapping[str, Any]) -> Iterator[list[int]]:
     """Create and lock the folder of a job, and yield the numbers of its missing shards.
 
-    Args:
-        job: the run.
-        identity: its manifest before the shards are computed; see `RUN_KEYS`.
-
     Raises:
-        DataError: the folder cannot be written to, holds something else or another run's features, another process
-            writes to it, a shard in it is damaged, or the disk has no room for the rest.
+        DataError: the folder cannot be written to, or holds something else than features of a run with that `identity`.
     """
     folder = job.folder
     lock = FileLock(folder / LOCK, timeout=0)

@@ -40,11 +40,7 @@ class Shard:
 
 
 def write_shard(path: Path, shard: Shard) -> None:
-    """Write a shard atomically, in the format of its suffix. Equal shards give equal bytes.
-
-    Raises:
-        DataError: it cannot be written.
-    """
+    """Write a shard atomically, in the format of its suffix. Equal shards give equal bytes."""
     content = _to_safetensors(shard) if path.suffix == ".safetensors" else _to_parquet(shard)
     replace_files({path: content}, DataError)
 

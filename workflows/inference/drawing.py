@@ -58,6 +58,8 @@ def draw_boxes(
 ) -> Image.Image:
     """Return an image with boxes, their names, and masks, the highest score on top.
 
+    The image is enlarged by an integer factor where it is smaller than 320 pixels.
+
     Args:
         image: RGB, of H×W pixels.
         boxes: (M, 4) as x1, y1, x2, y2 in pixels of the image.
@@ -65,9 +67,6 @@ def draw_boxes(
         scores: (M,) from 0 to 1, or None for annotations.
         classes: name of every class; labels beyond them are drawn as numbers.
         masks: (M, H, W), over 0.5 where the object is.
-
-    Returns:
-        an RGB image, enlarged by an integer factor where it is smaller than 320 pixels.
     """
     numbers = [int(label) for label in np.asarray(labels)]
     shown = [None] * len(numbers) if scores is None else [float(score) for score in np.asarray(scores)]
@@ -96,13 +95,8 @@ def draw_boxes(
 def draw_classes(image: Image.Image, mask: NDArray[np.integer], classes: Sequence[str]) -> Image.Image:
     """Return an image with the classes of its pixels in colour, above a legend of those that occur.
 
-    Args:
-        image: RGB, of H×W pixels.
-        mask: (H, W), the class of each pixel. The background and numbers beyond `classes` are not coloured.
-        classes: name of every class.
-
-    Returns:
-        an RGB image with a strip below, enlarged by an integer factor where it is smaller than 320 pixels.
+    The image is enlarged by an integer factor where it is smaller than 320 pixels. The background and labels of the
+    `mask` (H, W) beyond `classes` are not coloured.
     """
     drawn, factor = _enlarge(image)
     numbers, pixels = np.unique(mask, return_counts=True)

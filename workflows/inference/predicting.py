@@ -28,32 +28,11 @@ from featuretap.workflows.inference.class_names import class_names
 from featuretap.workflows.inference.drawing import draw_boxes, draw_classes, draw_words
 from featuretap.workflows.inference.sources import ImageSource
 
-__all__ = [
-    "BoxPrediction",
-    "ClassPrediction",
-    "PixelPrediction",
-    "PredictedImage",
-    "Prediction",
-    "Rated",
-    "Table",
-    "classes_at",
-    "predict_images",
-    "predict_sources",
-    "task_of",
-]
-
 MAXIMUM_RATIO = 8
 """Ratio of an image's sides above which a model sees less of it, or sees it squeezed."""
 
 MAXIMUM_PIXELS = 8_000_000
 """Pixels of a batch of images that are not cropped; more would need many gigabytes at once."""
-
-
-class Table(NamedTuple):
-    """Titles of the columns, those aligned right with ">" in front, and rows."""
-
-    titles: tuple[str, ...]
-    rows: list[tuple[str, ...]]
 
 
 class Rated(NamedTuple):
@@ -79,10 +58,6 @@ class ClassPrediction:
     """
 
     ranked: tuple[Rated, ...]
-
-    def table(self) -> Table:
-        """Return the classes as a table."""
-        return _rated_table("probability", self.ranked)
 
     def as_json(self) -> list[dict[str, Any]]:
         """Return the classes as JSON values."""
@@ -111,12 +86,6 @@ class BoxPrediction:
     scores: NDArray[np.float32]
     masks: NDArray[np.bool_] | None = None
 
-    def table(self) -> Table:
-        """Return the boxes as a table."""
-        boxes = zip(self.names, self.scores.tolist(), self.boxes.tolist(), strict=True)
-        rows = [(one_line(name), f"{score:.3f}", *(f"{side:.1f}" for side in box)) for name, score, box in boxes]
-        return Table(("class", ">score", ">left", ">top", ">right", ">bottom"), rows)
-
     def as_json(self) -> list[dict[str, Any]]:
         """Return the boxes as JSON values, without masks."""
         boxes = zip(self.labels.tolist(), self.names, self.scores.tolist(), self.boxes.tolist(), strict=True)
@@ -139,10 +108,6 @@ class PixelPrediction:
     mask: NDArray[np.int64]
     shares: tuple[Rated, ...]
 
-    def table(self) -> Table:
-        """Return the classes that occur as a table."""
-        return _rated_table("share", self.shares)
-
     def as_json(self) -> list[dict[str, Any]]:
         """Return the classes that occur as JSON values, without the mask."""
         return _rated_json("share", self.shares)
@@ -161,15 +126,25 @@ class PredictedImage:
 
     Args:
         name: of the image.
-        table: the prediction as a table.
-        predictions: the prediction as JSON values.
+        predictions: the prediction as JSON values, one for each class or box.
         picture: file of the drawn picture, if any.
     """
 
     name: str
-    table: Table
     predictions: list[dict[str, Any]]
     picture: Path | None
+
+    def table(self) -> tuple[list[str], list[list[str]]]:
+        """Return titles, with ">" in front of those of columns that are aligned right, and rows of text."""
+        titles: list[str] = []
+        rows = []
+        for prediction in self.predictions:
+            values = {key: f"{value:.3f}" for key, value in prediction.items() if key not in ("label", "class", "box")}
+            box = zip(("left", "top", "right", "bottom"), prediction.get("box", ()), strict=False)
+            values |= {side: f"{pixels:.1f}" for side, pixels in box}
+            titles = ["class", *(f">{key}" for key in values)]
+            rows.append([one_line(prediction["class"]), *values.values()])
+        return titles, rows
 
     def as_json(self) -> dict[str, Any]:
         """Return everything as JSON values."""
@@ -208,7 +183,7 @@ def predict_sources(
             picture = pictures.get(source)
             if picture:
                 _write_picture(prediction.draw(image, classes), picture)
-            yield PredictedImage(source.name, prediction.table(), prediction.as_json(), picture)
+            yield PredictedImage(source.name, prediction.as_json(), picture)
 
 
 def predict_images(
@@ -276,11 +251,6 @@ def classes_at(logits: Tensor, size: Sequence[int]) -> Tensor:
 def task_of(description: Description) -> str:
     """Return "classification", "segmentation" or "detection", or "" for a model that names no classes."""
     return registry.default.head(description.head).task if description.head and description.num_classes else ""
-
-
-def _rated_table(title: str, values: Sequence[Rated]) -> Table:
-    rows: list[tuple[str, ...]] = [(one_line(rated.name), f"{rated.value:.3f}") for rated in values]
-    return Table(("class", f">{title}"), rows)
 
 
 def _rated_json(title: str, values: Sequence[Rated]) -> list[dict[str, Any]]:

@@ -52,14 +52,7 @@ class ImageSource:
 def find_sources(given: Sequence[str], pictures: Path | None = None) -> list[ImageSource]:
     """Return the images of files, folders and URLs, in their order, those of a folder by path.
 
-    Files and URLs are checked when they are read.
-
-    Args:
-        given: files, folders and URLs.
-        pictures: folder of the drawn pictures, which are left out where it lies in a given folder.
-
-    Raises:
-        DataError: a folder holds no images.
+    Files and URLs are checked when they are read. Drawn `pictures` in a given folder are left out.
     """
     found: list[ImageSource] = []
     for text in given:
@@ -99,11 +92,7 @@ def picture_paths(sources: Iterable[ImageSource], folder: Path) -> dict[ImageSou
 
 
 def read_source(source: ImageSource) -> Image.Image:
-    """Read a file or download a URL, as RGB and upright.
-
-    Raises:
-        ImageError: it cannot be read or downloaded, or is not an image.
-    """
+    """Read a file or download a URL, as RGB and upright."""
     if source.path is not None:
         return read_image(source.path)
     return decode_image(io.BytesIO(_download(source.name)), source.name)

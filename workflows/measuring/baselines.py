@@ -26,15 +26,7 @@ SIDE = 64
 
 @dataclass(frozen=True, eq=False)
 class Baseline:
-    """A network that computes a backbone's maps.
-
-    Args:
-        name: of the backbone.
-        by: what computes it: "eager", a runtime, or a library.
-        run: images (N, C, H, W) → its maps.
-        spec: of the backbone.
-        parameters: their number.
-    """
+    """A network that computes the maps of the backbone `name` by a runtime, by a library, or "eager"."""
 
     name: str
     by: str
@@ -60,7 +52,7 @@ def build_baselines(
         against: "timm", "torchvision".
         arguments: taps and options of the backbones.
         threads: of the runtimes; None for as many as PyTorch has.
-        begin: called with a label of the next one, since some runtimes take their time.
+        begin: called with a label of the next one, which may take long to compile.
     """
     names, runtimes, against = (tuple(dict.fromkeys(values)) for values in (names, runtimes, against))
     # Errors are reported before a runtime compiles for minutes.

@@ -31,17 +31,7 @@ class Setting:
 
 @dataclass(frozen=True)
 class Measurement:
-    """The time of a network for a setting.
-
-    Args:
-        name: of the backbone.
-        by: what computed it: "eager", a runtime, or a library.
-        setting: the images.
-        parameters: of the network.
-        macs: multiply-adds for one image.
-        timing: of a call.
-        limit: maximum multiply-adds a second of the machine.
-    """
+    """The time of a call of a baseline, its multiply-adds for one image, and the machine's maximum of them a second."""
 
     name: str
     by: str
@@ -111,11 +101,7 @@ def compare(
 ) -> Comparison:
     """Time networks on the same images, interleaved, with PyTorch's current number of threads.
 
-    Args:
-        baselines: ratios are to the first; all of them are called with every setting.
-        settings: the images.
-        rounds: timed rounds, 1 or more, for each setting.
-        done: called after each call of each round, `WARM_UP` more than the timed ones.
+    Ratios are to the first network. `done` is called after each call of each round, `WARM_UP` more than the timed ones.
     """
     # Counts first, since a network that cannot be counted at a size cannot be timed.
     counted = [(setting, [(b, b.spec.macs(*setting.size)) for b in baselines]) for setting in settings]

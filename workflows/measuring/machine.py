@@ -23,14 +23,7 @@ SIDE = 1024
 
 @dataclass(frozen=True)
 class Machine:
-    """A machine and its software.
-
-    Args:
-        processor: its model.
-        cores: available to this process.
-        threads: of PyTorch, and of the runtimes.
-        versions: distribution → version of the installed ones, "python" among them.
-    """
+    """A processor, its cores available to this process, the threads of PyTorch and runtimes, and installed versions."""
 
     processor: str
     cores: int
