@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from PIL import Image
 
 from featuretap.support.errors import DataError
@@ -72,7 +71,12 @@ class BoxedImage(FileSample):
             raise DataError(problem)
         if self.outlines is None:
             return image, self.boxes
-        return image, self.boxes._replace(masks=_decode_masks(self.outlines, image.size))
+        if not self.outlines:
+            return image, self.boxes._replace(masks=np.zeros((0, image.height, image.width), np.uint8))
+        from faster_coco_eval.core import mask
+
+        masks = np.ascontiguousarray(mask.decode(self.outlines).transpose(2, 0, 1))
+        return image, self.boxes._replace(masks=masks)
 
     def check(self) -> str:
         """Return what is wrong with the image, or that it is not of the size that its boxes are for, or ""."""
@@ -117,12 +121,3 @@ def clip_box(box: Box, size: tuple[int, int]) -> Box:
     width, height = size
     x1, y1, x2, y2 = box
     return max(x1, 0.0), max(y1, 0.0), min(x2, float(width)), min(y2, float(height))
-
-
-def _decode_masks(outlines: Sequence[dict[str, Any]], size: tuple[int, int]) -> NDArray[np.uint8]:
-    width, height = size
-    if not outlines:
-        return np.zeros((0, height, width), np.uint8)
-    from faster_coco_eval.core import mask
-
-    return np.ascontiguousarray(mask.decode(list(outlines)).transpose(2, 0, 1))

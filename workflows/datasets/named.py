@@ -82,7 +82,9 @@ def open_named(row: NamedSet, folder: Path, val_fraction: float, seed: int) -> D
         MissingExtraError: what it needs is not installed.
     """
     source = _read_part(row, row.train, folder)
-    classes = _class_names(row, source)
+    names = getattr(source, "classes", None) or getattr(source, "categories", None) or range(row.classes or 0)
+    # Imagenette's classes have several names each.
+    classes = tuple(name[0] if isinstance(name, tuple) else str(name) for name in names)
     if row.val is not None:
         train = _samples(row, source, f"{row.name} train", classes)
         val = _samples(row, _read_part(row, row.val, folder), f"{row.name} val", classes)
@@ -143,12 +145,6 @@ def _labels(source: Any) -> list[int]:
     array = np.asarray(found)
     # QMNIST has more columns behind the class.
     return [int(label) for label in (array[:, 0] if array.ndim == 2 else array)]
-
-
-def _class_names(row: NamedSet, source: Any) -> tuple[str, ...]:
-    names = getattr(source, "classes", None) or getattr(source, "categories", None) or range(row.classes or 0)
-    # Imagenette's classes have several names each.
-    return tuple(name[0] if isinstance(name, tuple) else str(name) for name in names)
 
 
 def _reason(error: Exception) -> str:

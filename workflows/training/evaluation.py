@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -15,10 +14,9 @@ from featuretap.support.errors import DataError, TrainingError
 from featuretap.support.progress import bar
 from featuretap.workflows.datasets.checks import check_readable
 from featuretap.workflows.datasets.data_set import DataSet
-from featuretap.workflows.datasets.formats import open_data
 from featuretap.workflows.training.loaders import evaluation_loader
 from featuretap.workflows.training.loop import compute_metrics
-from featuretap.workflows.training.models import first_label, make_task, predicts_masks, spec_of
+from featuretap.workflows.training.models import first_label, make_task, open_model_data, spec_of
 from featuretap.workflows.training.processes import open_accelerator, run_on_main_first, share_failure
 from featuretap.workflows.training.reports.tables import write_evaluation
 from featuretap.workflows.training.tasks.task import Metrics, Task
@@ -61,25 +59,22 @@ def evaluate(
     Raises:
         HeadError: the model has no head that can be evaluated.
         DataError: the data cannot be used, or has other classes than the model.
+        TrainingError: `out` cannot be created.
     """
     spec, description = spec_of(model, origin), description_of(model)
     with open_accelerator() as accelerator:
         is_main, processes = accelerator.is_main_process, accelerator.num_processes
-        opening = partial(
-            open_data,
-            source,
-            spec.head.task,  # type: ignore[arg-type]
-            val_fraction=val_fraction,
-            seed=seed,
-            download_to=download_to,
-            masks=predicts_masks(spec),
-        )
-        data = run_on_main_first(accelerator, opening)
+        data = run_on_main_first(accelerator, lambda: open_model_data(spec, source, val_fraction, seed, download_to))
         _check_classes(description, data, origin, first_label(spec.head))
         samples = {"val": data.val, "train": data.train, "all": [*data.train, *data.val]}[part]
         with share_failure():
             if is_main:
-                _make_folder(out)
+                try:
+                    if out is not None:
+                        out.mkdir(parents=True, exist_ok=True)
+                except OSError as error:
+                    problem = error.strerror or error
+                    raise TrainingError(f"cannot make the folder {str(out)!r}: {problem}") from error
                 with bar("checking images", len(data.train) + len(data.val), shown=True) as report:
                     check_readable(data, report)
         task = make_task(spec, description.preprocessing, data.classes)
@@ -105,12 +100,3 @@ def _check_classes(description: Description, data: DataSet, origin: str, first: 
             raise DataError(
                 f"class {label} of the data is {theirs!r}, and of {origin} {ours!r}; name the classes as in training"
             )
-
-
-def _make_folder(out: Path | None) -> None:
-    if out is None:
-        return
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise TrainingError(f"cannot make the folder {str(out)!r}: {error.strerror or error}") from error

@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 
 from featuretap import registry
-from featuretap.models.built import description_of
+from featuretap.models.built import Built, description_of
 from featuretap.specs import HeadSpec, ModelSpec
 from featuretap.specs.options import options_of
 from featuretap.specs.preprocessing import Preprocessing
@@ -17,11 +17,12 @@ from featuretap.support.errors import HeadError, OptionError, TrainingError, Wei
 from featuretap.weights.conversion import arguments_of, record_of
 from featuretap.weights.reading import read_checkpoint
 from featuretap.workflows.datasets.data_set import DataSet
+from featuretap.workflows.datasets.formats import open_data
 from featuretap.workflows.training.configuration import Configuration
 from featuretap.workflows.training.tasks import classification, detection, segmentation
 from featuretap.workflows.training.tasks.task import Augmentation, Task
 
-__all__ = ["build_model", "first_label", "make_task", "predicts_masks", "resolve_model", "spec_of"]
+__all__ = ["build_model", "first_label", "make_task", "open_model_data", "resolve_model", "spec_of"]
 
 
 def resolve_model(configuration: Configuration) -> tuple[Configuration, ModelSpec]:
@@ -105,7 +106,17 @@ def predicts_masks(spec: ModelSpec) -> bool:
     return "masks" in spec.outputs(1, 1)
 
 
-def build_model(configuration: Configuration, head: HeadSpec, data: DataSet) -> nn.Module:
+def open_model_data(
+    spec: ModelSpec, source: str, val_fraction: float, seed: int, download_to: str | Path | None
+) -> DataSet:
+    """Open a data set for a model's task, with masks where the model predicts them; see `open_data`."""
+    task: Any = spec.head.task
+    folder = Path(download_to) if download_to else None
+    masks = predicts_masks(spec)
+    return open_data(source, task, val_fraction=val_fraction, seed=seed, download_to=folder, masks=masks)
+
+
+def build_model(configuration: Configuration, head: HeadSpec, data: DataSet) -> Built:
     """Return the model of a run, in training mode, described with the data's classes and the run's preprocessing."""
     classes = (*("background",) * first_label(head), *data.classes)
     model = registry.build(
@@ -121,10 +132,7 @@ def build_model(configuration: Configuration, head: HeadSpec, data: DataSet) -> 
         preprocessing = classification.preprocessing_of_size(preprocessing, size)
     elif size is not None and head.task == "segmentation":
         preprocessing = replace(preprocessing, resize=size)
-    # Once it is trained, the model no longer has the published weights.
-    model.description = replace(
-        model.description, classes=classes, preprocessing=preprocessing, weights=None, random_head=False
-    )
+    model.description = replace(model.description, classes=classes, preprocessing=preprocessing)
     return model
 
 

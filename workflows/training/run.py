@@ -6,7 +6,6 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,17 +18,14 @@ from timm.utils.model_ema import ModelEmaV3
 from torch import nn
 
 from featuretap import registry
-from featuretap.models.built import description_of
-from featuretap.specs import ModelSpec
 from featuretap.support.errors import TrainingError
 from featuretap.support.progress import bar, epoch_in_words
 from featuretap.workflows.datasets.checks import check_readable
 from featuretap.workflows.datasets.data_set import DataSet
-from featuretap.workflows.datasets.formats import open_data
 from featuretap.workflows.training.configuration import Configuration, resolve_defaults, with_absolute_paths
 from featuretap.workflows.training.loaders import evaluation_loader, training_loader
 from featuretap.workflows.training.loop import Trainer, compute_metrics, train_epoch
-from featuretap.workflows.training.models import build_model, make_task, predicts_masks, resolve_model
+from featuretap.workflows.training.models import build_model, make_task, open_model_data, resolve_model
 from featuretap.workflows.training.optimisation import (
     check_freezing,
     freeze_through,
@@ -102,12 +98,17 @@ def train(configuration: Configuration, *, resume: bool = False, log: Callable[[
     configuration = with_absolute_paths(configuration)
     with open_accelerator(**_accelerator_settings(configuration, folder)) as accelerator, ExitStack() as stack:
         is_main = accelerator.is_main_process
-        data = run_on_main_first(accelerator, partial(_open_data, configuration, spec))
+        settings = configuration.data, configuration.val_fraction, configuration.seed, configuration.download_to
+        data = run_on_main_first(accelerator, lambda: open_model_data(spec, *settings))
         configuration = resolve_defaults(configuration, spec.head.task, mirrors=data.mirrors)
         _check_batches(configuration, data, accelerator.num_processes)
         progress, states = _read_progress(folder, configuration, data, resume=resume)
-        model = _build_model(folder, configuration, spec, data, resumed=bool(states))
-        task = make_task(spec, description_of(model).preprocessing, data.classes, configuration)
+        torch.manual_seed(configuration.seed)
+        # The weights of the run's start set the norms' epsilon and the preprocessing, which its own files have kept.
+        model = registry.load(folder / LAST) if states else build_model(configuration, spec.head, data)
+        # Once it is trained, the model no longer has the published weights.
+        model.description = description = replace(model.description, weights=None, random_head=False)
+        task = make_task(spec, description.preprocessing, data.classes, configuration)
         with share_failure():
             if is_main:
                 stack.enter_context(lock_folder(folder, resume=resume))
@@ -153,17 +154,6 @@ def _accelerator_settings(configuration: Configuration, folder: Path) -> dict[st
     }
 
 
-def _open_data(configuration: Configuration, spec: ModelSpec) -> DataSet:
-    return open_data(
-        configuration.data,
-        spec.head.task,  # type: ignore[arg-type]
-        val_fraction=configuration.val_fraction,
-        seed=configuration.seed,
-        download_to=Path(configuration.download_to) if configuration.download_to else None,
-        masks=predicts_masks(spec),
-    )
-
-
 def _check_batches(configuration: Configuration, data: DataSet, processes: int) -> None:
     size = configuration.batch_size
     if size % processes:
@@ -194,18 +184,6 @@ def _read_progress(
             f"epochs={configuration.epochs}; give more, or leave epochs out"
         )
     return progress, states
-
-
-def _build_model(
-    folder: Path, configuration: Configuration, spec: ModelSpec, data: DataSet, *, resumed: bool
-) -> nn.Module:
-    torch.manual_seed(configuration.seed)
-    if not resumed:
-        return build_model(configuration, spec.head, data)
-    # The weights of the run's start set the norms' epsilon and the preprocessing, which its own files have kept.
-    model = registry.load(folder / LAST)
-    model.description = replace(model.description, weights=None)
-    return model
 
 
 def _make_trainer(
@@ -246,7 +224,9 @@ def _run_epochs(
         label = f"epoch {epoch + 1} of {configuration.epochs}"
         frozen = last_frozen(levels, configuration.freeze, configuration.unfreeze_every, epoch)
         freeze_through(trainer.unwrapped, frozen)
-        set_seed(_epoch_seed(configuration.seed, epoch), device_specific=True)
+        # A seed that hardly any other pair of a run's seed and an epoch has.
+        seed = np.random.SeedSequence((configuration.seed, epoch)).generate_state(1)[0]
+        set_seed(int(seed), device_specific=True)
         batches.set_epoch(epoch)
         with bar(label, len(data.train) // processes, shown=is_main) as report:
             loss, lr = train_epoch(trainer, batches, label, report)
@@ -266,9 +246,8 @@ def _run_epochs(
             "images_per_second": len(batches) * configuration.batch_size / seconds,
         }
         progress.history.append(row)
-        score = _deciding_score(metrics)
-        trainer.schedule.after_epoch(score)
-        better = progress.metrics is None or score > _deciding_score(progress.metrics)
+        trainer.schedule.after_epoch(metrics.deciding_score)
+        better = progress.metrics is None or metrics.deciding_score > progress.metrics.deciding_score
         if better:
             progress.best, progress.metrics = epoch + 1, metrics
         accelerator.log({name: value for name, value in row.items() if name != "epoch"}, step=epoch + 1)
@@ -276,14 +255,3 @@ def _run_epochs(
             save_epoch(folder, trainer, progress, better=better)
             log(epoch_in_words(row, configuration.epochs))
         accelerator.wait_for_everyone()
-
-
-def _deciding_score(metrics: Metrics) -> float:
-    """Return the score by which models are compared; NaN, as of a class without images, is the worst."""
-    score = next(iter(metrics.scores.values()))
-    return -1.0 if np.isnan(score) else score
-
-
-def _epoch_seed(seed: int, epoch: int) -> int:
-    """Return a seed that hardly any other pair of a run's seed and an epoch has."""
-    return int(np.random.SeedSequence((seed, epoch)).generate_state(1)[0])

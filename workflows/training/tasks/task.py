@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from math import isnan
 from typing import Any, ClassVar, Literal, NamedTuple, Protocol
 
 import numpy as np
@@ -51,7 +52,7 @@ class Metrics:
     """Metrics of the predictions for a part of a data set.
 
     Args:
-        scores: metric → value from 0 to 1; the first is the one by which models are compared.
+        scores: metric → value from 0 to 1; the first is `deciding_score`.
         per_class: in the order of the data set's classes.
         confusion: (classes, classes), counts by true class (row) and predicted class (column); None for detection.
     """
@@ -59,6 +60,12 @@ class Metrics:
     scores: Mapping[str, float]
     per_class: tuple[ClassScore, ...]
     confusion: NDArray[np.int64] | None = None
+
+    @property
+    def deciding_score(self) -> float:
+        """The score by which models are compared; NaN, as of a data set without objects, is the worst."""
+        score = next(iter(self.scores.values()))
+        return -1.0 if isnan(score) else score
 
 
 class Evaluator(Protocol):
