@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -22,6 +22,7 @@ from featuretap.support.errors import TrainingError
 from featuretap.support.progress import bar, epoch_in_words
 from featuretap.workflows.datasets.checks import check_readable
 from featuretap.workflows.datasets.data_set import DataSet
+from featuretap.workflows.training import run_folder
 from featuretap.workflows.training.configuration import Configuration, resolve_defaults, with_absolute_paths
 from featuretap.workflows.training.loaders import evaluation_loader, training_loader
 from featuretap.workflows.training.loop import Trainer, compute_metrics, train_epoch
@@ -35,21 +36,6 @@ from featuretap.workflows.training.optimisation import (
 )
 from featuretap.workflows.training.processes import open_accelerator, run_on_main_first, share_failure
 from featuretap.workflows.training.reports.tables import write_run
-from featuretap.workflows.training.run_folder import (
-    BEST,
-    LAST,
-    LOGS,
-    STATE,
-    Progress,
-    check_space,
-    folder_of,
-    lock_folder,
-    read_state,
-    restore_states,
-    run_identity,
-    save_epoch,
-    write_configuration,
-)
 from featuretap.workflows.training.tasks.task import Metrics, Task
 
 __all__ = ["Result", "train"]
@@ -92,7 +78,7 @@ def train(configuration: Configuration, *, resume: bool = False, log: Callable[[
         TrainingError, DataError: the run or its data cannot be used; reported before the first step where possible.
         FeaturetapError: as `registry.build` does.
     """
-    folder = folder_of(configuration)
+    folder = run_folder.folder_of(configuration)
     configuration, spec = resolve_model(configuration)
     check_freezing(spec.backbone, configuration.freeze)
     configuration = with_absolute_paths(configuration)
@@ -102,21 +88,21 @@ def train(configuration: Configuration, *, resume: bool = False, log: Callable[[
         data = run_on_main_first(accelerator, lambda: open_model_data(spec, *settings))
         configuration = resolve_defaults(configuration, spec.head.task, mirrors=data.mirrors)
         _check_batches(configuration, data, accelerator.num_processes)
-        progress, states = _read_progress(folder, configuration, data, resume=resume)
+        progress, states = run_folder.read_progress(folder, configuration, data, resume=resume)
         torch.manual_seed(configuration.seed)
         # The weights of the run's start set the norms' epsilon and the preprocessing, which its own files have kept.
-        model = registry.load(folder / LAST) if states else build_model(configuration, spec.head, data)
+        model = registry.load(folder / run_folder.LAST) if states else build_model(configuration, spec.head, data)
         # Once it is trained, the model no longer has the published weights.
         model.description = description = replace(model.description, weights=None, random_head=False)
         task = make_task(spec, description.preprocessing, data.classes, configuration)
         with share_failure():
             if is_main:
-                stack.enter_context(lock_folder(folder, resume=resume))
+                stack.enter_context(run_folder.lock_folder(folder, resume=resume))
                 if not states:
                     with bar("checking images", len(data.train) + len(data.val), shown=True) as report:
                         check_readable(data, report)
-                check_space(folder, model, configuration)
-                write_configuration(folder, configuration)
+                run_folder.check_space(folder, model, configuration)
+                run_folder.write_configuration(folder, configuration)
                 log(
                     f"{spec.backbone.name} with {spec.head.name}: {len(data.classes)} classes, {len(data.train)} "
                     f"training images, {len(data.val)} validation images; into {folder}"
@@ -125,12 +111,12 @@ def train(configuration: Configuration, *, resume: bool = False, log: Callable[[
                     log(f"resuming after epoch {progress.epochs}")
         trainer, batches = _make_trainer(accelerator, configuration, task, model, data)
         if states:
-            restore_states(trainer, states)
-        accelerator.init_trackers(LOGS)
+            run_folder.restore_states(trainer, states)
+        accelerator.init_trackers(run_folder.LOGS)
         _run_epochs(trainer, batches, configuration, data, progress, spec.backbone.levels, folder, log)
         assert progress.metrics is not None
         if is_main:
-            write_run(folder, registry.load(folder / BEST), task, data, progress.history, progress.metrics)
+            write_run(folder, registry.load(folder / run_folder.BEST), task, data, progress.history, progress.metrics)
     return Result(folder, progress.best, progress.metrics, task, is_main)
 
 
@@ -170,22 +156,6 @@ def _check_batches(configuration: Configuration, data: DataSet, processes: int) 
         )
 
 
-def _read_progress(
-    folder: Path, configuration: Configuration, data: DataSet, *, resume: bool
-) -> tuple[Progress, Mapping[str, Any]]:
-    """Return the progress of the run, and the states to resume it from; no states for a new run."""
-    identity = run_identity(configuration, data)
-    if not (resume and (folder / STATE).exists()):
-        return Progress(identity), {}
-    progress, states = read_state(folder / STATE, identity)
-    if configuration.epochs < progress.epochs:
-        raise TrainingError(
-            f"the run in {str(folder)!r} has done {progress.epochs} epochs, more than "
-            f"epochs={configuration.epochs}; give more, or leave epochs out"
-        )
-    return progress, states
-
-
 def _make_trainer(
     accelerator: Accelerator, configuration: Configuration, task: Task, model: nn.Module, data: DataSet
 ) -> tuple[Trainer, Any]:
@@ -207,7 +177,7 @@ def _run_epochs(
     batches: Any,
     configuration: Configuration,
     data: DataSet,
-    progress: Progress,
+    progress: run_folder.Progress,
     levels: tuple[str, ...],
     folder: Path,
     log: Callable[[str], None],
@@ -252,6 +222,6 @@ def _run_epochs(
             progress.best, progress.metrics = epoch + 1, metrics
         accelerator.log({name: value for name, value in row.items() if name != "epoch"}, step=epoch + 1)
         if is_main:
-            save_epoch(folder, trainer, progress, better=better)
+            run_folder.save_epoch(folder, trainer, progress, better=better)
             log(epoch_in_words(row, configuration.epochs))
         accelerator.wait_for_everyone()

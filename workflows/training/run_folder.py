@@ -35,22 +35,19 @@ __all__ = [
     "CONFIGURATION",
     "LAST",
     "LOGS",
-    "STATE",
     "Progress",
     "check_space",
     "folder_of",
     "lock_folder",
+    "read_progress",
     "read_run",
-    "read_state",
     "restore_states",
-    "run_identity",
     "save_epoch",
     "write_configuration",
 ]
 
 BEST, LAST, STATE, CONFIGURATION = "best.safetensors", "last.safetensors", "resume.pt", "configuration.toml"
 HISTORY, LOGS, LOCK = "history.csv", "logs", ".lock"
-RUNS = Path("runs")
 
 CHANGEABLE = frozenset({"data", "download_to", "epochs", "out", "workers"})
 """Settings that may be changed when a run is resumed."""
@@ -60,9 +57,6 @@ IMAGES = "images"
 
 CHUNK = 2**20
 """Bytes that are written at a time when disk space is tested."""
-
-WEIGHTS_FILES = 2
-"""The best and the last weights."""
 
 MOMENTS = {"adamw": 2, "sgd": 1}
 """Values that an optimiser keeps for each parameter."""
@@ -95,7 +89,7 @@ def folder_of(configuration: Configuration) -> Path:
     if configuration.out:
         return Path(configuration.out)
     backbone = configuration.backbone or Path(configuration.weights or "").stem
-    return RUNS / f"{Path(configuration.data).resolve().name}-{backbone.replace('/', '-')}"
+    return Path("runs") / f"{Path(configuration.data).resolve().name}-{backbone.replace('/', '-')}"
 
 
 @contextmanager
@@ -150,8 +144,8 @@ def check_space(folder: Path, model: nn.Module, configuration: Configuration) ->
     weights = _count_bytes(model.state_dict().values())
     copies = 2 if configuration.ema > 0 else 1
     state = weights * copies + MOMENTS[configuration.optimizer] * _count_bytes(model.parameters())
-    # A file is written beside the one that it replaces.
-    needed, free = WEIGHTS_FILES * weights + 2 * state, shutil.disk_usage(folder).free
+    # The best and the last weights, and the state twice: a file is written beside the one that it replaces.
+    needed, free = 2 * weights + 2 * state, shutil.disk_usage(folder).free
     if needed > free:
         raise TrainingError(
             f"the files of this run take up to {needed / 1e6:.0f} MB, and the disk of {str(folder)!r} has "
@@ -200,7 +194,7 @@ def read_run(folder: Path, changes: Mapping[str, Any]) -> Configuration:
     return make_configuration({**settings, **changes, "out": str(folder)}, str(path))
 
 
-def run_identity(configuration: Configuration, data: DataSet) -> dict[str, Any]:
+def _identity(configuration: Configuration, data: DataSet) -> dict[str, Any]:
     """Return what must be equal in a run and its continuation, a digest of the names and labels of images included."""
     settings = asdict(configuration)
     kept = {name: value for name, value in settings.items() if name not in CHANGEABLE and value is not None}
@@ -245,12 +239,19 @@ def save_epoch(folder: Path, trainer: Trainer, progress: Progress, *, better: bo
     replace_files({folder / STATE: buffer.getvalue()})
 
 
-def read_state(path: Path, identity: Mapping[str, Any]) -> tuple[Progress, dict[str, Any]]:
-    """Return the progress of a run of this identity, and the states for `restore_states`. No code in the file is run.
+def read_progress(
+    folder: Path, configuration: Configuration, data: DataSet, *, resume: bool
+) -> tuple[Progress, Mapping[str, Any]]:
+    """Return the progress of the run, and the states for `restore_states`; no states for a new run.
+
+    No code in the file is run.
 
     Raises:
-        TrainingError: the file cannot be read, or was written by another run.
+        TrainingError: the file cannot be read, or was written by another run or by one of more epochs.
     """
+    identity, path = _identity(configuration, data), folder / STATE
+    if not (resume and path.exists()):
+        return Progress(identity), {}
     try:
         content = path.read_bytes()
     except OSError as error:
@@ -279,6 +280,11 @@ def read_state(path: Path, identity: Mapping[str, Any]) -> tuple[Progress, dict[
         raise TrainingError(
             f"{str(path)!r} was written by a run with {name}={known.get(name)!r}, and this one has "
             f"{name}={value!r}; a run goes on as it began"
+        )
+    if configuration.epochs < progress.epochs:
+        raise TrainingError(
+            f"the run in {str(folder)!r} has done {progress.epochs} epochs, more than "
+            f"epochs={configuration.epochs}; give more, or leave epochs out"
         )
     return progress, states
 
