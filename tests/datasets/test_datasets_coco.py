@@ -189,13 +189,13 @@ def test_an_open_data_set_can_be_pickled(folder: Path) -> None:
         (a_box(9, 1, [3, 3, 2, float("nan")]), "of 'a.png' has no 'bbox' of four numbers"),
         (a_box(9, 1, [3, 3, 2, 10**400]), "of 'a.png' has no 'bbox' of four numbers"),
         (a_box(9, 1, [3, 3, 2, 2], category=4), "of 'a.png' is of category 4, which is not there"),
-        (a_box(9, 1, [3, 3, 2, 2], category=[]), "of 'a.png' has category_id [], which is no whole number"),
+        (a_box(9, 1, [3, 3, 2, 2], category=[]), "of 'a.png' has category_id [], which is not a whole number"),
         (a_box(9, 77, [3, 3, 2, 2]), "is of image 77, which is not there"),
         (
             a_box(9, 1, [11.999999999, 0, 0.5, 8]),
             "of 'a.png' has a box from 12, 0, 12.5, 8, which lies outside the image of 12×8",
         ),
-        ({"id": 9}, "has image_id None, which is no whole number"),
+        ({"id": 9}, "has image_id None, which is not a whole number"),
     ],
 )
 def test_an_impossible_annotation_is_named(folder: Path, annotation: dict[str, Any], problem: str) -> None:
@@ -205,7 +205,7 @@ def test_an_impossible_annotation_is_named(folder: Path, annotation: dict[str, A
 
 def test_an_annotation_of_another_kind_is_named(folder: Path) -> None:
     coco(folder / "data.json", [*WELL, 9])
-    assert refusal(folder) == "1 problem in 'DATA/data.json': annotation 9 is no object"
+    assert refusal(folder) == "1 problem in 'DATA/data.json': annotation 9 is not an object"
 
 
 def test_all_problems_are_counted_and_the_first_are_named(folder: Path) -> None:
@@ -221,9 +221,9 @@ def test_all_problems_are_counted_and_the_first_are_named(folder: Path) -> None:
         ({"categories": [{"id": 7, "name": "cat"}, {"id": 7, "name": "dog"}]}, "category 7 is there twice"),
         (
             {"categories": [{"id": "7", "name": "cat"}]},
-            "category {'id': '7', 'name': 'cat'} has the id '7', which is no whole number",
+            "category {'id': '7', 'name': 'cat'} has the id '7', which is not a whole number",
         ),
-        ({"images": ["a.png"]}, "image 'a.png' is no object"),
+        ({"images": ["a.png"]}, "image 'a.png' is not an object"),
         (
             {"images": [{"id": 1, "file_name": "a.png", "width": 12, "height": 0}]},
             "image 1, 'a.png', has no width and height",
@@ -251,9 +251,9 @@ def test_impossible_categories_and_images_are_named(folder: Path, changes: dict[
 @pytest.mark.parametrize(
     ("text", "problem"),
     [
-        ("{", "is no JSON: Expecting property name enclosed in double quotes: line 1 column 2 (char 1)"),
-        ("[]", "is no COCO file for detection: it has no list of 'images'"),
-        ('{"images": [{}]}', "is no COCO file for detection: it has no list of 'annotations'"),
+        ("{", "is not JSON: Expecting property name enclosed in double quotes: line 1 column 2 (char 1)"),
+        ("[]", "is not a COCO file for detection: it has no list of 'images'"),
+        ('{"images": [{}]}', "is not a COCO file for detection: it has no list of 'annotations'"),
         ('{"images": [], "annotations": [], "categories": []}', "has no images"),
         ('{"images": [{}], "annotations": [], "categories": [{}]}', "has no annotations"),
         ('{"images": [{}], "annotations": [{}], "categories": []}', "has no categories"),
@@ -266,7 +266,7 @@ def test_a_file_that_is_not_coco_is_refused(folder: Path, text: str, problem: st
 
 def test_a_file_nested_without_end_is_refused(folder: Path) -> None:
     (folder / "data.json").write_text("[" * 100_000)
-    assert refusal(folder).startswith("'DATA/data.json' is no JSON: maximum recursion depth exceeded")
+    assert refusal(folder).startswith("'DATA/data.json' is not JSON: maximum recursion depth exceeded")
 
 
 def test_a_file_of_objects_without_size_only_is_refused(folder: Path) -> None:

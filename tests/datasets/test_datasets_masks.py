@@ -123,7 +123,7 @@ def test_names_that_cannot_be_used_are_refused(folder: Path, text: str, problem:
 
 def test_names_in_another_encoding_are_refused(folder: Path) -> None:
     (folder / "classes.txt").write_bytes("a\nKäfer\n".encode("latin-1"))
-    assert refusal(folder).startswith("'DATA/classes.txt' is no text in UTF-8: 'utf-8' codec can't decode byte 0xe4")
+    assert refusal(folder).startswith("'DATA/classes.txt' is not text in UTF-8: 'utf-8' codec can't decode byte 0xe4")
 
 
 @pytest.mark.parametrize("named", [True, False])
@@ -151,7 +151,7 @@ def test_masks_of_colours_are_refused(folder: Path, mode: str) -> None:
 def test_masks_that_are_no_png_are_refused(folder: Path) -> None:
     (folder / "masks" / "b.png").rename(folder / "masks" / "b.bmp")
     assert refusal(folder) == (
-        "1 problem in 'DATA': the mask 'DATA/masks/b.bmp' is no PNG file; other formats may change its numbers"
+        "1 problem in 'DATA': the mask 'DATA/masks/b.bmp' is not a PNG file; other formats may change its numbers"
     )
 
 

@@ -114,10 +114,10 @@ BOMB = '<!DOCTYPE a [<!ENTITY a "aaaaaaaaaa"><!ENTITY b "&a;&a;&a;">]><annotatio
 @pytest.mark.parametrize(
     ("text", "problem"),
     [
-        ("", "'2007_1.xml' is no VOC file: no element found: line 1, column 0"),
-        ("<a>", "'2007_1.xml' is no VOC file: no element found: line 1, column 3"),
-        ("<html></html>", "'2007_1.xml' is no VOC file: it begins with 'html' in place of 'annotation'"),
-        (BOMB, "'2007_1.xml' is no VOC file: it declares a document type, which annotations never need"),
+        ("", "'2007_1.xml' is not a VOC file: no element found: line 1, column 0"),
+        ("<a>", "'2007_1.xml' is not a VOC file: no element found: line 1, column 3"),
+        ("<html></html>", "'2007_1.xml' is not a VOC file: it begins with 'html' in place of 'annotation'"),
+        (BOMB, "'2007_1.xml' is not a VOC file: it declares a document type, which annotations never need"),
         (
             "<annotation><object><name>cat</name></object></annotation>",
             "object 1 of '2007_1.xml' has no 'bndbox' of four numbers",
@@ -180,7 +180,7 @@ def test_a_list_without_names_or_with_one_twice_is_refused(folder: Path) -> None
     path.write_text("2007_2\n2007_2\n")
     assert refusal(folder) == "'DATA/ImageSets/Main/val.txt' names '2007_2' twice"
     path.write_bytes("für\n".encode("latin-1"))
-    assert refusal(folder).startswith("'DATA/ImageSets/Main/val.txt' is no text in UTF-8: 'utf-8' codec can't decode")
+    assert refusal(folder).startswith("'DATA/ImageSets/Main/val.txt' is not text in UTF-8: 'utf-8' codec can't decode")
 
 
 def test_annotations_without_objects_are_refused(folder: Path) -> None:

@@ -169,7 +169,7 @@ def test_fewer_images_are_refused(data: Path, folder: Path, tmp_path: Path) -> N
     (other / "red" / "0.png").unlink()
     with pytest.raises(TrainingError) as caught:
         train(read_run(folder, {"data": str(other)}), resume=True, log=lambda line: None)
-    assert str(caught.value).startswith(f"'{folder / 'resume.pt'}' was written by a run with images to ")
+    assert str(caught.value).startswith(f"'{folder / 'resume.pt'}' was written by a run with training images=")
 
 
 def test_the_same_images_in_other_classes_are_refused(data: Path, folder: Path, tmp_path: Path) -> None:

@@ -125,12 +125,12 @@ def _read_lists(path: Path) -> dict[str, list[Any]]:
     try:
         content = json.loads(path.read_bytes())
     except (ValueError, RecursionError) as error:
-        raise DataError(f"{str(path)!r} is no JSON: {error}") from error
+        raise DataError(f"{str(path)!r} is not JSON: {error}") from error
     lists: dict[str, list[Any]] = {}
     for key in ("images", "annotations", "categories"):
         entries = content.get(key) if isinstance(content, dict) else None
         if not isinstance(entries, list):
-            raise DataError(f"{str(path)!r} is no COCO file for detection: it has no list of {key!r}")
+            raise DataError(f"{str(path)!r} is not a COCO file for detection: it has no list of {key!r}")
         if not entries:
             raise DataError(f"{str(path)!r} has no {key}")
         lists[key] = entries
@@ -144,9 +144,9 @@ def _valid_entries(
     known: set[int] = set()
     for entry in entries:
         if not isinstance(entry, Mapping):
-            problems.append(f"{kind} {_shown(entry)} is no object")
+            problems.append(f"{kind} {_shown(entry)} is not an object")
         elif not _is_integer(entry.get("id")):
-            problems.append(f"{kind} {_shown(entry)} has the id {_shown(entry.get('id'))}, which is no whole number")
+            problems.append(f"{kind} {_shown(entry)} has the id {_shown(entry.get('id'))}, which is not a whole number")
         elif not isinstance(entry.get(name), str):
             problems.append(f"{kind} {_shown(entry)} has no text as {name}")
         elif entry["id"] in known:
@@ -193,11 +193,11 @@ def _add_object(
 ) -> str:
     """Add an object to its image, or to the empty ones; return what is wrong with it, or ""."""
     if not isinstance(annotation, Mapping):
-        return "is no object"
+        return "is not an object"
     for key, known in (("image", images), ("category", categories)):
         value = annotation.get(f"{key}_id")
         if not _is_integer(value):
-            return f"has {key}_id {_shown(value)}, which is no whole number"
+            return f"has {key}_id {_shown(value)}, which is not a whole number"
         if value not in known:
             return f"is of {key} {value}, which is not there"
     image, corners = images[annotation["image_id"]], annotation.get("bbox")

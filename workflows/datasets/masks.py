@@ -143,7 +143,7 @@ def _files_by_name(folder: Path, problems: list[str]) -> dict[str, Path]:
 def _read_mask(path: str) -> NDArray[np.uint8]:
     """Return the class of every pixel (H, W). A palette only colours it for viewing, and is ignored."""
     if not path.lower().endswith(".png"):
-        raise DataError(f"the mask {path!r} is no PNG file; other formats may change its numbers")
+        raise DataError(f"the mask {path!r} is not a PNG file; other formats may change its numbers")
     try:
         with Image.open(path) as image:
             mode, mask = image.mode, np.array(ImageOps.exif_transpose(image))
@@ -169,7 +169,7 @@ def _read_names(folder: Path) -> tuple[str, ...]:
     try:
         names = path.read_text(encoding="utf-8-sig").rstrip().splitlines()
     except UnicodeDecodeError as error:
-        raise DataError(f"{str(path)!r} is no text in UTF-8: {error}") from error
+        raise DataError(f"{str(path)!r} is not text in UTF-8: {error}") from error
     classes = tuple(name.strip() for name in names)
     if len(classes) < 2:
         raise DataError(f"{str(path)!r} names fewer than two classes; the background is one of them, and the first")

@@ -63,7 +63,7 @@ def _read_list(file: Path) -> tuple[str, ...]:
     try:
         lines = file.read_text(encoding="utf-8-sig").splitlines()
     except UnicodeDecodeError as error:
-        raise DataError(f"{str(file)!r} is no text in UTF-8: {error}") from error
+        raise DataError(f"{str(file)!r} is not text in UTF-8: {error}") from error
     names = [line.strip() for line in lines if line.strip()]
     if not names:
         raise DataError(f"{str(file)!r} names no image")

@@ -102,7 +102,7 @@ def _read_annotations(path: Path, image: Path, problems: list[str]) -> Annotated
             annotated.ignored.append((element.findtext("difficult") or "").strip() == "1")
     except (ElementTree.ParseError, ValueError) as error:
         # DataError and ImageError are ValueErrors too.
-        problems.append(str(error) if isinstance(error, ImageError) else f"{path.name!r} is no VOC file: {error}")
+        problems.append(str(error) if isinstance(error, ImageError) else f"{path.name!r} is not a VOC file: {error}")
     return annotated
 
 

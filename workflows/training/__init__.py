@@ -1,1 +1,1 @@
-"""Training and judging models: from a data set and a configuration to weights, a history and pictures."""
+"""Training and evaluating models: from a data set and settings to weights, a history and pictures."""

@@ -55,6 +55,9 @@ CHANGEABLE = frozenset({"data", "download_to", "epochs", "out", "workers"})
 IMAGES = "images"
 """Key of the digest of the images in a run's identity."""
 
+FORMER_KEYS = {"images to learn from": "training images", "images to judge by": "validation images"}
+"""Keys of a run's identity in older state files → their names now."""
+
 CHUNK = 2**20
 """Bytes that are written at a time when disk space is tested."""
 
@@ -204,8 +207,7 @@ def _identity(configuration: Configuration, data: DataSet) -> dict[str, Any]:
             label = "" if sample.label is None else sample.label
             # Folders may move.
             digest.update(f"{Path(sample.name).name}\n{label}\n".encode("utf-8", "surrogateescape"))
-    # The keys are those of files that exist.
-    images = {"images to learn from": len(data.train), "images to judge by": len(data.val)}
+    images = {"training images": len(data.train), "validation images": len(data.val)}
     return {**kept, **images, "classes": list(data.classes), IMAGES: digest.hexdigest()}
 
 
@@ -263,7 +265,8 @@ def read_progress(
             confusion = None if table["confusion"] is None else table["confusion"].numpy()
             metrics = Metrics(table["scores"], tuple(ClassScore(*score) for score in table["per_class"]), confusion)
         progress = Progress(state["identity"], state["history"], state["best"], metrics)
-        states, known = dict(state["parts"]), dict(progress.identity)
+        states = dict(state["parts"])
+        known = {FORMER_KEYS.get(name, name): value for name, value in progress.identity.items()}
     except Exception as error:
         # PyTorch's reader lets through whatever its parsing of damaged bytes runs into.
         raise TrainingError(
