@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args
+from typing import Any, get_args
 
 import click
 
@@ -14,9 +14,6 @@ from featuretap.command_line.interruption import report_unwritten
 from featuretap.command_line.printing import print_json, print_table, report_unreadable
 from featuretap.support.extras import check_extra
 from featuretap.workflows.extraction.job import Dtype, FileFormat, Job, default_shard_size
-
-if TYPE_CHECKING:
-    from featuretap.workflows.inference.predicting import PredictedImage
 
 __all__ = ["extract_command", "predict_command", "taps_command"]
 
@@ -48,8 +45,7 @@ def taps_command(image: Path, out: Path | None, **arguments: Any) -> None:
     resized, maps, strides, label = compute_maps(pixels, **arguments)
     click.echo(f"{label}, image: {resized.height}×{resized.width}")
     rows = [
-        (name, str(channels), str(strides[name]), f"{height}×{width}")
-        for name, (channels, height, width) in ((name, values.shape) for name, values in maps.items())
+        (name, str(len(values)), str(strides[name]), "{1}×{2}".format(*values.shape)) for name, values in maps.items()
     ]
     print_table(("tap", ">channels", ">stride", ">map"), rows)
     with report_unwritten(target):
@@ -68,9 +64,7 @@ def taps_command(image: Path, out: Path | None, **arguments: Any) -> None:
 @parameters.batch_size_option(16)
 @click.option("--out", type=click.Path(path_type=Path, file_okay=False), help="Draw each image into this folder.")
 @parameters.JSON
-@click.pass_context
 def predict_command(
-    context: click.Context,
     sources: tuple[str, ...],
     model: str | None,
     weights: str | None,
@@ -102,12 +96,14 @@ def predict_command(
     for option, value, needed in (("--top", top, "classification"), ("--threshold", threshold, "detection")):
         if value is not None and task != needed:
             raise click.UsageError(f"{option} is for {needed}, and the model is one for {task}")
-    threshold = 0.5 if threshold is None else threshold
+    settings: dict[str, Any] = {
+        "batch_size": batch_size,
+        "top": top or 5,
+        "threshold": 0.5 if threshold is None else threshold,
+    }
     answered = []
     with bar("predicting", len(found), shown=len(found) > 1) as advance:
-        for answer in predict_sources(
-            predictor, images, pictures, batch_size=batch_size, top=top or 5, threshold=threshold
-        ):
+        for answer in predict_sources(predictor, images, pictures, **settings):
             answered.append(answer)
             advance(1)
     good = [answer for answer in answered if isinstance(answer, PredictedImage)]
@@ -115,24 +111,20 @@ def predict_command(
     if as_json:
         print_json([answer.as_json() for answer in good])
     for answer in () if as_json else good:
-        _print_answer(answer, titled=len(found) > 1)
+        if len(found) > 1:
+            click.echo(answer.name)
+        titles, rows = answer.table()
+        if rows:
+            print_table(titles, rows)
+        else:
+            click.echo("  nothing found")
+        if answer.picture:
+            click.echo(f"picture: {answer.picture}")
     for error in bad:
         click.echo(str(error), err=True)
     if bad:
         report_unreadable(len(bad), len(found))
-        context.exit(1)
-
-
-def _print_answer(answer: PredictedImage, *, titled: bool) -> None:
-    if titled:
-        click.echo(answer.name)
-    titles, rows = answer.table()
-    if rows:
-        print_table(titles, rows)
-    else:
-        click.echo("  nothing found")
-    if answer.picture:
-        click.echo(f"picture: {answer.picture}")
+        click.get_current_context().exit(1)
 
 
 @click.command("extract", cls=Command, short_help="Write the feature maps of images into a folder.")

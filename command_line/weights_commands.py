@@ -80,21 +80,22 @@ def inspect_command(file: Path, tensors: bool, finite: bool, as_json: bool) -> N
     Example: featuretap inspect large.safetensors
     """
     path = weights_file(file)
-    if path.suffix == ".safetensors" and not finite:
-        header = read_header(path)
-        facts = _facts(path, header.tensors, read_record(path, header.metadata))
-    else:
-        facts = _facts(path, *_read(path, finite))
+    facts = _facts(path, *_read(path, finite))
     if as_json:
         print_json(facts)
         return
     _print_facts(facts)
     if tensors:
-        _print_tensors(facts["tensors"])
+        rows = [(name, facts["tensors"][name]) for name in sorted(facts["tensors"], key=_natural)]
+        cells = ((name, "×".join(map(str, row["shape"])) or "–", row["dtype"]) for name, row in rows)
+        print_table(("tensor", ">shape", "dtype"), cells)
 
 
-def _read(path: Path, finite: bool) -> tuple[dict[str, Stored], Record | None]:
-    """Return what a header states, from the tensors themselves."""
+def _read(path: Path, finite: bool) -> tuple[Mapping[str, Stored], Record | None]:
+    """Return the tensors of a file and its record: from its header, or from the tensors themselves."""
+    if path.suffix == ".safetensors" and not finite:
+        header = read_header(path)
+        return header.tensors, read_record(path, header.metadata)
     from featuretap.weights.reading import DTYPES, check_finite, read_checkpoint
 
     checkpoint = read_checkpoint(path)
@@ -164,16 +165,9 @@ def _print_facts(facts: dict[str, Any]) -> None:
     print_fields(fields, width=9)
 
 
-def _print_tensors(tensors: Mapping[str, Any]) -> None:
-    def natural(name: str) -> list[str]:
-        # "stages.C4.10" follows "stages.C4.9".
-        return [f"{int(part):09}" if part.isdigit() else part for part in name.split(".")]
-
-    rows = [
-        (name, "×".join(map(str, tensors[name]["shape"])) or "–", tensors[name]["dtype"])
-        for name in sorted(tensors, key=natural)
-    ]
-    print_table(("tensor", ">shape", "dtype"), rows)
+def _natural(name: str) -> list[str]:
+    # "stages.C4.10" follows "stages.C4.9".
+    return [part.zfill(9) if part.isdigit() else part for part in name.split(".")]
 
 
 def _format_head(facts: Mapping[str, Any]) -> str:

@@ -138,12 +138,12 @@ class MissingExtraError(FeaturetapError, ImportError):
 
 
 def did_you_mean(asked: str, known: Iterable[str], canonical: Mapping[str, str] | None = None) -> str:
-    """Return `"; did you mean 'x'?"` for the name nearest to the one that was asked for, or "" if none is near.
+    """Return `"; did you mean 'x'?"` for the known name nearest to the one asked for, or "" if none is near.
 
     Args:
-        asked: the name that there is not.
-        known: the names that there are.
-        canonical: alias → the name to offer in place of it.
+        asked: an unknown name.
+        known: known names.
+        canonical: alias → the name to offer in its place.
     """
     # Only failures need it, and every start of the command line would pay for it.
     from difflib import get_close_matches
