@@ -64,7 +64,7 @@ class SingleImage(nn.Module):
         self.threshold: Tensor = getattr(part, THRESHOLD)
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
-        """Return boxes (M, 4), scores (M,), labels (M,), and masks (M, 1, H, W) if any, of an image (1, C, H, W)."""
+        """Return boxes (M, 4), scores (M,), labels (M,) and masks (M, 1, H, W) of images (N, C, H, W), with N = 1."""
         (found,) = self.detector([images[0]])
         return {name: found[name] for name in self.names}
 

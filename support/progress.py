@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-__all__ = ["bar", "epoch_in_words", "progress_steps"]
+__all__ = ["bar", "format_epoch", "progress_steps"]
 
 
 @contextmanager
@@ -48,7 +48,7 @@ def bar(label: str, total: int, *, shown: bool) -> Iterator[Callable[..., None]]
         yield begin(label, total)
 
 
-def epoch_in_words(row: Mapping[str, float], epochs: int) -> str:
+def format_epoch(row: Mapping[str, float], epochs: int) -> str:
     """Return the line that reports an epoch.
 
     Args:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from featuretap.workflows.inference.drawing import colour_of, draw_boxes, draw_classes, draw_words
+from featuretap.workflows.inference.drawing import colour_of, draw_boxes, draw_classes, draw_text
 
 GREY = (90, 90, 90)
 CLASSES = ("background", "cat", "dog")
@@ -81,7 +81,7 @@ def test_the_image_itself_is_left_alone() -> None:
     image = plain(400, 300)
     draw_boxes(image, [[10, 10, 90, 90]], [1], None, CLASSES)
     draw_classes(image, np.ones((300, 400), np.int64), CLASSES)
-    draw_words(image, ["cat"])
+    draw_text(image, ["cat"])
     assert image.getcolors() == [(400 * 300, GREY)]
 
 
@@ -126,7 +126,7 @@ def test_images_of_any_size_are_enlarged_until_text_is_legible(width: int, heigh
     page = draw_classes(image, np.ones((height, width), np.int64), CLASSES)
     assert page.width >= 320
     assert page.height > factor * height
-    assert draw_words(image, ["0.9 cat"]).height > factor * height
+    assert draw_text(image, ["0.9 cat"]).height > factor * height
 
 
 def test_boxes_scale_with_enlarged_images() -> None:
@@ -141,7 +141,7 @@ def test_any_name_can_be_drawn(name: str) -> None:
     classes = ("background", name)
     draw_boxes(image, [[10, 10, 90, 90]], [1], [0.5], classes)
     draw_classes(image, np.ones((300, 400), np.int64), classes)
-    draw_words(image, [name])
+    draw_text(image, [name])
 
 
 def test_labels_beyond_the_names_are_drawn_as_numbers() -> None:

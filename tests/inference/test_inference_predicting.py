@@ -18,9 +18,9 @@ from featuretap.specs.preprocessing import Preprocessing
 from featuretap.workflows.inference.predicting import (
     BoxPrediction,
     ClassPrediction,
+    ClassScore,
     PixelPrediction,
     Prediction,
-    Rated,
     predict_images,
 )
 
@@ -286,7 +286,7 @@ def test_no_images_have_no_predictions(registry: Registry) -> None:
 
 
 def test_rated_classes_can_be_unpacked() -> None:
-    label, name, value = Rated(3, "cat", 0.5)
+    label, name, value = ClassScore(3, "cat", 0.5)
     assert (label, name, value) == (3, "cat", 0.5)
 
 

@@ -17,7 +17,7 @@ from torchvision.utils import draw_bounding_boxes, draw_segmentation_masks
 from featuretap.support.text import one_line
 from featuretap.workflows.inference.class_names import name_of
 
-__all__ = ["colour_of", "draw_boxes", "draw_classes", "draw_words"]
+__all__ = ["colour_of", "draw_boxes", "draw_classes", "draw_text"]
 
 Colour = tuple[int, int, int]
 Entry = tuple[Colour | None, str]
@@ -117,7 +117,7 @@ def draw_classes(image: Image.Image, mask: NDArray[np.integer], classes: Sequenc
     return _append_text(drawn, entries or [(None, "nothing but background")])
 
 
-def draw_words(image: Image.Image, lines: Sequence[str]) -> Image.Image:
+def draw_text(image: Image.Image, lines: Sequence[str]) -> Image.Image:
     """Return an image above lines of text, enlarged by an integer factor where it is smaller than 320 pixels."""
     drawn, _ = _enlarge(image)
     return _append_text(drawn, [(None, _short(line)) for line in lines], one_per_line=True)

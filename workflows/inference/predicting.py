@@ -25,7 +25,7 @@ from featuretap.support.errors import ImageError, OptionError, WeightsError
 from featuretap.support.images import convert_mode, write_picture
 from featuretap.support.text import one_line
 from featuretap.workflows.inference.class_names import class_names
-from featuretap.workflows.inference.drawing import draw_boxes, draw_classes, draw_words
+from featuretap.workflows.inference.drawing import draw_boxes, draw_classes, draw_text
 from featuretap.workflows.inference.sources import ImageSource
 
 MAXIMUM_RATIO = 8
@@ -35,7 +35,7 @@ MAXIMUM_PIXELS = 8_000_000
 """Pixels of a batch of images that are not cropped; more would need many gigabytes at once."""
 
 
-class Rated(NamedTuple):
+class ClassScore(NamedTuple):
     """A class with its probability, or the fraction of an image's pixels that are of it.
 
     Attributes:
@@ -57,7 +57,7 @@ class ClassPrediction:
         ranked: the most probable classes, the best first, with their probabilities.
     """
 
-    ranked: tuple[Rated, ...]
+    ranked: tuple[ClassScore, ...]
 
     def as_json(self) -> list[dict[str, Any]]:
         """Return the classes as JSON values."""
@@ -65,7 +65,7 @@ class ClassPrediction:
 
     def draw(self, image: Image.Image, classes: Sequence[str]) -> Image.Image:
         """Return the image above the names of its classes."""
-        return draw_words(image, [f"{rated.value:.3f}  {rated.name}" for rated in self.ranked])
+        return draw_text(image, [f"{rated.value:.3f}  {rated.name}" for rated in self.ranked])
 
 
 @dataclass(frozen=True)
@@ -106,7 +106,7 @@ class PixelPrediction:
     """
 
     mask: NDArray[np.int64]
-    shares: tuple[Rated, ...]
+    shares: tuple[ClassScore, ...]
 
     def as_json(self) -> list[dict[str, Any]]:
         """Return the classes that occur as JSON values, without the mask."""
@@ -253,7 +253,7 @@ def task_of(description: Description) -> str:
     return registry.default.head(description.head).task if description.head and description.num_classes else ""
 
 
-def _rated_json(title: str, values: Sequence[Rated]) -> list[dict[str, Any]]:
+def _rated_json(title: str, values: Sequence[ClassScore]) -> list[dict[str, Any]]:
     return [{"label": rated.label, "class": rated.name, title: rated.value} for rated in values]
 
 
@@ -304,7 +304,9 @@ def _class_predictions(logits: Tensor, names: Sequence[str], top: int) -> list[C
     best = logits.softmax(1).topk(min(top, len(names)))
     rows = zip(best.values.tolist(), best.indices.tolist(), strict=True)
     return [
-        ClassPrediction(tuple(Rated(label, names[label], value) for value, label in zip(values, labels, strict=True)))
+        ClassPrediction(
+            tuple(ClassScore(label, names[label], value) for value, label in zip(values, labels, strict=True))
+        )
         for values, labels in rows
     ]
 
@@ -314,7 +316,7 @@ def _pixel_prediction(logits: Tensor, size: tuple[int, int], names: Sequence[str
     mask = classes_at(logits, size[::-1]).cpu().numpy()
     found, counts = np.unique(mask, return_counts=True)
     shares = sorted(zip((counts / mask.size).tolist(), found.tolist(), strict=True), key=lambda pair: -pair[0])
-    return PixelPrediction(mask, tuple(Rated(label, names[label], share) for share, label in shares))
+    return PixelPrediction(mask, tuple(ClassScore(label, names[label], share) for share, label in shares))
 
 
 def _box_prediction(

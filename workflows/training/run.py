@@ -19,7 +19,7 @@ from torch import nn
 
 from featuretap import registry
 from featuretap.support.errors import TrainingError
-from featuretap.support.progress import bar, epoch_in_words
+from featuretap.support.progress import bar, format_epoch
 from featuretap.workflows.datasets.checks import check_readable
 from featuretap.workflows.datasets.data_set import DataSet
 from featuretap.workflows.training import run_folder
@@ -223,5 +223,5 @@ def _run_epochs(
         accelerator.log({name: value for name, value in row.items() if name != "epoch"}, step=epoch + 1)
         if is_main:
             run_folder.save_epoch(folder, trainer, progress, better=better)
-            log(epoch_in_words(row, configuration.epochs))
+            log(format_epoch(row, configuration.epochs))
         accelerator.wait_for_everyone()

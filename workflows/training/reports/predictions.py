@@ -18,7 +18,7 @@ from featuretap.support.images import convert_mode, write_picture
 from featuretap.support.text import one_line
 from featuretap.workflows.datasets.data_set import Sample
 from featuretap.workflows.inference.class_names import class_names
-from featuretap.workflows.inference.drawing import draw_boxes, draw_classes, draw_words
+from featuretap.workflows.inference.drawing import draw_boxes, draw_classes, draw_text
 from featuretap.workflows.inference.predicting import predict_images, task_of
 
 __all__ = ["draw_predictions"]
@@ -130,7 +130,7 @@ def _mask_tiles(sample: Sample, prediction: Any, names: Sequence[str]) -> list[I
     """Return three tiles: the image, the true classes of its pixels, and the predicted ones."""
     image, truth = _read(sample)
     tiles = {
-        Path(sample.name).name: draw_words(image, []),
+        Path(sample.name).name: draw_text(image, []),
         "truth": draw_classes(image, truth, names),
         "prediction": draw_classes(image, prediction.mask, names),
     }
