@@ -16,8 +16,6 @@ from featuretap.specs.head import backbone_of
 from featuretap.support.errors import FeaturetapError, HeadError, PluginError, UnknownHeadError
 from featuretap.support.text import format_count
 
-__all__ = ["list_command", "show_command"]
-
 LISTED_SIZE = (224, 224)
 BACKBONE_COLUMNS = ("name", ">parameters", ">MACs", "channels C1–C5", "weights")
 HEAD_COLUMNS = ("name", "reads", ">classes", "description")

@@ -18,21 +18,6 @@ from featuretap import registry
 from featuretap.command_line.commands import Command
 from featuretap.workflows.datasets.named_sets import NAMED_SETS
 
-__all__ = [
-    "PROGRAM",
-    "backbones",
-    "backbones_or_files",
-    "backbones_or_heads",
-    "completion_command",
-    "data_sets",
-    "folders",
-    "heads",
-    "plugins",
-    "runtimes",
-    "taps",
-    "weights",
-]
-
 Completion = Callable[[click.Context, click.Parameter, str], list[CompletionItem[str]]]
 
 PROGRAM = "featuretap"

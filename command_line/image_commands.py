@@ -15,8 +15,6 @@ from featuretap.command_line.printing import print_json, print_table, report_unr
 from featuretap.support.extras import check_extra
 from featuretap.workflows.extraction.job import Dtype, FileFormat, Job, default_shard_size
 
-__all__ = ["extract_command", "predict_command", "taps_command"]
-
 LARGEST_SHARD = 16_384
 """Images per file: their names must fit the header of a safetensors file, however long they are."""
 

@@ -15,8 +15,6 @@ from typing import NoReturn
 
 import click
 
-__all__ = ["convert_interrupts", "convert_sigterm", "discard_output", "exit_interrupted", "report_unwritten"]
-
 CLOSED = 141
 """Exit status where nobody reads the output any more, as a shell gives it for SIGPIPE."""
 

@@ -13,22 +13,6 @@ from click.shell_completion import CompletionItem
 from featuretap.command_line import completion
 from featuretap.specs.validation import ARGUMENTS
 
-__all__ = [
-    "FEATURES_ONLY",
-    "JSON",
-    "MODEL",
-    "NUM_CLASSES",
-    "PATH",
-    "SIZE",
-    "SOURCE",
-    "TAPS",
-    "WORKERS",
-    "CommaSeparated",
-    "backbone_options",
-    "batch_size_option",
-    "weights_option",
-]
-
 
 class Size(click.ParamType[tuple[int, int]]):
     """Height and width in pixels: "320x256", or "224" for both."""

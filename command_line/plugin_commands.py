@@ -24,8 +24,6 @@ from featuretap.support.errors import OptionError, UnknownBackboneError, did_you
 from featuretap.support.text import error_line
 from featuretap.support.version import __version__
 
-__all__ = ["new_plugin_command", "plugins_command", "render_template"]
-
 KINDS = ("backbones", "heads", "weights", "runtimes")
 DISTRIBUTION = re.compile(r"[a-z][a-z0-9]*([-_][a-z0-9]+)*")
 

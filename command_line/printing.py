@@ -14,8 +14,6 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-__all__ = ["format_options", "print_fields", "print_json", "print_table", "report_unreadable"]
-
 
 def print_table(titles: Iterable[str], rows: Iterable[Sequence[str]]) -> None:
     """Print a table; a title that begins with ">" is of a column that is aligned right.

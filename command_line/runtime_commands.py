@@ -27,8 +27,6 @@ if TYPE_CHECKING:
     from featuretap.support.timing import Timing
     from featuretap.workflows.measuring.comparing import Comparison, Measurement
 
-__all__ = ["LIBRARIES", "bench_command", "export_command", "quantize_command"]
-
 LIBRARIES = ("timm", "torchvision")
 Paths = tuple[Path, ...]
 ONE_SIZE = click.option("--size", type=parameters.SIZE, help="Fix the size of images.  [default: any]")

@@ -19,8 +19,6 @@ from featuretap.workflows.training.configuration import SETTINGS, Configuration,
 if TYPE_CHECKING:
     from featuretap.workflows.training.tasks.task import Metrics, Task
 
-__all__ = ["evaluate_command", "train_command"]
-
 NEEDED = ("accelerate", "faster_coco_eval", "matplotlib", "tensorboard", "tomli_w", "torchmetrics")
 TYPES = {"int": int, "float": float, "str": str, "bool": bool, "tuple[str, ...]": parameters.TAPS}
 COMPLETIONS = {

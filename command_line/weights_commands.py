@@ -20,8 +20,6 @@ from featuretap.weights.files import sha256_of, weights_file
 from featuretap.weights.header import Stored, read_header
 from featuretap.weights.metadata import Record, read_record
 
-__all__ = ["convert_command", "inspect_command", "save_command"]
-
 TARGET = click.argument("target", type=parameters.PATH, help="The file or folder to write.")
 LAYOUT = click.option(
     "--layout",

@@ -13,8 +13,6 @@ from uuid import uuid4
 
 from featuretap.support.errors import FeaturetapError, WeightsError
 
-__all__ = ["replace_files"]
-
 
 def replace_files(contents: Mapping[Path, bytes], error_type: type[FeaturetapError] = WeightsError) -> None:
     """Write contents to paths atomically: a reader sees the old file or the new one, also after a crash.

@@ -7,8 +7,6 @@ from importlib.util import find_spec
 
 from featuretap.support.errors import MissingExtraError
 
-__all__ = ["check_extra", "check_modules"]
-
 
 def check_extra(feature: str, extra: str, modules: Iterable[str]) -> None:
     """Raise a `MissingExtraError` that names the extra unless its top-level modules are installed.

@@ -14,8 +14,6 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from featuretap.support.atomic_write import replace_files
 from featuretap.support.errors import Hint, ImageError, WeightsError
 
-__all__ = ["apply_orientation", "convert_mode", "decode_image", "read_image", "write_picture"]
-
 
 def read_image(path: Path) -> Image.Image:
     """Read an image file as RGB, turned upright as its EXIF orientation says.

@@ -10,8 +10,6 @@ from typing import Any
 from featuretap.support.errors import FeaturetapError, PluginError, SpecError
 from featuretap.support.text import error_line
 
-__all__ = ["call_reference", "convert_errors", "load"]
-
 
 def load(reference: str) -> Any:
     """Import what a string names.

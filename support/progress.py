@@ -9,8 +9,6 @@ from contextlib import contextmanager
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-__all__ = ["bar", "format_epoch", "progress_steps"]
-
 
 @contextmanager
 def progress_steps(
@@ -49,12 +47,7 @@ def bar(label: str, total: int, *, shown: bool) -> Iterator[Callable[..., None]]
 
 
 def format_epoch(row: Mapping[str, float], epochs: int) -> str:
-    """Return the line that reports an epoch.
-
-    Args:
-        row: of the history: "epoch", "train_loss", measures, "lr" and "seconds".
-        epochs: of the run.
-    """
+    """Return the line that reports an epoch, a row of the history."""
     measures = [
         f"{name} {value:.4f}"
         for name, value in row.items()

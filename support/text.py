@@ -6,8 +6,6 @@ from collections.abc import Sequence
 
 from featuretap.support.errors import FeaturetapError
 
-__all__ = ["error_line", "first_few", "format_count", "one_line"]
-
 
 def one_line(text: str) -> str:
     """Return text as it can be printed and drawn: without line breaks and unprintable characters."""

@@ -9,8 +9,6 @@ from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
 from typing import TypeVar
 
-__all__ = ["PAUSE", "Timing", "time_interleaved"]
-
 PAUSE = 0.05
 """Seconds after which the waiting threads of a runtime have gone to sleep."""
 

@@ -10,8 +10,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from multiprocessing import resource_tracker
 
-__all__ = ["block_sigint", "ignore_sigint"]
-
 
 def ignore_sigint(worker: int) -> None:
     """Let a forked worker of a loader ignore Ctrl-C, and end at SIGTERM: a loader's `worker_init_fn`."""
