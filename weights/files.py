@@ -10,7 +10,7 @@ from typing import Any
 
 from featuretap.catalogue.pretrained import CHECKPOINT_SUFFIXES
 from featuretap.support.errors import WeightsError
-from featuretap.weights.header import unreadable
+from featuretap.weights.header import explain_os_error
 
 __all__ = ["CONFIG", "FILE", "PICKLES", "config_beside", "sha256_of", "weights_file"]
 
@@ -30,15 +30,13 @@ def weights_file(path: str | os.PathLike[str]) -> Path:
     path = Path(path)
     if "\0" in str(path):
         raise WeightsError(f"cannot read the weights {str(path)!r}: no file can have this name")
-    try:
+    with explain_os_error(path):
         if not path.is_dir():
             return path
         file = path / FILE
         if file.is_file():
             return file
         others = sorted(entry.name for entry in path.iterdir() if entry.suffix in CHECKPOINT_SUFFIXES)
-    except OSError as error:
-        raise unreadable(path, error) from error
     hint = f"give one of its files: {', '.join(others)}" if others else "give a folder that registry.save wrote"
     raise WeightsError(f"the folder {str(path)!r} holds no {FILE}; {hint}")
 
@@ -53,9 +51,8 @@ def config_beside(file: Path) -> dict[str, Any] | None:
     if file.name != FILE or not path.is_file():
         return None
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise unreadable(path, error) from error
+        with explain_os_error(path):
+            config = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
         raise WeightsError(f"{str(path)!r} is no JSON; get it again from where it comes from") from error
     if not isinstance(config, dict):
@@ -64,13 +61,6 @@ def config_beside(file: Path) -> dict[str, Any] | None:
 
 
 def sha256_of(path: Path) -> str:
-    """Return the SHA-256 of a file in hexadecimal digits.
-
-    Raises:
-        WeightsError: the file cannot be read.
-    """
-    try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as error:
-        raise unreadable(path, error) from error
+    """Return the SHA-256 of a file in hexadecimal digits."""
+    with explain_os_error(path), path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -8,14 +8,15 @@ once, such as a tensor named twice; these are refused here.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from featuretap.support.errors import WeightsError
 
-__all__ = ["Header", "Stored", "read_header", "with_sorted_header"]
+__all__ = ["Header", "Stored", "explain_os_error", "read_header", "with_sorted_header"]
 
 LONGEST_HEADER = 100_000_000
 """Bytes; the limit of the `safetensors` library."""
@@ -64,12 +65,9 @@ def read_header(path: Path) -> Header:
     Raises:
         WeightsError: the file cannot be read, is of another kind, or contradicts itself; the message says which.
     """
-    try:
-        with path.open("rb") as file:
-            size = file.seek(0, 2)
-            text = _header_text(path, file, size)
-    except OSError as error:
-        raise unreadable(path, error) from error
+    with explain_os_error(path), path.open("rb") as file:
+        size = file.seek(0, 2)
+        text = _header_text(path, file, size)
     first = 8 + len(text)
     try:
         header, end = _check_entries(_parse(text), first)
@@ -85,9 +83,17 @@ def read_header(path: Path) -> Header:
     return header
 
 
-def unreadable(path: Path, error: OSError) -> WeightsError:
-    """Return the error for a file that the system does not give."""
-    return WeightsError(f"cannot read the weights {str(path)!r}: {error.strerror or error}")
+@contextmanager
+def explain_os_error(path: Path) -> Iterator[None]:
+    """Name the file in an error of the operating system.
+
+    Raises:
+        WeightsError: in place of an `OSError`.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise WeightsError(f"cannot read the weights {str(path)!r}: {error.strerror or error}") from error
 
 
 def with_sorted_header(content: bytes) -> bytes:

@@ -17,7 +17,7 @@ from featuretap.catalogue.hookspecs import WeightsEntry
 from featuretap.support.errors import WeightsError
 from featuretap.support.text import first_few
 from featuretap.weights.files import PICKLES, sha256_of, weights_file
-from featuretap.weights.header import Header, Stored, read_header, unreadable
+from featuretap.weights.header import Header, Stored, explain_os_error, read_header
 from featuretap.weights.metadata import Record, read_record
 from featuretap.weights.timm_config import TimmConfig, read_timm_config
 
@@ -123,12 +123,9 @@ def check_finite(checkpoint: Checkpoint) -> None:
 
 def _map_tensors(path: Path, header: Header) -> dict[str, Tensor]:
     """Return the tensors of a file whose header was checked, in memory that the file is mapped into, to be copied."""
-    try:
-        with path.open("rb") as file:
-            # Privately: whatever happens to the tensors, the file stays as it is.
-            content = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
-    except OSError as error:
-        raise unreadable(path, error) from error
+    with explain_os_error(path), path.open("rb") as file:
+        # Privately: whatever happens to the tensors, the file stays as it is.
+        content = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
     return {name: _tensor(content, stored) for name, stored in header.tensors.items()}
 
 
@@ -150,16 +147,17 @@ def _hash_in_thread(file: Path) -> Callable[[], str]:
 
 
 def _read_pickle(path: Path) -> Mapping[str, Tensor]:
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except OSError as error:
-        raise unreadable(path, error) from error
-    except Exception as error:
-        # Damaged bytes make the unpickler raise almost anything.
-        raise WeightsError(
-            f"{str(path)!r} is no file of weights that can be read safely; give a .safetensors file, or a .pth file "
-            "that holds a state dict"
-        ) from error
+    with explain_os_error(path):
+        try:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+        except OSError:
+            raise
+        except Exception as error:
+            # Damaged bytes make the unpickler raise almost anything.
+            raise WeightsError(
+                f"{str(path)!r} is no file of weights that can be read safely; give a .safetensors file, or a .pth "
+                "file that holds a state dict"
+            ) from error
     if not isinstance(state, Mapping) or not state:
         raise WeightsError(
             f"{str(path)!r} holds {type(state).__name__}, no state dict; save model.state_dict(), not the model"
