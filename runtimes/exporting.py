@@ -34,11 +34,7 @@ def export(
     """Write a model as a file for a runtime; see `Registry.export`.
 
     Raises:
-        OptionError: there is no such format, the path ends in another's, or the model was not built by featuretap.
-        HeadError: the format cannot hold a model with this head.
-        MissingExtraError: packages for the format are not installed.
-        ExportError: the model cannot be exported, the file computes something else, or cannot be written. A file that
-            was at the path before is unchanged.
+        ExportError: the file lacks metadata. A file that was at the path before is unchanged.
     """
     form = resolve_format(path, format)
     form.check_installed()

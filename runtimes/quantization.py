@@ -138,11 +138,7 @@ def quantize(
         begin: called with the label and the number of parts of each step; what it returns is called after each part.
 
     Raises:
-        MissingExtraError: packages for ONNX are not installed.
-        OptionError: another suffix than .onnx, a model not built by featuretap, or one not in float32 on the CPU.
-        HeadError: a head whose outputs are no tensors by name, as detectors'.
-        DataError: too few images, or none that can be read.
-        ExportError: the model cannot be exported or quantised, or the file not be written.
+        OptionError: another suffix than .onnx.
     """
     check_extra("quantising", ONNX.extra, ONNX.modules)
     if path.suffix != ".onnx":

@@ -10,7 +10,7 @@ from typing import Literal
 
 from featuretap.support.image_files import ImageFile
 
-__all__ = ["Dtype", "FileFormat", "Job", "default_shard_size"]
+__all__ = ["Dtype", "FileFormat", "Job", "default_shard_size", "row_bytes"]
 
 FileFormat = Literal["safetensors", "parquet"]
 Dtype = Literal["float32", "float16"]
@@ -49,11 +49,6 @@ class Job:
         """Number of shards."""
         return ceil(len(self.images) / self.shard_size)
 
-    @property
-    def row_bytes(self) -> int:
-        """Bytes of one image's features."""
-        return _row_bytes(self.shapes, self.dtype)
-
     def rows(self, shard: int) -> range:
         """Return the indices in `images` of a shard's images."""
         return range(len(self.images))[shard * self.shard_size : (shard + 1) * self.shard_size]
@@ -65,8 +60,9 @@ class Job:
 
 def default_shard_size(shapes: Mapping[str, tuple[int, ...]], dtype: Dtype) -> int:
     """Return 1024 images, or as many as make 256 MiB, which fit into any memory."""
-    return max(1, min(DEFAULT_IMAGES, DEFAULT_BYTES // _row_bytes(shapes, dtype)))
+    return max(1, min(DEFAULT_IMAGES, DEFAULT_BYTES // row_bytes(shapes, dtype)))
 
 
-def _row_bytes(shapes: Mapping[str, tuple[int, ...]], dtype: Dtype) -> int:
+def row_bytes(shapes: Mapping[str, tuple[int, ...]], dtype: Dtype) -> int:
+    """Return the bytes of one image's features."""
     return sum(map(prod, shapes.values())) * (4 if dtype == "float32" else 2)

@@ -8,9 +8,8 @@ import json
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from filelock import FileLock, Timeout
 
@@ -19,7 +18,7 @@ from featuretap.support.errors import DataError
 from featuretap.support.image_files import digest_of
 from featuretap.support.version import __version__
 from featuretap.workflows.extraction.computing import Model, compute_shards
-from featuretap.workflows.extraction.job import Job
+from featuretap.workflows.extraction.job import Job, row_bytes
 from featuretap.workflows.extraction.reading import MANIFEST, RUN_KEYS, read_manifest
 from featuretap.workflows.extraction.shards import BadImage, read_names, write_shard
 
@@ -33,8 +32,7 @@ MAXIMUM_LENGTH = 40
 """Characters of a value in a message."""
 
 
-@dataclass(frozen=True)
-class Outcome:
+class Outcome(NamedTuple):
     """The result of a run: the number of images read by it, and the images of the job without features."""
 
     read: int
@@ -142,7 +140,7 @@ def _missing_shards(job: Job, identity: Mapping[str, Any]) -> list[int]:
     for shard in set(range(job.shards)) - set(missing):
         # Raises for damaged files.
         read_names(job.path(shard))
-    needed = job.row_bytes * sum(len(job.rows(shard)) for shard in missing)
+    needed = row_bytes(job.shapes, job.dtype) * sum(len(job.rows(shard)) for shard in missing)
     free = shutil.disk_usage(job.folder).free
     if needed > free:
         raise DataError(

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from http.client import HTTPException
 from itertools import chain, count, islice
 from pathlib import Path, PurePosixPath
-from urllib.error import HTTPError, URLError
+from urllib.error import HTTPError
 from urllib.parse import unquote
 from urllib.request import Request, urlopen
 
@@ -133,15 +133,14 @@ def _download(address: str) -> bytes:
         request = Request(address, headers={"User-Agent": f"featuretap/{__version__}"})
         with urlopen(request, timeout=TIMEOUT) as answer:
             content: bytes = answer.read(MAXIMUM_BYTES + 1)
-    except HTTPError as error:
-        # It is a response as well, and holds the connection open.
-        error.close()
-        raise ImageError(f"cannot download {address!r}: {error.code} {error.reason}") from error
-    except URLError as error:
-        reason = getattr(error.reason, "strerror", None) or error.reason
-        raise ImageError(f"cannot download {address!r}: {reason}") from error
     except (OSError, HTTPException, ValueError) as error:
-        raise ImageError(f"cannot download {address!r}: {error or type(error).__name__}") from error
+        reason = getattr(error, "reason", error)
+        reason = getattr(reason, "strerror", None) or reason
+        if isinstance(error, HTTPError):
+            # It is a response as well, and holds the connection open.
+            error.close()
+            reason = f"{error.code} {error.reason}"
+        raise ImageError(f"cannot download {address!r}: {reason}") from error
     if len(content) > MAXIMUM_BYTES:
         raise ImageError(
             f"{address!r} is larger than {MAXIMUM_BYTES // 10**6} MB; download it, and give the file if it is an image"
