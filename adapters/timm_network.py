@@ -18,8 +18,6 @@ from featuretap.specs import BackboneSpec
 from featuretap.support.errors import OptionError
 from featuretap.weights.folding import eps_of, fold_eps, set_eps
 
-__all__ = ["TimmNetwork", "extract_levels"]
-
 
 class TimmNetwork(nn.Module):
     """Images (N, in_chans, H, W) → logits (N, num_classes), by the modules of `registry.build`.

@@ -20,8 +20,6 @@ from featuretap.specs.layers import Convolution, SqueezeExcite
 from featuretap.specs.options import Freezing
 from featuretap.support.import_strings import load
 
-__all__ = ["Backbone", "ConvolutionLayer", "SqueezeExciteLayer", "TappedChain", "skip_init"]
-
 Norm = Callable[[int], nn.Module]
 Module = TypeVar("Module", bound=nn.Module)
 
@@ -83,7 +81,7 @@ class SqueezeExciteLayer(nn.Module):
 
 
 class HardSigmoid(nn.Module):
-    """`clip(slope * x + 0.5, 0, 1)`; torch's own has the slope 1/6 only."""
+    """`clip(slope * x + 0.5, 0, 1)` of (N, C, H, W); PyTorch's own has the slope 1/6 only."""
 
     def __init__(self, slope: float) -> None:
         super().__init__()
@@ -95,7 +93,7 @@ class HardSigmoid(nn.Module):
 
 
 class ResidualChain(nn.Sequential):
-    """A chain whose input is added to its output."""
+    """A chain (N, C, H, W) → (N, C, H, W) whose input is added to its output."""
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the sum."""

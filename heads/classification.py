@@ -9,8 +9,6 @@ from typing import Any
 
 from featuretap.specs import BackboneSpec, BatchNorm, HeadSpec, Linear, Option
 
-__all__ = ["CLASSIFICATION", "classification_layers"]
-
 DROPOUT = Option(None, lambda value: value is None or _is_rate(value), "a rate from 0 up to below 1")
 
 

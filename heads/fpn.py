@@ -10,8 +10,6 @@ from featuretap.specs import BackboneSpec, HeadSpec, Tap
 from featuretap.specs.validation import boolean, choice, count
 from featuretap.support.errors import OptionError
 
-__all__ = ["FPN", "GROUPS", "PYRAMID_OPTIONS", "check_pyramid", "pyramid_taps"]
-
 PYRAMID_OPTIONS = {
     "out_channels": count(256),
     "extra_levels": choice(None, "pool", "p6p7"),

@@ -12,8 +12,6 @@ from featuretap.specs import BackboneSpec, HeadSpec
 from featuretap.specs.validation import Option, boolean, choice, count, is_list_of, is_whole
 from featuretap.support.errors import HeadError
 
-__all__ = ["DEEPLAB_V3", "LRASPP", "check_stride", "segmentation_outputs"]
-
 COARSEST = 16
 
 SEGMENTER: dict[str, Any] = {

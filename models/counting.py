@@ -14,8 +14,6 @@ from featuretap.specs import BackboneSpec
 from featuretap.specs.head import ModelSpec
 from featuretap.support.import_strings import convert_errors
 
-__all__ = ["factory_macs", "factory_parameters", "macs", "parameters", "tensors"]
-
 
 def parameters(model: ModelSpec) -> int:
     """Return the number of parameters of a model's head, its norms' gamma and beta included."""

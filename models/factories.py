@@ -13,8 +13,6 @@ from featuretap.specs.options import Freezing
 from featuretap.support.errors import PluginError
 from featuretap.support.import_strings import call_reference
 
-__all__ = ["backbone_module", "freeze"]
-
 # The first is the base class of all batch and instance norms.
 NORMS = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
 PROBES = (224, 256, 384, 192, 448, 512, 518, 288, 320, 336, 240, 128, 96, 64)

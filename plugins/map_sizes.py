@@ -6,8 +6,6 @@ from collections.abc import Callable, Iterable, Sequence
 from functools import cache
 from typing import Literal
 
-__all__ = ["Rounding", "find_roundings"]
-
 Rounding = Literal["ceil", "floor"] | int
 
 DIVISIBLE = 256

@@ -29,8 +29,6 @@ from featuretap.support.text import error_line
 from featuretap.weights.downloads import torch_hub_path
 from featuretap.weights.timm_config import preprocessing_of
 
-__all__ = ["TimmBackbone", "build", "describe", "find", "match"]
-
 PREFIX = "timm/"
 DEFAULTS = {"in_chans": 3, "output_stride": 32}
 """Options whose default is a value; that of the others is None, which leaves the choice to the model."""

@@ -28,8 +28,6 @@ from featuretap.support.errors import OptionError, SpecError
 from featuretap.support.text import error_line
 from featuretap.weights.downloads import torch_hub_path
 
-__all__ = ["TorchvisionFeatures", "build", "describe", "find", "match"]
-
 PREFIX = "torchvision/"
 NOT_OPTIONS = {"num_classes", "aux_logits", "transform_input", "init_weights", "dropout"}
 """Arguments of torchvision's networks that make no difference to a map, or that other means are for."""

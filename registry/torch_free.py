@@ -7,8 +7,6 @@ import sys
 
 from featuretap.support.errors import SpecError
 
-__all__ = ["check_torch_free"]
-
 PATIENCE = 60
 """Seconds after which a plugin is taken to hang."""
 

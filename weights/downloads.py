@@ -15,8 +15,6 @@ from featuretap.catalogue.hookspecs import HUB, WeightsEntry
 from featuretap.support.errors import Hint, WeightsError
 from featuretap.support.text import one_line
 
-__all__ = ["find_or_download", "offline", "torch_hub_path"]
-
 HUB_SITE = "https://huggingface.co"
 
 

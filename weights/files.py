@@ -12,8 +12,6 @@ from featuretap.catalogue.pretrained import CHECKPOINT_SUFFIXES
 from featuretap.support.errors import WeightsError
 from featuretap.weights.header import explain_os_error
 
-__all__ = ["CONFIG", "FILE", "PICKLES", "config_beside", "sha256_of", "weights_file"]
-
 PICKLES = CHECKPOINT_SUFFIXES[1:]
 """Endings of files that torch.save writes; everything else is read as safetensors."""
 

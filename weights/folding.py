@@ -11,8 +11,6 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-__all__ = ["eps_of", "fold_eps", "set_eps"]
-
 
 def set_eps(module: nn.Module, eps: float) -> None:
     """Give every norm with running statistics the epsilon of its file; norms of a `norm=` factory have torch's."""

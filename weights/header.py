@@ -16,8 +16,6 @@ from typing import Any, BinaryIO
 
 from featuretap.support.errors import WeightsError
 
-__all__ = ["Header", "Stored", "explain_os_error", "read_header", "with_sorted_header"]
-
 LONGEST_HEADER = 100_000_000
 """Bytes; the limit of the `safetensors` library."""
 

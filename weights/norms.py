@@ -10,8 +10,6 @@ from torch import nn
 
 from featuretap.support.errors import WeightsError
 
-__all__ = ["MAKES", "norm_from_label", "norm_label"]
-
 MAKES = "a function that makes "
 
 

@@ -21,8 +21,6 @@ from featuretap.specs.layers import BatchNorm, Convolution, Counted, Linear, Squ
 from featuretap.weights.expected_tensors import HEAD
 from featuretap.weights.layouts import MismatchError
 
-__all__ = ["prune_tail"]
-
 Head = Sequence[tuple[Linear | BatchNorm, Linear | BatchNorm]]
 
 Squares = tuple[str, tuple[int, ...]]

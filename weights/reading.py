@@ -21,8 +21,6 @@ from featuretap.weights.header import Header, Stored, explain_os_error, read_hea
 from featuretap.weights.metadata import Record, read_record
 from featuretap.weights.timm_config import TimmConfig, read_timm_config
 
-__all__ = ["DTYPES", "Checkpoint", "check_finite", "read_checkpoint"]
-
 DTYPES = {
     "BOOL": torch.bool,
     "U8": torch.uint8,

@@ -18,8 +18,6 @@ from featuretap.specs.preprocessing import Preprocessing
 from featuretap.support.errors import WeightsError
 from featuretap.weights.files import CONFIG, config_beside
 
-__all__ = ["TimmConfig", "preprocessing_of", "read_timm_config", "timm_config"]
-
 logger = logging.getLogger("featuretap")
 
 SIZE = 224

@@ -6,8 +6,6 @@ from collections.abc import Mapping
 
 from featuretap.specs import BackboneSpec
 
-__all__ = ["convolution", "linear", "squeeze_excite"]
-
 NORM = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
 WEIGHT_AND_BIAS = ("weight", "bias")
 

@@ -18,8 +18,6 @@ from featuretap.specs.layers import SqueezeExcite
 from featuretap.specs.layout import Layout
 from featuretap.specs.variants import widened
 
-__all__ = ["mobilenet_v1", "mobilenet_v2", "mobilenet_v3"]
-
 NORM_EPS = 1e-5
 
 DEFAULTS = {"in_chans": 3, "output_stride": 32}

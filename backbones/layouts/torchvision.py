@@ -13,8 +13,6 @@ from featuretap.specs.layers import Layer, SqueezeExcite, make_divisible
 from featuretap.specs.layout import Layout
 from featuretap.specs.variants import reduced_tail, widened
 
-__all__ = ["mobilenet_v2", "mobilenet_v3"]
-
 HUNDREDTHS = range(5, 401)
 
 

@@ -16,8 +16,6 @@ from featuretap.specs import ModelSpec
 from featuretap.specs.layout import Layout
 from featuretap.specs.preprocessing import Preprocessing
 
-__all__ = ["deeplab_v3", "faster_rcnn", "lraspp", "ssdlite"]
-
 LARGE = "mobilenet_v3_large"
 DILATED = {"dilated": True}
 

@@ -9,8 +9,6 @@ from featuretap.backbones.modules import ACTIVATIONS, skip_init
 from featuretap.heads.classification import classification_layers
 from featuretap.specs import BackboneSpec, BatchNorm, Linear
 
-__all__ = ["ClassificationHead", "classification"]
-
 
 class ClassificationHead(nn.Module):
     """Pool one map (N, C, H, W) of any size, and return logits (N, num_classes).

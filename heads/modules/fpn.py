@@ -13,8 +13,6 @@ from torchvision.ops.feature_pyramid_network import LastLevelMaxPool, LastLevelP
 from featuretap.heads.fpn import GROUPS, pyramid_taps
 from featuretap.specs import BackboneSpec
 
-__all__ = ["Pyramid", "fpn"]
-
 
 class Pyramid(nn.Module):
     """torchvision's FeaturePyramidNetwork: maps of a backbone → dict from level to map (N, out_channels, H', W').

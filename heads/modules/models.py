@@ -9,8 +9,6 @@ from torch.nn import functional as F  # noqa: N812 - PyTorch's own name for it
 
 from featuretap.support.errors import OptionError
 
-__all__ = ["DetectionModel", "HeadedModel", "PyramidModel", "SegmentationModel"]
-
 Target = Dict[str, Tensor]
 
 

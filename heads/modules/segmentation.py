@@ -13,8 +13,6 @@ from torchvision.ops import Conv2dNormActivation
 
 from featuretap.specs import BackboneSpec
 
-__all__ = ["DeepLabV3Head", "LRASPPHead", "deeplab_v3", "lraspp"]
-
 GATES = {"hard_sigmoid": nn.Hardsigmoid, "sigmoid": nn.Sigmoid}
 
 
@@ -85,7 +83,10 @@ class DeepLabV3Head(nn.Module):
 
 
 class AuxiliaryDeepLabV3Head(DeepLabV3Head):
-    """Two maps → {"out": …, "aux": …}, each of its map's size; the second is to learn from (as FCN, 1411.4038)."""
+    """Two maps → {"out": …, "aux": …}, logits (N, num_classes, H', W') of each map's size; the second is for training.
+
+    The second head is that of FCN (arXiv 1411.4038).
+    """
 
     def __init__(self, tap: str, classifier: nn.Module, auxiliary_tap: str, auxiliary: nn.Module) -> None:
         super().__init__(tap, classifier)
