@@ -31,31 +31,40 @@ TYPED = {
 """Reference of a hint → what is typed for it."""
 
 
+SECTIONS = {
+    "Catalogue": (list_command, show_command, inspect_command),
+    "Images": (taps_command, predict_command, extract_command),
+    "Training": (train_command, evaluate_command),
+    "Weights": (save_command, convert_command),
+    "Runtimes": (export_command, quantize_command, bench_command),
+    "Plugins": (plugins_command, new_plugin_command),
+    "Shell": (completion_command,),
+}
+"""Heading in the help → commands."""
+SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 100, "show_default": True}
+
+
 class Main(Group):
     """The group of all commands."""
 
     make_context = convert_interrupts()(Group.make_context)
     invoke = convert_interrupts()(Group.invoke)
 
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write a line for each command, under its heading and aligned with those of the others."""
+        width = max(map(len, self.commands))
+        for heading, commands in SECTIONS.items():
+            with formatter.section(heading):
+                formatter.write_dl([(f"{command.name:<{width}}", command.get_short_help_str()) for command in commands])
 
-@click.group(
-    cls=Main, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100, "show_default": True}
-)
+
+@click.group(cls=Main, context_settings=SETTINGS, commands=[each for section in SECTIONS.values() for each in section])
 @click.version_option(package_name="featuretap", message="featuretap %(version)s")
 def command() -> None:
     """Backbones for detection and segmentation, by name.
 
     Example: featuretap show mobilenet_v3_large --size 320x256
     """
-
-
-command.add_section("Catalogue", list_command, show_command, inspect_command)
-command.add_section("Images", taps_command, predict_command, extract_command)
-command.add_section("Training", train_command, evaluate_command)
-command.add_section("Weights", save_command, convert_command)
-command.add_section("Runtimes", export_command, quantize_command, bench_command)
-command.add_section("Plugins", plugins_command, new_plugin_command)
-command.add_section("Shell", completion_command)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

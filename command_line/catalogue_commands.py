@@ -17,8 +17,6 @@ from featuretap.support.errors import FeaturetapError, HeadError, PluginError, U
 from featuretap.support.text import format_count
 
 LISTED_SIZE = (224, 224)
-BACKBONE_COLUMNS = ("name", ">parameters", ">MACs", "channels C1–C5", "weights")
-HEAD_COLUMNS = ("name", "reads", ">classes", "description")
 
 
 @click.command("list", cls=Command, short_help="List backbones, or heads.")
@@ -36,10 +34,11 @@ def list_command(pattern: str, heads: bool) -> None:
         kind, flag = ("head", " --heads") if heads else ("backbone", "")
         raise click.UsageError(f"no {kind} matches {pattern!r}; see featuretap list{flag}")
     if heads:
-        print_table(HEAD_COLUMNS, map(_head_row, names))
+        print_table(("name", "reads", ">classes", "description"), map(_head_row, names))
         click.echo("Classes are the default; featuretap show NAME --head HEAD counts a backbone with a head.")
     else:
-        print_table(BACKBONE_COLUMNS, map(_backbone_row, names))
+        titles = ("name", ">parameters", ">MACs", "channels C1–C5", "weights")
+        print_table(titles, map(_backbone_row, names))
         if "/" in pattern:
             click.echo("featuretap show NAME describes one of these, which it builds on the meta device.")
         else:
@@ -195,9 +194,8 @@ def _print_facts(facts: dict[str, Any]) -> None:
     costs |= {f"with {head['name']}": head} if head else {"classifier": facts["classifier"]}
     width = max(12, *map(len, costs))
     image = "{}×{}".format(*facts["size"])
-    for label, cost in costs.items():
-        parameters, macs = _formatted(cost)
-        print_fields({label: f"{parameters} parameters, {macs} multiply-adds for an image of {image}"}, width)
+    text = "{} parameters, {} multiply-adds for an image of " + image
+    print_fields({label: text.format(*_formatted(cost)) for label, cost in costs.items()}, width)
     if head:
         options = format_options(head["options"]) or "none"
         print_fields({"it reads": ", ".join(head["reads"]), "its options": options}, width)

@@ -140,11 +140,10 @@ def plugins_command(context: click.Context, as_json: bool) -> None:
     if as_json:
         print_json({"plugins": [_facts(plugin) for plugin in plugins], "problems": problems})
         return
-    titles = ("distribution", "version", "plugin", "status", "provides", ">load time")
-    rows = [
-        (p.distribution, p.version or "–", p.name, p.status, _provides(p) or "–", _milliseconds(p)) for p in plugins
-    ]
-    print_table(titles, rows)
+    print_table(
+        ("distribution", "version", "plugin", "status", "provides", ">load time"),
+        ((p.distribution, p.version or "–", p.name, p.status, _provides(p) or "–", _milliseconds(p)) for p in plugins),
+    )
     for problem in problems:
         click.echo(problem)
     failed = [plugin for plugin in plugins if plugin.status == "failed"]
@@ -175,11 +174,12 @@ def doctor_command(name: str) -> None:
 def _examine(plugin: Plugin) -> bool:
     """Print what is found of a plugin, and return whether it has no problems."""
     click.echo(plugin.label)
-    print_fields({"version": plugin.version, "entry point": plugin.value})
+    status = f"{plugin.status} in {_milliseconds(plugin)}"
     if plugin.status == "disabled":
-        print_fields({"status": "disabled: switched off by FEATURETAP_PLUGINS or by [plugins] in featuretap.toml"})
+        status = "disabled: switched off by FEATURETAP_PLUGINS or by [plugins] in featuretap.toml"
+    print_fields({"version": plugin.version, "entry point": plugin.value, "status": status})
+    if plugin.status == "disabled":
         return True
-    print_fields({"status": f"{plugin.status} in {_milliseconds(plugin)}"})
     if plugin.error is not None:
         from featuretap.catalogue.plugin_loading import traceback_of
 
@@ -189,17 +189,16 @@ def _examine(plugin: Plugin) -> bool:
         disable = f'[plugins] disable = ["{plugin.distribution}"] in featuretap.toml'
         print_fields({"next": f"mend that, or switch it off: {disable}"})
         return False
-    print_fields({"provides": _provides(plugin)})
     from featuretap.registry.diagnosis import find_problems
 
+    print_fields({"provides": _provides(plugin)})
     count = 0
     # They are printed when they are found, which takes seconds.
     for count, problem in enumerate(find_problems(plugin, registry.default), start=1):  # noqa: B007
         print_fields({"problem": problem})
     print_fields({"found": f"{count} problem{'s' if count > 1 else ''}" if count else "no problems"})
-    if count:
-        advice = "make module and declaration agree; the classes of featuretap.registry.testing test more"
-        print_fields({"next": advice})
+    advice = "make module and declaration agree; the classes of featuretap.registry.testing test more"
+    print_fields({"next": advice if count else None})
     return not count
 
 
@@ -219,12 +218,8 @@ def _facts(plugin: Plugin) -> dict[str, Any]:
 
 def _provides(plugin: Plugin) -> str:
     counts = {kind: len(getattr(plugin, kind)) for kind in KINDS}
-    parts = [
-        f"{count} {kind.removesuffix('s') if count == 1 and kind != 'weights' else kind}"
-        for kind, count in counts.items()
-        if count
-    ]
-    return ", ".join([*parts, *(["an open namespace"] if plugin.find_backbone else [])])
+    parts = [f"{n} {kind if n > 1 or kind == 'weights' else kind[:-1]}" for kind, n in counts.items() if n]
+    return ", ".join([*parts, "an open namespace"] if plugin.find_backbone else parts)
 
 
 def _milliseconds(plugin: Plugin) -> str:

@@ -142,9 +142,8 @@ def _facts(path: Path, tensors: Mapping[str, Stored], record: Record | None) -> 
 
 
 def _print_facts(facts: dict[str, Any]) -> None:
-    name = facts["name"] or "unknown model"
     note = "" if facts["described"] or not facts["name"] else " (identified by its tensors)"
-    click.echo(f"{facts['file']}: {name}{note}")
+    click.echo(f"{facts['file']}: {facts['name'] or 'unknown model'}{note}")
     tensors = facts["tensors"].values()
     types = Counter(tensor["dtype"] for tensor in tensors)
     counts = ", ".join(f"{count} {dtype}" for dtype, count in types.most_common())

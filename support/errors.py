@@ -1,7 +1,6 @@
-"""One class per failure.
+"""One class per failure. All derive from `FeaturetapError`, so that applications can catch the library's own failures.
 
-Messages are lower case: what was asked, what is wrong, and what to do. Everything derives from `FeaturetapError`, so
-that an application can catch the library's own failures and nothing else.
+Messages are lower case: what was asked, what is wrong, and what to do.
 """
 
 from __future__ import annotations

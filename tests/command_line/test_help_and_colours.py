@@ -15,7 +15,7 @@ from click.testing import CliRunner
 from support import Completed
 
 import featuretap
-from featuretap.command_line import command
+from featuretap.command_line import SECTIONS, command
 
 PROGRAM = (sys.executable, "-m", "featuretap.command_line")
 OTHERS = re.compile(r"\s(?:>>|>|&&|\|)\s.*")
@@ -106,7 +106,7 @@ def test_help_lists_every_command_in_one_line_under_a_heading() -> None:
     assert "..." not in text.partition("Options:")[2]
     headings = re.findall(r"^(\S.*):$", text, re.MULTILINE)
     assert headings == ["Options", "Catalogue", "Images", "Training", "Weights", "Runtimes", "Plugins", "Shell"]
-    assert sum(map(len, command.sections.values())) == len(command.commands)
+    assert sum(map(len, SECTIONS.values())) == len(command.commands)
 
 
 def environment(**more: str) -> dict[str, str]:
