@@ -172,7 +172,7 @@ class Backbone(nn.Module):
 
     @torch.no_grad()
     def initialise(self) -> None:
-        """Draw every convolution from N(0, √(2 / fan-out)) (He et al., arXiv 1502.01852, section 2.2), once.
+        """Initialise every convolution from N(0, √(2 / fan-out)) (He et al., arXiv 1502.01852, section 2.2), once.
 
         The fan-out counts the outputs that one input reaches, which for a depthwise convolution are those of its own
         channel, as in the reference code of the MobileNets' successors. Biases are 0, norms the identity.
@@ -185,13 +185,10 @@ class Backbone(nn.Module):
                 if module.bias is not None:
                     module.bias.zero_()
             elif isinstance(module, nn.BatchNorm2d):
-                module.reset_running_stats()
-                if module.affine:
-                    module.weight.fill_(1)
-                    module.bias.zero_()
+                module.reset_parameters()
 
     def freeze(self, freezing: Freezing) -> None:
-        """Stop the training of all levels through one, and of all norms if so asked, until it is called again."""
+        """Freeze all levels through one, and all norms if requested."""
         self.frozen = LEVELS[: LEVELS.index(freezing.through) + 1] if freezing.through else ()
         self.frozen_norm = freezing.norms
         for module in self._frozen_modules():

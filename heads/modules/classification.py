@@ -40,16 +40,14 @@ class ClassificationHead(nn.Module):
 
     @torch.no_grad()
     def initialise(self) -> None:
-        """Draw weights from N(0, 0.01), biases 0, as torchvision does for these classifiers; a norm is the identity."""
+        """Initialise weights from N(0, 0.01) and biases by 0, as torchvision does; a norm is the identity."""
         for layer in (self.hidden, self.logits):
             if isinstance(layer, nn.Linear):
                 layer.weight.normal_(0, 0.01)
                 if layer.bias is not None:
                     layer.bias.zero_()
         if isinstance(self.norm, nn.BatchNorm1d):
-            self.norm.reset_running_stats()
-            self.norm.weight.fill_(1)
-            self.norm.bias.zero_()
+            self.norm.reset_parameters()
 
 
 def classification(backbone: BackboneSpec, *, num_classes: int, dropout: float | None = None) -> ClassificationHead:
