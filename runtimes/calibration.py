@@ -15,7 +15,7 @@ from featuretap.support.errors import DataError, ImageError
 from featuretap.support.image_files import ImageFile, list_images
 from featuretap.support.images import read_image
 
-__all__ = ["read_images", "split_images", "transform_for"]
+__all__ = ["make_transform", "read_images", "split_images"]
 
 MAXIMUM = 256
 """Images to calibrate on, and images to compare on; more change little."""
@@ -85,7 +85,7 @@ def split_images(images: Sequence[Path], judge_on: Sequence[Path]) -> tuple[list
     return _sample(calibrated_on), _sample(found[HELD_BACK - 1 :: HELD_BACK])
 
 
-def transform_for(description: Description, size: tuple[int, int] | None) -> Callable[[Any], Tensor]:
+def make_transform(description: Description, size: tuple[int, int] | None) -> Callable[[Any], Tensor]:
     """Return image → tensor (C, H, W) of a size (height, width), or of that of the weights, square if uncropped."""
     check_channels(description)
     preprocessing = description.preprocessing

@@ -14,6 +14,7 @@ from featuretap.runtimes.signature import DEVICE, DTYPE, SIGNATURE, Signature
 from featuretap.runtimes.verification import verify_outputs
 from featuretap.specs import RuntimeSpec, Tap
 from featuretap.specs.description import Description
+from featuretap.specs.validation import is_whole
 from featuretap.support.errors import ExportError, OptionError
 from featuretap.support.import_strings import convert_errors, load
 from featuretap.weights.metadata import read_record
@@ -149,5 +150,5 @@ def open_file(catalogue: Catalogue, runtime: RuntimeSpec, path: Path, threads: i
 
 
 def _check_threads(threads: Any) -> None:
-    if threads is not None and not (type(threads) is int and threads > 0):
+    if threads is not None and not is_whole(threads, 1):
         raise OptionError(f"threads must be 1 or more, or None for PyTorch's; got {threads!r}")

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from featuretap.models.built import unwrap
 from featuretap.runtimes.signature import Signature
 from featuretap.specs.description import Description, format_options
+from featuretap.specs.validation import is_list_of, is_whole
 from featuretap.support.errors import ExportError, FeaturetapError, HeadError, OptionError
 from featuretap.support.text import error_line
 
@@ -171,10 +172,9 @@ def check_sizes(size: Any, batch: Any) -> None:
     Raises:
         OptionError: an invalid size or batch.
     """
-    pair = isinstance(size, tuple | list) and len(size) == 2 and all(type(side) is int and side > 0 for side in size)
-    if size is not None and not pair:
+    if size is not None and not (is_list_of(size, lambda side: is_whole(side, 1)) and len(size) == 2):
         raise OptionError(f"size must be (height, width) in pixels, or None for images of any size; got {size!r}")
-    if batch is not None and not (type(batch) is int and batch > 0):
+    if batch is not None and not is_whole(batch, 1):
         raise OptionError(f"batch must be a number of images, or None for any; got {batch!r}")
 
 

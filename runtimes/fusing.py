@@ -68,7 +68,7 @@ def fuse(model: nn.Module) -> nn.Module:
     label = format_options(model.description.name, model.description.options)
     if is_fused(model):
         raise OptionError(f"{label} is fused already; use it as it is")
-    norms = _norms(model)
+    norms = _count_norms(model)
     if not norms:
         raise OptionError(f"cannot fuse {label}: it has no batch norms; use it as it is")
     fused = fold_norms(model)
@@ -76,7 +76,7 @@ def fuse(model: nn.Module) -> nn.Module:
     for name in ("description", "taps"):
         if hasattr(model, name):
             setattr(fused, name, getattr(model, name))
-    left = _norms(fused)
+    left = _count_norms(fused)
     if left == norms:
         raise OptionError(
             f"cannot fuse {label}: none of its {norms} batch norms is known to run right behind a convolution, without "
@@ -125,7 +125,7 @@ def _check_outputs(model: Built, fused: nn.Module, label: str) -> None:
             )
 
 
-def _norms(model: nn.Module) -> int:
+def _count_norms(model: nn.Module) -> int:
     return sum(isinstance(module, _BatchNorm | FrozenBatchNorm2d) for module in model.modules())
 
 

@@ -31,7 +31,9 @@ def compile_openvino(model: Exportable, *, threads: int | None) -> Run:
 def open_openvino(path: Path, *, threads: int | None) -> tuple[dict[str, str], Run]:
     """Return the metadata of an .xml file (with its .bin beside it) or an ONNX file, and what runs it."""
     model = openvino.Core().read_model(path)
-    return {**_section(model, ONNX_SECTION, ""), **_section(model, SECTION, f"{SECTION}.")}, _runner(model, threads)
+    return {**_read_section(model, ONNX_SECTION, ""), **_read_section(model, SECTION, f"{SECTION}.")}, _runner(
+        model, threads
+    )
 
 
 def write_openvino(model: Exportable, path: Path, metadata: Mapping[str, str]) -> None:
@@ -55,7 +57,7 @@ def _convert(model: Exportable) -> openvino.Model:
     return converted
 
 
-def _section(model: openvino.Model, section: str, prefix: str) -> dict[str, str]:
+def _read_section(model: openvino.Model, section: str, prefix: str) -> dict[str, str]:
     info = model.get_rt_info([section]).value if model.has_rt_info([section]) else {}
     return {f"{prefix}{name}": str(getattr(value, "value", value)) for name, value in info.items()}
 

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - PyTorch's own name for it
 
-from featuretap.runtimes.calibration import read_images, split_images, transform_for
+from featuretap.runtimes.calibration import make_transform, read_images, split_images
 from featuretap.runtimes.exportable import library_errors, prepare_model
 from featuretap.runtimes.exporting import export_metadata, keep_on_success
 from featuretap.runtimes.formats import ONNX
@@ -146,7 +146,7 @@ def quantize(
     files, files_to_compare = split_images(images, judge_on)
     prepared = prepare_model(model, size)
     prepared.check_on_cpu("onnxruntime")
-    transform = transform_for(prepared.description, size)
+    transform = make_transform(prepared.description, size)
     bad: dict[str, str] = {}
     bad_to_compare: dict[str, str] = {}
     from featuretap.runtimes.onnx_runtime import onnx_model, onnx_session

@@ -60,7 +60,7 @@ def extract(
         begin: called with the number of images to read.
         report: called with the number of images of each batch or shard.
     """
-    identity = _identity(job, model)
+    identity = _describe_run(job, model)
     with lock_folder(job, identity) as missing:
         read = sum(len(job.rows(shard)) for shard in missing)
         begin(read)
@@ -87,7 +87,7 @@ def lock_folder(job: Job, identity: Mapping[str, Any]) -> Iterator[list[int]]:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         # Before the lock, which is a file too.
-        _own_manifest(folder)
+        _read_own_manifest(folder)
         lock.acquire()
     except Timeout as error:
         raise DataError(
@@ -98,12 +98,12 @@ def lock_folder(job: Job, identity: Mapping[str, Any]) -> Iterator[list[int]]:
     except OSError as error:
         raise DataError(f"cannot write into {str(folder)!r}: {error.strerror or error}") from error
     try:
-        yield _missing_shards(job, identity)
+        yield _find_missing_shards(job, identity)
     finally:
         lock.release()
 
 
-def _identity(job: Job, model: Model) -> dict[str, Any]:
+def _describe_run(job: Job, model: Model) -> dict[str, Any]:
     """Return the manifest of a run before its shards are computed, as JSON reads it back."""
     description = model.description
     manifest: dict[str, Any] = {
@@ -129,9 +129,9 @@ def _identity(job: Job, model: Model) -> dict[str, Any]:
     return dict(json.loads(json.dumps(manifest)))
 
 
-def _missing_shards(job: Job, identity: Mapping[str, Any]) -> list[int]:
+def _find_missing_shards(job: Job, identity: Mapping[str, Any]) -> list[int]:
     """Return the numbers of the shards to compute, after all checks of the folder, and write the first manifest."""
-    manifest = _own_manifest(job.folder)
+    manifest = _read_own_manifest(job.folder)
     if manifest is not None:
         _check_same_run(job.folder, manifest, identity)
     for temporary in job.folder.glob(TEMPORARY):
@@ -152,7 +152,7 @@ def _missing_shards(job: Job, identity: Mapping[str, Any]) -> list[int]:
     return missing
 
 
-def _own_manifest(folder: Path) -> dict[str, Any] | None:
+def _read_own_manifest(folder: Path) -> dict[str, Any] | None:
     """Return the manifest of the run in a folder, or None where the folder is empty."""
     if (folder / MANIFEST).exists():
         return read_manifest(folder)
@@ -170,12 +170,12 @@ def _check_same_run(folder: Path, manifest: Mapping[str, Any], identity: Mapping
         found, requested = (list(run[key]) if key == "taps" else run[key] for run in (manifest, identity))
         if found != requested:
             raise DataError(
-                f"{str(folder)!r} holds features of another run ({label}: {_abbreviated(found)} there, "
-                f"{_abbreviated(requested)} asked for); give another --out, or the same command again"
+                f"{str(folder)!r} holds features of another run ({label}: {_abbreviate(found)} there, "
+                f"{_abbreviate(requested)} asked for); give another --out, or the same command again"
             )
 
 
-def _abbreviated(value: Any) -> str:
+def _abbreviate(value: Any) -> str:
     return json.dumps(value[:MAXIMUM_LENGTH] if isinstance(value, str) else value, ensure_ascii=False)
 
 
