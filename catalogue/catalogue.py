@@ -31,8 +31,6 @@ from featuretap.support.errors import (
     did_you_mean,
 )
 
-__all__ = ["Catalogue"]
-
 NO_USER_FILE = CatalogueFile(Path(), {}, ())
 
 

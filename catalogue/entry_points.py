@@ -15,8 +15,6 @@ from featuretap.catalogue.policy import OURS, normalise_name
 from featuretap.support.errors import PluginError
 from featuretap.support.version import __version__
 
-__all__ = ["PluginEntryPoint", "find_entry_points"]
-
 
 @dataclass(frozen=True)
 class PluginEntryPoint:

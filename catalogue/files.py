@@ -21,8 +21,6 @@ from featuretap.specs.validation import COUNT, Check, check_name, is_list_of, is
 from featuretap.support.errors import CatalogueError, FeaturetapError, SpecError, did_you_mean
 from featuretap.support.import_strings import load
 
-__all__ = ["CatalogueFile", "PluginCatalogue", "load_catalogue", "read_catalogue"]
-
 SCHEMA = 1
 IMPORT_STRING = re.compile(r"\w+(\.\w+)*:\w+(\.\w+)*")
 

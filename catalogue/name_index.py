@@ -9,8 +9,6 @@ from featuretap.catalogue.policy import normalise_name
 from featuretap.specs import BackboneSpec, HeadSpec, RuntimeSpec
 from featuretap.support.errors import FeaturetapError, did_you_mean
 
-__all__ = ["NameIndex", "Named"]
-
 Named = TypeVar("Named", BackboneSpec, HeadSpec, RuntimeSpec)
 
 

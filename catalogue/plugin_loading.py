@@ -27,8 +27,6 @@ from featuretap.specs import BackboneSpec, HeadSpec, RuntimeSpec
 from featuretap.support.errors import FeaturetapError, PluginError, did_you_mean
 from featuretap.support.text import error_line
 
-__all__ = ["Plugin", "load_installed", "load_module", "traceback_of"]
-
 PROVIDES = {
     "backbones": BackboneSpec,
     "heads": HeadSpec,

@@ -7,8 +7,6 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-__all__ = ["OURS", "Policy", "normalise_name", "read_policy"]
-
 OURS = "featuretap"
 """Our own distribution, whose plugins no policy can switch off."""
 

@@ -13,8 +13,6 @@ from featuretap.catalogue.weights_index import WeightsIndex
 from featuretap.specs import BackboneSpec
 from featuretap.support.errors import OptionError, UnknownWeightsError, did_you_mean
 
-__all__ = ["CHECKPOINT_SUFFIXES", "WeightsSource", "resolve_pretrained", "with_weights_defaults"]
-
 CHECKPOINT_SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
 """Suffixes that tell the path of a checkpoint from a tag."""
 

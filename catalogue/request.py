@@ -16,8 +16,6 @@ from featuretap.specs.options import OPTIONS, Freezing, configure, options_of, s
 from featuretap.specs.validation import check_option, is_whole
 from featuretap.support.errors import HeadError, OptionError, SpecError
 
-__all__ = ["BuildRequest", "resolve_request"]
-
 
 @dataclass(frozen=True)
 class BuildRequest:

@@ -11,8 +11,6 @@ from featuretap.catalogue.policy import normalise_name
 from featuretap.specs import BackboneSpec
 from featuretap.support.errors import CatalogueError, UnknownWeightsError
 
-__all__ = ["WeightsIndex"]
-
 
 class WeightsIndex:
     """Published weights of plugins and of the user's catalogue.

@@ -32,8 +32,6 @@ from featuretap.weights.pruning import prune_tail
 from featuretap.weights.reading import Checkpoint
 from featuretap.weights.translation import NativeTensors, translate
 
-__all__ = ["build_model"]
-
 logger = logging.getLogger("featuretap")
 
 Parts = Mapping[str, nn.Module]

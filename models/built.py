@@ -10,8 +10,6 @@ from featuretap.specs import Tap
 from featuretap.specs.description import Description
 from featuretap.support.errors import OptionError, TrainingError
 
-__all__ = ["FUSED", "Built", "InferenceOnly", "description_of", "is_fused", "unwrap"]
-
 FUSED = "for_inference"
 """Name of the submodule that marks a fused model."""
 

@@ -13,8 +13,6 @@ from featuretap.weights.expected_tensors import COUNTER, HEAD, is_below, layer_p
 from featuretap.weights.layouts import MismatchError
 from featuretap.weights.translation import NativeTensors
 
-__all__ = ["adapt_stem", "fill"]
-
 
 @torch.no_grad()
 def fill(

@@ -18,8 +18,6 @@ from featuretap.weights.conversion import arguments_of, find_record, record_of
 from featuretap.weights.opening import open_checkpoint
 from featuretap.weights.reading import Checkpoint, check_finite
 
-__all__ = ["load_model"]
-
 HARMLESS = 100_000_000
 """Parameters of a model that may be built in vain, and then be refused by the name of the first tensor that differs."""
 

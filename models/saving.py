@@ -22,8 +22,6 @@ from featuretap.weights.folding import eps_of
 from featuretap.weights.metadata import Record
 from featuretap.weights.writing import ModelWeights, check_target, shapes_of, write_checkpoint
 
-__all__ = ["record_of_model", "save_model"]
-
 
 def save_model(catalogue: Catalogue, model: nn.Module, path: Path, layout: str) -> Path:
     """Write a model; see `Registry.save`.

@@ -16,8 +16,6 @@ from featuretap.specs.preprocessing import Preprocessing
 from featuretap.support.errors import OptionError
 from featuretap.support.images import apply_orientation, convert_mode
 
-__all__ = ["check_channels", "compose", "compose_for_size", "normalised"]
-
 
 def compose(preprocessing: Preprocessing) -> Callable[[Any], Any]:
     """Return resizing, centre crop and normalisation, as far as they are wanted: image → float tensor (C, H, W).

@@ -11,8 +11,6 @@ from featuretap.specs.blocks import Block
 from featuretap.specs.rows import Conv
 from featuretap.support.errors import did_you_mean
 
-__all__ = ["LEVELS", "addresses_of", "describe_unknown_tap"]
-
 LEVELS = ("C1", "C2", "C3", "C4", "C5")
 
 KINDS = {

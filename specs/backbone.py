@@ -33,8 +33,6 @@ from featuretap.specs.validation import (
 from featuretap.support.errors import OptionError, SpecError, TapError, UnknownTapError
 from featuretap.support.import_strings import load
 
-__all__ = ["COUNTING", "BackboneSpec", "Classifier", "Stages", "check_size"]
-
 COUNTING = "featuretap.models.counting"
 
 Stages = tuple[tuple[Row, ...], ...]

@@ -8,8 +8,6 @@ from dataclasses import dataclass, replace
 from featuretap.specs.layers import Convolution, Layer
 from featuretap.specs.rows import Row
 
-__all__ = ["Block", "blocks_of", "truncated"]
-
 
 @dataclass(frozen=True)
 class Block:

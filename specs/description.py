@@ -11,8 +11,6 @@ from featuretap.specs import BackboneSpec, ModelSpec
 from featuretap.specs.preprocessing import Preprocessing
 from featuretap.support.errors import OptionError
 
-__all__ = ["Description", "adapt_preprocessing", "format_options"]
-
 
 @dataclass(frozen=True)
 class Description:

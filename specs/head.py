@@ -30,8 +30,6 @@ from featuretap.specs.validation import (
 from featuretap.support.errors import SpecError
 from featuretap.support.import_strings import call_reference, load
 
-__all__ = ["HeadSpec", "ModelSpec", "Reads", "backbone_of"]
-
 Reads = tuple[str | tuple[str, ...], ...]
 """Tap addresses; a tuple in place of an address names alternatives, the preferred first."""
 

@@ -12,8 +12,6 @@ from typing import ClassVar, Protocol
 
 from featuretap.support.errors import SpecError
 
-__all__ = ["Activation", "BatchNorm", "Convolution", "Counted", "Layer", "Linear", "SqueezeExcite", "make_divisible"]
-
 Activation = str
 """Name of an activation: "relu", "relu6" or "hard_swish"."""
 

@@ -8,8 +8,6 @@ from typing import Any
 
 from featuretap.specs.preprocessing import Preprocessing
 
-__all__ = ["NATIVE", "Layout"]
-
 NATIVE = "featuretap"
 """The name of our own layout."""
 

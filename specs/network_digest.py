@@ -9,8 +9,6 @@ from featuretap.specs import BackboneSpec, Classifier, Stages
 from featuretap.specs.blocks import Block, blocks_of
 from featuretap.specs.layers import Convolution, Layer, SqueezeExcite
 
-__all__ = ["network_digest"]
-
 
 def network_digest(spec: BackboneSpec) -> str:
     """Return 16 hexadecimal digits of what a table computes, empty for a backbone that is no table.

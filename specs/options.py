@@ -20,8 +20,6 @@ from featuretap.specs.variants import (
 from featuretap.support.errors import OptionError, UnknownOptionError, did_you_mean
 from featuretap.support.import_strings import call_reference
 
-__all__ = ["OPTIONS", "Freezing", "check_options", "configure", "options_of", "replace_defaults", "split_options"]
-
 ARGUMENTS = ("taps", "pretrained", "num_classes")
 """Arguments of `build` that somebody may have misspelled as an option."""
 

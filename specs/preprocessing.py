@@ -9,8 +9,6 @@ from typing import Any, Literal
 from featuretap.specs.validation import BOOLEAN, Check, check_fields, is_list_of, is_number, is_whole
 from featuretap.support.errors import OptionError
 
-__all__ = ["Preprocessing"]
-
 LARGEST_SIZE = 65_536
 LARGEST = 1e6
 SIZE: Check = ("None or a number of pixels", lambda value: value is None or is_whole(value, 1, LARGEST_SIZE))

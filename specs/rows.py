@@ -39,8 +39,6 @@ from typing import ClassVar, Protocol, Self
 
 from featuretap.specs.layers import Activation, Convolution, Layer, SqueezeExcite, make_divisible
 
-__all__ = ["HS", "RE", "RE6", "SE", "Bneck", "Conv", "Row", "Separable"]
-
 RE: Activation = "relu"
 RE6: Activation = "relu6"
 HS: Activation = "hard_swish"

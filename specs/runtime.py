@@ -8,8 +8,6 @@ from dataclasses import dataclass, field
 from featuretap.specs.validation import IMPORT_STRING, NAMED_STRINGS, STRING, STRINGS, Check, check_fields, check_name
 from featuretap.support.extras import check_modules
 
-__all__ = ["RuntimeSpec"]
-
 FIELDS: dict[str, Check] = {
     "factory": IMPORT_STRING,
     "modules": STRINGS,

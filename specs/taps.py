@@ -7,8 +7,6 @@ from typing import Literal
 
 from featuretap.support.errors import SpecError
 
-__all__ = ["Tap"]
-
 
 @dataclass(frozen=True)
 class Tap:

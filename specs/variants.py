@@ -10,8 +10,6 @@ from featuretap.specs.rows import Row
 from featuretap.specs.validation import Option, check_option, choice, is_number
 from featuretap.support.errors import OptionError
 
-__all__ = ["OUTPUT_STRIDE", "REDUCED_TAIL", "WIDTH", "reduced_tail", "widened", "with_output_stride"]
-
 WIDEST = 100
 
 

@@ -23,8 +23,6 @@ from featuretap.weights.reading import Checkpoint
 from featuretap.weights.translation import translate
 from featuretap.weights.writing import ModelWeights, check_target, shapes_of, write_checkpoint
 
-__all__ = ["arguments_of", "convert_checkpoint", "find_record", "record_of"]
-
 
 def convert_checkpoint(catalogue: Catalogue, source: Path, target: Path, layout: str) -> Path:
     """Rewrite a checkpoint; see `Registry.convert`.

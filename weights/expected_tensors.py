@@ -6,21 +6,6 @@ from collections.abc import Collection, Iterable, Mapping
 
 from featuretap.specs import BackboneSpec, Block, Counted, ModelSpec
 
-__all__ = [
-    "COUNTER",
-    "HEAD",
-    "STATISTICS",
-    "Shapes",
-    "backbone_tensors",
-    "classifier_tensors",
-    "find_difference",
-    "first_mismatch",
-    "head_tensors",
-    "is_below",
-    "layer_paths",
-    "without_counters",
-]
-
 Shapes = Mapping[str, tuple[int, ...]]
 
 HEAD = "head."

@@ -26,8 +26,6 @@ from featuretap.weights.layouts import CLASSIFICATION, MismatchError, layout_for
 from featuretap.weights.metadata import Record
 from featuretap.weights.timm_config import TimmConfig
 
-__all__ = ["identify_checkpoint", "identify_tensors", "record_of_entry"]
-
 logger = logging.getLogger("featuretap")
 
 NO_CONFIG = TimmConfig()

@@ -7,8 +7,6 @@ from featuretap.specs.head import backbone_of
 from featuretap.specs.layout import NATIVE, Layout
 from featuretap.support.import_strings import load
 
-__all__ = ["CLASSIFICATION", "MismatchError", "layout_for"]
-
 CLASSIFICATION = "classification"
 """The head that other libraries' layouts of a backbone include."""
 

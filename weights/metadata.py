@@ -18,8 +18,6 @@ from featuretap.specs.validation import ARGUMENTS, Check, is_list_of, is_number,
 from featuretap.support.errors import OptionError, WeightsError
 from featuretap.support.version import __version__
 
-__all__ = ["Record", "metadata_of", "read_record"]
-
 SCHEMA = "1"
 PREFIX = "featuretap."
 

@@ -13,8 +13,6 @@ from featuretap.weights.downloads import find_or_download
 from featuretap.weights.files import sha256_of
 from featuretap.weights.reading import Checkpoint, read_checkpoint
 
-__all__ = ["check_published", "open_checkpoint"]
-
 
 def open_checkpoint(source: WeightsSource, catalogue: Catalogue) -> Checkpoint:
     """Read the checkpoint of published weights, downloading it where necessary, or the one at a path.

@@ -21,8 +21,6 @@ from featuretap.weights.layouts import CLASSIFICATION, MismatchError, layout_for
 from featuretap.weights.metadata import Record
 from featuretap.weights.reading import Checkpoint
 
-__all__ = ["NativeTensors", "translate"]
-
 CLASSIFIER_RANKS = {"hidden.weight": 2, "hidden.bias": 1, "logits.weight": 2, "logits.bias": 1}
 """Dimensions of the tensors of a classifier's layers."""
 

@@ -30,8 +30,6 @@ from featuretap.weights.norms import MAKES
 from featuretap.weights.reading import DTYPES
 from featuretap.weights.timm_config import timm_config
 
-__all__ = ["ModelWeights", "check_target", "shapes_of", "write_checkpoint"]
-
 SUFFIX = ".safetensors"
 
 OTHER_SUFFIXES = tuple(
