@@ -1,4 +1,4 @@
-"""Another epsilon for the same batch norm: networks with different ones compute the same when this is done exactly.
+"""Folding a batch norm's epsilon: the same network with another epsilon, whose tensors make up for the difference.
 
 A batch norm computes `weight * (x - mean) / sqrt(var + eps) + bias`. Libraries disagree about eps for one and the same
 network (torchvision's MobileNetV3 has 1e-3, timm's 1e-5), and a file holds no eps.
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 
 def set_eps(module: nn.Module, eps: float) -> None:
-    """Give every norm with running statistics the epsilon of its file; norms of a `norm=` factory have torch's."""
+    """Give every norm with running statistics the epsilon of its file; norms of a `norm=` factory have PyTorch's."""
     for norm in _norms(module).values():
         norm.eps = eps  # type: ignore[assignment]
 
@@ -31,21 +31,19 @@ def fold_eps(tensors: Mapping[str, Tensor], eps: Mapping[str, tuple[float, float
 
     Args:
         tensors: name → tensor.
-        eps: path of a norm → its epsilon, and the one to come.
+        eps: path of a norm → its epsilon, and the new one.
     """
     changed = dict(tensors)
     for path, (own, wanted) in eps.items():
-        names = f"{path}.weight", f"{path}.running_var"
-        if own == wanted or names[1] not in tensors:
+        weight_name, variance_name = f"{path}.weight", f"{path}.running_var"
+        if own == wanted or variance_name not in tensors:
             continue
-        weight, variance = (tensors[name].double() for name in names)
-        moved = variance + (own - wanted)
+        weight, variance = tensors[weight_name].double(), tensors[variance_name].double()
+        shifted = variance + (own - wanted)
         scaled = weight * torch.sqrt((variance + wanted) / (variance + own))
-        fits = moved > 0
-        for name, value in zip(
-            names, (torch.where(fits, weight, scaled), torch.where(fits, moved, variance)), strict=True
-        ):
-            changed[name] = value.to(tensors[name].dtype)
+        fits = shifted > 0
+        changed[weight_name] = torch.where(fits, weight, scaled).to(tensors[weight_name].dtype)
+        changed[variance_name] = torch.where(fits, shifted, variance).to(tensors[variance_name].dtype)
     return changed
 
 
