@@ -39,6 +39,10 @@ def load_model(
         arguments: of `build` that replace the file's, unless they are None.
         options: of backbone and head that replace the file's.
         finite: whether to refuse NaN and infinity.
+
+    Raises:
+        OptionError: `pretrained` was given.
+        WeightsError, FeaturetapError: see `Registry.load`.
     """
     if "pretrained" in options:
         raise OptionError(f"registry.load takes the weights of {str(path)!r}; leave pretrained out")

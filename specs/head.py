@@ -247,5 +247,5 @@ class ModelSpec:
 
 
 def backbone_of(spec: BackboneSpec | ModelSpec) -> BackboneSpec:
-    """Return the backbone of a spec."""
+    """Return the backbone of a `spec`."""
     return spec.backbone if isinstance(spec, ModelSpec) else spec

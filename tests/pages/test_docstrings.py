@@ -27,10 +27,10 @@ SURFACE = [
     "featuretap.specs.description",
     "featuretap.support.errors",
     "featuretap.specs.head",
+    "featuretap.catalogue.catalogue",
     "featuretap.catalogue.hookspecs",
     "featuretap.specs.layers",
     "featuretap.specs.layout",
-    "featuretap.catalogue.lookup",
     "featuretap.specs.preprocessing",
     "featuretap.registry.registry",
     "featuretap.specs.rows",
@@ -67,7 +67,9 @@ class Documented(NamedTuple):
 
     @property
     def arguments(self) -> set[str]:
-        an_error = inspect.isclass(self.thing) and issubclass(self.thing, Exception)
+        an_error = (
+            inspect.isclass(self.thing) and issubclass(self.thing, Exception) and "__init__" not in vars(self.thing)
+        )
         if isinstance(self.thing, property) or an_error or getattr(self.thing, "_is_protocol", False):
             return set()
         return set(inspect.signature(self.thing).parameters) - {"self", "cls"}
