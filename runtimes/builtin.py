@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from featuretap.specs import RuntimeSpec
 
-__all__ = ["RUNTIMES"]
-
 RUNTIMES = (
     RuntimeSpec(
         "onnxruntime",

@@ -15,8 +15,6 @@ from featuretap.support.errors import DataError, ImageError
 from featuretap.support.image_files import ImageFile, list_images
 from featuretap.support.images import read_image
 
-__all__ = ["make_transform", "read_images", "split_images"]
-
 MAXIMUM = 256
 """Images to calibrate on, and images to compare on; more change little."""
 

@@ -20,8 +20,6 @@ from featuretap.support.errors import ExportError
 from featuretap.support.import_strings import load
 from featuretap.weights.metadata import metadata_of
 
-__all__ = ["export", "export_metadata", "keep_on_success"]
-
 
 def export(
     catalogue: Catalogue,

@@ -10,8 +10,6 @@ from typing import Any
 from featuretap.support.errors import HeadError, OptionError, did_you_mean
 from featuretap.support.extras import check_extra
 
-__all__ = ["FORMATS", "ONNX", "Format", "resolve_format"]
-
 
 @dataclass(frozen=True)
 class Format:

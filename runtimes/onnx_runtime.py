@@ -13,8 +13,6 @@ from torch import Tensor
 from featuretap.runtimes.exportable import Exportable, Run, quiet_exporters
 from featuretap.runtimes.signature import IMAGE
 
-__all__ = ["compile_onnx", "onnx_model", "onnx_session", "open_onnx", "write_onnx"]
-
 ERRORS_ONLY = 3
 
 

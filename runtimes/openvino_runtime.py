@@ -14,8 +14,6 @@ from torch import Tensor
 from featuretap.runtimes.exportable import Exportable, Run
 from featuretap.runtimes.signature import IMAGE
 
-__all__ = ["compile_openvino", "open_openvino", "write_openvino"]
-
 SECTION = "featuretap"
 """Section of a file's runtime information that holds our metadata, whose keys begin with it and a dot."""
 

@@ -32,8 +32,6 @@ if TYPE_CHECKING:
 
     from featuretap.catalogue.catalogue import Catalogue
 
-__all__ = ["QUANTIZED", "Agreement", "Report", "measure_agreement", "quantize"]
-
 QUANTIZED = "featuretap.quantized"
 """Metadata key of the method, in JSON."""
 

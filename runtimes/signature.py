@@ -10,8 +10,6 @@ from typing import Any
 from featuretap.specs import Tap
 from featuretap.support.errors import ExportError, FeaturetapError
 
-__all__ = ["DEVICE", "DTYPE", "IMAGE", "SIGNATURE", "Signature"]
-
 IMAGE = "image"
 """Name of the input in every format that names its inputs."""
 

@@ -10,8 +10,6 @@ from torch import Tensor
 from featuretap.runtimes.exportable import Exportable, Run, library_errors
 from featuretap.support.errors import ExportError
 
-__all__ = ["TOLERANCE", "verify_outputs"]
-
 TOLERANCE = 1e-4
 """Maximum difference from the model's output, as a fraction of its largest absolute value."""
 

@@ -27,8 +27,6 @@ from featuretap.workflows.extraction.job import Job
 from featuretap.workflows.extraction.shards import BadImage, Shard
 from featuretap.workflows.inference.models import open_model
 
-__all__ = ["Model", "compute_shards", "open_extractor"]
-
 MAXIMUM_PIXELS = 2**26
 """Pixels of an image after resizing, before the crop: a strip of one pixel's height would otherwise fill the memory."""
 

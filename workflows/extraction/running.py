@@ -22,8 +22,6 @@ from featuretap.workflows.extraction.job import Job, row_bytes
 from featuretap.workflows.extraction.reading import MANIFEST, RUN_KEYS, read_manifest
 from featuretap.workflows.extraction.shards import BadImage, read_names, write_shard
 
-__all__ = ["Outcome", "extract", "lock_folder"]
-
 SCHEMA = 1
 ERRORS = "errors.csv"
 LOCK = ".lock"

@@ -18,8 +18,6 @@ from featuretap.support.atomic_write import replace_files
 from featuretap.support.errors import DataError, WeightsError
 from featuretap.weights.header import read_header, with_sorted_header
 
-__all__ = ["BadImage", "Shard", "read_names", "read_tap", "write_shard"]
-
 BadImage = tuple[str, str]
 """Name of an image that cannot be read, and the reason."""
 

@@ -7,8 +7,6 @@ from importlib import import_module
 
 from featuretap.specs.description import Description
 
-__all__ = ["class_names", "name_of"]
-
 LABEL_SETS = {
     "imagenet1k": ("torchvision.models", "MobileNet_V2_Weights"),
     "coco": ("torchvision.models.detection", "SSDLite320_MobileNet_V3_Large_Weights"),

@@ -17,8 +17,6 @@ from torchvision.utils import draw_bounding_boxes, draw_segmentation_masks
 from featuretap.support.text import one_line
 from featuretap.workflows.inference.class_names import name_of
 
-__all__ = ["colour_of", "draw_boxes", "draw_classes", "draw_text"]
-
 Colour = tuple[int, int, int]
 Entry = tuple[Colour | None, str]
 """Text, behind a patch of a colour if any."""

@@ -15,8 +15,6 @@ from featuretap.models.transforms import check_channels, normalised
 from featuretap.support.images import convert_mode
 from featuretap.workflows.inference.models import DEFAULT_BACKBONE, open_model
 
-__all__ = ["compute_maps", "draw_maps", "reduce_to_colours"]
-
 SHORTER_SIDE = 224
 LONGEST = 4
 """Ratio of the sides from which an image is squeezed, so that a strip one pixel high does not become gigantic."""

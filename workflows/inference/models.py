@@ -13,8 +13,6 @@ from featuretap.models.built import description_of
 from featuretap.support.errors import OptionError
 from featuretap.workflows.inference.predicting import task_of
 
-__all__ = ["DEFAULT_BACKBONE", "open_model", "open_predictor"]
-
 DEFAULT_BACKBONE = "mobilenet_v2"
 
 

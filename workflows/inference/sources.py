@@ -22,8 +22,6 @@ from featuretap.support.image_files import find_images
 from featuretap.support.images import decode_image, read_image
 from featuretap.support.version import __version__
 
-__all__ = ["ImageSource", "find_sources", "picture_paths", "read_ahead", "read_source"]
-
 MAXIMUM_BYTES = 100_000_000
 """Of an image that is downloaded."""
 
