@@ -26,6 +26,9 @@ def check_modules(feature: str, modules: Iterable[str], requires: str = "") -> N
         feature: what needs them.
         modules: their names.
         requires: what pip should install; the missing modules by default.
+
+    Raises:
+        MissingExtraError: one of them is not installed.
     """
     absent = [module for module in modules if find_spec(module) is None]
     if absent:

@@ -31,7 +31,11 @@ def read_image(path: Path) -> Image.Image:
 
 
 def decode_image(file: BinaryIO, name: str) -> Image.Image:
-    """Read an image from an open file as `read_image` does; errors call it by `name`."""
+    """Read an image from an open file as `read_image` does.
+
+    Raises:
+        ImageError: as of `read_image`, with `name` in the message.
+    """
     try:
         with Image.open(file) as image:
             return convert_mode(apply_orientation(image), "RGB")

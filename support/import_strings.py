@@ -44,6 +44,9 @@ def convert_errors(label: str, reference: str) -> Iterator[None]:
     Args:
         label: what the code is for: "backbone 'tinynet'".
         reference: import string of the code.
+
+    Raises:
+        PluginError: the code inside raised another error.
     """
     try:
         yield
