@@ -117,9 +117,9 @@ def _problem(entry: WeightsEntry) -> str:
     stated_later = entry.sha256 == "" and entry.url.startswith(HUB)
     if not stated_later and not (isinstance(entry.sha256, str) and DIGEST.fullmatch(entry.sha256)):
         return f"sha256 should be 8 to 64 lower-case hexadecimal digits, got {entry.sha256!r}"
-    for key, (words, accepts) in FIELDS.items():
+    for key, (allowed, accepts) in FIELDS.items():
         if not accepts(getattr(entry, key)):
-            return f"{key} should be {words}, got {getattr(entry, key)!r}"
+            return f"{key} should be {allowed}, got {getattr(entry, key)!r}"
     if type(entry.norm_eps) not in (int, float) or not 0 < entry.norm_eps < 1:
         return f"norm_eps should be a small positive number, got {entry.norm_eps!r}"
     if entry.default and entry.head != "classification":

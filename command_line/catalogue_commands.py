@@ -185,7 +185,7 @@ def _print_facts(facts: dict[str, Any]) -> None:
     )
     titles = ("tap", ">channels", ">stride", ">map", ">parameters up to it", ">MACs up to it")
     rows = [
-        (address, str(tap["channels"]), str(tap["stride"]), "{1}×{2}".format(*tap["shape"]), *_formatted(tap))
+        (address, str(tap["channels"]), str(tap["stride"]), "{1}×{2}".format(*tap["shape"]), *_format_cost(tap))
         for address, tap in facts["taps"].items()
     ]
     print_table(titles, rows)
@@ -195,7 +195,7 @@ def _print_facts(facts: dict[str, Any]) -> None:
     width = max(12, *map(len, costs))
     image = "{}×{}".format(*facts["size"])
     text = "{} parameters, {} multiply-adds for an image of " + image
-    print_fields({label: text.format(*_formatted(cost)) for label, cost in costs.items()}, width)
+    print_fields({label: text.format(*_format_cost(cost)) for label, cost in costs.items()}, width)
     if head:
         options = format_options(head["options"]) or "none"
         print_fields({"it reads": ", ".join(head["reads"]), "its options": options}, width)
@@ -203,6 +203,6 @@ def _print_facts(facts: dict[str, Any]) -> None:
         print_table(("output", ">shape"), outputs)
 
 
-def _formatted(cost: dict[str, Any]) -> tuple[str, str]:
+def _format_cost(cost: dict[str, Any]) -> tuple[str, str]:
     parameters = cost["parameters"]
     return "–" if parameters is None else f"{parameters:,}", format_count(cost["macs"])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from torch import nn
 
@@ -36,6 +36,24 @@ logger = logging.getLogger("featuretap")
 
 Parts = Mapping[str, nn.Module]
 """Prefix in the native layout → module: the backbone, and the head if there is one."""
+
+
+@dataclass(frozen=True)
+class HeadPlan:
+    """The part of a head that is not filled from a checkpoint.
+
+    Args:
+        skipped: prefixes of its tensors.
+        warning: why they are randomly initialised; empty if the model has no such tensors.
+    """
+
+    skipped: tuple[str, ...] = ()
+    warning: str = ""
+
+    @property
+    def is_random(self) -> bool:
+        """Whether a layer of the head is randomly initialised."""
+        return self.warning != ""
 
 
 def build_model(
@@ -123,21 +141,19 @@ def _fill_parts(
     weights = translate(checkpoint, request.spec, catalogue)
     if request.full_tail is not None:
         weights = _prune_tail(weights, request, request.full_tail)
-    skipped, reason = _select_random_layers(parts, request.spec, checkpoint, weights)
-    random_head = HEAD in skipped
-    _set_eps(parts, request.backbone, weights.norm_eps, random_head=random_head)
-    if reason:
+    plan = _plan_head(parts, request.spec, checkpoint, weights)
+    _set_eps(parts, request.backbone, weights.norm_eps, fills_head=HEAD not in plan.skipped)
+    if plan.is_random:
         _initialise(parts[HEAD])
-    fill(parts, request.backbone, weights, skip=skipped, keep_dtype=keep_dtype)
-    if reason:
-        logger.warning("%s: %s", request.label, reason)
-    if reason and keep_dtype:
-        parts[HEAD].to(next(parts[""].parameters()).dtype)
+    fill(parts, request.backbone, weights, skip=plan.skipped, keep_dtype=keep_dtype)
+    if plan.is_random:
+        logger.warning("%s: %s", request.label, plan.warning)
+        if keep_dtype:
+            parts[HEAD].to(next(parts[""].parameters()).dtype)
     _check_network(checkpoint, request)
     check_published(checkpoint)
-    return _describe_weights(
-        replace(request.description, random_head=bool(reason)), checkpoint, request.spec, weights.preprocessing
-    )
+    description = replace(request.description, random_head=plan.is_random)
+    return _describe_weights(description, checkpoint, request.spec, weights.preprocessing)
 
 
 def _check_network(checkpoint: Checkpoint, request: BuildRequest) -> None:
@@ -149,16 +165,16 @@ def _check_network(checkpoint: Checkpoint, request: BuildRequest) -> None:
         )
 
 
-def _set_eps(parts: Parts, spec: BackboneSpec, eps: Mapping[str, float], *, random_head: bool) -> None:
+def _set_eps(parts: Parts, spec: BackboneSpec, eps: Mapping[str, float], *, fills_head: bool) -> None:
     # Our own batch norms have the spec's epsilon already; those of a `norm=` factory have PyTorch's.
     built = spec.norm_eps if spec.stages and spec.norm is None else None
     if eps.get("backbone", built) != built:
         set_eps(parts[""], eps["backbone"])
-    if HEAD in parts and "head" in eps and not random_head:
+    if HEAD in parts and "head" in eps and fills_head:
         set_eps(parts[HEAD], eps["head"])
     for path in eps.keys() - {"backbone", "head"}:
         prefix = HEAD if HEAD in parts and path.startswith(HEAD) else ""
-        modules = {} if prefix and random_head else dict(parts[prefix].named_modules())
+        modules = {} if prefix and not fills_head else dict(parts[prefix].named_modules())
         if path.removeprefix(prefix) in modules:
             set_eps(modules[path.removeprefix(prefix)], eps[path])
 
@@ -191,35 +207,36 @@ def _prune_tail(weights: NativeTensors, request: BuildRequest, full: BackboneSpe
     return replace(weights, tensors=prune_tail(weights.tensors, full, request.backbone, head_layers))
 
 
-def _select_random_layers(
+def _plan_head(
     parts: Parts, spec: BackboneSpec | ModelSpec, checkpoint: Checkpoint, weights: NativeTensors
-) -> tuple[tuple[str, ...], str]:
-    """Return the prefixes of the tensors that are not filled, and the reason why they are randomly initialised."""
+) -> HeadPlan:
     if not isinstance(spec, ModelSpec):
-        return (), ""
+        return HeadPlan()
     state = parts[HEAD].state_dict()
     if not state:
         # A classifier without classes may have nothing to fill, and ignores the file's.
-        return (HEAD,), ""
+        return HeadPlan((HEAD,))
     if not weights.has_head or weights.head != spec.head.name:
         found = f"a head {weights.head!r}" if weights.has_head and weights.head else "no head"
-        return (HEAD,), f"{weights.source} has {found}; the head {spec.head.name!r} starts with fresh weights"
+        return HeadPlan((HEAD,), f"{weights.source} has {found}; the head {spec.head.name!r} starts with fresh weights")
     per_class = tuple(HEAD + prefix for prefix in spec.head.per_class)
     rows = {HEAD + key: len(value) for key, value in state.items() if value.ndim}
     rows = {name: count for name, count in rows.items() if name.startswith(per_class)}
     file_rows = {name: len(weights.tensors[name]) for name in rows if name in weights.tensors}
     if file_rows == rows:
         # Without classes the model has no such layer, and ignores the file's.
-        return (() if rows else per_class), ""
-    file_classes, classes = _count_classes(checkpoint, file_rows, rows, spec.num_classes or 0), spec.num_classes or 0
-    consistent = all(count * classes == rows[name] * file_classes for name, count in file_rows.items())
-    if file_rows and (file_rows.keys() != rows.keys() or not consistent):
+        return HeadPlan(() if rows else per_class)
+    classes = spec.num_classes or 0
+    file_classes = _count_classes(checkpoint, file_rows, rows, classes)
+    is_consistent = all(count * classes == rows[name] * file_classes for name, count in file_rows.items())
+    if file_rows and not (is_consistent and file_rows.keys() == rows.keys()):
         # The file contradicts itself, which filling will report.
-        return (), ""
+        return HeadPlan()
     layers = [prefix.rstrip(".") for prefix in per_class if any(name.startswith(prefix) for name in rows)]
-    return per_class, (
+    return HeadPlan(
+        per_class,
         f"{weights.source} has {file_classes} classes, not {spec.num_classes}; the backbone's weights are taken, and "
-        f"{first_few(layers, 3)} {'starts' if len(layers) == 1 else 'start'} with fresh ones"
+        f"{first_few(layers, 3)} {'starts' if len(layers) == 1 else 'start'} with fresh ones",
     )
 
 

@@ -32,7 +32,7 @@ def compose(preprocessing: Preprocessing) -> Callable[[Any], Any]:
         steps.append(v2.Resize(preprocessing.resize, mode, antialias=True))
     if preprocessing.crop is not None:
         steps.append(v2.CenterCrop(preprocessing.crop))
-    return v2.Compose([*steps, normalised(preprocessing)])
+    return v2.Compose([*steps, normalise(preprocessing)])
 
 
 def compose_for_size(preprocessing: Preprocessing, size: tuple[int, int]) -> Callable[[Any], Any]:
@@ -54,7 +54,7 @@ def check_channels(description: Description) -> None:
         )
 
 
-def normalised(preprocessing: Preprocessing) -> Callable[[Any], Any]:
+def normalise(preprocessing: Preprocessing) -> Callable[[Any], Any]:
     """Return scaling to 0…1, and normalisation where the model does not do it: image → float tensor (C, H, W)."""
     steps: list[Callable[[Any], Any]] = [v2.ToImage(), v2.ToDtype(torch.float32, scale=True)]
     if not preprocessing.inside:

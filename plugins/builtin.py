@@ -18,14 +18,14 @@ from featuretap.specs import BackboneSpec, HeadSpec, RuntimeSpec
 
 
 @cache
-def _shipped() -> PluginCatalogue:
+def _catalogue() -> PluginCatalogue:
     return load_catalogue(Path(str(files("featuretap") / "registry.toml")))
 
 
 @hookimpl
 def featuretap_backbones() -> Iterable[BackboneSpec]:
     """Return the MobileNets."""
-    return _shipped().backbones
+    return _catalogue().backbones
 
 
 @hookimpl
@@ -37,7 +37,7 @@ def featuretap_heads() -> Iterable[HeadSpec]:
 @hookimpl
 def featuretap_weights() -> Iterable[WeightsEntry]:
     """Return the pinned weights."""
-    return _shipped().weights
+    return _catalogue().weights
 
 
 @hookimpl

@@ -40,11 +40,11 @@ class _Conformance:
     @pytest.fixture
     def registry(self) -> Registry:
         """Give a registry that has the plugin and ours, and nothing else."""
-        return self._loaded()[0]
+        return self._load_plugin()[0]
 
     def test_names_are_its_own(self) -> None:
         """No name of the plugin is one that featuretap has already."""
-        problems = self._loaded()[0].problems
+        problems = self._load_plugin()[0].problems
         if problems:
             raise _failure(*problems)
 
@@ -59,7 +59,7 @@ class _Conformance:
             raise _failure(f'{type(self).__name__} names no plugin; write plugin = "package.module" in it')
         return plugin if isinstance(plugin, str) else plugin.__name__
 
-    def _loaded(self) -> tuple[Registry, Plugin]:
+    def _load_plugin(self) -> tuple[Registry, Plugin]:
         """Load the plugin; what its author did wrong is told without the lines of this kit."""
         value = self._value()
         registry = Registry(discover=False)
@@ -80,7 +80,7 @@ class _Conformance:
 
     def _names(self, kind: Literal["backbones", "heads"]) -> Sequence[str]:
         """Return the names to test: those that the class gives, or all that the plugin declares."""
-        names = getattr(self, kind) or [spec.name for spec in getattr(self._loaded()[1], kind)]
+        names = getattr(self, kind) or [spec.name for spec in getattr(self._load_plugin()[1], kind)]
         if not names:
             raise _failure(
                 f"plugin {self._value()!r} declares no {kind}; name those of its open namespace in {kind}, or leave "

@@ -12,7 +12,7 @@ from functools import cached_property
 from typing import Any, Literal
 
 from featuretap.specs.addresses import LEVELS, addresses_of, describe_unknown_tap
-from featuretap.specs.blocks import Block, blocks_of, truncated
+from featuretap.specs.blocks import Block, place_rows, truncate
 from featuretap.specs.layers import Activation, BatchNorm, Linear
 from featuretap.specs.rows import RE, Row
 from featuretap.specs.taps import Tap
@@ -180,12 +180,12 @@ class BackboneSpec:
     @cached_property
     def all_blocks(self) -> tuple[Block, ...]:
         """Every block of the table in order of execution, whatever the taps."""
-        return blocks_of(self.stages, self.in_channels, self.output_stride, self.dilate_entry)
+        return place_rows(self.stages, self.in_channels, self.output_stride, self.dilate_entry)
 
     @cached_property
     def blocks(self) -> tuple[Block, ...]:
         """The blocks that are built: those up to the last requested tap, the last one cut where the tap is."""
-        return truncated(self.all_blocks, set(self.paths.values()))
+        return truncate(self.all_blocks, set(self.paths.values()))
 
     @cached_property
     def addresses(self) -> Mapping[str, str]:

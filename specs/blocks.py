@@ -39,7 +39,7 @@ class Block:
             yield (f"{self.path}.{layer.name}" if self.nested else self.path), layer
 
 
-def blocks_of(
+def place_rows(
     stages: Sequence[Sequence[Row]], in_channels: int, output_stride: int, dilate_entry: bool
 ) -> tuple[Block, ...]:
     """Place the rows of `stages` one after the other.
@@ -59,7 +59,7 @@ def blocks_of(
         for index, row in enumerate(rows):
             enters = index == 0
             stride, dilated = 2 if enters and strides else 1, entry if enters else dilation
-            layers = tuple(_placed(layer, stride, dilated) for layer in row.layers(channels))
+            layers = tuple(_place(layer, stride, dilated) for layer in row.layers(channels))
             out_channels = layers[-1].out_channels
             # A block that strided in the table never gets a shortcut, not even where an output stride stops it.
             shortcut = row.shortcut and not enters and channels == out_channels
@@ -68,7 +68,7 @@ def blocks_of(
     return tuple(blocks)
 
 
-def _placed(layer: Layer, stride: int, dilation: int) -> Layer:
+def _place(layer: Layer, stride: int, dilation: int) -> Layer:
     if layer.strided and (stride, dilation) != (1, 1):
         return replace(layer, stride=stride, dilation=dilation)  # type: ignore[type-var]
     # What looks around before or after the layer that strides has to look as far as that.
@@ -77,7 +77,7 @@ def _placed(layer: Layer, stride: int, dilation: int) -> Layer:
     return layer
 
 
-def truncated(blocks: Sequence[Block], wanted: Collection[str]) -> tuple[Block, ...]:
+def truncate(blocks: Sequence[Block], wanted: Collection[str]) -> tuple[Block, ...]:
     """Return the blocks up to the one that holds the last of the paths `wanted`, that block cut behind it."""
     missing = set(wanted)
     kept: list[Block] = []

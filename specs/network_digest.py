@@ -6,7 +6,7 @@ import hashlib
 from functools import lru_cache
 
 from featuretap.specs import BackboneSpec, Classifier, Stages
-from featuretap.specs.blocks import Block, blocks_of
+from featuretap.specs.blocks import Block, place_rows
 from featuretap.specs.layers import Convolution, Layer, SqueezeExcite
 
 
@@ -22,7 +22,7 @@ def network_digest(spec: BackboneSpec) -> str:
 @lru_cache(maxsize=256)
 def _digest(stages: Stages, classifier: Classifier) -> str:
     # What is written here may never change, or files of before would be refused: it names facts, not our classes.
-    facts = [_facts(block) for block in blocks_of(stages, 3, 32, dilate_entry=False)]
+    facts = [_facts(block) for block in place_rows(stages, 3, 32, dilate_entry=False)]
     hidden = f"{classifier.hidden} {classifier.hidden_bias} {classifier.activation}"
     facts.append(f"{hidden} norm" if classifier.hidden_norm else hidden)
     return hashlib.sha256("\n".join(facts).encode()).hexdigest()[:16]

@@ -32,18 +32,18 @@ def find_or_download(entry: WeightsEntry, known: Sequence[WeightsEntry], mirrors
     Raises:
         WeightsError: it is in no cache and cannot be downloaded, or the download is another file.
     """
-    path = _cached(entry)
+    path = _find_cached(entry)
     if path is not None:
         return path
     if offline():
         raise _not_here(
             entry, known, f"{entry.name!r} is not on this machine, and FEATURETAP_OFFLINE forbids downloads"
         )
-    address = _mirrored(entry.url, mirrors)
+    address = _apply_mirror(entry.url, mirrors)
     try:
         if entry.url.startswith(HUB):
             repository, revision, name = _hub_file(entry.url)
-            site = _mirrored(HUB_SITE, mirrors)
+            site = _apply_mirror(HUB_SITE, mirrors)
             endpoint = None if site == HUB_SITE else site
             return Path(huggingface_hub.hf_hub_download(repository, name, revision=revision, endpoint=endpoint))
         path = _torch_path(entry)
@@ -69,7 +69,7 @@ def torch_hub_path(url: str) -> Path:
     return Path(torch.hub.get_dir()) / "checkpoints" / PurePosixPath(url).name
 
 
-def _cached(entry: WeightsEntry) -> Path | None:
+def _find_cached(entry: WeightsEntry) -> Path | None:
     if entry.url.startswith(HUB):
         repository, revision, name = _hub_file(entry.url)
         found = huggingface_hub.try_to_load_from_cache(repository, name, revision=revision)
@@ -92,7 +92,7 @@ def _hub_file(url: str) -> tuple[str, str | None, str]:
     return f"{owner}/{repository}", revision or None, name
 
 
-def _mirrored(url: str, mirrors: Mapping[str, str]) -> str:
+def _apply_mirror(url: str, mirrors: Mapping[str, str]) -> str:
     for beginning in sorted(mirrors, key=len, reverse=True):
         if url.startswith(beginning):
             return mirrors[beginning] + url.removeprefix(beginning)
@@ -105,6 +105,6 @@ def _not_here(entry: WeightsEntry, known: Sequence[WeightsEntry], problem: str) 
         by_hand = f"run 'hf download {repository} {name}' where there is a network"
     else:
         by_hand = f"put the file at {_torch_path(entry)}"
-    here = [other.name for other in known if _cached(other)]
+    here = [other.name for other in known if _find_cached(other)]
     there = f"on this machine are {', '.join(here)}" if here else "no published weights are on this machine"
     return WeightsError(f"{problem}; {there}", hint=Hint(f"{by_hand}, or give its path as", "pretrained="))

@@ -16,7 +16,7 @@ MAKES = "a function that makes "
 def norm_label(norm: Any, backbone: nn.Module) -> str:
     """Return the text for a `norm=` option in files: the name of a class, or which class a function creates."""
     name = next(type(module).__name__ for path, module in backbone.named_modules() if path.endswith(".norm"))
-    return name if _known().get(name) is norm else MAKES + name
+    return name if _named_norms().get(name) is norm else MAKES + name
 
 
 def norm_from_label(label: Any, path: Path) -> Callable[[int], nn.Module]:
@@ -25,7 +25,7 @@ def norm_from_label(label: Any, path: Path) -> Callable[[int], nn.Module]:
     Raises:
         WeightsError: it is not one that a name is enough for.
     """
-    known = _known()
+    known = _named_norms()
     if isinstance(label, str) and label in known:
         return known[label]
     raise WeightsError(
@@ -34,7 +34,7 @@ def norm_from_label(label: Any, path: Path) -> Callable[[int], nn.Module]:
     )
 
 
-def _known() -> dict[str, Callable[[int], nn.Module]]:
+def _named_norms() -> dict[str, Callable[[int], nn.Module]]:
     # Importing it takes a second, which only those who ask for a norm should pay.
     from torchvision.ops import FrozenBatchNorm2d
 

@@ -65,7 +65,7 @@ def _layout(
     if last:
         names.update(convolution(blocks.pop().path, *last))
     family = next((family for family in families if len(family.all_blocks) == len(spec.all_blocks)), spec)
-    for theirs, block in _numbered(blocks, family):
+    for theirs, block in _number_blocks(blocks, family):
         names.update(_block(theirs, block))
     architecture = _architecture(spec, families)
     narrow_stem = LARGE in families and stem.out_channels < LARGE.all_blocks[0].out_channels
@@ -86,7 +86,7 @@ def _arguments(spec: BackboneSpec) -> dict[str, Any]:
     return {name: value for name, value in arguments.items() if value != DEFAULTS[name]}
 
 
-def _numbered(blocks: list[Block], family: BackboneSpec) -> Iterator[tuple[str, Block]]:
+def _number_blocks(blocks: list[Block], family: BackboneSpec) -> Iterator[tuple[str, Block]]:
     """Number blocks by the lines of the family's table; a narrow network may have the same channels in two of them."""
     line = index = -1
     before = None

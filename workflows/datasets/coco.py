@@ -144,11 +144,12 @@ def _valid_entries(
     known: set[int] = set()
     for entry in entries:
         if not isinstance(entry, Mapping):
-            problems.append(f"{kind} {_shown(entry)} is not an object")
+            problems.append(f"{kind} {_format_value(entry)} is not an object")
         elif not _is_integer(entry.get("id")):
-            problems.append(f"{kind} {_shown(entry)} has the id {_shown(entry.get('id'))}, which is not a whole number")
+            id_text = _format_value(entry.get("id"))
+            problems.append(f"{kind} {_format_value(entry)} has the id {id_text}, which is not a whole number")
         elif not isinstance(entry.get(name), str):
-            problems.append(f"{kind} {_shown(entry)} has no text as {name}")
+            problems.append(f"{kind} {_format_value(entry)} has no text as {name}")
         elif entry["id"] in known:
             problems.append(f"{kind} {entry['id']} is there twice")
         else:
@@ -197,7 +198,7 @@ def _add_object(
     for key, known in (("image", images), ("category", categories)):
         value = annotation.get(f"{key}_id")
         if not _is_integer(value):
-            return f"has {key}_id {_shown(value)}, which is not a whole number"
+            return f"has {key}_id {_format_value(value)}, which is not a whole number"
         if value not in known:
             return f"is of {key} {value}, which is not there"
     image, corners = images[annotation["image_id"]], annotation.get("bbox")
@@ -226,10 +227,10 @@ def _add_object(
 def _label(annotation: Any, images: Mapping[int, AnnotatedImage]) -> str:
     """Return what messages call an annotation."""
     if not isinstance(annotation, Mapping):
-        return f"annotation {_shown(annotation)}"
+        return f"annotation {_format_value(annotation)}"
     number = annotation.get("image_id")
     of = f" of {Path(images[number].path).name!r}" if _is_integer(number) and number in images else ""
-    return f"annotation {_shown(annotation.get('id'))}{of}"
+    return f"annotation {_format_value(annotation.get('id'))}{of}"
 
 
 def _run_lengths(outline: Any, size: tuple[int, int]) -> dict[str, Any]:
@@ -242,7 +243,7 @@ def _run_lengths(outline: Any, size: tuple[int, int]) -> dict[str, Any]:
     if not (isinstance(outline, Mapping) and _are_counts(outline.get("counts"))):
         raise ValueError("has no 'segmentation' of polygons or run lengths, which masks need")
     if outline.get("size") != [height, width]:
-        given = _shown(outline.get("size"))
+        given = _format_value(outline.get("size"))
         raise ValueError(f"has a mask of size {given} (height, width) in an image of {width}×{height}")
     try:
         lengths = outline if isinstance(outline["counts"], str) else mask.frPyObjects(dict(outline), height, width)
@@ -271,6 +272,6 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= LARGEST
 
 
-def _shown(value: Any) -> str:
+def _format_value(value: Any) -> str:
     text = repr(value)
     return text if len(text) <= 60 else f"{text[:57]}..."

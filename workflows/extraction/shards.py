@@ -54,7 +54,7 @@ def read_names(path: Path) -> tuple[tuple[str, ...], tuple[BadImage, ...]]:
         names = json.loads(metadata[PATHS]) if PATHS in metadata else _parquet_column(path, PATH).to_pylist()
         return tuple(names), tuple((name, reason) for name, reason in json.loads(metadata[BAD]))
     except (WeightsError, KeyError, ValueError, OSError) as error:
-        raise _damaged(path) from error
+        raise _damage_error(path) from error
 
 
 def read_tap(path: Path, address: str) -> NDArray[Any]:
@@ -71,7 +71,7 @@ def read_tap(path: Path, address: str) -> NDArray[Any]:
         flat = _parquet_column(path, address).combine_chunks().flatten()
         return np.asarray(flat.to_numpy(zero_copy_only=False).reshape(-1, *shape))
     except (SafetensorError, KeyError, ValueError, OSError) as error:
-        raise _damaged(path) from error
+        raise _damage_error(path) from error
 
 
 def _to_safetensors(shard: Shard) -> bytes:
@@ -114,5 +114,5 @@ def _json(value: object) -> str:
     return json.dumps(value, ensure_ascii=False)
 
 
-def _damaged(path: Path) -> DataError:
+def _damage_error(path: Path) -> DataError:
     return DataError(f"{str(path)!r} is not a complete file of features; delete it, and run the same command again")

@@ -11,7 +11,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from featuretap import registry
 from featuretap.models.built import description_of
-from featuretap.models.transforms import check_channels, normalised
+from featuretap.models.transforms import check_channels, normalise
 from featuretap.support.images import convert_mode
 from featuretap.workflows.inference.models import DEFAULT_BACKBONE, open_model
 
@@ -48,7 +48,7 @@ def compute_maps(
     height, width = size or (min(round(side * scale), LONGEST * SHORTER_SIDE) for side in (image.height, image.width))
     resized = image.resize((width, height), Image.Resampling.BILINEAR)
     with torch.inference_mode():
-        maps = backbone(normalised(description.preprocessing)(resized)[None])
+        maps = backbone(normalise(description.preprocessing)(resized)[None])
     strides = {name: tap.stride for name, tap in backbone.taps.items()}  # type: ignore[union-attr, operator]
     label = f"{description.name}, weights: {description.weights or 'random'}"
     return resized, {name: values[0].numpy() for name, values in maps.items()}, strides, label

@@ -11,17 +11,17 @@ from featuretap.registry.specs import BackboneSpec
 
 
 @cache
-def _shipped() -> PluginCatalogue:
+def _catalogue() -> PluginCatalogue:
     return load_catalogue(Path(__file__).with_name("registry.toml"))
 
 
 @hookimpl
 def featuretap_backbones() -> Iterable[BackboneSpec]:
     """Return the MobileNetV4s."""
-    return _shipped().backbones
+    return _catalogue().backbones
 
 
 @hookimpl
 def featuretap_weights() -> Iterable[WeightsEntry]:
     """Return timm's published weights of them."""
-    return _shipped().weights
+    return _catalogue().weights

@@ -15,7 +15,7 @@ from torchmetrics import Metric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionMatrix, MulticlassStatScores
 from torchvision.transforms import InterpolationMode, v2
 
-from featuretap.models.transforms import compose, normalised
+from featuretap.models.transforms import compose, normalise
 from featuretap.specs.preprocessing import Preprocessing
 from featuretap.workflows.training.tasks.task import ClassScore, Metrics, Task, Transform
 
@@ -62,7 +62,7 @@ class ClassificationTask(Task):
         else:
             steps += [v2.Resize(preprocessing.resize or size, mode, antialias=True), v2.CenterCrop(size)]
         steps += [v2.RandomHorizontalFlip(augmentation.flip), *POLICIES[augmentation.policy]]
-        return partial(_transform, v2.Compose([*steps, normalised(preprocessing)]))
+        return partial(_transform, v2.Compose([*steps, normalise(preprocessing)]))
 
     def evaluation_transform(self) -> Transform:
         """Return the transform that `registry.transforms` returns."""

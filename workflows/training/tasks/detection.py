@@ -16,7 +16,7 @@ from torchmetrics.detection import MeanAveragePrecision
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 
-from featuretap.models.transforms import compose, normalised
+from featuretap.models.transforms import compose, normalise
 from featuretap.specs import HeadSpec
 from featuretap.support.errors import OptionError
 from featuretap.workflows.datasets.data_set import Boxes
@@ -81,7 +81,7 @@ class DetectionTask(Task):
         transform = v2.Compose(
             [v2.RandomHorizontalFlip(self.augmentation.flip), *colours, v2.SanitizeBoundingBoxes(), v2.ToPureTensor()]
         )
-        return partial(_augment, self, crop, transform, normalised(self.preprocessing))
+        return partial(_augment, self, crop, transform, normalise(self.preprocessing))
 
     def evaluation_transform(self) -> Transform:
         """Return the image as the model takes it, and all objects; "iscrowd" is 1 for those that are ignored."""

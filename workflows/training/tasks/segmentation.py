@@ -18,7 +18,7 @@ from torchmetrics.classification import MulticlassConfusionMatrix
 from torchvision import tv_tensors
 from torchvision.transforms import InterpolationMode, v2
 
-from featuretap.models.transforms import compose, normalised
+from featuretap.models.transforms import compose, normalise
 from featuretap.support.errors import TrainingError
 from featuretap.workflows.datasets.data_set import IGNORED
 from featuretap.workflows.inference.predicting import classes_at
@@ -68,7 +68,7 @@ class SegmentationTask(Task):
         steps.append(v2.RandomHorizontalFlip(augmentation.flip))
         if augmentation.policy != "none":
             steps.append(v2.RandomPhotometricDistort())
-        return partial(_augment, self, v2.Compose(steps), normalised(self.preprocessing))
+        return partial(_augment, self, v2.Compose(steps), normalise(self.preprocessing))
 
     def evaluation_transform(self) -> Transform:
         """Return the image as `registry.transforms` prepares it, and its mask (H, W) unchanged."""
@@ -76,7 +76,7 @@ class SegmentationTask(Task):
 
     def loss(self, model: nn.Module, images: Sequence[Tensor], targets: Sequence[Tensor]) -> Tensor:
         """Return the cross entropy over the batch's labelled pixels, plus half that of the auxiliary output."""
-        batch, masks = _padded(images, 0.0), _padded(targets, IGNORED)
+        batch, masks = _pad(images, 0.0), _pad(targets, IGNORED)
         logits = model(batch.contiguous(memory_format=torch.channels_last))
         loss = _cross_entropy([logits["out"]], [masks], self.label_smoothing)
         if "aux" in logits:
@@ -123,7 +123,7 @@ def _prepare(prepare: Callable[[Any], Tensor], image: Image.Image, mask: NDArray
     return prepare(image), torch.tensor(mask)
 
 
-def _padded(tensors: Sequence[Tensor], value: float) -> Tensor:
+def _pad(tensors: Sequence[Tensor], value: float) -> Tensor:
     """Return tensors (…, H, W) as one, padded to the right and below to the largest sides."""
     height, width = (max(tensor.shape[axis] for tensor in tensors) for axis in (-2, -1))
     return torch.stack(
