@@ -98,4 +98,4 @@ fuzz: install
 	FEATURETAP_FUZZ_EXAMPLES=20000 $(BIN)/python -m pytest tests/weights/test_fuzzed_weights.py
 
 clean:
-	rm -rf .venv .tox build dist demo site *.egg-info .mypy_cache .ruff_cache .pytest_cache
+	rm -rf .venv .tox build dist demo site *.egg-info .mypy_cache .ruff_cache .import_linter_cache .pytest_cache
