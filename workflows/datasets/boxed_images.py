@@ -16,8 +16,6 @@ from featuretap.workflows.datasets.checks import image_problem, size_problem
 from featuretap.workflows.datasets.data_set import Boxes, DataSet, FileSample
 from featuretap.workflows.datasets.splits import rarest, split_files
 
-__all__ = ["AnnotatedImage", "box_problem", "clip_box", "detection_set"]
-
 TOLERANCE = 1
 """Pixels that a box may reach beyond its image, as rounding makes it; it is clipped."""
 

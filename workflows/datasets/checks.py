@@ -14,8 +14,6 @@ from featuretap.support.images import read_image
 from featuretap.support.text import first_few
 from featuretap.workflows.datasets.data_set import DataSet
 
-__all__ = ["check_readable", "image_problem", "raise_problems", "size_problem", "upright_size"]
-
 ORIENTATION = 0x0112
 TURNED = (5, 6, 7, 8)
 """EXIF orientations that exchange width and height."""

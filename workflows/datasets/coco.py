@@ -17,8 +17,6 @@ from featuretap.workflows.datasets.checks import raise_problems
 from featuretap.workflows.datasets.data_set import DataSet
 from featuretap.workflows.datasets.splits import check_classes, part_folders
 
-__all__ = ["open_coco"]
-
 logger = logging.getLogger("featuretap")
 
 IN_PART = "_annotations.coco.json"

@@ -10,8 +10,6 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-__all__ = ["IGNORED", "Boxes", "DataSet", "FileSample", "Sample", "Task"]
-
 Task = Literal["classification", "segmentation", "detection"]
 
 IGNORED = 255

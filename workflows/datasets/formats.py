@@ -17,8 +17,6 @@ from featuretap.workflows.datasets.named import open_named
 from featuretap.workflows.datasets.named_sets import NAMED_SETS
 from featuretap.workflows.datasets.voc import has_voc_annotations, open_voc
 
-__all__ = ["open_data"]
-
 logger = logging.getLogger("featuretap")
 
 

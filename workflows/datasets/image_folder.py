@@ -14,8 +14,6 @@ from featuretap.workflows.datasets.checks import image_problem
 from featuretap.workflows.datasets.data_set import DataSet, FileSample
 from featuretap.workflows.datasets.splits import check_classes, part_folders, split_files
 
-__all__ = ["open_image_folder"]
-
 
 @dataclass(frozen=True, slots=True)
 class ImageFile(FileSample):

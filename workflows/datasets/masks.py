@@ -17,8 +17,6 @@ from featuretap.workflows.datasets.checks import image_problem, raise_problems, 
 from featuretap.workflows.datasets.data_set import IGNORED, DataSet, FileSample
 from featuretap.workflows.datasets.splits import part_folders, read_part_lists, split_files
 
-__all__ = ["open_masks"]
-
 MODES = ("1", "L", "P")
 """Pillow's names of images with one value of up to 8 bits for each pixel."""
 

@@ -17,8 +17,6 @@ from featuretap.workflows.datasets.data_set import DataSet
 from featuretap.workflows.datasets.named_sets import NamedSet
 from featuretap.workflows.datasets.splits import split
 
-__all__ = ["Digits", "open_named"]
-
 
 class Digits:
     """scikit-learn's 1,797 grey images of 8×8 pixels, as a torchvision data set; `root` and `download` are not used.

@@ -7,8 +7,6 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
 
-__all__ = ["NAMED_SETS", "NamedSet"]
-
 
 @dataclass(frozen=True)
 class NamedSet:

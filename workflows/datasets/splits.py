@@ -15,8 +15,6 @@ from featuretap.support.errors import DataError
 from featuretap.support.image_files import folders_in
 from featuretap.workflows.datasets.data_set import FileSample
 
-__all__ = ["check_classes", "part_folders", "rarest", "read_part_lists", "split", "split_files"]
-
 logger = logging.getLogger("featuretap")
 
 VALIDATION = ("val", "valid", "validation")

@@ -15,8 +15,6 @@ from featuretap.workflows.datasets.checks import raise_problems, upright_size
 from featuretap.workflows.datasets.data_set import DataSet
 from featuretap.workflows.datasets.splits import part_folders, read_part_lists
 
-__all__ = ["has_voc_annotations", "open_voc"]
-
 
 def has_voc_annotations(folder: Path) -> bool:
     """Return whether a folder has annotations in Pascal VOC's format: in "Annotations" or beside images."""

@@ -21,8 +21,6 @@ from featuretap.workflows.training.processes import open_accelerator, run_on_mai
 from featuretap.workflows.training.reports.tables import write_evaluation
 from featuretap.workflows.training.tasks.task import Metrics, Task
 
-__all__ = ["Part", "evaluate"]
-
 Part = Literal["val", "train", "all"]
 
 

@@ -11,8 +11,6 @@ from featuretap.support.workers import ignore_sigint
 from featuretap.workflows.datasets.data_set import Sample
 from featuretap.workflows.training.tasks.task import Task, Transform
 
-__all__ = ["evaluation_loader", "training_loader"]
-
 Loader = DataLoader[Any]
 
 

@@ -19,8 +19,6 @@ from featuretap.support.errors import TrainingError
 from featuretap.workflows.training.optimisation import Schedule, learning_rate
 from featuretap.workflows.training.tasks.task import Metrics, Task
 
-__all__ = ["Trainer", "compute_metrics", "train_epoch"]
-
 ONE_IMAGE = "more than 1 value per channel"
 """Part of the error of PyTorch's batch norm for a batch that has one value for each channel."""
 

@@ -22,8 +22,6 @@ from featuretap.workflows.training.configuration import Configuration
 from featuretap.workflows.training.tasks import classification, detection, segmentation
 from featuretap.workflows.training.tasks.task import Augmentation, Task
 
-__all__ = ["build_model", "first_label", "make_task", "open_model_data", "resolve_model", "spec_of"]
-
 
 def resolve_model(configuration: Configuration) -> tuple[Configuration, ModelSpec]:
     """Return the configuration with the backbone and all options of its model, and the model's spec, without classes.

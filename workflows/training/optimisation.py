@@ -19,16 +19,6 @@ from featuretap.specs.options import Freezing
 from featuretap.support.errors import TrainingError
 from featuretap.workflows.training.configuration import Configuration
 
-__all__ = [
-    "Schedule",
-    "check_freezing",
-    "freeze_through",
-    "last_frozen",
-    "learning_rate",
-    "make_optimizer",
-    "make_schedule",
-]
-
 MOMENTUM = 0.9
 WARMUP_START = 1e-3
 """Fraction of the learning rate at which the warm-up begins, since a step of 0 changes nothing."""

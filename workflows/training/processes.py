@@ -13,8 +13,6 @@ from accelerate.utils import broadcast_object_list
 
 from featuretap.support.errors import FeaturetapError, TrainingError
 
-__all__ = ["open_accelerator", "run_on_main_first", "share_failure"]
-
 Result = TypeVar("Result")
 
 

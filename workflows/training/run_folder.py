@@ -30,22 +30,6 @@ from featuretap.workflows.training.configuration import (
 from featuretap.workflows.training.loop import Trainer
 from featuretap.workflows.training.tasks.task import ClassScore, Metrics
 
-__all__ = [
-    "BEST",
-    "CONFIGURATION",
-    "LAST",
-    "LOGS",
-    "Progress",
-    "check_space",
-    "folder_of",
-    "lock_folder",
-    "read_progress",
-    "read_run",
-    "restore_states",
-    "save_epoch",
-    "write_configuration",
-]
-
 BEST, LAST, STATE, CONFIGURATION = "best.safetensors", "last.safetensors", "resume.pt", "configuration.toml"
 HISTORY, LOGS, LOCK = "history.csv", "logs", ".lock"
 

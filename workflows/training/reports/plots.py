@@ -19,8 +19,6 @@ from numpy.typing import NDArray
 from featuretap.support.atomic_write import replace_files
 from featuretap.support.text import one_line
 
-__all__ = ["DPI", "draw_confusion", "draw_curves", "make_figure", "save_figure", "shorten_name"]
-
 DPI = 110
 MAX_NAME = 28
 """Characters of a name."""

@@ -21,8 +21,6 @@ from featuretap.workflows.inference.class_names import class_names
 from featuretap.workflows.inference.drawing import draw_boxes, draw_classes, draw_text
 from featuretap.workflows.inference.predicting import predict_images, task_of
 
-__all__ = ["draw_predictions"]
-
 CANDIDATES = 1000
 """Images that are searched for mistakes."""
 

@@ -16,8 +16,6 @@ from featuretap.workflows.training.reports.plots import draw_confusion, draw_cur
 from featuretap.workflows.training.reports.predictions import draw_predictions
 from featuretap.workflows.training.tasks.task import ClassScore, Metrics, Task
 
-__all__ = ["per_class_rows", "write_evaluation", "write_per_class", "write_run"]
-
 MAX_ROWS = 20
 """Classes that fit on a screen; of more, half of the rows are the worst and half the best."""
 

@@ -19,8 +19,6 @@ from featuretap.models.transforms import compose, normalise
 from featuretap.specs.preprocessing import Preprocessing
 from featuretap.workflows.training.tasks.task import ClassScore, Metrics, Task, Transform
 
-__all__ = ["ClassificationTask", "preprocessing_of_size"]
-
 SIZE = 224
 """Pixels of a side where the weights' images were not cropped."""
 

@@ -22,8 +22,6 @@ from featuretap.support.errors import OptionError
 from featuretap.workflows.datasets.data_set import Boxes
 from featuretap.workflows.training.tasks.task import ClassScore, Metrics, Task, Transform
 
-__all__ = ["DetectionTask", "size_options"]
-
 Target = dict[str, Tensor]
 Prepare = Callable[[Image.Image], Tensor]
 

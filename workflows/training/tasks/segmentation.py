@@ -24,8 +24,6 @@ from featuretap.workflows.datasets.data_set import IGNORED
 from featuretap.workflows.inference.predicting import classes_at
 from featuretap.workflows.training.tasks.task import ClassScore, Metrics, Task, Transform
 
-__all__ = ["SegmentationTask"]
-
 AUXILIARY = 0.5
 """Weight of the loss of the second set of logits, as in torchvision's references."""
 

@@ -17,8 +17,6 @@ from torch import Tensor, nn
 from featuretap.specs.preprocessing import Preprocessing
 from featuretap.support.images import convert_mode
 
-__all__ = ["Augmentation", "ClassScore", "Evaluator", "Metrics", "Task", "Transform"]
-
 Transform = Callable[[Image.Image, Any], tuple[Any, Any]]
 """Image and target of a sample (see `datasets.data_set.Sample`) → both as tensors."""
 
