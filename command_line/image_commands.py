@@ -87,8 +87,7 @@ def predict_command(
     images = iter([(found[0], read_source(found[0]))]) if len(found) == 1 else read_ahead(found)
 
     from featuretap.support.progress import bar
-    from featuretap.workflows.inference.models import open_predictor
-    from featuretap.workflows.inference.predicting import PredictedImage, predict_sources
+    from featuretap.workflows.inference.predicting import PredictedImage, open_predictor, predict_sources
 
     predictor, task = open_predictor(model, weights)
     for option, value, needed in (("--top", top, "classification"), ("--threshold", threshold, "detection")):

@@ -120,7 +120,7 @@ def evaluate_command(data: str, weights: str, model: str | None, as_json: bool, 
     """
     check_extra("featuretap evaluate", "train", NEEDED)
     from featuretap import registry
-    from featuretap.workflows.training.evaluation import evaluate
+    from featuretap.workflows.training.run import evaluate
 
     built = registry.load(weights) if model is None else registry.build(model, pretrained=weights)
     metrics, task, is_main = evaluate(built, data, origin=repr(weights), **settings)
@@ -139,6 +139,6 @@ def evaluate_command(data: str, weights: str, model: str | None, as_json: bool, 
 
 
 def _print_classes(metrics: Metrics, task: Task) -> None:
-    from featuretap.workflows.training.reports.tables import per_class_rows
+    from featuretap.workflows.training.reports import per_class_rows
 
     print_table(("class", f">{task.counted}", f">{task.class_metric}"), per_class_rows(metrics))

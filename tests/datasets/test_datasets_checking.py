@@ -10,8 +10,7 @@ from support.data_sets import classes_of, picture
 from featuretap.registry.errors import DataError, ImageError
 from featuretap.support.image_files import find_images
 from featuretap.support.images import read_image
-from featuretap.workflows.datasets.checks import check_readable, image_problem, upright_size
-from featuretap.workflows.datasets.data_set import DataSet
+from featuretap.workflows.datasets.data_set import DataSet, check_readable, image_problem, upright_size
 from featuretap.workflows.datasets.formats import open_data
 
 

@@ -89,7 +89,7 @@ def test_a_read_error_of_the_disk_is_an_error(here: Path) -> None:
 def test_opening_a_folder_needs_no_torch(here: Path) -> None:
     classes_of(here, jay=2, tit=2)
     code = (
-        "import sys; import featuretap.workflows.datasets.checks; "
+        "import sys; import featuretap.workflows.datasets.data_set; "
         "from featuretap.workflows.datasets.formats import open_data; "
         "open_data('.', 'classification'); print('torch' in sys.modules, 'numpy' in sys.modules)"
     )

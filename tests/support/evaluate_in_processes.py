@@ -21,7 +21,7 @@ from support.training_runs import small_run
 from torch.distributed import PrefixStore
 
 from featuretap import command_line
-from featuretap.workflows.training import loaders
+from featuretap.workflows.training import loop
 from featuretap.workflows.training.run import train
 
 SEEN: dict[str, list[str]] = {"train": [], "val": []}
@@ -42,7 +42,7 @@ def recorded(read: Callable[[Any, int], Any]) -> Callable[[Any, int], Any]:
 
 
 def train_and_record(data: str, out: Path, settings: dict[str, Any], path: Path) -> None:
-    loaders._Transformed.__getitem__ = recorded(loaders._Transformed.__getitem__)  # type: ignore[method-assign]
+    loop._Transformed.__getitem__ = recorded(loop._Transformed.__getitem__)  # type: ignore[method-assign]
     result = train(small_run(data, out, **settings), log=lambda line: None)
     told = {
         "scores": dict(result.metrics.scores),

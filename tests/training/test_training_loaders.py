@@ -10,7 +10,7 @@ from support.training_runs import coloured_folder
 from featuretap.specs.preprocessing import Preprocessing
 from featuretap.workflows.datasets.data_set import DataSet
 from featuretap.workflows.datasets.formats import open_data
-from featuretap.workflows.training.loaders import evaluation_loader, training_loader
+from featuretap.workflows.training.loop import evaluation_loader, training_loader
 from featuretap.workflows.training.tasks.classification import ClassificationTask, preprocessing_of_size
 from featuretap.workflows.training.tasks.task import Augmentation
 

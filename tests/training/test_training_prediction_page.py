@@ -16,7 +16,7 @@ from torch import nn
 from featuretap.registry import Registry
 from featuretap.workflows.datasets.data_set import IGNORED, Boxes
 from featuretap.workflows.inference.drawing import colour_of
-from featuretap.workflows.training.reports.predictions import _fit, _tile, draw_predictions
+from featuretap.workflows.training.reports import _fit, _tile, draw_predictions
 
 GREEN, RED, WHITE = (0, 140, 60), (210, 30, 30), (255, 255, 255)
 TILE = 160

@@ -12,8 +12,8 @@ from support.pictures import has_colour, has_white_edges, read_pixels
 
 from featuretap.registry.errors import WeightsError
 from featuretap.specs.preprocessing import Preprocessing
-from featuretap.workflows.training.reports.plots import draw_confusion, draw_curves
-from featuretap.workflows.training.reports.tables import per_class_rows, write_per_class
+from featuretap.workflows.training.plots import draw_confusion, draw_curves
+from featuretap.workflows.training.reports import per_class_rows, write_per_class
 from featuretap.workflows.training.tasks.segmentation import SegmentationTask
 from featuretap.workflows.training.tasks.task import ClassScore, Metrics
 

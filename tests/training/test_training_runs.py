@@ -16,8 +16,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from featuretap import registry
 from featuretap.specs.description import Description
-from featuretap.workflows.training.evaluation import evaluate
-from featuretap.workflows.training.run import Result, train
+from featuretap.workflows.training.run import Result, evaluate, train
 
 Run = Callable[..., Completed]
 FILES = {

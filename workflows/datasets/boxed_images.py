@@ -12,8 +12,7 @@ from PIL import Image
 
 from featuretap.support.errors import DataError
 from featuretap.support.images import read_image
-from featuretap.workflows.datasets.checks import image_problem, size_problem
-from featuretap.workflows.datasets.data_set import Boxes, DataSet, FileSample
+from featuretap.workflows.datasets.data_set import Boxes, DataSet, FileSample, image_problem, size_problem
 from featuretap.workflows.datasets.splits import rarest, split_files
 
 TOLERANCE = 1
@@ -41,18 +40,18 @@ class AnnotatedImage(FileSample):
     names: list[str] = field(default_factory=list)
     ignored: list[bool] = field(default_factory=list)
 
-    def sample(self, labels: Mapping[str, int]) -> BoxedImage:
+    def sample(self, labels: Mapping[str, int]) -> _BoxedImage:
         """Return it as a sample, with the label of every class's name."""
         boxes = Boxes(
             np.array(self.boxes, np.float32).reshape(-1, 4),
             np.array([labels[name] for name in self.names], np.int64),
             np.array(self.ignored, np.bool_),
         )
-        return BoxedImage(self.path, self.size, boxes, self.outlines)
+        return _BoxedImage(self.path, self.size, boxes, self.outlines)
 
 
 @dataclass(frozen=True, slots=True)
-class BoxedImage(FileSample):
+class _BoxedImage(FileSample):
     """An image file with boxes, and the outlines of its objects where masks were requested; see `AnnotatedImage`."""
 
     size: tuple[int, int]
@@ -62,7 +61,6 @@ class BoxedImage(FileSample):
     label = None
 
     def read(self) -> tuple[Image.Image, Boxes]:
-        """Return the image and its objects."""
         image = read_image(Path(self.path))
         problem = size_problem(self.path, image.size, self.size)
         if problem:
@@ -77,7 +75,6 @@ class BoxedImage(FileSample):
         return image, self.boxes._replace(masks=masks)
 
     def check(self) -> str:
-        """Return what is wrong with the image, or that it is not of the size that its boxes are for, or ""."""
         return image_problem(self.path, self.size)
 
 

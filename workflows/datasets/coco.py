@@ -13,8 +13,7 @@ from featuretap.support.errors import DataError
 from featuretap.support.extras import check_extra
 from featuretap.support.text import first_few
 from featuretap.workflows.datasets.boxed_images import AnnotatedImage, box_problem, clip_box, detection_set
-from featuretap.workflows.datasets.checks import raise_problems
-from featuretap.workflows.datasets.data_set import DataSet
+from featuretap.workflows.datasets.data_set import DataSet, raise_problems
 from featuretap.workflows.datasets.splits import check_classes, part_folders
 
 logger = logging.getLogger("featuretap")

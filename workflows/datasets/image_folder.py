@@ -10,23 +10,20 @@ from PIL import Image
 from featuretap.support.errors import DataError
 from featuretap.support.image_files import SUFFIXES, folders_in, images_below, is_image_file
 from featuretap.support.images import read_image
-from featuretap.workflows.datasets.checks import image_problem
-from featuretap.workflows.datasets.data_set import DataSet, FileSample
+from featuretap.workflows.datasets.data_set import DataSet, FileSample, image_problem
 from featuretap.workflows.datasets.splits import check_classes, part_folders, split_files
 
 
 @dataclass(frozen=True, slots=True)
-class ImageFile(FileSample):
+class _ImageFile(FileSample):
     """An image file of one class."""
 
     label: int
 
     def read(self) -> tuple[Image.Image, int]:
-        """Return the image and its class."""
         return read_image(Path(self.path)), self.label
 
     def check(self) -> str:
-        """Return what is wrong with the image, or ""."""
         return image_problem(self.path)
 
 
@@ -60,9 +57,9 @@ def open_image_folder(folder: Path, val_fraction: float, seed: int) -> DataSet:
     return DataSet("classification", classes, train_part, val_part)
 
 
-def _samples(images: dict[str, list[Path]], classes: tuple[str, ...]) -> list[ImageFile]:
+def _samples(images: dict[str, list[Path]], classes: tuple[str, ...]) -> list[_ImageFile]:
     labels = {name: label for label, name in enumerate(classes)}
-    return [ImageFile(str(path), labels[name]) for name, paths in images.items() for path in paths]
+    return [_ImageFile(str(path), labels[name]) for name, paths in images.items() for path in paths]
 
 
 def _images_by_class(folder: Path) -> dict[str, list[Path]]:

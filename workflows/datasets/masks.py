@@ -13,8 +13,14 @@ from PIL import Image, ImageOps
 from featuretap.support.errors import DataError
 from featuretap.support.image_files import images_below
 from featuretap.support.images import read_image
-from featuretap.workflows.datasets.checks import image_problem, raise_problems, upright_size
-from featuretap.workflows.datasets.data_set import IGNORED, DataSet, FileSample
+from featuretap.workflows.datasets.data_set import (
+    IGNORED,
+    DataSet,
+    FileSample,
+    image_problem,
+    raise_problems,
+    upright_size,
+)
 from featuretap.workflows.datasets.splits import part_folders, read_part_lists, split_files
 
 MODES = ("1", "L", "P")
@@ -31,7 +37,7 @@ NO_CLASSES = (
 
 
 @dataclass(frozen=True, slots=True)
-class MaskedImage(FileSample):
+class _MaskedImage(FileSample):
     """An image file with the file of its mask, whose values are below the number of classes, or `IGNORED`."""
 
     mask: str
@@ -40,7 +46,6 @@ class MaskedImage(FileSample):
     label = None
 
     def read(self) -> tuple[Image.Image, NDArray[np.uint8]]:
-        """Return the image and its mask."""
         image, mask = read_image(Path(self.path)), _read_mask(self.mask)
         problem = self._mask_problem(mask, image.size)
         if problem:
@@ -48,7 +53,6 @@ class MaskedImage(FileSample):
         return image, mask
 
     def check(self) -> str:
-        """Return what is wrong with the image or its mask, or ""."""
         problem = image_problem(self.path)
         if problem:
             return problem
@@ -85,7 +89,7 @@ def open_masks(folder: Path, val_fraction: float, seed: int) -> DataSet:
     raise_problems(problems, folder)
     classes = _read_names(folder) or _count_classes(folder, [mask for part in parts for _, mask in part])
     _check_values(folder, [mask for _, mask in parts[0][:SAMPLED]])
-    files = [[MaskedImage(image, mask, len(classes)) for image, mask in part] for part in parts]
+    files = [[_MaskedImage(image, mask, len(classes)) for image, mask in part] for part in parts]
     if len(files) == 1:
         files = split_files(files[0], folder, [0] * len(files[0]), val_fraction, seed)
     return DataSet("segmentation", classes, files[0], files[1])

@@ -39,7 +39,7 @@ class Digits:
 
 
 @dataclass(frozen=True, slots=True)
-class NamedSample:
+class _NamedSample:
     """Image `number` of torchvision's object `source`, whose images are called by a title."""
 
     title: str
@@ -50,11 +50,9 @@ class NamedSample:
 
     @property
     def name(self) -> str:
-        """The set's name, the part's, and the number of the image in it."""
         return f"{self.title} {self.number}"
 
     def read(self) -> tuple[Image.Image, int]:
-        """Return the image and its class."""
         try:
             image, _ = self.source[self.number]
             image.load()
@@ -64,7 +62,6 @@ class NamedSample:
         return image.transpose(Image.Transpose.TRANSPOSE) if self.transposed else image, self.label
 
     def check(self) -> str:
-        """Return what is wrong with the image, or ""."""
         try:
             self.read()
         except ImageError as error:
@@ -119,7 +116,7 @@ def _read_part(row: NamedSet, arguments: Mapping[str, Any], folder: Path) -> Any
         raise DataError(f"cannot download the data set {row.name!r}: {_reason(error)}; {by_hand}") from error
 
 
-def _samples(row: NamedSet, source: Any, title: str, classes: Sequence[str]) -> list[NamedSample]:
+def _samples(row: NamedSet, source: Any, title: str, classes: Sequence[str]) -> list[_NamedSample]:
     labels = _labels(source)
     for number, label in enumerate(labels):
         if not 0 <= label < len(classes):
@@ -130,7 +127,7 @@ def _samples(row: NamedSet, source: Any, title: str, classes: Sequence[str]) -> 
     files = getattr(source, "_image_files", None)
     # SUN397 lists its files as the disk has them.
     numbers = sorted(range(len(labels)), key=lambda number: str(files[number])) if files else range(len(labels))
-    return [NamedSample(title, source, number, labels[number], row.transposed) for number in numbers]
+    return [_NamedSample(title, source, number, labels[number], row.transposed) for number in numbers]
 
 
 def _labels(source: Any) -> list[int]:

@@ -11,8 +11,7 @@ from xml.etree import ElementTree
 from featuretap.support.errors import DataError, ImageError
 from featuretap.support.image_files import SUFFIXES
 from featuretap.workflows.datasets.boxed_images import AnnotatedImage, Box, box_problem, clip_box, detection_set
-from featuretap.workflows.datasets.checks import raise_problems, upright_size
-from featuretap.workflows.datasets.data_set import DataSet
+from featuretap.workflows.datasets.data_set import DataSet, raise_problems, upright_size
 from featuretap.workflows.datasets.splits import part_folders, read_part_lists
 
 

@@ -13,7 +13,7 @@ from featuretap import registry
 from featuretap.models.built import description_of
 from featuretap.models.transforms import check_channels, normalise
 from featuretap.support.images import convert_mode
-from featuretap.workflows.inference.models import DEFAULT_BACKBONE, open_model
+from featuretap.workflows.inference.predicting import DEFAULT_BACKBONE, open_model
 
 SHORTER_SIDE = 224
 LONGEST = 4

@@ -28,6 +28,8 @@ from featuretap.workflows.inference.class_names import class_names
 from featuretap.workflows.inference.drawing import draw_boxes, draw_classes, draw_text
 from featuretap.workflows.inference.sources import ImageSource
 
+DEFAULT_BACKBONE = "mobilenet_v2"
+
 MAXIMUM_RATIO = 8
 """Ratio of an image's sides above which a model sees less of it, or sees it squeezed."""
 
@@ -347,3 +349,41 @@ def _check_finite(logits: Tensor) -> None:
         raise WeightsError(
             "the model's output is NaN or infinite; so are some of its weights, which featuretap inspect --finite names"
         )
+
+
+def open_model(name: str | None, weights: str | None, **arguments: Any) -> nn.Module:
+    """Build a backbone by name with weights, or load a weights file.
+
+    Args:
+        name: of the backbone; None for that of the file, or the default.
+        weights: a tag, a file, "none" for random ones, or None or "default" for the catalogue's default.
+        **arguments: of `registry.build` or `registry.load`.
+    """
+    if name is None and weights is not None and Path(weights).exists():
+        return registry.load(weights, **arguments)
+    pretrained: bool | str = {None: True, "default": True, "none": False}.get(weights, weights or "")
+    return registry.build(name or DEFAULT_BACKBONE, pretrained=pretrained, **arguments)
+
+
+def open_predictor(name: str | None, weights: str | None) -> tuple[nn.Module, str]:
+    """Return a trained model that predicts classes, in evaluation mode and on the GPU if there is one, and its task.
+
+    Raises:
+        OptionError: `weights` is "none", or the model predicts no classes, or its classifier is randomly initialised.
+    """
+    if weights == "none":
+        raise OptionError("predictions of random weights mean nothing; name weights, or leave --weights out")
+    model = open_model(name, weights)
+    description = description_of(model, "predict")
+    task = task_of(description)
+    if not task:
+        raise OptionError(
+            f"{weights!r} holds no classifier, detector or segmenter of {description.name!r}, and predictions need one"
+        )
+    if description.random_head:
+        raise OptionError(
+            f"{weights!r} has no classifier for {description.name!r}, and predictions of random weights mean nothing"
+        )
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    # Models keep the dtype of their file, and float16 does not run on a CPU.
+    return model.eval().to(device, torch.float32).to(memory_format=torch.channels_last), task

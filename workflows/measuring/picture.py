@@ -18,7 +18,7 @@ from matplotlib.transforms import Bbox
 
 from featuretap.support.text import format_count
 from featuretap.workflows.measuring.comparing import Comparison, Measurement
-from featuretap.workflows.training.reports.plots import DPI, make_figure, save_figure, shorten_name
+from featuretap.workflows.training.plots import DPI, make_figure, save_figure, shorten_name
 
 PANEL = (5.6, 4.4)
 """Inches."""

@@ -1,9 +1,9 @@
-"""The training loop: one epoch of training, and the metrics of a model on a part of a data set."""
+"""The training loop: data loaders, an epoch of training, and the metrics of a model on a part of a data set."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -13,11 +13,16 @@ from accelerate.utils import send_to_device
 from timm.utils.model_ema import ModelEmaV3
 from torch import nn
 from torch.optim import Optimizer
+from torch.utils.data import DataLoader, Dataset
 from torchmetrics import MeanMetric
 
 from featuretap.support.errors import TrainingError
+from featuretap.support.workers import ignore_sigint
+from featuretap.workflows.datasets.data_set import Sample
 from featuretap.workflows.training.optimisation import Schedule, learning_rate
-from featuretap.workflows.training.tasks.task import Metrics, Task
+from featuretap.workflows.training.tasks.task import Metrics, Task, Transform
+
+Loader = DataLoader[Any]
 
 ONE_IMAGE = "more than 1 value per channel"
 """Part of the error of PyTorch's batch norm for a batch that has one value for each channel."""
@@ -147,3 +152,33 @@ def compute_metrics(
     if task.has_evaluation_loss:
         metrics = replace(metrics, scores={**metrics.scores, "loss": float(loss.compute())})
     return metrics
+
+
+class _Transformed(Dataset[Any]):
+    """Samples as tensors."""
+
+    def __init__(self, samples: Sequence[Sample], transform: Transform) -> None:
+        self.samples = samples
+        self.transform = transform
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, index: int) -> tuple[Any, Any]:
+        return self.transform(*self.samples[index].read())
+
+
+def training_loader(task: Task, samples: Sequence[Sample], batch_size: int, workers: int) -> Loader:
+    """Return shuffled batches of one size over all processes; the last images are left out if they fill no batch."""
+    transformed = _Transformed(samples, task.training_transform())
+    return _loader(transformed, task, workers, batch_size=batch_size, shuffle=True, drop_last=True)
+
+
+def evaluation_loader(task: Task, samples: Sequence[Sample], batch_size: int, workers: int) -> Loader:
+    """Return batches of samples in order: one process's share, so that each sample is evaluated once."""
+    return _loader(_Transformed(samples, task.evaluation_transform()), task, workers, batch_size=batch_size)
+
+
+def _loader(dataset: Dataset[Any], task: Task, workers: int, **more: Any) -> Loader:
+    # Workers start again each epoch, with seeds that follow from the epoch's, so that a resumed run sees the same.
+    return DataLoader(dataset, collate_fn=task.collate, num_workers=workers, worker_init_fn=ignore_sigint, **more)

@@ -1,8 +1,11 @@
-"""A page of images of a data set, with a model's predictions beside the truth."""
+"""Reports of a run: the scores of classes, and images with a model's predictions beside the truth."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import csv
+import io
+from collections.abc import Mapping, Sequence
+from math import isnan
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +17,15 @@ from torchvision.transforms.v2 import functional as F  # noqa: N812 - torchvisio
 from torchvision.utils import make_grid
 
 from featuretap.models.built import description_of
+from featuretap.support.atomic_write import replace_files
 from featuretap.support.images import convert_mode, write_picture
 from featuretap.support.text import one_line
-from featuretap.workflows.datasets.data_set import Sample
+from featuretap.workflows.datasets.data_set import DataSet, Sample
 from featuretap.workflows.inference.class_names import class_names
 from featuretap.workflows.inference.drawing import draw_boxes, draw_classes, draw_text
 from featuretap.workflows.inference.predicting import predict_images, task_of
+from featuretap.workflows.training.plots import draw_confusion, draw_curves
+from featuretap.workflows.training.tasks.task import ClassScore, Metrics, Task
 
 CANDIDATES = 1000
 """Images that are searched for mistakes."""
@@ -36,6 +42,9 @@ THRESHOLD = 0.3
 
 MAX_DRAWN = 8
 """Images of which boxes or masks are drawn."""
+
+MAX_ROWS = 20
+"""Classes that fit on a screen; of more, half of the rows are the worst and half the best."""
 
 GREEN, RED = (0, 140, 60), (210, 30, 30)
 FONT_SIZE, LINE_HEIGHT, FRAME, GAP = 12, 17, 4, 6
@@ -170,3 +179,58 @@ def _fit(image: Image.Image, side: int) -> Image.Image:
         return image.resize((width, height), Image.Resampling.LANCZOS)
     factor = side // longer
     return image.resize((image.width * factor, image.height * factor), Image.Resampling.NEAREST)
+
+
+def write_run(
+    folder: Path,
+    model: nn.Module,
+    task: Task,
+    data: DataSet,
+    history: Sequence[Mapping[str, float]],
+    metrics: Metrics,
+) -> None:
+    """Write `curves.png`, and what `write_evaluation` writes of the best weights."""
+    draw_curves(history, folder / "curves.png")
+    write_evaluation(folder, model, task, data.classes, data.val, metrics)
+
+
+def write_evaluation(
+    folder: Path, model: nn.Module, task: Task, classes: Sequence[str], samples: Sequence[Sample], metrics: Metrics
+) -> None:
+    """Write `per-class.csv`, `confusion.png` where there is a matrix, and `predictions.png` into an existing folder."""
+    write_per_class(metrics, task, folder / "per-class.csv")
+    if metrics.confusion is not None:
+        draw_confusion(metrics.confusion, classes, folder / "confusion.png")
+    draw_predictions(model, samples, classes, folder / "predictions.png")
+
+
+def per_class_rows(metrics: Metrics) -> list[tuple[str, ...]]:
+    """Return the rows of a table to print: class, count, score.
+
+    Up to twenty classes are in their own order; of more, the ten worst and the ten best, the worst first, without
+    classes that have no score.
+    """
+    classes = metrics.per_class
+    if len(classes) <= MAX_ROWS:
+        return [*map(_row, classes)]
+    ranked = sorted((each for each in classes if not isnan(each.score)), key=lambda each: each.score)
+    if len(ranked) <= MAX_ROWS:
+        return [*map(_row, ranked)]
+    half = MAX_ROWS // 2
+    between = (f"… {len(ranked) - MAX_ROWS} between", "", "")
+    return [*map(_row, ranked[:half]), between, *map(_row, ranked[-half:])]
+
+
+def write_per_class(metrics: Metrics, task: Task, path: Path) -> None:
+    """Write the count and score of every class as CSV, in their own order; a missing score is empty."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(("class", task.counted, task.class_metric))
+    writer.writerows(
+        (each.name, each.occurrences, "" if isnan(each.score) else repr(each.score)) for each in metrics.per_class
+    )
+    replace_files({path: text.getvalue().encode()})
+
+
+def _row(each: ClassScore) -> tuple[str, str, str]:
+    return each.name, str(each.occurrences), "–" if isnan(each.score) else f"{each.score:.4f}"
