@@ -4,22 +4,18 @@ from __future__ import annotations
 
 import errno
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from io import TextIOWrapper
+from typing import ClassVar
 
 import click
 
-from featuretap.command_line.catalogue_commands import list_command, show_command
 from featuretap.command_line.commands import Group
-from featuretap.command_line.completion import PROGRAM, completion_command
-from featuretap.command_line.image_commands import extract_command, predict_command, taps_command
+from featuretap.command_line.completion import PROGRAM
 from featuretap.command_line.interruption import convert_interrupts, convert_sigterm, discard_output, exit_interrupted
-from featuretap.command_line.plugin_commands import new_plugin_command, plugins_command
-from featuretap.command_line.runtime_commands import bench_command, export_command, quantize_command
-from featuretap.command_line.training_commands import evaluate_command, train_command
-from featuretap.command_line.weights_commands import convert_command, inspect_command, save_command
 from featuretap.support.errors import FeaturetapError
+from featuretap.support.import_strings import load
 
 __all__ = ["main", "phrase"]
 
@@ -32,16 +28,32 @@ TYPED = {
 
 
 SECTIONS = {
-    "Catalogue": (list_command, show_command, inspect_command),
-    "Images": (taps_command, predict_command, extract_command),
-    "Training": (train_command, evaluate_command),
-    "Weights": (save_command, convert_command),
-    "Runtimes": (export_command, quantize_command, bench_command),
-    "Plugins": (plugins_command, new_plugin_command),
-    "Shell": (completion_command,),
+    "Catalogue": {"list": "catalogue_commands", "show": "catalogue_commands", "inspect": "weights_commands"},
+    "Images": dict.fromkeys(("taps", "predict", "extract"), "image_commands"),
+    "Training": dict.fromkeys(("train", "evaluate"), "training_commands"),
+    "Weights": dict.fromkeys(("save", "convert"), "weights_commands"),
+    "Runtimes": dict.fromkeys(("export", "quantize", "bench"), "runtime_commands"),
+    "Plugins": dict.fromkeys(("plugins", "new-plugin"), "plugin_commands"),
+    "Shell": {"completion": "completion"},
 }
-"""Heading in the help → commands."""
+"""Heading in the help → command → its module, which is imported when the command is needed."""
 SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 100, "show_default": True}
+
+
+class Commands(Mapping[str, click.Command]):
+    """Name → command, imported when it is looked up: a start that imports all takes a quarter longer."""
+
+    modules: ClassVar = {name: module for section in SECTIONS.values() for name, module in section.items()}
+
+    def __getitem__(self, name: str) -> click.Command:
+        loaded: click.Command = load(f"featuretap.command_line.{self.modules[name]}:{name.replace('-', '_')}_command")
+        return loaded
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.modules)
+
+    def __len__(self) -> int:
+        return len(self.modules)
 
 
 class Main(Group):
@@ -53,12 +65,12 @@ class Main(Group):
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write a line for each command, under its heading and aligned with those of the others."""
         width = max(map(len, self.commands))
-        for heading, commands in SECTIONS.items():
+        for heading, names in SECTIONS.items():
             with formatter.section(heading):
-                formatter.write_dl([(f"{command.name:<{width}}", command.get_short_help_str()) for command in commands])
+                formatter.write_dl([(f"{name:<{width}}", self.commands[name].get_short_help_str()) for name in names])
 
 
-@click.group(cls=Main, context_settings=SETTINGS, commands=[each for section in SECTIONS.values() for each in section])
+@click.group(cls=Main, context_settings=SETTINGS, commands=Commands())
 @click.version_option(package_name="featuretap", message="featuretap %(version)s")
 def command() -> None:
     """Backbones for detection and segmentation, by name.
