@@ -10,9 +10,8 @@ import torch
 from benchmarks.networks import NAME
 from benchmarks.results import limit, milliseconds, section, timed
 from featuretap import registry
-from featuretap.runtimes.exportable import prepare_model
+from featuretap.runtimes.exportable import IMAGE, prepare_model
 from featuretap.runtimes.onnx_runtime import onnx_model, onnx_session
-from featuretap.runtimes.signature import IMAGE
 from featuretap.support.timing import PAUSE
 
 __all__ = ["session_options"]

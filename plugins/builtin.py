@@ -1,4 +1,4 @@
-"""What ships with featuretap: the backbones and weights of `registry.toml`, and the heads."""
+"""What ships with featuretap: the backbones and weights of `registry.toml`, the heads, and the runtimes."""
 
 from __future__ import annotations
 
@@ -13,8 +13,37 @@ from featuretap.heads.classification import CLASSIFICATION
 from featuretap.heads.detection import FASTER_RCNN, FCOS, MASK_RCNN, RETINANET, SSDLITE
 from featuretap.heads.fpn import FPN
 from featuretap.heads.segmentation import DEEPLAB_V3, LRASPP
-from featuretap.runtimes.builtin import RUNTIMES
 from featuretap.specs import BackboneSpec, HeadSpec, RuntimeSpec
+
+RUNTIMES = (
+    RuntimeSpec(
+        "onnxruntime",
+        factory="featuretap.runtimes.onnx_runtime:compile_onnx",
+        modules=("onnxruntime", "onnx", "onnxscript"),
+        requires="featuretap[onnxruntime]",
+        opens={".onnx": "featuretap.runtimes.onnx_runtime:open_onnx"},
+        description="ONNX Runtime, on the CPU",
+    ),
+    RuntimeSpec(
+        "openvino",
+        factory="featuretap.runtimes.openvino_runtime:compile_openvino",
+        modules=("openvino",),
+        requires="featuretap[openvino]",
+        opens=dict.fromkeys((".xml", ".onnx"), "featuretap.runtimes.openvino_runtime:open_openvino"),
+        description="OpenVINO, on the CPU",
+    ),
+    RuntimeSpec(
+        "inductor",
+        factory="featuretap.runtimes.torch_runtimes:compile_inductor",
+        description="torch.compile, which needs a C++ compiler",
+    ),
+    RuntimeSpec(
+        "aot",
+        factory="featuretap.runtimes.torch_runtimes:compile_aot",
+        opens={".pt2": "featuretap.runtimes.torch_runtimes:open_aot"},
+        description="AOTInductor, compiled ahead of time, which needs a C++ compiler",
+    ),
+)
 
 
 @cache

@@ -9,9 +9,16 @@ import torch
 from torch import Tensor, nn
 
 from featuretap.catalogue.catalogue import Catalogue
-from featuretap.runtimes.exportable import Run, library_errors, prepare_model
-from featuretap.runtimes.signature import DEVICE, DTYPE, SIGNATURE, Signature
-from featuretap.runtimes.verification import verify_outputs
+from featuretap.runtimes.exportable import (
+    DEVICE,
+    DTYPE,
+    SIGNATURE,
+    Run,
+    Signature,
+    library_errors,
+    prepare_model,
+    verify_outputs,
+)
 from featuretap.specs import RuntimeSpec, Tap
 from featuretap.specs.description import Description
 from featuretap.specs.validation import is_whole

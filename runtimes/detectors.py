@@ -17,10 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from featuretap.models.built import unwrap
-from featuretap.runtimes.exportable import Exportable, Run, check_sizes, quiet_exporters
-from featuretap.runtimes.signature import IMAGE, Signature
+from featuretap.runtimes.exportable import IMAGE, TOLERANCE, Exportable, Run, Signature, check_sizes, quiet_exporters
 from featuretap.runtimes.torch_runtimes import load_script, save_script
-from featuretap.runtimes.verification import TOLERANCE
 from featuretap.specs.description import Description
 from featuretap.support.errors import ExportError, HeadError, OptionError
 

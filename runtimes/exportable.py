@@ -1,32 +1,96 @@
-"""Models prepared for export: a copy for inference, example images, and the signature."""
+"""Models prepared for export: a copy for inference, example images, the signature, and the check of outputs."""
 
 from __future__ import annotations
 
 import copy
+import json
 import logging
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from featuretap.models.built import unwrap
-from featuretap.runtimes.signature import Signature
+from featuretap.specs import Tap
 from featuretap.specs.description import Description, format_options
 from featuretap.specs.validation import is_list_of, is_whole
 from featuretap.support.errors import ExportError, FeaturetapError, HeadError, OptionError
 from featuretap.support.text import error_line
-
-__all__ = ["Exportable", "Run", "check_sizes", "library_errors", "prepare_model", "quiet_exporters"]
 
 Run = Callable[[Tensor], Sequence[Tensor]]
 """Images (N, C, H, W) → outputs, in the order of a signature."""
 
 EXAMPLE = (2, 224, 256)
 """Number, height and width of the example images: all different and none 1, which tracing would specialise on."""
+
+IMAGE = "image"
+"""Name of the input in every format that names its inputs."""
+
+SIGNATURE, DEVICE, DTYPE = "featuretap.signature", "featuretap.device", "featuretap.dtype"
+"""Metadata keys: the signature as JSON, and device and dtype of the images."""
+
+TOLERANCE = 1e-4
+"""Maximum difference from the model's output, as a fraction of its largest absolute value."""
+
+BATCHES = (1, 3)
+SIZES = ((225, 161), (192, 288))
+"""Other sizes than that of the images that models are traced with; one is odd."""
+
+
+@dataclass(frozen=True)
+class Signature:
+    """Images (batch, channels, *size) → outputs.
+
+    Args:
+        outputs: names, in order: tap addresses, levels of a pyramid, "out" of a segmenter, "logits" or "features".
+        as_dict: whether the model returns a dict; otherwise it returns its only output.
+        channels: of the images.
+        taps: output → channels and stride, of a backbone or a pyramid.
+        size: height and width of the images in pixels, or None for any.
+        batch: number of images, or None for any.
+    """
+
+    outputs: tuple[str, ...]
+    as_dict: bool
+    channels: int
+    taps: Mapping[str, Tap]
+    size: tuple[int, int] | None = None
+    batch: int | None = None
+
+    def mismatch(self, shape: tuple[int, ...]) -> str:
+        """Return the expected shape as text if images of `shape` do not fit, else an empty string."""
+        expected = {"batch": self.batch, "C": self.channels}
+        expected |= dict(zip(("height", "width"), self.size or (None, None), strict=True))
+        fits = len(shape) == 4 and all(e in (None, side) for e, side in zip(expected.values(), shape, strict=True))
+        if fits and all(shape):
+            return ""
+        return f"({', '.join(str(value or name) for name, value in expected.items())})"
+
+    def to_json(self) -> str:
+        """Return it as JSON."""
+        return json.dumps(asdict(self), sort_keys=True)
+
+    @classmethod
+    def from_json(cls, text: str) -> Signature:
+        """Return the signature that `to_json` wrote.
+
+        Raises:
+            ExportError: the text is something else.
+        """
+        try:
+            values: dict[str, Any] = json.loads(text)
+            values["outputs"] = tuple(values["outputs"])
+            # The keys are sorted in the file.
+            taps = sorted(values["taps"].items(), key=lambda item: values["outputs"].index(item[0]))
+            values["taps"] = {name: Tap(**tap) for name, tap in taps}
+            values["size"] = tuple(values["size"]) if values["size"] else None
+            return cls(**values)
+        except (AttributeError, FeaturetapError, KeyError, RecursionError, TypeError, ValueError) as error:
+            raise ExportError(f"{text[:60]!r} does not describe the inputs and outputs of a model: {error}") from error
 
 
 class TupleOutputs(nn.Module):
@@ -214,3 +278,57 @@ def quiet_exporters() -> Iterator[None]:
     finally:
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)
+
+
+def verify_outputs(model: Exportable, run: Run) -> None:
+    """Compare outputs with the model's, for several numbers and sizes of images where the signature leaves them free.
+
+    Raises:
+        ExportError: an output differs, or images are refused that the model takes.
+    """
+    hint = "" if model.signature.size else "; give the one size of images that it is for, such as size=(224, 224)"
+    for images in _images(model):
+        try:
+            with torch.no_grad():
+                expected = model.module(images)
+        except Exception:
+            # Some networks take certain sizes only, and the file need not take more.
+            if model.signature.size:
+                raise
+            continue
+        shape = tuple(images.shape)
+        problem = f"what was made of {model.label} does not run for images {shape}"
+        with library_errors(problem, f", and is not kept{hint}", unchanged=()):
+            outputs = tuple(run(images))
+        if len(outputs) != len(expected):
+            raise ExportError(f"what was made of {model.label} returns {len(outputs)} outputs, not {len(expected)}")
+        for name, want, got in zip(model.signature.outputs, expected, outputs, strict=True):
+            if problem := _difference(want, got):
+                raise ExportError(
+                    f"what was made of {model.label} is not kept, since for images {shape} its {name!r} {problem}{hint}"
+                )
+
+
+def _images(model: Exportable) -> Iterator[Tensor]:
+    sizes = [model.signature.size] if model.signature.size else [*SIZES, tuple(model.images.shape[2:])]
+    batches = [model.signature.batch] if model.signature.batch else BATCHES
+    generator = torch.Generator().manual_seed(0)
+    for index in range(max(len(sizes), len(batches))):
+        batch, size = batches[index % len(batches)], sizes[index % len(sizes)]
+        images = torch.randn(batch, model.signature.channels, *size, generator=generator)
+        yield images.to(model.images.device, model.images.dtype)
+
+
+def _difference(want: Tensor, got: Tensor) -> str:
+    """Return the problem of an output as text; an empty string where it equals the model's."""
+    if not isinstance(got, Tensor) or got.dtype != want.dtype:
+        return f"is {got.dtype if isinstance(got, Tensor) else type(got).__name__}, not {want.dtype}"
+    if want.shape != got.shape:
+        return f"is {tuple(got.shape)}, not {tuple(want.shape)}"
+    # Half precision is itself coarser than 1e-4.
+    allowed = max(TOLERANCE, 8 * torch.finfo(want.dtype).eps)
+    largest = float(want.abs().max())
+    difference = float((want.double() - got.double()).abs().max())
+    if difference <= allowed * largest:
+        return ""
+    return f"differs from the model's by {difference:.2g}, where the largest value is {largest:.2g}"

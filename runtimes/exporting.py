@@ -12,9 +12,8 @@ from torch import nn
 from featuretap.catalogue.catalogue import Catalogue
 from featuretap.models.built import unwrap
 from featuretap.models.saving import record_of_model
-from featuretap.runtimes.exportable import Exportable, library_errors
+from featuretap.runtimes.exportable import DEVICE, DTYPE, SIGNATURE, Exportable, library_errors
 from featuretap.runtimes.formats import resolve_format
-from featuretap.runtimes.signature import DEVICE, DTYPE, SIGNATURE
 from featuretap.support.atomic_write import replace_files
 from featuretap.support.errors import ExportError
 from featuretap.support.import_strings import load

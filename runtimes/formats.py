@@ -33,7 +33,7 @@ class Format:
     writer: str
     reader: str
     prepare: str = "featuretap.runtimes.exportable:prepare_model"
-    verifier: str = "featuretap.runtimes.verification:verify_outputs"
+    verifier: str = "featuretap.runtimes.exportable:verify_outputs"
     for_detectors: Mapping[str, Any] = field(default_factory=dict)
     extra: str = ""
     modules: tuple[str, ...] = ()

@@ -10,8 +10,7 @@ import onnxruntime
 import torch
 from torch import Tensor
 
-from featuretap.runtimes.exportable import Exportable, Run, quiet_exporters
-from featuretap.runtimes.signature import IMAGE
+from featuretap.runtimes.exportable import IMAGE, Exportable, Run, quiet_exporters
 
 ERRORS_ONLY = 3
 

@@ -11,8 +11,7 @@ import openvino
 import torch
 from torch import Tensor
 
-from featuretap.runtimes.exportable import Exportable, Run
-from featuretap.runtimes.signature import IMAGE
+from featuretap.runtimes.exportable import IMAGE, Exportable, Run
 
 SECTION = "featuretap"
 """Section of a file's runtime information that holds our metadata, whose keys begin with it and a dot."""

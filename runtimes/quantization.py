@@ -6,8 +6,8 @@ The settings of ONNX Runtime's quantisation are chosen by measurement; see docs/
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from statistics import fmean
@@ -18,13 +18,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - PyTorch's own name for it
 
-from featuretap.runtimes.calibration import make_transform, read_images, split_images
-from featuretap.runtimes.exportable import library_errors, prepare_model
+from featuretap.models.transforms import check_channels, compose, compose_for_size
+from featuretap.runtimes.exportable import IMAGE, library_errors, prepare_model
 from featuretap.runtimes.exporting import export_metadata, keep_on_success
 from featuretap.runtimes.formats import ONNX
-from featuretap.runtimes.signature import IMAGE
-from featuretap.support.errors import OptionError
+from featuretap.specs.description import Description
+from featuretap.support.errors import DataError, ImageError, OptionError
 from featuretap.support.extras import check_extra
+from featuretap.support.image_files import ImageFile, list_images
+from featuretap.support.images import read_image
 from featuretap.support.timing import PAUSE, Timing, time_interleaved
 
 if TYPE_CHECKING:
@@ -47,6 +49,15 @@ OPERATIONS = ["Conv", "Gemm", "Clip", "Relu", "Add"]
 """Operations computed in integers, and activations that become a part of them."""
 
 ROUNDS, WARM_UP = 20, 3
+
+MAXIMUM_IMAGES = 256
+"""Images to calibrate on, and images to compare on; more change little."""
+
+MINIMUM_IMAGES = 10
+"""Images without a separate set to compare on; with fewer, the part held back is too small."""
+
+HELD_BACK = 5
+"""Of this many images, the last is held back from calibration."""
 
 Begin = Callable[[str, int], Callable[[], object]]
 Outputs = Mapping[str, Tensor]
@@ -141,10 +152,10 @@ def quantize(
     check_extra("quantising", ONNX.extra, ONNX.modules)
     if path.suffix != ".onnx":
         raise OptionError(f"the quantised model would be an ONNX file; give {str(path)!r} a name that ends in .onnx")
-    files, files_to_compare = split_images(images, judge_on)
+    files, files_to_compare = _split_images(images, judge_on)
     prepared = prepare_model(model, size)
     prepared.check_on_cpu("onnxruntime")
-    transform = make_transform(prepared.description, size)
+    transform = _make_transform(prepared.description, size)
     bad: dict[str, str] = {}
     bad_to_compare: dict[str, str] = {}
     from featuretap.runtimes.onnx_runtime import onnx_model, onnx_session
@@ -153,7 +164,7 @@ def quantize(
         done = begin("exporting", 1)
         exported = onnx_model(prepared, export_metadata(catalogue, prepared))
         done()
-        images_read = read_images(files, transform, "calibrate on", bad, begin("calibrating", len(files)))
+        images_read = _read_images(files, transform, "calibrate on", bad, begin("calibrating", len(files)))
         with library_errors(f"cannot quantise {prepared.label}"):
             quantised = _quantize_statically(exported, images_read)
         calibrated = len(files) - len(bad)
@@ -163,9 +174,9 @@ def quantize(
         names = prepared.signature.outputs
         calls = {name: partial(onnx_session(content, threads).run, list(names)) for name, content in contents.items()}
         done = begin("judging", len(files_to_compare))
-        compared = read_images(files_to_compare, transform, "compare on", bad_to_compare, done)
+        compared = _read_images(files_to_compare, transform, "compare on", bad_to_compare, done)
         agreement = measure_agreement(_outputs_of(calls.values(), names, image) for image in compared)
-        image = next(read_images(files_to_compare, transform, "compare on", bad_to_compare))
+        image = next(_read_images(files_to_compare, transform, "compare on", bad_to_compare))
         runs = {name: partial(call, {IMAGE: image.numpy()}) for name, call in calls.items()}
         timings = time_interleaved(runs, ROUNDS, WARM_UP, PAUSE, begin("timing", len(runs) * (ROUNDS + WARM_UP)))
         written.write_bytes(contents["int8"])
@@ -181,6 +192,67 @@ def quantize(
         bad=bad | bad_to_compare,
         agreement=agreement,
     )
+
+
+def _read_images(
+    files: Sequence[ImageFile],
+    transform: Callable[[Any], Tensor],
+    purpose: str,
+    errors: dict[str, str],
+    done: Callable[[], object] = lambda: None,
+) -> Iterator[Tensor]:
+    """Yield images (1, C, H, W) one by one, and collect name → reason of the unreadable ones in `errors`."""
+    for file in files:
+        try:
+            image = read_image(Path(file.path))
+        except ImageError as error:
+            errors[file.text] = str(error)
+        else:
+            yield transform(image)[None]
+        done()
+    if len(errors) == len(files):
+        reason = next(iter(errors.values()))
+        raise DataError(f"none of the {len(files)} images to {purpose} can be read: {reason}")
+
+
+def _split_images(images: Sequence[Path], judge_on: Sequence[Path]) -> tuple[list[ImageFile], list[ImageFile]]:
+    """Return the images to calibrate on and those to compare on, at most `MAXIMUM_IMAGES` of each, evenly sampled.
+
+    Without `judge_on`, every fifth image is held back for the comparison.
+
+    Raises:
+        DataError: there are no images, too few to hold any back, or none to compare on besides those to calibrate on.
+    """
+    found = list_images(images)
+    if judge_on:
+        calibrated = {file.path for file in found}
+        compared = [file for file in list_images(judge_on) if file.path not in calibrated]
+        if not compared:
+            raise DataError(
+                "every image to compare on is one that is calibrated on, to which the ranges are fitted; give others"
+            )
+        return _sample(found), _sample(compared)
+    if len(found) < MINIMUM_IMAGES:
+        raise DataError(
+            f"there are too few images to calibrate on some and compare on others: {len(found)}; give "
+            f"{MINIMUM_IMAGES} or more, or others to compare on"
+        )
+    calibrated_on = [file for place, file in enumerate(found, 1) if place % HELD_BACK]
+    return _sample(calibrated_on), _sample(found[HELD_BACK - 1 :: HELD_BACK])
+
+
+def _make_transform(description: Description, size: tuple[int, int] | None) -> Callable[[Any], Tensor]:
+    """Return image → tensor (C, H, W) of a size (height, width), or of that of the weights, square if uncropped."""
+    check_channels(description)
+    preprocessing = description.preprocessing
+    if size is None:
+        return compose(replace(preprocessing, crop=preprocessing.crop or preprocessing.resize))
+    return compose_for_size(preprocessing, size)
+
+
+def _sample(files: Sequence[ImageFile]) -> list[ImageFile]:
+    count = min(len(files), MAXIMUM_IMAGES)
+    return [files[place * len(files) // count] for place in range(count)]
 
 
 def measure_agreement(pairs: Iterable[tuple[Outputs, ...]]) -> dict[str, Agreement]:

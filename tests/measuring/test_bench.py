@@ -228,14 +228,20 @@ def test_a_picture_has_a_bubble_for_each_contender(settings: int) -> None:
         assert [group.get_offsets().tolist() for group in groups] == [[[1e6, 375], [2e6, 375], [3e6, 375]]] * 2
         areas = groups[0].get_sizes()
         assert areas / areas[0] == pytest.approx([1, 2, 3])
-        assert [text.get_text() for text in panel.texts] == [*names[:2], r"plugin/\$odd\$ name"]
+        assert [text.get_text() for text in panel.texts] == ["1", "2", "3"]
     explained = [[text.get_text() for text in legend.get_texts()] for legend in figure.legends]
-    assert explained == [["eager", "timm"], ["10.00 M", "20.00 M", "30.00 M"]]
+    assert explained == [
+        ["eager", "timm"],
+        ["10.00 M", "20.00 M", "30.00 M"],
+        ["mobilenet_v2", "mobilenet_v3_small", r"plugin/\$odd\$ name"],
+    ]
+    assert [handle.get_marker() for handle in figure.legends[2].legend_handles] == ["$1$", "$2$", "$3$"]
     assert figure.get_suptitle() == "a processor, 2 threads"
 
 
-def test_names_in_a_picture_do_not_cover_one_another() -> None:
+def test_numbers_in_a_picture_do_not_cover_one_another() -> None:
     figure = draw_comparison(made_up([f"network_{number}" for number in range(12)], [Setting((32, 32), 1)]))
+    figure.draw_without_rendering()
     (panel,) = figure.axes
     boxes = [Text.get_window_extent(text) for text in panel.texts]
     assert len(boxes) == 12

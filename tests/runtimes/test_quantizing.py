@@ -18,7 +18,7 @@ from torch import nn
 from featuretap.registry import Registry
 from featuretap.registry.errors import DataError, HeadError, MissingExtraError, OptionError
 from featuretap.registry.specs import RE, RE6, BackboneSpec, Conv, Separable
-from featuretap.runtimes import calibration, quantization
+from featuretap.runtimes import quantization
 from featuretap.runtimes.quantization import QUANTIZED, Report, quantize
 
 TINY = BackboneSpec("tiny", stages=((Conv(3, 8, RE),), (Separable(12, RE6), Conv(1, 20, RE))))
@@ -144,8 +144,8 @@ def test_agreement_is_that_of_vectors() -> None:
 
 
 def test_very_many_images_are_sampled_evenly(images: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(calibration, "MAXIMUM", 3)
-    taken, judged = calibration.split_images([images], [])
+    monkeypatch.setattr(quantization, "MAXIMUM_IMAGES", 3)
+    taken, judged = quantization._split_images([images], [])
     assert [file.name for file in taken] == ["000.jpg", "004.png", "009.png"]
     assert [file.name for file in judged] == ["003.png", "008.png", "013.png"]
 
