@@ -10,7 +10,7 @@ from support.training_runs import coloured_folder
 from featuretap.specs.preprocessing import Preprocessing
 from featuretap.workflows.datasets.data_set import DataSet
 from featuretap.workflows.datasets.formats import open_data
-from featuretap.workflows.training.loop import evaluation_loader, training_loader
+from featuretap.workflows.training.loop import make_loader
 from featuretap.workflows.training.tasks.classification import ClassificationTask, preprocessing_of_size
 from featuretap.workflows.training.tasks.task import Augmentation
 
@@ -26,7 +26,7 @@ def task(data: DataSet, **varied: Any) -> ClassificationTask:
 
 @pytest.mark.parametrize("batch_size", [4, 5, 27])
 def test_training_batches_have_one_size(data: DataSet, batch_size: int) -> None:
-    batches = [*training_loader(task(data), data.train, batch_size, 0)]
+    batches = [*make_loader(task(data), data.train, batch_size, 0, training=True)]
     assert len(batches) == 27 // batch_size
     for images, labels in batches:
         assert images.shape == (batch_size, 3, 32, 32)
@@ -36,9 +36,13 @@ def test_training_batches_have_one_size(data: DataSet, batch_size: int) -> None:
 
 @pytest.mark.parametrize("processes", [1, 2, 4, 8])
 def test_every_image_is_evaluated_by_one_process(data: DataSet, processes: int) -> None:
-    whole = torch.cat([images for images, _ in evaluation_loader(task(data), data.val, 4, 0)])
+    whole = torch.cat([images for images, _ in make_loader(task(data), data.val, 4, 0, training=False)])
     shares = [
-        [image for images, _ in evaluation_loader(task(data), data.val[rank::processes], 4, 0) for image in images]
+        [
+            image
+            for images, _ in make_loader(task(data), data.val[rank::processes], 4, 0, training=False)
+            for image in images
+        ]
         for rank in range(processes)
     ]
     assert sum(map(len, shares)) == len(data.val) == 6

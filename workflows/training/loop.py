@@ -22,26 +22,13 @@ from featuretap.workflows.datasets.data_set import Sample
 from featuretap.workflows.training.optimisation import Schedule, learning_rate
 from featuretap.workflows.training.tasks.task import Metrics, Task, Transform
 
-Loader = DataLoader[Any]
-
 ONE_IMAGE = "more than 1 value per channel"
 """Part of the error of PyTorch's batch norm for a batch that has one value for each channel."""
 
 
 @dataclass(frozen=True)
 class Trainer:
-    """A model in training, with all that changes while it is trained.
-
-    Args:
-        accelerator: of this process.
-        task: of the model.
-        model: as it is called in training, wrapped for several processes.
-        unwrapped: the same, not wrapped.
-        average: moving average of the unwrapped model, if one is kept.
-        optimizer: of the model.
-        schedule: of the optimiser.
-        clip_norm: largest norm of the gradients; 0 disables clipping.
-    """
+    """A model in training: `model` is wrapped for several processes, `average` is the moving average of the weights."""
 
     accelerator: Accelerator
     task: Task
@@ -61,11 +48,7 @@ class Trainer:
 def train_epoch(trainer: Trainer, batches: Any, label: str, report: Callable[[int], None]) -> tuple[float, float]:
     """Train on every batch once, and return the mean loss over all processes, and the last learning rate.
 
-    Args:
-        trainer: the model in training.
-        batches: the loader, prepared by Accelerate.
-        label: what messages call the epoch.
-        report: called with the number of images of each batch of this process.
+    Messages call the epoch by its `label`. `report` is called with the number of images of each batch of this process.
 
     Raises:
         TrainingError: the loss is NaN or infinite.
@@ -120,18 +103,9 @@ def compute_metrics(
     batches: Iterable[tuple[Any, Any]],
     report: Callable[[int], None],
 ) -> Metrics:
-    """Evaluate a model on the batches of all processes together.
+    """Return the task's metrics on the batches of all processes together, and the mean "loss" where the task has one.
 
-    Args:
-        accelerator: of this process.
-        task: of the model.
-        model: unwrapped, since a wrapped one waits forever where processes have different numbers of batches; left in
-            the mode that it was in.
-        batches: the share of this process.
-        report: called with the number of images of each batch.
-
-    Returns:
-        the task's metrics, followed by the mean "loss" where the task has one.
+    The model must not be wrapped: a wrapped one waits forever where processes have different numbers of batches.
     """
     training = model.training
     model.eval()
@@ -168,17 +142,17 @@ class _Transformed(Dataset[Any]):
         return self.transform(*self.samples[index].read())
 
 
-def training_loader(task: Task, samples: Sequence[Sample], batch_size: int, workers: int) -> Loader:
-    """Return shuffled batches of one size over all processes; the last images are left out if they fill no batch."""
-    transformed = _Transformed(samples, task.training_transform())
-    return _loader(transformed, task, workers, batch_size=batch_size, shuffle=True, drop_last=True)
-
-
-def evaluation_loader(task: Task, samples: Sequence[Sample], batch_size: int, workers: int) -> Loader:
-    """Return batches of samples in order: one process's share, so that each sample is evaluated once."""
-    return _loader(_Transformed(samples, task.evaluation_transform()), task, workers, batch_size=batch_size)
-
-
-def _loader(dataset: Dataset[Any], task: Task, workers: int, **more: Any) -> Loader:
-    # Workers start again each epoch, with seeds that follow from the epoch's, so that a resumed run sees the same.
-    return DataLoader(dataset, collate_fn=task.collate, num_workers=workers, worker_init_fn=ignore_sigint, **more)
+def make_loader(
+    task: Task, samples: Sequence[Sample], batch_size: int, workers: int, *, training: bool
+) -> DataLoader[Any]:
+    """Return shuffled batches of one size for training, without images that fill none; for evaluation all in order."""
+    return DataLoader(
+        _Transformed(samples, task.training_transform() if training else task.evaluation_transform()),
+        batch_size,
+        shuffle=training,
+        drop_last=training,
+        collate_fn=task.collate,
+        num_workers=workers,
+        # Workers start again each epoch, with seeds that follow from the epoch's, so that a resumed run sees the same.
+        worker_init_fn=ignore_sigint,
+    )

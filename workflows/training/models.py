@@ -99,18 +99,13 @@ def first_label(head: HeadSpec) -> int:
     return 1 if head.task == "detection" and head.min_classes == 2 else 0
 
 
-def predicts_masks(spec: ModelSpec) -> bool:
-    """Return whether a detector predicts masks beside boxes."""
-    return "masks" in spec.outputs(1, 1)
-
-
 def open_model_data(
     spec: ModelSpec, source: str, val_fraction: float, seed: int, download_to: str | Path | None
 ) -> DataSet:
     """Open a data set for a model's task, with masks where the model predicts them; see `open_data`."""
     task: Any = spec.head.task
     folder = Path(download_to) if download_to else None
-    masks = predicts_masks(spec)
+    masks = "masks" in spec.outputs(1, 1)
     return open_data(source, task, val_fraction=val_fraction, seed=seed, download_to=folder, masks=masks)
 
 
@@ -148,4 +143,4 @@ def make_task(
         return classification.ClassificationTask(*shared)
     if spec.head.task == "segmentation":
         return segmentation.SegmentationTask(*shared)
-    return detection.DetectionTask(*shared, first_label(spec.head), predicts_masks(spec))
+    return detection.DetectionTask(*shared, first_label(spec.head), "masks" in spec.outputs(1, 1))

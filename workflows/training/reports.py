@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from math import isnan
 from pathlib import Path
 from typing import Any
@@ -20,11 +20,11 @@ from featuretap.models.built import description_of
 from featuretap.support.atomic_write import replace_files
 from featuretap.support.images import convert_mode, write_picture
 from featuretap.support.text import one_line
-from featuretap.workflows.datasets.data_set import DataSet, Sample
+from featuretap.workflows.datasets.data_set import Sample
 from featuretap.workflows.inference.class_names import class_names
 from featuretap.workflows.inference.drawing import draw_boxes, draw_classes, draw_text
 from featuretap.workflows.inference.predicting import predict_images, task_of
-from featuretap.workflows.training.plots import draw_confusion, draw_curves
+from featuretap.workflows.training.plots import draw_confusion
 from featuretap.workflows.training.tasks.task import ClassScore, Metrics, Task
 
 CANDIDATES = 1000
@@ -40,6 +40,9 @@ COLUMNS = {"classification": 8, "detection": 4, "segmentation": 6}
 THRESHOLD = 0.3
 """Least score of a box that is drawn: lower than in `featuretap predict`, since mistakes matter here."""
 
+MAX_CLASSIFIED, MAX_MISTAKES = 32, 24
+"""Classified images that are drawn, and mistakes among them where enough others are correct."""
+
 MAX_DRAWN = 8
 """Images of which boxes or masks are drawn."""
 
@@ -51,24 +54,14 @@ FONT_SIZE, LINE_HEIGHT, FRAME, GAP = 12, 17, 4, 6
 """Pixels."""
 
 Colour = tuple[int, int, int]
-Predicted = Sequence[tuple[Sample, Any]]
 
 
-def draw_predictions(
-    model: nn.Module, samples: Sequence[Sample], classes: Sequence[str], path: Path, *, most: int = 32
-) -> None:
+def draw_predictions(model: nn.Module, samples: Sequence[Sample], classes: Sequence[str], path: Path) -> None:
     """Draw images with a model's predictions, as a PNG.
 
     Classifiers: of up to 1,000 images spread evenly, mistakes come first, in red, the most confident of them in front,
     with the true class above the predicted one; then some of the others, in green. Detectors and segmenters: eight
     images spread evenly, with truth and prediction side by side.
-
-    Args:
-        model: of featuretap, left in the mode that it was in.
-        samples: that it was evaluated on.
-        classes: the data set's.
-        path: of the picture.
-        most: number of images of a classifier; up to three quarters of them are mistakes.
     """
     training, description = model.training, description_of(model)
     model.eval()
@@ -81,7 +74,7 @@ def draw_predictions(
     model.train(training)
     predicted = [(samples[index], prediction) for index, prediction in zip(indices, predictions, strict=True)]
     if task == "classification":
-        tiles = _classification_tiles(predicted, classes, most)
+        tiles = _classification_tiles(predicted, classes)
     elif task == "detection":
         offset = len(names) - len(classes)
         tiles = [tile for pair in predicted for tile in _box_tiles(*pair, names, offset)]
@@ -97,32 +90,26 @@ def _spread(count: int, most: int) -> list[int]:
     return [place * count // spread for place in range(spread)]
 
 
-def _classification_tiles(
-    predicted: Sequence[tuple[Sample, Any]], classes: Sequence[str], most: int
-) -> list[Image.Image]:
+def _classification_tiles(predicted: Sequence[tuple[Sample, Any]], classes: Sequence[str]) -> list[Image.Image]:
     """Return a tile for each of the selected images."""
     ranked = [(sample, sample.label or 0, prediction.ranked[0]) for sample, prediction in predicted]
     correct = [each for each in ranked if each[2].label == each[1]]
     wrong = sorted((each for each in ranked if each[2].label != each[1]), key=lambda each: -each[2].value)
-    mistakes = wrong[: max(most * 3 // 4, most - len(correct))]
-    successes = [correct[place] for place in _spread(len(correct), most - len(mistakes))]
+    mistakes = wrong[: max(MAX_MISTAKES, MAX_CLASSIFIED - len(correct))]
+    successes = [correct[place] for place in _spread(len(correct), MAX_CLASSIFIED - len(mistakes))]
     tiles = []
     for sample, truth, best in (*mistakes, *successes):
         # The score first, since long names are cut.
         text, is_wrong = f"{best.value:.2f} {best.name}", best.label != truth
         lines = (classes[truth], f"→ {text}") if is_wrong else (text, "")
-        tiles.append(_tile(_read(sample)[0], SMALL, lines, RED if is_wrong else GREEN))
+        tiles.append(_tile(convert_mode(sample.read()[0], "RGB"), SMALL, lines, RED if is_wrong else GREEN))
     return tiles
-
-
-def _read(sample: Sample) -> tuple[Image.Image, Any]:
-    image, truth = sample.read()
-    return convert_mode(image, "RGB"), truth
 
 
 def _box_tiles(sample: Sample, prediction: Any, names: Sequence[str], offset: int) -> list[Image.Image]:
     """Return two tiles: the true objects without ignored ones, and the predicted ones."""
-    image, truth = _read(sample)
+    image, truth = sample.read()
+    image = convert_mode(image, "RGB")
     kept = ~truth.ignored
     masks = None if truth.masks is None else truth.masks[kept]
     true = draw_boxes(image, truth.boxes[kept], truth.labels[kept] + offset, None, names, masks)
@@ -135,7 +122,8 @@ def _box_tiles(sample: Sample, prediction: Any, names: Sequence[str], offset: in
 
 def _mask_tiles(sample: Sample, prediction: Any, names: Sequence[str]) -> list[Image.Image]:
     """Return three tiles: the image, the true classes of its pixels, and the predicted ones."""
-    image, truth = _read(sample)
+    image, truth = sample.read()
+    image = convert_mode(image, "RGB")
     tiles = {
         Path(sample.name).name: draw_text(image, []),
         "truth": draw_classes(image, truth, names),
@@ -179,19 +167,6 @@ def _fit(image: Image.Image, side: int) -> Image.Image:
         return image.resize((width, height), Image.Resampling.LANCZOS)
     factor = side // longer
     return image.resize((image.width * factor, image.height * factor), Image.Resampling.NEAREST)
-
-
-def write_run(
-    folder: Path,
-    model: nn.Module,
-    task: Task,
-    data: DataSet,
-    history: Sequence[Mapping[str, float]],
-    metrics: Metrics,
-) -> None:
-    """Write `curves.png`, and what `write_evaluation` writes of the best weights."""
-    draw_curves(history, folder / "curves.png")
-    write_evaluation(folder, model, task, data.classes, data.val, metrics)
 
 
 def write_evaluation(

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import numpy as np
 import torch
 from accelerate import Accelerator, DataLoaderConfiguration, DistributedDataParallelKwargs
-from accelerate.utils import ProjectConfiguration, set_seed
+from accelerate.state import AcceleratorState
+from accelerate.utils import ProjectConfiguration, broadcast_object_list, set_seed
 from timm.utils.distributed import distribute_bn
 from timm.utils.model_ema import ModelEmaV3
 from torch import nn
@@ -20,12 +21,18 @@ from torch import nn
 from featuretap import registry
 from featuretap.models.built import description_of
 from featuretap.specs.description import Description
-from featuretap.support.errors import DataError, TrainingError
+from featuretap.support.atomic_write import replace_files
+from featuretap.support.errors import DataError, FeaturetapError, TrainingError
 from featuretap.support.progress import bar, format_epoch
 from featuretap.workflows.datasets.data_set import DataSet, check_readable
 from featuretap.workflows.training import run_folder
-from featuretap.workflows.training.configuration import Configuration, resolve_defaults, with_absolute_paths
-from featuretap.workflows.training.loop import Trainer, compute_metrics, evaluation_loader, train_epoch, training_loader
+from featuretap.workflows.training.configuration import (
+    Configuration,
+    format_configuration,
+    resolve_defaults,
+    with_absolute_paths,
+)
+from featuretap.workflows.training.loop import Trainer, compute_metrics, make_loader, train_epoch
 from featuretap.workflows.training.models import (
     build_model,
     first_label,
@@ -41,12 +48,13 @@ from featuretap.workflows.training.optimisation import (
     make_optimizer,
     make_schedule,
 )
-from featuretap.workflows.training.processes import open_accelerator, run_on_main_first, share_failure
-from featuretap.workflows.training.reports import write_evaluation, write_run
+from featuretap.workflows.training.plots import draw_curves
+from featuretap.workflows.training.reports import write_evaluation
 from featuretap.workflows.training.tasks.task import Metrics, Task
 
 __all__ = ["Part", "Result", "evaluate", "train"]
 
+Value = TypeVar("Value")
 Part = Literal["val", "train", "all"]
 
 
@@ -91,10 +99,10 @@ def train(configuration: Configuration, *, resume: bool = False, log: Callable[[
     configuration, spec = resolve_model(configuration)
     check_freezing(spec.backbone, configuration.freeze)
     configuration = with_absolute_paths(configuration)
-    with open_accelerator(**_accelerator_settings(configuration, folder)) as accelerator, ExitStack() as stack:
+    with _open_accelerator(**_accelerator_settings(configuration, folder)) as accelerator, ExitStack() as stack:
         is_main = accelerator.is_main_process
         settings = configuration.data, configuration.val_fraction, configuration.seed, configuration.download_to
-        data = run_on_main_first(accelerator, lambda: open_model_data(spec, *settings))
+        data = _run_on_main_first(accelerator, lambda: open_model_data(spec, *settings))
         configuration = resolve_defaults(configuration, spec.head.task, mirrors=data.mirrors)
         _check_batches(configuration, data, accelerator.num_processes)
         progress, states = run_folder.read_progress(folder, configuration, data, resume=resume)
@@ -104,14 +112,15 @@ def train(configuration: Configuration, *, resume: bool = False, log: Callable[[
         # Once it is trained, the model no longer has the published weights.
         model.description = description = replace(model.description, weights=None, random_head=False)
         task = make_task(spec, description.preprocessing, data.classes, configuration)
-        with share_failure():
+        with _share_failure():
             if is_main:
                 stack.enter_context(run_folder.lock_folder(folder, resume=resume))
                 if not states:
                     with bar("checking images", len(data.train) + len(data.val), shown=True) as report:
                         check_readable(data, report)
                 run_folder.check_space(folder, model, configuration)
-                run_folder.write_configuration(folder, configuration)
+                text = format_configuration(replace(configuration, out=str(folder)))
+                replace_files({folder / run_folder.CONFIGURATION: text.encode()})
                 log(
                     f"{spec.backbone.name} with {spec.head.name}: {len(data.classes)} classes, {len(data.train)} "
                     f"training images, {len(data.val)} validation images; into {folder}"
@@ -125,7 +134,9 @@ def train(configuration: Configuration, *, resume: bool = False, log: Callable[[
         _run_epochs(trainer, batches, configuration, data, progress, spec.backbone.levels, folder, log)
         assert progress.metrics is not None
         if is_main:
-            write_run(folder, registry.load(folder / run_folder.BEST), task, data, progress.history, progress.metrics)
+            draw_curves(progress.history, folder / "curves.png")
+            best = registry.load(folder / run_folder.BEST)
+            write_evaluation(folder, best, task, data.classes, data.val, progress.metrics)
     return Result(folder, progress.best, progress.metrics, task, is_main)
 
 
@@ -173,7 +184,7 @@ def _make_trainer(
     # A copy, so before the model is wrapped.
     average = ModelEmaV3(model, decay=configuration.ema, use_warmup=True) if configuration.ema else None
     optimizer = make_optimizer(model, configuration)
-    loader = training_loader(task, data.train, configuration.batch_size, configuration.workers or 0)
+    loader = make_loader(task, data.train, configuration.batch_size, configuration.workers or 0, training=True)
     wrapped, prepared_optimizer, batches = accelerator.prepare(model, optimizer, loader)
     # The last update of an epoch may be of fewer steps than the others.
     schedule = make_schedule(optimizer, configuration, -(-len(batches) // configuration.accumulate))
@@ -195,9 +206,8 @@ def _run_epochs(
     accelerator = trainer.accelerator
     processes, is_main = accelerator.num_processes, accelerator.is_main_process
     share = data.val[accelerator.process_index :: processes]
-    val_batches = evaluation_loader(
-        trainer.task, share, configuration.batch_size // processes, configuration.workers or 0
-    )
+    batch_size, workers = configuration.batch_size // processes, configuration.workers or 0
+    val_batches = make_loader(trainer.task, share, batch_size, workers, training=False)
     for epoch in range(progress.epochs, configuration.epochs):
         start = time.perf_counter()
         label = f"epoch {epoch + 1} of {configuration.epochs}"
@@ -272,12 +282,12 @@ def evaluate(
         TrainingError: `out` cannot be created.
     """
     spec, description = spec_of(model, origin), description_of(model)
-    with open_accelerator() as accelerator:
+    with _open_accelerator() as accelerator:
         is_main, processes = accelerator.is_main_process, accelerator.num_processes
-        data = run_on_main_first(accelerator, lambda: open_model_data(spec, source, val_fraction, seed, download_to))
+        data = _run_on_main_first(accelerator, lambda: open_model_data(spec, source, val_fraction, seed, download_to))
         _check_classes(description, data, origin, first_label(spec.head))
         samples = {"val": data.val, "train": data.train, "all": [*data.train, *data.val]}[part]
-        with share_failure():
+        with _share_failure():
             if is_main:
                 try:
                     if out is not None:
@@ -289,7 +299,9 @@ def evaluate(
                     check_readable(data, report)
         task = make_task(spec, description.preprocessing, data.classes)
         model.to(accelerator.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        batches = evaluation_loader(task, samples[accelerator.process_index :: processes], batch_size, workers)
+        batches = make_loader(
+            task, samples[accelerator.process_index :: processes], batch_size, workers, training=False
+        )
         with bar("evaluating", len(samples) // processes, shown=is_main) as report:
             metrics = compute_metrics(accelerator, task, model, batches, report)
     if out is not None and is_main:
@@ -310,3 +322,40 @@ def _check_classes(description: Description, data: DataSet, origin: str, first: 
             raise DataError(
                 f"class {label} of the data is {theirs!r}, and of {origin} {ours!r}; name the classes as in training"
             )
+
+
+@contextmanager
+def _open_accelerator(**settings: Any) -> Iterator[Accelerator]:
+    """Yield an accelerator, and allow another with other `settings` after it in the same process."""
+    # By default, Accelerate takes each of torchrun's processes for the only one where there is no GPU.
+    accelerator = Accelerator(cpu=not torch.accelerator.is_available(), **settings)
+    try:
+        yield accelerator
+    finally:
+        accelerator.end_training()
+        # Accelerate keeps its settings for the life of a process, and a notebook trains more than one model.
+        AcceleratorState._reset_state(reset_partial_state=True)
+
+
+@contextmanager
+def _share_failure() -> Iterator[None]:
+    """Let all processes wait until the main one has left this block, and fail with its message if it fails."""
+    problem: FeaturetapError | None = None
+    try:
+        yield
+    except FeaturetapError as error:
+        problem = error
+    message = broadcast_object_list([None if problem is None else str(problem)])[0]
+    if problem is not None:
+        raise problem
+    if message is not None:
+        raise TrainingError(message)
+
+
+def _run_on_main_first(accelerator: Accelerator, function: Callable[[], Value]) -> Value:
+    """Return what a function returns in each process; the main process runs it first, as downloads need."""
+    results: list[Value] = []
+    with _share_failure():
+        if accelerator.is_main_process:
+            results.append(function())
+    return results[0] if results else function()

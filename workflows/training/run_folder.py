@@ -9,7 +9,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,6 @@ from featuretap.support.errors import TrainingError
 from featuretap.workflows.datasets.data_set import DataSet
 from featuretap.workflows.training.configuration import (
     Configuration,
-    format_configuration,
     make_configuration,
     read_configuration,
 )
@@ -151,11 +150,6 @@ def check_space(folder: Path, model: nn.Module, configuration: Configuration) ->
 
 def _count_bytes(tensors: Any) -> int:
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors if isinstance(tensor, Tensor))
-
-
-def write_configuration(folder: Path, configuration: Configuration) -> None:
-    """Write every setting of a run into its folder."""
-    replace_files({folder / CONFIGURATION: format_configuration(replace(configuration, out=str(folder))).encode()})
 
 
 def read_run(folder: Path, changes: Mapping[str, Any]) -> Configuration:
