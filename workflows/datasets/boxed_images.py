@@ -12,7 +12,7 @@ from PIL import Image
 
 from featuretap.support.errors import DataError
 from featuretap.support.images import read_image
-from featuretap.workflows.datasets.data_set import Boxes, DataSet, FileSample, image_problem, size_problem
+from featuretap.workflows.datasets.data_set import Boxes, DataSet, image_problem, size_problem
 from featuretap.workflows.datasets.splits import rarest, split_files
 
 TOLERANCE = 1
@@ -22,7 +22,7 @@ Box = tuple[float, float, float, float]
 
 
 @dataclass(frozen=True, slots=True)
-class AnnotatedImage(FileSample):
+class AnnotatedImage:
     """An image and the annotations of its objects, as they are read from a file.
 
     Args:
@@ -34,6 +34,7 @@ class AnnotatedImage(FileSample):
         ignored: whether every object is a crowd or difficult.
     """
 
+    path: str
     size: tuple[int, int]
     outlines: list[dict[str, Any]] | None = None
     boxes: list[Box] = field(default_factory=list)
@@ -51,9 +52,10 @@ class AnnotatedImage(FileSample):
 
 
 @dataclass(frozen=True, slots=True)
-class _BoxedImage(FileSample):
+class _BoxedImage:
     """An image file with boxes, and the outlines of its objects where masks were requested; see `AnnotatedImage`."""
 
+    name: str
     size: tuple[int, int]
     boxes: Boxes
     outlines: list[dict[str, Any]] | None
@@ -61,8 +63,8 @@ class _BoxedImage(FileSample):
     label = None
 
     def read(self) -> tuple[Image.Image, Boxes]:
-        image = read_image(Path(self.path))
-        problem = size_problem(self.path, image.size, self.size)
+        image = read_image(Path(self.name))
+        problem = size_problem(self.name, image.size, self.size)
         if problem:
             raise DataError(problem)
         if self.outlines is None:
@@ -75,7 +77,7 @@ class _BoxedImage(FileSample):
         return image, self.boxes._replace(masks=masks)
 
     def check(self) -> str:
-        return image_problem(self.path, self.size)
+        return image_problem(self.name, self.size)
 
 
 def detection_set(
@@ -86,12 +88,12 @@ def detection_set(
     Raises:
         DataError: the one part cannot be split.
     """
-    if len(parts) == 1:
-        groups = rarest([set(image.names) for image in parts[0]])
-        parts = split_files(parts[0], folder, groups, val_fraction, seed)
     labels = {name: label for label, name in enumerate(classes)}
-    train, val = ([image.sample(labels) for image in part] for part in parts)
-    return DataSet("detection", classes, train, val)
+    samples = [[image.sample(labels) for image in part] for part in parts]
+    if len(samples) == 1:
+        groups = rarest([set(image.names) for image in parts[0]])
+        samples = split_files(samples[0], folder, groups, val_fraction, seed)
+    return DataSet("detection", classes, samples[0], samples[1])
 
 
 def box_problem(box: Box, size: tuple[int, int]) -> str:

@@ -101,7 +101,9 @@ def _read_annotations(
     """Return the categories of a file by ascending id, and its images in the order of their ids."""
     lists = _read_lists(path)
     problems: list[str] = []
-    categories = _categories(lists["categories"], problems)
+    categories = {number: name for number, name, _ in _valid_entries(lists["categories"], "category", "name", problems)}
+    repeated = [name for name, count in Counter(categories.values()).items() if count > 1]
+    problems += [f"several categories are called {name!r}" for name in repeated]
     images = _images(lists["images"], folders, masks, problems)
     raise_problems(problems, path)
     empty: list[str] = []
@@ -152,14 +154,6 @@ def _valid_entries(
         else:
             known.add(entry["id"])
             yield entry["id"], entry[name], entry
-
-
-def _categories(entries: Sequence[Any], problems: list[str]) -> dict[int, str]:
-    """Return id → name; what is wrong is added to `problems`."""
-    categories = {number: name for number, name, _ in _valid_entries(entries, "category", "name", problems)}
-    repeated = [name for name, count in Counter(categories.values()).items() if count > 1]
-    problems += [f"several categories are called {name!r}" for name in repeated]
-    return categories
 
 
 def _images(

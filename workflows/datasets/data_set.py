@@ -76,18 +76,6 @@ class Sample(Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True)
-class FileSample:
-    """What the samples of all image files have in common."""
-
-    path: str
-
-    @property
-    def name(self) -> str:
-        """The path."""
-        return self.path
-
-
 @dataclass(frozen=True)
 class DataSet:
     """Training and validation images.

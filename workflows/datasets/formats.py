@@ -31,14 +31,9 @@ def open_data(
 ) -> DataSet:
     """Open a data set, and check whatever needs no image to be decoded.
 
-    Args:
-        source: a folder, or the name of a set in whatever case: "digits", or a class of torchvision's such as
-            "MNIST". A name without a separator is a set's before it is a folder's.
-        task: decides how a folder is read.
-        val_fraction: share of the images that is kept for validation, where the set has no validation part.
-        seed: of that choice.
-        download_to: folder for what torchvision downloads; without it, one in the user's cache.
-        masks: whether detectors need the outlines of objects too.
+    The source is a folder, or the name of a set in whatever case: "digits", or a class of torchvision's such as
+    "MNIST". A name without a separator is a set's before it is a folder's. Downloads are kept in a folder of the user's
+    cache, unless another is given; `masks` are the outlines of objects, which some detectors need.
 
     Raises:
         DataError: there is no such data set, or it cannot be used as it is.

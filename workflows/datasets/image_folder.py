@@ -10,21 +10,22 @@ from PIL import Image
 from featuretap.support.errors import DataError
 from featuretap.support.image_files import SUFFIXES, folders_in, images_below, is_image_file
 from featuretap.support.images import read_image
-from featuretap.workflows.datasets.data_set import DataSet, FileSample, image_problem
+from featuretap.workflows.datasets.data_set import DataSet, image_problem
 from featuretap.workflows.datasets.splits import check_classes, part_folders, split_files
 
 
 @dataclass(frozen=True, slots=True)
-class _ImageFile(FileSample):
+class _ImageFile:
     """An image file of one class."""
 
+    name: str
     label: int
 
     def read(self) -> tuple[Image.Image, int]:
-        return read_image(Path(self.path)), self.label
+        return read_image(Path(self.name)), self.label
 
     def check(self) -> str:
-        return image_problem(self.path)
+        return image_problem(self.name)
 
 
 def open_image_folder(folder: Path, val_fraction: float, seed: int) -> DataSet:

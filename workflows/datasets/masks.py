@@ -16,7 +16,6 @@ from featuretap.support.images import read_image
 from featuretap.workflows.datasets.data_set import (
     IGNORED,
     DataSet,
-    FileSample,
     image_problem,
     raise_problems,
     upright_size,
@@ -37,27 +36,28 @@ NO_CLASSES = (
 
 
 @dataclass(frozen=True, slots=True)
-class _MaskedImage(FileSample):
+class _MaskedImage:
     """An image file with the file of its mask, whose values are below the number of classes, or `IGNORED`."""
 
+    name: str
     mask: str
     classes: int
 
     label = None
 
     def read(self) -> tuple[Image.Image, NDArray[np.uint8]]:
-        image, mask = read_image(Path(self.path)), _read_mask(self.mask)
+        image, mask = read_image(Path(self.name)), _read_mask(self.mask)
         problem = self._mask_problem(mask, image.size)
         if problem:
             raise DataError(problem)
         return image, mask
 
     def check(self) -> str:
-        problem = image_problem(self.path)
+        problem = image_problem(self.name)
         if problem:
             return problem
         try:
-            return self._mask_problem(_read_mask(self.mask), upright_size(self.path))
+            return self._mask_problem(_read_mask(self.mask), upright_size(self.name))
         except DataError as error:
             return str(error)
 

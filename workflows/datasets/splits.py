@@ -13,13 +13,13 @@ from typing import TypeVar
 
 from featuretap.support.errors import DataError
 from featuretap.support.image_files import folders_in
-from featuretap.workflows.datasets.data_set import FileSample
+from featuretap.workflows.datasets.data_set import Sample
 
 logger = logging.getLogger("featuretap")
 
 VALIDATION = ("val", "valid", "validation")
 
-File = TypeVar("File", bound=FileSample)
+File = TypeVar("File", bound=Sample)
 
 
 def part_folders(folder: Path) -> list[Path]:
@@ -89,16 +89,9 @@ def split(
 ) -> tuple[list[int], list[int]]:
     """Return the indices of training and validation images, each in ascending order, split group by group.
 
-    The choice depends on the names and the seed alone: neither the order of files nor the machine matters, and adding
-    or removing an image moves hardly any other.
-
-    Args:
-        names: unique name of every image.
-        groups: the group of every image, such as its class. A group of two images or more has at least one in each
-            part, and a single image goes to the training part.
-        val_fraction: share of every group that is kept for validation, between 0 and 1.
-        seed: another seed gives another choice.
-        where: what is divided, for messages.
+    The choice depends on the unique names and the seed alone: neither the order of files nor the machine matters, and
+    adding or removing an image moves hardly any other. A group of two images or more has at least one in each part, and
+    a single image goes to the training part.
 
     Raises:
         DataError: the fraction is out of range, or nothing can be kept for validation.
@@ -125,7 +118,7 @@ def split_files(
     files: Sequence[File], folder: Path, groups: Sequence[Hashable], val_fraction: float, seed: int
 ) -> list[list[File]]:
     """Divide the files of a folder as `split` does, by their paths from the folder on."""
-    names = [Path(os.path.relpath(file.path, folder)).as_posix() for file in files]
+    names = [Path(os.path.relpath(file.name, folder)).as_posix() for file in files]
     return [[files[index] for index in part] for part in split(names, groups, val_fraction, seed, str(folder))]
 
 

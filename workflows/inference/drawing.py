@@ -56,15 +56,9 @@ def draw_boxes(
 ) -> Image.Image:
     """Return an image with boxes, their names, and masks, the highest score on top.
 
-    The image is enlarged by an integer factor where it is smaller than 320 pixels.
-
-    Args:
-        image: RGB, of H×W pixels.
-        boxes: (M, 4) as x1, y1, x2, y2 in pixels of the image.
-        labels: (M,), indices in `classes`.
-        scores: (M,) from 0 to 1, or None for annotations.
-        classes: name of every class; labels beyond them are drawn as numbers.
-        masks: (M, H, W), over 0.5 where the object is.
+    The RGB image (H, W) is enlarged by an integer factor where it is smaller than 320 pixels. Boxes are (M, 4) as x1,
+    y1, x2, y2 in its pixels; labels (M,), indices in `classes`, those beyond drawn as numbers; scores (M,) from 0 to 1,
+    or None for annotations; masks (M, H, W), over 0.5 where the object is.
     """
     numbers = [int(label) for label in np.asarray(labels)]
     shown = [None] * len(numbers) if scores is None else [float(score) for score in np.asarray(scores)]

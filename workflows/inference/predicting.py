@@ -124,13 +124,7 @@ Prediction = ClassPrediction | BoxPrediction | PixelPrediction
 
 @dataclass(frozen=True)
 class PredictedImage:
-    """The prediction for one of many images, without the image.
-
-    Args:
-        name: of the image.
-        predictions: the prediction as JSON values, one for each class or box.
-        picture: file of the drawn picture, if any.
-    """
+    """The prediction for one of many images: JSON values for each class or box, and the file of its picture if any."""
 
     name: str
     predictions: list[dict[str, Any]]
@@ -220,10 +214,12 @@ def predict_images(
         raise OptionError("predictions are made in evaluation, and the model is in training; call model.eval() first")
     check_channels(description)
     preprocessing, names = description.preprocessing, class_names(description)
+    transform, device = registry.transforms(model), next(model.parameters()).device
     predictions: dict[int, Prediction] = {}
     bounded = [_limit_ratio(image, preprocessing) for image in images]
     for places in _batches([image.size for image in bounded], preprocessing, batch_size):
-        batch = _prepare(model, [bounded[place] for place in places])
+        batch = torch.stack([transform(bounded[place]) for place in places])
+        batch = batch.to(device, memory_format=torch.channels_last)
         sizes = [images[place].size for place in places]
         with torch.inference_mode():
             if task == "classification":
@@ -293,12 +289,6 @@ def _batches(sizes: Sequence[tuple[int, int]], preprocessing: Preprocessing, bat
         limit = batch_size if crop else max(1, min(batch_size, int(MAXIMUM_PIXELS / (width * height * scale**2))))
         for start in range(0, len(places), limit):
             yield places[start : start + limit]
-
-
-def _prepare(model: nn.Module, images: Sequence[Image.Image]) -> Tensor:
-    transform, device = registry.transforms(model), next(model.parameters()).device
-    batch = torch.stack([transform(image) for image in images])
-    return batch.to(device, memory_format=torch.channels_last)
 
 
 def _class_predictions(logits: Tensor, names: Sequence[str], top: int) -> list[ClassPrediction]:

@@ -6,7 +6,7 @@ import io
 import re
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from http.client import HTTPException
 from itertools import chain, count, islice
@@ -100,18 +100,14 @@ def read_ahead(sources: Iterable[ImageSource]) -> Iterator[tuple[ImageSource, Im
     """Yield images in their order, or their errors, while threads read the next few."""
     remaining = iter(sources)
     with ThreadPoolExecutor(READERS, "featuretap-images") as pool:
-        waiting: deque[tuple[ImageSource, Future[Image.Image | ImageError]]] = deque()
+        waiting = deque((source, pool.submit(_read_or_error, source)) for source in islice(remaining, 2 * READERS))
         try:
-            while True:
-                for source in islice(remaining, 2 * READERS - len(waiting)):
-                    waiting.append((source, pool.submit(_read_or_error, source)))
-                if not waiting:
-                    return
+            while waiting:
                 source, future = waiting.popleft()
+                waiting.extend((source, pool.submit(_read_or_error, source)) for source in islice(remaining, 1))
                 yield source, future.result()
         finally:
-            for _, future in waiting:
-                future.cancel()
+            pool.shutdown(cancel_futures=True)
 
 
 def _read_or_error(source: ImageSource) -> Image.Image | ImageError:
