@@ -62,8 +62,8 @@ def apply_orientation(image: Image.Image) -> Image.Image:
         return image
 
 
-def write_picture(picture: Image.Image, path: Path) -> None:
-    """Write an image atomically, in the format of its suffix.
+def write_picture(picture: Image.Image, path: Path, *, parents: bool = False) -> None:
+    """Write an image atomically, in the format of its suffix, and create the folders above it if `parents` is set.
 
     Raises:
         ImageError: Pillow has no format of this suffix that can store it, or the file cannot be written.
@@ -72,6 +72,8 @@ def write_picture(picture: Image.Image, path: Path) -> None:
     # Pillow chooses the format by the name.
     content.name = path.name
     try:
+        if parents:
+            path.parent.mkdir(parents=True, exist_ok=True)
         picture.save(content)
         replace_files({path: content.getvalue()})
     except (OSError, ValueError, WeightsError) as error:

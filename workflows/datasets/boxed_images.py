@@ -83,11 +83,7 @@ class _BoxedImage:
 def detection_set(
     parts: Sequence[Sequence[AnnotatedImage]], classes: tuple[str, ...], folder: Path, val_fraction: float, seed: int
 ) -> DataSet:
-    """Return a data set of a training and a validation part, or of one part that is split, rare classes in both.
-
-    Raises:
-        DataError: the one part cannot be split.
-    """
+    """Return a data set of a training and a validation part, or of one part that is split, rare classes in both."""
     labels = {name: label for label, name in enumerate(classes)}
     samples = [[image.sample(labels) for image in part] for part in parts]
     if len(samples) == 1:

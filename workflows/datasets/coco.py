@@ -29,10 +29,6 @@ def open_coco(folder: Path, val_fraction: float, seed: int, masks: bool) -> Data
     """Open a folder with a file of annotations for each part, or with one, whose images are split.
 
     Classes are in the order of the ids of their categories, which need not be consecutive. Images without objects stay.
-
-    Raises:
-        DataError: there is no such file or not the right number of them, or one of them cannot be used.
-        MissingExtraError: masks are requested, and what reads them is not installed.
     """
     if masks:
         check_extra("reading masks", "train", ["faster_coco_eval"])

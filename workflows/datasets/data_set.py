@@ -52,12 +52,10 @@ class Sample(Protocol):
     @property
     def name(self) -> str:
         """What messages and pictures call the image: its path, or "digits 17"."""
-        ...
 
     @property
     def label(self) -> int | None:
         """The class of the image, without reading it; None for tasks other than classification."""
-        ...
 
     def read(self) -> tuple[Image.Image, Any]:
         """Return the image, upright and in mode "RGB" or, where the set is grey, "L", and its target.
@@ -66,14 +64,12 @@ class Sample(Protocol):
             ImageError: the image cannot be read.
             DataError: its target cannot be read.
         """
-        ...
 
     def check(self) -> str:
         """Return what is wrong with the image or its target, or "". Cheaper than reading where possible.
 
         What does not need the pixels is checked when the data set is opened.
         """
-        ...
 
 
 @dataclass(frozen=True)
@@ -154,11 +150,7 @@ def size_problem(path: str, found: tuple[int, int], expected: tuple[int, int]) -
 
 
 def upright_size(path: str) -> tuple[int, int]:
-    """Return width and height of an image file when upright, in pixels, from its header.
-
-    Raises:
-        ImageError: it cannot be read.
-    """
+    """Return width and height of an image file when upright, in pixels, from its header."""
     try:
         with Image.open(path) as image:
             return _upright(image)

@@ -80,9 +80,6 @@ def open_masks(folder: Path, val_fraction: float, seed: int) -> DataSet:
 
     The classes' names are the lines of "classes.txt", the background's first. Without it they are numbers, up to the
     masks' largest value, for which all masks are read.
-
-    Raises:
-        DataError: there are no such folders, images without masks or the reverse, or fewer than two classes.
     """
     problems: list[str] = []
     parts = [_pairs(*place, problems) for place in _places(folder)]

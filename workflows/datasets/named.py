@@ -19,11 +19,7 @@ from featuretap.workflows.datasets.splits import split
 
 
 class Digits:
-    """scikit-learn's 1,797 grey images of 8×8 pixels, as a torchvision data set; `root` and `download` are not used.
-
-    Raises:
-        MissingExtraError: scikit-learn is not installed.
-    """
+    """scikit-learn's 1,797 grey images of 8×8 pixels, as a torchvision data set; `root` and `download` are not used."""
 
     def __init__(self, root: Path, download: bool = False) -> None:
         check_extra("the data set 'digits'", "train", ["sklearn"])
@@ -70,12 +66,7 @@ class _NamedSample:
 
 
 def open_named(row: NamedSet, folder: Path, val_fraction: float, seed: int) -> DataSet:
-    """Open a named data set, and download it into a folder first where it is not there yet.
-
-    Raises:
-        DataError: it can be neither read nor downloaded, or its labels are no classes.
-        MissingExtraError: what it needs is not installed.
-    """
+    """Open a named data set, and download it into a folder first where it is not there yet."""
     source = _read_part(row, row.train, folder)
     names = getattr(source, "classes", None) or getattr(source, "categories", None) or range(row.classes or 0)
     # Imagenette's classes have several names each.

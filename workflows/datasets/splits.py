@@ -46,11 +46,7 @@ def part_folders(folder: Path) -> list[Path]:
 
 
 def read_part_lists(folder: Path) -> list[tuple[str, ...]]:
-    """Return the names in Pascal VOC's lists "train.txt" and "val.txt" of a folder; nothing without "train.txt".
-
-    Raises:
-        DataError: a list is not text, names no image, or names one twice.
-    """
+    """Return the names in Pascal VOC's lists "train.txt" and "val.txt" of a folder; nothing without "train.txt"."""
     files = [folder / "train.txt", folder / "val.txt"]
     if not files[0].is_file():
         return []

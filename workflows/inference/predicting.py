@@ -178,7 +178,7 @@ def predict_sources(
         for (source, image), prediction in zip(read, found, strict=True):
             picture = pictures.get(source)
             if picture:
-                _write_picture(prediction.draw(image, classes), picture)
+                write_picture(prediction.draw(image, classes), picture, parents=True)
             yield PredictedImage(source.name, prediction.as_json(), picture)
 
 
@@ -253,14 +253,6 @@ def task_of(description: Description) -> str:
 
 def _rated_json(title: str, values: Sequence[ClassScore]) -> list[dict[str, Any]]:
     return [{"label": rated.label, "class": rated.name, title: rated.value} for rated in values]
-
-
-def _write_picture(picture: Image.Image, path: Path) -> None:
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ImageError(f"cannot write the picture {str(path)!r}: {error.strerror}") from error
-    write_picture(picture, path)
 
 
 def _limit_ratio(image: Image.Image, preprocessing: Preprocessing) -> Image.Image:

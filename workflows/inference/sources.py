@@ -34,12 +34,9 @@ READERS = 4
 
 @dataclass(frozen=True)
 class ImageSource:
-    """An image that is still to be read.
+    """An image to be read, by its name in messages, and its path unless it is a URL.
 
-    Args:
-        name: as the user gave it, or the path of a file in a folder that the user gave.
-        path: of the file, None for a URL.
-        place: path for its picture, without a suffix, relative to the folder that the user gave.
+    `place` is the path for its picture, without a suffix, relative to the folder that the user gave.
     """
 
     name: str

@@ -38,13 +38,9 @@ def check_freezing(spec: BackboneSpec, level: str | None) -> None:
 
 
 def last_frozen(levels: tuple[str, ...], first: str | None, every: int, epoch: int) -> str | None:
-    """Return the last frozen level in an epoch, or None if all are trained.
+    """Return the last frozen one of a backbone's levels in an epoch from 0; None if all are trained.
 
-    Args:
-        levels: of the backbone, the finest first.
-        first: the last frozen level in epoch 0.
-        every: epochs after which one more level is unfrozen; 0 for never.
-        epoch: from 0.
+    In epoch 0 it is the level `first`; after `every` so many epochs one more level is unfrozen, or never if it is 0.
     """
     if first is None:
         return None

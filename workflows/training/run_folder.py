@@ -50,13 +50,9 @@ MOMENTS = {"adamw": 2, "sgd": 1}
 
 @dataclass
 class Progress:
-    """The progress of a run.
+    """The progress of a run: what a resumed run must share, a row for each epoch that is done, and the best epoch.
 
-    Attributes:
-        identity: setting → value that a resumed run must share.
-        history: a row for each epoch that is done.
-        best: the epoch whose weights are kept as the best, from 1; 0 for none yet.
-        metrics: of that epoch.
+    The best epoch counts from 1 (0: none yet), and the metrics are its.
     """
 
     identity: Mapping[str, Any]
@@ -233,11 +229,7 @@ def read_progress(
     if not (resume and path.exists()):
         return Progress(identity), {}
     try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise TrainingError(f"cannot read {str(path)!r}: {error.strerror or error}") from error
-    try:
-        state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+        state = torch.load(path, map_location="cpu", weights_only=True)
         metrics, table = None, state["judgement"]
         if table is not None:
             confusion = None if table["confusion"] is None else table["confusion"].numpy()
@@ -245,6 +237,8 @@ def read_progress(
         progress = Progress(state["identity"], state["history"], state["best"], metrics)
         states = dict(state["parts"])
         known = {FORMER_KEYS.get(name, name): value for name, value in progress.identity.items()}
+    except OSError as error:
+        raise TrainingError(f"cannot read {str(path)!r}: {error.strerror or error}") from error
     except Exception as error:
         # PyTorch's reader lets through whatever its parsing of damaged bytes runs into.
         raise TrainingError(

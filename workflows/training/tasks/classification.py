@@ -89,8 +89,6 @@ class ClassificationTask(Task):
 
 
 class _Evaluator:
-    """What `ClassificationTask.evaluator` returns."""
-
     def __init__(self, classes: tuple[str, ...], device: torch.device) -> None:
         self._classes = classes
         count = len(classes)
@@ -104,11 +102,9 @@ class _Evaluator:
         self.update(torch.zeros(1, count, device=device), torch.tensor([IGNORED], device=device))
 
     def update(self, outputs: Tensor, targets: Tensor) -> None:
-        """Add logits (N, classes) and labels (N,)."""
         self._metrics.update(outputs, targets)
 
     def compute(self) -> Metrics:
-        """Return the metrics over all processes."""
         values = {name: value.cpu() for name, value in self._metrics.compute().items()}
         correct, *_, occurrences = values["by class"].unbind(1)
         scores = {"accuracy": float(correct.sum() / occurrences.sum())}

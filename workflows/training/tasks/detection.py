@@ -135,18 +135,14 @@ def _prepare(task: DetectionTask, prepare: Prepare, image: Image.Image, objects:
 
 
 class _Evaluator:
-    """What `DetectionTask.evaluator` returns."""
-
     def __init__(self, task: DetectionTask) -> None:
         self._task = task
         self._metric = self._empty_metric()
 
     def update(self, outputs: Sequence[Target], targets: Sequence[Target]) -> None:
-        """Add predictions and targets of some images."""
         self._metric.update([self._prediction(output) for output in outputs], [_on_cpu(target) for target in targets])
 
     def compute(self) -> Metrics:
-        """Return the metrics over all processes."""
         metric = self._gather()
         result = metric.compute()
         boxes, masks = ("bbox_", "segm_") if self._task.masks else ("", "")
@@ -195,11 +191,8 @@ class _Evaluator:
         return metric
 
     def _gather(self) -> MeanAveragePrecision:
-        """Return a metric with the states of all processes.
-
-        torchmetrics gathers these states tensor by tensor, and waits forever where processes have different numbers of
-        images.
-        """
+        """Return a metric with the states of all processes."""
+        # torchmetrics gathers them tensor by tensor, and waits forever where processes have unequal numbers of images.
         parts: list[Mapping[str, Any]] = [self._metric.metric_state]
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             parts = [{}] * torch.distributed.get_world_size()

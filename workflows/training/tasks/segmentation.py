@@ -140,8 +140,6 @@ def _cross_entropy(logits: Sequence[Tensor], masks: Sequence[Tensor], smoothing:
 
 
 class _Evaluator:
-    """What `SegmentationTask.evaluator` returns."""
-
     def __init__(self, classes: tuple[str, ...], device: torch.device) -> None:
         self._classes = classes
         self._metric = MulticlassConfusionMatrix(len(classes), ignore_index=IGNORED, validate_args=False).to(device)
@@ -150,12 +148,10 @@ class _Evaluator:
         self._metric.update(empty, empty)
 
     def update(self, outputs: Sequence[Tensor], targets: Sequence[Tensor]) -> None:
-        """Add logits and masks of some images."""
         for logits, mask in zip(outputs, targets, strict=True):
             self._metric.update(classes_at(logits, mask.shape), mask.long())
 
     def compute(self) -> Metrics:
-        """Return the metrics over all processes."""
         confusion = self._metric.compute().cpu()
         correct, occurrences, predicted = confusion.diag(), confusion.sum(1), confusion.sum(0)
         # 0 / 0, NaN, for a class that neither occurs nor is predicted.

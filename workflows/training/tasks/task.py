@@ -71,11 +71,9 @@ class Evaluator(Protocol):
 
     def update(self, outputs: Any, targets: Any) -> None:
         """Add what `Task.predict` returned for a batch, and the batch's targets."""
-        ...
 
     def compute(self) -> Metrics:
         """Return the metrics, the same in every process. All processes must call it."""
-        ...
 
 
 @dataclass(frozen=True)
