@@ -1,7 +1,5 @@
 """Images with annotated objects, in whatever format the annotations are. No torch."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +17,35 @@ TOLERANCE = 1
 """Pixels that a box may reach beyond its image, as rounding makes it; it is clipped."""
 
 Box = tuple[float, float, float, float]
+
+
+@dataclass(frozen=True, slots=True)
+class _BoxedImage:
+    """An image file with boxes, and the outlines of its objects where masks were requested; see `AnnotatedImage`."""
+
+    name: str
+    size: tuple[int, int]
+    boxes: Boxes
+    outlines: list[dict[str, Any]] | None
+
+    label = None
+
+    def read(self) -> tuple[Image.Image, Boxes]:
+        image = read_image(Path(self.name))
+        problem = size_problem(self.name, image.size, self.size)
+        if problem:
+            raise DataError(problem)
+        if self.outlines is None:
+            return image, self.boxes
+        if not self.outlines:
+            return image, self.boxes._replace(masks=np.zeros((0, image.height, image.width), np.uint8))
+        from faster_coco_eval.core import mask
+
+        masks = np.ascontiguousarray(mask.decode(self.outlines).transpose(2, 0, 1))
+        return image, self.boxes._replace(masks=masks)
+
+    def check(self) -> str:
+        return image_problem(self.name, self.size)
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,35 +76,6 @@ class AnnotatedImage:
             np.array(self.ignored, np.bool_),
         )
         return _BoxedImage(self.path, self.size, boxes, self.outlines)
-
-
-@dataclass(frozen=True, slots=True)
-class _BoxedImage:
-    """An image file with boxes, and the outlines of its objects where masks were requested; see `AnnotatedImage`."""
-
-    name: str
-    size: tuple[int, int]
-    boxes: Boxes
-    outlines: list[dict[str, Any]] | None
-
-    label = None
-
-    def read(self) -> tuple[Image.Image, Boxes]:
-        image = read_image(Path(self.name))
-        problem = size_problem(self.name, image.size, self.size)
-        if problem:
-            raise DataError(problem)
-        if self.outlines is None:
-            return image, self.boxes
-        if not self.outlines:
-            return image, self.boxes._replace(masks=np.zeros((0, image.height, image.width), np.uint8))
-        from faster_coco_eval.core import mask
-
-        masks = np.ascontiguousarray(mask.decode(self.outlines).transpose(2, 0, 1))
-        return image, self.boxes._replace(masks=masks)
-
-    def check(self) -> str:
-        return image_problem(self.name, self.size)
 
 
 def detection_set(

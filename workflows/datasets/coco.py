@@ -1,7 +1,5 @@
 """Folders of images with annotations in COCO's format, for detection. No torch."""
 
-from __future__ import annotations
-
 import json
 import logging
 from collections import Counter

@@ -1,7 +1,5 @@
 """A data set: training and validation samples, class names, what a sample is, and checks of its files. No torch."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor

@@ -1,7 +1,5 @@
 """Opening a data set by its name, or a folder in the format that its task and files tell. No torch at module level."""
 
-from __future__ import annotations
-
 import logging
 import os
 from pathlib import Path

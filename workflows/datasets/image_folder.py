@@ -1,7 +1,5 @@
 """Folders of images for classification, a folder for each class. No torch."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Folders of images with a mask for each, for segmentation. No torch."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Opening named data sets, which torchvision and scikit-learn read. No torch at module level."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path

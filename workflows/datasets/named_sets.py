@@ -1,7 +1,5 @@
 """The named data sets, and what their classes call their parts. Data, no code. No torch."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType

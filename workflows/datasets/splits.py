@@ -1,7 +1,5 @@
 """Training and validation parts: folders, lists of names, or a split that is the same on every machine. No torch."""
 
-from __future__ import annotations
-
 import hashlib
 import logging
 import os

@@ -1,7 +1,5 @@
 """Folders of images with annotations in Pascal VOC's format, for detection. No torch."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterable
 from pathlib import Path

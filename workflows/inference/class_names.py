@@ -1,7 +1,5 @@
 """Names of the classes of a model; torchvision is imported on first use of its lists."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from importlib import import_module
 

@@ -1,7 +1,5 @@
 """Boxes, masks and classes drawn on photographs by torchvision, with their names."""
 
-from __future__ import annotations
-
 import colorsys
 from collections.abc import Sequence
 

@@ -1,7 +1,5 @@
 """The feature maps of one image, drawn: one panel per tap, its channels reduced to three colours."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Predictions for images: their classes, the boxes in them, or the class of every pixel."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice

@@ -1,7 +1,5 @@
 """Images to predict: files, folders and URLs, read ahead of the model, and the paths of their pictures."""
 
-from __future__ import annotations
-
 import io
 import re
 from collections import deque

@@ -1,7 +1,5 @@
 """The training loop: data loaders, an epoch of training, and the metrics of a model on a part of a data set."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace

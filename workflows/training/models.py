@@ -1,7 +1,5 @@
 """The model of a run, and the task that it is trained for."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """What is trained, and how fast: freezing of levels, the optimiser, and its learning rates."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass

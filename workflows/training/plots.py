@@ -1,7 +1,5 @@
 """Plots: learning curves and the confusion matrix, drawn by matplotlib without the state that `pyplot` shares."""
 
-from __future__ import annotations
-
 import io
 import warnings
 from collections.abc import Mapping, Sequence

@@ -1,7 +1,5 @@
 """Reports of a run: the scores of classes, and images with a model's predictions beside the truth."""
 
-from __future__ import annotations
-
 import csv
 import io
 from collections.abc import Sequence

@@ -1,7 +1,5 @@
 """Training runs and evaluation: from settings or a model to weights, a history, tables and pictures."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager

@@ -1,7 +1,5 @@
 """The folder of a run: created, written after each epoch, and read to resume the run."""
 
-from __future__ import annotations
-
 import csv
 import hashlib
 import io

@@ -1,7 +1,5 @@
 """Classification: one class for each image."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -17,7 +15,7 @@ from torchvision.transforms import InterpolationMode, v2
 
 from featuretap.models.transforms import compose, normalise
 from featuretap.specs.preprocessing import Preprocessing
-from featuretap.workflows.training.tasks.task import ClassScore, Metrics, Task, Transform
+from featuretap.workflows.training.tasks.task import ClassScore, Evaluator, Metrics, Task, Transform
 
 SIZE = 224
 """Pixels of a side where the weights' images were not cropped."""
@@ -83,7 +81,7 @@ class ClassificationTask(Task):
         """Return the cross entropy, without smoothing, so that it can be compared between runs."""
         return F.cross_entropy(outputs.float(), targets)
 
-    def evaluator(self, device: torch.device) -> _Evaluator:
+    def evaluator(self, device: torch.device) -> Evaluator:
         """Return an evaluator of accuracy, top-5 accuracy of more than five classes, and the confusion matrix."""
         return _Evaluator(self.classes, device)
 

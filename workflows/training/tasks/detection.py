@@ -1,7 +1,5 @@
 """Detection: boxes, and mAP, computed by torchmetrics and faster-coco-eval."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -20,7 +18,7 @@ from featuretap.models.transforms import compose, normalise
 from featuretap.specs import HeadSpec
 from featuretap.support.errors import OptionError
 from featuretap.workflows.datasets.data_set import Boxes
-from featuretap.workflows.training.tasks.task import ClassScore, Metrics, Task, Transform
+from featuretap.workflows.training.tasks.task import ClassScore, Evaluator, Metrics, Task, Transform
 
 Target = dict[str, Tensor]
 Prepare = Callable[[Image.Image], Tensor]
@@ -93,7 +91,7 @@ class DetectionTask(Task):
         """Return "boxes" (M, 4), "labels" (M,), "scores" (M,), and "masks" (M, 1, H, W) where there are some."""
         return cast("list[Target]", model(images))
 
-    def evaluator(self, device: torch.device) -> _Evaluator:
+    def evaluator(self, device: torch.device) -> Evaluator:
         """Return an evaluator of mAP. It works on the CPU, where COCO's matching is done."""
         return _Evaluator(self)
 

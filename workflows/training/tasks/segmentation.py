@@ -1,7 +1,5 @@
 """Segmentation: a class for every pixel, and mean IoU, computed by torchmetrics."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -22,7 +20,7 @@ from featuretap.models.transforms import compose, normalise
 from featuretap.support.errors import TrainingError
 from featuretap.workflows.datasets.data_set import IGNORED
 from featuretap.workflows.inference.predicting import classes_at
-from featuretap.workflows.training.tasks.task import ClassScore, Metrics, Task, Transform
+from featuretap.workflows.training.tasks.task import ClassScore, Evaluator, Metrics, Task, Transform
 
 AUXILIARY = 0.5
 """Weight of the loss of the second set of logits, as in torchvision's references."""
@@ -100,7 +98,7 @@ class SegmentationTask(Task):
         ]
         return _cross_entropy([logits[None] for logits in outputs], masks, 0.0)
 
-    def evaluator(self, device: torch.device) -> _Evaluator:
+    def evaluator(self, device: torch.device) -> Evaluator:
         """Return an evaluator of IoU and pixel accuracy, at the masks' original sizes."""
         return _Evaluator(self.classes, device)
 

@@ -1,7 +1,5 @@
 """What a task provides to the training loop: transforms, a loss, predictions and their metrics."""
 
-from __future__ import annotations
-
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
