@@ -6,7 +6,7 @@ from pathlib import Path
 
 from benchmarks import inference, memory, quantization, session_options, starting, training_step
 from benchmarks.results import limit
-from featuretap.workflows.measuring.machine import this_machine
+from featuretap.workflows.measuring.comparing import this_machine
 
 RESULTS = Path(__file__).parent / "RESULTS.md"
 

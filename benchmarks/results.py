@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 
 from featuretap.support.timing import Timing, time_interleaved
-from featuretap.workflows.measuring.machine import measure_limit
+from featuretap.workflows.measuring.comparing import measure_limit
 
 __all__ = ["Contenders", "limit", "milliseconds", "section", "table", "timed"]
 

@@ -18,7 +18,6 @@ import torch
 from torch import Tensor, nn
 
 from featuretap.plugins import namespaces
-from featuretap.plugins.map_sizes import find_roundings
 from featuretap.specs import BackboneSpec, Tap
 from featuretap.specs.addresses import LEVELS
 from featuretap.specs.description import format_options
@@ -201,7 +200,7 @@ def _taps(architecture: str, options: Mapping[str, Any]) -> dict[str, Tap]:
             f"timm's {format_options(architecture, options)} has {len(maps)} maps, and {len(addresses)} addresses "
             f"are known: {', '.join(addresses)}"
         )
-    roundings = find_roundings(
+    roundings = namespaces.find_roundings(
         [info["reduction"] for info in maps],
         lambda size: _heights(network, options.get("in_chans", 3), size),
         network.pretrained_cfg.get("input_size", (0,))[-1],

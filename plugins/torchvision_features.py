@@ -20,7 +20,6 @@ from torchvision.models import get_model, get_model_weights, list_models
 from torchvision.models.feature_extraction import create_feature_extractor
 
 from featuretap.plugins import namespaces
-from featuretap.plugins.map_sizes import find_roundings
 from featuretap.specs import BackboneSpec, Tap
 from featuretap.specs.description import format_options
 from featuretap.specs.preprocessing import Preprocessing
@@ -191,7 +190,7 @@ def _with_roundings(network: nn.Module, sources: Mapping[str, MapSource]) -> dic
         shapes = _shapes(network, size, size)
         return [shapes[source.path][1 if source.channels_last else 2] for source in sources.values()] if shapes else []
 
-    roundings = find_roundings([source.tap.stride for source in sources.values()], measure, SIZES[0][0])
+    roundings = namespaces.find_roundings([source.tap.stride for source in sources.values()], measure, SIZES[0][0])
     return {
         address: source._replace(tap=replace(source.tap, rounding=rounding))
         for (address, source), rounding in zip(sources.items(), roundings, strict=True)

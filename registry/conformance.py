@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from textwrap import shorten
 from types import MappingProxyType
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import torch
 from torch import Tensor, nn
@@ -201,11 +201,16 @@ def check_counts(name: str, registry: Registry, size: Size = SIZES[0], options: 
     """Check parameters and multiply-adds of the spec against the built module, with its usual taps."""
     levels = tuple(registry.spec(name, features_only=True, **options).taps)
     trial = build_trial(name, registry, size, taps=levels, options=options)
+    compare_counts(trial, count_macs(trial))
+
+
+def count_macs(trial: Trial) -> int:
+    """Return the multiply-adds of a module under test for one image, counted by running it."""
     # Attention as plain products: the counter does not know the fused kernels of CPUs.
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         trial.run()
     # The counter counts a multiplication and an addition as two operations; there were two images.
-    compare_counts(trial, counter.get_total_flops() // 4)
+    return int(counter.get_total_flops()) // 4
 
 
 def compare_counts(trial: Trial, macs: int | None) -> None:
@@ -336,26 +341,17 @@ def _check_copy(trial: Trial, how: str, module: nn.Module) -> None:
     )
 
 
-def check_exports(how: str, trial: Trial) -> None:
+def check_exports(how: Literal["scripted", "exported"], trial: Trial) -> None:
     """Check that a module that is "scripted" or "exported" returns the same."""
-    with explain_failure(f"{trial.label} cannot be {how}"):
-        module = EXPORTERS[how](trial.module, trial.inputs())
+    module: nn.Module
+    with explain_failure(f"{trial.label} cannot be {how}"), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "`torch.jit.script` is deprecated")
+        if how == "scripted":
+            module = torch.jit.script(trial.module)
+        else:
+            module = torch.export.export(trial.module, (trial.inputs(),)).module()
     name = find_difference(trial.run(), trial.with_module(how, module).run(), nearly_equal)
     expect(not name, f"{trial.label} returns another {name!r} when it was {how}")
-
-
-def _script(module: nn.Module, inputs: Any) -> nn.Module:
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "`torch.jit.script` is deprecated")
-        script: nn.Module = torch.jit.script(module)
-    return script
-
-
-def _export(module: nn.Module, inputs: Any) -> nn.Module:
-    return torch.export.export(module, (inputs,)).module()
-
-
-EXPORTERS: Mapping[str, Callable[[nn.Module, Any], nn.Module]] = {"scripted": _script, "exported": _export}
 
 
 def nearly_equal(one: Tensor, other: Tensor) -> bool:

@@ -22,8 +22,8 @@ import pytest
 from featuretap.catalogue.hookspecs import GROUP
 from featuretap.catalogue.plugin_loading import Plugin, traceback_of
 from featuretap.registry import conformance, head_conformance
+from featuretap.registry.diagnosis import check_torch_free
 from featuretap.registry.registry import Registry
-from featuretap.registry.torch_free import check_torch_free
 
 __all__ = ["BackboneConformance", "HeadConformance", "isolated_registry"]
 

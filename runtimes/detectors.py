@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from featuretap.models.built import unwrap
 from featuretap.runtimes.exportable import IMAGE, TOLERANCE, Exportable, Run, Signature, check_sizes, quiet_exporters
-from featuretap.runtimes.torch_runtimes import load_script, save_script
+from featuretap.runtimes.torch_runtimes import load_script
 from featuretap.specs.description import Description
 from featuretap.support.errors import ExportError, HeadError, OptionError
 
@@ -137,11 +137,6 @@ def prepare_detector_script(model: nn.Module, size: tuple[int, int] | None, batc
     side = detector.transform.min_size[-1]
     images = _noise(next(detector.parameters()).new_empty(1, channels, side, side), 0)
     return Exportable(detector, Signature(_output_names(detector), True, channels, {}), description, images)
-
-
-def write_detector_script(model: Exportable, path: Path, metadata: Mapping[str, str]) -> None:
-    """Write TorchScript that is called as torchvision's detectors are: a list of images → ({}, a list of dicts)."""
-    save_script(model, model.model, path, metadata)
 
 
 def open_detector_script(path: Path, *, threads: int | None) -> tuple[dict[str, str], RunLists]:

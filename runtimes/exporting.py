@@ -38,20 +38,22 @@ def export(
     description = unwrap(model, "registry.export writes").description
     if description.preprocessing.inside:
         form = form.of_detectors(description.head)
+    functions = (form.prepare, form.writer, form.reader, form.verifier)
+    prepare, write, read, verify = (load(f"featuretap.runtimes.{function}") for function in functions)
     with keep_on_success(path) as written:
-        prepared: Exportable = load(form.prepare)(model, size, batch)
+        prepared: Exportable = prepare(model, size, batch)
         metadata = export_metadata(catalogue, prepared)
         with library_errors(f"cannot write {prepared.label} as {form.name}"):
-            load(form.writer)(prepared, written, metadata)
+            write(prepared, written, metadata)
         with library_errors(f"the {form.name} file was written, and cannot be read again"):
-            found, run = load(form.reader)(written, threads=None)
+            found, run = read(written, threads=None)
         lost = sorted(key for key, value in metadata.items() if found.get(key) != value)
         if lost:
             raise ExportError(
                 f"the {form.name} file was written without what it should say of its model: {', '.join(lost)}"
             )
         with library_errors(f"the {form.name} file was written, and does not run"):
-            load(form.verifier)(prepared, run)
+            verify(prepared, run)
     return path
 
 

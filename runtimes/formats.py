@@ -13,7 +13,7 @@ from featuretap.support.extras import check_extra
 
 @dataclass(frozen=True)
 class Format:
-    """A kind of file, and import strings of what writes and reads it.
+    """A kind of file, and the functions that write and read it, as "module:function" of `featuretap.runtimes`.
 
     Args:
         name: of the format.
@@ -22,8 +22,7 @@ class Format:
         reader: `reader(path, *, threads) -> (metadata, run)`.
         prepare: `prepare(model, size, batch)`, which returns the `Exportable`.
         verifier: `verifier(model, run)`, which compares the two.
-        for_detectors: field → import string that replaces it for models that find objects; empty where the format
-            cannot hold them.
+        for_detectors: fields that differ for models that find objects; empty where the format cannot hold them.
         extra: of our distribution, with the packages that it needs.
         modules: the top-level modules of these.
     """
@@ -32,8 +31,8 @@ class Format:
     suffixes: tuple[str, ...]
     writer: str
     reader: str
-    prepare: str = "featuretap.runtimes.exportable:prepare_model"
-    verifier: str = "featuretap.runtimes.exportable:verify_outputs"
+    prepare: str = "exportable:prepare_model"
+    verifier: str = "exportable:verify_outputs"
     for_detectors: Mapping[str, Any] = field(default_factory=dict)
     extra: str = ""
     modules: tuple[str, ...] = ()
@@ -68,12 +67,12 @@ class Format:
 ONNX = Format(
     "onnx",
     (".onnx",),
-    writer="featuretap.runtimes.onnx_runtime:write_onnx",
-    reader="featuretap.runtimes.onnx_runtime:open_onnx",
+    "onnx_runtime:write_onnx",
+    "onnx_runtime:open_onnx",
     for_detectors={
-        "prepare": "featuretap.runtimes.detectors:prepare_detector",
-        "writer": "featuretap.runtimes.detectors:write_detector",
-        "verifier": "featuretap.runtimes.detectors:verify_detector",
+        "prepare": "detectors:prepare_detector",
+        "writer": "detectors:write_detector",
+        "verifier": "detectors:verify_detector",
     },
     extra="onnxruntime",
     modules=("onnx", "onnxscript", "onnxruntime"),
@@ -85,33 +84,22 @@ FORMATS = (
     Format(
         "openvino",
         (".xml",),
-        writer="featuretap.runtimes.openvino_runtime:write_openvino",
-        reader="featuretap.runtimes.openvino_runtime:open_openvino",
+        "openvino_runtime:write_openvino",
+        "openvino_runtime:open_openvino",
         extra="openvino",
         modules=("openvino",),
     ),
-    Format(
-        "torch-export",
-        (".pt2",),
-        writer="featuretap.runtimes.torch_runtimes:write_program",
-        reader="featuretap.runtimes.torch_runtimes:open_program",
-    ),
-    Format(
-        "aot",
-        (".pt2",),
-        writer="featuretap.runtimes.torch_runtimes:write_aot",
-        reader="featuretap.runtimes.torch_runtimes:open_aot",
-    ),
+    Format("torch-export", (".pt2",), "torch_runtimes:write_program", "torch_runtimes:open_program"),
+    Format("aot", (".pt2",), "torch_runtimes:write_aot", "torch_runtimes:open_aot"),
     Format(
         "torchscript",
         (".torchscript", ".ts", ".torchscript.pt"),
-        writer="featuretap.runtimes.torch_runtimes:write_script",
-        reader="featuretap.runtimes.torch_runtimes:open_script",
+        "torch_runtimes:write_script",
+        "torch_runtimes:open_script",
         for_detectors={
-            "prepare": "featuretap.runtimes.detectors:prepare_detector_script",
-            "writer": "featuretap.runtimes.detectors:write_detector_script",
-            "reader": "featuretap.runtimes.detectors:open_detector_script",
-            "verifier": "featuretap.runtimes.detectors:verify_detector_script",
+            "prepare": "detectors:prepare_detector_script",
+            "reader": "detectors:open_detector_script",
+            "verifier": "detectors:verify_detector_script",
         },
     ),
 )

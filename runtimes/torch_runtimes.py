@@ -115,23 +115,19 @@ def open_program(path: Path, *, threads: int | None) -> tuple[dict[str, str], Ru
 
 
 def write_script(model: Exportable, path: Path, metadata: Mapping[str, str]) -> None:
-    """Write TorchScript."""
-    save_script(model, NamedInput(model.model).eval(), path, metadata)
+    """Write TorchScript; that of a detector takes a list of images, as torchvision's detectors do."""
+    module = model.model if model.description.preprocessing.inside else NamedInput(model.model).eval()
+    problem, advice = f"cannot export {model.label} as torchscript", "; torch-export and onnx take more kinds of code"
+    with quiet_exporters():
+        with library_errors(problem, advice, unchanged=()):
+            scripted = torch.jit.script(module)
+        torch.jit.save(scripted, path, _extra_files={METADATA: json.dumps(metadata)})
 
 
 def open_script(path: Path, *, threads: int | None) -> tuple[dict[str, str], Run]:
     """Return the metadata of TorchScript, and what runs it, always with PyTorch's threads."""
     module, metadata = load_script(path)
     return metadata, _runner(module)
-
-
-def save_script(model: Exportable, module: nn.Module, path: Path, metadata: Mapping[str, str]) -> None:
-    """Write a module as TorchScript."""
-    problem, advice = f"cannot export {model.label} as torchscript", "; torch-export and onnx take more kinds of code"
-    with quiet_exporters():
-        with library_errors(problem, advice, unchanged=()):
-            scripted = torch.jit.script(module)
-        torch.jit.save(scripted, path, _extra_files={METADATA: json.dumps(metadata)})
 
 
 def load_script(path: Path) -> tuple[nn.Module, dict[str, str]]:

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from featuretap.registry import Registry, torch_free
+from featuretap.registry import Registry, diagnosis
 from featuretap.registry.conformance import check_shapes
 from featuretap.registry.errors import OptionError, PluginError, SpecError
 from featuretap.registry.hookspecs import hookimpl
@@ -248,9 +248,9 @@ def test_maps_of_another_dtype_than_the_images_break_the_spec() -> None:
 
 
 def test_a_plugin_that_hangs_fails_after_a_timeout(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch_free, "PATIENCE", 0.01)
+    monkeypatch.setattr(diagnosis, "PATIENCE", 0.01)
     with pytest.raises(SpecError) as error:
-        torch_free.check_torch_free("featuretap.plugins.builtin")
+        diagnosis.check_torch_free("featuretap.plugins.builtin")
     assert str(error.value) == "'featuretap.plugins.builtin' takes more than 0.01 seconds to be imported and asked"
 
 

@@ -9,7 +9,7 @@ import torch
 from support.heads import FAMILIES, HEADS, SEGMENTERS, build_head, images, loss_of, outputs
 from torch import nn
 
-from featuretap.registry import Registry, conformance
+from featuretap.registry import Registry
 from featuretap.registry.specs import BackboneSpec, Tap
 
 SIZES = [(97, 161), (64, 33)]
@@ -52,7 +52,14 @@ def test_maps_and_logits_have_the_shapes_of_the_spec(registry: Registry, name: s
         assert all(len(tensor) == 2 for tensor in found.values())
 
 
-@pytest.mark.parametrize("convert", conformance.EXPORTERS.values(), ids=conformance.EXPORTERS)
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")
+@pytest.mark.parametrize(
+    "convert",
+    [
+        pytest.param(lambda model, given: torch.jit.script(model), id="scripted"),
+        pytest.param(lambda model, given: torch.export.export(model, (given,)).module(), id="exported"),
+    ],
+)
 def test_scripted_and_exported_pyramids_keep_the_order_of_their_levels(
     registry: Registry, convert: Callable[[nn.Module, torch.Tensor], nn.Module]
 ) -> None:

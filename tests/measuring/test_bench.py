@@ -19,8 +19,7 @@ from featuretap.command_line.runtime_commands import LIBRARIES
 from featuretap.support import extras
 from featuretap.support.timing import Timing
 from featuretap.workflows.measuring import baselines, comparing
-from featuretap.workflows.measuring.comparing import Comparison, Measurement, Setting
-from featuretap.workflows.measuring.machine import Machine, set_torch_threads
+from featuretap.workflows.measuring.comparing import Comparison, Machine, Measurement, Setting, set_torch_threads
 from featuretap.workflows.measuring.picture import draw_comparison
 
 Run = Callable[..., Completed]

@@ -15,10 +15,9 @@ from featuretap import registry
 from featuretap.registry.errors import OptionError, UnknownRuntimeError
 from featuretap.support.timing import Timing, time_interleaved
 from featuretap.weights.layouts import MismatchError
-from featuretap.workflows.measuring import baselines, comparing, machine
+from featuretap.workflows.measuring import baselines, comparing
 from featuretap.workflows.measuring.baselines import build_counterpart, build_own
-from featuretap.workflows.measuring.comparing import Setting, compare
-from featuretap.workflows.measuring.machine import measure_limit, set_torch_threads, this_machine
+from featuretap.workflows.measuring.comparing import Setting, compare, measure_limit, set_torch_threads, this_machine
 
 Lasting = Callable[[str, list[float]], Callable[[], None]]
 
@@ -85,7 +84,7 @@ def test_a_machine_names_what_is_installed(monkeypatch: pytest.MonkeyPatch) -> N
             raise PackageNotFoundError(name)
         return f"{name}'s"
 
-    monkeypatch.setattr(machine, "version", version)
+    monkeypatch.setattr(comparing, "version", version)
     with set_torch_threads(1):
         here = this_machine()
     assert list(here.versions) == ["featuretap", "python", "torch", "torchvision", "timm", "onnxruntime"]

@@ -10,7 +10,7 @@ from support.namespaces import ODD, maps_of
 from support.oracles import outputs_at, randomised, timm_model
 from torch import nn
 
-from featuretap.plugins.map_sizes import find_roundings
+from featuretap.plugins.namespaces import find_roundings
 from featuretap.registry import Registry
 from featuretap.registry.errors import (
     OptionError,

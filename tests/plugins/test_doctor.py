@@ -11,7 +11,7 @@ from support import Completed
 from support.distributions import CULPRITS, GOOD, IMPORTS, Distribution, installed_here, table, write_installed
 from torch import nn
 
-from featuretap.registry import Registry, torch_free
+from featuretap.registry import Registry, diagnosis
 from featuretap.registry.diagnosis import find_problems
 from featuretap.registry.errors import SpecError
 from featuretap.registry.hookspecs import hookimpl
@@ -281,6 +281,6 @@ def interrupt(backbone: BackboneSpec, **asked: Any) -> Any:
 def test_a_plugin_whose_import_does_not_end_is_a_finding(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "endless.py").write_text("while True: pass\n")
     monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.setattr(torch_free, "PATIENCE", 0.1)
+    monkeypatch.setattr(diagnosis, "PATIENCE", 0.1)
     with pytest.raises(SpecError, match=r"^'endless' takes more than 0.1 seconds to be imported and asked$"):
-        torch_free.check_torch_free("endless")
+        diagnosis.check_torch_free("endless")

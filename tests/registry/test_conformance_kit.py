@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from support.distributions import IMPORTS, TABLE, table
 
+from featuretap.registry.diagnosis import check_torch_free
 from featuretap.registry.errors import SpecError
-from featuretap.registry.torch_free import check_torch_free
 
 HEADED = """
 @hookimpl
