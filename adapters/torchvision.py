@@ -40,10 +40,7 @@ class TorchvisionBackbone(nn.Module):
     Args:
         body: images → dict of maps (N, out_channels, H', W').
         keys: what the maps are called, in their order.
-        out_channels: channels of every map.
-
-    Attributes:
-        out_channels: channels of every map.
+        out_channels: channels of every map, which is an attribute too.
     """
 
     def __init__(self, body: nn.Module, keys: List[str], out_channels: int) -> None:

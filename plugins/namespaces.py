@@ -86,10 +86,8 @@ def find_roundings(
 ) -> list[Rounding | None]:
     """Return the rounding of each map, as in `Tap`; None for a map whose size is not the image's divided by its stride.
 
-    Args:
-        strides: of the maps.
-        measure: size → heights of the maps of a square image; empty where the network refuses the size.
-        usual_size: of the images that the network was made for.
+    `measure` runs the network: size → heights of the maps of a square image, none where it refuses the size.
+    `usual_size` is that of the images that the network was made for.
     """
     measure = cache(measure)
     accepted = next((size for size in (DIVISIBLE, usual_size) if measure(size)), None)

@@ -65,10 +65,7 @@ def _check_head(head: str, backbones: list[str], registry: Registry) -> None:
 
 
 def check_torch_free(value: str) -> None:
-    """Check that importing a plugin and answering its hooks imports no torch, in a process of its own.
-
-    Args:
-        value: of its entry point: "package.module".
+    """Check in a new process that neither importing a plugin, "package.module", nor answering its hooks imports torch.
 
     Raises:
         SpecError: it does.

@@ -46,11 +46,7 @@ scales torchvision rounds sizes otherwise in TorchScript than in Python."""
 
 
 class SingleImage(nn.Module):
-    """A detector that is called with a batch of one.
-
-    Args:
-        detector: one of torchvision's.
-    """
+    """One of torchvision's detectors, called with a batch of one."""
 
     def __init__(self, detector: Any) -> None:
         super().__init__()

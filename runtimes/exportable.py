@@ -188,12 +188,7 @@ class Exportable:
 
 
 def prepare_model(model: nn.Module, size: tuple[int, int] | None = None, batch: int | None = None) -> Exportable:
-    """Prepare a model for export or compilation.
-
-    Args:
-        model: a backbone, classifier, pyramid or segmenter that `registry.build` or `registry.load` returned.
-        size: height and width of the images in pixels, or None for any.
-        batch: number of images, or None for any.
+    """Prepare a model for export or compilation; size and batch are those of its signature.
 
     Raises:
         OptionError: the model was not built by featuretap, or an invalid size or batch.
@@ -246,15 +241,10 @@ def check_sizes(size: Any, batch: Any) -> None:
 def library_errors(
     problem: str, advice: str = "", unchanged: type[Exception] | tuple[()] = FeaturetapError
 ) -> Iterator[None]:
-    """Raise an `ExportError` for the errors that a library raises inside, which are of any type.
-
-    Args:
-        problem: the message up to the library's own, which follows in brackets.
-        advice: the rest of the message.
-        unchanged: errors that pass as they are.
+    """Raise an `ExportError` for any error of a library inside: the problem, the library's message, and the advice.
 
     Raises:
-        ExportError: something inside raised another error.
+        ExportError: something inside raised an error, other than those that pass `unchanged`.
     """
     try:
         yield

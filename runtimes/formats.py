@@ -106,11 +106,7 @@ FORMATS = (
 
 
 def resolve_format(path: Path, name: str | None) -> Format:
-    """Return the format of a file to be written.
-
-    Args:
-        path: the file, whose ending selects the format where `name` is None.
-        name: of the format.
+    """Return the format of a file to be written, by its name or, where that is None, by the ending of the file.
 
     Raises:
         OptionError: there is no such format, or the ending is of no format or of another.

@@ -25,8 +25,6 @@ from featuretap.models.built import FUSED, Built, InferenceOnly, is_fused, unwra
 from featuretap.specs.description import format_options
 from featuretap.support.errors import OptionError
 
-__all__ = ["fold_norms", "fuse"]
-
 logger = logging.getLogger("featuretap")
 
 NORMS = {

@@ -61,13 +61,9 @@ class Model:
 def open_extractor(
     model: str | None, weights: str | None, taps: tuple[str, ...], size: tuple[int, int] | None = None
 ) -> Model:
-    """Build the layers of a backbone up to the last of some taps.
+    """Build a backbone for extraction by `open_model`; random weights are always the same.
 
-    Args:
-        model: as in `open_model`.
-        weights: as in `open_model`; random ones are always the same.
-        taps: addresses.
-        size: (height, width) in pixels of the resized images; None for the weights' resizing and crop.
+    Images are resized to a `size` (height, width) in pixels, or resized and cropped as the weights' images were.
     """
     # With a fixed seed, a run with random weights can be resumed.
     with torch.random.fork_rng():

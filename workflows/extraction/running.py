@@ -49,14 +49,8 @@ def extract(
 ) -> Outcome:
     """Compute the missing shards of a job, and write manifest and errors of all of them.
 
-    Args:
-        job: the images, shapes and folder.
-        model: the backbone that the job's shapes are of.
-        batch_size: images of a batch.
-        workers: processes that read images; 0 to read them where the backbone runs.
-        on_ray: whether processes of Ray compute the shards.
-        begin: called with the number of images to read.
-        report: called with the number of images of each batch or shard.
+    `workers` processes read images; 0 reads them where the backbone runs. `begin` is called with the number of images
+    to read, `report` with that of each batch or, on Ray, of each shard.
     """
     identity = _describe_run(job, model)
     with lock_folder(job, identity) as missing:

@@ -46,13 +46,8 @@ def build_baselines(
 ) -> tuple[list[Baseline], list[str]]:
     """Return every backbone by every runtime and library, and a sentence for each that a library does not have.
 
-    Args:
-        names: of backbones.
-        runtimes: "eager", and names of runtimes.
-        against: "timm", "torchvision".
-        arguments: taps and options of the backbones.
-        threads: of the runtimes; None for as many as PyTorch has.
-        begin: called with a label of the next one, which may take long to compile.
+    `arguments` are taps and options of the backbones, `threads` those of the runtimes (None: as many as PyTorch has).
+    `begin` is called with a label of the next one, which may take long to compile.
     """
     names, runtimes, against = (tuple(dict.fromkeys(values)) for values in (names, runtimes, against))
     # Errors are reported before a runtime compiles for minutes.
