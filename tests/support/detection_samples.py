@@ -10,18 +10,15 @@ from torch import Tensor
 from featuretap.specs.preprocessing import Preprocessing
 from featuretap.workflows.datasets.data_set import Boxes
 from featuretap.workflows.training.tasks.detection import DetectionTask
-from featuretap.workflows.training.tasks.task import Augmentation
 
 RAW = Preprocessing(None, None, inside=True)
-STILL = Augmentation(flip=0.0, scale=1.0)
+STILL = {"flip": 0.0, "crop_scale": 1.0}
 CLASSES = ("red", "green", "blue")
 PURE = {0: (255, 0, 0), 1: (0, 255, 0), 2: (0, 0, 255)}
 
 
 def detection_task(**changes: Any) -> DetectionTask:
-    return DetectionTask(
-        **{"classes": CLASSES, "first_label": 1, "preprocessing": RAW, "augmentation": STILL, **changes}
-    )
+    return DetectionTask(**{"classes": CLASSES, "first_label": 1, "preprocessing": RAW, **STILL, **changes})
 
 
 def paint(

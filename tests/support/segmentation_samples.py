@@ -12,17 +12,16 @@ from torch.nn import functional as F  # noqa: N812 - torch's own name for it
 from featuretap.specs.preprocessing import Preprocessing
 from featuretap.workflows.datasets.data_set import IGNORED
 from featuretap.workflows.training.tasks.segmentation import SegmentationTask
-from featuretap.workflows.training.tasks.task import Augmentation
 
 SIZE = 40
 WHOLE = Preprocessing(SIZE, None, (0.5, 0.4, 0.3), (0.25, 0.25, 0.25))
-STILL = Augmentation(flip=0.0, scale=1.0)
+STILL = {"flip": 0.0, "crop_scale": 1.0}
 CLASSES = ("background", "red", "blue")
 COLOURS = np.array([(100, 100, 100), (255, 0, 0), (0, 0, 255)], np.uint8)
 
 
 def segmentation_task(**changes: Any) -> SegmentationTask:
-    given = {"classes": CLASSES, "preprocessing": WHOLE, "augmentation": STILL, "label_smoothing": 0.0}
+    given = {"classes": CLASSES, "preprocessing": WHOLE, **STILL, "label_smoothing": 0.0}
     return SegmentationTask(**{**given, **changes})
 
 

@@ -17,7 +17,6 @@ from featuretap.registry.errors import OptionError
 from featuretap.registry.specs import HeadSpec
 from featuretap.workflows.datasets.data_set import Boxes
 from featuretap.workflows.training.tasks.detection import size_options
-from featuretap.workflows.training.tasks.task import Augmentation
 
 
 def coloured(image: Tensor, label: int) -> Tensor:
@@ -27,7 +26,7 @@ def coloured(image: Tensor, label: int) -> Tensor:
 
 @pytest.mark.parametrize("masks", [False, True])
 def test_boxes_and_masks_stay_around_their_objects_through_crops_and_mirroring(masks: bool) -> None:
-    transform = detection_task(augmentation=Augmentation(flip=0.5, scale=0.1), masks=masks).training_transform()
+    transform = detection_task(flip=0.5, crop_scale=0.1, masks=masks).training_transform()
     sizes, numbers = set(), set()
     for _ in range(60):
         image, target = transform(*paint(*SCENE, masks=masks))
@@ -48,7 +47,7 @@ def test_boxes_and_masks_stay_around_their_objects_through_crops_and_mirroring(m
 
 
 def test_a_crop_has_at_least_the_area_that_was_asked_for() -> None:
-    transform = detection_task(augmentation=Augmentation(flip=0.0, scale=0.5)).training_transform()
+    transform = detection_task(flip=0.0, crop_scale=0.5).training_transform()
     areas = [image.shape[1] * image.shape[2] / (90 * 60) for image, _ in (transform(*paint(*SCENE)) for _ in range(60))]
     # Sides are cut to whole pixels.
     assert 0.47 < min(areas) < 0.75
@@ -56,7 +55,7 @@ def test_a_crop_has_at_least_the_area_that_was_asked_for() -> None:
 
 
 def test_mirroring_mirrors_boxes() -> None:
-    _, target = detection_task(augmentation=Augmentation(flip=1.0, scale=1.0)).training_transform()(*paint(SCENE[0]))
+    _, target = detection_task(flip=1.0, crop_scale=1.0).training_transform()(*paint(SCENE[0]))
     assert target["boxes"].tolist() == [[50, 5, 80, 30]]
 
 
@@ -74,7 +73,7 @@ def test_without_augmentation_training_and_evaluation_samples_are_equal() -> Non
 
 @pytest.mark.parametrize("policy", ["trivial", "rand"])
 def test_a_policy_changes_colours_and_nothing_else(policy: Any) -> None:
-    transform = detection_task(augmentation=Augmentation(flip=0.0, scale=1.0, policy=policy)).training_transform()
+    transform = detection_task(flip=0.0, crop_scale=1.0, augment=policy).training_transform()
     same = []
     for _ in range(20):
         image, target = transform(*paint(*SCENE))
@@ -99,7 +98,7 @@ def test_ignored_objects_are_left_out_of_training_and_marked_for_evaluation() ->
 
 def test_images_of_any_mode_are_converted_to_the_models_channels() -> None:
     image, found = paint(*SCENE)
-    one = detection_task(preprocessing=RAW.for_channels(1), augmentation=Augmentation(policy="rand"))
+    one = detection_task(preprocessing=RAW.for_channels(1), flip=0.5, crop_scale=0.35, augment="rand")
     assert one.training_transform()(image.convert("RGBA"), found)[0].shape[0] == 1
     assert one.evaluation_transform()(image, found)[0].shape == (1, 60, 90)
     assert detection_task().training_transform()(image.convert("L"), found)[0].shape == (3, 60, 90)
@@ -107,7 +106,7 @@ def test_images_of_any_mode_are_converted_to_the_models_channels() -> None:
 
 @pytest.mark.parametrize("size", [(1, 1), (40, 1), (2, 3)])
 def test_a_tiny_image_is_not_cut_to_nothing(size: tuple[int, int]) -> None:
-    transform = detection_task(augmentation=Augmentation(scale=0.1)).training_transform()
+    transform = detection_task(flip=0.5, crop_scale=0.1).training_transform()
     for _ in range(20):
         image, target = transform(*paint((0, (0, 0, 1, 1)), size=size))
         assert image.numel() > 0
@@ -118,7 +117,7 @@ def test_a_tiny_image_is_not_cut_to_nothing(size: tuple[int, int]) -> None:
 def test_an_image_without_objects_has_an_empty_target(masks: bool) -> None:
     image, found = paint(masks=masks)
     for transform in (
-        detection_task(augmentation=Augmentation()).training_transform(),
+        detection_task(flip=0.5, crop_scale=0.35).training_transform(),
         detection_task().evaluation_transform(),
     ):
         _, target = transform(image, found)
@@ -129,7 +128,7 @@ def test_an_image_without_objects_has_an_empty_target(masks: bool) -> None:
 
 
 def test_transforms_can_be_pickled() -> None:
-    varied = detection_task(augmentation=Augmentation(policy="rand"))
+    varied = detection_task(flip=0.5, crop_scale=0.35, augment="rand")
     for transform in (varied.training_transform(), varied.evaluation_transform()):
         image, target = pickle.loads(pickle.dumps(transform))(*paint(*SCENE))
         assert type(image) is Tensor

@@ -12,7 +12,6 @@ from featuretap.workflows.datasets.data_set import DataSet
 from featuretap.workflows.datasets.formats import open_data
 from featuretap.workflows.training.loop import make_loader
 from featuretap.workflows.training.tasks.classification import ClassificationTask, preprocessing_of_size
-from featuretap.workflows.training.tasks.task import Augmentation
 
 
 @pytest.fixture(scope="module")
@@ -21,7 +20,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> DataSet:
 
 
 def task(data: DataSet, **varied: Any) -> ClassificationTask:
-    return ClassificationTask(data.classes, preprocessing_of_size(Preprocessing(), 32), Augmentation(**varied), 0.1)
+    return ClassificationTask(data.classes, preprocessing_of_size(Preprocessing(), 32), **varied, label_smoothing=0.1)
 
 
 @pytest.mark.parametrize("batch_size", [4, 5, 27])
@@ -57,7 +56,7 @@ def test_transforms_with_every_augmentation_can_be_pickled(
     data: DataSet, policy: Any, scale: float, channels: int
 ) -> None:
     preprocessing = preprocessing_of_size(Preprocessing().for_channels(channels), 20)
-    made = ClassificationTask(data.classes, preprocessing, Augmentation(0.5, scale, policy), 0.0)
+    made = ClassificationTask(data.classes, preprocessing, 0.5, scale, policy, 0.0)
     image, label = data.train[0].read()
     for transform in (made.training_transform(), made.evaluation_transform()):
         pixels, same = pickle.loads(pickle.dumps(transform))(image, label)
@@ -75,7 +74,9 @@ def test_training_images_vary_and_evaluation_images_do_not(data: DataSet) -> Non
 
 def test_images_are_flipped_with_the_given_probability(data: DataSet) -> None:
     image, label = data.train[0].read()
-    plain, mirrored = (task(data, scale=1.0, flip=flip).training_transform()(image, label)[0] for flip in (0.0, 1.0))
+    plain, mirrored = (
+        task(data, crop_scale=1.0, flip=flip).training_transform()(image, label)[0] for flip in (0.0, 1.0)
+    )
     assert torch.equal(plain, mirrored.flip(-1))
     assert not torch.equal(plain, mirrored)
     assert torch.equal(plain, task(data).evaluation_transform()(image, label)[0])

@@ -28,7 +28,6 @@ from featuretap.registry import Registry
 from featuretap.registry.errors import TrainingError
 from featuretap.specs.preprocessing import Preprocessing
 from featuretap.workflows.datasets.data_set import IGNORED
-from featuretap.workflows.training.tasks.task import Augmentation
 
 
 def nearest_class(image: Tensor, prepared: Preprocessing = WHOLE) -> Tensor:
@@ -44,7 +43,7 @@ def agreement(image: Tensor, mask: Tensor) -> float:
 
 @pytest.mark.parametrize("flip", [0.0, 0.5, 1.0])
 def test_masks_stay_aligned_with_their_images(flip: float) -> None:
-    transform = segmentation_task(augmentation=Augmentation(flip=flip, scale=0.25)).training_transform()
+    transform = segmentation_task(flip=flip, crop_scale=0.25).training_transform()
     shares, filled = [], 0
     for _ in range(60):
         image, mask = transform(*scene())
@@ -63,7 +62,7 @@ def test_masks_stay_aligned_with_their_images(flip: float) -> None:
 
 
 def test_mirroring_mirrors_both() -> None:
-    image, mask = segmentation_task(augmentation=Augmentation(flip=1.0, scale=1.0)).training_transform()(*scene())
+    image, mask = segmentation_task(flip=1.0, crop_scale=1.0).training_transform()(*scene())
     still, unturned = segmentation_task().training_transform()(*scene())
     assert torch.equal(mask, unturned.flip(-1))
     assert torch.equal(image, still.flip(-1))
@@ -76,7 +75,7 @@ def test_images_are_enlarged_and_reduced_by_the_root_of_the_scale() -> None:
     dots[4::8, 4::8] = 1
     large = dots.repeat(8, 0).repeat(8, 1)
     picture = Image.fromarray(COLOURS[large])
-    transform = segmentation_task(augmentation=Augmentation(flip=0.0, scale=0.25)).training_transform()
+    transform = segmentation_task(flip=0.0, crop_scale=0.25).training_transform()
     areas = []
     for _ in range(200):
         _, mask = transform(picture, large)
@@ -104,7 +103,7 @@ def test_without_augmentation_training_and_evaluation_images_are_alike() -> None
 
 @pytest.mark.parametrize("policy", ["trivial", "rand"])
 def test_a_policy_changes_colours_and_nothing_else(policy: Any) -> None:
-    transform = segmentation_task(augmentation=Augmentation(flip=0.0, scale=1.0, policy=policy)).training_transform()
+    transform = segmentation_task(flip=0.0, crop_scale=1.0, augment=policy).training_transform()
     still, unturned = segmentation_task().training_transform()(*scene())
     changed = 0
     for _ in range(20):
@@ -123,14 +122,14 @@ def test_evaluation_images_equal_those_of_the_models_transforms(registry: Regist
 
 def test_images_of_any_mode_are_converted_to_the_models_channels() -> None:
     image, mask = scene()
-    grey = segmentation_task(preprocessing=WHOLE.for_channels(1), augmentation=Augmentation(policy="rand"))
+    grey = segmentation_task(preprocessing=WHOLE.for_channels(1), flip=0.5, crop_scale=0.35, augment="rand")
     assert grey.training_transform()(image.convert("RGBA"), mask)[0].shape == (1, SIZE, SIZE)
     assert grey.evaluation_transform()(image, mask)[0].shape == (1, 40, 60)
     assert segmentation_task().training_transform()(image.convert("L"), mask)[0].shape == (3, 40, 60)
 
 
 def test_transforms_can_be_pickled() -> None:
-    varied = segmentation_task(augmentation=Augmentation(policy="rand"))
+    varied = segmentation_task(flip=0.5, crop_scale=0.35, augment="rand")
     for transform in (varied.training_transform(), varied.evaluation_transform()):
         image, mask = pickle.loads(pickle.dumps(transform))(*scene())
         assert type(image) is type(mask) is Tensor

@@ -33,6 +33,7 @@ class NamedSet:
 
 
 IS_TRAIN, IS_TEST = {"train": True}, {"train": False}
+BALANCED = {"split": "balanced"}
 TRAIN, TRAINVAL, VAL, TEST = ({"split": part} for part in ("train", "trainval", "val", "test"))
 
 NAMED_SETS: Mapping[str, NamedSet] = MappingProxyType(
@@ -46,14 +47,7 @@ NAMED_SETS: Mapping[str, NamedSet] = MappingProxyType(
             NamedSet("CIFAR100", IS_TRAIN, IS_TEST, "cifar-100-python"),
             NamedSet("Country211", TRAIN, {"split": "valid"}, "country211"),
             NamedSet("DTD", TRAIN, VAL, "dtd"),
-            NamedSet(
-                "EMNIST",
-                {"split": "balanced", **IS_TRAIN},
-                {"split": "balanced", **IS_TEST},
-                "EMNIST/raw",
-                mirrors=False,
-                transposed=True,
-            ),
+            NamedSet("EMNIST", BALANCED | IS_TRAIN, BALANCED | IS_TEST, "EMNIST/raw", mirrors=False, transposed=True),
             NamedSet("EuroSAT", place="eurosat"),
             NamedSet("FashionMNIST", IS_TRAIN, IS_TEST, "FashionMNIST/raw"),
             NamedSet("FGVCAircraft", TRAIN, VAL, "fgvc-aircraft-2013b"),

@@ -18,7 +18,7 @@ from featuretap.workflows.datasets.data_set import DataSet
 from featuretap.workflows.datasets.formats import open_data
 from featuretap.workflows.training.configuration import Configuration
 from featuretap.workflows.training.tasks import classification, detection, segmentation
-from featuretap.workflows.training.tasks.task import Augmentation, Task
+from featuretap.workflows.training.tasks.task import Task
 
 
 def resolve_model(configuration: Configuration) -> tuple[Configuration, ModelSpec]:
@@ -131,14 +131,12 @@ def make_task(
     spec: ModelSpec, preprocessing: Preprocessing, classes: tuple[str, ...], configuration: Configuration | None = None
 ) -> Task:
     """Return the task of a model on a data set's classes; training needs the run's configuration, evaluation none."""
-    augmentation, smoothing = Augmentation(), 0.0
+    settings: dict[str, Any] = {}
     if configuration is not None:
-        policy: Any = configuration.augment
-        augmentation = Augmentation(configuration.flip or 0.0, configuration.crop_scale, policy)
-        smoothing = configuration.label_smoothing or 0.0
-    shared = classes, preprocessing, augmentation, smoothing
+        settings = {name: getattr(configuration, name) for name in ("flip", "crop_scale", "augment", "label_smoothing")}
     if spec.head.task == "classification":
-        return classification.ClassificationTask(*shared)
+        return classification.ClassificationTask(classes, preprocessing, **settings)
     if spec.head.task == "segmentation":
-        return segmentation.SegmentationTask(*shared)
-    return detection.DetectionTask(*shared, first_label(spec.head), "masks" in spec.outputs(1, 1))
+        return segmentation.SegmentationTask(classes, preprocessing, **settings)
+    masks = "masks" in spec.outputs(1, 1)
+    return detection.DetectionTask(classes, preprocessing, **settings, first_label=first_label(spec.head), masks=masks)

@@ -1,7 +1,7 @@
 """What is trained, and how fast: freezing of levels, the optimiser, and its learning rates."""
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -112,18 +112,17 @@ class Schedule:
         if self.by_epoch is not None and self.updates >= warmup:
             self.by_epoch.step(score)
 
-    def _parts(self) -> Iterator[Any]:
-        yield self.by_update
-        if self.by_epoch is not None:
-            yield self.by_epoch
+    @property
+    def _parts(self) -> list[Any]:
+        return [self.by_update] if self.by_epoch is None else [self.by_update, self.by_epoch]
 
     def state_dict(self) -> dict[str, Any]:
         """Return what `load_state_dict` takes."""
-        return {"parts": [part.state_dict() for part in self._parts()]}
+        return {"parts": [part.state_dict() for part in self._parts]}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue where another schedule stopped, at this one's learning rates if it has become longer."""
-        for part, own in zip(self._parts(), state["parts"], strict=True):
+        for part, own in zip(self._parts, state["parts"], strict=True):
             part.load_state_dict(own)
         if isinstance(self.by_update, LambdaLR):
             groups = self.by_update.optimizer.param_groups

@@ -49,15 +49,15 @@ class ClassificationTask(Task):
     counted = "images"
 
     def training_transform(self) -> Transform:
-        """Return a random crop, mirroring and the policy, then the model's normalisation."""
-        preprocessing, augmentation = self.preprocessing, self.augmentation
+        """Return a random crop, mirroring and the policy of `augment`, then the model's normalisation."""
+        preprocessing = self.preprocessing
         size, mode = preprocessing.crop or SIZE, InterpolationMode(preprocessing.interpolation)
         steps: list[Callable[[Any], Any]] = [self.convert_image]
-        if augmentation.scale < 1:
-            steps.append(v2.RandomResizedCrop(size, (augmentation.scale, 1.0), interpolation=mode, antialias=True))
+        if self.crop_scale < 1:
+            steps.append(v2.RandomResizedCrop(size, (self.crop_scale, 1.0), interpolation=mode, antialias=True))
         else:
             steps += [v2.Resize(preprocessing.resize or size, mode, antialias=True), v2.CenterCrop(size)]
-        steps += [v2.RandomHorizontalFlip(augmentation.flip), *POLICIES[augmentation.policy]]
+        steps += [v2.RandomHorizontalFlip(self.flip), *POLICIES[self.augment]]
         return partial(_transform, v2.Compose([*steps, normalise(preprocessing)]))
 
     def evaluation_transform(self) -> Transform:

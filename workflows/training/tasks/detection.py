@@ -53,7 +53,7 @@ def size_options(head: HeadSpec, size: int) -> dict[str, Any]:
 class DetectionTask(Task):
     """Boxes around objects of one data set's classes, for models that are called as `DetectionModel` is.
 
-    Training images are cropped as in SSD (arXiv 1512.02325, section 2.2), with some object in each crop, and a `policy`
+    Training images are cropped as in SSD (arXiv 1512.02325, section 2.2), with some object in each crop, and `augment`
     distorts colours as there. The model resizes and normalises images inside.
 
     Args:
@@ -71,11 +71,11 @@ class DetectionTask(Task):
 
     def training_transform(self) -> Transform:
         """Return crops that keep objects, mirroring and colours, as far as enabled, without ignored objects."""
-        min_scale = sqrt(self.augmentation.scale)
+        min_scale = sqrt(self.crop_scale)
         crop = v2.RandomIoUCrop(min_scale=min_scale) if min_scale < 1 else None
-        colours = [v2.RandomPhotometricDistort()] if self.augmentation.policy != "none" else []
+        colours = [v2.RandomPhotometricDistort()] if self.augment != "none" else []
         transform = v2.Compose(
-            [v2.RandomHorizontalFlip(self.augmentation.flip), *colours, v2.SanitizeBoundingBoxes(), v2.ToPureTensor()]
+            [v2.RandomHorizontalFlip(self.flip), *colours, v2.SanitizeBoundingBoxes(), v2.ToPureTensor()]
         )
         return partial(_augment, self, crop, transform, normalise(self.preprocessing))
 
@@ -143,25 +143,19 @@ class _Evaluator:
     def compute(self) -> Metrics:
         metric = self._gather()
         result = metric.compute()
-        boxes, masks = ("bbox_", "segm_") if self._task.masks else ("", "")
-        scores = {
-            "mAP": _score(result[f"{boxes}map"]),
-            "mAP@0.5": _score(result[f"{boxes}map_50"]),
-            "mAP@0.75": _score(result[f"{boxes}map_75"]),
-        }
+        boxes = "bbox_" if self._task.masks else ""
+        keys = {"mAP": f"{boxes}map", "mAP@0.5": f"{boxes}map_50", "mAP@0.75": f"{boxes}map_75"}
         if self._task.masks:
-            scores["mask mAP"] = _score(result[f"{masks}map"])
+            keys["mask mAP"] = "segm_map"
         # Metrics squeeze what has one element, and without a single image there is no result by class.
         labels = result["classes"].reshape(-1).tolist()
         precisions = dict(zip(labels, result[f"{boxes}map_per_class"].reshape(-1), strict=True)) if labels else {}
         counts = self._count_objects(metric)
-        return Metrics(
-            scores,
-            tuple(
-                ClassScore(name, int(counts[label]), _score(precisions.get(label, -1)))
-                for label, name in enumerate(self._task.classes, self._task.first_label)
-            ),
+        per_class = tuple(
+            ClassScore(name, int(counts[label]), _score(precisions.get(label, -1)))
+            for label, name in enumerate(self._task.classes, self._task.first_label)
         )
+        return Metrics({name: _score(result[key]) for name, key in keys.items()}, per_class)
 
     def _count_objects(self, metric: MeanAveragePrecision) -> Tensor:
         """Return the number of objects of each of the model's labels, without ignored ones."""

@@ -30,8 +30,8 @@ AUXILIARY = 0.5
 class SegmentationTask(Task):
     """A class for every pixel, for models that are called as `SegmentationModel` is.
 
-    Training images are resized to √`scale` to 1 / √`scale` of the model's size, of which a quarter is torchvision's
-    half to twice, and cropped to that size. A `policy` distorts colours as SSD does.
+    Training images are resized to √`crop_scale` to 1 / √`crop_scale` of the model's size, of which a quarter is
+    torchvision's half to twice, and cropped to that size. `augment` distorts colours as SSD does.
     """
 
     class_metric = "IoU"
@@ -45,15 +45,15 @@ class SegmentationTask(Task):
         Raises:
             TrainingError: the preprocessing has no size.
         """
-        size, augmentation = self.preprocessing.resize, self.augmentation
+        size = self.preprocessing.resize
         if size is None:
             raise TrainingError(
                 "segmentation is trained on images of one size, and the preprocessing has none; give a size"
             )
         mode = InterpolationMode(self.preprocessing.interpolation)
         steps: list[nn.Module] = []
-        if augmentation.scale < 1:
-            factor = sqrt(augmentation.scale)
+        if self.crop_scale < 1:
+            factor = sqrt(self.crop_scale)
             # The last size is left out of the range.
             steps.append(v2.RandomResize(round(size * factor), round(size / factor) + 1, mode, antialias=True))
             middle = [round(255 * value) for value in self.preprocessing.mean]
@@ -61,8 +61,8 @@ class SegmentationTask(Task):
             steps.append(v2.RandomCrop(size, pad_if_needed=True, fill=fill))
         else:
             steps.append(v2.Resize(size, mode, antialias=True))
-        steps.append(v2.RandomHorizontalFlip(augmentation.flip))
-        if augmentation.policy != "none":
+        steps.append(v2.RandomHorizontalFlip(self.flip))
+        if self.augment != "none":
             steps.append(v2.RandomPhotometricDistort())
         return partial(_augment, self, v2.Compose(steps), normalise(self.preprocessing))
 

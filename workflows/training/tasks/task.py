@@ -19,22 +19,6 @@ Transform = Callable[[Image.Image, Any], tuple[Any, Any]]
 """Image and target of a sample (see `datasets.data_set.Sample`) → both as tensors."""
 
 
-@dataclass(frozen=True)
-class Augmentation:
-    """How training images are varied.
-
-    Args:
-        flip: probability of mirroring.
-        scale: minimum area of the random crop, as a fraction of the image; 1 disables cropping.
-        policy: "none", or torchvision's "trivial" (TrivialAugment, arXiv 2103.10158) or "rand" (RandAugment, arXiv
-            1909.13719); all of it for classification, a distortion of colours for other tasks.
-    """
-
-    flip: float = 0.5
-    scale: float = 0.35
-    policy: Literal["none", "trivial", "rand"] = "none"
-
-
 class ClassScore(NamedTuple):
     """The score of one class: its name, how often it occurs, and the score from 0 to 1 (or NaN)."""
 
@@ -81,13 +65,18 @@ class Task(ABC):
     Args:
         classes: the data set's.
         preprocessing: the model's.
-        augmentation: of training images.
+        flip: probability of mirroring a training image.
+        crop_scale: minimum area of the random crop, as a fraction of the training image; 1 disables cropping.
+        augment: "none", or torchvision's "trivial" (TrivialAugment, arXiv 2103.10158) or "rand" (RandAugment, arXiv
+            1909.13719); all of it for classification, a distortion of colours for other tasks.
         label_smoothing: of the training loss (arXiv 1512.00567, section 7), for tasks that have it.
     """
 
     classes: tuple[str, ...]
     preprocessing: Preprocessing
-    augmentation: Augmentation = Augmentation()
+    flip: float = 0.5
+    crop_scale: float = 0.35
+    augment: Literal["none", "trivial", "rand"] = "none"
     label_smoothing: float = 0.0
 
     class_metric: ClassVar[str]
