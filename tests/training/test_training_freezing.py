@@ -10,7 +10,9 @@ from torch import nn
 from featuretap import registry
 from featuretap.registry.errors import TrainingError
 from featuretap.registry.specs import BackboneSpec
-from featuretap.workflows.training.optimisation import check_freezing, freeze_through, last_frozen
+from featuretap.workflows.training.configuration import make_configuration
+from featuretap.workflows.training.models import resolve_model
+from featuretap.workflows.training.optimisation import freeze_through, last_frozen
 from featuretap.workflows.training.run import train
 
 LEVELS = ("C1", "C2", "C3", "C4", "C5")
@@ -74,13 +76,12 @@ def test_frozen_levels_do_not_change_and_load_unfrozen(tmp_path: Path) -> None:
 
 
 def test_a_level_that_a_backbone_lacks_cannot_be_frozen() -> None:
-    spec = registry.spec("mobilenet_v2", features_only=True, taps=("C3",))
-    assert isinstance(spec, BackboneSpec)
-    check_freezing(spec, "C2")
+    settings = {"data": "digits", "freeze": "C2"}
+    resolve_model(make_configuration({**settings, "backbone": "mobilenet_v2", "taps": ["C3"]}))
     vit = registry.spec("timm/vit_tiny_patch16_224", features_only=True)
     assert isinstance(vit, BackboneSpec)
     with pytest.raises(TrainingError) as caught:
-        check_freezing(vit, "C2")
+        resolve_model(make_configuration({**settings, "backbone": "timm/vit_tiny_patch16_224", "taps": ["C4"]}))
     assert (
         str(caught.value)
         == f"cannot freeze through C2: 'timm/vit_tiny_patch16_224' has the levels {', '.join(vit.levels)}"

@@ -26,7 +26,8 @@ def resolve_model(configuration: Configuration) -> tuple[Configuration, ModelSpe
 
     Raises:
         OptionError: an option of training that is not one of a model.
-        TrainingError: the model's images have other channels than images that can be read.
+        TrainingError: the model's images have other channels than images that can be read, or the backbone lacks the
+            level to freeze through.
     """
     head = _trainable_head(configuration.head)
     name, options = configuration.backbone, dict(configuration.options)
@@ -44,6 +45,11 @@ def resolve_model(configuration: Configuration) -> tuple[Configuration, ModelSpe
     if spec.backbone.in_channels not in (1, 3):
         raise TrainingError(
             f"{name!r} with in_channels={spec.backbone.in_channels} cannot be trained on images, which have 1 or 3"
+        )
+    levels = spec.backbone.levels
+    if configuration.freeze not in (None, *levels):
+        raise TrainingError(
+            f"cannot freeze through {configuration.freeze}: {spec.backbone.name!r} has the levels {', '.join(levels)}"
         )
     return replace(configuration, backbone=name, options=options), spec
 

@@ -12,9 +12,7 @@ from torch.optim.lr_scheduler import LambdaLR, LinearLR, ReduceLROnPlateau
 from featuretap.backbones.modules import Backbone
 from featuretap.models.built import unwrap
 from featuretap.models.factories import freeze
-from featuretap.specs import BackboneSpec
 from featuretap.specs.options import Freezing
-from featuretap.support.errors import TrainingError
 from featuretap.workflows.training.configuration import Configuration
 
 MOMENTUM = 0.9
@@ -23,16 +21,6 @@ WARMUP_START = 1e-3
 
 PLATEAU_FACTOR = 0.1
 HEAD = "head"
-
-
-def check_freezing(spec: BackboneSpec, level: str | None) -> None:
-    """Refuse to freeze through a level that a backbone does not have.
-
-    Raises:
-        TrainingError: it has no such level.
-    """
-    if level is not None and level not in spec.levels:
-        raise TrainingError(f"cannot freeze through {level}: {spec.name!r} has the levels {', '.join(spec.levels)}")
 
 
 def last_frozen(levels: tuple[str, ...], first: str | None, every: int, epoch: int) -> str | None:

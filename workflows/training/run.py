@@ -40,7 +40,6 @@ from featuretap.workflows.training.models import (
     spec_of,
 )
 from featuretap.workflows.training.optimisation import (
-    check_freezing,
     freeze_through,
     last_frozen,
     make_optimizer,
@@ -95,7 +94,6 @@ def train(configuration: Configuration, *, resume: bool = False, log: Callable[[
     """
     folder = run_folder.folder_of(configuration)
     configuration, spec = resolve_model(configuration)
-    check_freezing(spec.backbone, configuration.freeze)
     configuration = with_absolute_paths(configuration)
     with _open_accelerator(**_accelerator_settings(configuration, folder)) as accelerator, ExitStack() as stack:
         is_main = accelerator.is_main_process
