@@ -227,7 +227,11 @@ def read_progress(
     if not (resume and path.exists()):
         return Progress(identity), {}
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        content = path.read_bytes()
+    except OSError as error:
+        raise TrainingError(f"cannot read {str(path)!r}: {error.strerror or error}") from error
+    try:
+        state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
         metrics, table = None, state["judgement"]
         if table is not None:
             confusion = None if table["confusion"] is None else table["confusion"].numpy()
@@ -235,8 +239,6 @@ def read_progress(
         progress = Progress(state["identity"], state["history"], state["best"], metrics)
         states = dict(state["parts"])
         known = {FORMER_KEYS.get(name, name): value for name, value in progress.identity.items()}
-    except OSError as error:
-        raise TrainingError(f"cannot read {str(path)!r}: {error.strerror or error}") from error
     except Exception as error:
         # PyTorch's reader lets through whatever its parsing of damaged bytes runs into.
         raise TrainingError(
