@@ -99,8 +99,8 @@ def read_ahead(sources: Iterable[ImageSource]) -> Iterator[tuple[ImageSource, Im
         try:
             while waiting:
                 source, future = waiting.popleft()
-                waiting.extend((source, pool.submit(_read_or_error, source)) for source in islice(remaining, 1))
                 yield source, future.result()
+                waiting.extend((source, pool.submit(_read_or_error, source)) for source in islice(remaining, 1))
         finally:
             pool.shutdown(cancel_futures=True)
 
