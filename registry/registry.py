@@ -292,7 +292,7 @@ class Registry(Catalogue):
             HeadError: the format holds no such head.
             ExportError: the model cannot be exported, the file computes something else, or it cannot be written.
         """
-        from featuretap.runtimes.exporting import export
+        from featuretap.runtimes.compiled import export
 
         return export(self, model, Path(path), format, size, batch)
 

@@ -9,9 +9,8 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
-from io import BytesIO
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -21,9 +20,6 @@ from featuretap.runtimes.exportable import IMAGE, TOLERANCE, Exportable, Run, Si
 from featuretap.runtimes.torch_runtimes import load_script
 from featuretap.specs.description import Description
 from featuretap.support.errors import ExportError, HeadError, OptionError
-
-if TYPE_CHECKING:
-    import onnx
 
 Objects = Mapping[str, Tensor]
 RunLists = Callable[[list[Tensor]], Sequence[Objects]]
@@ -85,25 +81,33 @@ def prepare_detector(model: nn.Module, size: tuple[int, int] | None, batch: int 
 
 def write_detector(model: Exportable, path: Path, metadata: Mapping[str, str]) -> None:
     """Write ONNX: "image" (1, C, H, W), with values from 0 to 1 → "boxes", "scores", "labels" (and "masks")."""
-    from onnx import numpy_helper
+    import onnx
 
     from featuretap.runtimes.onnx_runtime import open_onnx
 
     model.check_on_cpu("onnxruntime")
-    threshold: Any = model.model.threshold
-    wanted = threshold.clone()
+    single: Any = model.model
+    wanted = single.threshold.clone()
     try:
-        proto = _trace(model)
-        if not torch.equal(threshold, wanted):
-            path.write_bytes(proto.SerializeToString())
+        with torch.no_grad(), model.export_errors(), quiet_exporters():
+            for factor in THRESHOLD_FACTORS:
+                single.threshold.copy_(wanted * factor)
+                if len(single(model.images)["boxes"]):
+                    break
+            outputs = list(single.names)
+            torch.onnx.export(
+                model.module, (model.images,), path, dynamo=False, input_names=[IMAGE], output_names=outputs
+            )
+        if not torch.equal(single.threshold, wanted):
             verify_detector(model, open_onnx(path, threads=None)[1])
     finally:
-        threshold.copy_(wanted)
+        single.threshold.copy_(wanted)
+    proto = onnx.load(path)
     (constant,) = (tensor for tensor in proto.graph.initializer if tensor.name.endswith(THRESHOLD))
-    constant.CopyFrom(numpy_helper.from_array(wanted.numpy(), constant.name))
+    constant.CopyFrom(onnx.numpy_helper.from_array(wanted.numpy(), constant.name))
     for key, value in sorted(metadata.items()):
         proto.metadata_props.add(key=key, value=value)
-    path.write_bytes(proto.SerializeToString())
+    onnx.save(proto, path)
 
 
 def verify_detector(model: Exportable, run: Run) -> None:
@@ -176,30 +180,6 @@ def _output_names(detector: nn.Module) -> tuple[str, ...]:
 def _noise(like: Tensor, seed: int) -> Tensor:
     """Return reproducible images of a shape, with values from 0 to 1."""
     return torch.rand(like.shape, generator=torch.Generator().manual_seed(seed)).to(like)
-
-
-@torch.no_grad()
-def _trace(model: Exportable) -> onnx.ModelProto:
-    """Return the model as ONNX, and leave its threshold as low as was needed to find something."""
-    import onnx
-
-    single: Any = model.model
-    wanted = single.threshold.clone()
-    written = BytesIO()
-    with model.export_errors(), quiet_exporters():
-        for factor in THRESHOLD_FACTORS:
-            single.threshold.copy_(wanted * factor)
-            if len(single(model.images)["boxes"]):
-                break
-        torch.onnx.export(
-            model.module,
-            (model.images,),
-            written,  # type: ignore[arg-type]
-            dynamo=False,
-            input_names=[IMAGE],
-            output_names=list(single.names),
-        )
-    return onnx.load_from_string(written.getvalue())
 
 
 def _compare(model: Exportable, pairs: Sequence[tuple[Objects, Objects]]) -> None:

@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - PyTorch's own name for it
 
 from featuretap.models.transforms import check_channels, compose, compose_for_size
+from featuretap.runtimes.compiled import export_metadata, keep_on_success
 from featuretap.runtimes.exportable import IMAGE, library_errors, prepare_model
-from featuretap.runtimes.exporting import export_metadata, keep_on_success
 from featuretap.runtimes.formats import ONNX
 from featuretap.specs.description import Description
 from featuretap.support.errors import DataError, ImageError, OptionError
