@@ -12,7 +12,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from textwrap import shorten
-from types import MappingProxyType
 from typing import Any, Literal, Self
 
 import torch
@@ -33,9 +32,6 @@ Size = tuple[int, int]
 
 Outputs = Sequence[Mapping[str, Tensor]]
 """Name → tensor: the maps of a backbone, or the outputs of a model for each of two images."""
-
-NONE: Mapping[str, Any] = MappingProxyType({})
-"""No options. They are passed as one mapping, since a plugin's may have any name."""
 
 
 def no_norm(channels: int) -> nn.Module:
@@ -156,7 +152,7 @@ def build_trial(
     size: Size = SIZES[0],
     *,
     taps: Sequence[str] | None = None,
-    options: Mapping[str, Any] = NONE,
+    options: Mapping[str, Any] = {},
 ) -> BackboneTrial:
     """Return a backbone under test, in evaluation, with every address that its spec has unless `taps` are given."""
     label = format_options(name, options)
@@ -180,9 +176,7 @@ def randomise_norms(module: nn.Module) -> nn.Module:
     return module
 
 
-def check_shapes(
-    name: str, registry: Registry, sizes: Iterable[Size] = SIZES, options: Mapping[str, Any] = NONE
-) -> None:
+def check_shapes(name: str, registry: Registry, sizes: Iterable[Size] = SIZES, options: Mapping[str, Any] = {}) -> None:
     """Check that every tap is returned in the order of the request, with the declared channels and size."""
     usual = build_trial(name, registry, options=options)
     for trial in (usual, build_trial(name, registry, taps=tuple(usual.spec.taps)[::-1], options=options)):
@@ -197,7 +191,7 @@ def check_shapes(
                 )
 
 
-def check_counts(name: str, registry: Registry, size: Size = SIZES[0], options: Mapping[str, Any] = NONE) -> None:
+def check_counts(name: str, registry: Registry, size: Size = SIZES[0], options: Mapping[str, Any] = {}) -> None:
     """Check parameters and multiply-adds of the spec against the built module, with its usual taps."""
     levels = tuple(registry.spec(name, features_only=True, **options).taps)
     trial = build_trial(name, registry, size, taps=levels, options=options)

@@ -14,8 +14,6 @@ from featuretap.registry.registry import Registry
 from featuretap.support.errors import FeaturetapError, SpecError
 from featuretap.support.text import error_line
 
-SIZE = (97, 161)
-"""Height and width in pixels, both odd."""
 BACKBONE = "mobilenet_v3_small"
 """The backbone for heads that can read it; others get one of their own plugin."""
 PATIENCE = 60
@@ -45,8 +43,8 @@ def _checks(plugin: Plugin, registry: Registry) -> Iterator[Callable[[], None]]:
     yield partial(check_torch_free, plugin.value)
     backbones = [f"{plugin.distribution}:{spec.name}" for spec in plugin.backbones]
     for name in backbones:
-        yield partial(conformance.check_shapes, name, registry, (SIZE,))
-        yield partial(conformance.check_counts, name, registry, SIZE)
+        yield partial(conformance.check_shapes, name, registry, conformance.SIZES[:1])
+        yield partial(conformance.check_counts, name, registry, conformance.SIZES[0])
         yield partial(conformance.check_keys, name, registry)
     for head in plugin.heads:
         yield partial(_check_head, f"{plugin.distribution}:{head.name}", backbones, registry)
@@ -59,7 +57,7 @@ def _check_head(head: str, backbones: list[str], registry: Registry) -> None:
             registry.spec(candidate, head=head)
             backbone = candidate
             break
-    trial = head_conformance.build_head_trial(head, backbone, registry, SIZE)
+    trial = head_conformance.build_head_trial(head, backbone, registry, conformance.SIZES[0])
     head_conformance.check_head_outputs(trial)
     head_conformance.check_head_counts(trial)
 

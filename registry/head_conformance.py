@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from featuretap.registry.conformance import (
-    NONE,
     Outputs,
     Size,
     Trial,
@@ -56,7 +55,7 @@ class HeadTrial(Trial):
 
 
 def build_head_trial(
-    head: str, backbone: str, registry: Registry, size: Size, options: Mapping[str, Any] = NONE
+    head: str, backbone: str, registry: Registry, size: Size, options: Mapping[str, Any] = {}
 ) -> HeadTrial:
     """Return a head under test, in evaluation."""
     label = f"head {head!r} on {backbone!r}"
@@ -112,7 +111,7 @@ def check_head_counts(trial: HeadTrial) -> None:
         )
 
 
-def check_head_options(head: str, backbone: str, registry: Registry, options: Mapping[str, Any] = NONE) -> None:
+def check_head_options(head: str, backbone: str, registry: Registry, options: Mapping[str, Any] = {}) -> None:
     """Check that another number of classes changes no tensors but those that `per_class` names."""
     spec = registry.head(head)
     if spec.num_classes is None:

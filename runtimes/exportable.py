@@ -117,13 +117,9 @@ class TupleOutputs(nn.Module):
 
 @dataclass(frozen=True)
 class Exportable:
-    """A model to be exported or compiled.
+    """A model to be exported or compiled: a copy in evaluation mode, whose parameters need no gradient.
 
-    Args:
-        model: a copy in evaluation mode, whose parameters need no gradient.
-        signature: inputs and outputs.
-        description: of the model.
-        images: an example, (N, C, H, W), on the model's device and of its dtype.
+    `images` are an example, (N, C, H, W), on the model's device and of its dtype.
     """
 
     model: nn.Module

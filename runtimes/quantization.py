@@ -216,13 +216,7 @@ def _read_images(
 
 
 def _split_images(images: Sequence[Path], judge_on: Sequence[Path]) -> tuple[list[ImageFile], list[ImageFile]]:
-    """Return the images to calibrate on and those to compare on, at most `MAXIMUM_IMAGES` of each, evenly sampled.
-
-    Without `judge_on`, every fifth image is held back for the comparison.
-
-    Raises:
-        DataError: there are no images, too few to hold any back, or none to compare on besides those to calibrate on.
-    """
+    """Return images to calibrate on and others to compare on, by default every fifth; `MAXIMUM_IMAGES` of each."""
     found = list_images(images)
     if judge_on:
         calibrated = {file.path for file in found}
@@ -256,11 +250,7 @@ def _sample(files: Sequence[ImageFile]) -> list[ImageFile]:
 
 
 def measure_agreement(pairs: Iterable[tuple[Outputs, ...]]) -> dict[str, Agreement]:
-    """Return output → agreement.
-
-    Args:
-        pairs: expected and found outputs of each image, name → tensor (1, ...). At least one pair.
-    """
+    """Return output → agreement of `pairs`: expected and found outputs of each image, name → tensor (1, ...)."""
     rows: dict[str, list[tuple[float, float, float]]] = {}
     for expected, found in pairs:
         for name, values in expected.items():

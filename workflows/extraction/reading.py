@@ -14,8 +14,6 @@ from numpy.typing import NDArray
 from featuretap.support.errors import DataError, UnknownTapError
 from featuretap.workflows.extraction.shards import read_names, read_tap
 
-__all__ = ["MANIFEST", "RUN_KEYS", "Features", "Part", "open_features", "read_manifest"]
-
 MANIFEST = "manifest.json"
 
 RUN_KEYS = {
@@ -36,12 +34,7 @@ RUN_KEYS = {
 
 
 class Part(NamedTuple):
-    """The rows of one shard.
-
-    Args:
-        names: of N images.
-        taps: address → their features, (N, C) if pooled, else (N, C, H, W).
-    """
+    """The rows of one shard: names of N images, and address → features (N, C) if pooled, else (N, C, H, W)."""
 
     names: tuple[str, ...]
     taps: Mapping[str, NDArray[Any]]
@@ -49,12 +42,7 @@ class Part(NamedTuple):
 
 @dataclass(frozen=True)
 class Features:
-    """The features in a folder, read on demand.
-
-    Args:
-        folder: of the shards.
-        manifest: contents of `manifest.json`: model, weights, taps, shards and so on.
-    """
+    """The features in a folder, read on demand, and the contents of its `manifest.json`: model, taps, and so on."""
 
     folder: Path
     manifest: Mapping[str, Any]
