@@ -233,8 +233,7 @@ def bench_command(
         check_extra("featuretap bench --picture", "bench", ("matplotlib",))
         _check_picture(picture)
     from featuretap.support.progress import progress_steps
-    from featuretap.workflows.measuring.baselines import build_baselines
-    from featuretap.workflows.measuring.comparing import WARM_UP, Setting, compare, set_torch_threads
+    from featuretap.workflows.measuring.comparing import WARM_UP, Setting, build_baselines, compare, set_torch_threads
 
     settings = [Setting(size, batch) for size, batch in dict.fromkeys(product(sizes, batches))]
     # A thread that draws the bar would take its time from what is measured.

@@ -18,7 +18,7 @@ from featuretap import registry
 from featuretap.command_line.runtime_commands import LIBRARIES
 from featuretap.support import extras
 from featuretap.support.timing import Timing
-from featuretap.workflows.measuring import baselines, comparing
+from featuretap.workflows.measuring import comparing
 from featuretap.workflows.measuring.comparing import Comparison, Machine, Measurement, Setting, set_torch_threads
 from featuretap.workflows.measuring.picture import draw_comparison
 
@@ -44,7 +44,7 @@ def nothing_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
     def contenders_of(*arguments: Any, **options: Any) -> None:
         raise AssertionError("too late")
 
-    monkeypatch.setattr(baselines, "build_baselines", contenders_of)
+    monkeypatch.setattr(comparing, "build_baselines", contenders_of)
 
 
 def test_bench_prints_one_line_per_contender(bench: Run) -> None:
@@ -164,7 +164,7 @@ def test_unknown_names_are_errors(bench: Run, arguments: tuple[str, ...], messag
 
 
 def test_the_command_knows_the_libraries_without_torch() -> None:
-    assert list(LIBRARIES) == list(baselines.LIBRARIES)
+    assert list(LIBRARIES) == list(comparing.LIBRARIES)
 
 
 def test_progress_is_shown_in_terminals(bench: Run, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,9 +15,16 @@ from featuretap import registry
 from featuretap.registry.errors import OptionError, UnknownRuntimeError
 from featuretap.support.timing import Timing, time_interleaved
 from featuretap.weights.layouts import MismatchError
-from featuretap.workflows.measuring import baselines, comparing
-from featuretap.workflows.measuring.baselines import build_counterpart, build_own
-from featuretap.workflows.measuring.comparing import Setting, compare, measure_limit, set_torch_threads, this_machine
+from featuretap.workflows.measuring import comparing
+from featuretap.workflows.measuring.comparing import (
+    Setting,
+    build_counterpart,
+    build_own,
+    compare,
+    measure_limit,
+    set_torch_threads,
+    this_machine,
+)
 
 Lasting = Callable[[str, list[float]], Callable[[], None]]
 
@@ -174,7 +181,7 @@ def test_maps_that_differ_are_not_compared(monkeypatch: pytest.MonkeyPatch) -> N
     def other(layout: object, spec: object) -> nn.Module:
         return registry.build("mobilenet_v2", features_only=True)
 
-    monkeypatch.setitem(baselines.LIBRARIES, "timm", other)  # type: ignore[arg-type]
+    monkeypatch.setitem(comparing.LIBRARIES, "timm", other)  # type: ignore[arg-type]
     with pytest.raises(MismatchError, match=r"^mobilenetv3_small_100 of timm does not put out C1, C2, C3, C4, C5 of "):
         build_counterpart("mobilenet_v3_small", "timm")
 
@@ -197,7 +204,7 @@ def test_contenders_are_every_network_in_every_runtime_and_library(monkeypatch: 
     monkeypatch.setattr(registry, "compile", fake)
     begun: list[str] = []
     names = ["mobilenet_v3_small", "mobilenet_v3_small_minimalistic"]
-    made, left_out = baselines.build_baselines(
+    made, left_out = comparing.build_baselines(
         [*names, names[0]],
         ["inductor", "eager"],
         ["torchvision"],
@@ -222,7 +229,7 @@ def test_contenders_are_every_network_in_every_runtime_and_library(monkeypatch: 
 def test_an_unknown_runtime_is_an_error_before_anything_is_built() -> None:
     begun: list[str] = []
     with pytest.raises(UnknownRuntimeError, match="'onxruntime'"):
-        baselines.build_baselines(["mobilenet_v3_small"], ["eager", "onxruntime"], begin=begun.append)
+        comparing.build_baselines(["mobilenet_v3_small"], ["eager", "onxruntime"], begin=begun.append)
     assert begun == []
 
 
@@ -231,7 +238,7 @@ def test_all_contenders_are_given_the_same_images(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(comparing, "PAUSE", 0.0)
     small = build_own("mobilenet_v3_small", arguments={"taps": ("C1",)})
     given: list[torch.Tensor] = []
-    spies = [baselines.Baseline("a", by, given.append, small.spec, 1) for by in ("one", "other")]
+    spies = [comparing.Baseline("a", by, given.append, small.spec, 1) for by in ("one", "other")]
     done: list[None] = []
     settings = [Setting((32, 48), 2), Setting((16, 16), 1)]
     comparison = compare(spies, settings, rounds=2, done=lambda: done.append(None))
