@@ -5,8 +5,6 @@ Each is registered with its full tail and with a reduced one: `featuretap_mobile
 `registry.build`.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial

@@ -1,7 +1,5 @@
 """What ships with featuretap: the backbones and weights of `registry.toml`, the heads, and the runtimes."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from functools import cache
 from importlib.resources import files

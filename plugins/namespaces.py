@@ -1,7 +1,5 @@
 """What the open namespaces `timm/` and `torchvision/` share: hooks, names, options, map sizes, download errors."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from fnmatch import fnmatchcase

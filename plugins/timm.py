@@ -1,7 +1,5 @@
 """The open namespace `timm/`: every model of timm that has feature maps. timm and torch are imported on first use."""
 
-from __future__ import annotations
-
 from featuretap.plugins.namespaces import make_hooks
 
 featuretap_find_backbone, featuretap_match_backbones = make_hooks("timm/", "featuretap.plugins.timm_features")

@@ -4,8 +4,6 @@ A map is C1 to C5 where it is the last of its stride, 2 to 32 (with dilation: th
 without). Any other map has timm's name of the module that it comes from, "blocks.9".
 """
 
-from __future__ import annotations
-
 import inspect
 from collections.abc import Iterable, Mapping
 from dataclasses import replace

@@ -1,7 +1,5 @@
 """The open namespace `torchvision/`: its classifiers that have feature maps. torch is imported on first use."""
 
-from __future__ import annotations
-
 from featuretap.plugins.namespaces import make_hooks
 
 featuretap_find_backbone, featuretap_match_backbones = make_hooks(

@@ -4,8 +4,6 @@ C1 to C5 are the last maps of strides 2 to 32 that a whole block puts out. A blo
 blocks; what is inside one, such as an expansion at the resolution that the block leaves, is no map of its own.
 """
 
-from __future__ import annotations
-
 import inspect
 import warnings
 from collections.abc import Iterator, Mapping

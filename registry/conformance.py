@@ -3,8 +3,6 @@
 `featuretap.registry.testing` makes tests of them, and `featuretap plugins doctor` runs some.
 """
 
-from __future__ import annotations
-
 import copy
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence

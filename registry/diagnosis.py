@@ -1,7 +1,5 @@
 """What is wrong with a plugin that loads: the conformance kit's checks on everything it provides."""
 
-from __future__ import annotations
-
 import subprocess
 import sys
 from collections.abc import Callable, Iterator

@@ -1,7 +1,5 @@
 """Conformance checks of heads on a backbone: one function a promise. See `conformance`."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import Any
 

@@ -9,8 +9,6 @@ Every backbone, or head, that the plugin provides is checked against its declara
 pytest, which then finds one test a promise and a name.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from importlib.metadata import EntryPoint
 from pathlib import Path

@@ -3,13 +3,11 @@
 A file is kept only if the runtime computes what the model does.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -83,7 +81,7 @@ class CompiledModel(nn.Module):
         outputs = self._run(images.detach())
         return dict(zip(self.outputs, outputs, strict=True)) if self._signature.as_dict else outputs[0]
 
-    def train(self, mode: bool = True) -> CompiledModel:
+    def train(self, mode: bool = True) -> Self:
         """Refuse to be trained.
 
         Raises:

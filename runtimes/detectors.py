@@ -5,8 +5,6 @@ one image, in which the detector must find something. A model that finds nothing
 lower score threshold, and its own is written into the file afterwards.
 """
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Models prepared for export: a copy for inference, example images, the signature, and the check of outputs."""
 
-from __future__ import annotations
-
 import copy
 import json
 import logging
@@ -9,7 +7,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -75,7 +73,7 @@ class Signature:
         return json.dumps(asdict(self), sort_keys=True)
 
     @classmethod
-    def from_json(cls, text: str) -> Signature:
+    def from_json(cls, text: str) -> Self:
         """Return the signature that `to_json` wrote.
 
         Raises:

@@ -1,11 +1,9 @@
 """Export formats as data."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from featuretap.support.errors import HeadError, OptionError, did_you_mean
 from featuretap.support.extras import check_extra
@@ -50,7 +48,7 @@ class Format:
         """
         check_extra(f"exporting to {self.name}", self.extra, self.modules)
 
-    def of_detectors(self, head: str | None) -> Format:
+    def of_detectors(self, head: str | None) -> Self:
         """Return the format as it holds a detector.
 
         Raises:

@@ -4,8 +4,6 @@ A norm is folded where it is known to run right behind the layer: neighbours in 
 and the two of the classification head. Everything else stays.
 """
 
-from __future__ import annotations
-
 import copy
 import logging
 from collections import Counter

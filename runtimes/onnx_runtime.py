@@ -1,7 +1,5 @@
 """ONNX files, and ONNX Runtime on the CPU. It reads images and returns maps in place, without a copy."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from pathlib import Path
 

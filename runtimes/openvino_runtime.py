@@ -1,7 +1,5 @@
 """OpenVINO files, and OpenVINO on the CPU. It reads images in place, and copies maps once."""
 
-from __future__ import annotations
-
 import threading
 from collections.abc import Mapping
 from pathlib import Path

@@ -1,7 +1,5 @@
 """PyTorch's own compilers and files: torch.compile, AOTInductor, torch.export and TorchScript."""
 
-from __future__ import annotations
-
 import json
 import os
 import shutil

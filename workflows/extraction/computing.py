@@ -1,7 +1,5 @@
 """Models for extraction, and the features they compute: workers read images, the backbone runs them in batches."""
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace

@@ -1,7 +1,5 @@
 """Extraction jobs: images, the features kept of each, and the images of each file."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 from math import ceil, prod

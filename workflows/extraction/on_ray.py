@@ -1,7 +1,5 @@
 """Shards computed by the processes of a Ray cluster; Ray is imported on first use."""
 
-from __future__ import annotations
-
 import contextlib
 import logging
 import os

@@ -1,7 +1,5 @@
 """Reading extracted features: all of a tap, or shard by shard."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -34,7 +32,7 @@ RUN_KEYS = {
 
 
 class Part(NamedTuple):
-    """The rows of one shard: names of N images, and address → features (N, C) if pooled, else (N, C, H, W)."""
+    """The rows of one shard: `names` of N images, and in `taps` address → (N, C) if pooled, else (N, C, H, W)."""
 
     names: tuple[str, ...]
     taps: Mapping[str, NDArray[Any]]
@@ -42,7 +40,7 @@ class Part(NamedTuple):
 
 @dataclass(frozen=True)
 class Features:
-    """The features in a folder, read on demand, and the contents of its `manifest.json`: model, taps, and so on."""
+    """The features in a `folder`, read on demand, with the contents of its `manifest.json` as `manifest`."""
 
     folder: Path
     manifest: Mapping[str, Any]

@@ -1,7 +1,5 @@
 """Extraction runs, on this machine or a cluster; an interrupted run is resumed in its folder."""
 
-from __future__ import annotations
-
 import csv
 import io
 import json

@@ -1,7 +1,5 @@
 """Shards: the features of some images, as a safetensors or Parquet file."""
 
-from __future__ import annotations
-
 import io
 import json
 from collections.abc import Mapping

@@ -1,7 +1,5 @@
 """Timing backbones, in eager mode and in runtimes, and the same networks of other libraries, on the same images."""
 
-from __future__ import annotations
-
 import os
 import platform
 import time

@@ -1,7 +1,5 @@
 """A comparison as a picture: latency against parameters, bubbles as large as the multiply-adds."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from math import ceil, sqrt
 from pathlib import Path
