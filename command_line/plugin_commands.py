@@ -88,7 +88,7 @@ $table = BackboneSpec(
         (Bneck(3, 160, 64, HS), Bneck(3, 192, 64, HS)),
         (Bneck(5, 256, 96, HS, SE), Conv(1, 384, HS)),
     ),
-    description="a small example"
+    description="a small example",
 )
 ''',
     "$package/registry.toml": """\
