@@ -185,7 +185,11 @@ class Backbone(nn.Module):
                 if module.bias is not None:
                     module.bias.zero_()
             elif isinstance(module, nn.BatchNorm2d):
-                module.reset_parameters()
+                # Takes a fraction of the time of reset_parameters, which adds a millisecond to a build.
+                module.reset_running_stats()
+                if module.affine:
+                    module.weight.fill_(1)
+                    module.bias.zero_()
 
     def freeze(self, freezing: Freezing) -> None:
         """Freeze all levels through one, and all norms if requested."""
