@@ -9,10 +9,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 import click
-from rich import box
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
 
 def print_table(titles: Iterable[str], rows: Iterable[Sequence[str]]) -> None:
@@ -20,6 +16,25 @@ def print_table(titles: Iterable[str], rows: Iterable[Sequence[str]]) -> None:
 
     It fits the width of a terminal. Pipes and files get one line per row, however long, for other programs.
     """
+    titles = list(titles)
+    if sys.stdout.isatty() or os.environ.get("FORCE_COLOR"):
+        _print_styled(titles, rows)
+        return
+    # Importing rich and rendering with it takes a fifth of the time of `featuretap list`.
+    cells = [[title.removeprefix(">") for title in titles], *rows]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    alignments = [">" if title.startswith(">") else "<" for title in titles]
+    template = "   ".join(f"{{:{side}{width}}}" for side, width in zip(alignments, widths, strict=True))
+    head, *lines = (template.format(*row).rstrip() for row in cells)
+    click.echo("\n".join([head, "─" * (sum(widths) + 3 * len(widths) - 3), *lines]))
+
+
+def _print_styled(titles: Iterable[str], rows: Iterable[Sequence[str]]) -> None:
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
     terminal = sys.stdout.isatty()
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for title in titles:
