@@ -20,7 +20,7 @@ def print_table(titles: Iterable[str], rows: Iterable[Sequence[str]]) -> None:
     if sys.stdout.isatty() or os.environ.get("FORCE_COLOR"):
         _print_styled(titles, rows)
         return
-    # Importing rich and rendering with it takes a fifth of the time of `featuretap list`.
+    # Importing rich and rendering with it takes a sixth of the time of `featuretap list`.
     cells = [[title.removeprefix(">") for title in titles], *rows]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     alignments = [">" if title.startswith(">") else "<" for title in titles]

@@ -1,4 +1,4 @@
-"""The classification head: global average pooling, the family's hidden layer, dropout, logits. No torch.
+"""The classification head: global average pooling, the family's hidden layer, dropout, logits.
 
 As in MobileNetV1 (arXiv 1704.04861, table 1), V2 (arXiv 1801.04381, table 2) and V3 (arXiv 1905.02244, tables 1 and 2).
 """

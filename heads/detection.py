@@ -1,4 +1,4 @@
-"""Detection heads: torchvision's detectors on a feature pyramid, and SSDLite. No torch.
+"""Detection heads: torchvision's detectors on a feature pyramid, and SSDLite.
 
 RetinaNet (arXiv 1708.02002), FCOS (arXiv 1904.01355), Faster R-CNN (arXiv 1506.01497, on a pyramid as in arXiv
 1612.03144, section 4), Mask R-CNN (arXiv 1703.06870) and SSDLite (MobileNetV2, arXiv 1801.04381, section 6.2;

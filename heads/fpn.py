@@ -1,4 +1,4 @@
-"""The feature pyramid (FPN, arXiv 1612.03144): levels of one number of channels, named by P and a number. No torch."""
+"""The feature pyramid (FPN, arXiv 1612.03144): levels of one number of channels, named by P and a number."""
 
 from __future__ import annotations
 

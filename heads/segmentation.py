@@ -1,4 +1,4 @@
-"""Segmentation heads: LR-ASPP and DeepLabV3. No torch.
+"""Segmentation heads: LR-ASPP and DeepLabV3.
 
 LR-ASPP is the head of MobileNetV3 (arXiv 1905.02244, section 6.4 and figure 10); DeepLabV3 (arXiv 1706.05587) pools an
 atrous spatial pyramid at output stride 16 or 8.

@@ -1,4 +1,4 @@
-"""What the layouts of all libraries share: naming the tensors of a layer and of a classifier. No torch."""
+"""What the layouts of all libraries share: naming the tensors of a layer and of a classifier."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""torchvision's names for the tensors of MobileNetV2 and V3. It has no V1. No torch."""
+"""torchvision's names for the tensors of MobileNetV2 and V3. It has no V1."""
 
 from __future__ import annotations
 

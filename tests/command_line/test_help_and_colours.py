@@ -178,6 +178,16 @@ def test_pipes_get_escape_sequences_only_with_force_color(words: list[str]) -> N
     assert "\x1b[1m" in piped(*words, FORCE_COLOR="1").stdout
 
 
+@pytest.mark.parametrize(
+    "words", [["list"], ["list", "--heads"], ["show", "mobilenet_v2", "--head", "fpn"]], ids=" ".join
+)
+def test_tables_in_pipes_are_those_of_a_terminal_without_styles(words: list[str]) -> None:
+    """A pipe's table is written without rich, which writes one that FORCE_COLOR asks for."""
+    plain = piped(*words).stdout
+    assert plain.count("\n") > 5
+    assert plain == piped(*words, FORCE_COLOR="1", NO_COLOR="1").stdout
+
+
 def test_errors_are_plain_in_a_pipe() -> None:
     assert piped("show", "nobody").stderr == "featuretap: no backbone named 'nobody'; see `featuretap list`\n"
 

@@ -1,1 +1,1 @@
-"""Data sets for training and evaluation: folders, annotation files and named sets. No torch."""
+"""Data sets for training and evaluation: folders, annotation files and named sets."""

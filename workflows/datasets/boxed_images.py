@@ -1,4 +1,4 @@
-"""Images with annotated objects, in whatever format the annotations are. No torch."""
+"""Images with annotated objects, in whatever format the annotations are."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field

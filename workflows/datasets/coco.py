@@ -1,4 +1,4 @@
-"""Folders of images with annotations in COCO's format, for detection. No torch."""
+"""Folders of images with annotations in COCO's format, for detection."""
 
 import json
 import logging

@@ -1,4 +1,4 @@
-"""A data set: training and validation samples, class names, what a sample is, and checks of its files. No torch."""
+"""A data set: training and validation samples, class names, what a sample is, and checks of its files."""
 
 import os
 from collections.abc import Callable, Sequence

@@ -1,4 +1,4 @@
-"""Folders of images for classification, a folder for each class. No torch."""
+"""Folders of images for classification, a folder for each class."""
 
 from dataclasses import dataclass
 from pathlib import Path

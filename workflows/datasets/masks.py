@@ -1,4 +1,4 @@
-"""Folders of images with a mask for each, for segmentation. No torch."""
+"""Folders of images with a mask for each, for segmentation."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass

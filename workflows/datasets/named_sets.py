@@ -1,4 +1,4 @@
-"""The named data sets, and what their classes call their parts. Data, no code. No torch."""
+"""The named data sets, and what their classes call their parts. Data, no code."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field

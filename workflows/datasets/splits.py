@@ -1,4 +1,4 @@
-"""Training and validation parts: folders, lists of names, or a split that is the same on every machine. No torch."""
+"""Training and validation parts: folders, lists of names, or a split that is the same on every machine."""
 
 import hashlib
 import logging

@@ -1,4 +1,4 @@
-"""Folders of images with annotations in Pascal VOC's format, for detection. No torch."""
+"""Folders of images with annotations in Pascal VOC's format, for detection."""
 
 import math
 from collections.abc import Iterable
