@@ -10,7 +10,7 @@ from PIL import Image
 from skimage import data
 
 from featuretap import registry
-from featuretap.workflows.inference.class_names import class_names
+from featuretap.specs.class_names import class_names
 
 model = registry.build("mobilenet_v2", pretrained=offline_weights()).eval()
 prepare = registry.transforms(model)  # resizing, crop and normalisation: a PIL image → a tensor (3, 224, 224)

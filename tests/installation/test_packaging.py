@@ -21,6 +21,7 @@ from support import ROOT
 
 import featuretap
 from featuretap.registry import Registry
+from featuretap.specs.class_names import LABEL_SETS
 
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 PROJECT = PYPROJECT["project"]
@@ -92,7 +93,7 @@ def test_a_release_is_two_files(released: Path) -> None:
     }
 
 
-def test_the_wheel_holds_every_module_of_the_packages_and_two_data_files(in_wheel: set[str]) -> None:
+def test_the_wheel_holds_every_module_of_the_packages_and_their_data_files(in_wheel: set[str]) -> None:
     modules = {
         f"featuretap/{path.relative_to(ROOT).as_posix()}"
         for package in PYPROJECT["tool"]["setuptools"]["packages"]
@@ -101,6 +102,7 @@ def test_the_wheel_holds_every_module_of_the_packages_and_two_data_files(in_whee
     assert {name for name in in_wheel if not name.startswith(INFO)} == modules | {
         "featuretap/registry.toml",
         "featuretap/py.typed",
+        *(f"featuretap/specs/label_sets/{name}.txt" for name in LABEL_SETS),
     }
 
 

@@ -8,16 +8,18 @@ from typing import Any
 
 import pytest
 import timm
+import torchvision
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from support import Completed
 from torch import nn
 
+from featuretap import specs
 from featuretap.registry import Registry
 from featuretap.registry.errors import WeightsError
+from featuretap.specs.class_names import LABEL_SETS, class_names, name_of
 from featuretap.specs.description import Description
 from featuretap.support.text import one_line
-from featuretap.workflows.inference.class_names import class_names, name_of
 
 Run = Callable[..., Completed]
 
@@ -40,6 +42,10 @@ def metadata(path: Path) -> dict[str, str]:
 def rewritten(path: Path, **changes: str) -> Path:
     save_file(load_file(path), path, {**metadata(path), **{f"featuretap.{key}": text for key, text in changes.items()}})
     return path
+
+
+def names_of(classes: Any, count: int | None) -> tuple[str, ...]:
+    return class_names(Description("any", ("C5",), num_classes=count, classes=classes))
 
 
 def refusal(call: Callable[[], object]) -> str:
@@ -186,15 +192,31 @@ def test_inspect_names_the_first_classes(run: Run, registry: Registry, tmp_path:
     assert json.loads(run("inspect", many, "--json").out)["classes"] == list(classes)
 
 
-def test_label_sets_have_torchvisions_names() -> None:
-    def named(classes: Any, count: int) -> tuple[str, ...]:
-        return class_names(Description("any", ("C5",), num_classes=count, classes=classes))
+@pytest.mark.parametrize(
+    ("name", "weights"),
+    [
+        ("imagenet1k", torchvision.models.MobileNet_V2_Weights.DEFAULT),
+        ("coco", torchvision.models.detection.SSDLite320_MobileNet_V3_Large_Weights.DEFAULT),
+        ("voc", torchvision.models.segmentation.LRASPP_MobileNet_V3_Large_Weights.DEFAULT),
+    ],
+)
+def test_label_sets_have_torchvisions_names(name: str, weights: Any) -> None:
+    categories = weights.meta["categories"]
+    assert names_of(name, len(categories)) == tuple(categories)
 
-    assert named("imagenet1k", 1000)[285] == "Egyptian cat"
-    assert (named("coco", 91)[0], named("coco", 91)[17], named("voc", 21)[8]) == ("__background__", "cat", "cat")
-    assert named("imagenet1k", 3) == named("unheard-of", 3) == named("", 3) == ("class 0", "class 1", "class 2")
-    assert named(("cat", ""), 2) == ("cat", "class 1")
-    assert class_names(Description("any", ("C5",), classes="imagenet1k")) == ()
+
+def test_every_label_set_in_the_package_can_be_named() -> None:
+    folder = Path(specs.class_names.__file__).parent / "label_sets"
+    assert sorted(path.name for path in folder.iterdir()) == [f"{name}.txt" for name in LABEL_SETS]
+
+
+def test_classes_that_no_label_set_names_are_numbered() -> None:
+    numbered = ("class 0", "class 1", "class 2")
+    for label_set in ("imagenet1k", "unheard-of", "", "../label_sets/voc"):
+        assert names_of(label_set, 3) == numbered
+    assert names_of("../label_sets/voc", 21)[0] == "class 0"
+    assert names_of(("cat", ""), 2) == ("cat", "class 1")
+    assert names_of("imagenet1k", None) == ()
 
 
 def test_classes_without_a_name_are_numbered() -> None:

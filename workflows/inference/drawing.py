@@ -12,8 +12,8 @@ from torch.nn.functional import max_pool2d
 from torchvision.transforms.v2 import functional as F  # noqa: N812 - torchvision's own name for it
 from torchvision.utils import draw_bounding_boxes, draw_segmentation_masks
 
+from featuretap.specs.class_names import name_of
 from featuretap.support.text import one_line
-from featuretap.workflows.inference.class_names import name_of
 
 Colour = tuple[int, int, int]
 Entry = tuple[Colour | None, str]

@@ -17,12 +17,12 @@ from torch.nn import functional as F  # noqa: N812 - PyTorch's own name for it
 from featuretap import registry
 from featuretap.models.built import description_of
 from featuretap.models.transforms import check_channels
+from featuretap.specs.class_names import class_names
 from featuretap.specs.description import Description
 from featuretap.specs.preprocessing import Preprocessing
 from featuretap.support.errors import ImageError, OptionError, WeightsError
 from featuretap.support.images import convert_mode, write_picture
 from featuretap.support.text import one_line
-from featuretap.workflows.inference.class_names import class_names
 from featuretap.workflows.inference.drawing import draw_boxes, draw_classes, draw_text
 from featuretap.workflows.inference.sources import ImageSource
 

@@ -15,11 +15,11 @@ from torchvision.transforms.v2 import functional as F  # noqa: N812 - torchvisio
 from torchvision.utils import make_grid
 
 from featuretap.models.built import description_of
+from featuretap.specs.class_names import class_names
 from featuretap.support.atomic_write import replace_files
 from featuretap.support.images import convert_mode, write_picture
 from featuretap.support.text import one_line
 from featuretap.workflows.datasets.data_set import Sample
-from featuretap.workflows.inference.class_names import class_names
 from featuretap.workflows.inference.drawing import draw_boxes, draw_classes, draw_text
 from featuretap.workflows.inference.predicting import predict_images, task_of
 from featuretap.workflows.training.plots import draw_confusion

@@ -1,24 +1,22 @@
-"""Names of the classes of a model; torchvision is imported on first use of its lists."""
+"""Names of the classes of a model.
+
+The names of the label sets in `label_sets/`, one a line, are those in the metadata of torchvision's weights.
+"""
 
 from collections.abc import Sequence
-from importlib import import_module
+from pathlib import Path
 
 from featuretap.specs.description import Description
 
-LABEL_SETS = {
-    "imagenet1k": ("torchvision.models", "MobileNet_V2_Weights"),
-    "coco": ("torchvision.models.detection", "SSDLite320_MobileNet_V3_Large_Weights"),
-    "voc": ("torchvision.models.segmentation", "LRASPP_MobileNet_V3_Large_Weights"),
-}
-"""Label set → module and class of torchvision's weights, which come with the names."""
+LABEL_SETS = ("coco", "imagenet1k", "voc")
+"""Label sets whose names come with the package: of torchvision's detectors, classifiers and segmenters."""
 
 
 def class_names(description: Description) -> tuple[str, ...]:
     """Return the name of every class of a model: the weights' own, those of their label set, or "class 7"."""
     count, classes = description.num_classes or 0, description.classes
     if isinstance(classes, str):
-        module, weights = LABEL_SETS.get(classes, ("", ""))
-        classes = tuple(getattr(import_module(module), weights).DEFAULT.meta["categories"]) if module else ()
+        classes = _read_label_set(classes) if classes in LABEL_SETS else ()
     # A label set's name alone does not say that the model has as many classes.
     return tuple(name_of(label, classes if len(classes) == count else ()) for label in range(count))
 
@@ -26,3 +24,7 @@ def class_names(description: Description) -> tuple[str, ...]:
 def name_of(label: int, classes: Sequence[str]) -> str:
     """Return the name of a class, or "class 7" where there is none."""
     return (classes[label] if 0 <= label < len(classes) else "") or f"class {label}"
+
+
+def _read_label_set(name: str) -> tuple[str, ...]:
+    return tuple((Path(__file__).parent / "label_sets" / f"{name}.txt").read_text(encoding="utf-8").splitlines())
