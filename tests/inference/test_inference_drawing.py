@@ -2,7 +2,10 @@
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
+from torch.nn.functional import max_pool2d
+from torchvision.utils import draw_segmentation_masks
 
 from featuretap.workflows.inference.drawing import colour_of, draw_boxes, draw_classes, draw_text
 
@@ -160,3 +163,21 @@ def test_the_edge_of_a_class_has_the_colour_of_the_legend_itself() -> None:
     assert {tuple(drawn[row, column]) for row, column in ((100, 150), (299, 150), (200, 50), (200, 249))} == {edge}
     assert np.abs(np.array(drawn[200, 150]).astype(int) - inside).max() <= 1
     assert drawn[98, 150].tolist() == [255, 255, 255]
+
+
+def test_classes_look_as_torchvision_and_a_maximum_filter_draw_them() -> None:
+    from skimage import data
+
+    photograph, names = data.astronaut(), ("background", "cat", "dog")
+    # Blobs, some of them thinner than their edges, up to the border of the picture.
+    blobs = np.random.default_rng(0).integers(0, 3, (40, 40), np.uint8)
+    mask = np.asarray(Image.fromarray(blobs).resize((512, 512), Image.Resampling.NEAREST))
+    areas = torch.from_numpy(np.stack([mask == 1, mask == 2]))
+    expected = draw_segmentation_masks(
+        torch.from_numpy(photograph).permute(2, 0, 1), areas, 0.5, [colour_of(1), colour_of(2)]
+    ).permute(1, 2, 0)
+    for area, label in zip(areas, (1, 2), strict=True):
+        inside = -max_pool2d(-area[None].float(), 5, stride=1, padding=2)[0] > 0
+        expected[area & ~inside] = torch.tensor(colour_of(label), dtype=torch.uint8)
+    drawn = np.asarray(draw_classes(Image.fromarray(photograph), mask, names))[:512].astype(int)
+    assert np.abs(drawn - expected.numpy()).max() <= 1

@@ -1,16 +1,11 @@
-"""Boxes, masks and classes drawn on photographs by torchvision, with their names."""
+"""Boxes, masks and classes drawn on photographs, with their names."""
 
 import colorsys
 from collections.abc import Sequence
 
 import numpy as np
-import torch
 from numpy.typing import ArrayLike, NDArray
-from PIL import Image, ImageDraw, ImageFont
-from torch import Tensor
-from torch.nn.functional import max_pool2d
-from torchvision.transforms.v2 import functional as F  # noqa: N812 - torchvision's own name for it
-from torchvision.utils import draw_bounding_boxes, draw_segmentation_masks
+from PIL import Image, ImageChops, ImageDraw, ImageFilter, ImageFont
 
 from featuretap.specs.class_names import name_of
 from featuretap.support.text import one_line
@@ -25,7 +20,6 @@ BACKGROUNDS = frozenset({"background", "__background__"})
 MINIMUM_SIDE = 320
 """Pixels of the longer side to which small images are enlarged, so that text on them can be read."""
 
-OPACITY = 0.5
 MAXIMUM_LENGTH = 40
 """Characters of a name."""
 
@@ -61,21 +55,15 @@ def draw_boxes(
     numbers = [int(label) for label in np.asarray(labels)]
     shown = [None] * len(numbers) if scores is None else [float(score) for score in np.asarray(scores)]
     order = sorted(range(len(numbers)), key=lambda place: shown[place] or 0.0)
-    drawn, factor = _enlarge(image)
-    if not order:
-        return drawn
-    canvas = F.pil_to_tensor(drawn)
+    page, factor = _enlarge(image)
     colours = [colour_of(numbers[place]) for place in order]
     corners = (np.asarray(boxes, dtype=np.float32).reshape(-1, 4) * factor)[order]
     if masks is not None:
-        found = (np.asarray(masks) > 0.5)[order].repeat(factor, -2).repeat(factor, -1)
-        # One at a time, since torchvision blackens where several meet.
-        for mask, colour in zip(found, colours, strict=True):
-            canvas = draw_segmentation_masks(canvas, torch.from_numpy(mask), OPACITY, [colour])
-    width = max(2, round(max(drawn.size) / 300))
-    canvas = draw_bounding_boxes(canvas, torch.from_numpy(corners), colors=colours, width=width)
-    page: Image.Image = F.to_pil_image(canvas)
+        for mask, colour in zip((np.asarray(masks) > 0.5)[order], colours, strict=True):
+            _blend(page, _enlarged_area(page, mask), colour)
     pen, font = ImageDraw.Draw(page), _font(page)
+    for box, colour in zip(corners, colours, strict=True):
+        pen.rectangle(box.tolist(), outline=colour, width=max(2, round(max(page.size) / 300)))
     for place, (left, top, _, _), colour in zip(order, corners.tolist(), colours, strict=True):
         score, name = shown[place], _short(name_of(numbers[place], classes))
         _draw_label(pen, font, (left, top), name if score is None else f"{name} {score:.2f}", colour)
@@ -88,23 +76,22 @@ def draw_classes(image: Image.Image, mask: NDArray[np.integer], classes: Sequenc
     The image is enlarged by an integer factor where it is smaller than 320 pixels. The background and labels of the
     `mask` (H, W) beyond `classes` are not coloured.
     """
-    drawn, factor = _enlarge(image)
+    page, _ = _enlarge(image)
     numbers, pixels = np.unique(mask, return_counts=True)
     found = [
         int(number)
         for number in numbers[np.argsort(-pixels, kind="stable")]
         if 0 <= number < len(classes) and classes[number] not in BACKGROUNDS
     ]
-    if found:
-        large = mask.repeat(factor, 0).repeat(factor, 1)
-        areas = torch.from_numpy(np.stack([large == number for number in found]))
-        colours = [colour_of(number) for number in found]
-        canvas = draw_segmentation_masks(F.pil_to_tensor(drawn), areas, OPACITY, colours)
-        drawn = F.to_pil_image(_outline(canvas, areas, colours))
+    for number in found:
+        area = _enlarged_area(page, mask == number)
+        _blend(page, area, colour_of(number))
+        # In the colour of the legend, undiluted by the photograph's.
+        page.paste(colour_of(number), mask=_edge_of(area))
     entries: list[Entry] = [(colour_of(number), _short(name_of(number, classes))) for number in found[:MAXIMUM_CLASSES]]
     if len(found) > MAXIMUM_CLASSES:
         entries.append((None, f"and {len(found) - MAXIMUM_CLASSES} more"))
-    return _append_text(drawn, entries or [(None, "nothing but background")])
+    return _append_text(page, entries or [(None, "nothing but background")])
 
 
 def draw_text(image: Image.Image, lines: Sequence[str]) -> Image.Image:
@@ -113,13 +100,23 @@ def draw_text(image: Image.Image, lines: Sequence[str]) -> Image.Image:
     return _append_text(drawn, [(None, _short(line)) for line in lines], one_per_line=True)
 
 
-def _outline(canvas: Tensor, areas: Tensor, colours: Sequence[Colour]) -> Tensor:
-    """Return the canvas with the edges of areas in the colours of the legend, undiluted by the photograph's."""
-    width = max(1, round(max(canvas.shape[-2:]) / 300))
-    for area, colour in zip(areas, colours, strict=True):
-        inside = -max_pool2d(-area[None].float(), 2 * width + 1, stride=1, padding=width)[0] > 0
-        canvas[:, area & ~inside] = torch.tensor(colour, dtype=torch.uint8)[:, None]
-    return canvas
+def _enlarged_area(page: Image.Image, mask: NDArray[np.bool_]) -> Image.Image:
+    """Return a mask (H, W) as an image of the page's size, 255 inside and 0 outside."""
+    return Image.fromarray(mask.astype(np.uint8) * 255).resize(page.size, Image.Resampling.NEAREST)
+
+
+def _blend(page: Image.Image, area: Image.Image, colour: Colour) -> None:
+    """Mix the page with equal parts of a colour inside an area."""
+    page.paste(colour, mask=area.point(lambda value: value // 2))
+
+
+def _edge_of(area: Image.Image) -> Image.Image:
+    """Return the pixels of an area that are next to others, 255 on a line that is wider on a larger page."""
+    width, inside = max(1, round(max(area.size) / 300)), area
+    for radius in ((width, 0), (0, width)):
+        # Only pixels of 255 have a mean of 255; a blur costs as much at any width, a minimum filter its square.
+        inside = inside.filter(ImageFilter.BoxBlur(radius)).point(lambda value: 255 * (value == 255))
+    return ImageChops.subtract(area, inside)
 
 
 def _short(text: str) -> str:
