@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -11,8 +10,7 @@ import torch
 from PIL import Image
 from torchvision.transforms import InterpolationMode, v2
 
-from featuretap.specs.description import Description
-from featuretap.specs.preprocessing import Preprocessing
+from featuretap.specs.preprocessing import PICTURE_MODES, Preprocessing
 from featuretap.support.errors import OptionError
 from featuretap.support.images import apply_orientation, convert_mode
 
@@ -26,7 +24,7 @@ def compose(preprocessing: Preprocessing) -> Callable[[Any], Any]:
     Raises:
         OptionError: on use, for anything else, such as a numpy array, whose order of axes is anybody's guess.
     """
-    steps: list[Callable[[Any], Any]] = [v2.Lambda(partial(_in_channels, channels=len(preprocessing.mean)))]
+    steps = [_convert(preprocessing)]
     if preprocessing.resize is not None:
         mode = InterpolationMode(preprocessing.interpolation)
         steps.append(v2.Resize(preprocessing.resize, mode, antialias=True))
@@ -38,20 +36,7 @@ def compose(preprocessing: Preprocessing) -> Callable[[Any], Any]:
 def compose_for_size(preprocessing: Preprocessing, size: tuple[int, int]) -> Callable[[Any], Any]:
     """Return `compose` for images that are resized to (height, width) in pixels, without a crop."""
     resize = v2.Resize(size, InterpolationMode(preprocessing.interpolation), antialias=True)
-    return v2.Compose([resize, compose(replace(preprocessing, resize=None, crop=None))])
-
-
-def check_channels(description: Description) -> None:
-    """Refuse a model that does not take pictures.
-
-    Raises:
-        OptionError: its images have neither one nor three channels.
-    """
-    channels = len(description.preprocessing.mean)
-    if channels not in (1, 3):
-        raise OptionError(
-            f"{description.name!r} reads images of {channels} channels, and a picture has 1 or 3; choose another model"
-        )
+    return v2.Compose([_convert(preprocessing), resize, normalise(preprocessing)])
 
 
 def normalise(preprocessing: Preprocessing) -> Callable[[Any], Any]:
@@ -62,9 +47,13 @@ def normalise(preprocessing: Preprocessing) -> Callable[[Any], Any]:
     return v2.Compose([*steps, v2.ToPureTensor()])
 
 
+def _convert(preprocessing: Preprocessing) -> Callable[[Any], Any]:
+    return v2.Lambda(partial(_in_channels, channels=len(preprocessing.mean)))
+
+
 def _in_channels(image: Any, channels: int) -> Any:
-    if isinstance(image, Image.Image) and channels in (1, 3):
-        return convert_mode(apply_orientation(image), "L" if channels == 1 else "RGB")
+    if isinstance(image, Image.Image) and channels in PICTURE_MODES:
+        return convert_mode(apply_orientation(image), PICTURE_MODES[channels])
     if isinstance(image, torch.Tensor) and image.ndim >= 3 and image.shape[-3] == channels:
         return image
     found = f"a tensor {tuple(image.shape)}" if isinstance(image, torch.Tensor) else f"{type(image).__name__}"

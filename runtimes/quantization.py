@@ -18,11 +18,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - PyTorch's own name for it
 
-from featuretap.models.transforms import check_channels, compose, compose_for_size
+from featuretap.models.transforms import compose, compose_for_size
 from featuretap.runtimes.compiled import export_metadata, keep_on_success
 from featuretap.runtimes.exportable import IMAGE, library_errors, prepare_model
 from featuretap.runtimes.formats import ONNX
 from featuretap.specs.description import Description
+from featuretap.specs.preprocessing import check_channels
 from featuretap.support.errors import DataError, ImageError, OptionError
 from featuretap.support.extras import check_extra
 from featuretap.support.image_files import ImageFile, list_images
@@ -237,8 +238,8 @@ def _split_images(images: Sequence[Path], judge_on: Sequence[Path]) -> tuple[lis
 
 def _make_transform(description: Description, size: tuple[int, int] | None) -> Callable[[Any], Tensor]:
     """Return image → tensor (C, H, W) of a size (height, width), or of that of the weights, square if uncropped."""
-    check_channels(description)
     preprocessing = description.preprocessing
+    check_channels(preprocessing, repr(description.name))
     if size is None:
         return compose(replace(preprocessing, crop=preprocessing.crop or preprocessing.resize))
     return compose_for_size(preprocessing, size)

@@ -25,6 +25,8 @@ FIELDS: dict[str, Check] = {
 }
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+PICTURE_MODES = {1: "L", 3: "RGB"}
+"""Channels of a picture → Pillow's mode."""
 
 
 def _is_bounded(value: Any) -> bool:
@@ -94,3 +96,20 @@ class Preprocessing:
         if self.inside:
             return "raw"
         return "whole" if self.crop is None else "cropped"
+
+
+def check_channels(preprocessing: Preprocessing, model: str = "the model") -> None:
+    """Refuse a model that does not take pictures.
+
+    Args:
+        preprocessing: of the model.
+        model: what the message calls it.
+
+    Raises:
+        OptionError: its images have neither one nor three channels.
+    """
+    channels = len(preprocessing.mean)
+    if channels not in PICTURE_MODES:
+        raise OptionError(
+            f"{model} reads images of {channels} channels, and a picture has 1 or 3; choose another model"
+        )

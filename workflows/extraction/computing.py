@@ -14,9 +14,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from featuretap.models.built import Built
-from featuretap.models.transforms import check_channels, compose, compose_for_size
+from featuretap.models.transforms import compose, compose_for_size
 from featuretap.specs.description import Description
-from featuretap.specs.preprocessing import Preprocessing
+from featuretap.specs.preprocessing import Preprocessing, check_channels
 from featuretap.support.errors import DataError, ImageError
 from featuretap.support.image_files import ImageFile
 from featuretap.support.images import read_image
@@ -68,7 +68,7 @@ def open_extractor(
         torch.manual_seed(0)
         backbone: Any = open_model(model, weights, features_only=True, taps=taps).eval().float()
     preprocessing = backbone.description.preprocessing
-    check_channels(backbone.description)
+    check_channels(preprocessing, repr(backbone.description.name))
     if size is not None:
         prepare = compose_for_size(preprocessing, size)
         return Model(backbone, size, replace(preprocessing, resize=None, crop=None), prepare)

@@ -9,7 +9,8 @@ from PIL import Image, ImageDraw, ImageFont
 
 from featuretap import registry
 from featuretap.models.built import description_of
-from featuretap.models.transforms import check_channels, normalise
+from featuretap.models.transforms import normalise
+from featuretap.specs.preprocessing import PICTURE_MODES, check_channels
 from featuretap.support.images import convert_mode
 from featuretap.workflows.inference.predicting import DEFAULT_BACKBONE, open_model
 
@@ -40,13 +41,14 @@ def compute_maps(
         weights = "default" if entries and entries[0].default else "none"
     backbone = open_model(model, weights, features_only=True, taps=taps).eval()
     description = description_of(backbone, "draw the maps of")
-    check_channels(description)
-    image = convert_mode(image, "L" if len(description.preprocessing.mean) == 1 else "RGB")
+    preprocessing = description.preprocessing
+    check_channels(preprocessing, repr(description.name))
+    image = convert_mode(image, PICTURE_MODES[len(preprocessing.mean)])
     scale = SHORTER_SIDE / min(image.size)
     height, width = size or (min(round(side * scale), LONGEST * SHORTER_SIDE) for side in (image.height, image.width))
     resized = image.resize((width, height), Image.Resampling.BILINEAR)
     with torch.inference_mode():
-        maps = backbone(normalise(description.preprocessing)(resized)[None])
+        maps = backbone(normalise(preprocessing)(resized)[None])
     strides = {name: tap.stride for name, tap in backbone.taps.items()}  # type: ignore[union-attr, operator]
     label = f"{description.name}, weights: {description.weights or 'random'}"
     return resized, {name: values[0].numpy() for name, values in maps.items()}, strides, label

@@ -16,10 +16,9 @@ from torch.nn import functional as F  # noqa: N812 - PyTorch's own name for it
 
 from featuretap import registry
 from featuretap.models.built import description_of
-from featuretap.models.transforms import check_channels
 from featuretap.specs.class_names import class_names
 from featuretap.specs.description import Description
-from featuretap.specs.preprocessing import Preprocessing
+from featuretap.specs.preprocessing import Preprocessing, check_channels
 from featuretap.support.errors import ImageError, OptionError, WeightsError
 from featuretap.support.images import convert_mode, write_picture
 from featuretap.support.text import one_line
@@ -210,8 +209,8 @@ def predict_images(
         )
     if model.training:
         raise OptionError("predictions are made in evaluation, and the model is in training; call model.eval() first")
-    check_channels(description)
     preprocessing, names = description.preprocessing, class_names(description)
+    check_channels(preprocessing, repr(description.name))
     transform, device = registry.transforms(model), next(model.parameters()).device
     predictions: dict[int, Prediction] = {}
     bounded = [_limit_ratio(image, preprocessing) for image in images]
