@@ -94,7 +94,8 @@ def _read(path: Path, finite: bool) -> tuple[Mapping[str, Stored], Record | None
     if path.suffix == ".safetensors" and not finite:
         header = read_header(path)
         return header.tensors, read_record(path, header.metadata)
-    from featuretap.weights.reading import DTYPES, check_finite, read_checkpoint
+    from featuretap.weights.reading import read_checkpoint
+    from featuretap.weights.torch_tensors import DTYPES, check_finite
 
     checkpoint = read_checkpoint(path)
     if finite:

@@ -2,27 +2,34 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
+import sys
 import urllib.error
 from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from urllib.parse import urlsplit
-
-import huggingface_hub
-import torch
+from urllib.request import Request, urlopen
 
 from featuretap.catalogue.hookspecs import HUB, WeightsEntry
+from featuretap.support.atomic_write import replace_files
 from featuretap.support.errors import Hint, WeightsError
 from featuretap.support.text import one_line
+from featuretap.support.version import __version__
 
 HUB_SITE = "https://huggingface.co"
+
+MEGABYTE = 1_000_000
+
+TIMEOUT = 60
+"""Seconds to wait for a server's answer."""
 
 
 def find_or_download(entry: WeightsEntry, known: Sequence[WeightsEntry], mirrors: Mapping[str, str]) -> Path:
     """Return the file of a catalogue entry: from its cache, or downloaded into it.
 
-    Downloads are made by torch.hub and huggingface_hub, show a progress bar, and are checked before they are kept.
-    With `FEATURETAP_OFFLINE=1` nothing is downloaded.
+    Downloads show a progress bar, and are checked before they are kept. Those from the Hugging Face hub are made by
+    huggingface_hub. With `FEATURETAP_OFFLINE=1` nothing is downloaded.
 
     Args:
         entry: what is wanted.
@@ -42,13 +49,15 @@ def find_or_download(entry: WeightsEntry, known: Sequence[WeightsEntry], mirrors
     address = _apply_mirror(entry.url, mirrors)
     try:
         if entry.url.startswith(HUB):
+            import huggingface_hub
+
             repository, revision, name = _hub_file(entry.url)
             site = _apply_mirror(HUB_SITE, mirrors)
             endpoint = None if site == HUB_SITE else site
             return Path(huggingface_hub.hf_hub_download(repository, name, revision=revision, endpoint=endpoint))
         path = _torch_path(entry)
         path.parent.mkdir(parents=True, exist_ok=True)
-        torch.hub.download_url_to_file(address, str(path), hash_prefix=entry.sha256)
+        _download(address, path, entry.sha256)
     except Exception as error:
         # Both libraries let through whatever the network's libraries below them raise.
         if isinstance(error, urllib.error.HTTPError):
@@ -66,11 +75,38 @@ def offline() -> bool:
 
 def torch_hub_path(url: str) -> Path:
     """Return where torch.hub keeps the file of a URL."""
-    return Path(torch.hub.get_dir()) / "checkpoints" / PurePosixPath(url).name
+    torch_hub = sys.modules.get("torch.hub")
+    if torch_hub is None:
+        home = os.environ.get("TORCH_HOME", f"{os.environ.get('XDG_CACHE_HOME', '~/.cache')}/torch")
+        folder = Path(home, "hub").expanduser()
+    else:
+        # A program may have set another folder.
+        folder = Path(torch_hub.get_dir())
+    return folder / "checkpoints" / PurePosixPath(url).name
+
+
+def _download(address: str, path: Path, digest: str) -> None:
+    # Drawing the bar takes a library.
+    from featuretap.support.progress import bar
+
+    content = bytearray()
+    request = Request(address, headers={"User-Agent": f"featuretap/{__version__}"})
+    with urlopen(request, timeout=TIMEOUT) as answer:
+        total = int(answer.headers.get("Content-Length") or 0)
+        with bar(f"{path.name} (MB)", -(-total // MEGABYTE), shown=True) as advance:
+            while chunk := answer.read(MEGABYTE):
+                content += chunk
+                advance()
+    found = hashlib.sha256(content).hexdigest()
+    if not found.startswith(digest):
+        raise ValueError(f"invalid hash value (expected {digest!r}, got {found!r})")
+    replace_files({path: bytes(content)})
 
 
 def _find_cached(entry: WeightsEntry) -> Path | None:
     if entry.url.startswith(HUB):
+        import huggingface_hub
+
         repository, revision, name = _hub_file(entry.url)
         found = huggingface_hub.try_to_load_from_cache(repository, name, revision=revision)
         return Path(found) if isinstance(found, str) else None

@@ -6,14 +6,17 @@ import hashlib
 import json
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
 from featuretap.catalogue.pretrained import CHECKPOINT_SUFFIXES
 from featuretap.support.errors import WeightsError
 from featuretap.weights.header import explain_os_error
 
-PICKLES = CHECKPOINT_SUFFIXES[1:]
+SUFFIX, *PICKLES = CHECKPOINT_SUFFIXES
 """Endings of files that torch.save writes; everything else is read as safetensors."""
+
+Framework: TypeAlias = Literal["pt", "np"]
+"""Whose tensors a file is read as, PyTorch's or NumPy's; safetensors names the libraries so."""
 
 FILE = "model.safetensors"
 CONFIG = "config.json"

@@ -10,7 +10,7 @@ from typing import Any
 from featuretap.catalogue.catalogue import Catalogue
 from featuretap.catalogue.hookspecs import WeightsEntry
 from featuretap.catalogue.request import resolve_request
-from featuretap.specs import BackboneSpec, ModelSpec
+from featuretap.specs import BackboneSpec, HeadSpec, ModelSpec
 from featuretap.specs.description import Description, adapt_preprocessing
 from featuretap.specs.layout import NATIVE, Layout
 from featuretap.support.errors import FeaturetapError
@@ -22,6 +22,7 @@ from featuretap.weights.expected_tensors import (
     head_tensors,
     without_counters,
 )
+from featuretap.weights.files import Framework
 from featuretap.weights.layouts import CLASSIFICATION, MismatchError, layout_for
 from featuretap.weights.metadata import Record
 from featuretap.weights.timm_config import TimmConfig
@@ -61,8 +62,17 @@ def record_of_entry(entry: WeightsEntry) -> Record:
     return Record(description, entry.layout, dict.fromkeys(parts, entry.norm_eps))
 
 
+def knows_head(head: HeadSpec, framework: Framework) -> bool:
+    """Return whether the tensors of a head are known: it states its layers, or PyTorch builds it to count them."""
+    return framework == "pt" or head.layers != ""
+
+
 def identify_checkpoint(
-    shapes: Shapes, digest: str, catalogue: Catalogue, config: TimmConfig = NO_CONFIG
+    shapes: Shapes,
+    digest: str,
+    catalogue: Catalogue,
+    config: TimmConfig = NO_CONFIG,
+    framework: Framework = "pt",
 ) -> Record | None:
     """Return the record of a file that has none, or None if it is in no known layout of any backbone.
 
@@ -70,11 +80,11 @@ def identify_checkpoint(
     """
     entry = catalogue.weights_with_digest(digest)
     if entry and entry.head != CLASSIFICATION:
-        record = _match_entry(without_counters(shapes), entry, catalogue)
+        record = _match_entry(without_counters(shapes), entry, catalogue, framework)
         if record:
             description = replace(record.description, weights=entry.name, classes=entry.classes)
             return replace(record, description=description, norm_eps={**record.norm_eps, "backbone": entry.norm_eps})
-    record = identify_tensors(shapes, catalogue)
+    record = identify_tensors(shapes, catalogue, framework)
     if record and config.architecture:
         description = record.description
         stride = {"output_stride": config.output_stride} if config.output_stride != 32 else {}
@@ -97,12 +107,12 @@ def identify_checkpoint(
     return replace(record, description=description, norm_eps=dict.fromkeys(record.norm_eps, entry.norm_eps))
 
 
-def identify_tensors(shapes: Shapes, catalogue: Catalogue) -> Record | None:
+def identify_tensors(shapes: Shapes, catalogue: Catalogue, framework: Framework = "pt") -> Record | None:
     """Return the record of tensors in torchvision's, timm's or the native layout, or None.
 
     They are those of a full backbone with or without its classifier, for any number of image channels and classes, or
-    of a published model with another head. Where names share their tensors, such as those that differ in output
-    stride, the one with the fewest options is taken.
+    of a published model with another head (with PyTorch only, where only it tells which tensors the head has). Where
+    names share their tensors, such as those that differ in output stride, the one with the fewest options is taken.
     """
     matches: list[tuple[int, Record]] = []
     shapes = without_counters(shapes)
@@ -118,7 +128,8 @@ def identify_tensors(shapes: Shapes, catalogue: Catalogue) -> Record | None:
     if matches:
         return min(matches, key=lambda match: match[0])[1]
     entries = _entries_with_heads(catalogue)
-    return next((record for entry in entries if (record := _match_entry(shapes, entry, catalogue))), None)
+    matched = (_match_entry(shapes, entry, catalogue, framework) for entry in entries)
+    return next((record for record in matched if record), None)
 
 
 def _candidates(name: str, catalogue: Catalogue) -> Iterator[Candidate]:
@@ -178,9 +189,11 @@ def _entries_with_heads(catalogue: Catalogue) -> list[WeightsEntry]:
     return sorted(entries + without_extras, key=lambda entry: len(entry.options))
 
 
-def _match_entry(shapes: Shapes, entry: WeightsEntry, catalogue: Catalogue) -> Record | None:
+def _match_entry(shapes: Shapes, entry: WeightsEntry, catalogue: Catalogue, framework: Framework) -> Record | None:
     """Return the record of tensors of the same model as published weights, for any number of classes, or None."""
     try:
+        if not knows_head(catalogue.head(entry.head), framework):
+            return None
         model = _spec_of_entry(entry, catalogue)
         classes = _count_classes(shapes, model, layout_for(model, entry.layout))
         if classes != model.num_classes:

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
-
-from torch import nn
+from typing import TYPE_CHECKING, Any
 
 from featuretap.support.errors import WeightsError
+
+if TYPE_CHECKING:
+    from torch import nn
+
+BATCH_NORMS = ("BatchNorm2d", "SyncBatchNorm", "FrozenBatchNorm2d")
+"""Norms that compute what other libraries' batch norms do with the same tensors."""
 
 MAKES = "a function that makes "
 
@@ -17,6 +21,11 @@ def norm_label(norm: Any, backbone: nn.Module) -> str:
     """Return the text for a `norm=` option in files: the name of a class, or which class a function creates."""
     name = next(type(module).__name__ for path, module in backbone.named_modules() if path.endswith(".norm"))
     return name if _named_norms().get(name) is norm else MAKES + name
+
+
+def is_batch_norm(label: Any) -> bool:
+    """Return whether the norm that a file names computes what a batch norm does with the same tensors."""
+    return str(label).removeprefix(MAKES) in BATCH_NORMS
 
 
 def norm_from_label(label: Any, path: Path) -> Callable[[int], nn.Module]:
@@ -36,6 +45,7 @@ def norm_from_label(label: Any, path: Path) -> Callable[[int], nn.Module]:
 
 def _named_norms() -> dict[str, Callable[[int], nn.Module]]:
     # Importing it takes a second, which only those who ask for a norm should pay.
+    from torch import nn
     from torchvision.ops import FrozenBatchNorm2d
 
     norms = (nn.BatchNorm2d, nn.SyncBatchNorm, nn.InstanceNorm2d, nn.Identity, FrozenBatchNorm2d)

@@ -3,31 +3,39 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from featuretap.catalogue.catalogue import Catalogue
 from featuretap.catalogue.hookspecs import WeightsEntry
 from featuretap.catalogue.pretrained import WeightsSource
-from featuretap.support.errors import WeightsError
+from featuretap.support.errors import Hint, WeightsError
 from featuretap.weights.downloads import find_or_download
-from featuretap.weights.files import sha256_of
+from featuretap.weights.files import PICKLES, Framework, sha256_of
 from featuretap.weights.reading import Checkpoint, read_checkpoint
 
 
-def open_checkpoint(source: WeightsSource, catalogue: Catalogue) -> Checkpoint:
+def open_checkpoint(source: WeightsSource, catalogue: Catalogue, framework: Framework = "pt") -> Checkpoint:
     """Read the checkpoint of published weights, downloading it where necessary, or the one at a path.
 
+    Args:
+        source: published weights or a path.
+        catalogue: of the registry.
+        framework: see `read_checkpoint`.
+
     Raises:
-        WeightsError: it is not available, or malformed.
+        WeightsError: it is not available, or malformed, or needs PyTorch and `framework` is NumPy.
     """
     if source.entry is None:
         assert source.path is not None
-        checkpoint = read_checkpoint(source.path)
+        checkpoint = read_checkpoint(source.path, framework=framework)
         entry = None if checkpoint.record else catalogue.weights_with_digest(checkpoint.digest())
         return replace(checkpoint, entry=entry)
+    suffix = PurePosixPath(source.entry.url).suffix
+    if framework == "np" and suffix in PICKLES:
+        raise _save_first(source.entry, suffix)
     path = find_or_download(source.entry, catalogue.published_weights, catalogue.mirrors)
     try:
-        return replace(read_checkpoint(path, hashed=True), entry=source.entry)
+        return replace(read_checkpoint(path, hashed=True, framework=framework), entry=source.entry)
     except WeightsError:
         # That a cached file is another one says more than that it cannot be read.
         _check_digest(source.entry, path, sha256_of(path))
@@ -42,6 +50,17 @@ def check_published(checkpoint: Checkpoint) -> None:
     """
     if checkpoint.entry:
         _check_digest(checkpoint.entry, checkpoint.path, checkpoint.digest())
+
+
+def _save_first(entry: WeightsEntry, suffix: str) -> WeightsError:
+    tag = "" if entry.default else f" --weights {entry.tag}"
+    return WeightsError(
+        f"{entry.name!r} is a {suffix} file, which only PyTorch can read",
+        hint=Hint(
+            "save it as safetensors where PyTorch is installed, and give that file:",
+            f"featuretap save {entry.backbone} {entry.name}.safetensors{tag}",
+        ),
+    )
 
 
 def _check_digest(entry: WeightsEntry, path: Path, digest: str) -> None:

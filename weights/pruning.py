@@ -13,13 +13,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-import torch
-from torch import Tensor
+import numpy as np
+from numpy.typing import NDArray
 
 from featuretap.specs import BackboneSpec
 from featuretap.specs.layers import BatchNorm, Convolution, Counted, Linear, SqueezeExcite
 from featuretap.weights.expected_tensors import HEAD
 from featuretap.weights.layouts import MismatchError
+from featuretap.weights.reading import Tensor
 
 Head = Sequence[tuple[Linear | BatchNorm, Linear | BatchNorm]]
 
@@ -36,17 +37,17 @@ class Channels:
     writers: list[Squares] = field(default_factory=list)
     readers: list[Squares] = field(default_factory=list)
 
-    def strongest(self, tensors: Mapping[str, Tensor]) -> Tensor:
+    def strongest(self, tensors: Mapping[str, Tensor]) -> NDArray[np.int64]:
         """Return the indices of the channels to keep, in their order."""
-        written, read = self._sum(self.writers, tensors), self._sum(self.readers, tensors)
-        return (written * read).topk(self.keep).indices.sort().values
+        strength = self._sum(self.writers, tensors) * self._sum(self.readers, tensors)
+        # Of equally strong ones the first.
+        return np.sort(np.argsort(-strength, kind="stable")[: self.keep])
 
-    def _sum(self, terms: list[Squares], tensors: Mapping[str, Tensor]) -> Tensor:
-        total = torch.zeros(self.count, dtype=torch.float64)
+    def _sum(self, terms: list[Squares], tensors: Mapping[str, Tensor]) -> NDArray[np.float64]:
+        total = np.zeros(self.count)
         for name, dims in terms:
-            squares = tensors[name].double().square()
-            total += squares.sum(dims) if dims else squares
-        return total if total.any() else torch.ones_like(total)
+            total += np.square(_as_double(tensors[name])).sum(axis=dims)
+        return total if total.any() else np.ones_like(total)
 
 
 class Use(NamedTuple):
@@ -138,7 +139,7 @@ def _head_uses(head: Head, current: Channels) -> list[Use]:
     return uses
 
 
-def _select(name: str, tensor: Tensor, use: Use, kept: Mapping[Channels, Tensor]) -> Tensor:
+def _select(name: str, tensor: Tensor, use: Use, kept: Mapping[Channels, NDArray[np.int64]]) -> Tensor:
     """Return a tensor of a layer with the kept channels only."""
     if tensor.ndim == 0:
         return tensor
@@ -148,3 +149,8 @@ def _select(name: str, tensor: Tensor, use: Use, kept: Mapping[Channels, Tensor]
         read, written = (read, inner) if name.startswith("reduce.") else (inner, written)
     depthwise = isinstance(use.layer, Convolution) and use.layer.groups > 1
     return tensor[written] if tensor.ndim == 1 or depthwise else tensor[written][:, read]
+
+
+def _as_double(tensor: Tensor) -> NDArray[np.float64]:
+    # NumPy lacks some of PyTorch's types.
+    return np.asarray(tensor, np.float64) if isinstance(tensor, np.ndarray) else tensor.double().numpy()

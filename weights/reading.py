@@ -1,4 +1,7 @@
-"""Reading a file of weights: its tensors by name, and what it says of itself. No code in a file is ever run."""
+"""Reading a file of weights: its tensors by name, and what it says of itself. No code in a file is ever run.
+
+Tensors are PyTorch's or NumPy arrays; only the former, and files that torch.save wrote, need PyTorch.
+"""
 
 from __future__ import annotations
 
@@ -9,36 +12,38 @@ from dataclasses import dataclass
 from functools import cached_property
 from math import prod
 from pathlib import Path
+from shlex import quote
+from typing import Any, TypeAlias
 
-import torch
-from torch import Tensor
+import numpy as np
+from numpy.typing import NDArray
 
 from featuretap.catalogue.hookspecs import WeightsEntry
-from featuretap.support.errors import WeightsError
-from featuretap.support.text import first_few
-from featuretap.weights.files import PICKLES, sha256_of, weights_file
+from featuretap.support.errors import Hint, WeightsError
+from featuretap.weights.files import PICKLES, SUFFIX, Framework, sha256_of, weights_file
 from featuretap.weights.header import Header, Stored, explain_os_error, read_header
 from featuretap.weights.metadata import Record, read_record
 from featuretap.weights.timm_config import TimmConfig, read_timm_config
 
-DTYPES = {
-    "BOOL": torch.bool,
-    "U8": torch.uint8,
-    "U16": torch.uint16,
-    "U32": torch.uint32,
-    "U64": torch.uint64,
-    "I8": torch.int8,
-    "I16": torch.int16,
-    "I32": torch.int32,
-    "I64": torch.int64,
-    "F8_E4M3": torch.float8_e4m3fn,
-    "F8_E5M2": torch.float8_e5m2,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-    "F32": torch.float32,
-    "F64": torch.float64,
+Tensor: TypeAlias = Any
+"""A `torch.Tensor` or a NumPy array, of which what both have is used: `shape`, `reshape`, indices, `sum(axis=…)`."""
+
+NUMPY_DTYPES = {
+    "BOOL": "?",
+    "U8": "u1",
+    "U16": "<u2",
+    "U32": "<u4",
+    "U64": "<u8",
+    "I8": "i1",
+    "I16": "<i2",
+    "I32": "<i4",
+    "I64": "<i8",
+    "F16": "<f2",
+    "BF16": "<u2",
+    "F32": "<f4",
+    "F64": "<f8",
 }
-"""Types of numbers as safetensors calls them."""
+"""Types of numbers as safetensors calls them → as NumPy does; BF16, which it lacks, is the upper half of a float32."""
 
 WRAPPERS = ("module.", "_orig_mod.")
 """What DataParallel and moving averages, and torch.compile, put before every name."""
@@ -55,11 +60,13 @@ class Checkpoint:
 
     Args:
         path: of the file, inside the folder where one was given.
-        tensors: name in the file, without the prefixes of wrappers → tensor on the CPU, to be copied.
+        tensors: name in the file, without the prefixes of wrappers → tensor on the CPU, to be copied, or read-only
+            array.
         record: what featuretap wrote about the model, or None.
         config: what the `config.json` of a folder in timm's layout says.
         digest: waits for the SHA-256 of the file.
         entry: the published weights that it was requested as, or that it is by its digest.
+        framework: of the tensors.
     """
 
     path: Path
@@ -68,6 +75,7 @@ class Checkpoint:
     config: TimmConfig
     digest: Callable[[], str]
     entry: WeightsEntry | None = None
+    framework: Framework = "pt"
 
     @cached_property
     def shapes(self) -> dict[str, tuple[int, ...]]:
@@ -75,7 +83,7 @@ class Checkpoint:
         return {name: tuple(tensor.shape) for name, tensor in self.tensors.items()}
 
 
-def read_checkpoint(path: Path, *, hashed: bool = False) -> Checkpoint:
+def read_checkpoint(path: Path, *, hashed: bool = False, framework: Framework = "pt") -> Checkpoint:
     """Read a file, or a folder with a `model.safetensors`.
 
     Args:
@@ -83,58 +91,67 @@ def read_checkpoint(path: Path, *, hashed: bool = False) -> Checkpoint:
             `weights_only=True`.
         hashed: whether the digest is certainly needed, so that a thread computes it meanwhile. It also is where a file
             has no metadata, and may be identified by its digest.
+        framework: "pt" for PyTorch's tensors; "np" for NumPy arrays, which needs no PyTorch. Arrays are read-only views
+            of the mapped file in the file's types, float16 among them; bfloat16 becomes float32, exactly.
 
     Raises:
-        WeightsError: it cannot be read, or is no sound file of weights.
+        WeightsError: it cannot be read, is no sound file of weights, or holds what NumPy cannot.
     """
     file = weights_file(path)
     if file.suffix in PICKLES:
+        if framework == "np":
+            raise _refuse_pickle(file)
+        from featuretap.weights.torch_tensors import read_pickle
+
         digest = _hash_in_thread(file)
-        return Checkpoint(file, _unwrap_names(_read_pickle(file)), None, TimmConfig(), digest)
+        return Checkpoint(file, _unwrap_names(read_pickle(file)), None, TimmConfig(), digest)
     header = read_header(file)
     record = read_record(file, header.metadata)
     digest = _hash_in_thread(file) if hashed or record is None else lambda: sha256_of(file)
-    tensors = _map_tensors(file, header)
+    tensors = _map_tensors(file, header, framework)
     config = TimmConfig() if record else read_timm_config(file)
-    return Checkpoint(file, tensors if record else _unwrap_names(tensors), record, config, digest)
+    tensors = tensors if record else _unwrap_names(tensors)
+    return Checkpoint(file, tensors, record, config, digest, framework=framework)
 
 
-def check_finite(checkpoint: Checkpoint) -> None:
-    """Refuse weights that are not numbers, as a training that diverged leaves them.
-
-    Raises:
-        WeightsError: a tensor holds NaN or infinity; the message names the first few.
-    """
-    broken = [
-        name
-        for name, tensor in checkpoint.tensors.items()
-        # Numbers of one byte have no test of their own.
-        if tensor.is_floating_point()
-        and not torch.isfinite(tensor.float() if tensor.element_size() == 1 else tensor).all()
-    ]
-    if broken:
-        raise WeightsError(
-            f"{str(checkpoint.path)!r} holds NaN or infinity in {first_few(broken, 3)}; "
-            "its training diverged, or the file was damaged"
-        )
+def convert_first(problem: str, file: Path) -> WeightsError:
+    """Return the error for a file that only PyTorch can read, and its conversion as the hint."""
+    target = file.with_suffix(SUFFIX) if file.suffix != SUFFIX else file.with_stem(f"{file.stem}-converted")
+    command = f"featuretap convert {quote(str(file))} {quote(str(target))}"
+    return WeightsError(f"{str(file)!r} {problem}", hint=Hint("convert it where PyTorch is installed:", command))
 
 
-def _map_tensors(path: Path, header: Header) -> dict[str, Tensor]:
-    """Return the tensors of a file whose header was checked, in memory that the file is mapped into, to be copied."""
+def _refuse_pickle(file: Path) -> WeightsError:
+    with explain_os_error(file):
+        file.stat()
+    return convert_first(f"is a {file.suffix} file, which only PyTorch can read", file)
+
+
+def _map_tensors(path: Path, header: Header, framework: Framework) -> Mapping[str, Tensor]:
+    """Return the tensors of a file whose header was checked, in memory that the file is mapped into."""
+    # PyTorch has no read-only tensors: its map is private, so that the file stays as it is whatever happens to them.
+    access = mmap.ACCESS_COPY if framework == "pt" else mmap.ACCESS_READ
     with explain_os_error(path), path.open("rb") as file:
-        # Privately: whatever happens to the tensors, the file stays as it is.
-        content = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
-    return {name: _tensor(content, stored) for name, stored in header.tensors.items()}
+        content = mmap.mmap(file.fileno(), 0, access=access)
+    if framework == "pt":
+        from featuretap.weights.torch_tensors import tensor
+
+        return {name: tensor(content, stored) for name, stored in header.tensors.items()}
+    lacking = next((stored.dtype for stored in header.tensors.values() if stored.dtype not in NUMPY_DTYPES), "")
+    if lacking:
+        raise WeightsError(
+            f"{str(path)!r} holds numbers of the type {lacking}, which NumPy lacks; convert them with PyTorch: "
+            "registry.save(registry.load(path).float(), path)"
+        )
+    return {name: _array(content, stored) for name, stored in header.tensors.items()}
 
 
-def _tensor(content: mmap.mmap, stored: Stored) -> Tensor:
-    dtype, count = DTYPES[stored.dtype], prod(stored.shape)
-    if count == 0:
-        return torch.empty(stored.shape, dtype=dtype)
-    if stored.begin % dtype.itemsize:
-        octets = torch.frombuffer(content, dtype=torch.uint8, count=count * dtype.itemsize, offset=stored.begin)
-        return octets.clone().view(dtype).view(stored.shape)
-    return torch.frombuffer(content, dtype=dtype, count=count, offset=stored.begin).view(stored.shape)
+def _array(content: mmap.mmap, stored: Stored) -> NDArray[Any]:
+    values: NDArray[Any] = np.frombuffer(content, NUMPY_DTYPES[stored.dtype], prod(stored.shape), stored.begin)
+    if stored.dtype == "BF16":
+        values = (values.astype("<u4") << 16).view("<f4")
+    # Files of other writers need not be aligned.
+    return np.require(values, requirements="A").reshape(stored.shape)
 
 
 def _hash_in_thread(file: Path) -> Callable[[], str]:
@@ -142,44 +159,6 @@ def _hash_in_thread(file: Path) -> Callable[[], str]:
     future = pool.submit(sha256_of, file)
     pool.shutdown(wait=False)
     return future.result
-
-
-def _read_pickle(path: Path) -> Mapping[str, Tensor]:
-    with explain_os_error(path):
-        try:
-            state = torch.load(path, map_location="cpu", weights_only=True)
-        except OSError:
-            raise
-        except Exception as error:
-            # Damaged bytes make the unpickler raise almost anything.
-            raise WeightsError(
-                f"{str(path)!r} is no file of weights that can be read safely; give a .safetensors file, or a .pth "
-                "file that holds a state dict"
-            ) from error
-    if not isinstance(state, Mapping) or not state:
-        raise WeightsError(
-            f"{str(path)!r} holds {type(state).__name__}, no state dict; save model.state_dict(), not the model"
-        )
-    for name, value in state.items():
-        problem = _problem(name, value)
-        if problem:
-            raise WeightsError(
-                f"{str(path)!r} holds no state dict: {name!r} {problem}; "
-                "save model.state_dict(), not the model or a checkpoint around it"
-            )
-    return state
-
-
-def _problem(name: object, value: object) -> str:
-    if not isinstance(name, str):
-        return "is no name of a tensor"
-    if not isinstance(value, Tensor):
-        return f"is {type(value).__name__}, not a tensor"
-    if value.layout != torch.strided or value.is_quantized or value.is_complex():
-        return f"is a tensor of {value.dtype} in the layout {value.layout}, which no layer holds"
-    if value.device.type != "cpu":
-        return f"is a tensor without values (device {value.device.type!r})"
-    return ""
 
 
 def _unwrap_names(tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:

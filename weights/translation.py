@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from torch import Tensor
-
 from featuretap.catalogue.catalogue import Catalogue
 from featuretap.catalogue.request import resolve_request
 from featuretap.specs import BackboneSpec, ModelSpec
@@ -16,10 +14,10 @@ from featuretap.specs.preprocessing import Preprocessing
 from featuretap.support.errors import FeaturetapError
 from featuretap.support.text import first_few
 from featuretap.weights.expected_tensors import HEAD, backbone_tensors, is_below, layer_paths
-from featuretap.weights.identification import identify_tensors, record_of_entry
+from featuretap.weights.identification import identify_tensors, knows_head, record_of_entry
 from featuretap.weights.layouts import CLASSIFICATION, MismatchError, layout_for
 from featuretap.weights.metadata import Record
-from featuretap.weights.reading import Checkpoint
+from featuretap.weights.reading import Checkpoint, Tensor, convert_first
 
 CLASSIFIER_RANKS = {"hidden.weight": 2, "hidden.bias": 1, "logits.weight": 2, "logits.bias": 1}
 """Dimensions of the tensors of a classifier's layers."""
@@ -61,6 +59,7 @@ def translate(checkpoint: Checkpoint, spec: BackboneSpec | ModelSpec, catalogue:
 
     Raises:
         MismatchError: the file is in no known layout of the backbone, or holds tensors that the network lacks.
+        WeightsError: only PyTorch tells which tensors its head has, and it was read without.
     """
     backbone = backbone_of(spec)
     record = checkpoint.record or (record_of_entry(checkpoint.entry) if checkpoint.entry else None)
@@ -70,11 +69,14 @@ def translate(checkpoint: Checkpoint, spec: BackboneSpec | ModelSpec, catalogue:
             layout, owner = guess
             head = owner.head.name if isinstance(owner, ModelSpec) else CLASSIFICATION
             return _rename(checkpoint, backbone, owner, layout, head, {})
-        record = identify_tensors(checkpoint.shapes, catalogue)
+        record = identify_tensors(checkpoint.shapes, catalogue, checkpoint.framework)
         if record is None or record.description.name != backbone.name:
             layouts = ", ".join([NATIVE, *backbone.layouts])
             raise MismatchError(f"{checkpoint.path} is in none of its layouts, which are {layouts}")
     owner = _find_owner(checkpoint, record, spec, catalogue)
+    if record.layout != NATIVE and isinstance(owner, ModelSpec) and not knows_head(owner.head, checkpoint.framework):
+        problem = f"names the tensors of its head {owner.head.name!r} as {record.layout} does, which needs PyTorch"
+        raise convert_first(problem, checkpoint.path)
     return _rename(checkpoint, backbone, owner, record.layout, record.description.head, record.norm_eps)
 
 
@@ -108,12 +110,12 @@ def _guess_layout(
     or the model itself.
     """
     names, backbone = set(checkpoint.tensors), backbone_of(spec)
-    has_same_head = isinstance(spec, ModelSpec) and names & {HEAD + name for name in spec.head_tensors}
-    native_owner = spec if has_same_head else backbone
+    model = spec if isinstance(spec, ModelSpec) and knows_head(spec.head, checkpoint.framework) else None
+    native_owner = model if model and names & {HEAD + name for name in model.head_tensors} else backbone
     of_backbone = sum(is_below(name, layer_paths(backbone.all_blocks)) for name in names)
     guesses: list[tuple[int, str, BackboneSpec | ModelSpec]] = [(of_backbone, NATIVE, native_owner)]
     for layout in backbone.layouts:
-        owners = (backbone, spec) if isinstance(spec, ModelSpec) and layout in spec.head.layouts else (backbone,)
+        owners = (backbone, model) if model and layout in model.head.layouts else (backbone,)
         guesses += [(len(names & set(layout_for(owner, layout).names.values())), layout, owner) for owner in owners]
     named, layout, owner = max(guesses, key=lambda guess: guess[0])
     if named:
@@ -172,7 +174,7 @@ def _check_architecture(checkpoint: Checkpoint, layout_name: str, layout: Layout
 
 
 def _flatten(tensor: Tensor) -> Tensor:
-    return tensor.flatten(1) if tensor.ndim == 4 and tensor.shape[2:] == (1, 1) else tensor
+    return tensor.reshape(tensor.shape[:2]) if tensor.ndim == 4 and tensor.shape[2:] == (1, 1) else tensor
 
 
 def _check_ranks(tensors: Mapping[str, Tensor], spec: BackboneSpec, *, classifier: bool) -> None:
@@ -180,5 +182,5 @@ def _check_ranks(tensors: Mapping[str, Tensor], spec: BackboneSpec, *, classifie
     ranks = {name: len(shape) for name, shape in backbone_tensors(spec.all_blocks).items()}
     ranks |= {f"{HEAD}{name}": rank for name, rank in CLASSIFIER_RANKS.items()} if classifier else {}
     for name, tensor in tensors.items():
-        if tensor.ndim != ranks.get(name, tensor.ndim) or not tensor.numel():
+        if tensor.ndim != ranks.get(name, tensor.ndim) or 0 in tensor.shape:
             raise MismatchError(f"{name} is {tuple(tensor.shape)} in the file, with which nothing fits")

@@ -21,25 +21,20 @@ from featuretap.specs.network_digest import network_digest
 from featuretap.support.atomic_write import replace_files
 from featuretap.support.errors import OptionError, WeightsError
 from featuretap.weights.expected_tensors import COUNTER, HEAD, STATISTICS
-from featuretap.weights.files import CONFIG, FILE
+from featuretap.weights.files import CONFIG, FILE, SUFFIX
 from featuretap.weights.folding import fold_eps
 from featuretap.weights.header import with_sorted_header
 from featuretap.weights.layouts import CLASSIFICATION, MismatchError, layout_for
 from featuretap.weights.metadata import Record, metadata_of
-from featuretap.weights.norms import MAKES
-from featuretap.weights.reading import DTYPES
+from featuretap.weights.norms import BATCH_NORMS, is_batch_norm
 from featuretap.weights.timm_config import timm_config
-
-SUFFIX = ".safetensors"
+from featuretap.weights.torch_tensors import DTYPES
 
 OTHER_SUFFIXES = tuple(
     f".{kind}"
     for kind in ["pth", "pt", "bin", "ckpt", "pkl", "onnx", "npz", "npy", "h5", "tflite", "json", "gz", "zip"]
 )
 """Suffixes of file types that are not written; a path with any other suffix is a folder's."""
-
-BATCH_NORMS = ("BatchNorm2d", "SyncBatchNorm", "FrozenBatchNorm2d")
-"""Norms that compute what other libraries' batch norms do with the same tensors."""
 
 
 @dataclass(frozen=True)
@@ -168,7 +163,7 @@ def _why_not_held(model: ModelWeights, layout: Layout) -> str:
         return f"which has image_mean={fixed.mean} and image_std={fixed.std} in it, not {own.mean} and {own.std}"
     if head == CLASSIFICATION and tuple(spec.taps) != spec.levels[-1:]:
         return f"whose classifiers read {spec.levels[-1]}, not {', '.join(spec.taps)}"
-    norm = str(model.description.options.get("norm", BATCH_NORMS[0]))
+    norm = model.description.options.get("norm", BATCH_NORMS[0])
     statistics = (
         f"{path}.norm.{kind}"
         for block in spec.blocks
@@ -176,7 +171,7 @@ def _why_not_held(model: ModelWeights, layout: Layout) -> str:
         if layer.norm_channels
         for kind in STATISTICS
     )
-    if norm.removeprefix(MAKES) not in BATCH_NORMS or not all(name in model.tensors for name in statistics):
+    if not is_batch_norm(norm) or not all(name in model.tensors for name in statistics):
         return f"whose batch norms cannot hold norm={norm}"
     return ""
 

@@ -236,13 +236,11 @@ def test_a_detectors_file_gives_no_predictions_of_a_random_classifier(run: Run, 
 def test_weights_that_cannot_be_downloaded_are_a_one_line_error(
     run: Run, cat: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import torch.hub
-
     def offline(*_: object, **__: object) -> None:
         raise OSError("Name or service not known")
 
     monkeypatch.delenv("FEATURETAP_OFFLINE")
-    monkeypatch.setattr(torch.hub, "download_url_to_file", offline)
+    monkeypatch.setattr("featuretap.weights.downloads.urlopen", offline)
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     refused(
         run("predict", cat),

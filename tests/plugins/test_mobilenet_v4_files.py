@@ -16,8 +16,8 @@ from featuretap.registry import Registry
 from featuretap.registry.hookspecs import WeightsEntry, hookimpl
 from featuretap.registry.specs import BackboneSpec
 from featuretap.specs.network_digest import network_digest
-from featuretap.weights.conversion import record_of
 from featuretap.weights.reading import read_checkpoint
+from featuretap.weights.requests import record_of
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,6 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import huggingface_hub
 import pytest
 import torch
 from support.server import Server
@@ -261,7 +260,7 @@ def test_weights_that_two_plugins_provide_are_ambiguous() -> None:
 @pytest.fixture
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The folder that huggingface_hub keeps its downloads in."""
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "huggingface" / "hub"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "huggingface" / "hub"))
     return tmp_path / "huggingface" / "hub"
 
 
@@ -331,3 +330,19 @@ def test_every_catalogue_entry_is_complete(registry: Registry) -> None:
         assert entry.accuracy is None or low < entry.accuracy < high
         assert entry.layout in registry.backbone(entry.backbone).layouts
     assert len(registry.published_weights) == 21
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{}, {"TORCH_HOME": "/somewhere"}, {"TORCH_HOME": "~/home"}, {"XDG_CACHE_HOME": "/cache"}],
+    ids=lambda settings: " ".join(settings),
+)
+def test_the_cache_without_torch_is_that_of_torch_hub(settings: dict[str, str]) -> None:
+    code = (
+        "import sys; from featuretap.weights.downloads import torch_hub_path as path; before = path('https://x.org/a.b')\n"
+        "assert 'torch' not in sys.modules; import torch; print(before == path('https://x.org/a.b'), before)"
+    )
+    environment = {name: value for name, value in os.environ.items() if name not in ("TORCH_HOME", "XDG_CACHE_HOME")}
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env={**environment, **settings})
+    assert ran.stdout.startswith("True /"), ran.stderr
+    assert ran.stdout.endswith("/hub/checkpoints/a.b\n")

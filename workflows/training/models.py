@@ -12,8 +12,8 @@ from featuretap.specs import HeadSpec, ModelSpec
 from featuretap.specs.options import options_of
 from featuretap.specs.preprocessing import Preprocessing
 from featuretap.support.errors import HeadError, OptionError, TrainingError, WeightsError
-from featuretap.weights.conversion import arguments_of, record_of
 from featuretap.weights.reading import read_checkpoint
+from featuretap.weights.requests import arguments_of, record_of
 from featuretap.workflows.datasets.data_set import DataSet
 from featuretap.workflows.datasets.formats import open_data
 from featuretap.workflows.training.configuration import Configuration

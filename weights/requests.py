@@ -1,0 +1,155 @@
+"""What a checkpoint records of its model, or is identified as, → the request by which that model is built."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from math import prod
+from typing import Any
+
+from featuretap.catalogue.catalogue import Catalogue
+from featuretap.catalogue.request import BuildRequest, resolve_request
+from featuretap.specs import BackboneSpec
+from featuretap.specs.options import options_of
+from featuretap.support.errors import FeaturetapError, WeightsError
+from featuretap.weights.identification import identify_checkpoint
+from featuretap.weights.metadata import Record
+from featuretap.weights.norms import is_batch_norm, norm_from_label
+from featuretap.weights.reading import Checkpoint, convert_first
+
+HARMLESS = 100_000_000
+"""Parameters of a model that may be built in vain, and then be refused by the name of the first tensor that differs."""
+
+
+def resolve_checkpoint(
+    checkpoint: Checkpoint,
+    catalogue: Catalogue,
+    name: str | BackboneSpec | None = None,
+    arguments: Mapping[str, Any] | None = None,
+    options: Mapping[str, Any] | None = None,
+) -> BuildRequest:
+    """Return the request by which the model of a checkpoint is built; see `Registry.load`.
+
+    Args:
+        checkpoint: the file.
+        catalogue: of the registry.
+        name: of the backbone, in place of the file's.
+        arguments: of `build` that replace the file's, unless they are None.
+        options: of backbone and head that replace the file's.
+
+    Raises:
+        WeightsError, FeaturetapError: see `Registry.load`.
+    """
+    options = options or {}
+    replaced = {key: value for key, value in (arguments or {}).items() if value is not None}
+    if name is not None:
+        record = find_record(checkpoint, catalogue)
+        recorded = arguments_of(record, checkpoint, options) if record else {}
+    else:
+        record = record_of(checkpoint, catalogue)
+        name = record.description.name
+        if not record.by_name:
+            raise WeightsError(
+                f"{str(checkpoint.path)!r} was saved from a BackboneSpec {name!r} that no name stands for; give it: "
+                "registry.load(path, name=spec)"
+            )
+        recorded = arguments_of(record, checkpoint, options)
+        request = _resolve_recorded(catalogue, checkpoint, name, recorded)
+        if not replaced and not options:
+            return request
+    defaults = options_of(catalogue.backbone(name))
+    return resolve_request(catalogue, name, **_replace_arguments(recorded, replaced, options, defaults))
+
+
+def find_record(checkpoint: Checkpoint, catalogue: Catalogue) -> Record | None:
+    """Return what a checkpoint records of its model, or the model it is identified as, or None."""
+    return checkpoint.record or identify_checkpoint(
+        checkpoint.shapes, checkpoint.digest(), catalogue, checkpoint.config, checkpoint.framework
+    )
+
+
+def record_of(checkpoint: Checkpoint, catalogue: Catalogue) -> Record:
+    """Return what a checkpoint records of its model, or the model it is identified as.
+
+    Raises:
+        WeightsError: it records nothing, and is in no known layout.
+    """
+    record = find_record(checkpoint, catalogue)
+    if record is None:
+        problem = (
+            "says nothing of its model, and its tensors are those of no backbone in torchvision's, timm's or our names"
+        )
+        if checkpoint.framework == "np":
+            # With PyTorch, detectors and segmenters are identified too.
+            raise convert_first(problem, checkpoint.path)
+        raise WeightsError(f"{str(checkpoint.path)!r} {problem}; name the model: registry.load(path, name=...)")
+    return record
+
+
+def arguments_of(record: Record, checkpoint: Checkpoint, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the arguments of `build` that a checkpoint records.
+
+    Without PyTorch, the norm is left out, since only batch norms are computed then.
+
+    Args:
+        record: of the checkpoint.
+        checkpoint: the file, for messages.
+        options: those that the caller replaces; a norm among them need not be restored from the file.
+
+    Raises:
+        WeightsError: the norm cannot be restored from its name, or is no batch norm and there is no PyTorch.
+    """
+    described = record.description
+    arguments: dict[str, Any] = {**described.options, "taps": described.taps}
+    if "norm" in arguments and record.network:
+        # A file can only name code.
+        norm = arguments.pop("norm")
+        if "norm" not in options and checkpoint.framework == "pt":
+            arguments["norm"] = norm_from_label(norm, checkpoint.path)
+        elif "norm" not in options and not is_batch_norm(norm):
+            raise WeightsError(
+                f"{str(checkpoint.path)!r} was saved with norm={norm}, which is no batch norm and needs PyTorch; load "
+                "it with registry.load"
+            )
+    if described.head is None:
+        return {**arguments, "features_only": True}
+    return {**arguments, "head": described.head, "num_classes": described.num_classes}
+
+
+def _resolve_recorded(
+    catalogue: Catalogue, checkpoint: Checkpoint, name: str, recorded: Mapping[str, Any]
+) -> BuildRequest:
+    """Resolve what a file records, and refuse a network that the file cannot fill before memory is taken for it."""
+    try:
+        request = resolve_request(catalogue, name, **recorded)
+    except FeaturetapError as error:
+        problem = f"{str(checkpoint.path)!r} describes a model that cannot be built here: {error.problem}"
+        raise WeightsError(problem, hint=error.hint) from error
+    if checkpoint.framework == "np":
+        # Nothing is built, and some heads are built to be counted.
+        return request
+    values = sum(map(prod, checkpoint.shapes.values()))
+    if request.backbone.stages and request.spec.parameters > max(values, HARMLESS):
+        raise WeightsError(
+            f"{str(checkpoint.path)!r} describes a model of {request.spec.parameters:,} parameters, and holds "
+            f"{values:,} values; get it again from where it comes from"
+        )
+    return request
+
+
+def _replace_arguments(
+    recorded: Mapping[str, Any], replaced: Mapping[str, Any], options: Mapping[str, Any], defaults: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Return the arguments that a file records with those of the caller in their place."""
+    merged = {**recorded, **replaced}
+    head = replaced.get("head", recorded.get("head"))
+    if replaced.get("features_only"):
+        head = replaced.get("head")
+    elif head is None and "num_classes" in replaced:
+        head = "classification"
+    if head != recorded.get("head"):
+        # Another head, or none, reads other taps, has other classes, and takes other options.
+        kept = {*defaults, "norm", *replaced} - ({"head", "features_only", "taps", "num_classes"} - set(replaced))
+        merged = {key: value for key, value in merged.items() if key in kept}
+        if head:
+            merged["head"] = head
+    return {**merged, **options}
