@@ -26,7 +26,14 @@ LARGEST_SHARD = 16_384
 @click.option("--taps", type=parameters.TAPS, help="Taps, separated by commas.  [default: C1 to C5]")
 @click.option("--size", type=parameters.SIZE, help="Resize the image to this.  [default: shorter side 224]")
 @click.option("--out", type=click.Path(path_type=Path, dir_okay=False), help="The picture.  [default: IMAGE-taps.png]")
-def taps_command(image: Path, out: Path | None, **arguments: Any) -> None:
+def taps_command(
+    image: Path,
+    model: str | None,
+    weights: str | None,
+    taps: tuple[str, ...] | None,
+    size: tuple[int, int] | None,
+    out: Path | None,
+) -> None:
     """Draw the feature maps of IMAGE, the channels of each reduced to colours.
 
     Example: featuretap taps street.jpg --model mobilenet_v3_large --taps C3,C4,C5
@@ -39,9 +46,13 @@ def taps_command(image: Path, out: Path | None, **arguments: Any) -> None:
     pixels = read_image(image)
 
     from featuretap.workflows.inference.feature_maps import compute_maps, draw_maps
+    from featuretap.workflows.inference.modules import open_backbone
 
-    resized, maps, strides, label = compute_maps(pixels, **arguments)
-    click.echo(f"{label}, image: {resized.height}×{resized.width}")
+    backbone = open_backbone(model, weights, taps)
+    description, strides = backbone.description, {name: tap.stride for name, tap in backbone.taps.items()}
+    resized, maps = compute_maps(pixels, backbone, size)
+    origin = description.weights or "random"
+    click.echo(f"{description.name}, weights: {origin}, image: {resized.height}×{resized.width}")
     rows = [
         (name, str(len(values)), str(strides[name]), "{1}×{2}".format(*values.shape)) for name, values in maps.items()
     ]
@@ -87,9 +98,12 @@ def predict_command(
     images = iter([(found[0], read_source(found[0]))]) if len(found) == 1 else read_ahead(found)
 
     from featuretap.support.progress import bar
-    from featuretap.workflows.inference.predicting import PredictedImage, open_predictor, predict_sources
+    from featuretap.workflows.inference.modules import open_predictor
+    from featuretap.workflows.inference.predicting import PredictedImage, predict_sources
+    from featuretap.workflows.inference.predictor import task_of
 
-    predictor, task = open_predictor(model, weights)
+    predictor = open_predictor(model, weights)
+    task = task_of(predictor.description)
     for option, value, needed in (("--top", top, "classification"), ("--threshold", threshold, "detection")):
         if value is not None and task != needed:
             raise click.UsageError(f"{option} is for {needed}, and the model is one for {task}")

@@ -36,7 +36,7 @@ def _open_source(
     source: str, weights: str | None, features_only: bool, options: dict[str, Any], **arguments: Any
 ) -> nn.Module:
     """Build the backbone of a name, or load the model of a weights file; a backbone's name is never a file."""
-    from featuretap.workflows.inference.predicting import open_model
+    from featuretap.workflows.inference.modules import open_model
 
     arguments |= options
     # Taps without a head are those of the backbone alone.

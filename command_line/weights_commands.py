@@ -46,7 +46,7 @@ def save_command(
 
     Example: featuretap save mobilenet_v3_large large.safetensors --features-only
     """
-    from featuretap.workflows.inference.predicting import open_model
+    from featuretap.workflows.inference.modules import open_model
 
     with report_unwritten(target):
         model = open_model(name, weights, **arguments, **options)

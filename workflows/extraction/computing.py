@@ -23,7 +23,7 @@ from featuretap.support.images import read_image
 from featuretap.support.workers import block_sigint
 from featuretap.workflows.extraction.job import Job
 from featuretap.workflows.extraction.shards import BadImage, Shard
-from featuretap.workflows.inference.predicting import open_model
+from featuretap.workflows.inference.modules import open_model
 
 MAXIMUM_PIXELS = 2**26
 """Pixels of an image after resizing, before the crop: a strip of one pixel's height would otherwise fill the memory."""

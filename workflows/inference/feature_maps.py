@@ -3,16 +3,13 @@
 from collections.abc import Mapping
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from featuretap import registry
-from featuretap.models.built import description_of
-from featuretap.models.transforms import normalise
+from featuretap.runtimes.preparing import normalise
 from featuretap.specs.preprocessing import PICTURE_MODES, check_channels
 from featuretap.support.images import convert_mode
-from featuretap.workflows.inference.predicting import DEFAULT_BACKBONE, open_model
+from featuretap.workflows.inference.predictor import Predictor
 
 SHORTER_SIDE = 224
 LONGEST = 4
@@ -26,32 +23,23 @@ Maps = dict[str, NDArray[np.float32]]
 
 
 def compute_maps(
-    image: Image.Image,
-    model: str | None,
-    weights: str | None,
-    taps: tuple[str, ...] | None,
-    size: tuple[int, int] | None,
-) -> tuple[Image.Image, Maps, dict[str, int], str]:
-    """Return the resized image, its maps (C, H, W), their strides, and a label of the model and its weights.
+    image: Image.Image, backbone: Predictor, size: tuple[int, int] | None = None
+) -> tuple[Image.Image, Maps]:
+    """Return the resized image, and its maps (C, H, W).
 
     The image is not cropped. Its shorter side is resized to 224 pixels unless a size (height, width) is given.
+
+    Raises:
+        OptionError: the backbone's images have neither one nor three channels.
     """
-    if weights is None:
-        entries = registry.default.weights_of(model or DEFAULT_BACKBONE)
-        weights = "default" if entries and entries[0].default else "none"
-    backbone = open_model(model, weights, features_only=True, taps=taps).eval()
-    description = description_of(backbone, "draw the maps of")
-    preprocessing = description.preprocessing
-    check_channels(preprocessing, repr(description.name))
+    preprocessing = backbone.description.preprocessing
+    check_channels(preprocessing, repr(backbone.description.name))
     image = convert_mode(image, PICTURE_MODES[len(preprocessing.mean)])
     scale = SHORTER_SIDE / min(image.size)
     height, width = size or (min(round(side * scale), LONGEST * SHORTER_SIDE) for side in (image.height, image.width))
     resized = image.resize((width, height), Image.Resampling.BILINEAR)
-    with torch.inference_mode():
-        maps = backbone(normalise(preprocessing)(resized)[None])
-    strides = {name: tap.stride for name, tap in backbone.taps.items()}  # type: ignore[union-attr, operator]
-    label = f"{description.name}, weights: {description.weights or 'random'}"
-    return resized, {name: values[0].numpy() for name, values in maps.items()}, strides, label
+    maps = backbone(normalise(resized, preprocessing))
+    return resized, {name: values[0] for name, values in maps.items()}
 
 
 def reduce_to_colours(feature: NDArray[np.float32]) -> Image.Image:

@@ -1,31 +1,29 @@
 """Predictions for images: their classes, the boxes in them, or the class of every pixel."""
 
+from __future__ import annotations
+
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from math import ceil
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from PIL import Image
-from torch import Tensor, nn
-from torch.nn import functional as F  # noqa: N812 - PyTorch's own name for it
 
-from featuretap import registry
-from featuretap.models.built import description_of
 from featuretap.specs.class_names import class_names
-from featuretap.specs.description import Description
-from featuretap.specs.preprocessing import Preprocessing, check_channels
+from featuretap.specs.preprocessing import PICTURE_MODES, Preprocessing, check_channels
 from featuretap.support.errors import ImageError, OptionError, WeightsError
 from featuretap.support.images import convert_mode, write_picture
 from featuretap.support.text import one_line
 from featuretap.workflows.inference.drawing import draw_boxes, draw_classes, draw_text
+from featuretap.workflows.inference.predictor import Predictor, task_of
 from featuretap.workflows.inference.sources import ImageSource
 
-DEFAULT_BACKBONE = "mobilenet_v2"
+if TYPE_CHECKING:
+    from torch import nn
 
 MAXIMUM_RATIO = 8
 """Ratio of an image's sides above which a model sees less of it, or sees it squeezed."""
@@ -146,7 +144,7 @@ class PredictedImage:
 
 
 def predict_sources(
-    model: nn.Module,
+    model: Predictor | nn.Module,
     images: Iterable[tuple[ImageSource, Image.Image | ImageError]],
     pictures: Mapping[ImageSource, Path],
     *,
@@ -157,7 +155,7 @@ def predict_sources(
     """Yield the prediction for each image, or why the image cannot be read; see `predict_images`.
 
     Args:
-        model: in evaluation mode.
+        model: as of `predict_images`.
         images: as they were read, or the error.
         pictures: image → file to draw its prediction into; images without one are not drawn.
         batch_size: images in memory at once.
@@ -167,10 +165,12 @@ def predict_sources(
     Raises:
         ImageError: a picture cannot be written.
     """
-    classes, remaining = class_names(description_of(model)), iter(images)
+    predictor, remaining = _as_predictor(model), iter(images)
+    classes = class_names(predictor.description)
     while batch := list(islice(remaining, batch_size)):
         read = [(source, image) for source, image in batch if not isinstance(image, ImageError)]
-        found = predict_images(model, [image for _, image in read], batch_size=batch_size, top=top, threshold=threshold)
+        settings: dict[str, Any] = {"batch_size": batch_size, "top": top, "threshold": threshold}
+        found = predict_images(predictor, [image for _, image in read], **settings)
         yield from (image for _, image in batch if isinstance(image, ImageError))
         for (source, image), prediction in zip(read, found, strict=True):
             picture = pictures.get(source)
@@ -180,7 +180,12 @@ def predict_sources(
 
 
 def predict_images(
-    model: nn.Module, images: Sequence[Image.Image], *, batch_size: int = 16, top: int = 5, threshold: float = 0.5
+    model: Predictor | nn.Module,
+    images: Sequence[Image.Image],
+    *,
+    batch_size: int = 16,
+    top: int = 5,
+    threshold: float = 0.5,
 ) -> list[Prediction]:
     """Return the prediction for each image, in their order.
 
@@ -189,7 +194,8 @@ def predict_images(
     to that factor.
 
     Args:
-        model: that `registry.build` or `registry.load` returned, in evaluation mode. It stays on its device.
+        model: that `registry.build` or `registry.load` returned, in evaluation mode, or a session. It stays on its
+            device.
         images: upright, of any mode.
         batch_size: maximum number of images of a batch.
         top: number of classes that a classifier names.
@@ -200,52 +206,38 @@ def predict_images(
             images have neither one nor three channels.
         WeightsError: the model's output is NaN or infinite.
     """
-    description = description_of(model, "predictions are made by")
+    predictor = _as_predictor(model)
+    description = predictor.description
     task = task_of(description)
     if not task:
         head = f"has the head {description.head!r}" if description.head else "has no head"
         raise OptionError(
             f"{description.name!r} {head} and names no classes; give a classifier, a detector or a segmenter"
         )
-    if model.training:
-        raise OptionError("predictions are made in evaluation, and the model is in training; call model.eval() first")
     preprocessing, names = description.preprocessing, class_names(description)
     check_channels(preprocessing, repr(description.name))
-    transform, device = registry.transforms(model), next(model.parameters()).device
     predictions: dict[int, Prediction] = {}
     bounded = [_limit_ratio(image, preprocessing) for image in images]
     for places in _batches([image.size for image in bounded], preprocessing, batch_size):
-        batch = torch.stack([transform(bounded[place]) for place in places])
-        batch = batch.to(device, memory_format=torch.channels_last)
-        sizes = [images[place].size for place in places]
-        with torch.inference_mode():
+        batch = np.concatenate([predictor.prepare(bounded[place]) for place in places])
+        outputs = predictor(batch)
+        for index, place in enumerate(places):
+            output, size = {name: values[index] for name, values in outputs.items()}, images[place].size
             if task == "classification":
-                found: Sequence[Prediction] = _class_predictions(model(batch), names, top)
+                predictions[place] = _class_prediction(output["logits"], names, top)
             elif task == "segmentation":
-                logits = model(batch)["out"]
-                found = [_pixel_prediction(values, size, names) for values, size in zip(logits, sizes, strict=True)]
+                predictions[place] = _pixel_prediction(output["out"], size, names)
             else:
-                outputs = zip(model(list(batch)), sizes, strict=True)
-                found = [_box_prediction(output, size, batch.shape[-2:], names, threshold) for output, size in outputs]
-        predictions.update(zip(places, found, strict=True))
+                predictions[place] = _box_prediction(output, size, batch.shape[-2:], names, threshold)
     return [predictions[place] for place in range(len(images))]
 
 
-def classes_at(logits: Tensor, size: Sequence[int]) -> Tensor:
-    """Return the most probable class (H, W) of each pixel, of logits (K, h, w) enlarged to a size (H, W)."""
-    best = torch.full(tuple(size), -torch.inf, device=logits.device)
-    classes = torch.zeros(tuple(size), dtype=torch.int64, device=logits.device)
-    # A class at a time: all of them at the size of a photograph would need gigabytes.
-    for label, small in enumerate(logits.float()):
-        values = _resize(small[None], size)[0]
-        classes[values > best] = label
-        best = torch.maximum(best, values)
-    return classes
+def _as_predictor(model: Predictor | nn.Module) -> Predictor:
+    if isinstance(model, Predictor):
+        return model
+    from featuretap.workflows.inference.modules import ModulePredictor
 
-
-def task_of(description: Description) -> str:
-    """Return "classification", "segmentation" or "detection", or "" for a model that names no classes."""
-    return registry.default.head(description.head).task if description.head and description.num_classes else ""
+    return ModulePredictor(model)
 
 
 def _rated_json(title: str, values: Sequence[ClassScore]) -> list[dict[str, Any]]:
@@ -261,8 +253,8 @@ def _limit_ratio(image: Image.Image, preprocessing: Preprocessing) -> Image.Imag
         return image
     width, height = (min(side, limit) for side in image.size)
     if not preprocessing.crop:
-        mode = "L" if len(preprocessing.mean) == 1 else "RGB"
-        return convert_mode(image, mode).resize((width, height), Image.Resampling.BILINEAR)
+        picture = convert_mode(image, PICTURE_MODES[len(preprocessing.mean)])
+        return picture.resize((width, height), Image.Resampling.BILINEAR)
     left, top = (image.width - width) // 2, (image.height - height) // 2
     return image.crop((left, top, left + width, top + height))
 
@@ -280,89 +272,62 @@ def _batches(sizes: Sequence[tuple[int, int]], preprocessing: Preprocessing, bat
             yield places[start : start + limit]
 
 
-def _class_predictions(logits: Tensor, names: Sequence[str], top: int) -> list[ClassPrediction]:
+def _class_prediction(logits: NDArray[np.float32], names: Sequence[str], top: int) -> ClassPrediction:
     _check_finite(logits)
-    best = logits.softmax(1).topk(min(top, len(names)))
-    rows = zip(best.values.tolist(), best.indices.tolist(), strict=True)
-    return [
-        ClassPrediction(
-            tuple(ClassScore(label, names[label], value) for value, label in zip(values, labels, strict=True))
-        )
-        for values, labels in rows
-    ]
+    exponentials = np.exp(logits - logits.max())
+    probabilities = exponentials / exponentials.sum()
+    best = np.argsort(-probabilities, kind="stable")[:top]
+    return ClassPrediction(tuple(ClassScore(int(label), names[label], float(probabilities[label])) for label in best))
 
 
-def _pixel_prediction(logits: Tensor, size: tuple[int, int], names: Sequence[str]) -> PixelPrediction:
+def _pixel_prediction(logits: NDArray[np.float32], size: tuple[int, int], names: Sequence[str]) -> PixelPrediction:
     _check_finite(logits)
-    mask = classes_at(logits, size[::-1]).cpu().numpy()
+    width, height = size
+    best = np.full((height, width), -np.inf, np.float32)
+    mask = np.zeros((height, width), np.int64)
+    # A class at a time: all of them at the size of a photograph would need gigabytes.
+    for label, small in enumerate(logits):
+        values = _resize(small, (height, width))
+        mask[values > best] = label
+        np.maximum(best, values, out=best)
     found, counts = np.unique(mask, return_counts=True)
     shares = sorted(zip((counts / mask.size).tolist(), found.tolist(), strict=True), key=lambda pair: -pair[0])
     return PixelPrediction(mask, tuple(ClassScore(label, names[label], share) for share, label in shares))
 
 
 def _box_prediction(
-    output: dict[str, Any], size: tuple[int, int], frame: Sequence[int], names: Sequence[str], threshold: float
+    output: Mapping[str, Any], size: tuple[int, int], frame: Sequence[int], names: Sequence[str], threshold: float
 ) -> BoxPrediction:
-    kept = output["scores"] >= threshold
-    order = output["scores"][kept].argsort(descending=True, stable=True)
-    found = {name: values[kept][order].cpu() for name, values in output.items()}
+    scores = output["scores"][: output.get("num_detections")]
+    order = np.argsort(-scores, kind="stable")
+    order = order[scores[order] >= threshold]
     width, height = size
     # Those of an image that was squeezed are stretched again.
-    boxes = found["boxes"] * torch.tensor([width / frame[1], height / frame[0]] * 2)
-    labels = found["labels"].numpy()
+    boxes = output["boxes"][order] * np.array([width / frame[1], height / frame[0]] * 2, np.float32)
+    labels = output["labels"][order]
     masks = None
-    if "masks" in found:
-        small = found["masks"][:, 0]
-        masks = (_resize(small, size[::-1]) > 0.5).numpy() if len(small) else np.zeros((0, height, width), np.bool_)
-    class_of_boxes = tuple(names[label] for label in labels)
-    return BoxPrediction(boxes.numpy(), labels, class_of_boxes, found["scores"].numpy(), masks)
+    if "masks" in output:
+        masks = np.empty((len(order), height, width), np.bool_)
+        for mask, place in zip(masks, order, strict=True):
+            np.greater(_resize(output["masks"][place, 0], (height, width)), 0.5, out=mask)
+    return BoxPrediction(boxes, labels, tuple(names[label] for label in labels), scores[order], masks)
 
 
-def _resize(maps: Tensor, size: Sequence[int]) -> Tensor:
-    """Return maps (K, h, w) at a size (H, W)."""
-    return F.interpolate(maps[None], size=tuple(size), mode="bilinear", align_corners=False)[0]
+def _resize(values: NDArray[np.float32], size: tuple[int, int]) -> NDArray[np.float32]:
+    """Return a map (h, w) at a size (H, W), as `F.interpolate(mode="bilinear", align_corners=False)` does."""
+    for axis, length in enumerate(size):
+        before = values.shape[axis]
+        places = ((np.arange(length) + 0.5) * (before / length) - 0.5).clip(0, before - 1)
+        lower = places.astype(np.intp)
+        upper = np.minimum(lower + 1, before - 1)
+        weights = (places - lower).astype(np.float32)
+        start = values.take(lower, axis)
+        values = start + (values.take(upper, axis) - start) * np.expand_dims(weights, 1 - axis)
+    return values
 
 
-def _check_finite(logits: Tensor) -> None:
-    if not torch.isfinite(logits).all():
+def _check_finite(logits: NDArray[np.float32]) -> None:
+    if not np.isfinite(logits).all():
         raise WeightsError(
             "the model's output is NaN or infinite; so are some of its weights, which featuretap inspect --finite names"
         )
-
-
-def open_model(name: str | None, weights: str | None, **arguments: Any) -> nn.Module:
-    """Build a backbone by name with weights, or load a weights file.
-
-    Args:
-        name: of the backbone; None for that of the file, or the default.
-        weights: a tag, a file, "none" for random ones, or None or "default" for the catalogue's default.
-        **arguments: of `registry.build` or `registry.load`.
-    """
-    if name is None and weights is not None and Path(weights).exists():
-        return registry.load(weights, **arguments)
-    pretrained: bool | str = {None: True, "default": True, "none": False}.get(weights, weights or "")
-    return registry.build(name or DEFAULT_BACKBONE, pretrained=pretrained, **arguments)
-
-
-def open_predictor(name: str | None, weights: str | None) -> tuple[nn.Module, str]:
-    """Return a trained model that predicts classes, in evaluation mode and on the GPU if there is one, and its task.
-
-    Raises:
-        OptionError: `weights` is "none", or the model predicts no classes, or its classifier is randomly initialised.
-    """
-    if weights == "none":
-        raise OptionError("predictions of random weights mean nothing; name weights, or leave --weights out")
-    model = open_model(name, weights)
-    description = description_of(model, "predict")
-    task = task_of(description)
-    if not task:
-        raise OptionError(
-            f"{weights!r} holds no classifier, detector or segmenter of {description.name!r}, and predictions need one"
-        )
-    if description.random_head:
-        raise OptionError(
-            f"{weights!r} has no classifier for {description.name!r}, and predictions of random weights mean nothing"
-        )
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    # Models keep the dtype of their file, and float16 does not run on a CPU.
-    return model.eval().to(device, torch.float32).to(memory_format=torch.channels_last), task

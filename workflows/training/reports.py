@@ -21,7 +21,8 @@ from featuretap.support.images import convert_mode, write_picture
 from featuretap.support.text import one_line
 from featuretap.workflows.datasets.data_set import Sample
 from featuretap.workflows.inference.drawing import draw_boxes, draw_classes, draw_text
-from featuretap.workflows.inference.predicting import predict_images, task_of
+from featuretap.workflows.inference.predicting import predict_images
+from featuretap.workflows.inference.predictor import task_of
 from featuretap.workflows.training.plots import draw_confusion
 from featuretap.workflows.training.tasks.task import ClassScore, Metrics, Task
 

@@ -19,7 +19,6 @@ from torchvision.transforms import InterpolationMode, v2
 from featuretap.models.transforms import compose, normalise
 from featuretap.support.errors import TrainingError
 from featuretap.workflows.datasets.data_set import IGNORED
-from featuretap.workflows.inference.predicting import classes_at
 from featuretap.workflows.training.tasks.task import ClassScore, Evaluator, Metrics, Task, Transform
 
 AUXILIARY = 0.5
@@ -137,6 +136,18 @@ def _cross_entropy(logits: Sequence[Tensor], masks: Sequence[Tensor], smoothing:
     return torch.stack(sums).sum() / pixels.clamp(min=1)
 
 
+def _classes_at(logits: Tensor, size: Sequence[int]) -> Tensor:
+    """Return the most probable class (H, W) of each pixel, of logits (K, h, w) enlarged to a size (H, W)."""
+    best = torch.full(tuple(size), -torch.inf, device=logits.device)
+    classes = torch.zeros(tuple(size), dtype=torch.int64, device=logits.device)
+    # A class at a time: all of them at the size of a photograph would need gigabytes.
+    for label, small in enumerate(logits.float()):
+        values = F.interpolate(small[None, None], size=tuple(size), mode="bilinear", align_corners=False)[0, 0]
+        classes[values > best] = label
+        best = torch.maximum(best, values)
+    return classes
+
+
 class _Evaluator:
     def __init__(self, classes: tuple[str, ...], device: torch.device) -> None:
         self._classes = classes
@@ -147,7 +158,7 @@ class _Evaluator:
 
     def update(self, outputs: Sequence[Tensor], targets: Sequence[Tensor]) -> None:
         for logits, mask in zip(outputs, targets, strict=True):
-            self._metric.update(classes_at(logits, mask.shape), mask.long())
+            self._metric.update(_classes_at(logits, mask.shape), mask.long())
 
     def compute(self) -> Metrics:
         confusion = self._metric.compute().cpu()

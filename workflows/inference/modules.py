@@ -1,0 +1,113 @@
+"""Models of PyTorch as predictors, and how commands open them."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor, nn
+
+from featuretap import registry
+from featuretap.models.built import description_of
+from featuretap.runtimes.preparing import prepare
+from featuretap.specs.taps import Tap
+from featuretap.support.errors import OptionError
+from featuretap.workflows.inference.predictor import task_of
+
+DEFAULT_BACKBONE = "mobilenet_v2"
+
+
+class ModulePredictor:
+    """A module as a predictor (see `Predictor`); it stays on its device.
+
+    Args:
+        model: that `registry.build` or `registry.load` returned, in evaluation mode.
+
+    Raises:
+        OptionError: it was not built by featuretap or is in training mode.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self.description = description_of(model, "predictions are made by")
+        if model.training:
+            raise OptionError(
+                "predictions are made in evaluation, and the model is in training; call model.eval() first"
+            )
+        self.taps: Mapping[str, Tap] = getattr(model, "taps", {})
+        self._model = model
+        self._device = next(model.parameters()).device
+        self._detects = task_of(self.description) == "detection"
+
+    def prepare(self, image: Image.Image) -> NDArray[np.float32]:
+        """Return an image as `registry.transforms` prepares it, as a batch (1, C, H, W)."""
+        return prepare(image, self.description.preprocessing)
+
+    @torch.inference_mode()
+    def __call__(self, images: NDArray[np.float32]) -> Mapping[str, Sequence[Any] | NDArray[Any]]:
+        """Return name → a value for each of the images (N, C, H, W), detections as long as they are."""
+        batch = torch.from_numpy(images).to(self._device, memory_format=torch.channels_last)
+        if self._detects:
+            found = self._model(list(batch))
+            return {name: [output[name].cpu().numpy() for output in found] for name in found[0]}
+        outputs = self._model(batch)
+        if isinstance(outputs, Tensor):
+            outputs = {"logits": outputs}
+        return {name: values.float().cpu().numpy() for name, values in outputs.items()}
+
+
+def open_model(name: str | None, weights: str | None, **arguments: Any) -> nn.Module:
+    """Build a backbone by name with weights, or load a weights file.
+
+    Args:
+        name: of the backbone; None for that of the file, or the default.
+        weights: a tag, a file, "none" for random ones, or None or "default" for the catalogue's default.
+        **arguments: of `registry.build` or `registry.load`.
+    """
+    if name is None and weights is not None and Path(weights).exists():
+        return registry.load(weights, **arguments)
+    pretrained: bool | str = {None: True, "default": True, "none": False}.get(weights, weights or "")
+    return registry.build(name or DEFAULT_BACKBONE, pretrained=pretrained, **arguments)
+
+
+def open_predictor(name: str | None, weights: str | None) -> ModulePredictor:
+    """Return a trained model that predicts classes, on the GPU if there is one.
+
+    Raises:
+        OptionError: `weights` is "none", or the model predicts no classes, or its classifier is randomly initialised.
+    """
+    if weights == "none":
+        raise OptionError("predictions of random weights mean nothing; name weights, or leave --weights out")
+    predictor = _as_predictor(open_model(name, weights))
+    description = predictor.description
+    if not task_of(description):
+        raise OptionError(
+            f"{weights!r} holds no classifier, detector or segmenter of {description.name!r}, and predictions need one"
+        )
+    if description.random_head:
+        raise OptionError(
+            f"{weights!r} has no classifier for {description.name!r}, and predictions of random weights mean nothing"
+        )
+    return predictor
+
+
+def open_backbone(name: str | None, weights: str | None, taps: tuple[str, ...] | None) -> ModulePredictor:
+    """Return a backbone whose maps are drawn, on the GPU if there is one.
+
+    Args:
+        name: of the backbone; None for that of the file, or the default.
+        weights: as of `open_model`, but None for random ones where the catalogue has no default.
+        taps: addresses of the maps; None for all levels.
+    """
+    if weights is None:
+        entries = registry.default.weights_of(name or DEFAULT_BACKBONE)
+        weights = "default" if entries and entries[0].default else "none"
+    return _as_predictor(open_model(name, weights, features_only=True, taps=taps))
+
+
+def _as_predictor(model: nn.Module) -> ModulePredictor:
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    # Models keep the dtype of their file, and float16 does not run on a CPU.
+    return ModulePredictor(model.eval().to(device, torch.float32).to(memory_format=torch.channels_last))
