@@ -13,10 +13,10 @@ from support import oracles
 from torch import nn
 from torchvision.ops import FrozenBatchNorm2d
 
-from featuretap.models.filling import adapt_stem
 from featuretap.registry import Registry
 from featuretap.registry.errors import OptionError, UnknownWeightsError, WeightsError
 from featuretap.specs.preprocessing import IMAGENET_MEAN, IMAGENET_STD
+from featuretap.weights.fitting import adapt_stem
 
 CLOSE = {"rtol": 1e-5, "atol": 1e-5}
 
@@ -72,19 +72,19 @@ def test_the_stem_is_adapted_to_other_numbers_of_channels(
     model, path = large
     backbone = registry.build("mobilenet_v3_large", features_only=True, pretrained=path, in_channels=channels)
     stem, theirs = backbone.stages.C1[0].conv.weight, model.features[0][0].weight
-    torch.testing.assert_close(stem, adapt_stem(theirs, torch.empty(16, channels, 3, 3)))
+    torch.testing.assert_close(stem, adapt_stem(theirs, channels))
 
 
 def test_a_summed_stem_gives_grey_images_the_same_outputs() -> None:
     weight, grey = torch.randn(8, 3, 3, 3), torch.randn(1, 1, 9, 9)
-    summed = adapt_stem(weight, torch.empty(8, 1, 3, 3))
+    summed = adapt_stem(weight, 1)
     before = nn.functional.conv2d(grey.expand(1, 3, 9, 9), weight)
     torch.testing.assert_close(nn.functional.conv2d(grey, summed), before, **CLOSE)
 
 
 def test_more_channels_repeat_the_stem_and_keep_its_magnitude() -> None:
     weight = torch.randn(8, 3, 3, 3)
-    repeated = adapt_stem(weight, torch.empty(8, 7, 3, 3))
+    repeated = adapt_stem(weight, 7)
     torch.testing.assert_close(repeated[:, 3], weight[:, 0] * 3 / 7)
     torch.testing.assert_close(repeated[:, 6], weight[:, 0] * 3 / 7)
 

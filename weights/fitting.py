@@ -1,0 +1,336 @@
+"""Checkpoints fitted to requests: the tensors that a model gets, and what is known of it with these weights."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from featuretap.catalogue.catalogue import Catalogue
+from featuretap.catalogue.request import BuildRequest
+from featuretap.specs import BackboneSpec, Block, ModelSpec
+from featuretap.specs.description import Description, adapt_preprocessing, format_options
+from featuretap.specs.head import backbone_of
+from featuretap.specs.network_digest import network_digest
+from featuretap.specs.preprocessing import Preprocessing
+from featuretap.support.errors import WeightsError
+from featuretap.support.text import first_few
+from featuretap.weights.expected_tensors import (
+    COUNTER,
+    HEAD,
+    backbone_tensors,
+    classifier_tensors,
+    first_mismatch,
+    head_tensors,
+    is_below,
+    layer_paths,
+)
+from featuretap.weights.identification import identify_tensors
+from featuretap.weights.layouts import CLASSIFICATION, MismatchError
+from featuretap.weights.opening import check_published
+from featuretap.weights.pruning import prune_tail
+from featuretap.weights.reading import Checkpoint, Tensor
+from featuretap.weights.translation import NativeTensors, translate
+
+logger = logging.getLogger("featuretap")
+
+
+@dataclass(frozen=True)
+class HeadPlan:
+    """The part of a head that is not filled from a checkpoint.
+
+    Args:
+        skipped: prefixes of its tensors.
+        warning: why they are randomly initialised; empty if the model has no such tensors.
+    """
+
+    skipped: tuple[str, ...] = ()
+    warning: str = ""
+
+    @property
+    def is_random(self) -> bool:
+        """Whether a layer of the head is randomly initialised."""
+        return self.warning != ""
+
+
+@dataclass(frozen=True)
+class FittedWeights:
+    """What a model gets from a checkpoint.
+
+    Args:
+        tensors: native name → tensor with the model's shape, in the file's type (float16 stays float16) and in any
+            memory order. Those of `head.skipped` are missing, and counters of batches may be.
+        norm_eps: epsilon of the batch norms by part, "backbone" and "head", and of those that differ by their path.
+        description: of the model with these weights.
+        head: the part of the head that the checkpoint does not fill.
+    """
+
+    tensors: Mapping[str, Tensor]
+    norm_eps: Mapping[str, float]
+    description: Description
+    head: HeadPlan
+
+
+def fit_checkpoint(
+    request: BuildRequest,
+    checkpoint: Checkpoint,
+    catalogue: Catalogue,
+    declare: Callable[[NativeTensors], Mapping[str, Tensor]] | None = None,
+) -> FittedWeights:
+    """Return what the model of a request gets from a checkpoint.
+
+    Args:
+        request: the resolved arguments of `Registry.build`.
+        checkpoint: the weights, of either framework.
+        catalogue: that the request was resolved with.
+        declare: returns native name → any tensor with the shape and a type of the kind of the model's own, from the
+            module that was built. Without it they are those that the tables state, and the file's own for heads and
+            layers that state none.
+
+    Raises:
+        WeightsError: the weights do not fit, or a factory or a `norm=` option states what the backbone is made of, and
+            `declare` is missing.
+    """
+    if declare is None and (not request.backbone.stages or request.backbone.norm is not None):
+        raise WeightsError(f"{request.label} has modules that only PyTorch can build; use registry.build")
+    try:
+        weights = translate(checkpoint, request.spec, catalogue)
+        if request.full_tail is not None:
+            weights = _prune_tail(weights, request, request.full_tail)
+        declared = declare(weights) if declare else _declare(request.spec, checkpoint, weights)
+        plan = _plan_head(request.spec, checkpoint, weights, declared)
+        tensors = _fit_tensors(request.spec, weights, declared, plan.skipped)
+        _check_network(checkpoint, request)
+    except MismatchError as mismatch:
+        # That a file is not what it was requested as says more than that it does not fit.
+        check_published(checkpoint)
+        fitting = _describe_fitting_model(checkpoint, request, catalogue)
+        raise WeightsError(f"weights do not fit {request.label}: {mismatch}{fitting}") from None
+    check_published(checkpoint)
+    description = replace(request.description, random_head=plan.is_random)
+    description = _describe_weights(description, checkpoint, request.spec, weights.preprocessing)
+    return FittedWeights(tensors, weights.norm_eps, description, plan)
+
+
+def adapt_stem(weight: Tensor, channels: int) -> Tensor:
+    """Return a stem's weight (O, C, k, k) for another number of image channels.
+
+    One channel gets the sum, so that a grey image acts as before; more get those of the file in turn, scaled by the
+    ratio of the numbers to keep the magnitude of the output. As timm does.
+    """
+    given = weight.shape[1]
+    if channels == given:
+        return weight
+    is_array = isinstance(weight, np.ndarray)
+    wide = weight
+    if weight.itemsize < 4:
+        # In single precision at least; numbers of one byte cannot be added at all.
+        wide = weight.astype(np.float32) if is_array else weight.float()
+    if channels == 1:
+        adapted = wide.sum(axis=1, keepdims=True)
+    else:
+        adapted = wide[:, np.arange(channels) % given] * (given / channels)
+    return adapted.astype(weight.dtype) if is_array else adapted.to(weight.dtype)
+
+
+def _prune_tail(weights: NativeTensors, request: BuildRequest, full: BackboneSpec) -> NativeTensors:
+    """Return weights for a reduced tail from those of the full one; others are returned unmodified."""
+    shapes = {name: tuple(tensor.shape) for name, tensor in weights.tensors.items()}
+
+    def tail(blocks: Iterable[Block]) -> dict[str, tuple[int, ...]]:
+        return backbone_tensors(block for block in blocks if block.level == "C5")
+
+    if not first_mismatch(shapes, tail(request.backbone.blocks)) or first_mismatch(shapes, tail(full.all_blocks)):
+        return weights
+    head_layers = []
+    if weights.has_head and weights.head == CLASSIFICATION:
+        classes = shapes.get(f"{HEAD}logits.weight", (0,))[0]
+        layers = []
+        for backbone in (full, request.backbone):
+            (tap,) = backbone.with_taps(("C5",)).taps.values()
+            layers.append(backbone.classifier.layers(tap.channels, classes))
+        head_layers = list(zip(*layers, strict=True))
+        mismatch = first_mismatch(shapes, classifier_tensors(layers[0]))
+        if mismatch:
+            raise MismatchError(mismatch)
+    logger.warning(
+        "%s: the reduced tail keeps the strongest half of the channels behind C4 in %s; fine-tune it before use",
+        request.label,
+        weights.source,
+    )
+    return replace(weights, tensors=prune_tail(weights.tensors, full, request.backbone, head_layers))
+
+
+def _declare(spec: BackboneSpec | ModelSpec, checkpoint: Checkpoint, weights: NativeTensors) -> dict[str, Tensor]:
+    """Return the tensors that the tables of a model state, without memory, and the file's where they state none."""
+    backbone = backbone_of(spec)
+    shapes = backbone_tensors(backbone.blocks)
+    layers = [pair for block in backbone.blocks for pair in block.layer_paths()]
+    unstated = [f"{path}." for path, layer in layers if not hasattr(layer, "tensors")]
+    if isinstance(spec, ModelSpec) and spec.head.layers:
+        head = head_tensors(spec)
+        shapes |= {name: shape for name, shape in head.items() if not name.endswith(".")}
+        unstated += [name for name in head if name.endswith(".")]
+    declared = {name: tensor for name, tensor in weights.tensors.items() if name.startswith(tuple(unstated))}
+    for name, shape in shapes.items():
+        declared[name] = np.broadcast_to(np.zeros((), np.int64 if name.endswith(COUNTER) else np.float32), shape)
+    if isinstance(spec, ModelSpec) and not spec.head.layers:
+        declared |= _declare_as_in_file(spec, checkpoint, weights)
+    return declared
+
+
+def _declare_as_in_file(spec: ModelSpec, checkpoint: Checkpoint, weights: NativeTensors) -> dict[str, Tensor]:
+    """Return a head's tensors as the file has them, but for the model's number of classes."""
+    tensors = {name: tensor for name, tensor in weights.tensors.items() if name.startswith(HEAD)}
+    classes = checkpoint.record.description.num_classes if checkpoint.record else None
+    if classes and classes != spec.num_classes:
+        per_class = tuple(HEAD + prefix for prefix in spec.head.per_class)
+        for name in (name for name, tensor in tensors.items() if tensor.ndim and name.startswith(per_class)):
+            rows = len(tensors[name])
+            tensors[name] = tensors[name][np.arange(rows * (spec.num_classes or 0) // classes) % rows]
+    # The name of a head without any stands for those that it has.
+    return tensors or {HEAD: np.zeros(())}
+
+
+def _plan_head(
+    spec: BackboneSpec | ModelSpec, checkpoint: Checkpoint, weights: NativeTensors, declared: Mapping[str, Tensor]
+) -> HeadPlan:
+    if not isinstance(spec, ModelSpec):
+        return HeadPlan()
+    state = {name: tensor for name, tensor in declared.items() if name.startswith(HEAD)}
+    if not state:
+        # A classifier without classes may have nothing to fill, and ignores the file's.
+        return HeadPlan((HEAD,))
+    if not weights.has_head or weights.head != spec.head.name:
+        found = f"a head {weights.head!r}" if weights.has_head and weights.head else "no head"
+        return HeadPlan((HEAD,), f"{weights.source} has {found}; the head {spec.head.name!r} starts with fresh weights")
+    per_class = tuple(HEAD + prefix for prefix in spec.head.per_class)
+    rows = {name: len(tensor) for name, tensor in state.items() if tensor.ndim and name.startswith(per_class)}
+    file_rows = {name: len(weights.tensors[name]) for name in rows if name in weights.tensors}
+    if file_rows == rows:
+        # Without classes the model has no such layer, and ignores the file's.
+        return HeadPlan(() if rows else per_class)
+    classes = spec.num_classes or 0
+    file_classes = _count_classes(checkpoint, file_rows, rows, classes)
+    is_consistent = all(count * classes == rows[name] * file_classes for name, count in file_rows.items())
+    if file_rows and not (is_consistent and file_rows.keys() == rows.keys()):
+        # The file contradicts itself, which filling will report.
+        return HeadPlan()
+    layers = [prefix.rstrip(".") for prefix in per_class if any(name.startswith(prefix) for name in rows)]
+    return HeadPlan(
+        per_class,
+        f"{weights.source} has {file_classes} classes, not {spec.num_classes}; the backbone's weights are taken, and "
+        f"{first_few(layers, 3)} {'starts' if len(layers) == 1 else 'start'} with fresh ones",
+    )
+
+
+def _count_classes(checkpoint: Checkpoint, file_rows: Mapping[str, int], rows: Mapping[str, int], classes: int) -> int:
+    """Return the number of classes of a file: as it records, or by a layer with so many rows for each class."""
+    if checkpoint.record and checkpoint.record.description.num_classes is not None:
+        return checkpoint.record.description.num_classes
+    return next((count * classes // rows[name] for name, count in file_rows.items()), 0)
+
+
+def _fit_tensors(
+    spec: BackboneSpec | ModelSpec, weights: NativeTensors, declared: Mapping[str, Tensor], skipped: tuple[str, ...]
+) -> dict[str, Tensor]:
+    """Return the tensors that a model declares, apart from those of skipped prefixes.
+
+    Refuses tensors that are missing, of another shape or kind, or that no part of the network accounts for.
+    """
+    backbone, fitted = backbone_of(spec), {}
+    for name, target in declared.items():
+        if name.startswith(skipped):
+            continue
+        if name in weights.tensors:
+            tensor = weights.tensors[name]
+            if backbone.stages and name == backbone.stem and tensor.ndim == 4:
+                tensor = adapt_stem(tensor, target.shape[1])
+            _check(name, tensor, target, weights)
+            fitted[name] = tensor
+        elif not name.endswith(COUNTER):
+            raise MismatchError(_lacks(name, weights))
+    built = layer_paths(backbone.blocks) if backbone.stages else None
+    unused = sorted(weights.tensors.keys() - fitted.keys())
+    extra = [name for name in unused if _is_unexpected(name, built, isinstance(spec, ModelSpec), skipped)]
+    if extra:
+        raise MismatchError(f"{weights.source} holds {first_few(extra, 3)}, which the model lacks")
+    return fitted
+
+
+def _lacks(name: str, weights: NativeTensors) -> str:
+    in_file = weights.file_names.get(name, name)
+    return f"{weights.source} lacks {in_file}" + (f", our {name}" if in_file != name else "")
+
+
+def _check(name: str, tensor: Tensor, target: Tensor, weights: NativeTensors) -> None:
+    if tensor.shape != target.shape:
+        remark = f" ({weights.remark})" if weights.remark else ""
+        raise MismatchError(f"{name} is {tuple(tensor.shape)} in the file, {tuple(target.shape)} in the model{remark}")
+    if _is_floating(tensor) != _is_floating(target):
+        raise MismatchError(f"{name} holds {tensor.dtype} in the file, {target.dtype} in the model")
+
+
+def _is_floating(tensor: Tensor) -> bool:
+    return tensor.dtype.kind == "f" if isinstance(tensor, np.ndarray) else tensor.is_floating_point()
+
+
+def _is_unexpected(name: str, built: Collection[str] | None, headed: bool, skipped: tuple[str, ...]) -> bool:
+    if name.startswith(HEAD):
+        return headed and not name.startswith(skipped)
+    # A norm such as FrozenBatchNorm2d counts no batches; layers behind the last tap are not built.
+    return built is None or (not name.endswith(COUNTER) and is_below(name, built))
+
+
+def _check_network(checkpoint: Checkpoint, request: BuildRequest) -> None:
+    """Refuse tensors of the right shapes that are another network's, such as one with other activations."""
+    digests = {network_digest(spec) for spec in (request.backbone, request.full_tail) if spec}
+    if checkpoint.record and checkpoint.record.network and checkpoint.record.network not in digests:
+        raise MismatchError(
+            f"{checkpoint.path} holds another network of the same shapes, or one that has changed since"
+        )
+
+
+def _describe_weights(
+    description: Description,
+    checkpoint: Checkpoint,
+    spec: BackboneSpec | ModelSpec,
+    layout_preprocessing: Preprocessing | None,
+) -> Description:
+    """Add what is known of the weights: recorded in the file, else in the catalogue, else in a configuration beside."""
+    entry, config = checkpoint.entry, checkpoint.config
+    preprocessing: Preprocessing | None
+    classes: str | tuple[str, ...]
+    if checkpoint.record:
+        recorded = checkpoint.record.description
+        weights = recorded.weights or checkpoint.path
+        preprocessing, classes = recorded.preprocessing, recorded.classes
+    elif entry:
+        weights, preprocessing, classes = entry.name, entry.preprocessing, entry.classes
+    else:
+        weights, preprocessing, classes = checkpoint.path, config.preprocessing, config.classes or ""
+    # A backbone, or a model with another number of classes, has no use for their names.
+    names_fit = isinstance(classes, str) or len(classes) == description.num_classes
+    return replace(
+        description,
+        weights=entry.name if entry else weights,
+        preprocessing=adapt_preprocessing(spec, preprocessing or layout_preprocessing or description.preprocessing),
+        classes=classes if names_fit and not description.random_head else "",
+    )
+
+
+def _describe_fitting_model(checkpoint: Checkpoint, request: BuildRequest, catalogue: Catalogue) -> str:
+    """Return "; the file fits 'name'" if a file is known to be of another model than the request's."""
+    record = checkpoint.record or identify_tensors(checkpoint.shapes, catalogue, checkpoint.framework)
+    if record is None:
+        return ""
+    described = record.description
+    if not record.by_name:
+        return f"; the file fits the BackboneSpec {described.name!r} that its model was built from"
+    options = dict(described.options)
+    if described.head not in (None, CLASSIFICATION):
+        options = {"head": described.head, "taps": described.taps, **options}
+    fitting = format_options(described.name, options)
+    return f"; the file fits {fitting}" if fitting != request.label else ""
