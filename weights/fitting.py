@@ -216,7 +216,7 @@ def _plan_head(
     file_classes = _count_classes(checkpoint, file_rows, rows, classes)
     is_consistent = all(count * classes == rows[name] * file_classes for name, count in file_rows.items())
     if file_rows and not (is_consistent and file_rows.keys() == rows.keys()):
-        # The file contradicts itself, which filling will report.
+        # The file contradicts itself, which fitting its tensors reports.
         return HeadPlan()
     layers = [prefix.rstrip(".") for prefix in per_class if any(name.startswith(prefix) for name in rows)]
     return HeadPlan(
