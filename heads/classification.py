@@ -25,6 +25,7 @@ CLASSIFICATION = HeadSpec(
     options={"dropout": DROPOUT},
     min_classes=0,
     task="classification",
+    nodes="featuretap.heads.nodes.classification:classification_nodes",
     outputs="featuretap.heads.classification:classification_outputs",
     description="the family's own classifier",
 )

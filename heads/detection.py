@@ -21,6 +21,16 @@ OCTAVES = (32, 64, 128, 256, 512)
 """Sizes of the anchors of the FPN paper (section 4.1), in pixels of the resized image."""
 
 SSDLITE_EXTRA = (512, 256, 256, 128)
+
+SSD_RATIOS = (2, 3)
+"""Of SSDLite's boxes, beside 1. With the inverses that makes six boxes at each place: two squares and two of each."""
+
+SMALLEST, LARGEST = 0.2, 0.95
+"""Scales of SSDLite's boxes on the finest and on the coarsest map, as fractions of the image."""
+
+SMALLEST_ANCHOR = 0.1
+"""Scale of the square in place of two on the finest map, where that has three boxes at each place."""
+
 LEAST_CHANNELS = 16
 MOST_LEVELS = 32
 
@@ -188,6 +198,7 @@ SSDLITE = detector(
         "positive_fraction": share(0.25),
     },
     min_classes=2,
+    nodes="featuretap.heads.nodes.detection:ssdlite_nodes",
     layouts={"torchvision": "featuretap.heads.layouts.torchvision:ssdlite"},
     per_class=tuple(f"predictor.classification_head.module_list.{level}.1." for level in range(MOST_LEVELS)),
 )

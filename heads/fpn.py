@@ -78,6 +78,7 @@ FPN = HeadSpec(
     options=PYRAMID_OPTIONS,
     check="featuretap.heads.fpn:check_pyramid",
     taps="featuretap.heads.fpn:pyramid_taps",
+    nodes="featuretap.heads.nodes.fpn:fpn_nodes",
     outputs="featuretap.heads.fpn:pyramid_outputs",
     model="featuretap.heads.modules.models:PyramidModel",
     per_class=(),

@@ -28,6 +28,7 @@ LRASPP = HeadSpec(
     "lraspp",
     reads=(("C3.depthwise", "C3"), "C5"),
     factory="featuretap.heads.modules.segmentation:lraspp",
+    nodes="featuretap.heads.nodes.segmentation:lraspp_nodes",
     options={
         "inter_channels": count(128),
         "pooling": choice("window", "global"),
@@ -47,6 +48,7 @@ DEEPLAB_V3 = HeadSpec(
     reads=("C5",),
     optional_reads={"auxiliary": (("C3.first", "C3"),)},
     factory="featuretap.heads.modules.segmentation:deeplab_v3",
+    nodes="featuretap.heads.nodes.segmentation:deeplab_v3_nodes",
     options={
         "auxiliary": boolean(False),
         "atrous_rates": Option(

@@ -38,7 +38,7 @@ Shape = tuple[int | str, ...]
 
 FIELDS = {
     "reads": READS,
-    **dict.fromkeys(("factory", "layers", "check", "taps", "outputs", "model"), IMPORT_STRING),
+    **dict.fromkeys(("factory", "layers", "check", "taps", "outputs", "model", "nodes"), IMPORT_STRING),
     "num_classes": ("None or a positive whole number", lambda value: value is None or is_whole(value, 1)),
     "options": OPTIONS,
     "per_class": STRINGS,
@@ -91,6 +91,9 @@ class HeadSpec:
         outputs: import string of a function that also takes `height=` and `width=` of an image in pixels, and returns
             name → shape of what the model returns for it.
         model: import string of `model(backbone, head) -> nn.Module`, both modules as `backbone` and `head` inside.
+        nodes: import string of a function that also takes `graph=`, a `featuretap.specs.graph.Graph`, appends the nodes
+            of backbone and head to it, and returns name → tensor of the model's outputs; without it, PyTorch traces
+            the model where it is exported.
         images: how the model wants its images: "cropped" to one size, "whole" and of any size, both normalised, or
             "raw", with values from 0 to 1, resized and normalised by the model; the method
             `normalise_as(preprocessing)` of a head receives how the weights were trained.
@@ -120,6 +123,7 @@ class HeadSpec:
     taps: str = ""
     outputs: str = ""
     model: str = "featuretap.heads.modules.models:HeadedModel"
+    nodes: str = ""
     images: Literal["cropped", "whole", "raw"] = "cropped"
     layouts: Mapping[str, str] = field(default_factory=dict, hash=False)
     task: Literal["classification", "segmentation", "detection", ""] = ""

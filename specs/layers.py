@@ -46,7 +46,10 @@ class Counted(Protocol):
 class Layer(Counted, Protocol):
     """A layer of a row: what counting, taps and building need to know of it.
 
-    `module` is the import string of `module(layer, norm) -> nn.Module`. `strided` marks the layer that carries the
+    `module` is the import string of `module(layer, norm) -> nn.Module`. A class may also have `nodes`, the import string
+    of `nodes(graph, layer, path, x) -> str`, which appends the layer to a `featuretap.specs.graph.Graph`: `path` is
+    that of its tensors, `x` the name of its input, and the name of its output is returned. Without it, PyTorch traces
+    the network where it is exported. `strided` marks the layer that carries the
     stride of its row; at most one in a row does. It also carries the row's dilation, as does every `Convolution` wider
     than 1×1. `norm_channels` are those of its norm, 0 without one.
     """
@@ -89,6 +92,7 @@ class Convolution:
     """
 
     module: ClassVar[str] = "featuretap.backbones.modules:ConvolutionLayer"
+    nodes: ClassVar[str] = "featuretap.backbones.nodes:convolution_nodes"
 
     name: str
     in_channels: int
@@ -158,6 +162,7 @@ class SqueezeExcite:
     """
 
     module: ClassVar[str] = "featuretap.backbones.modules:SqueezeExciteLayer"
+    nodes: ClassVar[str] = "featuretap.backbones.nodes:squeeze_excite_nodes"
     strided: ClassVar[bool] = False
     norm_channels: ClassVar[int] = 0
 

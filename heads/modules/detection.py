@@ -21,7 +21,15 @@ from torchvision.models.detection.ssd import SSD
 from torchvision.models.detection.ssdlite import SSDLiteHead
 from torchvision.ops import Conv2dNormActivation, MultiScaleRoIAlign
 
-from featuretap.heads.detection import anchor_sizes, extra_channels, image_size
+from featuretap.heads.detection import (
+    LARGEST,
+    SMALLEST,
+    SMALLEST_ANCHOR,
+    SSD_RATIOS,
+    anchor_sizes,
+    extra_channels,
+    image_size,
+)
 from featuretap.heads.fpn import PYRAMID_OPTIONS
 from featuretap.heads.modules.fpn import Pyramid, fpn
 from featuretap.specs import BackboneSpec
@@ -29,12 +37,6 @@ from featuretap.specs.preprocessing import Preprocessing
 
 BOX, MASK = 7, 14
 """Pixels of the square that torchvision crops around a box, for its label and for its mask."""
-
-SSD_RATIOS = [2, 3]
-"""Of SSDLite's boxes, beside 1. With the inverses that makes six boxes at each place: two squares and two of each."""
-
-SMALLEST, LARGEST = 0.2, 0.95
-"""Scales of SSDLite's boxes on the finest and on the coarsest map, as fractions of the image."""
 
 # Of the papers' detection code, and of torchvision's.
 SSD_NORM = partial(nn.BatchNorm2d, eps=1e-3, momentum=0.03)
@@ -198,7 +200,7 @@ class ReducedBoxGenerator(DefaultBoxGenerator):  # type: ignore[misc]
     ) -> list[Tensor]:
         _, *others = super()._generate_wh_pairs(num_outputs, dtype, device)
         scale, root = self.scales[0], sqrt(2)
-        lowest = [[0.1, 0.1], [scale * root, scale / root], [scale / root, scale * root]]
+        lowest = [[SMALLEST_ANCHOR, SMALLEST_ANCHOR], [scale * root, scale / root], [scale / root, scale * root]]
         return [torch.as_tensor(lowest, dtype=dtype, device=device), *others]
 
     def num_anchors_per_location(self) -> list[int]:
@@ -228,7 +230,7 @@ def ssdlite(
     channels = [*taps, *extra_channels(backbone.width)]
     neck = ExtraLayers(channels[len(taps) - 1 :])
     generator = ReducedBoxGenerator if reduce_lowest_anchors else DefaultBoxGenerator
-    boxes = generator([SSD_RATIOS] * len(channels), min_ratio=SMALLEST, max_ratio=LARGEST)
+    boxes = generator([list(SSD_RATIOS)] * len(channels), min_ratio=SMALLEST, max_ratio=LARGEST)
     predictor = SSDLiteHead(channels, boxes.num_anchors_per_location(), num_classes, SSD_NORM)
     height, width = image_size(size)
     return DetectionHead(neck, SSD(neck, boxes, (width, height), num_classes, head=predictor, **options))

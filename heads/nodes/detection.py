@@ -1,0 +1,194 @@
+"""SSDLite as ONNX nodes, from images of any size to boxes in their pixels."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import product
+from math import log, sqrt
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from featuretap.backbones.nodes import backbone_nodes
+from featuretap.heads.detection import (
+    LARGEST,
+    SMALLEST,
+    SMALLEST_ANCHOR,
+    SSD_RATIOS,
+    extra_channels,
+    image_size,
+)
+from featuretap.specs import BackboneSpec
+from featuretap.specs.graph import Graph
+
+PREDICTOR = "head.predictor"
+
+FLOAT, INT64 = 1, 7
+"""ONNX's numbers of the two types (`onnx.TensorProto.FLOAT` and `INT64`)."""
+
+BOX_WEIGHTS = 10.0, 5.0
+"""By which SSD's predictions of a box's centre and of its size are divided (torchvision's `SSD.box_coder`)."""
+
+MAXIMUM_LOG_SCALE = log(1000 / 16)
+"""Maximum predicted logarithm of a box's size relative to its anchor's (torchvision's `BoxCoder`)."""
+
+
+def ssdlite_nodes(
+    backbone: BackboneSpec,
+    *,
+    graph: Graph,
+    num_classes: int,
+    size: int | Sequence[int],
+    reduce_lowest_anchors: bool,
+    score_thresh: float,
+    nms_thresh: float,
+    detections_per_img: int,
+    topk_candidates: int,
+    **others: Any,
+) -> dict[str, str]:
+    """Append a detector with SSDLite on images (N, C, H, W) with values from 0 to 1.
+
+    Args:
+        backbone: the resolved spec.
+        graph: to append to.
+        num_classes: the background included.
+        size: pixels that images are resized to, one number or (height, width).
+        reduce_lowest_anchors: whether the finest map has three boxes at each place in place of six.
+        score_thresh: minimum score of a box.
+        nms_thresh: maximum overlap of boxes of one class.
+        detections_per_img: maximum number D of boxes of an image.
+        topk_candidates: maximum number of boxes of a class before overlapping ones are removed.
+        **others: options of training, and the normalisation, which the graph has.
+
+    Returns:
+        "boxes" (N, D, 4) as x1, y1, x2, y2 in pixels of the images, "scores" (N, D) in descending order, "labels"
+        (N, D) and "num_detections" (N,). Boxes, scores and labels beyond an image's number are zeros.
+    """
+    height, width = image_size(size)
+    mean, std = (
+        graph.constant(np.reshape(values, (-1, 1, 1)))
+        for values in (graph.preprocessing.mean, graph.preprocessing.std)
+    )
+    normalised = graph.node("Div", graph.node("Sub", graph.images, mean), std)
+    maps = list(backbone_nodes(graph, backbone, graph.resize(normalised, graph.constant([height, width]))).values())
+    sizes = [shape[1:] for shape in backbone.tap_shapes(height, width).values()]
+    for index, channels in enumerate(extra_channels(backbone.width)):
+        maps.append(_extra_layer(graph, maps[-1], f"head.neck.extra.{index}", channels // 2))
+        sizes.append((-(-sizes[-1][0] // 2), -(-sizes[-1][1] // 2)))
+    logits = _predictions(graph, maps, "classification_head", num_classes)
+    deltas = _predictions(graph, maps, "regression_head", 4)
+    graph.intermediate = {"cls_logits": logits, "bbox_regression": deltas}
+    anchors = default_boxes(sizes, (height, width), reduce_lowest_anchors)
+    boxes = _decode(graph, deltas, anchors, (height, width))
+    scores = graph.node("Transpose", graph.node("Softmax", logits, axis=-1), perm=[0, 2, 1])
+    candidates = min(topk_candidates, len(anchors))
+    candidate_boxes, candidate_scores = _candidates(graph, boxes, scores, num_classes, candidates)
+    kept = _suppress(graph, candidate_boxes, candidate_scores, candidates, nms_thresh, score_thresh)
+    total = (num_classes - 1) * candidates
+    kept = graph.node("Reshape", kept, graph.constant([-1, total]))
+    best, places = graph.node("TopK", kept, graph.constant([min(detections_per_img, total)]), outputs=2, axis=1)
+    found = graph.integer("Cast", graph.node("Greater", best, graph.constant(0.0)), to=INT64)
+    labels = graph.node("Add", graph.node("Div", places, graph.constant(candidates)), graph.constant(1))
+    at_places = graph.node("Unsqueeze", places, graph.constant([2]))
+    found_boxes = graph.node("GatherND", candidate_boxes, at_places, batch_dims=1)
+    scale = graph.node("Div", graph.node("Cast", graph.size_of(graph.images), to=FLOAT), graph.constant([float(height), float(width)]))
+    scale = graph.node("Gather", scale, graph.constant([1, 0, 1, 0]))
+    found_column = graph.node("Unsqueeze", graph.node("Cast", found, to=FLOAT), graph.constant([2]))
+    return {
+        "boxes": graph.node("Mul", graph.node("Mul", found_boxes, scale), found_column),
+        "scores": best,
+        "labels": graph.integer("Mul", labels, found),
+        "num_detections": graph.integer("ReduceSum", found, graph.constant([1]), keepdims=0),
+    }
+
+
+def default_boxes(
+    sizes: Sequence[tuple[int, int]], image: tuple[int, int], reduce_lowest: bool
+) -> NDArray[np.float32]:
+    """Return SSD's default boxes (A, 4) as x1, y1, x2, y2 in pixels (arXiv 1512.02325, section 2.2).
+
+    Args:
+        sizes: height and width of each map, the finest first.
+        image: height and width of the image in pixels.
+        reduce_lowest: whether the finest map has three boxes at each place in place of six.
+    """
+    steps = len(sizes) - 1
+    scales = [*(SMALLEST + (LARGEST - SMALLEST) * level / steps for level in range(len(sizes))), 1.0]
+    pixels = np.array([image[1], image[0]], np.float32)
+    boxes = []
+    for level, ((height, width), scale) in enumerate(zip(sizes, scales, strict=False)):
+        shapes = [(scale, scale), (sqrt(scale * scales[level + 1]),) * 2]
+        for ratio in SSD_RATIOS:
+            shape = scale * sqrt(ratio), scale / sqrt(ratio)
+            shapes += [shape, shape[::-1]]
+        if reduce_lowest and level == 0:
+            shapes = [(SMALLEST_ANCHOR, SMALLEST_ANCHOR), shapes[2], shapes[3]]
+        half = 0.5 * np.array(shapes, np.float32).clip(0, 1)
+        rows, columns = ((np.arange(side, dtype=np.float32) + 0.5) / np.float32(side) for side in (height, width))
+        centres = np.array([(x, y) for y, x in product(rows, columns)], np.float32)[:, None]
+        corners = np.concatenate([(centres - half) * pixels, (centres + half) * pixels], axis=-1)
+        boxes.append(corners.reshape(-1, 4))
+    return np.concatenate(boxes)
+
+
+def _extra_layer(graph: Graph, x: str, path: str, inner: int) -> str:
+    for index, options in enumerate(({}, {"stride": 2, "padding": 1, "groups": inner}, {})):
+        x = graph.convolution(x, f"{path}.{index}.0", f"{path}.{index}.1", **options)
+        x = graph.activation(x, "relu6")
+    return x
+
+
+def _predictions(graph: Graph, maps: Sequence[str], part: str, columns: int) -> str:
+    """Append the predictors of all maps, and return their predictions (N, A, columns) for all A anchors."""
+    levels = []
+    for index, x in enumerate(maps):
+        path = f"{PREDICTOR}.{part}.module_list.{index}"
+        groups = len(graph.tensor(f"{path}.0.0.weight"))
+        y = graph.activation(graph.convolution(x, f"{path}.0.0", f"{path}.0.1", padding=1, groups=groups), "relu6")
+        rows = graph.node("Transpose", graph.convolution(y, f"{path}.1"), perm=[0, 2, 3, 1])
+        levels.append(graph.node("Reshape", rows, graph.constant([0, -1, columns])))
+    return str(graph.node("Concat", *levels, axis=1))
+
+
+def _decode(graph: Graph, deltas: str, anchors: NDArray[np.float32], image: tuple[int, int]) -> str:
+    """Append the decoding of predictions (N, A, 4) into boxes (N, A, 4) within the resized image, in its pixels."""
+    sides = anchors[:, 2:] - anchors[:, :2]
+    centres = graph.constant(anchors[:, :2] + np.float32(0.5) * sides)
+    sides = graph.constant(sides)
+    offset, log_scale = graph.node("Split", deltas, outputs=2, axis=2, num_outputs=2)
+    offset, log_scale = (
+        graph.node("Div", x, graph.constant(weight)) for x, weight in zip((offset, log_scale), BOX_WEIGHTS, strict=True)
+    )
+    centre = graph.node("Add", graph.node("Mul", offset, sides), centres)
+    scale = graph.node("Exp", graph.node("Min", log_scale, graph.constant(MAXIMUM_LOG_SCALE)))
+    half = graph.node("Mul", graph.node("Mul", scale, sides), graph.constant(0.5))
+    corners = graph.node("Concat", graph.node("Sub", centre, half), graph.node("Add", centre, half), axis=2)
+    limits = graph.constant(np.array([image[1], image[0]] * 2, np.float32))
+    return str(graph.node("Min", graph.node("Max", corners, graph.constant(0.0)), limits))
+
+
+def _candidates(graph: Graph, boxes: str, scores: str, num_classes: int, count: int) -> tuple[str, str]:
+    """Append the choice of each class's `count` best boxes, the background's left out.
+
+    Boxes are (N, A, 4), scores (N, num_classes, A); returned are boxes (N, C * count, 4) and scores (N, C, count).
+    """
+    objects = graph.node("Slice", scores, graph.constant([1]), graph.constant([num_classes]), graph.constant([1]))
+    best, places = graph.node("TopK", objects, graph.constant([count]), outputs=2, axis=2)
+    rows = graph.node("Reshape", places, graph.constant([0, -1, 1]))
+    return graph.node("GatherND", boxes, rows, batch_dims=1), best
+
+
+def _suppress(graph: Graph, boxes: str, scores: str, count: int, overlap: float, least: float) -> str:
+    """Append the removal of boxes that overlap a better one of their class, and return scores (N * C, 1, count).
+
+    The scores of removed boxes, and those that are not over the least one, become 0. `NonMaxSuppression` has the same
+    boxes for all classes of an image, and here each class has candidates of its own; so it sees each class of each
+    image as an image of one class.
+    """
+    boxes = graph.node("Reshape", boxes, graph.constant([-1, count, 4]))
+    scores = graph.node("Reshape", scores, graph.constant([-1, 1, count]))
+    limits = (graph.constant(value) for value in ([count], [overlap], [least]))
+    selected = graph.node("NonMaxSuppression", boxes, scores, *limits)
+    zeros = graph.node("Mul", scores, graph.constant(0.0))
+    return str(graph.node("ScatterND", zeros, selected, graph.node("GatherND", scores, selected)))

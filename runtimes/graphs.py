@@ -1,0 +1,113 @@
+"""ONNX graphs written from specs and tensors, without PyTorch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from featuretap.backbones.nodes import backbone_nodes
+from featuretap.specs import BackboneSpec, ModelSpec
+from featuretap.specs.graph import IMAGE, Graph, NodesError
+from featuretap.specs.head import backbone_of
+from featuretap.specs.preprocessing import Preprocessing
+from featuretap.support.version import __version__
+
+if TYPE_CHECKING:
+    import onnx
+    from numpy.typing import NDArray
+
+OPSET, IR_VERSION = 21, 10
+"""ONNX 1.17's, which ONNX Runtime 1.20 and OpenVINO 2025.0 read; the first with a correct `GroupNormalization`."""
+
+EXAMPLES = ((224, 288), (352, 416))
+"""Sizes of images; output dimensions that are equal for both do not depend on the size."""
+
+
+def write_graph(
+    spec: BackboneSpec | ModelSpec,
+    tensors: Mapping[str, NDArray[Any]],
+    norm_eps: Mapping[str, float],
+    preprocessing: Preprocessing,
+    *,
+    size: tuple[int, int] | None = None,
+    batch: int | None = None,
+    metadata: Mapping[str, str] | None = None,
+    intermediate: bool = False,
+) -> onnx.ModelProto:
+    """Return a network in evaluation mode as ONNX: "image" (batch, in_channels, height, width) → outputs by name.
+
+    Args:
+        spec: of a table, with or without a head.
+        tensors: name → values, in the native layout of files.
+        norm_eps: epsilon of the batch norms by part, and of those that differ by their path.
+        preprocessing: of the images, for heads that normalise them.
+        size: (height, width) of the images in pixels; None for any.
+        batch: number of images; None for any.
+        metadata: for `metadata_props`.
+        intermediate: whether a detector's predictions before the selection of boxes are outputs too.
+
+    Raises:
+        NodesError: a part of the network has no nodes.
+    """
+    import onnx
+    from onnx import TensorProto, helper, numpy_helper
+
+    graph = Graph(tensors, norm_eps, preprocessing)
+    outputs = _append(graph, spec)
+    if intermediate:
+        outputs |= graph.intermediate
+    shapes = _output_shapes(spec, size)
+    info = []
+    renamed: dict[str, str] = {}
+    for name, tensor in outputs.items():
+        if tensor in renamed or tensor == IMAGE:
+            # Two addresses may be one tensor, and a tensor has one name.
+            outputs[name] = graph.node("Identity", tensor)
+        renamed[outputs[name]] = name
+        kind = TensorProto.INT64 if tensor in graph.integers else TensorProto.FLOAT
+        shape = None if name in graph.intermediate else [batch or "batch", *shapes.get(name, ())]
+        info.append(helper.make_tensor_value_info(name, kind, shape))
+    for node in graph.nodes:
+        for names in (node.input, node.output):
+            names[:] = [renamed.get(name, name) for name in names]
+    height, width = size or ("height", "width")
+    images = [batch or "batch", backbone_of(spec).in_channels, height, width]
+    proto = helper.make_graph(
+        graph.nodes,
+        spec.name,
+        [helper.make_tensor_value_info(IMAGE, TensorProto.FLOAT, images)],
+        info,
+        [numpy_helper.from_array(values, name) for name, values in graph.constants.items()],
+    )
+    model: onnx.ModelProto = helper.make_model(
+        proto,
+        producer_name="featuretap",
+        producer_version=__version__,
+        opset_imports=[helper.make_opsetid("", OPSET)],
+        ir_version=IR_VERSION,
+    )
+    helper.set_model_props(model, dict(sorted((metadata or {}).items())))
+    return model
+
+
+def _append(graph: Graph, spec: BackboneSpec | ModelSpec) -> dict[str, str]:
+    """Append a network, and return name → tensor of its outputs."""
+    if not isinstance(spec, ModelSpec):
+        return backbone_nodes(graph, spec, graph.images)
+    if not spec.head.nodes:
+        raise NodesError(f"the head {spec.head.name!r} has no nodes")
+    outputs: dict[str, str] = spec.call(spec.head.nodes, graph=graph)
+    return outputs
+
+
+def _output_shapes(
+    spec: BackboneSpec | ModelSpec, size: tuple[int, int] | None
+) -> dict[str, list[int | None]]:
+    """Return name → shape of the outputs without the batch, with None for what depends on the images."""
+    first, second = ((size, size) if size else EXAMPLES)
+    describe = spec.outputs if isinstance(spec, ModelSpec) else spec.tap_shapes
+    other = describe(*second)
+    return {
+        name: [side if side == twin and isinstance(side, int) else None for side, twin in zip(shape, other[name], strict=True)]
+        for name, shape in describe(*first).items()
+    }

@@ -1,0 +1,174 @@
+"""An ONNX graph in the making, written from tensors without PyTorch.
+
+Layers and heads name functions that write their nodes into a `Graph` (`Layer.nodes`, `HeadSpec.nodes`). A tensor of the
+graph is a `str`, its name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from featuretap.specs.layers import Activation
+from featuretap.specs.preprocessing import Preprocessing
+from featuretap.support.errors import ExportError
+
+if TYPE_CHECKING:
+    import onnx
+
+Array = NDArray[Any]
+
+IMAGE = "image"
+"""Name of the input, (N, C, H, W)."""
+
+STATISTICS = ("weight", "bias", "running_mean", "running_var")
+
+
+class NodesError(ExportError):
+    """A part of a network that no nodes can be written for; PyTorch can still trace it."""
+
+
+class Graph:
+    """Nodes and constants of an ONNX graph whose input is `image`, (N, C, H, W).
+
+    Args:
+        tensors: name → values of the network, in the native layout of files (`stages.C1.0.conv.weight`, `head.…`).
+        norm_eps: epsilon of the batch norms by part ("backbone", "head"), and of those that differ by their path.
+        preprocessing: of the network's images, for heads that normalise them.
+    """
+
+    def __init__(
+        self, tensors: Mapping[str, Array], norm_eps: Mapping[str, float], preprocessing: Preprocessing
+    ) -> None:
+        self.tensors = tensors
+        self.norm_eps = norm_eps
+        self.preprocessing = preprocessing
+        self.images = IMAGE
+        self.nodes: list[onnx.NodeProto] = []
+        self.constants: dict[str, Array] = {}
+        self.integers: set[str] = set()
+        """Tensors of int64 that may be outputs; all others are of float32."""
+        self.intermediate: dict[str, str] = {}
+        """Name → tensor of what a detector predicts before it selects boxes, for comparisons."""
+
+    def node(self, operator: str, *inputs: str, outputs: int = 1, **attributes: Any) -> Any:
+        """Append a node, and return the name of its output, or a list of names of several `outputs`.
+
+        Args:
+            operator: of ONNX, such as "Conv".
+            *inputs: names of tensors; "" for an input that is left out.
+            outputs: number of outputs.
+            **attributes: of the operator.
+        """
+        import onnx.helper
+
+        name = f"{operator}_{len(self.nodes)}"
+        names = [name] if outputs == 1 else [f"{name}_{index}" for index in range(outputs)]
+        self.nodes.append(onnx.helper.make_node(operator, inputs, names, name, **attributes))
+        return name if outputs == 1 else names
+
+    def integer(self, operator: str, *inputs: str, **attributes: Any) -> str:
+        """Append a node of one output as `node` does, and note that the output is of int64."""
+        name = str(self.node(operator, *inputs, **attributes))
+        self.integers.add(name)
+        return name
+
+    def constant(self, values: Any, name: str = "") -> str:
+        """Store values as a constant, floats as float32 and integers as int64, and return its name."""
+        array = np.asarray(values)
+        kind = np.float32 if array.dtype.kind == "f" else np.int64
+        name = name or f"constant_{len(self.constants)}"
+        self.constants[name] = np.ascontiguousarray(array, dtype=kind)
+        return name
+
+    def has(self, name: str) -> bool:
+        """Return whether the network has a tensor."""
+        return name in self.tensors
+
+    def tensor(self, name: str) -> Array:
+        """Return a tensor of the network as float32.
+
+        Raises:
+            NodesError: the network lacks it.
+        """
+        if name not in self.tensors:
+            raise NodesError(f"there is no tensor {name!r} to write the graph from")
+        return self.tensors[name].astype(np.float32, copy=False)
+
+    def convolution(
+        self, x: str, path: str, norm: str = "", *, stride: int = 1, padding: int = 0, dilation: int = 1, groups: int = 1
+    ) -> str:
+        """Append a convolution of (N, C, H, W), with a batch norm folded into it.
+
+        Args:
+            x: the input.
+            path: of the convolution in the network: its tensors are `path.weight` and, if it has one, `path.bias`.
+            norm: path of the batch norm that follows; "" for none.
+            stride: in pixels.
+            padding: pixels added on each side.
+            dilation: distance in pixels of neighbouring weights.
+            groups: that the channels are divided into.
+
+        Raises:
+            NodesError: the norm is no batch norm with running statistics.
+        """
+        names = self._weights(path, norm)
+        kernel = list(self.constants[names[0]].shape[2:])
+        attributes = {"kernel_shape": kernel, "strides": [stride] * 2, "pads": [padding] * 4}
+        return str(self.node("Conv", x, *names, dilations=[dilation] * 2, group=groups, **attributes))
+
+    def linear(self, x: str, path: str, norm: str = "") -> str:
+        """Append a linear layer on (N, C), with a batch norm folded into it; arguments as for `convolution`."""
+        return str(self.node("Gemm", x, *self._weights(path, norm), transB=1))
+
+    def activation(self, x: str, activation: Activation | None) -> str:
+        """Append an activation: "relu", "relu6", "hard_swish", or None for none."""
+        if activation is None:
+            return x
+        if activation == "relu6":
+            return str(self.node("Clip", x, self.constant(0.0, "zero"), self.constant(6.0, "six")))
+        return str(self.node({"relu": "Relu", "hard_swish": "HardSwish"}[activation], x))
+
+    def size_of(self, x: str) -> str:
+        """Append the height and width of (N, C, H, W), as int64 (2,)."""
+        return str(self.node("Shape", x, start=2, end=4))
+
+    def resize(self, x: str, size: str, mode: str = "linear") -> str:
+        """Append a resizing of (N, C, H, W) to a size (height, width), as `torch.nn.functional.interpolate` does it.
+
+        Args:
+            x: the input.
+            size: int64 (2,), such as `size_of` returns.
+            mode: "linear" (bilinear, with `align_corners=False`) or "nearest".
+        """
+        attributes = {"coordinate_transformation_mode": {"linear": "half_pixel", "nearest": "asymmetric"}[mode]}
+        return str(self.node("Resize", x, "", "", size, axes=[2, 3], mode=mode, nearest_mode="floor", **attributes))
+
+    def _weights(self, path: str, norm: str) -> list[str]:
+        """Store the weight of a layer and its bias, if there is one, a norm folded into both; return their names."""
+        weight = self.tensor(f"{path}.weight")
+        bias = self.tensor(f"{path}.bias") if self.has(f"{path}.bias") else None
+        if norm:
+            weight, bias = self._fold(weight, bias, norm)
+        names = [self.constant(weight, f"{path}.weight")]
+        return names if bias is None else [*names, self.constant(bias, f"{path}.bias")]
+
+    def _fold(self, weight: Array, bias: Array | None, norm: str) -> tuple[Array, Array]:
+        missing = [kind for kind in STATISTICS if not self.has(f"{norm}.{kind}")]
+        if missing:
+            raise NodesError(f"{norm} is no batch norm with running statistics: it has no {missing[0]}")
+        gamma, beta, mean, variance = (self.tensor(f"{norm}.{kind}").astype(np.float64) for kind in STATISTICS)
+        scale = gamma / np.sqrt(variance + self._eps(norm))
+        shift = beta - mean * scale + (0 if bias is None else bias * scale)
+        return weight * scale.astype(np.float32).reshape(-1, *[1] * (weight.ndim - 1)), shift
+
+    def _eps(self, norm: str) -> float:
+        part = "head" if norm.startswith("head.") else "backbone"
+        eps = self.norm_eps.get(norm, self.norm_eps.get(part))
+        if eps is None:
+            raise NodesError(f"the epsilon of the {part}'s batch norms is not known")
+        return eps
+
