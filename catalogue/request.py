@@ -92,7 +92,8 @@ def resolve_request(
     described_as = name if isinstance(name, str) and ":" in name else provided.name
     # The norm is code, which a description cannot hold.
     as_built = backbone if backbone.norm is None else replace(backbone, norm=None)
-    description = Description(described_as, tuple(backbone.taps), options, backbone=as_built)
+    described = replace(spec, backbone=as_built) if isinstance(spec, ModelSpec) else as_built
+    description = Description(described_as, tuple(backbone.taps), options, spec=described)
     if isinstance(spec, ModelSpec):
         description = replace(description, head=spec.head.name, num_classes=spec.num_classes)
     if isinstance(spec, ModelSpec) or backbone.in_channels != len(description.preprocessing.mean):

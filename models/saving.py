@@ -10,7 +10,7 @@ from torch import nn
 from featuretap.catalogue.catalogue import Catalogue
 from featuretap.catalogue.request import resolve_request
 from featuretap.models.built import is_fused, unwrap
-from featuretap.specs import BackboneSpec, ModelSpec
+from featuretap.specs import BackboneSpec
 from featuretap.specs.description import Description, format_options
 from featuretap.specs.layout import NATIVE
 from featuretap.specs.network_digest import network_digest
@@ -39,13 +39,13 @@ def save_model(catalogue: Catalogue, model: nn.Module, path: Path, layout: str) 
             f"cannot save {label}, which is fused, so that its batch norms are gone; save the model that it was made "
             "from"
         )
-    if description.backbone is None:
-        raise OptionError("the model's description lacks its backbone; change it with dataclasses.replace only")
+    spec = description.spec
+    if spec is None or description.backbone is None:
+        raise OptionError("the model's description lacks its spec; change it with dataclasses.replace only")
     prefix = "backbone." if description.head else ""
     tensors = {name.removeprefix(prefix): tensor for name, tensor in inner.state_dict().items()}
     eps = {path.removeprefix(prefix): value for path, value in eps_of(inner).items()}
     by_name = _is_built_by_name(catalogue, description)
-    spec = _spec_as_built(catalogue, description, description.backbone)
     difference = find_difference(shapes_of(tensors), description.backbone, head_tensors(spec))
     if difference:
         raise WeightsError(
@@ -86,24 +86,6 @@ def _is_built_by_name(catalogue: Catalogue, description: Description) -> bool:
 
 def _without_labels(spec: BackboneSpec) -> BackboneSpec:
     return replace(spec, aliases=(), description="", published_as="", variant_of="", norm=None, tags=())
-
-
-def _spec_as_built(catalogue: Catalogue, description: Description, backbone: BackboneSpec) -> BackboneSpec | ModelSpec:
-    """Return the spec of a model on the backbone as it was built, whatever the head would set of it."""
-    if description.head is None:
-        return backbone
-    built = options_of(backbone)
-    of_head = {name: value for name, value in description.options.items() if name not in built}
-    kept = {name: built[name] for name in catalogue.head(description.head).backbone_options if name in built}
-    return resolve_request(
-        catalogue,
-        backbone,
-        head=description.head,
-        num_classes=description.num_classes,
-        taps=description.taps,
-        **of_head,
-        **kept,
-    ).spec
 
 
 def _make_portable(catalogue: Catalogue, description: Description) -> Description:

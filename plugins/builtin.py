@@ -16,18 +16,20 @@ from featuretap.specs import BackboneSpec, HeadSpec, RuntimeSpec
 RUNTIMES = (
     RuntimeSpec(
         "onnxruntime",
-        factory="featuretap.runtimes.onnx_runtime:compile_onnx",
-        modules=("onnxruntime", "onnx", "onnxscript"),
+        factory="featuretap.runtimes.torch_sessions:compile_graph",
+        session="featuretap.runtimes.onnx_runtime:open_session",
+        modules=("onnxruntime", "onnx"),
         requires="featuretap[onnxruntime]",
-        opens={".onnx": "featuretap.runtimes.onnx_runtime:open_onnx"},
+        opens={".onnx": "featuretap.runtimes.torch_sessions:open_onnx"},
         description="ONNX Runtime, on the CPU",
     ),
     RuntimeSpec(
         "openvino",
-        factory="featuretap.runtimes.openvino_runtime:compile_openvino",
-        modules=("openvino",),
+        factory="featuretap.runtimes.torch_sessions:compile_graph",
+        session="featuretap.runtimes.openvino_runtime:open_session",
+        modules=("openvino", "onnx"),
         requires="featuretap[openvino]",
-        opens=dict.fromkeys((".xml", ".onnx"), "featuretap.runtimes.openvino_runtime:open_openvino"),
+        opens=dict.fromkeys((".xml", ".onnx"), "featuretap.runtimes.torch_sessions:open_openvino"),
         description="OpenVINO, on the CPU",
     ),
     RuntimeSpec(

@@ -5,6 +5,7 @@ A file is kept only if the runtime computes what the model does.
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Self
@@ -15,23 +16,16 @@ from torch import Tensor, nn
 from featuretap.catalogue.catalogue import Catalogue
 from featuretap.models.built import unwrap
 from featuretap.models.saving import record_of_model
-from featuretap.runtimes.exportable import (
-    DEVICE,
-    DTYPE,
-    SIGNATURE,
-    Exportable,
-    Run,
-    Signature,
-    library_errors,
-    prepare_model,
-    verify_outputs,
-)
-from featuretap.runtimes.formats import resolve_format
+from featuretap.runtimes.exportable import Exportable, Run, outputs_by_spec, prepare_model
+from featuretap.runtimes.formats import Format, resolve_format
+from featuretap.runtimes.model_graphs import written_or_traced
+from featuretap.runtimes.signature import DETECTIONS, DEVICE, DTYPE, SIGNATURE, Signature, library_errors
+from featuretap.runtimes.verification import DifferenceError, verify_outputs
 from featuretap.specs import RuntimeSpec, Tap
 from featuretap.specs.description import Description
 from featuretap.specs.validation import is_whole
 from featuretap.support.atomic_write import replace_files
-from featuretap.support.errors import ExportError, OptionError
+from featuretap.support.errors import ExportError, HeadError, OptionError
 from featuretap.support.import_strings import convert_errors, load
 from featuretap.weights.metadata import metadata_of, read_record
 
@@ -77,8 +71,17 @@ class CompiledModel(nn.Module):
         Raises:
             OptionError: images of another shape, type or device than the model was compiled for.
         """
+        if self.outputs == DETECTIONS and isinstance(images, list | tuple):
+            # Images of different sizes are called one by one.
+            return [found for image in images for found in self(image[None])]
         self._check(images)
         outputs = self._run(images.detach())
+        if self.outputs == DETECTIONS:
+            *padded, numbers = outputs
+            return [
+                {name: values[place, :number] for name, values in zip(DETECTIONS, padded, strict=False)}
+                for place, number in enumerate(numbers.tolist())
+            ]
         return dict(zip(self.outputs, outputs, strict=True)) if self._signature.as_dict else outputs[0]
 
     def train(self, mode: bool = True) -> Self:
@@ -124,10 +127,22 @@ def compile_model(
     """Compile a model; see `Registry.compile`."""
     _check_threads(threads)
     runtime.check_installed()
-    prepared = prepare_model(model, size, batch)
-    with convert_errors(f"runtime {runtime.name!r}", runtime.factory):
-        run = load(runtime.factory)(prepared, threads=threads)
-    verify_outputs(prepared, run)
+    prepared = replace(prepare_model(model, size, batch), session=runtime.session)
+    if prepared.session:
+        prepared.check_on_cpu(runtime.name)
+    elif prepared.detects:
+        raise HeadError(
+            f"the head {prepared.description.head!r} finds objects in lists of images, which the runtime "
+            f"{runtime.name!r} does not take; take 'onnxruntime'"
+        )
+
+    def make(exportable: Exportable) -> Run:
+        with convert_errors(f"runtime {runtime.name!r}", runtime.factory):
+            run: Run = load(runtime.factory)(exportable, threads=threads)
+        verify_outputs(exportable, run)
+        return run
+
+    run = written_or_traced(prepared, make, DifferenceError)
     images = prepared.images
     return CompiledModel(run, prepared.signature, prepared.description, runtime.name, str(images.device), images.dtype)
 
@@ -181,25 +196,32 @@ def export(
     form = resolve_format(path, format)
     form.check_installed()
     description = unwrap(model, "registry.export writes").description
-    if description.preprocessing.inside:
+    if description.preprocessing.inside and not (form.session and outputs_by_spec(description)):
         form = form.of_detectors(description.head)
-    functions = (form.prepare, form.writer, form.reader, form.verifier)
-    prepare, write, read, verify = (load(f"featuretap.runtimes.{function}") for function in functions)
     with keep_on_success(path) as written:
-        prepared: Exportable = prepare(model, size, batch)
-        metadata = export_metadata(catalogue, prepared)
-        with library_errors(f"cannot write {prepared.label} as {form.name}"):
-            write(prepared, written, metadata)
-        with library_errors(f"the {form.name} file was written, and cannot be read again"):
-            found, run = read(written, threads=None)
-        lost = sorted(key for key, value in metadata.items() if found.get(key) != value)
-        if lost:
-            raise ExportError(
-                f"the {form.name} file was written without what it should say of its model: {', '.join(lost)}"
-            )
-        with library_errors(f"the {form.name} file was written, and does not run"):
-            verify(prepared, run)
+        prepared: Exportable = load(f"featuretap.runtimes.{form.prepare}")(model, size, batch)
+        prepared = replace(prepared, session=form.session)
+        if prepared.session:
+            prepared.check_on_cpu(form.extra)
+        written_or_traced(prepared, lambda model: _write(catalogue, model, form, written), DifferenceError)
     return path
+
+
+def _write(catalogue: Catalogue, prepared: Exportable, form: Format, written: Path) -> None:
+    """Write a file, read it again, and compare it with the model."""
+    write, read, verify = (load(f"featuretap.runtimes.{name}") for name in (form.writer, form.reader, form.verifier))
+    metadata = export_metadata(catalogue, prepared)
+    with library_errors(f"cannot write {prepared.label} as {form.name}"):
+        write(prepared, written, metadata)
+    with library_errors(f"the {form.name} file was written, and cannot be read again"):
+        found, run = read(written, threads=None)
+    lost = sorted(key for key, value in metadata.items() if found.get(key) != value)
+    if lost:
+        raise ExportError(
+            f"the {form.name} file was written without what it should say of its model: {', '.join(lost)}"
+        )
+    with library_errors(f"the {form.name} file was written, and does not run"):
+        verify(prepared, run)
 
 
 def export_metadata(catalogue: Catalogue, model: Exportable) -> dict[str, str]:

@@ -14,9 +14,12 @@ import torch
 from torch import Tensor, nn
 
 from featuretap.models.built import unwrap
-from featuretap.runtimes.exportable import IMAGE, TOLERANCE, Exportable, Run, Signature, check_sizes, quiet_exporters
+from featuretap.runtimes.exportable import Exportable, Run, quiet_exporters
+from featuretap.runtimes.signature import Signature, check_sizes
 from featuretap.runtimes.torch_runtimes import load_script
+from featuretap.runtimes.verification import TOLERANCE
 from featuretap.specs.description import Description
+from featuretap.specs.graph import IMAGE
 from featuretap.support.errors import ExportError, HeadError, OptionError
 
 Objects = Mapping[str, Tensor]
@@ -81,9 +84,8 @@ def write_detector(model: Exportable, path: Path, metadata: Mapping[str, str]) -
     """Write ONNX: "image" (1, C, H, W), with values from 0 to 1 → "boxes", "scores", "labels" (and "masks")."""
     import onnx
 
-    from featuretap.runtimes.onnx_runtime import open_onnx
+    from featuretap.runtimes.torch_sessions import open_onnx
 
-    model.check_on_cpu("onnxruntime")
     single: Any = model.model
     wanted = single.threshold.clone()
     try:

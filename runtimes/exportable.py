@@ -1,23 +1,21 @@
-"""Models prepared for export: a copy for inference, example images, the signature, and the check of outputs."""
+"""Models prepared for export: a copy for inference, example images, and the signature."""
 
 import copy
-import json
 import logging
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import asdict, dataclass, replace
-from typing import Any, Self
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from featuretap.models.built import unwrap
-from featuretap.specs import Tap
+from featuretap.runtimes.signature import DETECTIONS, Signature, check_sizes, library_errors
+from featuretap.specs import ModelSpec
 from featuretap.specs.description import Description, format_options
-from featuretap.specs.validation import is_list_of, is_whole
-from featuretap.support.errors import ExportError, FeaturetapError, HeadError, OptionError
-from featuretap.support.text import error_line
+from featuretap.support.errors import HeadError, OptionError
 
 Run = Callable[[Tensor], Sequence[Tensor]]
 """Images (N, C, H, W) → outputs, in the order of a signature."""
@@ -25,70 +23,9 @@ Run = Callable[[Tensor], Sequence[Tensor]]
 EXAMPLE = (2, 224, 256)
 """Number, height and width of the example images: all different and none 1, which tracing would specialise on."""
 
-IMAGE = "image"
-"""Name of the input in every format that names its inputs."""
 
-SIGNATURE, DEVICE, DTYPE = "featuretap.signature", "featuretap.device", "featuretap.dtype"
-"""Metadata keys: the signature as JSON, and device and dtype of the images."""
-
-TOLERANCE = 1e-4
-"""Maximum difference from the model's output, as a fraction of its largest absolute value."""
-
-BATCHES = (1, 3)
-SIZES = ((225, 161), (192, 288))
-"""Other sizes than that of the images that models are traced with; one is odd."""
-
-
-@dataclass(frozen=True)
-class Signature:
-    """Images (batch, channels, *size) → outputs.
-
-    Args:
-        outputs: names, in order: tap addresses, levels of a pyramid, "out" of a segmenter, "logits" or "features".
-        as_dict: whether the model returns a dict; otherwise it returns its only output.
-        channels: of the images.
-        taps: output → channels and stride, of a backbone or a pyramid.
-        size: height and width of the images in pixels, or None for any.
-        batch: number of images, or None for any.
-    """
-
-    outputs: tuple[str, ...]
-    as_dict: bool
-    channels: int
-    taps: Mapping[str, Tap]
-    size: tuple[int, int] | None = None
-    batch: int | None = None
-
-    def mismatch(self, shape: tuple[int, ...]) -> str:
-        """Return the expected shape as text if images of `shape` do not fit, else an empty string."""
-        expected = {"batch": self.batch, "C": self.channels}
-        expected |= dict(zip(("height", "width"), self.size or (None, None), strict=True))
-        fits = len(shape) == 4 and all(e in (None, side) for e, side in zip(expected.values(), shape, strict=True))
-        if fits and all(shape):
-            return ""
-        return f"({', '.join(str(value or name) for name, value in expected.items())})"
-
-    def to_json(self) -> str:
-        """Return it as JSON."""
-        return json.dumps(asdict(self), sort_keys=True)
-
-    @classmethod
-    def from_json(cls, text: str) -> Self:
-        """Return the signature that `to_json` wrote.
-
-        Raises:
-            ExportError: the text is something else.
-        """
-        try:
-            values: dict[str, Any] = json.loads(text)
-            values["outputs"] = tuple(values["outputs"])
-            # The keys are sorted in the file.
-            taps = sorted(values["taps"].items(), key=lambda item: values["outputs"].index(item[0]))
-            values["taps"] = {name: Tap(**tap) for name, tap in taps}
-            values["size"] = tuple(values["size"]) if values["size"] else None
-            return cls(**values)
-        except (AttributeError, FeaturetapError, KeyError, RecursionError, TypeError, ValueError) as error:
-            raise ExportError(f"{text[:60]!r} does not describe the inputs and outputs of a model: {error}") from error
+SINGLE_OUTPUTS = (("logits",), ("features",))
+"""Outputs of models that return a tensor, not a dict."""
 
 
 class TupleOutputs(nn.Module):
@@ -117,13 +54,27 @@ class TupleOutputs(nn.Module):
 class Exportable:
     """A model to be exported or compiled: a copy in evaluation mode, whose parameters need no gradient.
 
-    `images` are an example, (N, C, H, W), on the model's device and of its dtype.
+    Args:
+        model: the copy.
+        signature: its inputs and outputs.
+        description: of the model.
+        images: an example, (N, C, H, W), on the model's device and of its dtype.
+        session: import string of `open_session(model, *, threads)` of the runtime that reads the model as an ONNX
+            graph; empty where PyTorch compiles or writes it.
+        traced: whether the graph is traced although its spec describes it.
     """
 
     model: nn.Module
     signature: Signature
     description: Description
     images: Tensor
+    session: str = ""
+    traced: bool = False
+
+    @property
+    def detects(self) -> bool:
+        """Whether it is a detector with the nodes of its own, for batches of images of any size."""
+        return self.signature.outputs == DETECTIONS
 
     @property
     def module(self) -> nn.Module:
@@ -192,7 +143,8 @@ def prepare_model(model: nn.Module, size: tuple[int, int] | None = None, batch: 
     check_sizes(size, batch)
     inner = unwrap(model, "registry.compile and registry.export read")
     description = inner.description
-    if description.preprocessing.inside:
+    outputs = outputs_by_spec(description)
+    if description.preprocessing.inside and not outputs:
         raise HeadError(
             f"the head {description.head!r} finds objects in lists of images, which no runtime here takes; "
             "featuretap export writes detectors as ONNX files of one size"
@@ -204,8 +156,11 @@ def prepare_model(model: nn.Module, size: tuple[int, int] | None = None, batch: 
     count, *sides = EXAMPLE
     # A generator of its own leaves the global random state unchanged.
     images = torch.randn(batch or count, channels, *(size or sides), generator=torch.Generator().manual_seed(0))
-    signature = Signature((), False, channels, dict(getattr(inner, "taps", {}) or {}), size, batch)
+    taps = {} if description.preprocessing.inside else dict(getattr(inner, "taps", {}) or {})
+    signature = Signature(outputs, outputs not in SINGLE_OUTPUTS, channels, taps, size, batch)
     prepared = Exportable(copied, signature, description, images.to(like.device, like.dtype))
+    if outputs:
+        return prepared
     with prepared.export_errors(size_may_help=True), torch.no_grad():
         returned = copied(prepared.images)
     if isinstance(returned, Tensor):
@@ -219,33 +174,14 @@ def prepare_model(model: nn.Module, size: tuple[int, int] | None = None, batch: 
     )
 
 
-def check_sizes(size: Any, batch: Any) -> None:
-    """Check size and batch of the images of a compiled or exported model.
-
-    Raises:
-        OptionError: an invalid size or batch.
-    """
-    if size is not None and not (is_list_of(size, lambda side: is_whole(side, 1)) and len(size) == 2):
-        raise OptionError(f"size must be (height, width) in pixels, or None for images of any size; got {size!r}")
-    if batch is not None and not is_whole(batch, 1):
-        raise OptionError(f"batch must be a number of images, or None for any; got {batch!r}")
-
-
-@contextmanager
-def library_errors(
-    problem: str, advice: str = "", unchanged: type[Exception] | tuple[()] = FeaturetapError
-) -> Iterator[None]:
-    """Raise an `ExportError` for any error of a library inside: the problem, the library's message, and the advice.
-
-    Raises:
-        ExportError: something inside raised an error, other than those that pass `unchanged`.
-    """
-    try:
-        yield
-    except unchanged:
-        raise
-    except Exception as error:
-        raise ExportError(f"{problem} ({error_line(error)[:240]}){advice}") from error
+def outputs_by_spec(description: Description) -> tuple[str, ...]:
+    """Return the names of a model's outputs, as far as its spec tells; empty where it has to be run for that."""
+    spec = description.spec
+    if not isinstance(spec, ModelSpec):
+        return tuple(spec.taps) if spec and spec.stages else ()
+    if not (spec.backbone.stages and spec.head.nodes and spec.head.outputs):
+        return ()
+    return DETECTIONS if description.preprocessing.inside else tuple(spec.outputs(*EXAMPLE[1:]))
 
 
 @contextmanager
@@ -262,57 +198,3 @@ def quiet_exporters() -> Iterator[None]:
     finally:
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)
-
-
-def verify_outputs(model: Exportable, run: Run) -> None:
-    """Compare outputs with the model's, for several numbers and sizes of images where the signature leaves them free.
-
-    Raises:
-        ExportError: an output differs, or images are refused that the model takes.
-    """
-    hint = "" if model.signature.size else "; give the one size of images that it is for, such as size=(224, 224)"
-    for images in _images(model):
-        try:
-            with torch.no_grad():
-                expected = model.module(images)
-        except Exception:
-            # Some networks take certain sizes only, and the file need not take more.
-            if model.signature.size:
-                raise
-            continue
-        shape = tuple(images.shape)
-        problem = f"what was made of {model.label} does not run for images {shape}"
-        with library_errors(problem, f", and is not kept{hint}", unchanged=()):
-            outputs = tuple(run(images))
-        if len(outputs) != len(expected):
-            raise ExportError(f"what was made of {model.label} returns {len(outputs)} outputs, not {len(expected)}")
-        for name, want, got in zip(model.signature.outputs, expected, outputs, strict=True):
-            if problem := _difference(want, got):
-                raise ExportError(
-                    f"what was made of {model.label} is not kept, since for images {shape} its {name!r} {problem}{hint}"
-                )
-
-
-def _images(model: Exportable) -> Iterator[Tensor]:
-    sizes = [model.signature.size] if model.signature.size else [*SIZES, tuple(model.images.shape[2:])]
-    batches = [model.signature.batch] if model.signature.batch else BATCHES
-    generator = torch.Generator().manual_seed(0)
-    for index in range(max(len(sizes), len(batches))):
-        batch, size = batches[index % len(batches)], sizes[index % len(sizes)]
-        images = torch.randn(batch, model.signature.channels, *size, generator=generator)
-        yield images.to(model.images.device, model.images.dtype)
-
-
-def _difference(want: Tensor, got: Tensor) -> str:
-    """Return the problem of an output as text; an empty string where it equals the model's."""
-    if not isinstance(got, Tensor) or got.dtype != want.dtype:
-        return f"is {got.dtype if isinstance(got, Tensor) else type(got).__name__}, not {want.dtype}"
-    if want.shape != got.shape:
-        return f"is {tuple(got.shape)}, not {tuple(want.shape)}"
-    # Half precision is itself coarser than 1e-4.
-    allowed = max(TOLERANCE, 8 * torch.finfo(want.dtype).eps)
-    largest = float(want.abs().max())
-    difference = float((want.double() - got.double()).abs().max())
-    if difference <= allowed * largest:
-        return ""
-    return f"differs from the model's by {difference:.2g}, where the largest value is {largest:.2g}"

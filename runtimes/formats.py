@@ -23,6 +23,7 @@ class Format:
         for_detectors: fields that differ for models that find objects; empty where the format cannot hold them.
         extra: of our distribution, with the packages that it needs.
         modules: the top-level modules of these.
+        session: import string of `open_session` of the runtime that reads it, where it is an ONNX graph.
     """
 
     name: str
@@ -30,10 +31,11 @@ class Format:
     writer: str
     reader: str
     prepare: str = "exportable:prepare_model"
-    verifier: str = "exportable:verify_outputs"
+    verifier: str = "verification:verify_outputs"
     for_detectors: Mapping[str, Any] = field(default_factory=dict)
     extra: str = ""
     modules: tuple[str, ...] = ()
+    session: str = ""
 
     @property
     def endings(self) -> str:
@@ -65,15 +67,16 @@ class Format:
 ONNX = Format(
     "onnx",
     (".onnx",),
-    "onnx_runtime:write_onnx",
-    "onnx_runtime:open_onnx",
+    "torch_sessions:write_onnx",
+    "torch_sessions:open_onnx",
     for_detectors={
         "prepare": "detectors:prepare_detector",
         "writer": "detectors:write_detector",
         "verifier": "detectors:verify_detector",
     },
     extra="onnxruntime",
-    modules=("onnx", "onnxscript", "onnxruntime"),
+    modules=("onnx", "onnxruntime"),
+    session="featuretap.runtimes.onnx_runtime:open_session",
 )
 
 # Where formats share a suffix, it means the first of them.
@@ -82,10 +85,11 @@ FORMATS = (
     Format(
         "openvino",
         (".xml",),
-        "openvino_runtime:write_openvino",
-        "openvino_runtime:open_openvino",
+        "torch_sessions:write_openvino",
+        "torch_sessions:open_openvino",
         extra="openvino",
-        modules=("openvino",),
+        modules=("onnx", "openvino"),
+        session="featuretap.runtimes.openvino_runtime:open_session",
     ),
     Format("torch-export", (".pt2",), "torch_runtimes:write_program", "torch_runtimes:open_program"),
     Format("aot", (".pt2",), "torch_runtimes:write_aot", "torch_runtimes:open_aot"),

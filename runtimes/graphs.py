@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from featuretap.backbones.nodes import backbone_nodes
@@ -49,7 +49,6 @@ def write_graph(
     Raises:
         NodesError: a part of the network has no nodes.
     """
-    import onnx
     from onnx import TensorProto, helper, numpy_helper
 
     graph = Graph(tensors, norm_eps, preprocessing)
@@ -100,14 +99,14 @@ def _append(graph: Graph, spec: BackboneSpec | ModelSpec) -> dict[str, str]:
     return outputs
 
 
-def _output_shapes(
-    spec: BackboneSpec | ModelSpec, size: tuple[int, int] | None
-) -> dict[str, list[int | None]]:
+def _output_shapes(spec: BackboneSpec | ModelSpec, size: tuple[int, int] | None) -> dict[str, list[int | None]]:
     """Return name → shape of the outputs without the batch, with None for what depends on the images."""
-    first, second = ((size, size) if size else EXAMPLES)
+    first, second = (size, size) if size else EXAMPLES
     describe = spec.outputs if isinstance(spec, ModelSpec) else spec.tap_shapes
-    other = describe(*second)
-    return {
-        name: [side if side == twin and isinstance(side, int) else None for side, twin in zip(shape, other[name], strict=True)]
-        for name, shape in describe(*first).items()
-    }
+    others = describe(*second)
+
+    def known(shape: Sequence[int | str], other: Sequence[int | str]) -> list[int | None]:
+        pairs = zip(shape, other, strict=True)
+        return [side if isinstance(side, int) and side == twin else None for side, twin in pairs]
+
+    return {name: known(shape, others[name]) for name, shape in describe(*first).items()}

@@ -20,9 +20,11 @@ from torch.nn import functional as F  # noqa: N812 - PyTorch's own name for it
 
 from featuretap.models.transforms import compose, compose_for_size
 from featuretap.runtimes.compiled import export_metadata, keep_on_success
-from featuretap.runtimes.exportable import IMAGE, library_errors, prepare_model
+from featuretap.runtimes.exportable import prepare_model
 from featuretap.runtimes.formats import ONNX
+from featuretap.runtimes.signature import library_errors
 from featuretap.specs.description import Description
+from featuretap.specs.graph import IMAGE
 from featuretap.specs.preprocessing import check_channels
 from featuretap.support.errors import DataError, ImageError, OptionError
 from featuretap.support.extras import check_extra
@@ -154,16 +156,20 @@ def quantize(
     if path.suffix != ".onnx":
         raise OptionError(f"the quantised model would be an ONNX file; give {str(path)!r} a name that ends in .onnx")
     files, files_to_compare = _split_images(images, judge_on)
-    prepared = prepare_model(model, size)
+    prepared = replace(prepare_model(model, size), session=ONNX.session)
     prepared.check_on_cpu("onnxruntime")
     transform = _make_transform(prepared.description, size)
     bad: dict[str, str] = {}
     bad_to_compare: dict[str, str] = {}
-    from featuretap.runtimes.onnx_runtime import onnx_model, onnx_session
+    import onnx
 
+    from featuretap.runtimes.model_graphs import graph_of
+    from featuretap.runtimes.onnx_runtime import onnx_session
+
+    threads = threads or torch.get_num_threads()
     with keep_on_success(path) as written:
         done = begin("exporting", 1)
-        exported = onnx_model(prepared, export_metadata(catalogue, prepared))
+        exported = onnx.load_from_string(graph_of(prepared, export_metadata(catalogue, prepared)))
         done()
         images_read = _read_images(files, transform, "calibrate on", bad, begin("calibrating", len(files)))
         with library_errors(f"cannot quantise {prepared.label}"):

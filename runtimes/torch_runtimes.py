@@ -15,8 +15,9 @@ from zipfile import ZipFile, is_zipfile
 import torch
 from torch import Tensor, nn
 
-from featuretap.runtimes.exportable import Exportable, Run, library_errors, quiet_exporters
+from featuretap.runtimes.exportable import Exportable, Run, quiet_exporters
 from featuretap.runtimes.fusing import fold_norms
+from featuretap.runtimes.signature import library_errors
 from featuretap.support.errors import ExportError, OptionError
 
 METADATA = "featuretap.json"

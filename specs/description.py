@@ -27,7 +27,7 @@ class Description:
         classes: the label set of the weights, such as "imagenet1k", or the name of each class, the background of a
             detector that counts one included; empty where neither is known.
         random_head: whether the head, or its last layer, is randomly initialised although the backbone has weights.
-        backbone: the backbone as it was built: options applied, and without its `norm`, which is code.
+        spec: of the model as it was built: options applied, and without the backbone's `norm`, which is code.
     """
 
     name: str
@@ -39,7 +39,12 @@ class Description:
     weights: str | Path | None = None
     classes: str | tuple[str, ...] = ""
     random_head: bool = False
-    backbone: BackboneSpec | None = field(default=None, repr=False)
+    spec: BackboneSpec | ModelSpec | None = field(default=None, repr=False)
+
+    @property
+    def backbone(self) -> BackboneSpec | None:
+        """The backbone as it was built."""
+        return self.spec.backbone if isinstance(self.spec, ModelSpec) else self.spec
 
 
 def adapt_preprocessing(spec: BackboneSpec | ModelSpec, preprocessing: Preprocessing) -> Preprocessing:

@@ -54,25 +54,29 @@ class Graph:
         self.intermediate: dict[str, str] = {}
         """Name → tensor of what a detector predicts before it selects boxes, for comparisons."""
 
-    def node(self, operator: str, *inputs: str, outputs: int = 1, **attributes: Any) -> Any:
-        """Append a node, and return the name of its output, or a list of names of several `outputs`.
+    def node(self, operator: str, *inputs: str, **attributes: Any) -> str:
+        """Append a node of one output, and return the name of its output.
 
         Args:
             operator: of ONNX, such as "Conv".
             *inputs: names of tensors; "" for an input that is left out.
-            outputs: number of outputs.
             **attributes: of the operator.
         """
+        (output,) = self.node_with_outputs(operator, 1, *inputs, **attributes)
+        return output
+
+    def node_with_outputs(self, operator: str, outputs: int, /, *inputs: str, **attributes: Any) -> list[str]:
+        """Append a node as `node` does, and return the names of its `outputs`."""
         import onnx.helper
 
         name = f"{operator}_{len(self.nodes)}"
         names = [name] if outputs == 1 else [f"{name}_{index}" for index in range(outputs)]
         self.nodes.append(onnx.helper.make_node(operator, inputs, names, name, **attributes))
-        return name if outputs == 1 else names
+        return names
 
     def integer(self, operator: str, *inputs: str, **attributes: Any) -> str:
         """Append a node of one output as `node` does, and note that the output is of int64."""
-        name = str(self.node(operator, *inputs, **attributes))
+        name = self.node(operator, *inputs, **attributes)
         self.integers.add(name)
         return name
 
@@ -99,7 +103,15 @@ class Graph:
         return self.tensors[name].astype(np.float32, copy=False)
 
     def convolution(
-        self, x: str, path: str, norm: str = "", *, stride: int = 1, padding: int = 0, dilation: int = 1, groups: int = 1
+        self,
+        x: str,
+        path: str,
+        norm: str = "",
+        *,
+        stride: int = 1,
+        padding: int = 0,
+        dilation: int = 1,
+        groups: int = 1,
     ) -> str:
         """Append a convolution of (N, C, H, W), with a batch norm folded into it.
 
@@ -118,23 +130,23 @@ class Graph:
         names = self._weights(path, norm)
         kernel = list(self.constants[names[0]].shape[2:])
         attributes = {"kernel_shape": kernel, "strides": [stride] * 2, "pads": [padding] * 4}
-        return str(self.node("Conv", x, *names, dilations=[dilation] * 2, group=groups, **attributes))
+        return self.node("Conv", x, *names, dilations=[dilation] * 2, group=groups, **attributes)
 
     def linear(self, x: str, path: str, norm: str = "") -> str:
         """Append a linear layer on (N, C), with a batch norm folded into it; arguments as for `convolution`."""
-        return str(self.node("Gemm", x, *self._weights(path, norm), transB=1))
+        return self.node("Gemm", x, *self._weights(path, norm), transB=1)
 
     def activation(self, x: str, activation: Activation | None) -> str:
         """Append an activation: "relu", "relu6", "hard_swish", or None for none."""
         if activation is None:
             return x
         if activation == "relu6":
-            return str(self.node("Clip", x, self.constant(0.0, "zero"), self.constant(6.0, "six")))
-        return str(self.node({"relu": "Relu", "hard_swish": "HardSwish"}[activation], x))
+            return self.node("Clip", x, self.constant(0.0, "zero"), self.constant(6.0, "six"))
+        return self.node({"relu": "Relu", "hard_swish": "HardSwish"}[activation], x)
 
     def size_of(self, x: str) -> str:
         """Append the height and width of (N, C, H, W), as int64 (2,)."""
-        return str(self.node("Shape", x, start=2, end=4))
+        return self.node("Shape", x, start=2, end=4)
 
     def resize(self, x: str, size: str, mode: str = "linear") -> str:
         """Append a resizing of (N, C, H, W) to a size (height, width), as `torch.nn.functional.interpolate` does it.
@@ -145,13 +157,14 @@ class Graph:
             mode: "linear" (bilinear, with `align_corners=False`) or "nearest".
         """
         attributes = {"coordinate_transformation_mode": {"linear": "half_pixel", "nearest": "asymmetric"}[mode]}
-        return str(self.node("Resize", x, "", "", size, axes=[2, 3], mode=mode, nearest_mode="floor", **attributes))
+        return self.node("Resize", x, "", "", size, axes=[2, 3], mode=mode, nearest_mode="floor", **attributes)
 
     def _weights(self, path: str, norm: str) -> list[str]:
         """Store the weight of a layer and its bias, if there is one, a norm folded into both; return their names."""
         weight = self.tensor(f"{path}.weight")
         bias = self.tensor(f"{path}.bias") if self.has(f"{path}.bias") else None
-        if norm:
+        # Those of a fused network are folded already.
+        if norm and any(self.has(f"{norm}.{kind}") for kind in STATISTICS):
             weight, bias = self._fold(weight, bias, norm)
         names = [self.constant(weight, f"{path}.weight")]
         return names if bias is None else [*names, self.constant(bias, f"{path}.bias")]
@@ -171,4 +184,3 @@ class Graph:
         if eps is None:
             raise NodesError(f"the epsilon of the {part}'s batch norms is not known")
         return eps
-

@@ -46,12 +46,13 @@ class Counted(Protocol):
 class Layer(Counted, Protocol):
     """A layer of a row: what counting, taps and building need to know of it.
 
-    `module` is the import string of `module(layer, norm) -> nn.Module`. A class may also have `nodes`, the import string
-    of `nodes(graph, layer, path, x) -> str`, which appends the layer to a `featuretap.specs.graph.Graph`: `path` is
-    that of its tensors, `x` the name of its input, and the name of its output is returned. Without it, PyTorch traces
-    the network where it is exported. `strided` marks the layer that carries the
-    stride of its row; at most one in a row does. It also carries the row's dilation, as does every `Convolution` wider
-    than 1×1. `norm_channels` are those of its norm, 0 without one.
+    `module` is the import string of `module(layer, norm) -> nn.Module`. A class may also have `nodes`, the import
+    string of `nodes(graph, layer, path, x) -> str`, which appends the layer to a `featuretap.specs.graph.Graph`: `path`
+    is that of its tensors, `x` the name of its input, and it returns the name of its output. Without it, PyTorch traces
+    the network where it is exported.
+
+    `strided` marks the layer that carries the stride of its row; at most one in a row does. It also carries the row's
+    dilation, as does every `Convolution` wider than 1×1. `norm_channels` are those of its norm, 0 without one.
     """
 
     module: ClassVar[str]

@@ -10,6 +10,7 @@ from featuretap.support.extras import check_modules
 
 FIELDS: dict[str, Check] = {
     "factory": IMPORT_STRING,
+    "session": IMPORT_STRING,
     "modules": STRINGS,
     "requires": STRING,
     "opens": NAMED_STRINGS,
@@ -26,6 +27,9 @@ class RuntimeSpec:
         factory: import string of `factory(exportable, *, threads) -> run`, where `exportable` is a
             `featuretap.runtimes.exportable.Exportable`, `threads` a number or None for torch's, and `run` maps images
             (N, C, H, W) to a sequence of tensors in the order of `exportable.signature.outputs`.
+        session: import string of `open_session(model, *, threads) -> Opened` (`featuretap.runtimes.sessions`), where
+            `model` is an ONNX graph as bytes or the path of a file in `opens`, and `threads` a number; it imports no
+            torch. Empty for a runtime that needs torch.
         modules: top-level modules that have to be installed.
         requires: what brings them, as pip spells it: "featuretap[openvino]".
         opens: ending of a file (".onnx") → import string of `open(path, *, threads) -> (metadata, run)`, where
@@ -42,6 +46,7 @@ class RuntimeSpec:
     requires: str = ""
     opens: Mapping[str, str] = field(default_factory=dict, hash=False)
     description: str = ""
+    session: str = ""
 
     def __post_init__(self) -> None:
         check_name("runtime", self.name)

@@ -67,8 +67,7 @@ def ssdlite_nodes(
     """
     height, width = image_size(size)
     mean, std = (
-        graph.constant(np.reshape(values, (-1, 1, 1)))
-        for values in (graph.preprocessing.mean, graph.preprocessing.std)
+        graph.constant(np.reshape(values, (-1, 1, 1))) for values in (graph.preprocessing.mean, graph.preprocessing.std)
     )
     normalised = graph.node("Div", graph.node("Sub", graph.images, mean), std)
     maps = list(backbone_nodes(graph, backbone, graph.resize(normalised, graph.constant([height, width]))).values())
@@ -87,12 +86,14 @@ def ssdlite_nodes(
     kept = _suppress(graph, candidate_boxes, candidate_scores, candidates, nms_thresh, score_thresh)
     total = (num_classes - 1) * candidates
     kept = graph.node("Reshape", kept, graph.constant([-1, total]))
-    best, places = graph.node("TopK", kept, graph.constant([min(detections_per_img, total)]), outputs=2, axis=1)
+    best, places = graph.node_with_outputs("TopK", 2, kept, graph.constant([min(detections_per_img, total)]), axis=1)
     found = graph.integer("Cast", graph.node("Greater", best, graph.constant(0.0)), to=INT64)
     labels = graph.node("Add", graph.node("Div", places, graph.constant(candidates)), graph.constant(1))
     at_places = graph.node("Unsqueeze", places, graph.constant([2]))
     found_boxes = graph.node("GatherND", candidate_boxes, at_places, batch_dims=1)
-    scale = graph.node("Div", graph.node("Cast", graph.size_of(graph.images), to=FLOAT), graph.constant([float(height), float(width)]))
+    scale = graph.node(
+        "Div", graph.node("Cast", graph.size_of(graph.images), to=FLOAT), graph.constant([float(height), float(width)])
+    )
     scale = graph.node("Gather", scale, graph.constant([1, 0, 1, 0]))
     found_column = graph.node("Unsqueeze", graph.node("Cast", found, to=FLOAT), graph.constant([2]))
     return {
@@ -103,9 +104,7 @@ def ssdlite_nodes(
     }
 
 
-def default_boxes(
-    sizes: Sequence[tuple[int, int]], image: tuple[int, int], reduce_lowest: bool
-) -> NDArray[np.float32]:
+def default_boxes(sizes: Sequence[tuple[int, int]], image: tuple[int, int], reduce_lowest: bool) -> NDArray[np.float32]:
     """Return SSD's default boxes (A, 4) as x1, y1, x2, y2 in pixels (arXiv 1512.02325, section 2.2).
 
     Args:
@@ -148,15 +147,14 @@ def _predictions(graph: Graph, maps: Sequence[str], part: str, columns: int) -> 
         y = graph.activation(graph.convolution(x, f"{path}.0.0", f"{path}.0.1", padding=1, groups=groups), "relu6")
         rows = graph.node("Transpose", graph.convolution(y, f"{path}.1"), perm=[0, 2, 3, 1])
         levels.append(graph.node("Reshape", rows, graph.constant([0, -1, columns])))
-    return str(graph.node("Concat", *levels, axis=1))
+    return graph.node("Concat", *levels, axis=1)
 
 
 def _decode(graph: Graph, deltas: str, anchors: NDArray[np.float32], image: tuple[int, int]) -> str:
     """Append the decoding of predictions (N, A, 4) into boxes (N, A, 4) within the resized image, in its pixels."""
-    sides = anchors[:, 2:] - anchors[:, :2]
-    centres = graph.constant(anchors[:, :2] + np.float32(0.5) * sides)
-    sides = graph.constant(sides)
-    offset, log_scale = graph.node("Split", deltas, outputs=2, axis=2, num_outputs=2)
+    spans = anchors[:, 2:] - anchors[:, :2]
+    centres, sides = graph.constant(anchors[:, :2] + np.float32(0.5) * spans), graph.constant(spans)
+    offset, log_scale = graph.node_with_outputs("Split", 2, deltas, axis=2, num_outputs=2)
     offset, log_scale = (
         graph.node("Div", x, graph.constant(weight)) for x, weight in zip((offset, log_scale), BOX_WEIGHTS, strict=True)
     )
@@ -165,7 +163,7 @@ def _decode(graph: Graph, deltas: str, anchors: NDArray[np.float32], image: tupl
     half = graph.node("Mul", graph.node("Mul", scale, sides), graph.constant(0.5))
     corners = graph.node("Concat", graph.node("Sub", centre, half), graph.node("Add", centre, half), axis=2)
     limits = graph.constant(np.array([image[1], image[0]] * 2, np.float32))
-    return str(graph.node("Min", graph.node("Max", corners, graph.constant(0.0)), limits))
+    return graph.node("Min", graph.node("Max", corners, graph.constant(0.0)), limits)
 
 
 def _candidates(graph: Graph, boxes: str, scores: str, num_classes: int, count: int) -> tuple[str, str]:
@@ -174,7 +172,7 @@ def _candidates(graph: Graph, boxes: str, scores: str, num_classes: int, count: 
     Boxes are (N, A, 4), scores (N, num_classes, A); returned are boxes (N, C * count, 4) and scores (N, C, count).
     """
     objects = graph.node("Slice", scores, graph.constant([1]), graph.constant([num_classes]), graph.constant([1]))
-    best, places = graph.node("TopK", objects, graph.constant([count]), outputs=2, axis=2)
+    best, places = graph.node_with_outputs("TopK", 2, objects, graph.constant([count]), axis=2)
     rows = graph.node("Reshape", places, graph.constant([0, -1, 1]))
     return graph.node("GatherND", boxes, rows, batch_dims=1), best
 
@@ -191,4 +189,4 @@ def _suppress(graph: Graph, boxes: str, scores: str, count: int, overlap: float,
     limits = (graph.constant(value) for value in ([count], [overlap], [least]))
     selected = graph.node("NonMaxSuppression", boxes, scores, *limits)
     zeros = graph.node("Mul", scores, graph.constant(0.0))
-    return str(graph.node("ScatterND", zeros, selected, graph.node("GatherND", scores, selected)))
+    return graph.node("ScatterND", zeros, selected, graph.node("GatherND", scores, selected))

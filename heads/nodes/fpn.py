@@ -64,4 +64,4 @@ def _block(graph: Graph, x: str, path: str, norm: str | None, padding: int = 0) 
     if norm != "group_norm":
         return y
     scale, bias = (graph.constant(graph.tensor(f"{path}.1.{kind}"), f"{path}.1.{kind}") for kind in ("weight", "bias"))
-    return str(graph.node("GroupNormalization", y, scale, bias, num_groups=GROUPS, epsilon=EPS))
+    return graph.node("GroupNormalization", y, scale, bias, num_groups=GROUPS, epsilon=EPS)

@@ -85,7 +85,7 @@ def _window_means(graph: Graph, x: str) -> str:
     )
     steps = graph.node("Div", graph.node("Sub", graph.size_of(x), graph.constant(WINDOW)), graph.constant(STEPS))
     windows = graph.node("Max", graph.node("Add", steps, graph.constant(1)), graph.constant(1))
-    return str(graph.node("Slice", means, graph.constant([0, 0]), windows, graph.constant([2, 3])))
+    return graph.node("Slice", means, graph.constant([0, 0]), windows, graph.constant([2, 3]))
 
 
 def _enlarged(graph: Graph, logits: Mapping[str, str]) -> dict[str, str]:

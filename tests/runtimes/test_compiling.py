@@ -155,14 +155,6 @@ def test_one_size_and_one_number_of_images_can_be_fixed(registry: Registry, tiny
     assert str(error.value) == "this model was compiled for images (1, 3, 48, 64), got (2, 3, 48, 64)"
 
 
-def test_a_head_for_one_size_says_so_and_works_with_it(registry: Registry) -> None:
-    model = with_statistics(registry.build(LEVELS, head="lraspp", num_classes=2))
-    with pytest.raises(ExportError, match=r"'levels'.* for images .* 'out' differs .* such as size=\(224, 224\)"):
-        registry.compile(model)
-    images = torch.randn(2, 3, 64, 96)
-    agree(registry.compile(model, size=(64, 96))(images), answers(model, images))
-
-
 @pytest.mark.parametrize(
     ("images", "message"),
     [

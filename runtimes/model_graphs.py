@@ -1,0 +1,131 @@
+"""The ONNX graphs of models: written from the spec, or traced by PyTorch where that has no nodes."""
+
+import ctypes
+import logging
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import TypeVar
+
+import onnx
+import torch
+
+from featuretap.runtimes.exportable import Exportable, quiet_exporters
+from featuretap.runtimes.graphs import write_graph
+from featuretap.runtimes.sessions import Opened
+from featuretap.specs.graph import IMAGE, NodesError
+from featuretap.support.errors import ExportError
+from featuretap.support.extras import check_extra
+from featuretap.support.import_strings import load
+from featuretap.weights.folding import eps_of
+
+logger = logging.getLogger("featuretap")
+
+TRACING_SECONDS = 180
+"""Time after which tracing for images of any size is given up. Usual networks take a third of it; padding that depends
+on the size, as TensorFlow's does, can take more than ten minutes."""
+
+Made = TypeVar("Made")
+
+
+def graph_of(model: Exportable, metadata: Mapping[str, str] | None = None, *, intermediate: bool = False) -> bytes:
+    """Return a model as ONNX: input "image", outputs by the names of its signature.
+
+    Args:
+        model: on the CPU, in float32.
+        metadata: for the graph's `metadata_props`.
+        intermediate: whether a detector's predictions before the selection of boxes are outputs too.
+
+    Raises:
+        ExportError: it has no nodes, and cannot be traced.
+    """
+    proto = None
+    if not model.traced:
+        try:
+            proto = _write(model, intermediate)
+        except NodesError as reason:
+            if model.detects:
+                raise
+            logger.warning("%s: %s; PyTorch traces it, which takes longer", model.label, reason)
+    proto = proto or _trace(model)
+    onnx.helper.set_model_props(proto, dict(sorted((metadata or {}).items())))
+    return proto.SerializeToString()
+
+
+def open_graph(model: Exportable, graph: bytes, threads: int | None = None) -> Opened:
+    """Open a graph with the runtime of the model; `threads` are PyTorch's by default."""
+    opened: Opened = load(model.session)(graph, threads=threads or torch.get_num_threads())
+    return opened
+
+
+def written_or_traced(model: Exportable, make: Callable[[Exportable], Made], differs: type[ExportError]) -> Made:
+    """Return what `make` makes of a model, of its traced graph where the one that is written from its spec differs.
+
+    That is the case for models that were changed after they were built.
+    """
+    if model.session and not model.detects:
+        try:
+            return make(model)
+        except differs as difference:
+            logger.warning("%s; PyTorch traces the model, which was changed after it was built", difference)
+    return make(model if model.detects else replace(model, traced=True))
+
+
+def _write(model: Exportable, intermediate: bool) -> onnx.ModelProto:
+    description, signature = model.description, model.signature
+    if description.spec is None:
+        raise NodesError("its description has no spec")
+
+    def native(name: str) -> str:
+        return name.removeprefix("backbone.") if description.head else name
+
+    return write_graph(
+        description.spec,
+        {native(name): tensor.numpy() for name, tensor in model.model.state_dict().items()},
+        {native(path): eps for path, eps in eps_of(model.model).items()},
+        description.preprocessing,
+        size=signature.size,
+        batch=signature.batch,
+        intermediate=intermediate,
+    )
+
+
+def _trace(model: Exportable) -> onnx.ModelProto:
+    check_extra(f"tracing {model.label}", "onnxruntime", ("onnxscript",))
+    with _time_limit(model):
+        program = model.program()
+        with model.export_errors(), quiet_exporters():
+            exported = torch.onnx.export(
+                program, input_names=[IMAGE], output_names=list(model.signature.outputs), dynamo=True, verbose=False
+            )
+    assert exported is not None
+    proto: onnx.ModelProto = exported.model_proto
+    # The exporter notes for each node the path of its source code on this machine.
+    for noted in (*proto.graph.node, *proto.graph.value_info, *proto.graph.initializer, proto.graph, *proto.functions):
+        del noted.metadata_props[:]
+    return proto
+
+
+class _OutOfTimeError(BaseException):
+    """Raised inside the tracing; PyTorch catches what derives from Exception."""
+
+
+@contextmanager
+def _time_limit(model: Exportable) -> Iterator[None]:
+    """Raise an `ExportError` in place of what takes longer than `TRACING_SECONDS`, if its sizes are free."""
+    raise_in_thread = ctypes.pythonapi.PyThreadState_SetAsyncExc
+    thread = ctypes.c_ulong(threading.get_ident())
+    timer = threading.Timer(TRACING_SECONDS, raise_in_thread, (thread, ctypes.py_object(_OutOfTimeError)))
+    timer.daemon = True
+    if not model.signature.size:
+        timer.start()
+    try:
+        yield
+    except _OutOfTimeError:
+        raise ExportError(
+            f"cannot export {model.label} for images of any size: tracing it took over {TRACING_SECONDS} s; give the "
+            "one size that it is for, such as size=(224, 224)"
+        ) from None
+    finally:
+        timer.cancel()

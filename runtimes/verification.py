@@ -1,0 +1,133 @@
+"""Comparing what a runtime computes with the model, before it is returned or kept."""
+
+import copy
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from featuretap.runtimes.exportable import Exportable, Run
+from featuretap.runtimes.model_graphs import graph_of, open_graph
+from featuretap.runtimes.signature import library_errors
+from featuretap.support.errors import ExportError
+
+TOLERANCE = 1e-4
+"""Maximum difference from the model's output, as a fraction of its largest absolute value."""
+
+ROUNDING_FACTOR = 8
+"""Maximum difference as a multiple of the model's own rounding error, where that is larger: of some weights, float32
+has few correct digits left, whoever computes with it."""
+
+BATCHES = (1, 3)
+SIZES = ((65, 97), (64, 96))
+"""Sizes of images for graphs written from specs, whose nodes do not depend on the size."""
+
+TRACED_SIZES = ((225, 161), (192, 288), (520, 600))
+"""Other sizes than that of the images that models are traced with, one of them odd, one above 512 pixels."""
+
+
+PREDICTIONS = ("cls_logits", "bbox_regression")
+"""What a detector predicts before it selects boxes, as `Graph.intermediate` has it."""
+
+
+class DifferenceError(ExportError):
+    """What a runtime computes differs from the model."""
+
+
+def verify_outputs(model: Exportable, run: Run) -> None:
+    """Compare outputs with the model's, for several numbers and sizes of images where the signature leaves them free.
+
+    Of a detector, the predictions are compared that its boxes are selected from: which of two equal ones is kept is
+    chance.
+
+    Raises:
+        DifferenceError: an output differs.
+        ExportError: images are refused that the model takes.
+    """
+    names = model.signature.outputs
+    compute: Callable[[nn.Module, Tensor], Sequence[Tensor]] = _call
+    if model.detects:
+        names, compute = PREDICTIONS, _predictions
+        # The graph itself has to run, and predicts the same as the one with these outputs.
+        run(model.images[: model.signature.batch or 1])
+        run = _with_predictions(model)
+    hint = "" if model.signature.size else "; give the one size of images that it is for, such as size=(224, 224)"
+    reference = model.model if model.detects else model.module
+    for images in _images(model):
+        try:
+            expected = compute(reference, images)
+        except Exception:
+            # Some networks take certain sizes only, and the file need not take more.
+            if model.signature.size:
+                raise
+            continue
+        shape = tuple(images.shape)
+        problem = f"what was made of {model.label} does not run for images {shape}"
+        with library_errors(problem, f", and is not kept{hint}", unchanged=()):
+            outputs = tuple(run(images))
+        if len(outputs) != len(expected):
+            raise DifferenceError(f"what was made of {model.label} returns {len(outputs)} outputs, not {len(expected)}")
+        for index, (name, want, got) in enumerate(zip(names, expected, outputs, strict=True)):
+            problem = _difference(want, got)
+            if problem and _has_same_form(want, got):
+                exact = compute(copy.deepcopy(reference).double(), images.double())[index]
+                if _distance(exact, got) <= ROUNDING_FACTOR * _distance(exact, want):
+                    continue
+            if problem:
+                raise DifferenceError(
+                    f"what was made of {model.label} is not kept, since for images {shape} its {name!r} {problem}{hint}"
+                )
+
+
+@torch.no_grad()
+def _call(module: nn.Module, images: Tensor) -> Sequence[Tensor]:
+    outputs: Sequence[Tensor] = module(images)
+    return outputs
+
+
+@torch.no_grad()
+def _predictions(model: Any, images: Tensor) -> Sequence[Tensor]:
+    """Return what a detector predicts before it selects boxes."""
+    prepared, _ = model.as_detector().transform(list(images))
+    predicted = model.head(model.backbone(prepared.tensors))
+    return [predicted[name] for name in PREDICTIONS]
+
+
+def _with_predictions(model: Exportable) -> Run:
+    """Return what runs a detector's graph with its predictions as outputs, and returns these."""
+    run = open_graph(model, graph_of(model, intermediate=True)).run
+    return lambda images: list(map(torch.from_numpy, run(images.numpy())))[-len(PREDICTIONS) :]
+
+
+def _images(model: Exportable) -> Iterator[Tensor]:
+    free = (*TRACED_SIZES, tuple(model.images.shape[2:])) if model.traced else SIZES
+    sizes = [model.signature.size] if model.signature.size else free
+    batches = [model.signature.batch] if model.signature.batch else BATCHES
+    generator = torch.Generator().manual_seed(0)
+    for index in range(max(len(sizes), len(batches))):
+        batch, size = batches[index % len(batches)], sizes[index % len(sizes)]
+        images = torch.randn(batch, model.signature.channels, *size, generator=generator)
+        yield images.to(model.images.device, model.images.dtype)
+
+
+def _difference(want: Tensor, got: Tensor) -> str:
+    """Return the problem of an output as text; an empty string where it equals the model's."""
+    if not isinstance(got, Tensor) or got.dtype != want.dtype:
+        return f"is {got.dtype if isinstance(got, Tensor) else type(got).__name__}, not {want.dtype}"
+    if want.shape != got.shape:
+        return f"is {tuple(got.shape)}, not {tuple(want.shape)}"
+    # Half precision is itself coarser than 1e-4.
+    allowed = max(TOLERANCE, 8 * torch.finfo(want.dtype).eps)
+    largest, difference = float(want.abs().max()), _distance(want, got)
+    if difference <= allowed * largest:
+        return ""
+    return f"differs from the model's by {difference:.2g}, where the largest value is {largest:.2g}"
+
+
+def _has_same_form(want: Tensor, got: Any) -> bool:
+    return isinstance(got, Tensor) and got.dtype == want.dtype and got.shape == want.shape
+
+
+def _distance(expected: Tensor, found: Tensor) -> float:
+    return float((expected.double() - found.double()).abs().max())
