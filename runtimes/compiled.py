@@ -16,18 +16,28 @@ from torch import Tensor, nn
 from featuretap.catalogue.catalogue import Catalogue
 from featuretap.models.built import unwrap
 from featuretap.models.saving import record_of_model
-from featuretap.runtimes.exportable import Exportable, Run, outputs_by_spec, prepare_model
+from featuretap.runtimes.exportable import Exportable, Run, prepare_model
 from featuretap.runtimes.formats import Format, resolve_format
 from featuretap.runtimes.model_graphs import written_or_traced
-from featuretap.runtimes.signature import DETECTIONS, DEVICE, DTYPE, SIGNATURE, Signature, library_errors
+from featuretap.runtimes.signature import (
+    DETECTIONS,
+    DEVICE,
+    DTYPE,
+    SIGNATURE,
+    Signature,
+    check_threads,
+    find_opener,
+    library_errors,
+    outputs_by_spec,
+    read_metadata,
+)
 from featuretap.runtimes.verification import DifferenceError, verify_outputs
 from featuretap.specs import RuntimeSpec, Tap
 from featuretap.specs.description import Description
-from featuretap.specs.validation import is_whole
 from featuretap.support.atomic_write import replace_files
 from featuretap.support.errors import ExportError, HeadError, OptionError
 from featuretap.support.import_strings import convert_errors, load
-from featuretap.weights.metadata import metadata_of, read_record
+from featuretap.weights.metadata import metadata_of
 
 __all__ = ["CompiledModel", "compile_model", "export", "export_metadata", "keep_on_success", "open_file"]
 
@@ -125,7 +135,7 @@ def compile_model(
     threads: int | None = None,
 ) -> CompiledModel:
     """Compile a model; see `Registry.compile`."""
-    _check_threads(threads)
+    check_threads(threads)
     runtime.check_installed()
     prepared = replace(prepare_model(model, size, batch), session=runtime.session)
     if prepared.session:
@@ -154,30 +164,15 @@ def open_file(catalogue: Catalogue, runtime: RuntimeSpec, path: Path, threads: i
         OptionError: a file that the runtime does not open.
         ExportError: a file that cannot be read, or that does not describe its model.
     """
-    _check_threads(threads)
-    opener = runtime.opens.get(path.suffix)
-    if opener is None:
-        others = [repr(name) for name in catalogue.list_runtimes() if path.suffix in catalogue.runtime(name).opens]
-        advice = f"{' and '.join(others)} can" if others else "export the model as .onnx"
-        files = f"{path.suffix} files" if path.suffix else repr(str(path))
-        raise OptionError(f"the runtime {runtime.name!r} does not open {files}; {advice}")
-    runtime.check_installed()
-    if not path.is_file():
-        raise ExportError(f"there is no file {str(path)!r}; featuretap export NAME {path.name} writes one")
+    check_threads(threads)
+    opener = find_opener(catalogue, runtime, path)
     with library_errors(f"{runtime.name!r} cannot open {str(path)!r}", "; export the model again"):
         metadata, run = load(opener)(path, threads=threads)
-    if SIGNATURE not in metadata:
-        raise ExportError(
-            f"{str(path)!r} does not say what model it is; open it with its runtime's own functions, or write it with "
-            "registry.export"
-        )
-    record = read_record(path, {key: value for key, value in metadata.items() if key.startswith("featuretap.")})
-    assert record is not None
+    signature, description = read_metadata(path, metadata)
     device, dtype = metadata.get(DEVICE, ""), getattr(torch, metadata.get(DTYPE, ""), None)
     if device not in DEVICES or not isinstance(dtype, torch.dtype):
         raise ExportError(f"{str(path)!r} does not say for which images it is; export the model again")
-    signature = Signature.from_json(metadata[SIGNATURE])
-    return CompiledModel(run, signature, record.description, runtime.name, device, dtype)
+    return CompiledModel(run, signature, description, runtime.name, device, dtype)
 
 
 def export(
@@ -252,8 +247,3 @@ def keep_on_success(path: Path) -> Iterator[Path]:
         # The weights of an .xml file before the file that refers to them.
         contents = {path.with_name(file.name): file.read_bytes() for file in sorted(Path(name).iterdir())}
         replace_files(contents, ExportError)
-
-
-def _check_threads(threads: Any) -> None:
-    if threads is not None and not is_whole(threads, 1):
-        raise OptionError(f"threads must be 1 or more, or None for PyTorch's; got {threads!r}")

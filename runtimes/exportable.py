@@ -12,8 +12,14 @@ import torch
 from torch import Tensor, nn
 
 from featuretap.models.built import unwrap
-from featuretap.runtimes.signature import DETECTIONS, Signature, check_sizes, library_errors
-from featuretap.specs import ModelSpec
+from featuretap.runtimes.signature import (
+    DETECTIONS,
+    SINGLE_OUTPUTS,
+    Signature,
+    check_sizes,
+    library_errors,
+    outputs_by_spec,
+)
 from featuretap.specs.description import Description, format_options
 from featuretap.support.errors import HeadError, OptionError
 
@@ -22,10 +28,6 @@ Run = Callable[[Tensor], Sequence[Tensor]]
 
 EXAMPLE = (2, 224, 256)
 """Number, height and width of the example images: all different and none 1, which tracing would specialise on."""
-
-
-SINGLE_OUTPUTS = (("logits",), ("features",))
-"""Outputs of models that return a tensor, not a dict."""
 
 
 class TupleOutputs(nn.Module):
@@ -172,16 +174,6 @@ def prepare_model(model: nn.Module, size: tuple[int, int] | None = None, batch: 
         f"the head {description.head!r} returns {type(returned).__name__}, and runtimes take models that return a "
         "tensor or tensors by name"
     )
-
-
-def outputs_by_spec(description: Description) -> tuple[str, ...]:
-    """Return the names of a model's outputs, as far as its spec tells; empty where it has to be run for that."""
-    spec = description.spec
-    if not isinstance(spec, ModelSpec):
-        return tuple(spec.taps) if spec and spec.stages else ()
-    if not (spec.backbone.stages and spec.head.nodes and spec.head.outputs):
-        return ()
-    return DETECTIONS if description.preprocessing.inside else tuple(spec.outputs(*EXAMPLE[1:]))
 
 
 @contextmanager

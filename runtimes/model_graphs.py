@@ -13,7 +13,7 @@ import torch
 
 from featuretap.runtimes.exportable import Exportable, quiet_exporters
 from featuretap.runtimes.graphs import write_graph
-from featuretap.runtimes.sessions import Opened
+from featuretap.runtimes.signature import Opened
 from featuretap.specs.graph import IMAGE, NodesError
 from featuretap.support.errors import ExportError
 from featuretap.support.extras import check_extra

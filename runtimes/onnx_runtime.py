@@ -6,7 +6,7 @@ from pathlib import Path
 
 import onnxruntime
 
-from featuretap.runtimes.sessions import Opened
+from featuretap.runtimes.signature import Opened
 from featuretap.specs.graph import IMAGE
 
 ERRORS_ONLY = 3

@@ -11,7 +11,7 @@ import numpy as np
 import openvino
 from numpy.typing import NDArray
 
-from featuretap.runtimes.sessions import Opened
+from featuretap.runtimes.signature import Opened
 
 SECTION = "featuretap"
 """Section of a file's runtime information that holds our metadata, whose keys begin with it and a dot."""

@@ -3,21 +3,44 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any, Self
 
-from featuretap.specs import Tap
+from numpy.typing import NDArray
+
+from featuretap.catalogue.catalogue import Catalogue
+from featuretap.specs import ModelSpec, RuntimeSpec, Tap
+from featuretap.specs.description import Description
 from featuretap.specs.validation import is_list_of, is_whole
 from featuretap.support.errors import ExportError, FeaturetapError, OptionError
 from featuretap.support.text import error_line
+from featuretap.weights.metadata import read_record
+
+Array = NDArray[Any]
 
 SIGNATURE, DEVICE, DTYPE = "featuretap.signature", "featuretap.device", "featuretap.dtype"
 """Metadata keys: the signature as JSON, and device and dtype of the images."""
 
 DETECTIONS = ("boxes", "scores", "labels", "num_detections")
 """Outputs of a detector for a batch: (N, D, 4), (N, D), (N, D) and (N,)."""
+
+
+ANY_SIZE = (224, 224)
+"""Height and width of an image, where only the names of outputs matter."""
+
+SINGLE_OUTPUTS = (("logits",), ("features",))
+"""Outputs of models that return a tensor, not a dict."""
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A model that a runtime has opened: its metadata, and images (N, C, H, W) → outputs in order."""
+
+    metadata: Mapping[str, str]
+    run: Callable[[Array], Sequence[Array]]
 
 
 @dataclass(frozen=True)
@@ -99,3 +122,59 @@ def library_errors(
         raise
     except Exception as error:
         raise ExportError(f"{problem} ({error_line(error)[:240]}){advice}") from error
+
+
+def outputs_by_spec(description: Description) -> tuple[str, ...]:
+    """Return the names of a model's outputs, as far as its spec tells; empty where it has to be run for that."""
+    spec = description.spec
+    if not isinstance(spec, ModelSpec):
+        return tuple(spec.taps) if spec and spec.stages else ()
+    if not (spec.backbone.stages and spec.head.nodes and spec.head.outputs):
+        return ()
+    return DETECTIONS if description.preprocessing.inside else tuple(spec.outputs(*ANY_SIZE))
+
+
+def read_metadata(path: Path, metadata: Mapping[str, str]) -> tuple[Signature, Description]:
+    """Return the signature and the description in the metadata of an exported file.
+
+    Raises:
+        ExportError: the file does not describe its model.
+    """
+    if SIGNATURE not in metadata:
+        raise ExportError(
+            f"{str(path)!r} does not say what model it is; open it with its runtime's own functions, or write it with "
+            "registry.export"
+        )
+    record = read_record(path, {key: value for key, value in metadata.items() if key.startswith("featuretap.")})
+    assert record is not None
+    return Signature.from_json(metadata[SIGNATURE]), record.description
+
+
+def find_opener(catalogue: Catalogue, runtime: RuntimeSpec, path: Path) -> str:
+    """Return the import string of the function by which a runtime opens an exported file.
+
+    Raises:
+        OptionError: the runtime does not open files of this kind.
+        ExportError: there is no such file.
+        MissingExtraError: the runtime is not installed.
+    """
+    opener = runtime.opens.get(path.suffix)
+    if opener is None:
+        others = [repr(name) for name in catalogue.list_runtimes() if path.suffix in catalogue.runtime(name).opens]
+        advice = f"{' and '.join(others)} can" if others else "export the model as .onnx"
+        files = f"{path.suffix} files" if path.suffix else repr(str(path))
+        raise OptionError(f"the runtime {runtime.name!r} does not open {files}; {advice}")
+    runtime.check_installed()
+    if not path.is_file():
+        raise ExportError(f"there is no file {str(path)!r}; featuretap export NAME {path.name} writes one")
+    return opener
+
+
+def check_threads(threads: Any) -> None:
+    """Check a number of threads.
+
+    Raises:
+        OptionError: it is neither None nor a positive whole number.
+    """
+    if threads is not None and not is_whole(threads, 1):
+        raise OptionError(f"threads must be 1 or more, or None for the default; got {threads!r}")

@@ -7,7 +7,7 @@ import torch
 
 from featuretap.runtimes.exportable import Exportable, Run
 from featuretap.runtimes.model_graphs import graph_of, open_graph
-from featuretap.runtimes.sessions import Opened
+from featuretap.runtimes.signature import Opened
 from featuretap.support.import_strings import load
 
 

@@ -199,7 +199,7 @@ def test_a_compiled_model_cannot_be_trained_copied_or_saved(
         ({"runtime": 3}, UnknownRuntimeError, "a runtime's name is a string, got 3"),
         ({"size": 224}, OptionError, "size must be (height, width) in pixels, or None for images of any size; got 224"),
         ({"batch": 0}, OptionError, "batch must be a number of images, or None for any; got 0"),
-        ({"threads": 0}, OptionError, "threads must be 1 or more, or None for PyTorch's; got 0"),
+        ({"threads": 0}, OptionError, "threads must be 1 or more, or None for the default; got 0"),
         ({"runtime": "inductor", "threads": 77}, OptionError, "threads, not 77; call torch.set_num_threads(77) before"),
     ],
 )
@@ -212,8 +212,10 @@ def test_bad_arguments_of_compile_are_refused(
 
 
 def test_models_that_runtimes_do_not_take_are_refused(registry: Registry, tiny: nn.Module) -> None:
-    with pytest.raises(HeadError, match="the head 'ssdlite' finds objects in lists of images, which no runtime here"):
-        registry.compile(registry.build("mobilenet_v3_small", head="ssdlite"))
+    with pytest.raises(HeadError, match="the head 'retinanet' finds objects in lists of images, which no runtime here"):
+        registry.compile(registry.build("mobilenet_v3_small", head="retinanet"))
+    with pytest.raises(HeadError, match="'ssdlite' finds objects .* the runtime 'inductor' does not take; take 'onnxr"):
+        registry.compile(registry.build("mobilenet_v3_small", head="ssdlite"), "inductor")
     with pytest.raises(OptionError, match=r"Linear carries no description; registry.compile and registry.export read"):
         registry.compile(nn.Linear(2, 2))
     for runtime in ("onnxruntime", "openvino"):

@@ -23,7 +23,7 @@ def built(registry: Registry, head: str, **options: object) -> nn.Module:
     return with_statistics(model, lambda model: model(images(2, *SIZE), targets(2, *SIZE))).eval()
 
 
-@pytest.mark.parametrize("head", ["ssdlite", "mask_rcnn"])
+@pytest.mark.parametrize("head", ["retinanet", "mask_rcnn"])
 def test_a_detector_finds_the_same_in_onnx(registry: Registry, tmp_path: Path, head: str) -> None:
     model = built(registry, head)
     found = registry.compile(registry.export(model, tmp_path / "a.onnx", size=SIZE))
@@ -43,7 +43,7 @@ def test_a_detector_finds_the_same_in_onnx(registry: Registry, tmp_path: Path, h
 def test_a_detector_that_finds_nothing_in_noise_is_written_with_its_threshold(
     registry: Registry, tmp_path: Path
 ) -> None:
-    path = registry.export(built(registry, "ssdlite", score_thresh=0.96), tmp_path / "a.onnx", size=SIZE)
+    path = registry.export(built(registry, "retinanet", score_thresh=0.96), tmp_path / "a.onnx", size=SIZE)
     (image,) = images(1, *SIZE)
     assert len(registry.compile(path)(image[None])["boxes"]) == 0
     proto = onnx.load(path)
@@ -52,7 +52,7 @@ def test_a_detector_that_finds_nothing_in_noise_is_written_with_its_threshold(
     threshold.CopyFrom(numpy_helper.from_array(torch.tensor(0.0).numpy(), threshold.name))
     onnx.save(proto, path)
     with torch.no_grad():
-        (expected,) = built(registry, "ssdlite", score_thresh=0.0)([image])
+        (expected,) = built(registry, "retinanet", score_thresh=0.0)([image])
     got = registry.compile(path)(image[None])
     assert got["boxes"].shape == expected["boxes"].shape == (7, 4)
     assert (got["scores"] - expected["scores"]).abs().max() <= 1e-4
@@ -70,7 +70,7 @@ def test_a_detector_finds_the_same_in_torchscript(registry: Registry, tmp_path: 
 
 
 def test_a_file_that_finds_something_else_is_refused(registry: Registry) -> None:
-    prepared = detectors.prepare_detector(built(registry, "ssdlite"), SIZE, None)
+    prepared = detectors.prepare_detector(built(registry, "retinanet"), SIZE, None)
 
     def moved(images: torch.Tensor) -> tuple[torch.Tensor, ...]:
         boxes, *others = prepared.module(images)
@@ -100,8 +100,8 @@ def test_objects_are_the_same_whatever_their_order(part: str, by: float, again: 
 
 @pytest.mark.parametrize("asked", [{}, {"size": SIZE, "batch": 2}])
 def test_onnx_needs_one_image_of_one_size(registry: Registry, tmp_path: Path, asked: dict[str, object]) -> None:
-    model = registry.build("mobilenet_v3_small", head="ssdlite", num_classes=3)
+    model = registry.build("mobilenet_v3_small", head="retinanet", num_classes=3)
     with pytest.raises(
-        OptionError, match=r"^the head 'ssdlite' is exported to ONNX for one image of one size; give it"
+        OptionError, match=r"^the head 'retinanet' is exported to ONNX for one image of one size; give it"
     ):
         registry.export(model, tmp_path / "a.onnx", **asked)

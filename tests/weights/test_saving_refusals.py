@@ -163,4 +163,4 @@ def test_a_description_without_its_backbone_is_refused(registry: Registry, tmp_p
     model.description = replace(model.description, backbone=None)
     with pytest.raises(OptionError) as error:
         registry.save(model, tmp_path / "file.safetensors")
-    assert str(error.value) == ("the model's description lacks its backbone; change it with dataclasses.replace only")
+    assert str(error.value) == ("the model's description lacks its spec; change it with dataclasses.replace only")
