@@ -160,7 +160,7 @@ def test_tensors_that_no_file_can_hold_are_not_saved(
 
 def test_a_description_without_its_backbone_is_refused(registry: Registry, tmp_path: Path) -> None:
     model = registry.build("mobilenet_v2_050", features_only=True, taps=("C1",))
-    model.description = replace(model.description, backbone=None)
+    model.description = replace(model.description, spec=None)
     with pytest.raises(OptionError) as error:
         registry.save(model, tmp_path / "file.safetensors")
     assert str(error.value) == ("the model's description lacks its spec; change it with dataclasses.replace only")
