@@ -212,11 +212,9 @@ def test_bad_arguments_of_compile_are_refused(
 
 
 def test_models_that_runtimes_do_not_take_are_refused(registry: Registry, tiny: nn.Module) -> None:
-    with pytest.raises(HeadError, match="the head 'retinanet' finds objects in lists of images, which no runtime here"):
+    with pytest.raises(HeadError, match="the head 'retinanet' finds objects in lists of images"):
         registry.compile(registry.build("mobilenet_v3_small", head="retinanet"))
-    with pytest.raises(
-        HeadError, match=r"'ssdlite' finds objects .* the runtime 'inductor' does not take; take 'onnxr"
-    ):
+    with pytest.raises(HeadError, match=r"'ssdlite' finds objects .* the runtime 'inductor' does not take"):
         registry.compile(registry.build("mobilenet_v3_small", head="ssdlite"), "inductor")
     with pytest.raises(OptionError, match=r"Linear carries no description; registry.compile and registry.export read"):
         registry.compile(nn.Linear(2, 2))
