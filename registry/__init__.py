@@ -31,6 +31,7 @@ __all__ = [
     "load",
     "quantize",
     "save",
+    "session",
     "spec",
     "transforms",
 ]
@@ -50,6 +51,7 @@ list_weights = default.list_weights
 load = default.load
 quantize = default.quantize
 save = default.save
+session = default.session
 spec = default.spec
 transforms = default.transforms
 

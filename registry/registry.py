@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from featuretap.models.built import Built
     from featuretap.runtimes.compiled import CompiledModel
     from featuretap.runtimes.quantization import Report
+    from featuretap.runtimes.sessions import Session
 
 __all__ = ["Registry"]
 
@@ -244,6 +245,68 @@ class Registry(Catalogue):
                 raise OptionError("size and batch of an exported file are fixed in it; give them to registry.export")
             return open_file(self, chosen_runtime, Path(model), threads)
         return compile_model(chosen_runtime, model, size, batch, threads)
+
+    def session(
+        self,
+        source: str | os.PathLike[str] | BackboneSpec,
+        *,
+        features_only: bool | None = None,
+        taps: Sequence[str] | None = None,
+        head: str | None = None,
+        pretrained: bool | str | os.PathLike[str] = True,
+        num_classes: int | None = None,
+        runtime: str = "onnxruntime",
+        size: tuple[int, int] | None = None,
+        batch: int | None = None,
+        threads: int | None = None,
+        **options: Any,
+    ) -> Session:
+        """Open a trained model for inference without PyTorch, which is never imported.
+
+        The session maps images (N, C, H, W), an array of float32 as `session.prepare("photo.jpg")` returns it, to a
+        dict of arrays: the taps of a backbone or a pyramid, "logits" (N, num_classes) of a classifier, "out"
+        (N, num_classes, H, W) of a segmenter, and of SSDLite "boxes" (N, D, 4) in pixels of the images, "scores"
+        (N, D), "labels" (N, D) and "num_detections" (N,), with zeros behind the detections of each image.
+
+        Args:
+            source: a name as for `build`, the path of a safetensors file, or that of a file that `export` or `quantize`
+                wrote.
+            features_only: as for `build` and `load`.
+            taps: as for `build` and `load`.
+            head: as for `build` and `load`.
+            pretrained: as for `build`, with the default weights by default; for a name only.
+            num_classes: as for `build` and `load`.
+            runtime: "onnxruntime" or "openvino".
+            size: (height, width) of the images in pixels, where the session is for one size only; None for any.
+            batch: number of images of a call; None for any.
+            threads: of the runtime; None for OMP_NUM_THREADS, or as many as there are processors.
+            **options: as for `build` and `load`.
+
+        Returns:
+            the session, with `.taps`, `.description`, `.classes` and `.prepare`.
+
+        Raises:
+            MissingExtraError: packages of the runtime are not installed.
+            WeightsError: the weights cannot be had or do not fit, or only PyTorch reads them, as .pth files.
+            ExportError: PyTorch is needed for a part of the model, or the file cannot be opened.
+            FeaturetapError: as `build` and `load` do.
+
+        Example:
+            >>> session = registry.session("cat.safetensors")
+            >>> outputs = session(session.prepare("cat.jpg"))
+            >>> session.classes[outputs["logits"][0].argmax()]
+            'Egyptian cat'
+        """
+        chosen_runtime = self.runtime(runtime)
+        arguments = {"features_only": features_only, "taps": taps, "head": head, "num_classes": num_classes, **options}
+        from featuretap.runtimes.sessions import is_exported, open_file, open_model
+
+        if is_exported(self, source):
+            given = [name for name, value in {**arguments, "size": size, "batch": batch}.items() if value is not None]
+            if given:
+                raise OptionError(f"{given[0]} of an exported file is fixed in it; give it to registry.export")
+            return open_file(self, chosen_runtime, Path(source), threads)  # type: ignore[arg-type]
+        return open_model(self, chosen_runtime, source, pretrained, arguments, size=size, batch=batch, threads=threads)
 
     def fuse(self, model: nn.Module) -> nn.Module:
         """Return a copy of a model for inference in PyTorch, its batch norms folded into the convolutions before them.

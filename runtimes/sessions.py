@@ -1,0 +1,258 @@
+"""`registry.session`: models that a runtime runs without PyTorch, for NumPy arrays."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from featuretap.catalogue.catalogue import Catalogue
+from featuretap.catalogue.pretrained import CHECKPOINT_SUFFIXES, WeightsSource
+from featuretap.catalogue.request import BuildRequest, resolve_request
+from featuretap.runtimes import preparing
+from featuretap.runtimes.graphs import write_graph
+from featuretap.runtimes.signature import (
+    SINGLE_OUTPUTS,
+    Array,
+    Opened,
+    Signature,
+    check_sizes,
+    check_threads,
+    find_opener,
+    library_errors,
+    outputs_by_spec,
+    read_metadata,
+)
+from featuretap.specs import BackboneSpec, ModelSpec, RuntimeSpec, Tap
+from featuretap.specs.class_names import class_names
+from featuretap.specs.description import Description
+from featuretap.specs.graph import NodesError
+from featuretap.support.errors import ExportError, OptionError, WeightsError
+from featuretap.support.images import read_image
+from featuretap.support.import_strings import load
+from featuretap.weights.fitting import fit_checkpoint
+from featuretap.weights.opening import open_checkpoint
+from featuretap.weights.reading import Checkpoint
+from featuretap.weights.requests import resolve_checkpoint
+
+if TYPE_CHECKING:
+    import onnx
+    from PIL import Image
+
+
+class Session:
+    """A model that a runtime runs without PyTorch: images (N, C, H, W) → outputs by name.
+
+    Attributes:
+        description: of the model, preprocessing included.
+        runtime: name of the runtime.
+        outputs: names of the outputs, in order.
+        taps: output → channels and stride, of a backbone or a pyramid; empty for other models.
+        classes: name of every class of the model, as far as they are known.
+
+    Example:
+        >>> from featuretap import registry
+        >>> session = registry.session("model.safetensors")
+        >>> outputs = session(session.prepare("photo.jpg"))
+    """
+
+    def __init__(
+        self, run: Callable[[Array], Sequence[Array]], signature: Signature, description: Description, runtime: str
+    ) -> None:
+        self._run = run
+        self._signature = signature
+        self.description = description
+        self.runtime = runtime
+        self.outputs = signature.outputs
+        self.taps: dict[str, Tap] = dict(signature.taps)
+        self.classes = class_names(description)
+
+    def __call__(self, images: Array) -> dict[str, Array]:
+        """Return the outputs for images (N, C, H, W) of float32, as `prepare` returns them.
+
+        Raises:
+            OptionError: images of another shape or type.
+        """
+        if not isinstance(images, np.ndarray) or images.dtype != np.float32:
+            found = images.dtype if isinstance(images, np.ndarray) else type(images).__name__
+            raise OptionError(f"a session takes images (N, C, H, W) as an array of float32, got {found}")
+        if expected := self._signature.mismatch(images.shape):
+            raise OptionError(f"this session is for images {expected}, got {images.shape}")
+        return dict(zip(self.outputs, self._run(images), strict=True))
+
+    def prepare(self, image: Image.Image | str | os.PathLike[str]) -> NDArray[np.float32]:
+        """Return an image as the model wants it, as a batch of one (1, C, H, W), as `registry.transforms` prepares it.
+
+        Args:
+            image: an image of Pillow's, of any mode, or the path of a file.
+
+        Raises:
+            ImageError: the file is no image.
+            OptionError: the model's images have neither one nor three channels.
+        """
+        return preparing.prepare(_open_image(image), self.description.preprocessing)
+
+    def __repr__(self) -> str:
+        return f"Session({self.description.name!r}, runtime={self.runtime!r}, outputs={self.outputs})"
+
+
+def open_file(catalogue: Catalogue, runtime: RuntimeSpec, path: Path, threads: int | None = None) -> Session:
+    """Open an exported file; see `Registry.session`.
+
+    Raises:
+        OptionError: the runtime needs PyTorch, or does not open files of this kind.
+        ExportError: the file cannot be read, or does not describe its model.
+    """
+    check_threads(threads)
+    find_opener(catalogue, runtime, path)
+    with library_errors(f"{runtime.name!r} cannot open {str(path)!r}", "; export the model again"):
+        opened = _open(runtime, path, threads)
+    signature, description = read_metadata(path, opened.metadata)
+    return Session(opened.run, signature, description, runtime.name)
+
+
+def open_model(
+    catalogue: Catalogue,
+    runtime: RuntimeSpec,
+    source: str | os.PathLike[str] | BackboneSpec,
+    pretrained: bool | str | os.PathLike[str] = True,
+    arguments: Mapping[str, Any] | None = None,
+    *,
+    size: tuple[int, int] | None = None,
+    batch: int | None = None,
+    threads: int | None = None,
+) -> Session:
+    """Write the graph of a model from a checkpoint, and open it; see `Registry.session`.
+
+    Args:
+        catalogue: of the registry.
+        runtime: that runs the graph.
+        source: path of a checkpoint, or what `Registry.build` takes.
+        pretrained: as of `Registry.build`, for a name.
+        arguments: of `Registry.build` or `Registry.load` besides, those that are None left out.
+        size: (height, width) of the images in pixels; None for any.
+        batch: number of images; None for any.
+        threads: of the runtime.
+
+    Raises:
+        OptionError: the runtime needs PyTorch, or an invalid size, batch or number of threads.
+        WeightsError: the checkpoint cannot be read without PyTorch, does not fit, or lacks the head.
+        ExportError: a part of the model has no nodes.
+    """
+    check_threads(threads)
+    check_sizes(size, batch)
+    _check_runtime(runtime)
+    runtime.check_installed()
+    request, checkpoint = find_weights(catalogue, source, pretrained, arguments or {})
+    proto, signature, description = write_model(request, checkpoint, catalogue, size, batch)
+    graph = proto.SerializeToString()
+    # It is as large as the weights.
+    del proto
+    return Session(_open(runtime, graph, threads).run, signature, description, runtime.name)
+
+
+def find_weights(
+    catalogue: Catalogue,
+    source: str | os.PathLike[str] | BackboneSpec,
+    pretrained: bool | str | os.PathLike[str],
+    arguments: Mapping[str, Any],
+) -> tuple[BuildRequest, Checkpoint]:
+    """Return the request for a model, and the checkpoint of its weights, read as arrays; arguments as of `open_model`.
+
+    Raises:
+        OptionError: no weights were asked for.
+        WeightsError: they cannot be read without PyTorch.
+    """
+    stated = {name: value for name, value in arguments.items() if value is not None}
+    if is_checkpoint(source):
+        checkpoint = open_checkpoint(WeightsSource(path=Path(source)), catalogue, "np")  # type: ignore[arg-type]
+        replaced = {
+            name: stated.pop(name) for name in ("features_only", "taps", "head", "num_classes") if name in stated
+        }
+        return resolve_checkpoint(checkpoint, catalogue, None, replaced, stated), checkpoint
+    request = resolve_request(catalogue, source, pretrained=pretrained, **stated)  # type: ignore[arg-type]
+    if request.weights is None:
+        raise OptionError(f"a session runs trained weights, and {request.label} was asked for without; give pretrained")
+    if request.weights.factory_tag:
+        raise ExportError(f"{request.label} has weights that only PyTorch reads; build it, and compile that")
+    return request, open_checkpoint(request.weights, catalogue, "np")
+
+
+def is_exported(catalogue: Catalogue, source: object) -> bool:
+    """Return whether a model is asked for by the path of an exported file."""
+    suffixes = {suffix for name in catalogue.list_runtimes() for suffix in catalogue.runtime(name).opens}
+    return isinstance(source, str | os.PathLike) and Path(source).suffix in suffixes
+
+
+def is_checkpoint(source: object) -> bool:
+    """Return whether a model is asked for by the path of its weights, not by its name."""
+    if isinstance(source, str):
+        return os.sep in source or Path(source).suffix in CHECKPOINT_SUFFIXES or Path(source).exists()
+    return isinstance(source, os.PathLike)
+
+
+def write_model(
+    request: BuildRequest,
+    checkpoint: Checkpoint,
+    catalogue: Catalogue,
+    size: tuple[int, int] | None = None,
+    batch: int | None = None,
+) -> tuple[onnx.ModelProto, Signature, Description]:
+    """Return the graph of a model with the weights of a checkpoint, without metadata, its signature and description.
+
+    Raises:
+        WeightsError: the checkpoint does not fit, or lacks the head.
+        ExportError: a part of the model has no nodes.
+    """
+    fitted = fit_checkpoint(request, checkpoint, catalogue)
+    if fitted.head.is_random:
+        raise WeightsError(
+            f"{request.label}: {fitted.head.warning}; train it first: a session runs trained weights only"
+        )
+    description, backbone = fitted.description, request.backbone
+    outputs = outputs_by_spec(description)
+    try:
+        proto = write_graph(
+            request.spec, fitted.tensors, fitted.norm_eps, description.preprocessing, size=size, batch=batch
+        )
+    except NodesError as error:
+        raise ExportError(
+            f"{request.label} needs PyTorch: {error}; build it, and give it to registry.compile or registry.export"
+        ) from error
+    has_taps = not isinstance(request.spec, ModelSpec) or bool(request.spec.head.taps)
+    taps = request.spec.taps if has_taps else {}
+    return (
+        proto,
+        Signature(outputs, outputs not in SINGLE_OUTPUTS, backbone.in_channels, taps, size, batch),
+        description,
+    )
+
+
+def _check_runtime(runtime: RuntimeSpec) -> None:
+    if not runtime.session:
+        raise OptionError(
+            f"the runtime {runtime.name!r} needs PyTorch; for a session take 'onnxruntime' or 'openvino', or give the "
+            "model to registry.compile"
+        )
+
+
+def _open(runtime: RuntimeSpec, model: bytes | Path, threads: int | None) -> Opened:
+    _check_runtime(runtime)
+    opened: Opened = load(runtime.session)(model, threads=threads or default_threads())
+    return opened
+
+
+def default_threads() -> int:
+    """Return the number of threads for a runtime: OMP_NUM_THREADS, or the processors that this process may use."""
+    stated = os.environ.get("OMP_NUM_THREADS", "")
+    if stated.isdecimal() and int(stated):
+        return int(stated)
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _open_image(image: Any) -> Any:
+    return read_image(Path(image)) if isinstance(image, str | os.PathLike) else image
