@@ -26,6 +26,7 @@ LARGEST_SHARD = 16_384
 @click.option("--taps", type=parameters.TAPS, help="Taps, separated by commas.  [default: C1 to C5]")
 @click.option("--size", type=parameters.SIZE, help="Resize the image to this.  [default: shorter side 224]")
 @click.option("--out", type=click.Path(path_type=Path, dir_okay=False), help="The picture.  [default: IMAGE-taps.png]")
+@parameters.TORCH
 def taps_command(
     image: Path,
     model: str | None,
@@ -33,6 +34,7 @@ def taps_command(
     taps: tuple[str, ...] | None,
     size: tuple[int, int] | None,
     out: Path | None,
+    use_torch: bool,
 ) -> None:
     """Draw the feature maps of IMAGE, the channels of each reduced to colours.
 
@@ -46,9 +48,9 @@ def taps_command(
     pixels = read_image(image)
 
     from featuretap.workflows.inference.feature_maps import compute_maps, draw_maps
-    from featuretap.workflows.inference.modules import open_backbone
+    from featuretap.workflows.inference.opening import open_backbone
 
-    backbone = open_backbone(model, weights, taps)
+    backbone = open_backbone(model, weights, taps, use_torch)
     description, strides = backbone.description, {name: tap.stride for name, tap in backbone.taps.items()}
     resized, maps = compute_maps(pixels, backbone, size)
     origin = description.weights or "random"
@@ -72,6 +74,7 @@ def taps_command(
 @click.option("--threshold", type=click.FloatRange(0, 1), help="Minimum score of a detector's boxes.  [default: 0.5]")
 @parameters.batch_size_option(16)
 @click.option("--out", type=click.Path(path_type=Path, file_okay=False), help="Draw each image into this folder.")
+@parameters.TORCH
 @parameters.JSON
 def predict_command(
     sources: tuple[str, ...],
@@ -81,6 +84,7 @@ def predict_command(
     threshold: float | None,
     batch_size: int,
     out: Path | None,
+    use_torch: bool,
     as_json: bool,
 ) -> None:
     """Predict what is in SOURCE: image files, folders of them, or their URLs.
@@ -98,11 +102,11 @@ def predict_command(
     images = iter([(found[0], read_source(found[0]))]) if len(found) == 1 else read_ahead(found)
 
     from featuretap.support.progress import bar
-    from featuretap.workflows.inference.modules import open_predictor
+    from featuretap.workflows.inference.opening import open_predictor
     from featuretap.workflows.inference.predicting import PredictedImage, predict_sources
     from featuretap.workflows.inference.predictor import task_of
 
-    predictor = open_predictor(model, weights)
+    predictor = open_predictor(model, weights, use_torch)
     task = task_of(predictor.description)
     for option, value, needed in (("--top", top, "classification"), ("--threshold", threshold, "detection")):
         if value is not None and task != needed:

@@ -95,6 +95,7 @@ MODEL = click.option(
     shell_complete=completion.backbones,
     help="Name of the backbone.  [default: that of the weights file, or mobilenet_v2]",
 )
+TORCH = click.option("--torch", "use_torch", is_flag=True, help="Compute with PyTorch, even where a session could.")
 FEATURES_ONLY = click.option("--features-only", is_flag=True, help="The backbone alone, without a classifier.")
 NUM_CLASSES = click.option("--num-classes", type=int, help="Classes of the head.")
 WORKERS = click.option("--workers", type=click.IntRange(min=0), default=0, help="Processes that read images.")

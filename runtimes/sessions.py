@@ -31,6 +31,7 @@ from featuretap.specs import BackboneSpec, ModelSpec, RuntimeSpec, Tap
 from featuretap.specs.class_names import class_names
 from featuretap.specs.description import Description
 from featuretap.specs.graph import NodesError
+from featuretap.specs.validation import ARGUMENTS
 from featuretap.support.errors import ExportError, OptionError, WeightsError
 from featuretap.support.images import read_image
 from featuretap.support.import_strings import load
@@ -170,9 +171,7 @@ def find_weights(
     stated = {name: value for name, value in arguments.items() if value is not None}
     if is_checkpoint(source):
         checkpoint = open_checkpoint(WeightsSource(path=Path(source)), catalogue, "np")  # type: ignore[arg-type]
-        replaced = {
-            name: stated.pop(name) for name in ("features_only", "taps", "head", "num_classes") if name in stated
-        }
+        replaced: dict[str, Any] = {name: stated.pop(name) for name in ARGUMENTS & set(stated)}
         return resolve_checkpoint(checkpoint, catalogue, None, replaced, stated), checkpoint
     request = resolve_request(catalogue, source, pretrained=pretrained, **stated)  # type: ignore[arg-type]
     if request.weights is None:

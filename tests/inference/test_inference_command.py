@@ -11,6 +11,7 @@ import pytest
 import torch
 from PIL import Image
 from support import Completed
+from support.oracles import with_statistics
 from torch import nn
 
 import featuretap.registry
@@ -43,7 +44,18 @@ def build(head: str, classes: Any = CLASSES, **options: Any) -> nn.Module:
     sizes = {"classification": (40, 32), "lraspp": (40, None)}.get(head, (None, None))
     prepared = replace(prepared, resize=sizes[0], crop=sizes[1])
     model.description = replace(model.description, classes=classes, preprocessing=prepared)
+    if head == "ssdlite":
+        # Boxes of equal scores, as those of random weights are, may be found in any order.
+        spread_scores(model)
     return model
+
+
+@torch.no_grad()
+def spread_scores(model: nn.Module) -> None:
+    torch.manual_seed(0)
+    with_statistics(model, lambda model: model.head(model.backbone(torch.randn(4, 3, 96, 96))))
+    for predictor in model.head.predictor.classification_head.module_list:
+        predictor[1].weight.normal_()
 
 
 @pytest.fixture

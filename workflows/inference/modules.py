@@ -1,4 +1,4 @@
-"""Models of PyTorch as predictors, and how commands open them."""
+"""Models of PyTorch as predictors."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,9 +15,7 @@ from featuretap.models.built import description_of
 from featuretap.runtimes.preparing import prepare
 from featuretap.specs.taps import Tap
 from featuretap.support.errors import OptionError
-from featuretap.workflows.inference.predictor import task_of
-
-DEFAULT_BACKBONE = "mobilenet_v2"
+from featuretap.workflows.inference.predictor import DEFAULT_BACKBONE, task_of
 
 
 class ModulePredictor:
@@ -72,42 +70,9 @@ def open_model(name: str | None, weights: str | None, **arguments: Any) -> nn.Mo
     return registry.build(name or DEFAULT_BACKBONE, pretrained=pretrained, **arguments)
 
 
-def open_predictor(name: str | None, weights: str | None) -> ModulePredictor:
-    """Return a trained model that predicts classes, on the GPU if there is one.
-
-    Raises:
-        OptionError: `weights` is "none", or the model predicts no classes, or its classifier is randomly initialised.
-    """
-    if weights == "none":
-        raise OptionError("predictions of random weights mean nothing; name weights, or leave --weights out")
-    predictor = _as_predictor(open_model(name, weights))
-    description = predictor.description
-    if not task_of(description):
-        raise OptionError(
-            f"{weights!r} holds no classifier, detector or segmenter of {description.name!r}, and predictions need one"
-        )
-    if description.random_head:
-        raise OptionError(
-            f"{weights!r} has no classifier for {description.name!r}, and predictions of random weights mean nothing"
-        )
-    return predictor
-
-
-def open_backbone(name: str | None, weights: str | None, taps: tuple[str, ...] | None) -> ModulePredictor:
-    """Return a backbone whose maps are drawn, on the GPU if there is one.
-
-    Args:
-        name: of the backbone; None for that of the file, or the default.
-        weights: as of `open_model`, but None for random ones where the catalogue has no default.
-        taps: addresses of the maps; None for all levels.
-    """
-    if weights is None:
-        entries = registry.default.weights_of(name or DEFAULT_BACKBONE)
-        weights = "default" if entries and entries[0].default else "none"
-    return _as_predictor(open_model(name, weights, features_only=True, taps=taps))
-
-
-def _as_predictor(model: nn.Module) -> ModulePredictor:
+def open_module(name: str | None, weights: str | None, **arguments: Any) -> ModulePredictor:
+    """Return a model in evaluation mode as a predictor, on the GPU if there is one; arguments as of `open_model`."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
+    model = open_model(name, weights, **arguments)
     # Models keep the dtype of their file, and float16 does not run on a CPU.
     return ModulePredictor(model.eval().to(device, torch.float32).to(memory_format=torch.channels_last))

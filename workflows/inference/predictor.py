@@ -11,6 +11,9 @@ from featuretap import registry
 from featuretap.specs.description import Description
 from featuretap.specs.taps import Tap
 
+DEFAULT_BACKBONE = "mobilenet_v2"
+"""What commands take where neither a name nor a file is given."""
+
 
 @runtime_checkable
 class Predictor(Protocol):

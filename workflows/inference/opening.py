@@ -1,0 +1,97 @@
+"""How commands open a model: as a session where that is possible, and with PyTorch otherwise."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from featuretap import registry
+from featuretap.support.errors import FeaturetapError, MissingExtraError, OptionError
+from featuretap.workflows.inference.predictor import DEFAULT_BACKBONE, Predictor, task_of
+
+if TYPE_CHECKING:
+    from featuretap.runtimes.sessions import Session
+
+GPU = Path("/dev/nvidia0")
+"""There where Linux has a GPU that PyTorch can use, which is faster than a session on the CPU."""
+
+
+def open_predictor(name: str | None, weights: str | None, use_torch: bool = False) -> Predictor:
+    """Return a trained model that predicts classes.
+
+    Args:
+        name: of the backbone; None for that of the file, or the default.
+        weights: a tag, a file, or None or "default" for the catalogue's default.
+        use_torch: whether PyTorch computes, whatever a session could do.
+
+    Raises:
+        OptionError: `weights` is "none", or the model predicts no classes, or its classifier is randomly initialised.
+    """
+    if weights == "none":
+        raise OptionError("predictions of random weights mean nothing; name weights, or leave --weights out")
+    predictor = _open(name, weights, use_torch)
+    description = predictor.description
+    if not task_of(description):
+        raise OptionError(
+            f"{weights!r} holds no classifier, detector or segmenter of {description.name!r}, and predictions need one"
+        )
+    if description.random_head:
+        raise OptionError(
+            f"{weights!r} has no classifier for {description.name!r}, and predictions of random weights mean nothing"
+        )
+    return predictor
+
+
+def open_backbone(
+    name: str | None, weights: str | None, taps: tuple[str, ...] | None, use_torch: bool = False
+) -> Predictor:
+    """Return a backbone whose maps are drawn.
+
+    Args:
+        name: of the backbone; None for that of the file, or the default.
+        weights: as of `open_predictor`, "none" for random ones, and None for those where the catalogue has no default.
+        taps: addresses of the maps; None for all levels.
+        use_torch: as of `open_predictor`.
+    """
+    if weights is None:
+        entries = registry.default.weights_of(name or DEFAULT_BACKBONE)
+        weights = "default" if entries and entries[0].default else "none"
+    return _open(name, weights, use_torch, features_only=True, taps=taps)
+
+
+def find_session(name: str | None, weights: str | None, **arguments: Any) -> Session | None:
+    """Return a session for a model, or None where only PyTorch can run it, or has a GPU for it.
+
+    Args:
+        name: of the backbone; None for that of the file, or the default.
+        weights: as of `open_predictor`, or "none" for random ones.
+        **arguments: of `registry.session`.
+
+    Raises:
+        FeaturetapError: the session cannot be opened, and PyTorch is not installed.
+    """
+    has_torch = find_spec("torch") is not None
+    if has_torch and (weights == "none" or GPU.exists()):
+        return None
+    try:
+        if name is None and weights is not None and Path(weights).exists():
+            return registry.session(weights, **arguments)
+        pretrained: bool | str = {None: True, "default": True, "none": False}.get(weights, weights or "")
+        return registry.session(name or DEFAULT_BACKBONE, pretrained=pretrained, **arguments)
+    except FeaturetapError:
+        # With PyTorch, the model is opened once more, or the error is what it has to say of it.
+        if not has_torch:
+            raise
+        return None
+
+
+def _open(name: str | None, weights: str | None, use_torch: bool, **arguments: Any) -> Predictor:
+    session = None if use_torch else find_session(name, weights, **arguments)
+    if session is not None:
+        return session
+    if find_spec("torch") is None:
+        raise MissingExtraError("--torch computes with PyTorch, which is not installed; leave it out, or install torch")
+    from featuretap.workflows.inference.modules import open_module
+
+    return open_module(name, weights, **arguments)
