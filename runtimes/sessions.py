@@ -190,7 +190,7 @@ def is_exported(catalogue: Catalogue, source: object) -> bool:
 def is_checkpoint(source: object) -> bool:
     """Return whether a model is asked for by the path of its weights, not by its name."""
     if isinstance(source, str):
-        return os.sep in source or Path(source).suffix in CHECKPOINT_SUFFIXES or Path(source).exists()
+        return Path(source).suffix in CHECKPOINT_SUFFIXES or Path(source).exists()
     return isinstance(source, os.PathLike)
 
 
