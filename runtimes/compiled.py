@@ -15,7 +15,6 @@ from torch import Tensor, nn
 
 from featuretap.catalogue.catalogue import Catalogue
 from featuretap.models.built import unwrap
-from featuretap.models.saving import record_of_model
 from featuretap.runtimes.exportable import Exportable, Run, prepare_model
 from featuretap.runtimes.formats import Format, resolve_format
 from featuretap.runtimes.model_graphs import written_or_traced
@@ -38,6 +37,7 @@ from featuretap.support.atomic_write import replace_files
 from featuretap.support.errors import ExportError, HeadError, OptionError
 from featuretap.support.import_strings import convert_errors, load
 from featuretap.weights.metadata import metadata_of
+from featuretap.weights.recording import record_of_model
 
 __all__ = ["CompiledModel", "compile_model", "export", "export_metadata", "keep_on_success", "open_file"]
 
