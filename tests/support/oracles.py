@@ -121,11 +121,14 @@ def randomised(model: nn.Module) -> nn.Module:
 
 
 @torch.no_grad()
-def with_statistics(model: nn.Module, run: Callable[[nn.Module], object] | None = None) -> nn.Module:
+def with_statistics(
+    model: nn.Module, run: Callable[[nn.Module], object] | None = None, *, nearly_dead: bool = True
+) -> nn.Module:
     """Weights of norms at random, statistics of random images, and a few channels with a running variance of 1e-6.
 
     Such channels are where a wrong eps changes most. The other statistics are real ones, because a network whose norms
-    do not normalise multiplies every rounding a millionfold. `run` is a pass of a model that takes more than a batch.
+    do not normalise multiplies every rounding a millionfold. `run` is a pass of a model that takes more than a batch;
+    without `nearly_dead`, there are no such channels.
     """
     norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
     momenta = [norm.momentum for norm in norms]
@@ -140,8 +143,9 @@ def with_statistics(model: nn.Module, run: Callable[[nn.Module], object] | None 
         model(torch.randn(8, next(model.parameters()).shape[1], 64, 64))
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum
-        norm.running_var[::7] = 1e-6
-        norm.weight[::7] *= 3e-3
+        if nearly_dead:
+            norm.running_var[::7] = 1e-6
+            norm.weight[::7] *= 3e-3
     return model.eval()
 
 

@@ -1,0 +1,106 @@
+"""Models as ONNX graphs written from their specs, and how close their outputs are to the modules'."""
+
+import copy
+from functools import cache
+from typing import Any
+
+import onnx
+import skimage.data
+import torch
+from support.oracles import with_statistics
+from torch import Tensor, nn
+
+from featuretap.runtimes.exportable import prepare_model
+from featuretap.runtimes.model_graphs import graph_of
+from featuretap.runtimes.onnx_runtime import onnx_session
+
+TOLERANCE = 1e-4
+"""Maximum difference, as a fraction of an output's largest value."""
+
+ROUNDING_FACTOR = 8
+"""Maximum error of a graph, as a multiple of the module's own in float32, where that exceeds the tolerance."""
+
+VARIANCES = (1e-12, 1e-9, 1e-6, 1e-4, 1e-3)
+"""Of channels that are nearly dead."""
+
+CROP = 96
+
+
+@cache
+def photographs() -> tuple[Tensor, ...]:
+    """Return four photographs (3, H, W) of different sizes, with values from 0 to 1."""
+    arrays = (getattr(skimage.data, name)() for name in ("astronaut", "chelsea", "coffee", "rocket"))
+    return tuple(torch.from_numpy(array).permute(2, 0, 1) / 255 for array in arrays)
+
+
+def crops(channels: int = 3) -> Tensor:
+    """Return eight crops of photographs (8, channels, 96, 96), normalised."""
+    places = [photograph[:, start:, start:][:, :CROP, :CROP] for photograph in photographs() for start in (40, 150)]
+    return ((torch.stack(places) - 0.45) / 0.22).repeat(1, 2, 1, 1)[:, :channels]
+
+
+def with_statistics_of_photographs(model: nn.Module, *, nearly_dead: bool = False) -> nn.Module:
+    """Give norms random weights and the statistics of photographs, and return the model in evaluation mode.
+
+    With `nearly_dead`, every seventh channel has a running variance from 1e-12 to 1e-3, and a weight that is as small.
+    """
+    channels = next(model.parameters()).shape[1]
+    with_statistics(model, lambda model: model(crops(channels)), nearly_dead=nearly_dead)
+    for norm in model.modules() if nearly_dead else ():
+        if isinstance(norm, nn.BatchNorm2d):
+            places = range(0, len(norm.running_var), 7)
+            norm.running_var[list(places)] = torch.tensor([VARIANCES[place % len(VARIANCES)] for place in places])
+    return model
+
+
+def write_graph(model: nn.Module, **fixed: Any) -> onnx.ModelProto:
+    """Return the graph of a model, checked by ONNX, which was written and not traced."""
+    proto = onnx.load_from_string(graph_of(prepare_model(model, **fixed)))
+    onnx.checker.check_model(proto, full_check=True)
+    assert proto.producer_name == "featuretap"
+    return proto
+
+
+def run_graph(proto: onnx.ModelProto, images: Tensor) -> dict[str, Tensor]:
+    """Return name → output of a graph in ONNX Runtime."""
+    session = onnx_session(proto.SerializeToString(), threads=1)
+    names = [output.name for output in session.get_outputs()]
+    return dict(zip(names, map(torch.from_numpy, session.run(names, {"image": images.numpy()})), strict=True))
+
+
+@torch.no_grad()
+def outputs_of(model: nn.Module, images: Tensor) -> dict[str, Tensor]:
+    """Return name → output of a model in evaluation mode."""
+    returned = model.eval()(images)
+    if isinstance(returned, Tensor):
+        return {"logits" if model.description.num_classes else "features": returned}
+    return dict(returned)
+
+
+def operators(proto: onnx.ModelProto) -> set[str]:
+    """Return the operators of a graph's nodes."""
+    return {node.op_type for node in proto.graph.node}
+
+
+def assert_computes(proto: onnx.ModelProto, model: nn.Module, images: Tensor) -> None:
+    """Compare a graph's outputs with the module's, or with those in float64 where float32 is too coarse.
+
+    After the mean of a nearly dead channel was subtracted, few correct digits are left, in whichever order the rest is
+    computed, and a module of many layers may differ from its own values in float64 by more than the tolerance.
+    """
+    found, expected = run_graph(proto, images), outputs_of(model, images)
+    forms = {name: (values.shape, values.dtype) for name, values in found.items()}
+    assert forms == {name: (values.shape, values.dtype) for name, values in expected.items()}
+    assert list(found) == list(expected)
+    if all(distance(found[name], values) <= TOLERANCE for name, values in expected.items()):
+        return
+    exact = outputs_of(copy.deepcopy(model).double(), images.double())
+    for name, values in expected.items():
+        own = distance(values, exact[name])
+        assert distance(found[name], exact[name]) <= max(TOLERANCE, ROUNDING_FACTOR * own), name
+
+
+def distance(found: Tensor, expected: Tensor) -> float:
+    """Return the largest difference, as a fraction of the largest expected value."""
+    expected = expected.double()
+    return float((found.double() - expected).abs().max() / expected.abs().max())
