@@ -32,25 +32,33 @@ Paths = tuple[Path, ...]
 ONE_SIZE = click.option("--size", type=parameters.SIZE, help="Fix the size of images.  [default: any]")
 
 
-def _open_source(
-    source: str, weights: str | None, features_only: bool, options: dict[str, Any], **arguments: Any
-) -> nn.Module:
-    """Build the backbone of a name, or load the model of a weights file; a backbone's name is never a file."""
-    from featuretap.workflows.inference.modules import open_model
+def _is_file(source: str) -> bool:
+    """Return whether a model is given by a weights file; a backbone's name is never a file."""
+    try:
+        return Path(source).suffix in CHECKPOINT_SUFFIXES or not registry.default.provider(source)
+    except UnknownBackboneError:
+        return Path(source).exists()
 
-    arguments |= options
+
+def _arguments(
+    source: str, weights: str | None, features_only: bool, options: dict[str, Any], **arguments: Any
+) -> dict[str, Any]:
+    """Return the arguments of `registry.build` or `registry.load`."""
+    if weights is not None and _is_file(source):
+        raise click.UsageError(f"the file {source!r} has the weights; leave --weights out")
     # Taps without a head are those of the backbone alone.
     if features_only or (arguments["taps"] is not None and arguments.get("head") is None):
         arguments["features_only"] = True
-    try:
-        is_file = Path(source).suffix in CHECKPOINT_SUFFIXES or not registry.default.provider(source)
-    except UnknownBackboneError:
-        is_file = Path(source).exists()
-    if not is_file:
-        return open_model(source, weights, **arguments)
-    if weights is not None:
-        raise click.UsageError(f"the file {source!r} has the weights; leave --weights out")
-    return registry.load(source, **arguments)
+    return {**arguments, **options}
+
+
+def _open_source(source: str, weights: str | None, **arguments: Any) -> nn.Module:
+    """Build the backbone of a name, or load the model of a weights file."""
+    from featuretap.workflows.inference.modules import open_model
+
+    if _is_file(source):
+        return registry.load(source, **arguments)
+    return open_model(source, weights, **arguments)
 
 
 @click.command("export", cls=Command, short_help="Write a model for a runtime: ONNX, OpenVINO, TorchScript …")
@@ -72,21 +80,34 @@ def _open_source(
 @parameters.backbone_options("An option of the backbone or the head; can be repeated.")
 @ONE_SIZE
 @click.option("--batch", type=click.IntRange(min=1), help="Fix the batch size.  [default: any]")
+@parameters.TORCH
 def export_command(
-    source: str, target: Path, format_name: str | None, size: Any, batch: int | None, **arguments: Any
+    source: str,
+    target: Path,
+    format_name: str | None,
+    weights: str | None,
+    size: Any,
+    batch: int | None,
+    use_torch: bool,
+    **arguments: Any,
 ) -> None:
     """Write a model for a runtime: the backbone NAME, or the model of a weights FILE, as TARGET.
 
-    The file describes its model. It is kept only if its runtime computes the same outputs.
+    The file describes its model. ONNX and OpenVINO files of safetensors weights are written without PyTorch; others
+    are kept only if their runtime computes what the model does.
 
     Example: featuretap export mobilenet_v3_large features.onnx --taps C3,C4,C5
     """
     form = resolve_format(target, format_name)
     form.check_installed()
-    model = _open_source(source, **arguments)
+    arguments = _arguments(source, weights, **arguments)
+    from featuretap.workflows.inference.opening import export_without_torch
+
     with report_unwritten(target):
-        saved = registry.export(model.float(), target, form.name, size=size, batch=batch)
-    click.echo(f"saved: {saved}")
+        if use_torch or not export_without_torch(source, weights, target, form, arguments, size=size, batch=batch):
+            model = _open_source(source, weights, **arguments)
+            registry.export(model.float(), target, form.name, size=size, batch=batch)
+    click.echo(f"saved: {target}")
 
 
 @click.command("quantize", cls=Command, short_help="Write a trained model in 8-bit integers, as ONNX.")
@@ -112,7 +133,14 @@ def export_command(
 @ONE_SIZE
 @click.option("--json", "as_json", is_flag=True, help="Print JSON, with the names of the evaluated images.")
 def quantize_command(
-    source: str, target: Path, images: Paths, judge_on: Paths, size: Any, as_json: bool, **arguments: Any
+    source: str,
+    target: Path,
+    images: Paths,
+    judge_on: Paths,
+    weights: str | None,
+    size: Any,
+    as_json: bool,
+    **arguments: Any,
 ) -> None:
     """Write the model NAME, or that of a weights FILE, in 8-bit integers as TARGET (.onnx).
 
@@ -123,20 +151,20 @@ def quantize_command(
     """
     from featuretap.support.image_files import list_images
 
-    check_extra("featuretap quantize", "onnxruntime", ("onnx", "onnxscript", "onnxruntime"))
+    check_extra("featuretap quantize", "onnxruntime", ("onnx", "onnxruntime"))
     if target.suffix != ".onnx":
         raise click.UsageError(f"the model in integers is an ONNX file; give {str(target)!r} a name that ends in .onnx")
     list_images(images)
     if judge_on:
         list_images(judge_on)
-    if arguments["weights"] == "none":
+    if weights == "none":
         raise OptionError("random weights cannot be quantized usefully; name weights, or leave --weights out")
 
     from featuretap.models.built import description_of
     from featuretap.runtimes.quantization import quantize
     from featuretap.support.progress import progress_steps
 
-    model = _open_source(source, **arguments)
+    model = _open_source(source, weights, **_arguments(source, weights, **arguments))
     description = description_of(model)
     if description.random_head:
         raise OptionError(

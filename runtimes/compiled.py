@@ -3,11 +3,8 @@
 A file is kept only if the runtime computes what the model does.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any, Self
 
 import torch
@@ -16,13 +13,13 @@ from torch import Tensor, nn
 from featuretap.catalogue.catalogue import Catalogue
 from featuretap.models.built import unwrap
 from featuretap.runtimes.exportable import Exportable, Run, prepare_model
+from featuretap.runtimes.exported_files import check_metadata, export_metadata, keep_on_success
 from featuretap.runtimes.formats import Format, resolve_format
 from featuretap.runtimes.model_graphs import written_or_traced
 from featuretap.runtimes.signature import (
     DETECTIONS,
     DEVICE,
     DTYPE,
-    SIGNATURE,
     Signature,
     check_threads,
     find_opener,
@@ -33,13 +30,8 @@ from featuretap.runtimes.signature import (
 from featuretap.runtimes.verification import DifferenceError, verify_outputs
 from featuretap.specs import RuntimeSpec, Tap
 from featuretap.specs.description import Description
-from featuretap.support.atomic_write import replace_files
 from featuretap.support.errors import ExportError, HeadError, OptionError
 from featuretap.support.import_strings import convert_errors, load
-from featuretap.weights.metadata import metadata_of
-from featuretap.weights.recording import record_of_model
-
-__all__ = ["CompiledModel", "compile_model", "export", "export_metadata", "keep_on_success", "open_file"]
 
 DEVICES = ("cpu", "cuda", "mps", "xpu")
 
@@ -205,45 +197,17 @@ def export(
 def _write(catalogue: Catalogue, prepared: Exportable, form: Format, written: Path) -> None:
     """Write a file, read it again, and compare it with the model."""
     write, read, verify = (load(f"featuretap.runtimes.{name}") for name in (form.writer, form.reader, form.verifier))
-    metadata = export_metadata(catalogue, prepared)
+    metadata = metadata_of_model(catalogue, prepared)
     with library_errors(f"cannot write {prepared.label} as {form.name}"):
         write(prepared, written, metadata)
     with library_errors(f"the {form.name} file was written, and cannot be read again"):
         found, run = read(written, threads=None)
-    lost = sorted(key for key, value in metadata.items() if found.get(key) != value)
-    if lost:
-        raise ExportError(
-            f"the {form.name} file was written without what it should say of its model: {', '.join(lost)}"
-        )
+    check_metadata(form.name, metadata, found)
     with library_errors(f"the {form.name} file was written, and does not run"):
         verify(prepared, run)
 
 
-def export_metadata(catalogue: Catalogue, model: Exportable) -> dict[str, str]:
-    """Return the metadata of an exported file: our description, the signature, device and dtype."""
-    metadata = metadata_of(record_of_model(catalogue, model.description))
-    # For safetensors files only.
-    del metadata["format"]
-    dtype = str(model.images.dtype).removeprefix("torch.")
-    return {**metadata, SIGNATURE: model.signature.to_json(), DEVICE: model.images.device.type, DTYPE: dtype}
-
-
-@contextmanager
-def keep_on_success(path: Path) -> Iterator[Path]:
-    """Yield a path in a temporary folder, whose files are moved to the folder of `path` at the end, all or none.
-
-    Raises:
-        ExportError: the folder or the disk does not take them.
-    """
-    if path.exists() and not path.is_file():
-        raise ExportError(f"cannot write {str(path)!r}: it exists, and is not a file")
-    try:
-        # In the target's folder, so that a folder that takes no files is known before the work.
-        folder = TemporaryDirectory(dir=path.parent, prefix=".featuretap-")
-    except OSError as error:
-        raise ExportError(f"cannot write {str(path)!r}: {error.strerror or error}") from error
-    with folder as name:
-        yield Path(name) / path.name
-        # The weights of an .xml file before the file that refers to them.
-        contents = {path.with_name(file.name): file.read_bytes() for file in sorted(Path(name).iterdir())}
-        replace_files(contents, ExportError)
+def metadata_of_model(catalogue: Catalogue, model: Exportable) -> dict[str, str]:
+    """Return the metadata of an exported file: description and signature of the model, device and dtype of images."""
+    device, dtype = model.images.device.type, str(model.images.dtype).removeprefix("torch.")
+    return export_metadata(catalogue, model.description, model.signature, device, dtype)

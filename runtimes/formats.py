@@ -24,6 +24,7 @@ class Format:
         extra: of our distribution, with the packages that it needs.
         modules: the top-level modules of these.
         session: import string of `open_session` of the runtime that reads it, where it is an ONNX graph.
+        graph_writer: `graph_writer(graph, path, metadata)`, which writes such a graph without PyTorch.
     """
 
     name: str
@@ -36,6 +37,7 @@ class Format:
     extra: str = ""
     modules: tuple[str, ...] = ()
     session: str = ""
+    graph_writer: str = ""
 
     @property
     def endings(self) -> str:
@@ -77,6 +79,7 @@ ONNX = Format(
     extra="onnxruntime",
     modules=("onnx", "onnxruntime"),
     session="featuretap.runtimes.onnx_runtime:open_session",
+    graph_writer="graphs:write_onnx",
 )
 
 # Where formats share a suffix, it means the first of them.
@@ -90,6 +93,7 @@ FORMATS = (
         extra="openvino",
         modules=("onnx", "openvino"),
         session="featuretap.runtimes.openvino_runtime:open_session",
+        graph_writer="openvino_runtime:write_file",
     ),
     Format("torch-export", (".pt2",), "torch_runtimes:write_program", "torch_runtimes:open_program"),
     Format("aot", (".pt2",), "torch_runtimes:write_aot", "torch_runtimes:open_aot"),

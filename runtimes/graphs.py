@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from featuretap.backbones.nodes import backbone_nodes
@@ -31,7 +32,6 @@ def write_graph(
     *,
     size: tuple[int, int] | None = None,
     batch: int | None = None,
-    metadata: Mapping[str, str] | None = None,
     intermediate: bool = False,
 ) -> onnx.ModelProto:
     """Return a network in evaluation mode as ONNX: "image" (batch, in_channels, height, width) → outputs by name.
@@ -43,7 +43,6 @@ def write_graph(
         preprocessing: of the images, for heads that normalise them.
         size: (height, width) of the images in pixels; None for any.
         batch: number of images; None for any.
-        metadata: for `metadata_props`.
         intermediate: whether a detector's predictions before the selection of boxes are outputs too.
 
     Raises:
@@ -78,15 +77,21 @@ def write_graph(
         info,
         [numpy_helper.from_array(values, name) for name, values in graph.constants.items()],
     )
-    model: onnx.ModelProto = helper.make_model(
+    return helper.make_model(
         proto,
         producer_name="featuretap",
         producer_version=__version__,
         opset_imports=[helper.make_opsetid("", OPSET)],
         ir_version=IR_VERSION,
     )
-    helper.set_model_props(model, dict(sorted((metadata or {}).items())))
-    return model
+
+
+def write_onnx(graph: onnx.ModelProto, path: Path, metadata: Mapping[str, str]) -> None:
+    """Write an ONNX file, with the metadata in its `metadata_props`."""
+    from onnx import helper
+
+    helper.set_model_props(graph, dict(sorted(metadata.items())))
+    path.write_bytes(graph.SerializeToString())
 
 
 def _append(graph: Graph, spec: BackboneSpec | ModelSpec) -> dict[str, str]:

@@ -3,7 +3,7 @@
 import ctypes
 import logging
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import TypeVar
@@ -29,33 +29,29 @@ on the size, as TensorFlow's does, can take more than ten minutes."""
 Made = TypeVar("Made")
 
 
-def graph_of(model: Exportable, metadata: Mapping[str, str] | None = None, *, intermediate: bool = False) -> bytes:
+def graph_of(model: Exportable, *, intermediate: bool = False) -> onnx.ModelProto:
     """Return a model as ONNX: input "image", outputs by the names of its signature.
 
     Args:
         model: on the CPU, in float32.
-        metadata: for the graph's `metadata_props`.
         intermediate: whether a detector's predictions before the selection of boxes are outputs too.
 
     Raises:
         ExportError: it has no nodes, and cannot be traced.
     """
-    proto = None
     if not model.traced:
         try:
-            proto = _write(model, intermediate)
+            return _write(model, intermediate)
         except NodesError as reason:
             if model.detects:
                 raise
             logger.warning("%s: %s; PyTorch traces it, which takes longer", model.label, reason)
-    proto = proto or _trace(model)
-    onnx.helper.set_model_props(proto, dict(sorted((metadata or {}).items())))
-    return proto.SerializeToString()
+    return _trace(model)
 
 
-def open_graph(model: Exportable, graph: bytes, threads: int | None = None) -> Opened:
+def open_graph(model: Exportable, graph: onnx.ModelProto, threads: int | None = None) -> Opened:
     """Open a graph with the runtime of the model; `threads` are PyTorch's by default."""
-    opened: Opened = load(model.session)(graph, threads=threads or torch.get_num_threads())
+    opened: Opened = load(model.session)(graph.SerializeToString(), threads=threads or torch.get_num_threads())
     return opened
 
 

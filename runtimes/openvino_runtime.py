@@ -5,13 +5,16 @@ from __future__ import annotations
 import threading
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import openvino
 from numpy.typing import NDArray
 
 from featuretap.runtimes.signature import Opened
+
+if TYPE_CHECKING:
+    import onnx
 
 SECTION = "featuretap"
 """Section of a file's runtime information that holds our metadata, whose keys begin with it and a dot."""
@@ -49,9 +52,9 @@ def open_session(model: bytes | Path, *, threads: int) -> Opened:
     return Opened(metadata, run)
 
 
-def write_file(model: bytes, path: Path, metadata: Mapping[str, str]) -> None:
+def write_file(graph: onnx.ModelProto, path: Path, metadata: Mapping[str, str]) -> None:
     """Write an ONNX model as an .xml file and the .bin of its weights, with the metadata in its runtime information."""
-    converted = openvino.Core().read_model(model)
+    converted = openvino.Core().read_model(graph.SerializeToString())
     for key, value in metadata.items():
         converted.set_rt_info(value, [SECTION, key.removeprefix(f"{SECTION}.")])
     # Half the size is not worth the loss of precision by default.

@@ -19,14 +19,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - PyTorch's own name for it
 
 from featuretap.models.transforms import compose, compose_for_size
-from featuretap.runtimes.compiled import export_metadata, keep_on_success
+from featuretap.runtimes.compiled import metadata_of_model
 from featuretap.runtimes.exportable import prepare_model
+from featuretap.runtimes.exported_files import keep_on_success
 from featuretap.runtimes.formats import ONNX
 from featuretap.runtimes.signature import library_errors
 from featuretap.specs.description import Description
 from featuretap.specs.graph import IMAGE
 from featuretap.specs.preprocessing import check_channels
-from featuretap.support.errors import DataError, ImageError, OptionError
+from featuretap.support.errors import DataError, HeadError, ImageError, OptionError
 from featuretap.support.extras import check_extra
 from featuretap.support.image_files import ImageFile, list_images
 from featuretap.support.images import read_image
@@ -151,6 +152,7 @@ def quantize(
 
     Raises:
         OptionError: another suffix than .onnx.
+        HeadError: a detector.
     """
     check_extra("quantising", ONNX.extra, ONNX.modules)
     if path.suffix != ".onnx":
@@ -158,6 +160,11 @@ def quantize(
     files, files_to_compare = _split_images(images, judge_on)
     prepared = replace(prepare_model(model, size), session=ONNX.session)
     prepared.check_on_cpu("onnxruntime")
+    if prepared.detects:
+        raise HeadError(
+            f"the head {prepared.description.head!r} finds objects, and detectors are not quantized; quantize the "
+            "backbone that its taps come from"
+        )
     transform = _make_transform(prepared.description, size)
     bad: dict[str, str] = {}
     bad_to_compare: dict[str, str] = {}
@@ -169,7 +176,8 @@ def quantize(
     threads = threads or torch.get_num_threads()
     with keep_on_success(path) as written:
         done = begin("exporting", 1)
-        exported = onnx.load_from_string(graph_of(prepared, export_metadata(catalogue, prepared)))
+        exported = graph_of(prepared)
+        onnx.helper.set_model_props(exported, metadata_of_model(catalogue, prepared))
         done()
         images_read = _read_images(files, transform, "calibrate on", bad, begin("calibrating", len(files)))
         with library_errors(f"cannot quantise {prepared.label}"):

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import torch
 
+from featuretap.runtimes import graphs
 from featuretap.runtimes.exportable import Exportable, Run
 from featuretap.runtimes.model_graphs import graph_of, open_graph
 from featuretap.runtimes.signature import Opened
@@ -28,7 +29,7 @@ def open_openvino(path: Path, *, threads: int | None) -> tuple[Mapping[str, str]
 
 def write_onnx(model: Exportable, path: Path, metadata: Mapping[str, str]) -> None:
     """Write an ONNX file, with the metadata in its `metadata_props`."""
-    path.write_bytes(graph_of(model, metadata))
+    graphs.write_onnx(graph_of(model), path, metadata)
 
 
 def write_openvino(model: Exportable, path: Path, metadata: Mapping[str, str]) -> None:

@@ -72,8 +72,8 @@ def test_bad_input_is_one_line(run: Run, registry: Registry, tmp_path: Path) -> 
         f"cannot write '{tmp_path}/no/a.ts': No such file or directory",
     )
     refused(
-        run("export", "mobilenet_v3_small", tmp_path / "a.onnx", "--weights", "none", "--head", "ssdlite"),
-        "the head 'ssdlite' is exported to ONNX for one image of one size; give it, such as size=(320, 320), and no "
+        run("export", "mobilenet_v3_small", tmp_path / "a.onnx", "--weights", "none", "--head", "retinanet"),
+        "the head 'retinanet' is exported to ONNX for one image of one size; give it, such as size=(320, 320), and no "
         "batch, or export it as torchscript, which takes lists of images of any sizes",
     )
     assert not target.exists()

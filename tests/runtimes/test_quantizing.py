@@ -247,7 +247,7 @@ REFUSED: dict[str, tuple[type[Exception], Prepare, str]] = {
             folder / "model.onnx",
             [images],
         ),
-        "the head 'ssdlite' finds objects in lists of images, which no runtime here takes",
+        "the head 'ssdlite' finds objects, and detectors are not quantized",
     ),
 }
 

@@ -15,6 +15,8 @@ from support.oracles import with_statistics
 from featuretap.registry import Registry
 from featuretap.registry.errors import ExportError, FeaturetapError, OptionError, WeightsError
 from featuretap.registry.specs import Tap
+from featuretap.runtimes.exported_files import export_checkpoint
+from featuretap.runtimes.formats import resolve_format
 from featuretap.runtimes.sessions import default_threads
 
 NAME = "mobilenet_v3_small"
@@ -233,3 +235,39 @@ def test_commands_on_images_import_no_pytorch(
 
 def test_the_proof_that_pytorch_is_not_imported_can_fail(saved: Callable[..., tuple[Any, Path]], cat: Path) -> None:
     assert imports_torch(ON_THE_COMMAND_LINE, "predict", cat, "--weights", saved(num_classes=5)[1], "--torch")
+
+
+def test_export_writes_without_pytorch_the_bytes_that_it_writes_with_it(
+    saved: Callable[..., tuple[Any, Path]], run: Callable[..., Any], tmp_path: Path
+) -> None:
+    _, path = saved(num_classes=5)
+    with_torch, without = tmp_path / "with.onnx", tmp_path / "without.onnx"
+    assert not imports_torch(ON_THE_COMMAND_LINE, "export", path, without, "--taps", "C5,C2")
+    assert run("export", path, with_torch, "--taps", "C5,C2", "--torch").out == f"saved: {with_torch}\n"
+    assert without.read_bytes() == with_torch.read_bytes()
+
+
+def test_export_writes_openvino_without_pytorch(
+    registry: Registry, saved: Callable[..., tuple[Any, Path]], tmp_path: Path
+) -> None:
+    model, path = saved(features_only=True)
+    assert not imports_torch(ON_THE_COMMAND_LINE, "export", path, tmp_path / "a.xml", "--size", "64x96")
+    session = registry.session(tmp_path / "a.xml", runtime="openvino")
+    images = torch.randn(2, 3, 64, 96)
+    with torch.no_grad():
+        assert_agreement(session(images.numpy()), model(images))
+
+
+def test_an_exported_file_of_broken_weights_is_not_kept(
+    registry: Registry, saved: Callable[..., tuple[Any, Path]], tmp_path: Path
+) -> None:
+    model, _ = saved(features_only=True)
+    model.stages.C1[0].conv.weight.data[0] = torch.nan
+    path = registry.save(model, tmp_path / "broken.safetensors")
+    with pytest.raises(ExportError) as error:
+        export_checkpoint(registry, path, tmp_path / "a.onnx", resolve_format(tmp_path / "a.onnx", None))
+    assert str(error.value) == (
+        "the onnx file of 'mobilenet_v3_small' with width=0.25 is not kept: its outputs are not finite; look for NaN "
+        "in the weights with featuretap inspect --finite"
+    )
+    assert not (tmp_path / "a.onnx").exists()

@@ -15,7 +15,7 @@ from featuretap.models.built import description_of
 from featuretap.runtimes.preparing import prepare
 from featuretap.specs.taps import Tap
 from featuretap.support.errors import OptionError
-from featuretap.workflows.inference.predictor import DEFAULT_BACKBONE, task_of
+from featuretap.workflows.inference.predictor import DEFAULT_BACKBONE, PRETRAINED, task_of
 
 
 class ModulePredictor:
@@ -66,7 +66,7 @@ def open_model(name: str | None, weights: str | None, **arguments: Any) -> nn.Mo
     """
     if name is None and weights is not None and Path(weights).exists():
         return registry.load(weights, **arguments)
-    pretrained: bool | str = {None: True, "default": True, "none": False}.get(weights, weights or "")
+    pretrained = PRETRAINED.get(weights, weights or "")
     return registry.build(name or DEFAULT_BACKBONE, pretrained=pretrained, **arguments)
 
 

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from featuretap import registry
 from featuretap.support.errors import FeaturetapError, MissingExtraError, OptionError
-from featuretap.workflows.inference.predictor import DEFAULT_BACKBONE, Predictor, task_of
+from featuretap.workflows.inference.predictor import DEFAULT_BACKBONE, PRETRAINED, Predictor, task_of
 
 if TYPE_CHECKING:
+    from featuretap.runtimes.formats import Format
     from featuretap.runtimes.sessions import Session
 
 GPU = Path("/dev/nvidia0")
@@ -77,13 +79,51 @@ def find_session(name: str | None, weights: str | None, **arguments: Any) -> Ses
     try:
         if name is None and weights is not None and Path(weights).exists():
             return registry.session(weights, **arguments)
-        pretrained: bool | str = {None: True, "default": True, "none": False}.get(weights, weights or "")
+        pretrained = PRETRAINED.get(weights, weights or "")
         return registry.session(name or DEFAULT_BACKBONE, pretrained=pretrained, **arguments)
     except FeaturetapError:
         # With PyTorch, the model is opened once more, or the error is what it has to say of it.
         if not has_torch:
             raise
         return None
+
+
+def export_without_torch(
+    source: str,
+    weights: str | None,
+    target: Path,
+    form: Format,
+    arguments: Mapping[str, Any],
+    *,
+    size: tuple[int, int] | None,
+    batch: int | None,
+) -> bool:
+    """Write an exported file without PyTorch, and return whether that was possible.
+
+    Args:
+        source: name of a backbone, or a weights file.
+        weights: as of `open_predictor`, or "none" for random ones, of a name.
+        target: path of the file.
+        form: its format.
+        arguments: of `registry.build` or `registry.load`.
+        size: (height, width) of the images in pixels; None for any.
+        batch: number of images; None for any.
+
+    Raises:
+        FeaturetapError: it was not, and PyTorch is not installed.
+    """
+    if not form.session or weights == "none":
+        return False
+    from featuretap.runtimes.exported_files import export_checkpoint
+
+    pretrained = PRETRAINED.get(weights, weights or "")
+    try:
+        export_checkpoint(registry.default, source, target, form, pretrained, arguments, size=size, batch=batch)
+    except FeaturetapError:
+        if find_spec("torch") is None:
+            raise
+        return False
+    return True
 
 
 def _open(name: str | None, weights: str | None, use_torch: bool, **arguments: Any) -> Predictor:

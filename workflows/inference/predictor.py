@@ -14,6 +14,9 @@ from featuretap.specs.taps import Tap
 DEFAULT_BACKBONE = "mobilenet_v2"
 """What commands take where neither a name nor a file is given."""
 
+PRETRAINED: dict[str | None, bool | str] = {None: True, "default": True, "none": False}
+"""What `--weights` stands for, apart from tags and files."""
+
 
 @runtime_checkable
 class Predictor(Protocol):

@@ -1,0 +1,122 @@
+"""Exported files: their metadata, how they are put in place, and those that are written without PyTorch."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+
+from featuretap.catalogue.catalogue import Catalogue
+from featuretap.runtimes.formats import Format
+from featuretap.runtimes.sessions import default_threads, find_weights, write_model
+from featuretap.runtimes.signature import DEVICE, DTYPE, SIGNATURE, Opened, Signature, check_sizes, library_errors
+from featuretap.specs import BackboneSpec
+from featuretap.specs.description import Description
+from featuretap.support.atomic_write import replace_files
+from featuretap.support.errors import ExportError
+from featuretap.support.import_strings import load
+from featuretap.weights.metadata import metadata_of
+from featuretap.weights.recording import record_of_model
+
+SIZE = (65, 97)
+"""Height and width of the images on which a written file is tried, where it is for any."""
+
+
+def export_checkpoint(
+    catalogue: Catalogue,
+    source: str | os.PathLike[str] | BackboneSpec,
+    path: Path,
+    form: Format,
+    pretrained: bool | str | os.PathLike[str] = True,
+    arguments: Mapping[str, Any] | None = None,
+    *,
+    size: tuple[int, int] | None = None,
+    batch: int | None = None,
+) -> Path:
+    """Write the model of a checkpoint for a runtime without PyTorch, with the bytes that `Registry.export` writes.
+
+    There is no module to compare the file with: it is opened again, and has to return finite outputs of the right
+    number for images of its size.
+
+    Args:
+        catalogue: of the registry.
+        source: path of a checkpoint, or what `Registry.build` takes.
+        path: of the file.
+        form: its format, of which a session is made.
+        pretrained: as of `Registry.build`, for a name.
+        arguments: of `Registry.build` or `Registry.load` besides, those that are None left out.
+        size: (height, width) of the images in pixels; None for any.
+        batch: number of images; None for any.
+
+    Raises:
+        WeightsError: the checkpoint cannot be read without PyTorch, does not fit, or lacks the head.
+        ExportError: a part of the model has no nodes, or the file cannot be written or does not run. A file that was at
+            the path before is unchanged.
+    """
+    form.check_installed()
+    check_sizes(size, batch)
+    request, checkpoint = find_weights(catalogue, source, pretrained, arguments or {})
+    proto, signature, description = write_model(request, checkpoint, catalogue, size, batch)
+    metadata = export_metadata(catalogue, description, signature)
+    with keep_on_success(path) as written:
+        with library_errors(f"cannot write {request.label} as {form.name}"):
+            load(f"featuretap.runtimes.{form.graph_writer}")(proto, written, metadata)
+        with library_errors(f"the {form.name} file was written, and cannot be read again"):
+            opened: Opened = load(form.session)(written, threads=default_threads())
+        check_metadata(form.name, metadata, opened.metadata)
+        images = np.random.default_rng(0).random((batch or 1, signature.channels, *(size or SIZE)), np.float32)
+        with library_errors(f"the {form.name} file was written, and does not run"):
+            outputs = opened.run(images)
+        if len(outputs) != len(signature.outputs) or not all(np.isfinite(values).all() for values in outputs):
+            raise ExportError(
+                f"the {form.name} file of {request.label} is not kept: its outputs are not finite; look for NaN in the "
+                "weights with featuretap inspect --finite"
+            )
+    return path
+
+
+def export_metadata(
+    catalogue: Catalogue, description: Description, signature: Signature, device: str = "cpu", dtype: str = "float32"
+) -> dict[str, str]:
+    """Return the metadata of an exported file: our description, the signature, and device and dtype of the images."""
+    metadata = metadata_of(record_of_model(catalogue, description))
+    # For safetensors files only.
+    del metadata["format"]
+    return {**metadata, SIGNATURE: signature.to_json(), DEVICE: device, DTYPE: dtype}
+
+
+def check_metadata(form: str, metadata: Mapping[str, str], found: Mapping[str, str]) -> None:
+    """Check that a file that was read again has the metadata it was written with.
+
+    Raises:
+        ExportError: some of it is missing.
+    """
+    lost = sorted(key for key, value in metadata.items() if found.get(key) != value)
+    if lost:
+        raise ExportError(f"the {form} file was written without what it should say of its model: {', '.join(lost)}")
+
+
+@contextmanager
+def keep_on_success(path: Path) -> Iterator[Path]:
+    """Yield a path in a temporary folder, whose files are moved to the folder of `path` at the end, all or none.
+
+    Raises:
+        ExportError: the folder or the disk does not take them.
+    """
+    if path.exists() and not path.is_file():
+        raise ExportError(f"cannot write {str(path)!r}: it exists, and is not a file")
+    try:
+        # In the target's folder, so that a folder that takes no files is known before the work.
+        folder = TemporaryDirectory(dir=path.parent, prefix=".featuretap-")
+    except OSError as error:
+        raise ExportError(f"cannot write {str(path)!r}: {error.strerror or error}") from error
+    with folder as name:
+        yield Path(name) / path.name
+        # The weights of an .xml file before the file that refers to them.
+        contents = {path.with_name(file.name): file.read_bytes() for file in sorted(Path(name).iterdir())}
+        replace_files(contents, ExportError)
