@@ -13,7 +13,7 @@ from featuretap.catalogue.pretrained import WeightsSource, resolve_pretrained, w
 from featuretap.specs import BackboneSpec, HeadSpec, ModelSpec
 from featuretap.specs.description import Description, adapt_preprocessing, format_options
 from featuretap.specs.options import OPTIONS, Freezing, configure, options_of, split_options
-from featuretap.specs.validation import check_option, is_whole
+from featuretap.specs.validation import check_option, default_of, is_whole
 from featuretap.support.errors import HeadError, OptionError, SpecError
 
 
@@ -90,12 +90,13 @@ def resolve_request(
         full_tail, _ = select_taps(provided, backbone.taps, {**of_backbone, "reduced_tail": False}, defaults)
     # A name with its distribution is kept; an alias is replaced by the name that it stands for.
     described_as = name if isinstance(name, str) and ":" in name else provided.name
-    # The norm is code, which a description cannot hold.
+    # The norm and the checks of options are code, which a description cannot hold: models are pickled with it.
     as_built = backbone if backbone.norm is None else replace(backbone, norm=None)
-    described = replace(spec, backbone=as_built) if isinstance(spec, ModelSpec) else as_built
-    description = Description(described_as, tuple(backbone.taps), options, spec=described)
+    description = Description(described_as, tuple(backbone.taps), options, spec=as_built)
     if isinstance(spec, ModelSpec):
-        description = replace(description, head=spec.head.name, num_classes=spec.num_classes)
+        plain = {option: default_of(value) for option, value in spec.head.options.items()}
+        described = replace(spec, backbone=as_built, head=replace(spec.head, options=plain))
+        description = replace(description, head=spec.head.name, num_classes=spec.num_classes, spec=described)
     if isinstance(spec, ModelSpec) or backbone.in_channels != len(description.preprocessing.mean):
         description = replace(description, preprocessing=adapt_preprocessing(spec, description.preprocessing))
     return BuildRequest(spec, freezing, description, full_tail, weights)
