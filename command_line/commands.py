@@ -7,6 +7,8 @@ from typing import Any
 
 import click
 
+from featuretap.support.extras import explain_missing_torch
+
 EXAMPLE = "\n\nExample: "
 
 
@@ -19,6 +21,11 @@ class Command(click.Command):
         self.examples = examples.splitlines()
         # click does not wrap a paragraph that begins with a backspace.
         self.help = "\n".join([text, "", "\b", "Example:", *(f"  {example}" for example in self.examples)])
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command; one that needs PyTorch reports an installation without it."""
+        with explain_missing_torch(ctx.command_path):
+            return super().invoke(ctx)
 
 
 class Group(Command, click.Group):

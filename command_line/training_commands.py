@@ -19,7 +19,7 @@ from featuretap.workflows.training.configuration import SETTINGS, Configuration,
 if TYPE_CHECKING:
     from featuretap.workflows.training.tasks.task import Metrics, Task
 
-NEEDED = ("accelerate", "faster_coco_eval", "matplotlib", "tensorboard", "tomli_w", "torchmetrics")
+NEEDED = ("torch", "accelerate", "faster_coco_eval", "matplotlib", "tensorboard", "tomli_w", "torchmetrics")
 TYPES = {"int": int, "float": float, "str": str, "bool": bool, "tuple[str, ...]": parameters.TAPS}
 COMPLETIONS = {
     "backbone": completion.backbones,

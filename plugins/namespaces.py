@@ -31,10 +31,10 @@ def make_hooks(prefix: str, module: str) -> tuple[Callable[..., Any], Callable[.
     """Return the two hooks of a namespace, which import the module with its `find` and `match` on first use."""
 
     def featuretap_find_backbone(name: str) -> BackboneSpec | None:
-        return load(f"{module}:find")(name) if name.startswith(prefix) else None
+        return load(f"{module}:find", repr(name))(name) if name.startswith(prefix) else None
 
     def featuretap_match_backbones(pattern: str) -> Iterable[str] | None:
-        return load(f"{module}:match")(pattern) if pattern.startswith(prefix) else None
+        return load(f"{module}:match", repr(pattern))(pattern) if pattern.startswith(prefix) else None
 
     return hookimpl(featuretap_find_backbone), hookimpl(featuretap_match_backbones)
 

@@ -12,6 +12,7 @@ from featuretap.catalogue.catalogue import Catalogue
 from featuretap.catalogue.request import resolve_request
 from featuretap.specs import BackboneSpec, ModelSpec
 from featuretap.support.errors import OptionError
+from featuretap.support.extras import explain_missing_torch
 
 if TYPE_CHECKING:
     from torch import nn
@@ -107,6 +108,7 @@ class Registry(Catalogue):
                 has the name that was asked for.
             OptionError, TapError, HeadError: names that are known, with values or in a pairing that cannot be.
             WeightsError: the weights cannot be had, or do not fit.
+            MissingExtraError: PyTorch is not installed.
         """
         request = resolve_request(
             self,
@@ -185,6 +187,7 @@ class Registry(Catalogue):
         arguments = {"features_only": features_only, "taps": taps, "head": head, "num_classes": num_classes}
         return load_model(self, Path(path), name, arguments, options, finite)
 
+    @explain_missing_torch("converting weights")
     def convert(
         self, source: str | os.PathLike[str], target: str | os.PathLike[str], layout: str = "featuretap"
     ) -> Path:
@@ -208,6 +211,7 @@ class Registry(Catalogue):
 
         return convert_checkpoint(self, Path(source), Path(target), layout)
 
+    @explain_missing_torch("registry.compile")
     def compile(
         self,
         model: nn.Module | str | os.PathLike[str],

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from importlib.util import find_spec
 
 from featuretap.support.errors import MissingExtraError
+
+ABSENT = ("huggingface_hub", "timm", "torch", "torchvision")
+"""Modules that `requirements-inference.txt` leaves out."""
 
 
 def check_extra(feature: str, extra: str, modules: Iterable[str]) -> None:
@@ -34,3 +38,22 @@ def check_modules(feature: str, modules: Iterable[str], requires: str = "") -> N
     if absent:
         package = repr(requires) if requires else " ".join(absent)
         raise MissingExtraError(f"{feature} needs {', '.join(absent)}; pip install {package}")
+
+
+@contextmanager
+def explain_missing_torch(feature: str) -> Iterator[None]:
+    """Replace the error of an import that fails because featuretap was installed without PyTorch.
+
+    Args:
+        feature: what needs PyTorch, such as "featuretap bench".
+
+    Raises:
+        MissingExtraError: PyTorch, or another module that such an installation leaves out, is imported inside.
+    """
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        if error.name not in ABSENT:
+            raise
+        absent = "PyTorch" if find_spec("torch") is None else error.name
+        raise MissingExtraError(f"{feature} needs {absent}, which is not installed; pip install featuretap") from error

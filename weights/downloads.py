@@ -7,6 +7,7 @@ import os
 import sys
 import urllib.error
 from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
 from pathlib import Path, PurePosixPath
 from urllib.parse import urlsplit
 from urllib.request import Request, urlopen
@@ -105,6 +106,8 @@ def _download(address: str, path: Path, digest: str) -> None:
 
 def _find_cached(entry: WeightsEntry) -> Path | None:
     if entry.url.startswith(HUB):
+        if find_spec("huggingface_hub") is None:
+            return None
         import huggingface_hub
 
         repository, revision, name = _hub_file(entry.url)
