@@ -9,6 +9,7 @@ import skimage.data
 import torch
 from support.oracles import with_statistics
 from torch import Tensor, nn
+from torch.nn.functional import interpolate
 
 from featuretap.runtimes.exportable import prepare_model
 from featuretap.runtimes.model_graphs import graph_of
@@ -23,7 +24,11 @@ ROUNDING_FACTOR = 8
 VARIANCES = (1e-12, 1e-9, 1e-6, 1e-4, 1e-3)
 """Of channels that are nearly dead."""
 
-CROP = 96
+SIZE = (96, 128)
+"""Height and width of the photographs that statistics are of."""
+
+MEAN, DEVIATION = 0.45, 0.22
+"""Of all channels of photographs, about."""
 
 
 @cache
@@ -33,10 +38,10 @@ def photographs() -> tuple[Tensor, ...]:
     return tuple(torch.from_numpy(array).permute(2, 0, 1) / 255 for array in arrays)
 
 
-def crops(channels: int = 3) -> Tensor:
-    """Return eight crops of photographs (8, channels, 96, 96), normalised."""
-    places = [photograph[:, start:, start:][:, :CROP, :CROP] for photograph in photographs() for start in (40, 150)]
-    return ((torch.stack(places) - 0.45) / 0.22).repeat(1, 2, 1, 1)[:, :channels]
+def batch_of(number: int, height: int, width: int, channels: int = 3) -> Tensor:
+    """Return up to four photographs (number, channels, height, width), normalised, their channels repeated."""
+    images = [interpolate(photograph[None], (height, width), mode="bilinear") for photograph in photographs()[:number]]
+    return ((torch.cat(images) - MEAN) / DEVIATION).repeat(1, 2, 1, 1)[:, :channels]
 
 
 def with_statistics_of_photographs(model: nn.Module, *, nearly_dead: bool = False) -> nn.Module:
@@ -45,9 +50,9 @@ def with_statistics_of_photographs(model: nn.Module, *, nearly_dead: bool = Fals
     With `nearly_dead`, every seventh channel has a running variance from 1e-12 to 1e-3, and a weight that is as small.
     """
     channels = next(model.parameters()).shape[1]
-    with_statistics(model, lambda model: model(crops(channels)), nearly_dead=nearly_dead)
+    with_statistics(model, lambda model: model(batch_of(4, *SIZE, channels)), nearly_dead=nearly_dead)
     for norm in model.modules() if nearly_dead else ():
-        if isinstance(norm, nn.BatchNorm2d):
+        if isinstance(norm, nn.BatchNorm1d | nn.BatchNorm2d):
             places = range(0, len(norm.running_var), 7)
             norm.running_var[list(places)] = torch.tensor([VARIANCES[place % len(VARIANCES)] for place in places])
     return model
@@ -82,13 +87,13 @@ def operators(proto: onnx.ModelProto) -> set[str]:
     return {node.op_type for node in proto.graph.node}
 
 
-def assert_computes(proto: onnx.ModelProto, model: nn.Module, images: Tensor) -> None:
+def assert_same_outputs(found: dict[str, Tensor], model: nn.Module, images: Tensor) -> None:
     """Compare a graph's outputs with the module's, or with those in float64 where float32 is too coarse.
 
     After the mean of a nearly dead channel was subtracted, few correct digits are left, in whichever order the rest is
     computed, and a module of many layers may differ from its own values in float64 by more than the tolerance.
     """
-    found, expected = run_graph(proto, images), outputs_of(model, images)
+    expected = outputs_of(model, images)
     forms = {name: (values.shape, values.dtype) for name, values in found.items()}
     assert forms == {name: (values.shape, values.dtype) for name, values in expected.items()}
     assert list(found) == list(expected)
@@ -98,6 +103,14 @@ def assert_computes(proto: onnx.ModelProto, model: nn.Module, images: Tensor) ->
     for name, values in expected.items():
         own = distance(values, exact[name])
         assert distance(found[name], exact[name]) <= max(TOLERANCE, ROUNDING_FACTOR * own), name
+
+
+def assert_is_computed(model: nn.Module) -> None:
+    """Compare a model's graph with the model, for batches of odd sizes."""
+    proto, channels = write_graph(model), next(model.parameters()).shape[1]
+    for batch, height, width in ((3, 97, 161), (1, 65, 33)):
+        images = batch_of(batch, height, width, channels)
+        assert_same_outputs(run_graph(proto, images), model, images)
 
 
 def distance(found: Tensor, expected: Tensor) -> float:

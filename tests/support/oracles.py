@@ -130,7 +130,7 @@ def with_statistics(
     do not normalise multiplies every rounding a millionfold. `run` is a pass of a model that takes more than a batch;
     without `nearly_dead`, there are no such channels.
     """
-    norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
+    norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d)]
     momenta = [norm.momentum for norm in norms]
     for norm in norms:
         norm.momentum = 1.0
