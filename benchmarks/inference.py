@@ -98,7 +98,7 @@ def overhead() -> Iterator[str]:
     """What `registry.compile` adds to the runtime that it calls."""
     with TemporaryDirectory() as folder:
         path = registry.export(FEATURES["featuretap"]().eval(), Path(folder) / "model.onnx")
-        compiled, session = registry.compile(path), onnx_session(str(path), None)
+        compiled, session = registry.compile(path), onnx_session(str(path), torch.get_num_threads())
     for batch, rounds in BATCHES.items():
         images = torch.randn(batch, 3, 224, 224)
         array = images.numpy()

@@ -3,15 +3,16 @@
 from collections.abc import Callable, Iterator
 from functools import partial
 
-import onnx
 import onnxruntime
 import torch
 
 from benchmarks.networks import NAME
 from benchmarks.results import limit, milliseconds, section, timed
 from featuretap import registry
-from featuretap.runtimes.exportable import IMAGE, prepare_model
-from featuretap.runtimes.onnx_runtime import onnx_model, onnx_session
+from featuretap.runtimes.exportable import prepare_model
+from featuretap.runtimes.model_graphs import graph_of
+from featuretap.runtimes.onnx_runtime import onnx_session
+from featuretap.specs.graph import IMAGE
 from featuretap.support.timing import PAUSE
 
 __all__ = ["session_options"]
@@ -22,16 +23,15 @@ ROUNDS = 61
 def session_options() -> Iterator[str]:
     """Sessions on the same weights."""
     model = registry.build(NAME, features_only=True)
-    dynamic = onnx_model(prepare_model(model), {})
-    fixed = onnx_model(prepare_model(model, size=(224, 224), batch=1), {}).SerializeToString()
-    content = dynamic.SerializeToString()
+    content = graph_of(prepare_model(model)).SerializeToString()
+    fixed = graph_of(prepare_model(model, size=(224, 224), batch=1)).SerializeToString()
+    threads = torch.get_num_threads()
     sessions = {
-        "as `registry.compile` has it": onnx_session(content, None),
+        "as `registry.compile` has it": onnx_session(content, threads),
         "1 thread": onnx_session(content, 1),
         "threads that spin on": _session(content, {"session.force_spinning_stop": "0"}),
         "threads that never spin": _session(content, {"session.intra_op.allow_spinning": "0"}),
-        "size and batch fixed": onnx_session(fixed, None),
-        "means as GlobalAveragePool": onnx_session(_pooled(dynamic), None),
+        "size and batch fixed": onnx_session(fixed, threads),
         "layout NCHW throughout": _session(content, {}, onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED),
     }
     array = torch.randn(1, 3, 224, 224).numpy()
@@ -59,14 +59,3 @@ def _session(
     for key, value in {"session.force_spinning_stop": "1", **entries}.items():
         options.add_session_config_entry(key, value)
     return onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
-
-
-def _pooled(model: onnx.ModelProto) -> bytes:
-    """Return a model whose means over height and width are pooling, which has a blocked layout of its own."""
-    changed = onnx.ModelProto()
-    changed.CopyFrom(model)
-    for node in changed.graph.node:
-        if node.op_type == "ReduceMean":
-            node.op_type = "GlobalAveragePool"
-            del node.input[1:], node.attribute[:]
-    return bytes(changed.SerializeToString())

@@ -227,8 +227,8 @@ class Registry(Catalogue):
         itself stays as it is, and is compiled as in evaluation mode whatever its mode.
 
         Args:
-            model: a backbone, classifier, pyramid or segmenter that `build` or `load` returned, or the path of a file
-                that `export` or `quantize` wrote.
+            model: a backbone, classifier, pyramid, segmenter or SSDLite that `build` or `load` returned, or the path of
+                a file that `export` or `quantize` wrote.
             runtime: "onnxruntime", "openvino", "inductor" (torch.compile), "aot" (AOTInductor), or one of a plugin's.
             size: (height, width) of the images in pixels, where the model is for one size only; None for any.
             batch: number of images of a call; None for any.
@@ -330,7 +330,7 @@ class Registry(Catalogue):
 
     def export(
         self,
-        model: nn.Module,
+        model: nn.Module | str | os.PathLike[str],
         path: str | os.PathLike[str],
         format: str | None = None,  # noqa: A002 - the word for it
         *,
@@ -343,8 +343,8 @@ class Registry(Catalogue):
         inside.
 
         Args:
-            model: a backbone, classifier, pyramid or segmenter that `build` or `load` returned; a detector for formats
-                that hold one.
+            model: a model that `build` or `load` returned; a detector for formats that hold one. Or the path of a
+                safetensors file, whose model is written as ONNX or OpenVINO without PyTorch.
             path: of the file.
             format: "onnx", "openvino", "torch-export", "aot" or "torchscript"; None for what the path's ending says.
             size: (height, width) of the images in pixels, where the file is for one size only; None for any.
@@ -359,6 +359,12 @@ class Registry(Catalogue):
             HeadError: the format holds no such head.
             ExportError: the model cannot be exported, the file computes something else, or it cannot be written.
         """
+        if isinstance(model, str | os.PathLike):
+            from featuretap.runtimes.exported_files import export_checkpoint
+            from featuretap.runtimes.formats import resolve_format
+
+            form = resolve_format(Path(path), format)
+            return export_checkpoint(self, Path(model), Path(path), form, size=size, batch=batch)
         from featuretap.runtimes.compiled import export
 
         return export(self, model, Path(path), format, size, batch)

@@ -18,7 +18,7 @@ from featuretap.runtimes.signature import DEVICE, DTYPE, SIGNATURE, Opened, Sign
 from featuretap.specs import BackboneSpec
 from featuretap.specs.description import Description
 from featuretap.support.atomic_write import replace_files
-from featuretap.support.errors import ExportError
+from featuretap.support.errors import ExportError, OptionError
 from featuretap.support.import_strings import load
 from featuretap.weights.metadata import metadata_of
 from featuretap.weights.recording import record_of_model
@@ -54,10 +54,16 @@ def export_checkpoint(
         batch: number of images; None for any.
 
     Raises:
+        OptionError: a format of PyTorch's own, or an invalid size or batch.
         WeightsError: the checkpoint cannot be read without PyTorch, does not fit, or lacks the head.
         ExportError: a part of the model has no nodes, or the file cannot be written or does not run. A file that was at
             the path before is unchanged.
     """
+    if not form.session:
+        raise OptionError(
+            f"files of the format {form.name!r} are written by PyTorch, from a model: registry.export(registry.load(...), "
+            "...)"
+        )
     form.check_installed()
     check_sizes(size, batch)
     request, checkpoint = find_weights(catalogue, source, pretrained, arguments or {})

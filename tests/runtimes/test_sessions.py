@@ -15,8 +15,6 @@ from support.oracles import with_statistics
 from featuretap.registry import Registry
 from featuretap.registry.errors import ExportError, FeaturetapError, OptionError, WeightsError
 from featuretap.registry.specs import Tap
-from featuretap.runtimes.exported_files import export_checkpoint
-from featuretap.runtimes.formats import resolve_format
 from featuretap.runtimes.sessions import default_threads
 
 NAME = "mobilenet_v3_small"
@@ -265,9 +263,19 @@ def test_an_exported_file_of_broken_weights_is_not_kept(
     model.stages.C1[0].conv.weight.data[0] = torch.nan
     path = registry.save(model, tmp_path / "broken.safetensors")
     with pytest.raises(ExportError) as error:
-        export_checkpoint(registry, path, tmp_path / "a.onnx", resolve_format(tmp_path / "a.onnx", None))
+        registry.export(path, tmp_path / "a.onnx")
     assert str(error.value) == (
         "the onnx file of 'mobilenet_v3_small' with width=0.25 is not kept: its outputs are not finite; look for NaN "
         "in the weights with featuretap inspect --finite"
     )
     assert not (tmp_path / "a.onnx").exists()
+
+
+def test_formats_of_pytorch_are_written_from_models(
+    registry: Registry, saved: Callable[..., tuple[Any, Path]], tmp_path: Path
+) -> None:
+    with pytest.raises(OptionError) as error:
+        registry.export(saved(features_only=True)[1], tmp_path / "a.ts")
+    assert str(error.value) == (
+        "files of the format 'torchscript' are written by PyTorch, from a model: registry.export(registry.load(...), ...)"
+    )
