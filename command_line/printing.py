@@ -6,6 +6,7 @@ import json
 import os
 import sys
 from collections.abc import Iterable, Mapping, Sequence
+from importlib.util import find_spec
 from typing import Any, Literal
 
 import click
@@ -14,10 +15,11 @@ import click
 def print_table(titles: Iterable[str], rows: Iterable[Sequence[str]]) -> None:
     """Print a table; a title that begins with ">" is of a column that is aligned right.
 
-    It fits the width of a terminal. Pipes and files get one line per row, however long, for other programs.
+    It fits the width of a terminal. Pipes and files get one line per row, however long, for other programs; terminals
+    too, if rich is not installed.
     """
     titles = list(titles)
-    if sys.stdout.isatty() or os.environ.get("FORCE_COLOR"):
+    if (sys.stdout.isatty() or os.environ.get("FORCE_COLOR")) and find_spec("rich"):
         _print_styled(titles, rows)
         return
     # Importing rich and rendering with it takes a sixth of the time of `featuretap list`.

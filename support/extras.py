@@ -9,7 +9,7 @@ from importlib.util import find_spec
 from featuretap.support.errors import MissingExtraError
 
 ABSENT = ("huggingface_hub", "timm", "torch", "torchvision")
-"""Modules that `requirements-inference.txt` leaves out."""
+"""Modules of PyTorch's, and those that come with it, that `requirements-inference.txt` leaves out."""
 
 
 def check_extra(feature: str, extra: str, modules: Iterable[str]) -> None:

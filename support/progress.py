@@ -1,10 +1,11 @@
-"""Progress bars on standard error, where it is a terminal."""
+"""Progress bars on standard error, where it is a terminal and rich is installed."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from importlib.util import find_spec
 
 
 @contextmanager
@@ -17,7 +18,7 @@ def progress_steps(
         shown: False shows nothing, for processes other than the first.
         auto_refresh: False draws only when the bar advances, without a thread that takes time from what is measured.
     """
-    if not (shown and sys.stderr.isatty()):
+    if not (shown and sys.stderr.isatty() and find_spec("rich")):
         yield lambda label, total: lambda count=1: None
         return
     # Importing it takes a tenth of the time of `featuretap predict`.

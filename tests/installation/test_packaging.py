@@ -4,7 +4,6 @@ import email
 import json
 import os
 import re
-import shutil
 import subprocess
 import sys
 import sysconfig
@@ -27,25 +26,6 @@ PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 PROJECT = PYPROJECT["project"]
 VERSION = featuretap.__version__
 INFO = f"featuretap-{VERSION}.dist-info"
-
-
-@pytest.fixture(scope="module")
-def released(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with both files, built as RELEASING.md says, out of what a clone holds."""
-    folder = tmp_path_factory.mktemp("release")
-    ignored = (ROOT / ".gitignore").read_text().split()
-    leave_out = shutil.ignore_patterns(".git", *(name.rstrip("/") for name in ignored))
-    source = shutil.copytree(ROOT, folder / "source", symlinks=True, ignore=leave_out)
-    # Without isolation, which would need a network; the wheel is made out of the unpacked source distribution.
-    command = [sys.executable, "-m", "build", "--no-isolation", "--outdir", folder / "dist", source]
-    built = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert built.returncode == 0, built.stdout + built.stderr
-    return folder / "dist"
-
-
-@pytest.fixture(scope="module")
-def wheel(released: Path) -> Path:
-    return released / f"featuretap-{VERSION}-py3-none-any.whl"
 
 
 @pytest.fixture(scope="module")
