@@ -60,7 +60,7 @@ def with_statistics_of_photographs(model: nn.Module, *, nearly_dead: bool = Fals
 
 def write_graph(model: nn.Module, **fixed: Any) -> onnx.ModelProto:
     """Return the graph of a model, checked by ONNX, which was written and not traced."""
-    proto = onnx.load_from_string(graph_of(prepare_model(model, **fixed)))
+    proto = graph_of(prepare_model(model, **fixed))
     onnx.checker.check_model(proto, full_check=True)
     assert proto.producer_name == "featuretap"
     return proto
