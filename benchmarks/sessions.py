@@ -146,8 +146,8 @@ def processes() -> Iterator[str]:
         rows.append([name, f"{median(seconds):.2f}", *ratio.split(" ", 1), memory])
     yield section(
         "Whole processes: one photograph, MobileNetV2",
-        f"CPU time, user and system, and peak memory. The ratios of CPU time are to the first, round by round. {ROUNDS} "
-        "rounds after one that is not counted.",
+        "CPU time, user and system, and peak memory. The ratios of CPU time are to the first, round by round. "
+        f"{ROUNDS} rounds after one that is not counted.",
         table(["", "median CPU s", "ratio", "quartiles of the ratio", "peak MiB"], rows),
     )
 
@@ -167,8 +167,8 @@ def compiling() -> Iterator[str]:
         rows.append(["timm's features, `torch.onnx.export`", "", exported])
     yield section(
         "Compile and export",
-        f"Median CPU seconds of {ROUNDS} calls, for ONNX Runtime and images of any size; the comparison with the module "
-        "is included. timm's network is exported for one size, and compared with nothing.",
+        f"Median CPU seconds of {ROUNDS} calls, for ONNX Runtime and images of any size; the comparison with the "
+        "module is included. timm's network is exported for one size, and compared with nothing.",
         table(["", "`registry.compile`", "`registry.export`"], rows),
     )
 

@@ -61,8 +61,8 @@ def export_checkpoint(
     """
     if not form.session:
         raise OptionError(
-            f"files of the format {form.name!r} are written by PyTorch, from a model: registry.export(registry.load(...), "
-            "...)"
+            f"files of the format {form.name!r} are written by PyTorch, from a model: "
+            "registry.export(registry.load(...), ...)"
         )
     form.check_installed()
     check_sizes(size, batch)

@@ -276,6 +276,5 @@ def test_formats_of_pytorch_are_written_from_models(
 ) -> None:
     with pytest.raises(OptionError) as error:
         registry.export(saved(features_only=True)[1], tmp_path / "a.ts")
-    assert str(error.value) == (
-        "files of the format 'torchscript' are written by PyTorch, from a model: registry.export(registry.load(...), ...)"
-    )
+    written = "files of the format 'torchscript' are written by PyTorch, from a model: "
+    assert str(error.value) == f"{written}registry.export(registry.load(...), ...)"
