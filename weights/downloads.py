@@ -5,12 +5,10 @@ from __future__ import annotations
 import hashlib
 import os
 import sys
-import urllib.error
 from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path, PurePosixPath
 from urllib.parse import urlsplit
-from urllib.request import Request, urlopen
 
 from featuretap.catalogue.hookspecs import HUB, WeightsEntry
 from featuretap.support.atomic_write import replace_files
@@ -60,8 +58,10 @@ def find_or_download(entry: WeightsEntry, known: Sequence[WeightsEntry], mirrors
         path.parent.mkdir(parents=True, exist_ok=True)
         _download(address, path, entry.sha256)
     except Exception as error:
+        from urllib.error import HTTPError
+
         # Both libraries let through whatever the network's libraries below them raise.
-        if isinstance(error, urllib.error.HTTPError):
+        if isinstance(error, HTTPError):
             # It is the server's answer too, and holds the connection open.
             error.close()
         reason = one_line(str(error)) or type(error).__name__
@@ -87,7 +87,9 @@ def torch_hub_path(url: str) -> Path:
 
 
 def _download(address: str, path: Path, digest: str) -> None:
-    # Drawing the bar takes a library.
+    # Only downloads need what knows HTTP, and the library that draws the bar.
+    from urllib.request import Request, urlopen
+
     from featuretap.support.progress import bar
 
     content = bytearray()

@@ -240,7 +240,7 @@ def test_weights_that_cannot_be_downloaded_are_a_one_line_error(
         raise OSError("Name or service not known")
 
     monkeypatch.delenv("FEATURETAP_OFFLINE")
-    monkeypatch.setattr("featuretap.weights.downloads.urlopen", offline)
+    monkeypatch.setattr("urllib.request.urlopen", offline)
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     refused(
         run("predict", cat),

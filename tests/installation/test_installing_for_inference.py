@@ -111,6 +111,16 @@ print(json.dumps([session.classes[shares.argmax()], round(float(shares.max()), 3
     assert python(environment, board, code) == ["Egyptian cat", 0.717, False]
 
 
+def test_a_prediction_from_a_file_imports_nothing_for_networks_and_progress_bars(
+    environment: Path, board: Path
+) -> None:
+    words = "-X importtime -m featuretap.command_line predict cat.png --weights cat.safetensors"
+    ran = run(environment, board, "python", *words.split())
+    imported = {line.rpartition("|")[2].strip() for line in ran.stderr.splitlines()}
+    assert {"http.client", "urllib.request", "rich", "torch"} & imported == set()
+    assert {"featuretap.runtimes.sessions", "onnxruntime"} <= imported
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
