@@ -150,8 +150,8 @@ def predict_command(
 @click.option("--taps", type=parameters.TAPS, default="C5", help="Taps, separated by commas.")
 @click.option("--pool", is_flag=True, help="Average each map over its pixels: one value per channel.")
 @click.option("--size", type=parameters.SIZE, help="Resize images to this.  [default: resize and crop as in training]")
-@parameters.batch_size_option(32)
-@parameters.WORKERS
+@parameters.batch_size_option(None, "8, or 32 with PyTorch")
+@parameters.workers_option("Processes that read images for PyTorch; a session reads them in its threads.")
 @click.option(
     "--format", "file_format", type=click.Choice(get_args(FileFormat)), default="safetensors", help="Of the files."
 )
@@ -160,6 +160,7 @@ def predict_command(
 )
 @click.option("--dtype", type=click.Choice(get_args(Dtype)), default="float32", help="Type of the values.")
 @click.option("--ray", "on_ray", is_flag=True, help="Run on the Ray cluster at RAY_ADDRESS, or on one started here.")
+@parameters.TORCH
 def extract_command(
     images: tuple[Path, ...],
     out: Path,
@@ -171,6 +172,7 @@ def extract_command(
     file_format: FileFormat,
     shard_size: int | None,
     dtype: Dtype,
+    use_torch: bool,
     **settings: Any,
 ) -> None:
     """Write the feature maps of IMAGES, folders or files, into a folder of safetensors or Parquet files.
@@ -182,16 +184,18 @@ def extract_command(
     if file_format == "parquet":
         check_extra("featuretap extract --format parquet", "parquet", ("pyarrow",))
     if settings["on_ray"]:
-        check_extra("featuretap extract --ray", "ray", ("ray",))
+        check_extra("featuretap extract --ray", "ray", ("ray", "torch"))
+        # A session cannot be sent to other processes.
+        use_torch = True
     from featuretap.support.image_files import list_images
 
     found = list_images(images)
 
     from featuretap.support.progress import progress_steps
-    from featuretap.workflows.extraction.computing import open_extractor
+    from featuretap.workflows.extraction.opening import open_extractor
     from featuretap.workflows.extraction.running import extract
 
-    extractor = open_extractor(model, weights, taps, size)
+    extractor = open_extractor(model, weights, taps, size, use_torch)
     shapes = extractor.shapes(pool)
     job = Job(
         images=found,

@@ -98,7 +98,6 @@ MODEL = click.option(
 TORCH = click.option("--torch", "use_torch", is_flag=True, help="Compute with PyTorch, even where a session could.")
 FEATURES_ONLY = click.option("--features-only", is_flag=True, help="The backbone alone, without a classifier.")
 NUM_CLASSES = click.option("--num-classes", type=int, help="Classes of the head.")
-WORKERS = click.option("--workers", type=click.IntRange(min=0), default=0, help="Processes that read images.")
 JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
 
@@ -120,7 +119,12 @@ def backbone_options(description: str) -> Callable[..., Any]:
     )
 
 
-def batch_size_option(default: int) -> Callable[..., Any]:
-    """Return the option --batch-size."""
-    kind = click.IntRange(min=1)
-    return click.option("--batch-size", type=kind, default=default, help="Images per batch.")
+def batch_size_option(default: int | None, help_default: str = "") -> Callable[..., Any]:
+    """Return the option --batch-size; `help_default` states a default that depends on other options."""
+    help_ = f"Images per batch.{help_default and f'  [default: {help_default}]'}"
+    return click.option("--batch-size", type=click.IntRange(min=1), default=default, help=help_)
+
+
+def workers_option(description: str = "Processes that read images.") -> Callable[..., Any]:
+    """Return the option --workers."""
+    return click.option("--workers", type=click.IntRange(min=0), default=0, help=description)

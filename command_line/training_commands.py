@@ -107,7 +107,7 @@ def train_command(
     "--part", type=click.Choice(["val", "train", "all"]), default="val", help="Validation or training images, or all."
 )
 @parameters.batch_size_option(32)
-@parameters.WORKERS
+@parameters.workers_option()
 @click.option("--val-fraction", type=click.FloatRange(0.01, 0.99), default=0.2, help="As in training.")
 @click.option("--seed", type=click.IntRange(min=0), default=0, help="As in training.")
 @click.option("--download-to", type=parameters.PATH, help="Folder of torchvision's data sets.")

@@ -13,7 +13,7 @@ import numpy as np
 
 from featuretap.catalogue.catalogue import Catalogue
 from featuretap.runtimes.formats import Format
-from featuretap.runtimes.sessions import default_threads, find_weights, write_model
+from featuretap.runtimes.sessions import default_threads, fit_weights, write_model
 from featuretap.runtimes.signature import DEVICE, DTYPE, SIGNATURE, Opened, Signature, check_sizes, library_errors
 from featuretap.specs import BackboneSpec
 from featuretap.specs.description import Description
@@ -66,9 +66,9 @@ def export_checkpoint(
         )
     form.check_installed()
     check_sizes(size, batch)
-    request, checkpoint = find_weights(catalogue, source, pretrained, arguments or {})
-    proto, signature, description = write_model(request, checkpoint, catalogue, size, batch)
-    metadata = export_metadata(catalogue, description, signature)
+    request, fitted = fit_weights(catalogue, source, pretrained, arguments or {})
+    proto, signature = write_model(request, fitted, size, batch)
+    metadata = export_metadata(catalogue, fitted.description, signature)
     with keep_on_success(path) as written:
         with library_errors(f"cannot write {request.label} as {form.name}"):
             load(f"featuretap.runtimes.{form.graph_writer}")(proto, written, metadata)

@@ -35,7 +35,7 @@ from featuretap.specs.validation import ARGUMENTS
 from featuretap.support.errors import ExportError, OptionError, WeightsError
 from featuretap.support.images import read_image
 from featuretap.support.import_strings import load
-from featuretap.weights.fitting import fit_checkpoint
+from featuretap.weights.fitting import FittedWeights, fit_checkpoint
 from featuretap.weights.opening import open_checkpoint
 from featuretap.weights.reading import Checkpoint
 from featuretap.weights.requests import resolve_checkpoint
@@ -148,37 +148,50 @@ def open_model(
     check_sizes(size, batch)
     _check_runtime(runtime)
     runtime.check_installed()
-    request, checkpoint = find_weights(catalogue, source, pretrained, arguments or {})
-    proto, signature, description = write_model(request, checkpoint, catalogue, size, batch)
-    graph = proto.SerializeToString()
-    # It is as large as the weights.
-    del proto
-    return Session(_open(runtime, graph, threads).run, signature, description, runtime.name)
+    fitted = fit_weights(catalogue, source, pretrained, arguments or {})
+    return open_fitted(runtime, *fitted, size=size, batch=batch, threads=threads)
 
 
-def find_weights(
+def fit_weights(
     catalogue: Catalogue,
     source: str | os.PathLike[str] | BackboneSpec,
     pretrained: bool | str | os.PathLike[str],
     arguments: Mapping[str, Any],
-) -> tuple[BuildRequest, Checkpoint]:
-    """Return the request for a model, and the checkpoint of its weights, read as arrays; arguments as of `open_model`.
+) -> tuple[BuildRequest, FittedWeights]:
+    """Return the request for a model and its weights as arrays; arguments as of `open_model`.
 
     Raises:
         OptionError: no weights were asked for.
-        WeightsError: they cannot be read without PyTorch.
+        WeightsError: they cannot be read without PyTorch, do not fit, or lack the head.
     """
-    stated = {name: value for name, value in arguments.items() if value is not None}
-    if is_checkpoint(source):
-        checkpoint = open_checkpoint(WeightsSource(path=Path(source)), catalogue, "np")  # type: ignore[arg-type]
-        replaced: dict[str, Any] = {name: stated.pop(name) for name in ARGUMENTS & set(stated)}
-        return resolve_checkpoint(checkpoint, catalogue, None, replaced, stated), checkpoint
-    request = resolve_request(catalogue, source, pretrained=pretrained, **stated)  # type: ignore[arg-type]
-    if request.weights is None:
-        raise OptionError(f"a session runs trained weights, and {request.label} was asked for without; give pretrained")
-    if request.weights.factory_tag:
-        raise ExportError(f"{request.label} has weights that only PyTorch reads; build it, and compile that")
-    return request, open_checkpoint(request.weights, catalogue, "np")
+    request, checkpoint = _find_weights(catalogue, source, pretrained, arguments)
+    fitted = fit_checkpoint(request, checkpoint, catalogue)
+    if fitted.head.is_random:
+        raise WeightsError(
+            f"{request.label}: {fitted.head.warning}; train it first: a session runs trained weights only"
+        )
+    return request, fitted
+
+
+def open_fitted(
+    runtime: RuntimeSpec,
+    request: BuildRequest,
+    fitted: FittedWeights,
+    *,
+    size: tuple[int, int] | None = None,
+    batch: int | None = None,
+    threads: int | None = None,
+) -> Session:
+    """Return a session for a model with weights that `fit_weights` returned; arguments as of `open_model`.
+
+    Raises:
+        ExportError: a part of the model has no nodes.
+    """
+    proto, signature = write_model(request, fitted, size, batch)
+    graph = proto.SerializeToString()
+    # It is as large as the weights.
+    del proto
+    return Session(_open(runtime, graph, threads).run, signature, fitted.description, runtime.name)
 
 
 def is_exported(catalogue: Catalogue, source: object) -> bool:
@@ -196,22 +209,15 @@ def is_checkpoint(source: object) -> bool:
 
 def write_model(
     request: BuildRequest,
-    checkpoint: Checkpoint,
-    catalogue: Catalogue,
+    fitted: FittedWeights,
     size: tuple[int, int] | None = None,
     batch: int | None = None,
-) -> tuple[onnx.ModelProto, Signature, Description]:
-    """Return the graph of a model with the weights of a checkpoint, without metadata, its signature and description.
+) -> tuple[onnx.ModelProto, Signature]:
+    """Return the graph of a model with its weights, without metadata, and its signature.
 
     Raises:
-        WeightsError: the checkpoint does not fit, or lacks the head.
         ExportError: a part of the model has no nodes.
     """
-    fitted = fit_checkpoint(request, checkpoint, catalogue)
-    if fitted.head.is_random:
-        raise WeightsError(
-            f"{request.label}: {fitted.head.warning}; train it first: a session runs trained weights only"
-        )
     description, backbone = fitted.description, request.backbone
     outputs = outputs_by_spec(description)
     try:
@@ -224,11 +230,27 @@ def write_model(
         ) from error
     has_taps = not isinstance(request.spec, ModelSpec) or bool(request.spec.head.taps)
     taps = request.spec.taps if has_taps else {}
-    return (
-        proto,
-        Signature(outputs, outputs not in SINGLE_OUTPUTS, backbone.in_channels, taps, size, batch),
-        description,
-    )
+    return proto, Signature(outputs, outputs not in SINGLE_OUTPUTS, backbone.in_channels, taps, size, batch)
+
+
+def _find_weights(
+    catalogue: Catalogue,
+    source: str | os.PathLike[str] | BackboneSpec,
+    pretrained: bool | str | os.PathLike[str],
+    arguments: Mapping[str, Any],
+) -> tuple[BuildRequest, Checkpoint]:
+    """Return the request for a model, and the checkpoint of its weights, read as arrays."""
+    stated = {name: value for name, value in arguments.items() if value is not None}
+    if is_checkpoint(source):
+        checkpoint = open_checkpoint(WeightsSource(path=Path(source)), catalogue, "np")  # type: ignore[arg-type]
+        replaced: dict[str, Any] = {name: stated.pop(name) for name in ARGUMENTS & set(stated)}
+        return resolve_checkpoint(checkpoint, catalogue, None, replaced, stated), checkpoint
+    request = resolve_request(catalogue, source, pretrained=pretrained, **stated)  # type: ignore[arg-type]
+    if request.weights is None:
+        raise OptionError(f"a session runs trained weights, and {request.label} was asked for without; give pretrained")
+    if request.weights.factory_tag:
+        raise ExportError(f"{request.label} has weights that only PyTorch reads; build it, and compile that")
+    return request, open_checkpoint(request.weights, catalogue, "np")
 
 
 def _check_runtime(runtime: RuntimeSpec) -> None:

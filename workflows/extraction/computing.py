@@ -1,195 +1,191 @@
-"""Models for extraction, and the features they compute: workers read images, the backbone runs them in batches."""
+"""The features of shards: images are read in batches, and an extractor computes the maps of each."""
 
 import hashlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
 
-from featuretap.models.built import Built
-from featuretap.models.transforms import compose, compose_for_size
+from featuretap.runtimes.preparing import prepare, prepare_for_size
 from featuretap.specs.description import Description
 from featuretap.specs.preprocessing import Preprocessing, check_channels
+from featuretap.specs.taps import Tap
 from featuretap.support.errors import DataError, ImageError
 from featuretap.support.image_files import ImageFile
 from featuretap.support.images import read_image
-from featuretap.support.workers import block_sigint
 from featuretap.workflows.extraction.job import Job
 from featuretap.workflows.extraction.shards import BadImage, Shard
-from featuretap.workflows.inference.modules import open_model
 
 MAXIMUM_PIXELS = 2**26
 """Pixels of an image after resizing, before the crop: a strip of one pixel's height would otherwise fill the memory."""
 
-
-@dataclass(frozen=True)
-class Model:
-    """A backbone in evaluation mode and float32, and the preparation of its images to a size (height, width)."""
-
-    backbone: Built
-    size: tuple[int, int]
-    preprocessing: Preprocessing
-    prepare: Callable[[Any], Any]
-
-    @property
-    def description(self) -> Description:
-        """The description of the backbone."""
-        return self.backbone.description
-
-    def shapes(self, pooled: bool) -> dict[str, tuple[int, ...]]:
-        """Return tap address → shape of one image's features: (C,) if pooled, else (C, H, W)."""
-        return {name: tap.shape(*self.size)[: 1 if pooled else 3] for name, tap in self.backbone.taps.items()}
-
-    def digest(self) -> str:
-        """Return the SHA-256 of the names and values of the weights, in hexadecimal digits."""
-        digest = hashlib.sha256()
-        for name, tensor in sorted(self.backbone.state_dict().items()):
-            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-            digest.update(tensor.contiguous().view(-1).view(torch.uint8).numpy().tobytes())
-        return digest.hexdigest()
+Maps = Mapping[str, NDArray[Any]]
+"""Tap address → features (N, C) or (N, C, H, W) of N images."""
 
 
-def open_extractor(
-    model: str | None, weights: str | None, taps: tuple[str, ...], size: tuple[int, int] | None = None
-) -> Model:
-    """Build a backbone for extraction by `open_model`; random weights are always the same.
+class Batch(NamedTuple):
+    """Images of one shard that are computed together."""
 
-    Images are resized to a `size` (height, width) in pixels, or resized and cropped as the weights' images were.
-    """
-    # With a fixed seed, a run with random weights can be resumed.
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        backbone: Any = open_model(model, weights, features_only=True, taps=taps).eval().float()
-    preprocessing = backbone.description.preprocessing
-    check_channels(preprocessing, repr(backbone.description.name))
-    if size is not None:
-        prepare = compose_for_size(preprocessing, size)
-        return Model(backbone, size, replace(preprocessing, resize=None, crop=None), prepare)
-    # A bare backbone's preprocessing always crops.
-    return Model(backbone, (preprocessing.crop, preprocessing.crop), preprocessing, compose(preprocessing))
+    shard: int
+    images: Sequence[ImageFile]
 
 
-def compute_shards(
-    job: Job,
-    model: Model,
-    shards: Iterable[int],
-    *,
-    batch_size: int,
-    workers: int,
-    report: Callable[[int], None] = lambda images: None,
-) -> Iterator[tuple[int, Shard]]:
-    """Compute shards of a job one after the other, on a GPU if there is one.
-
-    No batch has images of two shards, so that a shard does not depend on the others. Other batch sizes give equal
-    features up to rounding, equal batches equal bytes. `report` is called with the number of images of each batch.
-    """
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    backbone = model.backbone.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    loader: DataLoader[Any] = DataLoader(
-        _Images(job.images, model),
-        batch_sampler=[
-            [(shard, index) for index in rows[start : start + batch_size]]
-            for shard in shards
-            for rows in [job.rows(shard)]
-            for start in range(0, len(rows), batch_size)
-        ],
-        num_workers=workers,
-        collate_fn=_collate,
-        pin_memory=device == "cuda",
-        # A forked process may hang in libraries whose threads it does not have.
-        multiprocessing_context="spawn" if workers else None,
-    )
-    with block_sigint():
-        loaded = iter(loader)
-    for shard, batches in groupby(loaded, key=lambda batch: batch.shard):
-        features = {
-            address: np.empty((len(job.rows(shard)), *shape), job.dtype) for address, shape in job.shapes.items()
-        }
-        names: list[str] = []
-        bad: list[BadImage] = []
-        for batch in batches:
-            if batch.images is not None:
-                _fill_rows(features, len(names), batch.names, _compute(backbone, batch.images.to(device), job.pooled))
-            names += batch.names
-            bad += batch.bad
-            report(len(batch.names) + len(batch.bad))
-        rows = {address: values[: len(names)] for address, values in features.items()}
-        yield shard, Shard(tuple(names), rows, tuple(bad))
-
-
-class _Batch(NamedTuple):
-    """Images of one shard: names and tensors (N, C, H, W) of those that can be read, and the others."""
+class ReadBatch(NamedTuple):
+    """Names and pixels (N, C, H, W) of the images of a batch that can be read, and the others."""
 
     shard: int
     names: list[str]
-    images: Tensor | None
+    pixels: NDArray[np.float32] | None
     bad: list[BadImage]
 
 
-class _Images(Dataset[Any]):
-    """Prepared images, or why they cannot be read, as they are sent between processes."""
+class ComputedBatch(NamedTuple):
+    """Names and features of the images of a batch that can be read, and the others."""
 
-    def __init__(self, images: Sequence[ImageFile], model: Model) -> None:
-        self.images = images
-        self.prepare = model.prepare
-        self.shorter_side = model.preprocessing.resize
+    shard: int
+    names: list[str]
+    features: Maps
+    bad: list[BadImage]
 
-    def __getitem__(self, place: tuple[int, int]) -> tuple[int, str, Tensor | None, str]:
-        shard, index = place
-        image = self.images[index]
-        try:
-            return shard, image.text, self._read(image), ""
-        except ImageError as error:
-            # The reason does not depend on where the folder is on this machine.
-            return shard, image.text, None, str(error).replace(repr(image.path), repr(image.text))
 
-    def _read(self, image: ImageFile) -> Tensor:
+@dataclass(frozen=True)
+class Preparation:
+    """How images are prepared: all of them have one `size` (height, width) afterwards.
+
+    They are resized and cropped as the weights' images were, or resized to the size where `preprocessing` has no crop.
+    """
+
+    preprocessing: Preprocessing
+    size: tuple[int, int]
+
+    @classmethod
+    def of_model(cls, description: Description, size: tuple[int, int] | None) -> Self:
+        """Return the preparation for a backbone, to a size (height, width) or as the weights' images.
+
+        Raises:
+            OptionError: the model's images have neither one nor three channels.
+        """
+        preprocessing = description.preprocessing
+        check_channels(preprocessing, repr(description.name))
+        if size is not None:
+            return cls(replace(preprocessing, resize=None, crop=None), size)
+        # A bare backbone's preprocessing always crops.
+        assert preprocessing.crop is not None
+        return cls(preprocessing, (preprocessing.crop, preprocessing.crop))
+
+    def read(self, batch: Batch) -> ReadBatch:
+        """Read and prepare the images of a batch."""
+        names, pixels, bad = [], [], []
+        for image in batch.images:
+            try:
+                pixels.append(self._read(image))
+                names.append(image.text)
+            except ImageError as error:
+                # The reason does not depend on where the folder is on this machine.
+                bad.append((image.text, str(error).replace(repr(image.path), repr(image.text))))
+        return ReadBatch(batch.shard, names, np.concatenate(pixels) if pixels else None, bad)
+
+    def _read(self, image: ImageFile) -> NDArray[np.float32]:
         if image.text != image.name:
             raise ImageError(f"{image.path!r} has a name that is not UTF-8; rename it")
         picture = read_image(Path(image.path))
-        side = self.shorter_side
+        side = self.preprocessing.resize
         if side is not None and side**2 * max(picture.size) > MAXIMUM_PIXELS * min(picture.size):
             raise ImageError(
                 f"{image.path!r} of {picture.width}×{picture.height} pixels is too long a strip to be resized to a "
                 f"shorter side of {side}; crop it, or give a --size"
             )
-        prepared: Tensor = self.prepare(picture)
-        return prepared
+        if self.preprocessing.crop is None:
+            return prepare_for_size(picture, self.preprocessing, self.size)
+        return prepare(picture, self.preprocessing)
 
 
-def _collate(items: Sequence[tuple[int, str, Tensor | None, str]]) -> _Batch:
-    read = [(name, image) for _, name, image, _ in items if image is not None]
-    return _Batch(
-        items[0][0],
-        [name for name, _ in read],
-        torch.stack([image for _, image in read]) if read else None,
-        [(name, reason) for _, name, image, reason in items if image is None],
+@dataclass(frozen=True)
+class Extractor:
+    """A backbone that computes features in float32, with PyTorch or without it.
+
+    Args:
+        description: of the backbone.
+        taps: address → channels and stride.
+        preparation: of its images.
+        weights_sha256: SHA-256 of the names and values of the weights, in hexadecimal digits (see `digest_weights`).
+        compute: `compute(batches, preparation, pooled, workers)` yields each batch's features, in order. Maps are
+            averaged over height and width if `pooled` is set; `workers` processes read images where it needs any.
+        batch_size: images of a batch by default.
+    """
+
+    description: Description
+    taps: Mapping[str, Tap]
+    preparation: Preparation
+    weights_sha256: str
+    compute: Callable[[Iterable[Batch], Preparation, bool, int], Generator[ComputedBatch, None, None]]
+    batch_size: int
+
+    def shapes(self, pooled: bool) -> dict[str, tuple[int, ...]]:
+        """Return tap address → shape of one image's features: (C,) if pooled, else (C, H, W)."""
+        return {name: tap.shape(*self.preparation.size)[: 1 if pooled else 3] for name, tap in self.taps.items()}
+
+
+def digest_weights(weights: Mapping[str, NDArray[Any]]) -> str:
+    """Return the SHA-256 of the names, types, shapes and values of a backbone's state dict."""
+    digest = hashlib.sha256()
+    for name, values in sorted(weights.items()):
+        # Types are named as PyTorch names them, whichever computes: a run may be continued with the other.
+        digest.update(f"{name} torch.{values.dtype} {values.shape}\n".encode())
+        digest.update(values.tobytes())
+    return digest.hexdigest()
+
+
+def compute_shards(
+    job: Job,
+    extractor: Extractor,
+    shards: Iterable[int],
+    *,
+    batch_size: int | None,
+    workers: int,
+    report: Callable[[int], None] = lambda images: None,
+) -> Generator[tuple[int, Shard], None, None]:
+    """Compute shards of a job one after the other, in batches of `batch_size` or the extractor's default.
+
+    No batch has images of two shards, so that a shard does not depend on the others. Other batch sizes give equal
+    features up to rounding, equal batches equal bytes. `report` is called with the number of images of each batch.
+    """
+    size = batch_size or extractor.batch_size
+    batches = (
+        Batch(shard, [job.images[index] for index in rows[start : start + size]])
+        for shard in shards
+        for rows in [job.rows(shard)]
+        for start in range(0, len(rows), size)
     )
+    with closing(extractor.compute(batches, extractor.preparation, job.pooled, workers)) as computed:
+        for shard, group in groupby(computed, key=lambda batch: batch.shard):
+            features = {
+                address: np.empty((len(job.rows(shard)), *shape), job.dtype) for address, shape in job.shapes.items()
+            }
+            names: list[str] = []
+            bad: list[BadImage] = []
+            for batch in group:
+                _fill_rows(features, len(names), batch)
+                names += batch.names
+                bad += batch.bad
+                report(len(batch.names) + len(batch.bad))
+            rows = {address: values[: len(names)] for address, values in features.items()}
+            yield shard, Shard(tuple(names), rows, tuple(bad))
 
 
-@torch.inference_mode()
-def _compute(backbone: torch.nn.Module, images: Tensor, pooled: bool) -> dict[str, NDArray[Any]]:
-    maps = backbone(images.contiguous(memory_format=torch.channels_last))
-    return {name: (values.mean((2, 3)) if pooled else values).cpu().numpy() for name, values in maps.items()}
-
-
-def _fill_rows(
-    features: Mapping[str, NDArray[Any]], start: int, names: Sequence[str], computed: Mapping[str, NDArray[Any]]
-) -> None:
-    for address, values in computed.items():
+def _fill_rows(features: Maps, start: int, batch: ComputedBatch) -> None:
+    for address, values in batch.features.items():
         rows = features[address][start : start + len(values)]
         with np.errstate(over="ignore"):
             rows[:] = values
         overflows = np.argwhere(np.isinf(rows) & np.isfinite(values))
         if len(overflows):
             raise DataError(
-                f"{address} of {names[overflows[0][0]]!r} has the value {values[tuple(overflows[0])]:.0f}, which "
+                f"{address} of {batch.names[overflows[0][0]]!r} has the value {values[tuple(overflows[0])]:.0f}, which "
                 f"{rows.dtype} cannot hold; give --dtype float32 and another --out"
             )

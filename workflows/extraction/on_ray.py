@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from featuretap.support.errors import DataError, FeaturetapError
-from featuretap.workflows.extraction.computing import Model, compute_shards
+from featuretap.workflows.extraction.computing import Extractor, compute_shards
 from featuretap.workflows.extraction.job import Job
 from featuretap.workflows.extraction.shards import write_shard
 
@@ -15,13 +15,13 @@ __all__ = ["extract_on_ray"]
 
 
 class ShardWriter:
-    """Computes complete shards in a process of Ray, which keeps the model from one to the next."""
+    """Computes complete shards in a process of Ray, which keeps the extractor from one to the next."""
 
-    def __init__(self, job: Any, model: Any, batch_size: int, workers: int) -> None:
+    def __init__(self, job: Any, extractor: Any, batch_size: int | None, workers: int) -> None:
         import ray
 
         self.job: Job = ray.get(job)
-        self.model: Model = ray.get(model)
+        self.extractor: Extractor = ray.get(extractor)
         self.batch_size = batch_size
         self.workers = workers
 
@@ -30,7 +30,7 @@ class ShardWriter:
         number = row["shard"]
         settings: Any = {"batch_size": self.batch_size, "workers": self.workers}
         try:
-            for shard, features in compute_shards(self.job, self.model, [number], **settings):
+            for shard, features in compute_shards(self.job, self.extractor, [number], **settings):
                 write_shard(self.job.path(shard), features)
         except FeaturetapError as error:
             # Ray would wrap an exception in a report of its own.
@@ -40,10 +40,10 @@ class ShardWriter:
 
 def extract_on_ray(
     job: Job,
-    model: Model,
+    extractor: Extractor,
     shards: Sequence[int],
     *,
-    batch_size: int,
+    batch_size: int | None,
     workers: int,
     report: Callable[[int], None],
 ) -> None:
@@ -54,9 +54,9 @@ def extract_on_ray(
 
     Args:
         job: the images, shapes and folder.
-        model: the backbone.
+        extractor: that runs a module; it is sent to the processes.
         shards: their numbers.
-        batch_size: images of a batch.
+        batch_size: images of a batch; None for the extractor's default.
         workers: processes that read images for each process.
         report: called with the number of images of each shard.
 
@@ -69,7 +69,7 @@ def extract_on_ray(
         processes = min(gpus or int(resources["CPU"]), len(shards))
         computed = ray.data.from_items([{"shard": shard} for shard in shards], override_num_blocks=len(shards)).map(
             ShardWriter,
-            fn_constructor_args=(ray.put(job), ray.put(model), batch_size, workers),
+            fn_constructor_args=(ray.put(job), ray.put(extractor), batch_size, workers),
             # One at a time, so that none waits in the queue of one process while another is idle.
             compute=ray.data.ActorPoolStrategy(size=processes, max_tasks_in_flight_per_actor=1),
             num_cpus=1,

@@ -5,7 +5,7 @@ import io
 import json
 import shutil
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,7 +15,7 @@ from featuretap.support.atomic_write import replace_files
 from featuretap.support.errors import DataError
 from featuretap.support.image_files import digest_of
 from featuretap.support.version import __version__
-from featuretap.workflows.extraction.computing import Model, compute_shards
+from featuretap.workflows.extraction.computing import Extractor, compute_shards
 from featuretap.workflows.extraction.job import Job, row_bytes
 from featuretap.workflows.extraction.reading import MANIFEST, RUN_KEYS, read_manifest
 from featuretap.workflows.extraction.shards import BadImage, read_names, write_shard
@@ -37,9 +37,9 @@ class Outcome(NamedTuple):
 
 def extract(
     job: Job,
-    model: Model,
+    extractor: Extractor,
     *,
-    batch_size: int,
+    batch_size: int | None,
     workers: int,
     on_ray: bool = False,
     begin: Callable[[int], object] = lambda images: None,
@@ -47,21 +47,23 @@ def extract(
 ) -> Outcome:
     """Compute the missing shards of a job, and write manifest and errors of all of them.
 
-    `workers` processes read images; 0 reads them where the backbone runs. `begin` is called with the number of images
-    to read, `report` with that of each batch or, on Ray, of each shard.
+    `workers` processes read images for PyTorch; 0 reads them where the backbone runs. `begin` is called with the number
+    of images to read, `report` with that of each batch or, on Ray, of each shard.
     """
-    identity = _describe_run(job, model)
+    identity = _describe_run(job, extractor)
     with lock_folder(job, identity) as missing:
         read = sum(len(job.rows(shard)) for shard in missing)
         begin(read)
         if missing and on_ray:
             from featuretap.workflows.extraction.on_ray import extract_on_ray
 
-            extract_on_ray(job, model, missing, batch_size=batch_size, workers=workers, report=report)
+            extract_on_ray(job, extractor, missing, batch_size=batch_size, workers=workers, report=report)
         else:
-            computed = compute_shards(job, model, missing, batch_size=batch_size, workers=workers, report=report)
-            for shard, features in computed:
-                write_shard(job.path(shard), features)
+            settings: Any = {"batch_size": batch_size, "workers": workers}
+            # Closed when a shard cannot be written, so that no thread computes the next ones.
+            with closing(compute_shards(job, extractor, missing, **settings, report=report)) as computed:
+                for shard, features in computed:
+                    write_shard(job.path(shard), features)
         return Outcome(read, _finish(job, identity))
 
 
@@ -93,22 +95,22 @@ def lock_folder(job: Job, identity: Mapping[str, Any]) -> Iterator[list[int]]:
         lock.release()
 
 
-def _describe_run(job: Job, model: Model) -> dict[str, Any]:
+def _describe_run(job: Job, extractor: Extractor) -> dict[str, Any]:
     """Return the manifest of a run before its shards are computed, as JSON reads it back."""
-    description = model.description
+    description, preparation = extractor.description, extractor.preparation
     manifest: dict[str, Any] = {
         "schema": SCHEMA,
         "version": __version__,
         "model": description.name,
         "options": {name: repr(value) for name, value in description.options.items()},
         "weights": None if description.weights is None else str(description.weights),
-        "weights_sha256": model.digest(),
+        "weights_sha256": extractor.weights_sha256,
         "taps": {
             address: {"channels": tap.channels, "stride": tap.stride, "shape": job.shapes[address]}
-            for address, tap in model.backbone.taps.items()
+            for address, tap in extractor.taps.items()
         },
-        "size": model.size,
-        "preprocessing": model.preprocessing.as_table(),
+        "size": preparation.size,
+        "preprocessing": preparation.preprocessing.as_table(),
         "pooled": job.pooled,
         "dtype": job.dtype,
         "format": job.file_format,

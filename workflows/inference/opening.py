@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from featuretap import registry
 from featuretap.support.errors import FeaturetapError, MissingExtraError, OptionError
@@ -13,7 +13,8 @@ from featuretap.workflows.inference.predictor import DEFAULT_BACKBONE, PRETRAINE
 
 if TYPE_CHECKING:
     from featuretap.runtimes.formats import Format
-    from featuretap.runtimes.sessions import Session
+
+Opened = TypeVar("Opened")
 
 GPU = Path("/dev/nvidia0")
 """There where Linux has a GPU that PyTorch can use, which is faster than a session on the CPU."""
@@ -62,13 +63,16 @@ def open_backbone(
     return _open(name, weights, use_torch, features_only=True, taps=taps)
 
 
-def find_session(name: str | None, weights: str | None, **arguments: Any) -> Session | None:
+def find_session(
+    open_session: Callable[..., Opened], name: str | None, weights: str | None, **arguments: Any
+) -> Opened | None:
     """Return a session for a model, or None where only PyTorch can run it, or has a GPU for it.
 
     Args:
+        open_session: is called as `registry.session`.
         name: of the backbone; None for that of the file, or the default.
         weights: as of `open_predictor`, or "none" for random ones.
-        **arguments: of `registry.session`.
+        **arguments: of `open_session`.
 
     Raises:
         FeaturetapError: the session cannot be opened, and PyTorch is not installed.
@@ -78,9 +82,9 @@ def find_session(name: str | None, weights: str | None, **arguments: Any) -> Ses
         return None
     try:
         if name is None and weights is not None and Path(weights).exists():
-            return registry.session(weights, **arguments)
+            return open_session(weights, **arguments)
         pretrained = PRETRAINED.get(weights, weights or "")
-        return registry.session(name or DEFAULT_BACKBONE, pretrained=pretrained, **arguments)
+        return open_session(name or DEFAULT_BACKBONE, pretrained=pretrained, **arguments)
     except FeaturetapError:
         # With PyTorch, the model is opened once more, or the error is what it has to say of it.
         if not has_torch:
@@ -126,12 +130,21 @@ def export_without_torch(
     return True
 
 
-def _open(name: str | None, weights: str | None, use_torch: bool, **arguments: Any) -> Predictor:
-    session = None if use_torch else find_session(name, weights, **arguments)
-    if session is not None:
-        return session
+def check_torch() -> None:
+    """Check that PyTorch is installed, for a command that was given --torch.
+
+    Raises:
+        MissingExtraError: it is not.
+    """
     if find_spec("torch") is None:
         raise MissingExtraError("--torch computes with PyTorch, which is not installed; leave it out, or install torch")
+
+
+def _open(name: str | None, weights: str | None, use_torch: bool, **arguments: Any) -> Predictor:
+    session = None if use_torch else find_session(registry.session, name, weights, **arguments)
+    if session is not None:
+        return session
+    check_torch()
     from featuretap.workflows.inference.modules import open_module
 
     return open_module(name, weights, **arguments)

@@ -2,11 +2,9 @@
 
 import io
 import re
-from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import chain, count, islice
+from itertools import chain, count
 from pathlib import Path, PurePosixPath
 from urllib.parse import unquote
 
@@ -15,6 +13,7 @@ from PIL import Image
 from featuretap.support.errors import DataError, ImageError
 from featuretap.support.image_files import find_images
 from featuretap.support.images import decode_image, read_image
+from featuretap.support.threads import map_ahead
 from featuretap.support.version import __version__
 
 MAXIMUM_BYTES = 100_000_000
@@ -90,16 +89,7 @@ def read_source(source: ImageSource) -> Image.Image:
 
 def read_ahead(sources: Iterable[ImageSource]) -> Iterator[tuple[ImageSource, Image.Image | ImageError]]:
     """Yield images in their order, or their errors, while threads read the next few."""
-    remaining = iter(sources)
-    with ThreadPoolExecutor(READERS, "featuretap-images") as pool:
-        waiting = deque((source, pool.submit(_read_or_error, source)) for source in islice(remaining, 2 * READERS))
-        try:
-            while waiting:
-                source, future = waiting.popleft()
-                yield source, future.result()
-                waiting.extend((source, pool.submit(_read_or_error, source)) for source in islice(remaining, 1))
-        finally:
-            pool.shutdown(cancel_futures=True)
+    return map_ahead(lambda source: (source, _read_or_error(source)), sources, READERS)
 
 
 def _read_or_error(source: ImageSource) -> Image.Image | ImageError:

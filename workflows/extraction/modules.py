@@ -1,0 +1,89 @@
+"""Extractors that run modules of PyTorch, on a GPU if there is one; a loader's processes may read the images."""
+
+from collections.abc import Generator, Iterable
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from featuretap.models.built import Built
+from featuretap.support.workers import block_sigint
+from featuretap.workflows.extraction.computing import (
+    Batch,
+    ComputedBatch,
+    Extractor,
+    Preparation,
+    ReadBatch,
+    digest_weights,
+)
+from featuretap.workflows.inference.modules import open_model
+
+BATCH_SIZE = 32
+
+
+def open_module(
+    model: str | None, weights: str | None, *, taps: tuple[str, ...], size: tuple[int, int] | None
+) -> Extractor:
+    """Build a backbone for extraction by `open_model`; random weights are always the same.
+
+    Images are resized to a `size` (height, width) in pixels, or resized and cropped as the weights' images were.
+    """
+    # With a fixed seed, a run with random weights can be resumed.
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        backbone: Any = open_model(model, weights, features_only=True, taps=taps).eval().float()
+    return Extractor(
+        backbone.description,
+        backbone.taps,
+        Preparation.of_model(backbone.description, size),
+        digest_weights({name: tensor.numpy() for name, tensor in backbone.state_dict().items()}),
+        partial(_compute_batches, backbone),
+        BATCH_SIZE,
+    )
+
+
+class _Reader(Dataset[Any]):
+    """Batches of images, read as they are asked for."""
+
+    def __init__(self, preparation: Preparation) -> None:
+        self.preparation = preparation
+
+    def __getitem__(self, batch: Batch) -> ReadBatch:
+        return self.preparation.read(batch)
+
+
+def _compute_batches(
+    backbone: Built, batches: Iterable[Batch], preparation: Preparation, pooled: bool, workers: int
+) -> Generator[ComputedBatch, None, None]:
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    backbone = backbone.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    loader: DataLoader[Any] = DataLoader(
+        _Reader(preparation),
+        batch_size=None,
+        sampler=batches,
+        num_workers=workers,
+        collate_fn=_with_tensor,
+        pin_memory=device == "cuda",
+        # A forked process may hang in libraries whose threads it does not have.
+        multiprocessing_context="spawn" if workers else None,
+    )
+    with block_sigint():
+        loaded = iter(loader)
+    for shard, names, pixels, bad in loaded:
+        features = _compute(backbone, pixels.to(device), pooled) if pixels is not None else {}
+        yield ComputedBatch(shard, names, features, bad)
+
+
+def _with_tensor(read: Any) -> tuple[Any, ...]:
+    """Return a batch whose pixels are a tensor, which processes share."""
+    return read.shard, read.names, torch.from_numpy(read.pixels) if read.pixels is not None else None, read.bad
+
+
+@torch.inference_mode()
+def _compute(backbone: Built, images: Tensor, pooled: bool) -> dict[str, NDArray[np.float32]]:
+    maps = backbone(images.contiguous(memory_format=torch.channels_last))
+    return {name: (values.mean((2, 3)) if pooled else values).cpu().numpy() for name, values in maps.items()}
