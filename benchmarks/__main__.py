@@ -4,7 +4,7 @@ import sys
 from datetime import UTC, datetime
 from pathlib import Path
 
-from benchmarks import inference, memory, quantization, session_options, sessions, starting, training_step
+from benchmarks import extraction, inference, memory, quantization, session_options, sessions, starting, training_step
 from benchmarks.results import limit
 from featuretap.workflows.measuring.comparing import this_machine
 
@@ -20,6 +20,7 @@ SECTIONS = {
     "sessions": sessions.calls,
     "processes": sessions.processes,
     "compiling": sessions.compiling,
+    "extraction": extraction.sessions,
     "overhead": inference.overhead,
     "options": session_options.session_options,
     "sizes": inference.sizes,

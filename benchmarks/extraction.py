@@ -1,32 +1,42 @@
-"""How fast are features extracted, with and without Ray? `make bench-extract`.
+"""How fast are features extracted, by a session, by PyTorch, and with Ray? `make bench-extract`.
 
-2,000 JPEG images are cut from scikit-image's photographs, one of them is made corrupt, and MobileNetV2's pooled C3 and
-C5 of whole images, resized to 128×128 pixels, are written to a folder: of more and more images, on Ray, in batches of
-several sizes, and with a process that reads images. The times include the start of that process and of Ray, and not
-the import of torch.
+First a session and PyTorch, in turn. Then PyTorch alone: 2,000 JPEG images are cut from scikit-image's photographs, one
+of them is made corrupt, and MobileNetV2's pooled C3 and C5 of whole images, resized to 128×128 pixels, are written to a
+folder: of more and more images, on Ray, in batches of several sizes, and with a process that reads images. The times
+include the start of that process and of Ray, and not the import of torch.
 """
 
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
+from statistics import median
 from tempfile import TemporaryDirectory
 
 import numpy as np
+import torch
 from PIL import Image
 from skimage import data
+from torch import nn
 
 from benchmarks.reduced_tail import weights
-from benchmarks.results import milliseconds, section, timed
+from benchmarks.results import milliseconds, section, table, timed
+from benchmarks.sessions import cost_of
+from featuretap import registry
 from featuretap.support.image_files import ImageFile, list_images
-from featuretap.workflows.extraction.computing import Model, open_extractor
+from featuretap.support.timing import Timing
+from featuretap.workflows.extraction.computing import Extractor
 from featuretap.workflows.extraction.job import Job
+from featuretap.workflows.extraction.opening import open_extractor
 from featuretap.workflows.extraction.reading import open_features
 from featuretap.workflows.extraction.running import Outcome, extract
 
 IMAGES = 2000
 SHARD = 128
 SIZE = 128
+ROUNDS = 5
+LARGE_PHOTOGRAPHS = ("astronaut", "coffee", "rocket", "retina", "hubble_deep_field")
 PHOTOGRAPHS = ("astronaut", "chelsea", "coffee", "rocket", "cat", "retina", "hubble_deep_field")
 
 
@@ -44,21 +54,113 @@ def make_images(folder: Path, count: int) -> None:
     path.write_bytes(path.read_bytes()[:1000])
 
 
+def make_photographs(folder: Path) -> None:
+    """Write 200 cuts of large photographs as JPEG, 500×375 pixels as the images of common data sets are."""
+    random = np.random.default_rng(0)
+    photographs = [Image.fromarray(np.asarray(getattr(data, name)())[..., :3]) for name in LARGE_PHOTOGRAPHS]
+    for number in range(200):
+        photograph = photographs[random.integers(len(photographs))]
+        left, top = (
+            int(random.integers(side - cut + 1)) for side, cut in zip(photograph.size, (500, 375), strict=True)
+        )
+        photograph.crop((left, top, left + 500, top + 375)).save(folder / f"{number:03}.jpg", quality=90)
+
+
 class Bench:
     """Runs over the first of the images, each into a new folder."""
 
-    def __init__(self, folder: Path, images: Sequence[ImageFile], model: Model) -> None:
+    def __init__(self, folder: Path, images: Sequence[ImageFile], extractor: Extractor) -> None:
         self.folder = folder
         self.images = images
-        self.model = model
+        self.extractor = extractor
         self.runs = 0
 
-    def run(self, count: int, *, batch_size: int = 32, workers: int = 0, on_ray: bool = False) -> tuple[Path, Outcome]:
+    def run(
+        self, count: int, *, batch_size: int | None = None, workers: int = 0, on_ray: bool = False
+    ) -> tuple[Path, Outcome]:
         """Extract the features of the first `count` images, and return their folder and what was done."""
         self.runs += 1
         out = self.folder / f"features-{self.runs}"
-        job = Job(tuple(self.images[:count]), self.model.shapes(True), True, "float32", "safetensors", SHARD, out)
-        return out, extract(job, self.model, batch_size=batch_size, workers=workers, on_ray=on_ray)
+        job = Job(tuple(self.images[:count]), self.extractor.shapes(True), True, "float32", "safetensors", SHARD, out)
+        return out, extract(job, self.extractor, batch_size=batch_size, workers=workers, on_ray=on_ray)
+
+
+def sessions() -> Iterator[str]:
+    """A session and PyTorch: images a second in one process, CPU time and memory of whole processes."""
+    with TemporaryDirectory() as name:
+        folder = Path(name)
+        (folder / "images").mkdir()
+        make_photographs(folder / "images")
+        images = list_images([folder / "images"])
+        for network, model in {
+            "mobilenet_v2": registry.build("mobilenet_v2", pretrained=weights()),
+            "mobilenet_v3_large": _with_statistics(registry.build("mobilenet_v3_large")),
+        }.items():
+            file = registry.save(model, folder / f"{network}.safetensors")
+            yield _rates(network, folder, images, file)
+            yield _costs(network, folder, file)
+
+
+def _with_statistics(model: nn.Module) -> nn.Module:
+    """Return a model whose maps are neither huge nor tiny, which would slow PyTorch down."""
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.momentum = None
+    with torch.inference_mode():
+        model.train()(torch.randn(16, 3, 224, 224))
+    return model.eval()
+
+
+def _rates(network: str, folder: Path, images: Sequence[ImageFile], file: Path) -> str:
+    open_file = partial(open_extractor, None, str(file), ("C5",))
+    contenders: dict[str, Callable[[], object]] = {}
+    for label, bench in {
+        "PyTorch": Bench(folder, images, open_file(use_torch=True)),
+        "session": Bench(folder, images, open_file()),
+    }.items():
+        for size in (32, 8):
+            contenders[f"{label}, batches of {size}"] = partial(bench.run, len(images), batch_size=size)
+    timings = timed(contenders, ROUNDS, warm_up=1, pause=0)
+    return section(
+        f"Extraction: {len(images)} JPEG images of 500×375 pixels, pooled C5 of {network}",
+        f"In one process, decoding, resizing and writing included. {torch.get_num_threads()} threads, {ROUNDS} rounds.",
+        _images_a_second(timings, len(images)),
+    )
+
+
+def _images_a_second(timings: dict[str, Timing], images: int) -> str:
+    rows = []
+    for name, timing in timings.items():
+        speeds = [1 / ratio for ratio in (timing.ratio, *reversed(timing.ratio_quartiles))]
+        rates = [images / seconds for seconds in (timing.median, *reversed(timing.quartiles))]
+        cells = [cell for median_, low, high in (rates, speeds) for cell in (f"{median_:.1f}", f"{low:.1f}–{high:.1f}")]
+        rows.append([name, *cells])
+    return table(["", "images/s", "quartiles", "speed", "quartiles of the speed"], rows)
+
+
+def _costs(network: str, folder: Path, file: Path) -> str:
+    command = [
+        sys.executable,
+        "-m",
+        "featuretap.command_line",
+        "extract",
+        str(folder / "images"),
+        "--weights",
+        str(file),
+    ]
+    rows = []
+    for label, options in {"`featuretap extract --torch`": ["--torch"], "`featuretap extract`": []}.items():
+        measured = []
+        for turn in range(3):
+            out = folder / f"process-{network}-{len(rows)}-{turn}"
+            measured.append(cost_of([*command, "--pool", "--out", str(out), *options]))
+        cpu, memory = (median(getattr(cost, key) for cost in measured) for key in ("seconds", "memory"))
+        rows.append([label, f"{cpu:.1f}", f"{memory:.0f}"])
+    return section(
+        f"Extraction: whole processes, {network}",
+        "The same images. CPU time, user and system, and peak memory; medians of 3.",
+        table(["", "CPU s", "peak MiB"], rows),
+    )
 
 
 def print_rate(bench: Bench, count: int, **how: int) -> tuple[Path, Outcome]:
@@ -82,12 +184,14 @@ def print_difference(alone: Path, on_ray: Path) -> None:
 
 def main(count: int = IMAGES) -> None:
     """Measure with so many images."""
+    for text in sessions():
+        assert text
     with TemporaryDirectory() as name:
         folder = Path(name)
         (folder / "images").mkdir()
         make_images(folder / "images", count)
-        model = open_extractor("mobilenet_v2", str(weights()), ("C3", "C5"), (SIZE, SIZE))
-        bench = Bench(folder, list_images([folder / "images"]), model)
+        extractor = open_extractor("mobilenet_v2", str(weights()), ("C3", "C5"), (SIZE, SIZE), use_torch=True)
+        bench = Bench(folder, list_images([folder / "images"]), extractor)
         bench.run(min(count, SHARD))
 
         print("\nmore images, in this process, batches of 32")

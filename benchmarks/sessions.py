@@ -24,7 +24,7 @@ from featuretap.runtimes.openvino_runtime import open_session
 from featuretap.specs.graph import IMAGE
 from featuretap.support.timing import PAUSE
 
-__all__ = ["calls", "compiling", "processes"]
+__all__ = ["calls", "compiling", "cost_of", "processes"]
 
 BATCHES = {1: 61, 8: 21}
 """Images of a call → rounds."""
@@ -134,7 +134,7 @@ def processes() -> Iterator[str]:
         costs: dict[str, list[Cost]] = {name: [] for name in contenders}
         for turn in range(ROUNDS + 1):
             for name, arguments in contenders.items():
-                cost = _run(arguments)
+                cost = cost_of(arguments)
                 if turn:
                     costs[name].append(cost)
     rows = []
@@ -183,7 +183,8 @@ def _cpu_seconds(call: Callable[[], object]) -> str:
     return f"{median(measured[1:]):.2f}"
 
 
-def _run(arguments: Sequence[str]) -> Cost:
+def cost_of(arguments: Sequence[str]) -> Cost:
+    """Run a process, and return what it took."""
     # Measured from a small process: what the one that starts another holds counts as the other's peak too.
     ran = subprocess.run([sys.executable, "-c", MEASURE, *arguments], check=True, stdout=subprocess.PIPE, text=True)
     seconds, kibibytes = ran.stdout.splitlines()[-1].split()
