@@ -21,6 +21,8 @@ from support.terminal import Terminal
 from featuretap.workflows.training.configuration import SETTINGS, make_configuration
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+REQUIREMENTS = {path.name for path in ROOT.glob("requirements*.txt")}
+"""What `pip install -r` takes."""
 SUFFIXES = {"python": ".py", "toml": ".toml", "json": ".json", "yaml": ".yaml"}
 END = "\0\n"
 INTERPRETER = f"""
@@ -37,8 +39,8 @@ for line in sys.stdin:
 
 def installable(words: list[str]) -> bool:
     """Check `pip install`: names and extras are pyproject.toml's. It is run where it is of folders, by "./"."""
-    wanted = [word for word in words if not word.startswith("-")]
-    if all(word.startswith("./") for word in wanted):
+    wanted = [word for word in words if not word.startswith("-") and word not in REQUIREMENTS]
+    if wanted and all(word.startswith("./") for word in wanted):
         return True
     extras = PROJECT["optional-dependencies"]
     known = {Requirement(name).name for names in (PROJECT["dependencies"], *extras.values()) for name in names}
