@@ -28,7 +28,7 @@ from featuretap.registry.hookspecs import hookimpl
 from featuretap.registry.specs import HS, RE, SE, BackboneSpec, Bneck, Conv, RuntimeSpec
 from featuretap.runtimes import fusing
 
-# Exporters spend seconds on each layer, so that most tests have few.
+# PyTorch's compilers spend seconds on each layer, so that most tests have few.
 TINY = BackboneSpec("tiny", stages=((Conv(3, 8, RE),), (Conv(3, 12, RE), Conv(1, 20, RE))))
 SMALL = BackboneSpec(
     "small",
@@ -43,10 +43,8 @@ SMALL = BackboneSpec(
 LEVELS = BackboneSpec("levels", stages=tuple((Conv(3, width, RE),) for width in (8, 8, 16, 16, 24)))
 
 MODELS: dict[str, tuple[str | BackboneSpec, dict[str, Any]]] = {
-    "features of a registered backbone": ("mobilenet_v3_small", {"features_only": True, "taps": ("C2",)}),
     "features in another order": (SMALL, {"features_only": True, "taps": ("C5", "C2.depthwise", "C1")}),
     "a classifier": (LEVELS, {"num_classes": 7}),
-    "pooled features": (LEVELS, {"num_classes": 0, "in_channels": 1}),
     "a pyramid": (TINY, {"head": "fpn", "taps": ("C1", "C2"), "out_channels": 16, "extra_levels": "p6p7"}),
     "a segmenter": (LEVELS, {"head": "lraspp", "pooling": "global", "num_classes": 3}),
 }

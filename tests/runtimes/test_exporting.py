@@ -145,7 +145,6 @@ def test_a_program_does_not_contain_its_example_images(files: Path) -> None:
         ("mobilenet_v1_025", {"num_classes": 3, "in_channels": 1}, "a.pt2", {"size": (64, 33), "batch": 2}),
         ("mobilenet_v1_025", {"head": "fpn", "out_channels": 8, "taps": ("C1", "C2")}, "a.ts", {}),
         ("mobilenet_v1_025", {"head": "lraspp", "num_classes": 3}, "a.torchscript.pt", {}),
-        ("timm/resnet18", {"features_only": True, "taps": ("C1",)}, "a.onnx", {"batch": 1}),
     ],
 )
 def test_models_of_other_kinds_are_written_too(
@@ -155,9 +154,7 @@ def test_models_of_other_kinds_are_written_too(
     path = registry.export(model, tmp_path / target, **fixed)
     assert [file.name for file in tmp_path.iterdir()] == [target]
     images = torch.randn(fixed.get("batch", 2), options.get("in_channels", 3), *fixed.get("size", (64, 97)))
-    if target == "a.onnx":
-        found = registry.compile(path)(images)
-    elif target == "a.pt2":
+    if target == "a.pt2":
         found = torch.export.load(path).module()(images)
     else:
         found = torch_runtimes.load_script(path)[0](images)

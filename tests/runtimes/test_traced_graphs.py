@@ -1,0 +1,173 @@
+"""Models without nodes, or changed after they were built, are traced by PyTorch, and compute the same."""
+
+import copy
+import types
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import pytest
+import torch
+from support.graphs import assert_same_outputs, batch_of, distance, outputs_of, with_statistics_of_photographs
+from torch import Tensor, nn
+
+from featuretap.registry import Registry
+from featuretap.registry.errors import ExportError
+from featuretap.registry.hookspecs import hookimpl
+from featuretap.registry.specs import HS, RE, BackboneSpec, Conv, Convolution, HeadSpec
+from featuretap.runtimes import model_graphs
+from featuretap.specs.graph import Graph
+
+TINY = BackboneSpec("tiny", stages=((Conv(3, 8, HS),), (Conv(3, 12, RE),)))
+
+
+@dataclass(frozen=True)
+class WithoutNodes(Convolution):
+    """A convolution that names no function to write its nodes."""
+
+    nodes: ClassVar[str] = ""
+
+
+class Row(Conv):
+    """The row of a convolution without nodes."""
+
+    def layers(self, in_channels: int) -> tuple[Convolution, ...]:
+        return (WithoutNodes("conv", in_channels, self.out, self.kernel, 1, self.activation, strided=True),)
+
+
+class Means(nn.Module):
+    """Maps → the means of C2 (N, C)."""
+
+    def forward(self, maps: dict[str, Tensor]) -> Tensor:
+        return maps["C2"].mean((2, 3))
+
+
+def means(backbone: BackboneSpec, *, num_classes: None) -> nn.Module:
+    return Means()
+
+
+@pytest.fixture(scope="module")
+def extended() -> Registry:
+    """Our own plugins, timm's namespace, and a head without nodes."""
+    plugin = types.ModuleType("means")
+    head = HeadSpec("means", ("C2",), f"{__name__}:means")
+    plugin.featuretap_heads = hookimpl(specname="featuretap_heads")(lambda: [head])  # type: ignore[attr-defined]
+    return Registry(plugins=[plugin], discover=False)
+
+
+def group_norm(channels: int) -> nn.Module:
+    return nn.GroupNorm(4, channels)
+
+
+def logged(caplog: pytest.LogCaptureFixture) -> list[str]:
+    """Return our own messages; PyTorch logs while it traces."""
+    return [record.getMessage() for record in caplog.records if record.name == "featuretap"]
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "reason"),
+    [
+        (
+            BackboneSpec("layers", stages=((Row(3, 8, RE),), (Conv(3, 12, RE),))),
+            {"features_only": True, "taps": ("C2", "C1")},
+            "'layers': WithoutNodes layers, such as stages.C1.0, have no nodes; PyTorch traces it, which takes longer",
+        ),
+        (
+            "timm/resnet18",
+            {"features_only": True, "taps": ("C1",)},
+            "'timm/resnet18': 'timm/resnet18' is no table of layers; PyTorch traces it, which takes longer",
+        ),
+        (TINY, {"head": "means"}, "'tiny': the head 'means' has no nodes; PyTorch traces it, which takes longer"),
+        (
+            TINY,
+            {"features_only": True, "norm": group_norm},
+            "'tiny' with norm='a function that makes GroupNorm': stages.C1.0.norm is no batch norm with running "
+            "statistics: it has no running_mean; PyTorch traces it, which takes longer",
+        ),
+    ],
+    ids=["layer", "factory", "head", "norm"],
+)
+def test_what_has_no_nodes_is_traced_and_logged(
+    extended: Registry,
+    caplog: pytest.LogCaptureFixture,
+    name: str | BackboneSpec,
+    options: dict[str, Any],
+    reason: str,
+) -> None:
+    model = with_statistics_of_photographs(extended.build(name, **options))
+    compiled = extended.compile(model)
+    assert logged(caplog) == [reason]
+    for number, height, width in ((3, 97, 161), (1, 64, 64)):
+        images = batch_of(number, height, width)
+        found = compiled(images)
+        assert_same_outputs(found if isinstance(found, dict) else {"features": found}, model, images)
+
+
+def replace_activation(model: nn.Module) -> None:
+    model.stages.C1[0].activation = nn.Sigmoid()
+
+
+def scale_by_hook(model: nn.Module) -> None:
+    model.stages.C2[0].register_forward_hook(lambda module, given, returned: 1.5 * returned)
+
+
+@pytest.mark.parametrize("change", [replace_activation, scale_by_hook])
+def test_a_model_that_was_changed_after_it_was_built_is_traced(
+    registry: Registry, caplog: pytest.LogCaptureFixture, change: Callable[[nn.Module], None]
+) -> None:
+    model = with_statistics_of_photographs(registry.build(TINY, features_only=True, taps=("C2",)))
+    images = batch_of(2, 64, 97)
+    before = outputs_of(model, images)["C2"]
+    change(model)
+    assert not outputs_of(model, images)["C2"].allclose(before, rtol=0.1)
+    found = registry.compile(model)(images)
+    (message,) = logged(caplog)
+    assert message.startswith("what was made of 'tiny' is not kept, since for images (1, 3, 65, 97) its 'C2' differs ")
+    assert message.endswith("; PyTorch traces the model, which was changed after it was built")
+    assert_same_outputs(found, model, images)
+
+
+def test_wrong_nodes_are_not_kept(
+    registry: Registry, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Graph, "activation", lambda graph, x, activation: graph.node("Relu", x))
+    model = with_statistics_of_photographs(registry.build(TINY, features_only=True, taps=("C1",)))
+    images = batch_of(1, 64, 64)
+    assert_same_outputs(registry.compile(model, size=(64, 64))(images), model, images)
+    (message,) = logged(caplog)
+    assert "its 'C1' differs" in message
+
+
+def test_a_detector_with_wrong_nodes_is_refused(registry: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Graph, "activation", lambda graph, x, activation: graph.node("Relu", x))
+    with pytest.raises(ExportError, match=r"since for images .* its 'cls_logits' differs from the model's"):
+        registry.compile(registry.build("mobilenet_v1_025", head="ssdlite", num_classes=3))
+
+
+def test_a_model_for_which_float32_is_too_coarse_is_kept(registry: Registry, caplog: pytest.LogCaptureFixture) -> None:
+    spec = BackboneSpec("offset", stages=((Conv(3, 8, RE), Conv(1, 12, RE)),))
+    model, images = registry.build(spec, features_only=True, taps=("C1",)).eval(), batch_of(3, 65, 97)
+    first, second = model.stages.C1
+    with torch.no_grad():
+        # The second norm subtracts about a million, which leaves one correct digit or two.
+        first.norm.bias.fill_(1e6)
+        second.norm.running_mean.copy_(second.conv(first(images)).mean((0, 2, 3)))
+    exact = outputs_of(copy.deepcopy(model).double(), images.double())
+    assert distance(outputs_of(model, images)["C1"], exact["C1"]) > 1e-3
+    compiled = registry.compile(model)
+    assert logged(caplog) == []
+    assert distance(compiled(images)["C1"], outputs_of(model, images)["C1"]) > 1e-3
+    assert_same_outputs(compiled(images), model, images)
+
+
+def test_tracing_for_any_size_has_a_time_limit(registry: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(model_graphs, "TRACING_SECONDS", 0.05)
+    model = registry.build(TINY, features_only=True, norm=group_norm)
+    with pytest.raises(ExportError) as error:
+        registry.compile(model)
+    assert str(error.value) == (
+        "cannot export 'tiny' with norm='a function that makes GroupNorm' for images of any size: tracing it took over "
+        "0.05 s; give the one size that it is for, such as size=(224, 224)"
+    )
+    images = batch_of(1, 64, 64)
+    assert_same_outputs(registry.compile(model, size=(64, 64))(images), model, images)
