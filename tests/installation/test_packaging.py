@@ -100,7 +100,16 @@ def test_the_source_distribution_holds_whole_folders(name: str, released: Path, 
 
 @pytest.mark.parametrize(
     "name",
-    ["Makefile", "README.md", "CHANGELOG.md", "CONTRIBUTING.md", "RELEASING.md", "LICENSE", "pyproject.toml"],
+    [
+        "Makefile",
+        "requirements-inference.txt",
+        "README.md",
+        "CHANGELOG.md",
+        "CONTRIBUTING.md",
+        "RELEASING.md",
+        "LICENSE",
+        "pyproject.toml",
+    ],
 )
 def test_the_source_distribution_holds_the_files_beside_them(name: str, in_source: set[str]) -> None:
     assert name in in_source
