@@ -20,6 +20,7 @@ from featuretap.runtimes.signature import (
     library_errors,
     outputs_by_spec,
 )
+from featuretap.specs import HeadSpec, ModelSpec
 from featuretap.specs.description import Description, format_options
 from featuretap.support.errors import HeadError, OptionError
 
@@ -161,19 +162,25 @@ def prepare_model(model: nn.Module, size: tuple[int, int] | None = None, batch: 
     taps = {} if description.preprocessing.inside else dict(getattr(inner, "taps", {}) or {})
     signature = Signature(outputs, outputs not in SINGLE_OUTPUTS, channels, taps, size, batch)
     prepared = Exportable(copied, signature, description, images.to(like.device, like.dtype))
-    if outputs:
+    if outputs and _has_known_form(description, outputs):
         return prepared
     with prepared.export_errors(size_may_help=True), torch.no_grad():
         returned = copied(prepared.images)
     if isinstance(returned, Tensor):
         name = "logits" if description.num_classes else "features"
-        return replace(prepared, signature=replace(signature, outputs=(name,)))
+        return replace(prepared, signature=replace(signature, outputs=outputs or (name,), as_dict=False))
     if isinstance(returned, dict) and returned and all(isinstance(value, Tensor) for value in returned.values()):
         return replace(prepared, signature=replace(signature, outputs=tuple(map(str, returned)), as_dict=True))
     raise HeadError(
         f"the head {description.head!r} returns {type(returned).__name__}, and runtimes take models that return a "
         "tensor or tensors by name"
     )
+
+
+def _has_known_form(description: Description, outputs: tuple[str, ...]) -> bool:
+    """Return whether it is known without a call if a model returns a tensor or a dict: other heads may do either."""
+    plain = isinstance(description.spec, ModelSpec) and description.spec.head.model == HeadSpec.model
+    return not plain or len(outputs) > 1 or outputs in SINGLE_OUTPUTS
 
 
 @contextmanager

@@ -63,7 +63,8 @@ def write_graph(
             outputs[name] = graph.node("Identity", tensor)
         renamed[outputs[name]] = name
         kind = TensorProto.INT64 if tensor in graph.integers else TensorProto.FLOAT
-        shape = None if name in graph.intermediate else [batch or "batch", *shapes.get(name, ())]
+        known = shapes and name not in graph.intermediate
+        shape = [batch or "batch", *shapes.get(name, ())] if known else None
         info.append(helper.make_tensor_value_info(name, kind, shape))
     for node in graph.nodes:
         for names in (node.input, node.output):

@@ -1,5 +1,6 @@
 """Models with a head as ONNX graphs written from their specs: classifiers, pyramids and segmenters."""
 
+import types
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -16,10 +17,15 @@ from support.graphs import (
     with_statistics_of_photographs,
     write_graph,
 )
-from torch import nn
+from torch import Tensor, nn
 
+from featuretap.backbones.nodes import backbone_nodes
 from featuretap.registry import Registry
-from featuretap.registry.specs import RE, BackboneSpec, Conv
+from featuretap.registry.hookspecs import hookimpl
+from featuretap.registry.specs import RE, BackboneSpec, Conv, HeadSpec
+from featuretap.specs.graph import Graph
+
+TINY = BackboneSpec("tiny", stages=((Conv(3, 8, RE),), (Conv(3, 12, RE),)))
 
 NARROW = ("mobilenet_v1_025", "mobilenet_v2_050", "mobilenet_v3_large_075", "mobilenet_v3_small_050")
 
@@ -175,3 +181,39 @@ def test_outputs_have_their_names_and_sizes(registry: Registry) -> None:
         shapes = [[side.dim_value or side.dim_param for side in value.type.tensor_type.shape.dim] for value in outputs]
         assert [value.name for value in outputs] == ["P4", "P5", "P6"]
         assert shapes == [["batch", 8, *level] for level in sides]
+
+
+class Means(nn.Module):
+    """Maps → the means of C2 (N, C)."""
+
+    def forward(self, maps: dict[str, Tensor]) -> Tensor:
+        return maps["C2"].mean((2, 3))
+
+
+def means(backbone: BackboneSpec, *, num_classes: None) -> nn.Module:
+    return Means()
+
+
+def means_outputs(backbone: BackboneSpec, *, num_classes: None, height: int, width: int) -> dict[str, tuple[int]]:
+    return {"means": (backbone.taps["C2"].channels,)}
+
+
+def means_nodes(backbone: BackboneSpec, *, graph: Graph, num_classes: None) -> dict[str, str]:
+    pooled = graph.node("GlobalAveragePool", backbone_nodes(graph, backbone, graph.images)["C2"])
+    return {"means": graph.node("Flatten", pooled)}
+
+
+@pytest.mark.parametrize(("outputs", "name"), [(f"{__name__}:means_outputs", "means"), ("", "features")])
+def test_a_head_of_a_plugin_with_nodes_returns_what_its_module_does(
+    caplog: pytest.LogCaptureFixture, outputs: str, name: str
+) -> None:
+    head = HeadSpec("means", ("C2",), f"{__name__}:means", outputs=outputs, nodes=f"{__name__}:means_nodes")
+    plugin = types.ModuleType("pooling")
+    plugin.featuretap_heads = hookimpl(specname="featuretap_heads")(lambda: [head])  # type: ignore[attr-defined]
+    registry = Registry(plugins=[plugin], discover=False)
+    model, images = registry.build(TINY, head="means").eval(), batch_of(2, 64, 97)
+    compiled = registry.compile(model)
+    assert compiled.outputs == (name,)
+    assert isinstance(compiled(images), Tensor)
+    assert_same_outputs({"features": compiled(images)}, model, images)
+    assert caplog.messages == []
