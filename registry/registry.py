@@ -295,11 +295,11 @@ class Registry(Catalogue):
             ExportError: PyTorch is needed for a part of the model, or the file cannot be opened.
             FeaturetapError: as `build` and `load` do.
 
-        Example:
-            >>> session = registry.session("cat.safetensors")
-            >>> outputs = session(session.prepare("cat.jpg"))
-            >>> session.classes[outputs["logits"][0].argmax()]
-            'Egyptian cat'
+        Example::
+
+            session = registry.session("classifier.safetensors")
+            outputs = session(session.prepare("cat.jpg"))
+            print(session.classes[outputs["logits"][0].argmax()])
         """
         chosen_runtime = self.runtime(runtime)
         arguments = {"features_only": features_only, "taps": taps, "head": head, "num_classes": num_classes, **options}

@@ -55,10 +55,10 @@ class Session:
         taps: output → channels and stride, of a backbone or a pyramid; empty for other models.
         classes: name of every class of the model, as far as they are known.
 
-    Example:
-        >>> from featuretap import registry
-        >>> session = registry.session("model.safetensors")
-        >>> outputs = session(session.prepare("photo.jpg"))
+    Example::
+
+        session = registry.session("model.safetensors")
+        outputs = session(session.prepare("photo.jpg"))
     """
 
     def __init__(

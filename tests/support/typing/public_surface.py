@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal, assert_type
 
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 import featuretap
@@ -21,6 +22,7 @@ from featuretap.registry.specs import RE, BackboneSpec, Bneck, Conv, HeadSpec, M
 from featuretap.registry.testing import BackboneConformance
 from featuretap.runtimes.compiled import CompiledModel
 from featuretap.runtimes.quantization import Report
+from featuretap.runtimes.sessions import Session
 from featuretap.specs.description import Description
 from featuretap.specs.preprocessing import Preprocessing
 from featuretap.specs.variants import reduced_tail, widened, with_output_stride
@@ -50,6 +52,15 @@ def describing() -> None:
     spec.macs(224)  # type: ignore[call-arg]
     spec.taps["C4"].channels = 3  # type: ignore[misc]
     registry.spec("mobilenet_v2", taps="C5", num_classes="ten")  # type: ignore[arg-type]
+
+
+def sessions(pixels: NDArray[Any]) -> None:
+    session = registry.session("model.safetensors", taps=("C3", "C5"), runtime="openvino", threads=2)
+    assert_type(session, Session)
+    assert_type(session(pixels), dict[str, NDArray[Any]])
+    assert_type(session.taps, dict[str, Tap])
+    assert_type(session.classes, tuple[str, ...])
+    registry.session(3)  # type: ignore[arg-type]
 
 
 def building(images: Tensor) -> None:
