@@ -316,6 +316,8 @@ class Registry(Catalogue):
         """Return a copy of a model for inference in PyTorch, its batch norms folded into the convolutions before them.
 
         Its outputs equal the model's to rounding. It is called as the model is, and can be neither trained nor saved.
+        On the CPU its convolutions compute in channels_last; images may be contiguous, and maps then are, too. Images
+        in channels_last save converting them, and copying the maps, which are in channels_last then.
         `compile` and `export` need no fused model: runtimes fold by themselves.
 
         Args:

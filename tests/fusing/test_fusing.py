@@ -4,6 +4,7 @@ import copy
 import io
 import logging
 import pickle
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from torchvision.ops import Conv2dNormActivation, FrozenBatchNorm2d
 from featuretap.registry import Registry
 from featuretap.registry.errors import OptionError, TrainingError, WeightsError
 from featuretap.registry.specs import BackboneSpec, Tap
+from featuretap.runtimes import fusing
 from featuretap.runtimes.fusing import fuse, is_fused
 
 ARCHITECTURES = [
@@ -36,13 +38,15 @@ def norms(model: nn.Module) -> list[str]:
 
 
 def same(actual: Any, expected: Any, tolerance: float = 1e-5) -> None:
-    """Equal to a part of the largest value of each map, and dicts in the same order."""
+    """Equal to a part of the largest value of each map, in the same layout, and dicts in the same order."""
     if isinstance(expected, dict):
         assert list(actual) == list(expected)
         for key, value in expected.items():
             same(actual[key], value, tolerance)
     else:
-        torch.testing.assert_close(actual, expected, rtol=0, atol=tolerance * expected.abs().max().item())
+        torch.testing.assert_close(
+            actual, expected, rtol=0, atol=tolerance * expected.abs().max().item(), check_stride=True
+        )
 
 
 def trained(registry: Registry, name: str = "mobilenet_v3_small", **options: Any) -> nn.Module:
@@ -86,6 +90,64 @@ def test_fused_models_with_heads_return_the_same_outputs(registry: Registry, hea
     assert all(values.numel() for values in expected)
     for actual, values in zip(outputs(fused, head, given), expected, strict=True):
         same(actual.double(), values.double(), 1e-6)
+
+
+LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
+    "contiguous": lambda images: images,
+    "channels_last": lambda images: images.contiguous(memory_format=torch.channels_last),
+    "every second row": lambda images: images[:, :, ::2],
+    "repeated": lambda images: images[:1].expand(3, -1, -1, -1),
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS)
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("mobilenet_v3_small", {"features_only": True}),
+        ("torchvision/resnet18", {"features_only": True, "taps": ("C1", "C2")}),
+        ("mobilenet_v2_050", {"head": "fpn", "fpn_norm": "batch_norm"}),
+        ("mobilenet_v2_050", {"head": "lraspp", "num_classes": 3}),
+        ("mobilenet_v2_050", {"num_classes": 3}),
+    ],
+    ids=["backbone", "torchvision", "pyramid", "segmenter", "classifier"],
+)
+def test_maps_lie_in_memory_as_those_of_the_model(
+    registry: Registry, name: str, options: dict[str, Any], layout: Callable[[Tensor], Tensor]
+) -> None:
+    model = registry.build(name, **options).eval()
+    images, fused = layout(PICTURES), fuse(model)
+    with torch.inference_mode():
+        expected = model(images)
+        same(fused(images), expected, 1e-4)
+        if isinstance(expected, dict):
+            same(fused(images=images), fused(images.contiguous()))
+
+
+def test_maps_of_grey_images_are_contiguous(registry: Registry) -> None:
+    """Images of one channel are contiguous in either layout."""
+    fused = fuse(registry.build("mobilenet_v1_025", features_only=True, in_channels=1))
+    assert all(feature.is_contiguous() for feature in fused(torch.rand(2, 1, 33, 49)).values())
+
+
+def test_on_the_cpu_convolutions_compute_in_channels_last(backbone: nn.Module) -> None:
+    fused, layouts = fuse(backbone), set()
+    for module in fused.modules():
+        if isinstance(module, nn.Conv2d):
+            module.register_forward_hook(
+                lambda module, given, made: layouts.add(
+                    (made.is_contiguous(), made.is_contiguous(memory_format=torch.channels_last))
+                )
+            )
+    fused(PICTURES)
+    # The gate of squeeze-excite is one pixel, in either layout.
+    assert layouts == {(False, True), (True, True)}
+    assert all(parameter.is_contiguous() for parameter in backbone.parameters())
+
+
+def test_on_other_devices_weights_keep_their_layout() -> None:
+    layer = fusing._use_channels_last(nn.Conv2d(3, 4, 3, device="meta"))
+    assert layer.weight.is_contiguous()
 
 
 @pytest.mark.parametrize("name", ["torchvision/resnet18", "torchvision/mobilenet_v2"])
