@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from featuretap.specs import BackboneSpec
-from featuretap.specs.graph import Graph, NodesError
+from featuretap.specs.graph import Graph
 from featuretap.specs.layers import Convolution, SqueezeExcite
+from featuretap.support.errors import NodesError
 from featuretap.support.import_strings import load
 
 

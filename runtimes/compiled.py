@@ -126,7 +126,12 @@ def compile_model(
     batch: int | None = None,
     threads: int | None = None,
 ) -> CompiledModel:
-    """Compile a model; see `Registry.compile`."""
+    """Compile a model; see `Registry.compile`.
+
+    Raises:
+        HeadError: the runtime does not take detectors.
+        FeaturetapError: see `Registry.compile`.
+    """
     check_threads(threads)
     runtime.check_installed()
     prepared = replace(prepare_model(model, size, batch), session=runtime.session)

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 from featuretap.backbones.nodes import backbone_nodes
 from featuretap.specs import BackboneSpec, ModelSpec
-from featuretap.specs.graph import IMAGE, Graph, NodesError
+from featuretap.specs.graph import IMAGE, Graph
 from featuretap.specs.head import backbone_of
 from featuretap.specs.preprocessing import Preprocessing
+from featuretap.support.errors import NodesError
 from featuretap.support.version import __version__
 
 if TYPE_CHECKING:

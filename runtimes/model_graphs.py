@@ -14,8 +14,8 @@ import torch
 from featuretap.runtimes.exportable import Exportable, quiet_exporters
 from featuretap.runtimes.graphs import write_graph
 from featuretap.runtimes.signature import Opened
-from featuretap.specs.graph import IMAGE, NodesError
-from featuretap.support.errors import ExportError
+from featuretap.specs.graph import IMAGE
+from featuretap.support.errors import ExportError, NodesError
 from featuretap.support.extras import check_extra
 from featuretap.support.import_strings import load
 from featuretap.weights.folding import eps_of

@@ -30,9 +30,8 @@ from featuretap.runtimes.signature import (
 from featuretap.specs import BackboneSpec, ModelSpec, RuntimeSpec, Tap
 from featuretap.specs.class_names import class_names
 from featuretap.specs.description import Description
-from featuretap.specs.graph import NodesError
 from featuretap.specs.validation import ARGUMENTS
-from featuretap.support.errors import ExportError, OptionError, WeightsError
+from featuretap.support.errors import ExportError, NodesError, OptionError, WeightsError
 from featuretap.support.images import read_image
 from featuretap.support.import_strings import load
 from featuretap.weights.fitting import FittedWeights, fit_checkpoint

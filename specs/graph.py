@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from featuretap.specs.layers import Activation
 from featuretap.specs.preprocessing import Preprocessing
-from featuretap.support.errors import ExportError
+from featuretap.support.errors import NodesError
 
 if TYPE_CHECKING:
     import onnx
@@ -25,10 +25,6 @@ IMAGE = "image"
 """Name of the input, (N, C, H, W)."""
 
 STATISTICS = ("weight", "bias", "running_mean", "running_var")
-
-
-class NodesError(ExportError):
-    """A part of a network that no nodes can be written for; PyTorch can still trace it."""
 
 
 class Graph:

@@ -17,6 +17,7 @@ __all__ = [
     "Hint",
     "ImageError",
     "MissingExtraError",
+    "NodesError",
     "OptionError",
     "PluginError",
     "SpecError",
@@ -130,6 +131,10 @@ class TrainingError(FeaturetapError, RuntimeError):
 
 class ExportError(FeaturetapError, RuntimeError):
     """A model that cannot be compiled or exported, or an exported file that cannot be used."""
+
+
+class NodesError(ExportError):
+    """A part of a network that has no ONNX nodes; PyTorch may still trace it."""
 
 
 class MissingExtraError(FeaturetapError, ImportError):
