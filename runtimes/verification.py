@@ -42,8 +42,7 @@ def verify_outputs(model: Exportable, run: Run) -> None:
     chance.
 
     Raises:
-        DifferenceError: an output differs.
-        ExportError: images are refused that the model takes.
+        ExportError: an output differs (a `DifferenceError`), or images are refused that the model takes.
     """
     names = model.signature.outputs
     compute: Callable[[nn.Module, Tensor], Sequence[Tensor]] = _call
