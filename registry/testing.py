@@ -160,6 +160,10 @@ class BackboneConformance(_Conformance):
         """`torch.export.export`."""
         conformance.check_exports("exported", conformance.build_trial(backbone, registry, self.sizes[0]))
 
+    def test_nodes_compute_what_modules_do(self, backbone: str, registry: Registry) -> None:
+        """The ONNX nodes that layers name; skipped without onnx and onnxruntime."""
+        _check_nodes(conformance.build_trial(backbone, registry, self.sizes[0]))
+
 
 class HeadConformance(_Conformance):
     """Tests of every head that a plugin provides, on some backbones.
@@ -221,11 +225,23 @@ class HeadConformance(_Conformance):
         if registry.head(head).images != "raw":
             conformance.check_exports("exported", self._trial(head, backbone, registry))
 
+    def test_nodes_compute_what_modules_do(self, head: str, backbone: str, registry: Registry) -> None:
+        """The ONNX nodes that a head names; skipped without onnx and onnxruntime."""
+        _check_nodes(self._trial(head, backbone, registry))
+
     def _trial(
         self, head: str, backbone: str, registry: Registry, size: tuple[int, int] | None = None
     ) -> head_conformance.HeadTrial:
         options = self.options.get(head, {})
         return head_conformance.build_head_trial(head, backbone, registry, size or self.sizes[0], options)
+
+
+def _check_nodes(trial: conformance.Trial) -> None:
+    for module in ("onnx", "onnxruntime"):
+        pytest.importorskip(module)
+    from featuretap.registry.node_conformance import check_nodes
+
+    check_nodes(trial)
 
 
 def _failure(*lines: str) -> BaseException:

@@ -41,7 +41,7 @@ def graph_of(model: Exportable, *, intermediate: bool = False) -> onnx.ModelProt
     """
     if not model.traced:
         try:
-            return _write(model, intermediate)
+            return write_from_spec(model, intermediate=intermediate)
         except NodesError as reason:
             if model.detects:
                 raise
@@ -68,7 +68,12 @@ def written_or_traced(model: Exportable, make: Callable[[Exportable], Made], dif
     return make(model if model.detects else replace(model, traced=True))
 
 
-def _write(model: Exportable, intermediate: bool) -> onnx.ModelProto:
+def write_from_spec(model: Exportable, *, intermediate: bool = False) -> onnx.ModelProto:
+    """Return a model as ONNX from its spec and its tensors; arguments as for `graph_of`.
+
+    Raises:
+        NodesError: a part of it has no nodes.
+    """
     description, signature = model.description, model.signature
     if description.spec is None:
         raise NodesError("its description has no spec")

@@ -170,6 +170,7 @@ HEAD_TESTS = {
     "test_it_scripts",
     "test_it_exports",
 }
+NODES = "test_nodes_compute_what_modules_do"
 PLUGIN_TESTS = {"test_names_are_its_own", "test_declaring_needs_no_torch"}
 
 
@@ -182,7 +183,10 @@ PLUGIN_TESTS = {"test_names_are_its_own", "test_declaring_needs_no_torch"}
     ],
 )
 def test_one_class_makes_a_test_of_each_promise_and_name(said: str, name: str, tests: set[str]) -> None:
-    assert outcomes(said, name) == {"PASSED": tests | PLUGIN_TESTS}
+    found = outcomes(said, name)
+    # One is skipped where onnx is not installed, and tests/runtimes has it.
+    assert {test for test in found.pop("PASSED") if not test.startswith(NODES)} == tests | PLUGIN_TESTS
+    assert found == {}
 
 
 def test_the_isolated_registry_discovers_nothing(said: str) -> None:
