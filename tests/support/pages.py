@@ -36,7 +36,7 @@ NOT_RUN = {
 NOT_FOLLOWED = {"RELEASING.md"}
 """It publishes a release."""
 
-FILES = {"docs/plugins.md": (5, 5)}
+FILES = {"docs/plugins.md": (7, 5)}
 """Page → how many of its blocks are files that it writes, and that lie there and are compared."""
 
 EXPORTING = ("README.md", "docs/export.md", "docs/quantization.md", "docs/runtimes.md")
