@@ -126,6 +126,13 @@ class Catalogue:
         self._load()
         return _match(self._runtimes.names, pattern)
 
+    @property
+    def runtimes(self) -> tuple[RuntimeSpec, ...]:
+        """All runtimes by name, without those whose name is ambiguous."""
+        self._load()
+        entries = (self._runtimes.names[name] for name in self.list_runtimes())
+        return tuple(found[0][1] for found in entries if len(found) == 1)
+
     def backbone(self, name: str | BackboneSpec) -> BackboneSpec:
         """Return a backbone's spec as its provider defines it, options not yet applied.
 

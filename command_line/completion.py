@@ -16,6 +16,7 @@ from click.shell_completion import BashComplete, CompletionItem, add_completion_
 
 from featuretap import registry
 from featuretap.command_line.commands import Command
+from featuretap.specs.runtime import RESERVED
 from featuretap.workflows.datasets.named_sets import NAMED_SETS
 
 Completion = Callable[[click.Context, click.Parameter, str], list[CompletionItem[str]]]
@@ -92,7 +93,7 @@ backbones_or_heads = _complete(
     lambda ctx: registry.list_heads() if ctx.params.get("heads") else registry.list_backbones()
 )
 heads = _complete(lambda ctx: registry.list_heads())
-runtimes = _complete(lambda ctx: ["eager", *registry.list_runtimes()])
+runtimes = _complete(lambda ctx: [*RESERVED, *registry.list_runtimes()])
 plugins = _complete(
     lambda ctx: sorted({name for plugin in registry.default.plugins for name in (plugin.distribution, plugin.name)})
 )

@@ -12,6 +12,7 @@ from featuretap.heads.detection import FASTER_RCNN, FCOS, MASK_RCNN, RETINANET, 
 from featuretap.heads.fpn import FPN
 from featuretap.heads.segmentation import DEEPLAB_V3, LRASPP
 from featuretap.specs import BackboneSpec, HeadSpec, RuntimeSpec
+from featuretap.specs.runtime import PRECISIONS
 
 RUNTIMES = (
     RuntimeSpec(
@@ -22,6 +23,7 @@ RUNTIMES = (
         requires="featuretap[onnxruntime]",
         opens={".onnx": "featuretap.runtimes.torch_sessions:open_onnx"},
         description="ONNX Runtime, on the CPU",
+        quick=True,
     ),
     RuntimeSpec(
         "openvino",
@@ -31,11 +33,21 @@ RUNTIMES = (
         requires="featuretap[openvino]",
         opens=dict.fromkeys((".xml", ".onnx"), "featuretap.runtimes.torch_sessions:open_openvino"),
         description="OpenVINO, on the CPU",
+        precisions=PRECISIONS,
+        quick=True,
+    ),
+    RuntimeSpec(
+        "fused",
+        factory="featuretap.runtimes.torch_runtimes:compile_fused",
+        description="PyTorch without a compiler, with folded batch norms and in channels_last",
+        precisions=PRECISIONS,
+        quick=True,
     ),
     RuntimeSpec(
         "inductor",
         factory="featuretap.runtimes.torch_runtimes:compile_inductor",
         description="torch.compile, which needs a C++ compiler",
+        precisions=PRECISIONS,
     ),
     RuntimeSpec(
         "aot",

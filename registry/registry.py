@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 from featuretap.catalogue.catalogue import Catalogue
 from featuretap.catalogue.request import resolve_request
+from featuretap.runtimes.precision import check_precision
 from featuretap.specs import BackboneSpec, ModelSpec
+from featuretap.specs.runtime import AUTO, FLOAT32
 from featuretap.support.errors import OptionError
 from featuretap.support.extras import explain_missing_torch
 
@@ -220,35 +222,55 @@ class Registry(Catalogue):
         size: tuple[int, int] | None = None,
         batch: int | None = None,
         threads: int | None = None,
+        precision: str = "float32",
     ) -> CompiledModel:
         """Return a model that a runtime computes: the same call, the same dict of taps, faster.
 
         Outputs are tensors of torch, in float32 equal to the model's to 1e-4 of each one's largest value. The model
         itself stays as it is, and is compiled as in evaluation mode whatever its mode.
 
+        `runtime="auto"` compiles the model for every installed runtime that does so within seconds ("onnxruntime",
+        "openvino", "fused", and those of plugins that declare it), times them in turn for about a second on one image
+        of 224×224 pixels, or on `batch` images of `size`, and returns the fastest. Its name is `.runtime`, the times of
+        all are `.timings`, and both are logged. Runtimes that fail are left out, which is logged with the reason.
+
+        In `precision="bf16"` the runtime computes in bfloat16; images and outputs stay float32. How far each output
+        agrees with the model's is measured on random images, and is in `.description.agreement`.
+
         Args:
             model: a backbone, classifier, pyramid, segmenter or SSDLite that `build` or `load` returned, or the path of
                 a file that `export` or `quantize` wrote.
-            runtime: "onnxruntime", "openvino", "inductor" (torch.compile), "aot" (AOTInductor), or one of a plugin's.
+            runtime: "onnxruntime", "openvino", "fused" (PyTorch with folded batch norms, without a compiler),
+                "inductor" (torch.compile), "aot" (AOTInductor), one of a plugin's, or "auto".
             size: (height, width) of the images in pixels, where the model is for one size only; None for any.
             batch: number of images of a call; None for any.
             threads: of the runtime; None for as many as torch has. Runtimes inside torch always have torch's.
+            precision: "float32", which stands for the model's own dtype in runtimes inside torch, or "bf16" of
+                "openvino", "fused" and "inductor", on processors with units for it.
 
         Raises:
             UnknownRuntimeError: no runtime has the name.
             MissingExtraError: packages of the runtime are not installed.
-            OptionError: the model was not built by featuretap, or a value that cannot be.
+            OptionError: the model was not built by featuretap, a value that cannot be, or a precision that the runtime
+                or the processor does not have.
             HeadError: a head whose outputs are no tensors by name, as detectors'.
-            ExportError: the model cannot be compiled, or the file not be opened.
+            ExportError: the model cannot be compiled, or the file not be opened; with "auto", by no runtime. Or outputs
+                in "bf16" have little in common with the model's.
         """
-        chosen_runtime = self.runtime(runtime)
+        check_precision(precision)
+        chosen_runtime = None if runtime == AUTO else self.runtime(runtime)
         from featuretap.runtimes.compiled import compile_model, open_file
 
         if isinstance(model, str | os.PathLike):
             if size is not None or batch is not None:
                 raise OptionError("size and batch of an exported file are fixed in it; give them to registry.export")
+            if precision != FLOAT32:
+                raise OptionError(
+                    f"an exported file is opened in {FLOAT32}; for precision={precision!r} give the model itself, or "
+                    "the file to registry.session"
+                )
             return open_file(self, chosen_runtime, Path(model), threads)
-        return compile_model(chosen_runtime, model, size, batch, threads)
+        return compile_model(self, chosen_runtime, model, size=size, batch=batch, threads=threads, precision=precision)
 
     def session(
         self,
@@ -263,6 +285,7 @@ class Registry(Catalogue):
         size: tuple[int, int] | None = None,
         batch: int | None = None,
         threads: int | None = None,
+        precision: str = "float32",
         **options: Any,
     ) -> Session:
         """Open a trained model for inference without PyTorch, which is never imported.
@@ -280,17 +303,21 @@ class Registry(Catalogue):
             head: as for `build` and `load`.
             pretrained: as for `build`, with the default weights by default; for a name only.
             num_classes: as for `build` and `load`.
-            runtime: "onnxruntime" or "openvino".
+            runtime: "onnxruntime" or "openvino"; "auto" for the faster one, as for `compile`.
             size: (height, width) of the images in pixels, where the session is for one size only; None for any.
             batch: number of images of a call; None for any.
             threads: of the runtime; None for OMP_NUM_THREADS, or as many as there are processors.
+            precision: "float32", or "bf16" of "openvino" on processors with units for it. The agreement of each output
+                with that in float32, on a random image, is in `.description.agreement`.
             **options: as for `build` and `load`.
 
         Returns:
             the session, with `.taps`, `.description`, `.classes` and `.prepare`.
 
         Raises:
+            UnknownRuntimeError: no runtime has the name.
             MissingExtraError: packages of the runtime are not installed.
+            OptionError: a precision that the runtime or the processor does not have, or detections in "bf16".
             WeightsError: the weights cannot be had or do not fit, or only PyTorch reads them, as .pth files.
             ExportError: PyTorch is needed for a part of the model, or the file cannot be opened.
             FeaturetapError: as `build` and `load` do.
@@ -301,7 +328,8 @@ class Registry(Catalogue):
             outputs = session(session.prepare("cat.jpg"))
             print(session.classes[outputs["logits"][0].argmax()])
         """
-        chosen_runtime = self.runtime(runtime)
+        check_precision(precision)
+        chosen_runtime = None if runtime == AUTO else self.runtime(runtime)
         arguments = {"features_only": features_only, "taps": taps, "head": head, "num_classes": num_classes, **options}
         from featuretap.runtimes.sessions import is_exported, open_file, open_model
 
@@ -309,8 +337,18 @@ class Registry(Catalogue):
             given = [name for name, value in {**arguments, "size": size, "batch": batch}.items() if value is not None]
             if given:
                 raise OptionError(f"{given[0]} of an exported file is fixed in it; give it to registry.export")
-            return open_file(self, chosen_runtime, Path(source), threads)  # type: ignore[arg-type]
-        return open_model(self, chosen_runtime, source, pretrained, arguments, size=size, batch=batch, threads=threads)
+            return open_file(self, chosen_runtime, Path(source), threads, precision)  # type: ignore[arg-type]
+        return open_model(
+            self,
+            chosen_runtime,
+            source,
+            pretrained,
+            arguments,
+            size=size,
+            batch=batch,
+            threads=threads,
+            precision=precision,
+        )
 
     def fuse(self, model: nn.Module) -> nn.Module:
         """Return a copy of a model for inference in PyTorch, its batch norms folded into the convolutions before them.

@@ -3,8 +3,11 @@
 A file is kept only if the runtime computes what the model does.
 """
 
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
+from operator import attrgetter
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Self
 
 import torch
@@ -12,10 +15,12 @@ from torch import Tensor, nn
 
 from featuretap.catalogue.catalogue import Catalogue
 from featuretap.models.built import unwrap
+from featuretap.runtimes.choosing import choose_fastest, format_timings
 from featuretap.runtimes.exportable import Exportable, Run, prepare_model
 from featuretap.runtimes.exported_files import check_metadata, export_metadata, keep_on_success
 from featuretap.runtimes.formats import Format, resolve_format
 from featuretap.runtimes.model_graphs import written_or_traced
+from featuretap.runtimes.precision import check_runtime_precision
 from featuretap.runtimes.signature import (
     DETECTIONS,
     DEVICE,
@@ -30,8 +35,10 @@ from featuretap.runtimes.signature import (
 from featuretap.runtimes.verification import DifferenceError, verify_outputs
 from featuretap.specs import RuntimeSpec, Tap
 from featuretap.specs.description import Description
+from featuretap.specs.runtime import FLOAT32
 from featuretap.support.errors import ExportError, HeadError, OptionError
 from featuretap.support.import_strings import convert_errors, load
+from featuretap.support.timing import Timing
 
 DEVICES = ("cpu", "cuda", "mps", "xpu")
 
@@ -46,7 +53,10 @@ class CompiledModel(nn.Module):
         runtime: name of the runtime.
         outputs: names of the outputs, in order.
         taps: output → channels and stride, of a backbone or a pyramid.
+        timings: runtime → time of a call, fastest first, where `runtime="auto"` chose; empty otherwise.
     """
+
+    timings: Mapping[str, Timing] = MappingProxyType({})
 
     def __init__(
         self, run: Run, signature: Signature, description: Description, runtime: str, device: str, dtype: torch.dtype
@@ -98,7 +108,8 @@ class CompiledModel(nn.Module):
 
     def extra_repr(self) -> str:
         """Return name, runtime and outputs for `repr`."""
-        return f"{self.description.name!r}, runtime={self.runtime!r}, outputs={self.outputs}"
+        chosen = f", fastest of: {format_timings(self.timings)}" if self.timings else ""
+        return f"{self.description.name!r}, runtime={self.runtime!r}, outputs={self.outputs}{chosen}"
 
     def __reduce__(self) -> Any:
         raise OptionError(
@@ -120,21 +131,37 @@ class CompiledModel(nn.Module):
 
 
 def compile_model(
-    runtime: RuntimeSpec,
+    catalogue: Catalogue,
+    runtime: RuntimeSpec | None,
     model: nn.Module,
+    *,
     size: tuple[int, int] | None = None,
     batch: int | None = None,
     threads: int | None = None,
+    precision: str = FLOAT32,
 ) -> CompiledModel:
-    """Compile a model; see `Registry.compile`.
+    """Compile a model, for the fastest runtime where it is None; see `Registry.compile`.
 
     Raises:
         HeadError: the runtime does not take detectors.
         FeaturetapError: see `Registry.compile`.
     """
     check_threads(threads)
-    runtime.check_installed()
-    prepared = replace(prepare_model(model, size, batch), session=runtime.session)
+    prepared = replace(prepare_model(model, size, batch), precision=precision)
+    prepared.check_precision()
+
+    def make(runtime: RuntimeSpec) -> CompiledModel:
+        check_runtime_precision(catalogue, runtime, precision)
+        runtime.check_installed()
+        return _compile(runtime, prepared, threads)
+
+    if runtime:
+        return make(runtime)
+    return _choose_fastest(prepared.label, filter(attrgetter("quick"), catalogue.runtimes), make)
+
+
+def _compile(runtime: RuntimeSpec, prepared: Exportable, threads: int | None) -> CompiledModel:
+    prepared = replace(prepared, session=runtime.session)
     if prepared.session:
         prepared.check_on_cpu(runtime.name)
     elif prepared.detects:
@@ -143,25 +170,56 @@ def compile_model(
             f"{runtime.name!r} does not take; take 'onnxruntime'"
         )
 
-    def make(exportable: Exportable) -> Run:
+    def make(exportable: Exportable) -> tuple[Run, Description]:
         with convert_errors(f"runtime {runtime.name!r}", runtime.factory):
             run: Run = load(runtime.factory)(exportable, threads=threads)
-        verify_outputs(exportable, run)
-        return run
+        return run, replace(prepared.description, agreement=verify_outputs(exportable, run))
 
-    run = written_or_traced(prepared, make, DifferenceError)
+    run, description = written_or_traced(prepared, make, DifferenceError)
     images = prepared.images
-    return CompiledModel(run, prepared.signature, prepared.description, runtime.name, str(images.device), images.dtype)
+    return CompiledModel(run, prepared.signature, description, runtime.name, str(images.device), images.dtype)
 
 
-def open_file(catalogue: Catalogue, runtime: RuntimeSpec, path: Path, threads: int | None = None) -> CompiledModel:
-    """Open an exported file with a runtime; see `Registry.compile`.
+def _choose_fastest(
+    label: str, runtimes: Iterable[RuntimeSpec], make: Callable[[RuntimeSpec], CompiledModel]
+) -> CompiledModel:
+    fastest, timings = choose_fastest(label, runtimes, make, _usual_call)
+    fastest.timings = timings
+    return fastest
+
+
+def _usual_call(compiled: CompiledModel) -> Callable[[], object]:
+    """Return a call of usual random images, whose outputs are there when it ends."""
+    device = compiled._device
+    images = torch.randn(compiled._signature.usual_shape, generator=torch.Generator().manual_seed(0))
+    images = images.to(device, compiled._dtype)
+
+    def call() -> None:
+        compiled(images)
+        if device.type != "cpu":
+            # Other devices compute on when Python has the outputs already.
+            torch.accelerator.synchronize()
+
+    return call
+
+
+def open_file(
+    catalogue: Catalogue, runtime: RuntimeSpec | None, path: Path, threads: int | None = None
+) -> CompiledModel:
+    """Open an exported file with a runtime, with the fastest where it is None; see `Registry.compile`.
 
     Raises:
         OptionError: a file that the runtime does not open.
         ExportError: a file that cannot be read, or that does not describe its model.
     """
     check_threads(threads)
+    if runtime:
+        return _open_file(catalogue, runtime, path, threads)
+    able = (candidate for candidate in catalogue.runtimes if candidate.quick and path.suffix in candidate.opens)
+    return _choose_fastest(repr(str(path)), able, lambda candidate: _open_file(catalogue, candidate, path, threads))
+
+
+def _open_file(catalogue: Catalogue, runtime: RuntimeSpec, path: Path, threads: int | None) -> CompiledModel:
     opener = find_opener(catalogue, runtime, path)
     with library_errors(f"{runtime.name!r} cannot open {str(path)!r}", "; export the model again"):
         metadata, run = load(opener)(path, threads=threads)

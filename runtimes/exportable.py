@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from featuretap.models.built import unwrap
+from featuretap.runtimes.precision import check_processor
 from featuretap.runtimes.signature import (
     DETECTIONS,
     SINGLE_OUTPUTS,
@@ -22,6 +23,7 @@ from featuretap.runtimes.signature import (
 )
 from featuretap.specs import HeadSpec, ModelSpec
 from featuretap.specs.description import Description, format_options
+from featuretap.specs.runtime import FLOAT32
 from featuretap.support.errors import HeadError, OptionError
 
 Run = Callable[[Tensor], Sequence[Tensor]]
@@ -65,6 +67,7 @@ class Exportable:
         session: import string of `open_session(model, *, threads)` of the runtime that reads the model as an ONNX
             graph; empty where PyTorch compiles or writes it.
         traced: whether the graph is traced although its spec describes it.
+        precision: in which the runtime computes; images and outputs stay as they are.
     """
 
     model: nn.Module
@@ -73,6 +76,7 @@ class Exportable:
     images: Tensor
     session: str = ""
     traced: bool = False
+    precision: str = FLOAT32
 
     @property
     def detects(self) -> bool:
@@ -132,6 +136,28 @@ class Exportable:
             raise OptionError(
                 f"the runtime {runtime!r} computes in float32, and the model is of {self.images.dtype}; give "
                 "model.float()"
+            )
+
+    def check_precision(self) -> None:
+        """Refuse a precision that the device of the model has no units for, or that is not less than the model's.
+
+        Raises:
+            OptionError: the device has none, or the model is not in float32.
+        """
+        if self.precision == FLOAT32:
+            return
+        device = self.images.device
+        if self.images.dtype != torch.float32:
+            raise OptionError(
+                f"precision={self.precision!r} is for models in float32, and the model is of {self.images.dtype}; give "
+                f"model.float(), or leave precision={FLOAT32!r}"
+            )
+        if device.type == "cpu":
+            check_processor(self.precision)
+        if device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
+            raise OptionError(
+                f"precision={self.precision!r} needs a GPU that multiplies in bfloat16, which "
+                f"{torch.cuda.get_device_name(device)} does not; leave precision={FLOAT32!r}"
             )
 
 

@@ -71,7 +71,7 @@ def fuse(model: nn.Module) -> nn.Module:
     norms = _count_norms(model)
     if not norms:
         raise OptionError(f"cannot fuse {label}: it has no batch norms; use it as it is")
-    fused = _use_channels_last(fold_norms(model))
+    fused = use_channels_last(fold_norms(model))
     # A copy of torch.fx's modules loses what was set on them.
     for name in ("description", "taps"):
         if hasattr(model, name):
@@ -107,7 +107,7 @@ def fold_norms(model: nn.Module) -> nn.Module:
     return copied
 
 
-def _use_channels_last(model: nn.Module) -> nn.Module:
+def use_channels_last(model: nn.Module) -> nn.Module:
     """Change the layout of the convolutions' weights, which convolutions on the CPU follow, whatever the images' is."""
     for module in model.modules():
         if isinstance(module, nn.Conv2d) and module.weight.device.type == "cpu":

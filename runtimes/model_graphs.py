@@ -13,6 +13,7 @@ import torch
 
 from featuretap.runtimes.exportable import Exportable, quiet_exporters
 from featuretap.runtimes.graphs import write_graph
+from featuretap.runtimes.precision import precision_option
 from featuretap.runtimes.signature import Opened
 from featuretap.specs.graph import IMAGE
 from featuretap.support.errors import ExportError, NodesError
@@ -51,7 +52,10 @@ def graph_of(model: Exportable, *, intermediate: bool = False) -> onnx.ModelProt
 
 def open_graph(model: Exportable, graph: onnx.ModelProto, threads: int | None = None) -> Opened:
     """Open a graph with the runtime of the model; `threads` are PyTorch's by default."""
-    opened: Opened = load(model.session)(graph.SerializeToString(), threads=threads or torch.get_num_threads())
+    options = precision_option(model.precision)
+    opened: Opened = load(model.session)(
+        graph.SerializeToString(), threads=threads or torch.get_num_threads(), **options
+    )
     return opened
 
 

@@ -12,6 +12,7 @@ import openvino
 from numpy.typing import NDArray
 
 from featuretap.runtimes.signature import Opened
+from featuretap.specs.runtime import BF16, FLOAT32
 
 if TYPE_CHECKING:
     import onnx
@@ -23,15 +24,19 @@ ONNX_SECTION = "framework"
 """Section into which OpenVINO puts the metadata of ONNX files, under their full keys."""
 
 
-def open_session(model: bytes | Path, *, threads: int) -> Opened:
-    """Open an ONNX model, or the path of one or of an .xml file with its .bin beside it."""
+HINTS = {FLOAT32: "f32", BF16: "bf16"}
+"""Precision → that of OpenVINO's computation."""
+
+
+def open_session(model: bytes | Path, *, threads: int, precision: str = FLOAT32) -> Opened:
+    """Open an ONNX model, or the path of one or of an .xml file with its .bin beside it; outputs stay float32."""
     network = openvino.Core().read_model(model)
     metadata = {**_read_section(network, ONNX_SECTION, ""), **_read_section(network, SECTION, f"{SECTION}.")}
     options: dict[str, Any] = {
         "PERFORMANCE_HINT": "LATENCY",
         "INFERENCE_NUM_THREADS": threads,
         # Without it, processors with bfloat16 units compute in bfloat16.
-        "INFERENCE_PRECISION_HINT": "f32",
+        "INFERENCE_PRECISION_HINT": HINTS[precision],
     }
     compiled = openvino.Core().compile_model(network, "CPU", options)
     requests = threading.local()

@@ -10,20 +10,20 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
-from statistics import fmean
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F  # noqa: N812 - PyTorch's own name for it
 
 from featuretap.models.transforms import compose, compose_for_size
+from featuretap.runtimes.agreement import Outputs, measure_agreement
 from featuretap.runtimes.compiled import metadata_of_model
 from featuretap.runtimes.exportable import prepare_model
 from featuretap.runtimes.exported_files import keep_on_success
 from featuretap.runtimes.formats import ONNX
 from featuretap.runtimes.signature import library_errors
+from featuretap.specs.agreement import Agreement
 from featuretap.specs.description import Description
 from featuretap.specs.graph import IMAGE
 from featuretap.specs.preprocessing import check_channels
@@ -64,22 +64,6 @@ HELD_BACK = 5
 """Of this many images, the last is held back from calibration."""
 
 Begin = Callable[[str, int], Callable[[], object]]
-Outputs = Mapping[str, Tensor]
-
-
-@dataclass(frozen=True)
-class Agreement:
-    """Similarity of an output to the expected one; means over the images.
-
-    Args:
-        cosine: cosine similarity: 1 where one is a positive multiple of the other.
-        error: norm of the difference, relative to the norm of the expected output.
-        top1: of logits, the fraction of images with the same most probable class.
-    """
-
-    cosine: float
-    error: float
-    top1: float | None = None
 
 
 @dataclass(frozen=True)
@@ -264,28 +248,9 @@ def _sample(files: Sequence[ImageFile]) -> list[ImageFile]:
     return [files[place * len(files) // count] for place in range(count)]
 
 
-def measure_agreement(pairs: Iterable[tuple[Outputs, ...]]) -> dict[str, Agreement]:
-    """Return output → agreement of `pairs`: expected and found outputs of each image, name → tensor (1, ...)."""
-    rows: dict[str, list[tuple[float, float, float]]] = {}
-    for expected, found in pairs:
-        for name, values in expected.items():
-            rows.setdefault(name, []).append(_compare(values.flatten().double(), found[name].flatten().double()))
-    means = {name: list(map(fmean, zip(*measured, strict=True))) for name, measured in rows.items()}
-    return {
-        name: Agreement(cosine, error, top1 if name == "logits" else None)
-        for name, (cosine, error, top1) in means.items()
-    }
-
-
-def _compare(expected: Tensor, found: Tensor) -> tuple[float, float, float]:
-    cosine = F.cosine_similarity(expected, found, dim=0)
-    error = (found - expected).norm() / expected.norm().clamp(min=torch.finfo(expected.dtype).tiny)
-    return float(cosine), float(error), float(expected.argmax() == found.argmax())
-
-
-def _outputs_of(calls: Iterable[Callable[..., Any]], names: Sequence[str], image: Tensor) -> tuple[Outputs, ...]:
-    arrays = [call({IMAGE: image.numpy()}) for call in calls]
-    return tuple(dict(zip(names, map(torch.from_numpy, found), strict=True)) for found in arrays)
+def _outputs_of(calls: Iterable[Callable[..., Any]], names: Sequence[str], image: Tensor) -> tuple[Outputs, Outputs]:
+    expected, found = (dict(zip(names, call({IMAGE: image.numpy()}), strict=True)) for call in calls)
+    return expected, found
 
 
 class _CalibrationReader:

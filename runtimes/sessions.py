@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,8 +16,11 @@ from featuretap.catalogue.catalogue import Catalogue
 from featuretap.catalogue.pretrained import CHECKPOINT_SUFFIXES, WeightsSource
 from featuretap.catalogue.request import BuildRequest, resolve_request
 from featuretap.runtimes import preparing
+from featuretap.runtimes.agreement import check_agreement, measure_agreement, pairs_of_images
 from featuretap.runtimes.graphs import write_graph
+from featuretap.runtimes.precision import check_processor, check_runtime_precision
 from featuretap.runtimes.signature import (
+    DETECTIONS,
     SINGLE_OUTPUTS,
     Array,
     Opened,
@@ -28,10 +33,13 @@ from featuretap.runtimes.signature import (
     read_metadata,
 )
 from featuretap.specs import BackboneSpec, ModelSpec, RuntimeSpec, Tap
+from featuretap.specs.agreement import Agreement
 from featuretap.specs.class_names import class_names
 from featuretap.specs.description import Description
+from featuretap.specs.runtime import AUTO, FLOAT32
 from featuretap.specs.validation import ARGUMENTS
 from featuretap.support.errors import ExportError, NodesError, OptionError, WeightsError
+from featuretap.support.extras import check_extra
 from featuretap.support.images import read_image
 from featuretap.support.import_strings import load
 from featuretap.weights.fitting import FittedWeights, fit_checkpoint
@@ -43,6 +51,8 @@ if TYPE_CHECKING:
     import onnx
     from PIL import Image
 
+    from featuretap.support.timing import Timing
+
 
 class Session:
     """A model that a runtime runs without PyTorch: images (N, C, H, W) → outputs by name.
@@ -53,6 +63,7 @@ class Session:
         outputs: names of the outputs, in order.
         taps: output → channels and stride, of a backbone or a pyramid; empty for other models.
         classes: name of every class of the model, as far as they are known.
+        timings: runtime → time of a call, fastest first, where `runtime="auto"` chose; empty otherwise.
 
     Example::
 
@@ -70,6 +81,7 @@ class Session:
         self.outputs = signature.outputs
         self.taps: dict[str, Tap] = dict(signature.taps)
         self.classes = class_names(description)
+        self.timings: Mapping[str, Timing] = {}
 
     def __call__(self, images: Array) -> dict[str, Array]:
         """Return the outputs for images (N, C, H, W) of float32, as `prepare` returns them.
@@ -97,27 +109,41 @@ class Session:
         return preparing.prepare(_open_image(image), self.description.preprocessing)
 
     def __repr__(self) -> str:
-        return f"Session({self.description.name!r}, runtime={self.runtime!r}, outputs={self.outputs})"
+        from featuretap.runtimes.choosing import format_timings
+
+        chosen = f", fastest of: {format_timings(self.timings)}" if self.timings else ""
+        return f"Session({self.description.name!r}, runtime={self.runtime!r}, outputs={self.outputs}{chosen})"
 
 
-def open_file(catalogue: Catalogue, runtime: RuntimeSpec, path: Path, threads: int | None = None) -> Session:
-    """Open an exported file; see `Registry.session`.
+def open_file(
+    catalogue: Catalogue,
+    runtime: RuntimeSpec | None,
+    path: Path,
+    threads: int | None = None,
+    precision: str = FLOAT32,
+) -> Session:
+    """Open an exported file, with the fastest runtime where it is None; see `Registry.session`.
 
     Raises:
-        OptionError: the runtime needs PyTorch, or does not open files of this kind.
+        OptionError: the runtime needs PyTorch, does not open files of this kind, or does not have the precision.
         ExportError: the file cannot be read, or does not describe its model.
     """
     check_threads(threads)
-    find_opener(catalogue, runtime, path)
-    with library_errors(f"{runtime.name!r} cannot open {str(path)!r}", "; export the model again"):
-        opened = _open(runtime, path, threads)
-    signature, description = read_metadata(path, opened.metadata)
-    return Session(opened.run, signature, description, runtime.name)
+    check_processor(precision)
+
+    def make(runtime: RuntimeSpec) -> Session:
+        find_opener(catalogue, runtime, path)
+        with library_errors(f"{runtime.name!r} cannot open {str(path)!r}", "; export the model again"):
+            return _open(catalogue, runtime, path, lambda metadata: read_metadata(path, metadata), threads, precision)
+
+    if runtime:
+        return make(runtime)
+    return _choose_fastest(catalogue, repr(str(path)), make, path.suffix)
 
 
 def open_model(
     catalogue: Catalogue,
-    runtime: RuntimeSpec,
+    runtime: RuntimeSpec | None,
     source: str | os.PathLike[str] | BackboneSpec,
     pretrained: bool | str | os.PathLike[str] = True,
     arguments: Mapping[str, Any] | None = None,
@@ -125,30 +151,37 @@ def open_model(
     size: tuple[int, int] | None = None,
     batch: int | None = None,
     threads: int | None = None,
+    precision: str = FLOAT32,
 ) -> Session:
     """Write the graph of a model from a checkpoint, and open it; see `Registry.session`.
 
     Args:
         catalogue: of the registry.
-        runtime: that runs the graph.
+        runtime: that runs the graph; None for the fastest.
         source: path of a checkpoint, or what `Registry.build` takes.
         pretrained: as of `Registry.build`, for a name.
         arguments: of `Registry.build` or `Registry.load` besides, those that are None left out.
         size: (height, width) of the images in pixels; None for any.
         batch: number of images; None for any.
         threads: of the runtime.
+        precision: in which it computes.
 
     Raises:
-        OptionError: the runtime needs PyTorch, or an invalid size, batch or number of threads.
+        OptionError: the runtime needs PyTorch or does not have the precision, or an invalid size, batch or number of
+            threads.
         WeightsError: the checkpoint cannot be read without PyTorch, does not fit, or lacks the head.
         ExportError: a part of the model has no nodes.
     """
     check_threads(threads)
     check_sizes(size, batch)
-    _check_runtime(runtime)
-    runtime.check_installed()
+    check_processor(precision)
+    if runtime:
+        _check_runtime(catalogue, runtime, precision)
+    else:
+        # Graphs are written with it, whatever runs them.
+        check_extra(f"runtime={AUTO!r}", "onnxruntime", ("onnx",))
     fitted = fit_weights(catalogue, source, pretrained, arguments or {})
-    return open_fitted(runtime, *fitted, size=size, batch=batch, threads=threads)
+    return open_fitted(catalogue, runtime, *fitted, size=size, batch=batch, threads=threads, precision=precision)
 
 
 def fit_weights(
@@ -173,13 +206,15 @@ def fit_weights(
 
 
 def open_fitted(
-    runtime: RuntimeSpec,
+    catalogue: Catalogue,
+    runtime: RuntimeSpec | None,
     request: BuildRequest,
     fitted: FittedWeights,
     *,
     size: tuple[int, int] | None = None,
     batch: int | None = None,
     threads: int | None = None,
+    precision: str = FLOAT32,
 ) -> Session:
     """Return a session for a model with weights that `fit_weights` returned; arguments as of `open_model`.
 
@@ -190,7 +225,11 @@ def open_fitted(
     graph = proto.SerializeToString()
     # It is as large as the weights.
     del proto
-    return Session(_open(runtime, graph, threads).run, signature, fitted.description, runtime.name)
+
+    def make(runtime: RuntimeSpec) -> Session:
+        return _open(catalogue, runtime, graph, lambda _: (signature, fitted.description), threads, precision)
+
+    return make(runtime) if runtime else _choose_fastest(catalogue, request.label, make)
 
 
 def is_exported(catalogue: Catalogue, source: object) -> bool:
@@ -252,18 +291,64 @@ def _find_weights(
     return request, open_checkpoint(request.weights, catalogue, "np")
 
 
-def _check_runtime(runtime: RuntimeSpec) -> None:
+def _check_runtime(catalogue: Catalogue, runtime: RuntimeSpec, precision: str) -> None:
     if not runtime.session:
         raise OptionError(
             f"the runtime {runtime.name!r} needs PyTorch; for a session take 'onnxruntime' or 'openvino', or give the "
             "model to registry.compile"
         )
+    check_runtime_precision(catalogue, runtime, precision)
+    runtime.check_installed()
 
 
-def _open(runtime: RuntimeSpec, model: bytes | Path, threads: int | None) -> Opened:
-    _check_runtime(runtime)
-    opened: Opened = load(runtime.session)(model, threads=threads or default_threads())
-    return opened
+def _open(
+    catalogue: Catalogue,
+    runtime: RuntimeSpec,
+    model: bytes | Path,
+    describe: Callable[[Mapping[str, str]], tuple[Signature, Description]],
+    threads: int | None,
+    precision: str,
+) -> Session:
+    """Open a graph; `describe` maps its metadata to signature and description."""
+    _check_runtime(catalogue, runtime, precision)
+    open_session: Callable[..., Opened] = partial(load(runtime.session), model, threads=threads or default_threads())
+    opened = open_session()
+    signature, description = describe(opened.metadata)
+    if precision != FLOAT32:
+        exact, opened = opened, open_session(precision=precision)
+        agreement = _compare(exact, opened, signature, precision)
+        check_agreement(repr(description.name), agreement, precision)
+        description = replace(description, agreement=agreement)
+    return Session(opened.run, signature, description, runtime.name)
+
+
+def _compare(exact: Opened, opened: Opened, signature: Signature, precision: str) -> dict[str, Agreement]:
+    """Return the agreement of outputs with those in float32, on random images."""
+    if signature.outputs == DETECTIONS:
+        raise OptionError(
+            f"detections in precision={precision!r} cannot be compared with those in {FLOAT32}, whose number differs; "
+            "give the model to registry.compile, which compares what they are selected from"
+        )
+    images = _usual_images(signature)
+    return measure_agreement(pairs_of_images(signature.outputs, exact.run(images), opened.run(images)))
+
+
+def _usual_images(signature: Signature) -> NDArray[np.float32]:
+    return np.random.default_rng(0).standard_normal(signature.usual_shape, np.float32)
+
+
+def _choose_fastest(
+    catalogue: Catalogue, label: str, make: Callable[[RuntimeSpec], Session], suffix: str = ""
+) -> Session:
+    """Return the fastest session of the runtimes that open files of a suffix."""
+    # Importing it would slow down every session by a fiftieth of a second.
+    from featuretap.runtimes.choosing import choose_fastest
+
+    runtimes = [runtime for runtime in catalogue.runtimes if runtime.quick and runtime.session]
+    able = [runtime for runtime in runtimes if not suffix or suffix in runtime.opens]
+    fastest, timings = choose_fastest(label, able, make, lambda one: partial(one, _usual_images(one._signature)))
+    fastest.timings = timings
+    return fastest
 
 
 def default_threads() -> int:

@@ -29,7 +29,7 @@ DETECTIONS = ("boxes", "scores", "labels", "num_detections")
 
 
 ANY_SIZE = (224, 224)
-"""Height and width of an image, where only the names of outputs matter."""
+"""Height and width of an image, where only the names of outputs matter, or the time of a call."""
 
 SINGLE_OUTPUTS = (("logits",), ("features",))
 """Outputs of models that return a tensor, not a dict."""
@@ -71,6 +71,11 @@ class Signature:
         if fits and all(shape):
             return ""
         return f"({', '.join(str(value or name) for name, value in expected.items())})"
+
+    @property
+    def usual_shape(self) -> tuple[int, ...]:
+        """Shape of the images of a call, which is timed: one of 224×224 pixels, as far as that is free."""
+        return self.batch or 1, self.channels, *(self.size or ANY_SIZE)
 
     def to_json(self) -> str:
         """Return it as JSON."""

@@ -16,8 +16,10 @@ import torch
 from torch import Tensor, nn
 
 from featuretap.runtimes.exportable import Exportable, Run, quiet_exporters
-from featuretap.runtimes.fusing import fold_norms
+from featuretap.runtimes.fusing import fold_norms, use_channels_last
 from featuretap.runtimes.signature import library_errors
+from featuretap.runtimes.verification import verify_outputs
+from featuretap.specs.runtime import FLOAT32
 from featuretap.support.errors import ExportError, OptionError
 
 METADATA = "featuretap.json"
@@ -44,12 +46,31 @@ class NamedInput(nn.Module):
         return self.model(image)
 
 
+class InBfloat16(nn.Module):
+    """A model in bfloat16 for images in float32, with contiguous outputs in float32."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model.bfloat16()
+
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+        """Return the outputs for images (N, C, H, W)."""
+        outputs = self.model(images.bfloat16())
+        return tuple([output.to(torch.float32, memory_format=torch.contiguous_format) for output in outputs])
+
+
+def compile_fused(model: Exportable, *, threads: int | None) -> Run:
+    """Return what runs a model with folded norms in PyTorch, without a compiler; outputs are contiguous."""
+    _check_threads("fused", threads)
+    run = _runner(use_channels_last(_fuse(model)))
+    return lambda images: [output.contiguous() for output in run(images)]
+
+
 def compile_inductor(model: Exportable, *, threads: int | None) -> Run:
     """Return what runs a model in torch.compile with its Inductor backend."""
     _check_threads("inductor", threads)
     _check_compiler("inductor", model)
-    module = replace(model, model=fold_norms(model.model)).module
-    compiled = _runner(torch.compile(module, dynamic=bool(model.dynamic), fullgraph=True, **ISOLATED))
+    compiled = _runner(torch.compile(_fuse(model), dynamic=bool(model.dynamic), fullgraph=True, **ISOLATED))
     with model.export_errors():
         # The first call compiles.
         compiled(model.images)
@@ -135,6 +156,16 @@ def load_script(path: Path) -> tuple[nn.Module, dict[str, str]]:
     with quiet_exporters():
         module = torch.jit.load(path, _extra_files=extra)  # type: ignore[no-untyped-call]
     return module, json.loads(extra[METADATA])
+
+
+def _fuse(model: Exportable) -> nn.Module:
+    """Return a model's module with folded norms, in the model's precision."""
+    module = replace(model, model=fold_norms(model.model)).module
+    if model.precision == FLOAT32:
+        return module
+    # Rounding would hide a norm that is folded wrongly.
+    verify_outputs(replace(model, precision=FLOAT32), _runner(module))
+    return InBfloat16(module).eval()
 
 
 def _check_compiler(runtime: str, model: Exportable) -> None:

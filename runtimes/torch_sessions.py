@@ -1,6 +1,7 @@
 """ONNX Runtime and OpenVINO for tensors of PyTorch, which share their memory with the arrays of sessions."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -9,12 +10,19 @@ from featuretap.runtimes import graphs
 from featuretap.runtimes.exportable import Exportable, Run
 from featuretap.runtimes.model_graphs import graph_of, open_graph
 from featuretap.runtimes.signature import Opened
+from featuretap.runtimes.verification import verify_outputs
+from featuretap.specs.runtime import FLOAT32
 from featuretap.support.import_strings import load
 
 
 def compile_graph(model: Exportable, *, threads: int | None) -> Run:
     """Return what runs a model's ONNX graph in the runtime of its session."""
-    return as_tensors(open_graph(model, graph_of(model), threads))
+    graph = graph_of(model)
+    if model.precision != FLOAT32:
+        # Rounding would hide a graph that computes something else.
+        exact = replace(model, precision=FLOAT32)
+        verify_outputs(exact, as_tensors(open_graph(exact, graph, threads)))
+    return as_tensors(open_graph(model, graph, threads))
 
 
 def open_onnx(path: Path, *, threads: int | None) -> tuple[Mapping[str, str], Run]:

@@ -7,9 +7,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from featuretap.runtimes.agreement import Outputs, check_agreement, measure_agreement, pairs_of_images
 from featuretap.runtimes.exportable import Exportable, Run
 from featuretap.runtimes.model_graphs import graph_of, open_graph
 from featuretap.runtimes.signature import library_errors
+from featuretap.specs.agreement import Agreement
+from featuretap.specs.runtime import FLOAT32
 from featuretap.support.errors import ExportError
 
 TOLERANCE = 1e-4
@@ -35,14 +38,18 @@ class DifferenceError(ExportError):
     """What a runtime computes differs from the model."""
 
 
-def verify_outputs(model: Exportable, run: Run) -> None:
+def verify_outputs(model: Exportable, run: Run) -> dict[str, Agreement]:
     """Compare outputs with the model's, for several numbers and sizes of images where the signature leaves them free.
 
     Of a detector, the predictions are compared that its boxes are selected from: which of two equal ones is kept is
     chance.
 
+    Returns:
+        output → its agreement with the model's, where the runtime computes with less precision; empty otherwise.
+
     Raises:
-        ExportError: an output differs (a `DifferenceError`), or images are refused that the model takes.
+        ExportError: an output differs (a `DifferenceError`), which with less precision are those of another shape, or
+            with little agreement; or images are refused that the model takes.
     """
     names = model.signature.outputs
     compute: Callable[[nn.Module, Tensor], Sequence[Tensor]] = _call
@@ -53,6 +60,8 @@ def verify_outputs(model: Exportable, run: Run) -> None:
         run = _with_predictions(model)
     hint = "" if model.signature.size else "; give the one size of images that it is for, such as size=(224, 224)"
     reference = model.model if model.detects else model.module
+    exactly = model.precision == FLOAT32
+    pairs: list[tuple[Outputs, Outputs]] = []
     for images in _images(model):
         try:
             expected = compute(reference, images)
@@ -68,8 +77,9 @@ def verify_outputs(model: Exportable, run: Run) -> None:
         if len(outputs) != len(expected):
             raise DifferenceError(f"what was made of {model.label} returns {len(outputs)} outputs, not {len(expected)}")
         for index, (name, want, got) in enumerate(zip(names, expected, outputs, strict=True)):
-            problem = _difference(want, got)
-            if problem and _has_same_form(want, got):
+            form = _difference_of_form(want, got)
+            problem = form or (_difference(want, got) if exactly else "")
+            if problem and not form:
                 exact = compute(copy.deepcopy(reference).double(), images.double())[index]
                 if _distance(exact, got) <= ROUNDING_FACTOR * _distance(exact, want):
                     continue
@@ -77,6 +87,11 @@ def verify_outputs(model: Exportable, run: Run) -> None:
                 raise DifferenceError(
                     f"what was made of {model.label} is not kept, since for images {shape} its {name!r} {problem}{hint}"
                 )
+        if not exactly:
+            pairs += pairs_of_images(names, *([values.cpu() for values in all_] for all_ in (expected, outputs)))
+    agreement = measure_agreement(pairs)
+    check_agreement(model.label, agreement, model.precision)
+    return agreement
 
 
 @torch.no_grad()
@@ -100,7 +115,9 @@ def _with_predictions(model: Exportable) -> Run:
 
 
 def _images(model: Exportable) -> Iterator[Tensor]:
-    free = (*TRACED_SIZES, tuple(model.images.shape[2:])) if model.traced else SIZES
+    free = TRACED_SIZES if model.traced else SIZES
+    if model.traced or model.precision != FLOAT32:
+        free = (*free, tuple(model.images.shape[2:]))
     sizes = [model.signature.size] if model.signature.size else free
     batches = [model.signature.batch] if model.signature.batch else BATCHES
     generator = torch.Generator().manual_seed(0)
@@ -110,22 +127,21 @@ def _images(model: Exportable) -> Iterator[Tensor]:
         yield images.to(model.images.device, model.images.dtype)
 
 
-def _difference(want: Tensor, got: Tensor) -> str:
-    """Return the problem of an output as text; an empty string where it equals the model's."""
+def _difference_of_form(want: Tensor, got: Any) -> str:
+    """Return the problem of an output's type, dtype or shape as text; an empty string where they are the model's."""
     if not isinstance(got, Tensor) or got.dtype != want.dtype:
         return f"is {got.dtype if isinstance(got, Tensor) else type(got).__name__}, not {want.dtype}"
-    if want.shape != got.shape:
-        return f"is {tuple(got.shape)}, not {tuple(want.shape)}"
+    return "" if want.shape == got.shape else f"is {tuple(got.shape)}, not {tuple(want.shape)}"
+
+
+def _difference(want: Tensor, got: Tensor) -> str:
+    """Return the problem of an output's values as text; an empty string where they equal the model's."""
     # Half precision is itself coarser than 1e-4.
     allowed = max(TOLERANCE, 8 * torch.finfo(want.dtype).eps)
     largest, difference = float(want.abs().max()), _distance(want, got)
     if difference <= allowed * largest:
         return ""
     return f"differs from the model's by {difference:.2g}, where the largest value is {largest:.2g}"
-
-
-def _has_same_form(want: Tensor, got: Any) -> bool:
-    return isinstance(got, Tensor) and got.dtype == want.dtype and got.shape == want.shape
 
 
 def _distance(expected: Tensor, found: Tensor) -> float:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from featuretap.specs import BackboneSpec, ModelSpec
+from featuretap.specs.agreement import Agreement
 from featuretap.specs.preprocessing import Preprocessing
 from featuretap.support.errors import OptionError
 
@@ -28,6 +29,8 @@ class Description:
             detector that counts one included; empty where neither is known.
         random_head: whether the head, or its last layer, is randomly initialised although the backbone has weights.
         spec: of the model as it was built: options applied, and without the backbone's `norm`, which is code.
+        agreement: of a model compiled with less precision: output → its similarity to that in float32. Not written to
+            files.
     """
 
     name: str
@@ -40,6 +43,7 @@ class Description:
     classes: str | tuple[str, ...] = ""
     random_head: bool = False
     spec: BackboneSpec | ModelSpec | None = field(default=None, repr=False)
+    agreement: Mapping[str, Agreement] = field(default_factory=dict, hash=False, repr=False)
 
     @property
     def backbone(self) -> BackboneSpec | None:

@@ -57,6 +57,7 @@ def plain(values: str) -> list[str]:
         ("bench mobilenet_v2 mobilenet_v1_02", "mobilenet_v1_025"),
         ("bench mobilenet_v2 --runtime o", "onnxruntime openvino"),
         ("bench mobilenet_v2 --runtime e", "eager"),
+        ("bench mobilenet_v2 --runtime a", "auto aot"),
         ("bench mobilenet_v2 --runtime eager,onnx", "eager,onnxruntime"),
         ("bench mobilenet_v2 --against timm,", "timm,torchvision"),
         ("predict cat.jpg --model mobilenet_v1_02", "mobilenet_v1_025"),

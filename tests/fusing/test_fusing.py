@@ -146,7 +146,7 @@ def test_on_the_cpu_convolutions_compute_in_channels_last(backbone: nn.Module) -
 
 
 def test_on_other_devices_weights_keep_their_layout() -> None:
-    layer = fusing._use_channels_last(nn.Conv2d(3, 4, 3, device="meta"))
+    layer = fusing.use_channels_last(nn.Conv2d(3, 4, 3, device="meta"))
     assert layer.weight.is_contiguous()
 
 

@@ -155,7 +155,7 @@ def test_a_picture_needs_matplotlib(run: Run, monkeypatch: pytest.MonkeyPatch) -
         ((SMALL, "--runtime", "onxruntime"), "no runtime named 'onxruntime'; did you mean 'onnxruntime'?"),
         (
             (SMALL, "--runtime", "eagre"),
-            "no runtime named 'eagre'; known runtimes: aot, inductor, onnxruntime, openvino",
+            "no runtime named 'eagre'; known runtimes: aot, fused, inductor, onnxruntime, openvino",
         ),
     ],
 )

@@ -226,6 +226,20 @@ def test_contenders_are_every_network_in_every_runtime_and_library(monkeypatch: 
     assert left_out == [f"torchvision has no network that is '{minimalistic}'; it is measured without"]
 
 
+def test_the_runtime_that_auto_chooses_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+
+    def fake(model: nn.Module, runtime: str, *, threads: int | None) -> nn.Module:
+        asked.append(runtime)
+        model.runtime = "openvino"  # type: ignore[assignment]
+        return model
+
+    monkeypatch.setattr(registry, "compile", fake)
+    made, _ = comparing.build_baselines(["mobilenet_v3_small"], ["eager", "auto", "fused"])
+    assert asked == ["auto", "fused"]
+    assert [contender.by for contender in made] == ["eager", "auto: openvino", "fused"]
+
+
 def test_an_unknown_runtime_is_an_error_before_anything_is_built() -> None:
     begun: list[str] = []
     with pytest.raises(UnknownRuntimeError, match="'onxruntime'"):

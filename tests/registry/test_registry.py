@@ -86,7 +86,7 @@ def test_names_are_listed_sorted_and_filtered(registry: Registry) -> None:
         "mobilenet_v2.imagenet1k_v2",
         "mobilenet_v2.ra_in1k",
     ]
-    assert registry.list_runtimes() == ["aot", "inductor", "onnxruntime", "openvino"]
+    assert registry.list_runtimes() == ["aot", "fused", "inductor", "onnxruntime", "openvino"]
 
 
 @pytest.mark.parametrize("alias", oracles.TIMM)

@@ -3,7 +3,6 @@
 import copy
 import pickle
 import shutil
-import types
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from support.oracles import with_statistics
+from support.runtime_plugins import runtime_plugin
 from torch import nn
 
 from featuretap.registry import Registry
@@ -24,7 +24,6 @@ from featuretap.registry.errors import (
     PluginError,
     UnknownRuntimeError,
 )
-from featuretap.registry.hookspecs import hookimpl
 from featuretap.registry.specs import HS, RE, SE, BackboneSpec, Bneck, Conv, RuntimeSpec
 from featuretap.runtimes import fusing
 
@@ -88,8 +87,8 @@ def test_a_runtime_returns_what_the_model_does_for_images_of_any_number_and_size
     assert registry.transforms(compiled)(picture).equal(registry.transforms(model)(picture))
 
 
-@pytest.mark.parametrize("runtime", ["inductor", "aot"])
-def test_pytorch_compilers_return_what_the_model_does(registry: Registry, runtime: str) -> None:
+@pytest.mark.parametrize("runtime", ["fused", "inductor", "aot"])
+def test_pytorchs_own_runtimes_return_what_the_model_does(registry: Registry, runtime: str) -> None:
     model = with_statistics(registry.build(TINY, features_only=True))
     compiled = registry.compile(model, runtime)
     for shape in ((2, 3, 64, 96), (1, 3, 97, 65)):
@@ -192,7 +191,7 @@ def test_a_compiled_model_cannot_be_trained_copied_or_saved(
         (
             {"runtime": "tensorrt9"},
             UnknownRuntimeError,
-            "no runtime named 'tensorrt9'; known runtimes: aot, inductor, onnxruntime, openvino",
+            "no runtime named 'tensorrt9'; known runtimes: aot, fused, inductor, onnxruntime, openvino",
         ),
         ({"runtime": 3}, UnknownRuntimeError, "a runtime's name is a string, got 3"),
         ({"size": 224}, OptionError, "size must be (height, width) in pixels, or None for images of any size; got 224"),
@@ -277,16 +276,10 @@ def failing(exportable: Any, *, threads: int | None) -> None:
     raise ZeroDivisionError("no engine")
 
 
-def plugin(name: str, *runtimes: RuntimeSpec) -> types.ModuleType:
-    module = types.ModuleType(name)
-    module.featuretap_runtimes = hookimpl(specname="featuretap_runtimes")(lambda: runtimes)  # type: ignore[attr-defined]
-    return module
-
-
 def test_a_plugin_adds_a_runtime(tiny: nn.Module) -> None:
     functions = {"plain": "interpreting", "broken": "failing"}
     added = [RuntimeSpec(name, f"{__name__}:{function}") for name, function in functions.items()]
-    registry = Registry(plugins=[plugin("engines", *added)], discover=False)
+    registry = Registry(plugins=[runtime_plugin("engines", *added)], discover=False)
     assert {*functions, "onnxruntime"} <= set(registry.list_runtimes())
     images = torch.randn(1, 3, 40, 40)
     agree(registry.compile(tiny, "plain")(images), answers(tiny, images))
@@ -305,7 +298,7 @@ def test_a_plugin_adds_a_runtime(tiny: nn.Module) -> None:
 )
 def test_a_runtime_with_different_outputs_is_refused(tiny: nn.Module, function: str, message: str) -> None:
     spec = RuntimeSpec("engine", f"{__name__}:{function}")
-    registry = Registry(plugins=[plugin("engines", spec)], discover=False)
+    registry = Registry(plugins=[runtime_plugin("engines", spec)], discover=False)
     with pytest.raises(ExportError, match=message):
         registry.compile(tiny, "engine")
 
@@ -330,7 +323,7 @@ def test_two_addresses_of_one_map_are_two_outputs(registry: Registry) -> None:
 
 def test_a_runtime_of_two_plugins_needs_a_qualified_name(tiny: nn.Module) -> None:
     spec = RuntimeSpec("plain", f"{__name__}:interpreting")
-    registry = Registry(plugins=[plugin("one", spec), plugin("two", spec)], discover=False)
+    registry = Registry(plugins=[runtime_plugin("one", spec), runtime_plugin("two", spec)], discover=False)
     with pytest.raises(UnknownRuntimeError) as error:
         registry.compile(tiny, "plain")
     assert "2 plugins have a runtime named 'plain'; say which: 'one:plain' or 'two:plain'" in str(error.value)

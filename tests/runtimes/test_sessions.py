@@ -205,7 +205,7 @@ def imports_torch(program: str, *arguments: object) -> bool:
 IN_PYTHON = """
 import sys
 from featuretap import registry
-session = registry.session(sys.argv[1])
+session = registry.session(sys.argv[1], runtime=sys.argv[3])
 session(session.prepare(sys.argv[2]))
 """
 ON_THE_COMMAND_LINE = """
@@ -218,9 +218,10 @@ except SystemExit as exit_:
 """
 
 
-def test_a_session_imports_no_pytorch(saved: Callable[..., tuple[Any, Path]], cat: Path) -> None:
+@pytest.mark.parametrize("runtime", ["onnxruntime", "auto"])
+def test_a_session_imports_no_pytorch(saved: Callable[..., tuple[Any, Path]], cat: Path, runtime: str) -> None:
     _, path = saved(num_classes=5)
-    assert not imports_torch(IN_PYTHON, path, cat)
+    assert not imports_torch(IN_PYTHON, path, cat, runtime)
 
 
 @pytest.mark.parametrize("command", ["predict", "taps"])

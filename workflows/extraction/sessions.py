@@ -47,7 +47,7 @@ def open_session(
     arguments = {"features_only": True, "taps": taps}
     request, fitted = fit_weights(registry.default, source, pretrained, arguments)
     # Threads that compute a batch each wait for one another less than those that share one.
-    session = open_fitted(runtime, request, fitted, threads=1)
+    session = open_fitted(registry.default, runtime, request, fitted, threads=1)
     return Extractor(
         session.description,
         session.taps,

@@ -8,7 +8,6 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,7 +18,9 @@ from featuretap.specs import BackboneSpec
 from featuretap.specs.addresses import LEVELS
 from featuretap.specs.description import format_options
 from featuretap.specs.layout import Layout
+from featuretap.specs.runtime import AUTO, RESERVED
 from featuretap.support.errors import OptionError, did_you_mean
+from featuretap.support.processor import processor_name
 from featuretap.support.timing import PAUSE, Timing, time_interleaved
 from featuretap.support.version import __version__
 from featuretap.weights.layouts import MismatchError, layout_for
@@ -152,7 +153,7 @@ def build_baselines(
     names, runtimes, against = (tuple(dict.fromkeys(values)) for values in (names, runtimes, against))
     # Errors are reported before a runtime compiles for minutes.
     for runtime in runtimes:
-        if runtime != EAGER:
+        if runtime not in RESERVED:
             registry.default.runtime(runtime).check_installed()
     for name in names:
         registry.spec(name, features_only=True, **arguments)
@@ -175,8 +176,11 @@ def build_own(
 ) -> Baseline:
     """Return a randomly initialised backbone of the registry, in eager mode or compiled for a runtime."""
     model = registry.build(name, features_only=True, **arguments).eval()
-    run = model if runtime == EAGER else registry.compile(model, runtime, threads=threads)
-    return _baseline(name, runtime, run, model, arguments)
+    if runtime == EAGER:
+        return _baseline(name, runtime, model, model, arguments)
+    compiled = registry.compile(model, runtime, threads=threads)
+    label = f"{AUTO}: {compiled.runtime}" if runtime == AUTO else runtime
+    return _baseline(name, label, compiled, model, arguments)
 
 
 def build_counterpart(name: str, library: str, arguments: Mapping[str, Any] = {}) -> Baseline:
@@ -306,7 +310,7 @@ def this_machine() -> Machine:
             continue
     affinity = getattr(os, "sched_getaffinity", None)
     cores = len(affinity(0)) if affinity else os.cpu_count() or 1
-    return Machine(_processor(), cores, torch.get_num_threads(), versions)
+    return Machine(processor_name(), cores, torch.get_num_threads(), versions)
 
 
 @contextmanager
@@ -337,10 +341,3 @@ def measure_limit(repeats: int = 30) -> float:
         torch.mm(left, right, out=product)
         best = min(best, time.perf_counter() - start)
     return MATRIX_SIDE**3 / best
-
-
-def _processor() -> str:
-    known = Path("/proc/cpuinfo")
-    lines = known.read_text(errors="replace").splitlines() if known.is_file() else []
-    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return next(names, "") or platform.processor() or platform.machine()
