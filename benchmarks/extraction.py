@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from statistics import median
-from tempfile import TemporaryDirectory
+from tempfile import TemporaryDirectory, mkdtemp
 
 import numpy as np
 import torch
@@ -70,7 +70,7 @@ class Bench:
     """Runs over the first of the images, each into a new folder."""
 
     def __init__(self, folder: Path, images: Sequence[ImageFile], extractor: Extractor) -> None:
-        self.folder = folder
+        self.folder = Path(mkdtemp(dir=folder))
         self.images = images
         self.extractor = extractor
         self.runs = 0

@@ -100,6 +100,7 @@ def test_features_come_back_shard_by_shard(extract: Run, folder: Path, tmp_path:
     [
         (("--batch-size", 1), ("--batch-size", 7)),
         (("--batch-size", 3), ("--batch-size", 3, "--workers", 1)),
+        (("--torch", "--batch-size", 3), ("--torch", "--batch-size", 7, "--workers", 1)),
     ],
 )
 def test_neither_batches_nor_workers_change_features(

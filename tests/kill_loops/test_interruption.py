@@ -120,6 +120,7 @@ CASES = {
     "predict": Case("predict images/a/0.png --weights source.safetensors --out drawn", "featuretap: interrupted\n"),
     "new-plugin": Case("new-plugin featuretap-made", moment="write_text", place=4),
     "extract": Case(FEATURES, GOES_ON, place=3),
+    "extract-session": Case(FEATURES.replace("none", "source.safetensors"), GOES_ON, place=3),
     "extract-workers": Case(f"{FEATURES} --workers 2", GOES_ON, place=3),
     "train": Case(f"{RUN} --workers 0", RESUMES, place=3),
     "train-workers": Case(f"{RUN} --workers 2", RESUMES, place=3),
