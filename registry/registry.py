@@ -308,7 +308,7 @@ class Registry(Catalogue):
             batch: number of images of a call; None for any.
             threads: of the runtime; None for OMP_NUM_THREADS, or as many as there are processors.
             precision: "float32", or "bf16" of "openvino" on processors with units for it. The agreement of each output
-                with that in float32, on a random image, is in `.description.agreement`.
+                with that in float32, on random images, is in `.description.agreement`.
             **options: as for `build` and `load`.
 
         Returns:

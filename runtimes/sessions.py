@@ -16,7 +16,7 @@ from featuretap.catalogue.catalogue import Catalogue
 from featuretap.catalogue.pretrained import CHECKPOINT_SUFFIXES, WeightsSource
 from featuretap.catalogue.request import BuildRequest, resolve_request
 from featuretap.runtimes import preparing
-from featuretap.runtimes.agreement import check_agreement, measure_agreement, pairs_of_images
+from featuretap.runtimes.agreement import check_agreement, measure_agreement, pairs_of_images, random_images
 from featuretap.runtimes.graphs import write_graph
 from featuretap.runtimes.precision import check_processor, check_runtime_precision
 from featuretap.runtimes.signature import (
@@ -52,6 +52,9 @@ if TYPE_CHECKING:
     from PIL import Image
 
     from featuretap.support.timing import Timing
+
+COMPARED = 4
+"""Number of images on which precisions are compared, if that is free."""
 
 
 class Session:
@@ -329,7 +332,7 @@ def _compare(exact: Opened, opened: Opened, signature: Signature, precision: str
             f"detections in precision={precision!r} cannot be compared with those in {FLOAT32}, whose number differs; "
             "give the model to registry.compile, which compares what they are selected from"
         )
-    images = _usual_images(signature)
+    images = random_images((signature.batch or COMPARED, *signature.usual_shape[1:]))
     return measure_agreement(pairs_of_images(signature.outputs, exact.run(images), opened.run(images)))
 
 

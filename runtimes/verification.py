@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from featuretap.runtimes.agreement import Outputs, check_agreement, measure_agreement, pairs_of_images
+from featuretap.runtimes.agreement import Outputs, check_agreement, measure_agreement, pairs_of_images, random_images
 from featuretap.runtimes.exportable import Exportable, Run
 from featuretap.runtimes.model_graphs import graph_of, open_graph
 from featuretap.runtimes.signature import library_errors
@@ -123,7 +123,9 @@ def _images(model: Exportable) -> Iterator[Tensor]:
     generator = torch.Generator().manual_seed(0)
     for index in range(max(len(sizes), len(batches))):
         batch, size = batches[index % len(batches)], sizes[index % len(sizes)]
-        images = torch.randn(batch, model.signature.channels, *size, generator=generator)
+        shape = (batch, model.signature.channels, *size)
+        exactly = model.precision == FLOAT32
+        images = torch.randn(shape, generator=generator) if exactly else torch.from_numpy(random_images(shape))
         yield images.to(model.images.device, model.images.dtype)
 
 

@@ -16,6 +16,7 @@ from featuretap.registry import Registry
 from featuretap.registry.errors import ExportError, OptionError
 from featuretap.registry.specs import HS, RE, SE, BackboneSpec, Bneck, Conv, RuntimeSpec
 from featuretap.runtimes import fusing
+from featuretap.runtimes.agreement import random_images
 from featuretap.runtimes.exportable import Exportable
 from featuretap.specs.description import Description
 from featuretap.support import processor
@@ -324,3 +325,12 @@ def test_an_exported_file_is_compiled_in_float32(registry: Registry, saved: Path
         "an exported file is opened in float32; for precision='bf16' give the model itself, or the file to "
         "registry.session"
     )
+
+
+def test_random_images_have_smooth_areas_and_are_always_the_same() -> None:
+    images = random_images((2, 3, 97, 161))
+    assert (images.shape, images.dtype) == ((2, 3, 97, 161), np.float32)
+    assert np.array_equal(images, random_images((2, 3, 97, 161)))
+    # A field of 16 pixels ends between every sixteenth pair of neighbours.
+    assert np.diff(images, axis=3).astype(bool).mean() == pytest.approx(10 / 160)
+    assert images.std() == pytest.approx(1, abs=0.2)
