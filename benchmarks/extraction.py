@@ -113,13 +113,11 @@ def _with_statistics(model: nn.Module) -> nn.Module:
 
 def _rates(network: str, folder: Path, images: Sequence[ImageFile], file: Path) -> str:
     open_file = partial(open_extractor, None, str(file), ("C5",))
-    contenders: dict[str, Callable[[], object]] = {}
-    for label, bench in {
-        "PyTorch": Bench(folder, images, open_file(use_torch=True)),
-        "session": Bench(folder, images, open_file()),
-    }.items():
-        for size in (32, 8):
-            contenders[f"{label}, batches of {size}"] = partial(bench.run, len(images), batch_size=size)
+    module, session = (Bench(folder, images, open_file(use_torch=use_torch)) for use_torch in (True, False))
+    contenders: dict[str, Callable[[], object]] = {
+        f"{label}, batches of {size}": partial(bench.run, len(images), batch_size=size)
+        for label, bench, size in (("PyTorch", module, 32), ("session", session, 32), ("session", session, 4))
+    }
     timings = timed(contenders, ROUNDS, warm_up=1, pause=0)
     return section(
         f"Extraction: {len(images)} JPEG images of 500×375 pixels, pooled C5 of {network}",

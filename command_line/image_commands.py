@@ -150,7 +150,7 @@ def predict_command(
 @click.option("--taps", type=parameters.TAPS, default="C5", help="Taps, separated by commas.")
 @click.option("--pool", is_flag=True, help="Average each map over its pixels: one value per channel.")
 @click.option("--size", type=parameters.SIZE, help="Resize images to this.  [default: resize and crop as in training]")
-@parameters.batch_size_option(None, "8, or 32 with PyTorch")
+@parameters.batch_size_option(None, "4, or 32 with PyTorch")
 @parameters.workers_option("Processes that read images for PyTorch; a session reads them in its threads.")
 @click.option(
     "--format", "file_format", type=click.Choice(get_args(FileFormat)), default="safetensors", help="Of the files."

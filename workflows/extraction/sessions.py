@@ -22,7 +22,7 @@ from featuretap.workflows.extraction.computing import (
 
 RUNTIME = "onnxruntime"
 
-BATCH_SIZE = 8
+BATCH_SIZE = 4
 """As fast as larger ones, with less memory for each thread."""
 
 VARIANCE = "running_var"
