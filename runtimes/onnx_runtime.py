@@ -11,6 +11,9 @@ from featuretap.specs.graph import IMAGE
 
 ERRORS_ONLY = 3
 
+# Since 1.32 it keeps a database of events in the user's cache, to be sent, which nobody who loads a model has asked for.
+onnxruntime.disable_telemetry_events()
+
 
 def open_session(model: bytes | Path, *, threads: int) -> Opened:
     """Open an ONNX model, or the path of one."""
