@@ -11,7 +11,7 @@ from featuretap.specs.graph import IMAGE
 
 ERRORS_ONLY = 3
 
-# Since 1.32 it keeps a database of events in the user's cache, to be sent, which nobody who loads a model has asked for.
+# Version 1.32 keeps a database of events in the user's cache, to be sent, which nobody asks for who loads a model.
 onnxruntime.disable_telemetry_events()
 
 
