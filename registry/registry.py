@@ -10,9 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from featuretap.catalogue.catalogue import Catalogue
 from featuretap.catalogue.request import resolve_request
-from featuretap.runtimes.precision import check_precision
 from featuretap.specs import BackboneSpec, ModelSpec
-from featuretap.specs.runtime import AUTO, FLOAT32
+from featuretap.specs.runtime import AUTO, FLOAT32, check_precision
 from featuretap.support.errors import OptionError
 from featuretap.support.extras import explain_missing_torch
 

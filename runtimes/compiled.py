@@ -32,7 +32,7 @@ from featuretap.runtimes.signature import (
     outputs_by_spec,
     read_metadata,
 )
-from featuretap.runtimes.verification import DifferenceError, verify_outputs
+from featuretap.runtimes.verification import verify_outputs
 from featuretap.specs import RuntimeSpec, Tap
 from featuretap.specs.description import Description
 from featuretap.specs.runtime import FLOAT32
@@ -140,7 +140,7 @@ def compile_model(
     threads: int | None = None,
     precision: str = FLOAT32,
 ) -> CompiledModel:
-    """Compile a model, for the fastest runtime where it is None; see `Registry.compile`.
+    """Compile a model, for the fastest runtime if it is None; see `Registry.compile`.
 
     Raises:
         HeadError: the runtime does not take detectors.
@@ -175,7 +175,7 @@ def _compile(runtime: RuntimeSpec, prepared: Exportable, threads: int | None) ->
             run: Run = load(runtime.factory)(exportable, threads=threads)
         return run, replace(prepared.description, agreement=verify_outputs(exportable, run))
 
-    run, description = written_or_traced(prepared, make, DifferenceError)
+    run, description = written_or_traced(prepared, make)
     images = prepared.images
     return CompiledModel(run, prepared.signature, description, runtime.name, str(images.device), images.dtype)
 
@@ -206,7 +206,7 @@ def _usual_call(compiled: CompiledModel) -> Callable[[], object]:
 def open_file(
     catalogue: Catalogue, runtime: RuntimeSpec | None, path: Path, threads: int | None = None
 ) -> CompiledModel:
-    """Open an exported file with a runtime, with the fastest where it is None; see `Registry.compile`.
+    """Open an exported file with a runtime, the fastest if it is None; see `Registry.compile`.
 
     Raises:
         OptionError: a file that the runtime does not open.
@@ -253,7 +253,7 @@ def export(
         prepared = replace(prepared, session=form.session)
         if prepared.session:
             prepared.check_on_cpu(form.extra)
-        written_or_traced(prepared, lambda model: _write(catalogue, model, form, written), DifferenceError)
+        written_or_traced(prepared, lambda model: _write(catalogue, model, form, written))
     return path
 
 

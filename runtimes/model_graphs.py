@@ -38,16 +38,10 @@ def graph_of(model: Exportable, *, intermediate: bool = False) -> onnx.ModelProt
         intermediate: whether a detector's predictions before the selection of boxes are outputs too.
 
     Raises:
-        ExportError: it has no nodes, and cannot be traced.
+        NodesError: it is not to be traced, and a part of it has no nodes.
+        ExportError: it cannot be traced.
     """
-    if not model.traced:
-        try:
-            return write_from_spec(model, intermediate=intermediate)
-        except NodesError as reason:
-            if model.detects:
-                raise
-            logger.warning("%s: %s; PyTorch traces it, which takes longer", model.label, reason)
-    return _trace(model)
+    return _trace(model) if model.traced else write_from_spec(model, intermediate=intermediate)
 
 
 def open_graph(model: Exportable, graph: onnx.ModelProto, threads: int | None = None) -> Opened:
@@ -59,17 +53,29 @@ def open_graph(model: Exportable, graph: onnx.ModelProto, threads: int | None = 
     return opened
 
 
-def written_or_traced(model: Exportable, make: Callable[[Exportable], Made], differs: type[ExportError]) -> Made:
-    """Return what `make` makes of a model, of its traced graph where the one that is written from its spec differs.
+class DifferenceError(ExportError):
+    """What a runtime computes differs from the model."""
 
-    That is the case for models that were changed after they were built.
+
+def written_or_traced(model: Exportable, make: Callable[[Exportable], Made]) -> Made:
+    """Return what `make` makes of a model by the graph that is written from its spec, or else by the traced one.
+
+    A model is traced where its spec has no nodes, or where they compute something else, since it was changed after it
+    was built. Detectors are not traced for batches of any size.
+
+    Raises:
+        ExportError: `make` raised it for the traced model too.
     """
-    if model.session and not model.detects:
+    if model.detects:
+        return make(model)
+    if model.session:
         try:
             return make(model)
-        except differs as difference:
+        except NodesError as reason:
+            logger.warning("%s: %s; PyTorch traces it, which takes longer", model.label, reason)
+        except DifferenceError as difference:
             logger.warning("%s; PyTorch traces the model, which was changed after it was built", difference)
-    return make(model if model.detects else replace(model, traced=True))
+    return make(replace(model, traced=True))
 
 
 def write_from_spec(model: Exportable, *, intermediate: bool = False) -> onnx.ModelProto:

@@ -23,14 +23,19 @@ SECTION = "featuretap"
 ONNX_SECTION = "framework"
 """Section into which OpenVINO puts the metadata of ONNX files, under their full keys."""
 
-
 HINTS = {FLOAT32: "f32", BF16: "bf16"}
 """Precision → that of OpenVINO's computation."""
 
 
+CORE = openvino.Core()
+"""The only one of the process. OpenVINO's CPU plugin replaces the thread's alternate signal stack for as long as a core
+lives, and puts the previous one back even if that has been freed by then: of two cores, closing the older one first leaves
+a stack on which the next signal ends the process (openvino, src/plugins/intel_cpu: SigAltStackSetup)."""
+
+
 def open_session(model: bytes | Path, *, threads: int, precision: str = FLOAT32) -> Opened:
     """Open an ONNX model, or the path of one or of an .xml file with its .bin beside it; outputs stay float32."""
-    network = openvino.Core().read_model(model)
+    network = CORE.read_model(model)
     metadata = {**_read_section(network, ONNX_SECTION, ""), **_read_section(network, SECTION, f"{SECTION}.")}
     options: dict[str, Any] = {
         "PERFORMANCE_HINT": "LATENCY",
@@ -38,7 +43,7 @@ def open_session(model: bytes | Path, *, threads: int, precision: str = FLOAT32)
         # Without it, processors with bfloat16 units compute in bfloat16.
         "INFERENCE_PRECISION_HINT": HINTS[precision],
     }
-    compiled = openvino.Core().compile_model(network, "CPU", options)
+    compiled = CORE.compile_model(network, "CPU", options)
     requests = threading.local()
 
     def run(images: NDArray[Any]) -> list[NDArray[Any]]:
@@ -59,7 +64,7 @@ def open_session(model: bytes | Path, *, threads: int, precision: str = FLOAT32)
 
 def write_file(graph: onnx.ModelProto, path: Path, metadata: Mapping[str, str]) -> None:
     """Write an ONNX model as an .xml file and the .bin of its weights, with the metadata in its runtime information."""
-    converted = openvino.Core().read_model(graph.SerializeToString())
+    converted = CORE.read_model(graph.SerializeToString())
     for key, value in metadata.items():
         converted.set_rt_info(value, [SECTION, key.removeprefix(f"{SECTION}.")])
     # Half the size is not worth the loss of precision by default.

@@ -2,23 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from featuretap.catalogue.catalogue import Catalogue
 from featuretap.specs import RuntimeSpec
-from featuretap.specs.runtime import BF16, FLOAT32, PRECISIONS
+from featuretap.specs.runtime import BF16, FLOAT32
 from featuretap.support.errors import OptionError
 from featuretap.support.processor import BF16_UNITS, bf16_units, processor_name
-
-
-def check_precision(precision: Any) -> None:
-    """Check a precision, whatever the runtime.
-
-    Raises:
-        OptionError: it is unknown.
-    """
-    if precision not in PRECISIONS:
-        raise OptionError(f"precision must be {' or '.join(map(repr, PRECISIONS))}; got {precision!r}")
 
 
 def check_runtime_precision(catalogue: Catalogue, runtime: RuntimeSpec, precision: str) -> None:

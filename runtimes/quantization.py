@@ -154,13 +154,13 @@ def quantize(
     bad_to_compare: dict[str, str] = {}
     import onnx
 
-    from featuretap.runtimes.model_graphs import graph_of
+    from featuretap.runtimes.model_graphs import graph_of, written_or_traced
     from featuretap.runtimes.onnx_runtime import onnx_session
 
     threads = threads or torch.get_num_threads()
     with keep_on_success(path) as written:
         done = begin("exporting", 1)
-        exported = graph_of(prepared)
+        exported = written_or_traced(prepared, graph_of)
         onnx.helper.set_model_props(exported, metadata_of_model(catalogue, prepared))
         done()
         images_read = _read_images(files, transform, "calibrate on", bad, begin("calibrating", len(files)))

@@ -125,7 +125,7 @@ def open_file(
     threads: int | None = None,
     precision: str = FLOAT32,
 ) -> Session:
-    """Open an exported file, with the fastest runtime where it is None; see `Registry.session`.
+    """Open an exported file, with the fastest runtime if it is None; see `Registry.session`.
 
     Raises:
         OptionError: the runtime needs PyTorch, does not open files of this kind, or does not have the precision.
@@ -237,7 +237,7 @@ def open_fitted(
 
 def is_exported(catalogue: Catalogue, source: object) -> bool:
     """Return whether a model is asked for by the path of an exported file."""
-    suffixes = {suffix for name in catalogue.list_runtimes() for suffix in catalogue.runtime(name).opens}
+    suffixes = {suffix for runtime in catalogue.runtimes for suffix in runtime.opens}
     return isinstance(source, str | os.PathLike) and Path(source).suffix in suffixes
 
 

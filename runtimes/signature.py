@@ -156,7 +156,7 @@ def read_metadata(path: Path, metadata: Mapping[str, str]) -> tuple[Signature, D
 
 
 def find_opener(catalogue: Catalogue, runtime: RuntimeSpec, path: Path) -> str:
-    """Return the import string of the function by which a runtime opens an exported file.
+    """Return the import string of a runtime's function that opens an exported file.
 
     Raises:
         OptionError: the runtime does not open files of this kind.
@@ -165,7 +165,7 @@ def find_opener(catalogue: Catalogue, runtime: RuntimeSpec, path: Path) -> str:
     """
     opener = runtime.opens.get(path.suffix)
     if opener is None:
-        others = [repr(name) for name in catalogue.list_runtimes() if path.suffix in catalogue.runtime(name).opens]
+        others = [repr(other.name) for other in catalogue.runtimes if path.suffix in other.opens]
         advice = f"{' and '.join(others)} can" if others else "export the model as .onnx"
         files = f"{path.suffix} files" if path.suffix else repr(str(path))
         raise OptionError(f"the runtime {runtime.name!r} does not open {files}; {advice}")

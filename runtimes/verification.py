@@ -9,11 +9,10 @@ from torch import Tensor, nn
 
 from featuretap.runtimes.agreement import Outputs, check_agreement, measure_agreement, pairs_of_images, random_images
 from featuretap.runtimes.exportable import Exportable, Run
-from featuretap.runtimes.model_graphs import graph_of, open_graph
+from featuretap.runtimes.model_graphs import DifferenceError, graph_of, open_graph
 from featuretap.runtimes.signature import library_errors
 from featuretap.specs.agreement import Agreement
 from featuretap.specs.runtime import FLOAT32
-from featuretap.support.errors import ExportError
 
 TOLERANCE = 1e-4
 """Maximum difference from the model's output, as a fraction of its largest absolute value."""
@@ -32,10 +31,6 @@ TRACED_SIZES = ((225, 161), (192, 288), (520, 600))
 
 PREDICTIONS = ("cls_logits", "bbox_regression")
 """What a detector predicts before it selects boxes, as `Graph.intermediate` has it."""
-
-
-class DifferenceError(ExportError):
-    """What a runtime computes differs from the model."""
 
 
 def verify_outputs(model: Exportable, run: Run) -> dict[str, Agreement]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from featuretap.specs.validation import (
     BOOLEAN,
@@ -15,7 +16,7 @@ from featuretap.specs.validation import (
     check_fields,
     check_name,
 )
-from featuretap.support.errors import SpecError
+from featuretap.support.errors import OptionError, SpecError
 from featuretap.support.extras import check_modules
 
 FLOAT32, BF16 = "float32", "bf16"
@@ -92,3 +93,13 @@ class RuntimeSpec:
             MissingExtraError: one of them is not.
         """
         check_modules(f"the runtime {self.name!r}", self.modules, self.requires)
+
+
+def check_precision(precision: Any) -> None:
+    """Check a precision, whatever the runtime.
+
+    Raises:
+        OptionError: it is unknown.
+    """
+    if precision not in PRECISIONS:
+        raise OptionError(f"precision must be {' or '.join(map(repr, PRECISIONS))}; got {precision!r}")

@@ -28,7 +28,7 @@ FLOAT, INT64 = 1, 7
 """ONNX's numbers of the two types (`onnx.TensorProto.FLOAT` and `INT64`)."""
 
 BOX_WEIGHTS = 10.0, 5.0
-"""By which SSD's predictions of a box's centre and of its size are divided (torchvision's `SSD.box_coder`)."""
+"""Divisors of SSD's predictions of a box's centre and of its size (torchvision's `SSD.box_coder`)."""
 
 MAXIMUM_LOG_SCALE = log(1000 / 16)
 """Maximum predicted logarithm of a box's size relative to its anchor's (torchvision's `BoxCoder`)."""

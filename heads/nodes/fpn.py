@@ -59,7 +59,7 @@ def _added(graph: Graph, x: str, name: str, depthwise: bool, channels: int) -> s
 
 
 def _block(graph: Graph, x: str, path: str, norm: str | None, padding: int = 0) -> str:
-    """Append a convolution and its norm, the children 0 and 1 of a block of torchvision's."""
+    """Append a convolution and its norm, children 0 and 1 of a torchvision block."""
     y = graph.convolution(x, f"{path}.0", f"{path}.1" if norm == "batch_norm" else "", padding=padding)
     if norm != "group_norm":
         return y

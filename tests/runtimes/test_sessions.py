@@ -202,6 +202,28 @@ def imports_torch(program: str, *arguments: object) -> bool:
     return ran.stdout.splitlines()[-1] == "True"
 
 
+CLOSING_IN_ORDER = """
+import gc, signal, sys
+from featuretap import registry
+signal.signal(signal.SIGUSR1, lambda *_: print("handled"))
+sessions = [registry.session(sys.argv[1], runtime=sys.argv[2]) for _ in range(2)]
+while sessions:
+    del sessions[0]
+    gc.collect()
+signal.raise_signal(signal.SIGUSR1)
+"""
+
+
+@pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])
+def test_signals_are_handled_after_sessions_were_closed_in_the_order_of_opening(
+    saved: Callable[..., tuple[Any, Path]], runtime: str
+) -> None:
+    _, path = saved(num_classes=2)
+    command = [sys.executable, "-X", "faulthandler", "-c", CLOSING_IN_ORDER, str(path), runtime]
+    ran = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (ran.returncode, ran.stdout) == (0, "handled\n")
+
+
 IN_PYTHON = """
 import sys
 from featuretap import registry

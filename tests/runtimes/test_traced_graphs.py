@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from featuretap.registry import Registry
 from featuretap.registry.errors import ExportError
 from featuretap.registry.hookspecs import hookimpl
-from featuretap.registry.specs import HS, RE, BackboneSpec, Conv, Convolution, HeadSpec
+from featuretap.registry.specs import HS, RE, BackboneSpec, Conv, Convolution, HeadSpec, Tap
 from featuretap.runtimes import model_graphs
+from featuretap.runtimes.exportable import Exportable, prepare_model
 from featuretap.specs.graph import Graph
 
 TINY = BackboneSpec("tiny", stages=((Conv(3, 8, HS),), (Conv(3, 12, RE),)))
@@ -101,6 +102,51 @@ def test_what_has_no_nodes_is_traced_and_logged(
         images = batch_of(number, height, width)
         found = compiled(images)
         assert_same_outputs(found if isinstance(found, dict) else {"features": found}, model, images)
+
+
+class Brightness(nn.Module):
+    """Every second pixel, doubled: (N, 3, H, W) → (N, 3, H', W'). Shapes of images are collected in `sizes`."""
+
+    sizes: ClassVar[list[tuple[int, ...]]] = []
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        if not torch.compiler.is_exporting():
+            self.sizes.append(tuple(images.shape))
+        return {"C1": images[:, :, ::2, ::2] * 2}
+
+
+def brightness(spec: BackboneSpec, *, taps: tuple[str, ...], **options: Any) -> nn.Module:
+    return Brightness()
+
+
+BRIGHTNESS = BackboneSpec("brightness", taps={"C1": Tap(3, 2)}, factory=f"{__name__}:brightness")
+
+
+def test_traced_models_are_compared_above_512_pixels(registry: Registry) -> None:
+    model = registry.build(BRIGHTNESS, features_only=True)
+    Brightness.sizes.clear()
+    registry.compile(model)
+    assert (3, 3, 192, 288) in Brightness.sizes
+    assert any(min(size[2:]) > 512 for size in Brightness.sizes)
+
+
+def test_a_model_without_nodes_is_traced_once_even_if_the_graph_differs(
+    registry: Registry, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    traced = []
+
+    def trace(exportable: Exportable) -> Any:
+        traced.append(exportable.label)
+        return model_graphs.write_from_spec(other)
+
+    other = prepare_model(registry.build(BackboneSpec("tiny", TINY.stages[:1]), features_only=True))
+    monkeypatch.setattr(model_graphs, "_trace", trace)
+    with pytest.raises(
+        ExportError, match=r"'brightness' is not kept, since for images \(1, 3, 225, 161\) its 'C1' is "
+    ):
+        registry.compile(registry.build(BRIGHTNESS, features_only=True))
+    assert traced == ["'brightness'"]
+    assert logged(caplog) == ["'brightness': 'brightness' is no table of layers; PyTorch traces it, which takes longer"]
 
 
 def replace_activation(model: nn.Module) -> None:
