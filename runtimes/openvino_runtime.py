@@ -28,9 +28,9 @@ HINTS = {FLOAT32: "f32", BF16: "bf16"}
 
 
 CORE = openvino.Core()
-"""The only one of the process. OpenVINO's CPU plugin replaces the thread's alternate signal stack while a core lives, and
-then restores the previous one, even if that has been freed: after two cores were closed in the order of opening, the next
-signal ends the process (openvino, src/plugins/intel_cpu: SigAltStackSetup)."""
+"""The only one of the process. OpenVINO's CPU plugin replaces the thread's alternate signal stack while a core lives,
+and then restores the previous one, even if that has been freed: after two cores were closed in the order of opening,
+the next signal ends the process (openvino, src/plugins/intel_cpu: SigAltStackSetup)."""
 
 
 def open_session(model: bytes | Path, *, threads: int, precision: str = FLOAT32) -> Opened:
