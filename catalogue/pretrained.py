@@ -13,7 +13,10 @@ from featuretap.catalogue.weights_index import WeightsIndex
 from featuretap.specs import BackboneSpec
 from featuretap.support.errors import OptionError, UnknownWeightsError, did_you_mean
 
-CHECKPOINT_SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
+TORCH_SUFFIXES = (".pth", ".pt", ".bin", ".ckpt", ".tar")
+"""Suffixes of files that torch.save writes; the last is that of `.pth.tar`."""
+
+CHECKPOINT_SUFFIXES = (".safetensors", *TORCH_SUFFIXES)
 """Suffixes that tell the path of a checkpoint from a tag."""
 
 

@@ -12,8 +12,7 @@ from featuretap.catalogue.pretrained import CHECKPOINT_SUFFIXES
 from featuretap.support.errors import WeightsError
 from featuretap.weights.header import explain_os_error
 
-SUFFIX, *PICKLES = CHECKPOINT_SUFFIXES
-"""Endings of files that torch.save writes; everything else is read as safetensors."""
+SUFFIX = ".safetensors"
 
 Framework: TypeAlias = Literal["pt", "np"]
 """Whose tensors a file is read as, PyTorch's or NumPy's; safetensors names the libraries so."""

@@ -7,10 +7,10 @@ from pathlib import Path, PurePosixPath
 
 from featuretap.catalogue.catalogue import Catalogue
 from featuretap.catalogue.hookspecs import WeightsEntry
-from featuretap.catalogue.pretrained import WeightsSource
+from featuretap.catalogue.pretrained import TORCH_SUFFIXES, WeightsSource
 from featuretap.support.errors import Hint, WeightsError
 from featuretap.weights.downloads import find_or_download
-from featuretap.weights.files import PICKLES, Framework, sha256_of
+from featuretap.weights.files import Framework, sha256_of
 from featuretap.weights.reading import Checkpoint, read_checkpoint
 
 
@@ -31,7 +31,7 @@ def open_checkpoint(source: WeightsSource, catalogue: Catalogue, framework: Fram
         entry = None if checkpoint.record else catalogue.weights_with_digest(checkpoint.digest())
         return replace(checkpoint, entry=entry)
     suffix = PurePosixPath(source.entry.url).suffix
-    if framework == "np" and suffix in PICKLES:
+    if framework == "np" and suffix in TORCH_SUFFIXES:
         raise _save_first(source.entry, suffix)
     path = find_or_download(source.entry, catalogue.published_weights, catalogue.mirrors)
     try:

@@ -19,8 +19,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from featuretap.catalogue.hookspecs import WeightsEntry
+from featuretap.catalogue.pretrained import TORCH_SUFFIXES
 from featuretap.support.errors import Hint, WeightsError
-from featuretap.weights.files import PICKLES, SUFFIX, Framework, sha256_of, weights_file
+from featuretap.weights.files import SUFFIX, Framework, sha256_of, weights_file
 from featuretap.weights.header import Header, Stored, explain_os_error, read_header
 from featuretap.weights.metadata import Record, read_record
 from featuretap.weights.timm_config import TimmConfig, read_timm_config
@@ -44,6 +45,9 @@ NUMPY_DTYPES = {
     "F64": "<f8",
 }
 """Types of numbers as safetensors calls them → as NumPy does; BF16, which it lacks, is the upper half of a float32."""
+
+Reader: TypeAlias = Callable[[Path, Framework], Mapping[str, Tensor]]
+"""Returns the tensors of a file by their names in it, or raises a `WeightsError`."""
 
 WRAPPERS = ("module.", "_orig_mod.")
 """What DataParallel and moving averages, and torch.compile, put before every name."""
@@ -98,13 +102,10 @@ def read_checkpoint(path: Path, *, hashed: bool = False, framework: Framework = 
         WeightsError: it cannot be read, is no sound file of weights, or holds what NumPy cannot.
     """
     file = weights_file(path)
-    if file.suffix in PICKLES:
-        if framework == "np":
-            raise _refuse_pickle(file)
-        from featuretap.weights.torch_tensors import read_pickle
-
+    read = READERS.get(file.suffix)
+    if read:
         digest = _hash_in_thread(file)
-        return Checkpoint(file, _unwrap_names(read_pickle(file)), None, TimmConfig(), digest)
+        return Checkpoint(file, _unwrap_names(read(file, framework)), None, TimmConfig(), digest, framework=framework)
     header = read_header(file)
     record = read_record(file, header.metadata)
     digest = _hash_in_thread(file) if hashed or record is None else lambda: sha256_of(file)
@@ -116,15 +117,25 @@ def read_checkpoint(path: Path, *, hashed: bool = False, framework: Framework = 
 
 def convert_first(problem: str, file: Path) -> WeightsError:
     """Return the error for a file that only PyTorch can read, and its conversion as the hint."""
-    target = file.with_suffix(SUFFIX) if file.suffix != SUFFIX else file.with_stem(f"{file.stem}-converted")
+    stem = f"{file.stem}-converted" if file.suffix == SUFFIX else file.stem.removesuffix(".pth")
+    target = file.with_name(f"{stem}{SUFFIX}")
     command = f"featuretap convert {quote(str(file))} {quote(str(target))}"
     return WeightsError(f"{str(file)!r} {problem}", hint=Hint("convert it where PyTorch is installed:", command))
 
 
-def _refuse_pickle(file: Path) -> WeightsError:
-    with explain_os_error(file):
-        file.stat()
-    return convert_first(f"is a {file.suffix} file, which only PyTorch can read", file)
+def _read_torch_file(file: Path, framework: Framework) -> Mapping[str, Tensor]:
+    if framework == "np":
+        with explain_os_error(file):
+            file.stat()
+        suffix = file.name.removeprefix(file.stem.removesuffix(".pth"))
+        raise convert_first(f"is a {suffix} file, which only PyTorch can read", file)
+    from featuretap.weights.torch_tensors import read_pickle
+
+    return read_pickle(file)
+
+
+READERS: Mapping[str, Reader] = dict.fromkeys(TORCH_SUFFIXES, _read_torch_file)
+"""Suffix → reader of such files, for files that record nothing of their model; all others are safetensors files."""
 
 
 def _map_tensors(path: Path, header: Header, framework: Framework) -> Mapping[str, Tensor]:

@@ -85,9 +85,9 @@ def test_numbers_that_numpy_lacks_are_refused(tmp_path: Path, dtype: str) -> Non
     )
 
 
-@pytest.mark.parametrize("suffix", [".pth", ".pt", ".bin"])
+@pytest.mark.parametrize("suffix", [".pth", ".pt", ".bin", ".ckpt", ".pth.tar"])
 def test_a_pickle_is_refused_with_its_conversion(registry: Registry, tmp_path: Path, suffix: str) -> None:
-    path = (tmp_path / "my net").with_suffix(suffix)
+    path = tmp_path / f"my net{suffix}"
     problem = f"is a {suffix} file, which only PyTorch can read"
     with pytest.raises(WeightsError, match=r"No such file"):
         open_checkpoint(WeightsSource(path=path), registry, "np")
@@ -95,7 +95,7 @@ def test_a_pickle_is_refused_with_its_conversion(registry: Registry, tmp_path: P
     with pytest.raises(WeightsError) as error:
         open_checkpoint(WeightsSource(path=path), registry, "np")
     assert error.value.problem == f"'{path}' {problem}"
-    target = path.with_suffix(".safetensors")
+    target = tmp_path / "my net.safetensors"
     command = f"featuretap convert '{path}' '{target}'"
     assert str(error.value.hint) == f"convert it where PyTorch is installed: {command}"
     registry.convert(path, target)

@@ -26,7 +26,7 @@ class Malicious:
         return os.mkdir, (str(self.folder),)
 
 
-@pytest.mark.parametrize("suffix", [".safetensors", ".pth", ".pt", ".bin"])
+@pytest.mark.parametrize("suffix", [".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".pth.tar"])
 @pytest.mark.parametrize(
     "write",
     [
@@ -40,7 +40,7 @@ class Malicious:
 def test_code_in_a_file_is_not_run(
     registry: Registry, tmp_path: Path, write: Callable[[object], bytes], suffix: str
 ) -> None:
-    path = (tmp_path / "file").with_suffix(suffix)
+    path = tmp_path / f"file{suffix}"
     path.write_bytes(write(Malicious(tmp_path / "ran")))
     said = refusal(registry, path)
     assert not (tmp_path / "ran").exists()
