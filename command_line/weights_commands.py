@@ -58,7 +58,7 @@ def save_command(
 @TARGET
 @LAYOUT
 def convert_command(source: Path, target: Path, layout: str) -> None:
-    """Rewrite the weights SOURCE (.safetensors, .pth or a folder) in another layout, as TARGET.
+    """Rewrite the weights SOURCE (a file or a folder) in another layout, as TARGET.
 
     Example: featuretap convert mobilenet_v3_large-5c1a4163.pth timm-folder --layout timm
     """

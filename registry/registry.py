@@ -169,8 +169,9 @@ class Registry(Catalogue):
         float16.
 
         Args:
-            path: a file that `save` wrote, one in torchvision's or timm's layout (.safetensors, or .pth, of which no
-                code is run), or a folder with a `model.safetensors`.
+            path: a file that `save` wrote, one in torchvision's or timm's layout (.safetensors, or a state dict or
+                training checkpoint of torch.save, of which no code is run), or a folder with one, which may be split
+                into several files.
             name: a backbone in place of the file's; a `BackboneSpec` where the model was built from one.
             features_only: True for the bare backbone of a file with a head.
             taps: as for `build`, in place of the file's.

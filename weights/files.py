@@ -20,12 +20,18 @@ Framework: TypeAlias = Literal["pt", "np"]
 FILE = "model.safetensors"
 CONFIG = "config.json"
 
+INDEX_SUFFIX = ".index.json"
+"""Ending of a file that lists the tensors of a checkpoint in several files."""
+
+FILES = (FILE, FILE + INDEX_SUFFIX, "pytorch_model.bin", "pytorch_model.bin" + INDEX_SUFFIX)
+"""Names of a checkpoint in a folder, in the order in which they are tried."""
+
 
 def weights_file(path: str | os.PathLike[str]) -> Path:
-    """Return the file that a path means: itself, or `model.safetensors` where it is a folder.
+    """Return the file that a path means: itself, or the first of `FILES` in a folder.
 
     Raises:
-        WeightsError: a folder without it.
+        WeightsError: a folder without one.
     """
     path = Path(path)
     if "\0" in str(path):
@@ -33,22 +39,22 @@ def weights_file(path: str | os.PathLike[str]) -> Path:
     with explain_os_error(path):
         if not path.is_dir():
             return path
-        file = path / FILE
-        if file.is_file():
-            return file
+        for name in FILES:
+            if (path / name).is_file():
+                return path / name
         others = sorted(entry.name for entry in path.iterdir() if entry.suffix in CHECKPOINT_SUFFIXES)
     hint = f"give one of its files: {', '.join(others)}" if others else "give a folder that registry.save wrote"
     raise WeightsError(f"the folder {str(path)!r} holds no {FILE}; {hint}")
 
 
 def config_beside(file: Path) -> dict[str, Any] | None:
-    """Return the `config.json` in the folder of a `model.safetensors`, or None where there is none.
+    """Return the `config.json` beside one of `FILES`, or None where there is none.
 
     Raises:
         WeightsError: it is no JSON table.
     """
     path = file.with_name(CONFIG)
-    if file.name != FILE or not path.is_file():
+    if file.name not in FILES or not path.is_file():
         return None
     try:
         with explain_os_error(path):

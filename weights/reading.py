@@ -21,10 +21,12 @@ from numpy.typing import NDArray
 from featuretap.catalogue.hookspecs import WeightsEntry
 from featuretap.catalogue.pretrained import TORCH_SUFFIXES
 from featuretap.support.errors import Hint, WeightsError
-from featuretap.weights.files import SUFFIX, Framework, sha256_of, weights_file
+from featuretap.weights.files import INDEX_SUFFIX, SUFFIX, Framework, sha256_of, weights_file
 from featuretap.weights.header import Header, Stored, explain_os_error, read_header
 from featuretap.weights.metadata import Record, read_record
+from featuretap.weights.shards import check_shard, read_index
 from featuretap.weights.timm_config import TimmConfig, read_timm_config
+from featuretap.weights.unwrapping import strip_prefixes
 
 Tensor: TypeAlias = Any
 """A `torch.Tensor` or a NumPy array, of which what both have is used: `shape`, `reshape`, indices, `sum(axis=…)`."""
@@ -48,14 +50,6 @@ NUMPY_DTYPES = {
 
 Reader: TypeAlias = Callable[[Path, Framework], Mapping[str, Tensor]]
 """Returns the tensors of a file by their names in it, or raises a `WeightsError`."""
-
-WRAPPERS = ("module.", "_orig_mod.")
-"""What DataParallel and moving averages, and torch.compile, put before every name."""
-
-TORCHVISION_PREFIXES = ("backbone.features.", "backbone.body.")
-"""Prefixes of the backbones of torchvision's detectors, whose other parts have the names of ours."""
-
-COUNT = "n_averaged"
 
 
 @dataclass(frozen=True)
@@ -88,11 +82,11 @@ class Checkpoint:
 
 
 def read_checkpoint(path: Path, *, hashed: bool = False, framework: Framework = "pt") -> Checkpoint:
-    """Read a file, or a folder with a `model.safetensors`.
+    """Read a file, or the one in a folder.
 
     Args:
-        path: a `.safetensors` file, a folder, or a state dict as torch.save writes it, which is read with
-            `weights_only=True`.
+        path: a `.safetensors` file, one that torch.save wrote, which is read with `weights_only=True`, an index of
+            several such files, or a folder with one of `FILES`.
         hashed: whether the digest is certainly needed, so that a thread computes it meanwhile. It also is where a file
             has no metadata, and may be identified by its digest.
         framework: "pt" for PyTorch's tensors; "np" for NumPy arrays, which needs no PyTorch. Arrays are read-only views
@@ -105,19 +99,21 @@ def read_checkpoint(path: Path, *, hashed: bool = False, framework: Framework = 
     read = READERS.get(file.suffix)
     if read:
         digest = _hash_in_thread(file)
-        return Checkpoint(file, _unwrap_names(read(file, framework)), None, TimmConfig(), digest, framework=framework)
+        named = strip_prefixes(read(file, framework))
+        return Checkpoint(file, named, None, read_timm_config(file), digest, framework=framework)
     header = read_header(file)
     record = read_record(file, header.metadata)
     digest = _hash_in_thread(file) if hashed or record is None else lambda: sha256_of(file)
     tensors = _map_tensors(file, header, framework)
     config = TimmConfig() if record else read_timm_config(file)
-    tensors = tensors if record else _unwrap_names(tensors)
+    tensors = tensors if record else strip_prefixes(tensors)
     return Checkpoint(file, tensors, record, config, digest, framework=framework)
 
 
 def convert_first(problem: str, file: Path) -> WeightsError:
     """Return the error for a file that only PyTorch can read, and its conversion as the hint."""
-    stem = f"{file.stem}-converted" if file.suffix == SUFFIX else file.stem.removesuffix(".pth")
+    stem = Path(file.name.removesuffix(INDEX_SUFFIX)).stem.removesuffix(".pth")
+    stem = f"{stem}-converted" if file.suffix == SUFFIX else stem
     target = file.with_name(f"{stem}{SUFFIX}")
     command = f"featuretap convert {quote(str(file))} {quote(str(target))}"
     return WeightsError(f"{str(file)!r} {problem}", hint=Hint("convert it where PyTorch is installed:", command))
@@ -129,13 +125,30 @@ def _read_torch_file(file: Path, framework: Framework) -> Mapping[str, Tensor]:
             file.stat()
         suffix = file.name.removeprefix(file.stem.removesuffix(".pth"))
         raise convert_first(f"is a {suffix} file, which only PyTorch can read", file)
-    from featuretap.weights.torch_tensors import read_pickle
+    from featuretap.weights.torch_files import read_torch_file
 
-    return read_pickle(file)
+    return read_torch_file(file)
 
 
-READERS: Mapping[str, Reader] = dict.fromkeys(TORCH_SUFFIXES, _read_torch_file)
-"""Suffix → reader of such files, for files that record nothing of their model; all others are safetensors files."""
+def _read_shards(index: Path, framework: Framework) -> Mapping[str, Tensor]:
+    """Return the tensors of all files that an index names."""
+    tensors: dict[str, Tensor] = {}
+    shards = read_index(index, (SUFFIX, *TORCH_SUFFIXES))
+    pickle = next((shard for shard in shards if shard.suffix in TORCH_SUFFIXES), None)
+    if pickle and framework == "np":
+        raise convert_first(f"names {pickle.suffix} files, which only PyTorch can read", index)
+    for shard, names in shards.items():
+        if shard.suffix == SUFFIX:
+            found = _map_tensors(shard, read_header(shard), framework)
+        else:
+            found = _read_torch_file(shard, framework)
+        check_shard(index, shard, set(found), names)
+        tensors |= found
+    return tensors
+
+
+READERS: Mapping[str, Reader] = {**dict.fromkeys(TORCH_SUFFIXES, _read_torch_file), ".json": _read_shards}
+"""Suffix → reader of such files, which record nothing of their model; all others are read as safetensors files."""
 
 
 def _map_tensors(path: Path, header: Header, framework: Framework) -> Mapping[str, Tensor]:
@@ -170,21 +183,3 @@ def _hash_in_thread(file: Path) -> Callable[[], str]:
     future = pool.submit(sha256_of, file)
     pool.shutdown(wait=False)
     return future.result
-
-
-def _unwrap_names(tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-    """Return the tensors without the prefixes that wrappers of a model add to their names."""
-    named = dict(tensors)
-    while True:
-        # torch's AveragedModel counts beside the model.
-        rest = [name for name in named if name != COUNT]
-        wrapper = next((w for w in WRAPPERS if rest and all(name.startswith(w) for name in rest)), None)
-        if wrapper is None:
-            break
-        named = {name.removeprefix(wrapper): named[name] for name in rest}
-    if all(name.startswith(("backbone.", "head.")) for name in named) and not any(
-        name.startswith(TORCHVISION_PREFIXES) for name in named
-    ):
-        # The state dict of our own models with a head; files have no prefix there.
-        named = {name.removeprefix("backbone."): tensor for name, tensor in named.items()}
-    return named

@@ -1,11 +1,9 @@
-"""Files of weights as PyTorch's tensors: the types of numbers, state dicts that torch.save wrote, and their values."""
+"""Weights files as PyTorch's tensors: the types of numbers, and their values."""
 
 from __future__ import annotations
 
 import mmap
-from collections.abc import Mapping
 from math import prod
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
@@ -13,7 +11,7 @@ from torch import Tensor
 
 from featuretap.support.errors import WeightsError
 from featuretap.support.text import first_few
-from featuretap.weights.header import Stored, explain_os_error
+from featuretap.weights.header import Stored
 
 if TYPE_CHECKING:
     from featuretap.weights.reading import Checkpoint
@@ -47,49 +45,6 @@ def tensor(content: mmap.mmap, stored: Stored) -> Tensor:
         octets = torch.frombuffer(content, dtype=torch.uint8, count=count * dtype.itemsize, offset=stored.begin)
         return octets.clone().view(dtype).view(stored.shape)
     return torch.frombuffer(content, dtype=dtype, count=count, offset=stored.begin).view(stored.shape)
-
-
-def read_pickle(path: Path) -> Mapping[str, Tensor]:
-    """Return the tensors of a state dict that torch.save wrote.
-
-    Raises:
-        WeightsError: it cannot be read safely, or holds anything else.
-    """
-    with explain_os_error(path):
-        try:
-            state = torch.load(path, map_location="cpu", weights_only=True)
-        except OSError:
-            raise
-        except Exception as error:
-            # Damaged bytes make the unpickler raise almost anything.
-            raise WeightsError(
-                f"{str(path)!r} is no file of weights that can be read safely; give a .safetensors file, or a .pth "
-                "file that holds a state dict"
-            ) from error
-    if not isinstance(state, Mapping) or not state:
-        raise WeightsError(
-            f"{str(path)!r} holds {type(state).__name__}, no state dict; save model.state_dict(), not the model"
-        )
-    for name, value in state.items():
-        problem = _problem(name, value)
-        if problem:
-            raise WeightsError(
-                f"{str(path)!r} holds no state dict: {name!r} {problem}; "
-                "save model.state_dict(), not the model or a checkpoint around it"
-            )
-    return {name: value.detach() for name, value in state.items()}
-
-
-def _problem(name: object, value: object) -> str:
-    if not isinstance(name, str):
-        return "is no name of a tensor"
-    if not isinstance(value, Tensor):
-        return f"is {type(value).__name__}, not a tensor"
-    if value.layout != torch.strided or value.is_quantized or value.is_complex():
-        return f"is a tensor of {value.dtype} in the layout {value.layout}, which no layer holds"
-    if value.device.type != "cpu":
-        return f"is a tensor without values (device {value.device.type!r})"
-    return ""
 
 
 def check_finite(checkpoint: Checkpoint) -> None:

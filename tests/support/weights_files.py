@@ -20,6 +20,10 @@ NO_WEIGHTS = "is no file of weights: it is {}"
 NOT_SAFE = (
     "is no file of weights that can be read safely; give a .safetensors file, or a .pth file that holds a state dict"
 )
+RUNS_CODE = (
+    "holds {}, and reading that can run code; if you trust its source, load it with torch.load(path, "
+    "weights_only=False), and save the state dict in it as a file of its own"
+)
 
 
 def framed(header: object, data: bytes = DATA, length: int | None = None) -> bytes:

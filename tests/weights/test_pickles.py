@@ -3,12 +3,13 @@
 import os
 import pickle
 import random
+from argparse import Namespace
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
-from support.weights_files import NO_WEIGHTS, NOT_SAFE, SOUND, refusal, torch_saved
+from support.weights_files import NO_WEIGHTS, NOT_SAFE, RUNS_CODE, SOUND, refusal, torch_saved
 from torch import nn
 
 from featuretap.registry import Registry
@@ -44,13 +45,19 @@ def test_code_in_a_file_is_not_run(
     path.write_bytes(write(Malicious(tmp_path / "ran")))
     said = refusal(registry, path)
     assert not (tmp_path / "ran").exists()
-    assert said == NOT_SAFE if suffix != ".safetensors" else said.startswith(NO_WEIGHTS.format(""))
+    if suffix == ".safetensors":
+        assert said.startswith(NO_WEIGHTS.format(""))
+    else:
+        assert said in (NOT_SAFE, RUNS_CODE.format("posix.mkdir"))
     # The code would have run.
     pickle.loads(pickle.dumps(Malicious(tmp_path / "ran")))
     assert (tmp_path / "ran").exists()
 
 
-NOT_A_STATE_DICT = "holds no state dict: {}; save model.state_dict(), not the model or a checkpoint around it"
+NOT_A_STATE_DICT = (
+    "holds no state dict: {}; save a dictionary of tensors, alone or under one of state_dict_ema, model_ema, "
+    "state_dict, model, model_state_dict, net, weights, module"
+)
 NO_STATE_DICT = "holds {}, no state dict; save model.state_dict(), not the model"
 
 
@@ -62,8 +69,17 @@ NO_STATE_DICT = "holds {}, no state dict; save model.state_dict(), not the model
         ({0: torch.zeros(1)}, NOT_A_STATE_DICT.format("0 is no name of a tensor")),
         ({"a": torch.zeros(1), None: torch.zeros(1)}, NOT_A_STATE_DICT.format("None is no name of a tensor")),
         (
-            {"model": {"a": torch.zeros(1)}, "epoch": 3},
-            NOT_A_STATE_DICT.format("'model' is dict, not a tensor"),
+            {"generator": {"a": torch.zeros(1)}, "epoch": 3},
+            NOT_A_STATE_DICT.format("'generator' is dict, not a tensor"),
+        ),
+        (
+            {"model": {"a": torch.zeros(1), "epoch": 3}},
+            NOT_A_STATE_DICT.format("'epoch' is int, not a tensor").replace("dict:", "dict under 'model':"),
+        ),
+        ({"model": {}, "epoch": 3}, NOT_A_STATE_DICT.format("'model' is dict, not a tensor")),
+        (
+            {"model": Namespace(a=torch.zeros(1))},
+            NOT_A_STATE_DICT.format("'model' is an object, not a tensor"),
         ),
         ({"a": torch.zeros(1), "epoch": 3}, NOT_A_STATE_DICT.format("'epoch' is int, not a tensor")),
         ({"a": [torch.zeros(1)]}, NOT_A_STATE_DICT.format("'a' is list, not a tensor")),
@@ -87,7 +103,8 @@ NO_STATE_DICT = "holds {}, no state dict; save model.state_dict(), not the model
         ([torch.zeros(1)], NO_STATE_DICT.format("list")),
         (torch.zeros(1), NO_STATE_DICT.format("Tensor")),
         (None, NO_STATE_DICT.format("NoneType")),
-        (nn.Linear(2, 2), NOT_SAFE),
+        (nn.Linear(2, 2), RUNS_CODE.format("torch.nn.modules.linear.Linear")),
+        ({"a": torch.zeros(1), "b": getattr}, RUNS_CODE.format("builtins.getattr")),
     ],
     ids=lambda value: str(value)[:40],
 )

@@ -1,0 +1,85 @@
+"""Indices of checkpoints in several files, as transformers and timm write them: which file holds which tensor."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from featuretap.support.errors import WeightsError
+from featuretap.weights.files import INDEX_SUFFIX
+from featuretap.weights.header import explain_os_error
+
+LONGEST_INDEX = 10_000_000
+"""Bytes; that of a model with 1,000 layers has 100,000."""
+
+ADVICE = "get the folder again from where it comes from"
+
+
+def read_index(index: Path, suffixes: Sequence[str]) -> dict[Path, set[str]]:
+    """Return file → names of the tensors in it, for every file that an index names.
+
+    Args:
+        index: a file such as `model.safetensors.index.json`.
+        suffixes: of the files that it may name.
+
+    Raises:
+        WeightsError: it is no index, or names a file that is not beside it.
+    """
+    problem = f"{str(index)!r} is no index of weights files:"
+    if not index.name.endswith(INDEX_SUFFIX):
+        raise WeightsError(f"{problem} its name does not end in {INDEX_SUFFIX}; give a weights file")
+    with explain_os_error(index), index.open("rb") as file:
+        text = file.read(LONGEST_INDEX + 1)
+    if len(text) > LONGEST_INDEX:
+        raise WeightsError(f"{problem} it is longer than {LONGEST_INDEX:,} bytes; {ADVICE}")
+    try:
+        content = json.loads(text, object_pairs_hook=_table)
+    except RepeatedNameError as error:
+        raise WeightsError(f"{problem} it has {error} twice; {ADVICE}") from None
+    except (ValueError, RecursionError) as error:
+        raise WeightsError(f"{problem} it is no JSON; {ADVICE}") from error
+    shards = content.get("weight_map") if isinstance(content, dict) else None
+    if not isinstance(shards, dict) or not shards:
+        raise WeightsError(f"{problem} it has no 'weight_map' with names of tensors; {ADVICE}")
+    tensors: dict[Path, set[str]] = {}
+    for name, shard in shards.items():
+        if not isinstance(shard, str) or not _is_plain_name(shard) or not shard.endswith(tuple(suffixes)):
+            raise WeightsError(
+                f"{problem} {name!r} is in {shard!r}, which is no name of a weights file in its folder; {ADVICE}"
+            )
+        tensors.setdefault(index.with_name(shard), set()).add(name)
+    for path in tensors:
+        if not path.is_file():
+            raise WeightsError(f"{str(index)!r} names the file {path.name!r}, which is not beside it; {ADVICE}")
+    return tensors
+
+
+def check_shard(index: Path, shard: Path, found: set[str], expected: set[str]) -> None:
+    """Check that a file holds the tensors that its index lists for it.
+
+    Raises:
+        WeightsError: it lacks one, or holds another, which could be in two files.
+    """
+    for names, relation in ((expected - found, "lacks"), (found - expected, "holds")):
+        if names:
+            said = "lists" if relation == "lacks" else "does not list"
+            raise WeightsError(f"{str(shard)!r} {relation} {min(names)!r}, which {index.name} {said} for it; {ADVICE}")
+
+
+class RepeatedNameError(ValueError):
+    """A table has a name twice."""
+
+
+def _table(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    table = dict(pairs)
+    if len(table) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise RepeatedNameError(repr(next(name for name in table if names.count(name) > 1)))
+    return table
+
+
+def _is_plain_name(name: str) -> bool:
+    # A backslash separates folders on Windows.
+    return not set(name) & {"/", "\\", "\0"} and name.isprintable()

@@ -1,0 +1,188 @@
+"""Files that torch.save wrote: state dicts, alone or inside training checkpoints. No code in a file is ever run."""
+
+from __future__ import annotations
+
+import re
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from pickle import UnpicklingError
+from threading import Lock
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from featuretap.support.errors import WeightsError
+from featuretap.weights.header import explain_os_error
+from featuretap.weights.unwrapping import CONTAINERS, select_state_dict
+
+SKIPPED = (
+    *("argparse.Namespace", "types.SimpleNamespace", "datetime.datetime", "datetime.timedelta"),
+    # Python 3.13 has paths in a module of their own.
+    *(f"{module}.{kind}Path" for module in ("pathlib", "pathlib._local") for kind in ("Posix", "Windows")),
+    *(f"{module}.Pure{kind}Path" for module in ("pathlib", "pathlib._local") for kind in ("Posix", "Windows")),
+    *(f"builtins.{kind}" for kind in ("dict", "float", "frozenset", "int", "list", "range")),
+    *(f"numpy.{core}.multiarray.{function}" for core in ("core", "_core") for function in ("scalar", "_reconstruct")),
+    *("numpy.dtype", "numpy.ndarray"),
+    # The settings of Hydra, which Lightning stores.
+    *("omegaconf.dictconfig.DictConfig", "omegaconf.listconfig.ListConfig", "omegaconf.nodes.AnyNode", "typing.Any"),
+    *("omegaconf.base.ContainerMetadata", "omegaconf.base.Metadata"),
+)
+"""What training scripts store beside the tensors; none of it is imported, created or called."""
+
+ADVICE = (
+    "if you trust its source, load it with torch.load(path, weights_only=False), and save the state dict in it as a "
+    "file of its own"
+)
+
+MOST_SHARED = 3
+"""How often a file may use its values: layers may share tensors."""
+
+_replacing = Lock()
+
+
+class _Skipped:
+    """A value that is skipped."""
+
+    def __new__(cls, *arguments: object) -> _Skipped:
+        return object.__new__(cls)
+
+    def __init__(self, *arguments: object) -> None:
+        pass
+
+    def __setstate__(self, state: object) -> None:
+        pass
+
+
+class _PlainDict:
+    """A dictionary of a class that the restricted unpickler cannot fill."""
+
+    def __new__(cls, *arguments: object) -> dict[Any, Any]:  # type: ignore[misc]
+        return {}
+
+
+class _PlainList:
+    """A list of a class that the restricted unpickler cannot fill."""
+
+    def __new__(cls, *arguments: object) -> list[Any]:  # type: ignore[misc]
+        return []
+
+
+REPLACEMENTS: Mapping[str, type] = {
+    **dict.fromkeys(SKIPPED, _Skipped),
+    "collections.defaultdict": _PlainDict,
+    "collections.deque": _PlainList,
+}
+"""Name in a file → what is created in its place."""
+
+
+def read_torch_file(path: Path) -> Mapping[str, Tensor]:
+    """Return the tensors of a file that torch.save wrote: of a state dict, or of the one in a training checkpoint.
+
+    Raises:
+        WeightsError: it cannot be read safely, or holds no state dict where one is expected.
+    """
+    with explain_os_error(path):
+        _check_archive(path)
+        try:
+            content = _load(path)
+        except OSError:
+            raise
+        except Exception as error:
+            # Damaged bytes make the unpickler raise almost anything.
+            raise _refusal(path, error) from error
+    state, key = select_state_dict(path, content)
+    under = f" under {key!r}" if key else ""
+    if not isinstance(state, Mapping) or not state:
+        raise WeightsError(
+            f"{str(path)!r} holds {_kind(state)}{under}, no state dict; save model.state_dict(), not the model"
+        )
+    for name, value in state.items():
+        problem = _problem(name, value)
+        if problem:
+            raise WeightsError(
+                f"{str(path)!r} holds no state dict{under}: {name!r} {problem}; save a dictionary of tensors, alone or "
+                f"under one of {', '.join(CONTAINERS)}"
+            )
+    _check_sizes(path, state)
+    return {name: value.detach() for name, value in state.items()}
+
+
+def _load(path: Path) -> Any:
+    """Return the content of a file, with `REPLACEMENTS` for what the restricted unpickler refuses."""
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except UnpicklingError as error:
+        if _refused_name(error) not in REPLACEMENTS:
+            raise
+    replaced: list[Any] = [(kind, name) for name, kind in REPLACEMENTS.items()]
+    # What is allowed is a setting of the process.
+    with _replacing, torch.serialization.safe_globals(replaced):
+        return torch.load(path, map_location="cpu", weights_only=True)
+
+
+def _refused_name(error: Exception) -> str:
+    """Return the class or function that the restricted unpickler refused, empty if that is not why it failed."""
+    found = re.search(r"GLOBAL (\S+) (?:was not an allowed|whose module)", str(error))
+    name = found[1] if found else ""
+    # PyTorch leaves the module out here.
+    return f"builtins.{name}" if name and "." not in name else name
+
+
+def _refusal(path: Path, error: Exception) -> WeightsError:
+    if name := _refused_name(error):
+        return WeightsError(f"{str(path)!r} holds {name}, and reading that can run code; {ADVICE}")
+    if "TorchScript" in str(error):
+        return WeightsError(
+            f"{str(path)!r} is a TorchScript program; save its weights: "
+            "torch.save(torch.jit.load(path).state_dict(), 'weights.pth')"
+        )
+    return WeightsError(
+        f"{str(path)!r} is no file of weights that can be read safely; give a .safetensors file, or a .pth "
+        "file that holds a state dict"
+    )
+
+
+def _check_archive(path: Path) -> None:
+    """Refuse an archive that unpacks to more than its size; PyTorch stores the files in it uncompressed."""
+    if not zipfile.is_zipfile(path):
+        return
+    size = path.stat().st_size
+    try:
+        with zipfile.ZipFile(path) as archive:
+            unpacked = sum(entry.file_size for entry in archive.infolist())
+    except (zipfile.BadZipFile, ValueError, NotImplementedError):
+        # PyTorch's own reader decides.
+        return
+    if unpacked > size:
+        raise WeightsError(
+            f"{str(path)!r} is an archive of {size:,} bytes that unpacks to {unpacked:,}; get it again from where it "
+            "comes from"
+        )
+
+
+def _check_sizes(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Refuse tensors that together have far more values than the file, as damaged strides spread them."""
+    size, named = path.stat().st_size, sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
+    if named > MOST_SHARED * size:
+        raise WeightsError(
+            f"{str(path)!r} has {size:,} bytes, and describes tensors of {named:,}; get it again from where it comes "
+            "from"
+        )
+
+
+def _kind(value: object) -> str:
+    return "an object" if isinstance(value, _Skipped) else type(value).__name__
+
+
+def _problem(name: object, value: object) -> str:
+    if not isinstance(name, str):
+        return "is no name of a tensor"
+    if not isinstance(value, Tensor):
+        return f"is {_kind(value)}, not a tensor"
+    if value.layout != torch.strided or value.is_quantized or value.is_complex():
+        return f"is a tensor of {value.dtype} in the layout {value.layout}, which no layer holds"
+    if value.device.type != "cpu":
+        return f"is a tensor without values (device {value.device.type!r})"
+    return ""

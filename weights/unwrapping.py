@@ -1,0 +1,69 @@
+"""State dicts inside training checkpoints, and tensor names without the prefixes that wrapped models add."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+logger = logging.getLogger("featuretap")
+
+T = TypeVar("T")
+
+CONTAINERS = (
+    *("state_dict_ema", "model_ema", "state_dict", "model"),
+    *("model_state_dict", "net", "weights", "module"),
+)
+"""Keys of a state dict in a training checkpoint. The first found is used; `timm.models.load_checkpoint` has this order.
+
+The last is that of the state dicts of DeepSpeed and of old moving averages.
+"""
+
+PREFIXES = ("module.", "_orig_mod.", "model.", "backbone.", "encoder.")
+"""Prefixes that wrappers of a model add: DataParallel and moving averages, torch.compile, and modules of trainers."""
+
+COUNT = "n_averaged"
+"""The counter of PyTorch's `AveragedModel`, beside the tensors of the model."""
+
+DEEPEST = 8
+"""Most containers, and most prefixes, inside one another; a damaged file can have any number."""
+
+TORCHVISION_PREFIXES = ("backbone.features.", "backbone.body.")
+"""Prefixes of the backbones of torchvision's detectors, whose other parts have the names of ours."""
+
+
+def select_state_dict(path: Path, content: Any) -> tuple[Any, str]:
+    """Return the state dict in the content of a file and its key, such as "model"; the content itself has none.
+
+    Args:
+        path: of the file, for the log.
+        content: what torch.save wrote.
+    """
+    keys: list[str] = []
+    while isinstance(content, Mapping) and len(keys) < DEEPEST:
+        found = [key for key in CONTAINERS if isinstance(content.get(key), Mapping) and content[key]]
+        if not found:
+            break
+        keys.append(found[0])
+        if len(found) > 1:
+            logger.warning("%s holds weights under %s; %r is loaded", path, ", ".join(map(repr, found)), ".".join(keys))
+        content = content[found[0]]
+    return content, ".".join(keys)
+
+
+def strip_prefixes(tensors: Mapping[str, T]) -> dict[str, T]:
+    """Return tensors without the prefixes of wrapped models, where the names of all of them have one."""
+    named = dict(tensors)
+    for _ in range(DEEPEST):
+        names = [name for name in named if name != COUNT]
+        prefix = next((p for p in PREFIXES if names and all(name.startswith(p) for name in names)), None)
+        if prefix is None:
+            break
+        named = {name.removeprefix(prefix): named[name] for name in names}
+    if all(name.startswith(("backbone.", "head.")) for name in named) and not any(
+        name.startswith(TORCHVISION_PREFIXES) for name in named
+    ):
+        # The state dict of our own models with a head; files have no prefix there.
+        named = {name.removeprefix("backbone."): tensor for name, tensor in named.items()}
+    return named
