@@ -2,7 +2,8 @@
 
 The network of `ppcls/arch/backbone/legendary_models/mobilenet_v3.py` in PaddleClas. It differs from the paper's in that
 every block has its expansion layer, the squeeze width is not rounded, the gate's slope is 0.2, the hidden layer has no
-bias and 1280 channels in Small too, and a width multiplier scales and rounds the expanded channels by themselves.
+bias and 1280 channels in Small too, a width multiplier scales and rounds the expanded channels by themselves, and
+dropout scales in evaluation ("downscale_in_infer"), not in training.
 """
 
 from __future__ import annotations
@@ -44,8 +45,8 @@ def _paddle(spec: BackboneSpec, name: str) -> BackboneSpec:
         stages=tuple(tuple(map(_paddle_row, rows)) for rows in spec.stages),
         norm_eps=1e-5,
         norm_momentum=0.1,
-        classifier=Classifier(hidden=1280, hidden_bias=False, activation=HS),
-        layouts={},
+        classifier=Classifier(hidden=1280, hidden_bias=False, activation=HS, inverted_dropout=False),
+        layouts={"paddle": "featuretap.backbones.layouts.paddle:mobilenet_v3"},
         description="PaddleClas's network of that name, which is not the paper's",
     )
 

@@ -63,7 +63,7 @@ class WeightsEntry:
             Face hub ("hf://owner/repository@revision/file").
         sha256: its SHA-256 in lower-case hexadecimal, or as many leading digits, eight or more, as are published. May
             be empty on the hub, which states the digest when the file is downloaded.
-        layout: how its tensors are named: "torchvision", "timm" or "featuretap".
+        layout: how its tensors are named, such as "featuretap", "torchvision" or "timm".
         norm_eps: epsilon of its batch norms.
         classes: the label set of its classifier: "imagenet1k".
         preprocessing: how images were prepared in training.

@@ -16,7 +16,10 @@ from featuretap.support.errors import OptionError, UnknownWeightsError, did_you_
 TORCH_SUFFIXES = (".pth", ".pt", ".bin", ".ckpt", ".tar")
 """Suffixes of files that torch.save writes; the last is that of `.pth.tar`."""
 
-CHECKPOINT_SUFFIXES = (".safetensors", *TORCH_SUFFIXES)
+PADDLE_SUFFIX = ".pdparams"
+"""Suffix of files that paddle.save writes."""
+
+CHECKPOINT_SUFFIXES = (".safetensors", *TORCH_SUFFIXES, PADDLE_SUFFIX)
 """Suffixes that tell the path of a checkpoint from a tag."""
 
 

@@ -23,7 +23,7 @@ from featuretap.weights.metadata import Record, read_record
 TARGET = click.argument("target", type=parameters.PATH, help="The file or folder to write.")
 LAYOUT = click.option(
     "--layout",
-    type=click.Choice(["featuretap", "torchvision", "timm"]),
+    type=click.Choice(["featuretap", "torchvision", "timm", "paddle"]),
     default="featuretap",
     help="Library whose tensor names to write.",
 )

@@ -134,8 +134,8 @@ class Registry(Catalogue):
         Args:
             model: a model that `build` or `load` returned.
             path: a name that ends in ".safetensors", or a folder, which gets `model.safetensors` and `config.json`.
-            layout: whose names the tensors get: "featuretap", or "torchvision" or "timm", which then load the file
-                with their own tools in strict mode (a folder in timm's layout with
+            layout: whose names the tensors get: "featuretap", or "torchvision", "timm" or "paddle" (PaddleClas), which
+                then load the file with their own tools in strict mode (a folder in timm's layout with
                 `timm.create_model("local-dir:folder", pretrained=True)`).
 
         Returns:
@@ -164,13 +164,13 @@ class Registry(Catalogue):
     ) -> Built:
         """Build the model that a file describes, and fill it from the file.
 
-        Files of torchvision's and timm's classifiers, and of torchvision's detectors and segmenters on MobileNetV3, are
-        recognised by the names and shapes of their tensors. The model's numbers are of the file's type, such as
-        float16.
+        Files of torchvision's, timm's and PaddleClas's classifiers, and of torchvision's detectors and segmenters on
+        MobileNetV3, are recognised by the names and shapes of their tensors. The model's numbers are of the file's
+        type, such as float16.
 
         Args:
-            path: a file that `save` wrote, one in torchvision's or timm's layout (.safetensors, or a state dict or
-                training checkpoint of torch.save, of which no code is run), or a folder with one, which may be split
+            path: a file that `save` wrote, one in another library's layout (.safetensors, .pdparams, or a state dict or
+                training checkpoint of torch.save; no code in them is run), or a folder with one, which may be split
                 into several files.
             name: a backbone in place of the file's; a `BackboneSpec` where the model was built from one.
             features_only: True for the bare backbone of a file with a head.
@@ -200,7 +200,7 @@ class Registry(Catalogue):
         Args:
             source: whatever `load` reads.
             target: whatever `save` writes; may be the source.
-            layout: "featuretap", "torchvision" or "timm".
+            layout: "featuretap", "torchvision", "timm" or "paddle".
 
         Returns:
             the path of the file that was written.

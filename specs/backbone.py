@@ -48,6 +48,9 @@ class Classifier:
         activation: behind the hidden layer.
         dropout: rate in training.
         hidden_norm: whether a batch norm stands between the hidden layer and its activation.
+        inverted_dropout: whether dropout divides the units that it keeps by 1 - rate in training, as PyTorch's does.
+            Where False, they keep their values, and evaluation multiplies all units by 1 - rate instead, as in the
+            paper (Srivastava et al., JMLR 15, 2014, section 4) and in Paddle's mode "downscale_in_infer".
     """
 
     hidden: int = 0
@@ -55,6 +58,16 @@ class Classifier:
     activation: Activation = RE
     dropout: float = 0.2
     hidden_norm: bool = False
+    inverted_dropout: bool = True
+
+    def evaluation_scale(self, dropout: float | None = None) -> float:
+        """Return the factor in evaluation between the last hidden units and the logits.
+
+        Args:
+            dropout: the rate in training; None is the family's own.
+        """
+        rate = self.dropout if dropout is None else dropout
+        return 1.0 if self.inverted_dropout else 1 - rate
 
     def layers(self, channels: int, num_classes: int) -> tuple[Linear | BatchNorm, ...]:
         """Return the layers between the pooled features and the logits.

@@ -27,6 +27,7 @@ class Layout:
         features_only: whether the library builds the network only without its classifier.
         remark: what to know where a file of the library does not fit, if anything.
         pointwise: our linear weights (out, in) that are 1×1 convolutions (out, in, 1, 1) there.
+        transposed: our linear weights (out, in) that are (in, out) there.
     """
 
     names: Mapping[str, str]
@@ -36,6 +37,7 @@ class Layout:
     features_only: bool = False
     remark: str = ""
     pointwise: frozenset[str] = frozenset()
+    transposed: frozenset[str] = frozenset()
     head_norm_eps: float | None = None
     preprocessing: Preprocessing | None = None
 
@@ -44,3 +46,36 @@ class Layout:
         """Part of the model, "backbone" and "head", → epsilon."""
         eps = {"backbone": self.norm_eps, "head": self.head_norm_eps}
         return {part: value for part, value in eps.items() if value is not None}
+
+    def stored_shape(self, name: str, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """Return the shape of a tensor in the library's files.
+
+        Args:
+            name: ours.
+            shape: of the tensor in our model.
+        """
+        if name in self.pointwise:
+            return (*shape, 1, 1)
+        return shape[::-1] if name in self.transposed else shape
+
+    def to_stored(self, name: str, tensor: Any) -> Any:
+        """Return a tensor as the library's files hold it.
+
+        Args:
+            name: ours.
+            tensor: of our model, PyTorch's or a NumPy array.
+        """
+        if name in self.pointwise:
+            return tensor[..., None, None]
+        return tensor.T if name in self.transposed else tensor
+
+    def to_native(self, name: str, tensor: Any) -> Any:
+        """Return a tensor of the library's files as our model holds it; one with other dimensions stays as it is.
+
+        Args:
+            name: ours.
+            tensor: of the file, PyTorch's or a NumPy array.
+        """
+        if name in self.pointwise and tensor.ndim == 4 and tensor.shape[2:] == (1, 1):
+            return tensor.reshape(tensor.shape[:2])
+        return tensor.T if name in self.transposed and tensor.ndim == 2 else tensor

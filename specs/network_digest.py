@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from dataclasses import replace
 from functools import lru_cache
 
 from featuretap.specs import BackboneSpec, Classifier, Stages
@@ -19,12 +20,24 @@ def network_digest(spec: BackboneSpec) -> str:
     return _digest(spec.stages, spec.classifier) if spec.stages else ""
 
 
+def digest_before_dropout(spec: BackboneSpec) -> str:
+    """Return the digest that files have from before dropout that scales in evaluation was a fact of its own.
+
+    Their classifiers computed with inverted dropout. Empty for a network that has inverted dropout anyway.
+    """
+    if not spec.stages or spec.classifier.inverted_dropout:
+        return ""
+    return _digest(spec.stages, replace(spec.classifier, inverted_dropout=True))
+
+
 @lru_cache(maxsize=256)
 def _digest(stages: Stages, classifier: Classifier) -> str:
     # What is written here may never change, or files of before would be refused: it names facts, not our classes.
     facts = [_facts(block) for block in place_rows(stages, 3, 32, dilate_entry=False)]
     hidden = f"{classifier.hidden} {classifier.hidden_bias} {classifier.activation}"
     facts.append(f"{hidden} norm" if classifier.hidden_norm else hidden)
+    if not classifier.inverted_dropout:
+        facts.append(f"dropout={classifier.dropout:.6f} scales in evaluation")
     return hashlib.sha256("\n".join(facts).encode()).hexdigest()[:16]
 
 

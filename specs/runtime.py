@@ -98,6 +98,9 @@ class RuntimeSpec:
 def check_precision(precision: Any) -> None:
     """Check a precision, whatever the runtime.
 
+    Args:
+        precision: the name of one, such as "float32".
+
     Raises:
         OptionError: it is unknown.
     """

@@ -9,10 +9,10 @@ from featuretap.catalogue.catalogue import Catalogue
 from featuretap.catalogue.pretrained import WeightsSource
 from featuretap.catalogue.request import resolve_request
 from featuretap.specs.head import backbone_of
-from featuretap.specs.network_digest import network_digest
 from featuretap.support.errors import FeaturetapError, WeightsError
 from featuretap.weights.expected_tensors import find_difference, head_tensors
 from featuretap.weights.layouts import MismatchError
+from featuretap.weights.network_records import is_of_network
 from featuretap.weights.opening import open_checkpoint
 from featuretap.weights.requests import arguments_of, record_of
 from featuretap.weights.translation import translate
@@ -45,7 +45,7 @@ def convert_checkpoint(catalogue: Catalogue, source: Path, target: Path, layout:
         raise WeightsError(f"cannot convert {str(checkpoint.path)!r}: {error}") from cause
     backbone = backbone_of(spec)
     contradiction = find_difference(shapes_of(native.tensors), backbone, head_tensors(spec))
-    if record.network not in ("", network_digest(backbone)):
+    if not is_of_network(record, checkpoint.path, backbone):
         contradiction = "it was another network when the file was written"
     if contradiction:
         raise WeightsError(f"cannot convert {str(checkpoint.path)!r}, which says it is {name!r}: {contradiction}")

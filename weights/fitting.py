@@ -13,7 +13,6 @@ from featuretap.catalogue.request import BuildRequest
 from featuretap.specs import BackboneSpec, Block, ModelSpec
 from featuretap.specs.description import Description, adapt_preprocessing, format_options
 from featuretap.specs.head import backbone_of
-from featuretap.specs.network_digest import network_digest
 from featuretap.specs.preprocessing import Preprocessing
 from featuretap.support.errors import WeightsError
 from featuretap.support.text import first_few
@@ -29,6 +28,7 @@ from featuretap.weights.expected_tensors import (
 )
 from featuretap.weights.identification import identify_tensors
 from featuretap.weights.layouts import CLASSIFICATION, MismatchError
+from featuretap.weights.network_records import is_of_network
 from featuretap.weights.opening import check_published
 from featuretap.weights.pruning import prune_tail
 from featuretap.weights.reading import Checkpoint, Tensor
@@ -286,8 +286,8 @@ def _is_unexpected(name: str, built: Collection[str] | None, headed: bool, skipp
 
 def _check_network(checkpoint: Checkpoint, request: BuildRequest) -> None:
     """Refuse tensors of the right shapes that are another network's, such as one with other activations."""
-    digests = {network_digest(spec) for spec in (request.backbone, request.full_tail) if spec}
-    if checkpoint.record and checkpoint.record.network and checkpoint.record.network not in digests:
+    backbones = [spec for spec in (request.backbone, request.full_tail) if spec]
+    if checkpoint.record and not is_of_network(checkpoint.record, checkpoint.path, *backbones):
         raise MismatchError(
             f"{checkpoint.path} holds another network of the same shapes, or one that has changed since"
         )

@@ -52,6 +52,10 @@ class Candidate:
         """Return the name in the file of a native name."""
         return self.layout.names.get(name, name) if self.layout else name
 
+    def file_shape(self, name: str, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """Return the shape in the file of a tensor, by its native name and shape."""
+        return self.layout.stored_shape(name, shape) if self.layout else shape
+
 
 def record_of_entry(entry: WeightsEntry) -> Record:
     """Return what the catalogue knows of published weights, as files record it."""
@@ -108,7 +112,7 @@ def identify_checkpoint(
 
 
 def identify_tensors(shapes: Shapes, catalogue: Catalogue, framework: Framework = "pt") -> Record | None:
-    """Return the record of tensors in torchvision's, timm's or the native layout, or None.
+    """Return the record of tensors in the native layout or another library's, or None.
 
     They are those of a full backbone with or without its classifier, for any number of image channels and classes, or
     of a published model with another head (with PyTorch only, where only it tells which tensors the head has). Where
@@ -147,20 +151,19 @@ def _candidates(name: str, catalogue: Catalogue) -> Iterator[Candidate]:
 
 
 def _match(shapes: Shapes, candidate: Candidate) -> Record | None:
-    spec, pointwise = candidate.spec, candidate.layout.pointwise if candidate.layout else frozenset()
+    spec = candidate.spec
     stem = shapes.get(candidate.file_name(spec.stem), ())
     if len(stem) != 4:
         return None
-    classes = (shapes.get(candidate.file_name(LOGITS)) or (0,))[0]
+    is_transposed = candidate.layout is not None and LOGITS in candidate.layout.transposed
+    classes = (shapes.get(candidate.file_name(LOGITS)) or (0,))[-1 if is_transposed else 0]
     last = spec.with_taps(spec.levels[-1:])
     (tap,) = last.taps.values()
     head = classifier_tensors(spec.classifier.layers(tap.channels, classes))
     has_head = any(candidate.file_name(name) in shapes for name in head)
     expected = without_counters({**backbone_tensors(spec.all_blocks), **(head if has_head else {})})
     expected[spec.stem] = (expected[spec.stem][0], stem[1], *expected[spec.stem][2:])
-    wanted = {
-        candidate.file_name(name): (*shape, 1, 1) if name in pointwise else shape for name, shape in expected.items()
-    }
+    wanted = {candidate.file_name(name): candidate.file_shape(name, shape) for name, shape in expected.items()}
     if wanted != shapes:
         return None
     channels = {"in_channels": stem[1]} if stem[1] != spec.in_channels else {}

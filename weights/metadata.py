@@ -28,7 +28,7 @@ class Record:
 
     Args:
         description: name, options, taps, head, classes, preprocessing and origin of the model.
-        layout: of the names of the tensors: "featuretap", "torchvision" or "timm".
+        layout: of the names of the tensors, such as "featuretap" or "timm".
         norm_eps: epsilon of the batch norms by part, "backbone" and "head", and of those that differ by their path.
         network: `network_digest` of the backbone, empty where it is no table.
         by_name: whether the registry knew the backbone by its name; false where a `BackboneSpec` was built directly.

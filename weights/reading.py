@@ -19,11 +19,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from featuretap.catalogue.hookspecs import WeightsEntry
-from featuretap.catalogue.pretrained import TORCH_SUFFIXES
+from featuretap.catalogue.pretrained import PADDLE_SUFFIX, TORCH_SUFFIXES
 from featuretap.support.errors import Hint, WeightsError
 from featuretap.weights.files import INDEX_SUFFIX, SUFFIX, Framework, sha256_of, weights_file
 from featuretap.weights.header import Header, Stored, explain_os_error, read_header
 from featuretap.weights.metadata import Record, read_record
+from featuretap.weights.paddle_files import read_paddle
 from featuretap.weights.shards import check_shard, read_index
 from featuretap.weights.timm_config import TimmConfig, read_timm_config
 from featuretap.weights.unwrapping import strip_prefixes
@@ -85,8 +86,8 @@ def read_checkpoint(path: Path, *, hashed: bool = False, framework: Framework = 
     """Read a file, or the one in a folder.
 
     Args:
-        path: a `.safetensors` file, one that torch.save wrote, which is read with `weights_only=True`, an index of
-            several such files, or a folder with one of `FILES`.
+        path: a `.safetensors` file, one that torch.save wrote, which is read with `weights_only=True`, one that
+            paddle.save wrote, an index of several such files, or a folder with one of `FILES`.
         hashed: whether the digest is certainly needed, so that a thread computes it meanwhile. It also is where a file
             has no metadata, and may be identified by its digest.
         framework: "pt" for PyTorch's tensors; "np" for NumPy arrays, which needs no PyTorch. Arrays are read-only views
@@ -147,7 +148,20 @@ def _read_shards(index: Path, framework: Framework) -> Mapping[str, Tensor]:
     return tensors
 
 
-READERS: Mapping[str, Reader] = {**dict.fromkeys(TORCH_SUFFIXES, _read_torch_file), ".json": _read_shards}
+def _read_paddle_file(file: Path, framework: Framework) -> Mapping[str, Tensor]:
+    arrays = read_paddle(file)
+    if framework == "np":
+        return arrays
+    from torch import from_numpy
+
+    return {name: from_numpy(array) for name, array in arrays.items()}
+
+
+READERS: Mapping[str, Reader] = {
+    **dict.fromkeys(TORCH_SUFFIXES, _read_torch_file),
+    ".json": _read_shards,
+    PADDLE_SUFFIX: _read_paddle_file,
+}
 """Suffix → reader of such files, which record nothing of their model; all others are read as safetensors files."""
 
 

@@ -76,7 +76,8 @@ def record_of(checkpoint: Checkpoint, catalogue: Catalogue) -> Record:
     record = find_record(checkpoint, catalogue)
     if record is None:
         problem = (
-            "says nothing of its model, and its tensors are those of no backbone in torchvision's, timm's or our names"
+            "says nothing of its model, and its tensors are those of no backbone in torchvision's, timm's, "
+            "PaddleClas's or our names"
         )
         if checkpoint.framework == "np":
             # With PyTorch, detectors and segmenters are identified too.

@@ -146,7 +146,7 @@ def _rename(
         eps = eps if configured_eps is None else dict.fromkeys(eps, configured_eps)
         native = NativeTensors(
             {
-                name: _flatten(tensors[file_name]) if name in layout.pointwise else tensors[file_name]
+                name: layout.to_native(name, tensors[file_name])
                 for name, file_name in layout.names.items()
                 if file_name in tensors
             },
@@ -171,10 +171,6 @@ def _check_architecture(checkpoint: Checkpoint, layout_name: str, layout: Layout
             f"the config.json beside {checkpoint.path} says that it is timm's {architecture!r}, which is another "
             f"network than timm's {layout.architecture!r}"
         )
-
-
-def _flatten(tensor: Tensor) -> Tensor:
-    return tensor.reshape(tensor.shape[:2]) if tensor.ndim == 4 and tensor.shape[2:] == (1, 1) else tensor
 
 
 def _check_ranks(tensors: Mapping[str, Tensor], spec: BackboneSpec, *, classifier: bool) -> None:

@@ -32,7 +32,22 @@ from featuretap.weights.torch_tensors import DTYPES
 
 OTHER_SUFFIXES = tuple(
     f".{kind}"
-    for kind in ["pth", "pt", "bin", "ckpt", "pkl", "onnx", "npz", "npy", "h5", "tflite", "json", "gz", "zip"]
+    for kind in [
+        "pth",
+        "pt",
+        "bin",
+        "ckpt",
+        "pkl",
+        "onnx",
+        "npz",
+        "npy",
+        "pdparams",
+        "h5",
+        "tflite",
+        "json",
+        "gz",
+        "zip",
+    ]
 )
 """Suffixes of file types that are not written; a path with any other suffix is a folder's."""
 
@@ -156,6 +171,10 @@ def _why_not_held(model: ModelWeights, layout: Layout) -> str:
     head, spec = model.description.head, model.backbone
     if not layout.architecture:
         return "which has no such network"
+    family = spec.classifier
+    dropout = model.description.options.get("dropout")
+    if head == CLASSIFICATION and family.evaluation_scale(dropout) != family.evaluation_scale():
+        return f"whose classifiers scale by {family.evaluation_scale()} in evaluation, not by 1 - dropout={dropout}"
     if head and layout.features_only:
         return "which has that network for features only"
     own, fixed = model.description.preprocessing, layout.preprocessing
@@ -181,8 +200,10 @@ def _rename(model: ModelWeights, layout: Layout) -> dict[str, Tensor]:
     eps = {path: (own, eps_of_part.get(model.part_of(path), own)) for path, own in model.norm_eps.items()}
     tensors = fold_eps(model.tensors, eps)
     renamed = {
-        layout.names[name]: tensor[..., None, None] if name in layout.pointwise else tensor
+        layout.names[name]: layout.to_stored(name, tensor)
         for name, tensor in tensors.items()
+        # Some libraries count no batches.
+        if name in layout.names or not name.endswith(COUNTER)
     }
     for name, file_name in layout.names.items():
         # A norm that counts no batches, such as FrozenBatchNorm2d.

@@ -10,6 +10,26 @@ from featuretap.heads.classification import classification_layers
 from featuretap.specs import BackboneSpec, BatchNorm, Linear
 
 
+class OriginalDropout(nn.Module):
+    """Zero units (N, C) with probability `p` in training, and multiply all by 1 - `p` in evaluation.
+
+    Dropout as in the paper (Srivastava et al., JMLR 15, 2014). `nn.Dropout` divides by 1 - `p` in training instead.
+    """
+
+    def __init__(self, p: float) -> None:
+        super().__init__()
+        self.p = p
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return units of the shape of `x`."""
+        keep = 1 - self.p
+        return x * torch.bernoulli(torch.full_like(x, keep)) if self.training else x * keep
+
+    def extra_repr(self) -> str:
+        """Return the rate as text."""
+        return f"p={self.p}"
+
+
 class ClassificationHead(nn.Module):
     """Pool one map (N, C, H, W) of any size, and return logits (N, num_classes).
 
@@ -22,7 +42,7 @@ class ClassificationHead(nn.Module):
         hidden: nn.Module,
         norm: nn.Module,
         activation: nn.Module,
-        dropout: float,
+        dropout: nn.Module,
         logits: nn.Module,
     ) -> None:
         super().__init__()
@@ -30,7 +50,7 @@ class ClassificationHead(nn.Module):
         self.hidden = hidden
         self.norm = norm
         self.activation = activation
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = dropout
         self.logits = logits
 
     def forward(self, maps: dict[str, Tensor]) -> Tensor:
@@ -66,7 +86,8 @@ def classification(backbone: BackboneSpec, *, num_classes: int, dropout: float |
     (tap,) = backbone.taps
     activation = ACTIVATIONS[family.activation]() if family.hidden else nn.Identity()
     hidden, norm, logits = (modules.get(name, nn.Identity()) for name in ("hidden", "norm", "logits"))
-    return ClassificationHead(tap, hidden, norm, activation, rate, logits)
+    units = nn.Dropout(rate) if family.inverted_dropout else OriginalDropout(rate)
+    return ClassificationHead(tap, hidden, norm, activation, units, logits)
 
 
 def _module(layer: Linear | BatchNorm, backbone: BackboneSpec) -> nn.Module:

@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from featuretap.backbones.nodes import backbone_nodes
 from featuretap.heads.classification import classification_layers
 from featuretap.specs import BackboneSpec
 from featuretap.specs.graph import Graph
 
 
-def classification_nodes(backbone: BackboneSpec, *, graph: Graph, num_classes: int, **training: Any) -> dict[str, str]:
+def classification_nodes(
+    backbone: BackboneSpec, *, graph: Graph, num_classes: int, dropout: float | None = None
+) -> dict[str, str]:
     """Append a classifier, and return its logits (N, num_classes), or its features (N, C) without classes.
 
     Args:
         backbone: a spec with one tap.
         graph: to append to.
         num_classes: number of logits; 0 for features.
-        **training: options that change nothing in evaluation.
+        dropout: the rate in training, by which some families scale in evaluation; None is the family's own.
     """
     (feature,) = backbone_nodes(graph, backbone, graph.images).values()
     x = graph.node("Flatten", graph.node("GlobalAveragePool", feature))
@@ -25,6 +25,9 @@ def classification_nodes(backbone: BackboneSpec, *, graph: Graph, num_classes: i
     if "hidden" in layers:
         x = graph.linear(x, "head.hidden", "head.norm" if "norm" in layers else "")
         x = graph.activation(x, backbone.classifier.activation)
+    scale = backbone.classifier.evaluation_scale(dropout)
+    if scale != 1:
+        x = graph.node("Mul", x, graph.constant(scale))
     if num_classes:
         return {"logits": graph.linear(x, "head.logits")}
     return {"features": x}

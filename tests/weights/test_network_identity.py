@@ -21,7 +21,7 @@ DIGESTS = {
     "mobilenet_v2": "c6d5cacff3d9539e",
     "small": "8031847ec8d995b7",
     "stride": "8031847ec8d995b7",
-    "paddle": "da5a2626d4f36172",
+    "paddle": "590c863848c036ad",
 }
 
 

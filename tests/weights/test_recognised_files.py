@@ -73,7 +73,7 @@ def test_files_of_unknown_networks_are_refused(registry: Registry, tmp_path: Pat
             ask(tmp_path / "file.safetensors")
         assert str(error.value) == (
             f"'{tmp_path}/file.safetensors' says nothing of its model, and its tensors are those of no backbone in "
-            "torchvision's, timm's or our names; name the model: registry.load(path, name=...)"
+            "torchvision's, timm's, PaddleClas's or our names; name the model: registry.load(path, name=...)"
         )
 
 
