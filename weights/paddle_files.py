@@ -224,7 +224,7 @@ class _Machine:
         function, arguments = self.popped(2)
         kind = function.kind if isinstance(function, _Global) else ""
         match kind, arguments:
-            case "reconstruct", (_Global("ndarray"), (0,), bytes() | memoryview()):
+            case "reconstruct", (_Global("ndarray"), (0,), b"b"):
                 self.push(_Array())
             case "dtype", (str(code), bool(align), bool(copy)) if code in KINDS and not align and copy:
                 self.push(_Type(code))

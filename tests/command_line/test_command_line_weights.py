@@ -154,7 +154,7 @@ def test_bad_input_is_a_one_line_error(run: Run, tmp_path: Path, classifier: Pat
     )
     refused(
         run("convert", classifier, tmp_path / "b.safetensors", "--layout", "caffe"),
-        "Invalid value for '--layout': 'caffe' is not one of 'featuretap', 'torchvision', 'timm'.",
+        "Invalid value for '--layout': 'caffe' is not one of 'featuretap', 'torchvision', 'timm', 'paddle'.",
     )
     refused(
         run("save", "mobilenet_v9", tmp_path / "b.safetensors"),
