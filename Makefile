@@ -95,7 +95,7 @@ mutants: install
 	$(BIN)/python tests/support/mutants.py --coverage .coverage --junit build/junit.xml --out build/mutants.jsonl
 
 fuzz: install
-	FEATURETAP_FUZZ_EXAMPLES=20000 $(BIN)/python -m pytest tests/weights/test_fuzzed_weights.py
+	FEATURETAP_FUZZ_EXAMPLES=20000 $(BIN)/python -m pytest tests/weights/test_fuzzed_weights.py tests/weights/test_fuzzed_paddle_files.py
 
 clean:
 	rm -rf .venv .tox build dist demo site *.egg-info .mypy_cache .ruff_cache .import_linter_cache .pytest_cache
