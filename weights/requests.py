@@ -8,13 +8,16 @@ from typing import Any
 
 from featuretap.catalogue.catalogue import Catalogue
 from featuretap.catalogue.request import BuildRequest, resolve_request
-from featuretap.specs import BackboneSpec
+from featuretap.specs import BackboneSpec, ModelSpec
 from featuretap.specs.options import options_of
 from featuretap.support.errors import FeaturetapError, WeightsError
+from featuretap.weights.expected_tensors import HEAD, head_tensors
 from featuretap.weights.identification import identify_checkpoint
+from featuretap.weights.layouts import MismatchError
 from featuretap.weights.metadata import Record
 from featuretap.weights.norms import is_batch_norm, norm_from_label
 from featuretap.weights.reading import Checkpoint, convert_first
+from featuretap.weights.translation import translate
 
 HARMLESS = 100_000_000
 """Parameters of a model that may be built in vain, and then be refused by the name of the first tensor that differs."""
@@ -41,6 +44,7 @@ def resolve_checkpoint(
     """
     options = options or {}
     replaced = {key: value for key, value in (arguments or {}).items() if value is not None}
+    record: Record | None
     if name is not None:
         record = find_record(checkpoint, catalogue)
         recorded = arguments_of(record, checkpoint, options) if record else {}
@@ -56,8 +60,10 @@ def resolve_checkpoint(
         request = _resolve_recorded(catalogue, checkpoint, name, recorded)
         if not replaced and not options:
             return request
-    defaults = options_of(catalogue.backbone(name))
-    return resolve_request(catalogue, name, **_replace_arguments(recorded, replaced, options, defaults))
+    merged = _replace_arguments(recorded, replaced, options, options_of(catalogue.backbone(name)))
+    request = resolve_request(catalogue, name, **merged)
+    classes = _count_classes(checkpoint, request, catalogue) if record is None and "num_classes" not in merged else None
+    return request if classes is None else resolve_request(catalogue, name, **merged, num_classes=classes)
 
 
 def find_record(checkpoint: Checkpoint, catalogue: Catalogue) -> Record | None:
@@ -114,6 +120,28 @@ def arguments_of(record: Record, checkpoint: Checkpoint, options: Mapping[str, A
     if described.head is None:
         return {**arguments, "features_only": True}
     return {**arguments, "head": described.head, "num_classes": described.num_classes}
+
+
+def _count_classes(checkpoint: Checkpoint, request: BuildRequest, catalogue: Catalogue) -> int | None:
+    """Return the number of classes of a file that is not identified, by the rows of its head's tensors."""
+    model = request.spec
+    if not isinstance(model, ModelSpec) or not model.num_classes:
+        return None
+    try:
+        weights = translate(checkpoint, model, catalogue)
+    except MismatchError:
+        # Fitting the file reports it.
+        return None
+    if not weights.has_head or weights.head != model.head.name:
+        return None
+    per_class = tuple(HEAD + prefix for prefix in model.head.per_class)
+    found = {name: tensor for name, tensor in weights.tensors.items() if name.startswith(per_class) and tensor.ndim}
+    if not found and model.head.min_classes == 0:
+        return 0
+    rows = {name: shape[0] for name, shape in head_tensors(model).items() if name in found}
+    counts = {len(found[name]) * model.num_classes / count for name, count in rows.items()}
+    # Rows that contradict one another are reported by fitting, too.
+    return int(counts.pop()) if len(counts) == 1 else None
 
 
 def _resolve_recorded(
