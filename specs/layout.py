@@ -20,6 +20,8 @@ class Layout:
         names: our name → theirs, of the whole network and its head.
         norm_eps: epsilon of batch norm that the library builds the network with.
         head_norm_eps: the same in the head, where there are norms.
+        feature_taps: the address of each map that the library's feature extractor numbers, in its order; empty for the
+            levels.
         preprocessing: how the library's model normalises its images, where it does so itself.
         architecture: what the library calls the network; empty where it has no such network, whose weights can then be
             read from files of these names, and not be written.
@@ -39,6 +41,7 @@ class Layout:
     pointwise: frozenset[str] = frozenset()
     transposed: frozenset[str] = frozenset()
     head_norm_eps: float | None = None
+    feature_taps: tuple[str, ...] = ()
     preprocessing: Preprocessing | None = None
 
     @property

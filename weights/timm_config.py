@@ -6,7 +6,6 @@ import json
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from itertools import takewhile
 from math import floor, nextafter
 from pathlib import Path
 from typing import Any
@@ -36,7 +35,7 @@ def timm_config(description: Description, backbone: BackboneSpec, layout: Layout
     """Return the text of a `config.json`; `features` is the number of channels of the last map or hidden layer.
 
     Raises:
-        WeightsError: a bare backbone without one whole level.
+        WeightsError: a bare backbone with a tap that timm's feature extractor does not return.
     """
     preprocessing, classes = description.preprocessing.for_images("cropped"), description.num_classes or 0
     crop = preprocessing.crop or SIZE
@@ -45,7 +44,7 @@ def timm_config(description: Description, backbone: BackboneSpec, layout: Layout
         "num_classes": classes,
         "num_features": features,
         "global_pool": "avg",
-        "model_args": {**layout.arguments, **_as_features(description, backbone)},
+        "model_args": {**layout.arguments, **_as_features(description, backbone, layout)},
         "pretrained_cfg": {
             "tag": "",
             "custom_load": False,
@@ -67,20 +66,19 @@ def timm_config(description: Description, backbone: BackboneSpec, layout: Layout
     return json.dumps(config, indent=2) + "\n"
 
 
-def _as_features(description: Description, backbone: BackboneSpec) -> dict[str, Any]:
-    """Return the arguments by which timm builds a bare backbone up to its last complete level.
-
-    timm builds complete levels only, and leaves tensors that the file lacks randomly initialised.
-    """
+def _as_features(description: Description, backbone: BackboneSpec, layout: Layout) -> dict[str, Any]:
+    """Return the arguments by which timm builds a bare backbone with the same maps, in the order of the network."""
     if description.head:
         return {}
-    missing = {block.level for block in backbone.all_blocks if block not in backbone.blocks}
-    complete = list(takewhile(lambda level: level not in missing, backbone.levels))
-    if not complete:
+    numbered = layout.feature_taps or backbone.levels
+    indices = {backbone.addresses[address]: index for index, address in enumerate(numbered)}
+    unnumbered = [address for address, path in backbone.paths.items() if path not in indices]
+    if unnumbered:
         raise WeightsError(
-            f"cannot save the taps {', '.join(description.taps)} for timm, which builds whole levels only"
+            f"cannot save the taps {', '.join(unnumbered)} for timm, whose feature extractor has no index for them; "
+            f"build the backbone with taps among {', '.join(numbered)}"
         )
-    return {"features_only": True, "out_indices": list(range(len(complete)))}
+    return {"features_only": True, "out_indices": sorted({indices[path] for path in backbone.paths.values()})}
 
 
 @dataclass(frozen=True)

@@ -92,7 +92,7 @@ def write_checkpoint(model: ModelWeights, target: Path, layout_name: str) -> Pat
     else:
         layout = _select_layout(model, layout_name)
         tensors, eps = _rename(model, layout), layout.norm_eps_by_part
-        if layout_name == "timm":
+        if layout_name == "timm" and target.suffix != SUFFIX:
             hidden = model.tensors.get(f"{HEAD}hidden.weight")
             features = list(model.backbone.taps.values())[-1].channels if hidden is None else len(hidden)
             config = timm_config(model.description, model.backbone, layout, features)

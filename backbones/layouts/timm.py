@@ -78,6 +78,8 @@ def _layout(
         features_only=LARGE in families and spec.output_stride != 32,
         remark=NARROW_STEM if narrow_stem else "",
         pointwise=frozenset([pointwise] if pointwise else []),
+        # timm's feature extractors number the maps of blocks only.
+        feature_taps=(*spec.levels[:-1], f"{spec.levels[-1]}.bottleneck") if last else (),
     )
 
 

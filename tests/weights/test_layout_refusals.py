@@ -124,12 +124,6 @@ def test_layouts_that_cannot_hold_a_model_refuse_it_by_name(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_less_than_a_level_is_not_saved_for_timm(registry: Registry, tmp_path: Path) -> None:
-    with pytest.raises(WeightsError) as error:
-        registry.save(registry.build("mobilenet_v1", features_only=True, taps=("C1.first",)), tmp_path / "x", "timm")
-    assert str(error.value) == "cannot save the taps C1.first for timm, which builds whole levels only"
-
-
 def test_networks_that_a_library_lacks_have_no_architecture_there() -> None:
     from featuretap.backbones.layouts import timm as timms
     from featuretap.backbones.layouts import torchvision as torchvisions

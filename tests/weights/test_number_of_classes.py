@@ -4,7 +4,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import safetensors.torch
 import timm
 import torch
 from support.oracles import timm_model, torchvision_model, with_statistics
@@ -42,7 +41,7 @@ def test_files_that_the_caller_identifies_keep_their_classes(
         assert f"{path} has 7 classes, not 3" in notes.messages[0]
 
 
-@pytest.mark.parametrize("head", HEADS)
+@pytest.mark.parametrize("head", ["classification", "lraspp", "ssdlite"])
 def test_files_that_record_their_model_keep_their_classes(registry: Registry, tmp_path: Path, head: str) -> None:
     model = registry.build("mobilenet_v2", head=head, num_classes=CLASSES, **UNKNOWN)
     path = registry.save(model, tmp_path / "file.safetensors")
@@ -95,13 +94,6 @@ def test_a_file_without_a_last_layer_has_no_classes(registry: Registry, tmp_path
     torch.save(timm.create_model("mobilenetv3_small_075", num_classes=0).state_dict(), tmp_path / "file.pth")
     loaded = registry.load(tmp_path / "file.pth", name="mobilenet_v3_small", width=0.75)
     assert classes_of(loaded) == 0
-
-
-def test_a_session_keeps_the_classes_of_a_file_that_the_caller_identifies(registry: Registry, tmp_path: Path) -> None:
-    theirs = timm_model("mobilenetv2_035", num_classes=CLASSES)
-    safetensors.torch.save_file(theirs.state_dict(), tmp_path / "file.safetensors")
-    session = registry.session(tmp_path / "file.safetensors", name="mobilenet_v2", width=0.35)
-    assert session.description.num_classes == CLASSES
 
 
 def test_rows_that_contradict_one_another_are_refused(registry: Registry, tmp_path: Path) -> None:

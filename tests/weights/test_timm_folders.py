@@ -68,27 +68,56 @@ def test_timm_reads_bare_backbones_as_features(
 
 
 @pytest.mark.parametrize(
-    ("name", "taps", "levels"),
+    ("name", "taps", "indices"),
     [
-        ("mobilenet_v2", ("C3", "C2"), 3),
-        ("mobilenet_v3_large", ("C4.expansion",), 4),
-        ("mobilenet_v3_large", ("C4.first",), 3),
-        ("mobilenet_v2", ("C5.bottleneck",), 4),
+        ("mobilenet_v1", ("C5",), [4]),
+        ("mobilenet_v1", ("C1.bottleneck", "C2"), [0, 1]),
+        ("mobilenet_v2", ("C3",), [2]),
+        ("mobilenet_v2", ("C4", "C2"), [1, 3]),
+        ("mobilenet_v2", ("C1", "C2", "C3", "C4", "C5.bottleneck"), [0, 1, 2, 3, 4]),
+        ("mobilenet_v2_050", ("C5.bottleneck", "C3"), [2, 4]),
+        ("mobilenet_v3_large", ("C3", "C5"), [2, 4]),
+        ("mobilenet_v3_small", ("C1.first", "C4"), [0, 3]),
     ],
 )
-def test_timm_reads_the_whole_levels_of_a_truncated_backbone(
-    registry: Registry, tmp_path: Path, name: str, taps: tuple[str, ...], levels: int
+@pytest.mark.parametrize("output_stride", [32, 16])
+def test_timm_returns_the_maps_of_a_bare_backbone_from_the_folder_alone(
+    registry: Registry, tmp_path: Path, name: str, taps: tuple[str, ...], indices: list[int], output_stride: int
 ) -> None:
-    whole = with_statistics(registry.build(name, features_only=True))
-    path = registry.save(whole, tmp_path / "whole.safetensors")
-    registry.save(registry.load(path, taps=taps), tmp_path / "folder", "timm")
+    ours = with_statistics(registry.build(name, features_only=True, taps=taps, output_stride=output_stride))
+    registry.save(ours, tmp_path / "folder", "timm")
+    arguments = json.loads((tmp_path / "folder" / "config.json").read_text())["model_args"]
+    assert arguments["out_indices"] == indices
     theirs = timm.create_model(f"local-dir:{tmp_path}/folder", pretrained=True).double().eval()
-    images = torch.randn(1, 3, 64, 64, dtype=torch.float64)
+    images = torch.randn(1, 3, 97, 65, dtype=torch.float64)
     with torch.no_grad():
-        maps = theirs(images)
-        assert len(maps) == levels
-        for mine, its in zip(list(whole.double()(images).values())[:levels], maps, strict=True):
-            assert (mine - its).abs().max() < 1e-5 * its.abs().max()
+        maps = dict(zip(sorted(taps), theirs(images), strict=True))
+        for address, mine in ours.double()(images).items():
+            assert mine.shape == maps[address].shape
+            assert (mine - maps[address]).abs().max() < 1e-5 * mine.abs().max()
+
+
+@pytest.mark.parametrize(
+    ("name", "taps", "unnumbered", "numbered"),
+    [
+        ("mobilenet_v1", ("C1.first", "C3"), "C1.first", "C1, C2, C3, C4, C5"),
+        ("mobilenet_v2", None, "C5", "C1, C2, C3, C4, C5.bottleneck"),
+        ("mobilenet_v3_large", ("C4.expansion", "C5.bottleneck"), "C4.expansion, C5.bottleneck", "C1, C2, C3, C4, C5"),
+    ],
+)
+def test_taps_that_timm_has_no_index_for_are_refused_with_those_that_have_one(
+    registry: Registry, tmp_path: Path, name: str, taps: tuple[str, ...] | None, unnumbered: str, numbered: str
+) -> None:
+    model = registry.build(name, features_only=True, taps=taps)
+    with pytest.raises(WeightsError) as error:
+        registry.save(model, tmp_path / "folder", "timm")
+    assert str(error.value) == (
+        f"cannot save the taps {unnumbered} for timm, whose feature extractor has no index for them; build the "
+        f"backbone with taps among {numbered}"
+    )
+    assert not (tmp_path / "folder").exists()
+    # A file has no configuration that could be wrong.
+    registry.save(model, tmp_path / "file.safetensors", "timm")
 
 
 @pytest.mark.parametrize("resize", [224, 232, 235, 248, 256, 255, 300])
