@@ -75,7 +75,7 @@ def minimalistic(spec: BackboneSpec, name: str) -> BackboneSpec:
         name=name,
         stages=tuple(tuple(plain(row) for row in rows) for rows in spec.stages),
         classifier=replace(spec.classifier, activation=RE),
-        layouts={},
+        layouts={"timm": LAYOUTS["timm"]},
         description="3×3 kernels and ReLU only, no squeeze-excite",
     )
 

@@ -13,6 +13,7 @@ from typing import Any, Dict, Final, Tuple, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import pad
 
 from featuretap.specs import BackboneSpec, Block, Tap
 from featuretap.specs.addresses import LEVELS
@@ -57,11 +58,39 @@ class ConvolutionLayer(nn.Sequential):
 
     def __init__(self, layer: Convolution, norm: Norm) -> None:
         shape = layer.in_channels, layer.out_channels, layer.kernel
-        conv = skip_init(nn.Conv2d, *shape, layer.stride, layer.padding, layer.dilation, layer.groups, bias=False)
-        parts = OrderedDict[str, nn.Module](conv=conv, norm=norm(layer.out_channels))
+        parts = OrderedDict[str, nn.Module]()
+        before, after = layer.pads or (0, 0)
+        if layer.pads is None or before != after:
+            parts["pad"] = SamePadding(layer.reach, layer.stride)
+            before = 0
+        parts["conv"] = skip_init(nn.Conv2d, *shape, layer.stride, before, layer.dilation, layer.groups, bias=False)
+        parts["norm"] = norm(layer.out_channels)
         if layer.activation is not None:
             parts["activation"] = ACTIVATIONS[layer.activation]()
         super().__init__(parts)
+
+
+class SamePadding(nn.Module):
+    """Pad (N, C, H, W) with zeros by TensorFlow's rule "SAME", for a convolution that adds none itself.
+
+    Args:
+        reach: distance in pixels from the first to the last weight, both included; at least the stride.
+        stride: of the convolution.
+    """
+
+    def __init__(self, reach: int, stride: int) -> None:
+        super().__init__()
+        self.reach = reach
+        self.stride = stride
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return (N, C, H', W'), the pixels that are missing added, the odd one at the bottom and the right."""
+        height = self._missing(x.shape[2])
+        width = self._missing(x.shape[3])
+        return pad(x, [width // 2, width - width // 2, height // 2, height - height // 2])
+
+    def _missing(self, size: int) -> int:
+        return -size % self.stride + self.reach - self.stride
 
 
 class SqueezeExciteLayer(nn.Module):

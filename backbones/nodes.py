@@ -44,7 +44,7 @@ def convolution_nodes(graph: Graph, layer: Convolution, path: str, x: str) -> st
         f"{path}.conv",
         f"{path}.norm",
         stride=layer.stride,
-        padding=layer.padding,
+        padding=layer.pads,
         dilation=layer.dilation,
         groups=layer.groups,
     )

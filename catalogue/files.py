@@ -25,6 +25,10 @@ SCHEMA = 1
 IMPORT_STRING = re.compile(r"\w+(\.\w+)*:\w+(\.\w+)*")
 
 
+UNPUBLISHED = ("width", "padding")
+"""Options of a variant that the published weights of its base do not fit."""
+
+
 def _is_number(value: Any) -> bool:
     return is_number(value) and isfinite(value)
 
@@ -138,9 +142,9 @@ def _make_variant(name: str, entry: Mapping[str, Any], base: BackboneSpec) -> Ba
     defaults = options_of(base)
     split_options(base, None, options, defaults)
     check_options(base, {**defaults, **options})
-    # Only a width makes tensors that no published weights of the base could fill.
-    width = defaults.get("width", 1.0)
-    same = "base" in entry and options.get("width", width) == width
+    # Only a width makes tensors that no published weights of the base could fill, and only padding gives them another
+    # meaning.
+    same = "base" in entry and all(options.get(name, defaults.get(name)) == defaults.get(name) for name in UNPUBLISHED)
     return replace(
         base,
         name=name,

@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from featuretap.specs.addresses import LEVELS, addresses_of, describe_unknown_tap
 from featuretap.specs.blocks import Block, place_rows, truncate
-from featuretap.specs.layers import Activation, BatchNorm, Linear
+from featuretap.specs.layers import PADDINGS, SYMMETRIC, Activation, BatchNorm, Linear
 from featuretap.specs.rows import RE, Row
 from featuretap.specs.taps import Tap
 from featuretap.specs.validation import (
@@ -94,6 +94,7 @@ FIELDS = {
     "in_channels": COUNT,
     "output_stride": ("32, 16 or 8", lambda value: value in (32, 16, 8)),
     "dilate_entry": BOOLEAN,
+    "padding": (" or ".join(map(repr, PADDINGS)), lambda value: value in PADDINGS),
     "width": POSITIVE,
     "norm": ("None or a function channels -> nn.Module", lambda value: value is None or callable(value)),
     "norm_eps": EPS,
@@ -134,6 +135,7 @@ class BackboneSpec:
         in_channels: channels of the images, (N, in_channels, H, W).
         output_stride: no map is smaller than the image divided by this; later stages dilate instead.
         dilate_entry: whether the block that would have strided already uses the stage's dilation.
+        padding: of convolutions: "symmetric", or "same" for TensorFlow's rule, which weights from there need.
         width: the multiplier that its channels were scaled by, which some heads scale theirs by too.
         norm: a factory channels → module in place of batch norm, counted as it is.
         norm_eps: epsilon of batch norm in the family's reference code.
@@ -160,6 +162,7 @@ class BackboneSpec:
     in_channels: int = 3
     output_stride: int = 32
     dilate_entry: bool = False
+    padding: str = SYMMETRIC
     width: float = 1.0
     norm: Callable[[int], Any] | None = None
     norm_eps: float = 1e-5
@@ -193,7 +196,7 @@ class BackboneSpec:
     @cached_property
     def all_blocks(self) -> tuple[Block, ...]:
         """Every block of the table in order of execution, whatever the taps."""
-        return place_rows(self.stages, self.in_channels, self.output_stride, self.dilate_entry)
+        return place_rows(self.stages, self.in_channels, self.output_stride, self.dilate_entry, self.padding)
 
     @cached_property
     def blocks(self) -> tuple[Block, ...]:

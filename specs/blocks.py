@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from featuretap.specs.layers import Convolution, Layer
+from featuretap.specs.layers import SYMMETRIC, Convolution, Layer
 from featuretap.specs.rows import Row
+from featuretap.support.errors import SpecError
 
 
 @dataclass(frozen=True)
@@ -40,13 +41,20 @@ class Block:
 
 
 def place_rows(
-    stages: Sequence[Sequence[Row]], in_channels: int, output_stride: int, dilate_entry: bool
+    stages: Sequence[Sequence[Row]],
+    in_channels: int,
+    output_stride: int,
+    dilate_entry: bool,
+    padding: str = SYMMETRIC,
 ) -> tuple[Block, ...]:
     """Place the rows of `stages` one after the other.
 
     The first row of stage n strides by 2 while 2ⁿ does not exceed `output_stride`. Beyond it the stage keeps its
     resolution: its first row keeps the dilation reached so far, the rows after it double it (DeepLab, arXiv 1706.05587,
     section 3.1); with `dilate_entry` the first row doubles it too, as torchvision's segmentation models do.
+
+    Raises:
+        SpecError: `padding` is "same", and a layer that strides has no such field.
     """
     blocks = []
     channels, dilation = in_channels, 1
@@ -59,7 +67,7 @@ def place_rows(
         for index, row in enumerate(rows):
             enters = index == 0
             stride, dilated = 2 if enters and strides else 1, entry if enters else dilation
-            layers = tuple(_place(layer, stride, dilated) for layer in row.layers(channels))
+            layers = tuple(_place(layer, stride, dilated, padding) for layer in row.layers(channels))
             out_channels = layers[-1].out_channels
             # A block that strided in the table never gets a shortcut, not even where an output stride stops it.
             shortcut = row.shortcut and not enters and channels == out_channels
@@ -68,7 +76,13 @@ def place_rows(
     return tuple(blocks)
 
 
-def _place(layer: Layer, stride: int, dilation: int) -> Layer:
+def _place(layer: Layer, stride: int, dilation: int, padding: str) -> Layer:
+    if hasattr(layer, "padding"):
+        layer = replace(layer, padding=padding)  # type: ignore[type-var]
+    elif padding != SYMMETRIC and layer.strided and stride > 1:
+        raise SpecError(
+            f"{type(layer).__name__} {layer.name!r} cannot take padding={padding!r}; give the class a field padding"
+        )
     if layer.strided and (stride, dilation) != (1, 1):
         return replace(layer, stride=stride, dilation=dilation)  # type: ignore[type-var]
     # What looks around before or after the layer that strides has to look as far as that.

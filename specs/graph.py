@@ -105,7 +105,7 @@ class Graph:
         norm: str = "",
         *,
         stride: int = 1,
-        padding: int = 0,
+        padding: int | tuple[int, int] | None = 0,
         dilation: int = 1,
         groups: int = 1,
     ) -> str:
@@ -116,7 +116,7 @@ class Graph:
             path: of the convolution in the network: its tensors are `path.weight` and, if it has one, `path.bias`.
             norm: path of the batch norm that follows; "" for none.
             stride: in pixels.
-            padding: pixels added on each side.
+            padding: pixels added on each side, or before and after along each side; None for TensorFlow's rule "SAME".
             dilation: distance in pixels of neighbouring weights.
             groups: that the channels are divided into.
 
@@ -125,8 +125,13 @@ class Graph:
         """
         names = self._weights(path, norm)
         kernel = list(self.constants[names[0]].shape[2:])
-        attributes = {"kernel_shape": kernel, "strides": [stride] * 2, "pads": [padding] * 4}
-        return self.node("Conv", x, *names, dilations=[dilation] * 2, group=groups, **attributes)
+        attributes: dict[str, Any] = {"kernel_shape": kernel, "strides": [stride] * 2, "dilations": [dilation] * 2}
+        if padding is None:
+            attributes["auto_pad"] = "SAME_UPPER"
+        else:
+            before, after = (padding, padding) if isinstance(padding, int) else padding
+            attributes["pads"] = [before, before, after, after]
+        return self.node("Conv", x, *names, group=groups, **attributes)
 
     def linear(self, x: str, path: str, norm: str = "") -> str:
         """Append a linear layer on (N, C), with a batch norm folded into it; arguments as for `convolution`."""

@@ -19,6 +19,15 @@ ACTIVATIONS = (None, "relu", "relu6", "hard_swish")
 """What may follow a convolution; None where it is linear."""
 
 
+SYMMETRIC, SAME = "symmetric", "same"
+PADDINGS = (SYMMETRIC, SAME)
+"""How convolutions pad: by as many pixels on every side, or by TensorFlow's rule "SAME".
+
+Either way, sizes are divided by the stride and rounded up. They differ in strided convolutions: TensorFlow adds only
+the pixels that are missing for the input's size, and the odd one at the bottom and the right.
+"""
+
+
 def make_divisible(channels: float, divisor: int = 8) -> int:
     """Round a number of `channels` to a multiple of `divisor`, and up again if that lost more than a tenth.
 
@@ -52,7 +61,8 @@ class Layer(Counted, Protocol):
     the network where it is exported.
 
     `strided` marks the layer that carries the stride of its row; at most one in a row does. It also carries the row's
-    dilation, as does every `Convolution` wider than 1×1. `norm_channels` are those of its norm, 0 without one.
+    dilation, as does every `Convolution` wider than 1×1. A layer with a field `padding` is given that of the backbone;
+    one that strides needs the field for `padding="same"`. `norm_channels` are those of its norm, 0 without one.
     """
 
     module: ClassVar[str]
@@ -87,9 +97,10 @@ class Convolution:
         strided: whether it carries the stride of its row.
         stride: set where its row is put in its place, as is the dilation.
         dilation: distance in pixels of neighbouring weights.
+        padding: "symmetric", or "same" for TensorFlow's rule; also set where its row is put in its place.
 
     Raises:
-        SpecError: sizes that are no positive whole numbers, or another activation.
+        SpecError: sizes that are no positive whole numbers, or another activation or padding.
     """
 
     module: ClassVar[str] = "featuretap.backbones.modules:ConvolutionLayer"
@@ -104,6 +115,7 @@ class Convolution:
     strided: bool = False
     stride: int = 1
     dilation: int = 1
+    padding: str = SYMMETRIC
 
     def __post_init__(self) -> None:
         sizes = (self.in_channels, self.out_channels, self.kernel, self.groups)
@@ -114,6 +126,10 @@ class Convolution:
                 f"activation={self.activation!r}; sizes are positive whole numbers, and the activation is one of "
                 f"{', '.join(map(repr, ACTIVATIONS))}"
             )
+        if self.padding not in PADDINGS:
+            raise SpecError(
+                f"no convolution {self.name!r} has padding={self.padding!r}; it is {' or '.join(map(repr, PADDINGS))}"
+            )
 
     @property
     def tensors(self) -> dict[str, tuple[int, ...]]:
@@ -121,9 +137,20 @@ class Convolution:
         return {"conv.weight": (self.out_channels, self.in_channels // self.groups, self.kernel, self.kernel)}
 
     @property
-    def padding(self) -> int:
-        """Pixels added on each side: with an odd kernel, sizes are divided by the stride and rounded up."""
-        return (self.kernel - 1) // 2 * self.dilation
+    def reach(self) -> int:
+        """Distance in pixels from the first to the last weight, both included, along one side."""
+        return self.dilation * (self.kernel - 1) + 1
+
+    @property
+    def pads(self) -> tuple[int, int] | None:
+        """Pixels added before and after, along each side; None if they depend on the size of the input."""
+        if self.padding == SYMMETRIC:
+            # With an odd kernel, sizes are divided by the stride and rounded up.
+            pixels = (self.kernel - 1) // 2 * self.dilation
+            return pixels, pixels
+        if self.stride > 1 and self.reach > 1:
+            return None
+        return (self.reach - 1) // 2, self.reach // 2
 
     @property
     def parameters(self) -> int:
@@ -137,10 +164,10 @@ class Convolution:
 
     def output_size(self, height: int, width: int) -> tuple[int, int]:
         """Height and width of the output for an input of `height` × `width` pixels."""
-        reach = self.dilation * (self.kernel - 1) - 2 * self.padding
+        pads = self.pads
 
         def along(size: int) -> int:
-            return (size - reach - 1) // self.stride + 1
+            return -(-size // self.stride) if pads is None else (size + sum(pads) - self.reach) // self.stride + 1
 
         return along(height), along(width)
 

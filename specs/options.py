@@ -11,11 +11,13 @@ from featuretap.specs.addresses import LEVELS
 from featuretap.specs.validation import Option, boolean, check_option, choice, count, default_of, factory
 from featuretap.specs.variants import (
     OUTPUT_STRIDE,
+    PADDING,
     REDUCED_TAIL,
     WIDTH,
     reduced_tail,
     widened,
     with_output_stride,
+    with_padding,
 )
 from featuretap.support.errors import OptionError, UnknownOptionError, did_you_mean
 from featuretap.support.import_strings import call_reference
@@ -27,6 +29,7 @@ ELSEWHERE = {
     "in_chans": "in_channels",
     "out_features": "taps",
     "out_indices": "taps",
+    "pad_type": "padding",
     "returned_layers": "taps",
     "weights": "pretrained",
     "weights_backbone": "pretrained",
@@ -45,9 +48,13 @@ OPTIONS = {
     "in_channels": count(3),
     "output_stride": OUTPUT_STRIDE,
     "dilate_entry": boolean(False),
+    "padding": PADDING,
     **FREEZING,
     "norm": factory(),
 }
+
+TABLE_FIELDS = ("in_channels", "output_stride", "dilate_entry", "padding", "norm")
+"""Options that are fields of a table too."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +70,7 @@ def options_of(spec: BackboneSpec) -> dict[str, Any]:
     usual = {name: option.default for name, option in (OPTIONS if spec.stages else FREEZING).items()}
     if spec.stages:
         # What a function from spec to spec has already set stays, unless it is asked for anew.
-        usual |= {name: getattr(spec, name) for name in ("in_channels", "output_stride", "dilate_entry", "norm")}
+        usual |= {name: getattr(spec, name) for name in TABLE_FIELDS}
     return {**usual, **{name: default_of(option) for name, option in spec.options.items()}}
 
 
@@ -145,6 +152,8 @@ def configure(spec: BackboneSpec, values: Mapping[str, Any]) -> tuple[BackboneSp
         spec = widened(spec, values["width"])
     if (values["output_stride"], values["dilate_entry"]) != (spec.output_stride, spec.dilate_entry):
         spec = with_output_stride(spec, values["output_stride"], dilate_entry=values["dilate_entry"])
+    if values["padding"] != spec.padding:
+        spec = with_padding(spec, values["padding"])
     return spec, freezing
 
 

@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import Literal
 
 from featuretap.specs import BackboneSpec
+from featuretap.specs.layers import PADDINGS
 from featuretap.specs.rows import Row
 from featuretap.specs.validation import Option, check_option, choice, is_number
 from featuretap.support.errors import OptionError
@@ -20,6 +21,7 @@ WIDTH = Option(
 )
 REDUCED_TAIL = choice(False, True, "segmentation")
 OUTPUT_STRIDE = choice(32, 16, 8)
+PADDING = choice(*PADDINGS)
 
 
 def widened(spec: BackboneSpec, width: float) -> BackboneSpec:
@@ -89,3 +91,20 @@ def with_output_stride(spec: BackboneSpec, output_stride: int, *, dilate_entry: 
     if (output_stride, dilate_entry) == (spec.output_stride, spec.dilate_entry):
         return spec
     return replace(spec, output_stride=output_stride, dilate_entry=dilate_entry)
+
+
+def with_padding(spec: BackboneSpec, padding: str) -> BackboneSpec:
+    """Return `spec` with other padding of its convolutions: the same weights and shapes, and other values.
+
+    Args:
+        spec: a table of rows.
+        padding: "symmetric", or "same" for TensorFlow's rule, which weights that were trained there need: a strided
+            convolution adds only the pixels that are missing for the input's size, and the odd one at the bottom and
+            the right.
+
+    Raises:
+        OptionError: another padding.
+        SpecError: a layer of a plugin that strides, and does not take it.
+    """
+    check_option(repr(spec.name), "padding", PADDING, padding)
+    return replace(spec, padding=padding)

@@ -30,6 +30,7 @@ from featuretap.weights.identification import identify_tensors
 from featuretap.weights.layouts import CLASSIFICATION, MismatchError
 from featuretap.weights.network_records import is_of_network
 from featuretap.weights.opening import check_published
+from featuretap.weights.padding import check_padding, set_padding, stated_padding
 from featuretap.weights.pruning import prune_tail
 from featuretap.weights.reading import Checkpoint, Tensor
 from featuretap.weights.translation import NativeTensors, translate
@@ -103,6 +104,7 @@ def fit_checkpoint(
         plan = _plan_head(request.spec, checkpoint, weights, declared)
         tensors = _fit_tensors(request.spec, weights, declared, plan.skipped)
         _check_network(checkpoint, request)
+        check_padding(checkpoint, request, weights.layout, catalogue)
     except MismatchError as mismatch:
         # That a file is not what it was requested as says more than that it does not fit.
         check_published(checkpoint)
@@ -326,6 +328,8 @@ def _describe_fitting_model(checkpoint: Checkpoint, request: BuildRequest, catal
     record = checkpoint.record or identify_tensors(checkpoint.shapes, catalogue, checkpoint.framework)
     if record is None:
         return ""
+    if not checkpoint.record:
+        record = set_padding(record, catalogue, stated_padding(checkpoint, catalogue))
     described = record.description
     if not record.by_name:
         return f"; the file fits the BackboneSpec {described.name!r} that its model was built from"

@@ -25,6 +25,7 @@ from featuretap.weights.expected_tensors import (
 from featuretap.weights.files import Framework
 from featuretap.weights.layouts import CLASSIFICATION, MismatchError, layout_for
 from featuretap.weights.metadata import Record
+from featuretap.weights.padding import set_padding
 from featuretap.weights.timm_config import TimmConfig
 
 logger = logging.getLogger("featuretap")
@@ -77,10 +78,12 @@ def identify_checkpoint(
     catalogue: Catalogue,
     config: TimmConfig = NO_CONFIG,
     framework: Framework = "pt",
+    padding: str | None = None,
 ) -> Record | None:
     """Return the record of a file that has none, or None if it is in no known layout of any backbone.
 
-    The catalogue adds what it knows by the file's digest, and a configuration beside the file what it states.
+    The catalogue adds what it knows by the file's digest, and a configuration beside the file what it states. `padding`
+    is what is known of it otherwise, which tensors do not show.
     """
     entry = catalogue.weights_with_digest(digest)
     if entry and entry.head != CLASSIFICATION:
@@ -89,6 +92,8 @@ def identify_checkpoint(
             description = replace(record.description, weights=entry.name, classes=entry.classes)
             return replace(record, description=description, norm_eps={**record.norm_eps, "backbone": entry.norm_eps})
     record = identify_tensors(shapes, catalogue, framework)
+    if record:
+        record = set_padding(record, catalogue, padding)
     if record and config.architecture:
         description = record.description
         stride = {"output_stride": config.output_stride} if config.output_stride != 32 else {}

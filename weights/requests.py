@@ -16,6 +16,7 @@ from featuretap.weights.identification import identify_checkpoint
 from featuretap.weights.layouts import MismatchError
 from featuretap.weights.metadata import Record
 from featuretap.weights.norms import is_batch_norm, norm_from_label
+from featuretap.weights.padding import stated_padding
 from featuretap.weights.reading import Checkpoint, convert_first
 from featuretap.weights.translation import translate
 
@@ -47,7 +48,7 @@ def resolve_checkpoint(
     record: Record | None
     if name is not None:
         record = find_record(checkpoint, catalogue)
-        recorded = arguments_of(record, checkpoint, options) if record else {}
+        recorded = arguments_of(record, checkpoint, options) if record else _stated_options(checkpoint, catalogue, name)
     else:
         record = record_of(checkpoint, catalogue)
         name = record.description.name
@@ -66,10 +67,22 @@ def resolve_checkpoint(
     return request if classes is None else resolve_request(catalogue, name, **merged, num_classes=classes)
 
 
+def _stated_options(checkpoint: Checkpoint, catalogue: Catalogue, name: str | BackboneSpec) -> dict[str, Any]:
+    """Return the options that are known of a file whose model only the caller names."""
+    padding = stated_padding(checkpoint, catalogue)
+    usual = options_of(catalogue.backbone(name)).get("padding")
+    return {"padding": padding} if None not in (padding, usual) and padding != usual else {}
+
+
 def find_record(checkpoint: Checkpoint, catalogue: Catalogue) -> Record | None:
     """Return what a checkpoint records of its model, or the model it is identified as, or None."""
     return checkpoint.record or identify_checkpoint(
-        checkpoint.shapes, checkpoint.digest(), catalogue, checkpoint.config, checkpoint.framework
+        checkpoint.shapes,
+        checkpoint.digest(),
+        catalogue,
+        checkpoint.config,
+        checkpoint.framework,
+        stated_padding(checkpoint, catalogue),
     )
 
 

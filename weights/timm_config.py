@@ -12,6 +12,7 @@ from typing import Any
 
 from featuretap.specs import BackboneSpec
 from featuretap.specs.description import Description
+from featuretap.specs.layers import SAME, SYMMETRIC
 from featuretap.specs.layout import Layout
 from featuretap.specs.preprocessing import Preprocessing
 from featuretap.support.errors import WeightsError
@@ -27,6 +28,7 @@ HARMLESS = {"drop_rate", "drop_path_rate", "in_chans", "num_classes", "features_
 
 KNOWN: Mapping[str, Callable[[Any], bool]] = {
     "output_stride": lambda value: value in (8, 16, 32),
+    "pad_type": lambda value: value in ("", SAME),
     "bn_eps": lambda value: isinstance(value, float) and 0 <= value < 1,
 }
 
@@ -91,6 +93,7 @@ class TimmConfig:
         norm_eps: epsilon that its batch norms are built with, None for timm's own.
         preprocessing: of its images, None where the file states none that is known here.
         classes: the name of each class, empty where the file does not list them.
+        padding: that the network is built with, None where the file does not name the network.
     """
 
     architecture: str = ""
@@ -98,6 +101,7 @@ class TimmConfig:
     norm_eps: float | None = None
     preprocessing: Preprocessing | None = None
     classes: tuple[str, ...] = ()
+    padding: str | None = None
 
 
 def read_timm_config(file: Path) -> TimmConfig:
@@ -126,7 +130,13 @@ def read_timm_config(file: Path) -> TimmConfig:
         arguments.get("bn_eps"),
         preprocessing_of(path, pretrained),
         _label_names(config, pretrained),
+        SAME if arguments.get("pad_type", padding_by_name(architecture)) == SAME else SYMMETRIC,
     )
+
+
+def padding_by_name(name: str) -> str | None:
+    """Return the padding of timm's MobileNetV3 of a name, or of a file that begins with it; None for other names."""
+    return SAME if name.startswith("tf_") else SYMMETRIC if name.startswith("mobilenetv3_") else None
 
 
 def _label_names(*tables: Any) -> tuple[str, ...]:

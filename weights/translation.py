@@ -33,6 +33,7 @@ class NativeTensors:
         norm_eps: epsilon of the batch norms by part, as far as it is known.
         source: the file, for messages.
         head: name of the head that has tensors in the file, if any.
+        layout: name of the file's layout.
         remark: on tensors that do not fit, for messages.
         preprocessing: by which the library whose layout it is normalises images inside such a model, if it does.
     """
@@ -42,6 +43,7 @@ class NativeTensors:
     norm_eps: Mapping[str, float]
     source: str
     head: str | None
+    layout: str = NATIVE
     remark: str = ""
     preprocessing: Preprocessing | None = None
 
@@ -154,6 +156,7 @@ def _rename(
             {**eps, **norm_eps},
             str(checkpoint.path),
             head,
+            layout_name,
             layout.remark,
             layout.preprocessing,
         )

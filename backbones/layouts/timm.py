@@ -12,27 +12,47 @@ from typing import Any
 from featuretap.backbones.layouts.naming import convolution, linear, squeeze_excite
 from featuretap.backbones.mobilenet_v1 import V1
 from featuretap.backbones.mobilenet_v2 import V2
-from featuretap.backbones.mobilenet_v3 import LARGE, SMALL
+from featuretap.backbones.mobilenet_v3 import LARGE, LARGE_MINIMALISTIC, SMALL, SMALL_MINIMALISTIC
 from featuretap.specs import BackboneSpec, Block
-from featuretap.specs.layers import SqueezeExcite
+from featuretap.specs.layers import SAME, SYMMETRIC, SqueezeExcite
 from featuretap.specs.layout import Layout
 from featuretap.specs.variants import widened
 
 NORM_EPS = 1e-5
 
-DEFAULTS = {"in_chans": 3, "output_stride": 32}
+TENSORFLOW = "tf_"
+"""Prefix of timm's networks whose weights come from TensorFlow."""
+
+TENSORFLOW_EPS = 1e-3
+
+DEFAULTS = {"in_chans": 3, "output_stride": 32, "pad_type": SYMMETRIC}
 
 NARROW_STEM = "below width 0.75 timm keeps the stem at 16 channels, and the width multiplier of the paper scales it"
 
-ARCHITECTURES = {
-    V1.name: {"mobilenetv1_100": 1.0, "mobilenetv1_125": 1.25},
-    V2.name: {"mobilenetv2_100": 1.0, "mobilenetv2_035": 0.35, "mobilenetv2_050": 0.5, "mobilenetv2_075": 0.75}
-    | {"mobilenetv2_140": 1.4},
-    LARGE.name: {"mobilenetv3_large_100": 1.0, "mobilenetv3_large_075": 0.75},
+ARCHITECTURES: dict[str, tuple[BackboneSpec, float]] = {
+    "mobilenetv1_100": (V1, 1.0),
+    "mobilenetv1_125": (V1, 1.25),
+    "mobilenetv2_035": (V2, 0.35),
+    "mobilenetv2_050": (V2, 0.5),
+    "mobilenetv2_075": (V2, 0.75),
+    "mobilenetv2_100": (V2, 1.0),
+    "mobilenetv2_140": (V2, 1.4),
     # Not mobilenetv3_small_050: its stem keeps 16 channels, which the paper's width multiplier scales.
-    SMALL.name: {"mobilenetv3_small_100": 1.0, "mobilenetv3_small_075": 0.75},
+    "mobilenetv3_large_075": (LARGE, 0.75),
+    "mobilenetv3_large_100": (LARGE, 1.0),
+    "mobilenetv3_small_075": (SMALL, 0.75),
+    "mobilenetv3_small_100": (SMALL, 1.0),
+    "tf_mobilenetv3_large_075": (LARGE, 0.75),
+    "tf_mobilenetv3_large_100": (LARGE, 1.0),
+    "tf_mobilenetv3_large_minimal_100": (LARGE_MINIMALISTIC, 1.0),
+    "tf_mobilenetv3_small_075": (SMALL, 0.75),
+    "tf_mobilenetv3_small_100": (SMALL, 1.0),
+    "tf_mobilenetv3_small_minimal_100": (SMALL_MINIMALISTIC, 1.0),
 }
-"""Family → timm's name → width multiplier: every network that timm registers and that is one of ours."""
+"""timm's name → table and width multiplier: every network that timm registers and that is one of ours.
+
+Those from TensorFlow have padding="same". V1 and V2 take it as an argument, `pad_type`.
+"""
 
 
 def mobilenet_v1(spec: BackboneSpec) -> Layout:
@@ -67,13 +87,13 @@ def _layout(
     family = next((family for family in families if len(family.all_blocks) == len(spec.all_blocks)), spec)
     for theirs, block in _number_blocks(blocks, family):
         names.update(_block(theirs, block))
-    architecture = _architecture(spec, families)
+    architecture = _architecture(spec)
     narrow_stem = LARGE in families and stem.out_channels < LARGE.all_blocks[0].out_channels
     return Layout(
         names,
-        NORM_EPS,
+        TENSORFLOW_EPS if architecture.startswith(TENSORFLOW) else NORM_EPS,
         architecture,
-        _arguments(spec),
+        _arguments(spec, architecture),
         # timm's class of V3's classifiers takes no output stride, that of its feature extractors does.
         features_only=LARGE in families and spec.output_stride != 32,
         remark=NARROW_STEM if narrow_stem else "",
@@ -83,8 +103,10 @@ def _layout(
     )
 
 
-def _arguments(spec: BackboneSpec) -> dict[str, Any]:
-    arguments = {"in_chans": spec.in_channels, "output_stride": spec.output_stride}
+def _arguments(spec: BackboneSpec, architecture: str) -> dict[str, Any]:
+    arguments: dict[str, Any] = {"in_chans": spec.in_channels, "output_stride": spec.output_stride}
+    if not architecture.startswith(TENSORFLOW):
+        arguments["pad_type"] = spec.padding
     return {name: value for name, value in arguments.items() if value != DEFAULTS[name]}
 
 
@@ -111,12 +133,12 @@ def _block(theirs: str, block: Block) -> dict[str, str]:
     return names
 
 
-def _architecture(spec: BackboneSpec, families: tuple[BackboneSpec, ...]) -> str:
+def _architecture(spec: BackboneSpec) -> str:
     if spec.dilate_entry and spec.output_stride != 32:
         return ""
-    for family in families:
-        for name, width in ARCHITECTURES[family.name].items():
-            network = widened(family, width)
-            if (network.stages, network.classifier) == (spec.stages, spec.classifier):
-                return name
+    for name, (table, width) in ARCHITECTURES.items():
+        network = widened(table, width)
+        takes_padding = table in (V1, V2) or name.startswith(TENSORFLOW) == (spec.padding == SAME)
+        if takes_padding and (network.stages, network.classifier) == (spec.stages, spec.classifier):
+            return name
     return ""

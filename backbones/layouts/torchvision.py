@@ -9,7 +9,7 @@ from featuretap.backbones.layouts.naming import convolution, linear, squeeze_exc
 from featuretap.backbones.mobilenet_v2 import V2
 from featuretap.backbones.mobilenet_v3 import LARGE, SMALL
 from featuretap.specs import BackboneSpec, Block
-from featuretap.specs.layers import Layer, SqueezeExcite, make_divisible
+from featuretap.specs.layers import SYMMETRIC, Layer, SqueezeExcite, make_divisible
 from featuretap.specs.layout import Layout
 from featuretap.specs.variants import reduced_tail, widened
 
@@ -30,7 +30,8 @@ def mobilenet_v2(spec: BackboneSpec) -> Layout:
                 theirs = f"features.{index}.conv.{position}"
                 names.update(convolution(path, f"{theirs}.0", f"{theirs}.1"))
     names.update(linear(spec, {"logits": "classifier.1"}))
-    arguments = _v2_arguments(spec) if spec.output_stride == 32 and spec.in_channels == 3 else None
+    usual = (spec.output_stride, spec.in_channels, spec.padding) == (32, 3, SYMMETRIC)
+    arguments = _v2_arguments(spec) if usual else None
     return Layout(names, 1e-5, "mobilenet_v2" if arguments is not None else "", arguments or {})
 
 
@@ -48,7 +49,7 @@ def mobilenet_v3(spec: BackboneSpec) -> Layout:
         (spec.output_stride, spec.dilate_entry)
     )
     # Its constructor takes a width multiplier too, but scales the expanded channels otherwise than the paper.
-    for base in (LARGE, SMALL) if spec.in_channels == 3 else ():
+    for base in (LARGE, SMALL) if (spec.in_channels, spec.padding) == (3, SYMMETRIC) else ():
         arguments: dict[str, Any]
         for arguments, network in (({}, base), ({"reduced_tail": True}, reduced_tail(base))):
             if (network.stages, network.classifier) == (spec.stages, spec.classifier) and dilation is not None:

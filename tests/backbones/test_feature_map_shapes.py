@@ -19,11 +19,13 @@ OPTIONS: list[dict[str, Any]] = [
     {"output_stride": 8},
     {"output_stride": 16, "dilate_entry": True, "reduced_tail": True},
     {"in_channels": 1},
+    {"padding": "same"},
     {"in_channels": 4, "width": 0.35, "output_stride": 8},
 ]
-NAMES = Registry(discover=False).list_backbones()
-ARCHITECTURES = [name for name in NAMES if not name[-3:].isdigit()]
-VARIANTS = {name: (name[:-4], int(name[-3:]) / 100) for name in NAMES if name not in ARCHITECTURES}
+BUILT_IN = Registry(discover=False)
+NAMES = BUILT_IN.list_backbones()
+VARIANTS = [name for name in NAMES if BUILT_IN.backbone(name).variant_of]
+ARCHITECTURES = [name for name in NAMES if name not in VARIANTS]
 
 
 def label(options: dict[str, Any]) -> str:
@@ -57,13 +59,13 @@ def test_every_map_has_its_declared_shape_with_options(registry: Registry, name:
 
 @pytest.mark.parametrize("name", VARIANTS)
 def test_variants_take_the_options_of_their_architecture(registry: Registry, name: str) -> None:
-    architecture, width = VARIANTS[name]
+    variant_of, changed = BUILT_IN.backbone(name).variant_of, BUILT_IN.backbone(name).options
     for options in OPTIONS:
         variant = registry.spec(name, features_only=True, **options)
-        expected = registry.spec(architecture, features_only=True, **{"width": width, **options})
+        expected = registry.spec(variant_of, features_only=True, **{**changed, **options})
         assert isinstance(variant, BackboneSpec)
         assert isinstance(expected, BackboneSpec)
-        assert variant.in_channels == expected.in_channels
+        assert (variant.in_channels, variant.padding) == (expected.in_channels, expected.padding)
         assert variant.parameters == expected.parameters
         variant, expected = (spec.with_taps(spec.addresses) for spec in (variant, expected))
         assert variant.tap_shapes(97, 161) == expected.tap_shapes(97, 161)

@@ -9,7 +9,7 @@ from featuretap.registry import Registry
 from featuretap.registry.errors import HeadError, OptionError, UnknownOptionError
 from featuretap.specs.variants import reduced_tail, widened, with_output_stride
 
-KNOWN = "width, reduced_tail, in_channels, output_stride, dilate_entry, freeze, freeze_norm, norm"
+KNOWN = "width, reduced_tail, in_channels, output_stride, dilate_entry, padding, freeze, freeze_norm, norm"
 COUNT = "it is a positive whole number up to 65536"
 WIDTH = "it is a positive number up to 100, such as 0.75"
 

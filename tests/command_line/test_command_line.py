@@ -136,7 +136,7 @@ def test_list_heads_names_what_each_reads(run: Run) -> None:
         (
             ("show", "mobilenet_v2", "--option", "reduced_tial=true"),
             "'mobilenet_v2' takes no option 'reduced_tial'; did you mean 'reduced_tail'? Options: width, reduced_tail, "
-            "in_channels, output_stride, dilate_entry, freeze, freeze_norm, norm",
+            "in_channels, output_stride, dilate_entry, padding, freeze, freeze_norm, norm",
         ),
         (("show", "mobilenet_v2", "--reduced-tial"), "No such option '--reduced-tial'. Did you mean '--reduced-tail'?"),
         (("list", "--heads", "x*"), "no head matches 'x*'; see featuretap list --heads"),

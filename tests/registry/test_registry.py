@@ -66,7 +66,7 @@ def with_hooks(name: str, *backbones: BackboneSpec, heads: tuple[HeadSpec, ...] 
 def test_names_are_listed_sorted_and_filtered(registry: Registry) -> None:
     names = registry.list_backbones()
     assert names == sorted(names)
-    assert len(names) == 18
+    assert len(names) == 24
     assert registry.list_backbones("*large") == ["mobilenet_v3_large"]
     assert registry.list_backbones("resnet*") == []
     assert registry.list_heads() == [

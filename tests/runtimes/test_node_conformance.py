@@ -22,7 +22,7 @@ from featuretap.specs.graph import Graph
 
 def linear_nodes(graph: Graph, layer: Convolution, path: str, x: str) -> str:
     """Append a convolution, and forget its activation."""
-    return graph.convolution(x, f"{path}.conv", f"{path}.norm", stride=layer.stride, padding=layer.padding)
+    return graph.convolution(x, f"{path}.conv", f"{path}.norm", stride=layer.stride, padding=layer.pads)
 
 
 def lost_nodes(graph: Graph, layer: Convolution, path: str, x: str) -> str:

@@ -15,6 +15,12 @@ TIMM = [
     ("mobilenet_v3_large_075", {}, "mobilenetv3_large_075"),
     ("mobilenet_v3_small", {}, "mobilenetv3_small_100"),
     ("mobilenet_v3_small_075", {}, "mobilenetv3_small_075"),
+    ("mobilenet_v3_large_tf", {}, "tf_mobilenetv3_large_100"),
+    ("mobilenet_v3_large_075_tf", {}, "tf_mobilenetv3_large_075"),
+    ("mobilenet_v3_large_minimalistic_tf", {}, "tf_mobilenetv3_large_minimal_100"),
+    ("mobilenet_v3_small_tf", {}, "tf_mobilenetv3_small_100"),
+    ("mobilenet_v3_small_075_tf", {}, "tf_mobilenetv3_small_075"),
+    ("mobilenet_v3_small_minimalistic_tf", {}, "tf_mobilenetv3_small_minimal_100"),
 ]
 """Our name, our options, timm's name."""
 

@@ -329,7 +329,7 @@ def test_every_catalogue_entry_is_complete(registry: Registry) -> None:
         low, high = (60, 80) if entry.head == "classification" else (20, 61)
         assert entry.accuracy is None or low < entry.accuracy < high
         assert entry.layout in registry.backbone(entry.backbone).layouts
-    assert len(registry.published_weights) == 21
+    assert len(registry.published_weights) == 27
 
 
 @pytest.mark.parametrize(

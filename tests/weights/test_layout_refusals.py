@@ -101,8 +101,8 @@ REFUSED: list[tuple[str, dict[str, Any], str, str]] = [
         "mobilenet_v3_large_minimalistic",
         {},
         "timm",
-        "cannot save 'mobilenet_v3_large_minimalistic' for timm: the layout 'timm' is not one that "
-        "'mobilenet_v3_large_minimalistic' is known in; it has featuretap",
+        "cannot save 'mobilenet_v3_large_minimalistic' for timm, which has no such network; save it in the layout "
+        "'featuretap'",
     ),
     (
         "mobilenet_v2",

@@ -81,6 +81,6 @@ def _architecture(spec: BackboneSpec) -> str:
 
 
 def _arguments(spec: BackboneSpec) -> dict[str, Any]:
-    usual = {"in_chans": 3, "output_stride": 32}
-    asked = {"in_chans": spec.in_channels, "output_stride": spec.output_stride}
+    usual = {"in_chans": 3, "output_stride": 32, "pad_type": "symmetric"}
+    asked = {"in_chans": spec.in_channels, "output_stride": spec.output_stride, "pad_type": spec.padding}
     return {name: value for name, value in asked.items() if value != usual[name]}

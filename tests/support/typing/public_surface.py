@@ -25,7 +25,7 @@ from featuretap.runtimes.quantization import Report
 from featuretap.runtimes.sessions import Session
 from featuretap.specs.description import Description
 from featuretap.specs.preprocessing import Preprocessing
-from featuretap.specs.variants import reduced_tail, widened, with_output_stride
+from featuretap.specs.variants import reduced_tail, widened, with_output_stride, with_padding
 
 assert_type(featuretap.__version__, str)
 
@@ -153,7 +153,7 @@ WRONG = BackboneSpec("wrong", stages=Conv(3, 16, RE), layers=())  # type: ignore
 
 @hookimpl
 def featuretap_backbones() -> Iterable[BackboneSpec]:
-    return [SMALL, FOREIGN, reduced_tail(SMALL), with_output_stride(SMALL, 16)]
+    return [SMALL, FOREIGN, reduced_tail(SMALL), with_output_stride(SMALL, 16), with_padding(SMALL, "same")]
 
 
 @hookimpl
