@@ -9,7 +9,7 @@ from __future__ import annotations
 from featuretap.backbones.layouts.naming import linear, squeeze_excite
 from featuretap.backbones.mobilenet_v3_paddle import LARGE_PADDLE, SMALL_PADDLE
 from featuretap.specs import BackboneSpec
-from featuretap.specs.layers import SqueezeExcite
+from featuretap.specs.layers import SYMMETRIC, SqueezeExcite
 from featuretap.specs.layout import Layout
 from featuretap.specs.variants import widened
 
@@ -51,7 +51,7 @@ def _convolution(path: str, theirs: str) -> dict[str, str]:
 
 
 def _architecture(spec: BackboneSpec) -> str:
-    if spec.in_channels != 3 or spec.output_stride != 32:
+    if (spec.in_channels, spec.output_stride, spec.padding) != (3, 32, SYMMETRIC):
         return ""
     for family in (LARGE_PADDLE, SMALL_PADDLE):
         for scale, ending in SCALES.items():

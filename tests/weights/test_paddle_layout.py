@@ -141,6 +141,7 @@ def test_tensors_of_paddle_are_read_without_pytorch_too(registry: Registry, tmp_
     [
         ({"in_channels": 1}, "which has no such network"),
         ({"output_stride": 16}, "which has no such network"),
+        ({"padding": "same"}, "which has no such network"),
         ({"reduced_tail": True}, "which has no such network"),
         ({"width": 0.6}, "which has no such network"),
         ({"dropout": 0.5}, "whose classifiers scale by 0.8 in evaluation, not by 1 - dropout=0.5"),
