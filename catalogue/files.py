@@ -52,6 +52,7 @@ CODE = {"spec": TEXT}
 POLICY = {"disable": TEXTS, "only": TEXTS}
 WEIGHTS = {
     "url": TEXT,
+    "urls": TEXTS,
     "sha256": SHA256,
     "layout": TEXT,
     "norm_eps": NUMBER,
@@ -64,7 +65,7 @@ WEIGHTS = {
     "head": TEXT,
     "options": TABLE,
 }
-NEEDED = ("url", "layout", "norm_eps")
+NEEDED = ("layout", "norm_eps")
 PREPROCESSING = {"resize": PIXELS, "crop": PIXELS, "mean": NUMBERS, "std": NUMBERS, "interpolation": INTERPOLATION}
 
 
@@ -287,16 +288,20 @@ def _weights(path: Path, name: str, entry: Any, code: bool) -> WeightsEntry:
     _check(path, f'weights."{name}".', entry, WEIGHTS)
     if not code:
         _check_options(path, f"weights.{name}", entry)
-    missing = [key for key in NEEDED if key not in entry]
+    urls = entry.get("urls", [entry["url"]] if "url" in entry else [])
+    missing = [*(() if urls else ("url",)), *(key for key in NEEDED if key not in entry)]
     if missing or "." not in name.strip("."):
         problem = f"lacks {', '.join(missing)}" if missing else "should be named 'backbone.tag'"
         raise CatalogueError(f'{path}: weights."{name}" {problem}')
+    if "url" in entry and "urls" in entry:
+        raise CatalogueError(f'{path}: weights."{name}" has url and urls; list all addresses in urls')
     prepared = entry.get("preprocessing", {})
     _check(path, f'weights."{name}".preprocessing.', prepared, PREPROCESSING)
     values: dict[str, Any] = {
         key: tuple(value) if isinstance(value, list) else value for key, value in prepared.items()
     }
     try:
-        return WeightsEntry(name=name, **{"sha256": "", **entry, "preprocessing": Preprocessing(**values)})
+        addresses = {"url": urls[0], "urls": tuple(urls[1:])}
+        return WeightsEntry(name=name, **{"sha256": "", **entry, **addresses, "preprocessing": Preprocessing(**values)})
     except FeaturetapError as error:
         raise CatalogueError(f"{path}: {error}") from error

@@ -18,6 +18,7 @@ from typing import Any
 
 import pluggy
 
+from featuretap.catalogue.addresses import FORMS, HUB, LOCAL, is_file_address
 from featuretap.specs import BackboneSpec, HeadSpec, RuntimeSpec
 from featuretap.specs.preprocessing import Preprocessing
 from featuretap.specs.validation import BOOLEAN, STRING, Check
@@ -25,18 +26,13 @@ from featuretap.support.errors import CatalogueError
 
 __all__ = ["GROUP", "HUB", "WeightsEntry", "hookimpl", "hookspec"]
 
-HUB = "hf://"
-"""How addresses on the Hugging Face hub begin."""
-
-ADDRESS = re.compile(
-    r"hf://[\w.-]+/[\w.-]+(@[\w./-]+?)?/[\w./-]*[\w-]|file://.*[^/]|https?://([\w.-]+|\[[\da-fA-F:.]+\])(:\d+)?/\S*[^\s/]"
-)
 DIGEST = re.compile(r"[0-9a-f]{8,64}")
 
 FIELDS: dict[str, Check] = {
     **dict.fromkeys(("layout", "head"), ("a name", lambda value: isinstance(value, str) and value != "")),
     **dict.fromkeys(("classes", "license"), STRING),
     "preprocessing": ("a Preprocessing", lambda value: isinstance(value, Preprocessing)),
+    "urls": ("a tuple of addresses", lambda value: isinstance(value, tuple)),
     "default": BOOLEAN,
     "megabytes": ("a number", lambda value: type(value) in (int, float)),
     "accuracy": ("a number or None", lambda value: value is None or type(value) in (int, float)),
@@ -59,8 +55,9 @@ class WeightsEntry:
 
     Args:
         name: the backbone's name, a dot, and the tag: "mobilenet_v2.imagenet1k_v1".
-        url: where the file can be downloaded: "https://…", "file://…", or "hf://owner/repository/file" on the Hugging
-            Face hub ("hf://owner/repository@revision/file").
+        url: the address of the file: "https://…", "hf://owner/repository/file" on the Hugging Face hub
+            ("hf://owner/repository@revision/file"), "pkg://distribution/path" in an installed distribution, whose path
+            is as pip lists it (package/folder/file), or "file://…".
         sha256: its SHA-256 in lower-case hexadecimal, or as many leading digits, eight or more, as are published. May
             be empty on the hub, which states the digest when the file is downloaded.
         layout: how its tensors are named, such as "featuretap", "torchvision" or "timm".
@@ -74,6 +71,8 @@ class WeightsEntry:
             IoU of segmenters; None where it does not.
         head: name of the head that they were trained with.
         options: options of backbone and head (and `taps`) that they were trained with; `pretrained=tag` brings them.
+        urls: other addresses of the same file. Those on this machine (`pkg://`, `file://`) are tried first, and the
+            rest in order, `url` before them.
 
     Raises:
         CatalogueError: a name without a tag, an address or a digest that cannot be one.
@@ -92,11 +91,17 @@ class WeightsEntry:
     accuracy: float | None = None
     head: str = "classification"
     options: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    urls: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         problem = _problem(self)
         if problem:
             raise CatalogueError(f"weights {self.name!r}: {problem}")
+
+    @property
+    def addresses(self) -> tuple[str, ...]:
+        """All addresses of the file in the order in which they are tried."""
+        return tuple(sorted((self.url, *self.urls), key=lambda address: not address.startswith(LOCAL)))
 
     @property
     def backbone(self) -> str:
@@ -112,9 +117,11 @@ class WeightsEntry:
 def _problem(entry: WeightsEntry) -> str:
     if not isinstance(entry.name, str) or not all(entry.name.rpartition(".")):
         return "the name should be 'backbone.tag'"
-    if not isinstance(entry.url, str) or not ADDRESS.fullmatch(entry.url):
-        return f"url {entry.url!r} is no address; write https://host/file, file:///path or hf://owner/repository/file"
-    stated_later = entry.sha256 == "" and entry.url.startswith(HUB)
+    addresses = (entry.url, *entry.urls) if isinstance(entry.urls, tuple) else (entry.url,)
+    for address in addresses:
+        if not is_file_address(address):
+            return f"url {address!r} is not an address of a file; write {FORMS}"
+    stated_later = entry.sha256 == "" and all(address.startswith(HUB) for address in addresses)
     if not stated_later and not (isinstance(entry.sha256, str) and DIGEST.fullmatch(entry.sha256)):
         return f"sha256 should be 8 to 64 lower-case hexadecimal digits, got {entry.sha256!r}"
     for key, (allowed, accepts) in FIELDS.items():

@@ -6,8 +6,9 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
+from featuretap.catalogue.addresses import is_address
 from featuretap.catalogue.hookspecs import WeightsEntry
 from featuretap.catalogue.weights_index import WeightsIndex
 from featuretap.specs import BackboneSpec
@@ -29,12 +30,12 @@ class WeightsSource:
 
     Args:
         entry: published weights, in their cache or to be downloaded.
-        path: of a checkpoint.
+        path: of a checkpoint, or its address.
         factory_tag: of weights that the backbone's factory fetches itself.
     """
 
     entry: WeightsEntry | None = None
-    path: Path | None = None
+    path: str | os.PathLike[str] | None = None
     factory_tag: str = ""
 
 
@@ -45,8 +46,8 @@ def resolve_pretrained(
 
     Args:
         backbone: its spec.
-        pretrained: True for the default weights, a tag, `distribution:tag`, a name, or a path; a string that is no tag
-            is a path if it looks like one or exists.
+        pretrained: True for the default weights, a tag, `distribution:tag`, a name, an address, or a path; a string
+            that is no tag is a path if it looks like one or exists.
         published: the weights that are known.
 
     Raises:
@@ -59,7 +60,8 @@ def resolve_pretrained(
         return WeightsSource(path=Path(pretrained))
     if not isinstance(pretrained, bool | str):
         raise OptionError(
-            f"{backbone.name!r} cannot take pretrained={pretrained!r}; it is True, False, a tag, or the path of a file"
+            f"{backbone.name!r} cannot take pretrained={pretrained!r}; it is True, False, a tag, or the path or "
+            "address of a file"
         )
     entries = published.of(backbone)
     tags = [*backbone.tags, *(entry.tag for entry in entries)]
@@ -78,11 +80,20 @@ def resolve_pretrained(
     entry = entry or published.find(backbone, pretrained)
     if entry:
         return WeightsSource(entry=entry)
+    if is_address(pretrained):
+        return WeightsSource(path=pretrained)
     path = Path(pretrained)
     if os.sep in pretrained or path.suffix in CHECKPOINT_SUFFIXES or path.exists():
         return WeightsSource(path=path)
     hint = did_you_mean(pretrained, tags) or ";"
     raise UnknownWeightsError(f"{backbone.name!r} has no weights {pretrained!r}{hint} {known}")
+
+
+def is_location(source: object) -> TypeGuard[str | os.PathLike[str]]:
+    """Return whether a model is asked for by the path or the address of its weights, not by its name."""
+    if isinstance(source, str) and not is_address(source):
+        return Path(source).suffix in CHECKPOINT_SUFFIXES or Path(source).exists()
+    return isinstance(source, str | os.PathLike)
 
 
 def with_weights_defaults(

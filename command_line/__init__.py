@@ -31,7 +31,7 @@ SECTIONS = {
     "Catalogue": {"list": "catalogue_commands", "show": "catalogue_commands", "inspect": "weights_commands"},
     "Images": dict.fromkeys(("taps", "predict", "extract"), "image_commands"),
     "Training": dict.fromkeys(("train", "evaluate"), "training_commands"),
-    "Weights": dict.fromkeys(("save", "convert"), "weights_commands"),
+    "Weights": dict.fromkeys(("save", "convert", "push"), "weights_commands"),
     "Runtimes": dict.fromkeys(("export", "quantize", "bench"), "runtime_commands"),
     "Plugins": dict.fromkeys(("plugins", "new-plugin"), "plugin_commands"),
     "Shell": {"completion": "completion"},

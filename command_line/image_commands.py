@@ -69,7 +69,7 @@ def taps_command(
     "sources", type=click.Path(), nargs=-1, required=True, metavar="SOURCE...", help="Image files, folders, URLs."
 )
 @parameters.MODEL
-@parameters.weights_option("A tag or a file.")
+@parameters.weights_option("A tag, or a file or its address.")
 @click.option("--top", type=click.IntRange(min=1), help="Classes that a classifier names.  [default: 5]")
 @click.option("--threshold", type=click.FloatRange(0, 1), help="Minimum score of a detector's boxes.  [default: 0.5]")
 @parameters.batch_size_option(16)

@@ -88,7 +88,10 @@ PATH = click.Path(path_type=Path)
 TAPS = CommaSeparated(click.STRING, "TAPS", "C3,C4,C5", completion.taps)
 
 SOURCE = click.argument(
-    "source", metavar="NAME|FILE", shell_complete=completion.backbones_or_files, help="A backbone, or a weights file."
+    "source",
+    metavar="NAME|FILE",
+    shell_complete=completion.backbones_or_files,
+    help="A backbone, or a weights file or its address.",
 )
 MODEL = click.option(
     "--model",
@@ -101,7 +104,7 @@ NUM_CLASSES = click.option("--num-classes", type=int, help="Classes of the head.
 JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
 
-def weights_option(description: str = "A tag, a file, or 'none' for random ones.") -> Callable[..., Any]:
+def weights_option(description: str = "A tag, a file or its address, or 'none' for random ones.") -> Callable[..., Any]:
     """Return the option --weights."""
     help_ = f"{description}  [default: the catalogue's default]"
     return click.option("--weights", shell_complete=completion.weights, help=help_)

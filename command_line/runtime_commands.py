@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from featuretap import registry
+from featuretap.catalogue.addresses import is_address
 from featuretap.catalogue.pretrained import CHECKPOINT_SUFFIXES
 from featuretap.command_line import completion, parameters
 from featuretap.command_line.commands import Command
@@ -35,7 +36,7 @@ ONE_SIZE = click.option("--size", type=parameters.SIZE, help="Fix the size of im
 def _is_file(source: str) -> bool:
     """Return whether a model is given by a weights file; a backbone's name is never a file."""
     try:
-        return Path(source).suffix in CHECKPOINT_SUFFIXES or not registry.default.provider(source)
+        return is_address(source) or Path(source).suffix in CHECKPOINT_SUFFIXES or not registry.default.provider(source)
     except UnknownBackboneError:
         return Path(source).exists()
 
@@ -126,7 +127,7 @@ def export_command(
     multiple=True,
     help="Evaluation images or folders.  [default: every fifth of --images]",
 )
-@parameters.weights_option("A tag or a file, for a NAME.")
+@parameters.weights_option("A tag, or a file or its address, for a NAME.")
 @parameters.FEATURES_ONLY
 @click.option("--taps", type=parameters.TAPS, help="Taps of the backbone, separated by commas.")
 @parameters.backbone_options("An option of the model; can be repeated.")

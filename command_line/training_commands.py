@@ -101,7 +101,9 @@ def train_command(
 
 @click.command("evaluate", cls=Command, short_help="Evaluate a model on a data set.")
 @click.argument("data", **DATA)
-@click.option("--weights", required=True, shell_complete=completion.weights, help="A file, or a tag of --model.")
+@click.option(
+    "--weights", required=True, shell_complete=completion.weights, help="A file or its address, or a tag of --model."
+)
 @click.option("--model", shell_complete=completion.backbones, help="Name of the backbone.  [default: that of the file]")
 @click.option(
     "--part", type=click.Choice(["val", "train", "all"]), default="val", help="Validation or training images, or all."

@@ -1,4 +1,4 @@
-"""`featuretap save`, `featuretap convert` and `featuretap inspect`. The last needs no torch for safetensors files."""
+"""`featuretap save`, `convert`, `push` and `inspect`. The last needs no torch for safetensors files."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from featuretap.command_line.commands import Command
 from featuretap.command_line.interruption import report_unwritten
 from featuretap.command_line.printing import format_options, print_fields, print_json, print_table
 from featuretap.support.text import first_few, one_line
+from featuretap.weights.downloads import find_or_fetch
 from featuretap.weights.files import sha256_of, weights_file
 from featuretap.weights.header import Stored, read_header
 from featuretap.weights.metadata import Record, read_record
@@ -54,11 +55,11 @@ def save_command(
 
 
 @click.command("convert", cls=Command, short_help="Rewrite weights in another library's layout.")
-@click.argument("source", type=parameters.PATH, help="A weights file, or a folder with one.")
+@click.argument("source", type=click.Path(), help="A weights file, a folder with one, or an address.")
 @TARGET
 @LAYOUT
-def convert_command(source: Path, target: Path, layout: str) -> None:
-    """Rewrite the weights SOURCE (a file or a folder) in another layout, as TARGET.
+def convert_command(source: str, target: Path, layout: str) -> None:
+    """Rewrite the weights SOURCE (a file, a folder or an address) in another layout, as TARGET.
 
     Example: featuretap convert mobilenet_v3_large-5c1a4163.pth timm-folder --layout timm
     """
@@ -67,17 +68,30 @@ def convert_command(source: Path, target: Path, layout: str) -> None:
     click.echo(f"saved: {saved}")
 
 
+@click.command("push", cls=Command, short_help="Publish a model on the Hugging Face hub.")
+@click.argument("file", type=click.Path(), help="A weights file, a folder with one, or an address.")
+@click.argument("repository", metavar="OWNER/NAME", help="The repository; it is created unless it exists.")
+@LAYOUT
+@click.option("--private", is_flag=True, help="Create the repository as a private one.")
+def push_command(file: str, repository: str, layout: str, private: bool) -> None:
+    """Publish the model of a weights FILE as OWNER/NAME on the Hugging Face hub, with the login of `hf auth login`.
+
+    Example: featuretap push large.safetensors OWNER/NAME --layout timm
+    """
+    click.echo(f"pushed: {registry.push(registry.load(file), repository, layout, private=private)}")
+
+
 @click.command("inspect", cls=Command, short_help="Show what a weights file contains.")
-@click.argument("file", type=parameters.PATH, help="A weights file, or a folder with one.")
+@click.argument("file", type=click.Path(), help="A weights file, a folder with one, or an address.")
 @click.option("--tensors", is_flag=True, help="List every tensor, too.")
 @click.option("--finite", is_flag=True, help="Refuse weights that contain NaN or infinity.")
 @parameters.JSON
-def inspect_command(file: Path, tensors: bool, finite: bool, as_json: bool) -> None:
+def inspect_command(file: str, tensors: bool, finite: bool, as_json: bool) -> None:
     """Show what a weights file contains: of which model, in which layout, how many tensors.
 
     Example: featuretap inspect large.safetensors
     """
-    path = weights_file(file)
+    path = weights_file(find_or_fetch(file, registry.default.mirrors))
     facts = _facts(path, *_read(path, finite))
     if as_json:
         print_json(facts)

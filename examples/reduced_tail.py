@@ -5,7 +5,6 @@ fine-tuned.
 """
 
 import torch
-from demo import offline_weights
 from PIL import Image
 from skimage import data
 
@@ -19,9 +18,8 @@ for what in ({}, {"head": "ssdlite", "num_classes": 21}):
             f"{spec.parameters:>9,} parameters {spec.macs(320, 320):>13,} multiply-adds"
         )
 
-weights = offline_weights()
-whole = registry.build("mobilenet_v2", features_only=True, pretrained=weights).eval()
-reduced = registry.build("mobilenet_v2", features_only=True, pretrained=weights, reduced_tail=True).eval()
+whole = registry.build("mobilenet_v2", features_only=True, pretrained=True).eval()
+reduced = registry.build("mobilenet_v2", features_only=True, pretrained=True, reduced_tail=True).eval()
 
 image = registry.transforms(whole)(Image.fromarray(data.chelsea()))[None]
 with torch.inference_mode():

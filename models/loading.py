@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from featuretap.catalogue.catalogue import Catalogue
@@ -19,7 +19,7 @@ from featuretap.weights.torch_tensors import check_finite
 
 def load_model(
     catalogue: Catalogue,
-    path: Path,
+    path: str | os.PathLike[str],
     name: str | BackboneSpec | None,
     arguments: Mapping[str, Any],
     options: Mapping[str, Any],
@@ -29,7 +29,7 @@ def load_model(
 
     Args:
         catalogue: of the registry.
-        path: of the checkpoint.
+        path: of the checkpoint, or its address.
         name: of the backbone, in place of the file's.
         arguments: of `build` that replace the file's, unless they are None.
         options: of backbone and head that replace the file's.

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from torch import nn
 
+from featuretap.catalogue.addresses import HUB, is_valid_address, split_hub_address
 from featuretap.catalogue.catalogue import Catalogue
 from featuretap.models.built import is_fused, unwrap
 from featuretap.specs.description import format_options
 from featuretap.support.errors import OptionError, WeightsError
+from featuretap.weights import hub
+from featuretap.weights.downloads import offline
 from featuretap.weights.expected_tensors import find_difference, head_tensors
 from featuretap.weights.folding import eps_of
 from featuretap.weights.recording import is_built_by_name, make_portable
@@ -47,3 +51,21 @@ def save_model(catalogue: Catalogue, model: nn.Module, path: Path, layout: str) 
         )
     portable = make_portable(catalogue, description) if by_name else description
     return write_checkpoint(ModelWeights(tensors, eps, portable, spec, by_name), path, layout)
+
+
+def push_model(catalogue: Catalogue, model: nn.Module, repository: str, layout: str, private: bool) -> str:
+    """Publish a model on the Hugging Face hub; see `Registry.push`.
+
+    Raises:
+        OptionError: an invalid name of the repository, or as `save_model`.
+        MissingExtraError: huggingface_hub is not installed.
+        WeightsError: the hub refuses it or cannot be reached, downloads are forbidden, or as `save_model`.
+    """
+    address = f"{HUB}{repository}"
+    if not is_valid_address(address) or split_hub_address(address) != (repository, None, ""):
+        raise OptionError(f"a repository on the Hugging Face hub cannot be {repository!r}; write 'owner/name'")
+    if offline():
+        raise WeightsError(f"cannot push to {repository!r}: FEATURETAP_OFFLINE forbids it; unset it")
+    with TemporaryDirectory(prefix="featuretap-") as folder:
+        save_model(catalogue, model, Path(folder), layout)
+        return hub.upload(Path(folder), repository, private=private)

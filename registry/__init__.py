@@ -29,6 +29,7 @@ __all__ = [
     "list_runtimes",
     "list_weights",
     "load",
+    "push",
     "quantize",
     "save",
     "session",
@@ -49,6 +50,7 @@ list_plugins = default.list_plugins
 list_runtimes = default.list_runtimes
 list_weights = default.list_weights
 load = default.load
+push = default.push
 quantize = default.quantize
 save = default.save
 session = default.session

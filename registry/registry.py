@@ -95,8 +95,9 @@ class Registry(Catalogue):
             taps: which maps come back, in this order (default: C1 to C5); layers after the last are not built. With a
                 head: which maps it reads in place of its own choice.
             head: a head's name; without `features_only` the default is "classification".
-            pretrained: True for the catalogue's default weights, a tag, or the path of a file. Published weights of a
-                detector or a segmenter, asked for by their tag, bring head and options that are not given.
+            pretrained: True for the catalogue's default weights, a tag, or the path of a file or its address as for
+                `load`. Published weights of a detector or a segmenter, asked for by their tag, bring head and options
+                that are not given.
             num_classes: classes of the head; None for the head's own number, 0 for pooled features where it pools.
             **options: options of the backbone and of the head; `registry.spec` and `featuretap show` name them.
 
@@ -150,6 +151,31 @@ class Registry(Catalogue):
 
         return save_model(self, model, Path(path), layout)
 
+    def push(self, model: nn.Module, repository: str, layout: str = "featuretap", *, private: bool = False) -> str:
+        """Publish a model on the Hugging Face hub, as a folder that `save` writes.
+
+        `registry.load("hf://owner/name")` then loads it on other machines; in timm's layout,
+        `timm.create_model("hf-hub:owner/name", pretrained=True)` does, too. The repository is created unless it exists.
+        The token is that of `hf auth login`, or in HF_TOKEN.
+
+        Args:
+            model: a model that `build` or `load` returned.
+            repository: "owner/name".
+            layout: as for `save`.
+            private: whether a repository that is created is private.
+
+        Returns:
+            the URL of the repository.
+
+        Raises:
+            OptionError: the model was not built by featuretap, or the repository's name is invalid.
+            MissingExtraError: huggingface_hub is not installed.
+            WeightsError: as for `save`, or the hub refuses it or cannot be reached, or FEATURETAP_OFFLINE is set.
+        """
+        from featuretap.models.saving import push_model
+
+        return push_model(self, model, repository, layout, private)
+
     def load(
         self,
         path: str | os.PathLike[str],
@@ -171,7 +197,9 @@ class Registry(Catalogue):
         Args:
             path: a file that `save` wrote, one in another library's layout (.safetensors, .pdparams, or a state dict or
                 training checkpoint of torch.save; no code in them is run), or a folder with one, which may be split
-                into several files.
+                into several files; or an address: "hf://owner/repository" on the Hugging Face hub
+                (`[@revision][/file]` may follow), "https://host/file", or "pkg://distribution/path" in an installed
+                distribution. Downloads are kept.
             name: a backbone in place of the file's; a `BackboneSpec` where the model was built from one.
             features_only: True for the bare backbone of a file with a head.
             taps: as for `build`, in place of the file's.
@@ -187,7 +215,7 @@ class Registry(Catalogue):
         from featuretap.models.loading import load_model
 
         arguments = {"features_only": features_only, "taps": taps, "head": head, "num_classes": num_classes}
-        return load_model(self, Path(path), name, arguments, options, finite)
+        return load_model(self, path, name, arguments, options, finite)
 
     @explain_missing_torch("converting weights")
     def convert(
@@ -211,7 +239,7 @@ class Registry(Catalogue):
         """
         from featuretap.weights.conversion import convert_checkpoint
 
-        return convert_checkpoint(self, Path(source), Path(target), layout)
+        return convert_checkpoint(self, source, Path(target), layout)
 
     @explain_missing_torch("registry.compile")
     def compile(
@@ -296,8 +324,8 @@ class Registry(Catalogue):
         (N, D), "labels" (N, D) and "num_detections" (N,), with zeros behind the detections of each image.
 
         Args:
-            source: a name as for `build`, the path of a safetensors file, or that of a file that `export` or `quantize`
-                wrote.
+            source: a name as for `build`, the path or address of a safetensors file, or the path of a file that
+                `export` or `quantize` wrote.
             features_only: as for `build` and `load`.
             taps: as for `build` and `load`.
             head: as for `build` and `load`.
@@ -383,8 +411,8 @@ class Registry(Catalogue):
         inside.
 
         Args:
-            model: a model that `build` or `load` returned; a detector for formats that hold one. Or the path of a
-                safetensors file, whose model is written as ONNX or OpenVINO without PyTorch.
+            model: a model that `build` or `load` returned; a detector for formats that hold one. Or the path or address
+                of a safetensors file, whose model is written as ONNX or OpenVINO without PyTorch.
             path: of the file.
             format: "onnx", "openvino", "torch-export", "aot" or "torchscript"; None for what the path's ending says.
             size: (height, width) of the images in pixels, where the file is for one size only; None for any.
@@ -404,7 +432,7 @@ class Registry(Catalogue):
             from featuretap.runtimes.formats import resolve_format
 
             form = resolve_format(Path(path), format)
-            return export_checkpoint(self, Path(model), Path(path), form, size=size, batch=batch)
+            return export_checkpoint(self, model, Path(path), form, size=size, batch=batch)
         from featuretap.runtimes.compiled import export
 
         return export(self, model, Path(path), format, size, batch)

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from featuretap.catalogue.addresses import is_address
 from featuretap.catalogue.catalogue import Catalogue
-from featuretap.catalogue.pretrained import CHECKPOINT_SUFFIXES, WeightsSource
+from featuretap.catalogue.pretrained import WeightsSource, is_location
 from featuretap.catalogue.request import BuildRequest, resolve_request
 from featuretap.runtimes import preparing
 from featuretap.runtimes.agreement import check_agreement, measure_agreement, pairs_of_images, random_images
@@ -237,15 +238,9 @@ def open_fitted(
 
 def is_exported(catalogue: Catalogue, source: object) -> bool:
     """Return whether a model is asked for by the path of an exported file."""
-    suffixes = {suffix for runtime in catalogue.runtimes for suffix in runtime.opens}
-    return isinstance(source, str | os.PathLike) and Path(source).suffix in suffixes
-
-
-def is_checkpoint(source: object) -> bool:
-    """Return whether a model is asked for by the path of its weights, not by its name."""
-    if isinstance(source, str):
-        return Path(source).suffix in CHECKPOINT_SUFFIXES or Path(source).exists()
-    return isinstance(source, os.PathLike)
+    if not isinstance(source, str | os.PathLike) or is_address(source):
+        return False
+    return Path(source).suffix in {suffix for runtime in catalogue.runtimes for suffix in runtime.opens}
 
 
 def write_model(
@@ -282,8 +277,8 @@ def _find_weights(
 ) -> tuple[BuildRequest, Checkpoint]:
     """Return the request for a model, and the checkpoint of its weights, read as arrays."""
     stated = {name: value for name, value in arguments.items() if value is not None}
-    if is_checkpoint(source):
-        checkpoint = open_checkpoint(WeightsSource(path=Path(source)), catalogue, "np")  # type: ignore[arg-type]
+    if is_location(source):
+        checkpoint = open_checkpoint(WeightsSource(path=source), catalogue, "np")
         replaced: dict[str, Any] = {name: stated.pop(name) for name in ARGUMENTS & set(stated)}
         return resolve_checkpoint(checkpoint, catalogue, None, replaced, stated), checkpoint
     request = resolve_request(catalogue, source, pretrained=pretrained, **stated)  # type: ignore[arg-type]

@@ -49,6 +49,16 @@ def official_weights() -> Path:
 
 
 @pytest.fixture
+def no_packages(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No distribution that carries weights is installed."""
+
+    def absent(name: str) -> None:
+        raise importlib.metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr("featuretap.weights.packages.distribution", absent)
+
+
+@pytest.fixture
 def cat(tmp_path: Path) -> Path:
     """A photograph of a cat (scikit-image's Chelsea)."""
     from skimage import data

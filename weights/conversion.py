@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from featuretap.weights.translation import translate
 from featuretap.weights.writing import ModelWeights, check_target, shapes_of, write_checkpoint
 
 
-def convert_checkpoint(catalogue: Catalogue, source: Path, target: Path, layout: str) -> Path:
+def convert_checkpoint(catalogue: Catalogue, source: str | os.PathLike[str], target: Path, layout: str) -> Path:
     """Rewrite a checkpoint; see `Registry.convert`.
 
     Raises:

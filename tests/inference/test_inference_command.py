@@ -357,12 +357,8 @@ def test_detectors_of_a_label_set_name_its_classes(run: Run, photographs: Path, 
 
 
 def test_a_model_by_name_predicts_with_the_catalogues_weights(
-    run: Run, photographs: Path, official_weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    run: Run, photographs: Path, official_weights: Path
 ) -> None:
-    cache = tmp_path / "hub" / "checkpoints"
-    cache.mkdir(parents=True)
-    (cache / official_weights.name).symlink_to(official_weights)
-    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     expected = run("predict", photographs, "--weights", official_weights)
     for arguments in ((), ("--model", "mobilenet_v2"), ("--model", "mobilenetv2", "--weights", "imagenet1k_v1")):
         ran = run("predict", photographs, *arguments)

@@ -10,12 +10,13 @@ import safetensors.torch
 import timm
 import torch
 from support import oracles
-from support.timm_models import NAMES, OURS, backbone_and_options, cache_official_weights
+from support.timm_models import NAMES, OURS, backbone_and_options
 from timm.data import resolve_data_config
 from timm.models import get_pretrained_cfg
 from timm.models._hub import save_for_hf
 
 from featuretap.registry.errors import OptionError, WeightsError
+from featuretap.weights.downloads import torch_hub_path
 
 
 def test_published_weights_of_classifiers_are_tags() -> None:
@@ -42,12 +43,6 @@ def test_data_config_is_the_preprocessing_of_the_weights(name: str) -> None:
     assert config["interpolation"] == wanted.interpolation
 
 
-@pytest.fixture
-def cached(official_weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    return cache_official_weights(official_weights, tmp_path, monkeypatch)
-
-
-@pytest.mark.usefixtures("cached")
 @pytest.mark.parametrize("name", ["featuretap_mobilenet_v2", "featuretap_mobilenet_v2.imagenet1k_v1"])
 def test_published_weights_are_loaded(name: str) -> None:
     built = OURS.build("mobilenet_v2", pretrained=True).eval()
@@ -59,7 +54,6 @@ def test_published_weights_are_loaded(name: str) -> None:
         torch.testing.assert_close(maps[-1], built.backbone(images)["C5"])
 
 
-@pytest.mark.usefixtures("cached")
 def test_published_weights_are_adapted_as_the_registry_does(caplog: pytest.LogCaptureFixture) -> None:
     model = timm.create_model("featuretap_mobilenet_v2", pretrained=True, in_chans=1, num_classes=5).eval()
     assert "has 1000 classes, not 5" in caplog.text
@@ -72,7 +66,6 @@ def test_published_weights_are_adapted_as_the_registry_does(caplog: pytest.LogCa
         torch.testing.assert_close(none(images), whole.backbone(images)["C5"].mean((2, 3)))
 
 
-@pytest.mark.usefixtures("cached")
 def test_a_reduced_tail_keeps_the_strongest_channels_and_logs_it(caplog: pytest.LogCaptureFixture) -> None:
     model = timm.create_model("featuretap_mobilenet_v2_reduced_tail", pretrained=True).eval()
     assert "fine-tune it before use" in caplog.text
@@ -82,8 +75,10 @@ def test_a_reduced_tail_keeps_the_strongest_channels_and_logs_it(caplog: pytest.
         torch.testing.assert_close(model(images), built(images))
 
 
-def test_a_cached_file_with_another_hash_is_refused(cached: Path) -> None:
-    cached.unlink()
+@pytest.mark.usefixtures("no_packages")
+def test_a_cached_file_with_another_hash_is_refused() -> None:
+    cached = torch_hub_path("mobilenet_v2-b0353104.pth")
+    cached.parent.mkdir(parents=True)
     torch.save({"a": torch.zeros(1)}, cached)
     with pytest.raises(WeightsError, match=r"is not 'mobilenet_v2\.imagenet1k_v1': its SHA-256 begins with"):
         timm.create_model("featuretap_mobilenet_v2", pretrained=True)

@@ -1,19 +1,13 @@
 """Our backbones as timm's models inside segmentation_models_pytorch and transformers."""
 
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 import segmentation_models_pytorch as smp
 import torch
-from support.timm_models import OURS, SOME, cache_official_weights, without_gradient
+from support.timm_models import OURS, SOME, without_gradient
 from torch import nn
 from transformers import TimmBackbone, TimmBackboneConfig
-
-
-@pytest.fixture
-def cached(official_weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    return cache_official_weights(official_weights, tmp_path, monkeypatch)
 
 
 @pytest.mark.parametrize(("name", "make"), [*((name, smp.Unet) for name in SOME), (SOME[-1], smp.FPN)])
@@ -32,7 +26,6 @@ def test_output_stride_of_segmentation_models_pytorch_dilates() -> None:
     assert without_gradient(model) == []
 
 
-@pytest.mark.usefixtures("cached")
 def test_segmentation_models_pytorch_loads_published_weights() -> None:
     model = smp.Unet("tu-featuretap_mobilenet_v2.imagenet1k_v1", encoder_weights=True).eval()
     built = OURS.build("mobilenet_v2", features_only=True, pretrained=True).eval()

@@ -28,6 +28,7 @@ NOT_RUN = {
     "docs/benchmarks.md": 1,
     "docs/export.md": 1,
     "docs/how-to/raspberry-pi.md": 1,
+    "docs/how-to/weights-to-other-libraries.md": 1,
     "docs/quantization.md": 1,
     "docs/runtimes.md": 1,
     "docs/training.md": 3,

@@ -25,7 +25,7 @@ def belongings(folder: Path, weights: Path) -> Path:
     photographs/CLASS/*.jpg      eight cuts of each of three photographs, 160×160
     holiday/*.jpg                four photographs
     street/                      a dozen images with COCO's annotations.json, and with masks
-    mobilenet_v2-b0353104.pth    published weights, and the same in the cache of torch.hub (torch/)
+    mobilenet_v2-b0353104.pth    published weights
     examples/                    the repository's
     """
     Image.fromarray(data.chelsea()).save(folder / "photo.jpg")
@@ -34,10 +34,7 @@ def belongings(folder: Path, weights: Path) -> Path:
         (folder / "holiday").mkdir(exist_ok=True)
         Image.fromarray(photograph()).save(folder / "holiday" / f"{name}.jpg")
     _street(folder / "street")
-    cache = folder / "torch" / "hub" / "checkpoints"
-    cache.mkdir(parents=True)
-    for path in (folder, cache):
-        (path / WEIGHTS).symlink_to(weights)
+    (folder / WEIGHTS).symlink_to(weights)
     ignored = shutil.ignore_patterns("__pycache__", "build", "*.egg-info")
     shutil.copytree(ROOT / "examples", folder / "examples", ignore=ignored)
     return folder

@@ -1,8 +1,5 @@
 """Our backbones as timm's models: their names, and helpers that compare them with the registry's."""
 
-from pathlib import Path
-
-import pytest
 import timm
 from support import oracles
 from torch import nn
@@ -51,12 +48,3 @@ def random_model(name: str, **arguments: object) -> nn.Module:
 def without_gradient(model: nn.Module) -> list[str]:
     """Return the names of the parameters that have no gradient."""
     return [name for name, parameter in model.named_parameters() if parameter.grad is None]
-
-
-def cache_official_weights(official_weights: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Put torchvision's MobileNetV2 where torch.hub keeps it, with `folder` as TORCH_HOME."""
-    monkeypatch.setenv("TORCH_HOME", str(folder))
-    path = folder / "hub" / "checkpoints" / "mobilenet_v2-b0353104.pth"
-    path.parent.mkdir(parents=True)
-    path.symlink_to(official_weights)
-    return path

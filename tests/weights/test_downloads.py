@@ -25,7 +25,7 @@ def served(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
 
 
 @pytest.fixture
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_packages: None) -> Path:
     """The folder that torch.hub keeps its downloads in."""
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
     return tmp_path / "torch" / "hub" / "checkpoints"
@@ -191,10 +191,27 @@ def test_a_variant_that_changes_no_tensor_has_the_weights_of_its_base(
             "weights.mobilenet_v2.mine.layout is 'timmm', which 'mobilenet_v2' is not known in; did you mean 'timm'? "
             "it has featuretap, torchvision, timm",
         ),
-        ('url = "ftp://x.org/a.pth"', "weights 'mobilenet_v2.mine': url 'ftp://x.org/a.pth' is no address; write"),
-        ('url = "https://x.org/"', "weights 'mobilenet_v2.mine': url 'https://x.org/' is no address; write"),
-        ('url = "http://[::1/net.pth"', "weights 'mobilenet_v2.mine': url 'http://[::1/net.pth' is no address; write"),
-        ('url = "hf://timm/model"', "weights 'mobilenet_v2.mine': url 'hf://timm/model' is no address; write"),
+        (
+            'url = "ftp://x.org/a.pth"',
+            "weights 'mobilenet_v2.mine': url 'ftp://x.org/a.pth' is not an address of a file; write",
+        ),
+        (
+            'url = "https://x.org/"',
+            "weights 'mobilenet_v2.mine': url 'https://x.org/' is not an address of a file; write",
+        ),
+        (
+            'url = "http://[::1/net.pth"',
+            "weights 'mobilenet_v2.mine': url 'http://[::1/net.pth' is not an address of a file; write",
+        ),
+        (
+            'url = "hf://timm/model"',
+            "weights 'mobilenet_v2.mine': url 'hf://timm/model' is not an address of a file; write",
+        ),
+        ('url = "hf-hub:timm/model"', "url 'hf-hub:timm/model' is not an address of a file; write https://host/file, "),
+        ('url = "pkg://packed"', "url 'pkg://packed' is not an address of a file; write https://host/file, "),
+        ('url = "pkg://packed/a/../../b.pth"', "url 'pkg://packed/a/../../b.pth' is not an address of a file; write"),
+        ('url = "pkg://packed//etc/b.pth"', "url 'pkg://packed//etc/b.pth' is not an address of a file; write"),
+        ('urls = ["https://x.org/b.pth"]', 'weights."mobilenet_v2.mine" has url and urls; list all addresses in urls'),
         ("norm_eps = 2.0", "weights 'mobilenet_v2.mine': norm_eps should be a small positive number, got 2.0"),
         ("norm_eps = inf", 'weights."mobilenet_v2.mine".norm_eps should be a positive number, got inf'),
         (

@@ -103,11 +103,7 @@ def test_a_pickle_is_refused_with_its_conversion(registry: Registry, tmp_path: P
 
 
 def test_a_published_pickle_is_refused_with_a_command_that_saves_it(
-    registry: Registry,
-    run: Callable[..., object],
-    official_weights: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    registry: Registry, run: Callable[..., object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refusal(tag: str) -> str:
         (entry,) = (entry for entry in registry.published_weights if entry.name == f"mobilenet_v2.{tag}")
@@ -119,10 +115,6 @@ def test_a_published_pickle_is_refused_with_a_command_that_saves_it(
     advice = "which only PyTorch can read; save it as safetensors where PyTorch is installed, and give that file:"
     assert refusal("imagenet1k_v1") == f"'mobilenet_v2.imagenet1k_v1' is a .pth file, {advice} {command}"
     assert refusal("imagenet1k_v2").endswith("mobilenet_v2.imagenet1k_v2.safetensors --weights imagenet1k_v2")
-    cache = tmp_path / "hub" / "checkpoints"
-    cache.mkdir(parents=True)
-    (cache / "mobilenet_v2-b0353104.pth").symlink_to(official_weights)
-    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     monkeypatch.chdir(tmp_path)
     run(*command.split()[1:])
     saved = open_checkpoint(WeightsSource(path=Path(command.split()[-1])), registry, "np")

@@ -1,7 +1,6 @@
 """Models of PyTorch as predictors."""
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,6 +10,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from featuretap import registry
+from featuretap.catalogue.pretrained import is_location
 from featuretap.models.built import description_of
 from featuretap.runtimes.preparing import prepare
 from featuretap.specs.taps import Tap
@@ -61,10 +61,10 @@ def open_model(name: str | None, weights: str | None, **arguments: Any) -> nn.Mo
 
     Args:
         name: of the backbone; None for that of the file, or the default.
-        weights: a tag, a file, "none" for random ones, or None or "default" for the catalogue's default.
+        weights: a tag, a file or its address, "none" for random ones, or None or "default" for the catalogue's default.
         **arguments: of `registry.build` or `registry.load`.
     """
-    if name is None and weights is not None and Path(weights).exists():
+    if name is None and is_location(weights):
         return registry.load(weights, **arguments)
     pretrained = PRETRAINED.get(weights, weights or "")
     return registry.build(name or DEFAULT_BACKBONE, pretrained=pretrained, **arguments)

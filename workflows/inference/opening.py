@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from featuretap import registry
+from featuretap.catalogue.pretrained import is_location
 from featuretap.support.errors import FeaturetapError, MissingExtraError, OptionError
 from featuretap.workflows.inference.predictor import DEFAULT_BACKBONE, PRETRAINED, Predictor, task_of
 
@@ -25,7 +26,7 @@ def open_predictor(name: str | None, weights: str | None, use_torch: bool = Fals
 
     Args:
         name: of the backbone; None for that of the file, or the default.
-        weights: a tag, a file, or None or "default" for the catalogue's default.
+        weights: a tag, a file or its address, or None or "default" for the catalogue's default.
         use_torch: whether PyTorch computes, whatever a session could do.
 
     Raises:
@@ -81,7 +82,7 @@ def find_session(
     if has_torch and (weights == "none" or GPU.exists()):
         return None
     try:
-        if name is None and weights is not None and Path(weights).exists():
+        if name is None and is_location(weights):
             return open_session(weights, **arguments)
         pretrained = PRETRAINED.get(weights, weights or "")
         return open_session(name or DEFAULT_BACKBONE, pretrained=pretrained, **arguments)
@@ -105,7 +106,7 @@ def export_without_torch(
     """Write an exported file without PyTorch, and return whether that was possible.
 
     Args:
-        source: name of a backbone, or a weights file.
+        source: name of a backbone, or a weights file or its address.
         weights: as of `open_predictor`, or "none" for random ones, of a name.
         target: path of the file.
         form: its format.

@@ -12,6 +12,7 @@ from dataclasses import MISSING, asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from featuretap.catalogue.addresses import is_address
 from featuretap.specs.addresses import LEVELS
 from featuretap.specs.options import OPTIONS
 from featuretap.specs.validation import Option, boolean, check_option, choice, count, is_list_of, is_whole, number
@@ -81,7 +82,7 @@ class Configuration:
     pretrained: bool = _setting(
         boolean(False), "Start from the catalogue's default weights instead of a random initialisation."
     )
-    weights: str | None = _setting(_text(), "Start from these weights: a tag or a file.")
+    weights: str | None = _setting(_text(), "Start from these weights: a tag, a file or its address.")
     val_fraction: float = _setting(
         number(0.2, 0.01, 0.99), "Fraction of the images to validate on, where the data has no validation part."
     )
@@ -183,7 +184,7 @@ def _check_consistency(configuration: Configuration) -> None:
         raise OptionError(
             f"pretrained selects the catalogue's weights, and weights={weights!r} selects others; leave one out"
         )
-    if backbone is None and weights is not None and not Path(weights).exists():
+    if backbone is None and weights is not None and not (is_address(weights) or Path(weights).exists()):
         raise OptionError(
             f"there is no weights file {weights!r}; give a weights file, or name the backbone that has weights of this "
             "tag"

@@ -7,12 +7,13 @@ from typing import Any
 from torch import nn
 
 from featuretap import registry
+from featuretap.catalogue.pretrained import WeightsSource
 from featuretap.models.built import Built, description_of
 from featuretap.specs import HeadSpec, ModelSpec
 from featuretap.specs.options import options_of
 from featuretap.specs.preprocessing import Preprocessing
 from featuretap.support.errors import HeadError, OptionError, TrainingError, WeightsError
-from featuretap.weights.reading import read_checkpoint
+from featuretap.weights.opening import open_checkpoint
 from featuretap.weights.requests import arguments_of, record_of
 from featuretap.workflows.datasets.data_set import DataSet
 from featuretap.workflows.datasets.formats import open_data
@@ -36,7 +37,7 @@ def resolve_model(configuration: Configuration) -> tuple[Configuration, ModelSpe
             "freeze among the options would be saved in the weights files of the run; give freeze as a setting"
         )
     if name is None:
-        name, saved = _read_model(Path(configuration.weights or ""), head)
+        name, saved = _read_model(configuration.weights or "", head)
         options = {**saved, **options}
     if configuration.size is not None and head.task == "detection":
         options |= detection.size_options(head, configuration.size)
@@ -54,15 +55,15 @@ def resolve_model(configuration: Configuration) -> tuple[Configuration, ModelSpe
     return replace(configuration, backbone=name, options=options), spec
 
 
-def _read_model(path: Path, head: HeadSpec) -> tuple[str, dict[str, Any]]:
+def _read_model(weights: str, head: HeadSpec) -> tuple[str, dict[str, Any]]:
     """Return the name and the options in a checkpoint's description, without the options of another head."""
-    checkpoint = read_checkpoint(path)
+    checkpoint = open_checkpoint(WeightsSource(path=weights), registry.default)
     record = record_of(checkpoint, registry.default)
     description = record.description
     if not record.by_name:
         raise WeightsError(
-            f"{str(path)!r} was saved from a BackboneSpec {description.name!r}, and only backbones that have a name in "
-            "the registry can be trained by settings"
+            f"{str(checkpoint.path)!r} was saved from a BackboneSpec {description.name!r}, and only backbones that "
+            "have a name in the registry can be trained by settings"
         )
     options = arguments_of(record, checkpoint, {})
     for argument in ("taps", "head", "num_classes", "features_only"):

@@ -86,6 +86,7 @@ def building(images: Tensor) -> None:
 def keeping(model: nn.Module) -> None:
     assert_type(registry.save(model, "flowers.safetensors"), Path)
     assert_type(registry.save(model, Path("for-timm"), layout="timm"), Path)
+    assert_type(registry.push(model, "owner/flowers", private=True), str)
     assert_type(registry.load("flowers.safetensors", features_only=True, taps=("C5",)), Built)
     assert_type(registry.load(Path("flowers.safetensors"), num_classes=3, finite=True), Built)
     assert_type(registry.convert("theirs.pth", "ours.safetensors", "featuretap"), Path)

@@ -1,0 +1,136 @@
+"""The Hugging Face hub, through huggingface_hub and its cache."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+from pathlib import Path
+
+from featuretap.support.errors import WeightsError
+from featuretap.support.extras import check_modules
+from featuretap.support.text import one_line
+from featuretap.weights.files import CONFIG, FILE
+
+SITE = "https://huggingface.co"
+
+MODEL_FILES = (FILE, "pytorch_model.bin")
+"""Names of the weights in a repository, the preferred first."""
+
+LOGIN = "log in with 'hf auth login'"
+
+
+def find_in_cache(repository: str, revision: str | None, name: str) -> Path | None:
+    """Return a file of a repository from the cache, or None."""
+    if find_spec("huggingface_hub") is None:
+        return None
+    import huggingface_hub
+
+    found = huggingface_hub.try_to_load_from_cache(repository, name, revision=revision)
+    return Path(found) if isinstance(found, str) else None
+
+
+def fetch_file(
+    repository: str, revision: str | None, name: str, *, site: str = SITE, cached_only: bool = False
+) -> Path:
+    """Return a file of a repository, downloaded into the cache unless it is there.
+
+    Args:
+        repository: "owner/name".
+        revision: branch, tag or commit; None for the main branch.
+        name: of the file.
+        site: address of the hub, or of its mirror.
+        cached_only: whether nothing is downloaded.
+
+    Raises:
+        Exception: of huggingface_hub or of the libraries below it; see `explain`.
+    """
+    import huggingface_hub
+
+    endpoint = None if site == SITE else site
+    return Path(
+        huggingface_hub.hf_hub_download(
+            repository, name, revision=revision, endpoint=endpoint, local_files_only=cached_only
+        )
+    )
+
+
+def fetch_model(repository: str, revision: str | None, *, site: str = SITE, cached_only: bool = False) -> Path:
+    """Return the weights of a repository, beside which its `config.json` is if it has one; see `fetch_file`.
+
+    Raises:
+        Exception: of huggingface_hub or of the libraries below it; see `explain`.
+    """
+    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+
+    def fetch(name: str, revision: str | None) -> Path | None:
+        try:
+            return fetch_file(repository, revision, name, site=site, cached_only=cached_only)
+        except EntryNotFoundError as error:
+            # The local one is also raised where the hub cannot be reached, and does not say that there is no file.
+            if isinstance(error, LocalEntryNotFoundError) and not cached_only:
+                raise
+            missing.append(error)
+            return None
+
+    missing: list[Exception] = []
+    for name in MODEL_FILES:
+        path = fetch(name, revision)
+        if path:
+            # The folder in the cache is named by the commit: both are of one, whatever is pushed meanwhile.
+            fetch(CONFIG, path.parent.name)
+            return path
+    raise missing[0]
+
+
+def upload(folder: Path, repository: str, *, private: bool) -> str:
+    """Upload the files of a folder to a repository, which is created unless it exists, and return its address.
+
+    Args:
+        folder: with the files.
+        repository: "owner/name".
+        private: whether a repository that is created is private.
+
+    Raises:
+        MissingExtraError: huggingface_hub is not installed.
+        WeightsError: the hub refuses it, or cannot be reached.
+    """
+    check_modules("registry.push", ("huggingface_hub",))
+    import huggingface_hub
+
+    hub = huggingface_hub.HfApi()
+    try:
+        address = hub.create_repo(repository, private=private, exist_ok=True)
+        hub.upload_folder(repo_id=repository, folder_path=folder, commit_message="Upload weights with featuretap")
+    except Exception as error:
+        # It lets through whatever the libraries below it raise.
+        raise WeightsError(f"cannot push to {repository!r}: {explain(error, repository)}") from error
+    return str(address)
+
+
+def explain(error: Exception, repository: str, revision: str | None = None) -> str:
+    """Return the reason for an error of huggingface_hub, on one line.
+
+    Args:
+        error: what it raised.
+        repository: "owner/name" that was asked for.
+        revision: that was asked for.
+    """
+    if find_spec("huggingface_hub") is None:
+        return one_line(str(error))
+    from huggingface_hub import errors
+
+    response = getattr(error, "response", None)
+    status = getattr(response, "status_code", None)
+    if isinstance(error, errors.GatedRepoError):
+        return f"access to it has to be requested; visit {SITE}/{repository}, and {LOGIN}"
+    if isinstance(error, errors.RevisionNotFoundError):
+        return f"it has no revision {revision!r}"
+    if isinstance(error, errors.RepositoryNotFoundError):
+        return f"there is no such repository, or it is private; check the name, or {LOGIN}"
+    if isinstance(error, errors.LocalEntryNotFoundError):
+        cause = error.__cause__
+        return one_line(str(cause)) if cause else "it is not in the cache"
+    if isinstance(error, errors.EntryNotFoundError):
+        return "it has no such file"
+    if status in (401, 403):
+        return f"the hub refuses it ({status}); {LOGIN}, with a token that may write"
+    return one_line(str(error)) or type(error).__name__
