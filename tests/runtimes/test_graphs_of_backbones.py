@@ -5,7 +5,7 @@ from typing import Any
 import onnx
 import pytest
 import torch
-from support import mobilenet_v4
+from support import efficientnet_lite, mobilenet_v4
 from support.graphs import (
     assert_is_computed,
     assert_same_outputs,
@@ -99,6 +99,11 @@ def test_other_norms_with_running_statistics_are_folded(registry: Registry, norm
 @pytest.mark.parametrize("name", [mobilenet_v4.SMALL, mobilenet_v4.MEDIUM])
 def test_a_graph_computes_what_a_backbone_of_a_plugin_does(name: str) -> None:
     assert_is_computed(build(mobilenet_v4.registry(), name, width=0.5))
+
+
+@pytest.mark.parametrize("padding", ["same", "symmetric"])
+def test_a_graph_computes_what_a_plugins_backbone_of_built_in_blocks_does(padding: str) -> None:
+    assert_is_computed(build(efficientnet_lite.registry(), "efficientnet_lite0", padding=padding))
 
 
 @pytest.mark.parametrize("name", OPERATORS)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import pytest
-from support import mobilenet_v4
+from support import efficientnet_lite, mobilenet_v4
 from support.heads import HEADS, SMALL
 from support.tables import EVERY_ROW
 from torch import Tensor, nn
@@ -148,8 +148,9 @@ def test_a_head_with_wrong_nodes_fails(registry: Registry) -> None:
         check_nodes(head_conformance.build_head_trial("maxima", "convolution", registry, (33, 35)))
 
 
-def test_the_example_passes() -> None:
+def test_the_examples_pass() -> None:
     check_nodes(conformance.build_trial(mobilenet_v4.SMALL, mobilenet_v4.registry()))
+    check_nodes(conformance.build_trial("efficientnet_lite0", efficientnet_lite.registry()))
 
 
 def test_the_kits_own_tests_fail_for_wrong_nodes(registry: Registry) -> None:

@@ -44,7 +44,11 @@ FILES = {"docs/plugins.md": (7, 5)}
 EXPORTING = ("README.md", "docs/export.md", "docs/quantization.md", "docs/runtimes.md")
 """Pages that export models for runtimes, which takes longest."""
 
-INSTALLING = ("docs/plugins.md", "examples/featuretap-mobilenet-v4/README.md")
+INSTALLING = (
+    "docs/plugins.md",
+    "examples/featuretap-efficientnet-lite/README.md",
+    "examples/featuretap-mobilenet-v4/README.md",
+)
 """Pages that install a distribution, and so need an environment of their own."""
 
 LANGUAGES = {"python", "bash", "console", "toml", "json", "yaml", "text"}

@@ -1,0 +1,1 @@
+"""EfficientNet-Lite for featuretap; `featuretap_efficientnet_lite.plugin` is what featuretap finds."""
