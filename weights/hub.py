@@ -5,15 +5,14 @@ from __future__ import annotations
 from importlib.util import find_spec
 from pathlib import Path
 
+from featuretap.catalogue.pretrained import CHECKPOINT_SUFFIXES
 from featuretap.support.errors import WeightsError
 from featuretap.support.extras import check_modules
 from featuretap.support.text import one_line
-from featuretap.weights.files import CONFIG, FILE
+from featuretap.weights.files import CONFIG, FILES, INDEX_SUFFIX
+from featuretap.weights.shards import list_shards
 
 SITE = "https://huggingface.co"
-
-MODEL_FILES = (FILE, "pytorch_model.bin")
-"""Names of the weights in a repository, the preferred first."""
 
 LOGIN = "log in with 'hf auth login'"
 
@@ -54,7 +53,7 @@ def fetch_file(
 
 
 def fetch_model(repository: str, revision: str | None, *, site: str = SITE, cached_only: bool = False) -> Path:
-    """Return the weights of a repository, beside which its `config.json` is if it has one; see `fetch_file`.
+    """Return the first of `FILES` in a repository; beside it are its parts and the `config.json`; see `fetch_file`.
 
     Raises:
         Exception: of huggingface_hub or of the libraries below it; see `explain`.
@@ -72,11 +71,13 @@ def fetch_model(repository: str, revision: str | None, *, site: str = SITE, cach
             return None
 
     missing: list[Exception] = []
-    for name in MODEL_FILES:
+    for name in FILES:
         path = fetch(name, revision)
         if path:
-            # The folder in the cache is named by the commit: both are of one, whatever is pushed meanwhile.
-            fetch(CONFIG, path.parent.name)
+            parts = list_shards(path, CHECKPOINT_SUFFIXES) if name.endswith(INDEX_SUFFIX) else ()
+            for other in (CONFIG, *(part.name for part in parts)):
+                # The folder in the cache is named by the commit: all are of one, whatever is pushed meanwhile.
+                fetch(other, path.parent.name)
             return path
     raise missing[0]
 

@@ -18,14 +18,27 @@ ADVICE = "get the folder again from where it comes from"
 
 
 def read_index(index: Path, suffixes: Sequence[str]) -> dict[Path, set[str]]:
-    """Return file → names of the tensors in it, for every file that an index names.
+    """Return file → names of the tensors in it, for every file that an index names; see `list_shards`.
+
+    Raises:
+        WeightsError: it is no index, or names a file that is not beside it.
+    """
+    tensors = list_shards(index, suffixes)
+    for path in tensors:
+        if not path.is_file():
+            raise WeightsError(f"{str(index)!r} names the file {path.name!r}, which is not beside it; {ADVICE}")
+    return tensors
+
+
+def list_shards(index: Path, suffixes: Sequence[str]) -> dict[Path, set[str]]:
+    """Return file → names of the tensors in it, for every file that an index names, there or not.
 
     Args:
         index: a file such as `model.safetensors.index.json`.
         suffixes: of the files that it may name.
 
     Raises:
-        WeightsError: it is no index, or names a file that is not beside it.
+        WeightsError: it is no index.
     """
     problem = f"{str(index)!r} is no index of weights files:"
     if not index.name.endswith(INDEX_SUFFIX):
@@ -50,9 +63,6 @@ def read_index(index: Path, suffixes: Sequence[str]) -> dict[Path, set[str]]:
                 f"{problem} {name!r} is in {shard!r}, which is no name of a weights file in its folder; {ADVICE}"
             )
         tensors.setdefault(index.with_name(shard), set()).add(name)
-    for path in tensors:
-        if not path.is_file():
-            raise WeightsError(f"{str(index)!r} names the file {path.name!r}, which is not beside it; {ADVICE}")
     return tensors
 
 

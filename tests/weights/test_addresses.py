@@ -1,5 +1,6 @@
 """Addresses of weights work wherever a path to weights does, and are fetched once."""
 
+import json
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -7,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from support import Completed, oracles
 from support.packed_weights import ADDRESS, write_packed
 from support.server import COMMIT, Server
@@ -165,6 +167,21 @@ def test_the_config_beside_the_weights_in_a_repository_is_read(
         server.files[f"/somebody/else/resolve/main/{path.name}"] = path.read_bytes()
     description = registry.load("hf://somebody/else").description
     assert (description.options["output_stride"], description.num_classes) == (16, 3)
+
+
+def test_weights_in_several_files_of_a_repository_are_fetched_together(
+    server: Server, registry: Registry, saved: Path, model: nn.Module, tmp_path: Path
+) -> None:
+    tensors = load_file(saved)
+    names = sorted(tensors)
+    shards = {"model-1-of-2.safetensors": names[::2], "model-2-of-2.safetensors": names[1::2]}
+    for shard, held in shards.items():
+        save_file({name: tensors[name] for name in held}, tmp_path / shard)
+        server.files[f"/somebody/parts/resolve/main/{shard}"] = (tmp_path / shard).read_bytes()
+    index = {"weight_map": {name: shard for shard, held in shards.items() for name in held}}
+    server.files["/somebody/parts/resolve/main/model.safetensors.index.json"] = json.dumps(index).encode()
+    image = torch.rand(2, 3, 65, 97)
+    assert torch.equal(registry.load("hf://somebody/parts", name=NAME).eval()(image), model(image))
 
 
 def test_a_mirror_is_asked_in_place_of_a_url(server: Server, configured: Callable[[str], Registry]) -> None:
