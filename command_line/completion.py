@@ -93,6 +93,11 @@ backbones_or_heads = _complete(
     lambda ctx: registry.list_heads() if ctx.params.get("heads") else registry.list_backbones()
 )
 heads = _complete(lambda ctx: registry.list_heads())
+layouts = _complete(
+    lambda ctx: sorted(
+        {"featuretap"}.union(*(registry.default.backbone(name).layouts for name in registry.list_backbones()))
+    )
+)
 runtimes = _complete(lambda ctx: [*RESERVED, *registry.list_runtimes()])
 plugins = _complete(
     lambda ctx: sorted({name for plugin in registry.default.plugins for name in (plugin.distribution, plugin.name)})

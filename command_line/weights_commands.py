@@ -24,9 +24,9 @@ from featuretap.weights.metadata import Record, read_record
 TARGET = click.argument("target", type=parameters.PATH, help="The file or folder to write.")
 LAYOUT = click.option(
     "--layout",
-    type=click.Choice(["featuretap", "torchvision", "timm", "paddle"]),
+    shell_complete=completion.layouts,
     default="featuretap",
-    help="Library whose tensor names to write.",
+    help="Library whose tensor names to write: featuretap, torchvision, timm, paddle, or one that a plugin adds.",
 )
 MOST_CLASSES = 5
 """Classes that are named; of more, the count is printed."""

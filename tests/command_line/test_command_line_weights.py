@@ -154,7 +154,8 @@ def test_bad_input_is_a_one_line_error(run: Run, tmp_path: Path, classifier: Pat
     )
     refused(
         run("convert", classifier, tmp_path / "b.safetensors", "--layout", "caffe"),
-        "Invalid value for '--layout': 'caffe' is not one of 'featuretap', 'torchvision', 'timm', 'paddle'.",
+        "cannot save 'mobilenet_v2_050' with in_channels=1 for caffe: the layout 'caffe' is not one that "
+        "'mobilenet_v2_050' is known in; it has featuretap, torchvision, timm",
     )
     refused(
         run("save", "mobilenet_v9", tmp_path / "b.safetensors"),

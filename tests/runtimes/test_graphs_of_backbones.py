@@ -36,9 +36,9 @@ OPERATORS = {
     "mobilenet_v3_small_minimalistic": {"Conv", "Relu", "Add"},
     "mobilenet_v3_small_paddle": {"Conv", "Relu", "HardSwish", "Add", *SQUEEZING},
 }
-"""Of every architecture of the catalogue; the other backbones are widths of them."""
+"""Of every architecture of the catalogue; the other backbones are widths of them, or pad otherwise."""
 
-WIDTHS = (
+VARIANTS = (
     *NARROW,
     "mobilenet_v1_050",
     "mobilenet_v1_075",
@@ -46,6 +46,12 @@ WIDTHS = (
     "mobilenet_v2_075",
     "mobilenet_v2_140",
     "mobilenet_v3_small_075",
+    "mobilenet_v3_large_tf",
+    "mobilenet_v3_large_075_tf",
+    "mobilenet_v3_large_minimalistic_tf",
+    "mobilenet_v3_small_tf",
+    "mobilenet_v3_small_075_tf",
+    "mobilenet_v3_small_minimalistic_tf",
 )
 
 OPTIONS: tuple[dict[str, Any], ...] = (
@@ -69,10 +75,10 @@ def build(registry: Registry, name: str | BackboneSpec, *, nearly_dead: bool = F
 
 
 def test_every_backbone_of_the_catalogue_is_tested(registry: Registry) -> None:
-    assert {*OPERATORS, *WIDTHS} == set(registry.list_backbones())
+    assert {*OPERATORS, *VARIANTS} == set(registry.list_backbones())
 
 
-@pytest.mark.parametrize("name", [*OPERATORS, *WIDTHS])
+@pytest.mark.parametrize("name", [*OPERATORS, *VARIANTS])
 def test_a_graph_computes_what_the_backbone_does(registry: Registry, name: str) -> None:
     assert_is_computed(build(registry, name))
 

@@ -9,6 +9,8 @@ from featuretap.registry.testing import BackboneConformance
 
 class TestEfficientNetLite(BackboneConformance):
     plugin = "featuretap_efficientnet_lite.plugin"
+    # The others are the same table at other multipliers.
+    backbones = ("efficientnet_lite0", "efficientnet_lite2")
     variations = ({"reduced_tail": True}, {"padding": "symmetric"})
 
 
