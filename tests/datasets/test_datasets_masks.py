@@ -95,11 +95,6 @@ def test_a_mask_of_one_bit_has_two_classes(folder: Path) -> None:
     assert (data.classes, data.train[0].read()[1].tolist()) == (("class 0", "class 1"), [[0, 1, 1, 0]] * 2)
 
 
-def test_without_names_classes_are_as_many_as_the_largest_value_in_any_mask(folder: Path) -> None:
-    pair(folder / "images", folder / "masks", "c", [[0, 3, 255, 254]] * 2)
-    assert opened(folder).classes == tuple(f"class {number}" for number in range(255))
-
-
 def test_names_are_the_lines_of_a_file(folder: Path) -> None:
     (folder / "classes.txt").write_bytes("background\r\na cat \r\nKäfer\r\n\r\n".encode("utf-8-sig"))
     assert opened(folder).classes == ("background", "a cat", "Käfer")
@@ -126,41 +121,60 @@ def test_names_in_another_encoding_are_refused(folder: Path) -> None:
     assert refusal(folder).startswith("'DATA/classes.txt' is not text in UTF-8: 'utf-8' codec can't decode byte 0xe4")
 
 
-@pytest.mark.parametrize("named", [True, False])
-@pytest.mark.parametrize("values", [[[0, 255, 255, 0]] * 2, [[255] * 4] * 2])
-def test_masks_of_black_and_white_are_refused(folder: Path, named: bool, values: object) -> None:
-    for name in ("a", "b"):
-        mask(folder / "masks" / f"{name}.png", values)
-    if named:
-        (folder / "classes.txt").write_text("background\ncat\n")
-    assert refusal(folder) == (
-        "the masks in 'DATA' have no value but 0 and 255, which is ignored; a mask's pixels are the numbers of their "
-        "classes: 0 for the background, 1 for what is to be found"
-    )
-
-
-@pytest.mark.parametrize("mode", ["RGB", "RGBA", "LA"])
-def test_masks_of_colours_are_refused(folder: Path, mode: str) -> None:
-    mask(folder / "masks" / "b.png", VALUES, mode)
-    assert refusal(folder) == (
-        f"1 problem in 'DATA': the mask 'DATA/masks/b.png' is of mode {mode!r}; masks are of 'L' or 'P', with the "
-        "number of a class for each pixel"
-    )
-
-
-def test_masks_that_are_no_png_are_refused(folder: Path) -> None:
-    (folder / "masks" / "b.png").rename(folder / "masks" / "b.bmp")
-    assert refusal(folder) == (
-        "1 problem in 'DATA': the mask 'DATA/masks/b.bmp' is not a PNG file; other formats may change its numbers"
-    )
-
-
 def test_masks_that_cannot_be_read_are_refused(folder: Path) -> None:
     whole = (folder / "masks" / "a.png").read_bytes()
     (folder / "masks" / "a.png").write_bytes(whole[:50])
     (folder / "masks" / "b.png").write_bytes(b"")
     assert refusal(folder).startswith("2 problems in 'DATA': the mask 'DATA/masks/a.png' is damaged: ")
     assert refusal(folder).endswith("; the mask 'DATA/masks/b.png' is empty")
+
+
+@pytest.mark.parametrize(
+    ("image", "mask_name"),
+    [
+        ("0", "0_mask"),
+        ("town/1", "town/1-seg"),
+        ("a b", "mask_a b"),
+        ("x_sat", "x_mask"),
+        ("1_leftImg8bit", "1_gtFine_labelIds"),
+    ],
+)
+def test_names_may_say_that_a_file_is_a_mask(tmp_path: Path, image: str, mask_name: str) -> None:
+    for name in (image, "7"):
+        picture(tmp_path / "images" / f"{name}.jpg", (4, 2))
+    mask(tmp_path / "masks" / f"{mask_name}.png", VALUES)
+    mask(tmp_path / "masks" / "7_mask.png", VALUES)
+    data = opened(tmp_path)
+    for sample in (data.train[0], data.val[0]):
+        assert sample.read()[1].tolist() == VALUES
+    assert {Path(sample.name).stem for sample in (data.train[0], data.val[0])} == {Path(image).name, "7"}
+
+
+@pytest.mark.parametrize("parts", [[""], ["train", "valid"]])
+def test_masks_may_lie_beside_the_images(tmp_path: Path, parts: list[str]) -> None:
+    for part in parts:
+        for name in ("0", "1"):
+            picture(tmp_path / part / f"{name}.jpg", (4, 2))
+            mask(tmp_path / part / f"{name}_mask.png", VALUES)
+    data = opened(tmp_path)
+    assert (len(data.train), len(data.val)) == ((1, 1) if parts == [""] else (2, 2))
+    assert data.train[0].name.endswith(".jpg")
+    assert data.train[0].read()[1].tolist() == VALUES
+
+
+def test_roboflows_table_lies_in_the_training_part(tmp_path: Path) -> None:
+    for part in ("train", "valid"):
+        picture(tmp_path / part / "1.jpg", (4, 2))
+        mask(tmp_path / part / "1_mask.png", VALUES)
+        (tmp_path / part / "_classes.csv").write_text("Pixel Value, Class\n0, background\n1, cat\n2, dog\n")
+    assert opened(tmp_path).classes == ("background", "cat", "dog")
+
+
+def test_two_masks_for_one_image_are_named(folder: Path) -> None:
+    picture(folder / "images" / "c.jpg", (4, 2))
+    for name in ("c_mask", "c_label"):
+        mask(folder / "masks" / f"{name}.png", VALUES)
+    assert refusal(folder).startswith("3 problems in 'DATA': the image 'c' has no mask in 'DATA/masks'; the mask ")
 
 
 def test_images_and_masks_without_a_counterpart_are_named(folder: Path) -> None:
