@@ -18,7 +18,11 @@ LOCAL = (PACKAGE, FILE)
 TIMM_HUB = "hf-hub:"
 """How timm writes addresses on the hub."""
 
-HUB_ADDRESS = re.compile(r"(?:hf://|hf-hub:)([\w.-]+/[\w.-]+)(?:@([\w.-]+))?(?:/([\w./-]*[\w-]))?")
+HUB_ADDRESS = re.compile(
+    r"(?:hf://|hf-hub:)([\w.-]+/[\w.-]+)(?:@([\w.-]+))?(?:/([\w./-]*[\w-]))?(?(2)|(?:@([\w./-]*[\w-]))?)"
+)
+"""The revision comes behind the repository, as huggingface_hub's own paths have it, or at the end."""
+
 PACKAGE_ADDRESS = re.compile(r"pkg://([A-Za-z\d](?:[\w.-]*[A-Za-z\d])?)/((?:(?!\.+/)[\w.+-]+/)*(?!\.+$)[\w.+-]+)")
 OTHER_ADDRESS = re.compile(r"file://.*[^/]|https?://([\w.-]+|\[[\da-fA-F:.]+\])(:\d+)?/\S*[^\s/]")
 
@@ -48,8 +52,8 @@ def split_hub_address(address: str) -> tuple[str, str | None, str]:
     """Return "owner/repository", the revision or None, and the file or "" of a valid address on the hub."""
     match = HUB_ADDRESS.fullmatch(address)
     assert match
-    repository, revision, file = match.groups()
-    return repository, revision, file or ""
+    repository, revision, file, last = match.groups()
+    return repository, revision or last, file or ""
 
 
 def split_package_address(address: str) -> tuple[str, str]:

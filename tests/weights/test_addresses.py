@@ -71,6 +71,7 @@ ADDRESSES = (
     f"hf://somebody/flowers@{COMMIT}",
     "hf://somebody/flowers/model.safetensors",
     f"hf://somebody/flowers@v1/deep/{FILE}",
+    f"hf://somebody/flowers/deep/{FILE}@v1",
     "hf-hub:somebody/flowers",
     "hf-hub:somebody/flowers@v1",
 )
@@ -240,7 +241,8 @@ def test_offline_nothing_is_asked_and_the_way_is_named(registry: Registry, addre
 
 
 @pytest.mark.parametrize(
-    "address", ["hf://timm", "hf-hub:timm", "https://x.org", "hf://a/b/", "hf://a/b@/c", "file://"]
+    "address",
+    ["hf://timm", "hf-hub:timm", "https://x.org", "hf://a/b/", "hf://a/b@/c", "hf://a/b@v1/c.pth@v2", "file://"],
 )
 def test_what_only_looks_like_an_address_is_refused(registry: Registry, address: str) -> None:
     with pytest.raises(
