@@ -19,7 +19,7 @@ TIMM_HUB = "hf-hub:"
 """How timm writes addresses on the hub."""
 
 HUB_ADDRESS = re.compile(
-    r"(?:hf://|hf-hub:)([\w.-]+/[\w.-]+)(?:@([\w.-]+))?(?:/([\w./-]*[\w-]))?(?(2)|(?:@([\w./-]*[\w-]))?)"
+    r"(?:hf://|hf-hub:)([\w.-]+/[\w.-]+)(?:@([\w.-]+))?(?:/([\w./-]*[\w-]))?(?(2)|(?:@(\w(?:[\w./-]*[\w-])?))?)"
 )
 """The revision comes behind the repository, as huggingface_hub's own paths have it, or at the end."""
 
