@@ -226,7 +226,8 @@ class _Machine:
         match kind, arguments:
             case "reconstruct", (_Global("ndarray"), (0,), b"b"):
                 self.push(_Array())
-            case "dtype", (str(code), bool(align), bool(copy)) if code in KINDS and not align and copy:
+            # False and True, which older versions of NumPy wrote as numbers.
+            case "dtype", (str(code), 0, 1) if code in KINDS:
                 self.push(_Type(code))
             case "encode", (str() | _LongText() as text, "latin1"):
                 self.push(_encode(text))
