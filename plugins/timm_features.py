@@ -15,10 +15,11 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from featuretap.plugins import namespaces
+from featuretap.plugins import library_layouts, namespaces
 from featuretap.specs import BackboneSpec, Tap
 from featuretap.specs.addresses import LEVELS
 from featuretap.specs.description import format_options
+from featuretap.specs.layout import Layout
 from featuretap.specs.preprocessing import Preprocessing
 from featuretap.specs.validation import count
 from featuretap.support.errors import OptionError, SpecError, UnknownBackboneError, did_you_mean
@@ -95,6 +96,7 @@ def find(name: str) -> BackboneSpec:
         factory="featuretap.plugins.timm_features:build",
         describe="featuretap.plugins.timm_features:describe",
         options=_options(architecture),
+        layouts={"timm": "featuretap.plugins.timm_features:layout"},
         tags=tuple(sorted(tags, key=lambda known: known != tag)),
         description=f"{architecture} of timm {timm.__version__}",
     )
@@ -126,6 +128,43 @@ def build(spec: BackboneSpec, *, taps: tuple[str, ...], pretrained: str | None =
         origin = f"{spec.name}.{pretrained}"
         backbone.preprocessing = preprocessing_of(origin, network.pretrained_cfg) or Preprocessing()
     return backbone
+
+
+@lru_cache(maxsize=8)
+def layout(spec: BackboneSpec) -> Layout:
+    """Return how timm's own files name the tensors of a backbone, with the classifier where it is one of ours."""
+    architecture, options = _architecture(spec), namespaces.changed_options(spec.options, DEFAULTS)
+    with torch.device("meta"):
+        features = build(spec, taps=tuple(spec.taps), **spec.options).state_dict()
+    addresses, is_buildable = _addresses(architecture), True
+    try:
+        full = _create_on_meta(architecture, **options)
+    except Exception:
+        # timm's classes of classifiers take fewer options than those of feature extractors, and fail in any way.
+        is_buildable, options = False, {"in_chans": spec.in_channels}
+        full = _create_on_meta(architecture, **options)
+    return library_layouts.make_layout(
+        features,
+        full.state_dict(),
+        _classifier(architecture) if is_buildable and addresses[-1] in spec.taps else "",
+        # Without a classifier, timm still loads all other layers.
+        required=_create_on_meta(architecture, **options, num_classes=0).state_dict(),
+        architecture=architecture,
+        arguments=namespaces.changed_options(spec.options, DEFAULTS),
+        feature_taps=addresses,
+        first_conv=full.pretrained_cfg.get("first_conv"),
+        image_size=full.pretrained_cfg["input_size"][1:] if full.pretrained_cfg.get("fixed_input_size") else (),
+    )
+
+
+@lru_cache(maxsize=64)
+def _classifier(architecture: str) -> str:
+    """Return the path of timm's last layer if it reads the average of the last map, as our head does; else nothing."""
+    features = _features_on_meta(architecture, {}, out_indices=tuple(range(len(_addresses(architecture)))))
+    path = library_layouts.unpaired_layer(features.state_dict(), _create_on_meta(architecture).state_dict())
+    last = features.feature_info.info[-1]["module"]
+    with torch.random.fork_rng(devices=[]):
+        return path if path and library_layouts.reads_pooled_map(timm.create_model(architecture), path, last) else ""
 
 
 def _load_pretrained(tagged: str, arguments: Mapping[str, Any]) -> Any:

@@ -17,9 +17,10 @@ from torch import Tensor, nn
 from torchvision.models import get_model, get_model_weights, list_models
 from torchvision.models.feature_extraction import create_feature_extractor
 
-from featuretap.plugins import namespaces
+from featuretap.plugins import library_layouts, namespaces
 from featuretap.specs import BackboneSpec, Tap
 from featuretap.specs.description import format_options
+from featuretap.specs.layout import Layout
 from featuretap.specs.preprocessing import Preprocessing
 from featuretap.support.errors import OptionError, SpecError
 from featuretap.support.text import error_line
@@ -94,6 +95,7 @@ def find(name: str) -> BackboneSpec:
         factory="featuretap.plugins.torchvision_features:build",
         describe="featuretap.plugins.torchvision_features:describe",
         options=dict.fromkeys(_options(classifier)),
+        layouts={"torchvision": "featuretap.plugins.torchvision_features:layout"},
         tags=tuple(entry.name for entry in sorted(weights, key=lambda entry: entry is not default)),
         description=f"{classifier} of torchvision {torchvision.__version__}",
     )
@@ -131,6 +133,32 @@ def build(
             preset.interpolation.value,
         )
     return backbone
+
+
+@lru_cache(maxsize=8)
+def layout(spec: BackboneSpec) -> Layout:
+    """Return how torchvision's own files name the tensors of a backbone, with the classifier if it is one of ours."""
+    classifier, options = namespaces.network_name(spec, PREFIX), namespaces.changed_options(spec.options, {})
+    with torch.device("meta"):
+        features = build(spec, taps=tuple(spec.taps), **spec.options).state_dict()
+    return library_layouts.make_layout(
+        features,
+        _on_meta(classifier, options).state_dict(),
+        _classifier(classifier) if [*_level_sources(classifier)][-1] in spec.taps else "",
+        architecture=classifier,
+        arguments=options,
+    )
+
+
+@lru_cache(maxsize=64)
+def _classifier(classifier: str) -> str:
+    """Return the path of torchvision's last layer if it reads the average of the last map; else nothing."""
+    full, last = _on_meta(classifier, {}), [*_level_sources(classifier).values()][-1]
+    with torch.device("meta"):
+        features = TorchvisionFeatures(_on_meta(classifier, {}), {"last": last}).state_dict()
+    path = library_layouts.unpaired_layer(features, full.state_dict())
+    with torch.random.fork_rng(devices=[]):
+        return path if path and library_layouts.reads_pooled_map(_create(classifier, {}), path, last.path) else ""
 
 
 def _load_pretrained(classifier: str, weights: Any, options: Mapping[str, Any]) -> nn.Module:

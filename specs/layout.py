@@ -18,10 +18,16 @@ class Layout:
 
     Args:
         names: our name → theirs, of the whole network and its head.
-        norm_eps: epsilon of batch norm that the library builds the network with.
+        norm_eps: epsilon of batch norm that the library builds the network with; None for that of the module itself.
         head_norm_eps: the same in the head, where there are norms.
         feature_taps: the address of each map that the library's feature extractor numbers, in its order; empty for the
             levels.
+        first_conv: what the library calls the layers that read the image.
+        image_size: height and width of the library's images where its tensors depend on them; empty otherwise.
+        unused: names in the library's files of what our network lacks, such as another classifier.
+        required: name in the library's files → tensor of the same shape and type, of what our network lacks and the
+            library's loader asks for.
+        aliases: other names in the library's files → those in `names`.
         preprocessing: how the library's model normalises its images, where it does so itself.
         architecture: what the library calls the network; empty where it has no such network, whose weights can then be
             read from files of these names, and not be written.
@@ -33,7 +39,7 @@ class Layout:
     """
 
     names: Mapping[str, str]
-    norm_eps: float
+    norm_eps: float | None
     architecture: str = ""
     arguments: Mapping[str, Any] = field(default_factory=dict)
     features_only: bool = False
@@ -42,6 +48,11 @@ class Layout:
     transposed: frozenset[str] = frozenset()
     head_norm_eps: float | None = None
     feature_taps: tuple[str, ...] = ()
+    first_conv: str | tuple[str, ...] = "conv_stem"
+    image_size: tuple[int, ...] = ()
+    unused: frozenset[str] = frozenset()
+    required: Mapping[str, Any] = field(default_factory=dict)
+    aliases: Mapping[str, str] = field(default_factory=dict)
     preprocessing: Preprocessing | None = None
 
     @property
@@ -49,6 +60,11 @@ class Layout:
         """Part of the model, "backbone" and "head", → epsilon."""
         eps = {"backbone": self.norm_eps, "head": self.head_norm_eps}
         return {part: value for part, value in eps.items() if value is not None}
+
+    @property
+    def known_names(self) -> frozenset[str]:
+        """All names that the library's files may have."""
+        return self.unused.union(self.names.values(), self.aliases)
 
     def stored_shape(self, name: str, shape: tuple[int, ...]) -> tuple[int, ...]:
         """Return the shape of a tensor in the library's files.

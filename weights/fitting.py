@@ -34,6 +34,7 @@ from featuretap.weights.padding import check_padding, set_padding, stated_paddin
 from featuretap.weights.pruning import prune_tail
 from featuretap.weights.reading import Checkpoint, Tensor
 from featuretap.weights.translation import NativeTensors, translate
+from featuretap.weights.unwrapping import strip_prefixes
 
 logger = logging.getLogger("featuretap")
 
@@ -101,6 +102,8 @@ def fit_checkpoint(
         if request.full_tail is not None:
             weights = _prune_tail(weights, request, request.full_tail)
         declared = declare(weights) if declare else _declare(request.spec, checkpoint, weights)
+        if not request.backbone.stages:
+            weights = _add_prefix(weights, declared)
         plan = _plan_head(request.spec, checkpoint, weights, declared)
         tensors = _fit_tensors(request.spec, weights, declared, plan.skipped)
         _check_network(checkpoint, request)
@@ -135,6 +138,15 @@ def adapt_stem(weight: Tensor, channels: int) -> Tensor:
     else:
         adapted = wide[:, np.arange(channels) % given] * (given / channels)
     return adapted.astype(weight.dtype) if is_array else adapted.to(weight.dtype)
+
+
+def _add_prefix(weights: NativeTensors, declared: Mapping[str, Tensor]) -> NativeTensors:
+    """Return weights under a factory's own names, where all of them have a prefix that reading leaves out."""
+    own = [name for name in declared if not name.startswith(HEAD)]
+    names = dict(zip(strip_prefixes(dict.fromkeys(own)), own, strict=False))
+    if any(name in weights.tensors for name in own):
+        return weights
+    return replace(weights, tensors={names.get(name, name): tensor for name, tensor in weights.tensors.items()})
 
 
 def _prune_tail(weights: NativeTensors, request: BuildRequest, full: BackboneSpec) -> NativeTensors:
@@ -206,7 +218,8 @@ def _plan_head(
         # A classifier without classes may have nothing to fill, and ignores the file's.
         return HeadPlan((HEAD,))
     if not weights.has_head or weights.head != spec.head.name:
-        found = f"a head {weights.head!r}" if weights.has_head and weights.head else "no head"
+        none = "no head of ours" if weights.other_layers else "no head"
+        found = f"a head {weights.head!r}" if weights.has_head and weights.head else none
         return HeadPlan((HEAD,), f"{weights.source} has {found}; the head {spec.head.name!r} starts with fresh weights")
     per_class = tuple(HEAD + prefix for prefix in spec.head.per_class)
     rows = {name: len(tensor) for name, tensor in state.items() if tensor.ndim and name.startswith(per_class)}

@@ -69,9 +69,9 @@ def resolve_checkpoint(
 
 def _stated_options(checkpoint: Checkpoint, catalogue: Catalogue, name: str | BackboneSpec) -> dict[str, Any]:
     """Return the options that are known of a file whose model only the caller names."""
-    padding = stated_padding(checkpoint, catalogue)
-    usual = options_of(catalogue.backbone(name)).get("padding")
-    return {"padding": padding} if None not in (padding, usual) and padding != usual else {}
+    known = {"output_stride": checkpoint.config.output_stride, "padding": stated_padding(checkpoint, catalogue)}
+    usual = options_of(catalogue.backbone(name))
+    return {option: value for option, value in known.items() if value and usual.get(option) not in (None, value)}
 
 
 def find_record(checkpoint: Checkpoint, catalogue: Catalogue) -> Record | None:
@@ -101,7 +101,9 @@ def record_of(checkpoint: Checkpoint, catalogue: Catalogue) -> Record:
         if checkpoint.framework == "np":
             # With PyTorch, detectors and segmenters are identified too.
             raise convert_first(problem, checkpoint.path)
-        raise WeightsError(f"{str(checkpoint.path)!r} {problem}; name the model: registry.load(path, name=...)")
+        architecture = checkpoint.config.architecture
+        name = repr(f"timm/{architecture}") if architecture else "..."
+        raise WeightsError(f"{str(checkpoint.path)!r} {problem}; name the model: registry.load(path, name={name})")
     return record
 
 
@@ -138,7 +140,8 @@ def arguments_of(record: Record, checkpoint: Checkpoint, options: Mapping[str, A
 def _count_classes(checkpoint: Checkpoint, request: BuildRequest, catalogue: Catalogue) -> int | None:
     """Return the number of classes of a file that is not identified, by the rows of its head's tensors."""
     model = request.spec
-    if not isinstance(model, ModelSpec) or not model.num_classes:
+    needs_torch = not request.backbone.stages and checkpoint.framework == "np"
+    if not isinstance(model, ModelSpec) or not model.num_classes or needs_torch:
         return None
     try:
         weights = translate(checkpoint, model, catalogue)

@@ -23,6 +23,8 @@ logger = logging.getLogger("featuretap")
 SIZE = 224
 """Pixels of timm's images where ours are not cropped."""
 
+LOGITS = "head.logits.weight"
+
 HARMLESS = {"drop_rate", "drop_path_rate", "in_chans", "num_classes", "features_only", "out_indices", "global_pool"}
 """Arguments of timm's networks that change no map, or that the shapes of the tensors show."""
 
@@ -50,8 +52,8 @@ def timm_config(description: Description, backbone: BackboneSpec, layout: Layout
         "pretrained_cfg": {
             "tag": "",
             "custom_load": False,
-            "input_size": [backbone.in_channels, crop, crop],
-            "fixed_input_size": False,
+            "input_size": [backbone.in_channels, *(layout.image_size or (crop, crop))],
+            "fixed_input_size": bool(layout.image_size),
             "interpolation": preprocessing.interpolation,
             "crop_pct": _crop_fraction(crop, preprocessing.resize or crop),
             "crop_mode": "center",
@@ -59,8 +61,8 @@ def timm_config(description: Description, backbone: BackboneSpec, layout: Layout
             "std": list(preprocessing.std),
             "num_classes": classes,
             "pool_size": None,
-            "first_conv": "conv_stem",
-            "classifier": "classifier",
+            "first_conv": layout.first_conv,
+            "classifier": layout.names.get(LOGITS, LOGITS).removesuffix(".weight"),
         },
     }
     if not isinstance(description.classes, str):
@@ -73,14 +75,16 @@ def _as_features(description: Description, backbone: BackboneSpec, layout: Layou
     if description.head:
         return {}
     numbered = layout.feature_taps or backbone.levels
-    indices = {backbone.addresses[address]: index for index, address in enumerate(numbered)}
-    unnumbered = [address for address, path in backbone.paths.items() if path not in indices]
+    # Only tables have several addresses for one map.
+    paths = {address: path or address for address, path in backbone.addresses.items()}
+    indices = {paths[address]: index for index, address in enumerate(numbered)}
+    unnumbered = [address for address in backbone.taps if paths[address] not in indices]
     if unnumbered:
         raise WeightsError(
             f"cannot save the taps {', '.join(unnumbered)} for timm, whose feature extractor has no index for them; "
             f"build the backbone with taps among {', '.join(numbered)}"
         )
-    return {"features_only": True, "out_indices": sorted({indices[path] for path in backbone.paths.values()})}
+    return {"features_only": True, "out_indices": sorted({indices[paths[address]] for address in backbone.taps})}
 
 
 @dataclass(frozen=True)

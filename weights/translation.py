@@ -35,6 +35,7 @@ class NativeTensors:
         head: name of the head that has tensors in the file, if any.
         layout: name of the file's layout.
         remark: on tensors that do not fit, for messages.
+        other_layers: whether the file holds layers that the network here lacks, such as the library's classifier.
         preprocessing: by which the library whose layout it is normalises images inside such a model, if it does.
     """
 
@@ -45,6 +46,7 @@ class NativeTensors:
     head: str | None
     layout: str = NATIVE
     remark: str = ""
+    other_layers: bool = False
     preprocessing: Preprocessing | None = None
 
     @property
@@ -118,7 +120,7 @@ def _guess_layout(
     guesses: list[tuple[int, str, BackboneSpec | ModelSpec]] = [(of_backbone, NATIVE, native_owner)]
     for layout in backbone.layouts:
         owners = (backbone, model) if model and layout in model.head.layouts else (backbone,)
-        guesses += [(len(names & set(layout_for(owner, layout).names.values())), layout, owner) for owner in owners]
+        guesses += [(len(names & layout_for(owner, layout).known_names), layout, owner) for owner in owners]
     named, layout, owner = max(guesses, key=lambda guess: guess[0])
     if named:
         return layout, owner
@@ -141,11 +143,12 @@ def _rename(
         native = NativeTensors(tensors, {}, {**eps, **norm_eps}, str(checkpoint.path), head)
     else:
         layout = layout_for(owner, layout_name)
-        unknown = list(set(tensors) - set(layout.names.values()))
+        unknown = list(set(tensors) - layout.known_names)
+        tensors = {layout.aliases.get(name, name): tensor for name, tensor in tensors.items()}
         _check_architecture(checkpoint, layout_name, layout)
         configured_eps = checkpoint.config.norm_eps
         eps = layout.norm_eps_by_part
-        eps = eps if configured_eps is None else dict.fromkeys(eps, configured_eps)
+        eps = eps if configured_eps is None else dict.fromkeys(eps or ("backbone",), configured_eps)
         native = NativeTensors(
             {
                 name: layout.to_native(name, tensors[file_name])
@@ -158,6 +161,7 @@ def _rename(
             head,
             layout_name,
             layout.remark,
+            not layout.unused.isdisjoint(tensors),
             layout.preprocessing,
         )
     if unknown:

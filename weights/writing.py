@@ -96,6 +96,8 @@ def write_checkpoint(model: ModelWeights, target: Path, layout_name: str) -> Pat
             hidden = model.tensors.get(f"{HEAD}hidden.weight")
             features = list(model.backbone.taps.values())[-1].channels if hidden is None else len(hidden)
             config = timm_config(model.description, model.backbone, layout, features)
+            if model.description.head is None:
+                tensors |= {name: torch.zeros_like(like, device="cpu") for name, like in layout.required.items()}
     record = Record(model.description, layout_name, eps, network_digest(model.backbone), model.by_name)
     metadata = metadata_of(record)
     content = safetensors.torch.save({name: _copy(tensor) for name, tensor in tensors.items()}, metadata)
@@ -176,7 +178,7 @@ def _why_not_held(model: ModelWeights, layout: Layout) -> str:
     if head == CLASSIFICATION and family.evaluation_scale(dropout) != family.evaluation_scale():
         return f"whose classifiers scale by {family.evaluation_scale()} in evaluation, not by 1 - dropout={dropout}"
     if head and layout.features_only:
-        return "which has that network for features only"
+        return "which has that network for features only" if spec.stages else "whose classifier has other layers"
     own, fixed = model.description.preprocessing, layout.preprocessing
     if fixed and (own.mean, own.std) != (fixed.mean, fixed.std):
         return f"which has image_mean={fixed.mean} and image_std={fixed.std} in it, not {own.mean} and {own.std}"

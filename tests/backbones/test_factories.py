@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -290,3 +291,30 @@ def test_a_warning_says_that_the_head_on_fetched_weights_is_new(
     model = mine.build("pyramid", head="fpn", taps=("C1", "C2"), pretrained="twos")
     assert model.description.random_head
     assert caplog.messages == ["pyramid.twos is a backbone; the head 'fpn' starts with fresh weights"]
+
+
+class Wrapped(nn.Module):
+    """One map, of a module whose name is also that of a wrapper."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.model = nn.Sequential(nn.Conv2d(3, 8, 3, 2, 1), nn.BatchNorm2d(8))
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        return {"C1": self.model(images)}
+
+
+def wrapped(spec: BackboneSpec, *, taps: tuple[str, ...]) -> nn.Module:
+    return Wrapped()
+
+
+@pytest.mark.parametrize("prefix", ["", "module.", "model.", "backbone."])
+def test_a_state_dict_is_read_whatever_the_factory_calls_its_module(
+    mine: Registry, tmp_path: Path, prefix: str
+) -> None:
+    spec = BackboneSpec("wrapped", taps={"C1": Tap(8, 2)}, factory="test_factories:wrapped")
+    source = mine.build(spec, features_only=True)
+    for names in (source.state_dict(), source.model.state_dict()):
+        torch.save({prefix + name: tensor for name, tensor in names.items()}, tmp_path / "file.pth")
+        filled = mine.build(spec, features_only=True, pretrained=tmp_path / "file.pth")
+        assert torch.equal(filled.model[0].weight, source.model[0].weight)

@@ -1,0 +1,128 @@
+"""How the libraries behind the open namespaces name the tensors of their networks, in their own files."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from featuretap.specs.layout import Layout
+from featuretap.support.errors import SpecError
+from featuretap.weights.expected_tensors import HEAD
+from featuretap.weights.unwrapping import strip_prefixes
+
+NETWORK = "network."
+"""Prefix of the library's modules in ours."""
+
+LOGITS = f"{HEAD}logits."
+
+IMAGE = (2, 3, 96, 96)
+"""Shape of the images that show what a classifier reads."""
+
+
+def pair_names(features: Mapping[str, Tensor], full: Mapping[str, Tensor]) -> dict[str, str]:
+    """Return our name → the library's name in a file of its full network.
+
+    Feature extractors put a prefix before the names of the network, and timm's also write "stages_0" for "stages.0".
+
+    Args:
+        features: the tensors of our backbone around the library's feature extractor.
+        full: those of the library's full network.
+
+    Raises:
+        SpecError: a tensor of the extractor is in the network under no such name, or under several.
+    """
+    candidates: dict[str, list[str]] = defaultdict(list)
+    for name in full:
+        candidates[_plain(name)].append(name)
+    names = {}
+    for ours in features:
+        inner = ours.removeprefix(NETWORK)
+        found = next((candidates[key] for key in map(_plain, _inside(inner)) if key in candidates), [])
+        if len(found) != 1 or full[found[0]].shape != features[ours].shape:
+            raise SpecError(f"the tensor {inner!r} of the feature extractor has no counterpart in the full network")
+        names[ours] = found[0]
+    return names
+
+
+def make_layout(
+    features: Mapping[str, Tensor],
+    full: Mapping[str, Tensor],
+    classifier: str,
+    required: Mapping[str, Tensor] | None = None,
+    **described: Any,
+) -> Layout:
+    """Return the layout of a library's files for a backbone of its namespace.
+
+    Args:
+        features: the tensors of our backbone.
+        full: those of the library's full network.
+        classifier: path of its last layer, if that is our classifier; empty otherwise.
+        required: the tensors that the library's loader asks for where it builds features only.
+        **described: other fields of the layout.
+    """
+    names = pair_names(features, full)
+    if classifier:
+        names |= {f"{LOGITS}{kind}": f"{classifier}.{kind}" for kind in ("weight", "bias")}
+    aliases = dict(zip(strip_prefixes({name.removeprefix(NETWORK): name for name in features}), features, strict=True))
+    known = set(names.values())
+    return Layout(
+        names,
+        norm_eps=None,
+        features_only=not classifier,
+        unused=frozenset(full) - known,
+        required={name: tensor for name, tensor in (required or {}).items() if name not in known},
+        aliases={alias: names[ours] for alias, ours in aliases.items() if alias != names[ours]},
+        **described,
+    )
+
+
+def unpaired_layer(features: Mapping[str, Tensor], full: Mapping[str, Tensor]) -> str:
+    """Return the path of the only layer that a full network has besides the backbone; empty if there are others."""
+    rest = set(full) - set(pair_names(features, full).values())
+    path = min(rest, default="").rpartition(".")[0]
+    return path if rest == {f"{path}.weight", f"{path}.bias"} else ""
+
+
+@torch.no_grad()
+def reads_pooled_map(network: nn.Module, classifier: str, last: str) -> bool:
+    """Return whether a layer of a network reads nothing but the average of a module's map (N, C, H, W).
+
+    The network is run, since functions between the two, such as an activation, have no names.
+    """
+    seen: dict[str, Tensor] = {}
+    layer = network.get_submodule(classifier)
+    if not isinstance(layer, nn.Linear):
+        return False
+    handles = [
+        layer.register_forward_hook(lambda module, inputs, output: seen.__setitem__("read", inputs[0])),
+        network.get_submodule(last).register_forward_hook(
+            lambda module, inputs, output: seen.__setitem__("map", output)
+        ),
+    ]
+    try:
+        network.eval()(torch.randn(IMAGE))
+    except (AssertionError, RuntimeError, ValueError):
+        return False
+    finally:
+        for handle in handles:
+            handle.remove()
+    if not isinstance(seen.get("map"), Tensor) or seen["map"].ndim != 4:
+        return False
+    pooled = seen["map"].mean((2, 3))
+    return seen["read"].shape == pooled.shape and torch.allclose(seen["read"], pooled, rtol=1e-4, atol=1e-6)
+
+
+def _inside(name: str) -> Iterable[str]:
+    """Yield the name as it may be in the full network: without the prefixes of extractors."""
+    yield name
+    for prefix in ("model.", "body."):
+        if name.startswith(prefix):
+            yield name.removeprefix(prefix)
+
+
+def _plain(name: str) -> str:
+    return name.replace("_", ".")
