@@ -9,6 +9,7 @@ from typing import Any
 from featuretap.catalogue.catalogue import Catalogue
 from featuretap.catalogue.request import BuildRequest, resolve_request
 from featuretap.specs import BackboneSpec, ModelSpec
+from featuretap.specs.layers import SAME
 from featuretap.specs.options import options_of
 from featuretap.support.errors import FeaturetapError, WeightsError
 from featuretap.weights.expected_tensors import HEAD, head_tensors
@@ -18,6 +19,7 @@ from featuretap.weights.metadata import Record
 from featuretap.weights.norms import is_batch_norm, norm_from_label
 from featuretap.weights.padding import stated_padding
 from featuretap.weights.reading import Checkpoint, convert_first
+from featuretap.weights.timm_config import padding_by_name
 from featuretap.weights.translation import translate
 
 HARMLESS = 100_000_000
@@ -47,7 +49,8 @@ def resolve_checkpoint(
     replaced = {key: value for key, value in (arguments or {}).items() if value is not None}
     record: Record | None
     if name is not None:
-        record = find_record(checkpoint, catalogue)
+        # Tensors only identify tables, whose options are not those of a factory.
+        record = find_record(checkpoint, catalogue) if catalogue.backbone(name).stages else checkpoint.record
         recorded = arguments_of(record, checkpoint, options) if record else _stated_options(checkpoint, catalogue, name)
     else:
         record = record_of(checkpoint, catalogue)
@@ -69,9 +72,16 @@ def resolve_checkpoint(
 
 def _stated_options(checkpoint: Checkpoint, catalogue: Catalogue, name: str | BackboneSpec) -> dict[str, Any]:
     """Return the options that are known of a file whose model only the caller names."""
-    known = {"output_stride": checkpoint.config.output_stride, "padding": stated_padding(checkpoint, catalogue)}
+    config = checkpoint.config
+    # timm's own option, which is not needed where the name of its network implies it.
+    pad_type = config.padding if config.padding != padding_by_name(config.architecture) else None
+    known = {
+        "output_stride": config.output_stride,
+        "padding": stated_padding(checkpoint, catalogue),
+        "pad_type": pad_type if pad_type == SAME else None,
+    }
     usual = options_of(catalogue.backbone(name))
-    return {option: value for option, value in known.items() if value and usual.get(option) not in (None, value)}
+    return {option: value for option, value in known.items() if value and usual.get(option, value) != value}
 
 
 def find_record(checkpoint: Checkpoint, catalogue: Catalogue) -> Record | None:

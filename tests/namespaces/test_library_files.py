@@ -60,7 +60,7 @@ def size_of(architecture: str) -> dict[str, int]:
 
 @torch.no_grad()
 def assert_equal_maps(ours: nn.Module, theirs: nn.Module, images: Tensor) -> None:
-    expected = list(theirs(images))
+    expected = list(theirs.eval()(images))
     found = list(ours.eval()(images).values())
     assert found
     for mine in found:
@@ -182,12 +182,23 @@ def test_timm_builds_the_same_features_from_a_folder_of_ours(
     assert_equal_maps(registry.load(tmp_path / "folder"), theirs, images)
 
 
-def test_options_in_a_folder_of_timms_hold(registry: Registry, tmp_path: Path, images: Tensor) -> None:
-    theirs = with_statistics(timm_model("test_resnet", num_classes=7, output_stride=16))
-    save_for_hf(theirs, str(tmp_path), model_args={"output_stride": 16}, safe_serialization=True)
-    loaded = registry.load(tmp_path, name="timm/test_resnet")
-    assert loaded.description.options["output_stride"] == 16
-    assert_equal_logits(loaded, theirs, images)
+@pytest.mark.parametrize(
+    ("architecture", "options"),
+    [
+        ("test_resnet", {"output_stride": 16}),
+        ("mobilenetv2_100", {"pad_type": "same"}),
+        ("mobilenetv2_100", {}),
+        ("tf_mobilenetv3_small_100", {}),
+    ],
+)
+def test_options_in_a_folder_of_timms_hold(
+    registry: Registry, tmp_path: Path, images: Tensor, architecture: str, options: dict[str, Any]
+) -> None:
+    theirs = with_statistics(timm_model(architecture, num_classes=7, **options))
+    save_for_hf(theirs, str(tmp_path), model_args=options, safe_serialization=True)
+    loaded = registry.load(tmp_path, name=f"timm/{architecture}", features_only=True)
+    assert loaded.description.options == options
+    assert_equal_maps(loaded, timm.create_model(f"local-dir:{tmp_path}", pretrained=True, features_only=True), images)
 
 
 def test_a_folder_of_another_network_of_timms_is_refused(registry: Registry, tmp_path: Path) -> None:
