@@ -107,7 +107,7 @@ mutants: install
 	$(BIN)/python tests/support/mutants.py --coverage .coverage --junit build/junit.xml --out build/mutants.jsonl
 
 fuzz: install
-	FEATURETAP_FUZZ_EXAMPLES=20000 $(BIN)/python -m pytest tests/weights/test_fuzzed_weights.py tests/weights/test_fuzzed_paddle_files.py
+	FEATURETAP_FUZZ_EXAMPLES=20000 $(BIN)/python -m pytest $(addprefix tests/weights/test_fuzzed_,weights.py checkpoints.py paddle_files.py)
 
 clean:
 	rm -rf .venv .tox build dist demo site *.egg-info .mypy_cache .ruff_cache .import_linter_cache .pytest_cache
