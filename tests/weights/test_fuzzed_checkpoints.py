@@ -7,12 +7,11 @@ takes less memory than three times the file's size and a constant.
 import io
 import json
 import os
-import pathlib
 import re
 import tempfile
 import zipfile
 from argparse import Namespace
-from collections import OrderedDict, defaultdict, deque
+from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -39,18 +38,29 @@ KEYS = ("state_dict_ema", "model_ema", "state_dict", "model", "model_state_dict"
 CONSTANT = 16 * 2**20
 """Bytes of memory that do not depend on the file: the interpreter's, PyTorch's, and those of what they leave behind."""
 
+
+class Inert:
+    """In place of what our reader skips: PyTorch's own classes for it take no damaged state."""
+
+    def __new__(cls, *arguments: object) -> "Inert":
+        return object.__new__(cls)
+
+    def __init__(self, *arguments: object) -> None:
+        pass
+
+    def __setstate__(self, state: object) -> None:
+        pass
+
+
 REFERENCE: list[Any] = [
-    *(Namespace, pathlib.PosixPath, defaultdict, deque, list, int, dict),
-    *(np.dtype, np.ndarray, np.dtypes.Float64DType, np.dtypes.Int64DType),
-    (np._core.multiarray.scalar, "numpy._core.multiarray.scalar"),
-    (np._core.multiarray._reconstruct, "numpy._core.multiarray._reconstruct"),
+    *((Inert, name) for name in ("argparse.Namespace", "pathlib.PosixPath", "numpy.dtype")),
+    *((Inert, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")),
 ]
-"""What the reference reader creates, and ours skips."""
 
 names = st.sampled_from(["conv.weight", "bn.running_mean", "bn.num_batches_tracked", "a", "é"])
 prefixes = st.sampled_from(["", "", "module.", "_orig_mod.module.", "model.backbone.", "encoder."])
 values = st.sampled_from(
-    [3, 0.5, "resnet18", None, True, [1, 2], {"lr": 0.1}, Namespace(lr=0.1, out=Path("/a")), np.float64(2), deque([1])]
+    [3, 0.5, "resnet18", None, True, [1, 2], {"lr": 0.1}, Namespace(lr=0.1, out=Path("/a")), np.float64(2)]
 )
 
 
