@@ -14,12 +14,13 @@ from featuretap.command_line import completion, parameters
 from featuretap.command_line.commands import Command
 from featuretap.command_line.printing import print_json, print_table
 from featuretap.support.extras import check_extra
+from featuretap.workflows.datasets.recognition import FORMATS
 from featuretap.workflows.training.configuration import SETTINGS, Configuration, make_configuration, read_configuration
 
 if TYPE_CHECKING:
     from featuretap.workflows.training.tasks.task import Metrics, Task
 
-NEEDED = ("torch", "accelerate", "faster_coco_eval", "matplotlib", "tensorboard", "tomli_w", "torchmetrics")
+NEEDED = ("torch", "accelerate", "faster_coco_eval", "matplotlib", "tensorboard", "tomli_w", "torchmetrics", "yaml")
 TYPES = {"int": int, "float": float, "str": str, "bool": bool, "tuple[str, ...]": parameters.TAPS}
 COMPLETIONS = {
     "backbone": completion.backbones,
@@ -62,7 +63,10 @@ def _add_settings(command: Callable[..., None]) -> Callable[..., None]:
 def train_command(
     options: dict[str, Any], in_channels: int | None, config: Path | None, resume: Path | None, **settings: Any
 ) -> None:
-    """Train a model on DATA: a folder, a data set of torchvision's by its name, or 'digits'.
+    """Train a model on DATA: a folder, YOLO's data.yaml, a data set of torchvision's by its name, or 'digits'.
+
+    The format of a folder and the head for it are recognised: class folders, COCO, Pascal VOC, YOLO, or images and
+    masks.
 
     Example: featuretap train photographs/ --backbone mobilenet_v3_large --pretrained --epochs 10
     """
@@ -113,6 +117,7 @@ def train_command(
 @click.option("--val-fraction", type=click.FloatRange(0.01, 0.99), default=0.2, help="As in training.")
 @click.option("--seed", type=click.IntRange(min=0), default=0, help="As in training.")
 @click.option("--download-to", type=parameters.PATH, help="Folder of torchvision's data sets.")
+@click.option("--format", "data_format", type=click.Choice(FORMATS), help=SETTINGS["format"].help)
 @click.option("--out", type=parameters.PATH, help="Folder for tables and pictures.")
 @parameters.JSON
 def evaluate_command(data: str, weights: str, model: str | None, as_json: bool, **settings: Any) -> None:

@@ -192,5 +192,5 @@ def test_masks_are_refused_for_voc_boxes(folder: Path) -> None:
     with pytest.raises(DataError) as error:
         open_data(str(folder), "detection", masks=True)
     assert str(error.value) == (
-        f"{str(folder)!r} has boxes only, as Pascal VOC does; masks need annotations in COCO's format"
+        f"{str(folder)!r} has boxes only, as Pascal VOC does; masks need annotations in COCO's or YOLO's format"
     )

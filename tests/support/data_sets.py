@@ -77,3 +77,10 @@ def mask(path: Path, values: Any, mode: str = "L") -> Path:
 def labels_of(part: Sequence[Sample]) -> list[int | None]:
     """Return the class of every sample."""
     return [sample.label for sample in part]
+
+
+def yolo_labels(path: Path, *lines: str) -> Path:
+    """Write a label file of YOLO's format."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(f"{line}\n" for line in lines))
+    return path

@@ -59,10 +59,11 @@ def history(folder: Path) -> list[dict[str, str]]:
 
 def test_a_run_learns_and_prints_a_line_for_each_epoch(finished: Result, lines: list[str], data: Path) -> None:
     assert finished.metrics.scores["accuracy"] == 1.0
-    assert lines[0] == (
-        f"mobilenet_v2 with classification: 3 classes, 30 training images, 6 validation images; into {finished.folder}"
-    )
-    assert [line.split("  ")[0] for line in lines[1:]] == [f"epoch {number}/4" for number in range(1, 5)]
+    assert lines[:2] == [
+        "class folders: 30 training and 6 validation images, 3 classes",
+        f"mobilenet_v2 with classification; into {finished.folder}",
+    ]
+    assert [line.split("  ")[0] for line in lines[2:]] == [f"epoch {number}/4" for number in range(1, 5)]
     assert {path.name for path in finished.folder.iterdir()} == FILES
 
 

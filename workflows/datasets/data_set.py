@@ -81,6 +81,8 @@ class DataSet:
         train: training images.
         val: validation images.
         mirrors: whether a mirrored image keeps its class, as photographs do and digits do not.
+        label: what messages call its format or the set, such as "COCO".
+        targets: what the images come with, such as "boxes", or "" where the label tells.
     """
 
     task: Task
@@ -88,6 +90,8 @@ class DataSet:
     train: Sequence[Sample]
     val: Sequence[Sample]
     mirrors: bool = True
+    label: str = ""
+    targets: str = ""
 
 
 def check_readable(data: DataSet, report: Callable[[int], None]) -> None:

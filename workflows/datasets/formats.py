@@ -2,6 +2,9 @@
 
 import logging
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 from platformdirs import user_cache_path
@@ -13,7 +16,18 @@ from featuretap.workflows.datasets.image_folder import open_image_folder
 from featuretap.workflows.datasets.masks import open_masks
 from featuretap.workflows.datasets.named import open_named
 from featuretap.workflows.datasets.named_sets import NAMED_SETS
-from featuretap.workflows.datasets.voc import has_voc_annotations, open_voc
+from featuretap.workflows.datasets.recognition import (
+    CLASSES,
+    COCO,
+    MASKS,
+    VOC_BOXES,
+    YOLO,
+    Reading,
+    choose_reading,
+    xml_files,
+)
+from featuretap.workflows.datasets.voc import open_voc
+from featuretap.workflows.datasets.yolo import open_yolo
 
 logger = logging.getLogger("featuretap")
 
@@ -26,15 +40,17 @@ def open_data(
     seed: int = 0,
     download_to: Path | None = None,
     masks: bool = False,
+    data_format: str | None = None,
 ) -> DataSet:
     """Open a data set, and check whatever needs no image to be decoded.
 
-    The source is a folder, or the name of a set in whatever case: "digits", or a class of torchvision's such as
-    "MNIST". A name without a separator is a set's before it is a folder's. Downloads are kept in a folder of the user's
-    cache, unless another is given; `masks` are the outlines of objects, which some detectors need.
+    The source is a folder, the YAML file of a YOLO data set, or the name of a set in whatever case: "digits", or a
+    class of torchvision's such as "MNIST". A name without a separator is a set's before it is a folder's. Downloads are
+    kept in a folder of the user's cache, unless another is given; `masks` are the outlines of objects, which some
+    detectors need; `data_format` is one of `recognition.FORMATS`, for folders that can be read in several ways.
 
     Raises:
-        DataError: there is no such data set, or it cannot be used as it is.
+        DataError: there is no such data set, it is for another task, or it cannot be used as it is.
         MissingExtraError: what it needs is not installed.
     """
     row = NAMED_SETS.get(source.lower())
@@ -48,21 +64,69 @@ def open_data(
                 "%r is the data set of that name; write %r for the folder", source, os.path.join(".", source)
             )
         place = download_to or user_cache_path("featuretap", appauthor=False) / "datasets"
-        return open_named(row, place, val_fraction, seed)
-    if not (source and folder.is_dir()):
+        return replace(open_named(row, place, val_fraction, seed), label=row.name)
+    with _reading(source):
+        reading = choose_reading(folder, task, data_format)
+        return _open_folder(folder, reading or _expected(folder, task), val_fraction, seed, masks)
+
+
+def recognise_task(source: str, data_format: str | None) -> Task:
+    """Return the task that a data set is for.
+
+    Raises:
+        DataError: there is no such data set, or it can be read in several ways.
+    """
+    if source.lower() in NAMED_SETS:
+        return "classification"
+    with _reading(source):
+        reading = choose_reading(Path(os.path.expanduser(source)), None, data_format)
+    # The reader of class folders reports what is missing of a folder that holds none of the formats.
+    return (reading or CLASSES).task
+
+
+def describe(data: DataSet) -> str:
+    """Return a line such as "COCO: 120 training and 30 validation images, 3 classes, boxes and masks"."""
+    classes = "1 class" if len(data.classes) == 1 else f"{len(data.classes)} classes"
+    counts = f"{data.label}: {len(data.train)} training and {len(data.val)} validation images, {classes}"
+    return f"{counts}, {data.targets}" if data.targets else counts
+
+
+@contextmanager
+def _reading(source: str) -> Iterator[None]:
+    """Refuse a source that is neither a folder nor a YAML file, and report what the disk cannot read inside."""
+    folder = Path(os.path.expanduser(source))
+    is_yaml = folder.suffix.lower() in (".yaml", ".yml") and folder.is_file()
+    if not (source and (is_yaml or folder.is_dir())):
         raise DataError(_not_a_folder(source, folder))
     try:
-        if task == "classification":
-            return open_image_folder(folder, val_fraction, seed)
-        if task == "segmentation":
-            return open_masks(folder, val_fraction, seed)
-        if not has_voc_annotations(folder):
-            return open_coco(folder, val_fraction, seed, masks)
-        if not masks:
-            return open_voc(folder, val_fraction, seed)
+        yield
     except OSError as error:
         raise DataError(f"cannot read {str(error.filename or folder)!r}: {error.strerror}") from error
-    raise DataError(f"{str(folder)!r} has boxes only, as Pascal VOC does; masks need annotations in COCO's format")
+
+
+def _expected(folder: Path, task: Task) -> Reading:
+    """Return the reading whose reader reports what is missing of a folder that is in no format."""
+    if task == "detection":
+        return VOC_BOXES if any(xml_files(folder)) else COCO
+    return CLASSES if task == "classification" else MASKS
+
+
+def _open_folder(folder: Path, reading: Reading, val_fraction: float, seed: int, masks: bool) -> DataSet:
+    if reading == VOC_BOXES and masks:
+        raise DataError(
+            f"{str(folder)!r} has boxes only, as Pascal VOC does; masks need annotations in COCO's or YOLO's format"
+        )
+    if reading.task == "classification":
+        data = open_image_folder(folder, val_fraction, seed)
+    elif reading.task == "segmentation":
+        data = open_masks(folder, val_fraction, seed)
+    elif reading == VOC_BOXES:
+        data = open_voc(folder, val_fraction, seed)
+    elif reading == YOLO:
+        data = open_yolo(folder, val_fraction, seed, masks)
+    else:
+        data = open_coco(folder, val_fraction, seed, masks)
+    return replace(data, label=reading.label, targets=data.targets or reading.targets)
 
 
 def _not_a_folder(source: str, folder: Path) -> str:

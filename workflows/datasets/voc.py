@@ -13,11 +13,6 @@ from featuretap.workflows.datasets.data_set import DataSet, raise_problems, upri
 from featuretap.workflows.datasets.splits import part_folders, read_part_lists
 
 
-def has_voc_annotations(folder: Path) -> bool:
-    """Return whether a folder has annotations in Pascal VOC's format: in "Annotations" or beside images."""
-    return any(any(folder.glob(pattern)) for pattern in ("*.[xX][mM][lL]", "*/*.[xX][mM][lL]"))
-
-
 def open_voc(folder: Path, val_fraction: float, seed: int) -> DataSet:
     """Open VOC's own folders, or one with an .xml file beside every image, or parts "train" and "val" of that.
 

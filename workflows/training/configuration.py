@@ -18,6 +18,7 @@ from featuretap.specs.options import OPTIONS
 from featuretap.specs.validation import Option, boolean, check_option, choice, count, is_list_of, is_whole, number
 from featuretap.support.errors import Hint, OptionError, TrainingError, UnknownOptionError, did_you_mean
 from featuretap.workflows.datasets.named_sets import NAMED_SETS
+from featuretap.workflows.datasets.recognition import FORMATS
 
 __all__ = [
     "SETTINGS",
@@ -70,9 +71,16 @@ SEED = Option(0, lambda value: is_whole(value, 0, 2**32 - 1), "a whole number fr
 class Configuration:
     """Everything that decides a run; `SETTINGS` describes each. `resolve_defaults` replaces those that are None."""
 
-    data: str = _setting(_text(), "A folder, the name of a torchvision data set, or 'digits'.", default=MISSING)
+    data: str = _setting(
+        _text(), "A folder, YOLO's data.yaml, the name of a torchvision data set, or 'digits'.", default=MISSING
+    )
     backbone: str | None = _setting(_text(), "Name of the backbone.  [default: that of the weights file]")
-    head: str = _setting(_text("classification"), "Name of the head.")
+    head: str | None = _setting(
+        _text(), "Name of the head.  [default: classification, ssdlite or lraspp, as the data is for]"
+    )
+    format: str | None = _setting(
+        _optional(choice(*FORMATS)), "Format of a folder, where it can be read as several.  [default: recognised]"
+    )
     taps: tuple[str, ...] | None = _setting(
         TAPS, "Taps that the head reads, separated by commas.  [default: the head's choice]"
     )

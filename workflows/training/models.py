@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import nn
 
@@ -13,32 +13,36 @@ from featuretap.specs import HeadSpec, ModelSpec
 from featuretap.specs.options import options_of
 from featuretap.specs.preprocessing import Preprocessing
 from featuretap.support.errors import HeadError, OptionError, TrainingError, WeightsError
+from featuretap.weights.metadata import Record
 from featuretap.weights.opening import open_checkpoint
+from featuretap.weights.reading import Checkpoint
 from featuretap.weights.requests import arguments_of, record_of
 from featuretap.workflows.datasets.data_set import DataSet
-from featuretap.workflows.datasets.formats import open_data
+from featuretap.workflows.datasets.formats import open_data, recognise_task
+from featuretap.workflows.datasets.recognition import DEFAULT_HEADS
 from featuretap.workflows.training.configuration import Configuration
 from featuretap.workflows.training.tasks import classification, detection, segmentation
 from featuretap.workflows.training.tasks.task import Task
 
 
 def resolve_model(configuration: Configuration) -> tuple[Configuration, ModelSpec]:
-    """Return the configuration with the backbone and all options of its model, and the model's spec, without classes.
+    """Return the configuration with the head, backbone and all options of its model, and its spec, without classes.
 
     Raises:
+        DataError: the data does not tell which head is needed.
         OptionError: an option of training that is not one of a model.
         TrainingError: the model's images have other channels than images that can be read, or the backbone lacks the
             level to freeze through.
     """
-    head = _trainable_head(configuration.head)
-    name, options = configuration.backbone, dict(configuration.options)
+    saved = None if configuration.backbone else _read_record(configuration.weights or "")
+    head = _trainable_head(configuration.head or _default_head(configuration, saved))
+    name, options = configuration.backbone or "", dict(configuration.options)
     if "freeze" in options:
         raise OptionError(
             "freeze among the options would be saved in the weights files of the run; give freeze as a setting"
         )
-    if name is None:
-        name, saved = _read_model(configuration.weights or "", head)
-        options = {**saved, **options}
+    if saved is not None:
+        name, options = saved.record.description.name, {**_saved_options(saved, head), **options}
     if configuration.size is not None and head.task == "detection":
         options |= detection.size_options(head, configuration.size)
     spec = registry.spec(name, head=head.name, taps=configuration.taps, **options)
@@ -52,26 +56,44 @@ def resolve_model(configuration: Configuration) -> tuple[Configuration, ModelSpe
         raise TrainingError(
             f"cannot freeze through {configuration.freeze}: {spec.backbone.name!r} has the levels {', '.join(levels)}"
         )
-    return replace(configuration, backbone=name, options=options), spec
+    return replace(configuration, backbone=name, head=head.name, options=options), spec
 
 
-def _read_model(weights: str, head: HeadSpec) -> tuple[str, dict[str, Any]]:
-    """Return the name and the options in a checkpoint's description, without the options of another head."""
+class _Saved(NamedTuple):
+    """A checkpoint, and what it records of its model."""
+
+    checkpoint: Checkpoint
+    record: Record
+
+
+def _read_record(weights: str) -> _Saved:
     checkpoint = open_checkpoint(WeightsSource(path=weights), registry.default)
     record = record_of(checkpoint, registry.default)
-    description = record.description
     if not record.by_name:
         raise WeightsError(
-            f"{str(checkpoint.path)!r} was saved from a BackboneSpec {description.name!r}, and only backbones that "
-            "have a name in the registry can be trained by settings"
+            f"{str(checkpoint.path)!r} was saved from a BackboneSpec {record.description.name!r}, and only backbones "
+            "that have a name in the registry can be trained by settings"
         )
-    options = arguments_of(record, checkpoint, {})
+    return _Saved(checkpoint, record)
+
+
+def _default_head(configuration: Configuration, saved: _Saved | None) -> str:
+    """Return the head that a checkpoint has, if it is for the data's task, or the task's default."""
+    task = recognise_task(configuration.data, configuration.format)
+    head = saved.record.description.head if saved else None
+    return head if head is not None and registry.default.head(head).task == task else DEFAULT_HEADS[task]
+
+
+def _saved_options(saved: _Saved, head: HeadSpec) -> dict[str, Any]:
+    """Return the options in a checkpoint's description, without those of another head."""
+    description = saved.record.description
+    options = arguments_of(saved.record, saved.checkpoint, {})
     for argument in ("taps", "head", "num_classes", "features_only"):
         options.pop(argument, None)
     if description.head not in (None, head.name):
         own = {*options_of(registry.default.backbone(description.name)), "norm"}
         options = {option: value for option, value in options.items() if option in own}
-    return description.name, options
+    return options
 
 
 def _trainable_head(name: str) -> HeadSpec:
@@ -105,13 +127,26 @@ def first_label(head: HeadSpec) -> int:
 
 
 def open_model_data(
-    spec: ModelSpec, source: str, val_fraction: float, seed: int, download_to: str | Path | None
+    spec: ModelSpec,
+    source: str,
+    val_fraction: float,
+    seed: int,
+    download_to: str | Path | None,
+    data_format: str | None,
 ) -> DataSet:
     """Open a data set for a model's task, with masks where the model predicts them; see `open_data`."""
     task: Any = spec.head.task
     folder = Path(download_to) if download_to else None
     masks = "masks" in spec.outputs(1, 1)
-    return open_data(source, task, val_fraction=val_fraction, seed=seed, download_to=folder, masks=masks)
+    return open_data(
+        source,
+        task,
+        val_fraction=val_fraction,
+        seed=seed,
+        download_to=folder,
+        masks=masks,
+        data_format=data_format,
+    )
 
 
 def build_model(configuration: Configuration, head: HeadSpec, data: DataSet) -> Built:

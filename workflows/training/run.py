@@ -23,6 +23,7 @@ from featuretap.support.atomic_write import replace_files
 from featuretap.support.errors import DataError, FeaturetapError, TrainingError
 from featuretap.support.progress import bar, format_epoch
 from featuretap.workflows.datasets.data_set import DataSet, check_readable
+from featuretap.workflows.datasets.formats import describe
 from featuretap.workflows.training import run_folder
 from featuretap.workflows.training.configuration import (
     Configuration,
@@ -98,7 +99,7 @@ def train(configuration: Configuration, *, resume: bool = False, log: Callable[[
     with _open_accelerator(**_accelerator_settings(configuration, folder)) as accelerator, ExitStack() as stack:
         is_main = accelerator.is_main_process
         settings = configuration.data, configuration.val_fraction, configuration.seed, configuration.download_to
-        data = _run_on_main_first(accelerator, lambda: open_model_data(spec, *settings))
+        data = _run_on_main_first(accelerator, lambda: open_model_data(spec, *settings, configuration.format))
         configuration = resolve_defaults(configuration, spec.head.task, mirrors=data.mirrors)
         _check_batches(configuration, data, accelerator.num_processes)
         progress, states = run_folder.read_progress(folder, configuration, data, resume=resume)
@@ -117,10 +118,8 @@ def train(configuration: Configuration, *, resume: bool = False, log: Callable[[
                 run_folder.check_space(folder, model, configuration)
                 text = format_configuration(replace(configuration, out=str(folder)))
                 replace_files({folder / run_folder.CONFIGURATION: text.encode()})
-                log(
-                    f"{spec.backbone.name} with {spec.head.name}: {len(data.classes)} classes, {len(data.train)} "
-                    f"training images, {len(data.val)} validation images; into {folder}"
-                )
+                log(describe(data))
+                log(f"{spec.backbone.name} with {spec.head.name}; into {folder}")
                 if states:
                     log(f"resuming after epoch {progress.epochs}")
         trainer, batches = _make_trainer(accelerator, configuration, task, model, data)
@@ -253,6 +252,7 @@ def evaluate(
     val_fraction: float = 0.2,
     seed: int = 0,
     download_to: Path | None = None,
+    data_format: str | None = None,
     out: Path | None = None,
 ) -> tuple[Metrics, Task, bool]:
     """Evaluate a model on a data set, in all processes together, each image once.
@@ -267,6 +267,7 @@ def evaluate(
         val_fraction: as in training, where the data has no validation part.
         seed: as in training.
         download_to: folder of torchvision's data sets.
+        data_format: of a folder that can be read as several, as the setting `format`.
         out: folder for tables and pictures; None for none.
 
     Returns:
@@ -280,7 +281,8 @@ def evaluate(
     spec, description = spec_of(model, origin), description_of(model)
     with _open_accelerator() as accelerator:
         is_main, processes = accelerator.is_main_process, accelerator.num_processes
-        data = _run_on_main_first(accelerator, lambda: open_model_data(spec, source, val_fraction, seed, download_to))
+        settings = source, val_fraction, seed, download_to, data_format
+        data = _run_on_main_first(accelerator, lambda: open_model_data(spec, *settings))
         _check_classes(description, data, origin, first_label(spec.head))
         samples = {"val": data.val, "train": data.train, "all": [*data.train, *data.val]}[part]
         with _share_failure():

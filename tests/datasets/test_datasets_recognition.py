@@ -1,0 +1,206 @@
+"""Which format a folder is recognised as, and how it is chosen where there are several."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support.data_sets import a_box, classes_of, coco, mask, picture, voc, yolo_labels
+
+from featuretap.registry.errors import DataError, OptionError
+from featuretap.workflows.datasets.formats import describe, open_data, recognise_task
+from featuretap.workflows.datasets.recognition import choose_reading
+from featuretap.workflows.training.configuration import make_configuration
+from featuretap.workflows.training.models import resolve_model
+
+OUTLINE = {"segmentation": [[0, 0, 4, 0, 4, 4]]}
+BOXES = [a_box(1, 1, [0, 0, 4, 4]), a_box(2, 2, [0, 0, 4, 4], category=3)]
+OUTLINED = [each | OUTLINE for each in BOXES]
+
+
+def class_folders(folder: Path) -> None:
+    classes_of(folder, jay=3, tit=3)
+
+
+def parts_of_class_folders(folder: Path) -> None:
+    classes_of(folder / "train", jay=3, tit=3)
+    classes_of(folder / "val", jay=1, tit=1)
+
+
+def coco_2017(folder: Path, annotations: Any = BOXES) -> None:
+    for part in ("train", "val"):
+        coco(folder / f"annotations/instances_{part}2017.json", annotations)
+        for name in ("a.png", "b.png"):
+            picture(folder / f"{part}2017" / name)
+
+
+def roboflow(folder: Path) -> None:
+    for part in ("train", "valid", "test"):
+        coco(folder / part / "_annotations.coco.json", OUTLINED)
+        for name in ("a.png", "b.png"):
+            picture(folder / part / name)
+
+
+def voc_folders(folder: Path) -> None:
+    for number in range(4):
+        voc(folder / f"Annotations/{number}.xml", ("cat", (1, 1, 5, 5)))
+        picture(folder / f"JPEGImages/{number}.png")
+
+
+def voc_masks(folder: Path) -> None:
+    for number in range(4):
+        picture(folder / f"JPEGImages/{number}.png", (4, 2))
+        mask(folder / f"SegmentationClass/{number}.png", [[0, 1, 1, 0], [0, 0, 1, 2]])
+
+
+def masks(folder: Path) -> None:
+    for number in range(4):
+        picture(folder / f"images/{number}.png", (4, 2))
+        mask(folder / f"masks/{number}.png", [[0, 1, 1, 0], [0, 0, 1, 2]])
+
+
+def yolo(folder: Path) -> None:
+    for part in ("train", "val"):
+        picture(folder / f"images/{part}/a.png")
+        yolo_labels(folder / f"labels/{part}/a.txt", "0 0.5 0.5 0.5 0.5", "1 0.2 0.2 0.8 0.2 0.8 0.8")
+    (folder / "data.yaml").write_text("train: images/train\nval: images/val\nnames: [cat, dog]\n")
+
+
+Write = Callable[[Path], None]
+
+
+@pytest.mark.parametrize(
+    ("write", "line", "head"),
+    [
+        (class_folders, "class folders: 4 training and 2 validation images, 2 classes", "classification"),
+        (parts_of_class_folders, "class folders: 6 training and 2 validation images, 2 classes", "classification"),
+        (coco_2017, "COCO: 2 training and 2 validation images, 2 classes, boxes", "ssdlite"),
+        (roboflow, "COCO: 2 training and 2 validation images, 2 classes, boxes and masks", "ssdlite"),
+        (voc_folders, "Pascal VOC: 3 training and 1 validation images, 1 class, boxes", "ssdlite"),
+        (voc_masks, "Pascal VOC: 3 training and 1 validation images, 3 classes, masks", "lraspp"),
+        (masks, "images and masks: 3 training and 1 validation images, 3 classes", "lraspp"),
+        (yolo, "YOLO: 1 training and 1 validation images, 2 classes, boxes and masks", "ssdlite"),
+    ],
+)
+def test_a_folder_is_recognised_and_gets_the_head_of_its_task(
+    tmp_path: Path, write: Write, line: str, head: str
+) -> None:
+    write(tmp_path)
+    task = recognise_task(str(tmp_path), None)
+    assert describe(open_data(str(tmp_path), task)) == line
+    configuration, spec = resolve_model(make_configuration({"data": str(tmp_path), "backbone": "mobilenet_v2"}))
+    assert (configuration.head, spec.head.name) == (head, head)
+
+
+def test_a_named_set_is_described_by_its_name() -> None:
+    assert recognise_task("digits", None) == "classification"
+    assert describe(open_data("digits", "classification")) == (
+        "digits: 1438 training and 359 validation images, 10 classes"
+    )
+
+
+def test_files_of_editors_do_not_make_a_format(tmp_path: Path) -> None:
+    class_folders(tmp_path)
+    for name, content in {
+        ".idea/workspace.xml": "<annotation/>",
+        "notes.xml": "<project/>",
+        "package.json": '{"images": []}',
+        "environment.yaml": "names: [a, b]",
+    }.items():
+        path = tmp_path / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(content)
+    assert recognise_task(str(tmp_path), None) == "classification"
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "text"),
+    [
+        (
+            voc_folders,
+            voc_masks,
+            "Pascal VOC (boxes) or as Pascal VOC (masks); choose with head='ssdlite' or head='lraspp'",
+        ),
+        (
+            coco_2017,
+            class_folders,
+            "COCO (boxes) or as class folders; choose with head='ssdlite' or head='classification'",
+        ),
+        (coco_2017, masks, "COCO (boxes) or as images and masks; choose with head='ssdlite' or head='lraspp'"),
+        (coco_2017, yolo, "COCO (boxes) or as YOLO (boxes); choose with format='coco' or format='yolo'"),
+        (voc_folders, yolo, "Pascal VOC (boxes) or as YOLO (boxes); choose with format='voc' or format='yolo'"),
+    ],
+)
+def test_two_ways_to_read_a_folder_are_refused(tmp_path: Path, first: Write, second: Write, text: str) -> None:
+    first(tmp_path)
+    second(tmp_path)
+    with pytest.raises(DataError) as error:
+        recognise_task(str(tmp_path), None)
+    assert str(error.value) == f"{str(tmp_path)!r} can be read as {text}"
+
+
+def test_three_ways_are_told_apart_by_their_formats(tmp_path: Path) -> None:
+    coco_2017(tmp_path)
+    yolo(tmp_path)
+    class_folders(tmp_path)
+    with pytest.raises(DataError) as error:
+        recognise_task(str(tmp_path), None)
+    assert str(error.value).endswith("; choose with format='coco' or format='yolo' or format='classes'")
+
+
+@pytest.mark.parametrize(
+    ("task", "data_format", "label"),
+    [("segmentation", None, "Pascal VOC"), ("detection", "voc", "Pascal VOC"), ("detection", "yolo", "YOLO")],
+)
+def test_a_head_or_a_format_chooses(tmp_path: Path, task: Any, data_format: str | None, label: str) -> None:
+    voc_folders(tmp_path)
+    voc_masks(tmp_path)
+    yolo(tmp_path)
+    reading = choose_reading(tmp_path, task, data_format)
+    assert reading is not None
+    assert (reading.task, reading.label) == (task, label)
+
+
+def test_a_format_chooses_the_head(tmp_path: Path) -> None:
+    masks(tmp_path)
+    coco_2017(tmp_path)
+    settings = {"data": str(tmp_path), "backbone": "mobilenet_v2", "format": "masks"}
+    assert resolve_model(make_configuration(settings))[1].head.name == "lraspp"
+
+
+def test_a_format_that_is_not_there_is_reported_by_its_reader(tmp_path: Path) -> None:
+    class_folders(tmp_path)
+    with pytest.raises(DataError, match=r"has no folders 'images' and 'labels', and no 'data\.yaml'; add them"):
+        open_data(str(tmp_path), "detection", data_format="yolo")
+
+
+@pytest.mark.parametrize(
+    ("write", "task", "holds", "advice"),
+    [
+        (masks, "classification", "images and masks", "segmentation has a head such as 'lraspp'"),
+        (coco_2017, "classification", "COCO (boxes)", "detection has a head such as 'ssdlite'"),
+        (yolo, "segmentation", "YOLO (boxes)", "detection has a head such as 'ssdlite'"),
+        (class_folders, "detection", "class folders", "classification has a head such as 'classification'"),
+    ],
+)
+def test_data_for_another_task_is_refused(tmp_path: Path, write: Write, task: Any, holds: str, advice: str) -> None:
+    write(tmp_path)
+    with pytest.raises(DataError) as error:
+        open_data(str(tmp_path), task)
+    assert str(error.value) == (
+        f"{str(tmp_path)!r} holds {holds}, and a model for {task} was asked for; a model for {advice}"
+    )
+
+
+def test_a_folder_without_any_format_is_read_as_class_folders(tmp_path: Path) -> None:
+    picture(tmp_path / "a.png")
+    with pytest.raises(DataError, match="holds images but no class folders; sort images into a folder a class"):
+        open_data(str(tmp_path), recognise_task(str(tmp_path), None))
+
+
+def test_an_unknown_format_is_refused() -> None:
+    with pytest.raises(OptionError) as error:
+        make_configuration({"data": "digits", "backbone": "mobilenet_v2", "format": "darknet"})
+    assert str(error.value) == (
+        "training cannot take format='darknet'; it is 'classes', 'coco', 'masks', 'voc' or 'yolo'"
+    )

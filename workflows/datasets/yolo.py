@@ -1,0 +1,273 @@
+"""Data sets in YOLO's format, for detection: a text file of boxes or polygons for each image, and "data.yaml"."""
+
+import logging
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from featuretap.support.errors import DataError, ImageError
+from featuretap.support.extras import check_extra
+from featuretap.support.image_files import images_below
+from featuretap.support.text import first_few
+from featuretap.workflows.datasets.boxed_images import AnnotatedImage, Box, box_problem, clip_box, detection_set
+from featuretap.workflows.datasets.data_set import DataSet, raise_problems, upright_size
+from featuretap.workflows.datasets.recognition import yolo_files
+from featuretap.workflows.datasets.splits import part_folders
+
+logger = logging.getLogger("featuretap")
+
+IMAGES, LABELS = "images", "labels"
+VALIDATION = ("val", "valid", "test")
+"""Keys of "data.yaml" for the validation images; the first that is there counts."""
+
+BOX, POLYGON = 4, 6
+"""Values of a box, and the fewest of a polygon."""
+
+Row = tuple[int, list[float]]
+"""The label of an object, and what follows it on its line: a box or a polygon, as fractions of the image's sides."""
+
+
+def open_yolo(source: Path, val_fraction: float, seed: int, masks: bool) -> DataSet:
+    """Open a folder in YOLO's format, or its YAML file.
+
+    Boxes of polygons are their bounds. Images without a label file stay, as images without objects. Without a YAML
+    file, parts are folders, and names the lines of "classes.txt".
+
+    Raises:
+        DataError: files are missing or cannot be used; all problems are counted, and the first are named.
+    """
+    if masks:
+        check_extra("reading masks", "train", ["faster_coco_eval"])
+    file = _yaml_file(source)
+    folder = source if file is None else file.parent
+    content = {} if file is None else _read_yaml(file)
+    parts = _folder_parts(folder) if file is None else _listed_parts(file, content)
+    # Of poses, key points follow the box.
+    length = BOX if "kpt_shape" in content else None
+    problems: list[str] = []
+    rows = [[_read_labels(_label_file(path), length, problems) for path in part] for part in parts]
+    raise_problems(problems, folder)
+    labels = {label for part in rows for objects in part for label, _ in objects}
+    if not labels:
+        raise DataError(f"the label files of {str(folder)!r} name no object; they are expected in {LABELS!r}")
+    names = _names(content["names"], file) if file else _names_beside(folder, max(labels))
+    unknown = sorted(label for label in labels if label >= len(names))
+    if unknown:
+        raise DataError(
+            f"the label files of {str(folder)!r} have the class {unknown[-1]}, but there are {len(names)} names, of "
+            f"classes 0 to {len(names) - 1}; name every class"
+        )
+    empty: list[str] = []
+    images = [
+        [_annotate(path, objects, names, masks, problems, empty) for path, objects in zip(part, found, strict=True)]
+        for part, found in zip(parts, rows, strict=True)
+    ]
+    raise_problems(problems, folder)
+    if empty:
+        counted = "an object" if len(empty) == 1 else f"{len(empty)} objects"
+        logger.warning("left out %s of no width or height in %r: %s", counted, str(folder), first_few(empty, 5, "; "))
+    polygons = any(len(values) > BOX for part in rows for objects in part for _, values in objects)
+    data = detection_set(images, names, folder, val_fraction, seed)
+    return replace(data, targets="boxes and masks" if polygons else "boxes")
+
+
+def _yaml_file(source: Path) -> Path | None:
+    if source.is_file():
+        return source
+    files = yolo_files(source)
+    if len(files) > 1:
+        names = " and ".join(repr(path.name) for path in files)
+        raise DataError(f"{str(source)!r} has {names}; give one of the files in place of the folder")
+    return files[0] if files else None
+
+
+def _read_yaml(file: Path) -> Mapping[str, Any]:
+    check_extra("reading YOLO's YAML files", "train", ["yaml"])
+    import yaml
+
+    try:
+        content = yaml.safe_load(file.read_bytes())
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise DataError(f"{str(file)!r} is not YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(content, dict) or not isinstance(content.get("names"), list | dict):
+        raise DataError(f"{str(file)!r} has no list of 'names'; name every class, in the order of their numbers")
+    if not content.get("train"):
+        raise DataError(f"{str(file)!r} names no training images; give 'train', a folder or a list of image files")
+    return content
+
+
+def _names(names: Any, file: Path) -> tuple[str, ...]:
+    """Return the names of classes, a list or a table number → name."""
+    if isinstance(names, dict):
+        numbered = {str(number): name for number, name in names.items()}
+        numbers = list(map(str, range(len(names))))
+        if set(numbered) != set(numbers):
+            raise DataError(f"{str(file)!r} does not number its names from 0 to {len(names) - 1}; give each its number")
+        names = [numbered[number] for number in numbers]
+    classes = tuple(str(name) for name in names)
+    repeated = next((name for name in classes if classes.count(name) > 1), None)
+    if repeated is not None:
+        raise DataError(f"{str(file)!r} names {repeated!r} twice; give every class a name of its own")
+    return classes
+
+
+def _names_beside(folder: Path, largest: int) -> tuple[str, ...]:
+    """Return the lines of "classes.txt", as labelling tools write it, or numbered classes."""
+    for path in (folder / "classes.txt", folder / LABELS / "classes.txt"):
+        if path.is_file():
+            lines = _read_text(path).splitlines()
+            return _names([line.strip() for line in lines if line.strip()], path)
+    return tuple(f"class {number}" for number in range(largest + 1))
+
+
+def _folder_parts(folder: Path) -> list[list[Path]]:
+    """Return the images of each part: in "images/train", "train/images", or "images"."""
+    images = folder / IMAGES
+    beside = [part / IMAGES for part in part_folders(folder)]
+    places = (part_folders(images) or [images]) if images.is_dir() else beside
+    if not places:
+        raise DataError(f"{str(folder)!r} has no folders {IMAGES!r} and {LABELS!r}, and no 'data.yaml'; add them")
+    return [_images_in(place, folder) for place in places]
+
+
+def _listed_parts(file: Path, content: Mapping[str, Any]) -> list[list[Path]]:
+    """Return the images of the parts in a YAML file, one part if nothing but the training images is held out."""
+    key = next((key for key in VALIDATION if content.get(key)), None)
+    train = _listed_images(file, content, "train")
+    if key is None:
+        return [train]
+    val = _listed_images(file, content, key)
+    if set(val) & set(train):
+        if set(val) == set(train):
+            logger.warning("%r validates on the training images; some of them are held out instead", str(file))
+            return [train]
+        both = min(set(val) & set(train))
+        raise DataError(
+            f"{str(file)!r} has {str(both)!r} among the images of both 'train' and {key!r}; remove it from one"
+        )
+    if key == "test":
+        logger.warning("%r has no 'val'; 'test' is used as the validation set", str(file))
+    return [train, val]
+
+
+def _listed_images(file: Path, content: Mapping[str, Any], key: str) -> list[Path]:
+    entries = content[key] if isinstance(content[key], list) else [content[key]]
+    return [image for entry in entries for image in _images_in(_resolve(file, content.get("path"), str(entry)), file)]
+
+
+def _resolve(file: Path, root: Any, entry: str) -> Path:
+    """Return the path of a part, which is relative to the YAML file's `path`, or to the file's folder."""
+    roots = [file.parent, *([file.parent / Path(str(root)).expanduser()] if root else [])][::-1]
+    # Roboflow writes "../train/images" for a folder beside the file.
+    names = [entry, *([entry.removeprefix("../")] if entry.startswith("../") else [])]
+    paths = [place / name for name in names for place in roots]
+    for path in paths:
+        if path.exists():
+            return path
+    searched = " or ".join(repr(str(path)) for path in dict.fromkeys(paths))
+    raise DataError(f"{str(file)!r} names {entry!r}, which does not exist (looked for {searched})")
+
+
+def _images_in(place: Path, where: Path) -> list[Path]:
+    """Return the images of a folder, or those that a text file lists, relative to the file's folder."""
+    if place.suffix.lower() == ".txt" and place.is_file():
+        images = [place.parent / line.strip() for line in _read_text(place).splitlines() if line.strip()]
+        missing = [repr(str(path)) for path in images if not path.is_file()]
+        raise_problems([f"the image {path} is missing" for path in missing], place)
+    else:
+        images = images_below(place) if place.is_dir() else []
+    if not images:
+        raise DataError(f"{str(place)!r} of {str(where)!r} holds no images")
+    return images
+
+
+def _label_file(image: Path) -> Path:
+    """Return the path of an image's labels: in "labels" for the last folder "images" of its path, or beside it."""
+    beside = image.with_suffix(".txt")
+    parts = list(beside.parts)
+    places = [place for place, part in enumerate(parts[:-1]) if part == IMAGES]
+    if places:
+        parts[places[-1]] = LABELS
+    path = Path(*parts)
+    return path if path.is_file() else beside
+
+
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise DataError(f"{str(path)!r} is not text in UTF-8: {error}") from error
+
+
+def _read_labels(path: Path, length: int | None, problems: list[str]) -> list[Row]:
+    """Return the objects in a file, each once, with up to `length` values; what is wrong is added to `problems`."""
+    rows: list[Row] = []
+    # Labelling tools repeat lines, and a repeated object would be counted twice.
+    for number, line in enumerate(dict.fromkeys(_read_text(path).splitlines() if path.is_file() else ()), 1):
+        if not line.strip():
+            continue
+        try:
+            label, *values = map(float, line.split())
+        except ValueError:
+            label, values = math.nan, []
+        values = values[:length]
+        is_shape = len(values) == BOX or (len(values) >= POLYGON and len(values) % 2 == 0)
+        if not (label.is_integer() and label >= 0 and is_shape):
+            problems.append(
+                f"line {number} of {str(path)!r} is not a class and a box of four numbers, or a polygon: {line[:60]!r}"
+            )
+        elif not all(-1 <= value <= 2 for value in values):
+            problems.append(
+                f"line {number} of {str(path)!r} has {max(values, key=abs):g}; coordinates are fractions of the "
+                "image's width and height, from 0 to 1"
+            )
+        else:
+            rows.append((int(label), values))
+    return rows
+
+
+def _annotate(
+    path: Path, rows: Sequence[Row], names: Sequence[str], masks: bool, problems: list[str], empty: list[str]
+) -> AnnotatedImage:
+    """Return an image with its objects; what is wrong, and what is empty, is added to the lists."""
+    try:
+        size = upright_size(str(path))
+    except ImageError as error:
+        problems.append(error.problem)
+        return AnnotatedImage(str(path), (0, 0))
+    image = AnnotatedImage(str(path), size, [] if masks else None)
+    for number, (label, values) in enumerate(rows, 1):
+        what = f"object {number} of {path.name!r}"
+        points = [value * side for value, side in zip(values, size * (len(values) // 2), strict=True)]
+        box = _bounds(points)
+        problem = box_problem(box, size)
+        if box[0] == box[2] or box[1] == box[3]:
+            empty.append(what)
+        elif problem:
+            problems.append(f"{what} {problem}")
+        elif image.outlines is not None and len(points) == BOX:
+            problems.append(f"{what} is a box, and masks need polygons")
+        else:
+            if image.outlines is not None:
+                image.outlines.append(_run_lengths(points, size))
+            image.boxes.append(clip_box(box, size))
+            image.names.append(names[label])
+            image.ignored.append(False)
+    return image
+
+
+def _bounds(points: Sequence[float]) -> Box:
+    """Return x1, y1, x2, y2 of a box (center and size) or a polygon."""
+    if len(points) == BOX:
+        x, y, width, height = points
+        return x - width / 2, y - height / 2, x + width / 2, y + height / 2
+    return min(points[::2]), min(points[1::2]), max(points[::2]), max(points[1::2])
+
+
+def _run_lengths(points: list[float], size: tuple[int, int]) -> dict[str, Any]:
+    from faster_coco_eval.core import mask
+
+    width, height = size
+    return dict(mask.merge(mask.frPyObjects([points], height, width)))
