@@ -31,6 +31,9 @@ SKIPPED = (
 )
 """What training scripts store beside the tensors; none of it is imported, created or called."""
 
+FOLDER = 0x10
+"""Attribute of a folder in an archive. PyTorch reads uninitialised memory where a tensor has it."""
+
 ADVICE = (
     "if you trust its source, load it with torch.load(path, weights_only=False), and save the state dict in it as a "
     "file of its own"
@@ -145,16 +148,23 @@ def _refusal(path: Path, error: Exception) -> WeightsError:
 
 
 def _check_archive(path: Path) -> None:
-    """Refuse an archive that unpacks to more than its size; PyTorch stores the files in it uncompressed."""
+    """Refuse an archive with folders, or that unpacks to more than its size; PyTorch stores uncompressed files only."""
     if not zipfile.is_zipfile(path):
         return
     size = path.stat().st_size
     try:
         with zipfile.ZipFile(path) as archive:
-            unpacked = sum(entry.file_size for entry in archive.infolist())
+            entries = archive.infolist()
     except (zipfile.BadZipFile, ValueError, NotImplementedError):
         # PyTorch's own reader decides.
         return
+    folder = next((entry.filename for entry in entries if entry.is_dir() or entry.external_attr & FOLDER), "")
+    if folder:
+        raise WeightsError(
+            f"{str(path)!r} is an archive with {folder!r} as a folder, which PyTorch never writes; get it again from "
+            "where it comes from"
+        )
+    unpacked = sum(entry.file_size for entry in entries)
     if unpacked > size:
         raise WeightsError(
             f"{str(path)!r} is an archive of {size:,} bytes that unpacks to {unpacked:,}; get it again from where it "

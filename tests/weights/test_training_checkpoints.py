@@ -269,6 +269,22 @@ def test_an_archive_that_unpacks_to_more_than_its_size_is_refused(registry: Regi
     )
 
 
+def test_an_archive_with_folders_is_refused(registry: Registry, tmp_path: Path) -> None:
+    path = tmp_path / "folders.pth"
+    torch.save({"a": torch.ones(1)}, tmp_path / "plain.pth")
+    with zipfile.ZipFile(tmp_path / "plain.pth") as before, zipfile.ZipFile(path, "w") as after:
+        for name in before.namelist():
+            entry = zipfile.ZipInfo(name)
+            entry.external_attr = 0x10 if name.endswith("data/0") else 0
+            after.writestr(entry, before.read(name))
+    with pytest.raises(WeightsError) as error:
+        registry.load(path)
+    assert str(error.value) == (
+        f"'{path}' is an archive with 'plain/data/0' as a folder, which PyTorch never writes; get it again from where "
+        "it comes from"
+    )
+
+
 def test_tensors_of_more_values_than_the_file_are_refused(registry: Registry, tmp_path: Path) -> None:
     path = tmp_path / "spread.pth"
     torch.save({"a": torch.zeros(1).expand(1000, 1000)}, path)
