@@ -16,6 +16,9 @@ V1 = BackboneSpec(
         (Separable(1024, RE6),) * 2,
     ),
     classifier=Classifier(dropout=0.001),
-    layouts={"timm": "featuretap.backbones.layouts.timm:mobilenet_v1"},
+    layouts={
+        "timm": "featuretap.backbones.layouts.timm:mobilenet_v1",
+        "tensorflow": "featuretap.backbones.layouts.tensorflow:mobilenet_v1",
+    },
     description="depthwise separable convolutions",
 )

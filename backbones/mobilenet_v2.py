@@ -23,6 +23,7 @@ V2 = BackboneSpec(
     layouts={
         "torchvision": "featuretap.backbones.layouts.torchvision:mobilenet_v2",
         "timm": "featuretap.backbones.layouts.timm:mobilenet_v2",
+        "tensorflow": "featuretap.backbones.layouts.tensorflow:mobilenet_v2",
     },
     description="inverted residuals, linear bottlenecks",
 )

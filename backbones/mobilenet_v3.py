@@ -11,6 +11,7 @@ from featuretap.specs import HS, RE, SE, BackboneSpec, Bneck, Classifier, Conv, 
 LAYOUTS = {
     "torchvision": "featuretap.backbones.layouts.torchvision:mobilenet_v3",
     "timm": "featuretap.backbones.layouts.timm:mobilenet_v3",
+    "tensorflow": "featuretap.backbones.layouts.tensorflow:mobilenet_v3",
 }
 
 LARGE = BackboneSpec(
@@ -75,7 +76,7 @@ def minimalistic(spec: BackboneSpec, name: str) -> BackboneSpec:
         name=name,
         stages=tuple(tuple(plain(row) for row in rows) for rows in spec.stages),
         classifier=replace(spec.classifier, activation=RE),
-        layouts={"timm": LAYOUTS["timm"]},
+        layouts={name: LAYOUTS[name] for name in ("timm", "tensorflow")},
         description="3×3 kernels and ReLU only, no squeeze-excite",
     )
 

@@ -1,8 +1,8 @@
-"""Detection heads: torchvision's detectors on a feature pyramid, and SSDLite.
+"""Detection heads: torchvision's detectors on a feature pyramid, SSD and SSDLite.
 
 RetinaNet (arXiv 1708.02002), FCOS (arXiv 1904.01355), Faster R-CNN (arXiv 1506.01497, on a pyramid as in arXiv
-1612.03144, section 4), Mask R-CNN (arXiv 1703.06870) and SSDLite (MobileNetV2, arXiv 1801.04381, section 6.2;
-MobileNetV3, arXiv 1905.02244, section 6.3).
+1612.03144, section 4), Mask R-CNN (arXiv 1703.06870), SSD (arXiv 1512.02325) and SSDLite (MobileNetV2, arXiv
+1801.04381, section 6.2; MobileNetV3, arXiv 1905.02244, section 6.3).
 
 Options have torchvision's names and defaults; those of the pyramid come before them.
 """
@@ -107,7 +107,7 @@ RCNN_OPTIONS = {
 
 
 def detector(name: str, description: str, reads: Any, options: Mapping[str, Option], **fields: Any) -> HeadSpec:
-    """Return the spec of a detector that the function of its name in `heads.modules.detection` builds."""
+    """Return the spec of a detector, which the function of its name in `heads.modules.detection` builds by default."""
     usual = {
         "consecutive": True,
         # Labels of COCO with the background and the numbers that it leaves out, which torchvision's detectors have.
@@ -178,32 +178,57 @@ MASK_RCNN = detector(
     per_class=("roi_heads.box_predictor.", "roi_heads.mask_predictor.mask_fcn_logits."),
 )
 
+SSD_OPTIONS = {
+    "size": Option(
+        320,
+        lambda value: is_side(value) or (is_list_of(value, is_side) and len(value) == 2),
+        "a number of pixels, or (height, width)",
+    ),
+    "reduce_lowest_anchors": boolean(True),
+    "clip_anchors": boolean(True),
+    "resizing": choice("half_pixel", "asymmetric"),
+    "scores": choice("softmax", "sigmoid"),
+    **NORMALISATION,
+    "score_thresh": share(0.001),
+    "nms_thresh": share(0.55),
+    "detections_per_img": count(300),
+    "topk_candidates": count(300),
+    "iou_thresh": share(0.5),
+    "positive_fraction": share(0.25),
+}
+"""By default the papers': three boxes at each place of the finest map, as TensorFlow's `reduce_boxes_in_lowest_layer`
+has it. torchvision has six everywhere. All other defaults are those of torchvision's `ssdlite320`. TensorFlow's
+detectors do not clip their anchors to the image's size, resize images so that the first pixels coincide, not the
+corners ("asymmetric", as ONNX calls it), and most score each class by itself, by a sigmoid."""
+
 SSDLITE = detector(
     "ssdlite",
     "SSDLite detection",
     (("C4.expansion", "C4"), "C5"),
-    {
-        "size": Option(
-            320,
-            lambda value: is_side(value) or (is_list_of(value, is_side) and len(value) == 2),
-            "a number of pixels, or (height, width)",
-        ),
-        "reduce_lowest_anchors": boolean(True),
-        **NORMALISATION,
-        "score_thresh": share(0.001),
-        "nms_thresh": share(0.55),
-        "detections_per_img": count(300),
-        "topk_candidates": count(300),
-        "iou_thresh": share(0.5),
-        "positive_fraction": share(0.25),
-    },
+    SSD_OPTIONS,
     min_classes=2,
+    factory="featuretap.heads.modules.ssd:ssdlite",
     nodes="featuretap.heads.nodes.detection:ssdlite_nodes",
-    layouts={"torchvision": "featuretap.heads.layouts.torchvision:ssdlite"},
+    layouts={
+        "torchvision": "featuretap.heads.layouts.torchvision:ssdlite",
+        "tensorflow": "featuretap.heads.layouts.tensorflow:ssdlite",
+    },
     per_class=tuple(f"predictor.classification_head.module_list.{level}.1." for level in range(MOST_LEVELS)),
 )
-"""By default the papers': three boxes at each place of the finest map, as TensorFlow's `reduce_boxes_in_lowest_layer`
-has it. torchvision has six everywhere. All other defaults are those of torchvision's `ssdlite320`."""
+
+SSD = detector(
+    "ssd",
+    "SSD detection, with ordinary convolutions",
+    SSDLITE.reads,
+    {**SSD_OPTIONS, "predictor_kernel": choice(3, 1)},
+    min_classes=2,
+    factory="featuretap.heads.modules.ssd:ssd",
+    nodes="featuretap.heads.nodes.detection:ssd_nodes",
+    layouts={"tensorflow": "featuretap.heads.layouts.tensorflow:ssd"},
+    per_class=tuple(f"predictor.classification_head.module_list.{level}." for level in range(MOST_LEVELS)),
+)
+"""SSD (arXiv 1512.02325) as in TensorFlow's Object Detection API: extra layers are a 1×1 and a 3×3 convolution, each
+with norm and ReLU6, and a predictor is one convolution, of 3×3 in the paper and of 1×1 in many of its models."""
 
 
 def boxes(

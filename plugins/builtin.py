@@ -8,7 +8,7 @@ from pathlib import Path
 from featuretap.catalogue.files import PluginCatalogue, load_catalogue
 from featuretap.catalogue.hookspecs import WeightsEntry, hookimpl
 from featuretap.heads.classification import CLASSIFICATION
-from featuretap.heads.detection import FASTER_RCNN, FCOS, MASK_RCNN, RETINANET, SSDLITE
+from featuretap.heads.detection import FASTER_RCNN, FCOS, MASK_RCNN, RETINANET, SSD, SSDLITE
 from featuretap.heads.fpn import FPN
 from featuretap.heads.segmentation import DEEPLAB_V3, LRASPP
 from featuretap.specs import BackboneSpec, HeadSpec, RuntimeSpec
@@ -72,7 +72,7 @@ def featuretap_backbones() -> Iterable[BackboneSpec]:
 @hookimpl
 def featuretap_heads() -> Iterable[HeadSpec]:
     """Return our heads."""
-    return (CLASSIFICATION, FPN, LRASPP, DEEPLAB_V3, SSDLITE, RETINANET, FCOS, FASTER_RCNN, MASK_RCNN)
+    return (CLASSIFICATION, FPN, LRASPP, DEEPLAB_V3, SSDLITE, SSD, RETINANET, FCOS, FASTER_RCNN, MASK_RCNN)
 
 
 @hookimpl

@@ -149,15 +149,17 @@ class Graph:
         """Append the height and width of (N, C, H, W), as int64 (2,)."""
         return self.node("Shape", x, start=2, end=4)
 
-    def resize(self, x: str, size: str, mode: str = "linear") -> str:
+    def resize(self, x: str, size: str, mode: str = "linear", coordinates: str = "") -> str:
         """Append a resizing of (N, C, H, W) to a size (height, width), as `torch.nn.functional.interpolate` does it.
 
         Args:
             x: the input.
             size: int64 (2,), such as `size_of` returns.
             mode: "linear" (bilinear, with `align_corners=False`) or "nearest".
+            coordinates: ONNX's name of how pixels are placed, where it is not as PyTorch does it.
         """
-        attributes = {"coordinate_transformation_mode": {"linear": "half_pixel", "nearest": "asymmetric"}[mode]}
+        usual = {"linear": "half_pixel", "nearest": "asymmetric"}[mode]
+        attributes = {"coordinate_transformation_mode": coordinates or usual}
         return self.node("Resize", x, "", "", size, axes=[2, 3], mode=mode, nearest_mode="floor", **attributes)
 
     def _weights(self, path: str, norm: str) -> list[str]:

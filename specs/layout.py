@@ -34,6 +34,7 @@ class Layout:
         arguments: keyword arguments that it builds the network with.
         features_only: whether the library builds the network only without its classifier.
         remark: what to know where a file of the library does not fit, if anything.
+        writable: whether files of it are written; others are only read.
         pointwise: our linear weights (out, in) that are 1×1 convolutions (out, in, 1, 1) there.
         transposed: our linear weights (out, in) that are (in, out) there.
     """
@@ -44,6 +45,7 @@ class Layout:
     arguments: Mapping[str, Any] = field(default_factory=dict)
     features_only: bool = False
     remark: str = ""
+    writable: bool = True
     pointwise: frozenset[str] = frozenset()
     transposed: frozenset[str] = frozenset()
     head_norm_eps: float | None = None

@@ -171,6 +171,8 @@ def _select_layout(model: ModelWeights, name: str) -> Layout:
 def _why_not_held(model: ModelWeights, layout: Layout) -> str:
     """Return why a library's own model cannot hold this one; an empty string if it can."""
     head, spec = model.description.head, model.backbone
+    if not layout.writable:
+        return "whose files are only read"
     if not layout.architecture:
         return "which has no such network"
     family = spec.classifier

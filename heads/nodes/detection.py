@@ -1,8 +1,8 @@
-"""SSDLite as ONNX nodes, from images of any size to boxes in their pixels."""
+"""SSD and SSDLite as ONNX nodes, from images of any size to boxes in their pixels."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import product
 from math import log, sqrt
 from typing import Any
@@ -16,13 +16,17 @@ from featuretap.heads.detection import (
     SMALLEST,
     SMALLEST_ANCHOR,
     SSD_RATIOS,
-    extra_channels,
+    SSDLITE_EXTRA,
     image_size,
 )
 from featuretap.specs import BackboneSpec
 from featuretap.specs.graph import Graph
+from featuretap.specs.layers import SAME
 
 PREDICTOR = "head.predictor"
+
+Padding = int | None
+"""Of a strided convolution: pixels on each side, or None for TensorFlow's rule "SAME"."""
 
 FLOAT, INT64 = 1, 7
 """ONNX's numbers of the two types (`onnx.TensorProto.FLOAT` and `INT64`)."""
@@ -34,55 +38,74 @@ MAXIMUM_LOG_SCALE = log(1000 / 16)
 """Maximum predicted logarithm of a box's size relative to its anchor's (torchvision's `BoxCoder`)."""
 
 
-def ssdlite_nodes(
-    backbone: BackboneSpec,
-    *,
-    graph: Graph,
-    num_classes: int,
-    size: int | Sequence[int],
-    reduce_lowest_anchors: bool,
-    score_thresh: float,
-    nms_thresh: float,
-    detections_per_img: int,
-    topk_candidates: int,
-    **others: Any,
-) -> dict[str, str]:
+def ssdlite_nodes(backbone: BackboneSpec, *, graph: Graph, **options: Any) -> dict[str, str]:
     """Append a detector with SSDLite on images (N, C, H, W) with values from 0 to 1.
 
     Args:
         backbone: the resolved spec.
         graph: to append to.
-        num_classes: the background included.
-        size: pixels that images are resized to, one number or (height, width).
-        reduce_lowest_anchors: whether the finest map has three boxes at each place in place of six.
-        score_thresh: minimum score of a box.
-        nms_thresh: maximum overlap of boxes of one class.
-        detections_per_img: maximum number D of boxes of an image.
-        topk_candidates: maximum number of boxes of a class before overlapping ones are removed.
-        **others: options of training, and the normalisation, which the graph has.
+        **options: of the head, and its classes.
 
     Returns:
         "boxes" (N, D, 4) as x1, y1, x2, y2 in pixels of the images, "scores" (N, D) in descending order, "labels"
         (N, D) and "num_detections" (N,). Boxes, scores and labels beyond an image's number are zeros.
+    """
+    return _ssd_nodes(backbone, graph, _separable_layer, _separable_predictor, **options)
+
+
+def ssd_nodes(backbone: BackboneSpec, *, graph: Graph, **options: Any) -> dict[str, str]:
+    """Append a detector with SSD, as `ssdlite_nodes`.
+
+    Args:
+        backbone: the resolved spec.
+        graph: to append to.
+        **options: of the head, and its classes.
+    """
+    return _ssd_nodes(backbone, graph, _full_layer, _full_predictor, **options)
+
+
+def _ssd_nodes(
+    backbone: BackboneSpec,
+    graph: Graph,
+    extra_layer: Callable[[Graph, str, str, Padding], str],
+    predictor: Callable[[Graph, str, str], str],
+    *,
+    num_classes: int,
+    size: int | Sequence[int],
+    reduce_lowest_anchors: bool,
+    clip_anchors: bool,
+    resizing: str,
+    scores: str,
+    nms_thresh: float,
+    score_thresh: float,
+    detections_per_img: int,
+    topk_candidates: int,
+    **others: Any,
+) -> dict[str, str]:
+    """Append a detector with these extra layers and predictors; `others` are options of training, and what is in the
+    tensors.
     """
     height, width = image_size(size)
     mean, std = (
         graph.constant(np.reshape(values, (-1, 1, 1))) for values in (graph.preprocessing.mean, graph.preprocessing.std)
     )
     normalised = graph.node("Div", graph.node("Sub", graph.images, mean), std)
-    maps = list(backbone_nodes(graph, backbone, graph.resize(normalised, graph.constant([height, width]))).values())
+    resized = graph.resize(normalised, graph.constant([height, width]), coordinates=resizing)
+    maps = list(backbone_nodes(graph, backbone, resized).values())
     sizes = [shape[1:] for shape in backbone.tap_shapes(height, width).values()]
-    for index, channels in enumerate(extra_channels(backbone.width)):
-        maps.append(_extra_layer(graph, maps[-1], f"head.neck.extra.{index}", channels // 2))
+    padding = None if backbone.padding == SAME else 1
+    for index in range(len(SSDLITE_EXTRA)):
+        maps.append(extra_layer(graph, maps[-1], f"head.neck.extra.{index}", padding))
         sizes.append((-(-sizes[-1][0] // 2), -(-sizes[-1][1] // 2)))
-    logits = _predictions(graph, maps, "classification_head", num_classes)
-    deltas = _predictions(graph, maps, "regression_head", 4)
+    logits = _predictions(graph, maps, "classification_head", num_classes, predictor)
+    deltas = _predictions(graph, maps, "regression_head", 4, predictor)
     graph.intermediate = {"cls_logits": logits, "bbox_regression": deltas}
-    anchors = default_boxes(sizes, (height, width), reduce_lowest_anchors)
+    anchors = default_boxes(sizes, (height, width), reduce_lowest_anchors, clip_anchors)
     boxes = _decode(graph, deltas, anchors, (height, width))
-    scores = graph.node("Transpose", graph.node("Softmax", logits, axis=-1), perm=[0, 2, 1])
+    scored = graph.node("Sigmoid", logits) if scores == "sigmoid" else graph.node("Softmax", logits, axis=-1)
+    by_class = graph.node("Transpose", scored, perm=[0, 2, 1])
     candidates = min(topk_candidates, len(anchors))
-    candidate_boxes, candidate_scores = _candidates(graph, boxes, scores, num_classes, candidates)
+    candidate_boxes, candidate_scores = _candidates(graph, boxes, by_class, num_classes, candidates)
     kept = _suppress(graph, candidate_boxes, candidate_scores, candidates, nms_thresh, score_thresh)
     total = (num_classes - 1) * candidates
     kept = graph.node("Reshape", kept, graph.constant([-1, total]))
@@ -104,13 +127,16 @@ def ssdlite_nodes(
     }
 
 
-def default_boxes(sizes: Sequence[tuple[int, int]], image: tuple[int, int], reduce_lowest: bool) -> NDArray[np.float32]:
+def default_boxes(
+    sizes: Sequence[tuple[int, int]], image: tuple[int, int], reduce_lowest: bool, clip: bool = True
+) -> NDArray[np.float32]:
     """Return SSD's default boxes (A, 4) as x1, y1, x2, y2 in pixels (arXiv 1512.02325, section 2.2).
 
     Args:
         sizes: height and width of each map, the finest first.
         image: height and width of the image in pixels.
         reduce_lowest: whether the finest map has three boxes at each place in place of six.
+        clip: whether no box is wider or higher than the image.
     """
     steps = len(sizes) - 1
     scales = [*(SMALLEST + (LARGEST - SMALLEST) * level / steps for level in range(len(sizes))), 1.0]
@@ -123,7 +149,7 @@ def default_boxes(sizes: Sequence[tuple[int, int]], image: tuple[int, int], redu
             shapes += [shape, shape[::-1]]
         if reduce_lowest and level == 0:
             shapes = [(SMALLEST_ANCHOR, SMALLEST_ANCHOR), shapes[2], shapes[3]]
-        half = 0.5 * np.array(shapes, np.float32).clip(0, 1)
+        half = 0.5 * np.array(shapes, np.float32).clip(0, 1 if clip else None)
         rows, columns = ((np.arange(side, dtype=np.float32) + 0.5) / np.float32(side) for side in (height, width))
         centres = np.array([(x, y) for y, x in product(rows, columns)], np.float32)[:, None]
         corners = np.concatenate([(centres - half) * pixels, (centres + half) * pixels], axis=-1)
@@ -131,21 +157,38 @@ def default_boxes(sizes: Sequence[tuple[int, int]], image: tuple[int, int], redu
     return np.concatenate(boxes)
 
 
-def _extra_layer(graph: Graph, x: str, path: str, inner: int) -> str:
-    for index, options in enumerate(({}, {"stride": 2, "padding": 1, "groups": inner}, {})):
-        x = graph.convolution(x, f"{path}.{index}.0", f"{path}.{index}.1", **options)
-        x = graph.activation(x, "relu6")
-    return x
+def _separable_layer(graph: Graph, x: str, path: str, padding: Padding) -> str:
+    groups = len(graph.tensor(f"{path}.1.0.weight"))
+    x = _relu6_layer(graph, x, f"{path}.0")
+    x = _relu6_layer(graph, x, f"{path}.1", stride=2, padding=padding, groups=groups)
+    return _relu6_layer(graph, x, f"{path}.2")
 
 
-def _predictions(graph: Graph, maps: Sequence[str], part: str, columns: int) -> str:
+def _full_layer(graph: Graph, x: str, path: str, padding: Padding) -> str:
+    return _relu6_layer(graph, _relu6_layer(graph, x, f"{path}.0"), f"{path}.1", stride=2, padding=padding)
+
+
+def _separable_predictor(graph: Graph, x: str, path: str) -> str:
+    groups = len(graph.tensor(f"{path}.0.0.weight"))
+    return graph.convolution(_relu6_layer(graph, x, f"{path}.0", padding=1, groups=groups), f"{path}.1")
+
+
+def _full_predictor(graph: Graph, x: str, path: str) -> str:
+    return graph.convolution(x, path, padding=graph.tensor(f"{path}.weight").shape[-1] // 2)
+
+
+def _relu6_layer(graph: Graph, x: str, path: str, **options: Any) -> str:
+    return graph.activation(graph.convolution(x, f"{path}.0", f"{path}.1", **options), "relu6")
+
+
+def _predictions(
+    graph: Graph, maps: Sequence[str], part: str, columns: int, predictor: Callable[[Graph, str, str], str]
+) -> str:
     """Append the predictors of all maps, and return their predictions (N, A, columns) for all A anchors."""
     levels = []
     for index, x in enumerate(maps):
-        path = f"{PREDICTOR}.{part}.module_list.{index}"
-        groups = len(graph.tensor(f"{path}.0.0.weight"))
-        y = graph.activation(graph.convolution(x, f"{path}.0.0", f"{path}.0.1", padding=1, groups=groups), "relu6")
-        rows = graph.node("Transpose", graph.convolution(y, f"{path}.1"), perm=[0, 2, 3, 1])
+        predicted = predictor(graph, x, f"{PREDICTOR}.{part}.module_list.{index}")
+        rows = graph.node("Transpose", predicted, perm=[0, 2, 3, 1])
         levels.append(graph.node("Reshape", rows, graph.constant([0, -1, columns])))
     return graph.node("Concat", *levels, axis=1)
 

@@ -140,7 +140,7 @@ def test_every_head_declares_its_outputs(registry: Registry, head: str) -> None:
     if head in expected:
         assert found == expected[head]
     else:
-        most = {"ssdlite": 300, "retinanet": 300}.get(head, 100)
+        most = {"ssd": 300, "ssdlite": 300, "retinanet": 300}.get(head, 100)
         boxes = {"boxes": (f"0…{most}", 4), "labels": (f"0…{most}",), "scores": (f"0…{most}",)}
         masks = {"masks": (f"0…{most}", 1, 97, 161)} if head == "mask_rcnn" else {}
         assert found == {**boxes, **masks}

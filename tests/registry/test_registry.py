@@ -78,6 +78,7 @@ def test_names_are_listed_sorted_and_filtered(registry: Registry) -> None:
         "lraspp",
         "mask_rcnn",
         "retinanet",
+        "ssd",
         "ssdlite",
     ]
     assert registry.list_plugins() == ["featuretap"]
@@ -85,6 +86,7 @@ def test_names_are_listed_sorted_and_filtered(registry: Registry) -> None:
         "mobilenet_v2.imagenet1k_v1",
         "mobilenet_v2.imagenet1k_v2",
         "mobilenet_v2.ra_in1k",
+        "mobilenet_v2.ssdlite300_person",
     ]
     assert registry.list_runtimes() == ["aot", "fused", "inductor", "onnxruntime", "openvino"]
 
@@ -131,7 +133,7 @@ def test_an_unknown_head_gets_the_nearest(registry: Registry) -> None:
         registry.build("mobilenet_v2", head="banana")
     assert str(error.value) == (
         "no head named 'banana'; known heads: classification, deeplab_v3, faster_rcnn, fcos, fpn, lraspp, mask_rcnn, "
-        "retinanet, ssdlite"
+        "retinanet, ssd, ssdlite"
     )
     for strange in (3, [], ""):
         with pytest.raises(UnknownHeadError, match=r"a head's name is a string, got|no head named ''"):

@@ -1,4 +1,4 @@
-"""SSDLite as an ONNX graph written from its spec: the boxes, scores and labels that the module finds in photographs."""
+"""SSD and SSDLite as ONNX graphs: the boxes, scores and labels that the modules find in photographs."""
 
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from torchvision.models.detection.anchor_utils import DefaultBoxGenerator
 from torchvision.models.detection.image_list import ImageList
 
 from featuretap.heads.detection import LARGEST, SMALLEST, SSD_RATIOS
-from featuretap.heads.modules.detection import ReducedBoxGenerator
+from featuretap.heads.modules.ssd import ReducedBoxGenerator
 from featuretap.heads.nodes.detection import default_boxes
 from featuretap.registry import Registry
 
@@ -29,8 +29,8 @@ def build(registry: Registry, weights: Path, **options: Any) -> nn.Module:
 
     On a backbone with random weights, rounding moves boxes by more than `PIXELS`, the module's own too.
     """
-    settings = {"num_classes": 7, "size": 160, **options}
-    model = registry.build("mobilenet_v2", head="ssdlite", pretrained=weights, **settings).eval()
+    settings = {"head": "ssdlite", "num_classes": 7, "size": 160, **options}
+    model = registry.build("mobilenet_v2", pretrained=weights, **settings).eval()
     images = torch.cat([batch_of(4, 160, 160).rot90(quarters, (2, 3)) for quarters in range(4)])
     maps = model.backbone(images)
     with_statistics(model.head, lambda head: head(maps), nearly_dead=False)
@@ -71,7 +71,17 @@ def assert_same_objects(found: list[dict[str, Tensor]], model: nn.Module, images
 
 
 @pytest.mark.parametrize(
-    "options", [{}, {"reduce_lowest_anchors": False}, {"size": (256, 320)}, {"num_classes": 2}, {"reduced_tail": False}]
+    "options",
+    [
+        {},
+        {"reduce_lowest_anchors": False},
+        {"size": (256, 320)},
+        {"num_classes": 2},
+        {"reduced_tail": False},
+        {"head": "ssd"},
+        {"head": "ssd", "predictor_kernel": 1, "padding": "same", "size": (96, 161)},
+        {"padding": "same", "scores": "sigmoid", "resizing": "asymmetric", "clip_anchors": False},
+    ],
 )
 def test_the_graph_finds_what_the_module_does_in_photographs_of_any_size(
     registry: Registry, official_weights: Path, options: dict[str, Any]
@@ -118,15 +128,16 @@ def test_the_graph_pads_objects_by_zeros(registry: Registry, official_weights: P
             assert outputs[name][place, :number].any() == bool(number)
 
 
+@pytest.mark.parametrize("clip", [True, False])
 @pytest.mark.parametrize("reduced", [True, False])
 @pytest.mark.parametrize("size", [(320, 320), (256, 320), (97, 131)])
-def test_default_boxes_are_torchvisions(size: tuple[int, int], reduced: bool) -> None:
+def test_default_boxes_are_torchvisions(size: tuple[int, int], reduced: bool, clip: bool) -> None:
     sizes = [(-(-size[0] // stride), -(-size[1] // stride)) for stride in (16, 32, 64, 128, 256, 512)]
     kind = ReducedBoxGenerator if reduced else DefaultBoxGenerator
-    generator = kind([list(SSD_RATIOS)] * len(sizes), min_ratio=SMALLEST, max_ratio=LARGEST)
+    generator = kind([list(SSD_RATIOS)] * len(sizes), min_ratio=SMALLEST, max_ratio=LARGEST, clip=clip)
     images = ImageList(torch.zeros(1, 3, *size), [size])
     (expected,) = generator(images, [torch.zeros(1, 1, *sides) for sides in sizes])
-    assert torch.from_numpy(default_boxes(sizes, size, reduced)).equal(expected)
+    assert torch.from_numpy(default_boxes(sizes, size, reduced, clip)).equal(expected)
 
 
 def test_the_graph_has_these_operators(registry: Registry) -> None:

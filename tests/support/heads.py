@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from featuretap.registry import Registry
 
-DETECTORS = ("ssdlite", "retinanet", "fcos", "faster_rcnn", "mask_rcnn")
+DETECTORS = ("ssd", "ssdlite", "retinanet", "fcos", "faster_rcnn", "mask_rcnn")
 SEGMENTERS = ("lraspp", "deeplab_v3")
 HEADS = ("classification", "fpn", *SEGMENTERS, *DETECTORS)
 FAMILIES = ("mobilenet_v1", "mobilenet_v2", "mobilenet_v3_large", "mobilenet_v3_small")
@@ -16,6 +16,7 @@ RCNN = {"rpn_post_nms_top_n_train": 40, "rpn_post_nms_top_n_test": 40, "box_dete
 
 # Detectors resize their images: small sizes keep the tests short, and odd ones keep them honest.
 SMALL: dict[str, dict[str, Any]] = {
+    "ssd": {"size": (97, 131), "detections_per_img": 7, "predictor_kernel": 1},
     "ssdlite": {"size": (97, 131), "detections_per_img": 7},
     "retinanet": {"min_size": 65, "max_size": 99, "score_thresh": 0.0, "detections_per_img": 7},
     "fcos": {"min_size": 65, "max_size": 99, "score_thresh": 0.0, "detections_per_img": 7},

@@ -95,7 +95,7 @@ REFUSED: list[tuple[str, dict[str, Any], str, str]] = [
         {},
         "torchvision",
         "cannot save 'mobilenet_v1' for torchvision: the layout 'torchvision' is not one that 'mobilenet_v1' is known "
-        "in; it has featuretap, timm",
+        "in; it has featuretap, timm, tensorflow",
     ),
     (
         "mobilenet_v3_large_minimalistic",
