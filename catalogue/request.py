@@ -69,7 +69,9 @@ def resolve_request(
     if pretrained is not False:
         weights = resolve_pretrained(provided, pretrained, catalogue.weights_index)
         if weights and weights.entry:
-            taps, head, options = with_weights_defaults(weights.entry, defaults, features_only, taps, head, options)
+            taps, head, num_classes, options = with_weights_defaults(
+                weights.entry, defaults, features_only, taps, head, num_classes, options
+            )
     spec: BackboneSpec | ModelSpec
     if features_only:
         for argument, value in (("head", head), ("num_classes", num_classes)):

@@ -1,6 +1,7 @@
 """Names of the classes of a model.
 
 The names of the label sets in `label_sets/`, one a line, are those in the metadata of torchvision's weights.
+"person" is for detectors that find people only.
 """
 
 from collections.abc import Sequence
@@ -8,8 +9,9 @@ from pathlib import Path
 
 from featuretap.specs.description import Description
 
-LABEL_SETS = ("coco", "imagenet1k", "voc")
-"""Label sets whose names come with the package: of torchvision's detectors, classifiers and segmenters."""
+LABEL_SETS = ("coco", "imagenet1k", "person", "voc")
+"""Label sets whose names come with the package: of torchvision's detectors, classifiers and segmenters, and
+of detectors of people."""
 
 
 def class_names(description: Description) -> tuple[str, ...]:

@@ -321,7 +321,7 @@ def _describe_weights(
     if checkpoint.record:
         recorded = checkpoint.record.description
         weights = recorded.weights or checkpoint.path
-        preprocessing, classes = recorded.preprocessing, recorded.classes
+        preprocessing, classes = recorded.preprocessing, recorded.classes or (entry.classes if entry else "")
     elif entry:
         weights, preprocessing, classes = entry.name, entry.preprocessing, entry.classes
     else:

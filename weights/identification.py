@@ -60,10 +60,12 @@ class Candidate:
 
 def record_of_entry(entry: WeightsEntry) -> Record:
     """Return what the catalogue knows of published weights, as files record it."""
-    options = {name: value for name, value in entry.options.items() if name != "taps"}
+    options = {name: value for name, value in entry.options.items() if name not in ("taps", "num_classes")}
     # A classifier is one network with its backbone.
     parts = ("backbone", "head") if entry.head == CLASSIFICATION else ("backbone",)
-    description = Description(entry.backbone, tuple(entry.options.get("taps", ())), options, entry.head)
+    description = Description(
+        entry.backbone, tuple(entry.options.get("taps", ())), options, entry.head, entry.options.get("num_classes")
+    )
     return Record(description, entry.layout, dict.fromkeys(parts, entry.norm_eps))
 
 
@@ -224,7 +226,7 @@ def _match_entry(shapes: Shapes, entry: WeightsEntry, catalogue: Catalogue, fram
 
 
 def _spec_of_entry(entry: WeightsEntry, catalogue: Catalogue, **arguments: Any) -> ModelSpec:
-    spec = resolve_request(catalogue, entry.backbone, head=entry.head, **entry.options, **arguments).spec
+    spec = resolve_request(catalogue, entry.backbone, head=entry.head, **{**entry.options, **arguments}).spec
     assert isinstance(spec, ModelSpec)
     return spec
 

@@ -11,7 +11,7 @@ from featuretap.catalogue.hookspecs import WeightsEntry
 from featuretap.catalogue.pretrained import TORCH_SUFFIXES, WeightsSource
 from featuretap.support.errors import Hint, WeightsError
 from featuretap.weights.downloads import find_or_download, find_or_fetch, local_address
-from featuretap.weights.files import Framework, sha256_of
+from featuretap.weights.files import SUFFIX, Framework, sha256_of
 from featuretap.weights.packages import install_command
 from featuretap.weights.reading import Checkpoint, read_checkpoint
 
@@ -30,7 +30,9 @@ def open_checkpoint(source: WeightsSource, catalogue: Catalogue, framework: Fram
     if source.entry is None:
         assert source.path is not None
         checkpoint = read_checkpoint(find_or_fetch(source.path, catalogue.mirrors), framework=framework)
-        entry = None if checkpoint.record else catalogue.weights_with_digest(checkpoint.digest())
+        # A file of ours says what it is.
+        is_ours = checkpoint.record is not None and checkpoint.path.suffix == SUFFIX
+        entry = None if is_ours else catalogue.weights_with_digest(checkpoint.digest())
         return replace(checkpoint, entry=entry)
     suffix = PurePosixPath(source.entry.url).suffix
     if framework == "np" and suffix in TORCH_SUFFIXES:

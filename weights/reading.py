@@ -19,13 +19,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from featuretap.catalogue.hookspecs import WeightsEntry
-from featuretap.catalogue.pretrained import PADDLE_SUFFIX, TORCH_SUFFIXES
+from featuretap.catalogue.pretrained import PADDLE_SUFFIX, TENSORFLOW_SUFFIXES, TORCH_SUFFIXES
 from featuretap.support.errors import Hint, WeightsError
 from featuretap.weights.files import INDEX_SUFFIX, SUFFIX, Framework, sha256_of, weights_file
 from featuretap.weights.header import Header, Stored, explain_os_error, read_header
 from featuretap.weights.metadata import Record, read_record
 from featuretap.weights.paddle_files import read_paddle
 from featuretap.weights.shards import check_shard, read_index
+from featuretap.weights.tensorflow_models import read_tensorflow_model
 from featuretap.weights.timm_config import TimmConfig, read_timm_config
 from featuretap.weights.unwrapping import strip_prefixes
 
@@ -61,7 +62,7 @@ class Checkpoint:
         path: of the file, inside the folder where one was given.
         tensors: name in the file, without the prefixes of wrappers → tensor on the CPU, to be copied, or read-only
             array.
-        record: what featuretap wrote about the model, or None.
+        record: what featuretap wrote about the model, or what a file of TensorFlow's tells of it, or None.
         config: what the `config.json` of a folder in timm's layout says.
         digest: waits for the SHA-256 of the file.
         entry: the published weights that it was requested as, or that it is by its digest.
@@ -87,7 +88,8 @@ def read_checkpoint(path: Path, *, hashed: bool = False, framework: Framework = 
 
     Args:
         path: a `.safetensors` file, one that torch.save wrote, which is read with `weights_only=True`, one that
-            paddle.save wrote, an index of several such files, or a folder with one of `FILES`.
+            paddle.save wrote, a frozen graph or the index of a checkpoint of TensorFlow's, an index of several files
+            of torch.save's, or a folder with one of `FILES`.
         hashed: whether the digest is certainly needed, so that a thread computes it meanwhile. It also is where a file
             has no metadata, and may be identified by its digest.
         framework: "pt" for PyTorch's tensors; "np" for NumPy arrays, which needs no PyTorch. Arrays are read-only views
@@ -97,6 +99,8 @@ def read_checkpoint(path: Path, *, hashed: bool = False, framework: Framework = 
         WeightsError: it cannot be read, is no sound file of weights, or holds what NumPy cannot.
     """
     file = weights_file(path)
+    if file.suffix in TENSORFLOW_SUFFIXES:
+        return _read_tensorflow_file(file, framework)
     read = READERS.get(file.suffix)
     if read:
         digest = _hash_in_thread(file)
@@ -118,6 +122,17 @@ def convert_first(problem: str, file: Path) -> WeightsError:
     target = file.with_name(f"{stem}{SUFFIX}")
     command = f"featuretap convert {quote(str(file))} {quote(str(target))}"
     return WeightsError(f"{str(file)!r} {problem}", hint=Hint("convert it where PyTorch is installed:", command))
+
+
+def _read_tensorflow_file(file: Path, framework: Framework) -> Checkpoint:
+    digest = _hash_in_thread(file)
+    tensors: Mapping[str, Tensor]
+    tensors, record = read_tensorflow_model(file)
+    if framework == "pt":
+        from torch import from_numpy
+
+        tensors = {name: from_numpy(array) for name, array in tensors.items()}
+    return Checkpoint(file, tensors, record, TimmConfig(), digest, framework=framework)
 
 
 def _read_torch_file(file: Path, framework: Framework) -> Mapping[str, Tensor]:

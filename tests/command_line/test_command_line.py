@@ -61,7 +61,7 @@ def test_show_prints_json(run: Run) -> None:
     assert facts["classifier"]["parameters"] == 6_108_776
     assert facts["taps"]["C5"]["shape"] == [1792, 14, 14]
     assert facts["taps"]["C4.expansion"]["path"] == "stages.C5.0.expand"
-    assert facts["weights"] == ["imagenet1k_v1", "imagenet1k_v2", "ra_in1k"]
+    assert facts["weights"] == ["imagenet1k_v1", "imagenet1k_v2", "ssdlite300_person", "ra_in1k"]
 
 
 def test_show_takes_any_option(run: Run) -> None:

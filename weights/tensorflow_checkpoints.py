@@ -1,0 +1,76 @@
+"""TensorFlow checkpoints: an `.index` file with the names of the arrays, and `.data-…` files with their elements."""
+
+from __future__ import annotations
+
+import mmap
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from numpy.typing import NDArray
+
+from featuretap.support.errors import WeightsError
+from featuretap.weights.checksums import crc32c, unmasked
+from featuretap.weights.header import explain_os_error
+from featuretap.weights.tensorflow_messages import DTYPES, decode, parse, refuse, shape_of
+from featuretap.weights.tensorflow_tables import read_table
+
+LONGEST_ENTRY = 10_000
+"""Bytes of what an index says of an array; usual are twenty."""
+
+MOST_SHARDS = 100_000
+"""The number has five digits in the names of the files."""
+
+
+def read_tensorflow_checkpoint(path: Path, wanted: Callable[[str], bool]) -> dict[str, NDArray[Any]]:
+    """Return the arrays of a checkpoint that `tf.train.Saver` wrote, as views of its files mapped into memory.
+
+    Args:
+        path: of its `.index` file; the files with the elements lie beside it.
+        wanted: which names to read. Text, as Keras stores it beside its weights, is left out anyway.
+
+    Raises:
+        WeightsError: a file is missing or cannot be read, or one contradicts the format or its checksums.
+        MissingExtraError: the `protobuf` package is not installed.
+    """
+    table = read_table(path)
+    header = parse(path, "BundleHeader", table.pop(b"", b""))
+    if not 0 < header.num_shards <= MOST_SHARDS or header.endianness:
+        raise refuse(path, f"it has {header.num_shards} files of elements, or they are big-endian")
+    shards: dict[int, memoryview] = {}
+    arrays: dict[str, NDArray[Any]] = {}
+    for key, value in table.items():
+        name = key.decode("utf-8", "replace")
+        if not wanted(name):
+            continue
+        if len(value) > LONGEST_ENTRY:
+            raise refuse(path, f"{name} has an entry of {len(value):,} bytes")
+        entry = parse(path, "BundleEntry", value)
+        if entry.dtype not in DTYPES:
+            continue
+        if entry.slices:
+            raise WeightsError(
+                f"{str(path)!r} holds {name} in slices, which cannot be read here; save the checkpoint again without "
+                "partitioned variables"
+            )
+        if not 0 <= entry.shard_id < header.num_shards:
+            raise refuse(path, f"{name} is in a file that it does not have")
+        if entry.shard_id not in shards:
+            shards[entry.shard_id] = _map(_shard(path, entry.shard_id, header.num_shards))
+        content = shards[entry.shard_id][entry.offset : entry.offset + entry.size] if entry.offset >= 0 else b""
+        array = decode(path, entry.dtype, shape_of(path, entry.shape), content)
+        if crc32c(content) != unmasked(entry.crc32c):
+            raise refuse(path, f"the checksum of {name} is wrong")
+        arrays[name] = array
+    return arrays
+
+
+def _shard(path: Path, number: int, count: int) -> Path:
+    return path.with_name(f"{path.stem}.data-{number:05}-of-{count:05}")
+
+
+def _map(path: Path) -> memoryview:
+    with explain_os_error(path), path.open("rb") as file:
+        if not file.seek(0, 2):
+            return memoryview(b"")
+        return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))

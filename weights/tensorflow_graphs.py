@@ -1,0 +1,129 @@
+"""Frozen TensorFlow graphs, `.pb` files: the arrays in them by name, and the nodes that tell which model they are."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from numpy.typing import NDArray
+
+from featuretap.weights.header import explain_os_error
+from featuretap.weights.tensorflow_messages import array_of, check_density, parse, refuse
+
+NODE = 1
+"""Number of the field of a `GraphDef` that holds its nodes (`core/framework/graph.proto`)."""
+
+KEY_BITS = 32
+"""Of the number and the kind of a field."""
+
+VARINT, FIXED64, LENGTH, FIXED32 = 0, 1, 2, 5
+"""How the fields of a message are written."""
+
+MOST_NODES = 100_000
+"""Of a graph; detectors of the Object Detection API have a few thousand."""
+
+LEAST_ROOM = 1_000_000
+"""Bytes that constants stored as one repeated value may take, however small a file is."""
+
+
+@dataclass(frozen=True)
+class Node:
+    """A node of a graph.
+
+    Args:
+        operation: such as "Conv2D".
+        padding: of a convolution, "SAME" or "VALID".
+        epsilon: of a batch norm.
+        shape: of an input, -1 for sizes that it leaves open.
+        half_pixel_centers: of a resizing.
+    """
+
+    operation: str
+    padding: str = ""
+    epsilon: float | None = None
+    shape: tuple[int, ...] = ()
+    half_pixel_centers: bool = False
+
+
+@dataclass(frozen=True)
+class FrozenGraph:
+    """A frozen graph.
+
+    Args:
+        constants: name → array, of constants that are numbers.
+        nodes: name → node, constants included.
+    """
+
+    constants: dict[str, NDArray[Any]]
+    nodes: Mapping[str, Node]
+
+
+def read_graph(path: Path) -> FrozenGraph:
+    """Read a `GraphDef` with its variables frozen to constants. Nothing in it is run.
+
+    Raises:
+        WeightsError: the file cannot be read, or is no such graph.
+        MissingExtraError: the `protobuf` package is not installed.
+    """
+    constants: dict[str, NDArray[Any]] = {}
+    nodes: dict[str, Node] = {}
+    with explain_os_error(path), path.open("rb") as file:
+        size = file.seek(0, 2)
+        file.seek(0)
+        room = max(size, LEAST_ROOM)
+        for content in _nodes(path, file, size):
+            check_density(path, memoryview(content))
+            node = parse(path, "Node", content)
+            # A large constant is in memory three times otherwise.
+            del content
+            if node.name in nodes or len(nodes) == MOST_NODES:
+                problem = f"two nodes are named {node.name!r}" if node.name in nodes else "it has too many nodes"
+                raise refuse(path, problem)
+            attributes = {attribute.key: attribute.value for attribute in node.attribute}
+            nodes[node.name] = _facts(node.op, attributes)
+            if node.op == "Const" and "value" in attributes:
+                array, unstored = array_of(path, attributes["value"].tensor, room)
+                room -= unstored
+                if array is not None:
+                    constants[node.name] = array
+    if not nodes:
+        raise refuse(path, "it has no nodes")
+    return FrozenGraph(constants, nodes)
+
+
+def _facts(operation: str, attributes: Mapping[str, Any]) -> Node:
+    padding = attributes["padding"].s.decode("ascii", "replace") if "padding" in attributes else ""
+    epsilon = attributes["epsilon"].f if "epsilon" in attributes else None
+    shape = attributes["shape"].shape.dim if operation == "Placeholder" and "shape" in attributes else ()
+    half_pixel = "half_pixel_centers" in attributes and attributes["half_pixel_centers"].b
+    return Node(operation, padding, epsilon, tuple(dimension.size for dimension in shape), half_pixel)
+
+
+def _nodes(path: Path, file: BinaryIO, size: int) -> Iterator[bytes]:
+    """Yield the bytes of each node.
+
+    A graph is walked by hand and its nodes are parsed one by one, so that the whole is never in memory twice.
+    """
+    while file.tell() < size:
+        key = _varint(path, file)
+        number, wire = key >> 3, key & 7
+        length = _varint(path, file) if wire in (LENGTH, VARINT) else 0
+        end = file.tell() + {LENGTH: length, VARINT: 0, FIXED64: 8, FIXED32: 4}.get(wire, size)
+        if number == 0 or key >> KEY_BITS or end > size:
+            raise refuse(path, "it is no graph, or only a part of one")
+        if (number, wire) == (NODE, LENGTH):
+            yield file.read(length)
+        file.seek(end)
+
+
+def _varint(path: Path, file: BinaryIO) -> int:
+    """Return a number of variable length at the place of the file."""
+    value = 0
+    for shift in range(0, 70, 7):
+        byte = file.read(1)
+        value |= (byte[0] & 127) << shift if byte else 0
+        if byte and byte[0] < 128 and value >> 64 == 0:
+            return value
+    raise refuse(path, "it is no graph, or only a part of one")

@@ -1,0 +1,229 @@
+"""TensorFlow's messages that hold weights, described for the `protobuf` package. TensorFlow itself is not needed.
+
+Names and numbers of fields are those of TensorFlow's `.proto` files (`core/framework/{node_def,attr_value,tensor,
+tensor_shape}.proto` and `core/protobuf/tensor_bundle.proto`); fields that are not read are left out, and skipped in
+files. Messages are plain data: nothing of a graph is run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cache
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from featuretap.support.errors import MissingExtraError, WeightsError
+
+Fields = tuple[tuple[str, int, str], ...]
+
+MESSAGES: Mapping[str, Fields] = {
+    "Dim": (("size", 1, "int64"),),
+    "Shape": (("dim", 2, "Dim*"), ("unknown_rank", 3, "bool")),
+    "Tensor": (
+        ("dtype", 1, "int32"),
+        ("shape", 2, "Shape"),
+        ("content", 4, "bytes"),
+        ("float_val", 5, "float*"),
+        ("double_val", 6, "double*"),
+        ("int_val", 7, "int32*"),
+        ("int64_val", 10, "int64*"),
+        ("bool_val", 11, "bool*"),
+        ("half_val", 13, "int32*"),
+    ),
+    "Value": (
+        ("s", 2, "bytes"),
+        ("f", 4, "float"),
+        ("b", 5, "bool"),
+        ("shape", 7, "Shape"),
+        ("tensor", 8, "Tensor"),
+    ),
+    # What protobuf calls a map is a repeated message of this kind.
+    "Attribute": (("key", 1, "string"), ("value", 2, "Value")),
+    "Node": (("name", 1, "string"), ("op", 2, "string"), ("attribute", 5, "Attribute*")),
+    "BundleHeader": (("num_shards", 1, "int32"), ("endianness", 2, "int32")),
+    "Slice": (),
+    "BundleEntry": (
+        ("dtype", 1, "int32"),
+        ("shape", 2, "Shape"),
+        ("shard_id", 3, "int32"),
+        ("offset", 4, "int64"),
+        ("size", 5, "int64"),
+        ("crc32c", 6, "fixed32"),
+        ("slices", 7, "Slice*"),
+    ),
+}
+"""Message → its fields: name, number and type; an asterisk marks repeated ones."""
+
+DTYPES = {1: "<f4", 2: "<f8", 3: "<i4", 4: "u1", 5: "<i2", 6: "i1", 9: "<i8", 10: "?", 14: "<u2", 17: "<u2", 19: "<f2"}
+"""TensorFlow's numbers of types → NumPy's names; 14 is bfloat16, the upper half of a float32."""
+
+BFLOAT16, HALF = 14, 19
+
+VALUES = {
+    **dict.fromkeys((3, 4, 5, 6, 17), "int_val"),
+    **dict.fromkeys((BFLOAT16, HALF), "half_val"),
+    1: "float_val",
+    2: "double_val",
+    9: "int64_val",
+    10: "bool_val",
+}
+"""Type → field with the values of a tensor that has no `content`."""
+
+LARGE = 2**20
+"""Bytes of a message that is checked before it is parsed."""
+
+MOST_FIELDS = 100
+"""Of a large message: a message of a few bytes takes dozens of them in memory."""
+
+LARGE_FIELDS: tuple[tuple[int, ...], ...] = ((5,), (2,), (8,), (4, 5, 6))
+"""Numbers of the fields of a node that may be large, by level: attribute, value, tensor, and its elements."""
+
+MOST_DIMENSIONS = 8
+MOST_ELEMENTS = 2**40
+
+
+def refuse(path: Path, problem: str) -> WeightsError:
+    """Return the error for a file that contradicts its format."""
+    return WeightsError(f"{str(path)!r} is no sound TensorFlow file: {problem}; get it again from where it comes from")
+
+
+def parse(path: Path, message: str, content: bytes) -> Any:
+    """Return a message of `MESSAGES` from its bytes in a file.
+
+    Raises:
+        WeightsError: the bytes are no such message.
+        MissingExtraError: the `protobuf` package is not installed.
+    """
+    kinds, failure = _messages()
+    try:
+        return kinds[message].FromString(content)
+    except failure as error:
+        raise refuse(path, f"it holds a damaged {message} message") from error
+
+
+def varint(path: Path, content: bytes | memoryview, at: int) -> tuple[int, int]:
+    """Return a number of variable length at a place, and the place behind it.
+
+    Raises:
+        WeightsError: the content ends within it.
+    """
+    value = 0
+    for place, byte in enumerate(content[at : at + 10]):
+        value |= (byte & 127) << 7 * place
+        if byte < 128:
+            return value, at + place + 1
+    raise refuse(path, "it holds a damaged number")
+
+
+def check_density(path: Path, content: memoryview, level: int = 0) -> None:
+    """Refuse a large node that would take much more memory than its bytes.
+
+    Raises:
+        WeightsError: it has many fields, or large ones that are no elements of a tensor.
+    """
+    at = fields = 0
+    while at < len(content) and len(content) > LARGE:
+        key, at = varint(path, content, at)
+        length, begin = varint(path, content, at) if key & 7 in (0, 2) else (0, at)
+        at = begin + (length if key & 7 == 2 else {1: 8, 5: 4}.get(key & 7, 0))
+        fields += 1
+        if fields > MOST_FIELDS or (at - begin > LARGE and key >> 3 not in LARGE_FIELDS[level]):
+            raise refuse(path, "it holds a large message that is no tensor")
+        if at - begin > LARGE and level + 1 < len(LARGE_FIELDS):
+            check_density(path, content[begin:at], level + 1)
+
+
+def shape_of(path: Path, shape: Any) -> tuple[int, ...]:
+    """Return the sizes of a `Shape` message.
+
+    Raises:
+        WeightsError: a size is not known, or there are too many.
+    """
+    sizes = tuple(dimension.size for dimension in shape.dim)
+    elements = prod(size for size in sizes if size)
+    if shape.unknown_rank or len(sizes) > MOST_DIMENSIONS or min(sizes, default=0) < 0 or elements > MOST_ELEMENTS:
+        raise refuse(path, "a tensor in it has no shape")
+    return sizes
+
+
+def decode(path: Path, dtype: int, shape: tuple[int, ...], content: bytes | memoryview) -> NDArray[Any]:
+    """Return the elements of a tensor of a type in `DTYPES`; bfloat16 becomes float32, exactly.
+
+    Raises:
+        WeightsError: there are more or fewer bytes than the shape has elements.
+    """
+    kind = np.dtype(DTYPES[dtype])
+    if prod(shape) * kind.itemsize != len(content):
+        raise refuse(path, f"a tensor of the shape {shape} has {len(content):,} bytes")
+    values: NDArray[Any] = np.frombuffer(content, kind).reshape(shape)
+    return (values.astype("<u4") << 16).view("<f4") if dtype == BFLOAT16 else values
+
+
+def array_of(path: Path, tensor: Any, room: int) -> tuple[NDArray[Any] | None, int]:
+    """Return the elements of a `Tensor` message, or None for text and other types that no weight has.
+
+    Args:
+        path: of the file, for messages.
+        tensor: the message.
+        room: bytes that elements may take which the file does not store as they are.
+
+    Returns:
+        The array, and the bytes that it takes of `room`.
+
+    Raises:
+        WeightsError: the message contradicts itself.
+    """
+    if tensor.dtype not in DTYPES:
+        return None, 0
+    shape = shape_of(path, tensor.shape)
+    content = tensor.content
+    if content:
+        return decode(path, tensor.dtype, shape, content), 0
+    stored = getattr(tensor, VALUES[tensor.dtype])
+    kind = np.dtype(DTYPES[tensor.dtype])
+    if len(stored) > prod(shape) or prod(shape) * kind.itemsize > room:
+        raise refuse(path, f"a tensor of the shape {shape} has {len(stored):,} values")
+    try:
+        # Numbers of half precision are stored by their bits.
+        values = np.fromiter(stored, "<u2" if tensor.dtype == HALF else kind, len(stored)).view(kind)
+    except OverflowError as error:
+        raise refuse(path, "a tensor in it has a value beyond its type") from error
+    # A tail of equal values is stored once (`core/framework/tensor.proto`), and zeros are not stored at all.
+    filled = np.full(shape, values[-1] if len(values) else 0, kind)
+    filled.reshape(-1)[: len(values)] = values
+    return decode(path, tensor.dtype, shape, filled.data.cast("B") if filled.size else b""), filled.nbytes
+
+
+@cache
+def _messages() -> tuple[Mapping[str, Any], type[Exception]]:
+    """Return message → its class, and the error of bytes that are no message."""
+    try:
+        from google.protobuf import descriptor_pb2, descriptor_pool, message, message_factory
+    except ImportError as error:
+        raise MissingExtraError(
+            "reading TensorFlow's files needs protobuf; pip install 'featuretap[tensorflow]'"
+        ) from error
+    kinds = descriptor_pb2.FieldDescriptorProto
+    file = descriptor_pb2.FileDescriptorProto(name="featuretap/tensorflow.proto", package="featuretap", syntax="proto3")
+    for name, fields in MESSAGES.items():
+        described = file.message_type.add(name=name)
+        for field, number, kind in fields:
+            label = kinds.LABEL_REPEATED if kind.endswith("*") else kinds.LABEL_OPTIONAL
+            kind = kind.removesuffix("*")
+            described.field.add(name=field, number=number, label=label, **_type(kinds, kind))
+    pool = descriptor_pool.DescriptorPool()
+    pool.Add(file)
+    classes = {
+        name: message_factory.GetMessageClass(pool.FindMessageTypeByName(f"featuretap.{name}")) for name in MESSAGES
+    }
+    return classes, message.DecodeError
+
+
+def _type(kinds: Any, kind: str) -> dict[str, Any]:
+    if kind in MESSAGES:
+        return {"type": kinds.TYPE_MESSAGE, "type_name": f".featuretap.{kind}"}
+    return {"type": kinds.Type.Value(f"TYPE_{kind.upper()}")}

@@ -1,0 +1,88 @@
+"""Tables of LevelDB's format, which the index of a TensorFlow checkpoint is: keys and values in sorted blocks.
+
+The format is that of `table/format.h` and `doc/table_format.md` of LevelDB: blocks with prefix-compressed keys, an
+index block with their places, and a footer with the place of the index block.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from featuretap.support.errors import WeightsError
+from featuretap.weights.checksums import crc32c, unmasked
+from featuretap.weights.header import explain_os_error
+from featuretap.weights.tensorflow_messages import refuse, varint
+
+MAGIC = 0xDB4775248B80FB57
+FOOTER = 48
+"""Bytes: the places of two blocks, padding to 40 bytes, and the magic number."""
+
+TRAILER = 5
+"""Bytes behind a block: how it is compressed, and its checksum."""
+
+LARGEST_TABLE = 100_000_000
+"""Bytes; the index of a network with a thousand tensors has a tenth of a megabyte."""
+
+MOST_BYTES_OF_KEYS = 3
+"""Times the size of the file: a key may repeat all of the one before it in a few bytes."""
+
+
+def read_table(path: Path) -> dict[bytes, bytes]:
+    """Return the keys of a table and their values.
+
+    Raises:
+        WeightsError: the file cannot be read, is no such table, contradicts its checksums, or is compressed.
+    """
+    with explain_os_error(path), path.open("rb") as file:
+        content = file.read(LARGEST_TABLE + 1)
+    if len(content) < FOOTER or int.from_bytes(content[-8:], "little") != MAGIC or len(content) > LARGEST_TABLE:
+        raise refuse(path, "it is no index of a checkpoint")
+    table: dict[bytes, bytes] = {}
+    at = len(content) - FOOTER
+    for _ in range(2):
+        # The first place is that of a block of metadata, the second that of the index.
+        offset, at = varint(path, content, at)
+        size, at = varint(path, content, at)
+    room = MOST_BYTES_OF_KEYS * len(content)
+    for _, handle in _entries(path, _block(path, content, offset, size)):
+        begin, place = varint(path, handle, 0)
+        length, _ = varint(path, handle, place)
+        for key, value in _entries(path, _block(path, content, begin, length)):
+            room -= len(key) + len(value)
+            if room < 0 or key in table:
+                raise refuse(path, "its keys contradict one another")
+            table[key] = value
+    return table
+
+
+def _block(path: Path, content: bytes, offset: int, size: int) -> bytes:
+    end = offset + size
+    if end + TRAILER > len(content) - FOOTER:
+        raise refuse(path, "it has a block beyond its end")
+    if content[end]:
+        raise WeightsError(
+            f"{str(path)!r} is a compressed index of a checkpoint, which cannot be read here; save the checkpoint "
+            "again with TensorFlow, whose tf.train.Saver does not compress it"
+        )
+    if crc32c(content[offset : end + 1]) != unmasked(int.from_bytes(content[end + 1 : end + TRAILER], "little")):
+        raise refuse(path, "the checksum of a block is wrong")
+    return content[offset:end]
+
+
+def _entries(path: Path, block: bytes) -> Iterator[tuple[bytes, bytes]]:
+    """Yield key and value of each entry of a block. Behind the entries are places to restart from, and their number."""
+    end = len(block) - 4 - 4 * int.from_bytes(block[-4:], "little")
+    if len(block) < 4 or end < 0:
+        raise refuse(path, "it has a damaged block")
+    at, key = 0, b""
+    while at < end:
+        shared, at = varint(path, block, at)
+        added, at = varint(path, block, at)
+        length, at = varint(path, block, at)
+        if shared > len(key) or at + added + length > end:
+            raise refuse(path, "it has a damaged block")
+        key = key[:shared] + block[at : at + added]
+        at += added
+        yield key, block[at : at + length]
+        at += length
