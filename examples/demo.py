@@ -1,22 +1,24 @@
-"""The main job on a real photograph, offline: what is in the picture, and what the backbone sees of it.
+"""Real networks on real photographs, offline: what is in a picture, what the backbone sees of it, and who is in it.
 
-Run by `make demo`, which installs the photograph (scikit-image) and torchvision's official MobileNetV2 weights.
+Run by `make demo`, which installs the photographs (scikit-image) and the weights: torchvision's MobileNetV2, and a
+detector of people that was trained in TensorFlow.
 """
 
 from pathlib import Path
 
-from PIL import Image
+from PIL import Image, ImageOps
 from skimage import data
 
 from featuretap.command_line import main
 
 FOLDER = Path("demo")
+PHOTOGRAPHS = {"cat": data.chelsea, "astronaut": data.astronaut, "camera": data.camera}
 
 
 def run(*arguments: object) -> None:
     """Run one command line as a user would type it, and show it."""
     words = [str(argument) for argument in arguments]
-    print("$ featuretap", *words, flush=True)
+    print("\n$ featuretap", *words, flush=True)
     try:
         main(words)
     except SystemExit as end:
@@ -24,10 +26,28 @@ def run(*arguments: object) -> None:
             raise
 
 
+def join(left: Path, right: Path, target: Path) -> None:
+    """Write two pictures side by side, both as high as the right one."""
+    taps = Image.open(right)
+    boxes = ImageOps.contain(Image.open(left), (taps.width, taps.height - 32))
+    picture = Image.new("RGB", (boxes.width + 16 + taps.width, taps.height), "white")
+    picture.paste(boxes, (16, 16))
+    picture.paste(taps, (boxes.width + 16, 0))
+    picture.save(target)
+
+
 if __name__ == "__main__":
     FOLDER.mkdir(exist_ok=True)
-    photograph, picture = FOLDER / "cat.png", FOLDER / "cat-taps.png"
-    Image.fromarray(data.chelsea()).save(photograph)
-    run("predict", photograph, "--model", "mobilenet_v2")
-    run("taps", photograph, "--model", "mobilenet_v2", "--out", picture)
-    print(f"The picture of the taps is at {picture.resolve()}")
+    for name, photograph in PHOTOGRAPHS.items():
+        Image.fromarray(photograph()).save(FOLDER / f"{name}.png")
+    cat, *people = (FOLDER / f"{name}.png" for name in PHOTOGRAPHS)
+    run("predict", cat, "--model", "mobilenet_v2")
+    run("taps", cat, "--model", "mobilenet_v2", "--out", FOLDER / "cat-taps.png")
+    detector = ("mobilenet_v2", "--weights", "ssdlite300_person")
+    run("predict", *people, "--model", *detector, "--out", FOLDER / "people")
+    run("taps", people[0], "--model", *detector, "--out", FOLDER / "astronaut-taps.png")
+    # The exported file needs neither PyTorch nor the weights.
+    run("export", *detector, FOLDER / "people.onnx")
+    run("predict", *people, "--weights", FOLDER / "people.onnx")
+    join(FOLDER / "people" / "astronaut.png", FOLDER / "astronaut-taps.png", FOLDER / "overview.png")
+    print(f"\nThe pictures are in {FOLDER.resolve()}; overview.png has a person's box beside the taps")
