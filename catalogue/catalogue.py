@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from fnmatch import fnmatchcase
+from glob import escape
 from pathlib import Path
 from threading import RLock
 from typing import Any
@@ -30,8 +31,19 @@ from featuretap.support.errors import (
     UnknownRuntimeError,
     did_you_mean,
 )
+from featuretap.support.text import first_few
 
 NO_USER_FILE = CatalogueFile(Path(), {}, ())
+
+EXAMPLES = {
+    "mobilenetv4": "featuretap-mobilenet-v4",
+    "efficientnetlite": "featuretap-efficientnet-lite",
+    "tfefficientnetlite": "featuretap-efficientnet-lite",
+}
+"""Beginning of a backbone's name, without underscores → the distribution in `examples/` that provides it."""
+
+SHOWN = 6
+"""Variants that a message lists."""
 
 
 class Catalogue:
@@ -282,10 +294,26 @@ class Catalogue:
     def _find_provided(self, name: str) -> tuple[str, BackboneSpec]:
         found = self._backbones.find(name) or self._find_in_open_namespace(name)
         if found is None:
-            near = self._backbones.nearest(name) or did_you_mean(name, self._deferred, self._deferred)
+            near = self._suggest(name)
             hint = None if near else Hint("see", "registry.list_backbones()")
             raise self._unknown(UnknownBackboneError, "backbone", name, near, hint)
         return found
+
+    def _suggest(self, name: str) -> str:
+        """Return what somebody who asks for an unknown backbone may mean, for a message; "" for nothing."""
+        names = self._backbones.names
+        variants = [known for known in sorted(names) if known.startswith(f"{name}_")]
+        if variants:
+            # Those with options of their own are variants of the others.
+            variants.sort(key=lambda known: bool(names[known][0][1].variant_of))
+            return f"; there are {first_few(variants, SHOWN)}"
+        family = next((family for family in EXAMPLES if name.replace("_", "").startswith(family)), None)
+        if family and not any(known.replace("_", "").startswith(family) for known in names):
+            return f"; the plugin {EXAMPLES[family]} provides it: pip install examples/{EXAMPLES[family]}"
+        near = self._backbones.nearest(name) or did_you_mean(name, self._deferred, self._deferred)
+        # Asking the namespaces imports their libraries, which takes seconds.
+        others = [] if near or set(name) & {"/", ":"} else self.list_backbones(f"*/{escape(name)}")
+        return f"; did you mean {' or '.join(map(repr, others))}?" if others else near
 
     def _find_in(self, index: NameIndex[Named], name: str) -> Named:
         if not isinstance(name, str):

@@ -56,10 +56,12 @@ def freeze(backbone: nn.Module, spec: BackboneSpec, freezing: Freezing) -> None:
             parameter.requires_grad_(False)
     for path in frozen:
         backbone.get_submodule(path).requires_grad_(False)
+    # A backbone that was frozen completely is in evaluation, whatever it was set to.
+    training: Any = getattr(backbone, "set_to_train", backbone.training)
     if not isinstance(backbone, _PartlyFrozen):
         object.__setattr__(backbone, "__class__", _partly_frozen(type(backbone)))
     backbone.frozen_modules = frozen  # type: ignore[assignment]
-    backbone.train(backbone.training)
+    backbone.train(training)
 
 
 def _frozen_modules(backbone: nn.Module, parameters: frozenset[str], *, norms: bool) -> Iterator[str]:
@@ -110,6 +112,7 @@ class _PartlyFrozen(nn.Module):
     # No annotation of the attribute: torch.jit.script would read it, as a string.
     def train(self, mode: bool = True) -> Self:
         frozen: Any = self.frozen_modules
+        self.set_to_train = mode
         super().train(mode and "" not in frozen)
         for path in filter(None, frozen):
             self.get_submodule(path).eval()

@@ -34,7 +34,7 @@ def make_hooks(prefix: str, module: str) -> tuple[Callable[..., Any], Callable[.
         return load(f"{module}:find", repr(name))(name) if name.startswith(prefix) else None
 
     def featuretap_match_backbones(pattern: str) -> Iterable[str] | None:
-        return load(f"{module}:match", repr(pattern))(pattern) if pattern.startswith(prefix) else None
+        return load(f"{module}:match", repr(pattern))(pattern) if pattern.startswith((prefix, "*/")) else None
 
     return hookimpl(featuretap_find_backbone), hookimpl(featuretap_match_backbones)
 

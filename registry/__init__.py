@@ -22,6 +22,7 @@ __all__ = [
     "convert",
     "default",
     "export",
+    "freeze",
     "fuse",
     "list_backbones",
     "list_heads",
@@ -43,6 +44,7 @@ build = default.build
 compile = default.compile  # noqa: A001 - called as registry.compile
 convert = default.convert
 export = default.export
+freeze = default.freeze
 fuse = default.fuse
 list_backbones = default.list_backbones
 list_heads = default.list_heads

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from featuretap.catalogue.catalogue import Catalogue
 from featuretap.catalogue.request import resolve_request
 from featuretap.specs import BackboneSpec, ModelSpec
+from featuretap.specs.options import Freezing
 from featuretap.specs.runtime import AUTO, FLOAT32, check_precision
 from featuretap.support.errors import OptionError
 from featuretap.support.extras import explain_missing_torch
@@ -377,6 +378,35 @@ class Registry(Catalogue):
             threads=threads,
             precision=precision,
         )
+
+    def freeze(self, model: nn.Module, through: str | None = None, *, norms: bool = False) -> nn.Module:
+        """Freeze a part of a model's backbone, and unfreeze everything else; without arguments, unfreeze all of it.
+
+        Frozen parameters get no gradients, and frozen batch norms keep their statistics, also after `train()`. The
+        options `freeze` and `freeze_norm` of `build` do the same from the start.
+
+        Args:
+            model: a model that `build` or `load` returned; changed in place. Make the optimiser afterwards, or give it
+                all parameters.
+            through: the last level to freeze, "C1" to "C5"; None freezes no level.
+            norms: whether all norms of the backbone are frozen.
+
+        Returns:
+            the same model.
+
+        Raises:
+            OptionError: the backbone lacks the level, or the model was not built here.
+
+        Example::
+
+            # Train the head on a frozen backbone first, then everything.
+            registry.freeze(model, "C5")
+            registry.freeze(model)
+        """
+        from featuretap.models.freezing import freeze_model
+
+        freeze_model(model, Freezing(through, norms))
+        return model
 
     def fuse(self, model: nn.Module) -> nn.Module:
         """Return a copy of a model for inference in PyTorch, its batch norms folded into the convolutions before them.

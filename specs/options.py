@@ -22,7 +22,7 @@ from featuretap.specs.variants import (
 from featuretap.support.errors import OptionError, UnknownOptionError, did_you_mean
 from featuretap.support.import_strings import call_reference
 
-ARGUMENTS = ("taps", "pretrained", "num_classes")
+ARGUMENTS = ("taps", "pretrained", "num_classes", "features_only", "head")
 """Arguments of `build` that somebody may have misspelled as an option."""
 
 ELSEWHERE = {
@@ -139,9 +139,7 @@ def configure(spec: BackboneSpec, values: Mapping[str, Any]) -> tuple[BackboneSp
     freezing = Freezing(values["freeze"], values["freeze_norm"])
     if not spec.stages:
         spec = _declare(spec, {name: value for name, value in values.items() if name not in FREEZING})
-    if freezing.through and freezing.through not in spec.levels:
-        available = f"it ends at {spec.levels[-1]}" if spec.levels else f"it has {', '.join(spec.addresses)}"
-        raise OptionError(f"{spec.name!r} cannot freeze through {freezing.through}; {available}")
+    check_freezing(spec, freezing)
     if not spec.stages:
         return spec, freezing
     if spec.options or values["norm"] is not spec.norm or values["in_channels"] != spec.in_channels:
@@ -155,6 +153,18 @@ def configure(spec: BackboneSpec, values: Mapping[str, Any]) -> tuple[BackboneSp
     if values["padding"] != spec.padding:
         spec = with_padding(spec, values["padding"])
     return spec, freezing
+
+
+def check_freezing(spec: BackboneSpec, freezing: Freezing) -> None:
+    """Check that a part of a backbone can be frozen.
+
+    Raises:
+        OptionError: it lacks the level to freeze through, or a value is invalid.
+    """
+    check_options(spec, {"freeze": freezing.through, "freeze_norm": freezing.norms})
+    if freezing.through and freezing.through not in spec.levels:
+        available = f"it ends at {spec.levels[-1]}" if spec.levels else f"it has {', '.join(spec.addresses)}"
+        raise OptionError(f"{spec.name!r} cannot freeze through {freezing.through}; {available}")
 
 
 def _declare(spec: BackboneSpec, values: Mapping[str, Any]) -> BackboneSpec:

@@ -51,15 +51,22 @@ class Hint:
         return f"{self.advice} {self.reference}".strip()
 
 
+LONGEST = 1000
+"""Characters of a message. Values and other libraries' messages, which are a part of some, can be of any length."""
+
+
 class FeaturetapError(Exception):
     """Base of every error that featuretap raises on purpose.
 
     Args:
-        problem: what was asked, and what is wrong.
+        problem: what was asked, and what is wrong; its middle is left out where the message would be too long.
         hint: what to do about it; the message ends with it.
     """
 
     def __init__(self, problem: str = "", *, hint: Hint | None = None) -> None:
+        room = LONGEST - (len(f"; {hint}") if hint else 0)
+        if len(problem) > room:
+            problem = f"{problem[: room - room // 3 - 3]} … {problem[-(room // 3) :]}"
         super().__init__(f"{problem}; {hint}" if hint else problem)
         self.problem = problem
         self.hint = hint

@@ -1,12 +1,16 @@
 """Frozen levels and frozen norms stay as they are in training, and everything else trains."""
 
 import copy
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
 from featuretap.registry import Registry
+from featuretap.registry.errors import OptionError
+from featuretap.registry.specs import RE, BackboneSpec, Conv
 
 
 def norms(module: nn.Module) -> list[nn.BatchNorm2d]:
@@ -56,3 +60,72 @@ def test_frozen_norms_stay_frozen_after_conversion_to_sync_batch_norm(registry: 
         if isinstance(module, nn.SyncBatchNorm)
     }
     assert training == {"C1": False, "C2": False, "C3": True, "C4": True, "C5": True}
+
+
+MODELS: dict[str, dict[str, Any]] = {
+    "a backbone": {"name": "mobilenet_v2", "features_only": True},
+    "a classifier": {"name": "mobilenet_v3_small"},
+    "a factory's backbone": {"name": "torchvision/mobilenet_v2", "features_only": True},
+}
+
+
+@pytest.mark.parametrize(
+    "options", [{"freeze": "C2"}, {"freeze": "C4", "freeze_norm": True}, {"freeze_norm": True}, {}]
+)
+@pytest.mark.parametrize("model", MODELS)
+def test_freezing_a_built_model_equals_building_it_frozen(
+    registry: Registry, model: str, options: dict[str, Any]
+) -> None:
+    expected = registry.build(**MODELS[model], **options)
+    for before in ({}, {"freeze": "C5"}, {"freeze": "C3", "freeze_norm": True}):
+        built = registry.build(**MODELS[model], **before)
+        frozen = registry.freeze(built, options.get("freeze"), norms=options.get("freeze_norm", False))
+        assert frozen is built
+        assert trained_parts(frozen) == trained_parts(expected)
+        assert trained_parts(frozen.eval().train()) == trained_parts(expected)
+        assert frozen.description.options == expected.description.options
+
+
+def trained_parts(model: nn.Module) -> tuple[list[str], list[str]]:
+    """Return the names of the parameters that are trained, and the paths of the norms in training mode."""
+    norms = [path for path, child in model.named_modules() if isinstance(child, nn.BatchNorm2d) and child.training]
+    return [name for name, parameter in model.named_parameters() if parameter.requires_grad], norms
+
+
+def test_a_frozen_model_is_unfrozen_completely(registry: Registry) -> None:
+    model = registry.build("mobilenet_v3_small", freeze="C2")
+    # Parameters alone do not unfreeze the statistics of norms.
+    model.requires_grad_(True).train()
+    assert not all(norm.training for norm in norms(model))
+    registry.freeze(model)
+    assert all(norm.training for norm in norms(model))
+    assert "freeze" not in model.description.options
+
+
+def test_frozen_models_are_saved_as_what_they_are(registry: Registry, tmp_path: Path) -> None:
+    model = registry.freeze(registry.build("mobilenet_v1_025", num_classes=2), "C3")
+    loaded = registry.load(registry.save(model, tmp_path / "file.safetensors"))
+    assert trained_parts(loaded) == trained_parts(model)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"through": "C6"}, "'mobilenet_v1' cannot take freeze='C6'; it is None or the last level to freeze: C1, C2, "),
+        ({"through": True}, "'mobilenet_v1' cannot take freeze=True; it is None or the last level to freeze: C1, C2, "),
+        ({"norms": 1}, "'mobilenet_v1' cannot take freeze_norm=1; it is True or False"),
+    ],
+)
+def test_what_cannot_be_frozen_is_refused(registry: Registry, arguments: dict[str, Any], message: str) -> None:
+    model = registry.build("mobilenet_v1")
+    with pytest.raises(OptionError) as error:
+        registry.freeze(model, **arguments)
+    assert str(error.value).startswith(message)
+    with pytest.raises(OptionError, match=r"registry\.freeze freezes models that registry.build or registry.load"):
+        registry.freeze(nn.Linear(2, 2))
+
+
+def test_a_level_that_the_backbone_lacks_is_refused(registry: Registry) -> None:
+    tiny = BackboneSpec("tiny", ((Conv(3, 4, RE),), (Conv(3, 4, RE),)))
+    with pytest.raises(OptionError, match=r"^'tiny' cannot freeze through C3; it ends at C2$"):
+        registry.freeze(registry.build(tiny, features_only=True), "C3")

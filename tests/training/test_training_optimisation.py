@@ -7,7 +7,13 @@ import torch
 
 from featuretap.registry import Registry
 from featuretap.workflows.training.configuration import Configuration
-from featuretap.workflows.training.optimisation import Schedule, learning_rate, make_optimizer, make_schedule
+from featuretap.workflows.training.optimisation import (
+    Schedule,
+    learning_rate,
+    make_optimizer,
+    make_schedule,
+    set_norm_momentum,
+)
 
 UPDATES = 10
 
@@ -52,6 +58,41 @@ def test_layer_decay_lowers_the_learning_rate_of_earlier_levels(name: str) -> No
     for parameter_name, parameter in model.named_parameters():
         (rate,) = [rate for beginning, rate in expected.items() if parameter_name.startswith(beginning)]
         assert found[id(parameter)] == pytest.approx(rate), parameter_name
+
+
+@pytest.mark.parametrize(
+    ("updates", "momentum", "expected", "changed"),
+    [
+        (1, None, 0.1, (0.01, 0.1)),
+        (100, None, 0.1, (0.01, 0.1)),
+        (400, None, 0.025, (0.01, 0.025)),
+        (1000, None, 0.01, None),
+        (10**6, None, 0.01, None),
+        (100, 0.01, 0.01, None),
+        (10**6, 0.3, 0.3, (0.01, 0.3)),
+    ],
+)
+def test_norms_average_over_a_tenth_of_the_run_at_most(
+    registry: Registry,
+    updates: int,
+    momentum: float | None,
+    expected: float,
+    changed: tuple[float, float] | None,
+) -> None:
+    model = registry.build("mobilenet_v3_small", features_only=True)
+    assert set_norm_momentum(model, momentum, updates) == (changed and pytest.approx(changed))
+    momenta = {norm.momentum for norm in model.modules() if isinstance(norm, torch.nn.BatchNorm2d)}
+    assert list(momenta) == pytest.approx([expected])
+
+
+def test_every_kind_of_norm_keeps_a_higher_momentum_and_an_equal_average(registry: Registry) -> None:
+    model = torch.nn.Sequential(
+        torch.nn.BatchNorm2d(2, momentum=0.03), torch.nn.BatchNorm1d(2, momentum=0.2), torch.nn.SyncBatchNorm(2)
+    )
+    model.append(torch.nn.BatchNorm2d(2, momentum=None))
+    assert set_norm_momentum(model, None, updates=50) == (0.03, 0.1)
+    assert [norm.momentum for norm in model] == [0.1, 0.2, 0.1, None]
+    assert set_norm_momentum(registry.build("mobilenet_v2"), None, updates=50) is None
 
 
 def test_cosine_rises_to_the_highest_rate_and_falls_to_nothing() -> None:

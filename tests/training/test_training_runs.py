@@ -4,6 +4,7 @@ import csv
 import json
 import tomllib
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +51,22 @@ def finished(data: Path, lines: list[str], official_weights: Path, tmp_path_fact
     learning = {"weights": str(official_weights), "freeze": "C5", "lr": 0.01, "epochs": 4}
     out = tmp_path_factory.mktemp("runs") / "run"
     return train(small_run(data, out, backbone="mobilenet_v2", options={}, **learning), log=lines.append)
+
+
+def test_a_short_run_raises_the_momentum_of_norms_and_files_keep_the_familys(data: Path, tmp_path: Path) -> None:
+    own: list[str] = []
+    run = small_run(data, tmp_path / "run", backbone="mobilenet_v3_small", options={"width": 0.35}, epochs=1)
+    result = train(run, log=own.append)
+    assert [line for line in own if "batch norm" in line] == [
+        "batch norm: momentum 0.1 instead of 0.01, since the run has 3 updates"
+    ]
+    best = registry.load(result.folder / "best.safetensors")
+    assert {module.momentum for module in best.modules() if isinstance(module, torch.nn.BatchNorm2d)} == {0.01}
+    set_by_hand = train(replace(run, out=str(tmp_path / "other"), norm_momentum=0.01), log=own.append)
+    assert sum("batch norm" in line for line in own) == 1
+    other = registry.load(set_by_hand.folder / "best.safetensors")
+    name = "backbone.stages.C1.0.norm.running_mean"
+    assert not torch.equal(best.state_dict()[name], other.state_dict()[name])
 
 
 def history(folder: Path) -> list[dict[str, str]]:

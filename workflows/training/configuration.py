@@ -131,6 +131,10 @@ class Configuration:
         number(0.0, 0.0, 0.999999),
         "Evaluate and keep a moving average of the weights with this decay; 0 disables it.",
     )
+    norm_momentum: float | None = _setting(
+        _optional(number(0.1, 0.0, 1.0)),
+        "Momentum of the batch norms' running statistics.  [default: the model's own, higher in short runs]",
+    )
     mixed_precision: str = _setting(choice("no", "bf16", "fp16"), "Data type of most layers.")
     size: int | None = _setting(
         _optional(count(224)),

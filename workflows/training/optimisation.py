@@ -9,13 +9,18 @@ from torch import nn
 from torch.optim import SGD, AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LinearLR, ReduceLROnPlateau
 
-from featuretap.backbones.modules import Backbone
 from featuretap.models.built import unwrap
-from featuretap.models.factories import freeze
+from featuretap.models.freezing import set_freezing
 from featuretap.specs.options import Freezing
 from featuretap.workflows.training.configuration import Configuration
 
 MOMENTUM = 0.9
+NORM_MOMENTUM = 0.1
+"""PyTorch's default, to which the momentum of batch norms is raised at most."""
+
+AVERAGED = 0.1
+"""Fraction of a run's updates that running statistics average over at most."""
+
 WARMUP_START = 1e-3
 """Fraction of the learning rate at which the warm-up begins, since a step of 0 changes nothing."""
 
@@ -37,13 +42,29 @@ def last_frozen(levels: tuple[str, ...], first: str | None, every: int, epoch: i
 def freeze_through(model: nn.Module, level: str | None) -> None:
     """Freeze a backbone through a level, and unfreeze the rest, except norms that the option `freeze_norm` froze."""
     built = unwrap(model, "training freezes")
-    backbone, description = built.backbone, built.description
-    freezing = Freezing(level, bool(description.options.get("freeze_norm")))
-    backbone.requires_grad_(True)
-    if isinstance(backbone, Backbone):
-        backbone.freeze(freezing)
-    elif description.backbone is not None:
-        freeze(backbone, description.backbone, freezing)
+    set_freezing(built, Freezing(level, bool(built.description.options.get("freeze_norm"))))
+
+
+def set_norm_momentum(model: nn.Module, momentum: float | None, updates: int) -> tuple[float, float] | None:
+    """Set the momentum of all batch norms, and return the smallest before and after it, or None if none changed.
+
+    MobileNetV3's momentum of 0.01 averages over hundreds of updates. A run of no more than that would be evaluated with
+    the statistics of its start.
+
+    Args:
+        model: to be trained.
+        momentum: of all norms; None raises those that would average over more than `AVERAGED` of the run.
+        updates: of the weights in the run.
+    """
+    least = min(NORM_MOMENTUM, 1 / (AVERAGED * updates))
+    changed = []
+    for norm in model.modules():
+        # Without a momentum, a norm averages over all batches alike.
+        if isinstance(norm, nn.modules.batchnorm._BatchNorm) and norm.momentum is not None:
+            own, norm.momentum = norm.momentum, max(norm.momentum, least) if momentum is None else momentum
+            if norm.momentum != own:
+                changed.append((own, norm.momentum))
+    return min(changed, default=None)
 
 
 def make_optimizer(model: nn.Module, configuration: Configuration) -> Optimizer:

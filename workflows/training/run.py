@@ -45,6 +45,7 @@ from featuretap.workflows.training.optimisation import (
     last_frozen,
     make_optimizer,
     make_schedule,
+    set_norm_momentum,
 )
 from featuretap.workflows.training.plots import draw_curves
 from featuretap.workflows.training.reports import write_evaluation
@@ -108,6 +109,8 @@ def train(configuration: Configuration, *, resume: bool = False, log: Callable[[
         model = registry.load(folder / run_folder.LAST) if states else build_model(configuration, spec.head, data)
         # Once it is trained, the model no longer has the published weights.
         model.description = description = replace(model.description, weights=None, random_head=False)
+        updates = configuration.epochs * -(-(len(data.train) // configuration.batch_size) // configuration.accumulate)
+        momentum = set_norm_momentum(model, configuration.norm_momentum, updates)
         task = make_task(spec, description.preprocessing, data.classes, configuration)
         with _share_failure():
             if is_main:
@@ -120,6 +123,11 @@ def train(configuration: Configuration, *, resume: bool = False, log: Callable[[
                 replace_files({folder / run_folder.CONFIGURATION: text.encode()})
                 log(describe(data))
                 log(f"{spec.backbone.name} with {spec.head.name}; into {folder}")
+                if momentum and configuration.norm_momentum is None:
+                    log(
+                        f"batch norm: momentum {momentum[1]:.3g} instead of {momentum[0]:.3g}, since the run has "
+                        f"{updates} updates"
+                    )
                 if states:
                     log(f"resuming after epoch {progress.epochs}")
         trainer, batches = _make_trainer(accelerator, configuration, task, model, data)

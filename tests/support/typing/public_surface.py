@@ -104,6 +104,7 @@ def running(model: nn.Module, images: Tensor) -> None:
     assert_type(fast.description.preprocessing, Preprocessing)
     assert_type(registry.compile("features.onnx"), CompiledModel)
     assert_type(registry.fuse(model), nn.Module)
+    assert_type(registry.freeze(model, "C3", norms=True), nn.Module)
     assert_type(registry.export(model, "features.onnx", size=(224, 224)), Path)
     assert_type(registry.export(model, "features.bin", format="onnx"), Path)
     report = registry.quantize(model, "small.onnx", "photographs", judge_on=["others", Path("more")])
