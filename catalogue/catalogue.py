@@ -311,7 +311,6 @@ class Catalogue:
         if family and not any(known.replace("_", "").startswith(family) for known in names):
             return f"; the plugin {EXAMPLES[family]} provides it: pip install examples/{EXAMPLES[family]}"
         near = self._backbones.nearest(name) or did_you_mean(name, self._deferred, self._deferred)
-        # Asking the namespaces imports their libraries, which takes seconds.
         others = [] if near or set(name) & {"/", ":"} else self.list_backbones(f"*/{escape(name)}")
         return f"; did you mean {' or '.join(map(repr, others))}?" if others else near
 

@@ -170,7 +170,7 @@ def featuretap_find_backbone(name: str) -> BackboneSpec | None:
 def featuretap_match_backbones(pattern: str) -> Iterable[str] | None:
     """Return the names in an open namespace that match a shell pattern, "timm/resnet*", and None for other patterns.
 
-    A pattern such as "*/resnet50" asks every namespace.
+    A pattern such as "*/resnet50" asks every namespace for a suggestion, which should not import its library.
 
     Asked only for patterns with a slash, so that listing what is declared stays fast. May import what it needs.
     """

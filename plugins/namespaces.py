@@ -1,9 +1,12 @@
 """What the open namespaces `timm/` and `torchvision/` share: hooks, names, options, map sizes, download errors."""
 
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from fnmatch import fnmatchcase
 from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Any, Literal
 
 from featuretap.catalogue.hookspecs import hookimpl
@@ -17,6 +20,12 @@ LEVEL_AT_STRIDE = {2**n: level for n, level in enumerate(LEVELS, start=1)}
 
 Rounding = Literal["ceil", "floor"] | int
 
+EVERYWHERE = "*/"
+"""Beginning of a pattern that asks every namespace."""
+
+REGISTERED = re.compile(r"^@register_model\b.*\n(?:@.*\n)*def (\w+)\(", re.MULTILINE)
+"""A function that timm or torchvision registers as a model."""
+
 DIVISIBLE = 256
 """Height and width of an image that every usual stride divides."""
 PROBES = (
@@ -28,15 +37,35 @@ PROBES = (
 
 
 def make_hooks(prefix: str, module: str) -> tuple[Callable[..., Any], Callable[..., Any]]:
-    """Return the two hooks of a namespace, which import the module with its `find` and `match` on first use."""
+    """Return the two hooks of a namespace, which import the module with its `find` and `match` on first use.
+
+    Args:
+        prefix: of the names: that of the library, and a slash.
+        module: import path of the module.
+    """
 
     def featuretap_find_backbone(name: str) -> BackboneSpec | None:
         return load(f"{module}:find", repr(name))(name) if name.startswith(prefix) else None
 
     def featuretap_match_backbones(pattern: str) -> Iterable[str] | None:
-        return load(f"{module}:match", repr(pattern))(pattern) if pattern.startswith((prefix, "*/")) else None
+        if pattern.startswith(EVERYWHERE):
+            return match_names(
+                prefix, registered_names(prefix.rstrip("/")), f"{prefix}{pattern.removeprefix(EVERYWHERE)}"
+            )
+        return load(f"{module}:match", repr(pattern))(pattern) if pattern.startswith(prefix) else None
 
     return hookimpl(featuretap_find_backbone), hookimpl(featuretap_match_backbones)
+
+
+def registered_names(library: str) -> set[str]:
+    """Return the names of the models that a library registers, read from its source; nothing if it is not installed.
+
+    Importing the library takes seconds, which is too long for a suggestion in an error message.
+    """
+    found = find_spec(library)
+    folders = (found and found.submodule_search_locations) or []
+    files = [file for folder in folders for file in Path(folder, "models").glob("*.py")]
+    return {name for file in files for name in REGISTERED.findall(file.read_text(encoding="utf-8"))}
 
 
 def match_names(prefix: str, networks: Iterable[str], pattern: str) -> list[str]:

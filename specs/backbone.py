@@ -106,6 +106,17 @@ FIELDS = {
     "description": STRING,
     "tags": STRINGS,
 }
+SHOWN = {
+    "factory": "",
+    "in_channels": 3,
+    "output_stride": 32,
+    "dilate_entry": False,
+    "padding": SYMMETRIC,
+    "width": 1.0,
+    "norm": None,
+}
+"""Field → the usual value; others are a part of a spec's text. Its table is not: `stages` has it."""
+
 DECLARED = {"taps": TAPS, "more_taps": TAPS}
 
 
@@ -192,6 +203,13 @@ class BackboneSpec:
             object.__setattr__(self, "more_taps", dict(self.more_taps))
         else:
             raise SpecError(f"{self.name!r} is neither a table nor declared; give it stages, or taps and a factory")
+
+    def __repr__(self) -> str:
+        shown = {"taps": tuple(self.taps)}
+        for name, default in SHOWN.items():
+            if getattr(self, name) != default:
+                shown[name] = getattr(self, name)
+        return f"BackboneSpec({self.name!r}, {', '.join(f'{name}={value!r}' for name, value in shown.items())})"
 
     @cached_property
     def all_blocks(self) -> tuple[Block, ...]:

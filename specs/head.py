@@ -129,6 +129,9 @@ class HeadSpec:
     task: Literal["classification", "segmentation", "detection", ""] = ""
     allowed: Mapping[str, Option] = field(init=False, default_factory=dict, hash=False, repr=False)
 
+    def __repr__(self) -> str:
+        return f"HeadSpec({self.name!r})"
+
     def __post_init__(self) -> None:
         check_name("head", self.name)
         check_fields(f"head {self.name!r}", self, FIELDS)
@@ -167,6 +170,10 @@ class ModelSpec:
     num_classes: int | None
     head_options: Mapping[str, Any]
     levels: Mapping[str, Tap]
+
+    def __repr__(self) -> str:
+        classes = "" if self.num_classes is None else f", num_classes={self.num_classes}"
+        return f"ModelSpec({self.backbone!r}, {self.head!r}{classes})"
 
     @property
     def name(self) -> str:

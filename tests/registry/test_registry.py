@@ -111,6 +111,21 @@ def test_timms_small_at_half_width_is_a_different_network_and_has_no_alias(regis
     [
         ("mobilenetv3_lage", "no backbone named 'mobilenetv3_lage'; did you mean 'mobilenet_v3_large'?"),
         ("mobilenet_v2_149", "no backbone named 'mobilenet_v2_149'; did you mean 'mobilenet_v2_140'?"),
+        (
+            "mobilenet_v3",
+            "no backbone named 'mobilenet_v3'; there are mobilenet_v3_large, mobilenet_v3_large_minimalistic, "
+            "mobilenet_v3_large_paddle, mobilenet_v3_small, mobilenet_v3_small_minimalistic, mobilenet_v3_small_paddle "
+            "and 9 more",
+        ),
+        ("resnet50", "no backbone named 'resnet50'; did you mean 'timm/resnet50' or 'torchvision/resnet50'?"),
+        ("regnet_y_8gf", "no backbone named 'regnet_y_8gf'; did you mean 'torchvision/regnet_y_8gf'?"),
+        *(
+            (name, f"no backbone named {name!r}; the plugin {plugin} provides it: pip install examples/{plugin}")
+            for name, plugin in [
+                ("mobilenetv4_conv_small", "featuretap-mobilenet-v4"),
+                ("tf_efficientnet_lite0", "featuretap-efficientnet-lite"),
+            ]
+        ),
         ("banana", "no backbone named 'banana'; see registry.list_backbones()"),
         ("", "no backbone named ''; see registry.list_backbones()"),
         (3, "a backbone's name is a string or a BackboneSpec, got 3"),
