@@ -161,7 +161,7 @@ def test_pretrained_is_a_boolean_a_tag_or_a_path(registry: Registry, value: Any)
     with pytest.raises(OptionError) as error:
         registry.build("mobilenet_v2", pretrained=value)
     assert str(error.value) == (
-        f"'mobilenet_v2' cannot take pretrained={value!r}; it is True, False, a tag, or the path of a file"
+        f"'mobilenet_v2' cannot take pretrained={value!r}; it is True, False, a tag, or the path or address of a file"
     )
 
 

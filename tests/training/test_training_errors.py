@@ -54,12 +54,12 @@ def said(run: Run, *arguments: object) -> str:
             "no head named 'fnp'; did you mean 'fpn'?",
         ),
         (
-            ("digits", "--backbone", "mobilenet_v4"),
-            "no backbone named 'mobilenet_v4'; did you mean 'mobilenet_v2'?",
+            ("digits", "--backbone", "mobilenet_v9"),
+            "no backbone named 'mobilenet_v9'; did you mean 'mobilenet_v2'?",
         ),
         (
-            ("digits", "--model", "mobilenet_v4"),
-            "no backbone named 'mobilenet_v4'; did you mean 'mobilenet_v2'?",
+            ("digits", "--model", "mobilenet_v9"),
+            "no backbone named 'mobilenet_v9'; did you mean 'mobilenet_v2'?",
         ),
         (
             ("digits", "--backbone", "mobilenet_v2", "--option", "freeze=C2"),
