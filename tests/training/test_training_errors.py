@@ -47,7 +47,7 @@ def said(run: Run, *arguments: object) -> str:
         (
             ("digits", "--backbone", "mobilenet_v2", "--head", "fpn"),
             "head 'fpn' has no task to train or evaluate; choose classification, deeplab_v3, "
-            "faster_rcnn, fcos, lraspp, mask_rcnn, retinanet, ssdlite",
+            "faster_rcnn, fcos, lraspp, mask_rcnn, retinanet, ssd, ssdlite",
         ),
         (
             ("digits", "--backbone", "mobilenet_v2", "--head", "fnp"),
