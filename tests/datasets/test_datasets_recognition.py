@@ -59,6 +59,12 @@ def masks(folder: Path) -> None:
         mask(folder / f"masks/{number}.png", [[0, 1, 1, 0], [0, 0, 1, 2]])
 
 
+def masks_beside_images(folder: Path) -> None:
+    for number in range(4):
+        picture(folder / f"train/{number}.jpg", (4, 2))
+        mask(folder / f"train/{number}_mask.png", [[0, 1, 1, 0], [0, 0, 1, 2]])
+
+
 def yolo(folder: Path) -> None:
     for part in ("train", "val"):
         picture(folder / f"images/{part}/a.png")
@@ -79,6 +85,11 @@ Write = Callable[[Path], None]
         (voc_folders, "Pascal VOC: 3 training and 1 validation images, 1 class, boxes", "ssdlite"),
         (voc_masks, "Pascal VOC: 3 training and 1 validation images, 3 classes, masks", "lraspp"),
         (masks, "images and masks: 3 training and 1 validation images, 3 classes", "lraspp"),
+        (
+            masks_beside_images,
+            "images and masks: 3 training and 1 validation images, 3 classes",
+            "lraspp",
+        ),
         (yolo, "YOLO: 1 training and 1 validation images, 2 classes, boxes and masks", "ssdlite"),
     ],
 )

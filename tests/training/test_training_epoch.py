@@ -45,7 +45,7 @@ def test_an_update_uses_the_mean_gradient_of_its_steps(together: int, moved: lis
     schedule = Schedule(LambdaLR(optimizer, lambda update: 1.0))
     task: Any = Given()
     trainer = Trainer(accelerator, task, wrapped, model, None, prepared, schedule, 0.0)
-    _, lr = train_epoch(trainer, batches, "epoch 1", lambda images: None)
+    _, lr = train_epoch(trainer, batches, "epoch 1", lambda images, detail: None)
     assert model.weight.tolist() == pytest.approx([-value for value in moved])
     assert schedule.updates == -(-5 // together)
     assert lr == 1.0

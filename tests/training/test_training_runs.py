@@ -101,6 +101,18 @@ def test_tensorboard_logs_the_losses_of_the_history(finished: Result) -> None:
     assert logged == pytest.approx([float(row["train_loss"]) for row in history(finished.folder)])
 
 
+def test_tensorboard_logs_the_steps_of_all_epochs(finished: Result) -> None:
+    events = EventAccumulator(str(finished.folder / "logs")).Reload()
+    steps = events.Scalars("step loss")
+    # Three batches of eight in each of four epochs.
+    assert [event.step for event in steps] == list(range(1, 13))
+    losses = [sum(event.value for event in steps[first : first + 3]) / 3 for first in range(0, 12, 3)]
+    assert losses == pytest.approx([float(row["train_loss"]) for row in history(finished.folder)])
+    assert [event.value for event in events.Scalars("step lr")][2::3] == pytest.approx(
+        [float(row["lr"]) for row in history(finished.folder)]
+    )
+
+
 def test_weights_of_a_run_describe_their_classes_and_preprocessing(finished: Result) -> None:
     for name in ("best", "last"):
         said = registry.load(finished.folder / f"{name}.safetensors").description

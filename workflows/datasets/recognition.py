@@ -24,6 +24,7 @@ DEFAULT_HEADS: Mapping[Task, str] = {
 
 COCO_KEYS = (b'"images"', b'"annotations"', b'"categories"')
 OUTLINES = re.compile(rb'"segmentation"\s*:\s*(\[\s*\[|\{)')
+MASK_NAME = re.compile(r"(.*[ ._-])?masks?([ ._-].*)?", re.IGNORECASE)
 YOLO_KEYS = (re.compile(rb"^names\s*:", re.MULTILINE), re.compile(rb"^(train|val)\s*:", re.MULTILINE))
 
 NO_CLASSES = re.compile(
@@ -116,9 +117,7 @@ def find_readings(source: Path) -> list[Reading]:
         *([VOC_MASKS] if (source / "SegmentationClass").is_dir() else []),
         *([YOLO] if yolo_files(source) or has_yolo_labels(source) else []),
     ]
-    if VOC_MASKS not in readings and any(
-        (place / "images").is_dir() and (place / "masks").is_dir() for place in _places(source)
-    ):
+    if VOC_MASKS not in readings and any(map(_has_masks, _places(source))):
         readings.append(MASKS)
     if len(list(islice(_class_folders(source), 2))) > 1:
         readings.append(CLASSES)
@@ -128,6 +127,14 @@ def find_readings(source: Path) -> list[Reading]:
 def _places(folder: Path) -> list[Path]:
     """Return a folder and its folder "train", if there is one."""
     return [folder, *(path for path in folders_in(folder) if path.name.lower() == "train")]
+
+
+def _has_masks(folder: Path) -> bool:
+    """Return whether a folder has "images" and "masks", or masks such as "0_mask.png" beside its images."""
+    images = folder / "images"
+    if images.is_dir():
+        return (folder / "masks").is_dir()
+    return any(is_image_file(path) and MASK_NAME.fullmatch(path.stem) for path in folder.iterdir())
 
 
 def _coco_readings(folder: Path) -> Iterator[Reading]:

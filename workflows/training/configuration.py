@@ -149,6 +149,9 @@ class Configuration:
     )
     out: str | None = _setting(_text(), "Folder of the run.  [default: runs/DATA-BACKBONE]")
     seed: int = _setting(SEED, "Seed of everything random.  [default: 0]")
+    log_every: float = _setting(
+        number(60.0, 0.0, 1e6), "Seconds between lines of progress where no terminal shows it; 0 for none."
+    )
     workers: int | None = _setting(
         _optional(_whole(0)),
         "Processes that read images, for each training process.  [default: one per core but one, up to 8]",

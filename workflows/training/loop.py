@@ -1,6 +1,7 @@
 """The training loop: data loaders, an epoch of training, and the metrics of a model on a part of a data set."""
 
 import math
+import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -43,10 +44,21 @@ class Trainer:
         return self.unwrapped if self.average is None else self.average.module
 
 
-def train_epoch(trainer: Trainer, batches: Any, label: str, report: Callable[[int], None]) -> tuple[float, float]:
+def train_epoch(
+    trainer: Trainer, batches: Any, label: str, report: Callable[[int, str], None], *, first_step: int = 0
+) -> tuple[float, float]:
     """Train on every batch once, and return the mean loss over all processes, and the last learning rate.
 
-    Messages call the epoch by its `label`. `report` is called with the number of images of each batch of this process.
+    Loss and learning rate of every step are logged with the trackers of the accelerator, as "step loss" and "step lr"
+    of the main process.
+
+    Args:
+        trainer: of the run.
+        batches: of the epoch.
+        label: what messages call the epoch.
+        report: called with the number of images of each batch of this process, and with its loss, the learning rate and
+            the images of all processes a second, as text.
+        first_step: number of steps before the epoch.
 
     Raises:
         TrainingError: the loss is NaN or infinite.
@@ -58,12 +70,14 @@ def train_epoch(trainer: Trainer, batches: Any, label: str, report: Callable[[in
     steps, accumulated = len(batches), accelerator.gradient_accumulation_steps
     # The last update of an epoch may accumulate fewer steps, and Accelerate divides the gradients of all alike.
     remainder = steps % accumulated
+    start, images_done = time.perf_counter(), 0
     for step, (images, targets) in enumerate(batches):
         with accelerator.accumulate(trainer.model):
             loss = _loss(trainer, images, targets)
-            if not math.isfinite(loss.item()):
+            value = loss.item()
+            if not math.isfinite(value):
                 raise TrainingError(
-                    f"the loss became {loss.item()} in {label}; the weights of the epoch before are kept. A lower lr, "
+                    f"the loss became {value} in {label}; the weights of the epoch before are kept. A lower lr, "
                     "more warmup_epochs, or clip_norm=1 may help"
                 )
             accelerator.backward(loss * (accumulated / remainder) if step >= steps - remainder else loss)
@@ -77,7 +91,10 @@ def train_epoch(trainer: Trainer, batches: Any, label: str, report: Callable[[in
             if trainer.average is not None:
                 trainer.average.update(trainer.unwrapped, step=trainer.schedule.updates)
         mean.update(loss.detach(), weight=len(images))
-        report(len(images))
+        accelerator.log({"step loss": value, "step lr": lr}, step=first_step + step + 1)
+        images_done += len(images) * accelerator.num_processes
+        rate = images_done / (time.perf_counter() - start)
+        report(len(images), f"loss {value:.4f}  lr {lr:.3g}  {rate:.1f} images/s")
     return float(mean.compute()), lr
 
 

@@ -84,7 +84,8 @@ def train(configuration: Configuration, *, resume: bool = False, log: Callable[[
     Args:
         configuration: of the run.
         resume: whether to resume the run in the folder `out`; otherwise the folder has to be new.
-        log: called with a line for each epoch, in the main process only.
+        log: called with a line for each epoch, and for progress within it where no terminal shows it, in the main
+            process only.
 
     Returns:
         the folder with `best.safetensors` and `last.safetensors` (both describe themselves), `configuration.toml`,
@@ -116,7 +117,8 @@ def train(configuration: Configuration, *, resume: bool = False, log: Callable[[
             if is_main:
                 stack.enter_context(run_folder.lock_folder(folder, resume=resume))
                 if not states:
-                    with bar("checking images", len(data.train) + len(data.val), shown=True) as report:
+                    count, every = len(data.train) + len(data.val), configuration.log_every
+                    with bar("checking images", count, shown=True, log=log, every=every) as report:
                         check_readable(data, report)
                 run_folder.check_space(folder, model, configuration)
                 text = format_configuration(replace(configuration, out=str(folder)))
@@ -220,14 +222,15 @@ def _run_epochs(
         seed = np.random.SeedSequence((configuration.seed, epoch)).generate_state(1)[0]
         set_seed(int(seed), device_specific=True)
         batches.set_epoch(epoch)
-        with bar(label, len(data.train) // processes, shown=is_main) as report:
-            loss, lr = train_epoch(trainer, batches, label, report)
+        shown: dict[str, Any] = {"shown": is_main, "log": log, "every": configuration.log_every}
+        with bar(label, len(data.train) // processes, **shown) as report:
+            loss, lr = train_epoch(trainer, batches, label, report, first_step=epoch * len(batches))
         seconds = time.perf_counter() - start
         if processes > 1:
             # Each process has the batch-norm statistics of its own images only.
             for model in dict.fromkeys((trainer.unwrapped, trainer.evaluated)):
                 distribute_bn(model, processes, reduce=True)  # type: ignore[no-untyped-call]
-        with bar(f"evaluating {label}", len(data.val) // processes, shown=is_main) as report:
+        with bar(f"evaluating {label}", len(data.val) // processes, **shown) as report:
             metrics = compute_metrics(accelerator, trainer.task, trainer.evaluated, val_batches, report)
         row = {
             "epoch": epoch + 1,

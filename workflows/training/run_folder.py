@@ -30,7 +30,7 @@ from featuretap.workflows.training.tasks.task import ClassScore, Metrics
 BEST, LAST, STATE, CONFIGURATION = "best.safetensors", "last.safetensors", "resume.pt", "configuration.toml"
 HISTORY, LOGS, LOCK = "history.csv", "logs", ".lock"
 
-CHANGEABLE = frozenset({"data", "download_to", "epochs", "out", "workers"})
+CHANGEABLE = frozenset({"data", "download_to", "epochs", "log_every", "out", "workers"})
 """Settings that may be changed when a run is resumed."""
 
 IMAGES = "images"

@@ -1,0 +1,72 @@
+"""Progress within an epoch: a bar in a terminal, lines elsewhere."""
+
+import sys
+from pathlib import Path
+
+import pytest
+from support.training_runs import coloured_folder, small_run
+
+from featuretap.support import progress
+from featuretap.support.progress import bar, progress_steps
+from featuretap.workflows.training.run import train
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The time, which stands still unless a test changes it."""
+    now = [100.0]
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
+    return now
+
+
+def test_lines_are_logged_at_intervals_with_the_time_left(clock: list[float]) -> None:
+    lines: list[str] = []
+    with bar("epoch 1 of 2", 400, shown=True, log=lines.append, every=60) as advance:
+        for seconds in (50, 15, 50, 5, 5):
+            clock[0] += seconds
+            advance(50, "loss 0.5000")
+    assert lines == [
+        "epoch 1 of 2: 100/400  loss 0.5000  0:03:15 left",
+        "epoch 1 of 2: 250/400  loss 0.5000  0:01:15 left",
+    ]
+
+
+@pytest.mark.parametrize(("shown", "every"), [(True, 0.0), (False, 60.0)])
+def test_no_lines_are_logged_without_an_interval_or_in_other_processes(
+    clock: list[float], shown: bool, every: float
+) -> None:
+    lines: list[str] = []
+    with bar("checking images", 10, shown=shown, log=lines.append, every=every) as advance:
+        clock[0] += 1000
+        advance()
+    assert lines == []
+
+
+def test_a_terminal_has_a_bar_with_details_and_no_lines(
+    clock: list[float], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lines: list[str] = []
+    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    with progress_steps(auto_refresh=False) as begin:
+        begin("epoch 1 of 2", 10)(4, "loss 0.5000  lr 0.001  12.0 images/s")
+    shown = capsys.readouterr().err
+    assert "4/10" in shown
+    assert "loss 0.5000  lr 0.001  12.0 images/s" in shown
+    with bar("epoch 1 of 2", 10, shown=True, log=lines.append, every=1) as advance:
+        clock[0] += 100
+        advance()
+    assert lines == []
+
+
+def test_a_run_logs_loss_rate_and_speed_of_its_steps(tmp_path: Path) -> None:
+    lines: list[str] = []
+    data = coloured_folder(tmp_path / "data")
+    train(small_run(data, tmp_path / "run", epochs=1, log_every=1e-6), log=lines.append)
+    steps = [line for line in lines if line.startswith("epoch 1 of 1: ")]
+    assert [line.split("  ")[0] for line in steps] == [f"epoch 1 of 1: {images}/30" for images in (8, 16, 24)]
+    names = [[part.split()[0] for part in line.split("  ")[1:]] for line in steps]
+    assert all(words[:2] == ["loss", "lr"] and len(words) == 4 for words in names)
+    assert all("images/s" in line and line.endswith(" left") for line in steps)
+    assert any(line.startswith("evaluating epoch 1 of 1: 6/6") for line in lines)
