@@ -134,18 +134,24 @@ def evaluate_command(data: str, weights: str, model: str | None, as_json: bool, 
     if not is_main:
         return
     if as_json:
+        columns = {task.class_metric: [score for *_, score in metrics.per_class], **metrics.class_columns}
         per_class = [
-            {"class": name, task.counted: count, task.class_metric: None if math.isnan(score) else score}
-            for name, count, score in metrics.per_class
+            {"class": name, task.counted: count, **{column: _or_null(columns[column][label]) for column in columns}}
+            for label, (name, count, _) in enumerate(metrics.per_class)
         ]
-        scores = {name: None if math.isnan(score) else score for name, score in metrics.scores.items()}
+        scores = {name: _or_null(score) for name, score in metrics.scores.items()}
         print_json({"scores": scores, "per_class": per_class})
         return
     _print_classes(metrics, task)
     print_table(("measure", ">value"), [(n, f"{v:.4f}") for n, v in metrics.scores.items()])
 
 
+def _or_null(score: float) -> float | None:
+    return None if math.isnan(score) else score
+
+
 def _print_classes(metrics: Metrics, task: Task) -> None:
     from featuretap.workflows.training.reports import per_class_rows
 
-    print_table(("class", f">{task.counted}", f">{task.class_metric}"), per_class_rows(metrics))
+    columns = (task.counted, task.class_metric, *metrics.class_columns)
+    print_table(("class", *(f">{column}" for column in columns)), per_class_rows(metrics))

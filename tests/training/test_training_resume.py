@@ -79,7 +79,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(settings: dict[str, Any], dat
     interrupted(data, tmp_path / "broken", 1, epochs=3, **settings)
     lines: list[str] = []
     broken = train(read_run(tmp_path / "broken", {}), resume=True, log=lines.append)
-    assert lines[1] == "resuming after epoch 1"
+    assert lines[2] == "resuming after epoch 1"
     assert rows(broken.folder) == rows(whole.folder)
     for name in ("last.safetensors", "best.safetensors", "per-class.csv"):
         assert (broken.folder / name).read_bytes() == (whole.folder / name).read_bytes(), name

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from accelerate import Accelerator
 from PIL import Image
 from support.segmentation_samples import (
     CLASSES,
@@ -28,6 +29,7 @@ from featuretap.registry import Registry
 from featuretap.registry.errors import TrainingError
 from featuretap.specs.preprocessing import Preprocessing
 from featuretap.workflows.datasets.data_set import IGNORED
+from featuretap.workflows.training.loop import compute_metrics
 
 
 def nearest_class(image: Tensor, prepared: Preprocessing = WHOLE) -> Tensor:
@@ -196,7 +198,7 @@ def test_the_loss_of_a_batch_without_labelled_pixels_is_0() -> None:
     loss.backward()
     assert loss == 0
     assert torch.equal(logits.grad, torch.zeros_like(logits))
-    assert segmentation_task().evaluation_loss(list(logits), nothing) == 0
+    assert segmentation_task().evaluation_loss(list(logits), nothing) == (0, 0)
 
 
 def test_images_of_several_sizes_are_padded_to_one_batch() -> None:
@@ -220,8 +222,28 @@ def test_the_evaluation_loss_is_computed_at_the_size_of_the_logits_without_label
     flat = torch.cat([values.flatten(1) for values in logits], 1).T
     expected = F.cross_entropy(flat, torch.cat([mask.flatten() for mask in masks]).long(), ignore_index=IGNORED)
     large = [masks[0].repeat_interleave(5, 0).repeat_interleave(3, 1), masks[1]]
-    found = segmentation_task(label_smoothing=0.4).evaluation_loss(logits, large)
+    found, _ = segmentation_task(label_smoothing=0.4).evaluation_loss(logits, large)
     assert float(found) == pytest.approx(float(expected))
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 5])
+def test_the_evaluation_loss_does_not_depend_on_the_batch_size(batch_size: int) -> None:
+    class Constant(nn.Module):
+        def forward(self, images: Tensor) -> dict[str, Tensor]:
+            return {"out": images}
+
+    generator = torch.Generator().manual_seed(0)
+    sizes = [(4, 4), (2, 3), (6, 1), (1, 1), (5, 5)]
+    images = [torch.randn(3, *size, generator=generator) for size in sizes]
+    masks = [torch.randint(3, size, generator=generator, dtype=torch.uint8) for size in sizes]
+    masks[0][:3] = IGNORED
+    batches = [
+        (images[start : start + batch_size], masks[start : start + batch_size]) for start in range(0, 5, batch_size)
+    ]
+    metrics = compute_metrics(Accelerator(cpu=True), segmentation_task(), Constant(), batches, lambda images: None)
+    flat = torch.cat([values.flatten(1) for values in images], 1).T
+    expected = F.cross_entropy(flat, torch.cat([mask.flatten() for mask in masks]).long(), ignore_index=IGNORED)
+    assert metrics.scores["loss"] == pytest.approx(float(expected), rel=1e-6)
 
 
 @torch.no_grad()
@@ -280,6 +302,7 @@ def test_scores_equal_a_calculation_by_hand() -> None:
     assert math.isnan(blue.score)
     assert metrics.scores == pytest.approx({"mIoU": (3 / 5 + 2 / 4) / 2, "pixel accuracy": 5 / 7})
     assert metrics.confusion.tolist() == [[2, 2, 0], [0, 3, 0], [0, 0, 0]]
+    assert metrics.class_columns["accuracy"] == pytest.approx((2 / 4, 3 / 3, math.nan), nan_ok=True)
 
 
 def test_false_positives_of_an_absent_class_lower_the_mean() -> None:
@@ -315,9 +338,5 @@ def test_scores_are_nan_without_an_image_or_a_labelled_pixel() -> None:
 
 def test_predictions_in_bfloat16_are_scored() -> None:
     assert evaluate((logits_of([[0, 1]]).bfloat16(), [[0, 1]])).scores["mIoU"] == 1
-    assert (
-        segmentation_task()
-        .evaluation_loss([logits_of([[0, 1]]).bfloat16()], [torch.tensor([[0, 1]], dtype=torch.uint8)])
-        .dtype
-        == torch.float32
-    )
+    bfloats, masks = [logits_of([[0, 1]]).bfloat16()], [torch.tensor([[0, 1]], dtype=torch.uint8)]
+    assert segmentation_task().evaluation_loss(bfloats, masks)[0].dtype == torch.float32

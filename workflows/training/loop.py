@@ -134,7 +134,8 @@ def compute_metrics(
             outputs = task.predict(model, images)
         evaluator.update(outputs, targets)
         if task.has_evaluation_loss:
-            loss.update(task.evaluation_loss(outputs, targets), weight=len(images))
+            mean, count = task.evaluation_loss(outputs, targets)
+            loss.update(mean, weight=count.to(mean.device))
         report(len(images))
     model.train(training)
     metrics = evaluator.compute()

@@ -64,17 +64,22 @@ def shorten_name(name: str) -> str:
     return (line if len(line) <= MAX_NAME else f"{line[: MAX_NAME - 1]}…").replace("$", r"\$")
 
 
+def loss_of(row: Mapping[str, float]) -> float:
+    """Return the loss of an epoch in evaluation, or in training where evaluation has none."""
+    return row.get("loss", row["train_loss"])
+
+
 def draw_curves(history: Sequence[Mapping[str, float]], path: Path) -> None:
     """Draw losses, metrics and the learning rate of a run's history by epoch, as a PNG.
 
-    The best epoch, a dashed line, is the first that has the highest value of the first metric.
+    The best epoch, a dashed line, has the highest value of the first metric, and of those the lowest loss.
     """
     figure = make_figure(*CURVES_SIZE)
     losses, scores, rates = figure.subplots(1, 3)
     columns = list(history[0]) if history else []
     metrics = [name for name in columns if name not in NO_METRICS]
     finite = [row for row in history if metrics and isfinite(row[metrics[0]])]
-    best = max(finite, key=lambda row: row[metrics[0]], default=None)
+    best = max(finite, key=lambda row: (row[metrics[0]], -loss_of(row)), default=None)
     loss_labels = {"train_loss": "training", "loss": "validation"}
     _plot(losses, "loss", history, {name: label for name, label in loss_labels.items() if name in columns})
     _plot(scores, "validation", history, {name: name for name in metrics})

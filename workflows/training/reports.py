@@ -24,7 +24,7 @@ from featuretap.workflows.inference.drawing import draw_boxes, draw_classes, dra
 from featuretap.workflows.inference.predicting import predict_images
 from featuretap.workflows.inference.predictor import task_of
 from featuretap.workflows.training.plots import draw_confusion
-from featuretap.workflows.training.tasks.task import ClassScore, Metrics, Task
+from featuretap.workflows.training.tasks.task import Metrics, Task
 
 CANDIDATES = 1000
 """Images that are searched for mistakes."""
@@ -179,32 +179,39 @@ def write_evaluation(
 
 
 def per_class_rows(metrics: Metrics) -> list[tuple[str, ...]]:
-    """Return the rows of a table to print: class, count, score.
+    """Return the rows of a table to print: class, count, score, and the further columns.
 
     Up to twenty classes are in their own order; of more, the ten worst and the ten best, the worst first, without
     classes that have no score.
     """
     classes = metrics.per_class
+    rows = [
+        (each.name, str(each.occurrences), *map(_format_score, values))
+        for each, *values in zip(
+            classes, (each.score for each in classes), *metrics.class_columns.values(), strict=True
+        )
+    ]
     if len(classes) <= MAX_ROWS:
-        return [*map(_row, classes)]
-    ranked = sorted((each for each in classes if not isnan(each.score)), key=lambda each: each.score)
+        return rows
+    scored = (place for place, each in enumerate(classes) if not isnan(each.score))
+    ranked = [rows[place] for place in sorted(scored, key=lambda place: classes[place].score)]
     if len(ranked) <= MAX_ROWS:
-        return [*map(_row, ranked)]
+        return ranked
     half = MAX_ROWS // 2
-    between = (f"… {len(ranked) - MAX_ROWS} between", "", "")
-    return [*map(_row, ranked[:half]), between, *map(_row, ranked[-half:])]
+    between = (f"… {len(ranked) - MAX_ROWS} between", *("",) * (len(ranked[0]) - 1))
+    return [*ranked[:half], between, *ranked[-half:]]
 
 
 def write_per_class(metrics: Metrics, task: Task, path: Path) -> None:
-    """Write the count and score of every class as CSV, in their own order; a missing score is empty."""
+    """Write the count and scores of every class as CSV, in their own order; a missing score is empty."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(("class", task.counted, task.class_metric))
-    writer.writerows(
-        (each.name, each.occurrences, "" if isnan(each.score) else repr(each.score)) for each in metrics.per_class
-    )
+    writer.writerow(("class", task.counted, task.class_metric, *metrics.class_columns))
+    scores = [each.score for each in metrics.per_class]
+    for each, *values in zip(metrics.per_class, scores, *metrics.class_columns.values(), strict=True):
+        writer.writerow((each.name, each.occurrences, *("" if isnan(value) else repr(value) for value in values)))
     replace_files({path: text.getvalue().encode()})
 
 
-def _row(each: ClassScore) -> tuple[str, str, str]:
-    return each.name, str(each.occurrences), "–" if isnan(each.score) else f"{each.score:.4f}"
+def _format_score(score: float) -> str:
+    return "–" if isnan(score) else f"{score:.4f}"

@@ -242,7 +242,7 @@ def _run_epochs(
         }
         progress.history.append(row)
         trainer.schedule.after_epoch(metrics.deciding_score)
-        better = progress.metrics is None or metrics.deciding_score > progress.metrics.deciding_score
+        better = progress.is_better(metrics)
         if better:
             progress.best, progress.metrics = epoch + 1, metrics
         accelerator.log({name: value for name, value in row.items() if name != "epoch"}, step=epoch + 1)

@@ -25,6 +25,7 @@ from featuretap.workflows.training.configuration import (
     read_configuration,
 )
 from featuretap.workflows.training.loop import Trainer
+from featuretap.workflows.training.plots import loss_of
 from featuretap.workflows.training.tasks.task import ClassScore, Metrics
 
 BEST, LAST, STATE, CONFIGURATION = "best.safetensors", "last.safetensors", "resume.pt", "configuration.toml"
@@ -62,6 +63,16 @@ class Progress:
     def epochs(self) -> int:
         """Epochs that are done."""
         return len(self.history)
+
+    def is_better(self, metrics: Metrics) -> bool:
+        """Return whether the last epoch, which has these metrics, is better than the best before it.
+
+        Of equal scores, that of the lower loss is better: in evaluation, or in training where evaluation has none.
+        """
+        if self.metrics is None:
+            return True
+        last, best = loss_of(self.history[-1]), loss_of(self.history[self.best - 1])
+        return (metrics.deciding_score, -last) > (self.metrics.deciding_score, -best)
 
 
 def folder_of(configuration: Configuration) -> Path:
@@ -200,7 +211,13 @@ def save_epoch(folder: Path, trainer: Trainer, progress: Progress, *, better: bo
     if metrics is not None:
         confusion = None if metrics.confusion is None else torch.from_numpy(metrics.confusion)
         per_class = [tuple(score) for score in metrics.per_class]
-        table = {"scores": dict(metrics.scores), "per_class": per_class, "confusion": confusion}
+        columns = dict(metrics.class_columns)
+        table = {
+            "scores": dict(metrics.scores),
+            "per_class": per_class,
+            "confusion": confusion,
+            "class_columns": columns,
+        }
     state = {
         "identity": dict(progress.identity),
         "history": progress.history,
@@ -235,7 +252,9 @@ def read_progress(
         metrics, table = None, state["judgement"]
         if table is not None:
             confusion = None if table["confusion"] is None else table["confusion"].numpy()
-            metrics = Metrics(table["scores"], tuple(ClassScore(*score) for score in table["per_class"]), confusion)
+            per_class = tuple(ClassScore(*score) for score in table["per_class"])
+            # Runs of earlier versions have no further columns.
+            metrics = Metrics(table["scores"], per_class, confusion, table.get("class_columns", {}))
         progress = Progress(state["identity"], state["history"], state["best"], metrics)
         states = dict(state["parts"])
         known = {FORMER_KEYS.get(name, name): value for name, value in progress.identity.items()}

@@ -77,9 +77,9 @@ class ClassificationTask(Task):
         """Return logits (N, classes)."""
         return model(images)
 
-    def evaluation_loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """Return the cross entropy, without smoothing, so that it can be compared between runs."""
-        return F.cross_entropy(outputs.float(), targets)
+    def evaluation_loss(self, outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the cross entropy, without smoothing to be compared between runs, and the number of images."""
+        return F.cross_entropy(outputs.float(), targets), torch.tensor(len(targets))
 
     def evaluator(self, device: torch.device) -> Evaluator:
         """Return an evaluator of accuracy, top-5 accuracy of more than five classes, and the confusion matrix."""

@@ -89,13 +89,13 @@ class SegmentationTask(Task):
             logits |= zip(indices, model(batch)["out"], strict=True)
         return [logits[index] for index in range(len(images))]
 
-    def evaluation_loss(self, outputs: Sequence[Tensor], targets: Sequence[Tensor]) -> Tensor:
-        """Return the cross entropy at the size of the logits, without smoothing, to be compared between runs."""
+    def evaluation_loss(self, outputs: Sequence[Tensor], targets: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        """Return the cross entropy at the size of the logits, without smoothing, and the number of labelled pixels."""
         masks = [
             F.interpolate(mask[None, None], size=logits.shape[-2:], mode="nearest-exact")[0]
             for logits, mask in zip(outputs, targets, strict=True)
         ]
-        return _cross_entropy([logits[None] for logits in outputs], masks, 0.0)
+        return _cross_entropy([logits[None] for logits in outputs], masks, 0.0), _count_labelled(masks)
 
     def evaluator(self, device: torch.device) -> Evaluator:
         """Return an evaluator of IoU and pixel accuracy, at the masks' original sizes."""
@@ -132,8 +132,11 @@ def _cross_entropy(logits: Sequence[Tensor], masks: Sequence[Tensor], smoothing:
         F.cross_entropy(scores.float(), mask.long(), ignore_index=IGNORED, label_smoothing=smoothing, reduction="sum")
         for scores, mask in zip(logits, masks, strict=True)
     ]
-    pixels = torch.stack([(mask != IGNORED).sum() for mask in masks]).sum()
-    return torch.stack(sums).sum() / pixels.clamp(min=1)
+    return torch.stack(sums).sum() / _count_labelled(masks).clamp(min=1)
+
+
+def _count_labelled(masks: Sequence[Tensor]) -> Tensor:
+    return torch.stack([(mask != IGNORED).sum() for mask in masks]).sum()
 
 
 def _classes_at(logits: Tensor, size: Sequence[int]) -> Tensor:
@@ -170,4 +173,5 @@ class _Evaluator:
             "pixel accuracy": float(correct.sum() / confusion.sum()),
         }
         rows = zip(self._classes, occurrences.tolist(), overlaps.tolist(), strict=True)
-        return Metrics(scores, tuple(ClassScore(*row) for row in rows), confusion.numpy())
+        accuracies = {"accuracy": tuple((correct / occurrences).tolist())}
+        return Metrics(scores, tuple(ClassScore(*row) for row in rows), confusion.numpy(), accuracies)

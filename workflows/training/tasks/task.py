@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import isnan
 from typing import Any, ClassVar, Literal, NamedTuple, Protocol
 
@@ -34,12 +34,14 @@ class Metrics:
     Args:
         scores: metric → value from 0 to 1; the first is `deciding_score`.
         per_class: in the order of the data set's classes.
+        class_columns: further metric → its value for each class, in the same order.
         confusion: (classes, classes), counts by true class (row) and predicted class (column); None for detection.
     """
 
     scores: Mapping[str, float]
     per_class: tuple[ClassScore, ...]
     confusion: NDArray[np.int64] | None = None
+    class_columns: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
 
     @property
     def deciding_score(self) -> float:
@@ -109,8 +111,12 @@ class Task(ABC):
     def predict(self, model: nn.Module, images: Any) -> Any:
         """Return the outputs of a model in evaluation for a batch."""
 
-    def evaluation_loss(self, outputs: Any, targets: Any) -> Tensor:
-        """Return the mean loss of what `predict` returned, for tasks that have one in evaluation."""
+    def evaluation_loss(self, outputs: Any, targets: Any) -> tuple[Tensor, Tensor]:
+        """Return the mean loss of what `predict` returned, for tasks that have one, and what it is the mean of.
+
+        That is a count of images or pixels, by which the losses of batches are weighted, so that their mean does not
+        depend on the batch size.
+        """
         raise NotImplementedError
 
     @abstractmethod
