@@ -14,6 +14,8 @@ from featuretap.weights.header import explain_os_error
 
 SUFFIX = ".safetensors"
 
+TENSORFLOW_INDEX = ".index"
+
 Framework: TypeAlias = Literal["pt", "np"]
 """Whose tensors a file is read as, PyTorch's or NumPy's; safetensors names the libraries so."""
 
@@ -30,6 +32,8 @@ FILES = (FILE, FILE + INDEX_SUFFIX, "pytorch_model.bin", "pytorch_model.bin" + I
 def weights_file(path: str | os.PathLike[str]) -> Path:
     """Return the file that a path means: itself, or the first of `FILES` in a folder.
 
+    A path without a file is that of a TensorFlow checkpoint if its index is there, as TensorFlow names checkpoints.
+
     Raises:
         WeightsError: a folder without one.
     """
@@ -38,7 +42,8 @@ def weights_file(path: str | os.PathLike[str]) -> Path:
         raise WeightsError(f"cannot read the weights {str(path)!r}: no file can have this name")
     with explain_os_error(path):
         if not path.is_dir():
-            return path
+            index = path.with_name(f"{path.name}{TENSORFLOW_INDEX}")
+            return index if path.name and not path.exists() and index.is_file() else path
         for name in FILES:
             if (path / name).is_file():
                 return path / name

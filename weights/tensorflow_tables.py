@@ -60,13 +60,13 @@ def _block(path: Path, content: bytes, offset: int, size: int) -> bytes:
     end = offset + size
     if end + TRAILER > len(content) - FOOTER:
         raise refuse(path, "it has a block beyond its end")
+    if crc32c(content[offset : end + 1]) != unmasked(int.from_bytes(content[end + 1 : end + TRAILER], "little")):
+        raise refuse(path, "the checksum of a block is wrong")
     if content[end]:
         raise WeightsError(
             f"{str(path)!r} is a compressed index of a checkpoint, which cannot be read here; save the checkpoint "
             "again with TensorFlow, whose tf.train.Saver does not compress it"
         )
-    if crc32c(content[offset : end + 1]) != unmasked(int.from_bytes(content[end + 1 : end + TRAILER], "little")):
-        raise refuse(path, "the checksum of a block is wrong")
     return content[offset:end]
 
 

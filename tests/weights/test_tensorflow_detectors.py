@@ -108,7 +108,7 @@ def test_detectors_in_checkpoints_have_the_usual_settings(
     theirs, variables = detector(registry, SMALL, size=300, nms_thresh=0.6, score_thresh=1e-8, detections_per_img=100)
     index = write_checkpoint(tmp_path / "model.ckpt", variables)
     with caplog.at_level(logging.INFO, "featuretap"):
-        ours: Any = registry.load(index)
+        ours: Any = registry.load(tmp_path / "model.ckpt")
     assert f"{index} has no graph; its detector is taken to have the usual settings" in caplog.text
     ours.head.normalise_as(theirs.description.preprocessing)
     assert_same_boxes(ours, eps_of(theirs, 1e-3))

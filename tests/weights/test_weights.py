@@ -170,12 +170,12 @@ def test_eps_is_that_of_the_file(registry: Registry, official_weights: Path) -> 
             "mobilenet_v2",
             "imagenet1k_v3",
             "'mobilenet_v2' has no weights 'imagenet1k_v3'; did you mean 'imagenet1k_v2'? "
-            "its tags are imagenet1k_v1, imagenet1k_v2, ra_in1k",
+            "its tags are imagenet1k_v1, imagenet1k_v2, ssdlite300_person, ra_in1k",
         ),
         (
             "mobilenet_v2",
             "banana",
-            "'mobilenet_v2' has no weights 'banana'; its tags are imagenet1k_v1, imagenet1k_v2, ra_in1k",
+            "'mobilenet_v2' has no weights 'banana'; its tags are imagenet1k_v1, imagenet1k_v2, ssdlite300_person, ra_in1k",
         ),
         (
             "mobilenet_v1_025",
