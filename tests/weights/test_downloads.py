@@ -340,13 +340,13 @@ def test_a_file_missing_from_the_hub_explains_how_to_get_it(
 
 def test_every_catalogue_entry_is_complete(registry: Registry) -> None:
     for entry in registry.published_weights:
-        assert entry.url.startswith(("https://download.pytorch.org/models/", "hf://timm/"))
-        assert entry.license in ("BSD-3-Clause", "Apache-2.0")
+        assert entry.url.startswith(("https://download.pytorch.org/models/", "hf://timm/", "pkg://"))
+        assert entry.license in ("BSD-3-Clause", "Apache-2.0", "MIT")
         assert entry.megabytes > 5
         low, high = (60, 80) if entry.head == "classification" else (20, 61)
         assert entry.accuracy is None or low < entry.accuracy < high
         assert entry.layout in registry.backbone(entry.backbone).layouts
-    assert len(registry.published_weights) == 27
+    assert len(registry.published_weights) == 28
 
 
 @pytest.mark.parametrize(

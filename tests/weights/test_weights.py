@@ -175,7 +175,8 @@ def test_eps_is_that_of_the_file(registry: Registry, official_weights: Path) -> 
         (
             "mobilenet_v2",
             "banana",
-            "'mobilenet_v2' has no weights 'banana'; its tags are imagenet1k_v1, imagenet1k_v2, ssdlite300_person, ra_in1k",
+            "'mobilenet_v2' has no weights 'banana'; "
+            "its tags are imagenet1k_v1, imagenet1k_v2, ssdlite300_person, ra_in1k",
         ),
         (
             "mobilenet_v1_025",
