@@ -33,7 +33,12 @@ def open_checkpoint(source: WeightsSource, catalogue: Catalogue, framework: Fram
         # A file of ours says what it is.
         is_ours = checkpoint.record is not None and checkpoint.path.suffix == SUFFIX
         entry = None if is_ours else catalogue.weights_with_digest(checkpoint.digest())
-        return replace(checkpoint, entry=entry)
+        record = checkpoint.record
+        if entry and record:
+            # TensorFlow's graphs do not name their classes.
+            classes = record.description.classes or entry.classes
+            record = replace(record, description=replace(record.description, weights=entry.name, classes=classes))
+        return replace(checkpoint, entry=entry, record=record)
     suffix = PurePosixPath(source.entry.url).suffix
     if framework == "np" and suffix in TORCH_SUFFIXES:
         raise _save_first(source.entry, suffix)

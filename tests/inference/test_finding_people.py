@@ -86,6 +86,13 @@ def test_the_files_description_is_that_of_the_catalogue(registry: Registry, dete
         assert torch.equal(loaded.state_dict()[name], value), name
 
 
+def test_a_converted_file_has_the_classes_of_the_catalogue(registry: Registry, tmp_path: Path) -> None:
+    entry = next(entry for entry in registry.weights_of("mobilenet_v2") if entry.tag == TAG)
+    described: Any = registry.load(registry.convert(entry.url, tmp_path / "people.safetensors")).description
+    assert class_names(described) == ("__background__", "person")
+    assert described.weights == f"mobilenet_v2.{TAG}"
+
+
 @torch.no_grad()
 def test_a_saved_detector_finds_the_same_people(registry: Registry, detector: nn.Module, tmp_path: Path) -> None:
     loaded = registry.load(registry.save(detector, tmp_path / "people.safetensors")).eval()
