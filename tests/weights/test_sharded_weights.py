@@ -142,7 +142,7 @@ def mapped(**changes: Any) -> Callable[[dict[str, Any]], str]:
             )
         ),
     ],
-    ids=lambda value: repr(value)[:30],
+    ids=lambda value: repr(value)[:30] if isinstance(value, str) else "",
 )
 def test_malformed_indices_are_refused(
     registry: Registry, folder: Path, change: Callable[[dict[str, Any]], str], message: str
