@@ -62,7 +62,7 @@ class Checkpoint:
         path: of the file, inside the folder where one was given.
         tensors: name in the file, without the prefixes of wrappers → tensor on the CPU, to be copied, or read-only
             array.
-        record: what featuretap wrote about the model, or what a file of TensorFlow's tells of it, or None.
+        record: what featuretap wrote about the model, or what a TensorFlow file was identified as, or None.
         config: what the `config.json` of a folder in timm's layout says.
         digest: waits for the SHA-256 of the file.
         entry: the published weights that it was requested as, or that it is by its digest.

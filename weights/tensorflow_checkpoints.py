@@ -16,7 +16,7 @@ from featuretap.weights.tensorflow_messages import DTYPES, decode, parse, refuse
 from featuretap.weights.tensorflow_tables import read_table
 
 LONGEST_ENTRY = 10_000
-"""Bytes of what an index says of an array; usual are twenty."""
+"""Bytes of the entry of an array in an index; the usual length is about twenty."""
 
 MOST_SHARDS = 100_000
 """The number has five digits in the names of the files."""

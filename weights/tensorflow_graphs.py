@@ -1,4 +1,4 @@
-"""Frozen TensorFlow graphs, `.pb` files: the arrays in them by name, and the nodes that tell which model they are."""
+"""Frozen TensorFlow graphs, `.pb` files: the arrays in them by name, and the nodes that identify their model."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ def _facts(operation: str, attributes: Mapping[str, Any]) -> Node:
 def _nodes(path: Path, file: BinaryIO, size: int) -> Iterator[bytes]:
     """Yield the bytes of each node.
 
-    A graph is walked by hand and its nodes are parsed one by one, so that the whole is never in memory twice.
+    A graph is walked by hand and its nodes are parsed one by one, so that the full graph is never in memory twice.
     """
     while file.tell() < size:
         key = _varint(path, file)

@@ -1,6 +1,6 @@
 """TensorFlow's files → tensors and the record of their model: which MobileNet, which head, and with what options.
 
-Names and shapes tell backbone, width and classes; what else a detector needs is in constants of a frozen graph. A
+Names and shapes identify backbone, width and classes; what else a detector needs is in constants of a frozen graph. A
 checkpoint has no graph: a detector's settings are then those of the Object Detection API's configurations.
 """
 

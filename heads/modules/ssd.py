@@ -160,12 +160,12 @@ def resize_asymmetrically(image: Tensor, height: int, width: int) -> Tensor:
     (`ResizeBilinear` without `half_pixel_centers`; "asymmetric" in ONNX).
     """
     for dimension, size in ((-2, height), (-1, width)):
-        given = image.shape[dimension]
-        places = torch.arange(size, dtype=torch.float32, device=image.device) * (given / size)
-        before = places.long().clamp(max=given - 1)
+        original = image.shape[dimension]
+        places = torch.arange(size, dtype=torch.float32, device=image.device) * (original / size)
+        before = places.long().clamp(max=original - 1)
         share = (places - before).to(image.dtype)
         share = share[:, None] if dimension == -2 else share
-        first, second = (image.index_select(dimension, at) for at in (before, (before + 1).clamp(max=given - 1)))
+        first, second = (image.index_select(dimension, at) for at in (before, (before + 1).clamp(max=original - 1)))
         image = first + (second - first) * share
     return image
 
@@ -251,10 +251,10 @@ def _ssd(
     kind = SigmoidSSD if scores == "sigmoid" else SSD
     detector = kind(neck, boxes, (width, height), num_classes, head=head, **options)
     if resizing == "asymmetric":
-        given = detector.transform
-        settings = {"size_divisible": given.size_divisible, "fixed_size": given.fixed_size}
+        transform = detector.transform
+        settings = {"size_divisible": transform.size_divisible, "fixed_size": transform.fixed_size}
         detector.transform = AsymmetricTransform(
-            given.min_size, given.max_size, given.image_mean, given.image_std, **settings
+            transform.min_size, transform.max_size, transform.image_mean, transform.image_std, **settings
         )
     return DetectionHead(neck, detector)
 
