@@ -9,10 +9,15 @@ from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from numpy.typing import NDArray
+from PIL import Image, ImageOps, TiffImagePlugin, UnidentifiedImageError
 
 from featuretap.support.atomic_write import replace_files
 from featuretap.support.errors import Hint, ImageError, WeightsError
+
+SAVE_BITS = "save it with 8 or 16 bits, all images scaled alike"
+OVERSHOOT = 0.05
+"""Share of the range that floats may lie outside, as resampling makes them."""
 
 
 def read_image(path: Path) -> Image.Image:
@@ -38,11 +43,21 @@ def decode_image(file: BinaryIO, name: str) -> Image.Image:
     """
     try:
         with Image.open(file) as image:
-            return convert_mode(apply_orientation(image), "RGB")
+            upright = apply_orientation(image)
+            if image.format in ("PNG", "PPM") and image.mode == "I":
+                # Pillow, in some versions, reads 16 bits of these formats as 32.
+                upright = upright.convert("I;16")
+            return convert_mode(upright, "RGB", repr(name))
     except UnidentifiedImageError as error:
+        bits = _bits_of_tiff(file)
+        if bits:
+            problem = f"is a TIFF file of pixels of {bits} bits, which Pillow cannot read"
+            raise ImageError(f"{name!r} {problem}", hint=Hint(SAVE_BITS)) from error
         empty = file.seekable() and file.seek(0, os.SEEK_END) == 0
         problem = "is empty" if empty else "is not an image that Pillow can read"
         raise ImageError(f"{name!r} {problem}", hint=Hint("give a JPEG, PNG or other image file")) from error
+    except ImageError:
+        raise
     except Image.DecompressionBombError as error:
         raise ImageError(f"{name!r} is too large to be read safely: {error}") from error
     except (SyntaxError, ValueError, EOFError, RuntimeError, struct.error) as error:
@@ -52,6 +67,20 @@ def decode_image(file: BinaryIO, name: str) -> Image.Image:
         if error.errno is not None:
             raise ImageError(f"cannot read the image {name!r}: {error.strerror}") from error
         raise ImageError(f"{name!r} is damaged: {error}") from error
+
+
+def _bits_of_tiff(file: BinaryIO) -> str:
+    """Return the bits of a pixel, "64" or "32+32+32", of a TIFF file that has more than 16 for a channel, or ""."""
+    try:
+        file.seek(0)
+        directory = TiffImagePlugin.ImageFileDirectory_v2(file.read(8))
+        file.seek(directory.next)
+        directory.load(file)
+        bits = directory[TiffImagePlugin.BITSPERSAMPLE]
+        return "+".join(map(str, bits)) if max(bits) > 16 else ""
+    except Exception:
+        # Whatever Pillow raises for a file that is not a TIFF, or that is truncated.
+        return ""
 
 
 def apply_orientation(image: Image.Image) -> Image.Image:
@@ -81,17 +110,36 @@ def write_picture(picture: Image.Image, path: Path, *, parents: bool = False) ->
         raise ImageError(f"cannot write the picture {str(path)!r}: {reason}") from error
 
 
-def convert_mode(image: Image.Image, mode: str) -> Image.Image:
+def convert_mode(image: Image.Image, mode: str, name: str = "the image") -> Image.Image:
     """Convert an image to mode "RGB" or "L".
 
-    16-bit values are scaled rather than clipped, floats range from 0 to 1 (or to 255, where any exceeds 1), and
-    transparency is composited onto white.
+    Values of 16 bits are scaled, and so are those of 32 bits: floats from 0 to 1 or 255, and integers from 0 to 255, or
+    to 65535 where they need all 16 bits. Transparency is composited onto white.
+
+    Raises:
+        ImageError: values have another range, as temperatures do; the message calls the image by `name`.
     """
     if image.mode.startswith(("I", "F")):
         values = np.asarray(image, dtype=np.float64)
-        top = 65535.0 if image.mode.startswith("I") else (1.0 if np.nanmax(values) <= 1 else 255.0)
-        image = Image.fromarray((np.nan_to_num(values) / top * 255).clip(0, 255).round().astype(np.uint8))
+        scaled = np.nan_to_num(values / _range_of(values, image.mode, name) * 255)
+        image = Image.fromarray(scaled.clip(0, 255).round().astype(np.uint8))
     if image.has_transparency_data:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
     return image.convert(mode)
+
+
+def _range_of(values: NDArray[np.float64], mode: str, name: str) -> float:
+    """Return the value of white, from the type of an image or the range of its values."""
+    if mode.startswith("I;16"):
+        return 65535.0
+    finite = values[np.isfinite(values)]
+    least, most = (float(finite.min()), float(finite.max())) if finite.size else (0.0, 0.0)
+    beyond = OVERSHOOT if mode == "F" else 0.0
+    for white in (255.0, 65535.0) if mode == "I" else (1.0, 255.0):
+        # Fewer than 16 bits of an integer, such as Hounsfield units, do not say which value is white.
+        full = white < 65535 or most > 32767
+        if full and -beyond * most <= least and most <= (1 + beyond) * white:
+            return white
+    problem = f"{name} has values from {least:g} to {most:g}, and which of them is white is not known"
+    raise ImageError(problem, hint=Hint(SAVE_BITS))

@@ -114,12 +114,27 @@ def test_a_missing_file_is_a_problem(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_sizes_are_those_of_the_upright_image(tmp_path: Path, photograph: Image.Image, orientation: int) -> None:
+@pytest.mark.parametrize(
+    ("suffix", "options"),
+    [
+        ("jpg", {}),
+        ("png", {}),
+        ("webp", {}),
+        ("tif", {}),
+        ("tif", {"compression": "tiff_lzw"}),
+        ("tif", {"save_all": True, "append_images": [Image.new("RGB", (20, 30))]}),
+    ],
+    ids=["jpg", "png", "webp", "tif", "tif-lzw", "tif-pages"],
+)
+def test_sizes_are_those_of_the_upright_image(
+    tmp_path: Path, photograph: Image.Image, orientation: int, suffix: str, options: dict[str, object]
+) -> None:
     exif = Image.Exif()
     exif[0x0112] = orientation
-    path = tmp_path / "a.jpg"
-    photograph.save(path, exif=exif)
+    path = tmp_path / f"a.{suffix}"
+    photograph.save(path, exif=exif, **options)
     size = read_image(path).size
+    assert size == ((160, 200) if orientation >= 5 else (200, 160))
     assert upright_size(str(path)) == size
     assert image_problem(str(path), size) == ""
     assert image_problem(str(path), size[::-1]) == (

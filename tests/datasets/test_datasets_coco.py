@@ -148,12 +148,105 @@ def test_a_box_may_reach_one_pixel_beyond_the_image_and_is_clipped(folder: Path)
     assert data.train[1].read()[1].boxes.tolist() == [[11.5, 7, 12, 8]]
 
 
-def test_an_object_of_no_size_is_left_out_and_named(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
-    coco(folder / "train.json", [*WELL, a_box(5, 1, [3, 3, 2, 0])])
+@pytest.mark.parametrize(
+    "box",
+    [[3, 3, 2, 0], [3, 3, 0, 2], [3, 3, 2, 1e-12], [3, 3, 1e-12, 2], [12.25, 0, 0.5, 8], [11.999999999, 0, 0.5, 8]],
+)
+def test_an_object_without_area_is_left_out_and_named(
+    folder: Path, box: list[float], caplog: pytest.LogCaptureFixture
+) -> None:
+    coco(folder / "train.json", [*WELL, a_box(5, 1, box)])
     coco(folder / "val.json", WELL)
     assert len(opened(folder).train[0].read()[1].boxes) == 1
     path = str(folder / "train.json")
     assert caplog.messages == [f"left out an object of no width or height in {path!r}: annotation 5 of 'a.png'"]
+
+
+@pytest.mark.parametrize(
+    ("box", "corners", "clipped"),
+    [
+        ([0, 0, 13.5, 8], "0, 0, 13.5, 8", [[0, 0, 12, 8]]),
+        ([-2, 0, 5, 9.5], "-2, 0, 3, 9.5", [[0, 0, 3, 8]]),
+        ([20, 20, 2, 2], "20, 20, 22, 22", []),
+    ],
+)
+def test_a_tenth_of_the_boxes_may_reach_beyond_and_is_clipped(
+    folder: Path, box: list[float], corners: str, clipped: list[list[float]], caplog: pytest.LogCaptureFixture
+) -> None:
+    others = [a_box(number, 2, [0, 0, 12, 8]) for number in range(1, 10)]
+    coco(folder / "val.json", WELL)
+    path = str(coco(folder / "train.json", [a_box(10, 1, box), *others]))
+    assert opened(folder).train[0].read()[1].boxes.tolist() == clipped
+    where = f"annotation 10 of 'a.png' has a box from {corners} in an image of 12×8"
+    assert caplog.messages == [f"clipped 1 of 10 boxes in {path!r} that reach beyond their images: {where}"]
+    coco(folder / "train.json", [a_box(10, 1, box), *others[1:]])
+    assert refusal(folder) == (
+        f"1 of 9 boxes in 'DATA/train.json' reach beyond their images, more than 10%: {where}; check that boxes are x, "
+        "y, width, height in pixels of these images"
+    )
+
+
+def test_normalised_boxes_are_refused(folder: Path) -> None:
+    coco(folder / "data.json", [a_box(1, 1, [0.1, 0.2, 0.3, 0.4]), a_box(2, 2, [0, 0, 1, 1])])
+    assert refusal(folder) == (
+        "all boxes in 'DATA/data.json' lie between 0 and 1, as normalised coordinates do; give x, y, width, height in "
+        "pixels"
+    )
+
+
+def test_numbers_may_be_whole_floats(folder: Path) -> None:
+    images = [{"id": float(n), "file_name": name, "width": 12.0, "height": 8.0} for n, name in enumerate("ab", 1)]
+    for image in images:
+        image["file_name"] = f"{image['file_name']}.png"
+    outline = {"segmentation": {"size": [8.0, 12.0], "counts": [90, 6]}}
+    for part in ("train", "val"):
+        coco(folder / f"{part}.json", [a_box(1, 1, [0, 0, 2, 2], category=7.0, **outline)], images=images)  # type: ignore[arg-type]
+    sample = opened(folder, masks=True).train[0]
+    assert sample.check() == ""
+    assert sample.read()[1].masks.sum() == 6
+
+
+ROBOFLOW = [
+    {"id": 0, "name": "pets", "supercategory": "none"},
+    {"id": 1, "name": "cat", "supercategory": "pets"},
+    {"id": 2, "name": "pets", "supercategory": "pets"},
+]
+
+
+def test_a_root_that_no_object_is_of_is_left_out(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for part in ("train", "val"):
+        coco(folder / f"{part}.json", [a_box(1, 1, [0, 0, 2, 2], category=2)], categories=ROBOFLOW)
+    data = opened(folder)
+    assert (data.classes, data.train[0].read()[1].labels.tolist()) == (("cat", "pets"), [1])
+    path = str(folder / "train.json")
+    assert caplog.messages[0] == f"left out the supercategory 'pets' of {path!r}, which no object is of"
+
+
+def test_categories_of_one_name_are_merged(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    objects = [a_box(n, 1, [0, 0, 2, 2], category=n) for n in range(3)]
+    for part in ("train", "val"):
+        coco(folder / f"{part}.json", objects, categories=ROBOFLOW)
+    data = opened(folder)
+    assert (data.classes, data.train[0].read()[1].labels.tolist()) == (("pets", "cat"), [0, 1, 0])
+    path = str(folder / "train.json")
+    assert caplog.messages[0] == f"merged 2 categories called 'pets' in {path!r}"
+
+
+def test_a_category_may_be_its_own_supercategory(folder: Path) -> None:
+    people = [{"id": 1, "name": "person", "supercategory": "person"}, {"id": 7, "name": "cat", "supercategory": "pet"}]
+    for part in ("train", "val"):
+        coco(folder / f"{part}.json", [a_box(1, 1, [0, 0, 2, 2])], categories=people)
+    assert opened(folder).classes == ("person", "cat")
+
+
+@pytest.mark.parametrize("place", ["annotations/instances_{}.json", "instances_{}2017.json", "{}.json"])
+def test_test_annotations_are_used_for_validation(tmp_path: Path, place: str, caplog: pytest.LogCaptureFixture) -> None:
+    two_parts(tmp_path, place.format("train"), "images", place.format("test"), "images")
+    assert [Path(sample.name).name for sample in opened(tmp_path).val] == ["c.png"]
+    name = Path(place.format("test")).name
+    assert caplog.messages == [
+        f"{str(tmp_path)!r} has no annotations for 'val'; {name!r} is used as the validation set"
+    ]
 
 
 def test_validation_may_number_and_lack_categories_as_it_likes(folder: Path) -> None:
@@ -174,16 +267,8 @@ def test_an_open_data_set_can_be_pickled(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("annotation", "problem"),
     [
-        (a_box(9, 1, [0, 0, 13.5, 8]), "of 'a.png' has a box from 0, 0, 13.5, 8, which lies outside the image of 12×8"),
-        (a_box(9, 1, [-2, 0, 5, 8]), "of 'a.png' has a box from -2, 0, 3, 8, which lies outside the image of 12×8"),
-        (
-            a_box(9, 2, [12.25, 0, 0.5, 8]),
-            "of 'b.png' has a box from 12.25, 0, 12.75, 8, which lies outside the image of 12×8",
-        ),
         (a_box(9, 1, [3, 3, -2, 2]), "of 'a.png' has a box of negative size"),
         (a_box(9, 1, [3, 3, 2, -2]), "of 'a.png' has a box of negative size"),
-        (a_box(9, 1, [3, 3, 2, 1e-12]), "of 'a.png' has an empty box"),
-        (a_box(9, 1, [3, 3, 1e-12, 2]), "of 'a.png' has an empty box"),
         (a_box(9, 1, [3, 3, 2]), "of 'a.png' has no 'bbox' of four numbers"),
         (a_box(9, 1, [3, 3, 2, "2"]), "of 'a.png' has no 'bbox' of four numbers"),
         (a_box(9, 1, [3, 3, 2, float("nan")]), "of 'a.png' has no 'bbox' of four numbers"),
@@ -191,10 +276,6 @@ def test_an_open_data_set_can_be_pickled(folder: Path) -> None:
         (a_box(9, 1, [3, 3, 2, 2], category=4), "of 'a.png' is of category 4, which is not there"),
         (a_box(9, 1, [3, 3, 2, 2], category=[]), "of 'a.png' has category_id [], which is not a whole number"),
         (a_box(9, 77, [3, 3, 2, 2]), "is of image 77, which is not there"),
-        (
-            a_box(9, 1, [11.999999999, 0, 0.5, 8]),
-            "of 'a.png' has a box from 12, 0, 12.5, 8, which lies outside the image of 12×8",
-        ),
         ({"id": 9}, "has image_id None, which is not a whole number"),
     ],
 )
@@ -217,7 +298,6 @@ def test_all_problems_are_counted_and_the_first_are_named(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "problem"),
     [
-        ({"categories": [{"id": 7, "name": "cat"}, {"id": 3, "name": "cat"}]}, "several categories are called 'cat'"),
         ({"categories": [{"id": 7, "name": "cat"}, {"id": 7, "name": "dog"}]}, "category 7 is there twice"),
         (
             {"categories": [{"id": "7", "name": "cat"}]},

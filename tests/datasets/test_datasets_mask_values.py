@@ -93,7 +93,7 @@ def test_black_and_white_are_the_two_classes_that_a_file_names(folder: Path, cap
     write(folder, BLACK_AND_WHITE["L"])
     (folder / "classes.txt").write_text("background\ncat\n")
     assert read(folder) == (("background", "cat"), [[0, 1, 1, 0]] * 2)
-    assert caplog.messages == [f"{str(folder)!r}: the masks' values 0, 255 are background, cat"]
+    assert caplog.messages == [f"{str(folder)!r}: the masks' values 0, 255 are 'background', 'cat'"]
 
 
 @pytest.mark.parametrize(

@@ -77,6 +77,21 @@ def test_voc_folders_are_read(tmp_path: Path, lists: tuple[str, ...]) -> None:
         assert set.union(*found) == {"one", "three", *(["two"] if not lists else [])}
 
 
+@pytest.mark.parametrize("place", ["Segmentation", "."])
+def test_vocs_test_list_is_used_for_validation(tmp_path: Path, place: str) -> None:
+    for name in ("one", "two", "three"):
+        pair(tmp_path / "JPEGImages", tmp_path / "SegmentationClass", name, mode="P")
+    lists = tmp_path / "ImageSets" / place
+    lists.mkdir(parents=True)
+    (lists / "trainval.txt").write_text("one\nthree\n")
+    (lists / "test.txt").write_text("two\n")
+    data = opened(tmp_path)
+    assert [{Path(sample.name).stem for sample in part} for part in (data.train, data.val)] == [
+        {"one", "three"},
+        {"two"},
+    ]
+
+
 @pytest.mark.parametrize("mode", ["L", "P"])
 def test_values_are_classes_whatever_the_palette(folder: Path, mode: str) -> None:
     for name in ("a", "b"):

@@ -1,5 +1,6 @@
 """Image files of every kind: the odd ones work, the broken ones are named."""
 
+import struct
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from PIL import Image
 from featuretap.registry import Registry
 from featuretap.registry.errors import ImageError, OptionError
 from featuretap.support.images import convert_mode, read_image
+from featuretap.workflows.datasets.data_set import image_problem
 
 RAMP = np.linspace(0, 255, 64 * 48).reshape(48, 64)
 
@@ -40,6 +42,60 @@ def test_grey_images_of_every_depth_are_the_same_picture(write: Callable[[Path],
     image = read_image(write(tmp_path))
     assert (image.mode, image.size) == ("RGB", (64, 48))
     assert np.abs(np.asarray(image).astype(int) - np.asarray(GREY)[..., None]).max() <= 1
+
+
+TEMPERATURES, HOUNSFIELD = (np.float32, 285, 310), (np.int32, -1000, 3000)
+
+
+@pytest.mark.parametrize(
+    ("kind", "least", "most"), [TEMPERATURES, HOUNSFIELD, (np.float32, -1, 1), (np.int32, 0, 4095)]
+)
+def test_values_whose_white_is_unknown_are_refused(tmp_path: Path, kind: type, least: int, most: int) -> None:
+    image = Image.fromarray(np.linspace(least, most, 12).reshape(3, 4).astype(kind))
+    path = saved(tmp_path / "values.tif", image)
+    problem = f"has values from {least} to {most}, and which of them is white is not known"
+    advice = "save it with 8 or 16 bits, all images scaled alike"
+    with pytest.raises(ImageError) as error:
+        read_image(path)
+    assert str(error.value) == f"{str(path)!r} {problem}; {advice}"
+    with pytest.raises(ImageError) as error:
+        convert_mode(image, "L")
+    assert str(error.value) == f"the image {problem}; {advice}"
+    assert image_problem(str(path)) == f"{str(path)!r} {problem}"
+
+
+@pytest.mark.parametrize(("kind", "most", "white"), [(np.float32, 1.02, 255), (np.int32, 200, 200), (np.float32, 0, 0)])
+def test_the_range_of_values_says_what_is_white(kind: type, most: float, white: int) -> None:
+    values = np.array([[0, most, most]], kind)
+    assert np.asarray(convert_mode(Image.fromarray(values), "L")).tolist() == [[0, white, white]]
+
+
+@pytest.mark.filterwarnings("error")
+def test_what_is_not_finite_is_black_or_white() -> None:
+    values = np.array([[np.nan, np.inf, -np.inf, 1]], np.float32)
+    assert np.asarray(convert_mode(Image.fromarray(values), "L")).tolist() == [[0, 255, 0, 255]]
+
+
+def test_dark_images_of_16_bits_stay_dark(tmp_path: Path) -> None:
+    path = tmp_path / "dark.pgm"
+    path.write_bytes(b"P5 2 1 65535\n\0\0\2\2")
+    assert np.asarray(read_image(path)).max() == 2
+
+
+@pytest.mark.parametrize("kind", [np.float64, np.int64])
+def test_a_tiff_of_64_bits_is_refused_in_one_line(tmp_path: Path, kind: type) -> None:
+    path = tmp_path / "deep.tif"
+    pixels = np.zeros((2, 2), kind).tobytes()
+    sample = {np.float64: 3, np.int64: 2}[kind]
+    # Width, height, bits, compression, photometric, offset, samples, bytes, format of a sample.
+    tags = [(256, 2), (257, 2), (258, 64), (259, 1), (262, 1), (273, 122), (277, 1), (279, len(pixels)), (339, sample)]
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags)
+    path.write_bytes(b"II*\0" + struct.pack("<IH", 8, len(tags)) + entries + struct.pack("<I", 0) + pixels)
+    problem = f"{str(path)!r} is a TIFF file of pixels of 64 bits, which Pillow cannot read"
+    with pytest.raises(ImageError) as error:
+        read_image(path)
+    assert str(error.value) == f"{problem}; save it with 8 or 16 bits, all images scaled alike"
+    assert image_problem(str(path)) == problem
 
 
 def test_cmyk_is_converted(tmp_path: Path) -> None:

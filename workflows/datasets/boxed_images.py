@@ -1,5 +1,6 @@
 """Images with annotated objects, in whatever format the annotations are."""
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,11 +11,17 @@ from PIL import Image
 
 from featuretap.support.errors import DataError
 from featuretap.support.images import read_image
+from featuretap.support.text import first_few
 from featuretap.workflows.datasets.data_set import Boxes, DataSet, image_problem, size_problem
 from featuretap.workflows.datasets.splits import rarest, split_files
 
+logger = logging.getLogger("featuretap")
+
 TOLERANCE = 1
-"""Pixels that a box may reach beyond its image, as rounding makes it; it is clipped."""
+"""Pixels that a box may reach beyond its image, as rounding makes it; it is clipped without being counted."""
+
+MOST_BEYOND = 0.1
+"""Share of boxes that may reach further; more are a sign of images of another size, or of another format."""
 
 Box = tuple[float, float, float, float]
 
@@ -90,25 +97,73 @@ def detection_set(
     return DataSet("detection", classes, samples[0], samples[1])
 
 
-def box_problem(box: Box, size: tuple[int, int]) -> str:
-    """Return what is wrong with a box (x1, y1, x2, y2) in an image of this width and height, or ""."""
-    width, height = size
-    x1, y1, x2, y2 = box
-    if x2 < x1 or y2 < y1:
-        return "has a box of negative size"
-    if np.float32(x1) == np.float32(x2) or np.float32(y1) == np.float32(y2):
-        return "has an empty box"
-    left, top, right, bottom = clip_box(box, size)
-    beyond = min(x1, y1) < -TOLERANCE or x2 > width + TOLERANCE or y2 > height + TOLERANCE
-    # A sliver at the edge may be nothing once it is rounded to float32.
-    if beyond or np.float32(left) >= np.float32(right) or np.float32(top) >= np.float32(bottom):
-        corners = ", ".join(f"{value:g}" for value in box)
-        return f"has a box from {corners}, which lies outside the image of {width}×{height}"
-    return ""
+class BoxCheck:
+    """Clips the boxes of one file or part, and counts what it repairs.
+
+    Args:
+        where: the file or folder, for messages.
+        layout: of a box, for messages: "x, y, width, height in pixels".
+    """
+
+    def __init__(self, where: Path, layout: str) -> None:
+        self._where, self._layout = str(where), layout
+        self._count = 0
+        self._beyond: list[str] = []
+        self._empty: list[str] = []
+        self._is_normalised = True
+
+    def clip(self, box: Box, size: tuple[int, int], label: str) -> tuple[Box | None, str]:
+        """Return a box (x1, y1, x2, y2) inside an image of this width and height, and what is wrong with it, or "".
+
+        The box is None where something is wrong, and where it has no area; messages call it by the label.
+        """
+        (x1, y1, x2, y2), (width, height) = box, size
+        if x2 < x1 or y2 < y1:
+            return None, "has a box of negative size"
+        if _is_empty(box):
+            self._empty.append(label)
+            return None, ""
+        self._count += 1
+        # VOC's corners count from 1, and are shifted.
+        self._is_normalised &= max(map(abs, box)) <= 1
+        is_beyond = min(x1, y1) < -TOLERANCE or x2 > width + TOLERANCE or y2 > height + TOLERANCE
+        if is_beyond:
+            corners = ", ".join(f"{value:g}" for value in box)
+            self._beyond.append(f"{label} has a box from {corners} in an image of {width}×{height}")
+        clipped = max(x1, 0.0), max(y1, 0.0), min(x2, float(width)), min(y2, float(height))
+        # A sliver at the edge may be nothing once it is rounded to float32.
+        if not _is_empty(clipped):
+            return clipped, ""
+        if not is_beyond:
+            self._empty.append(label)
+        return None, ""
+
+    def report(self) -> None:
+        """Log how many boxes were clipped or left out.
+
+        Raises:
+            DataError: all boxes lie between 0 and 1, or more than `MOST_BEYOND` of them reach beyond their images.
+        """
+        if self._count and self._is_normalised:
+            raise DataError(
+                f"all boxes in {self._where!r} lie between 0 and 1, as normalised coordinates do; give {self._layout}"
+            )
+        if self._empty:
+            counted = "an object" if len(self._empty) == 1 else f"{len(self._empty)} objects"
+            labels = first_few(self._empty, 5, "; ")
+            logger.warning("left out %s of no width or height in %r: %s", counted, self._where, labels)
+        if not self._beyond:
+            return
+        counted = f"{len(self._beyond)} of {self._count} boxes in {self._where!r}"
+        labels = first_few(self._beyond, 5, "; ")
+        if len(self._beyond) > MOST_BEYOND * self._count:
+            raise DataError(
+                f"{counted} reach beyond their images, more than {MOST_BEYOND:.0%}: {labels}; check that boxes are "
+                f"{self._layout} of these images"
+            )
+        logger.warning("clipped %s that reach beyond their images: %s", counted, labels)
 
 
-def clip_box(box: Box, size: tuple[int, int]) -> Box:
-    """Return a box (x1, y1, x2, y2) without what is outside an image of this width and height."""
-    width, height = size
-    x1, y1, x2, y2 = box
-    return max(x1, 0.0), max(y1, 0.0), min(x2, float(width)), min(y2, float(height))
+def _is_empty(box: Box) -> bool:
+    x1, y1, x2, y2 = map(np.float32, box)
+    return bool(x1 >= x2 or y1 >= y2)

@@ -10,7 +10,7 @@ from typing import Any, TypeGuard
 from featuretap.support.errors import DataError
 from featuretap.support.extras import check_extra
 from featuretap.support.text import first_few
-from featuretap.workflows.datasets.boxed_images import AnnotatedImage, box_problem, clip_box, detection_set
+from featuretap.workflows.datasets.boxed_images import AnnotatedImage, BoxCheck, detection_set
 from featuretap.workflows.datasets.data_set import DataSet, raise_problems
 from featuretap.workflows.datasets.splits import check_classes, part_folders
 
@@ -46,6 +46,10 @@ def _annotation_files(folder: Path) -> list[Path]:
     if parts:
         return [part / IN_PART for part in parts]
     train, val = _file_of_part(folder, "train"), _file_of_part(folder, "val")
+    if train and not val:
+        val = _file_of_part(folder, "test")
+        if val:
+            logger.warning("%r has no annotations for 'val'; %r is used as the validation set", str(folder), val.name)
     if train:
         return [train, val] if val else [train]
     if val:
@@ -95,23 +99,20 @@ def _read_annotations(
     """Return the categories of a file by ascending id, and its images in the order of their ids."""
     lists = _read_lists(path)
     problems: list[str] = []
-    categories = {number: name for number, name, _ in _valid_entries(lists["categories"], "category", "name", problems)}
-    repeated = [name for name, count in Counter(categories.values()).items() if count > 1]
-    problems += [f"several categories are called {name!r}" for name in repeated]
+    categories = _categories(lists, path, problems)
     images = _images(lists["images"], folders, masks, problems)
     raise_problems(problems, path)
-    empty: list[str] = []
+    check = BoxCheck(path, "x, y, width, height in pixels")
     for annotation in lists["annotations"]:
-        problem = _add_object(annotation, categories, images, empty)
+        problem = _add_object(annotation, categories, images, check)
         if problem:
             problems.append(f"{_label(annotation, images)} {problem}")
     raise_problems(problems, path)
+    check.report()
     if not any(image.boxes for image in images.values()):
         raise DataError(f"{str(path)!r} has no annotations, so that there is nothing to train or evaluate on")
-    if empty:
-        counted = "an object" if len(empty) == 1 else f"{len(empty)} objects"
-        logger.warning("left out %s of no width or height in %r: %s", counted, str(path), first_few(empty, 5, "; "))
-    return tuple(categories[key] for key in sorted(categories)), [images[key] for key in sorted(images)]
+    classes = tuple(dict.fromkeys(categories[key] for key in sorted(categories)))
+    return classes, [images[key] for key in sorted(images)]
 
 
 def _read_lists(path: Path) -> dict[str, list[Any]]:
@@ -128,6 +129,34 @@ def _read_lists(path: Path) -> dict[str, list[Any]]:
             raise DataError(f"{str(path)!r} has no {key}")
         lists[key] = entries
     return lists
+
+
+def _categories(lists: Mapping[str, list[Any]], path: Path, problems: list[str]) -> dict[int, str]:
+    """Return id → name; what is wrong is added to `problems`.
+
+    Roboflow exports a root that others name as their supercategory, and that no object is of; it is left out.
+    """
+    entries = list(_valid_entries(lists["categories"], "category", "name", problems))
+    annotated = [entry.get("category_id") for entry in lists["annotations"] if isinstance(entry, Mapping)]
+    used = {number for number in annotated if _is_integer(number)}
+    parents = {
+        (entry.get("supercategory"), number)
+        for number, _, entry in entries
+        if isinstance(entry.get("supercategory"), str)
+    }
+    roots = {
+        number
+        for number, name, _ in entries
+        if number not in used and any(parent == name and child != number for parent, child in parents)
+    }
+    categories = {number: name for number, name, _ in entries if number not in roots}
+    if roots:
+        left_out = first_few([repr(name) for number, name, _ in entries if number in roots], 5)
+        logger.warning("left out the supercategory %s of %r, which no object is of", left_out, str(path))
+    for name, count in Counter(categories.values()).items():
+        if count > 1:
+            logger.warning("merged %d categories called %r in %r", count, name, str(path))
+    return categories
 
 
 def _valid_entries(
@@ -157,14 +186,15 @@ def _images(
     images: dict[int, AnnotatedImage] = {}
     missing: list[str] = []
     for number, name, entry in _valid_entries(entries, "image", "file_name", problems):
-        size: Any = (entry.get("width"), entry.get("height"))
+        sides: Any = (entry.get("width"), entry.get("height"))
         path = next((folder / name for folder in folders if (folder / name).is_file()), None)
-        if not all(_is_integer(side) and 0 < side <= LARGEST for side in size):
+        if not all(_is_integer(side) and 0 < side <= LARGEST for side in sides):
             problems.append(f"image {number}, {name!r}, has no width and height")
         elif path is None:
             missing.append(name)
         else:
-            images[number] = AnnotatedImage(str(path), size, [] if masks else None)
+            width, height = map(int, sides)
+            images[number] = AnnotatedImage(str(path), (width, height), [] if masks else None)
     if missing:
         searched = " or ".join(repr(str(folder)) for folder in folders)
         problems.append(f"the image {missing[0]!r} is missing (looked in {searched})")
@@ -175,9 +205,9 @@ def _images(
 
 
 def _add_object(
-    annotation: Any, categories: Mapping[int, str], images: Mapping[int, AnnotatedImage], empty: list[str]
+    annotation: Any, categories: Mapping[int, str], images: Mapping[int, AnnotatedImage], check: BoxCheck
 ) -> str:
-    """Add an object to its image, or to the empty ones; return what is wrong with it, or ""."""
+    """Add an object that has an area to its image; return what is wrong with it, or ""."""
     if not isinstance(annotation, Mapping):
         return "is not an object"
     for key, known in (("image", images), ("category", categories)):
@@ -190,20 +220,16 @@ def _add_object(
     if not (isinstance(corners, list) and len(corners) == 4 and all(map(_is_number, corners))):
         return "has no 'bbox' of four numbers"
     x, y, width, height = map(float, corners)
-    if min(width, height) == 0:
-        # COCO's own training set has two.
-        empty.append(_label(annotation, images))
-        return ""
-    box = (x, y, x + width, y + height)
-    problem = box_problem(box, image.size)
-    if problem:
+    # COCO's own training set has two boxes without area.
+    box, problem = check.clip((x, y, x + width, y + height), image.size, _label(annotation, images))
+    if box is None:
         return problem
     if image.outlines is not None:
         try:
             image.outlines.append(_run_lengths(annotation.get("segmentation"), image.size))
         except ValueError as error:
             return str(error)
-    image.boxes.append(clip_box(box, image.size))
+    image.boxes.append(box)
     image.names.append(categories[annotation["category_id"]])
     image.ignored.append(annotation.get("iscrowd") in (1, True))
     return ""
@@ -230,8 +256,9 @@ def _run_lengths(outline: Any, size: tuple[int, int]) -> dict[str, Any]:
     if outline.get("size") != [height, width]:
         given = _format_value(outline.get("size"))
         raise ValueError(f"has a mask of size {given} (height, width) in an image of {width}×{height}")
+    plain = {"size": [height, width], "counts": outline["counts"]}
     try:
-        lengths = outline if isinstance(outline["counts"], str) else mask.frPyObjects(dict(outline), height, width)
+        lengths = plain if isinstance(outline["counts"], str) else mask.frPyObjects(plain, height, width)
         # The library validates run lengths only when it decodes them.
         mask.decode(lengths)
     except (ValueError, RuntimeError) as error:
@@ -245,12 +272,13 @@ def _is_polygon(value: Any) -> bool:
 
 def _are_counts(value: Any) -> bool:
     return isinstance(value, str) or (
-        isinstance(value, list) and all(_is_integer(count) and 0 <= count <= LARGEST**2 for count in value)
+        isinstance(value, list) and all(type(count) is int and 0 <= count <= LARGEST**2 for count in value)
     )
 
 
 def _is_integer(value: Any) -> TypeGuard[int]:
-    return isinstance(value, int) and not isinstance(value, bool)
+    # Tables of pandas have whole numbers as floats.
+    return not isinstance(value, bool) and (isinstance(value, int) or (isinstance(value, float) and value.is_integer()))
 
 
 def _is_number(value: Any) -> bool:

@@ -131,11 +131,14 @@ def image_problem(path: str, size: tuple[int, int] | None = None) -> str:
     """
     try:
         with Image.open(path) as image:
+            if image.mode.startswith(("I", "F")):
+                # Only the full reader knows whether the range of the values can be read.
+                raise ValueError(image.mode)
             found = _upright(image)
             image.draft("L", (1, 1))
             image.load()
     except Exception:
-        # Whatever Pillow's readers let through: the full reader knows what it means, and whether it matters.
+        # Or whatever Pillow's readers let through: the full reader knows what it means, and whether it matters.
         try:
             found = read_image(Path(path)).size
         except ImageError as error:
@@ -161,5 +164,6 @@ def upright_size(path: str) -> tuple[int, int]:
 
 
 def _upright(image: Image.Image) -> tuple[int, int]:
-    turned = image.getexif().get(ORIENTATION) in TURNED
+    # Pillow turns a TIFF itself when it is loaded, and reports its upright size already.
+    turned = image.format != "TIFF" and image.getexif().get(ORIENTATION) in TURNED
     return (image.height, image.width) if turned else image.size

@@ -135,7 +135,8 @@ def _named(folder: Path, names: tuple[str, ...], found: _Found) -> Coding:
     if positive & set(range(len(names))):
         return Coding(names, "value", _in_order(range(len(names))))
     if len(found.codes) == len(names):
-        logger.warning("%r: the masks' values %s are %s", str(folder), _list_codes(found), ", ".join(names))
+        listed = ", ".join(map(repr, names))
+        logger.warning("%r: the masks' values %s are %s", str(folder), _list_codes(found), listed)
         return Coding(names, "value", _in_order(sorted(found.codes)))
     raise DataError(
         f"the masks in {str(folder)!r} have the values {_list_codes(found)}, but there are {len(names)} classes; "

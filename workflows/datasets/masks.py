@@ -101,9 +101,8 @@ def _places(folder: Path) -> list[tuple[Path, Path, tuple[str, ...] | None]]:
     voc = folder / "SegmentationClass"
     if voc.is_dir():
         # Only some of VOC's images have masks.
-        lists = read_part_lists(folder / "ImageSets" / "Segmentation") or [
-            tuple(sorted(path.stem for path in images_below(voc)))
-        ]
+        sets = folder / "ImageSets"
+        lists = read_part_lists(sets / "Segmentation", sets) or [tuple(sorted(path.stem for path in images_below(voc)))]
         return [(folder / "JPEGImages", voc, names) for names in lists]
     parts = part_folders(folder)
     if parts:

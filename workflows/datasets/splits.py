@@ -43,12 +43,30 @@ def part_folders(folder: Path) -> list[Path]:
     return [found["train"], *validation]
 
 
-def read_part_lists(folder: Path) -> list[tuple[str, ...]]:
-    """Return the names in Pascal VOC's lists "train.txt" and "val.txt" of a folder; nothing without "train.txt"."""
-    files = [folder / "train.txt", folder / "val.txt"]
-    if not files[0].is_file():
-        return []
-    return [_read_list(file) for file in files if file.is_file()]
+LISTS = (("train", "val"), ("trainval", "test"), ("train", "test"), ("train",), ("trainval",))
+"""Pascal VOC's lists of training and validation images; the first pair that exists counts."""
+
+
+def read_part_lists(*folders: Path) -> list[tuple[str, ...]]:
+    """Return the names in Pascal VOC's lists of training and validation images, or of training images alone.
+
+    The lists are those of the first folder that has some; nothing is returned without any. Where there is none for
+    validation but "test.txt", that one is used, with a warning.
+
+    Raises:
+        DataError: there are lists, but none of training images, or one that cannot be read.
+    """
+    for folder in folders:
+        there = {name for name in ("train", "trainval", "val", "test") if (folder / f"{name}.txt").is_file()}
+        names = next((names for names in LISTS if there.issuperset(names)), ())
+        if there and (not names or (names == ("trainval",) and "val" in there)):
+            found = " and ".join(repr(f"{name}.txt") for name in sorted(there))
+            raise DataError(f"{str(folder)!r} has {found} but no 'train.txt'; add the list of training images")
+        if names:
+            if "test" in names:
+                logger.warning("%r has no 'val.txt'; 'test.txt' is used as the validation set", str(folder))
+            return [_read_list(folder / f"{name}.txt") for name in names]
+    return []
 
 
 def _read_list(file: Path) -> tuple[str, ...]:

@@ -8,9 +8,12 @@ from xml.etree import ElementTree
 
 from featuretap.support.errors import DataError, ImageError
 from featuretap.support.image_files import SUFFIXES
-from featuretap.workflows.datasets.boxed_images import AnnotatedImage, Box, box_problem, clip_box, detection_set
+from featuretap.workflows.datasets.boxed_images import AnnotatedImage, Box, BoxCheck, detection_set
 from featuretap.workflows.datasets.data_set import DataSet, raise_problems, upright_size
 from featuretap.workflows.datasets.splits import part_folders, read_part_lists
+
+LAYOUT = "xmin, ymin, xmax, ymax in pixels"
+NO_BOX = "'bndbox' of four numbers"
 
 
 def open_voc(folder: Path, val_fraction: float, seed: int) -> DataSet:
@@ -26,14 +29,17 @@ def open_voc(folder: Path, val_fraction: float, seed: int) -> DataSet:
     if annotations.is_dir():
         images = folder / "JPEGImages"
         place = annotations, images if images.is_dir() else folder
-        lists = read_part_lists(folder / "ImageSets" / "Main")
+        sets = folder / "ImageSets"
+        lists = read_part_lists(sets / "Main", sets, sets / "Segmentation")
         places = [(*place, names) for names in lists] if lists else [(*place, None)]
     else:
         places = [(part, part, None) for part in part_folders(folder) or [folder]]
     problems: list[str] = []
-    parts = [_read_part(*place, problems) for place in places]
+    checks = [BoxCheck(annotations, LAYOUT) for annotations, *_ in places]
+    parts = [_read_part(*place, check, problems) for place, check in zip(places, checks, strict=True)]
     raise_problems(problems, folder)
-    for (annotations, *_), part in zip(places, parts, strict=True):
+    for (annotations, *_), part, check in zip(places, parts, checks, strict=True):
+        check.report()
         if not any(image.boxes for image in part):
             raise DataError(f"the annotations in {str(annotations)!r} name no object")
     classes = tuple(sorted({name for part in parts for image in part for name in image.names}))
@@ -41,7 +47,7 @@ def open_voc(folder: Path, val_fraction: float, seed: int) -> DataSet:
 
 
 def _read_part(
-    annotation_folder: Path, image_folder: Path, listed: tuple[str, ...] | None, problems: list[str]
+    annotation_folder: Path, image_folder: Path, listed: tuple[str, ...] | None, check: BoxCheck, problems: list[str]
 ) -> list[AnnotatedImage]:
     """Return the images of a part, all or those that are listed; what is wrong is added to `problems`."""
     annotations, images = _files_by_stem(annotation_folder, [".xml"]), _files_by_stem(image_folder, SUFFIXES)
@@ -53,7 +59,7 @@ def _read_part(
             elif len(files[name]) > 1:
                 problems.append(f"{' and '.join(repr(path.name) for path in files[name])} have one name")
         if name in annotations and name in images:
-            found.append(_read_annotations(annotations[name][0], images[name][0], problems))
+            found.append(_read_annotations(annotations[name][0], images[name][0], check, problems))
     return found
 
 
@@ -73,7 +79,7 @@ class _TreeBuilder(ElementTree.TreeBuilder):
         raise DataError("it declares a document type, which annotations never need")
 
 
-def _read_annotations(path: Path, image: Path, problems: list[str]) -> AnnotatedImage:
+def _read_annotations(path: Path, image: Path, check: BoxCheck, problems: list[str]) -> AnnotatedImage:
     """Return the objects of a file that are valid; what is wrong is added to `problems`."""
     annotated = AnnotatedImage(str(image), (0, 0))
     try:
@@ -82,12 +88,15 @@ def _read_annotations(path: Path, image: Path, problems: list[str]) -> Annotated
         for number, element in enumerate(root.iter("object"), 1):
             name = (element.findtext("name") or "").strip()
             box = _corners(element.find("bndbox"))
-            problem = "has no name" if not name else "has no 'bndbox' of four numbers" if box is None else ""
-            problem = problem or (box_problem(box, annotated.size) if box else "")
-            if problem or box is None:
-                problems.append(f"object {number} of {path.name!r} {problem}")
+            label = f"object {number} of {path.name!r}"
+            if not name or box is None:
+                problems.append(f"{label} has no {NO_BOX if name else 'name'}")
                 continue
-            annotated.boxes.append(clip_box(box, annotated.size))
+            clipped, problem = check.clip(box, annotated.size, label)
+            if clipped is None:
+                problems += [f"{label} {problem}"] if problem else []
+                continue
+            annotated.boxes.append(clipped)
             annotated.names.append(name)
             annotated.ignored.append((element.findtext("difficult") or "").strip() == "1")
     except (ElementTree.ParseError, ValueError) as error:
@@ -102,8 +111,8 @@ def _image_size(root: ElementTree.Element, image: Path) -> tuple[int, int]:
         raise DataError(f"it begins with {root.tag!r} in place of 'annotation'")
     texts = root.findtext("size/width"), root.findtext("size/height")
     try:
-        width, height = (int(text) for text in texts if text is not None)
-    except ValueError:
+        width, height = (int(float(text)) for text in texts if text is not None)
+    except (ValueError, OverflowError):
         width = height = 0
     return (width, height) if min(width, height) > 0 else upright_size(str(image))
 
