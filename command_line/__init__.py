@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import logging
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -14,6 +15,7 @@ import click
 from featuretap.command_line.commands import Group
 from featuretap.command_line.completion import PROGRAM
 from featuretap.command_line.interruption import convert_interrupts, convert_sigterm, discard_output, exit_interrupted
+from featuretap.command_line.printing import LogFormatter, echo
 from featuretap.support.errors import FeaturetapError
 from featuretap.support.import_strings import load
 
@@ -89,11 +91,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
         # A terminal that cannot encode × gets a question mark, not a traceback.
         if isinstance(stream, TextIOWrapper):
             stream.reconfigure(errors="replace")
+    if logging.lastResort:
+        logging.lastResort.setFormatter(LogFormatter())
     try:
         with convert_sigterm():
             status = command.main(arguments, PROGRAM, standalone_mode=False)
     except click.exceptions.NoArgsIsHelpError as error:
-        click.echo(error.format_message())
+        echo(error.format_message())
         sys.exit(2)
     except click.ClickException as error:
         _fail(error.format_message())
@@ -119,5 +123,5 @@ def phrase(error: FeaturetapError) -> str:
 
 
 def _fail(message: str) -> None:
-    click.echo(f"featuretap: {' '.join(message.split())}", err=True)
+    echo(f"featuretap: {' '.join(message.split())}", err=True)
     sys.exit(2)

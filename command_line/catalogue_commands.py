@@ -9,7 +9,7 @@ import click
 from featuretap import registry
 from featuretap.command_line import completion, parameters
 from featuretap.command_line.commands import Command
-from featuretap.command_line.printing import format_options, print_fields, print_json, print_table
+from featuretap.command_line.printing import echo, format_options, print_fields, print_json, print_table
 from featuretap.specs import BackboneSpec, ModelSpec
 from featuretap.specs.addresses import LEVELS
 from featuretap.specs.head import backbone_of
@@ -35,18 +35,18 @@ def list_command(pattern: str, heads: bool) -> None:
         raise click.UsageError(f"no {kind} matches {pattern!r}; see featuretap list{flag}")
     if heads:
         print_table(("name", "reads", ">classes", "description"), map(_head_row, names))
-        click.echo("Classes are the default; featuretap show NAME --head HEAD counts a backbone with a head.")
+        echo("Classes are the default; featuretap show NAME --head HEAD counts a backbone with a head.")
     else:
         titles = ("name", ">parameters", ">MACs", "channels C1–C5", "weights")
         print_table(titles, map(_backbone_row, names))
         if "/" in pattern:
-            click.echo("featuretap show NAME describes one of these, which it builds on the meta device.")
+            echo("featuretap show NAME describes one of these, which it builds on the meta device.")
         else:
-            click.echo("Parameters and multiply-adds (MACs) include the 1000-class classifier, for one 224×224 image.")
+            echo("Parameters and multiply-adds (MACs) include the 1000-class classifier, for one 224×224 image.")
     for problem in registry.default.problems:
-        click.echo(problem, err=True)
+        echo(problem, err=True)
     if registry.default.problems:
-        click.echo("see featuretap plugins", err=True)
+        echo("see featuretap plugins", err=True)
 
 
 def _head_row(name: str) -> tuple[str, ...]:
@@ -68,7 +68,7 @@ def _backbone_row(name: str) -> tuple[str, ...]:
     except FeaturetapError as error:
         # One backbone that cannot be described must not hide the others.
         if str(error) not in registry.default.problems:
-            click.echo(str(error), err=True)
+            echo(str(error), err=True)
         return name, "–", "–", "–", ""
     channels = (str(spec.taps[level].channels) if level in spec.taps else "–" for level in LEVELS)
     tags = (entry.tag for entry in registry.default.weights_of(name) if entry.head == "classification")
@@ -92,7 +92,7 @@ def _cost(spec: BackboneSpec | ModelSpec, size: tuple[int, int], *, build: bool 
             cost["macs"] = spec.macs(*size)
         except PluginError as error:
             # A network for one size of images cannot run at another.
-            click.echo(str(error), err=True)
+            echo(str(error), err=True)
     return cost
 
 
@@ -174,7 +174,7 @@ def _facts(name: str, spec: BackboneSpec | ModelSpec, options: dict[str, Any], s
 
 
 def _print_facts(facts: dict[str, Any]) -> None:
-    click.echo(f"{facts['name']}: {facts['description']}")
+    echo(f"{facts['name']}: {facts['description']}")
     print_fields(
         {
             "also called": ", ".join(facts["aliases"]),

@@ -11,7 +11,7 @@ import click
 from featuretap.command_line import parameters
 from featuretap.command_line.commands import Command
 from featuretap.command_line.interruption import report_unwritten
-from featuretap.command_line.printing import print_json, print_table, report_unreadable
+from featuretap.command_line.printing import echo, print_json, print_table, report_unreadable
 from featuretap.support.extras import check_extra
 from featuretap.workflows.extraction.job import Dtype, FileFormat, Job, default_shard_size
 
@@ -54,14 +54,14 @@ def taps_command(
     description, strides = backbone.description, {name: tap.stride for name, tap in backbone.taps.items()}
     resized, maps = compute_maps(pixels, backbone, size)
     origin = description.weights or "random"
-    click.echo(f"{description.name}, weights: {origin}, image: {resized.height}×{resized.width}")
+    echo(f"{description.name}, weights: {origin}, image: {resized.height}×{resized.width}")
     rows = [
         (name, str(len(values)), str(strides[name]), "{1}×{2}".format(*values.shape)) for name, values in maps.items()
     ]
     print_table(("tap", ">channels", ">stride", ">map"), rows)
     with report_unwritten(target):
         write_picture(draw_maps(resized, maps, strides), target)
-    click.echo(f"picture: {target}")
+    echo(f"picture: {target}")
 
 
 @click.command("predict", cls=Command, short_help="Predict what is in images.")
@@ -127,16 +127,16 @@ def predict_command(
         print_json([answer.as_json() for answer in good])
     for answer in () if as_json else good:
         if len(found) > 1:
-            click.echo(answer.name)
+            echo(answer.name)
         titles, rows = answer.table()
         if rows:
             print_table(titles, rows)
         else:
-            click.echo("  nothing found")
+            echo("  nothing found")
         if answer.picture:
-            click.echo(f"picture: {answer.picture}")
+            echo(f"picture: {answer.picture}")
     for error in bad:
-        click.echo(str(error), err=True)
+        echo(str(error), err=True)
     if bad:
         report_unreadable(len(bad), len(found))
         click.get_current_context().exit(1)
@@ -217,7 +217,7 @@ def extract_command(
     if outcome.bad:
         report_unreadable(len(outcome.bad), len(found), f"; see {str(out / 'errors.csv')!r}")
     before = f", {len(found) - outcome.read} of them before" if outcome.read < len(found) else ""
-    click.echo(
+    echo(
         f"{out}: {len(found)} images{before}, {len(outcome.bad)} bad, {seconds:.1f} s, "
         f"{outcome.read / seconds:.1f} images/s"
     )

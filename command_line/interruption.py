@@ -15,6 +15,8 @@ from typing import NoReturn
 
 import click
 
+from featuretap.command_line.printing import echo
+
 CLOSED = 141
 """Exit status where nobody reads the output any more, as a shell gives it for SIGPIPE."""
 
@@ -74,9 +76,9 @@ def exit_interrupted(error: click.Abort | KeyboardInterrupt) -> NoReturn:
     _clear_frames(interrupt)
     if sys.stderr.isatty():
         # The terminal has written ^C.
-        click.echo(err=True)
+        echo(err=True)
     notes = error.args if isinstance(error, click.Abort) else ()
-    click.echo(f"featuretap: {'; '.join(filter(None, ('interrupted', *notes)))}", err=True)
+    echo(f"featuretap: {'; '.join(filter(None, ('interrupted', *notes)))}", err=True)
     terminated = isinstance(interrupt, KeyboardInterrupt) and interrupt.args == (signal.SIGTERM,)
     sys.exit(128 + (signal.SIGTERM if terminated else signal.SIGINT))
 

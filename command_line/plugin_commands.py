@@ -19,7 +19,7 @@ from featuretap.catalogue.policy import normalise_name
 from featuretap.command_line import completion, parameters
 from featuretap.command_line.commands import Command, Group
 from featuretap.command_line.interruption import report_unwritten
-from featuretap.command_line.printing import print_fields, print_json, print_table
+from featuretap.command_line.printing import echo, print_fields, print_json, print_table
 from featuretap.support.errors import OptionError, UnknownBackboneError, did_you_mean
 from featuretap.support.text import error_line
 from featuretap.support.version import __version__
@@ -145,10 +145,10 @@ def plugins_command(context: click.Context, as_json: bool) -> None:
         ((p.distribution, p.version or "–", p.name, p.status, _provides(p) or "–", _milliseconds(p)) for p in plugins),
     )
     for problem in problems:
-        click.echo(problem)
+        echo(problem)
     failed = [plugin for plugin in plugins if plugin.status == "failed"]
     if failed:
-        click.echo(f"featuretap plugins doctor {failed[0].distribution} shows where it failed.")
+        echo(f"featuretap plugins doctor {failed[0].distribution} shows where it failed.")
 
 
 @plugins_command.command("doctor", cls=Command, short_help="Examine the plugins of a distribution.")
@@ -173,7 +173,7 @@ def doctor_command(name: str) -> None:
 
 def _examine(plugin: Plugin) -> bool:
     """Print what is found of a plugin, and return whether it has no problems."""
-    click.echo(plugin.label)
+    echo(plugin.label)
     status = f"{plugin.status} in {_milliseconds(plugin)}"
     if plugin.status == "disabled":
         status = "disabled: switched off by FEATURETAP_PLUGINS or by [plugins] in featuretap.toml"
@@ -185,7 +185,7 @@ def _examine(plugin: Plugin) -> bool:
 
         print_fields({"problem": error_line(plugin.error)})
         for line in traceback_of(plugin.error):
-            click.echo(f"    {line}")
+            echo(f"    {line}")
         disable = f'[plugins] disable = ["{plugin.distribution}"] in featuretap.toml'
         print_fields({"next": f"mend that, or switch it off: {disable}"})
         return False
@@ -278,5 +278,5 @@ def new_plugin_command(name: str) -> None:
     except OSError as error:
         raise OptionError(f"cannot write into {name!r}: {error.strerror}") from error
     for path in files:
-        click.echo(f"wrote: {folder / path}")
-    click.echo(f"next: pip install -e './{name}[test]' && featuretap show {backbone} && pytest {name}")
+        echo(f"wrote: {folder / path}")
+    echo(f"next: pip install -e './{name}[test]' && featuretap show {backbone} && pytest {name}")

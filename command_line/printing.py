@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import sys
 from collections.abc import Iterable, Mapping, Sequence
@@ -10,6 +11,21 @@ from importlib.util import find_spec
 from typing import Any, Literal
 
 import click
+
+from featuretap.support.text import printable
+
+
+def echo(text: str = "", *, err: bool = False) -> None:
+    """Print text, with characters escaped that would control the terminal or that have no bytes in UTF-8."""
+    click.echo(printable(str(text)), err=err)
+
+
+class LogFormatter(logging.Formatter):
+    """Log lines as `echo` prints text."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return the line of a record."""
+        return printable(super().format(record))
 
 
 def print_table(titles: Iterable[str], rows: Iterable[Sequence[str]]) -> None:
@@ -19,6 +35,7 @@ def print_table(titles: Iterable[str], rows: Iterable[Sequence[str]]) -> None:
     too, if rich is not installed.
     """
     titles = list(titles)
+    rows = [[printable(cell).replace("\n", " ") for cell in row] for row in rows]
     if (sys.stdout.isatty() or os.environ.get("FORCE_COLOR")) and find_spec("rich"):
         _print_styled(titles, rows)
         return
@@ -59,7 +76,7 @@ def print_fields(fields: Mapping[str, str | None], width: int = 12) -> None:
     """Print a line for each field that has a text, with labels of a width."""
     for label, text in fields.items():
         if text:
-            click.echo(f"  {label:<{width}} {text}")
+            echo(f"  {label:<{width}} {text}")
 
 
 def format_options(options: Mapping[str, Any] | None) -> str:
@@ -69,7 +86,7 @@ def format_options(options: Mapping[str, Any] | None) -> str:
 
 def report_unreadable(bad: int, images: int, note: str = "") -> None:
     """Report on standard error how many of some images cannot be read."""
-    click.echo(f"featuretap: {bad} of {images} images cannot be read and are left out{note}", err=True)
+    echo(f"featuretap: {bad} of {images} images cannot be read and are left out{note}", err=True)
 
 
 def print_json(value: Any) -> None:

@@ -15,7 +15,7 @@ from featuretap.catalogue.pretrained import CHECKPOINT_SUFFIXES
 from featuretap.command_line import completion, parameters
 from featuretap.command_line.commands import Command
 from featuretap.command_line.interruption import report_unwritten
-from featuretap.command_line.printing import print_json, print_table, report_unreadable
+from featuretap.command_line.printing import echo, print_json, print_table, report_unreadable
 from featuretap.runtimes.formats import FORMATS, resolve_format
 from featuretap.support.errors import OptionError, UnknownBackboneError
 from featuretap.support.extras import check_extra
@@ -108,7 +108,7 @@ def export_command(
         if use_torch or not export_without_torch(source, weights, target, form, arguments, size=size, batch=batch):
             model = _open_source(source, weights, **arguments)
             registry.export(model.float(), target, form.name, size=size, batch=batch)
-    click.echo(f"saved: {target}")
+    echo(f"saved: {target}")
 
 
 @click.command("quantize", cls=Command, short_help="Write a trained model in 8-bit integers, as ONNX.")
@@ -175,7 +175,7 @@ def quantize_command(
     with report_unwritten(target), progress_steps() as begin:
         report = quantize(registry.default, model.float(), target, images, judge_on=judge_on, size=size, begin=begin)
     for error in report.bad.values():
-        click.echo(error, err=True)
+        echo(error, err=True)
     if report.bad:
         report_unreadable(len(report.bad), report.calibrated + len(report.judged) + len(report.bad))
     if as_json:
@@ -186,7 +186,7 @@ def quantize_command(
 
 def _print_report(report: Report) -> None:
     share = report.bytes_after / report.bytes_before
-    click.echo(f"{report.path}: {report.bytes_after:,} bytes, {share:.0%} of the model in float32")
+    echo(f"{report.path}: {report.bytes_after:,} bytes, {share:.0%} of the model in float32")
     sizes = {"float32": report.bytes_before, "int8": report.bytes_after}
     rows = [
         (name, f"{sizes[name]:,}", f"{timing.median * 1000:.2f}", *_format_ratio(timing))
@@ -201,8 +201,8 @@ def _print_report(report: Report) -> None:
         ],
     )
     fifth = ", every fifth of those given" if report.held_back else ""
-    click.echo(f"Times are for an input of {'×'.join(map(str, report.shape))}; ratios are to float32, round by round.")
-    click.echo(f"Calibrated on {report.calibrated} images, and evaluated on {len(report.judged)} others{fifth}.")
+    echo(f"Times are for an input of {'×'.join(map(str, report.shape))}; ratios are to float32, round by round.")
+    echo(f"Calibrated on {report.calibrated} images, and evaluated on {len(report.judged)} others{fifth}.")
 
 
 @click.command("bench", cls=Command, short_help="Measure how fast backbones are.")
@@ -273,7 +273,7 @@ def bench_command(
         advance = begin("measuring", len(found) * len(settings) * (WARM_UP + rounds))
         comparison = compare(found, settings, rounds, advance)
     for sentence in left_out:
-        click.echo(f"featuretap: {sentence}", err=True)
+        echo(f"featuretap: {sentence}", err=True)
     if as_json:
         print_json({"options": options, **comparison.as_json(), "left_out": left_out})
     else:
@@ -284,7 +284,7 @@ def bench_command(
 
         write_picture(comparison, picture)
         if not as_json:
-            click.echo(f"picture: {picture}")
+            echo(f"picture: {picture}")
 
 
 def _check_picture(path: Path) -> None:
@@ -300,16 +300,16 @@ def _check_picture(path: Path) -> None:
 def _print_comparison(comparison: Comparison) -> None:
     titles = ["network", "computed by", ">ms", ">quartiles", ">ms/image", ">ratio", ">quartiles", ">MACs"]
     for setting, measurements in comparison.by_setting.items():
-        click.echo(str(setting))
+        echo(str(setting))
         print_table([*titles, ">parameters", ">of limit"], map(_row, measurements))
     machine = comparison.machine
     versions = ", ".join(f"{name} {version}" for name, version in machine.versions.items())
-    click.echo(f"Medians of {comparison.rounds} rounds; ratios are to the first line of a table, round by round.")
-    click.echo(
+    echo(f"Medians of {comparison.rounds} rounds; ratios are to the first line of a table, round by round.")
+    echo(
         f"Limit: {format_count(round(comparison.limit))} multiply-adds a second in matrix multiplication, "
         f"{machine.threads} thread{'s' * (machine.threads > 1)}."
     )
-    click.echo(f"{machine.processor}, {machine.cores} core{'s' * (machine.cores > 1)}; {versions}")
+    echo(f"{machine.processor}, {machine.cores} core{'s' * (machine.cores > 1)}; {versions}")
 
 
 def _row(measured: Measurement) -> tuple[str, ...]:

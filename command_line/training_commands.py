@@ -12,7 +12,7 @@ import click
 
 from featuretap.command_line import completion, parameters
 from featuretap.command_line.commands import Command
-from featuretap.command_line.printing import print_json, print_table
+from featuretap.command_line.printing import echo, print_json, print_table
 from featuretap.support.extras import check_extra
 from featuretap.workflows.datasets.recognition import FORMATS
 from featuretap.workflows.training.configuration import SETTINGS, Configuration, make_configuration, read_configuration
@@ -92,7 +92,7 @@ def train_command(
     from featuretap.workflows.training.run_folder import CONFIGURATION, folder_of
 
     try:
-        result = train(configuration, resume=resume is not None, log=click.echo)
+        result = train(configuration, resume=resume is not None, log=echo)
     except KeyboardInterrupt as interrupt:
         folder = folder_of(configuration)
         resuming = f"featuretap train --resume {folder} goes on after the last whole epoch"
@@ -100,7 +100,7 @@ def train_command(
     if result.is_main:
         _print_classes(result.metrics, result.task)
         name, score = next(iter(result.metrics.scores.items()))
-        click.echo(f"best epoch: {result.epoch}, {name} {score:.4f}; {result.folder / 'best.safetensors'}")
+        echo(f"best epoch: {result.epoch}, {name} {score:.4f}; {result.folder / 'best.safetensors'}")
 
 
 @click.command("evaluate", cls=Command, short_help="Evaluate a model on a data set.")

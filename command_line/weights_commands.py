@@ -14,7 +14,7 @@ from featuretap import registry
 from featuretap.command_line import completion, parameters
 from featuretap.command_line.commands import Command
 from featuretap.command_line.interruption import report_unwritten
-from featuretap.command_line.printing import format_options, print_fields, print_json, print_table
+from featuretap.command_line.printing import echo, format_options, print_fields, print_json, print_table
 from featuretap.support.text import first_few, one_line
 from featuretap.weights.downloads import find_or_fetch
 from featuretap.weights.files import sha256_of, weights_file
@@ -51,7 +51,7 @@ def save_command(
 
     with report_unwritten(target):
         model = open_model(name, weights, **arguments, **options)
-        click.echo(f"saved: {registry.save(model, target, layout)}")
+        echo(f"saved: {registry.save(model, target, layout)}")
 
 
 @click.command("convert", cls=Command, short_help="Rewrite weights in another library's layout.")
@@ -65,7 +65,7 @@ def convert_command(source: str, target: Path, layout: str) -> None:
     """
     with report_unwritten(target):
         saved = registry.convert(source, target, layout)
-    click.echo(f"saved: {saved}")
+    echo(f"saved: {saved}")
 
 
 @click.command("push", cls=Command, short_help="Publish a model on the Hugging Face hub.")
@@ -78,7 +78,7 @@ def push_command(file: str, repository: str, layout: str, private: bool) -> None
 
     Example: featuretap push large.safetensors OWNER/NAME --layout timm
     """
-    click.echo(f"pushed: {registry.push(registry.load(file), repository, layout, private=private)}")
+    echo(f"pushed: {registry.push(registry.load(file), repository, layout, private=private)}")
 
 
 @click.command("inspect", cls=Command, short_help="Show what a weights file contains.")
@@ -158,7 +158,7 @@ def _facts(path: Path, tensors: Mapping[str, Stored], record: Record | None) -> 
 
 def _print_facts(facts: dict[str, Any]) -> None:
     note = "" if facts["described"] or not facts["name"] else " (identified by its tensors)"
-    click.echo(f"{facts['file']}: {facts['name'] or 'unknown model'}{note}")
+    echo(f"{facts['file']}: {facts['name'] or 'unknown model'}{note}")
     tensors = facts["tensors"].values()
     types = Counter(tensor["dtype"] for tensor in tensors)
     counts = ", ".join(f"{count} {dtype}" for dtype, count in types.most_common())

@@ -16,15 +16,24 @@ SUFFIXES = frozenset(
 """Endings of the names of image files, in lower case."""
 
 
+SYSTEM_FOLDERS = frozenset({"@eadir", "__macosx", "$recycle.bin", "system volume information", "lost+found"})
+"""Names, in lower case, of folders that file servers and archives add, with thumbnails and copies in them."""
+
+
+def is_hidden(name: str) -> bool:
+    """Return whether a file or folder is not a user's own: its name begins with ".", or the system made it."""
+    return name.startswith(".") or name.lower() in SYSTEM_FOLDERS
+
+
 def is_image_file(path: Path) -> bool:
     """Return whether a name is that of an image file that is not hidden."""
-    return path.suffix.lower() in SUFFIXES and not path.name.startswith(".")
+    return path.suffix.lower() in SUFFIXES and not is_hidden(path.name)
 
 
 def find_images(folder: Path) -> list[Path]:
     """Return all image files below a folder, sorted by path.
 
-    Hidden files and folders are skipped; symbolic links are followed, each folder once.
+    Files and folders that are hidden or the system's are skipped; symbolic links are followed, each folder once.
 
     Raises:
         DataError: there is no such folder, or no image in it.
@@ -44,7 +53,7 @@ def images_below(folder: Path) -> list[Path]:
     for root, folders, files in os.walk(folder, onerror=_raise, followlinks=True):
         real = os.path.realpath(root)
         # A link to a folder above would loop forever.
-        folders[:] = [] if real in seen else sorted(name for name in folders if not name.startswith("."))
+        folders[:] = [] if real in seen else sorted(name for name in folders if not is_hidden(name))
         if real not in seen:
             found += [path for path in (Path(root, name) for name in files) if is_image_file(path)]
         seen.add(real)
@@ -57,7 +66,7 @@ def _raise(error: OSError) -> NoReturn:
 
 def folders_in(folder: Path) -> list[Path]:
     """Return the direct subfolders that are not hidden, sorted by name as text ("10" before "9")."""
-    return sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+    return sorted(path for path in folder.iterdir() if path.is_dir() and not is_hidden(path.name))
 
 
 class ImageFile(NamedTuple):

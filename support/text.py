@@ -2,14 +2,26 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 from featuretap.support.errors import FeaturetapError
+
+CONTROLLING = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
 def one_line(text: str) -> str:
     """Return text as it can be printed and drawn: without line breaks and unprintable characters."""
     return " ".join("".join(character if character.isprintable() else " " for character in text).split())
+
+
+def printable(text: str) -> str:
+    """Return text with its line breaks, and with an escape in place of whatever controls a terminal or is not Unicode.
+
+    Control characters and escape sequences could rewrite what is on the screen, characters that turn the direction
+    could disguise it, and surrogates stand for the bytes of names that are not UTF-8.
+    """
+    return CONTROLLING.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
 
 
 def error_line(error: BaseException | None) -> str:

@@ -132,6 +132,14 @@ def test_images_are_in_the_order_of_their_ids(folder: Path) -> None:
     assert [Path(data.train[index].name).name for index in range(2)] == ["b.png", "a.png"]
 
 
+@pytest.mark.parametrize("name", ["@eaDir", "__MACOSX", ".ipynb_checkpoints"])
+def test_folders_of_the_system_are_no_parts(folder: Path, name: str) -> None:
+    objects = [a_box(number, number, [0, 0, 2, 2]) for number in (1, 2)]
+    coco(folder / "data.json", objects)
+    coco(folder / name / "_annotations.coco.json", objects)
+    assert len(opened(folder).train) == 1
+
+
 def test_images_without_objects_stay(folder: Path) -> None:
     picture(folder / "c.png")
     coco(folder / "train.json", WELL[:1], ("a.png", "b.png", "c.png"))

@@ -114,6 +114,16 @@ def test_endings_in_upper_case_and_links_count_and_hidden_files_do_not(tmp_path:
     )
 
 
+@pytest.mark.parametrize("name", ["@eaDir", "__MACOSX", ".ipynb_checkpoints", "$RECYCLE.BIN", "lost+found"])
+def test_folders_of_the_system_are_neither_classes_nor_hold_images(tmp_path: Path, name: str) -> None:
+    classes_of(tmp_path, cat=2, dog=2)
+    for place in (tmp_path / name, tmp_path / "cat" / name, tmp_path / "dog" / "indoors" / name / "below"):
+        picture(place / "thumbnail.png")
+    data = opened(tmp_path)
+    assert data.classes == ("cat", "dog")
+    assert "thumbnail.png" not in together(data)
+
+
 def test_a_link_that_leads_nowhere_is_an_image_that_cannot_be_read(tmp_path: Path) -> None:
     folder = classes_of(tmp_path, cat=2, dog=2)
     (folder / "cat" / "gone.png").symlink_to(tmp_path / "nowhere.png")

@@ -86,6 +86,17 @@ def test_a_read_error_of_the_disk_is_an_error(here: Path) -> None:
     assert refusal("./", "detection") == "cannot read '.': Input/output error"
 
 
+def test_names_that_are_not_utf_8_are_escaped(here: Path) -> None:
+    classes_of(here / "folders", **{"caf\udce9": 2, "tea": 2})
+    data = open_data("folders", "classification")
+    assert data.classes == ("caf\\udce9", "tea")
+    assert [sample.check() for sample in data.train] == ["", ""]
+    picture(here / "a.png")
+    for part in ("train", "val"):
+        coco(here / f"{part}.json", [a_box(1, 1, [0, 0, 4, 4])], ("a.png",), categories=[{"id": 7, "name": "\ud800"}])
+    assert open_data(".", "detection", data_format="coco").classes == ("\\ud800",)
+
+
 def test_opening_a_folder_needs_no_torch(here: Path) -> None:
     classes_of(here, jay=2, tit=2)
     code = (

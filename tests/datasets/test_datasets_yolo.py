@@ -208,10 +208,20 @@ def test_lines_that_are_no_objects_are_refused(folder: Path, line: str, problem:
     assert refusal(folder) == f"1 problem in 'DATA': line 1 of 'DATA/labels/train/a.txt' {problem}"
 
 
+def test_boxes_beyond_the_image_are_refused_where_they_are_many(folder: Path) -> None:
+    for image in ("images/train/a.png", "images/val/b.png"):
+        labelled(folder, image, "0 0 0 1 0 1 1")
+    labelled(folder, "images/train/a.png", "0 1.2 0.5 0.2 0.2")
+    yaml(folder, f"train: images/train\nval: images/val\n{NAMES}")
+    assert refusal(folder) == (
+        "1 of 2 boxes in 'DATA' reach beyond their images, more than 10%: object 1 of 'a.png' has a box from 13.2, "
+        "3.2, 15.6, 4.8 in an image of 12×8; check that boxes are fractions of the width and height of these images"
+    )
+
+
 @pytest.mark.parametrize(
     ("line", "options", "problem"),
     [
-        ("0 1.2 0.5 0.2 0.2", {}, "has a box from 13.2, 3.2, 15.6, 4.8, which lies outside the image of 12×8"),
         ("0 0.5 0.5 -0.2 0.2", {}, "has a box of negative size"),
         (BOX, {"masks": True}, "is a box, and masks need polygons"),
     ],

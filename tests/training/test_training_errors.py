@@ -1,5 +1,6 @@
 """What is wrong with a run is said before the first step, in one line, and nothing is lost."""
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -9,14 +10,15 @@ import click
 import pytest
 import torch
 from support import Completed
-from support.data_sets import mask, picture
+from support.data_sets import classes_of, mask, picture
 from support.full_disk import full_disk
 from support.training_runs import coloured_folder, small_run
 
 from featuretap import registry
 from featuretap.registry.errors import FeaturetapError
 from featuretap.workflows.training.configuration import Configuration
-from featuretap.workflows.training.run import train
+from featuretap.workflows.training.reports import per_class_rows
+from featuretap.workflows.training.run import evaluate, train
 
 Run = Callable[..., Completed]
 
@@ -231,12 +233,55 @@ def test_a_model_is_evaluated_on_its_own_classes_only(run: Run, data: Path, tmp_
     model.description = replace(model.description, classes=("blue", "green", "red"))
     weights = registry.save(model, tmp_path / "colours.safetensors")
     assert said(run, "evaluate", "digits", "--weights", weights) == (
-        f"the data has 10 classes, and '{weights}' 3; evaluate it on data of its own classes"
+        f"the data has classes that '{weights}' has not: '0', '1', '2', '3', '4' and 5 more; name the classes as in "
+        "training"
     )
     (data / "blue").rename(data / "azure")
     message = said(run, "evaluate", data, "--weights", weights)
     (data / "azure").rename(data / "blue")
-    assert message == f"class 0 of the data is 'azure', and of '{weights}' 'blue'; name the classes as in training"
+    assert message == f"the data has classes that '{weights}' has not: 'azure'; name the classes as in training"
+
+
+def test_data_of_a_name_that_is_not_utf_8_is_refused(run: Run, tmp_path: Path) -> None:
+    folder = coloured_folder(tmp_path / "caf\udce9")
+    assert said(run, "train", folder, "--backbone", "mobilenet_v1") == (
+        f"data is {str(folder)!r}, which is not UTF-8, as the run's settings are; rename it"
+    )
+
+
+def test_classes_and_images_of_any_name_are_trained_on(run: Run, tmp_path: Path) -> None:
+    folder = coloured_folder(tmp_path / "data")
+    (folder / "red" / "0.png").rename(folder / "red" / "\udcff.png")
+    (folder / "red").rename(folder / "\x1b[31mred")
+    (folder / "blue").rename(folder / "caf\udce9")
+    arguments = ("--backbone", "mobilenet_v1", "--option", "width=0.25", "--size", "32", "--epochs", "1")
+    trained = run("train", folder, *arguments, "--batch-size", "8", "--out", tmp_path / "run")
+    assert trained.status == 0
+    assert "\x1b" not in trained.out + trained.err
+    assert [line.split()[0] for line in trained.out.splitlines()[-4:-1]] == ["\\x1b[31mred", "caf\\udce9", "green"]
+    assert run("evaluate", folder, "--weights", tmp_path / "run" / "best.safetensors").status == 0
+
+
+@pytest.mark.parametrize("part", ["", "val"])
+def test_a_model_is_evaluated_on_data_that_lacks_classes(
+    tmp_path: Path, part: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    model = registry.build("mobilenet_v1", width=0.25, num_classes=3)
+    model.description = replace(model.description, classes=("blue", "green", "red"))
+    for place in ("train", "val") if part else ("",):
+        classes_of(tmp_path / place, red=3, green=0)
+    metrics, _, _ = evaluate(model, str(tmp_path), part="all")
+    rows = [(each.name, each.occurrences, math.isnan(each.score)) for each in metrics.per_class]
+    assert rows == [("blue", 0, True), ("green", 0, True), ("red", 6 if part else 3, False)]
+    assert per_class_rows(metrics)[0] == ("blue", "0", "absent")
+    assert caplog.messages[-1] == "2 classes are absent, without images, and not averaged: 'blue', 'green'"
+
+
+def test_a_model_of_unnamed_classes_is_evaluated_on_as_many(run: Run, tmp_path: Path) -> None:
+    weights = registry.save(registry.build("mobilenet_v1", width=0.25), tmp_path / "unnamed.safetensors")
+    assert said(run, "evaluate", "digits", "--weights", weights) == (
+        f"the data has 10 classes, and '{weights}' 1000; evaluate it on data of its own classes"
+    )
 
 
 def test_a_bare_backbone_cannot_be_evaluated(run: Run, tmp_path: Path) -> None:

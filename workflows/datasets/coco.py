@@ -9,6 +9,7 @@ from typing import Any, TypeGuard
 
 from featuretap.support.errors import DataError
 from featuretap.support.extras import check_extra
+from featuretap.support.image_files import folders_in
 from featuretap.support.text import first_few
 from featuretap.workflows.datasets.boxed_images import AnnotatedImage, BoxCheck, detection_set
 from featuretap.workflows.datasets.data_set import DataSet, raise_problems
@@ -42,7 +43,7 @@ def open_coco(folder: Path, val_fraction: float, seed: int, masks: bool) -> Data
 
 def _annotation_files(folder: Path) -> list[Path]:
     """Return the annotations of the training images, and those of the validation images where these are separate."""
-    parts = part_folders(folder) if any(folder.glob(f"*/{IN_PART}")) else []
+    parts = part_folders(folder) if any((part / IN_PART).is_file() for part in folders_in(folder)) else []
     if parts:
         return [part / IN_PART for part in parts]
     train, val = _file_of_part(folder, "train"), _file_of_part(folder, "val")

@@ -3,7 +3,7 @@
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol
 
@@ -92,6 +92,44 @@ class DataSet:
     mirrors: bool = True
     label: str = ""
     targets: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class _Relabelled:
+    """A sample with other labels, by its own."""
+
+    sample: Sample
+    labels: tuple[int, ...]
+
+    @property
+    def name(self) -> str:
+        return self.sample.name
+
+    @property
+    def label(self) -> int | None:
+        return None if self.sample.label is None else self.labels[self.sample.label]
+
+    def read(self) -> tuple[Image.Image, Any]:
+        image, target = self.sample.read()
+        if isinstance(target, Boxes):
+            return image, target._replace(labels=np.array(self.labels, np.int64)[target.labels])
+        if isinstance(target, int):
+            return image, self.labels[target]
+        table = np.full(256, IGNORED, np.uint8)
+        table[: len(self.labels)] = self.labels
+        return image, table[target]
+
+    def check(self) -> str:
+        return self.sample.check()
+
+
+def with_classes(data: DataSet, classes: tuple[str, ...]) -> DataSet:
+    """Return a data set whose labels are those of more classes, or of the same in another order."""
+    if data.classes == classes:
+        return data
+    labels = tuple(map(classes.index, data.classes))
+    train, val = ([_Relabelled(sample, labels) for sample in part] for part in (data.train, data.val))
+    return replace(data, classes=classes, train=train, val=val)
 
 
 def check_readable(data: DataSet, report: Callable[[int], None]) -> None:

@@ -41,6 +41,7 @@ def open_data(
     download_to: Path | None = None,
     masks: bool = False,
     data_format: str | None = None,
+    complete: bool = True,
 ) -> DataSet:
     """Open a data set, and check whatever needs no image to be decoded.
 
@@ -48,6 +49,7 @@ def open_data(
     class of torchvision's such as "MNIST". A name without a separator is a set's before it is a folder's. Downloads are
     kept in a folder of the user's cache, unless another is given; `masks` are the outlines of objects, which some
     detectors need; `data_format` is one of `recognition.FORMATS`, for folders that can be read in several ways.
+    Data that is not `complete` may lack classes, as what a trained model is evaluated on.
 
     Raises:
         DataError: there is no such data set, it is for another task, or it cannot be used as it is.
@@ -67,7 +69,7 @@ def open_data(
         return replace(open_named(row, place, val_fraction, seed), label=row.name)
     with _reading(source):
         reading = choose_reading(folder, task, data_format)
-        return _open_folder(folder, reading or _expected(folder, task), val_fraction, seed, masks)
+        return _open_folder(folder, reading or _expected(folder, task), val_fraction, seed, masks, complete)
 
 
 def recognise_task(source: str, data_format: str | None) -> Task:
@@ -111,13 +113,15 @@ def _expected(folder: Path, task: Task) -> Reading:
     return CLASSES if task == "classification" else MASKS
 
 
-def _open_folder(folder: Path, reading: Reading, val_fraction: float, seed: int, masks: bool) -> DataSet:
+def _open_folder(
+    folder: Path, reading: Reading, val_fraction: float, seed: int, masks: bool, complete: bool
+) -> DataSet:
     if reading == VOC_BOXES and masks:
         raise DataError(
             f"{str(folder)!r} has boxes only, as Pascal VOC does; masks need annotations in COCO's or YOLO's format"
         )
     if reading.task == "classification":
-        data = open_image_folder(folder, val_fraction, seed)
+        data = open_image_folder(folder, val_fraction, seed, complete=complete)
     elif reading.task == "segmentation":
         data = open_masks(folder, val_fraction, seed)
     elif reading == VOC_BOXES:
@@ -126,7 +130,9 @@ def _open_folder(folder: Path, reading: Reading, val_fraction: float, seed: int,
         data = open_yolo(folder, val_fraction, seed, masks)
     else:
         data = open_coco(folder, val_fraction, seed, masks)
-    return replace(data, label=reading.label, targets=data.targets or reading.targets)
+    # Models and tables name classes in UTF-8; the names of folders may be any bytes, and JSON may hold half characters.
+    classes = tuple(name.encode(errors="backslashreplace").decode() for name in data.classes)
+    return replace(data, classes=classes, label=reading.label, targets=data.targets or reading.targets)
 
 
 def _not_a_folder(source: str, folder: Path) -> str:

@@ -26,30 +26,33 @@ class _ImageFile:
         return image_problem(self.name)
 
 
-def open_image_folder(folder: Path, val_fraction: float, seed: int) -> DataSet:
+def open_image_folder(folder: Path, val_fraction: float, seed: int, *, complete: bool = True) -> DataSet:
     """Open a folder of class folders, or one of parts "train" and "val" that are such folders.
 
-    Classes are in the order of their names as text, as in torchvision; images in folders below a class are of it.
+    Classes are in the order of their names as text, as in torchvision; images in folders below a class are of it. The
+    validation part may lack classes. Data that is not `complete`, which a trained model is evaluated on, may do so as
+    well, and have only one.
 
     Raises:
-        DataError: there are no images, fewer than two classes, a class folder without images, images beside the class
-            folders, or validation classes without training images.
+        DataError: there are no images, images beside the class folders, or, in complete data, fewer than two classes, a
+            class folder without images, or validation classes without training images.
     """
     parts = part_folders(folder)
     if len(parts) == 1 and not folders_in(parts[0]):
         # "train" is a class, beside "bus" and "car".
         parts = []
     train_folder, *val_folder = parts or [folder]
-    train = _images_by_class(train_folder)
-    if len(train) == 1:
+    train = _images_by_class(train_folder, complete)
+    if len(train) == 1 and complete:
         raise DataError(
             f"{str(train_folder)!r} has one class, {next(iter(train))!r}; classification needs at least two"
         )
-    classes = tuple(train)
+    val = _images_by_class(val_folder[0], complete) if val_folder else {}
+    if complete and val_folder:
+        check_classes(list(val), list(train), val_folder[0], train_folder, "classes")
+    classes = tuple(sorted({*train, *val}))
     files = _samples(train, classes)
     if val_folder:
-        val = _images_by_class(val_folder[0])
-        check_classes(list(val), classes, val_folder[0], train_folder, "classes")
         return DataSet("classification", classes, files, _samples(val, classes))
     labels = [file.label for file in files]
     train_part, val_part = split_files(files, train_folder, labels, val_fraction, seed)
@@ -61,8 +64,8 @@ def _samples(images: dict[str, list[Path]], classes: tuple[str, ...]) -> list[_I
     return [_ImageFile(str(path), labels[name]) for name, paths in images.items() for path in paths]
 
 
-def _images_by_class(folder: Path) -> dict[str, list[Path]]:
-    """Return the images of every class folder, by its name."""
+def _images_by_class(folder: Path, complete: bool) -> dict[str, list[Path]]:
+    """Return the images of every class folder, by its name, without empty ones, which complete data has not."""
     classes = folders_in(folder)
     loose = sorted(path for path in folder.iterdir() if is_image_file(path) and not path.is_dir())
     if not classes:
@@ -78,9 +81,9 @@ def _images_by_class(folder: Path) -> dict[str, list[Path]]:
     empty = [name for name, paths in images.items() if not paths]
     if len(empty) == len(classes):
         raise DataError(f"{str(folder)!r} holds no images; their names end in {', '.join(sorted(SUFFIXES))}")
-    if empty:
+    if empty and complete:
         raise DataError(
             f"{str(folder)!r} has class folders without images: {', '.join(map(repr, empty))}; add images, or remove "
             "the folders"
         )
-    return images
+    return {name: paths for name, paths in images.items() if paths}

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from featuretap.support.errors import DataError
-from featuretap.support.image_files import folders_in, is_image_file
+from featuretap.support.image_files import folders_in, is_hidden, is_image_file
 
 if TYPE_CHECKING:
     from featuretap.workflows.datasets.data_set import Task
@@ -184,6 +184,13 @@ def _class_folders(folder: Path) -> Iterator[Path]:
     place = next((place for place in reversed(_places(folder)) if folders_in(place)), folder)
     for path in folders_in(place):
         # Not all images are listed: there may be millions.
-        names = (name for _, _, names in os.walk(path) for name in names)
-        if not NO_CLASSES.fullmatch(path.name) and any(is_image_file(Path(name)) for name in names):
+        if not NO_CLASSES.fullmatch(path.name) and _has_images(path):
             yield path
+
+
+def _has_images(folder: Path) -> bool:
+    for _, folders, names in os.walk(folder):
+        folders[:] = [name for name in folders if not is_hidden(name)]
+        if any(is_image_file(Path(name)) for name in names):
+            return True
+    return False

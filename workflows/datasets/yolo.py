@@ -10,8 +10,7 @@ from typing import Any
 from featuretap.support.errors import DataError, ImageError
 from featuretap.support.extras import check_extra
 from featuretap.support.image_files import images_below
-from featuretap.support.text import first_few
-from featuretap.workflows.datasets.boxed_images import AnnotatedImage, Box, box_problem, clip_box, detection_set
+from featuretap.workflows.datasets.boxed_images import AnnotatedImage, Box, BoxCheck, detection_set
 from featuretap.workflows.datasets.data_set import DataSet, raise_problems, upright_size
 from featuretap.workflows.datasets.recognition import yolo_files
 from featuretap.workflows.datasets.splits import part_folders
@@ -59,15 +58,13 @@ def open_yolo(source: Path, val_fraction: float, seed: int, masks: bool) -> Data
             f"the label files of {str(folder)!r} have the class {unknown[-1]}, but there are {len(names)} names, of "
             f"classes 0 to {len(names) - 1}; name every class"
         )
-    empty: list[str] = []
+    check = BoxCheck(folder, "fractions of the width and height")
     images = [
-        [_annotate(path, objects, names, masks, problems, empty) for path, objects in zip(part, found, strict=True)]
+        [_annotate(path, objects, names, masks, problems, check) for path, objects in zip(part, found, strict=True)]
         for part, found in zip(parts, rows, strict=True)
     ]
     raise_problems(problems, folder)
-    if empty:
-        counted = "an object" if len(empty) == 1 else f"{len(empty)} objects"
-        logger.warning("left out %s of no width or height in %r: %s", counted, str(folder), first_few(empty, 5, "; "))
+    check.report()
     polygons = any(len(values) > BOX for part in rows for objects in part for _, values in objects)
     data = detection_set(images, names, folder, val_fraction, seed)
     return replace(data, targets="boxes and masks" if polygons else "boxes")
@@ -229,9 +226,9 @@ def _read_labels(path: Path, length: int | None, problems: list[str]) -> list[Ro
 
 
 def _annotate(
-    path: Path, rows: Sequence[Row], names: Sequence[str], masks: bool, problems: list[str], empty: list[str]
+    path: Path, rows: Sequence[Row], names: Sequence[str], masks: bool, problems: list[str], check: BoxCheck
 ) -> AnnotatedImage:
-    """Return an image with its objects; what is wrong, and what is empty, is added to the lists."""
+    """Return an image with its objects; what is wrong is added to `problems`."""
     try:
         size = upright_size(str(path))
     except ImageError as error:
@@ -241,18 +238,15 @@ def _annotate(
     for number, (label, values) in enumerate(rows, 1):
         what = f"object {number} of {path.name!r}"
         points = [value * side for value, side in zip(values, size * (len(values) // 2), strict=True)]
-        box = _bounds(points)
-        problem = box_problem(box, size)
-        if box[0] == box[2] or box[1] == box[3]:
-            empty.append(what)
-        elif problem:
-            problems.append(f"{what} {problem}")
+        box, problem = check.clip(_bounds(points), size, what)
+        if box is None:
+            problems += [f"{what} {problem}"] if problem else []
         elif image.outlines is not None and len(points) == BOX:
             problems.append(f"{what} is a box, and masks need polygons")
         else:
             if image.outlines is not None:
                 image.outlines.append(_run_lengths(points, size))
-            image.boxes.append(clip_box(box, size))
+            image.boxes.append(box)
             image.names.append(names[label])
             image.ignored.append(False)
     return image

@@ -237,13 +237,20 @@ def resolve_defaults(configuration: Configuration, task: str, *, mirrors: bool) 
 
 
 def with_absolute_paths(configuration: Configuration) -> Configuration:
-    """Return it with absolute paths of data and weights, so that the run can be resumed from any folder."""
+    """Return it with absolute paths of data and weights, so that the run can be resumed from any folder.
+
+    Raises:
+        TrainingError: a path is not UTF-8, as the file of settings is.
+    """
     paths: dict[str, Any] = {}
     for name in ("data", "weights", "download_to"):
         value = getattr(configuration, name)
         # A data set's name is not a path, even where there is a folder of that name.
         if value is not None and value.lower() not in NAMED_SETS and Path(value).expanduser().exists():
             paths[name] = str(Path(value).expanduser().absolute())
+    for name, value in {**asdict(configuration), **paths}.items():
+        if isinstance(value, str) and not value.isascii() and value.encode(errors="replace").decode() != value:
+            raise TrainingError(f"{name} is {value!r}, which is not UTF-8, as the run's settings are; rename it")
     return replace(configuration, **paths)
 
 

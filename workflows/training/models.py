@@ -133,6 +133,8 @@ def open_model_data(
     seed: int,
     download_to: str | Path | None,
     data_format: str | None,
+    *,
+    complete: bool = True,
 ) -> DataSet:
     """Open a data set for a model's task, with masks where the model predicts them; see `open_data`."""
     task: Any = spec.head.task
@@ -146,6 +148,7 @@ def open_model_data(
         download_to=folder,
         masks=masks,
         data_format=data_format,
+        complete=complete,
     )
 
 

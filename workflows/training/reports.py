@@ -186,7 +186,7 @@ def per_class_rows(metrics: Metrics) -> list[tuple[str, ...]]:
     """
     classes = metrics.per_class
     rows = [
-        (each.name, str(each.occurrences), *map(_format_score, values))
+        (each.name, str(each.occurrences), *(_format_score(value, each.occurrences) for value in values))
         for each, *values in zip(
             classes, (each.score for each in classes), *metrics.class_columns.values(), strict=True
         )
@@ -213,5 +213,6 @@ def write_per_class(metrics: Metrics, task: Task, path: Path) -> None:
     replace_files({path: text.getvalue().encode()})
 
 
-def _format_score(score: float) -> str:
-    return "–" if isnan(score) else f"{score:.4f}"
+def _format_score(score: float, occurrences: int) -> str:
+    missing = "–" if occurrences else "absent"
+    return missing if isnan(score) else f"{score:.4f}"

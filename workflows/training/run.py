@@ -1,5 +1,6 @@
 """Training runs and evaluation: from settings or a model to weights, a history, tables and pictures."""
 
+import logging
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -22,7 +23,8 @@ from featuretap.specs.description import Description
 from featuretap.support.atomic_write import replace_files
 from featuretap.support.errors import DataError, FeaturetapError, TrainingError
 from featuretap.support.progress import bar, format_epoch
-from featuretap.workflows.datasets.data_set import DataSet, check_readable
+from featuretap.support.text import first_few
+from featuretap.workflows.datasets.data_set import DataSet, check_readable, with_classes
 from featuretap.workflows.datasets.formats import describe
 from featuretap.workflows.training import run_folder
 from featuretap.workflows.training.configuration import (
@@ -52,6 +54,8 @@ from featuretap.workflows.training.reports import write_evaluation
 from featuretap.workflows.training.tasks.task import Metrics, Task
 
 __all__ = ["Part", "Result", "evaluate", "train"]
+
+logger = logging.getLogger("featuretap")
 
 Value = TypeVar("Value")
 Part = Literal["val", "train", "all"]
@@ -286,15 +290,15 @@ def evaluate(
 
     Raises:
         HeadError: the model has no head that can be evaluated.
-        DataError: the data cannot be used, or has other classes than the model.
+        DataError: the data cannot be used, or has classes that the model has not. It may lack some of the model's.
         TrainingError: `out` cannot be created.
     """
     spec, description = spec_of(model, origin), description_of(model)
     with _open_accelerator() as accelerator:
         is_main, processes = accelerator.is_main_process, accelerator.num_processes
         settings = source, val_fraction, seed, download_to, data_format
-        data = _run_on_main_first(accelerator, lambda: open_model_data(spec, *settings))
-        _check_classes(description, data, origin, first_label(spec.head))
+        data = _run_on_main_first(accelerator, lambda: open_model_data(spec, *settings, complete=False))
+        data = _with_model_classes(data, description, origin, first_label(spec.head))
         samples = {"val": data.val, "train": data.train, "all": [*data.train, *data.val]}[part]
         with _share_failure():
             if is_main:
@@ -313,24 +317,37 @@ def evaluate(
         )
         with bar("evaluating", len(samples) // processes, shown=is_main) as report:
             metrics = compute_metrics(accelerator, task, model, batches, report)
+    if is_main:
+        _report_absent(metrics, task)
     if out is not None and is_main:
         write_evaluation(out, model.cpu(), task, data.classes, samples, metrics)
     return metrics, task, is_main
 
 
-def _check_classes(description: Description, data: DataSet, origin: str, first: int) -> None:
-    known = (description.num_classes or 0) - first
-    if len(data.classes) != known:
-        raise DataError(
-            f"the data has {len(data.classes)} classes, and {origin} {known}; evaluate it on data of its own classes"
-        )
+def _with_model_classes(data: DataSet, description: Description, origin: str, first: int) -> DataSet:
+    """Return the data with the classes of a model, of which it may lack some, or raise a DataError."""
     if isinstance(description.classes, str):
-        return
-    for label, (theirs, ours) in enumerate(zip(data.classes, description.classes[first:], strict=True)):
-        if theirs != ours:
+        known = (description.num_classes or 0) - first
+        if len(data.classes) != known:
             raise DataError(
-                f"class {label} of the data is {theirs!r}, and of {origin} {ours!r}; name the classes as in training"
+                f"the data has {len(data.classes)} classes, and {origin} {known}; evaluate it on data of its own "
+                "classes"
             )
+        return data
+    classes = tuple(description.classes[first:])
+    unknown = [repr(name) for name in data.classes if name not in classes]
+    if unknown:
+        raise DataError(
+            f"the data has classes that {origin} has not: {first_few(unknown, 5)}; name the classes as in training"
+        )
+    return with_classes(data, classes)
+
+
+def _report_absent(metrics: Metrics, task: Task) -> None:
+    absent = [repr(each.name) for each in metrics.per_class if not each.occurrences]
+    if absent:
+        counted = "1 class is" if len(absent) == 1 else f"{len(absent)} classes are"
+        logger.warning("%s absent, without %s, and not averaged: %s", counted, task.counted, first_few(absent, 5))
 
 
 @contextmanager
