@@ -274,7 +274,7 @@ def test_a_model_is_evaluated_on_data_that_lacks_classes(
     rows = [(each.name, each.occurrences, math.isnan(each.score)) for each in metrics.per_class]
     assert rows == [("blue", 0, True), ("green", 0, True), ("red", 6 if part else 3, False)]
     assert per_class_rows(metrics)[0] == ("blue", "0", "absent")
-    assert caplog.messages[-1] == "2 classes are absent, without images, and not averaged: 'blue', 'green'"
+    assert caplog.messages[-1] == "2 classes are absent, without images: 'blue', 'green'"
 
 
 def test_a_model_of_unnamed_classes_is_evaluated_on_as_many(run: Run, tmp_path: Path) -> None:

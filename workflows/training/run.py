@@ -347,7 +347,7 @@ def _report_absent(metrics: Metrics, task: Task) -> None:
     absent = [repr(each.name) for each in metrics.per_class if not each.occurrences]
     if absent:
         counted = "1 class is" if len(absent) == 1 else f"{len(absent)} classes are"
-        logger.warning("%s absent, without %s, and not averaged: %s", counted, task.counted, first_few(absent, 5))
+        logger.warning("%s absent, without %s: %s", counted, task.counted, first_few(absent, 5))
 
 
 @contextmanager
