@@ -139,11 +139,13 @@ def evaluate_command(data: str, weights: str, model: str | None, as_json: bool, 
             {"class": name, task.counted: count, **{column: _or_null(columns[column][label]) for column in columns}}
             for label, (name, count, _) in enumerate(metrics.per_class)
         ]
-        scores = {name: _or_null(score) for name, score in metrics.scores.items()}
+        scores = {name: _or_null(score) for name, score in {**metrics.scores, **metrics.details}.items()}
         print_json({"scores": scores, "per_class": per_class})
         return
     _print_classes(metrics, task)
-    print_table(("measure", ">value"), [(n, f"{v:.4f}") for n, v in metrics.scores.items()])
+    print_table(
+        ("measure", ">value"), [(n, f"{v:.4f}") for n, v in (*metrics.scores.items(), *metrics.details.items())]
+    )
 
 
 def _or_null(score: float) -> float | None:

@@ -1,13 +1,20 @@
 """Scores of a detector: mean average precision of boxes and masks, over all classes and for each."""
 
+import json
 import math
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from support.detection_samples import SCENE, detection_task, evaluate, make_prediction, paint, random_pairs
+from faster_coco_eval import COCO, COCOeval_faster
+from support.detection_samples import CLASSES, SCENE, detection_task, evaluate, make_prediction, paint, random_pairs
 from torchmetrics.detection import MeanAveragePrecision
 
+from featuretap.workflows.training.reports import write_detections
+from featuretap.workflows.training.tasks.detection import DETAILS
 from featuretap.workflows.training.tasks.task import ClassScore
 
 
@@ -18,7 +25,8 @@ def test_perfect_predictions_have_a_score_of_1(offset: int) -> None:
     assert metrics.scores == {"mAP": 1, "mAP@0.5": 1, "mAP@0.75": 1}
     assert next(iter(metrics.scores)) == "mAP"
     assert metrics.per_class == (("red", 1, 1.0), ("green", 1, 1.0), ("blue", 1, 1.0))
-    assert metrics.confusion is None
+    assert metrics.confusion.tolist() == np.diag([1, 1, 1, 0]).tolist()
+    assert metrics.precisions.tolist() == np.ones((3, 101)).tolist()
 
 
 def test_labels_that_are_one_off_have_a_score_of_0() -> None:
@@ -60,6 +68,57 @@ def test_scores_equal_those_of_torchmetrics() -> None:
     assert [row.score for row in metrics.per_class] == pytest.approx(result["map_per_class"].tolist())
     assert 0 < metrics.scores["mAP"] < 1
     assert [row.occurrences for row in metrics.per_class] == [9, 6, 3]
+
+
+def test_details_are_the_rest_of_cocos_twelve_metrics() -> None:
+    pairs = random_pairs(12)
+    metrics = evaluate(detection_task(), *pairs)
+    metric = MeanAveragePrecision(backend="faster_coco_eval")
+    for (_, boxes), found in pairs:
+        target = {"boxes": torch.tensor(boxes.boxes), "labels": torch.tensor(boxes.labels)}
+        metric.update([{**found, "labels": found["labels"] - 1}], [target])
+    result = metric.compute()
+    assert len({**metrics.scores, **metrics.details}) == 12
+    expected = {name: float(result[key]) for name, key in DETAILS.items()}
+    assert metrics.details == pytest.approx(
+        {name: math.nan if value < 0 else value for name, value in expected.items()}, nan_ok=True
+    )
+
+
+def test_the_confusion_matrix_matches_objects_of_any_class() -> None:
+    """The red object is taken for green, the green one is missed, and blue is seen twice."""
+    scene = paint(*SCENE)
+    red, green, blue = (box for _, box in SCENE)
+    found = make_prediction((1, red, 0.9), (2, blue, 0.8), (2, blue, 0.7), (1, green, 0.2))
+    assert evaluate(detection_task(), (scene, found)).confusion.tolist() == [
+        [0, 1, 0, 0],
+        [0, 0, 0, 1],
+        [0, 0, 1, 0],
+        [0, 0, 1, 0],
+    ]
+
+
+def test_a_prediction_of_an_ignored_object_is_not_confused() -> None:
+    image, objects = paint(SCENE[0])
+    ignored = image, objects._replace(ignored=np.array([True]))
+    assert evaluate(detection_task(), (ignored, make_prediction((1, SCENE[0][1], 0.9)))).confusion.sum() == 0
+
+
+@pytest.mark.parametrize(("masks", "kind"), [(False, "bbox"), (True, "segm")])
+def test_written_predictions_have_the_same_scores_in_cocos_tools(tmp_path: Path, masks: bool, kind: str) -> None:
+    pairs = random_pairs(12, masks=masks)
+    metrics = evaluate(detection_task(masks=masks), *pairs)
+    samples: list[Any] = []
+    for number, ((image, _), _) in enumerate(pairs):
+        image.save(tmp_path / f"{number}.png")
+        samples.append(SimpleNamespace(name=str(tmp_path / f"{number}.png")))
+    write_detections(tmp_path, CLASSES, samples, metrics)
+    truth = COCO(str(tmp_path / "objects.json"))
+    evaluation = COCOeval_faster(truth, truth.loadRes(str(tmp_path / "predictions.json")), kind)
+    evaluation.run()
+    assert evaluation.stats[0] == pytest.approx(metrics.scores["mask mAP" if masks else "mAP"], abs=1e-6)
+    images = json.loads((tmp_path / "objects.json").read_text())["images"]
+    assert images[3] == {"id": 4, "file_name": str(tmp_path / "3.png"), "width": 90, "height": 60}
 
 
 def test_mask_map_equals_box_map_for_masks_that_fill_their_boxes() -> None:

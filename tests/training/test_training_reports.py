@@ -12,7 +12,7 @@ from support.pictures import has_colour, has_white_edges, read_pixels
 
 from featuretap.registry.errors import WeightsError
 from featuretap.specs.preprocessing import Preprocessing
-from featuretap.workflows.training.plots import draw_confusion, draw_curves
+from featuretap.workflows.training.plots import draw_confusion, draw_curves, draw_precision_recall
 from featuretap.workflows.training.reports import per_class_rows, write_per_class
 from featuretap.workflows.training.tasks.segmentation import SegmentationTask
 from featuretap.workflows.training.tasks.task import ClassScore, Metrics
@@ -186,3 +186,24 @@ def test_the_file_has_every_class(tmp_path: Path) -> None:
     )
     with path.open(encoding="utf-8", newline="") as file:
         assert float(list(csv.reader(file))[1][2]) == 1 / 3
+
+
+# Precision and recall.
+
+
+@pytest.mark.parametrize("count", [1, 3, 40])
+def test_precisions_of_any_number_of_classes_are_drawn_with_their_mean(count: int, tmp_path: Path) -> None:
+    precisions = np.linspace(1, 0, 101)[None].repeat(count, 0) ** np.arange(1, count + 1)[:, None]
+    draw_precision_recall(precisions, [f"class {label}" for label in range(count)], tmp_path / "plot.png")
+    page = read_pixels(tmp_path / "plot.png")
+    assert has_white_edges(page)
+    assert has_colour(page, (0, 0, 0)).any()
+
+
+def test_classes_without_objects_have_no_curve(tmp_path: Path) -> None:
+    precisions = np.array([np.linspace(1, 0, 101), np.full(101, nan)])
+    draw_precision_recall(precisions, ["cat", "dog"], tmp_path / "both.png")
+    draw_precision_recall(precisions[:1], ["cat"], tmp_path / "one.png")
+    assert (read_pixels(tmp_path / "both.png") == read_pixels(tmp_path / "one.png")).all()
+    draw_precision_recall(precisions[1:], ["dog"], tmp_path / "none.png")
+    assert has_white_edges(read_pixels(tmp_path / "none.png"))

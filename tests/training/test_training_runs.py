@@ -29,6 +29,7 @@ FILES = {
     "history.csv",
     "last.safetensors",
     "logs",
+    "metrics.json",
     "per-class.csv",
     "predictions.png",
     "resume.pt",
@@ -138,6 +139,7 @@ def test_evaluate_reports_the_scores_of_the_run(run: Run, finished: Result, data
     assert sum(row["images"] for row in said["per_class"]) == 6
     assert {path.name for path in (tmp_path / "judged").iterdir()} == {
         "confusion.png",
+        "metrics.json",
         "per-class.csv",
         "predictions.png",
     }

@@ -24,6 +24,12 @@ MAX_NAME = 28
 CURVES_SIZE = 11.0, 3.6
 """Inches; three panels side by side."""
 
+PRECISION_SIZE = 5.5, 4.2
+"""Inches."""
+
+MAX_CURVES = 10
+"""Classes up to which each has a name beside its curve."""
+
 NO_METRICS = frozenset({"epoch", "train_loss", "loss", "lr", "seconds", "images_per_second"})
 LOG_RATIO = 20.0
 """Ratio of the largest to the smallest learning rate from which the axis is logarithmic."""
@@ -136,4 +142,26 @@ def draw_confusion(confusion: NDArray[np.int64], classes: Sequence[str], path: P
             text = f"{100 * fraction:.0f}" if fraction >= 0.005 else "<1"
             colour = "white" if fraction > 0.3 else "black"
             axes.text(column, row, text, ha="center", va="center", color=colour, fontsize=8)
+    save_figure(figure, path)
+
+
+def draw_precision_recall(precisions: NDArray[np.float64], classes: Sequence[str], path: Path) -> None:
+    """Draw (K, 101) precisions of K classes at recalls from 0 to 1 as a PNG, their mean in black."""
+    figure = make_figure(*PRECISION_SIZE)
+    axes = figure.add_subplot()
+    recalls = np.linspace(0, 1, precisions.shape[1])
+    known = [place for place, row in enumerate(precisions) if not np.isnan(row).any()]
+    for place in known:
+        # Of more classes than that, a legend would hide the plot.
+        label = shorten_name(classes[place]) if len(known) <= MAX_CURVES else None
+        axes.plot(recalls, precisions[place], linewidth=1, alpha=0.8 if label else 0.3, label=label)
+    if known:
+        axes.plot(recalls, precisions[known].mean(0), color="black", linewidth=2, label="mean")
+        axes.legend(fontsize="small", framealpha=0.8)
+    axes.set_title("precision and recall at an IoU of 0.5")
+    axes.set_xlabel("recall")
+    axes.set_ylabel("precision")
+    axes.set_xlim(0, 1)
+    axes.set_ylim(0, 1.02)
+    axes.grid(alpha=0.3)
     save_figure(figure, path)

@@ -2,6 +2,7 @@
 
 import csv
 import io
+import json
 from collections.abc import Sequence
 from math import isnan
 from pathlib import Path
@@ -19,11 +20,11 @@ from featuretap.specs.class_names import class_names
 from featuretap.support.atomic_write import replace_files
 from featuretap.support.images import convert_mode, write_picture
 from featuretap.support.text import one_line
-from featuretap.workflows.datasets.data_set import Sample
+from featuretap.workflows.datasets.data_set import Sample, upright_size
 from featuretap.workflows.inference.drawing import draw_boxes, draw_classes, draw_text
 from featuretap.workflows.inference.predicting import predict_images
 from featuretap.workflows.inference.predictor import task_of
-from featuretap.workflows.training.plots import draw_confusion
+from featuretap.workflows.training.plots import draw_confusion, draw_precision_recall
 from featuretap.workflows.training.tasks.task import Metrics, Task
 
 CANDIDATES = 1000
@@ -171,11 +172,41 @@ def _fit(image: Image.Image, side: int) -> Image.Image:
 def write_evaluation(
     folder: Path, model: nn.Module, task: Task, classes: Sequence[str], samples: Sequence[Sample], metrics: Metrics
 ) -> None:
-    """Write `per-class.csv`, `confusion.png` where there is a matrix, and `predictions.png` into an existing folder."""
+    """Write `metrics.json`, `per-class.csv`, `predictions.png`, and plots of what there is into an existing folder."""
+    values = {name: None if isnan(value) else value for name, value in {**metrics.scores, **metrics.details}.items()}
+    replace_files({folder / "metrics.json": json.dumps(values, indent=2).encode()})
     write_per_class(metrics, task, folder / "per-class.csv")
     if metrics.confusion is not None:
-        draw_confusion(metrics.confusion, classes, folder / "confusion.png")
+        names = classes if len(metrics.confusion) == len(classes) else (*classes, "background")
+        draw_confusion(metrics.confusion, names, folder / "confusion.png")
+    if metrics.precisions is not None:
+        draw_precision_recall(metrics.precisions, classes, folder / "precision-recall.png")
     draw_predictions(model, samples, classes, folder / "predictions.png")
+
+
+def write_detections(folder: Path, classes: Sequence[str], samples: Sequence[Sample], metrics: Metrics) -> None:
+    """Write `predictions.json`, COCO's results, and `objects.json`, what they are compared with, of a detector.
+
+    Images and categories are numbered from 1 in both, in the order of the samples and the classes.
+    """
+    if metrics.detections is None:
+        return
+    objects = {
+        "images": [
+            dict(
+                zip(
+                    ("id", "file_name", "width", "height"),
+                    (number, sample.name, *upright_size(sample.name)),
+                    strict=True,
+                )
+            )
+            for number, sample in enumerate(samples, 1)
+        ],
+        "categories": [{"id": number, "name": name} for number, name in enumerate(classes, 1)],
+        "annotations": metrics.detections.objects,
+    }
+    contents = {"predictions.json": metrics.detections.predictions, "objects.json": objects}
+    replace_files({folder / name: json.dumps(content).encode() for name, content in contents.items()})
 
 
 def per_class_rows(metrics: Metrics) -> list[tuple[str, ...]]:

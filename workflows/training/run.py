@@ -50,7 +50,7 @@ from featuretap.workflows.training.optimisation import (
     set_norm_momentum,
 )
 from featuretap.workflows.training.plots import draw_curves
-from featuretap.workflows.training.reports import write_evaluation
+from featuretap.workflows.training.reports import write_detections, write_evaluation
 from featuretap.workflows.training.tasks.task import Metrics, Task
 
 __all__ = ["Part", "Result", "evaluate", "train"]
@@ -251,6 +251,8 @@ def _run_epochs(
             progress.best, progress.metrics = epoch + 1, metrics
         accelerator.log({name: value for name, value in row.items() if name != "epoch"}, step=epoch + 1)
         if is_main:
+            if better:
+                write_detections(folder, data.classes, data.val, metrics)
             run_folder.save_epoch(folder, trainer, progress, better=better)
             log(format_epoch(row, configuration.epochs))
         accelerator.wait_for_everyone()
@@ -320,6 +322,7 @@ def evaluate(
     if is_main:
         _report_absent(metrics, task)
     if out is not None and is_main:
+        write_detections(out, data.classes, samples, metrics)
         write_evaluation(out, model.cpu(), task, data.classes, samples, metrics)
     return metrics, task, is_main
 

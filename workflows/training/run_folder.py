@@ -217,6 +217,8 @@ def save_epoch(folder: Path, trainer: Trainer, progress: Progress, *, better: bo
             "per_class": per_class,
             "confusion": confusion,
             "class_columns": columns,
+            "details": dict(metrics.details),
+            "precisions": None if metrics.precisions is None else torch.from_numpy(metrics.precisions),
         }
     state = {
         "identity": dict(progress.identity),
@@ -254,7 +256,15 @@ def read_progress(
             confusion = None if table["confusion"] is None else table["confusion"].numpy()
             per_class = tuple(ClassScore(*score) for score in table["per_class"])
             # Runs of earlier versions have no further columns.
-            metrics = Metrics(table["scores"], per_class, confusion, table.get("class_columns", {}))
+            curves = table.get("precisions")
+            metrics = Metrics(
+                table["scores"],
+                per_class,
+                confusion,
+                table.get("class_columns", {}),
+                table.get("details", {}),
+                None if curves is None else curves.numpy(),
+            )
         progress = Progress(state["identity"], state["history"], state["best"], metrics)
         states = dict(state["parts"])
         known = {FORMER_KEYS.get(name, name): value for name, value in progress.identity.items()}

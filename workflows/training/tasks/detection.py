@@ -6,6 +6,7 @@ from functools import partial
 from math import nan, sqrt
 from typing import Any, cast
 
+import numpy as np
 import torch
 import torch.distributed
 from PIL import Image
@@ -18,13 +19,30 @@ from featuretap.models.transforms import compose, normalise
 from featuretap.specs import HeadSpec
 from featuretap.support.errors import OptionError
 from featuretap.workflows.datasets.data_set import Boxes
-from featuretap.workflows.training.tasks.task import ClassScore, Evaluator, Metrics, Task, Transform
+from featuretap.workflows.training.tasks.coco_results import count_confusions, list_objects, list_predictions
+from featuretap.workflows.training.tasks.task import ClassScore, Detections, Evaluator, Metrics, Task, Transform
 
 Target = dict[str, Tensor]
 Prepare = Callable[[Image.Image], Tensor]
 
 MAX_ASPECT = 1333 / 800
 """Longest side of an image, as a multiple of the shortest: the default of torchvision's detectors."""
+
+RECALLS = 101
+"""Recalls, from 0 to 1, at which COCO's metric reads the precision."""
+
+DETAILS = {
+    "mAP small": "map_small",
+    "mAP medium": "map_medium",
+    "mAP large": "map_large",
+    "AR@1": "mar_1",
+    "AR@10": "mar_10",
+    "AR@100": "mar_100",
+    "AR small": "mar_small",
+    "AR medium": "mar_medium",
+    "AR large": "mar_large",
+}
+"""Those of COCO's twelve metrics that are not scores of every epoch → torchmetrics' names."""
 
 MASK_THRESHOLD = 0.5
 """Of the probability that a pixel is of the object, as in Mask R-CNN (arXiv 1703.06870, section 3.1)."""
@@ -141,7 +159,7 @@ class _Evaluator:
         self._metric.update([self._prediction(output) for output in outputs], [_on_cpu(target) for target in targets])
 
     def compute(self) -> Metrics:
-        metric = self._gather()
+        metric, ids = self._gather()
         result = metric.compute()
         boxes = "bbox_" if self._task.masks else ""
         keys = {"mAP": f"{boxes}map", "mAP@0.5": f"{boxes}map_50", "mAP@0.75": f"{boxes}map_75"}
@@ -149,13 +167,29 @@ class _Evaluator:
             keys["mask mAP"] = "segm_map"
         # Metrics squeeze what has one element, and without a single image there is no result by class.
         labels = result["classes"].reshape(-1).tolist()
-        precisions = dict(zip(labels, result[f"{boxes}map_per_class"].reshape(-1), strict=True)) if labels else {}
-        counts = self._count_objects(metric)
+        averages = dict(zip(labels, result[f"{boxes}map_per_class"].reshape(-1), strict=True)) if labels else {}
+        counts, first = self._count_objects(metric), self._task.first_label
         per_class = tuple(
-            ClassScore(name, int(counts[label]), _score(precisions.get(label, -1)))
-            for label, name in enumerate(self._task.classes, self._task.first_label)
+            ClassScore(name, int(counts[label]), _score(averages.get(label, -1)))
+            for label, name in enumerate(self._task.classes, first)
         )
-        return Metrics({name: _score(result[key]) for name, key in keys.items()}, per_class)
+        details = {f"mask {name}": f"segm_{key}" for name, key in DETAILS.items()} if self._task.masks else {}
+        details = {**{name: f"{boxes}{key}" for name, key in DETAILS.items()}, **details}
+        # At an IoU of 0.5, for objects of any size, and with up to 100 boxes in an image.
+        curves = result[f"{boxes}precision"][0, :, :, 0, -1].T if labels else []
+        known = dict(zip(labels, curves, strict=True))
+        missing = torch.full((RECALLS,), -1.0)
+        precisions = torch.stack([known.get(label, missing) for label in range(first, first + len(per_class))]).numpy()
+        return Metrics(
+            {name: _score(result[key]) for name, key in keys.items()},
+            per_class,
+            count_confusions(metric.metric_state, first, len(per_class)),
+            details={name: _score(result[key]) for name, key in details.items()},
+            precisions=np.where(precisions < 0, nan, precisions).astype(np.float64),
+            detections=Detections(
+                list_predictions(metric.metric_state, ids, first), list_objects(metric.metric_state, ids, first)
+            ),
+        )
 
     def _count_objects(self, metric: MeanAveragePrecision) -> Tensor:
         """Return the number of objects of each of the model's labels, without ignored ones."""
@@ -174,7 +208,7 @@ class _Evaluator:
     def _empty_metric(self) -> MeanAveragePrecision:
         kinds: Any = ("bbox", "segm") if self._task.masks else "bbox"
         metric = MeanAveragePrecision(
-            iou_type=kinds, class_metrics=True, backend="faster_coco_eval", sync_on_compute=False
+            iou_type=kinds, class_metrics=True, extended_summary=True, backend="faster_coco_eval", sync_on_compute=False
         )
         # SSDLite and RetinaNet return up to 300 boxes; COCO's metric uses the best 100.
         metric.warn_on_many_detections = False
@@ -182,8 +216,8 @@ class _Evaluator:
         metric.update([], [])
         return metric
 
-    def _gather(self) -> MeanAveragePrecision:
-        """Return a metric with the states of all processes."""
+    def _gather(self) -> tuple[MeanAveragePrecision, list[int]]:
+        """Return a metric with the states of all processes, and the number of each of its images, from 1."""
         # torchmetrics gathers them tensor by tensor, and waits forever where processes have unequal numbers of images.
         parts: list[Mapping[str, Any]] = [self._metric.metric_state]
         if torch.distributed.is_available() and torch.distributed.is_initialized():
@@ -192,7 +226,11 @@ class _Evaluator:
         gathered = self._empty_metric()
         for name in self._metric.metric_state:
             setattr(gathered, name, [entry for part in parts for entry in part[name]])
-        return gathered
+        # Process p evaluates every nth image from p on.
+        places = [
+            (place, number) for number, part in enumerate(parts) for place in range(len(part["detection_labels"]))
+        ]
+        return gathered, [place * len(parts) + number + 1 for place, number in places]
 
 
 def _on_cpu(tensors: Target) -> Target:

@@ -27,6 +27,13 @@ class ClassScore(NamedTuple):
     score: float
 
 
+class Detections(NamedTuple):
+    """Predictions and objects as COCO's results and annotations; images and categories count from 1."""
+
+    predictions: list[dict[str, Any]]
+    objects: list[dict[str, Any]]
+
+
 @dataclass(frozen=True)
 class Metrics:
     """Metrics of the predictions for a part of a data set.
@@ -35,13 +42,20 @@ class Metrics:
         scores: metric → value from 0 to 1; the first is `deciding_score`.
         per_class: in the order of the data set's classes.
         class_columns: further metric → its value for each class, in the same order.
-        confusion: (classes, classes), counts by true class (row) and predicted class (column); None for detection.
+        confusion: (classes, classes), counts by true class (row) and predicted class (column). Detection has one more
+            of each, for the background.
+        details: further metrics, which are reported once and not for every epoch.
+        precisions: (classes, 101), of detection at recalls from 0 to 1 and an IoU of 0.5; NaN without objects.
+        detections: predictions and objects of detection.
     """
 
     scores: Mapping[str, float]
     per_class: tuple[ClassScore, ...]
     confusion: NDArray[np.int64] | None = None
     class_columns: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
+    details: Mapping[str, float] = field(default_factory=dict)
+    precisions: NDArray[np.float64] | None = None
+    detections: Detections | None = None
 
     @property
     def deciding_score(self) -> float:
