@@ -118,7 +118,11 @@ def test_every_task_trains_evaluates_predicts_and_resumes(
     said = registry.load(weights).description
     assert isinstance(said, Description)
     assert (said.head, said.classes) == (head, classes)
-    assert {"predictions.png", "curves.png", "per-class.csv", "history.csv"} <= {path.name for path in out.iterdir()}
+    assert {"predictions.png", "curves.png", "per-class.csv", "history.csv", "metrics.json"} <= {
+        path.name for path in out.iterdir()
+    }
+    detections = {"predictions.json", "objects.json", "precision-recall.png", "confusion.png"}
+    assert (detections <= {path.name for path in out.iterdir()}) is (measure == "mAP")
 
     judged = json.loads(run("evaluate", folder, "--weights", weights, "--json").out)
     assert next(iter(judged["scores"])) == measure
