@@ -97,7 +97,7 @@ def test_a_view_is_in_the_address_and_comes_back_from_it(opened: Opener) -> None
     page.get_by_role("button", name="Sort by top-1 accuracy").click()
     page.get_by_role("button", name="Sort by top-1 accuracy").click()
     before, url = shown(page), page.evaluate("location.href")
-    assert len(before) == 4
+    assert len(before) == 7
     assert url.endswith("#q=large&licence=Apache-2.0&macs=500&weights=1&sort=-accuracy")
 
     page.reload()

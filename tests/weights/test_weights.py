@@ -265,15 +265,15 @@ def test_code_in_a_pickle_is_not_run(registry: Registry, tmp_path: Path, capsys:
         lambda path: path.write_bytes(pickle.dumps(Malicious(), protocol=2)),
     ):
         write(tmp_path / "file.pth")
-        with pytest.raises(WeightsError, match="is no file of weights that can be read safely"):
+        with pytest.raises(WeightsError, match=r"holds builtins\.print, and reading that can run code"):
             registry.build("mobilenet_v2", pretrained=tmp_path / "file.pth")
     assert "never run" not in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("content", [{}, [torch.zeros(1)], {"model": {"a": torch.zeros(1)}}])
+@pytest.mark.parametrize("content", [{}, [torch.zeros(1)], {"model": {}}])
 def test_checkpoints_that_are_not_a_state_dict_are_refused(registry: Registry, tmp_path: Path, content: object) -> None:
     torch.save(content, tmp_path / "file.pth")
-    with pytest.raises(WeightsError, match=r"save model.state_dict\(\), not the model"):
+    with pytest.raises(WeightsError, match=r"; save (model\.state_dict\(\), not the model|a dictionary of tensors)"):
         registry.build("mobilenet_v2", pretrained=tmp_path / "file.pth")
 
 
