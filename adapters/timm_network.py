@@ -143,6 +143,9 @@ class TimmNetwork(nn.Module):
             self.stages = self.stages[: last + 1]
             self.num_features = self.feature_info[last]["num_chs"]
             self.head.hidden = self.head.norm = self.head.activation = nn.Identity()
+            # Some families' dropout scales the hidden layer, which is gone.
+            rate: Any = self.head.dropout.p
+            self.head.dropout = nn.Dropout(rate).train(self.training)
             self.head_hidden_size = self._head_channels()
             self.reset_classifier(0, "")
         return selected

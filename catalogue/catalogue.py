@@ -104,6 +104,9 @@ class Catalogue:
                 slash only: "timm/*".
         """
         self._load()
+        return self._match_backbones(pattern)
+
+    def _match_backbones(self, pattern: str) -> list[str]:
         known = {*self._backbones.names, *self._deferred.values()}
         for plugin in self._plugins if "/" in pattern else ():
             try:
@@ -311,7 +314,7 @@ class Catalogue:
         if family and not any(known.replace("_", "").startswith(family) for known in names):
             return f"; the plugin {EXAMPLES[family]} provides it: pip install examples/{EXAMPLES[family]}"
         near = self._backbones.nearest(name) or did_you_mean(name, self._deferred, self._deferred)
-        others = [] if near or set(name) & {"/", ":"} else self.list_backbones(f"*/{escape(name)}")
+        others = [] if near or set(name) & {"/", ":"} else self._match_backbones(f"*/{escape(name)}")
         return f"; did you mean {' or '.join(map(repr, others))}?" if others else near
 
     def _find_in(self, index: NameIndex[Named], name: str) -> Named:

@@ -87,17 +87,23 @@ def _named(ctx: click.Context) -> str:
     return name
 
 
+def _writable_layouts() -> list[str]:
+    """Return the layouts that files can be written in."""
+    from featuretap.weights.layouts import layout_for
+
+    having = {
+        layout: spec for spec in map(registry.default.backbone, registry.list_backbones()) for layout in spec.layouts
+    }
+    return sorted({"featuretap", *(layout for layout, spec in having.items() if layout_for(spec, layout).writable)})
+
+
 backbones = _complete(lambda ctx: registry.list_backbones())
 backbones_or_files = _complete(lambda ctx: registry.list_backbones(), "file")
 backbones_or_heads = _complete(
     lambda ctx: registry.list_heads() if ctx.params.get("heads") else registry.list_backbones()
 )
 heads = _complete(lambda ctx: registry.list_heads())
-layouts = _complete(
-    lambda ctx: sorted(
-        {"featuretap"}.union(*(registry.default.backbone(name).layouts for name in registry.list_backbones()))
-    )
-)
+layouts = _complete(lambda ctx: _writable_layouts())
 runtimes = _complete(lambda ctx: [*RESERVED, *registry.list_runtimes()])
 plugins = _complete(
     lambda ctx: sorted({name for plugin in registry.default.plugins for name in (plugin.distribution, plugin.name)})

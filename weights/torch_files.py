@@ -31,6 +31,9 @@ SKIPPED = (
 )
 """What training scripts store beside the tensors; none of it is imported, created or called."""
 
+PROGRAM = "/code/"
+"""Folder of a TorchScript program in its archive, whose files are compressed."""
+
 FOLDER = 0x10
 """Attribute of a folder in an archive. PyTorch reads uninitialised memory where a tensor has it."""
 
@@ -136,11 +139,6 @@ def _refused_name(error: Exception) -> str:
 def _refusal(path: Path, error: Exception) -> WeightsError:
     if name := _refused_name(error):
         return WeightsError(f"{str(path)!r} holds {name}, and reading that can run code; {ADVICE}")
-    if "TorchScript" in str(error):
-        return WeightsError(
-            f"{str(path)!r} is a TorchScript program; save its weights: "
-            "torch.save(torch.jit.load(path).state_dict(), 'weights.pth')"
-        )
     return WeightsError(
         f"{str(path)!r} is no file of weights that can be read safely; give a .safetensors file, or a .pth "
         "file that holds a state dict"
@@ -163,6 +161,11 @@ def _check_archive(path: Path) -> None:
         raise WeightsError(
             f"{str(path)!r} is an archive with {folder!r} as a folder, which PyTorch never writes; get it again from "
             "where it comes from"
+        )
+    if any(PROGRAM in entry.filename for entry in entries):
+        raise WeightsError(
+            f"{str(path)!r} is a TorchScript program; save its weights: "
+            "torch.save(torch.jit.load(path).state_dict(), 'weights.pth')"
         )
     unpacked = sum(entry.file_size for entry in entries)
     if unpacked > size:

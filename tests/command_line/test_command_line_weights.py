@@ -155,7 +155,7 @@ def test_bad_input_is_a_one_line_error(run: Run, tmp_path: Path, classifier: Pat
     refused(
         run("convert", classifier, tmp_path / "b.safetensors", "--layout", "caffe"),
         "cannot save 'mobilenet_v2_050' with in_channels=1 for caffe: the layout 'caffe' is not one that "
-        "'mobilenet_v2_050' is known in; it has featuretap, torchvision, timm",
+        "'mobilenet_v2_050' is known in; it has featuretap, torchvision, timm, tensorflow",
     )
     refused(
         run("save", "mobilenet_v9", tmp_path / "b.safetensors"),

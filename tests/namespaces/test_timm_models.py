@@ -24,7 +24,7 @@ from featuretap.registry.errors import OptionError
 
 
 def test_every_backbone_is_registered_with_a_full_and_with_a_reduced_tail() -> None:
-    assert len(NAMES) == 36
+    assert len(NAMES) == 48
     assert sorted(timm.list_models("featuretap_*")) == sorted(NAMES)
     assert sorted(timm.list_models(module="timm")) == sorted(NAMES)
 
@@ -155,7 +155,7 @@ def test_a_new_classifier_has_the_device_dtype_and_mode_of_the_model() -> None:
 @pytest.mark.parametrize("name", SOME)
 def test_global_pool_selects_the_pooling(name: str) -> None:
     model = random_model(name, num_classes=0)
-    model.head.hidden = model.head.norm = model.head.activation = nn.Identity()
+    model.head.hidden = model.head.norm = model.head.activation = model.head.dropout = nn.Identity()
     features = torch.randn(2, model.num_features, 3, 5, dtype=torch.float64)
     mean, largest = features.mean((2, 3)), features.amax((2, 3))
     for kind, expected in {"avg": mean, "max": largest, "avgmax": (mean + largest) / 2, "": features}.items():

