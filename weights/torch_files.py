@@ -31,6 +31,9 @@ SKIPPED = (
 )
 """What training scripts store beside the tensors; none of it is imported, created or called."""
 
+ARCHIVE = b"PK\x03\x04"
+"""First bytes of an archive, by which PyTorch knows its format."""
+
 PROGRAM = "/code/"
 """Folder of a TorchScript program in its archive, whose files are compressed."""
 
@@ -147,15 +150,17 @@ def _refusal(path: Path, error: Exception) -> WeightsError:
 
 def _check_archive(path: Path) -> None:
     """Refuse an archive with folders, or that unpacks to more than its size; PyTorch stores uncompressed files only."""
-    if not zipfile.is_zipfile(path):
-        return
+    with path.open("rb") as file:
+        if file.read(len(ARCHIVE)) != ARCHIVE:
+            # The format of old versions, a pickle.
+            return
     size = path.stat().st_size
     try:
         with zipfile.ZipFile(path) as archive:
             entries = archive.infolist()
-    except (zipfile.BadZipFile, ValueError, NotImplementedError):
-        # PyTorch's own reader decides.
-        return
+    except (zipfile.BadZipFile, ValueError, NotImplementedError) as error:
+        # PyTorch's own reader may accept what this one does not, and it has to be checked first.
+        raise _refusal(path, error) from error
     folder = next((entry.filename for entry in entries if entry.is_dir() or entry.external_attr & FOLDER), "")
     if folder:
         raise WeightsError(

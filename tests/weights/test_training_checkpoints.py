@@ -254,6 +254,19 @@ def test_a_torchscript_program_is_refused_with_how_to_save_its_weights(registry:
     )
 
 
+def test_an_archive_that_python_cannot_open_is_refused(registry: Registry, tmp_path: Path) -> None:
+    path = tmp_path / "disks.pth"
+    torch.save({"a": torch.zeros(1)}, path)
+    content = bytearray(path.read_bytes())
+    locator = content.rfind(b"PK\x06\x07")
+    # The number of disks that the archive is on.
+    content[locator + 16] = 3
+    path.write_bytes(content)
+    with pytest.raises(WeightsError) as error:
+        registry.load(path)
+    assert str(error.value).startswith(f"'{path}' is no file of weights that can be read safely; give a ")
+
+
 def test_an_archive_that_unpacks_to_more_than_its_size_is_refused(registry: Registry, tmp_path: Path) -> None:
     path = tmp_path / "bomb.pth"
     torch.save({"a": torch.zeros(100_000)}, tmp_path / "plain.pth")
