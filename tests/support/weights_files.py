@@ -50,7 +50,9 @@ def refusal(registry: Registry, path: Path) -> str:
 
 
 def bits(tensor: torch.Tensor) -> bytes:
-    return tensor.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+    # A single value may have any stride, and is contiguous with it.
+    values = tensor.clone(memory_format=torch.contiguous_format)
+    return values.reshape(-1).view(torch.uint8).numpy().tobytes()
 
 
 def torch_saved(content: object, *, legacy: bool = False) -> bytes:
