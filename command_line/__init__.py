@@ -119,7 +119,7 @@ def phrase(error: FeaturetapError) -> str:
     if error.hint is None:
         return str(error)
     reference = TYPED.get(error.hint.reference, error.hint.reference)
-    return f"{error.problem}; {replace(error.hint, reference=reference)}"
+    return str(FeaturetapError(error.problem, hint=replace(error.hint, reference=reference)))
 
 
 def _fail(message: str) -> None:

@@ -55,19 +55,24 @@ LONGEST = 1000
 """Characters of a message. Values and other libraries' messages, which are a part of some, can be of any length."""
 
 
+def _shorten(text: str, room: int) -> str:
+    return text if len(text) <= room else f"{text[: room - room // 3 - 3]} … {text[-(room // 3) :]}"
+
+
 class FeaturetapError(Exception):
     """Base of every error that featuretap raises on purpose.
 
     Args:
-        problem: what was asked, and what is wrong; its middle is left out where the message would be too long.
-        hint: what to do about it; the message ends with it.
+        problem: what was asked, and what is wrong.
+        hint: what to do about it; the message ends with it. The middle of both is left out where the message would be
+            longer than `LONGEST`.
     """
 
     def __init__(self, problem: str = "", *, hint: Hint | None = None) -> None:
-        room = LONGEST - (len(f"; {hint}") if hint else 0)
-        if len(problem) > room:
-            problem = f"{problem[: room - room // 3 - 3]} … {problem[-(room // 3) :]}"
-        super().__init__(f"{problem}; {hint}" if hint else problem)
+        # Either part may hold a path of any length.
+        advice = _shorten(f"; {hint}", LONGEST * 2 // 3) if hint else ""
+        problem = _shorten(problem, LONGEST - len(advice))
+        super().__init__(problem + advice)
         self.problem = problem
         self.hint = hint
 

@@ -13,6 +13,7 @@ import timm
 import torch
 from support.namespaces import maps_of
 
+from featuretap.plugins.namespaces import registered_names
 from featuretap.registry import Registry
 from featuretap.registry.errors import (
     CatalogueError,
@@ -181,3 +182,11 @@ def test_a_users_variant_cannot_be_named_in_an_open_namespace(configured: Callab
         "backbones.timm/resnet18 has a name 'timm/resnet18' with a slash, which names in open namespaces have; choose "
         "another"
     )
+
+
+def test_suggestions_know_exactly_the_models_that_the_libraries_register() -> None:
+    # They are read from the libraries' source, which may be written in another way one day.
+    assert registered_names("timm") == set(timm.list_models())
+    listed = {name.removeprefix("torchvision/") for name in Registry().list_backbones("torchvision/*")}
+    assert registered_names("torchvision") == listed
+    assert registered_names("no_such_library") == set()

@@ -16,6 +16,15 @@ def test_a_long_problem_keeps_its_beginning_its_end_and_its_hint(hint: Hint | No
     assert str(error).endswith("x; its end; give pretrained=" if hint else "x; its end")
 
 
+@pytest.mark.parametrize("length", [10, 500, 5000])
+def test_a_long_hint_is_shortened_too(length: int) -> None:
+    error = FeaturetapError("x" * length, hint=Hint("run", f"convert {'y' * 5000}.pth"))
+    assert len(str(error)) <= LONGEST
+    assert str(error).startswith("xxx")
+    assert "; run convert yyy" in str(error)
+    assert str(error).endswith("yyy.pth")
+
+
 def test_a_problem_that_fits_is_not_changed() -> None:
     assert str(FeaturetapError("x" * LONGEST)) == "x" * LONGEST
 

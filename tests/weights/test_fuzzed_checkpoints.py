@@ -23,6 +23,7 @@ import torch
 from hypothesis import event, given, settings
 from hypothesis import strategies as st
 from hypothesis.configuration import set_hypothesis_home_dir
+from support.damage import damaged
 from support.weights_files import bits
 
 from featuretap.registry.errors import WeightsError
@@ -98,33 +99,6 @@ PIECES = [
     ),
     *(b"h\x00", b"h\x01", b"X\xff\xff\xff\xff", b")\x81", b"}b", b"X\x05\x00\x00\x00model", b"K\x00K\x00\x86"),
 ]
-
-
-@st.composite
-def damaged(draw: st.DrawFn, content: bytes, opcodes: list[bytes], pieces: list[bytes]) -> bytes:
-    """Bytes flipped or exchanged, pieces inserted, repeated, moved or cut out, or the end cut off."""
-    changed = bytearray(content)
-    for _ in range(draw(st.sampled_from([0, 1, 1, 1, 2, 3]))):
-        if not changed:
-            break
-        at, length = draw(st.integers(0, len(changed) - 1)), draw(st.integers(1, 12))
-        kind = draw(st.sampled_from([*["flip"] * 4, "opcode", "piece", "repeat", "move", "delete", "truncate"]))
-        if kind == "flip":
-            changed[at] ^= draw(st.integers(1, 255))
-        elif kind == "opcode":
-            changed[at : at + 1] = draw(st.sampled_from(opcodes))
-        elif kind == "piece":
-            changed[at:at] = draw(st.sampled_from(pieces))
-        elif kind == "repeat":
-            changed[at:at] = changed[at : at + length]
-        elif kind == "move":
-            to = draw(st.integers(0, len(changed) - 1))
-            changed[to : to + length] = changed[at : at + length]
-        elif kind == "delete":
-            del changed[at : at + length]
-        else:
-            del changed[at:]
-    return bytes(changed)
 
 
 @st.composite

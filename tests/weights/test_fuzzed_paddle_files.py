@@ -16,6 +16,7 @@ import pytest
 from hypothesis import event, given, settings
 from hypothesis import strategies as st
 from hypothesis.configuration import set_hypothesis_home_dir
+from support.damage import damaged
 from support.paddle_models import NAME_TABLE
 
 from featuretap.registry.errors import WeightsError
@@ -62,33 +63,11 @@ def sound(draw: st.DrawFn) -> bytes:
 
 
 @st.composite
-def damaged(draw: st.DrawFn) -> bytes:
-    """A file with bytes flipped, opcodes exchanged, pieces inserted, repeated or cut out, or its end cut off."""
+def files(draw: st.DrawFn) -> bytes:
+    """A damaged file, or a few bytes of anything."""
     if draw(st.integers(0, 29)) == 0:
         return draw(st.binary(max_size=100))
-    content = bytearray(draw(sound()))
-    for _ in range(draw(st.sampled_from([0, 1, 1, 1, 2, 3]))):
-        if not content:
-            break
-        at = draw(st.integers(0, len(content) - 1))
-        length = draw(st.integers(1, 12))
-        kind = draw(st.sampled_from([*["flip"] * 4, "opcode", "piece", "repeat", "move", "delete", "truncate"]))
-        if kind == "flip":
-            content[at] ^= draw(st.integers(1, 255))
-        elif kind == "opcode":
-            content[at : at + 1] = draw(st.sampled_from(OPCODES))
-        elif kind == "piece":
-            content[at:at] = draw(st.sampled_from(PIECES))
-        elif kind == "repeat":
-            content[at:at] = content[at : at + length]
-        elif kind == "move":
-            to = draw(st.integers(0, len(content) - 1))
-            content[to : to + length] = content[at : at + length]
-        elif kind == "delete":
-            del content[at : at + length]
-        else:
-            del content[at:]
-    return bytes(content)
+    return draw(damaged(draw(sound()), OPCODES, PIECES))
 
 
 @pytest.fixture(scope="module")
@@ -97,7 +76,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @settings(max_examples=EXAMPLES, derandomize=ASKED is None, deadline=None, database=None)
-@given(content=damaged())
+@given(content=files())
 def test_damaged_files_are_read_as_pythons_unpickler_reads_them_or_refused(folder: Path, content: bytes) -> None:
     path = folder / "damaged.pdparams"
     path.write_bytes(content)
