@@ -1,4 +1,4 @@
-"""PaddleClas's names for the tensors of its MobileNetV3s. No torch, and no Paddle.
+"""PaddleClas's names for the tensors of its MobileNetV3s.
 
 Those of `ppcls/arch/backbone/legendary_models/mobilenet_v3.py`, which also holds for the files that PaddleClas
 publishes. Paddle's linear weights are (in, out), and its batch norms count no batches.

@@ -1,4 +1,4 @@
-"""TF-slim's names for the tensors of MobileNetV1, V2 and V3 (tensorflow/models, `research/slim/nets`). No TensorFlow.
+"""TF-slim's names for the tensors of MobileNetV1, V2 and V3 (tensorflow/models, `research/slim/nets`).
 
 Kernels are in PyTorch's order under these names, as `featuretap.weights.tensorflow_variables` returns them. Files of
 this layout are read, and not written.

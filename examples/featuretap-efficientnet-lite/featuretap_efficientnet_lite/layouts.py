@@ -1,4 +1,4 @@
-"""Other libraries' names for the tensors of EfficientNet-Lite. No torch, and none of the libraries."""
+"""Other libraries' names for the tensors of EfficientNet-Lite."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the distribution adds to featuretap: the backbones and weights of its `registry.toml`. No torch."""
+"""What the distribution adds to featuretap: the backbones and weights of its `registry.toml`."""
 
 from __future__ import annotations
 

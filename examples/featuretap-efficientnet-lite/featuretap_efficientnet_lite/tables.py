@@ -1,4 +1,4 @@
-"""EfficientNet-Lite0 to Lite4: EfficientNets (arXiv 1905.11946, table 1) for fixed-point hardware. No torch.
+"""EfficientNet-Lite0 to Lite4: EfficientNets (arXiv 1905.11946, table 1) for fixed-point hardware.
 
 They have no squeeze-excite, and ReLU6 in place of swish; the stem and the last convolution have the same channels in
 all of them. Multipliers, dropout, and epsilon and momentum of batch norm are those of the reference code
