@@ -25,17 +25,12 @@ from featuretap.catalogue.addresses import (
 )
 from featuretap.catalogue.hookspecs import WeightsEntry
 from featuretap.support.atomic_write import replace_files
+from featuretap.support.downloading import download
 from featuretap.support.errors import Hint, WeightsError
 from featuretap.support.extras import check_modules
 from featuretap.support.text import one_line
-from featuretap.support.version import __version__
 from featuretap.weights import hub
 from featuretap.weights.packages import find_in_distribution, install_command
-
-MEGABYTE = 1_000_000
-
-TIMEOUT = 60
-"""Seconds to wait for a server's answer."""
 
 
 def find_or_download(entry: WeightsEntry, known: Sequence[WeightsEntry], mirrors: Mapping[str, str]) -> Path:
@@ -163,23 +158,11 @@ def _fetch(address: str, digest: str, mirrors: Mapping[str, str]) -> Path:
 
 
 def _download(address: str, path: Path, digest: str) -> None:
-    # Only downloads need what knows HTTP, and the library that draws the bar.
-    from urllib.request import Request, urlopen
-
-    from featuretap.support.progress import bar
-
-    content = bytearray()
-    request = Request(address, headers={"User-Agent": f"featuretap/{__version__}"})
-    with urlopen(request, timeout=TIMEOUT) as answer:
-        total = int(answer.headers.get("Content-Length") or 0)
-        with bar(f"{path.name} (MB)", -(-total // MEGABYTE), shown=True) as advance:
-            while chunk := answer.read(MEGABYTE):
-                content += chunk
-                advance()
+    content = download(address, label=path.name)
     found = hashlib.sha256(content).hexdigest()
     if not found.startswith(digest):
         raise ValueError(f"invalid hash value (expected {digest!r}, got {found!r})")
-    replace_files({path: bytes(content)})
+    replace_files({path: content})
 
 
 def _cache_path(url: str, digest: str) -> Path:

@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 
 from featuretap.registry.errors import DataError, ImageError
+from featuretap.support import downloading
 from featuretap.workflows.inference import sources
 from featuretap.workflows.inference.sources import ImageSource, find_sources, picture_paths, read_ahead, read_source
 
@@ -196,10 +197,10 @@ def test_downloads_are_limited_in_size(site: Site, monkeypatch: pytest.MonkeyPat
 
 
 def test_a_server_that_does_not_answer_is_named(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sources, "TIMEOUT", 0.2)
+    monkeypatch.setattr(downloading, "SILENCE", 0.2)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         address = f"http://127.0.0.1:{silent.getsockname()[1]}/x.png"
-        assert refusal(address) == f"cannot download '{address}': timed out"
+        assert refusal(address) == f"cannot download '{address}': the server sent nothing for 0.2 s"
     assert refusal(address) == f"cannot download '{address}': Connection refused"
 
 

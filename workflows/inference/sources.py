@@ -10,17 +10,14 @@ from urllib.parse import unquote
 
 from PIL import Image
 
+from featuretap.support.downloading import download
 from featuretap.support.errors import DataError, ImageError
 from featuretap.support.image_files import find_images
 from featuretap.support.images import decode_image, read_image
 from featuretap.support.threads import map_ahead
-from featuretap.support.version import __version__
 
 MAXIMUM_BYTES = 100_000_000
 """Of an image that is downloaded."""
-
-TIMEOUT = 30
-"""Seconds without an answer of the server."""
 
 READERS = 4
 """Threads that read images; decoding releases Python's lock."""
@@ -103,17 +100,13 @@ def _download(address: str) -> bytes:
     # Importing what knows HTTP takes 5 % of the time of predicting a file.
     from http.client import HTTPException
     from urllib.error import HTTPError
-    from urllib.request import Request, urlopen
 
     from featuretap.weights.downloads import offline
 
     if offline():
         raise ImageError(f"cannot download {address!r}: FEATURETAP_OFFLINE forbids downloads; give a file")
     try:
-        # Some servers refuse requests without a user agent.
-        request = Request(address, headers={"User-Agent": f"featuretap/{__version__}"})
-        with urlopen(request, timeout=TIMEOUT) as answer:
-            content: bytes = answer.read(MAXIMUM_BYTES + 1)
+        content = download(address, most=MAXIMUM_BYTES + 1)
     except (OSError, HTTPException, ValueError) as error:
         reason = getattr(error, "reason", error)
         reason = getattr(reason, "strerror", None) or reason
