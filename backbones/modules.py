@@ -85,12 +85,18 @@ class SamePadding(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return (N, C, H', W'), the pixels that are missing added, the odd one at the bottom and the right."""
-        height = self._missing(x.shape[2])
-        width = self._missing(x.shape[3])
-        return pad(x, [width // 2, width - width // 2, height // 2, height - height // 2])
+        return pad_same(x, self.reach, self.stride)
 
-    def _missing(self, size: int) -> int:
-        return -size % self.stride + self.reach - self.stride
+
+@torch.fx.wrap
+def pad_same(x: Tensor, reach: int, stride: int) -> Tensor:
+    """Return `x` (N, C, H, W) with the padding of a `SamePadding` of this reach and stride.
+
+    FX records the call as one node: every node of a graph is a tensor, which feature extractors rely on.
+    """
+    height = -x.shape[2] % stride + reach - stride
+    width = -x.shape[3] % stride + reach - stride
+    return pad(x, [width // 2, width - width // 2, height // 2, height - height // 2])
 
 
 class SqueezeExciteLayer(nn.Module):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Self, cast
 
 from torch import nn
@@ -12,6 +13,8 @@ from featuretap.support.errors import OptionError, TrainingError
 
 FUSED = "for_inference"
 """Name of the submodule that marks a fused model."""
+
+PARALLEL = (nn.DataParallel, nn.parallel.DistributedDataParallel)
 
 
 class Built(nn.Module):
@@ -48,6 +51,31 @@ def unwrap(model: nn.Module, action: str) -> Built:
     described = isinstance(getattr(model, "description", None), Description)
     lacks = "holds no weights" if described else "carries no description"
     raise OptionError(f"{type(model).__name__} {lacks}; {action} models that registry.build or registry.load returned")
+
+
+def unwrap_parts(model: Built) -> Built:
+    """Return the model without torch.compile and DataParallel around its parts, such as its backbone.
+
+    It shares parameters and buffers with `model`, and is `model` itself where no part is wrapped.
+    """
+    return cast("Built", _without_wrappers(model))
+
+
+def unwrap_part(part: nn.Module) -> nn.Module:
+    """Return the module inside torch.compile and DataParallel."""
+    # The class of compiled modules takes a second to import.
+    inner = part.module if isinstance(part, PARALLEL) else part._modules.get("_orig_mod")
+    return part if inner is None else unwrap_part(inner)
+
+
+def _without_wrappers(module: nn.Module) -> nn.Module:
+    part = unwrap_part(module)
+    parts = {name: None if child is None else _without_wrappers(child) for name, child in part._modules.items()}
+    if all(parts[name] is child for name, child in part._modules.items()):
+        return part
+    copied = copy.copy(part)
+    copied._modules = parts
+    return copied
 
 
 def description_of(model: nn.Module, action: str = "this reads") -> Description:

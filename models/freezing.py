@@ -7,7 +7,7 @@ from dataclasses import replace
 from torch import nn
 
 from featuretap.backbones.modules import Backbone
-from featuretap.models.built import Built, unwrap
+from featuretap.models.built import Built, unwrap, unwrap_part
 from featuretap.models.factories import freeze
 from featuretap.specs.options import Freezing, check_freezing
 
@@ -38,7 +38,7 @@ def set_freezing(built: Built, freezing: Freezing) -> nn.Module:
         PluginError: it is not known which parameters the level depends on.
     """
     description = built.description
-    backbone: nn.Module = built if description.head is None else built.backbone
+    backbone: nn.Module = built if description.head is None else unwrap_part(built.backbone)
     spec = description.backbone
     assert spec is not None
     check_freezing(spec, freezing)

@@ -9,7 +9,7 @@ from torch import nn
 
 from featuretap.catalogue.addresses import HUB, is_valid_address, split_hub_address
 from featuretap.catalogue.catalogue import Catalogue
-from featuretap.models.built import is_fused, unwrap
+from featuretap.models.built import is_fused, unwrap, unwrap_parts
 from featuretap.specs.description import format_options
 from featuretap.support.errors import OptionError, WeightsError
 from featuretap.weights import hub
@@ -28,7 +28,7 @@ def save_model(catalogue: Catalogue, model: nn.Module, path: Path, layout: str) 
         WeightsError: a model that was changed, that the layout cannot hold, or that cannot be written.
     """
     check_target(path)
-    inner = unwrap(model, "registry.save writes")
+    inner = unwrap_parts(unwrap(model, "registry.save writes"))
     description = inner.description
     label = format_options(description.name, description.options)
     if is_fused(inner):

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from featuretap.models.built import unwrap
+from featuretap.models.built import unwrap, unwrap_parts
 from featuretap.runtimes.exportable import Exportable, Run, quiet_exporters
 from featuretap.runtimes.signature import Signature, check_sizes
 from featuretap.runtimes.torch_runtimes import load_script
@@ -162,7 +162,7 @@ def verify_detector_script(model: Exportable, run: RunLists) -> None:
 
 def _torchvision_detector(model: nn.Module) -> tuple[Any, Description]:
     """Return a copy of torchvision's detector inside a model, in evaluation mode, and the model's description."""
-    inner: Any = unwrap(model, "registry.export writes")
+    inner: Any = unwrap_parts(unwrap(model, "registry.export writes"))
     if not hasattr(inner, "as_detector"):
         raise HeadError(
             f"the head {inner.description.head!r} finds objects in a way of its own; those that are exported are "

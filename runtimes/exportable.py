@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from featuretap.models.built import unwrap
+from featuretap.models.built import unwrap, unwrap_parts
 from featuretap.runtimes.precision import check_processor
 from featuretap.runtimes.signature import (
     DETECTIONS,
@@ -170,7 +170,7 @@ def prepare_model(model: nn.Module, size: tuple[int, int] | None = None, batch: 
         ExportError: the model cannot run on images of the size.
     """
     check_sizes(size, batch)
-    inner = unwrap(model, "registry.compile and registry.export read")
+    inner = unwrap_parts(unwrap(model, "registry.compile and registry.export read"))
     description = inner.description
     outputs = outputs_by_spec(description)
     if description.preprocessing.inside and not outputs:

@@ -23,7 +23,7 @@ from torchvision.ops import FrozenBatchNorm2d
 
 from featuretap.heads.modules.classification import ClassificationHead
 from featuretap.heads.modules.models import SegmentationModel
-from featuretap.models.built import FUSED, Built, InferenceOnly, is_fused, unwrap
+from featuretap.models.built import FUSED, Built, InferenceOnly, is_fused, unwrap, unwrap_parts
 from featuretap.specs.description import format_options
 from featuretap.support.errors import OptionError
 
@@ -64,7 +64,7 @@ def fuse(model: nn.Module) -> nn.Module:
     Raises:
         OptionError: the model was not built by featuretap, is fused already, or has no batch norm that can be folded.
     """
-    model = unwrap(model, "registry.fuse takes")
+    model = unwrap_parts(unwrap(model, "registry.fuse takes"))
     label = format_options(model.description.name, model.description.options)
     if is_fused(model):
         raise OptionError(f"{label} is fused already; use it as it is")

@@ -23,6 +23,9 @@ The last is that of the state dicts of DeepSpeed and of old moving averages.
 PREFIXES = ("module.", "_orig_mod.", "model.", "backbone.", "encoder.")
 """Prefixes that wrappers of a model add: DataParallel and moving averages, torch.compile, and modules of trainers."""
 
+COMPILED = "_orig_mod."
+"""What torch.compile adds to the names of a part, wherever it is: `backbone._orig_mod.stages.C1…`."""
+
 COUNT = "n_averaged"
 """The counter of PyTorch's `AveragedModel`, beside the tensors of the model."""
 
@@ -54,7 +57,7 @@ def select_state_dict(path: Path, content: Any) -> tuple[Any, str]:
 
 def strip_prefixes(tensors: Mapping[str, T]) -> dict[str, T]:
     """Return tensors without the prefixes of wrapped models, where the names of all of them have one."""
-    named = dict(tensors)
+    named = _without_compiled_parts(tensors)
     for _ in range(DEEPEST):
         names = [name for name in named if name != COUNT]
         prefix = next((p for p in PREFIXES if names and all(name.startswith(p) for name in names)), None)
@@ -65,5 +68,21 @@ def strip_prefixes(tensors: Mapping[str, T]) -> dict[str, T]:
         name.startswith(TORCHVISION_PREFIXES) for name in named
     ):
         # The state dict of our own models with a head; files have no prefix there.
-        named = {name.removeprefix("backbone."): tensor for name, tensor in named.items()}
+        named = {name.removeprefix("backbone."): tensor for name, tensor in _without_parallel_parts(named).items()}
+    return named
+
+
+def _without_compiled_parts(tensors: Mapping[str, T]) -> dict[str, T]:
+    """Return tensors under the names that they had before parts of their model were compiled."""
+    named = {name.replace(COMPILED, ""): tensor for name, tensor in tensors.items()}
+    return named if len(named) == len(tensors) else dict(tensors)
+
+
+def _without_parallel_parts(tensors: Mapping[str, T]) -> dict[str, T]:
+    """Return tensors under the names that they had before backbone or head were put into DataParallel."""
+    named = dict(tensors)
+    for part in ("backbone.", "head."):
+        inside = f"{part}module."
+        if all(name.startswith(inside) for name in named if name.startswith(part)):
+            named = {name.replace(inside, part, 1): tensor for name, tensor in named.items()}
     return named

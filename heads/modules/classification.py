@@ -1,7 +1,6 @@
 """The classification head as a module."""
 
-from __future__ import annotations
-
+# torch.jit.script and torch.fx read annotations as objects, not as strings.
 import torch
 from torch import Tensor, nn
 

@@ -5,6 +5,7 @@
 from collections.abc import Sequence
 from typing import Dict
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - PyTorch's own name for it
 from torchvision.models.segmentation.deeplabv3 import DeepLabHead
@@ -43,15 +44,24 @@ class LRASPPHead(nn.Module):
     def forward(self, maps: Dict[str, Tensor]) -> Dict[str, Tensor]:
         """Return the logits."""
         fine, coarse = maps[self.low], maps[self.high]
-        height, width = coarse.shape[-2:]
         if self.windows:
-            means = F.avg_pool2d(coarse, [min(49, height), min(49, width)], stride=[16, 20])
-            gate = F.interpolate(self.gate(means), size=[height, width], mode="bilinear", align_corners=False)
+            means = average_windows(coarse)
+            gate = F.interpolate(self.gate(means), size=coarse.shape[-2:], mode="bilinear", align_corners=False)
         else:
             gate = self.gate(coarse.mean([2, 3], keepdim=True))
         features = self.features(coarse)
         gated = F.interpolate(features * gate, size=fine.shape[-2:], mode="bilinear", align_corners=False)
         return {"out": self.low_classifier(fine) + self.high_classifier(gated)}
+
+
+@torch.fx.wrap
+def average_windows(x: Tensor) -> Tensor:
+    """Return means of `x` (N, C, H, W) over windows of 49×49 in steps of 16×20, which are cut to the size of the map.
+
+    FX records the call as one node, since it cannot trace a size that depends on the image.
+    """
+    height, width = x.shape[-2:]
+    return F.avg_pool2d(x, [min(49, height), min(49, width)], stride=[16, 20])
 
 
 def lraspp(

@@ -1,5 +1,6 @@
 """Models inside DataParallel, torch.compile and moving averages are saved and loaded as the models themselves."""
 
+import copy
 import itertools
 from collections.abc import Callable
 from pathlib import Path
@@ -81,3 +82,86 @@ def test_modules_without_a_description_are_refused(
         "registry.load returned"
     )
     assert everything_in(tmp_path) == {}
+
+
+PARTS: dict[str, tuple[str, ...]] = {
+    "backbone": ("backbone",),
+    "head": ("head",),
+    "backbone and head": ("backbone", "head"),
+    "a stage": ("backbone.stages.C2",),
+    "a stage of a part": ("backbone.stages.C2", "backbone"),
+}
+
+
+def with_wrapped_parts(model: nn.Module, paths: tuple[str, ...], wrap: Callable[[nn.Module], nn.Module]) -> nn.Module:
+    for path in paths:
+        model.set_submodule(path, wrap(model.get_submodule(path)))
+    return model
+
+
+@pytest.mark.parametrize("paths", PARTS.values(), ids=PARTS)
+def test_models_with_compiled_parts_are_saved_and_their_state_dicts_load(
+    registry: Registry, tmp_path: Path, paths: tuple[str, ...]
+) -> None:
+    bare = small_classifier(registry)
+    expected = registry.save(bare, tmp_path / "bare.safetensors").read_bytes()
+    model = with_wrapped_parts(copy.deepcopy(bare), paths, torch.compile)
+    assert any("_orig_mod." in name for name in model.state_dict())
+    outer = nn.DataParallel(torch.compile(model)) if paths == ("backbone",) else model
+    torch.save(outer.state_dict(), tmp_path / "file.pth")
+    assert_equal_bits(registry.load(tmp_path / "file.pth"), bare)
+    assert registry.save(outer, tmp_path / "file.safetensors").read_bytes() == expected
+
+
+@pytest.mark.parametrize("paths", [("backbone",), ("head",), ("backbone", "head")], ids="-".join)
+def test_models_with_parallel_parts_are_saved_and_their_state_dicts_load(
+    registry: Registry, tmp_path: Path, paths: tuple[str, ...]
+) -> None:
+    bare = small_classifier(registry)
+    expected = registry.save(bare, tmp_path / "bare.safetensors").read_bytes()
+    model = with_wrapped_parts(copy.deepcopy(bare), paths, nn.DataParallel)
+    assert registry.save(model, tmp_path / "file.safetensors").read_bytes() == expected
+    torch.save(model.state_dict(), tmp_path / "file.pth")
+    assert_equal_bits(registry.load(tmp_path / "file.pth"), bare)
+
+
+def test_a_model_compiled_in_place_is_saved(registry: Registry, tmp_path: Path) -> None:
+    model = small_classifier(registry)
+    expected = registry.save(model, tmp_path / "bare.safetensors").read_bytes()
+    model.compile()
+    model.backbone.compile()
+    assert registry.save(model, tmp_path / "file.safetensors").read_bytes() == expected
+
+
+def test_saving_leaves_the_compiled_parts_where_they_are(registry: Registry, tmp_path: Path) -> None:
+    model = with_wrapped_parts(small_classifier(registry), ("backbone",), torch.compile)
+    names, backbone = list(model.state_dict()), model.backbone
+    registry.save(model, tmp_path / "file.safetensors")
+    assert list(model.state_dict()) == names
+    assert model.backbone is backbone
+
+
+def test_models_with_a_compiled_backbone_are_frozen_fused_and_exported(registry: Registry) -> None:
+    bare = registry.build("mobilenet_v1_025", num_classes=7).eval()
+    model = with_wrapped_parts(copy.deepcopy(bare), ("backbone",), torch.compile)
+    registry.freeze(model, "C2")
+    frozen = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
+    assert "backbone._orig_mod.stages.C2.0.depthwise.conv.weight" in frozen
+    assert not any(".C3." in name or name.startswith("head.") for name in frozen)
+    model.train()
+    assert not model.backbone._orig_mod.stages.C2.training
+    images = torch.randn(1, 3, 65, 97)
+    with torch.no_grad():
+        expected = bare(images)
+        torch.testing.assert_close(registry.fuse(model)(images), expected, rtol=1e-3, atol=1e-4)
+        torch.testing.assert_close(
+            registry.compile(model, runtime="onnxruntime")(images), expected, rtol=1e-3, atol=1e-4
+        )
+
+
+def test_names_that_would_collide_without_what_torch_compile_adds_stay(registry: Registry, tmp_path: Path) -> None:
+    state = small_classifier(registry).state_dict()
+    state["head._orig_mod.logits.weight"] = state["head.logits.weight"].clone()
+    torch.save(state, tmp_path / "file.pth")
+    message = error_of(lambda: registry.build("mobilenet_v1_025", num_classes=7, pretrained=tmp_path / "file.pth"))
+    assert "head._orig_mod.logits.weight" in message
