@@ -26,6 +26,7 @@ from featuretap.weights.layouts import MismatchError
 from featuretap.weights.norms import norm_label
 from featuretap.weights.opening import open_checkpoint
 from featuretap.weights.reading import Checkpoint
+from featuretap.weights.several_heads import checkpoint_for
 from featuretap.weights.translation import NativeTensors
 
 logger = logging.getLogger("featuretap")
@@ -35,7 +36,12 @@ Parts = Mapping[str, nn.Module]
 
 
 def build_model(
-    request: BuildRequest, catalogue: Catalogue, checkpoint: Checkpoint | None = None, *, keep_dtype: bool = False
+    request: BuildRequest,
+    catalogue: Catalogue,
+    checkpoint: Checkpoint | None = None,
+    *,
+    keep_dtype: bool = False,
+    backbone: Built | None = None,
 ) -> Built:
     """Build the model of a request.
 
@@ -44,6 +50,8 @@ def build_model(
         catalogue: that the request was resolved with.
         checkpoint: the weights, if they were read already; those of the request otherwise.
         keep_dtype: whether the model takes the dtypes of the checkpoint.
+        backbone: one that was built already and has the taps of the request among its own; it is initialised or filled
+            from the same checkpoint.
 
     Raises:
         WeightsError: the weights are not available or do not fit.
@@ -52,14 +60,15 @@ def build_model(
     spec, source = request.spec, request.weights
     factory_tag = source.factory_tag if source else ""
     if checkpoint is None and source and not factory_tag:
-        checkpoint = open_checkpoint(source, catalogue)
-    parts = _create_modules(spec, request.backbone, factory_tag)
+        checkpoint = checkpoint_for(open_checkpoint(source, catalogue), request.description.head)
+    parts = _create_modules(spec, request.backbone, factory_tag, backbone)
     description = request.description
     if checkpoint:
         description = _fill_parts(parts, request, checkpoint, catalogue, keep_dtype=keep_dtype)
     else:
         for part in parts.values():
-            _initialise(part)
+            if part is not backbone:
+                _initialise(part)
         if factory_tag:
             description = _describe_factory_weights(description, spec, factory_tag, parts)
     if request.freezing != Freezing():
@@ -72,11 +81,15 @@ def build_model(
     return model
 
 
-def _create_modules(spec: BackboneSpec | ModelSpec, backbone: BackboneSpec, factory_tag: str) -> Parts:
-    """Return the parts of a model; our own modules are uninitialised."""
-    parts: dict[str, nn.Module] = {
-        "": Backbone(backbone) if backbone.stages else backbone_module(backbone, pretrained=factory_tag or None)
-    }
+def _create_modules(
+    spec: BackboneSpec | ModelSpec, backbone: BackboneSpec, factory_tag: str, built: nn.Module | None
+) -> Parts:
+    """Return the parts of a model, around a backbone that is built already if there is one; our own modules are
+    uninitialised.
+    """
+    if built is None:
+        built = Backbone(backbone) if backbone.stages else backbone_module(backbone, pretrained=factory_tag or None)
+    parts: dict[str, nn.Module] = {"": built}
     if isinstance(spec, ModelSpec):
         parts[HEAD] = spec.call(spec.head.factory)
     return parts

@@ -18,19 +18,21 @@ PARALLEL = (nn.DataParallel, nn.parallel.DistributedDataParallel)
 
 
 class Built(nn.Module):
-    """The modules that `registry.build` and `registry.load` return; a name for type checkers, of which nothing is made.
+    """What the modules that `registry.build` and `registry.load` return have; most of them are of other classes.
 
     Attributes:
         description: name, options, head, classes, preprocessing and origin of the weights.
         taps: address → channels and stride, of a bare backbone and of a pyramid.
         backbone: of a model with a head.
-        head: of a model with a head.
+        head: of a model with one head.
+        heads: of a model with several heads, by name.
     """
 
     description: Description
     taps: dict[str, Tap]
     backbone: Built
     head: nn.Module
+    heads: nn.ModuleDict
 
 
 def unwrap(model: nn.Module, action: str) -> Built:

@@ -9,6 +9,8 @@ from torch import nn
 from featuretap.backbones.modules import Backbone
 from featuretap.models.built import Built, unwrap, unwrap_part
 from featuretap.models.factories import freeze
+from featuretap.models.multi_head import MultiHeadModel
+from featuretap.specs.description import Description
 from featuretap.specs.options import Freezing, check_freezing
 
 
@@ -21,13 +23,13 @@ def freeze_model(model: nn.Module, freezing: Freezing) -> None:
     """
     built = unwrap(model, "registry.freeze freezes")
     backbone = set_freezing(built, freezing)
-    if backbone is not built:
+    if isinstance(built, MultiHeadModel):
+        built.frozen_heads = ()
+        built.heads.requires_grad_(True)
+        built.backbone.description = _describe(built.backbone.description, freezing)
+    elif backbone is not built:
         built.head.requires_grad_(True)
-    described = built.description
-    options = {name: value for name, value in described.options.items() if name not in ("freeze", "freeze_norm")}
-    frozen = {"freeze": freezing.through, "freeze_norm": freezing.norms}
-    options |= {name: value for name, value in frozen.items() if value}
-    built.description = replace(described, options=options)
+    built.description = _describe(built.description, freezing)
 
 
 def set_freezing(built: Built, freezing: Freezing) -> nn.Module:
@@ -38,7 +40,8 @@ def set_freezing(built: Built, freezing: Freezing) -> nn.Module:
         PluginError: it is not known which parameters the level depends on.
     """
     description = built.description
-    backbone: nn.Module = built if description.head is None else unwrap_part(built.backbone)
+    is_bare = description.head is None and not description.heads
+    backbone: nn.Module = built if is_bare else unwrap_part(built.backbone)
     spec = description.backbone
     assert spec is not None
     check_freezing(spec, freezing)
@@ -48,3 +51,23 @@ def set_freezing(built: Built, freezing: Freezing) -> nn.Module:
     else:
         freeze(backbone, spec, freezing)
     return backbone
+
+
+def freeze_all_but(model: MultiHeadModel, name: str) -> None:
+    """Freeze a model with several heads, but for one head."""
+    spec = model.description.backbone
+    assert spec is not None
+    freeze_model(model, Freezing(spec.levels[-1] if spec.levels else None, norms=True))
+    model.frozen_heads = tuple(other for other in model.heads if other != name)
+    for other in model.frozen_heads:
+        model.heads[other].requires_grad_(False)
+    model.train(model.training)
+
+
+def _describe(description: Description, freezing: Freezing) -> Description:
+    """Return the description of a model with another part frozen."""
+    options = {name: value for name, value in description.options.items() if name not in ("freeze", "freeze_norm")}
+    frozen = {"freeze": freezing.through, "freeze_norm": freezing.norms}
+    options |= {name: value for name, value in frozen.items() if value}
+    heads = {name: _describe(head, freezing) for name, head in description.heads.items()}
+    return replace(description, options=options, heads=heads)

@@ -9,15 +9,24 @@ from torch import nn
 
 from featuretap.catalogue.addresses import HUB, is_valid_address, split_hub_address
 from featuretap.catalogue.catalogue import Catalogue
-from featuretap.models.built import is_fused, unwrap, unwrap_parts
+from featuretap.models.built import Built, is_fused, unwrap, unwrap_parts
+from featuretap.models.multi_head import MultiHeadModel
+from featuretap.models.several_heads import select_head
 from featuretap.specs.description import format_options
+from featuretap.specs.layout import NATIVE
 from featuretap.support.errors import OptionError, WeightsError
 from featuretap.weights import hub
 from featuretap.weights.downloads import offline
 from featuretap.weights.expected_tensors import find_difference, head_tensors
 from featuretap.weights.folding import eps_of
 from featuretap.weights.recording import is_built_by_name, make_portable
-from featuretap.weights.writing import ModelWeights, check_target, shapes_of, write_checkpoint
+from featuretap.weights.writing import (
+    ModelWeights,
+    check_target,
+    shapes_of,
+    write_checkpoint,
+    write_multi_head_checkpoint,
+)
 
 
 def save_model(catalogue: Catalogue, model: nn.Module, path: Path, layout: str) -> Path:
@@ -29,9 +38,27 @@ def save_model(catalogue: Catalogue, model: nn.Module, path: Path, layout: str) 
     """
     check_target(path)
     inner = unwrap_parts(unwrap(model, "registry.save writes"))
-    description = inner.description
+    if not isinstance(inner, MultiHeadModel):
+        return write_checkpoint(_weights_of(catalogue, inner), path, layout)
+    if layout != NATIVE:
+        raise WeightsError(
+            f"cannot save a model with several heads for {layout}, whose models have one; save one head: "
+            f"registry.save(registry.select_head(model, {next(iter(inner.heads))!r}), ...)"
+        )
+    heads = {name: _weights_of(catalogue, select_head(inner, name)) for name in inner.heads}
+    return write_multi_head_checkpoint(_weights_of(catalogue, inner.backbone), heads, path)
+
+
+def _weights_of(catalogue: Catalogue, model: Built) -> ModelWeights:
+    """Return the weights of a model with one head or none, as a file holds them.
+
+    Raises:
+        OptionError: its description lacks its spec.
+        WeightsError: it was changed after it was built.
+    """
+    description = model.description
     label = format_options(description.name, description.options)
-    if is_fused(inner):
+    if is_fused(model):
         raise WeightsError(
             f"cannot save {label}, which is fused, so that its batch norms are gone; save the model that it was made "
             "from"
@@ -40,8 +67,8 @@ def save_model(catalogue: Catalogue, model: nn.Module, path: Path, layout: str) 
     if spec is None or description.backbone is None:
         raise OptionError("the model's description lacks its spec; change it with dataclasses.replace only")
     prefix = "backbone." if description.head else ""
-    tensors = {name.removeprefix(prefix): tensor for name, tensor in inner.state_dict().items()}
-    eps = {path.removeprefix(prefix): value for path, value in eps_of(inner).items()}
+    tensors = {name.removeprefix(prefix): tensor for name, tensor in model.state_dict().items()}
+    eps = {path.removeprefix(prefix): value for path, value in eps_of(model).items()}
     by_name = is_built_by_name(catalogue, description)
     difference = find_difference(shapes_of(tensors), description.backbone, head_tensors(spec))
     if difference:
@@ -50,7 +77,7 @@ def save_model(catalogue: Catalogue, model: nn.Module, path: Path, layout: str) 
             "with num_classes=), and copy its state into that"
         )
     portable = make_portable(catalogue, description) if by_name else description
-    return write_checkpoint(ModelWeights(tensors, eps, portable, spec, by_name), path, layout)
+    return ModelWeights(tensors, eps, portable, spec, by_name)
 
 
 def push_model(catalogue: Catalogue, model: nn.Module, repository: str, layout: str, private: bool) -> str:

@@ -17,6 +17,7 @@ from featuretap.registry.registry import Registry
 
 __all__ = [
     "Registry",
+    "add_head",
     "build",
     "compile",
     "convert",
@@ -24,6 +25,7 @@ __all__ = [
     "export",
     "freeze",
     "fuse",
+    "join",
     "list_backbones",
     "list_heads",
     "list_plugins",
@@ -33,6 +35,7 @@ __all__ = [
     "push",
     "quantize",
     "save",
+    "select_head",
     "session",
     "spec",
     "transforms",
@@ -40,12 +43,14 @@ __all__ = [
 
 default = Registry()
 
+add_head = default.add_head
 build = default.build
 compile = default.compile  # noqa: A001 - called as registry.compile
 convert = default.convert
 export = default.export
 freeze = default.freeze
 fuse = default.fuse
+join = default.join
 list_backbones = default.list_backbones
 list_heads = default.list_heads
 list_plugins = default.list_plugins
@@ -55,6 +60,7 @@ load = default.load
 push = default.push
 quantize = default.quantize
 save = default.save
+select_head = default.select_head
 session = default.session
 spec = default.spec
 transforms = default.transforms

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, overload
 
 from featuretap.catalogue.catalogue import Catalogue
+from featuretap.catalogue.multi_head_request import Heads, resolve_multi_head_request
 from featuretap.catalogue.request import resolve_request
-from featuretap.specs import BackboneSpec, ModelSpec
+from featuretap.specs import BackboneSpec, ModelSpec, MultiHeadSpec
 from featuretap.specs.options import Freezing
 from featuretap.specs.runtime import AUTO, FLOAT32, check_precision
 from featuretap.support.errors import OptionError
@@ -36,6 +37,7 @@ class Registry(Catalogue):
         builtins: whether the built-in plugins are loaded.
     """
 
+    @overload
     def spec(
         self,
         name: str | BackboneSpec,
@@ -46,7 +48,27 @@ class Registry(Catalogue):
         pretrained: bool | str | os.PathLike[str] = False,
         num_classes: int | None = None,
         **options: Any,
-    ) -> BackboneSpec | ModelSpec:
+    ) -> BackboneSpec | ModelSpec: ...
+    @overload
+    def spec(
+        self,
+        name: str | BackboneSpec,
+        *,
+        head: Heads,
+        pretrained: bool | str | os.PathLike[str] = False,
+        **options: Any,
+    ) -> MultiHeadSpec: ...
+    def spec(
+        self,
+        name: str | BackboneSpec,
+        *,
+        features_only: bool = False,
+        taps: Sequence[str] | None = None,
+        head: str | Heads | None = None,
+        pretrained: bool | str | os.PathLike[str] = False,
+        num_classes: int | None = None,
+        **options: Any,
+    ) -> BackboneSpec | ModelSpec | MultiHeadSpec:
         """Describe what `build` returns for the same arguments, without building it and without torch.
 
         Args:
@@ -59,22 +81,17 @@ class Registry(Catalogue):
             **options: of the backbone and of the head, as for `build`.
 
         Returns:
-            a `BackboneSpec` with `features_only`, a `ModelSpec` otherwise. Both have `taps`, `parameters`,
+            a `BackboneSpec` with `features_only`, a `MultiHeadSpec` with several heads, a `ModelSpec` otherwise. All
+            have `taps`, `parameters`,
             `macs(height, width)` and `tap_shapes(height, width)`.
 
         Raises:
             FeaturetapError: as `build` does, but for weights that cannot be had or do not fit.
         """
-        return resolve_request(
-            self,
-            name,
-            pretrained=pretrained,
-            features_only=features_only,
-            taps=taps,
-            head=head,
-            num_classes=num_classes,
-            **options,
-        ).spec
+        arguments = {"features_only": features_only, "taps": taps, "num_classes": num_classes, **options}
+        if head is not None and not isinstance(head, str):
+            return resolve_multi_head_request(self, name, head, pretrained=pretrained, **arguments).spec
+        return resolve_request(self, name, pretrained=pretrained, head=head, **arguments).spec
 
     def build(
         self,
@@ -82,7 +99,7 @@ class Registry(Catalogue):
         *,
         features_only: bool = False,
         taps: Sequence[str] | None = None,
-        head: str | None = None,
+        head: str | Heads | None = None,
         pretrained: bool | str | os.PathLike[str] = False,
         num_classes: int | None = None,
         **options: Any,
@@ -95,16 +112,19 @@ class Registry(Catalogue):
                 address to feature map (N, channels, ceil(H / stride), ceil(W / stride)).
             taps: which maps come back, in this order (default: C1 to C5); layers after the last are not built. With a
                 head: which maps it reads in place of its own choice.
-            head: a head's name; without `features_only` the default is "classification".
+            head: a head's name; without `features_only` the default is "classification". Several names, or a mapping
+                from names of your own to names of heads, give a model that computes the backbone once for all heads.
             pretrained: True for the catalogue's default weights, a tag, or the path of a file or its address as for
                 `load`. Published weights of a detector or a segmenter, asked for by their tag, bring head and options
                 that are not given.
             num_classes: classes of the head; None for the head's own number, 0 for pooled features where it pools.
-            **options: options of the backbone and of the head; `registry.spec` and `featuretap show` name them.
+            **options: options of the backbone and of the head; `registry.spec` and `featuretap show` name them. With
+                several heads, those of each, its `num_classes` and its `taps` are a mapping under its name:
+                `road={"num_classes": 19}`.
 
         Returns:
             the module, in training mode as every new module of torch, with `.description`; a bare backbone has
-            `.taps`, a model `.backbone` and `.head`.
+            `.taps`, a model `.backbone` and `.head`, or `.heads` by name.
 
         Raises:
             UnknownBackboneError, UnknownHeadError, UnknownWeightsError, UnknownOptionError, UnknownTapError: nothing
@@ -113,16 +133,13 @@ class Registry(Catalogue):
             WeightsError: the weights cannot be had, or do not fit.
             MissingExtraError: PyTorch is not installed.
         """
-        request = resolve_request(
-            self,
-            name,
-            pretrained=pretrained,
-            features_only=features_only,
-            taps=taps,
-            head=head,
-            num_classes=num_classes,
-            **options,
-        )
+        arguments = {"features_only": features_only, "taps": taps, "num_classes": num_classes, **options}
+        if head is not None and not isinstance(head, str):
+            several = resolve_multi_head_request(self, name, head, pretrained=pretrained, **arguments)
+            from featuretap.models.multi_head import build_multi_head_model
+
+            return build_multi_head_model(several, self)
+        request = resolve_request(self, name, pretrained=pretrained, head=head, **arguments)
         from featuretap.models.building import build_model
 
         return build_model(request, self)
@@ -204,7 +221,7 @@ class Registry(Catalogue):
             name: a backbone in place of the file's; a `BackboneSpec` where the model was built from one.
             features_only: True for the bare backbone of a file with a head.
             taps: as for `build`, in place of the file's.
-            head: as for `build`, in place of the file's.
+            head: as for `build`, in place of the file's. Of a file with several heads: the name of the one to load.
             num_classes: as for `build`, in place of the file's; the last layer then starts with fresh weights.
             finite: whether to refuse weights that hold NaN or infinity.
             **options: as for `build`, in place of the file's.
@@ -378,6 +395,91 @@ class Registry(Catalogue):
             threads=threads,
             precision=precision,
         )
+
+    def select_head(self, model: nn.Module, name: str) -> Built:
+        """Return the model of one head of a model with several, such as to train it. They share their weights.
+
+        Args:
+            model: a model with several heads.
+            name: of the head in the model.
+
+        Returns:
+            the model that `build` returns for this head alone, on the same layers.
+
+        Raises:
+            UnknownHeadError: the model has no such head.
+            OptionError: the model has no heads by name.
+
+        Example:
+            >>> from featuretap import registry
+            >>> model = registry.build("mobilenet_v3_small", head=("classification", "lraspp"))
+            >>> type(registry.select_head(model, "lraspp")).__name__
+            'SegmentationModel'
+        """
+        from featuretap.models.several_heads import select_head, several_headed
+
+        return select_head(several_headed(model), name)
+
+    def add_head(
+        self,
+        model: nn.Module,
+        name: str,
+        head: str,
+        *,
+        taps: Sequence[str] | None = None,
+        num_classes: int | None = None,
+        freeze: bool = True,
+        **options: Any,
+    ) -> Built:
+        """Return a model with one more head, randomly initialised. It shares the layers of the model that was given.
+
+        By default everything else is frozen, statistics of norms included, so that a second task is learned without
+        changing the outputs of the first. `registry.freeze(model)` unfreezes everything.
+
+        Args:
+            model: a model that `build` or `load` returned, with one head, several, or none. The head of a model with
+                one keeps its own name, such as "ssdlite".
+            name: of the new head in the model.
+            head: as for `build`.
+            taps: the maps that the head reads, as for `build`.
+            num_classes: of the head, as for `build`.
+            freeze: whether everything but the new head is frozen.
+            **options: of the head. Those of the backbone stay as they are.
+
+        Raises:
+            HeadError: a name that is taken or that no head can have, taps that the backbone was built without, or a
+                head that the backbone does not fit.
+            FeaturetapError: as for `build`.
+
+        Example:
+            >>> from featuretap import registry
+            >>> detector = registry.build("mobilenet_v3_small", head="ssdlite", num_classes=3)
+            >>> model = registry.add_head(detector, "road", "lraspp", num_classes=2)
+            >>> list(model.heads)
+            ['ssdlite', 'road']
+        """
+        from featuretap.models.several_heads import add_head
+
+        arguments = {"taps": taps, "num_classes": num_classes, **options}
+        return add_head(self, model, name, head, freeze_rest=freeze, **arguments)
+
+    def join(self, files: Mapping[str, str | os.PathLike[str]]) -> Built:
+        """Return the models of files as one model with several heads, if their backbones are equal bit for bit.
+
+        Args:
+            files: name of the head in the model → whatever `load` reads, of a model with one head.
+
+        Raises:
+            HeadError: the backbones differ, by the names of their tensors, or the heads contradict each other.
+            FeaturetapError: as for `load`.
+
+        Example::
+
+            model = registry.join({"objects": "detector.safetensors", "road": "segmenter.safetensors"})
+        """
+        from featuretap.models.several_heads import join_models
+
+        return join_models({name: self.load(path) for name, path in files.items()}, check_weights=True)
 
     def freeze(self, model: nn.Module, through: str | None = None, *, norms: bool = False) -> nn.Module:
         """Freeze a part of a model's backbone, and unfreeze everything else; without arguments, unfreeze all of it.

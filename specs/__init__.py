@@ -19,6 +19,7 @@ from featuretap.specs.layers import (
     SqueezeExcite,
     make_divisible,
 )
+from featuretap.specs.multi_head import MultiHeadSpec
 from featuretap.specs.rows import HS, RE, RE6, SE, Bneck, Conv, Row, Separable
 from featuretap.specs.runtime import RuntimeSpec
 from featuretap.specs.taps import Tap
@@ -42,6 +43,7 @@ __all__ = [
     "Layer",
     "Linear",
     "ModelSpec",
+    "MultiHeadSpec",
     "Option",
     "Row",
     "RuntimeSpec",

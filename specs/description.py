@@ -29,6 +29,8 @@ class Description:
             detector that counts one included; empty where neither is known.
         random_head: whether the head, or its last layer, is randomly initialised although the backbone has weights.
         spec: of the model as it was built: options applied, and without the backbone's `norm`, which is code.
+        heads: of a model with several heads: name → description of the model that the head and the backbone form. The
+            other fields are then those of the backbone.
         agreement: of a model compiled with less precision: output → its similarity to that in float32. Not written to
             files.
     """
@@ -43,6 +45,7 @@ class Description:
     classes: str | tuple[str, ...] = ""
     random_head: bool = False
     spec: BackboneSpec | ModelSpec | None = field(default=None, repr=False)
+    heads: Mapping[str, Description] = field(default_factory=dict, hash=False)
     agreement: Mapping[str, Agreement] = field(default_factory=dict, hash=False, repr=False)
 
     @property

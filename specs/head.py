@@ -236,12 +236,26 @@ class ModelSpec:
         return tensors
 
     @property
+    def head_parameters(self) -> int:
+        """Parameters of the head."""
+        if self.head.layers:
+            return sum(layer.parameters for layer in self.head_layers)
+        counted: int = load(f"{COUNTING}:parameters")(self)
+        return counted
+
+    @property
     def parameters(self) -> int:
         """Parameters of backbone and head."""
+        return self.backbone.parameters + self.head_parameters
+
+    def head_macs(self, height: int, width: int) -> int:
+        """Multiply-adds of the head for one image of `height` × `width` pixels, as the backbone sees it."""
+        shapes = self.backbone.tap_shapes(height, width)
         if self.head.layers:
-            return self.backbone.parameters + sum(layer.parameters for layer in self.head_layers)
-        counted: int = load(f"{COUNTING}:parameters")(self)
-        return self.backbone.parameters + counted
+            _, *size = next(iter(shapes.values()))
+            return sum(layer.macs(*size) for layer in self.head_layers)
+        counted: int = load(f"{COUNTING}:macs")(self, shapes)
+        return counted
 
     def macs(self, height: int, width: int) -> int:
         """Multiply-adds of backbone and head for one image of `height` × `width` pixels, as the backbone sees it.
@@ -249,12 +263,7 @@ class ModelSpec:
         Those of convolutions and linear layers; the boxes that a detector looks at a second time are as many as it
         keeps in evaluation. Detectors resize their images first: give the size that they resize to.
         """
-        shapes = self.backbone.tap_shapes(height, width)
-        if self.head.layers:
-            _, *size = next(iter(shapes.values()))
-            return self.backbone.macs(height, width) + sum(layer.macs(*size) for layer in self.head_layers)
-        counted: int = load(f"{COUNTING}:macs")(self, shapes)
-        return self.backbone.macs(height, width) + counted
+        return self.backbone.macs(height, width) + self.head_macs(height, width)
 
 
 def backbone_of(spec: BackboneSpec | ModelSpec) -> BackboneSpec:

@@ -16,6 +16,7 @@ from featuretap.weights.layouts import MismatchError
 from featuretap.weights.network_records import is_of_network
 from featuretap.weights.opening import open_checkpoint
 from featuretap.weights.requests import arguments_of, record_of
+from featuretap.weights.several_heads import check_one_head
 from featuretap.weights.translation import translate
 from featuretap.weights.writing import ModelWeights, check_target, shapes_of, write_checkpoint
 
@@ -29,6 +30,7 @@ def convert_checkpoint(catalogue: Catalogue, source: str | os.PathLike[str], tar
     """
     check_target(target)
     checkpoint = open_checkpoint(WeightsSource(path=source), catalogue)
+    check_one_head(checkpoint)
     record = record_of(checkpoint, catalogue)
     name = record.description.name
     if not record.by_name:

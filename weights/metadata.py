@@ -32,6 +32,8 @@ class Record:
         norm_eps: epsilon of the batch norms by part, "backbone" and "head", and of those that differ by their path.
         network: `network_digest` of the backbone, empty where it is no table.
         by_name: whether the registry knew the backbone by its name; false where a `BackboneSpec` was built directly.
+        heads: of a model with several heads: name → record of the model that the head and the backbone form. The other
+            fields are then those of the backbone.
     """
 
     description: Description
@@ -39,6 +41,7 @@ class Record:
     norm_eps: Mapping[str, float] = field(default_factory=dict)
     network: str = ""
     by_name: bool = True
+    heads: Mapping[str, Record] = field(default_factory=dict)
 
 
 def metadata_of(record: Record) -> dict[str, str]:
@@ -68,6 +71,10 @@ def metadata_of(record: Record) -> dict[str, str]:
         # A head without classes records null, so that one whose classes are missing is known to be damaged.
         if value is not None or (key == "num_classes" and description.head):
             metadata[PREFIX + key] = value if isinstance(value, str) else _encode(key, value)
+    if record.heads:
+        # In the order of the model's outputs.
+        heads = {name: dict(sorted(metadata_of(head).items())) for name, head in record.heads.items()}
+        metadata[f"{PREFIX}heads"] = json.dumps(heads)
     return metadata
 
 
@@ -117,7 +124,17 @@ def read_record(path: Path, metadata: Mapping[str, str]) -> Record | None:
         values["weights"],
         _as_tuple(classes),
     )
-    return Record(description, values["layout"], values["norm_eps"], values["network"], values["by_name"])
+    heads = {name: read_record(path, head) for name, head in (values["heads"] or {}).items()}
+    if not all(heads.values()):
+        raise WeightsError(f"{problem} it names a head without a record")
+    return Record(
+        description,
+        values["layout"],
+        values["norm_eps"],
+        values["network"],
+        values["by_name"],
+        heads,  # type: ignore[arg-type]
+    )
 
 
 def _check_classes(description: Description) -> None:
@@ -178,10 +195,14 @@ def _is_string(value: Any) -> bool:
     return isinstance(value, str)
 
 
+def _is_metadata(value: Any) -> bool:
+    return isinstance(value, dict) and all(map(_is_string, value.values())) and f"{PREFIX}heads" not in value
+
+
 TEXT = frozenset({"name", "layout", "network", "head", "weights"})
 """Fields that are plain text; the others are JSON."""
 
-OPTIONAL = frozenset({"head", "num_classes", "weights"})
+OPTIONAL = frozenset({"head", "num_classes", "weights", "heads"})
 
 FIELDS: dict[str, Check] = {
     "name": ("a name", bool),
@@ -202,4 +223,8 @@ FIELDS: dict[str, Check] = {
         lambda value: _is_string(value) or (isinstance(value, list) and all(map(_is_string, value))),
     ),
     "weights": ("the name of published weights", bool),
+    "heads": (
+        "a record for each head",
+        lambda value: isinstance(value, dict) and value != {} and all(map(_is_metadata, value.values())),
+    ),
 }

@@ -7,6 +7,7 @@ from math import prod
 from typing import Any
 
 from featuretap.catalogue.catalogue import Catalogue
+from featuretap.catalogue.multi_head_request import MultiHeadRequest
 from featuretap.catalogue.request import BuildRequest, resolve_request
 from featuretap.specs import BackboneSpec, ModelSpec
 from featuretap.specs.layers import SAME
@@ -19,6 +20,7 @@ from featuretap.weights.metadata import Record
 from featuretap.weights.norms import is_batch_norm, norm_from_label
 from featuretap.weights.padding import stated_padding
 from featuretap.weights.reading import Checkpoint, convert_first
+from featuretap.weights.several_heads import backbone_checkpoint, check_one_head, head_checkpoint
 from featuretap.weights.timm_config import padding_by_name
 from featuretap.weights.translation import translate
 
@@ -45,6 +47,7 @@ def resolve_checkpoint(
     Raises:
         WeightsError, FeaturetapError: see `Registry.load`.
     """
+    check_one_head(checkpoint)
     options = options or {}
     replaced = {key: value for key, value in (arguments or {}).items() if value is not None}
     record: Record | None
@@ -82,6 +85,28 @@ def _stated_options(checkpoint: Checkpoint, catalogue: Catalogue, name: str | Ba
     }
     usual = options_of(catalogue.backbone(name))
     return {option: value for option, value in known.items() if value and usual.get(option, value) != value}
+
+
+def resolve_multi_head_checkpoint(
+    checkpoint: Checkpoint, catalogue: Catalogue, options: Mapping[str, Any]
+) -> MultiHeadRequest:
+    """Return the request by which the model of a checkpoint with several heads is built.
+
+    Args:
+        checkpoint: the file.
+        catalogue: of the registry.
+        options: of the backbone, that replace the file's.
+
+    Raises:
+        WeightsError, FeaturetapError: see `Registry.load`.
+    """
+    assert checkpoint.record is not None
+    backbone = resolve_checkpoint(backbone_checkpoint(checkpoint), catalogue, options=options)
+    heads = {
+        name: resolve_checkpoint(head_checkpoint(checkpoint, name), catalogue, options=options)
+        for name in checkpoint.record.heads
+    }
+    return MultiHeadRequest(backbone, heads)
 
 
 def find_record(checkpoint: Checkpoint, catalogue: Catalogue) -> Record | None:

@@ -6,7 +6,7 @@ import json
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import safetensors.torch
@@ -27,6 +27,7 @@ from featuretap.weights.header import with_sorted_header
 from featuretap.weights.layouts import CLASSIFICATION, MismatchError, layout_for
 from featuretap.weights.metadata import Record, metadata_of
 from featuretap.weights.norms import BATCH_NORMS, is_batch_norm
+from featuretap.weights.several_heads import merge_tensors
 from featuretap.weights.timm_config import timm_config
 from featuretap.weights.torch_tensors import DTYPES
 
@@ -98,7 +99,32 @@ def write_checkpoint(model: ModelWeights, target: Path, layout_name: str) -> Pat
             config = timm_config(model.description, model.backbone, layout, features)
             if model.description.head is None:
                 tensors |= {name: torch.zeros_like(like, device="cpu") for name, like in layout.required.items()}
-    record = Record(model.description, layout_name, eps, network_digest(model.backbone), model.by_name)
+    return _write(target, tensors, _record(model, layout_name, eps), config)
+
+
+def write_multi_head_checkpoint(backbone: ModelWeights, heads: Mapping[str, ModelWeights], target: Path) -> Path:
+    """Write the checkpoint of a backbone with several heads, or a folder with one, and return the path of the file.
+
+    Args:
+        backbone: the weights of the backbone.
+        heads: name → weights of the model that the head and the backbone form.
+        target: as for `write_checkpoint`.
+
+    Raises:
+        WeightsError: the file cannot be written.
+    """
+    tensors = merge_tensors(backbone.tensors, {name: model.tensors for name, model in heads.items()})
+    records = {name: _record(model, NATIVE, _most_common_eps(model)) for name, model in heads.items()}
+    record = replace(_record(backbone, NATIVE, _most_common_eps(backbone)), heads=records)
+    return _write(target, tensors, record)
+
+
+def _record(model: ModelWeights, layout: str, eps: Mapping[str, float]) -> Record:
+    return Record(model.description, layout, eps, network_digest(model.backbone), model.by_name)
+
+
+def _write(target: Path, tensors: Mapping[str, Tensor], record: Record, config: str = "") -> Path:
+    """Write tensors and a record as a file, or as a folder with a `config.json`; return the path of the file."""
     metadata = metadata_of(record)
     content = safetensors.torch.save({name: _copy(tensor) for name, tensor in tensors.items()}, metadata)
     content = with_sorted_header(content)

@@ -18,7 +18,18 @@ from featuretap.models.built import Built
 from featuretap.registry import Registry
 from featuretap.registry.errors import FeaturetapError, UnknownBackboneError, WeightsError
 from featuretap.registry.hookspecs import WeightsEntry, hookimpl
-from featuretap.registry.specs import RE, BackboneSpec, Bneck, Conv, HeadSpec, ModelSpec, Option, RuntimeSpec, Tap
+from featuretap.registry.specs import (
+    RE,
+    BackboneSpec,
+    Bneck,
+    Conv,
+    HeadSpec,
+    ModelSpec,
+    MultiHeadSpec,
+    Option,
+    RuntimeSpec,
+    Tap,
+)
 from featuretap.registry.testing import BackboneConformance
 from featuretap.runtimes.compiled import CompiledModel
 from featuretap.runtimes.quantization import Report
@@ -51,7 +62,11 @@ def describing() -> None:
     assert_type(spec.macs(224, 224), int)
     spec.macs(224)  # type: ignore[call-arg]
     spec.taps["C4"].channels = 3  # type: ignore[misc]
-    registry.spec("mobilenet_v2", taps="C5", num_classes="ten")  # type: ignore[arg-type]
+    several = registry.spec("mobilenet_v2", head=("fpn", "lraspp"), lraspp={"num_classes": 2})
+    assert_type(several, MultiHeadSpec)
+    assert_type(several.heads["fpn"], ModelSpec)
+    assert_type(several.outputs(97, 161), dict[str, dict[str, tuple[int | str, ...]]])
+    registry.spec("mobilenet_v2", taps="C5", num_classes="ten")  # type: ignore[call-overload]
 
 
 def sessions(pixels: NDArray[Any]) -> None:
@@ -75,6 +90,14 @@ def building(images: Tensor) -> None:
     assert_type(registry.build(widened(SMALL, 0.5), features_only=True, norm=nn.InstanceNorm2d), Built)
     registry.build("mobilenet_v2", pretrained=Path("weights.pth"), num_classes=10)
     registry.build("mobilenet_v2", pretrained="imagenet1k_v1", head="fpn", extra_levels="p6p7")
+    several = registry.build("mobilenet_v2", head={"road": "lraspp", "levels": "fpn"})
+    assert_type(several, Built)
+    assert_type(several.heads, nn.ModuleDict)
+    assert_type(registry.add_head(model, "scene", "classification", num_classes=5, freeze=False), Built)
+    assert_type(registry.select_head(several, "road"), Built)
+    assert_type(registry.join({"a": "a.safetensors", "b": Path("b.safetensors")}), Built)
+    registry.build("mobilenet_v2", head={"road": 3})  # type: ignore[dict-item]
+    registry.add_head(model, "lraspp")  # type: ignore[call-arg]
     # What calling a module returns, torch leaves open.
     assert_type(backbone(images), Any)
     registry.build("mobilenet_v2", True)  # type: ignore[call-arg]

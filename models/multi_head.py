@@ -1,0 +1,156 @@
+"""A backbone with several heads, which read the maps of one pass."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Self
+
+from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812 - PyTorch's own name for it
+
+from featuretap.catalogue.catalogue import Catalogue
+from featuretap.catalogue.multi_head_request import MultiHeadRequest, describe_heads
+from featuretap.models.building import build_model
+from featuretap.models.built import Built
+from featuretap.specs import ModelSpec
+from featuretap.support.errors import OptionError
+from featuretap.weights.opening import open_checkpoint
+from featuretap.weights.reading import Checkpoint
+from featuretap.weights.several_heads import backbone_checkpoint, head_checkpoint
+
+
+class MultiHeadModel(Built):
+    """A backbone with several heads: images → a dict from the name of a head to what its model returns.
+
+    Without a detection head, images are a tensor (N, in_channels, H, W), normalised as `registry.transforms` does.
+
+    With one, images are a list of tensors (C, H, W) with values from 0 to 1, of any sizes, or one tensor (N, C, H, W).
+    The detection head resizes, normalises and batches them for all heads. Boxes and masks are in pixels of the images
+    that were given: a segmentation head then returns a list of dicts like a detection head, {"out": logits
+    (num_classes, H, W)} for each image. Other heads return what they compute from the batch.
+
+    Attributes:
+        backbone: returns the taps of all heads.
+        heads: name → the head's module.
+        classes: name → class of the model that the head and a backbone form.
+        frozen_heads: names of heads that stay in evaluation, whatever `train()` is called with.
+    """
+
+    def __init__(self, backbone: Built, singles: Mapping[str, Built]) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.heads = nn.ModuleDict({name: single.head for name, single in singles.items()})
+        self.description = describe_heads(
+            backbone.description, {name: single.description for name, single in singles.items()}
+        )
+        self.classes: dict[str, type[Any]] = {name: type(single) for name, single in singles.items()}
+        self.frozen_heads: tuple[str, ...] = ()
+
+    def forward(self, images: Tensor | Sequence[Tensor]) -> dict[str, Any]:
+        """Return the output of every head.
+
+        Raises:
+            OptionError: a detection head in training, which needs the targets of its own images.
+        """
+        detectors = [name for name in self.heads if self._spec(name).head.images == "raw"]
+        if not detectors:
+            maps = self.backbone(images)
+            return {name: self._single(name, maps).forward(images) for name in self.heads}
+        if self.heads[detectors[0]].training:
+            raise OptionError(
+                f"a model with several heads detects in evaluation only; train one head at a time: "
+                f"registry.select_head(model, {detectors[0]!r})(images, targets)"
+            )
+        images = list(images)
+        batch, _ = self.heads[detectors[0]].transform(images)  # type: ignore[operator]
+        maps = self.backbone(batch.tensors)
+        outputs: dict[str, Any] = {}
+        for name in self.heads:
+            single = self._single(name, maps)
+            if name in detectors:
+                detector = single.as_detector()
+                detector.transform = _Prepared(batch, detector.transform)
+                outputs[name] = detector(images)
+            elif self._spec(name).head.task == "segmentation":
+                outputs[name] = _restore_sizes(single.forward(batch.tensors), batch.image_sizes, images)
+            else:
+                outputs[name] = single.forward(batch.tensors)
+        return outputs
+
+    def train(self, mode: bool = True) -> Self:
+        """Set training mode, but for what is frozen."""
+        super().train(mode)
+        for name in self.frozen_heads:
+            self.heads[name].eval()
+        return self
+
+    def _spec(self, name: str) -> ModelSpec:
+        spec = self.description.heads[name].spec
+        assert isinstance(spec, ModelSpec)
+        return spec
+
+    def _single(self, name: str, maps: Mapping[str, Tensor]) -> Any:
+        """Return the model of a head on maps that are computed already.
+
+        Call its `forward`: FX traces calls of registered modules only.
+        """
+        read = {address: maps[address] for address in self._spec(name).backbone.taps}
+        single: Any = self.classes[name](_computed(read), self.heads[name])
+        # Not train(), which would reach parts of the head that are in evaluation on purpose.
+        single.training = self.heads[name].training
+        return single
+
+
+class _Prepared(nn.Module):
+    """The transform of a torchvision detector whose images are prepared already."""
+
+    def __init__(self, batch: Any, transform: Any) -> None:
+        super().__init__()
+        self.batch = batch
+        self.postprocess = transform.postprocess
+
+    def forward(self, images: Any, targets: Any = None) -> tuple[Any, Any]:
+        """Return the prepared images."""
+        return self.batch, targets
+
+
+def _computed(maps: dict[str, Tensor]) -> Any:
+    """Return what stands for a backbone whose maps are computed already."""
+    return lambda images: maps
+
+
+def _restore_sizes(
+    outputs: Mapping[str, Tensor], sizes: Sequence[tuple[int, int]], images: Sequence[Tensor]
+) -> list[dict[str, Tensor]]:
+    """Return the logits of each image at its own size, from those of a padded batch (N, num_classes, H, W)."""
+    return [
+        {
+            name: F.interpolate(
+                logits[index : index + 1, :, :height, :width],
+                size=image.shape[-2:],
+                mode="bilinear",
+                align_corners=False,
+            )[0]
+            for name, logits in outputs.items()
+        }
+        for index, ((height, width), image) in enumerate(zip(sizes, images, strict=True))
+    ]
+
+
+def build_multi_head_model(
+    request: MultiHeadRequest, catalogue: Catalogue, checkpoint: Checkpoint | None = None, *, keep_dtype: bool = False
+) -> MultiHeadModel:
+    """Build a backbone with several heads; arguments as for `build_model`.
+
+    Raises:
+        WeightsError, PluginError: as `build_model`.
+    """
+    if checkpoint is None and request.backbone.weights and not request.backbone.weights.factory_tag:
+        checkpoint = open_checkpoint(request.backbone.weights, catalogue)
+    of_backbone = checkpoint and backbone_checkpoint(checkpoint)
+    backbone = build_model(request.backbone, catalogue, of_backbone, keep_dtype=keep_dtype)
+    singles = {}
+    for name, single in request.heads.items():
+        of_head = checkpoint and head_checkpoint(checkpoint, name)
+        singles[name] = build_model(single, catalogue, of_head, keep_dtype=keep_dtype, backbone=backbone)
+    return MultiHeadModel(backbone, singles)

@@ -1,0 +1,91 @@
+"""The checkpoint of a model with several heads, seen as that of its backbone or of one of its heads."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import TypeVar
+
+from featuretap.support.errors import UnknownHeadError, WeightsError, did_you_mean
+from featuretap.weights.expected_tensors import HEAD
+from featuretap.weights.reading import Checkpoint
+
+HEADS = "heads."
+"""Prefix of the tensors of several heads in a file; the head's name follows."""
+
+Value = TypeVar("Value")
+
+
+def has_several_heads(checkpoint: Checkpoint) -> bool:
+    """Return whether a checkpoint records a model with several heads."""
+    return checkpoint.record is not None and bool(checkpoint.record.heads)
+
+
+def check_one_head(checkpoint: Checkpoint) -> None:
+    """Refuse the checkpoint of a model with several heads.
+
+    Raises:
+        WeightsError: it is one.
+    """
+    if checkpoint.record and checkpoint.record.heads:
+        raise WeightsError(
+            f"{str(checkpoint.path)!r} holds a model with several heads: {', '.join(checkpoint.record.heads)}; load it "
+            "with registry.load(path), or one of them with registry.load(path, head=name)"
+        )
+
+
+def backbone_checkpoint(checkpoint: Checkpoint) -> Checkpoint:
+    """Return the checkpoint of the backbone of a model with several heads; others are returned unmodified."""
+    if not checkpoint.record or not checkpoint.record.heads:
+        return checkpoint
+    tensors = {name: tensor for name, tensor in checkpoint.tensors.items() if not name.startswith(HEADS)}
+    return replace(checkpoint, tensors=tensors, record=replace(checkpoint.record, heads={}))
+
+
+def head_checkpoint(checkpoint: Checkpoint, name: str) -> Checkpoint:
+    """Return the checkpoint of one head with the backbone; those of models without several heads are returned
+    unmodified.
+
+    Raises:
+        UnknownHeadError: the model has no such head.
+    """
+    if not checkpoint.record or not checkpoint.record.heads:
+        return checkpoint
+    heads = checkpoint.record.heads
+    if name not in heads:
+        hint = did_you_mean(name, heads) or ";"
+        raise UnknownHeadError(f"{str(checkpoint.path)!r} has no head {name!r}{hint} its heads are {', '.join(heads)}")
+    return replace(checkpoint, tensors=select_tensors(checkpoint.tensors, name), record=heads[name])
+
+
+def checkpoint_for(checkpoint: Checkpoint, head: str | None) -> Checkpoint:
+    """Return the part of a checkpoint with several heads that fills a model of one head or none.
+
+    Args:
+        checkpoint: of any model; those without several heads are returned unmodified.
+        head: name of the model's head in the registry, such as "lraspp". The backbone alone is returned where the
+            checkpoint has no such head, or two.
+    """
+    heads = checkpoint.record.heads if checkpoint.record else {}
+    same = [name for name, record in heads.items() if record.description.head == head]
+    return head_checkpoint(checkpoint, same[0]) if len(same) == 1 else backbone_checkpoint(checkpoint)
+
+
+def select_tensors(tensors: Mapping[str, Value], name: str) -> dict[str, Value]:
+    """Return the tensors of the backbone and of one head, as a file of that model names them."""
+    own = f"{HEADS}{name}."
+    return {
+        key.replace(own, HEAD, 1) if key.startswith(own) else key: tensor
+        for key, tensor in tensors.items()
+        if key.startswith(own) or not key.startswith(HEADS)
+    }
+
+
+def merge_tensors(backbone: Mapping[str, Value], heads: Mapping[str, Mapping[str, Value]]) -> dict[str, Value]:
+    """Return the tensors of a model with several heads, from those of its backbone and of the model of each head."""
+    merged = dict(backbone)
+    for name, tensors in heads.items():
+        merged |= {
+            f"{HEADS}{name}.{key.removeprefix(HEAD)}": tensor for key, tensor in tensors.items() if key.startswith(HEAD)
+        }
+    return merged
