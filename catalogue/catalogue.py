@@ -234,8 +234,7 @@ class Catalogue:
                     self._state = "unread"
 
     def _read(self) -> None:
-        path = _user_catalogue() if self._discover else None
-        self._user = read_catalogue(path, code=False) if path else NO_USER_FILE
+        self._user = read_user_catalogue() if self._discover else NO_USER_FILE
         policy = read_policy(self._user.disable, self._user.only)
         self._plugins = (
             *load_installed(policy, builtins=self._builtins, others=self._discover),
@@ -427,9 +426,12 @@ def _match(names: Iterable[str], pattern: str) -> list[str]:
     return sorted(name for name in names if fnmatchcase(name, pattern))
 
 
-def _user_catalogue() -> Path | None:
-    path = os.environ.get("FEATURETAP_CONFIG")
-    if path:
-        return Path(path)
-    usual = user_config_path("featuretap", appauthor=False) / "featuretap.toml"
-    return usual if usual.exists() else None
+def read_user_catalogue() -> CatalogueFile:
+    """Read the user's `featuretap.toml`, at the path in `FEATURETAP_CONFIG` or in the user's config folder.
+
+    Raises:
+        CatalogueError: it cannot be read, or does not fit the format.
+    """
+    given = os.environ.get("FEATURETAP_CONFIG")
+    path = Path(given) if given else user_config_path("featuretap", appauthor=False) / "featuretap.toml"
+    return read_catalogue(path, code=False) if given or path.exists() else NO_USER_FILE

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 from importlib.metadata import Distribution, EntryPoint, distributions
 
 from featuretap.catalogue.hookspecs import GROUP
@@ -94,21 +95,20 @@ def _lines(distribution: Distribution) -> Iterator[tuple[str, str]]:
 
 def _unmet(requires: tuple[str, ...]) -> str:
     """Return the requirement of featuretap that this featuretap does not meet, or an empty string."""
-    for text in requires:
-        if not normalise_name(text).startswith(OURS):
-            continue
-        # Costs some milliseconds, which only those pay who have plugins.
-        from packaging.requirements import InvalidRequirement, Requirement
+    ours = (text for text in requires if normalise_name(text).startswith(OURS))
+    return next(filter(None, map(_unmet_version, ours)), "")
 
-        try:
-            wanted = Requirement(text)
-        except InvalidRequirement:
-            continue
-        applies = wanted.marker is None or wanted.marker.evaluate({"extra": ""})
-        if (
-            normalise_name(wanted.name) == OURS
-            and applies
-            and not wanted.specifier.contains(__version__, prereleases=True)
-        ):
-            return f"{OURS}{wanted.specifier}"
+
+@cache
+def _unmet_version(text: str) -> str:
+    # Costs some milliseconds, which only those pay who have plugins.
+    from packaging.requirements import InvalidRequirement, Requirement
+
+    try:
+        wanted = Requirement(text)
+    except InvalidRequirement:
+        return ""
+    applies = wanted.marker is None or wanted.marker.evaluate({"extra": ""})
+    if normalise_name(wanted.name) == OURS and applies and not wanted.specifier.contains(__version__, prereleases=True):
+        return f"{OURS}{wanted.specifier}"
     return ""

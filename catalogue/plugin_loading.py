@@ -7,21 +7,23 @@ be missing because of it, or at once with `FEATURETAP_STRICT=1`.
 from __future__ import annotations
 
 import importlib
-import sys
 import traceback
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import redirect_stdout
 from dataclasses import dataclass, field, replace
+from inspect import isroutine
+from itertools import islice
 from pathlib import Path
 from time import perf_counter
+from types import ModuleType
 from typing import Any, Literal
 
 import pluggy
 
 from featuretap.catalogue import hookspecs
-from featuretap.catalogue.entry_points import find_entry_points
+from featuretap.catalogue.entry_points import PluginEntryPoint, find_entry_points
 from featuretap.catalogue.hookspecs import GROUP, WeightsEntry
+from featuretap.catalogue.plugin_calls import SlowWatch, call_plugin
 from featuretap.catalogue.policy import Policy, normalise_name
 from featuretap.specs import BackboneSpec, HeadSpec, RuntimeSpec
 from featuretap.support.errors import FeaturetapError, PluginError, did_you_mean
@@ -34,9 +36,11 @@ PROVIDES = {
     "runtimes": RuntimeSpec,
 }
 NAMESPACE_HOOKS = ("find_backbone", "match_backbones")
+MOST_ITEMS = 10_000
+"""Objects or names that a hook may return: an endless iterator would never end."""
 LEADING_FRAMES = (
     "<frozen importlib",
-    str(Path(__file__).parent),
+    *(str(Path(__file__).parents[1] / package) for package in ("catalogue", "registry")),
     *(package.__path__[0] for package in (importlib, pluggy)),
 )
 HOOKS = tuple(f"{GROUP}_{what}" for what in (*PROVIDES, *NAMESPACE_HOOKS))
@@ -95,13 +99,13 @@ class Plugin:
         answer = getattr(self, hook)
         if answer is None:
             return None
-        try:
-            return answer(**arguments)
-        except (KeyboardInterrupt, FeaturetapError):
-            raise
-        except BaseException as error:
-            asked = ", ".join(map(repr, arguments.values()))
+        asked = ", ".join(map(repr, arguments.values()))
+        answered, error = call_plugin(f"asking {self.label} for {asked}", lambda: _listed(answer(**arguments)))
+        if isinstance(error, FeaturetapError):
+            raise error
+        if error is not None:
             raise PluginError(f"{self.label} failed when it was asked for {asked}: {error_line(error)}") from error
+        return answered
 
 
 def load_installed(policy: Policy, *, builtins: bool, others: bool) -> Iterator[Plugin]:
@@ -110,17 +114,33 @@ def load_installed(policy: Policy, *, builtins: bool, others: bool) -> Iterator[
     Raises:
         PluginError: a plugin failed and the policy is strict.
     """
-    for point in find_entry_points():
-        if builtins if point.built_in else others:
-            plugin = Plugin(point.name, point.distribution, point.version, point.value, point.built_in)
-            allowed = point.built_in or policy.allows(point.distribution)
-            yield _load(plugin, point.load, policy) if allowed else replace(plugin, status="disabled")
+    manager = _create_manager()
+    with SlowWatch() as watch:
+        for point in find_entry_points():
+            if not (builtins if point.built_in else others):
+                continue
+            plugin = plugin_at(point)
+            if not point.built_in and not policy.allows(point.distribution):
+                yield replace(plugin, status="disabled")
+                continue
+            watch.start(plugin.label)
+            yield _load(plugin, point.load, policy, manager)
+            # A manager takes longer to create than a plugin to ask.
+            if manager.list_name_plugin():
+                manager = _create_manager()
+
+
+def plugin_at(point: PluginEntryPoint) -> Plugin:
+    """Return what is known of the plugin at an entry point before it is loaded."""
+    return Plugin(point.name, point.distribution, point.version, point.value, point.built_in)
 
 
 def load_module(module: Any, policy: Policy) -> Plugin:
-    """Load a plugin from a module or another object, as in tests."""
+    """Load a plugin from a module or another object, as in tests, or from an entry point."""
+    if isinstance(module, PluginEntryPoint):
+        return _load(plugin_at(module), module.load, policy, _create_manager())
     name = getattr(module, "__name__", type(module).__name__)
-    return _load(Plugin(name, normalise_name(name)), lambda: module, policy)
+    return _load(Plugin(name, normalise_name(name)), lambda: module, policy, _create_manager())
 
 
 def traceback_of(error: BaseException) -> list[str]:
@@ -131,26 +151,38 @@ def traceback_of(error: BaseException) -> list[str]:
     return "".join(summary.format()).splitlines()
 
 
-def _load(plugin: Plugin, import_module: Callable[[], object], policy: Policy) -> Plugin:
+def _load(plugin: Plugin, import_module: Callable[[], object], policy: Policy, manager: pluggy.PluginManager) -> Plugin:
     start = perf_counter()
-    try:
-        # What a plugin prints must not mix with the output of featuretap, which programs read.
-        with redirect_stdout(sys.stderr):
-            return replace(plugin, **_call_hooks(plugin.name, import_module()), seconds=perf_counter() - start)
-    except KeyboardInterrupt:
-        raise
-    except BaseException as error:
-        # Importing a module may raise anything, SystemExit and pytest's exceptions among them.
-        failed = replace(plugin, status="failed", error=error, seconds=perf_counter() - start)
-        if policy.strict:
-            raise PluginError(failed.failure) from error
-        return failed
+    provided, error = call_plugin(f"loading {plugin.label}", lambda: _call_hooks(plugin.name, import_module(), manager))
+    seconds = perf_counter() - start
+    if provided is not None:
+        return replace(plugin, **provided, seconds=seconds)
+    failed = replace(plugin, status="failed", error=error, seconds=seconds)
+    if policy.strict:
+        raise PluginError(failed.failure) from error
+    return failed
 
 
-def _call_hooks(name: str, module: Any) -> dict[str, Any]:
-    """Return what a plugin provides, from a manager of its own, so that results are known to be its."""
-    manager = pluggy.PluginManager(GROUP)
+class _Manager(pluggy.PluginManager):
+    def parse_hookimpl_opts(self, plugin: object, name: str) -> pluggy.HookimplOpts | None:
+        # pluggy searches the classes of everything in the module for descriptors, which takes longer than the import.
+        if isinstance(plugin, ModuleType) and name in vars(plugin) and not isroutine(vars(plugin)[name]):
+            return None
+        return super().parse_hookimpl_opts(plugin, name)
+
+
+def _create_manager() -> pluggy.PluginManager:
+    manager = _Manager(GROUP)
     manager.add_hookspecs(hookspecs)
+    return manager
+
+
+def _call_hooks(name: str, module: Any, manager: pluggy.PluginManager) -> dict[str, Any]:
+    """Return what a plugin provides.
+
+    The manager has no other plugins, so that results are known to be its. It is left without plugins, unless this one
+    fails or has an open namespace.
+    """
     manager.register(module, name)
     _check_hooks(module, {caller.name for caller in manager.get_hookcallers(module) or ()})
     provided: dict[str, Any] = {}
@@ -164,6 +196,8 @@ def _call_hooks(name: str, module: Any) -> dict[str, Any]:
     for key in NAMESPACE_HOOKS:
         caller = getattr(manager.hook, f"{GROUP}_{key}")
         provided[key] = caller if caller.get_hookimpls() else None
+    if not any(provided[key] for key in NAMESPACE_HOOKS):
+        manager.unregister(module)
     return provided
 
 
@@ -179,12 +213,27 @@ def _check_hooks(module: Any, implemented: set[str]) -> None:
         raise PluginError(f"it implements no hook; hooks are {', '.join(HOOKS)}")
 
 
+def _listed(answer: Any) -> Any:
+    """Return an answer, its names in a list if it yields them."""
+    if not isinstance(answer, Iterator):
+        return answer
+    names = list(islice(answer, MOST_ITEMS + 1))
+    if len(names) > MOST_ITEMS:
+        raise ValueError(f"more than {MOST_ITEMS} names")
+    return names
+
+
 def _items(hook: str, result: Any, kind: type) -> Iterator[Any]:
     if isinstance(result, str) or not isinstance(result, Iterable):
         result = [result]
-    for item in result:
+    for number, item in enumerate(result):
         if not isinstance(item, kind):
             raise PluginError(f"its hook {hook} should return {kind.__name__} objects in a list, got {item!r}")
+        if number == MOST_ITEMS:
+            raise PluginError(
+                f"its hook {hook} returns more than {MOST_ITEMS} objects; return a list that ends, or answer names "
+                "when they are asked for, as an open namespace does"
+            )
         yield item
 
 

@@ -15,6 +15,7 @@ import click
 from click.shell_completion import BashComplete, CompletionItem, add_completion_class, get_completion_class
 
 from featuretap import registry
+from featuretap.catalogue.entry_points import find_entry_points
 from featuretap.command_line.commands import Command
 from featuretap.specs.runtime import RESERVED
 from featuretap.workflows.datasets.named_sets import NAMED_SETS
@@ -106,7 +107,7 @@ heads = _complete(lambda ctx: registry.list_heads())
 layouts = _complete(lambda ctx: _writable_layouts())
 runtimes = _complete(lambda ctx: [*RESERVED, *registry.list_runtimes()])
 plugins = _complete(
-    lambda ctx: sorted({name for plugin in registry.default.plugins for name in (plugin.distribution, plugin.name)})
+    lambda ctx: sorted({name for point in find_entry_points() for name in (point.distribution, point.name)})
 )
 taps = _complete(lambda ctx: registry.default.backbone(_named(ctx)).addresses)
 weights = _complete(lambda ctx: [entry.tag for entry in registry.default.weights_of(_named(ctx))], "file")

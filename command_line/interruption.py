@@ -77,8 +77,10 @@ def exit_interrupted(error: click.Abort | KeyboardInterrupt) -> NoReturn:
     if sys.stderr.isatty():
         # The terminal has written ^C.
         echo(err=True)
-    notes = error.args if isinstance(error, click.Abort) else ()
-    echo(f"featuretap: {'; '.join(filter(None, ('interrupted', *notes)))}", err=True)
+    advice = error.args if isinstance(error, click.Abort) else ()
+    # The plugin that was interrupted.
+    interrupted = " ".join(("interrupted", *getattr(interrupt, "__notes__", ())))
+    echo(f"featuretap: {'; '.join(filter(None, (interrupted, *advice)))}", err=True)
     terminated = isinstance(interrupt, KeyboardInterrupt) and interrupt.args == (signal.SIGTERM,)
     sys.exit(128 + (signal.SIGTERM if terminated else signal.SIGINT))
 

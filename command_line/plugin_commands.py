@@ -5,6 +5,8 @@ from __future__ import annotations
 import keyword
 import re
 import sys
+from collections.abc import Mapping
+from contextlib import closing
 from importlib.util import find_spec
 from pathlib import Path
 from string import Template
@@ -14,12 +16,15 @@ from typing import Any
 import click
 
 from featuretap import registry
-from featuretap.catalogue.plugin_loading import Plugin
-from featuretap.catalogue.policy import normalise_name
+from featuretap.catalogue.catalogue import read_user_catalogue
+from featuretap.catalogue.entry_points import PluginEntryPoint, find_entry_points
+from featuretap.catalogue.plugin_loading import Plugin, plugin_at
+from featuretap.catalogue.policy import normalise_name, read_policy
 from featuretap.command_line import completion, parameters
 from featuretap.command_line.commands import Command, Group
 from featuretap.command_line.interruption import report_unwritten
 from featuretap.command_line.printing import echo, print_fields, print_json, print_table
+from featuretap.registry.examination import Examination, concerns, examine_all
 from featuretap.support.errors import OptionError, UnknownBackboneError, did_you_mean
 from featuretap.support.text import error_line
 from featuretap.support.version import __version__
@@ -142,7 +147,7 @@ def plugins_command(context: click.Context, as_json: bool) -> None:
         return
     print_table(
         ("distribution", "version", "plugin", "status", "provides", ">load time"),
-        ((p.distribution, p.version or "–", p.name, p.status, _provides(p) or "–", _milliseconds(p)) for p in plugins),
+        map(_row, plugins),
     )
     for problem in problems:
         echo(problem)
@@ -151,55 +156,84 @@ def plugins_command(context: click.Context, as_json: bool) -> None:
         echo(f"featuretap plugins doctor {failed[0].distribution} shows where it failed.")
 
 
-@plugins_command.command("doctor", cls=Command, short_help="Examine the plugins of a distribution.")
-@click.argument("name", shell_complete=completion.plugins, help="The distribution, or the plugin.")
-def doctor_command(name: str) -> None:
-    """Examine the plugins of the distribution NAME: failures, heavy imports, and declarations that do not hold.
+@plugins_command.command("doctor", cls=Command, short_help="Examine plugins.")
+@click.argument("name", required=False, shell_complete=completion.plugins, help="The distribution, or the plugin.")
+def doctor_command(name: str | None) -> None:
+    """Examine the plugins of the distribution NAME, or all: failures, heavy imports, and declarations that do not hold.
 
-    The exit status is 1 if there are problems.
+    Each is examined in a process of its own, which is stopped if a step takes more than a minute. The exit status is 1
+    if there are problems.
 
     Example: featuretap plugins doctor featuretap-mobilenet-v4
     """
-    plugins = registry.default.plugins
-    found = [plugin for plugin in plugins if normalise_name(name) in (plugin.distribution, normalise_name(plugin.name))]
-    if not found:
-        known = sorted({plugin.distribution for plugin in plugins} | {plugin.name for plugin in plugins})
+    user = read_user_catalogue()
+    policy = read_policy(user.disable, user.only)
+    points = find_entry_points()
+    found = [point for point in points if _is_meant(name, point)]
+    if name is not None and not found:
+        known = sorted({point.distribution for point in points} | {point.name for point in points})
         hint = did_you_mean(name, known) or f"; there are {', '.join(known)}"
         raise click.UsageError(f"no plugin and no distribution with one is named {name!r}{hint}")
-    sound = [_examine(plugin) for plugin in found]
+    if not found:
+        echo("no plugins are installed besides featuretap's own; featuretap plugins doctor featuretap examines those")
+        return
+    allowed = [point for point in points if point.built_in or policy.allows(point.distribution)]
+    if find_spec("torch") is None and any(point in allowed for point in found):
+        # Said here in a line, before any process needs it.
+        raise ModuleNotFoundError(name="torch")
+    # One alone has no other plugin's names.
+    several = sum(not point.built_in for point in allowed) > 1
+    with closing(examine_all([*[None] * several, *(point for point in found if point in allowed)])) as examinations:
+        together = next(examinations) if several else Examination()
+        sound = [_report(point, next(examinations) if point in allowed else None, together) for point in found]
     if not all(sound):
         click.get_current_context().exit(1)
 
 
-def _examine(plugin: Plugin) -> bool:
-    """Print what is found of a plugin, and return whether it has no problems."""
-    echo(plugin.label)
-    status = f"{plugin.status} in {_milliseconds(plugin)}"
-    if plugin.status == "disabled":
-        status = "disabled: switched off by FEATURETAP_PLUGINS or by [plugins] in featuretap.toml"
-    print_fields({"version": plugin.version, "entry point": plugin.value, "status": status})
-    if plugin.status == "disabled":
-        return True
-    if plugin.error is not None:
-        from featuretap.catalogue.plugin_loading import traceback_of
+def _is_meant(name: str | None, point: PluginEntryPoint) -> bool:
+    """Return whether a plugin is one to examine; without a name, those that do not ship with featuretap are."""
+    if name is None:
+        return not point.built_in
+    return normalise_name(name) in (point.distribution, normalise_name(point.name))
 
-        print_fields({"problem": error_line(plugin.error)})
-        for line in traceback_of(plugin.error):
-            echo(f"    {line}")
+
+def _report(point: PluginEntryPoint, found: Examination | None, together: Examination) -> bool:
+    """Print what is found of a plugin, None if it is disabled, and return whether it has no problems."""
+    plugin = plugin_at(point)
+    echo(plugin.label)
+    fields = {"version": plugin.version, "entry point": plugin.value}
+    if found is None:
+        status = "disabled: switched off by FEATURETAP_PLUGINS or by [plugins] in featuretap.toml"
+        print_fields({**fields, "status": status})
+        return True
+    seconds = f" in {_milliseconds(found.seconds)}" if found.seconds is not None else ""
+    print_fields({**fields, "status": f"{found.status}{seconds}"})
+    if found.status == "loaded":
+        print_fields({"provides": _provides(found.provides, found.open_namespace)})
+        more = [problem for problem in together.problems if concerns(problem, plugin.distribution)]
+        found.problems += [problem for problem in more if problem not in found.problems]
+    for problem in found.problems:
+        print_fields({"problem": problem})
+    for line in found.traceback:
+        echo(f"    {line}")
+    count = len(found.problems)
+    if found.status == "failed":
         disable = f'[plugins] disable = ["{plugin.distribution}"] in featuretap.toml'
         print_fields({"next": f"mend that, or switch it off: {disable}"})
         return False
-    from featuretap.registry.diagnosis import find_problems
-
-    print_fields({"provides": _provides(plugin)})
-    count = 0
-    # They are printed when they are found, which takes seconds.
-    for count, problem in enumerate(find_problems(plugin, registry.default), start=1):  # noqa: B007
-        print_fields({"problem": problem})
+    if not together.complete:
+        print_fields({"names": f"not compared with those of other plugins, since {together.problems[-1]}"})
     print_fields({"found": f"{count} problem{'s' if count > 1 else ''}" if count else "no problems"})
     advice = "make module and declaration agree; the classes of featuretap.registry.testing test more"
     print_fields({"next": advice if count else None})
     return not count
+
+
+def _row(plugin: Plugin) -> tuple[str, ...]:
+    counts = {kind: len(getattr(plugin, kind)) for kind in KINDS}
+    provides = _provides(counts, plugin.find_backbone is not None) or "–"
+    time = "–" if plugin.status == "disabled" else _milliseconds(plugin.seconds)
+    return plugin.distribution, plugin.version or "–", plugin.name, plugin.status, provides, time
 
 
 def _facts(plugin: Plugin) -> dict[str, Any]:
@@ -216,14 +250,13 @@ def _facts(plugin: Plugin) -> dict[str, Any]:
     }
 
 
-def _provides(plugin: Plugin) -> str:
-    counts = {kind: len(getattr(plugin, kind)) for kind in KINDS}
+def _provides(counts: Mapping[str, int], open_namespace: bool) -> str:
     parts = [f"{n} {kind if n > 1 or kind == 'weights' else kind[:-1]}" for kind, n in counts.items() if n]
-    return ", ".join([*parts, "an open namespace"] if plugin.find_backbone else parts)
+    return ", ".join([*parts, "an open namespace"] if open_namespace else parts)
 
 
-def _milliseconds(plugin: Plugin) -> str:
-    return "–" if plugin.status == "disabled" else f"{plugin.seconds * 1000:.1f} ms"
+def _milliseconds(seconds: float) -> str:
+    return f"{seconds * 1000:.1f} ms"
 
 
 def render_template(name: str) -> dict[str, str]:

@@ -8,6 +8,7 @@ from functools import partial
 
 from featuretap.catalogue.plugin_loading import Plugin
 from featuretap.registry import conformance, head_conformance
+from featuretap.registry.examination import IMPORTS_TORCH
 from featuretap.registry.registry import Registry
 from featuretap.support.errors import FeaturetapError, SpecError
 from featuretap.support.text import error_line
@@ -18,34 +19,37 @@ PATIENCE = 60
 """Seconds after which a plugin is taken to hang."""
 
 
-def find_problems(plugin: Plugin, registry: Registry) -> Iterator[str]:
-    """Yield a line for each problem of a plugin."""
+def find_problems(plugin: Plugin, registry: Registry, report: Callable[[str], None]) -> Iterator[str]:
+    """Yield a line for each problem that the backbones and heads of a plugin have.
+
+    Args:
+        plugin: a plugin that is loaded.
+        registry: the registry that has it.
+        report: called with the name of each backbone and head before it is built.
+    """
     known = set()
-    for check in _checks(plugin, registry):
+    for name, check in _checks(plugin, registry):
+        report(name)
         try:
             check()
-        except KeyboardInterrupt:
-            raise
         except BaseException as error:
-            # Whatever a plugin's model raises is a problem, SystemExit too. What cannot be built fails every check.
+            # Whatever a plugin's model raises is a problem, KeyboardInterrupt and SystemExit too. What cannot be built
+            # fails every check.
             problem = error_line(error)
             if problem not in known:
                 yield problem
             known.add(problem)
-    for problem in registry.problems:
-        if f"'{plugin.distribution}'" in problem or f"'{plugin.distribution}:" in problem:
-            yield problem
 
 
-def _checks(plugin: Plugin, registry: Registry) -> Iterator[Callable[[], None]]:
-    yield partial(check_torch_free, plugin.value)
+def _checks(plugin: Plugin, registry: Registry) -> Iterator[tuple[str, Callable[[], None]]]:
     backbones = [f"{plugin.distribution}:{spec.name}" for spec in plugin.backbones]
     for name in backbones:
-        yield partial(conformance.check_shapes, name, registry, conformance.SIZES[:1])
-        yield partial(conformance.check_counts, name, registry, conformance.SIZES[0])
-        yield partial(conformance.check_keys, name, registry)
+        yield name, partial(conformance.check_shapes, name, registry, conformance.SIZES[:1])
+        yield name, partial(conformance.check_counts, name, registry, conformance.SIZES[0])
+        yield name, partial(conformance.check_keys, name, registry)
     for head in plugin.heads:
-        yield partial(_check_head, f"{plugin.distribution}:{head.name}", backbones, registry)
+        name = f"{plugin.distribution}:{head.name}"
+        yield name, partial(_check_head, name, backbones, registry)
 
 
 def _check_head(head: str, backbones: list[str], registry: Registry) -> None:
@@ -85,7 +89,4 @@ def check_torch_free(value: str) -> None:
         reason = (ran.stderr.splitlines() or [f"it ends Python with status {ran.returncode}"])[-1]
         raise SpecError(f"{value!r} cannot be imported by itself ({reason})")
     if ran.stdout.endswith("True\n"):
-        raise SpecError(
-            f"{value!r} imports torch when it is imported or answers its hooks, so that every start waits for it; "
-            "name heavy code by an import string, 'package.module:function'"
-        )
+        raise SpecError(IMPORTS_TORCH.format(value))

@@ -323,29 +323,30 @@ class BackboneSpec:
     def _outputs(self) -> dict[str, Tap]:
         # An image as large as the largest stride shrinks to the quotient of the two strides.
         image = 2 ** len(self.stages)
-        whole, above = self._heights(image), self._heights(image + 1)
+        sizes = self._sizes(image, image + 1)
         channels = {path: layer.out_channels for block in self.all_blocks for path, layer in block.layer_paths()}
         channels |= {block.path: block.out_channels for block in self.all_blocks}
         return {
-            path: Tap(channels[path], image // height, "ceil" if above[path] > height else self._rounding(path, image))
-            for path, height in whole.items()
+            path: Tap(channels[path], image // height, "ceil" if above > height else self._rounding(path, image))
+            for path, (height, above) in sizes.items()
         }
 
-    def _heights(self, size: int) -> dict[str, int]:
-        """Path → height of the map of an image of `size` × `size` pixels."""
-        heights = {}
+    def _sizes(self, height: int, width: int) -> dict[str, tuple[int, int]]:
+        """Path → height and width of the map of an image of `height` × `width` pixels."""
+        sizes = {}
+        size = height, width
         for block in self.all_blocks:
             for path, layer in block.layer_paths():
-                size, _ = layer.output_size(size, size)
-                heights[path] = size
-            heights[block.path] = size
-        return heights
+                size = layer.output_size(*size)
+                sizes[path] = size
+            sizes[block.path] = size
+        return sizes
 
     def _rounding(self, path: str, image: int) -> Literal["floor"] | int:
         """Return how a map rounds that is behind an even kernel, which drops a last pixel without a neighbour."""
-        height = self._heights(image)[path]
+        height, _ = self._sizes(image, image)[path]
         stride = image // height
-        more = next(more for more in range(1, stride + 1) if self._heights(image + more)[path] > height)
+        more = next(more for more in range(1, stride + 1) if self._sizes(image + more, image)[path][0] > height)
         return "floor" if more == stride else stride - more
 
     def _norm_parameters(self, channels: int) -> int:

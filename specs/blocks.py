@@ -78,7 +78,8 @@ def place_rows(
 
 def _place(layer: Layer, stride: int, dilation: int, padding: str) -> Layer:
     if hasattr(layer, "padding"):
-        layer = replace(layer, padding=padding)  # type: ignore[type-var]
+        # Most have it already, and there are thousands of them.
+        layer = layer if layer.padding == padding else replace(layer, padding=padding)  # type: ignore[type-var]
     elif padding != SYMMETRIC and layer.strided and stride > 1:
         raise SpecError(
             f"{type(layer).__name__} {layer.name!r} cannot take padding={padding!r}; give the class a field padding"

@@ -2,16 +2,19 @@
 
 import re
 from collections.abc import Callable, Iterator
+from contextlib import redirect_stdout
+from io import StringIO
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from support import Completed
-from support.distributions import CULPRITS, GOOD, IMPORTS, Distribution, installed_here, table, write_installed
+from support.distributions import CULPRITS, GOOD, IMPORTS, Distribution, installed_here, write_installed
 from torch import nn
 
-from featuretap.registry import Registry, diagnosis
+from featuretap.command_line import main
+from featuretap.registry import Registry, diagnosis, examination
 from featuretap.registry.diagnosis import find_problems
 from featuretap.registry.errors import SpecError
 from featuretap.registry.hookspecs import hookimpl
@@ -71,15 +74,41 @@ def factories(name: str, address: str, backbones: list[str], means: int) -> Dist
     return Distribution(IMPORTS + FACTORIES.format(name=name, address=address, backbones=backbones, means=means))
 
 
+NOTHING = IMPORTS + "\n\n@hookimpl\ndef featuretap_backbones():\n    return []\n"
+
+
+def runtime(name: str) -> Distribution:
+    """A plugin with a runtime, which is examined without PyTorch."""
+    return Distribution(
+        "from featuretap.registry.hookspecs import hookimpl\nfrom featuretap.specs import RuntimeSpec\n\n\n"
+        f"@hookimpl\ndef featuretap_runtimes():\n    return [RuntimeSpec({name!r}, 'a:b')]\n"
+    )
+
+
 PATIENTS = {
     "tiny": GOOD["tiny"],
     "own": factories("own", "mine", ["whole"], means=32),
     "raises": Distribution("def deep():\n    return 1 / 0\n\n\ndeep()\n"),
     "future": CULPRITS["future"],
-    "torchy": Distribution("import torch\n" + table("torchynet")),
-    "torchy_two": Distribution(table("mobilenet_v2")),
+    "torchy": Distribution("import torch\n" + NOTHING),
+    "torchy_two": runtime("onnxruntime"),
     "many": factories("many", "C3", ["floors", "leaves", "breaks", "lacks"], means=8),
 }
+
+DESTROYERS = {
+    "exits-at-once": Distribution("import os\n\nos._exit(3)\n"),
+    "recurses": Distribution(
+        "import sys\n\nsys.setrecursionlimit(10**9)\nnested = ()\nfor _ in range(10**6):\n    nested = (nested,)\n"
+        "hash(nested)\n"
+    ),
+    "loses-the-path": Distribution("import sys\n\nsys.path = []\n" + NOTHING.replace("\n\n\n", "\n")),
+    "moves": Distribution("import os\n\nos.chdir('/')\n" + NOTHING),
+    "closes": Distribution("import os\n\nos.closerange(1, 256)\n" + NOTHING),
+    "ignores": Distribution("import signal\n\nsignal.signal(signal.SIGINT, signal.SIG_IGN)\n" + NOTHING),
+    "renames": Distribution("import os\n\ndel os.environ['HOME']\nos.environ['NEW'] = '1'\n" + NOTHING),
+    "interrupts": Distribution("raise KeyboardInterrupt\n"),
+}
+"""Plugins that take down, or change, the process that imports them."""
 
 
 Doctor = Callable[[str], Completed]
@@ -91,6 +120,35 @@ def patients(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_installed(tmp_path_factory.mktemp("patients"), PATIENTS)
 
 
+@pytest.fixture(scope="module")
+def examined(patients: Path) -> dict[str, list[str]]:
+    """Distribution → the lines that examining all of them prints about it."""
+    return examine(patients)
+
+
+@pytest.fixture(scope="module")
+def destroyed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[str]]:
+    """The same of plugins that do something to their process."""
+    return examine(write_installed(tmp_path_factory.mktemp("destroyers"), DESTROYERS))
+
+
+def examine(folder: Path) -> dict[str, list[str]]:
+    printed = StringIO()
+    with pytest.MonkeyPatch.context() as patch, installed_here(folder):
+        patch.setenv("XDG_CONFIG_HOME", str(folder / "config"))
+        patch.setenv("FEATURETAP_STRICT", "1")
+        with redirect_stdout(printed), pytest.raises(SystemExit) as ended:
+            main(["plugins", "doctor"])
+    assert ended.value.code == 1
+    reports: dict[str, list[str]] = {}
+    for line in read(printed.getvalue()):
+        if line.startswith("plugin "):
+            reports[line.split("'")[3]] = lines = [line]
+        else:
+            lines.append(line)
+    return reports
+
+
 @pytest.fixture
 def doctor(patients: Path, run: Callable[..., Completed]) -> Iterator[Doctor]:
     """Run `featuretap plugins doctor` where the patients are installed."""
@@ -98,17 +156,18 @@ def doctor(patients: Path, run: Callable[..., Completed]) -> Iterator[Doctor]:
         yield lambda name: run("plugins", "doctor", name)
 
 
-def read(ran: Completed) -> list[str]:
+def read(printed: str) -> list[str]:
     """Return the lines that were printed, without times and the folders of files."""
-    assert ran.err == ""
-    timed = re.sub(r" in \d+\.\d ms$", " in T ms", ran.out, flags=re.MULTILINE)
+    timed = re.sub(r" in \d+\.\d ms$", " in T ms", printed, flags=re.MULTILINE)
     return re.sub(r'File ".*/(\w+\.py)"', r'File "\1"', timed).splitlines()
 
 
-def test_a_plugin_without_problems(doctor: Doctor) -> None:
-    ran = doctor("featuretap-tiny")
-    assert ran.status == 0
-    assert read(ran) == [
+def problems_of(report: list[str]) -> list[str]:
+    return [line.removeprefix("  problem      ") for line in report if line.startswith("  problem")]
+
+
+def test_a_plugin_without_problems(examined: dict[str, list[str]]) -> None:
+    assert examined["featuretap-tiny"] == [
         "plugin 'tiny' of distribution 'featuretap-tiny'",
         "  version      1.2",
         "  entry point  plugin_tiny",
@@ -118,19 +177,37 @@ def test_a_plugin_without_problems(doctor: Doctor) -> None:
     ]
 
 
+def test_the_status_is_0_where_there_are_no_problems(
+    run: Callable[..., Completed], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with installed_here(write_installed(tmp_path, {"nothing": Distribution(NOTHING)})):
+        ran = run("plugins", "doctor")
+    assert (ran.status, ran.err, read(ran.out)[-1]) == (0, "", "  found        no problems")
+
+
+def test_without_a_name_all_plugins_but_built_in_ones_are_examined(examined: dict[str, list[str]]) -> None:
+    assert sorted(examined) == sorted(f"featuretap-{name.replace('_', '-')}" for name in PATIENTS)
+
+
+def test_without_plugins_there_is_nothing_to_examine(run: Callable[..., Completed]) -> None:
+    assert run("plugins", "doctor") == Completed(
+        0,
+        "no plugins are installed besides featuretap's own; featuretap plugins doctor featuretap examines those\n",
+        "",
+    )
+
+
 @pytest.mark.parametrize("name", ["featuretap-torchy-two", "Featuretap_Torchy.Two", "torchy-two", "torchy_two"])
 def test_a_plugin_is_named_by_its_distribution_or_by_its_entry_point(
     doctor: Doctor, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     monkeypatch.setenv("FEATURETAP_PLUGINS", "")
     ran = doctor(name)
-    assert read(ran)[0] == "plugin 'torchy_two' of distribution 'featuretap-torchy-two'"
+    assert read(ran.out)[0] == "plugin 'torchy_two' of distribution 'featuretap-torchy-two'"
 
 
-def test_a_failed_plugin_is_shown_with_the_traceback_of_its_own_code(doctor: Doctor) -> None:
-    ran = doctor("featuretap-raises")
-    assert ran.status == 1
-    assert [line for line in read(ran) if "~" not in line and "^" not in line] == [
+def test_a_failed_plugin_is_shown_with_the_traceback_of_its_own_code(examined: dict[str, list[str]]) -> None:
+    assert [line for line in examined["featuretap-raises"] if "~" not in line and "^" not in line] == [
         "plugin 'raises' of distribution 'featuretap-raises'",
         "  version      1.2",
         "  entry point  plugin_raises",
@@ -146,11 +223,10 @@ def test_a_failed_plugin_is_shown_with_the_traceback_of_its_own_code(doctor: Doc
     ]
 
 
-def test_a_plugin_for_another_version_of_featuretap_has_no_traceback(doctor: Doctor) -> None:
-    ran = doctor("featuretap-future")
-    assert ran.status == 1
-    assert "Traceback" not in ran.out
-    assert "  problem      it needs featuretap>=99, and this is featuretap" in ran.out
+def test_a_plugin_for_another_version_of_featuretap_has_no_traceback(examined: dict[str, list[str]]) -> None:
+    report = examined["featuretap-future"]
+    assert "    Traceback (most recent call last):" not in report
+    assert "  problem      it needs featuretap>=99, and this is featuretap" in "\n".join(report)
 
 
 @pytest.mark.parametrize(
@@ -166,8 +242,8 @@ def test_a_plugin_for_another_version_of_featuretap_has_no_traceback(doctor: Doc
         (
             "torchy-two",
             [
-                "'featuretap-torchy-two' provides the backbone 'mobilenet_v2', which is built in and cannot be "
-                "replaced; its own is 'featuretap-torchy-two:mobilenet_v2'"
+                "'featuretap-torchy-two' provides the runtime 'onnxruntime', which is built in and cannot be "
+                "replaced; its own is 'featuretap-torchy-two:onnxruntime'"
             ],
         ),
         (
@@ -185,30 +261,85 @@ def test_a_plugin_for_another_version_of_featuretap_has_no_traceback(doctor: Doc
     ],
 )
 def test_every_problem_is_one_line_even_where_a_model_raises_system_exit(
-    doctor: Doctor, name: str, problems: list[str]
+    examined: dict[str, list[str]], name: str, problems: list[str]
 ) -> None:
-    ran = doctor(f"featuretap-{name}")
-    assert ran.status == 1
-    lines = read(ran)
-    assert [line.removeprefix("  problem      ") for line in lines if line.startswith("  problem")] == problems
-    assert lines[-2:] == [
+    report = examined[f"featuretap-{name}"]
+    assert problems_of(report) == problems
+    assert report[-2:] == [
         f"  found        {'1 problem' if len(problems) == 1 else f'{len(problems)} problems'}",
         "  next         make module and declaration agree; the classes of featuretap.registry.testing test more",
     ]
 
 
-def test_a_head_is_tried_on_a_backbone_that_has_the_taps_it_reads(doctor: Doctor) -> None:
-    ran = doctor("featuretap-own")
-    assert (ran.status, read(ran)[-2:]) == (
-        0,
-        ["  provides     1 backbone, 1 head", "  found        no problems"],
+def test_a_head_is_tried_on_a_backbone_that_has_the_taps_it_reads(examined: dict[str, list[str]]) -> None:
+    assert examined["featuretap-own"][-2:] == [
+        "  provides     1 backbone, 1 head",
+        "  found        no problems",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "problem"),
+    [
+        ("exits-at-once", "importing it and asking its hooks ends Python with status 3"),
+        ("recurses", "importing it and asking its hooks ends Python with SIGSEGV"),
+        ("moves", "importing it changes the working directory to '/'"),
+        ("closes", "importing it closes or replaces standard output, standard error"),
+        ("ignores", "importing it replaces the handlers of SIGINT"),
+        ("renames", "importing it changes the environment variables HOME"),
+        ("interrupts", "KeyboardInterrupt"),
+    ],
+)
+def test_what_a_plugin_does_to_its_process_is_its_problem_alone(
+    destroyed: dict[str, list[str]], name: str, problem: str
+) -> None:
+    assert problems_of(destroyed[f"featuretap-{name}"]) == [problem]
+
+
+def test_a_plugin_that_empties_the_path_is_named(destroyed: dict[str, list[str]]) -> None:
+    (problem,) = problems_of(destroyed["featuretap-loses-the-path"])
+    assert re.fullmatch(r"importing it removes '.*', '.*', '.*' and \d+ more from sys\.path", problem)
+
+
+def test_where_a_crash_happened_is_shown(destroyed: dict[str, list[str]]) -> None:
+    report = destroyed["featuretap-recurses"]
+    assert report[3] == "  status       failed"
+    assert report[5] == '    File "plugin_recurses.py", line 7 in <module>'
+    assert report[6].startswith("  next         mend that, or switch it off: ")
+
+
+def test_names_that_cannot_be_compared_are_mentioned(destroyed: dict[str, list[str]]) -> None:
+    line = (
+        "  names        not compared with those of other plugins, since loading all plugins ends Python with status 3"
     )
+    assert line in destroyed["featuretap-moves"]
+
+
+def test_a_plugin_that_hangs_is_stopped_and_shown_where_it_hangs(
+    run: Callable[..., Completed], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(examination, "PATIENCE", 4)
+    hangs = Distribution("import subprocess\n\nsubprocess.run(['sleep', '600'])\n")
+    with installed_here(write_installed(tmp_path, {"hangs": hangs})):
+        ran = run("plugins", "doctor", "hangs")
+    assert ran.status == 1
+    assert problems_of(read(ran.out)) == ["importing it and asking its hooks takes more than 4 seconds"]
+    assert '    File "plugin_hangs.py", line 3 in <module>' in read(ran.out)
+
+
+def test_a_plugin_whose_name_another_has_is_told_so(run: Callable[..., Completed], tmp_path: Path) -> None:
+    twins = {"one": runtime("twin"), "two": runtime("twin")}
+    with installed_here(write_installed(tmp_path, twins)):
+        ran = run("plugins", "doctor", "one")
+    assert problems_of(read(ran.out)) == [
+        "2 plugins have a runtime named 'twin'; say which: 'featuretap-one:twin' or 'featuretap-two:twin'"
+    ]
 
 
 def test_a_disabled_plugin_is_not_examined(doctor: Doctor, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FEATURETAP_PLUGINS", "featuretap-tiny")
     ran = doctor("featuretap-raises")
-    assert (ran.status, read(ran)) == (
+    assert (ran.status, read(ran.out)) == (
         0,
         [
             "plugin 'raises' of distribution 'featuretap-raises'",
@@ -255,7 +386,7 @@ def test_an_exception_that_no_check_expects_is_a_finding() -> None:
     head = HeadSpec("leaves", ("C5",), f"{__name__}:nothing", outputs=f"{__name__}:leave")
     module = SimpleNamespace(__name__="leaving", featuretap_heads=hookimpl(lambda: [head]))
     registry = Registry([module], discover=False)
-    assert "SystemExit: 0" in list(find_problems(registry.plugins[-1], registry))
+    assert "SystemExit: 0" in list(find_problems(registry.plugins[-1], registry, str))
 
 
 def test_a_head_that_no_backbone_fits_is_a_finding() -> None:
@@ -263,15 +394,14 @@ def test_a_head_that_no_backbone_fits_is_a_finding() -> None:
     module = SimpleNamespace(__name__="reading", featuretap_heads=hookimpl(lambda: [head]))
     registry = Registry([module], discover=False)
     message = "head 'reads' reads C9, but 'mobilenet_v3_small' ends at C5"
-    assert message in list(find_problems(registry.plugins[-1], registry))
+    assert message in list(find_problems(registry.plugins[-1], registry, str))
 
 
-def test_an_interruption_ends_the_doctor() -> None:
+def test_an_interruption_that_nobody_typed_is_a_finding() -> None:
     head = HeadSpec("interrupted", ("C5",), f"{__name__}:nothing", outputs=f"{__name__}:interrupt")
     module = SimpleNamespace(__name__="interrupting", featuretap_heads=hookimpl(lambda: [head]))
     registry = Registry([module], discover=False)
-    with pytest.raises(KeyboardInterrupt):
-        list(find_problems(registry.plugins[-1], registry))
+    assert "KeyboardInterrupt" in list(find_problems(registry.plugins[-1], registry, str))
 
 
 def interrupt(backbone: BackboneSpec, **asked: Any) -> Any:

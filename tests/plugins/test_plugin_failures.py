@@ -104,7 +104,7 @@ def raising(error: BaseException) -> Callable[[], Any]:
     return hookimpl(featuretap_backbones)
 
 
-@pytest.mark.parametrize("error", [KeyError("deep inside"), SystemExit(1), GeneratorExit()])
+@pytest.mark.parametrize("error", [KeyError("deep inside"), SystemExit(1), GeneratorExit(), KeyboardInterrupt()])
 def test_a_failure_keeps_its_traceback(error: BaseException) -> None:
     module = SimpleNamespace(__name__="deep", featuretap_backbones=raising(error))
     failed = next(p for p in Registry([module], discover=False).plugins if p.name == "deep")
@@ -122,12 +122,6 @@ def test_a_failure_that_cannot_be_printed_hides_nothing() -> None:
     assert Registry([module], discover=False).problems == (
         "plugin 'deep' of distribution 'deep' failed: SpeechlessError: its text cannot be had (ValueError)",
     )
-
-
-def test_an_interruption_is_no_failure_of_a_plugin() -> None:
-    module = SimpleNamespace(__name__="deep", featuretap_backbones=raising(KeyboardInterrupt()))
-    with pytest.raises(KeyboardInterrupt):
-        Registry([module], discover=False).list_backbones()
 
 
 def test_a_missing_name_is_raised_from_the_failure_that_may_be_why() -> None:
