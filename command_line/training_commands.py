@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import fields
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -119,6 +120,12 @@ def train_command(
 @click.option("--download-to", type=parameters.PATH, help="Folder of torchvision's data sets.")
 @click.option("--format", "data_format", type=click.Choice(FORMATS), help=SETTINGS["format"].help)
 @click.option("--out", type=parameters.PATH, help="Folder for tables and pictures.")
+@click.option(
+    "--log-every",
+    type=click.FloatRange(min=0),
+    default=SETTINGS["log_every"].option.default,
+    help=SETTINGS["log_every"].help,
+)
 @parameters.JSON
 def evaluate_command(data: str, weights: str, model: str | None, as_json: bool, **settings: Any) -> None:
     """Evaluate a model on DATA, as `featuretap train` takes it.
@@ -130,7 +137,9 @@ def evaluate_command(data: str, weights: str, model: str | None, as_json: bool, 
     from featuretap.workflows.training.run import evaluate
 
     built = registry.load(weights) if model is None else registry.build(model, pretrained=weights)
-    metrics, task, is_main = evaluate(built, data, origin=repr(weights), **settings)
+    # JSON is the only thing on standard output.
+    log = partial(echo, err=as_json)
+    metrics, task, is_main = evaluate(built, data, origin=repr(weights), log=log, **settings)
     if not is_main:
         return
     if as_json:

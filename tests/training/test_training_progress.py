@@ -1,14 +1,20 @@
 """Progress within an epoch: a bar in a terminal, lines elsewhere."""
 
 import sys
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from support.training_runs import coloured_folder, small_run
+from support import Completed
+from support.training_runs import COLOURS, coloured_folder, small_run
 
+from featuretap import registry
 from featuretap.support import progress
 from featuretap.support.progress import bar, progress_steps
-from featuretap.workflows.training.run import train
+from featuretap.workflows.training.run import evaluate, train
+
+Run = Callable[..., Completed]
 
 
 @pytest.fixture
@@ -70,3 +76,35 @@ def test_a_run_logs_loss_rate_and_speed_of_its_steps(tmp_path: Path) -> None:
     assert all(words[:2] == ["loss", "lr"] and len(words) == 4 for words in names)
     assert all("images/s" in line and line.endswith(" left") for line in steps)
     assert any(line.startswith("evaluating epoch 1 of 1: 6/6") for line in lines)
+
+
+def test_evaluation_logs_its_data_and_the_progress_of_its_batches(tmp_path: Path) -> None:
+    lines: list[str] = []
+    data = coloured_folder(tmp_path / "data")
+    model = registry.build("mobilenet_v1", width=0.25, num_classes=3)
+    model.description = replace(model.description, classes=tuple(sorted(COLOURS)))
+    evaluate(model, str(data), batch_size=4, log=lines.append, log_every=1e-6)
+    assert lines[0] == "class folders: 6 validation images, 3 classes"
+    assert [line.split("  ")[0] for line in lines if line.startswith("evaluating")] == [
+        "evaluating: 4/6",
+        "evaluating: 6/6",
+    ]
+    assert any(line.startswith("checking images: 36/36") for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("part", "line"),
+    [("val", "6 validation images"), ("train", "30 training images"), ("all", "36 images")],
+)
+@pytest.mark.parametrize("json", [(), ("--json",)], ids=["table", "json"])
+def test_the_line_about_the_data_never_mixes_with_json(
+    run: Run, tmp_path: Path, part: str, line: str, json: tuple[str, ...]
+) -> None:
+    data = coloured_folder(tmp_path / "data")
+    model = registry.build("mobilenet_v1", width=0.25, num_classes=3)
+    model.description = replace(model.description, classes=tuple(sorted(COLOURS)))
+    weights = registry.save(model, tmp_path / "colours.safetensors")
+    ran = run("evaluate", data, "--weights", weights, "--part", part, *json)
+    shown, other = (ran.err, ran.out) if json else (ran.out, ran.err)
+    assert f"class folders: {line}, 3 classes" in shown.splitlines()
+    assert "class folders" not in other

@@ -16,6 +16,7 @@ from featuretap.support.images import read_image
 from featuretap.support.text import first_few
 
 Task = Literal["classification", "segmentation", "detection"]
+Part = Literal["val", "train", "all"]
 
 IGNORED = 255
 """Value of the pixels of a mask that have no class and are not counted, as in Pascal VOC."""

@@ -11,7 +11,7 @@ from platformdirs import user_cache_path
 
 from featuretap.support.errors import DataError, did_you_mean
 from featuretap.workflows.datasets.coco import open_coco
-from featuretap.workflows.datasets.data_set import DataSet, Task
+from featuretap.workflows.datasets.data_set import DataSet, Part, Task
 from featuretap.workflows.datasets.image_folder import open_image_folder
 from featuretap.workflows.datasets.masks import open_masks
 from featuretap.workflows.datasets.named import open_named
@@ -86,11 +86,20 @@ def recognise_task(source: str, data_format: str | None) -> Task:
     return (reading or CLASSES).task
 
 
-def describe(data: DataSet) -> str:
-    """Return a line such as "COCO: 120 training and 30 validation images, 3 classes, boxes and masks"."""
+def describe(data: DataSet, part: Part | None = None) -> str:
+    """Return a line such as "COCO: 120 training and 30 validation images, 3 classes, boxes and masks".
+
+    Of one part it is "COCO: 30 validation images, 3 classes, boxes and masks".
+    """
+    train, val = len(data.train), len(data.val)
+    images = {
+        "val": f"{val} validation image{'s' * (val != 1)}",
+        "train": f"{train} training image{'s' * (train != 1)}",
+        "all": f"{train + val} image{'s' * (train + val != 1)}",
+        None: f"{train} training and {val} validation images",
+    }[part]
     classes = "1 class" if len(data.classes) == 1 else f"{len(data.classes)} classes"
-    counts = f"{data.label}: {len(data.train)} training and {len(data.val)} validation images, {classes}"
-    return f"{counts}, {data.targets}" if data.targets else counts
+    return ", ".join(filter(None, (f"{data.label}: {images}", classes, data.targets)))
 
 
 @contextmanager

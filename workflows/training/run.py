@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -24,7 +24,7 @@ from featuretap.support.atomic_write import replace_files
 from featuretap.support.errors import DataError, FeaturetapError, TrainingError
 from featuretap.support.progress import bar, format_epoch
 from featuretap.support.text import first_few
-from featuretap.workflows.datasets.data_set import DataSet, check_readable, with_classes
+from featuretap.workflows.datasets.data_set import DataSet, Part, check_readable, with_classes
 from featuretap.workflows.datasets.formats import describe
 from featuretap.workflows.training import run_folder
 from featuretap.workflows.training.configuration import (
@@ -53,12 +53,11 @@ from featuretap.workflows.training.plots import draw_curves
 from featuretap.workflows.training.reports import write_detections, write_evaluation
 from featuretap.workflows.training.tasks.task import Metrics, Task
 
-__all__ = ["Part", "Result", "evaluate", "train"]
+__all__ = ["Result", "evaluate", "train"]
 
 logger = logging.getLogger("featuretap")
 
 Value = TypeVar("Value")
-Part = Literal["val", "train", "all"]
 
 
 class Result(NamedTuple):
@@ -271,6 +270,8 @@ def evaluate(
     download_to: Path | None = None,
     data_format: str | None = None,
     out: Path | None = None,
+    log: Callable[[str], None] = print,
+    log_every: float = 60.0,
 ) -> tuple[Metrics, Task, bool]:
     """Evaluate a model on a data set, in all processes together, each image once.
 
@@ -286,6 +287,8 @@ def evaluate(
         download_to: folder of torchvision's data sets.
         data_format: of a folder that can be read as several, as the setting `format`.
         out: folder for tables and pictures; None for none.
+        log: called with a line about the data, and for progress where no terminal shows it, in the main process only.
+        log_every: seconds between lines of progress; 0 for none.
 
     Returns:
         the metrics, the task, and whether this is the main process (rank 0).
@@ -298,8 +301,10 @@ def evaluate(
     spec, description = spec_of(model, origin), description_of(model)
     with _open_accelerator() as accelerator:
         is_main, processes = accelerator.is_main_process, accelerator.num_processes
+        shown: dict[str, Any] = {"shown": is_main, "log": log, "every": log_every}
         settings = source, val_fraction, seed, download_to, data_format
         data = _run_on_main_first(accelerator, lambda: open_model_data(spec, *settings, complete=False))
+        text = describe(data, part)
         data = _with_model_classes(data, description, origin, first_label(spec.head))
         samples = {"val": data.val, "train": data.train, "all": [*data.train, *data.val]}[part]
         with _share_failure():
@@ -310,14 +315,15 @@ def evaluate(
                 except OSError as error:
                     problem = error.strerror or error
                     raise TrainingError(f"cannot make the folder {str(out)!r}: {problem}") from error
-                with bar("checking images", len(data.train) + len(data.val), shown=True) as report:
+                log(text)
+                with bar("checking images", len(data.train) + len(data.val), **shown) as report:
                     check_readable(data, report)
         task = make_task(spec, description.preprocessing, data.classes)
         model.to(accelerator.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         batches = make_loader(
             task, samples[accelerator.process_index :: processes], batch_size, workers, training=False
         )
-        with bar("evaluating", len(samples) // processes, shown=is_main) as report:
+        with bar("evaluating", len(samples) // processes, **shown) as report:
             metrics = compute_metrics(accelerator, task, model, batches, report)
     if is_main:
         _report_absent(metrics, task)
