@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from importlib.util import find_spec
+from statistics import fmean
 
 
 @contextmanager
@@ -16,31 +17,39 @@ def progress_steps(
 ) -> Iterator[Callable[[str, int | None], Callable[..., None]]]:
     """Yield a function that begins a step of a label and a total, and returns one that advances it.
 
-    That one takes a count, 1 by default, and a text that is shown beside it, such as a loss.
+    That one takes a count, 1 by default, and texts that are shown below the bar, such as a loss, and after the time left.
 
     Args:
         shown: False shows nothing, for processes other than the first.
         auto_refresh: False draws only when the bar advances, without a thread that takes time from what is measured.
     """
     if not (shown and _has_bars()):
-        yield lambda label, total: lambda count=1, detail="": None
+        yield lambda label, total: lambda count=1, detail="", after="": None
         return
     # Importing it takes a tenth of the time of `featuretap predict`.
-    from rich.console import Console
+    from rich.console import Console, RenderableType
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    from rich.text import Text
 
-    detail = TextColumn("{task.fields[detail]}")
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), detail, TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True, auto_refresh=auto_refresh) as progress:
-        task = progress.add_task("", detail="")
+    class Bar(Progress):
+        """A bar above its details: on one line, rich would cut the times in a narrow terminal."""
+
+        def get_renderables(self) -> Iterator[RenderableType]:
+            yield self.make_tasks_table(self.tasks)
+            yield from (Text(each.fields["detail"], no_wrap=True) for each in self.tasks if each.fields["detail"])
+
+    after = TextColumn("{task.fields[after]}")
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), after)
+    with Bar(*columns, console=Console(stderr=True), transient=True, auto_refresh=auto_refresh) as progress:
+        task = progress.add_task("", detail="", after="")
 
         def begin(label: str, total: int | None) -> Callable[..., None]:
-            progress.reset(task, description=label, total=total, detail="")
+            progress.reset(task, description=label, total=total, detail="", after="")
             advance(0)
             return advance
 
-        def advance(count: int = 1, detail: str = "") -> None:
-            progress.update(task, advance=count, detail=detail)
+        def advance(count: int = 1, detail: str = "", after: str = "") -> None:
+            progress.update(task, advance=count, detail=detail, after=after)
             if not auto_refresh:
                 progress.refresh()
 
@@ -49,7 +58,13 @@ def progress_steps(
 
 @contextmanager
 def bar(
-    label: str, total: int, *, shown: bool, log: Callable[[str], None] | None = None, every: float = 0.0
+    label: str,
+    total: int,
+    *,
+    shown: bool,
+    log: Callable[[str], None] | None = None,
+    every: float = 0.0,
+    end: float | None = None,
 ) -> Iterator[Callable[..., None]]:
     """Show the progress of one step, and yield the function that advances it; see `progress_steps`.
 
@@ -59,19 +74,27 @@ def bar(
         shown: as for `progress_steps`.
         log: called with lines of progress where there is no bar.
         every: seconds between these lines; 0 for none.
+        end: when the run that the step is a part of is expected to end, by `time.monotonic`; None if that is not known.
     """
+
+    def time_of_run() -> str:
+        return "" if end is None else f"(run: {format_seconds(end - time.monotonic())})"
+
     with progress_steps(shown=shown) as begin:
         if log is not None and every and shown and not _has_bars():
-            yield _advance_lines(label, total, log, every)
+            yield _advance_lines(label, total, log, every, time_of_run)
         else:
-            yield begin(label, total)
+            advance = begin(label, total)
+            yield lambda count=1, detail="": advance(count, detail, time_of_run())
 
 
 def _has_bars() -> bool:
     return sys.stderr.isatty() and find_spec("rich") is not None
 
 
-def _advance_lines(label: str, total: int, log: Callable[[str], None], every: float) -> Callable[..., None]:
+def _advance_lines(
+    label: str, total: int, log: Callable[[str], None], every: float, time_of_run: Callable[[], str]
+) -> Callable[..., None]:
     """Return a function that counts, and logs a line whenever some seconds have passed since the last."""
     start = last = time.monotonic()
     done = 0
@@ -82,21 +105,34 @@ def _advance_lines(label: str, total: int, log: Callable[[str], None], every: fl
         now = time.monotonic()
         if now - last >= every and done:
             last = now
-            left = timedelta(seconds=round((now - start) * max(0, total - done) / done))
-            log("  ".join(filter(None, (f"{label}: {done}/{total}", detail, f"{left} left"))))
+            left = f"{format_seconds((now - start) * (total - done) / done)} left {time_of_run()}".rstrip()
+            log("  ".join(filter(None, (f"{label}: {done}/{total}", detail, left))))
 
     return advance
 
 
-def format_epoch(row: Mapping[str, float], epochs: int) -> str:
-    """Return the line that reports an epoch, a row of the history."""
+def format_seconds(seconds: float) -> str:
+    """Return a time left as "0:12:30"; one that is over is 0."""
+    return str(timedelta(seconds=round(max(0.0, seconds))))
+
+
+def mean_seconds(history: Sequence[Mapping[str, float]]) -> float:
+    """Return the mean time of an epoch, validation included, by the rows of a history."""
+    return fmean(row["seconds"] for row in history)
+
+
+def format_epoch(history: Sequence[Mapping[str, float]], epochs: int) -> str:
+    """Return the line that reports the last epoch of a history, with the time left of all."""
+    row = history[-1]
     measures = [
         f"{name} {value:.4f}"
         for name, value in row.items()
         if name not in ("epoch", "lr", "seconds", "images_per_second")
     ]
     width = len(str(epochs))
+    remaining = epochs - len(history)
+    left = f", {format_seconds(mean_seconds(history) * remaining)} left" if remaining else ""
     return (
         f"epoch {int(row['epoch']):>{width}}/{epochs}  {'  '.join(measures).replace('_', ' ')}  "
-        f"lr {row['lr']:.3g}  {row['seconds']:.1f} s"
+        f"lr {row['lr']:.3g}  {row['seconds']:.1f} s{left}"
     )

@@ -11,7 +11,7 @@ from support.training_runs import COLOURS, coloured_folder, small_run
 
 from featuretap import registry
 from featuretap.support import progress
-from featuretap.support.progress import bar, progress_steps
+from featuretap.support.progress import bar, format_epoch, progress_steps
 from featuretap.workflows.training.run import evaluate, train
 
 Run = Callable[..., Completed]
@@ -37,6 +37,25 @@ def test_lines_are_logged_at_intervals_with_the_time_left(clock: list[float]) ->
     ]
 
 
+def test_lines_show_the_time_left_of_the_run_until_it_is_over(clock: list[float]) -> None:
+    lines: list[str] = []
+    with bar("epoch 2 of 9", 40, shown=True, log=lines.append, every=60, end=clock[0] + 3700) as advance:
+        for seconds in (100, 3500, 200):
+            clock[0] += seconds
+            advance(10)
+    assert lines == [
+        "epoch 2 of 9: 10/40  0:05:00 left (run: 1:00:00)",
+        "epoch 2 of 9: 20/40  1:00:00 left (run: 0:01:40)",
+        "epoch 2 of 9: 30/40  0:21:07 left (run: 0:00:00)",
+    ]
+
+
+def test_the_line_of_an_epoch_has_the_time_left_of_the_run_until_the_last() -> None:
+    rows = [{"epoch": number, "lr": 0.1, "seconds": seconds} for number, seconds in ((1, 30.0), (2, 60.0))]
+    assert format_epoch(rows, 12).endswith("60.0 s, 0:07:30 left")
+    assert format_epoch(rows, 2).endswith("60.0 s")
+
+
 @pytest.mark.parametrize(("shown", "every"), [(True, 0.0), (False, 60.0)])
 def test_no_lines_are_logged_without_an_interval_or_in_other_processes(
     clock: list[float], shown: bool, every: float
@@ -60,22 +79,39 @@ def test_a_terminal_has_a_bar_with_details_and_no_lines(
     shown = capsys.readouterr().err
     assert "4/10" in shown
     assert "loss 0.5000  lr 0.001  12.0 images/s" in shown
-    with bar("epoch 1 of 2", 10, shown=True, log=lines.append, every=1) as advance:
+    with bar("epoch 1 of 2", 10, shown=True, log=lines.append, every=1, end=clock[0] + 700) as advance:
         clock[0] += 100
         advance()
     assert lines == []
+    assert "(run: 0:10:00)" in capsys.readouterr().err
+
+
+def test_a_terminal_of_80_columns_shows_everything(
+    clock: list[float], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    with progress_steps(auto_refresh=False) as begin:
+        begin("evaluating epoch 12 of 20", 12000)(400, "loss 0.5123  lr 0.000123  1112.0 images/s", "(run: 1:23:19)")
+    shown = capsys.readouterr().err
+    for text in ("evaluating epoch 12 of 20", "400/12000", "1112.0 images/s", "(run: 1:23:19)"):
+        assert text in shown
 
 
 def test_a_run_logs_loss_rate_and_speed_of_its_steps(tmp_path: Path) -> None:
     lines: list[str] = []
     data = coloured_folder(tmp_path / "data")
-    train(small_run(data, tmp_path / "run", epochs=1, log_every=1e-6), log=lines.append)
-    steps = [line for line in lines if line.startswith("epoch 1 of 1: ")]
-    assert [line.split("  ")[0] for line in steps] == [f"epoch 1 of 1: {images}/30" for images in (8, 16, 24)]
+    train(small_run(data, tmp_path / "run", epochs=2, log_every=1e-6), log=lines.append)
+    steps = [line for line in lines if line.startswith("epoch 1 of 2: ")]
+    assert [line.split("  ")[0] for line in steps] == [f"epoch 1 of 2: {images}/30" for images in (8, 16, 24)]
     names = [[part.split()[0] for part in line.split("  ")[1:]] for line in steps]
     assert all(words[:2] == ["loss", "lr"] and len(words) == 4 for words in names)
     assert all("images/s" in line and line.endswith(" left") for line in steps)
-    assert any(line.startswith("evaluating epoch 1 of 1: 6/6") for line in lines)
+    assert any(line.startswith("evaluating epoch 1 of 2: 6/6") for line in lines)
+    second = [line for line in lines if "epoch 2 of 2: " in line]
+    assert len(second) == 4
+    assert all(" left (run: 0:0" in line for line in second)
 
 
 def test_evaluation_logs_its_data_and_the_progress_of_its_batches(tmp_path: Path) -> None:

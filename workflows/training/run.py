@@ -22,7 +22,7 @@ from featuretap.models.built import description_of
 from featuretap.specs.description import Description
 from featuretap.support.atomic_write import replace_files
 from featuretap.support.errors import DataError, FeaturetapError, TrainingError
-from featuretap.support.progress import bar, format_epoch
+from featuretap.support.progress import bar, format_epoch, mean_seconds
 from featuretap.support.text import first_few
 from featuretap.workflows.datasets.data_set import DataSet, Part, check_readable, with_classes
 from featuretap.workflows.datasets.formats import describe
@@ -225,7 +225,9 @@ def _run_epochs(
         seed = np.random.SeedSequence((configuration.seed, epoch)).generate_state(1)[0]
         set_seed(int(seed), device_specific=True)
         batches.set_epoch(epoch)
-        shown: dict[str, Any] = {"shown": is_main, "log": log, "every": configuration.log_every}
+        remaining = configuration.epochs - epoch
+        end = time.monotonic() + mean_seconds(progress.history) * remaining if progress.history else None
+        shown: dict[str, Any] = {"shown": is_main, "log": log, "every": configuration.log_every, "end": end}
         with bar(label, len(data.train) // processes, **shown) as report:
             loss, lr = train_epoch(trainer, batches, label, report, first_step=epoch * len(batches))
         seconds = time.perf_counter() - start
@@ -253,7 +255,7 @@ def _run_epochs(
             if better:
                 write_detections(folder, data.classes, data.val, metrics)
             run_folder.save_epoch(folder, trainer, progress, better=better)
-            log(format_epoch(row, configuration.epochs))
+            log(format_epoch(progress.history, configuration.epochs))
         accelerator.wait_for_everyone()
 
 
