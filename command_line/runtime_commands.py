@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,6 +31,9 @@ if TYPE_CHECKING:
 
 LIBRARIES = ("timm", "torchvision")
 Paths = tuple[Path, ...]
+LOG = partial(echo, err=True)
+"""Of progress, which is not what a command prints."""
+
 ONE_SIZE = click.option("--size", type=parameters.SIZE, help="Fix the size of images.  [default: any]")
 
 
@@ -102,12 +106,15 @@ def export_command(
     form = resolve_format(target, format_name)
     form.check_installed()
     arguments = _arguments(source, weights, **arguments)
+    from featuretap.support.progress import progress_steps
     from featuretap.workflows.inference.opening import export_without_torch
 
-    with report_unwritten(target):
+    with report_unwritten(target), progress_steps(log=LOG) as begin:
         if use_torch or not export_without_torch(source, weights, target, form, arguments, size=size, batch=batch):
             model = _open_source(source, weights, **arguments)
-            registry.export(model.float(), target, form.name, size=size, batch=batch)
+            from featuretap.runtimes.compiled import export
+
+            export(registry.default, model.float(), target, form.name, size, batch, begin)
     echo(f"saved: {target}")
 
 
@@ -172,7 +179,7 @@ def quantize_command(
             f"the classes of {description.name!r} have random weights, which cannot be quantized usefully; train them, "
             "or give --features-only"
         )
-    with report_unwritten(target), progress_steps() as begin:
+    with report_unwritten(target), progress_steps(log=LOG) as begin:
         report = quantize(registry.default, model.float(), target, images, judge_on=judge_on, size=size, begin=begin)
     for error in report.bad.values():
         echo(error, err=True)

@@ -38,6 +38,7 @@ from featuretap.specs.description import Description
 from featuretap.specs.runtime import FLOAT32
 from featuretap.support.errors import ExportError, HeadError, OptionError
 from featuretap.support.import_strings import convert_errors, load
+from featuretap.support.progress import Begin, log_steps
 from featuretap.support.timing import Timing
 
 DEVICES = ("cpu", "cuda", "mps", "xpu")
@@ -171,8 +172,10 @@ def _compile(runtime: RuntimeSpec, prepared: Exportable, threads: int | None) ->
         )
 
     def make(exportable: Exportable) -> tuple[Run, Description]:
+        log_steps(f"compiling {prepared.label} for {runtime.name!r}", None)
         with convert_errors(f"runtime {runtime.name!r}", runtime.factory):
             run: Run = load(runtime.factory)(exportable, threads=threads)
+        log_steps(f"comparing {runtime.name!r} with the model", None)
         return run, replace(prepared.description, agreement=verify_outputs(exportable, run))
 
     run, description = written_or_traced(prepared, make)
@@ -237,8 +240,9 @@ def export(
     format: str | None = None,  # noqa: A002 (the public name)
     size: tuple[int, int] | None = None,
     batch: int | None = None,
+    begin: Begin = log_steps,
 ) -> Path:
-    """Write a model as a file for a runtime; see `Registry.export`.
+    """Write a model as a file for a runtime; see `Registry.export`. `begin` is called with the label of each step.
 
     Raises:
         ExportError: the file lacks metadata. A file that was at the path before is unchanged.
@@ -253,19 +257,21 @@ def export(
         prepared = replace(prepared, session=form.session)
         if prepared.session:
             prepared.check_on_cpu(form.extra)
-        written_or_traced(prepared, lambda model: _write(catalogue, model, form, written))
+        written_or_traced(prepared, lambda model: _write(catalogue, model, form, written, begin))
     return path
 
 
-def _write(catalogue: Catalogue, prepared: Exportable, form: Format, written: Path) -> None:
+def _write(catalogue: Catalogue, prepared: Exportable, form: Format, written: Path, begin: Begin) -> None:
     """Write a file, read it again, and compare it with the model."""
     write, read, verify = (load(f"featuretap.runtimes.{name}") for name in (form.writer, form.reader, form.verifier))
     metadata = metadata_of_model(catalogue, prepared)
+    begin(f"{'writing' if form.session and not prepared.traced else 'tracing'} {form.name}", None)
     with library_errors(f"cannot write {prepared.label} as {form.name}"):
         write(prepared, written, metadata)
     with library_errors(f"the {form.name} file was written, and cannot be read again"):
         found, run = read(written, threads=None)
     check_metadata(form.name, metadata, found)
+    begin(f"comparing {form.name} with the model", None)
     with library_errors(f"the {form.name} file was written, and does not run"):
         verify(prepared, run)
 

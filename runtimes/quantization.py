@@ -31,6 +31,7 @@ from featuretap.support.errors import DataError, HeadError, ImageError, OptionEr
 from featuretap.support.extras import check_extra
 from featuretap.support.image_files import ImageFile, list_images
 from featuretap.support.images import read_image
+from featuretap.support.progress import Begin, log_steps
 from featuretap.support.timing import PAUSE, Timing, time_interleaved
 
 if TYPE_CHECKING:
@@ -62,8 +63,6 @@ MINIMUM_IMAGES = 10
 
 HELD_BACK = 5
 """Of this many images, the last is held back from calibration."""
-
-Begin = Callable[[str, int], Callable[[], object]]
 
 
 @dataclass(frozen=True)
@@ -119,7 +118,7 @@ def quantize(
     judge_on: Sequence[Path] = (),
     size: tuple[int, int] | None = None,
     threads: int | None = None,
-    begin: Begin = lambda label, total: lambda: None,
+    begin: Begin = log_steps,
 ) -> Report:
     """Write a model in 8-bit integers as an ONNX file, which `registry.compile` opens; see `Registry.quantize`.
 
@@ -132,7 +131,7 @@ def quantize(
         size: (height, width) in pixels that the model takes and that images are resized to; None for any, with images
             as the weights' preprocessing prepares them.
         threads: of the runtime when both models are timed; None for as many as PyTorch has.
-        begin: called with the label and the number of parts of each step; what it returns is called after each part.
+        begin: called with the label of each step and the number of its parts; it returns what is called after each.
 
     Raises:
         OptionError: another suffix than .onnx.
@@ -159,10 +158,9 @@ def quantize(
 
     threads = threads or torch.get_num_threads()
     with keep_on_success(path) as written:
-        done = begin("exporting", 1)
+        begin("writing ONNX", None)
         exported = written_or_traced(prepared, graph_of)
         onnx.helper.set_model_props(exported, metadata_of_model(catalogue, prepared))
-        done()
         images_read = _read_images(files, transform, "calibrate on", bad, begin("calibrating", len(files)))
         with library_errors(f"cannot quantise {prepared.label}"):
             quantised = _quantize_statically(exported, images_read)
@@ -172,7 +170,7 @@ def quantize(
         contents = {"float32": exported.SerializeToString(), "int8": quantised.SerializeToString()}
         names = prepared.signature.outputs
         calls = {name: partial(onnx_session(content, threads).run, list(names)) for name, content in contents.items()}
-        done = begin("judging", len(files_to_compare))
+        done = begin("comparing with the model", len(files_to_compare))
         compared = _read_images(files_to_compare, transform, "compare on", bad_to_compare, done)
         agreement = measure_agreement(_outputs_of(calls.values(), names, image) for image in compared)
         image = next(_read_images(files_to_compare, transform, "compare on", bad_to_compare))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -9,22 +10,40 @@ from contextlib import contextmanager
 from datetime import timedelta
 from importlib.util import find_spec
 from statistics import fmean
+from threading import Timer
+
+logger = logging.getLogger("featuretap")
+
+SLOW, EVERY = 10.0, 60.0
+"""Seconds after which a line tells what a command does, and between later ones, where no option sets them."""
+
+Begin = Callable[[str, "int | None"], Callable[..., None]]
+"""Begins a step of a label and a total, None where it has no parts, and returns what is called after each part."""
+
+
+def log_steps(label: str, total: int | None) -> Callable[..., None]:
+    """Log at level INFO that a step begins: the `Begin` of functions that are called from Python."""
+    logger.info("%s", label if total is None else f"{label}, {total} in all")
+    return lambda count=1: None
 
 
 @contextmanager
 def progress_steps(
-    *, shown: bool = True, auto_refresh: bool = True
-) -> Iterator[Callable[[str, int | None], Callable[..., None]]]:
+    *, shown: bool = True, auto_refresh: bool = True, log: Callable[[str], None] | None = None
+) -> Iterator[Begin]:
     """Yield a function that begins a step of a label and a total, and returns one that advances it.
 
-    That one takes a count, 1 by default, and texts that are shown below the bar, such as a loss, and after the time left.
+    That one takes a count, 1 by default, and texts that are shown below the bar, such as a loss, and after the time
+    left.
 
     Args:
         shown: False shows nothing, for processes other than the first.
         auto_refresh: False draws only when the bar advances, without a thread that takes time from what is measured.
+        log: called where there is no bar, with a line for each step that takes longer than `SLOW`, and one a minute.
     """
     if not (shown and _has_bars()):
-        yield lambda label, total: lambda count=1, detail="", after="": None
+        with _begin_lines(log if shown else None) as begin_lines:
+            yield begin_lines
         return
     # Importing it takes a tenth of the time of `featuretap predict`.
     from rich.console import Console, RenderableType
@@ -54,6 +73,30 @@ def progress_steps(
                 progress.refresh()
 
         yield begin
+
+
+@contextmanager
+def _begin_lines(log: Callable[[str], None] | None) -> Iterator[Begin]:
+    """Yield what begins a step and logs a line once the step is slow, and then at intervals."""
+    timers: list[Timer] = []
+
+    def begin(label: str, total: int | None) -> Callable[..., None]:
+        if log is None:
+            return lambda count=1, detail="", after="": None
+        stop()
+        timers.append(Timer(SLOW, log, [label if total is None else f"{label}, {total} in all"]))
+        timers[0].daemon = True
+        timers[0].start()
+        return _advance_lines(label, total or 0, log, EVERY)
+
+    def stop() -> None:
+        while timers:
+            timers.pop().cancel()
+
+    try:
+        yield begin
+    finally:
+        stop()
 
 
 @contextmanager
@@ -93,7 +136,7 @@ def _has_bars() -> bool:
 
 
 def _advance_lines(
-    label: str, total: int, log: Callable[[str], None], every: float, time_of_run: Callable[[], str]
+    label: str, total: int, log: Callable[[str], None], every: float, time_of_run: Callable[[], str] = str
 ) -> Callable[..., None]:
     """Return a function that counts, and logs a line whenever some seconds have passed since the last."""
     start = last = time.monotonic()

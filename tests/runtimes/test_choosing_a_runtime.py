@@ -84,7 +84,7 @@ def test_the_fastest_runtime_is_taken_and_logged(tiny: nn.Module, caplog: pytest
     assert compiled.runtime == "fast"
     assert list(compiled.timings) == ["fast", "slow"]
     assert all(choosing.FEWEST_ROUNDS <= len(timing.seconds) <= 20 for timing in compiled.timings.values())
-    (line,) = caplog.messages
+    line = caplog.messages[-1]
     times = choosing.format_timings(compiled.timings)
     assert line == f"'tiny': the runtime 'fast' is the fastest here: {times}"
     assert repr(compiled) == f"CompiledModel('tiny', runtime='fast', outputs=('C1', 'C2'), fastest of: {times})"
@@ -117,7 +117,11 @@ def test_runtimes_that_fail_are_left_out_with_the_reason(tiny: nn.Module, caplog
     with caplog.at_level(logging.INFO, logger="featuretap"):
         compiled = registry_of(*broken, absent, runtime("slow")).compile(tiny, "auto")
     assert compiled.runtime == "slow"
-    left_out = [(record.levelname, record.message.partition(" is left out: ")) for record in caplog.records[:4]]
+    left_out = [
+        (record.levelname, record.message.partition(" is left out: "))
+        for record in caplog.records
+        if " is left out: " in record.message
+    ][:4]
     assert [(level, label, reason[:45]) for level, (label, _, reason) in left_out] == [
         ("WARNING", "'tiny': the runtime 'failing'", "runtime 'failing': 'test_choosing_a_runtime:f"),
         ("WARNING", "'tiny': the runtime 'failing-for-one-size'", "MemoryError: too large"),

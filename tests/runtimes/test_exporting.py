@@ -1,6 +1,7 @@
 """Models as files of other runtimes: what they compute, what they say, and that nothing wrong is kept."""
 
 import json
+import logging
 import re
 import subprocess
 import sys
@@ -88,6 +89,23 @@ def agree(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
     for name, feature in expected.items():
         assert found[name].shape == feature.shape
         assert (found[name] - feature).abs().max() <= 1e-4 * feature.abs().max()
+
+
+def test_the_steps_of_exporting_and_compiling_are_logged(
+    registry: Registry, tiny: nn.Module, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.INFO, logger="featuretap"):
+        registry.export(tiny, tmp_path / "tiny.onnx")
+        registry.export(tiny, tmp_path / "tiny.torchscript")
+        registry.compile(tiny)
+    assert caplog.messages == [
+        "writing onnx",
+        "comparing onnx with the model",
+        "tracing torchscript",
+        "comparing torchscript with the model",
+        "compiling 'tiny' for 'onnxruntime'",
+        "comparing 'onnxruntime' with the model",
+    ]
 
 
 def test_files_are_read_without_featuretap_and_describe_the_model(files: Path, tiny: nn.Module) -> None:

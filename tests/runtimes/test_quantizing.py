@@ -1,6 +1,7 @@
 """Models in 8-bit integers: how near they are to the float ones, what files say, and that nothing half is kept."""
 
 import json
+import logging
 import random
 from collections.abc import Callable
 from pathlib import Path
@@ -118,6 +119,19 @@ def test_the_report_compares_on_images_that_were_not_calibrated_on(made: Report,
     assert made.timings["float32"].ratio == 1
     written = json.loads(json.dumps(made.as_json()))
     assert written["agreement"]["C2"]["cosine"] == made.agreement["C2"].cosine
+
+
+def test_the_steps_of_quantising_are_logged(
+    registry: Registry, tiny: nn.Module, images: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.INFO, logger="featuretap"):
+        quantize(registry, tiny, tmp_path / "tiny.onnx", [images], threads=1)
+    assert [line.partition(",")[0] for line in caplog.messages] == [
+        "writing ONNX",
+        "calibrating",
+        "comparing with the model",
+        "timing",
+    ]
 
 
 def test_other_images_can_be_judged_on_and_one_size_be_fixed(registry: Registry, images: Path, tmp_path: Path) -> None:

@@ -4,6 +4,8 @@ import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from threading import Event, Timer
+from threading import enumerate as enumerate_threads
 
 import pytest
 from support import Completed
@@ -144,3 +146,28 @@ def test_the_line_about_the_data_never_mixes_with_json(
     shown, other = (ran.err, ran.out) if json else (ran.out, ran.err)
     assert f"class folders: {line}, 3 classes" in shown.splitlines()
     assert "class folders" not in other
+
+
+def test_steps_that_take_long_are_logged_where_there_is_no_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    logged, lines = Event(), []
+    monkeypatch.setattr(progress, "SLOW", 0.0)
+
+    def log(line: str) -> None:
+        lines.append(line)
+        logged.set()
+
+    with progress_steps(log=log) as begin:
+        for label, total in (("writing ONNX", None), ("calibrating", 40)):
+            begin(label, total)
+            assert logged.wait(60)
+            logged.clear()
+    assert lines == ["writing ONNX", "calibrating, 40 in all"]
+
+
+def test_quick_steps_are_not_logged() -> None:
+    lines: list[str] = []
+    with progress_steps(log=lines.append) as begin:
+        begin("writing ONNX", None)
+        begin("calibrating", 40)(1)
+    assert lines == []
+    assert not [thread for thread in enumerate_threads() if isinstance(thread, Timer) and not thread.finished.is_set()]
