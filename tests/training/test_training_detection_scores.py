@@ -10,9 +10,12 @@ import numpy as np
 import pytest
 import torch
 from faster_coco_eval import COCO, COCOeval_faster
+from support.data_sets import a_box, coco, picture
 from support.detection_samples import CLASSES, SCENE, detection_task, evaluate, make_prediction, paint, random_pairs
 from torchmetrics.detection import MeanAveragePrecision
 
+from featuretap.workflows.datasets.data_set import with_classes
+from featuretap.workflows.datasets.formats import open_data
 from featuretap.workflows.training.reports import write_detections
 from featuretap.workflows.training.tasks.detection import DETAILS
 from featuretap.workflows.training.tasks.task import ClassScore
@@ -119,6 +122,66 @@ def test_written_predictions_have_the_same_scores_in_cocos_tools(tmp_path: Path,
     assert evaluation.stats[0] == pytest.approx(metrics.scores["mask mAP" if masks else "mAP"], abs=1e-6)
     images = json.loads((tmp_path / "objects.json").read_text())["images"]
     assert images[3] == {"id": 4, "file_name": str(tmp_path / "3.png"), "width": 90, "height": 60}
+
+
+IMAGE_IDS = (907, 12, 5000, 3, 44, 45, 800, 100000)
+CATEGORY_IDS = {"red": 90, "green": 4, "blue": 11, "purple": 50}
+MODEL_CLASSES = ("green", "black", "blue", "purple", "red")
+
+
+def numbered_file(folder: Path, place: str, ids: tuple[int, ...], scenes: Any) -> Path:
+    """Write images and a file of COCO's format, whose images and categories have ids with gaps."""
+    annotations = []
+    for number, (image, objects) in zip(ids, scenes, strict=True):
+        picture(folder / place / f"{number}.png").unlink()
+        image.save(folder / place / f"{number}.png")
+        for (x1, y1, x2, y2), label in zip(objects.boxes.tolist(), objects.labels, strict=True):
+            box, crowd = [x1, y1, x2 - x1, y2 - y1], len(annotations) % 7 == 5
+            more = {"area": box[2] * box[3], "iscrowd": int(crowd)}
+            annotations.append(a_box(len(annotations) + 20, number, box, CATEGORY_IDS[CLASSES[label]], **more))
+    images = [{"id": number, "file_name": f"{number}.png", "width": 90, "height": 60} for number in ids]
+    categories = [{"id": number, "name": name} for name, number in CATEGORY_IDS.items()]
+    path = folder / "annotations" / f"instances_{place}.json"
+    return coco(path, annotations, images=images, categories=categories)
+
+
+def test_written_predictions_are_evaluated_against_the_original_annotations(tmp_path: Path) -> None:
+    pairs = dict(zip(IMAGE_IDS, random_pairs(8), strict=True))
+    numbered_file(tmp_path, "train", (1,), [paint(*SCENE)])
+    original = numbered_file(tmp_path, "val", IMAGE_IDS, [scene for scene, _ in pairs.values()])
+    data = with_classes(open_data(str(tmp_path), "detection"), MODEL_CLASSES)
+    # Labels of the model, 1 for its first class.
+    labels = torch.tensor([0, *(MODEL_CLASSES.index(name) + 1 for name in CLASSES)])
+    predictions = [pairs[int(Path(sample.name).stem)][1] for sample in data.val]
+    found = [{**each, "labels": labels[each["labels"]]} for each in predictions]
+    read = [sample.read() for sample in data.val]
+    metrics = evaluate(detection_task(classes=MODEL_CLASSES), *zip(read, found, strict=True))
+    write_detections(tmp_path, data.classes, data.val, metrics, data.ids)
+    for truth in (original, tmp_path / "objects.json"):
+        truth = COCO(str(truth))
+        evaluation = COCOeval_faster(truth, truth.loadRes(str(tmp_path / "predictions.json")), "bbox")
+        evaluation.run()
+        assert evaluation.stats[:3] == pytest.approx(list(metrics.scores.values()), abs=1e-6)
+    assert 0.1 < metrics.scores["mAP"] < 0.9
+    categories = json.loads((tmp_path / "objects.json").read_text())["categories"]
+    # The file has no category "black".
+    assert {entry["name"]: entry["id"] for entry in categories} == {**CATEGORY_IDS, "black": 91}
+
+
+def test_files_that_disagree_on_ids_leave_numbers_from_1(tmp_path: Path) -> None:
+    scenes = [paint(*SCENE), paint(*SCENE)]
+    for place in ("train", "val"):
+        numbered_file(tmp_path, place, (7, 9), scenes)
+    data = open_data(str(tmp_path), "detection")
+    right = make_prediction(*((label, box, 0.9) for label, box in SCENE))
+    for samples, ids in ((data.val, [7, 9]), ([*data.train, *data.val], [1, 2, 3, 4])):
+        task = detection_task(classes=data.classes)
+        metrics = evaluate(task, *((sample.read(), right) for sample in samples))
+        write_detections(tmp_path, data.classes, samples, metrics, data.ids)
+        objects = json.loads((tmp_path / "objects.json").read_text())
+        assert [image["id"] for image in objects["images"]] == ids
+        predicted = json.loads((tmp_path / "predictions.json").read_text())
+        assert sorted({each["image_id"] for each in predicted}) == ids
 
 
 def test_mask_map_equals_box_map_for_masks_that_fill_their_boxes() -> None:

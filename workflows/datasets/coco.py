@@ -4,6 +4,7 @@ import json
 import logging
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeGuard
 
@@ -12,7 +13,7 @@ from featuretap.support.extras import check_extra
 from featuretap.support.image_files import folders_in
 from featuretap.support.text import first_few
 from featuretap.workflows.datasets.boxed_images import AnnotatedImage, BoxCheck, detection_set
-from featuretap.workflows.datasets.data_set import DataSet, raise_problems
+from featuretap.workflows.datasets.data_set import DataSet, FileIds, raise_problems, utf8
 from featuretap.workflows.datasets.splits import check_classes, part_folders
 
 logger = logging.getLogger("featuretap")
@@ -36,9 +37,15 @@ def open_coco(folder: Path, val_fraction: float, seed: int, masks: bool) -> Data
         _read_annotations(file, _image_folders(folder, file, part), masks)
         for file, part in zip(files, ("train", "val"), strict=False)
     ]
-    classes = contents[0][0]
-    check_classes(contents[-1][0], classes, files[-1], files[0], "categories")
-    return detection_set([images for _, images in contents], classes, folder, val_fraction, seed)
+    names = [tuple(dict.fromkeys(categories.values())) for categories, _ in contents]
+    check_classes(names[-1], names[0], files[-1], files[0], "categories")
+    data = detection_set([list(images.values()) for _, images in contents], names[0], folder, val_fraction, seed)
+    ids: dict[str, FileIds] = {}
+    for categories, images in contents:
+        # Of categories that were merged, the first one counts.
+        numbers = {utf8(name): number for number, name in reversed(categories.items())}
+        ids |= {image.path: FileIds(number, numbers) for number, image in images.items()}
+    return replace(data, ids=ids)
 
 
 def _annotation_files(folder: Path) -> list[Path]:
@@ -96,8 +103,8 @@ def _image_folders(folder: Path, file: Path, part: str) -> Sequence[Path]:
 
 def _read_annotations(
     path: Path, folders: Sequence[Path], masks: bool
-) -> tuple[tuple[str, ...], Sequence[AnnotatedImage]]:
-    """Return the categories of a file by ascending id, and its images in the order of their ids."""
+) -> tuple[dict[int, str], dict[int, AnnotatedImage]]:
+    """Return the categories and the images of a file by their ids, in ascending order."""
     lists = _read_lists(path)
     problems: list[str] = []
     categories = _categories(lists, path, problems)
@@ -112,8 +119,7 @@ def _read_annotations(
     check.report()
     if not any(image.boxes for image in images.values()):
         raise DataError(f"{str(path)!r} has no annotations, so that there is nothing to train or evaluate on")
-    classes = tuple(dict.fromkeys(categories[key] for key in sorted(categories)))
-    return classes, [images[key] for key in sorted(images)]
+    return {int(key): categories[key] for key in sorted(categories)}, {int(key): images[key] for key in sorted(images)}
 
 
 def _read_lists(path: Path) -> dict[str, list[Any]]:

@@ -1,9 +1,9 @@
 """A data set: training and validation samples, class names, what a sample is, and checks of its files."""
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol
 
@@ -45,6 +45,13 @@ class Boxes(NamedTuple):
     masks: NDArray[np.uint8] | None = None
 
 
+class FileIds(NamedTuple):
+    """What an annotation file calls an image and the classes, by their names."""
+
+    image: int
+    classes: Mapping[str, int]
+
+
 class Sample(Protocol):
     """An image with its target: its class, its `Boxes`, or the class of every pixel, uint8 (H, W); picklable."""
 
@@ -84,6 +91,7 @@ class DataSet:
         mirrors: whether a mirrored image keeps its class, as photographs do and digits do not.
         label: what messages call its format or the set, such as "COCO".
         targets: what the images come with, such as "boxes", or "" where the label tells.
+        ids: name of a sample → what its annotation file calls it, where images and classes have ids there.
     """
 
     task: Task
@@ -93,6 +101,7 @@ class DataSet:
     mirrors: bool = True
     label: str = ""
     targets: str = ""
+    ids: Mapping[str, FileIds] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,6 +140,11 @@ def with_classes(data: DataSet, classes: tuple[str, ...]) -> DataSet:
     labels = tuple(map(classes.index, data.classes))
     train, val = ([_Relabelled(sample, labels) for sample in part] for part in (data.train, data.val))
     return replace(data, classes=classes, train=train, val=val)
+
+
+def utf8(name: str) -> str:
+    """Return a name as models and tables have it, in UTF-8: folders may have any bytes, and JSON half characters."""
+    return name.encode(errors="backslashreplace").decode()
 
 
 def check_readable(data: DataSet, report: Callable[[int], None]) -> None:

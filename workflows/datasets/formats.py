@@ -11,7 +11,7 @@ from platformdirs import user_cache_path
 
 from featuretap.support.errors import DataError, did_you_mean
 from featuretap.workflows.datasets.coco import open_coco
-from featuretap.workflows.datasets.data_set import DataSet, Part, Task
+from featuretap.workflows.datasets.data_set import DataSet, Part, Task, utf8
 from featuretap.workflows.datasets.image_folder import open_image_folder
 from featuretap.workflows.datasets.masks import open_masks
 from featuretap.workflows.datasets.named import open_named
@@ -139,8 +139,7 @@ def _open_folder(
         data = open_yolo(folder, val_fraction, seed, masks)
     else:
         data = open_coco(folder, val_fraction, seed, masks)
-    # Models and tables name classes in UTF-8; the names of folders may be any bytes, and JSON may hold half characters.
-    classes = tuple(name.encode(errors="backslashreplace").decode() for name in data.classes)
+    classes = tuple(map(utf8, data.classes))
     return replace(data, classes=classes, label=reading.label, targets=data.targets or reading.targets)
 
 

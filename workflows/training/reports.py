@@ -3,9 +3,11 @@
 import csv
 import io
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from itertools import count
 from math import isnan
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import matplotlib
@@ -20,7 +22,7 @@ from featuretap.specs.class_names import class_names
 from featuretap.support.atomic_write import replace_files
 from featuretap.support.images import convert_mode, write_picture
 from featuretap.support.text import one_line
-from featuretap.workflows.datasets.data_set import Sample, upright_size
+from featuretap.workflows.datasets.data_set import FileIds, Sample, upright_size
 from featuretap.workflows.inference.drawing import draw_boxes, draw_classes, draw_text
 from featuretap.workflows.inference.predicting import predict_images
 from featuretap.workflows.inference.predictor import task_of
@@ -184,29 +186,48 @@ def write_evaluation(
     draw_predictions(model, samples, classes, folder / "predictions.png")
 
 
-def write_detections(folder: Path, classes: Sequence[str], samples: Sequence[Sample], metrics: Metrics) -> None:
+def write_detections(
+    folder: Path,
+    classes: Sequence[str],
+    samples: Sequence[Sample],
+    metrics: Metrics,
+    ids: Mapping[str, FileIds] = MappingProxyType({}),
+) -> None:
     """Write `predictions.json`, COCO's results, and `objects.json`, what they are compared with, of a detector.
 
-    Images and categories are numbered from 1 in both, in the order of the samples and the classes.
+    Images and categories have the ids of the annotation file, as `DataSet.ids`. They are numbered from 1, in the order
+    of the samples and the classes, where there are none, or where the samples are of files that disagree.
     """
     if metrics.detections is None:
         return
+    images, categories = _find_ids(classes, [ids.get(sample.name) for sample in samples])
+
+    def rename(entry: Mapping[str, Any]) -> dict[str, Any]:
+        image, category = images[entry["image_id"] - 1], categories[entry["category_id"] - 1]
+        return {**entry, "image_id": image, "category_id": category}
+
+    sizes = [(sample.name, *upright_size(sample.name)) for sample in samples]
     objects = {
         "images": [
-            dict(
-                zip(
-                    ("id", "file_name", "width", "height"),
-                    (number, sample.name, *upright_size(sample.name)),
-                    strict=True,
-                )
-            )
-            for number, sample in enumerate(samples, 1)
+            {"id": number, "file_name": name, "width": width, "height": height}
+            for number, (name, width, height) in zip(images, sizes, strict=True)
         ],
-        "categories": [{"id": number, "name": name} for number, name in enumerate(classes, 1)],
-        "annotations": metrics.detections.objects,
+        "categories": [{"id": number, "name": name} for number, name in zip(categories, classes, strict=True)],
+        "annotations": list(map(rename, metrics.detections.objects)),
     }
-    contents = {"predictions.json": metrics.detections.predictions, "objects.json": objects}
+    contents = {"predictions.json": list(map(rename, metrics.detections.predictions)), "objects.json": objects}
     replace_files({folder / name: json.dumps(content).encode() for name, content in contents.items()})
+
+
+def _find_ids(classes: Sequence[str], found: Sequence[FileIds | None]) -> tuple[Sequence[int], Sequence[int]]:
+    """Return the ids of images and of classes."""
+    known = [each for each in found if each is not None]
+    images, numbers = [each.image for each in known], known[0].classes if known else {}
+    if len(set(images)) < len(found) or any(each.classes != numbers for each in known):
+        return range(1, len(found) + 1), range(1, len(classes) + 1)
+    # Classes of the model that the file has not.
+    others = count(max(numbers.values()) + 1)
+    return images, [numbers[name] if name in numbers else next(others) for name in classes]
 
 
 def per_class_rows(metrics: Metrics) -> list[tuple[str, ...]]:

@@ -253,7 +253,7 @@ def _run_epochs(
         accelerator.log({name: value for name, value in row.items() if name != "epoch"}, step=epoch + 1)
         if is_main:
             if better:
-                write_detections(folder, data.classes, data.val, metrics)
+                write_detections(folder, data.classes, data.val, metrics, data.ids)
             run_folder.save_epoch(folder, trainer, progress, better=better)
             log(format_epoch(progress.history, configuration.epochs))
         accelerator.wait_for_everyone()
@@ -330,7 +330,7 @@ def evaluate(
     if is_main:
         _report_absent(metrics, task)
     if out is not None and is_main:
-        write_detections(out, data.classes, samples, metrics)
+        write_detections(out, data.classes, samples, metrics, data.ids)
         write_evaluation(out, model.cpu(), task, data.classes, samples, metrics)
     return metrics, task, is_main
 
