@@ -11,7 +11,7 @@ from support.data_sets import picture, yolo_labels
 
 from featuretap.registry.errors import DataError
 from featuretap.workflows.datasets.data_set import DataSet
-from featuretap.workflows.datasets.formats import open_data
+from featuretap.workflows.datasets.formats import open_data, recognise_task
 
 BOX = "0 0.5 0.5 0.5 0.25"
 NAMES = "names: [cat, dog]\n"
@@ -137,6 +137,58 @@ def test_folders_without_a_yaml_file_are_read(tmp_path: Path, images: tuple[str,
     assert (len(data.train), len(data.val)) == (1, 1)
 
 
+@pytest.mark.parametrize("names", ["classes.txt", "obj.names"])
+@pytest.mark.parametrize(
+    ("first", "second", "split"),
+    [
+        ("train/a.png", "valid/b.png", True),
+        ("train/a.png", "val/b.png", True),
+        ("obj_train_data/a.png", "obj_valid_data/b.png", True),
+        ("obj_train_data/a.png", "obj_train_data/b.png", False),
+        ("images/a.png", "images/b.png", False),
+        ("a.png", "b.png", False),
+    ],
+)
+def test_labels_may_lie_beside_the_images(tmp_path: Path, names: str, first: str, second: str, split: bool) -> None:
+    for name in (first, second):
+        picture(tmp_path / name)
+        yolo_labels((tmp_path / name).with_suffix(".txt"), BOX, "1 0.5 0.5 1 1")
+    (tmp_path / (Path(first).parent if names == "classes.txt" and split else "") / names).write_text("cat\n\ndog\n")
+    assert recognise_task(str(tmp_path), None) == "detection"
+    data = opened(tmp_path)
+    assert data.label == "YOLO"
+    assert data.classes == ("cat", "dog")
+    assert [[len(sample.read()[1].boxes) for sample in part] for part in (data.train, data.val)] == [[2], [2]]
+    if split:
+        assert Path(data.val[0].name) == tmp_path / second
+
+
+@pytest.mark.parametrize("text", ["a cat on a mat", "", "3 4 5", "0 0.5 0.5 0.5 0.5 cat"])
+def test_other_text_beside_images_is_no_label(tmp_path: Path, text: str) -> None:
+    for name in ("cat/a", "cat/b", "dog/c", "dog/d", "train/cat/a", "train/dog/c"):
+        picture(tmp_path / f"{name}.png")
+        yolo_labels(tmp_path / f"{name}.txt", text)
+    assert recognise_task(str(tmp_path), None) == "classification"
+
+
+def test_a_quadrilateral_is_a_polygon_even_at_the_borders(folder: Path) -> None:
+    """Its corners read as a box with points in whole numbers, as key points have them."""
+    labelled(folder, "images/train/a.png", "0 0 0 1 0 1 1 0 1 0 0", "1 0.5 0.5 0.6 0.4 0.7 0.5 0.6 0.6")
+    yaml(folder, f"train: images/train\nval: images/val\n{NAMES}")
+    boxes = opened(folder).train[0].read()[1].boxes
+    assert boxes == pytest.approx(np.array([[0, 0, 12, 8], [6, 3.2, 8.4, 4.8]]), abs=1e-5)
+
+
+def test_boxes_beyond_the_image_are_clipped_and_counted(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    lines = [f"0 0.5 {0.3 + number / 100} 0.5 0.25" for number in range(9)]
+    labelled(folder, "images/train/a.png", "0 0.95 0.5 0.3 0.5", *lines)
+    yaml(folder, f"train: images/train\nval: images/val\n{NAMES}")
+    with caplog.at_level(logging.WARNING):
+        boxes = opened(folder).train[0].read()[1].boxes
+    assert boxes[0] == pytest.approx([9.6, 2, 12, 6], abs=1e-5)
+    assert caplog.messages[0].startswith(f"clipped 1 of 11 boxes in {str(folder)!r} that reach beyond their images: ")
+
+
 def test_classes_without_names_are_numbered(tmp_path: Path) -> None:
     for number in range(2):
         labelled(tmp_path, f"images/{number}.png", BOX, "2 0.5 0.5 1 1")
@@ -187,6 +239,7 @@ def test_boxes_without_area_are_left_out_and_counted(folder: Path, caplog: pytes
     assert caplog.messages == [f"left out an object of no width or height in {str(folder)!r}: object 2 of 'a.png'"]
 
 
+POSE = "key points behind its box, as poses have; state their 'kpt_shape' in 'data.yaml'"
 NOT_A_ROW = "is not a class and a box of four numbers, or a polygon"
 
 
@@ -197,7 +250,10 @@ NOT_A_ROW = "is not a class and a box of four numbers, or a polygon"
         ("cat 0.5 0.5 0.5 0.5", f"{NOT_A_ROW}: 'cat 0.5 0.5 0.5 0.5'"),
         ("-1 0.5 0.5 0.5 0.5", f"{NOT_A_ROW}: '-1 0.5 0.5 0.5 0.5'"),
         ("0.5 0.5 0.5 0.5 0.5", f"{NOT_A_ROW}: '0.5 0.5 0.5 0.5 0.5'"),
-        ("0 0.5 0.5 0.5 0.5 0.9", f"{NOT_A_ROW}: '0 0.5 0.5 0.5 0.5 0.9'"),
+        ("0 0.5 0.5 0.5 0.5 0.9", "has five numbers behind the class, as predictions with a score have; give labels"),
+        ("0 0.5 0.5 0.5 0.5 0.4 0.4 0.6", f"{NOT_A_ROW}: '0 0.5 0.5 0.5 0.5 0.4 0.4 0.6'"),
+        (f"{BOX} 0.4 0.4 2", f"has {POSE}"),
+        (f"{BOX} 0.4 0.4 2 0.6 0.5 1 0 0 0 0.5 0.5 2", f"has {POSE}"),
         ("0 6 4 6 2", "has 6; coordinates are fractions of the image's width and height, from 0 to 1"),
         ("0 nan 0.5 0.5 0.5", "has nan; coordinates are fractions of the image's width and height, from 0 to 1"),
     ],
@@ -239,7 +295,7 @@ def test_objects_that_do_not_fit_are_refused(folder: Path, line: str, options: A
     [
         (
             "train: images/train\nnames: [cat]\n",
-            "the label files of 'DATA' have the class 1, but there are 1 names, of classes 0 to 0; name every class",
+            "the label files of 'DATA' have the class 1, but there is 1 name, of class 0; name every class",
         ),
         (
             "train: images/train\nnames: {0: cat, 2: dog}\n",

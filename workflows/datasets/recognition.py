@@ -29,10 +29,17 @@ YOLO_KEYS = (re.compile(rb"^names\s*:", re.MULTILINE), re.compile(rb"^(train|val
 
 NO_CLASSES = re.compile(
     r"(images|masks|labels|annotations|jpegimages|imagesets|segmentationclass|segmentationobject"
-    r"|(train|val|valid|validation|test)[0-9]*)",
+    r"|(train|val|valid|validation|test)[0-9]*|obj_[a-z]+_data)",
     re.IGNORECASE,
 )
 """Names of folders that other formats have, and that are classes only where nothing else is there."""
+
+
+LABEL_LINE = re.compile(rb"\s*\d+(\s+-?\d*\.?\d+(e[-+]?\d+)?){4,}\s*(\n|$)", re.IGNORECASE)
+"""The first line of a label file of YOLO's that has one."""
+
+LOOKED_AT = 100
+"""Text files beside images that are read to find labels among them; those of images without objects are empty."""
 
 
 class Reading(NamedTuple):
@@ -126,7 +133,13 @@ def find_readings(source: Path) -> list[Reading]:
 
 def _places(folder: Path) -> list[Path]:
     """Return a folder and its folder "train", if there is one."""
-    return [folder, *(path for path in folders_in(folder) if path.name.lower() == "train")]
+    return [folder, *(path for path in folders_in(folder) if part_name(path) == "train")]
+
+
+def part_name(folder: Path) -> str:
+    """Return what a folder's part is called, in lower case: "train" of "Train", or of Darknet's "obj_train_data"."""
+    name = folder.name.lower()
+    return name.removeprefix("obj_").removesuffix("_data") if name.startswith("obj_") else name
 
 
 def _has_masks(folder: Path) -> bool:
@@ -174,9 +187,20 @@ def _is_yolo_file(path: Path) -> bool:
 
 
 def has_yolo_labels(folder: Path) -> bool:
-    """Return whether a folder, or its folder "train", has "images" and text files in "labels"."""
+    """Return whether a folder, or its folder "train", has YOLO's label files: in "labels", or beside the images."""
     patterns = ("labels/*.txt", "labels/*/*.txt")
-    return any((place / "images").is_dir() and any(map(any, map(place.glob, patterns))) for place in _places(folder))
+    places = [*_places(folder), *(_places(folder / "images") if (folder / "images").is_dir() else [])]
+    return any(
+        ((place / "images").is_dir() and any(map(any, map(place.glob, patterns)))) or has_labels_beside(place)
+        for place in places
+    )
+
+
+def has_labels_beside(folder: Path) -> bool:
+    """Return whether there are label files of YOLO's beside the images in a folder."""
+    images = {path.stem for path in folder.iterdir() if is_image_file(path)}
+    texts = (path for path in _files(folder, ".txt") if path.stem in images)
+    return any(LABEL_LINE.match(path.read_bytes()) for path in islice(texts, LOOKED_AT))
 
 
 def _class_folders(folder: Path) -> Iterator[Path]:

@@ -12,6 +12,7 @@ from typing import TypeVar
 from featuretap.support.errors import DataError
 from featuretap.support.image_files import folders_in
 from featuretap.workflows.datasets.data_set import Sample
+from featuretap.workflows.datasets.recognition import part_name
 
 logger = logging.getLogger("featuretap")
 
@@ -28,7 +29,7 @@ def part_folders(folder: Path) -> list[Path]:
     Raises:
         DataError: there are several folders for validation, or one without training images.
     """
-    found = {path.name.lower(): path for path in folders_in(folder)}
+    found = {part_name(path): path for path in folders_in(folder)}
     validation = [found[name] for name in VALIDATION if name in found]
     if len(validation) > 1:
         names = " and ".join(repr(path.name) for path in validation)

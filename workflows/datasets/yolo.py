@@ -12,7 +12,7 @@ from featuretap.support.extras import check_extra
 from featuretap.support.image_files import images_below
 from featuretap.workflows.datasets.boxed_images import AnnotatedImage, Box, BoxCheck, detection_set
 from featuretap.workflows.datasets.data_set import DataSet, raise_problems, upright_size
-from featuretap.workflows.datasets.recognition import yolo_files
+from featuretap.workflows.datasets.recognition import has_labels_beside, yolo_files
 from featuretap.workflows.datasets.splits import part_folders
 
 logger = logging.getLogger("featuretap")
@@ -21,8 +21,14 @@ IMAGES, LABELS = "images", "labels"
 VALIDATION = ("val", "valid", "test")
 """Keys of "data.yaml" for the validation images; the first that is there counts."""
 
+NAMES = ("classes.txt", "obj.names")
+"""Files with a class a line: those of labelling tools, and Darknet's."""
+
 BOX, POLYGON = 4, 6
 """Values of a box, and the fewest of a polygon."""
+
+MARGIN = 0.05
+"""How far a key point may lie beyond its box, as a fraction of the image."""
 
 Row = tuple[int, list[float]]
 """The label of an object, and what follows it on its line: a box or a polygon, as fractions of the image's sides."""
@@ -31,8 +37,8 @@ Row = tuple[int, list[float]]
 def open_yolo(source: Path, val_fraction: float, seed: int, masks: bool) -> DataSet:
     """Open a folder in YOLO's format, or its YAML file.
 
-    Boxes of polygons are their bounds. Images without a label file stay, as images without objects. Without a YAML
-    file, parts are folders, and names the lines of "classes.txt".
+    Boxes of polygons, of which four corners are one, are their bounds. Images without a label file stay, as images
+    without objects. Without a YAML file, parts are folders, and names the lines of "classes.txt" or "obj.names".
 
     Raises:
         DataError: files are missing or cannot be used; all problems are counted, and the first are named.
@@ -54,9 +60,11 @@ def open_yolo(source: Path, val_fraction: float, seed: int, masks: bool) -> Data
     names = _names(content["names"], file) if file else _names_beside(folder, max(labels))
     unknown = sorted(label for label in labels if label >= len(names))
     if unknown:
+        counted = (
+            "is 1 name, of class 0" if len(names) == 1 else f"are {len(names)} names, of classes 0 to {len(names) - 1}"
+        )
         raise DataError(
-            f"the label files of {str(folder)!r} have the class {unknown[-1]}, but there are {len(names)} names, of "
-            f"classes 0 to {len(names) - 1}; name every class"
+            f"the label files of {str(folder)!r} have the class {unknown[-1]}, but there {counted}; name every class"
         )
     check = BoxCheck(folder, "fractions of the width and height")
     images = [
@@ -111,19 +119,23 @@ def _names(names: Any, file: Path) -> tuple[str, ...]:
 
 
 def _names_beside(folder: Path, largest: int) -> tuple[str, ...]:
-    """Return the lines of "classes.txt", as labelling tools write it, or numbered classes."""
-    for path in (folder / "classes.txt", folder / LABELS / "classes.txt"):
-        if path.is_file():
-            lines = _read_text(path).splitlines()
-            return _names([line.strip() for line in lines if line.strip()], path)
-    return tuple(f"class {number}" for number in range(largest + 1))
+    """Return the lines of the first of `NAMES`, or numbered classes."""
+    places = dict.fromkeys((folder, folder / LABELS, *part_folders(folder)))
+    path = next((place / name for place in places for name in NAMES if (place / name).is_file()), None)
+    if path is None:
+        return tuple(f"class {number}" for number in range(largest + 1))
+    return _names([line.strip() for line in _read_text(path).splitlines() if line.strip()], path)
 
 
 def _folder_parts(folder: Path) -> list[list[Path]]:
-    """Return the images of each part: in "images/train", "train/images", or "images"."""
-    images = folder / IMAGES
-    beside = [part / IMAGES for part in part_folders(folder)]
-    places = (part_folders(images) or [images]) if images.is_dir() else beside
+    """Return the images of each part: in "images/train", "train/images", "train" or "images", or in the folder."""
+    images, parts = folder / IMAGES, part_folders(folder)
+    if images.is_dir():
+        places = part_folders(images) or [images]
+    elif parts:
+        places = [part / IMAGES if (part / IMAGES).is_dir() else part for part in parts]
+    else:
+        places = [folder] if has_labels_beside(folder) else []
     if not places:
         raise DataError(f"{str(folder)!r} has no folders {IMAGES!r} and {LABELS!r}, and no 'data.yaml'; add them")
     return [_images_in(place, folder) for place in places]
@@ -211,7 +223,17 @@ def _read_labels(path: Path, length: int | None, problems: list[str]) -> list[Ro
             label, values = math.nan, []
         values = values[:length]
         is_shape = len(values) == BOX or (len(values) >= POLYGON and len(values) % 2 == 0)
-        if not (label.is_integer() and label >= 0 and is_shape):
+        if _is_pose(values):
+            problems.append(
+                f"line {number} of {str(path)!r} has key points behind its box, as poses have; state their 'kpt_shape' "
+                "in 'data.yaml'"
+            )
+        elif label.is_integer() and len(values) == BOX + 1:
+            problems.append(
+                f"line {number} of {str(path)!r} has five numbers behind the class, as predictions with a score have; "
+                "give labels"
+            )
+        elif not (label.is_integer() and label >= 0 and is_shape):
             problems.append(
                 f"line {number} of {str(path)!r} is not a class and a box of four numbers, or a polygon: {line[:60]!r}"
             )
@@ -223,6 +245,19 @@ def _read_labels(path: Path, length: int | None, problems: list[str]) -> list[Ro
         else:
             rows.append((int(label), values))
     return rows
+
+
+def _is_pose(values: Sequence[float]) -> bool:
+    """Return whether a box is followed by points inside it, x, y and a visibility of 0, 1 or 2 each."""
+    box, points = values[:BOX], values[BOX:]
+    # Corners at the borders of the image are whole numbers too.
+    if len(points) % 3 or not any(points[2::3]) or not {0, 1, 2}.issuperset(points[2::3]):
+        return False
+    x, y, width, height = box
+    return all(
+        visible == 0 or (abs(px - x) <= width / 2 + MARGIN and abs(py - y) <= height / 2 + MARGIN)
+        for px, py, visible in zip(points[::3], points[1::3], points[2::3], strict=True)
+    )
 
 
 def _annotate(
