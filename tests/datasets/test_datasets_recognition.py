@@ -1,6 +1,7 @@
 """Which format a folder is recognised as, and how it is chosen where there are several."""
 
 from collections.abc import Callable
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +10,11 @@ from support.data_sets import a_box, classes_of, coco, mask, picture, voc, yolo_
 
 from featuretap.registry.errors import DataError, OptionError
 from featuretap.workflows.datasets.formats import describe, open_data, recognise_task
-from featuretap.workflows.datasets.recognition import choose_reading
+from featuretap.workflows.datasets.recognition import DEFAULT_HEADS, choose_reading
 from featuretap.workflows.training.configuration import make_configuration
 from featuretap.workflows.training.models import resolve_model
+
+Write = Callable[[Path], None]
 
 OUTLINE = {"segmentation": [[0, 0, 4, 0, 4, 4]]}
 BOXES = [a_box(1, 1, [0, 0, 4, 4]), a_box(2, 2, [0, 0, 4, 4], category=3)]
@@ -65,14 +68,17 @@ def masks_beside_images(folder: Path) -> None:
         mask(folder / f"train/{number}_mask.png", [[0, 1, 1, 0], [0, 0, 1, 2]])
 
 
+def labels_beside_images(folder: Path) -> None:
+    for number in range(4):
+        picture(folder / f"{number}.jpg")
+        yolo_labels(folder / f"{number}.txt", "0 0.5 0.5 0.5 0.5", "1 0.2 0.2 0.1 0.1")
+
+
 def yolo(folder: Path) -> None:
     for part in ("train", "val"):
         picture(folder / f"images/{part}/a.png")
         yolo_labels(folder / f"labels/{part}/a.txt", "0 0.5 0.5 0.5 0.5", "1 0.2 0.2 0.8 0.2 0.8 0.8")
     (folder / "data.yaml").write_text("train: images/train\nval: images/val\nnames: [cat, dog]\n")
-
-
-Write = Callable[[Path], None]
 
 
 @pytest.mark.parametrize(
@@ -90,6 +96,7 @@ Write = Callable[[Path], None]
             "images and masks: 3 training and 1 validation images, 3 classes",
             "lraspp",
         ),
+        (labels_beside_images, "YOLO: 3 training and 1 validation images, 2 classes, boxes", "ssdlite"),
         (yolo, "YOLO: 1 training and 1 validation images, 2 classes, boxes and masks", "ssdlite"),
     ],
 )
@@ -124,30 +131,65 @@ def test_files_of_editors_do_not_make_a_format(tmp_path: Path) -> None:
     assert recognise_task(str(tmp_path), None) == "classification"
 
 
-@pytest.mark.parametrize(
-    ("first", "second", "text"),
-    [
-        (
-            voc_folders,
-            voc_masks,
-            "Pascal VOC (boxes) or as Pascal VOC (masks); choose with head='ssdlite' or head='lraspp'",
-        ),
-        (
-            coco_2017,
-            class_folders,
-            "COCO (boxes) or as class folders; choose with head='ssdlite' or head='classification'",
-        ),
-        (coco_2017, masks, "COCO (boxes) or as images and masks; choose with head='ssdlite' or head='lraspp'"),
-        (coco_2017, yolo, "COCO (boxes) or as YOLO (boxes); choose with format='coco' or format='yolo'"),
-        (voc_folders, yolo, "Pascal VOC (boxes) or as YOLO (boxes); choose with format='voc' or format='yolo'"),
-    ],
+WRITERS = {
+    class_folders: ("class folders", "classes", "classification"),
+    parts_of_class_folders: ("class folders", "classes", "classification"),
+    coco_2017: ("COCO (boxes)", "coco", "detection"),
+    roboflow: ("COCO (boxes and masks)", "coco", "detection"),
+    voc_folders: ("Pascal VOC (boxes)", "voc", "detection"),
+    voc_masks: ("Pascal VOC (masks)", "voc", "segmentation"),
+    masks: ("images and masks", "masks", "segmentation"),
+    masks_beside_images: ("images and masks", "masks", "segmentation"),
+    yolo: ("YOLO (boxes)", "yolo", "detection"),
+    labels_beside_images: ("YOLO (boxes)", "yolo", "detection"),
+}
+"""What writes a folder → how it is described, its format and its task."""
+
+PAIRS = [(one, other) for one, other in combinations(WRITERS, 2) if WRITERS[one] != WRITERS[other]]
+PAIRS.remove((coco_2017, roboflow))
+NAMES_OF_PAIRS = [f"{one.__name__} and {other.__name__}" for one, other in PAIRS]
+TANGLED = (
+    (class_folders, labels_beside_images),
+    (parts_of_class_folders, roboflow),
+    (parts_of_class_folders, masks_beside_images),
+    (roboflow, masks_beside_images),
+    (masks, yolo),
 )
-def test_two_ways_to_read_a_folder_are_refused(tmp_path: Path, first: Write, second: Write, text: str) -> None:
-    first(tmp_path)
-    second(tmp_path)
+"""Pairs with images of one among those of the other."""
+
+
+@pytest.mark.parametrize(("one", "other"), PAIRS, ids=NAMES_OF_PAIRS)
+def test_two_ways_to_read_a_folder_are_refused(tmp_path: Path, one: Write, other: Write) -> None:
+    one(tmp_path)
+    other(tmp_path)
     with pytest.raises(DataError) as error:
         recognise_task(str(tmp_path), None)
-    assert str(error.value) == f"{str(tmp_path)!r} can be read as {text}"
+    message, choices = str(error.value).split("; choose with ")
+    begin, _, readings = message.partition(" can be read as ")
+    assert begin == repr(str(tmp_path))
+    assert set(readings.split(" or as ")) == {WRITERS[one][0], WRITERS[other][0]}
+    by_format = {f"format={WRITERS[each][1]!r}" for each in (one, other)}
+    by_head = {f"head={DEFAULT_HEADS[WRITERS[each][2]]!r}" for each in (one, other)}
+    assert set(choices.split(" or ")) == (by_head if len(by_head) == 2 else by_format)
+
+
+@pytest.mark.parametrize(("one", "other"), PAIRS, ids=NAMES_OF_PAIRS)
+def test_the_other_format_changes_nothing_about_the_one_that_is_chosen(
+    tmp_path: Path, one: Write, other: Write
+) -> None:
+    one(tmp_path / "both")
+    other(tmp_path / "both")
+    for write in (one, other):
+        write(tmp_path / write.__name__)
+        _, data_format, task = WRITERS[write]
+        alone = open_data(str(tmp_path / write.__name__), task)
+        try:
+            data = open_data(str(tmp_path / "both"), task, data_format=data_format)
+        except DataError:
+            assert (one, other) in TANGLED
+        else:
+            assert describe(data) == describe(alone)
+            assert data.classes == alone.classes
 
 
 def test_three_ways_are_told_apart_by_their_formats(tmp_path: Path) -> None:

@@ -21,9 +21,11 @@ from featuretap.workflows.datasets.recognition import (
     COCO,
     MASKS,
     VOC_BOXES,
+    VOC_MASKS,
     YOLO,
     Reading,
     choose_reading,
+    find_readings,
     xml_files,
 )
 from featuretap.workflows.datasets.voc import open_voc
@@ -130,9 +132,10 @@ def _open_folder(
             f"{str(folder)!r} has boxes only, as Pascal VOC does; masks need annotations in COCO's or YOLO's format"
         )
     if reading.task == "classification":
-        data = open_image_folder(folder, val_fraction, seed, complete=complete)
+        mixed = any(other != CLASSES for other in find_readings(folder))
+        data = open_image_folder(folder, val_fraction, seed, complete=complete, mixed=mixed)
     elif reading.task == "segmentation":
-        data = open_masks(folder, val_fraction, seed)
+        data = open_masks(folder, val_fraction, seed, voc=reading == VOC_MASKS)
     elif reading == VOC_BOXES:
         data = open_voc(folder, val_fraction, seed)
     elif reading == YOLO:

@@ -9,6 +9,7 @@ from featuretap.support.errors import DataError
 from featuretap.support.image_files import SUFFIXES, folders_in, images_below, is_image_file
 from featuretap.support.images import read_image
 from featuretap.workflows.datasets.data_set import DataSet, image_problem
+from featuretap.workflows.datasets.recognition import NO_CLASSES
 from featuretap.workflows.datasets.splits import check_classes, part_folders, split_files
 
 
@@ -26,28 +27,30 @@ class _ImageFile:
         return image_problem(self.name)
 
 
-def open_image_folder(folder: Path, val_fraction: float, seed: int, *, complete: bool = True) -> DataSet:
+def open_image_folder(
+    folder: Path, val_fraction: float, seed: int, *, complete: bool = True, mixed: bool = False
+) -> DataSet:
     """Open a folder of class folders, or one of parts "train" and "val" that are such folders.
 
     Classes are in the order of their names as text, as in torchvision; images in folders below a class are of it. The
     validation part may lack classes. Data that is not `complete`, which a trained model is evaluated on, may do so as
-    well, and have only one.
+    well, and have only one. In a folder that is `mixed` with another format, that format's folders are no classes.
 
     Raises:
         DataError: there are no images, images beside the class folders, or, in complete data, fewer than two classes, a
             class folder without images, or validation classes without training images.
     """
     parts = part_folders(folder)
-    if len(parts) == 1 and not folders_in(parts[0]):
-        # "train" is a class, beside "bus" and "car".
+    if parts and not folders_in(parts[0]) and (len(parts) == 1 or mixed):
+        # "train" is a class, beside "bus" and "car", or has the images of another format.
         parts = []
     train_folder, *val_folder = parts or [folder]
-    train = _images_by_class(train_folder, complete)
+    train = _images_by_class(train_folder, complete, mixed)
     if len(train) == 1 and complete:
         raise DataError(
             f"{str(train_folder)!r} has one class, {next(iter(train))!r}; classification needs at least two"
         )
-    val = _images_by_class(val_folder[0], complete) if val_folder else {}
+    val = _images_by_class(val_folder[0], complete, mixed) if val_folder else {}
     if complete and val_folder:
         check_classes(list(val), list(train), val_folder[0], train_folder, "classes")
     classes = tuple(sorted({*train, *val}))
@@ -64,9 +67,9 @@ def _samples(images: dict[str, list[Path]], classes: tuple[str, ...]) -> list[_I
     return [_ImageFile(str(path), labels[name]) for name, paths in images.items() for path in paths]
 
 
-def _images_by_class(folder: Path, complete: bool) -> dict[str, list[Path]]:
+def _images_by_class(folder: Path, complete: bool, mixed: bool) -> dict[str, list[Path]]:
     """Return the images of every class folder, by its name, without empty ones, which complete data has not."""
-    classes = folders_in(folder)
+    classes = [path for path in folders_in(folder) if not (mixed and NO_CLASSES.fullmatch(path.name))]
     loose = sorted(path for path in folder.iterdir() if is_image_file(path) and not path.is_dir())
     if not classes:
         there = "holds images but no class folders" if loose else "holds no images"

@@ -77,8 +77,10 @@ class _MaskedImage:
         return ""
 
 
-def open_masks(folder: Path, val_fraction: float, seed: int) -> DataSet:
+def open_masks(folder: Path, val_fraction: float, seed: int, *, voc: bool) -> DataSet:
     """Open a folder of images and masks of the same names, in parts or as one, of which a part is kept for validation.
+
+    With `voc` they are in Pascal VOC's folders.
 
     The classes and their values or colours are those of "classes.txt" or another of `mask_values.TABLES`. Without one
     they are the values or colours that occur, for which all masks are read.
@@ -87,7 +89,7 @@ def open_masks(folder: Path, val_fraction: float, seed: int) -> DataSet:
         DataError: files are missing or cannot be used, or it is ambiguous what the masks' values stand for.
     """
     problems: list[str] = []
-    parts = [_pairs(*place, problems) for place in _places(folder)]
+    parts = [_pairs(*place, problems) for place in (_voc_places(folder) if voc else _places(folder))]
     raise_problems(problems, folder)
     coding = find_coding(folder, [mask for part in parts for _, mask in part], SAMPLED)
     files = [[_MaskedImage(image, mask, coding) for image, mask in part] for part in parts]
@@ -96,18 +98,23 @@ def open_masks(folder: Path, val_fraction: float, seed: int) -> DataSet:
     return DataSet("segmentation", coding.classes, files[0], files[1])
 
 
+def _voc_places(folder: Path) -> list[tuple[Path, Path, tuple[str, ...] | None]]:
+    """Return what `_places` returns, for VOC's folders."""
+    masks, sets = folder / "SegmentationClass", folder / "ImageSets"
+    if not masks.is_dir():
+        raise DataError(f"{str(folder)!r} has no folder 'SegmentationClass' of masks, as Pascal VOC has; add it")
+    # Only some of VOC's images have masks.
+    lists = read_part_lists(sets / "Segmentation", sets) or [tuple(sorted(path.stem for path in images_below(masks)))]
+    return [(folder / "JPEGImages", masks, names) for names in lists]
+
+
 def _places(folder: Path) -> list[tuple[Path, Path, tuple[str, ...] | None]]:
     """Return for each part the folders of images and of masks, and the names that count, or None for all."""
-    voc = folder / "SegmentationClass"
-    if voc.is_dir():
-        # Only some of VOC's images have masks.
-        sets = folder / "ImageSets"
-        lists = read_part_lists(sets / "Segmentation", sets) or [tuple(sorted(path.stem for path in images_below(voc)))]
-        return [(folder / "JPEGImages", voc, names) for names in lists]
     parts = part_folders(folder)
-    if parts:
-        beside = not (parts[0] / "images").is_dir() and any(_is_mask(path.stem) for path in images_below(parts[0]))
-        return [(part, part, None) if beside else (part / "images", part / "masks", None) for part in parts]
+    if parts and (parts[0] / "images").is_dir():
+        return [(part / "images", part / "masks", None) for part in parts]
+    if parts and any(_is_mask(path.stem) for path in images_below(parts[0])):
+        return [(part, part, None) for part in parts]
     images, masks = folder / "images", folder / "masks"
     if not images.is_dir() and any(_is_mask(path.stem) for path in images_below(folder)):
         return [(folder, folder, None)]

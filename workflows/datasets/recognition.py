@@ -124,7 +124,7 @@ def find_readings(source: Path) -> list[Reading]:
         *([VOC_MASKS] if (source / "SegmentationClass").is_dir() else []),
         *([YOLO] if yolo_files(source) or has_yolo_labels(source) else []),
     ]
-    if VOC_MASKS not in readings and any(map(_has_masks, _places(source))):
+    if any(map(_has_masks, _places(source))):
         readings.append(MASKS)
     if len(list(islice(_class_folders(source), 2))) > 1:
         readings.append(CLASSES)

@@ -9,10 +9,10 @@ from typing import Any
 
 from featuretap.support.errors import DataError, ImageError
 from featuretap.support.extras import check_extra
-from featuretap.support.image_files import images_below
+from featuretap.support.image_files import images_below, is_image_file
 from featuretap.workflows.datasets.boxed_images import AnnotatedImage, Box, BoxCheck, detection_set
 from featuretap.workflows.datasets.data_set import DataSet, raise_problems, upright_size
-from featuretap.workflows.datasets.recognition import has_labels_beside, yolo_files
+from featuretap.workflows.datasets.recognition import yolo_files
 from featuretap.workflows.datasets.splits import part_folders
 
 logger = logging.getLogger("featuretap")
@@ -128,17 +128,19 @@ def _names_beside(folder: Path, largest: int) -> tuple[str, ...]:
 
 
 def _folder_parts(folder: Path) -> list[list[Path]]:
-    """Return the images of each part: in "images/train", "train/images", "train" or "images", or in the folder."""
-    images, parts = folder / IMAGES, part_folders(folder)
-    if images.is_dir():
-        places = part_folders(images) or [images]
-    elif parts:
-        places = [part / IMAGES if (part / IMAGES).is_dir() else part for part in parts]
-    else:
-        places = [folder] if has_labels_beside(folder) else []
-    if not places:
+    """Return the images of each part: in "images/train", "images", "train/images" or "train", or in the folder."""
+    images = folder / IMAGES
+    layouts = [
+        part_folders(images) or [images] if images.is_dir() else [],
+        [part / IMAGES if (part / IMAGES).is_dir() else part for part in part_folders(folder)],
+    ]
+    found = [[_images_in(place, folder) for place in places] for places in layouts if places]
+    # Other formats may have subfolders beside them.
+    found.append([[path for path in sorted(folder.iterdir()) if is_image_file(path)]])
+    labelled = [parts for parts in found if any(_label_file(path).is_file() for part in parts for path in part)]
+    if not labelled and len(found) == 1:
         raise DataError(f"{str(folder)!r} has no folders {IMAGES!r} and {LABELS!r}, and no 'data.yaml'; add them")
-    return [_images_in(place, folder) for place in places]
+    return (labelled or found)[0]
 
 
 def _listed_parts(file: Path, content: Mapping[str, Any]) -> list[list[Path]]:
