@@ -15,7 +15,7 @@ from support.full_disk import full_disk
 from support.training_runs import coloured_folder, small_run
 
 from featuretap import registry
-from featuretap.registry.errors import FeaturetapError
+from featuretap.registry.errors import DataError, FeaturetapError
 from featuretap.workflows.training.configuration import Configuration
 from featuretap.workflows.training.reports import per_class_rows
 from featuretap.workflows.training.run import evaluate, train
@@ -275,6 +275,36 @@ def test_a_model_is_evaluated_on_data_that_lacks_classes(
     assert rows == [("blue", 0, True), ("green", 0, True), ("red", 6 if part else 3, False)]
     assert per_class_rows(metrics)[0] == ("blue", "0", "absent")
     assert caplog.messages[-1] == "2 classes are absent, without images: 'blue', 'green'"
+
+
+@pytest.mark.parametrize("part", ["val", "all"])
+@pytest.mark.parametrize(("counts", "evaluated"), [({"red": 1}, 1), ({"blue": 1, "green": 1, "red": 1}, 3)])
+def test_a_model_is_evaluated_on_one_image_of_a_class(
+    tmp_path: Path, counts: dict[str, int], evaluated: int, part: Any
+) -> None:
+    model = registry.build("mobilenet_v1", width=0.25, num_classes=3)
+    model.description = replace(model.description, classes=("blue", "green", "red"))
+    classes_of(tmp_path, **counts)
+    lines: list[str] = []
+    metrics, _, _ = evaluate(model, str(tmp_path), part=part, log=lines.append)
+    assert sum(each.occurrences for each in metrics.per_class) == evaluated
+    every = ["without a validation part and two images of a class, every image is evaluated"]
+    assert lines[1:] == (every if part == "val" else [])
+    with pytest.raises(DataError) as error:
+        evaluate(model, str(tmp_path), part="train", log=lines.append)
+    assert str(error.value) == (
+        f"{str(tmp_path)!r} has too few images to hold any out of training; evaluate all, with part 'all'"
+    )
+
+
+def test_a_validation_part_is_evaluated_without_more_words(tmp_path: Path) -> None:
+    model = registry.build("mobilenet_v1", width=0.25, num_classes=2)
+    model.description = replace(model.description, classes=("green", "red"))
+    for place, count in (("train", 3), ("val", 1)):
+        classes_of(tmp_path / place, red=count, green=count)
+    lines: list[str] = []
+    evaluate(model, str(tmp_path), log=lines.append)
+    assert lines == ["class folders: 2 validation images, 2 classes"]
 
 
 def test_a_model_of_unnamed_classes_is_evaluated_on_as_many(run: Run, tmp_path: Path) -> None:

@@ -122,7 +122,10 @@ def test_evaluation_logs_its_data_and_the_progress_of_its_batches(tmp_path: Path
     model = registry.build("mobilenet_v1", width=0.25, num_classes=3)
     model.description = replace(model.description, classes=tuple(sorted(COLOURS)))
     evaluate(model, str(data), batch_size=4, log=lines.append, log_every=1e-6)
-    assert lines[0] == "class folders: 6 validation images, 3 classes"
+    assert lines[:2] == [
+        "class folders: 6 validation images, 3 classes",
+        "without a validation part, these are held out of 36 images as in training; part 'all' evaluates every image",
+    ]
     assert [line.split("  ")[0] for line in lines if line.startswith("evaluating")] == [
         "evaluating: 4/6",
         "evaluating: 6/6",

@@ -94,7 +94,7 @@ def detection_set(
     if len(samples) == 1:
         groups = rarest([set(image.names) for image in parts[0]])
         samples = split_files(samples[0], folder, groups, val_fraction, seed)
-    return DataSet("detection", classes, samples[0], samples[1])
+    return DataSet("detection", classes, samples[0], samples[1], held_out=len(parts) == 1)
 
 
 class BoxCheck:

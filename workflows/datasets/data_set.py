@@ -91,6 +91,7 @@ class DataSet:
         mirrors: whether a mirrored image keeps its class, as photographs do and digits do not.
         label: what messages call its format or the set, such as "COCO".
         targets: what the images come with, such as "boxes", or "" where the label tells.
+        held_out: whether the validation images were split off, since the data has no parts.
         ids: name of a sample → what its annotation file calls it, where images and classes have ids there.
     """
 
@@ -101,6 +102,7 @@ class DataSet:
     mirrors: bool = True
     label: str = ""
     targets: str = ""
+    held_out: bool = False
     ids: Mapping[str, FileIds] = field(default_factory=dict)
 
 

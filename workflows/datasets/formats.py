@@ -51,7 +51,8 @@ def open_data(
     class of torchvision's such as "MNIST". A name without a separator is a set's before it is a folder's. Downloads are
     kept in a folder of the user's cache, unless another is given; `masks` are the outlines of objects, which some
     detectors need; `data_format` is one of `recognition.FORMATS`, for folders that can be read in several ways.
-    Data that is not `complete` may lack classes, as what a trained model is evaluated on.
+    Data that is not `complete`, as what a trained model is evaluated on, may lack classes, and images to hold out for
+    validation, which is then all of it.
 
     Raises:
         DataError: there is no such data set, it is for another task, or it cannot be used as it is.
@@ -70,8 +71,16 @@ def open_data(
         place = download_to or user_cache_path("featuretap", appauthor=False) / "datasets"
         return replace(open_named(row, place, val_fraction, seed), label=row.name)
     with _reading(source):
-        reading = choose_reading(folder, task, data_format)
-        return _open_folder(folder, reading or _expected(folder, task), val_fraction, seed, masks, complete)
+        reading = choose_reading(folder, task, data_format) or _expected(folder, task)
+        data = _open_folder(folder, reading, val_fraction, seed, masks, complete)
+    if data.val:
+        return data
+    if complete:
+        raise DataError(
+            f"{source!r} has no two images of a kind, so that none can be kept for validation; add images, or give "
+            "parts 'train' and 'val'"
+        )
+    return replace(data, train=[], val=data.train, held_out=False)
 
 
 def recognise_task(source: str, data_format: str | None) -> Task:
@@ -88,18 +97,30 @@ def recognise_task(source: str, data_format: str | None) -> Task:
     return (reading or CLASSES).task
 
 
-def describe(data: DataSet, part: Part | None = None) -> str:
-    """Return a line such as "COCO: 120 training and 30 validation images, 3 classes, boxes and masks".
+def describe(data: DataSet) -> str:
+    """Return a line such as "COCO: 120 training and 30 validation images, 3 classes, boxes and masks"."""
+    return _describe(data, f"{len(data.train)} training and {len(data.val)} validation images")
 
-    Of one part it is "COCO: 30 validation images, 3 classes, boxes and masks".
-    """
-    train, val = len(data.train), len(data.val)
-    images = {
-        "val": f"{val} validation image{'s' * (val != 1)}",
-        "train": f"{train} training image{'s' * (train != 1)}",
-        "all": f"{train + val} image{'s' * (train + val != 1)}",
-        None: f"{train} training and {val} validation images",
+
+def describe_part(data: DataSet, part: Part) -> list[str]:
+    """Return a line such as "COCO: 30 validation images, 3 classes", and one more where the data has no such part."""
+    kind, count = {
+        "val": ("validation image", len(data.val)),
+        "train": ("training image", len(data.train)),
+        "all": ("image", len(data.train) + len(data.val)),
     }[part]
+    lines = [_describe(data, f"{count} {kind}{'s' * (count != 1)}")]
+    if part == "val" and data.held_out:
+        lines.append(
+            f"without a validation part, these are held out of {len(data.train) + count} images as in training; part "
+            "'all' evaluates every image"
+        )
+    elif part == "val" and not data.train:
+        lines.append("without a validation part and two images of a class, every image is evaluated")
+    return lines
+
+
+def _describe(data: DataSet, images: str) -> str:
     classes = "1 class" if len(data.classes) == 1 else f"{len(data.classes)} classes"
     return ", ".join(filter(None, (f"{data.label}: {images}", classes, data.targets)))
 

@@ -59,7 +59,7 @@ def open_image_folder(
         return DataSet("classification", classes, files, _samples(val, classes))
     labels = [file.label for file in files]
     train_part, val_part = split_files(files, train_folder, labels, val_fraction, seed)
-    return DataSet("classification", classes, train_part, val_part)
+    return DataSet("classification", classes, train_part, val_part, held_out=True)
 
 
 def _samples(images: dict[str, list[Path]], classes: tuple[str, ...]) -> list[_ImageFile]:

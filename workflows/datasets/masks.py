@@ -93,9 +93,10 @@ def open_masks(folder: Path, val_fraction: float, seed: int, *, voc: bool) -> Da
     raise_problems(problems, folder)
     coding = find_coding(folder, [mask for part in parts for _, mask in part], SAMPLED)
     files = [[_MaskedImage(image, mask, coding) for image, mask in part] for part in parts]
-    if len(files) == 1:
+    held_out = len(files) == 1
+    if held_out:
         files = split_files(files[0], folder, [0] * len(files[0]), val_fraction, seed)
-    return DataSet("segmentation", coding.classes, files[0], files[1])
+    return DataSet("segmentation", coding.classes, files[0], files[1], held_out=held_out)
 
 
 def _voc_places(folder: Path) -> list[tuple[Path, Path, tuple[str, ...] | None]]:

@@ -75,9 +75,9 @@ def open_named(row: NamedSet, folder: Path, val_fraction: float, seed: int) -> D
     else:
         samples = _samples(row, source, row.name, classes)
         numbers, labels = list(map(str, range(len(samples)))), [sample.label for sample in samples]
-        divided = split(numbers, labels, val_fraction, seed, row.name)
+        divided = split(numbers, labels, val_fraction, seed)
         train, val = ([samples[index] for index in part] for part in divided)
-    return DataSet("classification", classes, train, val, row.mirrors)
+    return DataSet("classification", classes, train, val, row.mirrors, held_out=row.val is None)
 
 
 def _read_part(row: NamedSet, arguments: Mapping[str, Any], folder: Path) -> Any:

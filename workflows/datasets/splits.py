@@ -98,16 +98,16 @@ def check_classes(val: Sequence[str], train: Sequence[str], val_path: Path, trai
 
 
 def split(
-    names: Sequence[str], groups: Sequence[Hashable], val_fraction: float, seed: int, where: str
+    names: Sequence[str], groups: Sequence[Hashable], val_fraction: float, seed: int
 ) -> tuple[list[int], list[int]]:
     """Return the indices of training and validation images, each in ascending order, split group by group.
 
     The choice depends on the unique names and the seed alone: neither the order of files nor the machine matters, and
     adding or removing an image moves hardly any other. A group of two images or more has at least one in each part, and
-    a single image goes to the training part.
+    a single image goes to the training part, so that the other may be empty.
 
     Raises:
-        DataError: the fraction is out of range, or nothing can be kept for validation.
+        DataError: the fraction is out of range.
     """
     if not 0 < val_fraction < 1:
         raise DataError(f"val_fraction is {val_fraction}; give a share between 0 and 1, such as 0.2")
@@ -119,11 +119,6 @@ def split(
         if len(indices) > 1:
             count = min(max(round(val_fraction * len(indices)), 1), len(indices) - 1)
             val.update(sorted(indices, key=lambda index: _rank(names[index], seed))[:count])
-    if not val:
-        raise DataError(
-            f"{where!r} has no two images of a kind, so that none can be kept for validation; add images, or give "
-            "parts 'train' and 'val'"
-        )
     return [index for index in range(len(names)) if index not in val], sorted(val)
 
 
@@ -132,7 +127,7 @@ def split_files(
 ) -> list[list[File]]:
     """Divide the files of a folder as `split` does, by their paths from the folder on."""
     names = [Path(os.path.relpath(file.name, folder)).as_posix() for file in files]
-    return [[files[index] for index in part] for part in split(names, groups, val_fraction, seed, str(folder))]
+    return [[files[index] for index in part] for part in split(names, groups, val_fraction, seed)]
 
 
 def rarest(classes: Sequence[Set[str]]) -> list[str]:

@@ -25,7 +25,7 @@ from featuretap.support.errors import DataError, FeaturetapError, TrainingError
 from featuretap.support.progress import bar, format_epoch, mean_seconds
 from featuretap.support.text import first_few
 from featuretap.workflows.datasets.data_set import DataSet, Part, check_readable, with_classes
-from featuretap.workflows.datasets.formats import describe
+from featuretap.workflows.datasets.formats import describe, describe_part
 from featuretap.workflows.training import run_folder
 from featuretap.workflows.training.configuration import (
     Configuration,
@@ -306,9 +306,11 @@ def evaluate(
         shown: dict[str, Any] = {"shown": is_main, "log": log, "every": log_every}
         settings = source, val_fraction, seed, download_to, data_format
         data = _run_on_main_first(accelerator, lambda: open_model_data(spec, *settings, complete=False))
-        text = describe(data, part)
+        lines = describe_part(data, part)
         data = _with_model_classes(data, description, origin, first_label(spec.head))
         samples = {"val": data.val, "train": data.train, "all": [*data.train, *data.val]}[part]
+        if not samples:
+            raise DataError(f"{source!r} has too few images to hold any out of training; evaluate all, with part 'all'")
         with _share_failure():
             if is_main:
                 try:
@@ -317,7 +319,8 @@ def evaluate(
                 except OSError as error:
                     problem = error.strerror or error
                     raise TrainingError(f"cannot make the folder {str(out)!r}: {problem}") from error
-                log(text)
+                for line in lines:
+                    log(line)
                 with bar("checking images", len(data.train) + len(data.val), **shown) as report:
                     check_readable(data, report)
         task = make_task(spec, description.preprocessing, data.classes)
