@@ -278,3 +278,68 @@ def test_masks_that_mean_nothing_certain_are_refused(
     assert refusal(folder) == (
         f"2 problems in 'DATA': the mask 'DATA/masks/a.{suffix}' {problem}; the mask 'DATA/masks/b.{suffix}' {problem}"
     )
+
+
+NAMED = ("background", "cat")
+NUMBERED = ("class 0", "class 1", "class 2")
+
+
+@pytest.mark.parametrize(
+    ("classes", "row", "read_as"),
+    [
+        (("class 0", "class 1"), [0, 0, 0, 0], [0, 0, 0, 0]),
+        (("class 0", "class 1"), [255, 255, 255, 255], [1, 1, 1, 1]),
+        (("class 0", "class 1"), [0, 255, 255, 0], [0, 1, 1, 0]),
+        (("class 0", "class 1"), [1, 1, 1, 1], [1, 1, 1, 1]),
+        (("class 0", "class 1"), [0, 1, 255, 0], [0, 1, 255, 0]),
+        (NAMED, [0, 0, 0, 0], [0, 0, 0, 0]),
+        (NAMED, [1, 1, 1, 1], [1, 1, 1, 1]),
+        (NAMED, [255, 255, 255, 255], [1, 1, 1, 1]),
+        (NAMED, [0, 255, 0, 0], [0, 1, 0, 0]),
+        (NAMED, [0, 100, 0, 0], [0, 1, 0, 0]),
+        (NUMBERED, [2, 2, 2, 2], [2, 2, 2, 2]),
+        (NUMBERED, [0, 2, 255, 0], [0, 2, 255, 0]),
+        (("class 0", "class 100", "class 200"), [100, 100, 100, 200], [1, 1, 1, 2]),
+        (("a", "b", "c"), [2, 2, 255, 2], [2, 2, 255, 2]),
+        (("cat", "dog", "emu"), [0, 100, 200, 0], [0, 1, 2, 0]),
+    ],
+)
+def test_masks_that_lack_values_are_read_by_the_classes_of_a_model(
+    folder: Path, classes: tuple[str, ...], row: list[int], read_as: list[int]
+) -> None:
+    write(folder, values([row] * 2))
+    data = open_data(str(folder), "segmentation", known=classes)
+    assert data.classes == classes
+    assert data.train[0].read()[1].tolist() == [read_as] * 2
+
+
+def test_colours_are_those_of_a_models_classes(folder: Path) -> None:
+    write(folder, painted(GREEN, GREEN, GREEN, GREEN))
+    data = open_data(str(folder), "segmentation", known=("#000000", "#00ff00", "#ff0000"))
+    assert data.train[0].read()[1].tolist() == [[1] * 4] * 2
+
+
+@pytest.mark.parametrize(
+    ("classes", "row", "problem"),
+    [
+        (NUMBERED, [255] * 4, f"have no value but 255, which is ignored; {ADVICE}"),
+        (
+            ("class 0", "class 100"),
+            [0, 1, 0, 0],
+            f"have the values 0, 1, and the model has the classes 'class 0', 'class 100'; {ADVICE}",
+        ),
+        (
+            ("class 0", "class 100"),
+            [0, 255, 7, 0],
+            f"have the values 0, 7, 255, and the model has the classes 'class 0', 'class 100'; {ADVICE}",
+        ),
+        (NAMED, [0, 3, 4, 0], f"have the values 0, 3, 4, but there are 2 classes; {ADVICE}"),
+    ],
+)
+def test_masks_of_other_values_than_a_models_are_refused(
+    folder: Path, classes: tuple[str, ...], row: list[int], problem: str
+) -> None:
+    write(folder, values([row] * 2))
+    with pytest.raises(DataError) as error:
+        open_data(str(folder), "segmentation", known=classes)
+    assert str(error.value) == f"the masks in {str(folder)!r} {problem}"

@@ -43,7 +43,7 @@ def open_data(
     download_to: Path | None = None,
     masks: bool = False,
     data_format: str | None = None,
-    complete: bool = True,
+    known: tuple[str, ...] | None = None,
 ) -> DataSet:
     """Open a data set, and check whatever needs no image to be decoded.
 
@@ -51,7 +51,7 @@ def open_data(
     class of torchvision's such as "MNIST". A name without a separator is a set's before it is a folder's. Downloads are
     kept in a folder of the user's cache, unless another is given; `masks` are the outlines of objects, which some
     detectors need; `data_format` is one of `recognition.FORMATS`, for folders that can be read in several ways.
-    Data that is not `complete`, as what a trained model is evaluated on, may lack classes, and images to hold out for
+    Data that a model is evaluated on, whose classes are `known`, may lack some of them, and images to hold out for
     validation, which is then all of it.
 
     Raises:
@@ -72,10 +72,10 @@ def open_data(
         return replace(open_named(row, place, val_fraction, seed), label=row.name)
     with _reading(source):
         reading = choose_reading(folder, task, data_format) or _expected(folder, task)
-        data = _open_folder(folder, reading, val_fraction, seed, masks, complete)
+        data = _open_folder(folder, reading, val_fraction, seed, masks, known)
     if data.val:
         return data
-    if complete:
+    if known is None:
         raise DataError(
             f"{source!r} has no two images of a kind, so that none can be kept for validation; add images, or give "
             "parts 'train' and 'val'"
@@ -146,7 +146,7 @@ def _expected(folder: Path, task: Task) -> Reading:
 
 
 def _open_folder(
-    folder: Path, reading: Reading, val_fraction: float, seed: int, masks: bool, complete: bool
+    folder: Path, reading: Reading, val_fraction: float, seed: int, masks: bool, known: tuple[str, ...] | None
 ) -> DataSet:
     if reading == VOC_BOXES and masks:
         raise DataError(
@@ -154,9 +154,9 @@ def _open_folder(
         )
     if reading.task == "classification":
         mixed = any(other != CLASSES for other in find_readings(folder))
-        data = open_image_folder(folder, val_fraction, seed, complete=complete, mixed=mixed)
+        data = open_image_folder(folder, val_fraction, seed, complete=known is None, mixed=mixed)
     elif reading.task == "segmentation":
-        data = open_masks(folder, val_fraction, seed, voc=reading == VOC_MASKS)
+        data = open_masks(folder, val_fraction, seed, voc=reading == VOC_MASKS, known=known)
     elif reading == VOC_BOXES:
         data = open_voc(folder, val_fraction, seed)
     elif reading == YOLO:

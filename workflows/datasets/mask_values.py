@@ -33,6 +33,12 @@ ROWS: Sequence[re.Pattern[str]] = (
 IGNORED_VALUES = frozenset({IGNORED, 65535})
 """The largest values of 8 and 16 bits."""
 
+CODE_NAME = re.compile(r"class \d+|#[0-9a-f]{6}")
+"""Names of classes that are called by their values or colours, as those of masks without a table."""
+
+TWO_CLASSES = ("class 0", "class 1")
+"""Those of masks in black and white."""
+
 VOID = 0xE0E0C0
 """Colour of Pascal VOC's outlines, which have no class."""
 
@@ -107,8 +113,8 @@ class _Found(NamedTuple):
     codes: frozenset[int]
 
 
-def find_coding(folder: Path, masks: Sequence[str], sampled: int) -> Coding:
-    """Return what the values of a folder's masks stand for.
+def find_coding(folder: Path, masks: Sequence[str], sampled: int, known: tuple[str, ...] | None = None) -> Coding:
+    """Return what the values of a folder's masks stand for; without a table, those of a model's `known` classes.
 
     All masks are read, unless "classes.txt" only names the classes and the sampled ones have such values.
 
@@ -124,7 +130,9 @@ def find_coding(folder: Path, masks: Sequence[str], sampled: int) -> Coding:
     if table:
         return Coding(names, kind, {**_ignored(kind), **table})
     found = _find_codes(folder, masks)
-    return _named(folder, names, found) if names else _unnamed(folder, found)
+    if names:
+        return _named(folder, names, found)
+    return _unnamed(folder, found) if known is None else _known(folder, known, found)
 
 
 def _named(folder: Path, names: tuple[str, ...], found: _Found) -> Coding:
@@ -144,13 +152,40 @@ def _named(folder: Path, names: tuple[str, ...], found: _Found) -> Coding:
     )
 
 
+def _known(folder: Path, classes: tuple[str, ...], found: _Found) -> Coding:
+    """Return the coding of masks that a model of these classes is evaluated on, which may lack values."""
+    white = found.codes & IGNORED_VALUES
+    is_coded = all(map(CODE_NAME.fullmatch, classes))
+    is_binary = len(classes) == 2 and (not is_coded or classes == TWO_CLASSES)
+    if found.kind == "value" and is_binary and white and found.codes <= white | {0}:
+        logger.warning("%r: masks of %s are read as two classes", str(folder), _list_codes(found))
+        return Coding(classes, "value", _in_order([0, max(white)]))
+    if found.codes <= _ignored(found.kind).keys():
+        raise DataError(
+            f"the masks in {str(folder)!r} have no {found.kind} but {_list_codes(found)}, which is ignored; {ADVICE}"
+        )
+    if not is_coded:
+        if found.kind == "value" and max(found.codes - IGNORED_VALUES, default=0) < len(classes):
+            return Coding(classes, "value", _in_order(range(len(classes))))
+        return _named(folder, classes, found)
+    names = {code: _code_name(code, found.kind) for code in found.codes}
+    labels = {code: classes.index(name) for code, name in names.items() if name in classes}
+    labels = {**_ignored(found.kind), **labels}
+    if found.codes - labels.keys():
+        raise DataError(
+            f"the masks in {str(folder)!r} have the {found.kind}s {_list_codes(found)}, and the model has the classes "
+            f"{first_few([*map(repr, classes)], 5)}; {ADVICE}"
+        )
+    return Coding(classes, found.kind, labels)
+
+
 def _unnamed(folder: Path, found: _Found) -> Coding:
     """Return the coding of classes that are called by their values or colours."""
     codes = sorted(found.codes - _ignored(found.kind).keys())
     if found.kind == "value" and codes == [0] and len(found.codes) == 2:
         # Black and white, the commonest kind.
         logger.warning("%r: masks of %s are read as two classes", str(folder), _list_codes(found))
-        return Coding(("class 0", "class 1"), "value", _in_order(sorted(found.codes)))
+        return Coding(TWO_CLASSES, "value", _in_order(sorted(found.codes)))
     if len(codes) < 2:
         raise DataError(
             f"the masks in {str(folder)!r} have no {found.kind} but {_list_codes(found)}; two classes are needed, of "
@@ -163,7 +198,7 @@ def _unnamed(folder: Path, found: _Found) -> Coding:
         )
     if found.kind == "colour":
         logger.warning("%r: %d classes, a colour each: %s", str(folder), len(codes), _list_codes(found))
-        return Coding(tuple(_format_code(code, "colour") for code in codes), "colour", _in_order(codes, "colour"))
+        return Coding(tuple(_code_name(code, "colour") for code in codes), "colour", _in_order(codes, "colour"))
     levels = codes[-1] >= NEAR_WHITE or codes[-1] >= max(SPARSE, 4 * len(codes))
     if IGNORED in found.codes and levels:
         raise DataError(
@@ -172,7 +207,7 @@ def _unnamed(folder: Path, found: _Found) -> Coding:
         )
     if codes[-1] >= len(codes):
         logger.warning("%r: %d classes, a value each: %s", str(folder), len(codes), first_few([*map(str, codes)], 20))
-    return Coding(tuple(f"class {code}" for code in codes), "value", _in_order(codes))
+    return Coding(tuple(_code_name(code, "value") for code in codes), "value", _in_order(codes))
 
 
 def _ignored(kind: Kind) -> dict[int, int]:
@@ -182,6 +217,11 @@ def _ignored(kind: Kind) -> dict[int, int]:
 def _in_order(codes: Iterable[int], kind: Kind = "value") -> dict[int, int]:
     """Return the labels of codes that are numbered in their order."""
     return {**_ignored(kind), **{code: label for label, code in enumerate(codes)}}
+
+
+def _code_name(code: int, kind: Kind) -> str:
+    """Return the name of a class that is called by its value or colour, as `CODE_NAME` matches it."""
+    return f"class {code}" if kind == "value" else _format_code(code, kind)
 
 
 def _format_code(code: int, kind: Kind) -> str:

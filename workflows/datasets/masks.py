@@ -77,13 +77,14 @@ class _MaskedImage:
         return ""
 
 
-def open_masks(folder: Path, val_fraction: float, seed: int, *, voc: bool) -> DataSet:
+def open_masks(folder: Path, val_fraction: float, seed: int, *, voc: bool, known: tuple[str, ...] | None) -> DataSet:
     """Open a folder of images and masks of the same names, in parts or as one, of which a part is kept for validation.
 
     With `voc` they are in Pascal VOC's folders.
 
     The classes and their values or colours are those of "classes.txt" or another of `mask_values.TABLES`. Without one
-    they are the values or colours that occur, for which all masks are read.
+    they are the values or colours that occur, for which all masks are read, or those that are `known`, of a model that
+    is evaluated.
 
     Raises:
         DataError: files are missing or cannot be used, or it is ambiguous what the masks' values stand for.
@@ -91,7 +92,7 @@ def open_masks(folder: Path, val_fraction: float, seed: int, *, voc: bool) -> Da
     problems: list[str] = []
     parts = [_pairs(*place, problems) for place in (_voc_places(folder) if voc else _places(folder))]
     raise_problems(problems, folder)
-    coding = find_coding(folder, [mask for part in parts for _, mask in part], SAMPLED)
+    coding = find_coding(folder, [mask for part in parts for _, mask in part], SAMPLED, known)
     files = [[_MaskedImage(image, mask, coding) for image, mask in part] for part in parts]
     held_out = len(files) == 1
     if held_out:

@@ -134,7 +134,7 @@ def open_model_data(
     download_to: str | Path | None,
     data_format: str | None,
     *,
-    complete: bool = True,
+    known: tuple[str, ...] | None = None,
 ) -> DataSet:
     """Open a data set for a model's task, with masks where the model predicts them; see `open_data`."""
     task: Any = spec.head.task
@@ -148,7 +148,7 @@ def open_model_data(
         download_to=folder,
         masks=masks,
         data_format=data_format,
-        complete=complete,
+        known=known,
     )
 
 

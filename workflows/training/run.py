@@ -19,6 +19,7 @@ from torch import nn
 
 from featuretap import registry
 from featuretap.models.built import description_of
+from featuretap.specs.class_names import class_names
 from featuretap.specs.description import Description
 from featuretap.support.atomic_write import replace_files
 from featuretap.support.errors import DataError, FeaturetapError, TrainingError
@@ -305,9 +306,11 @@ def evaluate(
         is_main, processes = accelerator.is_main_process, accelerator.num_processes
         shown: dict[str, Any] = {"shown": is_main, "log": log, "every": log_every}
         settings = source, val_fraction, seed, download_to, data_format
-        data = _run_on_main_first(accelerator, lambda: open_model_data(spec, *settings, complete=False))
+        first = first_label(spec.head)
+        known = class_names(description)[first:]
+        data = _run_on_main_first(accelerator, lambda: open_model_data(spec, *settings, known=known))
         lines = describe_part(data, part)
-        data = _with_model_classes(data, description, origin, first_label(spec.head))
+        data = _with_model_classes(data, description, origin, first)
         samples = {"val": data.val, "train": data.train, "all": [*data.train, *data.val]}[part]
         if not samples:
             raise DataError(f"{source!r} has too few images to hold any out of training; evaluate all, with part 'all'")
