@@ -152,9 +152,9 @@ def evaluate_command(data: str, weights: str, model: str | None, as_json: bool, 
         print_json({"scores": scores, "per_class": per_class})
         return
     _print_classes(metrics, task)
-    print_table(
-        ("measure", ">value"), [(n, f"{v:.4f}") for n, v in (*metrics.scores.items(), *metrics.details.items())]
-    )
+    measures = {**metrics.scores, **metrics.details}
+    rows = [(name, "–" if math.isnan(value) else f"{value:.4f}") for name, value in measures.items()]
+    print_table(("measure", ">value"), rows)
 
 
 def _or_null(score: float) -> float | None:
