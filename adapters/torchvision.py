@@ -38,16 +38,18 @@ class TorchvisionBackbone(nn.Module):
     """Images (N, in_channels, H, W) → maps under the keys "0", "1", … and, for added levels, torchvision's names.
 
     Args:
-        body: images → dict of maps (N, out_channels, H', W').
+        body: images → dict of maps (N, C, H', W').
         keys: what the maps are called, in their order.
-        out_channels: channels of every map, which is an attribute too.
+        out_channels: channels of every map, which is an attribute too; None where they differ, for SSD, which finds out
+            itself. Detectors that need one number of channels refuse a backbone without the attribute.
     """
 
-    def __init__(self, body: nn.Module, keys: List[str], out_channels: int) -> None:
+    def __init__(self, body: nn.Module, keys: List[str], out_channels: "int | None") -> None:
         super().__init__()
         self.body = body
         self.keys = keys
-        self.out_channels = out_channels
+        if out_channels is not None:
+            self.out_channels = out_channels
 
     def forward(self, images: Tensor) -> Dict[str, Tensor]:
         """Return the maps of `images`, the finest first."""
@@ -61,26 +63,23 @@ def as_torchvision(model: nn.Module) -> nn.Module:
     """Return a model in the form that torchvision's detectors take and have.
 
     A bare backbone or one with a pyramid becomes what they take as `backbone`: `out_channels` is a number, and keys are
-    "0", "1", … A detection model becomes torchvision's own detector, around the same modules.
+    "0", "1", … Maps of different numbers of channels suit torchvision's `SSD`, and have no `out_channels`; its other
+    detectors refuse them. A detection model becomes torchvision's own detector, around the same modules.
 
     Args:
         model: a model that `registry.build` or `registry.load` returned: a backbone, with a pyramid, or a detector.
 
     Raises:
-        OptionError: the model returns no maps, or maps of different numbers of channels.
+        OptionError: the model returns no maps.
     """
     if isinstance(model, DetectionModel):
         return model.as_detector()
-    channels = {name: tap.channels for name, tap in _taps(model).items()}
-    if len(set(channels.values())) > 1:
-        there = ", ".join(f"{name}: {count}" for name, count in channels.items())
-        raise OptionError(
-            f"torchvision's detectors read maps of one number of channels, and these have {there}; build the model "
-            "with head='fpn', or with one tap"
-        )
+    channels = [tap.channels for tap in _taps(model).values()]
     levels = len(model.backbone.taps) if isinstance(model, PyramidModel) else len(channels)  # type: ignore[arg-type]
     keys = [str(index) for index in range(levels)]
-    return TorchvisionBackbone(model, [*keys, *EXTRA[len(channels) - levels]], next(iter(channels.values())))
+    return TorchvisionBackbone(
+        model, [*keys, *EXTRA[len(channels) - levels]], channels[0] if len(set(channels)) == 1 else None
+    )
 
 
 def output_shape(model: nn.Module) -> Dict[str, ShapeSpec]:

@@ -12,6 +12,22 @@ from featuretap.support.errors import OptionError
 Target = Dict[str, Tensor]
 
 
+FEW_VALUES = "more than 1 value per channel"
+"""Part of the error of PyTorch's batch norm for a batch that has one value for each channel."""
+
+
+def single_image_error(head: str) -> OptionError:
+    """Return the error for training on a single image, of which a batch norm sees one pixel.
+
+    Args:
+        head: name of the head.
+    """
+    return OptionError(
+        f"head {head!r} cannot train on a single image: a batch norm reads a map of one pixel and needs {FEW_VALUES}; "
+        "give two images or more, or set its norms to evaluation mode"
+    )
+
+
 class HeadedModel(nn.Module):
     """A backbone and the head that reads its maps."""
 
@@ -69,11 +85,17 @@ class DetectionModel(HeadedModel):
 
         Raises:
             OptionError: in training, targets that are not one for each image, or with labels that the head does not
-                know.
+                know; or a single image, of which a batch norm sees one pixel.
         """
         if self.training and targets is not None:
             self._check_targets(targets, len(images))
-        return self.as_detector()(images, targets)
+        try:
+            return self.as_detector()(images, targets)
+        except ValueError as error:
+            if FEW_VALUES not in str(error):
+                raise
+            description: Any = self.description
+            raise single_image_error(description.head) from error
 
     def as_detector(self) -> nn.Module:
         """Return torchvision's own detector (a `RetinaNet`, say) around the same modules."""

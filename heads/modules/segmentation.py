@@ -3,15 +3,17 @@
 # torch.jit.script reads annotations as objects, not as strings.
 # ruff: noqa: UP006, UP035
 from collections.abc import Sequence
-from typing import Dict
+from typing import Any, Dict
 
 import torch
 from torch import Tensor, nn
+from torch._jit_internal import is_scripting
 from torch.nn import functional as F  # noqa: N812 - PyTorch's own name for it
 from torchvision.models.segmentation.deeplabv3 import DeepLabHead
 from torchvision.models.segmentation.fcn import FCNHead
 from torchvision.ops import Conv2dNormActivation
 
+from featuretap.heads.modules.models import single_image_error
 from featuretap.specs import BackboneSpec
 
 GATES = {"hard_sigmoid": nn.Hardsigmoid, "sigmoid": nn.Sigmoid}
@@ -88,8 +90,22 @@ class DeepLabV3Head(nn.Module):
         self.classifier = classifier
 
     def forward(self, maps: Dict[str, Tensor]) -> Dict[str, Tensor]:
-        """Return the logits."""
+        """Return the logits.
+
+        Raises:
+            OptionError: a single image in training, whose map is pooled to one pixel.
+        """
+        if not is_scripting():
+            self._check_batch(maps[self.tap])
         return {"out": self.classifier(maps[self.tap])}
+
+    @torch.jit.unused
+    def _check_batch(self, x: Tensor) -> None:
+        pooling: Any = self.classifier[0].convs[-1]  # type: ignore[index]
+        trains = any(isinstance(module, nn.BatchNorm2d) and module.training for module in pooling)
+        # FX traces with a proxy of a map, which has no length yet.
+        if trains and isinstance(x, Tensor) and len(x) == 1:
+            raise single_image_error("deeplab_v3")
 
 
 class AuxiliaryDeepLabV3Head(DeepLabV3Head):
@@ -104,7 +120,13 @@ class AuxiliaryDeepLabV3Head(DeepLabV3Head):
         self.auxiliary = auxiliary
 
     def forward(self, maps: Dict[str, Tensor]) -> Dict[str, Tensor]:
-        """Return both logits."""
+        """Return both logits.
+
+        Raises:
+            OptionError: as for `DeepLabV3Head`.
+        """
+        if not is_scripting():
+            self._check_batch(maps[self.tap])
         return {"out": self.classifier(maps[self.tap]), "aux": self.auxiliary(maps[self.auxiliary_tap])}
 
 

@@ -1,9 +1,15 @@
 """Adapters: pyramids, backbones and detectors as torchvision and Detectron2 take them."""
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from support.heads import SMALL, images
+from torch import nn
 from torchvision.models.detection import FasterRCNN, RetinaNet
+from torchvision.models.detection.anchor_utils import DefaultBoxGenerator
+from torchvision.models.detection.ssd import SSD
+from torchvision.models.detection.ssdlite import SSDLiteHead
 
 from featuretap.adapters.torchvision import ShapeSpec, as_torchvision, output_shape
 from featuretap.registry import Registry
@@ -44,13 +50,39 @@ def test_a_detector_is_converted_to_torchvisions_class(registry: Registry) -> No
             assert torch.equal(tensor, model(given)[0][name])
 
 
-def test_maps_of_different_channels_are_refused(registry: Registry) -> None:
-    with pytest.raises(OptionError) as error:
-        as_torchvision(registry.build("mobilenet_v2", features_only=True, taps=("C4", "C5")))
-    assert str(error.value) == (
-        "torchvision's detectors read maps of one number of channels, and these have C4: 96, C5: 1280; build the model "
-        "with head='fpn', or with one tap"
-    )
+@pytest.mark.parametrize("taps", [("C3", "C4", "C5"), ("C4.expansion", "C5")], ids="-".join)
+def test_maps_of_different_channels_are_a_backbone_for_torchvisions_ssd(
+    registry: Registry, taps: tuple[str, ...]
+) -> None:
+    backbone = registry.build("mobilenet_v2_050", features_only=True, taps=taps)
+    body = as_torchvision(backbone)
+    boxes = DefaultBoxGenerator([[2]] * len(taps))
+    detector = SSD(body, boxes, size=(96, 96), num_classes=3)
+    channels = [head.in_channels for head in detector.head.classification_head.module_list]
+    assert channels == [tap.channels for tap in backbone.taps.values()]
+    targets = [{"boxes": torch.tensor([[1.0, 2, 30, 40]]), "labels": torch.tensor([1])}] * 2
+    losses = detector.train()(images(2, 64, 96), targets)
+    torch.stack(list(losses.values())).sum().backward()
+    assert backbone.stages.C1[0].conv.weight.grad.abs().sum() > 0
+    assert sorted(detector.eval()(images(1, 64, 96))[0]) == ["boxes", "labels", "scores"]
+
+
+def test_ssdlites_predictors_read_the_channels_of_the_taps(registry: Registry) -> None:
+    backbone = registry.build("mobilenet_v3_small", features_only=True, taps=("C4.expansion", "C5"))
+    boxes = DefaultBoxGenerator([[2, 3]] * 2)
+    channels = [tap.channels for tap in backbone.taps.values()]
+    head = SSDLiteHead(channels, boxes.num_anchors_per_location(), 3, nn.BatchNorm2d)
+    detector = SSD(as_torchvision(backbone), boxes, (96, 96), 3, head=head).eval()
+    assert detector(images(1, 64, 96))[0]["boxes"].shape[1] == 4
+
+
+@pytest.mark.parametrize("detector", [FasterRCNN, RetinaNet])
+def test_detectors_that_need_one_number_of_channels_refuse_others(
+    registry: Registry, detector: Callable[..., object]
+) -> None:
+    body = as_torchvision(registry.build("mobilenet_v2_050", features_only=True, taps=("C4", "C5")))
+    with pytest.raises(ValueError, match="backbone should contain an attribute out_channels"):
+        detector(body, 3)
 
 
 def test_models_without_maps_have_no_output_shape(registry: Registry) -> None:

@@ -10,8 +10,11 @@ from support.heads import FAMILIES, HEADS, SEGMENTERS, build_head, images, loss_
 from torch import nn
 
 from featuretap.registry import Registry
+from featuretap.registry.errors import OptionError
 from featuretap.registry.specs import BackboneSpec, Tap
 
+SINGLE_PIXELS = ("ssd", "ssdlite", "deeplab_v3")
+"""Heads with a batch norm that reads a map of one pixel."""
 SIZES = [(97, 161), (64, 33)]
 # Every head on one architecture, and on the others the heads that read taps inside blocks or every level.
 PAIRINGS = [
@@ -34,8 +37,30 @@ def test_a_head_trains_and_predicts_at_odd_sizes(registry: Registry, name: str, 
             assert all(torch.isfinite(tensor).all() for tensor in found)
     assert model.backbone.stages.C1[0].conv.weight.grad.abs().sum() > 0
     # Norms that see 1×1 maps have no variance to learn from in a single image, here as in torchvision.
-    if head not in ("ssd", "ssdlite", "deeplab_v3"):
+    if head not in SINGLE_PIXELS:
         loss_of(model.train(), head, 1, 97, 161).backward()
+
+
+@pytest.mark.parametrize("head", SINGLE_PIXELS)
+def test_heads_that_read_single_pixels_explain_that_they_need_two_images(registry: Registry, head: str) -> None:
+    options = {"auxiliary": True} if head == "deeplab_v3" else {}
+    model = build_head(registry, "mobilenet_v2", head, width=0.25, **options).train()
+    with pytest.raises(OptionError) as error:
+        loss_of(model, head, 1, 97, 161)
+    assert str(error.value) == (
+        f"head '{head}' cannot train on a single image: a batch norm reads a map of one pixel and needs more than 1 "
+        "value per channel; give two images or more, or set its norms to evaluation mode"
+    )
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.eval()
+    loss_of(model, head, 1, 97, 161).backward()
+
+
+def test_a_deeplab_traces_and_scripts_in_training(registry: Registry) -> None:
+    model = build_head(registry, "mobilenet_v2", "deeplab_v3", width=0.25).train()
+    traced = torch.fx.symbolic_trace(model)
+    assert traced(torch.rand(2, 3, 65, 97))["out"].shape == (2, 3, 65, 97)
 
 
 @pytest.mark.parametrize("name", FAMILIES)

@@ -22,6 +22,7 @@ from featuretap.weights import layouts
 
 SURFACE = [
     "featuretap.workflows.extraction.reading",
+    "featuretap.adapters.detectron2",
     "featuretap.adapters.torchvision",
     "featuretap.specs.backbone",
     "featuretap.specs.description",

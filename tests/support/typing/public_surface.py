@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 import featuretap
 from featuretap import registry
+from featuretap.adapters.detectron2 import as_detectron2
 from featuretap.adapters.torchvision import ShapeSpec, as_torchvision, output_shape
 from featuretap.models.built import Built
 from featuretap.registry import Registry
@@ -87,6 +88,7 @@ def building(images: Tensor) -> None:
     assert_type(model.backbone.taps["C5"].stride, int)
     assert_type(output_shape(backbone), dict[str, ShapeSpec])
     assert_type(as_torchvision(backbone), nn.Module)
+    assert_type(as_detectron2(backbone), Any)
     assert_type(registry.build(widened(SMALL, 0.5), features_only=True, norm=nn.InstanceNorm2d), Built)
     registry.build("mobilenet_v2", pretrained=Path("weights.pth"), num_classes=10)
     registry.build("mobilenet_v2", pretrained="imagenet1k_v1", head="fpn", extra_levels="p6p7")
