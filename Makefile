@@ -108,7 +108,8 @@ mutants: install
 	$(BIN)/python tests/support/mutants.py --coverage .coverage --junit build/junit.xml --out build/mutants.jsonl
 
 fuzz: install
-	FEATURETAP_FUZZ_EXAMPLES=20000 $(BIN)/python -m pytest $(addprefix tests/weights/test_fuzzed_,weights.py checkpoints.py paddle_files.py tensorflow_files.py)
+	FEATURETAP_FUZZ_EXAMPLES=20000 $(BIN)/python -m pytest $(addprefix tests/weights/test_fuzzed_,weights.py checkpoints.py paddle_files.py tensorflow_files.py) \
+		tests/command_line/test_fuzzed_command_line.py
 
 clean:
 	rm -rf .venv .tox build dist demo site *.egg-info .mypy_cache .ruff_cache .import_linter_cache .pytest_cache

@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import errno
 import logging
+import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from io import TextIOWrapper
-from typing import ClassVar
+from typing import ClassVar, NoReturn
 
 import click
 
 from featuretap.command_line.commands import Group
 from featuretap.command_line.completion import PROGRAM
-from featuretap.command_line.interruption import convert_interrupts, convert_sigterm, discard_output, exit_interrupted
-from featuretap.command_line.printing import LogFormatter, echo
+from featuretap.command_line.interruption import convert_interrupts, convert_sigterm, exit_interrupted
+from featuretap.command_line.printing import LogFormatter, discard, echo, open_closed_streams
 from featuretap.support.errors import FeaturetapError
 from featuretap.support.import_strings import load
+from featuretap.support.text import printable
 
 __all__ = ["main", "phrase"]
 
@@ -39,6 +41,11 @@ SECTIONS = {
     "Shell": {"completion": "completion"},
 }
 """Heading in the help → command → its module, which is imported when the command is needed."""
+UNPRINTED = (errno.ENOSPC, errno.EFBIG, errno.EBADF)
+"""Errors of an output that is full, or that something has closed."""
+
+OUT_OF_MEMORY = re.compile("allocate memory|out of memory", re.IGNORECASE)
+
 SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 100, "show_default": True}
 
 
@@ -87,6 +94,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     The status is 0 on success, 1 if some of several images cannot be read, 2 on bad input, and 130, 141 or 143 if the
     command is interrupted, its output is closed, or it is terminated.
     """
+    open_closed_streams()
     for stream in (sys.stdout, sys.stderr):
         # A terminal that cannot encode × gets a question mark, not a traceback.
         if isinstance(stream, TextIOWrapper):
@@ -106,11 +114,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except (click.Abort, KeyboardInterrupt) as error:
         exit_interrupted(error)
     except OSError as error:
-        if error.errno != errno.ENOSPC:
+        if error.filename is not None:
+            # Names that are too long, loops of links and the like, wherever a command first meets them.
+            _fail(f"cannot access {str(error.filename)!r}: {error.strerror}; give another path")
+        if error.errno not in UNPRINTED:
             raise
         # Commands report their files themselves; this is standard output.
-        discard_output()
+        discard(sys.stdout)
         _fail(f"cannot print: {error.strerror}")
+    except (MemoryError, RuntimeError) as error:
+        # PyTorch and the runtimes have no class of errors for it.
+        if not isinstance(error, MemoryError) and not OUT_OF_MEMORY.search(str(error)):
+            raise
+        _fail("there is not enough memory; give smaller images, fewer at a time, or a smaller model")
     sys.exit(status or 0)
 
 
@@ -122,6 +138,7 @@ def phrase(error: FeaturetapError) -> str:
     return str(FeaturetapError(error.problem, hint=replace(error.hint, reference=reference)))
 
 
-def _fail(message: str) -> None:
-    echo(f"featuretap: {' '.join(message.split())}", err=True)
+def _fail(message: str) -> NoReturn:
+    # Escapes first, which make a message longer.
+    echo(f"featuretap: {FeaturetapError(' '.join(printable(message).split()))}", err=True)
     sys.exit(2)

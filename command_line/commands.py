@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from pathlib import Path
 from typing import Any
 
 import click
@@ -24,6 +25,11 @@ class Command(click.Command):
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command; one that needs PyTorch reports an installation without it."""
+        try:
+            Path.cwd()
+        except OSError as error:
+            # Importing PyTorch ends the process there.
+            raise click.UsageError(f"the current folder cannot be used: {error.strerror}; change to another") from error
         with explain_missing_torch(ctx.command_path):
             return super().invoke(ctx)
 

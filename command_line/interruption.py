@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import os
 import signal
 import sys
 import threading
@@ -15,7 +14,7 @@ from typing import NoReturn
 
 import click
 
-from featuretap.command_line.printing import echo
+from featuretap.command_line.printing import discard, echo
 
 CLOSED = 141
 """Exit status where nobody reads the output any more, as a shell gives it for SIGPIPE."""
@@ -47,7 +46,7 @@ def convert_interrupts() -> Iterator[None]:
     except KeyboardInterrupt as interrupt:
         raise click.Abort from interrupt
     except BrokenPipeError:
-        discard_output()
+        discard(sys.stdout)
         sys.exit(CLOSED)
 
 
@@ -94,8 +93,3 @@ def _clear_frames(interrupt: BaseException) -> None:
         gc.collect()
     finally:
         sys.unraisablehook = hook
-
-
-def discard_output() -> None:
-    """Discard further output, so that flushing it at exit raises nothing."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

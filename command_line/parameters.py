@@ -13,6 +13,9 @@ from click.shell_completion import CompletionItem
 from featuretap.command_line import completion
 from featuretap.specs.validation import ARGUMENTS
 
+LONGEST_SIDE = 65_536
+"""Pixels. Libraries overflow at numbers far above this limit and those of the types below."""
+
 
 class Size(click.ParamType[tuple[int, int]]):
     """Height and width in pixels: "320x256", or "224" for both."""
@@ -24,8 +27,11 @@ class Size(click.ParamType[tuple[int, int]]):
         if isinstance(value, tuple):
             return value
         parts = value.lower().split("x")
-        if len(parts) > 2 or not all(part.isascii() and part.isdigit() and int(part) > 0 for part in parts):
+        if len(parts) > 2 or not all(part.isascii() and part.isdigit() and part.strip("0") for part in parts):
             self.fail(f"{value!r} is not a size; write height x width in pixels, such as 320x256", param, ctx)
+        # Python reads no number of thousands of digits.
+        if any(len(part) > 9 or int(part) > LONGEST_SIDE for part in parts):
+            self.fail(f"{value!r} is too large; height and width are up to {LONGEST_SIDE} pixels", param, ctx)
         return int(parts[0]), int(parts[-1])
 
 
@@ -84,6 +90,7 @@ class OptionPair(click.ParamType[tuple[str, Any]]):
 
 
 SIZE = Size()
+BATCH_SIZE = click.IntRange(1, 65_536)
 PATH = click.Path(path_type=Path)
 TAPS = CommaSeparated(click.STRING, "TAPS", "C3,C4,C5", completion.taps)
 
@@ -100,7 +107,7 @@ MODEL = click.option(
 )
 TORCH = click.option("--torch", "use_torch", is_flag=True, help="Compute with PyTorch, even where a session could.")
 FEATURES_ONLY = click.option("--features-only", is_flag=True, help="The backbone alone, without a classifier.")
-NUM_CLASSES = click.option("--num-classes", type=int, help="Classes of the head.")
+NUM_CLASSES = click.option("--num-classes", type=click.IntRange(max=10_000_000), help="Classes of the head.")
 JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
 
@@ -125,9 +132,9 @@ def backbone_options(description: str) -> Callable[..., Any]:
 def batch_size_option(default: int | None, help_default: str = "") -> Callable[..., Any]:
     """Return the option --batch-size; `help_default` states a default that depends on other options."""
     help_ = f"Images per batch.{help_default and f'  [default: {help_default}]'}"
-    return click.option("--batch-size", type=click.IntRange(min=1), default=default, help=help_)
+    return click.option("--batch-size", type=BATCH_SIZE, default=default, help=help_)
 
 
 def workers_option(description: str = "Processes that read images.") -> Callable[..., Any]:
     """Return the option --workers."""
-    return click.option("--workers", type=click.IntRange(min=0), default=0, help=description)
+    return click.option("--workers", type=click.IntRange(0, 1024), default=0, help=description)

@@ -8,7 +8,8 @@ import os
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from importlib.util import find_spec
-from typing import Any, Literal
+from pathlib import Path
+from typing import Any, Literal, TextIO
 
 import click
 
@@ -16,8 +17,29 @@ from featuretap.support.text import printable
 
 
 def echo(text: str = "", *, err: bool = False) -> None:
-    """Print text, with characters escaped that would control the terminal or that have no bytes in UTF-8."""
-    click.echo(printable(str(text)), err=err)
+    """Print text, with characters escaped that would control the terminal or that have no bytes in UTF-8.
+
+    What cannot be written on standard error, as where it is closed or its disk is full, is dropped.
+    """
+    try:
+        click.echo(printable(str(text)), err=err)
+    except OSError:
+        if not err:
+            raise
+        discard(sys.stderr)
+
+
+def open_closed_streams() -> None:
+    """Open the null device in place of standard streams that are closed, so that no other file gets their numbers."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            # The lowest number that is free, which is the stream's, as those before it are open.
+            setattr(sys, name, Path(os.devnull).open(mode))  # noqa: SIM115 - open for as long as the process runs
+
+
+def discard(stream: TextIO) -> None:
+    """Discard further output, so that flushing it at exit raises nothing."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 class LogFormatter(logging.Formatter):

@@ -84,7 +84,7 @@ def _open_source(source: str, weights: str | None, **arguments: Any) -> nn.Modul
 @parameters.NUM_CLASSES
 @parameters.backbone_options("An option of the backbone or the head; can be repeated.")
 @ONE_SIZE
-@click.option("--batch", type=click.IntRange(min=1), help="Fix the batch size.  [default: any]")
+@click.option("--batch", type=parameters.BATCH_SIZE, help="Fix the batch size.  [default: any]")
 @parameters.TORCH
 def export_command(
     source: str,
@@ -231,12 +231,12 @@ def _print_report(report: Report) -> None:
 @click.option(
     "--batch",
     "batches",
-    type=parameters.CommaSeparated(click.IntRange(min=1), "NUMBERS", "1,8"),
+    type=parameters.CommaSeparated(parameters.BATCH_SIZE, "NUMBERS", "1,8"),
     default="1",
     help="Batch sizes, separated by commas.",
 )
 @click.option("--rounds", type=click.IntRange(min=1), default=30, help="Timed calls of each.")
-@click.option("--threads", type=click.IntRange(min=1), help="Of PyTorch and the runtimes.  [default: PyTorch's]")
+@click.option("--threads", type=click.IntRange(1, 1024), help="Of PyTorch and the runtimes.  [default: PyTorch's]")
 @click.option(
     "--against",
     type=parameters.CommaSeparated(click.Choice(LIBRARIES), "LIBRARIES", "timm,torchvision"),

@@ -116,7 +116,7 @@ def train_command(
 @parameters.batch_size_option(32)
 @parameters.workers_option()
 @click.option("--val-fraction", type=click.FloatRange(0.01, 0.99), default=0.2, help="As in training.")
-@click.option("--seed", type=click.IntRange(min=0), default=0, help="As in training.")
+@click.option("--seed", type=click.IntRange(0, 2**32 - 1), default=0, help="As in training.")
 @click.option("--download-to", type=parameters.PATH, help="Folder of torchvision's data sets.")
 @click.option("--format", "data_format", type=click.Choice(FORMATS), help=SETTINGS["format"].help)
 @click.option("--out", type=parameters.PATH, help="Folder for tables and pictures.")

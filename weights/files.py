@@ -35,7 +35,7 @@ def weights_file(path: str | os.PathLike[str]) -> Path:
     A path without a file is that of a TensorFlow checkpoint if its index is there, as TensorFlow names checkpoints.
 
     Raises:
-        WeightsError: a folder without one.
+        WeightsError: a folder without one, or a pipe or a device.
     """
     path = Path(path)
     if "\0" in str(path):
@@ -43,7 +43,12 @@ def weights_file(path: str | os.PathLike[str]) -> Path:
     with explain_os_error(path):
         if not path.is_dir():
             index = path.with_name(f"{path.name}{TENSORFLOW_INDEX}")
-            return index if path.name and not path.exists() and index.is_file() else path
+            if path.name and not path.exists() and index.is_file():
+                return index
+            if path.exists() and not path.is_file():
+                # Waiting for a pipe could take forever, and what is read is mapped into memory.
+                raise WeightsError(f"cannot read the weights {str(path)!r}: it is not a regular file; give a file")
+            return path
         for name in FILES:
             if (path / name).is_file():
                 return path / name

@@ -1,6 +1,7 @@
 """Files that are not weights, and malformed safetensors headers: each is refused in one sentence."""
 
 import json
+import os
 import pickle
 from pathlib import Path
 
@@ -298,3 +299,11 @@ def test_the_error_of_a_folder_without_weights_lists_its_files(
         with pytest.raises(WeightsError) as error:
             reads(tmp_path)
         assert str(error.value) == f"the folder '{tmp_path}' holds no model.safetensors; {hint}"
+
+
+@pytest.mark.parametrize("name", ["pipe.pth", "pipe.safetensors", "pipe"])
+def test_a_pipe_is_refused_before_anything_waits_for_it(registry: Registry, tmp_path: Path, name: str) -> None:
+    os.mkfifo(tmp_path / name)
+    with pytest.raises(WeightsError) as error:
+        registry.load(tmp_path / name)
+    assert str(error.value) == f"cannot read the weights '{tmp_path / name}': it is not a regular file; give a file"

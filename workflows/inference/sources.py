@@ -1,6 +1,7 @@
 """Images to predict: files, folders and URLs, read ahead of the model, and the paths of their pictures."""
 
 import io
+import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from featuretap.support.downloading import download
 from featuretap.support.errors import DataError, ImageError
 from featuretap.support.image_files import find_images
 from featuretap.support.images import decode_image, read_image
+from featuretap.support.text import one_line
 from featuretap.support.threads import map_ahead
 
 MAXIMUM_BYTES = 100_000_000
@@ -45,11 +47,11 @@ def find_sources(given: Sequence[str], pictures: Path | None = None) -> list[Ima
         path = Path(text)
         if text.lower().startswith(("http://", "https://")):
             # Invalid URLs are reported when they are read.
-            stem = PurePosixPath(unquote(re.split("[?#]", text)[0])).stem
+            stem = one_line(PurePosixPath(unquote(re.split("[?#]", text)[0])).stem)
             found.append(ImageSource(text, None, Path(stem)))
         elif path.is_dir():
-            drawn = pictures.resolve() if pictures and pictures.resolve() != path.resolve() else None
-            images = [image for image in find_images(path) if drawn not in image.resolve().parents]
+            drawn = _resolve(pictures) if pictures and _resolve(pictures) != _resolve(path) else None
+            images = [image for image in find_images(path) if drawn not in _resolve(image).parents]
             places = ((image, image.relative_to(path).with_suffix("")) for image in images)
             found += [ImageSource(str(image), image, place) for image, place in places]
         else:
@@ -70,11 +72,16 @@ def picture_paths(sources: Iterable[ImageSource], folder: Path) -> dict[ImageSou
         free = (folder / source.place.parent / f"{name}.png" for name in names)
         paths[source] = next(path for path in free if path not in taken)
         taken.add(paths[source])
-    images = {source.path.resolve() for source in paths if source.path}
+    images = {_resolve(source.path) for source in paths if source.path}
     for path in paths.values():
-        if path.resolve() in images:
+        if _resolve(path) in images:
             raise DataError(f"the picture {str(path)!r} would overwrite an image; choose another folder for pictures")
     return paths
+
+
+def _resolve(path: Path) -> Path:
+    # Path.resolve raises a RuntimeError, or another error, for links that lead in a circle.
+    return Path(os.path.realpath(path))
 
 
 def read_source(source: ImageSource) -> Image.Image:

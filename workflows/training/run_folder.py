@@ -3,6 +3,7 @@
 import csv
 import hashlib
 import io
+import os
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -80,7 +81,7 @@ def folder_of(configuration: Configuration) -> Path:
     if configuration.out:
         return Path(configuration.out)
     backbone = configuration.backbone or Path(configuration.weights or "").stem
-    return Path("runs") / f"{Path(configuration.data).resolve().name}-{backbone.replace('/', '-')}"
+    return Path("runs") / f"{Path(os.path.realpath(configuration.data)).name}-{backbone.replace('/', '-')}"
 
 
 @contextmanager
