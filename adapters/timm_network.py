@@ -7,12 +7,13 @@ from typing import Any, Dict, List, Optional, Tuple, Union
 
 import torch
 from timm.layers.adaptive_avgmax_pool import SelectAdaptivePool2d
-from timm.models import FeatureListNet, checkpoint_seq
+from timm.models import FeatureListNet
 from timm.models._features import feature_take_indices
 from torch import Tensor, nn
 from torch._jit_internal import is_scripting
 
 from featuretap import registry
+from featuretap.backbones.checkpointing import checkpointed
 from featuretap.heads.modules.classification import ClassificationHead
 from featuretap.specs import BackboneSpec
 from featuretap.support.errors import OptionError
@@ -174,9 +175,9 @@ class TimmNetwork(nn.Module):
         maps: List[Tensor] = []
         for index, stage in enumerate(self.stages):
             if index < count:
-                # torch.jit.script drops a branch of a statement, not of an expression.
-                if self.grad_checkpointing and not is_scripting():  # noqa: SIM108
-                    x = checkpoint_seq(stage, x)
+                if self.grad_checkpointing and not is_scripting():
+                    for block in stage.children():
+                        x = checkpointed(block, x)
                 else:
                     x = stage(x)
                 if index in selected:

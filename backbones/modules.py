@@ -13,8 +13,10 @@ from typing import Any, Dict, Final, Tuple, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch._jit_internal import is_scripting
 from torch.nn.functional import pad
 
+from featuretap.backbones.checkpointing import checkpointed
 from featuretap.specs import BackboneSpec, Block, Tap
 from featuretap.specs.addresses import LEVELS
 from featuretap.specs.layers import Convolution, SqueezeExcite
@@ -151,6 +153,7 @@ class TappedChain(nn.Sequential):
         super().__init__(children)
         self.keep = keep
         self.shortcut = shortcut
+        self.grad_checkpointing = False
 
     def forward(self, x: Tensor) -> Tuple[Tensor, Dict[str, Tensor]]:
         """Return the output and the recorded maps."""
@@ -158,8 +161,13 @@ class TappedChain(nn.Sequential):
         y = x
         for module, path in zip(self, self.keep):  # noqa: B905 - torch.jit.script knows no strict
             if hasattr(module, "keep"):
-                y, inside = module(y)
+                if self.grad_checkpointing and not is_scripting():
+                    y, inside = checkpointed(module, y)
+                else:
+                    y, inside = module(y)
                 maps.update(inside)
+            elif self.grad_checkpointing and not is_scripting():
+                y = checkpointed(module, y)
             else:
                 y = module(y)
             if path != "":
@@ -233,6 +241,13 @@ class Backbone(nn.Module):
         for module in self._frozen_modules():
             module.requires_grad_(False)
         self.train(self.training)
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Set whether training computes the activations of each level again instead of keeping them.
+
+        Gradients and batch-norm statistics stay the same. TorchScript ignores it.
+        """
+        self.stages.grad_checkpointing = enable
 
     def train(self, mode: bool = True) -> "Backbone":
         """Set training mode, but for what is frozen."""

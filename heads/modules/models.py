@@ -36,6 +36,23 @@ class HeadedModel(nn.Module):
         self.backbone = backbone
         self.head = head
 
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Set whether training computes the activations of the backbone again instead of keeping them.
+
+        Args:
+            enable: whether it does.
+
+        Raises:
+            OptionError: the backbone is from a factory without this method.
+        """
+        set_on_backbone: Any = getattr(self.backbone, "set_grad_checkpointing", None)
+        if set_on_backbone is None:
+            raise OptionError(
+                f"{type(self.backbone).__name__} has no set_grad_checkpointing; wrap its modules with "
+                "torch.utils.checkpoint, or train with smaller batches"
+            )
+        set_on_backbone(enable)
+
     def forward(self, images: Tensor) -> Tensor:
         """Return the head's output for images (N, in_channels, H, W)."""
         return self.head(self.backbone(images))
