@@ -7,6 +7,7 @@ import sys
 from collections.abc import Mapping
 from dataclasses import replace
 from inspect import signature
+from io import BytesIO
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -124,7 +125,10 @@ def write_program(model: Exportable, path: Path, metadata: Mapping[str, str]) ->
     program = model.program(NamedInput(model.model).eval())
     # The example images would be written too.
     program.example_inputs = None
-    torch.export.save(program, path, extra_files={METADATA: json.dumps(metadata)})
+    buffer = BytesIO()
+    torch.export.save(program, buffer, extra_files={METADATA: json.dumps(metadata)})
+    # Written by PyTorch's own writer, a full disk would end the process.
+    path.write_bytes(buffer.getbuffer())
 
 
 def open_program(path: Path, *, threads: int | None) -> tuple[dict[str, str], Run]:
@@ -141,7 +145,9 @@ def write_script(model: Exportable, path: Path, metadata: Mapping[str, str]) -> 
     with quiet_exporters():
         with library_errors(problem, advice, unchanged=()):
             scripted = torch.jit.script(module)
-        torch.jit.save(scripted, path, _extra_files={METADATA: json.dumps(metadata)})
+        buffer = BytesIO()
+        torch.jit.save(scripted, buffer, _extra_files={METADATA: json.dumps(metadata)})
+    path.write_bytes(buffer.getbuffer())
 
 
 def open_script(path: Path, *, threads: int | None) -> tuple[dict[str, str], Run]:

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from support.full_disk import full_disk
 from support.oracles import with_statistics
 from torch import Tensor, nn
 
@@ -313,3 +314,13 @@ def test_models_that_cannot_be_exported_are_refused(tmp_path: Path, registry: Re
     message = "^the head 'retinanet' finds as many objects as there are in an image, which openvino files cannot hold; "
     refused(registry, detector, HeadError, message, tmp_path / "a.xml")
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["a.ts", "a.pt2", "a.onnx"])
+def test_a_full_disk_is_an_error_that_leaves_what_was_there(registry: Registry, tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_text("older")
+    stem = registry.build("mobilenet_v1_025", features_only=True, taps=("C1",))
+    size = (32, 32) if name == "a.pt2" else None
+    with pytest.raises(ExportError, match="File too large"), full_disk(300):
+        registry.export(stem, tmp_path / name, size=size)
+    assert [(file.name, file.read_text()) for file in tmp_path.iterdir()] == [(name, "older")]
