@@ -6,6 +6,7 @@ hides everybody's. Here each distribution is read by itself, and only those that
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
@@ -15,6 +16,10 @@ from featuretap.catalogue.hookspecs import GROUP
 from featuretap.catalogue.policy import OURS, normalise_name
 from featuretap.support.errors import PluginError
 from featuretap.support.version import __version__
+
+AT_LEAST = re.compile(rf"{OURS}\s*>=\s*(\d+(?:\.\d+)*)")
+"""The usual requirement. An older release meets it, whatever suffix ours has."""
+RELEASE = re.compile(r"\d+(\.\d+)*")
 
 
 @dataclass(frozen=True)
@@ -50,6 +55,10 @@ class PluginEntryPoint:
                 f"it needs {wanted}, and this is featuretap {__version__}; install versions of the two that go together"
             )
         return EntryPoint(self.name, self.value, GROUP).load()
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    return tuple(map(int, version.split(".")))
 
 
 def find_entry_points() -> list[PluginEntryPoint]:
@@ -101,7 +110,10 @@ def _unmet(requires: tuple[str, ...]) -> str:
 
 @cache
 def _unmet_version(text: str) -> str:
-    # Costs some milliseconds, which only those pay who have plugins.
+    least, ours = AT_LEAST.fullmatch(text), RELEASE.match(__version__)
+    if least and ours and _numbers(least[1]) < _numbers(ours[0]):
+        return ""
+    # Importing it takes as long as a dozen plugins.
     from packaging.requirements import InvalidRequirement, Requirement
 
     try:

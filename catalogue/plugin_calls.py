@@ -32,7 +32,7 @@ def call_plugin(doing: str, call: Callable[[], Answer]) -> tuple[Answer | None, 
         KeyboardInterrupt: Ctrl-C was typed, or the program was terminated, while the code ran.
     """
     answer, failure = None, None
-    with _OUTPUT, _record_interrupts() as interrupts:
+    with OUTPUT, _record_interrupts() as interrupts:
         try:
             answer = call()
         except BaseException as error:
@@ -99,7 +99,7 @@ class _OutputToStandardError:
                 self._restored.close()
 
 
-_OUTPUT = _OutputToStandardError()
+OUTPUT = _OutputToStandardError()
 
 
 @contextmanager

@@ -23,7 +23,7 @@ import pluggy
 from featuretap.catalogue import hookspecs
 from featuretap.catalogue.entry_points import PluginEntryPoint, find_entry_points
 from featuretap.catalogue.hookspecs import GROUP, WeightsEntry
-from featuretap.catalogue.plugin_calls import SlowWatch, call_plugin
+from featuretap.catalogue.plugin_calls import OUTPUT, SlowWatch, call_plugin
 from featuretap.catalogue.policy import Policy, normalise_name
 from featuretap.specs import BackboneSpec, HeadSpec, RuntimeSpec
 from featuretap.support.errors import FeaturetapError, PluginError, did_you_mean
@@ -115,7 +115,8 @@ def load_installed(policy: Policy, *, builtins: bool, others: bool) -> Iterator[
         PluginError: a plugin failed and the policy is strict.
     """
     manager = _create_manager()
-    with SlowWatch() as watch:
+    # Redirected once, since that takes system calls.
+    with OUTPUT, SlowWatch() as watch:
         for point in find_entry_points():
             if not (builtins if point.built_in else others):
                 continue

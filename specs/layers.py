@@ -119,7 +119,7 @@ class Convolution:
 
     def __post_init__(self) -> None:
         sizes = (self.in_channels, self.out_channels, self.kernel, self.groups)
-        if not all(type(size) is int and size > 0 for size in sizes) or self.activation not in ACTIVATIONS:
+        if {*map(type, sizes)} != {int} or min(sizes) < 1 or self.activation not in ACTIVATIONS:
             raise SpecError(
                 f"no convolution {self.name!r} has in_channels={self.in_channels!r}, "
                 f"out_channels={self.out_channels!r}, kernel={self.kernel!r}, groups={self.groups!r}, "
@@ -165,11 +165,9 @@ class Convolution:
     def output_size(self, height: int, width: int) -> tuple[int, int]:
         """Height and width of the output for an input of `height` × `width` pixels."""
         pads = self.pads
-
-        def along(size: int) -> int:
-            return -(-size // self.stride) if pads is None else (size + sum(pads) - self.reach) // self.stride + 1
-
-        return along(height), along(width)
+        # Without a padding of its own, sizes are divided by the stride and rounded up.
+        more = self.stride - 1 if pads is None else sum(pads) - self.reach + self.stride
+        return (height + more) // self.stride, (width + more) // self.stride
 
     def macs(self, height: int, width: int) -> int:
         """Multiply-adds for an input of `height` × `width` pixels."""

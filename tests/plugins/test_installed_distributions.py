@@ -166,6 +166,9 @@ def test_malformed_entry_points_hide_no_other_distribution(
     ("requires", "wanted"),
     [
         ("featuretap>=0.0.1", ""),
+        ("Featuretap >= 0.0.1, < 99", ""),
+        ("featuretap>=0.0.1,<0.0.2", "featuretap<0.0.2,>=0.0.1"),
+        (f"featuretap>={featuretap.__version__}", ""),
         ("featuretap>=99; extra == 'all'", ""),
         ("featuretap is needed", ""),
         ("featuretap-other>=99", ""),
