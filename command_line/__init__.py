@@ -30,6 +30,9 @@ TYPED = {
 }
 """Reference of a hint → what is typed for it."""
 
+ARGUMENT = re.compile(r"\b(\w+)='(\w+)'")
+"""An argument in a reference that depends on the error, such as "head='ssdlite' or head='lraspp'"."""
+
 
 SECTIONS = {
     "Catalogue": {"list": "catalogue_commands", "show": "catalogue_commands", "inspect": "weights_commands"},
@@ -134,7 +137,9 @@ def phrase(error: FeaturetapError) -> str:
     """Return the message of an error, with the flag or the command that its hint refers to."""
     if error.hint is None:
         return str(error)
-    reference = TYPED.get(error.hint.reference, error.hint.reference)
+    reference = error.hint.reference
+    typed = ARGUMENT.sub(r"--\1 \2", reference) if ARGUMENT.match(reference) else reference
+    reference = TYPED.get(reference, typed)
     return str(FeaturetapError(error.problem, hint=replace(error.hint, reference=reference)))
 
 

@@ -293,7 +293,7 @@ def test_a_model_is_evaluated_on_one_image_of_a_class(
     with pytest.raises(DataError) as error:
         evaluate(model, str(tmp_path), part="train", log=lines.append)
     assert str(error.value) == (
-        f"{str(tmp_path)!r} has too few images to hold any out of training; evaluate all, with part 'all'"
+        f"{str(tmp_path)!r} has too few images to hold any out of training; evaluate every image with part='all'"
     )
 
 

@@ -9,7 +9,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from featuretap.support.errors import DataError
+from featuretap.support.errors import DataError, Hint
 from featuretap.support.image_files import folders_in, is_hidden, is_image_file
 
 if TYPE_CHECKING:
@@ -94,7 +94,8 @@ def choose_reading(source: Path, task: Task | None, data_format: str | None) -> 
         )
     if len(fitting) > 1:
         raise DataError(
-            f"{str(source)!r} can be read as {' or as '.join(map(_describe, fitting))}; choose with {_choices(fitting)}"
+            f"{str(source)!r} can be read as {' or as '.join(map(_describe, fitting))}",
+            hint=Hint("choose with", _choices(fitting)),
         )
     return fitting[0] if fitting else None
 

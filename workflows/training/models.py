@@ -10,14 +10,16 @@ from featuretap import registry
 from featuretap.catalogue.pretrained import WeightsSource
 from featuretap.models.built import Built, description_of
 from featuretap.specs import HeadSpec, ModelSpec
+from featuretap.specs.description import Description
 from featuretap.specs.options import options_of
 from featuretap.specs.preprocessing import Preprocessing
-from featuretap.support.errors import HeadError, OptionError, TrainingError, WeightsError
+from featuretap.support.errors import DataError, HeadError, OptionError, TrainingError, WeightsError
+from featuretap.support.text import first_few
 from featuretap.weights.metadata import Record
 from featuretap.weights.opening import open_checkpoint
 from featuretap.weights.reading import Checkpoint
 from featuretap.weights.requests import arguments_of, record_of
-from featuretap.workflows.datasets.data_set import DataSet
+from featuretap.workflows.datasets.data_set import DataSet, with_classes
 from featuretap.workflows.datasets.formats import open_data, recognise_task
 from featuretap.workflows.datasets.recognition import DEFAULT_HEADS
 from featuretap.workflows.training.configuration import Configuration
@@ -150,6 +152,35 @@ def open_model_data(
         data_format=data_format,
         known=known,
     )
+
+
+def with_model_classes(data: DataSet, description: Description, origin: str, first: int) -> DataSet:
+    """Return the data with the classes of a model, of which it may lack some.
+
+    Args:
+        data: to evaluate the model on.
+        description: of the model.
+        origin: what messages call the model.
+        first: the model's label of the first class of a data set.
+
+    Raises:
+        DataError: it has other classes.
+    """
+    if isinstance(description.classes, str):
+        known = (description.num_classes or 0) - first
+        if len(data.classes) != known:
+            raise DataError(
+                f"the data has {len(data.classes)} classes, and {origin} {known}; evaluate it on data of its own "
+                "classes"
+            )
+        return data
+    classes = tuple(description.classes[first:])
+    unknown = [repr(name) for name in data.classes if name not in classes]
+    if unknown:
+        raise DataError(
+            f"the data has classes that {origin} has not: {first_few(unknown, 5)}; name the classes as in training"
+        )
+    return with_classes(data, classes)
 
 
 def build_model(configuration: Configuration, head: HeadSpec, data: DataSet) -> Built:

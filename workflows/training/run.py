@@ -20,12 +20,11 @@ from torch import nn
 from featuretap import registry
 from featuretap.models.built import description_of
 from featuretap.specs.class_names import class_names
-from featuretap.specs.description import Description
 from featuretap.support.atomic_write import replace_files
-from featuretap.support.errors import DataError, FeaturetapError, TrainingError
+from featuretap.support.errors import DataError, FeaturetapError, Hint, TrainingError
 from featuretap.support.progress import bar, format_epoch, mean_seconds
 from featuretap.support.text import first_few
-from featuretap.workflows.datasets.data_set import DataSet, Part, check_readable, with_classes
+from featuretap.workflows.datasets.data_set import DataSet, Part, check_readable
 from featuretap.workflows.datasets.formats import describe, describe_part
 from featuretap.workflows.training import run_folder
 from featuretap.workflows.training.configuration import (
@@ -42,6 +41,7 @@ from featuretap.workflows.training.models import (
     open_model_data,
     resolve_model,
     spec_of,
+    with_model_classes,
 )
 from featuretap.workflows.training.optimisation import (
     freeze_through,
@@ -310,10 +310,11 @@ def evaluate(
         known = class_names(description)[first:]
         data = _run_on_main_first(accelerator, lambda: open_model_data(spec, *settings, known=known))
         lines = describe_part(data, part)
-        data = _with_model_classes(data, description, origin, first)
+        data = with_model_classes(data, description, origin, first)
         samples = {"val": data.val, "train": data.train, "all": [*data.train, *data.val]}[part]
         if not samples:
-            raise DataError(f"{source!r} has too few images to hold any out of training; evaluate all, with part 'all'")
+            too_few = f"{source!r} has too few images to hold any out of training"
+            raise DataError(too_few, hint=Hint("evaluate every image with", "part='all'"))
         with _share_failure():
             if is_main:
                 try:
@@ -339,25 +340,6 @@ def evaluate(
         write_detections(out, data.classes, samples, metrics, data.ids)
         write_evaluation(out, model.cpu(), task, data.classes, samples, metrics)
     return metrics, task, is_main
-
-
-def _with_model_classes(data: DataSet, description: Description, origin: str, first: int) -> DataSet:
-    """Return the data with the classes of a model, of which it may lack some, or raise a DataError."""
-    if isinstance(description.classes, str):
-        known = (description.num_classes or 0) - first
-        if len(data.classes) != known:
-            raise DataError(
-                f"the data has {len(data.classes)} classes, and {origin} {known}; evaluate it on data of its own "
-                "classes"
-            )
-        return data
-    classes = tuple(description.classes[first:])
-    unknown = [repr(name) for name in data.classes if name not in classes]
-    if unknown:
-        raise DataError(
-            f"the data has classes that {origin} has not: {first_few(unknown, 5)}; name the classes as in training"
-        )
-    return with_classes(data, classes)
 
 
 def _report_absent(metrics: Metrics, task: Task) -> None:
