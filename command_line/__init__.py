@@ -26,6 +26,7 @@ __all__ = ["main", "phrase"]
 TYPED = {
     "registry.list_backbones()": "`featuretap list`",
     "pretrained=": "--weights",
+    "images_root=": "--images-root",
     "backbone='mobilenet_v3_large'": "--backbone mobilenet_v3_large",
 }
 """Reference of a hint → what is typed for it."""

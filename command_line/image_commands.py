@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from pathlib import Path
 from typing import Any, get_args
@@ -20,7 +21,7 @@ LARGEST_SHARD = 16_384
 
 
 @click.command("taps", cls=Command, short_help="Draw the feature maps of an image.")
-@click.argument("image", type=parameters.PATH, help="An image in any format that Pillow reads.")
+@click.argument("image", type=parameters.PATH, help="An image file.")
 @parameters.MODEL
 @parameters.weights_option()
 @click.option("--taps", type=parameters.TAPS, help="Taps, separated by commas.  [default: C1 to C5]")
@@ -41,7 +42,7 @@ def taps_command(
     Example: featuretap taps street.jpg --model mobilenet_v3_large --taps C3,C4,C5
     """
     target = out or Path(f"{image.stem}-taps.png")
-    if target.exists() and image.exists() and target.samefile(image):
+    if os.path.exists(target) and os.path.exists(image) and os.path.samefile(target, image):
         raise click.UsageError(f"the picture {str(target)!r} would overwrite the image; choose another --out")
     from featuretap.support.images import read_image, write_picture
 

@@ -28,6 +28,7 @@ COMPLETIONS = {
     "head": completion.heads,
     "weights": completion.weights,
     "download_to": completion.folders,
+    "images_root": completion.folders,
     "out": completion.folders,
 }
 OTHER_NAMES = {"backbone": ["--model"]}
@@ -119,6 +120,7 @@ def train_command(
 @click.option("--seed", type=click.IntRange(0, 2**32 - 1), default=0, help="As in training.")
 @click.option("--download-to", type=parameters.PATH, help="Folder of torchvision's data sets.")
 @click.option("--format", "data_format", type=click.Choice(FORMATS), help=SETTINGS["format"].help)
+@click.option("--images-root", type=parameters.PATH, help=SETTINGS["images_root"].help)
 @click.option("--out", type=parameters.PATH, help="Folder for tables and pictures.")
 @click.option(
     "--log-every",

@@ -10,6 +10,7 @@ from PIL import Image, ImageOps
 from skimage import data
 
 from featuretap.command_line import main
+from featuretap.support.images import read_image
 
 FOLDER = Path("demo")
 PHOTOGRAPHS = {"cat": data.chelsea, "astronaut": data.astronaut, "camera": data.camera}
@@ -28,8 +29,8 @@ def run(*arguments: object) -> None:
 
 def join(left: Path, right: Path, target: Path) -> None:
     """Write two pictures side by side, both as high as the right one."""
-    taps = Image.open(right)
-    boxes = ImageOps.contain(Image.open(left), (taps.width, taps.height - 32))
+    taps = read_image(right)
+    boxes = ImageOps.contain(read_image(left), (taps.width, taps.height - 32))
     picture = Image.new("RGB", (boxes.width + 16 + taps.width, taps.height), "white")
     picture.paste(boxes, (16, 16))
     picture.paste(taps, (boxes.width + 16, 0))

@@ -12,7 +12,7 @@ from torchvision.transforms import InterpolationMode, v2
 
 from featuretap.specs.preprocessing import PICTURE_MODES, Preprocessing
 from featuretap.support.errors import OptionError
-from featuretap.support.images import apply_orientation, convert_mode
+from featuretap.support.images import apply_orientation, check_ratio, convert_mode
 
 
 def compose(preprocessing: Preprocessing) -> Callable[[Any], Any]:
@@ -23,11 +23,15 @@ def compose(preprocessing: Preprocessing) -> Callable[[Any], Any]:
 
     Raises:
         OptionError: on use, for anything else, such as a numpy array, whose order of axes is anybody's guess.
+        ImageError: on use, for an image that is too long a strip to be resized.
     """
-    steps = [_convert(preprocessing)]
+    steps: list[Callable[[Any], Any]] = [_convert(preprocessing)]
     if preprocessing.resize is not None:
         mode = InterpolationMode(preprocessing.interpolation)
-        steps.append(v2.Resize(preprocessing.resize, mode, antialias=True))
+        steps += [
+            partial(check_strip, shorter=preprocessing.resize),
+            v2.Resize(preprocessing.resize, mode, antialias=True),
+        ]
     if preprocessing.crop is not None:
         steps.append(v2.CenterCrop(preprocessing.crop))
     return v2.Compose([*steps, normalise(preprocessing)])
@@ -45,6 +49,13 @@ def normalise(preprocessing: Preprocessing) -> Callable[[Any], Any]:
     if not preprocessing.inside:
         steps.append(v2.Normalize(list(preprocessing.mean), list(preprocessing.std)))
     return v2.Compose([*steps, v2.ToPureTensor()])
+
+
+def check_strip(image: Any, shorter: int) -> Any:
+    """Return an image or a tensor (…, H, W) that can be resized to a shorter side; see `check_ratio`."""
+    height, width = v2.functional.get_size(image)
+    check_ratio(width, height, shorter)
+    return image
 
 
 def _convert(preprocessing: Preprocessing) -> Callable[[Any], Any]:

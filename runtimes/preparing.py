@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from featuretap.specs.preprocessing import PICTURE_MODES, Preprocessing, check_channels
-from featuretap.support.images import apply_orientation, convert_mode
+from featuretap.support.images import apply_orientation, check_ratio, convert_mode
 
 
 def prepare(image: Image.Image, preprocessing: Preprocessing) -> NDArray[np.float32]:
@@ -22,9 +22,11 @@ def prepare(image: Image.Image, preprocessing: Preprocessing) -> NDArray[np.floa
 
     Raises:
         OptionError: the model's images have neither one nor three channels.
+        ImageError: it is too long a strip to be resized.
     """
     picture = _convert(image, preprocessing)
     if preprocessing.resize is not None:
+        check_ratio(*picture.size, preprocessing.resize)
         shorter = min(picture.size)
         # The longer side is rounded down, as by torchvision.
         width, height = (int(preprocessing.resize * side / shorter) for side in picture.size)

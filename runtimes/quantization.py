@@ -201,11 +201,11 @@ def _read_images(
     """Yield images (1, C, H, W) one by one, and collect name → reason of the unreadable ones in `errors`."""
     for file in files:
         try:
-            image = read_image(Path(file.path))
+            image = transform(read_image(Path(file.path)))[None]
         except ImageError as error:
             errors[file.text] = str(error)
         else:
-            yield transform(image)[None]
+            yield image
         done()
     if len(errors) == len(files):
         reason = next(iter(errors.values()))

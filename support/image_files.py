@@ -92,13 +92,14 @@ def list_images(sources: Sequence[Path]) -> tuple[ImageFile, ...]:
     """
     found: dict[Path, Path] = {}
     for source in sources:
-        if source.is_file():
+        # Unlike those of a path, these functions accept names that are longer than any file's.
+        if os.path.isdir(source):
+            for path in find_images(source):
+                found[path.relative_to(source) if len(sources) == 1 else path] = path.absolute()
+        elif os.path.exists(source):
             found[source] = source.absolute()
-            continue
-        if not source.exists():
+        else:
             raise DataError(f"there is no folder or image {str(source)!r}; give folders of images, or image files")
-        for path in find_images(source):
-            found[path.relative_to(source) if len(sources) == 1 else path] = path.absolute()
     return tuple(ImageFile(name.as_posix(), str(path)) for name, path in sorted(found.items()))
 
 

@@ -166,14 +166,7 @@ def test_a_truncated_image_is_refused(tmp_path: Path, suffix: str, part: float) 
     path = saved(tmp_path / f"image.{suffix}", noise)
     content = path.read_bytes()
     path.write_bytes(content[: int(len(content) * part)])
-    with pytest.raises(ImageError, match=r"'.*' is (damaged: .|no image that Pillow can read; give)"):
-        read_image(path)
-
-
-def test_a_decompression_bomb_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = saved(tmp_path / "large.png", GREY)
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
-    with pytest.raises(ImageError, match=r"large.png' is too large to be read safely: "):
+    with pytest.raises(ImageError, match=r"'.*' is (damaged: .|not an image that Pillow can read; give)"):
         read_image(path)
 
 

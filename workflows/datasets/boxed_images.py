@@ -23,6 +23,9 @@ TOLERANCE = 1
 MOST_BEYOND = 0.1
 """Share of boxes that may reach further; more are a sign of images of another size, or of another format."""
 
+LONGEST_OUTLINE = 2**22
+"""Pixels of the outline of an object, of each of which COCO's code keeps about 40 bytes."""
+
 Box = tuple[float, float, float, float]
 
 
@@ -95,6 +98,26 @@ def detection_set(
         groups = rarest([set(image.names) for image in parts[0]])
         samples = split_files(samples[0], folder, groups, val_fraction, seed)
     return DataSet("detection", classes, samples[0], samples[1], held_out=len(parts) == 1)
+
+
+def polygon_run_lengths(polygons: Sequence[Sequence[float]], size: tuple[int, int]) -> dict[str, Any]:
+    """Return polygons, x and y of each point in turn, in an image (width, height) as the run lengths of one mask.
+
+    Raises:
+        ValueError: they reach far beyond the image, or are so long that drawing them would fill the memory.
+    """
+    from faster_coco_eval.core import mask
+
+    width, height = size
+    outline = 0.0
+    for polygon in polygons:
+        points = np.array(polygon, np.float64).reshape(-1, 2)
+        if (points < (-width, -height)).any() or (points > (2 * width, 2 * height)).any():
+            raise ValueError(f"has a polygon that reaches far beyond its image of {width}×{height}")
+        outline += float(np.abs(np.diff(points, axis=0, append=points[:1])).max(1).sum())
+    if outline > LONGEST_OUTLINE:
+        raise ValueError(f"has an outline of {outline:.0f} pixels, more than {LONGEST_OUTLINE}")
+    return dict(mask.merge(mask.frPyObjects([list(polygon) for polygon in polygons], height, width)))
 
 
 class BoxCheck:

@@ -11,9 +11,11 @@ from typing import Any, TypeGuard
 from featuretap.support.errors import DataError
 from featuretap.support.extras import check_extra
 from featuretap.support.image_files import folders_in
+from featuretap.support.images import pixel_limit
 from featuretap.support.text import first_few
-from featuretap.workflows.datasets.boxed_images import AnnotatedImage, BoxCheck, detection_set
+from featuretap.workflows.datasets.boxed_images import AnnotatedImage, BoxCheck, detection_set, polygon_run_lengths
 from featuretap.workflows.datasets.data_set import DataSet, FileIds, raise_problems, utf8
+from featuretap.workflows.datasets.image_paths import paths_inside, raise_outside
 from featuretap.workflows.datasets.splits import check_classes, part_folders
 
 logger = logging.getLogger("featuretap")
@@ -25,16 +27,18 @@ LARGEST = 1_000_000
 """Beyond any image, in pixels; NaN and infinity are beyond it too."""
 
 
-def open_coco(folder: Path, val_fraction: float, seed: int, masks: bool) -> DataSet:
+def open_coco(folder: Path, val_fraction: float, seed: int, masks: bool, images_root: Path | None = None) -> DataSet:
     """Open a folder with a file of annotations for each part, or with one, whose images are split.
 
     Classes are in the order of the ids of their categories, which need not be consecutive. Images without objects stay.
+    Images lie in the folder, or in `images_root`.
     """
     if masks:
         check_extra("reading masks", "train", ["faster_coco_eval"])
     files = _annotation_files(folder)
+    roots = [folder, *([images_root] if images_root else [])]
     contents = [
-        _read_annotations(file, _image_folders(folder, file, part), masks)
+        _read_annotations(file, [*_image_folders(folder, file, part), *roots[1:]], roots, masks)
         for file, part in zip(files, ("train", "val"), strict=False)
     ]
     names = [tuple(dict.fromkeys(categories.values())) for categories, _ in contents]
@@ -90,7 +94,8 @@ def _file_of_part(folder: Path, part: str) -> Path | None:
 def _json_files(folder: Path) -> list[Path]:
     if not folder.is_dir():
         return []
-    return sorted(path for path in folder.iterdir() if path.suffix.lower() == ".json" and not path.name.startswith("."))
+    found = (path for path in folder.iterdir() if path.suffix.lower() == ".json" and not path.name.startswith("."))
+    return sorted(path for path in found if path.is_file())
 
 
 def _image_folders(folder: Path, file: Path, part: str) -> Sequence[Path]:
@@ -102,13 +107,15 @@ def _image_folders(folder: Path, file: Path, part: str) -> Sequence[Path]:
 
 
 def _read_annotations(
-    path: Path, folders: Sequence[Path], masks: bool
+    path: Path, folders: Sequence[Path], roots: Sequence[Path], masks: bool
 ) -> tuple[dict[int, str], dict[int, AnnotatedImage]]:
     """Return the categories and the images of a file by their ids, in ascending order."""
     lists = _read_lists(path)
     problems: list[str] = []
     categories = _categories(lists, path, problems)
-    images = _images(lists["images"], folders, masks, problems)
+    outside: list[str] = []
+    images = _images(lists["images"], folders, roots, masks, problems, outside)
+    raise_outside(outside, path)
     raise_problems(problems, path)
     check = BoxCheck(path, "x, y, width, height in pixels")
     for annotation in lists["annotations"]:
@@ -187,16 +194,29 @@ def _valid_entries(
 
 
 def _images(
-    entries: Sequence[Any], folders: Sequence[Path], masks: bool, problems: list[str]
+    entries: Sequence[Any],
+    folders: Sequence[Path],
+    roots: Sequence[Path],
+    masks: bool,
+    problems: list[str],
+    outside: list[str],
 ) -> dict[int, AnnotatedImage]:
-    """Return id → image, without objects; what is wrong is added to `problems`."""
+    """Return id → image, without objects; what is wrong is added to `problems`, and names out of roots to `outside`."""
+    limit = pixel_limit()
     images: dict[int, AnnotatedImage] = {}
     missing: list[str] = []
     for number, name, entry in _valid_entries(entries, "image", "file_name", problems):
         sides: Any = (entry.get("width"), entry.get("height"))
-        path = next((folder / name for folder in folders if (folder / name).is_file()), None)
+        candidates = [folder / name for folder in folders]
+        inside = paths_inside(candidates, roots)
+        path = next((path for path in inside if path.is_file()), None)
         if not all(_is_integer(side) and 0 < side <= LARGEST for side in sides):
             problems.append(f"image {number}, {name!r}, has no width and height")
+        elif sides[0] * sides[1] > limit:
+            size = "{}×{}".format(*map(int, sides))
+            problems.append(f"image {number}, {name!r}, is of {size} pixels, beyond FEATURETAP_MAX_PIXELS={limit}")
+        elif path is None and len(inside) < len(candidates):
+            outside.append(name)
         elif path is None:
             missing.append(name)
         else:
@@ -253,24 +273,28 @@ def _label(annotation: Any, images: Mapping[int, AnnotatedImage]) -> str:
 
 def _run_lengths(outline: Any, size: tuple[int, int]) -> dict[str, Any]:
     """Return a mask as compressed run lengths, out of polygons or run lengths; raise a ValueError for anything else."""
-    from faster_coco_eval.core import mask
-
     width, height = size
     if isinstance(outline, list) and outline and all(map(_is_polygon, outline)):
-        return dict(mask.merge(mask.frPyObjects(outline, height, width)))
+        return polygon_run_lengths(outline, size)
     if not (isinstance(outline, Mapping) and _are_counts(outline.get("counts"))):
         raise ValueError("has no 'segmentation' of polygons or run lengths, which masks need")
     if outline.get("size") != [height, width]:
         given = _format_value(outline.get("size"))
         raise ValueError(f"has a mask of size {given} (height, width) in an image of {width}×{height}")
-    plain = {"size": [height, width], "counts": outline["counts"]}
+    from faster_coco_eval import mask_api_new_cpp
+    from faster_coco_eval.core import mask
+
+    lengths = {"size": [height, width], "counts": outline["counts"]}
     try:
-        lengths = plain if isinstance(outline["counts"], str) else mask.frPyObjects(plain, height, width)
-        # The library validates run lengths only when it decodes them.
-        mask.decode(lengths)
+        if isinstance(outline["counts"], list):
+            lengths = dict(mask.frPyObjects(lengths, height, width))
+        # The library validates run lengths when it decodes them, which takes long for many objects of a large image.
+        covered = sum(mask_api_new_cpp.toUncompressedRLE([lengths])[0]["counts"])
     except (ValueError, RuntimeError) as error:
         raise ValueError(f"has run lengths that make no mask: {error}") from error
-    return dict(lengths)
+    if covered != width * height:
+        raise ValueError(f"has run lengths of {covered} pixels in an image of {width}×{height}")
+    return lengths
 
 
 def _is_polygon(value: Any) -> bool:

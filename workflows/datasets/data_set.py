@@ -1,6 +1,7 @@
 """A data set: training and validation samples, class names, what a sample is, and checks of its files."""
 
 import os
+import struct
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
@@ -12,7 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from featuretap.support.errors import DataError, ImageError
-from featuretap.support.images import read_image
+from featuretap.support.images import ORIENTATION, open_image, read_image
 from featuretap.support.text import first_few
 
 Task = Literal["classification", "segmentation", "detection"]
@@ -21,7 +22,6 @@ Part = Literal["val", "train", "all"]
 IGNORED = 255
 """Value of the pixels of a mask that have no class and are not counted, as in Pascal VOC."""
 
-ORIENTATION = 0x0112
 TURNED = (5, 6, 7, 8)
 """EXIF orientations that exchange width and height."""
 
@@ -185,15 +185,15 @@ def image_problem(path: str, size: tuple[int, int] | None = None) -> str:
     JPEGs are decoded at an eighth of their size, which misses no truncation and is faster.
     """
     try:
-        with Image.open(path) as image:
+        with open_image(Path(path), path) as image:
             if image.mode.startswith(("I", "F")):
                 # Only the full reader knows whether the range of the values can be read.
-                raise ValueError(image.mode)
+                raise ImageError(image.mode)
             found = _upright(image)
             image.draft("L", (1, 1))
             image.load()
-    except Exception:
-        # Or whatever Pillow's readers let through: the full reader knows what it means, and whether it matters.
+    except ImageError:
+        # The full reader knows what it means, and whether it matters.
         try:
             found = read_image(Path(path)).size
         except ImageError as error:
@@ -211,11 +211,12 @@ def size_problem(path: str, found: tuple[int, int], expected: tuple[int, int]) -
 
 def upright_size(path: str) -> tuple[int, int]:
     """Return width and height of an image file when upright, in pixels, from its header."""
-    try:
-        with Image.open(path) as image:
+    with open_image(Path(path), path) as image:
+        try:
             return _upright(image)
-    except Exception:
-        return read_image(Path(path)).size
+        except (SyntaxError, ValueError, struct.error):
+            # The reader leaves images alone whose orientation cannot be read.
+            return image.size
 
 
 def _upright(image: Image.Image) -> tuple[int, int]:

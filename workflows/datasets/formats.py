@@ -44,6 +44,7 @@ def open_data(
     masks: bool = False,
     data_format: str | None = None,
     known: tuple[str, ...] | None = None,
+    images_root: Path | None = None,
 ) -> DataSet:
     """Open a data set, and check whatever needs no image to be decoded.
 
@@ -52,7 +53,7 @@ def open_data(
     kept in a folder of the user's cache, unless another is given; `masks` are the outlines of objects, which some
     detectors need; `data_format` is one of `recognition.FORMATS`, for folders that can be read in several ways.
     Data that a model is evaluated on, whose classes are `known`, may lack some of them, and images to hold out for
-    validation, which is then all of it.
+    validation, which is then all of it. Annotations name images in the folder, or in `images_root`.
 
     Raises:
         DataError: there is no such data set, it is for another task, or it cannot be used as it is.
@@ -72,7 +73,7 @@ def open_data(
         return replace(open_named(row, place, val_fraction, seed), label=row.name)
     with _reading(source):
         reading = choose_reading(folder, task, data_format) or _expected(folder, task)
-        data = _open_folder(folder, reading, val_fraction, seed, masks, known)
+        data = _open_folder(folder, reading, val_fraction, seed, masks, known, images_root)
     if data.val:
         return data
     if known is None:
@@ -129,8 +130,9 @@ def _describe(data: DataSet, images: str) -> str:
 def _reading(source: str) -> Iterator[None]:
     """Refuse a source that is neither a folder nor a YAML file, and report what the disk cannot read inside."""
     folder = Path(os.path.expanduser(source))
-    is_yaml = folder.suffix.lower() in (".yaml", ".yml") and folder.is_file()
-    if not (source and (is_yaml or folder.is_dir())):
+    # Unlike those of a path, these functions accept names that are longer than any file's.
+    is_yaml = folder.suffix.lower() in (".yaml", ".yml") and os.path.isfile(folder)
+    if not (source and (is_yaml or os.path.isdir(folder))):
         raise DataError(_not_a_folder(source, folder))
     try:
         yield
@@ -146,7 +148,13 @@ def _expected(folder: Path, task: Task) -> Reading:
 
 
 def _open_folder(
-    folder: Path, reading: Reading, val_fraction: float, seed: int, masks: bool, known: tuple[str, ...] | None
+    folder: Path,
+    reading: Reading,
+    val_fraction: float,
+    seed: int,
+    masks: bool,
+    known: tuple[str, ...] | None,
+    images_root: Path | None,
 ) -> DataSet:
     if reading == VOC_BOXES and masks:
         raise DataError(
@@ -160,15 +168,15 @@ def _open_folder(
     elif reading == VOC_BOXES:
         data = open_voc(folder, val_fraction, seed)
     elif reading == YOLO:
-        data = open_yolo(folder, val_fraction, seed, masks)
+        data = open_yolo(folder, val_fraction, seed, masks, images_root)
     else:
-        data = open_coco(folder, val_fraction, seed, masks)
+        data = open_coco(folder, val_fraction, seed, masks, images_root)
     classes = tuple(map(utf8, data.classes))
     return replace(data, classes=classes, label=reading.label, targets=data.targets or reading.targets)
 
 
 def _not_a_folder(source: str, folder: Path) -> str:
-    if folder.is_file():
+    if os.path.isfile(folder):
         return f"{source!r} is a file; give the folder of a data set, or a name such as 'digits'"
     if Path(source).name != source:
         return f"there is no folder {source!r}; give the folder of a data set, or a name such as 'digits'"

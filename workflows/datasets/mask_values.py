@@ -9,11 +9,12 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image
 
-from featuretap.support.errors import DataError
+from featuretap.support.errors import DataError, ImageError
+from featuretap.support.images import apply_orientation, open_image
 from featuretap.support.text import first_few
-from featuretap.workflows.datasets.data_set import IGNORED, image_problem, raise_problems
+from featuretap.workflows.datasets.data_set import IGNORED, raise_problems
 
 logger = logging.getLogger("featuretap")
 
@@ -243,7 +244,7 @@ def _find_codes(folder: Path, masks: Iterable[str]) -> _Found:
         try:
             raw = _read_raw(path)
         except DataError as error:
-            problems.append(str(error))
+            problems.append(error.problem)
             continue
         codes = np.unique(raw.pixels)
         if raw.kind == "colour":
@@ -264,15 +265,15 @@ def _find_codes(folder: Path, masks: Iterable[str]) -> _Found:
 def _read_raw(path: str) -> _Raw:
     """Return a mask as its file has it, upright."""
     try:
-        with Image.open(path) as image:
-            lossy = image.format in LOSSY or image.info.get("compression") == "jpeg"
-            upright = ImageOps.exif_transpose(image)
-            upright.load()
-    except Exception as error:
-        # Whatever Pillow's readers let through.
-        raise DataError(f"the mask {image_problem(path) or f'{path!r} is damaged: {error}'}") from error
-    if lossy:
-        raise DataError(f"the mask {path!r} is a JPEG or WebP file, which changes values; save masks as PNG")
+        with open_image(Path(path), path) as image:
+            if image.format in LOSSY or image.info.get("compression") == "jpeg":
+                raise DataError(f"the mask {path!r} is a JPEG or WebP file, which changes values; save masks as PNG")
+            return _pixels_of(apply_orientation(image), path)
+    except ImageError as error:
+        raise DataError(f"the mask {error.problem}", hint=error.hint) from error
+
+
+def _pixels_of(upright: Image.Image, path: str) -> _Raw:
     mode = upright.mode
     if mode == "P":
         colours = np.array(upright.getpalette("RGB"), np.int32).reshape(-1, 3)

@@ -67,7 +67,7 @@ class _MaskedImage:
         try:
             return self._mask_problem(self.coding.read(self.mask), upright_size(self.name))
         except DataError as error:
-            return str(error)
+            return error.problem
 
     def _mask_problem(self, mask: NDArray[np.uint8], size: tuple[int, int]) -> str:
         """Return that the mask is not of its image's size (width, height), or ""."""

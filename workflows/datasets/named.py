@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from PIL import Image
 
 from featuretap.support.errors import DataError, FeaturetapError, ImageError
 from featuretap.support.extras import check_extra
+from featuretap.support.images import read_image
 from featuretap.support.import_strings import load
 from featuretap.workflows.datasets.data_set import DataSet
 from featuretap.workflows.datasets.named_sets import NamedSet
@@ -85,6 +87,8 @@ def _read_part(row: NamedSet, arguments: Mapping[str, Any], folder: Path) -> Any
     from featuretap.weights.downloads import offline
 
     factory = load(row.factory or f"torchvision.datasets:{row.name}")
+    if "loader" in signature(factory).parameters:
+        arguments = {**arguments, "loader": _load_image}
     by_hand = f"put its files into {str(folder / row.place)!r}, or give a folder of images"
     try:
         # Files put there by hand may no longer be offered for download, or there may be no network.
@@ -103,6 +107,10 @@ def _read_part(row: NamedSet, arguments: Mapping[str, Any], folder: Path) -> Any
         return factory(folder, **arguments, download=True)
     except Exception as error:
         raise DataError(f"cannot download the data set {row.name!r}: {_reason(error)}; {by_hand}") from error
+
+
+def _load_image(path: str | Path) -> Image.Image:
+    return read_image(Path(path))
 
 
 def _samples(row: NamedSet, source: Any, title: str, classes: Sequence[str]) -> list[_NamedSample]:

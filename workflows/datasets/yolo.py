@@ -10,8 +10,9 @@ from typing import Any
 from featuretap.support.errors import DataError, ImageError
 from featuretap.support.extras import check_extra
 from featuretap.support.image_files import images_below, is_image_file
-from featuretap.workflows.datasets.boxed_images import AnnotatedImage, Box, BoxCheck, detection_set
+from featuretap.workflows.datasets.boxed_images import AnnotatedImage, Box, BoxCheck, detection_set, polygon_run_lengths
 from featuretap.workflows.datasets.data_set import DataSet, raise_problems, upright_size
+from featuretap.workflows.datasets.image_paths import paths_inside, raise_outside
 from featuretap.workflows.datasets.recognition import yolo_files
 from featuretap.workflows.datasets.splits import part_folders
 
@@ -34,11 +35,12 @@ Row = tuple[int, list[float]]
 """The label of an object, and what follows it on its line: a box or a polygon, as fractions of the image's sides."""
 
 
-def open_yolo(source: Path, val_fraction: float, seed: int, masks: bool) -> DataSet:
+def open_yolo(source: Path, val_fraction: float, seed: int, masks: bool, images_root: Path | None = None) -> DataSet:
     """Open a folder in YOLO's format, or its YAML file.
 
     Boxes of polygons, of which four corners are one, are their bounds. Images without a label file stay, as images
     without objects. Without a YAML file, parts are folders, and names the lines of "classes.txt" or "obj.names".
+    What a file names lies in its folder, or in `images_root`.
 
     Raises:
         DataError: files are missing or cannot be used; all problems are counted, and the first are named.
@@ -48,7 +50,8 @@ def open_yolo(source: Path, val_fraction: float, seed: int, masks: bool) -> Data
     file = _yaml_file(source)
     folder = source if file is None else file.parent
     content = {} if file is None else _read_yaml(file)
-    parts = _folder_parts(folder) if file is None else _listed_parts(file, content)
+    roots = [folder, *([images_root] if images_root else [])]
+    parts = _folder_parts(folder) if file is None else _listed_parts(file, content, roots)
     # Of poses, key points follow the box.
     length = BOX if "kpt_shape" in content else None
     problems: list[str] = []
@@ -134,7 +137,7 @@ def _folder_parts(folder: Path) -> list[list[Path]]:
         part_folders(images) or [images] if images.is_dir() else [],
         [part / IMAGES if (part / IMAGES).is_dir() else part for part in part_folders(folder)],
     ]
-    found = [[_images_in(place, folder) for place in places] for places in layouts if places]
+    found = [[_images_in(place, folder, [folder]) for place in places] for places in layouts if places]
     # Other formats may have subfolders beside them.
     found.append([[path for path in sorted(folder.iterdir()) if is_image_file(path)]])
     labelled = [parts for parts in found if any(_label_file(path).is_file() for part in parts for path in part)]
@@ -143,13 +146,13 @@ def _folder_parts(folder: Path) -> list[list[Path]]:
     return (labelled or found)[0]
 
 
-def _listed_parts(file: Path, content: Mapping[str, Any]) -> list[list[Path]]:
+def _listed_parts(file: Path, content: Mapping[str, Any], roots: Sequence[Path]) -> list[list[Path]]:
     """Return the images of the parts in a YAML file, one part if nothing but the training images is held out."""
     key = next((key for key in VALIDATION if content.get(key)), None)
-    train = _listed_images(file, content, "train")
+    train = _listed_images(file, content, "train", roots)
     if key is None:
         return [train]
-    val = _listed_images(file, content, key)
+    val = _listed_images(file, content, key, roots)
     if set(val) & set(train):
         if set(val) == set(train):
             logger.warning("%r validates on the training images; some of them are held out instead", str(file))
@@ -163,28 +166,32 @@ def _listed_parts(file: Path, content: Mapping[str, Any]) -> list[list[Path]]:
     return [train, val]
 
 
-def _listed_images(file: Path, content: Mapping[str, Any], key: str) -> list[Path]:
+def _listed_images(file: Path, content: Mapping[str, Any], key: str, roots: Sequence[Path]) -> list[Path]:
     entries = content[key] if isinstance(content[key], list) else [content[key]]
-    return [image for entry in entries for image in _images_in(_resolve(file, content.get("path"), str(entry)), file)]
+    places = [_resolve(file, content.get("path"), str(entry), roots) for entry in entries]
+    return [image for place in places for image in _images_in(place, file, roots)]
 
 
-def _resolve(file: Path, root: Any, entry: str) -> Path:
+def _resolve(file: Path, root: Any, entry: str, allowed: Sequence[Path]) -> Path:
     """Return the path of a part, which is relative to the YAML file's `path`, or to the file's folder."""
     roots = [file.parent, *([file.parent / Path(str(root)).expanduser()] if root else [])][::-1]
     # Roboflow writes "../train/images" for a folder beside the file.
     names = [entry, *([entry.removeprefix("../")] if entry.startswith("../") else [])]
     paths = [place / name for name in names for place in roots]
-    for path in paths:
+    for path in paths_inside(paths, allowed):
         if path.exists():
             return path
+    raise_outside([str(path) for path in paths if not paths_inside([path], allowed) and path.exists()], file)
     searched = " or ".join(repr(str(path)) for path in dict.fromkeys(paths))
     raise DataError(f"{str(file)!r} names {entry!r}, which does not exist (looked for {searched})")
 
 
-def _images_in(place: Path, where: Path) -> list[Path]:
+def _images_in(place: Path, where: Path, roots: Sequence[Path]) -> list[Path]:
     """Return the images of a folder, or those that a text file lists, relative to the file's folder."""
     if place.suffix.lower() == ".txt" and place.is_file():
-        images = [place.parent / line.strip() for line in _read_text(place).splitlines() if line.strip()]
+        lines = [line.strip() for line in _read_text(place).splitlines() if line.strip()]
+        raise_outside([line for line in lines if not paths_inside([place.parent / line], roots)], place)
+        images = paths_inside([place.parent / line for line in lines], roots)
         missing = [repr(str(path)) for path in images if not path.is_file()]
         raise_problems([f"the image {path} is missing" for path in missing], place)
     else:
@@ -282,7 +289,11 @@ def _annotate(
             problems.append(f"{what} is a box, and masks need polygons")
         else:
             if image.outlines is not None:
-                image.outlines.append(_run_lengths(points, size))
+                try:
+                    image.outlines.append(polygon_run_lengths([points], size))
+                except ValueError as error:
+                    problems.append(f"{what} {error}")
+                    continue
             image.boxes.append(box)
             image.names.append(names[label])
             image.ignored.append(False)
@@ -295,10 +306,3 @@ def _bounds(points: Sequence[float]) -> Box:
         x, y, width, height = points
         return x - width / 2, y - height / 2, x + width / 2, y + height / 2
     return min(points[::2]), min(points[1::2]), max(points[::2]), max(points[1::2])
-
-
-def _run_lengths(points: list[float], size: tuple[int, int]) -> dict[str, Any]:
-    from faster_coco_eval.core import mask
-
-    width, height = size
-    return dict(mask.merge(mask.frPyObjects([points], height, width)))

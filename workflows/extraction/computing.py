@@ -17,12 +17,9 @@ from featuretap.specs.preprocessing import Preprocessing, check_channels
 from featuretap.specs.taps import Tap
 from featuretap.support.errors import DataError, ImageError
 from featuretap.support.image_files import ImageFile
-from featuretap.support.images import read_image
+from featuretap.support.images import check_ratio, read_image
 from featuretap.workflows.extraction.job import Job
 from featuretap.workflows.extraction.shards import BadImage, Shard
-
-MAXIMUM_PIXELS = 2**26
-"""Pixels of an image after resizing, before the crop: a strip of one pixel's height would otherwise fill the memory."""
 
 Maps = Mapping[str, NDArray[Any]]
 """Tap address → features (N, C) or (N, C, H, W) of N images."""
@@ -94,12 +91,7 @@ class Preparation:
         if image.text != image.name:
             raise ImageError(f"{image.path!r} has a name that is not UTF-8; rename it")
         picture = read_image(Path(image.path))
-        side = self.preprocessing.resize
-        if side is not None and side**2 * max(picture.size) > MAXIMUM_PIXELS * min(picture.size):
-            raise ImageError(
-                f"{image.path!r} of {picture.width}×{picture.height} pixels is too long a strip to be resized to a "
-                f"shorter side of {side}; crop it, or give a --size"
-            )
+        check_ratio(*picture.size, self.preprocessing.resize, repr(image.path), "crop it, or give a --size")
         if self.preprocessing.crop is None:
             return prepare_for_size(picture, self.preprocessing, self.size)
         return prepare(picture, self.preprocessing)

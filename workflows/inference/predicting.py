@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import islice
 from math import ceil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -30,6 +29,9 @@ MAXIMUM_RATIO = 8
 
 MAXIMUM_PIXELS = 8_000_000
 """Pixels of a batch of images that are not cropped; more would need many gigabytes at once."""
+
+MAXIMUM_PIXELS_READ = 2**26
+"""Pixels of images that are in memory together, at their original size, with the last of them beyond it."""
 
 
 class ClassScore(NamedTuple):
@@ -167,7 +169,7 @@ def predict_sources(
     """
     predictor, remaining = _as_predictor(model), iter(images)
     classes = class_names(predictor.description)
-    while batch := list(islice(remaining, batch_size)):
+    while batch := _next_batch(remaining, batch_size):
         read = [(source, image) for source, image in batch if not isinstance(image, ImageError)]
         settings: dict[str, Any] = {"batch_size": batch_size, "top": top, "threshold": threshold}
         found = predict_images(predictor, [image for _, image in read], **settings)
@@ -230,6 +232,20 @@ def predict_images(
             else:
                 predictions[place] = _box_prediction(output, size, batch.shape[-2:], names, threshold)
     return [predictions[place] for place in range(len(images))]
+
+
+def _next_batch(
+    images: Iterator[tuple[ImageSource, Image.Image | ImageError]], batch_size: int
+) -> list[tuple[ImageSource, Image.Image | ImageError]]:
+    """Return the images of a batch, fewer where they are large, and none at the end."""
+    batch = []
+    pixels = 0
+    for source, image in images:
+        batch.append((source, image))
+        pixels += 0 if isinstance(image, ImageError) else image.width * image.height
+        if len(batch) == batch_size or pixels > MAXIMUM_PIXELS_READ:
+            break
+    return batch
 
 
 def _as_predictor(model: Predictor | nn.Module) -> Predictor:

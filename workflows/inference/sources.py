@@ -3,10 +3,12 @@
 import io
 import os
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from itertools import chain, count
 from pathlib import Path, PurePosixPath
+from typing import BinaryIO
 from urllib.parse import unquote
 
 from PIL import Image
@@ -14,7 +16,7 @@ from PIL import Image
 from featuretap.support.downloading import download
 from featuretap.support.errors import DataError, ImageError
 from featuretap.support.image_files import find_images
-from featuretap.support.images import decode_image, read_image
+from featuretap.support.images import decode_image, is_large, open_image
 from featuretap.support.text import one_line
 from featuretap.support.threads import map_ahead
 
@@ -49,7 +51,7 @@ def find_sources(given: Sequence[str], pictures: Path | None = None) -> list[Ima
             # Invalid URLs are reported when they are read.
             stem = one_line(PurePosixPath(unquote(re.split("[?#]", text)[0])).stem)
             found.append(ImageSource(text, None, Path(stem)))
-        elif path.is_dir():
+        elif os.path.isdir(path):
             drawn = _resolve(pictures) if pictures and _resolve(pictures) != _resolve(path) else None
             images = [image for image in find_images(path) if drawn not in _resolve(image).parents]
             places = ((image, image.relative_to(path).with_suffix("")) for image in images)
@@ -86,19 +88,42 @@ def _resolve(path: Path) -> Path:
 
 def read_source(source: ImageSource) -> Image.Image:
     """Read a file or download a URL, as RGB and upright."""
-    if source.path is not None:
-        return read_image(source.path)
-    return decode_image(io.BytesIO(_download(source.name)), source.name)
+    return decode_image(_content_of(source), source.name)
 
 
-def read_ahead(sources: Iterable[ImageSource]) -> Iterator[tuple[ImageSource, Image.Image | ImageError]]:
-    """Yield images in their order, or their errors, while threads read the next few."""
-    return map_ahead(lambda source: (source, _read_or_error(source)), sources, READERS)
+def read_ahead(sources: Iterable[ImageSource]) -> Generator[tuple[ImageSource, Image.Image | ImageError], None, None]:
+    """Yield images in their order, or their errors, while threads read the next few.
+
+    Large images are decoded when their turn comes: several of them would fill the memory.
+    """
+    with closing(map_ahead(lambda source: (source, _read_unless_large(source)), sources, READERS)) as read:
+        for source, image in read:
+            yield source, _read_or_error(*image) if isinstance(image, tuple) else image
 
 
-def _read_or_error(source: ImageSource) -> Image.Image | ImageError:
+Content = Path | BinaryIO
+"""The path of an image, or its bytes."""
+
+
+def _content_of(source: ImageSource) -> Content:
+    return source.path or io.BytesIO(_download(source.name))
+
+
+def _read_unless_large(source: ImageSource) -> Image.Image | ImageError | tuple[Content, str]:
+    """Return an image, or why it cannot be read, or where to read a large one."""
     try:
-        return read_source(source)
+        content = _content_of(source)
+        with open_image(content, source.name) as image:
+            if is_large(image):
+                return content, source.name
+    except ImageError as error:
+        return error
+    return _read_or_error(content, source.name)
+
+
+def _read_or_error(content: Content, name: str) -> Image.Image | ImageError:
+    try:
+        return decode_image(content, name)
     except ImageError as error:
         return error
 

@@ -81,6 +81,9 @@ class Configuration:
     format: str | None = _setting(
         _optional(choice(*FORMATS)), "Format of a folder, where it can be read as several.  [default: recognised]"
     )
+    images_root: str | None = _setting(
+        _text(), "Folder outside DATA that annotations in COCO's or YOLO's format may name images in."
+    )
     taps: tuple[str, ...] | None = _setting(
         TAPS, "Taps that the head reads, separated by commas.  [default: the head's choice]"
     )
@@ -243,10 +246,10 @@ def with_absolute_paths(configuration: Configuration) -> Configuration:
         TrainingError: a path is not UTF-8, as the file of settings is.
     """
     paths: dict[str, Any] = {}
-    for name in ("data", "weights", "download_to"):
+    for name in ("data", "weights", "download_to", "images_root"):
         value = getattr(configuration, name)
         # A data set's name is not a path, even where there is a folder of that name.
-        if value is not None and value.lower() not in NAMED_SETS and Path(value).expanduser().exists():
+        if value is not None and value.lower() not in NAMED_SETS and os.path.exists(Path(value).expanduser()):
             paths[name] = str(Path(value).expanduser().absolute())
     for name, value in {**asdict(configuration), **paths}.items():
         if isinstance(value, str) and not value.isascii() and value.encode(errors="replace").decode() != value:

@@ -15,7 +15,7 @@ from torch.optim import Optimizer
 from torch.utils.data import DataLoader, Dataset
 from torchmetrics import MeanMetric
 
-from featuretap.support.errors import TrainingError
+from featuretap.support.errors import DataError, ImageError, TrainingError
 from featuretap.support.workers import ignore_sigint
 from featuretap.workflows.datasets.data_set import Sample
 from featuretap.workflows.training.optimisation import Schedule, learning_rate
@@ -155,7 +155,12 @@ class _Transformed(Dataset[Any]):
         return len(self.samples)
 
     def __getitem__(self, index: int) -> tuple[Any, Any]:
-        return self.transform(*self.samples[index].read())
+        sample = self.samples[index]
+        image, target = sample.read()
+        try:
+            return self.transform(image, target)
+        except ImageError as error:
+            raise DataError(f"{sample.name!r} cannot be prepared: {error}") from error
 
 
 def make_loader(

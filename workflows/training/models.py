@@ -135,6 +135,7 @@ def open_model_data(
     seed: int,
     download_to: str | Path | None,
     data_format: str | None,
+    images_root: str | Path | None,
     *,
     known: tuple[str, ...] | None = None,
 ) -> DataSet:
@@ -151,6 +152,7 @@ def open_model_data(
         masks=masks,
         data_format=data_format,
         known=known,
+        images_root=Path(images_root).expanduser() if images_root else None,
     )
 
 

@@ -105,7 +105,8 @@ def train(configuration: Configuration, *, resume: bool = False, log: Callable[[
     with _open_accelerator(**_accelerator_settings(configuration, folder)) as accelerator, ExitStack() as stack:
         is_main = accelerator.is_main_process
         settings = configuration.data, configuration.val_fraction, configuration.seed, configuration.download_to
-        data = _run_on_main_first(accelerator, lambda: open_model_data(spec, *settings, configuration.format))
+        where = configuration.format, configuration.images_root
+        data = _run_on_main_first(accelerator, lambda: open_model_data(spec, *settings, *where))
         configuration = resolve_defaults(configuration, spec.head.task, mirrors=data.mirrors)
         _check_batches(configuration, data, accelerator.num_processes)
         progress, states = run_folder.read_progress(folder, configuration, data, resume=resume)
@@ -272,6 +273,7 @@ def evaluate(
     seed: int = 0,
     download_to: Path | None = None,
     data_format: str | None = None,
+    images_root: Path | None = None,
     out: Path | None = None,
     log: Callable[[str], None] = print,
     log_every: float = 60.0,
@@ -289,6 +291,7 @@ def evaluate(
         seed: as in training.
         download_to: folder of torchvision's data sets.
         data_format: of a folder that can be read as several, as the setting `format`.
+        images_root: of images outside the data set, as in training.
         out: folder for tables and pictures; None for none.
         log: called with a line about the data, and for progress where no terminal shows it, in the main process only.
         log_every: seconds between lines of progress; 0 for none.
@@ -305,7 +308,7 @@ def evaluate(
     with _open_accelerator() as accelerator:
         is_main, processes = accelerator.is_main_process, accelerator.num_processes
         shown: dict[str, Any] = {"shown": is_main, "log": log, "every": log_every}
-        settings = source, val_fraction, seed, download_to, data_format
+        settings = source, val_fraction, seed, download_to, data_format, images_root
         first = first_label(spec.head)
         known = class_names(description)[first:]
         data = _run_on_main_first(accelerator, lambda: open_model_data(spec, *settings, known=known))

@@ -13,7 +13,7 @@ from torchmetrics import Metric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionMatrix, MulticlassStatScores
 from torchvision.transforms import InterpolationMode, v2
 
-from featuretap.models.transforms import compose, normalise
+from featuretap.models.transforms import check_strip, compose, normalise
 from featuretap.specs.preprocessing import Preprocessing
 from featuretap.workflows.training.tasks.task import ClassScore, Evaluator, Metrics, Task, Transform
 
@@ -56,7 +56,9 @@ class ClassificationTask(Task):
         if self.crop_scale < 1:
             steps.append(v2.RandomResizedCrop(size, (self.crop_scale, 1.0), interpolation=mode, antialias=True))
         else:
-            steps += [v2.Resize(preprocessing.resize or size, mode, antialias=True), v2.CenterCrop(size)]
+            shorter = preprocessing.resize or size
+            resize = v2.Resize(shorter, mode, antialias=True)
+            steps += [partial(check_strip, shorter=shorter), resize, v2.CenterCrop(size)]
         steps += [v2.RandomHorizontalFlip(self.flip), *POLICIES[self.augment]]
         return partial(_transform, v2.Compose([*steps, normalise(preprocessing)]))
 

@@ -18,6 +18,7 @@ from torchvision.transforms import InterpolationMode, v2
 
 from featuretap.models.transforms import compose, normalise
 from featuretap.support.errors import TrainingError
+from featuretap.support.images import check_ratio
 from featuretap.workflows.datasets.data_set import IGNORED
 from featuretap.workflows.training.tasks.task import ClassScore, Evaluator, Metrics, Task, Transform
 
@@ -109,6 +110,8 @@ def _augment(
     image: Image.Image,
     mask: NDArray[np.uint8],
 ) -> tuple[Tensor, Tensor]:
+    if task.preprocessing.resize is not None:
+        check_ratio(image.width, image.height, round(task.preprocessing.resize / sqrt(task.crop_scale)))
     pixels = v2.functional.to_image(task.convert_image(image))
     augmented, classes = transform(pixels, tv_tensors.Mask(torch.tensor(mask)))
     return prepare(augmented), classes.as_subclass(Tensor)
