@@ -176,7 +176,8 @@ def test_an_address_is_read(site: Site) -> None:
         (
             200,
             b"<html></html>",
-            "'ADDRESS' is not an image that Pillow can read; give a JPEG, PNG or other image file",
+            "'ADDRESS' is an HTML page, which is not read as an image; give a JPEG, PNG, GIF, BMP, PPM, TIFF, WebP, "
+            "AVIF or JPEG 2000 file",
         ),
     ],
 )
