@@ -17,9 +17,10 @@ from featuretap.command_line.interruption import report_unwritten
 from featuretap.command_line.printing import echo, format_options, print_fields, print_json, print_table
 from featuretap.support.text import first_few, one_line
 from featuretap.weights.downloads import find_or_fetch
-from featuretap.weights.files import sha256_of, weights_file
+from featuretap.weights.files import weights_file
 from featuretap.weights.header import Stored, read_header
 from featuretap.weights.metadata import Record, read_record
+from featuretap.weights.open_file import OpenFile
 
 TARGET = click.argument("target", type=parameters.PATH, help="The file or folder to write.")
 LAYOUT = click.option(
@@ -91,8 +92,8 @@ def inspect_command(file: str, tensors: bool, finite: bool, as_json: bool) -> No
 
     Example: featuretap inspect large.safetensors
     """
-    path = weights_file(find_or_fetch(file, registry.default.mirrors))
-    facts = _facts(path, *_read(path, finite))
+    opened = OpenFile(weights_file(find_or_fetch(file, registry.default.mirrors)))
+    facts = _facts(opened, *_read(opened, finite))
     if as_json:
         print_json(facts)
         return
@@ -103,15 +104,15 @@ def inspect_command(file: str, tensors: bool, finite: bool, as_json: bool) -> No
         print_table(("tensor", ">shape", "dtype"), cells)
 
 
-def _read(path: Path, finite: bool) -> tuple[Mapping[str, Stored], Record | None]:
+def _read(file: OpenFile, finite: bool) -> tuple[Mapping[str, Stored], Record | None]:
     """Return the tensors of a file and its record: from its header, or from the tensors themselves."""
-    if path.suffix == ".safetensors" and not finite:
-        header = read_header(path)
-        return header.tensors, read_record(path, header.metadata)
-    from featuretap.weights.reading import read_checkpoint
+    if file.path.suffix == ".safetensors" and not finite:
+        header = read_header(file)
+        return header.tensors, read_record(file.path, header.metadata)
+    from featuretap.weights.reading import read_open_file
     from featuretap.weights.torch_tensors import DTYPES, check_finite
 
-    checkpoint = read_checkpoint(path)
+    checkpoint = read_open_file(file)
     if finite:
         check_finite(checkpoint)
     names = {dtype: name for name, dtype in DTYPES.items()}
@@ -122,14 +123,14 @@ def _read(path: Path, finite: bool) -> tuple[Mapping[str, Stored], Record | None
     return tensors, checkpoint.record
 
 
-def _facts(path: Path, tensors: Mapping[str, Stored], record: Record | None) -> dict[str, Any]:
-    described, digest = record is not None, sha256_of(path)
+def _facts(file: OpenFile, tensors: Mapping[str, Stored], record: Record | None) -> dict[str, Any]:
+    described, digest = record is not None, file.sha256()
     if record is None:
         from featuretap.weights.identification import identify_checkpoint
         from featuretap.weights.timm_config import read_timm_config
 
         shapes = {name: stored.shape for name, stored in tensors.items()}
-        record = identify_checkpoint(shapes, digest, registry.default, read_timm_config(path))
+        record = identify_checkpoint(shapes, digest, registry.default, read_timm_config(file.path))
     model: dict[str, Any] = {"name": None, "layout": None}
     if record:
         description = record.description
@@ -147,8 +148,8 @@ def _facts(path: Path, tensors: Mapping[str, Stored], record: Record | None) -> 
             "preprocessing": description.preprocessing.as_table() if described or description.weights else None,
         }
     return {
-        "file": str(path),
-        "bytes": path.stat().st_size,
+        "file": str(file.path),
+        "bytes": file.size,
         "sha256": digest,
         "described": described,
         **model,

@@ -14,7 +14,7 @@ from typing import Any
 
 from featuretap.heads.fpn import GROUPS, PYRAMID_OPTIONS, check_pyramid, pyramid_taps
 from featuretap.specs import BackboneSpec, HeadSpec
-from featuretap.specs.validation import Option, boolean, choice, count, is_list_of, is_number, is_whole, number
+from featuretap.specs.validation import MOST, Option, boolean, choice, count, is_list_of, is_number, is_whole, number
 from featuretap.support.errors import OptionError
 
 OCTAVES = (32, 64, 128, 256, 512)
@@ -35,6 +35,10 @@ LEAST_CHANNELS = 16
 MOST_LEVELS = 32
 
 
+LARGEST = 3e38
+"""Of the numbers of single precision."""
+
+
 def share(default: float) -> Option:
     """Return an option that is an overlap, a score or a proportion."""
     return number(default, 0.0, 1.0)
@@ -44,7 +48,7 @@ def per_level(allowed: str) -> Option:
     """Return an option that has positive numbers for each level, and None by default."""
 
     def is_positive(value: Any) -> bool:
-        return is_number(value) and value > 0
+        return is_number(value, 0, MOST) and value > 0
 
     return Option(
         None,
@@ -54,13 +58,18 @@ def per_level(allowed: str) -> Option:
 
 
 def is_side(value: Any) -> bool:
-    """Return whether a value is a number of pixels."""
-    return is_whole(value, 1)
+    """Return whether a value is a number of pixels that an image may have."""
+    return is_whole(value, 1, MOST)
+
+
+def is_finite(value: Any) -> bool:
+    """Return whether a value is a number that single precision holds."""
+    return is_number(value, -LARGEST, LARGEST)
 
 
 PER_CHANNEL = Option(
     None,
-    lambda value: value is None or is_list_of(value, is_number),
+    lambda value: value is None or is_list_of(value, is_finite, MOST),
     "None or a number for each channel, of values from 0 to 1",
 )
 NORMALISATION = {"image_mean": PER_CHANNEL, "image_std": PER_CHANNEL}
@@ -84,6 +93,9 @@ ANCHORS = {
     "anchor_sizes": per_level("None or, for each level, its sizes in pixels, such as ((32,), (64,), (128,))"),
     "aspect_ratios": per_level("None or, for each level, height / width of its anchors, such as ((0.5, 1, 2),)"),
 }
+
+MOST_ANCHORS = 1_000
+"""At each place of a map; each has weights of its own."""
 
 RCNN_OPTIONS = {
     "rpn_pre_nms_top_n_train": count(2000),
@@ -288,6 +300,12 @@ def check_anchors(backbone: BackboneSpec, **options: Any) -> None:
         if values is not None and len(values) != len(levels):
             raise OptionError(f"{option} is for {len(values)} levels, and there are {len(levels)}: {', '.join(levels)}")
     sizes, ratios = (options[option] or ((None,),) * len(levels) for option in ANCHORS)
+    most = max(len(size) * len(ratio) for size, ratio in zip(sizes, ratios, strict=True))
+    if most > MOST_ANCHORS:
+        raise OptionError(
+            f"anchor_sizes and aspect_ratios give {most:,} anchors at each place, and at most {MOST_ANCHORS:,} are "
+            "possible; give fewer"
+        )
     if len({len(size) * len(ratio) for size, ratio in zip(sizes, ratios, strict=True)}) > 1:
         raise OptionError("anchor_sizes and aspect_ratios give levels different numbers of anchors; give all the same")
 

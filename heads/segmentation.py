@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from featuretap.specs import BackboneSpec, HeadSpec
-from featuretap.specs.validation import Option, boolean, choice, count, is_list_of, is_whole
+from featuretap.specs.validation import MOST, Option, boolean, choice, count, is_list_of, is_whole
 from featuretap.support.errors import HeadError
 
 COARSEST = 16
@@ -53,7 +53,7 @@ DEEPLAB_V3 = HeadSpec(
         "auxiliary": boolean(False),
         "atrous_rates": Option(
             (12, 24, 36),
-            lambda value: is_list_of(value, lambda rate: is_whole(rate, 1)),
+            lambda value: is_list_of(value, lambda rate: is_whole(rate, 1, MOST)),
             "one or more positive whole numbers, such as (6, 12, 18)",
         ),
     },

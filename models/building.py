@@ -134,6 +134,7 @@ def _fill_parts(
     if fitted.head.is_random:
         _initialise(parts[HEAD])
     _fill(state, fitted, keep_dtype=keep_dtype)
+    fitted.check_unchanged()
     if fitted.head.is_random:
         logger.warning("%s: %s", request.label, fitted.head.warning)
         if keep_dtype:

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import torch
 import torchvision
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 from torchvision.models import get_model, get_model_weights, list_models
 from torchvision.models.feature_extraction import create_feature_extractor
 
@@ -279,6 +280,22 @@ def _create(classifier: str, options: Mapping[str, Any], weights: Any = None) ->
         except NotImplementedError:
             # RegNets compute their widths with tensors, whose values the meta device does not have.
             device = torch.get_default_device()
-            with torch.device("cpu"):
+            with torch.device("cpu"), _ParametersOn(device):
                 network = get_model(classifier, weights=weights, **options).to(device)
     return network
+
+
+class _ParametersOn(TorchFunctionMode):
+    """Creates what is to be initialised, which parameters are, on a device, and all other tensors as without it."""
+
+    def __init__(self, device: torch.device) -> None:
+        super().__init__()
+        self.device = device
+
+    def __torch_function__(
+        self, function: Any, types: Any, arguments: tuple[Any, ...] = (), named: Mapping[str, Any] | None = None
+    ) -> Any:
+        named = dict(named or {})
+        if function is torch.empty and named.get("device") is None:
+            named["device"] = self.device
+        return function(*arguments, **named)

@@ -264,6 +264,7 @@ def write_model(
         raise ExportError(
             f"{request.label} needs PyTorch: {error}; build it, and give it to registry.compile or registry.export"
         ) from error
+    fitted.check_unchanged()
     has_taps = not isinstance(request.spec, ModelSpec) or bool(request.spec.head.taps)
     taps = request.spec.taps if has_taps else {}
     return proto, Signature(outputs, outputs not in SINGLE_OUTPUTS, backbone.in_channels, taps, size, batch)

@@ -17,7 +17,9 @@ from featuretap.specs.description import Description
 from featuretap.specs.validation import is_list_of, is_whole
 from featuretap.support.errors import ExportError, FeaturetapError, OptionError
 from featuretap.support.text import error_line
+from featuretap.weights.file_kinds import find_other_kind
 from featuretap.weights.metadata import read_record
+from featuretap.weights.open_file import OpenFile
 
 Array = NDArray[Any]
 
@@ -160,7 +162,7 @@ def find_opener(catalogue: Catalogue, runtime: RuntimeSpec, path: Path) -> str:
 
     Raises:
         OptionError: the runtime does not open files of this kind.
-        ExportError: there is no such file.
+        ExportError: there is no such file, or it is of another kind.
         MissingExtraError: the runtime is not installed.
     """
     opener = runtime.opens.get(path.suffix)
@@ -172,6 +174,10 @@ def find_opener(catalogue: Catalogue, runtime: RuntimeSpec, path: Path) -> str:
     runtime.check_installed()
     if not path.is_file():
         raise ExportError(f"there is no file {str(path)!r}; featuretap export NAME {path.name} writes one")
+    # A model of OpenVINO's begins as a web page may.
+    kind = find_other_kind(OpenFile(path)) if path.suffix == ".onnx" else ""
+    if kind:
+        raise ExportError(f"{str(path)!r} is no exported model: it is {kind}")
     return opener
 
 

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, replace
 from itertools import cycle, islice
 from typing import Any, Literal
 
-from featuretap.specs.validation import BOOLEAN, Check, check_fields, is_list_of, is_number, is_whole
+from featuretap.specs.validation import BOOLEAN, MOST, Check, check_fields, is_list_of, is_number, is_whole
 from featuretap.support.errors import OptionError
 
 LARGEST_SIZE = 65_536
@@ -15,10 +15,10 @@ SIZE: Check = ("None or a number of pixels", lambda value: value is None or is_w
 FIELDS: dict[str, Check] = {
     "resize": SIZE,
     "crop": SIZE,
-    "mean": ("a number for each channel", lambda values: is_list_of(values, _is_bounded)),
+    "mean": ("a number for each channel", lambda values: is_list_of(values, _is_bounded, MOST)),
     "std": (
         "a positive number for each channel",
-        lambda values: is_list_of(values, lambda v: _is_bounded(v) and v > 0),
+        lambda values: is_list_of(values, lambda v: _is_bounded(v) and v > 0, MOST),
     ),
     "interpolation": ("'bilinear' or 'bicubic'", lambda value: value in ("bilinear", "bicubic")),
     "inside": BOOLEAN,

@@ -21,6 +21,8 @@ ARGUMENTS = frozenset({"self", "name", "features_only", "taps", "head", "pretrai
 """Arguments of `build`, which no option may be named like."""
 
 MOST = 65_536
+MOST_ITEMS = 1_000
+"""Of an option that is a list: a file may state any number, and each item can be a layer or an anchor."""
 NAME = re.compile(r"[^\s:]+")
 
 
@@ -34,9 +36,9 @@ def is_whole(value: Any, least: int, most: float = inf) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and least <= value <= most
 
 
-def is_list_of(value: Any, accepts: Callable[[Any], bool]) -> bool:
-    """Return whether a `value` is a tuple or list with at least one item, and `accepts` is true of each."""
-    return isinstance(value, tuple | list) and len(value) > 0 and all(map(accepts, value))
+def is_list_of(value: Any, accepts: Callable[[Any], bool], most: int = MOST_ITEMS) -> bool:
+    """Return whether a `value` is a tuple or list with 1 to `most` items, and `accepts` is true of each."""
+    return isinstance(value, tuple | list) and 0 < len(value) <= most and all(map(accepts, value))
 
 
 def _is_string(value: Any) -> bool:

@@ -52,7 +52,9 @@ def convert_checkpoint(catalogue: Catalogue, source: str | os.PathLike[str], tar
         contradiction = "it was another network when the file was written"
     if contradiction:
         raise WeightsError(f"cannot convert {str(checkpoint.path)!r}, which says it is {name!r}: {contradiction}")
-    model = ModelWeights(native.tensors, {}, record.description, spec, by_name=True)
+    model = ModelWeights(
+        native.tensors, {}, record.description, spec, by_name=True, check_unchanged=checkpoint.file.check_unchanged
+    )
     norms = [name.removesuffix(".running_var") for name in native.tensors if name.endswith(".running_var")]
     eps = {path: native.norm_eps.get(path, native.norm_eps.get(model.part_of(path))) for path in norms}
     known = {path: value for path, value in eps.items() if value is not None}

@@ -1,16 +1,17 @@
-"""Where the file of a path is, and its digest."""
+"""Where the file of a path is."""
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
+import re
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 from featuretap.catalogue.pretrained import CHECKPOINT_SUFFIXES
 from featuretap.support.errors import WeightsError
-from featuretap.weights.header import explain_os_error
+from featuretap.weights.limits import LONGEST_CONFIG
+from featuretap.weights.open_file import explain_os_error
 
 SUFFIX = ".safetensors"
 
@@ -24,6 +25,9 @@ CONFIG = "config.json"
 
 INDEX_SUFFIX = ".index.json"
 """Ending of a file that lists the tensors of a checkpoint in several files."""
+
+SHARD = re.compile(r"(.+)-\d{5}-of-\d{5}(\.\w+)")
+"""Name of one of several files of a checkpoint."""
 
 FILES = (FILE, FILE + INDEX_SUFFIX, "pytorch_model.bin", "pytorch_model.bin" + INDEX_SUFFIX)
 """Names of a checkpoint in a folder, in the order in which they are tried."""
@@ -52,8 +56,22 @@ def weights_file(path: str | os.PathLike[str]) -> Path:
         for name in FILES:
             if (path / name).is_file():
                 return path / name
-        others = sorted(entry.name for entry in path.iterdir() if entry.suffix in CHECKPOINT_SUFFIXES)
-    hint = f"give one of its files: {', '.join(others)}" if others else "give a folder that registry.save wrote"
+        names = sorted(entry.name for entry in path.iterdir())
+    indices = [name for name in names if name.endswith(INDEX_SUFFIX)]
+    files = [name for name in names if Path(name).suffix in CHECKPOINT_SUFFIXES]
+    shards = [name for name in files if SHARD.fullmatch(name)]
+    single = [name for name in files if name not in shards]
+    if len(indices) == 1 and not single:
+        # Libraries name the checkpoints of other parts than a model's differently.
+        return path / indices[0]
+    if shards and not indices and not single:
+        missing = SHARD.sub(rf"\1\2{INDEX_SUFFIX}", shards[0])
+        raise WeightsError(
+            f"the folder {str(path)!r} holds files of a checkpoint in several, such as {shards[0]}, without their "
+            f"index; get {missing}, too, from where they come from"
+        )
+    known = sorted(single + indices)
+    hint = f"give one of its files: {', '.join(known)}" if known else "give a folder that registry.save wrote"
     raise WeightsError(f"the folder {str(path)!r} holds no {FILE}; {hint}")
 
 
@@ -67,16 +85,15 @@ def config_beside(file: Path) -> dict[str, Any] | None:
     if file.name not in FILES or not path.is_file():
         return None
     try:
-        with explain_os_error(path):
-            config = json.loads(path.read_text(encoding="utf-8"))
+        with explain_os_error(path), path.open("rb") as content:
+            text = content.read(LONGEST_CONFIG + 1)
+        if len(text) > LONGEST_CONFIG:
+            raise WeightsError(
+                f"{str(path)!r} has more than {LONGEST_CONFIG:,} bytes; get it again from where it comes from"
+            )
+        config = json.loads(text.decode())
     except (ValueError, RecursionError) as error:
         raise WeightsError(f"{str(path)!r} is no JSON; get it again from where it comes from") from error
     if not isinstance(config, dict):
         raise WeightsError(f"{str(path)!r} holds no table; get it again from where it comes from")
     return config
-
-
-def sha256_of(path: Path) -> str:
-    """Return the SHA-256 of a file in hexadecimal digits."""
-    with explain_os_error(path), path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -67,12 +67,14 @@ class FittedWeights:
         norm_eps: epsilon of the batch norms by part, "backbone" and "head", and of those that differ by their path.
         description: of the model with these weights.
         head: the part of the head that the checkpoint does not fill.
+        check_unchanged: of the file; to be called once the tensors are copied.
     """
 
     tensors: Mapping[str, Tensor]
     norm_eps: Mapping[str, float]
     description: Description
     head: HeadPlan
+    check_unchanged: Callable[[], None]
 
 
 def fit_checkpoint(
@@ -116,7 +118,7 @@ def fit_checkpoint(
     check_published(checkpoint)
     description = replace(request.description, random_head=plan.is_random)
     description = _describe_weights(description, checkpoint, request.spec, weights.preprocessing)
-    return FittedWeights(tensors, weights.norm_eps, description, plan)
+    return FittedWeights(tensors, weights.norm_eps, description, plan, checkpoint.file.check_unchanged)
 
 
 def adapt_stem(weight: Tensor, channels: int) -> Tensor:

@@ -8,13 +8,16 @@ once, such as a tensor named twice; these are refused here.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from featuretap.support.errors import WeightsError
+from featuretap.weights.file_kinds import check_kind
+from featuretap.weights.limits import MOST_DIMENSIONS, MOST_TENSORS, name_problem
+from featuretap.weights.open_file import OpenFile, explain_os_error
 
 LONGEST_HEADER = 100_000_000
 """Bytes; the limit of the `safetensors` library."""
@@ -33,10 +36,8 @@ BYTES = {
 LARGEST = 2**63 - 1
 
 WRONG_KINDS = (
-    (b"version https://git-lfs", "a git-lfs pointer in place of the file; run 'git lfs pull' where it comes from"),
     (b"PK\x03\x04", "a zip archive, as torch.save writes; rename it to .pth to have it read without running code"),
     (b"\x80", "a pickle, as old versions of torch.save wrote; rename it to .pth to have it read without running code"),
-    (b"\x89HDF", "an HDF5 file; export its tensors with safetensors first"),
 )
 
 
@@ -57,14 +58,15 @@ class Header:
     metadata: Mapping[str, str]
 
 
-def read_header(path: Path) -> Header:
+def read_header(opened: OpenFile) -> Header:
     """Read and check the header of a safetensors file, without reading its tensors.
 
     Raises:
         WeightsError: the file cannot be read, is of another kind, or contradicts itself; the message says which.
     """
-    with explain_os_error(path), path.open("rb") as file:
-        size = file.seek(0, 2)
+    check_kind(opened)
+    path, size = opened.path, opened.size
+    with explain_os_error(path), opened.reader() as file:
         text = _header_text(path, file, size)
     first = 8 + len(text)
     try:
@@ -79,19 +81,6 @@ def read_header(path: Path) -> Header:
             "there; download or save it again"
         )
     return header
-
-
-@contextmanager
-def explain_os_error(path: Path) -> Iterator[None]:
-    """Name the file in an error of the operating system.
-
-    Raises:
-        WeightsError: in place of an `OSError`.
-    """
-    try:
-        yield
-    except OSError as error:
-        raise WeightsError(f"cannot read the weights {str(path)!r}: {error.strerror or error}") from error
 
 
 def with_sorted_header(content: bytes) -> bytes:
@@ -112,16 +101,11 @@ def _header_text(path: Path, file: BinaryIO, size: int) -> bytes:
     def refused(kind: str) -> WeightsError:
         return WeightsError(f"{str(path)!r} is no file of weights: it is {kind}")
 
-    file.seek(0)
-    start = file.read(512)
-    if not start:
-        raise refused("empty; download or save it again")
+    start = file.read(9)
     for beginning, kind in WRONG_KINDS:
         # The length of a header can be any bytes; behind it a header begins.
         if start.startswith(beginning) and start[8:9] != b"{":
             raise refused(kind)
-    if start.lstrip().lower().startswith((b"<!doctype", b"<html", b"<?xml")):
-        raise refused("a web page, perhaps the error page of a failed download; download it again")
     if size < 8:
         raise refused(f"cut off after {size} bytes; download or save it again")
     length = int.from_bytes(start[:8], "little")
@@ -146,7 +130,14 @@ def _parse(text: bytes) -> dict[str, Any]:
             raise _MalformedError(f"it has the number {digits[:25]}, where sizes and offsets are")
         return int(digits)
 
+    tables = 0
+
     def parse_table(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        nonlocal tables
+        tables += 1
+        # Those of the tensors come first; the last are the metadata and the header itself.
+        if tables > MOST_TENSORS + 2:
+            raise _MalformedError(f"more than {MOST_TENSORS:,} tensors are described")
         table: dict[str, Any] = {}
         for key, value in pairs:
             if key in table:
@@ -167,8 +158,9 @@ def _parse(text: bytes) -> dict[str, Any]:
             parse_constant=refuse,
             object_pairs_hook=parse_table,
         )
-        # Half of a surrogate pair can be written in JSON, and is no text.
-        json.dumps(header, ensure_ascii=False).encode()
+        if b"\\ud" in text or b"\\uD" in text:
+            # Half of a surrogate pair can be written in JSON, and is no text.
+            json.dumps(header, ensure_ascii=False).encode()
     except UnicodeError as error:
         raise _MalformedError("it is no UTF-8 text") from error
     except (json.JSONDecodeError, RecursionError) as error:
@@ -183,6 +175,8 @@ def _check_entries(entries: dict[str, Any], first: int) -> tuple[Header, int]:
         raise _MalformedError("its metadata is not text by key")
     if not entries:
         raise _MalformedError("it names no tensors")
+    if problem := name_problem(entries):
+        raise _MalformedError(problem)
     for name, entry in entries.items():
         problem = _entry_problem(entry)
         if not name or problem:
@@ -206,17 +200,19 @@ def _entry_problem(entry: Any) -> str:
         return "should have dtype, shape and data_offsets, and nothing else"
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
     if not isinstance(dtype, str) or dtype not in BYTES:
-        return f"has the unknown dtype {dtype!r}"
+        return f"has the unknown dtype {dtype!r:.100}"
     if not _is_list_of_sizes(shape):
-        return f"has the shape {shape!r}"
+        return f"has the shape {shape!r:.100}"
+    if len(shape) > MOST_DIMENSIONS:
+        return f"has {len(shape):,} dimensions, and at most {MOST_DIMENSIONS} are read"
     if not _is_list_of_sizes(offsets) or len(offsets) != 2:
-        return f"has the offsets {offsets!r}"
+        return f"has the offsets {offsets!r:.100}"
     begin, stop = offsets
-    size = BYTES[dtype]
-    for length in shape:
-        size = min(size * length, LARGEST + 1)
-    if size > LARGEST or stop - begin != size:
+    if stop - begin != BYTES[dtype] * prod(shape):
         return f"of {dtype} {tuple(shape)} does not have {stop - begin:,} bytes"
+    # Libraries count the elements of an empty tensor in 64 bits, too.
+    if BYTES[dtype] * prod(max(length, 1) for length in shape) > LARGEST:
+        return f"of {dtype} {tuple(shape)} has sizes that no tensor has"
     return ""
 
 

@@ -10,6 +10,7 @@ from featuretap.support.errors import WeightsError
 from featuretap.support.extras import check_modules
 from featuretap.support.text import one_line
 from featuretap.weights.files import CONFIG, FILES, INDEX_SUFFIX
+from featuretap.weights.open_file import OpenFile
 from featuretap.weights.shards import list_shards
 
 SITE = "https://huggingface.co"
@@ -74,7 +75,7 @@ def fetch_model(repository: str, revision: str | None, *, site: str = SITE, cach
     for name in FILES:
         path = fetch(name, revision)
         if path:
-            parts = list_shards(path, CHECKPOINT_SUFFIXES) if name.endswith(INDEX_SUFFIX) else ()
+            parts = list_shards(OpenFile(path), CHECKPOINT_SUFFIXES) if name.endswith(INDEX_SUFFIX) else ()
             for other in (CONFIG, *(part.name for part in parts)):
                 # The folder in the cache is named by the commit: all are of one, whatever is pushed meanwhile.
                 fetch(other, path.parent.name)

@@ -17,6 +17,7 @@ from featuretap.specs.preprocessing import Preprocessing
 from featuretap.specs.validation import ARGUMENTS, Check, is_list_of, is_number, is_whole
 from featuretap.support.errors import OptionError, WeightsError
 from featuretap.support.version import __version__
+from featuretap.weights.limits import LONGEST_CLASSES, LONGEST_FIELD, LONGEST_NAME
 
 SCHEMA = "1"
 PREFIX = "featuretap."
@@ -70,7 +71,13 @@ def metadata_of(record: Record) -> dict[str, str]:
     for key, value in values.items():
         # A head without classes records null, so that one whose classes are missing is known to be damaged.
         if value is not None or (key == "num_classes" and description.head):
-            metadata[PREFIX + key] = value if isinstance(value, str) else _encode(key, value)
+            text = value if isinstance(value, str) else _encode(key, value)
+            if len(text) > _longest(key):
+                raise WeightsError(
+                    f"cannot save a model with {key} of {len(text):,} characters, of which at most {_longest(key):,} "
+                    "are read again; make it shorter"
+                )
+            metadata[PREFIX + key] = text
     if record.heads:
         # In the order of the model's outputs.
         heads = {name: dict(sorted(metadata_of(head).items())) for name, head in record.heads.items()}
@@ -101,6 +108,11 @@ def read_record(path: Path, metadata: Mapping[str, str]) -> Record | None:
             continue
         if text is None:
             raise WeightsError(f"{problem} its metadata lacks {PREFIX}{key}")
+        if len(text) > _longest(key):
+            raise WeightsError(
+                f"{problem} its metadata has {PREFIX}{key} of {len(text):,} characters, and at most {_longest(key):,} "
+                "are read"
+            )
         value = _decode(key, text)
         if not (accepts(value) or (key == "num_classes" and value is None and f"{PREFIX}head" in metadata)):
             raise WeightsError(f"{problem} its metadata has {PREFIX}{key}={text[:60]!r}, which should be {allowed}")
@@ -185,6 +197,13 @@ def _decode(key: str, text: str) -> Any:
         return json.loads(text, parse_constant=_refuse)
     except (ValueError, RecursionError) as error:
         return error
+
+
+def _longest(key: str) -> int:
+    """Return the most characters of a field."""
+    if key in ("classes", "heads"):
+        return LONGEST_CLASSES
+    return LONGEST_NAME if key in TEXT else LONGEST_FIELD
 
 
 def _refuse(constant: str) -> Any:

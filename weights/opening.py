@@ -11,9 +11,10 @@ from featuretap.catalogue.hookspecs import WeightsEntry
 from featuretap.catalogue.pretrained import TORCH_SUFFIXES, WeightsSource
 from featuretap.support.errors import Hint, WeightsError
 from featuretap.weights.downloads import find_or_download, find_or_fetch, local_address
-from featuretap.weights.files import SUFFIX, Framework, sha256_of
+from featuretap.weights.files import SUFFIX, Framework
+from featuretap.weights.open_file import OpenFile
 from featuretap.weights.packages import install_command
-from featuretap.weights.reading import Checkpoint, read_checkpoint
+from featuretap.weights.reading import Checkpoint, read_checkpoint, read_open_file
 
 
 def open_checkpoint(source: WeightsSource, catalogue: Catalogue, framework: Framework = "pt") -> Checkpoint:
@@ -43,11 +44,12 @@ def open_checkpoint(source: WeightsSource, catalogue: Catalogue, framework: Fram
     if framework == "np" and suffix in TORCH_SUFFIXES:
         raise _save_first(source.entry, suffix)
     path = find_or_download(source.entry, catalogue.published_weights, catalogue.mirrors)
+    file = OpenFile(path)
     try:
-        return replace(read_checkpoint(path, hashed=True, framework=framework), entry=source.entry)
+        return replace(read_open_file(file, hashed=True, framework=framework), entry=source.entry)
     except WeightsError:
         # That a cached file is another one says more than that it cannot be read.
-        _check_digest(source.entry, path, sha256_of(path))
+        _check_digest(source.entry, path, file.sha256())
         raise
 
 

@@ -13,14 +13,13 @@ import mmap
 from collections.abc import Callable
 from dataclasses import dataclass
 from math import prod
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from featuretap.support.errors import WeightsError
-from featuretap.weights.header import explain_os_error
+from featuretap.weights.open_file import OpenFile
 
 LONGEST_NAME = 1000
 """Bytes of a string that is decoded; a longer one can only be the values of an array."""
@@ -30,6 +29,9 @@ MOST_OPCODES = 100_000
 
 NAME_TABLE = "StructuredToParameterName@@"
 """Key under which `paddle.save` lists the names that parameters have inside Paddle."""
+
+LARGEST = 2**63 - 1
+"""Bytes of an array."""
 
 MARK = object()
 
@@ -74,21 +76,18 @@ class _Array:
     values: NDArray[Any] | None = None
 
 
-def read_paddle(path: Path) -> dict[str, NDArray[Any]]:
+def read_paddle(file: OpenFile) -> dict[str, NDArray[Any]]:
     """Return the arrays of a `.pdparams` file, writable and in memory of this process; the file stays as it is.
 
     Raises:
         WeightsError: it cannot be read, or holds anything but arrays by name.
     """
-    with explain_os_error(path), path.open("rb") as file:
-        is_empty = file.seek(0, 2) == 0
-        content = b"" if is_empty else mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
     try:
-        return _arrays(_Machine(memoryview(content)).run())
+        return _arrays(_Machine(memoryview(file.mapped(mmap.ACCESS_COPY))).run())
     except _MalformedError as problem:
         raise WeightsError(
-            f"{str(path)!r} is not a file of NumPy arrays as paddle.save writes it: {problem}; write it again with "
-            "paddle.save(model.state_dict(), path)"
+            f"{str(file.path)!r} is not a file of NumPy arrays as paddle.save writes it: {problem}; write it again "
+            "with paddle.save(model.state_dict(), path)"
         ) from None
 
 
@@ -282,7 +281,9 @@ def _array(shape: tuple[Any, ...], dtype: np.dtype[Any], values: object, order: 
     """Return an array of a shape, of the bytes that are its values."""
     if not all(type(length) is int and length >= 0 for length in shape) or len(shape) > 8:
         raise _MalformedError("it has an array whose shape is not a tuple of sizes")
-    if not isinstance(values, bytes | memoryview) or len(values) != prod(shape) * dtype.itemsize:
+    # NumPy counts the elements of an empty array in 64 bits, too.
+    is_too_large = prod(max(length, 1) for length in shape) * dtype.itemsize > LARGEST
+    if is_too_large or not isinstance(values, bytes | memoryview) or len(values) != prod(shape) * dtype.itemsize:
         raise _MalformedError(f"it has an array of shape {shape!s:.80} whose values do not fill it")
     # Values in a pickle are not aligned.
     return np.require(np.frombuffer(values, dtype), requirements=["A", "W"]).reshape(shape, order=order)

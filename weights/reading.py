@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import mmap
 from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from math import prod
@@ -21,9 +20,12 @@ from numpy.typing import NDArray
 from featuretap.catalogue.hookspecs import WeightsEntry
 from featuretap.catalogue.pretrained import PADDLE_SUFFIX, TENSORFLOW_SUFFIXES, TORCH_SUFFIXES
 from featuretap.support.errors import Hint, WeightsError
-from featuretap.weights.files import INDEX_SUFFIX, SUFFIX, Framework, sha256_of, weights_file
-from featuretap.weights.header import Header, Stored, explain_os_error, read_header
+from featuretap.weights.file_kinds import check_kind
+from featuretap.weights.files import INDEX_SUFFIX, SUFFIX, Framework, weights_file
+from featuretap.weights.header import Header, Stored, read_header
+from featuretap.weights.limits import name_problem
 from featuretap.weights.metadata import Record, read_record
+from featuretap.weights.open_file import OpenFile
 from featuretap.weights.paddle_files import read_paddle
 from featuretap.weights.shards import check_shard, read_index
 from featuretap.weights.tensorflow_models import read_tensorflow_model
@@ -50,7 +52,7 @@ NUMPY_DTYPES = {
 }
 """Types of numbers as safetensors calls them → as NumPy does; BF16, which it lacks, is the upper half of a float32."""
 
-Reader: TypeAlias = Callable[[Path, Framework], Mapping[str, Tensor]]
+Reader: TypeAlias = Callable[[OpenFile, Framework], Mapping[str, Tensor]]
 """Returns the tensors of a file by their names in it, or raises a `WeightsError`."""
 
 
@@ -59,7 +61,7 @@ class Checkpoint:
     """A file that was read.
 
     Args:
-        path: of the file, inside the folder where one was given.
+        file: that was read, inside the folder where one was given.
         tensors: name in the file, without the prefixes of wrappers → tensor on the CPU, to be copied, or read-only
             array.
         record: what featuretap wrote about the model, or what a TensorFlow file was identified as, or None.
@@ -69,13 +71,18 @@ class Checkpoint:
         framework: of the tensors.
     """
 
-    path: Path
+    file: OpenFile
     tensors: Mapping[str, Tensor]
     record: Record | None
     config: TimmConfig
     digest: Callable[[], str]
     entry: WeightsEntry | None = None
     framework: Framework = "pt"
+
+    @property
+    def path(self) -> Path:
+        """Path of the file."""
+        return self.file.path
 
     @cached_property
     def shapes(self) -> dict[str, tuple[int, ...]]:
@@ -98,19 +105,33 @@ def read_checkpoint(path: Path, *, hashed: bool = False, framework: Framework = 
     Raises:
         WeightsError: it cannot be read, is no sound file of weights, or holds what NumPy cannot.
     """
-    file = weights_file(path)
-    if file.suffix in TENSORFLOW_SUFFIXES:
+    return read_open_file(OpenFile(weights_file(path)), hashed=hashed, framework=framework)
+
+
+def read_open_file(file: OpenFile, *, hashed: bool = False, framework: Framework = "pt") -> Checkpoint:
+    """Read a file that is open; see `read_checkpoint`.
+
+    Raises:
+        WeightsError: it is no sound file of weights, or holds what NumPy cannot.
+    """
+    path = file.path
+    if path.suffix in TENSORFLOW_SUFFIXES:
         return _read_tensorflow_file(file, framework)
-    read = READERS.get(file.suffix)
+    read = READERS.get(path.suffix)
     if read:
-        digest = _hash_in_thread(file)
-        named = strip_prefixes(read(file, framework))
-        return Checkpoint(file, named, None, read_timm_config(file), digest, framework=framework)
+        digest = file.hash_in_thread()
+        found = read(file, framework)
+        if problem := name_problem(found):
+            raise WeightsError(
+                f"{str(path)!r} is no sound file of weights: {problem}; get it again from where it comes from"
+            )
+        named = strip_prefixes(found)
+        return Checkpoint(file, named, None, read_timm_config(path), digest, framework=framework)
     header = read_header(file)
-    record = read_record(file, header.metadata)
-    digest = _hash_in_thread(file) if hashed or record is None else lambda: sha256_of(file)
+    record = read_record(path, header.metadata)
+    digest = file.hash_in_thread() if hashed or record is None else file.sha256
     tensors = _map_tensors(file, header, framework)
-    config = TimmConfig() if record else read_timm_config(file)
+    config = TimmConfig() if record else read_timm_config(path)
     tensors = tensors if record else strip_prefixes(tensors)
     return Checkpoint(file, tensors, record, config, digest, framework=framework)
 
@@ -124,8 +145,9 @@ def convert_first(problem: str, file: Path) -> WeightsError:
     return WeightsError(f"{str(file)!r} {problem}", hint=Hint("convert it where PyTorch is installed:", command))
 
 
-def _read_tensorflow_file(file: Path, framework: Framework) -> Checkpoint:
-    digest = _hash_in_thread(file)
+def _read_tensorflow_file(file: OpenFile, framework: Framework) -> Checkpoint:
+    check_kind(file)
+    digest = file.hash_in_thread()
     tensors: Mapping[str, Tensor]
     tensors, record = read_tensorflow_model(file)
     if framework == "pt":
@@ -135,35 +157,38 @@ def _read_tensorflow_file(file: Path, framework: Framework) -> Checkpoint:
     return Checkpoint(file, tensors, record, TimmConfig(), digest, framework=framework)
 
 
-def _read_torch_file(file: Path, framework: Framework) -> Mapping[str, Tensor]:
+def _read_torch_file(file: OpenFile, framework: Framework) -> Mapping[str, Tensor]:
+    check_kind(file)
     if framework == "np":
-        with explain_os_error(file):
-            file.stat()
-        suffix = file.name.removeprefix(file.stem.removesuffix(".pth"))
-        raise convert_first(f"is a {suffix} file, which only PyTorch can read", file)
+        path = file.path
+        suffix = path.name.removeprefix(path.stem.removesuffix(".pth"))
+        raise convert_first(f"is a {suffix} file, which only PyTorch can read", path)
     from featuretap.weights.torch_files import read_torch_file
 
     return read_torch_file(file)
 
 
-def _read_shards(index: Path, framework: Framework) -> Mapping[str, Tensor]:
+def _read_shards(file: OpenFile, framework: Framework) -> Mapping[str, Tensor]:
     """Return the tensors of all files that an index names."""
+    check_kind(file)
     tensors: dict[str, Tensor] = {}
-    shards = read_index(index, (SUFFIX, *TORCH_SUFFIXES))
+    index, shards = file.path, read_index(file, (SUFFIX, *TORCH_SUFFIXES))
     pickle = next((shard for shard in shards if shard.suffix in TORCH_SUFFIXES), None)
     if pickle and framework == "np":
         raise convert_first(f"names {pickle.suffix} files, which only PyTorch can read", index)
-    for shard, names in shards.items():
-        if shard.suffix == SUFFIX:
+    for path, names in shards.items():
+        shard = file.open_beside(path)
+        if path.suffix == SUFFIX:
             found = _map_tensors(shard, read_header(shard), framework)
         else:
             found = _read_torch_file(shard, framework)
-        check_shard(index, shard, set(found), names)
+        check_shard(index, path, set(found), names)
         tensors |= found
     return tensors
 
 
-def _read_paddle_file(file: Path, framework: Framework) -> Mapping[str, Tensor]:
+def _read_paddle_file(file: OpenFile, framework: Framework) -> Mapping[str, Tensor]:
+    check_kind(file)
     arrays = read_paddle(file)
     if framework == "np":
         return arrays
@@ -180,12 +205,10 @@ READERS: Mapping[str, Reader] = {
 """Suffix → reader of such files, which record nothing of their model; all others are read as safetensors files."""
 
 
-def _map_tensors(path: Path, header: Header, framework: Framework) -> Mapping[str, Tensor]:
+def _map_tensors(file: OpenFile, header: Header, framework: Framework) -> Mapping[str, Tensor]:
     """Return the tensors of a file whose header was checked, in memory that the file is mapped into."""
     # PyTorch has no read-only tensors: its map is private, so that the file stays as it is whatever happens to them.
-    access = mmap.ACCESS_COPY if framework == "pt" else mmap.ACCESS_READ
-    with explain_os_error(path), path.open("rb") as file:
-        content = mmap.mmap(file.fileno(), 0, access=access)
+    content = file.mapped(mmap.ACCESS_COPY if framework == "pt" else mmap.ACCESS_READ)
     if framework == "pt":
         from featuretap.weights.torch_tensors import tensor
 
@@ -193,22 +216,15 @@ def _map_tensors(path: Path, header: Header, framework: Framework) -> Mapping[st
     lacking = next((stored.dtype for stored in header.tensors.values() if stored.dtype not in NUMPY_DTYPES), "")
     if lacking:
         raise WeightsError(
-            f"{str(path)!r} holds numbers of the type {lacking}, which NumPy lacks; convert them with PyTorch: "
+            f"{str(file.path)!r} holds numbers of the type {lacking}, which NumPy lacks; convert them with PyTorch: "
             "registry.save(registry.load(path).float(), path)"
         )
     return {name: _array(content, stored) for name, stored in header.tensors.items()}
 
 
-def _array(content: mmap.mmap, stored: Stored) -> NDArray[Any]:
+def _array(content: mmap.mmap | bytes, stored: Stored) -> NDArray[Any]:
     values: NDArray[Any] = np.frombuffer(content, NUMPY_DTYPES[stored.dtype], prod(stored.shape), stored.begin)
     if stored.dtype == "BF16":
         values = (values.astype("<u4") << 16).view("<f4")
     # Files of other writers need not be aligned.
     return np.require(values, requirements="A").reshape(stored.shape)
-
-
-def _hash_in_thread(file: Path) -> Callable[[], str]:
-    pool = ThreadPoolExecutor(1, "featuretap-digest")
-    future = pool.submit(sha256_of, file)
-    pool.shutdown(wait=False)
-    return future.result

@@ -16,6 +16,7 @@ from featuretap.support.errors import FeaturetapError, WeightsError
 from featuretap.weights.expected_tensors import HEAD, head_tensors
 from featuretap.weights.identification import identify_checkpoint
 from featuretap.weights.layouts import MismatchError
+from featuretap.weights.limits import HARMLESS_PARAMETERS
 from featuretap.weights.metadata import Record
 from featuretap.weights.norms import is_batch_norm, norm_from_label
 from featuretap.weights.padding import stated_padding
@@ -23,9 +24,6 @@ from featuretap.weights.reading import Checkpoint, convert_first
 from featuretap.weights.several_heads import backbone_checkpoint, check_one_head, head_checkpoint
 from featuretap.weights.timm_config import padding_by_name
 from featuretap.weights.translation import translate
-
-HARMLESS = 100_000_000
-"""Parameters of a model that may be built in vain, and then be refused by the name of the first tensor that differs."""
 
 
 def resolve_checkpoint(
@@ -208,9 +206,11 @@ def _resolve_recorded(
         # Nothing is built, and some heads are built to be counted.
         return request
     values = sum(map(prod, checkpoint.shapes.values()))
-    if request.backbone.stages and request.spec.parameters > max(values, HARMLESS):
+    # What is no table is counted without memory, on the meta device.
+    parameters = request.spec.parameters
+    if parameters > max(values, HARMLESS_PARAMETERS):
         raise WeightsError(
-            f"{str(checkpoint.path)!r} describes a model of {request.spec.parameters:,} parameters, and holds "
+            f"{str(checkpoint.path)!r} describes a model of {parameters:,} parameters, and holds "
             f"{values:,} values; get it again from where it comes from"
         )
     return request

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from featuretap.support.errors import WeightsError
 from featuretap.weights.files import INDEX_SUFFIX
-from featuretap.weights.header import explain_os_error
+from featuretap.weights.limits import MOST_SHARDS
+from featuretap.weights.open_file import OpenFile, explain_os_error
 
 LONGEST_INDEX = 10_000_000
 """Bytes; that of a model with 1,000 layers has 100,000."""
@@ -17,33 +19,34 @@ LONGEST_INDEX = 10_000_000
 ADVICE = "get the folder again from where it comes from"
 
 
-def read_index(index: Path, suffixes: Sequence[str]) -> dict[Path, set[str]]:
+def read_index(opened: OpenFile, suffixes: Sequence[str]) -> dict[Path, set[str]]:
     """Return file → names of the tensors in it, for every file that an index names; see `list_shards`.
 
     Raises:
         WeightsError: it is no index, or names a file that is not beside it.
     """
-    tensors = list_shards(index, suffixes)
+    index, tensors = opened.path, list_shards(opened, suffixes)
     for path in tensors:
         if not path.is_file():
             raise WeightsError(f"{str(index)!r} names the file {path.name!r}, which is not beside it; {ADVICE}")
     return tensors
 
 
-def list_shards(index: Path, suffixes: Sequence[str]) -> dict[Path, set[str]]:
+def list_shards(opened: OpenFile, suffixes: Sequence[str]) -> dict[Path, set[str]]:
     """Return file → names of the tensors in it, for every file that an index names, there or not.
 
     Args:
-        index: a file such as `model.safetensors.index.json`.
+        opened: a file such as `model.safetensors.index.json`.
         suffixes: of the files that it may name.
 
     Raises:
         WeightsError: it is no index.
     """
+    index = opened.path
     problem = f"{str(index)!r} is no index of weights files:"
     if not index.name.endswith(INDEX_SUFFIX):
         raise WeightsError(f"{problem} its name does not end in {INDEX_SUFFIX}; give a weights file")
-    with explain_os_error(index), index.open("rb") as file:
+    with explain_os_error(index), opened.reader() as file:
         text = file.read(LONGEST_INDEX + 1)
     if len(text) > LONGEST_INDEX:
         raise WeightsError(f"{problem} it is longer than {LONGEST_INDEX:,} bytes; {ADVICE}")
@@ -56,14 +59,16 @@ def list_shards(index: Path, suffixes: Sequence[str]) -> dict[Path, set[str]]:
     shards = content.get("weight_map") if isinstance(content, dict) else None
     if not isinstance(shards, dict) or not shards:
         raise WeightsError(f"{problem} it has no 'weight_map' with names of tensors; {ADVICE}")
-    tensors: dict[Path, set[str]] = {}
+    tensors: dict[str, set[str]] = {}
     for name, shard in shards.items():
         if not isinstance(shard, str) or not _is_plain_name(shard) or not shard.endswith(tuple(suffixes)):
             raise WeightsError(
                 f"{problem} {name!r} is in {shard!r}, which is no name of a weights file in its folder; {ADVICE}"
             )
-        tensors.setdefault(index.with_name(shard), set()).add(name)
-    return tensors
+        tensors.setdefault(shard, set()).add(name)
+    if len(tensors) > MOST_SHARDS:
+        raise WeightsError(f"{problem} it names {len(tensors):,} files, and at most {MOST_SHARDS:,} are read; {ADVICE}")
+    return {index.with_name(shard): names for shard, names in tensors.items()}
 
 
 def check_shard(index: Path, shard: Path, found: set[str], expected: set[str]) -> None:
@@ -85,8 +90,8 @@ class RepeatedNameError(ValueError):
 def _table(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     table = dict(pairs)
     if len(table) < len(pairs):
-        names = [name for name, _ in pairs]
-        raise RepeatedNameError(repr(next(name for name in table if names.count(name) > 1)))
+        names = Counter(name for name, _ in pairs)
+        raise RepeatedNameError(repr(next(name for name in table if names[name] > 1)))
     return table
 
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from featuretap.support.errors import WeightsError
 from featuretap.weights.checksums import crc32c, unmasked
-from featuretap.weights.header import explain_os_error
+from featuretap.weights.open_file import OpenFile
 from featuretap.weights.tensorflow_messages import DTYPES, decode, parse, refuse, shape_of
 from featuretap.weights.tensorflow_tables import read_table
 
@@ -22,18 +22,18 @@ MOST_SHARDS = 100_000
 """The number has five digits in the names of the files."""
 
 
-def read_tensorflow_checkpoint(path: Path, wanted: Callable[[str], bool]) -> dict[str, NDArray[Any]]:
+def read_tensorflow_checkpoint(file: OpenFile, wanted: Callable[[str], bool]) -> dict[str, NDArray[Any]]:
     """Return the arrays of a checkpoint that `tf.train.Saver` wrote, as views of its files mapped into memory.
 
     Args:
-        path: of its `.index` file; the files with the elements lie beside it.
+        file: its `.index` file; the files with the elements lie beside it.
         wanted: which names to read. Text, as Keras stores it beside its weights, is left out anyway.
 
     Raises:
         WeightsError: a file is missing or cannot be read, or one contradicts the format or its checksums.
         MissingExtraError: the `protobuf` package is not installed.
     """
-    table = read_table(path)
+    path, table = file.path, read_table(file)
     header = parse(path, "BundleHeader", table.pop(b"", b""))
     if not 0 < header.num_shards <= MOST_SHARDS or header.endianness:
         raise refuse(path, f"it has {header.num_shards} files of elements, or they are big-endian")
@@ -56,7 +56,7 @@ def read_tensorflow_checkpoint(path: Path, wanted: Callable[[str], bool]) -> dic
         if not 0 <= entry.shard_id < header.num_shards:
             raise refuse(path, f"{name} is in a file that it does not have")
         if entry.shard_id not in shards:
-            shards[entry.shard_id] = _map(_shard(path, entry.shard_id, header.num_shards))
+            shards[entry.shard_id] = _map(file.open_beside(_shard(path, entry.shard_id, header.num_shards)))
         content = shards[entry.shard_id][entry.offset : entry.offset + entry.size] if entry.offset >= 0 else b""
         array = decode(path, entry.dtype, shape_of(path, entry.shape), content)
         if crc32c(content) != unmasked(entry.crc32c):
@@ -69,8 +69,5 @@ def _shard(path: Path, number: int, count: int) -> Path:
     return path.with_name(f"{path.stem}.data-{number:05}-of-{count:05}")
 
 
-def _map(path: Path) -> memoryview:
-    with explain_os_error(path), path.open("rb") as file:
-        if not file.seek(0, 2):
-            return memoryview(b"")
-        return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+def _map(file: OpenFile) -> memoryview:
+    return memoryview(file.mapped(mmap.ACCESS_READ))

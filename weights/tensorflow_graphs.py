@@ -9,7 +9,7 @@ from typing import Any, BinaryIO
 
 from numpy.typing import NDArray
 
-from featuretap.weights.header import explain_os_error
+from featuretap.weights.open_file import OpenFile, explain_os_error
 from featuretap.weights.tensorflow_messages import array_of, check_density, parse, refuse
 
 NODE = 1
@@ -60,7 +60,7 @@ class FrozenGraph:
     nodes: Mapping[str, Node]
 
 
-def read_graph(path: Path) -> FrozenGraph:
+def read_graph(opened: OpenFile) -> FrozenGraph:
     """Read a `GraphDef` with its variables frozen to constants. Nothing in it is run.
 
     Raises:
@@ -69,9 +69,8 @@ def read_graph(path: Path) -> FrozenGraph:
     """
     constants: dict[str, NDArray[Any]] = {}
     nodes: dict[str, Node] = {}
-    with explain_os_error(path), path.open("rb") as file:
-        size = file.seek(0, 2)
-        file.seek(0)
+    path, size = opened.path, opened.size
+    with explain_os_error(path), opened.reader() as file:
         room = max(size, LEAST_ROOM)
         for content in _nodes(path, file, size):
             check_density(path, memoryview(content))

@@ -27,6 +27,7 @@ from featuretap.support.errors import WeightsError
 from featuretap.weights.expected_tensors import Shapes, backbone_tensors, without_counters
 from featuretap.weights.layouts import CLASSIFICATION, layout_for
 from featuretap.weights.metadata import Record
+from featuretap.weights.open_file import OpenFile
 from featuretap.weights.tensorflow_checkpoints import read_tensorflow_checkpoint
 from featuretap.weights.tensorflow_detectors import detector_settings
 from featuretap.weights.tensorflow_graphs import FrozenGraph, read_graph
@@ -59,23 +60,23 @@ SIZE_IN_NAME = re.compile(r"mobilenet_v\d.*_(\d{3})(?!\d)")
 """Image size in the names of TF-slim's files, such as mobilenet_v1_1.0_224.ckpt.index."""
 
 
-def read_tensorflow_model(path: Path) -> tuple[dict[str, Array], Record]:
+def read_tensorflow_model(file: OpenFile) -> tuple[dict[str, Array], Record]:
     """Return the tensors of a file in PyTorch's conventions, under TensorFlow's names, and the record of its model.
 
     Args:
-        path: of a frozen graph (`.pb`), or of the `.index` of a checkpoint.
+        file: a frozen graph (`.pb`), or the `.index` of a checkpoint.
 
     Raises:
         WeightsError: the file cannot be read, or holds no known model.
         MissingExtraError: the `protobuf` package is not installed.
     """
-    graph = None
+    path, graph = file.path, None
     if path.suffix == ".pb":
-        graph = read_graph(path)
+        graph = read_graph(file)
         stored = graph.constants
         _note_quantisation(path, graph)
     else:
-        stored = read_tensorflow_checkpoint(path, lambda name: bool(VARIABLE.fullmatch(name.removesuffix(AVERAGE))))
+        stored = read_tensorflow_checkpoint(file, lambda name: bool(VARIABLE.fullmatch(name.removesuffix(AVERAGE))))
     norm_eps = _norm_eps(path, graph) if graph else NORM_EPS
     tensors = as_pytorch(path, stored, norm_eps)
     return tensors, _identify(path, tensors, graph, norm_eps)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from featuretap.support.errors import WeightsError
 from featuretap.weights.checksums import crc32c, unmasked
-from featuretap.weights.header import explain_os_error
+from featuretap.weights.open_file import OpenFile, explain_os_error
 from featuretap.weights.tensorflow_messages import refuse, varint
 
 MAGIC = 0xDB4775248B80FB57
@@ -28,13 +28,14 @@ MOST_BYTES_OF_KEYS = 3
 """Times the size of the file: a key may repeat all of the one before it in a few bytes."""
 
 
-def read_table(path: Path) -> dict[bytes, bytes]:
+def read_table(opened: OpenFile) -> dict[bytes, bytes]:
     """Return the keys of a table and their values.
 
     Raises:
         WeightsError: the file cannot be read, is no such table, contradicts its checksums, or is compressed.
     """
-    with explain_os_error(path), path.open("rb") as file:
+    path = opened.path
+    with explain_os_error(path), opened.reader() as file:
         content = file.read(LARGEST_TABLE + 1)
     if len(content) < FOOTER or int.from_bytes(content[-8:], "little") != MAGIC or len(content) > LARGEST_TABLE:
         raise refuse(path, "it is no index of a checkpoint")

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from mmap import ACCESS_READ
 from pathlib import Path
 from pickle import UnpicklingError
 from threading import Lock
@@ -14,7 +15,8 @@ import torch
 from torch import Tensor
 
 from featuretap.support.errors import WeightsError
-from featuretap.weights.header import explain_os_error
+from featuretap.weights.limits import LONGEST_PICKLE
+from featuretap.weights.open_file import OpenFile, explain_os_error
 from featuretap.weights.unwrapping import CONTAINERS, select_state_dict
 
 SKIPPED = (
@@ -37,8 +39,14 @@ ARCHIVE = b"PK\x03\x04"
 PROGRAM = "/code/"
 """Folder of a TorchScript program in its archive, whose files are compressed."""
 
+PICKLE = "/data.pkl"
+"""End of the name of the pickle in an archive, which describes the tensors."""
+
 FOLDER = 0x10
 """Attribute of a folder in an archive. PyTorch reads uninitialised memory where a tensor has it."""
+
+BYTES_BY_NUMBER = b"\nbytearray\n"
+"""How a pickle names a class whose one argument is a number of bytes, of zeros that are allocated."""
 
 ADVICE = (
     "if you trust its source, load it with torch.load(path, weights_only=False), and save the state dict in it as a "
@@ -86,17 +94,19 @@ REPLACEMENTS: Mapping[str, type] = {
 """Name in a file → what is created in its place."""
 
 
-def read_torch_file(path: Path) -> Mapping[str, Tensor]:
+def read_torch_file(file: OpenFile) -> Mapping[str, Tensor]:
     """Return the tensors of a file that torch.save wrote: of a state dict, or of the one in a training checkpoint.
 
     Raises:
         WeightsError: it cannot be read safely, or holds no state dict where one is expected.
     """
+    path = file.path
     with explain_os_error(path):
-        _check_archive(path)
+        pickles = _check_archive(file)
         try:
-            content = _load(path)
-        except OSError:
+            _check_pickles(file, pickles)
+            content = _load(file)
+        except (OSError, WeightsError):
             raise
         except Exception as error:
             # Damaged bytes make the unpickler raise almost anything.
@@ -114,21 +124,26 @@ def read_torch_file(path: Path) -> Mapping[str, Tensor]:
                 f"{str(path)!r} holds no state dict{under}: {name!r} {problem}; save a dictionary of tensors, alone or "
                 f"under one of {', '.join(CONTAINERS)}"
             )
-    _check_sizes(path, state)
+    _check_sizes(file, state)
     return {name: value.detach() for name, value in state.items()}
 
 
-def _load(path: Path) -> Any:
+def _load(file: OpenFile) -> Any:
     """Return the content of a file, with `REPLACEMENTS` for what the restricted unpickler refuses."""
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        return _load_allowed(file)
     except UnpicklingError as error:
         if _refused_name(error) not in REPLACEMENTS:
             raise
     replaced: list[Any] = [(kind, name) for name, kind in REPLACEMENTS.items()]
     # What is allowed is a setting of the process.
     with _replacing, torch.serialization.safe_globals(replaced):
-        return torch.load(path, map_location="cpu", weights_only=True)
+        return _load_allowed(file)
+
+
+def _load_allowed(file: OpenFile) -> Any:
+    with file.reader() as content:
+        return torch.load(content, map_location="cpu", weights_only=True)
 
 
 def _refused_name(error: Exception) -> str:
@@ -148,15 +163,18 @@ def _refusal(path: Path, error: Exception) -> WeightsError:
     )
 
 
-def _check_archive(path: Path) -> None:
-    """Refuse an archive with folders, or that unpacks to more than its size; PyTorch stores uncompressed files only."""
-    with path.open("rb") as file:
+def _check_archive(opened: OpenFile) -> list[zipfile.ZipInfo]:
+    """Refuse an archive with folders, or that unpacks to more than its size; PyTorch stores uncompressed files only.
+
+    Returns its pickles; none for the format of old versions.
+    """
+    path, size = opened.path, opened.size
+    with opened.reader() as file:
         if file.read(len(ARCHIVE)) != ARCHIVE:
             # The format of old versions, a pickle.
-            return
-    size = path.stat().st_size
+            return []
     try:
-        with zipfile.ZipFile(path) as archive:
+        with opened.reader() as file, zipfile.ZipFile(file) as archive:
             entries = archive.infolist()
     except (zipfile.BadZipFile, ValueError, NotImplementedError) as error:
         # PyTorch's own reader may accept what this one does not, and it has to be checked first.
@@ -172,21 +190,42 @@ def _check_archive(path: Path) -> None:
             f"{str(path)!r} is a TorchScript program; save its weights: "
             "torch.save(torch.jit.load(path).state_dict(), 'weights.pth')"
         )
+    pickles = [entry for entry in entries if entry.filename.lower().endswith(PICKLE)]
+    pickled = sum(entry.file_size for entry in pickles)
+    if pickled > LONGEST_PICKLE:
+        raise WeightsError(
+            f"{str(path)!r} has {pickled:,} bytes of names and values beside its tensors, and at most "
+            f"{LONGEST_PICKLE:,} are read; save the state dict alone"
+        )
     unpacked = sum(entry.file_size for entry in entries)
     if unpacked > size:
         raise WeightsError(
             f"{str(path)!r} is an archive of {size:,} bytes that unpacks to {unpacked:,}; get it again from where it "
             "comes from"
         )
+    return pickles
 
 
-def _check_sizes(path: Path, tensors: Mapping[str, Tensor]) -> None:
+def _check_pickles(opened: OpenFile, pickles: Sequence[zipfile.ZipInfo]) -> None:
+    """Refuse a pickle that creates bytes by their number, which PyTorch's restricted unpickler allows."""
+    if pickles:
+        with opened.reader() as file, zipfile.ZipFile(file) as archive:
+            found = any(BYTES_BY_NUMBER in archive.read(entry) for entry in pickles)
+    else:
+        found = opened.mapped(ACCESS_READ).find(BYTES_BY_NUMBER) >= 0
+    if found:
+        raise WeightsError(
+            f"{str(opened.path)!r} holds builtins.bytearray, and reading that can take any amount of memory; {ADVICE}"
+        )
+
+
+def _check_sizes(file: OpenFile, tensors: Mapping[str, Tensor]) -> None:
     """Refuse tensors that together have far more values than the file, as damaged strides spread them."""
-    size, named = path.stat().st_size, sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
+    size, named = file.size, sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
     if named > MOST_SHARED * size:
         raise WeightsError(
-            f"{str(path)!r} has {size:,} bytes, and describes tensors of {named:,}; get it again from where it comes "
-            "from"
+            f"{str(file.path)!r} has {size:,} bytes, and describes tensors of {named:,}; get it again from where it "
+            "comes from"
         )
 
 

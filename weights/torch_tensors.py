@@ -36,7 +36,7 @@ DTYPES = {
 """Types of numbers as safetensors calls them."""
 
 
-def tensor(content: mmap.mmap, stored: Stored) -> Tensor:
+def tensor(content: mmap.mmap | bytes, stored: Stored) -> Tensor:
     """Return a tensor of a file whose content is mapped into memory, to be copied."""
     dtype, count = DTYPES[stored.dtype], prod(stored.shape)
     if count == 0:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -63,6 +63,7 @@ class ModelWeights:
         description: of the model.
         spec: of the model or the bare backbone, options applied.
         by_name: whether the registry builds that backbone by its name.
+        check_unchanged: of the file that the tensors are mapped from, if any; called once they are copied.
     """
 
     tensors: Mapping[str, Tensor]
@@ -70,6 +71,7 @@ class ModelWeights:
     description: Description
     spec: BackboneSpec | ModelSpec
     by_name: bool
+    check_unchanged: Callable[[], None] | None = None
 
     @property
     def backbone(self) -> BackboneSpec:
@@ -127,6 +129,8 @@ def _write(target: Path, tensors: Mapping[str, Tensor], record: Record, config: 
     """Write tensors and a record as a file, or as a folder with a `config.json`; return the path of the file."""
     metadata = metadata_of(record)
     content = safetensors.torch.save({name: _copy(tensor) for name, tensor in tensors.items()}, metadata)
+    if model.check_unchanged:
+        model.check_unchanged()
     content = with_sorted_header(content)
     if target.suffix == SUFFIX:
         replace_files({target: content})

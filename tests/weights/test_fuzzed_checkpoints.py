@@ -12,7 +12,7 @@ import tempfile
 import zipfile
 from argparse import Namespace
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from hypothesis import event, given, settings
 from hypothesis import strategies as st
 from hypothesis.configuration import set_hypothesis_home_dir
 from support.damage import damaged
+from support.memory import peak_memory
 from support.weights_files import bits
 
 from featuretap.registry.errors import WeightsError
@@ -153,20 +154,6 @@ def sharded_folders(draw: st.DrawFn) -> dict[str, bytes]:
     if target == "text":
         content = draw(damaged(content, [b'"', b"{", b"}", b":"], [b"{", b'"a": "b",', b"\\u0000", b"[" * 99]))
     return files | {"model.safetensors.index.json": content}
-
-
-def peak_memory(call: Callable[[], object]) -> int:
-    """Bytes by which the memory of this process grew during a call, at most."""
-    Path("/proc/self/clear_refs").write_text("5")
-    before = memory("VmRSS")
-    call()
-    return memory("VmHWM") - before
-
-
-def memory(field: str) -> int:
-    found = re.search(rf"^{field}:\s*(\d+) kB$", Path("/proc/self/status").read_text(), re.MULTILINE)
-    assert found
-    return int(found[1]) * 1024
 
 
 def read_within_bounds(path: Path, size: int) -> Mapping[str, torch.Tensor] | None:

@@ -20,6 +20,7 @@ from support.damage import damaged
 from support.paddle_models import NAME_TABLE
 
 from featuretap.registry.errors import WeightsError
+from featuretap.weights.open_file import OpenFile
 from featuretap.weights.paddle_files import GLOBALS, read_paddle
 
 # Nothing is written into the repository.
@@ -81,7 +82,7 @@ def test_damaged_files_are_read_as_pythons_unpickler_reads_them_or_refused(folde
     path = folder / "damaged.pdparams"
     path.write_bytes(content)
     try:
-        arrays = read_paddle(path)
+        arrays = read_paddle(OpenFile(path))
     except WeightsError as error:
         event("refused: " + str(error).split(": ", 1)[1][:20])
         return

@@ -30,6 +30,7 @@ from support.tensorflow_files import (
 from support.tensorflow_models import tiny_variables
 
 from featuretap.registry.errors import WeightsError
+from featuretap.weights.open_file import OpenFile
 from featuretap.weights.tensorflow_checkpoints import read_tensorflow_checkpoint
 from featuretap.weights.tensorflow_graphs import read_graph
 from featuretap.weights.tensorflow_models import read_tensorflow_model
@@ -179,7 +180,7 @@ def test_graphs_are_read_as_protobuf_reads_them_or_refused(folder: Path, content
     path = folder / "damaged.pb"
     path.write_bytes(content)
     try:
-        found = read_graph(path)
+        found = read_graph(OpenFile(path))
     except WeightsError as error:
         event(f"refused: {str(error).partition(': ')[2][:30]}")
         return
@@ -244,7 +245,7 @@ def test_checkpoints_are_read_as_they_were_written_or_refused(folder: Path, data
     path.write_bytes(index)
     elements.write_bytes(content)
     try:
-        found = read_tensorflow_checkpoint(path, bool)
+        found = read_tensorflow_checkpoint(OpenFile(path), bool)
     except WeightsError as error:
         event(f"refused: {str(error).partition(': ')[2][:30]}")
         return
@@ -278,7 +279,7 @@ def test_variables_of_other_shapes_are_identified_or_refused(folder: Path, data:
     path = folder / "changed.pb"
     path.write_bytes(graph(changed))
     try:
-        tensors, record = read_tensorflow_model(path)
+        tensors, record = read_tensorflow_model(OpenFile(path))
     except WeightsError as error:
         event(f"refused: {str(error).partition(' ')[2][:20]}")
         return

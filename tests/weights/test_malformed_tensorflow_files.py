@@ -323,13 +323,15 @@ def test_checksums_are_those_of_the_standard() -> None:
 MEASURE = """
 import sys
 from pathlib import Path
+from featuretap.weights.open_file import OpenFile
 from featuretap.weights.tensorflow_checkpoints import read_tensorflow_checkpoint
 from featuretap.weights.tensorflow_graphs import read_graph
 from featuretap.weights.tensorflow_variables import as_pytorch
 
 def read(path):
-    graph = path.suffix == ".pb"
-    return as_pytorch(path, read_graph(path).constants if graph else read_tensorflow_checkpoint(path, bool), 1e-3)
+    file = OpenFile(path)
+    arrays = read_graph(file).constants if path.suffix == ".pb" else read_tensorflow_checkpoint(file, bool)
+    return as_pytorch(path, arrays, 1e-3)
 
 def most():
     return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmHWM:"))
@@ -362,6 +364,7 @@ def test_reading_takes_at_most_three_times_the_file_and_no_torch(
 
 
 def test_tensors_of_every_type_are_read(tmp_path: Path) -> None:
+    from featuretap.weights.open_file import OpenFile
     from featuretap.weights.tensorflow_graphs import read_graph
 
     generator = np.random.default_rng(0)
@@ -373,7 +376,7 @@ def test_tensors_of_every_type_are_read(tmp_path: Path) -> None:
     one = field(1, 9) + field(2, b"") + field(10, -5)
     more = {"bfloat16": bits, "half": half, "one": one, "all": tensor_message(np.array([True, False]))}
     path.write_bytes(graph(arrays, text, *(node(name, "Const", value=field(8, inner)) for name, inner in more.items())))
-    found = read_graph(path).constants
+    found = read_graph(OpenFile(path)).constants
     assert set(found) == {*arrays, *more}
     for kind, array in arrays.items():
         assert found[kind].dtype == array.dtype

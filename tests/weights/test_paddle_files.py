@@ -17,6 +17,7 @@ from support.weights_files import refusal
 
 from featuretap.registry import Registry
 from featuretap.registry.errors import WeightsError
+from featuretap.weights.open_file import OpenFile
 from featuretap.weights.paddle_files import read_paddle
 from featuretap.weights.reading import read_checkpoint
 
@@ -49,7 +50,7 @@ def assert_same_arrays(found: dict[str, NDArray[Any]], expected: dict[str, NDArr
 def test_arrays_are_read_bit_for_bit(tmp_path: Path, protocol: int, kind: type[dict[str, object]]) -> None:
     path = tmp_path / "file.pdparams"
     path.write_bytes(pickle.dumps(kind(ARRAYS), protocol))
-    assert_same_arrays(read_paddle(path), ARRAYS)
+    assert_same_arrays(read_paddle(OpenFile(path)), ARRAYS)
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
@@ -57,7 +58,7 @@ def test_the_table_of_names_inside_paddle_is_ignored(tmp_path: Path, protocol: i
     path = tmp_path / "file.pdparams"
     path.write_bytes(pdparams(ARRAYS, protocol))
     assert NAME_TABLE in pickle.loads(path.read_bytes())
-    assert_same_arrays(read_paddle(path), ARRAYS)
+    assert_same_arrays(read_paddle(OpenFile(path)), ARRAYS)
 
 
 @pytest.mark.parametrize("protocol", [2, 3])
@@ -69,9 +70,9 @@ def test_files_written_with_numpy_1_are_read(tmp_path: Path, protocol: int) -> N
     oldest = older.replace(b"\x89\x88\x87", b"K\x00K\x01\x87")
     assert content != older != oldest
     path.write_bytes(older)
-    assert_same_arrays(read_paddle(path), ARRAYS)
+    assert_same_arrays(read_paddle(OpenFile(path)), ARRAYS)
     path.write_bytes(oldest)
-    assert_same_arrays(read_paddle(path), ARRAYS)
+    assert_same_arrays(read_paddle(OpenFile(path)), ARRAYS)
 
 
 def test_tensors_are_pytorchs_or_numpy_arrays(tmp_path: Path) -> None:
@@ -86,7 +87,7 @@ def test_a_file_stays_as_it_is_when_its_tensors_are_written_to(tmp_path: Path) -
     path = tmp_path / "file.pdparams"
     path.write_bytes(pdparams(ARRAYS))
     before = path.read_bytes()
-    for array in read_paddle(path).values():
+    for array in read_paddle(OpenFile(path)).values():
         array[...] = 0
     assert path.read_bytes() == before
 
@@ -223,7 +224,7 @@ def peak_of_reading(path: Path, content: bytes) -> int:
     path.write_bytes(content)
     tracemalloc.start()
     try:
-        arrays: object = read_paddle(path)
+        arrays: object = read_paddle(OpenFile(path))
     except WeightsError:
         arrays = None
     finally:

@@ -119,14 +119,11 @@ def test_pickles_of_anything_but_a_state_dict_are_refused(
 @pytest.mark.parametrize(
     "content",
     [
-        b"",
         b"\0",
         b"\x80",
-        b"<html>",
         b"PK\x03\x04",
         SOUND,
         pickle.dumps({"a": 1})[:-1],
-        b"\x89HDF\r\n\x1a\n",
         b"." * 99,
     ],
     ids=lambda value: repr(value)[:20],

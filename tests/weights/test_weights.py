@@ -247,7 +247,7 @@ class Malicious:
         return print, ("this code must never run",)
 
 
-@pytest.mark.parametrize("content", [b"", b"<html>not found</html>", b"PK\x03\x04 truncated"])
+@pytest.mark.parametrize("content", [b"not found", b"PK\x03\x04 truncated"])
 def test_files_that_are_not_weights_are_refused(registry: Registry, tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "file.pth"
     path.write_bytes(content)

@@ -15,6 +15,7 @@ from safetensors import SafetensorError, safe_open
 from featuretap.support.atomic_write import replace_files
 from featuretap.support.errors import DataError, WeightsError
 from featuretap.weights.header import read_header, with_sorted_header
+from featuretap.weights.open_file import OpenFile
 
 BadImage = tuple[str, str]
 """Name of an image that cannot be read, and the reason."""
@@ -48,7 +49,7 @@ def read_names(path: Path) -> tuple[tuple[str, ...], tuple[BadImage, ...]]:
         DataError: the file is damaged, or not a shard.
     """
     try:
-        metadata = read_header(path).metadata if path.suffix == ".safetensors" else _parquet_metadata(path)
+        metadata = read_header(OpenFile(path)).metadata if path.suffix == ".safetensors" else _parquet_metadata(path)
         names = json.loads(metadata[PATHS]) if PATHS in metadata else _parquet_column(path, PATH).to_pylist()
         return tuple(names), tuple((name, reason) for name, reason in json.loads(metadata[BAD]))
     except (WeightsError, KeyError, ValueError, OSError) as error:

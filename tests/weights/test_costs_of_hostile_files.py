@@ -1,0 +1,319 @@
+"""Small files that state enormous things are refused in one line, at a cost in proportion to their size."""
+
+import io
+import json
+import pickle
+import time
+import zipfile
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from support.memory import limited_memory, peak_memory
+from support.saved_models import error_of
+from support.weights_files import A, framed
+
+from featuretap.registry import Registry
+from featuretap.registry.errors import WeightsError
+from featuretap.weights.metadata import Record, metadata_of
+from featuretap.weights.reading import read_checkpoint
+
+SECONDS = 5
+MEGABYTES = 200
+TIMES = 3
+"""What reading a file may cost: processor time, and memory beyond so many times its size."""
+
+MIB = 2**20
+EMPTY = '{"dtype":"U8","shape":[0],"data_offsets":[0,0]}'
+DETECTOR = {"name": "mobilenet_v3_large", "head": "retinanet", "num_classes": "91", "taps": ["C3", "C4", "C5"]}
+SEGMENTER = {"name": "mobilenet_v3_large", "head": "deeplab_v3", "num_classes": "21", "taps": ["C5"]}
+CLASSIFIER = {"head": "classification"}
+
+
+def described(tensors: Mapping[str, Any] | None = None, data: bytes = bytes(8), **fields: object) -> bytes:
+    """Return a file with a description that has some fields replaced."""
+    usual: dict[str, object] = {
+        "schema": "1",
+        "name": "mobilenet_v2",
+        "options": {},
+        "taps": ["C5"],
+        "layout": "featuretap",
+        "norm_eps": {"backbone": 1e-5},
+        "preprocessing": {},
+        "network": "",
+        "by_name": True,
+        "classes": "",
+    }
+    values = {**usual, **fields}
+    metadata = {
+        f"featuretap.{key}": value if isinstance(value, str) else json.dumps(value) for key, value in values.items()
+    }
+    return framed({"__metadata__": metadata, **(tensors or {"a": A})}, data)
+
+
+def with_many_tensors(count: int) -> bytes:
+    return framed(("{" + ",".join(f'"{number:x}":{EMPTY}' for number in range(count)) + "}").encode(), b"")
+
+
+def with_tensor(name: str = "a", **changes: object) -> bytes:
+    return framed({name: {**A, **changes}}, bytes(8))
+
+
+def archive(files: Mapping[str, bytes], compression: int = zipfile.ZIP_STORED) -> bytes:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", compression) as target:
+        for name, content in files.items():
+            target.writestr(f"a/{name}", content)
+    return buffer.getvalue()
+
+
+def torch_file(content: object) -> bytes:
+    buffer = io.BytesIO()
+    torch.save(content, buffer)
+    return buffer.getvalue()
+
+
+def index(shards: Mapping[str, str], more: str = "") -> bytes:
+    return json.dumps({"weight_map": dict(shards)}).encode().replace(b"}}", f"{more}}}}}".encode())
+
+
+def names(count: int) -> dict[str, str]:
+    return {f"a{number}": "part.safetensors" for number in range(count)}
+
+
+RATIOS = [float(number + 1) for number in range(900)]
+
+# Name of a file → its content, and a part of the message that refuses it.
+FILES: dict[str, tuple[str, Callable[[], bytes], str]] = {
+    # Tensors.
+    "a name of prefixes": ("a.safetensors", lambda: with_tensor("module." * 150_000), "has 1,050,000 characters"),
+    "a name of dots": ("a.safetensors", lambda: with_tensor("." * 1_000_000), "has 1,000,000 characters"),
+    "a described name of dots": (
+        "a.safetensors",
+        lambda: described({"a." * 500_000: A}),
+        "has 1,000,000 characters, and at most 1,000 are read",
+    ),
+    "names of dots": (
+        "a.safetensors",
+        lambda: described(
+            {"." * 990 + str(number): {**A, "data_offsets": [8 * number, 8 * number + 8]} for number in range(5000)},
+            bytes(40_000),
+        ),
+        "weights do not fit 'mobilenet_v2'",
+    ),
+    "a name of prefixes in a pickle": (
+        "a.pth",
+        lambda: torch_file({"module." * 150_000: torch.ones(1)}),
+        "1,050,000 characters",
+    ),
+    "three hundred thousand tensors": (
+        "a.safetensors",
+        lambda: with_many_tensors(300_000),
+        "more than 100,000 tensors",
+    ),
+    "tensors just over the limit": (
+        "a.safetensors",
+        lambda: with_many_tensors(100_001),
+        "has 100,001 tensors, and at most 100,000",
+    ),
+    "many dimensions": (
+        "a.safetensors",
+        lambda: with_tensor(shape=[1] * 400_000),
+        "has 400,000 dimensions, and at most 32",
+    ),
+    "an empty tensor of enormous sizes": (
+        "a.safetensors",
+        lambda: framed({"a": {"dtype": "F32", "shape": [2**62, 2**62, 0], "data_offsets": [0, 0]}}, b""),
+        "has sizes that no tensor has",
+    ),
+    "a long type": ("a.safetensors", lambda: with_tensor(dtype="F" * 9_000_000), "has the unknown dtype 'FFF"),
+    # Descriptions.
+    "a long name": (
+        "a.safetensors",
+        lambda: described(name="." * 1_000_000),
+        "featuretap.name of 1,000,000 characters, and at most 1,000",
+    ),
+    "fifty megabytes of metadata": (
+        "a.safetensors",
+        lambda: described(preprocessing="x" * 50_000_000),
+        "featuretap.preprocessing of 50,000,000 characters",
+    ),
+    "nested values": (
+        "a.safetensors",
+        lambda: described(options="[" * 50_000 + "]" * 50_000),
+        "has featuretap.options='[[[",
+    ),
+    "a nested header": (
+        "a.safetensors",
+        lambda: framed(b'{"a":' + b"[" * 1_000_000 + b"]" * 1_000_000 + b"}"),
+        "it is no JSON",
+    ),
+    "a number of millions of digits": (
+        "a.safetensors",
+        lambda: described(**CLASSIFIER, num_classes="1" * 9_000_000),
+        "num_classes of 9,000,000 characters",
+    ),
+    "a number of thousands of digits": (
+        "a.safetensors",
+        lambda: described(options={"width": 10**4000}),
+        "cannot take width=",
+    ),
+    "a million classes": (
+        "a.safetensors",
+        lambda: described(**CLASSIFIER, num_classes="1000000", classes=[f"c{number}" for number in range(1_000_000)]),
+        "featuretap.classes of 10,888,890 characters",
+    ),
+    "a million taps": (
+        "a.safetensors",
+        lambda: described(taps=["C5"] * 1_000_000),
+        "featuretap.taps of 6,000,000 characters",
+    ),
+    "many taps": ("a.safetensors", lambda: described(taps=["C5"] * 10_000), "which should be a list of tap addresses"),
+    "atrous rates": (
+        "a.safetensors",
+        lambda: described(**SEGMENTER, options={"atrous_rates": [1] * 30_000}),
+        "cannot take atrous_rates=",
+    ),
+    "atrous rates up to the limit": (
+        "a.safetensors",
+        lambda: described(**SEGMENTER, options={"atrous_rates": [1] * 1_000}),
+        "describes a model of",
+    ),
+    "an enormous atrous rate": (
+        "a.safetensors",
+        lambda: described(**SEGMENTER, options={"atrous_rates": [10**30]}),
+        "cannot take atrous_rates=",
+    ),
+    "anchors": (
+        "a.safetensors",
+        lambda: described(**DETECTOR, options={"anchor_sizes": [RATIOS] * 5, "aspect_ratios": [RATIOS] * 5}),
+        "give 810,000 anchors at each place, and at most 1,000 are possible",
+    ),
+    "a wide network": (
+        "a.safetensors",
+        lambda: described(options={"width": 4.0}),
+        "describes a model of 34,391,552 parameters, and holds 2 values",
+    ),
+    "two thousand million classes": (
+        "a.safetensors",
+        lambda: described(**CLASSIFIER, num_classes=str(2**31 - 1)),
+        "describes a model of 2,750,928,775,679 parameters",
+    ),
+    "a wide pyramid": (
+        "a.safetensors",
+        lambda: described(**DETECTOR, options={"out_channels": 65_536}),
+        "describes a model of",
+    ),
+    "a giant of timm's": (
+        "a.safetensors",
+        lambda: described(name="timm/vit_large_patch14_clip_224", taps=["blocks.23"]),
+        "describes a model of 303,",
+    ),
+    "a giant of torchvision's": (
+        "a.safetensors",
+        lambda: described(name="torchvision/regnet_y_128gf", taps=["C5"]),
+        "describes a model of 637,419,894 parameters, and holds 2 values",
+    ),
+    # Pickles and archives.
+    "an archive that inflates": (
+        "a.pth",
+        lambda: archive(
+            {"data.pkl": bytes(9_000_000), **{f"data/{n}": bytes(30_000_000) for n in range(4)}}, zipfile.ZIP_DEFLATED
+        ),
+        "that unpacks to 129,000,000",
+    ),
+    "a pickle that inflates": (
+        "a.pth",
+        lambda: archive({"data.pkl": bytes(200_000_000)}, zipfile.ZIP_DEFLATED),
+        "has 200,000,000 bytes of names and values beside its tensors, and at most 10,000,000 are read",
+    ),
+    "a tensor with strides of 0": (
+        "a.pth",
+        lambda: torch_file({"a": torch.zeros(1).expand(40_000, 44_000)}),
+        "and describes tensors of 7,040,000,000",
+    ),
+    # Indices.
+    "a hundred thousand files": (
+        "a.safetensors.index.json",
+        lambda: index({f"a{number}": f"{number}.safetensors" for number in range(100_000)}),
+        "it names 100,000 files, and at most 1,000 are read",
+    ),
+    "a repeated name among many": (
+        "a.safetensors.index.json",
+        lambda: index(names(100_000), ',"a99999":"b.safetensors"'),
+        "it has 'a99999' twice",
+    ),
+}
+
+
+@pytest.fixture(scope="module")
+def warm(registry: Registry) -> Registry:
+    """A registry that has imported what describing models takes."""
+    registry.spec("timm/resnet10t")
+    for head in ("deeplab_v3", "retinanet"):
+        registry.spec("mobilenet_v3_large", head=head).parameters  # noqa: B018
+    return registry
+
+
+@pytest.mark.parametrize("case", FILES)
+def test_a_small_file_that_states_enormous_things_is_refused_at_little_cost(
+    warm: Registry, tmp_path: Path, case: str
+) -> None:
+    name, content, problem = FILES[case]
+    path = tmp_path / name
+    path.write_bytes(content())
+    size, errors, began = path.stat().st_size, [], time.process_time()
+
+    def load() -> None:
+        with limited_memory(TIMES * size + 1024 * MIB), pytest.raises(WeightsError) as error:
+            warm.load(path)
+        errors.append(str(error.value))
+
+    assert peak_memory(load) < TIMES * size + MEGABYTES * MIB
+    assert time.process_time() - began < SECONDS
+    (error,) = errors
+    assert problem in error
+    assert len(error) <= 1000
+    assert "\n" not in error
+
+
+def test_a_config_of_more_than_ten_megabytes_is_refused(warm: Registry, tmp_path: Path) -> None:
+    (tmp_path / "model.safetensors").write_bytes(with_tensor())
+    (tmp_path / "config.json").write_text(json.dumps({"architecture": "x" * 10_000_000}))
+    with pytest.raises(WeightsError, match=r"config.json' has more than 10,000,000 bytes; get it again from where it"):
+        warm.load(tmp_path)
+
+
+def test_a_field_is_not_written_longer_than_it_is_read(warm: Registry) -> None:
+    model = warm.build("mobilenet_v1_025", num_classes=1)
+    record = Record(replace(model.description, classes=("a" * 5_000_000,)), "featuretap")
+    with pytest.raises(WeightsError) as error:
+        metadata_of(record)
+    assert str(error.value) == (
+        "cannot save a model with classes of 5,000,004 characters, of which at most 5,000,000 are read again; make it "
+        "shorter"
+    )
+
+
+def test_an_empty_array_of_enormous_sizes_is_refused_in_a_paddle_file(tmp_path: Path) -> None:
+    path, size = tmp_path / "a.pdparams", b"J\xff\xff\xff\x7f"
+    content = pickle.dumps({"a": np.zeros((2, 0), "f4")}, protocol=4)
+    header = len(content) - int.from_bytes(content[3:11], "little")
+    body = content[header:].replace(b"K\x02K\x00\x86", b"(" + size * 3 + b"K\x00t")
+    path.write_bytes(content[: header - 8] + len(body).to_bytes(8, "little") + body)
+    assert "whose values do not fill it" in error_of(lambda: read_checkpoint(path))
+
+
+def test_a_file_of_torch_that_asks_for_any_number_of_bytes_is_refused(warm: Registry, tmp_path: Path) -> None:
+    path = tmp_path / "a.pth"
+    # A call of bytearray with a number of eight gigabytes.
+    call = b"\x80\x02c__builtin__\nbytearray\n\x8a\x05\x00\x00\x00\x00\x02\x85R."
+    for content in (call, archive({"data.pkl": call, "version": b"3"}, zipfile.ZIP_DEFLATED)):
+        path.write_bytes(content + bytes(1000))
+        with limited_memory(1024 * MIB):
+            error = error_of(lambda: warm.load(path))
+        assert error.startswith(f"'{path}' holds builtins.bytearray, and reading that can take any amount of memory;")

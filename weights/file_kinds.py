@@ -1,0 +1,58 @@
+"""Files of other kinds in place of weights, told by their first bytes, whatever they are named."""
+
+from __future__ import annotations
+
+from featuretap.support.errors import WeightsError
+from featuretap.weights.open_file import OpenFile, explain_os_error
+
+BEGINNING = 512
+"""Bytes in which the kind of a file shows."""
+
+KINDS = (
+    (b"version https://git-lfs", "a git-lfs pointer in place of the file; run 'git lfs pull' where it comes from"),
+    (b"\x93NUMPY", "one array, as numpy.save writes it; save the tensors by name with safetensors.numpy.save_file"),
+    (b"\x89HDF", "an HDF5 file; export its tensors with safetensors first"),
+)
+"""First bytes → what such a file is, and what to do."""
+
+ARCHIVE = b"PK\x03\x04"
+
+NAME_IN_ARCHIVE = slice(26, 28), 30
+"""Where an archive states the length of its first file's name, and where that name begins."""
+
+ARRAYS = (
+    "an archive of NumPy arrays, as numpy.savez writes it; save it as safetensors: "
+    "safetensors.numpy.save_file(dict(numpy.load(path)), 'weights.safetensors')"
+)
+
+WEB_PAGE = "a web page, perhaps the error page of a failed download; download it again"
+
+
+def check_kind(opened: OpenFile) -> None:
+    """Refuse a file that is no weights file of any format.
+
+    Raises:
+        WeightsError: it is empty, a pointer of git-lfs, a web page, or of a kind that is not read; the message says
+            which.
+    """
+    kind = find_other_kind(opened)
+    if kind:
+        raise WeightsError(f"{str(opened.path)!r} is no file of weights: it is {kind}")
+
+
+def find_other_kind(opened: OpenFile) -> str:
+    """Return what a file is in place of weights or a model, and what to do; an empty string if it may be either."""
+    with explain_os_error(opened.path), opened.reader() as file:
+        start = file.read(BEGINNING)
+    if not start:
+        return "empty; download or save it again"
+    if start[8:9] == b"{":
+        # The length of a safetensors header can be any bytes; behind it the header begins.
+        return ""
+    if start.lstrip().lower().startswith((b"<!doctype", b"<html", b"<?xml")):
+        return WEB_PAGE
+    if start.startswith(ARCHIVE):
+        length, name = NAME_IN_ARCHIVE
+        if start[name : name + int.from_bytes(start[length], "little")].endswith(b".npy"):
+            return ARRAYS
+    return next((kind for beginning, kind in KINDS if start.startswith(beginning)), "")
