@@ -200,7 +200,8 @@ def read_catalogue(path: Path, *, code: bool) -> CatalogueFile:
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
         raise CatalogueError(f"cannot read the catalogue {str(path)!r}: {reason}") from error
-    except tomllib.TOMLDecodeError as error:
+    except (ValueError, RecursionError) as error:
+        # Besides malformed TOML: numbers of thousands of digits, and arrays in arrays in arrays.
         raise CatalogueError(f"{path}: not valid TOML: {error}") from error
     if content.get("schema") != SCHEMA:
         raise CatalogueError(

@@ -16,7 +16,7 @@ from typing import Any, BinaryIO
 
 from featuretap.support.errors import WeightsError
 from featuretap.weights.file_kinds import check_kind
-from featuretap.weights.limits import MOST_DIMENSIONS, MOST_TENSORS, name_problem
+from featuretap.weights.limits import MOST_DIMENSIONS, MOST_LISTS, MOST_TENSORS, name_problem
 from featuretap.weights.open_file import OpenFile, explain_os_error
 
 LONGEST_HEADER = 100_000_000
@@ -150,6 +150,8 @@ def _parse(text: bytes) -> dict[str, Any]:
 
     if not text.startswith(b"{"):
         raise _MalformedError("it does not begin with '{'")
+    if text.count(b"[") > MOST_LISTS:
+        raise _MalformedError(f"it has more than {MOST_LISTS:,} lists")
     try:
         header: dict[str, Any] = json.loads(
             text.decode(),

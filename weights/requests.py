@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from math import prod
 from typing import Any
 
@@ -197,17 +198,18 @@ def _resolve_recorded(
     catalogue: Catalogue, checkpoint: Checkpoint, name: str, recorded: Mapping[str, Any]
 ) -> BuildRequest:
     """Resolve what a file records, and refuse a network that the file cannot fill before memory is taken for it."""
+    limit: Callable[[], AbstractContextManager[None]] = nullcontext
+    if checkpoint.framework == "pt":
+        from featuretap.weights.module_limit import limited_modules as limit
     try:
-        request = resolve_request(catalogue, name, **recorded)
+        with limit():
+            request = resolve_request(catalogue, name, **recorded)
+            # Nothing is built without PyTorch; with it, what is no table is counted without memory, on the meta device.
+            parameters = request.spec.parameters if checkpoint.framework == "pt" else 0
     except FeaturetapError as error:
         problem = f"{str(checkpoint.path)!r} describes a model that cannot be built here: {error.problem}"
         raise WeightsError(problem, hint=error.hint) from error
-    if checkpoint.framework == "np":
-        # Nothing is built, and some heads are built to be counted.
-        return request
     values = sum(map(prod, checkpoint.shapes.values()))
-    # What is no table is counted without memory, on the meta device.
-    parameters = request.spec.parameters
     if parameters > max(values, HARMLESS_PARAMETERS):
         raise WeightsError(
             f"{str(checkpoint.path)!r} describes a model of {parameters:,} parameters, and holds "

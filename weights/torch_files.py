@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from featuretap.support.errors import WeightsError
-from featuretap.weights.limits import LONGEST_PICKLE
+from featuretap.weights.limits import LARGEST_PICKLE, LONGEST_PICKLE
 from featuretap.weights.open_file import OpenFile, explain_os_error
 from featuretap.weights.unwrapping import CONTAINERS, select_state_dict
 
@@ -192,10 +192,11 @@ def _check_archive(opened: OpenFile) -> list[zipfile.ZipInfo]:
         )
     pickles = [entry for entry in entries if entry.filename.lower().endswith(PICKLE)]
     pickled = sum(entry.file_size for entry in pickles)
-    if pickled > LONGEST_PICKLE:
+    longest = max(LONGEST_PICKLE, size // LARGEST_PICKLE)
+    if pickled > longest:
         raise WeightsError(
             f"{str(path)!r} has {pickled:,} bytes of names and values beside its tensors, and at most "
-            f"{LONGEST_PICKLE:,} are read; save the state dict alone"
+            f"{longest:,} are read; save the state dict alone"
         )
     unpacked = sum(entry.file_size for entry in entries)
     if unpacked > size:

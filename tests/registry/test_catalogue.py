@@ -73,6 +73,8 @@ def test_a_file_in_the_working_directory_is_ignored(tmp_path: Path, monkeypatch:
 
 BAD = [
     ("schema = 1\n[backbones", "not valid TOML: "),
+    (f"schema = {'1' * 5000}", "not valid TOML: Exceeds the limit "),
+    ("schema = 1\na = " + "[" * 5000, "not valid TOML: maximum recursion depth exceeded"),
     ("", "schema is 'missing', and this featuretap reads 1; write 'schema = 1' at the top, or update featuretap"),
     ("schema = 2", "schema is 2, and this featuretap reads 1"),
     (

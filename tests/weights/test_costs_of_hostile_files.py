@@ -100,8 +100,8 @@ FILES: dict[str, tuple[str, Callable[[], bytes], str]] = {
     "names of dots": (
         "a.safetensors",
         lambda: described(
-            {"." * 990 + str(number): {**A, "data_offsets": [8 * number, 8 * number + 8]} for number in range(5000)},
-            bytes(40_000),
+            {"." * 990 + str(number): {**A, "data_offsets": [8 * number, 8 * number + 8]} for number in range(1000)},
+            bytes(8_000),
         ),
         "weights do not fit 'mobilenet_v2'",
     ),
@@ -123,7 +123,12 @@ FILES: dict[str, tuple[str, Callable[[], bytes], str]] = {
     "many dimensions": (
         "a.safetensors",
         lambda: with_tensor(shape=[1] * 400_000),
-        "has 400,000 dimensions, and at most 32",
+        "has 400,000 dimensions, and at most 64",
+    ),
+    "many lists": (
+        "a.safetensors",
+        lambda: framed(b'{"a":[' + b"[]," * 3_000_000 + b"1]}"),
+        "it has more than 1,000,000 lists",
     ),
     "an empty tensor of enormous sizes": (
         "a.safetensors",
@@ -218,18 +223,23 @@ FILES: dict[str, tuple[str, Callable[[], bytes], str]] = {
         lambda: described(name="torchvision/regnet_y_128gf", taps=["C5"]),
         "describes a model of 637,419,894 parameters, and holds 2 values",
     ),
+    "a network of any depth": (
+        "a.safetensors",
+        lambda: described(name="timm/vit_tiny_patch16_224", taps=["blocks.11"], options={"depth": 10**9}),
+        "a network of more than 30,000 modules is not built from a file's description",
+    ),
     # Pickles and archives.
     "an archive that inflates": (
         "a.pth",
         lambda: archive(
-            {"data.pkl": bytes(9_000_000), **{f"data/{n}": bytes(30_000_000) for n in range(4)}}, zipfile.ZIP_DEFLATED
+            {"data.pkl": bytes(2_000_000), **{f"data/{n}": bytes(30_000_000) for n in range(4)}}, zipfile.ZIP_DEFLATED
         ),
-        "that unpacks to 129,000,000",
+        "that unpacks to 122,000,000",
     ),
     "a pickle that inflates": (
         "a.pth",
         lambda: archive({"data.pkl": bytes(200_000_000)}, zipfile.ZIP_DEFLATED),
-        "has 200,000,000 bytes of names and values beside its tensors, and at most 10,000,000 are read",
+        "has 200,000,000 bytes of names and values beside its tensors, and at most 2,500,000 are read",
     ),
     "a tensor with strides of 0": (
         "a.pth",

@@ -14,7 +14,7 @@ from support.weights_files import (
 from featuretap.registry import Registry
 from featuretap.registry.errors import WeightsError
 
-DEEP = 100_000
+DEEP = 15_000
 LACKS = "is no sound file of weights: its metadata lacks featuretap.{}"
 SHOULD_BE = "is no sound file of weights: its metadata has featuretap.{}={!r}, which should be {}"
 NOT_BUILT = "describes a model that cannot be built here: {}"

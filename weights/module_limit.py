@@ -1,0 +1,35 @@
+"""A limit on the networks that files describe by the options of other libraries, whose depth can be any number."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from threading import get_ident
+
+from torch import nn
+from torch.nn.modules.module import register_module_module_registration_hook
+
+from featuretap.support.errors import OptionError
+from featuretap.weights.limits import MOST_MODULES
+
+
+@contextmanager
+def limited_modules() -> Iterator[None]:
+    """Let this thread create `MOST_MODULES` modules.
+
+    Raises:
+        OptionError: it creates more.
+    """
+    thread, count = get_ident(), 0
+
+    def register(parent: nn.Module, name: str, module: nn.Module | None) -> None:
+        nonlocal count
+        count += get_ident() == thread
+        if count > MOST_MODULES:
+            raise OptionError(f"a network of more than {MOST_MODULES:,} modules is not built from a file's description")
+
+    handle = register_module_module_registration_hook(register)
+    try:
+        yield
+    finally:
+        handle.remove()
