@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import zipfile
 from collections.abc import Mapping, Sequence
+from io import BytesIO
 from mmap import ACCESS_READ
 from pathlib import Path
 from pickle import UnpicklingError
@@ -17,6 +18,7 @@ from torch import Tensor
 from featuretap.support.errors import WeightsError
 from featuretap.weights.limits import LARGEST_PICKLE, LONGEST_PICKLE
 from featuretap.weights.open_file import OpenFile, explain_os_error
+from featuretap.weights.pickle_costs import pickle_problem
 from featuretap.weights.unwrapping import CONTAINERS, select_state_dict
 
 SKIPPED = (
@@ -44,6 +46,9 @@ PICKLE = "/data.pkl"
 
 FOLDER = 0x10
 """Attribute of a folder in an archive. PyTorch reads uninitialised memory where a tensor has it."""
+
+OLD_PICKLES = 5
+"""At the beginning of a file in the format of old versions: two numbers, the system, the content, and its storages."""
 
 BYTES_BY_NUMBER = b"\nbytearray\n"
 """How a pickle names a class whose one argument is a number of bytes, of zeros that are allocated."""
@@ -192,7 +197,7 @@ def _check_archive(opened: OpenFile) -> list[zipfile.ZipInfo]:
         )
     pickles = [entry for entry in entries if entry.filename.lower().endswith(PICKLE)]
     pickled = sum(entry.file_size for entry in pickles)
-    longest = max(LONGEST_PICKLE, size // LARGEST_PICKLE)
+    longest = _longest_pickle(opened)
     if pickled > longest:
         raise WeightsError(
             f"{str(path)!r} has {pickled:,} bytes of names and values beside its tensors, and at most "
@@ -208,16 +213,28 @@ def _check_archive(opened: OpenFile) -> list[zipfile.ZipInfo]:
 
 
 def _check_pickles(opened: OpenFile, pickles: Sequence[zipfile.ZipInfo]) -> None:
-    """Refuse a pickle that creates bytes by their number, which PyTorch's restricted unpickler allows."""
+    """Refuse pickles that take far more time or memory than their length, within what PyTorch's unpickler allows."""
+    longest = _longest_pickle(opened)
     if pickles:
         with opened.reader() as file, zipfile.ZipFile(file) as archive:
-            found = any(BYTES_BY_NUMBER in archive.read(entry) for entry in pickles)
+            contents = [archive.read(entry) for entry in pickles]
+        creates_bytes = any(BYTES_BY_NUMBER in content for content in contents)
+        problems = [pickle_problem(BytesIO(content), 1, longest) for content in contents]
     else:
-        found = opened.mapped(ACCESS_READ).find(BYTES_BY_NUMBER) >= 0
-    if found:
+        creates_bytes = opened.mapped(ACCESS_READ).find(BYTES_BY_NUMBER) >= 0
+        with opened.reader() as file:
+            problems = [pickle_problem(file, OLD_PICKLES, longest)]
+    if creates_bytes:
         raise WeightsError(
             f"{str(opened.path)!r} holds builtins.bytearray, and reading that can take any amount of memory; {ADVICE}"
         )
+    for problem in filter(None, problems):
+        raise WeightsError(f"{str(opened.path)!r} {problem}")
+
+
+def _longest_pickle(opened: OpenFile) -> int:
+    """Return the most bytes of the pickle in a file."""
+    return max(LONGEST_PICKLE, opened.size // LARGEST_PICKLE)
 
 
 def _check_sizes(file: OpenFile, tensors: Mapping[str, Tensor]) -> None:

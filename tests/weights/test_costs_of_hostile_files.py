@@ -85,6 +85,16 @@ def names(count: int) -> dict[str, str]:
     return {f"a{number}": "part.safetensors" for number in range(count)}
 
 
+OLD = b"".join(pickle.dumps(value, protocol=2) for value in (0x1950A86A20F9469CFC6C, 1001, {}))
+"""Beginning of a file in the format of old versions of PyTorch."""
+
+
+def nested_key(levels: int) -> bytes:
+    """Return the pickle of a dictionary whose key is a tuple of twice the same tuple, and so on."""
+    doubled = (b"h%ch%c\x86q%c" % (level, level, level + 1) for level in range(levels))
+    return b"\x80\x02)q\x00" + b"".join(doubled) + b"}h%cK\x01s." % levels
+
+
 RATIOS = [float(number + 1) for number in range(900)]
 
 # Name of a file → its content, and a part of the message that refuses it.
@@ -240,6 +250,21 @@ FILES: dict[str, tuple[str, Callable[[], bytes], str]] = {
         "a.pth",
         lambda: archive({"data.pkl": bytes(200_000_000)}, zipfile.ZIP_DEFLATED),
         "has 200,000,000 bytes of names and values beside its tensors, and at most 2,500,000 are read",
+    ),
+    "a key that takes exponential time": (
+        "a.pth",
+        lambda: archive({"data.pkl": nested_key(60), "version": b"3\n"}),
+        "repeats values inside one another without end; get it again from where it comes from",
+    ),
+    "a key that takes exponential time, in the old format": (
+        "a.pth",
+        lambda: OLD + nested_key(60),
+        "repeats values inside one another without end; get it again from where it comes from",
+    ),
+    "many lists in the old format": (
+        "a.pth",
+        lambda: OLD + b"\x80\x02](" + b"]" * 9_000_000 + b"e.",
+        "has over 2,500,000 bytes of names and values beside its tensors; save the state dict alone",
     ),
     "a tensor with strides of 0": (
         "a.pth",

@@ -1,0 +1,71 @@
+"""What unpickling costs beyond the length of a pickle, estimated without unpickling.
+
+A pickle refers to what it has built by numbers. A tuple of two references to a tuple of two references, and so on,
+takes a few bytes a level, and hashing it, as a key of a dictionary, time that doubles with each.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import chain
+from pickletools import genops, markobject
+from typing import Any, BinaryIO
+
+MOST_TIMES = 50
+"""Values that the steps take from the stack, for each byte; PyTorch's own pickles have about one."""
+
+LEAST = 1_000
+"""Bytes for which a short pickle is taken."""
+
+READS = frozenset({"GET", "BINGET", "LONG_BINGET"})
+STORES = frozenset({"PUT", "BINPUT", "LONG_BINPUT"})
+
+MARK = -1
+
+
+def pickle_problem(pickles: BinaryIO, count: int, longest: int) -> str:
+    """Return why unpickling would cost too much, or an empty string.
+
+    Args:
+        pickles: one behind the other.
+        count: how many of them are read.
+        longest: bytes that they may have.
+    """
+    # Number of values in each object on the stack, with those in tuples in it.
+    stack: list[int] = []
+    memo: dict[Any, int] = {}
+    taken = 0
+    try:
+        for opcode, argument, position in chain.from_iterable(genops(pickles) for _ in range(count)):
+            if position is not None and position > longest:
+                return f"has over {longest:,} bytes of names and values beside its tensors; save the state dict alone"
+            if opcode.name in READS:
+                stack.append(memo[argument])
+            elif opcode.name in STORES:
+                memo[argument] = stack[-1]
+            elif opcode.name == "MEMOIZE":
+                memo[len(memo)] = stack[-1]
+            elif opcode.name == "MARK":
+                stack.append(MARK)
+            else:
+                size = _pop(stack, opcode.stack_before)
+                taken += size
+                if taken > MOST_TIMES * (LEAST + (position or 0)):
+                    return "repeats values inside one another without end; get it again from where it comes from"
+                stack += [1 + size if opcode.name.startswith("TUPLE") else 1] * len(opcode.stack_after)
+    except (ValueError, LookupError, AttributeError, OverflowError):
+        # Malformed, which the unpickler reports.
+        return ""
+    return ""
+
+
+def _pop(stack: list[int], before: Sequence[object]) -> int:
+    """Remove what an opcode takes from the stack, and return the number of values in it."""
+    size, count = 0, len(before)
+    if markobject in before:
+        count = before.index(markobject)
+        while (value := stack.pop()) != MARK:
+            size += value
+    for _ in range(count):
+        size += stack.pop()
+    return size
