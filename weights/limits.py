@@ -41,6 +41,9 @@ MOST_MODULES = 30_000
 """That are created while a network is described, which builds it about five times without memory. The deepest networks
 of timm have 3,000."""
 
+MOST_HEADS = 16
+"""Of a model, each of which may have as many parameters in vain."""
+
 HARMLESS_PARAMETERS = 25_000_000
 """Of a model that may be built in vain, and then be refused by the name of the first tensor that differs: 100 MB."""
 

@@ -17,7 +17,7 @@ from featuretap.specs.preprocessing import Preprocessing
 from featuretap.specs.validation import ARGUMENTS, Check, is_list_of, is_number, is_whole
 from featuretap.support.errors import OptionError, WeightsError
 from featuretap.support.version import __version__
-from featuretap.weights.limits import LONGEST_CLASSES, LONGEST_FIELD, LONGEST_NAME
+from featuretap.weights.limits import LONGEST_CLASSES, LONGEST_FIELD, LONGEST_NAME, MOST_HEADS
 
 SCHEMA = "1"
 PREFIX = "featuretap."
@@ -243,7 +243,9 @@ FIELDS: dict[str, Check] = {
     ),
     "weights": ("the name of published weights", bool),
     "heads": (
-        "a record for each head",
-        lambda value: isinstance(value, dict) and value != {} and all(map(_is_metadata, value.values())),
+        f"a record for each of at most {MOST_HEADS} heads",
+        lambda value: (
+            isinstance(value, dict) and 0 < len(value) <= MOST_HEADS and all(map(_is_metadata, value.values()))
+        ),
     ),
 }

@@ -101,7 +101,7 @@ def write_checkpoint(model: ModelWeights, target: Path, layout_name: str) -> Pat
             config = timm_config(model.description, model.backbone, layout, features)
             if model.description.head is None:
                 tensors |= {name: torch.zeros_like(like, device="cpu") for name, like in layout.required.items()}
-    return _write(target, tensors, _record(model, layout_name, eps), config)
+    return _write(target, tensors, _record(model, layout_name, eps), config, model.check_unchanged)
 
 
 def write_multi_head_checkpoint(backbone: ModelWeights, heads: Mapping[str, ModelWeights], target: Path) -> Path:
@@ -125,12 +125,18 @@ def _record(model: ModelWeights, layout: str, eps: Mapping[str, float]) -> Recor
     return Record(model.description, layout, eps, network_digest(model.backbone), model.by_name)
 
 
-def _write(target: Path, tensors: Mapping[str, Tensor], record: Record, config: str = "") -> Path:
+def _write(
+    target: Path,
+    tensors: Mapping[str, Tensor],
+    record: Record,
+    config: str = "",
+    check_unchanged: Callable[[], None] | None = None,
+) -> Path:
     """Write tensors and a record as a file, or as a folder with a `config.json`; return the path of the file."""
     metadata = metadata_of(record)
     content = safetensors.torch.save({name: _copy(tensor) for name, tensor in tensors.items()}, metadata)
-    if model.check_unchanged:
-        model.check_unchanged()
+    if check_unchanged:
+        check_unchanged()
     content = with_sorted_header(content)
     if target.suffix == SUFFIX:
         replace_files({target: content})
