@@ -41,6 +41,9 @@ MOST_MODULES = 30_000
 """That are created while a network is described, which builds it about five times without memory. The deepest networks
 of timm have 3,000."""
 
+LARGEST_NUMBER = 100_000
+"""Of the options of other libraries' networks, such as a depth or the size of an image."""
+
 MOST_HEADS = 16
 """Of a model, each of which may have as many parameters in vain."""
 

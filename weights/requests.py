@@ -13,11 +13,11 @@ from featuretap.catalogue.request import BuildRequest, resolve_request
 from featuretap.specs import BackboneSpec, ModelSpec
 from featuretap.specs.layers import SAME
 from featuretap.specs.options import options_of
-from featuretap.support.errors import FeaturetapError, WeightsError
+from featuretap.support.errors import FeaturetapError, OptionError, WeightsError
 from featuretap.weights.expected_tensors import HEAD, head_tensors
 from featuretap.weights.identification import identify_checkpoint
 from featuretap.weights.layouts import MismatchError
-from featuretap.weights.limits import HARMLESS_PARAMETERS
+from featuretap.weights.limits import HARMLESS_PARAMETERS, LARGEST_NUMBER
 from featuretap.weights.metadata import Record
 from featuretap.weights.norms import is_batch_norm, norm_from_label
 from featuretap.weights.padding import stated_padding
@@ -203,6 +203,8 @@ def _resolve_recorded(
         from featuretap.weights.module_limit import limited_modules as limit
     try:
         with limit():
+            if not catalogue.backbone(name).stages:
+                _check_numbers(recorded)
             request = resolve_request(catalogue, name, **recorded)
             # Nothing is built without PyTorch; with it, what is no table is counted without memory, on the meta device.
             parameters = request.spec.parameters if checkpoint.framework == "pt" else 0
@@ -216,6 +218,14 @@ def _resolve_recorded(
             f"{values:,} values; get it again from where it comes from"
         )
     return request
+
+
+def _check_numbers(options: Mapping[str, Any]) -> None:
+    """Refuse numbers that other libraries would allocate as many values for, whatever the device."""
+    for option, value in options.items():
+        for number in value if isinstance(value, list | tuple) else (value,):
+            if isinstance(number, int | float) and abs(number) > LARGEST_NUMBER:
+                raise OptionError(f"{option} is {number!r:.20}, and at most {LARGEST_NUMBER:,} is taken from a file")
 
 
 def _replace_arguments(

@@ -235,8 +235,13 @@ FILES: dict[str, tuple[str, Callable[[], bytes], str]] = {
     ),
     "a network of any depth": (
         "a.safetensors",
-        lambda: described(name="timm/vit_tiny_patch16_224", taps=["blocks.11"], options={"depth": 10**9}),
+        lambda: described(name="timm/vit_tiny_patch16_224", taps=["blocks.11"], options={"depth": 100_000}),
         "a network of more than 30,000 modules is not built from a file's description",
+    ),
+    "a number of layers that is allocated": (
+        "a.safetensors",
+        lambda: described(name="timm/vit_tiny_patch16_224", taps=["blocks.11"], options={"depth": 10**9}),
+        "depth is 1000000000, and at most 100,000 is taken from a file",
     ),
     # Pickles and archives.
     "an archive that inflates": (
