@@ -17,6 +17,7 @@ from torch._jit_internal import is_scripting
 from torch.nn.functional import pad
 
 from featuretap.backbones.checkpointing import checkpointed
+from featuretap.backbones.inputs import ImageModel
 from featuretap.specs import BackboneSpec, Block, Tap
 from featuretap.specs.addresses import LEVELS
 from featuretap.specs.layers import Convolution, SqueezeExcite
@@ -177,7 +178,7 @@ class TappedChain(nn.Sequential):
         return y, maps
 
 
-class Backbone(nn.Module):
+class Backbone(ImageModel):
     """A table of rows as a module: images (N, in_channels, H, W) → dict from tap address to map (N, C, H', W').
 
     Keys and their order are those of `taps`. Two addresses may name one tensor, so that nothing may write into a map.

@@ -127,6 +127,79 @@ pytest
 """,
 }
 
+FACTORY_TEMPLATE = {
+    **TEMPLATE,
+    "$package/networks.py": '''\
+"""What is known of the network before it is built. This module must not import torch."""
+
+from featuretap.registry.specs import BackboneSpec, Tap
+
+TAPS = {"C1": Tap(16, 2), "C2": Tap(24, 4), "C3": Tap(40, 8), "C4": Tap(64, 16), "C5": Tap(96, 32)}
+
+$table = BackboneSpec("$backbone", taps=TAPS, factory="$package.modules:build", description="a small example")
+''',
+    "$package/modules.py": '''\
+"""The network, and the factory that featuretap calls. Replace `Network` with your own."""
+
+from torch import nn
+
+from $package.networks import TAPS
+
+
+class Network(nn.Module):
+    """Images (N, 3, H, W) → list of the map of each stage, as timm's models with `features_only=True` return them."""
+
+    def __init__(self, channels):
+        super().__init__()
+        self.stages = nn.ModuleList(
+            nn.Sequential(nn.Conv2d(before, after, 3, 2, 1, bias=False), nn.BatchNorm2d(after), nn.ReLU())
+            for before, after in zip((3, *channels), channels)
+        )
+
+    def forward(self, x):
+        maps = []
+        for stage in self.stages:
+            x = stage(x)
+            maps.append(x)
+        return maps
+
+
+class Backbone(nn.Module):
+    """A network whose maps are returned in a dict, in the order of `requested`."""
+
+    def __init__(self, network, levels, requested):
+        super().__init__()
+        self.network = network
+        self.levels = levels
+        self.requested = requested
+
+    def forward(self, images):
+        maps = dict(zip(self.levels, self.network(images)))
+        return {name: maps[name] for name in self.requested}
+
+
+def build(spec, *, taps):
+    """Return the backbone for `taps`, without the stages after the last of them."""
+    levels = list(TAPS)[: 1 + max(map(list(TAPS).index, taps))]
+    return Backbone(Network([TAPS[level].channels for level in levels]), levels, taps)
+''',
+    "$package/registry.toml": """\
+schema = 1
+
+[backbones.$backbone]
+spec = "$package.networks:$table"
+""",
+    "tests/test_conformance.py": """\
+from featuretap.registry.testing import BackboneConformance
+
+
+class TestBackbones(BackboneConformance):
+    plugin = "$package.plugin"
+    # scripts = False  # if torch.jit.script cannot compile the network
+    # sizes = ((224, 224),)  # if the network takes some sizes only
+""",
+}
+
 
 @click.group("plugins", cls=Group, invoke_without_command=True, short_help="List plugins, or examine one.")
 @parameters.JSON
@@ -259,8 +332,13 @@ def _milliseconds(seconds: float) -> str:
     return f"{seconds * 1000:.1f} ms"
 
 
-def render_template(name: str) -> dict[str, str]:
-    """Return path → text of the files of a new distribution; its backbone's name leaves "featuretap-" out."""
+def render_template(name: str, *, factory: bool = False) -> dict[str, str]:
+    """Return path → text of the files of a new distribution; its backbone's name leaves "featuretap-" out.
+
+    Args:
+        name: of the distribution.
+        factory: whether a function builds the backbone, in place of a table.
+    """
     package = name.replace("-", "_")
     backbone = package.removeprefix("featuretap_")
     values = {
@@ -271,12 +349,14 @@ def render_template(name: str) -> dict[str, str]:
         # Without a suffix such as ".dev1", which the release would precede.
         "version": ".".join(__version__.split(".")[:2]),
     }
-    return {Template(path).substitute(values): Template(text).substitute(values) for path, text in TEMPLATE.items()}
+    template = FACTORY_TEMPLATE if factory else TEMPLATE
+    return {Template(path).substitute(values): Template(text).substitute(values) for path, text in template.items()}
 
 
 @click.command("new-plugin", cls=Command, short_help="Write a small plugin to start from.")
 @click.argument("name", help="The distribution, and the new folder.")
-def new_plugin_command(name: str) -> None:
+@click.option("--factory", is_flag=True, help="Write a backbone from a PyTorch module, as timm's, instead of a table.")
+def new_plugin_command(name: str, factory: bool) -> None:
     """Write a small distribution NAME with a backbone into a new folder of that name.
 
     It can be installed and tested as it is.
@@ -298,7 +378,7 @@ def new_plugin_command(name: str) -> None:
         pass
     else:
         raise click.UsageError(f"{provider!r} has a backbone {backbone!r} already; choose another name")
-    folder, files = Path(name), render_template(name)
+    folder, files = Path(name), render_template(name, factory=factory)
     if folder.exists():
         raise click.UsageError(f"{name!r} exists already, and is left as it is; choose another name or folder")
     try:

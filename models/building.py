@@ -13,7 +13,7 @@ from featuretap.backbones.modules import Backbone
 from featuretap.catalogue.catalogue import Catalogue
 from featuretap.catalogue.request import BuildRequest
 from featuretap.models.built import Built
-from featuretap.models.factories import backbone_module, freeze
+from featuretap.models.factories import adopt, backbone_module, freeze
 from featuretap.specs import BackboneSpec, ModelSpec
 from featuretap.specs.description import Description, adapt_preprocessing
 from featuretap.specs.options import Freezing
@@ -77,6 +77,7 @@ def build_model(
         label = norm_label(description.options["norm"], parts[""])
         description = replace(description, options={**description.options, "norm": label})
     model = _join_parts(parts, spec, description.preprocessing)
+    adopt(model)
     model.description = description
     return model
 

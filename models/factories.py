@@ -8,6 +8,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
+from featuretap.backbones.inputs import ImageModel
 from featuretap.specs import BackboneSpec
 from featuretap.specs.options import Freezing
 from featuretap.support.errors import PluginError
@@ -44,7 +45,8 @@ def backbone_module(spec: BackboneSpec, *, pretrained: str | None = None) -> nn.
 def freeze(backbone: nn.Module, spec: BackboneSpec, freezing: Freezing) -> None:
     """Freeze all that a level rests on, and all norms if requested.
 
-    Afterwards the module is of a subclass of its own class, whose `train` keeps the frozen modules in evaluation.
+    Afterwards the class of the module is a subclass of its own class, whose `train` keeps the frozen modules in
+    evaluation.
 
     Raises:
         PluginError: the backbone cannot be run on the meta device, so that nobody knows what the level rests on.
@@ -58,8 +60,8 @@ def freeze(backbone: nn.Module, spec: BackboneSpec, freezing: Freezing) -> None:
         backbone.get_submodule(path).requires_grad_(False)
     # A backbone that was frozen completely is in evaluation, whatever it was set to.
     training: Any = getattr(backbone, "set_to_train", backbone.training)
-    if not isinstance(backbone, _PartlyFrozen):
-        object.__setattr__(backbone, "__class__", _partly_frozen(type(backbone)))
+    if not isinstance(backbone, _Adopted):
+        object.__setattr__(backbone, "__class__", _adopted(type(backbone)))
     backbone.frozen_modules = frozen  # type: ignore[assignment]
     backbone.train(training)
 
@@ -106,10 +108,24 @@ def _leaves(tensor: Tensor) -> set[int]:
     return leaves
 
 
-class _PartlyFrozen(nn.Module):
-    """A mixin for a module's own class whose `train` keeps `frozen_modules` in evaluation."""
+def adopt(module: nn.Module) -> None:
+    """Let a plugin's module report what is wrong with its images, as `ImageModel` does.
 
-    # No annotation of the attribute: torch.jit.script would read it, as a string.
+    Its class becomes a subclass of its own class. Classes that are copied or pickled in their own way, such as those of
+    torch.fx and TorchScript, are left as they are.
+    """
+    kind = type(module)
+    usual = kind.__reduce_ex__ is object.__reduce_ex__ and kind.__reduce__ is object.__reduce__
+    if usual and not hasattr(kind, "__deepcopy__") and not isinstance(module, ImageModel):
+        object.__setattr__(module, "__class__", _adopted(kind))
+
+
+class _Adopted(ImageModel):
+    """A mixin for the class of a plugin's module; `train` keeps `frozen_modules` in evaluation."""
+
+    # No annotation: torch.jit.script would read it, as a string.
+    frozen_modules = ()
+
     def train(self, mode: bool = True) -> Self:
         frozen: Any = self.frozen_modules
         self.set_to_train = mode
@@ -120,14 +136,16 @@ class _PartlyFrozen(nn.Module):
 
     def __reduce__(self) -> tuple[Any, ...]:
         # The class is made while running, and found again by the class that it was made of.
-        return _empty, (type(self).__mro__[2],), self.__dict__
+        _, kind = type(self).__bases__
+        state = self.__getstate__()  # type: ignore[no-untyped-call]
+        return _empty, (kind,), state
 
 
-def _partly_frozen(kind: type[nn.Module]) -> type[nn.Module]:
-    return type(kind.__name__, (_PartlyFrozen, kind), {"__module__": kind.__module__})
+def _adopted(kind: type[nn.Module]) -> type[nn.Module]:
+    return type(kind.__name__, (_Adopted, kind), {"__module__": kind.__module__})
 
 
 def _empty(kind: type[nn.Module]) -> nn.Module:
-    frozen = _partly_frozen(kind)
-    module: nn.Module = frozen.__new__(frozen)
+    adopted = _adopted(kind)
+    module: nn.Module = adopted.__new__(adopted)
     return module

@@ -15,6 +15,7 @@ import timm
 import torch
 from torch import Tensor, nn
 
+from featuretap.backbones.inputs import ImageModel
 from featuretap.plugins import library_layouts, namespaces
 from featuretap.specs import BackboneSpec, Tap
 from featuretap.specs.addresses import LEVELS
@@ -38,7 +39,7 @@ FILES = ("model.safetensors", "pytorch_model.bin")
 """Names of timm's files on the Hugging Face hub, in the order in which it looks for them."""
 
 
-class TimmBackbone(nn.Module):
+class TimmBackbone(ImageModel):
     """Images (N, in_chans, H, W) → dict from address to map (N, C, H', W'), in the order of `addresses`.
 
     `network` is timm's network with `features_only=True`; `preprocessing` is there if weights were loaded.

@@ -18,6 +18,7 @@ from torch.overrides import TorchFunctionMode
 from torchvision.models import get_model, get_model_weights, list_models
 from torchvision.models.feature_extraction import create_feature_extractor
 
+from featuretap.backbones.inputs import ImageModel
 from featuretap.plugins import library_layouts, namespaces
 from featuretap.specs import BackboneSpec, Tap
 from featuretap.specs.description import format_options
@@ -42,7 +43,7 @@ class MapSource(NamedTuple):
     channels_last: bool
 
 
-class TorchvisionFeatures(nn.Module):
+class TorchvisionFeatures(ImageModel):
     """Images (N, 3, H, W) → dict from address to map (N, C, H', W'), in the order of `addresses`.
 
     `network` is torchvision's network, cut behind the last map; `preprocessing` is there if weights were loaded.

@@ -9,7 +9,8 @@ Every backbone, or head, that the plugin provides is checked against its declara
 pytest, which then finds one test a promise and a name.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from importlib.metadata import EntryPoint
 from pathlib import Path
 from types import MappingProxyType, ModuleType
@@ -22,6 +23,7 @@ from featuretap.catalogue.plugin_loading import Plugin, traceback_of
 from featuretap.registry import conformance, head_conformance
 from featuretap.registry.diagnosis import check_torch_free
 from featuretap.registry.registry import Registry
+from featuretap.support.errors import Hint, SpecError
 
 __all__ = ["BackboneConformance", "HeadConformance", "isolated_registry"]
 
@@ -111,7 +113,8 @@ class BackboneConformance(_Conformance):
 
     def test_maps_have_the_declared_shapes(self, backbone: str, registry: Registry) -> None:
         """Every tap, in any order, at odd sizes."""
-        conformance.check_shapes(backbone, registry, self.sizes)
+        with _add_advice(*RUNNING):
+            conformance.check_shapes(backbone, registry, self.sizes)
 
     def test_counts_are_the_declared_ones(self, backbone: str, registry: Registry) -> None:
         """Parameters and multiply-adds."""
@@ -154,7 +157,9 @@ class BackboneConformance(_Conformance):
     def test_it_scripts(self, backbone: str, registry: Registry) -> None:
         """`torch.jit.script`, where `scripts`."""
         if self.scripts:
-            conformance.check_exports("scripted", conformance.build_trial(backbone, registry, self.sizes[0]))
+            trial = conformance.build_trial(backbone, registry, self.sizes[0])
+            with _add_advice(*SCRIPTING):
+                conformance.check_exports("scripted", trial)
 
     def test_it_exports(self, backbone: str, registry: Registry) -> None:
         """`torch.export.export`."""
@@ -192,7 +197,8 @@ class HeadConformance(_Conformance):
     def test_outputs_have_the_declared_shapes(self, head: str, backbone: str, registry: Registry) -> None:
         """At odd sizes."""
         for size in self.sizes:
-            head_conformance.check_head_outputs(self._trial(head, backbone, registry, size))
+            with _add_advice(*RUNNING):
+                head_conformance.check_head_outputs(self._trial(head, backbone, registry, size))
 
     def test_counts_are_the_declared_ones(self, head: str, backbone: str, registry: Registry) -> None:
         """Parameters, multiply-adds, and the tensors that the head's layers declare."""
@@ -218,7 +224,9 @@ class HeadConformance(_Conformance):
     def test_it_scripts(self, head: str, backbone: str, registry: Registry) -> None:
         """`torch.jit.script`, where `scripts`."""
         if self.scripts:
-            conformance.check_exports("scripted", self._trial(head, backbone, registry))
+            trial = self._trial(head, backbone, registry)
+            with _add_advice(*SCRIPTING):
+                conformance.check_exports("scripted", trial)
 
     def test_it_exports(self, head: str, backbone: str, registry: Registry) -> None:
         """`torch.export.export`, but for heads that want their images raw, as torchvision's detectors do."""
@@ -234,6 +242,25 @@ class HeadConformance(_Conformance):
     ) -> head_conformance.HeadTrial:
         options = self.options.get(head, {})
         return head_conformance.build_head_trial(head, backbone, registry, size or self.sizes[0], options)
+
+
+@contextmanager
+def _add_advice(problem: str, advice: str) -> Iterator[None]:
+    """Add to a failed check with this problem how the test class is changed where nothing is wrong.
+
+    Raises:
+        SpecError: the check failed.
+    """
+    try:
+        yield
+    except SpecError as error:
+        if problem not in str(error):
+            raise
+        raise SpecError(str(error), hint=Hint(advice)) from error.__cause__
+
+
+SCRIPTING = "cannot be scripted", "change that, or write scripts = False in the test class"
+RUNNING = " fails on a ", "change that, or write the sizes that it takes in the test class, as sizes = ((224, 224),)"
 
 
 def _check_nodes(trial: conformance.Trial) -> None:

@@ -7,6 +7,7 @@ from typing import Any, Dict, List
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - PyTorch's own name for it
 
+from featuretap.backbones.inputs import ImageModel
 from featuretap.support.errors import OptionError
 
 Target = Dict[str, Tensor]
@@ -28,7 +29,7 @@ def single_image_error(head: str) -> OptionError:
     )
 
 
-class HeadedModel(nn.Module):
+class HeadedModel(ImageModel):
     """A backbone and the head that reads its maps."""
 
     def __init__(self, backbone: nn.Module, head: nn.Module) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 from packaging.requirements import Requirement
 from support import Completed
 
@@ -21,12 +22,14 @@ def inside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("name", ["featuretap-my-net", "my_net", "my-net"])
+@pytest.mark.parametrize("flags", [(), ("--factory",)], ids=["table", "factory"])
 def test_the_written_distribution_is_a_plugin(
-    name: str, run: Callable[..., Completed], monkeypatch: pytest.MonkeyPatch
+    name: str, flags: tuple[str, ...], run: Callable[..., Completed], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    ran = run("new-plugin", name)
+    ran = run("new-plugin", name, *flags)
     assert ran.status == 0
-    assert {f"wrote: {name}/{path}" for path in render_template(name)} <= set(ran.out.splitlines())
+    written = render_template(name, factory=bool(flags))
+    assert [f"wrote: {name}/{path}" for path in written] == ran.out.splitlines()[:-1]
     assert ran.out.splitlines()[-1] == (
         f"next: pip install -e './{name}[test]' && featuretap show my_net && pytest {name}"
     )
@@ -37,8 +40,10 @@ def test_the_written_distribution_is_a_plugin(
     monkeypatch.syspath_prepend(Path(name).resolve())
     module = importlib.metadata.EntryPoint("x", value, "featuretap").load()
     registry = Registry([module], discover=False)
-    assert registry.list_backbones("my_net*") == ["my_net", "my_net_050"]
+    assert registry.list_backbones("my_net*") == (["my_net"] if flags else ["my_net", "my_net_050"])
     assert registry.problems == ()
+    maps = registry.build("my_net", features_only=True, taps=("C3", "C1"))(torch.zeros(1, 3, 32, 48))
+    assert {name: tuple(values.shape) for name, values in maps.items()} == {"C3": (1, 40, 4, 6), "C1": (1, 16, 16, 24)}
     for loaded in [loaded for loaded in sys.modules if loaded.startswith(value.partition(".")[0])]:
         del sys.modules[loaded]
 

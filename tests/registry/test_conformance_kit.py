@@ -56,6 +56,10 @@ PLUGINS = {
     "tiny": table("tinynet"),
     "headed": IMPORTS + HEADED,
     "floors": IMPORTS + FLOORS,
+    "choosy": IMPORTS
+    + FLOORS.replace("floors", "choosy").replace(
+        "            maps =", "            assert images.shape[2:] == (64, 64), 'not 64x64'\n            maps ="
+    ),
     "shadows": table("mobilenet_v2"),
     "raises": "def deep():\n    return 1 / 0\n\n\ndeep()\n",
     "exits": "raise SystemExit(0)",
@@ -94,6 +98,9 @@ FILES = {
     "headed": file_of("headed", "HeadConformance", '\n    scripts = False\n    options = {"means": {"width": 0.5}}'),
     "object": file_of("in_object:plugin"),
     "floors": file_of("floors", more="\n    scripts = False"),
+    "choosy": file_of("choosy"),
+    "sized": file_of("choosy", more="\n    scripts = False\n    sizes = ((64, 64),)"),
+    "headless": file_of("headed", "HeadConformance"),
     "shadows": file_of("shadows", more='\n    backbones = ["mobilenet_v2"]'),
     "raises": file_of("raises"),
     "exits": file_of("exits"),
@@ -199,6 +206,34 @@ def test_a_false_declaration_fails_with_one_sentence(said: str) -> None:
     assert (
         "SpecError: 'floors' breaks its spec: for a 97x161 image C3 should be (32, 13, 21), got (32, 12, 20)\n" in said
     )
+
+
+@pytest.mark.parametrize(
+    ("subject", "problem", "advice"),
+    [
+        ("'choosy'", "cannot be scripted (", "change that, or write scripts = False in the test class"),
+        (
+            "'choosy'",
+            "fails on a 97x161 image (",
+            "change that, or write the sizes that it takes in the test class, as sizes = ((224, 224),)",
+        ),
+        (
+            "head 'means' on 'mobilenet_v3_small'",
+            "cannot be scripted (",
+            "change that, or write scripts = False in the test class",
+        ),
+    ],
+)
+def test_a_failure_names_the_attribute_that_changes_the_test(
+    said: str, subject: str, problem: str, advice: str
+) -> None:
+    (line, *_) = [line for line in said.splitlines() if f"SpecError: {subject} {problem}" in line and "; " in line]
+    assert line.endswith(f"; {advice}")
+
+
+def test_a_network_that_takes_one_size_passes_at_that_size(said: str) -> None:
+    assert outcomes(said, "sized").get("FAILED", set()) == set()
+    assert "test_it_scripts[choosy]" in outcomes(said, "choosy")["FAILED"]
 
 
 def test_a_built_in_name_fails_with_the_qualified_name(said: str) -> None:
