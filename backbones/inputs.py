@@ -68,7 +68,8 @@ def find_mistake(model: nn.Module, *images: Any) -> OptionError | None:
     spec = description.spec
     channels = backbone_of(spec).in_channels
     dtype = next((tensor.dtype for tensor in model.parameters() if tensor.is_floating_point()), torch.float32)
-    as_list = isinstance(spec, ModelSpec) and spec.head.images == "raw"
+    specs = [spec, *(head.spec for head in description.heads.values())]
+    as_list = any(isinstance(spec, ModelSpec) and spec.head.images == "raw" for spec in specs)
     usable = _usable_images(images[0], channels, dtype, as_list=as_list)
     if usable == "images":
         return None

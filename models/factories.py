@@ -120,6 +120,11 @@ def adopt(module: nn.Module) -> None:
         object.__setattr__(module, "__class__", _adopted(kind))
 
 
+def own_class(module: nn.Module) -> type[nn.Module]:
+    """Return the class that a module had before `adopt`."""
+    return type(module).__bases__[1] if isinstance(module, _Adopted) else type(module)
+
+
 class _Adopted(ImageModel):
     """A mixin for the class of a plugin's module; `train` keeps `frozen_modules` in evaluation."""
 
@@ -136,9 +141,8 @@ class _Adopted(ImageModel):
 
     def __reduce__(self) -> tuple[Any, ...]:
         # The class is made while running, and found again by the class that it was made of.
-        _, kind = type(self).__bases__
         state = self.__getstate__()  # type: ignore[no-untyped-call]
-        return _empty, (kind,), state
+        return _empty, (own_class(self),), state
 
 
 def _adopted(kind: type[nn.Module]) -> type[nn.Module]:

@@ -8,10 +8,12 @@ from typing import Any, Self
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - PyTorch's own name for it
 
+from featuretap.backbones.inputs import ImageModel
 from featuretap.catalogue.catalogue import Catalogue
 from featuretap.catalogue.multi_head_request import MultiHeadRequest, describe_heads
 from featuretap.models.building import build_model
 from featuretap.models.built import Built
+from featuretap.models.factories import own_class
 from featuretap.specs import ModelSpec
 from featuretap.support.errors import OptionError
 from featuretap.weights.opening import open_checkpoint
@@ -19,7 +21,7 @@ from featuretap.weights.reading import Checkpoint
 from featuretap.weights.several_heads import backbone_checkpoint, head_checkpoint
 
 
-class MultiHeadModel(Built):
+class MultiHeadModel(ImageModel, Built):
     """A backbone with several heads: images → a dict from the name of a head to what its model returns.
 
     Without a detection head, images are a tensor (N, in_channels, H, W), normalised as `registry.transforms` does.
@@ -43,7 +45,7 @@ class MultiHeadModel(Built):
         self.description = describe_heads(
             backbone.description, {name: single.description for name, single in singles.items()}
         )
-        self.classes: dict[str, type[Any]] = {name: type(single) for name, single in singles.items()}
+        self.classes: dict[str, type[Any]] = {name: own_class(single) for name, single in singles.items()}
         self.frozen_heads: tuple[str, ...] = ()
 
     def forward(self, images: Tensor | Sequence[Tensor]) -> dict[str, Any]:
