@@ -19,7 +19,7 @@ endef
 # A process a core, each with one thread of PyTorch's, is faster than one process with many.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist loadfile --no-loadscope-reorder --no-skips
 
-.PHONY: install demo test test-all kills lint types check bench bench-tail bench-learning bench-plugins bench-extract docs matrix mutants fuzz clean
+.PHONY: install demo test test-all gpu kills lint types check bench bench-tail bench-learning bench-plugins bench-extract docs matrix mutants fuzz clean
 
 install: .venv/installed
 
@@ -62,6 +62,12 @@ test-all: install
 # One group, such as `make test-runtimes`.
 test-%: install
 	$(PYTEST) tests/$*
+
+# Processes share the GPU's memory. Both together take 8 minutes at most, after the installation.
+gpu: install
+	@$(BIN)/python -m benchmarks.gpu
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 3 --dist loadfile --no-skips tests/gpu
+	$(BIN)/python -m benchmarks gpu
 
 # The kill loops with 200 rounds in place of 20.
 kills: install

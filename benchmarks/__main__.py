@@ -4,7 +4,17 @@ import sys
 from datetime import UTC, datetime
 from pathlib import Path
 
-from benchmarks import extraction, inference, memory, quantization, session_options, sessions, starting, training_step
+from benchmarks import (
+    extraction,
+    gpu,
+    inference,
+    memory,
+    quantization,
+    session_options,
+    sessions,
+    starting,
+    training_step,
+)
 from benchmarks.results import limit
 from featuretap.workflows.measuring.comparing import this_machine
 
@@ -29,12 +39,15 @@ SECTIONS = {
     "quantization": quantization.quantization,
 }
 
+ON_REQUEST = {"gpu": gpu.gpu}
+"""Sections for other machines, which `make bench` leaves out."""
+
 
 def main(*asked: str) -> None:
     """Run everything and write the document, or run the sections that are asked for and only print them."""
     # Before anything else has warmed the machine up or slowed it down.
     limit()
-    made = [text for name in asked or SECTIONS for text in SECTIONS[name]()]
+    made = [text for name in asked or SECTIONS for text in {**SECTIONS, **ON_REQUEST}[name]()]
     if not asked:
         RESULTS.write_text("\n\n".join([_heading(), *made]) + "\n")
 

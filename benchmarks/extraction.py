@@ -20,7 +20,6 @@ from PIL import Image
 from skimage import data
 from torch import nn
 
-from benchmarks.reduced_tail import weights
 from benchmarks.results import milliseconds, section, table, timed
 from benchmarks.sessions import cost_of
 from featuretap import registry
@@ -93,7 +92,7 @@ def sessions() -> Iterator[str]:
         make_photographs(folder / "images")
         images = list_images([folder / "images"])
         for network, model in {
-            "mobilenet_v2": registry.build("mobilenet_v2", pretrained=weights()),
+            "mobilenet_v2": registry.build("mobilenet_v2", pretrained=True),
             "mobilenet_v3_large": _with_statistics(registry.build("mobilenet_v3_large")),
         }.items():
             file = registry.save(model, folder / f"{network}.safetensors")
@@ -188,7 +187,7 @@ def main(count: int = IMAGES) -> None:
         folder = Path(name)
         (folder / "images").mkdir()
         make_images(folder / "images", count)
-        extractor = open_extractor("mobilenet_v2", str(weights()), ("C3", "C5"), (SIZE, SIZE), use_torch=True)
+        extractor = open_extractor("mobilenet_v2", "default", ("C3", "C5"), (SIZE, SIZE), use_torch=True)
         bench = Bench(folder, list_images([folder / "images"]), extractor)
         bench.run(min(count, SHARD))
 

@@ -18,7 +18,6 @@ from skimage import data
 from sklearn.datasets import load_sample_images
 from torch import nn
 
-from benchmarks.reduced_tail import weights
 from benchmarks.results import section, table
 from featuretap import registry
 from featuretap.runtimes.quantization import Report
@@ -55,8 +54,8 @@ def quantization() -> Iterator[str]:
     torch.manual_seed(0)
     large = registry.build("mobilenet_v3_large", features_only=True)
     models: dict[str, nn.Module] = {
-        "mobilenet_v2, classifier": registry.build("mobilenet_v2", pretrained=weights()),
-        "mobilenet_v2, C1 to C5": registry.build("mobilenet_v2", features_only=True, pretrained=weights()),
+        "mobilenet_v2, classifier": registry.build("mobilenet_v2", pretrained=True),
+        "mobilenet_v2, C1 to C5": registry.build("mobilenet_v2", features_only=True, pretrained=True),
         "mobilenet_v3_large, C1 to C5": large,
     }
     with TemporaryDirectory() as name:

@@ -156,7 +156,7 @@ def build_trial(
     label = format_options(name, options)
     # With the same weights at every call, so that a failure can be reproduced.
     with explain_failure(f"{label} cannot be built"), torch.random.fork_rng(devices=()):
-        torch.manual_seed(1)
+        torch.default_generator.manual_seed(1)
         spec = backbone_of(registry.spec(name, features_only=True, **options))
         spec = spec.with_taps(spec.addresses if taps is None else taps)
         backbone = registry.build(name, features_only=True, taps=tuple(spec.taps), **options)

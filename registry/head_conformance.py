@@ -58,7 +58,7 @@ def build_head_trial(
     """Return a head under test, in evaluation."""
     label = f"head {head!r} on {backbone!r}"
     with explain_failure(f"{label} cannot be built"), torch.random.fork_rng(devices=()):
-        torch.manual_seed(1)
+        torch.default_generator.manual_seed(1)
         spec = registry.spec(backbone, head=head, **options)
         model = registry.build(backbone, head=head, **options)
     assert isinstance(spec, ModelSpec)

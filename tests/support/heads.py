@@ -47,12 +47,16 @@ def targets(batch: int, height: int, width: int) -> list[dict[str, Tensor]]:
     return found
 
 
-def loss_of(model: nn.Module, head: str, batch: int, height: int, width: int) -> Tensor:
+def loss_of(model: nn.Module, head: str, batch: int, height: int, width: int, device: Any = "cpu") -> Tensor:
     """Return one number to learn from, whatever the head."""
+    pixels = [image.to(device) for image in images(batch, height, width)]
     if head in DETECTORS:
-        return torch.stack(list(model(images(batch, height, width), targets(batch, height, width)).values())).sum()
-    out = model(torch.stack(images(batch, height, width)))
-    return sum(values.square().mean() for values in (out.values() if isinstance(out, dict) else (out,)))
+        truth = [
+            {name: tensor.to(device) for name, tensor in target.items()} for target in targets(batch, height, width)
+        ]
+        return torch.stack(list(model(pixels, truth).values())).sum()
+    out = model(torch.stack(pixels))
+    return sum(values.float().square().mean() for values in (out.values() if isinstance(out, dict) else (out,)))
 
 
 def outputs(model: nn.Module, head: str, given: list[Tensor]) -> list[Tensor]:

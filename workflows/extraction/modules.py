@@ -32,9 +32,9 @@ def open_module(
 
     Images are resized to a `size` (height, width) in pixels, or resized and cropped as the weights' images were.
     """
-    # With a fixed seed, a run with random weights can be resumed.
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
+    # With a fixed seed, a run with random weights can be resumed. The CPU's generator alone is seeded and restored.
+    with torch.random.fork_rng(devices=()):
+        torch.default_generator.manual_seed(0)
         backbone: Any = open_model(model, weights, features_only=True, taps=taps).eval().float()
     return Extractor(
         backbone.description,
@@ -74,7 +74,7 @@ def _compute_batches(
     with block_sigint():
         loaded = iter(loader)
     for shard, names, pixels, bad in loaded:
-        features = _compute(backbone, pixels.to(device), pooled) if pixels is not None else {}
+        features = _compute(backbone, pixels.to(device, non_blocking=True), pooled) if pixels is not None else {}
         yield ComputedBatch(shard, names, features, bad)
 
 

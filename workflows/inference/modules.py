@@ -19,7 +19,7 @@ from featuretap.workflows.inference.predictor import DEFAULT_BACKBONE, PRETRAINE
 
 
 class ModulePredictor:
-    """A module as a predictor (see `Predictor`); it stays on its device.
+    """A module as a predictor (see `Predictor`); it stays on its device and in its dtype.
 
     Args:
         model: that `registry.build` or `registry.load` returned, in evaluation mode.
@@ -36,7 +36,7 @@ class ModulePredictor:
             )
         self.taps: Mapping[str, Tap] = getattr(model, "taps", {})
         self._model = model
-        self._device = next(model.parameters()).device
+        self._like = next(filter(Tensor.is_floating_point, model.parameters()))
         self._detects = task_of(self.description) == "detection"
 
     def prepare(self, image: Image.Image) -> NDArray[np.float32]:
@@ -46,14 +46,20 @@ class ModulePredictor:
     @torch.inference_mode()
     def __call__(self, images: NDArray[np.float32]) -> Mapping[str, Sequence[Any] | NDArray[Any]]:
         """Return name → a value for each of the images (N, C, H, W), detections as long as they are."""
-        batch = torch.from_numpy(images).to(self._device, memory_format=torch.channels_last)
+        like = self._like
+        batch = torch.from_numpy(images).to(like.device, like.dtype, memory_format=torch.channels_last)
         if self._detects:
             found = self._model(list(batch))
-            return {name: [output[name].cpu().numpy() for output in found] for name in found[0]}
+            return {name: [_as_array(output[name]) for output in found] for name in found[0]}
         outputs = self._model(batch)
         if isinstance(outputs, Tensor):
             outputs = {"logits": outputs}
-        return {name: values.float().cpu().numpy() for name, values in outputs.items()}
+        return {name: _as_array(values) for name, values in outputs.items()}
+
+
+def _as_array(values: Tensor) -> NDArray[Any]:
+    # NumPy has no bfloat16.
+    return (values.float() if values.is_floating_point() else values).cpu().numpy()
 
 
 def open_model(name: str | None, weights: str | None, **arguments: Any) -> nn.Module:

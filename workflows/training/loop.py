@@ -85,7 +85,8 @@ def train_epoch(
                 accelerator.clip_grad_norm_(trainer.model.parameters(), trainer.clip_norm)
             optimizer.step()
             optimizer.zero_grad()
-        if accelerator.sync_gradients:
+        # With a scaled loss, a step whose gradients overflow is skipped.
+        if accelerator.sync_gradients and not accelerator.optimizer_step_was_skipped:
             lr = learning_rate(optimizer)
             trainer.schedule.after_update()
             if trainer.average is not None:
@@ -129,7 +130,7 @@ def compute_metrics(
     # torchmetrics warns of a metric without updates, as in a process that has no samples.
     loss.update(0.0, weight=0.0)
     for batch in batches:
-        images, targets = send_to_device(batch, accelerator.device)
+        images, targets = send_to_device(batch, accelerator.device, non_blocking=True)
         with accelerator.autocast():
             outputs = task.predict(model, images)
         evaluator.update(outputs, targets)
@@ -174,6 +175,8 @@ def make_loader(
         drop_last=training,
         collate_fn=task.collate,
         num_workers=workers,
+        # GPUs copy pinned memory while they compute.
+        pin_memory=torch.cuda.is_available(),
         # Workers start again each epoch, with seeds that follow from the epoch's, so that a resumed run sees the same.
         worker_init_fn=ignore_sigint,
     )

@@ -99,6 +99,7 @@ def train(configuration: Configuration, *, resume: bool = False, log: Callable[[
         TrainingError, DataError: the run or its data cannot be used; reported before the first step where possible.
         FeaturetapError: as `registry.build` does.
     """
+    _check_precision(configuration)
     folder = run_folder.folder_of(configuration)
     configuration, spec = resolve_model(configuration)
     configuration = with_absolute_paths(configuration)
@@ -157,7 +158,11 @@ def _accelerator_settings(configuration: Configuration, folder: Path) -> dict[st
         "log_with": "tensorboard",
         "project_config": ProjectConfiguration(str(folder), str(folder)),
         "dataloader_config": DataLoaderConfiguration(
-            split_batches=True, use_seedable_sampler=True, data_seed=configuration.seed, even_batches=False
+            split_batches=True,
+            use_seedable_sampler=True,
+            data_seed=configuration.seed,
+            even_batches=False,
+            non_blocking=True,
         ),
         "kwargs_handlers": [
             DistributedDataParallelKwargs(
@@ -168,6 +173,14 @@ def _accelerator_settings(configuration: Configuration, folder: Path) -> dict[st
             )
         ],
     }
+
+
+def _check_precision(configuration: Configuration) -> None:
+    # Accelerate would train in float32 without a word.
+    if configuration.mixed_precision == "fp16" and not torch.accelerator.is_available():
+        raise TrainingError(
+            "mixed_precision='fp16' needs a GPU, and PyTorch finds none; use 'bf16', which CPUs compute too, or 'no'"
+        )
 
 
 def _check_batches(configuration: Configuration, data: DataSet, processes: int) -> None:
@@ -195,9 +208,10 @@ def _make_trainer(
     average = ModelEmaV3(model, decay=configuration.ema, use_warmup=True) if configuration.ema else None
     optimizer = make_optimizer(model, configuration)
     loader = make_loader(task, data.train, configuration.batch_size, configuration.workers or 0, training=True)
+    # The last update of an epoch may be of fewer steps than the others. The schedule comes first, since it watches the
+    # optimiser's steps, which Accelerate replaces for scaled losses.
+    schedule = make_schedule(optimizer, configuration, -(-len(loader) // configuration.accumulate))
     wrapped, prepared_optimizer, batches = accelerator.prepare(model, optimizer, loader)
-    # The last update of an epoch may be of fewer steps than the others.
-    schedule = make_schedule(optimizer, configuration, -(-len(batches) // configuration.accumulate))
     clip_norm = configuration.clip_norm
     return Trainer(accelerator, task, wrapped, model, average, prepared_optimizer, schedule, clip_norm), batches
 

@@ -1,0 +1,27 @@
+"""The devices of these tests: the GPU where PyTorch sees one, else the CPU, or a simulated device."""
+
+import os
+from collections.abc import Iterator
+
+import pytest
+import torch
+from support.devices import HAS_GPU, another_device
+
+# Without it, the GPU's matrix products are not deterministic; it is read when they are first used.
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+
+
+@pytest.fixture(params=["cuda" if HAS_GPU else "cpu"])
+def device(request: pytest.FixtureRequest) -> torch.device:
+    """The GPU, or the CPU."""
+    return torch.device(request.param)
+
+
+@pytest.fixture(params=["cuda" if HAS_GPU else "simulated"])
+def accelerator(request: pytest.FixtureRequest) -> Iterator[torch.device]:
+    """A device that is not the CPU: the GPU, or a simulated one that rounds as GPUs do."""
+    if request.param == "cuda":
+        yield torch.device("cuda", 0)
+    else:
+        with another_device(rounds=True) as simulated:
+            yield simulated

@@ -1,0 +1,134 @@
+"""A device that is not the CPU, for machines without a GPU: what mixes its tensors with the CPU's fails as on a GPU.
+
+Its name is PyTorch's "meta", which every build of PyTorch has, and its tensors have values, computed on the CPU.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+from unittest.mock import patch
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves, tree_map_only
+
+HAS_GPU = torch.cuda.is_available()
+ANOTHER = torch.device("meta")
+
+COPIES = (torch.ops.aten.copy_.default, torch.ops.aten._to_copy.default)
+INDEXING = ("index", "index_put", "index_put_", "_index_put_impl_")
+"""Operations that take indices on the CPU, as on a GPU."""
+
+
+class Held(Tensor):
+    """A tensor on the other device, whose values are those of `inner` on the CPU."""
+
+    inner: Tensor
+    is_meta = False  # type: ignore[assignment]
+
+    @staticmethod
+    def __new__(cls, inner: Tensor) -> "Held":
+        layout: dict[str, Any] = {"strides": inner.stride(), "storage_offset": inner.storage_offset()}
+        tensor = Tensor._make_wrapper_subclass(cls, inner.shape, dtype=inner.dtype, device=ANOTHER, **layout)
+        tensor.inner = inner.detach()
+        return tensor
+
+    def __repr__(self, **options: Any) -> str:
+        return f"Held({self.inner})"
+
+    @classmethod
+    def __torch_dispatch__(cls, operation: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return _compute(operation, args, kwargs or {}, rounds=False)
+
+
+class _Operations(TorchDispatchMode):
+    """Computes on the CPU what is asked of the other device."""
+
+    def __init__(self, rounds: bool) -> None:
+        super().__init__()
+        self.rounds = rounds
+
+    def __torch_dispatch__(self, operation: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return _compute(operation, args, kwargs or {}, self.rounds)
+
+
+class _Lists(TorchFunctionMode):
+    """Gives tensors made of lists their values, which PyTorch does not read for its meta device."""
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if function in (torch.tensor, torch.as_tensor) and torch.device(kwargs.get("device") or "cpu") == ANOTHER:
+            return function(*args, **{**kwargs, "device": "cpu"}).to(ANOTHER)
+        if function is Tensor.__getitem__:
+            tensor, index = args
+            index = index if isinstance(index, tuple) else (index,)
+            args = tensor, tuple(torch.tensor(part) if isinstance(part, list) else part for part in index)
+        return function(*args, **kwargs)
+
+
+def _compute(operation: Any, args: Any, kwargs: Any, rounds: bool) -> Any:
+    tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+    held = [tensor for tensor in tensors if isinstance(tensor, Held)]
+    name = operation.__name__.partition(".")[0]
+    # Numbers may come along, as tensors without dimensions.
+    is_mixed = held and any(tensor.dim() for tensor in tensors if not isinstance(tensor, Held))
+    if is_mixed and operation not in COPIES and name not in INDEXING:
+        raise RuntimeError(f"{operation} found tensors on two devices")
+    returns_held = bool(held)
+    if kwargs.get("device") is not None:
+        returns_held = torch.device(kwargs["device"]) == ANOTHER
+        kwargs = {**kwargs, "device": torch.device("cpu")}
+    inner_args, inner_kwargs = tree_map_only(Held, lambda tensor: tensor.inner, (args, kwargs))
+    if held and rounds and name == "convolution":
+        inner_args = (*map(_round_to_tf32, inner_args[:2]), *inner_args[2:])
+    known = {id(tensor.inner): tensor for tensor in held}
+
+    def outside(tensor: Tensor) -> Tensor:
+        if id(tensor) in known:
+            return known[id(tensor)]
+        return Held(tensor) if returns_held else tensor
+
+    return tree_map_only(Tensor, outside, operation(*inner_args, **inner_kwargs))
+
+
+def _round_to_tf32(tensor: Tensor) -> Tensor:
+    """Return float32 values rounded to the ten bits that GPUs read of the inputs of convolutions."""
+    if tensor.dtype != torch.float32:
+        return tensor
+    return ((tensor.contiguous().view(torch.int32) + 0x1000) & ~0x1FFF).view(torch.float32)
+
+
+@contextmanager
+def another_device(*, rounds: bool = False) -> Iterator[torch.device]:
+    """Yield a device that holds values although it is called "meta", for what is done inside.
+
+    Inference mode, in which PyTorch asks no class of tensors how it computes, is `torch.no_grad` there.
+
+    Args:
+        rounds: whether convolutions round their inputs as GPUs do (TF32).
+    """
+    replaces = torch.__future__.get_overwrite_module_params_on_conversion()
+    # A parameter's values cannot move into another class of tensor.
+    torch.__future__.set_overwrite_module_params_on_conversion(True)
+    try:
+        with (
+            patch("torch._C._InferenceMode", lambda enabled: torch.set_grad_enabled(not enabled)),
+            _Operations(rounds),
+            _Lists(),
+        ):
+            yield ANOTHER
+    finally:
+        torch.__future__.set_overwrite_module_params_on_conversion(replaces)
+
+
+def on_cpu(tensor: Tensor) -> Tensor:
+    """Return a tensor's values on the CPU, of the other device too after the block in which it was made."""
+    return tensor.inner if isinstance(tensor, Held) else tensor.detach().cpu()
+
+
+def module_device(module: nn.Module) -> torch.device:
+    """Return the device of a module's parameters, which is that of all its buffers too."""
+    (device,) = {tensor.device for tensor in module.state_dict().values()}
+    return device
