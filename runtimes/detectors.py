@@ -12,7 +12,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torchvision.models.detection import FCOS
+from torchvision.models.detection.ssd import SSD
+from torchvision.models.detection.transform import resize_boxes
+from torchvision.ops import clip_boxes_to_image
 
+from featuretap.heads.modules.ssd import SigmoidSSD
 from featuretap.models.built import unwrap, unwrap_parts
 from featuretap.runtimes.exportable import Exportable, Run, quiet_exporters
 from featuretap.runtimes.signature import Signature, check_sizes
@@ -23,6 +28,7 @@ from featuretap.specs.graph import IMAGE
 from featuretap.support.errors import ExportError, HeadError, OptionError
 
 Objects = Mapping[str, Tensor]
+Candidates = tuple[Tensor, Tensor]
 RunLists = Callable[[list[Tensor]], Sequence[Objects]]
 
 MINIMUM_SHARE = 0.9
@@ -111,12 +117,15 @@ def write_detector(model: Exportable, path: Path, metadata: Mapping[str, str]) -
 
 
 def verify_detector(model: Exportable, run: Run) -> None:
-    """Compare the objects that an ONNX file and the model find in noise."""
+    """Compare the objects that an ONNX file finds in noise with those of the model, or with those it could select."""
+    single: Any = model.model
     pairs = []
     for seed in SEEDS:
         images = _noise(model.images, seed)
         with torch.no_grad():
-            pairs.append((model.model(images), dict(zip(model.signature.outputs, run(images), strict=True))))
+            expected = model.model(images)
+            found = dict(zip(model.signature.outputs, run(images), strict=True))
+            pairs.append((expected, found, candidates_of(single.detector, images[0])))
     _compare(model, pairs)
 
 
@@ -157,7 +166,42 @@ def verify_detector_script(model: Exportable, run: RunLists) -> None:
     (_, channels, side, _) = model.images.shape
     images = [_noise(model.images.new_empty(channels, side * scale, side * scale), 0) for scale in SCALES]
     with torch.no_grad():
-        _compare(model, list(zip(model.model(images), run(images), strict=True)))
+        candidates = [candidates_of(model.model, image) for image in images]
+        _compare(model, list(zip(model.model(images), run(images), candidates, strict=True)))
+
+
+def candidates_of(detector: Any, image: Tensor) -> Candidates | None:
+    """Return all that a one-stage detector selects its objects of an image (C, H, W) from; None of two-stage ones.
+
+    Returns:
+        boxes (A, 4) in pixels of the image, and scores (A, classes).
+    """
+    if not hasattr(detector, "head"):
+        return None
+    seen: dict[str, Any] = {}
+    parts = {"head": detector.head, "anchors": detector.anchor_generator}
+    hooks = [
+        part.register_forward_hook(lambda _, given, returned, name=name: seen.__setitem__(name, (given, returned)))
+        for name, part in parts.items()
+    ]
+    try:
+        detector([image])
+    finally:
+        for hook in hooks:
+            hook.remove()
+    (_, outputs), ((resized, _), (anchors,)) = seen["head"], seen["anchors"]
+    (size,) = resized.image_sizes
+    coder = detector.box_coder
+    decode = coder.decode if isinstance(detector, FCOS) else coder.decode_single
+    boxes = clip_boxes_to_image(decode(outputs["bbox_regression"][0], anchors), size)
+    logits = outputs["cls_logits"][0]
+    if isinstance(detector, SSD) and not isinstance(detector, SigmoidSSD):
+        scores = logits.softmax(-1)
+    elif isinstance(detector, FCOS):
+        scores = (logits.sigmoid() * outputs["bbox_ctrness"][0].sigmoid()).sqrt()
+    else:
+        scores = logits.sigmoid()
+    return resize_boxes(boxes, size, image.shape[-2:]), scores
 
 
 def _torchvision_detector(model: nn.Module) -> tuple[Any, Description]:
@@ -182,15 +226,33 @@ def _noise(like: Tensor, seed: int) -> Tensor:
     return torch.rand(like.shape, generator=torch.Generator().manual_seed(seed)).to(like)
 
 
-def _compare(model: Exportable, pairs: Sequence[tuple[Objects, Objects]]) -> None:
+def _compare(model: Exportable, pairs: Sequence[tuple[Objects, Objects, Candidates | None]]) -> None:
     """Refuse a file that finds fewer than nine in ten of the model's objects, or as many others, in any order."""
-    objects = sum(max(len(expected["boxes"]), len(found["boxes"])) for expected, found in pairs)
-    common = sum(_count_common(expected, found) for expected, found in pairs)
+    objects = sum(max(len(expected["boxes"]), len(found["boxes"])) for expected, found, _ in pairs)
+    common = sum(
+        _count_common(expected, found) if candidates is None else _count_selected(expected, found, candidates)
+        for expected, found, candidates in pairs
+    )
     if common < MINIMUM_SHARE * objects:
         raise ExportError(
             f"{model.label} was exported, and of {objects} objects in noise the file and the model agree about "
             f"{common}; the file is not kept"
         )
+
+
+def _count_selected(expected: Objects, found: Objects, candidates: Candidates) -> int:
+    """Return how many objects of a file are candidates of the model, and have the scores of the model's in order.
+
+    Which candidates of equal scores are selected is chance, and decides about others that overlap with them.
+    """
+    boxes, scores = candidates
+    selected = 0
+    for box, score, label in zip(found["boxes"], found["scores"], found["labels"], strict=True):
+        is_near = (boxes - box).abs().amax(1) <= TOLERANCE * max(1.0, float(box.abs().max()))
+        selected += bool((is_near & ((scores[:, label] - score).abs() <= TOLERANCE)).any())
+    length = min(len(expected["scores"]), len(found["scores"]))
+    first, second = (objects["scores"].sort(descending=True).values[:length] for objects in (expected, found))
+    return min(selected, int(((first - second).abs() <= TOLERANCE).sum()))
 
 
 def _count_common(expected: Objects, found: Objects) -> int:

@@ -84,6 +84,41 @@ def test_a_file_that_finds_something_else_is_refused(registry: Registry) -> None
             detectors.verify_detector(prepared, moved)
 
 
+@pytest.mark.parametrize("head", ["retinanet", "fcos", "ssd"])
+def test_the_objects_of_a_detector_are_among_its_candidates(registry: Registry, head: str) -> None:
+    model = built(registry, head)
+    (image,) = images(1, *SIZE)
+    with torch.no_grad():
+        boxes, scores = detectors.candidates_of(model.as_detector(), image)
+        (found,) = model([image])
+    assert len(found["boxes"])
+    for box, score, label in zip(found["boxes"], found["scores"], found["labels"], strict=True):
+        same = (boxes - box).abs().amax(1) < 1e-3
+        assert ((scores[:, label] - score).abs()[same] < 1e-6).any()
+
+
+def test_a_detector_whose_scores_are_nearly_equal_is_exported(registry: Registry, tmp_path: Path) -> None:
+    """Random weights of narrow pyramids score all boxes alike; rounding decides which are selected."""
+    torch.manual_seed(0)
+    model = registry.build("mobilenet_v3_small", head="retinanet", out_channels=32, min_size=128, max_size=128)
+    found = registry.compile(registry.export(model, tmp_path / "a.onnx", size=(128, 128)))
+    assert found.outputs == ("boxes", "scores", "labels")
+
+
+def test_other_boxes_of_equal_scores_are_no_difference_and_other_scores_are() -> None:
+    boxes = torch.tensor([[0.0, 0.0, 20.0, 30.0], [5.0, 6.0, 7.0, 50.0], [1.0, 1.0, 9.0, 9.0]])
+    scores = torch.tensor([[0.1, 0.5], [0.1, 0.5], [0.1, 0.5]])
+    labels = torch.tensor([1, 1])
+
+    def objects(places: list[int], by: float = 0.0) -> dict[str, torch.Tensor]:
+        return {"boxes": boxes[places], "scores": scores[places, 1] + by, "labels": labels}
+
+    assert detectors._count_selected(objects([0, 1]), objects([2, 0]), (boxes, scores)) == 2
+    assert detectors._count_selected(objects([0, 1]), objects([0, 1], by=0.001), (boxes, scores)) == 0
+    moved = {**objects([0, 1]), "boxes": boxes[:2] + 1}
+    assert detectors._count_selected(objects([0, 1]), moved, (boxes, scores)) == 0
+
+
 @pytest.mark.parametrize(
     ("part", "by", "again"), [("boxes", 0.002, 2), ("boxes", 0.02, 0), ("scores", 0.001, 0), ("labels", 1, 0)]
 )
