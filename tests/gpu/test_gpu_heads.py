@@ -17,7 +17,8 @@ TRAINED = HEADS if HAS_GPU else ("classification", "fpn", "lraspp", "ssdlite", "
 SAMPLING = ("faster_rcnn", "mask_rcnn")
 """Heads whose losses are of random samples."""
 
-SIZE = (2, 64, 64)
+# Of two images, norms of 1×1 maps leave a sign only, which rounding may turn.
+SIZE = (3, 64, 96)
 
 
 def cosine(one: Tensor, other: Tensor) -> float:
