@@ -30,9 +30,14 @@ def backbone_nodes(graph: Graph, spec: BackboneSpec, images: str) -> dict[str, s
             reference = getattr(layer, "nodes", "")
             if not reference:
                 raise NodesError(f"{type(layer).__name__} layers, such as {path}, have no nodes")
-            x = maps[path] = load(reference)(graph, layer, path, x)
+            # Of several heads, the first appends the layers that they share.
+            if (path, x) not in graph.maps:
+                graph.maps[path, x] = load(reference)(graph, layer, path, x)
+            x = maps[path] = graph.maps[path, x]
         if block.shortcut:
-            x = graph.node("Add", block_input, x)
+            if (block.path, x) not in graph.maps:
+                graph.maps[block.path, x] = graph.node("Add", block_input, x)
+            x = graph.maps[block.path, x]
         maps[block.path] = x
     return {address: maps[path] for address, path in spec.paths.items()}
 

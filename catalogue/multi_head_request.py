@@ -57,10 +57,9 @@ class MultiHeadRequest:
         )
 
     @property
-    def description(self) -> Description:
-        """The description of the model: that of the backbone, with those of the heads."""
-        heads = {name: request.description for name, request in self.heads.items()}
-        return describe_heads(self.backbone.description, heads)
+    def label(self) -> str:
+        """Name and options of the backbone, for messages."""
+        return self.backbone.label
 
 
 def model_spec(request: BuildRequest) -> ModelSpec:

@@ -14,9 +14,8 @@ from featuretap.models.multi_head import build_multi_head_model
 from featuretap.specs import BackboneSpec
 from featuretap.support.errors import OptionError
 from featuretap.weights.opening import open_checkpoint
-from featuretap.weights.reading import Checkpoint
 from featuretap.weights.requests import resolve_checkpoint, resolve_multi_head_checkpoint
-from featuretap.weights.several_heads import backbone_checkpoint, has_several_heads, head_checkpoint
+from featuretap.weights.several_heads import has_several_heads, select_part
 from featuretap.weights.torch_tensors import check_finite
 
 
@@ -48,19 +47,10 @@ def load_model(
     if finite:
         check_finite(checkpoint)
     if has_several_heads(checkpoint):
-        wanted = {key: value for key, value in arguments.items() if value is not None}
-        if not wanted and name is None:
+        arguments = {key: value for key, value in arguments.items() if value is not None}
+        if not arguments and name is None:
             several = resolve_multi_head_checkpoint(checkpoint, catalogue, options)
             return build_multi_head_model(several, catalogue, checkpoint, keep_dtype=True)
-        checkpoint, arguments = _select(checkpoint, arguments)
+        checkpoint = select_part(checkpoint, arguments)
     request = resolve_checkpoint(checkpoint, catalogue, name, arguments, options)
     return build_model(request, catalogue, checkpoint, keep_dtype=True)
-
-
-def _select(checkpoint: Checkpoint, arguments: Mapping[str, Any]) -> tuple[Checkpoint, Mapping[str, Any]]:
-    """Return the part of a checkpoint with several heads that `head` or `features_only` selects, and the other
-    arguments.
-    """
-    if arguments["head"] is None:
-        return backbone_checkpoint(checkpoint), arguments
-    return head_checkpoint(checkpoint, arguments["head"]), {**arguments, "head": None}

@@ -324,7 +324,7 @@ class Registry(Catalogue):
         *,
         features_only: bool | None = None,
         taps: Sequence[str] | None = None,
-        head: str | None = None,
+        head: str | Heads | None = None,
         pretrained: bool | str | os.PathLike[str] = True,
         num_classes: int | None = None,
         runtime: str = "onnxruntime",
@@ -339,7 +339,8 @@ class Registry(Catalogue):
         The session maps images (N, C, H, W), an array of float32 as `session.prepare("photo.jpg")` returns it, to a
         dict of arrays: the taps of a backbone or a pyramid, "logits" (N, num_classes) of a classifier, "out"
         (N, num_classes, H, W) of a segmenter, and of SSDLite "boxes" (N, D, 4) in pixels of the images, "scores"
-        (N, D), "labels" (N, D) and "num_detections" (N,), with zeros behind the detections of each image.
+        (N, D), "labels" (N, D) and "num_detections" (N,), with zeros behind the detections of each image. A model with
+        several heads returns such a dict for each, by the name of the head.
 
         Args:
             source: a name as for `build`, the path or address of a safetensors file, or the path of a file that

@@ -16,17 +16,18 @@ from torch import Tensor, nn
 from featuretap.catalogue.catalogue import Catalogue
 from featuretap.models.built import unwrap
 from featuretap.runtimes.choosing import choose_fastest, format_timings
-from featuretap.runtimes.exportable import Exportable, Run, prepare_model
+from featuretap.runtimes.exportable import Exportable, Run, check_heads_are_written, prepare_model
 from featuretap.runtimes.exported_files import check_metadata, export_metadata, keep_on_success
 from featuretap.runtimes.formats import Format, resolve_format
 from featuretap.runtimes.model_graphs import written_or_traced
+from featuretap.runtimes.outputs import join_images, restore
 from featuretap.runtimes.precision import check_runtime_precision
 from featuretap.runtimes.signature import (
-    DETECTIONS,
     DEVICE,
     DTYPE,
     Signature,
     check_threads,
+    detector_of,
     find_opener,
     library_errors,
     outputs_by_spec,
@@ -84,18 +85,12 @@ class CompiledModel(nn.Module):
         Raises:
             OptionError: images of another shape, type or device than the model was compiled for.
         """
-        if self.outputs == DETECTIONS and isinstance(images, list | tuple):
+        if self.description.preprocessing.inside and isinstance(images, list | tuple):
             # Images of different sizes are called one by one.
-            return [found for image in images for found in self(image[None])]
+            return join_images([self(image[None]) for image in images])
         self._check(images)
-        outputs = self._run(images.detach())
-        if self.outputs == DETECTIONS:
-            *padded, numbers = outputs
-            return [
-                {name: values[place, :number] for name, values in zip(DETECTIONS, padded, strict=False)}
-                for place, number in enumerate(numbers.tolist())
-            ]
-        return dict(zip(self.outputs, outputs, strict=True)) if self._signature.as_dict else outputs[0]
+        outputs = dict(zip(self.outputs, self._run(images.detach()), strict=True))
+        return restore(outputs, self.description, as_dict=self._signature.as_dict)
 
     def train(self, mode: bool = True) -> Self:
         """Refuse to be trained.
@@ -167,7 +162,7 @@ def _compile(runtime: RuntimeSpec, prepared: Exportable, threads: int | None) ->
         prepared.check_on_cpu(runtime.name)
     elif prepared.detects:
         raise HeadError(
-            f"the head {prepared.description.head!r} finds objects in lists of images, which the runtime "
+            f"the head {detector_of(prepared.description)!r} finds objects in lists of images, which the runtime "
             f"{runtime.name!r} does not take; take 'onnxruntime'"
         )
 
@@ -245,12 +240,19 @@ def export(
     """Write a model as a file for a runtime; see `Registry.export`. `begin` is called with the label of each step.
 
     Raises:
+        HeadError: the format holds no detector among several heads.
         ExportError: the file lacks metadata. A file that was at the path before is unchanged.
     """
     form = resolve_format(path, format)
     form.check_installed()
     description = unwrap(model, "registry.export writes").description
+    check_heads_are_written(description)
     if description.preprocessing.inside and not (form.session and outputs_by_spec(description)):
+        if description.heads:
+            raise HeadError(
+                f"the head {detector_of(description)!r} finds objects, which {form.name} files hold of models with one "
+                "head only; take onnx or openvino, or export the heads one by one with registry.select_head"
+            )
         form = form.of_detectors(description.head)
     with keep_on_success(path) as written:
         prepared: Exportable = load(f"featuretap.runtimes.{form.prepare}")(model, size, batch)

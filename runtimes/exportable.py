@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from featuretap.models.built import unwrap, unwrap_parts
+from featuretap.runtimes.outputs import flatten
 from featuretap.runtimes.precision import check_processor
 from featuretap.runtimes.signature import (
-    DETECTIONS,
     SINGLE_OUTPUTS,
     Signature,
     check_sizes,
@@ -43,9 +43,7 @@ class TupleOutputs(nn.Module):
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
         """Return the outputs for images (N, C, H, W), in the order of their names."""
-        returned = self.model(images)
-        if isinstance(returned, Tensor):
-            return (returned,)
+        returned = flatten(self.model(images), self.names)
         outputs: list[Tensor] = []
         for name in self.names:
             # Two addresses may be one tensor, and some runtimes hold no output under two names. Exporters leave out a
@@ -81,7 +79,7 @@ class Exportable:
     @property
     def detects(self) -> bool:
         """Whether it is a detector with the nodes of its own, for batches of images of any size."""
-        return self.signature.outputs == DETECTIONS
+        return self.signature.detects
 
     @property
     def module(self) -> nn.Module:
@@ -174,6 +172,7 @@ def prepare_model(model: nn.Module, size: tuple[int, int] | None = None, batch: 
     description = inner.description
     outputs = outputs_by_spec(description)
     if description.preprocessing.inside and not outputs:
+        check_heads_are_written(description)
         raise HeadError(
             f"the head {description.head!r} finds objects in lists of images, which no runtime here takes; "
             "featuretap export writes detectors as ONNX files of one size"
@@ -193,8 +192,15 @@ def prepare_model(model: nn.Module, size: tuple[int, int] | None = None, batch: 
     with prepared.export_errors(size_may_help=True), torch.no_grad():
         returned = copied(prepared.images)
     if isinstance(returned, Tensor):
-        name = "logits" if description.num_classes else "features"
-        return replace(prepared, signature=replace(signature, outputs=outputs or (name,), as_dict=False))
+        names = outputs or (_name_of_tensor(description),)
+        return replace(prepared, signature=replace(signature, outputs=names, as_dict=False))
+    if description.heads:
+        names = tuple(
+            f"{head}.{output}"
+            for head, value in returned.items()
+            for output in (value if isinstance(value, dict) else [_name_of_tensor(description.heads[head])])
+        )
+        return replace(prepared, signature=replace(signature, outputs=names))
     if isinstance(returned, dict) and returned and all(isinstance(value, Tensor) for value in returned.values()):
         return replace(prepared, signature=replace(signature, outputs=tuple(map(str, returned)), as_dict=True))
     raise HeadError(
@@ -203,8 +209,30 @@ def prepare_model(model: nn.Module, size: tuple[int, int] | None = None, batch: 
     )
 
 
+def check_heads_are_written(description: Description) -> None:
+    """Refuse a detector among several heads whose graph is not written from its spec.
+
+    Raises:
+        HeadError: there is one.
+    """
+    for name, head in description.heads.items():
+        if head.preprocessing.inside and not outputs_by_spec(head):
+            raise HeadError(
+                f"the head {name!r} ({head.head}) finds objects in a way that no runtime computes beside other heads; "
+                "take 'ssdlite' or 'ssd', or export the heads one by one with registry.select_head"
+            )
+
+
+def _name_of_tensor(description: Description) -> str:
+    """Return the name of the output of a model that returns a tensor."""
+    return "logits" if description.num_classes else "features"
+
+
 def _has_known_form(description: Description, outputs: tuple[str, ...]) -> bool:
     """Return whether it is known without a call if a model returns a tensor or a dict: other heads may do either."""
+    if description.heads:
+        # All of them are written from their specs.
+        return True
     plain = isinstance(description.spec, ModelSpec) and description.spec.head.model == HeadSpec.model
     return not plain or len(outputs) > 1 or outputs in SINGLE_OUTPUTS
 

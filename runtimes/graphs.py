@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from featuretap.backbones.nodes import backbone_nodes
-from featuretap.specs import BackboneSpec, ModelSpec
+from featuretap.specs import BackboneSpec, ModelSpec, MultiHeadSpec
 from featuretap.specs.graph import IMAGE, Graph
 from featuretap.specs.head import backbone_of
 from featuretap.specs.preprocessing import Preprocessing
@@ -21,12 +21,14 @@ if TYPE_CHECKING:
 OPSET, IR_VERSION = 21, 10
 """ONNX 1.17's, which ONNX Runtime 1.20 and OpenVINO 2025.0 read; the first with a correct `GroupNormalization`."""
 
+Network: TypeAlias = BackboneSpec | ModelSpec | MultiHeadSpec
+
 EXAMPLES = ((224, 288), (352, 416))
 """Sizes of images; output dimensions that are equal for both do not depend on the size."""
 
 
 def write_graph(
-    spec: BackboneSpec | ModelSpec,
+    spec: Network,
     tensors: Mapping[str, NDArray[Any]],
     norm_eps: Mapping[str, float],
     preprocessing: Preprocessing,
@@ -96,9 +98,11 @@ def write_onnx(graph: onnx.ModelProto, path: Path, metadata: Mapping[str, str]) 
     path.write_bytes(graph.SerializeToString())
 
 
-def _append(graph: Graph, spec: BackboneSpec | ModelSpec) -> dict[str, str]:
+def _append(graph: Graph, spec: Network) -> dict[str, str]:
     """Append a network, and return name → tensor of its outputs."""
-    if not isinstance(spec, ModelSpec):
+    if isinstance(spec, MultiHeadSpec):
+        return _append_heads(graph, spec)
+    if isinstance(spec, BackboneSpec):
         return backbone_nodes(graph, spec, graph.images)
     if not spec.head.nodes:
         raise NodesError(f"the head {spec.head.name!r} has no nodes")
@@ -106,9 +110,36 @@ def _append(graph: Graph, spec: BackboneSpec | ModelSpec) -> dict[str, str]:
     return outputs
 
 
-def _output_shapes(spec: BackboneSpec | ModelSpec, size: tuple[int, int] | None) -> dict[str, list[int | None]]:
+def _append_heads(graph: Graph, spec: MultiHeadSpec) -> dict[str, str]:
+    """Append a backbone with several heads, and return "head.output" → tensor.
+
+    The images are prepared by the detectors, the first of which comes first; two resize them alike.
+    """
+    images = graph.images
+    outputs: dict[str, dict[str, str]] = {}
+    for name in sorted(spec.heads, key=lambda name: spec.heads[name].head.images != "raw"):
+        model = spec.heads[name]
+        is_detector = model.head.images == "raw"
+        of_head = graph.for_head(name, IMAGE if is_detector else images, graph.preprocessing)
+        outputs[name] = _append(of_head, model)
+        if is_detector:
+            images = of_head.images
+            graph.intermediate |= {f"{name}.{output}": tensor for output, tensor in of_head.intermediate.items()}
+        elif model.head.task == "segmentation" and images != IMAGE:
+            size = graph.size_of(IMAGE)
+            outputs[name] = {output: graph.resize(logits, size) for output, logits in outputs[name].items()}
+    return {f"{name}.{output}": tensor for name in spec.heads for output, tensor in outputs[name].items()}
+
+
+def _output_shapes(spec: Network, size: tuple[int, int] | None) -> dict[str, list[int | None]]:
     """Return name → shape of the outputs without the batch, with None for what depends on the images."""
     first, second = (size, size) if size else EXAMPLES
+    if isinstance(spec, MultiHeadSpec):
+        return {
+            f"{name}.{output}": shape
+            for name, model in spec.heads.items()
+            for output, shape in _output_shapes(model, size).items()
+        }
     describe = spec.outputs if isinstance(spec, ModelSpec) else spec.tap_shapes
     others = describe(*second)
 

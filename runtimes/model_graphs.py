@@ -15,6 +15,7 @@ from featuretap.runtimes.exportable import Exportable, quiet_exporters
 from featuretap.runtimes.graphs import write_graph
 from featuretap.runtimes.precision import precision_option
 from featuretap.runtimes.signature import Opened
+from featuretap.specs.description import spec_of
 from featuretap.specs.graph import IMAGE
 from featuretap.support.errors import ExportError, NodesError
 from featuretap.support.extras import check_extra
@@ -85,14 +86,15 @@ def write_from_spec(model: Exportable, *, intermediate: bool = False) -> onnx.Mo
         NodesError: a part of it has no nodes.
     """
     description, signature = model.description, model.signature
-    if description.spec is None:
+    spec = spec_of(description)
+    if spec is None:
         raise NodesError("its description has no spec")
 
     def native(name: str) -> str:
-        return name.removeprefix("backbone.") if description.head else name
+        return name if spec is description.backbone else name.removeprefix("backbone.")
 
     return write_graph(
-        description.spec,
+        spec,
         {native(name): tensor.numpy() for name, tensor in model.model.state_dict().items()},
         {native(path): eps for path, eps in eps_of(model.model).items()},
         description.preprocessing,

@@ -140,14 +140,19 @@ def quantize(
     check_extra("quantising", ONNX.extra, ONNX.modules)
     if path.suffix != ".onnx":
         raise OptionError(f"the quantised model would be an ONNX file; give {str(path)!r} a name that ends in .onnx")
-    files, files_to_compare = _split_images(images, judge_on)
     prepared = replace(prepare_model(model, size), session=ONNX.session)
     prepared.check_on_cpu("onnxruntime")
+    if prepared.description.heads:
+        raise HeadError(
+            "models with several heads are not quantized; quantize them one by one: "
+            f"registry.select_head(model, {next(iter(prepared.description.heads))!r})"
+        )
     if prepared.detects:
         raise HeadError(
             f"the head {prepared.description.head!r} finds objects, and detectors are not quantized; quantize the "
             "backbone that its taps come from"
         )
+    files, files_to_compare = _split_images(images, judge_on)
     transform = _make_transform(prepared.description, size)
     bad: dict[str, str] = {}
     bad_to_compare: dict[str, str] = {}

@@ -7,13 +7,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from featuretap.catalogue.addresses import is_address
 from featuretap.catalogue.catalogue import Catalogue
+from featuretap.catalogue.multi_head_request import MultiHeadRequest, resolve_multi_head_request
 from featuretap.catalogue.pretrained import WeightsSource, is_location
 from featuretap.catalogue.request import BuildRequest, resolve_request
 from featuretap.runtimes import preparing
@@ -21,11 +22,11 @@ from featuretap.runtimes.agreement import check_agreement, measure_agreement, pa
 from featuretap.runtimes.graphs import write_graph
 from featuretap.runtimes.precision import check_processor, check_runtime_precision
 from featuretap.runtimes.signature import (
-    DETECTIONS,
     SINGLE_OUTPUTS,
     Array,
     Opened,
     Signature,
+    by_head,
     check_sizes,
     check_threads,
     find_opener,
@@ -37,6 +38,7 @@ from featuretap.specs import BackboneSpec, ModelSpec, RuntimeSpec, Tap
 from featuretap.specs.agreement import Agreement
 from featuretap.specs.class_names import class_names
 from featuretap.specs.description import Description
+from featuretap.specs.head import backbone_of
 from featuretap.specs.runtime import AUTO, FLOAT32
 from featuretap.specs.validation import ARGUMENTS
 from featuretap.support.errors import ExportError, NodesError, OptionError, WeightsError
@@ -44,15 +46,19 @@ from featuretap.support.extras import check_extra
 from featuretap.support.images import read_image
 from featuretap.support.import_strings import load
 from featuretap.weights.fitting import FittedWeights, fit_checkpoint
+from featuretap.weights.fitting_heads import fit_several_heads
 from featuretap.weights.opening import open_checkpoint
 from featuretap.weights.reading import Checkpoint
-from featuretap.weights.requests import resolve_checkpoint
+from featuretap.weights.requests import resolve_checkpoint, resolve_multi_head_checkpoint
+from featuretap.weights.several_heads import checkpoint_for, has_several_heads, select_part
 
 if TYPE_CHECKING:
     import onnx
     from PIL import Image
 
     from featuretap.support.timing import Timing
+
+Request: TypeAlias = BuildRequest | MultiHeadRequest
 
 COMPARED = 4
 """Number of images on which precisions are compared, if that is free."""
@@ -87,8 +93,10 @@ class Session:
         self.classes = class_names(description)
         self.timings: Mapping[str, Timing] = {}
 
-    def __call__(self, images: Array) -> dict[str, Array]:
+    def __call__(self, images: Array) -> dict[str, Any]:
         """Return the outputs for images (N, C, H, W) of float32, as `prepare` returns them.
+
+        They are arrays by name, or of a model with several heads such a dict by the name of each head.
 
         Raises:
             OptionError: images of another shape or type.
@@ -98,7 +106,7 @@ class Session:
             raise OptionError(f"a session takes images (N, C, H, W) as an array of float32, got {found}")
         if expected := self._signature.mismatch(images.shape):
             raise OptionError(f"this session is for images {expected}, got {images.shape}")
-        return dict(zip(self.outputs, self._run(images), strict=True))
+        return by_head(dict(zip(self.outputs, self._run(images), strict=True)), self.description)
 
     def prepare(self, image: Image.Image | str | os.PathLike[str]) -> NDArray[np.float32]:
         """Return an image as the model wants it, as a batch of one (1, C, H, W), as `registry.transforms` prepares it.
@@ -193,7 +201,7 @@ def fit_weights(
     source: str | os.PathLike[str] | BackboneSpec,
     pretrained: bool | str | os.PathLike[str],
     arguments: Mapping[str, Any],
-) -> tuple[BuildRequest, FittedWeights]:
+) -> tuple[Request, FittedWeights]:
     """Return the request for a model and its weights as arrays; arguments as of `open_model`.
 
     Raises:
@@ -201,7 +209,10 @@ def fit_weights(
         WeightsError: they cannot be read without PyTorch, do not fit, or lack the head.
     """
     request, checkpoint = _find_weights(catalogue, source, pretrained, arguments)
-    fitted = fit_checkpoint(request, checkpoint, catalogue)
+    if isinstance(request, MultiHeadRequest):
+        fitted = fit_several_heads(request, checkpoint, catalogue)
+    else:
+        fitted = fit_checkpoint(request, checkpoint, catalogue)
     if fitted.head.is_random:
         raise WeightsError(
             f"{request.label}: {fitted.head.warning}; train it first: a session runs trained weights only"
@@ -212,7 +223,7 @@ def fit_weights(
 def open_fitted(
     catalogue: Catalogue,
     runtime: RuntimeSpec | None,
-    request: BuildRequest,
+    request: Request,
     fitted: FittedWeights,
     *,
     size: tuple[int, int] | None = None,
@@ -244,7 +255,7 @@ def is_exported(catalogue: Catalogue, source: object) -> bool:
 
 
 def write_model(
-    request: BuildRequest,
+    request: Request,
     fitted: FittedWeights,
     size: tuple[int, int] | None = None,
     batch: int | None = None,
@@ -254,20 +265,19 @@ def write_model(
     Raises:
         ExportError: a part of the model has no nodes.
     """
-    description, backbone = fitted.description, request.backbone
+    description, spec = fitted.description, request.spec
     outputs = outputs_by_spec(description)
     try:
-        proto = write_graph(
-            request.spec, fitted.tensors, fitted.norm_eps, description.preprocessing, size=size, batch=batch
-        )
+        proto = write_graph(spec, fitted.tensors, fitted.norm_eps, description.preprocessing, size=size, batch=batch)
     except NodesError as error:
         raise ExportError(
             f"{request.label} needs PyTorch: {error}; build it, and give it to registry.compile or registry.export"
         ) from error
     fitted.check_unchanged()
-    has_taps = not isinstance(request.spec, ModelSpec) or bool(request.spec.head.taps)
-    taps = request.spec.taps if has_taps else {}
-    return proto, Signature(outputs, outputs not in SINGLE_OUTPUTS, backbone.in_channels, taps, size, batch)
+    has_taps = isinstance(spec, BackboneSpec) or (isinstance(spec, ModelSpec) and bool(spec.head.taps))
+    taps = spec.taps if has_taps else {}
+    channels = backbone_of(spec).in_channels
+    return proto, Signature(outputs, outputs not in SINGLE_OUTPUTS, channels, taps, size, batch)
 
 
 def _find_weights(
@@ -275,19 +285,32 @@ def _find_weights(
     source: str | os.PathLike[str] | BackboneSpec,
     pretrained: bool | str | os.PathLike[str],
     arguments: Mapping[str, Any],
-) -> tuple[BuildRequest, Checkpoint]:
+) -> tuple[Request, Checkpoint]:
     """Return the request for a model, and the checkpoint of its weights, read as arrays."""
     stated = {name: value for name, value in arguments.items() if value is not None}
     if is_location(source):
         checkpoint = open_checkpoint(WeightsSource(path=source), catalogue, "np")
         replaced: dict[str, Any] = {name: stated.pop(name) for name in ARGUMENTS & set(stated)}
+        if has_several_heads(checkpoint):
+            if not replaced:
+                return resolve_multi_head_checkpoint(checkpoint, catalogue, stated), checkpoint
+            checkpoint = select_part(checkpoint, replaced)
         return resolve_checkpoint(checkpoint, catalogue, None, replaced, stated), checkpoint
+    heads = stated.get("head")
+    if heads is not None and not isinstance(heads, str):
+        del stated["head"]
+        several = resolve_multi_head_request(catalogue, source, heads, pretrained=pretrained, **stated)  # type: ignore[arg-type]
+        return several, _open_weights(several.backbone, catalogue)
     request = resolve_request(catalogue, source, pretrained=pretrained, **stated)  # type: ignore[arg-type]
+    return request, _open_weights(request, catalogue)
+
+
+def _open_weights(request: BuildRequest, catalogue: Catalogue) -> Checkpoint:
     if request.weights is None:
         raise OptionError(f"a session runs trained weights, and {request.label} was asked for without; give pretrained")
     if request.weights.factory_tag:
         raise ExportError(f"{request.label} has weights that only PyTorch reads; build it, and compile that")
-    return request, open_checkpoint(request.weights, catalogue, "np")
+    return checkpoint_for(open_checkpoint(request.weights, catalogue, "np"), request.description.head)
 
 
 def _check_runtime(catalogue: Catalogue, runtime: RuntimeSpec, precision: str) -> None:
@@ -323,7 +346,7 @@ def _open(
 
 def _compare(exact: Opened, opened: Opened, signature: Signature, precision: str) -> dict[str, Agreement]:
     """Return the agreement of outputs with those in float32, on random images."""
-    if signature.outputs == DETECTIONS:
+    if signature.detects:
         raise OptionError(
             f"detections in precision={precision!r} cannot be compared with those in {FLOAT32}, whose number differs; "
             "give the model to registry.compile, which compares what they are selected from"

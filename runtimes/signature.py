@@ -50,7 +50,8 @@ class Signature:
     """Images (batch, channels, *size) → outputs.
 
     Args:
-        outputs: names, in order: tap addresses, levels of a pyramid, "out" of a segmenter, "logits" or "features".
+        outputs: names, in order: tap addresses, levels of a pyramid, "out" of a segmenter, "logits" or "features"; of a
+            model with several heads behind the name of the head, as "road.out".
         as_dict: whether the model returns a dict; otherwise it returns its only output.
         channels: of the images.
         taps: output → channels and stride, of a backbone or a pyramid.
@@ -64,6 +65,11 @@ class Signature:
     taps: Mapping[str, Tap]
     size: tuple[int, int] | None = None
     batch: int | None = None
+
+    @property
+    def detects(self) -> bool:
+        """Whether a detector is among the heads."""
+        return any(name.rpartition(".")[2] == DETECTIONS[-1] for name in self.outputs)
 
     def mismatch(self, shape: tuple[int, ...]) -> str:
         """Return the expected shape as text if images of `shape` do not fit, else an empty string."""
@@ -133,12 +139,33 @@ def library_errors(
 
 def outputs_by_spec(description: Description) -> tuple[str, ...]:
     """Return the names of a model's outputs, as far as its spec tells; empty where it has to be run for that."""
+    if description.heads:
+        names = {name: outputs_by_spec(head) for name, head in description.heads.items()}
+        known = all(names.values())
+        return tuple(f"{name}.{output}" for name, outputs in names.items() for output in outputs) if known else ()
     spec = description.spec
     if not isinstance(spec, ModelSpec):
         return tuple(spec.taps) if spec and spec.stages else ()
     if not (spec.backbone.stages and spec.head.nodes and spec.head.outputs):
         return ()
     return DETECTIONS if description.preprocessing.inside else tuple(spec.outputs(*ANY_SIZE))
+
+
+def detector_of(description: Description) -> str | None:
+    """Return the name of a model's detection head, the first of several, or of its only head."""
+    detectors = (name for name, head in description.heads.items() if head.preprocessing.inside)
+    return next(detectors, None) or description.head
+
+
+def by_head(outputs: Mapping[str, Any], description: Description) -> dict[str, Any]:
+    """Return outputs as a session returns them: by their names, or by head and name of a model with several heads."""
+    if not description.heads:
+        return dict(outputs)
+    nested: dict[str, Any] = {name: {} for name in description.heads}
+    for name, values in outputs.items():
+        head, _, output = name.partition(".")
+        nested[head][output] = values
+    return nested
 
 
 def read_metadata(path: Path, metadata: Mapping[str, str]) -> tuple[Signature, Description]:

@@ -2,15 +2,19 @@
 
 import copy
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from featuretap.models.multi_head import MultiHeadModel
+from featuretap.models.several_heads import select_head
 from featuretap.runtimes.agreement import Outputs, check_agreement, measure_agreement, pairs_of_images, random_images
 from featuretap.runtimes.exportable import Exportable, Run
 from featuretap.runtimes.model_graphs import DifferenceError, graph_of, open_graph
-from featuretap.runtimes.signature import library_errors
+from featuretap.runtimes.outputs import flatten
+from featuretap.runtimes.signature import library_errors, outputs_by_spec
 from featuretap.specs.agreement import Agreement
 from featuretap.specs.runtime import FLOAT32
 
@@ -49,10 +53,11 @@ def verify_outputs(model: Exportable, run: Run) -> dict[str, Agreement]:
     names = model.signature.outputs
     compute: Callable[[nn.Module, Tensor], Sequence[Tensor]] = _call
     if model.detects:
-        names, compute = PREDICTIONS, _predictions
+        names = _compared_outputs(model)
+        compute = partial(_predictions, names=names)
         # The graph itself has to run, and predicts the same as the one with these outputs.
         run(model.images[: model.signature.batch or 1])
-        run = _with_predictions(model)
+        run = _with_predictions(model, names)
     hint = "" if model.signature.size else "; give the one size of images that it is for, such as size=(224, 224)"
     reference = model.model if model.detects else model.module
     exactly = model.precision == FLOAT32
@@ -95,18 +100,48 @@ def _call(module: nn.Module, images: Tensor) -> Sequence[Tensor]:
     return outputs
 
 
+def _compared_outputs(model: Exportable) -> tuple[str, ...]:
+    """Return the outputs of a model with a detector, with what each detector predicts in place of its detections."""
+    if not model.description.heads:
+        return PREDICTIONS
+    names: list[str] = []
+    for name, head in model.description.heads.items():
+        own = PREDICTIONS if head.preprocessing.inside else outputs_by_spec(head)
+        names += [f"{name}.{output}" for output in own]
+    return tuple(names)
+
+
 @torch.no_grad()
-def _predictions(model: Any, images: Tensor) -> Sequence[Tensor]:
+def _predictions(model: Any, images: Tensor, names: Sequence[str]) -> Sequence[Tensor]:
+    """Return the outputs of a model with a detector by `names`."""
+    if not isinstance(model, MultiHeadModel):
+        predicted = _predict(model, images)
+    else:
+        returned = model(images)
+        detectors = [name for name, head in model.description.heads.items() if head.preprocessing.inside]
+        returned |= {name: _predict(select_head(model, name), images) for name in detectors}
+        predicted = flatten(returned, names)
+    return [predicted[name] for name in names]
+
+
+def _predict(detector: Any, images: Tensor) -> dict[str, Tensor]:
     """Return what a detector predicts before it selects boxes."""
-    prepared, _ = model.as_detector().transform(list(images))
-    predicted = model.head(model.backbone(prepared.tensors))
-    return [predicted[name] for name in PREDICTIONS]
+    prepared, _ = detector.as_detector().transform(list(images))
+    predicted: dict[str, Tensor] = detector.head(detector.backbone(prepared.tensors))
+    return predicted
 
 
-def _with_predictions(model: Exportable) -> Run:
-    """Return what runs a detector's graph with its predictions as outputs, and returns these."""
-    run = open_graph(model, graph_of(model, intermediate=True)).run
-    return lambda images: list(map(torch.from_numpy, run(images.numpy())))[-len(PREDICTIONS) :]
+def _with_predictions(model: Exportable, names: Sequence[str]) -> Run:
+    """Return what runs a graph with the predictions of detectors as outputs, and returns the outputs by `names`."""
+    graph = graph_of(model, intermediate=True)
+    outputs = [output.name for output in graph.graph.output]
+    run = open_graph(model, graph).run
+
+    def run_by_name(images: Tensor) -> list[Tensor]:
+        found = dict(zip(outputs, run(images.numpy()), strict=True))
+        return [torch.from_numpy(found[name]) for name in names]
+
+    return run_by_name
 
 
 def _images(model: Exportable) -> Iterator[Tensor]:

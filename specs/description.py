@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from featuretap.specs import BackboneSpec, ModelSpec
+from featuretap.specs import BackboneSpec, ModelSpec, MultiHeadSpec
 from featuretap.specs.agreement import Agreement
 from featuretap.specs.preprocessing import Preprocessing
 from featuretap.support.errors import OptionError
@@ -52,6 +52,14 @@ class Description:
     def backbone(self) -> BackboneSpec | None:
         """The backbone as it was built."""
         return self.spec.backbone if isinstance(self.spec, ModelSpec) else self.spec
+
+
+def spec_of(description: Description) -> BackboneSpec | ModelSpec | MultiHeadSpec | None:
+    """Return the spec of the model of a `description`, with any number of heads; None where it is not known."""
+    if not description.heads or description.backbone is None:
+        return description.spec
+    heads = {name: head.spec for name, head in description.heads.items() if isinstance(head.spec, ModelSpec)}
+    return MultiHeadSpec(description.backbone, heads)
 
 
 def adapt_preprocessing(spec: BackboneSpec | ModelSpec, preprocessing: Preprocessing) -> Preprocessing:

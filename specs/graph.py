@@ -7,6 +7,7 @@ graph is a `str`, its name.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from copy import copy
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -32,7 +33,8 @@ class Graph:
 
     Args:
         tensors: name → values of the network, in the native layout of files (`stages.C1.0.conv.weight`, `head.…`).
-        norm_eps: epsilon of the batch norms by part ("backbone", "head"), and of those that differ by their path.
+        norm_eps: epsilon of the batch norms by part ("backbone", "head", or "heads.NAME" of several), and of those that
+            differ by their path.
         preprocessing: of the network's images, for heads that normalise them.
     """
 
@@ -43,12 +45,29 @@ class Graph:
         self.norm_eps = norm_eps
         self.preprocessing = preprocessing
         self.images = IMAGE
+        """The images that the network reads. A detector replaces them by those that it prepared, for other heads."""
+        self.head = "head."
+        """Prefix of the tensors of the head whose nodes are written, which names it as "head."."""
+        self.maps: dict[tuple[str, str], str] = {}
+        """Path and input of a layer → its output; heads share the layers of the backbone."""
         self.nodes: list[onnx.NodeProto] = []
         self.constants: dict[str, Array] = {}
         self.integers: set[str] = set()
         """Tensors of int64 that may be outputs; all others are of float32."""
         self.intermediate: dict[str, str] = {}
         """Name → tensor of what a detector predicts before it selects boxes, for comparisons."""
+
+    def for_head(self, name: str, images: str, preprocessing: Preprocessing) -> Graph:
+        """Return this graph for the nodes of one of several heads.
+
+        Args:
+            name: of the head in the model.
+            images: tensor (N, C, H, W) that the head reads.
+            preprocessing: of the model that the head and the backbone form.
+        """
+        graph = copy(self)
+        graph.head, graph.images, graph.preprocessing = f"heads.{name}.", images, preprocessing
+        return graph
 
     def node(self, operator: str, *inputs: str, **attributes: Any) -> str:
         """Append a node of one output, and return the name of its output.
@@ -86,7 +105,7 @@ class Graph:
 
     def has(self, name: str) -> bool:
         """Return whether the network has a tensor."""
-        return name in self.tensors
+        return self._stored(name) in self.tensors
 
     def tensor(self, name: str) -> Array:
         """Return a tensor of the network as float32.
@@ -94,9 +113,10 @@ class Graph:
         Raises:
             NodesError: the network lacks it.
         """
-        if name not in self.tensors:
-            raise NodesError(f"there is no tensor {name!r} to write the graph from")
-        return self.tensors[name].astype(np.float32, copy=False)
+        stored = self._stored(name)
+        if stored not in self.tensors:
+            raise NodesError(f"there is no tensor {stored!r} to write the graph from")
+        return self.tensors[stored].astype(np.float32, copy=False)
 
     def convolution(
         self,
@@ -169,8 +189,12 @@ class Graph:
         # Those of a fused network are folded already.
         if norm and any(self.has(f"{norm}.{kind}") for kind in STATISTICS):
             weight, bias = self._fold(weight, bias, norm)
-        names = [self.constant(weight, f"{path}.weight")]
-        return names if bias is None else [*names, self.constant(bias, f"{path}.bias")]
+        names = [self.constant(weight, self._stored(f"{path}.weight"))]
+        return names if bias is None else [*names, self.constant(bias, self._stored(f"{path}.bias"))]
+
+    def _stored(self, name: str) -> str:
+        """Return the name of a tensor in the network's file, which differs for one of several heads."""
+        return self.head + name.removeprefix("head.") if name.startswith("head.") else name
 
     def _fold(self, weight: Array, bias: Array | None, norm: str) -> tuple[Array, Array]:
         missing = [kind for kind in STATISTICS if not self.has(f"{norm}.{kind}")]
@@ -182,8 +206,8 @@ class Graph:
         return weight * scale.astype(np.float32).reshape(-1, *[1] * (weight.ndim - 1)), shift
 
     def _eps(self, norm: str) -> float:
-        part = "head" if norm.startswith("head.") else "backbone"
-        eps = self.norm_eps.get(norm, self.norm_eps.get(part))
+        part = self.head.removesuffix(".") if norm.startswith("head.") else "backbone"
+        eps = self.norm_eps.get(self._stored(norm), self.norm_eps.get(part))
         if eps is None:
             raise NodesError(f"the epsilon of the {part}'s batch norms is not known")
         return eps

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from featuretap.specs.backbone import COUNTING, BackboneSpec, check_size
 from featuretap.specs.layers import Counted
@@ -29,6 +29,9 @@ from featuretap.specs.validation import (
 )
 from featuretap.support.errors import SpecError
 from featuretap.support.import_strings import call_reference, load
+
+if TYPE_CHECKING:
+    from featuretap.specs.multi_head import MultiHeadSpec
 
 Reads = tuple[str | tuple[str, ...], ...]
 """Tap addresses; a tuple in place of an address names alternatives, the preferred first."""
@@ -266,6 +269,6 @@ class ModelSpec:
         return self.backbone.macs(height, width) + self.head_macs(height, width)
 
 
-def backbone_of(spec: BackboneSpec | ModelSpec) -> BackboneSpec:
+def backbone_of(spec: BackboneSpec | ModelSpec | MultiHeadSpec) -> BackboneSpec:
     """Return the backbone of a `spec`."""
-    return spec.backbone if isinstance(spec, ModelSpec) else spec
+    return spec if isinstance(spec, BackboneSpec) else spec.backbone

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -139,6 +139,7 @@ def read_record(path: Path, metadata: Mapping[str, str]) -> Record | None:
     heads = {name: read_record(path, head) for name, head in (values["heads"] or {}).items()}
     if not all(heads.values()):
         raise WeightsError(f"{problem} it names a head without a record")
+    description = replace(description, heads={name: head.description for name, head in heads.items() if head})
     return Record(
         description,
         values["layout"],

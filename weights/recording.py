@@ -21,7 +21,8 @@ def record_of_model(catalogue: Catalogue, description: Description) -> Record:
     by_name = is_built_by_name(catalogue, description)
     network = network_digest(description.backbone) if description.backbone else ""
     portable = make_portable(catalogue, description) if by_name else description
-    return Record(portable, NATIVE, network=network, by_name=by_name)
+    heads = {name: record_of_model(catalogue, head) for name, head in description.heads.items()}
+    return Record(portable, NATIVE, network=network, by_name=by_name, heads=heads)
 
 
 def is_built_by_name(catalogue: Catalogue, description: Description) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from featuretap.support.errors import UnknownHeadError, WeightsError, did_you_mean
 from featuretap.weights.expected_tensors import HEAD
@@ -39,7 +39,8 @@ def backbone_checkpoint(checkpoint: Checkpoint) -> Checkpoint:
     if not checkpoint.record or not checkpoint.record.heads:
         return checkpoint
     tensors = {name: tensor for name, tensor in checkpoint.tensors.items() if not name.startswith(HEADS)}
-    return replace(checkpoint, tensors=tensors, record=replace(checkpoint.record, heads={}))
+    description = replace(checkpoint.record.description, heads={})
+    return replace(checkpoint, tensors=tensors, record=replace(checkpoint.record, description=description, heads={}))
 
 
 def head_checkpoint(checkpoint: Checkpoint, name: str) -> Checkpoint:
@@ -56,6 +57,17 @@ def head_checkpoint(checkpoint: Checkpoint, name: str) -> Checkpoint:
         hint = did_you_mean(name, heads) or ";"
         raise UnknownHeadError(f"{str(checkpoint.path)!r} has no head {name!r}{hint} its heads are {', '.join(heads)}")
     return replace(checkpoint, tensors=select_tensors(checkpoint.tensors, name), record=heads[name])
+
+
+def select_part(checkpoint: Checkpoint, arguments: dict[str, Any]) -> Checkpoint:
+    """Return the part of a checkpoint with several heads that arguments of `load` select, the backbone unless `head` is
+    given, and remove `head` from them.
+
+    Raises:
+        UnknownHeadError: the model has no such head.
+    """
+    head = arguments.pop("head", None)
+    return backbone_checkpoint(checkpoint) if head is None else head_checkpoint(checkpoint, head)
 
 
 def checkpoint_for(checkpoint: Checkpoint, head: str | None) -> Checkpoint:

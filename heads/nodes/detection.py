@@ -25,6 +25,9 @@ from featuretap.specs.layers import SAME
 
 PREDICTOR = "head.predictor"
 
+PREPARED = "prepared"
+"""Where `Graph.maps` has the images that the backbone reads, which several detectors share."""
+
 Padding = int | None
 """Of a strided convolution: pixels on each side, or None for TensorFlow's rule "SAME"."""
 
@@ -86,12 +89,18 @@ def _ssd_nodes(
     tensors.
     """
     height, width = image_size(size)
-    mean, std = (
-        graph.constant(np.reshape(values, (-1, 1, 1))) for values in (graph.preprocessing.mean, graph.preprocessing.std)
-    )
-    normalised = graph.node("Div", graph.node("Sub", graph.images, mean), std)
-    resized = graph.resize(normalised, graph.constant([height, width]), coordinates=resizing)
-    maps = list(backbone_nodes(graph, backbone, resized).values())
+    original = graph.images
+    if (PREPARED, original) not in graph.maps:
+        mean, std = (
+            graph.constant(np.reshape(values, (-1, 1, 1)))
+            for values in (graph.preprocessing.mean, graph.preprocessing.std)
+        )
+        normalised = graph.node("Div", graph.node("Sub", original, mean), std)
+        resized = graph.resize(normalised, graph.constant([height, width]), coordinates=resizing)
+        graph.maps[PREPARED, original] = resized
+    # Other heads of the model read the same images.
+    graph.images = graph.maps[PREPARED, original]
+    maps = list(backbone_nodes(graph, backbone, graph.images).values())
     sizes = [shape[1:] for shape in backbone.tap_shapes(height, width).values()]
     padding = None if backbone.padding == SAME else 1
     for index in range(len(SSDLITE_EXTRA)):
@@ -115,7 +124,7 @@ def _ssd_nodes(
     at_places = graph.node("Unsqueeze", places, graph.constant([2]))
     found_boxes = graph.node("GatherND", candidate_boxes, at_places, batch_dims=1)
     scale = graph.node(
-        "Div", graph.node("Cast", graph.size_of(graph.images), to=FLOAT), graph.constant([float(height), float(width)])
+        "Div", graph.node("Cast", graph.size_of(original), to=FLOAT), graph.constant([float(height), float(width)])
     )
     scale = graph.node("Gather", scale, graph.constant([1, 0, 1, 0]))
     found_column = graph.node("Unsqueeze", graph.node("Cast", found, to=FLOAT), graph.constant([2]))

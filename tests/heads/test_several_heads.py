@@ -311,14 +311,13 @@ def test_parts_of_a_file_with_several_heads_fill_other_models(registry: Registry
     [
         (lambda r, path: r.load(path, head="raod"), "{path} has no head 'raod'; did you mean 'road'? its heads are "),
         (lambda r, path: r.convert(path, path), "{path} holds a model with several heads: road, scene; load it with "),
-        (lambda r, path: r.session(path), "{path} holds a model with several heads: road, scene; load it with "),
         (
             lambda r, path: r.save(r.load(path), path, layout="timm"),
             "cannot save a model with several heads for timm, whose models have one; save one head: "
             "registry.save(registry.select_head(model, 'road'), ...)",
         ),
     ],
-    ids=["unknown head", "convert", "session", "timm"],
+    ids=["unknown head", "convert", "timm"],
 )
 def test_a_file_with_several_heads_is_refused_where_one_is_needed(
     registry: Registry, tmp_path: Path, use: Callable[[Registry, Path], object], message: str
