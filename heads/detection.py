@@ -35,8 +35,7 @@ LEAST_CHANNELS = 16
 MOST_LEVELS = 32
 
 
-LARGEST = 3e38
-"""Of the numbers of single precision."""
+LARGEST_FLOAT32 = 3e38
 
 
 def share(default: float) -> Option:
@@ -64,7 +63,7 @@ def is_side(value: Any) -> bool:
 
 def is_finite(value: Any) -> bool:
     """Return whether a value is a number that single precision holds."""
-    return is_number(value, -LARGEST, LARGEST)
+    return is_number(value, -LARGEST_FLOAT32, LARGEST_FLOAT32)
 
 
 PER_CHANNEL = Option(
