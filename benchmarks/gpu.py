@@ -9,7 +9,6 @@ from typing import Any
 
 import timm
 import torch
-from PIL import Image
 from torch import Tensor, nn
 
 from benchmarks.extraction import Bench, make_photographs
@@ -17,6 +16,7 @@ from benchmarks.networks import CLASSIFIERS, NAME
 from benchmarks.results import milliseconds, section, timed
 from featuretap import registry
 from featuretap.support.image_files import ImageFile, list_images
+from featuretap.support.images import read_image
 from featuretap.support.timing import Timing
 from featuretap.workflows.extraction.opening import open_extractor
 from featuretap.workflows.measuring.comparing import LIBRARIES, build_counterpart, this_machine
@@ -160,7 +160,7 @@ def _timm_loop(files: list[ImageFile], device: torch.device) -> Callable[[], obj
     def loop() -> list[Tensor]:
         found = []
         for start in range(0, len(files), 32):
-            images = [transform(Image.open(file.path).convert("RGB")) for file in files[start : start + 32]]
+            images = [transform(read_image(Path(file.path))) for file in files[start : start + 32]]
             (feature,) = model(torch.stack(images).to(device, memory_format=torch.channels_last))
             found.append(feature.mean((2, 3)).cpu())
         return found

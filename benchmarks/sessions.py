@@ -47,7 +47,7 @@ from PIL import Image
 model = timm.create_model("mobilenetv2_100", checkpoint_path=sys.argv[2]).eval()
 prepare = timm.data.create_transform(**timm.data.resolve_data_config({}, model=model))
 with torch.inference_mode():
-    print(model(prepare(Image.open(sys.argv[1]).convert("RGB"))[None]).softmax(1).topk(5))
+    print(model(prepare(Image.open(sys.argv[1], formats=["JPEG", "PNG"]).convert("RGB"))[None]).softmax(1).topk(5))
 """
 
 

@@ -24,7 +24,7 @@ from torchvision import datasets
 from featuretap.registry.errors import DataError, ImageError
 from featuretap.workflows.datasets.data_set import DataSet
 from featuretap.workflows.datasets.formats import open_data
-from featuretap.workflows.datasets.named import Digits
+from featuretap.workflows.datasets.named import FILES, Digits
 from featuretap.workflows.datasets.named_sets import NAMED_SETS, NamedSet
 
 
@@ -116,11 +116,7 @@ def test_usps_is_read_from_its_files(tmp_path: Path) -> None:
 
 
 def test_gtsrb_has_numbers_for_names(tmp_path: Path) -> None:
-    place = tmp_path / "gtsrb"
-    for number in range(43):
-        picture(place / "GTSRB" / "Training" / f"{number:05}" / "0.ppm")
-    picture(place / "GTSRB" / "Final_Test" / "Images" / "00000.ppm")
-    (place / "GT-final_test.csv").write_text("Filename;ClassId\n00000.ppm;42\n")
+    put_gtsrb(tmp_path)
     data = opened("GTSRB", tmp_path)
     assert (labels_of(data.train), labels_of(data.val)) == (list(range(43)), [42])
     assert (data.classes[42], data.mirrors) == ("42", False)
@@ -152,6 +148,68 @@ def test_caltechs_categories_are_classes(tmp_path: Path) -> None:
             picture(place / name / f"image_{number:04}.jpg")
     data = opened("caltech101", tmp_path)
     assert (data.classes, labels_of(data.train), data.val[1].read()[1]) == (("ant", "bonsai"), [0, 1], 1)
+
+
+def put_caltech101(place: Path) -> None:
+    (place / "caltech101" / "101_ObjectCategories" / "BACKGROUND_Google").mkdir(parents=True)
+    for name, number, value in (("ant", 1, 9), ("ant", 2, 99), ("bonsai", 1, 199)):
+        picture(place / "caltech101" / "101_ObjectCategories" / name / f"image_{number:04}.jpg", value=value)
+
+
+def put_caltech256(place: Path) -> None:
+    for name, number in (("001.ak47", 1), ("001.ak47", 2), ("002.flag", 1)):
+        path = place / "caltech256" / "256_ObjectCategories" / name / f"{name[:3]}_{number:04}.jpg"
+        picture(path, value=number * 60 + int(name[:3]) * 20)
+
+
+def put_gtsrb(place: Path) -> None:
+    for number in range(43):
+        picture(place / "gtsrb" / "GTSRB" / "Training" / f"{number:05}" / "0.ppm", value=number)
+    picture(place / "gtsrb" / "GTSRB" / "Final_Test" / "Images" / "00000.ppm")
+    (place / "gtsrb" / "GT-final_test.csv").write_text("Filename;ClassId\n00000.ppm;42\n")
+
+
+def put_pets(place: Path) -> None:
+    root = place / "oxford-iiit-pet"
+    (root / "annotations").mkdir(parents=True)
+    for part, names in (("trainval", ("Bengal_1", "pug_1")), ("test", ("pug_2",))):
+        lines = [f"{name} {1 if name[0] == 'B' else 2} 1 1\n" for name in names]
+        (root / "annotations" / f"{part}.txt").write_text("".join(lines))
+        for value, name in enumerate(names):
+            picture(root / "images" / f"{name}.jpg", value=value * 99)
+
+
+OPENED_BY_PATH = {
+    "Caltech101": put_caltech101,
+    "Caltech256": put_caltech256,
+    "GTSRB": put_gtsrb,
+    "OxfordIIITPet": put_pets,
+}
+
+
+def test_whatever_torchvision_opens_by_itself_is_opened_by_its_path() -> None:
+    kinds = [getattr(datasets, row.name) for row in NAMED_SETS.values() if row.name != "digits"]
+    opening = {
+        kind.__name__
+        for kind in kinds
+        if "Image.open(" in inspect.getsource(kind) and "loader" not in inspect.signature(kind).parameters
+    }
+    assert opening == set(FILES) == set(OPENED_BY_PATH)
+
+
+@pytest.mark.parametrize("name", OPENED_BY_PATH)
+def test_images_opened_by_path_are_torchvisions_and_no_programs(tmp_path: Path, name: str) -> None:
+    OPENED_BY_PATH[name](tmp_path)
+    samples = opened(name, tmp_path).train
+    for sample in samples:
+        theirs, label = sample.source[sample.number]  # type: ignore[attr-defined]
+        image, ours = sample.read()
+        assert (image.mode, image.tobytes(), ours) == ("RGB", theirs.tobytes(), label)
+    for path in tmp_path.rglob("*.[jp]p[gm]"):
+        path.write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n")
+    problem = samples[0].check()
+    assert problem.startswith(f"{samples[0].name} cannot be read: ")
+    assert "is a PostScript program, which is not read as an image" in problem
 
 
 def test_the_order_on_the_disk_does_not_matter(tmp_path: Path) -> None:

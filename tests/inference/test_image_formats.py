@@ -3,6 +3,7 @@
 import ast
 import io
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -27,11 +28,15 @@ REFUSAL = "is a PostScript program, which is not read as an image"
 
 
 def calls_of(code: str) -> set[str]:
-    """Names of Pillow's functions that open files, as far as code mentions them."""
+    """Names of Pillow's functions that open files, as far as code or a script inside it mentions them."""
     if "Image" not in code:
         return set()
-    nodes = [node for node in ast.walk(ast.parse(code)) if isinstance(node, ast.Attribute)]
-    return {ast.unparse(node) for node in nodes} & {"Image.open", "Image.OPEN", "PIL.Image.open", "ImageFile.Parser"}
+    nodes = list(ast.walk(ast.parse(code)))
+    scripts = [node.value for node in nodes if isinstance(node, ast.Constant) and isinstance(node.value, str)]
+    found = {ast.unparse(node) for node in nodes if isinstance(node, ast.Attribute)}
+    if any("import" in script and re.search(r"Image\.open\((?!.*formats=)", script) for script in scripts):
+        found.add("Image.open")
+    return found & {"Image.open", "Image.OPEN", "PIL.Image.open", "ImageFile.Parser"}
 
 
 def test_pillow_opens_files_in_one_place() -> None:
@@ -41,6 +46,8 @@ def test_pillow_opens_files_in_one_place() -> None:
     found = {str(path.relative_to(ROOT)): calls_of(path.read_text()) for path in paths}
     assert {path: calls for path, calls in found.items() if calls} == {"support/images.py": {"Image.OPEN"}}
     assert calls_of("from PIL import Image\nwith Image.open('a.png') as a: a.load()") == {"Image.open"}
+    assert calls_of("SCRIPT = 'import PIL; PIL.Image.open(path)'") == {"Image.open"}
+    assert calls_of("SCRIPT = 'import PIL; PIL.Image.open(path, formats=[])'") == set()
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,6 @@
 """Opening named data sets, which torchvision and scikit-learn read. No torch at module level."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from inspect import signature
 from pathlib import Path
@@ -16,6 +16,24 @@ from featuretap.support.import_strings import load
 from featuretap.workflows.datasets.data_set import DataSet
 from featuretap.workflows.datasets.named_sets import NamedSet
 from featuretap.workflows.datasets.splits import split
+
+FILES: Mapping[str, Callable[[Any, int], str | Path]] = {
+    "Caltech101": lambda source, number: Path(
+        source.root,
+        "101_ObjectCategories",
+        source.categories[source.y[number]],
+        f"image_{source.index[number]:04d}.jpg",
+    ),
+    "Caltech256": lambda source, number: Path(
+        source.root,
+        "256_ObjectCategories",
+        source.categories[source.y[number]],
+        f"{source.y[number] + 1:03d}_{source.index[number]:04d}.jpg",
+    ),
+    "GTSRB": lambda source, number: source._samples[number][0],
+    "OxfordIIITPet": lambda source, number: source._images[number],
+}
+"""Class of torchvision's that would open a file in any format that Pillow knows → where its image of a number is."""
 
 
 class Digits:
@@ -49,8 +67,9 @@ class _NamedSample:
         return f"{self.title} {self.number}"
 
     def read(self) -> tuple[Image.Image, int]:
+        path_of = FILES.get(type(self.source).__name__)
         try:
-            image, _ = self.source[self.number]
+            image = _load_image(path_of(self.source, self.number)) if path_of else self.source[self.number][0]
             image.load()
         except Exception as error:
             # Every set reads in a way of its own.
