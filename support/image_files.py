@@ -11,9 +11,12 @@ from typing import NamedTuple, NoReturn
 from featuretap.support.errors import DataError
 
 SUFFIXES = frozenset(
-    {".bmp", ".gif", ".jfif", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
+    {
+        *(".apng", ".avif", ".avifs", ".bmp", ".dib", ".gif", ".j2c", ".j2k", ".jfif", ".jp2", ".jpc", ".jpe", ".jpeg"),
+        *(".jpf", ".jpg", ".jpx", ".mpo", ".pbm", ".pgm", ".png", ".pnm", ".ppm", ".tif", ".tiff", ".webp"),
+    }
 )
-"""Endings of the names of image files, in lower case."""
+"""Endings of the names of image files, in lower case: Pillow's for `images.FORMATS`, without float maps (".pfm")."""
 
 
 SYSTEM_FOLDERS = frozenset({"@eadir", "__macosx", "$recycle.bin", "system volume information", "lost+found"})

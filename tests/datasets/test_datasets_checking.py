@@ -8,8 +8,8 @@ from PIL import Image
 from support.data_sets import classes_of, picture
 
 from featuretap.registry.errors import DataError, ImageError
-from featuretap.support.image_files import find_images
-from featuretap.support.images import read_image
+from featuretap.support.image_files import SUFFIXES, find_images
+from featuretap.support.images import FORMATS, read_image
 from featuretap.workflows.datasets.data_set import DataSet, check_readable, image_problem, upright_size
 from featuretap.workflows.datasets.formats import open_data
 
@@ -154,3 +154,10 @@ def test_images_are_found_once_and_in_order(tmp_path: Path) -> None:
     (tmp_path / "f.png").mkdir()
     (tmp_path / "below" / "again").symlink_to(tmp_path)
     assert find_images(tmp_path) == [tmp_path / name for name in ("A.JPG", "b.png", "below/c.webp")]
+
+
+def test_folders_list_whatever_is_read_by_its_usual_names() -> None:
+    Image.init()
+    usual = {suffix for suffix, name in Image.EXTENSION.items() if name in (*FORMATS, "DIB", "MPO")}
+    assert usual - SUFFIXES == {".pfm"}
+    assert {".avif", ".j2k", ".jp2", ".jpx", ".mpo"} <= SUFFIXES

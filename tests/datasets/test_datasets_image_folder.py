@@ -179,8 +179,8 @@ def test_images_without_class_folders_are_refused(tmp_path: Path) -> None:
 
 def test_class_folders_without_any_image_are_refused(tmp_path: Path) -> None:
     assert refusal(classes_of(tmp_path, cat=0, dog=0)) == (
-        "'DATA' holds no images; their names end in .bmp, .gif, .jfif, .jpeg, .jpg, .pbm, .pgm, .png, .ppm, .tif, "
-        ".tiff, .webp"
+        "'DATA' holds no images; their names end in .apng, .avif, .avifs, .bmp, .dib, .gif, .j2c, .j2k, .jfif, .jp2, "
+        ".jpc, .jpe, .jpeg, .jpf, .jpg, .jpx, .mpo, .pbm, .pgm, .png, .pnm, .ppm, .tif, .tiff, .webp"
     )
 
 

@@ -9,7 +9,7 @@ from support.extraction import Run, bytes_in
 from featuretap import registry
 from featuretap.registry.errors import DataError, UnknownTapError
 from featuretap.support import extras
-from featuretap.support.image_files import ImageFile
+from featuretap.support.image_files import SUFFIXES, ImageFile
 from featuretap.workflows.extraction.job import Job
 from featuretap.workflows.extraction.reading import open_features
 from featuretap.workflows.extraction.running import lock_folder
@@ -24,7 +24,7 @@ def test_sources_without_images_are_refused_before_a_model_is_built(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "empty").mkdir()
-    kinds = ".bmp, .gif, .jfif, .jpeg, .jpg, .pbm, .pgm, .png, .ppm, .tif, .tiff, .webp"
+    kinds = ", ".join(sorted(SUFFIXES))
     for source, message in {
         "missing": "there is no folder or image 'missing'; give folders of images, or image files",
         "empty": f"'empty' holds no images; their names end in {kinds}",
