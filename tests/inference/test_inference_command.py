@@ -285,7 +285,7 @@ def test_options_of_another_task_are_refused(
         ((), "Missing argument 'SOURCE...'."),
         (("x", "--top", "0"), "Invalid value for '--top': 0 is not in the range x>=1."),
         (("x", "--threshold", "2"), "Invalid value for '--threshold': 2.0 is not in the range 0<=x<=1."),
-        (("x", "--batch-size", "0"), "Invalid value for '--batch-size': 0 is not in the range x>=1."),
+        (("x", "--batch-size", "0"), "Invalid value for '--batch-size': 0 is not in the range 1<=x<=65536."),
         (("x", "--out", __file__), f"Invalid value for '--out': Directory '{__file__}' is a file."),
     ],
 )
@@ -297,7 +297,7 @@ def test_bad_arguments_are_one_line(run: Run, arguments: tuple[str, ...], messag
 def test_a_folder_without_images_is_one_line(run: Run, tmp_path: Path) -> None:
     ran = run("predict", tmp_path)
     assert (ran.status, ran.out) == (2, "")
-    assert ran.err.startswith(f"featuretap: '{tmp_path}' holds no images; their names end in .bmp, ")
+    assert ran.err.startswith(f"featuretap: '{tmp_path}' holds no images; their names end in .apng, ")
 
 
 def test_an_address_is_not_requested_offline(run: Run) -> None:
