@@ -12,6 +12,7 @@ from benchmarks import (
     quantization,
     session_options,
     sessions,
+    several_heads,
     starting,
     training_step,
 )
@@ -31,6 +32,7 @@ SECTIONS = {
     "processes": sessions.processes,
     "compiling": sessions.compiling,
     "extraction": extraction.sessions,
+    "heads": several_heads.several_heads,
     "overhead": inference.overhead,
     "options": session_options.session_options,
     "sizes": inference.sizes,
