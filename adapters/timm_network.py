@@ -3,7 +3,7 @@
 # torch.jit.script reads annotations as objects, not as strings, and knows typing's names only.
 # ruff: noqa: UP006, UP007, UP035, UP045
 from collections import OrderedDict
-from typing import Any, Dict, List, Optional, Tuple, Union
+from typing import Any, Dict, Iterable, List, Optional, Tuple, Union
 
 import torch
 from timm.layers.adaptive_avgmax_pool import SelectAdaptivePool2d
@@ -18,6 +18,20 @@ from featuretap.heads.modules.classification import ClassificationHead
 from featuretap.specs import BackboneSpec
 from featuretap.support.errors import OptionError
 from featuretap.weights.folding import eps_of, fold_eps, set_eps
+
+
+class Level(nn.Sequential):
+    """The blocks of a level, whose activations are computed again in the backward pass if `grad_checkpointing`."""
+
+    def __init__(self, blocks: "OrderedDict[str, nn.Module]") -> None:
+        super().__init__(blocks)
+        self.grad_checkpointing = False
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the last block's output."""
+        for block in self:
+            x = checkpointed(block, x) if self.grad_checkpointing and not is_scripting() else block(x)
+        return x
 
 
 class TimmNetwork(nn.Module):
@@ -73,7 +87,7 @@ class TimmNetwork(nn.Module):
         # Plain chains of the same blocks: those of the backbone also return maps, which timm does not expect.
         self.stages = nn.Sequential(
             OrderedDict(
-                (level, nn.Sequential(OrderedDict(stage.named_children())))
+                (level, Level(OrderedDict(stage.named_children())))
                 for level, stage in built.backbone.stages.named_children()
             )
         )
@@ -169,17 +183,14 @@ class TimmNetwork(nn.Module):
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Set whether training recomputes the activations inside each block instead of keeping them."""
         self.grad_checkpointing = enable
+        _checkpoint_levels(self.stages, enable)
 
     def _run(self, x: Tensor, selected: List[int], count: int) -> Tuple[Tensor, List[Tensor]]:
         """Run the first `count` levels, and return the last map and those at the indices `selected`."""
         maps: List[Tensor] = []
         for index, stage in enumerate(self.stages):
             if index < count:
-                if self.grad_checkpointing and not is_scripting():
-                    for block in stage.children():
-                        x = checkpointed(block, x)
-                else:
-                    x = stage(x)
+                x = stage(x)
                 if index in selected:
                     maps.append(x)
         return x, maps
@@ -199,7 +210,7 @@ class TimmNetwork(nn.Module):
 
 def extract_levels(
     model: TimmNetwork, out_indices: Union[int, Tuple[int, ...]], flatten_sequential: bool = True
-) -> FeatureListNet:
+) -> "LevelListNet":
     """Return the feature extractor of `features_only=True`: images → list of maps, without the layers behind them.
 
     Its children are the levels under their own names, by which transformers asks for maps; timm's `flatten_sequential`
@@ -209,7 +220,24 @@ def extract_levels(
     levels.feature_info = [  # type: ignore[assignment]
         {**info, "module": level} for info, level in zip(model.feature_info, levels._modules, strict=True)
     ]
-    return FeatureListNet(levels, out_indices=out_indices)
+    return LevelListNet(levels, out_indices=out_indices)
+
+
+class LevelListNet(FeatureListNet):
+    """timm's feature extractor, whose levels checkpoint their blocks.
+
+    timm's own checkpointing updates the running statistics of batch norms twice.
+    """
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Set whether training recomputes the activations inside each block instead of keeping them."""
+        _checkpoint_levels(self.values(), enable)
+
+
+def _checkpoint_levels(levels: Iterable[nn.Module], enable: bool) -> None:
+    for level in levels:
+        assert isinstance(level, Level)
+        level.grad_checkpointing = enable
 
 
 def _pool(kind: str) -> nn.Module:

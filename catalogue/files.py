@@ -20,6 +20,7 @@ from featuretap.specs.preprocessing import Preprocessing
 from featuretap.specs.validation import COUNT, Check, check_name, is_list_of, is_number
 from featuretap.support.errors import CatalogueError, FeaturetapError, SpecError, did_you_mean
 from featuretap.support.import_strings import load
+from featuretap.support.regular_files import read_settings
 
 SCHEMA = 1
 IMPORT_STRING = re.compile(r"\w+(\.\w+)*:\w+(\.\w+)*")
@@ -196,7 +197,7 @@ def read_catalogue(path: Path, *, code: bool) -> CatalogueFile:
         CatalogueError: the file cannot be read, or does not fit the format.
     """
     try:
-        content = tomllib.loads(path.read_text(encoding="utf-8"))
+        content = tomllib.loads(read_settings(path))
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
         raise CatalogueError(f"cannot read the catalogue {str(path)!r}: {reason}") from error

@@ -18,6 +18,7 @@ from featuretap.specs import BackboneSpec, ModelSpec
 from featuretap.specs.description import Description, adapt_preprocessing
 from featuretap.specs.options import Freezing
 from featuretap.specs.preprocessing import Preprocessing
+from featuretap.support.errors import PluginError
 from featuretap.support.import_strings import load
 from featuretap.weights.expected_tensors import HEAD
 from featuretap.weights.fitting import FittedWeights, fit_checkpoint
@@ -61,10 +62,15 @@ def build_model(
     factory_tag = source.factory_tag if source else ""
     if checkpoint is None and source and not factory_tag:
         checkpoint = checkpoint_for(open_checkpoint(source, catalogue), request.description.head)
+    fitted = None
+    if checkpoint and backbone is None and not request.backbone.stages:
+        fitted = _fit_without_memory(request, checkpoint, catalogue)
     parts = _create_modules(spec, request.backbone, factory_tag, backbone)
     description = request.description
     if checkpoint:
-        description = _fill_parts(parts, request, checkpoint, catalogue, keep_dtype=keep_dtype)
+        fitted = fitted or _fit(parts, request, checkpoint, catalogue)
+        _fill_parts(parts, request, fitted, keep_dtype=keep_dtype)
+        description = fitted.description
     else:
         for part in parts.values():
             if part is not backbone:
@@ -120,27 +126,36 @@ def _join_parts(parts: Parts, spec: BackboneSpec | ModelSpec, preprocessing: Pre
     return model
 
 
-def _fill_parts(
-    parts: Parts, request: BuildRequest, checkpoint: Checkpoint, catalogue: Catalogue, *, keep_dtype: bool
-) -> Description:
-    """Fill the parts from a checkpoint, and return the description of the model with these weights."""
+def _fit_without_memory(request: BuildRequest, checkpoint: Checkpoint, catalogue: Catalogue) -> FittedWeights | None:
+    """Return a checkpoint fitted to parts on the meta device, or None where the factory builds nothing there."""
+    try:
+        with torch.device("meta"):
+            parts = _create_modules(request.spec, request.backbone, "", None)
+    except PluginError:
+        return None
+    return _fit(parts, request, checkpoint, catalogue)
+
+
+def _fit(parts: Parts, request: BuildRequest, checkpoint: Checkpoint, catalogue: Catalogue) -> FittedWeights:
     state = _state(parts)
 
     def declare(weights: NativeTensors) -> Mapping[str, Tensor]:
         _check_norms(parts, weights.tensors.keys() - state.keys())
         return state
 
-    fitted = fit_checkpoint(request, checkpoint, catalogue, declare)
+    return fit_checkpoint(request, checkpoint, catalogue, declare)
+
+
+def _fill_parts(parts: Parts, request: BuildRequest, fitted: FittedWeights, *, keep_dtype: bool) -> None:
     _set_eps(parts, request.backbone, fitted.norm_eps, fills_head=HEAD not in fitted.head.skipped)
     if fitted.head.is_random:
         _initialise(parts[HEAD])
-    _fill(state, fitted, keep_dtype=keep_dtype)
+    _fill(_state(parts), fitted, keep_dtype=keep_dtype)
     fitted.check_unchanged()
     if fitted.head.is_random:
         logger.warning("%s: %s", request.label, fitted.head.warning)
         if keep_dtype:
             parts[HEAD].to(next(parts[""].parameters()).dtype)
-    return fitted.description
 
 
 def _state(parts: Parts) -> dict[str, Tensor]:

@@ -35,6 +35,14 @@ class Built(nn.Module):
     heads: nn.ModuleDict
 
 
+def inside_wrappers(model: nn.Module) -> nn.Module:
+    """Return the described model inside DataParallel, torch.compile and moving averages, or `model` without one."""
+    inner: nn.Module | None = model
+    while isinstance(inner, nn.Module) and not isinstance(vars(inner).get("description"), Description):
+        inner = next((inner._modules[name] for name in ("module", "_orig_mod") if name in inner._modules), None)
+    return model if inner is None else inner
+
+
 def unwrap(model: nn.Module, action: str) -> Built:
     """Return the model inside DataParallel, torch.compile and moving averages.
 
@@ -45,11 +53,9 @@ def unwrap(model: nn.Module, action: str) -> Built:
     Raises:
         OptionError: no model that featuretap built is inside.
     """
-    inner: object = model
-    while isinstance(inner, nn.Module):
-        if isinstance(vars(inner).get("description"), Description):
-            return cast("Built", inner)
-        inner = next((inner._modules[name] for name in ("module", "_orig_mod") if name in inner._modules), None)
+    inner = inside_wrappers(model)
+    if isinstance(vars(inner).get("description"), Description):
+        return cast("Built", inner)
     described = isinstance(getattr(model, "description", None), Description)
     lacks = "holds no weights" if described else "carries no description"
     raise OptionError(f"{type(model).__name__} {lacks}; {action} models that registry.build or registry.load returned")

@@ -619,15 +619,15 @@ class Registry(Catalogue):
         weights gets ImageNet's usual one.
 
         Args:
-            model: a model that `build` or `load` returned.
+            model: a model that `build` or `load` returned, also inside DataParallel, torch.compile or a moving average.
             whole: leave the image as large as it is, and cut nothing off, as the features for a detector or a
                 segmenter want it: (C, H, W), normalised unless the model does that itself.
 
         Raises:
             OptionError: the model was not built by featuretap.
         """
-        from featuretap.models.built import description_of
+        from featuretap.models.built import description_of, inside_wrappers
         from featuretap.models.transforms import compose
 
-        prepared = description_of(model, "registry.transforms reads").preprocessing
+        prepared = description_of(inside_wrappers(model), "registry.transforms reads").preprocessing
         return compose(replace(prepared, resize=None, crop=None) if whole else prepared)

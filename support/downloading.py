@@ -32,6 +32,10 @@ CHUNK = 65_536
 MEGABYTE = 1_000_000
 
 
+class TooLargeError(ValueError):
+    """A file is larger than is downloaded."""
+
+
 @dataclass
 class _Partial:
     """What has been received of a file, the length it has, and the header that tells its versions apart."""
@@ -55,7 +59,7 @@ class _Partial:
         self.total, self.validator = total, validator
 
 
-def download(address: str, *, label: str = "", most: int | None = None) -> bytes:
+def download(address: str, most: int, *, label: str = "") -> bytes:
     """Return the content of a URL.
 
     It is kept in memory, so that nothing is left on the disk where a download fails. What was received before a
@@ -63,10 +67,11 @@ def download(address: str, *, label: str = "", most: int | None = None) -> bytes
 
     Args:
         address: the URL.
+        most: bytes of the largest file that is received, since a server may send without end.
         label: of the progress bar; "" shows none.
-        most: bytes after which the download ends.
 
     Raises:
+        ValueError: a `TooLargeError`; the server announces or sends more than `most` bytes.
         OSError: the server cannot be reached or refuses, is silent, is slower than `SLOWEST`, or closes the connection
             early, again and again. What urllib raises for invalid addresses is a ValueError or an HTTPException.
     """
@@ -97,7 +102,7 @@ def _receive(
     partial: _Partial,
     label: str,
     begin: Callable[[str, int | None], Callable[..., None]],
-    most: int | None,
+    most: int,
 ) -> None:
     """Receive what is missing of a file."""
     from urllib.request import Request
@@ -108,19 +113,23 @@ def _receive(
         headers |= {"Range": f"bytes={len(partial.content)}-", "If-Range": partial.validator}
     with closing(_parts(Request(address, headers=headers))) as parts:
         partial.begin(next(parts))
+        _check_size(partial.total or 0, most)
         advance = begin(f"{label} (MB)", -(-partial.total // MEGABYTE) if partial.total else None)
         shown = 0
         for part in parts:
             partial.content += part
             advance(len(partial.content) // MEGABYTE - shown)
             shown = len(partial.content) // MEGABYTE
-            if most is not None and len(partial.content) >= most:
-                del partial.content[most:]
-                return
+            _check_size(len(partial.content), most)
     if partial.total is not None and len(partial.content) < partial.total:
         raise ConnectionError(
             f"the server closed the connection after {len(partial.content):,} of {partial.total:,} bytes"
         )
+
+
+def _check_size(size: int, most: int) -> None:
+    if size > most:
+        raise TooLargeError(f"the server sends more than {most:,} bytes")
 
 
 def _parts(request: Any) -> Generator[Any, None, None]:

@@ -10,7 +10,6 @@ from contextlib import contextmanager, nullcontext, suppress
 from io import BytesIO
 from math import inf
 from pathlib import Path
-from stat import S_ISDIR, S_ISREG
 from threading import RLock
 from typing import Any, BinaryIO
 
@@ -20,6 +19,7 @@ from PIL import Image, ImageFile, ImageOps, TiffImagePlugin
 
 from featuretap.support.atomic_write import replace_files
 from featuretap.support.errors import FeaturetapError, Hint, ImageError, OptionError, WeightsError
+from featuretap.support.regular_files import open_regular
 
 FORMATS = ("JPEG", "PNG", "GIF", "BMP", "PPM", "TIFF", "WEBP", "AVIF", "JPEG2000")
 """Pillow's names of the formats that are read; "JPEG" includes MPO. Pillow would have PostScript run as a program."""
@@ -176,14 +176,10 @@ if hasattr(os, "register_at_fork"):
 
 def _open_file(path: Path) -> BinaryIO:
     try:
-        mode = path.stat().st_mode
-        # Opening a pipe waits for a writer, and a device may be endless.
-        if S_ISREG(mode) or S_ISDIR(mode):
-            return path.open("rb")
+        return open_regular(path)
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", error)
         raise ImageError(f"cannot read the image {str(path)!r}: {reason}") from error
-    raise ImageError(f"cannot read the image {str(path)!r}: it is a pipe, socket or device", hint=Hint("give a file"))
 
 
 def _identify(file: BinaryIO) -> ImageFile.ImageFile | None:

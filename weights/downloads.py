@@ -25,12 +25,15 @@ from featuretap.catalogue.addresses import (
 )
 from featuretap.catalogue.hookspecs import WeightsEntry
 from featuretap.support.atomic_write import replace_files
-from featuretap.support.downloading import download
+from featuretap.support.downloading import TooLargeError, download
 from featuretap.support.errors import Hint, WeightsError
 from featuretap.support.extras import check_modules
 from featuretap.support.text import one_line
 from featuretap.weights import hub
 from featuretap.weights.packages import find_in_distribution, install_command
+
+LARGEST = 4_000_000_000
+"""Bytes of a download of unknown size, which is kept in memory until it is complete; the hub's go to the disk."""
 
 
 def find_or_download(entry: WeightsEntry, known: Sequence[WeightsEntry], mirrors: Mapping[str, str]) -> Path:
@@ -45,7 +48,7 @@ def find_or_download(entry: WeightsEntry, known: Sequence[WeightsEntry], mirrors
         mirrors: beginning of an address → its replacement.
 
     Raises:
-        WeightsError: it is not on this machine and cannot be downloaded, or the download is another file.
+        WeightsError: it is not on this machine and cannot be downloaded, or the download is another or a larger file.
     """
     path = _find(entry)
     if path is not None:
@@ -57,7 +60,7 @@ def find_or_download(entry: WeightsEntry, known: Sequence[WeightsEntry], mirrors
     reasons = []
     for address in remote:
         try:
-            return _fetch(address, entry.sha256, mirrors)
+            return _fetch(address, entry.sha256, mirrors, _most_bytes(entry))
         # Both libraries let through whatever the network's libraries below them raise.
         except Exception as error:
             reasons.append(f"from {_mirrored(address, mirrors)}: {_reason(address, error)}")
@@ -94,7 +97,9 @@ def find_or_fetch(location: str | os.PathLike[str], mirrors: Mapping[str, str]) 
     elif offline():
         raise _forbidden(address)
     try:
-        return _fetch(address, "", mirrors)
+        return _fetch(address, "", mirrors, LARGEST)
+    except TooLargeError as error:
+        raise WeightsError(f"cannot download {address!r}: {error}", hint=Hint(_advice(address, ""))) from error
     except Exception as error:
         if offline():
             raise _forbidden(address) from error
@@ -143,8 +148,13 @@ def _find_at(address: str, digest: str) -> Path | None:
     return path if path.is_file() else None
 
 
-def _fetch(address: str, digest: str, mirrors: Mapping[str, str]) -> Path:
-    """Return the file of an address that is in no cache, downloaded."""
+def _most_bytes(entry: WeightsEntry) -> int:
+    """Return how many bytes the file of an entry may have: some more than it states, which is rounded."""
+    return int(1.1e6 * entry.megabytes) + 1_000_000 if entry.megabytes else LARGEST
+
+
+def _fetch(address: str, digest: str, mirrors: Mapping[str, str], most: int) -> Path:
+    """Return the file of an address that is in no cache, downloaded unless it has more than `most` bytes."""
     if address.startswith((HUB, TIMM_HUB)):
         repository, revision, name = split_hub_address(address)
         site = _mirrored(hub.SITE, mirrors)
@@ -153,12 +163,12 @@ def _fetch(address: str, digest: str, mirrors: Mapping[str, str]) -> Path:
         return hub.fetch_model(repository, revision, site=site, cached_only=offline())
     path = _cache_path(address, digest)
     path.parent.mkdir(parents=True, exist_ok=True)
-    _download(_mirrored(address, mirrors), path, digest)
+    _download(_mirrored(address, mirrors), path, digest, most)
     return path
 
 
-def _download(address: str, path: Path, digest: str) -> None:
-    content = download(address, label=path.name)
+def _download(address: str, path: Path, digest: str, most: int) -> None:
+    content = download(address, most, label=path.name)
     found = hashlib.sha256(content).hexdigest()
     if not found.startswith(digest):
         raise ValueError(f"invalid hash value (expected {digest!r}, got {found!r})")

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from featuretap.support.errors import WeightsError
+from featuretap.support.regular_files import open_regular
 
 CHUNK = 2**17
 """Bytes that are hashed at once; larger ones are allocated anew each time."""
@@ -50,7 +51,7 @@ class OpenFile:
     def __init__(self, path: Path) -> None:
         self.path = path
         with explain_os_error(path):
-            with path.open("rb", buffering=0) as file:
+            with open_regular(path) as file:
                 self._descriptor = os.dup(file.fileno())
             weakref.finalize(self, os.close, self._descriptor)
             self._state = self._current_state()

@@ -36,7 +36,7 @@ def run(model: nn.Module) -> tuple[list[Tensor], int]:
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         out = model(torch.rand(4, 3, 64, 64))
-    outputs = list(out.values()) if isinstance(out, dict) else [out]
+    outputs = list(out.values()) if isinstance(out, dict) else out if isinstance(out, list) else [out]
     torch.stack([output.pow(2).mean() for output in outputs]).sum().backward()
     gradients = [torch.zeros(1) if p.grad is None else p.grad for p in model.parameters()]
     return [*outputs, *gradients, *model.buffers()], sum(kept.values())
@@ -112,6 +112,19 @@ def test_a_model_of_timm_updates_its_statistics_once_too() -> None:
     (expected, everything), (actual, less) = run(models[0]), run(models[1])
     assert [index for index, pair in enumerate(zip(expected, actual, strict=True)) if not torch.equal(*pair)] == []
     assert less < 0.6 * everything
+
+
+@pytest.mark.parametrize("out_indices", [(0, 1, 2, 3, 4), (1, 2)], ids=["all levels", "two levels"])
+def test_a_feature_extractor_of_timm_updates_its_statistics_once_too(out_indices: tuple[int, ...]) -> None:
+    options: dict[str, Any] = {"features_only": True, "out_indices": out_indices}
+    models = [timm.create_model("featuretap_mobilenet_v3_small", **options).train() for _ in range(2)]
+    models[1].load_state_dict(models[0].state_dict())
+    models[1].set_grad_checkpointing()
+    (expected, everything), (actual, less) = run(models[0]), run(models[1])
+    assert [index for index, pair in enumerate(zip(expected, actual, strict=True)) if not torch.equal(*pair)] == []
+    assert less < 0.6 * everything
+    models[1].set_grad_checkpointing(False)
+    assert run(models[1])[1] == everything
 
 
 @pytest.mark.parametrize("backbone", ["mobilenet_v1_025", "mobilenet_v3_small"])

@@ -1,5 +1,6 @@
 """What `featuretap extract` and `open_features` refuse."""
 
+import os
 import re
 from pathlib import Path
 
@@ -158,3 +159,12 @@ def test_opening_a_folder_without_features_is_an_error(extract: Run, folder: Pat
         DataError, match=r"is not a complete file of features; delete it, and run the same command again"
     ):
         open_features(tmp_path / "out").tap("C5")
+
+
+def test_a_pipe_in_place_of_the_manifest_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "manifest.json")
+    with pytest.raises(DataError) as error:
+        open_features(tmp_path)
+    assert str(error.value) == (
+        f"{str(tmp_path)!r} holds no features: cannot read manifest.json: it is a pipe, socket or device; give a file"
+    )

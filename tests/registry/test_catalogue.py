@@ -1,8 +1,10 @@
 """The format of catalogue files: what a user's file may contain, and errors that name file and key."""
 
+import os
 from pathlib import Path
 
 import pytest
+from support.memory import limited_memory
 
 from featuretap.catalogue.files import load_catalogue
 from featuretap.registry import Registry
@@ -229,3 +231,29 @@ def test_with_discovery_off_the_users_file_is_not_read(config: Path) -> None:
     assert Registry(discover=False).list_backbones()
     with pytest.raises(UnknownBackboneError):
         Registry(discover=False).spec("our_net")
+
+
+@pytest.mark.parametrize("place", ["/dev/zero", "pipe.toml"])
+def test_pipes_and_devices_are_refused_without_being_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    os.mkfifo("pipe.toml")
+    monkeypatch.setenv("FEATURETAP_CONFIG", place)
+    with pytest.raises(CatalogueError) as error:
+        Registry().list_backbones()
+    assert str(error.value) == f"cannot read the catalogue '{place}': it is a pipe, socket or device; give a file"
+
+
+def test_a_file_of_more_than_a_megabyte_is_refused_before_it_is_parsed(config: Path) -> None:
+    config.write_text("schema = " + "1" * 9_000_000)
+    with limited_memory(100 * 2**20), pytest.raises(CatalogueError) as error:
+        Registry().list_backbones()
+    assert str(error.value) == (
+        f"cannot read the catalogue {str(config)!r}: it has more than 1,000,000 bytes; make it shorter"
+    )
+
+
+def test_lines_may_end_as_on_windows(config: Path) -> None:
+    config.write_bytes(GOOD.replace("\n", "\r\n").encode())
+    assert "our_net" in Registry(discover=True).list_backbones()

@@ -1,5 +1,6 @@
 """Settings of training: what a file and the command line make of them, and what is refused."""
 
+import os
 import tomllib
 from dataclasses import fields
 from pathlib import Path
@@ -150,3 +151,11 @@ def test_files_that_are_not_a_configuration_are_refused(tmp_path: Path) -> None:
     with pytest.raises(TrainingError) as caught:
         read_configuration(broken)
     assert str(caught.value).startswith(f"the configuration '{broken}' is not TOML: Invalid value")
+
+
+def test_a_pipe_is_no_configuration(tmp_path: Path) -> None:
+    path = tmp_path / "settings.toml"
+    os.mkfifo(path)
+    with pytest.raises(TrainingError) as error:
+        read_configuration(path)
+    assert str(error.value) == f"cannot read the configuration '{path}': it is a pipe, socket or device; give a file"

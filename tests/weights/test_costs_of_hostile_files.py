@@ -16,9 +16,11 @@ import torch
 from support.memory import limited_memory, peak_memory
 from support.saved_models import error_of
 from support.weights_files import A, framed
+from torch import nn
 
 from featuretap.registry import Registry
 from featuretap.registry.errors import WeightsError
+from featuretap.registry.specs import BackboneSpec, Tap
 from featuretap.weights.metadata import Record, metadata_of
 from featuretap.weights.reading import read_checkpoint
 
@@ -357,3 +359,38 @@ def test_a_file_of_torch_that_asks_for_any_number_of_bytes_is_refused(warm: Regi
         with limited_memory(1024 * MIB):
             error = error_of(lambda: warm.load(path))
         assert error.startswith(f"'{path}' holds builtins.bytearray, and reading that can take any amount of memory;")
+
+
+@pytest.mark.parametrize(
+    ("name", "taps", "lacking"),
+    [
+        ("timm/resnet50", ["C5"], "network.conv1.weight"),
+        ("torchvision/resnet50", ["C5"], "network.conv1.weight"),
+        ("timm/resnet10t", ["C5"], "network.conv1.0.weight"),
+    ],
+    ids=["of timm", "of torchvision", "small"],
+)
+def test_a_network_that_a_file_does_not_fit_is_never_built(
+    warm: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, taps: list[str], lacking: str
+) -> None:
+    path, devices = tmp_path / "a.safetensors", []
+    path.write_bytes(described({"a": A}, name=name, taps=taps))
+    monkeypatch.setattr(nn.Conv2d, "reset_parameters", lambda conv: devices.append(conv.weight.device.type))
+    with pytest.raises(WeightsError) as error:
+        warm.load(path)
+    assert set(devices) == {"meta"}
+    assert f"lacks {lacking}" in str(error.value)
+
+
+def only_with_memory(spec: BackboneSpec, *, taps: tuple[str, ...]) -> nn.Module:
+    if torch.get_default_device().type == "meta":
+        raise RuntimeError("values are needed")
+    return nn.Sequential(nn.Conv2d(3, 8, 3, 2, 1))
+
+
+def test_weights_are_fitted_to_the_network_itself_where_it_needs_memory(warm: Registry, tmp_path: Path) -> None:
+    spec = BackboneSpec("mine", taps={"C1": Tap(8, 2)}, factory=f"{__name__}:only_with_memory")
+    state = {"0.weight": torch.rand(8, 3, 3, 3), "0.bias": torch.rand(8)}
+    torch.save(state, tmp_path / "a.pth")
+    built = warm.build(spec, features_only=True, pretrained=tmp_path / "a.pth")
+    assert torch.equal(built.state_dict()["0.weight"], state["0.weight"])

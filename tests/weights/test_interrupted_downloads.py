@@ -15,12 +15,13 @@ import pytest
 from featuretap.registry import Registry
 from featuretap.registry.errors import WeightsError
 from featuretap.support import downloading
-from featuretap.support.downloading import download
-from featuretap.weights.downloads import find_or_fetch
+from featuretap.support.downloading import TooLargeError, download
+from featuretap.weights.downloads import find_or_fetch, torch_hub_path
 from featuretap.weights.hub import SITE
 
 CONTENT = bytes(range(256)) * 400
 HALF = len(CONTENT) // 2
+MOST = len(CONTENT)
 OTHER = CONTENT[::-1]
 
 Answer = Callable[[socket.socket, dict[str, str]], None]
@@ -174,7 +175,7 @@ def test_what_was_received_is_kept_where_the_server_sends_the_rest(
     site: Scripted, field: str, first: Callable[..., Answer]
 ) -> None:
     site.answers = [first(field), rest(field)]
-    assert download(f"{site.url}/net.pth") == CONTENT
+    assert download(f"{site.url}/net.pth", MOST) == CONTENT
     assert [asked.get("Range") for asked in site.asked] == [None, f"bytes={HALF}-"]
     assert site.asked[1]["If-Range"] == field.partition(": ")[2]
 
@@ -182,7 +183,7 @@ def test_what_was_received_is_kept_where_the_server_sends_the_rest(
 @pytest.mark.parametrize("fields", [(), ('ETag: W/"weak"',)], ids=["no tag", "weak tag"])
 def test_a_file_whose_version_is_not_known_is_received_from_its_start(site: Scripted, fields: tuple[str, ...]) -> None:
     site.answers = [half(*fields), complete]
-    assert download(f"{site.url}/net.pth") == CONTENT
+    assert download(f"{site.url}/net.pth", MOST) == CONTENT
     assert [asked.get("Range") for asked in site.asked] == [None, None]
 
 
@@ -201,7 +202,7 @@ def test_a_file_whose_version_is_not_known_is_received_from_its_start(site: Scri
 )
 def test_parts_of_two_versions_are_never_joined(site: Scripted, second: Answer) -> None:
     site.answers = [half('ETag: "one"'), second, lambda connection, asked: connection.sendall(head(len(OTHER)) + OTHER)]
-    assert download(f"{site.url}/net.pth") == OTHER
+    assert download(f"{site.url}/net.pth", MOST) == OTHER
 
 
 def test_a_download_goes_on_as_long_as_each_connection_yields_enough(site: Scripted) -> None:
@@ -215,19 +216,19 @@ def test_a_download_goes_on_as_long_as_each_connection_yields_enough(site: Scrip
         connection.sendall(head(len(CONTENT) - start, place, tag, status=status) + part)
 
     site.answers = [tenth]
-    assert download(f"{site.url}/net.pth") == CONTENT
+    assert download(f"{site.url}/net.pth", MOST) == CONTENT
     assert len(site.asked) == 10
 
 
 def test_a_download_without_progress_is_tried_four_times_and_one_without_an_answer_once(site: Scripted) -> None:
     site.answers = [half()]
     with pytest.raises(ConnectionError):
-        download(f"{site.url}/net.pth")
+        download(f"{site.url}/net.pth", MOST)
     assert len(site.asked) == 1 + downloading.RETRIES + 1
     site.asked.clear()
     site.answers = [silent]
     with pytest.raises(TimeoutError):
-        download(f"{site.url}/net.pth")
+        download(f"{site.url}/net.pth", MOST)
     assert len(site.asked) == 1
 
 
@@ -235,7 +236,7 @@ def test_a_download_without_progress_is_tried_four_times_and_one_without_an_answ
 def test_a_length_that_is_not_a_number_is_not_believed(site: Scripted, length: str) -> None:
     answer = head("LENGTH").replace(b"LENGTH", length.encode("latin-1")) + CONTENT
     site.answers = [lambda connection, asked: connection.sendall(answer)]
-    assert download(f"{site.url}/net.pth") == CONTENT
+    assert download(f"{site.url}/net.pth", MOST) == CONTENT
 
 
 def test_a_chunked_answer_that_is_cut_off_is_not_taken_for_the_file(site: Scripted) -> None:
@@ -244,7 +245,7 @@ def test_a_chunked_answer_that_is_cut_off_is_not_taken_for_the_file(site: Script
         lambda connection, asked: connection.sendall(start + b"5\r\nhello\r\nff\r\nhal"),
         lambda connection, asked: connection.sendall(start + b"5\r\nhello\r\n0\r\n\r\n"),
     ]
-    assert download(f"{site.url}/net.pth") == b"hello"
+    assert download(f"{site.url}/net.pth", MOST) == b"hello"
 
 
 INTERRUPTED = """
@@ -271,7 +272,7 @@ def test_three_processes_download_one_file_at_once(site: Scripted, tmp_path: Pat
     digest = hashlib.sha256(CONTENT).hexdigest()
     site.answers = [half('ETag: "one"'), half('ETag: "one"'), complete]
     code = "import sys; from featuretap.weights.downloads import _download; from pathlib import Path; "
-    code += "_download(sys.argv[1], Path(sys.argv[2]), sys.argv[3])"
+    code += "_download(sys.argv[1], Path(sys.argv[2]), sys.argv[3], 10**6)"
     command = [sys.executable, "-c", code, f"{site.url}/net.pth", str(tmp_path / "net.pth"), digest]
     started = [subprocess.Popen(command) for _ in range(3)]
     assert [process.wait() for process in started] == [0, 0, 0]
@@ -307,3 +308,67 @@ def test_downloads_from_the_hub_that_cannot_end_fail_and_leave_no_part(
     with pytest.raises(WeightsError, match=f"cannot download 'hf://owner/net/net.pth': {reason}"):
         find_or_fetch("hf://owner/net/net.pth", {SITE: site.url})
     assert list(tmp_path.rglob("*incomplete*")) == list(tmp_path.glob("*/blobs/*")) == []
+
+
+def endless(connection: socket.socket, asked: dict[str, str]) -> None:
+    connection.sendall(b"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n")
+    while True:
+        connection.sendall(bytes(100_000))
+
+
+@pytest.mark.parametrize("answer", [endless, lambda c, asked: c.sendall(head(10**12))], ids=["endless", "announced"])
+@pytest.mark.parametrize(("megabytes", "most"), [("megabytes = 0.5", "1,550,000"), ("", "3,000,000")])
+def test_a_server_that_sends_more_than_the_file_has_is_refused(
+    site: Scripted,
+    monkeypatch: pytest.MonkeyPatch,
+    configured: Callable[[str], Registry],
+    answer: Answer,
+    megabytes: str,
+    most: str,
+) -> None:
+    monkeypatch.setattr("featuretap.weights.downloads.LARGEST", 3_000_000)
+    site.answers = [answer]
+    registry = configured(
+        f'[weights."mobilenet_v2.mine"]\nurl = "{site.url}/net.pth"\nsha256 = "{"0" * 64}"\nlayout = "torchvision"\n'
+        f"norm_eps = 1e-5\n{megabytes}\n"
+    )
+    with pytest.raises(WeightsError) as error:
+        registry.build("mobilenet_v2", pretrained="mine")
+    refusal = f"{site.url}/net.pth: the server sends more than {most} bytes; "
+    assert str(error.value).startswith(f"cannot download 'mobilenet_v2.mine' from {refusal}")
+    assert len(site.asked) == 1
+
+
+@pytest.mark.parametrize("answer", [endless, lambda c, asked: c.sendall(head(10**12))], ids=["endless", "announced"])
+def test_an_address_that_sends_without_end_is_refused(
+    site: Scripted, monkeypatch: pytest.MonkeyPatch, answer: Answer
+) -> None:
+    monkeypatch.setattr("featuretap.weights.downloads.LARGEST", 3_000_000)
+    site.answers = [answer]
+    with pytest.raises(WeightsError) as error:
+        find_or_fetch(f"{site.url}/net.pth", {})
+    assert str(error.value) == (
+        f"cannot download '{site.url}/net.pth': the server sends more than 3,000,000 bytes; put the file at "
+        f"{torch_hub_path('net-' + hashlib.sha256(f'{site.url}/net.pth'.encode()).hexdigest()[:8] + '.pth')}"
+    )
+
+
+def test_a_file_of_the_largest_size_is_received(site: Scripted) -> None:
+    site.answers = [complete]
+    assert download(f"{site.url}/net.pth", len(CONTENT)) == CONTENT
+    with pytest.raises(TooLargeError):
+        download(f"{site.url}/net.pth", len(CONTENT) - 1)
+
+
+def test_a_hub_that_is_silent_before_a_file_is_given_up(
+    site: Scripted, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_ETAG_TIMEOUT", 0.1)
+    # Releases before 1.0 do not try again.
+    monkeypatch.setattr("huggingface_hub.file_download._ETAG_RETRY_TIMEOUT", 0.1, raising=False)
+    monkeypatch.setattr("time.sleep", lambda seconds: None)
+    site.answers = [silent]
+    with pytest.raises(WeightsError, match=r"cannot download 'hf://owner/net/net.pth': timed out"):
+        find_or_fetch("hf://owner/net/net.pth", {SITE: site.url})
+    assert {asked["Request"].split()[0] for asked in site.asked} == {"HEAD"}

@@ -165,3 +165,19 @@ def test_names_that_would_collide_without_what_torch_compile_adds_stay(registry:
     torch.save(state, tmp_path / "file.pth")
     message = error_of(lambda: registry.build("mobilenet_v1_025", num_classes=7, pretrained=tmp_path / "file.pth"))
     assert "head._orig_mod.logits.weight" in message
+
+
+@pytest.mark.parametrize("nesting", NESTINGS, ids="-".join)
+def test_the_preprocessing_of_a_wrapped_model_is_that_of_the_model(
+    registry: Registry, nesting: tuple[str, ...]
+) -> None:
+    model = small_classifier(registry)
+    image = torch.randint(256, (3, 50, 40), dtype=torch.uint8)
+    assert torch.equal(registry.transforms(wrapped(model, nesting))(image), registry.transforms(model)(image))
+
+
+def test_the_preprocessing_of_a_wrapped_module_without_a_description_is_refused(registry: Registry) -> None:
+    assert error_of(lambda: registry.transforms(nn.DataParallel(nn.Conv2d(3, 8, 3))), OptionError) == (
+        "DataParallel carries no description; registry.transforms reads models that registry.build or registry.load "
+        "returned"
+    )

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from featuretap.support.errors import DataError, UnknownTapError
+from featuretap.support.regular_files import open_regular
 from featuretap.workflows.extraction.shards import read_names, read_tap
 
 MANIFEST = "manifest.json"
@@ -104,7 +105,8 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     """
     path = folder / MANIFEST
     try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
+        with open_regular(path) as file:
+            manifest = json.load(file)
     except OSError as error:
         reason = error.strerror or error
         raise DataError(f"{str(folder)!r} holds no features: cannot read {MANIFEST}: {reason}") from error

@@ -13,7 +13,7 @@ from urllib.parse import unquote
 
 from PIL import Image
 
-from featuretap.support.downloading import download
+from featuretap.support.downloading import TooLargeError, download
 from featuretap.support.errors import DataError, ImageError
 from featuretap.support.image_files import find_images
 from featuretap.support.images import decode_image, is_large, open_image
@@ -138,7 +138,11 @@ def _download(address: str) -> bytes:
     if offline():
         raise ImageError(f"cannot download {address!r}: FEATURETAP_OFFLINE forbids downloads; give a file")
     try:
-        content = download(address, most=MAXIMUM_BYTES + 1)
+        return download(address, MAXIMUM_BYTES)
+    except TooLargeError as error:
+        raise ImageError(
+            f"{address!r} is larger than {MAXIMUM_BYTES // 10**6} MB; download it, and give the file if it is an image"
+        ) from error
     except (OSError, HTTPException, ValueError) as error:
         reason = getattr(error, "reason", error)
         reason = getattr(reason, "strerror", None) or reason
@@ -147,8 +151,3 @@ def _download(address: str) -> bytes:
             error.close()
             reason = f"{error.code} {error.reason}"
         raise ImageError(f"cannot download {address!r}: {reason}") from error
-    if len(content) > MAXIMUM_BYTES:
-        raise ImageError(
-            f"{address!r} is larger than {MAXIMUM_BYTES // 10**6} MB; download it, and give the file if it is an image"
-        )
-    return content

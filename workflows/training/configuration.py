@@ -17,6 +17,7 @@ from featuretap.specs.addresses import LEVELS
 from featuretap.specs.options import OPTIONS
 from featuretap.specs.validation import Option, boolean, check_option, choice, count, is_list_of, is_whole, number
 from featuretap.support.errors import Hint, OptionError, TrainingError, UnknownOptionError, did_you_mean
+from featuretap.support.regular_files import read_settings
 from featuretap.workflows.datasets.named_sets import NAMED_SETS
 from featuretap.workflows.datasets.recognition import FORMATS
 
@@ -264,7 +265,7 @@ def read_configuration(path: Path) -> dict[str, Any]:
         TrainingError: it cannot be read, or is not TOML.
     """
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        return tomllib.loads(read_settings(path))
     except OSError as error:
         raise TrainingError(f"cannot read the configuration {str(path)!r}: {error.strerror}") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:

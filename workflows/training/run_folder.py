@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from featuretap import registry
 from featuretap.support.atomic_write import replace_files
 from featuretap.support.errors import TrainingError
+from featuretap.support.regular_files import open_regular
 from featuretap.workflows.datasets.data_set import DataSet
 from featuretap.workflows.training.configuration import (
     Configuration,
@@ -121,7 +122,7 @@ def _check_folder(folder: Path, *, resume: bool) -> None:
         raise TrainingError(f"{str(folder)!r} holds {content}; {instead}choose another folder with out")
     history = folder / HISTORY
     # The state of the first epoch is written after its row.
-    if resume and STATE not in found and history.exists() and history.read_text().count("\n") > 2:
+    if resume and STATE not in found and history.is_file() and history.read_text().count("\n") > 2:
         raise TrainingError(
             f"{str(folder)!r} has lost its {STATE}, without which its run cannot go on; begin another with its weights"
         )
@@ -247,7 +248,8 @@ def read_progress(
     if not (resume and path.exists()):
         return Progress(identity), {}
     try:
-        content = path.read_bytes()
+        with open_regular(path) as file:
+            content = file.read()
     except OSError as error:
         raise TrainingError(f"cannot read {str(path)!r}: {error.strerror or error}") from error
     try:
