@@ -1,14 +1,18 @@
-"""Signals of the processes that read images for a loader.
+"""Signals and errors of the processes that read images for a loader.
 
-Ctrl-C in a terminal reaches them too. They leave it to their parent, which ends them.
+Ctrl-C in a terminal reaches them too. They leave it to their parent, which ends them. An error of featuretap's is
+returned in place of a batch, since PyTorch would put the text of a traceback into its message.
 """
 
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from multiprocessing import resource_tracker
+from typing import Any
+
+from featuretap.support.errors import FeaturetapError
 
 
 def ignore_sigint(worker: int) -> None:
@@ -30,3 +34,21 @@ def block_sigint() -> Iterator[None]:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def collate_or_error(collate: Callable[[Sequence[Any]], Any], items: Sequence[Any]) -> Any:
+    """Return the batch of some items, or the first of them that is an error."""
+    error = next((item for item in items if isinstance(item, FeaturetapError)), None)
+    return collate(items) if error is None else error
+
+
+def raise_errors(batches: Iterable[Any]) -> Iterator[Any]:
+    """Yield the batches of a loader.
+
+    Raises:
+        FeaturetapError: the loader returned one in place of a batch.
+    """
+    for batch in batches:
+        if isinstance(batch, FeaturetapError):
+            raise batch
+        yield batch

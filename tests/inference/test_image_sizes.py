@@ -22,6 +22,7 @@ from featuretap.runtimes.preparing import prepare
 from featuretap.specs.preprocessing import Preprocessing
 from featuretap.support import images
 from featuretap.support.images import convert_mode, decode_image, read_image
+from featuretap.support.workers import raise_errors
 from featuretap.workflows.datasets.data_set import image_problem, upright_size
 from featuretap.workflows.inference import predicting, sources
 from featuretap.workflows.inference.sources import ImageSource, read_ahead
@@ -215,7 +216,7 @@ class _Strip:
 def test_a_strip_among_training_images_is_named() -> None:
     task = ClassificationTask(("a", "b"), PREPROCESSING)
     with pytest.raises(DataError) as error:
-        next(iter(make_loader(task, [_Strip()], 1, 0, training=False)))
+        next(raise_errors(make_loader(task, [_Strip()], 1, 0, training=False)))
     assert str(error.value) == (
         "'strip.png' cannot be prepared: the image of 60000×1 pixels is too long a strip to be resized to a shorter "
         "side of 256; crop it"

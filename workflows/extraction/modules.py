@@ -11,7 +11,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from featuretap.models.built import Built
-from featuretap.support.workers import block_sigint
+from featuretap.support.errors import FeaturetapError
+from featuretap.support.workers import block_sigint, raise_errors
 from featuretap.workflows.extraction.computing import (
     Batch,
     ComputedBatch,
@@ -47,13 +48,16 @@ def open_module(
 
 
 class _Reader(Dataset[Any]):
-    """Batches of images, read as they are asked for."""
+    """Batches of images, read as they are asked for, or the errors of reading them."""
 
     def __init__(self, preparation: Preparation) -> None:
         self.preparation = preparation
 
-    def __getitem__(self, batch: Batch) -> ReadBatch:
-        return self.preparation.read(batch)
+    def __getitem__(self, batch: Batch) -> ReadBatch | FeaturetapError:
+        try:
+            return self.preparation.read(batch)
+        except FeaturetapError as error:
+            return error
 
 
 def _compute_batches(
@@ -73,13 +77,15 @@ def _compute_batches(
     )
     with block_sigint():
         loaded = iter(loader)
-    for shard, names, pixels, bad in loaded:
+    for shard, names, pixels, bad in raise_errors(loaded):
         features = _compute(backbone, pixels.to(device, non_blocking=True), pooled) if pixels is not None else {}
         yield ComputedBatch(shard, names, features, bad)
 
 
-def _with_tensor(read: Any) -> tuple[Any, ...]:
-    """Return a batch whose pixels are a tensor, which processes share."""
+def _with_tensor(read: ReadBatch | FeaturetapError) -> tuple[Any, ...] | FeaturetapError:
+    """Return a batch whose pixels are a tensor, which processes share; an error as it is."""
+    if isinstance(read, FeaturetapError):
+        return read
     return read.shard, read.names, torch.from_numpy(read.pixels) if read.pixels is not None else None, read.bad
 
 

@@ -4,6 +4,7 @@ import math
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,8 +16,8 @@ from torch.optim import Optimizer
 from torch.utils.data import DataLoader, Dataset
 from torchmetrics import MeanMetric
 
-from featuretap.support.errors import DataError, ImageError, TrainingError
-from featuretap.support.workers import ignore_sigint
+from featuretap.support.errors import DataError, FeaturetapError, ImageError, TrainingError
+from featuretap.support.workers import collate_or_error, ignore_sigint, raise_errors
 from featuretap.workflows.datasets.data_set import Sample
 from featuretap.workflows.training.optimisation import Schedule, learning_rate
 from featuretap.workflows.training.tasks.task import Metrics, Task, Transform
@@ -71,7 +72,7 @@ def train_epoch(
     # The last update of an epoch may accumulate fewer steps, and Accelerate divides the gradients of all alike.
     remainder = steps % accumulated
     start, images_done = time.perf_counter(), 0
-    for step, (images, targets) in enumerate(batches):
+    for step, (images, targets) in enumerate(raise_errors(batches)):
         with accelerator.accumulate(trainer.model):
             loss = _loss(trainer, images, targets)
             value = loss.item()
@@ -129,7 +130,7 @@ def compute_metrics(
     loss = MeanMetric().to(accelerator.device)
     # torchmetrics warns of a metric without updates, as in a process that has no samples.
     loss.update(0.0, weight=0.0)
-    for batch in batches:
+    for batch in raise_errors(batches):
         images, targets = send_to_device(batch, accelerator.device, non_blocking=True)
         with accelerator.autocast():
             outputs = task.predict(model, images)
@@ -146,7 +147,7 @@ def compute_metrics(
 
 
 class _Transformed(Dataset[Any]):
-    """Samples as tensors."""
+    """Samples as tensors, or the errors of reading them."""
 
     def __init__(self, samples: Sequence[Sample], transform: Transform) -> None:
         self.samples = samples
@@ -155,25 +156,31 @@ class _Transformed(Dataset[Any]):
     def __len__(self) -> int:
         return len(self.samples)
 
-    def __getitem__(self, index: int) -> tuple[Any, Any]:
+    def __getitem__(self, index: int) -> tuple[Any, Any] | FeaturetapError:
         sample = self.samples[index]
-        image, target = sample.read()
+        try:
+            image, target = sample.read()
+        except FeaturetapError as error:
+            return error
         try:
             return self.transform(image, target)
         except ImageError as error:
-            raise DataError(f"{sample.name!r} cannot be prepared: {error}") from error
+            return DataError(f"{sample.name!r} cannot be prepared: {error}")
 
 
 def make_loader(
     task: Task, samples: Sequence[Sample], batch_size: int, workers: int, *, training: bool
 ) -> DataLoader[Any]:
-    """Return shuffled batches of one size for training, without images that fill none; for evaluation all in order."""
+    """Return shuffled batches of one size for training, without images that fill none; for evaluation all in order.
+
+    They are read with `raise_errors`: in place of a batch may be a `FeaturetapError`.
+    """
     return DataLoader(
         _Transformed(samples, task.training_transform() if training else task.evaluation_transform()),
         batch_size,
         shuffle=training,
         drop_last=training,
-        collate_fn=task.collate,
+        collate_fn=partial(collate_or_error, task.collate),
         num_workers=workers,
         # GPUs copy pinned memory while they compute.
         pin_memory=torch.cuda.is_available(),
