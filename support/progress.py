@@ -107,7 +107,7 @@ def bar(
     shown: bool,
     log: Callable[[str], None] | None = None,
     every: float = 0.0,
-    end: float | None = None,
+    end: Callable[[float], float] | None = None,
 ) -> Iterator[Callable[..., None]]:
     """Show the progress of one step, and yield the function that advances it; see `progress_steps`.
 
@@ -117,18 +117,32 @@ def bar(
         shown: as for `progress_steps`.
         log: called with lines of progress where there is no bar.
         every: seconds between these lines; 0 for none.
-        end: when the run that the step is a part of is expected to end, by `time.monotonic`; None if that is not known.
+        end: returns when the run that the step is a part of is expected to end from when the step is, both by
+            `time.monotonic`; None for a step that is no part of a run.
     """
+    start = time.monotonic()
+    done = 0
 
-    def time_of_run() -> str:
-        return "" if end is None else f"(run: {format_seconds(end - time.monotonic())})"
+    def time_of_run(left: float) -> str:
+        now = time.monotonic()
+        return "" if end is None else f"(run: {format_seconds(end(now + left) - now)})"
 
     with progress_steps(shown=shown) as begin:
         if log is not None and every and shown and not _has_bars():
             yield _advance_lines(label, total, log, every, time_of_run)
         else:
             advance = begin(label, total)
-            yield lambda count=1, detail="": advance(count, detail, time_of_run())
+
+            def advance_bar(count: int = 1, detail: str = "") -> None:
+                nonlocal done
+                done += count
+                advance(count, detail, time_of_run(_seconds_left(start, done, total)))
+
+            yield advance_bar
+
+
+def _seconds_left(start: float, done: int, total: int) -> float:
+    return (time.monotonic() - start) * (total - done) / max(done, 1)
 
 
 def _has_bars() -> bool:
@@ -136,7 +150,11 @@ def _has_bars() -> bool:
 
 
 def _advance_lines(
-    label: str, total: int, log: Callable[[str], None], every: float, time_of_run: Callable[[], str] = str
+    label: str,
+    total: int,
+    log: Callable[[str], None],
+    every: float,
+    time_of_run: Callable[[float], str] = lambda left: "",
 ) -> Callable[..., None]:
     """Return a function that counts, and logs a line whenever some seconds have passed since the last."""
     start = last = time.monotonic()
@@ -148,8 +166,9 @@ def _advance_lines(
         now = time.monotonic()
         if now - last >= every and done:
             last = now
-            left = f"{format_seconds((now - start) * (total - done) / done)} left {time_of_run()}".rstrip()
-            log("  ".join(filter(None, (f"{label}: {done}/{total}", detail, left))))
+            left = _seconds_left(start, done, total)
+            times = f"{format_seconds(left)} left {time_of_run(left)}".rstrip()
+            log("  ".join(filter(None, (f"{label}: {done}/{total}", detail, times))))
 
     return advance
 
@@ -157,6 +176,20 @@ def _advance_lines(
 def format_seconds(seconds: float) -> str:
     """Return a time left as "0:12:30"; one that is over is 0."""
     return str(timedelta(seconds=round(max(0.0, seconds))))
+
+
+def end_of_run(start: float, epochs: int, history: Sequence[Mapping[str, float]], end_of_step: float) -> float:
+    """Return when a run is expected to end: an epoch takes as long as those before it.
+
+    The first one is taken to end with its step, so that in its training the evaluation is left out.
+
+    Args:
+        start: of the epoch, by `time.monotonic`.
+        epochs: that are not over, with this one.
+        history: rows of the epochs before it.
+        end_of_step: when the step of the epoch is expected to end.
+    """
+    return start + epochs * (mean_seconds(history) if history else end_of_step - start)
 
 
 def mean_seconds(history: Sequence[Mapping[str, float]]) -> float:

@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from threading import Event, Timer
 from threading import enumerate as enumerate_threads
@@ -13,7 +14,7 @@ from support.training_runs import COLOURS, coloured_folder, small_run
 
 from featuretap import registry
 from featuretap.support import progress
-from featuretap.support.progress import bar, format_epoch, progress_steps
+from featuretap.support.progress import bar, end_of_run, format_epoch, progress_steps
 from featuretap.workflows.training.run import evaluate, train
 
 Run = Callable[..., Completed]
@@ -41,7 +42,7 @@ def test_lines_are_logged_at_intervals_with_the_time_left(clock: list[float]) ->
 
 def test_lines_show_the_time_left_of_the_run_until_it_is_over(clock: list[float]) -> None:
     lines: list[str] = []
-    with bar("epoch 2 of 9", 40, shown=True, log=lines.append, every=60, end=clock[0] + 3700) as advance:
+    with bar("epoch 2 of 9", 40, shown=True, log=lines.append, every=60, end=lambda end: 3800.0) as advance:
         for seconds in (100, 3500, 200):
             clock[0] += seconds
             advance(10)
@@ -50,6 +51,30 @@ def test_lines_show_the_time_left_of_the_run_until_it_is_over(clock: list[float]
         "epoch 2 of 9: 20/40  1:00:00 left (run: 0:01:40)",
         "epoch 2 of 9: 30/40  0:21:07 left (run: 0:00:00)",
     ]
+
+
+def test_the_first_epoch_estimates_the_time_left_of_the_run_from_its_steps(clock: list[float]) -> None:
+    lines: list[str] = []
+    start = clock[0]
+    for label, total in (("epoch 1 of 3", 40), ("evaluating epoch 1 of 3", 20)):
+        with bar(
+            label, total, shown=True, log=lines.append, every=60, end=partial(end_of_run, start, 3, ())
+        ) as advance:
+            for _ in range(total // 10):
+                clock[0] += 100
+                advance(10)
+    assert lines == [
+        "epoch 1 of 3: 10/40  0:05:00 left (run: 0:18:20)",
+        "epoch 1 of 3: 20/40  0:03:20 left (run: 0:16:40)",
+        "epoch 1 of 3: 30/40  0:01:40 left (run: 0:15:00)",
+        "epoch 1 of 3: 40/40  0:00:00 left (run: 0:13:20)",
+        "evaluating epoch 1 of 3: 10/20  0:01:40 left (run: 0:21:40)",
+        "evaluating epoch 1 of 3: 20/20  0:00:00 left (run: 0:20:00)",
+    ]
+
+
+def test_later_epochs_take_as_long_as_those_before() -> None:
+    assert end_of_run(1000.0, 3, [{"seconds": 60.0}, {"seconds": 80.0}], 5000.0) == 1000 + 3 * 70
 
 
 def test_the_line_of_an_epoch_has_the_time_left_of_the_run_until_the_last() -> None:
@@ -81,7 +106,7 @@ def test_a_terminal_has_a_bar_with_details_and_no_lines(
     shown = capsys.readouterr().err
     assert "4/10" in shown
     assert "loss 0.5000  lr 0.001  12.0 images/s" in shown
-    with bar("epoch 1 of 2", 10, shown=True, log=lines.append, every=1, end=clock[0] + 700) as advance:
+    with bar("epoch 1 of 2", 10, shown=True, log=lines.append, every=1, end=lambda end: end - 300) as advance:
         clock[0] += 100
         advance()
     assert lines == []
@@ -109,7 +134,7 @@ def test_a_run_logs_loss_rate_and_speed_of_its_steps(tmp_path: Path) -> None:
     assert [line.split("  ")[0] for line in steps] == [f"epoch 1 of 2: {images}/30" for images in (8, 16, 24)]
     names = [[part.split()[0] for part in line.split("  ")[1:]] for line in steps]
     assert all(words[:2] == ["loss", "lr"] and len(words) == 4 for words in names)
-    assert all("images/s" in line and line.endswith(" left") for line in steps)
+    assert all("images/s" in line and " left (run: 0:0" in line for line in steps)
     assert any(line.startswith("evaluating epoch 1 of 2: 6/6") for line in lines)
     second = [line for line in lines if "epoch 2 of 2: " in line]
     assert len(second) == 4

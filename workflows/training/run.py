@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -22,7 +23,7 @@ from featuretap.models.built import description_of
 from featuretap.specs.class_names import class_names
 from featuretap.support.atomic_write import replace_files
 from featuretap.support.errors import DataError, FeaturetapError, Hint, TrainingError
-from featuretap.support.progress import bar, format_epoch, mean_seconds
+from featuretap.support.progress import bar, end_of_run, format_epoch
 from featuretap.support.text import first_few
 from featuretap.workflows.datasets.data_set import DataSet, Part, check_readable
 from featuretap.workflows.datasets.formats import describe, describe_part
@@ -241,8 +242,7 @@ def _run_epochs(
         seed = np.random.SeedSequence((configuration.seed, epoch)).generate_state(1)[0]
         set_seed(int(seed), device_specific=True)
         batches.set_epoch(epoch)
-        remaining = configuration.epochs - epoch
-        end = time.monotonic() + mean_seconds(progress.history) * remaining if progress.history else None
+        end = partial(end_of_run, time.monotonic(), configuration.epochs - epoch, tuple(progress.history))
         shown: dict[str, Any] = {"shown": is_main, "log": log, "every": configuration.log_every, "end": end}
         with bar(label, len(data.train) // processes, **shown) as report:
             loss, lr = train_epoch(trainer, batches, label, report, first_step=epoch * len(batches))
