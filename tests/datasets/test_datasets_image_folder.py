@@ -232,3 +232,22 @@ def test_a_single_image_of_every_class_cannot_be_divided(tmp_path: Path) -> None
         "'DATA' has no two images of a kind, so that none can be kept for validation; add images, or give parts "
         "'train' and 'val'"
     )
+
+
+def test_folders_with_images_beside_the_parts_are_counted_and_left_out(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    classes_of(tmp_path / "train", cat=2, dog=2)
+    classes_of(tmp_path / "val", cat=1, dog=1)
+    classes_of(tmp_path / "test", cat=1)
+    (tmp_path / "notes").mkdir()
+    assert opened(tmp_path).classes == ("cat", "dog")
+    assert caplog.messages == []
+    classes_of(tmp_path, bird=1)
+    opened(tmp_path)
+    classes_of(tmp_path, fish=3)
+    assert opened(tmp_path).classes == ("cat", "dog")
+    assert [message.replace(str(tmp_path), "DATA") for message in caplog.messages] == [
+        "left out a folder with images beside 'train' in 'DATA': 'bird'",
+        "left out 2 folders with images beside 'train' in 'DATA': 'bird', 'fish'",
+    ]

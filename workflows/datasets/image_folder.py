@@ -1,5 +1,6 @@
 """Folders of images for classification, a folder for each class."""
 
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -8,9 +9,12 @@ from PIL import Image
 from featuretap.support.errors import DataError
 from featuretap.support.image_files import SUFFIXES, folders_in, images_below, is_image_file
 from featuretap.support.images import read_image
+from featuretap.support.text import first_few
 from featuretap.workflows.datasets.data_set import DataSet, image_problem
-from featuretap.workflows.datasets.recognition import NO_CLASSES
+from featuretap.workflows.datasets.recognition import NO_CLASSES, has_images
 from featuretap.workflows.datasets.splits import check_classes, part_folders, split_files
+
+logger = logging.getLogger("featuretap")
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +48,8 @@ def open_image_folder(
     if parts and not folders_in(parts[0]) and (len(parts) == 1 or mixed):
         # "train" is a class, beside "bus" and "car", or has the images of another format.
         parts = []
+    if parts:
+        _report_beside(folder, parts[0])
     train_folder, *val_folder = parts or [folder]
     train = _images_by_class(train_folder, complete, mixed)
     if len(train) == 1 and complete:
@@ -60,6 +66,15 @@ def open_image_folder(
     labels = [file.label for file in files]
     train_part, val_part = split_files(files, train_folder, labels, val_fraction, seed)
     return DataSet("classification", classes, train_part, val_part, held_out=True)
+
+
+def _report_beside(folder: Path, train: Path) -> None:
+    """Log which folders with images are not used, since the parts of the data are beside them."""
+    beside = [path.name for path in folders_in(folder) if not NO_CLASSES.fullmatch(path.name) and has_images(path)]
+    if beside:
+        counted = "a folder" if len(beside) == 1 else f"{len(beside)} folders"
+        names = first_few(list(map(repr, beside)), 5)
+        logger.warning("left out %s with images beside %r in %r: %s", counted, train.name, str(folder), names)
 
 
 def _samples(images: dict[str, list[Path]], classes: tuple[str, ...]) -> list[_ImageFile]:

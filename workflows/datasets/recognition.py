@@ -209,11 +209,12 @@ def _class_folders(folder: Path) -> Iterator[Path]:
     place = next((place for place in reversed(_places(folder)) if folders_in(place)), folder)
     for path in folders_in(place):
         # Not all images are listed: there may be millions.
-        if not NO_CLASSES.fullmatch(path.name) and _has_images(path):
+        if not NO_CLASSES.fullmatch(path.name) and has_images(path):
             yield path
 
 
-def _has_images(folder: Path) -> bool:
+def has_images(folder: Path) -> bool:
+    """Return whether there is an image in a folder or below it."""
     for _, folders, names in os.walk(folder):
         folders[:] = [name for name in folders if not is_hidden(name)]
         if any(is_image_file(Path(name)) for name in names):
