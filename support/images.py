@@ -51,6 +51,9 @@ OTHER_FORMATS = (
 
 ORIENTATION = 0x0112
 
+DEFAULT_PIXELS = 2**30 // 12
+"""Pillow's MAX_IMAGE_PIXELS as it comes."""
+
 LARGE = 2**24
 """Pixels of an image beyond which only one is decoded at a time: with its copies it takes several 100 MB."""
 

@@ -1,6 +1,7 @@
 """Data sets in YOLO's format."""
 
 import logging
+import math
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from PIL import Image
 from support.data_sets import picture, yolo_labels
 
 from featuretap.registry.errors import DataError
+from featuretap.workflows.datasets import boxed_images
 from featuretap.workflows.datasets.data_set import DataSet
 from featuretap.workflows.datasets.formats import open_data, recognise_task
 
@@ -219,10 +221,59 @@ def test_polygons_become_masks_or_their_bounds(folder: Path) -> None:
     assert 8 <= masks[0].sum() <= 16
 
 
+def test_masks_are_bounded_by_objects_and_pixels(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(boxed_images, "DEFAULT_PIXELS", 95)
+    monkeypatch.setenv("FEATURETAP_MAX_PIXELS", "96")
+    yaml(folder, f"train: images/train\nval: images/val\n{NAMES}")
+    polygons = [f"0 0.1 0.1 0.9 0.1 0.9 0.{number}" for number in range(20, 33)]
+    labelled(folder, "images/val/b.png", polygons[0])
+    labelled(folder, "images/train/a.png", *polygons[:12])
+    assert len(opened(folder, masks=True).train[0].read()[1].masks) == 12
+    labelled(folder, "images/train/a.png", *polygons)
+    assert refusal(folder, masks=True) == (
+        "1 problem in 'DATA': 'DATA/images/train/a.png' of 12×8 pixels has 13 objects, whose masks exceed 12 times "
+        "FEATURETAP_MAX_PIXELS=96; cut the images into tiles, make them smaller, or set it higher"
+    )
+    assert len(opened(folder).train[0].read()[1].boxes) == 13
+    monkeypatch.setenv("FEATURETAP_MAX_PIXELS", "104")
+    assert len(opened(folder, masks=True).train[0].read()[1].masks) == 13
+
+
 def test_key_points_of_poses_are_left_out(folder: Path) -> None:
     labelled(folder, "images/train/a.png", f"{BOX} 0.1 0.1 2 0.2 0.2 2")
     yaml(folder, f"train: images/train\nval: images/val\nkpt_shape: [2, 3]\n{NAMES}")
     assert opened(folder).train[0].read()[1].boxes.tolist() == [[3, 3, 9, 5]]
+
+
+FLAT_POSES = ("0 0.6 0.3 0.1 0.2 0.58 0.25 0.62 0.35 0.6 0.3", "0 0.2 0.7 0.1 0.1 0.18 0.68 0 0 0.22 0.72")
+
+
+def test_key_points_without_a_visibility_are_no_polygons(folder: Path) -> None:
+    labelled(folder, "images/train/a.png", *FLAT_POSES)
+    labelled(folder, "images/val/b.png", FLAT_POSES[0])
+    yaml(folder, f"train: images/train\nval: images/val\n{NAMES}")
+    assert refusal(folder) == (
+        "the label files of 'DATA' have 3 points inside its box behind each box, as poses have; state their "
+        "'kpt_shape' in 'data.yaml'"
+    )
+    yaml(folder, f"train: images/train\nval: images/val\nkpt_shape: [3, 2]\n{NAMES}")
+    assert opened(folder).train[0].read()[1].boxes[0] == pytest.approx([6.6, 1.6, 7.8, 3.2])
+
+
+def turned_square(x: float, y: float, half: float, degrees: float) -> str:
+    """A square, as four corners."""
+    angles = [math.radians(degrees + 90 * corner) for corner in range(4)]
+    return "0 " + " ".join(f"{x + half * math.cos(angle):.6f} {y + half * math.sin(angle):.6f}" for angle in angles)
+
+
+@pytest.mark.parametrize("half", [0.004, 0.1, 0.25])
+@pytest.mark.parametrize("x", [0.5, 0.72])
+@pytest.mark.parametrize("degrees", [0, 10, 200])
+def test_rotated_boxes_of_any_size_are_no_poses(folder: Path, x: float, half: float, degrees: float) -> None:
+    for y, path in ((0.3, "images/train/a.png"), (0.7, "images/val/b.png")):
+        labelled(folder, path, turned_square(x, y, half, degrees))
+    yaml(folder, f"train: images/train\nval: images/val\n{NAMES}")
+    assert len(opened(folder).train[0].read()[1].boxes) == 1
 
 
 def test_a_line_that_is_there_twice_is_one_object(folder: Path) -> None:

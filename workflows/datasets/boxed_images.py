@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from featuretap.support.errors import DataError
-from featuretap.support.images import read_image
+from featuretap.support.errors import DataError, Hint
+from featuretap.support.images import DEFAULT_PIXELS, pixel_limit, read_image
 from featuretap.support.text import first_few
-from featuretap.workflows.datasets.data_set import Boxes, DataSet, image_problem, size_problem
+from featuretap.workflows.datasets.data_set import Boxes, DataSet, image_problem, raise_problems, size_problem
 from featuretap.workflows.datasets.splits import rarest, split_files
 
 logger = logging.getLogger("featuretap")
@@ -25,6 +25,10 @@ MOST_BEYOND = 0.1
 
 LONGEST_OUTLINE = 2**22
 """Pixels of the outline of an object, of each of which COCO's code keeps about 40 bytes."""
+
+MASK_PIXELS = 12
+"""Pixels of the masks of an image's objects together, as a multiple of the most pixels of an image. A byte each, and
+copied once, they take 2 GiB by default."""
 
 Box = tuple[float, float, float, float]
 
@@ -47,11 +51,12 @@ class _BoxedImage:
             raise DataError(problem)
         if self.outlines is None:
             return image, self.boxes
-        if not self.outlines:
-            return image, self.boxes._replace(masks=np.zeros((0, image.height, image.width), np.uint8))
-        from faster_coco_eval.core import mask
+        masks = np.empty((len(self.outlines), image.height, image.width), np.uint8)
+        if self.outlines:
+            from faster_coco_eval.core import mask
 
-        masks = np.ascontiguousarray(mask.decode(self.outlines).transpose(2, 0, 1))
+            for target, outline in zip(masks, self.outlines, strict=True):
+                target[:] = mask.decode(outline)
         return image, self.boxes._replace(masks=masks)
 
     def check(self) -> str:
@@ -91,13 +96,30 @@ class AnnotatedImage:
 def detection_set(
     parts: Sequence[Sequence[AnnotatedImage]], classes: tuple[str, ...], folder: Path, val_fraction: float, seed: int
 ) -> DataSet:
-    """Return a data set of a training and a validation part, or of one part that is split, rare classes in both."""
+    """Return a data set of a training and a validation part, or of one part that is split, rare classes in both.
+
+    Raises:
+        DataError: images have so many objects that their masks would fill the memory.
+    """
+    _check_masks([image for part in parts for image in part], folder)
     labels = {name: label for label, name in enumerate(classes)}
     samples = [[image.sample(labels) for image in part] for part in parts]
     if len(samples) == 1:
         groups = rarest([set(image.names) for image in parts[0]])
         samples = split_files(samples[0], folder, groups, val_fraction, seed)
     return DataSet("detection", classes, samples[0], samples[1], held_out=len(parts) == 1)
+
+
+def _check_masks(images: Sequence[AnnotatedImage], folder: Path) -> None:
+    # A limit for small images says nothing about the memory there is for masks.
+    limit = MASK_PIXELS * max(DEFAULT_PIXELS, pixel_limit())
+    problems = [
+        f"{image.path!r} of {image.size[0]}×{image.size[1]} pixels has {len(image.outlines)} objects, whose masks "
+        f"exceed {MASK_PIXELS} times FEATURETAP_MAX_PIXELS={limit // MASK_PIXELS}"
+        for image in images
+        if image.outlines and len(image.outlines) * image.size[0] * image.size[1] > limit
+    ]
+    raise_problems(problems, folder, Hint("cut the images into tiles, make them smaller, or set it higher"))
 
 
 def polygon_run_lengths(polygons: Sequence[Sequence[float]], size: tuple[int, int]) -> dict[str, Any]:

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from featuretap.support.errors import DataError, ImageError
+from featuretap.support.errors import DataError, Hint, ImageError
 from featuretap.support.images import ORIENTATION, open_image, read_image
 from featuretap.support.text import first_few
 
@@ -168,15 +168,20 @@ def check_readable(data: DataSet, report: Callable[[int], None]) -> None:
         raise DataError(f"{len(problems)} of {done} images cannot be used: {first_few(problems, 10, '; ')}")
 
 
-def raise_problems(problems: Sequence[str], where: Path) -> None:
+def raise_problems(problems: Sequence[str], where: Path, hint: Hint | None = None) -> None:
     """Raise an error that counts the problems and names the first five; without any, do nothing.
+
+    Args:
+        problems: what is wrong.
+        where: the file or folder.
+        hint: what to do about all of them.
 
     Raises:
         DataError: there are problems.
     """
     if problems:
         counted = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
-        raise DataError(f"{counted} in {str(where)!r}: {first_few(problems, 5, '; ')}")
+        raise DataError(f"{counted} in {str(where)!r}: {first_few(problems, 5, '; ')}", hint=hint)
 
 
 def image_problem(path: str, size: tuple[int, int] | None = None) -> str:

@@ -31,6 +31,13 @@ BOX, POLYGON = 4, 6
 MARGIN = 0.05
 """How far a key point may lie beyond its box, as a fraction of the image."""
 
+POSES = 0.25
+"""Share of objects that look like poses beyond which all are. At most 4 % of random polygons do, and at least 27 % of
+random poses of three points in boxes of up to 0.6 of the image."""
+
+ROUNDING = 0.005
+"""Error of coordinates that are written with few digits, as a fraction of the image."""
+
 Row = tuple[int, list[float]]
 """The label of an object, and what follows it on its line: a box or a polygon, as fractions of the image's sides."""
 
@@ -57,6 +64,7 @@ def open_yolo(source: Path, val_fraction: float, seed: int, masks: bool, images_
     problems: list[str] = []
     rows = [[_read_labels(_label_file(path), length, problems) for path in part] for part in parts]
     raise_problems(problems, folder)
+    _check_poses([values for part in rows for objects in part for _, values in objects], folder)
     labels = {label for part in rows for objects in part for label, _ in objects}
     if not labels:
         raise DataError(f"the label files of {str(folder)!r} name no object; they are expected in {LABELS!r}")
@@ -267,6 +275,32 @@ def _is_pose(values: Sequence[float]) -> bool:
         visible == 0 or (abs(px - x) <= width / 2 + MARGIN and abs(py - y) <= height / 2 + MARGIN)
         for px, py, visible in zip(points[::3], points[1::3], points[2::3], strict=True)
     )
+
+
+def _check_poses(objects: Sequence[Sequence[float]], folder: Path) -> None:
+    """Refuse objects that are boxes followed by key points without a visibility, which could be read as polygons."""
+    lengths = set(map(len, objects))
+    if len(lengths) == 1 and min(lengths) > POLYGON and sum(map(_is_flat_pose, objects)) > POSES * len(objects):
+        raise DataError(
+            f"the label files of {str(folder)!r} have {(min(lengths) - BOX) // 2} points inside its box behind each "
+            "box, as poses have; state their 'kpt_shape' in 'data.yaml'"
+        )
+
+
+def _is_flat_pose(values: Sequence[float]) -> bool:
+    """Return whether points lie inside the box before them, and the box's size far from them, as no corner does."""
+    (x, y, width, height), points = values[:BOX], list(zip(values[BOX::2], values[BOX + 1 :: 2], strict=True))
+    # Those that are not labelled are 0, 0.
+    seen = [point for point in points if any(point)]
+    if not all(abs(px - x) <= width / 2 + MARGIN and abs(py - y) <= height / 2 + MARGIN for px, py in seen):
+        return False
+    for size, center, axis in ((width, x, 0), (height, y, 1)):
+        others = [center, *(point[axis] for point in seen)]
+        # A corner of a quadrilateral with parallel sides lies as far from the others at most, once they are rounded.
+        extent = max(others) - min(others) + ROUNDING
+        if not min(others) - extent <= size <= max(others) + extent:
+            return True
+    return False
 
 
 def _annotate(

@@ -82,7 +82,7 @@ def _compute_batches(
         yield ComputedBatch(shard, names, features, bad)
 
 
-def _with_tensor(read: ReadBatch | FeaturetapError) -> tuple[Any, ...] | FeaturetapError:
+def _with_tensor(read: Any) -> Any:
     """Return a batch whose pixels are a tensor, which processes share; an error as it is."""
     if isinstance(read, FeaturetapError):
         return read

@@ -131,7 +131,7 @@ def _augment(
         "labels": torch.tensor(objects.labels[kept]) + task.first_label,
     }
     if objects.masks is not None:
-        target["masks"] = tv_tensors.Mask(torch.tensor(objects.masks[kept]))
+        target["masks"] = tv_tensors.Mask(torch.from_numpy(objects.masks[kept]))
     # Without an object to keep, or a pixel to cut off, no crop exists.
     if crop is not None and kept.any() and min(image.size) * crop.min_scale >= 1:
         image, target = crop(image, target)
@@ -146,7 +146,7 @@ def _prepare(task: DetectionTask, prepare: Prepare, image: Image.Image, objects:
         "iscrowd": torch.tensor(objects.ignored).long(),
     }
     if objects.masks is not None:
-        target["masks"] = torch.tensor(objects.masks)
+        target["masks"] = torch.from_numpy(objects.masks)
     return prepare(image), target
 
 
