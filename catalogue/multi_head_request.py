@@ -13,7 +13,7 @@ from featuretap.specs import BackboneSpec, HeadSpec, ModelSpec, MultiHeadSpec
 from featuretap.specs.description import Description
 from featuretap.specs.options import OPTIONS, options_of
 from featuretap.specs.validation import ARGUMENTS
-from featuretap.support.errors import HeadError, OptionError, UnknownHeadError, did_you_mean
+from featuretap.support.errors import HeadError, Hint, OptionError, UnknownHeadError, did_you_mean
 
 Heads: TypeAlias = Sequence[str] | Mapping[str, str]
 """Names of heads, or a mapping from names of one's own to names of heads."""
@@ -180,13 +180,14 @@ def _check_head_options(label: str, head: HeadSpec, values: Any, defaults: Mappi
     """Refuse options of a head that are no mapping, or that are the backbone's."""
     if not isinstance(values, Mapping):
         raise OptionError(
-            f"{label}={values!r} should be a mapping with the options of the head {head.name!r}, such as "
-            f"{label}={{'num_classes': 21}}"
+            f"{label}={values!r} should be a mapping with the options of the head {head.name!r}",
+            hint=Hint("give them under its name:", f"{label}={{'num_classes': 21}}"),
         )
     for option in values:
         if option in defaults or option in ("pretrained", "features_only", "head", "name"):
             raise OptionError(
-                f"{option} of {label!r} is shared by all heads; give it beside them: {option}={values[option]!r}"
+                f"{option} of {label!r} is shared by all heads",
+                hint=Hint("give it beside them:", f"{option}={values[option]!r}"),
             )
 
 
@@ -197,9 +198,10 @@ def _check_shared_options(
     for option, value in options.items():
         owners = [label for label, head in specs.items() if option in (*head.options, "num_classes", "taps")]
         if option not in defaults and owners:
+            stated = list(value) if isinstance(value, tuple) else value
             raise OptionError(
-                f"{option}={value!r} is an option of one head, and there are several; give it under the head's name: "
-                f"{owners[0]}={{{option!r}: {value!r}}}"
+                f"{option}={value!r} is an option of one head, and there are several",
+                hint=Hint("give it under the head's name:", f"{owners[0]}={{{option!r}: {stated!r}}}"),
             )
         if option not in defaults and isinstance(value, Mapping):
             hint = did_you_mean(option, specs) or ";"
@@ -219,8 +221,8 @@ def _backbone_options_of_heads(
                 continue
             if options.setdefault(option, value) != value:
                 raise HeadError(
-                    f"heads {owners[option]!r} and {label!r} need {option}={options[option]!r} and {option}={value!r}; "
-                    f"choose one for both, such as {option}={value!r}"
+                    f"heads {owners[option]!r} and {label!r} need {option}={options[option]!r} and {option}={value!r}",
+                    hint=Hint("choose one for both, such as", f"{option}={value!r}"),
                 )
             owners.setdefault(option, label)
     return options

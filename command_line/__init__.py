@@ -34,12 +34,23 @@ TYPED = {
 ARGUMENT = re.compile(r"\b(\w+)='(\w+)'")
 """An argument in a reference that depends on the error, such as "head='ssdlite' or head='lraspp'"."""
 
+PATTERNS = {
+    re.compile(r"(\w+)=\{'(\w+)': (.*)\}"): r"--option \1.\2=\3",
+    re.compile(r"(\w+)=\{'(\w+)': (\[.*\])\}"): r'--option "\1.\2=\3"',
+    re.compile(r"registry\.(?:load\(path, head=|select_head\(model, )'(\w+)'\)"): r"--head \1",
+    re.compile(r"registry\.save\(registry\.select_head\(model, '(\w+)'\), \.\.\.\)"): (
+        r"`featuretap convert --head \1`"
+    ),
+    re.compile(r"(\w+)=(\d+)"): r"--option \1=\2",
+}
+"""Pattern of a reference that depends on the error → what is typed for it."""
+
 
 SECTIONS = {
     "Catalogue": {"list": "catalogue_commands", "show": "catalogue_commands", "inspect": "weights_commands"},
     "Images": dict.fromkeys(("taps", "predict", "extract"), "image_commands"),
     "Training": dict.fromkeys(("train", "evaluate"), "training_commands"),
-    "Weights": dict.fromkeys(("save", "convert", "push"), "weights_commands"),
+    "Weights": dict.fromkeys(("save", "convert", "join", "push"), "weights_commands"),
     "Runtimes": dict.fromkeys(("export", "quantize", "bench"), "runtime_commands"),
     "Plugins": dict.fromkeys(("plugins", "new-plugin"), "plugin_commands"),
     "Shell": {"completion": "completion"},
@@ -140,6 +151,8 @@ def phrase(error: FeaturetapError) -> str:
         return str(error)
     reference = error.hint.reference
     typed = ARGUMENT.sub(r"--\1 \2", reference) if ARGUMENT.match(reference) else reference
+    for pattern, form in PATTERNS.items():
+        typed = pattern.sub(form, reference) if pattern.fullmatch(reference) else typed
     reference = TYPED.get(reference, typed)
     return str(FeaturetapError(error.problem, hint=replace(error.hint, reference=reference)))
 

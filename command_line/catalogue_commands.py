@@ -10,7 +10,7 @@ from featuretap import registry
 from featuretap.command_line import completion, parameters
 from featuretap.command_line.commands import Command
 from featuretap.command_line.printing import echo, format_options, print_fields, print_json, print_table
-from featuretap.specs import BackboneSpec, ModelSpec
+from featuretap.specs import BackboneSpec, ModelSpec, MultiHeadSpec
 from featuretap.specs.addresses import LEVELS
 from featuretap.specs.head import backbone_of
 from featuretap.support.errors import FeaturetapError, HeadError, PluginError, UnknownHeadError
@@ -83,7 +83,9 @@ def _with_classifier(name: str, options: dict[str, Any]) -> BackboneSpec | Model
         return registry.spec(name, features_only=True, **options)
 
 
-def _cost(spec: BackboneSpec | ModelSpec, size: tuple[int, int], *, build: bool = False) -> dict[str, int | None]:
+def _cost(
+    spec: BackboneSpec | ModelSpec | MultiHeadSpec, size: tuple[int, int], *, build: bool = False
+) -> dict[str, int | None]:
     """Return parameters and multiply-adds; what is not a table of rows is counted only where it may be built."""
     cost: dict[str, int | None] = {"parameters": None, "macs": None}
     if backbone_of(spec).stages or build:
@@ -102,8 +104,8 @@ def _cost(spec: BackboneSpec | ModelSpec, size: tuple[int, int], *, build: bool 
 @click.option("--reduced-tail", is_flag=True, default=None, help="Halve the channels behind C4.")
 @click.option("--output-stride", type=int, help="32, 16 or 8.")
 @click.option("--in-channels", type=int, help="Channels of the images.")
-@parameters.backbone_options("Any other option; can be repeated.")
-@click.option("--head", shell_complete=completion.heads, help="Count the backbone with this head.")
+@parameters.backbone_options("Any other option, road.num_classes=2 of one of several heads; can be repeated.")
+@parameters.heads_option("Count the backbone with this head; can be repeated, with names: road=lraspp.")
 @parameters.NUM_CLASSES
 @click.option("--taps", type=parameters.TAPS, help="Taps that the head reads, separated by commas.")
 @click.option("--size", type=parameters.SIZE, default="224x224", help="Size of the images.")
@@ -111,7 +113,7 @@ def _cost(spec: BackboneSpec | ModelSpec, size: tuple[int, int], *, build: bool 
 def show_command(
     name: str,
     options: dict[str, Any],
-    head: str | None,
+    head: str | dict[str, str] | None,
     num_classes: int | None,
     taps: tuple[str, ...] | None,
     size: tuple[int, int],
@@ -121,6 +123,7 @@ def show_command(
     """Show every tap of the backbone NAME, and what it costs, alone and with a head.
 
     Example: featuretap show mobilenet_v3_large --head ssdlite --reduced-tail --size 320x320
+    featuretap show mobilenet_v3_large --head objects=ssdlite --head road=lraspp --option road.num_classes=2
     """
     options = {option: value for option, value in named.items() if value is not None} | options
     if head is None and (taps or num_classes is not None):
@@ -130,20 +133,17 @@ def show_command(
     (print_json if as_json else _print_facts)(_facts(name, spec, options, size))
 
 
-def _facts(name: str, spec: BackboneSpec | ModelSpec, options: dict[str, Any], size: tuple[int, int]) -> dict[str, Any]:
-    if isinstance(spec, ModelSpec):
+def _facts(
+    name: str, spec: BackboneSpec | ModelSpec | MultiHeadSpec, options: dict[str, Any], size: tuple[int, int]
+) -> dict[str, Any]:
+    if isinstance(spec, ModelSpec | MultiHeadSpec):
+        # Not the taps of the heads alone.
         backbone = spec.backbone.with_taps(spec.backbone.levels or tuple(spec.backbone.addresses))
-        with_head: dict[str, Any] = {
-            "head": {
-                "name": spec.head.name,
-                "description": spec.head.description,
-                "reads": list(spec.backbone.taps),
-                "num_classes": spec.num_classes,
-                "options": dict(spec.head_options),
-                **_cost(spec, size, build=True),
-                "outputs": {output: list(shape) for output, shape in spec.outputs(*size).items()},
-            }
-        }
+        if isinstance(spec, ModelSpec):
+            with_head: dict[str, Any] = {"head": {**_head_facts(spec, size), **_cost(spec, size, build=True)}}
+        else:
+            heads = {label: {**_head_facts(head, size), **_head_cost(head, size)} for label, head in spec.heads.items()}
+            with_head = {"heads": heads, "model": _cost(spec, size, build=True)}
     else:
         backbone, model = spec, _with_classifier(name, options)
         none = {"parameters": None, "macs": None}
@@ -167,10 +167,26 @@ def _facts(name: str, spec: BackboneSpec | ModelSpec, options: dict[str, Any], s
         "options": options,
         "size": list(size),
         "taps": taps,
-        "backbone": _cost(backbone, size, build=True),
+        "backbone": _cost(spec.backbone if isinstance(spec, MultiHeadSpec) else backbone, size, build=True),
         **with_head,
         "weights": [*backbone.tags, *(entry.tag for entry in registry.default.weights_of(name))],
     }
+
+
+def _head_facts(spec: ModelSpec, size: tuple[int, int]) -> dict[str, Any]:
+    return {
+        "name": spec.head.name,
+        "description": spec.head.description,
+        "reads": list(spec.backbone.taps),
+        "num_classes": spec.num_classes,
+        "options": dict(spec.head_options),
+        "outputs": {output: list(shape) for output, shape in spec.outputs(*size).items()},
+    }
+
+
+def _head_cost(spec: ModelSpec, size: tuple[int, int]) -> dict[str, int | None]:
+    """Return parameters and multiply-adds of a head without its backbone."""
+    return {"parameters": spec.head_parameters, "macs": spec.head_macs(*size)}
 
 
 def _print_facts(facts: dict[str, Any]) -> None:
@@ -189,9 +205,12 @@ def _print_facts(facts: dict[str, Any]) -> None:
         for address, tap in facts["taps"].items()
     ]
     print_table(titles, rows)
-    head = facts.get("head")
+    head, heads = facts.get("head"), facts.get("heads", {})
     costs = {"backbone": facts["backbone"]}
-    costs |= {f"with {head['name']}": head} if head else {"classifier": facts["classifier"]}
+    if heads:
+        costs |= {**heads, "all together": facts["model"]}
+    else:
+        costs |= {f"with {head['name']}": head} if head else {"classifier": facts["classifier"]}
     width = max(12, *map(len, costs))
     image = "{}×{}".format(*facts["size"])
     text = "{} parameters, {} multiply-adds for an image of " + image
@@ -199,8 +218,15 @@ def _print_facts(facts: dict[str, Any]) -> None:
     if head:
         options = format_options(head["options"]) or "none"
         print_fields({"it reads": ", ".join(head["reads"]), "its options": options}, width)
-        outputs = ((output, "×".join(map(str, shape))) for output, shape in head["outputs"].items())
-        print_table(("output", ">shape"), outputs)
+    for label, one in heads.items():
+        options = format_options(one["options"]) or "none"
+        echo(f"{label}: {one['description']}")
+        print_fields({"it reads": ", ".join(one["reads"]), "its options": options}, width)
+    outputs = head["outputs"] if head else {}
+    for label, one in heads.items():
+        outputs |= {f"{label}.{output}": shape for output, shape in one["outputs"].items()}
+    if outputs:
+        print_table(("output", ">shape"), [(output, "×".join(map(str, shape))) for output, shape in outputs.items()])
 
 
 def _format_cost(cost: dict[str, Any]) -> tuple[str, str]:

@@ -69,8 +69,31 @@ class CommaSeparated(click.ParamType[tuple[Any, ...]]):
         return [CompletionItem(before + comma + item.value) for item in items if item.value not in before.split(",")]
 
 
+class HeadName(click.ParamType[tuple[str, str]]):
+    """A head, with a name of its own or not: "road=lraspp" or "lraspp"."""
+
+    name = "[NAME=]HEAD"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, str]:
+        """Return (own name, head), the name empty where none is given."""
+        if isinstance(value, tuple):
+            return value
+        label, equals, head = value.rpartition("=")
+        if not head or (equals and not label):
+            self.fail(f"{value!r} is not a head; write HEAD or NAME=HEAD, such as road=lraspp", param, ctx)
+        return label, head
+
+    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem[str]]:
+        """Complete the head behind the name."""
+        label, equals, head = incomplete.rpartition("=")
+        return [CompletionItem(label + equals + item.value) for item in completion.heads(ctx, param, head)]
+
+
 class OptionPair(click.ParamType[tuple[str, Any]]):
-    """An option of a backbone with its value in TOML; what is not TOML is a string."""
+    """An option of a backbone or a head with its value in TOML; what is not TOML is a string.
+
+    An option of one of several heads is written behind the head's name, as "road.num_classes=2".
+    """
 
     name = "NAME=VALUE"
 
@@ -79,7 +102,8 @@ class OptionPair(click.ParamType[tuple[str, Any]]):
         if isinstance(value, tuple):
             return value
         name, equals, text = value.partition("=")
-        if not (name.isidentifier() and equals and text):
+        parts = name.split(".")
+        if not (len(parts) <= 2 and all(map(str.isidentifier, parts)) and equals and text):
             self.fail(f"{value!r} is not an option; write NAME=VALUE, such as width=0.5", param, ctx)
         if name in ARGUMENTS:
             self.fail(f"{name!r} is not an option of a backbone or a head; see --help", param, ctx)
@@ -118,15 +142,54 @@ def weights_option(description: str = "A tag, a file or its address, or 'none' f
 
 
 def backbone_options(description: str) -> Callable[..., Any]:
-    """Return the option --option, whose pairs become a dict."""
+    """Return the option --option, whose pairs become a dict; those of a head are a dict under its name."""
     return click.option(
-        "--option",
-        "options",
-        type=OptionPair(),
-        multiple=True,
-        callback=lambda ctx, param, pairs: dict(pairs),
-        help=description,
+        "--option", "options", type=OptionPair(), multiple=True, callback=_group_options, help=description
     )
+
+
+def heads_option(description: str) -> Callable[..., Any]:
+    """Return the option --head, which becomes the name of a head, several by their own names, or None."""
+    return click.option("--head", type=HeadName(), multiple=True, callback=_name_heads, help=description)
+
+
+def one_head_option(description: str) -> Callable[..., Any]:
+    """Return the option --head of commands that take one head."""
+    return click.option("--head", metavar="NAME", shell_complete=completion.heads, help=description)
+
+
+def _group_options(ctx: click.Context, param: click.Parameter, pairs: tuple[tuple[str, Any], ...]) -> dict[str, Any]:
+    options: dict[str, Any] = {}
+    for name, value in pairs:
+        label, dot, option = name.rpartition(".")
+        if not dot:
+            options[name] = value
+        elif isinstance(options.setdefault(label, {}), dict):
+            options[label][option] = value
+        else:
+            raise click.BadParameter(
+                f"{label!r} has a value of its own, and {name!r} is an option of a head; leave one of them out",
+                ctx,
+                param,
+            )
+    return options
+
+
+def _name_heads(
+    ctx: click.Context, param: click.Parameter, heads: tuple[tuple[str, str], ...]
+) -> str | dict[str, str] | None:
+    if not heads:
+        return None
+    if len(heads) == 1 and not heads[0][0]:
+        return heads[0][1]
+    named: dict[str, str] = {}
+    for label, head in heads:
+        if (label or head) in named:
+            raise click.BadParameter(
+                f"{label or head!r} is the name of two heads; give each one of its own, such as road={head}", ctx, param
+            )
+        named[label or head] = head
+    return named
 
 
 def batch_size_option(default: int | None, help_default: str = "") -> Callable[..., Any]:

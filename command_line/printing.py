@@ -102,8 +102,11 @@ def print_fields(fields: Mapping[str, str | None], width: int = 12) -> None:
 
 
 def format_options(options: Mapping[str, Any] | None) -> str:
-    """Return options as "width=0.5, norm=None"."""
-    return ", ".join(f"{name}={value}" for name, value in (options or {}).items())
+    """Return options as "width=0.5, norm=None", those of a head as "road.num_classes=2"."""
+    flat: dict[str, Any] = {}
+    for name, value in (options or {}).items():
+        flat |= {f"{name}.{key}": one for key, one in value.items()} if isinstance(value, dict) else {name: value}
+    return ", ".join(f"{name}={value}" for name, value in flat.items())
 
 
 def report_unreadable(bad: int, images: int, note: str = "") -> None:

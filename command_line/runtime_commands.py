@@ -51,6 +51,8 @@ def _arguments(
     """Return the arguments of `registry.build` or `registry.load`."""
     if weights is not None and _is_file(source):
         raise click.UsageError(f"the file {source!r} has the weights; leave --weights out")
+    if isinstance(arguments.get("head"), dict) and _is_file(source):
+        raise click.UsageError(f"the file {source!r} has heads of its own; give --head once, with the name of one")
     # Taps without a head are those of the backbone alone.
     if features_only or (arguments["taps"] is not None and arguments.get("head") is None):
         arguments["features_only"] = True
@@ -78,8 +80,8 @@ def _open_source(source: str, weights: str | None, **arguments: Any) -> nn.Modul
 @parameters.weights_option()
 @parameters.FEATURES_ONLY
 @click.option("--taps", type=parameters.TAPS, help="Taps of the backbone or for the head, separated by commas.")
-@click.option(
-    "--head", shell_complete=completion.heads, help="The head.  [default: classification, or that of the file]"
+@parameters.heads_option(
+    "A head, of a file one of its own; can be repeated, with names.  [default: classification, or those of the file]"
 )
 @parameters.NUM_CLASSES
 @parameters.backbone_options("An option of the backbone or the head; can be repeated.")
@@ -102,6 +104,7 @@ def export_command(
     are kept only if their runtime computes what the model does.
 
     Example: featuretap export mobilenet_v3_large features.onnx --taps C3,C4,C5
+    featuretap export several.safetensors road.onnx --head road
     """
     form = resolve_format(target, format_name)
     form.check_installed()
@@ -137,6 +140,7 @@ def export_command(
 @parameters.weights_option("A tag, or a file or its address, for a NAME.")
 @parameters.FEATURES_ONLY
 @click.option("--taps", type=parameters.TAPS, help="Taps of the backbone, separated by commas.")
+@parameters.one_head_option("One of the heads of a FILE with several.")
 @parameters.backbone_options("An option of the model; can be repeated.")
 @ONE_SIZE
 @click.option("--json", "as_json", is_flag=True, help="Print JSON, with the names of the evaluated images.")

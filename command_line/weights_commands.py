@@ -15,6 +15,7 @@ from featuretap.command_line import completion, parameters
 from featuretap.command_line.commands import Command
 from featuretap.command_line.interruption import report_unwritten
 from featuretap.command_line.printing import echo, format_options, print_fields, print_json, print_table
+from featuretap.specs.description import Description
 from featuretap.support.text import first_few, one_line
 from featuretap.weights.downloads import find_or_fetch
 from featuretap.weights.files import weights_file
@@ -33,13 +34,29 @@ MOST_CLASSES = 5
 """Classes that are named; of more, the count is printed."""
 
 
+class HeadFile(click.ParamType[tuple[str, str]]):
+    """A head's name with the file of its model: "road=segmenter.safetensors"."""
+
+    name = "NAME=FILE"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, str]:
+        """Return (name, file)."""
+        if isinstance(value, tuple):
+            return value
+        name, _, file = value.partition("=")
+        if not (name and file):
+            self.fail(f"{value!r} names no head; write NAME=FILE, such as road=segmenter.safetensors", param, ctx)
+        return name, file
+
+
 @click.command("save", cls=Command, short_help="Save a backbone with published weights.")
 @click.argument("name", shell_complete=completion.backbones, help="The backbone.")
 @TARGET
 @parameters.weights_option()
 @parameters.FEATURES_ONLY
+@parameters.heads_option("A head; can be repeated, with names: road=lraspp.  [default: that of the weights]")
 @parameters.NUM_CLASSES
-@parameters.backbone_options("An option of the backbone; can be repeated.")
+@parameters.backbone_options("An option of the backbone, or road.num_classes=2 of a head; can be repeated.")
 @LAYOUT
 def save_command(
     name: str, target: Path, weights: str | None, layout: str, options: dict[str, Any], **arguments: Any
@@ -59,13 +76,37 @@ def save_command(
 @click.argument("source", type=click.Path(), help="A weights file, a folder with one, or an address.")
 @TARGET
 @LAYOUT
-def convert_command(source: str, target: Path, layout: str) -> None:
+@parameters.one_head_option("Extract this head of a SOURCE with several, with the backbone.")
+def convert_command(source: str, target: Path, layout: str, head: str | None) -> None:
     """Rewrite the weights SOURCE (a file, a folder or an address) in another layout, as TARGET.
 
     Example: featuretap convert mobilenet_v3_large-5c1a4163.pth timm-folder --layout timm
+    featuretap convert several.safetensors road.safetensors --head road
     """
     with report_unwritten(target):
-        saved = registry.convert(source, target, layout)
+        if head is None:
+            saved = registry.convert(source, target, layout)
+        else:
+            saved = registry.save(registry.select_head(registry.load(source), head), target, layout)
+    echo(f"saved: {saved}")
+
+
+@click.command("join", cls=Command, short_help="Join models with one backbone into one with several heads.")
+@click.argument(
+    "files", nargs=-1, required=True, type=HeadFile(), metavar="NAME=FILE...", help="Name of a head, and its file."
+)
+@TARGET
+def join_command(files: tuple[tuple[str, str], ...], target: Path) -> None:
+    """Write the models of FILES, whose backbones are equal bit for bit, as TARGET: one backbone with several heads.
+
+    Example: featuretap join objects=detector.safetensors road=segmenter.safetensors several.safetensors
+    """
+    names = [name for name, _ in files]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice:
+        raise click.UsageError(f"{twice!r} is the name of two heads; give each one of its own")
+    with report_unwritten(target):
+        saved = registry.save(registry.join(dict(files)), target)
     echo(f"saved: {saved}")
 
 
@@ -143,6 +184,17 @@ def _facts(file: OpenFile, tensors: Mapping[str, Stored], record: Record | None)
             "layout": record.layout,
             "norm_eps": dict(record.norm_eps),
             "classes": description.classes,
+            "heads": {
+                name: {
+                    "head": head.head,
+                    "reads": list(head.taps),
+                    "num_classes": head.num_classes,
+                    "classes": head.classes,
+                    "options": _head_options(head, description),
+                    "preprocessing": head.preprocessing.as_table(),
+                }
+                for name, head in description.heads.items()
+            },
             "weights": str(description.weights) if description.weights else None,
             # A file that is only identified by its tensors states no preprocessing.
             "preprocessing": description.preprocessing.as_table() if described or description.weights else None,
@@ -168,14 +220,26 @@ def _print_facts(facts: dict[str, Any]) -> None:
         "options": format_options(facts.get("options")),
         "taps": ", ".join(facts.get("taps") or ()),
         "head": _format_head(facts),
+        "heads": ", ".join(facts.get("heads") or ()),
         "layout": facts["layout"],
         "norm eps": format_options(facts.get("norm_eps")),
         "weights": facts.get("weights"),
-        "prepared": format_options(facts.get("preprocessing")),
+        # That of the heads, which may be another than the backbone's alone.
+        "prepared": "" if facts.get("heads") else format_options(facts.get("preprocessing")),
         "tensors": f"{len(tensors)} ({counts}), {values:,} values, {facts['bytes']:,} bytes",
         "SHA-256": facts["sha256"],
     }
     print_fields(fields, width=9)
+    if facts.get("heads"):
+        rows = [
+            (name, _format_head(head), ", ".join(head["reads"]), format_options(head["options"]))
+            for name, head in facts["heads"].items()
+        ]
+        print_table(("name", "head", "reads", "options"), rows)
+
+
+def _head_options(head: Description, backbone: Description) -> dict[str, Any]:
+    return {name: value for name, value in head.options.items() if name not in backbone.options}
 
 
 def _natural(name: str) -> list[str]:

@@ -14,7 +14,7 @@ from featuretap.models.multi_head import MultiHeadModel
 from featuretap.models.several_heads import select_head
 from featuretap.specs.description import format_options
 from featuretap.specs.layout import NATIVE
-from featuretap.support.errors import OptionError, WeightsError
+from featuretap.support.errors import Hint, OptionError, WeightsError
 from featuretap.weights import hub
 from featuretap.weights.downloads import offline
 from featuretap.weights.expected_tensors import find_difference, head_tensors
@@ -42,8 +42,10 @@ def save_model(catalogue: Catalogue, model: nn.Module, path: Path, layout: str) 
         return write_checkpoint(_weights_of(catalogue, inner), path, layout)
     if layout != NATIVE:
         raise WeightsError(
-            f"cannot save a model with several heads for {layout}, whose models have one; save one head: "
-            f"registry.save(registry.select_head(model, {next(iter(inner.heads))!r}), ...)"
+            f"cannot save a model with several heads for {layout}, whose models have one",
+            hint=Hint(
+                "save one head:", f"registry.save(registry.select_head(model, {next(iter(inner.heads))!r}), ...)"
+            ),
         )
     heads = {name: _weights_of(catalogue, select_head(inner, name)) for name in inner.heads}
     return write_multi_head_checkpoint(_weights_of(catalogue, inner.backbone), heads, path)

@@ -27,7 +27,7 @@ from featuretap.specs.agreement import Agreement
 from featuretap.specs.description import Description
 from featuretap.specs.graph import IMAGE
 from featuretap.specs.preprocessing import check_channels
-from featuretap.support.errors import DataError, HeadError, ImageError, OptionError
+from featuretap.support.errors import DataError, HeadError, Hint, ImageError, OptionError
 from featuretap.support.extras import check_extra
 from featuretap.support.image_files import ImageFile, list_images
 from featuretap.support.images import read_image
@@ -144,8 +144,10 @@ def quantize(
     prepared.check_on_cpu("onnxruntime")
     if prepared.description.heads:
         raise HeadError(
-            "models with several heads are not quantized; quantize them one by one: "
-            f"registry.select_head(model, {next(iter(prepared.description.heads))!r})"
+            "models with several heads are not quantized",
+            hint=Hint(
+                "quantize them one by one:", f"registry.select_head(model, {next(iter(prepared.description.heads))!r})"
+            ),
         )
     if prepared.detects:
         raise HeadError(

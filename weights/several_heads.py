@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, TypeVar
 
-from featuretap.support.errors import UnknownHeadError, WeightsError, did_you_mean
+from featuretap.support.errors import Hint, UnknownHeadError, WeightsError, did_you_mean
 from featuretap.weights.expected_tensors import HEAD
 from featuretap.weights.reading import Checkpoint
 
@@ -28,9 +28,10 @@ def check_one_head(checkpoint: Checkpoint) -> None:
         WeightsError: it is one.
     """
     if checkpoint.record and checkpoint.record.heads:
+        first, *_ = heads = list(checkpoint.record.heads)
         raise WeightsError(
-            f"{str(checkpoint.path)!r} holds a model with several heads: {', '.join(checkpoint.record.heads)}; load it "
-            "with registry.load(path), or one of them with registry.load(path, head=name)"
+            f"{str(checkpoint.path)!r} holds a model with several heads: {', '.join(heads)}",
+            hint=Hint("choose one, such as with", f"registry.load(path, head={first!r})"),
         )
 
 

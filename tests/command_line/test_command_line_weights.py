@@ -73,6 +73,7 @@ def test_inspect_prints_everything_as_json(run: Run, classifier: Path) -> None:
         "layout": "featuretap",
         "norm_eps": {"backbone": 1e-05},
         "classes": "",
+        "heads": {},
         "weights": None,
         "preprocessing": {
             "resize": 256,

@@ -199,7 +199,8 @@ def test_heads_are_trained_one_by_one(registry: Registry) -> None:
         ),
         (
             {"head": ("lraspp", "fpn"), "lraspp": 3},
-            "lraspp=3 should be a mapping with the options of the head 'lraspp', such as lraspp={'num_classes': 21}",
+            "lraspp=3 should be a mapping with the options of the head 'lraspp'; give them under its name: "
+            "lraspp={'num_classes': 21}",
         ),
         (
             {"head": ("lraspp", "fpn"), "lraspp": {"output_stride": 8}},
@@ -310,7 +311,7 @@ def test_parts_of_a_file_with_several_heads_fill_other_models(registry: Registry
     ("use", "message"),
     [
         (lambda r, path: r.load(path, head="raod"), "{path} has no head 'raod'; did you mean 'road'? its heads are "),
-        (lambda r, path: r.convert(path, path), "{path} holds a model with several heads: road, scene; load it with "),
+        (lambda r, path: r.convert(path, path), "{path} holds a model with several heads: road, scene; choose one, "),
         (
             lambda r, path: r.save(r.load(path), path, layout="timm"),
             "cannot save a model with several heads for timm, whose models have one; save one head: "
