@@ -9,12 +9,17 @@ from typing import Any, get_args
 
 import click
 
+from featuretap.catalogue.pretrained import is_location
 from featuretap.command_line import parameters
 from featuretap.command_line.commands import Command
 from featuretap.command_line.interruption import report_unwritten
 from featuretap.command_line.printing import echo, print_json, print_table, report_unreadable
+from featuretap.runtimes.formats import FORMATS
 from featuretap.support.extras import check_extra
 from featuretap.workflows.extraction.job import Dtype, FileFormat, Job, default_shard_size
+
+EXPORTED = tuple(suffix for form in FORMATS if form.session for suffix in form.suffixes)
+"""Endings of files that a session opens without PyTorch."""
 
 LARGEST_SHARD = 16_384
 """Images per file: their names must fit the header of a safetensors file, however long they are."""
@@ -24,7 +29,7 @@ LARGEST_SHARD = 16_384
 @click.argument("image", type=parameters.PATH, help="An image file.")
 @parameters.MODEL
 @parameters.weights_option()
-@click.option("--taps", type=parameters.TAPS, help="Taps, separated by commas.  [default: C1 to C5]")
+@click.option("--taps", type=parameters.TAPS, help="Taps, separated by commas.  [default: C1 to C5, or the file's]")
 @click.option("--size", type=parameters.SIZE, help="Resize the image to this.  [default: shorter side 224]")
 @click.option("--out", type=click.Path(path_type=Path, dir_okay=False), help="The picture.  [default: IMAGE-taps.png]")
 @parameters.TORCH
@@ -71,6 +76,7 @@ def taps_command(
 )
 @parameters.MODEL
 @parameters.weights_option("A tag, or a file or its address.")
+@parameters.one_head_option("One of several heads of the file.  [default: all]")
 @click.option("--top", type=click.IntRange(min=1), help="Classes that a classifier names.  [default: 5]")
 @click.option("--threshold", type=click.FloatRange(0, 1), help="Minimum score of a detector's boxes.  [default: 0.5]")
 @parameters.batch_size_option(16)
@@ -81,6 +87,7 @@ def predict_command(
     sources: tuple[str, ...],
     model: str | None,
     weights: str | None,
+    head: str | None,
     top: int | None,
     threshold: float | None,
     batch_size: int,
@@ -91,10 +98,18 @@ def predict_command(
     """Predict what is in SOURCE: image files, folders of them, or their URLs.
 
     A classifier names the most probable classes, a detector boxes what it finds, a segmenter names the class of every
-    pixel. Images that cannot be read are listed at the end; the others are done, and the exit status is 1.
+    pixel; several heads of a file predict in one pass, and are drawn in one picture. Images that cannot be read are
+    listed at the end; the others are done, and the exit status is 1.
 
     Example: featuretap predict cat.jpg holidays https://example.org/dog.jpg --model mobilenet_v3_large
     """
+    if head and str(weights).endswith(EXPORTED):
+        raise click.UsageError(
+            f"the exported file {weights!r} computes all of its heads; leave --head out, or give the weights file that "
+            "it was written from"
+        )
+    if head and (model or not is_location(weights)):
+        raise click.UsageError("--head selects one of several heads of a file; give that as --weights, without --model")
     from featuretap.workflows.inference.sources import find_sources, picture_paths, read_ahead, read_source
 
     found = find_sources(sources, out)
@@ -104,14 +119,15 @@ def predict_command(
 
     from featuretap.support.progress import bar
     from featuretap.workflows.inference.opening import open_predictor
-    from featuretap.workflows.inference.predicting import PredictedImage, predict_sources
-    from featuretap.workflows.inference.predictor import task_of
+    from featuretap.workflows.inference.predicting import predict_sources
+    from featuretap.workflows.inference.predictions import PredictedImage
+    from featuretap.workflows.inference.predictor import predicting_heads, task_of
 
-    predictor = open_predictor(model, weights, use_torch)
-    task = task_of(predictor.description)
+    predictor = open_predictor(model, weights, use_torch, head)
+    tasks = [task_of(one) for one in predicting_heads(predictor.description).values()]
     for option, value, needed in (("--top", top, "classification"), ("--threshold", threshold, "detection")):
-        if value is not None and task != needed:
-            raise click.UsageError(f"{option} is for {needed}, and the model is one for {task}")
+        if value is not None and needed not in tasks:
+            raise click.UsageError(f"{option} is for {needed}, and the model is one for {' and '.join(tasks)}")
     settings: dict[str, Any] = {
         "batch_size": batch_size,
         "top": top or 5,
@@ -129,11 +145,13 @@ def predict_command(
     for answer in () if as_json else good:
         if len(found) > 1:
             echo(answer.name)
-        titles, rows = answer.table()
-        if rows:
-            print_table(titles, rows)
-        else:
-            echo("  nothing found")
+        for name, (titles, rows) in answer.tables().items():
+            if name:
+                echo(f"{name}:")
+            if rows:
+                print_table(titles, rows)
+            else:
+                echo("  nothing found")
         if answer.picture:
             echo(f"picture: {answer.picture}")
     for error in bad:

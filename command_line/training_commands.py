@@ -111,6 +111,7 @@ def train_command(
     "--weights", required=True, shell_complete=completion.weights, help="A file or its address, or a tag of --model."
 )
 @click.option("--model", shell_complete=completion.backbones, help="Name of the backbone.  [default: that of the file]")
+@parameters.one_head_option("One of several heads of the file.")
 @click.option(
     "--part", type=click.Choice(["val", "train", "all"]), default="val", help="Validation or training images, or all."
 )
@@ -129,16 +130,26 @@ def train_command(
     help=SETTINGS["log_every"].help,
 )
 @parameters.JSON
-def evaluate_command(data: str, weights: str, model: str | None, as_json: bool, **settings: Any) -> None:
+def evaluate_command(
+    data: str, weights: str, model: str | None, head: str | None, as_json: bool, **settings: Any
+) -> None:
     """Evaluate a model on DATA, as `featuretap train` takes it.
 
     Example: featuretap evaluate photographs/ --weights runs/photographs-mobilenet_v3_large/best.safetensors
     """
     check_extra("featuretap evaluate", "train", NEEDED)
+    if head and model:
+        raise click.UsageError("--head selects one of several heads of a file; leave --model out")
     from featuretap import registry
+    from featuretap.models.built import description_of
     from featuretap.workflows.training.run import evaluate
 
     built = registry.load(weights) if model is None else registry.build(model, pretrained=weights)
+    if head:
+        built = registry.select_head(built, head)
+    elif description_of(built).heads:
+        heads = ", ".join(description_of(built).heads)
+        raise click.UsageError(f"{weights!r} holds a model with several heads: {heads}; choose one with --head NAME")
     # JSON is the only thing on standard output.
     log = partial(echo, err=as_json)
     metrics, task, is_main = evaluate(built, data, origin=repr(weights), log=log, **settings)

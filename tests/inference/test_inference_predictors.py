@@ -246,10 +246,10 @@ import numpy as np
 from PIL import Image
 from featuretap.runtimes.preparing import prepare
 from featuretap.specs import Tap
-from featuretap.specs.class_names import class_names
 from featuretap.specs.description import Description
 from featuretap.workflows.inference.feature_maps import compute_maps, draw_maps
 from featuretap.workflows.inference.predicting import predict_images
+from featuretap.workflows.inference.predictions import draw_prediction
 from featuretap.workflows.inference.sources import find_sources
 
 OUTPUTS = {
@@ -277,7 +277,7 @@ image = Image.new("RGB", (400, 300))
 for head in ("classification", "lraspp", "ssdlite"):
     (prediction,) = predict_images(Session(head), [image])
     assert prediction.as_json()
-    prediction.draw(image, class_names(Session(head).description))
+    draw_prediction(image, prediction, Session(head).description)
 resized, maps = compute_maps(image, Session(None))
 draw_maps(resized, maps, {"C2": 4})
 """

@@ -13,6 +13,9 @@ from featuretap.support.text import one_line
 Colour = tuple[int, int, int]
 Entry = tuple[Colour | None, str]
 """Text, behind a patch of a colour if any."""
+Area = tuple[float, float, float, float]
+"""Left, top, right and bottom in pixels."""
+Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
 BACKGROUNDS = frozenset({"background", "__background__"})
 """Names of classes whose pixels are not coloured."""
@@ -38,6 +41,90 @@ def colour_of(label: int) -> Colour:
     return round(255 * red), round(255 * green), round(255 * blue)
 
 
+class Page:
+    """A picture of predictions: masks and boxes on an image, with legends and other text below it.
+
+    Args:
+        image: RGB (H, W). It is enlarged by an integer factor where it is smaller than 320 pixels.
+    """
+
+    def __init__(self, image: Image.Image) -> None:
+        self._picture, self._factor = _enlarge(image)
+        self._paragraphs: list[list[Entry]] = []
+
+    def add_boxes(
+        self,
+        boxes: ArrayLike,
+        labels: ArrayLike,
+        scores: ArrayLike | None,
+        classes: Sequence[str],
+        masks: ArrayLike | None = None,
+        *,
+        first_colour: int = 0,
+    ) -> None:
+        """Draw boxes, arguments as for `draw_boxes`; `first_colour` is the number of the first class's colour."""
+        page, numbers = self._picture, [int(label) for label in np.asarray(labels)]
+        shown = [None] * len(numbers) if scores is None else [float(score) for score in np.asarray(scores)]
+        order = sorted(range(len(numbers)), key=lambda place: shown[place] or 0.0)
+        colours = [colour_of(first_colour + numbers[place]) for place in order]
+        corners = (np.asarray(boxes, dtype=np.float32).reshape(-1, 4) * self._factor)[order]
+        if masks is not None:
+            for mask, colour in zip((np.asarray(masks) > 0.5)[order], colours, strict=True):
+                _blend(page, _enlarged_area(page, mask), colour)
+        pen, font = ImageDraw.Draw(page), _font(page)
+        for box, colour in zip(corners, colours, strict=True):
+            pen.rectangle(box.tolist(), outline=colour, width=max(2, round(max(page.size) / 300)))
+        names = [shorten_name(name_of(numbers[place], classes)) for place in order]
+        texts = [
+            name if shown[place] is None else f"{name} {shown[place]:.2f}"
+            for place, name in zip(order, names, strict=True)
+        ]
+        # The highest score has the first choice of places, and is drawn last.
+        areas: list[Area] = []
+        for box, text in zip(corners[::-1].tolist(), texts[::-1], strict=True):
+            areas.append(_place_label(pen, font, box, text, areas))
+        for area, text, colour in zip(areas[::-1], texts, colours, strict=True):
+            _draw_label(pen, font, area, text, colour)
+
+    def add_classes(
+        self, mask: NDArray[np.integer], classes: Sequence[str], *, title: str = "", first_colour: int = 0
+    ) -> None:
+        """Colour pixels by their class, arguments as for `draw_classes`; the legend begins with a title, if any."""
+        page = self._picture
+        numbers, pixels = np.unique(mask, return_counts=True)
+        found = [
+            int(number)
+            for number in numbers[np.argsort(-pixels, kind="stable")]
+            if 0 <= number < len(classes) and classes[number] not in BACKGROUNDS
+        ]
+        colours = {number: colour_of(first_colour + number) for number in found}
+        for number, colour in colours.items():
+            area = _enlarged_area(page, mask == number)
+            _blend(page, area, colour)
+            # In the colour of the legend, undiluted by the photograph's.
+            page.paste(colour, mask=_edge_of(area))
+        entries: list[Entry] = [
+            (colours[number], shorten_name(name_of(number, classes))) for number in found[:MAXIMUM_CLASSES]
+        ]
+        if len(found) > MAXIMUM_CLASSES:
+            entries.append((None, f"and {len(found) - MAXIMUM_CLASSES} more"))
+        self._add_paragraph(title, entries or [(None, "nothing but background")])
+
+    def add_text(self, lines: Sequence[str], *, title: str = "") -> None:
+        """Write text below the image: a line for each, or one paragraph that begins with the title."""
+        if title:
+            self._add_paragraph(title, [(None, line) for line in lines])
+        else:
+            self._paragraphs += [[(None, line)] for line in lines]
+
+    def finish(self) -> Image.Image:
+        """Return the picture."""
+        return _append_text(self._picture, self._paragraphs) if self._paragraphs else self._picture
+
+    def _add_paragraph(self, title: str, entries: list[Entry]) -> None:
+        self._paragraphs.append([(None, f"{title}:"), *entries] if title else entries)
+
+
 def draw_boxes(
     image: Image.Image,
     boxes: ArrayLike,
@@ -52,22 +139,9 @@ def draw_boxes(
     y1, x2, y2 in its pixels; labels (M,), indices in `classes`, those beyond drawn as numbers; scores (M,) from 0 to 1,
     or None for annotations; masks (M, H, W), over 0.5 where the object is.
     """
-    numbers = [int(label) for label in np.asarray(labels)]
-    shown = [None] * len(numbers) if scores is None else [float(score) for score in np.asarray(scores)]
-    order = sorted(range(len(numbers)), key=lambda place: shown[place] or 0.0)
-    page, factor = _enlarge(image)
-    colours = [colour_of(numbers[place]) for place in order]
-    corners = (np.asarray(boxes, dtype=np.float32).reshape(-1, 4) * factor)[order]
-    if masks is not None:
-        for mask, colour in zip((np.asarray(masks) > 0.5)[order], colours, strict=True):
-            _blend(page, _enlarged_area(page, mask), colour)
-    pen, font = ImageDraw.Draw(page), _font(page)
-    for box, colour in zip(corners, colours, strict=True):
-        pen.rectangle(box.tolist(), outline=colour, width=max(2, round(max(page.size) / 300)))
-    for place, (left, top, _, _), colour in zip(order, corners.tolist(), colours, strict=True):
-        score, name = shown[place], _short(name_of(numbers[place], classes))
-        _draw_label(pen, font, (left, top), name if score is None else f"{name} {score:.2f}", colour)
-    return page
+    page = Page(image)
+    page.add_boxes(boxes, labels, scores, classes, masks)
+    return page.finish()
 
 
 def draw_classes(image: Image.Image, mask: NDArray[np.integer], classes: Sequence[str]) -> Image.Image:
@@ -76,28 +150,15 @@ def draw_classes(image: Image.Image, mask: NDArray[np.integer], classes: Sequenc
     The image is enlarged by an integer factor where it is smaller than 320 pixels. The background and labels of the
     `mask` (H, W) beyond `classes` are not coloured.
     """
-    page, _ = _enlarge(image)
-    numbers, pixels = np.unique(mask, return_counts=True)
-    found = [
-        int(number)
-        for number in numbers[np.argsort(-pixels, kind="stable")]
-        if 0 <= number < len(classes) and classes[number] not in BACKGROUNDS
-    ]
-    for number in found:
-        area = _enlarged_area(page, mask == number)
-        _blend(page, area, colour_of(number))
-        # In the colour of the legend, undiluted by the photograph's.
-        page.paste(colour_of(number), mask=_edge_of(area))
-    entries: list[Entry] = [(colour_of(number), _short(name_of(number, classes))) for number in found[:MAXIMUM_CLASSES]]
-    if len(found) > MAXIMUM_CLASSES:
-        entries.append((None, f"and {len(found) - MAXIMUM_CLASSES} more"))
-    return _append_text(page, entries or [(None, "nothing but background")])
+    page = Page(image)
+    page.add_classes(mask, classes)
+    return page.finish()
 
 
 def draw_text(image: Image.Image, lines: Sequence[str]) -> Image.Image:
     """Return an image above lines of text, enlarged by an integer factor where it is smaller than 320 pixels."""
     drawn, _ = _enlarge(image)
-    return _append_text(drawn, [(None, _short(line)) for line in lines], one_per_line=True)
+    return _append_text(drawn, [[(None, shorten_name(line))] for line in lines])
 
 
 def _enlarged_area(page: Image.Image, mask: NDArray[np.bool_]) -> Image.Image:
@@ -119,7 +180,8 @@ def _edge_of(area: Image.Image) -> Image.Image:
     return ImageChops.subtract(area, inside)
 
 
-def _short(text: str) -> str:
+def shorten_name(text: str) -> str:
+    """Return a name in one line of at most 40 characters."""
     line = one_line(text)
     return line if len(line) <= MAXIMUM_LENGTH else f"{line[: MAXIMUM_LENGTH - 1]}…"
 
@@ -130,44 +192,59 @@ def _enlarge(image: Image.Image) -> tuple[Image.Image, int]:
     return (image.resize(size, Image.Resampling.NEAREST) if factor > 1 else image.copy()), factor
 
 
-def _font(page: Image.Image) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+def _font(page: Image.Image) -> Font:
     return ImageFont.load_default(size=max(14, round(max(page.size) / 45)))
 
 
-def _draw_label(
-    pen: ImageDraw.ImageDraw,
-    font: ImageFont.FreeTypeFont | ImageFont.ImageFont,
-    corner: tuple[float, float],
-    text: str,
-    colour: Colour,
-) -> None:
-    """Write text on a colour above the corner of a box, inside the picture where it fits."""
+def _place_label(pen: ImageDraw.ImageDraw, font: Font, box: Sequence[float], text: str, taken: Sequence[Area]) -> Area:
+    """Return where the name of a box stands: above its corner, or at another edge where others are in the way."""
     width, height = pen.im.size
     left, top, right, bottom = pen.textbbox((0, 0), text, font=font)
-    margin = max(2, round((bottom - top) / 6))
+    margin = _label_margin(bottom - top)
     across, down = right - left + 2 * margin, bottom - top + 2 * margin
-    x = max(0, min(corner[0], width - across))
-    y = corner[1] - down if corner[1] >= down else max(0, min(corner[1], height - down))
-    pen.rectangle((x, y, x + across, y + down), fill=colour)
+    places = [
+        (max(0, min(x, width - across)), max(0, min(y, height - down)))
+        for y in (box[1] - down if box[1] >= down else box[1], box[1], box[3], box[3] - down)
+        for x in (box[0], box[2] - across)
+    ]
+    areas = [(x, y, x + across, y + down) for x, y in places]
+    return next((area for area in areas if not any(_overlap(area, other) for other in taken)), areas[0])
+
+
+def _overlap(area: Area, other: Area) -> bool:
+    return area[0] < other[2] and other[0] < area[2] and area[1] < other[3] and other[1] < area[3]
+
+
+def _label_margin(height: float) -> int:
+    return max(2, round(height / 6))
+
+
+def _draw_label(pen: ImageDraw.ImageDraw, font: Font, area: Area, text: str, colour: Colour) -> None:
+    """Write text on a colour that fills an area."""
+    left, top, _, bottom = pen.textbbox((0, 0), text, font=font)
+    margin = _label_margin(bottom - top)
+    pen.rectangle(area, fill=colour)
     # Luminance as in ITU-R BT.601.
     fill = BLACK if np.dot(colour, (0.299, 0.587, 0.114)) > 140 else WHITE
-    pen.text((x + margin - left, y + margin - top), text, fill=fill, font=font)
+    pen.text((area[0] + margin - left, area[1] + margin - top), text, fill=fill, font=font)
 
 
-def _append_text(picture: Image.Image, entries: Sequence[Entry], *, one_per_line: bool = False) -> Image.Image:
-    """Return a picture above entries, as many a line as fit unless each has its own."""
+def _append_text(picture: Image.Image, paragraphs: Sequence[Sequence[Entry]]) -> Image.Image:
+    """Return a picture above paragraphs of entries, as many a line as fit."""
     font = _font(picture)
     height = round(font.getbbox("Ag")[3])
     margin = height // 3
     lines: list[list[Entry]] = []
-    used = 0.0
-    for entry in entries:
-        needed = font.getlength(entry[1]) + 3 * height
-        if not lines or one_per_line or used + needed > picture.width:
-            lines.append([])
-            used = 0.0
-        lines[-1].append(entry)
-        used += needed
+    for entries in paragraphs:
+        lines.append([])
+        used = 0.0
+        for entry in entries:
+            needed = font.getlength(entry[1]) + 3 * height
+            if lines[-1] and used + needed > picture.width:
+                lines.append([])
+                used = 0.0
+            lines[-1].append(entry)
+            used += needed
     size = max(picture.width, MINIMUM_SIDE), picture.height + len(lines) * (height + margin) + margin
     page = Image.new("RGB", size, WHITE)
     page.paste(picture)

@@ -1,6 +1,6 @@
 """Models of PyTorch as predictors."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,7 @@ from featuretap.models.built import description_of
 from featuretap.runtimes.preparing import prepare
 from featuretap.specs.taps import Tap
 from featuretap.support.errors import OptionError
-from featuretap.workflows.inference.predictor import DEFAULT_BACKBONE, PRETRAINED, task_of
+from featuretap.workflows.inference.predictor import DEFAULT_BACKBONE, PRETRAINED, predicting_heads, task_of
 
 
 class ModulePredictor:
@@ -37,24 +37,34 @@ class ModulePredictor:
         self.taps: Mapping[str, Tap] = getattr(model, "taps", {})
         self._model = model
         self._like = next(filter(Tensor.is_floating_point, model.parameters()))
-        self._detects = task_of(self.description) == "detection"
+        heads = predicting_heads(self.description).values()
+        self._detects = any(task_of(head) == "detection" for head in heads)
 
     def prepare(self, image: Image.Image) -> NDArray[np.float32]:
         """Return an image as `registry.transforms` prepares it, as a batch (1, C, H, W)."""
         return prepare(image, self.description.preprocessing)
 
     @torch.inference_mode()
-    def __call__(self, images: NDArray[np.float32]) -> Mapping[str, Sequence[Any] | NDArray[Any]]:
-        """Return name → a value for each of the images (N, C, H, W), detections as long as they are."""
+    def __call__(self, images: NDArray[np.float32]) -> Mapping[str, Any]:
+        """Return name → a value for each of the images (N, C, H, W), detections as long as they are.
+
+        Of a model with several heads, each has such a mapping under its name.
+        """
         like = self._like
         batch = torch.from_numpy(images).to(like.device, like.dtype, memory_format=torch.channels_last)
-        if self._detects:
-            found = self._model(list(batch))
-            return {name: [_as_array(output[name]) for output in found] for name in found[0]}
-        outputs = self._model(batch)
-        if isinstance(outputs, Tensor):
-            outputs = {"logits": outputs}
-        return {name: _as_array(values) for name, values in outputs.items()}
+        outputs = self._model(list(batch) if self._detects else batch)
+        if self.description.heads:
+            return {name: _by_name(values) for name, values in outputs.items()}
+        return _by_name(outputs)
+
+
+def _by_name(outputs: Any) -> dict[str, Any]:
+    """Return the outputs of a model with one head as arrays by name."""
+    if isinstance(outputs, Tensor):
+        return {"logits": _as_array(outputs)}
+    if isinstance(outputs, list):
+        return {name: [_as_array(output[name]) for output in outputs] for name in outputs[0]}
+    return {name: _as_array(values) for name, values in outputs.items()}
 
 
 def _as_array(values: Tensor) -> NDArray[Any]:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from featuretap import registry
 from featuretap.catalogue.pretrained import is_location
 from featuretap.support.errors import FeaturetapError, MissingExtraError, OptionError
-from featuretap.workflows.inference.predictor import DEFAULT_BACKBONE, PRETRAINED, Predictor, task_of
+from featuretap.workflows.inference.predictor import DEFAULT_BACKBONE, PRETRAINED, Predictor, predicting_heads
 
 if TYPE_CHECKING:
     from featuretap.runtimes.formats import Format
@@ -21,22 +21,25 @@ GPU = Path("/dev/nvidia0")
 """There where Linux has a GPU that PyTorch can use, which is faster than a session on the CPU."""
 
 
-def open_predictor(name: str | None, weights: str | None, use_torch: bool = False) -> Predictor:
+def open_predictor(
+    name: str | None, weights: str | None, use_torch: bool = False, head: str | None = None
+) -> Predictor:
     """Return a trained model that predicts classes.
 
     Args:
         name: of the backbone; None for that of the file, or the default.
         weights: a tag, a file or its address, or None or "default" for the catalogue's default.
         use_torch: whether PyTorch computes, whatever a session could do.
+        head: one of several heads of the file; None for all.
 
     Raises:
         OptionError: `weights` is "none", or the model predicts no classes, or its classifier is randomly initialised.
     """
     if weights == "none":
         raise OptionError("predictions of random weights mean nothing; name weights, or leave --weights out")
-    predictor = _open(name, weights, use_torch)
+    predictor = _open(name, weights, use_torch, **({"head": head} if head else {}))
     description = predictor.description
-    if not task_of(description):
+    if not predicting_heads(description):
         raise OptionError(
             f"{weights!r} holds no classifier, detector or segmenter of {description.name!r}, and predictions need one"
         )

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from math import ceil
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,9 +15,18 @@ from featuretap.specs.class_names import class_names
 from featuretap.specs.preprocessing import PICTURE_MODES, Preprocessing, check_channels
 from featuretap.support.errors import ImageError, OptionError, WeightsError
 from featuretap.support.images import convert_mode, write_picture
-from featuretap.support.text import one_line
-from featuretap.workflows.inference.drawing import draw_boxes, draw_classes, draw_text
-from featuretap.workflows.inference.predictor import Predictor, task_of
+from featuretap.workflows.inference.predictions import (
+    BoxPrediction,
+    ClassPrediction,
+    ClassScore,
+    HeadPrediction,
+    PixelPrediction,
+    PredictedImage,
+    Prediction,
+    SeveralPredictions,
+    draw_prediction,
+)
+from featuretap.workflows.inference.predictor import Predictor, predicting_heads, task_of
 from featuretap.workflows.inference.sources import ImageSource
 
 if TYPE_CHECKING:
@@ -32,117 +40,6 @@ MAXIMUM_PIXELS = 8_000_000
 
 MAXIMUM_PIXELS_READ = 2**26
 """Pixels of images that are in memory together, at their original size, with the last of them beyond it."""
-
-
-class ClassScore(NamedTuple):
-    """A class with its probability, or the fraction of an image's pixels that are of it.
-
-    Attributes:
-        label: index of the class.
-        name: of the class.
-        value: from 0 to 1.
-    """
-
-    label: int
-    name: str
-    value: float
-
-
-@dataclass(frozen=True)
-class ClassPrediction:
-    """The class of an image.
-
-    Args:
-        ranked: the most probable classes, the best first, with their probabilities.
-    """
-
-    ranked: tuple[ClassScore, ...]
-
-    def as_json(self) -> list[dict[str, Any]]:
-        """Return the classes as JSON values."""
-        return _rated_json("probability", self.ranked)
-
-    def draw(self, image: Image.Image, classes: Sequence[str]) -> Image.Image:
-        """Return the image above the names of its classes."""
-        return draw_text(image, [f"{rated.value:.3f}  {rated.name}" for rated in self.ranked])
-
-
-@dataclass(frozen=True)
-class BoxPrediction:
-    """The objects in an image, the highest score first.
-
-    Args:
-        boxes: float32 (M, 4) as x1, y1, x2, y2 in pixels of the image.
-        labels: int64 (M,), indices of classes.
-        names: of the classes of the boxes.
-        scores: float32 (M,) from 0 to 1.
-        masks: bool (M, H, W), true where the object is, or None where the model gives no masks.
-    """
-
-    boxes: NDArray[np.float32]
-    labels: NDArray[np.int64]
-    names: tuple[str, ...]
-    scores: NDArray[np.float32]
-    masks: NDArray[np.bool_] | None = None
-
-    def as_json(self) -> list[dict[str, Any]]:
-        """Return the boxes as JSON values, without masks."""
-        boxes = zip(self.labels.tolist(), self.names, self.scores.tolist(), self.boxes.tolist(), strict=True)
-        return [{"label": label, "class": name, "score": score, "box": box} for label, name, score, box in boxes]
-
-    def draw(self, image: Image.Image, classes: Sequence[str]) -> Image.Image:
-        """Return the image with boxes, names and masks."""
-        return draw_boxes(image, self.boxes, self.labels, self.scores, classes, self.masks)
-
-
-@dataclass(frozen=True)
-class PixelPrediction:
-    """The classes of an image's pixels.
-
-    Args:
-        mask: int64 (H, W), the class of each pixel, of the size of the image.
-        shares: the classes that occur, with their fraction of the pixels, the largest first.
-    """
-
-    mask: NDArray[np.int64]
-    shares: tuple[ClassScore, ...]
-
-    def as_json(self) -> list[dict[str, Any]]:
-        """Return the classes that occur as JSON values, without the mask."""
-        return _rated_json("share", self.shares)
-
-    def draw(self, image: Image.Image, classes: Sequence[str]) -> Image.Image:
-        """Return the image with its pixels coloured by class, above a legend."""
-        return draw_classes(image, self.mask, classes)
-
-
-Prediction = ClassPrediction | BoxPrediction | PixelPrediction
-
-
-@dataclass(frozen=True)
-class PredictedImage:
-    """The prediction for one of many images: JSON values for each class or box, and the file of its picture if any."""
-
-    name: str
-    predictions: list[dict[str, Any]]
-    picture: Path | None
-
-    def table(self) -> tuple[list[str], list[list[str]]]:
-        """Return titles, with ">" in front of those of columns that are aligned right, and rows of text."""
-        titles: list[str] = []
-        rows = []
-        for prediction in self.predictions:
-            values = {key: f"{value:.3f}" for key, value in prediction.items() if key not in ("label", "class", "box")}
-            box = zip(("left", "top", "right", "bottom"), prediction.get("box", ()), strict=False)
-            values |= {side: f"{pixels:.1f}" for side, pixels in box}
-            titles = ["class", *(f">{key}" for key in values)]
-            rows.append([one_line(prediction["class"]), *values.values()])
-        return titles, rows
-
-    def as_json(self) -> dict[str, Any]:
-        """Return everything as JSON values."""
-        drawn = {"picture": str(self.picture)} if self.picture else {}
-        return {"path": self.name, "predictions": self.predictions, **drawn}
 
 
 def predict_sources(
@@ -168,7 +65,6 @@ def predict_sources(
         ImageError: a picture cannot be written.
     """
     predictor, remaining = _as_predictor(model), iter(images)
-    classes = class_names(predictor.description)
     while batch := _next_batch(remaining, batch_size):
         read = [(source, image) for source, image in batch if not isinstance(image, ImageError)]
         settings: dict[str, Any] = {"batch_size": batch_size, "top": top, "threshold": threshold}
@@ -177,7 +73,7 @@ def predict_sources(
         for (source, image), prediction in zip(read, found, strict=True):
             picture = pictures.get(source)
             if picture:
-                write_picture(prediction.draw(image, classes), picture, parents=True)
+                write_picture(draw_prediction(image, prediction, predictor.description), picture, parents=True)
             yield PredictedImage(source.name, prediction.as_json(), picture)
 
 
@@ -210,13 +106,14 @@ def predict_images(
     """
     predictor = _as_predictor(model)
     description = predictor.description
-    task = task_of(description)
-    if not task:
-        head = f"has the head {description.head!r}" if description.head else "has no head"
+    heads = predicting_heads(description)
+    if not heads:
+        which = f"has the head {description.head!r}" if description.head else "has no head"
         raise OptionError(
-            f"{description.name!r} {head} and names no classes; give a classifier, a detector or a segmenter"
+            f"{description.name!r} {which} and names no classes; give a classifier, a detector or a segmenter"
         )
-    preprocessing, names = description.preprocessing, class_names(description)
+    preprocessing = description.preprocessing
+    classes = {name: class_names(head) for name, head in heads.items()}
     check_channels(preprocessing, repr(description.name))
     predictions: dict[int, Prediction] = {}
     bounded = [_limit_ratio(image, preprocessing) for image in images]
@@ -224,13 +121,18 @@ def predict_images(
         batch = np.concatenate([predictor.prepare(bounded[place]) for place in places])
         outputs = predictor(batch)
         for index, place in enumerate(places):
-            output, size = {name: values[index] for name, values in outputs.items()}, images[place].size
-            if task == "classification":
-                predictions[place] = _class_prediction(output["logits"], names, top)
-            elif task == "segmentation":
-                predictions[place] = _pixel_prediction(output["out"], size, names)
-            else:
-                predictions[place] = _box_prediction(output, size, batch.shape[-2:], names, threshold)
+            found: dict[str, HeadPrediction] = {}
+            for name, head in heads.items():
+                of_head = outputs[name] if description.heads else outputs
+                output, size = {key: values[index] for key, values in of_head.items()}, images[place].size
+                task = task_of(head)
+                if task == "classification":
+                    found[name] = _class_prediction(output["logits"], classes[name], top)
+                elif task == "segmentation":
+                    found[name] = _pixel_prediction(output["out"], size, classes[name])
+                else:
+                    found[name] = _box_prediction(output, size, batch.shape[-2:], classes[name], threshold)
+            predictions[place] = SeveralPredictions(found) if description.heads else found[""]
     return [predictions[place] for place in range(len(images))]
 
 
@@ -254,10 +156,6 @@ def _as_predictor(model: Predictor | nn.Module) -> Predictor:
     from featuretap.workflows.inference.modules import ModulePredictor
 
     return ModulePredictor(model)
-
-
-def _rated_json(title: str, values: Sequence[ClassScore]) -> list[dict[str, Any]]:
-    return [{"label": rated.label, "class": rated.name, title: rated.value} for rated in values]
 
 
 def _limit_ratio(image: Image.Image, preprocessing: Preprocessing) -> Image.Image:

@@ -1,6 +1,6 @@
 """What predicts: a model that is called with NumPy arrays, without PyTorch or with it inside."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -33,8 +33,8 @@ class Predictor(Protocol):
     def prepare(self, image: Image.Image) -> NDArray[np.float32]:
         """Return an image as the model wants it, as a batch (1, C, H, W)."""
 
-    def __call__(self, images: NDArray[np.float32]) -> Mapping[str, Sequence[Any] | NDArray[Any]]:
-        """Return name → a value for each of the images (N, C, H, W).
+    def __call__(self, images: NDArray[np.float32]) -> Mapping[str, Any]:
+        """Return name → a value for each of the images (N, C, H, W), or such a mapping for each of several heads.
 
         Classifiers give "logits" (K,), segmenters "out" (K, H', W'), backbones their maps (C, H', W'). Detectors give
         "boxes" (D, 4) in pixels of `images`, "scores" (D,), "labels" (D,), and "masks" (D, 1, H, W) where they have
@@ -45,3 +45,9 @@ class Predictor(Protocol):
 def task_of(description: Description) -> str:
     """Return "classification", "segmentation" or "detection", or "" for a model that names no classes."""
     return registry.default.head(description.head).task if description.head and description.num_classes else ""
+
+
+def predicting_heads(description: Description) -> dict[str, Description]:
+    """Return name → description of each head that names classes; that of a model with one head has an empty name."""
+    heads = description.heads or {"": description}
+    return {name: head for name, head in heads.items() if task_of(head)}
