@@ -71,7 +71,10 @@ class OpenFile:
         return file
 
     def mapped(self, access: int) -> mmap.mmap | bytes:
-        """Return the content, mapped into memory with an `access` of `mmap`; that of an empty file is no map."""
+        """Return the content, mapped into memory with an `access` of `mmap`; that of an empty file is no map.
+
+        Reading a part that the file has lost since ends the process with SIGBUS.
+        """
         with explain_os_error(self.path):
             return mmap.mmap(self._descriptor, 0, access=access) if self.size else b""
 
