@@ -478,3 +478,16 @@ def test_a_file_written_with_a_byte_order_mark_is_read(folder: Path) -> None:
     path = coco(folder / "train.json", WELL[:1], categories=[{"id": 7, "name": "Käfer"}])
     path.write_bytes(json.dumps(json.loads(path.read_text()), ensure_ascii=False).encode("utf-8-sig"))
     assert opened(folder).classes == ("Käfer",)
+
+
+def test_names_of_windows_are_paths_inside_the_data_set(tmp_path: Path) -> None:
+    names = ("photos\\a.png", "photos\\b.png")
+    for name in ("a.png", "b.png"):
+        picture(tmp_path / "images" / "photos" / name)
+    objects = [a_box(number, number, [1, 2, 3, 4]) for number in (1, 2)]
+    coco(tmp_path / "result.json", objects, names)
+    data = opened(tmp_path)
+    assert sorted(Path(sample.name).name for sample in (*data.train, *data.val)) == ["a.png", "b.png"]
+    picture(tmp_path.parent / "outside.png")
+    coco(tmp_path / "result.json", objects, ("..\\outside.png", names[1]))
+    assert "outside the data set" in refusal(tmp_path)

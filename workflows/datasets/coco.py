@@ -207,7 +207,9 @@ def _images(
     missing: list[str] = []
     for number, name, entry in _valid_entries(entries, "image", "file_name", problems):
         sides: Any = (entry.get("width"), entry.get("height"))
-        candidates = [folder / name for folder in folders]
+        # Windows separates folders otherwise, and a file of that very name is found first.
+        names = dict.fromkeys((name, name.replace("\\", "/")))
+        candidates = [folder / each for each in names for folder in folders]
         inside = paths_inside(candidates, roots)
         path = next((path for path in inside if path.is_file()), None)
         if not all(_is_integer(side) and 0 < side <= LARGEST for side in sides):
