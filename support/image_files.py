@@ -72,6 +72,14 @@ def folders_in(folder: Path) -> list[Path]:
     return sorted(path for path in folder.iterdir() if path.is_dir() and not is_hidden(path.name))
 
 
+def child(folder: Path, name: str) -> Path:
+    """Return the path of a name in a folder, in the case that it has there if not in this one."""
+    exact = folder / name
+    if exact.exists() or not folder.is_dir():
+        return exact
+    return next((path for path in sorted(folder.iterdir()) if path.name.lower() == name.lower()), exact)
+
+
 class ImageFile(NamedTuple):
     """An image: the name of its row, with slashes, and its absolute path."""
 

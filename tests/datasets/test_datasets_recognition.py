@@ -257,3 +257,26 @@ def test_an_unknown_format_is_refused() -> None:
     assert str(error.value) == (
         "training cannot take format='darknet'; it is 'classes', 'coco', 'masks', 'voc' or 'yolo'"
     )
+
+
+@pytest.mark.parametrize("place", [".", "train"])
+def test_folders_of_masks_are_recognised_in_any_case(tmp_path: Path, place: str) -> None:
+    for number in range(2):
+        picture(tmp_path / place / "Images" / f"{number}.jpg")
+        mask(tmp_path / place / "MASKS" / f"{number}_mask.PNG", [[0, 1] * 6] * 8)
+    assert recognise_task(str(tmp_path), None) == "segmentation"
+    data = open_data(str(tmp_path), "segmentation")
+    assert len(data.train[0].read()[1]) == 8
+
+
+def test_folders_of_an_unknown_format_are_no_classes_unless_chosen(tmp_path: Path) -> None:
+    for name in ("Images", "labels"):
+        for number in range(3):
+            picture(tmp_path / name / f"{number}.png")
+    with pytest.raises(DataError) as error:
+        open_data(str(tmp_path), "classification")
+    assert str(error.value) == (
+        f"{str(tmp_path)!r} has the folders 'Images' and 'labels', which are in no known format and seldom classes; "
+        "name those of a segmentation data set 'images' and 'masks'; or choose with format='classes'"
+    )
+    assert open_data(str(tmp_path), "classification", data_format="classes").classes == ("Images", "labels")

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from platformdirs import user_cache_path
 
-from featuretap.support.errors import DataError, did_you_mean
+from featuretap.support.errors import DataError, Hint, did_you_mean
 from featuretap.workflows.datasets.coco import open_coco
 from featuretap.workflows.datasets.data_set import DataSet, Part, Task, utf8
 from featuretap.workflows.datasets.image_folder import open_image_folder
@@ -26,6 +26,7 @@ from featuretap.workflows.datasets.recognition import (
     Reading,
     choose_reading,
     find_readings,
+    other_folders,
     xml_files,
 )
 from featuretap.workflows.datasets.voc import open_voc
@@ -72,7 +73,15 @@ def open_data(
         place = download_to or user_cache_path("featuretap", appauthor=False) / "datasets"
         return replace(open_named(row, place, val_fraction, seed), label=row.name)
     with _reading(source):
-        reading = choose_reading(folder, task, data_format) or _expected(folder, task)
+        reading = choose_reading(folder, task, data_format)
+        others = [] if reading or task != "classification" else other_folders(folder)
+        if len(others) > 1:
+            raise DataError(
+                f"{source!r} has the folders {' and '.join(map(repr, others))}, which are in no known format and "
+                "seldom classes; name those of a segmentation data set 'images' and 'masks'",
+                hint=Hint("or choose with", "format='classes'"),
+            )
+        reading = reading or _expected(folder, task)
         data = _open_folder(folder, reading, val_fraction, seed, masks, known, images_root)
     if data.val:
         return data

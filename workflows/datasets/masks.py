@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from featuretap.support.errors import DataError
-from featuretap.support.image_files import images_below
+from featuretap.support.image_files import child, images_below
 from featuretap.support.images import read_image
 from featuretap.workflows.datasets.data_set import (
     DataSet,
@@ -113,11 +113,11 @@ def _voc_places(folder: Path) -> list[tuple[Path, Path, tuple[str, ...] | None]]
 def _places(folder: Path) -> list[tuple[Path, Path, tuple[str, ...] | None]]:
     """Return for each part the folders of images and of masks, and the names that count, or None for all."""
     parts = part_folders(folder)
-    if parts and (parts[0] / "images").is_dir():
-        return [(part / "images", part / "masks", None) for part in parts]
+    if parts and child(parts[0], "images").is_dir():
+        return [(child(part, "images"), child(part, "masks"), None) for part in parts]
     if parts and any(_is_mask(path.stem) for path in images_below(parts[0])):
         return [(part, part, None) for part in parts]
-    images, masks = folder / "images", folder / "masks"
+    images, masks = child(folder, "images"), child(folder, "masks")
     if not images.is_dir() and any(_is_mask(path.stem) for path in images_below(folder)):
         return [(folder, folder, None)]
     if not (images.is_dir() and masks.is_dir()):

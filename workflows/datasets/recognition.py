@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from featuretap.support.errors import DataError, Hint
-from featuretap.support.image_files import folders_in, is_hidden, is_image_file
+from featuretap.support.image_files import child, folders_in, is_hidden, is_image_file
 
 if TYPE_CHECKING:
     from featuretap.workflows.datasets.data_set import Task
@@ -145,9 +145,8 @@ def part_name(folder: Path) -> str:
 
 def _has_masks(folder: Path) -> bool:
     """Return whether a folder has "images" and "masks", or masks such as "0_mask.png" beside its images."""
-    images = folder / "images"
-    if images.is_dir():
-        return (folder / "masks").is_dir()
+    if child(folder, "images").is_dir():
+        return child(folder, "masks").is_dir()
     return any(is_image_file(path) and MASK_NAME.fullmatch(path.stem) for path in folder.iterdir())
 
 
@@ -211,6 +210,16 @@ def _class_folders(folder: Path) -> Iterator[Path]:
         # Not all images are listed: there may be millions.
         if not NO_CLASSES.fullmatch(path.name) and has_images(path):
             yield path
+
+
+def other_folders(folder: Path) -> list[str]:
+    """Return the names of folders with images in a folder that are no classes, nor parts, such as "images"."""
+    parts = {"train", "val", "valid", "validation", "test"}
+    return [
+        path.name
+        for path in folders_in(folder)
+        if NO_CLASSES.fullmatch(path.name) and part_name(path) not in parts and has_images(path)
+    ]
 
 
 def has_images(folder: Path) -> bool:
