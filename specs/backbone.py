@@ -323,30 +323,27 @@ class BackboneSpec:
     def _outputs(self) -> dict[str, Tap]:
         # An image as large as the largest stride shrinks to the quotient of the two strides.
         image = 2 ** len(self.stages)
-        sizes = self._sizes(image, image + 1)
-        channels = {path: layer.out_channels for block in self.all_blocks for path, layer in block.layer_paths()}
-        channels |= {block.path: block.out_channels for block in self.all_blocks}
         return {
-            path: Tap(channels[path], image // height, "ceil" if above > height else self._rounding(path, image))
-            for path, (height, above) in sizes.items()
+            path: Tap(channels, image // height, "ceil" if above > height else self._rounding(path, image))
+            for path, (channels, height, above) in self._maps(image, image + 1).items()
         }
 
-    def _sizes(self, height: int, width: int) -> dict[str, tuple[int, int]]:
-        """Path → height and width of the map of an image of `height` × `width` pixels."""
-        sizes = {}
+    def _maps(self, height: int, width: int) -> dict[str, tuple[int, int, int]]:
+        """Path → (channels, height, width) of the map of an image of `height` × `width` pixels."""
+        maps = {}
         size = height, width
         for block in self.all_blocks:
             for path, layer in block.layer_paths():
                 size = layer.output_size(*size)
-                sizes[path] = size
-            sizes[block.path] = size
-        return sizes
+                maps[path] = layer.out_channels, *size
+            maps[block.path] = block.out_channels, *size
+        return maps
 
     def _rounding(self, path: str, image: int) -> Literal["floor"] | int:
         """Return how a map rounds that is behind an even kernel, which drops a last pixel without a neighbour."""
-        height, _ = self._sizes(image, image)[path]
+        _, height, _ = self._maps(image, image)[path]
         stride = image // height
-        more = next(more for more in range(1, stride + 1) if self._sizes(image + more, image)[path][0] > height)
+        more = next(more for more in range(1, stride + 1) if self._maps(image + more, image)[path][1] > height)
         return "floor" if more == stride else stride - more
 
     def _norm_parameters(self, channels: int) -> int:

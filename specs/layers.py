@@ -164,10 +164,12 @@ class Convolution:
 
     def output_size(self, height: int, width: int) -> tuple[int, int]:
         """Height and width of the output for an input of `height` × `width` pixels."""
-        pads = self.pads
-        # Without a padding of its own, sizes are divided by the stride and rounded up.
-        more = self.stride - 1 if pads is None else sum(pads) - self.reach + self.stride
-        return (height + more) // self.stride, (width + more) // self.stride
+        stride = self.stride
+        more = stride - 1
+        if self.padding == SYMMETRIC and self.kernel % 2 == 0:
+            # An even kernel is padded by one weight less than the map's size would take.
+            more -= self.dilation
+        return (height + more) // stride, (width + more) // stride
 
     def macs(self, height: int, width: int) -> int:
         """Multiply-adds for an input of `height` × `width` pixels."""

@@ -49,6 +49,7 @@ def time_interleaved(
     warm_up: int = 2,
     pause: float = 0.0,
     done: Callable[[], object] = lambda: None,
+    clock: Callable[[], float] | None = None,
 ) -> dict[Key, Timing]:
     """Time contenders in turn; ratios are to the first of them, round by round.
 
@@ -60,7 +61,9 @@ def time_interleaved(
             the previous contender's runtime then no longer take cores, and the caches are warm again. 0 for neither,
             where calls are long or processes of their own.
         done: called after each call that is timed or part of the warm-up.
+        clock: returns seconds, such as those of the processor; None for `time.perf_counter`.
     """
+    clock = clock or time.perf_counter
     seconds: dict[Key, list[float]] = {name: [] for name in contenders}
     # Otherwise each collection would search all of torch, for a second.
     gc.collect()
@@ -73,9 +76,9 @@ def time_interleaved(
                 if pause and turn >= warm_up:
                     time.sleep(pause)
                     run()
-                start = time.perf_counter()
+                start = clock()
                 run()
-                elapsed = time.perf_counter() - start
+                elapsed = clock() - start
                 if turn >= warm_up:
                     seconds[name].append(elapsed)
                 done()

@@ -60,6 +60,12 @@ def test_ratios_are_to_the_first_contender_of_the_same_round(lasting: Lasting) -
     assert timings["b"] == Timing((1, 4, 16), (0.5, 1, 2))
 
 
+def test_another_clock_may_be_read(lasting: Lasting) -> None:
+    read = iter([10, 11, 20, 23])
+    timings = time_interleaved({"a": lasting("a", [5, 5])}, rounds=2, warm_up=0, clock=lambda: next(read))
+    assert timings["a"].seconds == (1, 3)
+
+
 def test_a_pause_ends_with_a_call_that_is_not_timed(lasting: Lasting, events: list[str]) -> None:
     runs = {"a": lasting("a", [9, 100, 1]), "b": lasting("b", [9, 100, 2])}
     timings = time_interleaved(runs, rounds=1, warm_up=1, pause=0.05, done=lambda: events.append("done"))
