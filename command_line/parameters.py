@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -111,6 +111,47 @@ class OptionPair(click.ParamType[tuple[str, Any]]):
             return name, tomllib.loads(f"value = {text}")["value"]
         except (tomllib.TOMLDecodeError, ValueError, RecursionError):
             return name, text
+
+
+class NamedValue(click.ParamType[tuple[str, Any]]):
+    """A value of one of several heads: "objects=2".
+
+    Args:
+        kind: type of the value.
+        name: its name in help.
+    """
+
+    def __init__(self, kind: click.ParamType[Any], name: str) -> None:
+        self.kind = kind
+        self.name = f"NAME={name}"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, Any]:
+        """Return (name, value)."""
+        if isinstance(value, tuple):
+            return value
+        name, _, text = value.partition("=")
+        if not (name.isidentifier() and text):
+            self.fail(f"{value!r} has no name; write {self.name}, such as objects={text or value}", param, ctx)
+        return name, self.kind.convert(text, param, ctx)
+
+
+def named_option(
+    flag: str, kind: click.ParamType[Any], name: str, description: str, *argument: str
+) -> Callable[..., Any]:
+    """Return an option of values by the names of heads, which becomes a dict, or None."""
+    more: dict[str, Any] = {"type": NamedValue(kind, name), "multiple": True, "callback": _named_values}
+    return click.option(flag, *argument, **more, help=description)
+
+
+def _named_values(
+    ctx: click.Context, param: click.Parameter, pairs: Sequence[tuple[str, Any]]
+) -> dict[str, Any] | None:
+    """Return the pairs of a `NamedValue` as a dict, None for no pairs."""
+    names = [name for name, _ in pairs]
+    for name in names:
+        if names.count(name) > 1:
+            raise click.UsageError(f"{param.opts[0]} has two values for {name!r}; choose another name for one of them")
+    return dict(pairs) or None
 
 
 SIZE = Size()

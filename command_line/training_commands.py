@@ -25,12 +25,17 @@ NEEDED = ("torch", "accelerate", "faster_coco_eval", "matplotlib", "tensorboard"
 TYPES = {"int": int, "float": float, "str": str, "bool": bool, "tuple[str, ...]": parameters.TAPS}
 COMPLETIONS = {
     "backbone": completion.backbones,
-    "head": completion.heads,
     "weights": completion.weights,
     "download_to": completion.folders,
     "images_root": completion.folders,
     "out": completion.folders,
 }
+NAMED: dict[str, Callable[[str], Callable[..., Any]]] = {
+    "head": parameters.heads_option,
+    "loss_weight": partial(parameters.named_option, "--loss-weight", click.FLOAT, "FACTOR"),
+}
+"""Settings of which there may be one for each of several heads → what returns their option."""
+
 OTHER_NAMES = {"backbone": ["--model"]}
 """Setting → what other commands call its option."""
 
@@ -46,6 +51,9 @@ def _add_settings(command: Callable[..., None]) -> Callable[..., None]:
         option, text = SETTINGS[name].option, SETTINGS[name].help
         if option.default not in (None, False) and "[default" not in text:
             text = f"{text}  [default: {option.default}]"
+        if name in NAMED:
+            command = NAMED[name](text)(command)
+            continue
         kind = click.Choice(option.choices) if option.choices else TYPES[str(setting.type).removesuffix(" | None")]
         flags = [f"--{name.replace('_', '-')}", *OTHER_NAMES.get(name, [])]
         more: dict[str, Any] = {"is_flag": True} if kind is bool else {"type": kind}
@@ -57,13 +65,21 @@ def _add_settings(command: Callable[..., None]) -> Callable[..., None]:
 
 @click.command("train", cls=Command, short_help="Train a model on a folder, or a data set by its name.")
 @click.argument("data", required=False, **DATA)
+@parameters.named_option(
+    "--data", click.STRING, "DATA", "Data of one of several heads, instead of DATA; can be repeated.", "data_sets"
+)
 @_add_settings
 @click.option("--in-channels", type=int, help="Channels of the images: 1 for grey ones.  [default: 3]")
 @parameters.backbone_options("Any option of the backbone or the head; can be repeated.")
 @click.option("--config", type=parameters.PATH, help="A TOML file of these settings; options override it.")
 @click.option("--resume", type=parameters.PATH, help="Folder of a run to resume.")
 def train_command(
-    options: dict[str, Any], in_channels: int | None, config: Path | None, resume: Path | None, **settings: Any
+    options: dict[str, Any],
+    data_sets: dict[str, str] | None,
+    in_channels: int | None,
+    config: Path | None,
+    resume: Path | None,
+    **settings: Any,
 ) -> None:
     """Train a model on DATA: a folder, YOLO's data.yaml, a data set of torchvision's by its name, or 'digits'.
 
@@ -74,6 +90,10 @@ def train_command(
     """
     check_extra("featuretap train", "train", NEEDED)
     given = {name: value for name, value in settings.items() if value is not None}
+    if data_sets is not None:
+        if "data" in given:
+            raise click.UsageError("DATA is for one head, and --data for several; leave one of the two out")
+        given["data"] = data_sets
     if in_channels is not None:
         options["in_channels"] = in_channels
     if resume is not None:
@@ -100,7 +120,10 @@ def train_command(
         resuming = f"featuretap train --resume {folder} goes on after the last whole epoch"
         raise click.Abort(resuming if (folder / CONFIGURATION).exists() else "nothing was written") from interrupt
     if result.is_main:
-        _print_classes(result.metrics, result.task)
+        for head, task in result.tasks.items():
+            if head:
+                echo(f"{head}:")
+            _print_classes(result.metrics.heads[head] if head else result.metrics, task)
         name, score = next(iter(result.metrics.scores.items()))
         echo(f"best epoch: {result.epoch}, {name} {score:.4f}; {result.folder / 'best.safetensors'}")
 

@@ -201,7 +201,7 @@ def format_epoch(history: Sequence[Mapping[str, float]], epochs: int) -> str:
     """Return the line that reports the last epoch of a history, with the time left of all."""
     row = history[-1]
     measures = [
-        f"{name} {value:.4f}"
+        f"{'train loss' if name == 'train_loss' else name} {value:.4f}"
         for name, value in row.items()
         if name not in ("epoch", "lr", "seconds", "images_per_second")
     ]
@@ -209,6 +209,6 @@ def format_epoch(history: Sequence[Mapping[str, float]], epochs: int) -> str:
     remaining = epochs - len(history)
     left = f", {format_seconds(mean_seconds(history) * remaining)} left" if remaining else ""
     return (
-        f"epoch {int(row['epoch']):>{width}}/{epochs}  {'  '.join(measures).replace('_', ' ')}  "
+        f"epoch {int(row['epoch']):>{width}}/{epochs}  {'  '.join(measures)}  "
         f"lr {row['lr']:.3g}  {row['seconds']:.1f} s{left}"
     )

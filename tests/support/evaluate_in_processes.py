@@ -42,7 +42,7 @@ def recorded(read: Callable[[Any, int], Any]) -> Callable[[Any, int], Any]:
 
 
 def train_and_record(data: str, out: Path, settings: dict[str, Any], path: Path) -> None:
-    loop._Transformed.__getitem__ = recorded(loop._Transformed.__getitem__)  # type: ignore[method-assign]
+    loop.TransformedSamples.__getitem__ = recorded(loop.TransformedSamples.__getitem__)  # type: ignore[method-assign]
     result = train(small_run(data, out, **settings), log=lambda line: None)
     told = {
         "scores": dict(result.metrics.scores),

@@ -15,7 +15,17 @@ from typing import Any, NamedTuple
 from featuretap.catalogue.addresses import is_address
 from featuretap.specs.addresses import LEVELS
 from featuretap.specs.options import OPTIONS
-from featuretap.specs.validation import Option, boolean, check_option, choice, count, is_list_of, is_whole, number
+from featuretap.specs.validation import (
+    Option,
+    boolean,
+    check_option,
+    choice,
+    count,
+    is_list_of,
+    is_number,
+    is_whole,
+    number,
+)
 from featuretap.support.errors import Hint, OptionError, TrainingError, UnknownOptionError, did_you_mean
 from featuretap.support.regular_files import read_settings
 from featuretap.workflows.datasets.named_sets import NAMED_SETS
@@ -27,6 +37,7 @@ __all__ = [
     "Setting",
     "format_configuration",
     "make_configuration",
+    "of_head",
     "read_configuration",
     "resolve_defaults",
     "with_absolute_paths",
@@ -54,6 +65,14 @@ def _text(default: str | None = None) -> Option:
     return Option(default, lambda value: value is None or (isinstance(value, str) and value != ""), "some text")
 
 
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str) and value != ""
+
+
+def _is_named(value: Any) -> bool:
+    return isinstance(value, Mapping) and bool(value) and all(map(_is_text, (*value, *value.values())))
+
+
 def _optional(option: Option) -> Option:
     """Return an option whose default is None: the run decides."""
     return replace(option, default=None, accepts=lambda value: value is None or option.accepts(value))
@@ -63,8 +82,22 @@ def _whole(default: int) -> Option:
     return Option(default, lambda value: is_whole(value, 0), "a whole number from 0 up")
 
 
+NO_HASH: Mapping[str, Any] = {"default": None, "hash": False}
+"""Of fields that may hold a mapping."""
+
 TAPS = Option(None, lambda taps: taps is None or is_list_of(taps, lambda tap: isinstance(tap, str)), "tap addresses")
 TABLE = Option({}, lambda value: isinstance(value, Mapping), "a table of options")
+NAMED = Option(
+    None, lambda value: value is None or _is_text(value) or _is_named(value), "some text or a table of texts"
+)
+FACTORS = Option(
+    None,
+    lambda value: value is None or (isinstance(value, Mapping) and all(is_number(each, 0) for each in value.values())),
+    "a table of numbers from 0 up",
+)
+MEAN = "mean"
+"""The mean of the heads' deciding scores, as the setting `best`."""
+
 SEED = Option(0, lambda value: is_whole(value, 0, 2**32 - 1), "a whole number from 0 up to 4294967295")
 
 
@@ -72,12 +105,15 @@ SEED = Option(0, lambda value: is_whole(value, 0, 2**32 - 1), "a whole number fr
 class Configuration:
     """Everything that decides a run; `SETTINGS` describes each. `resolve_defaults` replaces those that are None."""
 
-    data: str = _setting(
-        _text(), "A folder, YOLO's data.yaml, the name of a torchvision data set, or 'digits'.", default=MISSING
+    data: str | Mapping[str, str] = _setting(
+        NAMED,
+        "A folder, YOLO's data.yaml, the name of a torchvision data set, or 'digits'.",
+        default=MISSING,
+        hash=False,
     )
     backbone: str | None = _setting(_text(), "Name of the backbone.  [default: that of the weights file]")
-    head: str | None = _setting(
-        _text(), "Name of the head.  [default: classification, ssdlite or lraspp, as the data is for]"
+    head: str | Mapping[str, str] | None = _setting(
+        NAMED, "Name of the head.  [default: classification, ssdlite or lraspp, as the data is for]", **NO_HASH
     )
     format: str | None = _setting(
         _optional(choice(*FORMATS)), "Format of a folder, where it can be read as several.  [default: recognised]"
@@ -99,6 +135,19 @@ class Configuration:
         number(0.2, 0.01, 0.99), "Fraction of the images to validate on, where the data has no validation part."
     )
     download_to: str | None = _setting(_text(), "Folder of torchvision's data sets.  [default: the user's cache]")
+    batches: str | None = _setting(
+        _optional(choice("alternate", "mixed")),
+        "Of several data sets: a batch of one in each update, in proportion to their sizes, or one of each.  "
+        "[default: alternate]",
+    )
+    loss_weight: Mapping[str, float] | None = _setting(
+        FACTORS, "Factor of the loss of each head, of several data sets.  [default: 1]", **NO_HASH
+    )
+    best: str | None = _setting(
+        _text(),
+        "What decides on the best epoch, of several data sets: NAME.METRIC, such as objects.mAP, or the mean of the "
+        "first metrics of all heads.  [default: mean]",
+    )
     freeze: str | None = _setting(
         _optional(choice(*LEVELS)), "Freeze the backbone through this level, batch-norm statistics included."
     )
@@ -199,6 +248,7 @@ def make_configuration(settings: Mapping[str, Any], origin: str = "") -> Configu
 def _check_consistency(configuration: Configuration) -> None:
     """Refuse settings that contradict each other, and a configuration without a model."""
     backbone, weights = configuration.backbone, configuration.weights
+    _check_names(configuration)
     if configuration.pretrained and weights is not None:
         raise OptionError(
             f"pretrained selects the catalogue's weights, and weights={weights!r} selects others; leave one out"
@@ -220,12 +270,50 @@ def _check_consistency(configuration: Configuration) -> None:
         raise OptionError(f"warmup_epochs={warmup:g} leaves nothing of epochs={epochs} to train; lower it")
 
 
-def resolve_defaults(configuration: Configuration, task: str, *, mirrors: bool) -> Configuration:
+def _check_names(configuration: Configuration) -> None:
+    """Refuse settings of several data sets where there is one, the reverse, and names of no data set."""
+    data = configuration.data
+    if isinstance(data, str):
+        for name in ("head", "loss_weight", "best", "batches"):
+            value = getattr(configuration, name)
+            if isinstance(value, Mapping) or (name != "head" and value is not None):
+                raise OptionError(
+                    f"{name}={value!r} is for several data sets, and there is one; leave it out, or name the data "
+                    "sets: data={'objects': ..., 'road': ...}"
+                )
+        return
+    first = next(iter(data))
+    for name in ("head", "taps"):
+        value = getattr(configuration, name)
+        if value is not None and not isinstance(value, Mapping):
+            where = f"head={{{first!r}: {value!r}}}" if name == "head" else f"options={{{first!r}: {{'taps': ...}}}}"
+            raise OptionError(f"{name}={value!r} is of one head, and there are several; give it by name: {where}")
+    if configuration.backbone is None:
+        raise OptionError(
+            "no backbone for several heads",
+            hint=Hint("name one, such as", "backbone='mobilenet_v3_large'"),
+        )
+    best = (configuration.best or MEAN).partition(".")[0]
+    named = {
+        "head": configuration.head or {},
+        "loss_weight": configuration.loss_weight or {},
+        "best": [best] if best != MEAN else [],
+    }
+    for setting, names in named.items():
+        for name in names:
+            if name not in data:
+                hint = did_you_mean(name, data) or ";"
+                raise OptionError(
+                    f"{setting} is of {name!r}, which has no data{hint} the data sets are {', '.join(data)}"
+                )
+
+
+def resolve_defaults(configuration: Configuration, task: str | None, *, mirrors: bool) -> Configuration:
     """Return it with the settings that are None set by the task, the data and other settings.
 
     Args:
         configuration: as it was given.
-        task: of the head.
+        task: of the head; None leaves out what depends on the task and the data, for several heads.
         mirrors: whether a mirrored image of the data keeps its class.
     """
     processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
@@ -236,6 +324,8 @@ def resolve_defaults(configuration: Configuration, task: str, *, mirrors: bool) 
         "warmup_epochs": min(1.0, configuration.epochs / 4),
         "workers": max(0, min(MAX_WORKERS, (os.cpu_count() or 1) // processes - 1)),
     }
+    if task is None:
+        del defaults["label_smoothing"], defaults["flip"]
     unset = {name: value for name, value in defaults.items() if getattr(configuration, name) is None}
     return replace(configuration, **unset)
 
@@ -249,13 +339,38 @@ def with_absolute_paths(configuration: Configuration) -> Configuration:
     paths: dict[str, Any] = {}
     for name in ("data", "weights", "download_to", "images_root"):
         value = getattr(configuration, name)
-        # A data set's name is not a path, even where there is a folder of that name.
-        if value is not None and value.lower() not in NAMED_SETS and os.path.exists(Path(value).expanduser()):
-            paths[name] = str(Path(value).expanduser().absolute())
-    for name, value in {**asdict(configuration), **paths}.items():
+        if isinstance(value, Mapping):
+            paths[name] = {key: _absolute(path) for key, path in value.items()}
+        elif value is not None:
+            paths[name] = _absolute(value)
+    settings = {**asdict(configuration), **paths}
+    if isinstance(configuration.data, Mapping):
+        settings |= paths["data"]
+    for name, value in settings.items():
         if isinstance(value, str) and not value.isascii() and value.encode(errors="replace").decode() != value:
             raise TrainingError(f"{name} is {value!r}, which is not UTF-8, as the run's settings are; rename it")
     return replace(configuration, **paths)
+
+
+def _absolute(path: str) -> str:
+    """Return a path as an absolute one, and what is no path as it is."""
+    # A data set's name is not a path, even where there is a folder of that name.
+    if path.lower() in NAMED_SETS or not os.path.exists(Path(path).expanduser()):
+        return path
+    return str(Path(path).expanduser().absolute())
+
+
+def of_head(configuration: Configuration, name: str) -> Configuration:
+    """Return the configuration of a run with several heads as one of its heads by itself has it.
+
+    Args:
+        configuration: of the run; that of a run with one data set is returned unmodified.
+        name: of the head.
+    """
+    data, head = configuration.data, configuration.head
+    if isinstance(data, str):
+        return configuration
+    return replace(configuration, data=data[name], head=head.get(name) if isinstance(head, Mapping) else None)
 
 
 def read_configuration(path: Path) -> dict[str, Any]:

@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from accelerate import Accelerator
@@ -26,12 +26,19 @@ ONE_IMAGE = "more than 1 value per channel"
 """Part of the error of PyTorch's batch norm for a batch that has one value for each channel."""
 
 
+class Trained(Protocol):
+    """What the loop trains for: a task, or those of several heads."""
+
+    def loss(self, model: nn.Module, images: Any, targets: Any) -> torch.Tensor:
+        """Return the mean loss of a batch of a model in training, which may be wrapped for several processes."""
+
+
 @dataclass(frozen=True)
 class Trainer:
     """A model in training: `model` is wrapped for several processes, `average` is the moving average of the weights."""
 
     accelerator: Accelerator
-    task: Task
+    task: Trained
     model: nn.Module
     unwrapped: nn.Module
     average: ModelEmaV3 | None
@@ -146,7 +153,7 @@ def compute_metrics(
     return metrics
 
 
-class _Transformed(Dataset[Any]):
+class TransformedSamples(Dataset[Any]):
     """Samples as tensors, or the errors of reading them."""
 
     def __init__(self, samples: Sequence[Sample], transform: Transform) -> None:
@@ -176,7 +183,7 @@ def make_loader(
     They are read with `raise_errors`: in place of a batch may be a `FeaturetapError`.
     """
     return DataLoader(
-        _Transformed(samples, task.training_transform() if training else task.evaluation_transform()),
+        TransformedSamples(samples, task.training_transform() if training else task.evaluation_transform()),
         batch_size,
         shuffle=training,
         drop_last=training,

@@ -1,5 +1,6 @@
 """The model of a run, and the task that it is trained for."""
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -7,13 +8,14 @@ from typing import Any, NamedTuple
 from torch import nn
 
 from featuretap import registry
+from featuretap.catalogue.multi_head_request import describe_heads
 from featuretap.catalogue.pretrained import WeightsSource
 from featuretap.models.built import Built, description_of
-from featuretap.specs import HeadSpec, ModelSpec
+from featuretap.specs import BackboneSpec, HeadSpec, ModelSpec, MultiHeadSpec
 from featuretap.specs.description import Description
 from featuretap.specs.options import options_of
 from featuretap.specs.preprocessing import Preprocessing
-from featuretap.support.errors import DataError, HeadError, OptionError, TrainingError, WeightsError
+from featuretap.support.errors import DataError, HeadError, Hint, OptionError, TrainingError, WeightsError
 from featuretap.support.text import first_few
 from featuretap.weights.metadata import Record
 from featuretap.weights.opening import open_checkpoint
@@ -22,9 +24,36 @@ from featuretap.weights.requests import arguments_of, record_of
 from featuretap.workflows.datasets.data_set import DataSet, with_classes
 from featuretap.workflows.datasets.formats import open_data, recognise_task
 from featuretap.workflows.datasets.recognition import DEFAULT_HEADS
-from featuretap.workflows.training.configuration import Configuration
+from featuretap.workflows.training.configuration import Configuration, of_head
 from featuretap.workflows.training.tasks import classification, detection, segmentation
 from featuretap.workflows.training.tasks.task import Task
+
+
+def resolve_models(configuration: Configuration) -> tuple[Configuration, dict[str, ModelSpec]]:
+    """Return the configuration with all that decides on its model, and the name of each head → spec, without classes.
+
+    The name of the only head of a run with one data set is "".
+
+    Raises:
+        FeaturetapError: as `resolve_model`.
+        HeadError: heads that contradict each other.
+    """
+    if isinstance(configuration.data, str):
+        resolved, single = resolve_model(configuration)
+        return resolved, {"": single}
+    heads: dict[str, str] = {}
+    options = dict(configuration.options)
+    _check_options(options)
+    for name in configuration.data:
+        own = of_head(configuration, name)
+        head = _trainable_head(own.head if isinstance(own.head, str) else _default_head(own, None))
+        heads[name] = head.name
+        if configuration.size is not None and head.task == "detection":
+            options[name] = {**options.get(name, {}), **detection.size_options(head, configuration.size)}
+    spec = registry.spec(configuration.backbone or "", head=heads, **options)
+    assert isinstance(spec, MultiHeadSpec)
+    _check_backbone(configuration, configuration.backbone or "", spec.backbone)
+    return replace(configuration, head=heads, options=options), dict(spec.heads)
 
 
 def resolve_model(configuration: Configuration) -> tuple[Configuration, ModelSpec]:
@@ -37,28 +66,38 @@ def resolve_model(configuration: Configuration) -> tuple[Configuration, ModelSpe
             level to freeze through.
     """
     saved = None if configuration.backbone else _read_record(configuration.weights or "")
+    assert isinstance(configuration.head, str | None)
     head = _trainable_head(configuration.head or _default_head(configuration, saved))
     name, options = configuration.backbone or "", dict(configuration.options)
-    if "freeze" in options:
-        raise OptionError(
-            "freeze among the options would be saved in the weights files of the run; give freeze as a setting"
-        )
+    _check_options(options)
     if saved is not None:
         name, options = saved.record.description.name, {**_saved_options(saved, head), **options}
     if configuration.size is not None and head.task == "detection":
         options |= detection.size_options(head, configuration.size)
     spec = registry.spec(name, head=head.name, taps=configuration.taps, **options)
     assert isinstance(spec, ModelSpec)
-    if spec.backbone.in_channels not in (1, 3):
-        raise TrainingError(
-            f"{name!r} with in_channels={spec.backbone.in_channels} cannot be trained on images, which have 1 or 3"
+    _check_backbone(configuration, name, spec.backbone)
+    return replace(configuration, backbone=name, head=head.name, options=options), spec
+
+
+def _check_options(options: Mapping[str, Any]) -> None:
+    if "freeze" in options:
+        raise OptionError(
+            "freeze among the options would be saved in the weights files of the run; give freeze as a setting"
         )
-    levels = spec.backbone.levels
+
+
+def _check_backbone(configuration: Configuration, name: str, spec: BackboneSpec) -> None:
+    """Refuse a backbone whose images cannot be read, or that lacks the level to freeze through."""
+    if spec.in_channels not in (1, 3):
+        raise TrainingError(
+            f"{name!r} with in_channels={spec.in_channels} cannot be trained on images, which have 1 or 3"
+        )
+    levels = spec.levels
     if configuration.freeze not in (None, *levels):
         raise TrainingError(
-            f"cannot freeze through {configuration.freeze}: {spec.backbone.name!r} has the levels {', '.join(levels)}"
+            f"cannot freeze through {configuration.freeze}: {spec.name!r} has the levels {', '.join(levels)}"
         )
-    return replace(configuration, backbone=name, head=head.name, options=options), spec
 
 
 class _Saved(NamedTuple):
@@ -81,6 +120,7 @@ def _read_record(weights: str) -> _Saved:
 
 def _default_head(configuration: Configuration, saved: _Saved | None) -> str:
     """Return the head that a checkpoint has, if it is for the data's task, or the task's default."""
+    assert isinstance(configuration.data, str)
     task = recognise_task(configuration.data, configuration.format)
     head = saved.record.description.head if saved else None
     return head if head is not None and registry.default.head(head).task == task else DEFAULT_HEADS[task]
@@ -114,6 +154,11 @@ def spec_of(model: nn.Module, origin: str) -> ModelSpec:
         HeadError: it has no head, or one without a task.
     """
     description = description_of(model, "evaluation reads")
+    if description.heads:
+        raise HeadError(
+            f"{origin} has several heads ({', '.join(description.heads)}), and one is evaluated at a time",
+            hint=Hint("load one of them with", f"head={next(iter(description.heads))!r}"),
+        )
     if description.head is None:
         raise HeadError(f"{origin} is a bare backbone, whose outputs cannot be evaluated; give a model with a head")
     head, classes = _trainable_head(description.head).name, description.num_classes
@@ -185,24 +230,52 @@ def with_model_classes(data: DataSet, description: Description, origin: str, fir
     return with_classes(data, classes)
 
 
-def build_model(configuration: Configuration, head: HeadSpec, data: DataSet) -> Built:
+def build_model(configuration: Configuration, specs: Mapping[str, ModelSpec], data: Mapping[str, DataSet]) -> Built:
     """Return the model of a run, in training mode, described with the data's classes and the run's preprocessing."""
-    classes = (*("background",) * first_label(head), *data.classes)
+    classes = {name: (*("background",) * first_label(spec.head), *data[name].classes) for name, spec in specs.items()}
+    if "" in specs:
+        arguments = {"taps": configuration.taps, "num_classes": len(classes[""]), **configuration.options}
+    else:
+        counts = {name: {"num_classes": len(own)} for name, own in classes.items()}
+        arguments = {**configuration.options}
+        arguments |= {name: {**arguments.get(name, {}), **count} for name, count in counts.items()}
     model = registry.build(
         configuration.backbone or "",
-        head=head.name,
-        taps=configuration.taps,
-        num_classes=len(classes),
+        head=configuration.head,
         pretrained=configuration.weights or configuration.pretrained,
-        **configuration.options,
+        **arguments,
     )
-    preprocessing, size = model.description.preprocessing, configuration.size
-    if size is not None and head.task == "classification":
-        preprocessing = classification.preprocessing_of_size(preprocessing, size)
-    elif size is not None and head.task == "segmentation":
-        preprocessing = replace(preprocessing, resize=size)
-    model.description = replace(model.description, classes=classes, preprocessing=preprocessing)
+
+    def describe(description: Description, name: str) -> Description:
+        preprocessing = _preprocessing(description.preprocessing, specs[name].head, configuration.size)
+        return replace(description, classes=classes[name], preprocessing=preprocessing)
+
+    if "" in specs:
+        model.description = describe(model.description, "")
+    else:
+        heads = {name: describe(description, name) for name, description in model.description.heads.items()}
+        model.description = describe_heads(model.description, heads)
     return model
+
+
+def select_model(model: nn.Module, name: str) -> nn.Module:
+    """Return the model of a head by its name, and the model itself for the name "" of the only one."""
+    return registry.select_head(model, name) if name else model
+
+
+def as_trained(description: Description) -> Description:
+    """Return a description without the published weights, which a model no longer has once it is trained."""
+    heads = {name: as_trained(own) for name, own in description.heads.items()}
+    return replace(description, weights=None, random_head=False, heads=heads)
+
+
+def _preprocessing(preprocessing: Preprocessing, head: HeadSpec, size: int | None) -> Preprocessing:
+    """Return a head's preprocessing with the size that a run sets."""
+    if size is not None and head.task == "classification":
+        return classification.preprocessing_of_size(preprocessing, size)
+    if size is not None and head.task == "segmentation":
+        return replace(preprocessing, resize=size)
+    return preprocessing
 
 
 def make_task(

@@ -83,7 +83,7 @@ def draw_curves(history: Sequence[Mapping[str, float]], path: Path) -> None:
     figure = make_figure(*CURVES_SIZE)
     losses, scores, rates = figure.subplots(1, 3)
     columns = list(history[0]) if history else []
-    metrics = [name for name in columns if name not in NO_METRICS]
+    metrics = [name for name in columns if name.rpartition(".")[2] not in NO_METRICS]
     finite = [row for row in history if metrics and isfinite(row[metrics[0]])]
     best = max(finite, key=lambda row: (row[metrics[0]], -loss_of(row)), default=None)
     loss_labels = {"train_loss": "training", "loss": "validation"}

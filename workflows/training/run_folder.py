@@ -81,8 +81,9 @@ def folder_of(configuration: Configuration) -> Path:
     """Return the folder of a run: its setting, or one named after data and backbone."""
     if configuration.out:
         return Path(configuration.out)
-    backbone = configuration.backbone or Path(configuration.weights or "").stem
-    return Path("runs") / f"{Path(os.path.realpath(configuration.data)).name}-{backbone.replace('/', '-')}"
+    backbone, data = configuration.backbone or Path(configuration.weights or "").stem, configuration.data
+    name = Path(os.path.realpath(data)).name if isinstance(data, str) else "-".join(data)
+    return Path("runs") / f"{name}-{backbone.replace('/', '-')}"
 
 
 @contextmanager
@@ -182,10 +183,17 @@ def read_run(folder: Path, changes: Mapping[str, Any]) -> Configuration:
     return make_configuration({**settings, **changes, "out": str(folder)}, str(path))
 
 
-def _identity(configuration: Configuration, data: DataSet) -> dict[str, Any]:
+def _identity(configuration: Configuration, data: Mapping[str, DataSet]) -> dict[str, Any]:
     """Return what must be equal in a run and its continuation, a digest of the names and labels of images included."""
     settings = asdict(configuration)
-    kept = {name: value for name, value in settings.items() if name not in CHANGEABLE and value is not None}
+    identity = {name: value for name, value in settings.items() if name not in CHANGEABLE and value is not None}
+    for name, own in data.items():
+        prefix = f"{name}: " if name else ""
+        identity |= {prefix + key: value for key, value in _data_identity(own).items()}
+    return identity
+
+
+def _data_identity(data: DataSet) -> dict[str, Any]:
     digest = hashlib.sha256()
     for part in (data.train, data.val):
         for sample in part:
@@ -193,7 +201,7 @@ def _identity(configuration: Configuration, data: DataSet) -> dict[str, Any]:
             # Folders may move.
             digest.update(f"{Path(sample.name).name}\n{label}\n".encode("utf-8", "surrogateescape"))
     images = {"training images": len(data.train), "validation images": len(data.val)}
-    return {**kept, **images, "classes": list(data.classes), IMAGES: digest.hexdigest()}
+    return {**images, "classes": list(data.classes), IMAGES: digest.hexdigest()}
 
 
 def save_epoch(folder: Path, trainer: Trainer, progress: Progress, *, better: bool) -> None:
@@ -209,19 +217,7 @@ def save_epoch(folder: Path, trainer: Trainer, progress: Progress, *, better: bo
     writer.writeheader()
     writer.writerows(progress.history)
     replace_files({folder / HISTORY: text.getvalue().encode()})
-    metrics, table = progress.metrics, None
-    if metrics is not None:
-        confusion = None if metrics.confusion is None else torch.from_numpy(metrics.confusion)
-        per_class = [tuple(score) for score in metrics.per_class]
-        columns = dict(metrics.class_columns)
-        table = {
-            "scores": dict(metrics.scores),
-            "per_class": per_class,
-            "confusion": confusion,
-            "class_columns": columns,
-            "details": dict(metrics.details),
-            "precisions": None if metrics.precisions is None else torch.from_numpy(metrics.precisions),
-        }
+    table = None if progress.metrics is None else _metrics_to_table(progress.metrics)
     state = {
         "identity": dict(progress.identity),
         "history": progress.history,
@@ -234,8 +230,38 @@ def save_epoch(folder: Path, trainer: Trainer, progress: Progress, *, better: bo
     replace_files({folder / STATE: buffer.getvalue()})
 
 
+def _metrics_to_table(metrics: Metrics) -> dict[str, Any]:
+    """Return metrics as what PyTorch reads without running code, the detections left out."""
+    table: dict[str, Any] = {
+        "scores": dict(metrics.scores),
+        "per_class": [tuple(score) for score in metrics.per_class],
+        "confusion": None if metrics.confusion is None else torch.from_numpy(metrics.confusion),
+        "class_columns": dict(metrics.class_columns),
+        "details": dict(metrics.details),
+        "precisions": None if metrics.precisions is None else torch.from_numpy(metrics.precisions),
+    }
+    if metrics.heads:
+        table["heads"] = {name: _metrics_to_table(own) for name, own in metrics.heads.items()}
+    return table
+
+
+def _metrics_from_table(table: Mapping[str, Any]) -> Metrics:
+    confusion = None if table["confusion"] is None else table["confusion"].numpy()
+    # Runs of earlier versions have no further columns.
+    curves = table.get("precisions")
+    return Metrics(
+        table["scores"],
+        tuple(ClassScore(*score) for score in table["per_class"]),
+        confusion,
+        table.get("class_columns", {}),
+        table.get("details", {}),
+        None if curves is None else curves.numpy(),
+        heads={name: _metrics_from_table(own) for name, own in table.get("heads", {}).items()},
+    )
+
+
 def read_progress(
-    folder: Path, configuration: Configuration, data: DataSet, *, resume: bool
+    folder: Path, configuration: Configuration, data: Mapping[str, DataSet], *, resume: bool
 ) -> tuple[Progress, Mapping[str, Any]]:
     """Return the progress of the run, and the states for `restore_states`; no states for a new run.
 
@@ -254,20 +280,8 @@ def read_progress(
         raise TrainingError(f"cannot read {str(path)!r}: {error.strerror or error}") from error
     try:
         state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
-        metrics, table = None, state["judgement"]
-        if table is not None:
-            confusion = None if table["confusion"] is None else table["confusion"].numpy()
-            per_class = tuple(ClassScore(*score) for score in table["per_class"])
-            # Runs of earlier versions have no further columns.
-            curves = table.get("precisions")
-            metrics = Metrics(
-                table["scores"],
-                per_class,
-                confusion,
-                table.get("class_columns", {}),
-                table.get("details", {}),
-                None if curves is None else curves.numpy(),
-            )
+        table = state["judgement"]
+        metrics = None if table is None else _metrics_from_table(table)
         progress = Progress(state["identity"], state["history"], state["best"], metrics)
         states = dict(state["parts"])
         known = {FORMER_KEYS.get(name, name): value for name, value in progress.identity.items()}
@@ -279,7 +293,7 @@ def read_progress(
     for name, value in identity.items():
         if known.get(name) == value:
             continue
-        if name == IMAGES:
+        if name.rpartition(": ")[2] == IMAGES:
             raise TrainingError(
                 f"{str(path)!r} was written by a run on other images, or on these in other classes; a run goes on as "
                 "it began"

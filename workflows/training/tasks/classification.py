@@ -26,6 +26,8 @@ MAX_CLASSES = 2000
 TOP_K = 5
 """As in ImageNet's top-5 accuracy."""
 
+TOP_ACCURACY = f"top-{TOP_K} accuracy"
+
 IGNORED = -1
 """A label that is not counted."""
 
@@ -61,6 +63,11 @@ class ClassificationTask(Task):
             steps += [partial(check_strip, shorter=shorter), resize, v2.CenterCrop(size)]
         steps += [v2.RandomHorizontalFlip(self.flip), *POLICIES[self.augment]]
         return partial(_transform, v2.Compose([*steps, normalise(preprocessing)]))
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """Accuracy, and top-5 accuracy of more than five classes."""
+        return ("accuracy", TOP_ACCURACY) if len(self.classes) > TOP_K else ("accuracy",)
 
     def evaluation_transform(self) -> Transform:
         """Return the transform that `registry.transforms` returns."""
@@ -109,7 +116,7 @@ class _Evaluator:
         correct, *_, occurrences = values["by class"].unbind(1)
         scores = {"accuracy": float(correct.sum() / occurrences.sum())}
         if "top" in values:
-            scores[f"top-{TOP_K} accuracy"] = float(values["top"])
+            scores[TOP_ACCURACY] = float(values["top"])
         rows = zip(self._classes, occurrences.tolist(), (correct / occurrences).tolist(), strict=True)
         confusion = values["confusion"].numpy() if "confusion" in values else None
         return Metrics(scores, tuple(ClassScore(*row) for row in rows), confusion)

@@ -87,6 +87,11 @@ class DetectionTask(Task):
     # torchvision's detectors compute losses in training only.
     has_evaluation_loss = False
 
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """COCO's mAP, at two overlaps by itself, and that of masks where the model predicts them."""
+        return ("mAP", "mAP@0.5", "mAP@0.75", *(("mask mAP",) if self.masks else ()))
+
     def training_transform(self) -> Transform:
         """Return crops that keep objects, mirroring and colours, as far as enabled, without ignored objects."""
         min_scale = sqrt(self.crop_scale)

@@ -37,6 +37,11 @@ class SegmentationTask(Task):
     class_metric = "IoU"
     counted = "pixels"
 
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """Mean IoU of the classes, and accuracy over all pixels."""
+        return ("mIoU", "pixel accuracy")
+
     def training_transform(self) -> Transform:
         """Return random resizing, crops, mirroring and colours, as far as they are enabled.
 

@@ -47,6 +47,7 @@ class Metrics:
         details: further metrics, which are reported once and not for every epoch.
         precisions: (classes, 101), of detection at recalls from 0 to 1 and an IoU of 0.5; NaN without objects.
         detections: predictions and objects of detection.
+        heads: metrics of each head, of a model with several.
     """
 
     scores: Mapping[str, float]
@@ -56,6 +57,7 @@ class Metrics:
     details: Mapping[str, float] = field(default_factory=dict)
     precisions: NDArray[np.float64] | None = None
     detections: Detections | None = None
+    heads: Mapping[str, "Metrics"] = field(default_factory=dict)
 
     @property
     def deciding_score(self) -> float:
@@ -100,6 +102,11 @@ class Task(ABC):
     counted: ClassVar[str]
     """What the occurrences of a class are: "images", "objects" or "pixels"."""
     has_evaluation_loss: ClassVar[bool] = True
+
+    @property
+    @abstractmethod
+    def metrics(self) -> tuple[str, ...]:
+        """Names of the scores of every epoch by which models can be compared, the deciding one first."""
 
     def convert_image(self, image: Image.Image) -> Image.Image:
         """Return an image in the mode of the model's channels."""
