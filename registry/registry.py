@@ -221,7 +221,8 @@ class Registry(Catalogue):
             name: a backbone in place of the file's; a `BackboneSpec` where the model was built from one.
             features_only: True for the bare backbone of a file with a head.
             taps: as for `build`, in place of the file's.
-            head: as for `build`, in place of the file's. Of a file with several heads: the name of the one to load.
+            head: as for `build`, in place of the file's. Of a file with several heads: the name of the one to load,
+                which `taps` and `num_classes` need.
             num_classes: as for `build`, in place of the file's; the last layer then starts with fresh weights.
             finite: whether to refuse weights that hold NaN or infinity.
             **options: as for `build`, in place of the file's.

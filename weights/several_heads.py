@@ -61,13 +61,16 @@ def head_checkpoint(checkpoint: Checkpoint, name: str) -> Checkpoint:
 
 
 def select_part(checkpoint: Checkpoint, arguments: dict[str, Any]) -> Checkpoint:
-    """Return the part of a checkpoint with several heads that arguments of `load` select, the backbone unless `head` is
-    given, and remove `head` from them.
+    """Return the part of a checkpoint with several heads that arguments of `load` select, `features_only` the backbone
+    and `head` one head, which is removed from them.
 
     Raises:
         UnknownHeadError: the model has no such head.
+        WeightsError: neither is given.
     """
     head = arguments.pop("head", None)
+    if head is None and not arguments.get("features_only"):
+        check_one_head(checkpoint)
     return backbone_checkpoint(checkpoint) if head is None else head_checkpoint(checkpoint, head)
 
 

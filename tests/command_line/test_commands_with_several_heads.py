@@ -174,6 +174,10 @@ def test_a_head_is_extracted_and_joined_again(run: Run, tmp_path: Path, several:
             "the file '{path}' has heads of its own; give --head once, with the name of one",
         ),
         (
+            ("export", "{path}", "{out}.onnx", "--num-classes", "3"),
+            "'{path}' holds a model with several heads: objects, road; choose one, such as with --head objects",
+        ),
+        (
             ("quantize", "{path}", "{out}.onnx", "--images", "{images}"),
             "models with several heads are not quantized; quantize them one by one: --head objects",
         ),
@@ -193,7 +197,7 @@ def test_a_head_is_extracted_and_joined_again(run: Run, tmp_path: Path, several:
             "'mobilenet_v3_small_050' is a model with several heads; give a model with one head",
         ),
     ],
-    ids=["convert", "misspelled", "named", "quantize", "timm", "no name", "twice", "join"],
+    ids=["convert", "misspelled", "named", "classes", "quantize", "timm", "no name", "twice", "join"],
 )
 def test_what_cannot_be_done_with_several_heads_is_refused(
     run: Run, tmp_path: Path, several: Path, cat: Path, arguments: tuple[str, ...], message: str

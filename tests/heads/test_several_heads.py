@@ -311,6 +311,11 @@ def test_parts_of_a_file_with_several_heads_fill_other_models(registry: Registry
     ("use", "message"),
     [
         (lambda r, path: r.load(path, head="raod"), "{path} has no head 'raod'; did you mean 'road'? its heads are "),
+        (
+            lambda r, path: r.load(path, num_classes=3),
+            "{path} holds a model with several heads: road, scene; choose one, such as with registry.load(path, "
+            "head='road')",
+        ),
         (lambda r, path: r.convert(path, path), "{path} holds a model with several heads: road, scene; choose one, "),
         (
             lambda r, path: r.save(r.load(path), path, layout="timm"),
@@ -318,7 +323,7 @@ def test_parts_of_a_file_with_several_heads_fill_other_models(registry: Registry
             "registry.save(registry.select_head(model, 'road'), ...)",
         ),
     ],
-    ids=["unknown head", "convert", "timm"],
+    ids=["unknown head", "classes", "convert", "timm"],
 )
 def test_a_file_with_several_heads_is_refused_where_one_is_needed(
     registry: Registry, tmp_path: Path, use: Callable[[Registry, Path], object], message: str
