@@ -53,4 +53,4 @@ def test_every_reference_of_a_hint_has_its_flag_or_command() -> None:
     ]
     # Whole commands, which name a file, are typed as they are.
     references = [call.args[1] for call in calls if call.args[1:] and isinstance(call.args[1], ast.Constant)]
-    assert {ast.literal_eval(reference) for reference in references} == {*TYPED, "part='all'"}
+    assert {ast.literal_eval(reference) for reference in references} == {*TYPED, "part='all'", "format='classes'"}
