@@ -42,7 +42,6 @@ def stored(*fields: bytes) -> bytes:
 
 
 GRAPHS: dict[str, tuple[bytes, str]] = {
-    "an empty file": (b"", "it has no nodes"),
     "text": (b"node { name: 'x' }", "it is no graph, or only a part of one"),
     "a part": (graph({NAME: KERNEL})[:-1], "it is no graph, or only a part of one"),
     "an endless number": (b"\xff" * 20, "it is no graph, or only a part of one"),
@@ -181,7 +180,6 @@ def entry(**changes: int) -> bytes:
 
 
 INDICES: dict[str, tuple[bytes, str]] = {
-    "an empty file": (b"", "it is no index of a checkpoint"),
     "another file": (b"#" * 99, "it is no index of a checkpoint"),
     "a block beyond the end": (
         table({})[:-48] + b"\xff\x01" * 4 + bytes(32) + table({})[-8:],
