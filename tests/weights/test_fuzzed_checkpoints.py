@@ -181,8 +181,7 @@ def assert_equal_tensors(found: Mapping[str, torch.Tensor], expected: Mapping[st
     rest = {name: tensor for name, tensor in expected.items() if name != "n_averaged"}
     assert len(found) == len(rest)
     for (name, tensor), (original, other) in zip(found.items(), rest.items(), strict=True):
-        # The mark of compiled parts is removed inside names, too.
-        assert original.replace("_orig_mod.", "").endswith(name)
+        assert original.endswith(name)
         assert (tensor.dtype, tensor.shape) == (other.dtype, other.shape)
         # Damaged strides spread a few bytes over many values, up to three times the file's size.
         assert bits(tensor) == bits(other.detach())
@@ -236,6 +235,8 @@ def test_damaged_folders_are_read_as_safetensors_reads_them_or_refused(files: di
         shards = dict.fromkeys(index["weight_map"].values())
         expected = {key: value for shard in shards for key, value in safetensors.torch.load(files[shard]).items()}
         assert index["weight_map"].keys() == expected.keys()
+        # The mark of compiled parts is removed inside names, too.
+        expected = {key.replace("_orig_mod.", ""): value for key, value in expected.items()}
         assert_equal_tensors(
             found, {key: expected[key] for key in found} if found.keys() <= expected.keys() else expected
         )
