@@ -15,10 +15,12 @@ from featuretap.registry.conformance import (
     expect,
     expect_gradient,
     explain_failure,
+    find_difference,
     randomise_norms,
 )
 from featuretap.registry.registry import Registry
 from featuretap.specs import ModelSpec
+from featuretap.specs.options import options_of
 from featuretap.support.errors import SpecError
 
 
@@ -124,6 +126,40 @@ def check_head_options(head: str, backbone: str, registry: Registry, options: Ma
             not changed or name.startswith(spec.per_class),
             f"head {head!r} breaks its spec: {name} depends on the number of classes, and per_class={spec.per_class} "
             "does not name it",
+        )
+
+
+def check_shared_backbone(
+    head: str, backbone: str, registry: Registry, size: Size, options: Mapping[str, Any] = {}
+) -> None:
+    """Check that a head returns on a backbone that it shares with another what it returns alone.
+
+    Args:
+        head: its name.
+        backbone: the name of a backbone that it reads.
+        registry: that has both.
+        size: (height, width) of the images in pixels.
+        options: of head and backbone.
+
+    Raises:
+        SpecError: one of the two heads returns something else.
+    """
+    trial = build_head_trial(head, backbone, registry, size, options)
+    shared = {name: value for name, value in options.items() if name in options_of(registry.backbone(backbone))}
+    own = {name: value for name, value in options.items() if name not in shared}
+    with explain_failure(f"{trial.label} cannot share its backbone"):
+        model = registry.build(backbone, head={"one": head, "other": head}, **shared, one=own, other=own).eval()
+        randomise_norms(model.get_submodule("backbone"))
+        with torch.no_grad():
+            together = model(trial.inputs())
+            alone = {name: registry.select_head(model, name)(trial.inputs()) for name in together}
+    for name in together:
+        found, expected = (trial.check_form(outputs[name]) for outputs in (together, alone))
+        different = find_difference(found, expected, torch.equal)
+        expect(
+            not different,
+            f"{trial.label} returns another {different!r} on a backbone that it shares with another head; it must not "
+            "write into the maps, or depend on anything but them",
         )
 
 

@@ -216,6 +216,10 @@ class HeadConformance(_Conformance):
         """Every parameter gets a gradient."""
         head_conformance.check_head_gradients(self._trial(head, backbone, registry))
 
+    def test_it_shares_a_backbone(self, head: str, backbone: str, registry: Registry) -> None:
+        """Beside another head it returns what it returns alone."""
+        head_conformance.check_shared_backbone(head, backbone, registry, self.sizes[0], self.options.get(head, {}))
+
     def test_files_hold_the_same_model(self, head: str, backbone: str, registry: Registry, tmp_path: Path) -> None:
         """Saved as safetensors and loaded."""
         conformance.check_file(self._trial(head, backbone, registry), registry, tmp_path)

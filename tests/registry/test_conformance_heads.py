@@ -42,6 +42,11 @@ class Changed(Sound):
         raise NotImplementedError
 
 
+class WritesIntoMaps(Sound):
+    def forward(self, taps: dict[str, Tensor]) -> Any:
+        return self.logits(taps["C2"].mul_(2).mean((2, 3)))
+
+
 class OtherShape(Changed):
     def changed(self, logits: Tensor) -> Any:
         return logits[..., None]
@@ -288,6 +293,16 @@ def test_a_head_with_undeclared_class_layers_fails(wrong: Registry) -> None:
     assert str(error.value) == (
         "head 'OtherTensors' breaks its spec: fc.weight depends on the number of classes, and per_class=('logits.', "
         "'classes.') does not name it"
+    )
+
+
+def test_a_head_that_writes_into_maps_fails_beside_another(wrong: Registry) -> None:
+    head_conformance.check_shared_backbone("Sound", "tinynet", wrong, SIZE, {"width": 0.5})
+    with pytest.raises(SpecError) as error:
+        head_conformance.check_shared_backbone("WritesIntoMaps", "tinynet", wrong, SIZE)
+    assert str(error.value) == (
+        "head 'WritesIntoMaps' on 'tinynet' returns another 'logits' on a backbone that it shares with another head; "
+        "it must not write into the maps, or depend on anything but them"
     )
 
 

@@ -173,6 +173,7 @@ HEAD_TESTS = {
     "test_classes_change_what_is_said_to_be_per_class",
     "test_evaluation_is_deterministic",
     "test_everything_learns",
+    "test_it_shares_a_backbone",
     "test_files_hold_the_same_model",
     "test_it_scripts",
     "test_it_exports",
