@@ -4,6 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from PIL import Image
 from support import Completed
 
 from featuretap import registry
@@ -39,22 +40,23 @@ def test_numbers_at_which_libraries_overflow_are_refused(run: Run, arguments: tu
 
 
 @pytest.mark.parametrize(
-    "arguments",
+    ("arguments", "problem"),
     [
-        ("predict", LONG),
-        ("taps", "x.png", "--out", LONG),
-        ("new-plugin", LONG),
+        (("predict", LONG), f"cannot read the image '{LONG}': File name too long"),
+        (("taps", "x.png", "--out", LONG), f"{LONG}': File name too long; give another path"),
+        (("new-plugin", LONG), f"cannot access '{LONG}': File name too long; give another path"),
     ],
-    ids=lambda arguments: arguments[0],
+    ids=["predict", "taps", "new-plugin"],
 )
 def test_names_that_are_too_long_are_named(
-    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: tuple[str, ...]
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: tuple[str, ...], problem: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    Image.new("RGB", (64, 64)).save("x.png")
     ran = run(*arguments)
-    assert (ran.status, ran.out) == (2, "")
-    assert ran.err.startswith("featuretap: cannot access '")
-    assert ran.err.endswith(f"{LONG}': File name too long; give another path\n")
+    assert ran.status == 2
+    assert ran.err.endswith(f"{problem}\n")
+    assert ran.err.count("\n") == 1
 
 
 def test_a_message_is_never_longer_than_a_thousand_characters(run: Run) -> None:
