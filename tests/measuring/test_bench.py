@@ -115,8 +115,8 @@ def test_bench_draws_a_picture(bench: Run, tmp_path: Path) -> None:
     ("arguments", "message"),
     [
         (("--rounds", 0), "Invalid value for '--rounds': 0 is not in the range x>=1."),
-        (("--threads", 0), "Invalid value for '--threads': 0 is not in the range x>=1."),
-        (("--batch", "1,0"), "Invalid value for '--batch': 0 is not in the range x>=1."),
+        (("--threads", 0), "Invalid value for '--threads': 0 is not in the range 1<=x<=1024."),
+        (("--batch", "1,0"), "Invalid value for '--batch': 0 is not in the range 1<=x<=65536."),
         (
             ("--size", "224,big"),
             "Invalid value for '--size': 'big' is not a size; write height x width in pixels, such as 320x256",
