@@ -94,6 +94,7 @@ def join_models(models: Mapping[str, Built], *, check_weights: bool = False) -> 
         num_classes=None,
         classes="",
         random_head=False,
+        preprocessing=adapt_preprocessing(union, description.preprocessing),
         spec=union,
     )
     joined = MultiHeadModel(backbone, models)
