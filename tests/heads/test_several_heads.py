@@ -343,9 +343,12 @@ def test_models_on_one_backbone_are_joined(registry: Registry, tmp_path: Path) -
     joined = registry.join(files).eval()
     with torch.inference_mode():
         assert equal(joined(images(2, 70, 90)), model(images(2, 70, 90)))
-    assert (
-        registry.load(registry.save(joined, tmp_path / "joined.safetensors")).description.heads.keys() == files.keys()
-    )
+    path = registry.save(joined, tmp_path / "joined.safetensors")
+    assert registry.load(path).description.heads.keys() == files.keys()
+    # A detector normalises its images, and the bare backbone does not.
+    for bare in (joined.backbone, registry.load(path, features_only=True)):
+        prepared = bare.description.preprocessing
+        assert (prepared.inside, prepared.crop) == (False, 224)
 
 
 def test_models_on_different_backbones_are_not_joined(registry: Registry, tmp_path: Path) -> None:
