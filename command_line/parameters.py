@@ -105,6 +105,9 @@ class OptionPair(click.ParamType[tuple[str, Any]]):
         parts = name.split(".")
         if not (len(parts) <= 2 and all(map(str.isidentifier, parts)) and equals and text):
             self.fail(f"{value!r} is not an option; write NAME=VALUE, such as width=0.5", param, ctx)
+        if name in ("num_classes", "taps"):
+            flag = name.replace("_", "-")
+            self.fail(f"{name!r} is of a head; write --{flag}, or NAME.{name}=... for one of several heads", param, ctx)
         if name in ARGUMENTS:
             self.fail(f"{name!r} is not an option of a backbone or a head; see --help", param, ctx)
         try:

@@ -169,6 +169,11 @@ def test_bad_input_is_a_one_line_error(run: Run, tmp_path: Path, classifier: Pat
             f"Invalid value for '--option': {word!r} is not an option of a backbone or a head; see --help",
         )
         assert run("show", "mobilenet_v2", "--option", pair).status == 2
+    refused(
+        run("show", "mobilenet_v2", "--option", "num_classes=3"),
+        "Invalid value for '--option': 'num_classes' is of a head; write --num-classes, or NAME.num_classes=... for "
+        "one of several heads",
+    )
     bare = tmp_path / "bare.safetensors"
     run("save", "mobilenet_v2_050", bare, "--weights", "none", "--features-only")
     refused(

@@ -89,7 +89,7 @@ def test_details_are_the_rest_of_cocos_twelve_metrics() -> None:
 
 
 def test_the_confusion_matrix_matches_objects_of_any_class() -> None:
-    """The red object is taken for green, the green one is missed, and blue is seen twice."""
+    """The red object is predicted as green, the green one is missed, and the blue one is found twice."""
     scene = paint(*SCENE)
     red, green, blue = (box for _, box in SCENE)
     found = make_prediction((1, red, 0.9), (2, blue, 0.8), (2, blue, 0.7), (1, green, 0.2))
