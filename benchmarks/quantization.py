@@ -20,9 +20,9 @@ from torch import nn
 
 from benchmarks.results import section, table
 from featuretap import registry
-from featuretap.runtimes.quantization import Report
+from featuretap.runtimes.quantization.report import Report
 
-CALIBRATED, JUDGED = 64, 200
+CALIBRATED, EVALUATED = 64, 200
 
 LEAST_SIDE = 0.4
 """Of a cut, as a part of the shorter side of its photograph."""
@@ -62,9 +62,9 @@ def quantization() -> Iterator[str]:
         folder = Path(name)
         ours, others = photographs()
         calibrated = cut(ours, CALIBRATED, folder / "calibrated")
-        judged = cut(others, JUDGED, folder / "judged")
+        evaluated = cut(others, EVALUATED, folder / "evaluated")
         reports = {
-            title: registry.quantize(model, folder / "model.onnx", [calibrated], judge_on=[judged])
+            title: registry.quantize(model, folder / "model.onnx", [calibrated], evaluate_on=[evaluated])
             for title, model in models.items()
         }
     near = [
@@ -76,7 +76,7 @@ def quantization() -> Iterator[str]:
     yield section(
         "8-bit integers",
         f"ONNX Runtime, one image of 224×224, integers against float32, 20 rounds. Calibrated on {CALIBRATED} cuts of "
-        f"{', '.join(ours)}, compared on {JUDGED} of {', '.join(others)}. mobilenet_v3_large has fresh weights, so "
+        f"{', '.join(ours)}, compared on {EVALUATED} of {', '.join(others)}. mobilenet_v3_large has fresh weights, so "
         "that nothing is said of its agreement.",
         table(["", "bytes", "of float32's", "median ms", "of float32's", "quartiles"], [*map(_speed, reports.items())]),
         table(["", "cosine", "relative error", "same class"], near),

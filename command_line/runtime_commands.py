@@ -25,7 +25,7 @@ from featuretap.support.text import format_count
 if TYPE_CHECKING:
     from torch import nn
 
-    from featuretap.runtimes.quantization import Report
+    from featuretap.runtimes.quantization.report import Report
     from featuretap.support.timing import Timing
     from featuretap.workflows.measuring.comparing import Comparison, Measurement
 
@@ -132,7 +132,7 @@ def export_command(
     help="Calibration images or folders; can be repeated.",
 )
 @click.option(
-    "--judge-on",
+    "--evaluate-on",
     type=parameters.PATH,
     multiple=True,
     help="Evaluation images or folders.  [default: every fifth of --images]",
@@ -148,7 +148,7 @@ def quantize_command(
     source: str,
     target: Path,
     images: Paths,
-    judge_on: Paths,
+    evaluate_on: Paths,
     weights: str | None,
     size: Any,
     as_json: bool,
@@ -167,13 +167,13 @@ def quantize_command(
     if target.suffix != ".onnx":
         raise click.UsageError(f"the model in integers is an ONNX file; give {str(target)!r} a name that ends in .onnx")
     list_images(images)
-    if judge_on:
-        list_images(judge_on)
+    if evaluate_on:
+        list_images(evaluate_on)
     if weights == "none":
         raise OptionError("random weights cannot be quantized usefully; name weights, or leave --weights out")
 
     from featuretap.models.built import description_of
-    from featuretap.runtimes.quantization import quantize
+    from featuretap.runtimes.quantization.quantize import quantize
     from featuretap.support.progress import progress_steps
 
     model = _open_source(source, weights, **_arguments(source, weights, **arguments))
@@ -184,11 +184,13 @@ def quantize_command(
             "or give --features-only"
         )
     with report_unwritten(target), progress_steps(log=LOG) as begin:
-        report = quantize(registry.default, model.float(), target, images, judge_on=judge_on, size=size, begin=begin)
+        report = quantize(
+            registry.default, model.float(), target, images, evaluate_on=evaluate_on, size=size, begin=begin
+        )
     for error in report.bad.values():
         echo(error, err=True)
     if report.bad:
-        report_unreadable(len(report.bad), report.calibrated + len(report.judged) + len(report.bad))
+        report_unreadable(len(report.bad), report.calibrated + len(report.evaluated) + len(report.bad))
     if as_json:
         print_json(report.as_json())
     else:
@@ -213,7 +215,7 @@ def _print_report(report: Report) -> None:
     )
     fifth = ", every fifth of those given" if report.held_back else ""
     echo(f"Times are for an input of {'×'.join(map(str, report.shape))}; ratios are to float32, round by round.")
-    echo(f"Calibrated on {report.calibrated} images, and evaluated on {len(report.judged)} others{fifth}.")
+    echo(f"Calibrated on {report.calibrated} images, and evaluated on {len(report.evaluated)} others{fifth}.")
 
 
 @click.command("bench", cls=Command, short_help="Measure how fast backbones are.")

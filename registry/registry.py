@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from featuretap.models.built import Built
     from featuretap.runtimes.compiled import CompiledModel
-    from featuretap.runtimes.quantization import Report
+    from featuretap.runtimes.quantization.report import Report
     from featuretap.runtimes.sessions import Session
 
 __all__ = ["Registry"]
@@ -577,7 +577,7 @@ class Registry(Catalogue):
         path: str | os.PathLike[str],
         images: str | os.PathLike[str] | Iterable[str | os.PathLike[str]],
         *,
-        judge_on: str | os.PathLike[str] | Iterable[str | os.PathLike[str]] = (),
+        evaluate_on: str | os.PathLike[str] | Iterable[str | os.PathLike[str]] = (),
         size: tuple[int, int] | None = None,
         threads: int | None = None,
     ) -> Report:
@@ -589,7 +589,7 @@ class Registry(Catalogue):
             model: a backbone, classifier, pyramid or segmenter with trained weights, in float32 on the CPU.
             path: ends in ".onnx".
             images: a folder or a file, or several, to calibrate on, such as the model will see.
-            judge_on: others, on which the result is compared with the model; without, every fifth of `images`.
+            evaluate_on: others, on which the result is compared with the model; without, every fifth of `images`.
             size: (height, width) in pixels that whole images are resized to, and that the file is for; None for any.
             threads: with which both are timed; None for as many as torch has.
 
@@ -603,13 +603,13 @@ class Registry(Catalogue):
             HeadError: a head whose outputs are no tensors by name, as detectors'.
             ExportError: the model cannot be exported, or the file not be written.
         """
-        from featuretap.runtimes.quantization import quantize
+        from featuretap.runtimes.quantization.quantize import quantize
 
-        given, judged = (
+        given, evaluated = (
             [Path(source) for source in ([sources] if isinstance(sources, str | os.PathLike) else sources)]
-            for sources in (images, judge_on)
+            for sources in (images, evaluate_on)
         )
-        return quantize(self, model, Path(path), given, judge_on=judged, size=size, threads=threads)
+        return quantize(self, model, Path(path), given, evaluate_on=evaluated, size=size, threads=threads)
 
     def transforms(self, model: nn.Module, *, whole: bool = False) -> Callable[[Any], Any]:
         """Return the preprocessing that the weights of `model` were trained with.

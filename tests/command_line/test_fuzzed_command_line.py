@@ -52,7 +52,7 @@ IMAGES = ["image.png", "grey.jpg", "thin.png", "images", "classes"]
 WEIGHTS = ["none", "model.safetensors", "stem.safetensors", "state.pth"]
 LIKELY = {
     **dict.fromkeys(("name", "model", "backbone", "names"), NAMES),
-    **dict.fromkeys(("image", "sources", "images", "judge_on"), IMAGES),
+    **dict.fromkeys(("image", "sources", "images", "evaluate_on"), IMAGES),
     "source": [*NAMES, *WEIGHTS],
     "file": WEIGHTS,
     "weights": WEIGHTS,

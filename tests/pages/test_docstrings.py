@@ -40,7 +40,7 @@ SURFACE = [
     "featuretap.specs.validation",
     "featuretap.registry.testing",
     "featuretap.specs.variants",
-    "featuretap.runtimes.quantization",
+    "featuretap.runtimes.quantization.report",
 ]
 """Modules with what users and authors of plugins call."""
 

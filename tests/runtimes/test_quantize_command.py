@@ -55,12 +55,12 @@ def test_a_file_of_weights_becomes_one_in_integers(run: Run, weights: Path, imag
 
 
 def test_taps_of_a_bare_backbone_as_json(run: Run, weights: Path, images: Path, tmp_path: Path) -> None:
-    target, judged = tmp_path / "taps.onnx", images / "9.png"
+    target, evaluated = tmp_path / "taps.onnx", images / "9.png"
     calibrated = [part for number in range(3) for part in ("--images", images / f"{number}.png")]
-    ran = run("quantize", weights, target, *calibrated, "--judge-on", judged, "--taps", "C1,C2", "--json")
+    ran = run("quantize", weights, target, *calibrated, "--evaluate-on", evaluated, "--taps", "C1,C2", "--json")
     assert (ran.status, ran.err) == (0, "")
     said: dict[str, Any] = json.loads(ran.out)
-    assert (said["path"], said["calibrated"], said["judged"]) == (str(target), 3, [str(judged)])
+    assert (said["path"], said["calibrated"], said["evaluated"]) == (str(target), 3, [str(evaluated)])
     assert list(said["agreement"]) == ["C1", "C2"]
     assert said["bytes"]["int8"] == target.stat().st_size
     assert set(said["seconds"]) == {"float32", "int8"}

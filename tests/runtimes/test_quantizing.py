@@ -19,8 +19,11 @@ from torch import nn
 from featuretap.registry import Registry
 from featuretap.registry.errors import DataError, HeadError, MissingExtraError, OptionError
 from featuretap.registry.specs import RE, RE6, BackboneSpec, Conv, Separable
-from featuretap.runtimes import quantization
-from featuretap.runtimes.quantization import QUANTIZED, Report, quantize
+from featuretap.runtimes.agreement import measure_agreement
+from featuretap.runtimes.quantization import images as quantization_images
+from featuretap.runtimes.quantization import quantize as quantization
+from featuretap.runtimes.quantization.quantize import QUANTIZED, quantize
+from featuretap.runtimes.quantization.report import Report
 
 TINY = BackboneSpec("tiny", stages=((Conv(3, 8, RE),), (Separable(12, RE6), Conv(1, 20, RE))))
 SIZE = (64, 80)
@@ -107,7 +110,7 @@ def test_each_output_channel_of_the_weights_has_a_scale_of_its_own(made: Report,
 
 def test_the_report_compares_on_images_that_were_not_calibrated_on(made: Report, images: Path) -> None:
     # The file that is no image is the first of sixteen, and every fifth is held back.
-    assert (made.calibrated, made.judged, made.held_back) == (12, ["003.png", "008.png", "013.png"], True)
+    assert (made.calibrated, made.evaluated, made.held_back) == (12, ["003.png", "008.png", "013.png"], True)
     assert made.bad == {
         "000.jpg": f"{str(images / '000.jpg')!r} is not an image that Pillow can read; "
         "give a JPEG, PNG or other image file"
@@ -134,15 +137,17 @@ def test_the_steps_of_quantising_are_logged(
     ]
 
 
-def test_other_images_can_be_judged_on_and_one_size_be_fixed(registry: Registry, images: Path, tmp_path: Path) -> None:
+def test_other_images_can_be_evaluated_on_and_one_size_be_fixed(
+    registry: Registry, images: Path, tmp_path: Path
+) -> None:
     torch.manual_seed(0)
     model = with_statistics(registry.build(TINY, features_only=True, in_channels=1))
-    judged = written_crops(tmp_path / "others", [data.coffee()], 2)
+    evaluated = written_crops(tmp_path / "others", [data.coffee()], 2)
     target = tmp_path / "model.onnx"
     report = quantize(
-        registry, model, target, [images / "001.png", images / "002.png"], judge_on=[judged], size=SIZE, threads=1
+        registry, model, target, [images / "001.png", images / "002.png"], evaluate_on=[evaluated], size=SIZE, threads=1
     )
-    assert (report.calibrated, report.judged, report.held_back) == (2, ["000.png", "001.png"], False)
+    assert (report.calibrated, report.evaluated, report.held_back) == (2, ["000.png", "001.png"], False)
     assert report.shape == (1, 1, *SIZE)
     assert all(near.cosine > 0.9 for near in report.agreement.values())
     assert registry.compile(target)(torch.randn(2, 1, *SIZE))["C2"].shape == (2, 20, 16, 20)
@@ -151,17 +156,17 @@ def test_other_images_can_be_judged_on_and_one_size_be_fixed(registry: Registry,
 def test_agreement_is_that_of_vectors() -> None:
     expected = {"logits": torch.tensor([[3.0, 4.0]])}
     pairs = [(expected, {"logits": torch.tensor([[6.0, 8.0]])}), (expected, {"logits": torch.tensor([[4.0, -3.0]])})]
-    near = quantization.measure_agreement(pairs)["logits"]
+    near = measure_agreement(pairs)["logits"]
     assert near.cosine == pytest.approx(0.5)
     assert near.error == pytest.approx((1 + 50**0.5 / 5) / 2)
     assert near.top1 == 0.5
 
 
 def test_very_many_images_are_sampled_evenly(images: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(quantization, "MAXIMUM_IMAGES", 3)
-    taken, judged = quantization._split_images([images], [])
+    monkeypatch.setattr(quantization_images, "MAXIMUM_IMAGES", 3)
+    taken, evaluated = quantization_images.split_images([images], [])
     assert [file.name for file in taken] == ["000.jpg", "004.png", "009.png"]
-    assert [file.name for file in judged] == ["003.png", "008.png", "013.png"]
+    assert [file.name for file in evaluated] == ["003.png", "008.png", "013.png"]
 
 
 def test_a_pretrained_classifier_agrees_with_itself_on_photographs_that_it_was_not_calibrated_on(
@@ -169,9 +174,9 @@ def test_a_pretrained_classifier_agrees_with_itself_on_photographs_that_it_was_n
 ) -> None:
     model = registry.build("mobilenet_v2", pretrained=official_weights)
     calibrated = written_crops(tmp_path / "calibrated", [data.chelsea(), data.rocket(), data.retina()], 12)
-    judged = written_crops(tmp_path / "judged", [data.coffee(), data.astronaut()], 12)
+    evaluated = written_crops(tmp_path / "evaluated", [data.coffee(), data.astronaut()], 12)
     report = quantize(
-        registry, model, tmp_path / "v2.onnx", [calibrated], judge_on=[judged], size=(224, 224), threads=1
+        registry, model, tmp_path / "v2.onnx", [calibrated], evaluate_on=[evaluated], size=(224, 224), threads=1
     )
     near = report.agreement["logits"]
     assert near.cosine > 0.96
@@ -230,14 +235,14 @@ REFUSED: dict[str, tuple[type[Exception], Prepare, str]] = {
     "the same images": (
         DataError,
         lambda registry, images, folder: quantize(
-            registry, built(registry), folder / "model.onnx", [images], judge_on=[images / "001.png"]
+            registry, built(registry), folder / "model.onnx", [images], evaluate_on=[images / "001.png"]
         ),
         "every image to compare on is one that is calibrated on, to which the ranges are fitted; give others",
     ),
     "no images that can be read": (
         DataError,
         lambda registry, images, folder: quantize(
-            registry, built(registry), folder / "model.onnx", [images / "000.jpg"], judge_on=[images / "001.png"]
+            registry, built(registry), folder / "model.onnx", [images / "000.jpg"], evaluate_on=[images / "001.png"]
         ),
         "none of the 1 images to calibrate on can be read: ",
     ),

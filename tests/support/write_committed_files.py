@@ -223,7 +223,7 @@ def write_exported() -> None:
         registry.export(model, RUNTIMES / f"backbone{ending}")
     values = {"backbone": recorded(model)}
     red, green, blue = (TRAINING / "pictures" / colour for colour in ("red", "green", "blue"))
-    registry.quantize(model, RUNTIMES / "quantized.onnx", [red, green], judge_on=blue, size=(32, 32), threads=1)
+    registry.quantize(model, RUNTIMES / "quantized.onnx", [red, green], evaluate_on=blue, size=(32, 32), threads=1)
     quantized = registry.compile(RUNTIMES / "quantized.onnx", threads=1)
     values["quantized"] = recorded(quantized, image(32))
     write_json(RUNTIMES / "values.json", values)

@@ -33,7 +33,7 @@ from featuretap.registry.specs import (
 )
 from featuretap.registry.testing import BackboneConformance
 from featuretap.runtimes.compiled import CompiledModel
-from featuretap.runtimes.quantization import Report
+from featuretap.runtimes.quantization.report import Report
 from featuretap.runtimes.sessions import Session
 from featuretap.specs.description import Description
 from featuretap.specs.preprocessing import Preprocessing
@@ -133,7 +133,7 @@ def running(model: nn.Module, images: Tensor) -> None:
     assert_type(registry.freeze(model, "C3", norms=True), nn.Module)
     assert_type(registry.export(model, "features.onnx", size=(224, 224)), Path)
     assert_type(registry.export(model, "features.bin", format="onnx"), Path)
-    report = registry.quantize(model, "small.onnx", "photographs", judge_on=["others", Path("more")])
+    report = registry.quantize(model, "small.onnx", "photographs", evaluate_on=["others", Path("more")])
     assert_type(report, Report)
     assert_type(report.bytes_after, int)
     assert_type(registry.transforms(model, whole=True), Callable[[Any], Any])

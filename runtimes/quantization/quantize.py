@@ -6,8 +6,8 @@ The settings of ONNX Runtime's quantisation are chosen by measurement; see docs/
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -16,23 +16,19 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from featuretap.models.transforms import compose, compose_for_size
 from featuretap.runtimes.agreement import Outputs, measure_agreement
 from featuretap.runtimes.compiled import metadata_of_model
 from featuretap.runtimes.exportable import prepare_model
 from featuretap.runtimes.exported_files import keep_on_success
 from featuretap.runtimes.formats import ONNX
+from featuretap.runtimes.quantization.images import make_transform, read_images, split_images
+from featuretap.runtimes.quantization.report import Report
 from featuretap.runtimes.signature import library_errors
-from featuretap.specs.agreement import Agreement
-from featuretap.specs.description import Description
 from featuretap.specs.graph import IMAGE
-from featuretap.specs.preprocessing import check_channels
-from featuretap.support.errors import DataError, HeadError, Hint, ImageError, OptionError
+from featuretap.support.errors import HeadError, Hint, OptionError
 from featuretap.support.extras import check_extra
-from featuretap.support.image_files import ImageFile, list_images
-from featuretap.support.images import read_image
 from featuretap.support.progress import Begin, log_steps
-from featuretap.support.timing import PAUSE, Timing, time_interleaved
+from featuretap.support.timing import PAUSE, time_interleaved
 
 if TYPE_CHECKING:
     import onnx
@@ -55,59 +51,6 @@ OPERATIONS = ["Conv", "Gemm", "Clip", "Relu", "Add"]
 
 ROUNDS, WARM_UP = 20, 3
 
-MAXIMUM_IMAGES = 256
-"""Images to calibrate on, and images to compare on; more change little."""
-
-MINIMUM_IMAGES = 10
-"""Images without a separate set to compare on; with fewer, the part held back is too small."""
-
-HELD_BACK = 5
-"""Of this many images, the last is held back from calibration."""
-
-
-@dataclass(frozen=True)
-class Report:
-    """The result of a quantisation.
-
-    Args:
-        path: of the quantised file.
-        bytes_before: size of the float model as ONNX.
-        bytes_after: size of the quantised file.
-        timings: "float32" and "int8" → time of a call with one image in ONNX Runtime.
-        shape: of the images of the calls, (1, C, H, W).
-        calibrated: number of images that ranges were measured on.
-        judged: names of the images that `agreement` was measured on; none of them was calibrated on.
-        held_back: whether those were a part of the given images.
-        bad: names of images that could not be read → why.
-        agreement: output → similarity to the float model's.
-    """
-
-    path: Path
-    bytes_before: int
-    bytes_after: int
-    timings: Mapping[str, Timing]
-    shape: tuple[int, ...]
-    calibrated: int
-    judged: Sequence[str]
-    held_back: bool
-    bad: Mapping[str, str]
-    agreement: Mapping[str, Agreement]
-
-    def as_json(self) -> dict[str, Any]:
-        """Return everything as JSON values; times are in seconds."""
-        summary = ("median", "quartiles", "ratio", "ratio_quartiles")
-        return {
-            "path": str(self.path),
-            "bytes": {"float32": self.bytes_before, "int8": self.bytes_after},
-            "seconds": {name: {key: getattr(t, key) for key in summary} for name, t in self.timings.items()},
-            "shape": list(self.shape),
-            "calibrated": self.calibrated,
-            "judged": list(self.judged),
-            "held_back": self.held_back,
-            "bad": dict(self.bad),
-            "agreement": {name: asdict(agreement) for name, agreement in self.agreement.items()},
-        }
-
 
 def quantize(
     catalogue: Catalogue,
@@ -115,7 +58,7 @@ def quantize(
     path: Path,
     images: Sequence[Path],
     *,
-    judge_on: Sequence[Path] = (),
+    evaluate_on: Sequence[Path] = (),
     size: tuple[int, int] | None = None,
     threads: int | None = None,
     begin: Begin = log_steps,
@@ -127,7 +70,7 @@ def quantize(
         model: a backbone, classifier, pyramid or segmenter with trained weights.
         path: ends in .onnx.
         images: folders and files to calibrate on.
-        judge_on: others, on which the result is compared with the float model; by default every fifth of `images`.
+        evaluate_on: others, on which the result is compared with the float model; by default every fifth of `images`.
         size: (height, width) in pixels that the model takes and that images are resized to; None for any, with images
             as the weights' preprocessing prepares them.
         threads: of the runtime when both models are timed; None for as many as PyTorch has.
@@ -154,8 +97,8 @@ def quantize(
             f"the head {prepared.description.head!r} finds objects, and detectors are not quantized; quantize the "
             "backbone that its taps come from"
         )
-    files, files_to_compare = _split_images(images, judge_on)
-    transform = _make_transform(prepared.description, size)
+    files, files_to_compare = split_images(images, evaluate_on)
+    transform = make_transform(prepared.description, size)
     bad: dict[str, str] = {}
     bad_to_compare: dict[str, str] = {}
     import onnx
@@ -168,7 +111,7 @@ def quantize(
         begin("writing ONNX", None)
         exported = written_or_traced(prepared, graph_of)
         onnx.helper.set_model_props(exported, metadata_of_model(catalogue, prepared))
-        images_read = _read_images(files, transform, "calibrate on", bad, begin("calibrating", len(files)))
+        images_read = read_images(files, transform, "calibrate on", bad, begin("calibrating", len(files)))
         with library_errors(f"cannot quantise {prepared.label}"):
             quantised = _quantize_statically(exported, images_read)
         calibrated = len(files) - len(bad)
@@ -178,9 +121,9 @@ def quantize(
         names = prepared.signature.outputs
         calls = {name: partial(onnx_session(content, threads).run, list(names)) for name, content in contents.items()}
         done = begin("comparing with the model", len(files_to_compare))
-        compared = _read_images(files_to_compare, transform, "compare on", bad_to_compare, done)
+        compared = read_images(files_to_compare, transform, "compare on", bad_to_compare, done)
         agreement = measure_agreement(_outputs_of(calls.values(), names, image) for image in compared)
-        image = next(_read_images(files_to_compare, transform, "compare on", bad_to_compare))
+        image = next(read_images(files_to_compare, transform, "compare on", bad_to_compare))
         runs = {name: partial(call, {IMAGE: image.numpy()}) for name, call in calls.items()}
         timings = time_interleaved(runs, ROUNDS, WARM_UP, PAUSE, begin("timing", len(runs) * (ROUNDS + WARM_UP)))
         written.write_bytes(contents["int8"])
@@ -191,66 +134,11 @@ def quantize(
         timings=timings,
         shape=tuple(image.shape),
         calibrated=calibrated,
-        judged=[file.text for file in files_to_compare if file.text not in bad_to_compare],
-        held_back=not judge_on,
+        evaluated=[file.text for file in files_to_compare if file.text not in bad_to_compare],
+        held_back=not evaluate_on,
         bad=bad | bad_to_compare,
         agreement=agreement,
     )
-
-
-def _read_images(
-    files: Sequence[ImageFile],
-    transform: Callable[[Any], Tensor],
-    purpose: str,
-    errors: dict[str, str],
-    done: Callable[[], object] = lambda: None,
-) -> Iterator[Tensor]:
-    """Yield images (1, C, H, W) one by one, and collect name → reason of the unreadable ones in `errors`."""
-    for file in files:
-        try:
-            image = transform(read_image(Path(file.path)))[None]
-        except ImageError as error:
-            errors[file.text] = str(error)
-        else:
-            yield image
-        done()
-    if len(errors) == len(files):
-        reason = next(iter(errors.values()))
-        raise DataError(f"none of the {len(files)} images to {purpose} can be read: {reason}")
-
-
-def _split_images(images: Sequence[Path], judge_on: Sequence[Path]) -> tuple[list[ImageFile], list[ImageFile]]:
-    """Return images to calibrate on and others to compare on, by default every fifth; `MAXIMUM_IMAGES` of each."""
-    found = list_images(images)
-    if judge_on:
-        calibrated = {file.path for file in found}
-        compared = [file for file in list_images(judge_on) if file.path not in calibrated]
-        if not compared:
-            raise DataError(
-                "every image to compare on is one that is calibrated on, to which the ranges are fitted; give others"
-            )
-        return _sample(found), _sample(compared)
-    if len(found) < MINIMUM_IMAGES:
-        raise DataError(
-            f"there are too few images to calibrate on some and compare on others: {len(found)}; give "
-            f"{MINIMUM_IMAGES} or more, or others to compare on"
-        )
-    calibrated_on = [file for place, file in enumerate(found, 1) if place % HELD_BACK]
-    return _sample(calibrated_on), _sample(found[HELD_BACK - 1 :: HELD_BACK])
-
-
-def _make_transform(description: Description, size: tuple[int, int] | None) -> Callable[[Any], Tensor]:
-    """Return image → tensor (C, H, W) of a size (height, width), or of that of the weights, square if uncropped."""
-    preprocessing = description.preprocessing
-    check_channels(preprocessing, repr(description.name))
-    if size is None:
-        return compose(replace(preprocessing, crop=preprocessing.crop or preprocessing.resize))
-    return compose_for_size(preprocessing, size)
-
-
-def _sample(files: Sequence[ImageFile]) -> list[ImageFile]:
-    count = min(len(files), MAXIMUM_IMAGES)
-    return [files[place * len(files) // count] for place in range(count)]
 
 
 def _outputs_of(calls: Iterable[Callable[..., Any]], names: Sequence[str], image: Tensor) -> tuple[Outputs, Outputs]:
