@@ -583,10 +583,14 @@ class Registry(Catalogue):
     ) -> Report:
         """Write a trained model in 8-bit integers as an ONNX file, which `compile` opens.
 
-        Weights get a scale for each output channel; those of activations are measured on images.
+        Weights get a scale for each output channel; those of activations are measured on images. The model in float32
+        is compared with `model` first, as by `export`. Of a detector, the network is quantized; preparing images,
+        decoding boxes and selecting them stay in float, and the agreement is that of the class logits and box
+        predictions ("cls_logits" and "bbox_regression"), since which of two equal boxes is kept is chance.
 
         Args:
-            model: a backbone, classifier, pyramid or segmenter with trained weights, in float32 on the CPU.
+            model: a backbone, classifier, pyramid, segmenter, SSDLite or SSD with trained weights, in float32 on the
+                CPU.
             path: ends in ".onnx".
             images: a folder or a file, or several, to calibrate on, such as the model will see.
             evaluate_on: others, on which the result is compared with the model; without, every fifth of `images`.
@@ -600,8 +604,8 @@ class Registry(Catalogue):
             MissingExtraError: packages for ONNX are not installed.
             OptionError: a path of another ending, or a model not built by featuretap or not in float32 on the CPU.
             DataError: there are no images, or too few.
-            HeadError: a head whose outputs are no tensors by name, as detectors'.
-            ExportError: the model cannot be exported, or the file not be written.
+            HeadError: several heads, or a detector whose graph is not written from its spec.
+            ExportError: the model cannot be exported, the runtime does not run it, or the file cannot be written.
         """
         from featuretap.runtimes.quantization.quantize import quantize
 

@@ -259,12 +259,23 @@ def export(
         prepared = replace(prepared, session=form.session)
         if prepared.session:
             prepared.check_on_cpu(form.extra)
-        written_or_traced(prepared, lambda model: _write(catalogue, model, form, written, begin))
+        written_or_traced(prepared, lambda model: write_verified(catalogue, model, form, written, begin))
     return path
 
 
-def _write(catalogue: Catalogue, prepared: Exportable, form: Format, written: Path, begin: Begin) -> None:
-    """Write a file, read it again, and compare it with the model."""
+def write_verified(catalogue: Catalogue, prepared: Exportable, form: Format, written: Path, begin: Begin) -> None:
+    """Write a file, read it again, and compare it with the model.
+
+    Args:
+        catalogue: of the registry.
+        prepared: the model, to be written from its spec or traced.
+        form: of the file.
+        written: path of the file, in a temporary folder.
+        begin: called with the label of each step.
+
+    Raises:
+        ExportError: the model cannot be written, or the file computes something else.
+    """
     write, read, verify = (load(f"featuretap.runtimes.{name}") for name in (form.writer, form.reader, form.verifier))
     metadata = metadata_of_model(catalogue, prepared)
     begin(f"{'writing' if form.session and not prepared.traced else 'tracing'} {form.name}", None)

@@ -180,7 +180,9 @@ class Graph:
         """
         usual = {"linear": "half_pixel", "nearest": "asymmetric"}[mode]
         attributes = {"coordinate_transformation_mode": coordinates or usual}
-        return self.node("Resize", x, "", "", size, axes=[2, 3], mode=mode, nearest_mode="floor", **attributes)
+        # ONNX Runtime 1.32 reorders the sizes as those of four axes where it moves channels last, whatever `axes` says.
+        sizes = self.node("Concat", self.node("Shape", x, start=0, end=2), size, axis=0)
+        return self.node("Resize", x, "", "", sizes, mode=mode, nearest_mode="floor", **attributes)
 
     def _weights(self, path: str, norm: str) -> list[str]:
         """Store the weight of a layer and its bias, if there is one, a norm folded into both; return their names."""

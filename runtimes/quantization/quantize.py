@@ -16,14 +16,17 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from featuretap.models.built import unwrap
 from featuretap.runtimes.agreement import Outputs, measure_agreement
-from featuretap.runtimes.compiled import metadata_of_model
+from featuretap.runtimes.compiled import write_verified
 from featuretap.runtimes.exportable import prepare_model
 from featuretap.runtimes.exported_files import keep_on_success
 from featuretap.runtimes.formats import ONNX
 from featuretap.runtimes.quantization.images import make_transform, read_images, split_images
 from featuretap.runtimes.quantization.report import Report
-from featuretap.runtimes.signature import library_errors
+from featuretap.runtimes.signature import library_errors, outputs_by_spec
+from featuretap.runtimes.verification import PREDICTIONS
+from featuretap.specs.description import Description
 from featuretap.specs.graph import IMAGE
 from featuretap.support.errors import HeadError, Hint, OptionError
 from featuretap.support.extras import check_extra
@@ -67,7 +70,7 @@ def quantize(
 
     Args:
         catalogue: of the registry.
-        model: a backbone, classifier, pyramid or segmenter with trained weights.
+        model: a backbone, classifier, pyramid, segmenter, SSDLite or SSD with trained weights.
         path: ends in .onnx.
         images: folders and files to calibrate on.
         evaluate_on: others, on which the result is compared with the float model; by default every fifth of `images`.
@@ -78,25 +81,15 @@ def quantize(
 
     Raises:
         OptionError: another suffix than .onnx.
-        HeadError: a detector.
+        HeadError: another detector, or several heads.
+        ExportError: the ONNX file in float32 computes something else than the model, or a runtime does not run it.
     """
     check_extra("quantising", ONNX.extra, ONNX.modules)
     if path.suffix != ".onnx":
         raise OptionError(f"the quantised model would be an ONNX file; give {str(path)!r} a name that ends in .onnx")
+    _check_head(unwrap(model, "registry.quantize reads").description)
     prepared = replace(prepare_model(model, size), session=ONNX.session)
     prepared.check_on_cpu("onnxruntime")
-    if prepared.description.heads:
-        raise HeadError(
-            "models with several heads are not quantized",
-            hint=Hint(
-                "quantize them one by one:", f"registry.select_head(model, {next(iter(prepared.description.heads))!r})"
-            ),
-        )
-    if prepared.detects:
-        raise HeadError(
-            f"the head {prepared.description.head!r} finds objects, and detectors are not quantized; quantize the "
-            "backbone that its taps come from"
-        )
     files, files_to_compare = split_images(images, evaluate_on)
     transform = make_transform(prepared.description, size)
     bad: dict[str, str] = {}
@@ -104,33 +97,41 @@ def quantize(
     import onnx
 
     from featuretap.runtimes.model_graphs import graph_of, written_or_traced
-    from featuretap.runtimes.onnx_runtime import onnx_session
+    from featuretap.runtimes.quantization.detectors import split_detector, without_outputs
 
     threads = threads or torch.get_num_threads()
-    with keep_on_success(path) as written:
-        begin("writing ONNX", None)
-        exported = written_or_traced(prepared, graph_of)
-        onnx.helper.set_model_props(exported, metadata_of_model(catalogue, prepared))
+    names = compared = prepared.signature.outputs
+    with keep_on_success(path) as written, library_errors(f"cannot quantise {prepared.label}"):
+        written_or_traced(prepared, lambda model: write_verified(catalogue, model, ONNX, written, begin))
+        exported = onnx.load(written)
         images_read = read_images(files, transform, "calibrate on", bad, begin("calibrating", len(files)))
-        with library_errors(f"cannot quantise {prepared.label}"):
+        if prepared.detects:
+            compared = PREDICTIONS
+            detector = split_detector(graph_of(prepared, intermediate=True), compared)
+            network = _quantize_statically(detector.network, map(detector.prepare(threads), images_read))
+            with_predictions = {"float32": detector.graph, "int8": detector.with_network(network)}
+            quantised = without_outputs(with_predictions["int8"], compared)
+            quantised.metadata_props.extend(exported.metadata_props)
+        else:
             quantised = _quantize_statically(exported, images_read)
+            with_predictions = {"float32": exported, "int8": quantised}
         calibrated = len(files) - len(bad)
         method = json.dumps({**METHOD, "images": calibrated}, sort_keys=True)
         quantised.metadata_props.add(key=QUANTIZED, value=method)
-        contents = {"float32": exported.SerializeToString(), "int8": quantised.SerializeToString()}
-        names = prepared.signature.outputs
-        calls = {name: partial(onnx_session(content, threads).run, list(names)) for name, content in contents.items()}
-        done = begin("comparing with the model", len(files_to_compare))
-        compared = read_images(files_to_compare, transform, "compare on", bad_to_compare, done)
-        agreement = measure_agreement(_outputs_of(calls.values(), names, image) for image in compared)
+        done = begin("comparing with float32", len(files_to_compare))
+        read = read_images(files_to_compare, transform, "compare on", bad_to_compare, done)
+        calls = _calls(with_predictions, compared, threads)
+        agreement = measure_agreement(_outputs_of(calls.values(), compared, image) for image in read)
         image = next(read_images(files_to_compare, transform, "compare on", bad_to_compare))
+        calls = _calls({"float32": exported, "int8": quantised}, names, threads)
         runs = {name: partial(call, {IMAGE: image.numpy()}) for name, call in calls.items()}
         timings = time_interleaved(runs, ROUNDS, WARM_UP, PAUSE, begin("timing", len(runs) * (ROUNDS + WARM_UP)))
-        written.write_bytes(contents["int8"])
+        bytes_before = written.stat().st_size
+        written.write_bytes(quantised.SerializeToString())
     return Report(
         path=path,
-        bytes_before=len(contents["float32"]),
-        bytes_after=len(contents["int8"]),
+        bytes_before=bytes_before,
+        bytes_after=path.stat().st_size,
         timings=timings,
         shape=tuple(image.shape),
         calibrated=calibrated,
@@ -139,6 +140,28 @@ def quantize(
         bad=bad | bad_to_compare,
         agreement=agreement,
     )
+
+
+def _check_head(description: Description) -> None:
+    """Refuse several heads, and detectors whose graph is not written from their specs."""
+    if description.heads:
+        raise HeadError(
+            "models with several heads are not quantized",
+            hint=Hint("quantize them one by one:", f"registry.select_head(model, {next(iter(description.heads))!r})"),
+        )
+    if description.preprocessing.inside and not outputs_by_spec(description):
+        raise HeadError(
+            f"the head {description.head!r} is not quantized, since its graph is not written from its spec; take "
+            "'ssdlite' or 'ssd', or quantize the backbone that its taps come from"
+        )
+
+
+def _calls(graphs: Mapping[str, onnx.ModelProto], names: Sequence[str], threads: int) -> dict[str, Callable[..., Any]]:
+    """Return what runs each graph in ONNX Runtime, and returns the outputs `names`."""
+    from featuretap.runtimes.onnx_runtime import onnx_session
+
+    sessions = {name: onnx_session(graph.SerializeToString(), threads) for name, graph in graphs.items()}
+    return {name: partial(session.run, list(names)) for name, session in sessions.items()}
 
 
 def _outputs_of(calls: Iterable[Callable[..., Any]], names: Sequence[str], image: Tensor) -> tuple[Outputs, Outputs]:

@@ -25,7 +25,8 @@ class Report:
         evaluated: names of the images that `agreement` was measured on; none of them was calibrated on.
         held_back: whether those were a part of the given images.
         bad: names of images that could not be read → why.
-        agreement: output → similarity to the float model's.
+        agreement: output → similarity to the float model's; of a detector, of the predictions "cls_logits" and
+            "bbox_regression" that its boxes are selected from.
     """
 
     path: Path

@@ -17,7 +17,7 @@ from support.oracles import with_statistics
 from torch import nn
 
 from featuretap.registry import Registry
-from featuretap.registry.errors import DataError, HeadError, MissingExtraError, OptionError
+from featuretap.registry.errors import DataError, MissingExtraError, OptionError
 from featuretap.registry.specs import RE, RE6, BackboneSpec, Conv, Separable
 from featuretap.runtimes.agreement import measure_agreement
 from featuretap.runtimes.quantization import images as quantization_images
@@ -130,9 +130,10 @@ def test_the_steps_of_quantising_are_logged(
     with caplog.at_level(logging.INFO, logger="featuretap"):
         quantize(registry, tiny, tmp_path / "tiny.onnx", [images], threads=1)
     assert [line.partition(",")[0] for line in caplog.messages] == [
-        "writing ONNX",
+        "writing onnx",
+        "comparing onnx with the model",
         "calibrating",
-        "comparing with the model",
+        "comparing with float32",
         "timing",
     ]
 
@@ -257,16 +258,6 @@ REFUSED: dict[str, tuple[type[Exception], Prepare, str]] = {
             registry, built(registry, in_channels=5), folder / "model.onnx", [images]
         ),
         "'mobilenet_v3_small' reads images of 5 channels, and a picture has 1 or 3; choose another model",
-    ),
-    "a detector": (
-        HeadError,
-        lambda registry, images, folder: quantize(
-            registry,
-            built(registry, features_only=False, taps=None, head="ssdlite", size=64, num_classes=3),
-            folder / "model.onnx",
-            [images],
-        ),
-        "the head 'ssdlite' finds objects, and detectors are not quantized",
     ),
 }
 
