@@ -9,6 +9,7 @@ from benchmarks import (
     gpu,
     inference,
     memory,
+    qat,
     quantization,
     session_options,
     sessions,
@@ -39,6 +40,7 @@ SECTIONS = {
     "training": training_step.training,
     "memory": memory.memory,
     "quantization": quantization.quantization,
+    "qat": qat.qat,
 }
 
 ON_REQUEST = {"gpu": gpu.gpu}

@@ -28,6 +28,7 @@ TYPED = {
     "pretrained=": "--weights",
     "images_root=": "--images-root",
     "backbone='mobilenet_v3_large'": "--backbone mobilenet_v3_large",
+    "weights='best.safetensors'": "--weights best.safetensors",
 }
 """Reference of a hint → what is typed for it."""
 

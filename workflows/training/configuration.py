@@ -12,7 +12,6 @@ from dataclasses import MISSING, asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from featuretap.catalogue.addresses import is_address
 from featuretap.specs.addresses import LEVELS
 from featuretap.specs.options import OPTIONS
 from featuretap.specs.validation import (
@@ -26,10 +25,11 @@ from featuretap.specs.validation import (
     is_whole,
     number,
 )
-from featuretap.support.errors import Hint, OptionError, TrainingError, UnknownOptionError, did_you_mean
+from featuretap.support.errors import TrainingError, UnknownOptionError, did_you_mean
 from featuretap.support.regular_files import read_settings
 from featuretap.workflows.datasets.named_sets import NAMED_SETS
 from featuretap.workflows.datasets.recognition import FORMATS
+from featuretap.workflows.training.consistency import check_consistency
 
 __all__ = [
     "SETTINGS",
@@ -47,6 +47,12 @@ MAX_WORKERS = 8
 """Beyond which more worker processes rarely make training faster."""
 
 OPTIMIZERS = {"adamw": {"lr": 1e-3, "weight_decay": 0.05}, "sgd": {"lr": 0.05, "weight_decay": 1e-4}}
+
+QUANTIZED_EPOCHS = 5
+"""Default of `epochs` with `quantize`."""
+
+QUANTIZED_LR = 0.1
+"""Default of `lr` with `quantize`, as a fraction of that without."""
 
 
 class Setting(NamedTuple):
@@ -95,9 +101,6 @@ FACTORS = Option(
     lambda value: value is None or (isinstance(value, Mapping) and all(is_number(each, 0) for each in value.values())),
     "a table of numbers from 0 up",
 )
-MEAN = "mean"
-"""The mean of the heads' deciding scores, as the setting `best`."""
-
 SEED = Option(0, lambda value: is_whole(value, 0, 2**32 - 1), "a whole number from 0 up to 4294967295")
 
 
@@ -131,6 +134,9 @@ class Configuration:
         boolean(False), "Start from the catalogue's default weights instead of a random initialisation."
     )
     weights: str | None = _setting(_text(), "Start from these weights: a tag, a file or its address.")
+    quantize: bool = _setting(
+        boolean(False), "Fine-tune the model of --weights for 8-bit integers, and write it as best.onnx too."
+    )
     val_fraction: float = _setting(
         number(0.2, 0.01, 0.99), "Fraction of the images to validate on, where the data has no validation part."
     )
@@ -154,12 +160,13 @@ class Configuration:
     unfreeze_every: int = _setting(
         _whole(0), "With --freeze: unfreeze one more level after every so many epochs; 0 for never."
     )
-    epochs: int = _setting(count(20), "Number of epochs.")
+    epochs: int = _setting(count(20), "Number of epochs.  [default: 20, or 5 with --quantize]")
     batch_size: int = _setting(count(32), "Images per step, over all processes.")
     accumulate: int = _setting(count(1), "Steps whose gradients are accumulated before the weights are updated.")
     optimizer: str = _setting(choice("adamw", "sgd"), "AdamW, or SGD with a momentum of 0.9.")
     lr: float | None = _setting(
-        _optional(number(0.0, 1e-9, 100.0)), "Highest learning rate.  [default: adamw 0.001, sgd 0.05]"
+        _optional(number(0.0, 1e-9, 100.0)),
+        "Highest learning rate.  [default: adamw 0.001, sgd 0.05; a tenth with --quantize]",
     )
     weight_decay: float | None = _setting(
         _optional(number(0.0, 0.0, 10.0)),
@@ -240,72 +247,11 @@ def make_configuration(settings: Mapping[str, Any], origin: str = "") -> Configu
     values: dict[str, Any] = {
         name: tuple(value) if isinstance(value, list) else value for name, value in settings.items()
     }
+    if values.get("quantize"):
+        values.setdefault("epochs", QUANTIZED_EPOCHS)
     configuration = Configuration(**values)
-    _check_consistency(configuration)
+    check_consistency(configuration)
     return configuration
-
-
-def _check_consistency(configuration: Configuration) -> None:
-    """Refuse settings that contradict each other, and a configuration without a model."""
-    backbone, weights = configuration.backbone, configuration.weights
-    _check_names(configuration)
-    if configuration.pretrained and weights is not None:
-        raise OptionError(
-            f"pretrained selects the catalogue's weights, and weights={weights!r} selects others; leave one out"
-        )
-    if backbone is None and weights is not None and not (is_address(weights) or Path(weights).exists()):
-        raise OptionError(
-            f"there is no weights file {weights!r}; give a weights file, or name the backbone that has weights of this "
-            "tag"
-        )
-    if backbone is None and weights is None:
-        raise OptionError(
-            "no backbone to train",
-            hint=Hint("give a weights file, or name a backbone, such as", "backbone='mobilenet_v3_large'"),
-        )
-    if configuration.unfreeze_every and configuration.freeze is None:
-        raise OptionError("unfreeze_every unfreezes levels, and none is frozen; freeze some, such as freeze='C4'")
-    warmup, epochs = configuration.warmup_epochs, configuration.epochs
-    if warmup is not None and warmup >= epochs:
-        raise OptionError(f"warmup_epochs={warmup:g} leaves nothing of epochs={epochs} to train; lower it")
-
-
-def _check_names(configuration: Configuration) -> None:
-    """Refuse settings of several data sets where there is one, the reverse, and names of no data set."""
-    data = configuration.data
-    if isinstance(data, str):
-        for name in ("head", "loss_weight", "best", "batches"):
-            value = getattr(configuration, name)
-            if isinstance(value, Mapping) or (name != "head" and value is not None):
-                raise OptionError(
-                    f"{name}={value!r} is for several data sets, and there is one; leave it out, or name the data "
-                    "sets: data={'objects': ..., 'road': ...}"
-                )
-        return
-    first = next(iter(data))
-    for name in ("head", "taps"):
-        value = getattr(configuration, name)
-        if value is not None and not isinstance(value, Mapping):
-            where = f"head={{{first!r}: {value!r}}}" if name == "head" else f"options={{{first!r}: {{'taps': ...}}}}"
-            raise OptionError(f"{name}={value!r} is of one head, and there are several; give it by name: {where}")
-    if configuration.backbone is None:
-        raise OptionError(
-            "no backbone for several heads",
-            hint=Hint("name one, such as", "backbone='mobilenet_v3_large'"),
-        )
-    best = (configuration.best or MEAN).partition(".")[0]
-    named = {
-        "head": configuration.head or {},
-        "loss_weight": configuration.loss_weight or {},
-        "best": [best] if best != MEAN else [],
-    }
-    for setting, names in named.items():
-        for name in names:
-            if name not in data:
-                hint = did_you_mean(name, data) or ";"
-                raise OptionError(
-                    f"{setting} is of {name!r}, which has no data{hint} the data sets are {', '.join(data)}"
-                )
 
 
 def resolve_defaults(configuration: Configuration, task: str | None, *, mirrors: bool) -> Configuration:
@@ -317,8 +263,10 @@ def resolve_defaults(configuration: Configuration, task: str | None, *, mirrors:
         mirrors: whether a mirrored image of the data keeps its class.
     """
     processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    usual = OPTIMIZERS[configuration.optimizer]
     defaults: dict[str, Any] = {
-        **OPTIMIZERS[configuration.optimizer],
+        **usual,
+        "lr": usual["lr"] * (QUANTIZED_LR if configuration.quantize else 1),
         "label_smoothing": 0.1 if task == "classification" else 0.0,
         "flip": 0.5 if mirrors else 0.0,
         "warmup_epochs": min(1.0, configuration.epochs / 4),

@@ -19,6 +19,7 @@ from torchmetrics import MeanMetric
 from featuretap.support.errors import DataError, FeaturetapError, ImageError, TrainingError
 from featuretap.support.workers import collate_or_error, ignore_sigint, raise_errors
 from featuretap.workflows.datasets.data_set import Sample
+from featuretap.workflows.training.fake_quantization import FakeQuantization
 from featuretap.workflows.training.optimisation import Schedule, learning_rate
 from featuretap.workflows.training.tasks.task import Metrics, Task, Transform
 
@@ -35,7 +36,11 @@ class Trained(Protocol):
 
 @dataclass(frozen=True)
 class Trainer:
-    """A model in training: `model` is wrapped for several processes, `average` is the moving average of the weights."""
+    """A model in training.
+
+    `model` is wrapped for several processes, `average` is the moving average of the weights, and `quantization` rounds
+    both models' values in runs with the setting `quantize`.
+    """
 
     accelerator: Accelerator
     task: Trained
@@ -45,6 +50,7 @@ class Trainer:
     optimizer: Optimizer
     schedule: Schedule
     clip_norm: float
+    quantization: FakeQuantization | None = None
 
     @property
     def evaluated(self) -> nn.Module:

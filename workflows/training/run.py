@@ -1,6 +1,7 @@
 """Training runs and evaluation: from settings or a model to weights, a history, tables and pictures."""
 
 import logging
+import math
 import time
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
@@ -33,6 +34,7 @@ from featuretap.workflows.training.configuration import (
     with_absolute_paths,
 )
 from featuretap.workflows.training.evaluation import evaluate
+from featuretap.workflows.training.fake_quantization import FakeQuantization
 from featuretap.workflows.training.loop import Trainer, compute_metrics, make_loader, train_epoch
 from featuretap.workflows.training.models import (
     as_trained,
@@ -51,6 +53,7 @@ from featuretap.workflows.training.optimisation import (
 )
 from featuretap.workflows.training.plots import draw_curves
 from featuretap.workflows.training.processes import open_accelerator, run_on_main_first, share_failure
+from featuretap.workflows.training.quantized_file import check_quantizable, write_quantized
 from featuretap.workflows.training.reports import write_detections, write_evaluation
 from featuretap.workflows.training.several_heads import (
     HeadBatches,
@@ -67,6 +70,9 @@ from featuretap.workflows.training.tasks.task import Metrics, Task
 __all__ = ["Result", "evaluate", "train"]
 
 logger = logging.getLogger("featuretap")
+
+FOLLOWED = 0.5
+"""Fraction of a run's epochs in which the ranges of fake quantisation follow the activations."""
 
 
 class Result(NamedTuple):
@@ -134,6 +140,8 @@ def train(configuration: Configuration, *, resume: bool = False, log: Callable[[
         # The weights of the run's start set the norms' epsilon and the preprocessing, which its own files have kept.
         model = registry.load(folder / run_folder.LAST) if states else build_model(configuration, specs, data)
         model.description = as_trained(model.description)
+        if configuration.quantize:
+            check_quantizable(model, accelerator.num_processes)
         updates = configuration.epochs * -(-steps // accumulated)
         momentum = set_norm_momentum(model, configuration.norm_momentum, updates)
         described = {name: model.description.heads[name] if name else model.description for name in specs}
@@ -159,7 +167,7 @@ def train(configuration: Configuration, *, resume: bool = False, log: Callable[[
                     f"{name}={spec.head.name}" if name else spec.head.name for name, spec in specs.items()
                 )
                 log(f"{backbone.name} with {names}; into {folder}")
-                if momentum and configuration.norm_momentum is None:
+                if momentum and configuration.norm_momentum is None and not configuration.quantize:
                     log(
                         f"batch norm: momentum {momentum[1]:.3g} instead of {momentum[0]:.3g}, since the run has "
                         f"{updates} updates"
@@ -179,6 +187,8 @@ def train(configuration: Configuration, *, resume: bool = False, log: Callable[[
                 metrics = progress.metrics.heads[name] if name else progress.metrics
                 selected = select_model(model, name)
                 write_evaluation(folder / name, selected, tasks[name], own.classes, own.val, metrics)
+            if configuration.quantize:
+                write_quantized(folder, tasks[""], data[""], progress.metrics, configuration, accelerator, log)
     return Result(folder, progress.best, progress.metrics, tasks, is_main)
 
 
@@ -255,6 +265,11 @@ def _make_trainer(
     model = model.to(accelerator.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     # A copy, so before the model is wrapped.
     average = ModelEmaV3(model, decay=configuration.ema, use_warmup=True) if configuration.ema else None
+    quantization = None
+    if configuration.quantize:
+        quantization = FakeQuantization(model).to(accelerator.device)
+        for own in (model, *([average.module] if average else [])):
+            quantization.attach(own)
     optimizer = make_optimizer(model, configuration)
     workers = configuration.workers or 0
     task: Task | HeadsTask
@@ -268,8 +283,8 @@ def _make_trainer(
     # optimiser's steps, which Accelerate replaces for scaled losses.
     schedule = make_schedule(optimizer, configuration, -(-len(loader) // accelerator.gradient_accumulation_steps))
     wrapped, prepared_optimizer, batches = accelerator.prepare(model, optimizer, loader)
-    clip_norm = configuration.clip_norm
-    return Trainer(accelerator, task, wrapped, model, average, prepared_optimizer, schedule, clip_norm), batches
+    fixed = configuration.clip_norm, quantization
+    return Trainer(accelerator, task, wrapped, model, average, prepared_optimizer, schedule, *fixed), batches
 
 
 def _run_epochs(
@@ -302,6 +317,8 @@ def _run_epochs(
         label = f"epoch {epoch + 1} of {configuration.epochs}"
         frozen = last_frozen(levels, configuration.freeze, configuration.unfreeze_every, epoch)
         freeze_through(trainer.unwrapped, frozen)
+        if trainer.quantization is not None:
+            trainer.quantization.follows = epoch < math.ceil(configuration.epochs * FOLLOWED)
         # A seed that hardly any other pair of a run's seed and an epoch has.
         seed = np.random.SeedSequence((configuration.seed, epoch)).generate_state(1)[0]
         set_seed(int(seed), device_specific=True)

@@ -22,6 +22,7 @@ from featuretap.support.errors import TrainingError
 from featuretap.support.regular_files import open_regular
 from featuretap.workflows.datasets.data_set import DataSet
 from featuretap.workflows.training.configuration import (
+    SETTINGS,
     Configuration,
     make_configuration,
     read_configuration,
@@ -290,6 +291,8 @@ def read_progress(
         raise TrainingError(
             f"{str(path)!r} is damaged, so that its run cannot go on; begin another with the last weights beside it"
         ) from error
+    # Settings that the version that wrote it did not have.
+    known = {name: setting.option.default for name, setting in SETTINGS.items()} | known
     for name, value in identity.items():
         if known.get(name) == value:
             continue
@@ -320,6 +323,8 @@ def _stateful(trainer: Trainer) -> dict[str, Any]:
     parts = {"model": trainer.unwrapped, "optimizer": trainer.optimizer, "schedule": trainer.schedule}
     if trainer.average is not None:
         parts["average"] = trainer.average.module
+    if trainer.quantization is not None:
+        parts["quantization"] = trainer.quantization
     if trainer.accelerator.scaler is not None:
         parts["scaler"] = trainer.accelerator.scaler
     return parts

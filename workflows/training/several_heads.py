@@ -14,7 +14,8 @@ from torch.utils.data import ConcatDataset, DataLoader, Dataset, Sampler
 from featuretap.support.errors import FeaturetapError, TrainingError
 from featuretap.support.workers import collate_or_error, ignore_sigint
 from featuretap.workflows.datasets.data_set import DataSet
-from featuretap.workflows.training.configuration import MEAN, Configuration
+from featuretap.workflows.training.configuration import Configuration
+from featuretap.workflows.training.consistency import MEAN
 from featuretap.workflows.training.loop import TransformedSamples
 from featuretap.workflows.training.models import select_model
 from featuretap.workflows.training.tasks.task import Metrics, Task
