@@ -11,6 +11,7 @@ from benchmarks import (
     memory,
     qat,
     quantization,
+    quantized_heads,
     session_options,
     sessions,
     several_heads,
@@ -41,6 +42,7 @@ SECTIONS = {
     "memory": memory.memory,
     "quantization": quantization.quantization,
     "qat": qat.qat,
+    "quantized heads": quantized_heads.quantized_heads,
 }
 
 ON_REQUEST = {"gpu": gpu.gpu}

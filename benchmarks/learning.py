@@ -44,7 +44,7 @@ class Recipe:
     @property
     def detects(self) -> bool:
         """Whether the head finds boxes, and does not label pixels."""
-        return self.head != "lraspp"
+        return registry.default.head(self.head).task == "detection"
 
     def build(self) -> nn.Module:
         """Return the model on pretrained weights."""
@@ -106,19 +106,20 @@ def train(recipe: Recipe, model: nn.Module, learned_from: Sequence[Example]) -> 
 
 
 @torch.inference_mode()
-def score(recipe: Recipe, model: nn.Module, judged: Sequence[Example]) -> float:
-    """Return mAP at an overlap of 0.5, or the mean IoU over all classes."""
+def scores(recipe: Recipe, model: nn.Module, judged: Sequence[Example]) -> dict[str, float]:
+    """Return mAP at an overlap of 0.5 and COCO's mAP, or the mean IoU over all classes."""
     model.eval()
     metric: Any
     if not recipe.detects:
         metric = MulticlassJaccardIndex(len(CLASSES))
         metric.update(model(normalised(model, judged))["out"].argmax(1), torch.stack([e.mask for e in judged]))
-        return float(metric.compute())
-    metric = MeanAveragePrecision(iou_thresholds=[0.5], backend="faster_coco_eval")
+        return {"mean IoU": float(metric.compute())}
+    metric = MeanAveragePrecision(backend="faster_coco_eval")
     # SSDLite returns up to 300 boxes; COCO's measure takes the best 100.
     metric.warn_on_many_detections = False
     metric.update(model([example.image for example in judged]), [example.target for example in judged])
-    return float(metric.compute()["map_50"])
+    found = metric.compute()
+    return {"mAP@0.5": float(found["map_50"]), "mAP": float(found["map"])}
 
 
 @torch.inference_mode()
@@ -152,15 +153,15 @@ def learned(recipe: Recipe, report: Callable[[str], None]) -> list[Tensor]:
     judged = examples(JUDGED, SIZE, 1, HELD_OUT)
     torch.manual_seed(0)
     model = recipe.build()
-    measure = "mAP@0.5" if recipe.detects else "mean IoU"
-    before, begin = score(recipe, model, judged), time.perf_counter()
+    before, begin = scores(recipe, model, judged), time.perf_counter()
     losses = list(train(recipe, model, learned_from))
     spent, tenth = time.perf_counter() - begin, len(losses) // 10
     fell = ", ".join(f"{sum(part) / tenth:.2f}" for part in zip(*[iter(losses)] * tenth, strict=True))
-    after = score(recipe, model, judged)
+    after = scores(recipe, model, judged)
+    measure = next(iter(after))
     report(
-        f"{recipe.head}: {measure} {before:.3f} before, {after:.3f} after {recipe.steps} steps of {recipe.batch} "
-        f"images in {spent:.0f} s\n  loss, by tenths of the training: {fell}"
+        f"{recipe.head}: {measure} {before[measure]:.3f} before, {after[measure]:.3f} after {recipe.steps} steps of "
+        f"{recipe.batch} images in {spent:.0f} s\n  loss, by tenths of the training: {fell}"
     )
     return drawn(recipe, model, judged[:DRAWN])
 

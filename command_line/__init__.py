@@ -27,6 +27,7 @@ TYPED = {
     "registry.list_backbones()": "`featuretap list`",
     "pretrained=": "--weights",
     "images_root=": "--images-root",
+    "features_only=True": "--features-only",
     "backbone='mobilenet_v3_large'": "--backbone mobilenet_v3_large",
     "weights='best.safetensors'": "--weights best.safetensors",
 }

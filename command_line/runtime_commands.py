@@ -219,7 +219,9 @@ def _print_report(report: Report) -> None:
 
 
 @click.command("bench", cls=Command, short_help="Measure how fast backbones are.")
-@click.argument("names", nargs=-1, required=True, shell_complete=completion.backbones, help="The backbones.")
+@click.argument(
+    "names", nargs=-1, required=True, shell_complete=completion.backbones, help="The backbones, or exported files."
+)
 @click.option(
     "--runtime",
     "runtimes",
@@ -267,9 +269,11 @@ def bench_command(
 ) -> None:
     """Measure how fast the feature maps C1 to C5 of the backbones NAMES are computed on the CPU.
 
-    Weights are random, since speed does not depend on them. Calls are interleaved; ratios are to the first line.
+    Weights are random, since speed does not depend on them. Calls are interleaved; ratios are to the first line. Among
+    NAMES may be files of `featuretap export` and `featuretap quantize`, which a runtime computes as they are.
 
     Example: featuretap bench mobilenet_v3_large --runtime eager,onnxruntime --against timm --batch 1,8
+    featuretap bench float.onnx int8.onnx --size 320
     """
     if picture is not None:
         check_extra("featuretap bench --picture", "bench", ("matplotlib",))

@@ -19,6 +19,8 @@ from featuretap.workflows.datasets.recognition import FORMATS
 from featuretap.workflows.training.configuration import SETTINGS, Configuration, make_configuration, read_configuration
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from featuretap.workflows.training.tasks.task import Metrics, Task
 
 NEEDED = ("torch", "accelerate", "faster_coco_eval", "matplotlib", "tensorboard", "tomli_w", "torchmetrics", "yaml")
@@ -131,7 +133,10 @@ def train_command(
 @click.command("evaluate", cls=Command, short_help="Evaluate a model on a data set.")
 @click.argument("data", **DATA)
 @click.option(
-    "--weights", required=True, shell_complete=completion.weights, help="A file or its address, or a tag of --model."
+    "--weights",
+    required=True,
+    shell_complete=completion.weights,
+    help="A file, exported ones included, or its address, or a tag of --model.",
 )
 @click.option("--model", shell_complete=completion.backbones, help="Name of the backbone.  [default: that of the file]")
 @parameters.one_head_option("One of several heads of the file.")
@@ -156,7 +161,7 @@ def train_command(
 def evaluate_command(
     data: str, weights: str, model: str | None, head: str | None, as_json: bool, **settings: Any
 ) -> None:
-    """Evaluate a model on DATA, as `featuretap train` takes it.
+    """Evaluate a model on DATA, as `featuretap train` takes it: a weights file, or one of export or quantize.
 
     Example: featuretap evaluate photographs/ --weights runs/photographs-mobilenet_v3_large/best.safetensors
     """
@@ -165,14 +170,29 @@ def evaluate_command(
         raise click.UsageError("--head selects one of several heads of a file; leave --model out")
     from featuretap import registry
     from featuretap.models.built import description_of
+    from featuretap.runtimes.exported_files import usual_runtime
+    from featuretap.runtimes.sessions import is_exported
     from featuretap.workflows.training.run import evaluate
 
-    built = registry.load(weights) if model is None else registry.build(model, pretrained=weights)
+    built: nn.Module
+    exported = is_exported(registry.default, weights)
+    if exported:
+        if model:
+            raise click.UsageError(f"the exported file {weights!r} states its model; leave --model out")
+        if head:
+            raise click.UsageError(
+                f"the exported file {weights!r} computes all of its heads; leave --head out, or give the weights file "
+                "that it was written from"
+            )
+        built = registry.compile(weights, usual_runtime(registry.default, Path(weights)).name)
+    else:
+        built = registry.load(weights) if model is None else registry.build(model, pretrained=weights)
     if head:
         built = registry.select_head(built, head)
     elif description_of(built).heads:
         heads = ", ".join(description_of(built).heads)
-        raise click.UsageError(f"{weights!r} holds a model with several heads: {heads}; choose one with --head NAME")
+        source = "choose one with" if not exported else "give the weights file that it was written from, with"
+        raise click.UsageError(f"{weights!r} holds a model with several heads: {heads}; {source} --head NAME")
     # JSON is the only thing on standard output.
     log = partial(echo, err=as_json)
     metrics, task, is_main = evaluate(built, data, origin=repr(weights), log=log, **settings)

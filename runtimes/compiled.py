@@ -55,6 +55,8 @@ class CompiledModel(nn.Module):
         runtime: name of the runtime.
         outputs: names of the outputs, in order.
         taps: output → channels and stride, of a backbone or a pyramid.
+        size: (height, width) of its images in pixels, or None for any.
+        batch: number of images of a call, or None for any.
         timings: runtime → time of a call, fastest first, where `runtime="auto"` chose; empty otherwise.
     """
 
@@ -70,6 +72,7 @@ class CompiledModel(nn.Module):
         self._device, self._dtype = torch.device(device), dtype
         self.runtime = runtime
         self.outputs = signature.outputs
+        self.size, self.batch = signature.size, signature.batch
         if signature.taps:
             self.taps: dict[str, Tap] = dict(signature.taps)
         super().train(False)

@@ -1,10 +1,11 @@
-"""Exported files: their metadata, how they are put in place, and those that are written without PyTorch."""
+"""Exported files: their metadata, how they are put in place, and those that are written and opened without PyTorch."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -13,12 +14,21 @@ import numpy as np
 
 from featuretap.catalogue.catalogue import Catalogue
 from featuretap.runtimes.formats import Format
-from featuretap.runtimes.sessions import default_threads, fit_weights, write_model
-from featuretap.runtimes.signature import DEVICE, DTYPE, SIGNATURE, Opened, Signature, check_sizes, library_errors
-from featuretap.specs import BackboneSpec
+from featuretap.runtimes.sessions import Session, default_threads, fit_weights, open_file, write_model
+from featuretap.runtimes.signature import (
+    DEVICE,
+    DTYPE,
+    SIGNATURE,
+    Array,
+    Opened,
+    Signature,
+    check_sizes,
+    library_errors,
+)
+from featuretap.specs import BackboneSpec, RuntimeSpec
 from featuretap.specs.description import Description
 from featuretap.support.atomic_write import replace_files
-from featuretap.support.errors import ExportError, OptionError
+from featuretap.support.errors import ExportError, Hint, OptionError
 from featuretap.support.import_strings import load
 from featuretap.weights.metadata import metadata_of
 from featuretap.weights.recording import record_of_model
@@ -84,6 +94,42 @@ def export_checkpoint(
                 "weights with featuretap inspect --finite"
             )
     return path
+
+
+def open_backbone_file(
+    catalogue: Catalogue, path: Path, taps: Sequence[str] | None = None, *, threads: int | None = None
+) -> Session:
+    """Open an exported backbone for some of its taps, in this order, or for all if `taps` is None.
+
+    Raises:
+        OptionError: the file holds no bare backbone, or lacks a tap.
+        ExportError: as of `open_file`.
+    """
+    session = open_file(catalogue, usual_runtime(catalogue, path), path, threads)
+    signature, run = session._signature, session._run
+    if session.description.head or session.description.heads or not signature.taps:
+        raise OptionError(
+            f"{str(path)!r} returns {', '.join(signature.outputs)}, and the maps of a backbone are needed",
+            hint=Hint("export the model with", "features_only=True"),
+        )
+    missing = [name for name in taps or () if name not in signature.taps]
+    if missing:
+        raise OptionError(f"{str(path)!r} has no tap {missing[0]!r}; its taps are {', '.join(signature.taps)}")
+    if taps is None:
+        return session
+    places = [signature.outputs.index(name) for name in taps]
+
+    def run_taps(images: Array) -> list[Array]:
+        outputs = run(images)
+        return [outputs[place] for place in places]
+
+    chosen = replace(signature, outputs=tuple(taps), taps={name: signature.taps[name] for name in taps})
+    return Session(run_taps, chosen, session.description, session.runtime)
+
+
+def usual_runtime(catalogue: Catalogue, path: Path) -> RuntimeSpec:
+    """Return the first runtime that opens exported files with the ending of `path`."""
+    return next(runtime for runtime in catalogue.runtimes if path.suffix in runtime.opens)
 
 
 def export_metadata(

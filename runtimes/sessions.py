@@ -73,6 +73,8 @@ class Session:
         outputs: names of the outputs, in order.
         taps: output → channels and stride, of a backbone or a pyramid; empty for other models.
         classes: name of every class of the model, as far as they are known.
+        size: (height, width) of its images in pixels, or None for any.
+        batch: number of images of a call, or None for any.
         timings: runtime → time of a call, fastest first, where `runtime="auto"` chose; empty otherwise.
 
     Example::
@@ -89,6 +91,7 @@ class Session:
         self.description = description
         self.runtime = runtime
         self.outputs = signature.outputs
+        self.size, self.batch = signature.size, signature.batch
         self.taps: dict[str, Tap] = dict(signature.taps)
         self.classes = class_names(description)
         self.timings: Mapping[str, Timing] = {}

@@ -25,6 +25,9 @@ ARRAYS = (
     "safetensors.numpy.save_file(dict(numpy.load(path)), 'weights.safetensors')"
 )
 
+EXPORTED_SUFFIXES = (".onnx", ".xml")
+EXPORTED = "an exported model, which registry.session opens; give the weights that it was written from"
+
 WEB_PAGE = "a web page, perhaps the error page of a failed download; download it again"
 
 
@@ -35,7 +38,7 @@ def check_kind(opened: OpenFile) -> None:
         WeightsError: it is empty, a pointer of git-lfs, a web page, or of a kind that is not read; the message says
             which.
     """
-    kind = find_other_kind(opened)
+    kind = EXPORTED if opened.path.suffix in EXPORTED_SUFFIXES else find_other_kind(opened)
     if kind:
         raise WeightsError(f"{str(opened.path)!r} is no file of weights: it is {kind}")
 

@@ -105,7 +105,8 @@ class Extractor:
         description: of the backbone.
         taps: address → channels and stride.
         preparation: of its images.
-        weights_sha256: SHA-256 of the names and values of the weights, in hexadecimal digits (see `digest_weights`).
+        weights_sha256: SHA-256 of the names and values of the weights (see `digest_weights`), or of the exported file,
+            in hexadecimal digits.
         compute: `compute(batches, preparation, pooled, workers)` yields each batch's features, in order. Maps are
             averaged over height and width if `pooled` is set; `workers` processes read images where it needs any.
         batch_size: images of a batch by default.

@@ -4,7 +4,7 @@ from typing import Any
 
 from featuretap.workflows.extraction.computing import Extractor
 from featuretap.workflows.extraction.sessions import open_session
-from featuretap.workflows.inference.opening import check_torch, find_session
+from featuretap.workflows.inference.opening import check_exported, check_torch, find_session
 
 
 def open_extractor(
@@ -23,6 +23,7 @@ def open_extractor(
         size: (height, width) in pixels that images are resized to; None to resize and crop them as the weights' were.
         use_torch: whether PyTorch computes, whatever a session could do.
     """
+    check_exported(model, weights, use_torch)
     settings: dict[str, Any] = {"taps": taps, "size": size}
     extractor = None if use_torch else find_session(open_session, model, weights, **settings)
     if extractor is not None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Generator, Iterable, Mapping
 from functools import partial
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from featuretap import registry
-from featuretap.runtimes.sessions import Session, default_threads, fit_weights, open_fitted
+from featuretap.runtimes.exported_files import open_backbone_file
+from featuretap.runtimes.sessions import (
+    Session,
+    default_threads,
+    fit_weights,
+    is_exported,
+    open_fitted,
+)
+from featuretap.support.errors import OptionError
 from featuretap.support.threads import map_ahead
 from featuretap.weights.expected_tensors import COUNTER
 from featuretap.workflows.extraction.computing import (
@@ -34,14 +43,17 @@ def open_session(
     """Return an extractor that runs a session.
 
     Args:
-        source: name of a backbone, or path of a checkpoint.
+        source: name of a backbone, or path of a checkpoint or an exported file.
         taps: addresses of the maps.
         size: (height, width) of the images in pixels; None for that of the weights' images.
         pretrained: as of `registry.session`.
 
     Raises:
+        OptionError: the exported file lacks a tap, or is for images of another size or number.
         FeaturetapError: PyTorch is needed, or as `registry.session` does.
     """
+    if is_exported(registry.default, source):
+        return _open_file(Path(source), taps, size)
     runtime = registry.default.runtime(RUNTIME)
     runtime.check_installed()
     arguments = {"features_only": True, "taps": taps}
@@ -55,6 +67,27 @@ def open_session(
         digest_weights(_state_dict(fitted.tensors)),
         partial(_compute_batches, session),
         BATCH_SIZE,
+    )
+
+
+def _open_file(path: Path, taps: tuple[str, ...], size: tuple[int, int] | None) -> Extractor:
+    """Return an extractor that runs an exported backbone, whose weights are known by the digest of the file."""
+    session = open_backbone_file(registry.default, path, taps, threads=1)
+    if session.batch not in (None, 1):
+        raise OptionError(
+            f"{str(path)!r} takes {session.batch} images at a time, and the last batch may have fewer; export it again "
+            "without --batch"
+        )
+    if size and session.size and size != session.size:
+        height, width = session.size
+        raise OptionError(f"{str(path)!r} takes images of {height}x{width} pixels only; leave --size out")
+    return Extractor(
+        session.description,
+        session.taps,
+        Preparation.of_model(session.description, size or session.size),
+        sha256(path.read_bytes()).hexdigest(),
+        partial(_compute_batches, session),
+        session.batch or BATCH_SIZE,
     )
 
 

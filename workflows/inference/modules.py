@@ -36,7 +36,8 @@ class ModulePredictor:
             )
         self.taps: Mapping[str, Tap] = getattr(model, "taps", {})
         self._model = model
-        self._like = next(filter(Tensor.is_floating_point, model.parameters()))
+        # Compiled models have no parameters.
+        self._like = next(filter(Tensor.is_floating_point, model.parameters()), torch.empty(0))
         heads = predicting_heads(self.description).values()
         self._detects = any(task_of(head) == "detection" for head in heads)
 

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from featuretap import registry
 from featuretap.catalogue.pretrained import is_location
+from featuretap.runtimes.exported_files import export_checkpoint, open_backbone_file, usual_runtime
+from featuretap.runtimes.sessions import is_exported
 from featuretap.support.errors import FeaturetapError, MissingExtraError, OptionError
 from featuretap.workflows.inference.predictor import DEFAULT_BACKBONE, PRETRAINED, Predictor, predicting_heads
 
@@ -64,6 +66,8 @@ def open_backbone(
     if weights is None:
         entries = registry.default.weights_of(name or DEFAULT_BACKBONE)
         weights = "default" if entries and entries[0].default else "none"
+    if check_exported(name, weights, use_torch):
+        return open_backbone_file(registry.default, Path(weights or ""), taps)
     return _open(name, weights, use_torch, features_only=True, taps=taps)
 
 
@@ -79,19 +83,20 @@ def find_session(
         **arguments: of `open_session`.
 
     Raises:
-        FeaturetapError: the session cannot be opened, and PyTorch is not installed.
+        FeaturetapError: the session cannot be opened, and PyTorch is not installed or does not read the file either.
     """
     has_torch = find_spec("torch") is not None
-    if has_torch and (weights == "none" or GPU.exists()):
+    exported = is_exported(registry.default, weights)
+    if has_torch and not exported and (weights == "none" or GPU.exists()):
         return None
     try:
-        if name is None and is_location(weights):
+        if exported or (name is None and is_location(weights)):
             return open_session(weights, **arguments)
         pretrained = PRETRAINED.get(weights, weights or "")
         return open_session(name or DEFAULT_BACKBONE, pretrained=pretrained, **arguments)
     except FeaturetapError:
         # With PyTorch, the model is opened once more, or the error is what it has to say of it.
-        if not has_torch:
+        if exported or not has_torch:
             raise
         return None
 
@@ -122,8 +127,6 @@ def export_without_torch(
     """
     if not form.session or weights == "none":
         return False
-    from featuretap.runtimes.exported_files import export_checkpoint
-
     pretrained = PRETRAINED.get(weights, weights or "")
     try:
         export_checkpoint(registry.default, source, target, form, pretrained, arguments, size=size, batch=batch)
@@ -131,6 +134,24 @@ def export_without_torch(
         if find_spec("torch") is None:
             raise
         return False
+    return True
+
+
+def check_exported(name: str | None, weights: str | None, use_torch: bool) -> bool:
+    """Return whether weights are an exported file, which a runtime opens, and check that nothing contradicts that.
+
+    Raises:
+        OptionError: a name is given too, or PyTorch is to compute.
+    """
+    if not is_exported(registry.default, weights):
+        return False
+    if name is not None:
+        raise OptionError(f"the exported file {weights!r} states its model; leave --model out")
+    if use_torch:
+        raise OptionError(
+            f"PyTorch does not compute the exported file {weights!r}; leave --torch out, or give the weights file that "
+            "it was written from"
+        )
     return True
 
 
@@ -145,6 +166,8 @@ def check_torch() -> None:
 
 
 def _open(name: str | None, weights: str | None, use_torch: bool, **arguments: Any) -> Predictor:
+    if check_exported(name, weights, use_torch):
+        arguments["runtime"] = usual_runtime(registry.default, Path(weights or "")).name
     session = None if use_torch else find_session(registry.session, name, weights, **arguments)
     if session is not None:
         return session

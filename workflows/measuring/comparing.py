@@ -8,15 +8,20 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from featuretap import registry
+from featuretap.runtimes.exported_files import usual_runtime
+from featuretap.runtimes.graphs import Network
+from featuretap.runtimes.sessions import is_exported
 from featuretap.specs import BackboneSpec
 from featuretap.specs.addresses import LEVELS
 from featuretap.specs.description import format_options
+from featuretap.specs.head import backbone_of
 from featuretap.specs.layout import Layout
 from featuretap.specs.runtime import AUTO, RESERVED
 from featuretap.support.errors import OptionError, did_you_mean
@@ -24,6 +29,7 @@ from featuretap.support.processor import processor_name
 from featuretap.support.timing import PAUSE, Timing, time_interleaved
 from featuretap.support.version import __version__
 from featuretap.weights.layouts import MismatchError, layout_for
+from featuretap.workflows.measuring.file_specs import resized_to, spec_of_file
 
 EAGER = "eager"
 """Name of PyTorch's eager mode, beside the names of runtimes."""
@@ -42,13 +48,32 @@ MATRIX_SIDE = 1024
 
 @dataclass(frozen=True, eq=False)
 class Baseline:
-    """A network that computes the maps of the backbone `name` by a runtime, by a library, or "eager"."""
+    """What is timed: a network that computes the maps of the backbone `name`, or the exported file `name`.
+
+    Args:
+        name: of the backbone, or path of the file.
+        by: the runtime or the library that computes it, or "eager".
+        run: a call with images (N, C, H, W).
+        spec: of the network.
+        parameters: their number, in the network or the file's spec.
+        size: (height, width) to which the network resizes images of any size, as detectors do; None for no change.
+    """
 
     name: str
     by: str
     run: Callable[[Tensor], object]
-    spec: BackboneSpec
+    spec: Network
     parameters: int
+    size: tuple[int, int] | None = None
+
+    @property
+    def channels(self) -> int:
+        """Channels of the images."""
+        return backbone_of(self.spec).in_channels
+
+    def macs(self, size: tuple[int, int]) -> int:
+        """Return the multiply-adds for an image of (height, width) pixels."""
+        return self.spec.macs(*(self.size or size))
 
 
 @dataclass(frozen=True)
@@ -147,18 +172,31 @@ def build_baselines(
 ) -> tuple[list[Baseline], list[str]]:
     """Return every backbone by every runtime and library, and a sentence for each that a library does not have.
 
-    `arguments` are taps and options of the backbones, `threads` those of the runtimes (None: as many as PyTorch has).
-    `begin` is called with a label of the next one, which may take long to compile.
+    Names may be paths of exported files. `arguments` are taps and options of the backbones, `threads` those of the
+    runtimes (None: as many as PyTorch has). `begin` is called with a label of the next one, which may take long to
+    compile.
     """
     names, runtimes, against = (tuple(dict.fromkeys(values)) for values in (names, runtimes, against))
     # Errors are reported before a runtime compiles for minutes.
     for runtime in runtimes:
         if runtime not in RESERVED:
             registry.default.runtime(runtime).check_installed()
+    files = [name for name in names if is_exported(registry.default, name)]
+    if files and (arguments or against):
+        raise OptionError(
+            f"options and other libraries are for backbones by name, and {files[0]!r} is a file; leave them out"
+        )
     for name in names:
-        registry.spec(name, features_only=True, **arguments)
+        if name not in files:
+            registry.spec(name, features_only=True, **arguments)
     baselines, left_out = [], []
     for name in names:
+        if name in files:
+            usual = usual_runtime(registry.default, Path(name)).name
+            for runtime in [runtime for runtime in runtimes if runtime != EAGER] or [usual]:
+                begin(f"{name}, {runtime}")
+                baselines.append(open_file(name, runtime, threads=threads))
+            continue
         for runtime in runtimes:
             begin(f"{name}, {runtime}")
             baselines.append(build_own(name, runtime, arguments, threads=threads))
@@ -181,6 +219,18 @@ def build_own(
     compiled = registry.compile(model, runtime, threads=threads)
     label = f"{AUTO}: {compiled.runtime}" if runtime == AUTO else runtime
     return _baseline(name, label, compiled, model, arguments)
+
+
+def open_file(path: str, runtime: str, *, threads: int | None = None) -> Baseline:
+    """Return an exported file, as a runtime computes it.
+
+    Raises:
+        ExportError: the file cannot be opened, or its model cannot be counted.
+    """
+    compiled = registry.compile(path, runtime, threads=threads)
+    spec = spec_of_file(path, compiled.description)
+    label = f"{AUTO}: {compiled.runtime}" if runtime == AUTO else runtime
+    return Baseline(path, label, compiled, spec, spec.parameters, resized_to(spec))
 
 
 def build_counterpart(name: str, library: str, arguments: Mapping[str, Any] = {}) -> Baseline:
@@ -285,13 +335,13 @@ def compare(
     Ratios are to the first network. `done` is called after each call of each round, `WARM_UP` more than the timed ones.
     """
     # Counts first, since a network that cannot be counted at a size cannot be timed.
-    counted = [(setting, [(b, b.spec.macs(*setting.size)) for b in baselines]) for setting in settings]
+    counted = [(setting, [(b, b.macs(setting.size)) for b in baselines]) for setting in settings]
     limit = measure_limit()
     timed = []
     for setting, counts in counted:
-        channels = {baseline.spec.in_channels for baseline in baselines}
+        channels = {baseline.channels for baseline in baselines}
         images = {count: torch.randn(setting.batch, count, *setting.size) for count in channels}
-        runs = {baseline: partial(baseline.run, images[baseline.spec.in_channels]) for baseline in baselines}
+        runs = {baseline: partial(baseline.run, images[baseline.channels]) for baseline in baselines}
         timings = time_interleaved(runs, rounds, WARM_UP, PAUSE, done)
         timed += [(setting, baseline, macs, timings[baseline]) for baseline, macs in counts]
     # The machine may have been busy at the beginning.

@@ -9,8 +9,9 @@ import torch
 from torch import nn
 
 from featuretap.models.built import description_of
+from featuretap.runtimes.compiled import CompiledModel
 from featuretap.specs.class_names import class_names
-from featuretap.support.errors import DataError, Hint, TrainingError
+from featuretap.support.errors import DataError, Hint, OptionError, TrainingError
 from featuretap.support.progress import bar
 from featuretap.support.text import first_few
 from featuretap.workflows.datasets.data_set import Part, check_readable
@@ -52,7 +53,7 @@ def evaluate(
     """Evaluate a model on a data set, in all processes together, each image once.
 
     Args:
-        model: of featuretap, with a head.
+        model: of featuretap, with a head, or a compiled one, which computes on the CPU.
         source: the data set, as for training.
         origin: what messages call the model.
         part: which images: for validation, for training, or all.
@@ -72,17 +73,22 @@ def evaluate(
 
     Raises:
         HeadError: the model has no head that can be evaluated.
+        OptionError: the model was compiled for another number or size of images than those of the data.
         DataError: the data cannot be used, or has classes that the model has not. It may lack some of the model's.
         TrainingError: `out` cannot be created.
     """
     spec, description = spec_of(model, origin), description_of(model)
-    with open_accelerator() as accelerator:
+    settings: dict[str, Any] = {}
+    if isinstance(model, CompiledModel):
+        _check_images(model, origin)
+        batch_size, settings["cpu"] = model.batch or batch_size, True
+    with open_accelerator(**settings) as accelerator:
         is_main, processes = accelerator.is_main_process, accelerator.num_processes
         shown: dict[str, Any] = {"shown": is_main, "log": log, "every": log_every}
-        settings = source, val_fraction, seed, download_to, data_format, images_root
+        opening = source, val_fraction, seed, download_to, data_format, images_root
         first = first_label(spec.head)
         known = class_names(description)[first:]
-        data = run_on_main_first(accelerator, lambda: open_model_data(spec, *settings, known=known))
+        data = run_on_main_first(accelerator, lambda: open_model_data(spec, *opening, known=known))
         lines = describe_part(data, part)
         data = with_model_classes(data, description, origin, first)
         samples = {"val": data.val, "train": data.train, "all": [*data.train, *data.val]}[part]
@@ -114,6 +120,23 @@ def evaluate(
         write_detections(out, data.classes, samples, metrics, data.ids)
         write_evaluation(out, model.cpu(), task, data.classes, samples, metrics)
     return metrics, task, is_main
+
+
+def _check_images(model: CompiledModel, origin: str) -> None:
+    """Refuse a compiled model that does not take all images of a data set."""
+    crop = model.description.preprocessing.crop
+    if model.batch not in (None, 1):
+        raise OptionError(
+            f"{origin} takes {model.batch} images at a time, and the last batch may have fewer; export it for any "
+            "number"
+        )
+    if model.size not in (None, (crop, crop)):
+        assert model.size is not None
+        height, width = model.size
+        raise OptionError(
+            f"{origin} takes images of {height}x{width} pixels only, and the images of a data set have other sizes; "
+            "export it for any size"
+        )
 
 
 def _report_absent(metrics: Metrics, task: Task) -> None:

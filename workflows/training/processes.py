@@ -18,7 +18,7 @@ Value = TypeVar("Value")
 def open_accelerator(**settings: Any) -> Iterator[Accelerator]:
     """Yield an accelerator, and allow another with other `settings` after it in the same process."""
     # By default, Accelerate takes each of torchrun's processes for the only one where there is no GPU.
-    accelerator = Accelerator(cpu=not torch.accelerator.is_available(), **settings)
+    accelerator = Accelerator(**{"cpu": not torch.accelerator.is_available(), **settings})
     try:
         yield accelerator
     finally:
