@@ -175,6 +175,9 @@ def build_baselines(
     Names may be paths of exported files. `arguments` are taps and options of the backbones, `threads` those of the
     runtimes (None: as many as PyTorch has). `begin` is called with a label of the next one, which may take long to
     compile.
+
+    Raises:
+        OptionError: `arguments` or libraries are given for a file.
     """
     names, runtimes, against = (tuple(dict.fromkeys(values)) for values in (names, runtimes, against))
     # Errors are reported before a runtime compiles for minutes.
