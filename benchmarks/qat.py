@@ -47,9 +47,11 @@ def accuracies(seed: int, folder: Path) -> dict[str, float]:
     fine_tuned = trained("fine-tuned", weights=str(weights), quantize=True, epochs=FINE_TUNING)
     return {
         "float32": accuracy(model),
-        "float32, fine-tuned as long": accuracy(registry.load(longer)),
+        f"float32, fine-tuned for {FINE_TUNING} epochs more": accuracy(registry.load(longer)),
         "INT8 after training": accuracy(registry.compile(after)),
-        "INT8, fine-tuned with `--quantize`": accuracy(registry.compile(fine_tuned / QUANTIZED)),
+        f"INT8, fine-tuned for {FINE_TUNING} epochs with `--quantize`": accuracy(
+            registry.compile(fine_tuned / QUANTIZED)
+        ),
     }
 
 
@@ -70,7 +72,6 @@ def qat() -> Iterator[str]:
     yield section(
         "Fine-tuning for 8-bit integers",
         f"Accuracy in percent on half of scikit-learn's digits (898 images, 0.11 points each), resized to 32×32. "
-        f"MobileNetV2 with torchvision's ImageNet weights, trained for {EPOCHS} epochs on the other half; then "
-        f"quantised, or fine-tuned for {FINE_TUNING} epochs with `--quantize`.",
+        f"MobileNetV2 with torchvision's ImageNet weights, trained for {EPOCHS} epochs on the other half.",
         table(["", *(f"seed {seed}" for seed in SEEDS), "mean", "lost, in points"], rows),
     )
