@@ -34,6 +34,9 @@ Paths = tuple[Path, ...]
 LOG = partial(echo, err=True)
 """Of progress, which is not what a command prints."""
 
+BOX_PREDICTIONS = "bbox_regression"
+"""Output by which detectors are compared."""
+
 ONE_SIZE = click.option("--size", type=parameters.SIZE, help="Fix the size of images.  [default: any]")
 
 
@@ -213,6 +216,8 @@ def _print_report(report: Report) -> None:
             for name, near in report.agreement.items()
         ],
     )
+    if BOX_PREDICTIONS in report.agreement:
+        echo(f"Boxes are decoded and selected in float32, from {' and '.join(report.agreement)}.")
     fifth = ", every fifth of those given" if report.held_back else ""
     echo(f"Times are for an input of {'×'.join(map(str, report.shape))}; ratios are to float32, round by round.")
     echo(f"Calibrated on {report.calibrated} images, and evaluated on {len(report.evaluated)} others{fifth}.")

@@ -589,8 +589,8 @@ class Registry(Catalogue):
         predictions ("cls_logits" and "bbox_regression"), since which of two equal boxes is kept is chance.
 
         Args:
-            model: a backbone, classifier, pyramid, segmenter, SSDLite or SSD with trained weights, in float32 on the
-                CPU.
+            model: a backbone, classifier, pyramid, segmenter, SSDLite or SSD with trained weights, or one with several
+                heads without a detector, in float32 on the CPU.
             path: ends in ".onnx".
             images: a folder or a file, or several, to calibrate on, such as the model will see.
             evaluate_on: others, on which the result is compared with the model; without, every fifth of `images`.
@@ -604,7 +604,7 @@ class Registry(Catalogue):
             MissingExtraError: packages for ONNX are not installed.
             OptionError: a path of another ending, or a model not built by featuretap or not in float32 on the CPU.
             DataError: there are no images, or too few.
-            HeadError: several heads, or a detector whose graph is not written from its spec.
+            HeadError: a detector beside other heads, or one whose graph is not written from its spec.
             ExportError: the model cannot be exported, the runtime does not run it, or the file cannot be written.
         """
         from featuretap.runtimes.quantization.quantize import quantize

@@ -65,7 +65,7 @@ def measure_agreement(pairs: Iterable[tuple[Outputs, Outputs]]) -> dict[str, Agr
             rows.setdefault(name, []).append(_compare(_flatten(values), _flatten(found[name])))
     means = {name: np.mean(measured, axis=0).tolist() for name, measured in rows.items()}
     return {
-        name: Agreement(cosine, error, top1 if name == "logits" else None)
+        name: Agreement(cosine, error, top1 if name.rpartition(".")[2] == "logits" else None)
         for name, (cosine, error, top1) in means.items()
     }
 

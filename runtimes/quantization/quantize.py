@@ -81,7 +81,7 @@ def quantize(
 
     Raises:
         OptionError: another suffix than .onnx.
-        HeadError: another detector, or several heads.
+        HeadError: another detector, or a detector among several heads.
         ExportError: the ONNX file in float32 computes something else than the model, or a runtime does not run it.
     """
     check_extra("quantising", ONNX.extra, ONNX.modules)
@@ -143,11 +143,12 @@ def quantize(
 
 
 def _check_head(description: Description) -> None:
-    """Refuse several heads, and detectors whose graph is not written from their specs."""
-    if description.heads:
+    """Refuse detectors among several heads, and those whose graph is not written from their specs."""
+    detector = next((name for name, head in description.heads.items() if head.preprocessing.inside), None)
+    if detector is not None:
         raise HeadError(
-            "models with several heads are not quantized",
-            hint=Hint("quantize them one by one:", f"registry.select_head(model, {next(iter(description.heads))!r})"),
+            f"the head {detector!r} finds objects, and detectors are not quantized beside other heads",
+            hint=Hint("quantize the heads one by one:", f"registry.select_head(model, {detector!r})"),
         )
     if description.preprocessing.inside and not outputs_by_spec(description):
         raise HeadError(

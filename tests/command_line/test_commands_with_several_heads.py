@@ -179,7 +179,8 @@ def test_a_head_is_extracted_and_joined_again(run: Run, tmp_path: Path, several:
         ),
         (
             ("quantize", "{path}", "{out}.onnx", "--images", "{images}"),
-            "models with several heads are not quantized; quantize them one by one: --head objects",
+            "the head 'objects' finds objects, and detectors are not quantized beside other heads; quantize the heads "
+            "one by one: --head objects",
         ),
         (
             ("save", SMALLEST, "{out}", "--weights", "none", *HEADS, "--layout", "timm"),

@@ -66,6 +66,17 @@ def test_taps_of_a_bare_backbone_as_json(run: Run, weights: Path, images: Path, 
     assert set(said["seconds"]) == {"float32", "int8"}
 
 
+def test_the_report_of_a_detector_names_what_is_compared(run: Run, images: Path, tmp_path: Path) -> None:
+    model = registry.build("mobilenet_v1_025", head="ssdlite", size=64, num_classes=3)
+    with_statistics(model.backbone)
+    weights = registry.save(model, tmp_path / "detector.safetensors")
+    ran = run("quantize", weights, tmp_path / "detector.onnx", "--images", images)
+    lines = [line for line in ran.out.splitlines() if line.strip() and "──" not in line]
+    assert [line.split()[0] for line in lines[4:7]] == ["output", "cls_logits", "bbox_regression"]
+    assert lines[7] == "Boxes are decoded and selected in float32, from cls_logits and bbox_regression."
+    assert (ran.status, ran.err) == (0, "")
+
+
 BAD: dict[str, tuple[tuple[str, ...], str]] = {
     "an ending of no ONNX file": (
         ("mobilenet_v2", "model.xml", "--images", "IMAGES"),

@@ -90,6 +90,19 @@ def test_segmenters_and_pyramids_in_integers_take_images_of_any_size(
                 assert 0 < (values - expected[output]).norm() < limit * expected[output].norm()
 
 
+def test_several_heads_without_a_detector_are_quantised_together(
+    registry: Registry, images: Path, tmp_path: Path
+) -> None:
+    model = registry.build(SHALLOW, head=("classification", "lraspp"), lraspp={"num_classes": 3}, output_stride=32)
+    with_statistics(model, nearly_dead=False)
+    report = quantize(registry, model.eval(), tmp_path / "a.onnx", [images], threads=1)
+    assert list(report.agreement) == ["classification.logits", "lraspp.out"]
+    assert report.agreement["classification.logits"].top1 is not None
+    assert all(near.cosine > 0.9 for near in report.agreement.values())
+    found = registry.compile(report.path)(photograph(65, 97))
+    assert (found["classification"].shape, found["lraspp"]["out"].shape) == ((1, 1000), (1, 3, 65, 97))
+
+
 @pytest.fixture(scope="module", params=["ssdlite", "ssd"])
 def detector(request: pytest.FixtureRequest, registry: Registry) -> nn.Module:
     return build(registry, SHALLOW, request.param, num_classes=3, size=96)
