@@ -42,7 +42,7 @@ SECTIONS = {
     "memory": memory.memory,
     "quantization": quantization.quantization,
     "qat": qat.qat,
-    "quantized heads": quantized_heads.quantized_heads,
+    "quantized_heads": quantized_heads.quantized_heads,
 }
 
 ON_REQUEST = {"gpu": gpu.gpu}
