@@ -19,7 +19,8 @@ from support.training_runs import coloured_folder
 from torch import nn
 
 from featuretap import registry
-from featuretap.registry.errors import OptionError
+from featuretap.registry.errors import ExportError, OptionError
+from featuretap.registry.specs import RE, BackboneSpec, Conv
 from featuretap.runtimes.quantization import quantize as quantization
 from featuretap.workflows.extraction.opening import open_extractor
 from featuretap.workflows.measuring import comparing
@@ -152,6 +153,17 @@ def test_files_are_timed_beside_one_another(run: Run, files: Path, monkeypatch: 
 def test_a_detector_is_counted_at_the_size_that_it_resizes_images_to(files: Path) -> None:
     baseline = comparing.open_file(str(files / "detector.onnx"), "onnxruntime")
     assert baseline.macs((500, 300)) == baseline.macs((64, 64)) == baseline.spec.macs(64, 64)
+
+
+def test_a_file_whose_backbone_has_no_name_in_the_registry_is_not_timed(tmp_path: Path) -> None:
+    spec = BackboneSpec("tiny", stages=((Conv(3, 8, RE),),))
+    path = str(registry.export(registry.build(spec, features_only=True), tmp_path / "a.onnx"))
+    with pytest.raises(ExportError) as raised:
+        comparing.open_file(path, "onnxruntime")
+    assert str(raised.value) == (
+        f"the multiply-adds of {path!r} cannot be counted (no backbone named 'tiny'); install the plugin that provides "
+        "it, or measure the file by your own code"
+    )
 
 
 REFUSED: dict[str, tuple[tuple[str, ...], str]] = {

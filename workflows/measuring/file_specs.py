@@ -7,7 +7,7 @@ from featuretap.heads.detection import image_size
 from featuretap.runtimes.graphs import Network
 from featuretap.specs import BackboneSpec, ModelSpec, MultiHeadSpec
 from featuretap.specs.description import Description
-from featuretap.support.errors import ExportError
+from featuretap.support.errors import ExportError, UnknownBackboneError, UnknownHeadError
 
 
 def spec_of_file(path: str, description: Description) -> Network:
@@ -18,9 +18,10 @@ def spec_of_file(path: str, description: Description) -> Network:
     """
     try:
         return _spec_of(description)
-    except LookupError as error:
+    except (UnknownBackboneError, UnknownHeadError) as error:
         raise ExportError(
-            f"the multiply-adds of {path!r} cannot be counted, since there is {error}; install the plugin that has it"
+            f"the multiply-adds of {path!r} cannot be counted ({error.problem}); install the plugin that provides it, "
+            "or measure the file by your own code"
         ) from error
 
 
