@@ -155,14 +155,23 @@ def test_a_detector_is_counted_at_the_size_that_it_resizes_images_to(files: Path
     assert baseline.macs((500, 300)) == baseline.macs((64, 64)) == baseline.spec.macs(64, 64)
 
 
-def test_a_file_whose_backbone_has_no_name_in_the_registry_is_not_timed(tmp_path: Path) -> None:
-    spec = BackboneSpec("tiny", stages=((Conv(3, 8, RE),),))
-    path = str(registry.export(registry.build(spec, features_only=True), tmp_path / "a.onnx"))
+@pytest.mark.parametrize(
+    ("spec", "reason"),
+    [
+        (BackboneSpec("tiny", stages=((Conv(3, 8, RE),),)), "no backbone named 'tiny'"),
+        (BackboneSpec(SMALLEST, stages=((Conv(3, 8, RE),),)), f"'{SMALLEST}' in the registry is another network"),
+    ],
+    ids=["without a name", "with the name of another"],
+)
+def test_a_file_of_a_backbone_that_is_not_in_the_registry_is_not_timed(
+    tmp_path: Path, spec: BackboneSpec, reason: str
+) -> None:
+    path = str(registry.export(registry.build(spec, features_only=True, taps=("C1",)), tmp_path / "a.onnx"))
     with pytest.raises(ExportError) as raised:
         comparing.open_file(path, "onnxruntime")
     assert str(raised.value) == (
-        f"the multiply-adds of {path!r} cannot be counted (no backbone named 'tiny'); install the plugin that provides "
-        "it, or measure the file by your own code"
+        f"the multiply-adds of {path!r} cannot be counted ({reason}); install the plugin that provides the model, or "
+        "measure the file by your own code"
     )
 
 

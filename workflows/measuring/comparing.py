@@ -231,7 +231,7 @@ def open_file(path: str, runtime: str, *, threads: int | None = None) -> Baselin
         ExportError: the file cannot be opened, or its model cannot be counted.
     """
     compiled = registry.compile(path, runtime, threads=threads)
-    spec = spec_of_file(path, compiled.description)
+    spec = spec_of_file(path, compiled.runtime)
     label = f"{AUTO}: {compiled.runtime}" if runtime == AUTO else runtime
     return Baseline(path, label, compiled, spec, spec.parameters, resized_to(spec))
 

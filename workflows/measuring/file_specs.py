@@ -1,28 +1,47 @@
 """The specs of exported files, whose descriptions state what was built."""
 
+from pathlib import Path
 from typing import Any
 
 from featuretap import registry
 from featuretap.heads.detection import image_size
 from featuretap.runtimes.graphs import Network
+from featuretap.runtimes.signature import find_opener
 from featuretap.specs import BackboneSpec, ModelSpec, MultiHeadSpec
 from featuretap.specs.description import Description
+from featuretap.specs.head import backbone_of
+from featuretap.specs.network_digest import digest_before_dropout, network_digest
 from featuretap.support.errors import ExportError, UnknownBackboneError, UnknownHeadError
+from featuretap.support.import_strings import load
+from featuretap.weights.metadata import read_record
+
+DIGESTS = (network_digest, digest_before_dropout)
 
 
-def spec_of_file(path: str, description: Description) -> Network:
-    """Return the spec of the model that a file describes, with any number of heads.
+def spec_of_file(path: str, runtime: str) -> Network:
+    """Return the spec of the model in a file, with any number of heads.
+
+    Args:
+        path: of the file.
+        runtime: name of one that opens it.
 
     Raises:
-        ExportError: the registry does not have its backbone or its head.
+        ExportError: the registry does not have its backbone or its head, or another network by that name.
     """
+    file = Path(path)
+    metadata, _ = load(find_opener(registry.default, registry.default.runtime(runtime), file))(file, threads=None)
+    record = read_record(file, metadata)
+    assert record is not None
     try:
-        return _spec_of(description)
+        spec = _spec_of(record.description)
+        if record.network not in ("", *(digest(backbone_of(spec)) for digest in DIGESTS)):
+            raise UnknownBackboneError(f"{record.description.name!r} in the registry is another network")
     except (UnknownBackboneError, UnknownHeadError) as error:
         raise ExportError(
-            f"the multiply-adds of {path!r} cannot be counted ({error.problem}); install the plugin that provides it, "
-            "or measure the file by your own code"
+            f"the multiply-adds of {path!r} cannot be counted ({error.problem}); install the plugin that provides the "
+            "model, or measure the file by your own code"
         ) from error
+    return spec
 
 
 def resized_to(spec: Network) -> tuple[int, int] | None:
