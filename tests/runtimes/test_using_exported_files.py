@@ -240,6 +240,18 @@ def test_what_an_exported_file_cannot_do_is_one_line(
     assert not list(tmp_path.iterdir())
 
 
+def test_one_of_several_heads_is_evaluated_from_the_weights_file(run: Run, tmp_path: Path) -> None:
+    model = registry.build(SMALLEST, head=("classification", "lraspp"))
+    path = registry.export(model, tmp_path / "several.onnx")
+    ran = run("evaluate", "digits", "--weights", path)
+    assert (ran.status, ran.out, ran.err) == (
+        2,
+        "",
+        f"featuretap: {str(path)!r} holds a model with several heads: classification, lraspp; give the weights file "
+        "that it was written from, with --head NAME\n",
+    )
+
+
 @pytest.mark.parametrize(
     ("fixed", "message"),
     [
