@@ -16,7 +16,7 @@ from featuretap.support.errors import DataError, ImageError
 from featuretap.support.image_files import ImageFile, list_images
 from featuretap.support.images import read_image
 
-MAXIMUM_IMAGES = 256
+MAXIMUM_CALIBRATED, MAXIMUM_COMPARED = 32, 256
 """Images to calibrate on, and images to compare on; more change little."""
 
 MINIMUM_IMAGES = 10
@@ -52,7 +52,7 @@ def read_images(
 
 
 def split_images(images: Sequence[Path], evaluate_on: Sequence[Path]) -> tuple[list[ImageFile], list[ImageFile]]:
-    """Return images to calibrate on and others to compare on, by default every fifth; `MAXIMUM_IMAGES` of each.
+    """Return images to calibrate on and others to compare on, by default every fifth; evenly spread.
 
     Raises:
         DataError: there are too few, or no others.
@@ -65,14 +65,14 @@ def split_images(images: Sequence[Path], evaluate_on: Sequence[Path]) -> tuple[l
             raise DataError(
                 "every image to compare on is one that is calibrated on, to which the ranges are fitted; give others"
             )
-        return _sample(found), _sample(compared)
+        return _sample(found, MAXIMUM_CALIBRATED), _sample(compared, MAXIMUM_COMPARED)
     if len(found) < MINIMUM_IMAGES:
         raise DataError(
             f"there are too few images to calibrate on some and compare on others: {len(found)}; give "
             f"{MINIMUM_IMAGES} or more, or others to compare on"
         )
     calibrated_on = [file for place, file in enumerate(found, 1) if place % HELD_BACK]
-    return _sample(calibrated_on), _sample(found[HELD_BACK - 1 :: HELD_BACK])
+    return _sample(calibrated_on, MAXIMUM_CALIBRATED), _sample(found[HELD_BACK - 1 :: HELD_BACK], MAXIMUM_COMPARED)
 
 
 def make_transform(description: Description, size: tuple[int, int] | None) -> Callable[[Any], Tensor]:
@@ -84,6 +84,6 @@ def make_transform(description: Description, size: tuple[int, int] | None) -> Ca
     return compose_for_size(preprocessing, size)
 
 
-def _sample(files: Sequence[ImageFile]) -> list[ImageFile]:
-    count = min(len(files), MAXIMUM_IMAGES)
+def _sample(files: Sequence[ImageFile], maximum: int) -> list[ImageFile]:
+    count = min(len(files), maximum)
     return [files[place * len(files) // count] for place in range(count)]

@@ -1,6 +1,6 @@
 """`registry.quantize`: models in 8-bit integers as ONNX files, compared with the float ones.
 
-The settings of ONNX Runtime's quantisation are chosen by measurement; see docs/quantization.md.
+How integers are fitted is in `method.py`; each step is measured in docs/quantization.md.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -43,14 +42,12 @@ QUANTIZED = "featuretap.quantized"
 
 METHOD = {
     "format": "QDQ",
-    "weights": "int8 per channel, of 7 bits where channels are summed",
-    "activations": "uint8",
-    "ranges": "means of the smallest and the largest of each image",
+    "weights": "int8 per channel, each rounded to make up for the errors of those before",
+    "activations": "uint8, equalised",
+    "ranges": "least effect on the outputs",
+    "float32": "up to the last map at stride 2 with the fewest channels",
 }
 """The method as files state it."""
-
-OPERATIONS = ["Conv", "Gemm", "Clip", "Relu", "Add"]
-"""Operations computed in integers, and activations that become a part of them."""
 
 ROUNDS, WARM_UP = 20, 3
 
@@ -98,25 +95,26 @@ def quantize(
 
     from featuretap.runtimes.model_graphs import graph_of, written_or_traced
     from featuretap.runtimes.quantization.detectors import split_detector, without_outputs
+    from featuretap.runtimes.quantization.method import calibrate
 
     threads = threads or torch.get_num_threads()
     names = compared = prepared.signature.outputs
     with keep_on_success(path) as written, library_errors(f"cannot quantise {prepared.label}"):
         written_or_traced(prepared, lambda model: write_verified(catalogue, model, ONNX, written, begin))
         exported = onnx.load(written)
-        images_read = read_images(files, transform, "calibrate on", bad, begin("calibrating", len(files)))
+        images_read = read_images(files, transform, "calibrate on", bad, begin("reading images", len(files)))
         if prepared.detects:
             compared = PREDICTIONS
             detector = split_detector(graph_of(prepared, intermediate=True), compared)
-            network = _quantize_statically(detector.network, map(detector.prepare(threads), images_read))
-            with_predictions = {"float32": detector.graph, "int8": detector.with_network(network)}
+            calibrated = calibrate(detector.network, [*map(detector.prepare(threads), images_read)], begin)
+            with_predictions = {"float32": detector.graph, "int8": detector.with_network(calibrated.write())}
             quantised = without_outputs(with_predictions["int8"], compared)
             quantised.metadata_props.extend(exported.metadata_props)
         else:
-            quantised = _quantize_statically(exported, images_read)
+            calibrated = calibrate(exported, [*images_read], begin)
+            quantised = calibrated.write()
             with_predictions = {"float32": exported, "int8": quantised}
-        calibrated = len(files) - len(bad)
-        method = json.dumps({**METHOD, "images": calibrated}, sort_keys=True)
+        method = json.dumps({**METHOD, "images": calibrated.images}, sort_keys=True)
         quantised.metadata_props.add(key=QUANTIZED, value=method)
         done = begin("comparing with float32", len(files_to_compare))
         read = read_images(files_to_compare, transform, "compare on", bad_to_compare, done)
@@ -134,7 +132,7 @@ def quantize(
         bytes_after=path.stat().st_size,
         timings=timings,
         shape=tuple(image.shape),
-        calibrated=calibrated,
+        calibrated=calibrated.images,
         evaluated=[file.text for file in files_to_compare if file.text not in bad_to_compare],
         held_back=not evaluate_on,
         bad=bad | bad_to_compare,
@@ -168,64 +166,3 @@ def _calls(graphs: Mapping[str, onnx.ModelProto], names: Sequence[str], threads:
 def _outputs_of(calls: Iterable[Callable[..., Any]], names: Sequence[str], image: Tensor) -> tuple[Outputs, Outputs]:
     expected, found = (dict(zip(names, call({IMAGE: image.numpy()}), strict=True)) for call in calls)
     return expected, found
-
-
-class _CalibrationReader:
-    """Images as ONNX Runtime reads them, one by one."""
-
-    def __init__(self, images: Iterable[Tensor]) -> None:
-        self.images = iter(images)
-
-    def get_next(self) -> Mapping[str, object] | None:
-        """Return the inputs of the next call, or None at the end."""
-        image = next(self.images, None)
-        return None if image is None else {IMAGE: image.numpy()}
-
-
-def _quantize_statically(model: onnx.ModelProto, images: Iterable[Tensor]) -> onnx.ModelProto:
-    """Return a model in 8-bit integers with the names, free axes and metadata of a float one, calibrated on images."""
-    import onnx
-    from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static
-    from onnxruntime.quantization.shape_inference import quant_pre_process
-
-    eight_bits = {"axis": 0, "quant_type": QuantType.QInt8, "symmetric": True, "reduce_range": False}
-    with TemporaryDirectory(prefix="featuretap-") as folder:
-        exported, preprocessed, result = (Path(folder) / name for name in ("exported", "preprocessed", "result"))
-        onnx.save(model, exported)
-        # ONNX Runtime's own optimisation would break HardSwish up.
-        quant_pre_process(exported, preprocessed, skip_optimization=True, skip_symbolic_shape=True)
-        quantize_static(
-            preprocessed,
-            result,
-            _CalibrationReader(images),
-            quant_format=QuantFormat.QDQ,
-            op_types_to_quantize=OPERATIONS,
-            per_channel=True,
-            activation_type=QuantType.QUInt8,
-            weight_type=QuantType.QInt8,
-            # Pairs of products with 8-bit weights saturate in the 16-bit sums of processors without VNNI.
-            reduce_range=True,
-            calibrate_method=CalibrationMethod.MinMax,
-            extra_options={
-                # The mean of all images' ranges, whose extremes would leave few steps to common values.
-                "CalibMovingAverage": True,
-                # Logits beyond the range would be cut to one value, and any of them be the largest.
-                "OpTypesToExcludeOutputQuantization": ["Gemm"],
-                "TensorQuantOverrides": {weights: [eight_bits] for weights in _depthwise_weights(model)},
-            },
-        )
-        quantised: onnx.ModelProto = onnx.load(result)
-    del quantised.metadata_props[:]
-    quantised.metadata_props.extend(model.metadata_props)
-    return quantised
-
-
-def _depthwise_weights(model: onnx.ModelProto) -> list[str]:
-    """Return the names of the weights of depthwise convolutions, which are summed in 32 bits everywhere."""
-    shapes = {constant.name: constant.dims for constant in model.graph.initializer}
-    groups = {
-        node.input[1]: next((attribute.i for attribute in node.attribute if attribute.name == "group"), 1)
-        for node in model.graph.node
-        if node.op_type == "Conv"
-    }
-    return [weights for weights, count in groups.items() if count > 1 and weights in shapes and shapes[weights][1] == 1]
