@@ -37,7 +37,7 @@ def equalise(
         statistics: of the activations.
     """
     scales: dict[str, Array] = {}
-    for tensors in _groups(network):
+    for tensors in _groups(network, placement):
         extremes = [_extremes(statistics[name]) for name in placement.activations if name in tensors]
         if extremes:
             relative = np.max([each / max(each.max(), np.finfo(np.float64).tiny) for each in extremes], axis=0)
@@ -52,7 +52,7 @@ def _extremes(statistics: Statistics) -> Array:
     return np.maximum(statistics.high, -statistics.low)
 
 
-def _groups(network: Network) -> list[set[str]]:
+def _groups(network: Network, placement: Placement) -> list[set[str]]:
     """Return the sets of tensors whose channels have to scale alike, those left out that cannot scale."""
     groups: dict[str, set[str]] = {}
     fixed: set[str] = {network.image}
@@ -65,7 +65,10 @@ def _groups(network: Network) -> list[set[str]]:
         inputs = [name for name in node.input if name and not network.is_constant(name)]
         if node.op_type in LAYERS and network.is_constant(node.input[1]):
             join(node.output)
-            if node.op_type == "Gemm" or (len(node.input) < 3 and not network.is_constant(node.input[-1])):
+            after = network.only_consumer(node.output[0])
+            in_float = node.name not in placement.nodes
+            # In float, an upper limit of each channel would take an operator of its own.
+            if node.op_type == "Gemm" or (in_float and after is not None and after.op_type == "Clip"):
                 fixed.update(node.output)
         elif _commutes(network, node):
             join([*inputs[: 2 if node.op_type == "Add" else 1], *node.output])
