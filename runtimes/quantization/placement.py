@@ -36,7 +36,7 @@ def place(network: Network, in_float: Collection[str] = ()) -> Placement:
         network: in float32.
         in_float: layers, by `layer_name`, that stay in float32.
     """
-    early = _early_tensors(network)
+    in_float_tensors = _early_tensors(network) | _logits(network)
     nodes: set[str] = set()
     activations: dict[str, None] = {}
     for node in network.nodes:
@@ -45,7 +45,7 @@ def place(network: Network, in_float: Collection[str] = ()) -> Placement:
         # Sums, products and means cost less in integers only where what they read is in integers.
         joins = node.op_type in ("Add", "Mul", "HardSwish", "GlobalAveragePool") and len(inputs) == len(node.input)
         joins = joins and all(name in activations for name in inputs)
-        if node.output[0] in early or not (is_layer or joins) or (is_layer and layer_name(node) in in_float):
+        if node.output[0] in in_float_tensors or not (is_layer or joins) or (is_layer and layer_name(node) in in_float):
             continue
         nodes.add(node.name)
         activations |= dict.fromkeys(inputs)
@@ -111,3 +111,15 @@ def _early_tensors(network: Network) -> set[str]:
     fewest = min((channels[name] for name in early), default=0)
     count = max((place for place, name in enumerate(early, 1) if channels[name] == fewest), default=0)
     return set(early[:count])
+
+
+def _logits(network: Network) -> set[str]:
+    """Return the logits of segmenters: what is resized to be an output, and the sums that it consists of.
+
+    Integers are coarse for images of another size than those that ranges were measured on.
+    """
+    found = {node.input[0] for node in network.nodes if node.op_type == "Resize" and node.output[0] in network.outputs}
+    for node in reversed(network.nodes):
+        if node.output[0] in found and node.op_type == "Add":
+            found.update(node.input)
+    return found

@@ -280,3 +280,18 @@ def test_layers_that_stay_in_float_bring_back_their_part_of_the_accuracy(calibra
 def test_the_zero_of_an_activation_is_exact() -> None:
     affine = Affine(0.1, 51)
     assert affine.fake(torch.tensor([0.0, 0.04, 0.06, -9.0, 99.0])).tolist() == pytest.approx([0, 0, 0.1, -5.1, 20.4])
+
+
+@pytest.mark.parametrize(
+    ("head", "logits"),
+    [
+        ("lraspp", ["head.low_classifier", "head.high_classifier"]),
+        ("deeplab_v3", ["head.classifier.4"]),
+    ],
+)
+def test_logits_of_segmenters_stay_in_float(registry: Registry, head: str, logits: list[str]) -> None:
+    graph = write_from_spec(prepare_model(registry.build("mobilenet_v3_small", head=head, num_classes=3)))
+    network = Network(graph)
+    nodes = place(network).nodes
+    in_float = [layer_name(node) for node in network.nodes if node.op_type == "Conv" and node.name not in nodes]
+    assert in_float == ["stages.C1.0.conv", *logits]
