@@ -26,6 +26,7 @@ __all__ = ["main", "phrase"]
 TYPED = {
     "registry.list_backbones()": "`featuretap list`",
     "pretrained=": "--weights",
+    "budget=": "--budget",
     "images_root=": "--images-root",
     "features_only=True": "--features-only",
     "backbone='mobilenet_v3_large'": "--backbone mobilenet_v3_large",
@@ -53,7 +54,7 @@ SECTIONS = {
     "Images": dict.fromkeys(("taps", "predict", "extract"), "image_commands"),
     "Training": dict.fromkeys(("train", "evaluate"), "training_commands"),
     "Weights": dict.fromkeys(("save", "convert", "join", "push"), "weights_commands"),
-    "Runtimes": dict.fromkeys(("export", "quantize", "bench"), "runtime_commands"),
+    "Runtimes": {"export": "runtime_commands", "quantize": "quantization_commands", "bench": "runtime_commands"},
     "Plugins": dict.fromkeys(("plugins", "new-plugin"), "plugin_commands"),
     "Shell": {"completion": "completion"},
 }

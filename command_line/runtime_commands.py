@@ -1,4 +1,4 @@
-"""`featuretap export`, `quantize` and `bench`. Torch is imported once formats, packages and images are checked."""
+"""`featuretap export` and `bench`. Torch is imported once formats and packages are checked."""
 
 from __future__ import annotations
 
@@ -16,26 +16,21 @@ from featuretap.catalogue.pretrained import CHECKPOINT_SUFFIXES
 from featuretap.command_line import completion, parameters
 from featuretap.command_line.commands import Command
 from featuretap.command_line.interruption import report_unwritten
-from featuretap.command_line.printing import echo, print_json, print_table, report_unreadable
+from featuretap.command_line.printing import echo, print_json, print_table
 from featuretap.runtimes.formats import FORMATS, resolve_format
-from featuretap.support.errors import OptionError, UnknownBackboneError
+from featuretap.support.errors import UnknownBackboneError
 from featuretap.support.extras import check_extra
 from featuretap.support.text import format_count
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from featuretap.runtimes.quantization.report import Report
     from featuretap.support.timing import Timing
     from featuretap.workflows.measuring.comparing import Comparison, Measurement
 
 LIBRARIES = ("timm", "torchvision")
-Paths = tuple[Path, ...]
 LOG = partial(echo, err=True)
 """Of progress, which is not what a command prints."""
-
-BOX_PREDICTIONS = "bbox_regression"
-"""Output by which detectors are compared."""
 
 ONE_SIZE = click.option("--size", type=parameters.SIZE, help="Fix the size of images.  [default: any]")
 
@@ -48,7 +43,7 @@ def _is_file(source: str) -> bool:
         return Path(source).exists()
 
 
-def _arguments(
+def model_arguments(
     source: str, weights: str | None, features_only: bool, options: dict[str, Any], **arguments: Any
 ) -> dict[str, Any]:
     """Return the arguments of `registry.build` or `registry.load`."""
@@ -62,7 +57,7 @@ def _arguments(
     return {**arguments, **options}
 
 
-def _open_source(source: str, weights: str | None, **arguments: Any) -> nn.Module:
+def open_source(source: str, weights: str | None, **arguments: Any) -> nn.Module:
     """Build the backbone of a name, or load the model of a weights file."""
     from featuretap.workflows.inference.modules import open_model
 
@@ -111,116 +106,17 @@ def export_command(
     """
     form = resolve_format(target, format_name)
     form.check_installed()
-    arguments = _arguments(source, weights, **arguments)
+    arguments = model_arguments(source, weights, **arguments)
     from featuretap.support.progress import progress_steps
     from featuretap.workflows.inference.opening import export_without_torch
 
     with report_unwritten(target), progress_steps(log=LOG) as begin:
         if use_torch or not export_without_torch(source, weights, target, form, arguments, size=size, batch=batch):
-            model = _open_source(source, weights, **arguments)
+            model = open_source(source, weights, **arguments)
             from featuretap.runtimes.compiled import export
 
             export(registry.default, model.float(), target, form.name, size, batch, begin)
     echo(f"saved: {target}")
-
-
-@click.command("quantize", cls=Command, short_help="Write a trained model in 8-bit integers, as ONNX.")
-@parameters.SOURCE
-@click.argument("target", type=parameters.PATH, help="The .onnx file to write.")
-@click.option(
-    "--images",
-    type=parameters.PATH,
-    multiple=True,
-    required=True,
-    help="Calibration images or folders; can be repeated.",
-)
-@click.option(
-    "--evaluate-on",
-    type=parameters.PATH,
-    multiple=True,
-    help="Evaluation images or folders.  [default: every fifth of --images]",
-)
-@parameters.weights_option("A tag, or a file or its address, for a NAME.")
-@parameters.FEATURES_ONLY
-@click.option("--taps", type=parameters.TAPS, help="Taps of the backbone, separated by commas.")
-@parameters.one_head_option("One of the heads of a FILE with several.")
-@parameters.backbone_options("An option of the model; can be repeated.")
-@ONE_SIZE
-@click.option("--json", "as_json", is_flag=True, help="Print JSON, with the names of the evaluated images.")
-def quantize_command(
-    source: str,
-    target: Path,
-    images: Paths,
-    evaluate_on: Paths,
-    weights: str | None,
-    size: Any,
-    as_json: bool,
-    **arguments: Any,
-) -> None:
-    """Write the model NAME, or that of a weights FILE, in 8-bit integers as TARGET (.onnx).
-
-    The range of each activation is measured on --images, which should be like those the model will see. On other
-    images the result is compared with the float32 model, and both are timed in ONNX Runtime.
-
-    Example: featuretap quantize mobilenet_v2 small.onnx --images photographs
-    """
-    from featuretap.support.image_files import list_images
-
-    check_extra("featuretap quantize", "onnxruntime", ("onnx", "onnxruntime"))
-    if target.suffix != ".onnx":
-        raise click.UsageError(f"the model in integers is an ONNX file; give {str(target)!r} a name that ends in .onnx")
-    list_images(images)
-    if evaluate_on:
-        list_images(evaluate_on)
-    if weights == "none":
-        raise OptionError("random weights cannot be quantized usefully; name weights, or leave --weights out")
-
-    from featuretap.models.built import description_of
-    from featuretap.runtimes.quantization.quantize import quantize
-    from featuretap.support.progress import progress_steps
-
-    model = _open_source(source, weights, **_arguments(source, weights, **arguments))
-    description = description_of(model)
-    if description.random_head:
-        raise OptionError(
-            f"the classes of {description.name!r} have random weights, which cannot be quantized usefully; train them, "
-            "or give --features-only"
-        )
-    with report_unwritten(target), progress_steps(log=LOG) as begin:
-        report = quantize(
-            registry.default, model.float(), target, images, evaluate_on=evaluate_on, size=size, begin=begin
-        )
-    for error in report.bad.values():
-        echo(error, err=True)
-    if report.bad:
-        report_unreadable(len(report.bad), report.calibrated + len(report.evaluated) + len(report.bad))
-    if as_json:
-        print_json(report.as_json())
-    else:
-        _print_report(report)
-
-
-def _print_report(report: Report) -> None:
-    share = report.bytes_after / report.bytes_before
-    echo(f"{report.path}: {report.bytes_after:,} bytes, {share:.0%} of the model in float32")
-    sizes = {"float32": report.bytes_before, "int8": report.bytes_after}
-    rows = [
-        (name, f"{sizes[name]:,}", f"{timing.median * 1000:.2f}", *_format_ratio(timing))
-        for name, timing in report.timings.items()
-    ]
-    print_table(("dtype", ">bytes", ">ms", ">ratio", ">quartiles"), rows)
-    print_table(
-        ("output", ">cosine similarity", ">relative error", ">same class"),
-        [
-            (name, f"{near.cosine:.4f}", f"{near.error:.4f}", "–" if near.top1 is None else f"{near.top1:.1%}")
-            for name, near in report.agreement.items()
-        ],
-    )
-    if BOX_PREDICTIONS in report.agreement:
-        echo(f"Boxes are decoded and selected in float32, from {' and '.join(report.agreement)}.")
-    fifth = ", every fifth of those given" if report.held_back else ""
-    echo(f"Times are for an input of {'×'.join(map(str, report.shape))}; ratios are to float32, round by round.")
-    echo(f"Calibrated on {report.calibrated} images, and evaluated on {len(report.evaluated)} others{fifth}.")
 
 
 @click.command("bench", cls=Command, short_help="Measure how fast backbones are.")
@@ -282,7 +178,7 @@ def bench_command(
     """
     if picture is not None:
         check_extra("featuretap bench --picture", "bench", ("matplotlib",))
-        _check_picture(picture)
+        check_picture(picture)
     from featuretap.support.progress import progress_steps
     from featuretap.workflows.measuring.comparing import WARM_UP, Setting, build_baselines, compare, set_torch_threads
 
@@ -309,7 +205,7 @@ def bench_command(
             echo(f"picture: {picture}")
 
 
-def _check_picture(path: Path) -> None:
+def check_picture(path: Path) -> None:
     """Check before the measurement that the picture can be written."""
     if path.suffix.lower() != ".png":
         raise click.UsageError(f"the picture {str(path)!r} would be a PNG; give it a name that ends in .png")
@@ -342,12 +238,13 @@ def _row(measured: Measurement) -> tuple[str, ...]:
         f"{timing.median * 1000:.2f}",
         "{:.2f}–{:.2f}".format(*(seconds * 1000 for seconds in timing.quartiles)),
         f"{timing.median * 1000 / measured.setting.batch:.2f}",
-        *_format_ratio(timing),
+        *format_ratio(timing),
         format_count(measured.macs),
         f"{measured.parameters:,}",
         f"{measured.limit_share:.0%}",
     )
 
 
-def _format_ratio(timing: Timing) -> tuple[str, str]:
+def format_ratio(timing: Timing) -> tuple[str, str]:
+    """Return the ratio to the first contender, and its quartiles."""
     return f"{timing.ratio:.3f}", "{:.3f}–{:.3f}".format(*timing.ratio_quartiles)

@@ -16,14 +16,19 @@ from featuretap.command_line.commands import Command
 from featuretap.command_line.printing import echo, print_json, print_table
 from featuretap.support.extras import check_extra
 from featuretap.workflows.datasets.recognition import FORMATS
-from featuretap.workflows.training.configuration import SETTINGS, Configuration, make_configuration, read_configuration
+from featuretap.workflows.training.configuration import (
+    NEEDED,
+    SETTINGS,
+    Configuration,
+    make_configuration,
+    read_configuration,
+)
 
 if TYPE_CHECKING:
     from torch import nn
 
     from featuretap.workflows.training.tasks.task import Metrics, Task
 
-NEEDED = ("torch", "accelerate", "faster_coco_eval", "matplotlib", "tensorboard", "tomli_w", "torchmetrics", "yaml")
 TYPES = {"int": int, "float": float, "str": str, "bool": bool, "tuple[str, ...]": parameters.TAPS}
 COMPLETIONS = {
     "backbone": completion.backbones,

@@ -65,14 +65,14 @@ def split_images(images: Sequence[Path], evaluate_on: Sequence[Path]) -> tuple[l
             raise DataError(
                 "every image to compare on is one that is calibrated on, to which the ranges are fitted; give others"
             )
-        return _sample(found, MAXIMUM_CALIBRATED), _sample(compared, MAXIMUM_COMPARED)
+        return sample_files(found, MAXIMUM_CALIBRATED), sample_files(compared, MAXIMUM_COMPARED)
     if len(found) < MINIMUM_IMAGES:
         raise DataError(
             f"there are too few images to calibrate on some and compare on others: {len(found)}; give "
             f"{MINIMUM_IMAGES} or more, or others to compare on"
         )
     calibrated_on = [file for place, file in enumerate(found, 1) if place % HELD_BACK]
-    return _sample(calibrated_on, MAXIMUM_CALIBRATED), _sample(found[HELD_BACK - 1 :: HELD_BACK], MAXIMUM_COMPARED)
+    return sample_files(calibrated_on, MAXIMUM_CALIBRATED), sample_files(found[HELD_BACK - 1 :: HELD_BACK], MAXIMUM_COMPARED)
 
 
 def make_transform(description: Description, size: tuple[int, int] | None) -> Callable[[Any], Tensor]:
@@ -84,6 +84,7 @@ def make_transform(description: Description, size: tuple[int, int] | None) -> Ca
     return compose_for_size(preprocessing, size)
 
 
-def _sample(files: Sequence[ImageFile], maximum: int) -> list[ImageFile]:
+def sample_files(files: Sequence[ImageFile], maximum: int) -> list[ImageFile]:
+    """Return files that are evenly spread over those given, at most `maximum`."""
     count = min(len(files), maximum)
     return [files[place * len(files) // count] for place in range(count)]

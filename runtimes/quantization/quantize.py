@@ -6,7 +6,7 @@ How integers are fitted is in `method.py`; each step is measured in docs/quantiz
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -16,25 +16,31 @@ import torch
 from torch import Tensor, nn
 
 from featuretap.models.built import unwrap
-from featuretap.runtimes.agreement import Outputs, measure_agreement
 from featuretap.runtimes.compiled import write_verified
 from featuretap.runtimes.exportable import prepare_model
 from featuretap.runtimes.exported_files import keep_on_success
 from featuretap.runtimes.formats import ONNX
-from featuretap.runtimes.quantization.images import make_transform, read_images, split_images
+from featuretap.runtimes.quantization.budget import (
+    RELATIVE_ERROR,
+    SENSITIVITY_IMAGES,
+    Budget,
+    Evaluate,
+    Selection,
+    check_budget,
+    select_layers,
+)
+from featuretap.runtimes.quantization.images import make_transform, read_images, sample_files, split_images
 from featuretap.runtimes.quantization.report import Report
 from featuretap.runtimes.signature import library_errors, outputs_by_spec
-from featuretap.runtimes.verification import PREDICTIONS
 from featuretap.specs.description import Description
 from featuretap.specs.graph import IMAGE
 from featuretap.support.errors import HeadError, Hint, OptionError
 from featuretap.support.extras import check_extra
+from featuretap.support.image_files import ImageFile
 from featuretap.support.progress import Begin, log_steps
 from featuretap.support.timing import PAUSE, time_interleaved
 
 if TYPE_CHECKING:
-    import onnx
-
     from featuretap.catalogue.catalogue import Catalogue
 
 QUANTIZED = "featuretap.quantized"
@@ -61,6 +67,8 @@ def quantize(
     evaluate_on: Sequence[Path] = (),
     size: tuple[int, int] | None = None,
     threads: int | None = None,
+    budget: float | None = None,
+    evaluate: Evaluate | None = None,
     begin: Begin = log_steps,
 ) -> Report:
     """Write a model in 8-bit integers as an ONNX file, which `registry.compile` opens; see `Registry.quantize`.
@@ -74,16 +82,20 @@ def quantize(
         size: (height, width) in pixels that the model takes and that images are resized to; None for any, with images
             as the weights' preprocessing prepares them.
         threads: of the runtime when both models are timed; None for as many as PyTorch has.
+        budget: maximum relative error of an output, or with `evaluate` points of its metric that may be lost.
+        evaluate: evaluates an exported file on labelled images.
         begin: called with the label of each step and the number of its parts; it returns what is called after each.
 
     Raises:
-        OptionError: another suffix than .onnx.
+        OptionError: another suffix than .onnx, or an invalid budget.
         HeadError: another detector, or a detector among several heads.
-        ExportError: the ONNX file in float32 computes something else than the model, or a runtime does not run it.
+        ExportError: the ONNX file in float32 computes something else than the model, a runtime does not run it, or the
+            budget does not hold even with all layers in float32.
     """
     check_extra("quantising", ONNX.extra, ONNX.modules)
     if path.suffix != ".onnx":
         raise OptionError(f"the quantised model would be an ONNX file; give {str(path)!r} a name that ends in .onnx")
+    check_budget(budget, labelled=evaluate is not None)
     _check_head(unwrap(model, "registry.quantize reads").description)
     prepared = replace(prepare_model(model, size), session=ONNX.session)
     prepared.check_on_cpu("onnxruntime")
@@ -93,38 +105,46 @@ def quantize(
     bad_to_compare: dict[str, str] = {}
     import onnx
 
-    from featuretap.runtimes.model_graphs import graph_of, written_or_traced
-    from featuretap.runtimes.quantization.detectors import split_detector, without_outputs
-    from featuretap.runtimes.quantization.method import calibrate
+    from featuretap.runtimes.model_graphs import written_or_traced
+    from featuretap.runtimes.quantization.calibrated_model import calibrate_model, call_of
+
+    def images_to_compare(files: Sequence[ImageFile], done: Callable[[], object] = lambda: None) -> Iterator[Tensor]:
+        return read_images(files, transform, "compare on", bad_to_compare, done)
 
     threads = threads or torch.get_num_threads()
-    names = compared = prepared.signature.outputs
     with keep_on_success(path) as written, library_errors(f"cannot quantise {prepared.label}"):
         written_or_traced(prepared, lambda model: write_verified(catalogue, model, ONNX, written, begin))
-        exported = onnx.load(written)
+        exported, bytes_before = onnx.load(written), written.stat().st_size
+        score = None if evaluate is None else evaluate(written)
         images_read = read_images(files, transform, "calibrate on", bad, begin("reading images", len(files)))
-        if prepared.detects:
-            compared = PREDICTIONS
-            detector = split_detector(graph_of(prepared, intermediate=True), compared)
-            calibrated = calibrate(detector.network, [*map(detector.prepare(threads), images_read)], begin)
-            with_predictions = {"float32": detector.graph, "int8": detector.with_network(calibrated.write())}
-            quantised = without_outputs(with_predictions["int8"], compared)
-            quantised.metadata_props.extend(exported.metadata_props)
-        else:
-            calibrated = calibrate(exported, [*images_read], begin)
-            quantised = calibrated.write()
-            with_predictions = {"float32": exported, "int8": quantised}
-        method = json.dumps({**METHOD, "images": calibrated.images}, sort_keys=True)
-        quantised.metadata_props.add(key=QUANTIZED, value=method)
+        calibrated = calibrate_model(prepared, exported, images_read, threads, begin)
+        kept, spent = Selection(), None
+        if budget is not None:
+            few = list(images_to_compare(sample_files(files_to_compare, SENSITIVITY_IMAGES)))
+
+            def loss_of(in_float: Collection[str]) -> float:
+                if evaluate is None or score is None:
+                    return calibrated.measure_error(images_to_compare(files_to_compare), in_float)
+                written.write_bytes(calibrated.file(in_float).SerializeToString())
+                return score.percent - evaluate(written).percent
+
+            measure = RELATIVE_ERROR if score is None else f"points of {score.metric}"
+            error_of = partial(calibrated.measure_error, few)
+            kept = select_layers(calibrated.layers, budget, measure, error_of, loss_of, begin)
+            spent = Budget(measure, budget, kept.loss)
+        quantised = calibrated.file(kept.in_float)
+        bytes_added = quantised.ByteSize() - calibrated.file().ByteSize() if kept.in_float else 0
+        method: dict[str, Any] = {**METHOD, "images": calibrated.images}
+        if kept.in_float:
+            method["in_float32"] = list(kept.in_float)
+        quantised.metadata_props.add(key=QUANTIZED, value=json.dumps(method, sort_keys=True))
         done = begin("comparing with float32", len(files_to_compare))
-        read = read_images(files_to_compare, transform, "compare on", bad_to_compare, done)
-        calls = _calls(with_predictions, compared, threads)
-        agreement = measure_agreement(_outputs_of(calls.values(), compared, image) for image in read)
-        image = next(read_images(files_to_compare, transform, "compare on", bad_to_compare))
-        calls = _calls({"float32": exported, "int8": quantised}, names, threads)
+        agreement = calibrated.measure_agreement(images_to_compare(files_to_compare, done), kept.in_float)
+        image = next(images_to_compare(files_to_compare))
+        graphs = {"float32": exported, "int8": quantised}
+        calls = {name: call_of(graph, prepared.signature.outputs, threads) for name, graph in graphs.items()}
         runs = {name: partial(call, {IMAGE: image.numpy()}) for name, call in calls.items()}
         timings = time_interleaved(runs, ROUNDS, WARM_UP, PAUSE, begin("timing", len(runs) * (ROUNDS + WARM_UP)))
-        bytes_before = written.stat().st_size
         written.write_bytes(quantised.SerializeToString())
     return Report(
         path=path,
@@ -137,6 +157,10 @@ def quantize(
         held_back=not evaluate_on,
         bad=bad | bad_to_compare,
         agreement=agreement,
+        budget=spent,
+        in_float32=kept.in_float,
+        bytes_added=bytes_added,
+        sensitivity=kept.sensitivity,
     )
 
 
@@ -153,16 +177,3 @@ def _check_head(description: Description) -> None:
             f"the head {description.head!r} is not quantized, since its graph is not written from its spec; take "
             "'ssdlite' or 'ssd', or quantize the backbone that its taps come from"
         )
-
-
-def _calls(graphs: Mapping[str, onnx.ModelProto], names: Sequence[str], threads: int) -> dict[str, Callable[..., Any]]:
-    """Return what runs each graph in ONNX Runtime, and returns the outputs `names`."""
-    from featuretap.runtimes.onnx_runtime import onnx_session
-
-    sessions = {name: onnx_session(graph.SerializeToString(), threads) for name, graph in graphs.items()}
-    return {name: partial(session.run, list(names)) for name, session in sessions.items()}
-
-
-def _outputs_of(calls: Iterable[Callable[..., Any]], names: Sequence[str], image: Tensor) -> tuple[Outputs, Outputs]:
-    expected, found = (dict(zip(names, call({IMAGE: image.numpy()}), strict=True)) for call in calls)
-    return expected, found

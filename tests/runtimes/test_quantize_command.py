@@ -2,10 +2,12 @@
 
 import json
 import random
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import onnx
 import pytest
 import torch
 from PIL import Image
@@ -77,6 +79,46 @@ def test_the_report_of_a_detector_names_what_is_compared(run: Run, images: Path,
     assert (ran.status, ran.err) == (0, "")
 
 
+def test_a_budget_and_the_sensitivity_of_layers(run: Run, weights: Path, images: Path, tmp_path: Path) -> None:
+    target, drawn = tmp_path / "small.onnx", tmp_path / "layers.png"
+    ran = run(
+        *("quantize", weights, target, "--images", images, "--size", 32, "--taps", "C1,C2"),
+        *("--budget", 0.02, "--picture", drawn),
+    )
+    assert (ran.status, ran.err) == (0, "")
+    lines = [line for line in ran.out.splitlines() if "──" not in line]
+    start = next(place for place, line in enumerate(lines) if line.startswith("layer "))
+    end = lines.index("Sensitivity is the relative error of the outputs with only this layer in integers.")
+    rows = [line.split() for line in lines[start + 1 : end] if "less sensitive" not in line]
+    in_float = [row[0] for row in rows if row[2] == "float32"]
+    stated = {prop.key: prop.value for prop in onnx.load(target).metadata_props}["featuretap.quantized"]
+    assert json.loads(stated)["float32"] == in_float
+    assert in_float
+    assert [float(row[1]) for row in rows] == sorted((float(row[1]) for row in rows), reverse=True)
+    loss, stated_limit = lines[end + 1].removeprefix("Budget: ").split(" of ", 1)
+    assert float(loss) <= 0.02
+    assert stated_limit.startswith(f"0.02 (relative error), with {len(in_float)} of 7 layers in float32, which add ")
+    assert lines[-1] == f"picture: {drawn}"
+    with Image.open(drawn) as opened:
+        assert opened.format == "PNG"
+
+
+def test_a_budget_on_labelled_images_as_json(run: Run, weights: Path, images: Path, tmp_path: Path) -> None:
+    for number, path in enumerate(sorted(images.iterdir())):
+        folder = tmp_path / "data" / ("train", "val")[number % 2] / "abc"[number % 3]
+        folder.mkdir(parents=True, exist_ok=True)
+        shutil.copy(path, folder)
+    ran = run(
+        *("quantize", weights, tmp_path / "small.onnx", "--images", images, "--json"),
+        *("--budget", 100, "--data", tmp_path / "data"),
+    )
+    assert (ran.status, ran.err) == (0, "")
+    said: dict[str, Any] = json.loads(ran.out)
+    assert (said["budget"]["measure"], said["budget"]["limit"]) == ("points of accuracy", 100)
+    assert said["in_float32"] == {"layers": [], "bytes_added": 0}
+    assert "head.logits" in said["sensitivity"]
+
+
 BAD: dict[str, tuple[tuple[str, ...], str]] = {
     "an ending of no ONNX file": (
         ("mobilenet_v2", "model.xml", "--images", "IMAGES"),
@@ -89,6 +131,22 @@ BAD: dict[str, tuple[tuple[str, ...], str]] = {
     "random weights": (
         ("mobilenet_v2", "model.onnx", "--images", "IMAGES", "--weights", "none"),
         "random weights cannot be quantized usefully; name weights, or leave --weights out",
+    ),
+    "a budget of zero": (
+        ("mobilenet_v2", "model.onnx", "--images", "IMAGES", "--budget", "0"),
+        "a budget must be above 0, a relative error or, with labelled images, points of their metric; got 0.0",
+    ),
+    "labelled images without a budget": (
+        ("mobilenet_v2", "model.onnx", "--images", "IMAGES", "--data", "digits"),
+        "labelled images have no effect without a budget; give the --budget",
+    ),
+    "a picture without a budget": (
+        ("mobilenet_v2", "model.onnx", "--images", "IMAGES", "--picture", "layers.png"),
+        "--picture draws what --budget measures; give --budget, or leave --picture out",
+    ),
+    "a picture that is no PNG": (
+        ("mobilenet_v2", "model.onnx", "--images", "IMAGES", "--budget", "0.1", "--picture", "layers.svg"),
+        "the picture 'layers.svg' would be a PNG; give it a name that ends in .png",
     ),
     "weights of a file": (
         ("WEIGHTS", "model.onnx", "--images", "IMAGES", "--weights", "other.pth"),

@@ -32,6 +32,7 @@ from featuretap.workflows.datasets.recognition import FORMATS
 from featuretap.workflows.training.consistency import check_consistency
 
 __all__ = [
+    "NEEDED",
     "SETTINGS",
     "Configuration",
     "Setting",
@@ -42,6 +43,9 @@ __all__ = [
     "resolve_defaults",
     "with_absolute_paths",
 ]
+
+NEEDED = ("torch", "accelerate", "faster_coco_eval", "matplotlib", "tensorboard", "tomli_w", "torchmetrics", "yaml")
+"""Modules that training and evaluation need, of the extra `train`."""
 
 MAX_WORKERS = 8
 """Beyond which more worker processes rarely make training faster."""

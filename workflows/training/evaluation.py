@@ -49,6 +49,7 @@ def evaluate(
     out: Path | None = None,
     log: Callable[[str], None] = print,
     log_every: float = 60.0,
+    quiet: bool = False,
 ) -> tuple[Metrics, Task, bool]:
     """Evaluate a model on a data set, in all processes together, each image once.
 
@@ -67,6 +68,7 @@ def evaluate(
         out: folder for tables and pictures; None for none.
         log: called with a line about the data, and for progress where no terminal shows it, in the main process only.
         log_every: seconds between lines of progress; 0 for none.
+        quiet: show no progress, log nothing and do not warn, where this is a step of something else.
 
     Returns:
         the metrics, the task, and whether this is the main process (rank 0).
@@ -84,7 +86,7 @@ def evaluate(
         batch_size, settings["cpu"] = model.batch or batch_size, True
     with open_accelerator(**settings) as accelerator:
         is_main, processes = accelerator.is_main_process, accelerator.num_processes
-        shown: dict[str, Any] = {"shown": is_main, "log": log, "every": log_every}
+        shown: dict[str, Any] = {"shown": is_main and not quiet, "log": log, "every": log_every}
         opening = source, val_fraction, seed, download_to, data_format, images_root
         first = first_label(spec.head)
         known = class_names(description)[first:]
@@ -103,7 +105,7 @@ def evaluate(
                 except OSError as error:
                     problem = error.strerror or error
                     raise TrainingError(f"cannot make the folder {str(out)!r}: {problem}") from error
-                for line in lines:
+                for line in () if quiet else lines:
                     log(line)
                 with bar("checking images", len(data.train) + len(data.val), **shown) as report:
                     check_readable(data, report)
@@ -114,7 +116,7 @@ def evaluate(
         )
         with bar("evaluating", len(samples) // processes, **shown) as report:
             metrics = compute_metrics(accelerator, task, model, batches, report)
-    if is_main:
+    if is_main and not quiet:
         _report_absent(metrics, task)
     if out is not None and is_main:
         write_detections(out, data.classes, samples, metrics, data.ids)

@@ -3,7 +3,7 @@
 A line with `type: ignore` is a wrong use that a type checker has to find: an ignore that is not needed is an error too.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, assert_type
 
@@ -33,6 +33,7 @@ from featuretap.registry.specs import (
 )
 from featuretap.registry.testing import BackboneConformance
 from featuretap.runtimes.compiled import CompiledModel
+from featuretap.runtimes.quantization.budget import Budget
 from featuretap.runtimes.quantization.report import Report
 from featuretap.runtimes.sessions import Session
 from featuretap.specs.description import Description
@@ -136,12 +137,17 @@ def running(model: nn.Module, images: Tensor) -> None:
     report = registry.quantize(model, "small.onnx", "photographs", evaluate_on=["others", Path("more")])
     assert_type(report, Report)
     assert_type(report.bytes_after, int)
+    limited = registry.quantize(model, "small.onnx", "photographs", budget=0.5, data=Path("labelled"))
+    assert_type(limited.budget, Budget | None)
+    assert_type(limited.in_float32, Sequence[str])
+    assert_type(limited.sensitivity, Mapping[str, float])
     assert_type(registry.transforms(model, whole=True), Callable[[Any], Any])
     fast(images)
     registry.compile(model, size=224)  # type: ignore[arg-type]
     registry.export(model)  # type: ignore[call-arg]
     registry.fuse("features.onnx")  # type: ignore[arg-type]
     registry.quantize(model, "small.onnx")  # type: ignore[call-arg]
+    registry.quantize(model, "small.onnx", "photographs", budget="0.5")  # type: ignore[arg-type]
 
 
 def catching() -> int:
