@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from featuretap.runtimes.quantization.report import Report
-from featuretap.workflows.training.plots import make_figure, save_figure, shorten_name
+from featuretap.workflows.training.plots import make_figure, save_figure
 
 WIDTH, BAR = 7.0, 0.17
 """Inches."""
@@ -24,7 +24,7 @@ def write_sensitivity(report: Report, path: Path) -> None:
         errors = list(report.sensitivity.values())
         if places:
             axes.barh(places, [errors[place] for place in places], color=colour, label=dtype)
-    axes.set_yticks(range(len(report.sensitivity)), map(shorten_name, report.sensitivity), fontsize="x-small")
+    axes.set_yticks(range(len(report.sensitivity)), list(report.sensitivity), fontsize="x-small")
     axes.set_ylim(len(report.sensitivity) - 0.5, -0.5)
     axes.set_xlabel("relative error of the outputs with only this layer in 8-bit integers")
     axes.legend(title="computed in", fontsize="small")
