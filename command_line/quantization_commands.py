@@ -192,8 +192,7 @@ def _print_budget(report: Report, budget: Budget) -> None:
     if left:
         echo(f"And {left} less sensitive layers; --json prints all.")
     echo("Sensitivity is the relative error of the outputs with only this layer in integers.")
-    layers = f"{len(report.in_float32)} of {len(report.sensitivity)} layers"
-    echo(
-        f"Budget: {budget.loss:.3g} of {budget.limit:g} ({budget.measure}), with {layers} in float32, which add "
-        f"{report.bytes_added:,} bytes."
-    )
+    count, total = len(report.in_float32), len(report.sensitivity)
+    kept = f"{count} of {total} layers in float32, which add {report.bytes_added:,} bytes"
+    held = kept if count else f"all {total} layers in integers"
+    echo(f"Budget: {budget.loss:.3g} of {budget.limit:g} ({budget.measure}), with {held}.")

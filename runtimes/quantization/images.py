@@ -72,7 +72,9 @@ def split_images(images: Sequence[Path], evaluate_on: Sequence[Path]) -> tuple[l
             f"{MINIMUM_IMAGES} or more, or others to compare on"
         )
     calibrated_on = [file for place, file in enumerate(found, 1) if place % HELD_BACK]
-    return sample_files(calibrated_on, MAXIMUM_CALIBRATED), sample_files(found[HELD_BACK - 1 :: HELD_BACK], MAXIMUM_COMPARED)
+    return sample_files(calibrated_on, MAXIMUM_CALIBRATED), sample_files(
+        found[HELD_BACK - 1 :: HELD_BACK], MAXIMUM_COMPARED
+    )
 
 
 def make_transform(description: Description, size: tuple[int, int] | None) -> Callable[[Any], Tensor]:

@@ -2,6 +2,7 @@
 
 import json
 import random
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -83,7 +84,7 @@ def test_a_budget_and_the_sensitivity_of_layers(run: Run, weights: Path, images:
     target, drawn = tmp_path / "small.onnx", tmp_path / "layers.png"
     ran = run(
         *("quantize", weights, target, "--images", images, "--size", 32, "--taps", "C1,C2"),
-        *("--budget", 0.02, "--picture", drawn),
+        *("--budget", 0.01, "--picture", drawn),
     )
     assert (ran.status, ran.err) == (0, "")
     lines = [line for line in ran.out.splitlines() if "──" not in line]
@@ -92,15 +93,31 @@ def test_a_budget_and_the_sensitivity_of_layers(run: Run, weights: Path, images:
     rows = [line.split() for line in lines[start + 1 : end] if "less sensitive" not in line]
     in_float = [row[0] for row in rows if row[2] == "float32"]
     stated = {prop.key: prop.value for prop in onnx.load(target).metadata_props}["featuretap.quantized"]
-    assert json.loads(stated)["float32"] == in_float
+    assert json.loads(stated)["in_float32"] == in_float
     assert in_float
     assert [float(row[1]) for row in rows] == sorted((float(row[1]) for row in rows), reverse=True)
     loss, stated_limit = lines[end + 1].removeprefix("Budget: ").split(" of ", 1)
-    assert float(loss) <= 0.02
-    assert stated_limit.startswith(f"0.02 (relative error), with {len(in_float)} of 7 layers in float32, which add ")
+    assert float(loss) <= 0.01
+    assert stated_limit.startswith(
+        f"0.01 (relative error), with {len(in_float)} of {len(rows)} layers in float32, which add "
+    )
     assert lines[-1] == f"picture: {drawn}"
     with Image.open(drawn) as opened:
         assert opened.format == "PNG"
+
+
+def test_a_budget_that_cannot_hold_is_refused_in_one_line(
+    run: Run, weights: Path, images: Path, tmp_path: Path
+) -> None:
+    target = tmp_path / "small.onnx"
+    ran = run("quantize", weights, target, "--images", images, "--size", 32, "--taps", "C1", "--budget", "1e-12")
+    assert (ran.status, ran.out) == (2, "")
+    assert re.fullmatch(
+        r"featuretap: the budget of 1e-12 does not hold: the smallest loss is \S+ \(relative error\), with \d of \d "
+        r"layers in float32; give a larger --budget\n",
+        ran.err,
+    )
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_budget_on_labelled_images_as_json(run: Run, weights: Path, images: Path, tmp_path: Path) -> None:

@@ -19,9 +19,8 @@ from featuretap.registry import Registry
 from featuretap.registry.errors import DataError, MissingExtraError, OptionError
 from featuretap.registry.specs import RE, RE6, BackboneSpec, Conv, Separable
 from featuretap.runtimes.agreement import measure_agreement
+from featuretap.runtimes.quantization import calibrated_model
 from featuretap.runtimes.quantization import images as quantization_images
-from featuretap.runtimes.quantization import method
-from featuretap.runtimes.quantization import quantize as quantization
 from featuretap.runtimes.quantization.quantize import QUANTIZED, quantize
 from featuretap.runtimes.quantization.report import Report
 
@@ -191,14 +190,14 @@ def test_a_pretrained_classifier_agrees_with_itself_on_photographs_that_it_was_n
     assert report.bytes_after < 0.3 * report.bytes_before
 
 
-@pytest.mark.parametrize("broken", [(method, "calibrate"), (quantization, "measure_agreement")])
+@pytest.mark.parametrize("step", ["calibrate", "measure_agreement"])
 def test_an_interrupted_quantisation_leaves_the_old_file_and_nothing_else(
     registry: Registry,
     tiny: nn.Module,
     images: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-    broken: tuple[object, str],
+    step: str,
 ) -> None:
     target, scratch = tmp_path / "kept" / "tiny.onnx", tmp_path / "scratch"
     target.parent.mkdir()
@@ -209,7 +208,7 @@ def test_an_interrupted_quantisation_leaves_the_old_file_and_nothing_else(
     def interrupted(*arguments: object, **options: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(*broken, interrupted)
+    monkeypatch.setattr(calibrated_model, step, interrupted)
     with pytest.raises(KeyboardInterrupt):
         quantize(registry, tiny, target, [images])
     assert target.read_bytes() == b"of before"

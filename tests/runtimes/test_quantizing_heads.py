@@ -17,7 +17,7 @@ from torch import nn
 from featuretap.registry import Registry
 from featuretap.registry.errors import ExportError, HeadError
 from featuretap.registry.specs import RE, BackboneSpec, Conv
-from featuretap.runtimes.quantization import method
+from featuretap.runtimes.quantization import calibrated_model
 from featuretap.runtimes.quantization import quantize as quantization
 from featuretap.runtimes.quantization.quantize import quantize
 from featuretap.runtimes.quantization.report import Report
@@ -205,10 +205,7 @@ def test_an_error_of_the_runtime_is_one_line(
     def fail(*arguments: object, **options: object) -> None:
         raise RuntimeError("[ONNXRuntimeError] : 1 : FAIL : Node (Resize_127)\nof two lines")
 
-    if step == "calibration":
-        monkeypatch.setattr(method, "calibrate", fail)
-    else:
-        monkeypatch.setattr(quantization, "measure_agreement", fail)
+    monkeypatch.setattr(calibrated_model, {"calibration": "calibrate", "comparison": "measure_agreement"}[step], fail)
     model = registry.build(SHALLOW, features_only=True, taps=("C1",))
     with pytest.raises(ExportError) as raised:
         quantized(registry, model, tmp_path / "a.onnx", images, size=(32, 32))
