@@ -19,10 +19,10 @@ from featuretap.runtimes.quantization.rounding import Rounded, round_layers
 from featuretap.runtimes.quantization.statistics import measure
 from featuretap.support.progress import Begin
 
-PIXELS = 16 * 224 * 224
-"""Of the images that ranges and weights are fitted on; twice as many change little."""
+PIXELS = 32 * 224 * 224
+"""Of the images that ranges and weights are fitted on. With half of them, MobileNetV2's logits differ by 0.105 in place of 0.091."""
 
-LEAST_IMAGES = 4
+LEAST_IMAGES = 8
 
 
 @dataclass(frozen=True)
