@@ -20,7 +20,8 @@ from featuretap.runtimes.quantization.statistics import measure
 from featuretap.support.progress import Begin
 
 PIXELS = 32 * 224 * 224
-"""Of the images that ranges and weights are fitted on. With half of them, MobileNetV2's logits differ by 0.105 in place of 0.091."""
+"""Of the images that ranges and weights are fitted on. With half of them, the error of MobileNetV2's logits is 0.105 in
+place of 0.091."""
 
 LEAST_IMAGES = 8
 
