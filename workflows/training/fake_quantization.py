@@ -37,8 +37,8 @@ LARGEST = 127
 """Magnitude of an 8-bit weight."""
 
 LARGEST_SUMMED = 64
-"""Magnitude of a weight whose products are summed over channels. Files limit pairs of them to 128, which leaves each 7 to
-8 bits: training for 7 holds for all."""
+"""Magnitude of a weight whose products are summed over channels. Files limit pairs of them to 128, which leaves each 7
+to 8 bits: training for 7 holds for all."""
 
 LARGEST_ACTIVATION = 255
 
