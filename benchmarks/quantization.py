@@ -149,17 +149,12 @@ def _nothing(label: str, parts: int) -> Callable[[], None]:
     return lambda: None
 
 
-def _unequalised(network: Any, placement: Any, statistics: Any) -> tuple[onnx.ModelProto, dict[str, Any]]:
-    return network.graph, {}
-
-
 def _extremes(statistics: Statistics) -> tuple[float, float]:
     return float(statistics.low.min()), max(float(statistics.high.max()), 1e-8)
 
 
 STEPS: dict[str, tuple[Any, ...]] = {
     "all steps": (),
-    "channels not equalised": (patch.object(method, "equalise", _unequalised),),
     "ranges: extremes": (patch.object(method, "best_range", _extremes),),
     "weights: nearest integers": (patch.object(rounding, "MAXIMUM_COLUMNS", 0),),
     "pairs of weights unlimited": (patch.object(rounding, "LARGEST_SUM", 2 * rounding.LARGEST),),

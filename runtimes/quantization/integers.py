@@ -23,7 +23,7 @@ def write_integers(
     """Return a network with the nodes of a placement in integers.
 
     Args:
-        network: in float32, equalised.
+        network: in float32.
         placement: of the integers.
         affine: activation → scale and zero point.
         rounded: weight's name → integers of the layers.

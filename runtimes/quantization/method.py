@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from featuretap.runtimes.quantization.affine import Affine, affine_of
-from featuretap.runtimes.quantization.equalisation import equalise
 from featuretap.runtimes.quantization.integers import write_integers
 from featuretap.runtimes.quantization.network import Network
 from featuretap.runtimes.quantization.placement import place
@@ -31,7 +30,7 @@ class Calibrated:
     """A network that is ready to be written in integers.
 
     Args:
-        network: in float32, equalised.
+        network: in float32.
         affine: activation → scale and zero point.
         rounded: weight's name → integers of the layers.
         images: number of images that it was fitted on.
@@ -65,14 +64,7 @@ def calibrate(graph: onnx.ModelProto, images: Sequence[Tensor], begin: Begin) ->
     network = Network(graph)
     placement = place(network)
     statistics = measure(network, placement.activations, images, begin("measuring ranges", len(images)))
-    equalised, scales = equalise(network, placement, statistics)
-    network = Network(equalised)
-    placement = place(network)
-    ranges = {}
-    for name in placement.activations:
-        original = name.removesuffix("_scaled")
-        measured = statistics[original]
-        ranges[name] = best_range(measured.scaled(scales[original]) if original in scales else measured)
+    ranges = {name: best_range(measured) for name, measured in statistics.items()}
     affine = affine_of(network, placement, ranges)
     same_size = torch.cat([image for image in images if image.shape == images[0].shape])
     rounded = round_layers(network, placement, affine, same_size, lambda count: begin("rounding weights", count))

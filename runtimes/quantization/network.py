@@ -179,7 +179,6 @@ OPERATORS: dict[str, Callable[..., Tensor | None]] = {
     "HardSigmoid": _hard_sigmoid,
     "HardSwish": lambda _, x: functional.hardswish(x),
     "Identity": lambda _, x: x,
-    "Min": lambda _, x, y: torch.minimum(x, y),
     "Mul": lambda _, x, y: x * y,
     "Relu": lambda _, x: x.relu(),
     "Reshape": _reshape,

@@ -64,14 +64,10 @@ def absorbed(network: Network, node: onnx.NodeProto) -> list[onnx.NodeProto]:
     """Return the ReLUs after a node, which the range of integers replaces: values beyond it are cut."""
     found: list[onnx.NodeProto] = []
     after = network.only_consumer(node.output[0])
-    while after is not None and (after.op_type in ("Relu", "Clip") or _is_upper_bound(network, after)):
+    while after is not None and after.op_type in ("Relu", "Clip"):
         found.append(after)
         after = network.only_consumer(after.output[0])
     return found
-
-
-def _is_upper_bound(network: Network, node: onnx.NodeProto) -> bool:
-    return node.op_type == "Min" and len(node.input) == 2 and network.is_constant(node.input[1])
 
 
 def after_activation(network: Network, node: onnx.NodeProto) -> str:

@@ -49,7 +49,7 @@ QUANTIZED = "featuretap.quantized"
 METHOD = {
     "format": "QDQ",
     "weights": "int8 per channel, each rounded to make up for the errors of those before",
-    "activations": "uint8, equalised",
+    "activations": "uint8",
     "ranges": "least effect on the outputs",
     "float32": "up to the last map at stride 2 with the fewest channels",
 }

@@ -67,7 +67,7 @@ def round_layers(
     appendix D).
 
     Args:
-        network: in float32, equalised.
+        network: in float32.
         placement: of the integers.
         affine: activation → its scale and zero point.
         images: (N, C, H, W).

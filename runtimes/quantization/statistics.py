@@ -38,10 +38,6 @@ class Statistics:
         steps = (np.arange(BINS) + 0.5) / BINS
         return self.low[:, None] + (self.high - self.low)[:, None] * steps
 
-    def scaled(self, scale: Array) -> Statistics:
-        """Return those of the activation divided by a `scale` of each channel (C,)."""
-        return Statistics(self.low / scale, self.high / scale, self.weights * scale[:, None] ** 2)
-
 
 def measure(
     network: Network, activations: Sequence[str], images: Sequence[Tensor], done: Callable[[], object]

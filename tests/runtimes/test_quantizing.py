@@ -83,7 +83,7 @@ def test_the_file_describes_its_quantisation(made: Report) -> None:
     assert json.loads(said[QUANTIZED]) == {
         "format": "QDQ",
         "weights": "int8 per channel, each rounded to make up for the errors of those before",
-        "activations": "uint8, equalised",
+        "activations": "uint8",
         "ranges": "least effect on the outputs",
         "float32": "up to the last map at stride 2 with the fewest channels",
         "images": 12,
