@@ -30,7 +30,7 @@ NOT_RUN = {
     "docs/how-to/features-for-my-detector.md": 3,
     "docs/how-to/raspberry-pi.md": 1,
     "docs/how-to/weights-to-other-libraries.md": 1,
-    "docs/quantization.md": 1,
+    "docs/quantization.md": 3,
     "docs/runtimes.md": 1,
     "docs/how-to/several-heads.md": 1,
     "docs/training.md": 5,
