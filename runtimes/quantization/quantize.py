@@ -87,7 +87,7 @@ def quantize(
         begin: called with the label of each step and the number of its parts; it returns what is called after each.
 
     Raises:
-        OptionError: another suffix than .onnx, or an invalid budget.
+        OptionError: another suffix than .onnx, an invalid budget, or a model that ends before the layers in integers.
         HeadError: another detector, or a detector among several heads.
         ExportError: the ONNX file in float32 computes something else than the model, a runtime does not run it, or the
             budget does not hold even with all layers in float32.
@@ -118,6 +118,10 @@ def quantize(
         score = None if evaluate is None else evaluate(written)
         images_read = read_images(files, transform, "calibrate on", bad, begin("reading images", len(files)))
         calibrated = calibrate_model(prepared, exported, images_read, threads, begin)
+        if not calibrated.layers:
+            raise OptionError(
+                f"no layer of {prepared.label} would be in integers, since the first ones stay in float32; export it",
+            )
         kept, spent = Selection(), None
         if budget is not None:
             few = list(images_to_compare(sample_files(files_to_compare, SENSITIVITY_IMAGES)))

@@ -223,6 +223,13 @@ def built(registry: Registry, name: str = "mobilenet_v3_small", **options: objec
 
 
 REFUSED: dict[str, tuple[type[Exception], Prepare, str]] = {
+    "nothing but early layers": (
+        OptionError,
+        lambda registry, images, folder: quantize(
+            registry, built(registry), folder / "model.onnx", [images / "001.png"], evaluate_on=[images / "002.png"]
+        ),
+        "no layer of 'mobilenet_v3_small' would be in integers, since the first ones stay in float32; export it",
+    ),
     "another ending": (
         OptionError,
         lambda registry, images, folder: quantize(registry, built(registry), folder / "model.xml", [images]),
