@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 Paths = tuple[Path, ...]
 
 BOX_PREDICTIONS = "bbox_regression"
-"""Output by which detectors are compared."""
+"""Output that only detectors have."""
 
 LAYERS = 10
 """Least number of layers that a report with a budget prints."""

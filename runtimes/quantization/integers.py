@@ -143,7 +143,7 @@ class _Writer:
             bias = bias + attributes.get("beta", 0.5) / attributes.get("alpha", 0.2)
         scales = np.float32(self._scale(node.input[0])) * rounded.scales
         limits = np.iinfo(np.int32)
-        # A channel whose weights are all zero has a scale near zero.
+        # Weights near zero have a scale that a very large bias does not fit.
         integers = np.clip(np.round(bias / scales.astype(np.float64)), limits.min, limits.max).astype(np.int32)
         name = node.input[2] if len(node.input) > 2 else f"{node.input[1]}_bias"
         inputs = [x, weight, self._dequantized(name, integers, scales, 0)]

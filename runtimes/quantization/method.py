@@ -42,9 +42,9 @@ class Calibrated:
     images: int
 
     @property
-    def layers(self) -> dict[str, int]:
-        """Layer → number of its weights."""
-        return {name.removesuffix(".weight"): rounded.weights.size for name, rounded in self.rounded.items()}
+    def layers(self) -> tuple[str, ...]:
+        """Names of the layers in integers, each that of its weights without ".weight"."""
+        return tuple(name.removesuffix(".weight") for name in self.rounded)
 
     def write(self, in_float: Collection[str] = ()) -> onnx.ModelProto:
         """Return the graph in integers, with the layers `in_float` computed in float32."""

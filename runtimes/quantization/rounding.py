@@ -33,8 +33,12 @@ MAXIMUM_COLUMNS = 4096
 """Weights of an output channel up to which the Gram matrix of a layer is computed; larger layers are rounded to the
 nearest integers."""
 
+SMALLEST_RELATIVE = 1e-4
+"""Minimum of a channel's largest weight, relative to that of the layer. A bias is stored in 32 bits, in steps that
+follow from the weights' scale; for channels with weights near zero they would not hold it."""
+
 SMALLEST = 1e-12
-"""Of a channel's largest weight, where all are zero."""
+"""Added to the diagonal as well, for inputs that are all zero."""
 
 
 @dataclass(frozen=True)
@@ -148,7 +152,9 @@ def _gram(node: onnx.NodeProto, x: Tensor, weight: Tensor, groups: int) -> Tenso
 
 def _scales(rows: Tensor, gram: Tensor | None, limit: int) -> Tensor:
     """Return the scales (G, O / G, 1) with the least squared error, weighted by the squares of the inputs."""
-    extremes = rows.abs().amax(2, keepdim=True).clamp(min=SMALLEST) / LARGEST
+    extremes = rows.abs().amax(2, keepdim=True)
+    # Of weights that are all zero, any scale will do.
+    extremes = extremes.clamp(min=SMALLEST_RELATIVE * (float(extremes.max()) or 1.0)) / LARGEST
     importance = torch.ones(1, 1, 1) if gram is None else gram.diagonal(dim1=1, dim2=2)[:, None]
     candidates = torch.stack([extremes * fraction for fraction in FRACTIONS])
     rounded = [_nearest(rows, scales, limit) * scales for scales in candidates]
@@ -171,7 +177,8 @@ def _compensated(rows: Tensor, gram: Tensor | None, scales: Tensor, limit: int) 
 
     Args:
         rows: the weights.
-        gram: of the inputs, (G, K, K), by which the errors of earlier weights are made up for; None leaves them.
+        gram: Gram matrices (G, K, K) of the inputs, to compensate for the errors of earlier weights; None for no
+            compensation.
         scales: of the output channels (G, O / G, 1).
         limit: of the absolute sum of each pair of integers.
     """

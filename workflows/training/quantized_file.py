@@ -26,7 +26,7 @@ from featuretap.workflows.training.tasks.task import Metrics, Task
 QUANTIZED, COMPARISON = "best.onnx", "quantization.json"
 
 IMAGES = 256
-"""Training images to calibrate on, and validation images to compare the outputs on; more change little."""
+"""Maximum number of training images, of which `quantize` takes fewer, and of validation images."""
 
 
 def check_quantizable(model: nn.Module, processes: int) -> None:
