@@ -102,7 +102,7 @@ def _early_tensors(network: Network) -> set[str]:
             channels[name] = channels[inputs[0]]
             if node.op_type == "Conv" and network.is_constant(node.input[1]):
                 channels[name] = len(network.constants[node.input[1]])
-            if strides[name] < FINEST_STRIDE and name in network.consumers:
+            if strides[name] < FINEST_STRIDE:
                 early.append(name)
     fewest = min((channels[name] for name in early), default=0)
     count = max((place for place, name in enumerate(early, 1) if channels[name] == fewest), default=0)

@@ -122,6 +122,12 @@ def test_layers_up_to_the_bottleneck_at_stride_2_stay_in_float(graph: onnx.Model
     assert len(layers) == 13
 
 
+def test_a_backbone_that_ends_at_the_bottleneck_has_no_layer_in_integers(registry: Registry) -> None:
+    for name in ("mobilenet_v2", "mobilenet_v3_large", "mobilenet_v3_small"):
+        graph = write_from_spec(prepare_model(registry.build(name, features_only=True, taps=("C1",))))
+        assert not place(Network(graph)).nodes
+
+
 def test_derivatives_weigh_the_statistics(graph: onnx.ModelProto) -> None:
     network = Network(graph)
     statistics = measure(network, ["C1", "C2"], images(2), lambda: None)
