@@ -21,6 +21,8 @@ from support.pages import (
     broken_links,
     commands,
     missing_tests,
+    read_page,
+    section,
 )
 
 READERS: dict[str, Callable[[str], Any]] = {
@@ -41,8 +43,19 @@ def test_all_pages_are_found() -> None:
 
 @pytest.mark.parametrize("path", PAGES, ids=NAMES)
 def test_every_block_of_a_page_can_be_read(path: Path) -> None:
-    for block in blocks(path.read_text()):
+    for block in blocks(read_page(path)):
         READERS[block.language](block.text)
+
+
+def test_a_page_includes_the_installation_commands() -> None:
+    (install,) = blocks(section("installation.md", "install"))
+    assert install.language == "bash"
+    assert "pip install" in install.text
+
+
+def test_a_missing_section_is_an_error() -> None:
+    with pytest.raises(ValueError, match=r"docs/installation.md has the section 'nothing' 0 times"):
+        section("installation.md", "nothing")
 
 
 @pytest.mark.parametrize("path", PAGES, ids=NAMES)

@@ -4,6 +4,7 @@
 - ``…`` in what is printed stands for anything on its line; a line of ``…`` alone for any lines. What cannot be seen
   (empty lines, spaces at the end of one) is not compared.
 - ``<!-- not run: REASON -->`` directly above a block says why no test runs it.
+- ``--8<-- "installation.md:install"`` includes a section of a page of ``docs/``, as pymdownx.snippets does.
 """
 
 import re
@@ -57,6 +58,7 @@ LANGUAGES = {"python", "bash", "console", "toml", "json", "yaml", "text"}
 
 FENCE = re.compile(r" *(`{3,}|~{3,})(.*)")
 EXEMPTION = re.compile(r"<!-- *not run(.*?)-->\s*$", re.DOTALL)
+INCLUDE = re.compile(r'^--8<-- "([\w./-]+):([\w-]+)"$', re.MULTILINE)
 INLINE_CODE = re.compile(r"(`+).*?\1", re.DOTALL)
 LINKS = (
     re.compile(r"\]\(<?([^)\s>]+)"),
@@ -81,6 +83,24 @@ class Block:
     before: str = ""
     printed: str | None = None
     why_not_run: str | None = None
+
+
+def section(name: str, label: str) -> str:
+    """Return the section of a page of ``docs/`` between the markers that pymdownx.snippets reads.
+
+    Raises:
+        ValueError: the page does not have the section exactly once.
+    """
+    marks = (f"<!-- --8<-- [{side}:{label}] -->\n" for side in ("start", "end"))
+    found = re.findall("(.*)".join(map(re.escape, marks)), (ROOT / "docs" / name).read_text(), re.DOTALL)
+    if len(found) != 1:
+        raise ValueError(f"docs/{name} has the section {label!r} {len(found)} times; expected once")
+    return found[0]
+
+
+def read_page(path: Path) -> str:
+    """Return the text of a page with its includes in place."""
+    return INCLUDE.sub(lambda include: section(include[1], include[2]).rstrip("\n"), path.read_text())
 
 
 def blocks(page: str) -> list[Block]:

@@ -15,7 +15,7 @@ from typing import Any
 import yaml
 from packaging.requirements import Requirement
 from support import ROOT
-from support.pages import FILES, NOT_RUN, Block, agree, blocks, commands, seen
+from support.pages import FILES, NOT_RUN, Block, agree, blocks, commands, read_page, seen
 from support.terminal import Terminal
 
 from featuretap.workflows.training.configuration import SETTINGS, make_configuration
@@ -203,6 +203,6 @@ class Reader:
 
 def follow_page(name: str, reader: Reader) -> None:
     """Follow a page of the repository; as many of its blocks as expected are not run, written and compared."""
-    reader.follow((ROOT / name).read_text())
+    reader.follow(read_page(ROOT / name))
     assert reader.did["not run"] == NOT_RUN.get(name, 0)
     assert (reader.did["written"], reader.did["compared"]) == FILES.get(name, (0, 0))
