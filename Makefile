@@ -19,7 +19,7 @@ endef
 # A process a core, each with one thread of PyTorch's, is faster than one process with many.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist loadfile --no-loadscope-reorder --no-skips
 
-.PHONY: install demo test test-all gpu kills lint types check bench bench-tail bench-learning bench-plugins bench-extract docs matrix mutants fuzz clean
+.PHONY: install demo test test-all gpu kills lint types check bench bench-tail bench-learning bench-plugins bench-extract docs serve matrix mutants fuzz clean
 
 install: .venv/installed
 
@@ -84,9 +84,14 @@ types: install
 
 check: lint types test-all
 
-# MkDocs Material's notice of MkDocs 2 is no warning of ours.
+# NO_MKDOCS_2_WARNING turns off MkDocs Material's announcement about MkDocs 2.
 docs: install
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
+	@echo 'Open $(CURDIR)/site/index.html in a browser; search works without a server.'
+
+# The site with live reload, at http://127.0.0.1:8000 or ADDRESS.
+serve: install
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs serve --strict --dev-addr $(or $(ADDRESS),127.0.0.1:8000)
 
 bench: install
 	$(BIN)/python -m benchmarks

@@ -9,11 +9,19 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 import pytest
+import yaml
 from filelock import FileLock
 from support import ROOT
 from support import browser as browsers
 
-LOADED = {("script", "src"), ("img", "src"), ("link", "href"), ("iframe", "src"), ("source", "src")}
+LOADED = {
+    ("script", "src"),
+    ("img", "src"),
+    ("link", "href"),
+    ("iframe", "src"),
+    ("source", "src"),
+    ("source", "srcset"),
+}
 
 
 class Page(HTMLParser):
@@ -86,6 +94,28 @@ def test_nothing_is_loaded_from_elsewhere(pages: dict[Path, Page], site: Path) -
     assert [link for page in pages.values() for link in page.loaded if urlsplit(link).scheme or link[:2] == "//"] == []
     styles = [path.read_text() for path in site.rglob("*.css")]
     assert [link for text in styles for link in re.findall(r"url\((?:https?:)?//[^)]+", text)] == []
+
+
+def test_every_loaded_file_exists(pages: dict[Path, Page]) -> None:
+    loaded = {(path, urlsplit(link).path) for path, page in pages.items() for link in page.loaded}
+    assert [f"{path.name}: {link}" for path, link in loaded if not (path.parent / unquote(link)).exists()] == []
+
+
+def test_the_navigation_has_five_tabs_of_at_most_eight_pages() -> None:
+    tabs = yaml.safe_load((ROOT / "mkdocs.yml").read_text())["nav"]
+    assert [list(tab) for tab in tabs] == [["Get started"], ["Recipes"], ["Guides"], ["Reference"], ["Project"]]
+    for (entries,) in map(dict.values, tabs):
+        assert len(entries) <= 8
+        assert all(isinstance(page, str) for entry in entries for page in entry.values())
+
+
+def test_search_works_when_the_site_is_opened_from_a_folder(site: Path) -> None:
+    with browsers.launched() as browser, browsers.visited(browser, (site / "index.html").as_uri()) as visit:
+        visit.page.fill("input[name=query]", "reduced_tail")
+        visit.page.click(".md-search-result__item a[href*='reference/specs.html']")
+        visit.page.wait_for_url("**/reference/specs.html*")
+        assert visit.said == []
+        assert {urlsplit(asked).scheme for asked in visit.asked} == {"file"}
 
 
 def test_every_page_opens_without_a_word_in_the_console(pages: dict[Path, Page], site: Path) -> None:

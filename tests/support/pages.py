@@ -63,7 +63,7 @@ INLINE_CODE = re.compile(r"(`+).*?\1", re.DOTALL)
 LINKS = (
     re.compile(r"\]\(<?([^)\s>]+)"),
     re.compile(r"^\[[^\]]+\]:\s*(\S+)", re.MULTILINE),
-    re.compile(r"(?:src|href)=\"([^\"]+)\""),
+    re.compile(r"(?:src|srcset|href)=\"([^\"]+)\""),
 )
 
 
