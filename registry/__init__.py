@@ -1,4 +1,4 @@
-"""Backbones and heads by name: list, describe, build, save and load them, and hand them to runtimes.
+"""Build backbones and models by name, save and load them, and run them in other runtimes.
 
 >>> from featuretap import registry
 >>> registry.list_backbones("mobilenet_v2*")
@@ -7,7 +7,7 @@
 >>> spec.parameters, spec.macs(224, 224)
 (3504872, 300774272)
 
-The functions belong to one `Registry`, which reads the catalogue and the installed plugins at the first question.
+The functions are methods of one default `Registry`, which reads the catalogue and the installed plugins on first use.
 """
 
 import sys
@@ -65,14 +65,14 @@ session = default.session
 spec = default.spec
 transforms = default.transforms
 
-ELSEWHERE = {"create_model": "build", "get_model": "build", "list_models": "list_backbones"}
-"""What timm and torchvision call functions that are here too."""
+RENAMED = {"create_model": "build", "get_model": "build", "list_models": "list_backbones"}
+"""Names of functions in timm and torchvision → our names of them."""
 
-if not TYPE_CHECKING:  # a type checker should see that there is no such name
+if not TYPE_CHECKING:  # type checkers should report unknown names
 
     def __getattr__(name: str) -> object:
         problem = f"module 'featuretap.registry' has no attribute {name!r}"
-        if name in ELSEWHERE:
-            raise AttributeError(f"{problem}; it is registry.{ELSEWHERE[name]} here", name=name)
-        # With the module, Python suggests the nearest name.
+        if name in RENAMED:
+            raise AttributeError(f"{problem}; use registry.{RENAMED[name]}", name=name)
+        # Python suggests the nearest name if the error has the module.
         raise AttributeError(problem, name=name, obj=sys.modules[__name__])

@@ -1,4 +1,4 @@
-"""The registry: names to specs to models. Imports no torch until something is built."""
+"""The registry: build, describe, save, load and run models by name. Only methods that need a model import PyTorch."""
 
 from __future__ import annotations
 
@@ -30,12 +30,22 @@ __all__ = ["Registry"]
 
 
 class Registry(Catalogue):
-    """Models by name: describe, build, save, load and convert them, and hand them to runtimes.
+    """Backbones, heads and weights by name, and the functions that work on them.
+
+    The functions of `featuretap.registry` are the methods of one default `Registry`. Create another one to control
+    which plugins are loaded, for example in tests. Methods that take a `model` raise an `OptionError` unless `build` or
+    `load` returned it. All methods raise a `MissingExtraError` if a package that they need is not installed.
 
     Args:
-        plugins: modules to load beside the installed plugins, as in tests.
-        discover: whether installed plugins and the user's `featuretap.toml` are read.
-        builtins: whether the built-in plugins are loaded.
+        plugins: plugin modules to load in addition to the installed plugins.
+        discover: load the installed plugins and read the user's `featuretap.toml`.
+        builtins: load the built-in plugins.
+
+    Examples:
+        >>> from featuretap.registry import Registry
+        >>> registry = Registry(discover=False)
+        >>> registry.list_plugins()
+        ['featuretap']
     """
 
     @overload
@@ -70,24 +80,34 @@ class Registry(Catalogue):
         num_classes: int | None = None,
         **options: Any,
     ) -> BackboneSpec | ModelSpec | MultiHeadSpec:
-        """Describe what `build` returns for the same arguments, without building it and without torch.
+        """Describe what `build` returns for the same arguments.
+
+        Nothing is built, and no weights are read. PyTorch is imported only for names such as "timm/resnet18".
 
         Args:
             name: as for `build`.
-            features_only: as for `build`: describe the bare backbone.
+            features_only: as for `build`.
             taps: as for `build`.
             head: as for `build`.
-            pretrained: as for `build`, for the head and the options that published weights bring; nothing is read.
+            pretrained: as for `build`. Published weights may define the head and options.
             num_classes: as for `build`.
-            **options: of the backbone and of the head, as for `build`.
+            **options: as for `build`.
 
         Returns:
-            a `BackboneSpec` with `features_only`, a `MultiHeadSpec` with several heads, a `ModelSpec` otherwise. All
-            have `taps`, `parameters`,
-            `macs(height, width)` and `tap_shapes(height, width)`.
+            a `BackboneSpec` with `features_only`, a `MultiHeadSpec` with several heads, otherwise a `ModelSpec`. Each
+            has `taps`, `parameters`, `macs(height, width)` and `tap_shapes(height, width)`.
 
         Raises:
-            FeaturetapError: as `build` does, but for weights that cannot be had or do not fit.
+            FeaturetapError: as for `build`, except for weights that are not available or do not fit.
+
+        Examples:
+            >>> spec = registry.spec("mobilenet_v3_large", features_only=True)
+            >>> spec.taps["C4"]
+            Tap(channels=112, stride=16, rounding='ceil')
+            >>> spec.tap_shapes(224, 224)["C4"]
+            (112, 14, 14)
+            >>> spec.parameters, spec.macs(224, 224)
+            (2971952, 214080960)
         """
         arguments = {"features_only": features_only, "taps": taps, "num_classes": num_classes, **options}
         if head is not None and not isinstance(head, str):
@@ -109,30 +129,38 @@ class Registry(Catalogue):
 
         Args:
             name: a name or alias from the catalogue, `distribution:name`, or a `BackboneSpec`.
-            features_only: return the bare backbone, which maps images (N, in_channels, H, W) to a dict from tap
-                address to feature map (N, channels, ceil(H / stride), ceil(W / stride)).
-            taps: which maps come back, in this order (default: C1 to C5); layers after the last are not built. With a
-                head: which maps it reads in place of its own choice.
-            head: a head's name; without `features_only` the default is "classification". Several names, or a mapping
-                from names of your own to names of heads, give a model that computes the backbone once for all heads.
-            pretrained: True for the catalogue's default weights, a tag, or the path of a file or its address as for
-                `load`. Published weights of a detector or a segmenter, asked for by their tag, bring head and options
-                that are not given.
-            num_classes: classes of the head; None for the head's own number, 0 for pooled features where it pools.
-            **options: options of the backbone and of the head; `registry.spec` and `featuretap show` name them. With
-                several heads, those of each, its `num_classes` and its `taps` are a mapping under its name:
+            features_only: return the bare backbone, which maps images (N, in_channels, H, W) to a dict from tap address
+                to feature map (N, channels, ceil(H / stride), ceil(W / stride)).
+            taps: addresses of the feature maps to return, in this order (default: C1 to C5). Layers after the last tap
+                are not built. With a head, the taps that the head reads instead of its defaults.
+            head: name of a head; "classification" by default, unless `features_only` is set. Several names, or a
+                mapping from names of your choice to names of heads, build a model that computes the backbone once for
+                all heads.
+            pretrained: True for the catalogue's default weights, a tag, or a path or address as for `load`. The tag of
+                a published detector or segmenter also sets the head and the options that are not passed.
+            num_classes: number of classes. None selects the head's default. 0 makes a head that pools return pooled
+                features.
+            **options: options of the backbone and of the head. `registry.spec` and `featuretap show` list them. With
+                several heads, each head takes its options, `num_classes` and `taps` as a mapping under its name:
                 `road={"num_classes": 19}`.
 
         Returns:
-            the module, in training mode as every new module of torch, with `.description`; a bare backbone has
-            `.taps`, a model `.backbone` and `.head`, or `.heads` by name.
+            the module, in training mode like every new PyTorch module, with a `.description`. A bare backbone has
+            `.taps`; a model has `.backbone` and `.head`, or `.heads` by name.
 
         Raises:
-            UnknownBackboneError, UnknownHeadError, UnknownWeightsError, UnknownOptionError, UnknownTapError: nothing
-                has the name that was asked for.
-            OptionError, TapError, HeadError: names that are known, with values or in a pairing that cannot be.
-            WeightsError: the weights cannot be had, or do not fit.
-            MissingExtraError: PyTorch is not installed.
+            UnknownBackboneError, UnknownHeadError, UnknownWeightsError, UnknownOptionError, UnknownTapError: no such
+                name.
+            OptionError, TapError, HeadError: a value is invalid, or the arguments do not fit together.
+            WeightsError: the weights are not available, or do not fit the model.
+
+        Examples:
+            >>> backbone = registry.build("mobilenet_v3_large", features_only=True, taps=("C3", "C5"))
+            >>> for name, feature in backbone(torch.rand(2, 3, 224, 224)).items():
+            ...     print(name, tuple(feature.shape))
+            C3 (2, 40, 28, 28)
+            C5 (2, 960, 7, 7)
+            >>> classifier = registry.build("mobilenet_v2", pretrained=True, num_classes=10)
         """
         arguments = {"features_only": features_only, "taps": taps, "num_classes": num_classes, **options}
         if head is not None and not isinstance(head, str):
@@ -146,50 +174,60 @@ class Registry(Catalogue):
         return build_model(request, self)
 
     def save(self, model: nn.Module, path: str | os.PathLike[str], layout: str = "featuretap") -> Path:
-        """Write a model's weights, and what is needed to build it again, as safetensors.
+        """Save a model as a safetensors file that `load` builds it from.
 
-        The file is written whole or not at all. Equal models give equal bytes. DataParallel, torch.compile and moving
-        averages around a model are looked through.
+        The file contains the weights and the model's description. Equal models give equal bytes, and an interrupted
+        write leaves no partial file. The model may be wrapped in DataParallel, `torch.compile` or a moving average.
 
         Args:
-            model: a model that `build` or `load` returned.
-            path: a name that ends in ".safetensors", or a folder, which gets `model.safetensors` and `config.json`.
-            layout: whose names the tensors get: "featuretap", or "torchvision", "timm" or "paddle" (PaddleClas), which
-                then load the file with their own tools in strict mode (a folder in timm's layout with
-                `timm.create_model("local-dir:folder", pretrained=True)`).
+            model: the model.
+            path: a file name that ends in ".safetensors", or a folder for `model.safetensors` and `config.json`.
+            layout: naming scheme of the tensors: "featuretap", "torchvision", "timm" or "paddle" (PaddleClas). These
+                libraries load the file with their own tools in strict mode, for example a folder in timm's layout with
+                `timm.create_model("local-dir:folder", pretrained=True)`.
 
         Returns:
             the path of the file.
 
         Raises:
-            OptionError: the model was not built by featuretap, or the path names another kind of file.
-            WeightsError: the model is no longer what it was built as, the layout cannot hold it, or the file cannot be
-                written.
+            OptionError: the path has an unsupported suffix.
+            WeightsError: the model was changed after it was built, the layout cannot represent it, or the file cannot
+                be written.
+
+        Examples:
+            >>> model = registry.build("mobilenet_v3_small", num_classes=10)
+            >>> print(registry.save(model, "classifier", layout="timm"))
+            classifier/model.safetensors
         """
         from featuretap.models.saving import save_model
 
         return save_model(self, model, Path(path), layout)
 
     def push(self, model: nn.Module, repository: str, layout: str = "featuretap", *, private: bool = False) -> str:
-        """Publish a model on the Hugging Face hub, as a folder that `save` writes.
+        """Upload a model to the Hugging Face Hub, as the folder that `save` writes.
 
-        `registry.load("hf://owner/name")` then loads it on other machines; in timm's layout,
-        `timm.create_model("hf-hub:owner/name", pretrained=True)` does, too. The repository is created unless it exists.
-        The token is that of `hf auth login`, or in HF_TOKEN.
+        The repository is created if it does not exist. `registry.load("hf://owner/name")` loads the model on other
+        machines; in timm's layout, so does `timm.create_model("hf-hub:owner/name", pretrained=True)`. The access token
+        comes from `hf auth login` or the variable HF_TOKEN.
 
         Args:
-            model: a model that `build` or `load` returned.
+            model: the model.
             repository: "owner/name".
             layout: as for `save`.
-            private: whether a repository that is created is private.
+            private: make the repository private when it is created.
 
         Returns:
             the URL of the repository.
 
         Raises:
-            OptionError: the model was not built by featuretap, or the repository's name is invalid.
-            MissingExtraError: huggingface_hub is not installed.
-            WeightsError: as for `save`, or the hub refuses it or cannot be reached, or FEATURETAP_OFFLINE is set.
+            OptionError: the repository's name is invalid.
+            WeightsError: as for `save`; or the hub refuses the upload or cannot be reached, or FEATURETAP_OFFLINE is
+                set.
+
+        Examples:
+            >>> model = registry.build("mobilenet_v3_small", num_classes=10)
+            >>> registry.push(model, "owner/name")  # doctest: +SKIP
+            'https://huggingface.co/owner/name'
         """
         from featuretap.models.saving import push_model
 
@@ -207,30 +245,39 @@ class Registry(Catalogue):
         finite: bool = False,
         **options: Any,
     ) -> Built:
-        """Build the model that a file describes, and fill it from the file.
+        """Load a model from a weights file.
 
-        Files of torchvision's, timm's and PaddleClas's classifiers, and of torchvision's detectors and segmenters on
-        MobileNetV3, are recognised by the names and shapes of their tensors. The model's numbers are of the file's
-        type, such as float16.
+        The model is built from the file's description. Checkpoints without a description are recognized by the names
+        and shapes of their tensors: classifiers of torchvision, timm and PaddleClas, and torchvision's detectors and
+        segmenters on MobileNetV3. The model has the dtype of the file, such as float16.
 
         Args:
-            path: a file that `save` wrote, one in another library's layout (.safetensors, .pdparams, or a state dict or
-                training checkpoint of torch.save; no code in them is run), or a folder with one, which may be split
-                into several files; or an address: "hf://owner/repository" on the Hugging Face hub
-                (`[@revision][/file]` may follow), "https://host/file", or "pkg://distribution/path" in an installed
-                distribution. Downloads are kept.
-            name: a backbone in place of the file's; a `BackboneSpec` where the model was built from one.
-            features_only: True for the bare backbone of a file with a head.
-            taps: as for `build`, in place of the file's.
-            head: as for `build`, in place of the file's. Of a file with several heads: the name of the one to load,
-                which `taps` and `num_classes` need.
-            num_classes: as for `build`, in place of the file's; the last layer then starts with fresh weights.
-            finite: whether to refuse weights that hold NaN or infinity.
-            **options: as for `build`, in place of the file's.
+            path: a file that `save` wrote, a checkpoint in another library's layout (.safetensors, .pdparams, or a
+                state dict or training checkpoint of `torch.save`; pickled code is never run), or a folder with such a
+                file, which may be sharded. Or an address: "hf://owner/repository[@revision][/file]",
+                "https://host/file", or "pkg://distribution/path" for a file in an installed distribution. Downloads are
+                cached.
+            name: backbone to build instead of the file's; the `BackboneSpec` if the model was built from one.
+            features_only: True to load the bare backbone of a file with a head.
+            taps: taps to use instead of the file's, as for `build`.
+            head: head to use instead of the file's, as for `build`. For a file with several heads, the name of the head
+                to load; `taps` and `num_classes` require it.
+            num_classes: number of classes instead of the file's. The last layer is then randomly initialized.
+            finite: refuse weights that contain NaN or infinity.
+            **options: options to use instead of the file's, as for `build`.
+
+        Returns:
+            the module, as for `build`.
 
         Raises:
-            WeightsError: the file cannot be read, is not what it should be, or does not fit.
-            FeaturetapError: as `build` does, for what is given here in place of the file's.
+            WeightsError: the file cannot be read or is malformed, or its weights do not fit the model.
+            FeaturetapError: as for `build`, for arguments that replace values of the file.
+
+        Examples:
+            >>> path = registry.save(registry.build("mobilenet_v3_small", num_classes=10), "classifier.safetensors")
+            >>> backbone = registry.load(path, features_only=True, taps=("C3", "C5"))
+            >>> {name: tap.channels for name, tap in backbone.taps.items()}
+            {'C3': 24, 'C5': 576}
         """
         from featuretap.models.loading import load_model
 
@@ -241,21 +288,26 @@ class Registry(Catalogue):
     def convert(
         self, source: str | os.PathLike[str], target: str | os.PathLike[str], layout: str = "featuretap"
     ) -> Path:
-        """Rewrite a file of weights in another layout, without building the model.
+        """Convert a weights file to another layout without building the model.
 
-        Batch norms compute the same afterwards, to rounding, where the layouts disagree about their epsilon.
+        Batch norms keep computing the same values, up to rounding, if the layouts use different epsilons.
 
         Args:
-            source: whatever `load` reads.
-            target: whatever `save` writes; may be the source.
+            source: a path or address, as for `load`.
+            target: a path, as for `save`. It may be the source.
             layout: "featuretap", "torchvision", "timm" or "paddle".
 
         Returns:
-            the path of the file that was written.
+            the path of the new file.
 
         Raises:
-            OptionError: the target names a kind of file that is not written.
-            WeightsError: the file cannot be read or recognised, or the layout cannot hold the model.
+            OptionError: the target has an unsupported suffix.
+            WeightsError: the file cannot be read or recognized, or the layout cannot represent the model.
+
+        Examples:
+            >>> path = registry.save(registry.build("mobilenet_v3_small"), "classifier.safetensors")
+            >>> print(registry.convert(path, "converted.safetensors", layout="torchvision"))
+            converted.safetensors
         """
         from featuretap.weights.conversion import convert_checkpoint
 
@@ -272,53 +324,57 @@ class Registry(Catalogue):
         threads: int | None = None,
         precision: str = "float32",
     ) -> CompiledModel:
-        """Return a model that a runtime computes: the same call, the same dict of taps, faster.
+        """Compile a model for a runtime. It is called like the model and returns the same outputs, faster.
 
-        Outputs are tensors of torch, in float32 equal to the model's to 1e-4 of each one's largest value. The model
-        itself stays as it is, and is compiled as in evaluation mode whatever its mode.
+        Outputs are PyTorch tensors. In float32 they equal the model's to 1e-4 of the largest value of each output. The
+        model itself is not changed, and is always compiled in evaluation mode.
 
-        `runtime="auto"` compiles the model for every installed runtime that does so within seconds ("onnxruntime",
-        "openvino", "fused", and those of plugins that declare it), times them in turn for about a second on one image
-        of 224×224 pixels, or on `batch` images of `size`, and returns the fastest. Its name is `.runtime`, the times of
-        all are `.timings`, and both are logged. Runtimes that fail are left out, which is logged with the reason.
-
-        In `precision="bf16"` the runtime computes in bfloat16; images and outputs stay float32. How far each output
-        agrees with the model's is measured on random images, and is in `.description.agreement`.
+        `runtime="auto"` compiles the model for each installed runtime that compiles within seconds ("onnxruntime",
+        "openvino", "fused", and plugins' runtimes that declare it). It times them in turn for about a second on one
+        224×224 image, or on `batch` images of `size`, and returns the fastest. The result has the name in `.runtime`
+        and the times in `.timings`; both are logged. A runtime that fails is skipped, and the reason is logged.
 
         Args:
-            model: a backbone, classifier, pyramid, segmenter or SSDLite that `build` or `load` returned, or the path of
-                a file that `export` or `quantize` wrote.
-            runtime: "onnxruntime", "openvino", "fused" (PyTorch with folded batch norms, without a compiler),
-                "inductor" (torch.compile), "aot" (AOTInductor), one of a plugin's, or "auto".
-            size: (height, width) of the images in pixels, where the model is for one size only; None for any.
-            batch: number of images of a call; None for any.
-            threads: of the runtime; None for as many as torch has. Runtimes inside torch always have torch's.
-            precision: "float32", which stands for the model's own dtype in runtimes inside torch, or "bf16" of
-                "openvino", "fused" and "inductor", on processors with units for it.
+            model: a backbone, classifier, pyramid, segmenter or SSDLite, or the path of a file that `export` or
+                `quantize` wrote.
+            runtime: "onnxruntime", "openvino", "fused" (PyTorch with folded batch norms), "inductor" (`torch.compile`),
+                "aot" (AOTInductor), a runtime of a plugin, or "auto".
+            size: (height, width) of the images in pixels, to compile for one size only; None for any size.
+            batch: number of images per call; None for any number.
+            threads: number of threads; None for PyTorch's. Runtimes inside PyTorch always use PyTorch's threads.
+            precision: "float32" (the model's dtype in runtimes inside PyTorch), or "bf16" for "openvino", "fused" and
+                "inductor" on processors that support it. Images and outputs stay float32, and `.description.agreement`
+                compares each output with float32 on random images.
+
+        Returns:
+            the compiled model, with `.taps` and `.description`.
 
         Raises:
-            UnknownRuntimeError: no runtime has the name.
-            MissingExtraError: packages of the runtime are not installed.
-            OptionError: the model was not built by featuretap, a value that cannot be, or a precision that the runtime
-                or the processor does not have.
-            HeadError: a head whose outputs are no tensors by name, as detectors'.
-            ExportError: the model cannot be compiled, or the file not be opened; with "auto", by no runtime. Or outputs
-                in "bf16" have little in common with the model's.
+            UnknownRuntimeError: no runtime has this name.
+            OptionError: a value is invalid, or the runtime or the processor does not support the precision.
+            HeadError: the head does not return tensors by name, like torchvision's detectors.
+            ExportError: the model cannot be compiled, the file cannot be opened, or outputs in "bf16" differ too much.
+
+        Examples:
+            >>> backbone = registry.build("mobilenet_v3_large", features_only=True)
+            >>> compiled = registry.compile(backbone, "onnxruntime")
+            >>> tuple(compiled(torch.rand(1, 3, 224, 224))["C4"].shape)
+            (1, 112, 14, 14)
         """
         check_precision(precision)
-        chosen_runtime = None if runtime == AUTO else self.runtime(runtime)
+        runtime_spec = None if runtime == AUTO else self.runtime(runtime)
         from featuretap.runtimes.compiled import compile_model, open_file
 
         if isinstance(model, str | os.PathLike):
             if size is not None or batch is not None:
-                raise OptionError("size and batch of an exported file are fixed in it; give them to registry.export")
+                raise OptionError("size and batch cannot be applied to an exported file; pass them to registry.export")
             if precision != FLOAT32:
                 raise OptionError(
-                    f"an exported file is opened in {FLOAT32}; for precision={precision!r} give the model itself, or "
-                    "the file to registry.session"
+                    f"precision={precision!r} cannot be applied to an exported file; pass the model, or open the file "
+                    "with registry.session"
                 )
-            return open_file(self, chosen_runtime, Path(model), threads)
-        return compile_model(self, chosen_runtime, model, size=size, batch=batch, threads=threads, precision=precision)
+            return open_file(self, runtime_spec, Path(model), threads)
+        return compile_model(self, runtime_spec, model, size=size, batch=batch, threads=threads, precision=precision)
 
     def session(
         self,
@@ -336,13 +392,12 @@ class Registry(Catalogue):
         precision: str = "float32",
         **options: Any,
     ) -> Session:
-        """Open a trained model for inference without PyTorch, which is never imported.
+        """Open a trained model for inference without importing PyTorch.
 
-        The session maps images (N, C, H, W), an array of float32 as `session.prepare("photo.jpg")` returns it, to a
-        dict of arrays: the taps of a backbone or a pyramid, "logits" (N, num_classes) of a classifier, "out"
-        (N, num_classes, H, W) of a segmenter, and of SSDLite "boxes" (N, D, 4) in pixels of the images, "scores"
-        (N, D), "labels" (N, D) and "num_detections" (N,), with zeros behind the detections of each image. A model with
-        several heads returns such a dict for each, by the name of the head.
+        The session maps a float32 array of images (N, C, H, W), such as `session.prepare("photo.jpg")` returns, to a
+        dict of arrays: the taps of a backbone or a pyramid, "logits" (N, num_classes) of a classifier, or "out" (N,
+        num_classes, H, W) of a segmenter. SSDLite returns "boxes" (N, D, 4) in pixels, "scores" (N, D), "labels" (N, D)
+        and "num_detections" (N,); unused rows are zero. A model with several heads returns one such dict per head.
 
         Args:
             source: a name as for `build`, the path or address of a safetensors file, or the path of a file that
@@ -350,46 +405,47 @@ class Registry(Catalogue):
             features_only: as for `build` and `load`.
             taps: as for `build` and `load`.
             head: as for `build` and `load`.
-            pretrained: as for `build`, with the default weights by default; for a name only.
+            pretrained: as for `build`, but True by default. Used only if `source` is a name.
             num_classes: as for `build` and `load`.
-            runtime: "onnxruntime" or "openvino"; "auto" for the faster one, as for `compile`.
-            size: (height, width) of the images in pixels, where the session is for one size only; None for any.
-            batch: number of images of a call; None for any.
-            threads: of the runtime; None for OMP_NUM_THREADS, or as many as there are processors.
-            precision: "float32", or "bf16" of "openvino" on processors with units for it. The agreement of each output
-                with that in float32, on random images, is in `.description.agreement`.
+            runtime: "onnxruntime", "openvino", or "auto" for the faster one, as for `compile`.
+            size: as for `compile`.
+            batch: as for `compile`.
+            threads: number of threads; None for OMP_NUM_THREADS, or else one per processor.
+            precision: as for `compile`; "bf16" only for "openvino".
             **options: as for `build` and `load`.
 
         Returns:
             the session, with `.taps`, `.description`, `.classes` and `.prepare`.
 
         Raises:
-            UnknownRuntimeError: no runtime has the name.
-            MissingExtraError: packages of the runtime are not installed.
-            OptionError: a precision that the runtime or the processor does not have, or detections in "bf16".
-            WeightsError: the weights cannot be had or do not fit, or only PyTorch reads them, as .pth files.
-            ExportError: PyTorch is needed for a part of the model, or the file cannot be opened.
-            FeaturetapError: as `build` and `load` do.
+            UnknownRuntimeError: no runtime has this name.
+            OptionError: the runtime, the processor or the head does not support the precision.
+            WeightsError: the weights are not available or do not fit, or only PyTorch can read them (.pth files).
+            ExportError: a part of the model needs PyTorch, or the file cannot be opened.
+            FeaturetapError: as for `build` and `load`.
 
-        Example::
-
-            session = registry.session("classifier.safetensors")
-            outputs = session(session.prepare("cat.jpg"))
-            print(session.classes[outputs["logits"][0].argmax()])
+        Examples:
+            >>> path = registry.save(registry.build("mobilenet_v2", pretrained=True), "classifier.safetensors")
+            >>> session = registry.session(path)
+            >>> logits = session(session.prepare("photo.jpg"))["logits"]
+            >>> logits.shape, session.classes[logits[0].argmax()]
+            ((1, 1000), 'Egyptian cat')
         """
         check_precision(precision)
-        chosen_runtime = None if runtime == AUTO else self.runtime(runtime)
+        runtime_spec = None if runtime == AUTO else self.runtime(runtime)
         arguments = {"features_only": features_only, "taps": taps, "head": head, "num_classes": num_classes, **options}
         from featuretap.runtimes.sessions import is_exported, open_file, open_model
 
         if is_exported(self, source):
-            given = [name for name, value in {**arguments, "size": size, "batch": batch}.items() if value is not None]
-            if given:
-                raise OptionError(f"{given[0]} of an exported file is fixed in it; give it to registry.export")
-            return open_file(self, chosen_runtime, Path(source), threads, precision)  # type: ignore[arg-type]
+            for name, value in {**arguments, "size": size, "batch": batch}.items():
+                if value is not None:
+                    raise OptionError(
+                        f"{name}={value!r} cannot be applied to an exported file; pass it to registry.export"
+                    )
+            return open_file(self, runtime_spec, Path(source), threads, precision)  # type: ignore[arg-type]
         return open_model(
             self,
-            chosen_runtime,
+            runtime_spec,
             source,
             pretrained,
             arguments,
@@ -400,21 +456,20 @@ class Registry(Catalogue):
         )
 
     def select_head(self, model: nn.Module, name: str) -> Built:
-        """Return the model of one head of a model with several, such as to train it. They share their weights.
+        """Return one head of a model with several heads as a model, for example to train it. The layers are shared.
 
         Args:
             model: a model with several heads.
-            name: of the head in the model.
+            name: name of the head in the model.
 
         Returns:
             the model that `build` returns for this head alone, on the same layers.
 
         Raises:
-            UnknownHeadError: the model has no such head.
-            OptionError: the model has no heads by name.
+            UnknownHeadError: the model has no head with this name.
+            OptionError: the model does not have several heads.
 
-        Example:
-            >>> from featuretap import registry
+        Examples:
             >>> model = registry.build("mobilenet_v3_small", head=("classification", "lraspp"))
             >>> type(registry.select_head(model, "lraspp")).__name__
             'SegmentationModel'
@@ -434,28 +489,29 @@ class Registry(Catalogue):
         freeze: bool = True,
         **options: Any,
     ) -> Built:
-        """Return a model with one more head, randomly initialised. It shares the layers of the model that was given.
+        """Add a randomly initialized head to a model. The result shares the model's layers.
 
-        By default everything else is frozen, statistics of norms included, so that a second task is learned without
-        changing the outputs of the first. `registry.freeze(model)` unfreezes everything.
+        By default, all other layers are frozen, including the statistics of their norms. The new head can then be
+        trained without changing the outputs of the others. `registry.freeze(model)` unfreezes everything.
 
         Args:
-            model: a model that `build` or `load` returned, with one head, several, or none. The head of a model with
-                one keeps its own name, such as "ssdlite".
-            name: of the new head in the model.
+            model: a model with any number of heads. A single head keeps its own name, such as "ssdlite".
+            name: name of the new head in the model.
             head: as for `build`.
-            taps: the maps that the head reads, as for `build`.
-            num_classes: of the head, as for `build`.
-            freeze: whether everything but the new head is frozen.
-            **options: of the head. Those of the backbone stay as they are.
+            taps: the taps that the head reads, as for `build`.
+            num_classes: as for `build`.
+            freeze: freeze everything except the new head.
+            **options: options of the head. The backbone keeps its options.
+
+        Returns:
+            a model with several heads.
 
         Raises:
-            HeadError: a name that is taken or that no head can have, taps that the backbone was built without, or a
-                head that the backbone does not fit.
+            HeadError: the name is in use or invalid, the backbone was built without the taps, or the head does not fit
+                the backbone.
             FeaturetapError: as for `build`.
 
-        Example:
-            >>> from featuretap import registry
+        Examples:
             >>> detector = registry.build("mobilenet_v3_small", head="ssdlite", num_classes=3)
             >>> model = registry.add_head(detector, "road", "lraspp", num_classes=2)
             >>> list(model.heads)
@@ -467,46 +523,53 @@ class Registry(Catalogue):
         return add_head(self, model, name, head, freeze_rest=freeze, **arguments)
 
     def join(self, files: Mapping[str, str | os.PathLike[str]]) -> Built:
-        """Return the models of files as one model with several heads, if their backbones are equal bit for bit.
+        """Combine models from several files into one model with several heads. Their backbones must be equal bit for
+        bit.
 
         Args:
-            files: name of the head in the model → whatever `load` reads, of a model with one head.
+            files: name of the head in the new model → path or address as for `load`, of a model with one head.
+
+        Returns:
+            a model with several heads.
 
         Raises:
-            HeadError: the backbones differ, by the names of their tensors, or the heads contradict each other.
+            HeadError: the backbones differ (with the names of the tensors), or the heads cannot be combined.
             FeaturetapError: as for `load`.
 
-        Example::
-
-            model = registry.join({"objects": "detector.safetensors", "road": "segmenter.safetensors"})
+        Examples:
+            >>> model = registry.build("mobilenet_v3_small", head=("ssdlite", "lraspp"))
+            >>> detector = registry.save(registry.select_head(model, "ssdlite"), "detector.safetensors")
+            >>> segmenter = registry.save(registry.select_head(model, "lraspp"), "segmenter.safetensors")
+            >>> list(registry.join({"objects": detector, "road": segmenter}).heads)
+            ['objects', 'road']
         """
         from featuretap.models.several_heads import join_models
 
         return join_models({name: self.load(path) for name, path in files.items()}, check_weights=True)
 
     def freeze(self, model: nn.Module, through: str | None = None, *, norms: bool = False) -> nn.Module:
-        """Freeze a part of a model's backbone, and unfreeze everything else; without arguments, unfreeze all of it.
+        """Freeze part of a model's backbone and unfreeze everything else. With the model alone, unfreeze everything.
 
-        Frozen parameters get no gradients, and frozen batch norms keep their statistics, also after `train()`. The
-        options `freeze` and `freeze_norm` of `build` do the same from the start.
+        Frozen parameters get no gradients, and frozen batch norms keep their statistics, even after `train()`. The
+        options `freeze` and `freeze_norm` of `build` do the same for a new model.
 
         Args:
-            model: a model that `build` or `load` returned; changed in place. Make the optimiser afterwards, or give it
-                all parameters.
-            through: the last level to freeze, "C1" to "C5"; None freezes no level.
-            norms: whether all norms of the backbone are frozen.
+            model: the model, changed in place. Create the optimizer afterwards, or pass it all parameters.
+            through: last level to freeze, "C1" to "C5"; None freezes no level.
+            norms: freeze all norms of the backbone.
 
         Returns:
             the same model.
 
         Raises:
-            OptionError: the backbone lacks the level, or the model was not built here.
+            OptionError: the backbone does not have the level.
 
-        Example::
-
-            # Train the head on a frozen backbone first, then everything.
-            registry.freeze(model, "C5")
-            registry.freeze(model)
+        Examples:
+            >>> model = registry.build("mobilenet_v3_small", num_classes=10)
+            >>> model = registry.freeze(model, "C5")  # train only the head
+            >>> any(parameter.requires_grad for parameter in model.backbone.parameters())
+            False
+            >>> model = registry.freeze(model)  # train everything
         """
         from featuretap.models.freezing import freeze_model
 
@@ -514,18 +577,27 @@ class Registry(Catalogue):
         return model
 
     def fuse(self, model: nn.Module) -> nn.Module:
-        """Return a copy of a model for inference in PyTorch, its batch norms folded into the convolutions before them.
+        """Return a copy of a model for inference in PyTorch, with batch norms folded into the preceding convolutions.
 
-        Its outputs equal the model's to rounding. It is called as the model is, and can be neither trained nor saved.
-        On the CPU its convolutions compute in channels_last; images may be contiguous, and maps then are, too. Images
-        in channels_last save converting them, and copying the maps, which are in channels_last then.
-        `compile` and `export` need no fused model: runtimes fold by themselves.
+        The outputs equal the model's up to rounding. The copy is called like the model, but cannot be trained or saved.
+        On the CPU, its convolutions compute in channels_last; images in that format give maps in that format and avoid
+        both conversions. `compile` and `export` do not need a fused model, since runtimes fold batch norms themselves.
 
         Args:
-            model: a model that `build` or `load` returned; stays as it is.
+            model: the model, which is not changed.
+
+        Returns:
+            the fused copy.
 
         Raises:
             OptionError: the model has no batch norm that can be folded.
+
+        Examples:
+            >>> model = registry.build("mobilenet_v3_small", features_only=True).eval()
+            >>> fused = registry.fuse(model)
+            >>> image = torch.rand(1, 3, 224, 224)
+            >>> torch.allclose(fused(image)["C5"], model(image)["C5"], atol=1e-5)
+            True
         """
         from featuretap.runtimes.fusing import fuse
 
@@ -540,27 +612,33 @@ class Registry(Catalogue):
         size: tuple[int, int] | None = None,
         batch: int | None = None,
     ) -> Path:
-        """Write a model for a runtime; the file is read again and compared with the model before it is kept.
+        """Export a model to a file for a runtime.
 
-        Its input is called "image", its outputs by their taps; the description of the model, preprocessing included, is
-        inside.
+        The file is read back and compared with the model before it is kept. The input is called "image", and each
+        output is named after its tap. The file contains the model's description, including its preprocessing.
 
         Args:
-            model: a model that `build` or `load` returned; a detector for formats that hold one. Or the path or address
-                of a safetensors file, whose model is written as ONNX or OpenVINO without PyTorch.
-            path: of the file.
-            format: "onnx", "openvino", "torch-export", "aot" or "torchscript"; None for what the path's ending says.
-            size: (height, width) of the images in pixels, where the file is for one size only; None for any.
-            batch: number of images of a call; None for any.
+            model: the model (detectors only for formats that support them), or the path or address of a safetensors
+                file, which is exported to ONNX or OpenVINO without PyTorch.
+            path: path of the new file.
+            format: "onnx", "openvino", "torch-export", "aot" or "torchscript"; None to choose it by the suffix of
+                `path`.
+            size: as for `compile`.
+            batch: as for `compile`.
 
         Returns:
             the path of the file.
 
         Raises:
-            OptionError: an unknown format, or one that the ending contradicts; a model not built by featuretap.
-            MissingExtraError: packages that write or read the format are not installed.
-            HeadError: the format holds no such head.
-            ExportError: the model cannot be exported, the file computes something else, or it cannot be written.
+            OptionError: the format is unknown or contradicts the suffix.
+            HeadError: the format does not support the head.
+            ExportError: the model cannot be exported, the file computes different outputs, or it cannot be written.
+
+        Examples:
+            >>> backbone = registry.build("mobilenet_v3_small", features_only=True, taps=("C3", "C5"))
+            >>> session = registry.session(registry.export(backbone, "backbone.onnx"))
+            >>> {name: feature.shape for name, feature in session(session.prepare("photo.jpg")).items()}
+            {'C3': (1, 24, 28, 28), 'C5': (1, 576, 7, 7)}
         """
         if isinstance(model, str | os.PathLike):
             from featuretap.runtimes.exported_files import export_checkpoint
@@ -584,43 +662,49 @@ class Registry(Catalogue):
         budget: float | None = None,
         data: str | os.PathLike[str] | None = None,
     ) -> Report:
-        """Write a trained model in 8-bit integers as an ONNX file, which `compile` opens.
+        """Quantize a trained model to 8-bit integers, and write it as an ONNX file that `compile` opens.
 
-        Weights get a scale for each output channel; those of activations are measured on images. The model in float32
-        is compared with `model` first, as by `export`. Of a detector, the network is quantized; preparing images,
-        decoding boxes and selecting them stay in float, and the agreement is that of the class logits and box
-        predictions ("cls_logits" and "bbox_regression"), since which of two equal boxes is kept is chance.
+        Weights get one scale per output channel; ranges of activations are measured on images. The float32 ONNX model
+        is first compared with `model`, as in `export`. In detectors, only the network is quantized: preparing images,
+        decoding boxes and selecting them stay in float. Their agreement is measured on the class logits and the box
+        predictions ("cls_logits" and "bbox_regression"), because which of two equal boxes is selected is arbitrary.
 
         Args:
-            model: a backbone, classifier, pyramid, segmenter, SSDLite or SSD with trained weights, or one with several
-                heads without a detector, in float32 on the CPU.
-            path: ends in ".onnx".
-            images: a folder or a file, or several, to calibrate on, such as the model will see.
-            evaluate_on: others, on which the result is compared with the model; without, every fifth of `images`.
-            size: (height, width) in pixels that whole images are resized to, and that the file is for; None for any.
-            threads: with which both are timed; None for as many as torch has.
-            budget: limit on what the integers may cost. Layers are computed in float32, most sensitive first, until it
-                holds. Without `data`, the relative error of the worst output on images that were not calibrated on,
-                such as 0.1; with `data`, percentage points of top-1 accuracy, mIoU or mAP, such as 0.5.
-            data: labelled images for the budget, as `featuretap evaluate` takes them; their validation part is
-                evaluated.
+            model: a backbone, classifier, pyramid, segmenter, SSDLite or SSD with trained weights, or a model with
+                several heads other than detectors, in float32 on the CPU.
+            path: path of the new file, which ends in ".onnx".
+            images: calibration images like those that the model will process: a folder or a file, or several.
+            evaluate_on: other images to compare the result with the model on; by default, every fifth image of
+                `images`.
+            size: (height, width) in pixels to resize full images to, and to write the file for; None for any size.
+            threads: number of threads for timing both models; None for PyTorch's.
+            budget: limit on the loss of accuracy. The most sensitive layers are computed in float32 until it holds.
+                Without `data`, the relative error of the worst output on images not used for calibration, such as 0.1.
+                With `data`, percentage points of top-1 accuracy, mIoU or mAP, such as 0.5.
+            data: labeled images for the budget, as for `featuretap evaluate`; their validation part is used.
 
         Returns:
-            the sizes of both files, the time of both, and how far they agree on images that were not calibrated on;
-            with a budget also the sensitivity of each layer, and which are computed in float32.
+            a report with the size and time of both models, and their agreement on images not used for calibration. With
+            a budget, also the sensitivity of each layer and the layers that are computed in float32.
 
         Raises:
-            MissingExtraError: packages for ONNX, or for evaluation with `data`, are not installed.
-            OptionError: a path of another ending, a model not built by featuretap or not in float32 on the CPU, a
-                budget that is not above 0, or `data` without one.
-            DataError: there are no images, or too few, or `data` cannot be used.
-            HeadError: a detector beside other heads, or one whose graph is not written from its spec.
+            OptionError: the path has another suffix, the model is not in float32 on the CPU, the budget is not above 0,
+                or `data` is passed without a budget.
+            DataError: there are no images or too few, or `data` cannot be used.
+            HeadError: the model is a detector with other heads, or a detector whose graph cannot be written from its
+                spec.
             ExportError: the model cannot be exported, the runtime does not run it, the file cannot be written, or the
                 budget does not hold even with all layers in float32.
+
+        Examples:
+            >>> model = registry.build("mobilenet_v2", pretrained=True)
+            >>> report = registry.quantize(model, "int8.onnx", "photographs", size=(224, 224))
+            >>> print(f"{report.bytes_before / 1e6:.1f} → {report.bytes_after / 1e6:.1f} MB")
+            14.0 → 3.8 MB
         """
         from featuretap.runtimes.quantization.quantize import quantize
 
-        given, evaluated = (
+        calibration, evaluation = (
             [Path(source) for source in ([sources] if isinstance(sources, str | os.PathLike) else sources)]
             for sources in (images, evaluate_on)
         )
@@ -629,8 +713,8 @@ class Registry(Catalogue):
             self,
             model,
             Path(path),
-            given,
-            evaluate_on=evaluated,
+            calibration,
+            evaluate_on=evaluation,
             size=size,
             threads=threads,
             budget=budget,
@@ -638,20 +722,27 @@ class Registry(Catalogue):
         )
 
     def transforms(self, model: nn.Module, *, whole: bool = False) -> Callable[[Any], Any]:
-        """Return the preprocessing that the weights of `model` were trained with.
+        """Return the preprocessing for the weights of `model`.
 
-        It maps a PIL image, or a tensor (C, H, W) of bytes or floats from 0 to 1, to a float tensor: (C, crop, crop)
-        for classifiers, (C, H', W') of the whole image for segmenters, (C, H, W) with values from 0 to 1 for detectors,
-        which do the rest themselves. PIL images are turned upright as their EXIF orientation says. A model with fresh
-        weights gets ImageNet's usual one.
+        It maps a PIL image, or a tensor (C, H, W) of bytes or of floats from 0 to 1, to a float tensor: (C, crop, crop)
+        for classifiers, (C, H', W') of the full image for segmenters, and (C, H, W) with values from 0 to 1 for
+        detectors, which do the remaining preprocessing themselves. PIL images are rotated according to their EXIF
+        orientation. Randomly initialized models get ImageNet's usual preprocessing.
 
         Args:
-            model: a model that `build` or `load` returned, also inside DataParallel, torch.compile or a moving average.
-            whole: leave the image as large as it is, and cut nothing off, as the features for a detector or a
-                segmenter want it: (C, H, W), normalised unless the model does that itself.
+            model: a model, which may be wrapped as for `save`.
+            whole: keep the full image at its original size, as needed for features for a detector or a segmenter: (C,
+                H, W), normalized unless the model normalizes its input.
 
-        Raises:
-            OptionError: the model was not built by featuretap.
+        Returns:
+            the transform.
+
+        Examples:
+            >>> from PIL import Image
+            >>> model = registry.build("mobilenet_v2", pretrained=True)
+            >>> image = registry.transforms(model)(Image.open("photo.jpg"))
+            >>> tuple(image.shape)
+            (3, 224, 224)
         """
         from featuretap.models.built import description_of, inside_wrappers
         from featuretap.models.transforms import compose

@@ -158,28 +158,28 @@ BACKBONE_TESTS = {
     "test_maps_have_the_declared_shapes",
     "test_counts_are_the_declared_ones",
     "test_declarations_hold_with_other_options",
-    "test_a_map_is_the_same_alone_and_among_others",
-    "test_evaluation_depends_on_the_image_alone",
-    "test_everything_learns",
-    "test_what_is_frozen_stays",
+    "test_each_map_is_independent_of_other_taps",
+    "test_evaluation_is_deterministic",
+    "test_gradients_reach_every_parameter",
+    "test_frozen_levels_do_not_change",
     "test_a_bare_backbone_has_a_subset_of_the_models_tensors",
-    "test_files_and_copies_are_the_same",
+    "test_copies_and_saved_files_are_equal",
     "test_it_scripts",
     "test_it_exports",
 }
 HEAD_TESTS = {
     "test_outputs_have_the_declared_shapes",
     "test_counts_are_the_declared_ones",
-    "test_classes_change_what_is_said_to_be_per_class",
+    "test_only_per_class_tensors_depend_on_the_classes",
     "test_evaluation_is_deterministic",
-    "test_everything_learns",
+    "test_gradients_reach_every_parameter",
     "test_it_shares_a_backbone",
-    "test_files_hold_the_same_model",
+    "test_saved_files_are_equal",
     "test_it_scripts",
     "test_it_exports",
 }
 NODES = "test_nodes_compute_what_modules_do"
-PLUGIN_TESTS = {"test_names_are_its_own", "test_declaring_needs_no_torch"}
+PLUGIN_TESTS = {"test_names_are_not_taken", "test_plugin_does_not_import_torch"}
 
 
 @pytest.mark.parametrize(
@@ -212,16 +212,16 @@ def test_a_false_declaration_fails_with_one_sentence(said: str) -> None:
 @pytest.mark.parametrize(
     ("subject", "problem", "advice"),
     [
-        ("'choosy'", "cannot be scripted (", "change that, or write scripts = False in the test class"),
+        ("'choosy'", "cannot be scripted (", "fix it, or set scripts = False in the test class"),
         (
             "'choosy'",
             "fails on a 97x161 image (",
-            "change that, or write the sizes that it takes in the test class, as sizes = ((224, 224),)",
+            "fix it, or set the supported sizes in the test class, such as sizes = ((224, 224),)",
         ),
         (
             "head 'means' on 'mobilenet_v3_small'",
             "cannot be scripted (",
-            "change that, or write scripts = False in the test class",
+            "fix it, or set scripts = False in the test class",
         ),
     ],
 )
@@ -238,8 +238,8 @@ def test_a_network_that_takes_one_size_passes_at_that_size(said: str) -> None:
 
 
 def test_a_built_in_name_fails_with_the_qualified_name(said: str) -> None:
-    assert outcomes(said, "shadows")["FAILED"] == {"test_names_are_its_own"}
-    assert report(said, "TestMine.test_names_are_its_own") == [
+    assert outcomes(said, "shadows")["FAILED"] == {"test_names_are_not_taken"}
+    assert report(said, "TestMine.test_names_are_not_taken") == [
         "'shadows' provides the backbone 'mobilenet_v2', which is built in and cannot be replaced; its own is "
         "'shadows:mobilenet_v2'"
     ]
@@ -258,10 +258,10 @@ def test_a_built_in_name_fails_with_the_qualified_name(said: str) -> None:
         ),
         (
             "no_heads",
-            "plugin 'tiny' declares no heads; name those of its open namespace in heads, or leave out this class",
+            "plugin 'tiny' declares no heads; set heads to names of its open namespace, or remove this test class",
             "",
         ),
-        ("unsaid", 'TestMine names no plugin; write plugin = "package.module" in it', ""),
+        ("unsaid", 'TestMine does not name a plugin; set plugin = "package.module" in it', ""),
     ],
 )
 def test_a_plugin_that_cannot_be_tested_fails_without_the_source_lines_of_the_kit(

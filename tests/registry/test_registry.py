@@ -334,9 +334,9 @@ def test_a_plugin_that_queries_the_registry_while_loading_fails_instead_of_hangi
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("list_models", f"{THERE} 'list_models'; it is registry.list_backbones here"),
-        ("create_model", f"{THERE} 'create_model'; it is registry.build here"),
-        ("get_model", f"{THERE} 'get_model'; it is registry.build here"),
+        ("list_models", f"{THERE} 'list_models'; use registry.list_backbones"),
+        ("create_model", f"{THERE} 'create_model'; use registry.build"),
+        ("get_model", f"{THERE} 'get_model'; use registry.build"),
         ("banana", f"{THERE} 'banana'"),
     ],
 )

@@ -1,6 +1,5 @@
 """The repository as a package: what is packed, what is documented, and that light code stays light."""
 
-import doctest
 import pkgutil
 
 import pytest
@@ -11,7 +10,6 @@ from support.package import (
     OF_RUNTIMES,
     PROJECT,
     check_documented,
-    check_examples,
     heavy_modules_after,
 )
 
@@ -64,15 +62,6 @@ def test_no_module_of_the_registry_hides_one_of_its_functions() -> None:
 
 
 QUICK = [name for name in MODULES if name not in OF_RUNTIMES]
-
-
-@pytest.mark.parametrize("name", QUICK)
-def test_examples_in_docstrings_print_what_they_say(name: str) -> None:
-    check_examples(name)
-
-
-def test_some_docstrings_have_examples() -> None:
-    assert doctest.testmod(featuretap).attempted >= 2
 
 
 @pytest.mark.parametrize("name", QUICK)

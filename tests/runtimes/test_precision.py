@@ -322,8 +322,7 @@ def test_an_exported_file_is_compiled_in_float32(registry: Registry, saved: Path
     with pytest.raises(OptionError) as error:
         registry.compile(path, "openvino", precision="bf16")
     assert str(error.value) == (
-        "an exported file is opened in float32; for precision='bf16' give the model itself, or the file to "
-        "registry.session"
+        "precision='bf16' cannot be applied to an exported file; pass the model, or open the file with registry.session"
     )
 
 
