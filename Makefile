@@ -77,6 +77,8 @@ kills: install
 lint: .venv/quick
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/pydoclint __init__.py $(dir $(wildcard */__init__.py)) docs/builder
+	$(BIN)/codespell
 	PYTHONPATH=.typing $(BIN)/lint-imports --no-logo
 
 types: install
