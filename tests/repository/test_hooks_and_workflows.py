@@ -25,7 +25,7 @@ def test_pre_commit_hooks_run_the_commands_of_make_lint_and_make_types(tmp_path:
     for entry in hooks:
         # "ruff check" of the files that are committed, where make has ".".
         assert [line for line in made if line.startswith(f"\t{entry.partition(' --')[0]}")], entry
-    assert len(hooks) == 3
+    assert len(hooks) == 5
 
 
 def test_the_workflow_checks_every_supported_python() -> None:
