@@ -7,6 +7,7 @@ from PIL import Image
 from torch.nn.functional import max_pool2d
 from torchvision.utils import draw_segmentation_masks
 
+from featuretap.workflows.inference import drawing
 from featuretap.workflows.inference.drawing import colour_of, draw_boxes, draw_classes, draw_text
 
 GREY = (90, 90, 90)
@@ -49,6 +50,71 @@ def test_a_name_at_the_edge_of_the_picture_stays_inside() -> None:
     # It begins left of the box, where it has room.
     assert columns.min() < 320
     assert rows.min() == 0
+
+
+Labels = list[tuple[tuple[float, float, float, float], str]]
+
+
+@pytest.fixture
+def labels(monkeypatch: pytest.MonkeyPatch) -> Labels:
+    """Areas and texts of the labels that are drawn."""
+    drawn: Labels = []
+    draw = drawing._draw_label
+
+    def record(pen, font, area, text, colour):  # type: ignore[no-untyped-def]
+        drawn.append((area, text))
+        draw(pen, font, area, text, colour)
+
+    monkeypatch.setattr(drawing, "_draw_label", record)
+    return drawn
+
+
+def overlapping(areas: list[tuple[float, float, float, float]]) -> int:
+    """Return how many pairs of areas intersect."""
+    pairs = ((a, b) for place, a in enumerate(areas) for b in areas[:place])
+    return sum(a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3] for a, b in pairs)
+
+
+MANY = np.random.default_rng(0).uniform(0, 400, (30, 2))
+
+
+@pytest.mark.parametrize(
+    "boxes",
+    [
+        [[100, 100, 300, 250]] * 2,
+        [[100, 100, 300, 250]] * 9,
+        [[5, 5, 100, 100], [20, 8, 120, 90], [0, 0, 399, 299]],
+        [[0, 0, 3, 3], [396, 0, 399, 4], [0, 295, 4, 299], [395, 297, 399, 299], [398, 0, 399, 299]],
+        np.concatenate([MANY, MANY + 60], 1),
+    ],
+)
+@pytest.mark.parametrize("size", [(400, 300), (512, 512)])
+def test_labels_stay_inside_and_do_not_hide_each_other(boxes: list, size: tuple[int, int], labels: Labels) -> None:
+    scores = np.linspace(0.99, 0.3, len(boxes))
+    draw_boxes(plain(*size), boxes, [index % 2 + 1 for index in range(len(boxes))], scores, CLASSES)
+    areas = [area for area, _ in labels]
+    assert len(areas) == len(boxes)
+    assert overlapping(areas) == 0
+    assert all(a[0] >= 0 and a[1] >= 0 and a[2] <= size[0] and a[3] <= size[1] for a in areas)
+    assert labels[-1][1] == "cat 0.99"
+
+
+def test_a_label_that_is_wider_than_the_picture_loses_the_end_of_its_name(labels: Labels) -> None:
+    name = "a name of more letters than there is room for"
+    draw_boxes(plain(100, 320), [[10, 10, 90, 90]], [0], [0.5], [name])
+    ((area, text),) = labels
+    assert area[0] >= 0
+    assert area[2] <= 100
+    assert text.startswith("a ")
+    assert text.endswith("… 0.50")
+
+
+def test_text_grows_with_the_picture(labels: Labels) -> None:
+    for side in (400, 800, 4000):
+        draw_boxes(plain(side, side), [[100, 100, 300, 250]], [1], [0.5], CLASSES)
+    heights = [area[3] - area[1] for area, _ in labels]
+    assert heights[0] < heights[1]
+    assert heights[2] == pytest.approx(5 * heights[1], rel=0.2)
 
 
 def test_the_box_with_the_highest_score_is_on_top() -> None:

@@ -16,7 +16,7 @@ from torch import nn
 from featuretap.registry import Registry
 from featuretap.workflows.datasets.data_set import IGNORED, Boxes
 from featuretap.workflows.inference.drawing import colour_of
-from featuretap.workflows.training.reports import _fit, _tile, draw_predictions
+from featuretap.workflows.training.reports import _arrange, _fit, _tile, draw_predictions
 
 GREEN, RED, WHITE = (0, 140, 60), (210, 30, 30), (255, 255, 255)
 TILE = 160
@@ -45,8 +45,8 @@ def test_captions_that_are_too_long_end_before_the_edge() -> None:
         "a name that is much longer than there is room for on a tile of this size",
         "WWWWWWWWWWWWWWWWWWWWWWWW",
     ):
-        tile = np.asarray(_tile(image, 160, [line, line], GREEN))
-        words = tile[168:] < 250
+        tile = np.asarray(_tile(image, 160, [(line, ""), (line, " 0.95")], GREEN))
+        words = tile[88:] < 250
         assert words.any(axis=2)[:, 100:160].any()
         assert not words[:, 165:].any()
         assert not words[-1:].any()
@@ -163,6 +163,39 @@ def test_boxes_are_drawn_in_the_colours_of_the_models_classes(registry: Registry
     assert (prediction == 255).all()
 
 
+def test_a_page_of_wide_photographs_has_no_empty_area_above_them(registry: Registry, tmp_path: Path) -> None:
+    model = registry.build("mobilenet_v3_small", head="ssdlite", num_classes=4, width=0.25, size=96).eval()
+    model.description = replace(model.description, classes=("background", *CLASSES))
+    nothing = Boxes(np.zeros((0, 4), np.float32), np.zeros(0, np.int64), np.zeros(0, np.bool_))
+    samples = in_memory([(Image.new("RGB", (400, 100), "black"), nothing)] * 2)
+    draw_predictions(model, samples, CLASSES, tmp_path / "page.png")
+    page = read_pixels(tmp_path / "page.png")
+    assert page.shape == (6 + 108 + 17 + 6, 6 + 4 * 414, 3)
+    assert (page[10:110, 10:410] == 0).all()
+
+
+def test_rows_are_as_high_as_their_tiles() -> None:
+    tiles = [Image.new("RGB", size, "black") for size in ((20, 40), (10, 10), (20, 15))]
+    page = np.asarray(_arrange(tiles, 2))
+    assert page.shape == (6 + 40 + 6 + 15 + 6, 6 + 2 * 26, 3)
+    black = (page == 0).all(-1)
+    # The tiles of a row end on one line, where their captions are.
+    assert black[6:46, 6:26].all()
+    assert black[36:46, 32:42].all()
+    assert black[52:67, 6:26].all()
+    assert black.sum() == sum(tile.width * tile.height for tile in tiles)
+
+
+def test_the_score_follows_the_name_and_is_never_cut() -> None:
+    image = Image.new("RGB", (160, 80), "blue")
+    short, long = (np.asarray(_tile(image, 160, [(name, " 0.95")]))[88:] for name in ("cat", "cat" * 30))
+    assert short.shape == long.shape
+    # The name of a long caption begins alike, and its score ends at the edge.
+    assert np.array_equal(short[:, :22], long[:, :22])
+    assert (long[:, 140:165] < 250).any()
+    assert (short[:, 80:] == 255).all()
+
+
 def test_predicted_boxes_are_drawn_beside_the_truth(registry: Registry, tmp_path: Path) -> None:
     model = registry.build(
         "mobilenet_v3_small", head="retinanet", num_classes=3, width=0.25, min_size=64, max_size=64
@@ -187,9 +220,12 @@ def test_pixels_are_drawn_as_image_truth_and_prediction(registry: Registry, tmp_
     samples = in_memory([(Image.new("RGB", (400, 400)), mask)] * 9)
     draw_predictions(sure_of(model, 2), samples, CLASSES, tmp_path / "page.png")
     page = read_pixels(tmp_path / "page.png")
-    # Eight of nine images, two in a row.
-    assert page.shape == (6 + 4 * (408 + 17 + 6), 6 + 6 * 414, 3)
-    image, truth, prediction = (page[10:410, left : left + 400].astype(int) for left in (10, 424, 838))
+    # Eight of nine images, two in a row, 400 pixels high with their legends.
+    across, rest = divmod(page.shape[1] - 6, 6)
+    assert (page.shape[0], rest) == (6 + 4 * (408 + 17 + 6), 0)
+    image, truth, prediction = (
+        page[10:410, left : left + across - 14].astype(int) for left in (10, 10 + across, 10 + 2 * across)
+    )
     # The photograph is black, and lies at the same place in all three, whatever stands below it.
     black = np.argwhere(image.sum(-1) == 0)
     (top, left), (bottom, right) = black.min(0), black.max(0)

@@ -23,6 +23,9 @@ BACKGROUNDS = frozenset({"background", "__background__"})
 MINIMUM_SIDE = 320
 """Pixels of the longer side to which small images are enlarged, so that text on them can be read."""
 
+MINIMUM_TEXT, TEXT_RATIO = 14, 36
+"""Font size: a fraction of the longer side, so that text can be read on a reduced picture, but at least 14 pixels."""
+
 MAXIMUM_LENGTH = 40
 """Characters of a name."""
 
@@ -46,10 +49,12 @@ class Page:
 
     Args:
         image: RGB (H, W). It is enlarged by an integer factor where it is smaller than 320 pixels.
+        text_size: Font size in pixels, or None for 1/36 of the longer side, and at least 14.
     """
 
-    def __init__(self, image: Image.Image) -> None:
+    def __init__(self, image: Image.Image, text_size: int | None = None) -> None:
         self._picture, self._factor = _enlarge(image)
+        self._font = _load_font(self._picture, text_size)
         self._paragraphs: list[list[Entry]] = []
 
     def add_boxes(
@@ -71,14 +76,12 @@ class Page:
         if masks is not None:
             for mask, colour in zip((np.asarray(masks) > 0.5)[order], colours, strict=True):
                 _blend(page, _enlarged_area(page, mask), colour)
-        pen, font = ImageDraw.Draw(page), _font(page)
+        pen, font = ImageDraw.Draw(page), self._font
         for box, colour in zip(corners, colours, strict=True):
-            pen.rectangle(box.tolist(), outline=colour, width=max(2, round(max(page.size) / 300)))
+            pen.rectangle(box.tolist(), outline=colour, width=max(2, round(max(page.size) / 250)))
         names = [shorten_name(name_of(numbers[place], classes)) for place in order]
-        texts = [
-            name if shown[place] is None else f"{name} {shown[place]:.2f}"
-            for place, name in zip(order, names, strict=True)
-        ]
+        scored = ["" if shown[place] is None else f" {shown[place]:.2f}" for place in order]
+        texts = [_fit_label(font, name, score, page.width) for name, score in zip(names, scored, strict=True)]
         # The highest score has the first choice of places, and is drawn last.
         areas: list[Area] = []
         for box, text in zip(corners[::-1].tolist(), texts[::-1], strict=True):
@@ -119,7 +122,7 @@ class Page:
 
     def finish(self) -> Image.Image:
         """Return the picture."""
-        return _append_text(self._picture, self._paragraphs) if self._paragraphs else self._picture
+        return _append_text(self._picture, self._paragraphs, self._font) if self._paragraphs else self._picture
 
     def _add_paragraph(self, title: str, entries: list[Entry]) -> None:
         self._paragraphs.append([(None, f"{title}:"), *entries] if title else entries)
@@ -158,7 +161,7 @@ def draw_classes(image: Image.Image, mask: NDArray[np.integer], classes: Sequenc
 def draw_text(image: Image.Image, lines: Sequence[str]) -> Image.Image:
     """Return an image above lines of text, enlarged by an integer factor where it is smaller than 320 pixels."""
     drawn, _ = _enlarge(image)
-    return _append_text(drawn, [[(None, shorten_name(line))] for line in lines])
+    return _append_text(drawn, [[(None, shorten_name(line))] for line in lines], _load_font(drawn))
 
 
 def _enlarged_area(page: Image.Image, mask: NDArray[np.bool_]) -> Image.Image:
@@ -192,23 +195,46 @@ def _enlarge(image: Image.Image) -> tuple[Image.Image, int]:
     return (image.resize(size, Image.Resampling.NEAREST) if factor > 1 else image.copy()), factor
 
 
-def _font(page: Image.Image) -> Font:
-    return ImageFont.load_default(size=max(14, round(max(page.size) / 45)))
+def _load_font(page: Image.Image, size: int | None = None) -> Font:
+    return ImageFont.load_default(size=size or max(MINIMUM_TEXT, round(max(page.size) / TEXT_RATIO)))
+
+
+def _fit_label(font: Font, name: str, score: str, width: int) -> str:
+    """Return a name and a score, the name cut so that the label is not wider than the picture."""
+    room = width - 2 * _label_margin(font.getbbox("Ag")[3])
+    cut = name
+    while cut and font.getlength(f"{cut}…{score}" if cut != name else f"{name}{score}") > room:
+        cut = cut[:-1]
+    return f"{name}{score}" if cut == name else f"{cut}…{score}"
 
 
 def _place_label(pen: ImageDraw.ImageDraw, font: Font, box: Sequence[float], text: str, taken: Sequence[Area]) -> Area:
-    """Return where the name of a box stands: above its corner, or at another edge where others are in the way."""
+    """Return the area of the label of a box: the free one nearest to the top left corner, preferably along an edge."""
     width, height = pen.im.size
     left, top, right, bottom = pen.textbbox((0, 0), text, font=font)
     margin = _label_margin(bottom - top)
     across, down = right - left + 2 * margin, bottom - top + 2 * margin
-    places = [
-        (max(0, min(x, width - across)), max(0, min(y, height - down)))
+
+    def at(x: float, y: float) -> Area:
+        x, y = max(0, min(x, width - across)), max(0, min(y, height - down))
+        return x, y, x + across, y + down
+
+    corners = [
+        at(x, y)
         for y in (box[1] - down if box[1] >= down else box[1], box[1], box[3], box[3] - down)
         for x in (box[0], box[2] - across)
     ]
-    areas = [(x, y, x + across, y + down) for x, y in places]
-    return next((area for area in areas if not any(_overlap(area, other) for other in taken)), areas[0])
+    # Then along the upper and the left edge, and last anywhere, the nearest place first.
+    sliding = [at(box[0] + step * down, y) for step in range(width // down) for y in (box[1] - down, box[1])]
+    stacked = [at(box[0], box[1] + step * down) for step in range(height // down)]
+    inside = [area for area in sliding + stacked if area[0] <= box[2] and area[1] <= box[3]]
+    for areas in (corners, inside):
+        free = [area for area in areas if not any(_overlap(area, other) for other in taken)]
+        if free:
+            return free[0]
+    anywhere = [at(x, y) for x in range(0, width, max(1, across // 2)) for y in range(0, height, down)]
+    anywhere.sort(key=lambda area: abs(area[0] - box[0]) + abs(area[1] - box[1]))
+    return next((area for area in anywhere if not any(_overlap(area, other) for other in taken)), corners[0])
 
 
 def _overlap(area: Area, other: Area) -> bool:
@@ -229,9 +255,8 @@ def _draw_label(pen: ImageDraw.ImageDraw, font: Font, area: Area, text: str, col
     pen.text((area[0] + margin - left, area[1] + margin - top), text, fill=fill, font=font)
 
 
-def _append_text(picture: Image.Image, paragraphs: Sequence[Sequence[Entry]]) -> Image.Image:
+def _append_text(picture: Image.Image, paragraphs: Sequence[Sequence[Entry]], font: Font) -> Image.Image:
     """Return a picture above paragraphs of entries, as many a line as fit."""
-    font = _font(picture)
     height = round(font.getbbox("Ag")[3])
     margin = height // 3
     lines: list[list[Entry]] = []

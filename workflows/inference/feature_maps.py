@@ -1,6 +1,6 @@
 """The feature maps of one image, drawn: one panel per tap, its channels reduced to three colours."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,8 +16,28 @@ LONGEST = 4
 """Ratio of the sides from which an image is squeezed, so that a strip one pixel high does not become gigantic."""
 COLUMNS = 3
 MARGIN = 16
-TITLE = 28
 PANEL_WIDTH = 320
+TEXT_SIZE = 18
+LINE = 1.55
+"""Height of a line of a title, as a multiple of its font size."""
+GRAY = (90, 90, 90)
+
+DARKEST, BRIGHTEST, CHROMA = 0.25, 0.9, 0.14
+"""Limits of the brightness and of the hue's two components in OKLab, most of which sRGB can show."""
+
+SMALLEST_WITH_BORDER = 5
+"""Pixels of a side from which the border is left out of the limits; a smaller map has too little interior."""
+
+OKLAB_TO_LMS = np.array(
+    [[1, 0.3963377774, 0.2158037573], [1, -0.1055613458, -0.0638541728], [1, -0.0894841775, -1.2914855480]]
+)
+LMS_TO_RGB = np.array(
+    [
+        [4.0767416621, -3.3077115913, 0.2309699292],
+        [-1.2684380046, 2.6097574011, -0.3413193965],
+        [-0.0041960863, -0.7034186147, 1.7076147010],
+    ]
+)
 
 Maps = dict[str, NDArray[np.float32]]
 
@@ -43,22 +63,43 @@ def compute_maps(
 
 
 def reduce_to_colours(feature: NDArray[np.float32]) -> Image.Image:
-    """Return a map (C, H, W) as an RGB image (H, W): its three strongest principal components over the pixels.
+    """Return a map (C, H, W) as an RGB image (H, W) of its three strongest principal components.
 
-    Each component spans its 1st to 99th percentile. Its sign is arbitrary; the larger excursion is made bright.
+    The first component sets the brightness, the second and third set the hue (OKLab). Padding changes the values at the
+    borders, so the components and their limits, the 2nd and 98th percentiles, come from the interior. Values beyond the
+    limits are clipped. The sign of a component is arbitrary; the larger excursion is made bright.
     """
     channels, height, width = feature.shape
     pixels = feature.reshape(channels, -1).T.astype(np.float64)
-    pixels -= pixels.mean(0)
-    left, strengths, _ = np.linalg.svd(pixels, full_matrices=False)
-    components = (left * strengths)[:, :3]
-    components *= np.where(np.abs(components.min(0)) > components.max(0), -1, 1)
-    components = np.pad(components, ((0, 0), (0, 3 - components.shape[1])))
-    low, high = np.percentile(components, (1, 99), axis=0)
+    inside = np.zeros((height, width), bool)
+    rows, columns = _border_width(height), _border_width(width)
+    inside[rows : height - rows, columns : width - columns] = True
+    interior = pixels[inside.ravel()]
+    center = interior.mean(0)
+    axes = np.linalg.svd(interior - center, full_matrices=False)[2][:3]
+    components = np.pad((pixels - center) @ axes.T, ((0, 0), (0, 3 - len(axes))))
+    low, high = components[inside.ravel()].min(0), components[inside.ravel()].max(0)
+    components *= np.where(-low > high, -1, 1)
+    low, high = np.percentile(components[inside.ravel()], (2, 98), axis=0)
     # Rounding noise around a constant must not be stretched into a pattern.
     varies = high - low > 1e-6 * np.abs(feature).max()
-    scaled = np.where(varies, (components - low) / np.where(varies, high - low, 1), 0)
-    return Image.fromarray((scaled.clip(0, 1) * 255).round().astype(np.uint8).reshape(height, width, 3))
+    scaled = ((components - low) / np.where(varies, high - low, 1)).clip(0, 1)
+    brightness = np.where(varies[0], DARKEST + (BRIGHTEST - DARKEST) * scaled[:, 0], 0)
+    hue = np.where(varies[1:], CHROMA * (2 * scaled[:, 1:] - 1), 0)
+    colours = _convert_oklab(np.column_stack((brightness, hue)))
+    return Image.fromarray((colours * 255).round().astype(np.uint8).reshape(height, width, 3))
+
+
+def _border_width(length: int) -> int:
+    """Return the number of pixels at each end of a side that padding is taken to affect."""
+    return max(1, round(length / 16)) if length >= SMALLEST_WITH_BORDER else 0
+
+
+def _convert_oklab(colours: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return OKLab colors (N, 3) as sRGB from 0 to 1 (https://bottosson.github.io/posts/oklab/)."""
+    linear = (colours @ OKLAB_TO_LMS.T) ** 3 @ LMS_TO_RGB.T
+    linear = linear.clip(0, 1)
+    return np.where(linear <= 0.0031308, 12.92 * linear, 1.055 * linear ** (1 / 2.4) - 0.055)
 
 
 def draw_maps(image: Image.Image, maps: Mapping[str, NDArray[np.float32]], strides: Mapping[str, int]) -> Image.Image:
@@ -68,16 +109,38 @@ def draw_maps(image: Image.Image, maps: Mapping[str, NDArray[np.float32]], strid
         (f"{name}  {feature.shape[0]} channels, stride {strides[name]}", reduce_to_colours(feature))
         for name, feature in maps.items()
     ]
-    columns = min(COLUMNS, len(panels))
-    panel_height = max(1, round(PANEL_WIDTH * image.height / image.width))
-    across, down = PANEL_WIDTH + MARGIN, panel_height + TITLE + MARGIN
+    return draw_panels(panels, image.height / image.width)
+
+
+def draw_panels(
+    panels: Sequence[tuple[str, Image.Image]],
+    ratio: float,
+    *,
+    columns: int = COLUMNS,
+    width: int = PANEL_WIDTH,
+    text_size: int = TEXT_SIZE,
+) -> Image.Image:
+    """Return a page of images of one size, row by row, each below its title.
+
+    Args:
+        panels: Titles, of one or more lines, and images. Images smaller than a panel are enlarged without smoothing, so
+            that each of their pixels can be seen.
+        ratio: Height of a panel divided by its width.
+        columns: Panels in a row.
+        width: Width of a panel in pixels.
+        text_size: Font size of the titles in pixels.
+    """
+    columns, height = min(columns, len(panels)), max(1, round(width * ratio))
+    line = round(LINE * text_size)
+    title_height = line * max(title.count("\n") + 1 for title, _ in panels)
+    across, down = width + MARGIN, height + title_height + MARGIN
     rows = -(-len(panels) // columns)
     page = Image.new("RGB", (columns * across + MARGIN, rows * down + MARGIN), "white")
-    pen, font = ImageDraw.Draw(page), ImageFont.load_default(size=17)
+    pen, font = ImageDraw.Draw(page), ImageFont.load_default(size=text_size)
     for index, (title, panel) in enumerate(panels):
         left, top = MARGIN + index % columns * across, MARGIN + index // columns * down
-        pen.text((left, top), title, fill="black", font=font)
-        # Maps are enlarged without smoothing, so that each of their pixels can be seen.
-        method = Image.Resampling.LANCZOS if panel is image else Image.Resampling.NEAREST
-        page.paste(panel.resize((PANEL_WIDTH, panel_height), method), (left, top + TITLE))
+        for number, text in enumerate(title.split("\n")):
+            pen.text((left, top + number * line), text, fill="black" if number == 0 else GRAY, font=font)
+        method = Image.Resampling.NEAREST if panel.width < width else Image.Resampling.LANCZOS
+        page.paste(panel.resize((width, height), method), (left, top + title_height))
     return page

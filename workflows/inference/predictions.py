@@ -121,15 +121,18 @@ class SeveralPredictions:
 Prediction = HeadPrediction | SeveralPredictions
 
 
-def draw_prediction(image: Image.Image, prediction: Prediction, description: Description) -> Image.Image:
+def draw_prediction(
+    image: Image.Image, prediction: Prediction, description: Description, *, text_size: int | None = None
+) -> Image.Image:
     """Return an image with everything that a model predicts for it, boxes above the colours of pixels.
 
     Args:
         image: RGB.
         prediction: of the model.
         description: of the model, which names the classes.
+        text_size: Font size in pixels, or None for one that fits the image.
     """
-    page = Page(image)
+    page = Page(image, text_size)
     if not isinstance(prediction, SeveralPredictions):
         prediction.draw_on(page, class_names(description))
         return page.finish()

@@ -11,11 +11,9 @@ from types import MappingProxyType
 from typing import Any
 
 import matplotlib
-import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import nn
 from torchvision.transforms.v2 import functional as F  # noqa: N812 - torchvision's own name for it
-from torchvision.utils import make_grid
 
 from featuretap.models.built import description_of
 from featuretap.specs.class_names import class_names
@@ -55,7 +53,12 @@ GREEN, RED = (0, 140, 60), (210, 30, 30)
 FONT_SIZE, LINE_HEIGHT, FRAME, GAP = 12, 17, 4, 6
 """Pixels."""
 
+MINIMUM_WIDTH = 160
+"""Width of a caption below an image that is narrower."""
+
 Colour = tuple[int, int, int]
+Line = tuple[str, str]
+"""Text that is cut where it is too long, and an ending that is kept."""
 
 
 def draw_predictions(model: nn.Module, samples: Sequence[Sample], classes: Sequence[str], path: Path) -> None:
@@ -82,8 +85,22 @@ def draw_predictions(model: nn.Module, samples: Sequence[Sample], classes: Seque
         tiles = [tile for pair in predicted for tile in _box_tiles(*pair, names, offset)]
     else:
         tiles = [tile for pair in predicted for tile in _mask_tiles(*pair, names)]
-    grid = make_grid(torch.stack([F.pil_to_tensor(tile) for tile in tiles]), COLUMNS[task], GAP, pad_value=255)
-    write_picture(F.to_pil_image(grid), path)
+    write_picture(_arrange(tiles, COLUMNS[task]), path)
+
+
+def _arrange(tiles: Sequence[Image.Image], columns: int) -> Image.Image:
+    """Return a white page of tiles; each row is as high as its highest tile, and all columns are equally wide."""
+    rows = [tiles[start : start + columns] for start in range(0, len(tiles), columns)]
+    width = max((tile.width for tile in tiles), default=0)
+    heights = [max(tile.height for tile in row) for row in rows]
+    size = GAP + len(tiles[:columns]) * (width + GAP), GAP + sum(heights) + len(rows) * GAP
+    page, top = Image.new("RGB", size, "white"), GAP
+    for row, height in zip(rows, heights, strict=True):
+        for column, tile in enumerate(row):
+            # Captions of a row are on one line.
+            page.paste(tile, (GAP + column * (width + GAP), top + height - tile.height))
+        top += height + GAP
+    return page
 
 
 def _spread(count: int, most: int) -> list[int]:
@@ -101,9 +118,9 @@ def _classification_tiles(predicted: Sequence[tuple[Sample, Any]], classes: Sequ
     successes = [correct[place] for place in _spread(len(correct), MAX_CLASSIFIED - len(mistakes))]
     tiles = []
     for sample, truth, best in (*mistakes, *successes):
-        # The score first, since long names are cut.
-        text, is_wrong = f"{best.value:.2f} {best.name}", best.label != truth
-        lines = (classes[truth], f"→ {text}") if is_wrong else (text, "")
+        is_wrong, score = best.label != truth, f" {best.value:.2f}"
+        wrong_lines = (f"true: {classes[truth]}", ""), (f"pred: {best.name}", score)
+        lines = wrong_lines if is_wrong else ((best.name, score), ("", ""))
         tiles.append(_tile(convert_mode(sample.read()[0], "RGB"), SMALL, lines, RED if is_wrong else GREEN))
     return tiles
 
@@ -117,8 +134,8 @@ def _box_tiles(sample: Sample, prediction: Any, names: Sequence[str], offset: in
     true = draw_boxes(image, truth.boxes[kept], truth.labels[kept] + offset, None, names, masks)
     found = draw_boxes(image, prediction.boxes, prediction.labels, prediction.scores, names, prediction.masks)
     return [
-        _tile(true, LARGE, [f"truth of {Path(sample.name).name}"]),
-        _tile(found, LARGE, [f"prediction, scores from {THRESHOLD}"]),
+        _tile(true, LARGE, [(f"truth of {Path(sample.name).name}", "")]),
+        _tile(found, LARGE, [(f"prediction, scores from {THRESHOLD}", "")]),
     ]
 
 
@@ -134,31 +151,36 @@ def _mask_tiles(sample: Sample, prediction: Any, names: Sequence[str]) -> list[I
     # Legends differ in height, and the photograph is to be at the same place in all three.
     width, height = (max(sides) for sides in zip(*(tile.size for tile in tiles.values()), strict=True))
     padded = [F.pad(tile, [0, 0, width - tile.width, height - tile.height], 255) for tile in tiles.values()]
-    return [_tile(tile, LARGE, [line]) for line, tile in zip(tiles, padded, strict=True)]
+    return [_tile(tile, LARGE, [(line, "")]) for line, tile in zip(tiles, padded, strict=True)]
 
 
-def _tile(image: Image.Image, side: int, lines: Sequence[str], colour: Colour | None = None) -> Image.Image:
-    """Return a white square of `side` pixels with an image at the bottom, above lines of text, cut where they are long.
+def _tile(image: Image.Image, side: int, lines: Sequence[Line], colour: Colour | None = None) -> Image.Image:
+    """Return an image above lines of text on white.
 
-    The image is shrunk, or enlarged by an integer factor, without blur. Text, and a frame around the image, have a
-    colour; without one the text is black, and there is no frame.
+    Args:
+        image: It is shrunk to a longer side of `side` pixels, or enlarged by an integer factor, without blur.
+        side: Pixels.
+        lines: Texts, cut where they are long, with endings that are kept.
+        colour: Color of the text and of a frame around the image. Without one the text is black, and there is no frame.
     """
     image = _fit(image, side)
-    tile = Image.new("RGB", (side + 2 * FRAME, side + 2 * FRAME + len(lines) * LINE_HEIGHT), "white")
-    left, top = FRAME + (side - image.width) // 2, FRAME + side - image.height
+    width = max(image.width, MINIMUM_WIDTH)
+    caption = image.height + 2 * FRAME
+    tile = Image.new("RGB", (width + 2 * FRAME, caption + len(lines) * LINE_HEIGHT), "white")
+    left = FRAME + (width - image.width) // 2
     pen = ImageDraw.Draw(tile)
     if colour is not None:
-        corner = left + image.width + FRAME - 1, top + image.height + FRAME - 1
-        pen.rectangle((left - FRAME, top - FRAME, *corner), fill=colour)
-    tile.paste(image, (left, top))
+        pen.rectangle((left - FRAME, 0, left + image.width + FRAME - 1, caption - 1), fill=colour)
+    tile.paste(image, (left, FRAME))
     # It has more characters than Pillow's own font.
     font = ImageFont.truetype(Path(matplotlib.get_data_path()) / "fonts/ttf/DejaVuSans.ttf", FONT_SIZE)
-    for number, line in enumerate(map(one_line, lines)):
+    for number, (text, ending) in enumerate(lines):
+        line = one_line(text)
         cut = line
-        while cut and pen.textlength(cut if cut == line else f"{cut}…", font=font) > side:
+        while cut and pen.textlength((cut if cut == line else f"{cut}…") + ending, font=font) > width:
             cut = cut[:-1]
-        place = FRAME, side + 2 * FRAME + number * LINE_HEIGHT
-        pen.text(place, cut if cut == line else f"{cut}…", fill=colour or "black", font=font)
+        shown = (cut if cut == line else f"{cut}…") + ending
+        pen.text((FRAME, caption + number * LINE_HEIGHT), shown, fill=colour or "black", font=font)
     return tile
 
 
