@@ -56,7 +56,7 @@ SECTIONS = {
     "Weights": dict.fromkeys(("save", "convert", "join", "push"), "weights_commands"),
     "Runtimes": {"export": "runtime_commands", "quantize": "quantization_commands", "bench": "runtime_commands"},
     "Plugins": dict.fromkeys(("plugins", "new-plugin"), "plugin_commands"),
-    "Shell": {"completion": "completion"},
+    "Setup": {"doctor": "doctor", "completion": "completion"},
 }
 """Heading in the help → command → its module, which is imported when the command is needed."""
 UNPRINTED = (errno.ENOSPC, errno.EFBIG, errno.EBADF)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +12,19 @@ CPUINFO = Path("/proc/cpuinfo")
 BF16_UNITS = ("avx512_bf16", "amx_bf16", "bf16")
 """Flags of processors that multiply in bfloat16: x86's AVX-512 and AMX, and ARM's."""
 
+VECTOR_UNITS = {
+    "AVX2": ("avx2",),
+    "AVX-512": ("avx512f",),
+    "VNNI": ("avx512_vnni", "avx_vnni"),
+    "BF16": BF16_UNITS,
+    "AMX": ("amx_tile",),
+    "NEON": ("asimd", "neon"),
+    "dotprod": ("asimddp",),
+    "i8mm": ("i8mm",),
+    "SVE": ("sve",),
+}
+"""Vector unit → the flags of /proc/cpuinfo that stand for it."""
+
 
 def processor_name() -> str:
     """Return the name of the processor, such as "AMD EPYC"."""
@@ -19,9 +33,28 @@ def processor_name() -> str:
 
 def bf16_units() -> tuple[str, ...]:
     """Return the flags of the processor's units that multiply in bfloat16; none where the system lists no flags."""
-    # "Features" on ARM.
-    flags = {*next(_values("flags"), "").split(), *next(_values("Features"), "").split()}
+    flags = _flags() or set()
     return tuple(flag for flag in BF16_UNITS if flag in flags)
+
+
+def vector_units() -> tuple[str, ...] | None:
+    """Return the names of the processor's vector units, such as "AVX2"; None if the system does not list them."""
+    flags = _flags()
+    if flags is None:
+        return None
+    return tuple(name for name, stands_for in VECTOR_UNITS.items() if flags.intersection(stands_for))
+
+
+def available_cores() -> int:
+    """Return the number of processor cores that this process may use."""
+    affinity = getattr(os, "sched_getaffinity", None)
+    return len(affinity(0)) if affinity else os.cpu_count() or 1
+
+
+def _flags() -> set[str] | None:
+    # "Features" on ARM.
+    listed = next(_values("flags"), None) or next(_values("Features"), None)
+    return None if listed is None else set(listed.split())
 
 
 def _values(key: str) -> Iterator[str]:

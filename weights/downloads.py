@@ -50,7 +50,7 @@ def find_or_download(entry: WeightsEntry, known: Sequence[WeightsEntry], mirrors
     Raises:
         WeightsError: it is not on this machine and cannot be downloaded, or the download is another or a larger file.
     """
-    path = _find(entry)
+    path = find_local(entry)
     if path is not None:
         return path
     remote = [address for address in entry.addresses if not address.startswith(LOCAL)]
@@ -106,6 +106,12 @@ def find_or_fetch(location: str | os.PathLike[str], mirrors: Mapping[str, str]) 
         raise WeightsError(f"cannot download {address!r}: {_reason(address, error)}") from error
 
 
+def find_local(entry: WeightsEntry) -> Path | None:
+    """Return the file of a catalogue entry on this machine, or None. Its digest is not checked."""
+    paths = (_find_at(address, entry.sha256) for address in entry.addresses)
+    return next((path for path in paths if path is not None), None)
+
+
 def local_address(entry: WeightsEntry, path: Path) -> str:
     """Return the address of an entry that needs no network and stands for a path, or "" for a path in a cache."""
     local = (address for address in entry.addresses if address.startswith(LOCAL))
@@ -127,12 +133,6 @@ def torch_hub_path(url: str) -> Path:
         # A program may have set another folder.
         folder = Path(torch_hub.get_dir())
     return folder / "checkpoints" / PurePosixPath(url).name
-
-
-def _find(entry: WeightsEntry) -> Path | None:
-    """Return the file of an entry if it is on this machine."""
-    paths = (_find_at(address, entry.sha256) for address in entry.addresses)
-    return next((path for path in paths if path is not None), None)
 
 
 def _find_at(address: str, digest: str) -> Path | None:
@@ -225,6 +225,6 @@ def _forbidden(address: str) -> WeightsError:
 
 def _not_here(entry: WeightsEntry, known: Sequence[WeightsEntry], problem: str) -> WeightsError:
     advice = ", ".join(_advice(address, entry.sha256) for address in entry.addresses)
-    here = [other.name for other in known if _find(other)]
+    here = [other.name for other in known if find_local(other)]
     there = f"on this machine are {', '.join(here)}" if here else "no published weights are on this machine"
     return WeightsError(f"{problem}; {there}", hint=Hint(f"{advice}, or give its path as", "pretrained="))

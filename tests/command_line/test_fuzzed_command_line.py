@@ -40,6 +40,7 @@ LONGEST = 1_100
 
 BOUNDS = {
     "bench": ("--rounds", "1", "--size", "32", "--batch", "1"),
+    "doctor": ("--quick",),
     "evaluate": ("--workers", "0"),
     "extract": ("--workers", "0"),
     "quantize": ("--size", "32"),

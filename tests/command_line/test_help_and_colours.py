@@ -105,7 +105,7 @@ def test_help_lists_every_command_in_one_line_under_a_heading() -> None:
         assert re.search(rf"^  {name} +{re.escape(child.get_short_help_str())}$", text, re.MULTILINE), name
     assert "..." not in text.partition("Options:")[2]
     headings = re.findall(r"^(\S.*):$", text, re.MULTILINE)
-    assert headings == ["Options", "Catalogue", "Images", "Training", "Weights", "Runtimes", "Plugins", "Shell"]
+    assert headings == ["Options", "Catalogue", "Images", "Training", "Weights", "Runtimes", "Plugins", "Setup"]
     assert sum(map(len, SECTIONS.values())) == len(command.commands)
 
 

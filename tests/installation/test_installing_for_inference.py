@@ -150,6 +150,14 @@ def test_a_command_that_needs_pytorch_says_so_in_a_line(
     assert message in ran.stderr
 
 
+def test_the_doctor_finds_no_problems(environment: Path, board: Path) -> None:
+    ran = run(environment, board, "featuretap", "doctor")
+    assert (ran.returncode, ran.stderr) == (0, "")
+    assert ran.stdout.endswith("No problems found.\n")
+    assert "  torch:            not installed (pip install torch)\n" in ran.stdout
+    assert "  eager:       not measured, because PyTorch is not installed\n" in ran.stdout
+
+
 def test_building_a_model_raises_an_error_of_ours(environment: Path, board: Path) -> None:
     code = """
 import json

@@ -1,6 +1,5 @@
 """Timing backbones, in eager mode and in runtimes, and the same networks of other libraries, on the same images."""
 
-import os
 import platform
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -25,7 +24,7 @@ from featuretap.specs.head import backbone_of
 from featuretap.specs.layout import Layout
 from featuretap.specs.runtime import AUTO, RESERVED
 from featuretap.support.errors import OptionError, did_you_mean
-from featuretap.support.processor import processor_name
+from featuretap.support.processor import available_cores, processor_name
 from featuretap.support.timing import PAUSE, Timing, time_interleaved
 from featuretap.support.version import __version__
 from featuretap.weights.layouts import MismatchError, layout_for
@@ -361,9 +360,7 @@ def this_machine() -> Machine:
             versions[name] = version(name)
         except PackageNotFoundError:
             continue
-    affinity = getattr(os, "sched_getaffinity", None)
-    cores = len(affinity(0)) if affinity else os.cpu_count() or 1
-    return Machine(processor_name(), cores, torch.get_num_threads(), versions)
+    return Machine(processor_name(), available_cores(), torch.get_num_threads(), versions)
 
 
 @contextmanager
