@@ -10,6 +10,7 @@ from urllib.parse import unquote, urlsplit
 
 import pytest
 import yaml
+from axe_playwright_python.sync_playwright import Axe
 from filelock import FileLock
 from support import ROOT
 from support import browser as browsers
@@ -130,9 +131,27 @@ def test_every_page_opens_without_a_word_in_the_console(pages: dict[Path, Page],
                 assert visit.page.evaluate(overflow) == 0, f"{name} is wider than a phone"
 
 
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_axe_finds_no_violation(scheme: str, site: Path) -> None:
+    with browsers.launched() as browser:
+        for name in ("index", "zoo", "how-to/features-for-my-detector"):
+            with browsers.visited(browser, (site / f"{name}.html").as_uri(), color_scheme=scheme) as visit:
+                found = Axe().run(visit.page).response["violations"]
+                assert [(each["id"], node["html"]) for each in found for node in each["nodes"]] == [], name
+
+
 def test_the_reference_has_every_function_of_the_registry(pages: dict[Path, Page], site: Path) -> None:
     from featuretap import registry
 
     anchors = pages[(site / "reference" / "registry.html").resolve()].anchors
     functions = {name for name in registry.__all__ if name.islower()} - {"default"}
     assert functions <= {anchor.rpartition(".")[2] for anchor in anchors if anchor.startswith("featuretap.registry.")}
+
+
+def test_the_reference_has_every_hook(pages: dict[Path, Page], site: Path) -> None:
+    from featuretap.catalogue import hookspecs
+
+    anchors = pages[(site / "reference" / "plugins.html").resolve()].anchors
+    hooks = {name for name in vars(hookspecs) if name.startswith("featuretap_")}
+    assert len(hooks) >= 6
+    assert hooks <= {anchor.rpartition(".")[2] for anchor in anchors}
