@@ -254,8 +254,8 @@ class Registry(Catalogue):
         Args:
             path: a file that `save` wrote, a checkpoint in another library's layout (.safetensors, .pdparams, or a
                 state dict or training checkpoint of `torch.save`; pickled code is never run), or a folder with such a
-                file, which may be sharded. Or an address: "hf://owner/repository[@revision][/file]",
-                "https://host/file", or "pkg://distribution/path" for a file in an installed distribution. Downloads are
+                file, which may be sharded. Or an address: `hf://owner/repository[@revision][/file]`,
+                `https://host/file`, or `pkg://distribution/path` for a file in an installed distribution. Downloads are
                 cached.
             name: backbone to build instead of the file's; the `BackboneSpec` if the model was built from one.
             features_only: True to load the bare backbone of a file with a head.
