@@ -169,7 +169,9 @@ def _facts(
         "taps": taps,
         "backbone": _cost(spec.backbone if isinstance(spec, MultiHeadSpec) else backbone, size, build=True),
         **with_head,
+        "activation_memory": backbone_of(spec).activation_memory(*size) if backbone_of(spec).stages else None,
         "weights": [*backbone.tags, *(entry.tag for entry in registry.default.weights_of(name))],
+        "licenses": {entry.tag: entry.license for entry in registry.default.weights_of(name)},
     }
 
 
@@ -197,6 +199,7 @@ def _print_facts(facts: dict[str, Any]) -> None:
             "options": format_options(facts["options"]),
             "from plugin": facts["plugin"],
             "weights": ", ".join(facts["weights"]) or "none in the catalogue",
+            "licenses": _format_licenses(facts["licenses"]),
         }
     )
     titles = ("tap", ">channels", ">stride", ">map", ">parameters up to it", ">MACs up to it")
@@ -215,6 +218,9 @@ def _print_facts(facts: dict[str, Any]) -> None:
     image = "{}×{}".format(*facts["size"])
     text = "{} parameters, {} multiply-adds for an image of " + image
     print_fields({label: text.format(*_format_cost(cost)) for label, cost in costs.items()}, width)
+    if facts["activation_memory"] is not None:
+        peak = f"{facts['activation_memory'] / 1e6:.2f} MB at peak in the backbone, for one image of {image} in float32"
+        print_fields({"activations": peak}, width)
     if head:
         options = format_options(head["options"]) or "none"
         print_fields({"it reads": ", ".join(head["reads"]), "its options": options}, width)
@@ -227,6 +233,13 @@ def _print_facts(facts: dict[str, Any]) -> None:
         outputs |= {f"{label}.{output}": shape for output, shape in one["outputs"].items()}
     if outputs:
         print_table(("output", ">shape"), [(output, "×".join(map(str, shape))) for output, shape in outputs.items()])
+
+
+def _format_licenses(licenses: dict[str, str]) -> str:
+    """Return each license with the tags of the weights that are published under it."""
+    stated = dict.fromkeys(one or "unknown" for one in licenses.values())
+    tags = {name: [tag for tag, one in licenses.items() if (one or "unknown") == name] for name in stated}
+    return "; ".join(f"{name} ({', '.join(tags[name])})" for name in stated)
 
 
 def _format_cost(cost: dict[str, Any]) -> tuple[str, str]:

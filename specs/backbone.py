@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Literal
 
+from featuretap.specs.activations import peak_bytes
 from featuretap.specs.addresses import LEVELS, addresses_of, describe_unknown_tap
 from featuretap.specs.blocks import Block, place_rows, truncate
 from featuretap.specs.layers import PADDINGS, SYMMETRIC, Activation, BatchNorm, Linear
@@ -274,6 +275,35 @@ class BackboneSpec:
                 total += layer.macs(height, width)
                 height, width = layer.output_size(height, width)
         return total
+
+    def activation_memory(self, height: int, width: int) -> int:
+        """Return the peak memory of the activations in inference, in bytes.
+
+        This is the largest sum of all tensors that are in memory at one time, for one image in float32. A convolution
+        with its norm and its activation is one step, and so is the addition of a shortcut. The input and the output of
+        a step are in memory together, with the input of an unfinished shortcut and the maps of all requested taps
+        reached so far. The image counts until the first layer has read it. Parameters, the padded copies that
+        `padding="same"` may need, and the scratch memory of a runtime do not count.
+
+        Args:
+            height: height of the image in pixels.
+            width: width of the image in pixels.
+
+        Raises:
+            SpecError: the backbone is not a table of rows, so the lifetimes of its tensors are not known.
+
+        Example:
+            >>> from featuretap import registry
+            >>> registry.spec("mobilenet_v2", features_only=True).activation_memory(224, 224)
+            6823936
+        """
+        check_size(height, width)
+        if not self.stages:
+            raise SpecError(
+                f"the activation memory of {self.name!r} is not known, because it is not a table of rows; measure it "
+                "with PyTorch's profiler"
+            )
+        return peak_bytes(self.blocks, set(self.paths.values()), self.in_channels, height, width)
 
     def tap_shapes(self, height: int, width: int) -> dict[str, tuple[int, int, int]]:
         """Tap → (channels, height, width) for images of `height` × `width` pixels."""

@@ -58,7 +58,8 @@ class Layer(Counted, Protocol):
     `module` is the import string of `module(layer, norm) -> nn.Module`. A class may also have `nodes`, the import
     string of `nodes(graph, layer, path, x) -> str`, which appends the layer to a `featuretap.specs.graph.Graph`: `path`
     is that of its tensors, `x` the name of its input, and it returns the name of its output. Without it, PyTorch traces
-    the network where it is exported.
+    the network where it is exported. A class may also have `workspace`: the number of values inside the layer that are
+    in memory together with its input and its output, 0 by default.
 
     `strided` marks the layer that carries the stride of its row; at most one in a row does. It also carries the row's
     dilation, as does every `Convolution` wider than 1×1. A layer with a field `padding` is given that of the backbone;
@@ -212,6 +213,11 @@ class SqueezeExcite:
     @property
     def out_channels(self) -> int:
         """As many as come in."""
+        return self.channels
+
+    @property
+    def workspace(self) -> int:
+        """Values of the gate, which are in memory together with the input and the output."""
         return self.channels
 
     @property

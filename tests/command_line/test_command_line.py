@@ -64,6 +64,18 @@ def test_show_prints_json(run: Run) -> None:
     assert facts["weights"] == ["imagenet1k_v1", "imagenet1k_v2", "ssdlite300_person", "ra_in1k"]
 
 
+def test_show_reports_activation_memory_and_licenses(run: Run) -> None:
+    facts = json.loads(run("show", "mobilenet_v2", "--json").out)
+    assert facts["activation_memory"] == 6_823_936
+    assert set(facts["licenses"]) == set(facts["weights"])
+    assert facts["licenses"]["ra_in1k"] == "Apache-2.0"
+    lines = [" ".join(line.split()) for line in run("show", "mobilenet_v2").out.splitlines()]
+    assert "activations 6.82 MB at peak in the backbone, for one image of 224×224 in float32" in lines
+    assert (
+        "licenses BSD-3-Clause (imagenet1k_v1, imagenet1k_v2); MIT (ssdlite300_person); Apache-2.0 (ra_in1k)" in lines
+    )
+
+
 def test_show_takes_any_option(run: Run) -> None:
     arguments = ("--option", "reduced_tail=segmentation", "--option", "width=0.5", "--in-channels", 1, "--json")
     facts = json.loads(run("show", "mobilenet_v3_large", *arguments).out)

@@ -64,6 +64,9 @@ def describing() -> None:
     assert_type(spec.macs(224, 224), int)
     spec.macs(224)  # type: ignore[call-arg]
     spec.taps["C4"].channels = 3  # type: ignore[misc]
+    assert isinstance(spec, BackboneSpec)
+    assert_type(spec.activation_memory(224, 224), int)
+    spec.activation_memory(224)  # type: ignore[call-arg]
     several = registry.spec("mobilenet_v2", head=("fpn", "lraspp"), lraspp={"num_classes": 2})
     assert_type(several, MultiHeadSpec)
     assert_type(several.heads["fpn"], ModelSpec)
