@@ -52,5 +52,5 @@ def test_issue_forms_have_the_keys_that_github_requires(path: Path) -> None:
 def test_the_bug_report_asks_what_is_installed() -> None:
     assert [path.stem for path in FORMS] == ["backbone", "bug", "feature"]
     text = FORMS[1].read_text()
-    assert "`featuretap --version`" in text
+    assert "`featuretap doctor`" in text
     assert "`featuretap plugins`" in text
