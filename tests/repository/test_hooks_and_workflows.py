@@ -53,4 +53,4 @@ def test_the_bug_report_asks_what_is_installed() -> None:
     assert [path.stem for path in FORMS] == ["backbone", "bug", "feature"]
     text = FORMS[1].read_text()
     assert "`featuretap doctor`" in text
-    assert "`featuretap plugins`" in text
+    assert "`featuretap plugins doctor NAME`" in text
