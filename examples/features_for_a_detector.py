@@ -1,7 +1,7 @@
-"""Features C3 to C5 for somebody else's detector: torchvision's RetinaNet, a training step, a prediction.
+"""Use feature maps C3 to C5 in torchvision's RetinaNet: a training step and a prediction.
 
-`as_torchvision` gives a pyramid the shape that torchvision's detectors expect of a backbone; `output_shape` says what
-Detectron2's backbones say of themselves.
+`as_torchvision` adapts a pyramid to the backbone interface of torchvision's detectors. `output_shape` returns channels
+and strides in the format of Detectron2.
 """
 
 import torch
@@ -18,17 +18,17 @@ pyramid = registry.build(
     taps=("C3", "C4", "C5"),
     extra_levels="p6p7",
     pretrained=True,
-    freeze_norm=True,  # two images are too few for statistics
+    freeze_norm=True,  # two images are too few for batch-norm statistics
 )
 for name, shape in output_shape(pyramid).items():
     print(f"{name}: {shape.channels} channels at stride {shape.stride}")
 
-# One class and the background. After a single step every score is low, so that the five best boxes are asked for.
+# One class and the background. After one step all scores are low, so the detector returns its five best boxes.
 detector = RetinaNet(
     as_torchvision(pyramid), num_classes=2, min_size=160, max_size=240, score_thresh=0.0, detections_per_img=5
 )
 
-photograph = torch.from_numpy(data.chelsea()).permute(2, 0, 1) / 255  # (3, H, W), from 0 to 1
+photograph = torch.from_numpy(data.chelsea()).permute(2, 0, 1) / 255  # (3, H, W), values from 0 to 1
 face = {"boxes": torch.tensor([[118.0, 22.0, 320.0, 230.0]]), "labels": torch.tensor([1])}
 nothing = {"boxes": torch.zeros(0, 4), "labels": torch.zeros(0, dtype=torch.int64)}
 images, targets = [photograph, torch.rand(3, 160, 200)], [face, nothing]
@@ -38,8 +38,8 @@ losses = detector.train()(images, targets)
 sum(losses.values()).backward()
 optimizer.step()
 for name, before in losses.items():
-    print(f"{name}: {before.item():.3f}, {detector(images, targets)[name].item():.3f} after a step")
+    print(f"{name}: {before.item():.3f}, {detector(images, targets)[name].item():.3f} after one step")
 
 with torch.inference_mode():
-    (found,) = detector.eval()([photograph])
-print({name: tuple(values.shape) for name, values in found.items()})
+    (detections,) = detector.eval()([photograph])
+print({name: tuple(values.shape) for name, values in detections.items()})

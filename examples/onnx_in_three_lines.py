@@ -1,4 +1,4 @@
-"""Three lines from a name to ONNX Runtime, which reads the file without featuretap, under the names of the taps."""
+"""Export a backbone to ONNX in three lines, and run the file in ONNX Runtime without featuretap."""
 
 import json
 import tempfile
@@ -17,15 +17,15 @@ with tempfile.TemporaryDirectory() as folder:
     registry.export(backbone, file)
     session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
 
-images = np.random.default_rng(0).random((2, 3, 97, 161), dtype=np.float32)  # any number, any size
+images = np.random.default_rng(0).random((2, 3, 97, 161), dtype=np.float32)  # any number of images, any size
 names = [output.name for output in session.get_outputs()]
 maps = dict(zip(names, session.run(names, {"image": images}), strict=True))
 
-stated = session.get_modelmeta().custom_metadata_map
-print(stated["featuretap.name"], json.loads(stated["featuretap.taps"]))
+metadata = session.get_modelmeta().custom_metadata_map
+print(metadata["featuretap.name"], json.loads(metadata["featuretap.taps"]))
 with torch.inference_mode():
-    ours = backbone(torch.from_numpy(images))
-for name, found in maps.items():
-    expected = ours[name].numpy()
-    difference = abs(found - expected).max() / abs(expected).max()
-    print(f"{name} {found.shape}: greatest difference {difference:.1e} of the largest value")
+    expected = backbone(torch.from_numpy(images))
+for name, feature in maps.items():
+    reference = expected[name].numpy()
+    difference = abs(feature - reference).max() / abs(reference).max()
+    print(f"{name} {feature.shape}: maximum difference {difference:.1e} of the largest value")

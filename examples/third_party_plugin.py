@@ -1,8 +1,7 @@
-"""A plugin in one file: a network as a table, which has taps, counts, options, heads and files without another line.
+"""Write a plugin in one file: a table of the network is enough for taps, counts, options, heads and weights files.
 
-An installed distribution is found by its entry point (`featuretap new-plugin NAME` writes one, and
-`examples/featuretap-mobilenet-v4` is a whole one). Here the module is given to a registry by hand, which is enough to
-try a table.
+An installed package is found through its entry point: `featuretap new-plugin NAME` writes such a package, and
+`examples/featuretap-mobilenet-v4` is a complete one. To try a table, this example passes its own module to a registry.
 """
 
 import sys
@@ -19,7 +18,7 @@ TINYNET = BackboneSpec(
     "tinynet",
     stages=(  # kernel, expanded channels, output channels, activation, squeeze-excite
         (Conv(3, 16, HS),),
-        (Bneck(3, 48, 24, RE), Bneck(3, 72, 24, RE)),  # a stage's first row strides, its last row is the tap
+        (Bneck(3, 48, 24, RE), Bneck(3, 72, 24, RE)),  # the first row has stride 2, the last row is the tap
         (Bneck(5, 72, 40, RE, SE), Bneck(5, 120, 40, RE, SE)),
         (Bneck(3, 160, 64, HS), Bneck(3, 192, 64, HS)),
         (Bneck(5, 256, 96, HS, SE), Conv(1, 384, HS)),
@@ -29,7 +28,7 @@ TINYNET = BackboneSpec(
 
 @hookimpl
 def featuretap_backbones() -> list[BackboneSpec]:
-    """Return what this plugin adds."""
+    """Return the backbones of this plugin."""
     return [TINYNET]
 
 
@@ -47,7 +46,7 @@ if __name__ == "__main__":
     detector = registry.build("tinynet", head="ssdlite", num_classes=3).eval()
     with tempfile.TemporaryDirectory() as folder:
         path = registry.save(detector, Path(folder) / "tiny.safetensors")
-        again = registry.load(path).eval()
+        loaded = registry.load(path).eval()
     image = torch.rand(3, 240, 320)
-    same = torch.equal(detector([image])[0]["boxes"], again([image])[0]["boxes"])
-    print("the detector out of the file finds the same:", same)
+    equal = torch.equal(detector([image])[0]["boxes"], loaded([image])[0]["boxes"])
+    print("the loaded detector finds the same boxes:", equal)

@@ -42,7 +42,7 @@ def test_torchvisions_detector_learns_from_our_features(printed: Printed) -> Non
     *shapes, classification, boxes, found = printed("features_for_a_detector.py")
     assert shapes == [f"P{level}: 256 channels at stride {2**level}" for level in range(3, 8)]
     for line, name in ((classification, "classification"), (boxes, "bbox_regression")):
-        before, after = re.fullmatch(rf"{name}: (\d\.\d+), (\d\.\d+) after a step", line).groups()  # type: ignore[union-attr]
+        before, after = re.fullmatch(rf"{name}: (\d\.\d+), (\d\.\d+) after one step", line).groups()  # type: ignore[union-attr]
         assert float(after) < float(before)
     assert ast.literal_eval(found) == {"boxes": (5, 4), "scores": (5,), "labels": (5,)}
 
@@ -53,21 +53,21 @@ def test_a_table_in_one_file_is_a_backbone(printed: Printed) -> None:
         "256,592 parameters, 27,413,120 multiply-adds",
         "C3 (1, 40, 13, 21)",
         "C5.bottleneck (1, 96, 7, 11)",
-        "the detector out of the file finds the same: True",
+        "the loaded detector finds the same boxes: True",
     ]
 
 
 def test_a_reduced_tail_keeps_what_is_before_it(printed: Printed) -> None:
     assert printed("reduced_tail.py") == [
-        "C1 to C5 whole   2,223,872 parameters   611,212,800 multiply-adds",
+        "C1 to C5 full    2,223,872 parameters   611,212,800 multiply-adds",
         "C1 to C5 reduced 1,043,392 parameters   493,948,800 multiply-adds",
-        "ssdlite  whole   3,355,833 parameters   695,425,984 multiply-adds",
+        "ssdlite  full    3,355,833 parameters   695,425,984 multiply-adds",
         "ssdlite  reduced 1,901,433 parameters   551,025,984 multiply-adds",
-        "C1: 16 channels, then 16: equal",
-        "C2: 24 channels, then 24: equal",
-        "C3: 32 channels, then 32: equal",
-        "C4: 96 channels, then 96: equal",
-        "C5: 1280 channels, then 640: to be fine-tuned",
+        "C1: 16 channels, reduced to 16: equal",
+        "C2: 24 channels, reduced to 24: equal",
+        "C3: 32 channels, reduced to 32: equal",
+        "C4: 96 channels, reduced to 96: equal",
+        "C5: 1280 channels, reduced to 640: needs fine-tuning",
     ]
 
 
@@ -76,7 +76,7 @@ def test_an_onnx_file_gives_the_taps_that_the_model_gives(printed: Printed) -> N
     assert stated == "mobilenet_v3_small ['C2', 'C3', 'C3.expansion']"
     shapes = {"C2": "(2, 16, 25, 41)", "C3": "(2, 24, 13, 21)", "C3.expansion": "(2, 96, 13, 21)"}
     for line, (name, shape) in zip(maps, shapes.items(), strict=True):
-        found = re.fullmatch(rf"{name} {re.escape(shape)}: greatest difference (\S+) of the largest value", line)
+        found = re.fullmatch(rf"{name} {re.escape(shape)}: maximum difference (\S+) of the largest value", line)
         assert found
         assert 0 <= float(found[1]) < 1e-4
 

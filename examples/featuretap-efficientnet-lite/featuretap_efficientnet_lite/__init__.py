@@ -1,1 +1,1 @@
-"""EfficientNet-Lite for featuretap; `featuretap_efficientnet_lite.plugin` is what featuretap finds."""
+"""EfficientNet-Lite for featuretap; the entry point is `featuretap_efficientnet_lite.plugin`."""

@@ -1,4 +1,4 @@
-"""Other libraries' names for the tensors of EfficientNet-Lite."""
+"""Tensor names of EfficientNet-Lite in other libraries."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ TABLES = (LITE0, LITE1, LITE2, LITE3, LITE4)
 
 
 def timm(spec: BackboneSpec) -> Layout:
-    """Name the tensors as timm's `tf_efficientnet_lite*` do, and its `efficientnet_lite*` with symmetric padding."""
+    """Return the layout of timm's `tf_efficientnet_lite*`, or with symmetric padding `efficientnet_lite*`."""
     stem, *blocks, last = spec.all_blocks
     names = _convolution(stem.path, "conv_stem", "bn1") | _convolution(last.path, "conv_head", "bn2")
     for theirs, block in _number_lines(blocks):
@@ -33,7 +33,7 @@ def timm(spec: BackboneSpec) -> Layout:
 
 
 def efficientnet_lite_pytorch(spec: BackboneSpec) -> Layout:
-    """Name the tensors as efficientnet-lite-pytorch does, which numbers the blocks from first to last."""
+    """Return the layout of efficientnet-lite-pytorch, which numbers all blocks consecutively."""
     stem, *blocks, last = spec.all_blocks
     names = _convolution(stem.path, "_conv_stem", "_bn0") | _convolution(last.path, "_conv_head", "_bn1")
     modules = {"expand": ("_expand_conv", "_bn0"), "depthwise": ("_depthwise_conv", "_bn1")}
@@ -49,7 +49,7 @@ def efficientnet_lite_pytorch(spec: BackboneSpec) -> Layout:
 
 
 def _number_lines(blocks: list[Block]) -> Iterator[tuple[str, Block]]:
-    """Number blocks by the lines of the paper's table, of which level C4 has two of equal length."""
+    """Number blocks by the lines of the paper's table; level C4 has two lines of equal length."""
     by_level: dict[str, list[Block]] = {}
     for block in blocks:
         by_level.setdefault(block.level, []).append(block)
@@ -70,13 +70,13 @@ def _classifier(theirs: str) -> dict[str, str]:
 
 
 def _number(spec: BackboneSpec) -> str:
-    """Return "0" to "4" for the networks that the libraries have, "" for others."""
+    """Return "0" to "4" for networks that exist in both libraries, otherwise ""."""
     if spec.dilate_entry and spec.output_stride != 32:
         return ""
     return next((table.name[-1] for table in TABLES if table.stages == spec.stages), "")
 
 
 def _timm_arguments(spec: BackboneSpec) -> dict[str, Any]:
-    usual = {"in_chans": 3, "output_stride": 32}
-    asked = {"in_chans": spec.in_channels, "output_stride": spec.output_stride}
-    return {name: value for name, value in asked.items() if value != usual[name]}
+    defaults = {"in_chans": 3, "output_stride": 32}
+    arguments = {"in_chans": spec.in_channels, "output_stride": spec.output_stride}
+    return {name: value for name, value in arguments.items() if value != defaults[name]}

@@ -1,4 +1,4 @@
-"""What the distribution adds to featuretap: the backbones and weights of its `registry.toml`."""
+"""The hooks of this plugin, which return the backbones and weights of `registry.toml`."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ def _catalogue() -> PluginCatalogue:
 
 @hookimpl
 def featuretap_backbones() -> Iterable[BackboneSpec]:
-    """Return Lite0 to Lite4."""
+    """Return EfficientNet-Lite0 to Lite4."""
     return _catalogue().backbones
 
 
 @hookimpl
 def featuretap_weights() -> Iterable[WeightsEntry]:
-    """Return their published weights."""
+    """Return the published weights."""
     return _catalogue().weights

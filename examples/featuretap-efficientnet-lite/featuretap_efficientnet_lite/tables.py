@@ -1,9 +1,9 @@
 """EfficientNet-Lite0 to Lite4: EfficientNets (arXiv 1905.11946, table 1) for fixed-point hardware.
 
-They have no squeeze-excite, and ReLU6 in place of swish; the stem and the last convolution have the same channels in
-all of them. Multipliers, dropout, and epsilon and momentum of batch norm are those of the reference code
-(tensorflow/tpu, `models/official/efficientnet/lite/efficientnet_lite_builder.py`). Their weights were trained in
-TensorFlow, whose padding the tables therefore have.
+The networks use ReLU6 instead of swish and have no squeeze-excite. The stem and the last convolution have the same
+channels in all of them. Multipliers, dropout, and epsilon and momentum of batch norm are from the reference code
+(tensorflow/tpu, `models/official/efficientnet/lite/efficientnet_lite_builder.py`). The weights were trained in
+TensorFlow, so the tables use TensorFlow's padding.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ LAYOUTS = {
 
 @dataclass(frozen=True)
 class FixedConv(Conv):
-    """A convolution that no width multiplier applies to."""
+    """A convolution with the same channels at every width."""
 
     def widened(self, width: float, in_channels: int, widened_in_channels: int) -> Self:
-        """Return it as it is."""
+        """Return the row unchanged."""
         return self
 
 
 def _lite(name: str, width: float, depth: float, dropout: float) -> BackboneSpec:
-    """Return the network at a multiplier of channels and one of repeats, which the first and the last line ignore."""
+    """Return the network for a width and a depth multiplier; depth does not apply to the first and last line."""
     before = 32
 
     def line(kernel: int, expansion: int, out: int, repeats: int) -> tuple[Bneck, ...]:

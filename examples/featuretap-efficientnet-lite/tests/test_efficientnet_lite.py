@@ -1,4 +1,4 @@
-"""The networks that the plugin adds: by their numbers, and by what featuretap promises of every backbone."""
+"""Published counts of the networks, and the conformance kit."""
 
 import featuretap_efficientnet_lite.plugin
 import pytest
@@ -9,7 +9,7 @@ from featuretap.registry.testing import BackboneConformance
 
 class TestEfficientNetLite(BackboneConformance):
     plugin = "featuretap_efficientnet_lite.plugin"
-    # The others are the same table at other multipliers.
+    # The others use the same table with other multipliers.
     backbones = ("efficientnet_lite0", "efficientnet_lite2")
     variations = ({"reduced_tail": True}, {"padding": "symmetric"})
 
@@ -24,8 +24,8 @@ class TestEfficientNetLite(BackboneConformance):
         ("efficientnet_lite4", 13_006_568, 1_347_665_152, (24, 32, 56, 160, 1280)),
     ],
 )
-def test_it_counts_as_timm_does(name: str, parameters: int, macs: int, channels: tuple[int, ...]) -> None:
-    """Parameters, multiply-adds at 224×224 and the channels of the taps."""
+def test_counts_equal_timms(name: str, parameters: int, macs: int, channels: tuple[int, ...]) -> None:
+    """Check parameters, multiply-adds at 224×224 and channels of the taps."""
     spec = Registry(plugins=[featuretap_efficientnet_lite.plugin], discover=False).spec(name)
     assert (spec.parameters, spec.macs(224, 224)) == (parameters, macs)
     assert tuple(tap.channels for tap in spec.taps.values()) == channels

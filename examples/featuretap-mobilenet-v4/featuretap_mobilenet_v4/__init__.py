@@ -1,1 +1,1 @@
-"""MobileNetV4 for featuretap; `featuretap_mobilenet_v4.plugin` is what featuretap finds."""
+"""MobileNetV4 for featuretap; the entry point is `featuretap_mobilenet_v4.plugin`."""

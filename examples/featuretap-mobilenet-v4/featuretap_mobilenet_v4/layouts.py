@@ -1,4 +1,4 @@
-"""timm's names for the tensors of MobileNetV4. No torch, and no timm."""
+"""Tensor names of MobileNetV4 in timm."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ ARCHITECTURES = {
     "mobilenetv4_conv_small_035": (CONV_SMALL, 0.35),
     "mobilenetv4_conv_medium": (CONV_MEDIUM, 1.0),
 }
-"""timm's name → table and width multiplier: every network that timm registers and that is one of ours."""
+"""timm's name → table and width multiplier, for every network that both libraries have."""
 
 UIB_MODULES = {"start_depthwise": "dw_start", "expand": "pw_exp", "depthwise": "dw_mid", "project": "pw_proj"}
 
 
 def timm(spec: BackboneSpec) -> Layout:
-    """Name the tensors as timm's `mobilenetv4_conv_*` do: a stage a resolution, and one for the last convolution."""
+    """Return the layout of timm's `mobilenetv4_conv_*`: a stage per resolution, and one for the last convolution."""
     stem, *blocks, last = spec.all_blocks
     names = _convolution(stem.path, "conv_stem", "bn1")
     for block in blocks:
@@ -42,7 +42,7 @@ def timm(spec: BackboneSpec) -> Layout:
         NORM_EPS,
         _architecture(spec),
         _arguments(spec),
-        # timm's class of classifiers takes no output stride, that of its feature extractors does.
+        # timm's classifier class has no output stride, its feature extractor has one.
         features_only=spec.output_stride != 32,
         pointwise=frozenset(["head.hidden.weight"]),
         head_norm_eps=NORM_EPS,
@@ -81,6 +81,6 @@ def _architecture(spec: BackboneSpec) -> str:
 
 
 def _arguments(spec: BackboneSpec) -> dict[str, Any]:
-    usual = {"in_chans": 3, "output_stride": 32, "pad_type": "symmetric"}
-    asked = {"in_chans": spec.in_channels, "output_stride": spec.output_stride, "pad_type": spec.padding}
-    return {name: value for name, value in asked.items() if value != usual[name]}
+    defaults = {"in_chans": 3, "output_stride": 32, "pad_type": "symmetric"}
+    arguments = {"in_chans": spec.in_channels, "output_stride": spec.output_stride, "pad_type": spec.padding}
+    return {name: value for name, value in arguments.items() if value != defaults[name]}

@@ -1,4 +1,4 @@
-"""What the distribution adds to featuretap: the backbones and weights of its `registry.toml`. No torch."""
+"""The hooks of this plugin, which return the backbones and weights of `registry.toml`."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ def _catalogue() -> PluginCatalogue:
 
 @hookimpl
 def featuretap_backbones() -> Iterable[BackboneSpec]:
-    """Return the MobileNetV4s."""
+    """Return the MobileNetV4 backbones."""
     return _catalogue().backbones
 
 
 @hookimpl
 def featuretap_weights() -> Iterable[WeightsEntry]:
-    """Return timm's published weights of them."""
+    """Return timm's published weights for the backbones."""
     return _catalogue().weights

@@ -1,4 +1,4 @@
-"""The two blocks of MobileNetV4 (arXiv 2404.10518), as rows for featuretap's tables. No torch."""
+"""The two blocks of MobileNetV4 (arXiv 2404.10518), as rows for featuretap's tables."""
 
 from __future__ import annotations
 
@@ -12,12 +12,17 @@ __all__ = ["UIB", "FusedIB"]
 
 @dataclass(frozen=True)
 class UIB:
-    """The universal inverted bottleneck (the section of that name): both of its depthwise layers are optional.
+    """Universal inverted bottleneck (the paper's section of that name).
 
-    Columns are those of the paper's tables: kernel of the depthwise layer before the expansion, kernel of the one
-    behind it (0: there is none), expanded channels, output channels. With both it is the paper's ExtraDW, with the
-    first alone its ConvNext, with the second alone an inverted bottleneck, with neither a feed-forward network. The
-    first depthwise layer and the projection are linear.
+    Both depthwise layers are optional. With both, the block is the paper's ExtraDW; with only the first, ConvNext;
+    with only the second, an inverted bottleneck; with neither, a feed-forward network. The first depthwise layer and
+    the projection are linear. The attributes are the columns of the paper's tables.
+
+    Attributes:
+        start: Kernel of the depthwise layer before the expansion, or 0 for no such layer.
+        middle: Kernel of the depthwise layer after the expansion, or 0 for no such layer.
+        expanded: Expanded channels.
+        out: Output channels.
     """
 
     shortcut: ClassVar[bool] = True
@@ -28,7 +33,7 @@ class UIB:
     out: int
 
     def layers(self, in_channels: int) -> tuple[Convolution, ...]:
-        """Return the two to four layers; the last depthwise one strides, as in the reference code."""
+        """Return two to four layers; the last depthwise layer has stride 2, as in the reference code."""
         start = self._depthwise("start_depthwise", self.start, in_channels, strided=self.middle == 0)
         expand = Convolution(
             "expand", in_channels, self.expanded, activation=RE, strided=self.start == self.middle == 0
@@ -44,7 +49,7 @@ class UIB:
         return (Convolution(name, channels, channels, kernel, channels, activation, strided),)
 
     def widened(self, width: float, in_channels: int, widened_in_channels: int) -> Self:
-        """Return it with scaled output channels, and expanded ones in the same ratio to the input as before."""
+        """Return the row with scaled output channels and the same ratio of expanded to input channels."""
         return replace(
             self,
             expanded=make_divisible(widened_in_channels * self.expanded / in_channels),
@@ -52,15 +57,18 @@ class UIB:
         )
 
     def halved(self, *, expansion: bool) -> Self:
-        """Return it with half the output channels and, where asked, half the expanded ones."""
+        """Return the row with half the output channels, and with `expansion` also half the expanded channels."""
         return replace(self, expanded=self.expanded // 2 if expansion else self.expanded, out=self.out // 2)
 
 
 @dataclass(frozen=True)
 class FusedIB:
-    """The fused inverted bottleneck of the paper's tables: a wide convolution expands, a linear 1×1 one projects.
+    """Fused inverted bottleneck of the paper's tables: a full convolution expands, a linear 1×1 convolution projects.
 
-    Columns are kernel, expanded channels, output channels.
+    Attributes:
+        kernel: Kernel of the expanding convolution.
+        expanded: Expanded channels.
+        out: Output channels.
     """
 
     shortcut: ClassVar[bool] = True
@@ -70,14 +78,14 @@ class FusedIB:
     out: int
 
     def layers(self, in_channels: int) -> tuple[Convolution, ...]:
-        """Return the two layers."""
+        """Return the expanding and the projecting layer."""
         return (
             Convolution("expand", in_channels, self.expanded, self.kernel, activation=RE, strided=True),
             Convolution("project", self.expanded, self.out),
         )
 
     def widened(self, width: float, in_channels: int, widened_in_channels: int) -> Self:
-        """Return it with scaled output channels, and expanded ones in the same ratio to the input as before."""
+        """Return the row with scaled output channels and the same ratio of expanded to input channels."""
         return replace(
             self,
             expanded=make_divisible(widened_in_channels * self.expanded / in_channels),
@@ -85,5 +93,5 @@ class FusedIB:
         )
 
     def halved(self, *, expansion: bool) -> Self:
-        """Return it with half the output channels and, where asked, half the expanded ones."""
+        """Return the row with half the output channels, and with `expansion` also half the expanded channels."""
         return replace(self, expanded=self.expanded // 2 if expansion else self.expanded, out=self.out // 2)

@@ -1,10 +1,10 @@
-"""MobileNetV4 Conv-Small and Conv-Medium (arXiv 2404.10518, the tables of its appendix). No torch.
+"""MobileNetV4 Conv-Small and Conv-Medium (arXiv 2404.10518, the tables of its appendix).
 
-Conv-Small's two fused blocks are plain convolutions with norm and activation here, as in the reference code
+Conv-Small's two fused blocks are plain convolutions with norm and activation, as in the reference code
 (tensorflow/models, `official/vision/modeling/backbones/mobilenet.py`) and in timm. Epsilon and momentum of batch norm
-and the rate of dropout are those of the reference's experiments (`imagenet_mobilenetv4_conv_small_tpu.yaml` and
-`…_conv_medium_tpu.yaml`); timm uses torch's defaults. The paper has no width multiplier; as in timm, one below 1 leaves
-the stem as it is.
+and the dropout rate are from the reference experiments (`imagenet_mobilenetv4_conv_small_tpu.yaml` and
+`…_conv_medium_tpu.yaml`); timm uses PyTorch's defaults. The paper has no width multiplier. As in timm, a width below 1
+does not change the stem.
 """
 
 from featuretap.registry.specs import RE, BackboneSpec, Classifier, Conv
@@ -42,7 +42,7 @@ CONV_SMALL = BackboneSpec(
     norm_momentum=0.05,
     classifier=Classifier(hidden=1280, hidden_bias=False, hidden_norm=True, dropout=0.3),
     layouts=LAYOUTS,
-    description="universal inverted bottlenecks; fast on phones' CPUs, DSPs and accelerators",
+    description="universal inverted bottlenecks; fast on CPUs, DSPs and accelerators of phones",
 )
 
 CONV_MEDIUM = BackboneSpec(
@@ -80,5 +80,5 @@ CONV_MEDIUM = BackboneSpec(
     norm_momentum=0.003,
     classifier=Classifier(hidden=1280, hidden_bias=False, hidden_norm=True, dropout=0.2),
     layouts=LAYOUTS,
-    description="universal inverted bottlenecks behind a fused one",
+    description="universal inverted bottlenecks after a fused one",
 )

@@ -1,4 +1,4 @@
-"""The networks that the plugin adds: by their numbers, and by what featuretap promises of every backbone."""
+"""Published counts of the networks, and the conformance kit."""
 
 import featuretap_mobilenet_v4.plugin
 import pytest
@@ -19,8 +19,8 @@ class TestMobileNetV4(BackboneConformance):
         ("mobilenet_v4_conv_medium", 9_715_512, 827_649_984, (32, 48, 80, 160, 960)),
     ],
 )
-def test_it_counts_as_published(name: str, parameters: int, macs: int, channels: tuple[int, ...]) -> None:
-    """Parameters, multiply-adds at 224×224 and the channels of the taps."""
+def test_counts_equal_the_published_ones(name: str, parameters: int, macs: int, channels: tuple[int, ...]) -> None:
+    """Check parameters, multiply-adds at 224×224 and channels of the taps."""
     spec = Registry(plugins=[featuretap_mobilenet_v4.plugin], discover=False).spec(name)
     assert (spec.parameters, spec.macs(224, 224)) == (parameters, macs)
     assert tuple(tap.channels for tap in spec.taps.values()) == channels
