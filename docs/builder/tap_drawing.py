@@ -1,6 +1,6 @@
-"""A drawing of where the taps of a backbone lie: every block with its layers, a level a band.
+"""Drawings of the tap addresses of a backbone: every block with its layers, one row per level.
 
-`python -m docs.builder.tap_drawing` writes the drawings under `docs/images/` anew.
+`python -m docs.builder.tap_drawing` writes the drawings to `docs/images/`.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ from featuretap import registry
 from featuretap.specs.backbone import BackboneSpec
 from featuretap.specs.blocks import Block
 
-__all__ = ["DRAWN", "drawing", "file_of"]
+__all__ = ["DRAWN", "draw_taps", "drawing_path"]
 
 DRAWN = ("mobilenet_v2", "mobilenet_v3_large")
-"""The backbones that are drawn."""
+"""Backbones to draw."""
 
 KINDS = {
     "convolution": ("#94a3b8", "convolution"),
@@ -24,22 +24,22 @@ KINDS = {
     "squeeze_excite": ("#c084fc", "squeeze-excite"),
     "project": ("#34d399", "projection 1×1"),
 }
-"""Name of a layer → its colour, and what the legend calls it; a row of one layer is a convolution."""
+"""Layer name → color and legend label; a row with a single layer is a convolution."""
 
 WIDE, GAP, HIGH = 17, 12, 26
-"""Width of a layer, space between blocks, height of a block, in pixels."""
+"""Width of a layer, space between blocks and height of a block, in pixels."""
 LEFT, TOP, BAND, LABELS = 128, 62, 124, 56
-"""Where the first block begins, where the first band does, the height of a band, and of the labels above its blocks."""
+"""Left edge of the first block, top of the first band, height of a band, and height of the labels above its blocks."""
 LETTER, LINE = 6.7, 14
-"""Width of a letter, and height of a line of labels."""
+"""Width of a letter and height of a line of labels, in pixels."""
 
 
-def file_of(name: str) -> Path:
-    """Return the file that holds the drawing of a backbone."""
+def drawing_path(name: str) -> Path:
+    """Return the path of the drawing of a backbone."""
     return Path(__file__).parents[1] / "images" / f"taps-{name}.svg"
 
 
-def drawing(name: str) -> str:
+def draw_taps(name: str) -> str:
     """Return the drawing of a backbone's blocks and tap addresses as SVG."""
     spec = registry.spec(name, features_only=True)
     assert isinstance(spec, BackboneSpec)
@@ -48,7 +48,7 @@ def drawing(name: str) -> str:
     parts += _pins(spec, places)
     width = max(x for x, _ in places.values()) + 120
     height = TOP + BAND * len(spec.levels)
-    title = f"{name}: where its taps lie"
+    title = f"Tap addresses of {name}"
     return "\n".join(
         (
             f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" height="{height}" '
@@ -68,7 +68,7 @@ def _blocks(spec: BackboneSpec, level: str) -> list[Block]:
 
 
 def _ends(spec: BackboneSpec) -> list[tuple[int, int, str]]:
-    """Return (x of its right edge, band, path) of every block and layer."""
+    """Return (x of the right edge, band, path) of every block and layer."""
     ends = []
     for band, level in enumerate(spec.levels):
         x = LEFT
@@ -86,13 +86,13 @@ def _kind(block: Block, name: str) -> str:
 
 
 def _legend(spec: BackboneSpec, x: int, y: int) -> list[str]:
-    there = {_kind(block, layer.name) for block in spec.all_blocks for layer in block.layers}
+    kinds = {_kind(block, layer.name) for block in spec.all_blocks for layer in block.layers}
     parts = []
-    for kind, (colour, word) in KINDS.items():
-        if kind in there:
-            parts.append(f'<rect x="{x}" y="{y}" width="11" height="11" rx="2" fill="{colour}"/>')
-            parts.append(f'<text x="{x + 16}" y="{y + 10}" fill="#334155">{word}</text>')
-            x += 34 + 7 * len(word)
+    for kind, (color, label) in KINDS.items():
+        if kind in kinds:
+            parts.append(f'<rect x="{x}" y="{y}" width="11" height="11" rx="2" fill="{color}"/>')
+            parts.append(f'<text x="{x + 16}" y="{y + 10}" fill="#334155">{label}</text>')
+            x += 34 + 7 * len(label)
     return parts
 
 
@@ -108,8 +108,8 @@ def _band(spec: BackboneSpec, level: str, band: int) -> list[str]:
     for block in _blocks(spec, level):
         start = x
         for layer in block.layers:
-            colour, _ = KINDS[_kind(block, layer.name)]
-            parts.append(f'<rect x="{x}" y="{y + LABELS}" width="{WIDE}" height="{HIGH}" fill="{colour}"/>')
+            color, _ = KINDS[_kind(block, layer.name)]
+            parts.append(f'<rect x="{x}" y="{y + LABELS}" width="{WIDE}" height="{HIGH}" fill="{color}"/>')
             x += WIDE
         place = f'x="{start}" y="{y + LABELS}" width="{x - start}" height="{HIGH}"'
         parts.append(f'<rect {place} rx="2" fill="none" stroke="#0f172a"/>')
@@ -118,7 +118,7 @@ def _band(spec: BackboneSpec, level: str, band: int) -> list[str]:
 
 
 def _pins(spec: BackboneSpec, places: dict[str, tuple[int, int]]) -> list[str]:
-    """Mark where each address is read: levels below their band, the other addresses above it."""
+    """Return the markers of all addresses: levels below their band, other addresses above it."""
     parts = []
     levels = {spec.addresses[level]: level for level in spec.levels}
     above: dict[int, list[tuple[int, str]]] = {}
@@ -140,7 +140,7 @@ def _pins(spec: BackboneSpec, places: dict[str, tuple[int, int]]) -> list[str]:
 
 
 def _tiers(labels: list[tuple[int, str]]) -> list[tuple[int, str, int]]:
-    """Put labels that begin at their pins on lines, so that none crosses another or another's pin."""
+    """Place labels, which begin at their pins, on lines so that no label crosses another label or pin."""
     placed: list[tuple[int, str, int]] = []
     for x, text in sorted(labels, reverse=True):
         end = x + LETTER * len(text) + 6
@@ -148,14 +148,14 @@ def _tiers(labels: list[tuple[int, str]]) -> list[tuple[int, str, int]]:
     return placed
 
 
-def _pin(x: int, start: int, end: int, colour: str) -> str:
-    return f'<line x1="{x}" y1="{start}" x2="{x}" y2="{end}" stroke="{colour}" stroke-width="1.5"/>'
+def _pin(x: int, start: int, end: int, color: str) -> str:
+    return f'<line x1="{x}" y1="{start}" x2="{x}" y2="{end}" stroke="{color}" stroke-width="1.5"/>'
 
 
-def _label(x: int, y: int, text: str, colour: str, weight: int, anchor: str) -> str:
-    return f'<text x="{x}" y="{y}" fill="{colour}" font-weight="{weight}" text-anchor="{anchor}">{escape(text)}</text>'
+def _label(x: int, y: int, text: str, color: str, weight: int, anchor: str) -> str:
+    return f'<text x="{x}" y="{y}" fill="{color}" font-weight="{weight}" text-anchor="{anchor}">{escape(text)}</text>'
 
 
 if __name__ == "__main__":
     for drawn in DRAWN:
-        file_of(drawn).write_text(drawing(drawn))
+        drawing_path(drawn).write_text(draw_taps(drawn))

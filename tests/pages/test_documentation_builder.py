@@ -16,13 +16,13 @@ SVG = "{http://www.w3.org/2000/svg}"
 
 @pytest.mark.parametrize("name", tap_drawing.DRAWN)
 def test_the_drawings_of_taps_are_of_today_s_tables(name: str) -> None:
-    """Write them anew with `python -m docs.builder.tap_drawing`."""
-    assert tap_drawing.file_of(name).read_text() == tap_drawing.drawing(name)
+    """`python -m docs.builder.tap_drawing` updates the drawings."""
+    assert tap_drawing.drawing_path(name).read_text() == tap_drawing.draw_taps(name)
 
 
 @pytest.mark.parametrize("name", [*tap_drawing.DRAWN, "mobilenet_v1", "mobilenet_v3_small"])
 def test_a_drawing_says_channels_and_stride_of_every_map(name: str) -> None:
-    said = {text.text for text in ElementTree.fromstring(tap_drawing.drawing(name)).iter(f"{SVG}text")}
+    said = {text.text for text in ElementTree.fromstring(tap_drawing.draw_taps(name)).iter(f"{SVG}text")}
     spec = registry.spec(name, features_only=True)
     levels = set(spec.paths.values())
     for address, path in spec.addresses.items():
@@ -34,7 +34,7 @@ def test_a_drawing_says_channels_and_stride_of_every_map(name: str) -> None:
 
 @pytest.mark.parametrize("name", tap_drawing.DRAWN)
 def test_a_drawing_has_a_box_for_each_layer(name: str) -> None:
-    drawn = ElementTree.fromstring(tap_drawing.drawing(name))
+    drawn = ElementTree.fromstring(tap_drawing.draw_taps(name))
     boxes = [box for box in drawn.iter(f"{SVG}rect") if box.get("width") == str(tap_drawing.WIDE)]
     filled = [box for box in boxes if box.get("fill") != "none"]
     assert len(filled) == sum(len(block.layers) for block in registry.spec(name, features_only=True).all_blocks)
@@ -42,7 +42,7 @@ def test_a_drawing_has_a_box_for_each_layer(name: str) -> None:
 
 @pytest.mark.parametrize("name", tap_drawing.DRAWN)
 def test_no_label_of_a_drawing_crosses_another(name: str) -> None:
-    drawn = ElementTree.fromstring(tap_drawing.drawing(name))
+    drawn = ElementTree.fromstring(tap_drawing.draw_taps(name))
     lines: dict[str, list[tuple[float, float]]] = {}
     for text in drawn.iter(f"{SVG}text"):
         if text.get("text-anchor") == "start":
