@@ -20,12 +20,12 @@ def timm(spec: BackboneSpec) -> Layout:
     """Return the layout of timm's `tf_efficientnet_lite*`, or with symmetric padding `efficientnet_lite*`."""
     stem, *blocks, last = spec.all_blocks
     names = _convolution(stem.path, "conv_stem", "bn1") | _convolution(last.path, "conv_head", "bn2")
-    for theirs, block in _number_lines(blocks):
+    for line, block in _number_lines(blocks):
         modules = {"expand": "conv_pw", "depthwise": "conv_dw", "project": "conv_pwl"}
         if len(block.layers) == 2:
             modules["project"] = "conv_pw"
         for number, (path, layer) in enumerate(block.layer_paths(), start=1):
-            names |= _convolution(path, f"{theirs}.{modules[layer.name]}", f"{theirs}.bn{number}")
+            names |= _convolution(path, f"{line}.{modules[layer.name]}", f"{line}.bn{number}")
     names |= _classifier("classifier")
     prefix, eps = ("tf_", 1e-3) if spec.padding == "same" else ("", 1e-5)
     number = _number(spec)
@@ -43,9 +43,9 @@ def efficientnet_lite_pytorch(spec: BackboneSpec) -> Layout:
                 path, *(f"_blocks.{index}.{part}" for part in modules.get(layer.name, ("_project_conv", "_bn2")))
             )
     names |= _classifier("_fc")
-    is_theirs = spec.in_channels == 3 and spec.output_stride == 32 and spec.padding == "same"
+    is_available = spec.in_channels == 3 and spec.output_stride == 32 and spec.padding == "same"
     number = _number(spec)
-    return Layout(names, 1e-3, f"efficientnet-lite{number}" if number and is_theirs else "")
+    return Layout(names, 1e-3, f"efficientnet-lite{number}" if number and is_available else "")
 
 
 def _number_lines(blocks: list[Block]) -> Iterator[tuple[str, Block]]:
@@ -61,12 +61,12 @@ def _number_lines(blocks: list[Block]) -> Iterator[tuple[str, Block]]:
             yield f"blocks.{number}.{index}", block
 
 
-def _convolution(ours: str, conv: str, norm: str) -> dict[str, str]:
-    return {f"{ours}.conv.weight": f"{conv}.weight", **{f"{ours}.norm.{kind}": f"{norm}.{kind}" for kind in NORM}}
+def _convolution(path: str, conv: str, norm: str) -> dict[str, str]:
+    return {f"{path}.conv.weight": f"{conv}.weight", **{f"{path}.norm.{kind}": f"{norm}.{kind}" for kind in NORM}}
 
 
-def _classifier(theirs: str) -> dict[str, str]:
-    return {f"head.logits.{kind}": f"{theirs}.{kind}" for kind in ("weight", "bias")}
+def _classifier(name: str) -> dict[str, str]:
+    return {f"head.logits.{kind}": f"{name}.{kind}" for kind in ("weight", "bias")}
 
 
 def _number(spec: BackboneSpec) -> str:

@@ -49,25 +49,25 @@ def timm(spec: BackboneSpec) -> Layout:
     )
 
 
-def _block(block: Block, theirs: str) -> dict[str, str]:
+def _block(block: Block, name: str) -> dict[str, str]:
     if isinstance(block.row, Conv):
-        return _convolution(block.path, f"{theirs}.conv", f"{theirs}.bn1")
+        return _convolution(block.path, f"{name}.conv", f"{name}.bn1")
     names: dict[str, str] = {}
     for path, layer in block.layer_paths():
         if isinstance(block.row, FusedIB):
             conv, norm = {"expand": ("conv_exp", "bn1"), "project": ("conv_pwl", "bn2")}[layer.name]
         else:
             conv, norm = (f"{UIB_MODULES[layer.name]}.{part}" for part in ("conv", "bn"))
-        names |= _convolution(path, f"{theirs}.{conv}", f"{theirs}.{norm}")
+        names |= _convolution(path, f"{name}.{conv}", f"{name}.{norm}")
     return names
 
 
-def _convolution(ours: str, conv: str, norm: str) -> dict[str, str]:
-    return {f"{ours}.conv.weight": f"{conv}.weight", **_norm(f"{ours}.norm", norm)}
+def _convolution(path: str, conv: str, norm: str) -> dict[str, str]:
+    return {f"{path}.conv.weight": f"{conv}.weight", **_norm(f"{path}.norm", norm)}
 
 
-def _norm(ours: str, theirs: str) -> dict[str, str]:
-    return {f"{ours}.{kind}": f"{theirs}.{kind}" for kind in NORM}
+def _norm(path: str, name: str) -> dict[str, str]:
+    return {f"{path}.{kind}": f"{name}.{kind}" for kind in NORM}
 
 
 def _architecture(spec: BackboneSpec) -> str:
