@@ -1,1 +1,1 @@
-"""What the documentation is generated from: the zoo, the drawings of the taps, the command line's own help."""
+"""Generators of the documentation: the zoo, the tap drawings and the command line reference."""

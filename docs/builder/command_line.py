@@ -1,4 +1,4 @@
-"""The page of the command line: the program's own help, command by command."""
+"""The reference page of the command line, with the help of every command."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ PROSE = Path(__file__).parents[1] / "command-line.md"
 
 
 def page() -> str:
-    """Return the page's own prose with the help of every command behind it."""
+    """Return the handwritten page followed by the help of every command."""
     context = click.Context(command, info_name="featuretap", **command.context_settings)
     return "\n\n".join((PROSE.read_text().rstrip(), *_helps(command, context)))
 

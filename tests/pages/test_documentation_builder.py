@@ -69,7 +69,7 @@ def test_no_label_of_a_drawing_crosses_another(name: str) -> None:
     ],
 )
 def test_links_of_documents_hold_within_the_site(page: str, source: str, link: str, expected: str) -> None:
-    assert hooks.relinked(link, page, source) == expected
+    assert hooks.rewrite_links(link, page, source) == expected
 
 
 def test_the_page_of_the_command_line_has_the_help_of_every_command() -> None:

@@ -1,4 +1,4 @@
-"""The whole site, built as `make docs` builds it: no warning, no dead link, no request to anybody else."""
+"""The site, built as by `make docs`: no warnings, no dead links, no requests to other servers."""
 
 import os
 import re
@@ -26,7 +26,7 @@ LOADED = {
 
 
 class Page(HTMLParser):
-    """What a page links to, what it loads, and what of it can be linked to."""
+    """Links, loaded files and anchors of a page."""
 
     def __init__(self, path: Path) -> None:
         super().__init__()
@@ -47,7 +47,7 @@ class Page(HTMLParser):
 
 @pytest.fixture(scope="session")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Built once for all processes of the tests."""
+    """Build the site once for all test processes."""
     temporary = tmp_path_factory.getbasetemp()
     folder = (temporary.parent if "PYTEST_XDIST_WORKER" in os.environ else temporary) / "whole-site"
     with FileLock(f"{folder}.lock"):
@@ -70,14 +70,14 @@ def pages(site: Path) -> dict[Path, Page]:
     return {path.resolve(): Page(path) for path in site.rglob("*.html") if path.name != "404.html"}
 
 
-def test_every_page_of_the_documents_is_there(pages: dict[Path, Page], site: Path) -> None:
+def test_every_document_has_a_page(pages: dict[Path, Page], site: Path) -> None:
     names = {str(path.relative_to(site.resolve())) for path in pages}
     written = {str(path.relative_to(ROOT / "docs").with_suffix(".html")) for path in (ROOT / "docs").rglob("*.md")}
-    beside = {"changes.html", "contributing.html", "releasing.html", "results.html", "examples.html", "zoo.html"}
-    assert names == written | beside | {"example-plugin.html", "example-efficientnet-lite.html"}
+    outside = {"changes.html", "contributing.html", "releasing.html", "results.html", "examples.html", "zoo.html"}
+    assert names == written | outside | {"example-plugin.html", "example-efficientnet-lite.html"}
 
 
-def test_every_link_leads_to_a_page_and_a_place_in_it(pages: dict[Path, Page]) -> None:
+def test_every_link_has_a_target(pages: dict[Path, Page]) -> None:
     dead = []
     for path, page in pages.items():
         for link in page.links:
@@ -91,7 +91,7 @@ def test_every_link_leads_to_a_page_and_a_place_in_it(pages: dict[Path, Page]) -
     assert dead == []
 
 
-def test_nothing_is_loaded_from_elsewhere(pages: dict[Path, Page], site: Path) -> None:
+def test_nothing_is_loaded_from_other_servers(pages: dict[Path, Page], site: Path) -> None:
     assert [link for page in pages.values() for link in page.loaded if urlsplit(link).scheme or link[:2] == "//"] == []
     styles = [path.read_text() for path in site.rglob("*.css")]
     assert [link for text in styles for link in re.findall(r"url\((?:https?:)?//[^)]+", text)] == []
@@ -119,7 +119,7 @@ def test_search_works_when_the_site_is_opened_from_a_folder(site: Path) -> None:
         assert {urlsplit(asked).scheme for asked in visit.asked} == {"file"}
 
 
-def test_every_page_opens_without_a_word_in_the_console(pages: dict[Path, Page], site: Path) -> None:
+def test_every_page_opens_without_console_messages_and_fits_a_phone(pages: dict[Path, Page], site: Path) -> None:
     with browsers.served(site) as address, browsers.launched() as browser:
         for path in sorted(pages):
             name = path.relative_to(site.resolve())

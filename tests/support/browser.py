@@ -1,4 +1,4 @@
-"""A headless Chromium that is told to be quiet, a server of files on this machine, and pages that are listened to."""
+"""A headless Chromium, a local file server, and pages that record messages and requests."""
 
 import shutil
 import threading
@@ -25,23 +25,23 @@ QUIET = [
 
 
 class Handler(SimpleHTTPRequestHandler):
-    """Files of a folder, without a line in the tests' output for each."""
+    """File handler that does not log requests."""
 
     def log_message(self, *args: Any) -> None:
         pass
 
 
 def chromium() -> str:
-    """Return the path of the installed Chromium; a test that needs one fails where there is none."""
+    """Return the path of the installed Chromium, or fail the test."""
     found = next(filter(None, map(shutil.which, NAMES)), None)
     if found is None:
-        pytest.fail("no Chromium on the PATH, which the tests of pages need; install it: apt-get install chromium")
+        pytest.fail("no Chromium on the PATH; install it with apt-get install chromium")
     return found
 
 
 @contextmanager
 def launched() -> Iterator[Browser]:
-    """Run a browser with a profile of its own, which goes with it."""
+    """Run a browser with a temporary profile."""
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=chromium(), args=QUIET)
         try:
@@ -52,7 +52,7 @@ def launched() -> Iterator[Browser]:
 
 @contextmanager
 def served(folder: Path) -> Iterator[str]:
-    """Serve a folder on this machine, and yield the address of its root, without a slash at the end."""
+    """Serve a folder on this machine and yield its address, without a trailing slash."""
     with ThreadingHTTPServer(("127.0.0.1", 0), partial(Handler, directory=folder)) as server:
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
@@ -64,12 +64,12 @@ def served(folder: Path) -> Iterator[str]:
 
 
 class Visit:
-    """A page in a context of its own.
+    """A page in a new browser context.
 
     Attributes:
         page: Playwright's page.
-        said: every warning and error of the console, every exception, every request that failed.
-        asked: the address of every request.
+        said: warnings and errors of the console, exceptions, and failed requests.
+        asked: the addresses of all requests.
     """
 
     def __init__(self, page: Page) -> None:
@@ -87,7 +87,7 @@ LOUD = {"error", "warning"}
 
 @contextmanager
 def visited(browser: Browser, address: str, **settings: Any) -> Iterator[Visit]:
-    """Open an address in a fresh context, with Playwright's settings of a context, such as `viewport`."""
+    """Open an address in a new context with Playwright's context settings, such as `viewport`."""
     context = browser.new_context(**settings)
     try:
         visit = Visit(context.new_page())
