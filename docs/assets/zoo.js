@@ -1,4 +1,4 @@
-// The zoo page: sorting, filtering, and the way between scatter and table. What it reads is written by docs/builder/zoo.py.
+// The zoo page: sorting, filters, and links between chart and table. docs/builder/zoo.py writes the page.
 "use strict";
 
 (() => {
@@ -12,7 +12,7 @@
     return made;
   }
 
-  // Missing values come last in both directions, and equal ones stay in the order of the page.
+  // Missing values come last in both directions, and equal values keep the order of the page.
   function compare(a, b, numeric, direction) {
     if (a === "" || b === "") return (a === "") - (b === "");
     const [x, y] = numeric ? [Number(a), Number(b)] : [a, b];
@@ -27,13 +27,16 @@
     return { element, values, ...element.dataset };
   }
 
+  // Columns with a limit, and the values of one unit of the limit.
+  const units = { parameters: 1e6, macs: 1e6, memory: 1, latency: 1 };
+
   function passes(row, state) {
     const words = (state.q || "").toLowerCase().split(/\s+/);
-    const limits = ["parameters", "macs"].filter((name) => state[name]);
+    const limits = Object.keys(units).filter((name) => state[name]);
     return words.every((word) => row.text.includes(word))
-      && ["family", "plugin", "licence"].every((name) => !state[name] || row[name] === state[name])
+      && ["family", "plugin", "license"].every((name) => !state[name] || row[name] === state[name])
       && (!state.weights || row.weights !== "")
-      && limits.every((name) => row.values[name] !== "" && Number(row.values[name]) <= Number(state[name]) * 1e6);
+      && limits.every((name) => row.values[name] !== "" && Number(row.values[name]) <= Number(state[name]) * units[name]);
   }
 
   function start(zoo) {
@@ -48,10 +51,10 @@
     const rowOf = new Map(points.map((point) => [point, document.getElementById(point.getAttribute("href").slice(1))]));
     const pointOf = new Map(Array.from(rowOf, ([point, row]) => [row, point]));
     let sorted = { key: "", direction: 1 };
-    let current = null; // the point whose panel is open
-    let untold = false; // whether a finger came down on a point whose panel was not open yet
+    let current = null; // the point with the open panel
+    let untold = false; // whether a finger touched a point without an open panel
 
-    // The state of the page, which is what its address says behind #.
+    // The state of the page, which is the part of its address after #.
     function written() {
       const state = new URLSearchParams();
       for (const [name, value] of new FormData(form)) if (value.trim()) state.set(name, value.trim());
@@ -73,7 +76,27 @@
       show();
     }
 
+    // Latencies of the chosen machine and runtime: first quartile, median and third quartile.
+    function choose() {
+      const source = form.elements.on;
+      if (!source) return;
+      for (const row of rows) {
+        const cell = row.element.querySelector(".zoo-latency");
+        const times = JSON.parse(cell.dataset.times)[source.value || source.dataset.default];
+        const [low, median, high] = times || [];
+        row.values.latency = times ? String(median) : "";
+        cell.dataset.value = row.values.latency;
+        cell.textContent = times ? median.toFixed(2) : "–";
+        if (times) {
+          const quartiles = document.createElement("small");
+          quartiles.textContent = `${low.toFixed(2)}–${high.toFixed(2)}`;
+          cell.append(quartiles);
+        }
+      }
+    }
+
     function show() {
+      choose();
       sort();
       filter();
     }
@@ -116,7 +139,7 @@
       rove(current);
     }
 
-    // One point is in the order of the Tab key; arrows move on from it.
+    // The Tab key reaches one point, and arrow keys move to the others.
     const shown = () => points.filter((point) => !rowOf.get(point).hidden);
     function rove(to) {
       const chosen = to || shown()[0];
@@ -196,7 +219,7 @@
           said.textContent = `Copied ${code.textContent}`;
           for (const other of find(body, "button")) other.textContent = other === copy ? "Copied" : "Copy";
         } catch {
-          // Where a page may not write to the clipboard, the line is at least selected.
+          // Select the line if the page may not write to the clipboard.
           getSelection().selectAllChildren(code);
         }
       });
@@ -204,8 +227,8 @@
     }
 
     for (const th of headers) {
-      const { key, words } = th.dataset;
-      const sorter = button(th.textContent, `Sort by ${words}`);
+      const { key, label } = th.dataset;
+      const sorter = button(th.textContent, `Sort by ${label}`);
       sorter.addEventListener("click", () => {
         sorted = { key, direction: sorted.key === key ? -sorted.direction : 1 };
         changed();
@@ -217,7 +240,7 @@
     form.addEventListener("input", changed);
     form.addEventListener("reset", () => {
       sorted = { key: "", direction: 1 };
-      // The controls have their first values after this event.
+      // The controls have their initial values after this event.
       setTimeout(changed);
     });
     window.addEventListener("hashchange", restore);

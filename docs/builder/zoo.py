@@ -1,17 +1,19 @@
-"""The zoo page: every backbone of the catalogue and its weights, as a scatter and a table that need no script.
+"""The zoo page: a chart and a table of every backbone in the catalogue with its weights.
 
-The script (`docs/assets/zoo.js`) adds sorting, filtering, and the way between the two; what it reads is in `data-`
-attributes here.
+The page works without JavaScript. `docs/assets/zoo.js` adds sorting, filters and links between chart and table. It
+reads the `data-` attributes that this module writes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from html import escape
 from typing import NamedTuple
 
+from docs.builder.zoo_machines import Machine, read_machines
 from docs.builder.zoo_rows import LEVELS, SIZE, Row, rows
-from docs.builder.zoo_scatter import drawn, identity, mark
+from docs.builder.zoo_scatter import draw_scatter, identity, mark
 from featuretap.registry import Registry
 from featuretap.support.text import format_count
 
@@ -27,75 +29,137 @@ hide: [navigation, toc]
 
 # Zoo
 
-Every backbone that this catalogue builds by name, with its published weights, and some of torchvision's classifiers to
-compare them with. A row is a backbone with one set of weights; its last column is the line that builds it.
+All backbones that featuretap builds by name, with their published weights. Some of torchvision's classifiers are listed
+for comparison. Each row is a backbone with one set of weights, and the last column is the code that builds it.
+
+Filter, sort and search, then copy the address of the page to share the view.
 
 """
 
 NOTES = f"""
 
-## What the numbers are
+## What the columns mean
 
-- **Accuracy is what the publisher states**, and nothing here was measured again: top-1 on ImageNet-1k in percent for
-  classifiers, box AP on COCO for detectors, mean IoU for segmenters. Only top-1 is in the scatter.
-- **Multiply-adds** (MACs) are counted by featuretap, for every row alike: convolutions and linear layers,
-  squeeze-excite's included, and nothing else. The table has them for one image of {SIZE}×{SIZE} pixels, the scatter for
-  the crop that the accuracy is stated for. Detectors and segmenters run at sizes of their own, and have none here.
-- **Parameters** include batch norm's, and are those of the whole model: with the 1000-class classifier, or with the
-  head that the weights were trained with.
-- **Channels** are those of the taps `C1` to `C5`, the last map of each stride.
-- **Licence and size** are the publisher's too; megabytes are 10⁶ bytes. torchvision states no licence for its weights;
-  what is given is that of the package.
-- **torchvision's rows** are classifiers that consist of a pooled C5 and one linear layer. Its MobileNets are the
-  catalogue's own; `featuretap list 'torchvision/*'` names the rest. The lines of these rows build the feature maps, and
-  leave out the classifier.
+- **Parameters** are those of the full model: with the 1000-class classifier, or with the head that the weights were
+  trained with. They include batch norm.
+- **MACs** are the multiply-adds of convolutions and linear layers, including squeeze-excite. featuretap counts them
+  in the same way for every row. The table shows them for one image of {SIZE}×{SIZE} pixels, the chart for the image
+  size of the published accuracy. Detectors and segmenters use other image sizes, so their MACs are not shown.
+- **Memory** is the peak memory of the activations for the feature maps `C1` to `C5`, in megabytes (10⁶ bytes), for
+  one image of {SIZE}×{SIZE} pixels in float32. It is the largest sum of all tensors that are in memory at one time:
+  the input and the output of the current layer, the input of an unfinished shortcut, and the feature maps computed
+  so far. A convolution counts as one layer with its batch norm and activation. Weights and the scratch memory of a
+  runtime are not included. `spec.activation_memory(height, width)` returns the value for any image size and any
+  taps.
+- **Latency** is the median time to compute `C1` to `C5` for one image of {SIZE}×{SIZE} pixels, measured by
+  `featuretap bench`. The small numbers are the quartiles. Choose machine and runtime above the table.
+- **C1 to C5** are the channels of the feature maps.
+- **Top-1** is the accuracy on ImageNet-1k in percent, and **AP, IoU** is box AP on COCO or mean IoU. These are the
+  published values. They were not measured again.
+- **License** is the license of the weights. For weights from the Hugging Face hub it is the license that timm
+  records. torchvision does not state a license for its weights, so the license of the package is shown. The weights
+  `ssdlite300_person` have the license of the distribution that contains them. Most
+  weights were trained on ImageNet, whose terms of access restrict it to non-commercial research and education.
+  Check whether this matters for your use.
+- **torchvision's rows** are classifiers with a pooled C5 and one linear layer. Their code builds the feature maps
+  without the classifier. `featuretap list 'torchvision/*'` lists all backbones from torchvision.
+
+## Machines
+
+"""
+
+MORE_MACHINES = """\
+### Add your machine
+
+Run this in a checkout of the repository:
+
+```bash
+python -m benchmarks.latency "Raspberry Pi 5, 4 cores" --threads 4
+```
+
+It runs `featuretap bench` for every backbone, with ONNX Runtime and PyTorch at 224×224 pixels, and writes
+`benchmarks/machines/raspberry-pi-5-4-cores.json`. The file contains the processor, the date, the versions of the
+packages, and the quartiles for each backbone and runtime in milliseconds. To use other settings, save the output of
+`featuretap bench … --json` and add `--results FILE`. With several results, each backbone's lowest median is used. Add
+`--note` to describe the conditions, and send the file as a pull request.
 """
 
 
 class Column(NamedTuple):
-    """A column: its key in the script, its title, its words for a screen reader, a row's value, and its HTML."""
+    """A column: key in the script, title, label for screen readers, value of a row, and HTML of a cell."""
 
     key: str
     title: str
-    words: str
+    label: str
     value: Callable[[Row], Value]
-    shown: Callable[[Row], str]
+    html: Callable[[Row], str]
 
     @property
     def numeric(self) -> bool:
-        """Whether its values are numbers."""
+        """Whether the values are numbers."""
         return self.key not in TEXTS
 
 
-TEXTS = {"name", "weights", "licence", "plugin"}
+TEXTS = {"name", "weights", "license", "plugin"}
 
 
-def page(found: Sequence[Row] | None = None) -> str:
+def page(found: Sequence[Row] | None = None, machines: Mapping[str, Machine] | None = None) -> str:
     """Return the Markdown of the zoo page.
 
     Args:
-        found: the rows; by default those of featuretap's own plugins, whatever else is installed.
+        found: the rows; the backbones of the built-in plugins by default.
+        machines: file name → measured latencies; those of `benchmarks/machines/` by default.
     """
-    listed = rows(Registry(discover=False)) if found is None else found
+    machines = read_machines() if machines is None else machines
+    listed = rows(Registry(discover=False), machines=machines) if found is None else found
     families = list(dict.fromkeys(row.family for row in listed))
-    scatter = drawn(listed, families)
+    sources = _sources(listed, machines)
+    scatter = draw_scatter(listed, families)
     html = [
         '<div class="zoo">',
-        *_filters(listed, families),
+        *_filters(listed, families, sources),
         *(_figure(scatter, families, listed) if scatter else ()),
-        *_table(listed),
+        *_table(listed, sources),
         "</div>",
     ]
-    return PROSE + "\n".join(html) + NOTES
+    measured = dict.fromkeys(key.rpartition("/")[0] for key in sources)
+    descriptions = [_describe(machines[key]) for key in measured]
+    return "".join((PROSE, "\n".join(html), NOTES, *descriptions, MORE_MACHINES))
+
+
+def _sources(listed: Iterable[Row], machines: Mapping[str, Machine]) -> dict[str, str]:
+    """Return "machine/runtime" → label for everything that has measured a row, the default first."""
+    measured = {key for row in listed for key in row.latency}
+    return {
+        f"{key}/{runtime}": machine.label(runtime)
+        for key, machine in machines.items()
+        for runtime in machine.runtimes
+        if f"{key}/{runtime}" in measured
+    }
+
+
+def _describe(machine: Machine) -> str:
+    """Return how a machine's latencies were measured, in Markdown."""
+    names = ("featuretap", "onnxruntime", "openvino", "torch")
+    ran = {"eager": "torch"}
+    packages = {"featuretap", *(ran.get(runtime, runtime) for runtime in machine.runtimes)}
+    versions = ", ".join(f"{name} {machine.versions[name]}" for name in names if name in packages)
+    units = f" ({', '.join(machine.vector_units)})" if machine.vector_units else ""
+    threads = f"{machine.threads} thread{'s' * (machine.threads > 1)}"
+    runs = f", lowest median of {machine.runs} runs" if machine.runs > 1 else ""
+    cores = f"{machine.cores} core{'s' * (machine.cores > 1)}"
+    about = f"{machine.processor}{units}, {cores}, {threads}; {machine.system}; {versions}."
+    when = f"Measured on {machine.date} in {machine.rounds} rounds{runs}. {machine.note}"
+    return f"### {_plain(machine.machine)}\n\n{_plain(about)} {_plain(when)}\n\n"
 
 
 def _plain(text: str) -> str:
-    """Return somebody's text as HTML on one line: a blank line would end the block in Markdown."""
+    """Return text as HTML on one line, because a blank line would end the block in Markdown."""
     return escape(" ".join(text.split()))
 
 
-def _broken(name: str) -> str:
-    """Return a name as HTML that may be broken behind its parts."""
+def _breakable(name: str) -> str:
+    """Return a name as HTML with places for line breaks."""
     return _plain(name).replace("_", "_<wbr>").replace("/", "/<wbr>")
 
 
@@ -105,8 +169,8 @@ def _weights(row: Row) -> str:
     size = f"{row.megabytes:.1f} MB" if row.megabytes else ""
     kind = "" if row.head == "classification" else f"head {row.head}"
     crop = f"{row.crop}×{row.crop}" if row.crop else ""
-    about = ", ".join(word for word in (kind, size, crop) if word)
-    return f"{_broken(row.tag)}<small>{_plain(about)}</small>"
+    about = ", ".join(filter(None, (kind, size, crop)))
+    return f"{_breakable(row.tag)}<small>{_plain(about)}</small>"
 
 
 def _accuracy(row: Row) -> str:
@@ -117,7 +181,7 @@ def _other(row: Row) -> float | None:
     return row.accuracy if row.measure != "top-1" else None
 
 
-def _other_shown(row: Row) -> str:
+def _other_html(row: Row) -> str:
     return "–" if _other(row) is None else f"{row.accuracy:.1f}<small>{_plain(row.measure)}</small>"
 
 
@@ -129,35 +193,74 @@ def _level(index: int) -> Column:
     return Column(level.lower(), level, f"channels of {level}", value, lambda row: str(value(row) or "–"))
 
 
+def _megabytes(row: Row) -> float | None:
+    return None if row.memory is None else row.memory / 1e6
+
+
+def _memory(row: Row) -> str:
+    megabytes = _megabytes(row)
+    return "–" if megabytes is None else f"{megabytes:.2f}"
+
+
+def _latency(row: Row) -> float | None:
+    times = next(iter(row.latency.values()), None)
+    return times[1] if times else None
+
+
+def _latency_html(row: Row) -> str:
+    times = next(iter(row.latency.values()), None)
+    if times is None:
+        return "–"
+    low, median, high = (f"{value:.2f}" for value in times)
+    return f"{median}<small>{low}–{high}</small>"
+
+
 COLUMNS = (
-    Column("name", "Backbone", "backbone", lambda row: row.name, lambda row: _broken(row.name)),
+    Column("name", "Backbone", "backbone", lambda row: row.name, lambda row: _breakable(row.name)),
     Column("weights", "Weights", "weights", lambda row: row.tag, _weights),
     Column(
         "parameters", "Parameters", "parameters", lambda row: row.parameters, lambda row: format_count(row.parameters)
     ),
     Column("macs", "MACs", "multiply-adds", lambda row: row.macs, lambda row: format_count(row.macs)),
+    Column("memory", "Memory, MB", "peak activation memory", _megabytes, _memory),
+    Column("latency", "Latency, ms", "latency", _latency, _latency_html),
     *map(_level, range(len(LEVELS))),
     Column("accuracy", "Top-1, %", "top-1 accuracy", lambda row: row.top_1, _accuracy),
-    Column("other", "AP, IoU", "box AP or mean IoU", _other, _other_shown),
-    Column("licence", "Licence", "licence", lambda row: row.licence, lambda row: _plain(row.licence) or "–"),
+    Column("other", "AP, IoU", "box AP or mean IoU", _other, _other_html),
+    Column("license", "License", "license", lambda row: row.license, lambda row: _plain(row.license) or "–"),
     Column("plugin", "Plugin", "plugin", lambda row: row.plugin, lambda row: _plain(row.plugin)),
 )
 
+LIMITS = {
+    "parameters": "Parameters ≤, millions",
+    "macs": "MACs ≤, millions",
+    "memory": "Memory ≤, MB",
+    "latency": "Latency ≤, ms",
+}
+"""Column with a limit → label of its field."""
 
-def _filters(listed: Sequence[Row], families: Iterable[str]) -> Iterator[str]:
+
+def _filters(listed: Sequence[Row], families: Iterable[str], sources: Mapping[str, str]) -> Iterator[str]:
     """Yield the controls, which the script shows."""
     choices = {
         "family": families,
         "plugin": dict.fromkeys(row.plugin for row in listed),
-        "licence": dict.fromkeys(row.licence for row in listed if row.licence),
+        "license": dict.fromkeys(row.license for row in listed if row.license),
     }
     yield '<form class="zoo-filters" aria-label="Filter the zoo" autocomplete="off" hidden>'
-    yield '<label>Name, tag or licence<input type="search" name="q"></label>'
+    yield '<label>Name, tag or license<input type="search" name="q"></label>'
     for name, values in choices.items():
         options = "".join(f"<option>{_plain(value)}</option>" for value in sorted(values))
         yield f'<label>{name.capitalize()}<select name="{name}"><option value="">any</option>{options}</select></label>'
-    for name, words in (("parameters", "Parameters ≤, millions"), ("macs", "MACs ≤, millions")):
-        yield f'<label>{words}<input type="number" name="{name}" min="0" step="any" inputmode="decimal"></label>'
+    for name, label in LIMITS.items():
+        if name != "latency" or sources:
+            yield f'<label>{label}<input type="number" name="{name}" min="0" step="any" inputmode="decimal"></label>'
+    if sources:
+        default, *others = sources
+        options = f'<option value="">{_plain(sources[default])}</option>'
+        options += "".join(f'<option value="{_plain(key)}">{_plain(sources[key])}</option>' for key in others)
+        select = f'<select name="on" data-default="{_plain(default)}">{options}</select>'
+        yield f'<label class="zoo-source">Latency measured on{select}</label>'
     yield '<label class="zoo-check"><input type="checkbox" name="weights" value="1"> With weights only</label>'
     yield '<button type="reset">Reset</button>'
     yield '<p class="zoo-count" role="status" aria-live="polite"></p>'
@@ -167,7 +270,7 @@ def _filters(listed: Sequence[Row], families: Iterable[str]) -> Iterator[str]:
 
 def _figure(scatter: str, families: Sequence[str], listed: Sequence[Row]) -> Iterator[str]:
     yield '<figure class="zoo-figure" tabindex="-1">'
-    yield '<figcaption id="zoo-caption">Top-1 accuracy on ImageNet-1k, as published, against multiply-adds</figcaption>'
+    yield '<figcaption id="zoo-caption">Published top-1 accuracy on ImageNet-1k and multiply-adds</figcaption>'
     yield f'<div class="zoo-plot">{scatter}<div class="zoo-panel" aria-hidden="true" hidden></div></div>'
     yield '<ul class="zoo-legend" aria-label="Families">'
     shown = {row.family for row in listed if row.top_1 is not None}
@@ -176,37 +279,40 @@ def _figure(scatter: str, families: Sequence[str], listed: Sequence[Row]) -> Ite
             icon = f'<svg width="16" height="16" viewBox="-8 -8 16 16" aria-hidden="true">{mark(index)}</svg>'
             yield f"<li>{icon} {_plain(family)}</li>"
     yield "</ul>"
-    yield '<p class="zoo-hint" hidden>Arrow keys go from point to point, Enter to its row, Escape back.</p>'
+    yield '<p class="zoo-hint" hidden>Arrow keys move between points, Enter opens the row, Escape leaves the chart.</p>'
     yield "</figure>"
 
 
-def _table(listed: Iterable[Row]) -> Iterator[str]:
-    # Roles are stated, since a table that the style sheet lays out as cards is none to a screen reader.
-    yield '<div class="zoo-box" role="region" aria-label="The zoo as a table" tabindex="0">'
+def _table(listed: Iterable[Row], sources: Mapping[str, str]) -> Iterator[str]:
+    # With explicit roles it stays a table for screen readers when the style sheet shows it as cards.
+    yield '<div class="zoo-box" role="region" aria-label="Table of backbones" tabindex="0">'
     yield '<table class="zoo-table" role="table"><thead role="rowgroup"><tr role="row">'
     for column in COLUMNS:
         kind = ' class="zoo-number"' if column.numeric else ""
         type_ = "number" if column.numeric else "text"
         yield (
             f'<th role="columnheader" scope="col" data-key="{column.key}" data-type="{type_}" '
-            f'data-words="{column.words}"{kind}>{column.title}</th>'
+            f'data-label="{column.label}"{kind}>{column.title}</th>'
         )
     yield '<th role="columnheader" scope="col">Build</th></tr></thead><tbody role="rowgroup">'
     for row in listed:
-        words = " ".join((row.name, row.tag, row.licence, row.head)).lower()
+        text = " ".join((row.name, row.tag, row.license, row.head)).lower()
         yield (
-            f'<tr role="row" id="{identity(row)}" data-text="{_plain(words)}" data-family="{_plain(row.family)}" '
-            f'data-plugin="{_plain(row.plugin)}" data-licence="{_plain(row.licence)}" data-weights="{_plain(row.tag)}">'
+            f'<tr role="row" id="{identity(row)}" data-text="{_plain(text)}" data-family="{_plain(row.family)}" '
+            f'data-plugin="{_plain(row.plugin)}" data-license="{_plain(row.license)}" data-weights="{_plain(row.tag)}">'
         )
-        yield from (_cell(column, row) for column in COLUMNS)
+        yield from (_cell(column, row, sources) for column in COLUMNS)
         line = _plain(row.line).replace(", ", ",<wbr> ").replace("_", "_<wbr>").replace("(", "(<wbr>", 1)
         yield f'<td role="cell" class="zoo-build" data-label="Build"><code>{line}</code></td></tr>'
     yield "</tbody></table></div>"
 
 
-def _cell(column: Column, row: Row) -> str:
+def _cell(column: Column, row: Row, sources: Mapping[str, str]) -> str:
     value = column.value(row)
     kind = f"zoo-{column.key}" + (" zoo-number" if column.numeric else "")
-    stated = "" if value is None else _plain(str(value))
+    data = f'data-value="{"" if value is None else _plain(str(value))}"'
+    if column.key == "latency" and sources:
+        # The script shows the times of the chosen machine.
+        data += f' data-times="{escape(json.dumps(row.latency))}"'
     tag, role = ("th", 'role="rowheader" scope="row"') if column.key == "name" else ("td", 'role="cell"')
-    return f'<{tag} {role} class="{kind}" data-label="{column.title}" data-value="{stated}">{column.shown(row)}</{tag}>'
+    return f'<{tag} {role} class="{kind}" data-label="{column.title}" {data}>{column.html(row)}</{tag}>'

@@ -1,13 +1,14 @@
-"""The rows of the zoo: every backbone of a catalogue with each of its published weights, as plain numbers and words."""
+"""The rows of the zoo: every backbone of a catalogue with each of its published weights."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import Any
 
+from docs.builder.zoo_machines import Machine, Times
 from featuretap.registry import Registry
 from featuretap.registry.errors import HeadError
 from featuretap.registry.hookspecs import WeightsEntry
@@ -17,7 +18,7 @@ __all__ = ["LEVELS", "SIZE", "TORCHVISION", "Row", "rows"]
 
 LEVELS = ("C1", "C2", "C3", "C4", "C5")
 SIZE = 224
-"""Height and width in pixels of the image that multiply-adds are counted for."""
+"""Height and width in pixels of the image for which multiply-adds, memory and latency are given."""
 
 NAMESPACE = "torchvision/"
 TORCHVISION = tuple(
@@ -35,34 +36,39 @@ TORCHVISION = tuple(
         "shufflenet_v2_x2_0",
     )
 )
-"""Classifiers of torchvision that are listed beside the catalogue's. Each is a pooled C5 and one linear layer, as our
-classifier is, so that what is counted is what has the accuracy."""
+"""Classifiers of torchvision that are listed for comparison.
+
+Each is a pooled C5 with one linear layer, as featuretap's classifier, so the counts belong to the network that has the
+published accuracy.
+"""
 
 MEASURES = {"classification": "top-1", "detection": "box AP", "segmentation": "mean IoU"}
-"""A head's task → what a publisher states of it."""
+"""Task of a head → the metric that publishers state."""
 
 FAMILY = re.compile(r"[a-z]+(_?v\d+)?", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
 class Row:
-    """A backbone with one of its published weights, or with none.
+    """A backbone with one of its published weights, or without weights.
 
     Attributes:
-        name: what `registry.build` calls the backbone.
-        plugin: who provides it.
-        parameters: of what `line` builds with its head; of the backbone alone where it has no classifier.
-        macs: multiply-adds of the classifier for an image of `SIZE`; None where the head is no classifier.
-        channels: of the taps C1 to C5, None where there is none.
-        line: the Python that builds it.
-        tag: of the weights, "" where there are none; what follows is then empty too.
-        megabytes: size of the file in millions of bytes, 0 where it is not known.
-        crop: height and width in pixels of the images that the accuracy is of, None for whole images.
-        head: the head of the weights.
-        measure: what `accuracy` is: "top-1", "box AP" or "mean IoU".
-        accuracy: in percent, as the publisher states it.
+        name: name for `registry.build`.
+        plugin: plugin that provides the backbone.
+        parameters: parameters of the model with its head, or of the backbone if it has no classifier.
+        macs: multiply-adds of the classifier for an image of `SIZE`; None for other heads.
+        channels: channels of the taps C1 to C5, None for a missing tap.
+        line: Python code that builds it.
+        tag: tag of the weights, or "" without weights; the fields below are then empty.
+        megabytes: size of the weights file in millions of bytes, 0 if unknown.
+        crop: height and width in pixels of the images that the accuracy is stated for, None for images of any size.
+        head: head of the weights.
+        measure: the metric of `accuracy`: "top-1", "box AP" or "mean IoU".
+        accuracy: published accuracy in percent.
         measured_macs: multiply-adds of the classifier for an image of `crop`.
-        licence: an SPDX identifier.
+        license: license of the weights as an SPDX identifier.
+        memory: peak bytes of the activations of the feature maps C1 to C5 for an image of `SIZE`, None if unknown.
+        latency: "machine/runtime" → milliseconds for the feature maps C1 to C5 of an image of `SIZE`.
     """
 
     name: str
@@ -78,43 +84,62 @@ class Row:
     measure: str = ""
     accuracy: float | None = None
     measured_macs: int | None = None
-    licence: str = ""
+    license: str = ""
+    memory: int | None = None
+    latency: Mapping[str, Times] = field(default_factory=dict)
 
     @property
     def key(self) -> str:
-        """The backbone, and the tag of the weights if there are any."""
+        """Name of the backbone with the tag of its weights."""
         return f"{self.name}.{self.tag}" if self.tag else self.name
 
     @property
     def family(self) -> str:
-        """The letters that the name begins with, and the version behind them: "mobilenet_v3", "resnet"."""
+        """The first letters of the name with a version, such as "mobilenet_v3" or "resnet"."""
         name = self.name.rpartition("/")[2]
         found = FAMILY.match(name)
         return found[0].lower() if found else name
 
     @property
     def top_1(self) -> float | None:
-        """Top-1 accuracy on ImageNet-1k in percent, None where another measure is stated or none."""
+        """Top-1 accuracy on ImageNet-1k in percent, or None."""
         return self.accuracy if self.measure == "top-1" else None
 
 
-def rows(registry: Registry, beside: Iterable[str] = TORCHVISION) -> list[Row]:
-    """Return the rows of every backbone that a registry lists, and of those of open namespaces that are named beside.
+def rows(
+    registry: Registry, others: Iterable[str] = TORCHVISION, machines: Mapping[str, Machine] | None = None
+) -> list[Row]:
+    """Return a row for every listed backbone with each of its weights.
 
     Args:
-        registry: whose backbones are listed.
-        beside: names in the namespace `torchvision/`.
+        registry: the registry whose backbones are listed.
+        others: names in the namespace `torchvision/` to add.
+        machines: file name → measured latencies.
     """
     listed = (row for name in registry.list_backbones() for row in _of_backbone(registry, name))
-    more = (row for name in beside for row in _of_torchvision(registry, name))
-    return [*listed, *more]
+    more = (row for name in others for row in _of_torchvision(registry, name))
+    return [_with_latency(row, machines or {}) for row in (*listed, *more)]
+
+
+def _with_latency(row: Row, machines: Mapping[str, Machine]) -> Row:
+    """Return a row with its latencies, unless its head runs another backbone or another image size."""
+    if row.head not in ("", "classification"):
+        return row
+    latency = {
+        f"{key}/{runtime}": times
+        for key, machine in machines.items()
+        if (machine.size, machine.batch) == ((SIZE, SIZE), 1)
+        for runtime, times in machine.milliseconds.get(row.name, {}).items()
+    }
+    return replace(row, latency=latency)
 
 
 def _of_backbone(registry: Registry, name: str) -> Iterator[Row]:
     plugin, entries = registry.provider(name), registry.weights_of(name)
     if not entries:
         spec = _described(registry, name)
-        yield Row(name, plugin, spec.parameters, spec.macs(SIZE, SIZE), _channels(registry, name), _line(name))
+        channels, memory = _channels(registry, name), _memory(registry, name)
+        yield Row(name, plugin, spec.parameters, spec.macs(SIZE, SIZE), channels, _line(name), memory=memory)
     for entry in entries:
         yield _of_entry(registry, name, plugin, entry)
 
@@ -123,9 +148,10 @@ def _of_entry(registry: Registry, name: str, plugin: str, entry: WeightsEntry) -
     asked = {"pretrained": entry.tag}
     task = registry.head(entry.head).task
     spec, channels = _described(registry, name, **asked), _channels(registry, name, **asked)
-    macs = crop = measured = None
+    macs = crop = measured = memory = None
     if task == "classification":
-        # Detectors and segmenters run at sizes of their own, which the preprocessing does not state.
+        # The preprocessing of detectors and segmenters does not state their image sizes.
+        memory = _memory(registry, name, **asked)
         macs, crop = spec.macs(SIZE, SIZE), entry.preprocessing.crop
         measured = spec.macs(crop, crop) if crop else None
     return Row(
@@ -143,11 +169,12 @@ def _of_entry(registry: Registry, name: str, plugin: str, entry: WeightsEntry) -
         entry.accuracy,
         measured,
         entry.license,
+        memory,
     )
 
 
 def _of_torchvision(registry: Registry, name: str) -> Iterator[Row]:
-    """Yield a row for each of the weights that torchvision states of one of its classifiers."""
+    """Yield a row for each of torchvision's weights of a classifier."""
     from torchvision.models import get_model_weights
 
     spec, channels = registry.spec(name), _channels(registry, name)
@@ -169,7 +196,7 @@ def _of_torchvision(registry: Registry, name: str) -> Iterator[Row]:
             "top-1",
             weights.meta["_metrics"]["ImageNet-1K"]["acc@1"],
             macs(crop),
-            # That of the package: torchvision states none for these weights.
+            # torchvision does not state a license for these weights; this is the license of the package.
             weights.meta.get("license", "BSD-3-Clause"),
         )
 
@@ -187,8 +214,13 @@ def _channels(registry: Registry, name: str, **asked: Any) -> tuple[int | None, 
     return tuple(taps[level].channels if level in taps else None for level in LEVELS)
 
 
+def _memory(registry: Registry, name: str, **asked: Any) -> int | None:
+    spec = registry.spec(name, features_only=True, **asked)
+    return spec.activation_memory(SIZE, SIZE) if isinstance(spec, BackboneSpec) and spec.stages else None
+
+
 def _line(name: str, **asked: Any) -> str:
-    """Return the call of `registry.build`, its strings in double quotes as a formatter would have them."""
+    """Return the call of `registry.build`, with double quotes."""
     words = [_quoted(name), *(f"{key}={_quoted(value)}" for key, value in asked.items())]
     return f"registry.build({', '.join(words)})"
 

@@ -1,7 +1,7 @@
-"""The scatter of the zoo as SVG: accuracy against multiply-adds, readable without a script.
+"""The chart of the zoo as SVG: accuracy and multiply-adds. It works without JavaScript.
 
-Places are in percent of the drawing and text is in pixels, so that it fits any width with letters of one size. Which
-labels fit is therefore decided for two ranges of widths, and the style sheet shows those of one.
+Positions are in percent of the drawing and text sizes in pixels, so the chart fits any width with one text size. Labels
+are therefore placed for two ranges of widths, and the style sheet shows one of the two sets.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import NamedTuple
 from docs.builder.zoo_rows import SIZE, Row
 from featuretap.support.text import format_count
 
-__all__ = ["COLOURS", "SHAPES", "drawn", "identity", "mark"]
+__all__ = ["COLORS", "SHAPES", "draw_scatter", "identity", "mark"]
 
 SHAPES = (
     "M-5.5 0a5.5 5.5 0 1 0 11 0a5.5 5.5 0 1 0-11 0z",  # circle
@@ -26,15 +26,15 @@ SHAPES = (
     "M0-6.5L6.2-2L3.8 5.3H-3.8L-6.2-2z",  # pentagon
     "M-6-2.5L-2.5-6L0-3.5L2.5-6L6-2.5L3.5 0L6 2.5L2.5 6L0 3.5L-2.5 6L-6 2.5L-3.5 0z",  # saltire
 )
-COLOURS = 7
-"""How many colours the style sheet has. That shapes and colours differ in number gives 56 families a mark each."""
+COLORS = 7
+"""Number of colors in the style sheet. With 8 shapes and 7 colors, 56 families get different marks."""
 
 HEIGHT = 440
-"""Of the drawing in pixels, as in the style sheet."""
+"""Height of the drawing in pixels, as in the style sheet."""
 WIDE, NARROW = range(820, 1400, 20), range(230, 900, 10)
-"""Widths of the drawing in pixels that labels are placed for: on a wide screen, and on any other."""
+"""Widths of the drawing in pixels that labels are placed for, on wide and on other screens."""
 LETTER, LINE, RADIUS = 6.9, 15, 7
-"""Pixels of a letter's width and height, generously, and of half a mark."""
+"""Width and height of a letter and half the size of a mark, in pixels, rounded up."""
 
 
 class Box(NamedTuple):
@@ -46,14 +46,18 @@ class Box(NamedTuple):
     bottom: float
 
     def meets(self, other: Box) -> bool:
-        """Say whether two overlap."""
+        """Return whether two boxes overlap.
+
+        Args:
+            other: the other box.
+        """
         return (
             self.left < other.right and other.left < self.right and self.top < other.bottom and other.top < self.bottom
         )
 
 
 class Scale:
-    """From numbers to shares of the drawing between `low` at 0 and `high` at 1."""
+    """A scale from values to fractions of the drawing, with `low` at 0 and `high` at 1."""
 
     def __init__(self, low: float, high: float) -> None:
         self.low, self.high = low, high
@@ -63,21 +67,21 @@ class Scale:
 
 
 def identity(row: Row) -> str:
-    """Return the id of a row's element, which may hold any name."""
+    """Return the id of a row's element."""
     return "zoo-" + "".join(c if c.isalnum() or c in "._-" else f"-{ord(c):x}-" for c in row.key)
 
 
 def mark(family: int) -> str:
-    """Return the shape of a family, in its colour, around the origin."""
-    return f'<path class="zoo-mark zoo-colour-{family % COLOURS}" d="{SHAPES[family % len(SHAPES)]}"/>'
+    """Return the shape of a family in its color, centered on the origin."""
+    return f'<path class="zoo-mark zoo-color-{family % COLORS}" d="{SHAPES[family % len(SHAPES)]}"/>'
 
 
-def drawn(rows: Iterable[Row], families: Sequence[str]) -> str:
-    """Return the `<svg>` of the rows that state a top-1 accuracy, in order of their multiply-adds; "" if none does.
+def draw_scatter(rows: Iterable[Row], families: Sequence[str]) -> str:
+    """Return the `<svg>` of all rows with a top-1 accuracy, sorted by multiply-adds, or "" without such rows.
 
     Args:
-        rows: of the zoo.
-        families: every family, in the order of their marks.
+        rows: rows of the zoo.
+        families: all families, in the order of their marks.
     """
     points = sorted(
         (row for row in rows if row.top_1 is not None and row.measured_macs),
@@ -86,7 +90,7 @@ def drawn(rows: Iterable[Row], families: Sequence[str]) -> str:
     if not points:
         return ""
     macs, accuracies = [log10(row.measured_macs or 1) for row in points], [row.top_1 or 0 for row in points]
-    # A quarter of an octave of room at both sides; whole steps of five percent from top to bottom.
+    # Some margin on both sides, and multiples of five percent at top and bottom.
     x = Scale(min(macs) - 0.12, max(macs) + 0.12)
     y = Scale(5 * floor((min(accuracies) - 1) / 5), 5 * ceil((max(accuracies) + 1) / 5))
     places = [(x(a), 1 - y(b)) for a, b in zip(macs, accuracies, strict=True)]
@@ -140,7 +144,7 @@ def _multiply_adds(x: Scale) -> Iterator[str]:
 
 
 def _apart(values: Iterable[int], x: Scale, width: int) -> Iterator[int]:
-    """Yield the values whose words do not run into the last one's at a width."""
+    """Yield the values whose labels do not overlap the previous label at a width."""
     end = float("-inf")
     for value in values:
         middle, half = x(log10(value)) * width, len(_tick(value)) * LETTER / 2
@@ -155,7 +159,7 @@ def _tick(value: int) -> str:
 
 
 def _labels(points: Sequence[Row], places: Sequence[tuple[float, float]], kind: str, widths: range) -> Iterator[str]:
-    """Yield a label for each backbone whose name fits somewhere beside its best point at every one of the widths."""
+    """Yield a label for each backbone whose name fits next to its best point at all widths."""
     taken = {width: [_around(place, width) for place in places] for width in widths}
     best: dict[str, int] = {}
     for index, row in enumerate(points):

@@ -10,7 +10,7 @@ from support import browser as browsers
 from support.zoo_site import (
     DESK,
     EVIL,
-    EVIL_LICENCE,
+    EVIL_LICENSE,
     PHONE,
     Opener,
     Site,
@@ -32,7 +32,7 @@ def test_sorting_and_filtering_need_no_mouse(opened: Opener, site: Site) -> None
     page = opened()
     page.locator("[name=q]").focus()
     page.keyboard.type("resnet")
-    press(page, "Tab", "Tab", "Tab", "Tab", "Tab", "Tab", "Space")
+    press(page, *["Tab"] * 9, "Space")
     assert focused(page, "name") == "weights"
     # The button, the scatter, the box of the table, and then the columns.
     press(page, "Tab", "Tab", "Tab", "Tab", "Tab", "Tab", "Enter")
@@ -58,7 +58,7 @@ def test_the_table_is_a_table_to_a_screen_reader(opened: Opener, site: Site, siz
     page = opened(**size)
     assert page.get_by_role("table").get_by_role("row").count() == len(site.rows) + 1
     assert page.get_by_role("table").get_by_role("rowheader").count() == len(site.rows)
-    assert page.get_by_role("region", name="The zoo as a table").count() == 1
+    assert page.get_by_role("region", name="Table of backbones").count() == 1
 
 
 # Text on what lies behind it, mixed by the browser itself.
@@ -169,13 +169,13 @@ def test_names_are_text_whatever_they_look_like(opened: Opener, site: Site) -> N
     cells = page.locator(f"[id='{identity(row)}'] :is(th, td)")
     assert cells.first.text_content() == EVIL
     assert cells.nth(1).text_content() == "<b>tag256×256"
-    assert page.locator(f"[id='{identity(row)}'] .zoo-licence").text_content() == EVIL_LICENCE
+    assert page.locator(f"[id='{identity(row)}'] .zoo-license").text_content() == EVIL_LICENSE
     assert page.locator(f"[id='{identity(row)}'] code").text_content() == row.line
     page.locator(".zoo-point").filter(has=page.locator("path")).last.focus()
     page.locator(f".zoo-point[href='#{identity(row)}']").hover()
     assert page.locator(".zoo-panel").inner_text().splitlines()[:2] == [EVIL, "<b>tag"]
     assert "at 256×256" in page.locator(".zoo-panel").inner_text()
-    page.locator("[name=licence]").select_option(EVIL_LICENCE)
+    page.locator("[name=license]").select_option(EVIL_LICENSE)
     assert shown(page) == [identity(row)]
     page.reload()
     assert shown(page) == [identity(row)]

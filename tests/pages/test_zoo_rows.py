@@ -6,6 +6,7 @@ from support.zoo_site import EVIL, Site, site
 from docs.builder import zoo
 from docs.builder.zoo_rows import TORCHVISION, Row
 from featuretap.registry import Registry
+from featuretap.registry.specs import BackboneSpec
 
 __all__ = ["site"]
 
@@ -21,8 +22,27 @@ def test_every_backbone_and_all_published_weights_of_ours_have_a_row(site: Site,
 def test_a_row_has_the_published_numbers(site: Site) -> None:
     row = next(row for row in site.rows if row.key == "mobilenet_v2.imagenet1k_v1")
     assert (row.parameters, row.macs, row.channels) == (3_504_872, 300_774_272, (16, 24, 32, 96, 1280))
-    assert (row.accuracy, row.measure, row.licence, row.crop) == (71.878, "top-1", "BSD-3-Clause", 224)
+    assert (row.accuracy, row.measure, row.license, row.crop) == (71.878, "top-1", "BSD-3-Clause", 224)
     assert (row.family, row.megabytes) == ("mobilenet_v2", 14.2)
+
+
+def test_every_backbone_of_ours_has_a_license_a_peak_and_a_latency(site: Site) -> None:
+    for row in site.rows:
+        assert bool(row.license) == bool(row.tag), row.key
+        if row.plugin == "featuretap" and row.head in ("", "classification"):
+            assert row.memory, row.key
+            for runtime in ("onnxruntime", "eager"):
+                low, median, high = row.latency[f"amd-epyc-2-cores/{runtime}"]
+                assert 0 < low <= median <= high
+        else:
+            assert (row.memory, row.latency) == (None, {}), row.key
+
+
+def test_memory_is_that_of_the_feature_maps(site: Site, registry: Registry) -> None:
+    row = next(row for row in site.rows if row.key == "mobilenet_v3_large_tf.in1k")
+    spec = registry.spec(row.name, features_only=True, padding="same")
+    assert isinstance(spec, BackboneSpec)
+    assert row.memory == spec.activation_memory(224, 224)
 
 
 def test_a_detector_has_its_own_measure_and_its_own_parameters(site: Site) -> None:

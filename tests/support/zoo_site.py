@@ -18,6 +18,7 @@ from support import ROOT
 from support import browser as browsers
 
 from docs.builder import zoo
+from docs.builder.zoo_machines import Machine, read_machines
 from docs.builder.zoo_rows import Row, rows
 from docs.builder.zoo_scatter import identity
 from featuretap.registry import Registry
@@ -28,7 +29,29 @@ from featuretap.specs.preprocessing import Preprocessing
 DESK = {"viewport": {"width": 1366, "height": 900}}
 PHONE = {"viewport": {"width": 360, "height": 740}}
 EVIL = "<script>alert(1)"
-EVIL_LICENCE = '"><img src=x onerror="alert(2)">'
+EVIL_LICENSE = '"><img src=x onerror="alert(2)">'
+
+
+MACHINES = {
+    **read_machines(),
+    "second": Machine(
+        "Second <b>",
+        note="",
+        date="2026-01-02",
+        processor="Imaginary",
+        vector_units=(),
+        system="Linux, riscv64",
+        cores=1,
+        threads=1,
+        versions={"featuretap": "0.1.0", "openvino": "1.0"},
+        size=(224, 224),
+        batch=1,
+        rounds=3,
+        runs=2,
+        milliseconds={"mobilenet_v1": {"openvino": (1.0, 2.5, 3.0)}, "mobilenet_v2": {"openvino": (1.0, 1.5, 2.0)}},
+    ),
+}
+"""The measured machines, and one that was never built."""
 
 
 def made_plugin() -> ModuleType:
@@ -48,7 +71,7 @@ def made_plugin() -> ModuleType:
                 sha256="00000000",
                 layout="featuretap",
                 norm_eps=1e-5,
-                license=EVIL_LICENCE,
+                license=EVIL_LICENSE,
                 accuracy=50.0,
                 preprocessing=Preprocessing(crop=256),
             )
@@ -79,9 +102,12 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Site:
     pickled = shared / "zoo" / "rows.pickle"
     with FileLock(shared / "zoo.lock"):
         if not pickled.exists():
-            found = rows(Registry(discover=False))
-            made = rows(Registry([made_plugin()], discover=False), beside=())
-            build(pickled.parent, {"zoo.md": zoo.page(found), "made.md": zoo.page(made), "index.md": "# Home\n"})
+            found = rows(Registry(discover=False), machines=MACHINES)
+            made = rows(Registry([made_plugin()], discover=False), others=())
+            build(
+                pickled.parent,
+                {"zoo.md": zoo.page(found, MACHINES), "made.md": zoo.page(made, {}), "index.md": "# Home\n"},
+            )
             pickled.write_bytes(pickle.dumps((found, made)))
     return Site(pickled.parent / "site", *pickle.loads(pickled.read_bytes()))
 
