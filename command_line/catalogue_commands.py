@@ -10,6 +10,7 @@ from featuretap import registry
 from featuretap.command_line import completion, parameters
 from featuretap.command_line.commands import Command
 from featuretap.command_line.printing import echo, format_options, print_fields, print_json, print_table
+from featuretap.registry.hookspecs import WeightsEntry
 from featuretap.specs import BackboneSpec, ModelSpec, MultiHeadSpec
 from featuretap.specs.addresses import LEVELS
 from featuretap.specs.head import backbone_of
@@ -19,21 +20,30 @@ from featuretap.support.text import format_count
 LISTED_SIZE = (224, 224)
 
 
-@click.command("list", cls=Command, short_help="List backbones, or heads.")
+@click.command("list", cls=Command, short_help="List backbones, heads or weights.")
 @click.argument(
     "pattern", default="*", shell_complete=completion.backbones_or_heads, help="Names, * for any.  [default: *]"
 )
 @click.option("--heads", is_flag=True, help="List heads instead of backbones.")
-def list_command(pattern: str, heads: bool) -> None:
-    """List the backbones, or the heads, whose names match PATTERN.
+@click.option("--weights", is_flag=True, help="List published weights instead of backbones, with their licenses.")
+def list_command(pattern: str, heads: bool, weights: bool) -> None:
+    """List the backbones, heads or weights whose names match PATTERN.
 
     Example: featuretap list 'mobilenet_v3*'
+    featuretap list --weights 'mobilenet_v2.*'
     """
-    names = (registry.list_heads if heads else registry.list_backbones)(pattern)
+    if heads and weights:
+        raise click.UsageError("--heads and --weights exclude each other; give one of them")
+    listing = registry.list_heads if heads else registry.list_weights if weights else registry.list_backbones
+    names = listing(pattern)
     if not names:
-        kind, flag = ("head", " --heads") if heads else ("backbone", "")
-        raise click.UsageError(f"no {kind} matches {pattern!r}; see featuretap list{flag}")
-    if heads:
+        kind, flag = ("head", " --heads") if heads else ("weights", " --weights") if weights else ("backbone", "")
+        raise click.UsageError(f"no {kind} {'match' if weights else 'matches'} {pattern!r}; see featuretap list{flag}")
+    if weights:
+        entries = {entry.name: entry for entry in registry.default.published_weights}
+        print_table(("name", "head", ">accuracy", "license", ">MB"), (_weights_row(entries[name]) for name in names))
+        echo("Accuracy in percent, as published: top-1 of classifiers, box AP of detectors, mean IoU of segmenters.")
+    elif heads:
         print_table(("name", "reads", ">classes", "description"), map(_head_row, names))
         echo("Classes are the default; featuretap show NAME --head HEAD counts a backbone with a head.")
     else:
@@ -47,6 +57,12 @@ def list_command(pattern: str, heads: bool) -> None:
         echo(problem, err=True)
     if registry.default.problems:
         echo("see featuretap plugins", err=True)
+
+
+def _weights_row(entry: WeightsEntry) -> tuple[str, ...]:
+    accuracy = "–" if entry.accuracy is None else f"{entry.accuracy:.2f}"
+    size = f"{entry.megabytes:.1f}" if entry.megabytes else "–"
+    return entry.name, entry.head, accuracy, entry.license or "unknown", size
 
 
 def _head_row(name: str) -> tuple[str, ...]:

@@ -64,6 +64,18 @@ def test_show_prints_json(run: Run) -> None:
     assert facts["weights"] == ["imagenet1k_v1", "imagenet1k_v2", "ssdlite300_person", "ra_in1k"]
 
 
+def test_list_weights_names_the_license_of_each(run: Run) -> None:
+    lines = [line.split() for line in run("list", "--weights").out.splitlines()]
+    assert lines[0] == ["name", "head", "accuracy", "license", "MB"]
+    assert ["mobilenet_v2.imagenet1k_v1", "classification", "71.88", "BSD-3-Clause", "14.2"] in lines
+    assert ["mobilenet_v2.ssdlite300_person", "ssdlite", "–", "MIT", "12.9"] in lines
+    assert run("list", "--weights", "*.ra_in1k").out.count("Apache-2.0") == 3
+    ran = run("list", "--weights", "*.nothing")
+    assert (ran.status, ran.err) == (2, "featuretap: no weights match '*.nothing'; see featuretap list --weights\n")
+    ran = run("list", "--weights", "--heads")
+    assert (ran.status, ran.err) == (2, "featuretap: --heads and --weights exclude each other; give one of them\n")
+
+
 def test_show_reports_activation_memory_and_licenses(run: Run) -> None:
     facts = json.loads(run("show", "mobilenet_v2", "--json").out)
     assert facts["activation_memory"] == 6_823_936
