@@ -155,7 +155,7 @@ def _extremes(statistics: Statistics) -> tuple[float, float]:
 
 STEPS: dict[str, tuple[Any, ...]] = {
     "all steps": (),
-    "ranges: extremes": (patch.object(method, "best_range", _extremes),),
+    "ranges: extremes": (patch.object(method, "find_best_range", _extremes),),
     "weights: nearest integers": (patch.object(rounding, "MAXIMUM_COLUMNS", 0),),
     "pairs of weights unlimited": (patch.object(rounding, "LARGEST_SUM", 2 * rounding.LARGEST),),
     "early layers in integers too": (patch.object(placement, "FINEST_STRIDE", 1),),

@@ -102,7 +102,7 @@ def quantize_command(
     check_extra("featuretap quantize", "onnxruntime", ("onnx", "onnxruntime"))
     if target.suffix != ".onnx":
         raise click.UsageError(f"the model in integers is an ONNX file; give {str(target)!r} a name that ends in .onnx")
-    check_budget(budget, labelled=data is not None)
+    check_budget(budget, labeled=data is not None)
     if picture is not None:
         if budget is None:
             raise click.UsageError("--picture draws what --budget measures; give --budget, or leave --picture out")

@@ -1,1 +1,1 @@
-"""Running, exporting and quantising models without PyTorch's eager mode."""
+"""Run, compile, export and quantize models outside eager PyTorch."""

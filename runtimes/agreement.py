@@ -1,4 +1,4 @@
-"""Agreement of outputs that were computed with less precision, or in integers, with those in float32."""
+"""Compare outputs in reduced precision or 8-bit integers with float32."""
 
 from __future__ import annotations
 
@@ -13,23 +13,26 @@ from featuretap.specs.runtime import FLOAT32
 from featuretap.support.errors import ExportError
 
 Outputs = Mapping[str, ArrayLike]
-"""Outputs by name: arrays, or tensors of PyTorch on the CPU."""
+"""Output name → array, or a PyTorch tensor on the CPU."""
 
 MINIMUM_COSINE = 0.9
-"""Minimum cosine similarity of an output to that in float32. Maps of MobileNets in bfloat16 are above 0.99."""
+"""Minimum cosine similarity to the float32 output. Feature maps of MobileNets in bfloat16 are above 0.99."""
 
 FIELDS = (16, 32, 64)
-"""Sides in pixels of the fields of random images."""
+"""Side lengths in pixels of the patches in random images."""
 
 
 def random_images(shape: tuple[int, ...]) -> NDArray[np.float32]:
-    """Return images of overlaid fields of random colours, always the same.
+    """Return reproducible images of overlaid patches of random color.
 
-    On images with another value in each pixel, maps in less precision differ as little as a third of what they do on
-    photographs, of whose smooth areas filters for edges leave mostly rounding.
+    Reduced precision changes maps of photographs up to three times as much as maps of pixel noise, because edge filters
+    return little more than rounding errors on smooth areas. Patches are smooth in the same way.
 
     Args:
-        shape: of the images, (N, C, H, W).
+        shape: shape of the images, (N, C, H, W).
+
+    Returns:
+        The images.
     """
     *count, height, width = shape
     generator = np.random.default_rng(0)
@@ -43,12 +46,15 @@ def random_images(shape: tuple[int, ...]) -> NDArray[np.float32]:
 def pairs_of_images(
     names: Sequence[str], expected: Sequence[Any], found: Sequence[Any]
 ) -> Iterator[tuple[Outputs, Outputs]]:
-    """Yield the expected and the found outputs of each image.
+    """Yield the expected and actual outputs of each image.
 
     Args:
-        names: of the outputs.
+        names: output names.
         expected: arrays or tensors (N, ...), in the order of the names.
-        found: those to be compared with them.
+        found: the outputs to compare, in the same order.
+
+    Yields:
+        tuple[Outputs, Outputs]: expected and actual outputs by name.
     """
     for place in range(len(expected[0])):
         one, other = (
@@ -58,7 +64,14 @@ def pairs_of_images(
 
 
 def measure_agreement(pairs: Iterable[tuple[Outputs, Outputs]]) -> dict[str, Agreement]:
-    """Return output → agreement of `pairs`: expected and found outputs of each image by name."""
+    """Average the agreement over images.
+
+    Args:
+        pairs: expected and actual outputs of each image, by name.
+
+    Returns:
+        Output → mean agreement.
+    """
     rows: dict[str, list[tuple[float, float, float]]] = {}
     for expected, found in pairs:
         for name, values in expected.items():
@@ -71,22 +84,22 @@ def measure_agreement(pairs: Iterable[tuple[Outputs, Outputs]]) -> dict[str, Agr
 
 
 def check_agreement(label: str, agreement: Mapping[str, Agreement], precision: str) -> None:
-    """Refuse outputs that have little in common with the expected ones.
+    """Check that outputs in reduced precision are similar to those in float32.
 
     Args:
-        label: of what computed them, for the message.
-        agreement: output → similarity.
-        precision: in which they were computed.
+        label: the model, for the message.
+        agreement: output → agreement.
+        precision: the reduced precision.
 
     Raises:
-        ExportError: a similarity is below `MINIMUM_COSINE`, or is not a number.
+        ExportError: a cosine similarity is below `MINIMUM_COSINE` or NaN.
     """
     for name, near in agreement.items():
-        # NaN is neither above nor below.
+        # Not `<`, so that NaN fails too.
         if not near.cosine >= MINIMUM_COSINE:
             raise ExportError(
-                f"what was made of {label} in {precision} is not kept, since the cosine similarity of its {name!r} to "
-                f"that in {FLOAT32} is {near.cosine:.2g}, not {MINIMUM_COSINE} or more; leave precision={FLOAT32!r}"
+                f"{label} loses too much accuracy in {precision}: the cosine similarity of its {name!r} to {FLOAT32} "
+                f"is {near.cosine:.2g}, below {MINIMUM_COSINE}; use precision={FLOAT32!r}"
             )
 
 
@@ -96,7 +109,7 @@ def _flatten(values: ArrayLike) -> NDArray[np.float64]:
 
 def _compare(expected: NDArray[np.float64], found: NDArray[np.float64]) -> tuple[float, float, float]:
     if np.array_equal(expected, found):
-        # Even where both are zero, and no direction is defined.
+        # Includes two zero vectors, whose cosine is undefined.
         return 1.0, 0.0, 1.0
     least = np.finfo(np.float64).tiny
     with np.errstate(invalid="ignore"):

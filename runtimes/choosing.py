@@ -1,4 +1,4 @@
-"""`runtime="auto"`: the fastest of the installed runtimes for a model, on this machine and now."""
+"""`runtime="auto"`: measure the installed runtimes and choose the fastest for a model."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from featuretap.support.timing import PAUSE, Timing, time_interleaved
 logger = logging.getLogger("featuretap")
 
 SECONDS = 1.0
-"""Time for measuring all runtimes; with slow ones, `FEWEST_ROUNDS` take longer."""
+"""Time for measuring all runtimes. `FEWEST_ROUNDS` rounds of slow runtimes may take longer."""
 
 FEWEST_ROUNDS, MOST_ROUNDS = 3, 20
 
@@ -27,16 +27,19 @@ def choose_fastest(
     make: Callable[[RuntimeSpec], Made],
     call: Callable[[Made], Callable[[], object]],
 ) -> tuple[Made, dict[str, Timing]]:
-    """Make a model for each runtime, and return the one whose calls are fastest, and the times of all, fastest first.
+    """Make a model for each runtime and return the fastest.
 
     Args:
-        label: of the model, for messages.
-        runtimes: to try. One that fails is left out, which is logged with the reason.
-        make: returns the model for a runtime.
-        call: returns a function that calls what was made on images.
+        label: the model, for messages.
+        runtimes: runtimes to try. A runtime that fails is skipped and logged.
+        make: makes the model for a runtime.
+        call: returns a function that calls the model on images.
+
+    Returns:
+        The fastest model, and the timings of all runtimes, fastest first.
 
     Raises:
-        ExportError: all of them fail.
+        ExportError: all runtimes fail.
     """
     made: dict[str, Made] = {}
     calls: dict[str, Callable[[], object]] = {}
@@ -46,37 +49,33 @@ def choose_fastest(
             one = make(runtime)
             usual_call = call(one)
             usual_call()
-        # A runtime may fail in any way.
+        # Runtimes are third-party code and may raise anything.
         except Exception as error:
             reasons.append(error_line(error))
-            # That a runtime is not installed, or not for this kind of model, is no failure.
+            # A runtime that is not installed or does not support this model is expected.
             expected = isinstance(error, MissingExtraError | OptionError | HeadError)
             level = logging.INFO if expected else logging.WARNING
-            logger.log(level, "%s: the runtime %r is left out: %s", label, runtime.name, reasons[-1])
+            logger.log(level, "%s: skipped the runtime %r: %s", label, runtime.name, reasons[-1])
         else:
             made[runtime.name], calls[runtime.name] = one, usual_call
     if not made:
-        listed = "; ".join(dict.fromkeys(reasons)) or "none that compiles quickly is for such files; name one"
-        raise ExportError(f"runtime='auto' finds no runtime for {label}: {listed}")
+        listed = "; ".join(dict.fromkeys(reasons)) or "none of those that compile quickly opens such files; name one"
+        raise ExportError(f"runtime='auto' found no runtime for {label}: {listed}")
     timings = _time(calls)
     fastest = next(iter(timings))
-    logger.info("%s: the runtime %r is the fastest here: %s", label, fastest, format_timings(timings))
+    logger.info("%s: fastest runtime is %r: %s", label, fastest, format_timings(timings))
     return made[fastest], timings
 
 
 def format_timings(timings: Mapping[str, Timing]) -> str:
-    """Return the median milliseconds of runtimes as text.
-
-    Args:
-        timings: runtime → its times.
-    """
+    """Format timings as text: name and median milliseconds of each runtime."""
     return ", ".join(f"{name} {timing.median * 1000:.2f} ms" for name, timing in timings.items())
 
 
 def _time(calls: Mapping[str, Callable[[], object]]) -> dict[str, Timing]:
-    """Return the times of calls for about `SECONDS` in all, fastest first."""
+    """Time calls for about `SECONDS` in total, and return the timings, fastest first."""
     once = time_interleaved(calls, rounds=1, warm_up=1)
-    # Each timed call follows a pause and another call.
+    # Each timed call follows a pause and an untimed call.
     seconds = sum(PAUSE + 2 * timing.median for timing in once.values())
     rounds = min(max(int(SECONDS / seconds), FEWEST_ROUNDS), MOST_ROUNDS)
     timings = time_interleaved(calls, rounds, warm_up=0, pause=PAUSE)

@@ -1,6 +1,6 @@
-"""`registry.compile` and `registry.export`: models that a runtime runs, and the files that it opens.
+"""`registry.compile` and `registry.export`: compiled models and exported files.
 
-A file is kept only if the runtime computes what the model does.
+Both compare the result with the model and fail if the outputs differ.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -46,18 +46,18 @@ DEVICES = ("cpu", "cuda", "mps", "xpu")
 
 
 class CompiledModel(nn.Module):
-    """A model that a runtime runs: images (N, C, H, W) → what the model itself returns, without gradients.
+    """A model that a runtime runs. It maps images (N, C, H, W) to the outputs of the original model, without gradients.
 
-    It has no parameters, and can be neither trained nor saved; the model that it was made of can.
+    A compiled model has no parameters and cannot be trained or saved. Train or save the original model instead.
 
     Attributes:
-        description: the model's, preprocessing included.
+        description: the model's description, including preprocessing.
         runtime: name of the runtime.
         outputs: names of the outputs, in order.
-        taps: output → channels and stride, of a backbone or a pyramid.
-        size: (height, width) of its images in pixels, or None for any.
-        batch: number of images of a call, or None for any.
-        timings: runtime → time of a call, fastest first, where `runtime="auto"` chose; empty otherwise.
+        taps: output → channels and stride, for backbones and pyramids.
+        size: (height, width) of the images in pixels, or None for any.
+        batch: number of images per call, or None for any.
+        timings: runtime → time per call, fastest first, if `runtime="auto"` selected the runtime; else empty.
     """
 
     timings: Mapping[str, Timing] = MappingProxyType({})
@@ -79,41 +79,53 @@ class CompiledModel(nn.Module):
 
     @property
     def description(self) -> Description:
-        """The description of the model."""
+        """The model's description."""
         return self._description
 
     def forward(self, images: Tensor) -> Any:
-        """Return the outputs.
+        """Return the outputs for images (N, C, H, W). Detectors also take a list of images (C, H, W).
+
+        Args:
+            images: preprocessed images, of the shape, dtype and device that the model was compiled for.
+
+        Returns:
+            The outputs, as the original model returns them.
 
         Raises:
-            OptionError: images of another shape, type or device than the model was compiled for.
+            OptionError: the shape, dtype or device is wrong.
         """
         if self.description.preprocessing.inside and isinstance(images, list | tuple):
-            # Images of different sizes are called one by one.
+            # The images may differ in size, so that they cannot be stacked.
             return join_images([self(image[None]) for image in images])
         self._check(images)
         outputs = dict(zip(self.outputs, self._run(images.detach()), strict=True))
         return restore(outputs, self.description, as_dict=self._signature.as_dict)
 
     def train(self, mode: bool = True) -> Self:
-        """Refuse to be trained.
+        """Raise an error for `mode=True`, since compiled models cannot be trained.
+
+        Args:
+            mode: whether to switch to training mode.
+
+        Returns:
+            The model itself.
 
         Raises:
-            OptionError: `mode` is true.
+            OptionError: `mode` is True.
         """
         if mode:
-            raise OptionError("a compiled model cannot be trained; train the model that it was made of")
+            raise OptionError("a compiled model cannot be trained; train the original model")
         return super().train(False)
 
     def extra_repr(self) -> str:
-        """Return name, runtime and outputs for `repr`."""
+        """Return the name, runtime and outputs for `repr`."""
         chosen = f", fastest of: {format_timings(self.timings)}" if self.timings else ""
         return f"{self.description.name!r}, runtime={self.runtime!r}, outputs={self.outputs}{chosen}"
 
     def __reduce__(self) -> Any:
         raise OptionError(
-            "a compiled model can be neither copied nor pickled; copy the model that it was made of, or "
-            "registry.export it to a file"
+            "a compiled model cannot be copied or pickled; copy the original model, or write a file with "
+            "registry.export"
         )
 
     def _check(self, images: Any) -> None:
@@ -139,10 +151,22 @@ def compile_model(
     threads: int | None = None,
     precision: str = FLOAT32,
 ) -> CompiledModel:
-    """Compile a model, for the fastest runtime if it is None; see `Registry.compile`.
+    """Compile a model; see `Registry.compile`.
+
+    Args:
+        catalogue: the registry's catalogue.
+        runtime: the runtime; None selects the fastest.
+        model: a model built by featuretap.
+        size: (height, width) of the images in pixels; None for any.
+        batch: number of images; None for any.
+        threads: number of runtime threads; None for the default.
+        precision: precision of the computation.
+
+    Returns:
+        The compiled model.
 
     Raises:
-        HeadError: the runtime does not take detectors.
+        HeadError: the runtime does not support detectors.
         FeaturetapError: see `Registry.compile`.
     """
     check_threads(threads)
@@ -165,8 +189,8 @@ def _compile(runtime: RuntimeSpec, prepared: Exportable, threads: int | None) ->
         prepared.check_on_cpu(runtime.name)
     elif prepared.detects:
         raise HeadError(
-            f"the head {detector_of(prepared.description)!r} finds objects in lists of images, which the runtime "
-            f"{runtime.name!r} does not take; take 'onnxruntime'"
+            f"the runtime {runtime.name!r} does not support detectors such as {detector_of(prepared.description)!r}; "
+            "use 'onnxruntime'"
         )
 
     def make(exportable: Exportable) -> tuple[Run, Description]:
@@ -190,7 +214,7 @@ def _choose_fastest(
 
 
 def _usual_call(compiled: CompiledModel) -> Callable[[], object]:
-    """Return a call of usual random images, whose outputs are there when it ends."""
+    """Return a call on random images that ends only when the outputs have been computed."""
     device = compiled._device
     images = torch.randn(compiled._signature.usual_shape, generator=torch.Generator().manual_seed(0))
     images = images.to(device, compiled._dtype)
@@ -198,7 +222,7 @@ def _usual_call(compiled: CompiledModel) -> Callable[[], object]:
     def call() -> None:
         compiled(images)
         if device.type != "cpu":
-            # Other devices compute on when Python has the outputs already.
+            # Calls on other devices return before the computation ends.
             torch.accelerator.synchronize()
 
     return call
@@ -207,11 +231,20 @@ def _usual_call(compiled: CompiledModel) -> Callable[[], object]:
 def open_file(
     catalogue: Catalogue, runtime: RuntimeSpec | None, path: Path, threads: int | None = None
 ) -> CompiledModel:
-    """Open an exported file with a runtime, the fastest if it is None; see `Registry.compile`.
+    """Open an exported file; see `Registry.compile`.
+
+    Args:
+        catalogue: the registry's catalogue.
+        runtime: the runtime; None selects the fastest.
+        path: the exported file.
+        threads: number of runtime threads; None for the default.
+
+    Returns:
+        The compiled model.
 
     Raises:
-        OptionError: a file that the runtime does not open.
-        ExportError: a file that cannot be read, or that does not describe its model.
+        OptionError: the runtime does not open files of this kind.
+        ExportError: the file cannot be read or has no featuretap metadata.
     """
     check_threads(threads)
     if runtime:
@@ -227,7 +260,7 @@ def _open_file(catalogue: Catalogue, runtime: RuntimeSpec, path: Path, threads: 
     signature, description = read_metadata(path, metadata)
     device, dtype = metadata.get(DEVICE, ""), getattr(torch, metadata.get(DTYPE, ""), None)
     if device not in DEVICES or not isinstance(dtype, torch.dtype):
-        raise ExportError(f"{str(path)!r} does not say for which images it is; export the model again")
+        raise ExportError(f"{str(path)!r} does not record the device and dtype of its images; export the model again")
     return CompiledModel(run, signature, description, runtime.name, device, dtype)
 
 
@@ -240,11 +273,23 @@ def export(
     batch: int | None = None,
     begin: Begin = log_steps,
 ) -> Path:
-    """Write a model as a file for a runtime; see `Registry.export`. `begin` is called with the label of each step.
+    """Write a model as a file for a runtime; see `Registry.export`.
+
+    Args:
+        catalogue: the registry's catalogue.
+        model: a model built by featuretap.
+        path: path of the file.
+        format: name of the format; None selects it by the suffix.
+        size: (height, width) of the images in pixels; None for any.
+        batch: number of images; None for any.
+        begin: called with the label of each progress step.
+
+    Returns:
+        `path`.
 
     Raises:
-        HeadError: the format holds no detector among several heads.
-        ExportError: the file lacks metadata. A file that was at the path before is unchanged.
+        HeadError: the format does not support detectors in models with several heads.
+        ExportError: the model cannot be exported. An existing file at `path` is kept.
     """
     form = resolve_format(path, format)
     form.check_installed()
@@ -253,8 +298,8 @@ def export(
     if description.preprocessing.inside and not (form.session and outputs_by_spec(description)):
         if description.heads:
             raise HeadError(
-                f"the head {detector_of(description)!r} finds objects, which {form.name} files hold of models with one "
-                "head only; take onnx or openvino, or export the heads one by one with registry.select_head"
+                f"{form.name} files do not support the detector {detector_of(description)!r} together with other "
+                "heads; use onnx or openvino, or export each head separately with registry.select_head"
             )
         form = form.of_detectors(description.head)
     with keep_on_success(path) as written:
@@ -267,32 +312,32 @@ def export(
 
 
 def write_verified(catalogue: Catalogue, prepared: Exportable, form: Format, written: Path, begin: Begin) -> None:
-    """Write a file, read it again, and compare it with the model.
+    """Write a file, open it, and compare its outputs with the model's.
 
     Args:
-        catalogue: of the registry.
-        prepared: the model, to be written from its spec or traced.
-        form: of the file.
-        written: path of the file, in a temporary folder.
-        begin: called with the label of each step.
+        catalogue: the registry's catalogue.
+        prepared: the model.
+        form: format of the file.
+        written: path of the file in a temporary folder.
+        begin: called with the label of each progress step.
 
     Raises:
-        ExportError: the model cannot be written, or the file computes something else.
+        ExportError: the model cannot be written, or the outputs differ.
     """
     write, read, verify = (load(f"featuretap.runtimes.{name}") for name in (form.writer, form.reader, form.verifier))
     metadata = metadata_of_model(catalogue, prepared)
     begin(f"{'writing' if form.session and not prepared.traced else 'tracing'} {form.name}", None)
     with library_errors(f"cannot write {prepared.label} as {form.name}"):
         write(prepared, written, metadata)
-    with library_errors(f"the {form.name} file was written, and cannot be read again"):
+    with library_errors(f"the written {form.name} file cannot be opened"):
         found, run = read(written, threads=None)
     check_metadata(form.name, metadata, found)
     begin(f"comparing {form.name} with the model", None)
-    with library_errors(f"the {form.name} file was written, and does not run"):
+    with library_errors(f"the written {form.name} file does not run"):
         verify(prepared, run)
 
 
 def metadata_of_model(catalogue: Catalogue, model: Exportable) -> dict[str, str]:
-    """Return the metadata of an exported file: description and signature of the model, device and dtype of images."""
+    """Return the metadata of an exported model: description, signature, and device and dtype of its images."""
     device, dtype = model.images.device.type, str(model.images.dtype).removeprefix("torch.")
     return export_metadata(catalogue, model.description, model.signature, device, dtype)

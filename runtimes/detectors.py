@@ -1,8 +1,8 @@
-"""Detectors as files: ONNX for one image of one size, TorchScript for lists of images of any sizes.
+"""Export torchvision's detectors to ONNX (one image of a fixed size) and TorchScript (lists of images of any size).
 
-torch.export cannot trace a detector, whose number of boxes depends on the image. PyTorch's older ONNX exporter traces
-one image, in which the detector must find something. A model that finds nothing in noise is therefore traced with a
-lower score threshold, and its own is written into the file afterwards.
+torch.export cannot trace a detector, since the number of boxes depends on the image. PyTorch's older ONNX exporter
+traces the model on one image in which the detector must find an object. A model that finds nothing in random noise is
+traced with a lower score threshold, and the original threshold is then written into the file.
 """
 
 import copy
@@ -32,36 +32,36 @@ Candidates = tuple[Tensor, Tensor]
 RunLists = Callable[[list[Tensor]], Sequence[Objects]]
 
 MINIMUM_SHARE = 0.9
-"""Share of the objects that both must find. Where scores are equal to rounding, as those of random weights are, either
-of two boxes may be kept."""
+"""Minimum fraction of objects that the model and the file must both find. If scores are equal up to rounding, as with
+random weights, non-maximum suppression may keep either of two boxes."""
 
 THRESHOLD = "score_thresh"
-"""torchvision's name of the score threshold."""
+"""Name of torchvision's score threshold."""
 
 THRESHOLD_FACTORS = (1.0, 0.1, 0.0)
-"""Factors of the threshold that are tried until something is found."""
+"""Factors of the threshold, tried until the detector finds an object."""
 
 SEEDS = (0, 1, 2)
 
 SCALES = (1, 2)
-"""Sides of the images that TorchScript is verified with, as multiples of the side that torchvision resizes to. At other
-scales torchvision rounds sizes otherwise in TorchScript than in Python."""
+"""Side lengths of the images that verify TorchScript, as multiples of the side that torchvision resizes to. At other
+scales, torchvision rounds sizes differently in TorchScript and in Python."""
 
 
 class SingleImage(nn.Module):
-    """One of torchvision's detectors, called with a batch of one."""
+    """A torchvision detector that takes a batch of one image."""
 
     def __init__(self, detector: Any) -> None:
         super().__init__()
         self.detector = detector
         self.names = _output_names(detector)
         part = getattr(detector, "roi_heads", detector)
-        # As a buffer in place of a float, the threshold stays a constant of its own in the file.
+        # The exporter inlines a float but writes a buffer as a named constant, which can be replaced in the file.
         part.register_buffer(THRESHOLD, torch.tensor(part.__dict__.pop(THRESHOLD)))
         self.threshold: Tensor = getattr(part, THRESHOLD)
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
-        """Return boxes (M, 4), scores (M,), labels (M,) and masks (M, 1, H, W) of images (N, C, H, W), with N = 1."""
+        """Return boxes (M, 4), scores (M,), labels (M,) and masks (M, 1, H, W) for images (1, C, H, W)."""
         (found,) = self.detector([images[0]])
         return {name: found[name] for name in self.names}
 
@@ -69,16 +69,24 @@ class SingleImage(nn.Module):
 def prepare_detector(model: nn.Module, size: tuple[int, int] | None, batch: int | None) -> Exportable:
     """Prepare a detector for ONNX.
 
+    Args:
+        model: the detector.
+        size: (height, width) of the image in pixels; required.
+        batch: 1 or None.
+
+    Returns:
+        The prepared model.
+
     Raises:
-        OptionError: no size, or several images.
-        HeadError: the model is no detector of torchvision's.
+        OptionError: there is no size, or the batch is larger than 1.
+        HeadError: the model is not a torchvision detector.
     """
     check_sizes(size, batch)
     detector, description = _torchvision_detector(model)
     if size is None or batch not in (None, 1):
         raise OptionError(
-            f"the head {description.head!r} is exported to ONNX for one image of one size; give it, such as "
-            "size=(320, 320), and no batch, or export it as torchscript, which takes lists of images of any sizes"
+            f"ONNX files of the head {description.head!r} take one image of a fixed size; set the size, such as "
+            "size=(320, 320), without a batch, or export as torchscript, which takes lists of images of any size"
         )
     single = SingleImage(detector).eval()
     channels = len(description.preprocessing.mean)
@@ -87,7 +95,9 @@ def prepare_detector(model: nn.Module, size: tuple[int, int] | None, batch: int 
 
 
 def write_detector(model: Exportable, path: Path, metadata: Mapping[str, str]) -> None:
-    """Write ONNX: "image" (1, C, H, W), with values from 0 to 1 → "boxes", "scores", "labels" (and "masks")."""
+    """Write an ONNX file. It maps "image" (1, C, H, W), with values from 0 to 1, to "boxes", "scores", "labels" and
+    "masks".
+    """
     import onnx
 
     from featuretap.runtimes.torch_sessions import open_onnx
@@ -117,7 +127,7 @@ def write_detector(model: Exportable, path: Path, metadata: Mapping[str, str]) -
 
 
 def verify_detector(model: Exportable, run: Run) -> None:
-    """Compare the objects that an ONNX file finds in noise with those of the model, or with those it could select."""
+    """Compare the objects that an ONNX file finds in noise with the objects or the candidate boxes of the model."""
     single: Any = model.model
     pairs = []
     for seed in SEEDS:
@@ -130,17 +140,25 @@ def verify_detector(model: Exportable, run: Run) -> None:
 
 
 def prepare_detector_script(model: nn.Module, size: tuple[int, int] | None, batch: int | None) -> Exportable:
-    """Prepare a detector for TorchScript, for any size and number of images.
+    """Prepare a detector for TorchScript, for lists of images of any size.
+
+    Args:
+        model: the detector.
+        size: must be None.
+        batch: must be None.
+
+    Returns:
+        The prepared model.
 
     Raises:
-        OptionError: a size or a batch, which cannot be fixed.
-        HeadError: the model is no detector of torchvision's.
+        OptionError: the size or the batch is fixed.
+        HeadError: the model is not a torchvision detector.
     """
     detector, description = _torchvision_detector(model)
     if size is not None or batch is not None:
         raise OptionError(
-            f"the head {description.head!r} takes lists of images of any sizes as torchscript; leave size and batch "
-            "out, or export it as onnx"
+            f"torchscript files of the head {description.head!r} take lists of images of any size; omit size and "
+            "batch, or export as onnx"
         )
     channels = len(description.preprocessing.mean)
     side = detector.transform.min_size[-1]
@@ -149,11 +167,19 @@ def prepare_detector_script(model: nn.Module, size: tuple[int, int] | None, batc
 
 
 def open_detector_script(path: Path, *, threads: int | None) -> tuple[dict[str, str], RunLists]:
-    """Return the metadata of a file, and a list of images → objects in each. It always has PyTorch's threads."""
+    """Open a TorchScript detector, which maps a list of images to the objects in each.
+
+    Args:
+        path: the file.
+        threads: ignored; TorchScript uses PyTorch's number of threads.
+
+    Returns:
+        The metadata and a function that runs the detector.
+    """
     module, metadata = load_script(path)
 
     def run(images: list[Tensor]) -> Sequence[Objects]:
-        # It warns at each call that it returns losses too, which are empty in evaluation mode.
+        # torchvision warns in each call that a scripted detector also returns losses, which are empty in evaluation.
         with quiet_exporters(), torch.no_grad():
             _, found = module(images)
         return found
@@ -162,7 +188,7 @@ def open_detector_script(path: Path, *, threads: int | None) -> tuple[dict[str, 
 
 
 def verify_detector_script(model: Exportable, run: RunLists) -> None:
-    """Compare the objects that TorchScript and the model find in two images of different sizes at once."""
+    """Compare the objects that TorchScript and the model find in a list of two images of different sizes."""
     (_, channels, side, _) = model.images.shape
     images = [_noise(model.images.new_empty(channels, side * scale, side * scale), 0) for scale in SCALES]
     with torch.no_grad():
@@ -171,10 +197,14 @@ def verify_detector_script(model: Exportable, run: RunLists) -> None:
 
 
 def candidates_of(detector: Any, image: Tensor) -> Candidates | None:
-    """Return all that a one-stage detector selects its objects of an image (C, H, W) from; None of two-stage ones.
+    """Return the candidate boxes from which a one-stage detector selects its objects.
+
+    Args:
+        detector: a torchvision detector.
+        image: an image (C, H, W).
 
     Returns:
-        boxes (A, 4) in pixels of the image, and scores (A, classes).
+        Boxes (A, 4) in pixels and scores (A, classes); None for two-stage detectors.
     """
     if not hasattr(detector, "head"):
         return None
@@ -205,12 +235,11 @@ def candidates_of(detector: Any, image: Tensor) -> Candidates | None:
 
 
 def _torchvision_detector(model: nn.Module) -> tuple[Any, Description]:
-    """Return a copy of torchvision's detector inside a model, in evaluation mode, and the model's description."""
+    """Return a copy of a model's torchvision detector in evaluation mode, and the model's description."""
     inner: Any = unwrap_parts(unwrap(model, "registry.export writes"))
     if not hasattr(inner, "as_detector"):
         raise HeadError(
-            f"the head {inner.description.head!r} finds objects in a way of its own; those that are exported are "
-            "made of torchvision's detectors"
+            f"cannot export the head {inner.description.head!r}; only detectors based on torchvision's are supported"
         )
     return copy.deepcopy(inner).eval().requires_grad_(False).as_detector(), inner.description
 
@@ -222,12 +251,12 @@ def _output_names(detector: nn.Module) -> tuple[str, ...]:
 
 
 def _noise(like: Tensor, seed: int) -> Tensor:
-    """Return reproducible images of a shape, with values from 0 to 1."""
+    """Return reproducible random images of the same shape, with values from 0 to 1."""
     return torch.rand(like.shape, generator=torch.Generator().manual_seed(seed)).to(like)
 
 
 def _compare(model: Exportable, pairs: Sequence[tuple[Objects, Objects, Candidates | None]]) -> None:
-    """Refuse a file that finds fewer than nine in ten of the model's objects, or as many others, in any order."""
+    """Check that a file finds at least nine in ten of the model's objects and few others, in any order."""
     objects = sum(max(len(expected["boxes"]), len(found["boxes"])) for expected, found, _ in pairs)
     common = sum(
         _count_common(expected, found) if candidates is None else _count_selected(expected, found, candidates)
@@ -235,15 +264,15 @@ def _compare(model: Exportable, pairs: Sequence[tuple[Objects, Objects, Candidat
     )
     if common < MINIMUM_SHARE * objects:
         raise ExportError(
-            f"{model.label} was exported, and of {objects} objects in noise the file and the model agree about "
-            f"{common}; the file is not kept"
+            f"cannot export {model.label}: the exported file and the model agree on only {common} of {objects} objects "
+            "in random images"
         )
 
 
 def _count_selected(expected: Objects, found: Objects, candidates: Candidates) -> int:
-    """Return how many objects of a file are candidates of the model, and have the scores of the model's in order.
+    """Return how many of a file's objects are candidates of the model, with the model's scores in order.
 
-    Which candidates of equal scores are selected is chance, and decides about others that overlap with them.
+    Among candidates of equal score, the selection is arbitrary, and it affects which overlapping boxes are suppressed.
     """
     boxes, scores = candidates
     selected = 0
@@ -256,7 +285,9 @@ def _count_selected(expected: Objects, found: Objects, candidates: Candidates) -
 
 
 def _count_common(expected: Objects, found: Objects) -> int:
-    """Return how many objects both have: of the same label, boxes, scores and masks equal to 1e-4 of the largest."""
+    """Return the number of common objects: same label, with boxes, scores and masks equal up to 1e-4 of the largest
+    value.
+    """
     left = list(range(len(found["boxes"])))
     for index in range(len(expected["boxes"])):
         match = next((other for other in left if _is_same(expected, index, found, other)), None)

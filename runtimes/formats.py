@@ -1,4 +1,4 @@
-"""Export formats as data."""
+"""Export formats and the functions that write and read them."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -11,20 +11,20 @@ from featuretap.support.extras import check_extra
 
 @dataclass(frozen=True)
 class Format:
-    """A kind of file, and the functions that write and read it, as "module:function" of `featuretap.runtimes`.
+    """An export format. Functions are import strings "module:function" relative to `featuretap.runtimes`.
 
     Args:
-        name: of the format.
-        suffixes: endings of its files.
+        name: name of the format.
+        suffixes: file name suffixes.
         writer: `writer(model, path, metadata)`, which writes an `Exportable`.
         reader: `reader(path, *, threads) -> (metadata, run)`.
         prepare: `prepare(model, size, batch)`, which returns the `Exportable`.
-        verifier: `verifier(model, run)`, which compares the two.
-        for_detectors: fields that differ for models that find objects; empty where the format cannot hold them.
-        extra: of our distribution, with the packages that it needs.
-        modules: the top-level modules of these.
-        session: import string of `open_session` of the runtime that reads it, where it is an ONNX graph.
-        graph_writer: `graph_writer(graph, path, metadata)`, which writes such a graph without PyTorch.
+        verifier: `verifier(model, run)`, which compares the file with the model.
+        for_detectors: fields that differ for detectors; empty if the format does not support detectors.
+        extra: the featuretap extra that installs the required packages.
+        modules: top-level modules of these packages.
+        session: import string of the runtime's `open_session` if the format is an ONNX graph.
+        graph_writer: `graph_writer(graph, path, metadata)`, which writes an ONNX graph without PyTorch.
     """
 
     name: str
@@ -45,23 +45,29 @@ class Format:
         return " or ".join(self.suffixes)
 
     def check_installed(self) -> None:
-        """Check that the packages of the format are installed.
+        """Check that the packages for the format are installed.
 
         Raises:
-            MissingExtraError: one of them is not.
+            MissingExtraError: a package is missing.
         """
         check_extra(f"exporting to {self.name}", self.extra, self.modules)
 
     def of_detectors(self, head: str | None) -> Self:
-        """Return the format as it holds a detector.
+        """Return the variant of the format for detectors.
+
+        Args:
+            head: name of the head, for the message.
+
+        Returns:
+            The format.
 
         Raises:
-            HeadError: it cannot.
+            HeadError: the format does not support detectors.
         """
         if not self.for_detectors:
             raise HeadError(
-                f"the head {head!r} finds as many objects as there are in an image, which {self.name} files cannot "
-                "hold; export it as onnx, for one image of one size, or as torchscript"
+                f"{self.name} files do not support the detector {head!r}; export it as onnx for one image of a fixed "
+                "size, or as torchscript"
             )
         return replace(self, **self.for_detectors)
 
@@ -82,7 +88,7 @@ ONNX = Format(
     graph_writer="graphs:write_onnx",
 )
 
-# Where formats share a suffix, it means the first of them.
+# If formats share a suffix, the first one is the default.
 FORMATS = (
     ONNX,
     Format(
@@ -112,22 +118,29 @@ FORMATS = (
 
 
 def resolve_format(path: Path, name: str | None) -> Format:
-    """Return the format of a file to be written, by its name or, where that is None, by the ending of the file.
+    """Return the format of a file to write.
+
+    Args:
+        path: path of the file.
+        name: name of the format; None selects it by the suffix.
+
+    Returns:
+        The format.
 
     Raises:
-        OptionError: there is no such format, or the ending is of no format or of another.
+        OptionError: the name or the suffix is unknown, or the two do not match.
     """
     if name is None:
         matching = [form for form in FORMATS if path.name.endswith(form.suffixes)]
         if not matching:
             endings = ", ".join(f"{form.endings} ({form.name})" for form in FORMATS)
-            raise OptionError(f"{path.name!r} does not end as an exported file does; endings are {endings}")
+            raise OptionError(f"{path.name!r} has no suffix of an export format; use one of {endings}")
         return matching[0]
     by_name = {form.name: form for form in FORMATS}
     if name not in by_name:
-        hint = did_you_mean(name, by_name) or f"; formats are {', '.join(by_name)}"
+        hint = did_you_mean(name, by_name) or f"; available formats: {', '.join(by_name)}"
         raise OptionError(f"no format named {name!r}{hint}")
     form = by_name[name]
     if not path.name.endswith(form.suffixes):
-        raise OptionError(f"a file of the format {name!r} ends in {form.endings}, and {path.name!r} does not")
+        raise OptionError(f"{path.name!r} does not match the format {name!r}; use a name that ends in {form.endings}")
     return form

@@ -1,11 +1,11 @@
-"""`registry.fuse`: batch norms folded into the layers before them, which saves passes over a map in evaluation.
+"""`registry.fuse`: fold batch norms into the preceding layers, which speeds up inference.
 
-A norm is folded where it is known to run right behind the layer: neighbours in a plain chain, nodes of a traced graph,
-and the two of the classification head. Everything else stays. On the CPU the copy computes in channels_last, without
-which folding alone saves little.
+A norm is folded if it is known to run directly after the layer: neighbors in a sequential chain, consecutive nodes of a
+traced graph, or the two layers of the classification head. Other norms are kept. On the CPU the copy computes in
+channels_last, without which folding saves little.
 """
 
-# torch.jit.script reads the annotations of a hook as objects, and knows typing's names only.
+# torch.jit.script evaluates the annotations of hooks and only supports the names in typing.
 # ruff: noqa: UP006, UP035
 import copy
 import logging
@@ -33,20 +33,20 @@ NORMS = {
     nn.Conv2d: (nn.BatchNorm2d, nn.SyncBatchNorm, FrozenBatchNorm2d),
     nn.Linear: (nn.BatchNorm1d,),
 }
-"""Layer → norms that can be folded into it. Subclasses of either may compute something else."""
+"""Layer → norms that can be folded into it. Subclasses are excluded, since they may compute something else."""
 
 CHAINS = (nn.Sequential.forward, ASPPPooling.forward)
-"""Forward passes that run the children in turn."""
+"""Forward methods that run the children in order."""
 
 EXAMPLE = (1, 1, 224, 224)
-"""Shape of an image that every network takes."""
+"""Shape of an image that every network accepts."""
 
 TOLERANCE = 1e-3
-"""Maximum difference from a map of the model, as a fraction of its largest value; rounding stays a tenth of it."""
+"""Maximum difference of a map, as a fraction of its largest value. Rounding differences are ten times smaller."""
 
 
 class Pair(NamedTuple):
-    """A layer, and the norm right behind it: the child `name` of `parent`."""
+    """A layer and the norm that directly follows it. The norm is the child `name` of `parent`."""
 
     layer: nn.Module
     norm: nn.Module
@@ -55,36 +55,42 @@ class Pair(NamedTuple):
 
 
 def fuse(model: nn.Module) -> nn.Module:
-    """Return a copy for inference whose batch norms are folded into the convolutions before them; see `Registry.fuse`.
+    """Return a copy for inference with batch norms folded into the preceding layers; see `Registry.fuse`.
 
-    Modules keep their paths, with an `nn.Identity` in place of a norm. The number of norms that stay is logged as a
-    warning: those not known to run right behind a convolution, with hooks or several uses of one of the two, or without
-    running statistics.
+    Modules keep their paths; an `nn.Identity` replaces each folded norm. Norms are kept if they are not known to
+    directly follow a layer, if either module has hooks or is used more than once, or if they have no running
+    statistics. Their number is logged as a warning.
+
+    Args:
+        model: a model built by featuretap.
+
+    Returns:
+        The fused copy.
 
     Raises:
-        OptionError: the model was not built by featuretap, is fused already, or has no batch norm that can be folded.
+        OptionError: featuretap did not build the model, the model is already fused, or no batch norm can be folded.
     """
     model = unwrap_parts(unwrap(model, "registry.fuse takes"))
     label = format_options(model.description.name, model.description.options)
     if is_fused(model):
-        raise OptionError(f"{label} is fused already; use it as it is")
+        raise OptionError(f"{label} is already fused; use it unchanged")
     norms = _count_norms(model)
     if not norms:
-        raise OptionError(f"cannot fuse {label}: it has no batch norms; use it as it is")
+        raise OptionError(f"cannot fuse {label}: it has no batch norms; use it unchanged")
     fused = use_channels_last(fold_norms(model))
-    # A copy of torch.fx's modules loses what was set on them.
+    # Copies of torch.fx modules lose custom attributes.
     for name in ("description", "taps"):
         if hasattr(model, name):
             setattr(fused, name, getattr(model, name))
     left = _count_norms(fused)
     if left == norms:
         raise OptionError(
-            f"cannot fuse {label}: none of its {norms} batch norms is known to run right behind a convolution, without "
-            "hooks on either; registry.compile(model) folds them by itself"
+            f"cannot fuse {label}: none of its {norms} batch norms is known to directly follow a convolution without "
+            "hooks; use registry.compile(model)"
         )
     if left:
         logger.warning(
-            "%s: %d of %d batch norms stay, since they are not known to run right behind a convolution",
+            "%s: kept %d of %d batch norms that are not known to directly follow a convolution",
             label,
             left,
             norms,
@@ -92,13 +98,13 @@ def fuse(model: nn.Module) -> nn.Module:
     _check_outputs(model, fused, label)
     if hasattr(fused, "taps") or isinstance(fused, SegmentationModel):
         fused.register_forward_hook(_match_layout)
-    # First, so that nothing else has changed its mode when it refuses.
+    # The first child, so that train() fails before it changes the mode of any other module.
     fused._modules = {FUSED: InferenceOnly().eval(), **fused._modules}
     return fused
 
 
 def fold_norms(model: nn.Module) -> nn.Module:
-    """Return a copy of a model for inference, with all norms folded that can be."""
+    """Return a copy of a model for inference with all foldable norms folded."""
     copied = copy.deepcopy(model).eval().requires_grad_(False)
     uses = Counter(id(child) for parent in copied.modules() for child in parent._modules.values())
     for pair in list(_pairs(copied)):
@@ -108,7 +114,9 @@ def fold_norms(model: nn.Module) -> nn.Module:
 
 
 def use_channels_last(model: nn.Module) -> nn.Module:
-    """Change the layout of the convolutions' weights, which convolutions on the CPU follow, whatever the images' is."""
+    """Convert the weights of CPU convolutions to channels_last. Convolutions follow the layout of their weights,
+    whatever the layout of the input.
+    """
     for module in model.modules():
         if isinstance(module, nn.Conv2d) and module.weight.device.type == "cpu":
             module.to(memory_format=torch.channels_last)
@@ -116,8 +124,8 @@ def use_channels_last(model: nn.Module) -> nn.Module:
 
 
 def _match_layout(self, images: Tuple[Tensor], maps: Dict[str, Tensor]) -> Dict[str, Tensor]:  # type: ignore[no-untyped-def]
-    """Return maps that lie in memory as the images do, so that `.view` and files take them as they take the model's."""
-    # There are no `images` here where they were given by name.
+    """Return maps in the memory layout of the images, so that `.view` and saving work as with the original model."""
+    # `images` is empty if the model was called with a keyword argument.
     is_contiguous = len(images) == 0 or images[0].is_contiguous()
     if not is_contiguous and images[0].is_contiguous(memory_format=torch.channels_last):
         return maps
@@ -129,8 +137,8 @@ def _match_layout(self, images: Tuple[Tensor], maps: Dict[str, Tensor]) -> Dict[
 
 @torch.no_grad()
 def _check_outputs(model: Built, fused: nn.Module, label: str) -> None:
-    """Refuse a backbone that does not run its chains as chains, which nothing but its outputs shows."""
-    # On the CPU, since GPUs round the inputs of float32 convolutions to ten bits (TF32), folded weights differently.
+    """Check the fused backbone's maps. A backbone may hold its layers in a chain that it does not run in order."""
+    # On the CPU: GPUs round the inputs of convolutions to ten bits (TF32), which affects folded weights differently.
     backbone, fused_backbone = (copy.deepcopy(getattr(part, "backbone", part)).cpu().eval() for part in (model, fused))
     weight = next(backbone.parameters())
     images = torch.randn(EXAMPLE, generator=torch.Generator().manual_seed(0))
@@ -142,8 +150,8 @@ def _check_outputs(model: Built, fused: nn.Module, label: str) -> None:
     for address, feature in backbone(images).items():
         if float((found[address] - feature).abs().max()) > allowed * float(feature.abs().max()):
             raise OptionError(
-                f"cannot fuse {label}: its {address} is another one then, since the backbone does not run its layers "
-                "one behind the other as it holds them; registry.compile(model) takes it as it is"
+                f"cannot fuse {label}: its {address} would change, since the backbone does not run its layers in "
+                "order; use registry.compile(model)"
             )
 
 
@@ -152,7 +160,7 @@ def _count_norms(model: nn.Module) -> int:
 
 
 def _pairs(model: nn.Module) -> Iterator[Pair]:
-    """Yield what runs one right behind the other, of any kind, each output read by nothing else."""
+    """Yield modules that run directly one after the other, where only the second reads the first's output."""
     for module in model.modules():
         if type(module).forward in CHAINS:
             for (_, first), (name, second) in pairwise(module._modules.items()):
@@ -193,7 +201,7 @@ def _fold(pair: Pair) -> None:
     def precise(tensor: Tensor | None) -> Any:
         return None if tensor is None else tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
-    # A linear layer's weight has the outputs first, as a convolution's has, which is all that matters here.
+    # The function only requires the output channels to come first, as they do in linear layers too.
     weight, bias = fuse_conv_bn_weights(
         precise(layer.weight),
         precise(layer.bias),

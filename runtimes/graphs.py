@@ -1,4 +1,4 @@
-"""ONNX graphs written from specs and tensors, without PyTorch."""
+"""Write ONNX graphs from specs and tensors, without PyTorch."""
 
 from __future__ import annotations
 
@@ -19,12 +19,13 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 OPSET, IR_VERSION = 21, 10
-"""ONNX 1.17's, which ONNX Runtime 1.20 and OpenVINO 2025.0 read; the first with a correct `GroupNormalization`."""
+"""ONNX 1.17, which ONNX Runtime 1.20 and OpenVINO 2025.0 support. Opset 21 is the first with a correct
+`GroupNormalization`."""
 
 Network: TypeAlias = BackboneSpec | ModelSpec | MultiHeadSpec
 
 EXAMPLES = ((224, 288), (352, 416))
-"""Sizes of images; output dimensions that are equal for both do not depend on the size."""
+"""Two image sizes. Output dimensions that are equal for both do not depend on the size."""
 
 
 def write_graph(
@@ -37,19 +38,23 @@ def write_graph(
     batch: int | None = None,
     intermediate: bool = False,
 ) -> onnx.ModelProto:
-    """Return a network in evaluation mode as ONNX: "image" (batch, in_channels, height, width) → outputs by name.
+    """Write a network in evaluation mode as an ONNX graph from "image" (batch, in_channels, height, width) to named
+    outputs.
 
     Args:
-        spec: of a table, with or without a head.
-        tensors: name → values, in the native layout of files.
-        norm_eps: epsilon of the batch norms by part, and of those that differ by their path.
-        preprocessing: of the images, for heads that normalise them.
+        spec: a table-based backbone, a model with a head, or a model with several heads.
+        tensors: name → values, named as in native weights files.
+        norm_eps: batch-norm epsilon by part, and by path for norms that differ.
+        preprocessing: preprocessing of the images, for heads that normalize them.
         size: (height, width) of the images in pixels; None for any.
         batch: number of images; None for any.
-        intermediate: whether a detector's predictions before the selection of boxes are outputs too.
+        intermediate: whether to add a detector's predictions before box selection to the outputs.
+
+    Returns:
+        The ONNX model.
 
     Raises:
-        NodesError: a part of the network has no nodes.
+        NodesError: a part of the network has no ONNX nodes.
     """
     from onnx import TensorProto, helper, numpy_helper
 
@@ -62,7 +67,7 @@ def write_graph(
     renamed: dict[str, str] = {}
     for name, tensor in outputs.items():
         if tensor in renamed or tensor == IMAGE:
-            # Two addresses may be one tensor, and a tensor has one name.
+            # Two taps may share a tensor, but a tensor has only one name.
             outputs[name] = graph.node("Identity", tensor)
         renamed[outputs[name]] = name
         kind = TensorProto.INT64 if tensor in graph.integers else TensorProto.FLOAT
@@ -91,7 +96,7 @@ def write_graph(
 
 
 def write_onnx(graph: onnx.ModelProto, path: Path, metadata: Mapping[str, str]) -> None:
-    """Write an ONNX file, with the metadata in its `metadata_props`."""
+    """Write an ONNX file, with the metadata in `metadata_props`."""
     from onnx import helper
 
     helper.set_model_props(graph, dict(sorted(metadata.items())))
@@ -99,7 +104,7 @@ def write_onnx(graph: onnx.ModelProto, path: Path, metadata: Mapping[str, str]) 
 
 
 def _append(graph: Graph, spec: Network) -> dict[str, str]:
-    """Append a network, and return name → tensor of its outputs."""
+    """Append a network and return output → tensor name."""
     if isinstance(spec, MultiHeadSpec):
         return _append_heads(graph, spec)
     if isinstance(spec, BackboneSpec):
@@ -111,9 +116,10 @@ def _append(graph: Graph, spec: Network) -> dict[str, str]:
 
 
 def _append_heads(graph: Graph, spec: MultiHeadSpec) -> dict[str, str]:
-    """Append a backbone with several heads, and return "head.output" → tensor.
+    """Append a backbone with several heads and return "head.output" → tensor name.
 
-    The images are prepared by the detectors, the first of which comes first; two resize them alike.
+    Detectors prepare the images for all heads, so the first detector is appended first. All detectors prepare them the
+    same way.
     """
     images = graph.images
     outputs: dict[str, dict[str, str]] = {}
@@ -132,7 +138,7 @@ def _append_heads(graph: Graph, spec: MultiHeadSpec) -> dict[str, str]:
 
 
 def _output_shapes(spec: Network, size: tuple[int, int] | None) -> dict[str, list[int | None]]:
-    """Return name → shape of the outputs without the batch, with None for what depends on the images."""
+    """Return output → shape without the batch dimension. Dimensions that depend on the image size are None."""
     first, second = (size, size) if size else EXAMPLES
     if isinstance(spec, MultiHeadSpec):
         return {

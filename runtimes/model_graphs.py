@@ -1,4 +1,4 @@
-"""The ONNX graphs of models: written from the spec, or traced by PyTorch where that has no nodes."""
+"""ONNX graphs of models, written from the spec or traced by PyTorch."""
 
 import ctypes
 import logging
@@ -25,28 +25,40 @@ from featuretap.weights.folding import eps_of
 logger = logging.getLogger("featuretap")
 
 TRACING_SECONDS = 180
-"""Time after which tracing for images of any size is given up. Usual networks take a third of it; padding that depends
-on the size, as TensorFlow's does, can take more than ten minutes."""
+"""Time limit for tracing a model for images of any size. Common networks take a third of it. Padding that depends on
+the size, as in TensorFlow's models, can take more than ten minutes."""
 
 Made = TypeVar("Made")
 
 
 def graph_of(model: Exportable, *, intermediate: bool = False) -> onnx.ModelProto:
-    """Return a model as ONNX: input "image", outputs by the names of its signature.
+    """Return the ONNX graph of a model, with the input "image" and the outputs of its signature.
 
     Args:
-        model: on the CPU, in float32.
-        intermediate: whether a detector's predictions before the selection of boxes are outputs too.
+        model: a float32 model on the CPU.
+        intermediate: whether to add a detector's predictions before box selection to the outputs.
+
+    Returns:
+        The ONNX model.
 
     Raises:
-        NodesError: it is not to be traced, and a part of it has no nodes.
-        ExportError: it cannot be traced.
+        NodesError: tracing is off, and a part of the model has no ONNX nodes.
+        ExportError: the model cannot be traced.
     """
     return _trace(model) if model.traced else write_from_spec(model, intermediate=intermediate)
 
 
 def open_graph(model: Exportable, graph: onnx.ModelProto, threads: int | None = None) -> Opened:
-    """Open a graph with the runtime of the model; `threads` are PyTorch's by default."""
+    """Open a graph with the model's runtime.
+
+    Args:
+        model: the model.
+        graph: its ONNX graph.
+        threads: number of threads; None for PyTorch's number.
+
+    Returns:
+        The opened graph.
+    """
     options = precision_option(model.precision)
     opened: Opened = load(model.session)(
         graph.SerializeToString(), threads=threads or torch.get_num_threads(), **options
@@ -55,17 +67,24 @@ def open_graph(model: Exportable, graph: onnx.ModelProto, threads: int | None = 
 
 
 class DifferenceError(ExportError):
-    """What a runtime computes differs from the model."""
+    """The outputs of a runtime differ from the model's."""
 
 
 def written_or_traced(model: Exportable, make: Callable[[Exportable], Made]) -> Made:
-    """Return what `make` makes of a model by the graph that is written from its spec, or else by the traced one.
+    """Call `make` with a model whose graph is written from its spec, and with the traced model if that fails.
 
-    A model is traced where its spec has no nodes, or where they compute something else, since it was changed after it
-    was built. Detectors are not traced for batches of any size.
+    Models are traced if the spec has no ONNX nodes, or if the outputs differ because the model was changed after it was
+    built. Detectors are never traced.
+
+    Args:
+        model: the model.
+        make: compiles or writes the model.
+
+    Returns:
+        The return value of `make`.
 
     Raises:
-        ExportError: `make` raised it for the traced model too.
+        ExportError: `make` fails for the traced model too.
     """
     if model.detects:
         return make(model)
@@ -73,22 +92,29 @@ def written_or_traced(model: Exportable, make: Callable[[Exportable], Made]) -> 
         try:
             return make(model)
         except NodesError as reason:
-            logger.warning("%s: %s; PyTorch traces it, which takes longer", model.label, reason)
+            logger.warning("%s: %s; tracing it with PyTorch, which takes longer", model.label, reason)
         except DifferenceError as difference:
-            logger.warning("%s; PyTorch traces the model, which was changed after it was built", difference)
+            logger.warning("%s; tracing the model, which was changed after it was built", difference)
     return make(replace(model, traced=True))
 
 
 def write_from_spec(model: Exportable, *, intermediate: bool = False) -> onnx.ModelProto:
-    """Return a model as ONNX from its spec and its tensors; arguments as for `graph_of`.
+    """Write a model's graph from its spec and tensors.
+
+    Args:
+        model: the model.
+        intermediate: whether to add a detector's predictions before box selection to the outputs.
+
+    Returns:
+        The ONNX model.
 
     Raises:
-        NodesError: a part of it has no nodes.
+        NodesError: a part of the model has no ONNX nodes.
     """
     description, signature = model.description, model.signature
     spec = spec_of(description)
     if spec is None:
-        raise NodesError("its description has no spec")
+        raise NodesError("the model's description has no spec")
 
     def native(name: str) -> str:
         return name if spec is description.backbone else name.removeprefix("backbone.")
@@ -114,19 +140,19 @@ def _trace(model: Exportable) -> onnx.ModelProto:
             )
     assert exported is not None
     proto: onnx.ModelProto = exported.model_proto
-    # The exporter notes for each node the path of its source code on this machine.
+    # The exporter records source paths of this machine for each node.
     for noted in (*proto.graph.node, *proto.graph.value_info, *proto.graph.initializer, proto.graph, *proto.functions):
         del noted.metadata_props[:]
     return proto
 
 
 class _OutOfTimeError(BaseException):
-    """Raised inside the tracing; PyTorch catches what derives from Exception."""
+    """Raised inside the tracing. Not an Exception, since PyTorch catches those."""
 
 
 @contextmanager
 def _time_limit(model: Exportable) -> Iterator[None]:
-    """Raise an `ExportError` in place of what takes longer than `TRACING_SECONDS`, if its sizes are free."""
+    """Raise an `ExportError` if the code inside takes longer than `TRACING_SECONDS`, unless the image size is fixed."""
     raise_in_thread = ctypes.pythonapi.PyThreadState_SetAsyncExc
     thread = ctypes.c_ulong(threading.get_ident())
     timer = threading.Timer(TRACING_SECONDS, raise_in_thread, (thread, ctypes.py_object(_OutOfTimeError)))
@@ -137,8 +163,8 @@ def _time_limit(model: Exportable) -> Iterator[None]:
         yield
     except _OutOfTimeError:
         raise ExportError(
-            f"cannot export {model.label} for images of any size: tracing it took over {TRACING_SECONDS} s; give the "
-            "one size that it is for, such as size=(224, 224)"
+            f"cannot export {model.label} for images of any size: tracing took more than {TRACING_SECONDS} s; set a "
+            "fixed size, such as size=(224, 224)"
         ) from None
     finally:
         timer.cancel()

@@ -1,4 +1,4 @@
-"""OpenVINO on the CPU, without PyTorch. It reads images in place, and copies outputs once."""
+"""OpenVINO on the CPU, without PyTorch. Inputs are read in place; outputs are copied once."""
 
 from __future__ import annotations
 
@@ -18,56 +18,65 @@ if TYPE_CHECKING:
     import onnx
 
 SECTION = "featuretap"
-"""Section of a file's runtime information that holds our metadata, whose keys begin with it and a dot."""
+"""Section of the file's runtime information with featuretap's metadata. Metadata keys start with it and a dot."""
 
 ONNX_SECTION = "framework"
-"""Section into which OpenVINO puts the metadata of ONNX files, under their full keys."""
+"""Section in which OpenVINO stores the metadata of ONNX files, with unchanged keys."""
 
 HINTS = {FLOAT32: "f32", BF16: "bf16"}
-"""Precision → that of OpenVINO's computation."""
+"""Precision → OpenVINO's inference precision hint."""
 
 
 CORE = openvino.Core()
-"""The only one of the process. OpenVINO's CPU plugin replaces the thread's alternate signal stack while a core lives,
-and then restores the previous one, even if that has been freed: after two cores were closed in the order of opening,
-the next signal ends the process (openvino, src/plugins/intel_cpu: SigAltStackSetup)."""
+"""The only core of the process. While a core exists, OpenVINO's CPU plugin replaces the thread's alternate signal
+stack, and on closing restores the previous one even if it has been freed. After two cores are closed in the order
+they were opened, the next signal ends the process (openvino, src/plugins/intel_cpu: SigAltStackSetup)."""
 
 
 def open_session(model: bytes | Path, *, threads: int, precision: str = FLOAT32) -> Opened:
-    """Open an ONNX model, or the path of one or of an .xml file with its .bin beside it; outputs stay float32."""
+    """Open an ONNX model, or the path of an ONNX file or an .xml file with its .bin file. Outputs are always float32.
+
+    Args:
+        model: the serialized model or a path.
+        threads: number of threads.
+        precision: precision of the computation.
+
+    Returns:
+        The opened model.
+    """
     network = CORE.read_model(model)
     metadata = {**_read_section(network, ONNX_SECTION, ""), **_read_section(network, SECTION, f"{SECTION}.")}
     options: dict[str, Any] = {
         "PERFORMANCE_HINT": "LATENCY",
         "INFERENCE_NUM_THREADS": threads,
-        # Without it, processors with bfloat16 units compute in bfloat16.
+        # By default, OpenVINO computes in bfloat16 on processors that support it.
         "INFERENCE_PRECISION_HINT": HINTS[precision],
     }
     compiled = CORE.compile_model(network, "CPU", options)
     requests = threading.local()
 
     def run(images: NDArray[Any]) -> list[NDArray[Any]]:
-        # A request computes one call at a time.
+        # An inference request is not thread-safe, so every thread has its own.
         if not hasattr(requests, "own"):
             requests.own = compiled.create_infer_request()
         request = requests.own
-        # The tensor does not own the array's memory, so that `array` has to live until the call is over.
+        # The tensor shares the array's memory, so `array` must stay alive during the call.
         array = np.ascontiguousarray(images)
         request.set_input_tensor(openvino.Tensor(array, shared_memory=True))
         request.infer()
         del array
-        # The request overwrites its outputs at the next call.
+        # The next call overwrites the request's outputs.
         return [output.data.copy() for output in request.output_tensors]
 
     return Opened(metadata, run)
 
 
 def write_file(graph: onnx.ModelProto, path: Path, metadata: Mapping[str, str]) -> None:
-    """Write an ONNX model as an .xml file and the .bin of its weights, with the metadata in its runtime information."""
+    """Write an ONNX graph as an .xml file and a .bin file, with the metadata in the runtime information."""
     converted = CORE.read_model(graph.SerializeToString())
     for key, value in metadata.items():
         converted.set_rt_info(value, [SECTION, key.removeprefix(f"{SECTION}.")])
-    # Half the size is not worth the loss of precision by default.
+    # By default, OpenVINO stores the weights in float16.
     openvino.save_model(converted, path, compress_to_fp16=False)
 
 

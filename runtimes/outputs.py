@@ -1,4 +1,4 @@
-"""What a model returns ↔ the outputs of a runtime, which are tensors by name."""
+"""Convert between a model's return value and the named tensors of a runtime."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -10,15 +10,18 @@ from featuretap.runtimes.signature import DETECTIONS, SINGLE_OUTPUTS, by_head
 from featuretap.specs.description import Description
 
 LOGITS = "out"
-"""The output by which a segmenter is known, as torchvision calls it."""
+"""Name of a segmenter's main output, as in torchvision."""
 
 
 def flatten(returned: Any, names: Sequence[str]) -> dict[str, Tensor]:
-    """Return what a model returns as tensors by name, those of several heads as "head.name".
+    """Flatten a model's return value. Outputs of several heads are named "head.output".
 
     Args:
-        returned: a tensor, tensors by name, or either of them by the names of heads.
-        names: of the outputs.
+        returned: a tensor, a dict of tensors, or a dict of these by head.
+        names: output names, in order.
+
+    Returns:
+        Output → tensor.
     """
     if isinstance(returned, Tensor):
         return {names[0]: returned}
@@ -28,7 +31,7 @@ def flatten(returned: Any, names: Sequence[str]) -> dict[str, Tensor]:
             outputs[name] = value
             continue
         own = [output.removeprefix(f"{name}.") for output in names if output.startswith(f"{name}.")]
-        # A segmenter behind a detector returns a dict for each image.
+        # Next to a detector, a segmenter returns a dict per image.
         images = isinstance(value, list)
         value = {output: torch.stack([one[output] for one in value]) for output in own} if images else value
         outputs |= {f"{name}.{output}": tensor for output, tensor in flatten(value, own).items()}
@@ -36,12 +39,15 @@ def flatten(returned: Any, names: Sequence[str]) -> dict[str, Tensor]:
 
 
 def restore(outputs: Mapping[str, Tensor], description: Description, *, as_dict: bool) -> Any:
-    """Return the outputs of a runtime as the model returns them.
+    """Convert the outputs of a runtime to the model's return value.
 
     Args:
-        outputs: name → tensor, in order.
-        description: of the model.
-        as_dict: whether a model with one head, or none, returns a dict; otherwise it returns its only output.
+        outputs: output → tensor, in order.
+        description: the model's description.
+        as_dict: whether a model with at most one head returns a dict; otherwise it returns its only output.
+
+    Returns:
+        The return value.
     """
     if description.heads:
         nested = by_head(outputs, description)
@@ -60,7 +66,7 @@ def restore(outputs: Mapping[str, Tensor], description: Description, *, as_dict:
 
 
 def join_images(found: Sequence[Any]) -> Any:
-    """Return what a model returns for single images as it returns it for all of them."""
+    """Join the return values for single images into the return value for the batch."""
     first = found[0]
     if isinstance(first, Tensor):
         return torch.cat(list(found))

@@ -1,4 +1,4 @@
-"""Precisions of compiled models and sessions: which runtimes and processors have them."""
+"""Check which runtimes and processors support a precision."""
 
 from __future__ import annotations
 
@@ -10,32 +10,40 @@ from featuretap.support.processor import BF16_UNITS, bf16_units, processor_name
 
 
 def check_runtime_precision(catalogue: Catalogue, runtime: RuntimeSpec, precision: str) -> None:
-    """Check that a runtime computes in a precision.
+    """Check that a runtime supports a precision.
+
+    Args:
+        catalogue: the registry's catalogue.
+        runtime: the runtime.
+        precision: the requested precision.
 
     Raises:
-        OptionError: it does not; the message names those of the catalogue that do.
+        OptionError: the runtime does not support the precision. The message lists runtimes that do.
     """
     if precision not in runtime.precisions:
         able = " or ".join(repr(other.name) for other in catalogue.runtimes if precision in other.precisions)
         raise OptionError(
-            f"the runtime {runtime.name!r} computes in {' and '.join(runtime.precisions)} only; for "
-            f"precision={precision!r} take {able}"
+            f"the runtime {runtime.name!r} only supports {' and '.join(runtime.precisions)}; use {able} for "
+            f"precision={precision!r}"
         )
 
 
 def check_processor(precision: str) -> None:
-    """Check that the processor has units for a precision, without which it would be emulated, and slower.
+    """Check that the processor supports a precision in hardware. Emulation would be slower than float32.
+
+    Args:
+        precision: the requested precision.
 
     Raises:
-        OptionError: it has none, or the system does not list them.
+        OptionError: the processor does not support it, or the system does not list its features.
     """
     if precision == BF16 and not bf16_units():
         raise OptionError(
-            f"precision={precision!r} needs a processor that multiplies in bfloat16, and /proc/cpuinfo lists none of "
-            f"{', '.join(BF16_UNITS)} for {processor_name()}; leave precision={FLOAT32!r}"
+            f"precision={precision!r} needs a processor with bfloat16 support, but /proc/cpuinfo lists none of "
+            f"{', '.join(BF16_UNITS)} for {processor_name()}; use precision={FLOAT32!r}"
         )
 
 
 def precision_option(precision: str) -> dict[str, str]:
-    """Return the argument for functions of runtimes, of which those that compute in float32 only take none."""
+    """Return the keyword argument for a runtime's functions. Runtimes that only support float32 do not take one."""
     return {} if precision == FLOAT32 else {"precision": precision}

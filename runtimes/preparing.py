@@ -1,4 +1,4 @@
-"""Preprocessing with Pillow and NumPy, equal to that of `models.transforms`: sessions import no PyTorch."""
+"""Preprocessing with Pillow and NumPy, without PyTorch. The results equal those of `models.transforms`."""
 
 from __future__ import annotations
 
@@ -11,47 +11,62 @@ from featuretap.support.images import apply_orientation, check_ratio, convert_mo
 
 
 def prepare(image: Image.Image, preprocessing: Preprocessing) -> NDArray[np.float32]:
-    """Return an image of any mode as a model wants it, equal to that of `models.transforms.compose`.
+    """Preprocess an image as `models.transforms.compose` does.
 
     Args:
-        image: turned upright as its EXIF orientation says, resized and cropped as far as the weights' images were.
-        preprocessing: of the weights.
+        image: an image of any mode. Its EXIF orientation is applied.
+        preprocessing: the checkpoint's preprocessing.
 
     Returns:
-        One image (1, C, H, W).
+        A batch of one image (1, C, H, W).
 
     Raises:
-        OptionError: the model's images have neither one nor three channels.
-        ImageError: it is too long a strip to be resized.
+        OptionError: the model takes neither one nor three channels.
+        ImageError: the image is too elongated to be resized.
     """
     picture = _convert(image, preprocessing)
     if preprocessing.resize is not None:
         check_ratio(*picture.size, preprocessing.resize)
         shorter = min(picture.size)
-        # The longer side is rounded down, as by torchvision.
+        # torchvision rounds the longer side down.
         width, height = (int(preprocessing.resize * side / shorter) for side in picture.size)
         picture = _resize(picture, (height, width), preprocessing)
     if preprocessing.crop is not None:
         left, top = (_crop_offset(side - preprocessing.crop) for side in picture.size)
-        # Pillow pads with zeros where the crop is larger than the image, as torchvision does.
+        # Like torchvision, Pillow pads with zeros if the crop is larger than the image.
         picture = picture.crop((left, top, left + preprocessing.crop, top + preprocessing.crop))
     return _scale(picture, preprocessing)
 
 
 def prepare_for_size(image: Image.Image, preprocessing: Preprocessing, size: tuple[int, int]) -> NDArray[np.float32]:
-    """Return an image that is resized to (height, width) in pixels, without a crop, as (1, C, height, width).
+    """Preprocess an image with a fixed size and no crop.
+
+    Args:
+        image: an image of any mode. Its EXIF orientation is applied.
+        preprocessing: the checkpoint's preprocessing.
+        size: (height, width) in pixels.
+
+    Returns:
+        A batch of one image (1, C, height, width).
 
     Raises:
-        OptionError: as of `prepare`.
+        OptionError: the model takes neither one nor three channels.
     """
     return _scale(_resize(_convert(image, preprocessing), size, preprocessing), preprocessing)
 
 
 def normalise(image: Image.Image, preprocessing: Preprocessing) -> NDArray[np.float32]:
-    """Return an image at its own size, scaled to 0…1, and normalised where the model does not do it, as (1, C, H, W).
+    """Scale an image to 0…1 at its original size, and normalize it unless the model does so itself.
+
+    Args:
+        image: an image of any mode. Its EXIF orientation is applied.
+        preprocessing: the checkpoint's preprocessing.
+
+    Returns:
+        A batch of one image (1, C, H, W).
 
     Raises:
-        OptionError: as of `prepare`.
+        OptionError: the model takes neither one nor three channels.
     """
     return _scale(_convert(image, preprocessing), preprocessing)
 
@@ -66,13 +81,13 @@ def _resize(picture: Image.Image, size: tuple[int, int], preprocessing: Preproce
 
 
 def _crop_offset(excess: int) -> int:
-    # Half of it, rounded to even, and towards zero where the image is padded, as by torchvision.
+    # torchvision rounds half the excess to even if it crops, and toward zero if it pads.
     return round(excess / 2) if excess > 0 else int(excess / 2)
 
 
 def _scale(picture: Image.Image, preprocessing: Preprocessing) -> NDArray[np.float32]:
     pixels = np.asarray(picture).reshape(1, picture.height, picture.width, -1).transpose(0, 3, 1, 2)
-    # Multiplied, not divided by 255, as by torchvision: the last bit differs.
+    # torchvision multiplies by 1 / 255. Division would differ in the last bit.
     values: NDArray[np.float32] = np.multiply(pixels, 1 / 255, dtype=np.float32, order="C")
     if not preprocessing.inside:
         mean, std = (np.array(each, np.float32)[:, None, None] for each in (preprocessing.mean, preprocessing.std))

@@ -1,4 +1,4 @@
-"""`registry.session`: models that a runtime runs without PyTorch, for NumPy arrays."""
+"""`registry.session`: torch-free models that map NumPy arrays to NumPy arrays."""
 
 from __future__ import annotations
 
@@ -61,21 +61,21 @@ if TYPE_CHECKING:
 Request: TypeAlias = BuildRequest | MultiHeadRequest
 
 COMPARED = 4
-"""Number of images on which precisions are compared, if that is free."""
+"""Number of random images for comparing precisions, unless the batch size is fixed."""
 
 
 class Session:
-    """A model that a runtime runs without PyTorch: images (N, C, H, W) → outputs by name.
+    """A model that a runtime runs without PyTorch. It maps images (N, C, H, W) to outputs by name.
 
     Attributes:
-        description: of the model, preprocessing included.
+        description: the model's description, including preprocessing.
         runtime: name of the runtime.
         outputs: names of the outputs, in order.
-        taps: output → channels and stride, of a backbone or a pyramid; empty for other models.
-        classes: name of every class of the model, as far as they are known.
-        size: (height, width) of its images in pixels, or None for any.
-        batch: number of images of a call, or None for any.
-        timings: runtime → time of a call, fastest first, where `runtime="auto"` chose; empty otherwise.
+        taps: output → channels and stride, for backbones and pyramids; empty for other models.
+        classes: class names, if known.
+        size: (height, width) of the images in pixels, or None for any.
+        batch: number of images per call, or None for any.
+        timings: runtime → time per call, fastest first, if `runtime="auto"` selected the runtime; else empty.
 
     Example::
 
@@ -97,29 +97,36 @@ class Session:
         self.timings: Mapping[str, Timing] = {}
 
     def __call__(self, images: Array) -> dict[str, Any]:
-        """Return the outputs for images (N, C, H, W) of float32, as `prepare` returns them.
+        """Return the outputs for images.
 
-        They are arrays by name, or of a model with several heads such a dict by the name of each head.
+        Args:
+            images: float32 images (N, C, H, W), as `prepare` returns them.
+
+        Returns:
+            Output → array. Models with several heads return head → output → array.
 
         Raises:
-            OptionError: images of another shape or type.
+            OptionError: the shape or dtype is wrong.
         """
         if not isinstance(images, np.ndarray) or images.dtype != np.float32:
             found = images.dtype if isinstance(images, np.ndarray) else type(images).__name__
-            raise OptionError(f"a session takes images (N, C, H, W) as an array of float32, got {found}")
+            raise OptionError(f"a session takes a float32 array of images (N, C, H, W), got {found}")
         if expected := self._signature.mismatch(images.shape):
-            raise OptionError(f"this session is for images {expected}, got {images.shape}")
+            raise OptionError(f"this session takes images {expected}, got {images.shape}")
         return by_head(dict(zip(self.outputs, self._run(images), strict=True)), self.description)
 
     def prepare(self, image: Image.Image | str | os.PathLike[str]) -> NDArray[np.float32]:
-        """Return an image as the model wants it, as a batch of one (1, C, H, W), as `registry.transforms` prepares it.
+        """Preprocess an image as `registry.transforms` does.
 
         Args:
-            image: an image of Pillow's, of any mode, or the path of a file.
+            image: a Pillow image of any mode, or the path of an image file.
+
+        Returns:
+            A batch of one image (1, C, H, W).
 
         Raises:
-            ImageError: the file is no image.
-            OptionError: the model's images have neither one nor three channels.
+            ImageError: the file is not a readable image.
+            OptionError: the model takes neither one nor three channels.
         """
         return preparing.prepare(_open_image(image), self.description.preprocessing)
 
@@ -137,11 +144,21 @@ def open_file(
     threads: int | None = None,
     precision: str = FLOAT32,
 ) -> Session:
-    """Open an exported file, with the fastest runtime if it is None; see `Registry.session`.
+    """Open an exported file; see `Registry.session`.
+
+    Args:
+        catalogue: the registry's catalogue.
+        runtime: the runtime; None selects the fastest.
+        path: the exported file.
+        threads: number of runtime threads; None for the default.
+        precision: precision of the computation.
+
+    Returns:
+        The session.
 
     Raises:
-        OptionError: the runtime needs PyTorch, does not open files of this kind, or does not have the precision.
-        ExportError: the file cannot be read, or does not describe its model.
+        OptionError: the runtime needs PyTorch, does not open files of this kind, or does not support the precision.
+        ExportError: the file cannot be read or has no featuretap metadata.
     """
     check_threads(threads)
     check_processor(precision)
@@ -168,24 +185,27 @@ def open_model(
     threads: int | None = None,
     precision: str = FLOAT32,
 ) -> Session:
-    """Write the graph of a model from a checkpoint, and open it; see `Registry.session`.
+    """Write the graph of a checkpoint's model and open it; see `Registry.session`.
 
     Args:
-        catalogue: of the registry.
-        runtime: that runs the graph; None for the fastest.
-        source: path of a checkpoint, or what `Registry.build` takes.
-        pretrained: as of `Registry.build`, for a name.
-        arguments: of `Registry.build` or `Registry.load` besides, those that are None left out.
+        catalogue: the registry's catalogue.
+        runtime: the runtime; None selects the fastest.
+        source: path of a checkpoint, or the first argument of `Registry.build`.
+        pretrained: as in `Registry.build`.
+        arguments: other arguments of `Registry.build` or `Registry.load`; None values are ignored.
         size: (height, width) of the images in pixels; None for any.
         batch: number of images; None for any.
-        threads: of the runtime.
-        precision: in which it computes.
+        threads: number of runtime threads; None for the default.
+        precision: precision of the computation.
+
+    Returns:
+        The session.
 
     Raises:
-        OptionError: the runtime needs PyTorch or does not have the precision, or an invalid size, batch or number of
-            threads.
-        WeightsError: the checkpoint cannot be read without PyTorch, does not fit, or lacks the head.
-        ExportError: a part of the model has no nodes.
+        OptionError: the runtime needs PyTorch or does not support the precision, or the size, batch or number of
+            threads is invalid.
+        WeightsError: the checkpoint cannot be read without PyTorch, does not match the model, or lacks the head.
+        ExportError: a part of the model has no ONNX nodes.
     """
     check_threads(threads)
     check_sizes(size, batch)
@@ -193,7 +213,7 @@ def open_model(
     if runtime:
         _check_runtime(catalogue, runtime, precision)
     else:
-        # Graphs are written with it, whatever runs them.
+        # All runtimes read ONNX graphs, which the onnx package writes.
         check_extra(f"runtime={AUTO!r}", "onnxruntime", ("onnx",))
     fitted = fit_weights(catalogue, source, pretrained, arguments or {})
     return open_fitted(catalogue, runtime, *fitted, size=size, batch=batch, threads=threads, precision=precision)
@@ -205,11 +225,20 @@ def fit_weights(
     pretrained: bool | str | os.PathLike[str],
     arguments: Mapping[str, Any],
 ) -> tuple[Request, FittedWeights]:
-    """Return the request for a model and its weights as arrays; arguments as of `open_model`.
+    """Resolve a model and read its weights as arrays.
+
+    Args:
+        catalogue: the registry's catalogue.
+        source: path of a checkpoint, or the first argument of `Registry.build`.
+        pretrained: as in `Registry.build`.
+        arguments: other arguments of `Registry.build` or `Registry.load`; None values are ignored.
+
+    Returns:
+        The build request and the weights.
 
     Raises:
-        OptionError: no weights were asked for.
-        WeightsError: they cannot be read without PyTorch, do not fit, or lack the head.
+        OptionError: no weights were requested.
+        WeightsError: the weights cannot be read without PyTorch, do not match the model, or lack the head.
     """
     request, checkpoint = _find_weights(catalogue, source, pretrained, arguments)
     if isinstance(request, MultiHeadRequest):
@@ -218,7 +247,7 @@ def fit_weights(
         fitted = fit_checkpoint(request, checkpoint, catalogue)
     if fitted.head.is_random:
         raise WeightsError(
-            f"{request.label}: {fitted.head.warning}; train it first: a session runs trained weights only"
+            f"{request.label}: {fitted.head.warning}; a session needs trained weights, so train the head first"
         )
     return request, fitted
 
@@ -234,14 +263,27 @@ def open_fitted(
     threads: int | None = None,
     precision: str = FLOAT32,
 ) -> Session:
-    """Return a session for a model with weights that `fit_weights` returned; arguments as of `open_model`.
+    """Open a model whose weights `fit_weights` returned.
+
+    Args:
+        catalogue: the registry's catalogue.
+        runtime: the runtime; None selects the fastest.
+        request: the build request.
+        fitted: the weights.
+        size: (height, width) of the images in pixels; None for any.
+        batch: number of images; None for any.
+        threads: number of runtime threads; None for the default.
+        precision: precision of the computation.
+
+    Returns:
+        The session.
 
     Raises:
-        ExportError: a part of the model has no nodes.
+        ExportError: a part of the model has no ONNX nodes.
     """
     proto, signature = write_model(request, fitted, size, batch)
     graph = proto.SerializeToString()
-    # It is as large as the weights.
+    # The graph is as large as the weights; one copy is enough.
     del proto
 
     def make(runtime: RuntimeSpec) -> Session:
@@ -251,7 +293,7 @@ def open_fitted(
 
 
 def is_exported(catalogue: Catalogue, source: object) -> bool:
-    """Return whether a model is asked for by the path of an exported file."""
+    """Return whether `source` is the path of an exported file."""
     if not isinstance(source, str | os.PathLike) or is_address(source):
         return False
     return Path(source).suffix in {suffix for runtime in catalogue.runtimes for suffix in runtime.opens}
@@ -263,10 +305,19 @@ def write_model(
     size: tuple[int, int] | None = None,
     batch: int | None = None,
 ) -> tuple[onnx.ModelProto, Signature]:
-    """Return the graph of a model with its weights, without metadata, and its signature.
+    """Write the graph of a model, without metadata.
+
+    Args:
+        request: the build request.
+        fitted: the weights.
+        size: (height, width) of the images in pixels; None for any.
+        batch: number of images; None for any.
+
+    Returns:
+        The ONNX model and its signature.
 
     Raises:
-        ExportError: a part of the model has no nodes.
+        ExportError: a part of the model has no ONNX nodes.
     """
     description, spec = fitted.description, request.spec
     outputs = outputs_by_spec(description)
@@ -274,7 +325,7 @@ def write_model(
         proto = write_graph(spec, fitted.tensors, fitted.norm_eps, description.preprocessing, size=size, batch=batch)
     except NodesError as error:
         raise ExportError(
-            f"{request.label} needs PyTorch: {error}; build it, and give it to registry.compile or registry.export"
+            f"{request.label} needs PyTorch: {error}; build it and use registry.compile or registry.export"
         ) from error
     fitted.check_unchanged()
     has_taps = isinstance(spec, BackboneSpec) or (isinstance(spec, ModelSpec) and bool(spec.head.taps))
@@ -289,7 +340,7 @@ def _find_weights(
     pretrained: bool | str | os.PathLike[str],
     arguments: Mapping[str, Any],
 ) -> tuple[Request, Checkpoint]:
-    """Return the request for a model, and the checkpoint of its weights, read as arrays."""
+    """Return the build request of a model and the checkpoint with its weights."""
     stated = {name: value for name, value in arguments.items() if value is not None}
     if is_location(source):
         checkpoint = open_checkpoint(WeightsSource(path=source), catalogue, "np")
@@ -310,17 +361,19 @@ def _find_weights(
 
 def _open_weights(request: BuildRequest, catalogue: Catalogue) -> Checkpoint:
     if request.weights is None:
-        raise OptionError(f"a session runs trained weights, and {request.label} was asked for without; give pretrained")
+        raise OptionError(f"a session needs trained weights, and {request.label} has none; set pretrained")
     if request.weights.factory_tag:
-        raise ExportError(f"{request.label} has weights that only PyTorch reads; build it, and compile that")
+        raise ExportError(
+            f"only PyTorch reads the weights of {request.label}; build it and compile it with registry.compile"
+        )
     return checkpoint_for(open_checkpoint(request.weights, catalogue, "np"), request.description.head)
 
 
 def _check_runtime(catalogue: Catalogue, runtime: RuntimeSpec, precision: str) -> None:
     if not runtime.session:
         raise OptionError(
-            f"the runtime {runtime.name!r} needs PyTorch; for a session take 'onnxruntime' or 'openvino', or give the "
-            "model to registry.compile"
+            f"the runtime {runtime.name!r} needs PyTorch; use 'onnxruntime' or 'openvino' for a session, or use "
+            "registry.compile"
         )
     check_runtime_precision(catalogue, runtime, precision)
     runtime.check_installed()
@@ -334,7 +387,7 @@ def _open(
     threads: int | None,
     precision: str,
 ) -> Session:
-    """Open a graph; `describe` maps its metadata to signature and description."""
+    """Open a graph. `describe` maps the file's metadata to signature and description."""
     _check_runtime(catalogue, runtime, precision)
     open_session: Callable[..., Opened] = partial(load(runtime.session), model, threads=threads or default_threads())
     opened = open_session()
@@ -348,11 +401,11 @@ def _open(
 
 
 def _compare(exact: Opened, opened: Opened, signature: Signature, precision: str) -> dict[str, Agreement]:
-    """Return the agreement of outputs with those in float32, on random images."""
+    """Return the agreement with float32 on random images."""
     if signature.detects:
         raise OptionError(
-            f"detections in precision={precision!r} cannot be compared with those in {FLOAT32}, whose number differs; "
-            "give the model to registry.compile, which compares what they are selected from"
+            f"a session cannot compare detections in precision={precision!r} with {FLOAT32}, since their number may "
+            "differ; use registry.compile, which compares the predictions before box selection"
         )
     images = random_images((signature.batch or COMPARED, *signature.usual_shape[1:]))
     return measure_agreement(pairs_of_images(signature.outputs, exact.run(images), opened.run(images)))
@@ -365,8 +418,8 @@ def _usual_images(signature: Signature) -> NDArray[np.float32]:
 def _choose_fastest(
     catalogue: Catalogue, label: str, make: Callable[[RuntimeSpec], Session], suffix: str = ""
 ) -> Session:
-    """Return the fastest session of the runtimes that open files of a suffix."""
-    # Importing it would slow down every session by a fiftieth of a second.
+    """Return the fastest session among the runtimes that open files with a suffix."""
+    # This import takes 20 ms, which other sessions do not need.
     from featuretap.runtimes.choosing import choose_fastest
 
     runtimes = [runtime for runtime in catalogue.runtimes if runtime.quick and runtime.session]
@@ -377,7 +430,9 @@ def _choose_fastest(
 
 
 def default_threads() -> int:
-    """Return the number of threads for a runtime: OMP_NUM_THREADS, or the processors that this process may use."""
+    """Return the default number of threads: OMP_NUM_THREADS, else the number of processors available to this
+    process.
+    """
     stated = os.environ.get("OMP_NUM_THREADS", "")
     if stated.isdecimal() and int(stated):
         return int(stated)

@@ -1,4 +1,4 @@
-"""Inputs and outputs of compiled and exported models, and how a file states them."""
+"""Inputs and outputs of compiled and exported models, and the metadata that records them in files."""
 
 from __future__ import annotations
 
@@ -24,22 +24,27 @@ from featuretap.weights.open_file import OpenFile
 Array = NDArray[Any]
 
 SIGNATURE, DEVICE, DTYPE = "featuretap.signature", "featuretap.device", "featuretap.dtype"
-"""Metadata keys: the signature as JSON, and device and dtype of the images."""
+"""Metadata keys of the signature (JSON), and of the device and dtype of the images."""
 
 DETECTIONS = ("boxes", "scores", "labels", "num_detections")
-"""Outputs of a detector for a batch: (N, D, 4), (N, D), (N, D) and (N,)."""
+"""Outputs of a detector for a batch, with D the maximum number of detections: (N, D, 4), (N, D), (N, D) and (N,)."""
 
 
 ANY_SIZE = (224, 224)
-"""Height and width of an image, where only the names of outputs matter, or the time of a call."""
+"""Default (height, width) for listing output names and for timing calls."""
 
 SINGLE_OUTPUTS = (("logits",), ("features",))
-"""Outputs of models that return a tensor, not a dict."""
+"""Output names of models that return a tensor, not a dict."""
 
 
 @dataclass(frozen=True)
 class Opened:
-    """A model that a runtime has opened: its metadata, and images (N, C, H, W) → outputs in order."""
+    """A model opened by a runtime.
+
+    Args:
+        metadata: metadata of the file.
+        run: maps images (N, C, H, W) to the outputs, in order.
+    """
 
     metadata: Mapping[str, str]
     run: Callable[[Array], Sequence[Array]]
@@ -47,15 +52,15 @@ class Opened:
 
 @dataclass(frozen=True)
 class Signature:
-    """Images (batch, channels, *size) → outputs.
+    """Inputs and outputs of a model for images (batch, channels, *size).
 
     Args:
-        outputs: names, in order: tap addresses, levels of a pyramid, "out" of a segmenter, "logits" or "features"; of a
-            model with several heads behind the name of the head, as "road.out".
+        outputs: output names, in order: tap addresses, pyramid levels, "out" for segmenters, "logits" or "features".
+            Models with several heads prefix the head's name, as in "road.out".
         as_dict: whether the model returns a dict; otherwise it returns its only output.
-        channels: of the images.
-        taps: output → channels and stride, of a backbone or a pyramid.
-        size: height and width of the images in pixels, or None for any.
+        channels: number of image channels.
+        taps: output → channels and stride of a backbone or a pyramid.
+        size: (height, width) of the images in pixels, or None for any.
         batch: number of images, or None for any.
     """
 
@@ -68,11 +73,11 @@ class Signature:
 
     @property
     def detects(self) -> bool:
-        """Whether a detector is among the heads."""
+        """Whether one of the heads is a detector."""
         return any(name.rpartition(".")[2] == DETECTIONS[-1] for name in self.outputs)
 
     def mismatch(self, shape: tuple[int, ...]) -> str:
-        """Return the expected shape as text if images of `shape` do not fit, else an empty string."""
+        """Return the expected shape as text if images of `shape` do not match it, else an empty string."""
         expected = {"batch": self.batch, "C": self.channels}
         expected |= dict(zip(("height", "width"), self.size or (None, None), strict=True))
         fits = len(shape) == 4 and all(e in (None, side) for e, side in zip(expected.values(), shape, strict=True))
@@ -82,37 +87,47 @@ class Signature:
 
     @property
     def usual_shape(self) -> tuple[int, ...]:
-        """Shape of the images of a call, which is timed: one of 224×224 pixels, as far as that is free."""
+        """Shape of the images for timing: one image of 224×224 pixels, unless the batch or the size is fixed."""
         return self.batch or 1, self.channels, *(self.size or ANY_SIZE)
 
     def to_json(self) -> str:
-        """Return it as JSON."""
+        """Return the signature as JSON."""
         return json.dumps(asdict(self), sort_keys=True)
 
     @classmethod
     def from_json(cls, text: str) -> Self:
-        """Return the signature that `to_json` wrote.
+        """Parse a signature written by `to_json`.
+
+        Args:
+            text: the JSON text.
+
+        Returns:
+            The signature.
 
         Raises:
-            ExportError: the text is something else.
+            ExportError: the text is not a signature.
         """
         try:
             values: dict[str, Any] = json.loads(text)
             values["outputs"] = tuple(values["outputs"])
-            # The keys are sorted in the file.
+            # `to_json` sorts the keys; the taps follow the order of the outputs.
             taps = sorted(values["taps"].items(), key=lambda item: values["outputs"].index(item[0]))
             values["taps"] = {name: Tap(**tap) for name, tap in taps}
             values["size"] = tuple(values["size"]) if values["size"] else None
             return cls(**values)
         except (AttributeError, FeaturetapError, KeyError, RecursionError, TypeError, ValueError) as error:
-            raise ExportError(f"{text[:60]!r} does not describe the inputs and outputs of a model: {error}") from error
+            raise ExportError(f"{text[:60]!r} is not a valid model signature: {error}") from error
 
 
 def check_sizes(size: Any, batch: Any) -> None:
-    """Check size and batch of the images of a compiled or exported model.
+    """Check the image size and batch size of a compiled or exported model.
+
+    Args:
+        size: (height, width) in pixels, or None for any.
+        batch: number of images, or None for any.
 
     Raises:
-        OptionError: an invalid size or batch.
+        OptionError: the size or the batch is invalid.
     """
     if size is not None and not (is_list_of(size, lambda side: is_whole(side, 1)) and len(size) == 2):
         raise OptionError(f"size must be (height, width) in pixels, or None for images of any size; got {size!r}")
@@ -124,10 +139,18 @@ def check_sizes(size: Any, batch: Any) -> None:
 def library_errors(
     problem: str, advice: str = "", unchanged: type[Exception] | tuple[()] = FeaturetapError
 ) -> Iterator[None]:
-    """Raise an `ExportError` for any error of a library inside: the problem, the library's message, and the advice.
+    """Convert any error of a third-party library to an `ExportError`.
+
+    Args:
+        problem: the start of the message; the library's message follows.
+        advice: the end of the message.
+        unchanged: exception types that pass through unchanged.
+
+    Yields:
+        None: inside the context.
 
     Raises:
-        ExportError: something inside raised an error, other than those that pass `unchanged`.
+        ExportError: the code inside raised another error.
     """
     try:
         yield
@@ -138,7 +161,7 @@ def library_errors(
 
 
 def outputs_by_spec(description: Description) -> tuple[str, ...]:
-    """Return the names of a model's outputs, as far as its spec tells; empty where it has to be run for that."""
+    """Return a model's output names from its spec, or an empty tuple if they are only known after a forward pass."""
     if description.heads:
         names = {name: outputs_by_spec(head) for name, head in description.heads.items()}
         known = all(names.values())
@@ -152,13 +175,21 @@ def outputs_by_spec(description: Description) -> tuple[str, ...]:
 
 
 def detector_of(description: Description) -> str | None:
-    """Return the name of a model's detection head, the first of several, or of its only head."""
+    """Return the name of the first detection head, or of the only head of a model with one head."""
     detectors = (name for name, head in description.heads.items() if head.preprocessing.inside)
     return next(detectors, None) or description.head
 
 
 def by_head(outputs: Mapping[str, Any], description: Description) -> dict[str, Any]:
-    """Return outputs as a session returns them: by their names, or by head and name of a model with several heads."""
+    """Nest the outputs of a model with several heads.
+
+    Args:
+        outputs: name → value; names of several heads are "head.output".
+        description: the model's description.
+
+    Returns:
+        Name → value for models with at most one head, else head → name → value.
+    """
     if not description.heads:
         return dict(outputs)
     nested: dict[str, Any] = {name: {} for name in description.heads}
@@ -169,15 +200,22 @@ def by_head(outputs: Mapping[str, Any], description: Description) -> dict[str, A
 
 
 def read_metadata(path: Path, metadata: Mapping[str, str]) -> tuple[Signature, Description]:
-    """Return the signature and the description in the metadata of an exported file.
+    """Read the signature and description from an exported file's metadata.
+
+    Args:
+        path: the file, for messages.
+        metadata: its metadata.
+
+    Returns:
+        The signature and the description.
 
     Raises:
-        ExportError: the file does not describe its model.
+        ExportError: the metadata does not describe a featuretap model.
     """
     if SIGNATURE not in metadata:
         raise ExportError(
-            f"{str(path)!r} does not say what model it is; open it with its runtime's own functions, or write it with "
-            "registry.export"
+            f"{str(path)!r} has no featuretap metadata; open it with its runtime's own functions, or export the model "
+            "with registry.export"
         )
     record = read_record(path, {key: value for key, value in metadata.items() if key.startswith("featuretap.")})
     assert record is not None
@@ -185,11 +223,19 @@ def read_metadata(path: Path, metadata: Mapping[str, str]) -> tuple[Signature, D
 
 
 def find_opener(catalogue: Catalogue, runtime: RuntimeSpec, path: Path) -> str:
-    """Return the import string of a runtime's function that opens an exported file.
+    """Return the import string of the function with which a runtime opens a file.
+
+    Args:
+        catalogue: the registry's catalogue.
+        runtime: the runtime.
+        path: an exported file.
+
+    Returns:
+        An import string.
 
     Raises:
-        OptionError: the runtime does not open files of this kind.
-        ExportError: there is no such file, or it is of another kind.
+        OptionError: the runtime does not open files with this suffix.
+        ExportError: the file does not exist or is not an exported model.
         MissingExtraError: the runtime is not installed.
     """
     opener = runtime.opens.get(path.suffix)
@@ -200,19 +246,15 @@ def find_opener(catalogue: Catalogue, runtime: RuntimeSpec, path: Path) -> str:
         raise OptionError(f"the runtime {runtime.name!r} does not open {files}; {advice}")
     runtime.check_installed()
     if not path.is_file():
-        raise ExportError(f"there is no file {str(path)!r}; featuretap export NAME {path.name} writes one")
-    # A model of OpenVINO's begins as a web page may.
+        raise ExportError(f"no file {str(path)!r}; write one with featuretap export NAME {path.name}")
+    # An OpenVINO .xml file can start like a web page, so only ONNX files are checked.
     kind = find_other_kind(OpenFile(path)) if path.suffix == ".onnx" else ""
     if kind:
-        raise ExportError(f"{str(path)!r} is no exported model: it is {kind}")
+        raise ExportError(f"{str(path)!r} is not an exported model: it is {kind}")
     return opener
 
 
 def check_threads(threads: Any) -> None:
-    """Check a number of threads.
-
-    Raises:
-        OptionError: it is neither None nor a positive whole number.
-    """
+    """Check that the number of threads is a positive integer, or None."""
     if threads is not None and not is_whole(threads, 1):
         raise OptionError(f"threads must be 1 or more, or None for the default; got {threads!r}")

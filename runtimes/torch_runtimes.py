@@ -1,4 +1,4 @@
-"""PyTorch's own compilers and files: torch.compile, AOTInductor, torch.export and TorchScript."""
+"""PyTorch's compilers and file formats: torch.compile, AOTInductor, torch.export and TorchScript."""
 
 import json
 import os
@@ -24,31 +24,35 @@ from featuretap.specs.runtime import FLOAT32
 from featuretap.support.errors import ExportError, OptionError
 
 METADATA = "featuretap.json"
-"""The extra file inside that holds our metadata: a table of strings. PyTorch reads extra files by name only."""
+"""Name of the extra file with featuretap's metadata as JSON. PyTorch can only read extra files whose names are
+known."""
 
 COMPILER = {"darwin": "clang++", "win32": "cl"}.get(sys.platform, "g++")
-"""PyTorch's C++ compiler where CXX names none."""
+"""PyTorch's C++ compiler if CXX is not set."""
 
-# All models here share the code of one module, and torch.compile limits the versions of code unless it counts for each.
+# All models share one module's code, and torch.compile limits the recompilations of a piece of code unless they are
+# counted for each model.
 ISOLATED: dict[str, Any] = (
     {"isolate_recompiles": True} if "isolate_recompiles" in signature(torch.compile).parameters else {}
 )
 
 
 class NamedInput(nn.Module):
-    """A model whose input has the name that all formats share."""
+    """A model whose input is named "image", as in all formats."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.model = model
 
     def forward(self, image: Tensor) -> Any:
-        """Return the output for images (N, C, H, W); TorchScript has no type for a tensor or a dict of them."""
+        """Return the outputs for images (N, C, H, W). The annotation is Any, since TorchScript has no type for "a
+        tensor or a dict".
+        """
         return self.model(image)
 
 
 class InBfloat16(nn.Module):
-    """A model in bfloat16 for images in float32, with contiguous outputs in float32."""
+    """A model that computes in bfloat16. Inputs are float32; outputs are contiguous float32 tensors."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -61,59 +65,66 @@ class InBfloat16(nn.Module):
 
 
 def compile_fused(model: Exportable, *, threads: int | None) -> Run:
-    """Return what runs a model with folded norms in PyTorch, without a compiler; outputs are contiguous."""
+    """Return a function that runs a model with folded batch norms in eager PyTorch. Outputs are contiguous."""
     _check_threads("fused", threads)
     run = _runner(use_channels_last(_fuse(model)))
     return lambda images: [output.contiguous() for output in run(images)]
 
 
 def compile_inductor(model: Exportable, *, threads: int | None) -> Run:
-    """Return what runs a model in torch.compile with its Inductor backend."""
+    """Return a function that runs a model with torch.compile's Inductor backend."""
     _check_threads("inductor", threads)
     _check_compiler("inductor", model)
     compiled = _runner(torch.compile(_fuse(model), dynamic=bool(model.dynamic), fullgraph=True, **ISOLATED))
     with model.export_errors():
-        # The first call compiles.
+        # Compilation happens in the first call.
         compiled(model.images)
-    # Each memory format would be compiled for.
+    # Every memory format would trigger a recompilation.
     return lambda images: compiled(images.contiguous())
 
 
 def compile_aot(model: Exportable, *, threads: int | None) -> Run:
-    """Return what runs a model in AOTInductor."""
+    """Return a function that runs a model compiled with AOTInductor."""
     _check_threads("aot", threads)
     with TemporaryDirectory() as folder:
         path = write_aot(model, Path(folder) / "model.pt2", {})
-        # A loaded package is no longer read.
+        # The file can be deleted once the package is loaded.
         return _runner(torch._inductor.aoti_load_package(str(path)))
 
 
 def open_aot(path: Path, *, threads: int | None) -> tuple[dict[str, str], Run]:
-    """Return the metadata of a package of AOTInductor, and what runs it.
+    """Open an AOTInductor package.
+
+    Args:
+        path: the package.
+        threads: must be PyTorch's number of threads, or None.
+
+    Returns:
+        The metadata and a function that runs the model.
 
     Raises:
-        OptionError: another number of threads than PyTorch's.
-        ExportError: the file is a program of torch.export, whose names end in .pt2 too.
+        OptionError: `threads` differs from PyTorch's number of threads.
+        ExportError: the file is a torch.export program, which also has the suffix .pt2.
     """
     _check_threads("aot", threads)
     if is_zipfile(path):
         names = ZipFile(path).namelist()
         if any("/models/" in name for name in names) and not any("/aotinductor/" in name for name in names):
             raise ExportError(
-                f"{str(path)!r} is a program of torch.export, not a compiled one; read it with torch.export.load, "
-                f"or write one that 'aot' opens with featuretap export NAME {path.name} --format aot"
+                f"{str(path)!r} is a torch.export program, not an AOTInductor package; open it with torch.export.load, "
+                f"or write a package with featuretap export NAME {path.name} --format aot"
             )
     package: Any = torch._inductor.aoti_load_package(str(path))
     return dict(package.get_metadata()), _runner(package)
 
 
 def write_aot(model: Exportable, path: Path, metadata: Mapping[str, str]) -> Path:
-    """Compile a model into a package of AOTInductor, and return the package's path."""
+    """Compile a model into an AOTInductor package and return its path."""
     _check_compiler("aot", model)
     program = replace(model, model=fold_norms(model.model)).program()
     options = {
         "aot_inductor.metadata": dict(metadata),
-        # Without it, the current number of threads is compiled in.
+        # Otherwise the current number of threads is compiled in.
         "cpp.dynamic_threads": True,
     }
     with model.export_errors(), quiet_exporters():
@@ -121,27 +132,28 @@ def write_aot(model: Exportable, path: Path, metadata: Mapping[str, str]) -> Pat
 
 
 def write_program(model: Exportable, path: Path, metadata: Mapping[str, str]) -> None:
-    """Write a program of torch.export."""
+    """Write a torch.export program."""
     program = model.program(NamedInput(model.model).eval())
-    # The example images would be written too.
+    # Otherwise the example images are written too.
     program.example_inputs = None
     buffer = BytesIO()
     torch.export.save(program, buffer, extra_files={METADATA: json.dumps(metadata)})
-    # Written by PyTorch's own writer, a full disk would end the process.
+    # PyTorch's file writer aborts the process when the disk is full.
     path.write_bytes(buffer.getbuffer())
 
 
 def open_program(path: Path, *, threads: int | None) -> tuple[dict[str, str], Run]:
-    """Return the metadata of a program, and what runs it, always with PyTorch's threads."""
+    """Open a torch.export program, which always runs with PyTorch's number of threads; `threads` is ignored."""
     extra: dict[str, Any] = {METADATA: ""}
     program = torch.export.load(path, extra_files=extra)
     return json.loads(extra[METADATA]), _runner(program.module())
 
 
 def write_script(model: Exportable, path: Path, metadata: Mapping[str, str]) -> None:
-    """Write TorchScript; that of a detector takes a list of images, as torchvision's detectors do."""
+    """Write TorchScript. Detectors take a list of images, as in torchvision."""
     module = model.model if model.description.preprocessing.inside else NamedInput(model.model).eval()
-    problem, advice = f"cannot export {model.label} as torchscript", "; torch-export and onnx take more kinds of code"
+    problem = f"cannot export {model.label} as torchscript"
+    advice = "; the formats torch-export and onnx support more Python code"
     with quiet_exporters():
         with library_errors(problem, advice, unchanged=()):
             scripted = torch.jit.script(module)
@@ -151,13 +163,13 @@ def write_script(model: Exportable, path: Path, metadata: Mapping[str, str]) -> 
 
 
 def open_script(path: Path, *, threads: int | None) -> tuple[dict[str, str], Run]:
-    """Return the metadata of TorchScript, and what runs it, always with PyTorch's threads."""
+    """Open a TorchScript file, which always runs with PyTorch's number of threads; `threads` is ignored."""
     module, metadata = load_script(path)
     return metadata, _runner(module)
 
 
 def load_script(path: Path) -> tuple[nn.Module, dict[str, str]]:
-    """Return the module in a file of TorchScript, and its metadata."""
+    """Return the module in a TorchScript file and its metadata."""
     extra: dict[str, Any] = {METADATA: ""}
     with quiet_exporters():
         module = torch.jit.load(path, _extra_files=extra)  # type: ignore[no-untyped-call]
@@ -165,30 +177,30 @@ def load_script(path: Path) -> tuple[nn.Module, dict[str, str]]:
 
 
 def _fuse(model: Exportable) -> nn.Module:
-    """Return a model's module with folded norms, in the model's precision."""
+    """Return a model's module with folded batch norms, in the requested precision."""
     module = replace(model, model=fold_norms(model.model)).module
     if model.precision == FLOAT32:
         return module
-    # Rounding would hide a norm that is folded wrongly.
+    # In bfloat16, rounding errors would hide a wrongly folded norm, so the float32 module is verified first.
     verify_outputs(replace(model, precision=FLOAT32), _runner(module))
     return InBfloat16(module).eval()
 
 
 def _check_compiler(runtime: str, model: Exportable) -> None:
-    """Report a missing compiler before PyTorch does, in a long traceback."""
+    """Raise a short error if the C++ compiler is missing, before PyTorch fails with a long traceback."""
     compiler = os.environ.get("CXX") or COMPILER
     if model.images.device.type == "cpu" and not shutil.which(compiler):
         raise ExportError(
-            f"the runtime {runtime!r} compiles C++, and there is no {compiler} on this machine; install one "
-            "(apt install g++), or take the runtime 'onnxruntime'"
+            f"the runtime {runtime!r} needs a C++ compiler, and {compiler} is not installed; install it (apt install "
+            "g++), or use the runtime 'onnxruntime'"
         )
 
 
 def _check_threads(runtime: str, threads: int | None) -> None:
     if threads not in (None, torch.get_num_threads()):
         raise OptionError(
-            f"the runtime {runtime!r} computes with torch's {torch.get_num_threads()} threads, not {threads}; call "
-            f"torch.set_num_threads({threads}) before"
+            f"the runtime {runtime!r} uses PyTorch's {torch.get_num_threads()} threads, not {threads}; call "
+            f"torch.set_num_threads({threads}) first"
         )
 
 

@@ -1,4 +1,4 @@
-"""ONNX Runtime and OpenVINO for tensors of PyTorch, which share their memory with the arrays of sessions."""
+"""ONNX Runtime and OpenVINO for PyTorch tensors, which share memory with NumPy arrays."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -16,39 +16,41 @@ from featuretap.support.import_strings import load
 
 
 def compile_graph(model: Exportable, *, threads: int | None) -> Run:
-    """Return what runs a model's ONNX graph in the runtime of its session."""
+    """Return a function that runs a model's ONNX graph in its runtime, with a number of threads."""
     graph = graph_of(model)
     if model.precision != FLOAT32:
-        # Rounding would hide a graph that computes something else.
+        # Rounding errors would hide a wrong graph, so the float32 graph is verified first.
         exact = replace(model, precision=FLOAT32)
         verify_outputs(exact, as_tensors(open_graph(exact, graph, threads)))
     return as_tensors(open_graph(model, graph, threads))
 
 
 def open_onnx(path: Path, *, threads: int | None) -> tuple[Mapping[str, str], Run]:
-    """Return the metadata of an ONNX file, and what runs it in ONNX Runtime."""
+    """Open an ONNX file in ONNX Runtime, and return its metadata and a function that runs it."""
     return _open("featuretap.runtimes.onnx_runtime:open_session", path, threads)
 
 
 def open_openvino(path: Path, *, threads: int | None) -> tuple[Mapping[str, str], Run]:
-    """Return the metadata of an .xml file (with its .bin beside it) or an ONNX file, and what runs it in OpenVINO."""
+    """Open an .xml file with its .bin file, or an ONNX file, in OpenVINO. Return the metadata and a function that runs
+    it.
+    """
     return _open("featuretap.runtimes.openvino_runtime:open_session", path, threads)
 
 
 def write_onnx(model: Exportable, path: Path, metadata: Mapping[str, str]) -> None:
-    """Write an ONNX file, with the metadata in its `metadata_props`."""
+    """Write a model as an ONNX file, with the metadata in `metadata_props`."""
     graphs.write_onnx(graph_of(model), path, metadata)
 
 
 def write_openvino(model: Exportable, path: Path, metadata: Mapping[str, str]) -> None:
-    """Write an .xml file and the .bin of its weights beside it, with the metadata in its runtime information."""
+    """Write a model as an .xml file and a .bin file, with the metadata in the runtime information."""
     from featuretap.runtimes.openvino_runtime import write_file
 
     write_file(graph_of(model), path, metadata)
 
 
 def as_tensors(opened: Opened) -> Run:
-    """Return a session's run for tensors on the CPU, without copies."""
+    """Return the function of an opened model for CPU tensors, which are not copied."""
     return lambda images: [torch.from_numpy(array) for array in opened.run(images.contiguous().numpy())]
 
 

@@ -1,4 +1,4 @@
-"""Comparing what a runtime computes with the model, before it is returned or kept."""
+"""Compare the outputs of compiled models and exported files with the original model."""
 
 import copy
 from collections.abc import Callable, Iterator, Sequence
@@ -22,43 +22,47 @@ TOLERANCE = 1e-4
 """Maximum difference from the model's output, as a fraction of its largest absolute value."""
 
 ROUNDING_FACTOR = 8
-"""Maximum difference as a multiple of the model's own rounding error, where that is larger: of some weights, float32
-has few correct digits left, whoever computes with it."""
+"""Maximum difference as a multiple of the model's own float32 rounding error, if that is larger. With some weights,
+float32 leaves few correct digits in any implementation."""
 
 BATCHES = (1, 3)
 SIZES = ((65, 97), (64, 96))
-"""Sizes of images for graphs written from specs, whose nodes do not depend on the size."""
+"""Image sizes for graphs written from specs, whose nodes do not depend on the size."""
 
 TRACED_SIZES = ((225, 161), (192, 288), (520, 600))
-"""Other sizes than that of the images that models are traced with, one of them odd, one above 512 pixels."""
+"""Image sizes for traced graphs. They differ from the traced size; one is odd and one exceeds 512 pixels."""
 
 
 PREDICTIONS = ("cls_logits", "bbox_regression")
-"""What a detector predicts before it selects boxes, as `Graph.intermediate` has it."""
+"""Predictions of a detector before box selection, as named in `Graph.intermediate`."""
 
 
 def verify_outputs(model: Exportable, run: Run) -> dict[str, Agreement]:
-    """Compare outputs with the model's, for several numbers and sizes of images where the signature leaves them free.
+    """Compare a runtime's outputs with the model's, for several batch sizes and image sizes unless they are fixed.
 
-    Of a detector, the predictions are compared that its boxes are selected from: which of two equal ones is kept is
-    chance.
+    For detectors, the predictions before box selection are compared, since the selection among equal scores is
+    arbitrary.
+
+    Args:
+        model: the model.
+        run: runs the model in the runtime.
 
     Returns:
-        output → its agreement with the model's, where the runtime computes with less precision; empty otherwise.
+        Output → agreement with the model in reduced precision; empty in float32.
 
     Raises:
-        ExportError: an output differs (a `DifferenceError`), which with less precision are those of another shape, or
-            with little agreement; or images are refused that the model takes.
+        ExportError: an output differs (`DifferenceError`), or the runtime rejects images that the model accepts. In
+            reduced precision, outputs differ if the shapes or dtypes differ or the agreement is too low.
     """
     names = model.signature.outputs
     compute: Callable[[nn.Module, Tensor], Sequence[Tensor]] = _call
     if model.detects:
         names = _compared_outputs(model)
         compute = partial(_predictions, names=names)
-        # The graph itself has to run, and predicts the same as the one with these outputs.
+        # Only checks that the original graph runs. Its predictions are those of the graph with more outputs.
         run(model.images[: model.signature.batch or 1])
         run = _with_predictions(model, names)
-    hint = "" if model.signature.size else "; give the one size of images that it is for, such as size=(224, 224)"
+    hint = "" if model.signature.size else "; set a fixed size, such as size=(224, 224)"
     reference = model.model if model.detects else model.module
     exactly = model.precision == FLOAT32
     pairs: list[tuple[Outputs, Outputs]] = []
@@ -66,16 +70,19 @@ def verify_outputs(model: Exportable, run: Run) -> dict[str, Agreement]:
         try:
             expected = compute(reference, images)
         except Exception:
-            # Some networks take certain sizes only, and the file need not take more.
+            # The model itself may not accept this size.
             if model.signature.size:
                 raise
             continue
         shape = tuple(images.shape)
-        problem = f"what was made of {model.label} does not run for images {shape}"
-        with library_errors(problem, f", and is not kept{hint}", unchanged=()):
+        problem = f"cannot compile or export {model.label}: the runtime fails for images {shape}"
+        with library_errors(problem, hint, unchanged=()):
             outputs = tuple(run(images))
         if len(outputs) != len(expected):
-            raise DifferenceError(f"what was made of {model.label} returns {len(outputs)} outputs, not {len(expected)}")
+            raise DifferenceError(
+                f"cannot compile or export {model.label}: the runtime returns {len(outputs)} outputs, not "
+                f"{len(expected)}"
+            )
         for index, (name, want, got) in enumerate(zip(names, expected, outputs, strict=True)):
             form = _difference_of_form(want, got)
             problem = form or (_difference(want, got) if exactly else "")
@@ -85,7 +92,7 @@ def verify_outputs(model: Exportable, run: Run) -> dict[str, Agreement]:
                     continue
             if problem:
                 raise DifferenceError(
-                    f"what was made of {model.label} is not kept, since for images {shape} its {name!r} {problem}{hint}"
+                    f"cannot compile or export {model.label}: for images {shape} its output {name!r} {problem}{hint}"
                 )
         if not exactly:
             pairs += pairs_of_images(names, *([values.cpu() for values in all_] for all_ in (expected, outputs)))
@@ -101,7 +108,7 @@ def _call(module: nn.Module, images: Tensor) -> Sequence[Tensor]:
 
 
 def _compared_outputs(model: Exportable) -> tuple[str, ...]:
-    """Return the outputs of a model with a detector, with what each detector predicts in place of its detections."""
+    """Return the outputs to compare, with each detector's predictions in place of its detections."""
     if not model.description.heads:
         return PREDICTIONS
     names: list[str] = []
@@ -113,7 +120,7 @@ def _compared_outputs(model: Exportable) -> tuple[str, ...]:
 
 @torch.no_grad()
 def _predictions(model: Any, images: Tensor, names: Sequence[str]) -> Sequence[Tensor]:
-    """Return the outputs of a model with a detector by `names`."""
+    """Return the outputs `names` of a model with a detector."""
     if not isinstance(model, MultiHeadModel):
         predicted = _predict(model, images)
     else:
@@ -125,14 +132,16 @@ def _predictions(model: Any, images: Tensor, names: Sequence[str]) -> Sequence[T
 
 
 def _predict(detector: Any, images: Tensor) -> dict[str, Tensor]:
-    """Return what a detector predicts before it selects boxes."""
+    """Return a detector's predictions before box selection."""
     prepared, _ = detector.as_detector().transform(list(images))
     predicted: dict[str, Tensor] = detector.head(detector.backbone(prepared.tensors))
     return predicted
 
 
 def _with_predictions(model: Exportable, names: Sequence[str]) -> Run:
-    """Return what runs a graph with the predictions of detectors as outputs, and returns the outputs by `names`."""
+    """Return a function that runs a graph with detector predictions as additional outputs and returns the outputs
+    `names`.
+    """
     graph = graph_of(model, intermediate=True)
     outputs = [output.name for output in graph.graph.output]
     run = open_graph(model, graph).run
@@ -160,20 +169,20 @@ def _images(model: Exportable) -> Iterator[Tensor]:
 
 
 def _difference_of_form(want: Tensor, got: Any) -> str:
-    """Return the problem of an output's type, dtype or shape as text; an empty string where they are the model's."""
+    """Return a description of a wrong type, dtype or shape, or an empty string."""
     if not isinstance(got, Tensor) or got.dtype != want.dtype:
         return f"is {got.dtype if isinstance(got, Tensor) else type(got).__name__}, not {want.dtype}"
     return "" if want.shape == got.shape else f"is {tuple(got.shape)}, not {tuple(want.shape)}"
 
 
 def _difference(want: Tensor, got: Tensor) -> str:
-    """Return the problem of an output's values as text; an empty string where they equal the model's."""
-    # Half precision is itself coarser than 1e-4.
+    """Return a description of wrong values, or an empty string."""
+    # The rounding error of half precision exceeds 1e-4.
     allowed = max(TOLERANCE, 8 * torch.finfo(want.dtype).eps)
     largest, difference = float(want.abs().max()), _distance(want, got)
     if difference <= allowed * largest:
         return ""
-    return f"differs from the model's by {difference:.2g}, where the largest value is {largest:.2g}"
+    return f"differs from the model's by {difference:.2g}, with values up to {largest:.2g}"
 
 
 def _distance(expected: Tensor, found: Tensor) -> float:

@@ -1,1 +1,1 @@
-"""Models in 8-bit integers, as ONNX files."""
+"""Post-training quantization to 8-bit integers, written as ONNX files."""

@@ -1,4 +1,4 @@
-"""What the integers of an activation stand for."""
+"""Scale and zero point of quantized activations."""
 
 from __future__ import annotations
 
@@ -14,20 +14,21 @@ from featuretap.runtimes.quantization.placement import Placement
 from featuretap.runtimes.quantization.ranges import LEVELS
 
 KNEE = 3.0
-"""Where hard-swish begins and ends to be curved, on both sides of 0."""
+"""Hard-swish is 0 below -KNEE and the identity above KNEE."""
 
 LEAST_STEPS = 16
-"""Of the integers from 0 to 3, for hard-swish to be computed in integers."""
+"""Minimum number of quantization steps between 0 and 3 for which hard-swish is computed in integers."""
 
 
 @dataclass(frozen=True)
 class Affine:
-    """The value of an integer q from 0 to 255 is `scale * (q - zero)`.
+    """Affine quantization to uint8: the integer q stands for `scale * (q - zero)`.
 
     Args:
-        scale: a step.
-        zero: the integer of 0.
-        steps: of the integers from 0 to 3, a whole number, where hard-swish reads them; else 0.
+        scale: the difference between two neighboring integers.
+        zero: the zero point, the integer that stands for 0.
+        steps: number of steps between 0 and 3 if a hard-swish reads the activation, in which case 3 falls exactly on an
+            integer; otherwise 0.
     """
 
     scale: float
@@ -35,12 +36,21 @@ class Affine:
     steps: int = 0
 
     def fake(self, values: Tensor) -> Tensor:
-        """Return values as their integers stand for."""
+        """Return the values after quantization and dequantization."""
         return torch.fake_quantize_per_tensor_affine(values, self.scale, self.zero, 0, LEVELS)
 
 
-def affine_of(network: Network, placement: Placement, ranges: Mapping[str, tuple[float, float]]) -> dict[str, Affine]:
-    """Return activation → scale and zero point for its range (low, high)."""
+def fit_affine(network: Network, placement: Placement, ranges: Mapping[str, tuple[float, float]]) -> dict[str, Affine]:
+    """Choose the scale and zero point of each quantized activation.
+
+    Args:
+        network: the float32 network.
+        placement: the operators that run in integers.
+        ranges: activation → limits (low, high).
+
+    Returns:
+        Activation → scale and zero point.
+    """
     return {name: _affine(network, placement, name, *ranges[name]) for name in placement.activations}
 
 

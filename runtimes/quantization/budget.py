@@ -1,4 +1,4 @@
-"""A limit on what the integers may cost: the layers that cost most are computed in float32 until it holds."""
+"""Accuracy budgets: the most sensitive layers stay in float32 until the loss is within the limit."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from featuretap.support.errors import ExportError, Hint, OptionError
 from featuretap.support.progress import Begin
 
 RELATIVE_ERROR = "relative error"
-"""What a budget limits without labelled images."""
+"""The measure that a budget limits if no labeled images are given."""
 
 SENSITIVITY_IMAGES = 16
-"""Images that the sensitivity of layers is measured on; more hardly change the order."""
+"""Number of images for the sensitivity of layers. More images hardly change the order."""
 
 
 class Score(NamedTuple):
-    """A metric of a model on labelled images.
+    """A metric on labeled images.
 
     Args:
-        metric: its name.
-        percent: its value, of which differences are points.
+        metric: name of the metric.
+        percent: value in percent, so that differences are percentage points.
     """
 
     metric: str
@@ -33,17 +33,17 @@ class Score(NamedTuple):
 
 
 Evaluate = Callable[[Path], Score]
-"""Evaluates an exported file on labelled images."""
+"""Evaluates an exported file on labeled images."""
 
 
 @dataclass(frozen=True)
 class Budget:
-    """A budget, and the part of it that is used.
+    """A budget and the loss of the written file.
 
     Args:
-        measure: what is limited: "relative error", or "points of accuracy" with the name of the metric.
-        limit: the maximum.
-        loss: what the file loses by this measure; below 0 where it is better than the model in float32.
+        measure: the limited quantity, "relative error" or "points of" and the name of the metric.
+        limit: maximum loss.
+        loss: loss of the file, negative if the file scores better than the float32 model.
     """
 
     measure: str
@@ -53,12 +53,12 @@ class Budget:
 
 @dataclass(frozen=True)
 class Selection:
-    """Layers in float32 with which a budget holds.
+    """The layers that stay in float32 to meet a budget.
 
     Args:
-        in_float: their names, most sensitive first.
-        sensitivity: layer → relative error that it causes, largest first.
-        loss: with these layers in float32.
+        in_float: layer names, most sensitive first.
+        sensitivity: layer → relative error of the outputs if only this layer is quantized, largest first.
+        loss: loss of the model with these layers in float32.
     """
 
     in_float: Sequence[str] = ()
@@ -66,19 +66,23 @@ class Selection:
     loss: float = 0.0
 
 
-def check_budget(budget: float | None, labelled: bool) -> None:
-    """Check a budget before any work.
+def check_budget(budget: float | None, labeled: bool) -> None:
+    """Check a budget before any work starts.
+
+    Args:
+        budget: the limit, or None for no budget.
+        labeled: whether labeled images are given.
 
     Raises:
-        OptionError: it is not above 0 and finite, or there is none and labelled images are given.
+        OptionError: the budget is not positive and finite, or labeled images are given without a budget.
     """
     if budget is None:
-        if labelled:
-            raise OptionError("labelled images have no effect without a budget", hint=Hint("give the", "budget="))
+        if labeled:
+            raise OptionError("labeled images have no effect without a budget", hint=Hint("set", "budget="))
     elif isinstance(budget, bool) or not isinstance(budget, int | float) or not (isfinite(budget) and budget > 0):
         raise OptionError(
-            "a budget must be above 0, a relative error or, with labelled images, points of their metric; got "
-            f"{budget!r}"
+            "the budget must be a positive number: a relative error, or points of the metric if labeled images are "
+            f"given; got {budget!r}"
         )
 
 
@@ -90,20 +94,23 @@ def select_layers(
     loss_of: Callable[[Collection[str]], float],
     begin: Begin,
 ) -> Selection:
-    """Select the smallest number of layers to compute in float32 with which a budget holds, most sensitive first.
+    """Select the fewest layers that must stay in float32 to meet a budget, most sensitive first.
 
-    A layer's sensitivity is the error of the outputs with only this layer in integers.
+    The sensitivity of a layer is the relative error of the outputs if only that layer is quantized.
 
     Args:
-        layers: names of all.
-        limit: of the loss.
-        measure: of the loss, for the message.
-        error_of: layers in float32 → relative error of the outputs, on a few images.
-        loss_of: layers in float32 → loss.
-        begin: begins a step.
+        layers: names of all quantized layers.
+        limit: maximum loss.
+        measure: name of the loss, for the error message.
+        error_of: maps the layers in float32 to the relative error of the outputs on a few images.
+        loss_of: maps the layers in float32 to the loss.
+        begin: starts a progress step.
+
+    Returns:
+        The selected layers, the sensitivity of all layers, and the loss.
 
     Raises:
-        ExportError: the budget does not hold even with all layers in float32.
+        ExportError: the budget is not met even with all layers in float32.
     """
     errors = {}
     done = begin("measuring the sensitivity of layers", len(layers))
@@ -124,8 +131,8 @@ def select_layers(
     if count == len(counts):
         best, loss = min(losses.items(), key=itemgetter(1))
         raise ExportError(
-            f"the budget of {limit:g} does not hold: the smallest loss is {loss:.3g} ({measure}), with "
+            f"the budget of {limit:g} cannot be met: the smallest loss is {loss:.3g} ({measure}), with "
             f"{best} of {len(ranked)} layers in float32",
-            hint=Hint("give a larger", "budget="),
+            hint=Hint("set a larger", "budget="),
         )
     return Selection(tuple(ranked[:count]), sensitivity, losses[count])

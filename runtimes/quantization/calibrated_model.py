@@ -1,4 +1,4 @@
-"""A calibrated model beside the one in float32, with any of its layers in float32."""
+"""A calibrated model and its float32 original, with any selection of layers in float32."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ from featuretap.support.progress import Begin
 
 @dataclass(frozen=True)
 class CalibratedModel:
-    """A model with the ranges of its activations.
+    """A model with calibrated activation ranges.
 
     Args:
-        exported: the file in float32.
-        calibrated: its network.
-        detector: the parts of a detector, of which only the network is quantised.
-        compared: names of the outputs that are compared.
-        threads: of the runtime.
+        exported: the float32 ONNX model.
+        calibrated: the calibrated network.
+        detector: the parts of a detector, of which only the network is quantized; None for other models.
+        compared: names of the outputs that are compared with float32.
+        threads: number of runtime threads.
     """
 
     exported: onnx.ModelProto
@@ -42,21 +42,21 @@ class CalibratedModel:
 
     @property
     def layers(self) -> Collection[str]:
-        """Names of the layers in integers, each that of its weights without ".weight"."""
+        """Names of the quantized layers: the names of their weights without ".weight"."""
         return self.calibrated.layers
 
     @property
     def images(self) -> int:
-        """Number of images that it was calibrated on."""
+        """Number of calibration images."""
         return self.calibrated.images
 
     def graph(self, in_float: Collection[str] = ()) -> onnx.ModelProto:
-        """Return the graph in integers, with some layers in float32 and the outputs that are compared."""
+        """Return the quantized graph with the compared outputs and the layers `in_float` in float32."""
         network = self.calibrated.write(in_float)
         return network if self.detector is None else self.detector.with_network(network)
 
     def file(self, in_float: Collection[str] = ()) -> onnx.ModelProto:
-        """Return the graph of the file, with the outputs and the metadata of the exported one."""
+        """Return the quantized graph with the outputs and metadata of the exported file."""
         graph = self.graph(in_float)
         graph = graph if self.detector is None else without_outputs(graph, self.compared)
         del graph.metadata_props[:]
@@ -64,13 +64,21 @@ class CalibratedModel:
         return graph
 
     def measure_agreement(self, images: Iterable[Tensor], in_float: Collection[str] = ()) -> dict[str, Agreement]:
-        """Return output → agreement with float32 on images (1, C, H, W)."""
+        """Measure how closely the outputs on images (1, C, H, W) match those of the float32 model.
+
+        Args:
+            images: preprocessed images.
+            in_float: layers that stay in float32.
+
+        Returns:
+            Output → agreement.
+        """
         expected = self.exported if self.detector is None else self.detector.graph
-        calls = [call_of(graph, self.compared, self.threads) for graph in (expected, self.graph(in_float))]
+        calls = [make_call(graph, self.compared, self.threads) for graph in (expected, self.graph(in_float))]
         return measure_agreement(self._outputs(calls, image) for image in images)
 
     def measure_error(self, images: Iterable[Tensor], in_float: Collection[str] = ()) -> float:
-        """Return the relative error of the worst output."""
+        """Return the largest relative error over the outputs, with the layers `in_float` in float32."""
         return max(near.error for near in self.measure_agreement(images, in_float).values())
 
     def _outputs(self, calls: Iterable[Callable[..., Any]], image: Tensor) -> tuple[Outputs, Outputs]:
@@ -81,14 +89,17 @@ class CalibratedModel:
 def calibrate_model(
     prepared: Exportable, exported: onnx.ModelProto, images: Iterable[Tensor], threads: int, begin: Begin
 ) -> CalibratedModel:
-    """Calibrate a model, or the network of a detector.
+    """Calibrate a model, or the network inside a detector.
 
     Args:
         prepared: the model.
-        exported: its file in float32.
-        images: (1, C, H, W).
-        threads: of the runtime.
-        begin: begins a step.
+        exported: the model as a float32 ONNX graph.
+        images: preprocessed images (1, C, H, W).
+        threads: number of runtime threads.
+        begin: starts a progress step.
+
+    Returns:
+        The calibrated model.
     """
     network, detector, compared = exported, None, prepared.signature.outputs
     if prepared.detects:
@@ -100,6 +111,6 @@ def calibrate_model(
     return CalibratedModel(exported, calibrated, detector, compared, threads)
 
 
-def call_of(graph: onnx.ModelProto, names: Sequence[str], threads: int) -> Callable[..., Any]:
-    """Return what runs a graph in ONNX Runtime, and returns the outputs `names`."""
+def make_call(graph: onnx.ModelProto, names: Sequence[str], threads: int) -> Callable[..., Any]:
+    """Return a function that runs a graph in ONNX Runtime and returns the outputs `names`."""
     return partial(onnx_session(graph.SerializeToString(), threads).run, list(names))

@@ -1,4 +1,4 @@
-"""Detectors in parts: only the network between the prepared images and the predictions is quantised."""
+"""Split a detector's graph, so that only the network between preprocessing and box selection is quantized."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from featuretap.specs.graph import IMAGE
 
 @dataclass(frozen=True)
 class Detector:
-    """The graph of a detector in three parts.
+    """A detector's graph in three parts.
 
     Args:
-        graph: the complete one, with the predictions among its outputs.
-        images: name of the prepared images in it, which are the input "image" of `network`.
-        preparation: from images to prepared ones.
-        network: from these to the predictions.
-        selection: from the predictions, and the size of the images, to boxes.
+        graph: the full graph, with the predictions among its outputs.
+        images: name of the preprocessed images in `graph`; they are the input "image" of `network`.
+        preparation: maps images to preprocessed images.
+        network: maps preprocessed images to predictions.
+        selection: maps predictions and image sizes to boxes.
     """
 
     graph: onnx.ModelProto
@@ -35,12 +35,12 @@ class Detector:
     selection: onnx.ModelProto
 
     def prepare(self, threads: int) -> Callable[[Tensor], Tensor]:
-        """Return what prepares images (N, C, H, W) for the network, in ONNX Runtime."""
+        """Return a function that preprocesses images (N, C, H, W) in ONNX Runtime, with this number of threads."""
         session = onnx_session(self.preparation.SerializeToString(), threads)
         return lambda images: torch.from_numpy(session.run(None, {IMAGE: images.numpy()})[0])
 
     def with_network(self, network: onnx.ModelProto) -> onnx.ModelProto:
-        """Return the complete graph with another network in it."""
+        """Return the full graph with its network replaced."""
         joined, inside = _copy(self.graph), _copy(network)
         _rename(inside, IMAGE, self.images)
         parts = [self.preparation.graph, inside.graph, self.selection.graph]
@@ -52,7 +52,15 @@ class Detector:
 
 
 def split_detector(graph: onnx.ModelProto, predictions: Sequence[str]) -> Detector:
-    """Split a detector's graph before its first convolution and after `predictions`, which are among its outputs."""
+    """Split a detector's graph before its first convolution and after the predictions.
+
+    Args:
+        graph: the full graph.
+        predictions: names of the predictions, which must be outputs of the graph.
+
+    Returns:
+        The parts.
+    """
     images = next(node.input[0] for node in graph.graph.node if node.op_type == "Conv")
     extractor = Extractor(infer_shapes(graph, data_prop=True))
     detections = [output.name for output in graph.graph.output if output.name not in predictions]
@@ -68,7 +76,7 @@ def split_detector(graph: onnx.ModelProto, predictions: Sequence[str]) -> Detect
 
 
 def without_outputs(graph: onnx.ModelProto, names: Sequence[str]) -> onnx.ModelProto:
-    """Return a graph without some of its outputs."""
+    """Return a copy of a graph without the outputs `names`."""
     copied = _copy(graph)
     _replace(copied.graph.output, [output for output in graph.graph.output if output.name not in names])
     return copied
@@ -81,7 +89,7 @@ def _copy(graph: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def _rename(graph: onnx.ModelProto, name: str, new: str) -> None:
-    """Rename the input of a graph in place."""
+    """Rename an input of a graph in place."""
     _replace(graph.graph.value_info, [value for value in graph.graph.value_info if value.name != name])
     for value in graph.graph.input:
         value.name = new if value.name == name else value.name
@@ -90,7 +98,7 @@ def _rename(graph: onnx.ModelProto, name: str, new: str) -> None:
 
 
 def _replace(field: Any, values: Sequence[Any]) -> None:
-    """Replace the entries of a repeated field."""
+    """Replace the entries of a repeated protobuf field."""
     kept = list(values)
     del field[:]
     field.extend(kept)

@@ -1,4 +1,4 @@
-"""Graphs in 8-bit integers: the nodes QuantizeLinear and DequantizeLinear around what runtimes compute in integers."""
+"""Write quantized graphs with QuantizeLinear and DequantizeLinear nodes (the QDQ format)."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from onnx import helper, numpy_helper
 
 from featuretap.runtimes.quantization.affine import KNEE, Affine
 from featuretap.runtimes.quantization.network import Network, attributes_of
-from featuretap.runtimes.quantization.placement import LAYERS, Placement, absorbed, after_activation, gate_after
+from featuretap.runtimes.quantization.placement import LAYERS, Placement, activated_output, fused_gate, fused_relus
 from featuretap.runtimes.quantization.ranges import LEVELS
 from featuretap.runtimes.quantization.rounding import Rounded
 
@@ -20,13 +20,16 @@ from featuretap.runtimes.quantization.rounding import Rounded
 def write_integers(
     network: Network, placement: Placement, affine: Mapping[str, Affine], rounded: Mapping[str, Rounded]
 ) -> onnx.ModelProto:
-    """Return a network with the nodes of a placement in integers.
+    """Return a graph that computes the placed nodes in integers.
 
     Args:
-        network: in float32.
-        placement: of the integers.
+        network: the float32 network.
+        placement: the nodes to compute in integers.
         affine: activation → scale and zero point.
-        rounded: weight's name → integers of the layers.
+        rounded: weight name → integers of the layer.
+
+    Returns:
+        The quantized graph.
     """
     writer = _Writer(network, placement, affine, rounded)
     for node in network.nodes:
@@ -47,14 +50,14 @@ class _Writer:
         self.nodes: list[onnx.NodeProto] = []
         self.constants: dict[str, NDArray[Any]] = {}
         self.read: dict[str, str] = {}
-        """Activation → its values as they are read by nodes in integers."""
+        """Activation → its dequantized tensor, which the quantized nodes read."""
         self.stored: dict[str, Affine] = {}
-        """Activations that are there in integers, by nodes that computed them so."""
+        """Activations that a quantized node has written as integers, and their scale and zero point."""
         self.skipped: set[str] = set()
-        """Nodes that the ranges of integers replace."""
+        """Nodes that are dropped, since clipping to the integer range does the same."""
 
     def append(self, node: onnx.NodeProto) -> None:
-        """Append a node, in integers if it is placed there."""
+        """Append a node, quantized if the placement includes it."""
         if node.name not in self.placement.nodes:
             self._append_in_float(node)
         elif node.op_type in LAYERS:
@@ -66,7 +69,7 @@ class _Writer:
             self._finish(node, self._node(node.op_type, inputs, **attributes_of(node)))
 
     def graph(self) -> onnx.ModelProto:
-        """Return the graph of the nodes."""
+        """Return the graph of the appended nodes."""
         model = onnx.ModelProto()
         model.CopyFrom(self.network.graph)
         del model.graph.node[:], model.graph.initializer[:], model.graph.value_info[:]
@@ -100,25 +103,26 @@ class _Writer:
         return self._integers(name) if name in self.stored else name
 
     def _integers(self, name: str) -> str:
-        """Return what nodes in integers read of an activation."""
+        """Return the name of the dequantized tensor of an activation, and quantize it first if necessary."""
         if name not in self.read:
             parameters = self._parameters(name, self.affine[name])
             if name not in self.stored:
                 self._node("QuantizeLinear", [name, *parameters], f"{name}_quantized")
-            # What is computed in integers has the name of the activation, for outputs and nodes in float.
+            # A tensor computed in integers keeps the activation's name, which outputs and float32 nodes refer to.
             output = name if name in self.stored else f"{name}_read"
             self.read[name] = self._node("DequantizeLinear", [f"{name}_quantized", *parameters], output)
         return self.read[name]
 
     def _finish(self, node: onnx.NodeProto, computed: str) -> None:
-        """Store what a node has computed as integers, after the activations that their range replaces."""
-        gate = gate_after(self.network, node)
-        name = after_activation(self.network, node)
-        self.skipped.update(each.name for each in ([gate] if gate else absorbed(self.network, node)))
+        """Quantize a node's result. The ReLUs or the gate that follow the node become part of the quantization."""
+        gate = fused_gate(self.network, node)
+        name = activated_output(self.network, node)
+        self.skipped.update(each.name for each in ([gate] if gate else fused_relus(self.network, node)))
         affine = self.affine[name]
         quantized = f"{name}_quantized"
         if gate:
-            # 0 to 1 is a range of the convolution's outputs, which are read as what the gate makes of them.
+            # The range of a hard sigmoid is 0 to 1. Dividing its scale by the slope turns that range into the
+            # corresponding range of the convolution's output.
             slope = attributes_of(gate).get("alpha", 0.2)
             affine = Affine(1 / LEVELS, 0)
             written = self._parameters(f"{name}_before", Affine(affine.scale / slope, 0))
@@ -137,17 +141,17 @@ class _Writer:
         axis = 0 if node.op_type == "Conv" or attributes_of(node).get("transB", 0) else 1
         weight = self._dequantized(node.input[1], rounded.weights, rounded.scales, axis)
         bias = rounded.bias.astype(np.float64)
-        gate = gate_after(self.network, node)
+        gate = fused_gate(self.network, node)
         if gate:
             attributes = attributes_of(gate)
             bias = bias + attributes.get("beta", 0.5) / attributes.get("alpha", 0.2)
         scales = np.float32(self._scale(node.input[0])) * rounded.scales
         limits = np.iinfo(np.int32)
-        # Weights near zero have a scale that a very large bias does not fit.
+        # With weights near zero, the scale is so small that a very large bias overflows int32.
         integers = np.clip(np.round(bias / scales.astype(np.float64)), limits.min, limits.max).astype(np.int32)
         name = node.input[2] if len(node.input) > 2 else f"{node.input[1]}_bias"
         inputs = [x, weight, self._dequantized(name, integers, scales, 0)]
-        if after_activation(self.network, node) in self.affine:
+        if activated_output(self.network, node) in self.affine:
             self._finish(node, self._node(node.op_type, inputs, **attributes_of(node)))
         else:
             self._node(node.op_type, inputs, node.output[0], **attributes_of(node))
@@ -167,7 +171,7 @@ class _Writer:
     def _append_hard_swish(self, node: onnx.NodeProto) -> None:
         """Append x · clip(x + 3, 0, 6) / 6 in integers.
 
-        The integers of x, cut at those of -3 and 3, are the second factor with another scale and zero point.
+        The second factor is the integers of x, clipped to -3…3 and read with another scale and zero point.
         """
         name = node.input[0]
         x, affine = self._integers(name), self.affine[name]

@@ -1,4 +1,4 @@
-"""ONNX graphs run by PyTorch, node by node, so that an error of an output can be traced back to each activation."""
+"""Run ONNX graphs node by node in PyTorch, so that gradients of the outputs reach every activation."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ Attributes = Mapping[str, Any]
 
 
 class Network:
-    """A graph, whose tensors are known by name.
+    """An ONNX graph with its tensors indexed by name.
 
     Args:
-        graph: with one input, the images.
+        graph: a graph whose only input is the images.
     """
 
     def __init__(self, graph: onnx.ModelProto) -> None:
@@ -29,7 +29,7 @@ class Network:
         self.image: str = graph.graph.input[0].name
         self.outputs = [output.name for output in graph.graph.output]
         self.constants = {
-            # A copy: arrays of ONNX cannot be written to, which PyTorch warns of.
+            # PyTorch warns about ONNX's read-only arrays, hence the copy.
             constant.name: torch.from_numpy(numpy_helper.to_array(constant).copy())
             for constant in graph.graph.initializer
         }
@@ -39,7 +39,7 @@ class Network:
                 self.consumers.setdefault(name, []).append(node)
 
     def only_consumer(self, tensor: str) -> onnx.NodeProto | None:
-        """Return the one node that reads a tensor, or None where several do, or where it is an output."""
+        """Return the only node that reads a tensor; None if several do or the tensor is a graph output."""
         consumers = self.consumers.get(tensor, [])
         return consumers[0] if len(consumers) == 1 and tensor not in self.outputs else None
 
@@ -48,7 +48,7 @@ class Network:
         return tensor in self.constants
 
     def last_uses(self) -> dict[int, list[str]]:
-        """Return index of a node → tensors that no later node reads."""
+        """Return node index → tensors that are not read after that node."""
         last = {name: index for index, node in enumerate(self.nodes) for name in (*node.input, *node.output)}
         uses: dict[int, list[str]] = {}
         for name, index in last.items():
@@ -63,11 +63,14 @@ def attributes_of(node: onnx.NodeProto) -> dict[str, Any]:
 
 
 def run_node(node: onnx.NodeProto, inputs: Sequence[Tensor | None]) -> list[Tensor]:
-    """Return the outputs of a node; those of other operators than networks are made of have no gradients.
+    """Run a node. Gradients pass through the operators in `OPERATORS` only; other nodes run in ONNX Runtime.
 
     Args:
-        node: of the graph.
-        inputs: in the order of the node's, with None for those that are left out.
+        node: a node of the graph.
+        inputs: inputs in the node's order, None for omitted ones.
+
+    Returns:
+        The outputs.
     """
     operator = OPERATORS.get(node.op_type)
     result = operator(attributes_of(node), *inputs) if operator else None
@@ -100,7 +103,16 @@ def _convolution(attributes: Attributes, x: Tensor, weight: Tensor, bias: Tensor
 
 
 def padding_of(attributes: Attributes, size: Sequence[int], kernel: Sequence[int]) -> tuple[int, int, int, int]:
-    """Return the pixels that a convolution adds at the top, left, bottom and right of a map of a size."""
+    """Return the padding of a convolution in pixels.
+
+    Args:
+        attributes: attributes of the node.
+        size: (height, width) of the input.
+        kernel: (height, width) of the kernel.
+
+    Returns:
+        Padding at the top, left, bottom and right.
+    """
     if attributes.get("auto_pad", b"NOTSET") != b"SAME_UPPER":
         top, left, bottom, right = attributes.get("pads", [0] * 4)
         return top, left, bottom, right
@@ -131,7 +143,7 @@ def _hard_sigmoid(attributes: Attributes, x: Tensor) -> Tensor:
 def _resize(
     attributes: Attributes, x: Tensor, _: Tensor | None = None, __: Tensor | None = None, sizes: Tensor | None = None
 ) -> Tensor | None:
-    """Resize as PyTorch does it; None for what differs from it."""
+    """Resize as PyTorch does; None for modes that PyTorch does not have."""
     if sizes is None or x.ndim != 4:
         return None
     size = sizes[-2:].tolist()
@@ -187,4 +199,4 @@ OPERATORS: dict[str, Callable[..., Tensor | None]] = {
     "Sub": lambda _, x, y: x - y,
     "Transpose": lambda attributes, x: x.permute(attributes["perm"]),
 }
-"""Operators of ONNX that have gradients; one that returns None leaves the node to ONNX Runtime."""
+"""ONNX operators implemented in PyTorch. A function that returns None leaves the node to ONNX Runtime."""

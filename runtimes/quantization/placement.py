@@ -1,4 +1,4 @@
-"""Which operators of a graph are computed in integers."""
+"""Choose which operators of a graph run in integers."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from featuretap.runtimes.quantization.network import Network, attributes_of
 LAYERS = ("Conv", "Gemm")
 
 FINEST_STRIDE = 4
-"""Stride of the first maps in integers. The layers before have few weights and large errors: rounding those of the
-first depthwise convolution alone changes MobileNetV2's C5 by 12 %. In float32 they are as fast in ONNX Runtime."""
+"""Stride of the first maps that are quantized. Earlier layers have few weights but large errors: quantizing the first
+depthwise convolution alone changes MobileNetV2's C5 by 12 %. In ONNX Runtime they are as fast in float32."""
 
 
 @dataclass(frozen=True)
 class Placement:
-    """The parts of a graph that are computed in integers.
+    """The parts of a graph that run in integers.
 
     Args:
         nodes: names of the nodes.
-        activations: tensors that are stored in integers, in the order of the graph.
+        activations: names of the tensors stored as integers, in graph order.
     """
 
     nodes: frozenset[str]
@@ -30,11 +30,14 @@ class Placement:
 
 
 def place(network: Network, in_float: Collection[str] = ()) -> Placement:
-    """Choose the nodes of a network that are computed in integers.
+    """Choose the nodes of a network that run in integers.
 
     Args:
-        network: in float32.
-        in_float: layers, by `layer_name`, that stay in float32.
+        network: the float32 network.
+        in_float: names of layers that stay in float32, as `layer_name` returns them.
+
+    Returns:
+        The placement.
     """
     in_float_tensors = _early_tensors(network) | _logits(network)
     nodes: set[str] = set()
@@ -42,26 +45,26 @@ def place(network: Network, in_float: Collection[str] = ()) -> Placement:
     for node in network.nodes:
         inputs = [name for name in node.input if name and not network.is_constant(name)]
         is_layer = node.op_type in LAYERS and network.is_constant(node.input[1])
-        # Sums, products and means cost less in integers only where what they read is in integers.
+        # Sums, products and means are faster in integers only if all of their inputs are integers already.
         joins = node.op_type in ("Add", "Mul", "HardSwish", "GlobalAveragePool") and len(inputs) == len(node.input)
         joins = joins and all(name in activations for name in inputs)
         if node.output[0] in in_float_tensors or not (is_layer or joins) or (is_layer and layer_name(node) in in_float):
             continue
         nodes.add(node.name)
         activations |= dict.fromkeys(inputs)
-        # Logits beyond the range would be cut to one value, and any of them be the largest.
+        # Logits stay in float32: clipped to the range, the largest ones would become equal.
         if node.op_type != "Gemm" or network.only_consumer(node.output[0]):
-            activations[after_activation(network, node)] = None
+            activations[activated_output(network, node)] = None
     return Placement(frozenset(nodes), tuple(activations))
 
 
 def layer_name(node: onnx.NodeProto) -> str:
-    """Return the name of a convolution or linear layer: its path in the network."""
+    """Return the name of a convolution or linear layer, its path in the network."""
     return node.input[1].removesuffix(".weight")
 
 
-def absorbed(network: Network, node: onnx.NodeProto) -> list[onnx.NodeProto]:
-    """Return the ReLUs after a node, which the range of integers replaces: values beyond it are cut."""
+def fused_relus(network: Network, node: onnx.NodeProto) -> list[onnx.NodeProto]:
+    """Return the ReLUs after a node. Clipping to the integer range replaces them."""
     found: list[onnx.NodeProto] = []
     after = network.only_consumer(node.output[0])
     while after is not None and after.op_type in ("Relu", "Clip"):
@@ -70,24 +73,25 @@ def absorbed(network: Network, node: onnx.NodeProto) -> list[onnx.NodeProto]:
     return found
 
 
-def after_activation(network: Network, node: onnx.NodeProto) -> str:
-    """Return the tensor of a node's output after its ReLUs and its gate's hard sigmoid."""
-    last = [node, *absorbed(network, node)][-1]
-    gate = gate_after(network, node)
+def activated_output(network: Network, node: onnx.NodeProto) -> str:
+    """Return the output tensor of a node after its ReLUs or its hard sigmoid."""
+    last = [node, *fused_relus(network, node)][-1]
+    gate = fused_gate(network, node)
     return (gate or last).output[0]
 
 
-def gate_after(network: Network, node: onnx.NodeProto) -> onnx.NodeProto | None:
-    """Return the hard sigmoid after a convolution with a bias, which integers compute as a part of it."""
+def fused_gate(network: Network, node: onnx.NodeProto) -> onnx.NodeProto | None:
+    """Return the hard sigmoid after a convolution with a bias, or None. Integers compute both as one layer."""
     after = network.only_consumer(node.output[0])
     is_gate = after is not None and after.op_type == "HardSigmoid" and node.op_type == "Conv" and len(node.input) == 3
     return after if is_gate else None
 
 
 def _early_tensors(network: Network) -> set[str]:
-    """Return the tensors up to the last of those with the fewest channels at a stride below `FINEST_STRIDE`.
+    """Return the tensors that come before the first quantized layer.
 
-    Of inverted bottlenecks that is C1: the next layer expands it, and computes much in integers.
+    They end at the last tensor with the fewest channels at a stride below `FINEST_STRIDE`. In networks of inverted
+    bottlenecks that is C1: the next layer expands it and gains most from integers.
     """
     strides, channels = {network.image: 1}, {network.image: 0}
     early: list[str] = []
@@ -110,9 +114,9 @@ def _early_tensors(network: Network) -> set[str]:
 
 
 def _logits(network: Network) -> set[str]:
-    """Return the logits of segmenters: what is resized to be an output, and the sums that it consists of.
+    """Return the logits of segmenters: the inputs of resized outputs, and the terms they are summed from.
 
-    Integers are coarse for images of another size than those that ranges were measured on.
+    Quantized logits are inaccurate on images of another size than the calibration images.
     """
     found = {node.input[0] for node in network.nodes if node.op_type == "Resize" and node.output[0] in network.outputs}
     for node in reversed(network.nodes):

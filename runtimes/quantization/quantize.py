@@ -1,6 +1,6 @@
-"""`registry.quantize`: models in 8-bit integers as ONNX files, compared with the float ones.
+"""`registry.quantize`: write models in 8-bit integers as ONNX files and compare them with float32.
 
-How integers are fitted is in `method.py`; each step is measured in docs/quantization.md.
+The method is in `method.py`. docs/quantization.md measures the effect of each step.
 """
 
 from __future__ import annotations
@@ -44,16 +44,16 @@ if TYPE_CHECKING:
     from featuretap.catalogue.catalogue import Catalogue
 
 QUANTIZED = "featuretap.quantized"
-"""Metadata key of the method, in JSON."""
+"""Metadata key of the quantization method, as JSON."""
 
 METHOD = {
     "format": "QDQ",
-    "weights": "int8 per channel, each rounded to make up for the errors of those before",
+    "weights": "int8 per channel, rounded with error compensation (GPTQ)",
     "activations": "uint8",
-    "ranges": "least effect on the outputs",
+    "ranges": "smallest error of the outputs",
     "float32": "up to the last map at stride 2 with the fewest channels",
 }
-"""The method as files state it."""
+"""The method as recorded in the file's metadata."""
 
 ROUNDS, WARM_UP = 20, 3
 
@@ -71,31 +71,36 @@ def quantize(
     evaluate: Evaluate | None = None,
     begin: Begin = log_steps,
 ) -> Report:
-    """Write a model in 8-bit integers as an ONNX file, which `registry.compile` opens; see `Registry.quantize`.
+    """Write a model in 8-bit integers as an ONNX file; see `Registry.quantize`.
 
     Args:
-        catalogue: of the registry.
-        model: a backbone, classifier, pyramid, segmenter, SSDLite or SSD with trained weights.
-        path: ends in .onnx.
+        catalogue: the registry's catalogue.
+        model: a trained backbone, classifier, pyramid, segmenter, SSDLite or SSD.
+        path: path of the file, which must end in .onnx.
         images: folders and files to calibrate on.
-        evaluate_on: others, on which the result is compared with the float model; by default every fifth of `images`.
-        size: (height, width) in pixels that the model takes and that images are resized to; None for any, with images
-            as the weights' preprocessing prepares them.
-        threads: of the runtime when both models are timed; None for as many as PyTorch has.
-        budget: maximum relative error of an output, or with `evaluate` points of its metric that may be lost.
-        evaluate: evaluates an exported file on labelled images.
-        begin: called with the label of each step and the number of its parts; it returns what is called after each.
+        evaluate_on: folders and files to compare the result with float32 on; if empty, every fifth file of `images`.
+        size: (height, width) in pixels of the model's input, to which images are resized. None accepts any size and
+            prepares images with the checkpoint's preprocessing.
+        threads: number of runtime threads for timing; None for PyTorch's number.
+        budget: maximum relative error of an output or, with `evaluate`, maximum loss in points of the metric.
+        evaluate: evaluates an exported file on labeled images.
+        begin: starts a progress step: it takes a label and the number of items, and returns a function to call after
+            each item.
+
+    Returns:
+        The report, with sizes, timings and agreement.
 
     Raises:
-        OptionError: another suffix than .onnx, an invalid budget, or a model that ends before the layers in integers.
-        HeadError: another detector, or a detector among several heads.
-        ExportError: the ONNX file in float32 computes something else than the model, a runtime does not run it, or the
-            budget does not hold even with all layers in float32.
+        OptionError: the path does not end in .onnx, the budget is invalid, or the model ends before the first quantized
+            layer.
+        HeadError: the detector is not supported, or the model has several heads with a detector among them.
+        ExportError: the float32 ONNX file does not match the model, a runtime does not run it, or the budget is not met
+            even with all layers in float32.
     """
-    check_extra("quantising", ONNX.extra, ONNX.modules)
+    check_extra("quantization", ONNX.extra, ONNX.modules)
     if path.suffix != ".onnx":
-        raise OptionError(f"the quantised model would be an ONNX file; give {str(path)!r} a name that ends in .onnx")
-    check_budget(budget, labelled=evaluate is not None)
+        raise OptionError(f"quantized models are written as ONNX; got {str(path)!r}, use a name that ends in .onnx")
+    check_budget(budget, labeled=evaluate is not None)
     _check_head(unwrap(model, "registry.quantize reads").description)
     prepared = replace(prepare_model(model, size), session=ONNX.session)
     prepared.check_on_cpu("onnxruntime")
@@ -106,13 +111,13 @@ def quantize(
     import onnx
 
     from featuretap.runtimes.model_graphs import written_or_traced
-    from featuretap.runtimes.quantization.calibrated_model import calibrate_model, call_of
+    from featuretap.runtimes.quantization.calibrated_model import calibrate_model, make_call
 
     def images_to_compare(files: Sequence[ImageFile], done: Callable[[], object] = lambda: None) -> Iterator[Tensor]:
         return read_images(files, transform, "compare on", bad_to_compare, done)
 
     threads = threads or torch.get_num_threads()
-    with keep_on_success(path) as written, library_errors(f"cannot quantise {prepared.label}"):
+    with keep_on_success(path) as written, library_errors(f"cannot quantize {prepared.label}"):
         written_or_traced(prepared, lambda model: write_verified(catalogue, model, ONNX, written, begin))
         exported, bytes_before = onnx.load(written), written.stat().st_size
         score = None if evaluate is None else evaluate(written)
@@ -120,9 +125,10 @@ def quantize(
         calibrated = calibrate_model(prepared, exported, images_read, threads, begin)
         if not calibrated.layers:
             raise OptionError(
-                f"no layer of {prepared.label} would be in integers, since the first ones stay in float32; export it",
+                f"cannot quantize {prepared.label}: it ends before the first layer that runs in integers; export it "
+                "in float32 with registry.export"
             )
-        kept, spent = Selection(), None
+        selection, used_budget = Selection(), None
         if budget is not None:
             few = list(images_to_compare(sample_files(files_to_compare, SENSITIVITY_IMAGES)))
 
@@ -134,22 +140,22 @@ def quantize(
 
             measure = RELATIVE_ERROR if score is None else f"points of {score.metric}"
             error_of = partial(calibrated.measure_error, few)
-            kept = select_layers(calibrated.layers, budget, measure, error_of, loss_of, begin)
-            spent = Budget(measure, budget, kept.loss)
-        quantised = calibrated.file(kept.in_float)
-        bytes_added = quantised.ByteSize() - calibrated.file().ByteSize() if kept.in_float else 0
+            selection = select_layers(calibrated.layers, budget, measure, error_of, loss_of, begin)
+            used_budget = Budget(measure, budget, selection.loss)
+        quantized = calibrated.file(selection.in_float)
+        bytes_added = quantized.ByteSize() - calibrated.file().ByteSize() if selection.in_float else 0
         method: dict[str, Any] = {**METHOD, "images": calibrated.images}
-        if kept.in_float:
-            method["in_float32"] = list(kept.in_float)
-        quantised.metadata_props.add(key=QUANTIZED, value=json.dumps(method, sort_keys=True))
+        if selection.in_float:
+            method["in_float32"] = list(selection.in_float)
+        quantized.metadata_props.add(key=QUANTIZED, value=json.dumps(method, sort_keys=True))
         done = begin("comparing with float32", len(files_to_compare))
-        agreement = calibrated.measure_agreement(images_to_compare(files_to_compare, done), kept.in_float)
+        agreement = calibrated.measure_agreement(images_to_compare(files_to_compare, done), selection.in_float)
         image = next(images_to_compare(files_to_compare))
-        graphs = {"float32": exported, "int8": quantised}
-        calls = {name: call_of(graph, prepared.signature.outputs, threads) for name, graph in graphs.items()}
+        graphs = {"float32": exported, "int8": quantized}
+        calls = {name: make_call(graph, prepared.signature.outputs, threads) for name, graph in graphs.items()}
         runs = {name: partial(call, {IMAGE: image.numpy()}) for name, call in calls.items()}
         timings = time_interleaved(runs, ROUNDS, WARM_UP, PAUSE, begin("timing", len(runs) * (ROUNDS + WARM_UP)))
-        written.write_bytes(quantised.SerializeToString())
+        written.write_bytes(quantized.SerializeToString())
     return Report(
         path=path,
         bytes_before=bytes_before,
@@ -161,23 +167,23 @@ def quantize(
         held_back=not evaluate_on,
         bad=bad | bad_to_compare,
         agreement=agreement,
-        budget=spent,
-        in_float32=kept.in_float,
+        budget=used_budget,
+        in_float32=selection.in_float,
         bytes_added=bytes_added,
-        sensitivity=kept.sensitivity,
+        sensitivity=selection.sensitivity,
     )
 
 
 def _check_head(description: Description) -> None:
-    """Refuse detectors among several heads, and those whose graph is not written from their specs."""
+    """Check that a model's heads can be quantized: no detector among several heads, none without ONNX nodes."""
     detector = next((name for name, head in description.heads.items() if head.preprocessing.inside), None)
     if detector is not None:
         raise HeadError(
-            f"the head {detector!r} finds objects, and detectors are not quantized beside other heads",
-            hint=Hint("quantize the heads one by one:", f"registry.select_head(model, {detector!r})"),
+            f"cannot quantize the detector {detector!r} together with other heads",
+            hint=Hint("quantize each head separately:", f"registry.select_head(model, {detector!r})"),
         )
     if description.preprocessing.inside and not outputs_by_spec(description):
         raise HeadError(
-            f"the head {description.head!r} is not quantized, since its graph is not written from its spec; take "
-            "'ssdlite' or 'ssd', or quantize the backbone that its taps come from"
+            f"cannot quantize the head {description.head!r}: featuretap has no ONNX nodes for it; use 'ssdlite' or "
+            "'ssd', or quantize the backbone without a head"
         )

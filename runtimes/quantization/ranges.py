@@ -1,4 +1,4 @@
-"""The ranges that 8-bit integers cover, by the error that they cause in the outputs."""
+"""Choose activation ranges by their effect on the outputs."""
 
 from __future__ import annotations
 
@@ -7,26 +7,26 @@ import numpy as np
 from featuretap.runtimes.quantization.statistics import Array, Statistics
 
 LEVELS = 255
-"""Steps of 8-bit integers."""
+"""Number of steps of an 8-bit integer."""
 
 FRACTIONS = 0.9 ** np.arange(32)
-"""Candidates of a limit, relative to the extreme: 1 to 0.04."""
+"""Candidate limits as fractions of the extreme value, from 1 to 0.04."""
 
 BINS = 2048
-"""Of the histogram of an activation over all channels."""
+"""Number of histogram bins of an activation, over all channels."""
 
 ROUNDS = 3
-"""Of the search for both limits in turn."""
+"""Number of rounds in which both limits are searched in turn."""
 
 SMALLEST = 1e-8
-"""Of a range, for activations that are zero on all images."""
+"""Minimum upper limit, for activations that are zero on all images."""
 
 
-def best_range(statistics: Statistics) -> tuple[float, float]:
-    """Return the limits of an activation, which include 0, with the least weighted squared error of 8-bit integers."""
+def find_best_range(statistics: Statistics) -> tuple[float, float]:
+    """Return the limits (low, high) with the smallest weighted squared quantization error. The range includes 0."""
     lowest, highest = float(statistics.low.min()), max(float(statistics.high.max()), SMALLEST)
     edges = np.linspace(lowest, highest, BINS + 1)
-    weights, _ = np.histogram(statistics.centres, edges, weights=statistics.weights)
+    weights, _ = np.histogram(statistics.centers, edges, weights=statistics.weights)
     values = (edges[1:] + edges[:-1]) / 2
     low, high = lowest, highest
     for _ in range(ROUNDS if lowest else 1):

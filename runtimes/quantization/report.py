@@ -1,4 +1,4 @@
-"""The result of a quantisation."""
+"""The quantization report."""
 
 from __future__ import annotations
 
@@ -14,26 +14,26 @@ from featuretap.support.timing import Timing
 
 @dataclass(frozen=True)
 class Report:
-    """The result of a quantisation.
+    """The result of a quantization.
 
     Args:
-        path: of the quantised file.
-        bytes_before: size of the float model as ONNX.
-        bytes_after: size of the quantised file.
-        timings: "float32" and "int8" → time of a call with one image in ONNX Runtime.
-        shape: of the images of the calls, (1, C, H, W).
-        calibrated: number of images that ranges were measured on.
-        evaluated: names of the images that `agreement` was measured on; none of them was calibrated on.
-        held_back: whether those were a part of the given images.
-        bad: names of images that could not be read → why.
-        agreement: output → similarity to the float model's; of a detector, of the predictions "cls_logits" and
-            "bbox_regression" that its boxes are selected from.
-        budget: the limit and what of it is used; None without one.
-        in_float32: layers that are computed in float32 to hold the budget, most sensitive first. A layer is the name of
+        path: the quantized file.
+        bytes_before: size of the float32 ONNX file.
+        bytes_after: size of the quantized file.
+        timings: "float32" and "int8" → time per call with one image in ONNX Runtime.
+        shape: shape of the timed image, (1, C, H, W).
+        calibrated: number of calibration images.
+        evaluated: names of the images that `agreement` was measured on. None of them is a calibration image.
+        held_back: whether the evaluated images were held out from `images`.
+        bad: unreadable file → reason.
+        agreement: output → agreement with the float32 model. For detectors, the outputs are the predictions
+            "cls_logits" and "bbox_regression" before box selection.
+        budget: the budget and the loss; None without a budget.
+        in_float32: layers that stay in float32 to meet the budget, most sensitive first. A layer's name is the name of
             its weights without ".weight".
-        bytes_added: that these layers add to the file.
-        sensitivity: layer → relative error of the outputs with only this layer in integers, largest first: that of the
-            worst output, a mean over a few of the images of `agreement`. Empty without a budget.
+        bytes_added: increase of the file size by these layers.
+        sensitivity: layer → relative error of the worst output if only this layer is quantized, averaged over a few of
+            the evaluated images; largest first. Empty without a budget.
     """
 
     path: Path
@@ -52,7 +52,7 @@ class Report:
     sensitivity: Mapping[str, float] = field(default_factory=dict)
 
     def as_json(self) -> dict[str, Any]:
-        """Return everything as JSON values; times are in seconds."""
+        """Return the report as JSON values, with times in seconds."""
         summary = ("median", "quartiles", "ratio", "ratio_quartiles")
         return {
             "path": str(self.path),

@@ -1,4 +1,4 @@
-"""Weights rounded so that the errors of a layer's outputs cancel, and biases that take up what is left on average."""
+"""Round weights with error compensation (GPTQ), and correct biases for the remaining mean error."""
 
 from __future__ import annotations
 
@@ -17,38 +17,39 @@ from featuretap.runtimes.quantization.network import Network, attributes_of, pad
 from featuretap.runtimes.quantization.placement import LAYERS, Placement
 
 LARGEST = 127
-"""Of the integers of weights."""
+"""Largest absolute value of a weight's integer."""
 
 LARGEST_SUM = 128
-"""Of the weights of two neighbouring input channels. Processors without VNNI add the products of both with activations
-up to 255 in 16 bits, which saturate beyond; depthwise convolutions are summed in 32 bits everywhere."""
+"""Largest absolute sum of the integers of two neighboring input channels. Processors without VNNI add two products with
+uint8 activations in saturating 16-bit arithmetic. Depthwise convolutions are exempt: all processors sum them in 32
+bits."""
 
 FRACTIONS = (0.7, 0.8, 0.9, 1.0, 1.1, 1.2, 1.35, 1.5, 1.75, 2.0)
-"""Candidates of the value of a channel's largest integer, relative to its largest weight."""
+"""Candidate values of a channel's largest integer, as fractions of its largest weight."""
 
 DAMPING = 0.01
-"""Added to the diagonal of a layer's Gram matrix, relative to its mean."""
+"""Damping of the Gram matrix, as a fraction of its mean diagonal."""
 
 MAXIMUM_COLUMNS = 4096
-"""Weights of an output channel up to which the Gram matrix of a layer is computed; larger layers are rounded to the
-nearest integers."""
+"""Maximum number of weights per output channel for error compensation. Larger layers are rounded to the nearest
+integers."""
 
 SMALLEST_RELATIVE = 1e-4
-"""Minimum of a channel's largest weight, relative to that of the layer. A bias is stored in 32 bits, in steps that
-follow from the weights' scale; for channels with weights near zero they would not hold it."""
+"""Lower bound of a channel's largest weight, as a fraction of the layer's largest weight. The step of the int32 bias is
+proportional to the weight scale, so that weights near zero would make the bias overflow."""
 
 SMALLEST = 1e-12
-"""Added to the diagonal as well, for inputs that are all zero."""
+"""Constant damping of the Gram matrix, for inputs that are all zero."""
 
 
 @dataclass(frozen=True)
 class Rounded:
-    """Integers of a layer.
+    """Integer weights of a layer.
 
     Args:
-        weights: int8, in the shape of the layer's weights.
-        scales: of each output channel (O,).
-        bias: in float (O,), corrected.
+        weights: int8 weights in the layer's shape.
+        scales: scale of each output channel (O,).
+        bias: corrected float bias (O,).
     """
 
     weights: NDArray[np.int8]
@@ -63,19 +64,22 @@ def round_layers(
     images: Tensor,
     begin: Callable[[int], Callable[[], object]],
 ) -> dict[str, Rounded]:
-    """Return weight's name → integers of each layer, in the order of the network.
+    """Round the weights of all quantized layers, in the order of the network.
 
-    Weights are rounded one input at a time, and the error of each is made up for by those that follow (GPTQ, arXiv
-    2210.17323, algorithm 1), on what the layer reads in the network whose earlier layers are in integers already. Then
-    the mean error of each output channel is subtracted from the bias (empirical bias correction, arXiv 1906.04721,
-    appendix D).
+    The weights of an output channel are rounded in turn, and the remaining ones compensate for the error (GPTQ, arXiv
+    2210.17323, algorithm 1). The inputs of a layer come from the network with all earlier layers quantized. The mean
+    error of each output channel is then subtracted from the bias (empirical bias correction, arXiv 1906.04721, appendix
+    D).
 
     Args:
-        network: in float32.
-        placement: of the integers.
-        affine: activation → its scale and zero point.
-        images: (N, C, H, W).
-        begin: called with the number of layers; it returns what is called after each.
+        network: the float32 network.
+        placement: the operators that run in integers.
+        affine: activation → scale and zero point.
+        images: preprocessed images (N, C, H, W).
+        begin: takes the number of layers and returns a function to call after each layer.
+
+    Returns:
+        Weight name → integers of the layer.
     """
     rounded: dict[str, Rounded] = {}
     known: dict[str, Tensor] = {network.image: _stored(network.image, images, affine), **network.constants}
@@ -110,11 +114,10 @@ def _stored(name: str, values: Tensor, affine: Mapping[str, Affine]) -> Tensor:
 
 
 def _round(node: onnx.NodeProto, x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the integers of a layer's weights, and the scales (O,) of its output channels."""
+    """Return the integer weights of a layer and the scales (O,) of its output channels."""
     groups = attributes_of(node).get("group", 1)
     transposed = node.op_type == "Gemm" and not attributes_of(node).get("transB", 0)
-    # (G, O / G, K), with the K weights of each output channel in the order in which they are summed: by place, then by
-    # input channel.
+    # (G, O / G, K): the K weights of each output channel in summation order, by kernel position, then input channel.
     rows = (weight.T if transposed else weight).flatten(1)
     order = torch.arange(rows.shape[1]).reshape(weight.shape[0 if transposed else 1], -1).T.flatten()
     rows = rows[:, order].reshape(groups, -1, rows.shape[1]).double()
@@ -130,7 +133,7 @@ def _round(node: onnx.NodeProto, x: Tensor, weight: Tensor) -> tuple[Tensor, Ten
 
 
 def _gram(node: onnx.NodeProto, x: Tensor, weight: Tensor, groups: int) -> Tensor:
-    """Return the sums of products (G, K, K) of the inputs that the weights of a channel are multiplied with."""
+    """Return the Gram matrices (G, K, K) of the inputs that are multiplied with an output channel's weights."""
     if node.op_type == "Gemm":
         return (x.T.double() @ x.double())[None]
     attributes = attributes_of(node)
@@ -151,20 +154,20 @@ def _gram(node: onnx.NodeProto, x: Tensor, weight: Tensor, groups: int) -> Tenso
 
 
 def _scales(rows: Tensor, gram: Tensor | None, limit: int) -> Tensor:
-    """Return the scales (G, O / G, 1) with the least squared error, weighted by the squares of the inputs."""
+    """Return the scales (G, O / G, 1) with the smallest squared error, weighted by the squared inputs."""
     extremes = rows.abs().amax(2, keepdim=True)
-    # Of weights that are all zero, any scale will do.
+    # Any scale suits a layer whose weights are all zero.
     extremes = extremes.clamp(min=SMALLEST_RELATIVE * (float(extremes.max()) or 1.0)) / LARGEST
     importance = torch.ones(1, 1, 1) if gram is None else gram.diagonal(dim1=1, dim2=2)[:, None]
     candidates = torch.stack([extremes * fraction for fraction in FRACTIONS])
     rounded = [_nearest(rows, scales, limit) * scales for scales in candidates]
     errors = torch.stack([((values - rows).square() * importance).sum(2) for values in rounded])
-    # Those of the integers as they are stored.
+    # Files store float32 scales, so the integers must be computed with the rounded scale.
     return candidates.gather(0, errors.argmin(0)[None, :, :, None])[0].float().double()
 
 
 def _nearest(rows: Tensor, scales: Tensor, limit: int) -> Tensor:
-    """Return the integers of weights, the second of each pair cut where their absolute sum is beyond a limit."""
+    """Return the nearest integers. The second integer of each pair is clipped if their absolute sum exceeds `limit`."""
     integers = (rows / scales).round().clamp(-LARGEST, LARGEST)
     seconds = integers[:, :, 1::2]
     firsts = integers[:, :, : 2 * seconds.shape[2] : 2]
@@ -173,14 +176,16 @@ def _nearest(rows: Tensor, scales: Tensor, limit: int) -> Tensor:
 
 
 def _compensated(rows: Tensor, gram: Tensor | None, scales: Tensor, limit: int) -> Tensor:
-    """Return the integers (G, O / G, K) of weights.
+    """Round weights in turn, with compensation for earlier errors.
 
     Args:
-        rows: the weights.
-        gram: Gram matrices (G, K, K) of the inputs, to compensate for the errors of earlier weights; None for no
-            compensation.
-        scales: of the output channels (G, O / G, 1).
-        limit: of the absolute sum of each pair of integers.
+        rows: the weights (G, O / G, K).
+        gram: Gram matrices (G, K, K) of the inputs; None rounds to the nearest integers.
+        scales: scales (G, O / G, 1) of the output channels.
+        limit: maximum absolute sum of each pair of integers.
+
+    Returns:
+        The integers (G, O / G, K).
     """
     if gram is None:
         return _nearest(rows, scales, limit)
@@ -197,7 +202,7 @@ def _compensated(rows: Tensor, gram: Tensor | None, scales: Tensor, limit: int) 
 
 
 def _inverse_factor(gram: Tensor) -> Tensor:
-    """Return the upper Cholesky factor of the inverse of Gram matrices (G, K, K)."""
+    """Return the upper Cholesky factors of the inverse Gram matrices (G, K, K)."""
     diagonal = gram.diagonal(dim1=1, dim2=2)
     damping = DAMPING * diagonal.mean(1, keepdim=True) + SMALLEST
     damped = gram + torch.diag_embed(damping.expand_as(diagonal))

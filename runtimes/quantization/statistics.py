@@ -1,4 +1,4 @@
-"""Values of activations on images, weighted by how much the outputs depend on them."""
+"""Histograms of activations, weighted by their effect on the outputs."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from featuretap.runtimes.quantization.network import Network, run_node
 Array = NDArray[np.float64]
 
 BINS = 128
-"""Of a channel's histogram."""
+"""Number of histogram bins of a channel."""
 
 
 @dataclass(frozen=True)
@@ -23,9 +23,9 @@ class Statistics:
     """Histograms of an activation's channels.
 
     Args:
-        low: the smallest value of each channel (C,), at most 0.
-        high: the largest value of each channel (C,), at least 0.
-        weights: (C, BINS) sum of the squared derivatives of the outputs by the values in each bin.
+        low: minimum of each channel (C,), at most 0.
+        high: maximum of each channel (C,), at least 0.
+        weights: sum (C, BINS) over each bin of the squared derivatives of the outputs with respect to the values.
     """
 
     low: Array
@@ -33,8 +33,8 @@ class Statistics:
     weights: Array
 
     @property
-    def centres(self) -> Array:
-        """Centres (C, BINS) of the bins. The outer bins end at the extremes."""
+    def centers(self) -> Array:
+        """Bin centers (C, BINS). The outer bins end at the extremes."""
         steps = (np.arange(BINS) + 0.5) / BINS
         return self.low[:, None] + (self.high - self.low)[:, None] * steps
 
@@ -42,12 +42,21 @@ class Statistics:
 def measure(
     network: Network, activations: Sequence[str], images: Sequence[Tensor], done: Callable[[], object]
 ) -> dict[str, Statistics]:
-    """Return activation → statistics on images (1, C, H, W); `done` is called after each image.
+    """Measure the weighted histograms of activations.
 
-    An error of an activation counts by its effect on the outputs: the squared derivatives of random projections of the
-    outputs, each scaled to norm 1, are the diagonal of the Gauss-Newton matrix (as in BRECQ, arXiv 2102.05426). Without
-    them, the few outliers at the borders of MobileNetV2's last maps, on which the outputs hardly depend, would leave a
-    tenth of the integers to all other values.
+    A value's weight is its effect on the outputs: the squared derivatives of random projections of the outputs, each
+    scaled to norm 1, which estimate the diagonal of the Gauss-Newton matrix (as in BRECQ, arXiv 2102.05426). Without
+    these weights, a few outliers at the borders of MobileNetV2's last maps, which hardly affect the outputs, would
+    leave only a tenth of the integers for all other values.
+
+    Args:
+        network: the float32 network.
+        activations: names of the activations.
+        images: preprocessed images (1, C, H, W).
+        done: called after each image.
+
+    Returns:
+        Activation → statistics.
     """
     low: dict[str, Tensor] = {}
     high: dict[str, Tensor] = {}
@@ -88,7 +97,7 @@ def _by_channel(values: Tensor) -> Tensor:
 def _run(
     network: Network, image: Tensor, activations: Sequence[str], *, with_gradients: bool = False
 ) -> tuple[dict[str, Tensor], list[Tensor]]:
-    """Return the activations by name, and the outputs of floating point."""
+    """Return the activations by name, and the floating-point outputs."""
     known: dict[str, Tensor] = {network.image: image, **network.constants}
     found: dict[str, Tensor] = {}
     uses = network.last_uses()

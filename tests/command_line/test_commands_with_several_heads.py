@@ -179,8 +179,8 @@ def test_a_head_is_extracted_and_joined_again(run: Run, tmp_path: Path, several:
         ),
         (
             ("quantize", "{path}", "{out}.onnx", "--images", "{images}"),
-            "the head 'objects' finds objects, and detectors are not quantized beside other heads; quantize the heads "
-            "one by one: --head objects",
+            "cannot quantize the detector 'objects' together with other heads; quantize each head separately: "
+            "--head objects",
         ),
         (
             ("save", SMALLEST, "{out}", "--weights", "none", *HEADS, "--layout", "timm"),

@@ -354,8 +354,8 @@ def test_norms_that_cannot_be_folded_stay_and_are_logged(
         fused = fuse(model)
     assert len(norms(fused)) == stay
     assert [record.getMessage() for record in caplog.records] == [
-        f"'somebodys': {stay} of {len(norms(model))} batch norms stay, since they are not known "
-        "to run right behind a convolution"
+        f"'somebodys': kept {stay} of {len(norms(model))} batch norms that are not known to directly follow a "
+        "convolution"
     ]
     assert (fused.description, fused.taps) == (model.description, model.taps)
     same(fused(PICTURES.double()), model(PICTURES.double()), 1e-12)
@@ -370,12 +370,12 @@ def refused(model: nn.Module) -> str:
 def test_models_that_cannot_be_fused_are_refused(registry: Registry, backbone: nn.Module) -> None:
     timms = registry.build("timm/mobilenetv3_small_100", features_only=True, taps=("C2",))
     assert refused(timms) == (
-        f"cannot fuse 'timm/mobilenetv3_small_100': none of its {len(norms(timms))} batch norms is known to run right "
-        "behind a convolution, without hooks on either; registry.compile(model) folds them by itself"
+        f"cannot fuse 'timm/mobilenetv3_small_100': none of its {len(norms(timms))} batch norms is known to directly "
+        "follow a convolution without hooks; use registry.compile(model)"
     )
     grouped = registry.build("mobilenet_v3_small", features_only=True, norm=lambda channels: nn.GroupNorm(8, channels))
-    assert refused(grouped).endswith(": it has no batch norms; use it as it is")
-    assert refused(fuse(backbone)) == "'mobilenet_v3_small' is fused already; use it as it is"
+    assert refused(grouped).endswith(": it has no batch norms; use it unchanged")
+    assert refused(fuse(backbone)) == "'mobilenet_v3_small' is already fused; use it unchanged"
     assert is_fused(fuse(backbone))
     assert not is_fused(backbone)
     assert refused(nn.Linear(1, 1)) == (

@@ -85,7 +85,7 @@ def test_a_model_is_compiled_on_the_device(registry: Registry, accelerator: torc
 
 
 def test_runtimes_for_the_cpu_refuse_a_model_on_the_device(registry: Registry, accelerator: torch.device) -> None:
-    with pytest.raises(OptionError, match=r"computes on the CPU, and the model is on .*; give model.cpu\(\)"):
+    with pytest.raises(OptionError, match=r"runs on the CPU, but the model is on .*; use model.cpu\(\)"):
         registry.compile(small(registry, features_only=True).to(accelerator), "onnxruntime")
 
 

@@ -86,7 +86,7 @@ def test_the_fastest_runtime_is_taken_and_logged(tiny: nn.Module, caplog: pytest
     assert all(choosing.FEWEST_ROUNDS <= len(timing.seconds) <= 20 for timing in compiled.timings.values())
     line = caplog.messages[-1]
     times = choosing.format_timings(compiled.timings)
-    assert line == f"'tiny': the runtime 'fast' is the fastest here: {times}"
+    assert line == f"'tiny': fastest runtime is 'fast': {times}"
     assert repr(compiled) == f"CompiledModel('tiny', runtime='fast', outputs=('C1', 'C2'), fastest of: {times})"
     images = torch.randn(1, 3, 40, 40)
     with torch.no_grad():
@@ -111,22 +111,22 @@ def test_only_runtimes_that_compile_quickly_are_tried(tiny: nn.Module) -> None:
     assert list(compiled.timings) == ["slow"]
 
 
-def test_runtimes_that_fail_are_left_out_with_the_reason(tiny: nn.Module, caplog: pytest.LogCaptureFixture) -> None:
+def test_runtimes_that_fail_are_skipped_with_the_reason(tiny: nn.Module, caplog: pytest.LogCaptureFixture) -> None:
     broken = [runtime(name) for name in ("failing", "wrong", "failing_for_one_size")]
     absent = runtime("fast", modules=("absent_engine",), requires="absent-engine")
     with caplog.at_level(logging.INFO, logger="featuretap"):
         compiled = registry_of(*broken, absent, runtime("slow")).compile(tiny, "auto")
     assert compiled.runtime == "slow"
-    left_out = [
-        (record.levelname, record.message.partition(" is left out: "))
+    skipped = [
+        (record.levelname, record.message.removeprefix("'tiny': skipped the runtime ").partition(": "))
         for record in caplog.records
-        if " is left out: " in record.message
+        if "skipped the runtime" in record.message
     ][:4]
-    assert [(level, label, reason[:45]) for level, (label, _, reason) in left_out] == [
-        ("WARNING", "'tiny': the runtime 'failing'", "runtime 'failing': 'test_choosing_a_runtime:f"),
-        ("WARNING", "'tiny': the runtime 'failing-for-one-size'", "MemoryError: too large"),
-        ("INFO", "'tiny': the runtime 'fast'", "the runtime 'fast' needs absent_engine; pip i"),
-        ("WARNING", "'tiny': the runtime 'wrong'", "what was made of 'tiny' is not kept, since fo"),
+    assert [(level, name, reason[:45]) for level, (name, _, reason) in skipped] == [
+        ("WARNING", "'failing'", "runtime 'failing': 'test_choosing_a_runtime:f"),
+        ("WARNING", "'failing-for-one-size'", "MemoryError: too large"),
+        ("INFO", "'fast'", "the runtime 'fast' needs absent_engine; pip i"),
+        ("WARNING", "'wrong'", "cannot compile or export 'tiny': for images ("),
     ]
 
 
@@ -135,7 +135,7 @@ def test_an_error_names_all_reasons_where_no_runtime_is_left(tiny: nn.Module) ->
     with pytest.raises(ExportError) as error:
         registry_of(runtime("failing"), absent).compile(tiny, "auto")
     assert str(error.value) == (
-        f"runtime='auto' finds no runtime for 'tiny': runtime 'failing': '{__name__}:failing' raised "
+        f"runtime='auto' found no runtime for 'tiny': runtime 'failing': '{__name__}:failing' raised "
         "ZeroDivisionError: no engine; the runtime 'fast' needs absent_engine; pip install 'absent-engine'"
     )
 
@@ -178,7 +178,7 @@ def test_exported_files_are_opened_by_the_fastest_runtime(registry: Registry, ti
     with pytest.raises(ExportError) as error:
         registry.compile("model.pt2", "auto")
     assert str(error.value) == (
-        "runtime='auto' finds no runtime for 'model.pt2': none that compiles quickly is for such files; name one"
+        "runtime='auto' found no runtime for 'model.pt2': none of those that compile quickly opens such files; name one"
     )
 
 

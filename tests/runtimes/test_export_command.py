@@ -59,7 +59,7 @@ def test_bad_input_is_one_line(run: Run, registry: Registry, tmp_path: Path) -> 
     target = tmp_path / "a.ts"
     refused(
         run("export", "mobilenet_v1", tmp_path / "a.xml", "--format", "onnx"),
-        "a file of the format 'onnx' ends in .onnx, and 'a.xml' does not",
+        "'a.xml' does not match the format 'onnx'; use a name that ends in .onnx",
     )
     refused(run("export", "mobilenet_v11", target), "no backbone named 'mobilenet_v11'; did you mean 'mobilenet_v1'?")
     weights = registry.save(registry.build("mobilenet_v1_025", num_classes=3), tmp_path / "three.safetensors")
@@ -73,8 +73,8 @@ def test_bad_input_is_one_line(run: Run, registry: Registry, tmp_path: Path) -> 
     )
     refused(
         run("export", "mobilenet_v3_small", tmp_path / "a.onnx", "--weights", "none", "--head", "retinanet"),
-        "the head 'retinanet' is exported to ONNX for one image of one size; give it, such as size=(320, 320), and no "
-        "batch, or export it as torchscript, which takes lists of images of any sizes",
+        "ONNX files of the head 'retinanet' take one image of a fixed size; set the size, such as size=(320, 320), "
+        "without a batch, or export as torchscript, which takes lists of images of any size",
     )
     assert not target.exists()
 

@@ -149,8 +149,8 @@ def test_aot_refuses_a_program_of_torch_export(files: Path, registry: Registry) 
     with pytest.raises(ExportError) as raised:
         registry.compile(path, "aot")
     assert str(raised.value) == (
-        f"{str(path)!r} is a program of torch.export, not a compiled one; read it with torch.export.load, or write one "
-        "that 'aot' opens with featuretap export NAME torch-export.pt2 --format aot"
+        f"{str(path)!r} is a torch.export program, not an AOTInductor package; open it with torch.export.load, or "
+        "write a package with featuretap export NAME torch-export.pt2 --format aot"
     )
 
 
@@ -211,10 +211,10 @@ def nothing(self: Any, image: Tensor) -> Any:
     [
         (
             shifted,
-            r"its 'C2' differs from the model's by 1, where the largest value is [0-9.]+; give the one size of images",
+            r"its output 'C2' differs from the model's by 1, with values up to [0-9.]+; set a fixed size",
         ),
-        (nothing, r"its 'C2' differs from the model's by nan, where the largest value is [0-9.]+; give the one"),
-        (cropped, r"its 'C2' is \(1, 12, 56, 41\), not \(1, 12, 57, 41\); give the one size of images that it is for"),
+        (nothing, r"its output 'C2' differs from the model's by nan, with values up to [0-9.]+; set a fixed size"),
+        (cropped, r"its output 'C2' is \(1, 12, 56, 41\), not \(1, 12, 57, 41\); set a fixed size"),
     ],
 )
 def test_a_file_that_computes_something_else_is_not_kept(
@@ -227,7 +227,7 @@ def test_a_file_that_computes_something_else_is_not_kept(
 ) -> None:
     (tmp_path / "a.pt2").write_text("older")
     monkeypatch.setattr(torch_runtimes.NamedInput, "forward", forward)
-    with pytest.raises(ExportError, match=rf"'tiny' is not kept, since for images \(1, 3, 225, 161\) {message}"):
+    with pytest.raises(ExportError, match=rf"'tiny': for images \(1, 3, 225, 161\) {message}"):
         registry.export(tiny, tmp_path / "a.pt2")
     assert [(file.name, file.read_text()) for file in tmp_path.iterdir()] == [("a.pt2", "older")]
 
@@ -243,7 +243,7 @@ def test_a_file_that_lacks_metadata_is_not_kept(
         return module, {name: value for name, value in metadata.items() if name != lost}
 
     monkeypatch.setattr(torch_runtimes, "load_script", loaded)
-    with pytest.raises(ExportError, match=f"^the torchscript file was written without what it should say .*: {lost}$"):
+    with pytest.raises(ExportError, match=f"^the written torchscript file lacks metadata: {lost}$"):
         registry.export(tiny, tmp_path / "a.ts")
     assert list(tmp_path.iterdir()) == []
 
@@ -257,14 +257,18 @@ def refused(registry: Registry, model: nn.Module, error: type[FeaturetapError], 
     ("name", "form", "message"),
     [
         ("a.onnx", "onxn", r"^no format named 'onxn'; did you mean 'onnx'\?$"),
-        ("a.onnx", "coreml", r"^no format named 'coreml'; formats are onnx, openvino, torch-export, aot, torchscript$"),
+        (
+            "a.onnx",
+            "coreml",
+            r"^no format named 'coreml'; available formats: onnx, openvino, torch-export, aot, torchscript$",
+        ),
         (
             "a.tflite",
             None,
-            r"^'a.tflite' does not end as an exported file does; endings are \.onnx \(onnx\), \.xml \(openvino\), ",
+            r"^'a.tflite' has no suffix of an export format; use one of \.onnx \(onnx\), \.xml \(openvino\), ",
         ),
-        ("a.onnx", "openvino", r"^a file of the format 'openvino' ends in \.xml, and 'a\.onnx' does not$"),
-        ("a.pt", "torchscript", r"^a file .* 'torchscript' ends in \.torchscript or \.ts or \.torchscript\.pt, and "),
+        ("a.onnx", "openvino", r"^'a\.onnx' does not match the format 'openvino'; use a name that ends in \.xml$"),
+        ("a.pt", "torchscript", r"^'a\.pt' .* 'torchscript'; .* ends in \.torchscript or \.ts or \.torchscript\.pt$"),
     ],
 )
 def test_a_format_is_known_by_name_and_ending(
@@ -279,7 +283,7 @@ def test_targets_that_cannot_be_written_are_refused(tmp_path: Path, registry: Re
     for name, reason in {
         "missing/a.ts": "No such file or directory",
         "file/a.ts": "Not a directory",
-        "a.ts": "it exists, and is not a file",
+        "a.ts": "it exists and is not a file",
     }.items():
         refused(registry, tiny, ExportError, f"^cannot write '{tmp_path}/{name}': {reason}$", tmp_path / name)
 
@@ -299,19 +303,19 @@ def test_models_that_cannot_be_exported_are_refused(tmp_path: Path, registry: Re
     message = "^Linear carries no description; registry.export writes models that registry.build or registry.load"
     refused(registry, nn.Linear(1, 1), OptionError, message, tmp_path / "a.onnx")
     vit = registry.build("timm/vit_tiny_patch16_224", features_only=True)
-    message = r"for images of any size \(.*\); give the one size that it is for, such as size=\(224, 224\)$"
+    message = r"for images of any size \(.*\); set a fixed size, such as size=\(224, 224\)$"
     refused(registry, vit, ExportError, message, tmp_path / "a.onnx")
-    message = r"^cannot export 'timm/vit_tiny_patch16_224' as torchscript \(.*\); torch-export and onnx take more kinds"
+    message = r"^cannot export 'timm/vit_tiny_patch16_224' as torchscript \(.*\); the formats torch-export and"
     with pytest.raises(ExportError, match=message):
         registry.export(vit, tmp_path / "a.ts", size=(224, 224))
     with pytest.raises(ExportError, match=r"^cannot export 'timm/vit_tiny_patch16_224' \(.*64.*224.*\)$"):
         registry.export(vit, tmp_path / "a.onnx", size=(64, 64))
     message = (
-        r"^the runtime 'onnxruntime' computes in float32, and the model is of torch.float16; give model.float\(\)$"
+        r"^the runtime 'onnxruntime' takes models in float32, but the model is torch.float16; use model.float\(\)$"
     )
     refused(registry, registry.build(TINY, features_only=True).half(), OptionError, message, tmp_path / "a.onnx")
     detector = registry.build("mobilenet_v3_small", head="retinanet", num_classes=3)
-    message = "^the head 'retinanet' finds as many objects as there are in an image, which openvino files cannot hold; "
+    message = "^openvino files do not support the detector 'retinanet'; export it as onnx "
     refused(registry, detector, HeadError, message, tmp_path / "a.xml")
     assert list(tmp_path.iterdir()) == []
 

@@ -79,7 +79,7 @@ def test_a_file_that_finds_something_else_is_refused(registry: Registry) -> None
     with torch.no_grad():
         detectors.verify_detector(prepared, prepared.module)
         with pytest.raises(
-            ExportError, match="of 21 objects in noise the file and the model agree about 0; the file is"
+            ExportError, match="the exported file and the model agree on only 0 of 21 objects in random images"
         ):
             detectors.verify_detector(prepared, moved)
 
@@ -137,6 +137,6 @@ def test_objects_are_the_same_whatever_their_order(part: str, by: float, again: 
 def test_onnx_needs_one_image_of_one_size(registry: Registry, tmp_path: Path, asked: dict[str, object]) -> None:
     model = registry.build("mobilenet_v3_small", head="retinanet", num_classes=3)
     with pytest.raises(
-        OptionError, match=r"^the head 'retinanet' is exported to ONNX for one image of one size; give it"
+        OptionError, match=r"^ONNX files of the head 'retinanet' take one image of a fixed size; set the size"
     ):
         registry.export(model, tmp_path / "a.onnx", **asked)

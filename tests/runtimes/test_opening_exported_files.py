@@ -14,7 +14,7 @@ from featuretap.registry.errors import ExportError, OptionError
         ("a.xml", b"", "onnxruntime", "the runtime 'onnxruntime' does not open .xml files; 'openvino' can"),
         ("a.onnx", b"", "inductor", "'inductor' does not open .onnx files; 'onnxruntime' and 'openvino' can"),
         ("a.engine", b"", "onnxruntime", "does not open .engine files; export the model as .onnx"),
-        ("absent.onnx", None, "onnxruntime", "there is no file '{}'; featuretap export NAME absent.onnx writes one"),
+        ("absent.onnx", None, "onnxruntime", "no file '{}'; write one with featuretap export NAME absent.onnx"),
         ("a.onnx", b"no model", "onnxruntime", "'onnxruntime' cannot open '{}' ("),
         ("a.xml", b"<no", "openvino", "'openvino' cannot open '{}' ("),
         ("a.pt2", b"PK", "aot", "'aot' cannot open '{}' ("),
@@ -39,7 +39,7 @@ def test_a_file_of_somebody_elses_says_nothing_of_its_model(registry: Registry, 
     graph = helper.make_graph([helper.make_node("Relu", ["image"], ["same"])], "relu", [pixels], [same])
     save(helper.make_model(graph, ir_version=10, opset_imports=[helper.make_opsetid("", 20)]), tmp_path / "a.onnx")
     for runtime in ("onnxruntime", "openvino"):
-        with pytest.raises(ExportError, match=r"a.onnx' does not say what model it is; open it with its runtime's own"):
+        with pytest.raises(ExportError, match=r"a.onnx' has no featuretap metadata; open it with its runtime's own"):
             registry.compile(tmp_path / "a.onnx", runtime)
     with pytest.raises(OptionError, match=r"^size and batch cannot be applied to an exported file; pass them to"):
         registry.compile(tmp_path / "a.onnx", batch=1)

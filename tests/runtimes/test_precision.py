@@ -115,8 +115,8 @@ def test_a_processor_without_units_is_named(
     with pytest.raises(OptionError) as error:
         registry.compile(tiny, runtime, precision="bf16")
     assert str(error.value) == (
-        "precision='bf16' needs a processor that multiplies in bfloat16, and /proc/cpuinfo lists none of avx512_bf16, "
-        "amx_bf16, bf16 for Imaginary Xeon; leave precision='float32'"
+        "precision='bf16' needs a processor with bfloat16 support, but /proc/cpuinfo lists none of avx512_bf16, "
+        "amx_bf16, bf16 for Imaginary Xeon; use precision='float32'"
     )
 
 
@@ -149,13 +149,13 @@ def test_systems_that_list_no_flags_have_no_known_units(monkeypatch: pytest.Monk
         (
             "onnxruntime",
             "bf16",
-            "the runtime 'onnxruntime' computes in float32 only; for precision='bf16' take 'fused' or 'inductor' or "
-            "'openvino'",
+            "the runtime 'onnxruntime' only supports float32; use 'fused' or 'inductor' or 'openvino' for "
+            "precision='bf16'",
         ),
         (
             "aot",
             "bf16",
-            "the runtime 'aot' computes in float32 only; for precision='bf16' take 'fused' or 'inductor' or 'openvino'",
+            "the runtime 'aot' only supports float32; use 'fused' or 'inductor' or 'openvino' for precision='bf16'",
         ),
         ("openvino", "bfloat16", "precision must be 'float32' or 'bf16'; got 'bfloat16'"),
         ("openvino", None, "precision must be 'float32' or 'bf16'; got None"),
@@ -174,7 +174,7 @@ def test_models_that_are_not_in_float32_are_refused(registry: Registry, tiny: nn
     with pytest.raises(OptionError) as error:
         registry.compile(tiny.bfloat16(), "fused", precision="bf16")
     assert str(error.value) == (
-        "precision='bf16' is for models in float32, and the model is of torch.bfloat16; give model.float(), or leave "
+        "precision='bf16' needs a model in float32, but the model is torch.bfloat16; use model.float(), or "
         "precision='float32'"
     )
 
@@ -190,7 +190,9 @@ def test_gpus_without_units_are_refused(monkeypatch: pytest.MonkeyPatch, cpuinfo
     if supported:
         model.check_precision()
         return
-    with pytest.raises(OptionError, match=r"^precision='bf16' needs a GPU .* which Imaginary GPU does not; leave prec"):
+    with pytest.raises(
+        OptionError, match=r"^precision='bf16' needs a GPU .* which Imaginary GPU does not have; use prec"
+    ):
         model.check_precision()
 
 
@@ -216,14 +218,14 @@ def in_bfloat16(exportable: Any, *, threads: int | None) -> Callable[[torch.Tens
     [
         (
             "unrelated",
-            r"'tiny' in bf16 is not kept, since the cosine similarity of its 'C1' to that in float32 is .*, not",
+            r"'tiny' loses too much accuracy in bf16: the cosine similarity of its 'C1' to float32 is .*, below",
         ),
         (
             "not_finite",
-            r"'tiny' in bf16 is not kept, since the cosine similarity of its 'C1' to that in float32 is nan, n",
+            r"'tiny' loses too much accuracy in bf16: the cosine similarity of its 'C1' to float32 is nan, b",
         ),
-        ("smaller", r"'tiny' is not kept, since for images .* its 'C1' is \(1, 8, 113, 80\), not \(1, 8, 113, 81\)"),
-        ("in_bfloat16", r"'tiny' is not kept, since for images .* its 'C1' is torch.bfloat16, not torch.float32"),
+        ("smaller", r"'tiny': for images .* its output 'C1' is \(1, 8, 113, 80\), not \(1, 8, 113, 81\)"),
+        ("in_bfloat16", r"'tiny': for images .* its output 'C1' is torch.bfloat16, not torch.float32"),
     ],
 )
 def test_outputs_that_have_little_in_common_are_refused(tiny: nn.Module, function: str, message: str) -> None:
@@ -244,7 +246,7 @@ def test_rounding_does_not_hide_a_wrongly_folded_norm(
         pair.layer.weight.data *= 1.002
 
     monkeypatch.setattr(fusing, "_fold", fold_imprecisely)
-    with pytest.raises(ExportError, match=r"'tiny' is not kept, since for images .* its 'C1' differs from the model's"):
+    with pytest.raises(ExportError, match=r"'tiny': for images .* its output 'C1' differs from the model's"):
         registry.compile(tiny, "fused", precision="bf16")
 
 
@@ -254,7 +256,7 @@ def test_rounding_does_not_hide_a_graph_of_another_model(
 ) -> None:
     tiny.stages.C1[0].conv.register_forward_hook(lambda module, images, output: output * 1.002)
     compiled = registry.compile(tiny, "openvino", size=(32, 32), precision="bf16")
-    assert "PyTorch traces the model, which was changed after it was built" in caplog.text
+    assert "tracing the model, which was changed after it was built" in caplog.text
     assert compiled.description.agreement["C2"].cosine > 0.99
 
 
@@ -287,10 +289,14 @@ def test_a_session_in_bf16_is_compared_with_itself_in_float32(
         (
             "",
             {"runtime": "openvino"},
-            "needs a processor that multiplies in bfloat16, and .* for Imaginary Xeon; leave",
+            "needs a processor with bfloat16 support, but .* for Imaginary Xeon; use",
         ),
-        (" amx_bf16", {}, "the runtime 'onnxruntime' computes in float32 only; for precision='bf16' take 'fused' or"),
-        (" amx_bf16", {"runtime": "fused"}, "the runtime 'fused' needs PyTorch; for a session take"),
+        (" amx_bf16", {}, "the runtime 'onnxruntime' only supports float32; use 'fused' or"),
+        (
+            " amx_bf16",
+            {"runtime": "fused"},
+            "the runtime 'fused' needs PyTorch; use 'onnxruntime' or 'openvino' for a session",
+        ),
         (
             " amx_bf16",
             {"runtime": "openvino", "precision": "int8"},
@@ -310,9 +316,7 @@ def test_sessions_that_have_no_bf16_are_refused(
 def test_detections_in_bf16_are_no_session(registry: Registry, tmp_path: Path) -> None:
     model = registry.build("mobilenet_v3_small", head="ssdlite", width=0.25, num_classes=3)
     path = registry.save(model, tmp_path / "detector.safetensors")
-    with pytest.raises(
-        OptionError, match=r"^detections in precision='bf16' cannot be compared with those in float32, "
-    ):
+    with pytest.raises(OptionError, match=r"^a session cannot compare detections in precision='bf16' with float32, "):
         registry.session(path, runtime="openvino", precision="bf16")
 
 

@@ -16,12 +16,12 @@ from featuretap.registry.specs import HS, RE6, SE, BackboneSpec, Bneck, Conv
 from featuretap.runtimes.exportable import prepare_model
 from featuretap.runtimes.model_graphs import write_from_spec
 from featuretap.runtimes.quantization import rounding
-from featuretap.runtimes.quantization.affine import Affine, affine_of
+from featuretap.runtimes.quantization.affine import Affine, fit_affine
 from featuretap.runtimes.quantization.integers import write_integers
 from featuretap.runtimes.quantization.method import Calibrated, calibrate
 from featuretap.runtimes.quantization.network import Network, run_node
 from featuretap.runtimes.quantization.placement import layer_name, place
-from featuretap.runtimes.quantization.ranges import best_range
+from featuretap.runtimes.quantization.ranges import find_best_range
 from featuretap.runtimes.quantization.rounding import Rounded
 from featuretap.runtimes.quantization.statistics import BINS, Statistics, measure
 
@@ -139,15 +139,15 @@ def test_derivatives_weigh_the_statistics(graph: onnx.ModelProto) -> None:
 def test_outliers_without_effect_do_not_widen_a_range() -> None:
     weights = np.ones((1, BINS))
     weights[:, BINS // 4 :] = 0
-    low, high = best_range(Statistics(np.zeros(1), np.full(1, 8.0), weights))
+    low, high = find_best_range(Statistics(np.zeros(1), np.full(1, 8.0), weights))
     assert low == 0
     assert 1.8 < high < 2.3
     weights[:, -1] = 1
-    assert best_range(Statistics(np.zeros(1), np.full(1, 8.0), weights))[1] == 8
+    assert find_best_range(Statistics(np.zeros(1), np.full(1, 8.0), weights))[1] == 8
 
 
 def test_an_activation_that_is_always_zero_has_a_range() -> None:
-    low, high = best_range(Statistics(np.zeros(2), np.zeros(2), np.zeros((2, BINS))))
+    low, high = find_best_range(Statistics(np.zeros(2), np.zeros(2), np.zeros((2, BINS))))
     assert low == 0 < high
 
 
@@ -225,7 +225,7 @@ def test_hard_swish_in_integers_is_near_hard_swish(low: float) -> None:
     placement = place(network)
     expected = run(model, x)["y"]
     ranges = dict.fromkeys(("image", "x"), (low, -2 * low)) | {"y": (min(expected.min(), 0), expected.max())}
-    affine = affine_of(network, placement, ranges)
+    affine = fit_affine(network, placement, ranges)
     ones = np.full((1, 1, 1, 1), 127, np.int8), np.full(1, 1 / 127, np.float32), np.zeros(1, np.float32)
     found = run(write_integers(network, placement, affine, {"one.weight": Rounded(*ones)}), x)["y"]
     # Steps of the image, of what hard-swish reads, and of its output.

@@ -44,7 +44,7 @@ def test_a_file_of_weights_becomes_one_in_integers(run: Run, weights: Path, imag
     (images / "zero.png").unlink()
     assert ran.status == 0
     assert ran.err == (
-        f"{str(images / 'zero.png')!r} is empty; give a JPEG, PNG or other image file\n"
+        f"{str(images / 'zero.png')!r} is empty; use a JPEG, PNG or other image file\n"
         "featuretap: 1 of 11 images cannot be read and are left out\n"
     )
     lines = [line for line in ran.out.splitlines() if line.strip() and "──" not in line]
@@ -146,11 +146,12 @@ BAD: dict[str, tuple[tuple[str, ...], str]] = {
     ),
     "a budget of zero": (
         ("mobilenet_v2", "model.onnx", "--images", "IMAGES", "--budget", "0"),
-        "a budget must be above 0, a relative error or, with labelled images, points of their metric; got 0.0",
+        "the budget must be a positive number: a relative error, or points of the metric if labeled images are given; "
+        "got 0.0",
     ),
-    "labelled images without a budget": (
+    "labeled images without a budget": (
         ("mobilenet_v2", "model.onnx", "--images", "IMAGES", "--data", "digits"),
-        "labelled images have no effect without a budget; give the --budget",
+        "labeled images have no effect without a budget; set --budget",
     ),
     "a picture without a budget": (
         ("mobilenet_v2", "model.onnx", "--images", "IMAGES", "--picture", "layers.png"),

@@ -82,9 +82,9 @@ def test_the_file_describes_its_quantisation(made: Report) -> None:
     said = {prop.key: prop.value for prop in onnx.load(made.path).metadata_props}
     assert json.loads(said[QUANTIZED]) == {
         "format": "QDQ",
-        "weights": "int8 per channel, each rounded to make up for the errors of those before",
+        "weights": "int8 per channel, rounded with error compensation (GPTQ)",
         "activations": "uint8",
-        "ranges": "least effect on the outputs",
+        "ranges": "smallest error of the outputs",
         "float32": "up to the last map at stride 2 with the fewest channels",
         "images": 12,
     }
@@ -113,7 +113,7 @@ def test_the_report_compares_on_images_that_were_not_calibrated_on(made: Report,
     assert (made.calibrated, made.evaluated, made.held_back) == (12, ["003.png", "008.png", "013.png"], True)
     assert made.bad == {
         "000.jpg": f"{str(images / '000.jpg')!r} is not an image that Pillow can read; "
-        "give a JPEG, PNG or other image file"
+        "use a JPEG, PNG or other image file"
     }
     assert list(made.agreement) == ["C1", "C2"]
     assert all(near.cosine > 0.98 and near.error < 0.2 and near.top1 is None for near in made.agreement.values())
@@ -228,39 +228,40 @@ REFUSED: dict[str, tuple[type[Exception], Prepare, str]] = {
         lambda registry, images, folder: quantize(
             registry, built(registry), folder / "model.onnx", [images / "001.png"], evaluate_on=[images / "002.png"]
         ),
-        "no layer of 'mobilenet_v3_small' would be in integers, since the first ones stay in float32; export it",
+        "cannot quantize 'mobilenet_v3_small': it ends before the first layer that runs in integers; export it in "
+        "float32 with registry.export",
     ),
     "another ending": (
         OptionError,
         lambda registry, images, folder: quantize(registry, built(registry), folder / "model.xml", [images]),
-        "model.xml' a name that ends in .onnx",
+        "model.xml', use a name that ends in .onnx",
     ),
     "too few images": (
         DataError,
         lambda registry, images, folder: quantize(
             registry, built(registry), folder / "model.onnx", [images / "001.png", images / "002.png"]
         ),
-        "there are too few images to calibrate on some and compare on others: 2; give 10 or more, or others to compare "
-        "on",
+        "2 images are too few to calibrate on some and compare on the rest; use at least 10, or separate images to "
+        "compare on",
     ),
     "the same images": (
         DataError,
         lambda registry, images, folder: quantize(
             registry, built(registry), folder / "model.onnx", [images], evaluate_on=[images / "001.png"]
         ),
-        "every image to compare on is one that is calibrated on, to which the ranges are fitted; give others",
+        "all images to compare on are also calibration images; use other images to compare on",
     ),
     "no images that can be read": (
         DataError,
         lambda registry, images, folder: quantize(
             registry, built(registry), folder / "model.onnx", [images / "000.jpg"], evaluate_on=[images / "001.png"]
         ),
-        "none of the 1 images to calibrate on can be read: ",
+        "cannot read any of the 1 images to calibrate on: ",
     ),
     "half of the numbers": (
         OptionError,
         lambda registry, images, folder: quantize(registry, built(registry).half(), folder / "model.onnx", [images]),
-        "the runtime 'onnxruntime' computes in float32, and the model is of torch.float16; give model.float()",
+        "the runtime 'onnxruntime' takes models in float32, but the model is torch.float16; use model.float()",
     ),
     "images that are no pictures": (
         OptionError,
@@ -285,4 +286,4 @@ def test_missing_packages_are_named(registry: Registry, tmp_path: Path, monkeypa
     monkeypatch.setattr("featuretap.support.extras.find_spec", lambda module: None)
     with pytest.raises(MissingExtraError) as raised:
         quantize(registry, nn.Identity(), tmp_path / "model.onnx", [])
-    assert str(raised.value) == "quantising needs onnx, onnxruntime; pip install 'featuretap[onnxruntime]'"
+    assert str(raised.value) == "quantization needs onnx, onnxruntime; pip install 'featuretap[onnxruntime]'"

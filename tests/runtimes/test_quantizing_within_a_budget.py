@@ -136,8 +136,8 @@ def test_a_loss_that_rises_with_more_layers_in_float_is_never_taken_for_one_that
             LAYERS, 0.5, "points of accuracy", sum_of_errors, lambda in_float: losses[len(in_float)], log_steps
         )
     assert str(raised.value) == (
-        "the budget of 0.5 does not hold: the smallest loss is 0.8 (points of accuracy), with 3 of 5 layers in "
-        "float32; give a larger budget="
+        "the budget of 0.5 cannot be met: the smallest loss is 0.8 (points of accuracy), with 3 of 5 layers in "
+        "float32; set a larger budget="
     )
 
 
@@ -221,7 +221,7 @@ def test_a_budget_that_cannot_hold_is_refused_and_nothing_is_written(
     target.write_bytes(b"of before")
     scores = iter((90.0, *[81.0] * 9))
     with pytest.raises(
-        ExportError, match=r"the budget of 0\.5 does not hold: the smallest loss is 9 \(points of mAP\), with 0 of "
+        ExportError, match=r"the budget of 0\.5 cannot be met: the smallest loss is 9 \(points of mAP\), with 0 of "
     ):
         quantize(
             registry,
@@ -239,7 +239,10 @@ def test_a_budget_that_cannot_hold_is_refused_and_nothing_is_written(
 
 Prepare = Callable[[Registry, nn.Module, nn.Module, Path, Path], object]
 
-INVALID = "a budget must be above 0, a relative error or, with labelled images, points of their metric; got {}"
+INVALID = (
+    "the budget must be a positive number: a relative error, or points of the metric if labeled images are given; "
+    "got {}"
+)
 
 REFUSED: dict[str, tuple[type[Exception], dict[str, Any], str]] = {
     "zero": (OptionError, {"budget": 0}, INVALID.format("0")),
@@ -247,10 +250,10 @@ REFUSED: dict[str, tuple[type[Exception], dict[str, Any], str]] = {
     "not a number": (OptionError, {"budget": float("nan")}, INVALID.format("nan")),
     "infinite": (OptionError, {"budget": float("inf")}, INVALID.format("inf")),
     "text": (OptionError, {"budget": "0.1"}, INVALID.format("'0.1'")),
-    "labelled images alone": (
+    "labeled images alone": (
         OptionError,
         {"data": "digits"},
-        "labelled images have no effect without a budget; give the budget=",
+        "labeled images have no effect without a budget; set budget=",
     ),
     "a bare backbone": (
         HeadError,
@@ -292,7 +295,7 @@ def test_data_that_can_be_read_in_two_ways_is_refused_without_options_of_another
     with pytest.raises(DataError) as raised:
         evaluation_on(tmp_path / "both")(path)
     assert str(raised.value).startswith(f"{str(tmp_path / 'both')!r} can be read as ")
-    assert str(raised.value).endswith("; give data that `featuretap evaluate` takes without options")
+    assert str(raised.value).endswith("; use data that `featuretap evaluate` reads without options")
 
 
 def test_missing_packages_for_labelled_images_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -301,4 +304,4 @@ def test_missing_packages_for_labelled_images_are_named(monkeypatch: pytest.Monk
     )
     with pytest.raises(MissingExtraError) as raised:
         evaluation_on("digits")
-    assert str(raised.value) == ("a budget on labelled images needs accelerate; pip install 'featuretap[train]'")
+    assert str(raised.value) == ("a budget on labeled images needs accelerate; pip install 'featuretap[train]'")

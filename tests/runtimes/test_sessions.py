@@ -117,15 +117,15 @@ def test_one_size_and_one_number_of_images_can_be_fixed(
     assert session(np.zeros((2, 3, 64, 96), np.float32))["C1"].shape == (2, 8, 32, 48)
     with pytest.raises(OptionError) as error:
         session(np.zeros((1, 3, 64, 96), np.float32))
-    assert str(error.value) == "this session is for images (2, 3, 64, 96), got (1, 3, 64, 96)"
+    assert str(error.value) == "this session takes images (2, 3, 64, 96), got (1, 3, 64, 96)"
 
 
 @pytest.mark.parametrize(
     ("images", "message"),
     [
-        (np.zeros((3, 8, 8), np.float32), r"this session is for images \(batch, 3, height, width\), got \(3, 8, 8\)"),
-        (np.zeros((1, 3, 8, 8)), r"takes images \(N, C, H, W\) as an array of float32, got float64$"),
-        (torch.zeros(1, 3, 8, 8), r"takes images \(N, C, H, W\) as an array of float32, got Tensor$"),
+        (np.zeros((3, 8, 8), np.float32), r"this session takes images \(batch, 3, height, width\), got \(3, 8, 8\)"),
+        (np.zeros((1, 3, 8, 8)), r"takes a float32 array of images \(N, C, H, W\), got float64$"),
+        (torch.zeros(1, 3, 8, 8), r"takes a float32 array of images \(N, C, H, W\), got Tensor$"),
     ],
 )
 def test_images_that_it_cannot_take_are_refused(
@@ -144,22 +144,22 @@ def test_images_that_it_cannot_take_are_refused(
         (
             {"source": NAME, "pretrained": False},
             OptionError,
-            r"^a session runs trained weights, and 'mobilenet_v3_small' was asked for without; give pretrained$",
+            r"^a session needs trained weights, and 'mobilenet_v3_small' has none; set pretrained$",
         ),
-        ({"head": "fpn"}, WeightsError, r"has a head 'classification'; .* train it first: a session runs trained"),
-        ({"num_classes": 7}, WeightsError, r"has 5 classes, not 7; .* train it first: a session runs trained weights"),
-        ({"runtime": "inductor"}, OptionError, r"^the runtime 'inductor' needs PyTorch; for a session take 'onnxrun"),
+        ({"head": "fpn"}, WeightsError, r"has a head 'classification'; .* a session needs trained weights, so"),
+        ({"num_classes": 7}, WeightsError, r"has 5 classes, not 7; .* a session needs trained weights, so train"),
+        ({"runtime": "inductor"}, OptionError, r"^the runtime 'inductor' needs PyTorch; use 'onnxruntime' or"),
         ({"threads": 0}, OptionError, r"^threads must be 1 or more, or None for the default; got 0$"),
         ({"size": 224}, OptionError, r"^size must be \(height, width\) in pixels, or None for images of any size; got"),
         (
             {"source": "timm/resnet18", "pretrained": True},
             ExportError,
-            r"has weights that only PyTorch reads; build it",
+            r"^only PyTorch reads the weights of 'timm/resnet18'; build it",
         ),
         (
             {"source": "absent.onnx"},
             ExportError,
-            r"^there is no file 'absent.onnx'; featuretap export NAME absent.onnx",
+            r"^no file 'absent.onnx'; write one with featuretap export NAME absent.onnx",
         ),
         (
             {"source": "a.onnx", "taps": ("C1",)},
@@ -188,7 +188,7 @@ def test_a_head_without_nodes_needs_pytorch(registry: Registry, tmp_path: Path) 
     with pytest.raises(ExportError) as error:
         registry.session(path)
     assert str(error.value).startswith("'mobilenet_v3_small' with ")
-    needed = " needs PyTorch: the head 'retinanet' has no nodes; build it, and give it to registry.compile or "
+    needed = " needs PyTorch: the head 'retinanet' has no nodes; build it and use registry.compile or "
     assert str(error.value).endswith(f"{needed}registry.export")
 
 
@@ -292,8 +292,8 @@ def test_an_exported_file_of_broken_weights_is_not_kept(
     with pytest.raises(ExportError) as error:
         registry.export(path, tmp_path / "a.onnx")
     assert str(error.value) == (
-        "the onnx file of 'mobilenet_v3_small' with width=0.25 is not kept: its outputs are not finite; look for NaN "
-        "in the weights with featuretap inspect --finite"
+        "cannot export 'mobilenet_v3_small' with width=0.25 as onnx: the outputs are not finite; look for NaN in the "
+        "weights with featuretap inspect --finite"
     )
     assert not (tmp_path / "a.onnx").exists()
 
@@ -303,5 +303,5 @@ def test_formats_of_pytorch_are_written_from_models(
 ) -> None:
     with pytest.raises(OptionError) as error:
         registry.export(saved(features_only=True)[1], tmp_path / "a.ts")
-    written = "files of the format 'torchscript' are written by PyTorch, from a model: "
+    written = "only PyTorch writes 'torchscript' files; load the model and export it: "
     assert str(error.value) == f"{written}registry.export(registry.load(...), ...)"

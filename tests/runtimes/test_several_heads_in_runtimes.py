@@ -143,32 +143,31 @@ def test_several_heads_without_nodes_are_traced(registry: Registry, caplog: pyte
         (
             ("retinanet", "lraspp"),
             lambda registry, model, path: registry.compile(model),
-            "the head 'retinanet' (retinanet) finds objects in a way that no runtime computes beside other heads; take "
-            "'ssdlite' or 'ssd', or export the heads one by one with registry.select_head",
+            "no runtime supports the detector 'retinanet' (retinanet) together with other heads; use 'ssdlite' or "
+            "'ssd', or export each head separately with registry.select_head",
         ),
         (
             ("retinanet", "lraspp"),
             lambda registry, model, path: registry.export(model, path / "a.onnx"),
-            "the head 'retinanet' (retinanet) finds objects in a way that no runtime computes beside other heads; take "
-            "'ssdlite' or 'ssd', or export the heads one by one with registry.select_head",
+            "no runtime supports the detector 'retinanet' (retinanet) together with other heads; use 'ssdlite' or "
+            "'ssd', or export each head separately with registry.select_head",
         ),
         (
             ("ssdlite", "lraspp"),
             lambda registry, model, path: registry.compile(model, "fused"),
-            "the head 'ssdlite' finds objects in lists of images, which the runtime 'fused' does not take; take "
-            "'onnxruntime'",
+            "the runtime 'fused' does not support detectors such as 'ssdlite'; use 'onnxruntime'",
         ),
         (
             ("ssdlite", "lraspp"),
             lambda registry, model, path: registry.export(model, path / "a.pt2"),
-            "the head 'ssdlite' finds objects, which torch-export files hold of models with one head only; take onnx "
-            "or openvino, or export the heads one by one with registry.select_head",
+            "torch-export files do not support the detector 'ssdlite' together with other heads; use onnx or openvino, "
+            "or export each head separately with registry.select_head",
         ),
         (
             ("lraspp", "ssdlite"),
             lambda registry, model, path: registry.quantize(model, path / "a.onnx", Path(__file__).parent),
-            "the head 'ssdlite' finds objects, and detectors are not quantized beside other heads; quantize the heads "
-            "one by one: registry.select_head(model, 'ssdlite')",
+            "cannot quantize the detector 'ssdlite' together with other heads; quantize each head separately: "
+            "registry.select_head(model, 'ssdlite')",
         ),
     ],
     ids=["compile", "export", "fused", "torch-export", "quantize"],

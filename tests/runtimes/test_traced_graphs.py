@@ -71,19 +71,20 @@ def logged(caplog: pytest.LogCaptureFixture) -> list[str]:
         (
             BackboneSpec("layers", stages=((Row(3, 8, RE),), (Conv(3, 12, RE),))),
             {"features_only": True, "taps": ("C2", "C1")},
-            "'layers': WithoutNodes layers, such as stages.C1.0, have no nodes; PyTorch traces it, which takes longer",
+            "'layers': WithoutNodes layers, such as stages.C1.0, have no nodes; tracing it with PyTorch, which takes "
+            "longer",
         ),
         (
             "timm/resnet18",
             {"features_only": True, "taps": ("C1",)},
-            "'timm/resnet18': 'timm/resnet18' is no table of layers; PyTorch traces it, which takes longer",
+            "'timm/resnet18': 'timm/resnet18' is no table of layers; tracing it with PyTorch, which takes longer",
         ),
-        (TINY, {"head": "means"}, "'tiny': the head 'means' has no nodes; PyTorch traces it, which takes longer"),
+        (TINY, {"head": "means"}, "'tiny': the head 'means' has no nodes; tracing it with PyTorch, which takes longer"),
         (
             TINY,
             {"features_only": True, "norm": group_norm},
             "'tiny' with norm='a function that makes GroupNorm': stages.C1.0.norm is no batch norm with running "
-            "statistics: it has no running_mean; PyTorch traces it, which takes longer",
+            "statistics: it has no running_mean; tracing it with PyTorch, which takes longer",
         ),
     ],
     ids=["layer", "factory", "head", "norm"],
@@ -141,12 +142,12 @@ def test_a_model_without_nodes_is_traced_once_even_if_the_graph_differs(
 
     other = prepare_model(registry.build(BackboneSpec("tiny", TINY.stages[:1]), features_only=True))
     monkeypatch.setattr(model_graphs, "_trace", trace)
-    with pytest.raises(
-        ExportError, match=r"'brightness' is not kept, since for images \(1, 3, 225, 161\) its 'C1' is "
-    ):
+    with pytest.raises(ExportError, match=r"'brightness': for images \(1, 3, 225, 161\) its output 'C1' is "):
         registry.compile(registry.build(BRIGHTNESS, features_only=True))
     assert traced == ["'brightness'"]
-    assert logged(caplog) == ["'brightness': 'brightness' is no table of layers; PyTorch traces it, which takes longer"]
+    assert logged(caplog) == [
+        "'brightness': 'brightness' is no table of layers; tracing it with PyTorch, which takes longer"
+    ]
 
 
 def replace_activation(model: nn.Module) -> None:
@@ -168,8 +169,8 @@ def test_a_model_that_was_changed_after_it_was_built_is_traced(
     assert not outputs_of(model, images)["C2"].allclose(before, rtol=0.1)
     found = registry.compile(model)(images)
     (message,) = logged(caplog)
-    assert message.startswith("what was made of 'tiny' is not kept, since for images (1, 3, 65, 97) its 'C2' differs ")
-    assert message.endswith("; PyTorch traces the model, which was changed after it was built")
+    assert message.startswith("cannot compile or export 'tiny': for images (1, 3, 65, 97) its output 'C2' differs ")
+    assert message.endswith("; tracing the model, which was changed after it was built")
     assert_same_outputs(found, model, images)
 
 
@@ -181,12 +182,12 @@ def test_wrong_nodes_are_not_kept(
     images = batch_of(1, 64, 64)
     assert_same_outputs(registry.compile(model, size=(64, 64))(images), model, images)
     (message,) = logged(caplog)
-    assert "its 'C1' differs" in message
+    assert "its output 'C1' differs" in message
 
 
 def test_a_detector_with_wrong_nodes_is_refused(registry: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Graph, "activation", lambda graph, x, activation: graph.node("Relu", x))
-    with pytest.raises(ExportError, match=r"since for images .* its 'cls_logits' differs from the model's"):
+    with pytest.raises(ExportError, match=r"for images .* its output 'cls_logits' differs from the model's"):
         registry.compile(registry.build("mobilenet_v1_025", head="ssdlite", num_classes=3))
 
 
@@ -212,8 +213,8 @@ def test_tracing_for_any_size_has_a_time_limit(registry: Registry, monkeypatch: 
     with pytest.raises(ExportError) as error:
         registry.compile(model)
     assert str(error.value) == (
-        "cannot export 'tiny' with norm='a function that makes GroupNorm' for images of any size: tracing it took over "
-        "0.05 s; give the one size that it is for, such as size=(224, 224)"
+        "cannot export 'tiny' with norm='a function that makes GroupNorm' for images of any size: tracing took more "
+        "than 0.05 s; set a fixed size, such as size=(224, 224)"
     )
     images = batch_of(1, 64, 64)
     assert_same_outputs(registry.compile(model, size=(64, 64))(images), model, images)

@@ -159,7 +159,7 @@ def test_a_detector_is_counted_at_the_size_that_it_resizes_images_to(files: Path
     ("spec", "reason"),
     [
         (BackboneSpec("tiny", stages=((Conv(3, 8, RE),),)), "no backbone named 'tiny'"),
-        (BackboneSpec(SMALLEST, stages=((Conv(3, 8, RE),),)), f"'{SMALLEST}' in the registry is another network"),
+        (BackboneSpec(SMALLEST, stages=((Conv(3, 8, RE),),)), f"the registry's '{SMALLEST}' is a different network"),
     ],
     ids=["without a name", "with the name of another"],
 )
@@ -170,20 +170,20 @@ def test_a_file_of_a_backbone_that_is_not_in_the_registry_is_not_timed(
     with pytest.raises(ExportError) as raised:
         comparing.open_file(path, "onnxruntime")
     assert str(raised.value) == (
-        f"the multiply-adds of {path!r} cannot be counted ({reason}); install the plugin that provides the model, or "
-        "measure the file by your own code"
+        f"cannot count the multiply-adds of {path!r} ({reason}); install the plugin that provides the model, or "
+        "time the file with your own code"
     )
 
 
 REFUSED: dict[str, tuple[tuple[str, ...], str]] = {
     "maps of a classifier": (
         ("taps", "IMAGE", "--weights", "FILES/classifier.onnx"),
-        "'FILES/classifier.onnx' returns logits, and the maps of a backbone are needed; export the model with "
+        "'FILES/classifier.onnx' returns logits, not the feature maps of a backbone; export the model with "
         "--features-only",
     ),
     "features of a detector": (
         ("extract", "IMAGE", "--out", "features", "--weights", "FILES/detector.onnx"),
-        "'FILES/detector.onnx' returns boxes, scores, labels, num_detections, and the maps of a backbone are needed; "
+        "'FILES/detector.onnx' returns boxes, scores, labels, num_detections, not the feature maps of a backbone; "
         "export the model with --features-only",
     ),
     "a tap that is not in the file": (
@@ -192,16 +192,16 @@ REFUSED: dict[str, tuple[tuple[str, ...], str]] = {
     ),
     "PyTorch": (
         ("predict", "IMAGE", "--weights", "FILES/classifier.onnx", "--torch"),
-        "PyTorch does not compute the exported file 'FILES/classifier.onnx'; leave --torch out, or give the weights "
-        "file that it was written from",
+        "PyTorch cannot run the exported file 'FILES/classifier.onnx'; omit --torch, or use the weights file that "
+        "it was exported from",
     ),
     "a name beside the file": (
         ("extract", "IMAGE", "--out", "features", "--weights", "FILES/backbone.onnx", "--model", "mobilenet_v2"),
-        "the exported file 'FILES/backbone.onnx' states its model; leave --model out",
+        "the exported file 'FILES/backbone.onnx' already defines the model; omit --model",
     ),
     "a name in an evaluation": (
         ("evaluate", "digits", "--weights", "FILES/classifier.onnx", "--model", "mobilenet_v2"),
-        "the exported file 'FILES/classifier.onnx' states its model; leave --model out",
+        "the exported file 'FILES/classifier.onnx' already defines the model; omit --model",
     ),
     "one head of a file": (
         ("evaluate", "digits", "--weights", "FILES/classifier.onnx", "--head", "road"),
@@ -214,11 +214,11 @@ REFUSED: dict[str, tuple[tuple[str, ...], str]] = {
     ),
     "options of a file": (
         ("bench", "FILES/classifier.onnx", "--option", "width=0.5"),
-        "options and other libraries are for backbones by name, and 'FILES/classifier.onnx' is a file; leave them out",
+        "options and other libraries only apply to backbone names, and 'FILES/classifier.onnx' is a file; omit them",
     ),
     "a file that is absent": (
         ("bench", "absent.onnx"),
-        "there is no file 'absent.onnx'; featuretap export NAME absent.onnx writes one",
+        "no file 'absent.onnx'; write one with featuretap export NAME absent.onnx",
     ),
     "an exported file as weights": (
         ("inspect", "FILES/classifier.onnx"),
@@ -286,6 +286,6 @@ def test_features_of_other_images_than_the_files_are_refused(
     files: Path, tmp_path: Path, fixed: dict[str, Any], size: tuple[int, int] | None
 ) -> None:
     path = registry.export(registry.load(files / "backbone.safetensors"), tmp_path / "a.onnx", **fixed)
-    reason = "images of 64x48 pixels only; leave --size out" if size else "2 images at a time, and the last batch may"
+    reason = "only takes images of 64x48 pixels; omit --size" if size else "batches of 2 images, and the last batch may"
     with pytest.raises(OptionError, match=reason):
         open_extractor(None, str(path), ("C5",), size)

@@ -125,8 +125,8 @@ def test_what_a_run_cannot_do_is_refused_in_one_line(run: Run, arguments: tuple[
         (
             "retinanet",
             1,
-            "the head 'retinanet' finds objects in lists of images, which no runtime here takes; featuretap export "
-            "writes detectors as ONNX files of one size",
+            "no runtime supports the detector 'retinanet'; write it as an ONNX file for one image size with "
+            "registry.export",
         ),
     ],
     ids=["processes", "detector"],

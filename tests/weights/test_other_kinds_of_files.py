@@ -92,7 +92,7 @@ def test_other_kinds_of_files_are_named_in_place_of_an_exported_model(
     path.write_bytes(content)
     for opens in (registry.session, registry.compile):
         assert error_of(lambda opens=opens: opens(path), ExportError) == (
-            f"'{path}' is no exported model: it is {message}"
+            f"'{path}' is not an exported model: it is {message}"
         )
 
 
