@@ -1,1 +1,1 @@
-"""Our models inside other libraries: as models of timm, and as backbones of torchvision and Detectron2."""
+"""Use featuretap models in other libraries: timm models, and torchvision and Detectron2 backbones."""

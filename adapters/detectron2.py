@@ -1,4 +1,4 @@
-"""Our backbones as Detectron2's: `as_detectron2(backbone)` is what its pyramids and detectors take."""
+"""Use featuretap backbones in Detectron2: `as_detectron2(backbone)` works with its pyramids and detectors."""
 
 from functools import cache
 from typing import Any
@@ -13,21 +13,21 @@ __all__ = ["as_detectron2"]
 
 
 def as_detectron2(model: nn.Module) -> Any:
-    """Return a model as a `detectron2.modeling.Backbone`, around the same modules.
+    """Wrap a model as a `detectron2.modeling.Backbone`. The modules are shared, not copied.
 
-    It maps images (N, in_channels, H, W) to the maps of `model` under the names of its taps, and has `output_shape()`.
-    Its `size_divisibility` is the largest stride of the backbone's maps: Detectron2's detectors pad images to multiples
-    of it, which Detectron2's FPN needs to add maps of neighbouring levels.
+    The wrapper maps images (N, in_channels, H, W) to the model's maps by tap name and has `output_shape()`. Its
+    `size_divisibility` is the largest stride of the backbone: Detectron2's detectors pad images to multiples of it, so
+    that its FPN can add maps of neighboring levels.
 
     Args:
-        model: a bare backbone, or one with a pyramid.
+        model: a bare backbone, or a backbone with a pyramid.
 
     Returns:
-        an instance of `Detectron2Backbone`, a subclass of Detectron2's `Backbone`; its attribute `body` is `model`.
+        A `Detectron2Backbone`, a subclass of Detectron2's `Backbone`. Its attribute `body` is `model`.
 
     Raises:
         MissingExtraError: detectron2 is not installed.
-        OptionError: the model returns no maps.
+        OptionError: the model does not return feature maps.
     """
     return _backbone_class()(model)
 
@@ -38,13 +38,13 @@ def _backbone_class() -> type[nn.Module]:
     from detectron2.modeling import Backbone
 
     class Detectron2Backbone(Backbone):  # type: ignore[misc]
-        """Images (N, in_channels, H, W) → dict from the name of a tap to its map (N, C, H', W')."""
+        """A Detectron2 backbone that maps images (N, in_channels, H, W) to maps (N, C, H', W') by tap name."""
 
         def __init__(self, body: nn.Module) -> None:
             super().__init__()
             shapes = output_shape(body)
             self.body = body
-            # The attributes that Detectron2's own backbones have, and which its `Backbone.output_shape` reads.
+            # Detectron2's `Backbone.output_shape` reads these attributes.
             self._out_features = list(shapes)
             self._out_feature_channels = {name: shape.channels for name, shape in shapes.items()}
             self._out_feature_strides = {name: shape.stride for name, shape in shapes.items()}
@@ -53,15 +53,15 @@ def _backbone_class() -> type[nn.Module]:
 
         @property
         def size_divisibility(self) -> int:
-            """Number whose multiples height and width of a batch are padded to."""
+            """Height and width of a batch are padded to multiples of this number."""
             return self._size_divisibility
 
         def forward(self, images: Tensor) -> dict[str, Tensor]:
-            """Return the maps."""
+            """Return the feature maps."""
             maps: dict[str, Tensor] = self.body(images)
             return maps
 
-    # Pickles name the class, which `__getattr__` finds.
+    # Pickle stores the class by name, which `__getattr__` resolves.
     Detectron2Backbone.__qualname__ = "Detectron2Backbone"
     return Detectron2Backbone
 

@@ -1,8 +1,9 @@
-"""Our backbones as models of timm: `import featuretap.adapters.timm`, then `timm.create_model("featuretap_…")`.
+"""Register featuretap backbones as timm models: `import featuretap.adapters.timm`, then
+`timm.create_model("featuretap_…")`.
 
-Each is registered with its full tail and with a reduced one: `featuretap_mobilenet_v3_large`, and
-`featuretap_mobilenet_v3_large_reduced_tail`. Published weights are timm's tags of them, loaded and checked as by
-`registry.build`.
+Each backbone is registered twice, as `featuretap_mobilenet_v3_large` and, with a reduced tail, as
+`featuretap_mobilenet_v3_large_reduced_tail`. Published weights are available as timm tags. They are loaded and verified
+as by `registry.build`.
 """
 
 from collections.abc import Callable, Iterator
@@ -38,16 +39,16 @@ MODELS = {
     for backbone in OURS.list_backbones()
     for suffix in ("", "_reduced_tail")
 }
-"""Name in timm → the backbone's name, and whether the tail is reduced."""
+"""timm's name of a model → name of the backbone, and whether the tail is reduced."""
 
 
 def _entries(backbone: str) -> list[WeightsEntry]:
-    """Return published weights of the classifier; those of detectors do not fit a model of timm."""
+    """Return the published classifier weights. Detector weights do not fit a timm model."""
     return [entry for entry in OURS.weights_of(backbone) if entry.head == "classification"]
 
 
 def _cfgs(name: str, backbone: str) -> Iterator[tuple[str, PretrainedCfg]]:
-    """Yield a model's name, with the tag of each of its published weights if it has any, and timm's configuration."""
+    """Yield the name of a model, with the tag of each of its published weights, and timm's configuration."""
     spec = OURS.spec(backbone, features_only=True)
     assert isinstance(spec, BackboneSpec)
     entries: list[WeightsEntry | None] = [*_entries(backbone)]
@@ -85,12 +86,12 @@ def _entrypoint(name: str, backbone: str, reduced_tail: bool) -> Callable[..., n
         **options: Any,
     ) -> nn.Module:
         cfg = resolve_pretrained_cfg(name, pretrained_cfg, pretrained_cfg_overlay)
-        # A file that the caller names is one of timm's, which timm loads itself.
+        # A file or state dict from the caller is in timm's format, and timm loads it.
         tag = tags.get(cfg.url, False) if pretrained and not (cfg.file or cfg.state_dict) else False
         if tag and cache_dir:
             raise OptionError(
-                f"cannot keep the weights of {name!r} in cache_dir={str(cache_dir)!r}; they are kept in the caches of "
-                "torch.hub and huggingface_hub, which TORCH_HOME and HF_HOME name"
+                f"cannot store the weights of {name!r} in cache_dir={str(cache_dir)!r}; they are stored in the caches "
+                "of torch.hub and huggingface_hub, so set TORCH_HOME or HF_HOME instead"
             )
         model: nn.Module = build_model_with_cfg(
             partial(TimmNetwork, backbone, reduced_tail=reduced_tail, pretrained=tag),
@@ -105,7 +106,7 @@ def _entrypoint(name: str, backbone: str, reduced_tail: bool) -> Callable[..., n
         return model
 
     create.__name__ = create.__qualname__ = name
-    create.__doc__ = f"Return {backbone!r}{' with a reduced tail' if reduced_tail else ''} as a model of timm."
+    create.__doc__ = f"Return {backbone!r}{' with a reduced tail' if reduced_tail else ''} as a timm model."
     return create
 
 
@@ -115,6 +116,6 @@ default_cfgs = generate_default_cfgs(
 __all__ = ["default_cfgs", *default_cfgs]
 
 for _name in MODELS:
-    # timm warns where a name is registered again, as reloading this module would.
+    # timm warns about a name that is registered twice, as when this module is reloaded.
     if not is_model(_name):
         globals()[_name] = register_model(_entrypoint(_name, *MODELS[_name]))

@@ -1,6 +1,6 @@
-"""A backbone with its classifier as timm expects a model to be: its methods, attributes and arguments."""
+"""A backbone and classifier with the methods, attributes and arguments of a timm model."""
 
-# torch.jit.script reads annotations as objects, not as strings, and knows typing's names only.
+# torch.jit.script evaluates annotations and only supports the names in typing.
 # ruff: noqa: UP006, UP007, UP035, UP045
 from collections import OrderedDict
 from typing import Any, Dict, Iterable, List, Optional, Tuple, Union
@@ -21,37 +21,38 @@ from featuretap.weights.folding import eps_of, fold_eps, set_eps
 
 
 class Level(nn.Sequential):
-    """The blocks of a level, whose activations are computed again in the backward pass if `grad_checkpointing`."""
+    """The blocks of a level. With `grad_checkpointing`, activations are recomputed in the backward pass."""
 
     def __init__(self, blocks: "OrderedDict[str, nn.Module]") -> None:
         super().__init__(blocks)
         self.grad_checkpointing = False
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return the last block's output."""
+        """Return the output of the last block."""
         for block in self:
             x = checkpointed(block, x) if self.grad_checkpointing and not is_scripting() else block(x)
         return x
 
 
 class TimmNetwork(nn.Module):
-    """Images (N, in_chans, H, W) → logits (N, num_classes), by the modules of `registry.build`.
+    """A timm model made of the modules of `registry.build`. It maps images (N, in_chans, H, W) to logits (N,
+    num_classes).
 
-    Parameters have the names that they have in our files: `stages.C1…`, `head.hidden`, `head.logits`. Arguments,
-    methods and attributes are those of timm's models, but for two.
+    Parameters have their names in featuretap files: `stages.C1…`, `head.hidden`, `head.logits`. The other arguments,
+    methods and attributes follow timm.
 
     Args:
-        backbone: its name in the registry.
-        reduced_tail: whether the channels behind C4 are halved.
-        pretrained: the tag of published weights, or False for random ones.
-        num_classes: number of logits; 0 for the features before them.
-        in_chans: channels of the images.
-        global_pool: "avg", "max" or "avgmax" (timm's "fast…" of these too), or "" for logits at every place of the
-            map: (N, num_classes, H', W').
-        drop_rate: of the head's dropout in training; None is the family's own.
+        backbone: name of the backbone in the registry.
+        reduced_tail: whether to halve the channels after C4.
+        pretrained: the tag of published weights, or False for random weights.
+        num_classes: number of logits; 0 returns the features before them.
+        in_chans: number of image channels.
+        global_pool: "avg", "max" or "avgmax", or timm's "fast…" variants. "" returns logits at every position, (N,
+            num_classes, H', W').
+        drop_rate: dropout probability of the head in training; None for the default of the family.
         output_stride: 32, 16 or 8.
-        device: of the parameters.
-        dtype: of the parameters.
+        device: device of the parameters.
+        dtype: dtype of the parameters.
     """
 
     def __init__(
@@ -80,11 +81,11 @@ class TimmNetwork(nn.Module):
         spec = registry.spec(backbone, features_only=True, **options)
         assert isinstance(spec, BackboneSpec)
         if pretrained:
-            # Checkpoints of timm do not state their norms' epsilon, so that it has to be the one of new models.
+            # timm checkpoints do not record the epsilon of batch norms, so that of a new model must apply.
             eps = {path: (own, spec.norm_eps) for path, own in eps_of(built).items()}
             built.load_state_dict(fold_eps(built.state_dict(), eps))
             set_eps(built, spec.norm_eps)
-        # Plain chains of the same blocks: those of the backbone also return maps, which timm does not expect.
+        # The same blocks in plain chains. The backbone's chains also return maps, which timm does not expect.
         self.stages = nn.Sequential(
             OrderedDict(
                 (level, Level(OrderedDict(stage.named_children())))
@@ -110,9 +111,17 @@ class TimmNetwork(nn.Module):
         return self._run(x, [], len(self.stages))[0]
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
-        """Return logits of the last map, or the features before them: (N, C), or (N, C, H', W') without pooling."""
+        """Return the logits for the last map.
+
+        Args:
+            x: the last map (N, num_features, H', W').
+            pre_logits: whether to return the features before the logits.
+
+        Returns:
+            Logits or features (N, C), or (N, C, H', W') without pooling.
+        """
         pooled = self.global_pool(x).movedim(1, -1)
-        # One row a vector, and without pooling one a place of the map.
+        # One row per image or, without pooling, per position of the map.
         y = pooled.flatten(0, -2)
         y = self.head.dropout(self.head.activation(self.head.norm(self.head.hidden(y))))
         if not pre_logits:
@@ -120,7 +129,7 @@ class TimmNetwork(nn.Module):
         return y.view(pooled.shape[:-1] + y.shape[-1:]).movedim(-1, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return logits, or the features before them where there are no classes."""
+        """Return the logits, or the features before them if there are no classes."""
         return self.forward_head(self.forward_features(x))
 
     def forward_intermediates(
@@ -132,10 +141,18 @@ class TimmNetwork(nn.Module):
         output_fmt: str = "NCHW",
         intermediates_only: bool = False,
     ) -> Union[List[Tensor], Tuple[Tensor, List[Tensor]]]:
-        """Return the last map, and those of the levels at `indices` (a number: so many last ones; None: all).
+        """Return the last map and the maps of some levels.
 
-        There is no `norm` behind the last map. With `stop_early`, no level behind the last of `indices` is run, and its
-        map is the last map; with `intermediates_only`, the last map is left out.
+        Args:
+            x: images (N, in_chans, H, W).
+            indices: indices of the levels, or the number of last levels; None for all.
+            norm: ignored, since no norm follows the last map.
+            stop_early: whether to skip the levels after the last requested one, whose map is then the last map.
+            output_fmt: must be "NCHW".
+            intermediates_only: whether to omit the last map.
+
+        Returns:
+            The last map and the list of requested maps, or only the list.
         """
         assert output_fmt == "NCHW", "maps are returned as NCHW only"
         selected, last = feature_take_indices(len(self.stages), indices)
@@ -147,10 +164,15 @@ class TimmNetwork(nn.Module):
     def prune_intermediate_layers(
         self, indices: Union[int, List[int]] = 1, prune_norm: bool = False, prune_head: bool = True
     ) -> List[int]:
-        """Drop the levels behind the last of `indices`, and the head if it cannot read what is left or `prune_head`.
+        """Remove the levels after the last requested one.
+
+        Args:
+            indices: indices of the levels, or the number of last levels.
+            prune_norm: ignored, since no norm follows the last map.
+            prune_head: whether to remove the head. It is always removed if its input is.
 
         Returns:
-            the indices, counted from the first level; there is no `prune_norm` behind the last map.
+            The indices, counted from the first level.
         """
         selected: List[int]
         selected, last = feature_take_indices(len(self.stages), indices)
@@ -166,27 +188,32 @@ class TimmNetwork(nn.Module):
         return selected
 
     def get_classifier(self) -> nn.Module:
-        """Return the layer that gives the logits."""
+        """Return the layer that computes the logits."""
         return self.head.logits
 
     def reset_classifier(self, num_classes: int, global_pool: Optional[str] = None) -> None:
-        """Replace the head's last layer by a randomly initialised one; without `global_pool` pooling stays as it is."""
+        """Replace the last layer of the head by a randomly initialized one.
+
+        Args:
+            num_classes: number of logits; 0 removes the layer.
+            global_pool: type of pooling; None keeps it.
+        """
         self.num_classes = num_classes
         self.head.logits = (self._logits(num_classes) if num_classes else nn.Identity()).train(self.training)
         if global_pool is not None:
             self.global_pool = _pool(global_pool).train(self.training)
 
     def group_matcher(self, coarse: bool = False) -> Dict[str, str]:
-        """Return patterns by which optimisers group parameters from the stem to the head: by block, or by level."""
+        """Return patterns that group parameters by block, or by level if `coarse`, for layer-wise learning rates."""
         return {"stem": r"^stages\.C1\.0\.", "blocks": r"^stages\.C(\d+)" if coarse else r"^stages\.C(\d+)\.(\d+)"}
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Set whether training recomputes the activations inside each block instead of keeping them."""
+        """Set whether training recomputes the activations inside each block instead of storing them."""
         self.grad_checkpointing = enable
         _checkpoint_levels(self.stages, enable)
 
     def _run(self, x: Tensor, selected: List[int], count: int) -> Tuple[Tensor, List[Tensor]]:
-        """Run the first `count` levels, and return the last map and those at the indices `selected`."""
+        """Run the first `count` levels, and return the last map and the maps of the levels `selected`."""
         maps: List[Tensor] = []
         for index, stage in enumerate(self.stages):
             if index < count:
@@ -198,7 +225,7 @@ class TimmNetwork(nn.Module):
     def _logits(self, num_classes: int) -> nn.Module:
         like = next(self.parameters())
         logits = nn.Linear(self.head_hidden_size, num_classes, device=like.device, dtype=like.dtype)
-        # As the classification head draws them.
+        # The initialization of the classification head.
         nn.init.normal_(logits.weight, 0, 0.01)
         nn.init.zeros_(logits.bias)
         return logits
@@ -211,10 +238,18 @@ class TimmNetwork(nn.Module):
 def extract_levels(
     model: TimmNetwork, out_indices: Union[int, Tuple[int, ...]], flatten_sequential: bool = True
 ) -> "LevelListNet":
-    """Return the feature extractor of `features_only=True`: images → list of maps, without the layers behind them.
+    """Return the feature extractor for `features_only=True`.
 
-    Its children are the levels under their own names, by which transformers asks for maps; timm's `flatten_sequential`
-    is about the children of the model, and those of `stages` are the levels already.
+    Its children are the levels under their own names, by which transformers requests maps. timm's option
+    `flatten_sequential` applies to the children of the model; the children of `stages` are the levels already.
+
+    Args:
+        model: the network.
+        out_indices: indices of the levels, or the number of last levels.
+        flatten_sequential: ignored.
+
+    Returns:
+        A module that maps images to a list of maps and does not run later layers.
     """
     levels = model.stages
     levels.feature_info = [  # type: ignore[assignment]
@@ -224,13 +259,13 @@ def extract_levels(
 
 
 class LevelListNet(FeatureListNet):
-    """timm's feature extractor, whose levels checkpoint their blocks.
+    """timm's feature extractor with checkpointing inside the levels.
 
     timm's own checkpointing updates the running statistics of batch norms twice.
     """
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Set whether training recomputes the activations inside each block instead of keeping them."""
+        """Set whether training recomputes the activations inside each block instead of storing them."""
         _checkpoint_levels(self.values(), enable)
 
 
@@ -243,6 +278,6 @@ def _checkpoint_levels(levels: Iterable[nn.Module], enable: bool) -> None:
 def _pool(kind: str) -> nn.Module:
     if "cat" in kind:
         raise OptionError(
-            f"global_pool={kind!r} doubles the channels, which no head here reads; take 'avg' or 'avgmax'"
+            f"global_pool={kind!r} doubles the channels, which the head does not support; use 'avg' or 'avgmax'"
         )
     return SelectAdaptivePool2d(pool_type=kind, flatten=bool(kind))

@@ -1,6 +1,6 @@
-"""Our backbones and pyramids as other libraries' code wants them."""
+"""Use featuretap backbones and pyramids in torchvision's detectors, and describe their maps as Detectron2 does."""
 
-# torch.jit.script reads annotations as objects, not as strings.
+# torch.jit.script evaluates annotations.
 # ruff: noqa: UP006, UP035
 from dataclasses import dataclass
 from typing import Dict, List
@@ -14,18 +14,18 @@ from featuretap.support.errors import OptionError
 __all__ = ["ShapeSpec", "TorchvisionBackbone", "as_torchvision", "output_shape"]
 
 EXTRA = {0: (), 1: ("pool",), 2: ("p6", "p7")}
-"""What torchvision calls levels that a pyramid adds, by their number."""
+"""Number of levels that a pyramid adds → torchvision's names for them."""
 
 
 @dataclass(frozen=True)
 class ShapeSpec:
-    """A map (N, channels, H', W') as Detectron2 describes it, with the fields of its class of this name.
+    """A map (N, channels, H', W'), with the fields of Detectron2's class of this name.
 
     Args:
-        channels: of the map.
-        stride: height and width of the image, divided by the map's.
-        height: not known beforehand.
-        width: not known beforehand.
+        channels: number of channels.
+        stride: ratio of the image size to the map size.
+        height: always None, since it depends on the image.
+        width: always None, since it depends on the image.
     """
 
     channels: int
@@ -35,13 +35,14 @@ class ShapeSpec:
 
 
 class TorchvisionBackbone(nn.Module):
-    """Images (N, in_channels, H, W) → maps under the keys "0", "1", … and, for added levels, torchvision's names.
+    """A backbone for torchvision's detectors. The keys of its maps are "0", "1", … and torchvision's names for added
+    levels.
 
     Args:
-        body: images → dict of maps (N, C, H', W').
-        keys: what the maps are called, in their order.
-        out_channels: channels of every map, which is an attribute too; None where they differ, for SSD, which finds out
-            itself. Detectors that need one number of channels refuse a backbone without the attribute.
+        body: a module that maps images to a dict of maps (N, C, H', W').
+        keys: keys of the maps, in order.
+        out_channels: number of channels of every map, which becomes an attribute. None if they differ; of torchvision's
+            detectors, only SSD accepts such a backbone.
     """
 
     def __init__(self, body: nn.Module, keys: List[str], out_channels: "int | None") -> None:
@@ -52,7 +53,7 @@ class TorchvisionBackbone(nn.Module):
             self.out_channels = out_channels
 
     def forward(self, images: Tensor) -> Dict[str, Tensor]:
-        """Return the maps of `images`, the finest first."""
+        """Return the maps of images (N, in_channels, H, W), finest first."""
         maps: Dict[str, Tensor] = {}
         for key, feature in zip(self.keys, self.body(images).values()):  # noqa: B905 - torch.jit.script knows no strict
             maps[key] = feature  # noqa: PERF403
@@ -60,17 +61,20 @@ class TorchvisionBackbone(nn.Module):
 
 
 def as_torchvision(model: nn.Module) -> nn.Module:
-    """Return a model in the form that torchvision's detectors take and have.
+    """Convert a model for use with torchvision's detectors. The modules are shared, not copied.
 
-    A bare backbone or one with a pyramid becomes what they take as `backbone`: `out_channels` is a number, and keys are
-    "0", "1", … Maps of different numbers of channels suit torchvision's `SSD`, and have no `out_channels`; its other
-    detectors refuse them. A detection model becomes torchvision's own detector, around the same modules.
+    A bare backbone or a pyramid becomes a `backbone` argument: it has `out_channels`, and its keys are "0", "1", … If
+    the maps have different numbers of channels, there is no `out_channels`, and only torchvision's `SSD` accepts the
+    backbone. A detection model becomes torchvision's own detector.
 
     Args:
-        model: a model that `registry.build` or `registry.load` returned: a backbone, with a pyramid, or a detector.
+        model: a backbone, pyramid or detector from `registry.build` or `registry.load`.
+
+    Returns:
+        The converted model.
 
     Raises:
-        OptionError: the model returns no maps.
+        OptionError: the model does not return feature maps.
     """
     if isinstance(model, DetectionModel):
         return model.as_detector()
@@ -83,13 +87,16 @@ def as_torchvision(model: nn.Module) -> nn.Module:
 
 
 def output_shape(model: nn.Module) -> Dict[str, ShapeSpec]:
-    """Return name → channels and stride of the maps of `model`, as Detectron2's backbones do.
+    """Return the channels and stride of a model's maps, as Detectron2's backbones do.
 
     Args:
-        model: a bare backbone, or one with a pyramid.
+        model: a bare backbone, or a backbone with a pyramid.
+
+    Returns:
+        Tap name → shape.
 
     Raises:
-        OptionError: the model returns no maps.
+        OptionError: the model does not return feature maps.
     """
     return {name: ShapeSpec(tap.channels, tap.stride) for name, tap in _taps(model).items()}
 
@@ -98,6 +105,7 @@ def _taps(model: nn.Module) -> Dict[str, Tap]:
     taps = getattr(model, "taps", None)
     if not taps:
         raise OptionError(
-            f"{type(model).__name__} returns no maps; give a backbone (features_only=True) or a model with head='fpn'"
+            f"{type(model).__name__} does not return feature maps; use a backbone (features_only=True) or a model with "
+            "head='fpn'"
         )
     return dict(taps)

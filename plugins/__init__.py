@@ -1,1 +1,1 @@
-"""featuretap's own plugins, registered through the same entry points as anybody's."""
+"""featuretap's built-in plugins, registered through the same entry points as third-party plugins."""

@@ -1,4 +1,4 @@
-"""What ships with featuretap: the backbones and weights of `registry.toml`, the heads, and the runtimes."""
+"""The built-in plugin: backbones and weights of `registry.toml`, heads, and runtimes."""
 
 from collections.abc import Iterable
 from functools import cache
@@ -71,17 +71,17 @@ def featuretap_backbones() -> Iterable[BackboneSpec]:
 
 @hookimpl
 def featuretap_heads() -> Iterable[HeadSpec]:
-    """Return our heads."""
+    """Return the built-in heads."""
     return (CLASSIFICATION, FPN, LRASPP, DEEPLAB_V3, SSDLITE, SSD, RETINANET, FCOS, FASTER_RCNN, MASK_RCNN)
 
 
 @hookimpl
 def featuretap_weights() -> Iterable[WeightsEntry]:
-    """Return the pinned weights."""
+    """Return the published weights."""
     return _catalogue().weights
 
 
 @hookimpl
 def featuretap_runtimes() -> Iterable[RuntimeSpec]:
-    """Return the runtimes that models are compiled for."""
+    """Return the built-in runtimes."""
     return RUNTIMES

@@ -1,4 +1,4 @@
-"""How the libraries behind the open namespaces name the tensors of their networks, in their own files."""
+"""Tensor names of timm's and torchvision's networks in their own files."""
 
 from __future__ import annotations
 
@@ -15,25 +15,28 @@ from featuretap.weights.expected_tensors import HEAD
 from featuretap.weights.unwrapping import strip_prefixes
 
 NETWORK = "network."
-"""Prefix of the library's modules in ours."""
+"""Prefix of the library's modules in featuretap's module."""
 
 LOGITS = f"{HEAD}logits."
 
 IMAGE = (2, 3, 96, 96)
-"""Shape of the images that show what a classifier reads."""
+"""Shape of the images for testing which map a classifier reads."""
 
 
 def pair_names(features: Mapping[str, Tensor], full: Mapping[str, Tensor]) -> dict[str, str]:
-    """Return our name → the library's name in a file of its full network.
+    """Map the tensor names of a feature extractor to those of the full network.
 
-    Feature extractors put a prefix before the names of the network, and timm's also write "stages_0" for "stages.0".
+    Feature extractors add a prefix to the names of the network. timm's also write "stages_0" for "stages.0".
 
     Args:
-        features: the tensors of our backbone around the library's feature extractor.
-        full: those of the library's full network.
+        features: tensors of featuretap's backbone around the library's feature extractor.
+        full: tensors of the library's full network.
+
+    Returns:
+        featuretap's name → the library's name in a file of its full network.
 
     Raises:
-        SpecError: a tensor of the extractor is in the network under no such name, or under several.
+        SpecError: a tensor has no counterpart in the full network, or more than one.
     """
     candidates: dict[str, list[str]] = defaultdict(list)
     for name in full:
@@ -58,11 +61,14 @@ def make_layout(
     """Return the layout of a library's files for a backbone of its namespace.
 
     Args:
-        features: the tensors of our backbone.
-        full: those of the library's full network.
-        classifier: path of its last layer, if that is our classifier; empty otherwise.
-        required: the tensors that the library's loader asks for where it builds features only.
+        features: tensors of the backbone.
+        full: tensors of the library's full network.
+        classifier: path of the network's last layer if it equals featuretap's classifier; empty otherwise.
+        required: tensors that the library's loader needs to build only the features.
         **described: other fields of the layout.
+
+    Returns:
+        The layout.
     """
     names = pair_names(features, full)
     if classifier:
@@ -81,7 +87,9 @@ def make_layout(
 
 
 def unpaired_layer(features: Mapping[str, Tensor], full: Mapping[str, Tensor]) -> str:
-    """Return the path of the only layer that a full network has besides the backbone; empty if there are others."""
+    """Return the path of the only layer of the full network outside the backbone; empty if there is none or more than
+    one.
+    """
     rest = set(full) - set(pair_names(features, full).values())
     path = min(rest, default="").rpartition(".")[0]
     return path if rest == {f"{path}.weight", f"{path}.bias"} else ""
@@ -89,9 +97,17 @@ def unpaired_layer(features: Mapping[str, Tensor], full: Mapping[str, Tensor]) -
 
 @torch.no_grad()
 def reads_pooled_map(network: nn.Module, classifier: str, last: str) -> bool:
-    """Return whether a layer of a network reads nothing but the average of a module's map (N, C, H, W).
+    """Return whether a layer's input is the global average of a module's map (N, C, H, W).
 
-    The network is run, since functions between the two, such as an activation, have no names.
+    The network is run, since functions between the two, such as an activation, are not modules.
+
+    Args:
+        network: the network.
+        classifier: path of the layer.
+        last: path of the module.
+
+    Returns:
+        Whether the input equals the average.
     """
     seen: dict[str, Tensor] = {}
     layer = network.get_submodule(classifier)
@@ -117,7 +133,7 @@ def reads_pooled_map(network: nn.Module, classifier: str, last: str) -> bool:
 
 
 def _inside(name: str) -> Iterable[str]:
-    """Yield the name as it may be in the full network: without the prefixes of extractors."""
+    """Yield the possible names of a tensor in the full network, without the prefixes of extractors."""
     yield name
     for prefix in ("model.", "body."):
         if name.startswith(prefix):

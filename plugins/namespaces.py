@@ -1,4 +1,6 @@
-"""What the open namespaces `timm/` and `torchvision/` share: hooks, names, options, map sizes, download errors."""
+"""Code shared by the open namespaces `timm/` and `torchvision/`: hooks, names, options, map sizes and download
+errors.
+"""
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -21,27 +23,31 @@ LEVEL_AT_STRIDE = {2**n: level for n, level in enumerate(LEVELS, start=1)}
 Rounding = Literal["ceil", "floor"] | int
 
 EVERYWHERE = "*/"
-"""Beginning of a pattern that asks every namespace."""
+"""Prefix of patterns that match in every namespace."""
 
 REGISTERED = re.compile(r"^@register_model\b.*\n(?:@.*\n)*def (\w+)\(", re.MULTILINE)
-"""A function that timm or torchvision registers as a model."""
+"""Matches functions that timm or torchvision registers as models."""
 
 DIVISIBLE = 256
-"""Height and width of an image that every usual stride divides."""
+"""Image size that is divisible by all common strides."""
 PROBES = (
     DIVISIBLE + 1,
     DIVISIBLE + 31,
     *sorted(range(DIVISIBLE + 2, DIVISIBLE + 31), key=lambda size: -(size & -size)),
 )
-"""Sizes to try: a map that rounds up grows at the first, one that rounds down not even at the second; then halving."""
+"""Image sizes to try. A map that rounds up grows at the first size; a map that rounds down does not even grow at the
+second. The others bisect the remaining range."""
 
 
 def make_hooks(prefix: str, module: str) -> tuple[Callable[..., Any], Callable[..., Any]]:
-    """Return the two hooks of a namespace, which import the module with its `find` and `match` on first use.
+    """Create the two hooks of a namespace, which import its module on first use.
 
     Args:
-        prefix: of the names: that of the library, and a slash.
-        module: import path of the module.
+        prefix: prefix of the names: the library and a slash.
+        module: import path of the module with `find` and `match`.
+
+    Returns:
+        The hooks `featuretap_find_backbone` and `featuretap_match_backbones`.
     """
 
     def featuretap_find_backbone(name: str) -> BackboneSpec | None:
@@ -58,9 +64,16 @@ def make_hooks(prefix: str, module: str) -> tuple[Callable[..., Any], Callable[.
 
 
 def registered_names(library: str) -> set[str]:
-    """Return the names of the models that a library registers, read from its source; nothing if it is not installed.
+    """Return the names of the models that a library registers, or nothing if it is not installed.
 
-    Importing the library takes seconds, which is too long for a suggestion in an error message.
+    The names are read from the library's source, since importing it takes seconds, which is too long for a suggestion
+    in an error message.
+
+    Args:
+        library: "timm" or "torchvision".
+
+    Returns:
+        The names.
     """
     found = find_spec(library)
     folders = (found and found.submodule_search_locations) or []
@@ -69,33 +82,52 @@ def registered_names(library: str) -> set[str]:
 
 
 def match_names(prefix: str, networks: Iterable[str], pattern: str) -> list[str]:
-    """Return the names of a namespace that match a shell pattern."""
+    """Return the prefixed names of the networks that match a shell pattern."""
     return [name for name in (f"{prefix}{network}" for network in networks) if fnmatchcase(name, pattern)]
 
 
 def unknown_network(problem: str, prefix: str, network: str, known: Iterable[str]) -> UnknownBackboneError:
-    """Return the error for a name that the library does not have, with the nearest that it has."""
+    """Return the error for an unknown name, with the closest known one.
+
+    Args:
+        problem: start of the message, such as "timm has no model".
+        prefix: prefix of the namespace.
+        network: the unknown name.
+        known: names of the library's networks.
+
+    Returns:
+        The error.
+    """
     names = {name: f"{prefix}{name}" for name in known}
-    hint = did_you_mean(network, names, names) or f"; featuretap list '{prefix}*' names them"
+    hint = did_you_mean(network, names, names) or f"; list all with featuretap list '{prefix}*'"
     return UnknownBackboneError(f"{problem} {network!r}{hint}")
 
 
 def network_name(spec: BackboneSpec, prefix: str) -> str:
-    """Return the library's name of a network; a variant of a user's catalogue has a name of its own."""
+    """Return the library's name of a network. A variant in a user's catalogue has a different name."""
     return (spec.variant_of or spec.name).removeprefix(prefix)
 
 
 def changed_options(options: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the options to pass on: None and the defaults leave the choice to the library."""
+    """Return the options to pass to the library: those that are not None and differ from the default."""
     return {name: value for name, value in options.items() if value is not None and value != defaults.get(name)}
 
 
 @contextmanager
 def explain_download(weights: str, cached: bool, problem: str, by_hand: str) -> Iterator[None]:
-    """Explain an error of a library that loads its own weights, and how to put the file into its cache by hand.
+    """Explain errors of a library that loads its own weights, and how to put the file into its cache by hand.
+
+    Args:
+        weights: name of the weights.
+        cached: whether the file is in the cache.
+        problem: start of the message.
+        by_hand: how to download the file by hand.
+
+    Yields:
+        None: inside the context.
 
     Raises:
-        WeightsError: they would have to be downloaded although downloads are forbidden, or the library failed.
+        WeightsError: downloads are disabled and the file is not in the cache, or the library failed.
     """
     from featuretap.weights.downloads import offline
 
@@ -104,17 +136,22 @@ def explain_download(weights: str, cached: bool, problem: str, by_hand: str) -> 
     try:
         yield
     except Exception as error:
-        # Libraries pass on whatever the libraries below them raise.
+        # The libraries do not wrap the errors of the libraries they use.
         raise WeightsError(f"{problem}: {one_line(str(error)) or type(error).__name__}; {by_hand}") from error
 
 
 def find_roundings(
     strides: Sequence[int], measure: Callable[[int], Sequence[int]], usual_size: int = DIVISIBLE
 ) -> list[Rounding | None]:
-    """Return the rounding of each map, as in `Tap`; None for a map whose size is not the image's divided by its stride.
+    """Determine how the sizes of maps are rounded, by running the network on images of different sizes.
 
-    `measure` runs the network: size → heights of the maps of a square image, none where it refuses the size.
-    `usual_size` is that of the images that the network was made for.
+    Args:
+        strides: strides of the maps.
+        measure: runs the network: image size → heights of the maps, empty if the network rejects the size.
+        usual_size: image size that the network was designed for.
+
+    Returns:
+        The rounding of each map, as in `Tap`; None if a map's size is not the image size divided by its stride.
     """
     measure = cache(measure)
     accepted = next((size for size in (DIVISIBLE, usual_size) if measure(size)), None)
@@ -126,8 +163,8 @@ def find_roundings(
 def _find_rounding(index: int, stride: int, accepted: int, measure: Callable[[int], Sequence[int]]) -> Rounding | None:
     """Return the rounding of one map, whose height for an image of `size` pixels is `(size + added) // stride`.
 
-    Each probe rules out values of `added`. Where several remain, because the network accepts one size only, or none,
-    because it follows no such rule (MobileViT resizes its maps to an even number of pixels), "ceil" is preferred.
+    Each probe excludes values of `added`. If several remain, because the network accepts only one size, "ceil" is
+    preferred. So it is if none remains: MobileViT, for example, resizes its maps to an even number of pixels.
     """
 
     def fitting(candidates: Iterable[int], size: int) -> list[int]:

@@ -1,7 +1,7 @@
-"""timm's models as backbones: their maps under our addresses, their options and their weights as timm has them.
+"""timm's models as backbones, with featuretap's tap addresses and timm's options and weights.
 
-A map is C1 to C5 where it is the last of its stride, 2 to 32 (with dilation: the map that would have that stride
-without). Any other map has timm's name of the module that it comes from, "blocks.9".
+The last map of each stride from 2 to 32 is C1 to C5. With dilation, it is the map that would have that stride without
+dilation. Other maps are named after timm's module, such as "blocks.9".
 """
 
 import inspect
@@ -30,19 +30,21 @@ from featuretap.weights.timm_config import preprocessing_of
 
 PREFIX = "timm/"
 DEFAULTS = {"in_chans": 3, "output_stride": 32}
-"""Options whose default is a value; that of the others is None, which leaves the choice to the model."""
+"""Options whose default is not None. None leaves the value to the model."""
 CHECKED = {"in_chans": count(3)}
-"""Options whose values timm does not check."""
+"""Options whose values timm does not validate."""
 NOT_OPTIONS = {"num_classes", "global_pool", "out_indices", "device", "dtype"}
-"""Arguments of timm's networks that make no difference to a map, or that other means are for."""
+"""Arguments of timm's networks that do not affect the maps, or that featuretap sets in another way."""
 FILES = ("model.safetensors", "pytorch_model.bin")
-"""Names of timm's files on the Hugging Face hub, in the order in which it looks for them."""
+"""Names of timm's files on the Hugging Face Hub, in timm's search order."""
 
 
 class TimmBackbone(ImageModel):
-    """Images (N, in_chans, H, W) → dict from address to map (N, C, H', W'), in the order of `addresses`.
+    """A timm network as a backbone. It maps images (N, in_chans, H, W) to maps (N, C, H', W') by address, in the order
+    of `addresses`.
 
-    `network` is timm's network with `features_only=True`; `preprocessing` is there if weights were loaded.
+    The attribute `network` is timm's network with `features_only=True`. `preprocessing` is only set if weights were
+    loaded.
     """
 
     preprocessing: Preprocessing
@@ -52,13 +54,13 @@ class TimmBackbone(ImageModel):
     ) -> None:
         super().__init__()
         self.network = network
-        # torch.jit.script pairs a list of maps with a list only.
+        # A list, since torch.jit.script cannot zip a list with a tuple.
         self.returned = list(returned)
         self.addresses = tuple(requested)
         self.channels_last = channels_last
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
-        """Return the maps."""
+        """Return the requested maps."""
         maps: dict[str, Tensor] = {}
         for address, feature in zip(self.returned, self.network(images)):  # noqa: B905 - torch.jit.script: no strict
             maps[address] = feature.permute(0, 3, 1, 2) if self.channels_last else feature
@@ -69,16 +71,22 @@ class TimmBackbone(ImageModel):
 
 
 def match(pattern: str) -> list[str]:
-    """Return "timm/…" of every architecture of timm that matches a shell pattern, with feature maps or without."""
+    """Return "timm/…" for every timm architecture that matches a shell pattern, with or without feature maps."""
     return namespaces.match_names(PREFIX, timm.list_models(), pattern)
 
 
 def find(name: str) -> BackboneSpec:
-    """Return the spec of "timm/architecture"; that of "timm/architecture.tag" has other default weights.
+    """Return the spec of a timm model.
+
+    Args:
+        name: "timm/architecture", or "timm/architecture.tag" to make these weights the default.
+
+    Returns:
+        The spec.
 
     Raises:
-        UnknownBackboneError: timm has no such architecture, or no such weights for it.
-        SpecError: it has no feature maps.
+        UnknownBackboneError: timm does not have the architecture or the weights.
+        SpecError: the architecture has no feature maps.
     """
     architecture, _, tag = name.removeprefix(PREFIX).partition(".")
     if not timm.is_model(architecture):
@@ -86,7 +94,7 @@ def find(name: str) -> BackboneSpec:
     tags = _tags(architecture)
     if tag and tag not in tags:
         hint = did_you_mean(tag, tags) or ";"
-        there = f"its tags are {', '.join(tags)}" if tags else "it has none"
+        there = f"its tags are {', '.join(tags)}" if tags else "it has no pretrained weights"
         raise UnknownBackboneError(f"timm has no weights {tag!r} for {architecture!r}{hint} {there}")
     taps = _taps(architecture, {})
     usual = {address: tap for address, tap in taps.items() if address in LEVELS} or dict([*taps.items()][-1:])
@@ -104,7 +112,15 @@ def find(name: str) -> BackboneSpec:
 
 
 def describe(spec: BackboneSpec, **options: Any) -> BackboneSpec:
-    """Return a spec of `find` with channels and strides as they are with `options`, which are spelled as timm's."""
+    """Return the spec with the channels and strides for some options, which have timm's names.
+
+    Args:
+        spec: a spec from `find`.
+        **options: timm's options.
+
+    Returns:
+        The spec with these options.
+    """
     taps = _taps(_architecture(spec), namespaces.changed_options(options, DEFAULTS))
     return replace(
         spec,
@@ -115,7 +131,17 @@ def describe(spec: BackboneSpec, **options: Any) -> BackboneSpec:
 
 
 def build(spec: BackboneSpec, *, taps: tuple[str, ...], pretrained: str | None = None, **options: Any) -> TimmBackbone:
-    """Return timm's model as a backbone; `pretrained` is a tag of weights, which timm loads from its own cache."""
+    """Build a timm model as a backbone.
+
+    Args:
+        spec: a spec from `find`.
+        taps: addresses of the maps to return.
+        pretrained: tag of the weights, which timm loads from its own cache; None for random weights.
+        **options: timm's options.
+
+    Returns:
+        The backbone.
+    """
     architecture = _architecture(spec)
     addresses = _addresses(architecture)
     indices = sorted(addresses.index(address) for address in taps)
@@ -133,7 +159,7 @@ def build(spec: BackboneSpec, *, taps: tuple[str, ...], pretrained: str | None =
 
 @lru_cache(maxsize=8)
 def layout(spec: BackboneSpec) -> Layout:
-    """Return how timm's own files name the tensors of a backbone, with the classifier where it is one of ours."""
+    """Return the tensor names of timm's files for a backbone, including the classifier if it equals featuretap's."""
     architecture, options = _architecture(spec), namespaces.changed_options(spec.options, DEFAULTS)
     with torch.device("meta"):
         features = build(spec, taps=tuple(spec.taps), **spec.options).state_dict()
@@ -141,14 +167,14 @@ def layout(spec: BackboneSpec) -> Layout:
     try:
         full = _create_on_meta(architecture, **options)
     except Exception:
-        # timm's classes of classifiers take fewer options than those of feature extractors, and fail in any way.
+        # Some classifiers accept fewer options than feature extractors and raise arbitrary errors.
         is_buildable, options = False, {"in_chans": spec.in_channels}
         full = _create_on_meta(architecture, **options)
     return library_layouts.make_layout(
         features,
         full.state_dict(),
         _classifier(architecture) if is_buildable and addresses[-1] in spec.taps else "",
-        # Without a classifier, timm still loads all other layers.
+        # timm loads all other layers even without a classifier.
         required=_create_on_meta(architecture, **options, num_classes=0).state_dict(),
         architecture=architecture,
         arguments=namespaces.changed_options(spec.options, DEFAULTS),
@@ -160,7 +186,9 @@ def layout(spec: BackboneSpec) -> Layout:
 
 @lru_cache(maxsize=64)
 def _classifier(architecture: str) -> str:
-    """Return the path of timm's last layer if it reads the average of the last map, as our head does; else nothing."""
+    """Return the path of timm's last layer if it reads the average of the last map, as featuretap's head does;
+    else "".
+    """
     features = _features_on_meta(architecture, {}, out_indices=tuple(range(len(_addresses(architecture)))))
     path = library_layouts.unpaired_layer(features.state_dict(), _create_on_meta(architecture).state_dict())
     last = features.feature_info.info[-1]["module"]
@@ -169,19 +197,19 @@ def _classifier(architecture: str) -> str:
 
 
 def _load_pretrained(tagged: str, arguments: Mapping[str, Any]) -> Any:
-    """Return timm's model with its weights: out of timm's cache, or downloaded into it."""
+    """Return a timm model with weights from timm's cache, which are downloaded if necessary."""
     cfg: Any = timm.get_pretrained_cfg(tagged)
     if cfg.hf_hub_id:
         files = [cfg.hf_hub_filename] if cfg.hf_hub_filename else FILES
         found = (huggingface_hub.try_to_load_from_cache(cfg.hf_hub_id, file) for file in files)
         cached = next((path for path in found if isinstance(path, str)), None)
-        by_hand = f"run 'hf download {cfg.hf_hub_id} {files[0]}' where there is a network"
+        by_hand = f"run 'hf download {cfg.hf_hub_id} {files[0]}' with network access"
     else:
         path = torch_hub_path(cfg.url)
         cached = str(path) if path.is_file() else None
         by_hand = f"put {cfg.url} at {path}"
     overlay = {"file": cached} if cached else {}
-    problem = f"timm cannot fill {tagged!r} with {cached or 'its weights'}"
+    problem = f"timm cannot load {tagged!r} from {cached or 'the Hub'}"
     with namespaces.explain_download(f"timm/{tagged}", bool(cached), problem, by_hand):
         return timm.create_model(tagged, pretrained=True, pretrained_cfg_overlay=overlay, **arguments)
 
@@ -191,7 +219,7 @@ def _architecture(spec: BackboneSpec) -> str:
 
 
 def _tags(architecture: str) -> tuple[str, ...]:
-    """Return the tags of an architecture's weights, the default first."""
+    """Return the tags of an architecture's weights, default first."""
     default = getattr(timm.get_pretrained_cfg(architecture), "tag", None)
     names = [name.partition(".")[2] for name in timm.list_pretrained(f"{architecture}.*")]
     return tuple(sorted(names, key=lambda tag: tag != default))
@@ -200,7 +228,7 @@ def _tags(architecture: str) -> tuple[str, ...]:
 @lru_cache(maxsize=64)
 def _options(architecture: str) -> dict[str, Any]:
     features = _features_on_meta(architecture, {})
-    # Where timm wraps a network to get at its maps, the options are those of the network inside.
+    # If timm wraps a network to extract its maps, the options are those of the wrapped network.
     wrapped = type(features).__module__.startswith("timm.models._features")
     parameters = _parameters(type(_create_on_meta(architecture) if wrapped else features))
     names = [p.name for p in parameters.values() if p.default is not p.empty and p.name not in NOT_OPTIONS]
@@ -208,7 +236,7 @@ def _options(architecture: str) -> dict[str, Any]:
 
 
 def _parameters(kind: type[nn.Module]) -> dict[str, inspect.Parameter]:
-    """Return the arguments of a class, with those of its base class where it passes `**kwargs` on."""
+    """Return the parameters of a class's constructor, including those of its base class if it passes `**kwargs` on."""
     own = dict(inspect.signature(kind.__init__).parameters)
     base = kind.__mro__[1]
     if base is nn.Module or not any(p.kind is p.VAR_KEYWORD for p in own.values()):
@@ -218,7 +246,7 @@ def _parameters(kind: type[nn.Module]) -> dict[str, inspect.Parameter]:
 
 @lru_cache(maxsize=64)
 def _addresses(architecture: str) -> tuple[str, ...]:
-    """Return the address of every map of an architecture, in timm's order, by the strides that it has by default."""
+    """Return the addresses of an architecture's maps, in timm's order. They follow from the default strides."""
     maps = _features_on_meta(architecture, {}).feature_info.info
     last = {info["reduction"]: index for index, info in enumerate(maps)}
     addresses = [info["module"] for info in maps]
@@ -229,14 +257,14 @@ def _addresses(architecture: str) -> tuple[str, ...]:
 
 
 def _taps(architecture: str, options: Mapping[str, Any]) -> dict[str, Tap]:
-    """Return address → tap of every map of an architecture with options whose size is an image's, divided."""
+    """Return address → tap of the maps whose size is the image size divided by a stride."""
     addresses = _addresses(architecture)
     network = _features_on_meta(architecture, options, out_indices=tuple(range(len(addresses))))
     maps = network.feature_info.info
     if len(maps) != len(addresses):
         raise OptionError(
-            f"timm's {format_options(architecture, options)} has {len(maps)} maps, and {len(addresses)} addresses "
-            f"are known: {', '.join(addresses)}"
+            f"timm's {format_options(architecture, options)} has {len(maps)} maps, but should have {len(addresses)}: "
+            f"{', '.join(addresses)}"
         )
     roundings = namespaces.find_roundings(
         [info["reduction"] for info in maps],
@@ -249,13 +277,13 @@ def _taps(architecture: str, options: Mapping[str, Any]) -> dict[str, Tap]:
         if rounding is not None
     }
     if not taps:
-        raise SpecError(f"timm's {architecture!r} has no feature maps of an image's size divided by their strides")
+        raise SpecError(f"timm's {architecture!r} has no feature maps whose size is the image size divided by a stride")
     return taps
 
 
 @torch.no_grad()
 def _heights(network: nn.Module, channels: int, size: int) -> list[int]:
-    """Return the heights of the maps of a square image; none where the network refuses its size."""
+    """Return the heights of the maps of a square image, or nothing if the network rejects its size."""
     try:
         with torch.device("meta"):
             maps = network.eval()(torch.empty(1, channels, size, size))
@@ -273,7 +301,7 @@ def _features_on_meta(architecture: str, options: Mapping[str, Any], **selected:
     try:
         return _create_on_meta(architecture, features_only=True, **options, **selected)
     except Exception as error:
-        # timm checks few of its arguments, and fails on the others with errors of any type.
+        # timm validates few of its arguments and raises arbitrary errors for the others.
         if options:
             problem = f"timm cannot build {format_options(architecture, options)} ({error_line(error)})"
             raise OptionError(problem) from error

@@ -1,7 +1,7 @@
-"""torchvision's classifiers as backbones: `create_feature_extractor` at the modules that end a resolution.
+"""torchvision's classifiers as backbones, by `create_feature_extractor` at the last block of each resolution.
 
-C1 to C5 are the last maps of strides 2 to 32 that a whole block puts out. A block is whatever stands in a chain of
-blocks; what is inside one, such as an expansion at the resolution that the block leaves, is no map of its own.
+C1 to C5 are the last block outputs at strides 2 to 32. A block is any element of a chain of blocks. Maps inside a
+block, such as an expansion at the block's input resolution, have no address.
 """
 
 import inspect
@@ -30,13 +30,19 @@ from featuretap.weights.downloads import torch_hub_path
 
 PREFIX = "torchvision/"
 NOT_OPTIONS = {"num_classes", "aux_logits", "transform_input", "init_weights", "dropout"}
-"""Arguments of torchvision's networks that make no difference to a map, or that other means are for."""
+"""Arguments of torchvision's networks that do not affect the maps, or that featuretap sets in another way."""
 SIZES = ((224, 256), (224, 224))
-"""Heights and widths of images that show the strides; the second is for networks that take no other size."""
+"""(height, width) of the images for measuring strides. The second is for networks that accept no other size."""
 
 
 class MapSource(NamedTuple):
-    """The module that a map comes from, the map's tap, and whether its channels come last."""
+    """The origin of a map.
+
+    Args:
+        path: path of the module that returns it.
+        tap: its tap.
+        channels_last: whether its channels are the last axis.
+    """
 
     path: str
     tap: Tap
@@ -44,9 +50,11 @@ class MapSource(NamedTuple):
 
 
 class TorchvisionFeatures(ImageModel):
-    """Images (N, 3, H, W) → dict from address to map (N, C, H', W'), in the order of `addresses`.
+    """A torchvision network as a backbone. It maps images (N, 3, H, W) to maps (N, C, H', W') by address, in the order
+    of `addresses`.
 
-    `network` is torchvision's network, cut behind the last map; `preprocessing` is there if weights were loaded.
+    The attribute `network` is torchvision's network, truncated after the last map. `preprocessing` is only set if
+    weights were loaded.
     """
 
     preprocessing: Preprocessing
@@ -54,13 +62,13 @@ class TorchvisionFeatures(ImageModel):
     def __init__(self, network: nn.Module, sources: Mapping[str, MapSource]) -> None:
         super().__init__()
         requested = {source.path: address for address, source in sources.items()}
-        # GoogLeNet's auxiliary classifiers run in training only, and are no maps.
+        # The warning concerns GoogLeNet's auxiliary classifiers, which only run in training and do not affect the maps.
         self.network = create_feature_extractor(network, requested, suppress_diff_warning=True)
         self.addresses = tuple(sources)
         self.channels_last = tuple(address for address, source in sources.items() if source.channels_last)
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
-        """Return the maps."""
+        """Return the requested maps."""
         maps: dict[str, Tensor] = self.network(images)
         requested: dict[str, Tensor] = {}
         for address in self.addresses:
@@ -70,21 +78,29 @@ class TorchvisionFeatures(ImageModel):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)  # type: ignore[no-untyped-call]
-        # A deep copy of torchvision's extractor is always in training.
+        # A deep copy of torchvision's extractor is always in training mode.
         self.train(self.training)
 
 
 def match(pattern: str) -> list[str]:
-    """Return "torchvision/…" of every classifier of torchvision that matches a shell pattern, with maps or without."""
+    """Return "torchvision/…" for every torchvision classifier that matches a shell pattern, with or without feature
+    maps.
+    """
     return namespaces.match_names(PREFIX, _classifiers(), pattern)
 
 
 def find(name: str) -> BackboneSpec:
-    """Return the spec of "torchvision/name".
+    """Return the spec of a torchvision classifier.
+
+    Args:
+        name: "torchvision/" and torchvision's name of the classifier.
+
+    Returns:
+        The spec.
 
     Raises:
-        UnknownBackboneError: torchvision has no such classifier.
-        SpecError: it has no feature maps.
+        UnknownBackboneError: torchvision does not have the classifier.
+        SpecError: the classifier has no feature maps.
     """
     classifier = name.removeprefix(PREFIX)
     if classifier not in _classifiers():
@@ -104,9 +120,16 @@ def find(name: str) -> BackboneSpec:
 
 
 def describe(spec: BackboneSpec, **options: Any) -> BackboneSpec:
-    """Return a spec of `find` with channels and strides as they are with `options`, which are spelled as torchvision's.
+    """Return the spec with the channels and strides for some options, which have torchvision's names.
 
-    Addresses go by the strides without options: C5 stays what it was where dilation keeps it at stride 16.
+    Addresses follow from the default strides: C5 is the same map even if dilation keeps it at stride 16.
+
+    Args:
+        spec: a spec from `find`.
+        **options: torchvision's options.
+
+    Returns:
+        The spec with these options.
     """
     classifier = namespaces.network_name(spec, PREFIX)
     network, usual = _on_meta(classifier, namespaces.changed_options(options, {})), _level_sources(classifier)
@@ -118,7 +141,17 @@ def describe(spec: BackboneSpec, **options: Any) -> BackboneSpec:
 def build(
     spec: BackboneSpec, *, taps: tuple[str, ...], pretrained: str | None = None, **options: Any
 ) -> TorchvisionFeatures:
-    """Return torchvision's network as a backbone; `pretrained` is the name of weights, from torchvision's own cache."""
+    """Build a torchvision network as a backbone.
+
+    Args:
+        spec: a spec from `find`.
+        taps: addresses of the maps to return.
+        pretrained: name of the weights, which torchvision loads from its own cache; None for random weights.
+        **options: torchvision's options.
+
+    Returns:
+        The backbone.
+    """
     classifier = namespaces.network_name(spec, PREFIX)
     arguments = namespaces.changed_options(options, {})
     weights: Any = get_model_weights(classifier)[pretrained] if pretrained else None
@@ -139,7 +172,9 @@ def build(
 
 @lru_cache(maxsize=8)
 def layout(spec: BackboneSpec) -> Layout:
-    """Return how torchvision's own files name the tensors of a backbone, with the classifier if it is one of ours."""
+    """Return the tensor names of torchvision's files for a backbone, including the classifier if it equals
+    featuretap's.
+    """
     classifier, options = namespaces.network_name(spec, PREFIX), namespaces.changed_options(spec.options, {})
     with torch.device("meta"):
         features = build(spec, taps=tuple(spec.taps), **spec.options).state_dict()
@@ -154,7 +189,7 @@ def layout(spec: BackboneSpec) -> Layout:
 
 @lru_cache(maxsize=64)
 def _classifier(classifier: str) -> str:
-    """Return the path of torchvision's last layer if it reads the average of the last map; else nothing."""
+    """Return the path of torchvision's last layer if it reads the average of the last map; else ""."""
     full, last = _on_meta(classifier, {}), [*_level_sources(classifier).values()][-1]
     with torch.device("meta"):
         features = TorchvisionFeatures(_on_meta(classifier, {}), {"last": last}).state_dict()
@@ -164,9 +199,9 @@ def _classifier(classifier: str) -> str:
 
 
 def _load_pretrained(classifier: str, weights: Any, options: Mapping[str, Any]) -> nn.Module:
-    """Return torchvision's network with its weights: out of torch.hub's cache, or downloaded into it."""
+    """Return a torchvision network with weights from torch.hub's cache, which are downloaded if necessary."""
     path = torch_hub_path(weights.url)
-    problem = f"torchvision cannot fill {classifier!r} with {weights.name}"
+    problem = f"torchvision cannot load {weights.name} for {classifier!r}"
     by_hand = f"put {weights.url} at {path}"
     with namespaces.explain_download(f"{PREFIX}{classifier}.{weights.name}", path.is_file(), problem, by_hand):
         return _create(classifier, options, weights)
@@ -177,28 +212,28 @@ def _classifiers() -> list[str]:
 
 
 def _options(classifier: str) -> list[str]:
-    """Return the arguments of the network's class that its builder leaves to the caller."""
+    """Return the constructor arguments of the network's class that have defaults and affect the maps."""
     parameters = inspect.signature(type(_on_meta(classifier, {})).__init__).parameters.values()
     return [p.name for p in parameters if p.default is not p.empty and p.name not in NOT_OPTIONS]
 
 
 @lru_cache(maxsize=64)
 def _level_sources(classifier: str) -> dict[str, MapSource]:
-    """Return level → where its map comes from in a network without options."""
+    """Return level → origin of its map in a network without options."""
     network = _on_meta(classifier, {})
     by_stride = {source.tap.stride: source for source in _map_sources(network).values()}
     levels = {level: by_stride[stride] for stride, level in namespaces.LEVEL_AT_STRIDE.items() if stride in by_stride}
     sources = _with_roundings(network, levels)
     if len(sources) < 2:
         raise SpecError(
-            f"torchvision's {classifier!r} has no feature maps: no two of its blocks put out an image's size divided "
-            "by 2, 4, 8, 16 or 32"
+            f"torchvision's {classifier!r} has no feature maps: fewer than two of its blocks have an output at stride "
+            "2, 4, 8, 16 or 32"
         )
     return sources
 
 
 def _map_sources(network: nn.Module) -> dict[str, MapSource]:
-    """Return path → source of every block's output whose stride is a whole number, in order of execution."""
+    """Return path → origin of every block output with an integer stride, in order of execution."""
     size, shapes = next(((size, shapes) for size in SIZES if (shapes := _shapes(network, *size))), (SIZES[0], {}))
     sources = {}
     for path, shape in shapes.items():
@@ -212,7 +247,7 @@ def _map_sources(network: nn.Module) -> dict[str, MapSource]:
 
 
 def _with_roundings(network: nn.Module, sources: Mapping[str, MapSource]) -> dict[str, MapSource]:
-    """Return the sources with the rounding of their maps' sizes, without those that follow no stride."""
+    """Return the sources with the rounding of their map sizes, without maps whose size does not follow a stride."""
 
     def measure(size: int) -> list[int]:
         shapes = _shapes(network, size, size)
@@ -228,7 +263,7 @@ def _with_roundings(network: nn.Module, sources: Mapping[str, MapSource]) -> dic
 
 @torch.no_grad()
 def _shapes(network: nn.Module, height: int, width: int) -> dict[str, tuple[int, ...]]:
-    """Return path → shape of the four-dimensional outputs of blocks; nothing where the network refuses the size."""
+    """Return path → shape of the four-dimensional block outputs, or nothing if the network rejects the size."""
     shapes: dict[str, tuple[int, ...]] = {}
 
     def record(path: str) -> Any:
@@ -252,7 +287,7 @@ def _shapes(network: nn.Module, height: int, width: int) -> dict[str, tuple[int,
 
 
 def _blocks(network: nn.Module, above: str = "") -> Iterator[tuple[str, nn.Module]]:
-    """Yield what stands in the chains of a network; a chain of nothing but layers inside another is one block."""
+    """Yield the elements of a network's chains. A nested chain that contains only layers is one block."""
     for name, module in network.named_children():
         path = f"{above}.{name}" if above else name
         layers_only = not any(list(child.children()) for child in module.children())
@@ -266,7 +301,7 @@ def _on_meta(classifier: str, options: Mapping[str, Any]) -> nn.Module:
         with torch.device("meta"):
             return _create(classifier, options)
     except Exception as error:
-        # torchvision checks few of its arguments, and fails on the others with errors of any type.
+        # torchvision validates few of its arguments and raises arbitrary errors for the others.
         raise OptionError(
             f"torchvision cannot build {format_options(classifier, options)} ({error_line(error)})"
         ) from error
@@ -274,12 +309,12 @@ def _on_meta(classifier: str, options: Mapping[str, Any]) -> nn.Module:
 
 def _create(classifier: str, options: Mapping[str, Any], weights: Any = None) -> nn.Module:
     with warnings.catch_warnings():
-        # GoogLeNet and Inception announce that their initial weights will change.
+        # GoogLeNet and Inception warn that their initialization will change.
         warnings.filterwarnings("ignore", "The default weight initialization", FutureWarning)
         try:
             network: nn.Module = get_model(classifier, weights=weights, **options)
         except NotImplementedError:
-            # RegNets compute their widths with tensors, whose values the meta device does not have.
+            # RegNets compute their widths with tensors, which have no values on the meta device.
             device = torch.get_default_device()
             with torch.device("cpu"), _ParametersOn(device):
                 network = get_model(classifier, weights=weights, **options).to(device)
@@ -287,7 +322,7 @@ def _create(classifier: str, options: Mapping[str, Any], weights: Any = None) ->
 
 
 class _ParametersOn(TorchFunctionMode):
-    """Creates what is to be initialised, which parameters are, on a device, and all other tensors as without it."""
+    """Create uninitialized tensors, such as parameters, on a device, and all other tensors on their usual device."""
 
     def __init__(self, device: torch.device) -> None:
         super().__init__()

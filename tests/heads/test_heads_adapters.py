@@ -89,7 +89,7 @@ def test_models_without_maps_have_no_output_shape(registry: Registry) -> None:
     with pytest.raises(OptionError) as error:
         output_shape(registry.build("mobilenet_v2_050"))
     assert str(error.value) == (
-        "HeadedModel returns no maps; give a backbone (features_only=True) or a model with head='fpn'"
+        "HeadedModel does not return feature maps; use a backbone (features_only=True) or a model with head='fpn'"
     )
 
 

@@ -263,7 +263,7 @@ def test_the_error_of_a_misspelled_option_suggests_the_nearest(registry: Registr
         (
             "test_vit",
             {"depth": 7},
-            "timm's 'test_vit' with depth=7 has 7 maps, and 6 addresses are known: blocks.0, blocks.1, blocks.2, "
+            "timm's 'test_vit' with depth=7 has 7 maps, but should have 6: blocks.0, blocks.1, blocks.2, "
             "blocks.3, blocks.4, C4",
         ),
         (

@@ -88,8 +88,8 @@ def test_cache_dir_is_refused() -> None:
     with pytest.raises(OptionError) as error:
         timm.create_model("featuretap_mobilenet_v2", pretrained=True, cache_dir="elsewhere")
     assert str(error.value) == (
-        "cannot keep the weights of 'featuretap_mobilenet_v2' in cache_dir='elsewhere'; they are kept in the caches of "
-        "torch.hub and huggingface_hub, which TORCH_HOME and HF_HOME name"
+        "cannot store the weights of 'featuretap_mobilenet_v2' in cache_dir='elsewhere'; they are stored in the caches "
+        "of torch.hub and huggingface_hub, so set TORCH_HOME or HF_HOME instead"
     )
 
 

@@ -178,7 +178,7 @@ def test_without_pooling_the_head_reads_every_position(name: str) -> None:
 
 
 def test_pooling_that_doubles_the_channels_is_refused() -> None:
-    message = "global_pool='catavgmax' doubles the channels, which no head here reads; take 'avg' or 'avgmax'"
+    message = "global_pool='catavgmax' doubles the channels, which the head does not support; use 'avg' or 'avgmax'"
     with pytest.raises(OptionError) as error:
         timm.create_model("featuretap_mobilenet_v2", global_pool="catavgmax")
     assert str(error.value) == message

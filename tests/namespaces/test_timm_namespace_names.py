@@ -32,8 +32,8 @@ from featuretap.registry.specs import Tap
             UnknownBackboneError,
             "timm has no model 'resnet18x'; did you mean 'timm/resnet18'?",
         ),
-        ("timm/", UnknownBackboneError, "timm has no model ''; featuretap list 'timm/*' names them"),
-        ("timm/zzzzz", UnknownBackboneError, "timm has no model 'zzzzz'; featuretap list 'timm/*' names them"),
+        ("timm/", UnknownBackboneError, "timm has no model ''; list all with featuretap list 'timm/*'"),
+        ("timm/zzzzz", UnknownBackboneError, "timm has no model 'zzzzz'; list all with featuretap list 'timm/*'"),
         (
             "timm/resnet18.a1",
             UnknownBackboneError,
@@ -59,7 +59,7 @@ from featuretap.registry.specs import Tap
         (
             "timm/inception_v3",
             SpecError,
-            "timm's 'inception_v3' has no feature maps of an image's size divided by their strides",
+            "timm's 'inception_v3' has no feature maps whose size is the image size divided by a stride",
         ),
         (
             "timm/mixer_s32_224_",

@@ -92,7 +92,7 @@ def test_offline_missing_weights_explain_how_to_get_them(registry: Registry, cac
         registry.build("timm/resnet18", features_only=True, pretrained=True)
     assert str(error.value) == (
         "'timm/resnet18.a1_in1k' is not on this machine, and FEATURETAP_OFFLINE forbids downloads; "
-        "run 'hf download timm/resnet18.a1_in1k model.safetensors' where there is a network"
+        "run 'hf download timm/resnet18.a1_in1k model.safetensors' with network access"
     )
     with pytest.raises(WeightsError) as error:
         registry.build("timm/legacy_seresnet18", features_only=True, pretrained=True)
@@ -117,11 +117,11 @@ def test_weights_that_do_not_fit_are_refused_with_their_path(registry: Registry,
     with pytest.raises(WeightsError) as error:
         registry.build("timm/resnet18", features_only=True, pretrained=True)
     assert str(error.value).startswith(
-        f"timm cannot fill 'resnet18.a1_in1k' with {path}: Error(s) in loading state_dic"
+        f"timm cannot load 'resnet18.a1_in1k' from {path}: Error(s) in loading state_dic"
     )
     path.write_bytes(b"no weights")
     with pytest.raises(
-        WeightsError, match=r"^timm cannot fill 'resnet18.a1_in1k' with .*; run 'hf download timm/resne"
+        WeightsError, match=r"^timm cannot load 'resnet18.a1_in1k' from .*; run 'hf download timm/resne"
     ):
         registry.build("timm/resnet18", features_only=True, pretrained=True)
 

@@ -18,7 +18,7 @@ from featuretap.registry.errors import (
 )
 from featuretap.registry.specs import Tap
 
-WITHOUT = "has no feature maps: no two of its blocks put out an image's size divided by 2, 4, 8, 16 or 32"
+WITHOUT = "has no feature maps: fewer than two of its blocks have an output at stride 2, 4, 8, 16 or 32"
 
 
 @pytest.mark.parametrize(
@@ -29,7 +29,11 @@ WITHOUT = "has no feature maps: no two of its blocks put out an image's size div
             UnknownBackboneError,
             "torchvision has no classifier 'resnet17'; did you mean 'torchvision/resnet18'?",
         ),
-        ("zz", UnknownBackboneError, "torchvision has no classifier 'zz'; featuretap list 'torchvision/*' names them"),
+        (
+            "zz",
+            UnknownBackboneError,
+            "torchvision has no classifier 'zz'; list all with featuretap list 'torchvision/*'",
+        ),
         (
             "fcn_resnet50",
             UnknownBackboneError,

@@ -69,7 +69,7 @@ def test_unavailable_weights_explain_what_to_do(registry: Registry, cache: Path)
     torch.save(torchvision_model("mobilenet_v3_small").state_dict(), cache / "mobilenet_v2-b0353104.pth")
     with pytest.raises(WeightsError) as error:
         registry.build("torchvision/mobilenet_v2", **asked)
-    assert str(error.value).startswith("torchvision cannot fill 'mobilenet_v2' with IMAGENET1K_V1: Error(s) in loading")
+    assert str(error.value).startswith("torchvision cannot load IMAGENET1K_V1 for 'mobilenet_v2': Error(s) in loading")
     assert str(error.value).endswith(f"; {by_hand}")
 
 
