@@ -183,7 +183,7 @@ def evaluate_command(
     exported = is_exported(registry.default, weights)
     if exported:
         if model:
-            raise click.UsageError(f"the exported file {weights!r} states its model; leave --model out")
+            raise click.UsageError(f"the exported file {weights!r} already defines the model; omit --model")
         if head:
             raise click.UsageError(
                 f"the exported file {weights!r} computes all of its heads; leave --head out, or give the weights file "

@@ -1,1 +1,1 @@
-"""Work on many images: data sets, training, inference, extraction and measuring."""
+"""Work on many images: data sets, training, inference, extraction and benchmarks."""

@@ -72,8 +72,8 @@ def test_values_beyond_the_range_of_float16_are_an_error(run: Run, folder: Path,
     assert (ran.status, ran.out, ran.err) == (
         2,
         "",
-        f"featuretap: C5 of 'a/b.jpg' has the value {beyond:.0f}, which float16 cannot hold; give --dtype float32 and "
-        "another --out\n",
+        f"featuretap: C5 of 'a/b.jpg' has the value {beyond:.0f}, which exceeds the range of float16; use --dtype "
+        "float32 and another --out\n",
     )
 
 
@@ -197,8 +197,8 @@ def test_images_that_cannot_be_read_are_listed_and_left_out(
     assert rows[0] == ["image", "reason"]
     assert [row[0] for row in rows[1:]] == ["b0.jpg", "b1.jpg", "b2.png", "\\udcff.jpg"]
     assert rows[1][1].startswith("'b0.jpg' is damaged: image file is truncated")
-    assert rows[2][1] == "'b1.jpg' is empty; give a JPEG, PNG or other image file"
-    assert rows[3][1] == "'b2.png' is not an image that Pillow can read; give a JPEG, PNG or other image file"
+    assert rows[2][1] == "'b1.jpg' is empty; use a JPEG, PNG or other image file"
+    assert rows[3][1] == "'b2.png' is not an image that Pillow can read; use a JPEG, PNG or other image file"
     assert rows[4][1].endswith(r"\udcff.jpg' has a name that is not UTF-8; rename it")
 
 
@@ -207,8 +207,8 @@ def test_a_long_strip_does_not_fill_the_memory(run: Run, weights: Path, folder: 
     asked = ("extract", folder, "--weights", weights, "--out")
     assert run(*asked, tmp_path / "out").status == 0
     assert (tmp_path / "out" / "errors.csv").read_text() == (
-        "image,reason\nstrip.png,\"'strip.png' of 20000×1 pixels is too long a strip to be resized to a shorter side "
-        'of 256; crop it, or give a --size"\n'
+        "image,reason\nstrip.png,\"'strip.png' of 20000×1 pixels is too elongated to be resized to a shorter side "
+        'of 256; crop it, or set --size"\n'
     )
     assert run(*asked, tmp_path / "sized", *SMALL).err == ""
 

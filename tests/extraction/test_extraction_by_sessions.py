@@ -198,7 +198,7 @@ def test_without_pytorch_the_error_is_that_of_the_session(weights: Path, officia
         open_extractor("mobilenet_v2", str(official_weights), ("C5",))
     with pytest.raises(MissingExtraError) as error:
         open_extractor(None, str(weights), ("C5",), use_torch=True)
-    assert str(error.value) == "--torch computes with PyTorch, which is not installed; leave it out, or install torch"
+    assert str(error.value) == "--torch needs PyTorch, which is not installed; omit it, or install torch"
 
 
 def test_no_thread_goes_on_after_an_error(extract: Run, folder: Path, tmp_path: Path) -> None:

@@ -28,7 +28,7 @@ def test_sources_without_images_are_refused_before_a_model_is_built(
     kinds = ", ".join(sorted(SUFFIXES))
     for source, message in {
         "missing": "there is no folder or image 'missing'; give folders of images, or image files",
-        "empty": f"'empty' holds no images; their names end in {kinds}",
+        "empty": f"'empty' contains no images; supported suffixes: {kinds}",
     }.items():
         ran = run("extract", "images", source, "--model", "nonsense", "--out", "out")
         assert (ran.status, ran.out, ran.err) == (2, "", f"featuretap: {message}\n")
@@ -43,13 +43,13 @@ def test_a_run_without_a_readable_image_is_an_error(extract: Run, tmp_path: Path
     ran = extract(images, "--out", tmp_path / "out")
     assert ran.status == 2
     assert ran.err == (
-        "featuretap: none of the 2 images can be read, the first because '1.jpg' is empty; give a JPEG, PNG or other "
-        f"image file; all are in '{tmp_path / 'out' / 'errors.csv'}'\n"
+        "featuretap: cannot read any of the 2 images (first error: '1.jpg' is empty; use a JPEG, PNG or other "
+        f"image file); all errors are in '{tmp_path / 'out' / 'errors.csv'}'\n"
     )
     with pytest.raises(DataError) as error:
         open_features(tmp_path / "out")
     assert str(error.value) == (
-        f"'{tmp_path / 'out'}' holds an unfinished run; run the same command again, which goes on with it"
+        f"'{tmp_path / 'out'}' contains an unfinished run; run the same command again to finish it"
     )
 
 
@@ -91,7 +91,7 @@ def test_a_folder_with_other_things_is_left_alone(extract: Run, folder: Path, tm
     ran = extract(folder, "--out", folder)
     assert (ran.status, ran.err) == (
         2,
-        f"featuretap: '{folder}' holds other things, such as 'a'; give a new folder as --out\n",
+        f"featuretap: '{folder}' contains other files, such as 'a'; use a new folder as --out\n",
     )
     (tmp_path / "file").touch()
     ran = extract(folder, "--out", tmp_path / "file")
@@ -101,7 +101,8 @@ def test_a_folder_with_other_things_is_left_alone(extract: Run, folder: Path, tm
     (other / "manifest.json").write_text("[]")
     ran = extract(folder, "--out", other)
     assert ran.err == (
-        f"featuretap: '{other / 'manifest.json'}' was not written by featuretap extract; give the --out of a run\n"
+        f"featuretap: '{other / 'manifest.json'}' was not written by featuretap extract; use the --out folder of a "
+        "run\n"
     )
     assert not {".lock"} & (everything_in(folder) | everything_in(other))
 
@@ -112,8 +113,8 @@ def test_a_run_does_not_begin_without_room_on_the_disk(tmp_path: Path) -> None:
     with pytest.raises(DataError) as error, lock_folder(job, {}):
         pass
     assert re.fullmatch(
-        rf"the features need 88,000\.0 GB, and '{job.folder}' has room for [\d,.]+; fewer --taps, --pool or --dtype "
-        r"float16 need less",
+        rf"the features need 88,000\.0 GB, but '{job.folder}' only has [\d,.]+ GB free; use fewer --taps, --pool or "
+        r"--dtype float16",
         str(error.value),
     )
     assert bytes_in(job.folder) == {}
@@ -149,15 +150,15 @@ def test_a_missing_extra_is_named_with_its_option(
 def test_opening_a_folder_without_features_is_an_error(extract: Run, folder: Path, tmp_path: Path) -> None:
     with pytest.raises(DataError) as error:
         open_features(folder)
-    assert str(error.value) == (f"'{folder}' holds no features: cannot read manifest.json: No such file or directory")
+    assert str(error.value) == (
+        f"'{folder}' contains no features: cannot read manifest.json: No such file or directory"
+    )
     extract(folder, "--out", tmp_path / "out", "--taps", "C3,C5")
     with pytest.raises(UnknownTapError) as unknown:
         open_features(tmp_path / "out").tap("C4")
     assert str(unknown.value) == f"'{tmp_path / 'out'}' has no tap 'C4'; its taps: C3, C5"
     (tmp_path / "out" / "features-00000-of-00001.safetensors").unlink()
-    with pytest.raises(
-        DataError, match=r"is not a complete file of features; delete it, and run the same command again"
-    ):
+    with pytest.raises(DataError, match=r"is not a complete features file; delete it and run the same command again"):
         open_features(tmp_path / "out").tap("C5")
 
 
@@ -166,5 +167,6 @@ def test_a_pipe_in_place_of_the_manifest_is_not_waited_for(tmp_path: Path) -> No
     with pytest.raises(DataError) as error:
         open_features(tmp_path)
     assert str(error.value) == (
-        f"{str(tmp_path)!r} holds no features: cannot read manifest.json: it is a pipe, socket or device; give a file"
+        f"{str(tmp_path)!r} contains no features: cannot read manifest.json: it is a pipe, socket or device; use a "
+        "regular file"
     )

@@ -78,8 +78,8 @@ def test_a_run_with_other_settings_does_not_continue_in_a_folder(
     before = bytes_in(out)
     ran = extract(folder, "--out", out, *change)
     assert ran.status == 2
-    assert ran.err.startswith(f"featuretap: '{out}' holds features of another run ({difference}")
-    assert ran.err.endswith("asked for); give another --out, or the same command again\n")
+    assert ran.err.startswith(f"featuretap: '{out}' contains features of another run ({difference}")
+    assert ran.err.endswith("requested); use another --out, or the original command\n")
     assert bytes_in(out) == before
 
 
@@ -117,7 +117,7 @@ def test_a_damaged_shard_is_not_taken_for_a_finished_one(extract: Run, folder: P
     assert not missing.exists()
     assert (ran.status, ran.err) == (
         2,
-        f"featuretap: '{shard}' is not a complete file of features; delete it, and run the same command again\n",
+        f"featuretap: '{shard}' is not a complete features file; delete it and run the same command again\n",
     )
     shard.unlink()
     assert extract(*how).status == 0
@@ -131,7 +131,7 @@ def test_two_processes_do_not_write_into_one_folder(extract: Run, folder: Path, 
         ran = extract(folder, "--out", out)
     assert (ran.status, ran.err) == (
         2,
-        f"featuretap: another process is writing features into '{out}'; wait for it, or give another --out\n",
+        f"featuretap: another process is writing features to '{out}'; wait until it ends, or use another --out\n",
     )
     assert extract(folder, "--out", out).status == 0
 

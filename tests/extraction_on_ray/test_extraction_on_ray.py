@@ -124,8 +124,8 @@ def test_an_error_in_a_process_of_rays_is_one_line(ran: dict[str, Completed]) ->
     failed = ran["failed"]
     assert (failed.status, failed.out) == (2, "")
     assert re.fullmatch(
-        r"featuretap: C5 of 'ü0.png' has the value -?\d+, which float16 cannot hold; give --dtype float32 and another "
-        r"--out",
+        r"featuretap: C5 of 'ü0.png' has the value -?\d+, which exceeds the range of float16; use --dtype float32 and "
+        r"another --out",
         failed.err.splitlines()[-1],
     )
 
@@ -135,5 +135,5 @@ def test_a_cluster_that_is_not_there_is_an_error(ran: dict[str, Completed]) -> N
     assert (there.status, there.out) == (2, "")
     assert there.err.endswith(
         "featuretap: cannot reach the Ray cluster at 'nonsense' (Invalid address format: nonsense); start one with "
-        "'ray start --head', or unset RAY_ADDRESS to have one started here\n"
+        "'ray start --head', or unset RAY_ADDRESS to use a local cluster\n"
     )

@@ -43,8 +43,8 @@ def test_a_run_with_another_format_does_not_continue_in_a_folder(extract: Run, f
     ran = extract(folder, "--out", out, "--format", "parquet")
     assert ran.status == 2
     assert ran.err == (
-        f'featuretap: \'{out}\' holds features of another run (format: "safetensors" there, "parquet" asked for); '
-        "give another --out, or the same command again\n"
+        f'featuretap: \'{out}\' contains features of another run (format: "safetensors" there, "parquet" requested); '
+        "use another --out, or the original command\n"
     )
     assert bytes_in(out) == before
 
@@ -62,7 +62,7 @@ def test_a_damaged_parquet_shard_is_not_taken_for_a_finished_one(extract: Run, f
     assert not missing.exists()
     assert (ran.status, ran.err) == (
         2,
-        f"featuretap: '{shard}' is not a complete file of features; delete it, and run the same command again\n",
+        f"featuretap: '{shard}' is not a complete features file; delete it and run the same command again\n",
     )
     shard.unlink()
     assert extract(*how).status == 0

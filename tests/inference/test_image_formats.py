@@ -23,8 +23,8 @@ from featuretap.workflows.datasets.mask_values import Coding
 from featuretap.workflows.extraction.computing import Batch, Preparation
 
 POSTSCRIPT = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n(path) (w) file closefile showpage\n"
-ADVICE = "give a JPEG, PNG, GIF, BMP, PPM, TIFF, WebP, AVIF or JPEG 2000 file"
-REFUSAL = "is a PostScript program, which is not read as an image"
+ADVICE = "use a JPEG, PNG, GIF, BMP, PPM, TIFF, WebP, AVIF or JPEG 2000 file"
+REFUSAL = "is a PostScript program, which is not supported"
 
 
 def calls_of(code: str) -> set[str]:
@@ -174,7 +174,7 @@ def test_the_format_that_is_refused_is_named(tmp_path: Path, beginning: bytes, k
     path.write_bytes(beginning + b"\0" * 600)
     with pytest.raises(ImageError) as error:
         read_image(path)
-    assert str(error.value) == f"{str(path)!r} is {kind}, which is not read as an image; {ADVICE}"
+    assert str(error.value) == f"{str(path)!r} is {kind}, which is not supported; {ADVICE}"
     assert others == []
 
 
@@ -189,7 +189,7 @@ def test_pipes_and_devices_are_refused_without_being_opened(
     done = run(command, place, *more)
     assert (done.status, done.out, done.err.count("\n")) == (2, "", 1)
     name = Path(place).name if command == "extract" else place
-    assert f"cannot read the image {name!r}: it is a pipe, socket or device; give a file" in done.err.replace(
+    assert f"cannot read the image {name!r}: it is a pipe, socket or device; use a file" in done.err.replace(
         "'/dev/zero'", f"{name!r}"
     )
 

@@ -101,8 +101,8 @@ def test_a_limit_that_is_no_number_is_refused(tmp_path: Path, monkeypatch: pytes
     Image.new("L", (2, 2)).save(path)
     with pytest.raises(OptionError) as error:
         read_image(path)
-    assert str(error.value).startswith(f"FEATURETAP_MAX_PIXELS is {stated!r}"[:600])
-    assert str(error.value).endswith("; give a whole number, such as 200000000")
+    assert str(error.value).startswith(f"FEATURETAP_MAX_PIXELS must be a positive integer, got {stated!r}"[:600])
+    assert str(error.value).endswith("; use a number such as 200000000")
 
 
 @pytest.mark.parametrize("kind", [np.uint16, np.int32, np.float32])
@@ -126,7 +126,7 @@ def test_an_image_that_does_not_fit_is_refused(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr(ImageFile.ImageFile, "load", load)
     with pytest.raises(ImageError) as error:
         read_image(path)
-    assert str(error.value) == f"{str(path)!r} does not fit into the memory"
+    assert str(error.value) == f"{str(path)!r} does not fit into memory"
 
 
 def test_threads_decode_large_images_one_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -184,7 +184,7 @@ def test_a_large_image_ends_its_batch(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(("width", "height"), [(1, 60_000), (60_000, 1)])
 def test_strips_that_resizing_would_make_gigantic_are_refused(width: int, height: int) -> None:
     strip = Image.new("RGB", (width, height))
-    problem = f"of {width}×{height} pixels is too long a strip to be resized to a shorter side of 256; crop it"
+    problem = f"of {width}×{height} pixels is too elongated to be resized to a shorter side of 256; crop it"
     calls: list[Callable[[], object]] = [
         lambda: prepare(strip, PREPROCESSING),
         lambda: compose(PREPROCESSING)(strip),
@@ -218,7 +218,7 @@ def test_a_strip_among_training_images_is_named() -> None:
     with pytest.raises(DataError) as error:
         next(raise_errors(make_loader(task, [_Strip()], 1, 0, training=False)))
     assert str(error.value) == (
-        "'strip.png' cannot be prepared: the image of 60000×1 pixels is too long a strip to be resized to a shorter "
+        "'strip.png' cannot be prepared: the image of 60000×1 pixels is too elongated to be resized to a shorter "
         "side of 256; crop it"
     )
 

@@ -53,8 +53,8 @@ TEMPERATURES, HOUNSFIELD = (np.float32, 285, 310), (np.int32, -1000, 3000)
 def test_values_whose_white_is_unknown_are_refused(tmp_path: Path, kind: type, least: int, most: int) -> None:
     image = Image.fromarray(np.linspace(least, most, 12).reshape(3, 4).astype(kind))
     path = saved(tmp_path / "values.tif", image)
-    problem = f"has values from {least} to {most}, and which of them is white is not known"
-    advice = "save it with 8 or 16 bits, all images scaled alike"
+    problem = f"has values from {least} to {most}, so the value of white is unknown"
+    advice = "save all images with 8 or 16 bits and the same scale"
     with pytest.raises(ImageError) as error:
         read_image(path)
     assert str(error.value) == f"{str(path)!r} {problem}; {advice}"
@@ -91,10 +91,10 @@ def test_a_tiff_of_64_bits_is_refused_in_one_line(tmp_path: Path, kind: type) ->
     tags = [(256, 2), (257, 2), (258, 64), (259, 1), (262, 1), (273, 122), (277, 1), (279, len(pixels)), (339, sample)]
     entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags)
     path.write_bytes(b"II*\0" + struct.pack("<IH", 8, len(tags)) + entries + struct.pack("<I", 0) + pixels)
-    problem = f"{str(path)!r} is a TIFF file of pixels of 64 bits, which Pillow cannot read"
+    problem = f"{str(path)!r} is a TIFF file with 64 bits per pixel, which Pillow cannot read"
     with pytest.raises(ImageError) as error:
         read_image(path)
-    assert str(error.value) == f"{problem}; save it with 8 or 16 bits, all images scaled alike"
+    assert str(error.value) == f"{problem}; save all images with 8 or 16 bits and the same scale"
     assert image_problem(str(path)) == problem
 
 
@@ -156,7 +156,7 @@ def test_a_file_that_is_not_an_image_is_refused(tmp_path: Path, content: bytes, 
     path.write_bytes(content)
     with pytest.raises(ImageError) as error:
         read_image(path)
-    assert str(error.value) == f"'{path}' {problem}; give a JPEG, PNG or other image file"
+    assert str(error.value) == f"'{path}' {problem}; use a JPEG, PNG or other image file"
 
 
 @pytest.mark.parametrize("suffix", ["png", "jpg", "gif", "tif", "bmp", "webp"])

@@ -112,7 +112,7 @@ def test_unreadable_images_are_listed_and_the_others_predicted(
     ran = run("predict", photographs, lost, "--weights", weights("classification"), *arguments)
     assert ran.status == 1
     assert ran.err == (
-        f"'{bad}' is not an image that Pillow can read; give a JPEG, PNG or other image file\n"
+        f"'{bad}' is not an image that Pillow can read; use a JPEG, PNG or other image file\n"
         f"cannot read the image '{lost}': No such file or directory\n"
         "featuretap: 2 of 6 images cannot be read and are left out\n"
     )
@@ -297,14 +297,15 @@ def test_bad_arguments_are_one_line(run: Run, arguments: tuple[str, ...], messag
 def test_a_folder_without_images_is_one_line(run: Run, tmp_path: Path) -> None:
     ran = run("predict", tmp_path)
     assert (ran.status, ran.out) == (2, "")
-    assert ran.err.startswith(f"featuretap: '{tmp_path}' holds no images; their names end in .apng, ")
+    assert ran.err.startswith(f"featuretap: '{tmp_path}' contains no images; supported suffixes: .apng, ")
 
 
 def test_an_address_is_not_requested_offline(run: Run) -> None:
     ran = run("predict", "http://127.0.0.1:9/cat.png")
     assert (ran.status, ran.out) == (2, "")
     assert ran.err == (
-        "featuretap: cannot download 'http://127.0.0.1:9/cat.png': FEATURETAP_OFFLINE forbids downloads; give a file\n"
+        "featuretap: cannot download 'http://127.0.0.1:9/cat.png': FEATURETAP_OFFLINE forbids downloads; use a local "
+        "file\n"
     )
 
 
@@ -338,8 +339,7 @@ def test_nan_weights_are_refused(run: Run, photographs: Path, tmp_path: Path) ->
     ran = run("predict", photographs, "--weights", featuretap.registry.save(model, tmp_path / "nan.safetensors"))
     assert (ran.status, ran.out) == (2, "")
     assert ran.err == (
-        "featuretap: the model's output is NaN or infinite; so are some of its weights, which featuretap inspect "
-        "--finite names\n"
+        "featuretap: the model's output contains NaN or infinity; check the weights with featuretap inspect --finite\n"
     )
 
 

@@ -297,7 +297,7 @@ def refusal(model: nn.Module) -> str:
 
 
 def test_a_model_without_classes_is_refused(registry: Registry) -> None:
-    advice = "names no classes; give a classifier, a detector or a segmenter"
+    advice = "predicts no classes; use a classifier, a detector or a segmenter"
     pyramid = registry.build("mobilenet_v3_small", head="fpn", width=0.25).eval()
     assert refusal(pyramid) == f"'mobilenet_v3_small' has the head 'fpn' and {advice}"
     bare = registry.build("mobilenet_v3_small", features_only=True, width=0.25).eval()
@@ -308,7 +308,7 @@ def test_a_model_without_classes_is_refused(registry: Registry) -> None:
 
 def test_a_model_in_training_is_refused(registry: Registry) -> None:
     assert refusal(model_of(registry).train()) == (
-        "predictions are made in evaluation, and the model is in training; call model.eval() first"
+        "cannot predict with a model in training mode; call model.eval() first"
     )
 
 
@@ -329,7 +329,7 @@ def test_nan_output_is_refused(registry: Registry, head: str) -> None:
     model = model_of(registry, head)
     next(model.parameters()).data.fill_(float("nan"))
     assert refusal(model) == (
-        "the model's output is NaN or infinite; so are some of its weights, which featuretap inspect --finite names"
+        "the model's output contains NaN or infinity; check the weights with featuretap inspect --finite"
     )
 
 

@@ -213,7 +213,7 @@ def test_a_module_in_a_predictor_is_a_predictor(build: Callable[..., nn.Module])
 
 
 def test_a_module_in_training_is_no_predictor(build: Callable[..., nn.Module]) -> None:
-    with pytest.raises(OptionError, match="the model is in training"):
+    with pytest.raises(OptionError, match="a model in training mode"):
         ModulePredictor(build("classification").train())
 
 

@@ -89,7 +89,7 @@ def test_files_folders_and_addresses_keep_their_order(tmp_path: Path) -> None:
 
 
 def test_a_folder_without_images_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"holds no images; their names end in \.apng"):
+    with pytest.raises(DataError, match=r"contains no images; supported suffixes: \.apng"):
         find_sources([str(tmp_path)])
 
 
@@ -172,11 +172,11 @@ def test_an_address_is_read(site: Site) -> None:
     [
         (404, b"", "cannot download 'ADDRESS': 404 Not Found"),
         (500, encoded(), "cannot download 'ADDRESS': 500 Internal Server Error"),
-        (200, b"", "'ADDRESS' is empty; give a JPEG, PNG or other image file"),
+        (200, b"", "'ADDRESS' is empty; use a JPEG, PNG or other image file"),
         (
             200,
             b"<html></html>",
-            "'ADDRESS' is an HTML page, which is not read as an image; give a JPEG, PNG, GIF, BMP, PPM, TIFF, WebP, "
+            "'ADDRESS' is an HTML page, which is not supported; use a JPEG, PNG, GIF, BMP, PPM, TIFF, WebP, "
             "AVIF or JPEG 2000 file",
         ),
     ],
@@ -191,7 +191,7 @@ def test_downloads_are_limited_in_size(site: Site, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(sources, "MAXIMUM_BYTES", 1_000_000)
     site.pages["/x"] = (200, bytes(1_000_001))
     assert refusal(f"{site.address}/x") == (
-        f"'{site.address}/x' is larger than 1 MB; download it, and give the file if it is an image"
+        f"'{site.address}/x' is larger than 1 MB; download it yourself and use the local file"
     )
     site.pages["/x"] = (200, bytes(1_000_000))
     assert "not an image" in refusal(f"{site.address}/x")
@@ -230,7 +230,7 @@ def test_a_host_that_is_not_known_is_named(site: Site, monkeypatch: pytest.Monke
 def test_downloads_can_be_forbidden(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FEATURETAP_OFFLINE", "1")
     address = f"{site.address}/x"
-    assert refusal(address) == f"cannot download '{address}': FEATURETAP_OFFLINE forbids downloads; give a file"
+    assert refusal(address) == f"cannot download '{address}': FEATURETAP_OFFLINE forbids downloads; use a local file"
     assert site.asked == []
 
 

@@ -158,20 +158,19 @@ def test_a_counterpart_has_the_options_of_the_backbone() -> None:
             "mobilenet_v3_small_minimalistic",
             "timm",
             {},
-            "timm has no network that is 'mobilenet_v3_small_minimalistic'; it is measured without",
+            "timm has no counterpart of 'mobilenet_v3_small_minimalistic'; skipped",
         ),
         (
             "mobilenet_v3_small",
             "torchvision",
             {"width": 0.5},
-            "torchvision has no network that is 'mobilenet_v3_small' with width=0.5; it is measured without",
+            "torchvision has no counterpart of 'mobilenet_v3_small' with width=0.5; skipped",
         ),
         (
             "mobilenet_v3_small",
             "timm",
             {"taps": ("C3", "C4.expansion")},
-            "mobilenetv3_small_100 of timm does not put out C3, C4.expansion of 'mobilenet_v3_small'; it is measured "
-            "without",
+            "timm's mobilenetv3_small_100 does not return C3, C4.expansion of 'mobilenet_v3_small'; skipped",
         ),
     ],
 )
@@ -188,7 +187,7 @@ def test_maps_that_differ_are_not_compared(monkeypatch: pytest.MonkeyPatch) -> N
         return registry.build("mobilenet_v2", features_only=True)
 
     monkeypatch.setitem(comparing.LIBRARIES, "timm", other)  # type: ignore[arg-type]
-    with pytest.raises(MismatchError, match=r"^mobilenetv3_small_100 of timm does not put out C1, C2, C3, C4, C5 of "):
+    with pytest.raises(MismatchError, match=r"^timm's mobilenetv3_small_100 does not return C1, C2, C3, C4, C5 of "):
         build_counterpart("mobilenet_v3_small", "timm")
 
 
@@ -196,7 +195,8 @@ def test_an_unknown_library_is_an_error() -> None:
     with pytest.raises(OptionError) as error:
         build_counterpart("mobilenet_v2", "torchvison")
     assert str(error.value) == (
-        "there is nothing to compare with of 'torchvison'; libraries are timm, torchvision; did you mean 'torchvision'?"
+        "cannot compare with the library 'torchvison'; available libraries: timm, torchvision; did you mean "
+        "'torchvision'?"
     )
 
 
@@ -229,7 +229,7 @@ def test_contenders_are_every_network_in_every_runtime_and_library(monkeypatch: 
     assert [contender.parameters for contender in made] == [m.spec.parameters for m in made]
     assert compiled == [3, 3]
     assert begun[:3] == [f"{small}, inductor", f"{small}, eager", f"{small}, torchvision"]
-    assert left_out == [f"torchvision has no network that is '{minimalistic}'; it is measured without"]
+    assert left_out == [f"torchvision has no counterpart of '{minimalistic}'; skipped"]
 
 
 def test_the_runtime_that_auto_chooses_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

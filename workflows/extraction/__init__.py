@@ -1,1 +1,1 @@
-"""Feature maps of many images, written to sharded files."""
+"""Extract feature maps of many images into sharded files."""

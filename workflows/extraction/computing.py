@@ -1,4 +1,4 @@
-"""The features of shards: images are read in batches, and an extractor computes the maps of each."""
+"""Compute the features of shards: read images in batches and run the extractor on each batch."""
 
 import hashlib
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
@@ -26,14 +26,14 @@ Maps = Mapping[str, NDArray[Any]]
 
 
 class Batch(NamedTuple):
-    """Images of one shard that are computed together."""
+    """Images of one shard that are processed together."""
 
     shard: int
     images: Sequence[ImageFile]
 
 
 class ReadBatch(NamedTuple):
-    """Names and pixels (N, C, H, W) of the images of a batch that can be read, and the others."""
+    """Names and pixels (N, C, H, W) of a batch's readable images, and its unreadable images."""
 
     shard: int
     names: list[str]
@@ -42,7 +42,7 @@ class ReadBatch(NamedTuple):
 
 
 class ComputedBatch(NamedTuple):
-    """Names and features of the images of a batch that can be read, and the others."""
+    """Names and features of a batch's readable images, and its unreadable images."""
 
     shard: int
     names: list[str]
@@ -52,9 +52,11 @@ class ComputedBatch(NamedTuple):
 
 @dataclass(frozen=True)
 class Preparation:
-    """How images are prepared: all of them have one `size` (height, width) afterwards.
+    """The preprocessing of images to a common size.
 
-    They are resized and cropped as the weights' images were, or resized to the size where `preprocessing` has no crop.
+    Args:
+        preprocessing: the checkpoint's preprocessing. Without a crop, images are resized to `size`.
+        size: (height, width) of the preprocessed images.
     """
 
     preprocessing: Preprocessing
@@ -62,10 +64,18 @@ class Preparation:
 
     @classmethod
     def of_model(cls, description: Description, size: tuple[int, int] | None) -> Self:
-        """Return the preparation for a backbone, to a size (height, width) or as the weights' images.
+        """Return the preparation for a backbone.
+
+        Args:
+            description: the backbone's description.
+            size: (height, width) in pixels to resize images to; None to resize and crop them as the checkpoint's
+                preprocessing does.
+
+        Returns:
+            The preparation.
 
         Raises:
-            OptionError: the model's images have neither one nor three channels.
+            OptionError: the model takes neither one nor three channels.
         """
         preprocessing = description.preprocessing
         check_channels(preprocessing, repr(description.name))
@@ -76,14 +86,14 @@ class Preparation:
         return cls(preprocessing, (preprocessing.crop, preprocessing.crop))
 
     def read(self, batch: Batch) -> ReadBatch:
-        """Read and prepare the images of a batch."""
+        """Read and preprocess the images of a batch."""
         names, pixels, bad = [], [], []
         for image in batch.images:
             try:
                 pixels.append(self._read(image))
                 names.append(image.text)
             except ImageError as error:
-                # The reason does not depend on where the folder is on this machine.
+                # Replace absolute paths, so that results do not depend on the location of the folder.
                 bad.append((image.text, str(error).replace(repr(image.path), repr(image.text))))
         return ReadBatch(batch.shard, names, np.concatenate(pixels) if pixels else None, bad)
 
@@ -91,7 +101,7 @@ class Preparation:
         if image.text != image.name:
             raise ImageError(f"{image.path!r} has a name that is not UTF-8; rename it")
         picture = read_image(Path(image.path))
-        check_ratio(*picture.size, self.preprocessing.resize, repr(image.path), "crop it, or give a --size")
+        check_ratio(*picture.size, self.preprocessing.resize, repr(image.path), "crop it, or set --size")
         if self.preprocessing.crop is None:
             return prepare_for_size(picture, self.preprocessing, self.size)
         return prepare(picture, self.preprocessing)
@@ -99,17 +109,18 @@ class Preparation:
 
 @dataclass(frozen=True)
 class Extractor:
-    """A backbone that computes features in float32, with PyTorch or without it.
+    """A backbone that computes features in float32, with or without PyTorch.
 
     Args:
-        description: of the backbone.
+        description: the backbone's description.
         taps: address → channels and stride.
-        preparation: of its images.
-        weights_sha256: SHA-256 of the names and values of the weights (see `digest_weights`), or of the exported file,
-            in hexadecimal digits.
-        compute: `compute(batches, preparation, pooled, workers)` yields each batch's features, in order. Maps are
-            averaged over height and width if `pooled` is set; `workers` processes read images where it needs any.
-        batch_size: images of a batch by default.
+        preparation: preprocessing of the images.
+        weights_sha256: SHA-256 of the names and values of the weights (see `digest_weights`) or of the exported file,
+            as hexadecimal digits.
+        compute: `compute(batches, preparation, pooled, workers)`, which yields the features of each batch in order.
+            With `pooled`, maps are averaged over height and width. `workers` is the number of processes that read
+            images, if it uses processes.
+        batch_size: default number of images per batch.
     """
 
     description: Description
@@ -120,15 +131,15 @@ class Extractor:
     batch_size: int
 
     def shapes(self, pooled: bool) -> dict[str, tuple[int, ...]]:
-        """Return tap address → shape of one image's features: (C,) if pooled, else (C, H, W)."""
+        """Return tap address → shape of one image's features, (C,) if pooled, else (C, H, W)."""
         return {name: tap.shape(*self.preparation.size)[: 1 if pooled else 3] for name, tap in self.taps.items()}
 
 
 def digest_weights(weights: Mapping[str, NDArray[Any]]) -> str:
-    """Return the SHA-256 of the names, types, shapes and values of a backbone's state dict."""
+    """Return the SHA-256 of the names, dtypes, shapes and values of a backbone's state dict."""
     digest = hashlib.sha256()
     for name, values in sorted(weights.items()):
-        # Types are named as PyTorch names them, whichever computes: a run may be continued with the other.
+        # PyTorch's dtype names, so that a run can be resumed with or without PyTorch.
         digest.update(f"{name} torch.{values.dtype} {values.shape}\n".encode())
         digest.update(values.tobytes())
     return digest.hexdigest()
@@ -143,10 +154,21 @@ def compute_shards(
     workers: int,
     report: Callable[[int], None] = lambda images: None,
 ) -> Generator[tuple[int, Shard], None, None]:
-    """Compute shards of a job one after the other, in batches of `batch_size` or the extractor's default.
+    """Compute shards of a job one after the other.
 
-    No batch has images of two shards, so that a shard does not depend on the others. Other batch sizes give equal
-    features up to rounding, equal batches equal bytes. `report` is called with the number of images of each batch.
+    A batch never contains images of two shards, so shards do not depend on each other. With the same batches, files are
+    byte-identical; with other batch sizes, features are equal up to rounding.
+
+    Args:
+        job: the job.
+        extractor: the backbone.
+        shards: numbers of the shards.
+        batch_size: number of images per batch; None for the extractor's default.
+        workers: number of processes that read images.
+        report: called with the number of images of each batch.
+
+    Yields:
+        tuple[int, Shard]: number and contents of each shard.
     """
     size = batch_size or extractor.batch_size
     batches = (
@@ -180,5 +202,5 @@ def _fill_rows(features: Maps, start: int, batch: ComputedBatch) -> None:
         if len(overflows):
             raise DataError(
                 f"{address} of {batch.names[overflows[0][0]]!r} has the value {values[tuple(overflows[0])]:.0f}, which "
-                f"{rows.dtype} cannot hold; give --dtype float32 and another --out"
+                f"exceeds the range of {rows.dtype}; use --dtype float32 and another --out"
             )

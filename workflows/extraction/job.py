@@ -1,4 +1,4 @@
-"""Extraction jobs: images, the features kept of each, and the images of each file."""
+"""Extraction jobs: the images, the features to store for each, and how they are split into shards."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -19,19 +19,19 @@ DEFAULT_BYTES = 2**28
 
 @dataclass(frozen=True)
 class Job:
-    """The images of a run, shard by shard.
+    """The images of a run and their division into shards.
 
-    A shard is a file with the features of `shard_size` consecutive images, without those that cannot be read. Which
-    images it has does not depend on their contents, so that shards can be computed in any order and by any process.
+    A shard is a file with the features of `shard_size` consecutive images, without unreadable ones. The division does
+    not depend on the image contents, so that any process can compute any shard in any order.
 
     Args:
-        images: all images, in the order of the rows.
+        images: all images, in row order.
         shapes: tap address → shape of one image's features, (C,) if pooled, else (C, H, W).
         pooled: whether maps are averaged over height and width.
-        dtype: of the features in the files; they are computed in float32.
-        file_format: of the shards.
-        shard_size: images of a shard.
-        folder: of the shards, as an absolute path.
+        dtype: dtype of the stored features. They are computed in float32.
+        file_format: format of the shards.
+        shard_size: number of images per shard.
+        folder: output folder, as an absolute path.
     """
 
     images: tuple[ImageFile, ...]
@@ -48,7 +48,7 @@ class Job:
         return ceil(len(self.images) / self.shard_size)
 
     def rows(self, shard: int) -> range:
-        """Return the indices in `images` of a shard's images."""
+        """Return the indices of a shard's images in `images`."""
         return range(len(self.images))[shard * self.shard_size : (shard + 1) * self.shard_size]
 
     def path(self, shard: int) -> Path:
@@ -57,10 +57,10 @@ class Job:
 
 
 def default_shard_size(shapes: Mapping[str, tuple[int, ...]], dtype: Dtype) -> int:
-    """Return 1024 images, or as many as make 256 MiB, which fit into any memory."""
+    """Return the default number of images per shard: 1024, or fewer if they would exceed 256 MiB."""
     return max(1, min(DEFAULT_IMAGES, DEFAULT_BYTES // row_bytes(shapes, dtype)))
 
 
 def row_bytes(shapes: Mapping[str, tuple[int, ...]], dtype: Dtype) -> int:
-    """Return the bytes of one image's features."""
+    """Return the size in bytes of one image's features."""
     return sum(map(prod, shapes.values())) * (4 if dtype == "float32" else 2)

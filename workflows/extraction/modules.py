@@ -1,4 +1,4 @@
-"""Extractors that run modules of PyTorch, on a GPU if there is one; a loader's processes may read the images."""
+"""Extractors that run PyTorch modules, on a GPU if available. Data-loader processes may read the images."""
 
 from collections.abc import Generator, Iterable
 from functools import partial
@@ -29,11 +29,19 @@ BATCH_SIZE = 32
 def open_module(
     model: str | None, weights: str | None, *, taps: tuple[str, ...], size: tuple[int, int] | None
 ) -> Extractor:
-    """Build a backbone for extraction by `open_model`; random weights are always the same.
+    """Build a backbone for extraction. Random weights are the same in every run.
 
-    Images are resized to a `size` (height, width) in pixels, or resized and cropped as the weights' images were.
+    Args:
+        model: name of the backbone; None for the file's backbone or the default.
+        weights: a tag, a file, "none" for random weights, or None or "default" for the catalogue's default.
+        taps: tap addresses.
+        size: (height, width) in pixels to resize images to; None to resize and crop them as the checkpoint's
+            preprocessing does.
+
+    Returns:
+        The extractor.
     """
-    # With a fixed seed, a run with random weights can be resumed. The CPU's generator alone is seeded and restored.
+    # With a fixed seed, a run with random weights can be resumed. Only the CPU's generator is seeded and restored.
     with torch.random.fork_rng(devices=()):
         torch.default_generator.manual_seed(0)
         backbone: Any = open_model(model, weights, features_only=True, taps=taps).eval().float()
@@ -48,7 +56,7 @@ def open_module(
 
 
 class _Reader(Dataset[Any]):
-    """Batches of images, read as they are asked for, or the errors of reading them."""
+    """Batches of images, read on demand, or the errors of reading them."""
 
     def __init__(self, preparation: Preparation) -> None:
         self.preparation = preparation
@@ -72,7 +80,7 @@ def _compute_batches(
         num_workers=workers,
         collate_fn=_with_tensor,
         pin_memory=device == "cuda",
-        # A forked process may hang in libraries whose threads it does not have.
+        # A forked process may hang in libraries that use threads, which a fork does not copy.
         multiprocessing_context="spawn" if workers else None,
     )
     with block_sigint():
@@ -83,7 +91,7 @@ def _compute_batches(
 
 
 def _with_tensor(read: Any) -> Any:
-    """Return a batch whose pixels are a tensor, which processes share; an error as it is."""
+    """Return a batch with its pixels as a tensor, which processes can share. Errors are returned unchanged."""
     if isinstance(read, FeaturetapError):
         return read
     return read.shard, read.names, torch.from_numpy(read.pixels) if read.pixels is not None else None, read.bad

@@ -1,4 +1,4 @@
-"""Shards computed by the processes of a Ray cluster; Ray is imported on first use."""
+"""Compute shards on a Ray cluster. Ray is imported on first use."""
 
 import contextlib
 import logging
@@ -15,7 +15,7 @@ __all__ = ["extract_on_ray"]
 
 
 class ShardWriter:
-    """Computes complete shards in a process of Ray, which keeps the extractor from one to the next."""
+    """Compute complete shards in a Ray process, which keeps the extractor between shards."""
 
     def __init__(self, job: Any, extractor: Any, batch_size: int | None, workers: int) -> None:
         import ray
@@ -26,14 +26,14 @@ class ShardWriter:
         self.workers = workers
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
-        """Write the shard of a row, and return its number of images, or the error."""
+        """Write the shard of a row, and return its number of images or the error."""
         number = row["shard"]
         settings: Any = {"batch_size": self.batch_size, "workers": self.workers}
         try:
             for shard, features in compute_shards(self.job, self.extractor, [number], **settings):
                 write_shard(self.job.path(shard), features)
         except FeaturetapError as error:
-            # Ray would wrap an exception in a report of its own.
+            # Ray would wrap an exception in a long report.
             return {"shard": number, "images": 0, "error": str(error)}
         return {"shard": number, "images": len(self.job.rows(number)), "error": ""}
 
@@ -47,17 +47,17 @@ def extract_on_ray(
     workers: int,
     report: Callable[[int], None],
 ) -> None:
-    """Compute shards on the cluster at the address in `RAY_ADDRESS`, else on a cluster of this machine alone.
+    """Compute shards on the cluster at `RAY_ADDRESS`, or on a local cluster.
 
-    Each process computes one shard after the other and writes it into the folder, which all machines see under the same
-    path, as they do the images. There is a process for each GPU of the cluster, or for each CPU where it has no GPU.
+    There is one process per GPU of the cluster, or one per CPU without GPUs. Each process writes its shards into the
+    folder. All machines must see the folder and the images under the same paths.
 
     Args:
-        job: the images, shapes and folder.
-        extractor: that runs a module; it is sent to the processes.
-        shards: their numbers.
-        batch_size: images of a batch; None for the extractor's default.
-        workers: processes that read images for each process.
+        job: images, shapes and folder.
+        extractor: an extractor that runs a module; it is sent to the processes.
+        shards: numbers of the shards.
+        batch_size: number of images per batch; None for the extractor's default.
+        workers: number of image-reading processes per Ray process.
         report: called with the number of images of each shard.
 
     Raises:
@@ -70,7 +70,7 @@ def extract_on_ray(
         computed = ray.data.from_items([{"shard": shard} for shard in shards], override_num_blocks=len(shards)).map(
             ShardWriter,
             fn_constructor_args=(ray.put(job), ray.put(extractor), batch_size, workers),
-            # One at a time, so that none waits in the queue of one process while another is idle.
+            # One task at a time, so that no shard waits for a busy process while another is idle.
             compute=ray.data.ActorPoolStrategy(size=processes, max_tasks_in_flight_per_actor=1),
             num_cpus=1,
             num_gpus=1 if gpus else 0,
@@ -82,14 +82,14 @@ def extract_on_ray(
                 report(row["images"])
         except ray.exceptions.RayError as error:
             reason = str(error).strip().splitlines()[-1]
-            raise DataError(f"Ray has failed: {reason}; run the same command again, which goes on") from error
+            raise DataError(f"Ray failed: {reason}; run the same command again to continue") from error
 
 
 @contextlib.contextmanager
 def _quiet_cluster() -> Iterator[Any]:
-    # These are read when Ray is imported or started.
+    # Ray reads these variables when it is imported or started.
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
-    # Ray Data starts its own processes in a way that Ray warns of.
+    # Ray logs warnings about how Ray Data starts its processes.
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     import ray
     import ray.data
@@ -100,7 +100,7 @@ def _quiet_cluster() -> Iterator[Any]:
     except (OSError, RuntimeError, SystemExit, ValueError) as error:
         raise DataError(
             f"cannot reach the Ray cluster at {address!r} ({error}); start one with 'ray start --head', or unset "
-            "RAY_ADDRESS to have one started here"
+            "RAY_ADDRESS to use a local cluster"
         ) from error
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     ray.data.DataContext.get_current().enable_progress_bars = False

@@ -1,4 +1,4 @@
-"""How an extractor is opened: with a session where that is possible, and with PyTorch otherwise."""
+"""Open an extractor: a session if possible, otherwise PyTorch."""
 
 from typing import Any
 
@@ -14,14 +14,18 @@ def open_extractor(
     size: tuple[int, int] | None = None,
     use_torch: bool = False,
 ) -> Extractor:
-    """Return a backbone that computes features.
+    """Open a backbone for feature extraction.
 
     Args:
-        model: name of the backbone; None for that of the file, or the default.
-        weights: a tag, a file, "none" for random ones, or None or "default" for the catalogue's default.
-        taps: addresses of the maps.
-        size: (height, width) in pixels that images are resized to; None to resize and crop them as the weights' were.
-        use_torch: whether PyTorch computes, whatever a session could do.
+        model: name of the backbone; None for the file's backbone or the default.
+        weights: a tag, a file, "none" for random weights, or None or "default" for the catalogue's default.
+        taps: tap addresses.
+        size: (height, width) in pixels to resize images to; None to resize and crop them as the checkpoint's
+            preprocessing does.
+        use_torch: whether to use PyTorch even if a session could run the model.
+
+    Returns:
+        The extractor.
     """
     check_exported(model, weights, use_torch)
     settings: dict[str, Any] = {"taps": taps, "size": size}

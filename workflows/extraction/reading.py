@@ -1,4 +1,4 @@
-"""Reading extracted features: all of a tap, or shard by shard."""
+"""Read extracted features, all at once or shard by shard."""
 
 import json
 from collections.abc import Iterator, Mapping
@@ -29,11 +29,16 @@ RUN_KEYS = {
     "images": "number of images",
     "images_sha256": "images",
 }
-"""Keys of a manifest that must be equal to continue a run in its folder → label."""
+"""Manifest keys that must match when a run is resumed → label in messages."""
 
 
 class Part(NamedTuple):
-    """The rows of one shard: `names` of N images, and in `taps` address → (N, C) if pooled, else (N, C, H, W)."""
+    """The rows of one shard.
+
+    Args:
+        names: names of N images.
+        taps: tap address → features, (N, C) if pooled, else (N, C, H, W).
+    """
 
     names: tuple[str, ...]
     taps: Mapping[str, NDArray[Any]]
@@ -41,13 +46,18 @@ class Part(NamedTuple):
 
 @dataclass(frozen=True)
 class Features:
-    """The features in a `folder`, read on demand, with the contents of its `manifest.json` as `manifest`."""
+    """Extracted features in a folder, read on demand.
+
+    Args:
+        folder: the folder.
+        manifest: contents of its `manifest.json`.
+    """
 
     folder: Path
     manifest: Mapping[str, Any]
 
     def __len__(self) -> int:
-        """Return the number of rows: the images that could be read."""
+        """Return the number of rows, one for each readable image."""
         return int(self.manifest["rows"])
 
     @property
@@ -57,11 +67,17 @@ class Features:
 
     @property
     def names(self) -> list[str]:
-        """The names of the images, in the order of the rows."""
+        """Names of the images, in row order."""
         return [name for path in self._paths() for name in read_names(path)[0]]
 
     def tap(self, address: str) -> NDArray[Any]:
-        """Return the features of all images at the tap `address`: (N, C) if pooled, else (N, C, H, W).
+        """Read the features of all images at a tap.
+
+        Args:
+            address: the tap address.
+
+        Returns:
+            An array (N, C) if pooled, else (N, C, H, W).
 
         Raises:
             UnknownTapError: the tap is not among `taps`.
@@ -73,7 +89,10 @@ class Features:
         return rows[0] if len(rows) == 1 else np.concatenate(rows)
 
     def parts(self) -> Iterator[Part]:
-        """Iterate over the shards, for features that do not fit into memory together.
+        """Iterate over the shards, for features that do not fit into memory.
+
+        Yields:
+            Part: the rows of a shard.
 
         Raises:
             DataError: a shard is missing or damaged.
@@ -86,22 +105,34 @@ class Features:
 
 
 def open_features(folder: Path | str) -> Features:
-    """Open the features that `featuretap extract` wrote into `folder`.
+    """Open the features that `featuretap extract` wrote.
+
+    Args:
+        folder: the output folder.
+
+    Returns:
+        The features.
 
     Raises:
-        DataError: there are none, or the run is unfinished.
+        DataError: the folder contains no features, or the run is unfinished.
     """
     manifest = read_manifest(Path(folder))
     if "shards" not in manifest:
-        raise DataError(f"{str(folder)!r} holds an unfinished run; run the same command again, which goes on with it")
+        raise DataError(f"{str(folder)!r} contains an unfinished run; run the same command again to finish it")
     return Features(Path(folder), manifest)
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
-    """Return the manifest of the features in a `folder`.
+    """Read the manifest of extracted features.
+
+    Args:
+        folder: the output folder.
+
+    Returns:
+        The contents of the manifest.
 
     Raises:
-        DataError: there is no manifest, or another file in its place.
+        DataError: the manifest is missing or invalid.
     """
     path = folder / MANIFEST
     try:
@@ -109,9 +140,9 @@ def read_manifest(folder: Path) -> dict[str, Any]:
             manifest = json.load(file)
     except OSError as error:
         reason = error.strerror or error
-        raise DataError(f"{str(folder)!r} holds no features: cannot read {MANIFEST}: {reason}") from error
+        raise DataError(f"{str(folder)!r} contains no features: cannot read {MANIFEST}: {reason}") from error
     except (ValueError, RecursionError):
         manifest = None
     if not isinstance(manifest, dict) or not RUN_KEYS.keys() <= manifest.keys():
-        raise DataError(f"{str(path)!r} was not written by featuretap extract; give the --out of a run")
+        raise DataError(f"{str(path)!r} was not written by featuretap extract; use the --out folder of a run")
     return manifest

@@ -1,4 +1,4 @@
-"""Extraction runs, on this machine or a cluster; an interrupted run is resumed in its folder."""
+"""Run and resume extractions, on this machine or a cluster."""
 
 import csv
 import io
@@ -25,11 +25,16 @@ ERRORS = "errors.csv"
 LOCK = ".lock"
 TEMPORARY = ".featuretap-*.tmp"
 MAXIMUM_LENGTH = 40
-"""Characters of a value in a message."""
+"""Maximum length of a value in messages."""
 
 
 class Outcome(NamedTuple):
-    """The result of a run: the number of images read by it, and the images of the job without features."""
+    """The result of a run.
+
+    Args:
+        read: number of images read by this run.
+        bad: images of the job that could not be read.
+    """
 
     read: int
     bad: tuple[BadImage, ...]
@@ -45,10 +50,19 @@ def extract(
     begin: Callable[[int], object] = lambda images: None,
     report: Callable[[int], None] = lambda images: None,
 ) -> Outcome:
-    """Compute the missing shards of a job, and write manifest and errors of all of them.
+    """Compute the missing shards of a job, then write the manifest and the list of unreadable images.
 
-    `workers` processes read images for PyTorch; 0 reads them where the backbone runs. `begin` is called with the number
-    of images to read, `report` with that of each batch or, on Ray, of each shard.
+    Args:
+        job: the job.
+        extractor: the backbone.
+        batch_size: number of images per batch; None for the extractor's default.
+        workers: number of processes that read images for PyTorch; 0 reads them in the main process.
+        on_ray: whether to compute the shards on a Ray cluster.
+        begin: called with the number of images to read.
+        report: called with the number of images of each batch or, on Ray, of each shard.
+
+    Returns:
+        The outcome.
     """
     identity = _describe_run(job, extractor)
     with lock_folder(job, identity) as missing:
@@ -60,7 +74,7 @@ def extract(
             extract_on_ray(job, extractor, missing, batch_size=batch_size, workers=workers, report=report)
         else:
             settings: Any = {"batch_size": batch_size, "workers": workers}
-            # Closed when a shard cannot be written, so that no thread computes the next ones.
+            # If a shard cannot be written, closing the generator stops the threads that compute the next ones.
             with closing(compute_shards(job, extractor, missing, **settings, report=report)) as computed:
                 for shard, features in computed:
                     write_shard(job.path(shard), features)
@@ -69,26 +83,33 @@ def extract(
 
 @contextmanager
 def lock_folder(job: Job, identity: Mapping[str, Any]) -> Iterator[list[int]]:
-    """Create and lock the folder of a job, and yield the numbers of its missing shards.
+    """Create and lock the folder of a job.
+
+    Args:
+        job: the job.
+        identity: the manifest that an interrupted run in the folder must match.
+
+    Yields:
+        list[int]: numbers of the missing shards.
 
     Raises:
-        DataError: the folder cannot be written to, or holds something else than features of a run with that `identity`.
+        DataError: the folder is in use, cannot be written to, or contains other files or a different run.
     """
     folder = job.folder
     lock = FileLock(folder / LOCK, timeout=0)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        # Before the lock, which is a file too.
+        # Before the lock, which would create a file in a folder that belongs to something else.
         _read_own_manifest(folder)
         lock.acquire()
     except Timeout as error:
         raise DataError(
-            f"another process is writing features into {str(folder)!r}; wait for it, or give another --out"
+            f"another process is writing features to {str(folder)!r}; wait until it ends, or use another --out"
         ) from error
     except FileExistsError as error:
-        raise DataError(f"{str(folder)!r} is a file; give a folder as --out") from error
+        raise DataError(f"{str(folder)!r} is a file; use a folder as --out") from error
     except OSError as error:
-        raise DataError(f"cannot write into {str(folder)!r}: {error.strerror or error}") from error
+        raise DataError(f"cannot write to {str(folder)!r}: {error.strerror or error}") from error
     try:
         yield _find_missing_shards(job, identity)
     finally:
@@ -96,7 +117,7 @@ def lock_folder(job: Job, identity: Mapping[str, Any]) -> Iterator[list[int]]:
 
 
 def _describe_run(job: Job, extractor: Extractor) -> dict[str, Any]:
-    """Return the manifest of a run before its shards are computed, as JSON reads it back."""
+    """Return the manifest of a run without its shards, with the types that JSON returns."""
     description, preparation = extractor.description, extractor.preparation
     manifest: dict[str, Any] = {
         "schema": SCHEMA,
@@ -122,7 +143,7 @@ def _describe_run(job: Job, extractor: Extractor) -> dict[str, Any]:
 
 
 def _find_missing_shards(job: Job, identity: Mapping[str, Any]) -> list[int]:
-    """Return the numbers of the shards to compute, after all checks of the folder, and write the first manifest."""
+    """Check the folder, write the first manifest, and return the numbers of the shards to compute."""
     manifest = _read_own_manifest(job.folder)
     if manifest is not None:
         _check_same_run(job.folder, manifest, identity)
@@ -130,14 +151,14 @@ def _find_missing_shards(job: Job, identity: Mapping[str, Any]) -> list[int]:
         temporary.unlink()
     missing = [shard for shard in range(job.shards) if not job.path(shard).exists()]
     for shard in set(range(job.shards)) - set(missing):
-        # Raises for damaged files.
+        # Raises an error for damaged files.
         read_names(job.path(shard))
     needed = row_bytes(job.shapes, job.dtype) * sum(len(job.rows(shard)) for shard in missing)
     free = shutil.disk_usage(job.folder).free
     if needed > free:
         raise DataError(
-            f"the features need {needed / 1e9:,.1f} GB, and {str(job.folder)!r} has room for {free / 1e9:,.1f}; fewer "
-            "--taps, --pool or --dtype float16 need less"
+            f"the features need {needed / 1e9:,.1f} GB, but {str(job.folder)!r} only has {free / 1e9:,.1f} GB free; "
+            "use fewer --taps, --pool or --dtype float16"
         )
     if manifest is None:
         _write_manifest(job.folder, identity)
@@ -145,25 +166,25 @@ def _find_missing_shards(job: Job, identity: Mapping[str, Any]) -> list[int]:
 
 
 def _read_own_manifest(folder: Path) -> dict[str, Any] | None:
-    """Return the manifest of the run in a folder, or None where the folder is empty."""
+    """Return the manifest in a folder, or None if the folder is empty."""
     if (folder / MANIFEST).exists():
         return read_manifest(folder)
-    # A process killed before it wrote its manifest leaves these.
+    # A process that was killed before it wrote the manifest leaves these files.
     ours = {folder / LOCK, *folder.glob(TEMPORARY)}
     others = sorted(path.name for path in folder.iterdir() if path not in ours)
     if others:
-        raise DataError(f"{str(folder)!r} holds other things, such as {others[0]!r}; give a new folder as --out")
+        raise DataError(f"{str(folder)!r} contains other files, such as {others[0]!r}; use a new folder as --out")
     return None
 
 
 def _check_same_run(folder: Path, manifest: Mapping[str, Any], identity: Mapping[str, Any]) -> None:
     for key, label in RUN_KEYS.items():
-        # Channels and shapes of taps follow from the other keys.
+        # Only compare the addresses: channels and shapes of taps follow from the other keys.
         found, requested = (list(run[key]) if key == "taps" else run[key] for run in (manifest, identity))
         if found != requested:
             raise DataError(
-                f"{str(folder)!r} holds features of another run ({label}: {_abbreviate(found)} there, "
-                f"{_abbreviate(requested)} asked for); give another --out, or the same command again"
+                f"{str(folder)!r} contains features of another run ({label}: {_abbreviate(found)} there, "
+                f"{_abbreviate(requested)} requested); use another --out, or the original command"
             )
 
 
@@ -172,7 +193,7 @@ def _abbreviate(value: Any) -> str:
 
 
 def _finish(job: Job, identity: Mapping[str, Any]) -> tuple[BadImage, ...]:
-    """Write the final manifest and the errors, and return the images that could not be read."""
+    """Write the final manifest and the errors, and return the unreadable images."""
     shards = []
     bad: list[BadImage] = []
     for path in map(job.path, range(job.shards)):
@@ -185,8 +206,8 @@ def _finish(job: Job, identity: Mapping[str, Any]) -> tuple[BadImage, ...]:
         replace_files({job.folder / ERRORS: text.getvalue().encode()}, DataError)
     if len(bad) == len(job.images):
         raise DataError(
-            f"none of the {len(bad)} images can be read, the first because {bad[0][1]}; "
-            f"all are in {str(job.folder / ERRORS)!r}"
+            f"cannot read any of the {len(bad)} images (first error: {bad[0][1]}); "
+            f"all errors are in {str(job.folder / ERRORS)!r}"
         )
     _write_manifest(job.folder, {**identity, "rows": len(job.images) - len(bad), "shards": shards})
     return tuple(bad)

@@ -1,4 +1,4 @@
-"""Extractors that run sessions, without PyTorch: every thread reads a batch of images and computes its features."""
+"""Extractors that run sessions without PyTorch. Each thread reads and processes its own batches."""
 
 from collections.abc import Generator, Iterable, Mapping
 from functools import partial
@@ -32,7 +32,7 @@ from featuretap.workflows.extraction.computing import (
 RUNTIME = "onnxruntime"
 
 BATCH_SIZE = 4
-"""As fast as larger ones, with less memory for each thread."""
+"""As fast as larger batches, with less memory per thread."""
 
 VARIANCE = "running_var"
 
@@ -40,17 +40,20 @@ VARIANCE = "running_var"
 def open_session(
     source: str | Path, *, taps: tuple[str, ...], size: tuple[int, int] | None, pretrained: bool | str = True
 ) -> Extractor:
-    """Return an extractor that runs a session.
+    """Open an extractor that runs a session.
 
     Args:
-        source: name of a backbone, or path of a checkpoint or an exported file.
-        taps: addresses of the maps.
-        size: (height, width) of the images in pixels; None for that of the weights' images.
-        pretrained: as of `registry.session`.
+        source: name of a backbone, or path of a checkpoint or exported file.
+        taps: tap addresses.
+        size: (height, width) of the images in pixels; None for the size in the checkpoint's preprocessing.
+        pretrained: as in `registry.session`.
+
+    Returns:
+        The extractor.
 
     Raises:
-        OptionError: the exported file lacks a tap, or is for images of another size or number.
-        FeaturetapError: PyTorch is needed, or as `registry.session` does.
+        OptionError: the exported file lacks a tap, or takes images of another size or batches of a fixed size.
+        FeaturetapError: the model needs PyTorch, or another error of `registry.session`.
     """
     if is_exported(registry.default, source):
         return _open_file(Path(source), taps, size)
@@ -58,7 +61,7 @@ def open_session(
     runtime.check_installed()
     arguments = {"features_only": True, "taps": taps}
     request, fitted = fit_weights(registry.default, source, pretrained, arguments)
-    # Threads that compute a batch each wait for one another less than those that share one.
+    # One batch per thread is faster than several threads per batch, which wait for each other.
     session = open_fitted(registry.default, runtime, request, fitted, threads=1)
     return Extractor(
         session.description,
@@ -71,16 +74,16 @@ def open_session(
 
 
 def _open_file(path: Path, taps: tuple[str, ...], size: tuple[int, int] | None) -> Extractor:
-    """Return an extractor that runs an exported backbone, whose weights are known by the digest of the file."""
+    """Return an extractor that runs an exported backbone. Its weights are identified by the digest of the file."""
     session = open_backbone_file(registry.default, path, taps, threads=1)
     if session.batch not in (None, 1):
         raise OptionError(
-            f"{str(path)!r} takes {session.batch} images at a time, and the last batch may have fewer; export it again "
-            "without --batch"
+            f"{str(path)!r} only takes batches of {session.batch} images, and the last batch may be smaller; export it "
+            "again without --batch"
         )
     if size and session.size and size != session.size:
         height, width = session.size
-        raise OptionError(f"{str(path)!r} takes images of {height}x{width} pixels only; leave --size out")
+        raise OptionError(f"{str(path)!r} only takes images of {height}x{width} pixels; omit --size")
     return Extractor(
         session.description,
         session.taps,
@@ -92,13 +95,13 @@ def _open_file(path: Path, taps: tuple[str, ...], size: tuple[int, int] | None) 
 
 
 def _state_dict(tensors: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-    """Return the state dict that a module in float32 has with these weights."""
+    """Return the float32 state dict of a module with these weights."""
     state = dict(tensors)
     for name, values in tensors.items():
         if values.dtype.kind == "f":
             state[name] = values.astype(np.float32)
         if name.endswith(VARIANCE):
-            # Many files lack it.
+            # Many files lack the counter, which state dicts have.
             counter = name.removesuffix(VARIANCE) + COUNTER
             state[counter] = np.asarray(tensors.get(counter, 0), np.int64)
     return state
@@ -107,7 +110,9 @@ def _state_dict(tensors: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
 def _compute_batches(
     session: Session, batches: Iterable[Batch], preparation: Preparation, pooled: bool, workers: int
 ) -> Generator[ComputedBatch, None, None]:
-    """Yield the features of batches. There are no `workers`: Pillow and the runtime release Python's lock."""
+    """Yield the features of batches. `workers` is ignored: Pillow and the runtime release the GIL, so threads
+    suffice.
+    """
 
     def compute(batch: Batch) -> ComputedBatch:
         read = preparation.read(batch)
@@ -119,6 +124,6 @@ def _compute_batches(
 
 
 def _mean(maps: NDArray[Any]) -> NDArray[Any]:
-    # Over one contiguous axis, along which NumPy adds in pairs.
+    # NumPy's accurate pairwise summation needs one contiguous axis.
     means: NDArray[Any] = maps.reshape(*maps.shape[:2], -1).mean(2)
     return means

@@ -1,4 +1,4 @@
-"""Shards: the features of some images, as a safetensors or Parquet file."""
+"""Read and write shards: the features of some images in a safetensors or Parquet file."""
 
 import io
 import json
@@ -18,18 +18,24 @@ from featuretap.weights.header import read_header, with_sorted_header
 from featuretap.weights.open_file import OpenFile
 
 BadImage = tuple[str, str]
-"""Name of an image that cannot be read, and the reason."""
+"""Name of an unreadable image, and the reason."""
 
 PATHS, BAD, SHAPES = "featuretap.paths", "featuretap.bad", "featuretap.shapes"
 """Metadata keys."""
 
 PATH = "path"
-"""Column of the names in Parquet files."""
+"""Column of the image names in Parquet files."""
 
 
 @dataclass(frozen=True)
 class Shard:
-    """Names of N images, tap address → their features (N, C) or (N, C, H, W), and the images that are left out."""
+    """The features of N images.
+
+    Args:
+        names: names of the images.
+        features: tap address → features (N, C) or (N, C, H, W).
+        bad: unreadable images.
+    """
 
     names: tuple[str, ...]
     features: Mapping[str, NDArray[Any]]
@@ -37,16 +43,22 @@ class Shard:
 
 
 def write_shard(path: Path, shard: Shard) -> None:
-    """Write a shard atomically, in the format of its suffix. Equal shards give equal bytes."""
+    """Write a shard atomically, in the format of the suffix of `path`. Equal shards give identical files."""
     content = _to_safetensors(shard) if path.suffix == ".safetensors" else _to_parquet(shard)
     replace_files({path: content}, DataError)
 
 
 def read_names(path: Path) -> tuple[tuple[str, ...], tuple[BadImage, ...]]:
-    """Return the names of a shard's images and the images left out, without reading features.
+    """Read the image names of a shard without its features.
+
+    Args:
+        path: path of the shard.
+
+    Returns:
+        Names of the images, and the unreadable images.
 
     Raises:
-        DataError: the file is damaged, or not a shard.
+        DataError: the file is damaged or not a shard.
     """
     try:
         metadata = read_header(OpenFile(path)).metadata if path.suffix == ".safetensors" else _parquet_metadata(path)
@@ -57,10 +69,17 @@ def read_names(path: Path) -> tuple[tuple[str, ...], tuple[BadImage, ...]]:
 
 
 def read_tap(path: Path, address: str) -> NDArray[Any]:
-    """Return the features of one tap: (N, C) or (N, C, H, W).
+    """Read the features of one tap.
+
+    Args:
+        path: path of the shard.
+        address: the tap address.
+
+    Returns:
+        An array (N, C) or (N, C, H, W).
 
     Raises:
-        DataError: the file is damaged, or not a shard.
+        DataError: the file is damaged or not a shard.
     """
     try:
         if path.suffix == ".safetensors":
@@ -74,7 +93,7 @@ def read_tap(path: Path, address: str) -> NDArray[Any]:
 
 
 def _to_safetensors(shard: Shard) -> bytes:
-    # The library writes the bytes of an array in memory order, whatever its strides.
+    # safetensors writes the bytes of an array in memory order and ignores its strides.
     arrays = {address: np.ascontiguousarray(values) for address, values in shard.features.items()}
     metadata = {"format": "pt", PATHS: _json(shard.names), BAD: _json(shard.bad)}
     return with_sorted_header(safetensors.numpy.save(arrays, metadata))
@@ -87,12 +106,12 @@ def _to_parquet(shard: Shard) -> bytes:
     shapes = {address: values.shape[1:] for address, values in shard.features.items()}
     columns: dict[str, Any] = {PATH: pyarrow.array(shard.names, pyarrow.string())}
     for address, values in shard.features.items():
-        # Flat lists of one length, since Arrow has no arrays of arrays; the shapes are in the metadata.
+        # Arrow has no multidimensional arrays, so features are flat lists. The shapes are in the metadata.
         length = int(np.prod(values.shape[1:]))
         columns[address] = pyarrow.FixedSizeListArray.from_arrays(pyarrow.array(values.reshape(-1)), length)
     table = pyarrow.table(columns, metadata={SHAPES: _json(shapes), BAD: _json(shard.bad)})
     sink = io.BytesIO()
-    # Neither dictionaries nor compression reduce the size of features much.
+    # Dictionaries and compression hardly reduce the size of features.
     pyarrow.parquet.write_table(table, sink, compression="none", use_dictionary=False)
     return sink.getvalue()
 
@@ -114,4 +133,4 @@ def _json(value: object) -> str:
 
 
 def _damage_error(path: Path) -> DataError:
-    return DataError(f"{str(path)!r} is not a complete file of features; delete it, and run the same command again")
+    return DataError(f"{str(path)!r} is not a complete features file; delete it and run the same command again")

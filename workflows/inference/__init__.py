@@ -1,1 +1,1 @@
-"""Predictions for many images: classes, boxes and masks, as data and drawn."""
+"""Predict classes, boxes and masks for many images, as data and as pictures."""

@@ -1,4 +1,4 @@
-"""The feature maps of one image, drawn: one panel per tap, its channels reduced to three colours."""
+"""Draw the feature maps of an image: one panel per tap, with the channels reduced to three colors."""
 
 from collections.abc import Mapping, Sequence
 
@@ -13,7 +13,7 @@ from featuretap.workflows.inference.predictor import Predictor
 
 SHORTER_SIDE = 224
 LONGEST = 4
-"""Ratio of the sides from which an image is squeezed, so that a strip one pixel high does not become gigantic."""
+"""Maximum aspect ratio. More elongated images are squeezed, since a strip of one pixel's height would become huge."""
 COLUMNS = 3
 MARGIN = 16
 PANEL_WIDTH = 320
@@ -23,10 +23,10 @@ LINE = 1.55
 GRAY = (90, 90, 90)
 
 DARKEST, BRIGHTEST, CHROMA = 0.25, 0.9, 0.14
-"""Limits of the brightness and of the hue's two components in OKLab, most of which sRGB can show."""
+"""Limits of the brightness and of the two hue components in OKLab. sRGB can display most of this range."""
 
 SMALLEST_WITH_BORDER = 5
-"""Pixels of a side from which the border is left out of the limits; a smaller map has too little interior."""
+"""Minimum side of a map whose border is ignored for the limits. A smaller map has too little interior."""
 
 OKLAB_TO_LMS = np.array(
     [[1, 0.3963377774, 0.2158037573], [1, -0.1055613458, -0.0638541728], [1, -0.0894841775, -1.2914855480]]
@@ -45,12 +45,18 @@ Maps = dict[str, NDArray[np.float32]]
 def compute_maps(
     image: Image.Image, backbone: Predictor, size: tuple[int, int] | None = None
 ) -> tuple[Image.Image, Maps]:
-    """Return the resized image, and its maps (C, H, W).
+    """Compute the feature maps of an image, which is resized but not cropped.
 
-    The image is not cropped. Its shorter side is resized to 224 pixels unless a size (height, width) is given.
+    Args:
+        image: an image of any mode.
+        backbone: the backbone.
+        size: (height, width) in pixels; None resizes the shorter side to 224 pixels.
+
+    Returns:
+        The resized image, and address → map (C, H, W).
 
     Raises:
-        OptionError: the backbone's images have neither one nor three channels.
+        OptionError: the backbone takes neither one nor three channels.
     """
     preprocessing = backbone.description.preprocessing
     check_channels(preprocessing, repr(backbone.description.name))
@@ -103,7 +109,16 @@ def _convert_oklab(colours: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def draw_maps(image: Image.Image, maps: Mapping[str, NDArray[np.float32]], strides: Mapping[str, int]) -> Image.Image:
-    """Return a page with the image and one panel per map, titled with name, channels and stride."""
+    """Draw a page with the image and one panel per map, titled with address, channels and stride.
+
+    Args:
+        image: the image.
+        maps: address → map (C, H, W).
+        strides: address → stride.
+
+    Returns:
+        The page.
+    """
     panels = [(f"image  {image.height}x{image.width}", image)]
     panels += [
         (f"{name}  {feature.shape[0]} channels, stride {strides[name]}", reduce_to_colours(feature))
@@ -120,15 +135,18 @@ def draw_panels(
     width: int = PANEL_WIDTH,
     text_size: int = TEXT_SIZE,
 ) -> Image.Image:
-    """Return a page of images of one size, row by row, each below its title.
+    """Draw a page of images of one size, row by row, each below its title.
 
     Args:
-        panels: Titles, of one or more lines, and images. Images smaller than a panel are enlarged without smoothing, so
-            that each of their pixels can be seen.
-        ratio: Height of a panel divided by its width.
-        columns: Panels in a row.
-        width: Width of a panel in pixels.
-        text_size: Font size of the titles in pixels.
+        panels: titles of one or more lines, and images. Images smaller than a panel are enlarged without smoothing, so
+            that their pixels are visible.
+        ratio: height of a panel divided by its width.
+        columns: number of panels per row.
+        width: width of a panel in pixels.
+        text_size: font size of the titles in pixels.
+
+    Returns:
+        The page.
     """
     columns, height = min(columns, len(panels)), max(1, round(width * ratio))
     line = round(LINE * text_size)

@@ -1,4 +1,4 @@
-"""Models of PyTorch as predictors."""
+"""PyTorch models as predictors."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -19,21 +19,19 @@ from featuretap.workflows.inference.predictor import DEFAULT_BACKBONE, PRETRAINE
 
 
 class ModulePredictor:
-    """A module as a predictor (see `Predictor`); it stays on its device and in its dtype.
+    """A PyTorch module as a `Predictor`. The module keeps its device and dtype.
 
     Args:
-        model: that `registry.build` or `registry.load` returned, in evaluation mode.
+        model: a model in evaluation mode from `registry.build` or `registry.load`.
 
     Raises:
-        OptionError: it was not built by featuretap or is in training mode.
+        OptionError: featuretap did not build the model, or it is in training mode.
     """
 
     def __init__(self, model: nn.Module) -> None:
         self.description = description_of(model, "predictions are made by")
         if model.training:
-            raise OptionError(
-                "predictions are made in evaluation, and the model is in training; call model.eval() first"
-            )
+            raise OptionError("cannot predict with a model in training mode; call model.eval() first")
         self.taps: Mapping[str, Tap] = getattr(model, "taps", {})
         self._model = model
         # Compiled models have no parameters.
@@ -42,14 +40,18 @@ class ModulePredictor:
         self._detects = any(task_of(head) == "detection" for head in heads)
 
     def prepare(self, image: Image.Image) -> NDArray[np.float32]:
-        """Return an image as `registry.transforms` prepares it, as a batch (1, C, H, W)."""
+        """Preprocess an image as `registry.transforms` does, into a batch of one (1, C, H, W)."""
         return prepare(image, self.description.preprocessing)
 
     @torch.inference_mode()
     def __call__(self, images: NDArray[np.float32]) -> Mapping[str, Any]:
-        """Return name → a value for each of the images (N, C, H, W), detections as long as they are.
+        """Return output → values for each image. Models with several heads return head → output → values.
 
-        Of a model with several heads, each has such a mapping under its name.
+        Args:
+            images: preprocessed images (N, C, H, W).
+
+        Returns:
+            The outputs. Detections are not padded: each image has as many as were found.
         """
         like = self._like
         batch = torch.from_numpy(images).to(like.device, like.dtype, memory_format=torch.channels_last)
@@ -74,12 +76,15 @@ def _as_array(values: Tensor) -> NDArray[Any]:
 
 
 def open_model(name: str | None, weights: str | None, **arguments: Any) -> nn.Module:
-    """Build a backbone by name with weights, or load a weights file.
+    """Build a backbone by name, or load a weights file.
 
     Args:
-        name: of the backbone; None for that of the file, or the default.
-        weights: a tag, a file or its address, "none" for random ones, or None or "default" for the catalogue's default.
-        **arguments: of `registry.build` or `registry.load`.
+        name: name of the backbone; None for the file's backbone or the default.
+        weights: a tag, a file or its URL, "none" for random weights, or None or "default" for the catalogue's default.
+        **arguments: other arguments of `registry.build` or `registry.load`.
+
+    Returns:
+        The model.
     """
     if name is None and is_location(weights):
         return registry.load(weights, **arguments)
@@ -88,8 +93,17 @@ def open_model(name: str | None, weights: str | None, **arguments: Any) -> nn.Mo
 
 
 def open_module(name: str | None, weights: str | None, **arguments: Any) -> ModulePredictor:
-    """Return a model in evaluation mode as a predictor, on the GPU if there is one; arguments as of `open_model`."""
+    """Open a model in evaluation mode as a predictor, on the GPU if available.
+
+    Args:
+        name: name of the backbone; None for the file's backbone or the default.
+        weights: as for `open_model`.
+        **arguments: other arguments of `registry.build` or `registry.load`.
+
+    Returns:
+        The predictor.
+    """
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model = open_model(name, weights, **arguments)
-    # Models keep the dtype of their file, and float16 does not run on a CPU.
+    # Models keep the dtype of their file, but the CPU does not support float16.
     return ModulePredictor(model.eval().to(device, torch.float32).to(memory_format=torch.channels_last))

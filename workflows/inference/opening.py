@@ -1,4 +1,4 @@
-"""How commands open a model: as a session where that is possible, and with PyTorch otherwise."""
+"""Open the model of a command: a session if possible, otherwise PyTorch."""
 
 from __future__ import annotations
 
@@ -20,48 +20,53 @@ if TYPE_CHECKING:
 Opened = TypeVar("Opened")
 
 GPU = Path("/dev/nvidia0")
-"""There where Linux has a GPU that PyTorch can use, which is faster than a session on the CPU."""
+"""Exists on Linux if there is a GPU that PyTorch can use, which is faster than a session on the CPU."""
 
 
 def open_predictor(
     name: str | None, weights: str | None, use_torch: bool = False, head: str | None = None
 ) -> Predictor:
-    """Return a trained model that predicts classes.
+    """Open a trained model that predicts classes.
 
     Args:
-        name: of the backbone; None for that of the file, or the default.
-        weights: a tag, a file or its address, or None or "default" for the catalogue's default.
-        use_torch: whether PyTorch computes, whatever a session could do.
-        head: one of several heads of the file; None for all.
+        name: name of the backbone; None for the file's backbone or the default.
+        weights: a tag, a file or its URL, or None or "default" for the catalogue's default.
+        use_torch: whether to use PyTorch even if a session could run the model.
+        head: one of the file's heads; None for all.
+
+    Returns:
+        The model.
 
     Raises:
-        OptionError: `weights` is "none", or the model predicts no classes, or its classifier is randomly initialised.
+        OptionError: `weights` is "none", the model predicts no classes, or its classifier is randomly initialized.
     """
     if weights == "none":
-        raise OptionError("predictions of random weights mean nothing; name weights, or leave --weights out")
+        raise OptionError("predictions with random weights are meaningless; choose other weights, or omit --weights")
     predictor = _open(name, weights, use_torch, **({"head": head} if head else {}))
     description = predictor.description
     if not predicting_heads(description):
         raise OptionError(
-            f"{weights!r} holds no classifier, detector or segmenter of {description.name!r}, and predictions need one"
+            f"cannot predict with {weights!r}: it has no classifier, detector or segmenter for {description.name!r}"
         )
     if description.random_head:
-        raise OptionError(
-            f"{weights!r} has no classifier for {description.name!r}, and predictions of random weights mean nothing"
-        )
+        raise OptionError(f"cannot predict with {weights!r}: it has no classifier for {description.name!r}")
     return predictor
 
 
 def open_backbone(
     name: str | None, weights: str | None, taps: tuple[str, ...] | None, use_torch: bool = False
 ) -> Predictor:
-    """Return a backbone whose maps are drawn.
+    """Open a backbone for its feature maps.
 
     Args:
-        name: of the backbone; None for that of the file, or the default.
-        weights: as of `open_predictor`, "none" for random ones, and None for those where the catalogue has no default.
-        taps: addresses of the maps; None for all levels.
-        use_torch: as of `open_predictor`.
+        name: name of the backbone; None for the file's backbone or the default.
+        weights: as for `open_predictor`, or "none" for random weights. None also means random weights if the catalogue
+            has no default.
+        taps: tap addresses; None for all levels.
+        use_torch: as for `open_predictor`.
+
+    Returns:
+        The backbone.
     """
     if weights is None:
         entries = registry.default.weights_of(name or DEFAULT_BACKBONE)
@@ -74,16 +79,19 @@ def open_backbone(
 def find_session(
     open_session: Callable[..., Opened], name: str | None, weights: str | None, **arguments: Any
 ) -> Opened | None:
-    """Return a session for a model, or None where only PyTorch can run it, or has a GPU for it.
+    """Open a session unless only PyTorch can run the model or a GPU is available.
 
     Args:
-        open_session: is called as `registry.session`.
-        name: of the backbone; None for that of the file, or the default.
-        weights: as of `open_predictor`, or "none" for random ones.
-        **arguments: of `open_session`.
+        open_session: a function with the arguments of `registry.session`.
+        name: name of the backbone; None for the file's backbone or the default.
+        weights: as for `open_predictor`, or "none" for random weights.
+        **arguments: other arguments of `open_session`.
+
+    Returns:
+        The session, or None if PyTorch should run the model.
 
     Raises:
-        FeaturetapError: the session cannot be opened, and PyTorch is not installed or does not read the file either.
+        FeaturetapError: the session cannot be opened, and PyTorch is not installed or cannot open the file either.
     """
     has_torch = find_spec("torch") is not None
     exported = is_exported(registry.default, weights)
@@ -95,7 +103,7 @@ def find_session(
         pretrained = PRETRAINED.get(weights, weights or "")
         return open_session(name or DEFAULT_BACKBONE, pretrained=pretrained, **arguments)
     except FeaturetapError:
-        # With PyTorch, the model is opened once more, or the error is what it has to say of it.
+        # PyTorch may open the model; otherwise its error message is the relevant one.
         if exported or not has_torch:
             raise
         return None
@@ -111,19 +119,22 @@ def export_without_torch(
     size: tuple[int, int] | None,
     batch: int | None,
 ) -> bool:
-    """Write an exported file without PyTorch, and return whether that was possible.
+    """Try to export a checkpoint without PyTorch.
 
     Args:
-        source: name of a backbone, or a weights file or its address.
-        weights: as of `open_predictor`, or "none" for random ones, of a name.
-        target: path of the file.
-        form: its format.
-        arguments: of `registry.build` or `registry.load`.
+        source: name of a backbone, or a weights file or its URL.
+        weights: as for `open_predictor`, or "none" for random weights; only for a name.
+        target: path of the file to write.
+        form: file format.
+        arguments: other arguments of `registry.build` or `registry.load`.
         size: (height, width) of the images in pixels; None for any.
         batch: number of images; None for any.
 
+    Returns:
+        Whether the file was written.
+
     Raises:
-        FeaturetapError: it was not, and PyTorch is not installed.
+        FeaturetapError: the export failed, and PyTorch is not installed.
     """
     if not form.session or weights == "none":
         return False
@@ -138,31 +149,39 @@ def export_without_torch(
 
 
 def check_exported(name: str | None, weights: str | None, use_torch: bool) -> bool:
-    """Return whether weights are an exported file, which a runtime opens, and check that nothing contradicts that.
+    """Return whether the weights are an exported file, and check that the other options are compatible with one.
+
+    Args:
+        name: value of --model.
+        weights: value of --weights.
+        use_torch: value of --torch.
+
+    Returns:
+        Whether `weights` is the path of an exported file.
 
     Raises:
-        OptionError: a name is given too, or PyTorch is to compute.
+        OptionError: --model or --torch is given with an exported file.
     """
     if not is_exported(registry.default, weights):
         return False
     if name is not None:
-        raise OptionError(f"the exported file {weights!r} states its model; leave --model out")
+        raise OptionError(f"the exported file {weights!r} already defines the model; omit --model")
     if use_torch:
         raise OptionError(
-            f"PyTorch does not compute the exported file {weights!r}; leave --torch out, or give the weights file that "
-            "it was written from"
+            f"PyTorch cannot run the exported file {weights!r}; omit --torch, or use the weights file that it was "
+            "exported from"
         )
     return True
 
 
 def check_torch() -> None:
-    """Check that PyTorch is installed, for a command that was given --torch.
+    """Check that PyTorch is installed, as --torch requires.
 
     Raises:
-        MissingExtraError: it is not.
+        MissingExtraError: PyTorch is not installed.
     """
     if find_spec("torch") is None:
-        raise MissingExtraError("--torch computes with PyTorch, which is not installed; leave it out, or install torch")
+        raise MissingExtraError("--torch needs PyTorch, which is not installed; omit it, or install torch")
 
 
 def _open(name: str | None, weights: str | None, use_torch: bool, **arguments: Any) -> Predictor:

@@ -1,4 +1,4 @@
-"""Predictions for images: their classes, the boxes in them, or the class of every pixel."""
+"""Predict the class of each image, the objects in it, or the class of each pixel."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ if TYPE_CHECKING:
     from torch import nn
 
 MAXIMUM_RATIO = 8
-"""Ratio of an image's sides above which a model sees less of it, or sees it squeezed."""
+"""Maximum aspect ratio. Images beyond it are cropped or squeezed."""
 
 MAXIMUM_PIXELS = 8_000_000
-"""Pixels of a batch of images that are not cropped; more would need many gigabytes at once."""
+"""Maximum number of pixels in a batch of uncropped images. Larger batches would need many gigabytes."""
 
 MAXIMUM_PIXELS_READ = 2**26
-"""Pixels of images that are in memory together, at their original size, with the last of them beyond it."""
+"""Number of pixels, at the original size, after which no more images are read into the same batch."""
 
 
 def predict_sources(
@@ -51,15 +51,18 @@ def predict_sources(
     top: int,
     threshold: float,
 ) -> Iterator[PredictedImage | ImageError]:
-    """Yield the prediction for each image, or why the image cannot be read; see `predict_images`.
+    """Predict images, draw their pictures, and report unreadable ones; see `predict_images`.
 
     Args:
-        model: as of `predict_images`.
-        images: as they were read, or the error.
-        pictures: image → file to draw its prediction into; images without one are not drawn.
-        batch_size: images in memory at once.
-        top: number of classes that a classifier names.
+        model: as for `predict_images`.
+        images: each image, or the error of reading it.
+        pictures: image → file for its picture; other images are not drawn.
+        batch_size: maximum number of images in memory.
+        top: number of classes that a classifier returns.
         threshold: minimum score of a box.
+
+    Yields:
+        PredictedImage | ImageError: the prediction for each image, or the error of reading it.
 
     Raises:
         ImageError: a picture cannot be written.
@@ -85,24 +88,26 @@ def predict_images(
     top: int = 5,
     threshold: float = 0.5,
 ) -> list[Prediction]:
-    """Return the prediction for each image, in their order.
+    """Predict images.
 
-    Images that are prepared to the same size go through the model together, so that a prediction does not depend on
-    the other images. Segmenters and detectors see an image whose sides differ by more than a factor of eight squeezed
-    to that factor.
+    Images that are preprocessed to the same size are processed as one batch. A prediction does not depend on the other
+    images. Segmenters and detectors squeeze images to an aspect ratio of at most eight.
 
     Args:
-        model: that `registry.build` or `registry.load` returned, in evaluation mode, or a session. It stays on its
-            device.
-        images: upright, of any mode.
-        batch_size: maximum number of images of a batch.
-        top: number of classes that a classifier names.
+        model: a session, or a model in evaluation mode from `registry.build` or `registry.load`, which is not moved to
+            another device.
+        images: upright images of any mode.
+        batch_size: maximum number of images per batch.
+        top: number of classes that a classifier returns.
         threshold: minimum score of a box.
 
+    Returns:
+        The predictions, in the order of the images.
+
     Raises:
-        OptionError: a model that was not built by featuretap or is in training mode, that names no classes, or whose
-            images have neither one nor three channels.
-        WeightsError: the model's output is NaN or infinite.
+        OptionError: featuretap did not build the model, or the model is in training mode, predicts no classes, or takes
+            neither one nor three channels.
+        WeightsError: the model's output contains NaN or infinity.
     """
     predictor = _as_predictor(model)
     description = predictor.description
@@ -110,7 +115,7 @@ def predict_images(
     if not heads:
         which = f"has the head {description.head!r}" if description.head else "has no head"
         raise OptionError(
-            f"{description.name!r} {which} and names no classes; give a classifier, a detector or a segmenter"
+            f"{description.name!r} {which} and predicts no classes; use a classifier, a detector or a segmenter"
         )
     preprocessing = description.preprocessing
     classes = {name: class_names(head) for name, head in heads.items()}
@@ -139,7 +144,7 @@ def predict_images(
 def _next_batch(
     images: Iterator[tuple[ImageSource, Image.Image | ImageError]], batch_size: int
 ) -> list[tuple[ImageSource, Image.Image | ImageError]]:
-    """Return the images of a batch, fewer where they are large, and none at the end."""
+    """Return the images of the next batch: fewer if they are large, none at the end."""
     batch = []
     pixels = 0
     for source, image in images:
@@ -159,9 +164,11 @@ def _as_predictor(model: Predictor | nn.Module) -> Predictor:
 
 
 def _limit_ratio(image: Image.Image, preprocessing: Preprocessing) -> Image.Image:
-    """Return an image of limited ratio, since resizing takes a strip of one pixel's height to 256 or more."""
+    """Limit the aspect ratio of an image. Otherwise, resizing a strip of one pixel's height would exhaust the
+    memory.
+    """
     shorter, longer = sorted(image.size)
-    # Pixels within the crop stay, also where the image is not resized.
+    # Keep all pixels inside the crop, even if the image is not resized.
     limit = shorter * max(MAXIMUM_RATIO, ceil((preprocessing.crop or 0) / (preprocessing.resize or 1)))
     if longer <= limit:
         return image
@@ -174,7 +181,7 @@ def _limit_ratio(image: Image.Image, preprocessing: Preprocessing) -> Image.Imag
 
 
 def _batches(sizes: Sequence[tuple[int, int]], preprocessing: Preprocessing, batch_size: int) -> Iterator[list[int]]:
-    """Yield places of images that have the same size once they are prepared."""
+    """Yield the indices of images that have the same size after preprocessing."""
     crop = preprocessing.crop
     by_size: dict[tuple[int, int], list[int]] = {}
     for place, size in enumerate(sizes):
@@ -199,7 +206,7 @@ def _pixel_prediction(logits: NDArray[np.float32], size: tuple[int, int], names:
     width, height = size
     best = np.full((height, width), -np.inf, np.float32)
     mask = np.zeros((height, width), np.int64)
-    # A class at a time: all of them at the size of a photograph would need gigabytes.
+    # One class at a time, since all classes at full resolution would need gigabytes.
     for label, small in enumerate(logits):
         values = _resize(small, (height, width))
         mask[values > best] = label
@@ -216,7 +223,7 @@ def _box_prediction(
     order = np.argsort(-scores, kind="stable")
     order = order[scores[order] >= threshold]
     width, height = size
-    # Those of an image that was squeezed are stretched again.
+    # Undo the squeezing of images with a large aspect ratio.
     boxes = output["boxes"][order] * np.array([width / frame[1], height / frame[0]] * 2, np.float32)
     labels = output["labels"][order]
     masks = None
@@ -228,7 +235,7 @@ def _box_prediction(
 
 
 def _resize(values: NDArray[np.float32], size: tuple[int, int]) -> NDArray[np.float32]:
-    """Return a map (h, w) at a size (H, W), as `F.interpolate(mode="bilinear", align_corners=False)` does."""
+    """Resize a map (h, w) to (H, W), as `F.interpolate(mode="bilinear", align_corners=False)` does."""
     for axis, length in enumerate(size):
         before = values.shape[axis]
         places = ((np.arange(length) + 0.5) * (before / length) - 0.5).clip(0, before - 1)
@@ -243,5 +250,5 @@ def _resize(values: NDArray[np.float32], size: tuple[int, int]) -> NDArray[np.fl
 def _check_finite(logits: NDArray[np.float32]) -> None:
     if not np.isfinite(logits).all():
         raise WeightsError(
-            "the model's output is NaN or infinite; so are some of its weights, which featuretap inspect --finite names"
+            "the model's output contains NaN or infinity; check the weights with featuretap inspect --finite"
         )

@@ -1,4 +1,4 @@
-"""What models predict for an image, as data, as JSON and as pictures."""
+"""Predictions for an image as data, JSON and pictures."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from featuretap.workflows.inference.drawing import Page, shorten_name
 
 
 class ClassScore(NamedTuple):
-    """A class with its probability, or the fraction of an image's pixels that are of it.
+    """A class with its probability, or with its fraction of an image's pixels.
 
     Attributes:
         label: index of the class.
-        name: of the class.
-        value: from 0 to 1.
+        name: name of the class.
+        value: a value from 0 to 1.
     """
 
     label: int
@@ -36,7 +36,7 @@ class ClassPrediction:
     """The class of an image.
 
     Args:
-        ranked: the most probable classes, the best first, with their probabilities.
+        ranked: the most probable classes with their probabilities, best first.
     """
 
     ranked: tuple[ClassScore, ...]
@@ -46,20 +46,20 @@ class ClassPrediction:
         return _rated_json("probability", self.ranked)
 
     def draw_on(self, page: Page, classes: Sequence[str], *, title: str = "", first_colour: int = 0) -> None:
-        """Write the names of the classes below the image, with their probabilities."""
+        """Write the class names and probabilities below the image."""
         page.add_text([f"{shorten_name(rated.name)}  {rated.value:.3f}" for rated in self.ranked], title=title)
 
 
 @dataclass(frozen=True)
 class BoxPrediction:
-    """The objects in an image, the highest score first.
+    """The objects in an image, highest score first.
 
     Args:
-        boxes: float32 (M, 4) as x1, y1, x2, y2 in pixels of the image.
-        labels: int64 (M,), indices of classes.
-        names: of the classes of the boxes.
-        scores: float32 (M,) from 0 to 1.
-        masks: bool (M, H, W), true where the object is, or None where the model gives no masks.
+        boxes: float32 boxes (M, 4) as x1, y1, x2, y2 in pixels of the image.
+        labels: int64 class indices (M,).
+        names: class name of each box.
+        scores: float32 scores (M,) from 0 to 1.
+        masks: bool masks (M, H, W) of the objects, or None if the model returns no masks.
     """
 
     boxes: NDArray[np.float32]
@@ -74,7 +74,7 @@ class BoxPrediction:
         return [{"label": label, "class": name, "score": score, "box": box} for label, name, score, box in boxes]
 
     def draw_on(self, page: Page, classes: Sequence[str], *, title: str = "", first_colour: int = 0) -> None:
-        """Draw boxes, names and masks."""
+        """Draw the boxes, names and masks."""
         page.add_boxes(self.boxes, self.labels, self.scores, classes, self.masks, first_colour=first_colour)
 
 
@@ -83,24 +83,24 @@ class PixelPrediction:
     """The classes of an image's pixels.
 
     Args:
-        mask: int64 (H, W), the class of each pixel, of the size of the image.
-        shares: the classes that occur, with their fraction of the pixels, the largest first.
+        mask: int64 class index of each pixel (H, W).
+        shares: the classes in the image with their fraction of the pixels, largest first.
     """
 
     mask: NDArray[np.int64]
     shares: tuple[ClassScore, ...]
 
     def as_json(self) -> list[dict[str, Any]]:
-        """Return the classes that occur as JSON values, without the mask."""
+        """Return the classes in the image as JSON values, without the mask."""
         return _rated_json("share", self.shares)
 
     def draw_on(self, page: Page, classes: Sequence[str], *, title: str = "", first_colour: int = 0) -> None:
-        """Colour the pixels by class, and write a legend."""
+        """Color the pixels by class and add a legend."""
         page.add_classes(self.mask, classes, title=title, first_colour=first_colour)
 
 
 HeadPrediction = ClassPrediction | BoxPrediction | PixelPrediction
-"""What one head predicts."""
+"""The prediction of one head."""
 
 
 @dataclass(frozen=True)
@@ -124,13 +124,16 @@ Prediction = HeadPrediction | SeveralPredictions
 def draw_prediction(
     image: Image.Image, prediction: Prediction, description: Description, *, text_size: int | None = None
 ) -> Image.Image:
-    """Return an image with everything that a model predicts for it, boxes above the colours of pixels.
+    """Draw all predictions for an image. Boxes are drawn on top of pixel colors.
 
     Args:
-        image: RGB.
-        prediction: of the model.
-        description: of the model, which names the classes.
-        text_size: Font size in pixels, or None for one that fits the image.
+        image: an RGB image.
+        prediction: the model's prediction.
+        description: the model's description, with the class names.
+        text_size: font size in pixels; None for a size that fits the image.
+
+    Returns:
+        The picture.
     """
     page = Page(image, text_size)
     if not isinstance(prediction, SeveralPredictions):
@@ -147,12 +150,12 @@ def draw_prediction(
 
 @dataclass(frozen=True)
 class PredictedImage:
-    """The prediction for one of many images, and the file of its picture if any.
+    """The prediction for one of many images.
 
     Args:
-        name: of the image.
-        predictions: JSON values for each class or box, by the name of the head where there are several.
-        picture: file of the picture, or None.
+        name: name of the image.
+        predictions: JSON values for each class or box, or head → such values.
+        picture: path of the picture, or None.
     """
 
     name: str
@@ -160,15 +163,18 @@ class PredictedImage:
     picture: Path | None
 
     def tables(self) -> dict[str, tuple[list[str], list[list[str]]]]:
-        """Return titles, with ">" in front of those of columns that are aligned right, and rows of text.
+        """Return head → column titles and rows of text. The head of a model with one head has an empty name.
 
-        They are those of each head under its name, or under an empty name where there is one head.
+        A ">" at the start of a title means that the column is right-aligned.
+
+        Returns:
+            The tables.
         """
         by_head = self.predictions if isinstance(self.predictions, dict) else {"": self.predictions}
         return {head: _table_of(predictions) for head, predictions in by_head.items()}
 
     def as_json(self) -> dict[str, Any]:
-        """Return everything as JSON values."""
+        """Return the prediction as JSON values."""
         drawn = {"picture": str(self.picture)} if self.picture else {}
         return {"path": self.name, "predictions": self.predictions, **drawn}
 

@@ -1,4 +1,4 @@
-"""Images to predict: files, folders and URLs, read ahead of the model, and the paths of their pictures."""
+"""Images to predict: files, folders and URLs, which are read ahead, and the paths of their pictures."""
 
 import io
 import os
@@ -21,17 +21,20 @@ from featuretap.support.text import one_line
 from featuretap.support.threads import map_ahead
 
 MAXIMUM_BYTES = 100_000_000
-"""Of an image that is downloaded."""
+"""Maximum size of a downloaded image."""
 
 READERS = 4
-"""Threads that read images; decoding releases Python's lock."""
+"""Number of threads that read images. Decoding releases the GIL."""
 
 
 @dataclass(frozen=True)
 class ImageSource:
-    """An image to be read, by its name in messages, and its path unless it is a URL.
+    """An image to read.
 
-    `place` is the path for its picture, without a suffix, relative to the folder that the user gave.
+    Args:
+        name: name of the image in messages.
+        path: path of the file, or None for a URL.
+        place: path of its picture, without a suffix, relative to the output folder.
     """
 
     name: str
@@ -40,15 +43,22 @@ class ImageSource:
 
 
 def find_sources(given: Sequence[str], pictures: Path | None = None) -> list[ImageSource]:
-    """Return the images of files, folders and URLs, in their order, those of a folder by path.
+    """Return the images in files, folders and URLs, in the given order. The images of a folder are sorted by path.
 
-    Files and URLs are checked when they are read. Drawn `pictures` in a given folder are left out.
+    Files and URLs are only checked when they are read.
+
+    Args:
+        given: files, folders and URLs.
+        pictures: folder of drawn pictures, whose files are skipped if it is inside a given folder.
+
+    Returns:
+        The images.
     """
     found: list[ImageSource] = []
     for text in given:
         path = Path(text)
         if text.lower().startswith(("http://", "https://")):
-            # Invalid URLs are reported when they are read.
+            # Invalid URLs are reported when the image is read.
             stem = one_line(PurePosixPath(unquote(re.split("[?#]", text)[0])).stem)
             found.append(ImageSource(text, None, Path(stem)))
         elif os.path.isdir(path):
@@ -62,7 +72,14 @@ def find_sources(given: Sequence[str], pictures: Path | None = None) -> list[Ima
 
 
 def picture_paths(sources: Iterable[ImageSource], folder: Path) -> dict[ImageSource, Path]:
-    """Return image → path of its picture in a folder, numbered where several have the same name.
+    """Choose the path of each image's picture. Pictures of the same name are numbered.
+
+    Args:
+        sources: the images.
+        folder: output folder.
+
+    Returns:
+        Image → path of its picture.
 
     Raises:
         DataError: a picture would overwrite an image.
@@ -82,19 +99,25 @@ def picture_paths(sources: Iterable[ImageSource], folder: Path) -> dict[ImageSou
 
 
 def _resolve(path: Path) -> Path:
-    # Path.resolve raises a RuntimeError, or another error, for links that lead in a circle.
+    # Path.resolve raises an error for symbolic links that form a loop.
     return Path(os.path.realpath(path))
 
 
 def read_source(source: ImageSource) -> Image.Image:
-    """Read a file or download a URL, as RGB and upright."""
+    """Read a file or download a URL, and return the image as RGB and upright."""
     return decode_image(_content_of(source), source.name)
 
 
 def read_ahead(sources: Iterable[ImageSource]) -> Generator[tuple[ImageSource, Image.Image | ImageError], None, None]:
-    """Yield images in their order, or their errors, while threads read the next few.
+    """Yield images in order while threads read the next ones.
 
-    Large images are decoded when their turn comes: several of them would fill the memory.
+    Large images are decoded one at a time, since several of them would exhaust the memory.
+
+    Args:
+        sources: the images.
+
+    Yields:
+        tuple[ImageSource, Image.Image | ImageError]: each image, or the error of reading it.
     """
     with closing(map_ahead(lambda source: (source, _read_unless_large(source)), sources, READERS)) as read:
         for source, image in read:
@@ -102,7 +125,7 @@ def read_ahead(sources: Iterable[ImageSource]) -> Generator[tuple[ImageSource, I
 
 
 Content = Path | BinaryIO
-"""The path of an image, or its bytes."""
+"""Path of an image, or its bytes."""
 
 
 def _content_of(source: ImageSource) -> Content:
@@ -110,7 +133,7 @@ def _content_of(source: ImageSource) -> Content:
 
 
 def _read_unless_large(source: ImageSource) -> Image.Image | ImageError | tuple[Content, str]:
-    """Return an image, or why it cannot be read, or where to read a large one."""
+    """Return an image, the error of reading it, or the content of a large image that is not decoded yet."""
     try:
         content = _content_of(source)
         with open_image(content, source.name) as image:
@@ -129,25 +152,25 @@ def _read_or_error(content: Content, name: str) -> Image.Image | ImageError:
 
 
 def _download(address: str) -> bytes:
-    # Importing what knows HTTP takes 5 % of the time of predicting a file.
+    # Importing the HTTP modules takes 5 % of the time of predicting a file.
     from http.client import HTTPException
     from urllib.error import HTTPError
 
     from featuretap.weights.downloads import offline
 
     if offline():
-        raise ImageError(f"cannot download {address!r}: FEATURETAP_OFFLINE forbids downloads; give a file")
+        raise ImageError(f"cannot download {address!r}: FEATURETAP_OFFLINE forbids downloads; use a local file")
     try:
         return download(address, MAXIMUM_BYTES)
     except TooLargeError as error:
         raise ImageError(
-            f"{address!r} is larger than {MAXIMUM_BYTES // 10**6} MB; download it, and give the file if it is an image"
+            f"{address!r} is larger than {MAXIMUM_BYTES // 10**6} MB; download it yourself and use the local file"
         ) from error
     except (OSError, HTTPException, ValueError) as error:
         reason = getattr(error, "reason", error)
         reason = getattr(reason, "strerror", None) or reason
         if isinstance(error, HTTPError):
-            # It is a response as well, and holds the connection open.
+            # The error is also the response, which holds the connection open.
             error.close()
             reason = f"{error.code} {error.reason}"
         raise ImageError(f"cannot download {address!r}: {reason}") from error

@@ -1,1 +1,1 @@
-"""Measuring how fast backbones are: in eager mode, in runtimes, and beside other libraries."""
+"""Benchmark backbones in eager mode, in runtimes, and against other libraries."""

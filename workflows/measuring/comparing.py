@@ -1,4 +1,4 @@
-"""Timing backbones, in eager mode and in runtimes, and the same networks of other libraries, on the same images."""
+"""Time backbones in eager mode and in runtimes, and their counterparts in other libraries, on the same images."""
 
 import platform
 import time
@@ -31,31 +31,31 @@ from featuretap.weights.layouts import MismatchError, layout_for
 from featuretap.workflows.measuring.file_specs import resized_to, spec_of_file
 
 EAGER = "eager"
-"""Name of PyTorch's eager mode, beside the names of runtimes."""
+"""Name of PyTorch's eager mode in the list of runtimes."""
 
 MAP_SIDE = 64
-"""Pixels of the image on which maps of two libraries are compared."""
+"""Height and width in pixels of the image on which the maps of two libraries are compared."""
 
 WARM_UP = 5
-"""Rounds before the timed ones."""
+"""Number of untimed rounds."""
 
 DISTRIBUTIONS = ("torch", "torchvision", "timm", "onnxruntime", "openvino")
 
 MATRIX_SIDE = 1024
-"""Rows and columns of the matrices: large enough to keep the cores busy, small enough for their caches."""
+"""Size of the square matrices: large enough to keep all cores busy, small enough to fit into the caches."""
 
 
 @dataclass(frozen=True, eq=False)
 class Baseline:
-    """What is timed: a network that computes the maps of the backbone `name`, or the exported file `name`.
+    """A network to time: a backbone in a runtime or library, or an exported file.
 
     Args:
-        name: of the backbone, or path of the file.
-        by: the runtime or the library that computes it, or "eager".
-        run: a call with images (N, C, H, W).
-        spec: of the network.
-        parameters: their number, in the network or the file's spec.
-        size: (height, width) to which the network resizes images of any size, as detectors do; None for no change.
+        name: name of the backbone, or path of the file.
+        by: the runtime or library that runs it, or "eager".
+        run: runs the network on images (N, C, H, W).
+        spec: spec of the network.
+        parameters: number of parameters.
+        size: (height, width) to which the network itself resizes images, as detectors do; None if it does not.
     """
 
     name: str
@@ -67,7 +67,7 @@ class Baseline:
 
     @property
     def channels(self) -> int:
-        """Channels of the images."""
+        """Number of image channels."""
         return backbone_of(self.spec).in_channels
 
     def macs(self, size: tuple[int, int]) -> int:
@@ -77,7 +77,14 @@ class Baseline:
 
 @dataclass(frozen=True)
 class Machine:
-    """A processor, its cores available to this process, the threads of PyTorch and runtimes, and installed versions."""
+    """The machine that runs a benchmark.
+
+    Args:
+        processor: name of the processor.
+        cores: number of cores available to this process.
+        threads: number of threads of PyTorch and the runtimes.
+        versions: distribution → version.
+    """
 
     processor: str
     cores: int
@@ -87,7 +94,12 @@ class Machine:
 
 @dataclass(frozen=True)
 class Setting:
-    """The images of a call: their (height, width) in pixels, and their number."""
+    """The images of a call.
+
+    Args:
+        size: (height, width) in pixels.
+        batch: number of images.
+    """
 
     size: tuple[int, int]
     batch: int
@@ -99,7 +111,17 @@ class Setting:
 
 @dataclass(frozen=True)
 class Measurement:
-    """The time of a call of a baseline, its multiply-adds for one image, and the machine's maximum of them a second."""
+    """The time of a network in one setting.
+
+    Args:
+        name: name of the backbone, or path of the file.
+        by: the runtime or library, or "eager".
+        setting: the images of a call.
+        parameters: number of parameters.
+        macs: multiply-adds for one image.
+        timing: times of the calls.
+        limit: the machine's maximum multiply-adds per second.
+    """
 
     name: str
     by: str
@@ -111,11 +133,11 @@ class Measurement:
 
     @property
     def limit_share(self) -> float:
-        """Minimum time for as many multiply-adds, as a fraction of the median time of a call."""
+        """Minimum time for the multiply-adds on this machine, as a fraction of the median time."""
         return self.macs * self.setting.batch / self.limit / self.timing.median
 
     def as_json(self) -> dict[str, Any]:
-        """Return everything as JSON values; times are in seconds."""
+        """Return the measurement as JSON values, with times in seconds."""
         timing = self.timing
         return {
             "name": self.name,
@@ -136,7 +158,14 @@ class Measurement:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Measurements by setting and by network in each, and the machine with its maximum multiply-adds a second."""
+    """Measurements of several networks and settings on one machine.
+
+    Args:
+        machine: the machine.
+        limit: its maximum multiply-adds per second.
+        rounds: number of timed rounds.
+        measurements: ordered by setting, then by network.
+    """
 
     machine: Machine
     limit: float
@@ -145,12 +174,12 @@ class Comparison:
 
     @property
     def by_setting(self) -> dict[Setting, list[Measurement]]:
-        """The measurements of each setting."""
+        """Setting → its measurements."""
         settings = dict.fromkeys(measurement.setting for measurement in self.measurements)
         return {setting: [m for m in self.measurements if m.setting == setting] for setting in settings}
 
     def as_json(self) -> dict[str, Any]:
-        """Return everything as JSON values; times are in seconds."""
+        """Return the comparison as JSON values, with times in seconds."""
         return {
             "machine": {**asdict(self.machine), "multiply_adds_per_second": self.limit},
             "rounds": self.rounds,
@@ -169,24 +198,31 @@ def build_baselines(
     threads: int | None = None,
     begin: Callable[[str], object] = lambda label: None,
 ) -> tuple[list[Baseline], list[str]]:
-    """Return every backbone by every runtime and library, and a sentence for each that a library does not have.
+    """Build every backbone for every runtime and library.
 
-    Names may be paths of exported files. `arguments` are taps and options of the backbones, `threads` those of the
-    runtimes (None: as many as PyTorch has). `begin` is called with a label of the next one, which may take long to
-    compile.
+    Args:
+        names: backbone names, or paths of exported files.
+        runtimes: names of runtimes, or "eager".
+        against: libraries to compare with, "timm" or "torchvision".
+        arguments: taps and options of the backbones.
+        threads: number of runtime threads; None for PyTorch's number.
+        begin: called with the label of each network before it is built, since compilation may take long.
+
+    Returns:
+        The networks, and a message for each counterpart that a library does not have.
 
     Raises:
         OptionError: `arguments` or libraries are given for a file.
     """
     names, runtimes, against = (tuple(dict.fromkeys(values)) for values in (names, runtimes, against))
-    # Errors are reported before a runtime compiles for minutes.
+    # Check everything before a runtime compiles for minutes.
     for runtime in runtimes:
         if runtime not in RESERVED:
             registry.default.runtime(runtime).check_installed()
     files = [name for name in names if is_exported(registry.default, name)]
     if files and (arguments or against):
         raise OptionError(
-            f"options and other libraries are for backbones by name, and {files[0]!r} is a file; leave them out"
+            f"options and other libraries only apply to backbone names, and {files[0]!r} is a file; omit them"
         )
     for name in names:
         if name not in files:
@@ -214,7 +250,17 @@ def build_baselines(
 def build_own(
     name: str, runtime: str = EAGER, arguments: Mapping[str, Any] = {}, *, threads: int | None = None
 ) -> Baseline:
-    """Return a randomly initialised backbone of the registry, in eager mode or compiled for a runtime."""
+    """Build a randomly initialized backbone, in eager mode or compiled for a runtime.
+
+    Args:
+        name: name of the backbone.
+        runtime: name of the runtime, or "eager".
+        arguments: taps and options of the backbone.
+        threads: number of runtime threads; None for PyTorch's number.
+
+    Returns:
+        The network.
+    """
     model = registry.build(name, features_only=True, **arguments).eval()
     if runtime == EAGER:
         return _baseline(name, runtime, model, model, arguments)
@@ -224,10 +270,18 @@ def build_own(
 
 
 def open_file(path: str, runtime: str, *, threads: int | None = None) -> Baseline:
-    """Return an exported file, as a runtime computes it.
+    """Open an exported file in a runtime.
+
+    Args:
+        path: path of the file.
+        runtime: name of the runtime.
+        threads: number of runtime threads; None for PyTorch's number.
+
+    Returns:
+        The network.
 
     Raises:
-        ExportError: the file cannot be opened, or its model cannot be counted.
+        ExportError: the file cannot be opened, or its multiply-adds cannot be counted.
     """
     compiled = registry.compile(path, runtime, threads=threads)
     spec = spec_of_file(path, compiled.runtime)
@@ -236,15 +290,23 @@ def open_file(path: str, runtime: str, *, threads: int | None = None) -> Baselin
 
 
 def build_counterpart(name: str, library: str, arguments: Mapping[str, Any] = {}) -> Baseline:
-    """Return another library's randomly initialised network that computes the maps of a backbone, in eager mode.
+    """Build another library's randomly initialized network that returns the same maps as a backbone, in eager mode.
+
+    Args:
+        name: name of the backbone.
+        library: "timm" or "torchvision".
+        arguments: taps and options of the backbone.
+
+    Returns:
+        The network.
 
     Raises:
-        OptionError: an unknown library.
-        MismatchError: the library has no such network, or its feature extractor returns other maps.
+        OptionError: the library is unknown.
+        MismatchError: the library has no such network, or its feature extractor returns different maps.
     """
     if library not in LIBRARIES:
         raise OptionError(
-            f"there is nothing to compare with of {library!r}; libraries are {', '.join(LIBRARIES)}"
+            f"cannot compare with the library {library!r}; available libraries: {', '.join(LIBRARIES)}"
             f"{did_you_mean(library, LIBRARIES)}"
         )
     spec: Any = registry.spec(name, features_only=True, **arguments)
@@ -254,19 +316,18 @@ def build_counterpart(name: str, library: str, arguments: Mapping[str, Any] = {}
     except MismatchError:
         layout = None
     if layout is None or not layout.architecture:
-        raise MismatchError(f"{library} has no network that is {label}; it is measured without")
-    # The libraries return the last maps of a resolution only.
+        raise MismatchError(f"{library} has no counterpart of {label}; skipped")
+    # The libraries only return the last map of each resolution.
     model = LIBRARIES[library](layout, spec).eval() if set(spec.taps) <= set(LEVELS) else None
     if model is None or _map_shapes(model, spec) != list(spec.tap_shapes(MAP_SIDE, MAP_SIDE).values()):
         raise MismatchError(
-            f"{layout.architecture} of {library} does not put out {', '.join(spec.taps)} of {label}; it is measured "
-            "without"
+            f"{library}'s {layout.architecture} does not return {', '.join(spec.taps)} of {label}; skipped"
         )
     return _baseline(name, library, model, model, arguments)
 
 
 class TimmMaps(nn.Module):
-    """timm's maps where its feature extractors lack the last one, behind all blocks, as in MobileNetV2."""
+    """timm's maps for networks whose feature extractor lacks the last map, after all blocks, such as MobileNetV2."""
 
     def __init__(self, network: Any, indices: Sequence[int]) -> None:
         super().__init__()
@@ -274,7 +335,7 @@ class TimmMaps(nn.Module):
         self.indices = list(indices)
 
     def forward(self, images: Tensor) -> list[Tensor]:
-        """Return the maps of images (N, C, H, W), the last one in place of that before it."""
+        """Return the maps of images (N, C, H, W), with the network's last map in place of the extractor's."""
         last, maps = self.network.forward_intermediates(images, indices=self.indices)
         return [*maps[:-1], last]
 
@@ -298,7 +359,7 @@ def _build_torchvision(layout: Layout, spec: BackboneSpec) -> nn.Module:
     blocks = {}
     for address, path in spec.paths.items():
         theirs = next(theirs for ours, theirs in layout.names.items() if ours.startswith(f"{path}."))
-        # Blocks are children of torchvision's `features`: "features.16.0.weight" is of the block "features.16".
+        # Blocks are children of torchvision's `features`: "features.16.0.weight" belongs to the block "features.16".
         blocks[".".join(theirs.split(".")[:2])] = address
     extractor: nn.Module = create_feature_extractor(network, blocks)
     return extractor
@@ -308,7 +369,7 @@ LIBRARIES: Mapping[str, Callable[[Layout, BackboneSpec], nn.Module]] = {
     "timm": _build_timm,
     "torchvision": _build_torchvision,
 }
-"""Library → function that builds its network for a layout, with the maps of a spec."""
+"""Library → function that builds its network for a layout and returns the maps of a spec."""
 
 
 @torch.inference_mode()
@@ -332,11 +393,18 @@ def compare(
     rounds: int,
     done: Callable[[], object] = lambda: None,
 ) -> Comparison:
-    """Time networks on the same images, interleaved, with PyTorch's current number of threads.
+    """Time networks in alternation on the same images, with PyTorch's current number of threads.
 
-    Ratios are to the first network. `done` is called after each call of each round, `WARM_UP` more than the timed ones.
+    Args:
+        baselines: the networks. Ratios are relative to the first.
+        settings: the images of the calls.
+        rounds: number of timed rounds.
+        done: called after each call, including the `WARM_UP` rounds.
+
+    Returns:
+        The measurements.
     """
-    # Counts first, since a network that cannot be counted at a size cannot be timed.
+    # Count first: a network that cannot be counted at a size cannot run at it either.
     counted = [(setting, [(b, b.macs(setting.size)) for b in baselines]) for setting in settings]
     limit = measure_limit()
     timed = []
@@ -346,14 +414,14 @@ def compare(
         runs = {baseline: partial(baseline.run, images[baseline.channels]) for baseline in baselines}
         timings = time_interleaved(runs, rounds, WARM_UP, PAUSE, done)
         timed += [(setting, baseline, macs, timings[baseline]) for baseline, macs in counts]
-    # The machine may have been busy at the beginning.
+    # Measured twice, since the machine may have been busy at the start.
     limit = max(limit, measure_limit())
     measurements = [Measurement(b.name, b.by, setting, b.parameters, n, t, limit) for setting, b, n, t in timed]
     return Comparison(this_machine(), limit, rounds, measurements)
 
 
 def this_machine() -> Machine:
-    """Return the machine of this process, with PyTorch's current number of threads."""
+    """Return this machine, with PyTorch's current number of threads."""
     versions = {"featuretap": __version__, "python": platform.python_version()}
     for name in DISTRIBUTIONS:
         try:
@@ -365,7 +433,7 @@ def this_machine() -> Machine:
 
 @contextmanager
 def set_torch_threads(count: int | None) -> Iterator[int]:
-    """Set PyTorch's number of threads within the context unless it is None, and yield it."""
+    """Set PyTorch's number of threads inside the context, unless `count` is None, and yield the number."""
     before = torch.get_num_threads()
     try:
         torch.set_num_threads(count or before)
@@ -376,9 +444,15 @@ def set_torch_threads(count: int | None) -> Iterator[int]:
 
 @torch.inference_mode()
 def measure_limit(repeats: int = 30) -> float:
-    """Return the maximum float32 multiply-adds a second in matrix multiplication, with PyTorch's current threads.
+    """Measure the maximum float32 multiply-adds per second of a matrix multiplication with PyTorch's current threads.
 
-    Convolutions are not faster, so that a network's multiply-adds divided by it are its minimum seconds.
+    Convolutions are not faster. The multiply-adds of a network divided by this limit are its minimum time in seconds.
+
+    Args:
+        repeats: number of multiplications; the fastest counts.
+
+    Returns:
+        Multiply-adds per second.
     """
     left, right, product = (
         torch.rand(MATRIX_SIDE, MATRIX_SIDE),

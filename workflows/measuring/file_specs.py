@@ -1,4 +1,4 @@
-"""The specs of exported files, whose descriptions state what was built."""
+"""Specs of exported files, resolved from their descriptions."""
 
 from pathlib import Path
 from typing import Any
@@ -19,14 +19,17 @@ DIGESTS = (network_digest, digest_before_dropout)
 
 
 def spec_of_file(path: str, runtime: str) -> Network:
-    """Return the spec of the model in a file, with any number of heads.
+    """Return the spec of the model in an exported file.
 
     Args:
-        path: of the file.
-        runtime: name of one that opens it.
+        path: path of the file.
+        runtime: name of a runtime that opens it.
+
+    Returns:
+        The spec of the backbone, of the model with a head, or of the model with several heads.
 
     Raises:
-        ExportError: the registry does not have its backbone or its head, or another network by that name.
+        ExportError: the registry does not have the backbone or head, or has a different network of that name.
     """
     file = Path(path)
     metadata, _ = load(find_opener(registry.default, registry.default.runtime(runtime), file))(file, threads=None)
@@ -35,11 +38,11 @@ def spec_of_file(path: str, runtime: str) -> Network:
     try:
         spec = _spec_of(record.description)
         if record.network not in ("", *(digest(backbone_of(spec)) for digest in DIGESTS)):
-            raise UnknownBackboneError(f"{record.description.name!r} in the registry is another network")
+            raise UnknownBackboneError(f"the registry's {record.description.name!r} is a different network")
     except (UnknownBackboneError, UnknownHeadError) as error:
         raise ExportError(
-            f"the multiply-adds of {path!r} cannot be counted ({error.problem}); install the plugin that provides the "
-            "model, or measure the file by your own code"
+            f"cannot count the multiply-adds of {path!r} ({error.problem}); install the plugin that provides the "
+            "model, or time the file with your own code"
         ) from error
     return spec
 
@@ -55,7 +58,7 @@ def resized_to(spec: Network) -> tuple[int, int] | None:
 
 def _spec_of(description: Description) -> Network:
     arguments: dict[str, Any] = {**description.options, "taps": description.taps}
-    # Norms have equally many parameters, and a file can only name one.
+    # A file cannot store a custom norm, and all norms have the same number of parameters.
     arguments.pop("norm", None)
     name, head = description.name, description.head
     if head is not None:

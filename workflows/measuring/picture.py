@@ -1,4 +1,4 @@
-"""A comparison as a picture: latency against parameters, bubbles as large as the multiply-adds."""
+"""Plot a comparison: latency against parameters, with bubble areas proportional to the multiply-adds."""
 
 from collections.abc import Mapping, Sequence
 from math import ceil, sqrt
@@ -15,29 +15,36 @@ from featuretap.workflows.measuring.comparing import Comparison, Measurement
 from featuretap.workflows.training.plots import make_figure, save_figure, shorten_name
 
 PANEL = (5.6, 4.4)
-"""Inches."""
+"""Width and height of a panel in inches."""
 
 LEGENDS = 4.6
-"""Inches beside the panels: names to the left, colours and sizes to the right."""
+"""Width of the legends in inches: names on the left, colors and sizes on the right."""
 
 COLUMNS = 3
 
 MAXIMUM_AREA = 900.0
-"""Area of the largest bubble, in square points."""
+"""Area of the largest bubble in square points."""
 
 LOG_RATIO = 20.0
-"""Ratio of the largest to the smallest value from which an axis is logarithmic."""
+"""Ratio of the largest to the smallest value above which an axis is logarithmic."""
 
-Colour = tuple[float, float, float, float]
+Color = tuple[float, float, float, float]
 
 
 def write_picture(comparison: Comparison, path: Path) -> None:
-    """Write the picture as PNG."""
+    """Write the plot of a comparison as PNG."""
     save_figure(draw_comparison(comparison), path)
 
 
 def draw_comparison(comparison: Comparison) -> Figure:
-    """Return the figure: a panel for each setting, a colour for each runtime and library, a number for each network."""
+    """Draw a panel for each setting, with a color for each runtime or library and a number for each network.
+
+    Args:
+        comparison: the measurements.
+
+    Returns:
+        The figure.
+    """
     by_setting = comparison.by_setting
     columns = min(COLUMNS, len(by_setting))
     rows = ceil(len(by_setting) / columns)
@@ -46,36 +53,34 @@ def draw_comparison(comparison: Comparison) -> Figure:
     for panel in panels[len(by_setting) :]:
         panel.remove()
     computed_by = dict.fromkeys(measurement.by for measurement in comparison.measurements)
-    colours = {by: colormaps["tab10"](number % 10) for number, by in enumerate(computed_by)}
+    colors = {by: colormaps["tab10"](number % 10) for number, by in enumerate(computed_by)}
     by_parameters = sorted(comparison.measurements, key=lambda measurement: measurement.parameters)
     names = list(dict.fromkeys(measurement.name for measurement in by_parameters))
     largest = max(measurement.macs for measurement in comparison.measurements)
     for panel, (setting, measurements) in zip(panels, by_setting.items(), strict=False):
         panel.set_title(f"batch {setting.batch}, {'×'.join(map(str, setting.size))} pixels")
-        _draw_bubbles(panel, measurements, colours, largest)
+        _draw_bubbles(panel, measurements, colors, largest)
         _draw_numbers(panel, measurements, names, largest)
     machine = comparison.machine
     figure.suptitle(f"{machine.processor}, {machine.threads} thread{'s' * (machine.threads > 1)}", fontsize="medium")
-    _draw_legends(figure, comparison.measurements, colours, names, largest)
+    _draw_legends(figure, comparison.measurements, colors, names, largest)
     return figure
 
 
-def _draw_bubbles(
-    panel: Axes, measurements: Sequence[Measurement], colours: Mapping[str, Colour], largest: int
-) -> None:
-    for by, colour in colours.items():
+def _draw_bubbles(panel: Axes, measurements: Sequence[Measurement], colors: Mapping[str, Color], largest: int) -> None:
+    for by, color in colors.items():
         shown = [measurement for measurement in measurements if measurement.by == by]
         panel.scatter(
             [measurement.parameters for measurement in shown],
             [_ms(measurement) for measurement in shown],
             [_area(measurement.macs, largest) for measurement in shown],
-            color=colour,
+            color=color,
             alpha=0.7,
             edgecolors="white",
             zorder=2,
         )
     panel.set_xlabel("parameters")
-    panel.set_ylabel("ms a call")
+    panel.set_ylabel("latency (ms per call)")
     panel.margins(y=0.25)
     panel.set_xlim(0, 1.2 * max(measurement.parameters for measurement in measurements))
     times = [_ms(measurement) for measurement in measurements]
@@ -91,11 +96,11 @@ def _draw_bubbles(
 
 
 def _draw_numbers(panel: Axes, measurements: Sequence[Measurement], names: Sequence[str], largest: int) -> None:
-    """Join the bubbles of each network with a line, and write its number above or below them, in turn."""
+    """Connect the bubbles of each network with a line, and write its number above or below them in alternation."""
     for number, name in enumerate(names, start=1):
         same = sorted((measurement for measurement in measurements if measurement.name == name), key=_ms)
-        panel.plot([m.parameters for m in same], [_ms(m) for m in same], color="lightgrey", linewidth=1, zorder=1)
-        # Networks next to each other are often alike, and their numbers would cover one another.
+        panel.plot([m.parameters for m in same], [_ms(m) for m in same], color="lightgray", linewidth=1, zorder=1)
+        # Alternate the side, since numbers of similar networks would overlap.
         end, side, align = (same[-1], 1, "bottom") if number % 2 else (same[0], -1, "top")
         offset = (0, side * (sqrt(_area(end.macs, largest)) / 2 + 1))
         point = (end.parameters, _ms(end))
@@ -105,28 +110,28 @@ def _draw_numbers(panel: Axes, measurements: Sequence[Measurement], names: Seque
 def _draw_legends(
     figure: Figure,
     measurements: Sequence[Measurement],
-    colours: Mapping[str, Colour],
+    colors: Mapping[str, Color],
     names: Sequence[str],
     largest: int,
 ) -> None:
-    """Explain colours, sizes and numbers beside the panels."""
+    """Add the legends of colors, bubble sizes and numbers."""
 
-    def dot(colour: str | Colour, size: float, label: str, marker: str = "o") -> Line2D:
+    def dot(color: str | Color, size: float, label: str, marker: str = "o") -> Line2D:
         style = {"linewidth": 0, "markeredgewidth": 0, "alpha": 0.7}
-        return Line2D([], [], color=colour, marker=marker, markersize=size, label=label, **style)  # type: ignore[arg-type]
+        return Line2D([], [], color=color, marker=marker, markersize=size, label=label, **style)  # type: ignore[arg-type]
 
     smallest = min(measurement.macs for measurement in measurements)
     counts = dict.fromkeys((smallest, (smallest + largest) // 2, largest))
     figure.legend(
-        handles=[dot(colour, sqrt(MAXIMUM_AREA / 8), by) for by, colour in colours.items()],
+        handles=[dot(color, sqrt(MAXIMUM_AREA / 8), by) for by, color in colors.items()],
         loc="outside right upper",
-        title="computed by",
+        title="runtime or library",
         frameon=False,
     )
     figure.legend(
-        handles=[dot("grey", sqrt(_area(count, largest)), format_count(count)) for count in counts],
+        handles=[dot("gray", sqrt(_area(count, largest)), format_count(count)) for count in counts],
         loc="outside right lower",
-        title="MACs of an image",
+        title="MACs per image",
         frameon=False,
         labelspacing=1.6,
         handletextpad=1.4,

@@ -1,4 +1,4 @@
-"""The metric of quantised files on labelled images, for their budget."""
+"""Evaluate quantized files on labeled images for an accuracy budget."""
 
 import os
 from collections.abc import Callable
@@ -13,27 +13,30 @@ from featuretap.workflows.training.configuration import NEEDED
 
 
 def evaluation_on(data: str | os.PathLike[str]) -> Callable[[Path], Score]:
-    """Return what evaluates an ONNX file on the validation part of a data set.
+    """Return a function that evaluates an ONNX file on the validation part of a data set.
 
     Args:
-        data: as for `evaluate`, of a format that can be recognised.
+        data: path of the data set, as for `evaluate`, in a format that is detected automatically.
+
+    Returns:
+        A function from the path of a file to its score.
 
     Raises:
         MissingExtraError: packages for evaluation are not installed.
     """
-    check_extra("a budget on labelled images", "train", NEEDED)
+    check_extra("a budget on labeled images", "train", NEEDED)
     from featuretap.workflows.training.evaluation import evaluate
 
     def score(path: Path) -> Score:
         try:
             metrics, task, _ = evaluate(registry.compile(path), os.fspath(data), quiet=True)
         except DataError as error:
-            # Hints of evaluation name options of its own.
-            advice = Hint("give data that `featuretap evaluate` takes without options") if error.hint else None
+            # The evaluation's hints mention options that quantization does not have.
+            advice = Hint("use data that `featuretap evaluate` reads without options") if error.hint else None
             raise DataError(error.problem, hint=advice) from error
         name = task.metrics[0]
         if isnan(metrics.scores[name]):
-            raise DataError(f"{os.fspath(data)!r} has no labels that {name} can be measured on; give other data")
+            raise DataError(f"{os.fspath(data)!r} has no labels for measuring {name}; use other data")
         return Score(name, 100 * metrics.scores[name])
 
     return score
