@@ -1,1 +1,1 @@
-"""Code that has nothing to do with networks: errors, import strings, images, atomic writing, progress bars."""
+"""Code that does not depend on networks: errors, import strings, images, atomic writing and progress."""

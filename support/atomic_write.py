@@ -1,4 +1,4 @@
-"""Writing files atomically."""
+"""Write files atomically."""
 
 from __future__ import annotations
 
@@ -15,13 +15,18 @@ from featuretap.support.errors import FeaturetapError, WeightsError
 
 
 def replace_files(contents: Mapping[Path, bytes], error_type: type[FeaturetapError] = WeightsError) -> None:
-    """Write contents to paths atomically: a reader sees the old file or the new one, also after a crash.
+    """Write files atomically: even after a crash, readers see either the old or the new content.
 
-    All are written to temporary files beside their targets before the first is renamed. New files get the umask's
-    mode, replaced ones keep theirs. Symbolic links stay, and their targets are replaced.
+    All contents are written to temporary files next to their targets before the first one is renamed. New files follow
+    the umask; existing files keep their mode. Symbolic links are kept and their targets replaced.
+
+    Args:
+        contents: path → content.
+        error_type: type of the error to raise.
 
     Raises:
-        FeaturetapError: an `error_type`; they cannot be written; nothing is changed, and no temporary file is left.
+        FeaturetapError: an `error_type`; the files cannot be written. No file is changed, and no temporary file
+            remains.
     """
     written: dict[Path, Path] = {}
     path = Path()
@@ -30,8 +35,8 @@ def replace_files(contents: Mapping[Path, bytes], error_type: type[FeaturetapErr
             for path, content in contents.items():
                 target = Path(os.path.realpath(path))
                 if target.exists() and not target.is_file():
-                    raise error_type(f"cannot write {str(path)!r}: it exists, and is not a file")
-                # In the same folder, because renaming is atomic only within a file system.
+                    raise error_type(f"cannot write {str(path)!r}: it exists and is not a file")
+                # In the same folder, since renaming is only atomic within a file system.
                 temporary = target.with_name(f".featuretap-{uuid4().hex[:12]}.tmp")
                 written[temporary] = target
                 cleanup.callback(_remove, temporary)
@@ -57,13 +62,13 @@ def _remove(temporary: Path) -> None:
 
 @contextlib.contextmanager
 def _defer_signals() -> Iterator[None]:
-    """Defer SIGINT and SIGTERM, so that several files are renamed together."""
+    """Defer SIGINT and SIGTERM until all files are renamed."""
     if threading.current_thread() is not threading.main_thread():
-        # Signals are handled in the main thread.
+        # Python handles signals in the main thread only.
         yield
         return
     received: list[int] = []
-    # A handler that was not set from Python is None, and cannot be restored.
+    # A handler that was not set from Python is None and cannot be restored.
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     for number, handler in handlers.items():
         if handler is not None:
@@ -79,7 +84,7 @@ def _defer_signals() -> Iterator[None]:
 
 
 def _sync(folder: Path) -> None:
-    # The new name is on the disk only once its folder is. Some systems cannot open folders.
+    # A rename is durable only after its folder is synced. Some systems cannot open folders.
     with contextlib.suppress(OSError):
         descriptor = os.open(folder, os.O_RDONLY)
         try:

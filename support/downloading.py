@@ -1,4 +1,4 @@
-"""Downloads over HTTP that end: silent and slow servers are given up, and downloads that break off are resumed."""
+"""HTTP downloads that give up on silent or slow servers and resume interrupted transfers."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ if TYPE_CHECKING:
     from http.client import HTTPResponse
 
 SILENCE = 30.0
-"""Seconds without a byte after which a server is given up, and over which its speed is measured."""
+"""Seconds without data after which a download fails, and over which the speed is measured."""
 
 SLOWEST = 1_000
-"""Bytes a second."""
+"""Minimum speed in bytes per second."""
 
 RETRIES = 3
-"""Times in a row that a download is resumed and yields less than the slowest server would in `SILENCE`."""
+"""Maximum number of consecutive retries that receive less than the slowest server would send in `SILENCE` seconds."""
 
 PAUSE = 1.0
 """Seconds before a download is resumed."""
@@ -33,19 +33,19 @@ MEGABYTE = 1_000_000
 
 
 class TooLargeError(ValueError):
-    """A file is larger than is downloaded."""
+    """The file exceeds the size limit."""
 
 
 @dataclass
 class _Partial:
-    """What has been received of a file, the length it has, and the header that tells its versions apart."""
+    """The received part of a file, its total length, and the header that identifies its version."""
 
     content: bytearray = field(default_factory=bytearray)
     total: int | None = None
     validator: str = ""
 
     def begin(self, answer: HTTPResponse) -> None:
-        """Take the length and the version from an answer; drop what was received unless it continues that."""
+        """Read length and version from a response. Discard the received part unless the response continues it."""
         validator, length = _validator(answer), answer.headers.get("Content-Length", "")
         total = int(length) if length.isdecimal() and length.isascii() else None
         if answer.status == 206:
@@ -53,27 +53,30 @@ class _Partial:
             if validator != self.validator or not answer.headers.get("Content-Range", "").startswith(start):
                 self.content.clear()
                 self.validator = ""
-                raise ConnectionError("the server sent another part than was asked for")
+                raise ConnectionError("the server sent a different part than requested")
             return
         self.content.clear()
         self.total, self.validator = total, validator
 
 
 def download(address: str, most: int, *, label: str = "") -> bytes:
-    """Return the content of a URL.
+    """Download a URL into memory, so that a failed download leaves no file on disk.
 
-    It is kept in memory, so that nothing is left on the disk where a download fails. What was received before a
-    connection broke is kept if the server can send the rest of the same version, which its ETag or its date tells.
+    An interrupted download is resumed if the server can send the rest of the same version, identified by its ETag or
+    date.
 
     Args:
         address: the URL.
-        most: bytes of the largest file that is received, since a server may send without end.
-        label: of the progress bar; "" shows none.
+        most: maximum size in bytes, since a server may never stop sending.
+        label: label of the progress bar; "" shows none.
+
+    Returns:
+        The content.
 
     Raises:
-        ValueError: a `TooLargeError`; the server announces or sends more than `most` bytes.
-        OSError: the server cannot be reached or refuses, is silent, is slower than `SLOWEST`, or closes the connection
-            early, again and again. What urllib raises for invalid addresses is a ValueError or an HTTPException.
+        ValueError: the server announces or sends more than `most` bytes (`TooLargeError`), or the URL is invalid.
+        OSError: the server cannot be reached, refuses the request, is silent, is slower than `SLOWEST`, or repeatedly
+            closes the connection early.
     """
     from http.client import HTTPException
     from urllib.error import HTTPError
@@ -91,7 +94,7 @@ def download(address: str, most: int, *, label: str = "") -> bytes:
                 if not furthest or fruitless > RETRIES:
                     raise
                 if isinstance(error, HTTPError):
-                    # It is the server's answer too, and holds the connection open. The rest may be what it refuses.
+                    # The error holds the connection open. The server may have rejected the range, so start over.
                     error.close()
                     partial = _Partial()
             time.sleep(PAUSE)
@@ -104,7 +107,7 @@ def _receive(
     begin: Callable[[str, int | None], Callable[..., None]],
     most: int,
 ) -> None:
-    """Receive what is missing of a file."""
+    """Receive the missing part of a file."""
     from urllib.request import Request
 
     # Some servers refuse requests without a user agent.
@@ -133,10 +136,10 @@ def _check_size(size: int, most: int) -> None:
 
 
 def _parts(request: Any) -> Generator[Any, None, None]:
-    """Yield the answer to a request, then its content, as long as the server is fast enough.
+    """Yield the response to a request and then its content, as long as the server is fast enough.
 
-    A thread receives them: the timeout of a socket starts again with each byte, and neither looking up a host nor
-    reading headers can be bounded otherwise.
+    A thread receives the data. A socket timeout restarts with every byte, and it does not limit name lookup or reading
+    of the headers.
     """
     received: queue.SimpleQueue[Any] = queue.SimpleQueue()
     stopped = threading.Event()
@@ -164,11 +167,11 @@ def _parts(request: Any) -> Generator[Any, None, None]:
 
 
 def _fill(request: Any, received: queue.SimpleQueue[Any], stopped: threading.Event) -> None:
-    """Put the answer to a request, its content and b"" into a queue, or the error that ends it."""
+    """Put the response, its content and b"" into a queue, or the error that ended the transfer."""
     from urllib.request import urlopen
 
     try:
-        # Longer than the other side waits, which says what was received until then.
+        # Longer than the reader's timeout, whose message reports how much was received.
         with urlopen(request, timeout=2 * SILENCE) as answer:
             received.put(answer)
             while not stopped.is_set() and (part := answer.read1(CHUNK)):
@@ -179,7 +182,7 @@ def _fill(request: Any, received: queue.SimpleQueue[Any], stopped: threading.Eve
 
 
 def _validator(answer: HTTPResponse) -> str:
-    """Return the header by which a server tells versions of a file apart, or ""."""
+    """Return the header that identifies a version of a file, or ""."""
     tag: str = answer.headers.get("ETag", "")
-    # A weak tag is of versions that mean the same, and need not have the same bytes.
+    # Versions with the same weak tag may differ in their bytes.
     return tag if tag.startswith('"') else answer.headers.get("Last-Modified", "")

@@ -1,6 +1,6 @@
-"""One class per failure. All derive from `FeaturetapError`, so that applications can catch the library's own failures.
+"""Error classes. All derive from `FeaturetapError`, so that applications can catch featuretap's own errors.
 
-Messages are lower case: what was asked, what is wrong, and what to do.
+Messages are in lower case and state what was requested, what is wrong, and what to do.
 """
 
 from __future__ import annotations
@@ -39,9 +39,9 @@ class Hint:
     """What to do about an error.
 
     Args:
-        advice: the sentence, without the reference that ends it.
-        reference: the argument or the call it ends with, as Python writes it: "pretrained=". A front end puts its own
-            in place of it, such as the command line `--weights`.
+        advice: the advice, without the reference at its end.
+        reference: the argument or call at the end of the advice, in Python syntax such as "pretrained=". Front ends
+            replace it with their own syntax, such as `--weights` on the command line.
     """
 
     advice: str
@@ -52,7 +52,7 @@ class Hint:
 
 
 LONGEST = 1000
-"""Characters of a message. Values and other libraries' messages, which are a part of some, can be of any length."""
+"""Maximum length of a message in characters. Values and messages of other libraries may be arbitrarily long."""
 
 
 def _shorten(text: str, room: int) -> str:
@@ -60,16 +60,16 @@ def _shorten(text: str, room: int) -> str:
 
 
 class FeaturetapError(Exception):
-    """Base of every error that featuretap raises on purpose.
+    """Base class of all errors that featuretap raises.
 
     Args:
-        problem: what was asked, and what is wrong.
-        hint: what to do about it; the message ends with it. The middle of both is left out where the message would be
-            longer than `LONGEST`.
+        problem: what was requested and what is wrong.
+        hint: what to do; appended to the message. If the message would exceed `LONGEST`, the middle of both parts is
+            omitted.
     """
 
     def __init__(self, problem: str = "", *, hint: Hint | None = None) -> None:
-        # Either part may hold a path of any length.
+        # Both parts may contain paths of any length.
         advice = _shorten(f"; {hint}", LONGEST * 2 // 3) if hint else ""
         problem = _shorten(problem, LONGEST - len(advice))
         super().__init__(problem + advice)
@@ -78,11 +78,11 @@ class FeaturetapError(Exception):
 
 
 class UnknownBackboneError(FeaturetapError, LookupError):
-    """No backbone has this name, or more than one has."""
+    """The backbone name is unknown or ambiguous."""
 
 
 class UnknownHeadError(FeaturetapError, LookupError):
-    """No head has this name, or more than one has."""
+    """The head name is unknown or ambiguous."""
 
 
 class UnknownWeightsError(FeaturetapError, LookupError):
@@ -90,35 +90,35 @@ class UnknownWeightsError(FeaturetapError, LookupError):
 
 
 class UnknownOptionError(FeaturetapError, LookupError):
-    """Neither the backbone nor the head takes an option of this name."""
+    """Neither the backbone nor the head has this option."""
 
 
 class UnknownTapError(FeaturetapError, LookupError):
-    """The architecture has no such tap address."""
+    """The architecture has no tap with this address."""
 
 
 class UnknownRuntimeError(FeaturetapError, LookupError):
-    """No runtime has this name, or more than one has."""
+    """The runtime name is unknown or ambiguous."""
 
 
 class OptionError(FeaturetapError, ValueError):
-    """An option is known, and its value is not usable."""
+    """An option has an invalid value."""
 
 
 class TapError(FeaturetapError, ValueError):
-    """A request for taps that cannot be answered, such as an empty or a repeated one."""
+    """A request for taps is invalid, such as an empty or repeated one."""
 
 
 class SpecError(FeaturetapError, ValueError):
-    """A spec contradicts itself, or a module contradicts its spec."""
+    """A spec is inconsistent, or a module does not match its spec."""
 
 
 class HeadError(FeaturetapError, ValueError):
-    """A head and a backbone that do not go together."""
+    """A head and a backbone are incompatible."""
 
 
 class CatalogueError(FeaturetapError, ValueError):
-    """A `registry.toml` or `featuretap.toml` that cannot be used as it is."""
+    """A `registry.toml` or `featuretap.toml` file is invalid."""
 
 
 class PluginError(FeaturetapError, RuntimeError):
@@ -126,42 +126,45 @@ class PluginError(FeaturetapError, RuntimeError):
 
 
 class WeightsError(FeaturetapError, RuntimeError):
-    """Weights that are missing, malformed, or of another model."""
+    """Weights are missing, malformed, or belong to another model."""
 
 
 class ImageError(FeaturetapError, ValueError):
-    """An image file that cannot be read as a picture."""
+    """An image file cannot be read."""
 
 
 class DataError(FeaturetapError, ValueError):
-    """A data set, or a part of one, that cannot be used as it is."""
+    """A data set or a part of it is invalid."""
 
 
 class TrainingError(FeaturetapError, RuntimeError):
-    """A run of training that cannot start, go on, or be resumed."""
+    """A training run cannot start, continue or be resumed."""
 
 
 class ExportError(FeaturetapError, RuntimeError):
-    """A model that cannot be compiled or exported, or an exported file that cannot be used."""
+    """A model cannot be compiled or exported, or an exported file cannot be used."""
 
 
 class NodesError(ExportError):
-    """A part of a network that has no ONNX nodes; PyTorch may still trace it."""
+    """A part of a network has no ONNX nodes. PyTorch may still trace it."""
 
 
 class MissingExtraError(FeaturetapError, ImportError):
-    """Something needs packages that come with an extra of the distribution."""
+    """A feature needs packages from an optional extra."""
 
 
 def did_you_mean(asked: str, known: Iterable[str], canonical: Mapping[str, str] | None = None) -> str:
-    """Return `"; did you mean 'x'?"` for the known name nearest to the one asked for, or "" if none is near.
+    """Return `"; did you mean 'x'?"` for the known name closest to an unknown one, or "" if none is close.
 
     Args:
-        asked: an unknown name.
+        asked: the unknown name.
         known: known names.
-        canonical: alias → the name to offer in its place.
+        canonical: alias → name to suggest instead.
+
+    Returns:
+        The suggestion.
     """
-    # Only failures need it, and every start of the command line would pay for it.
+    # Imported here, since it would slow down every start of the command line.
     from difflib import get_close_matches
 
     near = get_close_matches(asked, list(known), n=1, cutoff=0.6)

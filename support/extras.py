@@ -1,4 +1,4 @@
-"""Checks that optional packages are installed, such as those of `pip install 'featuretap[train]'`."""
+"""Check that optional packages are installed, such as those of `pip install 'featuretap[train]'`."""
 
 from __future__ import annotations
 
@@ -9,30 +9,33 @@ from importlib.util import find_spec
 from featuretap.support.errors import MissingExtraError
 
 ABSENT = ("huggingface_hub", "timm", "torch", "torchvision")
-"""Modules of PyTorch's, and those that come with it, that `requirements-inference.txt` leaves out."""
+"""Modules that `requirements-inference.txt` omits: PyTorch, and packages that depend on it or are used with it."""
 
 
 def check_extra(feature: str, extra: str, modules: Iterable[str]) -> None:
-    """Raise a `MissingExtraError` that names the extra unless its top-level modules are installed.
+    """Check that the packages of an extra are installed.
 
     Args:
-        feature: what needs it, such as "featuretap train".
-        extra: its name.
-        modules: modules that come with it.
+        feature: the feature that needs them, such as "featuretap train".
+        extra: name of the extra.
+        modules: top-level modules of its packages.
+
+    Raises:
+        MissingExtraError: a module is not installed. The message names the extra.
     """
     check_modules(feature, modules, f"featuretap[{extra}]")
 
 
 def check_modules(feature: str, modules: Iterable[str], requires: str = "") -> None:
-    """Raise a `MissingExtraError` unless top-level modules are installed, without importing any.
+    """Check that top-level modules are installed, without importing them.
 
     Args:
-        feature: what needs them.
-        modules: their names.
-        requires: what pip should install; the missing modules by default.
+        feature: the feature that needs them.
+        modules: names of the modules.
+        requires: requirement that pip should install; by default the missing modules.
 
     Raises:
-        MissingExtraError: one of them is not installed.
+        MissingExtraError: a module is not installed.
     """
     absent = [module for module in modules if find_spec(module) is None]
     if absent:
@@ -42,13 +45,16 @@ def check_modules(feature: str, modules: Iterable[str], requires: str = "") -> N
 
 @contextmanager
 def explain_missing_torch(feature: str) -> Iterator[None]:
-    """Replace the error of an import that fails because featuretap was installed without PyTorch.
+    """Convert the import error of a missing PyTorch to a `MissingExtraError`.
 
     Args:
-        feature: what needs PyTorch, such as "featuretap bench".
+        feature: the feature that needs PyTorch, such as "featuretap bench".
+
+    Yields:
+        None: inside the context.
 
     Raises:
-        MissingExtraError: PyTorch, or another module that such an installation leaves out, is imported inside.
+        MissingExtraError: the code inside imports PyTorch or another module of `ABSENT` that is not installed.
     """
     try:
         yield

@@ -1,4 +1,4 @@
-"""Finding image files in folders, and the names under which their results are stored."""
+"""Find image files in folders and name their results."""
 
 from __future__ import annotations
 
@@ -16,46 +16,52 @@ SUFFIXES = frozenset(
         *(".jpf", ".jpg", ".jpx", ".mpo", ".pbm", ".pgm", ".png", ".pnm", ".ppm", ".tif", ".tiff", ".webp"),
     }
 )
-"""Endings of the names of image files, in lower case: Pillow's for `images.FORMATS`, without float maps (".pfm")."""
+"""Lower-case suffixes of image files: Pillow's suffixes for `images.FORMATS`, without float maps (".pfm")."""
 
 
 SYSTEM_FOLDERS = frozenset({"@eadir", "__macosx", "$recycle.bin", "system volume information", "lost+found"})
-"""Names, in lower case, of folders that file servers and archives add, with thumbnails and copies in them."""
+"""Lower-case names of folders that file servers and archives create, with thumbnails and copies of files."""
 
 
 def is_hidden(name: str) -> bool:
-    """Return whether a file or folder is not a user's own: its name begins with ".", or the system made it."""
+    """Return whether a name starts with "." or belongs to a system folder."""
     return name.startswith(".") or name.lower() in SYSTEM_FOLDERS
 
 
 def is_image_file(path: Path) -> bool:
-    """Return whether a name is that of an image file that is not hidden."""
+    """Return whether a path has an image suffix and is not hidden."""
     return path.suffix.lower() in SUFFIXES and not is_hidden(path.name)
 
 
 def find_images(folder: Path) -> list[Path]:
     """Return all image files below a folder, sorted by path.
 
-    Files and folders that are hidden or the system's are skipped; symbolic links are followed, each folder once.
+    Hidden files and system folders are skipped. Symbolic links are followed, but each folder is visited only once.
+
+    Args:
+        folder: the folder.
+
+    Returns:
+        Paths of the images.
 
     Raises:
-        DataError: there is no such folder, or no image in it.
+        DataError: the folder does not exist or contains no images.
     """
     if not folder.is_dir():
         raise DataError(f"there is no folder {str(folder)!r}; give a folder of images")
     found = images_below(folder)
     if not found:
-        raise DataError(f"{str(folder)!r} holds no images; their names end in {', '.join(sorted(SUFFIXES))}")
+        raise DataError(f"{str(folder)!r} contains no images; supported suffixes: {', '.join(sorted(SUFFIXES))}")
     return found
 
 
 def images_below(folder: Path) -> list[Path]:
-    """Return what `find_images` returns, or an empty list."""
+    """Return all image files below a folder, sorted by path; empty if there are none."""
     found: list[Path] = []
     seen: set[str] = set()
     for root, folders, files in os.walk(folder, onerror=_raise, followlinks=True):
         real = os.path.realpath(root)
-        # A link to a folder above would loop forever.
+        # A link to a parent folder would loop forever.
         folders[:] = [] if real in seen else sorted(name for name in folders if not is_hidden(name))
         if real not in seen:
             found += [path for path in (Path(root, name) for name in files) if is_image_file(path)]
@@ -68,12 +74,12 @@ def _raise(error: OSError) -> NoReturn:
 
 
 def folders_in(folder: Path) -> list[Path]:
-    """Return the direct subfolders that are not hidden, sorted by name as text ("10" before "9")."""
+    """Return the subfolders that are not hidden, sorted as text ("10" before "9")."""
     return sorted(path for path in folder.iterdir() if path.is_dir() and not is_hidden(path.name))
 
 
 def child(folder: Path, name: str) -> Path:
-    """Return the path of a name in a folder, in the case that it has there if not in this one."""
+    """Return the path of a file in a folder. If the exact name does not exist, ignore the case."""
     exact = folder / name
     if exact.exists() or not folder.is_dir():
         return exact
@@ -81,29 +87,40 @@ def child(folder: Path, name: str) -> Path:
 
 
 class ImageFile(NamedTuple):
-    """An image: the name of its row, with slashes, and its absolute path."""
+    """An image file.
+
+    Args:
+        name: name of the image in results, with forward slashes.
+        path: absolute path.
+    """
 
     name: str
     path: str
 
     @property
     def text(self) -> str:
-        """Its name, with bytes that are not UTF-8 escaped."""
+        """The name with non-UTF-8 bytes escaped."""
         return self.name.encode("utf-8", "backslashreplace").decode()
 
 
 def list_images(sources: Sequence[Path]) -> tuple[ImageFile, ...]:
-    """Return the images of folders and files, sorted by path, without duplicates.
+    """Return the images in folders and files, sorted by path, without duplicates.
 
-    Images of a single folder are named by their paths within it. With several sources each name begins with its source
-    as it was given, because two folders may have an image of the same name.
+    If the only source is a folder, images are named by their path within it. With several sources, names start with the
+    source, since two folders may contain the same name.
+
+    Args:
+        sources: folders and image files.
+
+    Returns:
+        The images.
 
     Raises:
-        DataError: a source does not exist, or a folder holds no images.
+        DataError: a source does not exist, or a folder contains no images.
     """
     found: dict[Path, Path] = {}
     for source in sources:
-        # Unlike those of a path, these functions accept names that are longer than any file's.
+        # Path.is_dir raises an error for names that are too long; os.path.isdir returns False.
         if os.path.isdir(source):
             for path in find_images(source):
                 found[path.relative_to(source) if len(sources) == 1 else path] = path.absolute()
@@ -115,9 +132,15 @@ def list_images(sources: Sequence[Path]) -> tuple[ImageFile, ...]:
 
 
 def digest_of(images: Iterable[ImageFile]) -> str:
-    """Return the SHA-256 of the names and sizes in bytes of images, in hexadecimal digits.
+    """Return the SHA-256 of the names and file sizes of images, as hexadecimal digits.
 
-    Times are left out, because copying a folder changes them.
+    Modification times are not included, since copying a folder changes them.
+
+    Args:
+        images: the images.
+
+    Returns:
+        The digest.
     """
     digest = hashlib.sha256()
     for image in images:
@@ -129,5 +152,5 @@ def _size(path: Path) -> int:
     try:
         return path.stat().st_size
     except OSError:
-        # It will be reported when it is read.
+        # The error is reported when the image is read.
         return -1

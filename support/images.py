@@ -1,4 +1,4 @@
-"""Reading image files of any kind as RGB images, and writing images."""
+"""Read image files as RGB images, and write images."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from featuretap.support.errors import FeaturetapError, Hint, ImageError, OptionE
 from featuretap.support.regular_files import open_regular
 
 FORMATS = ("JPEG", "PNG", "GIF", "BMP", "PPM", "TIFF", "WEBP", "AVIF", "JPEG2000")
-"""Pillow's names of the formats that are read; "JPEG" includes MPO. Pillow would have PostScript run as a program."""
+"""Pillow's names of the supported formats; "JPEG" includes MPO. Pillow would execute PostScript files as programs."""
 
 FORMAT_NAMES = "a JPEG, PNG, GIF, BMP, PPM, TIFF, WebP, AVIF or JPEG 2000 file"
 
@@ -47,64 +47,81 @@ OTHER_FORMATS = (
     (0, (b"\x76\x2f\x31\x01",), "an OpenEXR image"),
     (0, (b"\xff\x0a", b"\0\0\0\x0cJXL "), "a JPEG XL image"),
 )
-"""Where and how files of formats that are not read begin, and what they are."""
+"""Offset, magic numbers and description of unsupported formats."""
 
 ORIENTATION = 0x0112
 
 DEFAULT_PIXELS = 2**30 // 12
-"""Pillow's MAX_IMAGE_PIXELS as it comes."""
+"""Pillow's default MAX_IMAGE_PIXELS."""
 
 LARGE = 2**24
-"""Pixels of an image beyond which only one is decoded at a time: with its copies it takes several 100 MB."""
+"""Number of pixels above which images are decoded one at a time, since each takes several 100 MB."""
 
 MAXIMUM_RESIZED = 2**26
-"""Pixels of an image after resizing: a strip of one pixel's height would otherwise fill the memory."""
+"""Maximum number of pixels after resizing. Otherwise a strip of one pixel's height would exhaust the memory."""
 
 BLOCK = 2**20
-"""Values of an image that are scaled at a time."""
+"""Number of pixel values that are scaled at a time."""
 
-SAVE_BITS = "save it with 8 or 16 bits, all images scaled alike"
+SAVE_BITS = "save all images with 8 or 16 bits and the same scale"
 OVERSHOOT = 0.05
-"""Share of the range that floats may lie outside, as resampling makes them."""
+"""Fraction of the range by which float values may exceed it, as after resampling."""
 
 
 def read_image(path: Path) -> Image.Image:
-    """Read an image file as RGB, turned upright as its EXIF orientation says.
+    """Read an image file as RGB and apply its EXIF orientation.
+
+    Args:
+        path: path of the file.
+
+    Returns:
+        The image.
 
     Raises:
-        ImageError: as of `open_image`.
+        ImageError: the file is not a readable image; see `open_image`.
     """
     return decode_image(path, str(path))
 
 
 def decode_image(source: Path | BinaryIO, name: str) -> Image.Image:
-    """Read an image from a file or its path as `read_image` does.
+    """Read an image from a path or an open file, as `read_image` does.
+
+    Args:
+        source: the path or open file.
+        name: name of the image in messages.
+
+    Returns:
+        The image.
 
     Raises:
-        ImageError: as of `open_image`.
+        ImageError: the file is not a readable image; see `open_image`.
     """
     with open_image(source, name) as image:
         upright = apply_orientation(image)
         if image.format in ("PNG", "PPM") and image.mode == "I":
-            # Pillow, in some versions, reads 16 bits of these formats as 32.
+            # Some versions of Pillow read 16-bit images of these formats as 32-bit.
             upright = upright.convert("I;16")
         return convert_mode(upright, "RGB", repr(name))
 
 
 @contextmanager
 def open_image(source: Path | BinaryIO, name: str) -> Iterator[ImageFile.ImageFile]:
-    """Open an image of one of `FORMATS`, without decoding it; only the first of several frames is ever decoded.
+    """Open an image without decoding it. Only the first frame is ever decoded.
 
-    Other readers of large images wait until this one is closed. What Pillow raises inside is raised as an `ImageError`.
+    Large images are locked: other threads wait until this one is closed. Pillow's errors are converted to an
+    `ImageError`.
 
     Args:
-        source: the path, or an open file.
-        name: of the image in messages.
+        source: the path or open file.
+        name: name of the image in messages.
+
+    Yields:
+        ImageFile.ImageFile: the image.
 
     Raises:
-        ImageError: it is missing, no regular file, empty, truncated, of more pixels than `pixel_limit()`, of another
-            format, or not an image.
-        OptionError: as of `pixel_limit`.
+        ImageError: the file is missing, empty, truncated, not a regular file, not in one of `FORMATS`, or has more
+            pixels than `pixel_limit()`.
+        OptionError: FEATURETAP_MAX_PIXELS is invalid.
     """
     with _open_file(source) if isinstance(source, Path) else nullcontext(source) as file:
         limit = pixel_limit()
@@ -120,48 +137,58 @@ def open_image(source: Path | BinaryIO, name: str) -> Iterator[ImageFile.ImageFi
         except FeaturetapError:
             raise
         except MemoryError as error:
-            raise ImageError(f"{name!r} does not fit into the memory") from error
+            raise ImageError(f"{name!r} does not fit into memory") from error
         except OSError as error:
             if error.errno is not None:
                 raise ImageError(f"cannot read the image {name!r}: {error.strerror}") from error
             raise ImageError(f"{name!r} is damaged: {error}") from error
         except Exception as error:
-            # Whatever Pillow's readers of single formats let through.
+            # Pillow's format readers may raise any exception on corrupt files.
             raise ImageError(f"{name!r} is damaged: {error}") from error
 
 
 def is_large(image: Image.Image) -> bool:
-    """Return whether an image has so many pixels that only one of its kind is decoded at a time."""
+    """Return whether an image has so many pixels that only one such image is decoded at a time."""
     return image.width * image.height > LARGE
 
 
 def check_ratio(width: int, height: int, shorter: int | None, name: str = "the image", advice: str = "crop it") -> None:
-    """Refuse a strip whose shorter side cannot be resized to a number of pixels without filling the memory.
+    """Check that resizing an image to a shorter side does not create a huge image.
+
+    Args:
+        width: width of the image.
+        height: height of the image.
+        shorter: target length of the shorter side, or None.
+        name: name of the image in the message.
+        advice: hint of the message.
 
     Raises:
-        ImageError: the image would have more than `MAXIMUM_RESIZED` pixels; the message calls it by `name`.
+        ImageError: the resized image would have more than `MAXIMUM_RESIZED` pixels.
     """
     if shorter is not None and shorter**2 * max(width, height) > MAXIMUM_RESIZED * min(width, height):
         raise ImageError(
-            f"{name} of {width}×{height} pixels is too long a strip to be resized to a shorter side of {shorter}",
+            f"{name} of {width}×{height} pixels is too elongated to be resized to a shorter side of {shorter}",
             hint=Hint(advice),
         )
 
 
 def pixel_limit() -> float:
-    """Return the most pixels of an image that is read: FEATURETAP_MAX_PIXELS, or else Pillow's MAX_IMAGE_PIXELS.
+    """Return the maximum number of pixels of an image: FEATURETAP_MAX_PIXELS, or Pillow's MAX_IMAGE_PIXELS.
+
+    Returns:
+        The limit, which may be infinite.
 
     Raises:
-        OptionError: FEATURETAP_MAX_PIXELS is not a number.
+        OptionError: FEATURETAP_MAX_PIXELS is not a positive integer.
     """
     stated = os.environ.get("FEATURETAP_MAX_PIXELS", "")
     if not stated:
         return inf if Image.MAX_IMAGE_PIXELS is None else Image.MAX_IMAGE_PIXELS
     if not re.fullmatch(r"[1-9][0-9]{0,17}", stated):
-        hint = Hint("give a whole number, such as 200000000")
-        raise OptionError(f"FEATURETAP_MAX_PIXELS is {stated!r}, which is not a number of pixels", hint=hint)
+        hint = Hint("use a number such as 200000000")
+        raise OptionError(f"FEATURETAP_MAX_PIXELS must be a positive integer, got {stated!r}", hint=hint)
     if Image.MAX_IMAGE_PIXELS is not None:
-        # Pillow compares crops of an image with its own limit.
+        # Pillow also checks crops of an image against its own limit.
         Image.MAX_IMAGE_PIXELS = max(Image.MAX_IMAGE_PIXELS, int(stated))
     return int(stated)
 
@@ -173,7 +200,7 @@ def _renew_lock() -> None:
 
 _large_image = RLock()
 if hasattr(os, "register_at_fork"):
-    # The thread that holds it does not exist in a forked process.
+    # In a forked process, the thread that holds the lock does not exist.
     os.register_at_fork(after_in_child=_renew_lock)
 
 
@@ -186,19 +213,20 @@ def _open_file(path: Path) -> BinaryIO:
 
 
 def _identify(file: BinaryIO) -> ImageFile.ImageFile | None:
-    """Return an image of one of `FORMATS` whose header is read, or None.
+    """Return an image of one of `FORMATS` with its header read, or None.
 
-    `Image.open` would compare sizes with Pillow's limit, and warn of images that are refused with an explanation here.
+    `Image.open` would check the size against Pillow's limit and warn about images that featuretap rejects with its own
+    message.
     """
     Image.preinit()
     prefix = file.read(16)
     for name in FORMATS:
         if name not in Image.OPEN:
-            # Pillow imports most formats only when they are needed.
+            # Pillow imports most format plugins on demand.
             Image.init()
         factory, accept = Image.OPEN.get(name, (None, None))
         accepted = accept(prefix) if accept else False
-        # A text in place of True says that Pillow was built without this format.
+        # `accept` returns a string if Pillow was built without this format.
         if factory and accepted and not isinstance(accepted, str):
             file.seek(0)
             with suppress(SyntaxError, IndexError, TypeError, struct.error):
@@ -207,22 +235,24 @@ def _identify(file: BinaryIO) -> ImageFile.ImageFile | None:
 
 
 def _unreadable(file: BinaryIO, name: str) -> ImageError:
-    """Return the error of a file that is not an image of one of `FORMATS`."""
+    """Return the error for a file that is not an image in one of `FORMATS`."""
     bits = _bits_of_tiff(file)
     if bits:
-        problem = f"{name!r} is a TIFF file of pixels of {bits} bits, which Pillow cannot read"
+        problem = f"{name!r} is a TIFF file with {bits} bits per pixel, which Pillow cannot read"
         return ImageError(problem, hint=Hint(SAVE_BITS))
     file.seek(0)
     beginning = file.read(256)
     kind = next((kind for place, signs, kind in OTHER_FORMATS if beginning.lstrip()[place:].startswith(signs)), "")
     if kind:
-        return ImageError(f"{name!r} is {kind}, which is not read as an image", hint=Hint(f"give {FORMAT_NAMES}"))
+        return ImageError(f"{name!r} is {kind}, which is not supported", hint=Hint(f"use {FORMAT_NAMES}"))
     problem = "is not an image that Pillow can read" if beginning else "is empty"
-    return ImageError(f"{name!r} {problem}", hint=Hint("give a JPEG, PNG or other image file"))
+    return ImageError(f"{name!r} {problem}", hint=Hint("use a JPEG, PNG or other image file"))
 
 
 def _bits_of_tiff(file: BinaryIO) -> str:
-    """Return the bits of a pixel, "64" or "32+32+32", of a TIFF file that has more than 16 for a channel, or ""."""
+    """Return the bits per pixel of a TIFF file with more than 16 bits per channel, such as "64" or "32+32+32",
+    else "".
+    """
     try:
         file.seek(0)
         directory = TiffImagePlugin.ImageFileDirectory_v2(file.read(8))
@@ -231,27 +261,32 @@ def _bits_of_tiff(file: BinaryIO) -> str:
         bits = directory[TiffImagePlugin.BITSPERSAMPLE]
         return "+".join(map(str, bits)) if max(bits) > 16 else ""
     except Exception:
-        # Whatever Pillow raises for a file that is not a TIFF, or that is truncated.
+        # Pillow may raise any exception if the file is truncated or not a TIFF.
         return ""
 
 
 def apply_orientation(image: Image.Image) -> Image.Image:
-    """Return an image turned as its EXIF orientation says; the same where it is upright, or that cannot be read."""
+    """Apply the EXIF orientation of an image. Images without one, or with an invalid one, are returned unchanged."""
     try:
-        # Pillow copies upright images, too, and they may be large.
+        # Pillow would copy upright images too, which may be large.
         return ImageOps.exif_transpose(image) if image.getexif().get(ORIENTATION, 1) != 1 else image
     except (SyntaxError, ValueError, struct.error):
         return image
 
 
 def write_picture(picture: Image.Image, path: Path, *, parents: bool = False) -> None:
-    """Write an image atomically, in the format of its suffix, and create the folders above it if `parents` is set.
+    """Write an image atomically, in the format of its suffix.
+
+    Args:
+        picture: the image.
+        path: path of the file.
+        parents: whether to create missing parent folders.
 
     Raises:
-        ImageError: Pillow has no format of this suffix that can store it, or the file cannot be written.
+        ImageError: the suffix is not a format that can store the image, or the file cannot be written.
     """
     content = BytesIO()
-    # Pillow chooses the format by the name.
+    # Pillow selects the format by the suffix.
     content.name = path.name
     try:
         if parents:
@@ -266,11 +301,19 @@ def write_picture(picture: Image.Image, path: Path, *, parents: bool = False) ->
 def convert_mode(image: Image.Image, mode: str, name: str = "the image") -> Image.Image:
     """Convert an image to mode "RGB" or "L".
 
-    Values of 16 bits are scaled, and so are those of 32 bits: floats from 0 to 1 or 255, and integers from 0 to 255, or
-    to 65535 where they need all 16 bits. Transparency is composited onto white.
+    16-bit values are scaled to 8 bits. 32-bit floats must range from 0 to 1 or 255, and 32-bit integers from 0 to 255
+    or, if they use all 16 bits, 65535. Transparent images are composited onto white.
+
+    Args:
+        image: an image of any mode.
+        mode: "RGB" or "L".
+        name: name of the image in the message.
+
+    Returns:
+        The converted image.
 
     Raises:
-        ImageError: values have another range, as temperatures do; the message calls the image by `name`.
+        ImageError: the values have another range, such as temperatures.
     """
     if image.mode.startswith(("I", "F")):
         values = np.asarray(image)
@@ -288,16 +331,16 @@ def convert_mode(image: Image.Image, mode: str, name: str = "the image") -> Imag
 
 
 def _range_of(values: NDArray[Any], mode: str, name: str) -> float:
-    """Return the value of white, from the type of an image or the range of its values."""
+    """Return the value of white, from the mode of an image or the range of its values."""
     if mode.startswith("I;16"):
         return 65535.0
     finite = values[np.isfinite(values)] if mode == "F" else values
     least, most = (float(finite.min()), float(finite.max())) if finite.size else (0.0, 0.0)
     beyond = OVERSHOOT if mode == "F" else 0.0
     for white in (255.0, 65535.0) if mode == "I" else (1.0, 255.0):
-        # Fewer than 16 bits of an integer, such as Hounsfield units, do not say which value is white.
+        # With fewer than 16 bits used, as by Hounsfield units, the value of white is unknown.
         full = white < 65535 or most > 32767
         if full and -beyond * most <= least and most <= (1 + beyond) * white:
             return white
-    problem = f"{name} has values from {least:g} to {most:g}, and which of them is white is not known"
+    problem = f"{name} has values from {least:g} to {most:g}, so the value of white is unknown"
     raise ImageError(problem, hint=Hint(SAVE_BITS))

@@ -1,4 +1,4 @@
-"""The processor of this machine, as Linux describes it."""
+"""The processor of this machine, as described by Linux."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 CPUINFO = Path("/proc/cpuinfo")
 
 BF16_UNITS = ("avx512_bf16", "amx_bf16", "bf16")
-"""Flags of processors that multiply in bfloat16: x86's AVX-512 and AMX, and ARM's."""
+"""Processor flags for bfloat16 multiplication: AVX-512 and AMX on x86, and ARM's."""
 
 VECTOR_UNITS = {
     "AVX2": ("avx2",),
@@ -23,7 +23,7 @@ VECTOR_UNITS = {
     "i8mm": ("i8mm",),
     "SVE": ("sve",),
 }
-"""Vector unit → the flags of /proc/cpuinfo that stand for it."""
+"""Vector unit → its flags in /proc/cpuinfo."""
 
 
 def processor_name() -> str:
@@ -32,7 +32,7 @@ def processor_name() -> str:
 
 
 def bf16_units() -> tuple[str, ...]:
-    """Return the flags of the processor's units that multiply in bfloat16; none where the system lists no flags."""
+    """Return the processor's flags for bfloat16 multiplication, or nothing if the system does not list flags."""
     flags = _flags() or set()
     return tuple(flag for flag in BF16_UNITS if flag in flags)
 
@@ -52,7 +52,7 @@ def available_cores() -> int:
 
 
 def _flags() -> set[str] | None:
-    # "Features" on ARM.
+    # ARM processors list them as "Features".
     listed = next(_values("flags"), None) or next(_values("Features"), None)
     return None if listed is None else set(listed.split())
 

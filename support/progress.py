@@ -1,4 +1,4 @@
-"""Progress bars on standard error, where it is a terminal and rich is installed; elsewhere lines at intervals."""
+"""Progress bars on standard error in terminals with rich installed, otherwise log lines at intervals."""
 
 from __future__ import annotations
 
@@ -15,14 +15,24 @@ from threading import Timer
 logger = logging.getLogger("featuretap")
 
 SLOW, EVERY = 10.0, 60.0
-"""Seconds after which a line tells what a command does, and between later ones, where no option sets them."""
+"""Seconds after which the first progress line is logged, and seconds between later lines, unless an option sets
+them."""
 
 Begin = Callable[[str, "int | None"], Callable[..., None]]
-"""Begins a step of a label and a total, None where it has no parts, and returns what is called after each part."""
+"""Starts a progress step. Takes a label and the number of items (None if unknown) and returns a function to call after
+each item."""
 
 
 def log_steps(label: str, total: int | None) -> Callable[..., None]:
-    """Log at level INFO that a step begins: the `Begin` of functions that are called from Python."""
+    """Log the start of a step at level INFO. The default `begin` of Python functions.
+
+    Args:
+        label: label of the step.
+        total: number of items, or None.
+
+    Returns:
+        A function that does nothing.
+    """
     logger.info("%s", label if total is None else f"{label}, {total} in all")
     return lambda count=1: None
 
@@ -31,27 +41,32 @@ def log_steps(label: str, total: int | None) -> Callable[..., None]:
 def progress_steps(
     *, shown: bool = True, auto_refresh: bool = True, log: Callable[[str], None] | None = None
 ) -> Iterator[Begin]:
-    """Yield a function that begins a step of a label and a total, and returns one that advances it.
+    """Show a progress bar for consecutive steps.
 
-    That one takes a count, 1 by default, and texts that are shown below the bar, such as a loss, and after the time
-    left.
+    Yields a function that starts a step with a label and a total and returns a function that advances it. That function
+    takes a count (1 by default), a text for the line below the bar such as the loss, and a text to show after the
+    remaining time.
 
     Args:
-        shown: False shows nothing, for processes other than the first.
-        auto_refresh: False draws only when the bar advances, without a thread that takes time from what is measured.
-        log: called where there is no bar, with a line for each step that takes longer than `SLOW`, and one a minute.
+        shown: False shows nothing, as on processes other than rank 0.
+        auto_refresh: False redraws only when the bar advances, without a thread that disturbs measurements.
+        log: called if no bar is shown, with a line for each step that takes longer than `SLOW` seconds and then every
+            minute.
+
+    Yields:
+        Begin: starts a step.
     """
     if not (shown and _has_bars()):
         with _begin_lines(log if shown else None) as begin_lines:
             yield begin_lines
         return
-    # Importing it takes a tenth of the time of `featuretap predict`.
+    # Importing rich takes a tenth of the running time of `featuretap predict`.
     from rich.console import Console, RenderableType
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
     from rich.text import Text
 
     class Bar(Progress):
-        """A bar above its details: on one line, rich would cut the times in a narrow terminal."""
+        """A bar with details on the line below. On a single line, rich truncates the times in narrow terminals."""
 
         def get_renderables(self) -> Iterator[RenderableType]:
             yield self.make_tasks_table(self.tasks)
@@ -77,7 +92,7 @@ def progress_steps(
 
 @contextmanager
 def _begin_lines(log: Callable[[str], None] | None) -> Iterator[Begin]:
-    """Yield what begins a step and logs a line once the step is slow, and then at intervals."""
+    """Yield a function that starts a step, and logs lines if the step is slow."""
     timers: list[Timer] = []
 
     def begin(label: str, total: int | None) -> Callable[..., None]:
@@ -109,16 +124,19 @@ def bar(
     every: float = 0.0,
     end: Callable[[float], float] | None = None,
 ) -> Iterator[Callable[..., None]]:
-    """Show the progress of one step, and yield the function that advances it; see `progress_steps`.
+    """Show the progress of a single step.
 
     Args:
-        label: of the step.
-        total: of the counts.
+        label: label of the step.
+        total: number of items.
         shown: as for `progress_steps`.
-        log: called with lines of progress where there is no bar.
-        every: seconds between these lines; 0 for none.
-        end: returns when the run that the step is a part of is expected to end from when the step is, both by
-            `time.monotonic`; None for a step that is no part of a run.
+        log: called with progress lines if no bar is shown.
+        every: seconds between these lines; 0 logs none.
+        end: estimates the end of the run from the end of this step, both as `time.monotonic` values; None if the step
+            does not belong to a run.
+
+    Yields:
+        Callable[..., None]: advances the step; see `progress_steps`.
     """
     start = time.monotonic()
     done = 0
@@ -156,7 +174,7 @@ def _advance_lines(
     every: float,
     time_of_run: Callable[[float], str] = lambda left: "",
 ) -> Callable[..., None]:
-    """Return a function that counts, and logs a line whenever some seconds have passed since the last."""
+    """Return a function that counts items and logs a progress line at intervals."""
     start = last = time.monotonic()
     done = 0
 
@@ -174,31 +192,43 @@ def _advance_lines(
 
 
 def format_seconds(seconds: float) -> str:
-    """Return a time left as "0:12:30"; one that is over is 0."""
+    """Format a remaining time as "0:12:30". Negative times become 0."""
     return str(timedelta(seconds=round(max(0.0, seconds))))
 
 
 def end_of_run(start: float, epochs: int, history: Sequence[Mapping[str, float]], end_of_step: float) -> float:
-    """Return when a run is expected to end: an epoch takes as long as those before it.
+    """Estimate the end of a run from the mean duration of its epochs.
 
-    The first one is taken to end with its step, so that in its training the evaluation is left out.
+    During the first epoch, the estimate is based on the end of the current step, so that it does not include the
+    validation yet.
 
     Args:
-        start: of the epoch, by `time.monotonic`.
-        epochs: that are not over, with this one.
-        history: rows of the epochs before it.
-        end_of_step: when the step of the epoch is expected to end.
+        start: start of the current epoch, by `time.monotonic`.
+        epochs: number of remaining epochs, including the current one.
+        history: history rows of previous epochs.
+        end_of_step: estimated end of the current step.
+
+    Returns:
+        The estimated end, by `time.monotonic`.
     """
     return start + epochs * (mean_seconds(history) if history else end_of_step - start)
 
 
 def mean_seconds(history: Sequence[Mapping[str, float]]) -> float:
-    """Return the mean time of an epoch, validation included, by the rows of a history."""
+    """Return the mean duration of an epoch, including validation, from the rows of a history."""
     return fmean(row["seconds"] for row in history)
 
 
 def format_epoch(history: Sequence[Mapping[str, float]], epochs: int) -> str:
-    """Return the line that reports the last epoch of a history, with the time left of all."""
+    """Format the last row of a history as a log line.
+
+    Args:
+        history: history rows.
+        epochs: total number of epochs.
+
+    Returns:
+        The line, with the estimated time left.
+    """
     row = history[-1]
     measures = [
         f"{'train loss' if name == 'train_loss' else name} {value:.4f}"

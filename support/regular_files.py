@@ -1,4 +1,4 @@
-"""Reading files that a user names, which may be pipes or devices: reading those could wait or go on forever."""
+"""Read files named by the user. Pipes and devices are rejected, since reading them may block or never end."""
 
 from __future__ import annotations
 
@@ -8,22 +8,25 @@ from stat import S_ISDIR, S_ISREG
 from typing import BinaryIO
 
 LONGEST_SETTINGS = 1_000_000
-"""Bytes of a TOML file of catalogue entries or settings, whose parser takes a hundred times the memory."""
+"""Maximum size in bytes of a TOML file. The parser needs a hundred times as much memory."""
 
 
 def open_regular(path: Path) -> BinaryIO:
-    """Open a file for reading.
+    """Open a regular file for reading.
 
     Args:
-        path: of the file.
+        path: path of the file.
+
+    Returns:
+        The open file.
 
     Raises:
-        OSError: it cannot be opened, or is a pipe, socket or device; `strerror` says so.
-        ValueError: no file can have this name.
+        OSError: the file cannot be opened, or is a pipe, socket or device. `strerror` is the message.
+        ValueError: the path is not a valid file name.
     """
     mode = path.stat().st_mode
     if not (S_ISREG(mode) or S_ISDIR(mode)):
-        raise OSError(errno.EINVAL, "it is a pipe, socket or device; give a file")
+        raise OSError(errno.EINVAL, "it is a pipe, socket or device; use a file")
     return path.open("rb")
 
 
@@ -31,15 +34,18 @@ def read_settings(path: Path) -> str:
     """Return the text of a TOML file of at most `LONGEST_SETTINGS` bytes.
 
     Args:
-        path: of the file.
+        path: path of the file.
+
+    Returns:
+        The text, with Unix line endings.
 
     Raises:
-        OSError: it cannot be read, is a pipe, socket or device, or is longer; `strerror` says so.
-        UnicodeDecodeError: it is not UTF-8 text.
+        OSError: the file cannot be read, is too long, or is a pipe, socket or device. `strerror` is the message.
+        UnicodeDecodeError: the file is not UTF-8.
     """
     with open_regular(path) as file:
         content = file.read(LONGEST_SETTINGS + 1)
     if len(content) > LONGEST_SETTINGS:
         raise OSError(errno.EFBIG, f"it has more than {LONGEST_SETTINGS:,} bytes; make it shorter")
-    # As text files are read: lines may end as Windows ends them.
+    # Like text mode, which `read_text` would use.
     return content.decode().replace("\r\n", "\n")

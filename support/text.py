@@ -1,4 +1,4 @@
-"""Text for messages: errors and names on one line, long lists cut short, counts with a unit."""
+"""Format text for messages: single lines, shortened lists and counts with units."""
 
 from __future__ import annotations
 
@@ -11,32 +11,47 @@ CONTROLLING = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u206
 
 
 def one_line(text: str) -> str:
-    """Return text as it can be printed and drawn: without line breaks and unprintable characters."""
+    """Return text without line breaks and unprintable characters."""
     return " ".join("".join(character if character.isprintable() else " " for character in text).split())
 
 
 def printable(text: str) -> str:
-    """Return text with its line breaks, and with an escape in place of whatever controls a terminal or is not Unicode.
+    """Escape control characters, text-direction characters and surrogates, but keep line breaks.
 
-    Control characters and escape sequences could rewrite what is on the screen, characters that turn the direction
-    could disguise it, and surrogates stand for the bytes of names that are not UTF-8.
+    Control characters and escape sequences could overwrite the screen, direction characters could disguise text, and
+    surrogates represent the bytes of names that are not UTF-8.
+
+    Args:
+        text: any text.
+
+    Returns:
+        Text that is safe to print.
     """
     return CONTROLLING.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
 
 
 def error_line(error: BaseException | None) -> str:
-    """Return the type of an error and its message on one line; the message alone of an error of our own."""
+    """Return the type and message of an error on one line. The type of featuretap's own errors is omitted."""
     try:
         text = " ".join(str(error).split())
     except Exception as unprintable:
-        text = f"its text cannot be had ({type(unprintable).__name__})"
+        text = f"message unavailable ({type(unprintable).__name__})"
     if isinstance(error, FeaturetapError):
         return text
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 
 def first_few(items: Sequence[str], most: int, separator: str = ", ") -> str:
-    """Return the first items, and how many more there are."""
+    """Join the first items and state how many are left out.
+
+    Args:
+        items: the items.
+        most: number of items to show.
+        separator: text between items.
+
+    Returns:
+        Text such as "a, b and 3 more".
+    """
     shown, left = separator.join(items[:most]), len(items) - most
     if left <= 0:
         return shown
@@ -44,7 +59,7 @@ def first_few(items: Sequence[str], most: int, separator: str = ", ") -> str:
 
 
 def format_count(count: int | None) -> str:
-    """Return a count in thousands, millions or billions with three or four digits; a dash for None."""
+    """Format a count in thousands, millions or billions with three or four digits; None becomes a dash."""
     if count is None:
         return "–"
     for unit, size in (("G", 10**9), ("M", 10**6), ("k", 10**3)):

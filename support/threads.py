@@ -1,4 +1,4 @@
-"""Work that threads do ahead of the one that needs its results."""
+"""Compute results ahead in threads."""
 
 from __future__ import annotations
 
@@ -13,16 +13,18 @@ Result = TypeVar("Result")
 
 
 def map_ahead(function: Callable[[Item], Result], items: Iterable[Item], threads: int) -> Generator[Result, None, None]:
-    """Yield the result of a function for each item, in order, while threads compute the next few.
+    """Yield the results of a function, in order, while threads compute the next ones.
 
-    No more than two results a thread are computed or kept, so that they fit into the memory however many items there
-    are. An error of the function is raised when its result is due. Whoever may stop early closes the iterator, which
-    waits for what has begun.
+    At most two results per thread are kept in memory. If the function raises, the error is raised when its result is
+    due. A caller that stops early must close the generator, which waits for running calls.
 
     Args:
-        function: releases Python's lock for most of its time.
-        items: its arguments.
+        function: a function that releases the GIL most of the time.
+        items: arguments of the function.
         threads: number of threads.
+
+    Yields:
+        Result: the result for each item.
     """
     remaining = iter(items)
     with ThreadPoolExecutor(threads, "featuretap-ahead") as pool:

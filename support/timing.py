@@ -1,4 +1,4 @@
-"""Interleaved timing: every round runs each contender once, so that a drifting machine slows all alike."""
+"""Interleaved timing: every round runs each contender once, so that changes of machine speed affect all of them."""
 
 from __future__ import annotations
 
@@ -10,31 +10,36 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 PAUSE = 0.05
-"""Seconds after which the waiting threads of a runtime have gone to sleep."""
+"""Seconds after which a runtime's spinning threads are asleep."""
 
 Key = TypeVar("Key", bound=Hashable)
 
 
 @dataclass(frozen=True)
 class Timing:
-    """Seconds of one contender in each round, and their ratios to the first contender's in the same round."""
+    """Times of one contender.
+
+    Args:
+        seconds: seconds of each round.
+        ratios: ratio to the first contender in each round.
+    """
 
     seconds: tuple[float, ...]
     ratios: tuple[float, ...]
 
     @property
     def median(self) -> float:
-        """Median seconds."""
+        """Median in seconds."""
         return statistics.median(self.seconds)
 
     @property
     def quartiles(self) -> tuple[float, float]:
-        """First and third quartile of the seconds."""
+        """First and third quartile in seconds."""
         return _quartiles(self.seconds)
 
     @property
     def ratio(self) -> float:
-        """Median of the ratios."""
+        """Median ratio."""
         return statistics.median(self.ratios)
 
     @property
@@ -51,27 +56,30 @@ def time_interleaved(
     done: Callable[[], object] = lambda: None,
     clock: Callable[[], float] | None = None,
 ) -> dict[Key, Timing]:
-    """Time contenders in turn; ratios are to the first of them, round by round.
+    """Time contenders in alternation. Ratios are relative to the first contender in the same round.
 
     Args:
-        contenders: name → what is timed.
-        rounds: timed rounds, 1 or more.
-        warm_up: rounds before them.
-        pause: seconds of rest before each timed call, followed by a call that is not timed. The spinning threads of
-            the previous contender's runtime then no longer take cores, and the caches are warm again. 0 for neither,
-            where calls are long or processes of their own.
-        done: called after each call that is timed or part of the warm-up.
-        clock: returns seconds, such as those of the processor; None for `time.perf_counter`.
+        contenders: name → function to time.
+        rounds: number of timed rounds, at least 1.
+        warm_up: number of untimed rounds before them.
+        pause: seconds to sleep before each timed call, followed by an untimed call. During the pause, the previous
+            runtime's spinning threads release their cores; the untimed call warms the caches. Use 0 to skip both for
+            long calls or separate processes.
+        done: called after each timed or warm-up call.
+        clock: returns seconds, such as processor time; None for `time.perf_counter`.
+
+    Returns:
+        Name → timing.
     """
     clock = clock or time.perf_counter
     seconds: dict[Key, list[float]] = {name: [] for name in contenders}
-    # Otherwise each collection would search all of torch, for a second.
+    # Otherwise each collection would traverse all of torch, which takes a second.
     gc.collect()
     gc.freeze()
     try:
         for turn in range(warm_up + rounds):
             for name, run in contenders.items():
-                # The garbage of the previous contender is not collected at the cost of this one.
+                # Collect the previous contender's garbage outside the timed call.
                 gc.collect()
                 if pause and turn >= warm_up:
                     time.sleep(pause)
@@ -92,6 +100,6 @@ def time_interleaved(
 
 
 def _quartiles(values: tuple[float, ...]) -> tuple[float, float]:
-    # The default method would put quartiles of a few values beyond the smallest and the largest.
+    # With few values, the default method returns quartiles outside their range.
     low, _, high = statistics.quantiles(values if len(values) > 1 else values * 2, method="inclusive")
     return low, high

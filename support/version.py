@@ -1,3 +1,3 @@
-"""The version of featuretap, which files record."""
+"""The version of featuretap, as recorded in files."""
 
 __version__ = "0.1.0"

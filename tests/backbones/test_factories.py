@@ -154,9 +154,9 @@ def test_errors_name_the_backbone_that_failed(
 @pytest.mark.parametrize(
     ("reference", "message"),
     [
-        ("nowhere.at.all:build", "'nowhere.at.all:build' names no code: there is no module 'nowhere'"),
-        ("test_factories.inner:build", "'test_factories.inner:build' names no code: there is no module "),
-        ("test_factories:biuld", "'test_factories:biuld' names no code: module 'test_factories' has no attribute"),
+        ("nowhere.at.all:build", "cannot import 'nowhere.at.all:build': no module named 'nowhere'"),
+        ("test_factories.inner:build", "cannot import 'test_factories.inner:build': no module named "),
+        ("test_factories:biuld", "cannot import 'test_factories:biuld': module 'test_factories' has no attribute"),
     ],
 )
 def test_a_missing_factory_is_named(mine: Registry, reference: str, message: str) -> None:

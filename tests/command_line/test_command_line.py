@@ -189,8 +189,8 @@ def test_bad_arguments_are_one_line_errors(run: Run, arguments: tuple[str, ...],
 @pytest.mark.parametrize(
     ("content", "problem"),
     [
-        (b"", "is empty; give a JPEG, PNG or other image file"),
-        (b"rubbish", "is not an image that Pillow can read; give a JPEG, PNG or other image file"),
+        (b"", "is empty; use a JPEG, PNG or other image file"),
+        (b"rubbish", "is not an image that Pillow can read; use a JPEG, PNG or other image file"),
     ],
 )
 @pytest.mark.parametrize("command", ["predict", "taps"])
@@ -234,7 +234,7 @@ def test_odd_images_are_predicted_and_drawn(
 
 
 def test_predictions_of_fresh_weights_are_refused(run: Run, cat: Path) -> None:
-    message = "predictions of random weights mean nothing; name weights, or leave --weights out"
+    message = "predictions with random weights are meaningless; choose other weights, or omit --weights"
     refused(run("predict", cat, "--weights", "none"), message)
     refused(
         run("predict", cat, "--model", "mobilenet_v1_025"),
@@ -248,11 +248,11 @@ def test_a_detectors_file_gives_no_predictions_of_a_random_classifier(run: Run, 
     path = featuretap.registry.save(pyramid, tmp_path / "pyramid.safetensors")
     refused(
         run("predict", cat, "--weights", path),
-        f"'{path}' holds no classifier, detector or segmenter of 'mobilenet_v2_050', and predictions need one",
+        f"cannot predict with '{path}': it has no classifier, detector or segmenter for 'mobilenet_v2_050'",
     )
     ran = run("predict", cat, "--weights", path, "--model", "mobilenet_v2_050")
     assert (ran.status, ran.out) == (2, "")
-    refusal = f"'{path}' has no classifier for 'mobilenet_v2_050', and predictions of random weights mean nothing"
+    refusal = f"cannot predict with '{path}': it has no classifier for 'mobilenet_v2_050'"
     assert ran.err.endswith(f"featuretap: {refusal}\n")
     assert "head      fpn\n" in run("inspect", path).out
 

@@ -178,7 +178,7 @@ def test_bad_input_is_a_one_line_error(run: Run, tmp_path: Path, classifier: Pat
     run("save", "mobilenet_v2_050", bare, "--weights", "none", "--features-only")
     refused(
         run("predict", cat, "--weights", bare),
-        f"'{bare}' holds no classifier, detector or segmenter of 'mobilenet_v2_050', and predictions need one",
+        f"cannot predict with '{bare}': it has no classifier, detector or segmenter for 'mobilenet_v2_050'",
     )
 
 

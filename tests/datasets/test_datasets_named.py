@@ -209,7 +209,7 @@ def test_images_opened_by_path_are_torchvisions_and_no_programs(tmp_path: Path, 
         path.write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n")
     problem = samples[0].check()
     assert problem.startswith(f"{samples[0].name} cannot be read: ")
-    assert "is a PostScript program, which is not read as an image" in problem
+    assert "is a PostScript program, which is not supported" in problem
 
 
 def test_the_order_on_the_disk_does_not_matter(tmp_path: Path) -> None:

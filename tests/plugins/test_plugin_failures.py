@@ -120,7 +120,7 @@ class SpeechlessError(Exception):
 def test_a_failure_that_cannot_be_printed_hides_nothing() -> None:
     module = SimpleNamespace(__name__="deep", featuretap_backbones=raising(SpeechlessError()))
     assert Registry([module], discover=False).problems == (
-        "plugin 'deep' of distribution 'deep' failed: SpeechlessError: its text cannot be had (ValueError)",
+        "plugin 'deep' of distribution 'deep' failed: SpeechlessError: message unavailable (ValueError)",
     )
 
 

@@ -219,10 +219,10 @@ def test_the_catalogue_of_a_plugin_may_name_code(tmp_path: Path) -> None:
     with pytest.raises(CatalogueError, match="base 'mobilenet_v2' is not in this file"):
         load_catalogue(path)
     path.write_text('schema = 1\n[backbones.x]\nspec = "featuretap.backbones.mobilenet_v2:V3"')
-    with pytest.raises(CatalogueError, match=r"backbones.x cannot be used: 'featuretap.*:V3' names no code"):
+    with pytest.raises(CatalogueError, match=r"backbones.x cannot be used: cannot import 'featuretap.*:V3': module"):
         load_catalogue(path)
     path.write_text('schema = 1\n[backbones.x]\nspec = "mobilenet"')
-    with pytest.raises(CatalogueError, match=r"'mobilenet' names no code; write it as 'package.module:attribute'"):
+    with pytest.raises(CatalogueError, match=r"'mobilenet' is not an import string; write it as 'package.mod"):
         load_catalogue(path)
 
 
@@ -242,7 +242,7 @@ def test_pipes_and_devices_are_refused_without_being_read(
     monkeypatch.setenv("FEATURETAP_CONFIG", place)
     with pytest.raises(CatalogueError) as error:
         Registry().list_backbones()
-    assert str(error.value) == f"cannot read the catalogue '{place}': it is a pipe, socket or device; give a file"
+    assert str(error.value) == f"cannot read the catalogue '{place}': it is a pipe, socket or device; use a file"
 
 
 def test_a_file_of_more_than_a_megabyte_is_refused_before_it_is_parsed(config: Path) -> None:

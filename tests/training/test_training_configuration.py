@@ -158,4 +158,4 @@ def test_a_pipe_is_no_configuration(tmp_path: Path) -> None:
     os.mkfifo(path)
     with pytest.raises(TrainingError) as error:
         read_configuration(path)
-    assert str(error.value) == f"cannot read the configuration '{path}': it is a pipe, socket or device; give a file"
+    assert str(error.value) == f"cannot read the configuration '{path}': it is a pipe, socket or device; use a file"

@@ -22,7 +22,7 @@ Run = Callable[..., Completed]
 
 SIZE = 32
 STRIP = (70_000, 1)
-PROBLEM = "of 70000×1 pixels is too long a strip to be resized to a shorter side of"
+PROBLEM = "of 70000×1 pixels is too elongated to be resized to a shorter side of"
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +64,7 @@ def test_evaluation_reports_an_image_in_one_line(run: Run, strips: Path, weights
 def test_extraction_reports_what_is_wrong_with_the_settings_in_one_line(
     run: Run, tmp_path: Path, strips: Path, weights: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    message = "FEATURETAP_MAX_PIXELS is 'many', which is not a number of pixels; give a whole number, such as 200000000"
+    message = "FEATURETAP_MAX_PIXELS must be a positive integer, got 'many'; use a number such as 200000000"
     monkeypatch.setenv("FEATURETAP_MAX_PIXELS", "many")
     ran = run("extract", strips, "--weights", weights, "--torch", "--out", tmp_path / "out")
     assert ran.err == f"featuretap: {message}\n"

@@ -119,7 +119,7 @@ def test_a_full_disk_leaves_the_old_files_and_nothing_else(
     ("name", "reason"),
     [
         ("absent/new.safetensors", "No such file or directory"),
-        ("folder.safetensors", "it exists, and is not a file"),
+        ("folder.safetensors", "it exists and is not a file"),
         ("file.txt/new.safetensors", "Not a directory"),
         ("file.txt/new", "Not a directory"),
         ("file", "File exists"),
