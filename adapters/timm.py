@@ -1,9 +1,8 @@
-"""Register featuretap backbones as timm models: `import featuretap.adapters.timm`, then
-`timm.create_model("featuretap_…")`.
+"""Register featuretap's backbones as timm models.
 
-Each backbone is registered twice, as `featuretap_mobilenet_v3_large` and, with a reduced tail, as
-`featuretap_mobilenet_v3_large_reduced_tail`. Published weights are available as timm tags. They are loaded and verified
-as by `registry.build`.
+After `import featuretap.adapters.timm`, `timm.create_model("featuretap_mobilenet_v3_large")` builds a backbone with its
+classifier. Every backbone is also registered with a reduced tail, as `featuretap_mobilenet_v3_large_reduced_tail`.
+Published weights are available as timm tags. They are loaded and verified as by `registry.build`.
 """
 
 from collections.abc import Callable, Iterator

@@ -35,11 +35,10 @@ class Level(nn.Sequential):
 
 
 class TimmNetwork(nn.Module):
-    """A timm model made of the modules of `registry.build`. It maps images (N, in_chans, H, W) to logits (N,
-    num_classes).
+    """A backbone with its classifier as a timm model. It maps images (N, in_chans, H, W) to logits (N, num_classes).
 
-    Parameters have their names in featuretap files: `stages.C1…`, `head.hidden`, `head.logits`. The other arguments,
-    methods and attributes follow timm.
+    The modules are those of `registry.build`, and parameters have their names in featuretap files: `stages.C1…`,
+    `head.hidden`, `head.logits`. Other arguments, methods and attributes follow timm.
 
     Args:
         backbone: name of the backbone in the registry.

@@ -35,8 +35,9 @@ class ShapeSpec:
 
 
 class TorchvisionBackbone(nn.Module):
-    """A backbone for torchvision's detectors. The keys of its maps are "0", "1", … and torchvision's names for added
-    levels.
+    """A backbone for torchvision's detectors.
+
+    It returns its maps under the keys "0", "1", … and under torchvision's names for added levels.
 
     Args:
         body: a module that maps images to a dict of maps (N, C, H', W').

@@ -10,7 +10,7 @@ from benchmarks.networks import NAME
 from benchmarks.results import limit, milliseconds, section, timed
 from featuretap import registry
 from featuretap.runtimes.exportable import prepare_model
-from featuretap.runtimes.model_graphs import graph_of
+from featuretap.runtimes.model_graphs import make_graph
 from featuretap.runtimes.onnx_runtime import onnx_session
 from featuretap.specs.graph import IMAGE
 from featuretap.support.timing import PAUSE
@@ -23,8 +23,8 @@ ROUNDS = 61
 def session_options() -> Iterator[str]:
     """Sessions on the same weights."""
     model = registry.build(NAME, features_only=True)
-    content = graph_of(prepare_model(model)).SerializeToString()
-    fixed = graph_of(prepare_model(model, size=(224, 224), batch=1)).SerializeToString()
+    content = make_graph(prepare_model(model)).SerializeToString()
+    fixed = make_graph(prepare_model(model, size=(224, 224), batch=1)).SerializeToString()
     threads = torch.get_num_threads()
     sessions = {
         "as `registry.compile` has it": onnx_session(content, threads),

@@ -127,9 +127,9 @@ def quantize_command(
         )
     evaluate = None
     if data is not None:
-        from featuretap.workflows.measuring.quantization import evaluation_on
+        from featuretap.workflows.measuring.quantization import make_evaluation
 
-        evaluate = evaluation_on(data)
+        evaluate = make_evaluation(data)
     with report_unwritten(target), progress_steps(log=LOG) as begin:
         report = quantize(
             registry.default,

@@ -175,7 +175,7 @@ def evaluate_command(
         raise click.UsageError("--head selects one of several heads of a file; leave --model out")
     from featuretap import registry
     from featuretap.models.built import description_of
-    from featuretap.runtimes.exported_files import usual_runtime
+    from featuretap.runtimes.exported_files import default_runtime
     from featuretap.runtimes.sessions import is_exported
     from featuretap.workflows.training.run import evaluate
 
@@ -189,7 +189,7 @@ def evaluate_command(
                 f"the exported file {weights!r} computes all of its heads; leave --head out, or give the weights file "
                 "that it was written from"
             )
-        built = registry.compile(weights, usual_runtime(registry.default, Path(weights)).name)
+        built = registry.compile(weights, default_runtime(registry.default, Path(weights)).name)
     else:
         built = registry.load(weights) if model is None else registry.build(model, pretrained=weights)
     if head:

@@ -86,10 +86,8 @@ def make_layout(
     )
 
 
-def unpaired_layer(features: Mapping[str, Tensor], full: Mapping[str, Tensor]) -> str:
-    """Return the path of the only layer of the full network outside the backbone; empty if there is none or more than
-    one.
-    """
+def find_unpaired_layer(features: Mapping[str, Tensor], full: Mapping[str, Tensor]) -> str:
+    """Return the path of the only layer of the full network outside the backbone, or "" if there is not exactly one."""
     rest = set(full) - set(pair_names(features, full).values())
     path = min(rest, default="").rpartition(".")[0]
     return path if rest == {f"{path}.weight", f"{path}.bias"} else ""

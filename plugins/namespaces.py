@@ -1,6 +1,4 @@
-"""Code shared by the open namespaces `timm/` and `torchvision/`: hooks, names, options, map sizes and download
-errors.
-"""
+"""Code shared by the namespaces `timm/` and `torchvision/`: hooks, names, options, map sizes and download errors."""
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence

@@ -40,11 +40,10 @@ FILES = ("model.safetensors", "pytorch_model.bin")
 
 
 class TimmBackbone(ImageModel):
-    """A timm network as a backbone. It maps images (N, in_chans, H, W) to maps (N, C, H', W') by address, in the order
-    of `addresses`.
+    """A timm network as a backbone.
 
-    The attribute `network` is timm's network with `features_only=True`. `preprocessing` is only set if weights were
-    loaded.
+    It maps images (N, in_chans, H, W) to maps (N, C, H', W') by address, in the order of `addresses`. The attribute
+    `network` is timm's network with `features_only=True`. `preprocessing` is only set if weights were loaded.
     """
 
     preprocessing: Preprocessing
@@ -186,11 +185,9 @@ def layout(spec: BackboneSpec) -> Layout:
 
 @lru_cache(maxsize=64)
 def _classifier(architecture: str) -> str:
-    """Return the path of timm's last layer if it reads the average of the last map, as featuretap's head does;
-    else "".
-    """
+    """Return the path of timm's last layer if it reads the average of the last map, like featuretap's; else ""."""
     features = _features_on_meta(architecture, {}, out_indices=tuple(range(len(_addresses(architecture)))))
-    path = library_layouts.unpaired_layer(features.state_dict(), _create_on_meta(architecture).state_dict())
+    path = library_layouts.find_unpaired_layer(features.state_dict(), _create_on_meta(architecture).state_dict())
     last = features.feature_info.info[-1]["module"]
     with torch.random.fork_rng(devices=[]):
         return path if path and library_layouts.reads_pooled_map(timm.create_model(architecture), path, last) else ""

@@ -50,11 +50,10 @@ class MapSource(NamedTuple):
 
 
 class TorchvisionFeatures(ImageModel):
-    """A torchvision network as a backbone. It maps images (N, 3, H, W) to maps (N, C, H', W') by address, in the order
-    of `addresses`.
+    """A torchvision network as a backbone.
 
-    The attribute `network` is torchvision's network, truncated after the last map. `preprocessing` is only set if
-    weights were loaded.
+    It maps images (N, 3, H, W) to maps (N, C, H', W') by address, in the order of `addresses`. The attribute `network`
+    is torchvision's network, truncated after the last map. `preprocessing` is only set if weights were loaded.
     """
 
     preprocessing: Preprocessing
@@ -83,9 +82,7 @@ class TorchvisionFeatures(ImageModel):
 
 
 def match(pattern: str) -> list[str]:
-    """Return "torchvision/…" for every torchvision classifier that matches a shell pattern, with or without feature
-    maps.
-    """
+    """Return "torchvision/…" for every classifier that matches a shell pattern, with or without feature maps."""
     return namespaces.match_names(PREFIX, _classifiers(), pattern)
 
 
@@ -172,9 +169,7 @@ def build(
 
 @lru_cache(maxsize=8)
 def layout(spec: BackboneSpec) -> Layout:
-    """Return the tensor names of torchvision's files for a backbone, including the classifier if it equals
-    featuretap's.
-    """
+    """Return the tensor names of torchvision's files, including the classifier if it equals featuretap's."""
     classifier, options = namespaces.network_name(spec, PREFIX), namespaces.changed_options(spec.options, {})
     with torch.device("meta"):
         features = build(spec, taps=tuple(spec.taps), **spec.options).state_dict()
@@ -193,7 +188,7 @@ def _classifier(classifier: str) -> str:
     full, last = _on_meta(classifier, {}), [*_level_sources(classifier).values()][-1]
     with torch.device("meta"):
         features = TorchvisionFeatures(_on_meta(classifier, {}), {"last": last}).state_dict()
-    path = library_layouts.unpaired_layer(features, full.state_dict())
+    path = library_layouts.find_unpaired_layer(features, full.state_dict())
     with torch.random.fork_rng(devices=[]):
         return path if path and library_layouts.reads_pooled_map(_create(classifier, {}), path, last.path) else ""
 

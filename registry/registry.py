@@ -708,7 +708,7 @@ class Registry(Catalogue):
             [Path(source) for source in ([sources] if isinstance(sources, str | os.PathLike) else sources)]
             for sources in (images, evaluate_on)
         )
-        evaluate = None if data is None else load("featuretap.workflows.measuring.quantization:evaluation_on")(data)
+        evaluate = None if data is None else load("featuretap.workflows.measuring.quantization:make_evaluation")(data)
         return quantize(
             self,
             model,

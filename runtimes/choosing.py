@@ -59,7 +59,7 @@ def choose_fastest(
         else:
             made[runtime.name], calls[runtime.name] = one, usual_call
     if not made:
-        listed = "; ".join(dict.fromkeys(reasons)) or "none of those that compile quickly opens such files; name one"
+        listed = "; ".join(dict.fromkeys(reasons)) or "no runtime that compiles quickly opens such files; name one"
         raise ExportError(f"runtime='auto' found no runtime for {label}: {listed}")
     timings = _time(calls)
     fastest = next(iter(timings))

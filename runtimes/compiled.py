@@ -19,7 +19,7 @@ from featuretap.runtimes.choosing import choose_fastest, format_timings
 from featuretap.runtimes.exportable import Exportable, Run, check_heads_are_written, prepare_model
 from featuretap.runtimes.exported_files import check_metadata, export_metadata, keep_on_success
 from featuretap.runtimes.formats import Format, resolve_format
-from featuretap.runtimes.model_graphs import written_or_traced
+from featuretap.runtimes.model_graphs import write_or_trace
 from featuretap.runtimes.outputs import join_images, restore
 from featuretap.runtimes.precision import check_runtime_precision
 from featuretap.runtimes.signature import (
@@ -27,7 +27,7 @@ from featuretap.runtimes.signature import (
     DTYPE,
     Signature,
     check_threads,
-    detector_of,
+    find_detector,
     find_opener,
     library_errors,
     outputs_by_spec,
@@ -189,7 +189,7 @@ def _compile(runtime: RuntimeSpec, prepared: Exportable, threads: int | None) ->
         prepared.check_on_cpu(runtime.name)
     elif prepared.detects:
         raise HeadError(
-            f"the runtime {runtime.name!r} does not support detectors such as {detector_of(prepared.description)!r}; "
+            f"the runtime {runtime.name!r} does not support detectors such as {find_detector(prepared.description)!r}; "
             "use 'onnxruntime'"
         )
 
@@ -200,7 +200,7 @@ def _compile(runtime: RuntimeSpec, prepared: Exportable, threads: int | None) ->
         log_steps(f"comparing {runtime.name!r} with the model", None)
         return run, replace(prepared.description, agreement=verify_outputs(exportable, run))
 
-    run, description = written_or_traced(prepared, make)
+    run, description = write_or_trace(prepared, make)
     images = prepared.images
     return CompiledModel(run, prepared.signature, description, runtime.name, str(images.device), images.dtype)
 
@@ -298,7 +298,7 @@ def export(
     if description.preprocessing.inside and not (form.session and outputs_by_spec(description)):
         if description.heads:
             raise HeadError(
-                f"{form.name} files do not support the detector {detector_of(description)!r} together with other "
+                f"{form.name} files do not support the detector {find_detector(description)!r} together with other "
                 "heads; use onnx or openvino, or export each head separately with registry.select_head"
             )
         form = form.of_detectors(description.head)
@@ -307,7 +307,7 @@ def export(
         prepared = replace(prepared, session=form.session)
         if prepared.session:
             prepared.check_on_cpu(form.extra)
-        written_or_traced(prepared, lambda model: write_verified(catalogue, model, form, written, begin))
+        write_or_trace(prepared, lambda model: write_verified(catalogue, model, form, written, begin))
     return path
 
 

@@ -95,8 +95,10 @@ def prepare_detector(model: nn.Module, size: tuple[int, int] | None, batch: int 
 
 
 def write_detector(model: Exportable, path: Path, metadata: Mapping[str, str]) -> None:
-    """Write an ONNX file. It maps "image" (1, C, H, W), with values from 0 to 1, to "boxes", "scores", "labels" and
-    "masks".
+    """Write a detector as an ONNX file for one image.
+
+    The file maps "image" (1, C, H, W), with values from 0 to 1, to "boxes", "scores", "labels" and, if the model has
+    them, "masks".
     """
     import onnx
 
@@ -135,7 +137,7 @@ def verify_detector(model: Exportable, run: Run) -> None:
         with torch.no_grad():
             expected = model.model(images)
             found = dict(zip(model.signature.outputs, run(images), strict=True))
-            pairs.append((expected, found, candidates_of(single.detector, images[0])))
+            pairs.append((expected, found, list_candidates(single.detector, images[0])))
     _compare(model, pairs)
 
 
@@ -192,11 +194,11 @@ def verify_detector_script(model: Exportable, run: RunLists) -> None:
     (_, channels, side, _) = model.images.shape
     images = [_noise(model.images.new_empty(channels, side * scale, side * scale), 0) for scale in SCALES]
     with torch.no_grad():
-        candidates = [candidates_of(model.model, image) for image in images]
+        candidates = [list_candidates(model.model, image) for image in images]
         _compare(model, list(zip(model.model(images), run(images), candidates, strict=True)))
 
 
-def candidates_of(detector: Any, image: Tensor) -> Candidates | None:
+def list_candidates(detector: Any, image: Tensor) -> Candidates | None:
     """Return the candidate boxes from which a one-stage detector selects its objects.
 
     Args:
@@ -285,9 +287,7 @@ def _count_selected(expected: Objects, found: Objects, candidates: Candidates) -
 
 
 def _count_common(expected: Objects, found: Objects) -> int:
-    """Return the number of common objects: same label, with boxes, scores and masks equal up to 1e-4 of the largest
-    value.
-    """
+    """Return the number of common objects: same label, and boxes, scores and masks equal within `TOLERANCE`."""
     left = list(range(len(found["boxes"])))
     for index in range(len(expected["boxes"])):
         match = next((other for other in left if _is_same(expected, index, found, other)), None)

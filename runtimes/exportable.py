@@ -256,9 +256,7 @@ def _name_of_tensor(description: Description) -> str:
 
 
 def _has_known_form(description: Description, outputs: tuple[str, ...]) -> bool:
-    """Return whether the spec determines if the model returns a tensor or a dict. Third-party heads may return
-    either.
-    """
+    """Return whether the spec determines the return type, a tensor or a dict. Third-party heads may return either."""
     if description.heads:
         # All heads have ONNX nodes; `prepare_model` has checked it.
         return True

@@ -116,7 +116,7 @@ def open_backbone_file(
         OptionError: the file does not contain a bare backbone, or lacks a tap.
         ExportError: the file cannot be opened; see `open_file`.
     """
-    session = open_file(catalogue, usual_runtime(catalogue, path), path, threads)
+    session = open_file(catalogue, default_runtime(catalogue, path), path, threads)
     signature, run = session._signature, session._run
     if session.description.head or session.description.heads or not signature.taps:
         raise OptionError(
@@ -138,7 +138,7 @@ def open_backbone_file(
     return Session(run_taps, chosen, session.description, session.runtime)
 
 
-def usual_runtime(catalogue: Catalogue, path: Path) -> RuntimeSpec:
+def default_runtime(catalogue: Catalogue, path: Path) -> RuntimeSpec:
     """Return the first runtime that opens files with the suffix of `path`."""
     return next(runtime for runtime in catalogue.runtimes if path.suffix in runtime.opens)
 

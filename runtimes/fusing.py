@@ -114,8 +114,9 @@ def fold_norms(model: nn.Module) -> nn.Module:
 
 
 def use_channels_last(model: nn.Module) -> nn.Module:
-    """Convert the weights of CPU convolutions to channels_last. Convolutions follow the layout of their weights,
-    whatever the layout of the input.
+    """Convert the weights of CPU convolutions to channels_last in place, and return the model.
+
+    Convolutions on the CPU follow the memory format of their weights, whatever the format of the input.
     """
     for module in model.modules():
         if isinstance(module, nn.Conv2d) and module.weight.device.type == "cpu":

@@ -38,8 +38,9 @@ def write_graph(
     batch: int | None = None,
     intermediate: bool = False,
 ) -> onnx.ModelProto:
-    """Write a network in evaluation mode as an ONNX graph from "image" (batch, in_channels, height, width) to named
-    outputs.
+    """Write a network in evaluation mode as an ONNX graph.
+
+    The input is "image" (batch, in_channels, height, width). Outputs are named.
 
     Args:
         spec: a table-based backbone, a model with a head, or a model with several heads.

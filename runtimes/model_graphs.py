@@ -31,7 +31,7 @@ the size, as in TensorFlow's models, can take more than ten minutes."""
 Made = TypeVar("Made")
 
 
-def graph_of(model: Exportable, *, intermediate: bool = False) -> onnx.ModelProto:
+def make_graph(model: Exportable, *, intermediate: bool = False) -> onnx.ModelProto:
     """Return the ONNX graph of a model, with the input "image" and the outputs of its signature.
 
     Args:
@@ -70,7 +70,7 @@ class DifferenceError(ExportError):
     """The outputs of a runtime differ from the model's."""
 
 
-def written_or_traced(model: Exportable, make: Callable[[Exportable], Made]) -> Made:
+def write_or_trace(model: Exportable, make: Callable[[Exportable], Made]) -> Made:
     """Call `make` with a model whose graph is written from its spec, and with the traced model if that fails.
 
     Models are traced if the spec has no ONNX nodes, or if the outputs differ because the model was changed after it was

@@ -51,9 +51,9 @@ def restore(outputs: Mapping[str, Tensor], description: Description, *, as_dict:
     """
     if description.heads:
         nested = by_head(outputs, description)
-        behind_detector = description.preprocessing.inside
+        with_detector = description.preprocessing.inside
         return {
-            name: _restore_head(own, description.heads[name], behind_detector=behind_detector)
+            name: _restore_head(own, description.heads[name], with_detector=with_detector)
             for name, own in nested.items()
         }
     if tuple(outputs) == DETECTIONS:
@@ -75,9 +75,9 @@ def join_images(found: Sequence[Any]) -> Any:
     return [one for objects in found for one in objects]
 
 
-def _restore_head(outputs: Mapping[str, Tensor], description: Description, *, behind_detector: bool) -> Any:
+def _restore_head(outputs: Mapping[str, Tensor], description: Description, *, with_detector: bool) -> Any:
     restored = restore(outputs, description, as_dict=tuple(outputs) not in SINGLE_OUTPUTS)
-    if not (behind_detector and LOGITS in outputs):
+    if not (with_detector and LOGITS in outputs):
         return restored
     images = len(next(iter(outputs.values())))
     return [{name: logits[place] for name, logits in outputs.items()} for place in range(images)]

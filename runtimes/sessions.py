@@ -361,7 +361,7 @@ def _find_weights(
 
 def _open_weights(request: BuildRequest, catalogue: Catalogue) -> Checkpoint:
     if request.weights is None:
-        raise OptionError(f"a session needs trained weights, and {request.label} has none; set pretrained")
+        raise OptionError(f"a session needs trained weights; set pretrained for {request.label}")
     if request.weights.factory_tag:
         raise ExportError(
             f"only PyTorch reads the weights of {request.label}; build it and compile it with registry.compile"
@@ -430,9 +430,7 @@ def _choose_fastest(
 
 
 def default_threads() -> int:
-    """Return the default number of threads: OMP_NUM_THREADS, else the number of processors available to this
-    process.
-    """
+    """Return OMP_NUM_THREADS if it is set, else the number of processors available to this process."""
     stated = os.environ.get("OMP_NUM_THREADS", "")
     if stated.isdecimal() and int(stated):
         return int(stated)

@@ -174,7 +174,7 @@ def outputs_by_spec(description: Description) -> tuple[str, ...]:
     return DETECTIONS if description.preprocessing.inside else tuple(spec.outputs(*ANY_SIZE))
 
 
-def detector_of(description: Description) -> str | None:
+def find_detector(description: Description) -> str | None:
     """Return the name of the first detection head, or of the only head of a model with one head."""
     detectors = (name for name, head in description.heads.items() if head.preprocessing.inside)
     return next(detectors, None) or description.head

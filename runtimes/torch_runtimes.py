@@ -45,8 +45,9 @@ class NamedInput(nn.Module):
         self.model = model
 
     def forward(self, image: Tensor) -> Any:
-        """Return the outputs for images (N, C, H, W). The annotation is Any, since TorchScript has no type for "a
-        tensor or a dict".
+        """Return the outputs for images (N, C, H, W).
+
+        The return type is Any, since TorchScript has no type for "a tensor or a dict".
         """
         return self.model(image)
 

@@ -8,7 +8,7 @@ import torch
 
 from featuretap.runtimes import graphs
 from featuretap.runtimes.exportable import Exportable, Run
-from featuretap.runtimes.model_graphs import graph_of, open_graph
+from featuretap.runtimes.model_graphs import make_graph, open_graph
 from featuretap.runtimes.signature import Opened
 from featuretap.runtimes.verification import verify_outputs
 from featuretap.specs.runtime import FLOAT32
@@ -17,7 +17,7 @@ from featuretap.support.import_strings import load
 
 def compile_graph(model: Exportable, *, threads: int | None) -> Run:
     """Return a function that runs a model's ONNX graph in its runtime, with a number of threads."""
-    graph = graph_of(model)
+    graph = make_graph(model)
     if model.precision != FLOAT32:
         # Rounding errors would hide a wrong graph, so the float32 graph is verified first.
         exact = replace(model, precision=FLOAT32)
@@ -26,27 +26,41 @@ def compile_graph(model: Exportable, *, threads: int | None) -> Run:
 
 
 def open_onnx(path: Path, *, threads: int | None) -> tuple[Mapping[str, str], Run]:
-    """Open an ONNX file in ONNX Runtime, and return its metadata and a function that runs it."""
+    """Open an ONNX file in ONNX Runtime.
+
+    Args:
+        path: path of the file.
+        threads: number of threads; None for PyTorch's number.
+
+    Returns:
+        The metadata and a function that runs the model.
+    """
     return _open("featuretap.runtimes.onnx_runtime:open_session", path, threads)
 
 
 def open_openvino(path: Path, *, threads: int | None) -> tuple[Mapping[str, str], Run]:
-    """Open an .xml file with its .bin file, or an ONNX file, in OpenVINO. Return the metadata and a function that runs
-    it.
+    """Open an .xml file with its .bin file, or an ONNX file, in OpenVINO.
+
+    Args:
+        path: path of the .xml or .onnx file.
+        threads: number of threads; None for PyTorch's number.
+
+    Returns:
+        The metadata and a function that runs the model.
     """
     return _open("featuretap.runtimes.openvino_runtime:open_session", path, threads)
 
 
 def write_onnx(model: Exportable, path: Path, metadata: Mapping[str, str]) -> None:
     """Write a model as an ONNX file, with the metadata in `metadata_props`."""
-    graphs.write_onnx(graph_of(model), path, metadata)
+    graphs.write_onnx(make_graph(model), path, metadata)
 
 
 def write_openvino(model: Exportable, path: Path, metadata: Mapping[str, str]) -> None:
     """Write a model as an .xml file and a .bin file, with the metadata in the runtime information."""
     from featuretap.runtimes.openvino_runtime import write_file
 
-    write_file(graph_of(model), path, metadata)
+    write_file(make_graph(model), path, metadata)
 
 
 def as_tensors(opened: Opened) -> Run:

@@ -12,7 +12,7 @@ from featuretap.models.multi_head import MultiHeadModel
 from featuretap.models.several_heads import select_head
 from featuretap.runtimes.agreement import Outputs, check_agreement, measure_agreement, pairs_of_images, random_images
 from featuretap.runtimes.exportable import Exportable, Run
-from featuretap.runtimes.model_graphs import DifferenceError, graph_of, open_graph
+from featuretap.runtimes.model_graphs import DifferenceError, make_graph, open_graph
 from featuretap.runtimes.outputs import flatten
 from featuretap.runtimes.signature import library_errors, outputs_by_spec
 from featuretap.specs.agreement import Agreement
@@ -139,10 +139,8 @@ def _predict(detector: Any, images: Tensor) -> dict[str, Tensor]:
 
 
 def _with_predictions(model: Exportable, names: Sequence[str]) -> Run:
-    """Return a function that runs a graph with detector predictions as additional outputs and returns the outputs
-    `names`.
-    """
-    graph = graph_of(model, intermediate=True)
+    """Return a function that runs a graph with detector predictions as extra outputs and returns `names`."""
+    graph = make_graph(model, intermediate=True)
     outputs = [output.name for output in graph.graph.output]
     run = open_graph(model, graph).run
 

@@ -74,7 +74,8 @@ def download(address: str, most: int, *, label: str = "") -> bytes:
         The content.
 
     Raises:
-        ValueError: the server announces or sends more than `most` bytes (`TooLargeError`), or the URL is invalid.
+        ValueError: the server announces or sends more than `most` bytes (`TooLargeError`), or the URL is invalid, for
+            which urllib may also raise an `HTTPException`.
         OSError: the server cannot be reached, refuses the request, is silent, is slower than `SLOWEST`, or repeatedly
             closes the connection early.
     """

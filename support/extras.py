@@ -40,7 +40,7 @@ def check_modules(feature: str, modules: Iterable[str], requires: str = "") -> N
     absent = [module for module in modules if find_spec(module) is None]
     if absent:
         package = repr(requires) if requires else " ".join(absent)
-        raise MissingExtraError(f"{feature} needs {', '.join(absent)}; pip install {package}")
+        raise MissingExtraError(f"{feature} needs {', '.join(absent)}; run pip install {package}")
 
 
 @contextmanager
@@ -62,4 +62,6 @@ def explain_missing_torch(feature: str) -> Iterator[None]:
         if error.name not in ABSENT:
             raise
         absent = "PyTorch" if find_spec("torch") is None else error.name
-        raise MissingExtraError(f"{feature} needs {absent}, which is not installed; pip install featuretap") from error
+        raise MissingExtraError(
+            f"{feature} needs {absent}, which is not installed; run pip install featuretap"
+        ) from error

@@ -250,9 +250,7 @@ def _unreadable(file: BinaryIO, name: str) -> ImageError:
 
 
 def _bits_of_tiff(file: BinaryIO) -> str:
-    """Return the bits per pixel of a TIFF file with more than 16 bits per channel, such as "64" or "32+32+32",
-    else "".
-    """
+    """Return the bits per pixel of a TIFF file with more than 16 per channel, such as "32+32+32", else ""."""
     try:
         file.seek(0)
         directory = TiffImagePlugin.ImageFileDirectory_v2(file.read(8))

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from featuretap.runtimes.agreement import Outputs, measure_agreement
 from featuretap.runtimes.exportable import Exportable
-from featuretap.runtimes.model_graphs import graph_of
+from featuretap.runtimes.model_graphs import make_graph
 from featuretap.runtimes.onnx_runtime import onnx_session
 from featuretap.runtimes.quantization.detectors import Detector, split_detector, without_outputs
 from featuretap.runtimes.quantization.method import Calibrated, calibrate
@@ -104,7 +104,7 @@ def calibrate_model(
     network, detector, compared = exported, None, prepared.signature.outputs
     if prepared.detects:
         compared = PREDICTIONS
-        detector = split_detector(graph_of(prepared, intermediate=True), compared)
+        detector = split_detector(make_graph(prepared, intermediate=True), compared)
         network = detector.network
         images = map(detector.prepare(threads), images)
     calibrated = calibrate(network, [*images], begin)

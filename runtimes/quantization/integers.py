@@ -121,8 +121,8 @@ class _Writer:
         affine = self.affine[name]
         quantized = f"{name}_quantized"
         if gate:
-            # The range of a hard sigmoid is 0 to 1. Dividing its scale by the slope turns that range into the
-            # corresponding range of the convolution's output.
+            # A hard sigmoid ranges from 0 to 1. Dividing its scale by the slope gives the corresponding range of the
+            # convolution's output. Reading the same integers with the undivided scale applies the gate.
             slope = attributes_of(gate).get("alpha", 0.2)
             affine = Affine(1 / LEVELS, 0)
             written = self._parameters(f"{name}_before", Affine(affine.scale / slope, 0))

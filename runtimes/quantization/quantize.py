@@ -110,7 +110,7 @@ def quantize(
     bad_to_compare: dict[str, str] = {}
     import onnx
 
-    from featuretap.runtimes.model_graphs import written_or_traced
+    from featuretap.runtimes.model_graphs import write_or_trace
     from featuretap.runtimes.quantization.calibrated_model import calibrate_model, make_call
 
     def images_to_compare(files: Sequence[ImageFile], done: Callable[[], object] = lambda: None) -> Iterator[Tensor]:
@@ -118,7 +118,7 @@ def quantize(
 
     threads = threads or torch.get_num_threads()
     with keep_on_success(path) as written, library_errors(f"cannot quantize {prepared.label}"):
-        written_or_traced(prepared, lambda model: write_verified(catalogue, model, ONNX, written, begin))
+        write_or_trace(prepared, lambda model: write_verified(catalogue, model, ONNX, written, begin))
         exported, bytes_before = onnx.load(written), written.stat().st_size
         score = None if evaluate is None else evaluate(written)
         images_read = read_images(files, transform, "calibrate on", bad, begin("reading images", len(files)))

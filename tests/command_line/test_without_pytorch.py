@@ -21,7 +21,7 @@ except FeaturetapError as error:
     print(type(error).__name__, error, sep=": ")
 """
 BUILDING = "building or counting this model"
-NEXT = "needs PyTorch, which is not installed; pip install featuretap"
+NEXT = "needs PyTorch, which is not installed; run pip install featuretap"
 
 
 def python(code: str, *arguments: object, **variables: str) -> subprocess.CompletedProcess[str]:
@@ -66,7 +66,7 @@ def test_training_names_pytorch_among_what_it_needs() -> None:
     ran = python(COMMAND, "train", "digits")
     assert (ran.returncode, ran.stderr) == (
         2,
-        "featuretap: featuretap train needs torch; pip install 'featuretap[train]'\n",
+        "featuretap: featuretap train needs torch; run pip install 'featuretap[train]'\n",
     )
 
 
@@ -90,6 +90,6 @@ def test_another_missing_module_stays_an_error_of_python() -> None:
 
 
 def test_a_single_missing_package_is_named() -> None:
-    message = "^this needs timm, which is not installed; pip install featuretap$"
+    message = "^this needs timm, which is not installed; run pip install featuretap$"
     with pytest.raises(MissingExtraError, match=message), explain_missing_torch("this"):
         raise ModuleNotFoundError(name="timm")

@@ -95,7 +95,7 @@ def test_a_folder_with_other_things_is_left_alone(extract: Run, folder: Path, tm
     )
     (tmp_path / "file").touch()
     ran = extract(folder, "--out", tmp_path / "file")
-    assert ran.err == f"featuretap: '{tmp_path / 'file'}' is a file; give a folder as --out\n"
+    assert ran.err == f"featuretap: '{tmp_path / 'file'}' is a file; use a folder as --out\n"
     other = tmp_path / "other"
     other.mkdir()
     (other / "manifest.json").write_text("[]")
@@ -142,7 +142,7 @@ def test_a_missing_extra_is_named_with_its_option(
     ran = extract(folder, "--out", tmp_path / "out", *arguments)
     assert (ran.status, ran.err) == (
         2,
-        f"featuretap: featuretap extract {' '.join(arguments)} needs {module}; pip install 'featuretap[{extra}]'\n",
+        f"featuretap: featuretap extract {' '.join(arguments)} needs {module}; run pip install 'featuretap[{extra}]'\n",
     )
     assert not (tmp_path / "out").exists()
 
@@ -168,5 +168,5 @@ def test_a_pipe_in_place_of_the_manifest_is_not_waited_for(tmp_path: Path) -> No
         open_features(tmp_path)
     assert str(error.value) == (
         f"{str(tmp_path)!r} contains no features: cannot read manifest.json: it is a pipe, socket or device; use a "
-        "regular file"
+        "file"
     )

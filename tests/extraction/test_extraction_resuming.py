@@ -59,11 +59,11 @@ def test_temporary_files_of_a_killed_run_are_removed(extract: Run, folder: Path,
 @pytest.mark.parametrize(
     ("change", "difference"),
     [
-        (("--taps", "C3"), 'taps: ["C5"] there, ["C3"] asked for'),
-        (("--pool",), "pooling: false there, true asked for"),
-        (("--size", "64x64"), "size of the images: [32, 48] there, [64, 64] asked for"),
-        (("--dtype", "float16"), 'dtype: "float32" there, "float16" asked for'),
-        (("--shard-size", 5), "shard size: 1024 there, 5 asked for"),
+        (("--taps", "C3"), 'taps: ["C5"] there, ["C3"] requested'),
+        (("--pool",), "pooling: false there, true requested"),
+        (("--size", "64x64"), "size of the images: [32, 48] there, [64, 64] requested"),
+        (("--dtype", "float16"), 'dtype: "float32" there, "float16" requested'),
+        (("--shard-size", 5), "shard size: 1024 there, 5 requested"),
         (
             ("--model", "mobilenet_v3_large", "--weights", "none"),
             'model: "mobilenet_v3_small" there, "mobilenet_v3_large"',
@@ -92,7 +92,7 @@ def test_a_run_with_other_weights_or_images_does_not_continue(extract: Run, fold
     def difference(*arguments: object) -> str:
         ran = extract(folder, "--out", out, *arguments)
         assert ran.status == 2
-        found = re.search(r"another run \((\w[\w ]*): (\S+) there, (\S+) asked for\)", ran.err)
+        found = re.search(r"another run \((\w[\w ]*): (\S+) there, (\S+) requested\)", ran.err)
         assert found
         assert found[2] != found[3]
         return found[1]

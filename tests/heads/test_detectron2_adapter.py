@@ -153,7 +153,7 @@ def test_detectron2_has_to_be_installed(registry: Registry, monkeypatch: pytest.
     with pytest.raises(MissingExtraError) as error:
         as_detectron2(registry.build("mobilenet_v1_025", features_only=True))
     assert str(error.value) == (
-        "as_detectron2 needs detectron2; pip install 'git+https://github.com/facebookresearch/detectron2'"
+        "as_detectron2 needs detectron2; run pip install 'git+https://github.com/facebookresearch/detectron2'"
     )
     with pytest.raises(AttributeError, match=r"module 'featuretap\.adapters\.detectron2' has no attribute 'nothing'"):
         _ = adapter.nothing

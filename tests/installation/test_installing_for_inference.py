@@ -20,7 +20,7 @@ from featuretap.registry import Registry
 REQUIREMENTS = ROOT / "requirements-inference.txt"
 LARGEST = 250_000_000
 """Bytes on the disk that its site-packages may take, without pip."""
-NEEDS = "needs PyTorch, which is not installed; pip install featuretap"
+NEEDS = "needs PyTorch, which is not installed; run pip install featuretap"
 
 
 def requirements() -> list[Requirement]:

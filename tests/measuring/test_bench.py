@@ -144,7 +144,7 @@ def test_bad_arguments_are_refused_before_anything_is_built(
 @pytest.mark.usefixtures("nothing_is_made")
 def test_a_picture_needs_matplotlib(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(extras, "find_spec", lambda module: None)
-    message = "featuretap bench --picture needs matplotlib; pip install 'featuretap[bench]'"
+    message = "featuretap bench --picture needs matplotlib; run pip install 'featuretap[bench]'"
     assert run("bench", SMALL, "--picture", "speed.png") == Completed(2, "", f"featuretap: {message}\n")
 
 

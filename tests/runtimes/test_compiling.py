@@ -223,8 +223,8 @@ def test_models_that_runtimes_do_not_take_are_refused(registry: Registry, tiny: 
 @pytest.mark.parametrize(
     ("runtime", "absent", "message"),
     [
-        ("onnxruntime", "onnxruntime", "'onnxruntime' needs onnxruntime; pip install 'featuretap[onnxruntime]'"),
-        ("openvino", "openvino", "'openvino' needs openvino; pip install 'featuretap[openvino]'"),
+        ("onnxruntime", "onnxruntime", "'onnxruntime' needs onnxruntime; run pip install 'featuretap[onnxruntime]'"),
+        ("openvino", "openvino", "'openvino' needs openvino; run pip install 'featuretap[openvino]'"),
     ],
 )
 def test_a_missing_extra_is_named(

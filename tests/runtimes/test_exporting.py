@@ -293,8 +293,8 @@ def test_missing_packages_are_named_before_any_work(
 ) -> None:
     monkeypatch.setattr("featuretap.support.extras.find_spec", lambda name: None)
     for name, message in {
-        "a.onnx": r"^exporting to onnx needs onnx, onnxruntime; pip install 'featuretap\[onnxruntime\]'$",
-        "a.xml": r"^exporting to openvino needs onnx, openvino; pip install 'featuretap\[openvino\]'$",
+        "a.onnx": r"^exporting to onnx needs onnx, onnxruntime; run pip install 'featuretap\[onnxruntime\]'$",
+        "a.xml": r"^exporting to openvino needs onnx, openvino; run pip install 'featuretap\[openvino\]'$",
     }.items():
         refused(registry, tiny, MissingExtraError, message, tmp_path / name)
 

@@ -89,7 +89,7 @@ def test_the_objects_of_a_detector_are_among_its_candidates(registry: Registry, 
     model = built(registry, head)
     (image,) = images(1, *SIZE)
     with torch.no_grad():
-        boxes, scores = detectors.candidates_of(model.as_detector(), image)
+        boxes, scores = detectors.list_candidates(model.as_detector(), image)
         (found,) = model([image])
     assert len(found["boxes"])
     for box, score, label in zip(found["boxes"], found["scores"], found["labels"], strict=True):

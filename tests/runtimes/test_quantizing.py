@@ -286,4 +286,4 @@ def test_missing_packages_are_named(registry: Registry, tmp_path: Path, monkeypa
     monkeypatch.setattr("featuretap.support.extras.find_spec", lambda module: None)
     with pytest.raises(MissingExtraError) as raised:
         quantize(registry, nn.Identity(), tmp_path / "model.onnx", [])
-    assert str(raised.value) == "quantization needs onnx, onnxruntime; pip install 'featuretap[onnxruntime]'"
+    assert str(raised.value) == "quantization needs onnx, onnxruntime; run pip install 'featuretap[onnxruntime]'"

@@ -22,7 +22,7 @@ from featuretap.runtimes.quantization import quantize as quantization
 from featuretap.runtimes.quantization.budget import Budget, Score, select_layers
 from featuretap.runtimes.quantization.quantize import QUANTIZED, quantize
 from featuretap.support.progress import log_steps
-from featuretap.workflows.measuring.quantization import evaluation_on
+from featuretap.workflows.measuring.quantization import make_evaluation
 
 TINY = BackboneSpec("tiny", stages=((Conv(3, 8, RE),), (Separable(12, RE6), Conv(1, 20, RE))))
 SIZE = (48, 48)
@@ -293,7 +293,7 @@ def test_data_that_can_be_read_in_two_ways_is_refused_without_options_of_another
     model = registry.build("mobilenet_v1_025", head="lraspp", num_classes=3)
     path = registry.export(model, tmp_path / "segmenter.onnx")
     with pytest.raises(DataError) as raised:
-        evaluation_on(tmp_path / "both")(path)
+        make_evaluation(tmp_path / "both")(path)
     assert str(raised.value).startswith(f"{str(tmp_path / 'both')!r} can be read as ")
     assert str(raised.value).endswith("; use data that `featuretap evaluate` reads without options")
 
@@ -303,5 +303,5 @@ def test_missing_packages_for_labelled_images_are_named(monkeypatch: pytest.Monk
         "featuretap.support.extras.find_spec", lambda module: None if module == "accelerate" else module
     )
     with pytest.raises(MissingExtraError) as raised:
-        evaluation_on("digits")
-    assert str(raised.value) == ("a budget on labeled images needs accelerate; pip install 'featuretap[train]'")
+        make_evaluation("digits")
+    assert str(raised.value) == ("a budget on labeled images needs accelerate; run pip install 'featuretap[train]'")

@@ -144,7 +144,7 @@ def test_images_that_it_cannot_take_are_refused(
         (
             {"source": NAME, "pretrained": False},
             OptionError,
-            r"^a session needs trained weights, and 'mobilenet_v3_small' has none; set pretrained$",
+            r"^a session needs trained weights; set pretrained for 'mobilenet_v3_small'$",
         ),
         ({"head": "fpn"}, WeightsError, r"has a head 'classification'; .* a session needs trained weights, so"),
         ({"num_classes": 7}, WeightsError, r"has 5 classes, not 7; .* a session needs trained weights, so train"),

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
 from featuretap.runtimes.exportable import prepare_model
-from featuretap.runtimes.model_graphs import graph_of
+from featuretap.runtimes.model_graphs import make_graph
 from featuretap.runtimes.onnx_runtime import onnx_session
 
 TOLERANCE = 1e-4
@@ -60,7 +60,7 @@ def with_statistics_of_photographs(model: nn.Module, *, nearly_dead: bool = Fals
 
 def write_graph(model: nn.Module, **fixed: Any) -> onnx.ModelProto:
     """Return the graph of a model, checked by ONNX, which was written and not traced."""
-    proto = graph_of(prepare_model(model, **fixed))
+    proto = make_graph(prepare_model(model, **fixed))
     onnx.checker.check_model(proto, full_check=True)
     assert proto.producer_name == "featuretap"
     return proto

@@ -328,5 +328,5 @@ def test_a_missing_extra_is_named(run: Run, monkeypatch: pytest.MonkeyPatch) -> 
     absent: Any = lambda name, *more: None if name in ("accelerate", "tomli_w") else find(name, *more)  # noqa: E731
     monkeypatch.setattr("featuretap.support.extras.find_spec", absent)
     assert said(run, "train", "digits", "--backbone", "mobilenet_v2") == (
-        "featuretap train needs accelerate, tomli_w; pip install 'featuretap[train]'"
+        "featuretap train needs accelerate, tomli_w; run pip install 'featuretap[train]'"
     )

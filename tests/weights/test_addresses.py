@@ -274,7 +274,7 @@ def test_without_huggingface_hub_the_error_says_what_to_install(
     monkeypatch.setattr("featuretap.support.extras.find_spec", lambda name: None)
     with pytest.raises(FeaturetapError) as error:
         registry.load("hf://somebody/flowers")
-    assert str(error.value) == "'hf://somebody/flowers' needs huggingface_hub; pip install huggingface_hub"
+    assert str(error.value) == "'hf://somebody/flowers' needs huggingface_hub; run pip install huggingface_hub"
 
 
 def test_a_path_needs_nothing_that_knows_the_network(saved: Path) -> None:

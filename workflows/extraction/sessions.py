@@ -110,9 +110,7 @@ def _state_dict(tensors: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
 def _compute_batches(
     session: Session, batches: Iterable[Batch], preparation: Preparation, pooled: bool, workers: int
 ) -> Generator[ComputedBatch, None, None]:
-    """Yield the features of batches. `workers` is ignored: Pillow and the runtime release the GIL, so threads
-    suffice.
-    """
+    """Yield the features of batches. `workers` is ignored, since Pillow and the runtime release the GIL."""
 
     def compute(batch: Batch) -> ComputedBatch:
         read = preparation.read(batch)

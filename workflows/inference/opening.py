@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from featuretap import registry
 from featuretap.catalogue.pretrained import is_location
-from featuretap.runtimes.exported_files import export_checkpoint, open_backbone_file, usual_runtime
+from featuretap.runtimes.exported_files import default_runtime, export_checkpoint, open_backbone_file
 from featuretap.runtimes.sessions import is_exported
 from featuretap.support.errors import FeaturetapError, MissingExtraError, OptionError
 from featuretap.workflows.inference.predictor import DEFAULT_BACKBONE, PRETRAINED, Predictor, predicting_heads
@@ -186,7 +186,7 @@ def check_torch() -> None:
 
 def _open(name: str | None, weights: str | None, use_torch: bool, **arguments: Any) -> Predictor:
     if check_exported(name, weights, use_torch):
-        arguments["runtime"] = usual_runtime(registry.default, Path(weights or "")).name
+        arguments["runtime"] = default_runtime(registry.default, Path(weights or "")).name
     session = None if use_torch else find_session(registry.session, name, weights, **arguments)
     if session is not None:
         return session

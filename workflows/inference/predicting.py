@@ -164,9 +164,7 @@ def _as_predictor(model: Predictor | nn.Module) -> Predictor:
 
 
 def _limit_ratio(image: Image.Image, preprocessing: Preprocessing) -> Image.Image:
-    """Limit the aspect ratio of an image. Otherwise, resizing a strip of one pixel's height would exhaust the
-    memory.
-    """
+    """Limit the aspect ratio of an image, since resizing a strip of one pixel's height would exhaust the memory."""
     shorter, longer = sorted(image.size)
     # Keep all pixels inside the crop, even if the image is not resized.
     limit = shorter * max(MAXIMUM_RATIO, ceil((preprocessing.crop or 0) / (preprocessing.resize or 1)))

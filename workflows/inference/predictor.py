@@ -54,8 +54,6 @@ def task_of(description: Description) -> str:
 
 
 def predicting_heads(description: Description) -> dict[str, Description]:
-    """Return name → description of the heads that predict classes. The head of a model with one head has an empty
-    name.
-    """
+    """Return name → description of the heads that predict classes. A model's only head has an empty name."""
     heads = description.heads or {"": description}
     return {name: head for name, head in heads.items() if task_of(head)}

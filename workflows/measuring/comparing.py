@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from featuretap import registry
-from featuretap.runtimes.exported_files import usual_runtime
+from featuretap.runtimes.exported_files import default_runtime
 from featuretap.runtimes.graphs import Network
 from featuretap.runtimes.sessions import is_exported
 from featuretap.specs import BackboneSpec
@@ -28,7 +28,7 @@ from featuretap.support.processor import available_cores, processor_name
 from featuretap.support.timing import PAUSE, Timing, time_interleaved
 from featuretap.support.version import __version__
 from featuretap.weights.layouts import MismatchError, layout_for
-from featuretap.workflows.measuring.file_specs import resized_to, spec_of_file
+from featuretap.workflows.measuring.file_specs import find_resize_target, read_file_spec
 
 EAGER = "eager"
 """Name of PyTorch's eager mode in the list of runtimes."""
@@ -230,7 +230,7 @@ def build_baselines(
     baselines, left_out = [], []
     for name in names:
         if name in files:
-            usual = usual_runtime(registry.default, Path(name)).name
+            usual = default_runtime(registry.default, Path(name)).name
             for runtime in [runtime for runtime in runtimes if runtime != EAGER] or [usual]:
                 begin(f"{name}, {runtime}")
                 baselines.append(open_file(name, runtime, threads=threads))
@@ -284,9 +284,9 @@ def open_file(path: str, runtime: str, *, threads: int | None = None) -> Baselin
         ExportError: the file cannot be opened, or its multiply-adds cannot be counted.
     """
     compiled = registry.compile(path, runtime, threads=threads)
-    spec = spec_of_file(path, compiled.runtime)
+    spec = read_file_spec(path, compiled.runtime)
     label = f"{AUTO}: {compiled.runtime}" if runtime == AUTO else runtime
-    return Baseline(path, label, compiled, spec, spec.parameters, resized_to(spec))
+    return Baseline(path, label, compiled, spec, spec.parameters, find_resize_target(spec))
 
 
 def build_counterpart(name: str, library: str, arguments: Mapping[str, Any] = {}) -> Baseline:

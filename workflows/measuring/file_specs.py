@@ -18,7 +18,7 @@ from featuretap.weights.metadata import read_record
 DIGESTS = (network_digest, digest_before_dropout)
 
 
-def spec_of_file(path: str, runtime: str) -> Network:
+def read_file_spec(path: str, runtime: str) -> Network:
     """Return the spec of the model in an exported file.
 
     Args:
@@ -47,7 +47,7 @@ def spec_of_file(path: str, runtime: str) -> Network:
     return spec
 
 
-def resized_to(spec: Network) -> tuple[int, int] | None:
+def find_resize_target(spec: Network) -> tuple[int, int] | None:
     """Return the (height, width) to which a model with a detector resizes its images; None for other models."""
     models = spec.heads.values() if isinstance(spec, MultiHeadSpec) else [spec]
     for model in models:

@@ -12,7 +12,7 @@ from featuretap.support.extras import check_extra
 from featuretap.workflows.training.configuration import NEEDED
 
 
-def evaluation_on(data: str | os.PathLike[str]) -> Callable[[Path], Score]:
+def make_evaluation(data: str | os.PathLike[str]) -> Callable[[Path], Score]:
     """Return a function that evaluates an ONNX file on the validation part of a data set.
 
     Args:
