@@ -122,7 +122,7 @@ def test_a_run_does_not_begin_without_room_on_the_disk(tmp_path: Path) -> None:
 
 def test_a_folder_that_may_not_be_written_into_is_an_error(extract: Run, folder: Path, tmp_path: Path) -> None:
     ran = extract(folder, "--out", "/proc/features")
-    assert (ran.status, ran.err) == (2, "featuretap: cannot write into '/proc/features': No such file or directory\n")
+    assert (ran.status, ran.err) == (2, "featuretap: cannot write to '/proc/features': No such file or directory\n")
 
 
 @pytest.mark.parametrize(
@@ -167,6 +167,5 @@ def test_a_pipe_in_place_of_the_manifest_is_not_waited_for(tmp_path: Path) -> No
     with pytest.raises(DataError) as error:
         open_features(tmp_path)
     assert str(error.value) == (
-        f"{str(tmp_path)!r} contains no features: cannot read manifest.json: it is a pipe, socket or device; use a "
-        "file"
+        f"{str(tmp_path)!r} contains no features: cannot read manifest.json: it is a pipe, socket or device; use a file"
     )
