@@ -54,7 +54,7 @@ class TorchvisionBackbone(nn.Module):
             self.out_channels = out_channels
 
     def forward(self, images: Tensor) -> Dict[str, Tensor]:
-        """Return the maps of images (N, in_channels, H, W), finest first."""
+        """Return the maps of `images` (N, in_channels, H, W), finest first."""
         maps: Dict[str, Tensor] = {}
         for key, feature in zip(self.keys, self.body(images).values()):  # noqa: B905 - torch.jit.script knows no strict
             maps[key] = feature  # noqa: PERF403

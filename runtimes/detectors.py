@@ -49,7 +49,7 @@ scales, torchvision rounds sizes differently in TorchScript and in Python."""
 
 
 class SingleImage(nn.Module):
-    """A torchvision detector that takes a batch of one image."""
+    """A torchvision detector that takes images (N, C, H, W) with N = 1."""
 
     def __init__(self, detector: Any) -> None:
         super().__init__()

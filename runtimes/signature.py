@@ -255,6 +255,13 @@ def find_opener(catalogue: Catalogue, runtime: RuntimeSpec, path: Path) -> str:
 
 
 def check_threads(threads: Any) -> None:
-    """Check that the number of threads is a positive integer, or None."""
+    """Check that a number of threads is valid.
+
+    Args:
+        threads: a positive integer, or None for the default.
+
+    Raises:
+        OptionError: the number is invalid.
+    """
     if threads is not None and not is_whole(threads, 1):
         raise OptionError(f"threads must be 1 or more, or None for the default; got {threads!r}")
