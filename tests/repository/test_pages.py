@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 import yaml
 from support import ROOT
-from support import ROOT
 from support.pages import (
     EXPORTING,
     FILES,
