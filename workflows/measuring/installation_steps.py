@@ -29,7 +29,7 @@ from featuretap.workflows.measuring.installation import BACKBONE
 SIZE = (224, 224)
 """Height and width of the image, in pixels."""
 
-SECONDS = 0.8
+SECONDS = 0.5
 """Time for measuring one runtime."""
 
 FEWEST_ROUNDS, MOST_ROUNDS = 3, 15
