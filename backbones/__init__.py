@@ -1,1 +1,1 @@
-"""One table per architecture, torch-free, and `modules`, which the tables become."""
+"""Backbone architectures, one torch-free table each, and the PyTorch modules and ONNX nodes built from tables."""

@@ -1,7 +1,7 @@
-"""Gradient checkpointing: activations are computed again in the backward pass in place of being kept.
+"""Gradient checkpointing: recompute activations in the backward pass instead of storing them.
 
-Chen et al., arXiv 1604.06174. The second computation leaves the running statistics of batch norms as they are, which
-PyTorch's `checkpoint` alone updates twice.
+Chen et al., arXiv 1604.06174. The recomputation does not update the running statistics of batch norms, which PyTorch's
+`checkpoint` would update twice.
 """
 
 from collections.abc import Iterator
@@ -15,16 +15,19 @@ from torch.utils.checkpoint import checkpoint
 
 
 def checkpointed(module: nn.Module, x: Any) -> Any:
-    """Return the output of a module, whose activations are computed again in the backward pass.
+    """Run a module with its activations recomputed in the backward pass.
 
     Args:
-        module: that maps a tensor to tensors.
-        x: its input. Nothing is checkpointed where it is not a tensor, as when torch.fx traces.
+        module: a module that maps a tensor to tensors.
+        x: its input. If it is not a tensor, as when torch.fx traces, nothing is checkpointed.
+
+    Returns:
+        The output of the module.
     """
     if not isinstance(x, Tensor):
         return module(x)
     if torch.compiler.is_compiling():
-        # The compiler updates buffers once, and takes no context.
+        # torch.compile updates buffers once, and does not support `context_fn`.
         return checkpoint(module, x, use_reentrant=False)
 
     def contexts() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
@@ -35,7 +38,7 @@ def checkpointed(module: nn.Module, x: Any) -> Any:
 
 @contextmanager
 def _keep_statistics(module: nn.Module) -> Iterator[None]:
-    """Give norms copies of their running statistics to update, and take them away again."""
+    """Let norms update copies of their running statistics, and restore the originals afterwards."""
     norms = [norm for norm in module.modules() if isinstance(norm, _NormBase) and norm.training]
     kept = [dict(norm._buffers) for norm in norms]
     for norm, buffers in zip(norms, kept, strict=True):

@@ -1,7 +1,7 @@
-"""Errors about images that a model does not take, in one line.
+"""One-line errors about images that a model does not take.
 
-They are explained after PyTorch has failed: a check before would cost time in every call, and would be traced into
-exported graphs.
+The images are checked only after PyTorch has raised an error. A check in advance would take time in every call, and
+would be traced into exported graphs.
 """
 
 from __future__ import annotations
@@ -19,18 +19,25 @@ from featuretap.support.errors import FeaturetapError, Hint, OptionError
 
 
 class ImageModel(nn.Module):
-    """A module that is called with images, and reports what is wrong with them if the call fails.
+    """A module that is called with images, and explains what is wrong with them if the call fails.
 
-    Only a model with a `description` does, not its backbone.
+    Only a model with a `description` does so. The backbone inside a model with a head has none.
     """
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run `forward` and the hooks.
 
+        Args:
+            *args: arguments of `forward`; the first one is the images.
+            **kwargs: keyword arguments of `forward`.
+
+        Returns:
+            The result of `forward`.
+
         Raises:
-            OptionError: it failed, and the images are of a type, shape or dtype that the model does not take.
+            OptionError: the call failed, and the images have a type, shape or dtype that the model does not take.
         """
-        # Inside a compiled module: a graph break within `try` would leave that module uncompiled.
+        # A graph break within `try` would leave a compiled module uncompiled.
         if torch.compiler.is_compiling():
             return super().__call__(*args, **kwargs)
         try:
@@ -45,7 +52,7 @@ class ImageModel(nn.Module):
             raise mistake from error
 
 
-# torch.compile skips the same method of nn.Module: hooks run uncompiled, and `forward` is compiled.
+# As torch.compile treats nn.Module.__call__: hooks run uncompiled, and `forward` is compiled.
 with suppress(ImportError):
     from torch._C._dynamo.eval_frame import _FrameAction, _FrameExecStrategy, set_code_exec_strategy
 
@@ -53,16 +60,19 @@ with suppress(ImportError):
 
 
 def find_mistake(model: nn.Module, *images: Any) -> OptionError | None:
-    """Return an error that names what is wrong with the images of a model, or None.
+    """Return an error that explains what is wrong with the images passed to a model.
 
     Args:
-        model: with a `description`; nothing is found without.
-        *images: what it was called with; nothing where that is not known.
+        model: the model. Without a `description`, no mistake is found.
+        *images: the images passed to it; empty if unknown, and then no mistake is found.
+
+    Returns:
+        The error, or None.
     """
     description = vars(model).get("description")
     if not isinstance(description, Description) or description.spec is None:
         return None
-    # torch.fx traces with values that are not known.
+    # torch.fx traces with proxies, whose values are unknown.
     if not images or isinstance(images[0], torch.fx.Proxy):
         return None
     spec = description.spec
@@ -80,7 +90,7 @@ def find_mistake(model: nn.Module, *images: Any) -> OptionError | None:
 
 
 def _usable_images(images: Any, channels: int, dtype: torch.dtype, *, as_list: bool) -> str:
-    """Return an expression for what the model takes: "images" if it takes them, nothing if no expression is known."""
+    """Return an expression that the model would take: "images" if it takes them unchanged, "" if none is known."""
     if isinstance(images, list | tuple):
         items = [_usable_item(image, channels, dtype) for image in images]
         if not items or not all(items):
@@ -104,7 +114,7 @@ def _usable_item(image: Any, channels: int, dtype: torch.dtype) -> str:
 
 
 def _usable(image: Any, name: str, channels: int, dtype: torch.dtype) -> str:
-    """Return an expression for one image or a batch, whichever `name` is: `name` if the layers take it."""
+    """Return an expression for one image or a batch called `name`: `name` itself if the model takes it unchanged."""
     import numpy as np
     from PIL import Image
 
@@ -132,12 +142,12 @@ def _is_cast(image: Tensor) -> bool:
     """Return whether autocast converts the values of an image."""
     kind = image.device.type
     is_on = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
-    # It leaves doubles as they are.
+    # Autocast does not convert float64.
     return is_on and image.is_floating_point() and image.dtype != torch.float64
 
 
 def _describe(images: Any) -> str:
-    """Return type, dtype and shape for messages."""
+    """Return type, dtype and shape of images, for messages."""
     if isinstance(images, list | tuple):
         kinds = (type(image).__name__ if isinstance(image, list | tuple) else _describe(image) for image in images)
         return f"a {type(images).__name__} of {', '.join(dict.fromkeys(kinds)) or 'nothing'}"

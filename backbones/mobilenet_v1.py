@@ -1,7 +1,7 @@
 """MobileNetV1 (arXiv 1704.04861, table 1): a convolution, then thirteen depthwise separable blocks.
 
-The activation is ReLU6, as in TF-slim's code and in every set of published weights; the paper's text says ReLU. The
-paper prints stride 2 for the last depthwise convolution, a misprint: the map sizes of the same table need stride 1.
+The activation is ReLU6, as in TF-slim's code and in all published weights; the paper's text says ReLU. The paper prints
+stride 2 for the last depthwise convolution, which is a misprint: the map sizes in the same table require stride 1.
 """
 
 from featuretap.specs import RE6, BackboneSpec, Classifier, Conv, Separable

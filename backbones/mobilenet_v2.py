@@ -1,6 +1,7 @@
 """MobileNetV2 (arXiv 1801.04381, table 2): inverted residuals with linear bottlenecks.
 
-The paper's columns are expansion factor, channels, repeats and stride; `_bottlenecks` makes rows of each of its lines.
+The columns of the paper's table are expansion factor, channels, repeats and stride. `_bottlenecks` converts one line of
+the table to rows.
 """
 
 from featuretap.specs import RE6, BackboneSpec, Bneck, Conv

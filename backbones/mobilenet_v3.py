@@ -1,7 +1,7 @@
 """MobileNetV3 (arXiv 1905.02244, tables 1 and 2), Large and Small, and their minimalistic variants.
 
-Columns: kernel, expanded channels, output channels, activation, squeeze-excite. Batch norm's epsilon and momentum are
-those of the reference code and of torchvision; timm uses torch's defaults.
+Columns: kernel, expanded channels, output channels, activation, squeeze-excite. Epsilon and momentum of batch norm
+follow the reference code and torchvision; timm uses PyTorch's defaults.
 """
 
 from dataclasses import replace
@@ -61,9 +61,10 @@ SMALL = BackboneSpec(
 
 
 def minimalistic(spec: BackboneSpec, name: str) -> BackboneSpec:
-    """Return `spec` without what fixed-point hardware dislikes: 5×5 kernels, squeeze-excite and hard-swish.
+    """Return `spec` under a new `name` without operations that are slow on fixed-point hardware.
 
-    The "minimalistic" models of the reference code (tensorflow/models, `research/slim/nets/mobilenet`).
+    5×5 kernels become 3×3, hard-swish becomes ReLU, and squeeze-excite is removed. These are the "minimalistic" models
+    of the reference code (tensorflow/models, `research/slim/nets/mobilenet`).
     """
 
     def plain(row: Row) -> Row:

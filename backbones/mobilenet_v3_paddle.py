@@ -1,9 +1,10 @@
-"""PaddleClas's MobileNetV3: another network under the paper's name (arXiv 1905.02244), with weights of its own.
+"""PaddleClas's MobileNetV3: a different network under the paper's name (arXiv 1905.02244), with separate weights.
 
-The network of `ppcls/arch/backbone/legendary_models/mobilenet_v3.py` in PaddleClas. It differs from the paper's in that
-every block has its expansion layer, the squeeze width is not rounded, the gate's slope is 0.2, the hidden layer has no
-bias and 1280 channels in Small too, a width multiplier scales and rounds the expanded channels by themselves, and
-dropout scales in evaluation ("downscale_in_infer"), not in training.
+Defined in `ppcls/arch/backbone/legendary_models/mobilenet_v3.py` of PaddleClas. It differs from the paper as follows:
+
+- Every block has an expansion layer. - The squeeze channels are not rounded. - The slope of the gate is 0.2. - The
+hidden layer has no bias, and 1280 channels in Small, too. - A width multiplier scales and rounds the expanded channels
+directly. - Dropout scales in evaluation ("downscale_in_infer") instead of training.
 """
 
 from __future__ import annotations
@@ -17,20 +18,20 @@ from featuretap.specs.layers import Convolution, Layer, SqueezeExcite, make_divi
 
 
 class PaddleBneck(Bneck):
-    """The inverted residual as PaddleClas has it."""
+    """The inverted residual in PaddleClas's version."""
 
     def expansion(self, in_channels: int) -> tuple[Layer, ...]:
-        """Return the expansion layer, also where it does not expand."""
+        """Return the expansion layer, even if `expanded` equals `in_channels`."""
         return (Convolution("expand", in_channels, self.expanded, activation=self.activation),)
 
     def gate(self) -> tuple[Layer, ...]:
-        """Return the squeeze-excite layer, if the row has one; exactly a quarter of the channels."""
+        """Return the squeeze-excite layer, or () without one. It squeezes to exactly a quarter of the channels."""
         if not self.squeeze_excite:
             return ()
         return (SqueezeExcite("squeeze_excite", self.expanded, self.expanded // 4, gate_slope=0.2),)
 
     def widened(self, width: float, in_channels: int, widened_in_channels: int) -> Self:
-        """Return it with expanded and output channels scaled and rounded, each by itself."""
+        """Return the row with expanded and output channels each scaled by `width` and rounded."""
         return replace(self, expanded=make_divisible(self.expanded * width), out=make_divisible(self.out * width))
 
 
@@ -47,7 +48,7 @@ def _paddle(spec: BackboneSpec, name: str) -> BackboneSpec:
         norm_momentum=0.1,
         classifier=Classifier(hidden=1280, hidden_bias=False, activation=HS, inverted_dropout=False),
         layouts={"paddle": "featuretap.backbones.layouts.paddle:mobilenet_v3"},
-        description="PaddleClas's network of that name, which is not the paper's",
+        description="PaddleClas's network, which differs from the paper's",
     )
 
 

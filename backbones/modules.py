@@ -1,10 +1,10 @@
-"""The modules that a table becomes: layers, chains of layers, and the backbone that returns its taps.
+"""PyTorch modules built from tables: layers, chains of layers, and the backbone that returns its taps.
 
-Everything is a plain chain, and only those on the way to a tap record maps, so that models script, trace, export,
-compile, pickle and shard, and a truncated backbone keeps the keys of the whole one.
+Modules are plain chains, and only the chains on the path to a tap record maps. Models can therefore be scripted,
+traced, exported, compiled, pickled and sharded, and a truncated backbone has the same keys as the complete one.
 """
 
-# torch.jit.script reads annotations as objects, not as strings, and knows typing's names only.
+# TorchScript does not support annotations as strings, and only supports generic types from typing.
 # ruff: noqa: UP006, UP035
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
@@ -35,29 +35,37 @@ ACTIVATIONS: Dict[str, Callable[[], nn.Module]] = {
 
 
 def skip_init(kind: type[Module], *args: Any, **kwargs: Any) -> Module:
-    """Create a layer with uninitialised parameters: they are initialised once, later, or read from a file.
+    """Create a layer with uninitialized parameters, to be initialized later or read from a file.
 
-    A subclass skips PyTorch's own initialisation while the layer is created, and then gets the plain class back.
-    Nothing is patched, so that this is thread-safe.
+    The layer is created as a subclass whose `reset_parameters` does nothing, and then becomes an instance of `kind`.
+    This is thread-safe because it patches nothing.
+
+    Args:
+        kind: class of the layer.
+        *args: arguments of the layer.
+        **kwargs: keyword arguments of the layer.
+
+    Returns:
+        The layer.
     """
-    layer = _UNINITIALISED[kind](*args, **kwargs)
+    layer = _UNINITIALIZED[kind](*args, **kwargs)
     object.__setattr__(layer, "__class__", kind)
     return layer
 
 
-class _Uninitialised:
+class _Uninitialized:
     def reset_parameters(self) -> None:
         pass
 
 
-_UNINITIALISED: Dict[type, Any] = {
-    kind: type(f"Uninitialised{kind.__name__}", (_Uninitialised, kind), {})
+_UNINITIALIZED: Dict[type, Any] = {
+    kind: type(f"Uninitialized{kind.__name__}", (_Uninitialized, kind), {})
     for kind in (nn.Conv2d, nn.Linear, nn.BatchNorm1d, nn.BatchNorm2d)
 }
 
 
 class ConvolutionLayer(nn.Sequential):
-    """A convolution `conv`, its `norm`, and an `activation` unless it is linear: (N, C, H, W) → (N, C', H', W')."""
+    """A convolution `conv`, its `norm`, and an optional `activation`: (N, C, H, W) → (N, C', H', W')."""
 
     def __init__(self, layer: Convolution, norm: Norm) -> None:
         shape = layer.in_channels, layer.out_channels, layer.kernel
@@ -74,11 +82,11 @@ class ConvolutionLayer(nn.Sequential):
 
 
 class SamePadding(nn.Module):
-    """Pad (N, C, H, W) with zeros by TensorFlow's rule "SAME", for a convolution that adds none itself.
+    """Zero padding of (N, C, H, W) by TensorFlow's rule "SAME", for a convolution without padding.
 
     Args:
-        reach: distance in pixels from the first to the last weight, both included; at least the stride.
-        stride: of the convolution.
+        reach: distance from the first to the last weight in pixels, both included; at least the stride.
+        stride: stride of the convolution.
     """
 
     def __init__(self, reach: int, stride: int) -> None:
@@ -87,15 +95,19 @@ class SamePadding(nn.Module):
         self.stride = stride
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return (N, C, H', W'), the pixels that are missing added, the odd one at the bottom and the right."""
+        """Return `x` with the padding that its size requires, (N, C, H', W').
+
+        An odd pixel is added at the bottom and right.
+        """
         return pad_same(x, self.reach, self.stride)
 
 
 @torch.fx.wrap
 def pad_same(x: Tensor, reach: int, stride: int) -> Tensor:
-    """Return `x` (N, C, H, W) with the padding of a `SamePadding` of this reach and stride.
+    """Return `x` (N, C, H, W) with the padding of a `SamePadding` with this `reach` and `stride`.
 
-    FX records the call as one node: every node of a graph is a tensor, which feature extractors rely on.
+    FX records the call as one node. Without this, a graph would have nodes that are not tensors, which feature
+    extractors do not expect.
     """
     height = -x.shape[2] % stride + reach - stride
     width = -x.shape[3] % stride + reach - stride
@@ -103,7 +115,7 @@ def pad_same(x: Tensor, reach: int, stride: int) -> Tensor:
 
 
 class SqueezeExciteLayer(nn.Module):
-    """Multiply every channel by a gate computed from the mean of all channels: (N, C, H, W) → (N, C, H, W)."""
+    """A gate on every channel, computed from the means of all channels: (N, C, H, W) → (N, C, H, W)."""
 
     def __init__(self, layer: SqueezeExcite, norm: Norm) -> None:
         super().__init__()
@@ -113,28 +125,28 @@ class SqueezeExciteLayer(nn.Module):
         self.gate = nn.Hardsigmoid() if layer.gate_slope == 1 / 6 else HardSigmoid(layer.gate_slope)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return the gated input."""
+        """Return `x` multiplied by the gate."""
         pooled = x.mean((2, 3), keepdim=True)
         return x * self.gate(self.expand(self.activation(self.reduce(pooled))))
 
 
 class HardSigmoid(nn.Module):
-    """`clip(slope * x + 0.5, 0, 1)` of (N, C, H, W); PyTorch's own has the slope 1/6 only."""
+    """`clip(slope * x + 0.5, 0, 1)` on (N, C, H, W); PyTorch's `nn.Hardsigmoid` only has the slope 1/6."""
 
     def __init__(self, slope: float) -> None:
         super().__init__()
         self.slope = slope
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return the gate."""
+        """Return the gate for `x`."""
         return (x * self.slope + 0.5).clamp(0.0, 1.0)
 
 
 class ResidualChain(nn.Sequential):
-    """A chain (N, C, H, W) → (N, C, H, W) whose input is added to its output."""
+    """A chain (N, C, H, W) → (N, C, H, W) that adds its input to its output."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return the sum."""
+        """Return the sum of `x` and the output of the chain."""
         y = x
         for module in self:
             y = module(y)
@@ -144,7 +156,10 @@ class ResidualChain(nn.Sequential):
 class TappedChain(nn.Sequential):
     """A chain (N, C, H, W) → (N, C', H', W') that also returns maps of its children, by their paths in the backbone.
 
-    `keep` has an entry for each child: the path to record its output under, or "".
+    Args:
+        children: the modules of the chain.
+        keep: for each child, the path to record its output under, or "".
+        shortcut: whether to add the input to the output.
     """
 
     keep: Final[Tuple[str, ...]]
@@ -157,10 +172,10 @@ class TappedChain(nn.Sequential):
         self.grad_checkpointing = False
 
     def forward(self, x: Tensor) -> Tuple[Tensor, Dict[str, Tensor]]:
-        """Return the output and the recorded maps."""
+        """Return the output for `x`, and the recorded maps."""
         maps: Dict[str, Tensor] = {}
         y = x
-        for module, path in zip(self, self.keep):  # noqa: B905 - torch.jit.script knows no strict
+        for module, path in zip(self, self.keep):  # noqa: B905 - TorchScript does not support strict
             if hasattr(module, "keep"):
                 if self.grad_checkpointing and not is_scripting():
                     y, inside = checkpointed(module, y)
@@ -179,14 +194,18 @@ class TappedChain(nn.Sequential):
 
 
 class Backbone(ImageModel):
-    """A table of rows as a module: images (N, in_channels, H, W) → dict from tap address to map (N, C, H', W').
+    """The module built from a table: images (N, in_channels, H, W) → dict from tap address to map (N, C, H', W').
 
-    Keys and their order are those of `taps`. Two addresses may name one tensor, so that nothing may write into a map.
+    The dict has the keys of `taps`, in the same order. Two addresses may refer to one tensor, so do not modify maps in
+    place.
+
+    Args:
+        spec: spec of the backbone, a table.
 
     Attributes:
-        taps: address → channels and stride.
-        frozen: levels whose parameters and norm statistics stay as they are, whatever `train()` is called with.
-        frozen_norm: whether all norms stay so.
+        taps: mapping from address to `Tap`.
+        frozen: levels whose parameters and norm statistics stay frozen, whatever `train()` is called with.
+        frozen_norm: whether all norms stay frozen.
     """
 
     addresses: Final[Tuple[str, ...]]
@@ -207,19 +226,20 @@ class Backbone(ImageModel):
         self.stages = TappedChain(stages, keep=("",) * len(stages))
 
     def forward(self, images: Tensor) -> Dict[str, Tensor]:
-        """Return the taps."""
+        """Return the taps for `images`."""
         _, maps = self.stages(images)
         taps: Dict[str, Tensor] = {}
-        for address, path in zip(self.addresses, self.paths):  # noqa: B905 - torch.jit.script knows no strict
+        for address, path in zip(self.addresses, self.paths):  # noqa: B905 - TorchScript does not support strict
             taps[address] = maps[path]
         return taps
 
     @torch.no_grad()
-    def initialise(self) -> None:
-        """Initialise every convolution from N(0, √(2 / fan-out)) (He et al., arXiv 1502.01852, section 2.2), once.
+    def initialize(self) -> None:
+        """Initialize every convolution from N(0, √(2 / fan-out)) (He et al., arXiv 1502.01852, section 2.2).
 
-        The fan-out counts the outputs that one input reaches, which for a depthwise convolution are those of its own
-        channel, as in the reference code of the MobileNets' successors. Biases are 0, norms the identity.
+        The fan-out is the number of outputs that one input contributes to. In a depthwise convolution, these are the
+        outputs of its channel, as in the reference code of MobileNet's successors. Biases are 0, and norms the
+        identity.
         """
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
@@ -229,14 +249,14 @@ class Backbone(ImageModel):
                 if module.bias is not None:
                     module.bias.zero_()
             elif isinstance(module, nn.BatchNorm2d):
-                # Takes a fraction of the time of reset_parameters, which adds a millisecond to a build.
+                # Faster than reset_parameters, which would add a millisecond to a build.
                 module.reset_running_stats()
                 if module.affine:
                     module.weight.fill_(1)
                     module.bias.zero_()
 
     def freeze(self, freezing: Freezing) -> None:
-        """Freeze all levels through one, and all norms if requested."""
+        """Freeze the part of the backbone that `freezing` describes."""
         self.frozen = LEVELS[: LEVELS.index(freezing.through) + 1] if freezing.through else ()
         self.frozen_norm = freezing.norms
         for module in self._frozen_modules():
@@ -244,14 +264,17 @@ class Backbone(ImageModel):
         self.train(self.training)
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Set whether training computes the activations of each level again instead of keeping them.
+        """Enable or disable gradient checkpointing: recompute the activations of each level instead of storing them.
 
-        Gradients and batch-norm statistics stay the same. TorchScript ignores it.
+        Gradients and batch-norm statistics do not change. TorchScript ignores the setting.
+
+        Args:
+            enable: whether to recompute activations during training.
         """
         self.stages.grad_checkpointing = enable
 
     def train(self, mode: bool = True) -> "Backbone":
-        """Set training mode, but for what is frozen."""
+        """Set training or evaluation `mode`, except for frozen parts."""
         super().train(mode)
         for module in self._frozen_modules():
             module.eval()

@@ -1,4 +1,4 @@
-"""The ONNX nodes that a table becomes, written without PyTorch; `modules` has the same layers as modules."""
+"""ONNX nodes of tables, written without PyTorch; the counterpart of `featuretap.backbones.modules`."""
 
 from __future__ import annotations
 
@@ -10,18 +10,21 @@ from featuretap.support.import_strings import load
 
 
 def backbone_nodes(graph: Graph, spec: BackboneSpec, images: str) -> dict[str, str]:
-    """Append a backbone, and return tap address → tensor (N, C, H', W') in the order of `spec.taps`.
+    """Append the nodes of a backbone.
 
     Args:
-        graph: to append to.
-        spec: of a table.
+        graph: the graph to append to.
+        spec: spec of the backbone, a table.
         images: tensor (N, in_channels, H, W).
 
+    Returns:
+        A mapping from tap address to tensor (N, C, H', W'), in the order of `spec.taps`.
+
     Raises:
-        NodesError: the backbone is no table, or a layer names no function that writes its nodes.
+        NodesError: the backbone is not a table, or a layer does not define its nodes.
     """
     if not spec.stages:
-        raise NodesError(f"{spec.name!r} is no table of layers")
+        raise NodesError(f"{spec.name!r} is not a table of layers")
     maps: dict[str, str] = {}
     x = images
     for block in spec.blocks:
@@ -29,8 +32,8 @@ def backbone_nodes(graph: Graph, spec: BackboneSpec, images: str) -> dict[str, s
         for path, layer in block.layer_paths():
             reference = getattr(layer, "nodes", "")
             if not reference:
-                raise NodesError(f"{type(layer).__name__} layers, such as {path}, have no nodes")
-            # Of several heads, the first appends the layers that they share.
+                raise NodesError(f"{type(layer).__name__} layers, such as {path}, define no ONNX nodes")
+            # With several heads, the nodes of shared layers already exist.
             if (path, x) not in graph.maps:
                 graph.maps[path, x] = load(reference)(graph, layer, path, x)
             x = maps[path] = graph.maps[path, x]
@@ -43,7 +46,7 @@ def backbone_nodes(graph: Graph, spec: BackboneSpec, images: str) -> dict[str, s
 
 
 def convolution_nodes(graph: Graph, layer: Convolution, path: str, x: str) -> str:
-    """Append a convolution with its batch norm and its activation: (N, C, H, W) → (N, C', H', W')."""
+    """Append a convolution with batch norm and activation: (N, C, H, W) → (N, C', H', W')."""
     y = graph.convolution(
         x,
         f"{path}.conv",
@@ -57,7 +60,7 @@ def convolution_nodes(graph: Graph, layer: Convolution, path: str, x: str) -> st
 
 
 def squeeze_excite_nodes(graph: Graph, layer: SqueezeExcite, path: str, x: str) -> str:
-    """Append a squeeze-excite: (N, C, H, W) → (N, C, H, W)."""
+    """Append a squeeze-excite layer: (N, C, H, W) → (N, C, H, W)."""
     pooled = graph.node("GlobalAveragePool", x)
     squeezed = graph.activation(graph.convolution(pooled, f"{path}.reduce"), "relu")
     gate = graph.node("HardSigmoid", graph.convolution(squeezed, f"{path}.expand"), alpha=layer.gate_slope, beta=0.5)

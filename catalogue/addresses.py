@@ -1,27 +1,27 @@
-"""Addresses of weights: in installed distributions, on this machine, on the web and on the Hugging Face hub."""
+"""Addresses of weights: in installed distributions, on this machine, on the web and on the Hugging Face Hub."""
 
 from __future__ import annotations
 
 import re
 
 HUB = "hf://"
-"""How addresses on the Hugging Face hub begin."""
+"""Prefix of addresses on the Hugging Face Hub."""
 
 PACKAGE = "pkg://"
-"""How addresses of files in installed distributions begin."""
+"""Prefix of addresses of files in installed distributions."""
 
 FILE = "file://"
 
 LOCAL = (PACKAGE, FILE)
-"""How addresses begin that need no network."""
+"""Prefixes of addresses that do not require a network."""
 
 TIMM_HUB = "hf-hub:"
-"""How timm writes addresses on the hub."""
+"""Prefix of addresses on the Hugging Face Hub in timm."""
 
 HUB_ADDRESS = re.compile(
     r"(?:hf://|hf-hub:)([\w.-]+/[\w.-]+)(?:@([\w.-]+))?(?:/([\w./-]*[\w-]))?(?(2)|(?:@(\w(?:[\w./-]*[\w-])?))?)"
 )
-"""The revision comes behind the repository, as huggingface_hub's own paths have it, or at the end."""
+"""The revision follows the repository, as in huggingface_hub's paths, or ends the address."""
 
 PACKAGE_ADDRESS = re.compile(r"pkg://([A-Za-z\d](?:[\w.-]*[A-Za-z\d])?)/((?:(?!\.+/)[\w.+-]+/)*(?!\.+$)[\w.+-]+)")
 OTHER_ADDRESS = re.compile(r"file://.*[^/]|https?://([\w.-]+|\[[\da-fA-F:.]+\])(:\d+)?/\S*[^\s/]")
@@ -30,12 +30,12 @@ FORMS = "https://host/file, file:///path, hf://owner/repository/file or pkg://di
 
 
 def is_address(location: object) -> bool:
-    """Return whether a location of weights is an address, valid or not; other locations are paths."""
+    """Return whether `location` is an address of weights, valid or not, rather than a path."""
     return isinstance(location, str) and location.startswith((HUB, TIMM_HUB, *LOCAL, "https://", "http://"))
 
 
 def is_file_address(address: object) -> bool:
-    """Return whether an address is one that names a file, as the catalogue's do."""
+    """Return whether `address` is the valid address of a file, as required in catalogues."""
     if not isinstance(address, str):
         return False
     if address.startswith(HUB):
@@ -44,12 +44,12 @@ def is_file_address(address: object) -> bool:
 
 
 def is_valid_address(address: str) -> bool:
-    """Return whether an address names a file, or a repository on the hub."""
+    """Return whether `address` is the valid address of a file, or of a repository on the Hugging Face Hub."""
     return any(form.fullmatch(address) for form in (HUB_ADDRESS, PACKAGE_ADDRESS, OTHER_ADDRESS))
 
 
 def split_hub_address(address: str) -> tuple[str, str | None, str]:
-    """Return "owner/repository", the revision or None, and the file or "" of a valid address on the hub."""
+    """Split a valid `address` on the Hugging Face Hub into "owner/repository", revision or None, and file or ""."""
     match = HUB_ADDRESS.fullmatch(address)
     assert match
     repository, revision, file, last = match.groups()
@@ -57,7 +57,7 @@ def split_hub_address(address: str) -> tuple[str, str | None, str]:
 
 
 def split_package_address(address: str) -> tuple[str, str]:
-    """Return the distribution and the path inside it of a valid `pkg://` address."""
+    """Split a valid `pkg://` address into the distribution and the path inside it."""
     match = PACKAGE_ADDRESS.fullmatch(address)
     assert match
     return match[1], match[2]

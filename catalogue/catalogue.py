@@ -1,4 +1,4 @@
-"""Names to specs: what plugins and the user's catalogue provide."""
+"""The catalogue: backbones, heads, runtimes and weights of plugins and of the user's catalogue file, by name."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from featuretap.catalogue.files import CatalogueFile, read_catalogue
 from featuretap.catalogue.hookspecs import WeightsEntry
 from featuretap.catalogue.name_index import Named, NameIndex
 from featuretap.catalogue.plugin_loading import Plugin, load_installed, load_module
-from featuretap.catalogue.policy import normalise_name, read_policy
+from featuretap.catalogue.policy import normalize_name, read_policy
 from featuretap.catalogue.weights_index import WeightsIndex
 from featuretap.specs import BackboneSpec, HeadSpec, RuntimeSpec
 from featuretap.specs.layout import NATIVE
@@ -40,23 +40,23 @@ EXAMPLES = {
     "efficientnetlite": "featuretap-efficientnet-lite",
     "tfefficientnetlite": "featuretap-efficientnet-lite",
 }
-"""Beginning of a backbone's name, without underscores → the distribution in `examples/` that provides it."""
+"""Mapping from prefix of a backbone's name, without underscores, to the plugin in `examples/` that provides it."""
 
 SHOWN = 6
-"""Variants that a message lists."""
+"""Maximum number of variants listed in a message."""
 
 
 class Catalogue:
     """Backbones, heads, runtimes and published weights by name.
 
-    Plugins and the user's catalogue are read on first use, which is where a catalogue file that cannot be used raises
-    a `CatalogueError`. Built-in names are never shadowed, and the user's come next. A name that two plugins provide is
-    ambiguous; `distribution:name` selects one.
+    Plugins and the user's catalogue are read on first use. An invalid catalogue file raises a `CatalogueError` then.
+    Names from plugins and from the user never shadow built-in names, and the user's names take precedence over those of
+    plugins. A name that two plugins provide is ambiguous; `distribution:name` selects one.
 
     Args:
-        plugins: modules to load beside the installed plugins, as in tests.
-        discover: whether installed plugins and the user's `featuretap.toml` are read.
-        builtins: whether the built-in plugins are loaded.
+        plugins: modules to load in addition to the installed plugins, for example in tests.
+        discover: whether to read installed plugins and the user's `featuretap.toml`.
+        builtins: whether to load the built-in plugins.
     """
 
     def __init__(self, plugins: Iterable[Any] = (), *, discover: bool = True, builtins: bool = True) -> None:
@@ -68,19 +68,19 @@ class Catalogue:
 
     @property
     def plugins(self) -> tuple[Plugin, ...]:
-        """Every plugin that was found, failed and disabled ones included."""
+        """All plugins that were found, including failed and disabled ones."""
         self._load()
         return self._plugins
 
     @property
     def problems(self) -> tuple[str, ...]:
-        """A line for everything that was found and cannot be used: failed plugins, ambiguous names."""
+        """One line for each problem that was found, such as a failed plugin or an ambiguous name."""
         self._load()
         return tuple(self._problems())
 
     @property
     def published_weights(self) -> tuple[WeightsEntry, ...]:
-        """Every entry of published weights."""
+        """All entries of published weights."""
         self._load()
         return tuple(self._weights.entries.values())
 
@@ -92,16 +92,24 @@ class Catalogue:
 
     @property
     def mirrors(self) -> Mapping[str, str]:
-        """Prefix of a URL → its replacement for downloads, from the user's catalogue."""
+        """Mapping from URL prefix to its replacement for downloads, from the user's catalogue."""
         self._load()
         return self._user.mirrors
 
     def list_backbones(self, pattern: str = "*") -> list[str]:
-        """Return the sorted names of backbones that match a shell pattern; aliases are not listed.
+        """Return the sorted names of backbones that match a shell pattern. Aliases are not listed.
 
         Args:
-            pattern: "mobilenet_v2*"; names of open namespaces, such as "timm/resnet18", are listed for patterns with a
-                slash only: "timm/*".
+            pattern: a pattern such as "mobilenet_v2*". Names in open namespaces are only listed for patterns with a
+                slash, such as "timm/*".
+
+        Returns:
+            The sorted names.
+
+        Examples:
+            >>> from featuretap import registry
+            >>> registry.list_backbones("mobilenet_v2*")
+            ['mobilenet_v2', 'mobilenet_v2_050', 'mobilenet_v2_075', 'mobilenet_v2_140']
         """
         self._load()
         return self._match_backbones(pattern)
@@ -112,51 +120,98 @@ class Catalogue:
             try:
                 answer = plugin.ask("match_backbones", pattern=pattern) or ()
                 if isinstance(answer, str) or not all(isinstance(name, str) for name in answer):
-                    raise PluginError(f"{plugin.label} should answer {pattern!r} with names in a list, got {answer!r}")
+                    raise PluginError(f"{plugin.label} must return a list of names for {pattern!r}; got {answer!r}")
                 known.update(answer)
             except PluginError as error:
-                # The namespaces of others are listed all the same.
+                # Other namespaces can still be listed.
                 self._namespace_errors[plugin.label] = str(error)
         return _match(known, pattern)
 
     def list_heads(self, pattern: str = "*") -> list[str]:
-        """Return the sorted names of heads that match a shell `pattern`, such as "*rcnn"."""
+        """Return the sorted names of heads that match a shell pattern.
+
+        Args:
+            pattern: a shell pattern, such as "*rcnn".
+
+        Returns:
+            The sorted names.
+
+        Examples:
+            >>> from featuretap import registry
+            >>> registry.list_heads("*rcnn")
+            ['faster_rcnn', 'mask_rcnn']
+        """
         self._load()
         return _match(self._heads.names, pattern)
 
     def list_plugins(self, pattern: str = "*") -> list[str]:
-        """Return the sorted names of the distributions whose plugins were found, failed and disabled ones included.
+        """Return the sorted names of the distributions that provide plugins, including failed and disabled ones.
 
         Args:
             pattern: a shell pattern, such as "featuretap-*".
+
+        Returns:
+            The sorted names.
+
+        Examples:
+            >>> from featuretap import registry
+            >>> registry.list_plugins("featuretap")
+            ['featuretap']
         """
         return _match({plugin.distribution for plugin in self.plugins}, pattern)
 
     def list_weights(self, pattern: str = "*") -> list[str]:
-        """Return the sorted names of published weights, "backbone.tag", that match a shell `pattern`."""
+        """Return the sorted names of published weights, "backbone.tag", that match a shell pattern.
+
+        Args:
+            pattern: a shell pattern, such as "mobilenet_v2.*".
+
+        Returns:
+            The sorted names.
+
+        Examples:
+            >>> from featuretap import registry
+            >>> registry.list_weights("mobilenet_v3_large.ssdlite*")
+            ['mobilenet_v3_large.ssdlite320_coco_v1']
+        """
         return _match((entry.name for entry in self.published_weights), pattern)
 
     def list_runtimes(self, pattern: str = "*") -> list[str]:
-        """Return the sorted names of the runtimes that match a shell `pattern`, whether or not they are installed."""
+        """Return the sorted names of runtimes that match a shell pattern, installed or not.
+
+        Args:
+            pattern: a shell pattern.
+
+        Returns:
+            The sorted names.
+
+        Examples:
+            >>> from featuretap import registry
+            >>> registry.list_runtimes("o*")
+            ['onnxruntime', 'openvino']
+        """
         self._load()
         return _match(self._runtimes.names, pattern)
 
     @property
     def runtimes(self) -> tuple[RuntimeSpec, ...]:
-        """All runtimes by name, without those whose name is ambiguous."""
+        """All runtimes, sorted by name. Runtimes with an ambiguous name are omitted."""
         self._load()
         entries = (self._runtimes.names[name] for name in self.list_runtimes())
         return tuple(found[0][1] for found in entries if len(found) == 1)
 
     def backbone(self, name: str | BackboneSpec) -> BackboneSpec:
-        """Return a backbone's spec as its provider defines it, options not yet applied.
+        """Return the spec of a backbone, without any options applied.
 
         Args:
-            name: a name or alias, or a `BackboneSpec`, which is returned unmodified.
+            name: a name or alias, or a `BackboneSpec`, which is returned unchanged.
+
+        Returns:
+            The spec as its provider defines it.
 
         Raises:
             UnknownBackboneError: no backbone has this name, or the name is ambiguous.
-            PluginError: the plugin that provides it failed.
+            PluginError: the plugin that provides the backbone failed.
         """
         if isinstance(name, BackboneSpec):
             return name
@@ -164,7 +219,13 @@ class Catalogue:
         return self._find(name)[1]
 
     def head(self, name: str) -> HeadSpec:
-        """Return a head's spec by its `name`, "fpn" or "distribution:name".
+        """Return the spec of a head.
+
+        Args:
+            name: name of the head, such as "fpn" or "distribution:name".
+
+        Returns:
+            The spec as its provider defines it.
 
         Raises:
             UnknownHeadError: no head has this name, or the name is ambiguous.
@@ -173,7 +234,13 @@ class Catalogue:
         return self._find_in(self._heads, name)
 
     def runtime(self, name: str) -> RuntimeSpec:
-        """Return a runtime's spec by its `name`, "onnxruntime" or "distribution:name".
+        """Return the spec of a runtime.
+
+        Args:
+            name: name of the runtime, such as "onnxruntime" or "distribution:name".
+
+        Returns:
+            The spec as its provider defines it.
 
         Raises:
             UnknownRuntimeError: no runtime has this name, or the name is ambiguous.
@@ -182,10 +249,13 @@ class Catalogue:
         return self._find_in(self._runtimes, name)
 
     def weights_of(self, name: str | BackboneSpec) -> tuple[WeightsEntry, ...]:
-        """Return the published weights of a backbone, those of `pretrained=True` first.
+        """Return the published weights of a backbone.
 
         Args:
             name: a name or alias, or a `BackboneSpec`.
+
+        Returns:
+            The entries, starting with the default weights.
 
         Raises:
             UnknownBackboneError: no backbone has this name.
@@ -193,13 +263,19 @@ class Catalogue:
         return self.weights_index.of(self.backbone(name))
 
     def weights_with_digest(self, digest: str) -> WeightsEntry | None:
-        """Return the published weights whose file has this SHA-256 (`digest`, 64 hexadecimal digits), or None."""
+        """Return the published weights whose file has the SHA-256 `digest` (64 hexadecimal digits), or None."""
         return next(
             (entry for entry in self.published_weights if entry.sha256 and digest.startswith(entry.sha256)), None
         )
 
     def provider(self, name: str) -> str:
-        """Return the distribution that the backbone `name` comes from, or the path of the user's catalogue.
+        """Return the provider of a backbone.
+
+        Args:
+            name: name of the backbone.
+
+        Returns:
+            The name of a distribution, or the path of the user's catalogue.
 
         Raises:
             UnknownBackboneError: no backbone has this name.
@@ -208,23 +284,25 @@ class Catalogue:
         return self._find(name)[0]
 
     def is_user_defined(self, name: str) -> bool:
-        """Return whether a backbone's `name` is from the user's catalogue, which other machines do not have."""
+        """Return whether the backbone `name` is defined in the user's catalogue, which other machines do not have."""
         return self.provider(name) == str(self._user.path)
 
     def needs_torch(self, name: str) -> bool:
-        """Return whether describing the backbone `name` may need PyTorch: open namespaces and their variants."""
+        """Return whether describing the backbone `name` may import torch, as for open namespaces and their variants."""
         self._load()
         return name in self._deferred or "/" in name
 
     def _load(self) -> None:
-        """Read plugins and the user's catalogue, once."""
+        """Read plugins and the user's catalogue on the first call."""
         if self._state == "read":
             return
         with self._lock:
             if self._state == "read":
                 return
             if self._state == "reading":
-                raise PluginError("a plugin asks the registry that is just loading it; import the specs it builds on")
+                raise PluginError(
+                    "a plugin used the registry that is loading it; import the specs it builds on instead"
+                )
             self._state = "reading"
             try:
                 self._read()
@@ -247,13 +325,14 @@ class Catalogue:
             self._backbones.add_all(plugin.distribution, plugin.backbones, built_in=plugin.built_in)
             self._heads.add_all(plugin.distribution, plugin.heads, built_in=plugin.built_in)
             self._runtimes.add_all(plugin.distribution, plugin.runtimes, built_in=plugin.built_in)
-        # Name → provider and spec of backbones that were resolved.
+        # Resolved backbones: name → (provider, spec).
         self._found: dict[str, tuple[str, BackboneSpec]] = {}
-        # Name or alias → name of the user's variants over an open namespace: describing them may need PyTorch.
+        # The user's variants of backbones in open namespaces, resolved later because that may import torch:
+        # name or alias → name.
         self._deferred: dict[str, str] = {}
-        # Name → why an entry of the user's catalogue cannot be used while a plugin is missing.
+        # Entries of the user's catalogue that cannot be used because a plugin is missing: name → error.
         self._unusable: dict[str, CatalogueError] = {}
-        # Plugin → why its open namespace could not be listed.
+        # Open namespaces that could not be listed: plugin → message.
         self._namespace_errors: dict[str, str] = {}
         self._add_user_backbones()
         self._weights = WeightsIndex(self._plugins, self._user, self._user_weights())
@@ -267,16 +346,15 @@ class Catalogue:
         known = {plugin.distribution for plugin in self._plugins}
         for key, distributions in (("disable", self._user.disable), ("only", self._user.only or ())):
             for distribution in sorted(distributions):
-                if normalise_name(distribution) not in known:
+                if normalize_name(distribution) not in known:
                     yield (
-                        f"{self._user.path}: plugins.{key} names {distribution!r}, "
-                        "which has no plugin that is installed"
+                        f"{self._user.path}: plugins.{key} names {distribution!r}, which provides no installed plugin"
                     )
 
     def _find(self, name: str) -> tuple[str, BackboneSpec]:
-        """Return the provider of a backbone, and its spec."""
+        """Return the provider and the spec of a backbone."""
         if not isinstance(name, str):
-            raise UnknownBackboneError(f"a backbone's name is a string or a BackboneSpec, got {name!r}")
+            raise UnknownBackboneError(f"a backbone must be a name or a BackboneSpec; got {name!r}")
         if name in self._unusable:
             raise self._unusable[name]
         if name not in self._found:
@@ -290,7 +368,7 @@ class Catalogue:
         return self._found[name]
 
     def _find_base(self, base: str, variant: str) -> BackboneSpec:
-        # What a variant replaces is found behind its own names.
+        # A variant may have the name of its base; the base is then the backbone that the variant replaces.
         return (self._find_provided if self._deferred.get(base) == variant else self._find)(base)[1]
 
     def _find_provided(self, name: str) -> tuple[str, BackboneSpec]:
@@ -302,11 +380,11 @@ class Catalogue:
         return found
 
     def _suggest(self, name: str) -> str:
-        """Return what somebody who asks for an unknown backbone may mean, for a message; "" for nothing."""
+        """Return a suggestion for an unknown backbone, as the end of an error message, or ""."""
         names = self._backbones.names
         variants = [known for known in sorted(names) if known.startswith(f"{name}_")]
         if variants:
-            # Those with options of their own are variants of the others.
+            # Variants follow the backbones they are based on.
             variants.sort(key=lambda known: bool(names[known][0][1].variant_of))
             return f"; there are {first_few(variants, SHOWN)}"
         family = next((family for family in EXAMPLES if name.replace("_", "").startswith(family)), None)
@@ -318,7 +396,7 @@ class Catalogue:
 
     def _find_in(self, index: NameIndex[Named], name: str) -> Named:
         if not isinstance(name, str):
-            raise index.unknown(f"a {index.kind}'s name is a string, got {name!r}")
+            raise index.unknown(f"a {index.kind} name must be a string; got {name!r}")
         found = index.find(name)
         if found is None:
             near = index.nearest(name) or f"; known {index.kind}s: {', '.join(sorted(index.names))}"
@@ -331,16 +409,16 @@ class Catalogue:
         provider, colon, inner = name.rpartition(":")
         failure: PluginError | None = None
         for plugin in self._plugins:
-            if colon and plugin.distribution != normalise_name(provider):
+            if colon and plugin.distribution != normalize_name(provider):
                 continue
             try:
                 spec = plugin.ask("find_backbone", name=inner)
                 if isinstance(spec, BackboneSpec):
                     return plugin.distribution, spec
                 if spec is not None:
-                    raise PluginError(f"{plugin.label} should return a BackboneSpec for {inner!r}, got {spec!r}")
+                    raise PluginError(f"{plugin.label} must return a BackboneSpec for {inner!r}; got {spec!r}")
             except PluginError as error:
-                # The name may be another plugin's.
+                # Another plugin may provide the name.
                 failure = failure or error
         if failure:
             raise failure
@@ -349,15 +427,15 @@ class Catalogue:
     def _unknown(
         self, error: type[FeaturetapError], kind: str, name: str, near: str, hint: Hint | None = None
     ) -> FeaturetapError:
-        """Return the error for a name that nothing has, which a plugin that failed or is disabled may explain."""
+        """Return the error for an unknown name, with failed or disabled plugins as a possible reason."""
         provider, colon, _ = name.partition(":")
         for plugin in self._plugins if colon else ():
-            if plugin.distribution == normalise_name(provider) and plugin.status == "failed":
-                raise PluginError(f"{name!r} is not available, since {plugin.failure}") from plugin.error
-            if plugin.distribution == normalise_name(provider) and plugin.status == "disabled":
+            if plugin.distribution == normalize_name(provider) and plugin.status == "failed":
+                raise PluginError(f"{name!r} is not available because {plugin.failure}") from plugin.error
+            if plugin.distribution == normalize_name(provider) and plugin.status == "disabled":
                 return error(
-                    f"{name!r} is not available, since {plugin.label} is disabled; FEATURETAP_PLUGINS and [plugins] in "
-                    "featuretap.toml say which load"
+                    f"{name!r} is not available because {plugin.label} is disabled; enable it in FEATURETAP_PLUGINS or "
+                    "under [plugins] in featuretap.toml"
                 )
         failed = [plugin for plugin in self._plugins if plugin.status == "failed"]
         note = f" ({'; '.join(plugin.failure for plugin in failed)})" if failed else ""
@@ -366,7 +444,7 @@ class Catalogue:
         return unknown
 
     def _is_incomplete(self) -> bool:
-        """Return whether something may be missing because its plugin is."""
+        """Return whether a plugin is failed or disabled, so that names may be missing."""
         return any(plugin.status != "loaded" for plugin in self._plugins)
 
     def _add_user_backbones(self) -> None:
@@ -378,7 +456,7 @@ class Catalogue:
             self._deferred.update(dict.fromkeys(names, name))
         for name, spec in user.resolve_all(lambda name: self._find(name)[1], deferred).items():
             if isinstance(spec, CatalogueError):
-                # A typing error is to be corrected at once; what rests on a missing plugin has to wait for it.
+                # A mistake in the file is raised immediately. An entry based on a missing plugin may be valid.
                 if not (self._is_incomplete() and isinstance(spec.__cause__, UnknownBackboneError | PluginError)):
                     raise spec
                 self._unusable[name] = spec
@@ -395,7 +473,7 @@ class Catalogue:
             )
 
     def _user_weights(self) -> Iterator[WeightsEntry]:
-        """Yield the weights of the user's catalogue, an alias replaced by the backbone's name."""
+        """Yield the weights in the user's catalogue, with aliases of backbones replaced by their names."""
         user = self._user
         defaults = set()
         for entry in user.weights:
@@ -414,10 +492,10 @@ class Catalogue:
                 hint = did_you_mean(entry.layout, layouts) or ";"
                 raise user.error(
                     f"weights.{entry.name}.layout",
-                    f"is {entry.layout!r}, which {spec.name!r} is not known in{hint} it has {', '.join(layouts)}",
+                    f"is {entry.layout!r}, which {spec.name!r} does not support{hint} supported: {', '.join(layouts)}",
                 )
             if entry.default and spec.name in defaults:
-                raise CatalogueError(f"{user.path}: {spec.name!r} has two default weights; mark one of them")
+                raise CatalogueError(f"{user.path}: {spec.name!r} has two default weights; keep default = true for one")
             defaults |= {spec.name} if entry.default else set()
             yield replace(entry, name=f"{spec.name}.{entry.tag}")
 
@@ -427,10 +505,15 @@ def _match(names: Iterable[str], pattern: str) -> list[str]:
 
 
 def read_user_catalogue() -> CatalogueFile:
-    """Read the user's `featuretap.toml`, at the path in `FEATURETAP_CONFIG` or in the user's config folder.
+    """Read the user's `featuretap.toml`.
+
+    The path is in `FEATURETAP_CONFIG`, or else the file is in the user's config folder.
+
+    Returns:
+        The file, or an empty one if the config folder has none.
 
     Raises:
-        CatalogueError: it cannot be read, or does not fit the format.
+        CatalogueError: the file cannot be read, or is invalid.
     """
     given = os.environ.get("FEATURETAP_CONFIG")
     path = Path(given) if given else user_config_path("featuretap", appauthor=False) / "featuretap.toml"

@@ -1,7 +1,7 @@
-"""The entry points of installed distributions in our group, whatever state the distributions are in.
+"""Discovery of plugins: the entry points of installed distributions in the group `featuretap`.
 
-`importlib.metadata.entry_points` reads those of all distributions at once, so that one malformed line of anybody's
-hides everybody's. Here each distribution is read by itself, and only those that mention the group are read further.
+`importlib.metadata.entry_points` reads all distributions at once, so one malformed line in any of them would hide all
+plugins. This module reads each distribution separately, and parses only those that mention the group.
 """
 
 from __future__ import annotations
@@ -13,18 +13,26 @@ from functools import cache
 from importlib.metadata import Distribution, EntryPoint, distributions
 
 from featuretap.catalogue.hookspecs import GROUP
-from featuretap.catalogue.policy import OURS, normalise_name
+from featuretap.catalogue.policy import OURS, normalize_name
 from featuretap.support.errors import PluginError
 from featuretap.support.version import __version__
 
 AT_LEAST = re.compile(rf"{OURS}\s*>=\s*(\d+(?:\.\d+)*)")
-"""The usual requirement. An older release meets it, whatever suffix ours has."""
+"""The most common form of requirement. A lower release than ours meets it, whatever pre-release suffix ours has."""
 RELEASE = re.compile(r"\d+(\.\d+)*")
 
 
 @dataclass(frozen=True)
 class PluginEntryPoint:
-    """An entry point, and the distribution that has it."""
+    """An entry point with its distribution.
+
+    Args:
+        name: name of the entry point.
+        value: import string, such as "package.module".
+        distribution: normalized name of the distribution.
+        version: version of the distribution.
+        requires: requirements of the distribution.
+    """
 
     name: str
     value: str
@@ -34,25 +42,32 @@ class PluginEntryPoint:
 
     @property
     def built_in(self) -> bool:
-        """Whether it ships with featuretap: by what it names, since anybody's metadata may have our name."""
+        """Whether the plugin ships with featuretap.
+
+        The value is checked in addition to the distribution, because any package's metadata may claim featuretap's
+        name.
+        """
         return self.distribution == OURS and self.value.startswith(f"{OURS}.plugins.")
 
     def load(self) -> object:
-        """Import what the entry point names.
+        """Import the object that the entry point refers to.
+
+        Returns:
+            The object, usually a module.
 
         Raises:
-            PluginError: the entry point names nothing, or its distribution is for another featuretap.
-            Exception: whatever the import raises.
+            PluginError: the entry point is invalid, or its distribution requires another version of featuretap.
+            Exception: any exception that the import raises.
         """
         if not EntryPoint.pattern.fullmatch(self.value):
             raise PluginError(
-                f"its entry point {self.name!r} names no module, {self.value!r}; write "
+                f"its entry point {self.name!r} has the invalid value {self.value!r}; write "
                 f"'{self.name} = \"package.module\"' under [project.entry-points.{GROUP}]"
             )
         wanted = _unmet(self.requires)
         if wanted:
             raise PluginError(
-                f"it needs {wanted}, and this is featuretap {__version__}; install versions of the two that go together"
+                f"it requires {wanted}, but featuretap {__version__} is installed; install compatible versions"
             )
         return EntryPoint(self.name, self.value, GROUP).load()
 
@@ -62,22 +77,22 @@ def _numbers(version: str) -> tuple[int, ...]:
 
 
 def find_entry_points() -> list[PluginEntryPoint]:
-    """Return every entry point in our group, built-in first, then by distribution and name.
+    """Return all entry points in the group: built-in ones first, then by distribution and name.
 
-    A distribution that lies on `sys.path` twice, as a checkout and as installed, is the one that comes first there.
+    If a distribution is on `sys.path` more than once, such as a checkout and an installed copy, the first one is used.
     """
     found: dict[str, list[PluginEntryPoint]] = {}
     for distribution in distributions():
         lines = list(dict.fromkeys(_lines(distribution)))
         if lines:
             about = distribution.metadata
-            name, version = normalise_name(about["Name"] or "unnamed"), about["Version"] or ""
+            name, version = normalize_name(about["Name"] or "unnamed"), about["Version"] or ""
             requires = tuple(about.get_all("Requires-Dist") or ())
-            # Two names of one module are one plugin, under the first of them.
+            # Two entry points with one value are one plugin, with the first name.
             values = {value: entry for entry, value in reversed(lines)}
             points = [PluginEntryPoint(entry, value, name, version, requires) for value, entry in values.items()]
             first = found.setdefault(name, points)
-            # Ours are found behind metadata that only have our name, such as those of an older checkout.
+            # Built-in plugins must be found even if an earlier entry on `sys.path` has outdated metadata of featuretap.
             known = {point.value for point in first}
             first += [point for point in points if point.built_in and point.value not in known]
     every = [point for points in found.values() for point in points]
@@ -85,11 +100,11 @@ def find_entry_points() -> list[PluginEntryPoint]:
 
 
 def _lines(distribution: Distribution) -> Iterator[tuple[str, str]]:
-    """Yield (name, value) of the lines in our section; the value of a malformed line is empty."""
+    """Yield (name, value) for every line in the group's section. A malformed line has an empty value."""
     try:
         text = distribution.read_text("entry_points.txt") or ""
     except (OSError, UnicodeDecodeError):
-        # Nobody can say whether it was meant for us.
+        # Unreadable metadata may belong to any package, so it is not reported.
         return
     if f"[{GROUP}]" not in text:
         return
@@ -103,8 +118,8 @@ def _lines(distribution: Distribution) -> Iterator[tuple[str, str]]:
 
 
 def _unmet(requires: tuple[str, ...]) -> str:
-    """Return the requirement of featuretap that this featuretap does not meet, or an empty string."""
-    ours = (text for text in requires if normalise_name(text).startswith(OURS))
+    """Return the requirement on featuretap that this version does not meet, or ""."""
+    ours = (text for text in requires if normalize_name(text).startswith(OURS))
     return next(filter(None, map(_unmet_version, ours)), "")
 
 
@@ -113,7 +128,7 @@ def _unmet_version(text: str) -> str:
     least, ours = AT_LEAST.fullmatch(text), RELEASE.match(__version__)
     if least and ours and _numbers(least[1]) < _numbers(ours[0]):
         return ""
-    # Importing it takes as long as a dozen plugins.
+    # Importing `packaging` takes as long as importing a dozen plugins.
     from packaging.requirements import InvalidRequirement, Requirement
 
     try:
@@ -121,6 +136,6 @@ def _unmet_version(text: str) -> str:
     except InvalidRequirement:
         return ""
     applies = wanted.marker is None or wanted.marker.evaluate({"extra": ""})
-    if normalise_name(wanted.name) == OURS and applies and not wanted.specifier.contains(__version__, prereleases=True):
+    if normalize_name(wanted.name) == OURS and applies and not wanted.specifier.contains(__version__, prereleases=True):
         return f"{OURS}{wanted.specifier}"
     return ""

@@ -1,6 +1,6 @@
-"""The catalogue's file format, one for all: our `registry.toml`, a plugin's, a user's `featuretap.toml`.
+"""The format of catalogue files: featuretap's `registry.toml`, a plugin's `registry.toml`, a user's `featuretap.toml`.
 
-A user's file adds variants, aliases, weights and plugin policy, and never code.
+A user's file may define variants, aliases, weights and plugin policy, but must not refer to code.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ IMPORT_STRING = re.compile(r"\w+(\.\w+)*:\w+(\.\w+)*")
 
 
 UNPUBLISHED = ("width", "padding")
-"""Options of a variant that the published weights of its base do not fit."""
+"""Options that make the published weights of a variant's base unusable."""
 
 
 def _is_number(value: Any) -> bool:
@@ -72,7 +72,16 @@ PREPROCESSING = {"resize": PIXELS, "crop": PIXELS, "mean": NUMBERS, "std": NUMBE
 
 @dataclass(frozen=True)
 class CatalogueFile:
-    """A checked file, with the names in it not yet looked up."""
+    """A validated catalogue file. Names of bases are not resolved yet.
+
+    Args:
+        path: path of the file.
+        backbones: mapping from name to the entry's table.
+        weights: entries of published weights.
+        disable: distributions whose plugins are not loaded.
+        only: the only distributions whose plugins are loaded; None for all.
+        mirrors: mapping from URL prefix to replacement.
+    """
 
     path: Path
     backbones: Mapping[str, Mapping[str, Any]]
@@ -82,11 +91,14 @@ class CatalogueFile:
     mirrors: Mapping[str, str] = field(default_factory=dict)
 
     def error(self, key: str, problem: str) -> CatalogueError:
-        """Return an error that names file and key."""
+        """Return an error about a `key` of this file, with this `problem`."""
         return CatalogueError(f"{self.path}: {key} {problem}")
 
     def foundation(self, name: str) -> str:
-        """Return the name, not of this file, that a variant rests on in the end; one in it if it rests on itself."""
+        """Return the name that the variant `name` is ultimately based on and that this file does not define.
+
+        If the variant is based on itself, the name is one that the file defines.
+        """
         owners = {alias: owner for owner, entry in self.backbones.items() for alias in entry.get("aliases", ())}
         owners |= {owner: owner for owner in self.backbones}
         below: set[str] = set()
@@ -96,14 +108,22 @@ class CatalogueFile:
         return name
 
     def resolve(self, name: str, lookup: Callable[[str], BackboneSpec], above: tuple[str, ...] = ()) -> BackboneSpec:
-        """Return one backbone; `lookup` returns those that the file does not define, `above` are the variants of it.
+        """Return the spec of a backbone in this file.
+
+        Args:
+            name: name of the backbone.
+            lookup: function that returns the spec of a backbone that this file does not define.
+            above: names of the variants that are being resolved.
+
+        Returns:
+            The spec, with the options of the entry as defaults.
 
         Raises:
-            CatalogueError: its base does not exist or rests on itself, or does not take its options.
+            CatalogueError: the base does not exist, is circular, or does not take the options.
         """
         entry, key = self.backbones[name], f"backbones.{name}"
         if name in above:
-            raise self.error(f"{key}.base", f"rests on itself: {' -> '.join((*above, name))}")
+            raise self.error(f"{key}.base", f"is circular: {' -> '.join((*above, name))}")
         try:
             if "spec" in entry:
                 base = load(entry["spec"])
@@ -120,7 +140,15 @@ class CatalogueFile:
     def resolve_all(
         self, lookup: Callable[[str], BackboneSpec], deferred: Container[str] = ()
     ) -> dict[str, BackboneSpec | CatalogueError]:
-        """Return name → backbone, except for those of `deferred`, or the error that its entry or aliases raise."""
+        """Resolve all backbones of this file.
+
+        Args:
+            lookup: function that returns the spec of a backbone that this file does not define.
+            deferred: names of backbones to skip.
+
+        Returns:
+            A mapping from name to spec, or to the error that the entry raises.
+        """
         found: dict[str, BackboneSpec | CatalogueError] = {}
         owners = {name: name for name in self.backbones}
         for name, entry in self.backbones.items():
@@ -130,7 +158,7 @@ class CatalogueFile:
                 for alias in dict.fromkeys(entry.get("aliases", ())):
                     if alias in owners:
                         raise self.error(
-                            f"backbones.{name}.aliases", f"has {alias!r}, which is a name of {owners[alias]!r}"
+                            f"backbones.{name}.aliases", f"has {alias!r}, which already names {owners[alias]!r}"
                         )
                     owners[alias] = name
             except CatalogueError as error:
@@ -139,13 +167,13 @@ class CatalogueFile:
 
 
 def _make_variant(name: str, entry: Mapping[str, Any], base: BackboneSpec) -> BackboneSpec:
-    """Return a backbone under the name of an entry, with its options as defaults."""
+    """Return `base` under another name, with the options of an entry as defaults."""
     options = entry.get("options", {})
     defaults = options_of(base)
     split_options(base, None, options, defaults)
     check_options(base, {**defaults, **options})
-    # Only a width makes tensors that no published weights of the base could fill, and only padding gives them another
-    # meaning.
+    # With other options, the published weights of the base still fit after adaptation or pruning. A width creates
+    # tensors that they cannot fill, and padding changes what the tensors compute.
     same = "base" in entry and all(options.get(name, defaults.get(name)) == defaults.get(name) for name in UNPUBLISHED)
     return replace(
         base,
@@ -160,17 +188,47 @@ def _make_variant(name: str, entry: Mapping[str, Any], base: BackboneSpec) -> Ba
 
 @dataclass(frozen=True)
 class PluginCatalogue:
-    """The specs and weights of a plugin's own `registry.toml`, ready to be returned from its hooks."""
+    """Specs and weights from a plugin's `registry.toml`, for its hooks to return.
+
+    Args:
+        backbones: specs of the backbones.
+        weights: entries of published weights.
+    """
 
     backbones: tuple[BackboneSpec, ...]
     weights: tuple[WeightsEntry, ...]
 
 
 def load_catalogue(path: Path) -> PluginCatalogue:
-    """Read a plugin's `registry.toml`; bases must be in the same file.
+    """Read a plugin's `registry.toml`. Bases must be in the same file.
+
+    Args:
+        path: path of the file.
+
+    Returns:
+        The specs and weights to return from hooks.
 
     Raises:
-        CatalogueError: the file is not valid; the message names file, key and nearest match.
+        CatalogueError: the file is invalid. The message names file and key.
+
+    Examples:
+        >>> from pathlib import Path
+        >>> from tempfile import TemporaryDirectory
+        >>> from featuretap.registry.hookspecs import load_catalogue
+        >>> text = '''
+        ... schema = 1
+        ... [backbones.tinynet]
+        ... spec = "featuretap.backbones.mobilenet_v3:SMALL"
+        ... [backbones.tinynet_050]
+        ... base = "tinynet"
+        ... options = { width = 0.5 }
+        ... '''
+        >>> with TemporaryDirectory() as folder:
+        ...     path = Path(folder, "registry.toml")
+        ...     _ = path.write_text(text)
+        ...     catalogue = load_catalogue(path)
+        >>> [(spec.name, dict(spec.options)) for spec in catalogue.backbones]
+        [('tinynet', {}), ('tinynet_050', {'width': 0.5})]
     """
     file = read_catalogue(path, code=True)
 
@@ -186,15 +244,18 @@ def load_catalogue(path: Path) -> PluginCatalogue:
 
 
 def read_catalogue(path: Path, *, code: bool) -> CatalogueFile:
-    """Read and check a file.
+    """Read and validate a catalogue file.
 
     Args:
-        path: a TOML file.
-        code: whether entries may name code (`spec`); only those of installed distributions may. A file that may not
-            is a user's, and may hold plugin policy instead.
+        path: path of a TOML file.
+        code: True for a plugin's file, whose entries may refer to code (`spec`). False for a user's file, which may
+            define plugin policy and mirrors instead.
+
+    Returns:
+        The validated file.
 
     Raises:
-        CatalogueError: the file cannot be read, or does not fit the format.
+        CatalogueError: the file cannot be read, or is invalid.
     """
     try:
         content = tomllib.loads(read_settings(path))
@@ -202,11 +263,11 @@ def read_catalogue(path: Path, *, code: bool) -> CatalogueFile:
         reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
         raise CatalogueError(f"cannot read the catalogue {str(path)!r}: {reason}") from error
     except (ValueError, RecursionError) as error:
-        # Besides malformed TOML: numbers of thousands of digits, and arrays in arrays in arrays.
+        # ValueError also covers numbers with thousands of digits, and RecursionError deeply nested arrays.
         raise CatalogueError(f"{path}: not valid TOML: {error}") from error
     if content.get("schema") != SCHEMA:
         raise CatalogueError(
-            f"{path}: schema is {content.get('schema', 'missing')!r}, and this featuretap reads {SCHEMA}; "
+            f"{path}: schema is {content.get('schema', 'missing')!r}, but this version of featuretap reads {SCHEMA}; "
             f"write 'schema = {SCHEMA}' at the top, or update featuretap"
         )
     _check(path, "", content, FILE if code else {**FILE, "plugins": TABLE, "mirrors": TABLE})
@@ -230,15 +291,15 @@ def _check(path: Path, prefix: str, table: Mapping[str, Any], keys: Mapping[str,
     for key, value in table.items():
         if key not in keys:
             hint = did_you_mean(key, keys) or ";"
-            raise CatalogueError(f"{path}: {prefix}{key} is not a known key{hint} known are {', '.join(keys)}")
+            raise CatalogueError(f"{path}: {prefix}{key} is not a known key{hint} known keys: {', '.join(keys)}")
         what, accepts = keys[key]
         if not accepts(value):
-            raise CatalogueError(f"{path}: {prefix}{key} should be {what}, got {value!r}")
+            raise CatalogueError(f"{path}: {prefix}{key} must be {what}; got {value!r}")
 
 
 def _check_table(path: Path, name: str, entry: Any) -> None:
     if not isinstance(entry, dict):
-        raise CatalogueError(f"{path}: {name} should be a table, got {entry!r}")
+        raise CatalogueError(f"{path}: {name} must be a table; got {entry!r}")
 
 
 def _check_backbone(path: Path, name: str, entry: Any, code: bool) -> None:
@@ -246,7 +307,7 @@ def _check_backbone(path: Path, name: str, entry: Any, code: bool) -> None:
     named_code = sorted({"spec", "factory"} & set(entry))
     if named_code and not code:
         raise CatalogueError(
-            f"{path}: backbones.{name}.{named_code[0]} would name code, which a user's catalogue may not; "
+            f"{path}: backbones.{name}.{named_code[0]} refers to code, which a user's catalogue must not; "
             "give a base and options, or write a plugin"
         )
     _check(path, f"backbones.{name}.", entry, {**CODE, **VARIANT} if code else VARIANT)
@@ -259,8 +320,9 @@ def _check_backbone(path: Path, name: str, entry: Any, code: bool) -> None:
     for given in (name, *entry.get("aliases", ())):
         if "/" in given:
             raise CatalogueError(
-                f"{path}: backbones.{name} has a name {given!r} with a slash, which names in open namespaces have; "
-                "choose another"
+                f"{path}: backbones.{name} has the name {given!r}, but slashes are reserved for open namespaces; "
+                f"choose "
+                "another name"
             )
     if ("spec" in entry) == ("base" in entry):
         needed = "either spec or base" if code else "a base"
@@ -268,7 +330,7 @@ def _check_backbone(path: Path, name: str, entry: Any, code: bool) -> None:
 
 
 def _strings(value: Any) -> Iterator[str]:
-    """Yield every string in a value, however deep it lies."""
+    """Yield every string in a value, at any depth."""
     if isinstance(value, str):
         yield value
     elif isinstance(value, list | dict):
@@ -280,7 +342,7 @@ def _check_options(path: Path, name: str, entry: Mapping[str, Any]) -> None:
     for option, value in entry.get("options", {}).items():
         if any(map(IMPORT_STRING.fullmatch, _strings(value))):
             raise CatalogueError(
-                f"{path}: {name}.options.{option} would name code ({value!r}), which a user's catalogue may not; "
+                f"{path}: {name}.options.{option} refers to code ({value!r}), which a user's catalogue must not; "
                 "write a plugin"
             )
 
@@ -293,10 +355,10 @@ def _weights(path: Path, name: str, entry: Any, code: bool) -> WeightsEntry:
     urls = entry.get("urls", [entry["url"]] if "url" in entry else [])
     missing = [*(() if urls else ("url",)), *(key for key in NEEDED if key not in entry)]
     if missing or "." not in name.strip("."):
-        problem = f"lacks {', '.join(missing)}" if missing else "should be named 'backbone.tag'"
+        problem = f"is missing {', '.join(missing)}" if missing else "must be named 'backbone.tag'"
         raise CatalogueError(f'{path}: weights."{name}" {problem}')
     if "url" in entry and "urls" in entry:
-        raise CatalogueError(f'{path}: weights."{name}" has url and urls; list all addresses in urls')
+        raise CatalogueError(f'{path}: weights."{name}" has both url and urls; list all addresses in urls')
     prepared = entry.get("preprocessing", {})
     _check(path, f'weights."{name}".preprocessing.', prepared, PREPROCESSING)
     values: dict[str, Any] = {

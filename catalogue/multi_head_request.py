@@ -1,4 +1,4 @@
-"""Arguments of `build` with several heads → a resolved request: one of the backbone, and one for each head."""
+"""Resolve the arguments of `build` with several heads into one request per head, and one for the backbone."""
 
 from __future__ import annotations
 
@@ -16,14 +16,13 @@ from featuretap.specs.validation import ARGUMENTS
 from featuretap.support.errors import HeadError, Hint, OptionError, UnknownHeadError, did_you_mean
 
 Heads: TypeAlias = Sequence[str] | Mapping[str, str]
-"""Names of heads, or a mapping from names of one's own to names of heads."""
+"""Names of heads, or a mapping from custom names to names of heads."""
 
 IMAGE_OPTIONS = ("size", "resizing", "min_size", "max_size", "image_mean", "image_std")
-"""Options by which a detection head prepares the images that the backbone reads."""
+"""Options of detection heads that determine the images that the backbone reads."""
 
 RESERVED = frozenset(
-    # Fifty lines as a list.
-    (  # noqa: SIM905
+    (  # noqa: SIM905 - as a list, it would take fifty lines
         "T_destination add_module apply bfloat16 buffers call_super_init children clear compile cpu cuda double "
         "dump_patches eval extra_repr float forward get_buffer get_extra_state get_parameter get_submodule half ipu "
         "items keys load_state_dict modules mtia named_buffers named_children named_modules named_parameters "
@@ -34,16 +33,16 @@ RESERVED = frozenset(
         "train training type update values xpu zero_grad"
     ).split()
 )
-"""Attributes of `torch.nn.ModuleDict`, which no head can be named like."""
+"""Attributes of `torch.nn.ModuleDict`, which cannot be the names of heads."""
 
 
 @dataclass(frozen=True)
 class MultiHeadRequest:
-    """A resolved request of a backbone with several heads.
+    """A resolved request for a backbone with several heads.
 
     Args:
-        backbone: of the bare backbone with the taps of all heads.
-        heads: name → request of the model that the head and the backbone form.
+        backbone: request for the bare backbone with the taps of all heads.
+        heads: mapping from head name to the request for the model of backbone and head.
     """
 
     backbone: BuildRequest
@@ -51,7 +50,7 @@ class MultiHeadRequest:
 
     @property
     def spec(self) -> MultiHeadSpec:
-        """The backbone's spec with those of the heads."""
+        """The spec of the backbone with its heads."""
         return MultiHeadSpec(
             self.backbone.backbone, {name: model_spec(request) for name, request in self.heads.items()}
         )
@@ -63,7 +62,7 @@ class MultiHeadRequest:
 
 
 def model_spec(request: BuildRequest) -> ModelSpec:
-    """Return the spec of a request of a model with one head."""
+    """Return the spec of a `request` for a model with one head."""
     assert isinstance(request.spec, ModelSpec)
     return request.spec
 
@@ -79,16 +78,19 @@ def resolve_multi_head_request(
     """Resolve the arguments of `Registry.build` with several heads.
 
     Args:
-        catalogue: of the registry.
-        name: of the backbone.
-        heads: their names, or own names → their names.
-        pretrained: as for `build`.
-        **options: of the backbone, and for each head, under its name, a mapping with those of the head, with
-            `num_classes` and with `taps`.
+        catalogue: the catalogue of the registry.
+        name: name of the backbone, or its spec.
+        heads: names of heads, or a mapping from custom names to names of heads.
+        pretrained: as for `Registry.build`.
+        **options: options of the backbone; and, under the name of each head, a mapping with its options, `num_classes`
+            and `taps`.
+
+    Returns:
+        The resolved request.
 
     Raises:
-        HeadError: a head's name cannot be that of a module or of an option, or two heads contradict each other.
-        FeaturetapError: as `Registry.build` for one head.
+        HeadError: the name of a head is reserved, or two heads contradict each other.
+        FeaturetapError: any error of `Registry.build` with one head.
     """
     for argument in ("taps", "num_classes"):
         if options.get(argument) is None:
@@ -116,36 +118,40 @@ def resolve_multi_head_request(
 
 
 def name_heads(heads: Heads, defaults: Mapping[str, Any]) -> dict[str, str]:
-    """Return own name → name of the head.
+    """Return a mapping from the name of each head in the model to its name in the registry.
 
     Args:
-        heads: as `build` takes them.
-        defaults: what `options_of` returns for the backbone.
+        heads: the argument `head` of `Registry.build`.
+        defaults: options of the backbone, as returned by `options_of`.
+
+    Returns:
+        A mapping from custom name to name of the head.
 
     Raises:
-        HeadError: no head, one twice, or a name that no head can have.
+        HeadError: there is no head, a head is repeated, or a name is reserved.
     """
     if not isinstance(heads, Mapping | Sequence):
-        raise HeadError(f"head={heads!r} should be the name of a head, several, or a mapping from own names to them")
+        raise HeadError(f"head must be a name, several names, or a mapping from custom names to names; got {heads!r}")
     named = dict(heads) if isinstance(heads, Mapping) else {head: head for head in heads}
     if not named or len(named) < len(heads):
-        problem = "names no head" if not named else "names a head twice"
-        raise HeadError(f"head={heads!r} {problem}; give each a name of its own: head={{'road': 'lraspp', ...}}")
+        problem = "is empty; give at least one head" if not named else "repeats a head; give each a custom name"
+        raise HeadError(f"head={heads!r} {problem}: head={{'road': 'lraspp', ...}}")
     taken = {*RESERVED, *ARGUMENTS, *defaults}
     for label in named:
         if not isinstance(label, str) or not label.isidentifier() or label[0] == "_" or label in taken:
             raise HeadError(
-                f"a head cannot be called {label!r}; choose an identifier that is no argument or option of build, and "
-                "no attribute of PyTorch's modules"
+                f"{label!r} cannot be the name of a head; choose an identifier that is neither an argument or "
+                f"option of "
+                "build nor an attribute of torch.nn.ModuleDict"
             )
     return named
 
 
 def describe_heads(backbone: Description, heads: Mapping[str, Description]) -> Description:
-    """Return the description of a backbone with several heads.
+    """Return the description of a `backbone` with several `heads`.
 
-    The preprocessing is that of the head that asks most of it: a detector takes images as they are and prepares them
-    for all heads, a segmenter takes them uncropped.
+    A detector's preprocessing takes precedence: it takes unmodified images and preprocesses them for all heads. The
+    next is a segmenter's, which does not crop images.
     """
     specs = {name: described.spec for name, described in heads.items()}
     ranks = {"raw": 0, "whole": 1, "cropped": 2}
@@ -154,13 +160,13 @@ def describe_heads(backbone: Description, heads: Mapping[str, Description]) -> D
 
 
 def check_heads(models: Mapping[str, ModelSpec]) -> None:
-    """Refuse detectors that prepare their images in different ways, of which a backbone can read one only.
+    """Check that all detectors preprocess images in the same way, since they share one backbone.
 
     Args:
-        models: name of a head → spec of the model that it and the backbone form.
+        models: mapping from head name to the spec of the model of backbone and head.
 
     Raises:
-        HeadError: an option that prepares images differs.
+        HeadError: an option that determines the images differs.
     """
     first = ""
     for label, model in models.items():
@@ -171,47 +177,47 @@ def check_heads(models: Mapping[str, ModelSpec]) -> None:
             values = models[first].head_options.get(option), model.head_options.get(option)
             if values[0] != values[1]:
                 raise HeadError(
-                    f"heads {first!r} and {label!r} prepare images with {option}={values[0]!r} and "
-                    f"{option}={values[1]!r}; give both the same, or build two models"
+                    f"heads {first!r} and {label!r} preprocess images with {option}={values[0]!r} and "
+                    f"{option}={values[1]!r}; set one value for both, or build two models"
                 )
 
 
 def _check_head_options(label: str, head: HeadSpec, values: Any, defaults: Mapping[str, Any]) -> None:
-    """Refuse options of a head that are no mapping, or that are the backbone's."""
+    """Check that the options of a head are a mapping without options of the backbone."""
     if not isinstance(values, Mapping):
         raise OptionError(
-            f"{label}={values!r} should be a mapping with the options of the head {head.name!r}",
-            hint=Hint("give them under its name:", f"{label}={{'num_classes': 21}}"),
+            f"{label}={values!r} is not a mapping of options for the head {head.name!r}",
+            hint=Hint("pass a dict:", f"{label}={{'num_classes': 21}}"),
         )
     for option in values:
         if option in defaults or option in ("pretrained", "features_only", "head", "name"):
             raise OptionError(
                 f"{option} of {label!r} is shared by all heads",
-                hint=Hint("give it beside them:", f"{option}={values[option]!r}"),
+                hint=Hint("pass it outside the options of the heads:", f"{option}={values[option]!r}"),
             )
 
 
 def _check_shared_options(
     specs: Mapping[str, HeadSpec], options: Mapping[str, Any], defaults: Mapping[str, Any]
 ) -> None:
-    """Refuse options outside the heads' mappings that are a head's, or that nothing takes."""
+    """Check that options outside the heads' mappings belong to the backbone."""
     for option, value in options.items():
         owners = [label for label, head in specs.items() if option in (*head.options, "num_classes", "taps")]
         if option not in defaults and owners:
             stated = list(value) if isinstance(value, tuple) else value
             raise OptionError(
-                f"{option}={value!r} is an option of one head, and there are several",
-                hint=Hint("give it under the head's name:", f"{owners[0]}={{{option!r}: {stated!r}}}"),
+                f"{option}={value!r} is an option of one head, but the model has several",
+                hint=Hint("pass it under the head's name:", f"{owners[0]}={{{option!r}: {stated!r}}}"),
             )
         if option not in defaults and isinstance(value, Mapping):
             hint = did_you_mean(option, specs) or ";"
-            raise UnknownHeadError(f"no head is called {option!r}{hint} the heads are {', '.join(specs)}")
+            raise UnknownHeadError(f"no head named {option!r}{hint} heads: {', '.join(specs)}")
 
 
 def _backbone_options_of_heads(
     specs: Mapping[str, HeadSpec], defaults: Mapping[str, Any], given: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Return the options of the backbone that heads set, unless the caller or the backbone's spec does."""
+    """Return the backbone options that heads set, unless the caller or the backbone's spec sets them."""
     options: dict[str, Any] = {}
     owners: dict[str, str] = {}
     for label, head in specs.items():
@@ -221,8 +227,9 @@ def _backbone_options_of_heads(
                 continue
             if options.setdefault(option, value) != value:
                 raise HeadError(
-                    f"heads {owners[option]!r} and {label!r} need {option}={options[option]!r} and {option}={value!r}",
-                    hint=Hint("choose one for both, such as", f"{option}={value!r}"),
+                    f"heads {owners[option]!r} and {label!r} require {option}={options[option]!r} and "
+                    f"{option}={value!r}",
+                    hint=Hint("set one value for both:", f"{option}={value!r}"),
                 )
             owners.setdefault(option, label)
     return options

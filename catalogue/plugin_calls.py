@@ -1,4 +1,4 @@
-"""Calling a plugin's code: its output, its failures and its slowness are told from those of the program around it."""
+"""Calls of plugin code that isolate its output, failures and delays from the calling program."""
 
 from __future__ import annotations
 
@@ -16,20 +16,23 @@ from typing import Any, TypeVar
 Answer = TypeVar("Answer")
 
 SLOW = 5.0
-"""Seconds after which a plugin that is still being loaded is named."""
+"""Seconds of loading after which a warning names the plugin."""
 
 logger = logging.getLogger("featuretap")
 
 
 def call_plugin(doing: str, call: Callable[[], Answer]) -> tuple[Answer | None, BaseException | None]:
-    """Return what a plugin's code returns, or None and what it raises, KeyboardInterrupt and SystemExit included.
+    """Call a plugin's code and return its result or its exception.
 
     Args:
-        doing: what is being done, for the note on an interruption: "loading plugin 'x'".
-        call: the plugin's code. What it prints goes to standard error.
+        doing: the current operation, for a note on an interruption: "loading plugin 'x'".
+        call: the plugin's code. Its output to stdout goes to stderr.
+
+    Returns:
+        The result and None, or None and the exception, including KeyboardInterrupt and SystemExit raised by the plugin.
 
     Raises:
-        KeyboardInterrupt: Ctrl-C was typed, or the program was terminated, while the code ran.
+        KeyboardInterrupt: the user pressed Ctrl-C, or the program was terminated, during the call.
     """
     answer, failure = None, None
     with OUTPUT, _record_interrupts() as interrupts:
@@ -38,7 +41,7 @@ def call_plugin(doing: str, call: Callable[[], Answer]) -> tuple[Answer | None, 
         except BaseException as error:
             failure = error
     if interrupts:
-        # Whatever the plugin made of it, such as an ImportError.
+        # The plugin may have converted the interrupt into another exception, such as an ImportError.
         interrupts[0].add_note(f"while {doing}")
         raise interrupts[0]
     return answer, failure
@@ -46,7 +49,7 @@ def call_plugin(doing: str, call: Callable[[], Answer]) -> tuple[Answer | None, 
 
 @contextmanager
 def _record_interrupts() -> Iterator[list[BaseException]]:
-    """Yield a list of what the handlers of SIGINT and SIGTERM raise; an empty one if nothing was typed."""
+    """Yield a list that collects the exceptions raised by the handlers of SIGINT and SIGTERM."""
     interrupts: list[BaseException] = []
     with ExitStack() as restored:
         for number in (signal.SIGINT, signal.SIGTERM):
@@ -67,18 +70,18 @@ def _record(number: int, interrupts: list[BaseException], restored: ExitStack) -
             raise
 
     def restore() -> None:
-        # A handler that the plugin has set stays.
+        # Keep a handler that the plugin has installed.
         if signal.getsignal(number) is handler:
             signal.signal(number, previous)
 
-    # Only the main thread handles signals; in another thread, an interrupt is the plugin's own.
+    # Only the main thread can set handlers. In another thread, an interrupt can only come from the plugin.
     with suppress(ValueError):
         signal.signal(number, handler)
         restored.callback(restore)
 
 
 class _OutputToStandardError:
-    """Standard output goes to standard error while any thread calls a plugin: programs read what featuretap prints."""
+    """Redirect stdout to stderr while any thread calls a plugin, because programs parse featuretap's stdout."""
 
     def __init__(self) -> None:
         self._lock = Lock()
@@ -104,10 +107,10 @@ OUTPUT = _OutputToStandardError()
 
 @contextmanager
 def _redirect_descriptor() -> Iterator[None]:
-    """Redirect what C code and child processes print. Restore both streams, even if they were closed."""
+    """Redirect the output of C code and child processes, and restore both streams even if they were closed."""
     kept = {}
     _flush()
-    # Without standard output, descriptor 1 may be any file.
+    # In a process without stdout, descriptor 1 may be any file.
     for descriptor in (1, 2) if sys.__stdout__ is not None else ():
         with suppress(OSError):
             kept[descriptor] = os.dup(descriptor)
@@ -118,20 +121,20 @@ def _redirect_descriptor() -> Iterator[None]:
     finally:
         _flush()
         for descriptor, copy in kept.items():
-            # A plugin may have closed the copies, too.
+            # A plugin may have closed the copies.
             with suppress(OSError):
                 os.dup2(copy, descriptor)
                 os.close(copy)
 
 
 def _flush() -> None:
-    # What cannot be written is reported by the program, when it writes.
+    # The program reports a failed write itself, on its next write.
     with suppress(OSError, ValueError, AttributeError):
         sys.__stdout__.flush()  # type: ignore[union-attr]
 
 
 class SlowWatch:
-    """Logs a warning that names the plugin which is being loaded, once it has taken `SLOW` seconds."""
+    """Log a warning that names the plugin being loaded, once it has taken `SLOW` seconds."""
 
     def __init__(self) -> None:
         self._ended = Event()
@@ -147,7 +150,7 @@ class SlowWatch:
         self._thread.join()
 
     def start(self, label: str) -> None:
-        """Begin to time the plugin with this `label`."""
+        """Start timing the plugin `label`."""
         self._current = (label, perf_counter())
 
     def _run(self) -> None:

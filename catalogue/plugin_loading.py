@@ -1,7 +1,7 @@
-"""Loading plugins one at a time, so that none can take another down.
+"""Loading of plugins, one at a time, so that a broken plugin does not affect the others.
 
-A failure is data: it stays with the plugin's name and distribution, and is raised when something is requested that may
-be missing because of it, or at once with `FEATURETAP_STRICT=1`.
+A failure is stored with its plugin. It is raised when something is requested that may be missing because of it, or
+immediately with `FEATURETAP_STRICT=1`.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from featuretap.catalogue import hookspecs
 from featuretap.catalogue.entry_points import PluginEntryPoint, find_entry_points
 from featuretap.catalogue.hookspecs import GROUP, WeightsEntry
 from featuretap.catalogue.plugin_calls import OUTPUT, SlowWatch, call_plugin
-from featuretap.catalogue.policy import Policy, normalise_name
+from featuretap.catalogue.policy import Policy, normalize_name
 from featuretap.specs import BackboneSpec, HeadSpec, RuntimeSpec
 from featuretap.support.errors import FeaturetapError, PluginError, did_you_mean
 from featuretap.support.text import error_line
@@ -37,7 +37,7 @@ PROVIDES = {
 }
 NAMESPACE_HOOKS = ("find_backbone", "match_backbones")
 MOST_ITEMS = 10_000
-"""Objects or names that a hook may return: an endless iterator would never end."""
+"""Maximum number of objects or names that a hook may return, because an iterator may be infinite."""
 LEADING_FRAMES = (
     "<frozen importlib",
     *(str(Path(__file__).parents[1] / package) for package in ("catalogue", "registry")),
@@ -48,20 +48,23 @@ HOOKS = tuple(f"{GROUP}_{what}" for what in (*PROVIDES, *NAMESPACE_HOOKS))
 
 @dataclass(frozen=True)
 class Plugin:
-    """What is known of a plugin: where it comes from, what it provides, or why it does not.
+    """A plugin: its origin, and its specs or its failure.
 
     Args:
-        name: of its entry point, or of the module that was given.
-        distribution: whose entry point it is, as the packaging standards compare names.
-        version: the distribution's.
-        value: what the entry point names, "package.module".
-        built_in: whether it ships with featuretap.
-        status: "disabled" by the policy, "failed", or "loaded".
-        error: why it failed.
-        seconds: how long importing and asking it took.
-        backbones, heads, weights, runtimes: what it provides.
-        find_backbone: name → `BackboneSpec` or None, of a plugin with an open namespace.
-        match_backbones: shell pattern → names, of a plugin with an open namespace.
+        name: name of the entry point or module.
+        distribution: name of the distribution, normalized as in the packaging standards.
+        version: version of the distribution.
+        value: value of the entry point, "package.module".
+        built_in: whether the plugin ships with featuretap.
+        status: "loaded", "failed", or "disabled" by the policy.
+        error: the exception that a failed plugin raised.
+        seconds: time taken to import the plugin and call its hooks.
+        backbones: backbones that the plugin provides.
+        heads: heads that the plugin provides.
+        weights: published weights that the plugin provides.
+        runtimes: runtimes that the plugin provides.
+        find_backbone: hook of an open namespace: name → `BackboneSpec` or None.
+        match_backbones: hook of an open namespace: shell pattern → names.
     """
 
     name: str
@@ -86,15 +89,23 @@ class Plugin:
 
     @property
     def label(self) -> str:
-        """What it is, for messages."""
+        """Name and distribution, for messages."""
         return f"plugin {self.name!r} of distribution {self.distribution!r}"
 
     def ask(self, hook: Literal["find_backbone", "match_backbones"], **arguments: Any) -> Any:
-        """Return what a plugin with an open namespace answers; None where it has none.
+        """Call a hook of an open namespace.
+
+        Args:
+            hook: the hook, without its prefix.
+            **arguments: arguments of the hook.
+
+        Returns:
+            The result of the hook, or None if the plugin does not implement it.
 
         Raises:
-            UnknownBackboneError: its namespace has no such name, or another of our errors that it raises.
-            PluginError: it failed in another way.
+            UnknownBackboneError: the namespace has no such name. Other errors of featuretap that the hook raises are
+                passed on, too.
+            PluginError: the hook failed in another way.
         """
         answer = getattr(self, hook)
         if answer is None:
@@ -104,18 +115,26 @@ class Plugin:
         if isinstance(error, FeaturetapError):
             raise error
         if error is not None:
-            raise PluginError(f"{self.label} failed when it was asked for {asked}: {error_line(error)}") from error
+            raise PluginError(f"{self.label} failed on the request for {asked}: {error_line(error)}") from error
         return answered
 
 
 def load_installed(policy: Policy, *, builtins: bool, others: bool) -> Iterator[Plugin]:
-    """Load the installed plugins that the policy allows, built-in ones first.
+    """Load the installed plugins that the policy allows, built-in plugins first.
+
+    Args:
+        policy: the policy.
+        builtins: whether to load built-in plugins.
+        others: whether to load other plugins.
+
+    Yields:
+        Plugin: each plugin, including failed and disabled ones.
 
     Raises:
         PluginError: a plugin failed and the policy is strict.
     """
     manager = _create_manager()
-    # Redirected once, since that takes system calls.
+    # Redirect the output once for all plugins, because each redirection takes several system calls.
     with OUTPUT, SlowWatch() as watch:
         for point in find_entry_points():
             if not (builtins if point.built_in else others):
@@ -126,26 +145,26 @@ def load_installed(policy: Policy, *, builtins: bool, others: bool) -> Iterator[
                 continue
             watch.start(plugin.label)
             yield _load(plugin, point.load, policy, manager)
-            # A manager takes longer to create than a plugin to ask.
+            # Creating a manager takes longer than calling the hooks of a plugin, so an empty one is reused.
             if manager.list_name_plugin():
                 manager = _create_manager()
 
 
 def plugin_at(point: PluginEntryPoint) -> Plugin:
-    """Return what is known of the plugin at an entry point before it is loaded."""
+    """Return the plugin at an entry point `point`, not loaded yet."""
     return Plugin(point.name, point.distribution, point.version, point.value, point.built_in)
 
 
 def load_module(module: Any, policy: Policy) -> Plugin:
-    """Load a plugin from a module or another object, as in tests, or from an entry point."""
+    """Load a plugin from a `module`, another object with hooks, or an entry point, under a `policy`."""
     if isinstance(module, PluginEntryPoint):
         return _load(plugin_at(module), module.load, policy, _create_manager())
     name = getattr(module, "__name__", type(module).__name__)
-    return _load(Plugin(name, normalise_name(name)), lambda: module, policy, _create_manager())
+    return _load(Plugin(name, normalize_name(name)), lambda: module, policy, _create_manager())
 
 
 def traceback_of(error: BaseException) -> list[str]:
-    """Return the lines of a plugin's traceback without the frames that lead to its code."""
+    """Return the lines of the traceback of a plugin's `error`, without the frames before the plugin's code."""
     summary = traceback.TracebackException.from_exception(error)
     while summary.stack and summary.stack[0].filename.startswith(LEADING_FRAMES):
         del summary.stack[0]
@@ -166,7 +185,7 @@ def _load(plugin: Plugin, import_module: Callable[[], object], policy: Policy, m
 
 class _Manager(pluggy.PluginManager):
     def parse_hookimpl_opts(self, plugin: object, name: str) -> pluggy.HookimplOpts | None:
-        # pluggy searches the classes of everything in the module for descriptors, which takes longer than the import.
+        # pluggy inspects every object in the module, which takes longer than importing it.
         if isinstance(plugin, ModuleType) and name in vars(plugin) and not isroutine(vars(plugin)[name]):
             return None
         return super().parse_hookimpl_opts(plugin, name)
@@ -179,10 +198,10 @@ def _create_manager() -> pluggy.PluginManager:
 
 
 def _call_hooks(name: str, module: Any, manager: pluggy.PluginManager) -> dict[str, Any]:
-    """Return what a plugin provides.
+    """Return the specs that a plugin provides.
 
-    The manager has no other plugins, so that results are known to be its. It is left without plugins, unless this one
-    fails or has an open namespace.
+    The manager must have no other plugins, so that all results come from this one. It is empty again afterwards, unless
+    the plugin fails or has an open namespace.
     """
     manager.register(module, name)
     _check_hooks(module, {caller.name for caller in manager.get_hookcallers(module) or ()})
@@ -191,7 +210,7 @@ def _call_hooks(name: str, module: Any, manager: pluggy.PluginManager) -> dict[s
         caller = getattr(manager.hook, f"{GROUP}_{key}")
         results = caller()
         if len(results) < len(caller.get_hookimpls()):
-            raise PluginError(f"its hook {caller.name} returns None; return {kind.__name__} objects in a list")
+            raise PluginError(f"its hook {caller.name} returns None; return a list of {kind.__name__} objects")
         provided[key] = tuple(item for result in results for item in _items(caller.name, result, kind))
         _check_names(key, provided[key])
     for key in NAMESPACE_HOOKS:
@@ -205,17 +224,17 @@ def _call_hooks(name: str, module: Any, manager: pluggy.PluginManager) -> dict[s
 def _check_hooks(module: Any, implemented: set[str]) -> None:
     for hook in sorted(implemented):
         if hook not in HOOKS:
-            hint = did_you_mean(hook, HOOKS) or f"; hooks are {', '.join(HOOKS)}"
-            raise PluginError(f"it implements {hook!r}, which is no hook{hint}")
+            hint = did_you_mean(hook, HOOKS) or f"; available hooks: {', '.join(HOOKS)}"
+            raise PluginError(f"it implements {hook!r}, which is not a hook{hint}")
     for hook in HOOKS:
         if hook not in implemented and callable(getattr(module, hook, None)):
-            raise PluginError(f"its function {hook} is not marked; write @hookimpl above it")
+            raise PluginError(f"its function {hook} is not marked as a hook; decorate it with @hookimpl")
     if not implemented:
-        raise PluginError(f"it implements no hook; hooks are {', '.join(HOOKS)}")
+        raise PluginError(f"it implements no hooks; available hooks: {', '.join(HOOKS)}")
 
 
 def _listed(answer: Any) -> Any:
-    """Return an answer, its names in a list if it yields them."""
+    """Return a hook's result, with the names of an iterator as a list."""
     if not isinstance(answer, Iterator):
         return answer
     names = list(islice(answer, MOST_ITEMS + 1))
@@ -229,11 +248,11 @@ def _items(hook: str, result: Any, kind: type) -> Iterator[Any]:
         result = [result]
     for number, item in enumerate(result):
         if not isinstance(item, kind):
-            raise PluginError(f"its hook {hook} should return {kind.__name__} objects in a list, got {item!r}")
+            raise PluginError(f"its hook {hook} must return a list of {kind.__name__} objects; got {item!r}")
         if number == MOST_ITEMS:
             raise PluginError(
-                f"its hook {hook} returns more than {MOST_ITEMS} objects; return a list that ends, or answer names "
-                "when they are asked for, as an open namespace does"
+                f"its hook {hook} returns more than {MOST_ITEMS} objects; return a shorter list, or implement "
+                f"{GROUP}_find_backbone (an open namespace)"
             )
         yield item
 
@@ -242,9 +261,9 @@ def _check_names(key: str, items: Iterable[Any]) -> None:
     names = Counter(name for item in items for name in (item.name, *getattr(item, "aliases", ())))
     for name, times in sorted(names.items()):
         if times > 1:
-            raise PluginError(f"its {key} have the name {name!r} more than once; a name means one thing")
+            raise PluginError(f"its {key} use the name {name!r} more than once; give each a unique name")
         if key == "backbones" and "/" in name:
             raise PluginError(
-                f"its backbone {name!r} has a slash, which names in open namespaces have; answer "
+                f"its backbone {name!r} has a slash, which is reserved for open namespaces; implement "
                 f"{GROUP}_find_backbone, or choose another name"
             )

@@ -1,4 +1,4 @@
-"""What `pretrained=` selects: published weights, a checkpoint, or weights that a factory fetches itself."""
+"""Resolve `pretrained=` to published weights, a checkpoint, or weights that a factory downloads itself."""
 
 from __future__ import annotations
 
@@ -15,26 +15,26 @@ from featuretap.specs import BackboneSpec
 from featuretap.support.errors import OptionError, UnknownWeightsError, did_you_mean
 
 TORCH_SUFFIXES = (".pth", ".pt", ".bin", ".ckpt", ".tar")
-"""Suffixes of files that torch.save writes; the last is that of `.pth.tar`."""
+"""Suffixes of files written by torch.save; the last one is for `.pth.tar`."""
 
 PADDLE_SUFFIX = ".pdparams"
-"""Suffix of files that paddle.save writes."""
+"""Suffix of files written by paddle.save."""
 
 TENSORFLOW_SUFFIXES = (".pb", ".index")
-"""Suffixes of TensorFlow's frozen graphs and of its checkpoints, by their file of names."""
+"""Suffixes of TensorFlow's frozen graphs and of the index files of its checkpoints."""
 
 CHECKPOINT_SUFFIXES = (".safetensors", *TORCH_SUFFIXES, PADDLE_SUFFIX, *TENSORFLOW_SUFFIXES)
-"""Suffixes that tell the path of a checkpoint from a tag."""
+"""Suffixes that distinguish the path of a checkpoint from a tag."""
 
 
 @dataclass(frozen=True)
 class WeightsSource:
-    """Where the weights of a model come from; exactly one of the three is given.
+    """The source of a model's weights. Exactly one field is set.
 
     Args:
-        entry: published weights, in their cache or to be downloaded.
-        path: of a checkpoint, or its address.
-        factory_tag: of weights that the backbone's factory fetches itself.
+        entry: published weights, cached or to be downloaded.
+        path: path or address of a checkpoint.
+        factory_tag: tag of weights that the backbone's factory downloads itself.
     """
 
     entry: WeightsEntry | None = None
@@ -45,17 +45,20 @@ class WeightsSource:
 def resolve_pretrained(
     backbone: BackboneSpec, pretrained: bool | str | os.PathLike[str], published: WeightsIndex
 ) -> WeightsSource | None:
-    """Return where the weights come from that `pretrained` selects; None for no weights.
+    """Return the source of the weights that `pretrained` selects.
 
     Args:
-        backbone: its spec.
-        pretrained: True for the default weights, a tag, `distribution:tag`, a name, an address, or a path; a string
-            that is no tag is a path if it looks like one or exists.
-        published: the weights that are known.
+        backbone: spec of the backbone.
+        pretrained: True for the default weights, a tag, `distribution:tag`, a name, an address, or a path. A string
+            that is not a tag is a path if it has the form of one or exists.
+        published: index of published weights.
+
+    Returns:
+        The source, or None for no weights.
 
     Raises:
         OptionError: `pretrained` has another type.
-        UnknownWeightsError: there are no such weights, or two plugins have them.
+        UnknownWeightsError: the weights do not exist, or two plugins provide them.
     """
     if pretrained is False:
         return None
@@ -63,12 +66,12 @@ def resolve_pretrained(
         return WeightsSource(path=Path(pretrained))
     if not isinstance(pretrained, bool | str):
         raise OptionError(
-            f"{backbone.name!r} cannot take pretrained={pretrained!r}; it is True, False, a tag, or the path or "
+            f"{backbone.name!r} cannot take pretrained={pretrained!r}; it must be True, False, a tag, or the path or "
             "address of a file"
         )
     entries = published.of(backbone)
     tags = [*backbone.tags, *(entry.tag for entry in entries)]
-    known = f"its tags are {', '.join(tags)}" if tags else "the catalogue has none for it"
+    known = f"its tags are {', '.join(tags)}" if tags else "the catalogue has no weights for it"
     if isinstance(pretrained, bool):
         if entries and entries[0].default:
             return WeightsSource(entry=entries[0])
@@ -93,7 +96,7 @@ def resolve_pretrained(
 
 
 def is_location(source: object) -> TypeGuard[str | os.PathLike[str]]:
-    """Return whether a model is asked for by the path or the address of its weights, not by its name."""
+    """Return whether `source` is the path or address of weights, rather than the name of a model."""
     if isinstance(source, str) and not is_address(source):
         return Path(source).suffix in CHECKPOINT_SUFFIXES or Path(source).exists()
     return isinstance(source, str | os.PathLike)
@@ -108,11 +111,22 @@ def with_weights_defaults(
     num_classes: int | None,
     options: Mapping[str, Any],
 ) -> tuple[Sequence[str] | None, str | None, int | None, dict[str, Any]]:
-    """Return taps, head, classes and options of `build` with those that published weights define where the caller gives
-    none.
+    """Return taps, head, classes and options of `build`, completed with the values that published weights define.
 
-    Weights of a model with a head define head, taps, classes and options; under another head, or under none, they
-    define the options of the backbone.
+    Weights of a model with a head define head, taps, classes and options. If the caller requests another head or none,
+    they only define the options of the backbone.
+
+    Args:
+        entry: the published weights.
+        backbone_options: options of the backbone.
+        features_only: as for `build`.
+        taps: as for `build`.
+        head: as for `build`.
+        num_classes: as for `build`.
+        options: as for `build`.
+
+    Returns:
+        Taps, head, number of classes, and options.
     """
     same_head = not features_only and head in (None, entry.head)
     defaults = {name: value for name, value in entry.options.items() if same_head or name in backbone_options}

@@ -1,4 +1,4 @@
-"""Arguments of `build` → a resolved request. Names are resolved here, and once."""
+"""Resolve the arguments of `build` into a request. This is the only place where names are resolved."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ class BuildRequest:
     """A resolved build request.
 
     Args:
-        spec: of a bare backbone or of a model with a head, options applied.
-        freezing: the part of the backbone that does not train.
-        description: of the model; what is known of its weights is added when they are read.
+        spec: spec of the bare backbone, or of the model of backbone and head, with options applied.
+        freezing: the frozen part of the backbone.
+        description: description of the model. Information about its weights is added when they are read.
         full_tail: the same backbone without `reduced_tail`, if that option is on.
-        weights: where the weights come from; None for random initialisation.
+        weights: source of the weights, or None for random initialization.
     """
 
     spec: BackboneSpec | ModelSpec
@@ -37,7 +37,7 @@ class BuildRequest:
 
     @property
     def backbone(self) -> BackboneSpec:
-        """The backbone's spec."""
+        """The spec of the backbone."""
         return self.spec.backbone if isinstance(self.spec, ModelSpec) else self.spec
 
     @property
@@ -59,9 +59,23 @@ def resolve_request(
 ) -> BuildRequest:
     """Resolve the arguments of `Registry.build`.
 
+    Args:
+        catalogue: the catalogue of the registry.
+        name: as for `Registry.build`.
+        pretrained: as for `Registry.build`.
+        features_only: as for `Registry.build`.
+        taps: as for `Registry.build`.
+        head: as for `Registry.build`.
+        num_classes: as for `Registry.build`.
+        **options: as for `Registry.build`.
+
+    Returns:
+        The resolved request.
+
     Raises:
-        HeadError: `features_only` with a head or a number of classes, or a head that does not fit the backbone.
-        FeaturetapError: as `Registry.build`, except for weights that cannot be read or do not fit.
+        HeadError: `features_only` is combined with a head or a number of classes, or the head does not fit the
+            backbone.
+        FeaturetapError: any error of `Registry.build`, except for weights that cannot be read or do not fit.
     """
     provided = catalogue.backbone(name)
     defaults = options_of(provided)
@@ -90,9 +104,9 @@ def resolve_request(
     if {**defaults, **options}.get("reduced_tail", False):
         of_backbone = {option: value for option, value in options.items() if option in defaults}
         full_tail, _ = select_taps(provided, backbone.taps, {**of_backbone, "reduced_tail": False}, defaults)
-    # A name with its distribution is kept; an alias is replaced by the name that it stands for.
+    # Keep "distribution:name", but replace an alias by the name.
     described_as = name if isinstance(name, str) and ":" in name else provided.name
-    # The norm and the checks of options are code, which a description cannot hold: models are pickled with it.
+    # Models are pickled with their description, so it must not contain code: the norm, and the checks of options.
     as_built = backbone if backbone.norm is None else replace(backbone, norm=None)
     description = Description(described_as, tuple(backbone.taps), options, spec=as_built)
     if isinstance(spec, ModelSpec):
@@ -107,7 +121,17 @@ def resolve_request(
 def select_taps(
     backbone: BackboneSpec, taps: Iterable[str] | None, options: Mapping[str, Any], defaults: Mapping[str, Any]
 ) -> tuple[BackboneSpec, Freezing]:
-    """Return a bare backbone with its options applied and its taps selected; None selects all levels."""
+    """Return a bare backbone with options applied and `taps` selected; None selects all levels.
+
+    Args:
+        backbone: spec of the backbone.
+        taps: tap addresses, or None.
+        options: options passed by the caller.
+        defaults: options of the backbone, as returned by `options_of`.
+
+    Returns:
+        The spec, and the frozen part of the backbone.
+    """
     of_backbone, _ = split_options(backbone, None, options, defaults)
     spec, freezing = configure(backbone, {**defaults, **of_backbone})
     return (spec if taps is None else spec.with_taps(taps)), freezing
@@ -121,22 +145,35 @@ def attach_head(
     options: Mapping[str, Any],
     defaults: Mapping[str, Any],
 ) -> tuple[ModelSpec, Freezing, dict[str, Any]]:
-    """Return backbone and head as one spec, and the options with those of the backbone that the head sets.
+    """Return the spec of the model of backbone and head.
+
+    Args:
+        backbone: spec of the backbone.
+        head: spec of the head.
+        taps: taps that the head reads; None for its default.
+        num_classes: number of classes; None for the head's default.
+        options: options of backbone and head passed by the caller.
+        defaults: options of the backbone, as returned by `options_of`.
+
+    Returns:
+        The spec, the frozen part of the backbone, and the options including those that the head sets.
 
     Raises:
-        HeadError: the backbone lacks what the head reads, or the head cannot read the taps.
-        OptionError: a number of classes, or a value of an option, that the head cannot take.
-        SpecError: an option of the head has the name of one of the backbone's.
+        HeadError: the backbone does not have the taps that the head reads, or the head cannot read the taps.
+        OptionError: the number of classes or an option is invalid.
+        SpecError: head and backbone have an option with the same name.
     """
     of_backbone, of_head = split_options(backbone, head, options, defaults)
     shared = sorted(set(head.options) & set(defaults))
     if shared:
-        raise SpecError(f"head {head.name!r} has an option {shared[0]!r}, which {backbone.name!r} has too; rename it")
+        raise SpecError(
+            f"head {head.name!r} and {backbone.name!r} both have an option {shared[0]!r}; rename the head's"
+        )
     values = {**head.options, **of_head}
     for name, option in head.allowed.items():
         check_option(f"head {head.name!r}", name, option, values[name])
     values = {name: _as_tuples(value) for name, value in values.items()}
-    # A default of the head's does not replace one that the caller's spec or variant has changed.
+    # A default set by the head does not override a default that the spec or variant has changed.
     set_by_head = {
         name: value
         for name, value in head.backbone_options.items()
@@ -150,19 +187,19 @@ def attach_head(
         _check_consecutive(head, spec)
     elif len(spec.taps) != len(reads):
         raise HeadError(
-            f"head {head.name!r} reads {len(reads)} of the maps, and taps names {len(spec.taps)}: "
-            f"{', '.join(spec.taps)}"
+            f"head {head.name!r} reads {len(reads)} taps, but taps has {len(spec.taps)}: {', '.join(spec.taps)}; give "
+            f"{len(reads)}"
         )
     model = ModelSpec(spec, head, _check_classes(head, num_classes), values, levels)
     if head.check:
         model.call(head.check)
-    # They are described, since under another head, or under none, they would be others.
+    # Record the options that the head sets, because another head or none would set other values.
     described = {name: values.get(name, value) for name, value in {**set_by_head, **options}.items()}
     return model, freezing, described
 
 
 def _as_tuples(value: Any) -> Any:
-    """Return a value that cannot be changed, and that is the same whether it came from a file or from code."""
+    """Return a value with lists as tuples: immutable, and equal whether it came from a file or from code."""
     return tuple(map(_as_tuples, value)) if isinstance(value, list | tuple) else value
 
 
@@ -181,21 +218,21 @@ def _check_consecutive(head: HeadSpec, spec: BackboneSpec) -> None:
     for (before, fine), (after, coarse) in pairwise(spec.taps.items()):
         if coarse.stride not in (fine.stride, 2 * fine.stride):
             raise HeadError(
-                f"head {head.name!r} reads consecutive levels, each of the stride before or twice that, but {after} of "
-                f"stride {coarse.stride} follows {before} of stride {fine.stride}"
+                f"head {head.name!r} reads consecutive levels, each with the stride of the level before it or twice "
+                f"that, but {after} (stride {coarse.stride}) follows {before} (stride {fine.stride})"
             )
 
 
 def _check_classes(head: HeadSpec, num_classes: int | None) -> int | None:
-    """Return the number of classes of a head; None for a head without classes."""
+    """Return the number of classes of a head, or None for a head without classes."""
     if head.num_classes is None:
         if num_classes is not None:
-            raise OptionError(f"head {head.name!r} has no classes; leave num_classes={num_classes!r} out")
+            raise OptionError(f"head {head.name!r} has no classes; omit num_classes={num_classes!r}")
         return None
     classes = head.num_classes if num_classes is None else num_classes
     if not is_whole(classes, head.min_classes):
-        allowed = f"a whole number from {head.min_classes} up, the background being one of the classes"
+        allowed = f"an integer of at least {head.min_classes}, counting the background"
         if head.min_classes < 2:
-            allowed = f"a positive whole number{'' if head.min_classes else ', or 0 for pooled features'}"
-        raise OptionError(f"head {head.name!r} cannot have num_classes={classes!r}; it is {allowed}")
+            allowed = f"a positive integer{'' if head.min_classes else ', or 0 for pooled features'}"
+        raise OptionError(f"head {head.name!r} cannot take num_classes={classes!r}; it must be {allowed}")
     return classes

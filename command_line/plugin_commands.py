@@ -19,7 +19,7 @@ from featuretap import registry
 from featuretap.catalogue.catalogue import read_user_catalogue
 from featuretap.catalogue.entry_points import PluginEntryPoint, find_entry_points
 from featuretap.catalogue.plugin_loading import Plugin, plugin_at
-from featuretap.catalogue.policy import normalise_name, read_policy
+from featuretap.catalogue.policy import normalize_name, read_policy
 from featuretap.command_line import completion, parameters
 from featuretap.command_line.commands import Command, Group
 from featuretap.command_line.interruption import report_unwritten
@@ -267,7 +267,7 @@ def _is_meant(name: str | None, point: PluginEntryPoint) -> bool:
     """Return whether a plugin is one to examine; without a name, those that do not ship with featuretap are."""
     if name is None:
         return not point.built_in
-    return normalise_name(name) in (point.distribution, normalise_name(point.name))
+    return normalize_name(name) in (point.distribution, normalize_name(point.name))
 
 
 def _report(point: PluginEntryPoint, found: Examination | None, together: Examination) -> bool:

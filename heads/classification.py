@@ -1,6 +1,7 @@
 """The classification head: global average pooling, the family's hidden layer, dropout, logits.
 
-As in MobileNetV1 (arXiv 1704.04861, table 1), V2 (arXiv 1801.04381, table 2) and V3 (arXiv 1905.02244, tables 1 and 2).
+Sources: MobileNetV1 (arXiv 1704.04861, table 1), V2 (arXiv 1801.04381, table 2) and V3 (arXiv 1905.02244, tables 1 and
+2).
 """
 
 from __future__ import annotations
@@ -27,20 +28,23 @@ CLASSIFICATION = HeadSpec(
     task="classification",
     nodes="featuretap.heads.nodes.classification:classification_nodes",
     outputs="featuretap.heads.classification:classification_outputs",
-    description="the family's own classifier",
+    description="the classifier of the backbone's family",
 )
 
 
 def classification_layers(
     backbone: BackboneSpec, *, num_classes: int, dropout: float | None = None
 ) -> tuple[Linear | BatchNorm, ...]:
-    """Return the layers on the one tap that `backbone` returns, once it is pooled.
+    """Return the layers applied to the pooled tap.
 
     Args:
-        backbone: a spec with one tap.
-        num_classes: number of logits; 0 leaves them out, so that the head returns pooled features, the hidden layer's
-            where the family has one (as timm does).
-        dropout: the rate in training, which has no parameters; None is the family's own.
+        backbone: spec of a backbone with one tap.
+        num_classes: number of logits. With 0, the head returns pooled features, or the hidden layer's features if the
+            family has a hidden layer, as in timm.
+        dropout: dropout rate during training; None for the family's rate. Has no parameters.
+
+    Returns:
+        The layers in execution order.
     """
     (tap,) = backbone.taps.values()
     return backbone.classifier.layers(tap.channels, num_classes)
@@ -49,7 +53,7 @@ def classification_layers(
 def classification_outputs(
     backbone: BackboneSpec, *, num_classes: int, height: int, width: int, dropout: float | None = None
 ) -> dict[str, tuple[int]]:
-    """Return the one vector of an image of any size."""
+    """Return name and shape of the head's output: logits, or features without classes."""
     if num_classes:
         return {"logits": (num_classes,)}
     (tap,) = backbone.taps.values()

@@ -4,7 +4,7 @@ RetinaNet (arXiv 1708.02002), FCOS (arXiv 1904.01355), Faster R-CNN (arXiv 1506.
 1612.03144, section 4), Mask R-CNN (arXiv 1703.06870), SSD (arXiv 1512.02325) and SSDLite (MobileNetV2, arXiv
 1801.04381, section 6.2; MobileNetV3, arXiv 1905.02244, section 6.3).
 
-Options have torchvision's names and defaults; those of the pyramid come before them.
+Options have the names and defaults of torchvision. Heads with a pyramid also take the options of `fpn`.
 """
 
 from __future__ import annotations
@@ -18,18 +18,18 @@ from featuretap.specs.validation import MOST, Option, boolean, choice, count, is
 from featuretap.support.errors import OptionError
 
 OCTAVES = (32, 64, 128, 256, 512)
-"""Sizes of the anchors of the FPN paper (section 4.1), in pixels of the resized image."""
+"""Anchor sizes of the FPN paper (section 4.1), in pixels of the resized image."""
 
 SSDLITE_EXTRA = (512, 256, 256, 128)
 
 SSD_RATIOS = (2, 3)
-"""Of SSDLite's boxes, beside 1. With the inverses that makes six boxes at each place: two squares and two of each."""
+"""Aspect ratios of SSD's default boxes besides 1. With their inverses and two squares, each location has six boxes."""
 
 SMALLEST, LARGEST = 0.2, 0.95
-"""Scales of SSDLite's boxes on the finest and on the coarsest map, as fractions of the image."""
+"""Scales of SSD's default boxes on the finest and the coarsest map, as fractions of the image."""
 
 SMALLEST_ANCHOR = 0.1
-"""Scale of the square in place of two on the finest map, where that has three boxes at each place."""
+"""Scale of the one square on the finest map if that map has three boxes per location."""
 
 LEAST_CHANNELS = 16
 MOST_LEVELS = 32
@@ -39,12 +39,12 @@ LARGEST_FLOAT32 = 3e38
 
 
 def share(default: float) -> Option:
-    """Return an option that is an overlap, a score or a proportion."""
+    """Return an option that is an overlap, a score or a fraction, with this `default`."""
     return number(default, 0.0, 1.0)
 
 
 def per_level(allowed: str) -> Option:
-    """Return an option that has positive numbers for each level, and None by default."""
+    """Return an option that is None or lists positive numbers for each level; `allowed` describes its values."""
 
     def is_positive(value: Any) -> bool:
         return is_number(value, 0, MOST) and value > 0
@@ -57,22 +57,22 @@ def per_level(allowed: str) -> Option:
 
 
 def is_side(value: Any) -> bool:
-    """Return whether a value is a number of pixels that an image may have."""
+    """Return whether `value` is a valid height or width of an image in pixels."""
     return is_whole(value, 1, MOST)
 
 
 def is_finite(value: Any) -> bool:
-    """Return whether a value is a number that single precision holds."""
+    """Return whether `value` is a number that float32 can represent."""
     return is_number(value, -LARGEST_FLOAT32, LARGEST_FLOAT32)
 
 
 PER_CHANNEL = Option(
     None,
     lambda value: value is None or is_list_of(value, is_finite, MOST),
-    "None or a number for each channel, of values from 0 to 1",
+    "None or a number for each channel, for values from 0 to 1",
 )
-NORMALISATION = {"image_mean": PER_CHANNEL, "image_std": PER_CHANNEL}
-"""None is what the weights were trained with."""
+NORMALIZATION = {"image_mean": PER_CHANNEL, "image_std": PER_CHANNEL}
+"""None selects the values that the weights were trained with."""
 
 RESIZING = {
     "min_size": Option(
@@ -81,9 +81,9 @@ RESIZING = {
         "a number of pixels, or several to choose from in training",
     ),
     "max_size": count(1333),
-    **NORMALISATION,
+    **NORMALIZATION,
 }
-"""torchvision's: images are resized to a shorter side of `min_size`, but to no longer side over `max_size`."""
+"""As in torchvision: the shorter side is resized to `min_size`, or less if the longer side would exceed `max_size`."""
 
 P6P7 = {**PYRAMID_OPTIONS, "extra_levels": choice("p6p7", "pool", None)}
 POOL = {**PYRAMID_OPTIONS, "extra_levels": choice("pool", "p6p7", None)}
@@ -94,7 +94,7 @@ ANCHORS = {
 }
 
 MOST_ANCHORS = 1_000
-"""At each place of a map; each has weights of its own."""
+"""Maximum number of anchors per location, each of which has its own weights."""
 
 RCNN_OPTIONS = {
     "rpn_pre_nms_top_n_train": count(2000),
@@ -118,10 +118,21 @@ RCNN_OPTIONS = {
 
 
 def detector(name: str, description: str, reads: Any, options: Mapping[str, Option], **fields: Any) -> HeadSpec:
-    """Return the spec of a detector, which the function of its name in `heads.modules.detection` builds by default."""
+    """Return the spec of a detector.
+
+    Args:
+        name: name of the head; by default also of its factory in `featuretap.heads.modules.detection`.
+        description: one-line description.
+        reads: tap addresses that the head reads.
+        options: options of the head.
+        **fields: other fields of the `HeadSpec`, in place of the defaults for detectors.
+
+    Returns:
+        The spec.
+    """
     usual = {
         "consecutive": True,
-        # Labels of COCO with the background and the numbers that it leaves out, which torchvision's detectors have.
+        # As in torchvision: COCO's category ids, which have gaps, and the background.
         "num_classes": 91,
         "outputs": "featuretap.heads.detection:boxes",
         "model": "featuretap.heads.modules.models:DetectionModel",
@@ -199,7 +210,7 @@ SSD_OPTIONS = {
     "clip_anchors": boolean(True),
     "resizing": choice("half_pixel", "asymmetric"),
     "scores": choice("softmax", "sigmoid"),
-    **NORMALISATION,
+    **NORMALIZATION,
     "score_thresh": share(0.001),
     "nms_thresh": share(0.55),
     "detections_per_img": count(300),
@@ -207,10 +218,10 @@ SSD_OPTIONS = {
     "iou_thresh": share(0.5),
     "positive_fraction": share(0.25),
 }
-"""By default the papers': three boxes at each place of the finest map, as TensorFlow's `reduce_boxes_in_lowest_layer`
-has it. torchvision has six everywhere. All other defaults are those of torchvision's `ssdlite320`. TensorFlow's
-detectors do not clip their anchors to the image's size, resize images so that the first pixels coincide, not the
-corners ("asymmetric", as ONNX calls it), and most score each class by itself, by a sigmoid."""
+"""The default of `reduce_lowest_anchors` follows the papers: three boxes per location on the finest map, as with
+TensorFlow's `reduce_boxes_in_lowest_layer`. torchvision has six on every map. All other defaults are those of
+torchvision's `ssdlite320`. TensorFlow's detectors do not clip anchors to the size of the image, resize images with
+aligned first pixels instead of aligned corners ("asymmetric" in ONNX), and mostly score each class with a sigmoid."""
 
 SSDLITE = detector(
     "ssdlite",
@@ -229,7 +240,7 @@ SSDLITE = detector(
 
 SSD = detector(
     "ssd",
-    "SSD detection, with ordinary convolutions",
+    "SSD detection, with full convolutions",
     SSDLITE.reads,
     {**SSD_OPTIONS, "predictor_kernel": choice(3, 1)},
     min_classes=2,
@@ -238,8 +249,8 @@ SSD = detector(
     layouts={"tensorflow": "featuretap.heads.layouts.tensorflow:ssd"},
     per_class=tuple(f"predictor.classification_head.module_list.{level}." for level in range(MOST_LEVELS)),
 )
-"""SSD (arXiv 1512.02325) as in TensorFlow's Object Detection API: extra layers are a 1×1 and a 3×3 convolution, each
-with norm and ReLU6, and a predictor is one convolution, of 3×3 in the paper and of 1×1 in many of its models."""
+"""SSD (arXiv 1512.02325) as in TensorFlow's Object Detection API. An extra layer is a 1×1 and a 3×3 convolution, each
+with norm and ReLU6. A predictor is one convolution: 3×3 in the paper, 1×1 in many models of the API."""
 
 
 def boxes(
@@ -251,26 +262,41 @@ def boxes(
     box_detections_per_img: int = 0,
     **options: Any,
 ) -> dict[str, tuple[int | str, ...]]:
-    """Return what torchvision's detectors predict for one image: boxes in its pixels, and their labels and scores."""
+    """Return the predictions of torchvision's detectors for one image as a mapping from name to shape.
+
+    Args:
+        backbone: spec of the backbone.
+        height: height of the image in pixels.
+        width: width of the image in pixels.
+        detections_per_img: maximum number of boxes of a one-stage detector.
+        box_detections_per_img: maximum number of boxes of a two-stage detector.
+        **options: other options, which have no effect.
+
+    Returns:
+        Shapes of boxes (x1, y1, x2, y2 in pixels of the image), labels and scores.
+    """
     found = f"0…{detections_per_img or box_detections_per_img}"
     return {"boxes": (found, 4), "labels": (found,), "scores": (found,)}
 
 
 def boxes_and_masks(backbone: BackboneSpec, *, height: int, width: int, **options: Any) -> dict[str, Any]:
-    """Return what Mask R-CNN predicts for one image: boxes, and for each the probabilities of its mask."""
+    """Return the predictions of Mask R-CNN for one image: those of `boxes`, with a mask for each box."""
     predicted = boxes(backbone, height=height, width=width, **options)
     return {**predicted, "masks": (*predicted["labels"], 1, height, width)}
 
 
 def anchor_sizes(kind: str, strides: list[int]) -> tuple[tuple[int, ...], ...]:
-    """Return the sizes of the anchors of each level.
+    """Return the anchor sizes of each level.
 
     Args:
-        kind: "retinanet" (arXiv 1708.02002, section 4: four times the stride, and two sizes more in the octave), "fcos"
-            (arXiv 1904.01355: the stride), or another, as Faster R-CNN on a pyramid (arXiv 1612.03144, section 4.1):
-            eight times the stride. Where strides do not reach all of 32 to 512 pixels so, every level has all five
-            sizes, as torchvision's Faster R-CNN on MobileNetV3 does.
-        strides: of the levels, the finest first.
+        kind: name of the head. "retinanet" has three sizes per octave, starting at four times the stride (arXiv
+            1708.02002, section 4). "fcos" has the stride (arXiv 1904.01355). Other heads, such as Faster R-CNN, have
+            eight times the stride (FPN, arXiv 1612.03144, section 4.1); if the strides do not produce all sizes from 32
+            to 512 pixels, every level has all five sizes, as in torchvision's Faster R-CNN on MobileNetV3.
+        strides: strides of the levels, the finest first.
+
+    Returns:
+        One tuple of sizes in pixels for each level.
     """
     if kind == "retinanet":
         return tuple(tuple(int(4 * stride * 2 ** (third / 3)) for third in range(3)) for stride in strides)
@@ -281,57 +307,72 @@ def anchor_sizes(kind: str, strides: list[int]) -> tuple[tuple[int, ...], ...]:
 
 
 def check_anchors(backbone: BackboneSpec, **options: Any) -> None:
-    """Refuse anchors for other levels than there are, or of other numbers from level to level.
+    """Check the pyramid, the anchors and the overlap thresholds of a detector.
+
+    Args:
+        backbone: spec of the backbone.
+        **options: options of the head.
 
     Raises:
-        OptionError: `anchor_sizes` or `aspect_ratios` does not fit the levels, or overlaps contradict each other.
+        OptionError: `anchor_sizes` or `aspect_ratios` does not fit the levels, or two thresholds contradict each other.
     """
     check_pyramid(backbone, **options)
     for kind in ("", "rpn_", "box_"):
         low, high = options.get(f"{kind}bg_iou_thresh", 0.0), options.get(f"{kind}fg_iou_thresh", 1.0)
         if low > high:
             raise OptionError(
-                f"{kind}bg_iou_thresh={low} is over {kind}fg_iou_thresh={high}; what is background overlaps less"
+                f"{kind}bg_iou_thresh={low} exceeds {kind}fg_iou_thresh={high}; lower it to {high} or less"
             )
     levels = list(pyramid_taps(backbone, **{name: options[name] for name in PYRAMID_OPTIONS}))
     for option in ANCHORS:
         values = options[option]
         if values is not None and len(values) != len(levels):
-            raise OptionError(f"{option} is for {len(values)} levels, and there are {len(levels)}: {', '.join(levels)}")
+            raise OptionError(
+                f"{option} is for {len(values)} levels, but the head has {len(levels)}: {', '.join(levels)}; give one "
+                "entry for each level"
+            )
     sizes, ratios = (options[option] or ((None,),) * len(levels) for option in ANCHORS)
     most = max(len(size) * len(ratio) for size, ratio in zip(sizes, ratios, strict=True))
     if most > MOST_ANCHORS:
         raise OptionError(
-            f"anchor_sizes and aspect_ratios give {most:,} anchors at each place, and at most {MOST_ANCHORS:,} are "
-            "possible; give fewer"
+            f"anchor_sizes and aspect_ratios define {most:,} anchors per location, but at most {MOST_ANCHORS:,} are "
+            "allowed; give fewer"
         )
     if len({len(size) * len(ratio) for size, ratio in zip(sizes, ratios, strict=True)}) > 1:
-        raise OptionError("anchor_sizes and aspect_ratios give levels different numbers of anchors; give all the same")
+        raise OptionError(
+            "anchor_sizes and aspect_ratios define different numbers of anchors per level; use the same number for all"
+        )
 
 
 def check_groups(backbone: BackboneSpec, *, out_channels: int, **options: Any) -> None:
-    """Refuse channels that FCOS cannot normalise in groups.
+    """Check that FCOS can normalize its channels in groups.
+
+    Args:
+        backbone: spec of the backbone.
+        out_channels: channels of the pyramid.
+        **options: other options of the head.
 
     Raises:
-        OptionError: `out_channels` is no multiple of 32.
+        OptionError: `out_channels` is not a multiple of 32.
     """
     check_pyramid(backbone, out_channels=out_channels, **options)
     if out_channels % GROUPS:
         raise OptionError(
-            f"head 'fcos' normalises its channels in {GROUPS} groups, so that out_channels={out_channels} should be a "
-            f"multiple of {GROUPS}"
+            f"head 'fcos' uses group norm with {GROUPS} groups; out_channels must be a multiple of {GROUPS}, got "
+            f"{out_channels}"
         )
 
 
 def extra_channels(width: float) -> tuple[int, ...]:
-    """Return the channels of SSDLite's layers that follow the backbone, scaled as the papers' detection code does.
+    """Return the channels of SSD's extra layers, scaled by `width` as in the papers' detection code.
 
-    By truncation, and not below 16 (`feature_map_generators.py` of TensorFlow's object detection; torchvision alike).
+    The channels are truncated and at least 16, as in `feature_map_generators.py` of TensorFlow's Object Detection API
+    and in torchvision.
     """
     return tuple(max(LEAST_CHANNELS, int(channels * width)) for channels in SSDLITE_EXTRA)
 
 
 def image_size(size: int | Sequence[int]) -> tuple[int, int]:
-    """Return (height, width) of SSDLite's images."""
+    """Return the (height, width) that SSD resizes images to."""
     height, width = (size, size) if isinstance(size, int) else size
     return height, width

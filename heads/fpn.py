@@ -1,4 +1,4 @@
-"""The feature pyramid (FPN, arXiv 1612.03144): levels of one number of channels, named by P and a number."""
+"""The feature pyramid (FPN, arXiv 1612.03144): levels P2, P3, … that all have the same number of channels."""
 
 from __future__ import annotations
 
@@ -16,10 +16,14 @@ PYRAMID_OPTIONS = {
     "fpn_norm": choice(None, "batch_norm", "group_norm"),
     "depthwise": boolean(False),
 }
-"""Options of every head that has a pyramid: its channels; whether levels are added above the last one, by subsampling
-it (one, as Faster R-CNN does) or by two convolutions of stride 2 (as RetinaNet does); a norm behind its convolutions,
-batch norm or group norm of 32 groups; depthwise separable 3×3 convolutions, as in the FPNLite of TensorFlow's model
-zoo."""
+"""Options of every head with a pyramid.
+
+- `out_channels`: channels of every level.
+- `extra_levels`: levels added after the last one. "pool" subsamples it once (Faster R-CNN), "p6p7" adds two
+  convolutions of stride 2 (RetinaNet).
+- `fpn_norm`: norm after each convolution: batch norm, or group norm with 32 groups.
+- `depthwise`: depthwise separable 3×3 convolutions, as in FPNLite of TensorFlow's model zoo.
+"""
 
 GROUPS = 32
 
@@ -29,10 +33,20 @@ EXTRA_LEVELS = {None: 0, "pool": 1, "p6p7": 2}
 def pyramid_taps(
     backbone: BackboneSpec, *, out_channels: int, extra_levels: str | None, **others: Any
 ) -> dict[str, Tap]:
-    """Return name → channels and stride of every level of the pyramid, the finest first.
+    """Return a mapping from level of the pyramid to `Tap`, the finest first.
 
-    The first is numbered as the level that it is made of (P3 of C3, or of any map of stride 8 that bears no number),
-    the others count on from there, whatever their strides.
+    The first level has the number of the tap it is computed from, such as P3 for C3. If the tap's address has no
+    number, the number follows from its stride, such as P3 for stride 8. The other levels are numbered consecutively,
+    whatever their strides.
+
+    Args:
+        backbone: spec of the backbone.
+        out_channels: channels of every level.
+        extra_levels: option of the pyramid.
+        **others: other options, which have no effect.
+
+    Returns:
+        The mapping.
     """
     (name, finest), *_ = backbone.taps.items()
     taps = [Tap(out_channels, tap.stride, tap.rounding) for tap in backbone.taps.values()]
@@ -46,7 +60,10 @@ def pyramid_taps(
 def pyramid_outputs(
     backbone: BackboneSpec, *, height: int, width: int, **options: Any
 ) -> dict[str, tuple[int, int, int]]:
-    """Return level → (channels, height, width) for an image; each added level is half the one before, rounded up."""
+    """Return a mapping from level to (channels, height, width) for one image.
+
+    Each extra level has half the size of the previous one, rounded up.
+    """
     shapes: dict[str, tuple[int, int, int]] = {}
     for index, (name, tap) in enumerate(pyramid_taps(backbone, **options).items()):
         if index < len(backbone.taps):
@@ -58,15 +75,21 @@ def pyramid_outputs(
 
 
 def check_pyramid(backbone: BackboneSpec, *, out_channels: int, fpn_norm: str | None, **others: Any) -> None:
-    """Refuse channels that cannot be normalised in groups.
+    """Check that group norm divides the channels of the pyramid.
+
+    Args:
+        backbone: spec of the backbone.
+        out_channels: channels of every level.
+        fpn_norm: norm of the pyramid.
+        **others: other options, which have no effect.
 
     Raises:
-        OptionError: `fpn_norm` is "group_norm", and `out_channels` no multiple of 32.
+        OptionError: `fpn_norm` is "group_norm", and `out_channels` is not a multiple of 32.
     """
     if fpn_norm == "group_norm" and out_channels % GROUPS:
         raise OptionError(
-            f"fpn_norm='group_norm' has {GROUPS} groups, so that out_channels={out_channels} should be a multiple of "
-            f"{GROUPS}"
+            f"fpn_norm='group_norm' uses {GROUPS} groups; out_channels must be a multiple of {GROUPS}, got "
+            f"{out_channels}"
         )
 
 
@@ -82,5 +105,5 @@ FPN = HeadSpec(
     outputs="featuretap.heads.fpn:pyramid_outputs",
     model="featuretap.heads.modules.models:PyramidModel",
     per_class=(),
-    description="feature pyramid: P levels of one number of channels",
+    description="feature pyramid: levels P2, P3, … with equal channels",
 )

@@ -1,7 +1,7 @@
 """Segmentation heads: LR-ASPP and DeepLabV3.
 
-LR-ASPP is the head of MobileNetV3 (arXiv 1905.02244, section 6.4 and figure 10); DeepLabV3 (arXiv 1706.05587) pools an
-atrous spatial pyramid at output stride 16 or 8.
+LR-ASPP is the head of MobileNetV3 (arXiv 1905.02244, section 6.4 and figure 10). DeepLabV3 (arXiv 1706.05587) uses
+atrous spatial pyramid pooling at output stride 16 or 8.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from featuretap.support.errors import HeadError
 COARSEST = 16
 
 SEGMENTER: dict[str, Any] = {
-    # Pascal VOC's, the background included, which torchvision's published segmenters have.
+    # As in torchvision's published segmenters: the classes of Pascal VOC, including the background.
     "num_classes": 21,
     "backbone_options": {"output_stride": 16},
     "outputs": "featuretap.heads.segmentation:segmentation_outputs",
@@ -40,8 +40,8 @@ LRASPP = HeadSpec(
     description="LR-ASPP segmentation",
     **SEGMENTER,
 )
-"""By default the paper's. torchvision's pools the whole map (`pooling="global"`), gates by `gate="sigmoid"` without
-bias, and reads C3.first in place of C3.depthwise."""
+"""The defaults follow the paper. torchvision's head pools the full map (`pooling="global"`), has `gate="sigmoid"` with
+`gate_bias=False`, and reads C3.first instead of C3.depthwise."""
 
 DEEPLAB_V3 = HeadSpec(
     "deeplab_v3",
@@ -54,7 +54,7 @@ DEEPLAB_V3 = HeadSpec(
         "atrous_rates": Option(
             (12, 24, 36),
             lambda value: is_list_of(value, lambda rate: is_whole(rate, 1, MOST)),
-            "one or more positive whole numbers, such as (6, 12, 18)",
+            "one or more positive integers, such as (6, 12, 18)",
         ),
     },
     check="featuretap.heads.segmentation:check_stride",
@@ -63,26 +63,30 @@ DEEPLAB_V3 = HeadSpec(
     description="DeepLabV3 segmentation",
     **SEGMENTER,
 )
-"""torchvision's head, and its rates, which are those of the paper for output stride 8; for 16 it has (6, 12, 18).
-The auxiliary output, from a map at stride 8, is a second set of logits for the training loss."""
+"""The defaults follow torchvision. Its `atrous_rates` are those of the paper for output stride 8; for output stride 16,
+the paper uses (6, 12, 18). `auxiliary` adds logits from a map at stride 8 for the training loss."""
 
 
 def segmentation_outputs(
     backbone: BackboneSpec, *, num_classes: int, height: int, width: int, auxiliary: bool = False, **options: Any
 ) -> dict[str, tuple[int, int, int]]:
-    """Return name → (classes, height, width) of the logits."""
+    """Return a mapping from output to the shape of its logits, (classes, height, width)."""
     return dict.fromkeys(("out", "aux") if auxiliary else ("out",), (num_classes, height, width))
 
 
 def check_stride(backbone: BackboneSpec, **options: Any) -> None:
-    """Refuse maps that are too coarse.
+    """Check that the map that DeepLabV3 reads is not too coarse.
+
+    Args:
+        backbone: spec of the backbone.
+        **options: options of the head, which have no effect.
 
     Raises:
-        HeadError: the stride of the map that the head reads is over 16.
+        HeadError: the stride of the map is above 16.
     """
     name, tap = next(iter(backbone.taps.items()))
     if tap.stride > COARSEST:
         raise HeadError(
-            f"head 'deeplab_v3' works at output stride 16 or 8, but {name} of {backbone.name!r} has stride "
-            f"{tap.stride}; build it with output_stride=16, or name another tap"
+            f"head 'deeplab_v3' requires output stride 16 or 8, but {name} of {backbone.name!r} has stride "
+            f"{tap.stride}; build it with output_stride=16, or choose another tap"
         )

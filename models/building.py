@@ -74,7 +74,7 @@ def build_model(
     else:
         for part in parts.values():
             if part is not backbone:
-                _initialise(part)
+                _initialize(part)
         if factory_tag:
             description = _describe_factory_weights(description, spec, factory_tag, parts)
     if request.freezing != Freezing():
@@ -102,11 +102,11 @@ def _create_modules(
     return parts
 
 
-def _initialise(part: nn.Module) -> None:
+def _initialize(part: nn.Module) -> None:
     # A factory's modules are initialised when they are created.
-    initialise = getattr(part, "initialise", None)
-    if initialise is not None:
-        initialise()
+    initialize = getattr(part, "initialize", None)
+    if initialize is not None:
+        initialize()
 
 
 def _freeze(backbone: nn.Module, request: BuildRequest) -> None:
@@ -119,9 +119,9 @@ def _freeze(backbone: nn.Module, request: BuildRequest) -> None:
 def _join_parts(parts: Parts, spec: BackboneSpec | ModelSpec, preprocessing: Preprocessing) -> Built:
     if not isinstance(spec, ModelSpec):
         return parts[""]  # type: ignore[return-value]
-    normalise_as = getattr(parts[HEAD], "normalise_as", None)
-    if normalise_as is not None:
-        normalise_as(preprocessing)
+    normalize_as = getattr(parts[HEAD], "normalize_as", None)
+    if normalize_as is not None:
+        normalize_as(preprocessing)
     model: Built = load(spec.head.model)(parts[""], parts[HEAD])
     return model
 
@@ -149,7 +149,7 @@ def _fit(parts: Parts, request: BuildRequest, checkpoint: Checkpoint, catalogue:
 def _fill_parts(parts: Parts, request: BuildRequest, fitted: FittedWeights, *, keep_dtype: bool) -> None:
     _set_eps(parts, request.backbone, fitted.norm_eps, fills_head=HEAD not in fitted.head.skipped)
     if fitted.head.is_random:
-        _initialise(parts[HEAD])
+        _initialize(parts[HEAD])
     _fill(_state(parts), fitted, keep_dtype=keep_dtype)
     fitted.check_unchanged()
     if fitted.head.is_random:

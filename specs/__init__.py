@@ -1,7 +1,16 @@
-"""The vocabulary: taps, layers, rows, and the specs of backbones, heads, models and runtimes.
+"""Specs: torch-free descriptions of backbones, heads, models and runtimes.
 
-A backbone is a table: `BackboneSpec(name, stages=...)`, a stage being the work done at one resolution. What is defined
-in the modules that this one gathers is imported from here.
+A `BackboneSpec` is a table of stages, and a stage holds the rows that run at one resolution. Channels, strides, map
+sizes, parameters and multiply-adds are computed from the table. Plugins import these classes from
+`featuretap.registry.specs`.
+
+Examples:
+    >>> from featuretap.registry.specs import HS, RE, BackboneSpec, Bneck, Conv
+    >>> tinynet = BackboneSpec("tinynet", stages=((Conv(3, 16, HS),), (Bneck(3, 48, 24, RE),), (Bneck(5, 96, 40, RE),)))
+    >>> tinynet.taps["C3"]
+    Tap(channels=40, stride=8, rounding='ceil')
+    >>> tinynet.tap_shapes(224, 224)
+    {'C1': (16, 112, 112), 'C2': (24, 56, 56), 'C3': (40, 28, 28)}
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Peak memory of the activations of a table, computed from the lifetimes of its tensors."""
+"""Peak memory of a table's activations, computed from the lifetimes of its tensors."""
 
 from __future__ import annotations
 
@@ -7,24 +7,27 @@ from collections.abc import Collection, Iterable
 from featuretap.specs.blocks import Block
 
 FLOAT32 = 4
-"""Bytes of a value."""
+"""Bytes per value."""
 
 
 def peak_bytes(blocks: Iterable[Block], kept: Collection[str], in_channels: int, height: int, width: int) -> int:
-    """Return the largest number of bytes that tensors take at one time in float32, for one image.
+    """Return the maximum number of bytes that tensors occupy at one time, in float32, for one image.
 
-    A convolution with its norm and its activation is one step, which needs its input and its output at the same time.
-    So is the addition of a shortcut.
+    A convolution with its norm and activation is one step, and needs its input and output at the same time. The
+    addition of a shortcut is another step.
 
     Args:
-        blocks: the blocks that are computed, in order.
+        blocks: the blocks to compute, in execution order.
         kept: paths of the submodules whose outputs are kept until the end.
         in_channels: channels of the image.
         height: height of the image in pixels.
         width: width of the image in pixels.
+
+    Returns:
+        The peak memory in bytes.
     """
     current, peak = "image", 0
-    # Name → bytes of the tensors that later steps read, or that are kept.
+    # Sizes of the tensors that are kept or that later steps read: name → bytes.
     alive = {current: FLOAT32 * in_channels * height * width}
     kept_names: set[str] = set()
     for block in blocks:

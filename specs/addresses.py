@@ -1,6 +1,6 @@
-"""Tap addresses: what C4, C5.bottleneck, C4.expansion, C4.first and C3.depthwise mean in a given table.
+"""Tap addresses: resolve names such as C4, C5.bottleneck or C4.expansion to submodules of a backbone.
 
-Every address is the output of one submodule, so that it means the same tensor in counting, building and exporting.
+Every address is the output of one submodule, so it means the same tensor when counting, building and exporting.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ KINDS = {
 
 
 def addresses_of(blocks: Sequence[Block]) -> dict[str, str]:
-    """Return every address that the placed blocks offer → the path of the submodule whose output it is."""
+    """Return a mapping from every tap address of `blocks` to the path of the submodule whose output it is."""
     stages: dict[str, list[Block]] = {}
     for block in blocks:
         stages.setdefault(block.level, []).append(block)
@@ -53,7 +53,7 @@ def _named(block: Block, name: str) -> str | None:
 
 
 def _expansion(block: Block) -> str | None:
-    # An expansion behind the layer that strides is no longer a map of the level that the block leaves.
+    # The output of an expansion after the strided layer already belongs to the next level.
     for path, layer in block.layer_paths():
         if layer.strided:
             return None
@@ -63,12 +63,21 @@ def _expansion(block: Block) -> str | None:
 
 
 def describe_unknown_tap(name: str, address: object, available: Mapping[str, str]) -> str:
-    """Return why a backbone has no such tap, and the nearest or all that it has."""
+    """Return an error message for a tap address that a backbone does not have.
+
+    Args:
+        name: name of the backbone.
+        address: the unknown address.
+        available: the addresses of the backbone, mapped to submodule paths.
+
+    Returns:
+        A message with the nearest address, or with all addresses if none is near.
+    """
     level, _, kind = str(address).partition(".")
     having = [known.partition(".")[0] for known in available if known.endswith(f".{kind}")]
     if level in available and kind in KINDS:
-        there = f"it has that at {', '.join(having)}" if having else "it has none at any level"
-        return f"{name!r} has no tap {address!r}: there is no {KINDS[kind]} there; {there}"
-    # Levels are often written in small letters, which are too far from large ones to be found near.
+        elsewhere = f"available at {', '.join(having)}" if having else "not available at any level"
+        return f"{name!r} has no tap {address!r}: {level} has no {KINDS[kind]}; {elsewhere}"
+    # "c4" is too different from "C4" for the search by similarity.
     hint = did_you_mean(str(address).replace("c", "C", 1), available) or "."
-    return f"{name!r} has no tap {address!r}{hint} Its taps: {', '.join(available)}"
+    return f"{name!r} has no tap {address!r}{hint} Available taps: {', '.join(available)}"

@@ -1,4 +1,4 @@
-"""How far outputs that were computed with less precision agree with the expected ones."""
+"""A measure of how well outputs computed at reduced precision agree with float32."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Agreement:
-    """Similarity of an output to the expected one; means over the images.
+    """Similarity of an output to its reference in float32, averaged over images.
 
     Args:
-        cosine: cosine similarity: 1 where one is a positive multiple of the other.
-        error: norm of the difference, relative to the norm of the expected output.
-        top1: of logits, the fraction of images with the same most probable class.
+        cosine: cosine similarity; 1 if one output is a positive multiple of the other.
+        error: norm of the difference divided by the norm of the reference.
+        top1: for logits, the fraction of images with the same top-1 class; otherwise None.
     """
 
     cosine: float

@@ -1,6 +1,6 @@
-"""A backbone as data: a table of stages, or the declaration of what somebody's factory builds.
+"""Backbone specs: a table of stages, or a declaration of a backbone that a factory function builds.
 
-Taps, channels, strides, sizes, parameters and multiply-adds are computed from the table, never written down beside it.
+Taps, channels, strides, map sizes, parameters and multiply-adds are computed from the table.
 """
 
 from __future__ import annotations
@@ -41,17 +41,23 @@ Stages = tuple[tuple[Row, ...], ...]
 
 @dataclass(frozen=True)
 class Classifier:
-    """What a family puts between its pooled features and its logits: a hidden layer, then dropout.
+    """The layers of a family's classifier: pooled features, an optional hidden layer, dropout, logits.
 
     Args:
-        hidden: channels of the hidden layer, 0 for none.
+        hidden: channels of the hidden layer, or 0 for no hidden layer.
         hidden_bias: whether the hidden layer has a bias.
-        activation: behind the hidden layer.
-        dropout: rate in training.
-        hidden_norm: whether a batch norm stands between the hidden layer and its activation.
-        inverted_dropout: whether dropout divides the units that it keeps by 1 - rate in training, as PyTorch's does.
-            Where False, they keep their values, and evaluation multiplies all units by 1 - rate instead, as in the
+        activation: activation after the hidden layer.
+        dropout: dropout rate during training.
+        hidden_norm: whether a batch norm follows the hidden layer.
+        inverted_dropout: if True, dropout divides the remaining units by 1 - rate during training, as in PyTorch. If
+            False, training leaves them unscaled and evaluation multiplies all units by 1 - rate, as in the original
             paper (Srivastava et al., JMLR 15, 2014, section 4) and in Paddle's mode "downscale_in_infer".
+
+    Examples:
+        >>> from featuretap.registry.specs import HS, Classifier
+        >>> classifier = Classifier(hidden=1280, activation=HS)
+        >>> [layer.parameters for layer in classifier.layers(channels=960, num_classes=1000)]
+        [1230080, 1281000]
     """
 
     hidden: int = 0
@@ -62,20 +68,26 @@ class Classifier:
     inverted_dropout: bool = True
 
     def evaluation_scale(self, dropout: float | None = None) -> float:
-        """Return the factor in evaluation between the last hidden units and the logits.
+        """Return the factor applied to the last hidden units during evaluation.
 
         Args:
-            dropout: the rate in training; None is the family's own.
+            dropout: dropout rate during training; None uses the rate of this classifier.
+
+        Returns:
+            1.0 with inverted dropout, otherwise 1 - rate.
         """
         rate = self.dropout if dropout is None else dropout
         return 1.0 if self.inverted_dropout else 1 - rate
 
     def layers(self, channels: int, num_classes: int) -> tuple[Linear | BatchNorm, ...]:
-        """Return the layers between the pooled features and the logits.
+        """Return the layers from the pooled features to the logits.
 
         Args:
-            channels: of the pooled features.
-            num_classes: number of logits; 0 leaves them out.
+            channels: channels of the pooled features.
+            num_classes: number of logits; 0 omits the last layer.
+
+        Returns:
+            The layers in execution order.
         """
         layers: list[Linear | BatchNorm] = []
         if self.hidden:
@@ -116,53 +128,70 @@ SHOWN = {
     "width": 1.0,
     "norm": None,
 }
-"""Field → the usual value; others are a part of a spec's text. Its table is not: `stages` has it."""
+"""Fields that `repr` shows if they differ from these defaults. It never shows `stages`, which is too long."""
 
 DECLARED = {"taps": TAPS, "more_taps": TAPS}
 
 
 @dataclass(frozen=True)
 class BackboneSpec:
-    """A backbone as data: a table of rows, or the declaration of one that somebody's factory builds.
+    """A torch-free description of a backbone: a table of rows, or a declaration with a factory function.
 
-    A table gives `stages`; `taps` are the addresses to return, in order (default: the last map of every stage). What
-    comes after the last of them belongs to no count and is not built. A backbone that is no table gives `taps` as a
-    mapping from address to `Tap`, the `options` that it takes with their defaults, and a `factory`: the import string
-    of `factory(spec, *, taps, **options) -> nn.Module`, whose module returns a dict of maps. It is counted by building
-    it without memory, on torch's meta device.
+    A table sets `stages`. Its `taps` are the addresses to return, in order; by default, the last map of every stage.
+    Layers after the last tap are neither counted nor built.
+
+    A backbone that is not a table sets `taps` to a mapping from address to `Tap`, `options` to its options with their
+    defaults, and `factory` to the import string of `factory(spec, *, taps, **options) -> nn.Module`. The module returns
+    a dict of maps. To count its parameters and multiply-adds, featuretap builds it on PyTorch's meta device, without
+    allocating memory.
 
     Args:
-        name: what `registry.build` knows it by.
-        stages: rows by resolution; the first row of a stage strides, its last row ends it.
-        taps: addresses (a table) or address → `Tap` (a factory); after construction always a mapping.
-        factory: import string of the function that builds it, where it is no table.
-        more_taps: for a factory, address → `Tap` of maps that come back only where they are asked for.
-        describe: for a factory, import string of `describe(spec, **options) -> BackboneSpec`, where taps or image
-            channels follow from the options; may need torch.
-        tags: for a factory, names of weights that it fetches itself, the default first; it is then called with
-            `pretrained=tag` besides, and its module may have the `preprocessing` that they were trained with.
-        options: for a factory, every option with its default, or with an `Option`, which also says what values it
-            takes; for a table, defaults that differ from the usual ones.
-        aliases: other names for it.
-        in_channels: channels of the images, (N, in_channels, H, W).
-        output_stride: no map is smaller than the image divided by this; later stages dilate instead.
-        dilate_entry: whether the block that would have strided already uses the stage's dilation.
-        padding: of convolutions: "symmetric", or "same" for TensorFlow's rule, which weights from there need.
-        width: the multiplier that its channels were scaled by, which some heads scale theirs by too.
-        norm: a factory channels → module in place of batch norm, counted as it is.
+        name: name of the backbone in the registry.
+        stages: one tuple of rows for each resolution. The first row of a stage has stride 2; the output of the last row
+            is the stage's tap.
+        taps: tap addresses (table), or a mapping from address to `Tap` (factory). Always a mapping after construction.
+        factory: import string of the function that builds a backbone without a table.
+        options: for a factory, every option with its default value or an `Option`, which also defines the valid values.
+            For a table, defaults that replace those of the standard options.
+        aliases: other names of the backbone.
+        in_channels: channels of the images (N, in_channels, H, W).
+        output_stride: maximum stride of a map. Stages beyond it dilate instead.
+        dilate_entry: whether the block that would have strided already uses the dilation of its stage.
+        padding: padding of the convolutions: "symmetric", or "same" for TensorFlow's rule, which weights trained in
+            TensorFlow require.
+        width: width multiplier already applied to the channels. Some heads scale their channels by it, too.
+        norm: function that takes channels and returns a module to use instead of batch norm. Its parameters are
+            counted.
         norm_eps: epsilon of batch norm in the family's reference code.
-        norm_momentum: momentum of batch norm there, in torch's convention.
-        classifier: what the `classification` head puts on it.
-        layouts: layout name → import string of `layout(spec) -> Layout`, which names its tensors as that library does.
-        published_as: name of the backbone whose published weights fit this one too, where it is a variant that changes
-            no tensor.
-        variant_of: name of the backbone that its options are to be applied to, where it is a variant of a catalogue.
-        description: one line for people.
+        norm_momentum: momentum of batch norm in the family's reference code, in PyTorch's convention.
+        classifier: layers that the `classification` head adds.
+        layouts: mapping from layout name to the import string of `layout(spec) -> Layout`, which maps tensor names to
+            those of another library.
+        published_as: for a variant with the same tensors, name of the backbone whose published weights fit it.
+        variant_of: for a variant from a catalogue, name of the backbone that its options apply to.
+        description: one-line description.
+        more_taps: for a factory, mapping from address to `Tap` of maps that are returned only on request.
+        describe: for a factory, import string of `describe(spec, **options) -> BackboneSpec`. Required if taps or image
+            channels depend on the options. May import torch.
+        tags: for a factory, tags of weights that the factory downloads itself, the default first. The factory is then
+            called with `pretrained=tag`, and its module may have an attribute `preprocessing` for these weights.
 
     Raises:
-        SpecError: it has neither stages nor taps with a factory, or its table is malformed.
-        UnknownTapError: a requested address does not exist in this architecture.
-        TapError: an empty or repeated request.
+        SpecError: the spec has neither stages nor taps with a factory, or a field is invalid.
+        UnknownTapError: a tap address does not exist in this architecture.
+        TapError: `taps` is empty or repeats an address.
+
+    Examples:
+        >>> from featuretap.registry.specs import HS, RE, BackboneSpec, Bneck, Conv
+        >>> spec = BackboneSpec("tinynet", stages=((Conv(3, 16, HS),), (Bneck(3, 48, 24, RE), Bneck(3, 96, 24, RE))))
+        >>> spec
+        BackboneSpec('tinynet', taps=('C1', 'C2'))
+        >>> list(spec.addresses)
+        ['C1', 'C1.bottleneck', 'C1.expansion', 'C1.first', 'C2', 'C2.bottleneck', 'C2.first', 'C2.depthwise']
+        >>> spec.parameters, spec.macs(224, 224)
+        (8960, 37180416)
+        >>> spec.with_taps(["C1.expansion"]).tap_shapes(224, 224)
+        {'C1.expansion': (48, 112, 112)}
     """
 
     name: str
@@ -195,7 +224,9 @@ class BackboneSpec:
         object.__setattr__(self, "layouts", dict(self.layouts))
         if self.stages:
             if not all(self.stages) or len(self.stages) > len(LEVELS):
-                raise SpecError(f"{self.name!r} has a stage without rows, or more than {len(LEVELS)} stages")
+                raise SpecError(
+                    f"{self.name!r} has an empty stage, or more than {len(LEVELS)} stages; correct its table"
+                )
             wanted = self.taps or LEVELS[: len(self.stages)]
             object.__setattr__(self, "taps", self._taps_at(wanted))
         elif self.taps and self.factory:
@@ -203,7 +234,7 @@ class BackboneSpec:
             object.__setattr__(self, "taps", dict(self.taps))
             object.__setattr__(self, "more_taps", dict(self.more_taps))
         else:
-            raise SpecError(f"{self.name!r} is neither a table nor declared; give it stages, or taps and a factory")
+            raise SpecError(f"{self.name!r} has neither stages nor a factory; define stages, or taps and a factory")
 
     def __repr__(self) -> str:
         shown = {"taps": tuple(self.taps)}
@@ -214,37 +245,39 @@ class BackboneSpec:
 
     @cached_property
     def all_blocks(self) -> tuple[Block, ...]:
-        """Every block of the table in order of execution, whatever the taps."""
+        """All blocks of the table in execution order, regardless of the taps."""
         return place_rows(self.stages, self.in_channels, self.output_stride, self.dilate_entry, self.padding)
 
     @cached_property
     def blocks(self) -> tuple[Block, ...]:
-        """The blocks that are built: those up to the last requested tap, the last one cut where the tap is."""
+        """The blocks to build: up to the last requested tap, with the last block cut at the tap."""
         return truncate(self.all_blocks, set(self.paths.values()))
 
     @cached_property
     def addresses(self) -> Mapping[str, str]:
-        """Every tap address that the architecture has → the path of the submodule whose output it is."""
+        """Mapping from every tap address of the architecture to the path of the submodule whose output it is."""
         return addresses_of(self.all_blocks) if self.stages else dict.fromkeys(self._declared, "")
 
     @property
     def stem(self) -> str:
-        """Name of the weight that reads the image, which `in_channels` changes."""
+        """Name of the weight tensor that reads the image, whose shape depends on `in_channels`."""
         return f"{next(iter(self.all_blocks[0].layer_paths()))[0]}.conv.weight"
 
     @property
     def levels(self) -> tuple[str, ...]:
-        """The whole levels among its addresses, such as C1 to C5."""
+        """The levels that the architecture has, such as C1 to C5."""
         return tuple(address for address in self.addresses if address in LEVELS)
 
     @property
     def paths(self) -> dict[str, str]:
-        """Requested address → submodule path, in the order of the request."""
+        """Mapping from requested tap address to submodule path, in the order of the request."""
         return {address: self.addresses[address] for address in self.taps}
 
     @property
     def parameters(self) -> int:
-        """Parameters of what is built, the norms' gamma and beta included. What is no table needs torch to be counted.
+        """Number of parameters of the layers to build, including gamma and beta of the norms.
+
+        Counting a backbone with a factory imports torch.
 
         Raises:
             PluginError: the backbone's factory failed.
@@ -257,10 +290,17 @@ class BackboneSpec:
         )
 
     def macs(self, height: int, width: int) -> int:
-        """Multiply-adds of what is built, for one image of `height` × `width` pixels.
+        """Return the multiply-adds of the layers to build.
 
-        Those of convolutions and linear layers, squeeze-excite's two included; nothing else counts in a table. In what
-        is no table, the products of attention count too.
+        A table counts convolutions and linear layers, including the two of squeeze-excite, and nothing else. A backbone
+        with a factory also counts the matrix products of attention.
+
+        Args:
+            height: height of the image in pixels.
+            width: width of the image in pixels.
+
+        Returns:
+            Multiply-adds for one image.
 
         Raises:
             PluginError: the backbone's factory failed.
@@ -279,20 +319,23 @@ class BackboneSpec:
     def activation_memory(self, height: int, width: int) -> int:
         """Return the peak memory of the activations in inference, in bytes.
 
-        This is the largest sum of all tensors that are in memory at one time, for one image in float32. A convolution
-        with its norm and its activation is one step, and so is the addition of a shortcut. The input and the output of
-        a step are in memory together, with the input of an unfinished shortcut and the maps of all requested taps
-        reached so far. The image counts until the first layer has read it. Parameters, the padded copies that
-        `padding="same"` may need, and the scratch memory of a runtime do not count.
+        This is the maximum total size of the tensors in memory at one time, for one image in float32. A convolution
+        with its norm and activation is one step, and the addition of a shortcut is another. Each step needs its input
+        and output, the input of an unfinished shortcut, and the maps of all requested taps reached so far. The image
+        counts until the first layer has read it. Parameters, padded copies for `padding="same"`, and the scratch memory
+        of a runtime do not count.
 
         Args:
             height: height of the image in pixels.
             width: width of the image in pixels.
 
-        Raises:
-            SpecError: the backbone is not a table of rows, so the lifetimes of its tensors are not known.
+        Returns:
+            The peak memory in bytes.
 
-        Example:
+        Raises:
+            SpecError: the backbone is not a table, so the lifetimes of its tensors are unknown.
+
+        Examples:
             >>> from featuretap import registry
             >>> registry.spec("mobilenet_v2", features_only=True).activation_memory(224, 224)
             6823936
@@ -306,52 +349,72 @@ class BackboneSpec:
         return peak_bytes(self.blocks, set(self.paths.values()), self.in_channels, height, width)
 
     def tap_shapes(self, height: int, width: int) -> dict[str, tuple[int, int, int]]:
-        """Tap → (channels, height, width) for images of `height` × `width` pixels."""
+        """Return a mapping from tap to (channels, height, width).
+
+        Args:
+            height: height of the image in pixels.
+            width: width of the image in pixels.
+
+        Returns:
+            A mapping in the order of `taps`.
+        """
         check_size(height, width)
         return {name: tap.shape(height, width) for name, tap in self.taps.items()}
 
     def with_taps(self, addresses: Iterable[str]) -> BackboneSpec:
-        """Return this spec with the taps of some `addresses`; layers after the last of them are dropped.
+        """Return a copy of this spec that returns the taps at `addresses`. Layers after the last tap are dropped.
+
+        Args:
+            addresses: tap addresses, in the order in which their maps are returned.
+
+        Returns:
+            The new spec.
 
         Raises:
-            UnknownTapError: the architecture lacks an address.
-            TapError: none was given, or one twice.
+            UnknownTapError: the architecture does not have an address.
+            TapError: `addresses` is empty or repeats an address.
+
+        Examples:
+            >>> from featuretap import registry
+            >>> spec = registry.spec("mobilenet_v2", features_only=True)
+            >>> spec.with_taps(["C3", "C4.expansion"]).tap_shapes(224, 224)
+            {'C3': (32, 28, 28), 'C4.expansion': (576, 14, 14)}
         """
         taps = self._taps_at(addresses)
         spec = copy(self)
         object.__setattr__(spec, "taps", taps)
         if not self.stages:
             object.__setattr__(spec, "more_taps", {a: tap for a, tap in self._declared.items() if a not in taps})
-        # The table and what was computed from it stay; only where it is cut depends on the taps.
+        # Only `blocks` depends on the taps; the other cached properties stay valid.
         vars(spec).pop("blocks", None)
         return spec
 
     def _taps_at(self, wanted: Iterable[str]) -> dict[str, Tap]:
-        """Return the taps at the addresses `wanted`, in that order."""
+        """Return the taps at the addresses in `wanted`, in the same order."""
         if isinstance(wanted, str):
             raise TapError(f"taps={wanted!r} is a string; give a tuple of addresses, such as taps=({wanted!r},)")
         if not isinstance(wanted, Iterable):
-            raise TapError(f"taps={wanted!r} should be a tuple of addresses, such as ('C3', 'C4', 'C5')")
+            raise TapError(f"taps must be a tuple of addresses, such as ('C3', 'C4', 'C5'); got {wanted!r}")
         addresses = tuple(wanted)
         if not addresses:
-            raise TapError(f"no taps were asked of {self.name!r}; name at least one of {', '.join(self.addresses)}")
+            raise TapError(f"taps of {self.name!r} is empty; name at least one of {', '.join(self.addresses)}")
         for address in addresses:
             if not isinstance(address, str) or address not in self.addresses:
                 raise UnknownTapError(describe_unknown_tap(self.name, address, self.addresses))
         repeated = sorted({address for address in addresses if addresses.count(address) > 1})
         if repeated:
-            raise TapError(f"{', '.join(repeated)} is asked of {self.name!r} more than once; name each tap once")
+            raise TapError(f"taps of {self.name!r} repeats {', '.join(repeated)}; name each tap once")
         available = {a: self._outputs[path] for a, path in self.addresses.items()} if self.stages else self._declared
         return {address: available[address] for address in addresses}
 
     @property
     def _declared(self) -> dict[str, Tap]:
-        """Every tap that a factory declares; none of a table."""
+        """All taps that a factory declares; empty for a table."""
         return {} if self.stages else {**self.taps, **self.more_taps}
 
     @cached_property
     def _outputs(self) -> dict[str, Tap]:
-        # An image as large as the largest stride shrinks to the quotient of the two strides.
+        # For an image of the maximum stride, the height of a map is the maximum stride divided by the map's stride.
         image = 2 ** len(self.stages)
         return {
             path: Tap(channels, image // height, "ceil" if above > height else self._rounding(path, image))
@@ -359,7 +422,7 @@ class BackboneSpec:
         }
 
     def _maps(self, height: int, width: int) -> dict[str, tuple[int, int, int]]:
-        """Path → (channels, height, width) of the map of an image of `height` × `width` pixels."""
+        """Return a mapping from path to (channels, height, width) for images of `height` × `width` pixels."""
         maps = {}
         size = height, width
         for block in self.all_blocks:
@@ -370,7 +433,7 @@ class BackboneSpec:
         return maps
 
     def _rounding(self, path: str, image: int) -> Literal["floor"] | int:
-        """Return how a map rounds that is behind an even kernel, which drops a last pixel without a neighbour."""
+        """Return the rounding of a map after an even kernel, which drops a last pixel without a neighbor."""
         _, height, _ = self._maps(image, image)[path]
         stride = image // height
         more = next(more for more in range(1, stride + 1) if self._maps(image + more, image)[path][1] > height)
@@ -385,13 +448,17 @@ class BackboneSpec:
 
 
 def check_size(height: int, width: int) -> None:
-    """Refuse what is no size of an image in pixels.
+    """Check that `height` and `width` are a valid image size in pixels.
+
+    Args:
+        height: height of the image in pixels.
+        width: width of the image in pixels.
 
     Raises:
-        OptionError: `height` or `width` is no positive whole number.
+        OptionError: `height` or `width` is not a positive integer.
     """
     for size in (height, width):
         if not isinstance(size, int) or isinstance(size, bool) or size < 1:
             raise OptionError(
-                f"no image has {height!r}×{width!r} pixels; give height and width as positive whole numbers"
+                f"height and width of an image must be positive integers, in pixels; got {height!r}×{width!r}"
             )

@@ -1,4 +1,4 @@
-"""Rows in their places: paths, strides, dilations and shortcuts, and what is left when a backbone is cut."""
+"""Blocks: rows placed in a network, with paths, strides, dilations and shortcuts, and their truncation at a tap."""
 
 from __future__ import annotations
 
@@ -14,8 +14,22 @@ from featuretap.support.errors import SpecError
 class Block:
     """A row at its place in the network.
 
-    `path` is that of its submodule, such as "stages.C3.0". A row of several layers has them below that path by their
-    names; a row of one layer is that layer.
+    If the row has several layers, each is a submodule of `path`. If it has one layer, `path` is that layer.
+
+    Args:
+        path: path of the submodule, such as "stages.C3.0".
+        row: the row of the table.
+        layers: the layers of the row, with stride, dilation and padding set.
+        shortcut: whether the input is added to the output.
+        nested: whether the layers are submodules of `path`.
+
+    Examples:
+        >>> from featuretap.backbones.mobilenet_v2 import V2
+        >>> block = V2.all_blocks[2]
+        >>> block.path, block.level, block.shortcut, block.out_channels
+        ('stages.C2.0', 'C2', False, 24)
+        >>> [path for path, layer in block.layer_paths()]
+        ['stages.C2.0.expand', 'stages.C2.0.depthwise', 'stages.C2.0.project']
     """
 
     path: str
@@ -26,16 +40,16 @@ class Block:
 
     @property
     def level(self) -> str:
-        """The level that the block belongs to: C1 to C5."""
+        """The level of the block, C1 to C5."""
         return self.path.split(".")[1]
 
     @property
     def out_channels(self) -> int:
-        """Channels of its output."""
+        """Channels of the output."""
         return self.layers[-1].out_channels
 
     def layer_paths(self) -> Iterator[tuple[str, Layer]]:
-        """Yield each layer with the path of its submodule, in order of execution."""
+        """Yield (submodule path, layer) in execution order."""
         for layer in self.layers:
             yield (f"{self.path}.{layer.name}" if self.nested else self.path), layer
 
@@ -47,14 +61,25 @@ def place_rows(
     dilate_entry: bool,
     padding: str = SYMMETRIC,
 ) -> tuple[Block, ...]:
-    """Place the rows of `stages` one after the other.
+    """Return the blocks of a table, in execution order.
 
-    The first row of stage n strides by 2 while 2ⁿ does not exceed `output_stride`. Beyond it the stage keeps its
-    resolution: its first row keeps the dilation reached so far, the rows after it double it (DeepLab, arXiv 1706.05587,
-    section 3.1); with `dilate_entry` the first row doubles it too, as torchvision's segmentation models do.
+    The first row of stage n has stride 2 as long as 2ⁿ does not exceed `output_stride`. Later stages keep the
+    resolution: the first row keeps the dilation reached so far, and the following rows double it (DeepLab, arXiv
+    1706.05587, section 3.1). With `dilate_entry`, the first row doubles it too, as in torchvision's segmentation
+    models.
+
+    Args:
+        stages: the rows of each stage.
+        in_channels: channels of the images.
+        output_stride: maximum stride of a map.
+        dilate_entry: whether the first row of a dilated stage uses the doubled dilation.
+        padding: "symmetric" or "same".
+
+    Returns:
+        The blocks in execution order.
 
     Raises:
-        SpecError: `padding` is "same", and a layer that strides has no such field.
+        SpecError: `padding` is "same", and a strided layer has no field `padding`.
     """
     blocks = []
     channels, dilation = in_channels, 1
@@ -69,7 +94,8 @@ def place_rows(
             stride, dilated = 2 if enters and strides else 1, entry if enters else dilation
             layers = tuple(_place(layer, stride, dilated, padding) for layer in row.layers(channels))
             out_channels = layers[-1].out_channels
-            # A block that strided in the table never gets a shortcut, not even where an output stride stops it.
+            # The first block of a stage has no shortcut even when the output stride keeps its resolution, so that the
+            # network stays the same function of its weights.
             shortcut = row.shortcut and not enters and channels == out_channels
             blocks.append(Block(f"stages.C{level}.{index}", row, layers, shortcut, nested=len(layers) > 1))
             channels = out_channels
@@ -78,22 +104,22 @@ def place_rows(
 
 def _place(layer: Layer, stride: int, dilation: int, padding: str) -> Layer:
     if hasattr(layer, "padding"):
-        # Most have it already, and there are thousands of them.
+        # `replace` is slow, and most layers already have this padding.
         layer = layer if layer.padding == padding else replace(layer, padding=padding)  # type: ignore[type-var]
     elif padding != SYMMETRIC and layer.strided and stride > 1:
         raise SpecError(
-            f"{type(layer).__name__} {layer.name!r} cannot take padding={padding!r}; give the class a field padding"
+            f"{type(layer).__name__} {layer.name!r} cannot take padding={padding!r}; add a field padding to the class"
         )
     if layer.strided and (stride, dilation) != (1, 1):
         return replace(layer, stride=stride, dilation=dilation)  # type: ignore[type-var]
-    # What looks around before or after the layer that strides has to look as far as that.
+    # Other convolutions of the row need the same dilation to cover the same distance in the image.
     if isinstance(layer, Convolution) and layer.kernel > 1 and dilation != 1:
         return replace(layer, dilation=dilation)
     return layer
 
 
 def truncate(blocks: Sequence[Block], wanted: Collection[str]) -> tuple[Block, ...]:
-    """Return the blocks up to the one that holds the last of the paths `wanted`, that block cut behind it."""
+    """Return the blocks up to the last of the submodule paths in `wanted`, with the last block cut after that layer."""
     missing = set(wanted)
     kept: list[Block] = []
     for block in blocks:

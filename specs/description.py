@@ -1,4 +1,4 @@
-"""The description of a built model: how it was requested, and where its weights come from."""
+"""Model descriptions: the request that a model was built from, and the origin of its weights."""
 
 from __future__ import annotations
 
@@ -15,24 +15,24 @@ from featuretap.support.errors import OptionError
 
 @dataclass(frozen=True)
 class Description:
-    """How a model was requested, and where its weights come from.
+    """The request that a model was built from, and the origin of its weights.
 
     Args:
-        name: the backbone's name in the registry.
-        taps: the addresses that the backbone returns.
-        options: the options that were given, of backbone and head.
-        head: the head's name, or None for a bare backbone.
-        num_classes: classes of the head, or None for a bare backbone and for a head without classes.
-        preprocessing: what `registry.transforms` returns, as data.
-        weights: name of the catalogue entry, path of the checkpoint, or None for random initialisation.
-        classes: the label set of the weights, such as "imagenet1k", or the name of each class, the background of a
-            detector that counts one included; empty where neither is known.
-        random_head: whether the head, or its last layer, is randomly initialised although the backbone has weights.
-        spec: of the model as it was built: options applied, and without the backbone's `norm`, which is code.
-        heads: of a model with several heads: name → description of the model that the head and the backbone form. The
-            other fields are then those of the backbone.
-        agreement: of a model compiled with less precision: output → its similarity to that in float32. Not written to
-            files.
+        name: name of the backbone in the registry.
+        taps: addresses of the maps that the backbone returns.
+        options: options of backbone and head that were passed to `build`.
+        head: name of the head, or None for a bare backbone.
+        num_classes: number of classes, or None for a bare backbone or a head without classes.
+        preprocessing: preprocessing that `registry.transforms` returns.
+        weights: name of the catalogue entry, path of the checkpoint, or None for random initialization.
+        classes: name of the weights' label set, such as "imagenet1k", or the class names, including the background for
+            a detector that counts it; empty if unknown.
+        random_head: whether the head, or its last layer, is randomly initialized although the backbone has weights.
+        spec: spec of the model as built, with options applied. `norm` is omitted because it is code.
+        heads: for a model with several heads, mapping from head name to the description of backbone and head. The other
+            fields then describe the backbone.
+        agreement: for a model compiled at reduced precision, mapping from output to its similarity to float32. Not
+            written to files.
     """
 
     name: str
@@ -50,12 +50,12 @@ class Description:
 
     @property
     def backbone(self) -> BackboneSpec | None:
-        """The backbone as it was built."""
+        """The spec of the backbone as built."""
         return self.spec.backbone if isinstance(self.spec, ModelSpec) else self.spec
 
 
 def spec_of(description: Description) -> BackboneSpec | ModelSpec | MultiHeadSpec | None:
-    """Return the spec of the model of a `description`, with any number of heads; None where it is not known."""
+    """Return the spec of the model that `description` describes, with one or several heads; None if it is unknown."""
     if not description.heads or description.backbone is None:
         return description.spec
     heads = {name: head.spec for name, head in description.heads.items() if isinstance(head.spec, ModelSpec)}
@@ -63,14 +63,17 @@ def spec_of(description: Description) -> BackboneSpec | ModelSpec | MultiHeadSpe
 
 
 def adapt_preprocessing(spec: BackboneSpec | ModelSpec, preprocessing: Preprocessing) -> Preprocessing:
-    """Return the preprocessing of images for a model.
+    """Return the preprocessing for a model, derived from that of its weights.
 
     Args:
-        spec: of the model.
-        preprocessing: of the images that its weights, or its backbone's, were trained with.
+        spec: spec of the model.
+        preprocessing: preprocessing that the weights of the model or its backbone were trained with.
+
+    Returns:
+        The preprocessing for the images of the model.
 
     Raises:
-        OptionError: `image_mean` or `image_std` is for another number of channels.
+        OptionError: `image_mean` or `image_std` does not have one value per image channel.
     """
     if not isinstance(spec, ModelSpec):
         return preprocessing.for_images("cropped").for_channels(spec.in_channels)
@@ -79,17 +82,22 @@ def adapt_preprocessing(spec: BackboneSpec | ModelSpec, preprocessing: Preproces
     for name, values in (("mean", mean), ("std", std)):
         if values is not None and len(values) != spec.backbone.in_channels:
             raise OptionError(
-                f"image_{name} is for {len(values)} channels, and the images have {spec.backbone.in_channels}"
+                f"image_{name} has {len(values)} values, but the images have {spec.backbone.in_channels} "
+                f"channels; give "
+                "one value for each channel"
             )
     return replace(prepared, mean=tuple(mean or prepared.mean), std=tuple(std or prepared.std))
 
 
 def format_options(name: str, options: Mapping[str, Any]) -> str:
-    """Return "'name' with a, b=1" for messages.
+    """Return text such as "'name' with a, b=1" for messages.
 
     Args:
-        name: of a backbone.
-        options: that it was asked for with.
+        name: name of a backbone.
+        options: options it was requested with.
+
+    Returns:
+        The quoted name, followed by the options if there are any.
     """
     formatted = [
         option if value is True else f"{option}={value.__name__ if hasattr(value, '__name__') else repr(value)}"

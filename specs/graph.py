@@ -1,7 +1,7 @@
-"""An ONNX graph in the making, written from tensors without PyTorch.
+"""A builder for ONNX graphs that works without PyTorch.
 
-Layers and heads name functions that write their nodes into a `Graph` (`Layer.nodes`, `HeadSpec.nodes`). A tensor of the
-graph is a `str`, its name.
+Layers and heads name functions that add their nodes to a `Graph` (`Layer.nodes`, `HeadSpec.nodes`). Tensors of the
+graph are referred to by name, as `str`.
 """
 
 from __future__ import annotations
@@ -23,19 +23,28 @@ if TYPE_CHECKING:
 Array = NDArray[Any]
 
 IMAGE = "image"
-"""Name of the input, (N, C, H, W)."""
+"""Name of the graph's input (N, C, H, W)."""
 
 STATISTICS = ("weight", "bias", "running_mean", "running_var")
 
 
 class Graph:
-    """Nodes and constants of an ONNX graph whose input is `image`, (N, C, H, W).
+    """Nodes and constants of an ONNX graph with the input `image` (N, C, H, W).
 
     Args:
-        tensors: name → values of the network, in the native layout of files (`stages.C1.0.conv.weight`, `head.…`).
-        norm_eps: epsilon of the batch norms by part ("backbone", "head", or "heads.NAME" of several), and of those that
-            differ by their path.
-        preprocessing: of the network's images, for heads that normalise them.
+        tensors: tensors of the model by name, in the native layout of files (`stages.C1.0.conv.weight`, `head.…`).
+        norm_eps: batch-norm epsilon of each part ("backbone", "head", or "heads.NAME" for several heads), and of single
+            norms by path where it differs.
+        preprocessing: preprocessing of the model's images, for heads that normalize images.
+
+    Examples:
+        >>> import numpy as np
+        >>> from featuretap.specs.graph import Graph
+        >>> from featuretap.specs.preprocessing import Preprocessing
+        >>> graph = Graph({"conv.weight": np.ones((8, 3, 3, 3))}, {"backbone": 1e-5}, Preprocessing())
+        >>> y = graph.activation(graph.convolution("image", "conv", stride=2, padding=1), "relu")
+        >>> y, [node.op_type for node in graph.nodes], list(graph.constants)
+        ('Relu_1', ['Conv', 'Relu'], ['conv.weight'])
     """
 
     def __init__(
@@ -45,43 +54,59 @@ class Graph:
         self.norm_eps = norm_eps
         self.preprocessing = preprocessing
         self.images = IMAGE
-        """The images that the network reads. A detector replaces them by those that it prepared, for other heads."""
+        """Tensor that the backbone reads. A detector replaces it with the images it has preprocessed."""
         self.head = "head."
-        """Prefix of the tensors of the head whose nodes are written, which names it as "head."."""
+        """Prefix in `tensors` of the head being written. The head itself always uses the prefix "head."."""
         self.maps: dict[tuple[str, str], str] = {}
-        """Path and input of a layer → its output; heads share the layers of the backbone."""
+        """Mapping from (path, input) of a layer to its output, so that several heads share the backbone's layers."""
         self.nodes: list[onnx.NodeProto] = []
         self.constants: dict[str, Array] = {}
         self.integers: set[str] = set()
-        """Tensors of int64 that may be outputs; all others are of float32."""
+        """Names of int64 tensors that may be outputs. All other tensors are float32."""
         self.intermediate: dict[str, str] = {}
-        """Name → tensor of what a detector predicts before it selects boxes, for comparisons."""
+        """Mapping from name to tensor of a detector's raw predictions, before boxes are selected; for comparisons."""
 
     def for_head(self, name: str, images: str, preprocessing: Preprocessing) -> Graph:
-        """Return this graph for the nodes of one of several heads.
+        """Return a view of this graph for writing one of several heads.
 
         Args:
-            name: of the head in the model.
+            name: name of the head in the model.
             images: tensor (N, C, H, W) that the head reads.
-            preprocessing: of the model that the head and the backbone form.
+            preprocessing: preprocessing of the model of backbone and head.
+
+        Returns:
+            A graph that shares the nodes and constants of this one.
         """
         graph = copy(self)
         graph.head, graph.images, graph.preprocessing = f"heads.{name}.", images, preprocessing
         return graph
 
     def node(self, operator: str, *inputs: str, **attributes: Any) -> str:
-        """Append a node of one output, and return the name of its output.
+        """Append a node with one output and return the name of its output.
 
         Args:
-            operator: of ONNX, such as "Conv".
-            *inputs: names of tensors; "" for an input that is left out.
-            **attributes: of the operator.
+            operator: ONNX operator, such as "Conv".
+            *inputs: names of the input tensors; "" for an omitted input.
+            **attributes: attributes of the operator.
+
+        Returns:
+            The name of the output tensor.
         """
         (output,) = self.node_with_outputs(operator, 1, *inputs, **attributes)
         return output
 
     def node_with_outputs(self, operator: str, outputs: int, /, *inputs: str, **attributes: Any) -> list[str]:
-        """Append a node as `node` does, and return the names of its `outputs`."""
+        """Append a node with several outputs and return their names.
+
+        Args:
+            operator: ONNX operator, such as "TopK".
+            outputs: number of outputs.
+            *inputs: names of the input tensors; "" for an omitted input.
+            **attributes: attributes of the operator.
+
+        Returns:
+            The names of the output tensors.
+        """
         import onnx.helper
 
         name = f"{operator}_{len(self.nodes)}"
@@ -90,13 +115,30 @@ class Graph:
         return names
 
     def integer(self, operator: str, *inputs: str, **attributes: Any) -> str:
-        """Append a node of one output as `node` does, and note that the output is of int64."""
+        """Append a node whose one output is int64, and return the name of the output.
+
+        Args:
+            operator: ONNX operator, such as "Shape".
+            *inputs: names of the input tensors; "" for an omitted input.
+            **attributes: attributes of the operator.
+
+        Returns:
+            The name of the output tensor.
+        """
         name = self.node(operator, *inputs, **attributes)
         self.integers.add(name)
         return name
 
     def constant(self, values: Any, name: str = "") -> str:
-        """Store values as a constant, floats as float32 and integers as int64, and return its name."""
+        """Add a constant and return its name.
+
+        Args:
+            values: an array or numbers. Floats are stored as float32, integers as int64.
+            name: name of the constant; by default a new one.
+
+        Returns:
+            The name of the constant.
+        """
         array = np.asarray(values)
         kind = np.float32 if array.dtype.kind == "f" else np.int64
         name = name or f"constant_{len(self.constants)}"
@@ -104,18 +146,24 @@ class Graph:
         return name
 
     def has(self, name: str) -> bool:
-        """Return whether the network has a tensor."""
+        """Return whether the model has a tensor `name`."""
         return self._stored(name) in self.tensors
 
     def tensor(self, name: str) -> Array:
-        """Return a tensor of the network as float32.
+        """Return the model's tensor `name` as float32.
+
+        Args:
+            name: featuretap's name of the tensor.
+
+        Returns:
+            A float32 array.
 
         Raises:
-            NodesError: the network lacks it.
+            NodesError: the model has no such tensor.
         """
         stored = self._stored(name)
         if stored not in self.tensors:
-            raise NodesError(f"there is no tensor {stored!r} to write the graph from")
+            raise NodesError(f"the model has no tensor {stored!r}")
         return self.tensors[stored].astype(np.float32, copy=False)
 
     def convolution(
@@ -129,19 +177,23 @@ class Graph:
         dilation: int = 1,
         groups: int = 1,
     ) -> str:
-        """Append a convolution of (N, C, H, W), with a batch norm folded into it.
+        """Append a convolution on (N, C, H, W), with an optional batch norm folded in, and return its output.
 
         Args:
-            x: the input.
-            path: of the convolution in the network: its tensors are `path.weight` and, if it has one, `path.bias`.
+            x: the input tensor.
+            path: path of the convolution. Its tensors are `path.weight` and, optionally, `path.bias`.
             norm: path of the batch norm that follows; "" for none.
-            stride: in pixels.
-            padding: pixels added on each side, or before and after along each side; None for TensorFlow's rule "SAME".
-            dilation: distance in pixels of neighbouring weights.
-            groups: that the channels are divided into.
+            stride: stride in pixels.
+            padding: pixels added on every side, or (before, after) in each dimension; None for TensorFlow's rule
+                "SAME".
+            dilation: distance between neighboring weights in pixels.
+            groups: number of groups that the channels are divided into.
+
+        Returns:
+            The name of the output tensor (N, C', H', W').
 
         Raises:
-            NodesError: the norm is no batch norm with running statistics.
+            NodesError: the norm is not a batch norm with running statistics.
         """
         names = self._weights(path, norm)
         kernel = list(self.constants[names[0]].shape[2:])
@@ -154,11 +206,20 @@ class Graph:
         return self.node("Conv", x, *names, group=groups, **attributes)
 
     def linear(self, x: str, path: str, norm: str = "") -> str:
-        """Append a linear layer on (N, C), with a batch norm folded into it; arguments as for `convolution`."""
+        """Append a linear layer on (N, C), with an optional batch norm folded in, and return its output.
+
+        Args:
+            x: the input tensor.
+            path: path of the layer.
+            norm: path of the batch norm that follows; "" for none.
+
+        Returns:
+            The name of the output tensor (N, C').
+        """
         return self.node("Gemm", x, *self._weights(path, norm), transB=1)
 
     def activation(self, x: str, activation: Activation | None) -> str:
-        """Append an activation: "relu", "relu6", "hard_swish", or None for none."""
+        """Append an `activation` ("relu", "relu6" or "hard_swish") on `x` and return its output; None returns `x`."""
         if activation is None:
             return x
         if activation == "relu6":
@@ -166,42 +227,45 @@ class Graph:
         return self.node({"relu": "Relu", "hard_swish": "HardSwish"}[activation], x)
 
     def size_of(self, x: str) -> str:
-        """Append the height and width of (N, C, H, W), as int64 (2,)."""
+        """Append nodes that compute the height and width of `x` (N, C, H, W) as int64 (2,)."""
         return self.node("Shape", x, start=2, end=4)
 
     def resize(self, x: str, size: str, mode: str = "linear", coordinates: str = "") -> str:
-        """Append a resizing of (N, C, H, W) to a size (height, width), as `torch.nn.functional.interpolate` does it.
+        """Append a resize of (N, C, H, W), with the semantics of `torch.nn.functional.interpolate`.
 
         Args:
-            x: the input.
-            size: int64 (2,), such as `size_of` returns.
-            mode: "linear" (bilinear, with `align_corners=False`) or "nearest".
-            coordinates: ONNX's name of how pixels are placed, where it is not as PyTorch does it.
+            x: the input tensor.
+            size: tensor int64 (2,) with height and width, such as `size_of` returns.
+            mode: "linear" (bilinear, `align_corners=False`) or "nearest".
+            coordinates: ONNX's `coordinate_transformation_mode`; by default, the one that matches PyTorch.
+
+        Returns:
+            The name of the output tensor (N, C, height, width).
         """
         usual = {"linear": "half_pixel", "nearest": "asymmetric"}[mode]
         attributes = {"coordinate_transformation_mode": coordinates or usual}
-        # ONNX Runtime 1.32 reorders the sizes as those of four axes where it moves channels last, whatever `axes` says.
+        # All four sizes are given because ONNX Runtime 1.32 ignores `axes` when it converts a graph to channels last.
         sizes = self.node("Concat", self.node("Shape", x, start=0, end=2), size, axis=0)
         return self.node("Resize", x, "", "", sizes, mode=mode, nearest_mode="floor", **attributes)
 
     def _weights(self, path: str, norm: str) -> list[str]:
-        """Store the weight of a layer and its bias, if there is one, a norm folded into both; return their names."""
+        """Add the weight and optional bias of a layer as constants, with the norm folded in, and return their names."""
         weight = self.tensor(f"{path}.weight")
         bias = self.tensor(f"{path}.bias") if self.has(f"{path}.bias") else None
-        # Those of a fused network are folded already.
+        # The norms of a fused model are already folded and have no tensors.
         if norm and any(self.has(f"{norm}.{kind}") for kind in STATISTICS):
             weight, bias = self._fold(weight, bias, norm)
         names = [self.constant(weight, self._stored(f"{path}.weight"))]
         return names if bias is None else [*names, self.constant(bias, self._stored(f"{path}.bias"))]
 
     def _stored(self, name: str) -> str:
-        """Return the name of a tensor in the network's file, which differs for one of several heads."""
+        """Return the name of a tensor in `tensors`, which has another prefix for one of several heads."""
         return self.head + name.removeprefix("head.") if name.startswith("head.") else name
 
     def _fold(self, weight: Array, bias: Array | None, norm: str) -> tuple[Array, Array]:
         missing = [kind for kind in STATISTICS if not self.has(f"{norm}.{kind}")]
         if missing:
-            raise NodesError(f"{norm} is no batch norm with running statistics: it has no {missing[0]}")
+            raise NodesError(f"{norm} is not a batch norm with running statistics: it has no {missing[0]}")
         gamma, beta, mean, variance = (self.tensor(f"{norm}.{kind}").astype(np.float64) for kind in STATISTICS)
         scale = gamma / np.sqrt(variance + self._eps(norm))
         shift = beta - mean * scale + (0 if bias is None else bias * scale)
@@ -211,5 +275,5 @@ class Graph:
         part = self.head.removesuffix(".") if norm.startswith("head.") else "backbone"
         eps = self.norm_eps.get(self._stored(norm), self.norm_eps.get(part))
         if eps is None:
-            raise NodesError(f"the epsilon of the {part}'s batch norms is not known")
+            raise NodesError(f"the epsilon of the {part}'s batch norms is unknown")
         return eps

@@ -1,7 +1,7 @@
-"""A head as data, and a backbone with a head: what is read, taken, returned and counted.
+"""Head specs and model specs: taps that a head reads, its options, outputs, parameters and multiply-adds.
 
-Heads that are made of other libraries' modules are counted by building them without memory (torch's meta device), when
-their counts are asked for and not before.
+Heads made of another library's modules are counted by building them on PyTorch's meta device, without allocating
+memory, when the counts are first needed.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from featuretap.specs.multi_head import MultiHeadSpec
 
 Reads = tuple[str | tuple[str, ...], ...]
-"""Tap addresses; a tuple in place of an address names alternatives, the preferred first."""
+"""Tap addresses. A tuple in place of an address lists alternatives, the preferred first."""
 
 Shape = tuple[int | str, ...]
 
@@ -42,11 +42,11 @@ Shape = tuple[int | str, ...]
 FIELDS = {
     "reads": READS,
     **dict.fromkeys(("factory", "layers", "check", "taps", "outputs", "model", "nodes"), IMPORT_STRING),
-    "num_classes": ("None or a positive whole number", lambda value: value is None or is_whole(value, 1)),
+    "num_classes": ("None or a positive integer", lambda value: value is None or is_whole(value, 1)),
     "options": OPTIONS,
     "per_class": STRINGS,
     "description": STRING,
-    "min_classes": ("a whole number", lambda value: is_whole(value, 0)),
+    "min_classes": ("a non-negative integer", lambda value: is_whole(value, 0)),
     "consecutive": BOOLEAN,
     "optional_reads": (
         "a mapping from option to tap addresses",
@@ -64,50 +64,65 @@ FIELDS = {
 
 @dataclass(frozen=True)
 class HeadSpec:
-    """What a head reads and takes, and where its code is.
+    """A torch-free description of a head: the taps it reads, its options, and the functions that implement it.
 
-    Import strings name functions of `(backbone, *, num_classes, **options)`, where `backbone` is the resolved
-    `BackboneSpec` and `options` are all of the head's. Only `factory`, `model` and `layouts` may need torch.
+    Functions are given by import string and called as `function(backbone, *, num_classes, **options)`, where `backbone`
+    is the resolved `BackboneSpec` and `options` has a value for every option of the head. Only `factory`, `model` and
+    `layouts` may import torch.
 
     Args:
-        name: what `registry.build(..., head=name)` knows it by.
-        reads: the tap addresses that it reads; a tuple in place of an address names alternatives, the preferred first.
-        factory: import string of the function that returns the head's module, which maps the dict of taps to the
-            head's output.
-        layers: import string of a function that returns `tuple[Counted, ...]`, layers that work on the first tap;
-            without it the head is built and run on the meta device to be counted.
-        num_classes: classes where the caller names no number; None for a head that has no classes.
-        options: every option with its default, or with an `Option`, which also says what values it takes; the names
-            must differ from those of backbones.
-        per_class: beginnings of the names of its tensors whose size follows the number of classes; weights for another
-            number leave these out.
-        description: one line for people.
-        min_classes: the least number of classes: 0 where the head does something without, 2 where it counts the
-            background among them.
-        consecutive: whether it reads any number of levels, each of the stride before or twice that; `reads` are then
-            those of its own choice.
-        optional_reads: option → what it reads besides where that option is on.
-        backbone_options: options of the backbone that it sets where the caller does not.
-        check: import string of a function that raises a `HeadError` or an `OptionError` for what does not go together.
-        taps: import string of a function that returns address → `Tap` of maps that the head makes, if it makes any;
-            `outputs` then states their shapes.
-        outputs: import string of a function that also takes `height=` and `width=` of an image in pixels, and returns
-            name → shape of what the model returns for it.
-        model: import string of `model(backbone, head) -> nn.Module`, both modules as `backbone` and `head` inside.
-        nodes: import string of a function that also takes `graph=`, a `featuretap.specs.graph.Graph`, appends the nodes
-            of backbone and head to it, and returns name → tensor of the model's outputs; without it, PyTorch traces
-            the model where it is exported.
-        images: how the model wants its images: "cropped" to one size, "whole" and of any size, both normalised, or
-            "raw", with values from 0 to 1, resized and normalised by the model; the method
-            `normalise_as(preprocessing)` of a head receives how the weights were trained.
-        layouts: layout name → import string of `layout(model, backbone) -> Layout`, of a `ModelSpec` and the layout of
-            its backbone with a classifier.
-        task: what the model is trained and evaluated for: "classification" (logits (N, classes)), "segmentation"
-            (called as `SegmentationModel` is), "detection" (called as `DetectionModel` is), or "" for a head that makes
-            something else, which the command line can neither train nor ask.
+        name: name of the head in the registry.
+        reads: tap addresses that the head reads. A tuple in place of an address lists alternatives, the preferred
+            first.
+        factory: import string of the function that returns the head's module. The module takes the dict of taps.
+        layers: import string of a function that returns the head's layers, `tuple[Counted, ...]`, all applied to the
+            first tap. Without it, the head is built and run on the meta device to be counted.
+        num_classes: default number of classes, or None for a head without classes.
+        options: every option with its default value or an `Option`, which also defines the valid values. Names must
+            differ from those of the backbones' options.
+        per_class: prefixes of the names of tensors whose shape depends on the number of classes. Weights for another
+            number of classes skip these tensors.
+        description: one-line description.
+        min_classes: minimum number of classes: 0 for a head that works without classes, 2 for a head that counts the
+            background as a class.
+        consecutive: whether the head reads any number of levels, each with the stride of the previous level or twice
+            that. `reads` is then the default.
+        optional_reads: mapping from option to tap addresses that the head also reads if the option is on.
+        backbone_options: options of the backbone that the head sets unless the caller does.
+        check: import string of a function that raises `HeadError` or `OptionError` for invalid combinations.
+        taps: import string of a function that returns a mapping from address to `Tap` for a head that produces maps.
+            Such a head also needs `outputs`.
+        outputs: import string of a function that also takes `height=` and `width=` of an image in pixels, and returns a
+            mapping from output name to shape.
+        model: import string of `model(backbone, head) -> nn.Module`. The model holds the two modules as `backbone` and
+            `head`.
+        nodes: import string of a function that also takes `graph=`, a `featuretap.specs.graph.Graph`. It appends the
+            nodes of backbone and head, and returns a mapping from output name to tensor. Without it, PyTorch traces the
+            model for export.
+        images: images that the model takes: "cropped" (normalized, all of one size), "whole" (normalized, any size), or
+            "raw" (values from 0 to 1; the model resizes and normalizes them). A "raw" head has a method
+            `normalize_as(preprocessing)`, which receives the preprocessing of the weights.
+        layouts: mapping from layout name to the import string of `layout(model, backbone) -> Layout`, with a
+            `ModelSpec` and the layout of its backbone with a classifier.
+        task: task that the model is trained and evaluated on: "classification" (returns logits (N, classes)),
+            "segmentation" (called like `SegmentationModel`), "detection" (called like `DetectionModel`), or "" for
+            another task, which the command line cannot train or run.
 
     Raises:
-        SpecError: the name is no name, a field is of another kind, or it reads nothing.
+        SpecError: the name or a field is invalid, or the head reads no taps.
+
+    Examples:
+        >>> from featuretap.registry.specs import HeadSpec
+        >>> head = HeadSpec(
+        ...     "edges",
+        ...     reads=(("C2.depthwise", "C2"), "C4"),
+        ...     factory="my_package.modules:edges",
+        ...     num_classes=2,
+        ...     options={"channels": 64, "auxiliary": False},
+        ...     optional_reads={"auxiliary": ("C3",)},
+        ... )
+        >>> head.reads_with({"channels": 64, "auxiliary": True})
+        (('C2.depthwise', 'C2'), 'C4', 'C3')
     """
 
     name: str
@@ -140,7 +155,9 @@ class HeadSpec:
         check_fields(f"head {self.name!r}", self, FIELDS)
         unknown = sorted(set(self.optional_reads) - set(self.options))
         if unknown or not self.reads:
-            problem = f"reads more with an option {unknown[0]!r} that it lacks" if unknown else "reads no taps"
+            problem = "reads no taps"
+            if unknown:
+                problem = f"has optional_reads for {unknown[0]!r}, which is not one of its options"
             raise SpecError(f"head {self.name!r} {problem}; correct its HeadSpec")
         stated = {name: option for name, option in self.options.items() if isinstance(option, Option)}
         defaults = {name: option.default for name, option in stated.items()}
@@ -148,24 +165,32 @@ class HeadSpec:
         object.__setattr__(self, "options", {**self.options, **defaults})
 
     def reads_with(self, options: Mapping[str, Any]) -> Reads:
-        """Return what it reads with these `options`, a value for each of its own."""
+        """Return the taps that the head reads with `options`, which must have a value for each of its options."""
         besides = (reads for option, reads in self.optional_reads.items() if options[option])
         return sum(besides, start=self.reads)
 
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """A backbone with a head: counts exactly what `registry.build` returns for the same arguments.
+    """A backbone with a head. Counts exactly what `registry.build` returns for the same arguments.
 
-    `taps` and `tap_shapes` are those of the maps that the head makes, as a pyramid does, and of every level of the
-    backbone where it makes none.
+    `taps` and `tap_shapes` describe the maps that the head produces, such as the levels of a pyramid. For a head that
+    produces no maps, they describe the levels of the backbone.
 
     Args:
-        backbone: its spec, options applied; its `taps` are those that the head reads.
-        head: its spec.
-        num_classes: classes of the head, or None for one that has none.
+        backbone: spec of the backbone with options applied; its `taps` are the taps that the head reads.
+        head: spec of the head.
+        num_classes: number of classes, or None for a head without classes.
         head_options: a value for each option of the head.
-        levels: every level of the backbone → channels and stride.
+        levels: mapping from level of the backbone to `Tap`.
+
+    Examples:
+        >>> from featuretap import registry
+        >>> spec = registry.spec("mobilenet_v3_large", head="ssdlite", num_classes=91)
+        >>> spec
+        ModelSpec(BackboneSpec('mobilenet_v3_large', taps=('C4.expansion', 'C5')), HeadSpec('ssdlite'), num_classes=91)
+        >>> spec.outputs(320, 320)
+        {'boxes': ('0…300', 4), 'labels': ('0…300',), 'scores': ('0…300',)}
     """
 
     backbone: BackboneSpec
@@ -180,17 +205,25 @@ class ModelSpec:
 
     @property
     def name(self) -> str:
-        """The backbone's name."""
+        """Name of the backbone."""
         return self.backbone.name
 
     @cached_property
     def taps(self) -> Mapping[str, Tap]:
-        """Map → channels and stride: the head's own, or every level of the backbone."""
+        """Mapping from map name to `Tap`: the maps of the head, or the levels of the backbone."""
         made: Mapping[str, Tap] = self.call(self.head.taps) if self.head.taps else self.levels
         return made
 
     def tap_shapes(self, height: int, width: int) -> dict[str, tuple[int, int, int]]:
-        """Map → (channels, height, width) for images of `height` × `width` pixels."""
+        """Return a mapping from map name to (channels, height, width).
+
+        Args:
+            height: height of the image in pixels.
+            width: width of the image in pixels.
+
+        Returns:
+            A mapping in the order of `taps`.
+        """
         check_size(height, width)
         if self.head.taps:
             made = self.outputs(height, width)
@@ -198,35 +231,45 @@ class ModelSpec:
         return {name: tap.shape(height, width) for name, tap in self.taps.items()}
 
     def outputs(self, height: int, width: int) -> dict[str, Shape]:
-        """Return name → shape of what the model returns for one image of `height` × `width` pixels, without its batch.
+        """Return a mapping from output name to shape for one image, without the batch dimension.
 
-        A number of boxes is given as text, such as "0…300", where it depends on what is in the image.
+        A number of boxes that depends on the image is given as text, such as "0…300".
+
+        Args:
+            height: height of the image in pixels.
+            width: width of the image in pixels.
+
+        Returns:
+            A mapping in the order in which the model returns its outputs.
         """
         check_size(height, width)
         made: dict[str, Shape] = self.call(self.head.outputs, height=height, width=width) if self.head.outputs else {}
         return made
 
     def call(self, reference: str, **more: Any) -> Any:
-        """Call one of the head's functions, by its import string, with what the head is built with.
+        """Call one of the head's functions with the arguments that the head is built with.
 
         Args:
-            reference: the import string.
-            **more: keyword arguments besides.
+            reference: import string of the function.
+            **more: additional keyword arguments.
+
+        Returns:
+            The return value of the function.
         """
         given = {"num_classes": self.num_classes, **self.head_options, **more}
         return call_reference(f"head {self.head.name!r}", reference, self.backbone, **given)
 
     @cached_property
     def head_layers(self) -> tuple[Counted, ...]:
-        """The layers of a head that states them; empty for one that is built to be counted."""
+        """The layers of a head that lists its layers; empty for other heads."""
         stated: tuple[Counted, ...] = self.call(self.head.layers) if self.head.layers else ()
         return stated
 
     @cached_property
     def head_tensors(self) -> Mapping[str, tuple[int, ...]]:
-        """Name below `head` → shape of every tensor of the head.
+        """Mapping from tensor name, without "head.", to shape.
 
-        A name that ends in a dot is that of a layer that does not say which tensors it has.
+        A name that ends in a dot is the prefix of a layer that does not list its tensors.
         """
         if not self.head.layers:
             counted: Mapping[str, tuple[int, ...]] = load(f"{COUNTING}:tensors")(self)
@@ -240,7 +283,7 @@ class ModelSpec:
 
     @property
     def head_parameters(self) -> int:
-        """Parameters of the head."""
+        """Number of parameters of the head."""
         if self.head.layers:
             return sum(layer.parameters for layer in self.head_layers)
         counted: int = load(f"{COUNTING}:parameters")(self)
@@ -248,11 +291,19 @@ class ModelSpec:
 
     @property
     def parameters(self) -> int:
-        """Parameters of backbone and head."""
+        """Number of parameters of backbone and head."""
         return self.backbone.parameters + self.head_parameters
 
     def head_macs(self, height: int, width: int) -> int:
-        """Multiply-adds of the head for one image of `height` × `width` pixels, as the backbone sees it."""
+        """Return the multiply-adds of the head for one image, at the size that the backbone reads.
+
+        Args:
+            height: height of the image in pixels.
+            width: width of the image in pixels.
+
+        Returns:
+            Multiply-adds for one image.
+        """
         shapes = self.backbone.tap_shapes(height, width)
         if self.head.layers:
             _, *size = next(iter(shapes.values()))
@@ -261,14 +312,21 @@ class ModelSpec:
         return counted
 
     def macs(self, height: int, width: int) -> int:
-        """Multiply-adds of backbone and head for one image of `height` × `width` pixels, as the backbone sees it.
+        """Return the multiply-adds of backbone and head for one image, at the size that the backbone reads.
 
-        Those of convolutions and linear layers; the boxes that a detector looks at a second time are as many as it
-        keeps in evaluation. Detectors resize their images first: give the size that they resize to.
+        Convolutions and linear layers are counted. The second stage of a detector is counted for the number of
+        proposals that it keeps in evaluation. Detectors resize their images first: pass the size that they resize to.
+
+        Args:
+            height: height of the image in pixels.
+            width: width of the image in pixels.
+
+        Returns:
+            Multiply-adds for one image.
         """
         return self.backbone.macs(height, width) + self.head_macs(height, width)
 
 
 def backbone_of(spec: BackboneSpec | ModelSpec | MultiHeadSpec) -> BackboneSpec:
-    """Return the backbone of a `spec`."""
+    """Return the spec of the backbone in `spec`."""
     return spec if isinstance(spec, BackboneSpec) else spec.backbone

@@ -1,4 +1,4 @@
-"""Layouts as data: how a library names the tensors of a network."""
+"""Layouts: mappings from featuretap's tensor names to those of another library."""
 
 from __future__ import annotations
 
@@ -9,34 +9,45 @@ from typing import Any
 from featuretap.specs.preprocessing import Preprocessing
 
 NATIVE = "featuretap"
-"""The name of our own layout."""
+"""Name of featuretap's own layout."""
 
 
 @dataclass(frozen=True)
 class Layout:
-    """Another library's names for the tensors of one network: with its classifier, or with another head of ours.
+    """Another library's tensor names for one model: a backbone with its classifier, or with another head of featuretap.
 
     Args:
-        names: our name → theirs, of the whole network and its head.
-        norm_eps: epsilon of batch norm that the library builds the network with; None for that of the module itself.
-        head_norm_eps: the same in the head, where there are norms.
-        feature_taps: the address of each map that the library's feature extractor numbers, in its order; empty for the
+        names: mapping from featuretap's tensor names to the library's, for backbone and head.
+        norm_eps: batch-norm epsilon that the library builds the model with; None for the epsilon of the module.
+        architecture: the library's name of the model; empty if the library has no such model. Files with these tensor
+            names can then be read, but not written.
+        arguments: keyword arguments that the library builds the model with.
+        features_only: whether the library can build the model only without its classifier.
+        remark: note to add to the error message if a file of the library does not fit.
+        writable: whether featuretap writes files in this layout. If False, it only reads them.
+        pointwise: featuretap's names of linear weights (out, in) that are 1×1 convolutions (out, in, 1, 1) in the
+            library.
+        transposed: featuretap's names of linear weights (out, in) that are (in, out) in the library.
+        head_norm_eps: batch-norm epsilon of the head, if it has norms.
+        feature_taps: address of each map that the library's feature extractor returns, in its order; empty for the
             levels.
-        first_conv: what the library calls the layers that read the image.
-        image_size: height and width of the library's images where its tensors depend on them; empty otherwise.
-        unused: names in the library's files of what our network lacks, such as another classifier.
-        required: name in the library's files → tensor of the same shape and type, of what our network lacks and the
-            library's loader asks for.
-        aliases: other names in the library's files → those in `names`.
-        preprocessing: how the library's model normalises its images, where it does so itself.
-        architecture: what the library calls the network; empty where it has no such network, whose weights can then be
-            read from files of these names, and not be written.
-        arguments: keyword arguments that it builds the network with.
-        features_only: whether the library builds the network only without its classifier.
-        remark: what to know where a file of the library does not fit, if anything.
-        writable: whether files of it are written; others are only read.
-        pointwise: our linear weights (out, in) that are 1×1 convolutions (out, in, 1, 1) there.
-        transposed: our linear weights (out, in) that are (in, out) there.
+        first_conv: the library's name of the layers that read the image.
+        image_size: height and width of the library's images if its tensors depend on them; otherwise empty.
+        unused: names of tensors in the library's files that featuretap's model does not have, such as another
+            classifier.
+        required: tensors that the library's loader requires but featuretap's model does not have: a mapping from name
+            in the file to a tensor of the same shape and dtype.
+        aliases: mapping from alternative names in the library's files to those in `names`.
+        preprocessing: normalization of the images, if the library's model does it itself.
+
+    Examples:
+        >>> from featuretap.backbones.layouts.torchvision import mobilenet_v2
+        >>> from featuretap.backbones.mobilenet_v2 import V2
+        >>> layout = mobilenet_v2(V2)
+        >>> layout.architecture, layout.norm_eps
+        ('mobilenet_v2', 1e-05)
+        >>> layout.names["stages.C1.0.conv.weight"]
+        'features.0.0.weight'
     """
 
     names: Mapping[str, str]
@@ -59,43 +70,52 @@ class Layout:
 
     @property
     def norm_eps_by_part(self) -> dict[str, float]:
-        """Part of the model, "backbone" and "head", → epsilon."""
+        """Mapping from part of the model ("backbone" and "head") to batch-norm epsilon."""
         eps = {"backbone": self.norm_eps, "head": self.head_norm_eps}
         return {part: value for part, value in eps.items() if value is not None}
 
     @property
     def known_names(self) -> frozenset[str]:
-        """All names that the library's files may have."""
+        """All tensor names that the library's files may contain."""
         return self.unused.union(self.names.values(), self.aliases)
 
     def stored_shape(self, name: str, shape: tuple[int, ...]) -> tuple[int, ...]:
         """Return the shape of a tensor in the library's files.
 
         Args:
-            name: ours.
-            shape: of the tensor in our model.
+            name: featuretap's name of the tensor.
+            shape: shape of the tensor in featuretap's model.
+
+        Returns:
+            The shape in the file.
         """
         if name in self.pointwise:
             return (*shape, 1, 1)
         return shape[::-1] if name in self.transposed else shape
 
     def to_stored(self, name: str, tensor: Any) -> Any:
-        """Return a tensor as the library's files hold it.
+        """Return a tensor in the shape of the library's files.
 
         Args:
-            name: ours.
-            tensor: of our model, PyTorch's or a NumPy array.
+            name: featuretap's name of the tensor.
+            tensor: tensor of featuretap's model, a `torch.Tensor` or a NumPy array.
+
+        Returns:
+            The tensor to write.
         """
         if name in self.pointwise:
             return tensor[..., None, None]
         return tensor.T if name in self.transposed else tensor
 
     def to_native(self, name: str, tensor: Any) -> Any:
-        """Return a tensor of the library's files as our model holds it; one with other dimensions stays as it is.
+        """Return a tensor in the shape of featuretap's model; unchanged if its number of dimensions is unexpected.
 
         Args:
-            name: ours.
-            tensor: of the file, PyTorch's or a NumPy array.
+            name: featuretap's name of the tensor.
+            tensor: tensor of the library's file, a `torch.Tensor` or a NumPy array.
+
+        Returns:
+            The tensor to load into the model.
         """
         if name in self.pointwise and tensor.ndim == 4 and tensor.shape[2:] == (1, 1):
             return tensor.reshape(tensor.shape[:2])

@@ -1,4 +1,4 @@
-"""A backbone with several heads as data, by the specs of the models that the heads form with it one by one."""
+"""Specs of a backbone with several heads."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from featuretap.specs.taps import Tap
 
 @dataclass(frozen=True)
 class MultiHeadSpec:
-    """A backbone with several heads: counts exactly what `registry.build` returns for the same arguments.
+    """A backbone with several heads. Counts exactly what `registry.build` returns for the same arguments.
 
     Args:
-        backbone: its spec, options applied; its `taps` are those of all heads.
-        heads: name → spec of the model that the head and the backbone form; each has the taps that its head reads.
+        backbone: spec of the backbone with options applied; its `taps` are the taps that any of the heads reads.
+        heads: mapping from head name to the spec of the model of backbone and head, with the taps that this head reads.
 
-    Example:
+    Examples:
         >>> from featuretap import registry
         >>> spec = registry.spec("mobilenet_v3_large", head=("classification", "lraspp"))
         >>> tuple(spec.backbone.taps), list(spec.heads)
@@ -35,33 +35,52 @@ class MultiHeadSpec:
 
     @property
     def name(self) -> str:
-        """The backbone's name."""
+        """Name of the backbone."""
         return self.backbone.name
 
     @cached_property
     def taps(self) -> Mapping[str, Tap]:
-        """Every level of the backbone → channels and stride."""
+        """Mapping from every level of the backbone to `Tap`."""
         return self.backbone.with_taps(self.backbone.levels).taps
 
     def tap_shapes(self, height: int, width: int) -> dict[str, tuple[int, int, int]]:
-        """Return level → (channels, height, width) for images of `height` × `width` pixels."""
+        """Return a mapping from level of the backbone to (channels, height, width).
+
+        Args:
+            height: height of the image in pixels.
+            width: width of the image in pixels.
+
+        Returns:
+            A mapping in the order of `taps`.
+        """
         return self.backbone.with_taps(self.backbone.levels).tap_shapes(height, width)
 
     def outputs(self, height: int, width: int) -> dict[str, dict[str, Shape]]:
-        """Return head → name → shape of its outputs for one image of `height` × `width` pixels, without its batch."""
+        """Return a mapping from head to its outputs' names and shapes for one image, without the batch dimension.
+
+        Args:
+            height: height of the image in pixels.
+            width: width of the image in pixels.
+
+        Returns:
+            One mapping from output name to shape for each head.
+        """
         return {name: model.outputs(height, width) for name, model in self.heads.items()}
 
     @property
     def parameters(self) -> int:
-        """Parameters of the backbone, once, and of all heads."""
+        """Number of parameters of the backbone, counted once, and all heads."""
         return self.backbone.parameters + sum(model.head_parameters for model in self.heads.values())
 
     def macs(self, height: int, width: int) -> int:
-        """Return the multiply-adds of the backbone, once, and of all heads, for one image as the backbone sees it.
+        """Return the multiply-adds of the backbone, counted once, and all heads.
 
         Args:
-            height: of the image in pixels.
-            width: of the image in pixels.
+            height: height of the image that the backbone reads, in pixels.
+            width: width of the image that the backbone reads, in pixels.
+
+        Returns:
+            Multiply-adds for one image.
         """
         heads = sum(model.head_macs(height, width) for model in self.heads.values())
         return self.backbone.macs(height, width) + heads

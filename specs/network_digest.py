@@ -1,4 +1,4 @@
-"""A short digest of a network, by which a file's name for it is known to still mean the same."""
+"""A short digest of a network, stored in weights files to detect that a name has come to mean another network."""
 
 from __future__ import annotations
 
@@ -12,18 +12,30 @@ from featuretap.specs.layers import Convolution, Layer, SqueezeExcite
 
 
 def network_digest(spec: BackboneSpec) -> str:
-    """Return 16 hexadecimal digits of what a table computes, empty for a backbone that is no table.
+    """Return 16 hexadecimal digits that identify the function a table computes; "" for a backbone without a table.
 
-    Only what gives a set of tensors its meaning counts: layers, activations, strides and shortcuts. Options that leave
-    the tensors' meaning as it is do not: taps, image channels, output stride, freezing.
+    Layers, activations, strides and shortcuts are part of the digest. Options that do not change what the tensors mean
+    are not: taps, image channels, output stride and freezing.
+
+    Args:
+        spec: spec of the backbone.
+
+    Returns:
+        16 hexadecimal digits, or "".
     """
     return _digest(spec.stages, spec.classifier) if spec.stages else ""
 
 
 def digest_before_dropout(spec: BackboneSpec) -> str:
-    """Return the digest that files have from before dropout that scales in evaluation was a fact of its own.
+    """Return the digest stored in files written before the digest covered `Classifier.inverted_dropout`.
 
-    Their classifiers computed with inverted dropout. Empty for a network that has inverted dropout anyway.
+    The classifiers of those files used inverted dropout.
+
+    Args:
+        spec: spec of the backbone.
+
+    Returns:
+        The digest, or "" for a network with inverted dropout, whose digest has not changed.
     """
     if not spec.stages or spec.classifier.inverted_dropout:
         return ""
@@ -32,7 +44,7 @@ def digest_before_dropout(spec: BackboneSpec) -> str:
 
 @lru_cache(maxsize=256)
 def _digest(stages: Stages, classifier: Classifier) -> str:
-    # What is written here may never change, or files of before would be refused: it names facts, not our classes.
+    # This text must never change, or existing files would be refused. It therefore does not use the names of classes.
     facts = [_facts(block) for block in place_rows(stages, 3, 32, dilate_entry=False)]
     hidden = f"{classifier.hidden} {classifier.hidden_bias} {classifier.activation}"
     facts.append(f"{hidden} norm" if classifier.hidden_norm else hidden)

@@ -1,4 +1,4 @@
-"""The options that every backbone made of a table takes, how each is checked, and how it is applied."""
+"""The options of backbones that are tables: their validation and application."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from featuretap.support.errors import OptionError, UnknownOptionError, did_you_m
 from featuretap.support.import_strings import call_reference
 
 ARGUMENTS = ("taps", "pretrained", "num_classes", "features_only", "head")
-"""Arguments of `build` that somebody may have misspelled as an option."""
+"""Arguments of `build` that an unknown option may be a misspelling of."""
 
 ELSEWHERE = {
     "in_chans": "in_channels",
@@ -35,7 +35,7 @@ ELSEWHERE = {
     "weights_backbone": "pretrained",
     "width_mult": "width",
 }
-"""What timm, torchvision and Detectron2 call options and arguments that are here too."""
+"""Names in timm, torchvision and Detectron2, mapped to featuretap's options and arguments."""
 
 FREEZING = {
     "freeze": replace(choice(None, *LEVELS), allowed=f"None or the last level to freeze: {', '.join(LEVELS)}"),
@@ -54,28 +54,40 @@ OPTIONS = {
 }
 
 TABLE_FIELDS = ("in_channels", "output_stride", "dilate_entry", "padding", "norm")
-"""Options that are fields of a table too."""
+"""Options that are also fields of `BackboneSpec`."""
 
 
 @dataclass(frozen=True)
 class Freezing:
-    """What of a backbone does not train: everything through a level, and every norm."""
+    """The frozen part of a backbone.
+
+    Args:
+        through: last level whose parameters and statistics are frozen, or None.
+        norms: whether every norm is frozen.
+    """
 
     through: str | None = None
     norms: bool = False
 
 
 def options_of(spec: BackboneSpec) -> dict[str, Any]:
-    """Return every option that a backbone takes, with its default."""
+    """Return every option of a backbone with its default, a mapping from name to value.
+
+    Args:
+        spec: spec of the backbone.
+
+    Returns:
+        A mapping from option name to default.
+    """
     usual = {name: option.default for name, option in (OPTIONS if spec.stages else FREEZING).items()}
     if spec.stages:
-        # What a function from spec to spec has already set stays, unless it is asked for anew.
+        # Values that a variant function has already set are the defaults of this spec.
         usual |= {name: getattr(spec, name) for name in TABLE_FIELDS}
     return {**usual, **{name: default_of(option) for name, option in spec.options.items()}}
 
 
 def replace_defaults(spec: BackboneSpec, defaults: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the options that a spec declares, with other defaults for some of them."""
+    """Return the options that `spec` declares, with values from `defaults` in place of their defaults."""
     declared = {**spec.options, **defaults}
     for name, option in spec.options.items():
         if name in defaults and isinstance(option, Option):
@@ -86,16 +98,19 @@ def replace_defaults(spec: BackboneSpec, defaults: Mapping[str, Any]) -> dict[st
 def split_options(
     spec: BackboneSpec, head: HeadSpec | None, options: Mapping[str, Any], defaults: Mapping[str, Any]
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return the options of the backbone and those of the head.
+    """Split options into those of the backbone and those of the head.
 
     Args:
-        spec: of the backbone.
-        head: its spec, if there is one.
-        options: as given by the caller.
-        defaults: what `options_of` returns for the backbone.
+        spec: spec of the backbone.
+        head: spec of the head, or None.
+        options: options passed by the caller.
+        defaults: options of the backbone, as returned by `options_of`.
+
+    Returns:
+        The options of the backbone and the options of the head.
 
     Raises:
-        UnknownOptionError: neither takes one of them.
+        UnknownOptionError: neither backbone nor head takes an option.
     """
     of_head = {name: value for name, value in options.items() if head and name in head.options}
     of_backbone = {name: value for name, value in options.items() if name not in of_head}
@@ -110,14 +125,18 @@ def split_options(
 
 def _hint(name: str, known: Collection[str]) -> str:
     here = ELSEWHERE.get(name)
-    return f"; it is {here!r} here." if here in known else did_you_mean(name, known) or "."
+    return f"; featuretap calls it {here!r}." if here in known else did_you_mean(name, known) or "."
 
 
 def check_options(spec: BackboneSpec, values: Mapping[str, Any]) -> None:
-    """Check values of options that a backbone takes.
+    """Check the values of a backbone's options.
+
+    Args:
+        spec: spec of the backbone.
+        values: mapping from option to value.
 
     Raises:
-        OptionError: a value that the option cannot take.
+        OptionError: a value is invalid.
     """
     for name, value in values.items():
         option = OPTIONS.get(name) if spec.stages else FREEZING.get(name, spec.options.get(name))
@@ -126,14 +145,17 @@ def check_options(spec: BackboneSpec, values: Mapping[str, Any]) -> None:
 
 
 def configure(spec: BackboneSpec, values: Mapping[str, Any]) -> tuple[BackboneSpec, Freezing]:
-    """Apply options to a spec; the result has none left to apply.
+    """Apply options to a spec.
 
     Args:
-        spec: of the backbone.
+        spec: spec of the backbone.
         values: a value for each of its options.
 
+    Returns:
+        The spec with all options applied, and the frozen part of the backbone.
+
     Raises:
-        OptionError: a value that the option cannot take, or that this architecture cannot.
+        OptionError: a value is invalid, in general or for this architecture.
     """
     check_options(spec, values)
     freezing = Freezing(values["freeze"], values["freeze_norm"])
@@ -158,8 +180,12 @@ def configure(spec: BackboneSpec, values: Mapping[str, Any]) -> tuple[BackboneSp
 def check_freezing(spec: BackboneSpec, freezing: Freezing) -> None:
     """Check that a part of a backbone can be frozen.
 
+    Args:
+        spec: spec of the backbone.
+        freezing: the part to freeze.
+
     Raises:
-        OptionError: it lacks the level to freeze through, or a value is invalid.
+        OptionError: the backbone does not have the level to freeze through, or a value is invalid.
     """
     check_options(spec, {"freeze": freezing.through, "freeze_norm": freezing.norms})
     if freezing.through and freezing.through not in spec.levels:
@@ -168,8 +194,8 @@ def check_freezing(spec: BackboneSpec, freezing: Freezing) -> None:
 
 
 def _declare(spec: BackboneSpec, values: Mapping[str, Any]) -> BackboneSpec:
-    """Return the spec of a factory's backbone with the values of its options."""
-    # A variant's defaults are not those that its taps were declared with.
+    """Return the spec of a backbone with a factory, with the values of its options."""
+    # The declared taps are for the defaults of the base, which a variant changes.
     usual = not spec.variant_of and all(default_of(option) == values[name] for name, option in spec.options.items())
     spec = replace(spec, options=values)
     if usual or not spec.describe:

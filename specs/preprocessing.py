@@ -1,4 +1,4 @@
-"""Preprocessing as data: how images were prepared when a set of weights was trained."""
+"""Preprocessing as data: how images were prepared when weights were trained."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ FIELDS: dict[str, Check] = {
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 PICTURE_MODES = {1: "L", 3: "RGB"}
-"""Channels of a picture → Pillow's mode."""
+"""Mapping from number of channels to Pillow's image mode."""
 
 
 def _is_bounded(value: Any) -> bool:
@@ -35,19 +35,26 @@ def _is_bounded(value: Any) -> bool:
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """Resize the shorter side, crop the centre, scale to 0…1, subtract the mean, divide by the deviation.
+    """Image preprocessing: resize the shorter side, center-crop, scale to 0…1, and normalize with mean and std.
 
     Args:
-        resize: pixels of the shorter side after resizing, None to keep the size.
-        crop: height and width in pixels of the crop, None to keep the whole image.
-        mean: per channel, of values from 0 to 1.
-        std: per channel, of values from 0 to 1.
-        interpolation: of the resizing.
-        inside: whether the model subtracts the mean and divides by the deviation itself, as detectors do.
+        resize: length of the shorter side after resizing, in pixels; None keeps the size.
+        crop: height and width of the center crop, in pixels; None disables cropping.
+        mean: mean of each channel, for values from 0 to 1.
+        std: standard deviation of each channel, for values from 0 to 1.
+        interpolation: interpolation of the resize.
+        inside: whether the model itself normalizes the images, as detectors do.
 
     Raises:
-        OptionError: sizes that are no positive whole numbers, deviations that are not positive, other numbers of means
-            than of deviations, or an unknown interpolation.
+        OptionError: a size is not a positive integer, a standard deviation is not positive, `mean` and `std` have
+            different lengths, or the interpolation is unknown.
+
+    Examples:
+        >>> from featuretap.specs.preprocessing import Preprocessing
+        >>> Preprocessing(resize=232, crop=224, interpolation="bicubic").as_table()["resize"]
+        232
+        >>> Preprocessing(mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5)).for_channels(1).mean
+        (0.5,)
     """
 
     resize: int | None = 256
@@ -61,11 +68,15 @@ class Preprocessing:
         check_fields("preprocessing", self, FIELDS, OptionError)
         if len(self.mean) != len(self.std):
             raise OptionError(
-                f"preprocessing has {len(self.mean)} means and {len(self.std)} deviations; give both alike"
+                f"preprocessing has {len(self.mean)} values in mean and {len(self.std)} in std; give one for each "
+                f"channel"
             )
 
     def for_channels(self, channels: int) -> Preprocessing:
-        """Return it for images of another number of `channels`: averaged for one, repeated for more than given."""
+        """Return the preprocessing for images with `channels` channels.
+
+        One channel uses the averages of `mean` and `std`. Other numbers repeat their values.
+        """
         if channels == len(self.mean):
             return self
         if channels == 1:
@@ -75,10 +86,11 @@ class Preprocessing:
         )
 
     def for_images(self, images: str) -> Preprocessing:
-        """Return it for a model that wants its `images` "cropped", "whole" or "raw" (see `HeadSpec.images`).
+        """Return the preprocessing for a model that takes `images` "cropped", "whole" or "raw" (see `HeadSpec.images`).
 
-        What was trained in the same way keeps its sizes; else they are those of torchvision's references: 256 cropped
-        to 224 for classifiers, a shorter side of 520 for segmenters, and no change for detectors.
+        If `images` matches the current kind, the preprocessing is unchanged. Otherwise, the sizes are those of
+        torchvision's reference scripts: resize to 256 and crop to 224 for classifiers, a shorter side of 520 for
+        segmenters, and no change for detectors.
         """
         if images == self._images():
             return self
@@ -86,7 +98,7 @@ class Preprocessing:
         return replace(self, resize=resize, crop=crop, inside=images == "raw")
 
     def as_table(self) -> dict[str, Any]:
-        """Return it as a file states it; `inside` only where it is true."""
+        """Return the preprocessing as a dict for files. `inside` is included only if it is True."""
         table = asdict(self)
         if not self.inside:
             del table["inside"]
@@ -99,17 +111,17 @@ class Preprocessing:
 
 
 def check_channels(preprocessing: Preprocessing, model: str = "the model") -> None:
-    """Refuse a model that does not take pictures.
+    """Check that a model takes images that image files can store.
 
     Args:
-        preprocessing: of the model.
-        model: what the message calls it.
+        preprocessing: preprocessing of the model.
+        model: name of the model in the error message.
 
     Raises:
-        OptionError: its images have neither one nor three channels.
+        OptionError: the model's images have neither one nor three channels.
     """
     channels = len(preprocessing.mean)
     if channels not in PICTURE_MODES:
         raise OptionError(
-            f"{model} reads images of {channels} channels, and a picture has 1 or 3; choose another model"
+            f"{model} takes images with {channels} channels, but image files have 1 or 3; choose another model"
         )

@@ -1,4 +1,4 @@
-"""A runtime as data: what it is called, what has to be installed for it, and which files it opens."""
+"""Runtime specs: the name of a runtime, the packages it requires, and the files it opens."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from featuretap.support.extras import check_modules
 
 FLOAT32, BF16 = "float32", "bf16"
 PRECISIONS = (FLOAT32, BF16)
-"""Precisions of `registry.compile`; float32 is the model's own in runtimes that also take models of other dtypes."""
+"""Precisions of `registry.compile`. "float32" keeps the dtype of the model in runtimes that support other dtypes."""
 
 AUTO = "auto"
-"""In place of a runtime's name: the fastest."""
+"""Value of `runtime=` that selects the fastest runtime."""
 
 RESERVED = (AUTO, "eager")
-"""Names of no runtime: `featuretap bench` calls the model itself "eager"."""
+"""Names that a runtime cannot have. `featuretap bench` uses "eager" for the model in eager PyTorch."""
 
 FIELDS: dict[str, Check] = {
     "factory": IMPORT_STRING,
@@ -49,25 +49,37 @@ class RuntimeSpec:
     """A runtime that models can be compiled for.
 
     Args:
-        name: as `registry.compile` is asked for it.
-        factory: import string of `factory(exportable, *, threads) -> run`, where `exportable` is a
-            `featuretap.runtimes.exportable.Exportable`, `threads` a number or None for torch's, and `run` maps images
-            (N, C, H, W) to a sequence of tensors in the order of `exportable.signature.outputs`. It computes in
-            `exportable.precision`, one of `precisions`.
-        session: import string of `open_session(model, *, threads) -> Opened` (`featuretap.runtimes.sessions`), where
-            `model` is an ONNX graph as bytes or the path of a file in `opens`, and `threads` a number; it imports no
-            torch. It gets `precision` as a further argument where that is not "float32". Empty for a runtime that needs
-            torch.
-        modules: top-level modules that have to be installed.
-        requires: what brings them, as pip spells it: "featuretap[openvino]".
-        opens: ending of a file (".onnx") → import string of `open(path, *, threads) -> (metadata, run)`, where
-            `metadata` are the strings that the file holds of its model.
-        description: what it is, in a line.
-        precisions: in which the runtime computes, "float32" among them; "bf16" is the other one.
-        quick: whether it compiles a model within seconds, so that `runtime="auto"` tries it.
+        name: name of the runtime in the registry.
+        factory: import string of `factory(exportable, *, threads) -> run`. `exportable` is a
+            `featuretap.runtimes.exportable.Exportable`, and `threads` is a number or None for PyTorch's. `run` maps
+            images (N, C, H, W) to a sequence of tensors in the order of `exportable.signature.outputs`, and computes in
+            `exportable.precision`, which is one of `precisions`.
+        modules: top-level modules that must be installed.
+        requires: requirement that installs these modules, in pip's syntax: "featuretap[openvino]".
+        opens: mapping from file suffix (".onnx") to the import string of `open(path, *, threads) -> (metadata, run)`,
+            where `metadata` has the strings that describe the model in the file.
+        description: one-line description.
+        session: import string of `open_session(model, *, threads) -> Opened` (`featuretap.runtimes.sessions`). It must
+            not import torch. `model` is an ONNX graph as bytes or the path of a file in `opens`, and `threads` is a
+            number. A precision other than "float32" is passed as the argument `precision`. Empty for a runtime that
+            requires torch.
+        precisions: precisions that the runtime supports: "float32", and optionally "bf16".
+        quick: whether the runtime compiles a model within seconds, so that `runtime="auto"` tries it.
 
     Raises:
-        SpecError: the name is no name or a reserved one ("auto", "eager"), or a field is of another kind.
+        SpecError: the name is invalid or reserved ("auto", "eager"), or a field is invalid.
+
+    Examples:
+        >>> from featuretap.registry.specs import RuntimeSpec
+        >>> runtime = RuntimeSpec(
+        ...     "tensorrt",
+        ...     factory="featuretap_tensorrt.runtime:compile",
+        ...     modules=("tensorrt",),
+        ...     requires="featuretap-tensorrt",
+        ...     description="NVIDIA TensorRT",
+        ... )
+        >>> runtime.precisions
+        ('float32',)
     """
 
     name: str
@@ -87,22 +99,22 @@ class RuntimeSpec:
         check_fields(f"runtime {self.name!r}", self, FIELDS)
 
     def check_installed(self) -> None:
-        """Check that the modules of the runtime are installed, without importing any.
+        """Check that the modules of the runtime are installed, without importing them.
 
         Raises:
-            MissingExtraError: one of them is not.
+            MissingExtraError: a module is not installed.
         """
         check_modules(f"the runtime {self.name!r}", self.modules, self.requires)
 
 
 def check_precision(precision: Any) -> None:
-    """Check a precision, whatever the runtime.
+    """Check that `precision` is the name of a precision, such as "float32".
 
     Args:
-        precision: the name of one, such as "float32".
+        precision: the value to check.
 
     Raises:
-        OptionError: it is unknown.
+        OptionError: the precision is unknown.
     """
     if precision not in PRECISIONS:
         raise OptionError(f"precision must be {' or '.join(map(repr, PRECISIONS))}; got {precision!r}")

@@ -1,4 +1,4 @@
-"""A tap: what one feature map is, before it exists."""
+"""Taps: channels and stride of a feature map, known before the model is built."""
 
 from __future__ import annotations
 
@@ -13,15 +13,21 @@ class Tap:
     """Channels and stride of a feature map (N, channels, ceil(H / stride), ceil(W / stride)).
 
     Args:
-        channels: of the map.
-        stride: height and width of the image, divided by the map's.
-        rounding: convolutions that pad round sizes up, "ceil"; patchifying stems that drop the rest declare "floor".
-            Where layers of both kinds follow one another, as in DenseNet, it is the number of pixels that are added to
-            an image's size before what is left over of the division by the stride is dropped: 0 for "floor",
-            stride − 1 for "ceil".
+        channels: channels of the map.
+        stride: height of the image divided by the height of the map.
+        rounding: rounding of the map's size: "ceil" after padded convolutions, "floor" after patchify stems. If both
+            kinds of layers follow each other, as in DenseNet, it is the number of pixels added to the size of the image
+            before integer division by the stride: 0 is equivalent to "floor", stride - 1 to "ceil".
 
     Raises:
-        SpecError: channels or a stride that are not positive, or another rounding.
+        SpecError: channels or stride is not positive, or the rounding is unknown.
+
+    Examples:
+        >>> from featuretap.registry.specs import Tap
+        >>> Tap(channels=112, stride=16).shape(225, 320)
+        (112, 15, 20)
+        >>> Tap(channels=112, stride=16, rounding="floor").shape(225, 320)
+        (112, 14, 20)
     """
 
     channels: int
@@ -32,11 +38,12 @@ class Tap:
         known = self.rounding in ("ceil", "floor") or self.rounding in range(self.stride)
         if self.channels < 1 or self.stride < 1 or not known:
             raise SpecError(
-                f"no tap has channels={self.channels!r}, stride={self.stride!r}, rounding={self.rounding!r}; "
-                "channels and stride are positive, rounding is 'ceil', 'floor' or a number of pixels below the stride"
+                f"a tap cannot have channels={self.channels!r}, stride={self.stride!r}, rounding={self.rounding!r}; "
+                "channels and stride must be positive, and rounding 'ceil', 'floor' or a number of pixels below "
+                "the stride"
             )
 
     def shape(self, height: int, width: int) -> tuple[int, int, int]:
-        """Return (channels, height, width) of the map for an image of `height` × `width` pixels."""
+        """Return the (channels, height, width) of the map for an image of `height` × `width` pixels."""
         up = self.stride - 1 if self.rounding == "ceil" else 0 if self.rounding == "floor" else self.rounding
         return self.channels, (height + up) // self.stride, (width + up) // self.stride

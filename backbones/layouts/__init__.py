@@ -1,1 +1,1 @@
-"""How other libraries name the tensors of our tables: a module a library."""
+"""Layouts of the built-in backbones: their tensor names in other libraries, one module per library."""

@@ -1,7 +1,7 @@
-"""PaddleClas's names for the tensors of its MobileNetV3s.
+"""Tensor names of PaddleClas's MobileNetV3.
 
-Those of `ppcls/arch/backbone/legendary_models/mobilenet_v3.py`, which also holds for the files that PaddleClas
-publishes. Paddle's linear weights are (in, out), and its batch norms count no batches.
+They are defined by `ppcls/arch/backbone/legendary_models/mobilenet_v3.py`, and used in the files that PaddleClas
+publishes. Paddle's linear weights are (in, out), and its batch norms have no `num_batches_tracked`.
 """
 
 from __future__ import annotations
@@ -16,16 +16,16 @@ from featuretap.specs.variants import widened
 NORM = {"weight": "weight", "bias": "bias", "running_mean": "_mean", "running_var": "_variance"}
 
 MODULES = {"expand": "expand_conv", "depthwise": "bottleneck_conv", "project": "linear_conv"}
-"""Our layer of a block → theirs."""
+"""Mapping from featuretap's layer of a block to PaddleClas's."""
 
 ARCHITECTURES = {LARGE_PADDLE.name: "MobileNetV3_large", SMALL_PADDLE.name: "MobileNetV3_small"}
 
 SCALES = {0.35: "x0_35", 0.5: "x0_5", 0.75: "x0_75", 1.0: "x1_0", 1.25: "x1_25"}
-"""Width multiplier → the end of PaddleClas's name for such a network, of those that it has."""
+"""Mapping from width multiplier to the suffix of PaddleClas's model name, for every model it provides."""
 
 
 def mobilenet_v3(spec: BackboneSpec) -> Layout:
-    """Name the tensors as PaddleClas's `MobileNetV3_*` do."""
+    """Return the layout of PaddleClas's `MobileNetV3_*`."""
     stem, *blocks, last = spec.all_blocks
     names = linear(spec, {"hidden": "last_conv", "logits": "fc"})
     names |= _convolution(stem.path, "conv") | _convolution(last.path, "last_second_conv")

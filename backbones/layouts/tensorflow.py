@@ -1,7 +1,7 @@
-"""TF-slim's names for the tensors of MobileNetV1, V2 and V3 (tensorflow/models, `research/slim/nets`).
+"""Tensor names of TF-slim's MobileNetV1, V2 and V3 (tensorflow/models, `research/slim/nets`).
 
-Kernels are in PyTorch's order under these names, as `featuretap.weights.tensorflow_variables` returns them. Files of
-this layout are read, and not written.
+Kernels are in PyTorch's order, as returned by `featuretap.weights.tensorflow_variables`. featuretap reads files in this
+layout, but does not write them.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ HIDDEN = "Conv_2"
 
 
 def mobilenet_v1(spec: BackboneSpec) -> Layout:
-    """Name the tensors as TF-slim's `mobilenet_v1` does: a block is two modules beside each other."""
+    """Return the layout of TF-slim's `mobilenet_v1`, where the two layers of a block are siblings."""
     names: dict[str, str] = {}
     for number, block in enumerate(spec.all_blocks):
         for path, layer in block.layer_paths():
@@ -31,24 +31,33 @@ def mobilenet_v1(spec: BackboneSpec) -> Layout:
 
 
 def mobilenet_v2(spec: BackboneSpec) -> Layout:
-    """Name the tensors as TF-slim's `mobilenet_v2` does."""
+    """Return the layout of TF-slim's `mobilenet_v2`."""
     return _layout(spec, "MobilenetV2", _blocks(spec, "MobilenetV2"))
 
 
 def mobilenet_v3(spec: BackboneSpec) -> Layout:
-    """Name the tensors as TF-slim's `mobilenet_v3` does: the hidden layer is a 1×1 convolution."""
+    """Return the layout of TF-slim's `mobilenet_v3`, where the hidden layer is a 1×1 convolution."""
     return _layout(spec, "MobilenetV3", _blocks(spec, "MobilenetV3"))
 
 
 def convolution(path: str, theirs: str, *, depthwise: bool = False) -> dict[str, str]:
-    """Name a convolution and its norm: our path → the scope that is theirs."""
+    """Return the names of a convolution and its norm.
+
+    Args:
+        path: featuretap's path of the layer.
+        theirs: TensorFlow's scope.
+        depthwise: whether the convolution is depthwise.
+
+    Returns:
+        A mapping from featuretap's tensor names to TensorFlow's.
+    """
     weight = "depthwise_weights" if depthwise else "weights"
     norm = {f"{path}.norm.{ours}": f"{theirs}/BatchNorm/{name}" for ours, name in NORM.items()}
     return {f"{path}.conv.weight": f"{theirs}/{weight}", **norm}
 
 
 def with_bias(path: str, theirs: str) -> dict[str, str]:
-    """Name a convolution or linear layer with a bias: our path → the scope that is theirs."""
+    """Return the names of a layer with weight and bias: `path` in featuretap, scope `theirs` in TensorFlow."""
     return {f"{path}.{ours}": f"{theirs}/{name}" for ours, name in KINDS.items()}
 
 
@@ -61,7 +70,7 @@ def _layout(spec: BackboneSpec, scope: str, names: dict[str, str]) -> Layout:
 
 
 def _blocks(spec: BackboneSpec, scope: str) -> dict[str, str]:
-    """Name the blocks of V2 and V3, which are numbered from the one after the stem, the first without a number."""
+    """Return the names of the blocks of V2 and V3, numbered from 0 after the stem. The first scope has no number."""
     first, *blocks, last = spec.all_blocks
     names = _names_of(first, f"{scope}/Conv") | _names_of(last, f"{scope}/Conv_1")
     for number, block in enumerate(blocks):

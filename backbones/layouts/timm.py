@@ -1,7 +1,7 @@
-"""timm's names for the tensors of MobileNetV1, V2 and V3. No torch, and no timm.
+"""Tensor names of timm's MobileNetV1, V2 and V3.
 
-timm numbers the blocks by the lines of the papers' tables: a new line begins where the channels change, so that V3's
-level C4 is two of them.
+timm numbers blocks by the lines of the papers' tables. A new line begins where the channels change, so level C4 of V3
+has two lines.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from featuretap.specs.variants import widened
 NORM_EPS = 1e-5
 
 TENSORFLOW = "tf_"
-"""Prefix of timm's networks whose weights come from TensorFlow."""
+"""Prefix of timm's models whose weights were trained in TensorFlow."""
 
 TENSORFLOW_EPS = 1e-3
 
 DEFAULTS = {"in_chans": 3, "output_stride": 32, "pad_type": SYMMETRIC}
 
-NARROW_STEM = "below width 0.75 timm keeps the stem at 16 channels, and the width multiplier of the paper scales it"
+NARROW_STEM = "below width 0.75, timm keeps 16 channels in the stem, whereas the paper's width multiplier scales it"
 
 ARCHITECTURES: dict[str, tuple[BackboneSpec, float]] = {
     "mobilenetv1_100": (V1, 1.0),
@@ -37,7 +37,7 @@ ARCHITECTURES: dict[str, tuple[BackboneSpec, float]] = {
     "mobilenetv2_075": (V2, 0.75),
     "mobilenetv2_100": (V2, 1.0),
     "mobilenetv2_140": (V2, 1.4),
-    # Not mobilenetv3_small_050: its stem keeps 16 channels, which the paper's width multiplier scales.
+    # mobilenetv3_small_050 is missing because timm keeps 16 channels in its stem, which the paper's width scales.
     "mobilenetv3_large_075": (LARGE, 0.75),
     "mobilenetv3_large_100": (LARGE, 1.0),
     "mobilenetv3_small_075": (SMALL, 0.75),
@@ -49,24 +49,24 @@ ARCHITECTURES: dict[str, tuple[BackboneSpec, float]] = {
     "tf_mobilenetv3_small_100": (SMALL, 1.0),
     "tf_mobilenetv3_small_minimal_100": (SMALL_MINIMALISTIC, 1.0),
 }
-"""timm's name → table and width multiplier: every network that timm registers and that is one of ours.
+"""Mapping from timm's model name to table and width multiplier, for every model that both libraries have.
 
-Those from TensorFlow have padding="same". V1 and V2 take it as an argument, `pad_type`.
+Models from TensorFlow have padding="same". timm's V1 and V2 take it as the argument `pad_type`.
 """
 
 
 def mobilenet_v1(spec: BackboneSpec) -> Layout:
-    """Name the tensors as timm's `mobilenetv1_*` do."""
+    """Return the layout of timm's `mobilenetv1_*`."""
     return _layout(spec, (V1,), {"logits": "classifier"})
 
 
 def mobilenet_v2(spec: BackboneSpec) -> Layout:
-    """Name the tensors as timm's `mobilenetv2_*` do: the last convolution stands outside the blocks."""
+    """Return the layout of timm's `mobilenetv2_*`, where the last convolution is outside the blocks."""
     return _layout(spec, (V2,), {"logits": "classifier"}, last=("conv_head", "bn2"))
 
 
 def mobilenet_v3(spec: BackboneSpec) -> Layout:
-    """Name the tensors as timm's `mobilenetv3_*` do: the hidden layer is a 1×1 convolution."""
+    """Return the layout of timm's `mobilenetv3_*`, where the hidden layer is a 1×1 convolution."""
     return _layout(
         spec, (LARGE, SMALL), {"hidden": "conv_head", "logits": "classifier"}, pointwise="head.hidden.weight"
     )
@@ -94,11 +94,11 @@ def _layout(
         TENSORFLOW_EPS if architecture.startswith(TENSORFLOW) else NORM_EPS,
         architecture,
         _arguments(spec, architecture),
-        # timm's class of V3's classifiers takes no output stride, that of its feature extractors does.
+        # In timm, only V3's feature extractor takes an output stride, not its classifier.
         features_only=LARGE in families and spec.output_stride != 32,
         remark=NARROW_STEM if narrow_stem else "",
         pointwise=frozenset([pointwise] if pointwise else []),
-        # timm's feature extractors number the maps of blocks only.
+        # timm's feature extractors return maps of blocks only, not of the last convolution.
         feature_taps=(*spec.levels[:-1], f"{spec.levels[-1]}.bottleneck") if last else (),
     )
 
@@ -111,7 +111,7 @@ def _arguments(spec: BackboneSpec, architecture: str) -> dict[str, Any]:
 
 
 def _number_blocks(blocks: list[Block], family: BackboneSpec) -> Iterator[tuple[str, Block]]:
-    """Number blocks by the lines of the family's table; a narrow network may have the same channels in two of them."""
+    """Number blocks by the lines of the family's table, because two lines of a narrow spec may have equal channels."""
     line = index = -1
     before = None
     for block, original in zip(blocks, family.all_blocks[1:], strict=False):

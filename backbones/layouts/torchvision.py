@@ -1,4 +1,4 @@
-"""torchvision's names for the tensors of MobileNetV2 and V3. It has no V1."""
+"""Tensor names of torchvision's MobileNetV2 and V3. torchvision has no MobileNetV1."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ HUNDREDTHS = range(5, 401)
 
 
 def mobilenet_v2(spec: BackboneSpec) -> Layout:
-    """Name the tensors as torchvision's `mobilenet_v2` does: a block ends in a bare convolution and norm."""
+    """Return the layout of torchvision's `mobilenet_v2`, whose blocks end with a separate convolution and norm."""
     names: dict[str, str] = {}
     for index, block in enumerate(spec.all_blocks):
         for position, (path, _) in enumerate(block.layer_paths()):
@@ -36,7 +36,7 @@ def mobilenet_v2(spec: BackboneSpec) -> Layout:
 
 
 def mobilenet_v3(spec: BackboneSpec) -> Layout:
-    """Name the tensors as torchvision's `mobilenet_v3_large` and `mobilenet_v3_small` do."""
+    """Return the layout of torchvision's `mobilenet_v3_large` and `mobilenet_v3_small`."""
     names: dict[str, str] = {}
     for index, block in enumerate(spec.all_blocks):
         for theirs, path, layer in _v3_layers(index, block):
@@ -48,7 +48,7 @@ def mobilenet_v3(spec: BackboneSpec) -> Layout:
     dilation = {(32, False): {}, (32, True): {}, (16, True): {"dilated": True}}.get(
         (spec.output_stride, spec.dilate_entry)
     )
-    # Its constructor takes a width multiplier too, but scales the expanded channels otherwise than the paper.
+    # torchvision's constructor also takes a width multiplier, but scales expanded channels differently from the paper.
     for base in (LARGE, SMALL) if (spec.in_channels, spec.padding) == (3, SYMMETRIC) else ():
         arguments: dict[str, Any]
         for arguments, network in (({}, base), ({"reduced_tail": True}, reduced_tail(base))):

@@ -1,1 +1,1 @@
-"""Other libraries' names for the tensors of models with heads. No torch but to know which tensors a head has."""
+"""Layouts of models with heads: their tensor names in other libraries. Only listing a head's tensors imports torch."""

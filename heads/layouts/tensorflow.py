@@ -1,6 +1,6 @@
-"""TensorFlow's names for the tensors of the SSD detectors of its Object Detection API, on TF-slim's MobileNets.
+"""Tensor names of the SSD detectors in TensorFlow's Object Detection API, on TF-slim's MobileNets.
 
-Names of extra layers have their channels in them, so they follow the width (tensorflow/models,
+The names of extra layers contain their channels, so they depend on the width (tensorflow/models,
 `research/object_detection/models/feature_map_generators.py`).
 """
 
@@ -20,11 +20,11 @@ EXTRACTOR = "FeatureExtractor"
 PREDICTORS = {"classification_head": "ClassPredictor", "regression_head": "BoxEncodingPredictor"}
 
 SCALED = Preprocessing(None, None, (0.5,) * 3, (0.5,) * 3, inside=True)
-"""Images are scaled to values from -1 to 1, inside the model."""
+"""The model itself scales images to values from -1 to 1."""
 
 
 def ssdlite(model: ModelSpec, backbone: Layout) -> Layout:
-    """Name the tensors as SSDLite does: strided layers and predictors are depthwise and 1×1 convolutions."""
+    """Return the layout of SSDLite, where strided layers and predictors are a depthwise and a 1×1 convolution."""
     names: dict[str, str] = {}
     for path, narrow, wide in _extra_layers(model, backbone):
         names |= _layer(f"{path}.0", narrow)
@@ -35,7 +35,7 @@ def ssdlite(model: ModelSpec, backbone: Layout) -> Layout:
 
 
 def ssd(model: ModelSpec, backbone: Layout) -> Layout:
-    """Name the tensors as SSD does."""
+    """Return the layout of SSD."""
     names: dict[str, str] = {}
     for path, narrow, wide in _extra_layers(model, backbone):
         names |= _layer(f"{path}.0", narrow) | _layer(f"{path}.1", wide)
@@ -45,7 +45,7 @@ def ssd(model: ModelSpec, backbone: Layout) -> Layout:
 
 
 def _extra_layers(model: ModelSpec, backbone: Layout) -> Iterator[tuple[str, str, str]]:
-    """Yield for each extra layer its path here, and the scopes of its 1×1 and of its 3×3 convolution."""
+    """Yield, for each extra layer, featuretap's path and TensorFlow's scopes of the 1×1 and 3×3 convolutions."""
     scope = next(iter(backbone.names.values())).partition("/")[0]
     blocks = len(model.backbone.all_blocks)
     last = f"Conv2d_{blocks - 1}_pointwise" if scope == "MobilenetV1" else f"layer_{blocks}"
@@ -63,7 +63,7 @@ def _predictors(model: ModelSpec) -> Iterator[tuple[str, str]]:
 
 
 def _layer(path: str, theirs: str, *, depthwise: bool = False) -> dict[str, str]:
-    """Name a convolution with its norm, which are the first two modules at a path of ours."""
+    """Return the names of a convolution and its norm, which are the modules 0 and 1 at featuretap's path."""
     ours = {"conv.weight": "0.weight", **{f"norm.{kind}": f"1.{kind}" for kind in NORM}}
     names = convolution("", theirs, depthwise=depthwise)
     return {f"{path}.{ours[name.removeprefix('.')]}": scope for name, scope in names.items()}

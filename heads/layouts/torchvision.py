@@ -1,8 +1,8 @@
-"""torchvision's names for the tensors of its detectors and segmenters on MobileNetV3.
+"""Tensor names of torchvision's detectors and segmenters on MobileNetV3.
 
-A model's names are those of the classifier on the same backbone with other prefixes, and the head's with theirs. Names
-exist for any backbone that torchvision has, so that files of models built from its parts can be read; the architecture
-is stated where torchvision's own function builds the same model.
+A model's names are those of the classifier on the same backbone with other prefixes, and those of the head. The names
+are defined for every backbone in torchvision, so that files of models built from its parts can be read. `architecture`
+is set only if a function of torchvision builds the same model.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ LARGE = "mobilenet_v3_large"
 DILATED = {"dilated": True}
 
 Prefixes = Mapping[str, str]
-"""Prefix of a name → its replacement; the first that fits counts."""
+"""Mapping from prefix of a name to its replacement. The first matching prefix is replaced."""
 
 RAW = Preprocessing().for_images("raw")
 
 
 def ssdlite(model: ModelSpec, backbone: Layout) -> Layout:
-    """Name the tensors as `ssdlite320_mobilenet_v3_large` does, which cuts the backbone behind C4's expansion."""
+    """Return the layout of `ssdlite320_mobilenet_v3_large`, which splits the backbone after C4's expansion."""
     entering = next(i for i, block in enumerate(model.backbone.all_blocks) if block.path == "stages.C5.0")
     first, second = "backbone.features.0.", "backbone.features.1."
     body = {f"features.{entering}.block.0.": f"{first}{entering}.", f"features.{entering}.block.": f"{second}0."}
@@ -46,7 +46,7 @@ def ssdlite(model: ModelSpec, backbone: Layout) -> Layout:
 
 
 def faster_rcnn(model: ModelSpec, backbone: Layout) -> Layout:
-    """Name the tensors as `fasterrcnn_mobilenet_v3_large_fpn` does."""
+    """Return the layout of `fasterrcnn_mobilenet_v3_large_fpn`."""
     usual = {"out_channels": 256, "extra_levels": "pool", "fpn_norm": None, "depthwise": False}
     same = (
         tuple(model.backbone.taps) == ("C5.first", "C5")
@@ -60,7 +60,7 @@ def faster_rcnn(model: ModelSpec, backbone: Layout) -> Layout:
 
 
 def lraspp(model: ModelSpec, backbone: Layout) -> Layout:
-    """Name the tensors as `lraspp_mobilenet_v3_large` does."""
+    """Return the layout of `lraspp_mobilenet_v3_large`."""
     usual = {"inter_channels": 128, "pooling": "global", "gate": "sigmoid", "gate_bias": False}
     same = tuple(model.backbone.taps) == ("C3.first", "C5") and _has(model, usual) and _is(backbone, DILATED)
     head = {"features.": "classifier.cbr.", "gate.0.": "classifier.scale.1.", "": "classifier."}
@@ -69,7 +69,7 @@ def lraspp(model: ModelSpec, backbone: Layout) -> Layout:
 
 
 def deeplab_v3(model: ModelSpec, backbone: Layout) -> Layout:
-    """Name the tensors as `deeplabv3_mobilenet_v3_large` does, with its auxiliary output or without."""
+    """Return the layout of `deeplabv3_mobilenet_v3_large`, with or without its auxiliary output."""
     auxiliary = model.head_options["auxiliary"]
     same = (
         tuple(model.backbone.taps) == (("C5", "C3.first") if auxiliary else ("C5",))

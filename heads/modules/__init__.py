@@ -1,1 +1,1 @@
-"""The modules that heads become, one file a head, and the models that backbones with heads are."""
+"""PyTorch modules of the heads, one file per head, and the models that combine a backbone with heads."""

@@ -1,6 +1,6 @@
-"""The classification head as a module."""
+"""The classification head as a PyTorch module."""
 
-# torch.jit.script and torch.fx read annotations as objects, not as strings.
+# TorchScript and torch.fx do not support annotations as strings.
 import torch
 from torch import Tensor, nn
 
@@ -10,9 +10,10 @@ from featuretap.specs import BackboneSpec, BatchNorm, Linear
 
 
 class OriginalDropout(nn.Module):
-    """Zero units (N, C) with probability `p` in training, and multiply all by 1 - `p` in evaluation.
+    """Dropout as in the original paper (Srivastava et al., JMLR 15, 2014), on (N, C).
 
-    Dropout as in the paper (Srivastava et al., JMLR 15, 2014). `nn.Dropout` divides by 1 - `p` in training instead.
+    Training zeroes units with probability `p` and does not scale the others. Evaluation multiplies all units by 1 -
+    `p`. `nn.Dropout` divides by 1 - `p` during training instead.
     """
 
     def __init__(self, p: float) -> None:
@@ -20,7 +21,7 @@ class OriginalDropout(nn.Module):
         self.p = p
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return units of the shape of `x`."""
+        """Return a tensor of the shape of `x`."""
         keep = 1 - self.p
         return x * torch.bernoulli(torch.full_like(x, keep)) if self.training else x * keep
 
@@ -30,9 +31,9 @@ class OriginalDropout(nn.Module):
 
 
 class ClassificationHead(nn.Module):
-    """Pool one map (N, C, H, W) of any size, and return logits (N, num_classes).
+    """Classify one map (N, C, H, W) of any size: returns logits (N, num_classes).
 
-    Without classes the features before the logits come back: (N, hidden) or (N, C).
+    Without classes, it returns the features before the logits, (N, hidden) or (N, C).
     """
 
     def __init__(
@@ -53,13 +54,13 @@ class ClassificationHead(nn.Module):
         self.logits = logits
 
     def forward(self, maps: dict[str, Tensor]) -> Tensor:
-        """Return logits, or pooled features without classes."""
+        """Return logits, or features without classes, from a dict of `maps`."""
         pooled = maps[self.tap].mean((2, 3))
         return self.logits(self.dropout(self.activation(self.norm(self.hidden(pooled)))))
 
     @torch.no_grad()
-    def initialise(self) -> None:
-        """Initialise weights from N(0, 0.01) and biases by 0, as torchvision does; a norm is the identity."""
+    def initialize(self) -> None:
+        """Initialize weights from N(0, 0.01) and biases with 0, as in torchvision, and the norm as identity."""
         for layer in (self.hidden, self.logits):
             if isinstance(layer, nn.Linear):
                 layer.weight.normal_(0, 0.01)
@@ -73,9 +74,12 @@ def classification(backbone: BackboneSpec, *, num_classes: int, dropout: float |
     """Return the classification head for a backbone with one tap.
 
     Args:
-        backbone: the resolved spec.
+        backbone: the resolved spec of the backbone.
         num_classes: number of logits; 0 for pooled features.
-        dropout: the rate in training; None is the family's own.
+        dropout: dropout rate during training; None for the family's rate.
+
+    Returns:
+        The head, with uninitialized weights.
     """
     family = backbone.classifier
     rate = family.dropout if dropout is None else dropout

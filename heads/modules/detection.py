@@ -1,11 +1,11 @@
-"""Detection heads as modules: torchvision's detectors on our pyramid.
+"""Detection heads as PyTorch modules: torchvision's detectors on featuretap's pyramid.
 
-torchvision's detectors own their backbone, and ours stands beside its head. So a head holds the neck and the parts of a
-detector, and the detector itself is put together around backbone and head whenever it is called; no forward pass of
-torchvision's is written again.
+A torchvision detector contains its backbone, while a featuretap model keeps backbone and head separate. A head
+therefore holds the neck and the other parts of a detector, and assembles the detector around backbone and head on every
+call. The forward passes are torchvision's own.
 """
 
-# torch.jit.script reads annotations as objects, not as strings.
+# TorchScript does not support annotations as strings.
 # ruff: noqa: UP006, UP035
 from collections.abc import Mapping
 from typing import Any, Dict
@@ -22,13 +22,13 @@ from featuretap.specs import BackboneSpec
 from featuretap.specs.preprocessing import Preprocessing
 
 BOX, MASK = 7, 14
-"""Pixels of the square that torchvision crops around a box, for its label and for its mask."""
+"""Size in pixels of the crops that torchvision classifies, and of those that it predicts masks from."""
 
 
 class NeckedBackbone(nn.Module):
-    """A backbone with its neck, as torchvision's detectors take it.
+    """A backbone with a neck, in the form that torchvision's detectors take.
 
-    Images (N, in_channels, H, W) → dict of maps (N, C, H', W'), the finest first.
+    It maps images (N, in_channels, H, W) to a dict of maps (N, C, H', W'), the finest first.
     """
 
     def __init__(self, body: nn.Module, neck: nn.Module) -> None:
@@ -42,11 +42,11 @@ class NeckedBackbone(nn.Module):
 
 
 class DetectionHead(nn.Module):
-    """The neck, and the parts of a torchvision detector that follow it; its `head` is `predictor` here.
+    """The neck and the other parts of a torchvision detector. The detector's `head` is called `predictor` here.
 
     Args:
-        neck: the dict of taps → the dict of maps (N, C, H', W') that the detector reads.
-        detector: a torchvision detector, built on the neck in place of a backbone.
+        neck: module that maps the dict of taps to the dict of maps (N, C, H', W') that the detector reads.
+        detector: a torchvision detector with the neck in place of a backbone.
     """
 
     def __init__(self, neck: nn.Module, detector: nn.Module) -> None:
@@ -55,17 +55,18 @@ class DetectionHead(nn.Module):
         for name, part in detector.named_children():
             if name != "backbone":
                 self.add_module("predictor" if name == "head" else name, part)
-        # What is left is plain data: thresholds, matchers, coders. In a tuple, so that it is not registered as a part.
+        # The rest of the detector is data: thresholds, matchers, coders. The tuple hides it from nn.Module, which would
+        # register it as a submodule.
         detector._modules = {}
         self._shell = (detector,)
 
     def detector_around(self, backbone: nn.Module) -> nn.Module:
-        """Return torchvision's detector, made of a backbone and of the parts of this head, in the mode of this head."""
+        """Return torchvision's detector with `backbone` and the parts of this head, in the mode of this head."""
         (shell,) = self._shell
         detector = object.__new__(type(shell))
         detector.__dict__.update(shell.__dict__)
         necked = NeckedBackbone(backbone, self.neck)
-        # Not train(), which would reach the parts: some of them may be in evaluation on purpose.
+        # train() would also change the parts, some of which may be in evaluation mode on purpose.
         necked.training = detector.training = self.training
         parts = {"head" if name == "predictor" else name: part for name, part in self._modules.items()}
         del parts["neck"]
@@ -73,24 +74,24 @@ class DetectionHead(nn.Module):
         return detector
 
     def forward(self, maps: Dict[str, Tensor]) -> Dict[str, Tensor]:
-        """Return the predictors' output at every place of every level, before boxes are decoded from it."""
+        """Return the raw predictions at every location of every level, before boxes are decoded."""
         predictions: Dict[str, Tensor] = self.predictor(list(self.neck(maps).values()))  # type: ignore[operator]
         return predictions
 
-    def normalise_as(self, preprocessing: Preprocessing) -> None:
-        """Let the detector normalise its images as weights were trained."""
+    def normalize_as(self, preprocessing: Preprocessing) -> None:
+        """Make the detector normalize images with the `preprocessing` of the weights."""
         transform: Any = self.transform
         transform.image_mean = list(preprocessing.mean)
         transform.image_std = list(preprocessing.std)
 
 
 class RCNNHead(DetectionHead):
-    """A two-stage detection head: its second stage reads crops (K, C, 7, 7) of the maps (N, C, H', W')."""
+    """A two-stage detection head. Its second stage reads crops (K, C, 7, 7) of the maps (N, C, H', W')."""
 
     def forward(self, maps: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Return the predictors' output at every place of every level, and for as many crops as the second stage has.
+        """Return the raw predictions at every location of every level, and for the maximum number of crops.
 
-        What the crops show makes no difference to counts and exports, so they are zeros.
+        The crops are zeros, because counting and exporting do not depend on their content.
         """
         levels = list(self.neck(maps).values())
         rpn: Any = self.rpn
@@ -107,27 +108,27 @@ class RCNNHead(DetectionHead):
 
 
 def retinanet(backbone: BackboneSpec, *, num_classes: int, **options: Any) -> DetectionHead:
-    """Return the head for the taps of a backbone; `featuretap.heads.detection` declares the options."""
+    """Return the RetinaNet head for the taps of `backbone`. `featuretap.heads.detection` declares the options."""
     pyramid, anchors, rest = _pyramid_and_anchors("retinanet", backbone, options)
     return DetectionHead(pyramid, RetinaNet(pyramid, num_classes, anchor_generator=anchors, **rest))
 
 
 def fcos(backbone: BackboneSpec, *, num_classes: int, **options: Any) -> DetectionHead:
-    """Return the head for the taps of a backbone; `featuretap.heads.detection` declares the options."""
-    # FCOS has no anchors; torchvision's has one square at each place, to size the boxes by.
+    """Return the FCOS head for the taps of `backbone`. `featuretap.heads.detection` declares the options."""
+    # FCOS has no anchors, but torchvision scales boxes by one square anchor per location.
     pyramid, anchors, rest = _pyramid_and_anchors("fcos", backbone, options, ratios=(1.0,))
     return DetectionHead(pyramid, FCOS(pyramid, num_classes, anchor_generator=anchors, **rest))
 
 
 def faster_rcnn(backbone: BackboneSpec, *, num_classes: int, **options: Any) -> RCNNHead:
-    """Return the head for the taps of a backbone; `featuretap.heads.detection` declares the options."""
+    """Return the Faster R-CNN head for the taps of `backbone`. `featuretap.heads.detection` declares the options."""
     pyramid, anchors, rest = _pyramid_and_anchors("faster_rcnn", backbone, options)
     crops = {"box_roi_pool": _crops(backbone, pyramid, BOX)}
     return RCNNHead(pyramid, FasterRCNN(pyramid, num_classes, rpn_anchor_generator=anchors, **crops, **rest))
 
 
 def mask_rcnn(backbone: BackboneSpec, *, num_classes: int, **options: Any) -> RCNNHead:
-    """Return the head for the taps of a backbone; `featuretap.heads.detection` declares the options."""
+    """Return the Mask R-CNN head for the taps of `backbone`. `featuretap.heads.detection` declares the options."""
     pyramid, anchors, rest = _pyramid_and_anchors("mask_rcnn", backbone, options)
     crops = {"box_roi_pool": _crops(backbone, pyramid, BOX), "mask_roi_pool": _crops(backbone, pyramid, MASK)}
     return RCNNHead(pyramid, MaskRCNN(pyramid, num_classes, rpn_anchor_generator=anchors, **crops, **rest))
@@ -136,7 +137,7 @@ def mask_rcnn(backbone: BackboneSpec, *, num_classes: int, **options: Any) -> RC
 def _pyramid_and_anchors(
     kind: str, backbone: BackboneSpec, options: Mapping[str, Any], ratios: tuple[float, ...] = (0.5, 1.0, 2.0)
 ) -> tuple[Pyramid, AnchorGenerator, dict[str, Any]]:
-    """Return the pyramid, the anchors on its levels, and the options that torchvision's detector takes itself."""
+    """Return the pyramid, the anchors on its levels, and the options to pass to torchvision's detector."""
     pyramid = fpn(backbone, **{name: options[name] for name in PYRAMID_OPTIONS})
     rest = {name: value for name, value in options.items() if name not in PYRAMID_OPTIONS}
     strides = [tap.stride for tap in pyramid.taps.values()]
@@ -146,5 +147,5 @@ def _pyramid_and_anchors(
 
 
 def _crops(backbone: BackboneSpec, pyramid: Pyramid, size: int) -> MultiScaleRoIAlign:
-    # Boxes are cropped from the levels of the backbone; those added above are for proposals only.
+    # Boxes are cropped from the levels of the backbone's taps. Extra levels only produce proposals.
     return MultiScaleRoIAlign(pyramid.levels[: len(backbone.taps)], output_size=size, sampling_ratio=2)

@@ -1,6 +1,6 @@
-"""The feature pyramid as a module, torchvision's inside."""
+"""The feature pyramid as a PyTorch module, based on torchvision's."""
 
-# torch.jit.script reads annotations as objects, not as strings.
+# TorchScript does not support annotations as strings.
 # ruff: noqa: UP006, UP035
 from collections import OrderedDict
 from functools import partial
@@ -15,10 +15,11 @@ from featuretap.specs import BackboneSpec
 
 
 class Pyramid(nn.Module):
-    """torchvision's FeaturePyramidNetwork: maps of a backbone → dict from level to map (N, out_channels, H', W').
+    """torchvision's FeaturePyramidNetwork: the taps of a backbone → dict of levels (N, out_channels, H', W').
 
-    Attributes:
-        taps: level → channels and stride.
+    Args:
+        pyramid: torchvision's module.
+        taps: mapping from level to `Tap`.
         out_channels: channels of every level.
     """
 
@@ -33,8 +34,8 @@ class Pyramid(nn.Module):
         """Return the levels, the finest first."""
         features = list(self.fpn(maps).values())
         pyramid: Dict[str, Tensor] = {}
-        for level, feature in zip(self.levels, features):  # noqa: B905 - torch.jit.script knows no strict
-            pyramid[level] = feature  # noqa: PERF403 - nor a comprehension over two lists
+        for level, feature in zip(self.levels, features):  # noqa: B905 - TorchScript does not support strict
+            pyramid[level] = feature  # noqa: PERF403 - TorchScript does not support it
         return pyramid
 
 
@@ -50,7 +51,7 @@ def fpn(
     depthwise: bool,
     num_classes: None = None,
 ) -> Pyramid:
-    """Return the pyramid for the taps of a backbone; `featuretap.heads.fpn` says what the options are."""
+    """Return the pyramid for the taps of `backbone`. `featuretap.heads.fpn` declares the options."""
     extra = {None: lambda: None, "pool": LastLevelMaxPool, "p6p7": lambda: LastLevelP6P7(out_channels, out_channels)}
     channels = [tap.channels for tap in backbone.taps.values()]
     pyramid = FeaturePyramidNetwork(channels, out_channels, extra[extra_levels](), NORMS[fpn_norm])
@@ -65,7 +66,7 @@ def fpn(
 
 
 def _separable(channels: int, norm: Any, stride: int = 1) -> nn.Sequential:
-    """Return a depthwise 3×3 and a 1×1 convolution in place of a full 3×3, drawn as torchvision draws the full one."""
+    """Return a depthwise 3×3 and a 1×1 convolution, initialized like the full 3×3 convolution in torchvision."""
     depthwise = nn.Conv2d(channels, channels, 3, stride, padding=1, groups=channels, bias=False)
     pointwise = Conv2dNormActivation(channels, channels, 1, norm_layer=norm, activation_layer=None)
     for convolution in (depthwise, pointwise[0]):

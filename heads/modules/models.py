@@ -1,6 +1,6 @@
-"""Models: a backbone with a head, one class for each way of running the two."""
+"""Models: a backbone with a head, with one class for each way of calling them."""
 
-# torch.jit.script reads annotations as objects, not as strings.
+# TorchScript does not support annotations as strings.
 # ruff: noqa: UP006, UP035
 from typing import Any, Dict, List
 
@@ -18,10 +18,13 @@ FEW_VALUES = "more than 1 value per channel"
 
 
 def single_image_error(head: str) -> OptionError:
-    """Return the error for training on a single image, of which a batch norm sees one pixel.
+    """Return the error for training on a single image, where a batch norm sees one value per channel.
 
     Args:
         head: name of the head.
+
+    Returns:
+        The error to raise.
     """
     return OptionError(
         f"head {head!r} cannot train on a single image: a batch norm reads a map of one pixel and needs {FEW_VALUES}; "
@@ -30,7 +33,7 @@ def single_image_error(head: str) -> OptionError:
 
 
 class HeadedModel(ImageModel):
-    """A backbone and the head that reads its maps."""
+    """A backbone with a head."""
 
     def __init__(self, backbone: nn.Module, head: nn.Module) -> None:
         super().__init__()
@@ -38,13 +41,13 @@ class HeadedModel(ImageModel):
         self.head = head
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Set whether training computes the activations of the backbone again instead of keeping them.
+        """Enable or disable gradient checkpointing of the backbone.
 
         Args:
-            enable: whether it does.
+            enable: whether training recomputes the backbone's activations instead of storing them.
 
         Raises:
-            OptionError: the backbone is from a factory without this method.
+            OptionError: the backbone comes from a factory and does not support gradient checkpointing.
         """
         set_on_backbone: Any = getattr(self.backbone, "set_grad_checkpointing", None)
         if set_on_backbone is None:
@@ -60,10 +63,11 @@ class HeadedModel(ImageModel):
 
 
 class PyramidModel(HeadedModel):
-    """A backbone with a pyramid: images (N, in_channels, H, W) → dict from level to map.
+    """A backbone with a feature pyramid. Maps images (N, in_channels, H, W) to a dict of levels.
 
-    Attributes:
-        taps: level → channels and stride.
+    Args:
+        backbone: the backbone.
+        head: the pyramid, whose `taps` the model also has.
     """
 
     def __init__(self, backbone: nn.Module, head: nn.Module) -> None:
@@ -71,16 +75,16 @@ class PyramidModel(HeadedModel):
         self.taps = head.taps
 
     def forward(self, images: Tensor) -> Dict[str, Tensor]:  # type: ignore[override]
-        """Return the levels, the finest first."""
+        """Return the levels for `images`, the finest first."""
         pyramid: Dict[str, Tensor] = self.head(self.backbone(images))
         return pyramid
 
 
 class SegmentationModel(HeadedModel):
-    """Images (N, in_channels, H, W) → {"out": logits (N, num_classes, H, W)}, and "aux" where the head has it."""
+    """A segmenter: images (N, in_channels, H, W) → {"out": logits (N, num_classes, H, W)}, and optionally "aux"."""
 
     def forward(self, images: Tensor) -> Dict[str, Tensor]:  # type: ignore[override]
-        """Return the logits, enlarged to the size of the images."""
+        """Return the logits, resized to the size of `images`."""
         small: Dict[str, Tensor] = self.head(self.backbone(images))
         logits: Dict[str, Tensor] = {}
         for name, values in small.items():
@@ -89,21 +93,28 @@ class SegmentationModel(HeadedModel):
 
 
 class DetectionModel(HeadedModel):
-    """A backbone with a detection head, called as torchvision's detectors are.
+    """A detector, with the interface of torchvision's detectors.
 
-    Images are a list of tensors (C, H, W) with values from 0 to 1, of any sizes. In training, with targets (for each
-    image a dict of "boxes" (M, 4) as x1, y1, x2, y2 in pixels, "labels" (M,), and "masks" (M, H, W) for Mask R-CNN),
-    losses come back as a dict; in evaluation, for each image a dict of "boxes", "labels", "scores" (and "masks").
+    Images are a list of tensors (C, H, W) with values from 0 to 1, of any size. Targets are a list of dicts, one for
+    each image, with "boxes" (M, 4) as x1, y1, x2, y2 in pixels, "labels" (M,), and for Mask R-CNN "masks" (M, H, W).
     """
 
     def forward(  # type: ignore[override]
         self, images: List[Tensor], targets: List[Target] | None = None
     ) -> "Dict[str, Tensor] | List[Target]":
-        """Return losses in training, predictions in evaluation.
+        """Return a dict of losses in training mode, and predictions in evaluation mode.
+
+        Args:
+            images: list of images (C, H, W).
+            targets: one dict for each image; required in training mode.
+
+        Returns:
+            In evaluation mode, one dict for each image, with "boxes", "labels" and "scores", and for Mask R-CNN
+                "masks".
 
         Raises:
-            OptionError: in training, targets that are not one for each image, or with labels that the head does not
-                know; or a single image, of which a batch norm sees one pixel.
+            OptionError: in training mode, there is not one target for each image, a label is not a class of the head,
+                or a batch norm would see a single value per channel because there is only one image.
         """
         if self.training and targets is not None:
             self._check_targets(targets, len(images))
@@ -116,13 +127,15 @@ class DetectionModel(HeadedModel):
             raise single_image_error(description.head) from error
 
     def as_detector(self) -> nn.Module:
-        """Return torchvision's own detector (a `RetinaNet`, say) around the same modules."""
+        """Return torchvision's detector, such as a `RetinaNet`, built from the same modules."""
         return self.head.detector_around(self.backbone)  # type: ignore[operator]
 
     def _check_targets(self, targets: List[Target], images: int) -> None:
-        """Refuse targets on which torchvision's detectors fail later, with an error that does not name the mistake."""
+        """Check targets, because torchvision's detectors fail on invalid ones with unrelated errors."""
         if len(targets) != images:
-            raise OptionError(f"{images} images came with {len(targets)} targets; give one dict for each image")
+            raise OptionError(
+                f"the numbers of images ({images}) and targets ({len(targets)}) differ; give one dict for each image"
+            )
         description: Any = self.description
         for index, target in enumerate(targets):
             lacking = [key for key in ("boxes", "labels") if key not in target]
@@ -133,10 +146,10 @@ class DetectionModel(HeadedModel):
             if not 0 <= least <= most < description.num_classes:
                 remedy = "count them from 0" if least < 0 else f"build it with num_classes={most + 1}, or more"
                 raise OptionError(
-                    f"targets[{index}] has labels from {least} to {most}, and the head knows 0 to "
+                    f"targets[{index}] has labels from {least} to {most}, but the head has classes 0 to "
                     f"{description.num_classes - 1}; {remedy}"
                 )
 
     def __prepare_scriptable__(self) -> nn.Module:
-        # torch.jit.script compiles what this returns; torchvision's detectors are made for it.
+        # torch.jit.script compiles the module that this method returns, and torchvision's detectors support scripting.
         return self.as_detector()

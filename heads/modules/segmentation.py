@@ -1,6 +1,6 @@
-"""LR-ASPP and DeepLabV3 as modules; the second is torchvision's head on our taps."""
+"""LR-ASPP and DeepLabV3 as PyTorch modules. DeepLabV3 is torchvision's head."""
 
-# torch.jit.script reads annotations as objects, not as strings.
+# TorchScript does not support annotations as strings.
 # ruff: noqa: UP006, UP035
 from collections.abc import Sequence
 from typing import Any, Dict
@@ -20,10 +20,11 @@ GATES = {"hard_sigmoid": nn.Hardsigmoid, "sigmoid": nn.Sigmoid}
 
 
 class LRASPPHead(nn.Module):
-    """Two maps, fine and coarse → {"out": logits (N, num_classes, H', W')} of the fine map's size.
+    """The LR-ASPP head: a fine and a coarse map → {"out": logits (N, num_classes, H', W')}, of the fine map's size.
 
-    The gate is computed from the mean of the coarse map, or from means over windows of 49×49 in steps of 16×20. They
-    are made for Cityscapes, whose maps are 65×129 at stride 16; on smaller maps they are as large as the map.
+    The gate is computed from the mean of the coarse map, or from means over windows of 49×49 with strides 16×20. The
+    paper chose these windows for Cityscapes, whose maps are 65×129 at stride 16. On smaller maps, the windows are as
+    large as the map.
     """
 
     def __init__(
@@ -44,7 +45,7 @@ class LRASPPHead(nn.Module):
         self.high_classifier = high_classifier
 
     def forward(self, maps: Dict[str, Tensor]) -> Dict[str, Tensor]:
-        """Return the logits."""
+        """Return the logits from a dict of `maps`."""
         fine, coarse = maps[self.low], maps[self.high]
         if self.windows:
             means = average_windows(coarse)
@@ -58,9 +59,9 @@ class LRASPPHead(nn.Module):
 
 @torch.fx.wrap
 def average_windows(x: Tensor) -> Tensor:
-    """Return means of `x` (N, C, H, W) over windows of 49×49 in steps of 16×20, which are cut to the size of the map.
+    """Return the means of `x` (N, C, H, W) over windows of 49×49 with strides 16×20, cropped to the size of the map.
 
-    FX records the call as one node, since it cannot trace a size that depends on the image.
+    FX records the call as one node, because it cannot trace a size that depends on the image.
     """
     height, width = x.shape[-2:]
     return F.avg_pool2d(x, [min(49, height), min(49, width)], stride=[16, 20])
@@ -69,7 +70,10 @@ def average_windows(x: Tensor) -> Tensor:
 def lraspp(
     backbone: BackboneSpec, *, num_classes: int, inter_channels: int, pooling: str, gate: str, gate_bias: bool
 ) -> LRASPPHead:
-    """Return the head for the two taps of a backbone, whichever order they have."""
+    """Return the LR-ASPP head for the two taps of `backbone`, in either order.
+
+    The options are declared in `featuretap.heads.segmentation`.
+    """
     (low, fine), (high, coarse) = sorted(backbone.taps.items(), key=lambda named: named[1].stride)
     return LRASPPHead(
         (low, high),
@@ -82,7 +86,7 @@ def lraspp(
 
 
 class DeepLabV3Head(nn.Module):
-    """One map → {"out": logits (N, num_classes, H', W')}, of the map's size."""
+    """The DeepLabV3 head: one map → {"out": logits (N, num_classes, H', W')} at the size of the map."""
 
     def __init__(self, tap: str, classifier: nn.Module) -> None:
         super().__init__()
@@ -92,8 +96,14 @@ class DeepLabV3Head(nn.Module):
     def forward(self, maps: Dict[str, Tensor]) -> Dict[str, Tensor]:
         """Return the logits.
 
+        Args:
+            maps: the taps of the backbone.
+
+        Returns:
+            {"out": logits}.
+
         Raises:
-            OptionError: a single image in training, whose map is pooled to one pixel.
+            OptionError: the head trains on a single image, whose map is pooled to one value per channel.
         """
         if not is_scripting():
             self._check_batch(maps[self.tap])
@@ -103,15 +113,15 @@ class DeepLabV3Head(nn.Module):
     def _check_batch(self, x: Tensor) -> None:
         pooling: Any = self.classifier[0].convs[-1]  # type: ignore[index]
         trains = any(isinstance(module, nn.BatchNorm2d) and module.training for module in pooling)
-        # FX traces with a proxy of a map, which has no length yet.
+        # FX traces with a proxy, which has no length.
         if trains and isinstance(x, Tensor) and len(x) == 1:
             raise single_image_error("deeplab_v3")
 
 
 class AuxiliaryDeepLabV3Head(DeepLabV3Head):
-    """Two maps → {"out": …, "aux": …}, logits (N, num_classes, H', W') of each map's size; the second is for training.
+    """DeepLabV3 with an auxiliary output: two maps → {"out": …, "aux": …}, logits (N, num_classes, H', W').
 
-    The second head is that of FCN (arXiv 1411.4038).
+    The logits have the sizes of the maps. The auxiliary output is for training; its head is FCN's (arXiv 1411.4038).
     """
 
     def __init__(self, tap: str, classifier: nn.Module, auxiliary_tap: str, auxiliary: nn.Module) -> None:
@@ -121,6 +131,12 @@ class AuxiliaryDeepLabV3Head(DeepLabV3Head):
 
     def forward(self, maps: Dict[str, Tensor]) -> Dict[str, Tensor]:
         """Return both logits.
+
+        Args:
+            maps: the taps of the backbone.
+
+        Returns:
+            {"out": logits, "aux": auxiliary logits}.
 
         Raises:
             OptionError: as for `DeepLabV3Head`.
@@ -133,7 +149,7 @@ class AuxiliaryDeepLabV3Head(DeepLabV3Head):
 def deeplab_v3(
     backbone: BackboneSpec, *, num_classes: int, auxiliary: bool, atrous_rates: Sequence[int]
 ) -> DeepLabV3Head:
-    """Return the head for the first tap of a backbone, and the second where there is an auxiliary output."""
+    """Return the DeepLabV3 head for the taps of `backbone`; with `auxiliary`, the second feeds the auxiliary output."""
     (name, tap), *others = backbone.taps.items()
     classifier = DeepLabHead(tap.channels, num_classes, atrous_rates)
     if not auxiliary:

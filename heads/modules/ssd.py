@@ -1,6 +1,6 @@
-"""SSD and SSDLite as modules: torchvision's SSD, with extra layers behind the taps."""
+"""SSD and SSDLite as PyTorch modules: torchvision's SSD with extra layers after the taps."""
 
-# torch.jit.script reads annotations as objects, not as strings.
+# TorchScript does not support annotations as strings.
 # ruff: noqa: UP006, UP035
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -30,24 +30,24 @@ from featuretap.heads.modules.detection import DetectionHead
 from featuretap.specs import BackboneSpec
 from featuretap.specs.layers import SAME
 
-# Of the papers' detection code, and of torchvision's.
+# As in the papers' detection code, and in torchvision.
 SSD_NORM = partial(nn.BatchNorm2d, eps=1e-3, momentum=0.03)
 
 DEVIATION = 0.03
-"""Of the initial weights, as in the papers' detection code."""
+"""Standard deviation of the initial weights, as in the papers' detection code."""
 
 
 class ExtraLayers(nn.Module):
-    """The taps (N, C, H', W'), and maps of layers that follow them, each half as large as the one before.
+    """The taps (N, C, H', W'), followed by the maps of extra layers, each half as large as the previous map.
 
     Args:
-        layers: each reads the last map, and returns the next.
+        layers: extra layers; each maps the last map to the next.
     """
 
     def __init__(self, layers: Sequence[nn.Module]) -> None:
         super().__init__()
         self.extra = nn.ModuleList(layers)
-        initialise(self.extra)
+        initialize(self.extra)
 
     def forward(self, maps: Dict[str, Tensor]) -> Dict[str, Tensor]:
         """Return all maps, the finest first."""
@@ -62,9 +62,9 @@ class ExtraLayers(nn.Module):
 
 
 class ReducedBoxGenerator(DefaultBoxGenerator):  # type: ignore[misc]
-    """Default boxes with three at each place of the finest map: scale 0.1, and of its own scale ratios 2 and 1/2.
+    """Default boxes with three per location on the finest map: a square of scale 0.1, and aspect ratios 2 and 1/2.
 
-    TensorFlow's `reduce_boxes_in_lowest_layer` (object detection, `multiple_grid_anchor_generator.py`).
+    As with TensorFlow's `reduce_boxes_in_lowest_layer` (object detection, `multiple_grid_anchor_generator.py`).
     """
 
     def _generate_wh_pairs(
@@ -76,19 +76,19 @@ class ReducedBoxGenerator(DefaultBoxGenerator):  # type: ignore[misc]
         return [torch.as_tensor(lowest, dtype=dtype, device=device), *others]
 
     def num_anchors_per_location(self) -> list[int]:
-        """Return the number of boxes at each place of each map."""
+        """Return the number of boxes per location, for each map."""
         _, *others = super().num_anchors_per_location()
         return [3, *others]
 
 
 class ConvolutionPredictor(SSDHead):  # type: ignore[misc]
-    """SSD's predictors, one convolution a map: maps (N, C, H', W') → (N, A, num_classes) and (N, A, 4).
+    """SSD's predictors, one convolution per map: maps (N, C, H', W') → (N, A, num_classes) and (N, A, 4).
 
     Args:
-        channels: of each map.
-        anchors: boxes at each place of each map.
-        num_classes: the background included.
-        kernel: height and width of the convolutions.
+        channels: channels of each map.
+        anchors: boxes per location, for each map.
+        num_classes: number of classes, including the background.
+        kernel: height and width of the kernels in pixels.
     """
 
     def __init__(self, channels: Sequence[int], anchors: Sequence[int], num_classes: int, kernel: int) -> None:
@@ -98,14 +98,14 @@ class ConvolutionPredictor(SSDHead):  # type: ignore[misc]
                 nn.Conv2d(inner, columns * boxes, kernel, padding=kernel // 2)
                 for inner, boxes in zip(channels, anchors, strict=True)
             )
-            initialise(predictors)
+            initialize(predictors)
             self.add_module(name, SSDScoringHead(predictors, columns))
 
 
 class SigmoidSSD(SSD):  # type: ignore[misc]
-    """torchvision's SSD with a score for each class by itself, as TensorFlow's detectors have it.
+    """torchvision's SSD with an independent score for each class, as in TensorFlow's detectors.
 
-    A score is the sigmoid of a logit, and the loss the binary cross-entropy of all classes, the background included.
+    A score is the sigmoid of a logit. The loss is the binary cross-entropy of all classes, including the background.
     """
 
     def compute_loss(
@@ -125,7 +125,7 @@ class SigmoidSSD(SSD):  # type: ignore[misc]
     def postprocess_detections(
         self, head_outputs: dict[str, Tensor], image_anchors: list[Tensor], image_shapes: list[tuple[int, int]]
     ) -> list[dict[str, Tensor]]:
-        """Return the boxes of each image as torchvision's SSD does, with other scores."""
+        """Return the boxes of each image as in torchvision's SSD, scored by sigmoids."""
         all_scores = head_outputs["cls_logits"][..., 1:].sigmoid()
         found = []
         outputs = zip(head_outputs["bbox_regression"], all_scores, image_anchors, image_shapes, strict=True)
@@ -141,10 +141,10 @@ class SigmoidSSD(SSD):  # type: ignore[misc]
 
 
 class AsymmetricTransform(GeneralizedRCNNTransform):  # type: ignore[misc]
-    """torchvision's transform of images to one size, with the resizing of TensorFlow 1 (`resize_asymmetrically`)."""
+    """torchvision's transform to a fixed size, with the resizing of TensorFlow 1 (`resize_asymmetrically`)."""
 
     def resize(self, image: Tensor, target: dict[str, Tensor] | None = None) -> tuple[Tensor, dict[str, Tensor] | None]:
-        """Return an image (C, H, W) and its boxes at the size of the detector's images."""
+        """Return an `image` (C, H, W) and its boxes in `target`, resized to the size that the detector reads."""
         width, height = self.fixed_size
         resized = resize_asymmetrically(image, height, width)
         if target is None:
@@ -154,10 +154,10 @@ class AsymmetricTransform(GeneralizedRCNNTransform):  # type: ignore[misc]
 
 
 def resize_asymmetrically(image: Tensor, height: int, width: int) -> Tensor:
-    """Return an image (C, H, W) resized bilinearly to (C, height, width), as TensorFlow 1 does it.
+    """Return an image (C, H, W) resized bilinearly to (C, height, width), as in TensorFlow 1.
 
-    Pixel i is read at i times the ratio of the sizes, so that the first pixels coincide, not the corners of the images
-    (`ResizeBilinear` without `half_pixel_centers`; "asymmetric" in ONNX).
+    Output pixel i is interpolated at i times the ratio of the sizes, so the first pixels are aligned instead of the
+    corners (`ResizeBilinear` without `half_pixel_centers`; "asymmetric" in ONNX).
     """
     for dimension, size in ((-2, height), (-1, width)):
         original = image.shape[dimension]
@@ -173,24 +173,27 @@ def resize_asymmetrically(image: Tensor, height: int, width: int) -> Tensor:
 def with_remainder(logits: Tensor) -> Tensor:
     """Return logits (…, C + 1) whose cross-entropy is the binary cross-entropy of `logits` (…, C), summed over classes.
 
-    By softmax, class c of C + 1 has the probability exp(x_c) / Z, and Z = Π (1 + exp(x_i)) makes its logarithm the
-    binary cross-entropy of a target that is c and no other class. The last logit is the logarithm of what is missing
-    from Z; no target is that class.
+    In a softmax over C + 1 classes, class c has the probability exp(x_c) / Z. With Z = Π (1 + exp(x_i)), the negative
+    logarithm of this probability is the binary cross-entropy for a target that is c and no other class. The last logit
+    makes the sum equal to Z, and is never a target.
     """
     logits = logits.float()
     total = nn.functional.softplus(logits).sum(-1, keepdim=True)
     share = logits.logsumexp(-1, keepdim=True) - total
-    # Where one logit outweighs all, the share is rounded to 1, whose remainder has no logarithm.
+    # If one logit dominates, the share rounds to 1, and the logarithm of the remainder would be -inf.
     return torch.cat([logits, total + torch.log1p(-share.exp().clamp(max=1 - 1e-6))], dim=-1)
 
 
 def ssdlite(backbone: BackboneSpec, *, num_classes: int, **options: Any) -> DetectionHead:
-    """Return the head for the taps of a backbone; `featuretap.heads.detection` declares the options.
+    """Return the SSDLite head for the taps of a backbone. `featuretap.heads.detection` declares the options.
 
     Args:
-        backbone: the resolved spec.
-        num_classes: the background included.
-        **options: of the head.
+        backbone: the resolved spec of the backbone.
+        num_classes: number of classes, including the background.
+        **options: other options of the head.
+
+    Returns:
+        The head.
     """
 
     def extra_layer(before: int, after: int) -> nn.Sequential:
@@ -203,13 +206,16 @@ def ssdlite(backbone: BackboneSpec, *, num_classes: int, **options: Any) -> Dete
 
 
 def ssd(backbone: BackboneSpec, *, num_classes: int, predictor_kernel: int, **options: Any) -> DetectionHead:
-    """Return the head for the taps of a backbone, as `ssdlite`.
+    """Return the SSD head for the taps of a backbone. `featuretap.heads.detection` declares the options.
 
     Args:
-        backbone: the resolved spec.
-        num_classes: the background included.
-        predictor_kernel: height and width of the predictors' convolutions.
-        **options: of the head.
+        backbone: the resolved spec of the backbone.
+        num_classes: number of classes, including the background.
+        predictor_kernel: height and width of the predictors' kernels in pixels.
+        **options: other options of the head.
+
+    Returns:
+        The head.
     """
 
     def extra_layer(before: int, after: int) -> nn.Sequential:
@@ -218,8 +224,8 @@ def ssd(backbone: BackboneSpec, *, num_classes: int, predictor_kernel: int, **op
     return _ssd(backbone, extra_layer, partial(ConvolutionPredictor, kernel=predictor_kernel), num_classes, **options)
 
 
-def initialise(layers: nn.Module) -> None:
-    """Initialise convolutions as the papers' detection code does."""
+def initialize(layers: nn.Module) -> None:
+    """Initialize the convolutions in `layers` as in the papers' detection code."""
     for module in layers.modules():
         if isinstance(module, nn.Conv2d):
             nn.init.normal_(module.weight, std=DEVIATION)

@@ -1,1 +1,1 @@
-"""Models with a head as ONNX nodes, written without PyTorch; `featuretap.heads.modules` has the same as modules."""
+"""ONNX nodes of models with a head, written without PyTorch; the counterpart of `featuretap.heads.modules`."""

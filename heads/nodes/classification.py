@@ -11,13 +11,16 @@ from featuretap.specs.graph import Graph
 def classification_nodes(
     backbone: BackboneSpec, *, graph: Graph, num_classes: int, dropout: float | None = None
 ) -> dict[str, str]:
-    """Append a classifier, and return its logits (N, num_classes), or its features (N, C) without classes.
+    """Append the nodes of a classifier.
 
     Args:
-        backbone: a spec with one tap.
-        graph: to append to.
+        backbone: spec of a backbone with one tap.
+        graph: the graph to append to.
         num_classes: number of logits; 0 for features.
-        dropout: the rate in training, by which some families scale in evaluation; None is the family's own.
+        dropout: dropout rate during training, by which some families scale in evaluation; None for the family's rate.
+
+    Returns:
+        "logits" (N, num_classes), or "features" (N, C) without classes.
     """
     (feature,) = backbone_nodes(graph, backbone, graph.images).values()
     x = graph.node("Flatten", graph.node("GlobalAveragePool", feature))

@@ -1,4 +1,4 @@
-"""SSD and SSDLite as ONNX nodes, from images of any size to boxes in their pixels."""
+"""SSD and SSDLite as ONNX nodes, from images of any size to boxes in pixels of these images."""
 
 from __future__ import annotations
 
@@ -26,43 +26,47 @@ from featuretap.specs.layers import SAME
 PREDICTOR = "head.predictor"
 
 PREPARED = "prepared"
-"""Where `Graph.maps` has the images that the backbone reads, which several detectors share."""
+"""Key in `Graph.maps` of the preprocessed images, which several detectors share."""
 
 Padding = int | None
-"""Of a strided convolution: pixels on each side, or None for TensorFlow's rule "SAME"."""
+"""Padding of a strided convolution: pixels on each side, or None for TensorFlow's rule "SAME"."""
 
 FLOAT, INT64 = 1, 7
-"""ONNX's numbers of the two types (`onnx.TensorProto.FLOAT` and `INT64`)."""
+"""`onnx.TensorProto.FLOAT` and `onnx.TensorProto.INT64`."""
 
 BOX_WEIGHTS = 10.0, 5.0
-"""Divisors of SSD's predictions of a box's centre and of its size (torchvision's `SSD.box_coder`)."""
+"""Divisors of the predicted center and size of a box (torchvision's `SSD.box_coder`)."""
 
 MAXIMUM_LOG_SCALE = log(1000 / 16)
 """Maximum predicted logarithm of a box's size relative to its anchor's (torchvision's `BoxCoder`)."""
 
 
 def ssdlite_nodes(backbone: BackboneSpec, *, graph: Graph, **options: Any) -> dict[str, str]:
-    """Append a detector with SSDLite on images (N, C, H, W) with values from 0 to 1.
+    """Append the nodes of an SSDLite detector on images (N, C, H, W) with values from 0 to 1.
 
     Args:
-        backbone: the resolved spec.
-        graph: to append to.
-        **options: of the head, and its classes.
+        backbone: the resolved spec of the backbone.
+        graph: the graph to append to.
+        **options: options of the head, including `num_classes`.
 
     Returns:
-        "boxes" (N, D, 4) as x1, y1, x2, y2 in pixels of the images, "scores" (N, D) in descending order, "labels"
-        (N, D) and "num_detections" (N,). Boxes, scores and labels beyond an image's number are zeros.
+        "boxes" (N, D, 4) as x1, y1, x2, y2 in pixels of the images, "scores" (N, D) in descending order, "labels" (N,
+            D)
+        and "num_detections" (N,). Entries after an image's number of detections are zeros.
     """
     return _ssd_nodes(backbone, graph, _separable_layer, _separable_predictor, **options)
 
 
 def ssd_nodes(backbone: BackboneSpec, *, graph: Graph, **options: Any) -> dict[str, str]:
-    """Append a detector with SSD, as `ssdlite_nodes`.
+    """Append the nodes of an SSD detector on images (N, C, H, W) with values from 0 to 1.
 
     Args:
-        backbone: the resolved spec.
-        graph: to append to.
-        **options: of the head, and its classes.
+        backbone: the resolved spec of the backbone.
+        graph: the graph to append to.
+        **options: options of the head, including `num_classes`.
+
+    Returns:
+        The outputs of `ssdlite_nodes`.
     """
     return _ssd_nodes(backbone, graph, _full_layer, _full_predictor, **options)
 
@@ -85,8 +89,9 @@ def _ssd_nodes(
     topk_candidates: int,
     **others: Any,
 ) -> dict[str, str]:
-    """Append a detector with these extra layers and predictors; `others` are options of training, and what is in the
-    tensors.
+    """Append the nodes of a detector with these extra layers and predictors, and return its outputs.
+
+    `others` are options that only affect training or the tensors.
     """
     height, width = image_size(size)
     original = graph.images
@@ -95,10 +100,10 @@ def _ssd_nodes(
             graph.constant(np.reshape(values, (-1, 1, 1)))
             for values in (graph.preprocessing.mean, graph.preprocessing.std)
         )
-        normalised = graph.node("Div", graph.node("Sub", original, mean), std)
-        resized = graph.resize(normalised, graph.constant([height, width]), coordinates=resizing)
+        normalized = graph.node("Div", graph.node("Sub", original, mean), std)
+        resized = graph.resize(normalized, graph.constant([height, width]), coordinates=resizing)
         graph.maps[PREPARED, original] = resized
-    # Other heads of the model read the same images.
+    # The backbone is shared, so other heads must read the same preprocessed images.
     graph.images = graph.maps[PREPARED, original]
     maps = list(backbone_nodes(graph, backbone, graph.images).values())
     sizes = [shape[1:] for shape in backbone.tap_shapes(height, width).values()]
@@ -139,13 +144,16 @@ def _ssd_nodes(
 def default_boxes(
     sizes: Sequence[tuple[int, int]], image: tuple[int, int], reduce_lowest: bool, clip: bool = True
 ) -> NDArray[np.float32]:
-    """Return SSD's default boxes (A, 4) as x1, y1, x2, y2 in pixels (arXiv 1512.02325, section 2.2).
+    """Return SSD's default boxes (arXiv 1512.02325, section 2.2).
 
     Args:
         sizes: height and width of each map, the finest first.
         image: height and width of the image in pixels.
-        reduce_lowest: whether the finest map has three boxes at each place in place of six.
-        clip: whether no box is wider or higher than the image.
+        reduce_lowest: whether the finest map has three boxes per location instead of six.
+        clip: whether to limit the width and height of boxes to those of the image.
+
+    Returns:
+        Boxes (A, 4) as x1, y1, x2, y2 in pixels.
     """
     steps = len(sizes) - 1
     scales = [*(SMALLEST + (LARGEST - SMALLEST) * level / steps for level in range(len(sizes))), 1.0]
@@ -160,8 +168,8 @@ def default_boxes(
             shapes = [(SMALLEST_ANCHOR, SMALLEST_ANCHOR), shapes[2], shapes[3]]
         half = 0.5 * np.array(shapes, np.float32).clip(0, 1 if clip else None)
         rows, columns = ((np.arange(side, dtype=np.float32) + 0.5) / np.float32(side) for side in (height, width))
-        centres = np.array([(x, y) for y, x in product(rows, columns)], np.float32)[:, None]
-        corners = np.concatenate([(centres - half) * pixels, (centres + half) * pixels], axis=-1)
+        centers = np.array([(x, y) for y, x in product(rows, columns)], np.float32)[:, None]
+        corners = np.concatenate([(centers - half) * pixels, (centers + half) * pixels], axis=-1)
         boxes.append(corners.reshape(-1, 4))
     return np.concatenate(boxes)
 
@@ -203,25 +211,25 @@ def _predictions(
 
 
 def _decode(graph: Graph, deltas: str, anchors: NDArray[np.float32], image: tuple[int, int]) -> str:
-    """Append the decoding of predictions (N, A, 4) into boxes (N, A, 4) within the resized image, in its pixels."""
+    """Append the decoding of predictions (N, A, 4) to boxes (N, A, 4), clipped to the resized image, in its pixels."""
     spans = anchors[:, 2:] - anchors[:, :2]
-    centres, sides = graph.constant(anchors[:, :2] + np.float32(0.5) * spans), graph.constant(spans)
+    centers, sides = graph.constant(anchors[:, :2] + np.float32(0.5) * spans), graph.constant(spans)
     offset, log_scale = graph.node_with_outputs("Split", 2, deltas, axis=2, num_outputs=2)
     offset, log_scale = (
         graph.node("Div", x, graph.constant(weight)) for x, weight in zip((offset, log_scale), BOX_WEIGHTS, strict=True)
     )
-    centre = graph.node("Add", graph.node("Mul", offset, sides), centres)
+    center = graph.node("Add", graph.node("Mul", offset, sides), centers)
     scale = graph.node("Exp", graph.node("Min", log_scale, graph.constant(MAXIMUM_LOG_SCALE)))
     half = graph.node("Mul", graph.node("Mul", scale, sides), graph.constant(0.5))
-    corners = graph.node("Concat", graph.node("Sub", centre, half), graph.node("Add", centre, half), axis=2)
+    corners = graph.node("Concat", graph.node("Sub", center, half), graph.node("Add", center, half), axis=2)
     limits = graph.constant(np.array([image[1], image[0]] * 2, np.float32))
     return graph.node("Min", graph.node("Max", corners, graph.constant(0.0)), limits)
 
 
 def _candidates(graph: Graph, boxes: str, scores: str, num_classes: int, count: int) -> tuple[str, str]:
-    """Append the choice of each class's `count` best boxes, the background's left out.
+    """Append the selection of the `count` best boxes of each class, without the background.
 
-    Boxes are (N, A, 4), scores (N, num_classes, A); returned are boxes (N, C * count, 4) and scores (N, C, count).
+    Takes boxes (N, A, 4) and scores (N, num_classes, A), and returns boxes (N, C * count, 4) and scores (N, C, count).
     """
     objects = graph.node("Slice", scores, graph.constant([1]), graph.constant([num_classes]), graph.constant([1]))
     best, places = graph.node_with_outputs("TopK", 2, objects, graph.constant([count]), axis=2)
@@ -230,11 +238,11 @@ def _candidates(graph: Graph, boxes: str, scores: str, num_classes: int, count: 
 
 
 def _suppress(graph: Graph, boxes: str, scores: str, count: int, overlap: float, least: float) -> str:
-    """Append the removal of boxes that overlap a better one of their class, and return scores (N * C, 1, count).
+    """Append the suppression of boxes that overlap a better box of their class, and return scores (N * C, 1, count).
 
-    The scores of removed boxes, and those that are not over the least one, become 0. `NonMaxSuppression` has the same
-    boxes for all classes of an image, and here each class has candidates of its own; so it sees each class of each
-    image as an image of one class.
+    The scores of suppressed boxes, and scores not above `least`, become 0. `NonMaxSuppression` uses the same boxes for
+    all classes of an image, but here each class has different candidates. Each class of each image is therefore passed
+    as an image with one class.
     """
     boxes = graph.node("Reshape", boxes, graph.constant([-1, count, 4]))
     scores = graph.node("Reshape", scores, graph.constant([-1, 1, count]))

@@ -22,7 +22,7 @@ def fpn_nodes(
     depthwise: bool,
     num_classes: None,
 ) -> dict[str, str]:
-    """Append a backbone with its pyramid, and return level → map (N, out_channels, H', W'), the finest first."""
+    """Append the nodes of a backbone with its pyramid, and return the levels, each a map (N, out_channels, H', W')."""
     maps = list(backbone_nodes(graph, backbone, graph.images).values())
     laterals = [_block(graph, x, f"{PATH}.inner_blocks.{index}", fpn_norm) for index, x in enumerate(maps)]
     merged = laterals[-1:]
@@ -43,7 +43,7 @@ def fpn_nodes(
 
 
 def _smooth(graph: Graph, x: str, path: str, norm: str | None, depthwise: bool, channels: int, stride: int = 1) -> str:
-    """Append a 3×3 convolution with its norm, depthwise separable where asked."""
+    """Append a 3×3 convolution with its norm, depthwise separable if `depthwise` is True."""
     if depthwise:
         x = graph.convolution(x, f"{path}.depthwise", stride=stride, padding=1, groups=channels)
         return _block(graph, x, f"{path}.pointwise", norm)
@@ -51,7 +51,7 @@ def _smooth(graph: Graph, x: str, path: str, norm: str | None, depthwise: bool, 
 
 
 def _added(graph: Graph, x: str, name: str, depthwise: bool, channels: int) -> str:
-    """Append the 3×3 convolution of an added level, which halves the map."""
+    """Append the 3×3 convolution of an extra level, which halves the size of the map."""
     path = f"{PATH}.extra_blocks.{name}"
     if depthwise:
         return _smooth(graph, x, path, None, depthwise, channels, stride=2)
@@ -59,7 +59,7 @@ def _added(graph: Graph, x: str, name: str, depthwise: bool, channels: int) -> s
 
 
 def _block(graph: Graph, x: str, path: str, norm: str | None, padding: int = 0) -> str:
-    """Append a convolution and its norm, children 0 and 1 of a torchvision block."""
+    """Append a convolution and its norm, the modules 0 and 1 of a torchvision block."""
     y = graph.convolution(x, f"{path}.0", f"{path}.1" if norm == "batch_norm" else "", padding=padding)
     if norm != "group_norm":
         return y

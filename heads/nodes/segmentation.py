@@ -9,7 +9,7 @@ from featuretap.specs import BackboneSpec
 from featuretap.specs.graph import Graph
 
 WINDOW, STEPS = 49, (16, 20)
-"""Side of LR-ASPP's pooling windows in pixels, and the steps between them (arXiv 1905.02244, section 6.4)."""
+"""Size of LR-ASPP's pooling windows in pixels, and their strides (arXiv 1905.02244, section 6.4)."""
 
 GATES = {"hard_sigmoid": ("HardSigmoid", {"alpha": 1 / 6, "beta": 0.5}), "sigmoid": ("Sigmoid", {})}
 
@@ -24,7 +24,7 @@ def lraspp_nodes(
     gate: str,
     gate_bias: bool,
 ) -> dict[str, str]:
-    """Append a segmenter with LR-ASPP, and return its logits (N, num_classes, H, W)."""
+    """Append the nodes of a segmenter with LR-ASPP, and return its logits (N, num_classes, H, W) as "out"."""
     maps = backbone_nodes(graph, backbone, graph.images)
     fine, coarse = sorted(maps, key=lambda address: backbone.taps[address].stride)
     fine, coarse = maps[fine], maps[coarse]
@@ -43,7 +43,10 @@ def lraspp_nodes(
 def deeplab_v3_nodes(
     backbone: BackboneSpec, *, graph: Graph, num_classes: int, auxiliary: bool, atrous_rates: Sequence[int]
 ) -> dict[str, str]:
-    """Append a segmenter with DeepLabV3, and return its logits (N, num_classes, H, W), the auxiliary ones as "aux"."""
+    """Append the nodes of a segmenter with DeepLabV3, and return its logits (N, num_classes, H, W).
+
+    The logits are called "out", and those of the auxiliary output "aux".
+    """
     feature, *others = backbone_nodes(graph, backbone, graph.images).values()
     aspp = "head.classifier.0"
     branches = [_layer(graph, feature, f"{aspp}.convs.0")]
@@ -68,16 +71,16 @@ def _layer(graph: Graph, x: str, path: str, *, padding: int = 0, dilation: int =
 
 
 def _classifier(graph: Graph, x: str, path: str, first: int) -> str:
-    """Append a 3×3 convolution, the child `first` of a chain, with its norm, and the logits, its child 4."""
+    """Append a 3×3 convolution, the module `first` of a chain, with its norm, and the logits, the module 4."""
     y = graph.convolution(x, f"{path}.{first}", f"{path}.{first + 1}", padding=1)
     return graph.convolution(graph.activation(y, "relu"), f"{path}.4")
 
 
 def _window_means(graph: Graph, x: str) -> str:
-    """Append the means over windows, as `avg_pool2d` computes them with windows no larger than the map.
+    """Append means over windows, equal to those of `avg_pool2d` with windows no larger than the map.
 
-    The map is padded for one window to fit in any map, which excludes the padding from its mean. The windows that reach
-    beyond a map of at least 49 pixels are cut off.
+    The map is padded so that one window fits, and the padding does not count in the mean. Additional windows that
+    extend beyond a map of at least 49 pixels are cut off.
     """
     padding = [0, 0, WINDOW - 1, WINDOW - 1]
     means = graph.node(
@@ -89,5 +92,5 @@ def _window_means(graph: Graph, x: str) -> str:
 
 
 def _enlarged(graph: Graph, logits: Mapping[str, str]) -> dict[str, str]:
-    """Append the enlarging of logits to the size of the images."""
+    """Append a resize of logits to the size of the images."""
     return {name: graph.resize(values, graph.size_of(graph.images)) for name, values in logits.items()}

@@ -124,7 +124,7 @@ def test_counts_are_those_of_the_built_module(mine: Registry) -> None:
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
-        ({"width": "wide"}, OptionError, "'pyramid' cannot take width='wide'; it is a whole number"),
+        ({"width": "wide"}, OptionError, "'pyramid' cannot take width='wide'; it must be a whole number"),
         (
             {"width": 13},
             PluginError,
@@ -139,7 +139,7 @@ def test_counts_are_those_of_the_built_module(mine: Registry) -> None:
         (
             {"freeze": "side"},
             OptionError,
-            "'pyramid' cannot take freeze='side'; it is None or the last level to freeze: C1, C2, C3, C4, C5",
+            "'pyramid' cannot take freeze='side'; it must be None or the last level to freeze: C1, C2, C3, C4, C5",
         ),
     ],
 )

@@ -111,9 +111,15 @@ def test_frozen_models_are_saved_as_what_they_are(registry: Registry, tmp_path: 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"through": "C6"}, "'mobilenet_v1' cannot take freeze='C6'; it is None or the last level to freeze: C1, C2, "),
-        ({"through": True}, "'mobilenet_v1' cannot take freeze=True; it is None or the last level to freeze: C1, C2, "),
-        ({"norms": 1}, "'mobilenet_v1' cannot take freeze_norm=1; it is True or False"),
+        (
+            {"through": "C6"},
+            "'mobilenet_v1' cannot take freeze='C6'; it must be None or the last level to freeze: C1, C2, ",
+        ),
+        (
+            {"through": True},
+            "'mobilenet_v1' cannot take freeze=True; it must be None or the last level to freeze: C1, C2, ",
+        ),
+        ({"norms": 1}, "'mobilenet_v1' cannot take freeze_norm=1; it must be True or False"),
     ],
 )
 def test_what_cannot_be_frozen_is_refused(registry: Registry, arguments: dict[str, Any], message: str) -> None:

@@ -269,7 +269,8 @@ def test_errors_that_images_do_not_explain_are_raised_as_they_are(registry: Regi
     with pytest.raises(TypeError, match="missing 1 required positional argument"):
         model()
     detector = DETECTORS["ssdlite"](registry).train()
-    assert str(error_of(detector, [UINT8[0]], [])) == "1 images came with 0 targets; give one dict for each image"
+    message = "the numbers of images (1) and targets (0) differ; give one dict for each image"
+    assert str(error_of(detector, [UINT8[0]], [])) == message
 
 
 def test_the_error_of_pytorch_is_the_cause(registry: Registry) -> None:

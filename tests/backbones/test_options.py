@@ -10,8 +10,8 @@ from featuretap.registry.errors import HeadError, OptionError, UnknownOptionErro
 from featuretap.specs.variants import reduced_tail, widened, with_output_stride
 
 KNOWN = "width, reduced_tail, in_channels, output_stride, dilate_entry, padding, freeze, freeze_norm, norm"
-COUNT = "it is a positive whole number up to 65536"
-WIDTH = "it is a positive number up to 100, such as 0.75"
+COUNT = "it must be a positive integer up to 65536"
+WIDTH = "it must be a positive number up to 100, such as 0.75"
 
 
 def test_a_misspelled_option_is_refused_with_the_nearest_and_all_others(registry: Registry) -> None:
@@ -44,7 +44,9 @@ def test_a_misspelled_option_of_a_model_names_the_heads_options_too(registry: Re
 def test_option_names_of_other_libraries_are_answered_with_ours(registry: Registry, theirs: str, ours: str) -> None:
     with pytest.raises(UnknownOptionError) as error:
         registry.build("mobilenet_v2", features_only=True, **{theirs: 1})
-    assert str(error.value) == f"'mobilenet_v2' takes no option {theirs!r}; it is {ours!r} here. Options: {KNOWN}"
+    assert (
+        str(error.value) == f"'mobilenet_v2' takes no option {theirs!r}; featuretap calls it {ours!r}. Options: {KNOWN}"
+    )
 
 
 def test_no_option_is_suggested_that_the_backbone_lacks() -> None:
@@ -71,15 +73,15 @@ def test_an_option_unlike_any_other_is_answered_with_the_list_only(registry: Reg
         ("in_channels", -3, COUNT),
         ("in_channels", 1.0, COUNT),
         ("in_channels", True, COUNT),
-        ("reduced_tail", 1, "it is False, True or 'segmentation'"),
-        ("reduced_tail", "detection", "it is False, True or 'segmentation'"),
-        ("output_stride", 4, "it is 32, 16 or 8"),
-        ("output_stride", "16", "it is 32, 16 or 8"),
-        ("dilate_entry", 1, "it is True or False"),
-        ("freeze", "C6", "it is None or the last level to freeze: C1, C2, C3, C4, C5"),
-        ("freeze", True, "it is None or the last level to freeze: C1, C2, C3, C4, C5"),
-        ("freeze_norm", 1, "it is True or False"),
-        ("norm", "batch", "it is None or a function channels -> nn.Module"),
+        ("reduced_tail", 1, "it must be False, True or 'segmentation'"),
+        ("reduced_tail", "detection", "it must be False, True or 'segmentation'"),
+        ("output_stride", 4, "it must be 32, 16 or 8"),
+        ("output_stride", "16", "it must be 32, 16 or 8"),
+        ("dilate_entry", 1, "it must be True or False"),
+        ("freeze", "C6", "it must be None or the last level to freeze: C1, C2, C3, C4, C5"),
+        ("freeze", True, "it must be None or the last level to freeze: C1, C2, C3, C4, C5"),
+        ("freeze_norm", 1, "it must be True or False"),
+        ("norm", "batch", "it must be None or a function channels -> nn.Module"),
     ],
 )
 def test_invalid_values_are_refused_with_the_valid_ones(
@@ -96,14 +98,14 @@ def test_an_invalid_number_of_classes_is_refused(registry: Registry, value: Any)
     with pytest.raises(OptionError) as error:
         registry.build("mobilenet_v2", num_classes=value)
     assert str(error.value) == (
-        f"head 'classification' cannot have num_classes={value!r}; "
-        "it is a positive whole number, or 0 for pooled features"
+        f"head 'classification' cannot take num_classes={value!r}; "
+        "it must be a positive integer, or 0 for pooled features"
     )
 
 
 @pytest.mark.parametrize("value", [1.0, -0.1, "x", True])
 def test_an_invalid_dropout_is_refused(registry: Registry, value: Any) -> None:
-    with pytest.raises(OptionError, match=r"head 'classification' cannot take dropout=.*; it is a rate from 0"):
+    with pytest.raises(OptionError, match=r"head 'classification' cannot take dropout=.*; it must be a rate from 0"):
         registry.build("mobilenet_v2", dropout=value)
 
 
@@ -121,7 +123,7 @@ def test_a_bare_backbone_takes_neither_head_nor_classes(registry: Registry, aske
 def test_a_classifier_reads_one_map(registry: Registry) -> None:
     with pytest.raises(HeadError) as error:
         registry.build("mobilenet_v2", taps=("C4", "C5"))
-    assert str(error.value) == "head 'classification' reads 1 of the maps, and taps names 2: C4, C5"
+    assert str(error.value) == "head 'classification' reads 1 taps, but taps has 2: C4, C5; give 1"
 
 
 def test_a_classifier_can_read_another_tap(registry: Registry) -> None:
@@ -152,7 +154,7 @@ def test_invalid_image_sizes_are_refused(registry: Registry, height: Any, width:
             with pytest.raises(OptionError) as error:
                 ask(height, width)
             assert str(error.value) == (
-                f"no image has {height!r}×{width!r} pixels; give height and width as positive whole numbers"
+                f"height and width of an image must be positive integers, in pixels; got {height!r}×{width!r}"
             )
 
 
@@ -161,16 +163,26 @@ def test_pretrained_is_a_boolean_a_tag_or_a_path(registry: Registry, value: Any)
     with pytest.raises(OptionError) as error:
         registry.build("mobilenet_v2", pretrained=value)
     assert str(error.value) == (
-        f"'mobilenet_v2' cannot take pretrained={value!r}; it is True, False, a tag, or the path or address of a file"
+        f"'mobilenet_v2' cannot take pretrained={value!r}; it must be True, False, a tag, or the path or address "
+        f"of a file"
     )
 
 
 @pytest.mark.parametrize(
     ("vary", "message"),
     [
-        (lambda: widened(LARGE, -1), "'mobilenet_v3_large' cannot take width=-1; it is a positive number up to 100, "),
-        (lambda: with_output_stride(LARGE, 7), "'mobilenet_v3_large' cannot take output_stride=7; it is 32, 16 or 8"),
-        (lambda: reduced_tail(LARGE, "detection"), "'mobilenet_v3_large' cannot take reduced_tail='detection'; it is "),
+        (
+            lambda: widened(LARGE, -1),
+            "'mobilenet_v3_large' cannot take width=-1; it must be a positive number up to 100, ",
+        ),
+        (
+            lambda: with_output_stride(LARGE, 7),
+            "'mobilenet_v3_large' cannot take output_stride=7; it must be 32, 16 or 8",
+        ),
+        (
+            lambda: reduced_tail(LARGE, "detection"),
+            "'mobilenet_v3_large' cannot take reduced_tail='detection'; it must be ",
+        ),
     ],
 )
 def test_functions_from_spec_to_spec_check_their_arguments_themselves(vary: Any, message: str) -> None:

@@ -175,23 +175,25 @@ def test_a_layer_without_the_field_is_refused_by_name() -> None:
     spec = BackboneSpec("pooled", ((StridedRow(),),))
     with pytest.raises(SpecError) as error:
         replace(spec, padding="same")
-    assert str(error.value) == "Strided 'strided' cannot take padding='same'; give the class a field padding"
+    assert str(error.value) == "Strided 'strided' cannot take padding='same'; add a field padding to the class"
 
 
 @pytest.mark.parametrize("value", ["SAME", "valid", 1, None, True])
 def test_other_paddings_are_refused(registry: Registry, value: object) -> None:
     with pytest.raises(OptionError) as error:
         registry.build("mobilenet_v2", padding=value)
-    assert str(error.value) == f"'mobilenet_v2' cannot take padding={value!r}; it is 'symmetric' or 'same'"
+    assert str(error.value) == f"'mobilenet_v2' cannot take padding={value!r}; it must be 'symmetric' or 'same'"
     with pytest.raises(OptionError, match="'symmetric' or 'same'"):
         with_padding(registry.backbone("mobilenet_v2"), value)
     with pytest.raises(SpecError, match=r"padding=.*'symmetric' or 'same'"):
         BackboneSpec("tiny", ((Conv(3, 4, RE),),), padding=value)
     with pytest.raises(SpecError) as error:
         Convolution("stem", 3, 4, padding=value)
-    assert str(error.value) == f"no convolution 'stem' has padding={value!r}; it is 'symmetric' or 'same'"
+    assert str(error.value) == f"convolution 'stem' cannot take padding={value!r}; it must be 'symmetric' or 'same'"
 
 
 def test_timms_name_of_the_option_is_explained(registry: Registry) -> None:
-    with pytest.raises(UnknownOptionError, match=r"takes no option 'pad_type'; it is 'padding' here\. Options: width"):
+    with pytest.raises(
+        UnknownOptionError, match=r"takes no option 'pad_type'; featuretap calls it 'padding'\. Options: width"
+    ):
         registry.build("mobilenet_v2", features_only=True, pad_type="same")

@@ -94,14 +94,14 @@ def test_taps_can_be_any_iterable(registry: Registry) -> None:
 @pytest.mark.parametrize(
     ("taps", "message"),
     [
-        (("C6",), "'mobilenet_v3_large' has no tap 'C6'. Its taps: C1, C1.bottleneck, "),
+        (("C6",), "'mobilenet_v3_large' has no tap 'C6'. Available taps: C1, C1.bottleneck, "),
         (("C4.expanson",), "has no tap 'C4.expanson'; did you mean 'C4.expansion'?"),
-        (("banana",), "'mobilenet_v3_large' has no tap 'banana'. Its taps: C1, "),
-        ((3,), "has no tap 3; did you mean 'C3'? Its taps: "),
+        (("banana",), "'mobilenet_v3_large' has no tap 'banana'. Available taps: C1, "),
+        ((3,), "has no tap 3; did you mean 'C3'? Available taps: "),
         (
             ("C5.expansion",),
-            "'mobilenet_v3_large' has no tap 'C5.expansion': there is no expansion layer in the block that leaves the "
-            "level there; it has that at C1, C2, C3, C4",
+            "'mobilenet_v3_large' has no tap 'C5.expansion': C5 has no expansion layer in the block that leaves the "
+            "level; available at C1, C2, C3, C4",
         ),
     ],
 )
@@ -115,23 +115,23 @@ def test_an_address_missing_at_every_level_is_reported(registry: Registry) -> No
     with pytest.raises(UnknownTapError) as error:
         registry.build("mobilenet_v1", features_only=True, taps=("C4.expansion",))
     assert str(error.value) == (
-        "'mobilenet_v1' has no tap 'C4.expansion': there is no expansion layer in the block that leaves the level "
-        "there; it has none at any level"
+        "'mobilenet_v1' has no tap 'C4.expansion': C4 has no expansion layer in the block that leaves the level; "
+        "not available at any level"
     )
 
 
 def test_the_stem_of_v3_small_has_no_depthwise_tap(registry: Registry) -> None:
-    with pytest.raises(UnknownTapError, match=r"'C1.depthwise'.* it has that at C2, C3, C4, C5"):
+    with pytest.raises(UnknownTapError, match=r"'C1.depthwise'.*; available at C2, C3, C4, C5"):
         registry.build("mobilenet_v3_small", features_only=True, taps=("C1.depthwise",))
 
 
 @pytest.mark.parametrize(
     ("taps", "message"),
     [
-        ((), "no taps were asked of 'mobilenet_v2'; name at least one of C1, C1.bottleneck, "),
-        (("C3", "C4", "C3"), "C3 is asked of 'mobilenet_v2' more than once; name each tap once"),
+        ((), "taps of 'mobilenet_v2' is empty; name at least one of C1, C1.bottleneck, "),
+        (("C3", "C4", "C3"), "taps of 'mobilenet_v2' repeats C3; name each tap once"),
         ("C3", "taps='C3' is a string; give a tuple of addresses, such as taps=('C3',)"),
-        (3, "taps=3 should be a tuple of addresses, such as ('C3', 'C4', 'C5')"),
+        (3, "taps must be a tuple of addresses, such as ('C3', 'C4', 'C5'); got 3"),
     ],
 )
 def test_malformed_taps_are_refused(registry: Registry, taps: object, message: str) -> None:
@@ -165,5 +165,5 @@ def test_a_misspelled_address_is_refused_with_the_nearest(registry: Registry, as
     with pytest.raises(UnknownTapError) as error:
         registry.spec("mobilenet_v3_large", features_only=True, taps=(asked,))
     assert str(error.value).startswith(
-        f"'mobilenet_v3_large' has no tap {asked!r}; did you mean {nearest!r}? Its taps: C1, "
+        f"'mobilenet_v3_large' has no tap {asked!r}; did you mean {nearest!r}? Available taps: C1, "
     )

@@ -134,20 +134,20 @@ def test_list_heads_names_what_each_reads(run: Run) -> None:
         (("shwo", "mobilenet_v2"), "No such command 'shwo'. Did you mean 'show'?"),
         (
             ("show", "mobilenet_v2", "--width", "0"),
-            "'mobilenet_v2' cannot take width=0.0; it is a positive number up to 100, such as 0.75",
+            "'mobilenet_v2' cannot take width=0.0; it must be a positive number up to 100, such as 0.75",
         ),
         (
             ("show", "mobilenet_v2", "--width", "-1"),
-            "'mobilenet_v2' cannot take width=-1.0; it is a positive number up to 100, such as 0.75",
+            "'mobilenet_v2' cannot take width=-1.0; it must be a positive number up to 100, such as 0.75",
         ),
         (("show", "mobilenet_v2", "--width", "x"), "Invalid value for '--width': 'x' is not a valid float."),
         (
             ("show", "mobilenet_v2", "--in-channels", "0"),
-            "'mobilenet_v2' cannot take in_channels=0; it is a positive whole number up to 65536",
+            "'mobilenet_v2' cannot take in_channels=0; it must be a positive integer up to 65536",
         ),
         (
             ("show", "mobilenet_v2", "--output-stride", "4"),
-            "'mobilenet_v2' cannot take output_stride=4; it is 32, 16 or 8",
+            "'mobilenet_v2' cannot take output_stride=4; it must be 32, 16 or 8",
         ),
         (
             ("show", "mobilenet_v2", "--size", "0x3"),
@@ -175,8 +175,7 @@ def test_list_heads_names_what_each_reads(run: Run) -> None:
         ),
         (
             ("show", "mobilenet_v2", "--head", "ssdlite", "--num-classes", "0"),
-            "head 'ssdlite' cannot have num_classes=0; it is a whole number from 2 up, the background being one of the "
-            "classes",
+            "head 'ssdlite' cannot take num_classes=0; it must be an integer of at least 2, counting the background",
         ),
         (("predict", "absent.png"), "cannot read the image 'absent.png': No such file or directory"),
         (("taps", "absent.png"), "cannot read the image 'absent.png': No such file or directory"),
@@ -208,7 +207,7 @@ def test_a_bad_catalogue_is_a_one_line_error(run: Run, tmp_path: Path, monkeypat
     assert (ran.returncode, ran.stdout) == (2, "")
     assert ran.stderr == (
         f"featuretap: {config}: backbones.x.baze is not a known key; did you mean 'base'? "
-        "known are base, options, aliases, description\n"
+        "known keys: base, options, aliases, description\n"
     )
 
 
@@ -238,7 +237,7 @@ def test_predictions_of_fresh_weights_are_refused(run: Run, cat: Path) -> None:
     refused(run("predict", cat, "--weights", "none"), message)
     refused(
         run("predict", cat, "--model", "mobilenet_v1_025"),
-        "'mobilenet_v1_025' has no default weights (the catalogue has none for it); "
+        "'mobilenet_v1_025' has no default weights (the catalogue has no weights for it); "
         "name a tag, or give the path of a file",
     )
 
@@ -387,7 +386,7 @@ def test_taps_of_a_variant_with_other_channels_reads_grey_images_or_is_refused(
     if channels == 1:
         assert (ran.status, ran.err) == (0, "")
     else:
-        refused(ran, "'grey[b]net' reads images of 4 channels, and a picture has 1 or 3; choose another model")
+        refused(ran, "'grey[b]net' takes images with 4 channels, but image files have 1 or 3; choose another model")
 
 
 def test_a_terminal_that_cannot_encode_a_character_gets_a_replacement() -> None:

@@ -78,22 +78,23 @@ def test_heads_without_names_are_called_as_in_the_registry(run: Run) -> None:
         ),
         (
             ("--head", "lraspp", "--head", "fpn", "--num-classes", 3),
-            "num_classes=3 is an option of one head, and there are several; give it under the head's name: --option "
+            "num_classes=3 is an option of one head, but the model has several; pass it under the head's name: "
+            "--option "
             "lraspp.num_classes=3",
         ),
         (
             ("--head", "lraspp", "--head", "fpn", "--taps", "C3,C5"),
-            "taps=('C3', 'C5') is an option of one head, and there are several; give it under the head's name: "
+            "taps=('C3', 'C5') is an option of one head, but the model has several; pass it under the head's name: "
             "--option \"lraspp.taps=['C3', 'C5']\"",
         ),
         (
             ("--head", "road=lraspp", "--option", "road.output_stride=8"),
-            "output_stride of 'road' is shared by all heads; give it beside them: --option output_stride=8",
+            "output_stride of 'road' is shared by all heads; pass it outside the options of the heads: --option "
+            "output_stride=8",
         ),
         (
             ("--head", "road=lraspp", "--option", "road=8"),
-            "road=8 should be a mapping with the options of the head 'lraspp'; give them under its name: --option "
-            "road.num_classes=21",
+            "road=8 is not a mapping of options for the head 'lraspp'; pass a dict: --option road.num_classes=21",
         ),
         (
             ("--head", "road=lraspp", "--option", "road=8", "--option", "road.num_classes=8"),
@@ -102,7 +103,7 @@ def test_heads_without_names_are_called_as_in_the_registry(run: Run) -> None:
         ),
         (
             ("--head", "road=lraspp", "--option", "raod.num_classes=8"),
-            "no head is called 'raod'; did you mean 'road'? the heads are road",
+            "no head named 'raod'; did you mean 'road'? heads: road",
         ),
         (
             ("--option", "road.lanes.num_classes=8"),

@@ -255,7 +255,7 @@ def test_an_unknown_format_is_refused() -> None:
     with pytest.raises(OptionError) as error:
         make_configuration({"data": "digits", "backbone": "mobilenet_v2", "format": "darknet"})
     assert str(error.value) == (
-        "training cannot take format='darknet'; it is 'classes', 'coco', 'masks', 'voc' or 'yolo'"
+        "training cannot take format='darknet'; it must be 'classes', 'coco', 'masks', 'voc' or 'yolo'"
     )
 
 

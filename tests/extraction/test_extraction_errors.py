@@ -56,8 +56,8 @@ def test_a_run_without_a_readable_image_is_an_error(extract: Run, tmp_path: Path
 @pytest.mark.parametrize(
     ("taps", "message"),
     [
-        ("C6", "'mobilenet_v3_small' has no tap 'C6'. Its taps: C1, "),
-        ("C5,C5", "C5 is asked of 'mobilenet_v3_small' more than once; name each tap once"),
+        ("C6", "'mobilenet_v3_small' has no tap 'C6'. Available taps: C1, "),
+        ("C5,C5", "taps of 'mobilenet_v3_small' repeats C5; name each tap once"),
     ],
 )
 def test_unknown_and_repeated_taps_are_refused(
@@ -73,7 +73,8 @@ def test_models_for_images_of_five_channels_are_refused(run: Run, folder: Path, 
     model = registry.build("mobilenet_v3_small", width=0.25, in_channels=5, features_only=True)
     ran = run("extract", folder, "--weights", registry.save(model, tmp_path / "f.safetensors"), "--out", tmp_path / "o")
     assert ran.err == (
-        "featuretap: 'mobilenet_v3_small' reads images of 5 channels, and a picture has 1 or 3; choose another model\n"
+        "featuretap: 'mobilenet_v3_small' takes images with 5 channels, but image files have 1 or 3; choose "
+        "another model\n"
     )
 
 

@@ -26,89 +26,101 @@ WRONG_PAIRINGS: list[tuple[str, str | BackboneSpec, dict[str, Any], str]] = [
         "fpn",
         "mobilenet_v2",
         {"taps": ("C3", "C5")},
-        "head 'fpn' reads consecutive levels, each of the stride before or twice that, but C5 of stride 32 follows C3 "
-        "of stride 8",
+        "head 'fpn' reads consecutive levels, each with the stride of the level before it or twice that, but C5 "
+        "(stride 32) follows C3 (stride 8)",
     ),
     (
         "retinanet",
         "mobilenet_v2",
         {"taps": ("C5", "C4")},
-        "head 'retinanet' reads consecutive levels, each of the stride before or twice that, but C4 of stride 16 "
-        "follows C5 of stride 32",
+        "head 'retinanet' reads consecutive levels, each with the stride of the level before it or twice "
+        "that, but C4 (stride 16) follows C5 (stride 32)",
     ),
-    ("lraspp", "mobilenet_v2", {"taps": ("C5",)}, "head 'lraspp' reads 2 of the maps, and taps names 1: C5"),
+    ("lraspp", "mobilenet_v2", {"taps": ("C5",)}, "head 'lraspp' reads 2 taps, but taps has 1: C5; give 2"),
     (
         "deeplab_v3",
         "mobilenet_v2",
         {"auxiliary": True, "taps": ("C5",)},
-        "head 'deeplab_v3' reads 2 of the maps, and taps names 1: C5",
+        "head 'deeplab_v3' reads 2 taps, but taps has 1: C5; give 2",
     ),
     (
         "deeplab_v3",
         "mobilenet_v2",
         {"output_stride": 32},
-        "head 'deeplab_v3' works at output stride 16 or 8, but C5 of 'mobilenet_v2' has stride 32; build it with "
-        "output_stride=16, or name another tap",
+        "head 'deeplab_v3' requires output stride 16 or 8, but C5 of 'mobilenet_v2' has stride 32; build it with "
+        "output_stride=16, or choose another tap",
     ),
 ]
 
-WHOLE = "it is a positive whole number"
-WITH_BACKGROUND = "it is a whole number from 2 up, the background being one of the classes"
+WHOLE = "it must be a positive integer"
+WITH_BACKGROUND = "it must be an integer of at least 2, counting the background"
 
 WRONG_VALUES: list[tuple[str, dict[str, Any], str]] = [
-    *[(head, {"num_classes": 0}, f"cannot have num_classes=0; {WHOLE}") for head in ("lraspp", "retinanet", "fcos")],
+    *[(head, {"num_classes": 0}, f"cannot take num_classes=0; {WHOLE}") for head in ("lraspp", "retinanet", "fcos")],
     *[
-        (head, {"num_classes": few}, f"cannot have num_classes={few}; {WITH_BACKGROUND}")
+        (head, {"num_classes": few}, f"cannot take num_classes={few}; {WITH_BACKGROUND}")
         for head in ("ssdlite", "faster_rcnn", "mask_rcnn")
         for few in (0, 1)
     ],
-    ("deeplab_v3", {"num_classes": True}, f"cannot have num_classes=True; {WHOLE}"),
-    ("fpn", {"num_classes": 5}, "head 'fpn' has no classes; leave num_classes=5 out"),
-    ("fpn", {"extra_levels": "p6"}, "cannot take extra_levels='p6'; it is None, 'pool' or 'p6p7'"),
-    ("fpn", {"out_channels": 0}, "cannot take out_channels=0; it is a positive whole number up to 65536"),
+    ("deeplab_v3", {"num_classes": True}, f"cannot take num_classes=True; {WHOLE}"),
+    ("fpn", {"num_classes": 5}, "head 'fpn' has no classes; omit num_classes=5"),
+    ("fpn", {"extra_levels": "p6"}, "cannot take extra_levels='p6'; it must be None, 'pool' or 'p6p7'"),
+    ("fpn", {"out_channels": 0}, "cannot take out_channels=0; it must be a positive integer up to 65536"),
     (
         "fpn",
         {"fpn_norm": "group_norm", "out_channels": 48},
-        "fpn_norm='group_norm' has 32 groups, so that out_channels=48 should be a multiple of 32",
+        "fpn_norm='group_norm' uses 32 groups; out_channels must be a multiple of 32, got 48",
     ),
     (
         "fcos",
         {"out_channels": 48},
-        "head 'fcos' normalises its channels in 32 groups, so that out_channels=48 should be a multiple of 32",
+        "head 'fcos' uses group norm with 32 groups; out_channels must be a multiple of 32, got 48",
     ),
-    ("lraspp", {"pooling": "mean"}, "cannot take pooling='mean'; it is 'window' or 'global'"),
-    ("lraspp", {"gate_bias": 1}, "cannot take gate_bias=1; it is True or False"),
+    ("lraspp", {"pooling": "mean"}, "cannot take pooling='mean'; it must be 'window' or 'global'"),
+    ("lraspp", {"gate_bias": 1}, "cannot take gate_bias=1; it must be True or False"),
     (
         "deeplab_v3",
         {"atrous_rates": ()},
-        "cannot take atrous_rates=(); it is one or more positive whole numbers, such as (6, 12, 18)",
+        "cannot take atrous_rates=(); it must be one or more positive integers, such as (6, 12, 18)",
     ),
-    ("ssdlite", {"size": (320,)}, "cannot take size=(320,); it is a number of pixels, or (height, width)"),
-    ("ssdlite", {"nms_thresh": 1.5}, "cannot take nms_thresh=1.5; it is a number from 0.0 to 1.0"),
-    ("ssdlite", {"image_mean": (0.5,)}, "image_mean is for 1 channels, and the images have 3"),
-    ("ssdlite", {"image_std": "0.5"}, "cannot take image_std='0.5'; it is None or a number for each channel"),
-    ("retinanet", {"min_size": []}, "cannot take min_size=[]; it is a number of pixels, or several to choose from"),
+    ("ssdlite", {"size": (320,)}, "cannot take size=(320,); it must be a number of pixels, or (height, width)"),
+    ("ssdlite", {"nms_thresh": 1.5}, "cannot take nms_thresh=1.5; it must be a number from 0.0 to 1.0"),
+    (
+        "ssdlite",
+        {"image_mean": (0.5,)},
+        "image_mean has 1 values, but the images have 3 channels; give one value for each channel",
+    ),
+    ("ssdlite", {"image_std": "0.5"}, "cannot take image_std='0.5'; it must be None or a number for each channel"),
+    (
+        "retinanet",
+        {"min_size": []},
+        "cannot take min_size=[]; it must be a number of pixels, or several to choose from",
+    ),
     (
         "retinanet",
         {"anchor_sizes": ((32,), (64,))},
-        "anchor_sizes is for 2 levels, and there are 5: P3, P4, P5, P6, P7",
+        "anchor_sizes is for 2 levels, but the head has 5: P3, P4, P5, P6, P7; give one entry for each level",
     ),
     (
         "faster_rcnn",
         {"anchor_sizes": ((8,), (16,), (32,), (64,), (128, 256))},
-        "anchor_sizes and aspect_ratios give levels different numbers of anchors; give all the same",
+        "anchor_sizes and aspect_ratios define different numbers of anchors per level; use the same number for all",
     ),
     (
         "retinanet",
         {"fg_iou_thresh": 0.3},
-        "bg_iou_thresh=0.4 is over fg_iou_thresh=0.3; what is background overlaps less",
+        "bg_iou_thresh=0.4 exceeds fg_iou_thresh=0.3; lower it to 0.3 or less",
     ),
     (
         "faster_rcnn",
         {"rpn_bg_iou_thresh": 0.9},
-        "rpn_bg_iou_thresh=0.9 is over rpn_fg_iou_thresh=0.7; what is background overlaps less",
+        "rpn_bg_iou_thresh=0.9 exceeds rpn_fg_iou_thresh=0.7; lower it to 0.7 or less",
     ),
-    ("mask_rcnn", {"aspect_ratios": 2}, "cannot take aspect_ratios=2; it is None or, for each level, height / width"),
+    (
+        "mask_rcnn",
+        {"aspect_ratios": 2},
+        "cannot take aspect_ratios=2; it must be None or, for each level, height / width",
+    ),
 ]
 
 
@@ -243,7 +255,7 @@ def test_the_head_of_a_plugin_can_restrict_the_values_of_its_options(registry: R
     plugin = type("plugin", (), {"featuretap_heads": staticmethod(_hook([head]))})
     ours = Registry(plugins=[plugin], discover=False)
     assert ours.spec("mobilenet_v2", head="pooled").head_options == {"dropout": 0.1}
-    with pytest.raises(OptionError, match=r"^head 'pooled' cannot take dropout=0.3; it is 0.1 or 0.2$"):
+    with pytest.raises(OptionError, match=r"^head 'pooled' cannot take dropout=0.3; it must be 0.1 or 0.2$"):
         ours.build("mobilenet_v2", head="pooled", dropout=0.3)
 
 
@@ -251,13 +263,17 @@ def test_an_inconsistent_head_spec_is_refused(registry: Registry) -> None:
     usual: dict[str, Any] = {"factory": "x:y", "num_classes": 2}
     with pytest.raises(SpecError, match=r"^head 'odd' reads no taps; correct its HeadSpec$"):
         HeadSpec("odd", reads=(), **usual)
-    with pytest.raises(SpecError, match=r"^head 'odd' reads more with an option 'aux' that it lacks; correct its"):
+    with pytest.raises(
+        SpecError,
+        match=r"^head 'odd' has optional_reads for 'aux', which is not one of its "
+        r"options; correct",
+    ):
         HeadSpec("odd", reads=("C5",), optional_reads={"aux": ("C3",)}, **usual)
     head = HeadSpec("odd", reads=("C5",), options={"width": 3}, **usual)
     plugin = type("plugin", (), {"featuretap_heads": staticmethod(_hook([head]))})
     with pytest.raises(SpecError) as error:
         Registry(plugins=[plugin], discover=False).spec("mobilenet_v2", head="odd")
-    assert str(error.value) == "head 'odd' has an option 'width', which 'mobilenet_v2' has too; rename it"
+    assert str(error.value) == "head 'odd' and 'mobilenet_v2' both have an option 'width'; rename the head's"
 
 
 def _hook(answer: list[HeadSpec]) -> Any:

@@ -11,16 +11,16 @@ from featuretap.registry.errors import OptionError
 @pytest.mark.parametrize(
     ("targets", "message"),
     [
-        ([], "1 images came with 0 targets; give one dict for each image"),
+        ([], "the numbers of images (1) and targets (0) differ; give one dict for each image"),
         ([{"boxes": torch.ones(0, 4)}], "targets[0] has no 'labels'; give boxes (M, 4) and labels (M,)"),
         ([{"labels": torch.ones(0).long()}], "targets[0] has no 'boxes'; give boxes (M, 4) and labels (M,)"),
         (
             [{"boxes": torch.tensor([[1.0, 2, 30, 40]] * 2), "labels": torch.tensor([1, 4])}],
-            "targets[0] has labels from 1 to 4, and the head knows 0 to 3; build it with num_classes=5, or more",
+            "targets[0] has labels from 1 to 4, but the head has classes 0 to 3; build it with num_classes=5, or more",
         ),
         (
             [{"boxes": torch.tensor([[1.0, 2, 30, 40]]), "labels": torch.tensor([-1])}],
-            "targets[0] has labels from -1 to -1, and the head knows 0 to 3; count them from 0",
+            "targets[0] has labels from -1 to -1, but the head has classes 0 to 3; count them from 0",
         ),
     ],
 )

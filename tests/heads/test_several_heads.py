@@ -163,50 +163,51 @@ def test_heads_are_trained_one_by_one(registry: Registry) -> None:
     [
         (
             {"head": ("ssdlite", "retinanet")},
-            "heads 'ssdlite' and 'retinanet' prepare images with size=320 and size=None; give both the same, or build "
+            "heads 'ssdlite' and 'retinanet' preprocess images with size=320 and size=None; set one value for "
+            "both, or build "
             "two models",
         ),
         (
             {"head": ("lraspp", "lraspp")},
-            "head=('lraspp', 'lraspp') names a head twice; give each a name of its own: head={'road': 'lraspp', ...}",
+            "head=('lraspp', 'lraspp') repeats a head; give each a custom name: head={'road': 'lraspp', ...}",
         ),
-        ({"head": ()}, "head=() names no head; give each a name of its own: head={'road': 'lraspp', ...}"),
+        ({"head": ()}, "head=() is empty; give at least one head: head={'road': 'lraspp', ...}"),
         (
             {"head": 3},
-            "head=3 should be the name of a head, several, or a mapping from own names to them",
+            "head must be a name, several names, or a mapping from custom names to names; got 3",
         ),
         (
             {"head": {"train": "lraspp"}},
-            "a head cannot be called 'train'; choose an identifier that is no argument or option of build, and no "
-            "attribute of PyTorch's modules",
+            "'train' cannot be the name of a head; choose an identifier that is neither an argument or option of "
+            "build nor an attribute of torch.nn.ModuleDict",
         ),
         (
             {"head": {"width": "lraspp"}},
-            "a head cannot be called 'width'; choose an identifier that is no argument or option of build, and no "
-            "attribute of PyTorch's modules",
+            "'width' cannot be the name of a head; choose an identifier that is neither an argument or option of "
+            "build nor an attribute of torch.nn.ModuleDict",
         ),
         (
             {"head": ("lraspp", "fpn"), "num_classes": 3},
-            "num_classes=3 is an option of one head, and there are several; give it under the head's name: "
+            "num_classes=3 is an option of one head, but the model has several; pass it under the head's name: "
             "lraspp={'num_classes': 3}",
         ),
         (
             {"head": {"levels": "fpn", "road": "lraspp"}, "inter_channels": 64},
-            "inter_channels=64 is an option of one head, and there are several; give it under the head's name: "
+            "inter_channels=64 is an option of one head, but the model has several; pass it under the head's name: "
             "road={'inter_channels': 64}",
         ),
         (
             {"head": ("lraspp", "fpn"), "lrasp": {"num_classes": 3}},
-            "no head is called 'lrasp'; did you mean 'lraspp'? the heads are lraspp, fpn",
+            "no head named 'lrasp'; did you mean 'lraspp'? heads: lraspp, fpn",
         ),
         (
             {"head": ("lraspp", "fpn"), "lraspp": 3},
-            "lraspp=3 should be a mapping with the options of the head 'lraspp'; give them under its name: "
-            "lraspp={'num_classes': 21}",
+            "lraspp=3 is not a mapping of options for the head 'lraspp'; pass a dict: lraspp={'num_classes': 21}",
         ),
         (
             {"head": ("lraspp", "fpn"), "lraspp": {"output_stride": 8}},
-            "output_stride of 'lraspp' is shared by all heads; give it beside them: output_stride=8",
+            "output_stride of 'lraspp' is shared by all heads; pass it outside the options of the heads: "
+            "output_stride=8",
         ),
         (
             {"head": ("lraspp", "fpn"), "features_only": True},
@@ -214,8 +215,8 @@ def test_heads_are_trained_one_by_one(registry: Registry) -> None:
         ),
         (
             {"head": ("classification", "deeplab_v3"), "output_stride": 32},
-            "head 'deeplab_v3' works at output stride 16 or 8, but C5 of 'mobilenet_v3_small_050' has stride 32; build "
-            "it with output_stride=16, or name another tap",
+            "head 'deeplab_v3' requires output stride 16 or 8, but C5 of 'mobilenet_v3_small_050' has stride 32; build "
+            "it with output_stride=16, or choose another tap",
         ),
     ],
 )
@@ -265,7 +266,7 @@ def test_two_strides_of_two_heads_are_refused() -> None:
     with pytest.raises(FeaturetapError) as error:
         registry.build(SMALLEST, head=("eight", "sixteen"))
     assert str(error.value) == (
-        "heads 'eight' and 'sixteen' need output_stride=8 and output_stride=16; choose one for both, such as "
+        "heads 'eight' and 'sixteen' require output_stride=8 and output_stride=16; set one value for both: "
         "output_stride=16"
     )
     assert registry.build(SMALLEST, head=("eight", "sixteen"), output_stride=16).backbone.taps["C5"].stride == 16
@@ -420,7 +421,7 @@ def test_a_head_is_added_to_a_backbone_and_to_several_heads(registry: Registry, 
     [
         (("lraspp", "fpn"), "the model has a head 'lraspp' already; choose another name"),
         (("second", "nothing"), "no head named 'nothing'; known heads: "),
-        (("train", "fpn"), "a head cannot be called 'train'; "),
+        (("train", "fpn"), "'train' cannot be the name of a head; "),
         (
             ("second", "fpn"),
             "'mobilenet_v3_small_050' was built without stages.C5.1.expand, which a head reads; build it with taps "

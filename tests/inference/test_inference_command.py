@@ -313,7 +313,8 @@ def test_a_model_of_other_channels_is_refused(run: Run, photographs: Path, weigh
     ran = run("predict", photographs, "--weights", weights("classification", in_channels=4))
     assert (ran.status, ran.out) == (2, "")
     assert ran.err == (
-        "featuretap: 'mobilenet_v3_small' reads images of 4 channels, and a picture has 1 or 3; choose another model\n"
+        "featuretap: 'mobilenet_v3_small' takes images with 4 channels, but image files have 1 or 3; choose "
+        "another model\n"
     )
 
 

@@ -320,7 +320,7 @@ def test_a_model_without_description_is_refused() -> None:
 
 def test_a_model_of_other_channels_is_refused(registry: Registry) -> None:
     assert refusal(model_of(registry, in_channels=4)) == (
-        "'mobilenet_v3_small' reads images of 4 channels, and a picture has 1 or 3; choose another model"
+        "'mobilenet_v3_small' takes images with 4 channels, but image files have 1 or 3; choose another model"
     )
 
 

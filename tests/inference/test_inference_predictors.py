@@ -238,7 +238,7 @@ def test_maps_of_other_channels_are_refused() -> None:
     session = Session(Description("any", ("C5",), preprocessing=prepared), lambda _: {})
     with pytest.raises(OptionError) as error:
         compute_maps(photograph("coffee"), session)
-    assert str(error.value) == "'any' reads images of 4 channels, and a picture has 1 or 3; choose another model"
+    assert str(error.value) == "'any' takes images with 4 channels, but image files have 1 or 3; choose another model"
 
 
 PREDICTED = """

@@ -133,7 +133,8 @@ def test_models_of_other_channels_than_a_picture_has_are_refused(
 ) -> None:
     with pytest.raises(OptionError) as error:
         run(noise(9, 9), CLASSIFIER.for_channels(4))
-    assert str(error.value) == "the model reads images of 4 channels, and a picture has 1 or 3; choose another model"
+    message = "the model takes images with 4 channels, but image files have 1 or 3; choose another model"
+    assert str(error.value) == message
 
 
 def test_images_are_prepared_without_pytorch() -> None:

@@ -101,8 +101,8 @@ def test_a_name_of_a_disabled_plugin_is_an_error_that_says_so(good: Environment)
     ((kind, message),) = good.evaluate(expression, FEATURETAP_PLUGINS="")
     assert kind == "UnknownBackboneError"
     assert message == (
-        "'featuretap-tiny:tinynet' is not available, since plugin 'tiny' of distribution 'featuretap-tiny' is "
-        "disabled; FEATURETAP_PLUGINS and [plugins] in featuretap.toml say which load"
+        "'featuretap-tiny:tinynet' is not available because plugin 'tiny' of distribution 'featuretap-tiny' is "
+        "disabled; enable it in FEATURETAP_PLUGINS or under [plugins] in featuretap.toml"
     )
     doctor = good.featuretap("plugins", "doctor", "featuretap-tiny", FEATURETAP_PLUGINS="")
     assert doctor.returncode == 0
@@ -170,7 +170,7 @@ BUILT: dict[str, Any] = {
     "twinnet": ["UnknownBackboneError", CONFLICTS[1]],
     "featuretap-raises:anything": [
         "PluginError",
-        f"'featuretap-raises:anything' is not available, since {FAILURES['featuretap-raises']}",
+        f"'featuretap-raises:anything' is not available because {FAILURES['featuretap-raises']}",
     ],
     "factorynet": [
         "PluginError",
@@ -207,7 +207,7 @@ def test_a_users_variant_of_a_missing_backbone_is_reported(crowded: Environment,
     variables = {"FEATURETAP_CONFIG": str(config)}
     listed = crowded.featuretap("list", **variables)
     message = (
-        f"{config}: backbones.mine cannot be used: 'featuretap-raises:net' is not available, since "
+        f"{config}: backbones.mine cannot be used: 'featuretap-raises:net' is not available because "
         f"{FAILURES['featuretap-raises']}"
     )
     assert listed.returncode == 0

@@ -243,7 +243,10 @@ def test_options_are_passed_as_timm_spells_them(registry: Registry) -> None:
     [
         ("in_channels", "'timm/resnet18' takes no option 'in_channels'; did you mean 'in_chans'? Options: freeze, "),
         ("drop_path", "'timm/resnet18' takes no option 'drop_path'; did you mean 'drop_path_rate'? Options: freeze, "),
-        ("out_indices", "'timm/resnet18' takes no option 'out_indices'; it is 'taps' here. Options: freeze, freeze_"),
+        (
+            "out_indices",
+            "'timm/resnet18' takes no option 'out_indices'; featuretap calls it 'taps'. Options: freeze, freeze_",
+        ),
         ("num_classes_", "'timm/resnet18' takes no option 'num_classes_'; did you mean 'num_classes'? Options: "),
     ],
 )
@@ -297,4 +300,4 @@ def test_a_model_without_maps_says_why(registry: Registry, monkeypatch: pytest.M
 def test_image_channels_are_checked(registry: Registry) -> None:
     with pytest.raises(OptionError) as error:
         registry.spec("timm/resnet18", features_only=True, in_chans=0)
-    assert str(error.value) == "'timm/resnet18' cannot take in_chans=0; it is a positive whole number up to 65536"
+    assert str(error.value) == "'timm/resnet18' cannot take in_chans=0; it must be a positive integer up to 65536"

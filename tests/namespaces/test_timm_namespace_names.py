@@ -78,7 +78,7 @@ def test_an_unknown_tap_lists_the_known_ones(registry: Registry) -> None:
     with pytest.raises(UnknownTapError) as error:
         registry.build("timm/test_vit", features_only=True, taps=("C5",))
     assert str(error.value) == (
-        "'timm/test_vit' has no tap 'C5'. Its taps: C4, blocks.0, blocks.1, blocks.2, blocks.3, blocks.4"
+        "'timm/test_vit' has no tap 'C5'. Available taps: C4, blocks.0, blocks.1, blocks.2, blocks.3, blocks.4"
     )
 
 
@@ -179,8 +179,8 @@ def test_a_users_variant_cannot_be_named_in_an_open_namespace(configured: Callab
     with pytest.raises(CatalogueError) as error:
         own.list_backbones()
     assert str(error.value).endswith(
-        "backbones.timm/resnet18 has a name 'timm/resnet18' with a slash, which names in open namespaces have; choose "
-        "another"
+        "backbones.timm/resnet18 has the name 'timm/resnet18', but slashes are reserved for open namespaces; choose "
+        "another name"
     )
 
 

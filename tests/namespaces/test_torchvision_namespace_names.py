@@ -53,7 +53,7 @@ def test_unknown_names_suggest_known_ones(registry: Registry, name: str, error: 
 def test_an_unknown_tap_lists_the_known_ones(registry: Registry) -> None:
     with pytest.raises(UnknownTapError) as error:
         registry.build("torchvision/convnext_tiny", features_only=True, taps=("C1",))
-    assert str(error.value) == "'torchvision/convnext_tiny' has no tap 'C1'. Its taps: C2, C3, C4, C5"
+    assert str(error.value) == "'torchvision/convnext_tiny' has no tap 'C1'. Available taps: C2, C3, C4, C5"
 
 
 LISTING = """

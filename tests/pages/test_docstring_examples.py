@@ -20,23 +20,6 @@ ALSO_DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionD
 VALUES = {"default", "HS", "RE", "RE6", "SE", "Activation", "Stages"}
 """Public names that are neither functions nor classes."""
 
-NOT_YET = {
-    *(f"featuretap.catalogue.catalogue:Catalogue.list_{kind}" for kind in ("heads", "plugins", "runtimes", "weights")),
-    "featuretap.catalogue.catalogue:Catalogue.list_backbones",
-    "featuretap.specs.backbone:BackboneSpec",
-    "featuretap.specs.backbone:Classifier",
-    "featuretap.specs.blocks:Block",
-    "featuretap.specs.head:HeadSpec",
-    "featuretap.specs.head:ModelSpec",
-    *(f"featuretap.specs.layers:{name}" for name in ("BatchNorm", "Convolution", "Counted", "Layer", "Linear")),
-    *(f"featuretap.specs.layers:{name}" for name in ("SqueezeExcite", "make_divisible")),
-    *(f"featuretap.specs.rows:{name}" for name in ("Bneck", "Conv", "Row", "Separable")),
-    "featuretap.specs.runtime:RuntimeSpec",
-    "featuretap.specs.taps:Tap",
-    "featuretap.specs.validation:Option",
-}
-"""Public objects that have no example yet."""
-
 NEED_A_NETWORK = {"featuretap.registry.registry:Registry.push"}
 """Objects with examples that cannot run here; `# doctest: +SKIP` is for nothing else."""
 
@@ -136,7 +119,7 @@ def test_only_examples_that_need_a_network_are_skipped() -> None:
 
 
 def without_examples(names: set[str]) -> set[str]:
-    return names - {each.label for each in EXAMPLES} - NOT_YET
+    return names - {each.label for each in EXAMPLES}
 
 
 def origin(owner: type, name: str) -> str:

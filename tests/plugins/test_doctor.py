@@ -226,7 +226,7 @@ def test_a_failed_plugin_is_shown_with_the_traceback_of_its_own_code(examined: d
 def test_a_plugin_for_another_version_of_featuretap_has_no_traceback(examined: dict[str, list[str]]) -> None:
     report = examined["featuretap-future"]
     assert "    Traceback (most recent call last):" not in report
-    assert "  problem      it needs featuretap>=99, and this is featuretap" in "\n".join(report)
+    assert "  problem      it requires featuretap>=99, but featuretap" in "\n".join(report)
 
 
 @pytest.mark.parametrize(
@@ -243,7 +243,7 @@ def test_a_plugin_for_another_version_of_featuretap_has_no_traceback(examined: d
             "torchy-two",
             [
                 "'featuretap-torchy-two' provides the runtime 'onnxruntime', which is built in and cannot be "
-                "replaced; its own is 'featuretap-torchy-two:onnxruntime'"
+                "replaced; use 'featuretap-torchy-two:onnxruntime' for the plugin's"
             ],
         ),
         (
@@ -332,7 +332,7 @@ def test_a_plugin_whose_name_another_has_is_told_so(run: Callable[..., Completed
     with installed_here(write_installed(tmp_path, twins)):
         ran = run("plugins", "doctor", "one")
     assert problems_of(read(ran.out)) == [
-        "2 plugins have a runtime named 'twin'; say which: 'featuretap-one:twin' or 'featuretap-two:twin'"
+        "2 plugins provide a runtime named 'twin'; choose one: 'featuretap-one:twin' or 'featuretap-two:twin'"
     ]
 
 

@@ -31,7 +31,7 @@ def test_a_head_that_two_distributions_have_is_listed_without_a_description(run:
     assert listed.status == 0
     assert ["twinhead", "–", "–"] in [line.split() for line in listed.out.splitlines()]
     message = (
-        "2 plugins have a head named 'twinhead'; say which: 'featuretap-one:twinhead' or 'featuretap-two:twinhead'"
+        "2 plugins provide a head named 'twinhead'; choose one: 'featuretap-one:twinhead' or 'featuretap-two:twinhead'"
     )
     assert message in listed.err
 
@@ -111,8 +111,8 @@ def test_a_name_of_a_disabled_plugin_is_an_error_that_says_so(monkeypatch: pytes
     with pytest.raises(UnknownBackboneError) as error:
         Registry().spec("featuretap-tiny:tinynet")
     assert str(error.value) == (
-        "'featuretap-tiny:tinynet' is not available, since plugin 'tiny' of distribution 'featuretap-tiny' is "
-        "disabled; FEATURETAP_PLUGINS and [plugins] in featuretap.toml say which load"
+        "'featuretap-tiny:tinynet' is not available because plugin 'tiny' of distribution 'featuretap-tiny' is "
+        "disabled; enable it in FEATURETAP_PLUGINS or under [plugins] in featuretap.toml"
     )
 
 
@@ -124,7 +124,7 @@ def test_a_policy_for_a_distribution_without_plugins_is_reported(
     config = tmp_path / "featuretap.toml"
     config.write_text(f'schema = 1\n[plugins]\n{key} = ["featuretap-tinny"]\n')
     monkeypatch.setenv("FEATURETAP_CONFIG", str(config))
-    assert f"{config}: plugins.{key} names 'featuretap-tinny', which has no plugin that is installed" in run("list").err
+    assert f"{config}: plugins.{key} names 'featuretap-tinny', which provides no installed plugin" in run("list").err
 
 
 # --- Metadata that is odd -----------------------------------------------------------------------------------------
@@ -157,7 +157,8 @@ def test_malformed_entry_points_hide_no_other_distribution(
     assert (found["odd"].status if "odd" in found else None) == status
     if status == "failed":
         assert found["odd"].failure == (
-            "plugin 'nonsense' of distribution 'odd' failed: its entry point 'nonsense' names no module, ''; write "
+            "plugin 'nonsense' of distribution 'odd' failed: its entry point 'nonsense' has the invalid value ''; "
+            "write "
             "'nonsense = \"package.module\"' under [project.entry-points.featuretap]"
         )
 

@@ -153,7 +153,7 @@ def test_a_fresh_hidden_norm_is_the_identity_with_the_familys_constants(registry
     with torch.device("meta"):
         model = registry.build(MEDIUM)
     model = model.to_empty(device="cpu")
-    model.head.initialise()
+    model.head.initialize()
     norm = model.head.norm
     assert (norm.eps, norm.momentum) == (1e-3, 0.003)
     assert [set(tensor.tolist()) for tensor in (norm.weight, norm.bias, norm.running_mean, norm.running_var)] == [

@@ -111,7 +111,7 @@ def test_an_interruption_that_nobody_typed_is_a_failure_to_answer() -> None:
     with pytest.raises(PluginError) as error:
         registry.spec("open/net")
     assert str(error.value) == (
-        "plugin 'open' of distribution 'open' failed when it was asked for 'open/net': KeyboardInterrupt"
+        "plugin 'open' of distribution 'open' failed on the request for 'open/net': KeyboardInterrupt"
     )
 
 
@@ -142,7 +142,7 @@ def test_an_endless_list_is_a_failure(hook: str) -> None:
     registry = Registry([plugin_of("endless", **{hook: itertools.repeat(ENDLESS[hook])})], discover=False)
     assert registry.problems == (
         f"plugin 'endless' of distribution 'endless' failed: its hook featuretap_{hook} returns more than 10000 "
-        "objects; return a list that ends, or answer names when they are asked for, as an open namespace does",
+        "objects; return a shorter list, or implement featuretap_find_backbone (an open namespace)",
     )
 
 
@@ -164,7 +164,7 @@ def test_an_endless_open_namespace_is_a_problem() -> None:
     registry = match(lambda: (f"open/{number}" for number in itertools.count()))
     assert registry.list_backbones("open/*") == []
     assert registry.problems == (
-        "plugin 'open' of distribution 'open' failed when it was asked for 'open/*': ValueError: more than 10000 names",
+        "plugin 'open' of distribution 'open' failed on the request for 'open/*': ValueError: more than 10000 names",
     )
 
 

@@ -57,7 +57,7 @@ def test_every_broken_plugin_is_reported_and_the_others_load(run: Callable[..., 
 def test_a_name_of_a_failed_plugin_is_an_error_with_its_reason() -> None:
     with pytest.raises(PluginError) as error:
         Registry().spec("featuretap-raises:anything")
-    assert str(error.value) == f"'featuretap-raises:anything' is not available, since {FAILURES['featuretap-raises']}"
+    assert str(error.value) == f"'featuretap-raises:anything' is not available because {FAILURES['featuretap-raises']}"
     assert isinstance(error.value.__cause__, ImportError)
 
 
@@ -65,8 +65,8 @@ def test_a_name_of_a_failed_plugin_is_an_error_with_its_reason() -> None:
 def test_a_users_variant_of_a_missing_backbone_hides_nothing_else(configured: Configured, tmp_path: Path) -> None:
     registry = configured('[backbones.mine]\nbase = "featuretap-raises:net"\n')
     message = (
-        f"{tmp_path / 'featuretap.toml'}: backbones.mine cannot be used: 'featuretap-raises:net' is not available, "
-        f"since {FAILURES['featuretap-raises']}"
+        f"{tmp_path / 'featuretap.toml'}: backbones.mine cannot be used: 'featuretap-raises:net' is not available "
+        f"because {FAILURES['featuretap-raises']}"
     )
     assert message in registry.problems
     assert "tinynet" in registry.list_backbones()

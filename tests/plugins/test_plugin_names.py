@@ -30,7 +30,7 @@ def test_a_head_that_two_plugins_have_is_asked_for_with_its_distribution() -> No
     registry = Registry(plugins, discover=False)
     with pytest.raises(UnknownHeadError) as error:
         registry.spec("mobilenet_v2", head="myhead")
-    message = "2 plugins have a head named 'myhead'; say which: 'one:myhead' or 'two:myhead'"
+    message = "2 plugins provide a head named 'myhead'; choose one: 'one:myhead' or 'two:myhead'"
     assert (str(error.value), registry.problems) == (message, (message,))
     assert registry.spec("mobilenet_v2", head="two:myhead").head == HEAD
 
@@ -41,7 +41,7 @@ def test_a_built_in_head_is_never_shadowed() -> None:
     assert registry.head("fpn") != mine
     assert registry.head("one:fpn") == mine
     assert registry.problems == (
-        "'one' provides the head 'fpn', which is built in and cannot be replaced; its own is 'one:fpn'",
+        "'one' provides the head 'fpn', which is built in and cannot be replaced; use 'one:fpn' for the plugin's",
     )
 
 
@@ -52,7 +52,7 @@ def weights(digest: str) -> WeightsEntry:
 def test_weights_that_two_plugins_have_are_asked_for_with_their_distribution() -> None:
     plugins = [plugin_of("one", weights=[weights("1" * 8)]), plugin_of("two", weights=[weights("2" * 8)])]
     registry = Registry(plugins, discover=False)
-    message = "2 plugins have weights 'mine' for 'mobilenet_v2'; say which: 'one:mine' or 'two:mine'"
+    message = "2 plugins provide weights 'mine' for 'mobilenet_v2'; choose one: 'one:mine' or 'two:mine'"
     for asked in ("mine", "mobilenet_v2.mine"):
         with pytest.raises(UnknownWeightsError) as error:
             registry.build("mobilenet_v2", pretrained=asked)
@@ -112,9 +112,9 @@ class BrokenNamespace:
 @pytest.mark.parametrize(
     ("answer", "problem"),
     [
-        (None, "plugin 'broken' of distribution 'broken' failed when it was asked for 'open/*': ValueError: down"),
-        ([5], "plugin 'broken' of distribution 'broken' should answer 'open/*' with names in a list, got [5]"),
-        ("abc", "plugin 'broken' of distribution 'broken' should answer 'open/*' with names in a list, got 'abc'"),
+        (None, "plugin 'broken' of distribution 'broken' failed on the request for 'open/*': ValueError: down"),
+        ([5], "plugin 'broken' of distribution 'broken' must return a list of names for 'open/*'; got [5]"),
+        ("abc", "plugin 'broken' of distribution 'broken' must return a list of names for 'open/*'; got 'abc'"),
     ],
 )
 def test_a_broken_namespace_does_not_hide_the_others(answer: Any, problem: str) -> None:
@@ -122,7 +122,7 @@ def test_a_broken_namespace_does_not_hide_the_others(answer: Any, problem: str) 
     assert registry.list_backbones("open/*") == ["open/known"]
     assert registry.problems == (problem,)
     assert registry.spec("open/known", features_only=True).taps["C1"].channels == 8
-    with pytest.raises(PluginError, match="failed when it was asked for 'open/nothing': ValueError: down"):
+    with pytest.raises(PluginError, match="failed on the request for 'open/nothing': ValueError: down"):
         registry.spec("open/nothing")
 
 
@@ -134,8 +134,8 @@ def test_names_that_do_not_match_are_not_listed() -> None:
 def test_a_declared_name_with_a_slash_is_refused() -> None:
     declared = BackboneSpec("timm/resnet18", stages=((Conv(3, 8, RE),),))
     assert Registry([plugin_of("one", backbones=[declared])], discover=False).problems == (
-        "plugin 'one' of distribution 'one' failed: its backbone 'timm/resnet18' has a slash, which names in open "
-        "namespaces have; answer featuretap_find_backbone, or choose another name",
+        "plugin 'one' of distribution 'one' failed: its backbone 'timm/resnet18' has a slash, which is reserved for "
+        "open namespaces; implement featuretap_find_backbone, or choose another name",
     )
 
 
@@ -158,12 +158,12 @@ def test_an_open_namespace_is_asked_for_names_with_a_slash_and_once() -> None:
         (
             "open/broken",
             PluginError,
-            "plugin 'opened' of distribution 'opened' failed when it was asked for 'open/broken': ValueError: no idea",
+            "plugin 'opened' of distribution 'opened' failed on the request for 'open/broken': ValueError: no idea",
         ),
         (
             "open/rubbish",
             PluginError,
-            "plugin 'opened' of distribution 'opened' should return a BackboneSpec for 'open/rubbish', got 'rubbish'",
+            "plugin 'opened' of distribution 'opened' must return a BackboneSpec for 'open/rubbish'; got 'rubbish'",
         ),
         ("open/knwon", UnknownBackboneError, "there is no 'knwon'; did you mean 'open/known'?"),
         ("closed/x", UnknownBackboneError, "no backbone named 'closed/x'; see registry.list_backbones()"),

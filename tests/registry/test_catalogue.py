@@ -77,30 +77,34 @@ BAD = [
     ("schema = 1\n[backbones", "not valid TOML: "),
     (f"schema = {'1' * 5000}", "not valid TOML: Exceeds the limit "),
     ("schema = 1\na = " + "[" * 5000, "not valid TOML: maximum recursion depth exceeded"),
-    ("", "schema is 'missing', and this featuretap reads 1; write 'schema = 1' at the top, or update featuretap"),
-    ("schema = 2", "schema is 2, and this featuretap reads 1"),
+    (
+        "",
+        "schema is 'missing', but this version of featuretap reads 1; write 'schema = 1' at the top, or update "
+        "featuretap",
+    ),
+    ("schema = 2", "schema is 2, but this version of featuretap reads 1"),
     (
         "schema = 1\nbackbone = 1",
-        "backbone is not a known key; did you mean 'backbones'? known are schema, backbones, ",
+        "backbone is not a known key; did you mean 'backbones'? known keys: schema, backbones, ",
     ),
-    ("schema = 1\nbackbones = 1", "backbones should be a table, got 1"),
-    ("schema = 1\n[backbones]\nx = 1", "backbones.x should be a table, got 1"),
-    ("schema = 1\n[backbones.x]\nwidth = 1", "backbones.x.width is not a known key; known are base, options, "),
+    ("schema = 1\nbackbones = 1", "backbones must be a table; got 1"),
+    ("schema = 1\n[backbones]\nx = 1", "backbones.x must be a table; got 1"),
+    ("schema = 1\n[backbones.x]\nwidth = 1", "backbones.x.width is not a known key; known keys: base, options, "),
     ("schema = 1\n[backbones.x]\noption = {}", "backbones.x.option is not a known key; did you mean 'options'?"),
     ("schema = 1\n[backbones.x]\naliases = []", "backbones.x needs a base"),
-    ("schema = 1\n[backbones.x]\nbase = 3", "backbones.x.base should be a string, got 3"),
+    ("schema = 1\n[backbones.x]\nbase = 3", "backbones.x.base must be a string; got 3"),
     (
         'schema = 1\n[backbones.x]\nbase = "mobilenet_v2"\naliases = "y"',
-        "backbones.x.aliases should be a list of strings, got 'y'",
+        "backbones.x.aliases must be a list of strings; got 'y'",
     ),
     (
         'schema = 1\n[backbones.x]\nspec = "os:system"',
-        "backbones.x.spec would name code, which a user's catalogue may not; give a base and options, "
+        "backbones.x.spec refers to code, which a user's catalogue must not; give a base and options, "
         "or write a plugin",
     ),
     (
         'schema = 1\n[backbones.x]\nbase = "mobilenet_v2"\noptions = { norm = "torch.nn:Identity" }',
-        "backbones.x.options.norm would name code ('torch.nn:Identity'), which a user's catalogue may not; write a "
+        "backbones.x.options.norm refers to code ('torch.nn:Identity'), which a user's catalogue must not; write a "
         "plugin",
     ),
     (
@@ -109,44 +113,44 @@ BAD = [
     ),
     (
         'schema = 1\n[backbones.x]\nbase = "mobilenet_v2"\ndescribe = "os:system"',
-        "backbones.x.describe is not a known key; did you mean 'description'? known are base, options, aliases, ",
+        "backbones.x.describe is not a known key; did you mean 'description'? known keys: base, options, aliases, ",
     ),
     (
         'schema = 1\n[backbones."my net"]\nbase = "mobilenet_v2"',
-        "backbones.my net cannot be used: backbone has a name 'my net'; a name is a string without spaces and colons",
+        "backbones.my net cannot be used: backbone name 'my net' is invalid; use a string without spaces or colons",
     ),
     (
         'schema = 1\n[backbones.x]\nbase = "mobilenet_v2"\naliases = ["a:b"]',
-        "backbones.x cannot be used: backbone has a name 'a:b'; a name is a string without spaces and colons",
+        "backbones.x cannot be used: backbone name 'a:b' is invalid; use a string without spaces or colons",
     ),
     (
         'schema = 1\n[backbones.x]\nbase = "mobilenet_v2"\naliases = ["z"]\n'
         '[backbones.y]\nbase = "mobilenet_v2"\naliases = ["z"]',
-        "backbones.y.aliases has 'z', which is a name of 'x'",
+        "backbones.y.aliases has 'z', which already names 'x'",
     ),
     (
         'schema = 1\n[backbones.x]\nbase = "mobilenet_v2"\naliases = ["y"]\n[backbones.y]\nbase = "mobilenet_v2"',
-        "backbones.x.aliases has 'y', which is a name of 'y'",
+        "backbones.x.aliases has 'y', which already names 'y'",
     ),
     (
         'schema = 1\n[weights."mobilenet_v2.y"]\nurl = "https://x.org/y"\nsha256 = "00000000"\n'
         'layout = "timm"\nnorm_eps = 1e-5\noptions = { norm = "torch.nn:Identity" }',
-        "weights.mobilenet_v2.y.options.norm would name code ('torch.nn:Identity'), which a user's catalogue may not",
+        "weights.mobilenet_v2.y.options.norm refers to code ('torch.nn:Identity'), which a user's catalogue must not",
     ),
     (
         'schema = 1\n[backbones.x]\nbase = "mobilenet_v2"\noptions = { norm = [{ a = "torch.nn:Identity" }] }',
-        "backbones.x.options.norm would name code ([{'a': 'torch.nn:Identity'}]), which a user's catalogue may not",
+        "backbones.x.options.norm refers to code ([{'a': 'torch.nn:Identity'}]), which a user's catalogue must not",
     ),
     (
         'schema = 1\n[backbones."timm/x"]\nbase = "mobilenet_v2"',
-        "backbones.timm/x has a name 'timm/x' with a slash, which names in open namespaces have; choose another",
+        "backbones.timm/x has the name 'timm/x', but slashes are reserved for open namespaces; choose another",
     ),
     (
         'schema = 1\n[backbones."zz:a"]\nbase = "timm/resnet18"',
-        "backbones.zz:a cannot be used: backbone has a name 'zz:a'; a name is a string without spaces and colons",
+        "backbones.zz:a cannot be used: backbone name 'zz:a' is invalid; use a string without spaces or colons",
     ),
     ("schema = 1\n[runtimes.x]\nfactory = 'os:system'", "runtimes is not a known key"),
-    ('schema = 1\n[backbones.x]\nfactory = "os:system"', "backbones.x.factory would name code, which a user's"),
+    ('schema = 1\n[backbones.x]\nfactory = "os:system"', "backbones.x.factory refers to code, which a user's"),
     (
         'schema = 1\n[backbones.x]\nbase = "mobilenet_v9"',
         "backbones.x cannot be used: no backbone named 'mobilenet_v9'; did you mean 'mobilenet_v",
@@ -157,11 +161,11 @@ BAD = [
     ),
     (
         'schema = 1\n[backbones.x]\nbase = "mobilenet_v2"\noptions = { width = -1 }',
-        "backbones.x cannot be used: 'mobilenet_v2' cannot take width=-1; it is a positive number",
+        "backbones.x cannot be used: 'mobilenet_v2' cannot take width=-1; it must be a positive number",
     ),
     (
         'schema = 1\n[backbones.x]\nbase = "y"\n[backbones.y]\nbase = "x"',
-        "backbones.x.base rests on itself: x -> y -> x",
+        "backbones.x.base is circular: x -> y -> x",
     ),
     (
         'schema = 1\n[backbones.mobilenet_v2]\nbase = "mobilenet_v1"',
@@ -172,20 +176,20 @@ BAD = [
         "backbones.x would shadow the built-in 'mobilenetv2_100'; choose another name",
     ),
     ('schema = 1\n[plugins]\ndisabled = ["a"]', "plugins.disabled is not a known key; did you mean 'disable'?"),
-    ('schema = 1\n[plugins]\nonly = "a"', "plugins.only should be a list of strings, got 'a'"),
-    ('schema = 1\n[weights."x.y"]\nurl = "u"', 'weights."x.y" lacks layout, norm_eps'),
+    ('schema = 1\n[plugins]\nonly = "a"', "plugins.only must be a list of strings; got 'a'"),
+    ('schema = 1\n[weights."x.y"]\nurl = "u"', 'weights."x.y" is missing layout, norm_eps'),
     (
         'schema = 1\n[weights.x]\nurl = "u"\nsha256 = "00000000"\nlayout = "torchvision"\nnorm_eps = 1e-5',
-        "weights.\"x\" should be named 'backbone.tag'",
+        "weights.\"x\" must be named 'backbone.tag'",
     ),
     (
         'schema = 1\n[weights."x.y"]\nsha256 = "ABC"',
-        "weights.\"x.y\".sha256 should be 8 to 64 lower-case hexadecimal digits, got 'ABC'",
+        "weights.\"x.y\".sha256 must be 8 to 64 lower-case hexadecimal digits; got 'ABC'",
     ),
     (
         'schema = 1\n[weights."x.y"]\nurl = "u"\nsha256 = "00000000"\nlayout = "torchvision"\nnorm_eps = 1e-5\n'
         "preprocessing = { size = 3 }",
-        "weights.\"x.y\".preprocessing.size is not a known key; did you mean 'resize'? known are resize, crop, ",
+        "weights.\"x.y\".preprocessing.size is not a known key; did you mean 'resize'? known keys: resize, crop, ",
     ),
 ]
 

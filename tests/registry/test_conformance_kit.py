@@ -240,8 +240,8 @@ def test_a_network_that_takes_one_size_passes_at_that_size(said: str) -> None:
 def test_a_built_in_name_fails_with_the_qualified_name(said: str) -> None:
     assert outcomes(said, "shadows")["FAILED"] == {"test_names_are_not_taken"}
     assert report(said, "TestMine.test_names_are_not_taken") == [
-        "'shadows' provides the backbone 'mobilenet_v2', which is built in and cannot be replaced; its own is "
-        "'shadows:mobilenet_v2'"
+        "'shadows' provides the backbone 'mobilenet_v2', which is built in and cannot be replaced; use "
+        "'shadows:mobilenet_v2' for the plugin's"
     ]
 
 

@@ -128,9 +128,9 @@ def test_timms_small_at_half_width_is_a_different_network_and_has_no_alias(regis
         ),
         ("banana", "no backbone named 'banana'; see registry.list_backbones()"),
         ("", "no backbone named ''; see registry.list_backbones()"),
-        (3, "a backbone's name is a string or a BackboneSpec, got 3"),
-        (["mobilenet_v2"], "a backbone's name is a string or a BackboneSpec, got ['mobilenet_v2']"),
-        (None, "a backbone's name is a string or a BackboneSpec, got None"),
+        (3, "a backbone must be a name or a BackboneSpec; got 3"),
+        (["mobilenet_v2"], "a backbone must be a name or a BackboneSpec; got ['mobilenet_v2']"),
+        (None, "a backbone must be a name or a BackboneSpec; got None"),
     ],
 )
 def test_unknown_names_get_the_nearest(registry: Registry, asked: Any, message: str) -> None:
@@ -151,8 +151,8 @@ def test_an_unknown_head_gets_the_nearest(registry: Registry) -> None:
         "retinanet, ssd, ssdlite"
     )
     for strange, message in (
-        (3, "head=3 should be the name of a head"),
-        ([], "head=.. names no head"),
+        (3, "head must be a name, several names"),
+        ([], "head=.. is empty"),
         ("", "no head named ''"),
     ):
         with pytest.raises((HeadError, UnknownHeadError), match=message):
@@ -193,7 +193,7 @@ def test_a_classifier_on_a_backbone_without_c5_is_refused() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"reduced_tail": True}, "'tinynet' has no C5 whose tail could be reduced; it ends at C3"),
+        ({"reduced_tail": True}, "'tinynet' has no C5 for reduced_tail to halve; it ends at C3"),
         ({"freeze": "C4"}, "'tinynet' cannot freeze through C4; it ends at C3"),
     ],
 )
@@ -217,7 +217,7 @@ def test_a_name_that_two_plugins_provide_is_ambiguous() -> None:
     with pytest.raises(UnknownBackboneError) as error:
         mine.build("tinynet", features_only=True)
     assert str(error.value) == (
-        "2 plugins have a backbone named 'tinynet'; say which: 'first:tinynet' or 'second:tinynet'"
+        "2 plugins provide a backbone named 'tinynet'; choose one: 'first:tinynet' or 'second:tinynet'"
     )
     assert len(mine.spec("first:tinynet", features_only=True).taps) == 3
     assert len(mine.spec("second:tinynet", features_only=True).taps) == 1
@@ -236,9 +236,9 @@ def test_a_declared_backbone_is_built_by_its_factory() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({}, "'x' is neither a table nor declared; give it stages, or taps and a factory"),
-        ({"stages": ((),)}, "'x' has a stage without rows, or more than 5 stages"),
-        ({"stages": ((Conv(3, 8, RE),),) * 6}, "'x' has a stage without rows, or more than 5 stages"),
+        ({}, "'x' has neither stages nor a factory; define stages, or taps and a factory"),
+        ({"stages": ((),)}, "'x' has an empty stage, or more than 5 stages; correct its table"),
+        ({"stages": ((Conv(3, 8, RE),),) * 6}, "'x' has an empty stage, or more than 5 stages; correct its table"),
     ],
 )
 def test_an_incomplete_spec_is_refused(arguments: dict[str, Any], message: str) -> None:
@@ -261,8 +261,9 @@ def test_an_invalid_tap_is_refused(tap: dict[str, Any]) -> None:
     with pytest.raises(SpecError) as error:
         Tap(**tap)
     assert str(error.value) == (
-        f"no tap has channels={tap['channels']}, stride={tap['stride']}, rounding={tap.get('rounding', 'ceil')!r}; "
-        "channels and stride are positive, rounding is 'ceil', 'floor' or a number of pixels below the stride"
+        f"a tap cannot have channels={tap['channels']}, stride={tap['stride']}, "
+        f"rounding={tap.get('rounding', 'ceil')!r}; "
+        "channels and stride must be positive, and rounding 'ceil', 'floor' or a number of pixels below the stride"
     )
 
 
@@ -326,8 +327,8 @@ def test_a_plugin_that_queries_the_registry_while_loading_fails_instead_of_hangi
     assert "mobilenet_v2" in mine.list_backbones()
     failure = next(plugin.failure for plugin in mine.plugins if plugin.name == "asking")
     assert failure == (
-        "plugin 'asking' of distribution 'asking' failed: a plugin asks the registry that is just loading it; "
-        "import the specs it builds on"
+        "plugin 'asking' of distribution 'asking' failed: a plugin used the registry that is loading it; "
+        "import the specs it builds on instead"
     )
 
 

@@ -193,7 +193,7 @@ def test_a_compiled_model_cannot_be_trained_copied_or_saved(
             UnknownRuntimeError,
             "no runtime named 'tensorrt9'; known runtimes: aot, fused, inductor, onnxruntime, openvino",
         ),
-        ({"runtime": 3}, UnknownRuntimeError, "a runtime's name is a string, got 3"),
+        ({"runtime": 3}, UnknownRuntimeError, "a runtime name must be a string; got 3"),
         ({"size": 224}, OptionError, "size must be (height, width) in pixels, or None for images of any size; got 224"),
         ({"batch": 0}, OptionError, "batch must be a number of images, or None for any; got 0"),
         ({"threads": 0}, OptionError, "threads must be 1 or more, or None for the default; got 0"),
@@ -326,5 +326,5 @@ def test_a_runtime_of_two_plugins_needs_a_qualified_name(tiny: nn.Module) -> Non
     registry = Registry(plugins=[runtime_plugin("one", spec), runtime_plugin("two", spec)], discover=False)
     with pytest.raises(UnknownRuntimeError) as error:
         registry.compile(tiny, "plain")
-    assert "2 plugins have a runtime named 'plain'; say which: 'one:plain' or 'two:plain'" in str(error.value)
+    assert "2 plugins provide a runtime named 'plain'; choose one: 'one:plain' or 'two:plain'" in str(error.value)
     assert registry.compile(tiny, "two:plain").runtime == "plain"

@@ -268,7 +268,7 @@ REFUSED: dict[str, tuple[type[Exception], Prepare, str]] = {
         lambda registry, images, folder: quantize(
             registry, built(registry, in_channels=5), folder / "model.onnx", [images]
         ),
-        "'mobilenet_v3_small' reads images of 5 channels, and a picture has 1 or 3; choose another model",
+        "'mobilenet_v3_small' takes images with 5 channels, but image files have 1 or 3; choose another model",
     ),
 }
 

@@ -71,19 +71,19 @@ def logged(caplog: pytest.LogCaptureFixture) -> list[str]:
         (
             BackboneSpec("layers", stages=((Row(3, 8, RE),), (Conv(3, 12, RE),))),
             {"features_only": True, "taps": ("C2", "C1")},
-            "'layers': WithoutNodes layers, such as stages.C1.0, have no nodes; tracing it with PyTorch, which takes "
-            "longer",
+            "'layers': WithoutNodes layers, such as stages.C1.0, define no ONNX nodes; tracing it with PyTorch, "
+            "which takes longer",
         ),
         (
             "timm/resnet18",
             {"features_only": True, "taps": ("C1",)},
-            "'timm/resnet18': 'timm/resnet18' is no table of layers; tracing it with PyTorch, which takes longer",
+            "'timm/resnet18': 'timm/resnet18' is not a table of layers; tracing it with PyTorch, which takes longer",
         ),
         (TINY, {"head": "means"}, "'tiny': the head 'means' has no nodes; tracing it with PyTorch, which takes longer"),
         (
             TINY,
             {"features_only": True, "norm": group_norm},
-            "'tiny' with norm='a function that makes GroupNorm': stages.C1.0.norm is no batch norm with running "
+            "'tiny' with norm='a function that makes GroupNorm': stages.C1.0.norm is not a batch norm with running "
             "statistics: it has no running_mean; tracing it with PyTorch, which takes longer",
         ),
     ],
@@ -146,7 +146,7 @@ def test_a_model_without_nodes_is_traced_once_even_if_the_graph_differs(
         registry.compile(registry.build(BRIGHTNESS, features_only=True))
     assert traced == ["'brightness'"]
     assert logged(caplog) == [
-        "'brightness': 'brightness' is no table of layers; tracing it with PyTorch, which takes longer"
+        "'brightness': 'brightness' is not a table of layers; tracing it with PyTorch, which takes longer"
     ]
 
 

@@ -93,18 +93,18 @@ WHY = {
     "raises": "ImportError: the wrong universe",
     "exits": "SystemExit: 3",
     "missing": "ModuleNotFoundError: No module named 'left_pad_of_nobody'",
-    "future": "it needs featuretap>=99, and this is featuretap {version}; install versions of the two that go together",
+    "future": "it requires featuretap>=99, but featuretap {version} is installed; install compatible versions",
     "hook-raises": "ValueError: no idea",
     "generator": "KeyError: 'late'",
-    "rubbish": "its hook featuretap_backbones should return BackboneSpec objects in a list, got 'resnet18'",
-    "text": "its hook featuretap_heads should return HeadSpec objects in a list, got 'fpn'",
-    "none": "its hook featuretap_backbones returns None; return BackboneSpec objects in a list",
-    "misspelled": "it implements 'featuretap_backbone', which is no hook; did you mean 'featuretap_backbones'?",
-    "unmarked": "its function featuretap_backbones is not marked; write @hookimpl above it",
-    "empty": "it implements no hook; hooks are featuretap_backbones, featuretap_heads, featuretap_weights, "
+    "rubbish": "its hook featuretap_backbones must return a list of BackboneSpec objects; got 'resnet18'",
+    "text": "its hook featuretap_heads must return a list of HeadSpec objects; got 'fpn'",
+    "none": "its hook featuretap_backbones returns None; return a list of BackboneSpec objects",
+    "misspelled": "it implements 'featuretap_backbone', which is not a hook; did you mean 'featuretap_backbones'?",
+    "unmarked": "its function featuretap_backbones is not marked as a hook; decorate it with @hookimpl",
+    "empty": "it implements no hooks; available hooks: featuretap_backbones, featuretap_heads, featuretap_weights, "
     "featuretap_runtimes, featuretap_find_backbone, featuretap_match_backbones",
-    "repeats": "its backbones have the name 'a' more than once; a name means one thing",
-    "badname": "backbone has a name 7; a name is a string without spaces and colons",
+    "repeats": "its backbones use the name 'a' more than once; give each a unique name",
+    "badname": "backbone name 7 is invalid; use a string without spaces or colons",
     "badaliases": "backbone 'x' has aliases='xx'; give a tuple of names",
 }
 """Why those that fail do."""
@@ -117,9 +117,9 @@ FAILURES = {
 """Distribution → the line about its failure."""
 
 CONFLICTS = (
-    "'featuretap-builtin' provides the backbone 'mobilenet_v2', which is built in and cannot be replaced; its own is "
-    "'featuretap-builtin:mobilenet_v2'",
-    "2 plugins have a backbone named 'twinnet'; say which: 'featuretap-twin-one:twinnet' or "
+    "'featuretap-builtin' provides the backbone 'mobilenet_v2', which is built in and cannot be replaced; use "
+    "'featuretap-builtin:mobilenet_v2' for the plugin's",
+    "2 plugins provide a backbone named 'twinnet'; choose one: 'featuretap-twin-one:twinnet' or "
     "'featuretap-twin-two:twinnet'",
 )
 

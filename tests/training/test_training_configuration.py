@@ -87,22 +87,26 @@ def test_defaults_follow_from_task_data_and_optimiser(
         (
             {"seed": 2**32},
             OptionError,
-            "training cannot take seed=4294967296; it is a whole number from 0 up to 4294967295",
+            "training cannot take seed=4294967296; it must be a whole number from 0 up to 4294967295",
         ),
-        ({"epochs": 0}, OptionError, "training cannot take epochs=0; it is a positive whole number up to 65536"),
+        ({"epochs": 0}, OptionError, "training cannot take epochs=0; it must be a positive integer up to 65536"),
         (
             {"epochs": "ten"},
             OptionError,
-            "training cannot take epochs='ten'; it is a positive whole number up to 65536",
+            "training cannot take epochs='ten'; it must be a positive integer up to 65536",
         ),
-        ({"epochs": True}, OptionError, "training cannot take epochs=True; it is a positive whole number up to 65536"),
-        ({"lr": -1}, OptionError, "training cannot take lr=-1; it is a number from 1e-09 to 100.0"),
-        ({"optimizer": "adam"}, OptionError, "training cannot take optimizer='adam'; it is 'adamw' or 'sgd'"),
-        ({"freeze": "C6"}, OptionError, "training cannot take freeze='C6'; it is 'C1', 'C2', 'C3', 'C4' or 'C5'"),
-        ({"val_fraction": 1}, OptionError, "training cannot take val_fraction=1; it is a number from 0.01 to 0.99"),
-        ({"pretrained": "yes"}, OptionError, "training cannot take pretrained='yes'; it is True or False"),
-        ({"taps": []}, OptionError, "training cannot take taps=[]; it is tap addresses"),
-        ({"seed": -1}, OptionError, "training cannot take seed=-1; it is a whole number from 0 up to 4294967295"),
+        ({"epochs": True}, OptionError, "training cannot take epochs=True; it must be a positive integer up to 65536"),
+        ({"lr": -1}, OptionError, "training cannot take lr=-1; it must be a number from 1e-09 to 100.0"),
+        ({"optimizer": "adam"}, OptionError, "training cannot take optimizer='adam'; it must be 'adamw' or 'sgd'"),
+        ({"freeze": "C6"}, OptionError, "training cannot take freeze='C6'; it must be 'C1', 'C2', 'C3', 'C4' or 'C5'"),
+        (
+            {"val_fraction": 1},
+            OptionError,
+            "training cannot take val_fraction=1; it must be a number from 0.01 to 0.99",
+        ),
+        ({"pretrained": "yes"}, OptionError, "training cannot take pretrained='yes'; it must be True or False"),
+        ({"taps": []}, OptionError, "training cannot take taps=[]; it must be tap addresses"),
+        ({"seed": -1}, OptionError, "training cannot take seed=-1; it must be a whole number from 0 up to 4294967295"),
         (
             {"data": None},
             TrainingError,
@@ -139,7 +143,7 @@ def test_invalid_settings_are_refused(given: dict[str, Any], error: type[Feature
 def test_a_message_about_a_file_names_it() -> None:
     with pytest.raises(OptionError) as caught:
         make_configuration({**BASE, "epochs": 0}, "my.toml")
-    assert str(caught.value) == "my.toml: training cannot take epochs=0; it is a positive whole number up to 65536"
+    assert str(caught.value) == "my.toml: training cannot take epochs=0; it must be a positive integer up to 65536"
 
 
 def test_files_that_are_not_a_configuration_are_refused(tmp_path: Path) -> None:

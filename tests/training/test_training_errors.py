@@ -98,7 +98,7 @@ def test_options_of_a_file_that_are_not_a_table_are_one_line(run: Run, tmp_path:
     path = tmp_path / "settings.toml"
     path.write_text('backbone = "mobilenet_v2"\noptions = "x"\n')
     assert said(run, "train", "digits", "--config", path, "--in-channels", 1) == (
-        f"{path}: training cannot take options='x'; it is a table of options"
+        f"{path}: training cannot take options='x'; it must be a table of options"
     )
 
 
@@ -145,7 +145,7 @@ def test_an_invalid_setting_in_a_file_names_the_file(run: Run, tmp_path: Path) -
     path = tmp_path / "settings.toml"
     path.write_text('backbone = "mobilenet_v2"\nepochs = 2.5\n')
     assert said(run, "train", "digits", "--config", path) == (
-        f"{path}: training cannot take epochs=2.5; it is a positive whole number up to 65536"
+        f"{path}: training cannot take epochs=2.5; it must be a positive integer up to 65536"
     )
 
 

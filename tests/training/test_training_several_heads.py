@@ -295,7 +295,8 @@ def test_heads_that_contradict_each_other_are_refused(data: dict[str, str], tmp_
     with pytest.raises(HeadError) as caught:
         silently(several(both, tmp_path / "run", head=heads, options=options, size=None))
     assert str(caught.value) == (
-        "heads 'faces' and 'objects' prepare images with size=64 and size=96; give both the same, or build two models"
+        "heads 'faces' and 'objects' preprocess images with size=64 and size=96; set one value for both, or build "
+        "two models"
     )
 
 

@@ -151,7 +151,11 @@ def test_a_mirror_changes_the_address_but_not_the_hash(
 def test_a_users_entry_cannot_replace_a_published_one(configured: Callable[[str], Registry]) -> None:
     text = '[weights."mobilenetv2.imagenet1k_v1"]\nurl = "https://x.org/a.pth"\nsha256 = "00000000"\n'
     registry = configured(f'{text}layout = "torchvision"\nnorm_eps = 1e-5\n')
-    with pytest.raises(CatalogueError, match=r"weights.mobilenet_v2.imagenet1k_v1 would replace those of 'featuretap'"):
+    with pytest.raises(
+        CatalogueError,
+        match=r"weights.mobilenet_v2.imagenet1k_v1 would replace the entry of "
+        r"'featuretap'",
+    ):
         registry.list_weights()
 
 
@@ -185,38 +189,44 @@ def test_a_variant_that_changes_no_tensor_has_the_weights_of_its_base(
     ("line", "message"),
     [
         ("[weights.'nowhere.tag']", "weights.nowhere.tag cannot be used: no backbone named 'nowhere'"),
-        ('sha256 = ""', "weights.\"mobilenet_v2.mine\".sha256 should be 8 to 64 lower-case hexadecimal digits, got ''"),
+        ('sha256 = ""', "weights.\"mobilenet_v2.mine\".sha256 must be 8 to 64 lower-case hexadecimal digits; got ''"),
         (
             'layout = "timmm"',
-            "weights.mobilenet_v2.mine.layout is 'timmm', which 'mobilenet_v2' is not known in; did you mean 'timm'? "
-            "it has featuretap, torchvision, timm",
+            "weights.mobilenet_v2.mine.layout is 'timmm', which 'mobilenet_v2' does not support; did you mean 'timm'? "
+            "supported: featuretap, torchvision, timm",
         ),
         (
             'url = "ftp://x.org/a.pth"',
-            "weights 'mobilenet_v2.mine': url 'ftp://x.org/a.pth' is not an address of a file; write",
+            "weights 'mobilenet_v2.mine': url 'ftp://x.org/a.pth' is not the address of a file; write",
         ),
         (
             'url = "https://x.org/"',
-            "weights 'mobilenet_v2.mine': url 'https://x.org/' is not an address of a file; write",
+            "weights 'mobilenet_v2.mine': url 'https://x.org/' is not the address of a file; write",
         ),
         (
             'url = "http://[::1/net.pth"',
-            "weights 'mobilenet_v2.mine': url 'http://[::1/net.pth' is not an address of a file; write",
+            "weights 'mobilenet_v2.mine': url 'http://[::1/net.pth' is not the address of a file; write",
         ),
         (
             'url = "hf://timm/model"',
-            "weights 'mobilenet_v2.mine': url 'hf://timm/model' is not an address of a file; write",
+            "weights 'mobilenet_v2.mine': url 'hf://timm/model' is not the address of a file; write",
         ),
-        ('url = "hf-hub:timm/model"', "url 'hf-hub:timm/model' is not an address of a file; write https://host/file, "),
-        ('url = "pkg://packed"', "url 'pkg://packed' is not an address of a file; write https://host/file, "),
-        ('url = "pkg://packed/a/../../b.pth"', "url 'pkg://packed/a/../../b.pth' is not an address of a file; write"),
-        ('url = "pkg://packed//etc/b.pth"', "url 'pkg://packed//etc/b.pth' is not an address of a file; write"),
-        ('urls = ["https://x.org/b.pth"]', 'weights."mobilenet_v2.mine" has url and urls; list all addresses in urls'),
-        ("norm_eps = 2.0", "weights 'mobilenet_v2.mine': norm_eps should be a small positive number, got 2.0"),
-        ("norm_eps = inf", 'weights."mobilenet_v2.mine".norm_eps should be a positive number, got inf'),
+        (
+            'url = "hf-hub:timm/model"',
+            "url 'hf-hub:timm/model' is not the address of a file; write https://host/file, ",
+        ),
+        ('url = "pkg://packed"', "url 'pkg://packed' is not the address of a file; write https://host/file, "),
+        ('url = "pkg://packed/a/../../b.pth"', "url 'pkg://packed/a/../../b.pth' is not the address of a file; write"),
+        ('url = "pkg://packed//etc/b.pth"', "url 'pkg://packed//etc/b.pth' is not the address of a file; write"),
+        (
+            'urls = ["https://x.org/b.pth"]',
+            'weights."mobilenet_v2.mine" has both url and urls; list all addresses in urls',
+        ),
+        ("norm_eps = 2.0", "weights 'mobilenet_v2.mine': norm_eps must be a number between 0 and 1; got 2.0"),
+        ("norm_eps = inf", 'weights."mobilenet_v2.mine".norm_eps must be a positive number; got inf'),
         (
             "preprocessing = { mean = [0.5] }",
-            "preprocessing has 1 means and 3 deviations; give both alike",
+            "preprocessing has 1 values in mean and 3 in std; give one for each channel",
         ),
     ],
 )
@@ -237,7 +247,11 @@ def test_invalid_entries_are_refused(configured: Callable[[str], Registry], line
 def test_two_defaults_in_one_file_are_refused(configured: Callable[[str], Registry]) -> None:
     entry = '[weights."{}"]\nurl = "https://x.org/a.pth"\nsha256 = "00000000"\nlayout = "timm"\nnorm_eps = 1e-5\n'
     text = "".join(entry.format(name) + "default = true\n" for name in ("mobilenet_v2.a", "mobilenetv2.b"))
-    with pytest.raises(CatalogueError, match=r"toml: 'mobilenet_v2' has two default weights; mark one of them$"):
+    with pytest.raises(
+        CatalogueError,
+        match=r"toml: 'mobilenet_v2' has two default weights; keep default = true "
+        r"for one$",
+    ):
         configured(text).list_weights()
 
 
@@ -249,7 +263,7 @@ def test_means_of_zero_are_kept() -> None:
 
 
 def test_a_plugins_entry_must_state_a_digest_unless_the_hub_does() -> None:
-    with pytest.raises(CatalogueError, match=r"weights 'a.b': sha256 should be 8 to 64 lower-case hexadecimal digits"):
+    with pytest.raises(CatalogueError, match=r"weights 'a.b': sha256 must be 8 to 64 lower-case hexadecimal digits"):
         WeightsEntry("a.b", "https://x.org/a.pth", "", "torchvision", 1e-5)
     assert WeightsEntry("a.b", "hf://a/b/c.safetensors", "", "timm", 1e-5).sha256 == ""
 
@@ -270,7 +284,7 @@ def test_weights_that_two_plugins_provide_are_ambiguous() -> None:
         with pytest.raises(UnknownWeightsError) as error:
             registry.build("mobilenet_v1_025", pretrained=pretrained)
         assert str(error.value) == (
-            "2 plugins have weights 'mine' for 'mobilenet_v1_025'; say which: 'one:mine' or 'other:mine'"
+            "2 plugins provide weights 'mine' for 'mobilenet_v1_025'; choose one: 'one:mine' or 'other:mine'"
         )
 
 

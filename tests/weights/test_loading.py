@@ -254,7 +254,7 @@ def test_models_on_the_meta_device_can_be_initialised(registry: Registry) -> Non
         model = registry.build("mobilenet_v2_050")
     model = model.to_empty(device="cpu")
     for part in (model.backbone, model.head):
-        part.initialise()
+        part.initialize()
     for name, tensor in model.state_dict().items():
         assert torch.isfinite(tensor).all(), name
         if name.endswith("running_var"):

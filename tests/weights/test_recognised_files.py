@@ -84,6 +84,6 @@ def test_the_error_explains_the_wider_stem_of_timm(registry: Registry, tmp_path:
         registry.build("mobilenet_v3_small_050", pretrained=tmp_path / "x.safetensors")
     assert str(error.value) == (
         "weights do not fit 'mobilenet_v3_small_050': stages.C1.0.conv.weight is (16, 3, 3, 3) in the file, "
-        "(8, 3, 3, 3) in the model (below width 0.75 timm keeps the stem at 16 channels, and the width multiplier of "
-        "the paper scales it)"
+        "(8, 3, 3, 3) in the model (below width 0.75, timm keeps 16 channels in the stem, whereas the paper's width "
+        "multiplier scales it)"
     )

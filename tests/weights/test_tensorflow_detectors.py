@@ -69,7 +69,7 @@ def test_frozen_detectors_find_the_same_boxes(registry: Registry, tmp_path: Path
     built = {**theirs.description.spec.head_options, **theirs.description.options}
     found = {**ours.description.spec.head_options, **ours.description.options}
     assert found == {**built, "reduce_lowest_anchors": found["reduce_lowest_anchors"]}
-    ours.head.normalise_as(theirs.description.preprocessing)
+    ours.head.normalize_as(theirs.description.preprocessing)
     assert_same_boxes(ours, eps_of(theirs, 1e-3))
 
 
@@ -110,7 +110,7 @@ def test_detectors_in_checkpoints_have_the_usual_settings(
     with caplog.at_level(logging.INFO, "featuretap"):
         ours: Any = registry.load(tmp_path / "model.ckpt")
     assert f"{index} has no graph; its detector is taken to have the usual settings" in caplog.text
-    ours.head.normalise_as(theirs.description.preprocessing)
+    ours.head.normalize_as(theirs.description.preprocessing)
     assert_same_boxes(ours, eps_of(theirs, 1e-3))
 
 
@@ -126,7 +126,7 @@ def test_detectors_are_converted_and_loaded_with_other_classes(registry: Registr
     path = tmp_path / "frozen.pb"
     path.write_bytes(detector_graph(variables, size=(96, 96)))
     converted: Any = registry.load(registry.convert(path, tmp_path / "converted.safetensors"))
-    converted.head.normalise_as(theirs.description.preprocessing)
+    converted.head.normalize_as(theirs.description.preprocessing)
     assert_same_boxes(converted, eps_of(theirs, 1e-3))
     other: Any = registry.load(path, num_classes=7)
     assert other.description.num_classes == 7

@@ -181,7 +181,7 @@ def test_eps_is_that_of_the_file(registry: Registry, official_weights: Path) -> 
         (
             "mobilenet_v1_025",
             True,
-            "'mobilenet_v1_025' has no default weights (the catalogue has none for it); "
+            "'mobilenet_v1_025' has no default weights (the catalogue has no weights for it); "
             "name a tag, or give the path of a file",
         ),
     ],

@@ -186,7 +186,7 @@ def test_paths_out_of_the_package_are_refused(registry: Registry, path: str) -> 
         f"{address!r} is not an address of weights; write https://host/file, file:///path, "
         "hf://owner/repository/file or pkg://distribution/path, or hf://owner/repository"
     )
-    with pytest.raises(CatalogueError, match="is not an address of a file; write https://host/file"):
+    with pytest.raises(CatalogueError, match="is not the address of a file; write https://host/file"):
         WeightsEntry("a.b", "https://x.org/a.pth", "0" * 8, "timm", 1e-5, urls=(address,))
 
 
@@ -205,10 +205,10 @@ def test_an_entry_lists_its_local_addresses_first() -> None:
     mixed = WeightsEntry("a.b", remote[0], "0" * 8, "timm", 1e-5, urls=(local[0], remote[1], local[1]))
     assert mixed.addresses == (*local, *remote)
     assert WeightsEntry("a.b", remote[0], "0" * 8, "timm", 1e-5).addresses == remote[:1]
-    with pytest.raises(CatalogueError, match="urls should be a tuple of addresses, got"):
+    with pytest.raises(CatalogueError, match="urls must be a tuple of addresses; got"):
         WeightsEntry("a.b", remote[0], "0" * 8, "timm", 1e-5, urls=list(local))  # type: ignore[arg-type]
 
 
 def test_an_entry_without_an_address_is_refused(configured: Callable[[str], Registry]) -> None:
-    with pytest.raises(CatalogueError, match=f'weights."{NAME}.mine" lacks url$'):
+    with pytest.raises(CatalogueError, match=f'weights."{NAME}.mine" is missing url$'):
         configured(entry(sha256="0" * 8)).list_weights()

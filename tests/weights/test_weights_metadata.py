@@ -124,33 +124,33 @@ def test_metadata_of_the_wrong_json_type_is_quoted_in_the_error(
         ],
         (
             {"preprocessing": prepared(crop=0)},
-            "is no sound file of weights: preprocessing has crop=0; it should be None or a number of pixels",
+            "is no sound file of weights: preprocessing has crop=0; it must be None or a number of pixels",
         ),
         (
             {"preprocessing": prepared(resize=224.5)},
-            "is no sound file of weights: preprocessing has resize=224.5; it should be None or a number of pixels",
+            "is no sound file of weights: preprocessing has resize=224.5; it must be None or a number of pixels",
         ),
         (
             {"preprocessing": prepared(crop=True)},
-            "is no sound file of weights: preprocessing has crop=True; it should be None or a number of pixels",
+            "is no sound file of weights: preprocessing has crop=True; it must be None or a number of pixels",
         ),
         (
             {"preprocessing": prepared(mean=[])},
-            "is no sound file of weights: preprocessing has mean=(); it should be a number for each channel",
+            "is no sound file of weights: preprocessing has mean=(); it must be a number for each channel",
         ),
         (
             {"preprocessing": prepared(std=[0.2, 0, 0.2])},
             "is no sound file of weights: "
-            "preprocessing has std=(0.2, 0, 0.2); it should be a positive number for each channel",
+            "preprocessing has std=(0.2, 0, 0.2); it must be a positive number for each channel",
         ),
         (
             {"preprocessing": prepared(std=[0.2])},
-            "is no sound file of weights: preprocessing has 3 means and 1 deviations; give both alike",
+            "is no sound file of weights: preprocessing has 3 values in mean and 1 in std; give one for each channel",
         ),
         (
             {"preprocessing": prepared(interpolation="nearest")},
             "is no sound file of weights: "
-            "preprocessing has interpolation='nearest'; it should be 'bilinear' or 'bicubic'",
+            "preprocessing has interpolation='nearest'; it must be 'bilinear' or 'bicubic'",
         ),
     ],
     ids=lambda value: str(value)[:60],
@@ -188,7 +188,7 @@ def test_unusable_preprocessing_is_refused(
     assert refusal(registry, path).startswith("is no sound file of weights: ")
 
 
-WIDTH = "'mobilenet_v2_050' cannot take width={}; it is a positive number up to 100, such as 0.75"
+WIDTH = "'mobilenet_v2_050' cannot take width={}; it must be a positive number up to 100, such as 0.75"
 
 
 @pytest.mark.parametrize(
@@ -214,13 +214,14 @@ WIDTH = "'mobilenet_v2_050' cannot take width={}; it is a positive number up to 
         (
             {"options": '{"freeze": {}}'},
             NOT_BUILT.format(
-                "'mobilenet_v2_050' cannot take freeze={}; it is None or the last level to freeze: C1, C2, C3, C4, C5"
+                "'mobilenet_v2_050' cannot take freeze={}; it must be None or the last level to freeze: C1, C2, "
+                "C3, C4, C5"
             ),
         ),
         (
             {"options": '{"in_channels": 1000000}'},
             NOT_BUILT.format(
-                "'mobilenet_v2_050' cannot take in_channels=1000000; it is a positive whole number up to 65536"
+                "'mobilenet_v2_050' cannot take in_channels=1000000; it must be a positive integer up to 65536"
             ),
         ),
         (
@@ -228,11 +229,11 @@ WIDTH = "'mobilenet_v2_050' cannot take width={}; it is a positive number up to 
             "was saved with norm=os.system, which is code, and no file brings code; give it again: "
             "registry.load(path, norm=lambda channels: os.system(...))",
         ),
-        ({"taps": '["C9"]'}, NOT_BUILT.format("'mobilenet_v2_050' has no tap 'C9'. Its taps: C1, ")),
-        ({"taps": '[""]'}, NOT_BUILT.format("'mobilenet_v2_050' has no tap ''. Its taps: C1, ")),
+        ({"taps": '["C9"]'}, NOT_BUILT.format("'mobilenet_v2_050' has no tap 'C9'. Available taps: C1, ")),
+        ({"taps": '[""]'}, NOT_BUILT.format("'mobilenet_v2_050' has no tap ''. Available taps: C1, ")),
         (
             {"taps": '["C1", "C1"]'},
-            NOT_BUILT.format("C1 is asked of 'mobilenet_v2_050' more than once; name each tap once"),
+            NOT_BUILT.format("taps of 'mobilenet_v2_050' repeats C1; name each tap once"),
         ),
         (
             {"head": "mask", "num_classes": "4"},
