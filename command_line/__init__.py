@@ -1,4 +1,4 @@
-"""The command line `featuretap`. Bad input is reported in one line on standard error, with exit status 2."""
+"""The command-line program `featuretap`. It reports bad input in one line on standard error, with exit status 2."""
 
 from __future__ import annotations
 
@@ -32,10 +32,10 @@ TYPED = {
     "backbone='mobilenet_v3_large'": "--backbone mobilenet_v3_large",
     "weights='best.safetensors'": "--weights best.safetensors",
 }
-"""Reference of a hint → what is typed for it."""
+"""Reference in an error's hint → the flag or command that a user types."""
 
 ARGUMENT = re.compile(r"\b(\w+)='(\w+)'")
-"""An argument in a reference that depends on the error, such as "head='ssdlite' or head='lraspp'"."""
+"""An argument in a hint's reference, such as "head='ssdlite' or head='lraspp'"."""
 
 PATTERNS = {
     re.compile(r"(\w+)=\{'(\w+)': (.*)\}"): r"--option \1.\2=\3",
@@ -46,8 +46,7 @@ PATTERNS = {
     ),
     re.compile(r"(\w+)=(\d+)"): r"--option \1=\2",
 }
-"""Pattern of a reference that depends on the error → what is typed for it."""
-
+"""Pattern of a hint's reference → the flag or command that a user types."""
 
 SECTIONS = {
     "Catalogue": {"list": "catalogue_commands", "show": "catalogue_commands", "inspect": "weights_commands"},
@@ -58,9 +57,10 @@ SECTIONS = {
     "Plugins": dict.fromkeys(("plugins", "new-plugin"), "plugin_commands"),
     "Setup": {"doctor": "doctor", "completion": "completion"},
 }
-"""Heading in the help → command → its module, which is imported when the command is needed."""
+"""Heading in the help → command → its module, which is imported on first use of the command."""
+
 UNPRINTED = (errno.ENOSPC, errno.EFBIG, errno.EBADF)
-"""Errors of an output that is full, or that something has closed."""
+"""Errors of writing to standard output when the disk is full or the stream is closed."""
 
 OUT_OF_MEMORY = re.compile("allocate memory|out of memory", re.IGNORECASE)
 
@@ -68,7 +68,7 @@ SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 100, "sh
 
 
 class Commands(Mapping[str, click.Command]):
-    """Name → command, imported when it is looked up: a start that imports all takes an eighth longer."""
+    """Name → command, imported on lookup. Importing all commands at start takes an eighth longer."""
 
     modules: ClassVar = {name: module for section in SECTIONS.values() for name, module in section.items()}
 
@@ -84,13 +84,13 @@ class Commands(Mapping[str, click.Command]):
 
 
 class Main(Group):
-    """The group of all commands."""
+    """The `featuretap` command, whose help lists the subcommands by section."""
 
     make_context = convert_interrupts()(Group.make_context)
     invoke = convert_interrupts()(Group.invoke)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """Write a line for each command, under its heading and aligned with those of the others."""
+        """Write one line per command under its section heading, aligned across sections."""
         width = max(map(len, self.commands))
         for heading, names in SECTIONS.items():
             with formatter.section(heading):
@@ -107,14 +107,14 @@ def command() -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the command line and exit.
+    """Run the command line with these arguments (default: `sys.argv`) and exit.
 
-    The status is 0 on success, 1 if some of several images cannot be read, 2 on bad input, and 130, 141 or 143 if the
-    command is interrupted, its output is closed, or it is terminated.
+    The exit status is 0 on success, 1 if some images cannot be read or a check fails, 2 on bad input, 130 on Ctrl-C,
+    141 if the output is closed, and 143 on SIGTERM.
     """
     open_closed_streams()
     for stream in (sys.stdout, sys.stderr):
-        # A terminal that cannot encode × gets a question mark, not a traceback.
+        # A terminal that cannot encode × shows a question mark; without this, printing would raise.
         if isinstance(stream, TextIOWrapper):
             stream.reconfigure(errors="replace")
     if logging.lastResort:
@@ -133,23 +133,23 @@ def main(arguments: Sequence[str] | None = None) -> None:
         exit_interrupted(error)
     except OSError as error:
         if error.filename is not None:
-            # Names that are too long, loops of links and the like, wherever a command first meets them.
-            _fail(f"cannot access {str(error.filename)!r}: {error.strerror}; give another path")
+            # Names that are too long, symlink loops and similar, raised wherever a command first opens the path.
+            _fail(f"cannot access {str(error.filename)!r}: {error.strerror}; choose another path")
         if error.errno not in UNPRINTED:
             raise
-        # Commands report their files themselves; this is standard output.
+        # Commands handle errors of their files, so only standard output is left.
         discard(sys.stdout)
         _fail(f"cannot print: {error.strerror}")
     except (MemoryError, RuntimeError) as error:
-        # PyTorch and the runtimes have no class of errors for it.
+        # PyTorch and the runtimes raise RuntimeError when memory runs out, so only the text identifies it.
         if not isinstance(error, MemoryError) and not OUT_OF_MEMORY.search(str(error)):
             raise
-        _fail("there is not enough memory; give smaller images, fewer at a time, or a smaller model")
+        _fail("out of memory; use smaller images, a smaller batch or a smaller model")
     sys.exit(status or 0)
 
 
 def phrase(error: FeaturetapError) -> str:
-    """Return the message of an error, with the flag or the command that its hint refers to."""
+    """Return the message of an error, with its hint phrased as a flag or a command."""
     if error.hint is None:
         return str(error)
     reference = error.hint.reference
@@ -161,6 +161,6 @@ def phrase(error: FeaturetapError) -> str:
 
 
 def _fail(message: str) -> NoReturn:
-    # Escapes first, which make a message longer.
+    # FeaturetapError shortens the message, so escape first: escapes make it longer.
     echo(f"featuretap: {FeaturetapError(' '.join(printable(message).split()))}", err=True)
     sys.exit(2)

@@ -1,4 +1,4 @@
-"""`python -m featuretap.command_line`."""
+"""Entry point of `python -m featuretap.command_line`."""
 
 from featuretap.command_line import main
 

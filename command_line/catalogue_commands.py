@@ -22,18 +22,21 @@ LISTED_SIZE = (224, 224)
 
 @click.command("list", cls=Command, short_help="List backbones, heads or weights.")
 @click.argument(
-    "pattern", default="*", shell_complete=completion.backbones_or_heads, help="Names, * for any.  [default: *]"
+    "pattern",
+    default="*",
+    shell_complete=completion.backbones_or_heads,
+    help="Name or glob pattern.  [default: *]",
 )
 @click.option("--heads", is_flag=True, help="List heads instead of backbones.")
 @click.option("--weights", is_flag=True, help="List published weights instead of backbones, with their licenses.")
 def list_command(pattern: str, heads: bool, weights: bool) -> None:
-    """List the backbones, heads or weights whose names match PATTERN.
+    """List the backbones whose names match PATTERN; with --heads or --weights, list heads or published weights.
 
     Example: featuretap list 'mobilenet_v3*'
     featuretap list --weights 'mobilenet_v2.*'
     """
     if heads and weights:
-        raise click.UsageError("--heads and --weights exclude each other; give one of them")
+        raise click.UsageError("--heads and --weights exclude each other; use one of them")
     listing = registry.list_heads if heads else registry.list_weights if weights else registry.list_backbones
     names = listing(pattern)
     if not names:
@@ -45,14 +48,16 @@ def list_command(pattern: str, heads: bool, weights: bool) -> None:
         echo("Accuracy in percent, as published: top-1 of classifiers, box AP of detectors, mean IoU of segmenters.")
     elif heads:
         print_table(("name", "reads", ">classes", "description"), map(_head_row, names))
-        echo("Classes are the default; featuretap show NAME --head HEAD counts a backbone with a head.")
+        echo("Classes: default number. See a backbone with a head: featuretap show NAME --head HEAD")
     else:
         titles = ("name", ">parameters", ">MACs", "channels C1–C5", "weights")
         print_table(titles, map(_backbone_row, names))
         if "/" in pattern:
-            echo("featuretap show NAME describes one of these, which it builds on the meta device.")
+            echo("To count one of these (it is built on the meta device): featuretap show NAME")
         else:
-            echo("Parameters and multiply-adds (MACs) include the 1000-class classifier, for one 224×224 image.")
+            echo(
+                "Parameters and multiply-adds (MACs) include the 1000-class classifier; MACs are for one 224×224 image."
+            )
     for problem in registry.default.problems:
         echo(problem, err=True)
     if registry.default.problems:
@@ -69,7 +74,7 @@ def _head_row(name: str) -> tuple[str, ...]:
     try:
         head = registry.default.head(name)
     except UnknownHeadError:
-        # Two plugins provide it, which is one of the problems.
+        # Two plugins provide the name; the list of problems below reports it.
         return name, "–", "–", ""
     reads = ", ".join(choice if isinstance(choice, str) else " or ".join(choice) for choice in head.reads)
     return name, reads, "–" if head.num_classes is None else str(head.num_classes), head.description
@@ -77,12 +82,12 @@ def _head_row(name: str) -> tuple[str, ...]:
 
 def _backbone_row(name: str) -> tuple[str, ...]:
     if registry.default.needs_torch(name):
-        # Backbones of open namespaces, and their variants, are built to be described.
+        # Counting a backbone of an open namespace would build it.
         return name, "–", "–", "–", ""
     try:
         spec = _with_classifier(name, {})
     except FeaturetapError as error:
-        # One backbone that cannot be described must not hide the others.
+        # One backbone with a broken spec must not hide the others.
         if str(error) not in registry.default.problems:
             echo(str(error), err=True)
         return name, "–", "–", "–", ""
@@ -102,29 +107,32 @@ def _with_classifier(name: str, options: dict[str, Any]) -> BackboneSpec | Model
 def _cost(
     spec: BackboneSpec | ModelSpec | MultiHeadSpec, size: tuple[int, int], *, build: bool = False
 ) -> dict[str, int | None]:
-    """Return parameters and multiply-adds; what is not a table of rows is counted only where it may be built."""
+    """Return parameters and multiply-adds; a backbone that is not a table of rows is counted only with `build`."""
     cost: dict[str, int | None] = {"parameters": None, "macs": None}
     if backbone_of(spec).stages or build:
         cost["parameters"] = spec.parameters
         try:
             cost["macs"] = spec.macs(*size)
         except PluginError as error:
-            # A network for one size of images cannot run at another.
+            # Some networks accept a single image size.
             echo(str(error), err=True)
     return cost
 
 
-@click.command("show", cls=Command, short_help="Show the taps of a backbone, and what it costs.")
-@click.argument("name", shell_complete=completion.backbones, help="The backbone.")
+@click.command("show", cls=Command, short_help="Show taps, parameters and multiply-adds of a backbone.")
+@click.argument("name", shell_complete=completion.backbones, help="Name of the backbone.")
 @click.option("--width", type=float, help="Width multiplier.")
-@click.option("--reduced-tail", is_flag=True, default=None, help="Halve the channels behind C4.")
-@click.option("--output-stride", type=int, help="32, 16 or 8.")
-@click.option("--in-channels", type=int, help="Channels of the images.")
-@parameters.backbone_options("Any other option, road.num_classes=2 of one of several heads; can be repeated.")
-@parameters.heads_option("Count the backbone with this head; can be repeated, with names: road=lraspp.")
+@click.option("--reduced-tail", is_flag=True, default=None, help="Halve the channels after C4.")
+@click.option("--output-stride", type=int, help="Maximum stride: 32, 16 or 8.")
+@click.option("--in-channels", type=int, help="Number of image channels.")
+@parameters.backbone_options(
+    "Any other option of the backbone or head, such as dilate_entry=true. With several heads, prefix it with the "
+    "head's name: road.num_classes=2. Can be repeated."
+)
+@parameters.heads_option(f"Attach this head. {parameters.SEVERAL_HEADS}")
 @parameters.NUM_CLASSES
-@click.option("--taps", type=parameters.TAPS, help="Taps that the head reads, separated by commas.")
-@click.option("--size", type=parameters.SIZE, default="224x224", help="Size of the images.")
+@click.option("--taps", type=parameters.TAPS, help="Comma-separated taps for the head to read.")
+@click.option("--size", type=parameters.SIZE, default="224x224", help="Image size, height x width.")
 @parameters.JSON
 def show_command(
     name: str,
@@ -136,14 +144,14 @@ def show_command(
     as_json: bool,
     **named: Any,
 ) -> None:
-    """Show every tap of the backbone NAME, and what it costs, alone and with a head.
+    """Show every tap of the backbone NAME, and count its parameters and multiply-adds with and without a head.
 
     Example: featuretap show mobilenet_v3_large --head ssdlite --reduced-tail --size 320x320
     featuretap show mobilenet_v3_large --head objects=ssdlite --head road=lraspp --option road.num_classes=2
     """
     options = {option: value for option, value in named.items() if value is not None} | options
     if head is None and (taps or num_classes is not None):
-        raise click.UsageError("--taps and --num-classes are of a head; name it with --head")
+        raise click.UsageError("--taps and --num-classes need a head; add --head")
     arguments = {"head": head, "taps": taps, "num_classes": num_classes} if head else {"features_only": True}
     spec = registry.spec(name, **arguments, **options)
     (print_json if as_json else _print_facts)(_facts(name, spec, options, size))
@@ -153,7 +161,7 @@ def _facts(
     name: str, spec: BackboneSpec | ModelSpec | MultiHeadSpec, options: dict[str, Any], size: tuple[int, int]
 ) -> dict[str, Any]:
     if isinstance(spec, ModelSpec | MultiHeadSpec):
-        # Not the taps of the heads alone.
+        # Show all taps, not only those that the heads read.
         backbone = spec.backbone.with_taps(spec.backbone.levels or tuple(spec.backbone.addresses))
         if isinstance(spec, ModelSpec):
             with_head: dict[str, Any] = {"head": {**_head_facts(spec, size), **_cost(spec, size, build=True)}}
@@ -211,14 +219,14 @@ def _print_facts(facts: dict[str, Any]) -> None:
     echo(f"{facts['name']}: {facts['description']}")
     print_fields(
         {
-            "also called": ", ".join(facts["aliases"]),
+            "aliases": ", ".join(facts["aliases"]),
             "options": format_options(facts["options"]),
-            "from plugin": facts["plugin"],
+            "plugin": facts["plugin"],
             "weights": ", ".join(facts["weights"]) or "none in the catalogue",
             "licenses": _format_licenses(facts["licenses"]),
         }
     )
-    titles = ("tap", ">channels", ">stride", ">map", ">parameters up to it", ">MACs up to it")
+    titles = ("tap", ">channels", ">stride", ">map", ">parameters to here", ">MACs to here")
     rows = [
         (address, str(tap["channels"]), str(tap["stride"]), "{1}×{2}".format(*tap["shape"]), *_format_cost(tap))
         for address, tap in facts["taps"].items()
@@ -227,23 +235,23 @@ def _print_facts(facts: dict[str, Any]) -> None:
     head, heads = facts.get("head"), facts.get("heads", {})
     costs = {"backbone": facts["backbone"]}
     if heads:
-        costs |= {**heads, "all together": facts["model"]}
+        costs |= {**heads, "total": facts["model"]}
     else:
         costs |= {f"with {head['name']}": head} if head else {"classifier": facts["classifier"]}
     width = max(12, *map(len, costs))
     image = "{}×{}".format(*facts["size"])
-    text = "{} parameters, {} multiply-adds for an image of " + image
+    text = "{} parameters, {} multiply-adds at " + image
     print_fields({label: text.format(*_format_cost(cost)) for label, cost in costs.items()}, width)
     if facts["activation_memory"] is not None:
         peak = f"{facts['activation_memory'] / 1e6:.2f} MB at peak in the backbone, for one image of {image} in float32"
         print_fields({"activations": peak}, width)
     if head:
         options = format_options(head["options"]) or "none"
-        print_fields({"it reads": ", ".join(head["reads"]), "its options": options}, width)
+        print_fields({"head reads": ", ".join(head["reads"]), "head options": options}, width)
     for label, one in heads.items():
         options = format_options(one["options"]) or "none"
         echo(f"{label}: {one['description']}")
-        print_fields({"it reads": ", ".join(one["reads"]), "its options": options}, width)
+        print_fields({"reads": ", ".join(one["reads"]), "options": options}, width)
     outputs = head["outputs"] if head else {}
     for label, one in heads.items():
         outputs |= {f"{label}.{output}": shape for output, shape in one["outputs"].items()}

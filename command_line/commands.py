@@ -1,4 +1,4 @@
-"""Commands and groups whose help has examples."""
+"""Base classes of the commands: help with examples, and checks before a command runs."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ EXAMPLE = "\n\nExample: "
 
 
 class Command(click.Command):
-    """A command whose docstring ends with "Example: …"; help shows these lines as they are."""
+    """A command whose docstring ends with "Example: …". Help shows the example lines unwrapped."""
 
     def __init__(self, *args: Any, **attributes: Any) -> None:
         super().__init__(*args, **attributes)
@@ -24,12 +24,14 @@ class Command(click.Command):
         self.help = "\n".join([text, "", "\b", "Example:", *(f"  {example}" for example in self.examples)])
 
     def invoke(self, ctx: click.Context) -> Any:
-        """Run the command; one that needs PyTorch reports an installation without it."""
+        """Run the command, and report a missing PyTorch in one line."""
         try:
             Path.cwd()
         except OSError as error:
-            # Importing PyTorch ends the process there.
-            raise click.UsageError(f"the current folder cannot be used: {error.strerror}; change to another") from error
+            # Importing PyTorch in such a folder ends the process.
+            raise click.UsageError(
+                f"cannot access the current folder: {error.strerror}; change to another folder"
+            ) from error
         with explain_missing_torch(ctx.command_path):
             return super().invoke(ctx)
 

@@ -1,7 +1,8 @@
-"""Shell completion: `featuretap completion`, and what it completes arguments to, silently.
+"""Shell completion: the command `featuretap completion` and the completion of arguments.
 
-Each completion is a `shell_complete` function of click: of a context, a parameter and the incomplete word. Names in
-open namespaces, such as "timm/resnet18", are left out, since listing them imports torch.
+Each completion is a `shell_complete` function of click, called with a context, a parameter and the incomplete word. It
+prints nothing and never raises. Names in open namespaces, such as "timm/resnet18", are not completed, because listing
+them imports torch.
 """
 
 from __future__ import annotations
@@ -29,12 +30,12 @@ DEFAULT_BACKBONE = "mobilenet_v2"
 SEPARATORS = ("=", ":")
 
 
-@click.command("completion", cls=Command, short_help="Print a script that completes these commands in a shell.")
-@click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]), help="The shell.")
+@click.command("completion", cls=Command, short_help="Print a shell completion script.")
+@click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]), help="Shell to complete in.")
 def completion_command(shell: str) -> None:
-    """Print a script that completes commands, options, names and files in a shell.
+    """Print a script that completes featuretap's commands, options, names and files in a shell.
 
-    Append it to the shell's start-up file, and start a new shell. bash has to be 4.4 or newer.
+    Append the script to the shell's startup file and open a new shell. bash must be version 4.4 or newer.
 
     Example: featuretap completion bash >> ~/.bashrc
     featuretap completion zsh >> ~/.zshrc
@@ -47,10 +48,10 @@ def completion_command(shell: str) -> None:
 
 @add_completion_class
 class JoinedBashComplete(BashComplete):
-    """bash's completion, which splits --taps=C3 into three words."""
+    """Completion for bash, which splits --taps=C3 into three words; this class joins them again."""
 
     def get_completion_args(self) -> tuple[list[str], str]:
-        """Return the words before the incomplete one, and that one."""
+        """Return the complete words and the incomplete one."""
         args, incomplete = super().get_completion_args()
         split = [*args, incomplete] if incomplete else args
         words: list[str] = []
@@ -63,12 +64,12 @@ class JoinedBashComplete(BashComplete):
 
 
 def _complete(names: Callable[[click.Context], Iterable[str]], paths: Literal["", "file", "dir"] = "") -> Completion:
-    """Return the completion to names, and to the shell's files or folders where none matches."""
+    """Return a completion to `names`, or to files or folders of the shell if no name matches."""
 
     def complete(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem[str]]:
-        """Complete to the names that begin with the incomplete word."""
+        """Return the names that begin with the incomplete word."""
         found: list[CompletionItem[str]] = []
-        # Errors of catalogues and plugins, and what they print, must not disturb the line that is being typed.
+        # Errors and output of catalogues and plugins must not disturb the line that the user is typing.
         with suppress(Exception), redirect_stdout(StringIO()), redirect_stderr(StringIO()):
             found = [CompletionItem(name) for name in names(ctx) if name.startswith(incomplete)]
         return found if found or not paths else [CompletionItem(incomplete, type=paths)]
@@ -77,9 +78,9 @@ def _complete(names: Callable[[click.Context], Iterable[str]], paths: Literal[""
 
 
 def _named(ctx: click.Context) -> str:
-    """Return the backbone that the line names so far, or the default; a LookupError where describing it needs torch."""
+    """Return the backbone named on the line so far, or the default. Raise LookupError if describing it needs torch."""
     arguments = [param.name for param in ctx.command.params if isinstance(param, click.Argument)]
-    # Before an option whose value is being typed, click has not yet assigned the arguments.
+    # While the value of an option is being typed, click has not yet assigned the positional arguments.
     values = [ctx.params.get(arguments[0]), *ctx.args] if arguments[0] in ("name", "source") else []
     values += [ctx.params.get("model"), ctx.params.get("backbone")]
     name = next((value for value in values if isinstance(value, str)), DEFAULT_BACKBONE)
@@ -89,13 +90,13 @@ def _named(ctx: click.Context) -> str:
 
 
 def _writable_layouts() -> list[str]:
-    """Return the layouts that files can be written in."""
+    """Return the names of the layouts that weights can be written in."""
     from featuretap.weights.layouts import layout_for
 
-    having = {
+    examples = {
         layout: spec for spec in map(registry.default.backbone, registry.list_backbones()) for layout in spec.layouts
     }
-    return sorted({"featuretap", *(layout for layout, spec in having.items() if layout_for(spec, layout).writable)})
+    return sorted({"featuretap", *(layout for layout, spec in examples.items() if layout_for(spec, layout).writable)})
 
 
 backbones = _complete(lambda ctx: registry.list_backbones())

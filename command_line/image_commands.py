@@ -1,4 +1,4 @@
-"""`featuretap taps`, `featuretap predict` and `featuretap extract`. Torch is imported once the images are found."""
+"""The commands `featuretap taps`, `predict` and `extract`. They import torch only after the images are found."""
 
 from __future__ import annotations
 
@@ -19,19 +19,23 @@ from featuretap.support.extras import check_extra
 from featuretap.workflows.extraction.job import Dtype, FileFormat, Job, default_shard_size
 
 EXPORTED = tuple(suffix for form in FORMATS if form.session for suffix in form.suffixes)
-"""Endings of files that a session opens without PyTorch."""
+"""Suffixes of files that a session opens without PyTorch."""
 
 LARGEST_SHARD = 16_384
-"""Images per file: their names must fit the header of a safetensors file, however long they are."""
+"""Images per file. The header of a safetensors file must hold their names, even if all are of maximum length."""
 
 
 @click.command("taps", cls=Command, short_help="Draw the feature maps of an image.")
-@click.argument("image", type=parameters.PATH, help="An image file.")
+@click.argument("image", type=parameters.PATH, help="Image file.")
 @parameters.MODEL
 @parameters.weights_option()
-@click.option("--taps", type=parameters.TAPS, help="Taps, separated by commas.  [default: C1 to C5, or the file's]")
-@click.option("--size", type=parameters.SIZE, help="Resize the image to this.  [default: shorter side 224]")
-@click.option("--out", type=click.Path(path_type=Path, dir_okay=False), help="The picture.  [default: IMAGE-taps.png]")
+@click.option(
+    "--taps", type=parameters.TAPS, help="Comma-separated taps.  [default: C1 to C5, or the taps in the weights file]"
+)
+@click.option("--size", type=parameters.SIZE, help="Resize the image to this size.  [default: shorter side 224]")
+@click.option(
+    "--out", type=click.Path(path_type=Path, dir_okay=False), help="Picture to write.  [default: IMAGE-taps.png]"
+)
 @parameters.TORCH
 def taps_command(
     image: Path,
@@ -42,7 +46,7 @@ def taps_command(
     out: Path | None,
     use_torch: bool,
 ) -> None:
-    """Draw the feature maps of IMAGE, the channels of each reduced to colours.
+    """Draw the feature maps of IMAGE. Red, green and blue are the first three principal components of each map.
 
     Example: featuretap taps street.jpg --model mobilenet_v3_large --taps C3,C4,C5
     """
@@ -70,17 +74,19 @@ def taps_command(
     echo(f"picture: {target}")
 
 
-@click.command("predict", cls=Command, short_help="Predict what is in images.")
+@click.command("predict", cls=Command, short_help="Classify, detect or segment images.")
 @click.argument(
-    "sources", type=click.Path(), nargs=-1, required=True, metavar="SOURCE...", help="Image files, folders, URLs."
+    "sources", type=click.Path(), nargs=-1, required=True, metavar="SOURCE...", help="Image files, folders or URLs."
 )
 @parameters.MODEL
-@parameters.weights_option("A tag, or a file or its address.")
-@parameters.one_head_option("One of several heads of the file.  [default: all]")
-@click.option("--top", type=click.IntRange(min=1), help="Classes that a classifier names.  [default: 5]")
+@parameters.weights_option("Weights tag, file or URL.")
+@parameters.one_head_option("Run only this head of a weights file with several heads.  [default: all heads]")
+@click.option("--top", type=click.IntRange(min=1), help="Number of classes that a classifier prints.  [default: 5]")
 @click.option("--threshold", type=click.FloatRange(0, 1), help="Minimum score of a detector's boxes.  [default: 0.5]")
 @parameters.batch_size_option(16)
-@click.option("--out", type=click.Path(path_type=Path, file_okay=False), help="Draw each image into this folder.")
+@click.option(
+    "--out", type=click.Path(path_type=Path, file_okay=False), help="Folder for pictures with the predictions drawn in."
+)
 @parameters.TORCH
 @parameters.JSON
 def predict_command(
@@ -95,26 +101,26 @@ def predict_command(
     use_torch: bool,
     as_json: bool,
 ) -> None:
-    """Predict what is in SOURCE: image files, folders of them, or their URLs.
+    """Classify, detect or segment images with a trained model.
 
-    A classifier names the most probable classes, a detector boxes what it finds, a segmenter names the class of every
-    pixel; several heads of a file predict in one pass, and are drawn in one picture. Images that cannot be read are
-    listed at the end; the others are done, and the exit status is 1.
+    A classifier prints the most probable classes, a detector the boxes it finds, and a segmenter each class with its
+    share of the pixels. A model with several heads runs all of them in one pass and draws them into one picture.
+    Unreadable images are skipped and listed at the end, and the exit status is 1.
 
     Example: featuretap predict cat.jpg holidays https://example.org/dog.jpg --model mobilenet_v3_large
     """
     if head and str(weights).endswith(EXPORTED):
         raise click.UsageError(
-            f"the exported file {weights!r} computes all of its heads; leave --head out, or give the weights file that "
-            "it was written from"
+            f"the exported file {weights!r} always computes all heads; leave --head out, or pass the weights file that "
+            "it was exported from"
         )
     if head and (model or not is_location(weights)):
-        raise click.UsageError("--head selects one of several heads of a file; give that as --weights, without --model")
+        raise click.UsageError("--head selects a head of a weights file; pass the file as --weights, without --model")
     from featuretap.workflows.inference.sources import find_sources, picture_paths, read_ahead, read_source
 
     found = find_sources(sources, out)
     pictures = picture_paths(found, out) if out else {}
-    # A single image that cannot be read is bad input, reported before torch is imported.
+    # If the only image cannot be read, report it before importing torch.
     images = iter([(found[0], read_source(found[0]))]) if len(found) == 1 else read_ahead(found)
 
     from featuretap.support.progress import bar
@@ -127,7 +133,9 @@ def predict_command(
     tasks = [task_of(one) for one in predicting_heads(predictor.description).values()]
     for option, value, needed in (("--top", top, "classification"), ("--threshold", threshold, "detection")):
         if value is not None and needed not in tasks:
-            raise click.UsageError(f"{option} is for {needed}, and the model is one for {' and '.join(tasks)}")
+            raise click.UsageError(
+                f"{option} needs a {needed} model, but the task of this one is {' and '.join(tasks)}"
+            )
     settings: dict[str, Any] = {
         "batch_size": batch_size,
         "top": top or 5,
@@ -162,23 +170,27 @@ def predict_command(
 
 
 @click.command("extract", cls=Command, short_help="Write the feature maps of images into a folder.")
-@click.argument("images", type=parameters.PATH, nargs=-1, required=True, help="Files and folders of images.")
-@click.option("--out", type=parameters.PATH, required=True, help="The folder of features.")
+@click.argument("images", type=parameters.PATH, nargs=-1, required=True, help="Image files and folders.")
+@click.option("--out", type=parameters.PATH, required=True, help="Folder to write the features to.")
 @parameters.MODEL
 @parameters.weights_option()
-@click.option("--taps", type=parameters.TAPS, default="C5", help="Taps, separated by commas.")
-@click.option("--pool", is_flag=True, help="Average each map over its pixels: one value per channel.")
-@click.option("--size", type=parameters.SIZE, help="Resize images to this.  [default: resize and crop as in training]")
-@parameters.batch_size_option(None, "4, or 32 with PyTorch")
-@parameters.workers_option("Processes that read images for PyTorch; a session reads them in its threads.")
+@click.option("--taps", type=parameters.TAPS, default="C5", help="Comma-separated taps.")
+@click.option("--pool", is_flag=True, help="Average each map over height and width, to one value per channel.")
 @click.option(
-    "--format", "file_format", type=click.Choice(get_args(FileFormat)), default="safetensors", help="Of the files."
+    "--size", type=parameters.SIZE, help="Resize images to this size.  [default: resize and crop as in training]"
+)
+@parameters.batch_size_option(None, "4, or 32 with PyTorch")
+@parameters.workers_option("Processes that read images, with PyTorch; sessions use threads.")
+@click.option(
+    "--format", "file_format", type=click.Choice(get_args(FileFormat)), default="safetensors", help="File format."
 )
 @click.option(
     "--shard-size", type=click.IntRange(1, LARGEST_SHARD), help="Images per file.  [default: up to 1024 or 256 MiB]"
 )
-@click.option("--dtype", type=click.Choice(get_args(Dtype)), default="float32", help="Type of the values.")
-@click.option("--ray", "on_ray", is_flag=True, help="Run on the Ray cluster at RAY_ADDRESS, or on one started here.")
+@click.option("--dtype", type=click.Choice(get_args(Dtype)), default="float32", help="Data type of the features.")
+@click.option(
+    "--ray", "on_ray", is_flag=True, help="Run on the Ray cluster at RAY_ADDRESS, or start one on this machine."
+)
 @parameters.TORCH
 def extract_command(
     images: tuple[Path, ...],
@@ -194,9 +206,9 @@ def extract_command(
     use_torch: bool,
     **settings: Any,
 ) -> None:
-    """Write the feature maps of IMAGES, folders or files, into a folder of safetensors or Parquet files.
+    """Write the feature maps of IMAGES (files and folders) into a folder of safetensors or Parquet files.
 
-    Repeating the command resumes an interrupted run.
+    To resume an interrupted run, repeat the command.
 
     Example: featuretap extract photographs --taps C3,C5 --pool --out features
     """
@@ -204,7 +216,7 @@ def extract_command(
         check_extra("featuretap extract --format parquet", "parquet", ("pyarrow",))
     if settings["on_ray"]:
         check_extra("featuretap extract --ray", "ray", ("ray", "torch"))
-        # A session cannot be sent to other processes.
+        # A session cannot be pickled for Ray's workers.
         use_torch = True
     from featuretap.support.image_files import list_images
 
@@ -231,12 +243,12 @@ def extract_command(
             report = step("extracting", None)
             outcome = extract(job, extractor, **settings, begin=lambda count: step("extracting", count), report=report)
     except KeyboardInterrupt as interrupt:
-        raise click.Abort("the same command goes on from there") from interrupt
+        raise click.Abort("repeat the command to resume") from interrupt
     seconds = time.perf_counter() - start
     if outcome.bad:
         report_unreadable(len(outcome.bad), len(found), f"; see {str(out / 'errors.csv')!r}")
-    before = f", {len(found) - outcome.read} of them before" if outcome.read < len(found) else ""
+    earlier = f" ({len(found) - outcome.read} from an earlier run)" if outcome.read < len(found) else ""
     echo(
-        f"{out}: {len(found)} images{before}, {len(outcome.bad)} bad, {seconds:.1f} s, "
+        f"{out}: {len(found)} images{earlier}, {len(outcome.bad)} unreadable, {seconds:.1f} s, "
         f"{outcome.read / seconds:.1f} images/s"
     )

@@ -1,4 +1,4 @@
-"""Interrupted and terminated commands, and closed output. Files are written atomically, so none is broken."""
+"""Handling of Ctrl-C, SIGTERM and closed output. Files are written atomically, so an interruption corrupts none."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ import click
 from featuretap.command_line.printing import discard, echo
 
 CLOSED = 141
-"""Exit status where nobody reads the output any more, as a shell gives it for SIGPIPE."""
+"""Exit status when the reader of the output has closed it, as a shell reports SIGPIPE."""
 
 
 @contextmanager
 def convert_sigterm() -> Iterator[None]:
-    """Raise a KeyboardInterrupt at SIGTERM, so that temporary files are removed."""
+    """Raise KeyboardInterrupt on SIGTERM, so that temporary files are removed."""
     if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGTERM) != signal.SIG_DFL:
-        # The handler of a program that calls us stays.
+        # Keep the handler of a program that calls `main`.
         yield
         return
     signal.signal(signal.SIGTERM, _interrupt)
@@ -40,7 +40,7 @@ def _interrupt(number: int, frame: object) -> NoReturn:
 
 @contextmanager
 def convert_interrupts() -> Iterator[None]:
-    """Handle interruptions before click, which would write a blank line, and exit with 1 where nobody reads."""
+    """Handle Ctrl-C and closed output before click, which would print a blank line or exit with status 1."""
     try:
         yield
     except KeyboardInterrupt as interrupt:
@@ -52,7 +52,7 @@ def convert_interrupts() -> Iterator[None]:
 
 @contextmanager
 def report_unwritten(target: Path) -> Iterator[None]:
-    """Let an interrupted command report that nothing was written, if the file or folder is unchanged."""
+    """Make an interrupted command report that nothing was written, if `target` is unchanged."""
     before = _state(target)
     try:
         yield
@@ -61,8 +61,8 @@ def report_unwritten(target: Path) -> Iterator[None]:
 
 
 def _state(target: Path) -> list[tuple[str, int, int]]:
-    """Return the name, inode and time of a file, or of the files in a folder."""
-    # What cannot be read is for the command to report.
+    """Return name, inode and modification time of a file, or of each file in a folder."""
+    # The command itself reports paths that cannot be read.
     with suppress(OSError):
         paths = sorted(target.iterdir()) if target.is_dir() else [target]
         return [(path.name, stat.st_ino, stat.st_mtime_ns) for path in paths for stat in [path.stat()]]
@@ -70,14 +70,14 @@ def _state(target: Path) -> list[tuple[str, int, int]]:
 
 
 def exit_interrupted(error: click.Abort | KeyboardInterrupt) -> NoReturn:
-    """Report an interruption in a line, and exit as a shell does for its signal: with 130 or 143."""
+    """Report an interruption in one line, and exit with status 130 (SIGINT) or 143 (SIGTERM), as a shell does."""
     interrupt = error.__cause__ or error
     _clear_frames(interrupt)
     if sys.stderr.isatty():
-        # The terminal has written ^C.
+        # End the line on which the terminal printed ^C.
         echo(err=True)
     advice = error.args if isinstance(error, click.Abort) else ()
-    # The plugin that was interrupted.
+    # The note names the plugin that was interrupted.
     interrupted = " ".join(("interrupted", *getattr(interrupt, "__notes__", ())))
     echo(f"featuretap: {'; '.join(filter(None, (interrupted, *advice)))}", err=True)
     terminated = isinstance(interrupt, KeyboardInterrupt) and interrupt.args == (signal.SIGTERM,)
@@ -85,10 +85,10 @@ def exit_interrupted(error: click.Abort | KeyboardInterrupt) -> NoReturn:
 
 
 def _clear_frames(interrupt: BaseException) -> None:
-    """Free the objects of the interrupted code without printing what their finalizers raise."""
+    """Free the objects of the interrupted code without printing errors of their finalizers."""
     hook, sys.unraisablehook = sys.unraisablehook, lambda unraisable: None
     try:
-        # Ctrl-C also ends the workers of a loader, which it would report when it is freed.
+        # Ctrl-C also ends the workers of a data loader, and its finalizer would report them.
         clear_frames(interrupt.__traceback__)
         gc.collect()
     finally:

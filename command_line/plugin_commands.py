@@ -1,4 +1,4 @@
-"""`featuretap plugins`, `featuretap plugins doctor` and `featuretap new-plugin`. Only the doctor needs torch."""
+"""The commands `featuretap plugins`, `plugins doctor` and `new-plugin`. Only `plugins doctor` needs torch."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ $package = ["registry.toml"]
 """,
     "$package/__init__.py": '"""The backbone $backbone for featuretap."""\n',
     "$package/plugin.py": '''\
-"""What featuretap asks: the entry point names this module."""
+"""Hooks that featuretap calls. The entry point in pyproject.toml names this module."""
 
 from pathlib import Path
 
@@ -70,17 +70,17 @@ CATALOGUE = load_catalogue(Path(__file__).parent / "registry.toml")
 
 @hookimpl
 def featuretap_backbones():
-    """Return the backbones of registry.toml."""
+    """Return the backbones in registry.toml."""
     return CATALOGUE.backbones
 
 
 @hookimpl
 def featuretap_weights():
-    """Return the published weights of registry.toml."""
+    """Return the weights in registry.toml."""
     return CATALOGUE.weights
 ''',
     "$package/networks.py": '''\
-"""The network as a table. A stage's first row strides, and its last row is the tap."""
+"""The backbone as a table of rows. The first row of a stage has stride 2, and its last row is the tap."""
 
 from featuretap.registry.specs import HS, RE, SE, BackboneSpec, Bneck, Conv
 
@@ -130,7 +130,7 @@ pytest
 FACTORY_TEMPLATE = {
     **TEMPLATE,
     "$package/networks.py": '''\
-"""What is known of the network before it is built. This module must not import torch."""
+"""Description of the backbone, readable before it is built. This module must not import torch."""
 
 from featuretap.registry.specs import BackboneSpec, Tap
 
@@ -139,7 +139,7 @@ TAPS = {"C1": Tap(16, 2), "C2": Tap(24, 4), "C3": Tap(40, 8), "C4": Tap(64, 16),
 $table = BackboneSpec("$backbone", taps=TAPS, factory="$package.modules:build", description="a small example")
 ''',
     "$package/modules.py": '''\
-"""The network, and the factory that featuretap calls. Replace `Network` with your own."""
+"""The network, and the factory that featuretap calls. Replace `Network` with your network."""
 
 from torch import nn
 
@@ -147,7 +147,7 @@ from $package.networks import TAPS
 
 
 class Network(nn.Module):
-    """Images (N, 3, H, W) → list of the map of each stage, as timm's models with `features_only=True` return them."""
+    """Return a list with the map of each stage for images (N, 3, H, W), as timm's `features_only=True` models do."""
 
     def __init__(self, channels):
         super().__init__()
@@ -165,7 +165,7 @@ class Network(nn.Module):
 
 
 class Backbone(nn.Module):
-    """A network whose maps are returned in a dict, in the order of `requested`."""
+    """Wrap a network to return its maps as a dict, in the order of `requested`."""
 
     def __init__(self, network, levels, requested):
         super().__init__()
@@ -179,7 +179,7 @@ class Backbone(nn.Module):
 
 
 def build(spec, *, taps):
-    """Return the backbone for `taps`, without the stages after the last of them."""
+    """Return the backbone for `taps`, without the stages after the last tap."""
     levels = list(TAPS)[: 1 + max(map(list(TAPS).index, taps))]
     return Backbone(Network([TAPS[level].channels for level in levels]), levels, taps)
 ''',
@@ -196,23 +196,23 @@ from featuretap.registry.testing import BackboneConformance
 class TestBackbones(BackboneConformance):
     plugin = "$package.plugin"
     # scripts = False  # if torch.jit.script cannot compile the network
-    # sizes = ((224, 224),)  # if the network takes some sizes only
+    # sizes = ((224, 224),)  # if the network accepts only some image sizes
 """,
 }
 
 
-@click.group("plugins", cls=Group, invoke_without_command=True, short_help="List plugins, or examine one.")
+@click.group("plugins", cls=Group, invoke_without_command=True, short_help="List or check plugins.")
 @parameters.JSON
 @click.pass_context
 def plugins_command(context: click.Context, as_json: bool) -> None:
-    """List the installed plugins: what each provides, or why it does not.
+    """List the installed plugins, with their status and what they provide.
 
     Example: featuretap plugins
     featuretap plugins doctor featuretap-mobilenet-v4
     """
     if context.invoked_subcommand:
         if as_json:
-            raise click.UsageError("--json is of the table; leave it out, or leave the subcommand out")
+            raise click.UsageError("--json applies to the list of plugins; leave out --json or the subcommand")
         return
     plugins, problems = registry.default.plugins, registry.default.problems
     if as_json:
@@ -226,16 +226,21 @@ def plugins_command(context: click.Context, as_json: bool) -> None:
         echo(problem)
     failed = [plugin for plugin in plugins if plugin.status == "failed"]
     if failed:
-        echo(f"featuretap plugins doctor {failed[0].distribution} shows where it failed.")
+        echo(f"See where it failed: featuretap plugins doctor {failed[0].distribution}")
 
 
-@plugins_command.command("doctor", cls=Command, short_help="Examine plugins.")
-@click.argument("name", required=False, shell_complete=completion.plugins, help="The distribution, or the plugin.")
+@plugins_command.command("doctor", cls=Command, short_help="Check plugins for problems.")
+@click.argument(
+    "name",
+    required=False,
+    shell_complete=completion.plugins,
+    help="Name of a distribution or plugin.  [default: all but the built-in plugins]",
+)
 def doctor_command(name: str | None) -> None:
-    """Examine the plugins of the distribution NAME, or all: failures, heavy imports, and declarations that do not hold.
+    """Check plugins for failures, heavy imports, and declarations that do not match the built models.
 
-    Each is examined in a process of its own, which is stopped if a step takes more than a minute. The exit status is 1
-    if there are problems.
+    Each plugin is checked in a separate process, which is stopped if a step takes more than a minute. The exit status
+    is 1 if there are problems.
 
     Example: featuretap plugins doctor featuretap-mobilenet-v4
     """
@@ -245,16 +250,16 @@ def doctor_command(name: str | None) -> None:
     found = [point for point in points if _is_meant(name, point)]
     if name is not None and not found:
         known = sorted({point.distribution for point in points} | {point.name for point in points})
-        hint = did_you_mean(name, known) or f"; there are {', '.join(known)}"
-        raise click.UsageError(f"no plugin and no distribution with one is named {name!r}{hint}")
+        hint = did_you_mean(name, known) or f"; available: {', '.join(known)}"
+        raise click.UsageError(f"no plugin or plugin distribution is named {name!r}{hint}")
     if not found:
-        echo("no plugins are installed besides featuretap's own; featuretap plugins doctor featuretap examines those")
+        echo("no plugins are installed; check the built-in plugins with: featuretap plugins doctor featuretap")
         return
     allowed = [point for point in points if point.built_in or policy.allows(point.distribution)]
     if find_spec("torch") is None and any(point in allowed for point in found):
-        # Said here in a line, before any process needs it.
+        # Report the missing torch once, before any process needs it.
         raise ModuleNotFoundError(name="torch")
-    # One alone has no other plugin's names.
+    # A single plugin has no other plugin's names to conflict with.
     several = sum(not point.built_in for point in allowed) > 1
     with closing(examine_all([*[None] * several, *(point for point in found if point in allowed)])) as examinations:
         together = next(examinations) if several else Examination()
@@ -264,19 +269,28 @@ def doctor_command(name: str | None) -> None:
 
 
 def _is_meant(name: str | None, point: PluginEntryPoint) -> bool:
-    """Return whether a plugin is one to examine; without a name, those that do not ship with featuretap are."""
+    """Return whether to check a plugin: it has this name, or there is no name and the plugin is not built in."""
     if name is None:
         return not point.built_in
     return normalize_name(name) in (point.distribution, normalize_name(point.name))
 
 
 def _report(point: PluginEntryPoint, found: Examination | None, together: Examination) -> bool:
-    """Print what is found of a plugin, None if it is disabled, and return whether it has no problems."""
+    """Print the result for a plugin.
+
+    Args:
+        point: the plugin's entry point.
+        found: result of checking the plugin, or None if it is disabled.
+        together: result of loading all plugins in one process.
+
+    Returns:
+        True if the plugin has no problems.
+    """
     plugin = plugin_at(point)
     echo(plugin.label)
     fields = {"version": plugin.version, "entry point": plugin.value}
     if found is None:
-        status = "disabled: switched off by FEATURETAP_PLUGINS or by [plugins] in featuretap.toml"
+        status = "disabled by FEATURETAP_PLUGINS or by [plugins] in featuretap.toml"
         print_fields({**fields, "status": status})
         return True
     seconds = f" in {_milliseconds(found.seconds)}" if found.seconds is not None else ""
@@ -292,12 +306,12 @@ def _report(point: PluginEntryPoint, found: Examination | None, together: Examin
     count = len(found.problems)
     if found.status == "failed":
         disable = f'[plugins] disable = ["{plugin.distribution}"] in featuretap.toml'
-        print_fields({"next": f"mend that, or switch it off: {disable}"})
+        print_fields({"next": f"fix the plugin, or disable it: {disable}"})
         return False
     if not together.complete:
-        print_fields({"names": f"not compared with those of other plugins, since {together.problems[-1]}"})
+        print_fields({"names": f"not compared with other plugins: {together.problems[-1]}"})
     print_fields({"found": f"{count} problem{'s' if count > 1 else ''}" if count else "no problems"})
-    advice = "make module and declaration agree; the classes of featuretap.registry.testing test more"
+    advice = "make the module match its declaration; the classes of featuretap.registry.testing check more"
     print_fields({"next": advice if count else None})
     return not count
 
@@ -333,11 +347,14 @@ def _milliseconds(seconds: float) -> str:
 
 
 def render_template(name: str, *, factory: bool = False) -> dict[str, str]:
-    """Return path → text of the files of a new distribution; its backbone's name leaves "featuretap-" out.
+    """Return the files of a new plugin distribution.
 
     Args:
-        name: of the distribution.
-        factory: whether a function builds the backbone, in place of a table.
+        name: name of the distribution; the backbone's name is the same without "featuretap-".
+        factory: whether a factory function builds the backbone, instead of a table.
+
+    Returns:
+        Path → text.
     """
     package = name.replace("-", "_")
     backbone = package.removeprefix("featuretap_")
@@ -346,20 +363,22 @@ def render_template(name: str, *, factory: bool = False) -> dict[str, str]:
         "package": package,
         "backbone": backbone,
         "table": backbone.upper(),
-        # Without a suffix such as ".dev1", which the release would precede.
+        # Major and minor only: a suffix such as ".dev1" could exclude the release.
         "version": ".".join(__version__.split(".")[:2]),
     }
     template = FACTORY_TEMPLATE if factory else TEMPLATE
     return {Template(path).substitute(values): Template(text).substitute(values) for path, text in template.items()}
 
 
-@click.command("new-plugin", cls=Command, short_help="Write a small plugin to start from.")
-@click.argument("name", help="The distribution, and the new folder.")
-@click.option("--factory", is_flag=True, help="Write a backbone from a PyTorch module, as timm's, instead of a table.")
+@click.command("new-plugin", cls=Command, short_help="Create a plugin project to start from.")
+@click.argument("name", help="Name of the distribution and of its folder.")
+@click.option(
+    "--factory", is_flag=True, help="Wrap a PyTorch module, such as a timm model, instead of defining a table."
+)
 def new_plugin_command(name: str, factory: bool) -> None:
-    """Write a small distribution NAME with a backbone into a new folder of that name.
+    """Create the folder NAME with a plugin distribution that adds a small example backbone.
 
-    It can be installed and tested as it is.
+    The distribution can be installed and tested immediately.
 
     Example: featuretap new-plugin featuretap-tinynet
     pip install -e './featuretap-tinynet[test]' && pytest featuretap-tinynet
@@ -367,20 +386,20 @@ def new_plugin_command(name: str, factory: bool) -> None:
     package = name.replace("-", "_")
     backbone = package.removeprefix("featuretap_")
     if not DISTRIBUTION.fullmatch(name) or not backbone.isidentifier():
-        raise click.UsageError(f"{name!r} is not a name for a distribution; write it like featuretap-tinynet")
+        raise click.UsageError(f"{name!r} is not a distribution name; use the form featuretap-tinynet")
     if package in sys.stdlib_module_names or keyword.iskeyword(package) or backbone == "featuretap":
-        raise click.UsageError(f"{package!r} is the name of a module of Python or of featuretap; choose another")
+        raise click.UsageError(f"the name {package!r} is reserved by Python or featuretap; choose another name")
     if find_spec(package):
-        raise click.UsageError(f"{package!r} is the name of a module that is installed; choose another")
+        raise click.UsageError(f"a module named {package!r} is already installed; choose another name")
     try:
         provider = registry.default.provider(backbone)
     except UnknownBackboneError:
         pass
     else:
-        raise click.UsageError(f"{provider!r} has a backbone {backbone!r} already; choose another name")
+        raise click.UsageError(f"{provider!r} already provides a backbone {backbone!r}; choose another name")
     folder, files = Path(name), render_template(name, factory=factory)
     if folder.exists():
-        raise click.UsageError(f"{name!r} exists already, and is left as it is; choose another name or folder")
+        raise click.UsageError(f"{name!r} already exists; choose another name or folder")
     try:
         with report_unwritten(folder), TemporaryDirectory(dir=folder.parent, prefix=".featuretap-") as temporary:
             for path, text in files.items():

@@ -1,4 +1,4 @@
-"""Tables, fields and JSON on standard output."""
+"""Printing of text, tables, fields and JSON."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from featuretap.support.text import printable
 
 
 def echo(text: str = "", *, err: bool = False) -> None:
-    """Print text, with characters escaped that would control the terminal or that have no bytes in UTF-8.
+    """Print text, escaping control characters and characters that UTF-8 cannot encode.
 
-    What cannot be written on standard error, as where it is closed or its disk is full, is dropped.
+    Text for standard error is dropped if it cannot be written: the stream is closed, or the disk is full.
     """
     try:
         click.echo(printable(str(text)), err=err)
@@ -30,38 +30,38 @@ def echo(text: str = "", *, err: bool = False) -> None:
 
 
 def open_closed_streams() -> None:
-    """Open the null device in place of standard streams that are closed, so that no other file gets their numbers."""
+    """Open the null device for standard streams that are closed, so that no other file gets their descriptors."""
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:
-            # The lowest number that is free, which is the stream's, as those before it are open.
-            setattr(sys, name, Path(os.devnull).open(mode))  # noqa: SIM115 - open for as long as the process runs
+            # open() takes the lowest free descriptor, which is the stream's: the ones below it are open.
+            setattr(sys, name, Path(os.devnull).open(mode))  # noqa: SIM115 - stays open until the process ends
 
 
 def discard(stream: TextIO) -> None:
-    """Discard further output, so that flushing it at exit raises nothing."""
+    """Discard further output, so that flushing the stream at exit does not raise."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 class LogFormatter(logging.Formatter):
-    """Log lines as `echo` prints text."""
+    """Formatter that escapes log lines as `echo` escapes text."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """Return the line of a record."""
+        """Return the log line of a record."""
         return printable(super().format(record))
 
 
 def print_table(titles: Iterable[str], rows: Iterable[Sequence[str]]) -> None:
-    """Print a table; a title that begins with ">" is of a column that is aligned right.
+    """Print a table. A title that begins with ">" aligns its column to the right.
 
-    It fits the width of a terminal. Pipes and files get one line per row, however long, for other programs; terminals
-    too, if rich is not installed.
+    In a terminal the table fits the width. Pipes and files get one line per row of any length, for other programs; so
+    do terminals if rich is not installed.
     """
     titles = list(titles)
     rows = [[printable(cell).replace("\n", " ") for cell in row] for row in rows]
     if (sys.stdout.isatty() or os.environ.get("FORCE_COLOR")) and find_spec("rich"):
         _print_styled(titles, rows)
         return
-    # Importing rich and rendering with it takes a sixth of the time of `featuretap list`.
+    # Importing and running rich takes a sixth of the time of `featuretap list`, so pipes go without it.
     cells = [[title.removeprefix(">") for title in titles], *rows]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     alignments = [">" if title.startswith(">") else "<" for title in titles]
@@ -82,27 +82,27 @@ def _print_styled(titles: Iterable[str], rows: Iterable[Sequence[str]]) -> None:
         justify: Literal["right", "left"] = "right" if title.startswith(">") else "left"
         table.add_column(title.removeprefix(">"), justify=justify, no_wrap=not terminal)
     for row in rows:
-        # Names and paths are printed as they are, brackets and colons included.
+        # Text, not str: rich would read brackets and colons in names and paths as markup.
         table.add_row(*map(Text, row))
-    # Bold is not a colour, but NO_COLOR means no escape sequences at all.
-    colours: Literal["auto"] | None = None if os.environ.get("NO_COLOR") else "auto"
-    console = Console(highlight=False, color_system=colours, width=None if terminal else 10_000)
+    # rich keeps bold text under NO_COLOR; without a color system it writes no escape sequences at all.
+    color_system: Literal["auto"] | None = None if os.environ.get("NO_COLOR") else "auto"
+    console = Console(highlight=False, color_system=color_system, width=None if terminal else 10_000)
     with console.capture() as captured:
         console.print(table)
     lines = captured.get().splitlines()
-    # rich has decided whether there are escape sequences.
+    # rich has decided on escape sequences, so click must not strip them.
     click.echo("\n".join(lines if terminal else [line[1:].rstrip() for line in lines if line.strip()]), color=True)
 
 
 def print_fields(fields: Mapping[str, str | None], width: int = 12) -> None:
-    """Print a line for each field that has a text, with labels of a width."""
+    """Print a line for each non-empty field, with labels padded to `width`."""
     for label, text in fields.items():
         if text:
             echo(f"  {label:<{width}} {text}")
 
 
 def format_options(options: Mapping[str, Any] | None) -> str:
-    """Return options as "width=0.5, norm=None", those of a head as "road.num_classes=2"."""
+    """Return options as text: "width=0.5, norm=None"; the options of a head as "road.num_classes=2"."""
     flat: dict[str, Any] = {}
     for name, value in (options or {}).items():
         flat |= {f"{name}.{key}": one for key, one in value.items()} if isinstance(value, dict) else {name: value}
@@ -110,8 +110,8 @@ def format_options(options: Mapping[str, Any] | None) -> str:
 
 
 def report_unreadable(bad: int, images: int, note: str = "") -> None:
-    """Report on standard error how many of some images cannot be read."""
-    echo(f"featuretap: {bad} of {images} images cannot be read and are left out{note}", err=True)
+    """Report on standard error how many of the images were skipped because they cannot be read."""
+    echo(f"featuretap: skipped {bad} of {images} images, which cannot be read{note}", err=True)
 
 
 def print_json(value: Any) -> None:

@@ -1,4 +1,4 @@
-"""`featuretap quantize`. Torch is imported once packages and images are checked."""
+"""The command `featuretap quantize`. It imports torch only after checking packages and images."""
 
 from __future__ import annotations
 
@@ -31,51 +31,51 @@ if TYPE_CHECKING:
 Paths = tuple[Path, ...]
 
 BOX_PREDICTIONS = "bbox_regression"
-"""Output that only detectors have."""
+"""An output that only detectors have."""
 
 LAYERS = 10
-"""Least number of layers that a report with a budget prints."""
+"""Minimum number of layers in the report on a budget."""
 
 
-@click.command("quantize", cls=Command, short_help="Write a trained model in 8-bit integers, as ONNX.")
+@click.command("quantize", cls=Command, short_help="Quantize a trained model to an int8 ONNX file.")
 @parameters.SOURCE
-@click.argument("target", type=parameters.PATH, help="The .onnx file to write.")
+@click.argument("target", type=parameters.PATH, help="File to write (.onnx).")
 @click.option(
     "--images",
     type=parameters.PATH,
     multiple=True,
     required=True,
-    help="Calibration images or folders; can be repeated.",
+    help="Calibration image or folder. Can be repeated.",
 )
 @click.option(
     "--evaluate-on",
     type=parameters.PATH,
     multiple=True,
-    help="Evaluation images or folders.  [default: every fifth of --images]",
+    help="Image or folder to compare the two models on. Can be repeated.  [default: every fifth image of --images]",
 )
-@parameters.weights_option("A tag, or a file or its address, for a NAME.")
+@parameters.weights_option("Weights tag, file or URL, for a NAME.")
 @parameters.FEATURES_ONLY
-@click.option("--taps", type=parameters.TAPS, help="Taps of the backbone, separated by commas.")
-@parameters.one_head_option("One of the heads of a FILE with several.")
-@parameters.backbone_options("An option of the model; can be repeated.")
+@click.option("--taps", type=parameters.TAPS, help="Comma-separated taps of the backbone.")
+@parameters.one_head_option("Quantize only this head, with the backbone, of a FILE with several heads.")
+@parameters.backbone_options("An option of the model. Can be repeated.")
 @ONE_SIZE
 @click.option(
     "--budget",
     type=click.FLOAT,
-    help="Maximum relative error of an output, or with --data points lost of the metric; sensitive layers are computed "
-    "in float32 until it holds.  [default: none]",
+    help="Maximum relative error of the outputs; with --data, maximum drop of the metric in points. The most sensitive "
+    "layers stay in float32 until the model is within this budget.  [default: all layers in int8]",
 )
 @click.option(
     "--data",
     shell_complete=completion.data_sets,
-    help="Labelled images for --budget, as `featuretap evaluate` takes them.",
+    help="Labeled data set for --budget, in any form that `featuretap evaluate` accepts.",
 )
 @click.option(
     "--picture",
     type=click.Path(path_type=Path, dir_okay=False),
-    help="Draw the sensitivity of the layers, which --budget measures, into this PNG.",
+    help="Plot the sensitivity of each layer to this PNG. Requires --budget.",
 )
-@click.option("--json", "as_json", is_flag=True, help="Print JSON, with the names of the evaluated images.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON, including the names of the comparison images.")
 def quantize_command(
     source: str,
     target: Path,
@@ -89,30 +89,30 @@ def quantize_command(
     as_json: bool,
     **arguments: Any,
 ) -> None:
-    """Write the model NAME, or that of a weights FILE, in 8-bit integers as TARGET (.onnx).
+    """Quantize the backbone NAME, or the model in a weights FILE, to 8-bit integers, and write it to TARGET (.onnx).
 
-    The range of each activation is measured on --images, which should be like those the model will see. On other
-    images the result is compared with the float32 model, and both are timed in ONNX Runtime.
+    Activation ranges are calibrated on --images, so choose images like those that the model will see. The int8 and
+    float32 models are then compared on other images, and timed in ONNX Runtime.
 
     Example: featuretap quantize mobilenet_v2 small.onnx --images photographs
-    featuretap quantize best.safetensors small.onnx --images photographs --budget 0.5 --data labelled
+    featuretap quantize best.safetensors small.onnx --images photographs --budget 0.5 --data labeled
     """
     from featuretap.support.image_files import list_images
 
     check_extra("featuretap quantize", "onnxruntime", ("onnx", "onnxruntime"))
     if target.suffix != ".onnx":
-        raise click.UsageError(f"the model in integers is an ONNX file; give {str(target)!r} a name that ends in .onnx")
+        raise click.UsageError(f"quantized models are ONNX files; the name of {str(target)!r} must end in .onnx")
     check_budget(budget, labeled=data is not None)
     if picture is not None:
         if budget is None:
-            raise click.UsageError("--picture draws what --budget measures; give --budget, or leave --picture out")
+            raise click.UsageError("--picture plots what --budget measures; add --budget, or leave --picture out")
         check_extra("featuretap quantize --picture", "bench", ("matplotlib",))
         check_picture(picture)
     list_images(images)
     if evaluate_on:
         list_images(evaluate_on)
     if weights == "none":
-        raise OptionError("random weights cannot be quantized usefully; name weights, or leave --weights out")
+        raise OptionError("cannot quantize random weights; choose trained weights, or leave --weights out")
 
     from featuretap.models.built import description_of
     from featuretap.runtimes.quantization.quantize import quantize
@@ -122,8 +122,8 @@ def quantize_command(
     description = description_of(model)
     if description.random_head:
         raise OptionError(
-            f"the classes of {description.name!r} have random weights, which cannot be quantized usefully; train them, "
-            "or give --features-only"
+            f"cannot quantize {description.name!r}: its classifier is randomly initialized; train it, or add "
+            "--features-only"
         )
     evaluate = None
     if data is not None:
@@ -160,7 +160,7 @@ def quantize_command(
 
 def _print_report(report: Report) -> None:
     share = report.bytes_after / report.bytes_before
-    echo(f"{report.path}: {report.bytes_after:,} bytes, {share:.0%} of the model in float32")
+    echo(f"{report.path}: {report.bytes_after:,} bytes, {share:.0%} of the float32 model")
     sizes = {"float32": report.bytes_before, "int8": report.bytes_after}
     rows = [
         (name, f"{sizes[name]:,}", f"{timing.median * 1000:.2f}", *format_ratio(timing))
@@ -168,7 +168,7 @@ def _print_report(report: Report) -> None:
     ]
     print_table(("dtype", ">bytes", ">ms", ">ratio", ">quartiles"), rows)
     print_table(
-        ("output", ">cosine similarity", ">relative error", ">same class"),
+        ("output", ">cosine similarity", ">relative error", ">top-1 agreement"),
         [
             (name, f"{near.cosine:.4f}", f"{near.error:.4f}", "–" if near.top1 is None else f"{near.top1:.1%}")
             for name, near in report.agreement.items()
@@ -178,21 +178,21 @@ def _print_report(report: Report) -> None:
         echo(f"Boxes are decoded and selected in float32, from {' and '.join(report.agreement)}.")
     if report.budget is not None:
         _print_budget(report, report.budget)
-    fifth = ", every fifth of those given" if report.held_back else ""
-    echo(f"Times are for an input of {'×'.join(map(str, report.shape))}; ratios are to float32, round by round.")
-    echo(f"Calibrated on {report.calibrated} images, and evaluated on {len(report.evaluated)} others{fifth}.")
+    fifth = " (every fifth image of --images)" if report.held_back else ""
+    echo(f"Times: input of {'×'.join(map(str, report.shape))}; ratios to float32 within each round.")
+    echo(f"Calibrated on {report.calibrated} images, compared on {len(report.evaluated)} others{fifth}.")
 
 
 def _print_budget(report: Report, budget: Budget) -> None:
-    """Print the most sensitive layers, and how the budget is held."""
+    """Print the most sensitive layers, and how much of the budget is used."""
     shown = list(report.sensitivity.items())[: max(LAYERS, len(report.in_float32))]
     rows = [(name, f"{error:.4f}", "float32" if name in report.in_float32 else "int8") for name, error in shown]
     print_table(("layer", ">sensitivity", "computed in"), rows)
     left = len(report.sensitivity) - len(shown)
     if left:
-        echo(f"And {left} less sensitive layers; --json prints all.")
-    echo("Sensitivity is the relative error of the outputs with only this layer in integers.")
+        echo(f"{left} less sensitive layers are not shown; --json prints all.")
+    echo("Sensitivity: relative error of the outputs when only this layer is quantized.")
     count, total = len(report.in_float32), len(report.sensitivity)
-    kept = f"{count} of {total} layers in float32, which add {report.bytes_added:,} bytes"
-    held = kept if count else f"all {total} layers in integers"
-    echo(f"Budget: {budget.loss:.3g} of {budget.limit:g} ({budget.measure}), with {held}.")
+    kept = f"{count} of {total} layers in float32, which adds {report.bytes_added:,} bytes"
+    layers = kept if count else f"all {total} layers in int8"
+    echo(f"Budget: {budget.loss:.3g} of {budget.limit:g} used ({budget.measure}), with {layers}.")

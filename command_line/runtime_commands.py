@@ -1,4 +1,4 @@
-"""`featuretap export` and `bench`. Torch is imported once formats and packages are checked."""
+"""The commands `featuretap export` and `bench`. They import torch only after checking formats and packages."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ if TYPE_CHECKING:
 
 LIBRARIES = ("timm", "torchvision")
 LOG = partial(echo, err=True)
-"""Of progress, which is not what a command prints."""
+"""Logs progress on standard error, so that standard output holds only the result."""
 
-ONE_SIZE = click.option("--size", type=parameters.SIZE, help="Fix the size of images.  [default: any]")
+ONE_SIZE = click.option("--size", type=parameters.SIZE, help="Fix the image size.  [default: any size]")
 
 
 def _is_file(source: str) -> bool:
-    """Return whether a model is given by a weights file; a backbone's name is never a file."""
+    """Return whether `source` is a weights file; the name of a backbone always means the backbone."""
     try:
         return is_address(source) or Path(source).suffix in CHECKPOINT_SUFFIXES or not registry.default.provider(source)
     except UnknownBackboneError:
@@ -46,19 +46,33 @@ def _is_file(source: str) -> bool:
 def model_arguments(
     source: str, weights: str | None, features_only: bool, options: dict[str, Any], **arguments: Any
 ) -> dict[str, Any]:
-    """Return the arguments of `registry.build` or `registry.load`."""
+    """Return the keyword arguments for `registry.build` or `registry.load`.
+
+    Args:
+        source: backbone name or weights file.
+        weights: value of --weights.
+        features_only: value of --features-only.
+        options: values of --option.
+        **arguments: other arguments, among them `taps` and `head`.
+
+    Returns:
+        The keyword arguments.
+
+    Raises:
+        click.UsageError: a weights file is combined with --weights or with several heads.
+    """
     if weights is not None and _is_file(source):
-        raise click.UsageError(f"the file {source!r} has the weights; leave --weights out")
+        raise click.UsageError(f"the file {source!r} already contains weights; leave --weights out")
     if isinstance(arguments.get("head"), dict) and _is_file(source):
-        raise click.UsageError(f"the file {source!r} has heads of its own; give --head once, with the name of one")
-    # Taps without a head are those of the backbone alone.
+        raise click.UsageError(f"the file {source!r} defines its own heads; use --head once, to select one of them")
+    # --taps without --head selects maps of the backbone.
     if features_only or (arguments["taps"] is not None and arguments.get("head") is None):
         arguments["features_only"] = True
     return {**arguments, **options}
 
 
 def open_source(source: str, weights: str | None, **arguments: Any) -> nn.Module:
-    """Build the backbone of a name, or load the model of a weights file."""
+    """Build the backbone named `source` with `weights`, or load the weights file `source`."""
     from featuretap.workflows.inference.modules import open_model
 
     if _is_file(source):
@@ -66,25 +80,28 @@ def open_source(source: str, weights: str | None, **arguments: Any) -> nn.Module
     return open_model(source, weights, **arguments)
 
 
-@click.command("export", cls=Command, short_help="Write a model for a runtime: ONNX, OpenVINO, TorchScript …")
+@click.command("export", cls=Command, short_help="Export a model to ONNX, OpenVINO, TorchScript …")
 @parameters.SOURCE
-@click.argument("target", type=parameters.PATH, help="The file to write.")
+@click.argument("target", type=parameters.PATH, help="File to write.")
 @click.option(
     "--format",
     "format_name",
     type=click.Choice([form.name for form in FORMATS]),
-    help="Format of the file.  [default: by TARGET's suffix; .pt2 is torch-export]",
+    help="File format.  [default: from the suffix of TARGET; .pt2 means torch-export]",
 )
 @parameters.weights_option()
 @parameters.FEATURES_ONLY
-@click.option("--taps", type=parameters.TAPS, help="Taps of the backbone or for the head, separated by commas.")
+@click.option(
+    "--taps", type=parameters.TAPS, help="Comma-separated taps to return, or with --head, for the head to read."
+)
 @parameters.heads_option(
-    "A head, of a file one of its own; can be repeated, with names.  [default: classification, or those of the file]"
+    f"Attach this head, or select a head of FILE. {parameters.SEVERAL_HEADS}  "
+    "[default: classification, or the heads of FILE]"
 )
 @parameters.NUM_CLASSES
-@parameters.backbone_options("An option of the backbone or the head; can be repeated.")
+@parameters.backbone_options("An option of the backbone or the head. Can be repeated.")
 @ONE_SIZE
-@click.option("--batch", type=parameters.BATCH_SIZE, help="Fix the batch size.  [default: any]")
+@click.option("--batch", type=parameters.BATCH_SIZE, help="Fix the batch size.  [default: any size]")
 @parameters.TORCH
 def export_command(
     source: str,
@@ -96,10 +113,11 @@ def export_command(
     use_torch: bool,
     **arguments: Any,
 ) -> None:
-    """Write a model for a runtime: the backbone NAME, or the model of a weights FILE, as TARGET.
+    """Export the backbone NAME, or the model in a weights FILE, to TARGET.
 
-    The file describes its model. ONNX and OpenVINO files of safetensors weights are written without PyTorch; others
-    are kept only if their runtime computes what the model does.
+    The exported file stores the model's description, so featuretap can open it again. Safetensors weights are exported
+    to ONNX and OpenVINO without PyTorch. All other exports are verified: the file is kept only if its runtime returns
+    the same outputs as the model.
 
     Example: featuretap export mobilenet_v3_large features.onnx --taps C3,C4,C5
     featuretap export several.safetensors road.onnx --head road
@@ -119,43 +137,47 @@ def export_command(
     echo(f"saved: {target}")
 
 
-@click.command("bench", cls=Command, short_help="Measure how fast backbones are.")
+@click.command("bench", cls=Command, short_help="Measure the latency of backbones.")
 @click.argument(
-    "names", nargs=-1, required=True, shell_complete=completion.backbones, help="The backbones, or exported files."
+    "names", nargs=-1, required=True, shell_complete=completion.backbones, help="Backbone names or exported files."
 )
 @click.option(
     "--runtime",
     "runtimes",
     type=parameters.CommaSeparated(click.STRING, "NAMES", "eager,onnxruntime", completion.runtimes),
     default="eager",
-    help="Eager or runtimes, separated by commas.",
+    help="Comma-separated runtimes; eager is PyTorch without compilation.",
 )
 @click.option(
     "--size",
     "sizes",
     type=parameters.CommaSeparated(parameters.SIZE, "SIZES", "224,320x256"),
     default="224",
-    help="Sizes of the images in pixels, separated by commas.",
+    help="Comma-separated image sizes in pixels.",
 )
 @click.option(
     "--batch",
     "batches",
     type=parameters.CommaSeparated(parameters.BATCH_SIZE, "NUMBERS", "1,8"),
     default="1",
-    help="Batch sizes, separated by commas.",
+    help="Comma-separated batch sizes.",
 )
-@click.option("--rounds", type=click.IntRange(min=1), default=30, help="Timed calls of each.")
-@click.option("--threads", type=click.IntRange(1, 1024), help="Of PyTorch and the runtimes.  [default: PyTorch's]")
+@click.option("--rounds", type=click.IntRange(min=1), default=30, help="Timed calls of each model.")
+@click.option(
+    "--threads",
+    type=click.IntRange(1, 1024),
+    help="Threads of PyTorch and the runtimes.  [default: PyTorch's number of threads]",
+)
 @click.option(
     "--against",
     type=parameters.CommaSeparated(click.Choice(LIBRARIES), "LIBRARIES", "timm,torchvision"),
-    help="Also measure the networks of these libraries.",
+    help="Also measure the same models of timm, torchvision or both (comma-separated).",
 )
-@parameters.backbone_options("An option of the backbones; can be repeated.")
+@parameters.backbone_options("An option of the backbones. Can be repeated.")
 @click.option(
-    "--picture", type=click.Path(path_type=Path, dir_okay=False), help="Draw latency against size into this PNG."
+    "--picture", type=click.Path(path_type=Path, dir_okay=False), help="Plot latency against size to this PNG."
 )
-@click.option("--json", "as_json", is_flag=True, help="Print JSON, with the seconds of every call.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON, including the time of every call in seconds.")
 def bench_command(
     names: tuple[str, ...],
     runtimes: tuple[str, ...],
@@ -168,10 +190,10 @@ def bench_command(
     picture: Path | None,
     as_json: bool,
 ) -> None:
-    """Measure how fast the feature maps C1 to C5 of the backbones NAMES are computed on the CPU.
+    """Measure the latency of backbones on the CPU, for the feature maps C1 to C5.
 
-    Weights are random, since speed does not depend on them. Calls are interleaved; ratios are to the first line. Among
-    NAMES may be files of `featuretap export` and `featuretap quantize`, which a runtime computes as they are.
+    Weights are random, since speed does not depend on them. Calls are interleaved, and ratios compare with the first
+    row. NAMES can include files written by `featuretap export` or `featuretap quantize`; these run unmodified.
 
     Example: featuretap bench mobilenet_v3_large --runtime eager,onnxruntime --against timm --batch 1,8
     featuretap bench float.onnx int8.onnx --size 320
@@ -183,7 +205,7 @@ def bench_command(
     from featuretap.workflows.measuring.comparing import WARM_UP, Setting, build_baselines, compare, set_torch_threads
 
     settings = [Setting(size, batch) for size, batch in dict.fromkeys(product(sizes, batches))]
-    # A thread that draws the bar would take its time from what is measured.
+    # auto_refresh draws the bar in a thread, which would slow down the measured calls.
     with set_torch_threads(threads) as used, progress_steps(auto_refresh=False) as begin:
         found, left_out = build_baselines(
             names, runtimes, against or (), arguments=options, threads=used, begin=lambda label: begin(label, None)
@@ -197,7 +219,7 @@ def bench_command(
     else:
         _print_comparison(comparison)
     if picture is not None:
-        # After the figures, which must not be lost if it fails.
+        # Print the figures first, so that they are not lost if drawing fails.
         from featuretap.workflows.measuring.picture import write_picture
 
         write_picture(comparison, picture)
@@ -206,9 +228,9 @@ def bench_command(
 
 
 def check_picture(path: Path) -> None:
-    """Check before the measurement that the picture can be written."""
+    """Check, before a long measurement, that the picture `path` can be written."""
     if path.suffix.lower() != ".png":
-        raise click.UsageError(f"the picture {str(path)!r} would be a PNG; give it a name that ends in .png")
+        raise click.UsageError(f"pictures are PNG files; the name of {str(path)!r} must end in .png")
     try:
         tempfile.TemporaryFile(dir=path.parent).close()
     except OSError as error:
@@ -216,15 +238,15 @@ def check_picture(path: Path) -> None:
 
 
 def _print_comparison(comparison: Comparison) -> None:
-    titles = ["network", "computed by", ">ms", ">quartiles", ">ms/image", ">ratio", ">quartiles", ">MACs"]
+    titles = ["model", "runtime", ">ms", ">quartiles", ">ms/image", ">ratio", ">quartiles", ">MACs"]
     for setting, measurements in comparison.by_setting.items():
         echo(str(setting))
         print_table([*titles, ">parameters", ">of limit"], map(_row, measurements))
     machine = comparison.machine
     versions = ", ".join(f"{name} {version}" for name, version in machine.versions.items())
-    echo(f"Medians of {comparison.rounds} rounds; ratios are to the first line of a table, round by round.")
+    echo(f"Medians of {comparison.rounds} rounds; ratios to the first row of each table, within each round.")
     echo(
-        f"Limit: {format_count(round(comparison.limit))} multiply-adds a second in matrix multiplication, "
+        f"Limit: {format_count(round(comparison.limit))} multiply-adds per second in matrix multiplication, with "
         f"{machine.threads} thread{'s' * (machine.threads > 1)}."
     )
     echo(f"{machine.processor}, {machine.cores} core{'s' * (machine.cores > 1)}; {versions}")
@@ -246,5 +268,5 @@ def _row(measured: Measurement) -> tuple[str, ...]:
 
 
 def format_ratio(timing: Timing) -> tuple[str, str]:
-    """Return the ratio to the first contender, and its quartiles."""
+    """Return the ratio to the first model of the table, and its quartiles."""
     return f"{timing.ratio:.3f}", "{:.3f}–{:.3f}".format(*timing.ratio_quartiles)

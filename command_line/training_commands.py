@@ -1,4 +1,4 @@
-"""`featuretap train` and `featuretap evaluate`. The extra `train` and torch are imported on use."""
+"""The commands `featuretap train` and `evaluate`. They import torch and the packages of the `train` extra on use."""
 
 from __future__ import annotations
 
@@ -41,16 +41,16 @@ NAMED: dict[str, Callable[[str], Callable[..., Any]]] = {
     "head": parameters.heads_option,
     "loss_weight": partial(parameters.named_option, "--loss-weight", click.FLOAT, "FACTOR"),
 }
-"""Settings of which there may be one for each of several heads → what returns their option."""
+"""Setting that can differ between heads → function that returns its command-line option."""
 
 OTHER_NAMES = {"backbone": ["--model"]}
-"""Setting → what other commands call its option."""
+"""Setting → aliases of its option, as other commands name it."""
 
 DATA: dict[str, Any] = {"shell_complete": completion.data_sets, "help": SETTINGS["data"].help}
 
 
 def _add_settings(command: Callable[..., None]) -> Callable[..., None]:
-    """Add an option for every setting of training but the data and the backbone's options; None is the default."""
+    """Add an option for every training setting except `data` and `options`. None stands for the setting's default."""
     for setting in reversed(fields(Configuration)):
         name = setting.name
         if name in ("data", "options"):
@@ -70,16 +70,20 @@ def _add_settings(command: Callable[..., None]) -> Callable[..., None]:
     return command
 
 
-@click.command("train", cls=Command, short_help="Train a model on a folder, or a data set by its name.")
+@click.command("train", cls=Command, short_help="Train a model on a data set.")
 @click.argument("data", required=False, **DATA)
 @parameters.named_option(
-    "--data", click.STRING, "DATA", "Data of one of several heads, instead of DATA; can be repeated.", "data_sets"
+    "--data",
+    click.STRING,
+    "DATA",
+    "Data set of one of several heads, instead of DATA: --data objects=coco/ --data road=masks/.",
+    "data_sets",
 )
 @_add_settings
-@click.option("--in-channels", type=int, help="Channels of the images: 1 for grey ones.  [default: 3]")
-@parameters.backbone_options("Any option of the backbone or the head; can be repeated.")
-@click.option("--config", type=parameters.PATH, help="A TOML file of these settings; options override it.")
-@click.option("--resume", type=parameters.PATH, help="Folder of a run to resume.")
+@click.option("--in-channels", type=int, help="Number of image channels; 1 for grayscale.  [default: 3]")
+@parameters.backbone_options("Any option of the backbone or the head. Can be repeated.")
+@click.option("--config", type=parameters.PATH, help="TOML file with these settings; options override its values.")
+@click.option("--resume", type=parameters.PATH, help="Run folder to resume training in.")
 def train_command(
     options: dict[str, Any],
     data_sets: dict[str, str] | None,
@@ -88,10 +92,10 @@ def train_command(
     resume: Path | None,
     **settings: Any,
 ) -> None:
-    """Train a model on DATA: a folder, YOLO's data.yaml, a data set of torchvision's by its name, or 'digits'.
+    """Train a classifier, detector or segmenter on DATA.
 
-    The format of a folder and the head for it are recognised: class folders, COCO, Pascal VOC, YOLO, or images and
-    masks.
+    DATA is a folder, a YOLO data.yaml file, the name of a torchvision data set, or 'digits'. The format of a folder
+    is detected and determines the default head: class folders, COCO, Pascal VOC, YOLO, or images with masks.
 
     Example: featuretap train photographs/ --backbone mobilenet_v3_large --pretrained --epochs 10
     """
@@ -99,13 +103,15 @@ def train_command(
     given = {name: value for name, value in settings.items() if value is not None}
     if data_sets is not None:
         if "data" in given:
-            raise click.UsageError("DATA is for one head, and --data for several; leave one of the two out")
+            raise click.UsageError("DATA is for one head, --data for several; use one of the two")
         given["data"] = data_sets
     if in_channels is not None:
         options["in_channels"] = in_channels
     if resume is not None:
         if config is not None or options:
-            raise click.UsageError("--resume goes on as the run began; leave --config, --option and --in-channels out")
+            raise click.UsageError(
+                "--resume uses the settings of the run; leave --config, --option and --in-channels out"
+            )
         from featuretap.workflows.training.run_folder import read_run
 
         configuration = read_run(resume, given)
@@ -114,7 +120,7 @@ def train_command(
         if options and isinstance(filed.get("options", {}), dict):
             given["options"] = {**filed.get("options", {}), **options}
         if config:
-            # The file is checked by itself first, so that a message names it.
+            # Check the file separately first, so that errors name it.
             make_configuration({"data": "digits", **filed, **given}, str(config))
         configuration = make_configuration({**filed, **given})
     from featuretap.workflows.training.run import train
@@ -124,7 +130,7 @@ def train_command(
         result = train(configuration, resume=resume is not None, log=echo)
     except KeyboardInterrupt as interrupt:
         folder = folder_of(configuration)
-        resuming = f"featuretap train --resume {folder} goes on after the last whole epoch"
+        resuming = f"resume from the last complete epoch with: featuretap train --resume {folder}"
         raise click.Abort(resuming if (folder / CONFIGURATION).exists() else "nothing was written") from interrupt
     if result.is_main:
         for head, task in result.tasks.items():
@@ -141,21 +147,35 @@ def train_command(
     "--weights",
     required=True,
     shell_complete=completion.weights,
-    help="A file, exported ones included, or its address, or a tag of --model.",
+    help="Weights file, exported file or URL; with --model, a weights tag.",
 )
-@click.option("--model", shell_complete=completion.backbones, help="Name of the backbone.  [default: that of the file]")
-@parameters.one_head_option("One of several heads of the file.")
 @click.option(
-    "--part", type=click.Choice(["val", "train", "all"]), default="val", help="Validation or training images, or all."
+    "--model",
+    shell_complete=completion.backbones,
+    help="Name of the backbone.  [default: the model in the weights file]",
+)
+@parameters.one_head_option("Head to evaluate, if the file has several.")
+@click.option(
+    "--part",
+    type=click.Choice(["val", "train", "all"]),
+    default="val",
+    help="Images to evaluate on: validation set, training set, or all.",
 )
 @parameters.batch_size_option(32)
 @parameters.workers_option()
-@click.option("--val-fraction", type=click.FloatRange(0.01, 0.99), default=0.2, help="As in training.")
-@click.option("--seed", type=click.IntRange(0, 2**32 - 1), default=0, help="As in training.")
-@click.option("--download-to", type=parameters.PATH, help="Folder of torchvision's data sets.")
+@click.option(
+    "--val-fraction", type=click.FloatRange(0.01, 0.99), default=0.2, help="Validation fraction used in training."
+)
+@click.option(
+    "--seed",
+    type=click.IntRange(0, 2**32 - 1),
+    default=0,
+    help="Seed used in training; it determines the validation set.",
+)
+@click.option("--download-to", type=parameters.PATH, help="Folder for downloaded torchvision data sets.")
 @click.option("--format", "data_format", type=click.Choice(FORMATS), help=SETTINGS["format"].help)
 @click.option("--images-root", type=parameters.PATH, help=SETTINGS["images_root"].help)
-@click.option("--out", type=parameters.PATH, help="Folder for tables and pictures.")
+@click.option("--out", type=parameters.PATH, help="Folder to write tables and pictures to.")
 @click.option(
     "--log-every",
     type=click.FloatRange(min=0),
@@ -166,13 +186,15 @@ def train_command(
 def evaluate_command(
     data: str, weights: str, model: str | None, head: str | None, as_json: bool, **settings: Any
 ) -> None:
-    """Evaluate a model on DATA, as `featuretap train` takes it: a weights file, or one of export or quantize.
+    """Evaluate a model on DATA, a data set in any form that `featuretap train` accepts.
+
+    --weights can also be a file written by `featuretap export` or `featuretap quantize`.
 
     Example: featuretap evaluate photographs/ --weights runs/photographs-mobilenet_v3_large/best.safetensors
     """
     check_extra("featuretap evaluate", "train", NEEDED)
     if head and model:
-        raise click.UsageError("--head selects one of several heads of a file; leave --model out")
+        raise click.UsageError("--head selects a head of a weights file; leave --model out")
     from featuretap import registry
     from featuretap.models.built import description_of
     from featuretap.runtimes.exported_files import default_runtime
@@ -186,8 +208,8 @@ def evaluate_command(
             raise click.UsageError(f"the exported file {weights!r} already defines the model; omit --model")
         if head:
             raise click.UsageError(
-                f"the exported file {weights!r} computes all of its heads; leave --head out, or give the weights file "
-                "that it was written from"
+                f"the exported file {weights!r} always computes all heads; leave --head out, or pass the weights file "
+                "that it was exported from"
             )
         built = registry.compile(weights, default_runtime(registry.default, Path(weights)).name)
     else:
@@ -196,9 +218,9 @@ def evaluate_command(
         built = registry.select_head(built, head)
     elif description_of(built).heads:
         heads = ", ".join(description_of(built).heads)
-        source = "choose one with" if not exported else "give the weights file that it was written from, with"
-        raise click.UsageError(f"{weights!r} holds a model with several heads: {heads}; {source} --head NAME")
-    # JSON is the only thing on standard output.
+        advice = "select one with" if not exported else "pass the weights file that it was exported from, with"
+        raise click.UsageError(f"{weights!r} is a model with several heads: {heads}; {advice} --head NAME")
+    # With --json, standard output must hold nothing but the JSON.
     log = partial(echo, err=as_json)
     metrics, task, is_main = evaluate(built, data, origin=repr(weights), log=log, **settings)
     if not is_main:
@@ -215,7 +237,7 @@ def evaluate_command(
     _print_classes(metrics, task)
     measures = {**metrics.scores, **metrics.details}
     rows = [(name, "–" if math.isnan(value) else f"{value:.4f}") for name, value in measures.items()]
-    print_table(("measure", ">value"), rows)
+    print_table(("metric", ">value"), rows)
 
 
 def _or_null(score: float) -> float | None:

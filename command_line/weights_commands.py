@@ -1,4 +1,7 @@
-"""`featuretap save`, `convert`, `push` and `inspect`. The last needs no torch for safetensors files."""
+"""The commands `featuretap save`, `convert`, `join`, `push` and `inspect`.
+
+`inspect` does not import torch for safetensors files.
+"""
 
 from __future__ import annotations
 
@@ -23,19 +26,19 @@ from featuretap.weights.header import Stored, read_header
 from featuretap.weights.metadata import Record, read_record
 from featuretap.weights.open_file import OpenFile
 
-TARGET = click.argument("target", type=parameters.PATH, help="The file or folder to write.")
+TARGET = click.argument("target", type=parameters.PATH, help="File (.safetensors) or folder to write.")
 LAYOUT = click.option(
     "--layout",
     shell_complete=completion.layouts,
     default="featuretap",
-    help="Library whose tensor names to write: featuretap, torchvision, timm, paddle, or one that a plugin adds.",
+    help="Layout (tensor names) to write: featuretap, torchvision, timm, paddle, or a layout from a plugin.",
 )
 MOST_CLASSES = 5
-"""Classes that are named; of more, the count is printed."""
+"""Maximum number of class names to print; the others are counted."""
 
 
 class HeadFile(click.ParamType[tuple[str, str]]):
-    """A head's name with the file of its model: "road=segmenter.safetensors"."""
+    """A name for a head and the weights file of its model: "road=segmenter.safetensors"."""
 
     name = "NAME=FILE"
 
@@ -45,23 +48,28 @@ class HeadFile(click.ParamType[tuple[str, str]]):
             return value
         name, _, file = value.partition("=")
         if not (name and file):
-            self.fail(f"{value!r} names no head; write NAME=FILE, such as road=segmenter.safetensors", param, ctx)
+            self.fail(
+                f"{value!r} does not name a head; write NAME=FILE, such as road=segmenter.safetensors", param, ctx
+            )
         return name, file
 
 
-@click.command("save", cls=Command, short_help="Save a backbone with published weights.")
-@click.argument("name", shell_complete=completion.backbones, help="The backbone.")
+@click.command("save", cls=Command, short_help="Save a model with published weights.")
+@click.argument("name", shell_complete=completion.backbones, help="Name of the backbone.")
 @TARGET
 @parameters.weights_option()
 @parameters.FEATURES_ONLY
-@parameters.heads_option("A head; can be repeated, with names: road=lraspp.  [default: that of the weights]")
+@parameters.heads_option(f"Attach this head. {parameters.SEVERAL_HEADS}  [default: the head of the weights]")
 @parameters.NUM_CLASSES
-@parameters.backbone_options("An option of the backbone, or road.num_classes=2 of a head; can be repeated.")
+@parameters.backbone_options(
+    "An option of the backbone or the head, such as width=0.5. With several heads, prefix it with the head's name: "
+    "road.num_classes=2. Can be repeated."
+)
 @LAYOUT
 def save_command(
     name: str, target: Path, weights: str | None, layout: str, options: dict[str, Any], **arguments: Any
 ) -> None:
-    """Build the backbone NAME with published weights, and save it as TARGET (.safetensors, or a folder).
+    """Build the backbone NAME with published weights and save it to TARGET (a .safetensors file or a folder).
 
     Example: featuretap save mobilenet_v3_large large.safetensors --features-only
     """
@@ -72,13 +80,13 @@ def save_command(
         echo(f"saved: {registry.save(model, target, layout)}")
 
 
-@click.command("convert", cls=Command, short_help="Rewrite weights in another library's layout.")
-@click.argument("source", type=click.Path(), help="A weights file, a folder with one, or an address.")
+@click.command("convert", cls=Command, short_help="Convert weights to another library's layout.")
+@click.argument("source", type=click.Path(), help="Weights file, folder or URL.")
 @TARGET
 @LAYOUT
-@parameters.one_head_option("Extract this head of a SOURCE with several, with the backbone.")
+@parameters.one_head_option("Keep only this head, with the backbone, of a SOURCE with several heads.")
 def convert_command(source: str, target: Path, layout: str, head: str | None) -> None:
-    """Rewrite the weights SOURCE (a file, a folder or an address) in another layout, as TARGET.
+    """Convert the weights SOURCE to the layout of another library, and write TARGET.
 
     Example: featuretap convert mobilenet_v3_large-5c1a4163.pth timm-folder --layout timm
     featuretap convert several.safetensors road.safetensors --head road
@@ -91,45 +99,54 @@ def convert_command(source: str, target: Path, layout: str, head: str | None) ->
     echo(f"saved: {saved}")
 
 
-@click.command("join", cls=Command, short_help="Join models with one backbone into one with several heads.")
+@click.command("join", cls=Command, short_help="Join models that share a backbone into one with several heads.")
 @click.argument(
-    "files", nargs=-1, required=True, type=HeadFile(), metavar="NAME=FILE...", help="Name of a head, and its file."
+    "files",
+    nargs=-1,
+    required=True,
+    type=HeadFile(),
+    metavar="NAME=FILE...",
+    help="Name for a head, and the weights file of its model.",
 )
 @TARGET
 def join_command(files: tuple[tuple[str, str], ...], target: Path) -> None:
-    """Write the models of FILES, whose backbones are equal bit for bit, as TARGET: one backbone with several heads.
+    """Join models that share a backbone into one model with several heads, and write TARGET.
+
+    The backbones of all FILEs must be equal bit for bit.
 
     Example: featuretap join objects=detector.safetensors road=segmenter.safetensors several.safetensors
     """
     names = [name for name, _ in files]
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice:
-        raise click.UsageError(f"{twice!r} is the name of two heads; give each one of its own")
+        raise click.UsageError(f"two heads are named {twice!r}; give each a different name")
     with report_unwritten(target):
         saved = registry.save(registry.join(dict(files)), target)
     echo(f"saved: {saved}")
 
 
-@click.command("push", cls=Command, short_help="Publish a model on the Hugging Face hub.")
-@click.argument("file", type=click.Path(), help="A weights file, a folder with one, or an address.")
-@click.argument("repository", metavar="OWNER/NAME", help="The repository; it is created unless it exists.")
+@click.command("push", cls=Command, short_help="Publish a model on the Hugging Face Hub.")
+@click.argument("file", type=click.Path(), help="Weights file, folder or URL.")
+@click.argument("repository", metavar="OWNER/NAME", help="Repository; created if it does not exist.")
 @LAYOUT
-@click.option("--private", is_flag=True, help="Create the repository as a private one.")
+@click.option("--private", is_flag=True, help="Create a private repository.")
 def push_command(file: str, repository: str, layout: str, private: bool) -> None:
-    """Publish the model of a weights FILE as OWNER/NAME on the Hugging Face hub, with the login of `hf auth login`.
+    """Publish the model in a weights FILE as OWNER/NAME on the Hugging Face Hub.
+
+    Log in first with `hf auth login`.
 
     Example: featuretap push large.safetensors OWNER/NAME --layout timm
     """
     echo(f"pushed: {registry.push(registry.load(file), repository, layout, private=private)}")
 
 
-@click.command("inspect", cls=Command, short_help="Show what a weights file contains.")
-@click.argument("file", type=click.Path(), help="A weights file, a folder with one, or an address.")
-@click.option("--tensors", is_flag=True, help="List every tensor, too.")
-@click.option("--finite", is_flag=True, help="Refuse weights that contain NaN or infinity.")
+@click.command("inspect", cls=Command, short_help="Show model, layout and tensors of a weights file.")
+@click.argument("file", type=click.Path(), help="Weights file, folder or URL.")
+@click.option("--tensors", is_flag=True, help="Also list every tensor.")
+@click.option("--finite", is_flag=True, help="Fail if the weights contain NaN or infinity.")
 @parameters.JSON
 def inspect_command(file: str, tensors: bool, finite: bool, as_json: bool) -> None:
-    """Show what a weights file contains: of which model, in which layout, how many tensors.
+    """Show the model, layout and tensors of a weights file.
 
     Example: featuretap inspect large.safetensors
     """
@@ -146,7 +163,7 @@ def inspect_command(file: str, tensors: bool, finite: bool, as_json: bool) -> No
 
 
 def _read(file: OpenFile, finite: bool) -> tuple[Mapping[str, Stored], Record | None]:
-    """Return the tensors of a file and its record: from its header, or from the tensors themselves."""
+    """Return the tensors of a file and its record, from the header if that is enough."""
     if file.path.suffix == ".safetensors" and not finite:
         header = read_header(file)
         return header.tensors, read_record(file.path, header.metadata)
@@ -196,7 +213,7 @@ def _facts(file: OpenFile, tensors: Mapping[str, Stored], record: Record | None)
                 for name, head in description.heads.items()
             },
             "weights": str(description.weights) if description.weights else None,
-            # A file that is only identified by its tensors states no preprocessing.
+            # A file that is identified from its tensors does not record its preprocessing.
             "preprocessing": description.preprocessing.as_table() if described or description.weights else None,
         }
     return {
@@ -210,7 +227,7 @@ def _facts(file: OpenFile, tensors: Mapping[str, Stored], record: Record | None)
 
 
 def _print_facts(facts: dict[str, Any]) -> None:
-    note = "" if facts["described"] or not facts["name"] else " (identified by its tensors)"
+    note = "" if facts["described"] or not facts["name"] else " (identified from its tensors)"
     echo(f"{facts['file']}: {facts['name'] or 'unknown model'}{note}")
     tensors = facts["tensors"].values()
     types = Counter(tensor["dtype"] for tensor in tensors)
@@ -224,12 +241,12 @@ def _print_facts(facts: dict[str, Any]) -> None:
         "layout": facts["layout"],
         "norm eps": format_options(facts.get("norm_eps")),
         "weights": facts.get("weights"),
-        # That of the heads, which may be another than the backbone's alone.
-        "prepared": "" if facts.get("heads") else format_options(facts.get("preprocessing")),
+        # With several heads, each has its own preprocessing.
+        "preprocessing": "" if facts.get("heads") else format_options(facts.get("preprocessing")),
         "tensors": f"{len(tensors)} ({counts}), {values:,} values, {facts['bytes']:,} bytes",
         "SHA-256": facts["sha256"],
     }
-    print_fields(fields, width=9)
+    print_fields(fields, width=13)
     if facts.get("heads"):
         rows = [
             (name, _format_head(head), ", ".join(head["reads"]), format_options(head["options"]))
@@ -243,7 +260,7 @@ def _head_options(head: Description, backbone: Description) -> dict[str, Any]:
 
 
 def _natural(name: str) -> list[str]:
-    # "stages.C4.10" follows "stages.C4.9".
+    # Sort "stages.C4.10" after "stages.C4.9".
     return [part.zfill(9) if part.isdigit() else part for part in name.split(".")]
 
 

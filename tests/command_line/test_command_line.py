@@ -49,7 +49,7 @@ def test_show_prints_every_tap_and_the_counts(run: Run) -> None:
     lines = [line.split() for line in ran.out.splitlines()]
     assert ["C4.expansion", "672", "16", "7×11", "869,096", "60.96", "M"] in lines
     assert ["C5", "480", "32", "4×6", "1,620,512", "68.30", "M"] in lines
-    assert ["from", "plugin", "featuretap"] in lines
+    assert ["plugin", "featuretap"] in lines
     assert "  classifier   2,569,352 parameters, " in ran.out
     assert ran.status == 0
 
@@ -73,7 +73,7 @@ def test_list_weights_names_the_license_of_each(run: Run) -> None:
     ran = run("list", "--weights", "*.nothing")
     assert (ran.status, ran.err) == (2, "featuretap: no weights match '*.nothing'; see featuretap list --weights\n")
     ran = run("list", "--weights", "--heads")
-    assert (ran.status, ran.err) == (2, "featuretap: --heads and --weights exclude each other; give one of them\n")
+    assert (ran.status, ran.err) == (2, "featuretap: --heads and --weights exclude each other; use one of them\n")
 
 
 def test_show_reports_activation_memory_and_licenses(run: Run) -> None:
@@ -98,8 +98,8 @@ def test_show_takes_any_option(run: Run) -> None:
 def test_show_counts_a_backbone_with_a_head(run: Run) -> None:
     ran = run("show", "mobilenet_v3_large", "--head", "ssdlite", "--reduced-tail", "--size", "320")
     lines = [" ".join(line.split()) for line in ran.out.splitlines()]
-    assert "with ssdlite 3,248,255 parameters, 506.6 M multiply-adds for an image of 320×320" in lines
-    assert "it reads C4.expansion, C5" in lines
+    assert "with ssdlite 3,248,255 parameters, 506.6 M multiply-adds at 320×320" in lines
+    assert "head reads C4.expansion, C5" in lines
     assert "boxes 0…300×4" in lines
     assert (ran.status, ran.err) == (0, "")
 
@@ -167,11 +167,11 @@ def test_list_heads_names_what_each_reads(run: Run) -> None:
         (("show", "mobilenet_v2", "--head", "fpnn"), "no head named 'fpnn'; did you mean 'fpn'?"),
         (
             ("show", "mobilenet_v2", "--taps", "C5"),
-            "--taps and --num-classes are of a head; name it with --head",
+            "--taps and --num-classes need a head; add --head",
         ),
         (
             ("show", "mobilenet_v2", "--head", "fpn", "--taps", ","),
-            "Invalid value for '--taps': ',' has no values; separate them with commas, such as C3,C4,C5",
+            "Invalid value for '--taps': ',' contains no values; write values separated by commas, such as C3,C4,C5",
         ),
         (
             ("show", "mobilenet_v2", "--head", "ssdlite", "--num-classes", "0"),
@@ -253,7 +253,7 @@ def test_a_detectors_file_gives_no_predictions_of_a_random_classifier(run: Run, 
     assert (ran.status, ran.out) == (2, "")
     refusal = f"cannot predict with '{path}': it has no classifier for 'mobilenet_v2_050'"
     assert ran.err.endswith(f"featuretap: {refusal}\n")
-    assert "head      fpn\n" in run("inspect", path).out
+    assert "head          fpn\n" in run("inspect", path).out
 
 
 @pytest.mark.usefixtures("no_packages")

@@ -36,10 +36,10 @@ def test_a_published_file_is_converted_inspected_and_predicts(
     assert (ran.status, ran.out, ran.err) == (0, f"saved: {folder}/model.safetensors\n", "")
     lines = run("inspect", folder).out.splitlines()
     assert lines[0] == f"{folder}/model.safetensors: mobilenet_v2"
-    assert "  head      classification, 1000 classes imagenet1k" in lines
-    assert "  layout    timm" in lines
-    assert "  norm eps  backbone=1e-05" in lines
-    assert "  weights   mobilenet_v2.imagenet1k_v1" in lines
+    assert "  head          classification, 1000 classes imagenet1k" in lines
+    assert "  layout        timm" in lines
+    assert "  norm eps      backbone=1e-05" in lines
+    assert "  weights       mobilenet_v2.imagenet1k_v1" in lines
     assert not any("conv_stem.weight" in line for line in lines)
     listed = [line.split() for line in run("inspect", folder, "--tensors").out.splitlines()]
     assert ["conv_stem.weight", "32×3×3×3", "F32"] in listed
@@ -87,7 +87,7 @@ def test_inspect_prints_everything_as_json(run: Run, classifier: Path) -> None:
 
 def test_inspect_recognises_files_without_metadata(run: Run, tmp_path: Path, official_weights: Path) -> None:
     ran = run("inspect", official_weights)
-    assert ran.out.splitlines()[0] == f"{official_weights}: mobilenet_v2 (identified by its tensors)"
+    assert ran.out.splitlines()[0] == f"{official_weights}: mobilenet_v2 (identified from its tensors)"
     assert "b03531047ffacf1e2488318dcd2aba1126cde36e3bfe1aa5cb07700aeeee9889" in ran.out
     assert "mobilenet_v2.imagenet1k_v1" in ran.out
     safetensors.torch.save_file(timm.create_model("mobilenetv3_small_075").state_dict(), tmp_path / "a.safetensors")
@@ -171,7 +171,7 @@ def test_bad_input_is_a_one_line_error(run: Run, tmp_path: Path, classifier: Pat
         assert run("show", "mobilenet_v2", "--option", pair).status == 2
     refused(
         run("show", "mobilenet_v2", "--option", "num_classes=3"),
-        "Invalid value for '--option': 'num_classes' is of a head; write --num-classes, or NAME.num_classes=... for "
+        "Invalid value for '--option': 'num_classes' has its own flag; use --num-classes, or NAME.num_classes=... for "
         "one of several heads",
     )
     bare = tmp_path / "bare.safetensors"

@@ -46,8 +46,8 @@ def test_show_counts_the_backbone_once_and_each_head(run: Run, registry: Registr
 
 def test_show_prints_every_head(run: Run) -> None:
     lines = run("show", SMALLEST, *HEADS).out.splitlines()
-    costs = [line.split(maxsplit=1)[0] for line in lines if "multiply-adds for" in line]
-    assert costs == ["backbone", "objects", "road", "all"]
+    costs = [line.split(maxsplit=1)[0] for line in lines if "multiply-adds at" in line]
+    assert costs == ["backbone", "objects", "road", "total"]
     assert "  options      road.num_classes=2" in lines
     assert "road: LR-ASPP segmentation" in lines
     outputs = [line.split() for line in lines[-4:]]
@@ -69,8 +69,7 @@ def test_heads_without_names_are_called_as_in_the_registry(run: Run) -> None:
     [
         (
             ("--head", "lraspp", "--head", "lraspp"),
-            "Invalid value for '--head': 'lraspp' is the name of two heads; give each one of its own, such as "
-            "road=lraspp",
+            "Invalid value for '--head': two heads are named 'lraspp'; give each a different name, such as road=lraspp",
         ),
         (
             ("--head", "=lraspp"),
@@ -98,8 +97,8 @@ def test_heads_without_names_are_called_as_in_the_registry(run: Run) -> None:
         ),
         (
             ("--head", "road=lraspp", "--option", "road=8", "--option", "road.num_classes=8"),
-            "Invalid value for '--option': 'road' has a value of its own, and 'road.num_classes' is an option of a "
-            "head; leave one of them out",
+            "Invalid value for '--option': 'road' is set as an option, but 'road.num_classes' treats it as the name of "
+            "a head; remove one of them",
         ),
         (
             ("--head", "road=lraspp", "--option", "raod.num_classes=8"),
@@ -122,7 +121,7 @@ def test_a_model_with_several_heads_is_saved_and_inspected(run: Run, tmp_path: P
     ran = run("save", SMALLEST, path, "--weights", "none", *HEADS, "--option", "objects.size=64")
     assert (ran.status, ran.out, ran.err) == (0, f"saved: {path}\n", "")
     lines = run("inspect", path).out.splitlines()
-    assert "  heads     objects, road" in lines
+    assert "  heads         objects, road" in lines
     assert [" ".join(line.split()) for line in lines[-2:]] == [
         "objects ssdlite, 91 classes C4.expansion, C5 size=64",
         "road lraspp, 2 classes C3.depthwise, C5",
@@ -172,7 +171,7 @@ def test_a_head_is_extracted_and_joined_again(run: Run, tmp_path: Path, several:
         ),
         (
             ("export", "{path}", "{out}.onnx", "--head", "road=lraspp"),
-            "the file '{path}' has heads of its own; give --head once, with the name of one",
+            "the file '{path}' defines its own heads; use --head once, to select one of them",
         ),
         (
             ("export", "{path}", "{out}.onnx", "--num-classes", "3"),
@@ -190,10 +189,10 @@ def test_a_head_is_extracted_and_joined_again(run: Run, tmp_path: Path, several:
         ),
         (
             ("join", "{path}", "{out}"),
-            "Invalid value for 'NAME=FILE...': '{path}' names no head; write NAME=FILE, such as "
+            "Invalid value for 'NAME=FILE...': '{path}' does not name a head; write NAME=FILE, such as "
             "road=segmenter.safetensors",
         ),
-        (("join", "a={path}", "a={path}", "{out}"), "'a' is the name of two heads; give each one of its own"),
+        (("join", "a={path}", "a={path}", "{out}"), "two heads are named 'a'; give each a different name"),
         (
             ("join", "a={path}", "b={path}", "{out}"),
             "'mobilenet_v3_small_050' is a model with several heads; give a model with one head",

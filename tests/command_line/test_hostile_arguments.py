@@ -17,9 +17,9 @@ LONG = "a" * 300
 @pytest.mark.parametrize(
     ("arguments", "problem"),
     [
-        (("show", "mobilenet_v2", "--size", NINES), f"'{NINES}' is too large; height and width are up to 65536 pixels"),
-        (("show", "mobilenet_v2", "--size", "65537x1"), "'65537x1' is too large; height and width are up to 65536"),
-        (("show", "mobilenet_v2", "--size", "9" * 5000), "is too large; height and width are up to 65536 pixels"),
+        (("show", "mobilenet_v2", "--size", NINES), f"'{NINES}' is too large; height and width can be at most 65536"),
+        (("show", "mobilenet_v2", "--size", "65537x1"), "'65537x1' is too large; height and width can be at most"),
+        (("show", "mobilenet_v2", "--size", "9" * 5000), "is too large; height and width can be at most 65536 pixels"),
         (("show", "mobilenet_v2", "--head", "fpn", "--num-classes", NINES), f"{NINES} is not in the range"),
         (("export", "mobilenet_v2", "x.onnx", "--batch", NINES), f"{NINES} is not in the range"),
         (("bench", "mobilenet_v2", "--batch", NINES), f"{NINES} is not in the range"),
@@ -43,7 +43,7 @@ def test_numbers_at_which_libraries_overflow_are_refused(run: Run, arguments: tu
     [
         (("predict", LONG), f"cannot read the image '{LONG}': File name too long"),
         (("taps", LONG), f"cannot read the image '{LONG}': File name too long"),
-        (("new-plugin", LONG), f"cannot access '{LONG}': File name too long; give another path"),
+        (("new-plugin", LONG), f"cannot access '{LONG}': File name too long; choose another path"),
     ],
     ids=["predict", "taps", "new-plugin"],
 )
@@ -86,7 +86,7 @@ def test_too_little_memory_is_a_line(run: Run, monkeypatch: pytest.MonkeyPatch, 
 
     monkeypatch.setattr(registry, "list_backbones", fail)
     ran = run("list")
-    message = "there is not enough memory; give smaller images, fewer at a time, or a smaller model"
+    message = "out of memory; use smaller images, a smaller batch or a smaller model"
     assert (ran.status, ran.out, ran.err) == (2, "", f"featuretap: {message}\n")
 
 

@@ -66,7 +66,7 @@ def test_a_plugin_that_closes_a_stream_leaves_it_open_for_others(tmp_path: Path,
 def test_a_folder_that_was_deleted_is_named_before_anything_is_imported(tmp_path: Path, arguments: str) -> None:
     folder = tmp_path / "gone"
     folder.mkdir()
-    message = "featuretap: the current folder cannot be used: No such file or directory; change to another\n"
+    message = "featuretap: cannot access the current folder: No such file or directory; change to another folder\n"
     assert shell(f"rmdir ../gone; {COMMAND} {arguments}", folder) == (2, "", message)
     status, out, _ = shell(f"{COMMAND} --help", tmp_path)
     assert (status, out[:6]) == (0, "Usage:")

@@ -39,7 +39,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 def test_the_committed_folder_is_complete(run: Run, out: Path) -> None:
     ran = run(*COMMAND, *SIZE, "--out", out)
     assert ran.status == 0, ran.err
-    assert "3 images, 3 of them before, 0 bad" in ran.out
+    assert "3 images (3 from an earlier run), 0 unreadable" in ran.out
     assert [(out / shard).read_bytes() for shard in SHARDS] == [(FEATURES / shard).read_bytes() for shard in SHARDS]
     before, after = (json.loads((folder / "manifest.json").read_text()) for folder in (FEATURES, out))
     # The path of the weights, which were in another folder.
@@ -50,7 +50,7 @@ def test_a_missing_shard_of_the_committed_folder_is_written_again(run: Run, out:
     (out / SHARDS[1]).unlink()
     ran = run(*COMMAND, *SIZE, "--out", out)
     assert ran.status == 0, ran.err
-    assert "3 images, 2 of them before, 0 bad" in ran.out
+    assert "3 images (2 from an earlier run), 0 unreadable" in ran.out
     assert (out / SHARDS[0]).read_bytes() == (FEATURES / SHARDS[0]).read_bytes()
     written, committed = load_file(out / SHARDS[1]), load_file(FEATURES / SHARDS[1])
     assert written.keys() == committed.keys()

@@ -186,9 +186,9 @@ def test_images_that_cannot_be_read_are_listed_and_left_out(
     ran = extract(folder, "--out", tmp_path / "out", "--shard-size", 3, "--batch-size", 2)
     assert ran.status == 0
     assert ran.err == (
-        f"featuretap: 4 of 15 images cannot be read and are left out; see '{tmp_path / 'out' / 'errors.csv'}'\n"
+        f"featuretap: skipped 4 of 15 images, which cannot be read; see '{tmp_path / 'out' / 'errors.csv'}'\n"
     )
-    assert ran.out.startswith(f"{tmp_path / 'out'}: 15 images, 4 bad, ")
+    assert ran.out.startswith(f"{tmp_path / 'out'}: 15 images, 4 unreadable, ")
     features = open_features(tmp_path / "out")
     assert features.names == good
     assert close(features.tap("C5"), expected)

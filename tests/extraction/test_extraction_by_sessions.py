@@ -143,7 +143,7 @@ def test_either_way_continues_a_run_of_the_other(
     before = bytes_in(tmp_path / "out")
     ran = extract(*how, *ways[1])
     assert ran.status == 0
-    assert ran.out.startswith(f"{tmp_path / 'out'}: 11 images, 6 of them before, 0 bad, ")
+    assert ran.out.startswith(f"{tmp_path / 'out'}: 11 images (6 from an earlier run), 0 unreadable, ")
     assert before.items() <= bytes_in(tmp_path / "out").items()
 
 

@@ -35,7 +35,7 @@ def test_a_killed_run_resumes_to_the_same_bytes(extract: Run, folder: Path, tmp_
     done = len(list(out.glob("features-*")))
     times = {path: path.stat().st_mtime_ns for path in kept}
     assert 0 < done < 56
-    assert extract(*how, "--out", out).out.startswith(f"{out}: 56 images, {done} of them before, 1 bad, ")
+    assert extract(*how, "--out", out).out.startswith(f"{out}: 56 images ({done} from an earlier run), 1 unreadable, ")
     assert bytes_in(out) == bytes_in(tmp_path / "unbroken")
     assert {path: path.stat().st_mtime_ns for path in kept} == times
 
@@ -44,7 +44,7 @@ def test_a_finished_run_has_nothing_left_to_do(extract: Run, folder: Path, tmp_p
     how = (folder, "--out", tmp_path / "out")
     extract(*how)
     before = bytes_in(tmp_path / "out")
-    assert extract(*how).out.startswith(f"{tmp_path / 'out'}: 11 images, 11 of them before, 0 bad, ")
+    assert extract(*how).out.startswith(f"{tmp_path / 'out'}: 11 images (11 from an earlier run), 0 unreadable, ")
     assert bytes_in(tmp_path / "out") == before
 
 

@@ -107,9 +107,9 @@ def ran(folder: Path) -> dict[str, Completed]:
 def test_ray_makes_the_same_files_and_goes_on_where_a_run_was_broken(folder: Path, ran: dict[str, Completed]) -> None:
     alone, on_ray, second = folder / "alone", folder / "on-ray", ran["continued"]
     assert second.status == 0, second.err
-    assert second.out.startswith(f"{on_ray}: 10 images, 3 of them before, 1 bad, ")
+    assert second.out.startswith(f"{on_ray}: 10 images (3 from an earlier run), 1 unreadable, ")
     assert second.err.endswith(
-        f"featuretap: 1 of 10 images cannot be read and are left out; see '{on_ray / 'errors.csv'}'\n"
+        f"featuretap: skipped 1 of 10 images, which cannot be read; see '{on_ray / 'errors.csv'}'\n"
     )
     assert (on_ray / KEPT).stat().st_mtime == OLD
     one, other = open_features(alone), open_features(on_ray)

@@ -360,5 +360,5 @@ def test_inspect_names_the_head_of_a_detectors_file(published: Published, capsys
     with pytest.raises(SystemExit):
         main(["inspect", str(path)])
     out = capsys.readouterr().out
-    assert "mobilenet_v3_large (identified by its tensors)" in out
-    assert "  head      faster_rcnn, 91 classes" in out
+    assert "mobilenet_v3_large (identified from its tensors)" in out
+    assert "  head          faster_rcnn, 91 classes" in out

@@ -114,7 +114,7 @@ def test_unreadable_images_are_listed_and_the_others_predicted(
     assert ran.err == (
         f"'{bad}' is not an image that Pillow can read; use a JPEG, PNG or other image file\n"
         f"cannot read the image '{lost}': No such file or directory\n"
-        "featuretap: 2 of 6 images cannot be read and are left out\n"
+        "featuretap: skipped 2 of 6 images, which cannot be read\n"
     )
     names = ("cat.png", "clear.png", "grey.jpg", "strip.png")
     if arguments:
@@ -128,7 +128,7 @@ def test_no_readable_image_gives_an_empty_list(run: Run, tmp_path: Path, weights
     lost = [tmp_path / "a.png", tmp_path / "b.png"]
     ran = run("predict", *lost, "--weights", weights("classification"), "--json")
     assert (ran.status, json.loads(ran.out)) == (1, [])
-    assert ran.err.endswith("featuretap: 2 of 2 images cannot be read and are left out\n")
+    assert ran.err.endswith("featuretap: skipped 2 of 2 images, which cannot be read\n")
 
 
 def test_a_classifier_in_json(run: Run, photographs: Path, weights: Callable[..., Path]) -> None:
@@ -268,8 +268,12 @@ def test_a_picture_that_cannot_be_written_is_one_line(
 @pytest.mark.parametrize(
     ("head", "option", "message"),
     [
-        ("ssdlite", ("--top", 3), "--top is for classification, and the model is one for detection"),
-        ("lraspp", ("--threshold", 0.5), "--threshold is for detection, and the model is one for segmentation"),
+        ("ssdlite", ("--top", 3), "--top needs a classification model, but the task of this one is detection"),
+        (
+            "lraspp",
+            ("--threshold", 0.5),
+            "--threshold needs a detection model, but the task of this one is segmentation",
+        ),
     ],
 )
 def test_options_of_another_task_are_refused(

@@ -88,7 +88,7 @@ def test_it_is_small_and_without_pytorch(environment: Path) -> None:
         ("plugins", "an open namespace"),
         ("predict cat.png --weights cat.safetensors", "Egyptian cat         0.717"),
         ("taps cat.png --weights cat.safetensors --taps C3,C5", "picture: cat-taps.png"),
-        ("extract cat.png --weights cat.safetensors --pool --out features", "features: 1 images, 0 bad"),
+        ("extract cat.png --weights cat.safetensors --pool --out features", "features: 1 images, 0 unreadable"),
         ("export cat.safetensors cat.onnx", "saved: cat.onnx"),
         ("new-plugin featuretap-tinynet", "next: pip install"),
     ],

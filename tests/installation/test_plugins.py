@@ -136,7 +136,7 @@ def test_the_table_of_plugins_gives_the_status_of_each(crowded: Environment) -> 
     assert rows["featuretap-raises"][1:5] == ["1.2", "raises", "failed", "–"]
     assert set(rows) == {"featuretap-tiny", *(f"featuretap-{name}" for name in CULPRITS)}
     assert {*FAILURES.values(), *CONFLICTS} <= set(table.stdout.splitlines())
-    assert table.stdout.splitlines()[-1] == "featuretap plugins doctor featuretap-badaliases shows where it failed."
+    assert table.stdout.splitlines()[-1] == "See where it failed: featuretap plugins doctor featuretap-badaliases"
 
 
 def test_the_table_of_plugins_is_available_as_json(crowded: Environment) -> None:

@@ -106,8 +106,8 @@ class Seen(NamedTuple):
 
 RUN = "train images --backbone mobilenet_v1_025 --epochs 2 --size 32 --batch-size 4 --out run --val-fraction 0.5"
 FEATURES = "extract images --model mobilenet_v1_025 --weights none --pool --shard-size 4 --batch-size 2 --out features"
-GOES_ON = "featuretap: interrupted; the same command goes on from there\n"
-RESUMES = "featuretap: interrupted; featuretap train --resume run goes on after the last whole epoch\n"
+GOES_ON = "featuretap: interrupted; repeat the command to resume\n"
+RESUMES = "featuretap: interrupted; resume from the last complete epoch with: featuretap train --resume run\n"
 
 CASES = {
     "save": Case("save mobilenet_v1_025 target.safetensors --weights none"),

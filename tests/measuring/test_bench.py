@@ -55,8 +55,8 @@ def test_bench_prints_one_line_per_contender(bench: Run) -> None:
     assert rows[0][5:9] == ["1.000", "1.000–1.000", "1.57", "M"]
     assert all(row[9] == "927,008" for row in rows)
     assert ran.out.startswith("1 image of 32×32 pixels\n")
-    assert "Medians of 2 rounds; ratios are to the first line of a table, round by round.\n" in ran.out
-    assert "Limit: 1.50 G multiply-adds a second in matrix multiplication, 1 thread.\n" in ran.out
+    assert "Medians of 2 rounds; ratios to the first row of each table, within each round.\n" in ran.out
+    assert "Limit: 1.50 G multiply-adds per second in matrix multiplication, with 1 thread.\n" in ran.out
     assert f"torch {torch.__version__.partition('+')[0]}" in ran.out
     assert (ran.status, ran.err) == (0, "")
 
@@ -124,11 +124,12 @@ def test_bench_draws_a_picture(bench: Run, tmp_path: Path) -> None:
         (("--against", "keras"), "Invalid value for '--against': 'keras' is not one of 'timm', 'torchvision'."),
         (
             ("--runtime", ","),
-            "Invalid value for '--runtime': ',' has no values; separate them with commas, such as eager,onnxruntime",
+            "Invalid value for '--runtime': ',' contains no values; write values separated by commas, such as "
+            "eager,onnxruntime",
         ),
         (
             ("--picture", "speed.jpg"),
-            "the picture 'speed.jpg' would be a PNG; give it a name that ends in .png",
+            "pictures are PNG files; the name of 'speed.jpg' must end in .png",
         ),
         (("--picture", "no/such.png"), "cannot write the picture 'no/such.png': No such file or directory"),
         (("--picture", "."), "Invalid value for '--picture': File '.' is a directory."),

@@ -192,7 +192,7 @@ def test_without_a_name_all_plugins_but_built_in_ones_are_examined(examined: dic
 def test_without_plugins_there_is_nothing_to_examine(run: Callable[..., Completed]) -> None:
     assert run("plugins", "doctor") == Completed(
         0,
-        "no plugins are installed besides featuretap's own; featuretap plugins doctor featuretap examines those\n",
+        "no plugins are installed; check the built-in plugins with: featuretap plugins doctor featuretap\n",
         "",
     )
 
@@ -219,7 +219,7 @@ def test_a_failed_plugin_is_shown_with_the_traceback_of_its_own_code(examined: d
         '      File "plugin_raises.py", line 2, in deep',
         "        return 1 / 0",
         "    ZeroDivisionError: division by zero",
-        '  next         mend that, or switch it off: [plugins] disable = ["featuretap-raises"] in featuretap.toml',
+        '  next         fix the plugin, or disable it: [plugins] disable = ["featuretap-raises"] in featuretap.toml',
     ]
 
 
@@ -267,7 +267,7 @@ def test_every_problem_is_one_line_even_where_a_model_raises_system_exit(
     assert problems_of(report) == problems
     assert report[-2:] == [
         f"  found        {'1 problem' if len(problems) == 1 else f'{len(problems)} problems'}",
-        "  next         make module and declaration agree; the classes of featuretap.registry.testing test more",
+        "  next         make the module match its declaration; the classes of featuretap.registry.testing check more",
     ]
 
 
@@ -305,13 +305,11 @@ def test_where_a_crash_happened_is_shown(destroyed: dict[str, list[str]]) -> Non
     report = destroyed["featuretap-recurses"]
     assert report[3] == "  status       failed"
     assert report[5] == '    File "plugin_recurses.py", line 7 in <module>'
-    assert report[6].startswith("  next         mend that, or switch it off: ")
+    assert report[6].startswith("  next         fix the plugin, or disable it: ")
 
 
 def test_names_that_cannot_be_compared_are_mentioned(destroyed: dict[str, list[str]]) -> None:
-    line = (
-        "  names        not compared with those of other plugins, since loading all plugins ends Python with status 3"
-    )
+    line = "  names        not compared with other plugins: loading all plugins ends Python with status 3"
     assert line in destroyed["featuretap-moves"]
 
 
@@ -345,7 +343,7 @@ def test_a_disabled_plugin_is_not_examined(doctor: Doctor, monkeypatch: pytest.M
             "plugin 'raises' of distribution 'featuretap-raises'",
             "  version      1.2",
             "  entry point  plugin_raises",
-            "  status       disabled: switched off by FEATURETAP_PLUGINS or by [plugins] in featuretap.toml",
+            "  status       disabled by FEATURETAP_PLUGINS or by [plugins] in featuretap.toml",
         ],
     )
 
@@ -356,7 +354,7 @@ def test_a_disabled_plugin_is_not_examined(doctor: Doctor, monkeypatch: pytest.M
         ("featuretap-tinny", "; did you mean 'featuretap-tiny'?"),
         (
             "x",
-            "; there are featuretap, featuretap-future, featuretap-many, featuretap-own, featuretap-raises, "
+            "; available: featuretap, featuretap-future, featuretap-many, featuretap-own, featuretap-raises, "
             "featuretap-tiny, featuretap-torchy, featuretap-torchy-two, future, many, own, raises, timm, tiny, "
             "torchvision, torchy, torchy_two",
         ),
@@ -365,12 +363,12 @@ def test_a_disabled_plugin_is_not_examined(doctor: Doctor, monkeypatch: pytest.M
 def test_an_unknown_name_gets_the_nearest_or_all_names(doctor: Doctor, name: str, hint: str) -> None:
     ran = doctor(name)
     assert (ran.status, ran.out) == (2, "")
-    assert ran.err == f"featuretap: no plugin and no distribution with one is named {name!r}{hint}\n"
+    assert ran.err == f"featuretap: no plugin or plugin distribution is named {name!r}{hint}\n"
 
 
 def test_json_is_not_an_option_of_the_doctor(run: Callable[..., Completed]) -> None:
     ran = run("plugins", "--json", "doctor", "featuretap")
-    message = "--json is of the table; leave it out, or leave the subcommand out"
+    message = "--json applies to the list of plugins; leave out --json or the subcommand"
     assert ran == Completed(2, "", f"featuretap: {message}\n")
 
 

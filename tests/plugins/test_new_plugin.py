@@ -51,17 +51,17 @@ def test_the_written_distribution_is_a_plugin(
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("MyNet", "'MyNet' is not a name for a distribution; write it like featuretap-tinynet"),
-        ("../net", "'../net' is not a name for a distribution; write it like featuretap-tinynet"),
-        ("net--x", "'net--x' is not a name for a distribution; write it like featuretap-tinynet"),
-        ("featuretap-2net", "'featuretap-2net' is not a name for a distribution; write it like featuretap-tinynet"),
-        ("", "'' is not a name for a distribution; write it like featuretap-tinynet"),
-        ("json", "'json' is the name of a module of Python or of featuretap; choose another"),
-        ("class", "'class' is the name of a module of Python or of featuretap; choose another"),
-        ("featuretap", "'featuretap' is the name of a module of Python or of featuretap; choose another"),
-        ("torch", "'torch' is the name of a module that is installed; choose another"),
-        ("mobilenet-v2", "'featuretap' has a backbone 'mobilenet_v2' already; choose another name"),
-        ("featuretap-mobilenetv2", "'featuretap' has a backbone 'mobilenetv2' already; choose another name"),
+        ("MyNet", "'MyNet' is not a distribution name; use the form featuretap-tinynet"),
+        ("../net", "'../net' is not a distribution name; use the form featuretap-tinynet"),
+        ("net--x", "'net--x' is not a distribution name; use the form featuretap-tinynet"),
+        ("featuretap-2net", "'featuretap-2net' is not a distribution name; use the form featuretap-tinynet"),
+        ("", "'' is not a distribution name; use the form featuretap-tinynet"),
+        ("json", "the name 'json' is reserved by Python or featuretap; choose another name"),
+        ("class", "the name 'class' is reserved by Python or featuretap; choose another name"),
+        ("featuretap", "the name 'featuretap' is reserved by Python or featuretap; choose another name"),
+        ("torch", "a module named 'torch' is already installed; choose another name"),
+        ("mobilenet-v2", "'featuretap' already provides a backbone 'mobilenet_v2'; choose another name"),
+        ("featuretap-mobilenetv2", "'featuretap' already provides a backbone 'mobilenetv2'; choose another name"),
     ],
 )
 def test_invalid_and_taken_names_are_refused(
@@ -78,7 +78,7 @@ def test_an_existing_folder_is_left_as_it_is(run: Callable[..., Completed], tmp_
     ran = run("new-plugin", "mynet")
     assert (ran.status, ran.err) == (
         2,
-        "featuretap: 'mynet' exists already, and is left as it is; choose another name or folder\n",
+        "featuretap: 'mynet' already exists; choose another name or folder\n",
     )
     assert [path.name for path in (tmp_path / "mynet").iterdir()] == ["precious"]
 

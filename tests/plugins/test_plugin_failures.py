@@ -50,7 +50,7 @@ def test_every_broken_plugin_is_reported_and_the_others_load(run: Callable[..., 
     printed = run("plugins")
     assert (printed.status, printed.err) == (0, "")
     assert {*FAILURES.values(), *CONFLICTS} <= set(printed.out.splitlines())
-    assert printed.out.splitlines()[-1] == "featuretap plugins doctor featuretap-badaliases shows where it failed."
+    assert printed.out.splitlines()[-1] == "See where it failed: featuretap plugins doctor featuretap-badaliases"
 
 
 @pytest.mark.usefixtures("crowded")

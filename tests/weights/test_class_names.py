@@ -185,10 +185,10 @@ def test_class_names_in_timms_folders_are_used_where_they_fit(
 
 def test_inspect_names_the_first_classes(run: Run, registry: Registry, tmp_path: Path) -> None:
     few = registry.save(named(registry, ("cat", "a\nb", "dog\x1b[31m")), tmp_path / "few.safetensors")
-    assert "  head      classification, 3 classes: cat, a b, dog [31m\n" in run("inspect", few).out
+    assert "  head          classification, 3 classes: cat, a b, dog [31m\n" in run("inspect", few).out
     classes = ("background", *"abcdef")
     many = registry.save(named(registry, classes, head="ssdlite", size=64), tmp_path / "many.safetensors")
-    assert "  head      ssdlite, 7 classes: background, a, b, c, d and 2 more\n" in run("inspect", many).out
+    assert "  head          ssdlite, 7 classes: background, a, b, c, d and 2 more\n" in run("inspect", many).out
     assert json.loads(run("inspect", many, "--json").out)["classes"] == list(classes)
 
 
