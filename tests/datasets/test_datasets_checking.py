@@ -140,8 +140,8 @@ def test_sizes_are_those_of_the_upright_image(
     assert upright_size(str(path)) == size
     assert image_problem(str(path), size) == ""
     assert image_problem(str(path), size[::-1]) == (
-        f"{str(path)!r} is {size[0]}×{size[1]}, but its annotations are for {size[1]}×{size[0]} (it may have been "
-        "turned after it was annotated)"
+        f"{str(path)!r} is {size[0]}×{size[1]}, but its annotations are for {size[1]}×{size[0]} (the image may "
+        "have been rotated after annotation)"
     )
 
 

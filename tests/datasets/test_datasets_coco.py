@@ -15,7 +15,7 @@ from featuretap.registry.errors import DataError
 from featuretap.workflows.datasets.data_set import DataSet
 from featuretap.workflows.datasets.formats import open_data
 
-NO_OUTLINE = "has no 'segmentation' of polygons or run lengths, which masks need"
+NO_OUTLINE = "has no 'segmentation' with polygons or run lengths, which masks need"
 WELL = [a_box(11, 1, [1, 2, 3, 4]), a_box(12, 2, [0, 0, 12, 8], category=3)]
 
 
@@ -167,7 +167,7 @@ def test_an_object_without_area_is_left_out_and_named(
     coco(folder / "val.json", WELL)
     assert len(opened(folder).train[0].read()[1].boxes) == 1
     path = str(folder / "train.json")
-    assert caplog.messages == [f"left out an object of no width or height in {path!r}: annotation 5 of 'a.png'"]
+    assert caplog.messages == [f"skipped 1 object without width or height in {path!r}: annotation 5 of 'a.png'"]
 
 
 @pytest.mark.parametrize(
@@ -186,18 +186,18 @@ def test_a_tenth_of_the_boxes_may_reach_beyond_and_is_clipped(
     path = str(coco(folder / "train.json", [a_box(10, 1, box), *others]))
     assert opened(folder).train[0].read()[1].boxes.tolist() == clipped
     where = f"annotation 10 of 'a.png' has a box from {corners} in an image of 12×8"
-    assert caplog.messages == [f"clipped 1 of 10 boxes in {path!r} that reach beyond their images: {where}"]
+    assert caplog.messages == [f"clipped 1 of 10 boxes in {path!r} that extend beyond their images: {where}"]
     coco(folder / "train.json", [a_box(10, 1, box), *others[1:]])
     assert refusal(folder) == (
-        f"1 of 9 boxes in 'DATA/train.json' reach beyond their images, more than 10%: {where}; check that boxes are x, "
-        "y, width, height in pixels of these images"
+        f"1 of 9 boxes in 'DATA/train.json' extend beyond their images, more than 10%: {where}; check that boxes are "
+        "x, y, width, height in pixels of these images"
     )
 
 
 def test_normalised_boxes_are_refused(folder: Path) -> None:
     coco(folder / "data.json", [a_box(1, 1, [0.1, 0.2, 0.3, 0.4]), a_box(2, 2, [0, 0, 1, 1])])
     assert refusal(folder) == (
-        "all boxes in 'DATA/data.json' lie between 0 and 1, as normalised coordinates do; give x, y, width, height in "
+        "all boxes in 'DATA/data.json' are between 0 and 1, as if normalized; convert them to x, y, width, height in "
         "pixels"
     )
 
@@ -227,7 +227,7 @@ def test_a_root_that_no_object_is_of_is_left_out(folder: Path, caplog: pytest.Lo
     data = opened(folder)
     assert (data.classes, data.train[0].read()[1].labels.tolist()) == (("cat", "pets"), [1])
     path = str(folder / "train.json")
-    assert caplog.messages[0] == f"left out the supercategory 'pets' of {path!r}, which no object is of"
+    assert caplog.messages[0] == f"skipped the supercategory 'pets' of {path!r}, which has no objects"
 
 
 def test_categories_of_one_name_are_merged(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -237,7 +237,7 @@ def test_categories_of_one_name_are_merged(folder: Path, caplog: pytest.LogCaptu
     data = opened(folder)
     assert (data.classes, data.train[0].read()[1].labels.tolist()) == (("pets", "cat"), [0, 1, 0])
     path = str(folder / "train.json")
-    assert caplog.messages[0] == f"merged 2 categories called 'pets' in {path!r}"
+    assert caplog.messages[0] == f"merged 2 categories named 'pets' in {path!r}"
 
 
 def test_a_category_may_be_its_own_supercategory(folder: Path) -> None:
@@ -252,9 +252,7 @@ def test_test_annotations_are_used_for_validation(tmp_path: Path, place: str, ca
     two_parts(tmp_path, place.format("train"), "images", place.format("test"), "images")
     assert [Path(sample.name).name for sample in opened(tmp_path).val] == ["c.png"]
     name = Path(place.format("test")).name
-    assert caplog.messages == [
-        f"{str(tmp_path)!r} has no annotations for 'val'; {name!r} is used as the validation set"
-    ]
+    assert caplog.messages == [f"{str(tmp_path)!r} has no annotations for 'val'; using {name!r} as the validation set"]
 
 
 def test_validation_may_number_and_lack_categories_as_it_likes(folder: Path) -> None:
@@ -281,10 +279,10 @@ def test_an_open_data_set_can_be_pickled(folder: Path) -> None:
         (a_box(9, 1, [3, 3, 2, "2"]), "of 'a.png' has no 'bbox' of four numbers"),
         (a_box(9, 1, [3, 3, 2, float("nan")]), "of 'a.png' has no 'bbox' of four numbers"),
         (a_box(9, 1, [3, 3, 2, 10**400]), "of 'a.png' has no 'bbox' of four numbers"),
-        (a_box(9, 1, [3, 3, 2, 2], category=4), "of 'a.png' is of category 4, which is not there"),
-        (a_box(9, 1, [3, 3, 2, 2], category=[]), "of 'a.png' has category_id [], which is not a whole number"),
-        (a_box(9, 77, [3, 3, 2, 2]), "is of image 77, which is not there"),
-        ({"id": 9}, "has image_id None, which is not a whole number"),
+        (a_box(9, 1, [3, 3, 2, 2], category=4), "of 'a.png' has category_id 4, which does not exist"),
+        (a_box(9, 1, [3, 3, 2, 2], category=[]), "of 'a.png' has category_id [], which is not an integer"),
+        (a_box(9, 77, [3, 3, 2, 2]), "has image_id 77, which does not exist"),
+        ({"id": 9}, "has image_id None, which is not an integer"),
     ],
 )
 def test_an_impossible_annotation_is_named(folder: Path, annotation: dict[str, Any], problem: str) -> None:
@@ -294,7 +292,7 @@ def test_an_impossible_annotation_is_named(folder: Path, annotation: dict[str, A
 
 def test_an_annotation_of_another_kind_is_named(folder: Path) -> None:
     coco(folder / "data.json", [*WELL, 9])
-    assert refusal(folder) == "1 problem in 'DATA/data.json': annotation 9 is not an object"
+    assert refusal(folder) == "1 problem in 'DATA/data.json': annotation 9 is not a JSON object"
 
 
 def test_all_problems_are_counted_and_the_first_are_named(folder: Path) -> None:
@@ -306,23 +304,23 @@ def test_all_problems_are_counted_and_the_first_are_named(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "problem"),
     [
-        ({"categories": [{"id": 7, "name": "cat"}, {"id": 7, "name": "dog"}]}, "category 7 is there twice"),
+        ({"categories": [{"id": 7, "name": "cat"}, {"id": 7, "name": "dog"}]}, "category 7 occurs twice"),
         (
             {"categories": [{"id": "7", "name": "cat"}]},
-            "category {'id': '7', 'name': 'cat'} has the id '7', which is not a whole number",
+            "category {'id': '7', 'name': 'cat'} has id '7', which is not an integer",
         ),
-        ({"images": ["a.png"]}, "image 'a.png' is not an object"),
+        ({"images": ["a.png"]}, "image 'a.png' is not a JSON object"),
         (
             {"images": [{"id": 1, "file_name": "a.png", "width": 12, "height": 0}]},
-            "image 1, 'a.png', has no width and height",
+            "image 1, 'a.png', has no valid width and height",
         ),
         (
             {"images": [{"id": 1, "file_name": name, "width": 12, "height": 8} for name in ("a.png", "b.png")]},
-            "image 1 is there twice",
+            "image 1 occurs twice",
         ),
         (
             {"images": [{"id": number, "file_name": "a.png", "width": 12, "height": 8} for number in (1, 2)]},
-            "several images are 'DATA/a.png'",
+            "several images have the file 'DATA/a.png'",
         ),
         (
             {"images": [{"id": 1, "file_name": "z.png", "width": 12, "height": 8}]},
@@ -340,11 +338,11 @@ def test_impossible_categories_and_images_are_named(folder: Path, changes: dict[
     ("text", "problem"),
     [
         ("{", "is not JSON: Expecting property name enclosed in double quotes: line 1 column 2 (char 1)"),
-        ("[]", "is not a COCO file for detection: it has no list of 'images'"),
-        ('{"images": [{}]}', "is not a COCO file for detection: it has no list of 'annotations'"),
-        ('{"images": [], "annotations": [], "categories": []}', "has no images"),
-        ('{"images": [{}], "annotations": [], "categories": [{}]}', "has no annotations"),
-        ('{"images": [{}], "annotations": [{}], "categories": []}', "has no categories"),
+        ("[]", "is not a COCO detection file: it has no list 'images'"),
+        ('{"images": [{}]}', "is not a COCO detection file: it has no list 'annotations'"),
+        ('{"images": [], "annotations": [], "categories": []}', "has an empty list 'images'"),
+        ('{"images": [{}], "annotations": [], "categories": [{}]}', "has an empty list 'annotations'"),
+        ('{"images": [{}], "annotations": [{}], "categories": []}', "has an empty list 'categories'"),
     ],
 )
 def test_a_file_that_is_not_coco_is_refused(folder: Path, text: str, problem: str) -> None:
@@ -359,14 +357,16 @@ def test_a_file_nested_without_end_is_refused(folder: Path) -> None:
 
 def test_a_file_of_objects_without_size_only_is_refused(folder: Path) -> None:
     coco(folder / "data.json", [a_box(1, 1, [0, 0, 0, 2])])
-    assert refusal(folder) == "'DATA/data.json' has no annotations, so that there is nothing to train or evaluate on"
+    assert (
+        refusal(folder) == "'DATA/data.json' has no annotations of objects; training and evaluation need at least one"
+    )
 
 
 def test_a_validation_category_missing_from_training_is_named(folder: Path) -> None:
     coco(folder / "train.json", WELL)
     coco(folder / "val.json", [a_box(1, 1, [0, 0, 2, 2], category=1)], categories=[{"id": 1, "name": "emu"}])
     assert refusal(folder) == (
-        "'DATA/val.json' has categories that 'DATA/train.json' has not: 'emu'; every validation class "
+        "'DATA/val.json' has categories that 'DATA/train.json' does not have: 'emu'; each validation class "
         "needs training images"
     )
 
@@ -376,19 +376,19 @@ def test_a_validation_category_missing_from_training_is_named(folder: Path) -> N
     [
         (
             [],
-            "'DATA' has no annotations of its images: there is no JSON file; give one file in COCO's format, or "
-            "'annotations/instances_train.json' and 'annotations/instances_val.json', or Pascal VOC's folders",
+            "'DATA' has no JSON file; detection needs one annotation file in COCO format, or "
+            "'annotations/instances_train.json' and 'annotations/instances_val.json', or Pascal VOC folders",
         ),
         (
             ["x.json", "y.json"],
-            "'DATA' has no annotations of its images: there is 'x.json', 'y.json'; give one file in COCO's format, or "
-            "'annotations/instances_train.json' and 'annotations/instances_val.json', or Pascal VOC's folders",
+            "'DATA' has the JSON files 'x.json', 'y.json'; detection needs one annotation file in COCO format, or "
+            "'annotations/instances_train.json' and 'annotations/instances_val.json', or Pascal VOC folders",
         ),
         (
             ["instances_train2014.json", "instances_train2017.json"],
-            "'DATA' has 'instances_train2014.json' and 'instances_train2017.json'; keep the one that is for 'train'",
+            "'DATA' has 'instances_train2014.json' and 'instances_train2017.json'; keep only the file for 'train'",
         ),
-        (["val.json"], "'DATA' has 'val.json' but no annotations of training images, such as 'instances_train.json'"),
+        (["val.json"], "'DATA' has 'val.json' but no annotations of training images; add 'instances_train.json'"),
     ],
 )
 def test_the_wrong_number_of_files_is_refused(folder: Path, files: list[str], message: str) -> None:
@@ -398,7 +398,7 @@ def test_the_wrong_number_of_files_is_refused(folder: Path, files: list[str], me
 
 
 @pytest.mark.parametrize(
-    ("size", "turned"), [((11, 8), ""), ((8, 12), " (it may have been turned after it was annotated)")]
+    ("size", "turned"), [((11, 8), ""), ((8, 12), " (the image may have been rotated after annotation)")]
 )
 def test_an_image_of_another_size_than_annotated_is_noticed(folder: Path, size: tuple[int, int], turned: str) -> None:
     picture(folder / "b.png", size)
@@ -454,11 +454,11 @@ def test_masks_of_polygons_and_run_lengths_are_the_areas_that_they_mean(folder: 
         ),
         (
             {"segmentation": {"counts": [90, 10], "size": [8, 12]}},
-            "has run lengths that make no mask: RLE counts exceed the mask dimensions.",
+            "has invalid run lengths: RLE counts exceed the mask dimensions.",
         ),
         (
             {"segmentation": {"counts": "o", "size": [8, 12]}},
-            "has run lengths that make no mask: RLE string is malformed: early end.",
+            "has invalid run lengths: RLE string is malformed: early end.",
         ),
     ],
 )

@@ -52,7 +52,7 @@ def test_validating_on_a_test_set_is_logged(tmp_path: Path, caplog: pytest.LogCa
     for part in ("train", "test"):
         classes_of(tmp_path / part, cat=1, dog=1)
     opened(tmp_path)
-    assert caplog.messages == [f"{str(tmp_path)!r} has no 'val'; 'test' is used as the validation set"]
+    assert caplog.messages == [f"{str(tmp_path)!r} has no 'val'; using 'test' as the validation set"]
 
 
 def test_a_test_set_beside_one_for_validation_is_left_alone(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -167,25 +167,25 @@ def test_an_image_that_cannot_be_read_is_an_error_of_its_own(tmp_path: Path) -> 
 
 
 def test_an_empty_folder_is_refused(tmp_path: Path) -> None:
-    assert refusal(tmp_path) == "'DATA' holds no images; sort images into a folder a class, such as 'DATA/cat'"
+    assert refusal(tmp_path) == "'DATA' contains no images; create a folder of images per class, such as 'DATA/cat'"
 
 
 def test_images_without_class_folders_are_refused(tmp_path: Path) -> None:
     picture(tmp_path / "a.png")
     assert refusal(tmp_path) == (
-        "'DATA' holds images but no class folders; sort images into a folder a class, such as 'DATA/cat'"
+        "'DATA' contains images but no class folders; create a folder of images per class, such as 'DATA/cat'"
     )
 
 
 def test_class_folders_without_any_image_are_refused(tmp_path: Path) -> None:
     assert refusal(classes_of(tmp_path, cat=0, dog=0)) == (
-        "'DATA' holds no images; their names end in .apng, .avif, .avifs, .bmp, .dib, .gif, .j2c, .j2k, .jfif, .jp2, "
-        ".jpc, .jpe, .jpeg, .jpf, .jpg, .jpx, .mpo, .pbm, .pgm, .png, .pnm, .ppm, .tif, .tiff, .webp"
+        "'DATA' contains no images; supported suffixes are .apng, .avif, .avifs, .bmp, .dib, .gif, .j2c, .j2k, .jfif, "
+        ".jp2, .jpc, .jpe, .jpeg, .jpf, .jpg, .jpx, .mpo, .pbm, .pgm, .png, .pnm, .ppm, .tif, .tiff, .webp"
     )
 
 
 def test_one_class_is_refused(tmp_path: Path) -> None:
-    assert refusal(classes_of(tmp_path, cat=3)) == "'DATA' has one class, 'cat'; classification needs at least two"
+    assert refusal(classes_of(tmp_path, cat=3)) == "'DATA' has only the class 'cat'; classification needs at least two"
 
 
 @pytest.mark.parametrize("part", ["train", "val"])
@@ -201,25 +201,25 @@ def test_a_validation_class_missing_from_training_is_named(tmp_path: Path) -> No
     classes_of(tmp_path / "train", cat=1, dog=1)
     classes_of(tmp_path / "val", cat=1, emu=1)
     assert refusal(tmp_path) == (
-        "'DATA/val' has classes that 'DATA/train' has not: 'emu'; every validation class needs training images"
+        "'DATA/val' has classes that 'DATA/train' does not have: 'emu'; each validation class needs training images"
     )
 
 
-@pytest.mark.parametrize(("count", "counted"), [(1, "1 image lies"), (2, "2 images lie")])
+@pytest.mark.parametrize(("count", "counted"), [(1, "1 image is"), (2, "2 images are")])
 def test_images_beside_class_folders_are_refused(tmp_path: Path, count: int, counted: str) -> None:
     folder = classes_of(tmp_path, cat=2, dog=2)
     for number in range(count):
         picture(folder / f"loose{number}.png")
     assert refusal(folder) == (
-        f"{counted} beside the class folders of 'DATA', 'loose0.png' first; move what has a class into its folder, "
-        "and the rest out"
+        f"{counted} next to the class folders of 'DATA', such as 'loose0.png'; move each image into a class folder, or "
+        "out of the data set"
     )
 
 
 def test_several_folders_for_validation_are_refused(tmp_path: Path) -> None:
     for part in ("train", "val", "validation"):
         classes_of(tmp_path / part, cat=1, dog=1)
-    assert refusal(tmp_path) == "'DATA' has 'val' and 'validation'; keep the one that is for validation"
+    assert refusal(tmp_path) == "'DATA' has 'val' and 'validation'; keep only the validation folder"
 
 
 def test_data_without_training_images_is_refused(tmp_path: Path) -> None:
@@ -229,7 +229,7 @@ def test_data_without_training_images_is_refused(tmp_path: Path) -> None:
 
 def test_a_single_image_of_every_class_cannot_be_divided(tmp_path: Path) -> None:
     assert refusal(classes_of(tmp_path, cat=1, dog=1)) == (
-        "'DATA' has no two images of a kind, so that none can be kept for validation; add images, or give parts "
+        "'DATA' has no class with two images, so none can be held out for validation; add images, or create folders "
         "'train' and 'val'"
     )
 
@@ -248,6 +248,6 @@ def test_folders_with_images_beside_the_parts_are_counted_and_left_out(
     classes_of(tmp_path, fish=3)
     assert opened(tmp_path).classes == ("cat", "dog")
     assert [message.replace(str(tmp_path), "DATA") for message in caplog.messages] == [
-        "left out a folder with images beside 'train' in 'DATA': 'bird'",
-        "left out 2 folders with images beside 'train' in 'DATA': 'bird', 'fish'",
+        "skipped 1 folder with images next to 'train' in 'DATA': 'bird'",
+        "skipped 2 folders with images next to 'train' in 'DATA': 'bird', 'fish'",
     ]

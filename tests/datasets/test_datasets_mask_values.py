@@ -13,8 +13,8 @@ from featuretap.workflows.datasets.formats import open_data
 
 RED, GREEN, BLACK = (255, 0, 0), (0, 255, 0), (0, 0, 0)
 ADVICE = (
-    "name them in 'classes.txt', a line each, beginning with the value or the colour: '0 background', '255 road', or "
-    "'128 64 128 road'"
+    "list the classes in 'classes.txt', one per line, each with its value or color first: '0 background', '255 road', "
+    "or '128 64 128 road'"
 )
 
 
@@ -86,14 +86,14 @@ def test_masks_of_black_and_white_have_two_classes(folder: Path, kind: str, suff
 def test_how_masks_of_black_and_white_are_read_is_logged(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
     write(folder, BLACK_AND_WHITE["L"])
     read(folder)
-    assert caplog.messages == [f"{str(folder)!r}: masks of 0, 255 are read as two classes"]
+    assert caplog.messages == [f"{str(folder)!r}: reading masks with the values 0, 255 as two classes"]
 
 
 def test_black_and_white_are_the_two_classes_that_a_file_names(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
     write(folder, BLACK_AND_WHITE["L"])
     (folder / "classes.txt").write_text("background\ncat\n")
     assert read(folder) == (("background", "cat"), [[0, 1, 1, 0]] * 2)
-    assert caplog.messages == [f"{str(folder)!r}: the masks' values 0, 255 are 'background', 'cat'"]
+    assert caplog.messages == [f"{str(folder)!r}: reading the mask values 0, 255 as 'background', 'cat'"]
 
 
 @pytest.mark.parametrize(
@@ -112,7 +112,7 @@ def test_classes_are_the_values_that_occur(
     write(folder, values([rows] * 2, np.uint16))
     assert read(folder) == (classes, [read_as] * 2)
     listed = ", ".join(name.removeprefix("class ") for name in classes)
-    assert caplog.messages == [f"{str(folder)!r}: {len(classes)} classes, a value each: {listed}"]
+    assert caplog.messages == [f"{str(folder)!r}: reading {len(classes)} values as classes: {listed}"]
 
 
 def test_values_without_gaps_need_no_warning(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -130,10 +130,16 @@ def test_spread_values_are_the_classes_that_a_file_names(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("rows", "problem"),
     [
-        ([0, 128, 255, 0], "have the values 0, 128, 255, and 255 may be a class or what is ignored; " + ADVICE),
-        ([0, 0, 0, 0], "have no value but 0; two classes are needed, of which the background is one"),
-        ([255, 255, 255, 255], "have no value but 255; two classes are needed, of which the background is one"),
-        ([7, 7, 255, 255], "have no value but 7, 255; two classes are needed, of which the background is one"),
+        ([0, 128, 255, 0], "have the values 0, 128, 255, of which 255 may be a class or mean ignored; " + ADVICE),
+        ([0, 0, 0, 0], "contain only the value 0; segmentation needs at least two classes, including the background"),
+        (
+            [255, 255, 255, 255],
+            "contain only the value 255; segmentation needs at least two classes, including the background",
+        ),
+        (
+            [7, 7, 255, 255],
+            "contain only the value 7, 255; segmentation needs at least two classes, including the background",
+        ),
     ],
 )
 def test_ambiguous_values_are_refused(folder: Path, rows: list[int], problem: str) -> None:
@@ -145,7 +151,9 @@ def test_soft_edges_are_refused(folder: Path) -> None:
     picture(folder / "images" / "c.jpg", (256, 2))
     write(folder, BLACK_AND_WHITE["L"])
     mask(folder / "masks" / "c.png", [list(range(256))] * 2)
-    assert "and 236 more, and 255 may be a class or what is ignored; name them in 'classes.txt'" in refusal(folder)
+    assert "and 236 more, of which 255 may be a class or mean ignored; list the classes in 'classes.txt'" in refusal(
+        folder
+    )
 
 
 def test_more_values_than_classes_fit_are_refused(folder: Path) -> None:
@@ -153,8 +161,8 @@ def test_more_values_than_classes_fit_are_refused(folder: Path) -> None:
     write(folder, BLACK_AND_WHITE["L"])
     values([range(1000, 1300)] * 2, np.uint16).save(folder / "masks" / "c.png")
     assert refusal(folder) == (
-        "the masks in 'DATA' have 301 values, as drawings with soft edges and numbered objects do; there can be 255 "
-        f"classes: {ADVICE}"
+        "the masks in 'DATA' have 301 values, but at most 255 classes are possible (masks with antialiased edges or "
+        f"numbered objects have too many values); {ADVICE}"
     )
 
 
@@ -167,7 +175,7 @@ def test_values_that_the_named_classes_do_not_have_are_refused(folder: Path) -> 
 def test_colours_that_occur_are_classes(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
     write(folder, painted(BLACK, RED, GREEN, BLACK), painted(RED, (224, 224, 192), RED, RED))
     assert read(folder) == (("#000000", "#00ff00", "#ff0000"), [[0, 2, 1, 0], [2, 255, 2, 2]])
-    assert caplog.messages == [f"{str(folder)!r}: 3 classes, a colour each: #000000, #00ff00, #e0e0c0, #ff0000"]
+    assert caplog.messages == [f"{str(folder)!r}: reading the colors #000000, #00ff00, #e0e0c0, #ff0000 as 3 classes"]
 
 
 def test_a_grey_mask_among_coloured_ones_is_read_as_its_colours(folder: Path) -> None:
@@ -215,11 +223,11 @@ def test_a_table_says_which_value_is_which_class(folder: Path, name: str, text: 
 @pytest.mark.parametrize(
     ("name", "text", "problem"),
     [
-        ("labelmap.txt", "a\nb\n", f"is not a table of classes and their colours or values; {ADVICE}"),
-        ("classes.txt", "0 a\n0 b\n", "has the value 0 twice; give every class its own"),
-        ("classes.txt", "0 0 9 a\n0 0 9 b\n", "has the colour #000009 twice; give every class its own"),
-        ("classes.txt", "0 0 0 a\n0 0 256 b\n", f"has a colour beyond the largest; {ADVICE}"),
-        ("classes.txt", "0 a\n65536 b\n", f"has a value beyond the largest; {ADVICE}"),
+        ("labelmap.txt", "a\nb\n", f"is not a table of classes with colors or values; {ADVICE}"),
+        ("classes.txt", "0 a\n0 b\n", "has the value 0 twice; give each class a different value"),
+        ("classes.txt", "0 0 9 a\n0 0 9 b\n", "has the color #000009 twice; give each class a different color"),
+        ("classes.txt", "0 0 0 a\n0 0 256 b\n", f"has a color above the maximum of 255; {ADVICE}"),
+        ("classes.txt", "0 a\n65536 b\n", f"has a value above the maximum of 65535; {ADVICE}"),
     ],
 )
 def test_an_impossible_table_is_refused(folder: Path, name: str, text: str, problem: str) -> None:
@@ -231,15 +239,15 @@ def test_an_impossible_table_is_refused(folder: Path, name: str, text: str, prob
 def test_coloured_masks_need_a_table_where_classes_are_named(folder: Path) -> None:
     write(folder, painted(BLACK, RED, GREEN, BLACK))
     (folder / "classes.txt").write_text("background\ncar\ntree\n")
-    assert refusal(folder) == f"the masks in 'DATA' are coloured: #000000, #00ff00, #ff0000; {ADVICE}"
+    assert refusal(folder) == f"the masks in 'DATA' have the colors #000000, #00ff00, #ff0000; {ADVICE}"
 
 
 @pytest.mark.parametrize(
     ("text", "other", "problem"),
     [
-        ("0 0 0 a\n255 0 0 b\n", painted(BLACK, GREEN, RED, RED), "has the colour #00ff00, which stands for no class"),
-        ("0 a\n7 b\n", values([[0, 7, 9, 0]] * 2), "has the value 9, which stands for no class"),
-        ("0 a\n7 b\n", painted(BLACK, RED, RED, RED), "is coloured, and other masks are not"),
+        ("0 0 0 a\n255 0 0 b\n", painted(BLACK, GREEN, RED, RED), "has the color #00ff00, which has no class"),
+        ("0 a\n7 b\n", values([[0, 7, 9, 0]] * 2), "has the value 9, which has no class"),
+        ("0 a\n7 b\n", painted(BLACK, RED, RED, RED), "has colors, but other masks have values"),
     ],
 )
 def test_what_the_table_lacks_is_named_by_the_check(folder: Path, text: str, other: Image.Image, problem: str) -> None:
@@ -256,18 +264,18 @@ def test_what_the_table_lacks_is_named_by_the_check(folder: Path, text: str, oth
 @pytest.mark.parametrize(
     ("image", "suffix", "problem"),
     [
-        (values([[0, 1, 1, 0]] * 2), "jpg", "is a JPEG or WebP file, which changes values; save masks as PNG"),
+        (values([[0, 1, 1, 0]] * 2), "jpg", "has lossy compression, which alters values; save masks as PNG"),
         (
             Image.new("CMYK", (4, 2)),
             "tif",
-            "is of mode 'CMYK'; masks have a value or an RGB colour for each pixel",
+            "has mode 'CMYK'; save masks with a value or an RGB color per pixel",
         ),
-        (values([[0, 0.5, 1, 0]] * 2, np.float32), "tif", "has values that are no whole numbers from 0 to 65535"),
-        (values([[0, -1, 1, 0]] * 2, np.int32), "tif", "has values that are no whole numbers from 0 to 65535"),
+        (values([[0, 0.5, 1, 0]] * 2, np.float32), "tif", "has values that are not integers from 0 to 65535"),
+        (values([[0, -1, 1, 0]] * 2, np.int32), "tif", "has values that are not integers from 0 to 65535"),
         (
             painted((0, 0, 0, 255), (0, 0, 0, 0), (255, 0, 0, 255), (0, 0, 0, 0)),
             "png",
-            "has pixels of one colour that are more and less transparent; save it without transparency",
+            "has pixels of equal color and different transparency; save it without transparency",
         ),
     ],
 )
@@ -322,16 +330,16 @@ def test_colours_are_those_of_a_models_classes(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("classes", "row", "problem"),
     [
-        (NUMBERED, [255] * 4, f"have no value but 255, which is ignored; {ADVICE}"),
+        (NUMBERED, [255] * 4, f"contain only the value 255, which is ignored; {ADVICE}"),
         (
             ("class 0", "class 100"),
             [0, 1, 0, 0],
-            f"have the values 0, 1, and the model has the classes 'class 0', 'class 100'; {ADVICE}",
+            f"have the values 0, 1, but the model has the classes 'class 0', 'class 100'; {ADVICE}",
         ),
         (
             ("class 0", "class 100"),
             [0, 255, 7, 0],
-            f"have the values 0, 7, 255, and the model has the classes 'class 0', 'class 100'; {ADVICE}",
+            f"have the values 0, 7, 255, but the model has the classes 'class 0', 'class 100'; {ADVICE}",
         ),
         (NAMED, [0, 3, 4, 0], f"have the values 0, 3, 4, but there are 2 classes; {ADVICE}"),
     ],

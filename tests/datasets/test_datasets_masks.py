@@ -118,12 +118,12 @@ def test_names_are_the_lines_of_a_file(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "problem"),
     [
-        ("", "names fewer than two classes; the background is one of them, and the first"),
-        ("background\n", "names fewer than two classes; the background is one of them, and the first"),
-        ("a\nb\na\n", "has 'a' twice; give every class a name of its own"),
-        ("\na\nb\n", "has a class without a name, on an empty line; give every class a name of its own"),
-        ("a\n\nb\n", "has a class without a name, on an empty line; give every class a name of its own"),
-        ("\n".join(map(str, range(256))), "names 256 classes; masks of 8 bits have room for 255"),
+        ("", "has fewer than two classes; list all of them, the background first"),
+        ("background\n", "has fewer than two classes; list all of them, the background first"),
+        ("a\nb\na\n", "has the class 'a' twice; give each class a unique name"),
+        ("\na\nb\n", "has an empty line in place of a class; give each class a unique name"),
+        ("a\n\nb\n", "has an empty line in place of a class; give each class a unique name"),
+        ("\n".join(map(str, range(256))), "has 256 classes; at most 255 are possible"),
     ],
 )
 def test_names_that_cannot_be_used_are_refused(folder: Path, text: str, problem: str) -> None:
@@ -133,7 +133,7 @@ def test_names_that_cannot_be_used_are_refused(folder: Path, text: str, problem:
 
 def test_names_in_another_encoding_are_refused(folder: Path) -> None:
     (folder / "classes.txt").write_bytes("a\nKäfer\n".encode("latin-1"))
-    assert refusal(folder).startswith("'DATA/classes.txt' is not text in UTF-8: 'utf-8' codec can't decode byte 0xe4")
+    assert refusal(folder).startswith("'DATA/classes.txt' is not UTF-8 text: 'utf-8' codec can't decode byte 0xe4")
 
 
 def test_masks_that_cannot_be_read_are_refused(folder: Path) -> None:
@@ -202,27 +202,27 @@ def test_images_and_masks_without_a_counterpart_are_named(folder: Path) -> None:
 
 def test_two_images_of_one_name_are_refused(folder: Path) -> None:
     picture(folder / "images" / "a.png")
-    assert refusal(folder) == "1 problem in 'DATA': 'a.jpg' and 'a.png' in 'DATA/images' have one name"
+    assert refusal(folder) == "1 problem in 'DATA': 'a.jpg' and 'a.png' in 'DATA/images' have the same name"
 
 
 def test_other_folders_are_refused(tmp_path: Path) -> None:
     picture(tmp_path / "images" / "a.png")
     assert refusal(tmp_path) == (
-        "'DATA' has no folders 'images' and 'masks'; put images into the one and their masks, PNG files of the same "
-        "names, into the other, or give Pascal VOC's folders"
+        "'DATA' has no folders 'images' and 'masks'; put images into 'images' and PNG masks with the same names into "
+        "'masks', or use Pascal VOC folders"
     )
 
 
 def test_a_part_without_masks_is_refused(tmp_path: Path) -> None:
     pair(tmp_path / "images" / "train", tmp_path / "masks" / "train", "a")
     picture(tmp_path / "images" / "val" / "a.jpg")
-    assert refusal(tmp_path) == "there is no folder 'DATA/masks/val'; every image needs a mask of its name"
+    assert refusal(tmp_path) == "no folder 'DATA/masks/val'; each image needs a mask with the same name"
 
 
 def test_an_empty_folder_of_images_is_refused(tmp_path: Path) -> None:
     for name in ("images", "masks"):
         (tmp_path / name).mkdir()
-    assert refusal(tmp_path) == "'DATA/images' holds no images"
+    assert refusal(tmp_path) == "'DATA/images' contains no images"
 
 
 @pytest.mark.parametrize(
@@ -231,7 +231,7 @@ def test_an_empty_folder_of_images_is_refused(tmp_path: Path) -> None:
         (
             "masks/a.png",
             [[0, 3, 255, 0]] * 2,
-            "has the value 3, but there are 3 classes, from 0 to 2, and 255 for what is ignored",
+            "has the value 3, but the 3 classes have the values 0 to 2, and ignored pixels the value 255",
         ),
         ("masks/a.png", [[0, 1, 2]] * 2, "is 3×2, but its image is 4×2"),
     ],

@@ -245,7 +245,7 @@ def test_every_set_that_is_not_here_says_where_its_files_belong(row: NamedSet, t
     assert message.startswith(f"cannot read the data set {row.name!r} in 'HERE': ")
     place = f"HERE/{row.place}".rstrip("/")
     assert message.endswith(
-        f"; FEATURETAP_OFFLINE forbids downloads, so put its files into {place!r}, or give a folder of images"
+        f"; FEATURETAP_OFFLINE forbids downloads, so put its files into {place!r}, or use a folder of images"
     )
     assert "download=True" not in message
     assert "\n" not in message
@@ -255,7 +255,7 @@ def test_damaged_files_that_may_not_be_downloaded_are_an_error(tmp_path: Path) -
     put(tmp_path / "cifar-10-batches-py", {"data_batch_1": b"?", "batches.meta": b"?"})
     assert refusal("CIFAR10", tmp_path) == (
         "cannot read the data set 'CIFAR10' in 'HERE': Dataset not found or corrupted; FEATURETAP_OFFLINE forbids "
-        "downloads, so put its files into 'HERE/cifar-10-batches-py', or give a folder of images"
+        "downloads, so put its files into 'HERE/cifar-10-batches-py', or use a folder of images"
     )
 
 
@@ -268,7 +268,7 @@ def test_a_download_that_fails_is_one_line(tmp_path: Path, monkeypatch: pytest.M
     assert refusal("MNIST", tmp_path) == (
         "cannot download the data set 'MNIST': Error downloading train-images-idx3-ubyte.gz: Tried "
         f"http://127.0.0.1:{port}/, got: <urlopen error [Errno 111] Connection refused>; put its files into "
-        "'HERE/MNIST/raw', or give a folder of images"
+        "'HERE/MNIST/raw', or use a folder of images"
     )
 
 
@@ -313,7 +313,10 @@ def test_labels_that_are_no_class_are_named(tmp_path: Path) -> None:
     files = mnist_files()
     files["t10k-labels-idx1-ubyte"] = files["t10k-labels-idx1-ubyte"][:-1] + b"\x0b"
     put(tmp_path / "MNIST" / "raw", files)
-    assert refusal("MNIST", tmp_path) == "MNIST val 19 is of class 11, but 'MNIST' has 10 classes, from 0 to 9"
+    assert (
+        refusal("MNIST", tmp_path)
+        == "MNIST val 19 has the class 11, but the 10 classes of 'MNIST' are numbered from 0 to 9"
+    )
 
 
 def test_an_image_that_cannot_be_read_is_named(tmp_path: Path) -> None:

@@ -31,28 +31,28 @@ def refusal(source: str, task: Task = "classification") -> str:
     [("CIFAR11", "CIFAR10"), ("digit", "digits"), ("Flower102", "Flowers102"), ("fashionmnst", "FashionMNIST")],
 )
 def test_a_misspelled_name_suggests_the_nearest(here: Path, source: str, near: str) -> None:
-    assert refusal(source) == f"no folder and no data set named {source!r}; did you mean {near!r}?"
+    assert refusal(source) == f"no folder or data set named {source!r}; did you mean {near!r}?"
 
 
 @pytest.mark.parametrize("source", ["", "photographs"])
 def test_an_unknown_name_lists_all_names(here: Path, source: str) -> None:
     names = ", ".join(row.name for row in NAMED_SETS.values())
     assert names.startswith("digits, Caltech101, Caltech256, CIFAR10, ")
-    assert refusal(source) == f"no folder and no data set named {source!r}; the named sets are {names}"
+    assert refusal(source) == f"no folder or data set named {source!r}; the named data sets are {names}"
 
 
 @pytest.mark.parametrize(
     "source", ["./CIFAR10", "data/birds", "birds/", "/nowhere/birds", "~nobody-of-that-name/birds"]
 )
 def test_a_path_that_does_not_exist_is_refused(here: Path, source: str) -> None:
-    assert refusal(source) == (
-        f"there is no folder {source!r}; give the folder of a data set, or a name such as 'digits'"
-    )
+    assert refusal(source) == (f"no folder {source!r}; choose the folder of a data set, or a name such as 'digits'")
 
 
 def test_a_file_is_refused(here: Path) -> None:
     (here / "birds.zip").touch()
-    assert refusal("birds.zip") == ("'birds.zip' is a file; give the folder of a data set, or a name such as 'digits'")
+    assert refusal("birds.zip") == (
+        "'birds.zip' is a file; choose the folder of a data set, or a name such as 'digits'"
+    )
 
 
 @pytest.mark.parametrize("source", ["birds", "./birds", "birds/", "~/birds"])
@@ -70,15 +70,15 @@ def test_the_current_folder_is_opened(here: Path) -> None:
 def test_a_built_in_data_set_wins_over_a_folder_of_its_name(here: Path, caplog: pytest.LogCaptureFixture) -> None:
     classes_of(here / "digits", one=2, two=2)
     assert len(open_data("digits", "classification").classes) == 10
-    assert caplog.messages == ["'digits' is the data set of that name; write './digits' for the folder"]
+    assert caplog.messages == ["'digits' means the named data set; use './digits' for the folder"]
     assert open_data("./digits", "classification").classes == ("one", "two")
 
 
 def test_a_data_set_for_another_task_is_refused(here: Path) -> None:
-    message = "the data set 'CIFAR10' is for classification, and a model for detection was asked for"
+    message = "the data set 'CIFAR10' is for classification, but the model is for detection"
     assert refusal("cifar10", "detection") == message
     (here / "cifar10").mkdir()
-    assert refusal("cifar10", "detection") == f"{message}; write './cifar10' for the folder here"
+    assert refusal("cifar10", "detection") == f"{message}; use './cifar10' for the folder"
 
 
 def test_a_read_error_of_the_disk_is_an_error(here: Path) -> None:

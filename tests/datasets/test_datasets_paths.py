@@ -14,7 +14,7 @@ from featuretap.registry.errors import DataError
 from featuretap.workflows.datasets.data_set import DataSet
 from featuretap.workflows.datasets.formats import open_data
 
-ADVICE = "outside the data set; name the folder that holds them with images_root="
+ADVICE = "outside the data set; to allow the folder that contains them, use images_root="
 BOX = "0 0.5 0.5 0.5 0.25"
 NAMES = "names: [cat, dog]\n"
 OBJECTS = [a_box(1, 1, [0, 0, 2, 2]), a_box(2, 2, [0, 0, 2, 2])]
@@ -115,7 +115,7 @@ def test_a_name_longer_than_any_file_s_is_refused_in_one_line(folder: Path) -> N
 
 def test_a_pipe_is_no_file_of_annotations(folder: Path) -> None:
     os.mkfifo(folder / "data.json")
-    assert refusal().startswith("'data' has no annotations of its images")
+    assert refusal().startswith("'data' has no JSON file")
 
 
 def labelled(path: str) -> None:
@@ -197,8 +197,8 @@ def test_the_command_line_names_the_further_folder(folder: Path, run: Callable[.
     done = run(*train)
     assert done.status == 2
     assert done.err.replace(str(folder.absolute()), "DATA") == (
-        "featuretap: 'DATA/data.json' names '../private/images/b.png', outside the data set; name the folder that "
-        "holds them with --images-root\n"
+        "featuretap: 'DATA/data.json' names '../private/images/b.png', outside the data set; to allow the folder "
+        "that contains them, use --images-root\n"
     )
     # The second option is refused once the data is open.
     done = run(*train, "--images-root", "private", "--taps", "C9")
@@ -214,12 +214,12 @@ def test_images_beyond_the_limit_are_refused_before_their_masks_are_decoded(
     outline = {"segmentation": {"size": [1_000_000, 1_000_000], "counts": [10**12]}}
     path = coco(folder / "data.json", [a_box(1, 1, [0, 0, 2, 2], **outline)], images=LARGE)  # type: ignore[arg-type]
     assert refusal(masks=True) == (
-        f"1 problem in {str(path)!r}: image 1, 'a.png', is of 1000000×1000000 pixels, beyond "
+        f"1 problem in {str(path)!r}: image 1, 'a.png', has 1000000×1000000 pixels, more than "
         "FEATURETAP_MAX_PIXELS=89478485"
     )
     monkeypatch.setenv("FEATURETAP_MAX_PIXELS", "95")
     coco(folder / "data.json", OBJECTS[:1], ("a.png",))
-    assert "'a.png', is of 12×8 pixels, beyond FEATURETAP_MAX_PIXELS=95" in refusal()
+    assert "'a.png', has 12×8 pixels, more than FEATURETAP_MAX_PIXELS=95" in refusal()
 
 
 @pytest.mark.parametrize(
@@ -228,8 +228,8 @@ def test_images_beyond_the_limit_are_refused_before_their_masks_are_decoded(
         ({"counts": [90, 5], "size": [8, 12]}, "has run lengths of 95 pixels in an image of 12×8"),
         ({"counts": "j25", "size": [8, 12]}, "has run lengths of 95 pixels in an image of 12×8"),
         ({"counts": "", "size": [8, 12]}, "has run lengths of 0 pixels in an image of 12×8"),
-        ([[0, 0, 1e6, 1e6, 5, 5]], "has a polygon that reaches far beyond its image of 12×8"),
-        ([[0, 0, -13, 4, 5, 5]], "has a polygon that reaches far beyond its image of 12×8"),
+        ([[0, 0, 1e6, 1e6, 5, 5]], "has a polygon that extends far beyond its image of 12×8"),
+        ([[0, 0, -13, 4, 5, 5]], "has a polygon that extends far beyond its image of 12×8"),
         ([[0, 0, 12, 8] * 200_000], "has an outline of 4800000 pixels, more than 4194304"),
     ],
     ids=["short counts", "short text", "empty text", "far", "left", "long"],

@@ -9,7 +9,7 @@ import pytest
 from support.data_sets import a_box, classes_of, coco, mask, picture, voc, yolo_labels
 
 from featuretap.registry.errors import DataError, OptionError
-from featuretap.workflows.datasets.formats import describe, open_data, recognise_task
+from featuretap.workflows.datasets.formats import describe, open_data, recognize_task
 from featuretap.workflows.datasets.recognition import DEFAULT_HEADS, choose_reading
 from featuretap.workflows.training.configuration import make_configuration
 from featuretap.workflows.training.models import resolve_model
@@ -104,14 +104,14 @@ def test_a_folder_is_recognised_and_gets_the_head_of_its_task(
     tmp_path: Path, write: Write, line: str, head: str
 ) -> None:
     write(tmp_path)
-    task = recognise_task(str(tmp_path), None)
+    task = recognize_task(str(tmp_path), None)
     assert describe(open_data(str(tmp_path), task)) == line
     configuration, spec = resolve_model(make_configuration({"data": str(tmp_path), "backbone": "mobilenet_v2"}))
     assert (configuration.head, spec.head.name) == (head, head)
 
 
 def test_a_named_set_is_described_by_its_name() -> None:
-    assert recognise_task("digits", None) == "classification"
+    assert recognize_task("digits", None) == "classification"
     assert describe(open_data("digits", "classification")) == (
         "digits: 1438 training and 359 validation images, 10 classes"
     )
@@ -128,7 +128,7 @@ def test_files_of_editors_do_not_make_a_format(tmp_path: Path) -> None:
         path = tmp_path / name
         path.parent.mkdir(exist_ok=True)
         path.write_text(content)
-    assert recognise_task(str(tmp_path), None) == "classification"
+    assert recognize_task(str(tmp_path), None) == "classification"
 
 
 WRITERS = {
@@ -163,7 +163,7 @@ def test_two_ways_to_read_a_folder_are_refused(tmp_path: Path, one: Write, other
     one(tmp_path)
     other(tmp_path)
     with pytest.raises(DataError) as error:
-        recognise_task(str(tmp_path), None)
+        recognize_task(str(tmp_path), None)
     message, choices = str(error.value).split("; choose with ")
     begin, _, readings = message.partition(" can be read as ")
     assert begin == repr(str(tmp_path))
@@ -197,7 +197,7 @@ def test_three_ways_are_told_apart_by_their_formats(tmp_path: Path) -> None:
     yolo(tmp_path)
     class_folders(tmp_path)
     with pytest.raises(DataError) as error:
-        recognise_task(str(tmp_path), None)
+        recognize_task(str(tmp_path), None)
     assert str(error.value).endswith("; choose with format='coco' or format='yolo' or format='classes'")
 
 
@@ -223,17 +223,19 @@ def test_a_format_chooses_the_head(tmp_path: Path) -> None:
 
 def test_a_format_that_is_not_there_is_reported_by_its_reader(tmp_path: Path) -> None:
     class_folders(tmp_path)
-    with pytest.raises(DataError, match=r"has no folders 'images' and 'labels', and no 'data\.yaml'; add them"):
+    with pytest.raises(
+        DataError, match=r"has neither folders 'images' and 'labels' nor a 'data\.yaml'; add one of these"
+    ):
         open_data(str(tmp_path), "detection", data_format="yolo")
 
 
 @pytest.mark.parametrize(
     ("write", "task", "holds", "advice"),
     [
-        (masks, "classification", "images and masks", "segmentation has a head such as 'lraspp'"),
-        (coco_2017, "classification", "COCO (boxes)", "detection has a head such as 'ssdlite'"),
-        (yolo, "segmentation", "YOLO (boxes)", "detection has a head such as 'ssdlite'"),
-        (class_folders, "detection", "class folders", "classification has a head such as 'classification'"),
+        (masks, "classification", "images and masks", "segmentation, such as 'lraspp'"),
+        (coco_2017, "classification", "COCO (boxes)", "detection, such as 'ssdlite'"),
+        (yolo, "segmentation", "YOLO (boxes)", "detection, such as 'ssdlite'"),
+        (class_folders, "detection", "class folders", "classification, such as 'classification'"),
     ],
 )
 def test_data_for_another_task_is_refused(tmp_path: Path, write: Write, task: Any, holds: str, advice: str) -> None:
@@ -241,14 +243,14 @@ def test_data_for_another_task_is_refused(tmp_path: Path, write: Write, task: An
     with pytest.raises(DataError) as error:
         open_data(str(tmp_path), task)
     assert str(error.value) == (
-        f"{str(tmp_path)!r} holds {holds}, and a model for {task} was asked for; a model for {advice}"
+        f"{str(tmp_path)!r} contains {holds}, but the model is for {task}; choose a head for {advice}"
     )
 
 
 def test_a_folder_without_any_format_is_read_as_class_folders(tmp_path: Path) -> None:
     picture(tmp_path / "a.png")
-    with pytest.raises(DataError, match="holds images but no class folders; sort images into a folder a class"):
-        open_data(str(tmp_path), recognise_task(str(tmp_path), None))
+    with pytest.raises(DataError, match="contains images but no class folders; create a folder of images per class"):
+        open_data(str(tmp_path), recognize_task(str(tmp_path), None))
 
 
 def test_an_unknown_format_is_refused() -> None:
@@ -264,7 +266,7 @@ def test_folders_of_masks_are_recognised_in_any_case(tmp_path: Path, place: str)
     for number in range(2):
         picture(tmp_path / place / "Images" / f"{number}.jpg")
         mask(tmp_path / place / "MASKS" / f"{number}_mask.PNG", [[0, 1] * 6] * 8)
-    assert recognise_task(str(tmp_path), None) == "segmentation"
+    assert recognize_task(str(tmp_path), None) == "segmentation"
     data = open_data(str(tmp_path), "segmentation")
     assert len(data.train[0].read()[1]) == 8
 
@@ -276,7 +278,7 @@ def test_folders_of_an_unknown_format_are_no_classes_unless_chosen(tmp_path: Pat
     with pytest.raises(DataError) as error:
         open_data(str(tmp_path), "classification")
     assert str(error.value) == (
-        f"{str(tmp_path)!r} has the folders 'Images' and 'labels', which are in no known format and seldom classes; "
-        "name those of a segmentation data set 'images' and 'masks'; or choose with format='classes'"
+        f"{str(tmp_path)!r} has the folders 'Images' and 'labels', which match no known format and are unlikely to be "
+        "classes; for segmentation, name them 'images' and 'masks'; to use them as classes, set format='classes'"
     )
     assert open_data(str(tmp_path), "classification", data_format="classes").classes == ("Images", "labels")

@@ -76,7 +76,7 @@ def test_accents_may_be_written_in_either_normal_form() -> None:
 def test_a_share_that_leaves_a_part_empty_is_refused(share: float) -> None:
     with pytest.raises(DataError) as error:
         split(["a", "b"], [0, 0], share, 0)
-    assert str(error.value) == f"val_fraction is {share}; give a share between 0 and 1, such as 0.2"
+    assert str(error.value) == f"val_fraction must be between 0 and 1, such as 0.2; got {share}"
 
 
 @pytest.mark.parametrize("groups", [[], [0], [0, 1, 2]])

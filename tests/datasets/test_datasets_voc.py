@@ -116,8 +116,8 @@ BOMB = '<!DOCTYPE a [<!ENTITY a "aaaaaaaaaa"><!ENTITY b "&a;&a;&a;">]><annotatio
     [
         ("", "'2007_1.xml' is not a VOC file: no element found: line 1, column 0"),
         ("<a>", "'2007_1.xml' is not a VOC file: no element found: line 1, column 3"),
-        ("<html></html>", "'2007_1.xml' is not a VOC file: it begins with 'html' in place of 'annotation'"),
-        (BOMB, "'2007_1.xml' is not a VOC file: it declares a document type, which annotations never need"),
+        ("<html></html>", "'2007_1.xml' is not a VOC file: its root element is 'html', not 'annotation'"),
+        (BOMB, "'2007_1.xml' is not a VOC file: it declares a document type, which annotations do not need"),
         (
             "<annotation><object><name>cat</name></object></annotation>",
             "object 1 of '2007_1.xml' has no 'bndbox' of four numbers",
@@ -152,7 +152,7 @@ def test_boxes_without_area_are_left_out(folder: Path, caplog: pytest.LogCapture
     path = voc(folder / "Annotations" / "2007_2.xml", DOG, ("dog", (5, 1, 4, 8)))
     assert len(opened(folder).val[0].read()[1].boxes) == 1
     assert caplog.messages == [
-        f"left out an object of no width or height in {str(path.parent)!r}: object 2 of '2007_2.xml'"
+        f"skipped 1 object without width or height in {str(path.parent)!r}: object 2 of '2007_2.xml'"
     ]
 
 
@@ -161,7 +161,7 @@ def test_a_tenth_of_the_boxes_may_reach_beyond_and_is_clipped(folder: Path) -> N
     assert opened(folder).val[0].read()[1].boxes.tolist()[0] == [0, 0, 12, 8]
     voc(folder / "Annotations" / "2007_2.xml", ("dog", (1, 1, 14, 8)), *[DOG] * 8)
     assert refusal(folder) == (
-        "1 of 9 boxes in 'DATA/Annotations' reach beyond their images, more than 10%: object 1 of '2007_2.xml' has a "
+        "1 of 9 boxes in 'DATA/Annotations' extend beyond their images, more than 10%: object 1 of '2007_2.xml' has a "
         "box from 0, 0, 14, 8 in an image of 12×8; check that boxes are xmin, ymin, xmax, ymax in pixels of these "
         "images"
     )
@@ -170,7 +170,7 @@ def test_a_tenth_of_the_boxes_may_reach_beyond_and_is_clipped(folder: Path) -> N
 def test_normalised_boxes_are_refused(folder: Path) -> None:
     voc(folder / "Annotations" / "2007_2.xml", ("dog", (0.1, 0.2, 0.5, 0.75)))
     assert refusal(folder) == (
-        "all boxes in 'DATA/Annotations' lie between 0 and 1, as normalised coordinates do; give xmin, ymin, xmax, "
+        "all boxes in 'DATA/Annotations' are between 0 and 1, as if normalized; convert them to xmin, ymin, xmax, "
         "ymax in pixels"
     )
 
@@ -209,7 +209,7 @@ def test_lists_are_chosen_by_their_names(
         assert train == ["2007_1.jpg", *["2007_2.jpg"] * ("trainval" in parts)]
         assert val == ["2007_3.jpg"]
         where = str(folder / "ImageSets" / place)
-        assert caplog.messages == [f"{where!r} has no 'val.txt'; 'test.txt' is used as the validation set"]
+        assert caplog.messages == [f"{where!r} has no 'val.txt'; using 'test.txt' as the validation set"]
 
 
 @pytest.mark.parametrize("parts", [("val",), ("test",), ("trainval", "val"), ("test", "val")])
@@ -242,27 +242,27 @@ def test_an_image_beside_annotated_ones_needs_annotations_too(tmp_path: Path) ->
 
 def test_two_images_of_one_name_are_refused(folder: Path) -> None:
     picture(folder / "JPEGImages" / "2007_1.png")
-    assert refusal(folder) == "1 problem in 'DATA': '2007_1.jpg' and '2007_1.png' have one name"
+    assert refusal(folder) == "1 problem in 'DATA': '2007_1.jpg' and '2007_1.png' have the same name"
 
 
 def test_a_list_without_names_or_with_one_twice_is_refused(folder: Path) -> None:
     path = folder / "ImageSets" / "Main" / "val.txt"
     path.write_text("\n")
-    assert refusal(folder) == "'DATA/ImageSets/Main/val.txt' names no image"
+    assert refusal(folder) == "'DATA/ImageSets/Main/val.txt' contains no image names"
     path.write_text("2007_2\n2007_2\n")
-    assert refusal(folder) == "'DATA/ImageSets/Main/val.txt' names '2007_2' twice"
+    assert refusal(folder) == "'DATA/ImageSets/Main/val.txt' contains '2007_2' twice"
     path.write_bytes("für\n".encode("latin-1"))
-    assert refusal(folder).startswith("'DATA/ImageSets/Main/val.txt' is not text in UTF-8: 'utf-8' codec can't decode")
+    assert refusal(folder).startswith("'DATA/ImageSets/Main/val.txt' is not UTF-8 text: 'utf-8' codec can't decode")
 
 
 def test_annotations_without_objects_are_refused(folder: Path) -> None:
     voc(folder / "Annotations" / "2007_2.xml")
-    assert refusal(folder) == "the annotations in 'DATA/Annotations' name no object"
+    assert refusal(folder) == "the annotations in 'DATA/Annotations' contain no objects"
 
 
 def test_masks_are_refused_for_voc_boxes(folder: Path) -> None:
     with pytest.raises(DataError) as error:
         open_data(str(folder), "detection", masks=True)
     assert str(error.value) == (
-        f"{str(folder)!r} has boxes only, as Pascal VOC does; masks need annotations in COCO's or YOLO's format"
+        f"{str(folder)!r} is in Pascal VOC format, which has boxes only; masks need annotations in COCO or YOLO format"
     )

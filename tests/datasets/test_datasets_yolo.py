@@ -13,7 +13,7 @@ from support.data_sets import picture, yolo_labels
 from featuretap.registry.errors import DataError
 from featuretap.workflows.datasets import boxed_images
 from featuretap.workflows.datasets.data_set import DataSet
-from featuretap.workflows.datasets.formats import open_data, recognise_task
+from featuretap.workflows.datasets.formats import open_data, recognize_task
 
 BOX = "0 0.5 0.5 0.5 0.25"
 NAMES = "names: [cat, dog]\n"
@@ -109,7 +109,7 @@ def test_parts_are_relative_to_path_or_to_the_file(folder: Path, text: str) -> N
 def test_test_images_validate_where_nothing_else_does(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
     yaml(folder, f"train: images/train\ntest: images/val\n{NAMES}")
     assert Path(opened(folder).val[0].name).name == "b.png"
-    assert caplog.messages == [f"{str(folder / 'data.yaml')!r} has no 'val'; 'test' is used as the validation set"]
+    assert caplog.messages == [f"{str(folder / 'data.yaml')!r} has no 'val'; using 'test' as the validation set"]
 
 
 def test_validation_on_the_training_images_is_replaced(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -117,13 +117,13 @@ def test_validation_on_the_training_images_is_replaced(folder: Path, caplog: pyt
     path = yaml(folder, f"train: images/train\nval: images/train\n{NAMES}")
     data = opened(folder)
     assert {sample.name for sample in data.train}.isdisjoint(sample.name for sample in data.val)
-    assert caplog.messages == [f"{str(path)!r} validates on the training images; some of them are held out instead"]
+    assert caplog.messages == [f"{str(path)!r} validates on the training images; holding out some of them instead"]
 
 
 def test_an_image_in_both_parts_is_refused(folder: Path) -> None:
     yaml(folder, f"train: [images/train, images/val]\nval: images/val\n{NAMES}")
     assert refusal(folder) == (
-        "'DATA/data.yaml' has 'DATA/images/val/b.png' among the images of both 'train' and 'val'; remove it from one"
+        "'DATA/data.yaml' has the image 'DATA/images/val/b.png' in both 'train' and 'val'; remove it from one of them"
     )
 
 
@@ -156,7 +156,7 @@ def test_labels_may_lie_beside_the_images(tmp_path: Path, names: str, first: str
         picture(tmp_path / name)
         yolo_labels((tmp_path / name).with_suffix(".txt"), BOX, "1 0.5 0.5 1 1")
     (tmp_path / (Path(first).parent if names == "classes.txt" and split else "") / names).write_text("cat\n\ndog\n")
-    assert recognise_task(str(tmp_path), None) == "detection"
+    assert recognize_task(str(tmp_path), None) == "detection"
     data = opened(tmp_path)
     assert data.label == "YOLO"
     assert data.classes == ("cat", "dog")
@@ -170,7 +170,7 @@ def test_other_text_beside_images_is_no_label(tmp_path: Path, text: str) -> None
     for name in ("cat/a", "cat/b", "dog/c", "dog/d", "train/cat/a", "train/dog/c"):
         picture(tmp_path / f"{name}.png")
         yolo_labels(tmp_path / f"{name}.txt", text)
-    assert recognise_task(str(tmp_path), None) == "classification"
+    assert recognize_task(str(tmp_path), None) == "classification"
 
 
 def test_a_quadrilateral_is_a_polygon_even_at_the_borders(folder: Path) -> None:
@@ -188,7 +188,7 @@ def test_boxes_beyond_the_image_are_clipped_and_counted(folder: Path, caplog: py
     with caplog.at_level(logging.WARNING):
         boxes = opened(folder).train[0].read()[1].boxes
     assert boxes[0] == pytest.approx([9.6, 2, 12, 6], abs=1e-5)
-    assert caplog.messages[0].startswith(f"clipped 1 of 11 boxes in {str(folder)!r} that reach beyond their images: ")
+    assert caplog.messages[0].startswith(f"clipped 1 of 11 boxes in {str(folder)!r} that extend beyond their images: ")
 
 
 def test_classes_without_names_are_numbered(tmp_path: Path) -> None:
@@ -232,7 +232,7 @@ def test_masks_are_bounded_by_objects_and_pixels(folder: Path, monkeypatch: pyte
     labelled(folder, "images/train/a.png", *polygons)
     assert refusal(folder, masks=True) == (
         "1 problem in 'DATA': 'DATA/images/train/a.png' of 12×8 pixels has 13 objects, whose masks exceed 12 times "
-        "FEATURETAP_MAX_PIXELS=96; cut the images into tiles, make them smaller, or set it higher"
+        "FEATURETAP_MAX_PIXELS=96; cut the images into tiles, shrink them, or increase the limit"
     )
     assert len(opened(folder).train[0].read()[1].boxes) == 13
     monkeypatch.setenv("FEATURETAP_MAX_PIXELS", "104")
@@ -253,8 +253,8 @@ def test_key_points_without_a_visibility_are_no_polygons(folder: Path) -> None:
     labelled(folder, "images/val/b.png", FLAT_POSES[0])
     yaml(folder, f"train: images/train\nval: images/val\n{NAMES}")
     assert refusal(folder) == (
-        "the label files of 'DATA' have 3 points inside its box behind each box, as poses have; state their "
-        "'kpt_shape' in 'data.yaml'"
+        "the label files of 'DATA' have 3 points after each box and inside it; if this is a pose data set, add "
+        "'kpt_shape' to 'data.yaml'"
     )
     yaml(folder, f"train: images/train\nval: images/val\nkpt_shape: [3, 2]\n{NAMES}")
     assert opened(folder).train[0].read()[1].boxes[0] == pytest.approx([6.6, 1.6, 7.8, 3.2])
@@ -287,10 +287,10 @@ def test_boxes_without_area_are_left_out_and_counted(folder: Path, caplog: pytes
     yaml(folder, f"train: images/train\nval: images/val\n{NAMES}")
     with caplog.at_level(logging.WARNING):
         assert len(opened(folder).train[0].read()[1].boxes) == 1
-    assert caplog.messages == [f"left out an object of no width or height in {str(folder)!r}: object 2 of 'a.png'"]
+    assert caplog.messages == [f"skipped 1 object without width or height in {str(folder)!r}: object 2 of 'a.png'"]
 
 
-POSE = "key points behind its box, as poses have; state their 'kpt_shape' in 'data.yaml'"
+POSE = "keypoints after its box; if this is a pose data set, add 'kpt_shape' to 'data.yaml'"
 NOT_A_ROW = "is not a class and a box of four numbers, or a polygon"
 
 
@@ -301,12 +301,18 @@ NOT_A_ROW = "is not a class and a box of four numbers, or a polygon"
         ("cat 0.5 0.5 0.5 0.5", f"{NOT_A_ROW}: 'cat 0.5 0.5 0.5 0.5'"),
         ("-1 0.5 0.5 0.5 0.5", f"{NOT_A_ROW}: '-1 0.5 0.5 0.5 0.5'"),
         ("0.5 0.5 0.5 0.5 0.5", f"{NOT_A_ROW}: '0.5 0.5 0.5 0.5 0.5'"),
-        ("0 0.5 0.5 0.5 0.5 0.9", "has five numbers behind the class, as predictions with a score have; give labels"),
+        (
+            "0 0.5 0.5 0.5 0.5 0.9",
+            "has five numbers after the class, like a prediction with a score; use ground truth labels",
+        ),
         ("0 0.5 0.5 0.5 0.5 0.4 0.4 0.6", f"{NOT_A_ROW}: '0 0.5 0.5 0.5 0.5 0.4 0.4 0.6'"),
         (f"{BOX} 0.4 0.4 2", f"has {POSE}"),
         (f"{BOX} 0.4 0.4 2 0.6 0.5 1 0 0 0 0.5 0.5 2", f"has {POSE}"),
-        ("0 6 4 6 2", "has 6; coordinates are fractions of the image's width and height, from 0 to 1"),
-        ("0 nan 0.5 0.5 0.5", "has nan; coordinates are fractions of the image's width and height, from 0 to 1"),
+        ("0 6 4 6 2", "has the coordinate 6; coordinates are fractions of the image's width and height, from 0 to 1"),
+        (
+            "0 nan 0.5 0.5 0.5",
+            "has the coordinate nan; coordinates are fractions of the image's width and height, from 0 to 1",
+        ),
     ],
 )
 def test_lines_that_are_no_objects_are_refused(folder: Path, line: str, problem: str) -> None:
@@ -321,7 +327,7 @@ def test_boxes_beyond_the_image_are_refused_where_they_are_many(folder: Path) ->
     labelled(folder, "images/train/a.png", "0 1.2 0.5 0.2 0.2")
     yaml(folder, f"train: images/train\nval: images/val\n{NAMES}")
     assert refusal(folder) == (
-        "1 of 2 boxes in 'DATA' reach beyond their images, more than 10%: object 1 of 'a.png' has a box from 13.2, "
+        "1 of 2 boxes in 'DATA' extend beyond their images, more than 10%: object 1 of 'a.png' has a box from 13.2, "
         "3.2, 15.6, 4.8 in an image of 12×8; check that boxes are fractions of the width and height of these images"
     )
 
@@ -330,7 +336,7 @@ def test_boxes_beyond_the_image_are_refused_where_they_are_many(folder: Path) ->
     ("line", "options", "problem"),
     [
         ("0 0.5 0.5 -0.2 0.2", {}, "has a box of negative size"),
-        (BOX, {"masks": True}, "is a box, and masks need polygons"),
+        (BOX, {"masks": True}, "is a box, but masks need polygons"),
     ],
 )
 def test_objects_that_do_not_fit_are_refused(folder: Path, line: str, options: Any, problem: str) -> None:
@@ -346,29 +352,29 @@ def test_objects_that_do_not_fit_are_refused(folder: Path, line: str, options: A
     [
         (
             "train: images/train\nnames: [cat]\n",
-            "the label files of 'DATA' have the class 1, but there is 1 name, of class 0; name every class",
+            "the label files of 'DATA' contain class 1, but only class 0 has a name; add the missing names",
         ),
         (
             "train: images/train\nnames: {0: cat, 2: dog}\n",
-            "'DATA/data.yaml' does not number its names from 0 to 1; give each its number",
+            "'DATA/data.yaml' must number its 2 names from 0 to 1",
         ),
         (
             "train: images/train\nnames: [cat, cat]\n",
-            "'DATA/data.yaml' names 'cat' twice; give every class a name of its own",
+            "'DATA/data.yaml' has the class 'cat' twice; give each class a unique name",
         ),
         (
             "train: images/train\nnames: 2\n",
-            "'DATA/data.yaml' has no list of 'names'; name every class, in the order of their numbers",
+            "'DATA/data.yaml' has no list 'names'; add the names of all classes, in the order of their ids",
         ),
         (
             f"train:\nval: images/val\n{NAMES}",
-            "'DATA/data.yaml' names no training images; give 'train', a folder or a list of image files",
+            "'DATA/data.yaml' has no training images; set 'train' to a folder or a list of image files",
         ),
         (
             f"train: images/nowhere\n{NAMES}",
             "'DATA/data.yaml' names 'images/nowhere', which does not exist (looked for 'DATA/images/nowhere')",
         ),
-        (f"train: labels\n{NAMES}", "'DATA/labels' of 'DATA/data.yaml' holds no images"),
+        (f"train: labels\n{NAMES}", "'DATA/labels' (named in 'DATA/data.yaml') contains no images"),
         (f"train: train.txt\n{NAMES}", "1 problem in 'DATA/train.txt': the image 'DATA/gone.png' is missing"),
     ],
 )
@@ -380,17 +386,19 @@ def test_yaml_files_that_cannot_be_used_are_refused(folder: Path, text: str, mes
 
 def test_a_file_that_is_no_yaml_is_refused(folder: Path) -> None:
     path = yaml(folder, "train: [\nnames: cat\n")
-    assert refusal(path).startswith("'DATA/data.yaml' is not YAML: while parsing a flow ")
+    assert refusal(path).startswith("'DATA/data.yaml' is not valid YAML: while parsing a flow ")
 
 
 def test_several_yaml_files_are_refused_unless_one_is_given(folder: Path) -> None:
     text = f"train: images/train\nval: images/val\n{NAMES}"
     yaml(folder, text)
     (folder / "other.yml").write_text(text)
-    assert refusal(folder) == ("'DATA' has 'data.yaml' and 'other.yml'; give one of the files in place of the folder")
+    assert refusal(folder) == (
+        "'DATA' has 'data.yaml' and 'other.yml'; choose one of these files instead of the folder"
+    )
     assert len(opened(folder / "other.yml").train) == 1
 
 
 def test_labels_without_any_object_are_refused(tmp_path: Path) -> None:
     labelled(tmp_path, "images/a.png")
-    assert refusal(tmp_path) == "the label files of 'DATA' name no object; they are expected in 'labels'"
+    assert refusal(tmp_path) == "the label files of 'DATA' contain no objects; put label files into 'labels'"

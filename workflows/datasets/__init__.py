@@ -1,1 +1,1 @@
-"""Data sets for training and evaluation: folders, annotation files and named sets."""
+"""Data sets for training and evaluation: folders, annotation files and named data sets."""

@@ -1,4 +1,4 @@
-"""Images with annotated objects, in whatever format the annotations are."""
+"""Images with annotated objects, independent of the annotation format."""
 
 import logging
 from collections.abc import Mapping, Sequence
@@ -18,24 +18,24 @@ from featuretap.workflows.datasets.splits import rarest, split_files
 logger = logging.getLogger("featuretap")
 
 TOLERANCE = 1
-"""Pixels that a box may reach beyond its image, as rounding makes it; it is clipped without being counted."""
+"""Pixels by which rounding can extend a box beyond its image. Such boxes are clipped without a warning."""
 
 MOST_BEYOND = 0.1
-"""Share of boxes that may reach further; more are a sign of images of another size, or of another format."""
+"""Maximum fraction of boxes that extend further. More suggest images of another size, or another box format."""
 
 LONGEST_OUTLINE = 2**22
-"""Pixels of the outline of an object, of each of which COCO's code keeps about 40 bytes."""
+"""Maximum length of an object's outline in pixels. COCO's code needs about 40 bytes per pixel."""
 
 MASK_PIXELS = 12
-"""Pixels of the masks of an image's objects together, as a multiple of the most pixels of an image. A byte each, and
-copied once, they take 2 GiB by default."""
+"""Maximum total pixels of an image's object masks, as a multiple of the maximum pixels of an image. With one byte per
+pixel and one copy, this is 2 GiB by default."""
 
 Box = tuple[float, float, float, float]
 
 
 @dataclass(frozen=True, slots=True)
 class _BoxedImage:
-    """An image file with boxes, and the outlines of its objects where masks were requested; see `AnnotatedImage`."""
+    """An image file with boxes, and with outlines if masks were requested; see `AnnotatedImage`."""
 
     name: str
     size: tuple[int, int]
@@ -65,15 +65,15 @@ class _BoxedImage:
 
 @dataclass(frozen=True, slots=True)
 class AnnotatedImage:
-    """An image and the annotations of its objects, as they are read from a file.
+    """An image and the annotations of its objects.
 
     Args:
         path: the image file.
-        size: width and height in pixels, upright.
-        outlines: run lengths of every object's mask, as in the COCO API; None where masks were not requested.
-        boxes: x1, y1, x2, y2 of every object in pixels, inside the image.
-        names: class of every object.
-        ignored: whether every object is a crowd or difficult.
+        size: width and height of the upright image in pixels.
+        outlines: run-length encoded mask of each object, as in the COCO API; None if masks were not requested.
+        boxes: x1, y1, x2, y2 of each object in pixels, inside the image.
+        names: class of each object.
+        ignored: for each object, whether it is a crowd or difficult.
     """
 
     path: str
@@ -84,7 +84,7 @@ class AnnotatedImage:
     ignored: list[bool] = field(default_factory=list)
 
     def sample(self, labels: Mapping[str, int]) -> _BoxedImage:
-        """Return it as a sample, with the label of every class's name."""
+        """Return the image as a sample. `labels` maps class names to labels."""
         boxes = Boxes(
             np.array(self.boxes, np.float32).reshape(-1, 4),
             np.array([labels[name] for name in self.names], np.int64),
@@ -96,10 +96,20 @@ class AnnotatedImage:
 def detection_set(
     parts: Sequence[Sequence[AnnotatedImage]], classes: tuple[str, ...], folder: Path, val_fraction: float, seed: int
 ) -> DataSet:
-    """Return a data set of a training and a validation part, or of one part that is split, rare classes in both.
+    """Return a detection data set.
+
+    Args:
+        parts: training and validation images, or one part to split, with rare classes in both halves.
+        classes: names of the classes.
+        folder: folder of the data set.
+        val_fraction: fraction of a single part to hold out for validation.
+        seed: seed of the split.
+
+    Returns:
+        The data set.
 
     Raises:
-        DataError: images have so many objects that their masks would fill the memory.
+        DataError: images have so many objects that their masks would need too much memory.
     """
     _check_masks([image for part in parts for image in part], folder)
     labels = {name: label for label, name in enumerate(classes)}
@@ -111,7 +121,7 @@ def detection_set(
 
 
 def _check_masks(images: Sequence[AnnotatedImage], folder: Path) -> None:
-    # A limit for small images says nothing about the memory there is for masks.
+    # A low limit on image pixels should not reduce the memory for masks.
     limit = MASK_PIXELS * max(DEFAULT_PIXELS, pixel_limit())
     problems = [
         f"{image.path!r} of {image.size[0]}×{image.size[1]} pixels has {len(image.outlines)} objects, whose masks "
@@ -119,14 +129,21 @@ def _check_masks(images: Sequence[AnnotatedImage], folder: Path) -> None:
         for image in images
         if image.outlines and len(image.outlines) * image.size[0] * image.size[1] > limit
     ]
-    raise_problems(problems, folder, Hint("cut the images into tiles, make them smaller, or set it higher"))
+    raise_problems(problems, folder, Hint("cut the images into tiles, shrink them, or increase the limit"))
 
 
 def polygon_run_lengths(polygons: Sequence[Sequence[float]], size: tuple[int, int]) -> dict[str, Any]:
-    """Return polygons, x and y of each point in turn, in an image (width, height) as the run lengths of one mask.
+    """Return the run-length encoded mask of an object.
+
+    Args:
+        polygons: polygons of the object, each as x1, y1, x2, y2, … in pixels.
+        size: width and height of the image.
+
+    Returns:
+        The mask, as in the COCO API.
 
     Raises:
-        ValueError: they reach far beyond the image, or are so long that drawing them would fill the memory.
+        ValueError: polygons extend far beyond the image, or are so long that drawing them would need too much memory.
     """
     from faster_coco_eval.core import mask
 
@@ -135,7 +152,7 @@ def polygon_run_lengths(polygons: Sequence[Sequence[float]], size: tuple[int, in
     for polygon in polygons:
         points = np.array(polygon, np.float64).reshape(-1, 2)
         if (points < (-width, -height)).any() or (points > (2 * width, 2 * height)).any():
-            raise ValueError(f"has a polygon that reaches far beyond its image of {width}×{height}")
+            raise ValueError(f"has a polygon that extends far beyond its image of {width}×{height}")
         outline += float(np.abs(np.diff(points, axis=0, append=points[:1])).max(1).sum())
     if outline > LONGEST_OUTLINE:
         raise ValueError(f"has an outline of {outline:.0f} pixels, more than {LONGEST_OUTLINE}")
@@ -143,11 +160,11 @@ def polygon_run_lengths(polygons: Sequence[Sequence[float]], size: tuple[int, in
 
 
 class BoxCheck:
-    """Clips the boxes of one file or part, and counts what it repairs.
+    """Clips the boxes of one file or part, and counts the changes.
 
     Args:
         where: the file or folder, for messages.
-        layout: of a box, for messages: "x, y, width, height in pixels".
+        layout: format of a box, for messages, such as "x, y, width, height in pixels".
     """
 
     def __init__(self, where: Path, layout: str) -> None:
@@ -155,12 +172,18 @@ class BoxCheck:
         self._count = 0
         self._beyond: list[str] = []
         self._empty: list[str] = []
-        self._is_normalised = True
+        self._is_normalized = True
 
     def clip(self, box: Box, size: tuple[int, int], label: str) -> tuple[Box | None, str]:
-        """Return a box (x1, y1, x2, y2) inside an image of this width and height, and what is wrong with it, or "".
+        """Clip a box to its image.
 
-        The box is None where something is wrong, and where it has no area; messages call it by the label.
+        Args:
+            box: x1, y1, x2, y2 in pixels.
+            size: width and height of the image.
+            label: name of the object in messages.
+
+        Returns:
+            The clipped box and "", or None and a description of the problem. A box without area gives None and "".
         """
         (x1, y1, x2, y2), (width, height) = box, size
         if x2 < x1 or y2 < y1:
@@ -169,14 +192,14 @@ class BoxCheck:
             self._empty.append(label)
             return None, ""
         self._count += 1
-        # VOC's corners count from 1, and are shifted.
-        self._is_normalised &= max(map(abs, box)) <= 1
+        # abs: VOC's corners count from 1, so normalized ones are shifted below 0.
+        self._is_normalized &= max(map(abs, box)) <= 1
         is_beyond = min(x1, y1) < -TOLERANCE or x2 > width + TOLERANCE or y2 > height + TOLERANCE
         if is_beyond:
             corners = ", ".join(f"{value:g}" for value in box)
             self._beyond.append(f"{label} has a box from {corners} in an image of {width}×{height}")
         clipped = max(x1, 0.0), max(y1, 0.0), min(x2, float(width)), min(y2, float(height))
-        # A sliver at the edge may be nothing once it is rounded to float32.
+        # A sliver at the edge may have no area after rounding to float32.
         if not _is_empty(clipped):
             return clipped, ""
         if not is_beyond:
@@ -184,29 +207,29 @@ class BoxCheck:
         return None, ""
 
     def report(self) -> None:
-        """Log how many boxes were clipped or left out.
+        """Log how many boxes were clipped or skipped.
 
         Raises:
-            DataError: all boxes lie between 0 and 1, or more than `MOST_BEYOND` of them reach beyond their images.
+            DataError: all boxes are between 0 and 1, or more than `MOST_BEYOND` of them extend beyond their images.
         """
-        if self._count and self._is_normalised:
+        if self._count and self._is_normalized:
             raise DataError(
-                f"all boxes in {self._where!r} lie between 0 and 1, as normalised coordinates do; give {self._layout}"
+                f"all boxes in {self._where!r} are between 0 and 1, as if normalized; convert them to {self._layout}"
             )
         if self._empty:
-            counted = "an object" if len(self._empty) == 1 else f"{len(self._empty)} objects"
+            counted = "1 object" if len(self._empty) == 1 else f"{len(self._empty)} objects"
             labels = first_few(self._empty, 5, "; ")
-            logger.warning("left out %s of no width or height in %r: %s", counted, self._where, labels)
+            logger.warning("skipped %s without width or height in %r: %s", counted, self._where, labels)
         if not self._beyond:
             return
         counted = f"{len(self._beyond)} of {self._count} boxes in {self._where!r}"
         labels = first_few(self._beyond, 5, "; ")
         if len(self._beyond) > MOST_BEYOND * self._count:
             raise DataError(
-                f"{counted} reach beyond their images, more than {MOST_BEYOND:.0%}: {labels}; check that boxes are "
+                f"{counted} extend beyond their images, more than {MOST_BEYOND:.0%}: {labels}; check that boxes are "
                 f"{self._layout} of these images"
             )
-        logger.warning("clipped %s that reach beyond their images: %s", counted, labels)
+        logger.warning("clipped %s that extend beyond their images: %s", counted, labels)
 
 
 def _is_empty(box: Box) -> bool:

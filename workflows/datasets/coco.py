@@ -1,4 +1,4 @@
-"""Folders of images with annotations in COCO's format, for detection."""
+"""Detection data sets in COCO format."""
 
 import json
 import logging
@@ -21,17 +21,26 @@ from featuretap.workflows.datasets.splits import check_classes, part_folders
 logger = logging.getLogger("featuretap")
 
 IN_PART = "_annotations.coco.json"
-"""Name of the file in a part's folder, as Roboflow exports it."""
+"""Name of the annotation file in the folder of a part, as Roboflow exports it."""
 
 LARGEST = 1_000_000
-"""Beyond any image, in pixels; NaN and infinity are beyond it too."""
+"""Maximum coordinate in pixels, larger than any image. The comparison also rejects NaN and infinity."""
 
 
 def open_coco(folder: Path, val_fraction: float, seed: int, masks: bool, images_root: Path | None = None) -> DataSet:
-    """Open a folder with a file of annotations for each part, or with one, whose images are split.
+    """Open a folder with an annotation file per part, or with a single file, whose images are split.
 
-    Classes are in the order of the ids of their categories, which need not be consecutive. Images without objects stay.
-    Images lie in the folder, or in `images_root`.
+    Classes are in the order of the category ids, which need not be consecutive. Images without objects are kept.
+
+    Args:
+        folder: the folder.
+        val_fraction: fraction to hold out for validation, with a single annotation file.
+        seed: seed of the split.
+        masks: whether to read object masks.
+        images_root: another folder that may contain the images.
+
+    Returns:
+        The data set.
     """
     if masks:
         check_extra("reading masks", "train", ["faster_coco_eval"])
@@ -46,14 +55,14 @@ def open_coco(folder: Path, val_fraction: float, seed: int, masks: bool, images_
     data = detection_set([list(images.values()) for _, images in contents], names[0], folder, val_fraction, seed)
     ids: dict[str, FileIds] = {}
     for categories, images in contents:
-        # Of categories that were merged, the first one counts.
+        # Merged categories get the id of the first one.
         numbers = {utf8(name): number for number, name in reversed(categories.items())}
         ids |= {image.path: FileIds(number, numbers) for number, image in images.items()}
     return replace(data, ids=ids)
 
 
 def _annotation_files(folder: Path) -> list[Path]:
-    """Return the annotations of the training images, and those of the validation images where these are separate."""
+    """Return the annotation file of the training images and, if there is one, of the validation images."""
     parts = part_folders(folder) if any((part / IN_PART).is_file() for part in folders_in(folder)) else []
     if parts:
         return [part / IN_PART for part in parts]
@@ -61,31 +70,31 @@ def _annotation_files(folder: Path) -> list[Path]:
     if train and not val:
         val = _file_of_part(folder, "test")
         if val:
-            logger.warning("%r has no annotations for 'val'; %r is used as the validation set", str(folder), val.name)
+            logger.warning("%r has no annotations for 'val'; using %r as the validation set", str(folder), val.name)
     if train:
         return [train, val] if val else [train]
     if val:
         raise DataError(
-            f"{str(folder)!r} has {val.name!r} but no annotations of training images, such as 'instances_train.json'"
+            f"{str(folder)!r} has {val.name!r} but no annotations of training images; add 'instances_train.json'"
         )
     found = [*_json_files(folder), *_json_files(folder / "annotations")]
     if len(found) != 1:
-        there = f"is {', '.join(repr(path.name) for path in found)}" if found else "is no JSON file"
+        problem = f"has the JSON files {', '.join(repr(path.name) for path in found)}" if found else "has no JSON file"
         raise DataError(
-            f"{str(folder)!r} has no annotations of its images: there {there}; give one file in COCO's format, or "
-            "'annotations/instances_train.json' and 'annotations/instances_val.json', or Pascal VOC's folders"
+            f"{str(folder)!r} {problem}; detection needs one annotation file in COCO format, or "
+            "'annotations/instances_train.json' and 'annotations/instances_val.json', or Pascal VOC folders"
         )
     return found
 
 
 def _file_of_part(folder: Path, part: str) -> Path | None:
-    """Return the file of a part: "instances_train2017.json", as COCO has it, or else "train.json"."""
+    """Return the annotation file of a part: "instances_train2017.json", as in COCO, or else "train.json"."""
     files = [*_json_files(folder / "annotations"), *_json_files(folder)]
     for beginning in (f"instances_{part}", part):
         found = [path for path in files if path.name.lower().startswith(beginning)]
         if len(found) > 1:
             names = " and ".join(repr(path.name) for path in found)
-            raise DataError(f"{str(folder)!r} has {names}; keep the one that is for {part!r}")
+            raise DataError(f"{str(folder)!r} has {names}; keep only the file for {part!r}")
         if found:
             return found[0]
     return None
@@ -99,7 +108,7 @@ def _json_files(folder: Path) -> list[Path]:
 
 
 def _image_folders(folder: Path, file: Path, part: str) -> Sequence[Path]:
-    """Return where the images of a file of annotations may be; the first folder that has one counts."""
+    """Return the folders in which to look for the images of an annotation file, in order."""
     if file.name == IN_PART:
         return [file.parent]
     names = dict.fromkeys([file.stem.removeprefix("instances_"), part, *(["valid"] if part == "val" else [])])
@@ -109,7 +118,7 @@ def _image_folders(folder: Path, file: Path, part: str) -> Sequence[Path]:
 def _read_annotations(
     path: Path, folders: Sequence[Path], roots: Sequence[Path], masks: bool
 ) -> tuple[dict[int, str], dict[int, AnnotatedImage]]:
-    """Return the categories and the images of a file by their ids, in ascending order."""
+    """Return the categories and the images of a file by id, in ascending order."""
     lists = _read_lists(path)
     problems: list[str] = []
     categories = _categories(lists, path, problems)
@@ -125,7 +134,7 @@ def _read_annotations(
     raise_problems(problems, path)
     check.report()
     if not any(image.boxes for image in images.values()):
-        raise DataError(f"{str(path)!r} has no annotations, so that there is nothing to train or evaluate on")
+        raise DataError(f"{str(path)!r} has no annotations of objects; training and evaluation need at least one")
     return {int(key): categories[key] for key in sorted(categories)}, {int(key): images[key] for key in sorted(images)}
 
 
@@ -138,17 +147,17 @@ def _read_lists(path: Path) -> dict[str, list[Any]]:
     for key in ("images", "annotations", "categories"):
         entries = content.get(key) if isinstance(content, dict) else None
         if not isinstance(entries, list):
-            raise DataError(f"{str(path)!r} is not a COCO file for detection: it has no list of {key!r}")
+            raise DataError(f"{str(path)!r} is not a COCO detection file: it has no list {key!r}")
         if not entries:
-            raise DataError(f"{str(path)!r} has no {key}")
+            raise DataError(f"{str(path)!r} has an empty list {key!r}")
         lists[key] = entries
     return lists
 
 
 def _categories(lists: Mapping[str, list[Any]], path: Path, problems: list[str]) -> dict[int, str]:
-    """Return id → name; what is wrong is added to `problems`.
+    """Return id → name, and add problems to `problems`.
 
-    Roboflow exports a root that others name as their supercategory, and that no object is of; it is left out.
+    Roboflow exports an unused root category, the supercategory of the others. It is skipped.
     """
     entries = list(_valid_entries(lists["categories"], "category", "name", problems))
     annotated = [entry.get("category_id") for entry in lists["annotations"] if isinstance(entry, Mapping)]
@@ -165,29 +174,29 @@ def _categories(lists: Mapping[str, list[Any]], path: Path, problems: list[str])
     }
     categories = {number: name for number, name, _ in entries if number not in roots}
     if roots:
-        left_out = first_few([repr(name) for number, name, _ in entries if number in roots], 5)
-        logger.warning("left out the supercategory %s of %r, which no object is of", left_out, str(path))
+        skipped = first_few([repr(name) for number, name, _ in entries if number in roots], 5)
+        logger.warning("skipped the supercategory %s of %r, which has no objects", skipped, str(path))
     for name, count in Counter(categories.values()).items():
         if count > 1:
-            logger.warning("merged %d categories called %r in %r", count, name, str(path))
+            logger.warning("merged %d categories named %r in %r", count, name, str(path))
     return categories
 
 
 def _valid_entries(
     entries: Sequence[Any], kind: str, name: str, problems: list[str]
 ) -> Iterator[tuple[int, str, Mapping[str, Any]]]:
-    """Yield id, name and entry of all with an id of their own; what is wrong is added to `problems`."""
+    """Yield id, name and entry of each valid entry with a unique id, and add problems to `problems`."""
     known: set[int] = set()
     for entry in entries:
         if not isinstance(entry, Mapping):
-            problems.append(f"{kind} {_format_value(entry)} is not an object")
+            problems.append(f"{kind} {_format_value(entry)} is not a JSON object")
         elif not _is_integer(entry.get("id")):
             id_text = _format_value(entry.get("id"))
-            problems.append(f"{kind} {_format_value(entry)} has the id {id_text}, which is not a whole number")
+            problems.append(f"{kind} {_format_value(entry)} has id {id_text}, which is not an integer")
         elif not isinstance(entry.get(name), str):
-            problems.append(f"{kind} {_format_value(entry)} has no text as {name}")
+            problems.append(f"{kind} {_format_value(entry)} has no string {name!r}")
         elif entry["id"] in known:
-            problems.append(f"{kind} {entry['id']} is there twice")
+            problems.append(f"{kind} {entry['id']} occurs twice")
         else:
             known.add(entry["id"])
             yield entry["id"], entry[name], entry
@@ -201,22 +210,22 @@ def _images(
     problems: list[str],
     outside: list[str],
 ) -> dict[int, AnnotatedImage]:
-    """Return id → image, without objects; what is wrong is added to `problems`, and names out of roots to `outside`."""
+    """Return id → image without objects. Add problems to `problems`, and names outside the roots to `outside`."""
     limit = pixel_limit()
     images: dict[int, AnnotatedImage] = {}
     missing: list[str] = []
     for number, name, entry in _valid_entries(entries, "image", "file_name", problems):
         sides: Any = (entry.get("width"), entry.get("height"))
-        # Windows separates folders otherwise, and a file of that very name is found first.
+        # Try backslashes as the separators of Windows, after a file whose name contains them.
         names = dict.fromkeys((name, name.replace("\\", "/")))
         candidates = [folder / each for each in names for folder in folders]
         inside = paths_inside(candidates, roots)
         path = next((path for path in inside if path.is_file()), None)
         if not all(_is_integer(side) and 0 < side <= LARGEST for side in sides):
-            problems.append(f"image {number}, {name!r}, has no width and height")
+            problems.append(f"image {number}, {name!r}, has no valid width and height")
         elif sides[0] * sides[1] > limit:
             size = "{}×{}".format(*map(int, sides))
-            problems.append(f"image {number}, {name!r}, is of {size} pixels, beyond FEATURETAP_MAX_PIXELS={limit}")
+            problems.append(f"image {number}, {name!r}, has {size} pixels, more than FEATURETAP_MAX_PIXELS={limit}")
         elif path is None and len(inside) < len(candidates):
             outside.append(name)
         elif path is None:
@@ -229,27 +238,27 @@ def _images(
         problems.append(f"the image {missing[0]!r} is missing (looked in {searched})")
         problems += [f"the image {name!r} is missing" for name in missing[1:]]
     repeated = [name for name, count in Counter(image.path for image in images.values()).items() if count > 1]
-    problems += [f"several images are {name!r}" for name in repeated]
+    problems += [f"several images have the file {name!r}" for name in repeated]
     return images
 
 
 def _add_object(
     annotation: Any, categories: Mapping[int, str], images: Mapping[int, AnnotatedImage], check: BoxCheck
 ) -> str:
-    """Add an object that has an area to its image; return what is wrong with it, or ""."""
+    """Add an object with an area to its image, and return the problem with it, or ""."""
     if not isinstance(annotation, Mapping):
-        return "is not an object"
+        return "is not a JSON object"
     for key, known in (("image", images), ("category", categories)):
         value = annotation.get(f"{key}_id")
         if not _is_integer(value):
-            return f"has {key}_id {_format_value(value)}, which is not a whole number"
+            return f"has {key}_id {_format_value(value)}, which is not an integer"
         if value not in known:
-            return f"is of {key} {value}, which is not there"
+            return f"has {key}_id {value}, which does not exist"
     image, corners = images[annotation["image_id"]], annotation.get("bbox")
     if not (isinstance(corners, list) and len(corners) == 4 and all(map(_is_number, corners))):
         return "has no 'bbox' of four numbers"
     x, y, width, height = map(float, corners)
-    # COCO's own training set has two boxes without area.
+    # Boxes without area are allowed: COCO's training set has two of them.
     box, problem = check.clip((x, y, x + width, y + height), image.size, _label(annotation, images))
     if box is None:
         return problem
@@ -265,7 +274,7 @@ def _add_object(
 
 
 def _label(annotation: Any, images: Mapping[int, AnnotatedImage]) -> str:
-    """Return what messages call an annotation."""
+    """Return the name of an annotation in messages."""
     if not isinstance(annotation, Mapping):
         return f"annotation {_format_value(annotation)}"
     number = annotation.get("image_id")
@@ -274,15 +283,15 @@ def _label(annotation: Any, images: Mapping[int, AnnotatedImage]) -> str:
 
 
 def _run_lengths(outline: Any, size: tuple[int, int]) -> dict[str, Any]:
-    """Return a mask as compressed run lengths, out of polygons or run lengths; raise a ValueError for anything else."""
+    """Return the compressed run-length encoding of polygons or run lengths. Raise ValueError for anything else."""
     width, height = size
     if isinstance(outline, list) and outline and all(map(_is_polygon, outline)):
         return polygon_run_lengths(outline, size)
     if not (isinstance(outline, Mapping) and _are_counts(outline.get("counts"))):
-        raise ValueError("has no 'segmentation' of polygons or run lengths, which masks need")
+        raise ValueError("has no 'segmentation' with polygons or run lengths, which masks need")
     if outline.get("size") != [height, width]:
-        given = _format_value(outline.get("size"))
-        raise ValueError(f"has a mask of size {given} (height, width) in an image of {width}×{height}")
+        stated = _format_value(outline.get("size"))
+        raise ValueError(f"has a mask of size {stated} (height, width) in an image of {width}×{height}")
     from faster_coco_eval import mask_api_new_cpp
     from faster_coco_eval.core import mask
 
@@ -290,10 +299,10 @@ def _run_lengths(outline: Any, size: tuple[int, int]) -> dict[str, Any]:
     try:
         if isinstance(outline["counts"], list):
             lengths = dict(mask.frPyObjects(lengths, height, width))
-        # The library validates run lengths when it decodes them, which takes long for many objects of a large image.
+        # Decoding would validate run lengths, too, but is slow for many objects of a large image.
         covered = sum(mask_api_new_cpp.toUncompressedRLE([lengths])[0]["counts"])
     except (ValueError, RuntimeError) as error:
-        raise ValueError(f"has run lengths that make no mask: {error}") from error
+        raise ValueError(f"has invalid run lengths: {error}") from error
     if covered != width * height:
         raise ValueError(f"has run lengths of {covered} pixels in an image of {width}×{height}")
     return lengths
@@ -310,7 +319,7 @@ def _are_counts(value: Any) -> bool:
 
 
 def _is_integer(value: Any) -> TypeGuard[int]:
-    # Tables of pandas have whole numbers as floats.
+    # pandas writes integers as floats.
     return not isinstance(value, bool) and (isinstance(value, int) or (isinstance(value, float) and value.is_integer()))
 
 

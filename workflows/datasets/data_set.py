@@ -1,4 +1,4 @@
-"""A data set: training and validation samples, class names, what a sample is, and checks of its files."""
+"""The data set and its samples, and checks of image files."""
 
 import os
 import struct
@@ -20,23 +20,23 @@ Task = Literal["classification", "segmentation", "detection"]
 Part = Literal["val", "train", "all"]
 
 IGNORED = 255
-"""Value of the pixels of a mask that have no class and are not counted, as in Pascal VOC."""
+"""Mask value of pixels without a class, which losses and metrics ignore, as in Pascal VOC."""
 
 TURNED = (5, 6, 7, 8)
-"""EXIF orientations that exchange width and height."""
+"""EXIF orientations that swap width and height."""
 
 CHUNK = 1024
-"""Images that are submitted to the threads together, so that the queue stays small for a million images."""
+"""Number of images submitted to the threads at a time, which keeps the queue short for millions of images."""
 
 
 class Boxes(NamedTuple):
     """The objects in an image.
 
     Attributes:
-        boxes: float32 (M, 4) as x1, y1, x2, y2 in pixels of the image as it is read, x2 > x1 and y2 > y1.
-        labels: int64 (M,), indices into the data set's `classes`, from 0.
-        ignored: bool (M,): crowds and objects marked difficult, which are neither trained on nor counted.
-        masks: uint8 (M, H, W), 1 where the object is, or None where they were not requested.
+        boxes: float32 (M, 4), x1, y1, x2, y2 in pixels of the upright image, with x2 > x1 and y2 > y1.
+        labels: int64 (M,), indices into the data set's `classes`.
+        ignored: bool (M,), True for crowds and difficult objects, which training and metrics ignore.
+        masks: uint8 (M, H, W), 1 inside the object; None if masks were not requested.
     """
 
     boxes: NDArray[np.float32]
@@ -46,25 +46,28 @@ class Boxes(NamedTuple):
 
 
 class FileIds(NamedTuple):
-    """What an annotation file calls an image and the classes, by their names."""
+    """The id of an image in its annotation file, and the ids of the classes by name."""
 
     image: int
     classes: Mapping[str, int]
 
 
 class Sample(Protocol):
-    """An image with its target: its class, its `Boxes`, or the class of every pixel, uint8 (H, W); picklable."""
+    """An image with its target: a class, `Boxes`, or the class of each pixel as uint8 (H, W). Samples are picklable."""
 
     @property
     def name(self) -> str:
-        """What messages and pictures call the image: its path, or "digits 17"."""
+        """Name of the image in messages and pictures: its path, or a text such as "digits 17"."""
 
     @property
     def label(self) -> int | None:
-        """The class of the image, without reading it; None for tasks other than classification."""
+        """The class of the image, available without reading it; None for tasks other than classification."""
 
     def read(self) -> tuple[Image.Image, Any]:
-        """Return the image, upright and in mode "RGB" or, where the set is grey, "L", and its target.
+        """Read the image and its target.
+
+        Returns:
+            The upright image, in mode "RGB", or "L" for grayscale data sets, and the target.
 
         Raises:
             ImageError: the image cannot be read.
@@ -72,9 +75,9 @@ class Sample(Protocol):
         """
 
     def check(self) -> str:
-        """Return what is wrong with the image or its target, or "". Cheaper than reading where possible.
+        """Return the problem with the image or its target, or "". Faster than `read` where possible.
 
-        What does not need the pixels is checked when the data set is opened.
+        Checks that do not need pixels run when the data set is opened.
         """
 
 
@@ -83,16 +86,16 @@ class DataSet:
     """Training and validation images.
 
     Args:
-        task: what it is for.
-        classes: name of every class, in the order of its label. The background is one of them for segmentation, and
-            not for detection.
+        task: task of the data set.
+        classes: names of the classes, in the order of the labels. The background is a class for segmentation, but not
+            for detection.
         train: training images.
         val: validation images.
-        mirrors: whether a mirrored image keeps its class, as photographs do and digits do not.
-        label: what messages call its format or the set, such as "COCO".
-        targets: what the images come with, such as "boxes", or "" where the label tells.
-        held_out: whether the validation images were split off, since the data has no parts.
-        ids: name of a sample → what its annotation file calls it, where images and classes have ids there.
+        mirrors: whether a mirrored image keeps its class: True for photographs, False for digits.
+        label: name of the format or data set in messages, such as "COCO".
+        targets: annotations of the images, such as "boxes"; "" if the label makes them clear.
+        held_out: whether the validation images were split off, since the data has no validation set.
+        ids: name of a sample → ids in its annotation file, for formats with ids.
     """
 
     task: Task
@@ -107,8 +110,8 @@ class DataSet:
 
 
 @dataclass(frozen=True, slots=True)
-class _Relabelled:
-    """A sample with other labels, by its own."""
+class _Relabeled:
+    """A sample whose labels are replaced: label i becomes `labels[i]`."""
 
     sample: Sample
     labels: tuple[int, ...]
@@ -136,24 +139,28 @@ class _Relabelled:
 
 
 def with_classes(data: DataSet, classes: tuple[str, ...]) -> DataSet:
-    """Return a data set whose labels are those of more classes, or of the same in another order."""
+    """Return a data set relabeled for `classes`, which contain all its classes in any order."""
     if data.classes == classes:
         return data
     labels = tuple(map(classes.index, data.classes))
-    train, val = ([_Relabelled(sample, labels) for sample in part] for part in (data.train, data.val))
+    train, val = ([_Relabeled(sample, labels) for sample in part] for part in (data.train, data.val))
     return replace(data, classes=classes, train=train, val=val)
 
 
 def utf8(name: str) -> str:
-    """Return a name as models and tables have it, in UTF-8: folders may have any bytes, and JSON half characters."""
+    """Return a name as valid UTF-8, with other bytes (of folders) and lone surrogates (of JSON) escaped."""
     return name.encode(errors="backslashreplace").decode()
 
 
 def check_readable(data: DataSet, report: Callable[[int], None]) -> None:
-    """Check every image and target of both parts, in several threads; `report` is called with 1 after each.
+    """Check all images and targets of a data set in several threads.
+
+    Args:
+        data: the data set.
+        report: called with 1 after each image.
 
     Raises:
-        DataError: some cannot be used; the first ten are named, and all are counted.
+        DataError: images cannot be used; the message counts all of them and names the first ten.
     """
     problems: list[str] = []
     done = 0
@@ -169,15 +176,15 @@ def check_readable(data: DataSet, report: Callable[[int], None]) -> None:
 
 
 def raise_problems(problems: Sequence[str], where: Path, hint: Hint | None = None) -> None:
-    """Raise an error that counts the problems and names the first five; without any, do nothing.
+    """Raise an error if there are problems.
 
     Args:
-        problems: what is wrong.
+        problems: descriptions of the problems.
         where: the file or folder.
-        hint: what to do about all of them.
+        hint: advice that applies to all of them.
 
     Raises:
-        DataError: there are problems.
+        DataError: there are problems; the message counts all of them and names the first five.
     """
     if problems:
         counted = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
@@ -185,20 +192,27 @@ def raise_problems(problems: Sequence[str], where: Path, hint: Hint | None = Non
 
 
 def image_problem(path: str, size: tuple[int, int] | None = None) -> str:
-    """Return what is wrong with an image file, such as another size (width, height) when upright than given, or "".
+    """Return the problem with an image file, or "".
 
-    JPEGs are decoded at an eighth of their size, which misses no truncation and is faster.
+    JPEGs are decoded at an eighth of their size, which is faster and still detects truncated files.
+
+    Args:
+        path: the image file.
+        size: expected width and height of the upright image, or None for any.
+
+    Returns:
+        A description of the problem.
     """
     try:
         with open_image(Path(path), path) as image:
             if image.mode.startswith(("I", "F")):
-                # Only the full reader knows whether the range of the values can be read.
+                # read_image checks the range of the values.
                 raise ImageError(image.mode)
             found = _upright(image)
             image.draft("L", (1, 1))
             image.load()
     except ImageError:
-        # The full reader knows what it means, and whether it matters.
+        # read_image tolerates some of these problems, and describes the others.
         try:
             found = read_image(Path(path)).size
         except ImageError as error:
@@ -207,24 +221,24 @@ def image_problem(path: str, size: tuple[int, int] | None = None) -> str:
 
 
 def size_problem(path: str, found: tuple[int, int], expected: tuple[int, int]) -> str:
-    """Return that an image is not of the size (width, height) that its annotations are for, or ""."""
+    """Return the problem that the size of an image differs from the size in its annotations, or ""."""
     if found == expected:
         return ""
-    turned = " (it may have been turned after it was annotated)" if found == expected[::-1] else ""
+    turned = " (the image may have been rotated after annotation)" if found == expected[::-1] else ""
     return f"{path!r} is {found[0]}×{found[1]}, but its annotations are for {expected[0]}×{expected[1]}{turned}"
 
 
 def upright_size(path: str) -> tuple[int, int]:
-    """Return width and height of an image file when upright, in pixels, from its header."""
+    """Return width and height of the upright image in pixels, from the header of the file."""
     with open_image(Path(path), path) as image:
         try:
             return _upright(image)
         except (SyntaxError, ValueError, struct.error):
-            # The reader leaves images alone whose orientation cannot be read.
+            # As in read_image: an unreadable orientation is ignored.
             return image.size
 
 
 def _upright(image: Image.Image) -> tuple[int, int]:
-    # Pillow turns a TIFF itself when it is loaded, and reports its upright size already.
+    # Pillow rotates a TIFF on loading, and already reports its upright size.
     turned = image.format != "TIFF" and image.getexif().get(ORIENTATION) in TURNED
     return (image.height, image.width) if turned else image.size

@@ -1,4 +1,4 @@
-"""Opening a data set by its name, or a folder in the format that its task and files tell. No torch at module level."""
+"""Opening a data set by name, or a folder, whose format is detected from its files and the task."""
 
 import logging
 import os
@@ -47,29 +47,36 @@ def open_data(
     known: tuple[str, ...] | None = None,
     images_root: Path | None = None,
 ) -> DataSet:
-    """Open a data set, and check whatever needs no image to be decoded.
+    """Open a data set, and check everything that does not require decoding images.
 
-    The source is a folder, the YAML file of a YOLO data set, or the name of a set in whatever case: "digits", or a
-    class of torchvision's such as "MNIST". A name without a separator is a set's before it is a folder's. Downloads are
-    kept in a folder of the user's cache, unless another is given; `masks` are the outlines of objects, which some
-    detectors need; `data_format` is one of `recognition.FORMATS`, for folders that can be read in several ways.
-    Data that a model is evaluated on, whose classes are `known`, may lack some of them, and images to hold out for
-    validation, which is then all of it. Annotations name images in the folder, or in `images_root`.
+    Args:
+        source: a folder, the YAML file of a YOLO data set, or the name of a data set in upper or lower case: "digits",
+            or a data set class of torchvision such as "MNIST". A name takes precedence over a folder of that name.
+        task: task of the model.
+        val_fraction: fraction to hold out for validation, if the data has no validation set.
+        seed: seed of the split.
+        download_to: folder for downloads; by default a folder in the user's cache.
+        masks: whether to read object masks, which some detectors need.
+        data_format: one of `recognition.FORMATS`, for folders that match several formats.
+        known: classes of the model to evaluate. The data may then contain only some of them; data too small for a
+            validation set becomes one as a whole.
+        images_root: folder outside the data set that annotations may load images from.
+
+    Returns:
+        The data set.
 
     Raises:
-        DataError: there is no such data set, it is for another task, or it cannot be used as it is.
-        MissingExtraError: what it needs is not installed.
+        DataError: the data set does not exist, is for another task, or cannot be used.
+        MissingExtraError: a required package is not installed.
     """
     row = NAMED_SETS.get(source.lower())
     folder = Path(os.path.expanduser(source))
     if row and task != "classification":
-        there = f"; write {os.path.join('.', source)!r} for the folder here" if folder.is_dir() else ""
-        raise DataError(f"the data set {row.name!r} is for classification, and a model for {task} was asked for{there}")
+        there = f"; use {os.path.join('.', source)!r} for the folder" if folder.is_dir() else ""
+        raise DataError(f"the data set {row.name!r} is for classification, but the model is for {task}{there}")
     if row:
         if folder.is_dir():
-            logger.warning(
-                "%r is the data set of that name; write %r for the folder", source, os.path.join(".", source)
-            )
+            logger.warning("%r means the named data set; use %r for the folder", source, os.path.join(".", source))
         place = download_to or user_cache_path("featuretap", appauthor=False) / "datasets"
         return replace(open_named(row, place, val_fraction, seed), label=row.name)
     with _reading(source):
@@ -77,9 +84,9 @@ def open_data(
         others = [] if reading or task != "classification" else other_folders(folder)
         if len(others) > 1:
             raise DataError(
-                f"{source!r} has the folders {' and '.join(map(repr, others))}, which are in no known format and "
-                "seldom classes; name those of a segmentation data set 'images' and 'masks'",
-                hint=Hint("or choose with", "format='classes'"),
+                f"{source!r} has the folders {' and '.join(map(repr, others))}, which match no known format and are "
+                "unlikely to be classes; for segmentation, name them 'images' and 'masks'",
+                hint=Hint("to use them as classes, set", "format='classes'"),
             )
         reading = reading or _expected(folder, task)
         data = _open_folder(folder, reading, val_fraction, seed, masks, known, images_root)
@@ -87,33 +94,40 @@ def open_data(
         return data
     if known is None:
         raise DataError(
-            f"{source!r} has no two images of a kind, so that none can be kept for validation; add images, or give "
-            "parts 'train' and 'val'"
+            f"{source!r} has no class with two images, so none can be held out for validation; add images, or create "
+            "folders 'train' and 'val'"
         )
     return replace(data, train=[], val=data.train, held_out=False)
 
 
-def recognise_task(source: str, data_format: str | None) -> Task:
-    """Return the task that a data set is for.
+def recognize_task(source: str, data_format: str | None) -> Task:
+    """Return the task of a data set.
+
+    Args:
+        source: the data set, as for `open_data`.
+        data_format: one of `recognition.FORMATS`, or None to detect the format.
+
+    Returns:
+        The task.
 
     Raises:
-        DataError: there is no such data set, or it can be read in several ways.
+        DataError: the data set does not exist, or matches several formats.
     """
     if source.lower() in NAMED_SETS:
         return "classification"
     with _reading(source):
         reading = choose_reading(Path(os.path.expanduser(source)), None, data_format)
-    # The reader of class folders reports what is missing of a folder that holds none of the formats.
+    # If no format matches, the reader of class folders reports what is missing.
     return (reading or CLASSES).task
 
 
 def describe(data: DataSet) -> str:
-    """Return a line such as "COCO: 120 training and 30 validation images, 3 classes, boxes and masks"."""
+    """Return a summary such as "COCO: 120 training and 30 validation images, 3 classes, boxes and masks"."""
     return _describe(data, f"{len(data.train)} training and {len(data.val)} validation images")
 
 
 def describe_part(data: DataSet, part: Part) -> list[str]:
-    """Return a line such as "COCO: 30 validation images, 3 classes", and one more where the data has no such part."""
+    """Return a line such as "COCO: 30 validation images, 3 classes", and a note if the data has no validation set."""
     kind, count = {
         "val": ("validation image", len(data.val)),
         "train": ("training image", len(data.train)),
@@ -122,11 +136,11 @@ def describe_part(data: DataSet, part: Part) -> list[str]:
     lines = [_describe(data, f"{count} {kind}{'s' * (count != 1)}")]
     if part == "val" and data.held_out:
         lines.append(
-            f"without a validation part, these are held out of {len(data.train) + count} images as in training; part "
-            "'all' evaluates every image"
+            f"the data has no validation set: evaluating on the images held out from {len(data.train) + count} in "
+            "training; part 'all' selects all images"
         )
     elif part == "val" and not data.train:
-        lines.append("without a validation part and two images of a class, every image is evaluated")
+        lines.append("the data has no validation set and no class with two images: evaluating on all images")
     return lines
 
 
@@ -137,9 +151,9 @@ def _describe(data: DataSet, images: str) -> str:
 
 @contextmanager
 def _reading(source: str) -> Iterator[None]:
-    """Refuse a source that is neither a folder nor a YAML file, and report what the disk cannot read inside."""
+    """Raise DataError if a source is neither a folder nor a YAML file, and for OSErrors inside the block."""
     folder = Path(os.path.expanduser(source))
-    # Unlike those of a path, these functions accept names that are longer than any file's.
+    # Unlike methods of Path, these functions accept names that are too long for a file.
     is_yaml = folder.suffix.lower() in (".yaml", ".yml") and os.path.isfile(folder)
     if not (source and (is_yaml or os.path.isdir(folder))):
         raise DataError(_not_a_folder(source, folder))
@@ -150,7 +164,7 @@ def _reading(source: str) -> Iterator[None]:
 
 
 def _expected(folder: Path, task: Task) -> Reading:
-    """Return the reading whose reader reports what is missing of a folder that is in no format."""
+    """Return the format whose reader reports what is missing in a folder that matches no format."""
     if task == "detection":
         return VOC_BOXES if any(xml_files(folder)) else COCO
     return CLASSES if task == "classification" else MASKS
@@ -167,7 +181,8 @@ def _open_folder(
 ) -> DataSet:
     if reading == VOC_BOXES and masks:
         raise DataError(
-            f"{str(folder)!r} has boxes only, as Pascal VOC does; masks need annotations in COCO's or YOLO's format"
+            f"{str(folder)!r} is in Pascal VOC format, which has boxes only; masks need annotations in COCO or YOLO "
+            "format"
         )
     if reading.task == "classification":
         mixed = any(other != CLASSES for other in find_readings(folder))
@@ -186,9 +201,9 @@ def _open_folder(
 
 def _not_a_folder(source: str, folder: Path) -> str:
     if os.path.isfile(folder):
-        return f"{source!r} is a file; give the folder of a data set, or a name such as 'digits'"
+        return f"{source!r} is a file; choose the folder of a data set, or a name such as 'digits'"
     if Path(source).name != source:
-        return f"there is no folder {source!r}; give the folder of a data set, or a name such as 'digits'"
+        return f"no folder {source!r}; choose the folder of a data set, or a name such as 'digits'"
     names = {name: row.name for name, row in NAMED_SETS.items()}
-    near = did_you_mean(source.lower(), NAMED_SETS, names) or f"; the named sets are {', '.join(names.values())}"
-    return f"no folder and no data set named {source!r}{near}"
+    near = did_you_mean(source.lower(), NAMED_SETS, names) or f"; the named data sets are {', '.join(names.values())}"
+    return f"no folder or data set named {source!r}{near}"

@@ -1,4 +1,4 @@
-"""Folders of images for classification, a folder for each class."""
+"""Classification data sets with a folder of images per class."""
 
 import logging
 from dataclasses import dataclass
@@ -34,19 +34,27 @@ class _ImageFile:
 def open_image_folder(
     folder: Path, val_fraction: float, seed: int, *, complete: bool = True, mixed: bool = False
 ) -> DataSet:
-    """Open a folder of class folders, or one of parts "train" and "val" that are such folders.
+    """Open a folder of class folders, or a folder with parts "train" and "val" that contain class folders.
 
-    Classes are in the order of their names as text, as in torchvision; images in folders below a class are of it. The
-    validation part may lack classes. Data that is not `complete`, which a trained model is evaluated on, may do so as
-    well, and have only one. In a folder that is `mixed` with another format, that format's folders are no classes.
+    Classes are sorted by name, as in torchvision. Subfolders belong to their class. Classes may be missing in "val".
+
+    Args:
+        folder: the folder.
+        val_fraction: fraction to hold out for validation, if there are no parts.
+        seed: seed of the split.
+        complete: whether the data is for training. Data for evaluation may have missing classes, or a single one.
+        mixed: whether the folder also matches another format, whose folders are not classes.
+
+    Returns:
+        The data set.
 
     Raises:
-        DataError: there are no images, images beside the class folders, or, in complete data, fewer than two classes, a
-            class folder without images, or validation classes without training images.
+        DataError: there are no images, or images next to the class folders; or, in complete data, fewer than two
+            classes, a class folder without images, or validation classes without training images.
     """
     parts = part_folders(folder)
     if parts and not folders_in(parts[0]) and (len(parts) == 1 or mixed):
-        # "train" is a class, beside "bus" and "car", or has the images of another format.
+        # "train" is a class, such as next to "bus" and "car", or contains images of another format.
         parts = []
     if parts:
         _report_beside(folder, parts[0])
@@ -54,7 +62,7 @@ def open_image_folder(
     train = _images_by_class(train_folder, complete, mixed)
     if len(train) == 1 and complete:
         raise DataError(
-            f"{str(train_folder)!r} has one class, {next(iter(train))!r}; classification needs at least two"
+            f"{str(train_folder)!r} has only the class {next(iter(train))!r}; classification needs at least two"
         )
     val = _images_by_class(val_folder[0], complete, mixed) if val_folder else {}
     if complete and val_folder:
@@ -69,12 +77,12 @@ def open_image_folder(
 
 
 def _report_beside(folder: Path, train: Path) -> None:
-    """Log which folders with images are not used, since the parts of the data are beside them."""
+    """Log which folders with images are not used, since they are next to the folder "train"."""
     beside = [path.name for path in folders_in(folder) if not NO_CLASSES.fullmatch(path.name) and has_images(path)]
     if beside:
-        counted = "a folder" if len(beside) == 1 else f"{len(beside)} folders"
+        counted = "1 folder" if len(beside) == 1 else f"{len(beside)} folders"
         names = first_few(list(map(repr, beside)), 5)
-        logger.warning("left out %s with images beside %r in %r: %s", counted, train.name, str(folder), names)
+        logger.warning("skipped %s with images next to %r in %r: %s", counted, train.name, str(folder), names)
 
 
 def _samples(images: dict[str, list[Path]], classes: tuple[str, ...]) -> list[_ImageFile]:
@@ -83,22 +91,23 @@ def _samples(images: dict[str, list[Path]], classes: tuple[str, ...]) -> list[_I
 
 
 def _images_by_class(folder: Path, complete: bool, mixed: bool) -> dict[str, list[Path]]:
-    """Return the images of every class folder, by its name, without empty ones, which complete data has not."""
+    """Return the images of each non-empty class folder by name. In complete data, an empty folder is an error."""
     classes = [path for path in folders_in(folder) if not (mixed and NO_CLASSES.fullmatch(path.name))]
     loose = sorted(path for path in folder.iterdir() if is_image_file(path) and not path.is_dir())
     if not classes:
-        there = "holds images but no class folders" if loose else "holds no images"
-        raise DataError(f"{str(folder)!r} {there}; sort images into a folder a class, such as {str(folder / 'cat')!r}")
+        there = "contains images but no class folders" if loose else "contains no images"
+        example = str(folder / "cat")
+        raise DataError(f"{str(folder)!r} {there}; create a folder of images per class, such as {example!r}")
     if loose:
-        counted = "1 image lies" if len(loose) == 1 else f"{len(loose)} images lie"
+        counted = "1 image is" if len(loose) == 1 else f"{len(loose)} images are"
         raise DataError(
-            f"{counted} beside the class folders of {str(folder)!r}, {loose[0].name!r} first; move what has a class "
-            "into its folder, and the rest out"
+            f"{counted} next to the class folders of {str(folder)!r}, such as {loose[0].name!r}; move each image into "
+            "a class folder, or out of the data set"
         )
     images = {path.name: images_below(path) for path in classes}
     empty = [name for name, paths in images.items() if not paths]
     if len(empty) == len(classes):
-        raise DataError(f"{str(folder)!r} holds no images; their names end in {', '.join(sorted(SUFFIXES))}")
+        raise DataError(f"{str(folder)!r} contains no images; supported suffixes are {', '.join(sorted(SUFFIXES))}")
     if empty and complete:
         raise DataError(
             f"{str(folder)!r} has class folders without images: {', '.join(map(repr, empty))}; add images, or remove "

@@ -1,4 +1,4 @@
-"""Folders of images with a mask for each, for segmentation."""
+"""Segmentation data sets with a mask file per image."""
 
 import re
 from collections.abc import Iterable
@@ -22,7 +22,7 @@ from featuretap.workflows.datasets.mask_values import Coding, find_coding
 from featuretap.workflows.datasets.splits import part_folders, read_part_lists, split_files
 
 SAMPLED = 20
-"""Masks that are read to see whether their values are the numbers of the classes."""
+"""Number of masks to read in order to check that their values are the indices of the named classes."""
 
 MASK_WORDS = frozenset(
     {
@@ -40,12 +40,12 @@ MASK_WORDS = frozenset(
     }
 )
 IMAGE_WORDS = frozenset({"image", "img", "sat", "leftimg8bit"})
-"""Words that only say which of the two a file is, as in "0_mask.png"."""
+"""Words in file names that distinguish masks from images, as in "0_mask.png"."""
 
 
 @dataclass(frozen=True, slots=True)
 class _MaskedImage:
-    """An image file with the file of its mask, and what the mask's values stand for."""
+    """An image file with its mask file, and the meaning of the mask's values."""
 
     name: str
     mask: str
@@ -70,7 +70,7 @@ class _MaskedImage:
             return error.problem
 
     def _mask_problem(self, mask: NDArray[np.uint8], size: tuple[int, int]) -> str:
-        """Return that the mask is not of its image's size (width, height), or ""."""
+        """Return the problem that the sizes of mask and image differ, or ""."""
         height, width = mask.shape
         if (width, height) != size:
             return f"the mask {self.mask!r} is {width}×{height}, but its image is {size[0]}×{size[1]}"
@@ -78,16 +78,23 @@ class _MaskedImage:
 
 
 def open_masks(folder: Path, val_fraction: float, seed: int, *, voc: bool, known: tuple[str, ...] | None) -> DataSet:
-    """Open a folder of images and masks of the same names, in parts or as one, of which a part is kept for validation.
+    """Open a folder of images and masks with equal names, with or without parts "train" and "val".
 
-    With `voc` they are in Pascal VOC's folders.
+    "classes.txt" or another file of `mask_values.TABLES` defines the classes and their values or colors. Without such a
+    file, each value or color in the masks is a class, so all masks are read.
 
-    The classes and their values or colours are those of "classes.txt" or another of `mask_values.TABLES`. Without one
-    they are the values or colours that occur, for which all masks are read, or those that are `known`, of a model that
-    is evaluated.
+    Args:
+        folder: the folder.
+        val_fraction: fraction to hold out for validation, if there are no parts.
+        seed: seed of the split.
+        voc: whether the folders are those of Pascal VOC.
+        known: classes of the model to evaluate, for masks without a table; None for training.
+
+    Returns:
+        The data set.
 
     Raises:
-        DataError: files are missing or cannot be used, or it is ambiguous what the masks' values stand for.
+        DataError: files are missing or cannot be used, or the meaning of mask values is ambiguous.
     """
     problems: list[str] = []
     parts = [_pairs(*place, problems) for place in (_voc_places(folder) if voc else _places(folder))]
@@ -101,17 +108,17 @@ def open_masks(folder: Path, val_fraction: float, seed: int, *, voc: bool, known
 
 
 def _voc_places(folder: Path) -> list[tuple[Path, Path, tuple[str, ...] | None]]:
-    """Return what `_places` returns, for VOC's folders."""
+    """Return the same as `_places`, for the folders of Pascal VOC."""
     masks, sets = folder / "SegmentationClass", folder / "ImageSets"
     if not masks.is_dir():
-        raise DataError(f"{str(folder)!r} has no folder 'SegmentationClass' of masks, as Pascal VOC has; add it")
-    # Only some of VOC's images have masks.
+        raise DataError(f"{str(folder)!r} has no folder 'SegmentationClass' with masks, as in Pascal VOC; add it")
+    # Only some images of VOC have masks.
     lists = read_part_lists(sets / "Segmentation", sets) or [tuple(sorted(path.stem for path in images_below(masks)))]
     return [(folder / "JPEGImages", masks, names) for names in lists]
 
 
 def _places(folder: Path) -> list[tuple[Path, Path, tuple[str, ...] | None]]:
-    """Return for each part the folders of images and of masks, and the names that count, or None for all."""
+    """Return for each part the folders of images and masks, and the names to use (None for all)."""
     parts = part_folders(folder)
     if parts and child(parts[0], "images").is_dir():
         return [(child(part, "images"), child(part, "masks"), None) for part in parts]
@@ -122,8 +129,8 @@ def _places(folder: Path) -> list[tuple[Path, Path, tuple[str, ...] | None]]:
         return [(folder, folder, None)]
     if not (images.is_dir() and masks.is_dir()):
         raise DataError(
-            f"{str(folder)!r} has no folders 'images' and 'masks'; put images into the one and their masks, PNG files "
-            "of the same names, into the other, or give Pascal VOC's folders"
+            f"{str(folder)!r} has no folders 'images' and 'masks'; put images into 'images' and PNG masks with the "
+            "same names into 'masks', or use Pascal VOC folders"
         )
     return [(part, masks / part.name, None) for part in part_folders(images)] or [(images, masks, None)]
 
@@ -131,7 +138,7 @@ def _places(folder: Path) -> list[tuple[Path, Path, tuple[str, ...] | None]]:
 def _pairs(
     image_folder: Path, mask_folder: Path, listed: tuple[str, ...] | None, problems: list[str]
 ) -> list[tuple[str, str]]:
-    """Return the paths of images and masks; what is missing is added to `problems`."""
+    """Return pairs of image and mask paths, and add missing files to `problems`."""
     images, masks = _files_by_name(image_folder, problems), _files_by_name(mask_folder, problems)
     if image_folder == mask_folder:
         masks = {name: path for name, path in images.items() if _is_mask(name)}
@@ -144,7 +151,7 @@ def _pairs(
 
 
 def _rename(masks: dict[str, Path], images: Iterable[str]) -> None:
-    """Give masks without an image, such as "0_mask", the name of the image that differs only in such words."""
+    """Rename masks without an image, such as "0_mask", to the image whose name differs only in such words."""
     unpaired = _by_key(name for name in masks if name not in images)
     for key, names in _by_key(name for name in images if name not in masks).items():
         if key and len(names) == len(unpaired.get(key, ())) == 1:
@@ -152,7 +159,7 @@ def _rename(masks: dict[str, Path], images: Iterable[str]) -> None:
 
 
 def _by_key(names: Iterable[str]) -> dict[str, list[str]]:
-    """Return names by what is left of them without the words that say what a file is."""
+    """Group names by what remains of them without `MASK_WORDS` and `IMAGE_WORDS`."""
     found: dict[str, list[str]] = {}
     for name in names:
         folder, _, stem = name.rpartition("/")
@@ -170,15 +177,15 @@ def _words(stem: str) -> list[str]:
 
 
 def _files_by_name(folder: Path, problems: list[str]) -> dict[str, Path]:
-    """Return images by their paths in a folder, without the suffix."""
+    """Return the images in a folder by relative path without suffix."""
     found: dict[str, Path] = {}
     if not folder.is_dir():
-        raise DataError(f"there is no folder {str(folder)!r}; every image needs a mask of its name")
+        raise DataError(f"no folder {str(folder)!r}; each image needs a mask with the same name")
     for path in images_below(folder):
         name = path.relative_to(folder).with_suffix("").as_posix()
         if name in found:
-            problems.append(f"{found[name].name!r} and {path.name!r} in {str(path.parent)!r} have one name")
+            problems.append(f"{found[name].name!r} and {path.name!r} in {str(path.parent)!r} have the same name")
         found[name] = path
     if not found:
-        raise DataError(f"{str(folder)!r} holds no images")
+        raise DataError(f"{str(folder)!r} contains no images")
     return found

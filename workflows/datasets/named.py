@@ -1,4 +1,4 @@
-"""Opening named data sets, which torchvision and scikit-learn read. No torch at module level."""
+"""Named data sets, read by torchvision and scikit-learn."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -33,18 +33,26 @@ FILES: Mapping[str, Callable[[Any, int], str | Path]] = {
     "GTSRB": lambda source, number: source._samples[number][0],
     "OxfordIIITPet": lambda source, number: source._images[number],
 }
-"""Class of torchvision's that would open a file in any format that Pillow knows → where its image of a number is."""
+"""torchvision class that opens files in any of Pillow's formats → function that returns the path of an image.
+
+featuretap opens these files itself, to restrict the formats.
+"""
 
 
 class Digits:
-    """scikit-learn's 1,797 grey images of 8×8 pixels, as a torchvision data set; `root` and `download` are not used."""
+    """scikit-learn's 1,797 grayscale images of 8×8 pixels, with the interface of a torchvision data set.
+
+    Args:
+        root: not used.
+        download: not used.
+    """
 
     def __init__(self, root: Path, download: bool = False) -> None:
         check_extra("the data set 'digits'", "train", ["sklearn"])
         from sklearn.datasets import load_digits
 
         loaded = load_digits()
-        # Values are from 0 to 16.
+        # The values of scikit-learn's images are from 0 to 16.
         self.pixels = np.round(loaded.images / 16 * 255).astype(np.uint8)
         self.targets: list[int] = loaded.target.tolist()
 
@@ -54,7 +62,7 @@ class Digits:
 
 @dataclass(frozen=True, slots=True)
 class _NamedSample:
-    """Image `number` of torchvision's object `source`, whose images are called by a title."""
+    """Image `number` of the torchvision data set `source`. `title` names the data set in messages."""
 
     title: str
     source: Any
@@ -72,7 +80,7 @@ class _NamedSample:
             image = _load_image(path_of(self.source, self.number)) if path_of else self.source[self.number][0]
             image.load()
         except Exception as error:
-            # Every set reads in a way of its own.
+            # Each data set reads images in its own way, so errors can be of any type.
             raise ImageError(f"{self.name} cannot be read: {_reason(error)}") from error
         return image.transpose(Image.Transpose.TRANSPOSE) if self.transposed else image, self.label
 
@@ -85,10 +93,20 @@ class _NamedSample:
 
 
 def open_named(row: NamedSet, folder: Path, val_fraction: float, seed: int) -> DataSet:
-    """Open a named data set, and download it into a folder first where it is not there yet."""
+    """Open a named data set, after downloading it if necessary.
+
+    Args:
+        row: the data set.
+        folder: folder for downloads.
+        val_fraction: fraction to hold out for validation, if the data set has no validation or test part.
+        seed: seed of the split.
+
+    Returns:
+        The data set.
+    """
     source = _read_part(row, row.train, folder)
     names = getattr(source, "classes", None) or getattr(source, "categories", None) or range(row.classes or 0)
-    # Imagenette's classes have several names each.
+    # Imagenette has several names per class.
     classes = tuple(name[0] if isinstance(name, tuple) else str(name) for name in names)
     if row.val is not None:
         train = _samples(row, source, f"{row.name} train", classes)
@@ -102,20 +120,20 @@ def open_named(row: NamedSet, folder: Path, val_fraction: float, seed: int) -> D
 
 
 def _read_part(row: NamedSet, arguments: Mapping[str, Any], folder: Path) -> Any:
-    """Return torchvision's object for a part."""
+    """Return the torchvision data set of a part."""
     from featuretap.weights.downloads import offline
 
     factory = load(row.factory or f"torchvision.datasets:{row.name}")
     if "loader" in signature(factory).parameters:
         arguments = {**arguments, "loader": _load_image}
-    by_hand = f"put its files into {str(folder / row.place)!r}, or give a folder of images"
+    by_hand = f"put its files into {str(folder / row.place)!r}, or use a folder of images"
     try:
-        # Files put there by hand may no longer be offered for download, or there may be no network.
+        # Without download first: the files may have been put there by hand, and may not be downloadable.
         return factory(folder, **arguments, download=False)
     except FeaturetapError:
         raise
     except Exception as error:
-        # torchvision lets through whatever the libraries below it raise.
+        # torchvision does not catch the errors of the libraries that it calls, so they can be of any type.
         if offline():
             raise DataError(
                 f"cannot read the data set {row.name!r} in {str(folder)!r}: {_reason(error)}; "
@@ -137,28 +155,28 @@ def _samples(row: NamedSet, source: Any, title: str, classes: Sequence[str]) -> 
     for number, label in enumerate(labels):
         if not 0 <= label < len(classes):
             raise DataError(
-                f"{title} {number} is of class {label}, but {row.name!r} has {len(classes)} classes, from 0 to "
-                f"{len(classes) - 1}"
+                f"{title} {number} has the class {label}, but the {len(classes)} classes of {row.name!r} are numbered "
+                f"from 0 to {len(classes) - 1}"
             )
     files = getattr(source, "_image_files", None)
-    # SUN397 lists its files as the disk has them.
+    # Sort by file, since SUN397 lists files in the order of the file system.
     numbers = sorted(range(len(labels)), key=lambda number: str(files[number])) if files else range(len(labels))
     return [_NamedSample(title, source, number, labels[number], row.transposed) for number in numbers]
 
 
 def _labels(source: Any) -> list[int]:
-    """Return the class of every image, which torchvision's classes keep under various names."""
+    """Return the class of each image, from the attribute in which the torchvision class stores it."""
     found = next(
         (getattr(source, name) for name in ("targets", "labels", "_labels", "y") if hasattr(source, name)), None
     )
     if found is None:
         found = [label for _, label in source._samples]
     array = np.asarray(found)
-    # QMNIST has more columns behind the class.
+    # QMNIST has further columns after the class.
     return [int(label) for label in (array[:, 0] if array.ndim == 2 else array)]
 
 
 def _reason(error: Exception) -> str:
-    # torchvision's advice is about its own arguments.
+    # Drop torchvision's advice, which names its own arguments.
     text = " ".join(str(error).split()).partition(" You can use download=True")[0]
     return text.rstrip(".") or type(error).__name__

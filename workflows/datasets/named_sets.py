@@ -1,4 +1,4 @@
-"""The named data sets, and what their classes call their parts. Data, no code."""
+"""Table of the named data sets, with the arguments that select their parts."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -8,18 +8,17 @@ from typing import Any
 
 @dataclass(frozen=True)
 class NamedSet:
-    """A data set that is known by name.
+    """A data set that can be opened by name.
 
     Args:
-        name: what people call it, torchvision's class for it.
-        train: arguments that give the training part.
-        val: arguments that give the validation part, which is the test set where a set has no other; None where it has
-            no parts.
-        place: where its files are, in the folder of data sets.
-        classes: how many there are, for a set whose class does not name them; their names are the numbers from 0.
-        mirrors: whether a mirrored image is still of its class.
-        transposed: whether its images lie on their side, rows for columns.
-        factory: its class as an import string, for a set that is not torchvision's.
+        name: name of the data set, which is its class in torchvision.
+        train: arguments that select the training part.
+        val: arguments that select the validation part, or the test part if there is no other; None without parts.
+        place: subfolder of its files in the download folder.
+        classes: number of classes, for data sets without class names; the numbers from 0 become the names.
+        mirrors: whether a mirrored image keeps its class.
+        transposed: whether rows and columns of the images are swapped.
+        factory: import string of its class, for data sets outside torchvision.
     """
 
     name: str
@@ -69,4 +68,4 @@ NAMED_SETS: Mapping[str, NamedSet] = MappingProxyType(
         )
     }
 )
-"""Every named data set, by its name in lower case."""
+"""Named data sets by name in lower case."""

@@ -1,4 +1,4 @@
-"""Recognising the formats that a folder can be read as, by the names and contents of its files. No torch."""
+"""Detection of the format of a folder, from the names and contents of its files."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ DEFAULT_HEADS: Mapping[Task, str] = {
     "detection": "ssdlite",
     "segmentation": "lraspp",
 }
-"""Task → the head that is trained where none was chosen: the smallest that was made for mobile backbones."""
+"""Task → default head for training: the smallest head designed for mobile backbones."""
 
 COCO_KEYS = (b'"images"', b'"annotations"', b'"categories"')
 OUTLINES = re.compile(rb'"segmentation"\s*:\s*(\[\s*\[|\{)')
@@ -32,24 +32,24 @@ NO_CLASSES = re.compile(
     r"|(train|val|valid|validation|test)[0-9]*|obj_[a-z]+_data)",
     re.IGNORECASE,
 )
-"""Names of folders that other formats have, and that are classes only where nothing else is there."""
+"""Names of folders in other formats. They are classes only if no other format matches."""
 
 
 LABEL_LINE = re.compile(rb"\s*\d+(\s+-?\d*\.?\d+(e[-+]?\d+)?){4,}\s*(\n|$)", re.IGNORECASE)
-"""The first line of a label file of YOLO's that has one."""
+"""First line of a non-empty YOLO label file."""
 
 LOOKED_AT = 100
-"""Text files beside images that are read to find labels among them; those of images without objects are empty."""
+"""Maximum number of text files to search for labels; the files of images without objects are empty."""
 
 
 class Reading(NamedTuple):
-    """A way to read a folder.
+    """A format in which a folder can be read.
 
     Attributes:
-        format: as the setting `format` calls it.
-        task: what it is for.
-        label: what messages call the format.
-        targets: what the images come with: "boxes", "masks" or "boxes and masks", or "" where the label tells.
+        format: value of the setting `format`.
+        task: task of the data.
+        label: name of the format in messages.
+        targets: annotations of the images: "boxes", "masks" or "boxes and masks"; "" if the label makes them clear.
     """
 
     format: str
@@ -68,20 +68,23 @@ FORMATS = ("classes", "coco", "masks", "voc", "yolo")
 
 
 def choose_reading(source: Path, task: Task | None, data_format: str | None) -> Reading | None:
-    """Return how a folder is read, or None where its files do not tell.
+    """Return the format of a folder, or None if no format matches.
 
     Args:
         source: a folder, or the YAML file of a YOLO data set.
-        task: of the model; None for any.
+        task: task of the model; None for any.
         data_format: one of `FORMATS`; None for any.
 
+    Returns:
+        The format.
+
     Raises:
-        DataError: there are several ways to read it, or it is for another task.
+        DataError: several formats match, or the data is for another task.
     """
     found = find_readings(source)
     if data_format is not None:
         known = (CLASSES, COCO, MASKS, VOC_BOXES, VOC_MASKS, YOLO)
-        # A format that was asked for is read even if its files were not recognised, so that its reader reports why.
+        # Use a requested format even if its files were not detected, so that its reader reports the reason.
         found = [each for each in found if each.format == data_format] or [
             each for each in known if each.format == data_format and task in (None, each.task)
         ][:1]
@@ -89,8 +92,8 @@ def choose_reading(source: Path, task: Task | None, data_format: str | None) -> 
     if found and not fitting:
         head = DEFAULT_HEADS[found[0].task]
         raise DataError(
-            f"{str(source)!r} holds {' and '.join(map(_describe, found))}, and a model for {task} was asked for; a "
-            f"model for {found[0].task} has a head such as {head!r}"
+            f"{str(source)!r} contains {' and '.join(map(_describe, found))}, but the model is for {task}; choose a "
+            f"head for {found[0].task}, such as {head!r}"
         )
     if len(fitting) > 1:
         raise DataError(
@@ -105,7 +108,7 @@ def _describe(reading: Reading) -> str:
 
 
 def _choices(readings: Sequence[Reading]) -> str:
-    """Return the settings that choose one of several readings."""
+    """Return the settings that select one of several formats."""
     heads = dict.fromkeys(f"head={DEFAULT_HEADS[each.task]!r}" for each in readings)
     formats = dict.fromkeys(f"format={each.format!r}" for each in readings)
     if len(heads) == len(readings):
@@ -116,7 +119,7 @@ def _choices(readings: Sequence[Reading]) -> str:
 
 
 def find_readings(source: Path) -> list[Reading]:
-    """Return all ways to read a folder, or the YAML file of a YOLO data set."""
+    """Return all formats that match a folder, or the YAML file of a YOLO data set."""
     if source.is_file():
         return [YOLO]
     readings = [
@@ -133,18 +136,18 @@ def find_readings(source: Path) -> list[Reading]:
 
 
 def _places(folder: Path) -> list[Path]:
-    """Return a folder and its folder "train", if there is one."""
+    """Return a folder and, if it exists, its subfolder "train"."""
     return [folder, *(path for path in folders_in(folder) if part_name(path) == "train")]
 
 
 def part_name(folder: Path) -> str:
-    """Return what a folder's part is called, in lower case: "train" of "Train", or of Darknet's "obj_train_data"."""
+    """Return the name of a folder's part in lower case, such as "train" for "Train" or Darknet's "obj_train_data"."""
     name = folder.name.lower()
     return name.removeprefix("obj_").removesuffix("_data") if name.startswith("obj_") else name
 
 
 def _has_masks(folder: Path) -> bool:
-    """Return whether a folder has "images" and "masks", or masks such as "0_mask.png" beside its images."""
+    """Return whether a folder has subfolders "images" and "masks", or masks such as "0_mask.png" next to images."""
     if child(folder, "images").is_dir():
         return child(folder, "masks").is_dir()
     return any(is_image_file(path) and MASK_NAME.fullmatch(path.stem) for path in folder.iterdir())
@@ -163,7 +166,7 @@ def _files_of_parts(folder: Path) -> list[Path]:
 
 
 def _files(folder: Path, ending: str) -> list[Path]:
-    """Return the files in a folder that are not hidden and end so, in whatever case; nothing without the folder."""
+    """Return the visible files in a folder with an ending, in upper or lower case. The folder may be missing."""
     if not folder.is_dir():
         return []
     found = (path for path in folder.iterdir() if path.name.lower().endswith(ending))
@@ -177,7 +180,7 @@ def xml_files(folder: Path) -> Iterator[Path]:
 
 
 def yolo_files(folder: Path) -> list[Path]:
-    """Return the YAML files in a folder that name classes and images, as YOLO's "data.yaml" does."""
+    """Return the YAML files in a folder that define classes and images, such as YOLO's "data.yaml"."""
     return [path for ending in (".yaml", ".yml") for path in _files(folder, ending) if _is_yolo_file(path)]
 
 
@@ -187,7 +190,7 @@ def _is_yolo_file(path: Path) -> bool:
 
 
 def has_yolo_labels(folder: Path) -> bool:
-    """Return whether a folder, or its folder "train", has YOLO's label files: in "labels", or beside the images."""
+    """Return whether a folder, or its subfolder "train", has YOLO label files, in "labels" or next to images."""
     patterns = ("labels/*.txt", "labels/*/*.txt")
     places = [*_places(folder), *(_places(folder / "images") if (folder / "images").is_dir() else [])]
     return any(
@@ -197,23 +200,23 @@ def has_yolo_labels(folder: Path) -> bool:
 
 
 def has_labels_beside(folder: Path) -> bool:
-    """Return whether there are label files of YOLO's beside the images in a folder."""
+    """Return whether there are YOLO label files next to the images in a folder."""
     images = {path.stem for path in folder.iterdir() if is_image_file(path)}
     texts = (path for path in _files(folder, ".txt") if path.stem in images)
     return any(LABEL_LINE.match(path.read_bytes()) for path in islice(texts, LOOKED_AT))
 
 
 def _class_folders(folder: Path) -> Iterator[Path]:
-    """Yield the folders that hold images and whose names no other format has."""
+    """Yield the subfolders with images whose names do not belong to another format."""
     place = next((place for place in reversed(_places(folder)) if folders_in(place)), folder)
     for path in folders_in(place):
-        # Not all images are listed: there may be millions.
+        # Do not list all images: there may be millions.
         if not NO_CLASSES.fullmatch(path.name) and has_images(path):
             yield path
 
 
 def other_folders(folder: Path) -> list[str]:
-    """Return the names of folders with images in a folder that are no classes, nor parts, such as "images"."""
+    """Return the names of subfolders with images that are neither classes nor parts, such as "images"."""
     parts = {"train", "val", "valid", "validation", "test"}
     return [
         path.name
@@ -223,7 +226,7 @@ def other_folders(folder: Path) -> list[str]:
 
 
 def has_images(folder: Path) -> bool:
-    """Return whether there is an image in a folder or below it."""
+    """Return whether a folder or its subfolders contain an image."""
     for _, folders, names in os.walk(folder):
         folders[:] = [name for name in folders if not is_hidden(name)]
         if any(is_image_file(Path(name)) for name in names):

@@ -1,4 +1,4 @@
-"""Folders of images with annotations in Pascal VOC's format, for detection."""
+"""Detection data sets in Pascal VOC format."""
 
 import math
 from collections.abc import Iterable
@@ -17,12 +17,20 @@ NO_BOX = "'bndbox' of four numbers"
 
 
 def open_voc(folder: Path, val_fraction: float, seed: int) -> DataSet:
-    """Open VOC's own folders, or one with an .xml file beside every image, or parts "train" and "val" of that.
+    """Open the folders of Pascal VOC, or a folder with an .xml file next to each image, with or without parts.
 
-    Classes are in the order of their names. Without parts or lists of them a part is kept for validation.
+    Classes are sorted by name.
+
+    Args:
+        folder: the folder.
+        val_fraction: fraction to hold out for validation, if there are neither parts nor lists.
+        seed: seed of the split.
+
+    Returns:
+        The data set.
 
     Raises:
-        DataError: files are missing or cannot be used; all problems are counted, and the first are named.
+        DataError: files are missing or cannot be used; the message counts all problems and names the first ones.
     """
     places: list[tuple[Path, Path, tuple[str, ...] | None]]
     annotations = folder / "Annotations"
@@ -41,7 +49,7 @@ def open_voc(folder: Path, val_fraction: float, seed: int) -> DataSet:
     for (annotations, *_), part, check in zip(places, parts, checks, strict=True):
         check.report()
         if not any(image.boxes for image in part):
-            raise DataError(f"the annotations in {str(annotations)!r} name no object")
+            raise DataError(f"the annotations in {str(annotations)!r} contain no objects")
     classes = tuple(sorted({name for part in parts for image in part for name in image.names}))
     return detection_set(parts, classes, folder, val_fraction, seed)
 
@@ -49,7 +57,7 @@ def open_voc(folder: Path, val_fraction: float, seed: int) -> DataSet:
 def _read_part(
     annotation_folder: Path, image_folder: Path, listed: tuple[str, ...] | None, check: BoxCheck, problems: list[str]
 ) -> list[AnnotatedImage]:
-    """Return the images of a part, all or those that are listed; what is wrong is added to `problems`."""
+    """Return the images of a part (all, or only the listed ones), and add problems to `problems`."""
     annotations, images = _files_by_stem(annotation_folder, [".xml"]), _files_by_stem(image_folder, SUFFIXES)
     found = []
     for name in listed or sorted({*annotations, *images}):
@@ -57,14 +65,14 @@ def _read_part(
             if name not in files:
                 problems.append(f"{name!r} has no {kind} in {where.name!r}")
             elif len(files[name]) > 1:
-                problems.append(f"{' and '.join(repr(path.name) for path in files[name])} have one name")
+                problems.append(f"{' and '.join(repr(path.name) for path in files[name])} have the same name")
         if name in annotations and name in images:
             found.append(_read_annotations(annotations[name][0], images[name][0], check, problems))
     return found
 
 
 def _files_by_stem(folder: Path, suffixes: Iterable[str]) -> dict[str, list[Path]]:
-    """Return the files with these suffixes by their names without the suffix."""
+    """Return the files in a folder with these suffixes, by name without suffix."""
     found: dict[str, list[Path]] = {}
     for path in sorted(folder.iterdir()):
         if path.suffix.lower() in suffixes and not path.name.startswith(".") and path.is_file():
@@ -73,14 +81,14 @@ def _files_by_stem(folder: Path, suffixes: Iterable[str]) -> dict[str, list[Path
 
 
 class _TreeBuilder(ElementTree.TreeBuilder):
-    """Refuses files that declare entities: those can make a small file fill the memory."""
+    """A tree builder that rejects files with a document type, whose entities can expand a small file without limit."""
 
     def doctype(self, name: str, public: str | None, system: str | None) -> NoReturn:
-        raise DataError("it declares a document type, which annotations never need")
+        raise DataError("it declares a document type, which annotations do not need")
 
 
 def _read_annotations(path: Path, image: Path, check: BoxCheck, problems: list[str]) -> AnnotatedImage:
-    """Return the objects of a file that are valid; what is wrong is added to `problems`."""
+    """Return the valid objects of a file, and add problems to `problems`."""
     annotated = AnnotatedImage(str(image), (0, 0))
     try:
         root = ElementTree.fromstring(path.read_bytes(), ElementTree.XMLParser(target=_TreeBuilder()))
@@ -100,15 +108,15 @@ def _read_annotations(path: Path, image: Path, check: BoxCheck, problems: list[s
             annotated.names.append(name)
             annotated.ignored.append((element.findtext("difficult") or "").strip() == "1")
     except (ElementTree.ParseError, ValueError) as error:
-        # DataError and ImageError are ValueErrors too.
+        # DataError and ImageError are subclasses of ValueError.
         problems.append(str(error) if isinstance(error, ImageError) else f"{path.name!r} is not a VOC file: {error}")
     return annotated
 
 
 def _image_size(root: ElementTree.Element, image: Path) -> tuple[int, int]:
-    """Return the size in the annotations, or that of the image where the tool left it out or wrote 0."""
+    """Return the image size in the annotations. If it is missing or 0, return the size of the image file."""
     if root.tag != "annotation":
-        raise DataError(f"it begins with {root.tag!r} in place of 'annotation'")
+        raise DataError(f"its root element is {root.tag!r}, not 'annotation'")
     texts = root.findtext("size/width"), root.findtext("size/height")
     try:
         width, height = (int(float(text)) for text in texts if text is not None)
@@ -118,7 +126,7 @@ def _image_size(root: ElementTree.Element, image: Path) -> tuple[int, int]:
 
 
 def _corners(element: ElementTree.Element | None) -> Box | None:
-    """Return corners that count from 1 and are both inside the box as x1, y1, x2, y2 that count from 0."""
+    """Convert VOC's corners, which count from 1 and are inclusive, to x1, y1, x2, y2 from 0."""
     if element is None:
         return None
     try:
