@@ -143,20 +143,20 @@ def test_predict_selects_a_head(run: Run, tmp_path: Path, several: Path, cat: Pa
         ),
         (
             ("predict", "{cat}", "--head", "road"),
-            "--head selects one of several heads of a file; give that as --weights, without --model",
+            "--head selects a head of a weights file; pass the file as --weights, without --model",
         ),
         (
             ("predict", "{cat}", "--weights", "several.onnx", "--head", "road"),
-            "the exported file 'several.onnx' computes all of its heads; leave --head out, or give the weights file "
-            "that it was written from",
+            "the exported file 'several.onnx' always computes all heads; leave --head out, or pass the weights file "
+            "that it was exported from",
         ),
         (
             ("predict", "{cat}", "--weights", "{path}", "--head", "road", "--top", "2"),
-            "--top is for classification, and the model is one for segmentation",
+            "--top needs a classification model, but the task of this one is segmentation",
         ),
         (
             ("evaluate", "digits", "--weights", "{path}"),
-            "'{path}' holds a model with several heads: objects, road, scene, levels; choose one with --head NAME",
+            "'{path}' is a model with several heads: objects, road, scene, levels; select one with --head NAME",
         ),
         (
             ("evaluate", "digits", "--weights", "{path}", "--head", "raod"),
@@ -164,7 +164,7 @@ def test_predict_selects_a_head(run: Run, tmp_path: Path, several: Path, cat: Pa
         ),
         (
             ("evaluate", "digits", "--weights", "{path}", "--model", "mobilenet_v2", "--head", "road"),
-            "--head selects one of several heads of a file; leave --model out",
+            "--head selects a head of a weights file; leave --model out",
         ),
     ],
     ids=["misspelled", "no file", "exported", "top", "evaluate all", "evaluate another", "evaluate a model"],
@@ -195,7 +195,7 @@ def test_taps_and_extract_use_the_backbone(run: Run, tmp_path: Path, several: Pa
     assert [line.split()[0] for line in ran.out.splitlines()[3:-1]] == ["C2", "C5"]
     ran = run("extract", cat, "--weights", several, "--taps", "C3", "--pool", "--out", tmp_path / "features")
     assert ran.status == 0
-    assert "1 images, 0 bad" in ran.out
+    assert "1 images, 0 unreadable" in ran.out
 
 
 def test_classes_of_two_heads_have_colours_of_their_own(model: nn.Module) -> None:

@@ -144,7 +144,7 @@ def test_evaluation_in_two_processes_prints_once_the_metrics_of_one(one: Told, t
 def test_an_error_that_all_processes_meet_is_one_line_of_each(two: Told, data: Path) -> None:
     ran, folder = two.printed["missing"], data.parent / "no"
     assert ran.status != 0
-    message = f"there is no folder '{folder}'; give the folder of a data set, or a name such as"
+    message = f"no folder '{folder}'; choose the folder of a data set, or a name such as"
     assert ran.err.count(f"featuretap: {message}") == 2, ran.err
     assert "gloo" not in ran.err
 
@@ -155,6 +155,6 @@ def test_an_error_that_the_first_process_meets_is_one_line_of_each(data: Path, t
     (taken / "thesis.txt").write_text("")
     more = ["--backbone", "mobilenet_v1", "--batch-size", 8, "--out", taken]
     ran = torchrun(2, "featuretap.command_line", "train", data, *more, fails=True)
-    message = f"'{taken}' holds something else; choose another folder with out"
+    message = f"'{taken}' contains other files; set out to another folder"
     assert ran.count(f"featuretap: {message}") == 2, ran
     assert "gloo" not in ran

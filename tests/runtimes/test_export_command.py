@@ -65,7 +65,7 @@ def test_bad_input_is_one_line(run: Run, registry: Registry, tmp_path: Path) -> 
     weights = registry.save(registry.build("mobilenet_v1_025", num_classes=3), tmp_path / "three.safetensors")
     refused(
         run("export", weights, target, "--weights", "none"),
-        f"the file '{weights}' has the weights; leave --weights out",
+        f"the file '{weights}' already contains weights; leave --weights out",
     )
     refused(
         run("export", "mobilenet_v1_025", tmp_path / "no" / "a.ts", "--weights", "none"),

@@ -45,14 +45,14 @@ def test_a_file_of_weights_becomes_one_in_integers(run: Run, weights: Path, imag
     assert ran.status == 0
     assert ran.err == (
         f"{str(images / 'zero.png')!r} is empty; use a JPEG, PNG or other image file\n"
-        "featuretap: 1 of 11 images cannot be read and are left out\n"
+        "featuretap: skipped 1 of 11 images, which cannot be read\n"
     )
     lines = [line for line in ran.out.splitlines() if line.strip() and "──" not in line]
     size = f"{target.stat().st_size:,}"
     assert lines[0].startswith(f"{target}: {size} bytes, ")
     assert [line.split()[0] for line in lines[1:6]] == ["dtype", "float32", "int8", "output", "logits"]
     assert lines[3].split()[1] == size
-    assert lines[-1] == "Calibrated on 8 images, and evaluated on 2 others, every fifth of those given."
+    assert lines[-1] == "Calibrated on 8 images, compared on 2 others (every fifth image of --images)."
     assert registry.compile(target)(torch.rand(2, 3, 64, 64)).shape == (2, 3)
 
 
@@ -88,7 +88,7 @@ def test_a_budget_and_the_sensitivity_of_layers(run: Run, weights: Path, images:
     assert (ran.status, ran.err) == (0, "")
     lines = [line for line in ran.out.splitlines() if "──" not in line]
     start = next(place for place, line in enumerate(lines) if line.startswith("layer "))
-    end = lines.index("Sensitivity is the relative error of the outputs with only this layer in integers.")
+    end = lines.index("Sensitivity: relative error of the outputs when only this layer is quantized.")
     rows = [line.split() for line in lines[start + 1 : end] if "less sensitive" not in line]
     in_float = [row[0] for row in rows if row[2] == "float32"]
     stated = {prop.key: prop.value for prop in onnx.load(target).metadata_props}["featuretap.quantized"]
@@ -98,7 +98,7 @@ def test_a_budget_and_the_sensitivity_of_layers(run: Run, weights: Path, images:
     loss, stated_limit = lines[end + 1].removeprefix("Budget: ").split(" of ", 1)
     assert float(loss) <= 0.01
     assert stated_limit.startswith(
-        f"0.01 (relative error), with {len(in_float)} of {len(rows)} layers in float32, which add "
+        f"0.01 used (relative error), with {len(in_float)} of {len(rows)} layers in float32, which adds "
     )
     assert lines[-1] == f"picture: {drawn}"
     with Image.open(drawn) as opened:
@@ -134,7 +134,7 @@ def test_a_budget_on_labelled_images_as_json(run: Run, weights: Path, images: Pa
 BAD: dict[str, tuple[tuple[str, ...], str]] = {
     "an ending of no ONNX file": (
         ("mobilenet_v2", "model.xml", "--images", "IMAGES"),
-        "the model in integers is an ONNX file; give 'model.xml' a name that ends in .onnx",
+        "quantized models are ONNX files; the name of 'model.xml' must end in .onnx",
     ),
     "no such folder": (
         ("mobilenet_v2", "model.onnx", "--images", "nowhere"),
@@ -142,7 +142,7 @@ BAD: dict[str, tuple[tuple[str, ...], str]] = {
     ),
     "random weights": (
         ("mobilenet_v2", "model.onnx", "--images", "IMAGES", "--weights", "none"),
-        "random weights cannot be quantized usefully; name weights, or leave --weights out",
+        "cannot quantize random weights; choose trained weights, or leave --weights out",
     ),
     "a budget of zero": (
         ("mobilenet_v2", "model.onnx", "--images", "IMAGES", "--budget", "0"),
@@ -155,15 +155,15 @@ BAD: dict[str, tuple[tuple[str, ...], str]] = {
     ),
     "a picture without a budget": (
         ("mobilenet_v2", "model.onnx", "--images", "IMAGES", "--picture", "layers.png"),
-        "--picture draws what --budget measures; give --budget, or leave --picture out",
+        "--picture plots what --budget measures; add --budget, or leave --picture out",
     ),
     "a picture that is no PNG": (
         ("mobilenet_v2", "model.onnx", "--images", "IMAGES", "--budget", "0.1", "--picture", "layers.svg"),
-        "the picture 'layers.svg' would be a PNG; give it a name that ends in .png",
+        "pictures are PNG files; the name of 'layers.svg' must end in .png",
     ),
     "weights of a file": (
         ("WEIGHTS", "model.onnx", "--images", "IMAGES", "--weights", "other.pth"),
-        "the file 'WEIGHTS' has the weights; leave --weights out",
+        "the file 'WEIGHTS' already contains weights; leave --weights out",
     ),
 }
 
@@ -187,6 +187,6 @@ def test_a_head_with_fresh_classes_is_refused(run: Run, images: Path, tmp_path: 
     ran = run("quantize", "mobilenet_v1_025", tmp_path / "model.onnx", "--images", images, "--weights", bare)
     assert (ran.status, ran.out) == (2, "")
     assert ran.err == (
-        "featuretap: the classes of 'mobilenet_v1_025' have random weights, which cannot be quantized usefully; "
-        "train them, or give --features-only\n"
+        "featuretap: cannot quantize 'mobilenet_v1_025': its classifier is randomly initialized; train it, or add "
+        "--features-only\n"
     )

@@ -258,12 +258,12 @@ REFUSED: dict[str, tuple[type[Exception], dict[str, Any], str]] = {
     "a bare backbone": (
         HeadError,
         {"budget": 1, "data": "digits"},
-        "the model is a bare backbone, whose outputs cannot be evaluated; give a model with a head",
+        "the model is a backbone without a head; only models with a head can be evaluated",
     ),
     "data that is none": (
         DataError,
         {"budget": 1, "data": "nowhere", "head": True, "size": None},
-        "no folder and no data set named 'nowhere'; ",
+        "no folder or data set named 'nowhere'; ",
     ),
 }
 

@@ -205,12 +205,12 @@ REFUSED: dict[str, tuple[tuple[str, ...], str]] = {
     ),
     "one head of a file": (
         ("evaluate", "digits", "--weights", "FILES/classifier.onnx", "--head", "road"),
-        "the exported file 'FILES/classifier.onnx' computes all of its heads; leave --head out, or give the weights "
-        "file that it was written from",
+        "the exported file 'FILES/classifier.onnx' always computes all heads; leave --head out, or pass the weights "
+        "file that it was exported from",
     ),
     "an evaluated backbone": (
         ("evaluate", "digits", "--weights", "FILES/backbone.onnx"),
-        "'FILES/backbone.onnx' is a bare backbone, whose outputs cannot be evaluated; give a model with a head",
+        "'FILES/backbone.onnx' is a backbone without a head; only models with a head can be evaluated",
     ),
     "options of a file": (
         ("bench", "FILES/classifier.onnx", "--option", "width=0.5"),
@@ -247,18 +247,18 @@ def test_one_of_several_heads_is_evaluated_from_the_weights_file(run: Run, tmp_p
     assert (ran.status, ran.out, ran.err) == (
         2,
         "",
-        f"featuretap: {str(path)!r} holds a model with several heads: classification, lraspp; give the weights file "
-        "that it was written from, with --head NAME\n",
+        f"featuretap: {str(path)!r} is a model with several heads: classification, lraspp; pass the weights file "
+        "that it was exported from, with --head NAME\n",
     )
 
 
 @pytest.mark.parametrize(
     ("fixed", "message"),
     [
-        ({"batch": 2}, "takes 2 images at a time, and the last batch may have fewer; export it for any number"),
+        ({"batch": 2}, "has a fixed batch size of 2, but the last batch may be smaller; export it for any batch size"),
         (
             {"size": (64, 48)},
-            "takes images of 64x48 pixels only, and the images of a data set have other sizes; export it for any size",
+            "has a fixed image size of 64x48, but evaluation uses other sizes; export it for any size",
         ),
     ],
     ids=["batch", "size"],

@@ -75,19 +75,19 @@ def test_defaults_follow_from_task_data_and_optimiser(
         (
             {"in_channels": 1},
             UnknownOptionError,
-            "training has no setting 'in_channels'; it is an option of the backbone, and belongs into the table of "
-            "options: { in_channels = … }",
+            "training has no setting 'in_channels'; it is a backbone option, so put it into the table "
+            "`options`: options = { in_channels = … }",
         ),
         (
             {"backbone": None, "weights": "absent.safetensors"},
             OptionError,
-            "there is no weights file 'absent.safetensors'; give a weights file, or name the backbone that has "
-            "weights of this tag",
+            "no weights file 'absent.safetensors'; choose an existing file, or set backbone if 'absent.safetensors' is "
+            "a weights tag",
         ),
         (
             {"seed": 2**32},
             OptionError,
-            "training cannot take seed=4294967296; it must be a whole number from 0 up to 4294967295",
+            "training cannot take seed=4294967296; it must be an integer from 0 to 4294967295",
         ),
         ({"epochs": 0}, OptionError, "training cannot take epochs=0; it must be a positive integer up to 65536"),
         (
@@ -105,32 +105,32 @@ def test_defaults_follow_from_task_data_and_optimiser(
             "training cannot take val_fraction=1; it must be a number from 0.01 to 0.99",
         ),
         ({"pretrained": "yes"}, OptionError, "training cannot take pretrained='yes'; it must be True or False"),
-        ({"taps": []}, OptionError, "training cannot take taps=[]; it must be tap addresses"),
-        ({"seed": -1}, OptionError, "training cannot take seed=-1; it must be a whole number from 0 up to 4294967295"),
+        ({"taps": []}, OptionError, "training cannot take taps=[]; it must be a list of tap addresses"),
+        ({"seed": -1}, OptionError, "training cannot take seed=-1; it must be an integer from 0 to 4294967295"),
         (
             {"data": None},
             TrainingError,
-            "no training data; give a folder, the name of a torchvision data set, or 'digits'",
+            "no training data; choose a folder, the name of a torchvision data set, or 'digits'",
         ),
         (
             {"backbone": None},
             OptionError,
-            "no backbone to train; give a weights file, or name a backbone, such as backbone='mobilenet_v3_large'",
+            "no backbone to train; choose a weights file, or a backbone such as backbone='mobilenet_v3_large'",
         ),
         (
             {"pretrained": True, "weights": "imagenet1k_v1"},
             OptionError,
-            "pretrained selects the catalogue's weights, and weights='imagenet1k_v1' selects others; leave one out",
+            "pretrained and weights='imagenet1k_v1' both select initial weights; use one of them",
         ),
         (
             {"unfreeze_every": 2},
             OptionError,
-            "unfreeze_every unfreezes levels, and none is frozen; freeze some, such as freeze='C4'",
+            "unfreeze_every needs frozen levels; set freeze, such as freeze='C4'",
         ),
         (
             {"warmup_epochs": 5, "epochs": 5},
             OptionError,
-            "warmup_epochs=5 leaves nothing of epochs=5 to train; lower it",
+            "warmup_epochs=5 must be less than epochs=5; lower warmup_epochs",
         ),
     ],
 )
@@ -154,7 +154,7 @@ def test_files_that_are_not_a_configuration_are_refused(tmp_path: Path) -> None:
     assert str(caught.value) == f"cannot read the configuration '{absent}': No such file or directory"
     with pytest.raises(TrainingError) as caught:
         read_configuration(broken)
-    assert str(caught.value).startswith(f"the configuration '{broken}' is not TOML: Invalid value")
+    assert str(caught.value).startswith(f"the configuration '{broken}' is not valid TOML: Invalid value")
 
 
 def test_a_pipe_is_no_configuration(tmp_path: Path) -> None:

@@ -215,5 +215,6 @@ def test_size_is_refused_for_a_head_without_size_options() -> None:
     with pytest.raises(OptionError) as raised:
         size_options(head, 320)
     assert str(raised.value) == (
-        "head 'finder' takes no size of 320: it has no option 'size', nor 'min_size' and 'max_size'; leave the size out"
+        "head 'finder' does not support size=320: it has neither an option 'size' nor 'min_size' and 'max_size'; leave "
+        "size out"
     )

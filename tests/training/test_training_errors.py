@@ -41,14 +41,14 @@ def said(run: Run, *arguments: object) -> str:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ((), "no training data; give a folder, the name of a torchvision data set, or 'digits'"),
+        ((), "no training data; choose a folder, the name of a torchvision data set, or 'digits'"),
         (
             ("digits",),
-            "no backbone to train; give a weights file, or name a backbone, such as --backbone mobilenet_v3_large",
+            "no backbone to train; choose a weights file, or a backbone such as --backbone mobilenet_v3_large",
         ),
         (
             ("digits", "--backbone", "mobilenet_v2", "--head", "fpn"),
-            "head 'fpn' has no task to train or evaluate; choose classification, deeplab_v3, "
+            "head 'fpn' has no task to train or evaluate; choose one of classification, deeplab_v3, "
             "faster_rcnn, fcos, lraspp, mask_rcnn, retinanet, ssd, ssdlite",
         ),
         (
@@ -65,7 +65,8 @@ def said(run: Run, *arguments: object) -> str:
         ),
         (
             ("digits", "--backbone", "mobilenet_v2", "--option", "freeze=C2"),
-            "freeze among the options would be saved in the weights files of the run; give freeze as a setting",
+            "freeze is a training setting, and as an option it would be saved in the weights files; set freeze outside "
+            "the options",
         ),
         (
             ("digits", "--backbone", "mobilenet_v2", "--batch-size", "5000"),
@@ -73,11 +74,11 @@ def said(run: Run, *arguments: object) -> str:
         ),
         (
             ("digits", "--backbone", "mobilenet_v2", "--in-channels", "4", "--out", "never"),
-            "'mobilenet_v2' with in_channels=4 cannot be trained on images, which have 1 or 3",
+            "'mobilenet_v2' with in_channels=4 cannot be trained on images; set in_channels to 1 or 3",
         ),
         (
             ("--resume", "x", "--config", "y"),
-            "--resume goes on as the run began; leave --config, --option and --in-channels out",
+            "--resume uses the settings of the run; leave --config, --option and --in-channels out",
         ),
         (("digits", "--epochs", "x"), "Invalid value for '--epochs': 'x' is not a valid integer."),
         (
@@ -105,7 +106,7 @@ def test_options_of_a_file_that_are_not_a_table_are_one_line(run: Run, tmp_path:
 def test_accumulating_more_steps_than_an_epoch_has_is_refused(data: Path, tmp_path: Path) -> None:
     with pytest.raises(FeaturetapError) as caught:
         train(small_run(data, tmp_path / "run", accumulate=4), log=lambda line: None)
-    assert str(caught.value) == "accumulate=4 is more than the 3 steps of an epoch; lower it"
+    assert str(caught.value) == "accumulate=4 is larger than the 3 steps of an epoch; lower it"
 
 
 def test_a_run_that_failed_in_its_first_epoch_can_be_begun_with_other_settings(data: Path, tmp_path: Path) -> None:
@@ -131,14 +132,15 @@ def test_an_interrupted_run_prints_how_to_resume_it(
     ran = run("train", data, *SMALL, "--epochs", 2, "--out", tmp_path / "run")
     assert (ran.status, ran.err) == (
         130,
-        f"featuretap: interrupted; featuretap train --resume {tmp_path / 'run'} goes on after the last whole epoch\n",
+        "featuretap: interrupted; resume from the last complete epoch with: featuretap train --resume "
+        f"{tmp_path / 'run'}\n",
     )
 
 
 def test_a_file_size_limit_is_noticed_before_the_first_step(run: Run, data: Path, tmp_path: Path) -> None:
     with full_disk(1_000_000):
         error = said(run, "train", data, *SMALL, "--out", tmp_path / "run")
-    assert error == (f"cannot write the 3 MB of a run's state into '{tmp_path / 'run'}': File too large")
+    assert error == (f"cannot write the run's state (3 MB) to '{tmp_path / 'run'}': File too large")
 
 
 def test_an_invalid_setting_in_a_file_names_the_file(run: Run, tmp_path: Path) -> None:
@@ -177,8 +179,8 @@ def test_a_nan_loss_stops_the_run(data: Path, tmp_path: Path) -> None:
     with pytest.raises(FeaturetapError) as caught:
         train(small_run(data, tmp_path / "run", weights=str(weights)), log=lambda line: None)
     assert str(caught.value) == (
-        "the loss became nan in epoch 1 of 2; the weights of the epoch before are kept. A lower lr, more "
-        "warmup_epochs, or clip_norm=1 may help"
+        "the loss became nan in epoch 1 of 2; try a lower lr, more warmup_epochs, or clip_norm=1 (weights of earlier "
+        "epochs are kept)"
     )
 
 
@@ -191,7 +193,7 @@ def test_heads_with_batch_norm_after_pooling_refuse_one_image_a_step(tmp_path: P
             small_run(tmp_path / "data", tmp_path / "run", head="deeplab_v3", batch_size=1, val_fraction=0.5),
             log=lambda line: None,
         )
-    assert str(caught.value) == "batch norm cannot be trained with 1 image per process and step; raise batch_size"
+    assert str(caught.value) == "batch norm cannot be trained with 1 image per process and step; increase batch_size"
 
 
 def test_a_full_disk_is_noticed_before_the_first_step(
@@ -204,8 +206,8 @@ def test_a_full_disk_is_noticed_before_the_first_step(
     with pytest.raises(FeaturetapError) as caught:
         train(small_run(data, tmp_path / "run"), log=lambda line: None)
     assert str(caught.value) == (
-        f"the files of this run take up to 7 MB, and the disk of '{tmp_path / 'run'}' has 1 MB left; make room, or "
-        "choose another folder with out"
+        f"the files of this run need up to 7 MB, but the disk of '{tmp_path / 'run'}' has only 1 MB free; free some "
+        "space, or set out to another folder"
     )
 
 
@@ -233,19 +235,19 @@ def test_a_model_is_evaluated_on_its_own_classes_only(run: Run, data: Path, tmp_
     model.description = replace(model.description, classes=("blue", "green", "red"))
     weights = registry.save(model, tmp_path / "colours.safetensors")
     assert said(run, "evaluate", "digits", "--weights", weights) == (
-        f"the data has classes that '{weights}' has not: '0', '1', '2', '3', '4' and 5 more; name the classes as in "
-        "training"
+        f"the data has classes that '{weights}' does not have: '0', '1', '2', '3', '4' and 5 more; name the classes "
+        "as in training"
     )
     (data / "blue").rename(data / "azure")
     message = said(run, "evaluate", data, "--weights", weights)
     (data / "azure").rename(data / "blue")
-    assert message == f"the data has classes that '{weights}' has not: 'azure'; name the classes as in training"
+    assert message == f"the data has classes that '{weights}' does not have: 'azure'; name the classes as in training"
 
 
 def test_data_of_a_name_that_is_not_utf_8_is_refused(run: Run, tmp_path: Path) -> None:
     folder = coloured_folder(tmp_path / "caf\udce9")
     assert said(run, "train", folder, "--backbone", "mobilenet_v1") == (
-        f"data is {str(folder)!r}, which is not UTF-8, as the run's settings are; rename it"
+        f"data is {str(folder)!r}, which is not valid UTF-8; rename it to save the run's settings"
     )
 
 
@@ -274,7 +276,7 @@ def test_a_model_is_evaluated_on_data_that_lacks_classes(
     rows = [(each.name, each.occurrences, math.isnan(each.score)) for each in metrics.per_class]
     assert rows == [("blue", 0, True), ("green", 0, True), ("red", 6 if part else 3, False)]
     assert per_class_rows(metrics)[0] == ("blue", "0", "absent")
-    assert caplog.messages[-1] == "2 classes are absent, without images: 'blue', 'green'"
+    assert caplog.messages[-1] == "2 classes have no images in this data set: 'blue', 'green'"
 
 
 @pytest.mark.parametrize("part", ["val", "all"])
@@ -288,12 +290,12 @@ def test_a_model_is_evaluated_on_one_image_of_a_class(
     lines: list[str] = []
     metrics, _, _ = evaluate(model, str(tmp_path), part=part, log=lines.append)
     assert sum(each.occurrences for each in metrics.per_class) == evaluated
-    every = ["without a validation part and two images of a class, every image is evaluated"]
+    every = ["the data has no validation set and no class with two images: evaluating on all images"]
     assert lines[1:] == (every if part == "val" else [])
     with pytest.raises(DataError) as error:
         evaluate(model, str(tmp_path), part="train", log=lines.append)
     assert str(error.value) == (
-        f"{str(tmp_path)!r} has too few images to hold any out of training; evaluate every image with part='all'"
+        f"{str(tmp_path)!r} has too few images for a validation set; evaluate on all images with part='all'"
     )
 
 
@@ -310,14 +312,14 @@ def test_a_validation_part_is_evaluated_without_more_words(tmp_path: Path) -> No
 def test_a_model_of_unnamed_classes_is_evaluated_on_as_many(run: Run, tmp_path: Path) -> None:
     weights = registry.save(registry.build("mobilenet_v1", width=0.25), tmp_path / "unnamed.safetensors")
     assert said(run, "evaluate", "digits", "--weights", weights) == (
-        f"the data has 10 classes, and '{weights}' 1000; evaluate it on data of its own classes"
+        f"the data has 10 classes, but '{weights}' has 1000; evaluate it on data with the classes of the model"
     )
 
 
 def test_a_bare_backbone_cannot_be_evaluated(run: Run, tmp_path: Path) -> None:
     path = registry.save(registry.build("mobilenet_v1", width=0.25, features_only=True), tmp_path / "bare.safetensors")
     assert said(run, "evaluate", "digits", "--weights", path) == (
-        f"'{path}' is a bare backbone, whose outputs cannot be evaluated; give a model with a head"
+        f"'{path}' is a backbone without a head; only models with a head can be evaluated"
     )
 
 

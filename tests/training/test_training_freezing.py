@@ -84,5 +84,5 @@ def test_a_level_that_a_backbone_lacks_cannot_be_frozen() -> None:
         resolve_model(make_configuration({**settings, "backbone": "timm/vit_tiny_patch16_224", "taps": ["C4"]}))
     assert (
         str(caught.value)
-        == f"cannot freeze through C2: 'timm/vit_tiny_patch16_224' has the levels {', '.join(vit.levels)}"
+        == f"'timm/vit_tiny_patch16_224' has no level C2 to freeze; its levels are {', '.join(vit.levels)}"
     )

@@ -52,6 +52,6 @@ def test_a_checkpoint_of_a_backbone_without_a_name_is_refused(tmp_path: Path) ->
     with pytest.raises(WeightsError) as caught:
         resolve_model(make_configuration({"data": "digits", "weights": str(path)}))
     assert str(caught.value) == (
-        f"{str(path)!r} was saved from a BackboneSpec 'mobilenet_v1', and only backbones that have a name in the "
-        "registry can be trained by settings"
+        f"{str(path)!r} was saved from the BackboneSpec 'mobilenet_v1', which has no name in the registry; only "
+        "registered backbones can be trained"
     )

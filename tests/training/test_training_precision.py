@@ -43,7 +43,7 @@ def test_float16_on_a_cpu_is_refused(data: Path, tmp_path: Path, monkeypatch: py
     with pytest.raises(TrainingError) as caught:
         train(small_run(data, tmp_path / "run", mixed_precision="fp16"))
     assert str(caught.value) == (
-        "mixed_precision='fp16' needs a GPU, and PyTorch finds none; use 'bf16', which CPUs compute too, or 'no'"
+        "mixed_precision='fp16' needs a GPU, and PyTorch finds none; use 'bf16', which runs on CPUs, or 'no'"
     )
     assert not (tmp_path / "run").exists()
 

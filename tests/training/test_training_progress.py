@@ -149,7 +149,8 @@ def test_evaluation_logs_its_data_and_the_progress_of_its_batches(tmp_path: Path
     evaluate(model, str(data), batch_size=4, log=lines.append, log_every=1e-6)
     assert lines[:2] == [
         "class folders: 6 validation images, 3 classes",
-        "without a validation part, these are held out of 36 images as in training; part 'all' evaluates every image",
+        "the data has no validation set: evaluating on the images held out from 36 in training; part 'all' selects "
+        "all images",
     ]
     assert [line.split("  ")[0] for line in lines if line.startswith("evaluating")] == [
         "evaluating: 4/6",

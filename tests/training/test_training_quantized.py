@@ -46,8 +46,8 @@ def test_a_run_ends_with_an_int8_file_and_its_metrics(run: Run, data: Path, weig
     assert list(metrics) == ["float32", "fake quantization", "int8"]
     in_float, fake, integers = (each["accuracy"] for each in metrics.values())
     assert (
-        f"accuracy of the best epoch: {in_float:.4f} in float32, {fake:.4f} with fake quantisation, {integers:.4f} of "
-        f"{folder / 'best.onnx'}"
+        f"accuracy of the best epoch: {in_float:.4f} in float32, {fake:.4f} with fake quantization, {integers:.4f} in "
+        f"int8 ({folder / 'best.onnx'})"
     ) in ran.out.splitlines()
     assert metrics["fake quantization"] == pytest.approx(json.loads((folder / "metrics.json").read_text()))
     silent: dict[str, Any] = {"log": lambda line: None}
@@ -99,16 +99,16 @@ def test_fine_tuning_is_short_and_slow(weights: str, given: dict[str, Any], deci
     [
         (
             ("digits", "--backbone", "mobilenet_v2"),
-            "quantize fine-tunes a trained model, and there is none; give its weights, such as --weights "
+            "quantize fine-tunes a trained model, and no weights are set; set its weights, such as --weights "
             "best.safetensors",
         ),
         (
             ("digits", "--backbone", "mobilenet_v2", "--weights", "x", "--norm-momentum", "0.1"),
-            "norm_momentum=0.1 has no effect with quantize, which keeps the statistics of batch norms; leave it out",
+            "norm_momentum=0.1 has no effect with quantize, which freezes batch-norm statistics; leave it out",
         ),
         (
             ("--data", "a=digits", "--data", "b=digits", "--backbone", "mobilenet_v2", "--weights", "x"),
-            "quantize is for a model with one head, and there are several; fine-tune them one by one",
+            "quantize supports models with one head only; fine-tune each head in its own run",
         ),
     ],
     ids=["no weights", "norms", "several heads"],
@@ -121,7 +121,7 @@ def test_what_a_run_cannot_do_is_refused_in_one_line(run: Run, arguments: tuple[
 @pytest.mark.parametrize(
     ("head", "processes", "message"),
     [
-        ("classification", 2, "quantize is for one process, and there are 2; start one"),
+        ("classification", 2, "quantize supports a single process, not 2; start one process"),
         (
             "retinanet",
             1,

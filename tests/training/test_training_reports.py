@@ -165,7 +165,7 @@ def test_of_many_classes_the_worst_and_the_best_are_printed() -> None:
     scores = [((7 * label) % 31) / 31 for label in range(31)]
     rows = per_class_rows(metrics([*scores, nan]))
     assert len(rows) == 21
-    assert rows[10] == ("… 11 between", "", "")
+    assert rows[10] == ("… 11 more …", "", "")
     shown = [float(row[2]) for row in (*rows[:10], *rows[11:])]
     assert shown == pytest.approx([score / 31 for score in (*range(10), *range(21, 31))], abs=1e-4)
     label = scores.index(min(scores))

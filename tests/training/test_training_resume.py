@@ -97,7 +97,8 @@ def test_a_run_cannot_be_given_fewer_epochs_than_it_has_done(finished_folder: Pa
     with pytest.raises(TrainingError) as caught:
         train(read_run(finished_folder, {"epochs": 1}), resume=True, log=lambda line: None)
     assert str(caught.value) == (
-        f"the run in '{finished_folder}' has done 2 epochs, more than epochs=1; give more, or leave epochs out"
+        f"the run in '{finished_folder}' has already completed 2 epochs, more than epochs=1; increase epochs, or leave "
+        "it out"
     )
 
 
@@ -123,8 +124,7 @@ def test_a_run_without_its_state_cannot_be_resumed(finished_folder: Path) -> Non
     with pytest.raises(TrainingError) as caught:
         train(read_run(finished_folder, {}), resume=True, log=lambda line: None)
     assert str(caught.value) == (
-        f"'{finished_folder}' has lost its resume.pt, without which its run cannot go on; begin another with its "
-        "weights"
+        f"'{finished_folder}' has no resume.pt, so the run cannot be resumed; start a new run with its weights"
     )
     assert (finished_folder / "last.safetensors").read_bytes() == before
 
@@ -140,7 +140,7 @@ def test_two_runs_do_not_write_into_one_folder(data: Path, tmp_path: Path) -> No
 
     train(small_run(data, tmp_path / "run", epochs=1), log=log)
     assert refused == [
-        f"another process is training into '{tmp_path / 'run'}'; wait for it, or choose another folder with out"
+        f"another process is training in '{tmp_path / 'run'}'; wait until it ends, or set out to another folder"
     ]
 
 
@@ -148,8 +148,8 @@ def test_a_resumed_run_cannot_change_its_backbone(begun: Path) -> None:
     with pytest.raises(TrainingError) as caught:
         read_run(begun, {"backbone": "mobilenet_v2"})
     assert str(caught.value) == (
-        f"the run in '{begun}' began with backbone='mobilenet_v1', not backbone='mobilenet_v2'; leave it out, or "
-        "begin another run"
+        f"the run in '{begun}' was started with backbone='mobilenet_v1', not backbone='mobilenet_v2'; leave it out, or "
+        "start a new run"
     )
 
 
@@ -159,8 +159,8 @@ def test_the_state_of_another_model_is_refused(data: Path, folder: Path, tmp_pat
     with pytest.raises(TrainingError) as caught:
         train(read_run(folder, {}), resume=True, log=lambda line: None)
     assert str(caught.value) == (
-        f"'{folder / 'resume.pt'}' was written by a run with options={{'width': 0.5}}, and this one has "
-        "options={'width': 0.25}; a run goes on as it began"
+        f"'{folder / 'resume.pt'}' was written by a run with options={{'width': 0.5}}, but now "
+        "options={'width': 0.25}; resume with the settings and data of the run"
     )
 
 
@@ -181,8 +181,7 @@ def test_the_same_images_in_other_classes_are_refused(data: Path, folder: Path, 
     with pytest.raises(TrainingError) as caught:
         train(read_run(folder, {"data": str(other)}), resume=True, log=lambda line: None)
     assert str(caught.value) == (
-        f"'{folder / 'resume.pt'}' was written by a run on other images, or on these in other classes; a run "
-        "goes on as it began"
+        f"'{folder / 'resume.pt'}' was written by a run on other images or classes; resume with the data of the run"
     )
 
 
@@ -193,7 +192,8 @@ def test_a_damaged_state_is_refused(folder: Path, content: bytes | None) -> None
     with pytest.raises(TrainingError) as caught:
         train(read_run(folder, {}), resume=True, log=lambda line: None)
     assert str(caught.value) == (
-        f"'{state}' is damaged, so that its run cannot go on; begin another with the last weights beside it"
+        f"'{state}' is damaged, so the run cannot be resumed; start a new run with weights="
+        f"'{folder / 'last.safetensors'}'"
     )
 
 
@@ -226,22 +226,22 @@ def test_a_path_that_is_not_a_run_cannot_be_resumed(tmp_path: Path, kind: str) -
         path.write_text("")
     with pytest.raises(TrainingError) as caught:
         read_run(path, {})
-    said = "a file" if kind == "a file" else "no folder of a run"
+    kind_stated = "a file" if kind == "a file" else "not a run folder"
     assert str(caught.value) == (
-        f"'{path}' is {said}, and a run goes on from its folder, which holds configuration.toml; to begin another run "
-        "with the weights in a file, give weights"
+        f"'{path}' is {kind_stated}; resume needs the folder that contains the run's configuration.toml (to start a "
+        "new run from a weights file, set weights)"
     )
 
 
 def test_a_run_does_not_overwrite_another(data: Path, begun: Path, tmp_path: Path) -> None:
     with pytest.raises(TrainingError) as caught:
         train(small_run(data, begun), log=lambda line: None)
-    assert str(caught.value) == (f"'{begun}' holds a run already; go on with resume, or choose another folder with out")
+    assert str(caught.value) == (f"'{begun}' already contains a run; resume it, or set out to another folder")
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis" / "chapter.txt").write_text("")
     with pytest.raises(TrainingError) as caught:
         train(small_run(data, tmp_path / "thesis"), log=lambda line: None)
-    assert str(caught.value) == f"'{tmp_path / 'thesis'}' holds something else; choose another folder with out"
+    assert str(caught.value) == f"'{tmp_path / 'thesis'}' contains other files; set out to another folder"
 
 
 def test_a_resumed_run_keeps_the_epsilon_and_preprocessing_of_its_initial_weights(data: Path, tmp_path: Path) -> None:

@@ -59,7 +59,7 @@ def test_a_short_run_raises_the_momentum_of_norms_and_files_keep_the_familys(dat
     run = small_run(data, tmp_path / "run", backbone="mobilenet_v3_small", options={"width": 0.35}, epochs=1)
     result = train(run, log=own.append)
     assert [line for line in own if "batch norm" in line] == [
-        "batch norm: momentum 0.1 instead of 0.01, since the run has 3 updates"
+        "batch norm: increased the momentum from 0.01 to 0.1, since the run has only 3 updates"
     ]
     best = registry.load(result.folder / "best.safetensors")
     assert {module.momentum for module in best.modules() if isinstance(module, torch.nn.BatchNorm2d)} == {0.01}
@@ -79,7 +79,7 @@ def test_a_run_learns_and_prints_a_line_for_each_epoch(finished: Result, lines: 
     assert finished.metrics.scores["accuracy"] == 1.0
     assert lines[:2] == [
         "class folders: 30 training and 6 validation images, 3 classes",
-        f"mobilenet_v2 with classification; into {finished.folder}",
+        f"training mobilenet_v2 with classification; run folder: {finished.folder}",
     ]
     assert [line.split("  ")[0] for line in lines[2:]] == [f"epoch {number}/4" for number in range(1, 5)]
     assert {path.name for path in finished.folder.iterdir()} == FILES

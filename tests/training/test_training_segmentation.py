@@ -141,7 +141,7 @@ def test_random_crops_need_a_size() -> None:
     with pytest.raises(TrainingError) as raised:
         segmentation_task(preprocessing=Preprocessing(None, None)).training_transform()
     assert str(raised.value) == (
-        "segmentation is trained on images of one size, and the preprocessing has none; give a size"
+        "segmentation is trained at a fixed image size, and the preprocessing does not define one; set size"
     )
 
 

@@ -119,7 +119,7 @@ def test_the_history_and_the_log_have_the_metrics_of_each_head(finished: tuple[R
     ]
     assert lines[0].startswith("scene: ")
     assert lines[1].startswith("road: ")
-    assert lines[2] == f"mobilenet_v1 with scene=classification, road=lraspp; into {result.folder}"
+    assert lines[2] == f"training mobilenet_v1 with scene=classification, road=lraspp; run folder: {result.folder}"
     assert f"scene.accuracy {float(last['scene.accuracy']):.4f}" in lines[-1]
 
 
@@ -238,26 +238,26 @@ def test_the_best_epoch_is_chosen_by_one_metric_or_by_the_mean(best: str, score:
     [
         (
             {"head": {"rode": "lraspp"}},
-            "head is of 'rode', which has no data; did you mean 'road'? the data sets are scene, road",
+            "head names 'rode', which has no data set; did you mean 'road'? the data sets are scene, road",
         ),
         (
             {"loss_weight": {"objects": 2.0}},
-            "loss_weight is of 'objects', which has no data; the data sets are scene, road",
+            "loss_weight names 'objects', which has no data set; the data sets are scene, road",
         ),
-        ({"best": "objects.mAP"}, "best is of 'objects', which has no data; the data sets are scene, road"),
+        ({"best": "objects.mAP"}, "best names 'objects', which has no data set; the data sets are scene, road"),
         (
             {"head": "lraspp"},
-            "head='lraspp' is of one head, and there are several; give it by name: head={'scene': 'lraspp'}",
+            "head='lraspp' applies to one head, but the run has several; set it by name: head={'scene': 'lraspp'}",
         ),
         ({"backbone": None, "weights": "digits"}, None),
         (
             {"data": "digits", "head": {"road": "lraspp"}},
-            "head={'road': 'lraspp'} is for several data sets, and there is one; leave it out, or name the data sets: "
-            "data={'objects': ..., 'road': ...}",
+            "head={'road': 'lraspp'} needs several data sets, but data is a single one; leave head out, or name the "
+            "data sets: data={'objects': ..., 'road': ...}",
         ),
         (
             {"data": "digits", "head": None, "best": "mean"},
-            "best='mean' is for several data sets, and there is one; leave it out, or name the data sets: "
+            "best='mean' needs several data sets, but data is a single one; leave best out, or name the data sets: "
             "data={'objects': ..., 'road': ...}",
         ),
     ],
@@ -269,7 +269,7 @@ def test_names_that_do_not_fit_the_data_are_refused(
     with pytest.raises(FeaturetapError) as caught:
         several(data, tmp_path / "run", **settings)
     assert str(caught.value) == (
-        message or "no backbone for several heads; name one, such as backbone='mobilenet_v3_large'"
+        message or "no backbone for the heads; choose one, such as backbone='mobilenet_v3_large'"
     )
 
 
@@ -277,7 +277,8 @@ def test_a_metric_that_no_head_has_is_refused_before_training(data: dict[str, st
     with pytest.raises(TrainingError) as caught:
         silently(several(data, tmp_path / "run", best="road.mAP"))
     assert str(caught.value) == (
-        "best='road.mAP' is not a metric of these heads; choose mean, scene.accuracy, road.mIoU, road.pixel accuracy"
+        "best='road.mAP' is not a metric of these heads; choose one of mean, scene.accuracy, road.mIoU, "
+        "road.pixel accuracy"
     )
     assert not (tmp_path / "run").exists()
 
@@ -285,7 +286,7 @@ def test_a_metric_that_no_head_has_is_refused_before_training(data: dict[str, st
 def test_several_processes_are_refused(data: dict[str, str], tmp_path: Path) -> None:
     with pytest.raises(TrainingError) as caught:
         check_processes(several(data, tmp_path / "run"), 2)
-    assert str(caught.value) == "several heads cannot be trained by 2 processes; start one"
+    assert str(caught.value) == "several heads cannot be trained with 2 processes; start one process"
 
 
 def test_heads_that_contradict_each_other_are_refused(data: dict[str, str], tmp_path: Path) -> None:
@@ -307,7 +308,8 @@ def test_a_model_with_several_heads_is_not_evaluated_at_once(
     with pytest.raises(HeadError) as caught:
         evaluate(model, data["road"])
     assert str(caught.value) == (
-        "the model has several heads (scene, road), and one is evaluated at a time; load one of them with head='scene'"
+        "the model has several heads (scene, road), but only one can be evaluated at a time; load one of them "
+        "with head='scene'"
     )
 
 
@@ -333,9 +335,9 @@ def test_the_command_trains_by_named_options(data: dict[str, str], tmp_path: Pat
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--data", "a=x", "--data", "a=y"], "--data has two values for 'a'; choose another name for one of them"),
-        (["--data", "x"], "'x' has no name; write NAME=DATA, such as objects=x"),
-        (["x", "--data", "a=y"], "DATA is for one head, and --data for several; leave one of the two out"),
+        (["--data", "a=x", "--data", "a=y"], "--data has two values for 'a'; give each head one value"),
+        (["--data", "x"], "'x' does not name a head; write NAME=DATA, such as objects=x"),
+        (["x", "--data", "a=y"], "DATA is for one head, --data for several; use one of the two"),
     ],
     ids=["one name twice", "no name", "two ways"],
 )

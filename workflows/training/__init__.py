@@ -1,1 +1,1 @@
-"""Training and evaluating models: from a data set and settings to weights, a history and pictures."""
+"""Training and evaluation of models."""

@@ -1,7 +1,4 @@
-"""Whether the settings of a training run fit together.
-
-No torch at module level.
-"""
+"""Checks that the settings of a training run do not contradict each other."""
 
 from __future__ import annotations
 
@@ -16,66 +13,66 @@ if TYPE_CHECKING:
     from featuretap.workflows.training.configuration import Configuration
 
 MEAN = "mean"
-"""The mean of the heads' deciding scores, as the setting `best`."""
+"""Value of the setting `best` that averages the main metrics of all heads."""
 
 
 def check_consistency(configuration: Configuration) -> None:
-    """Refuse settings that contradict each other, and a configuration without a model.
+    """Check that a configuration names a model and that its settings do not contradict each other.
+
+    Args:
+        configuration: settings of the run.
 
     Raises:
-        OptionError: it is such a one.
+        OptionError: settings contradict each other, or there is neither a backbone nor a weights file.
     """
     backbone, weights = configuration.backbone, configuration.weights
     _check_names(configuration)
     if configuration.pretrained and weights is not None:
-        raise OptionError(
-            f"pretrained selects the catalogue's weights, and weights={weights!r} selects others; leave one out"
-        )
+        raise OptionError(f"pretrained and weights={weights!r} both select initial weights; use one of them")
     if backbone is None and weights is not None and not (is_address(weights) or Path(weights).exists()):
         raise OptionError(
-            f"there is no weights file {weights!r}; give a weights file, or name the backbone that has weights of this "
-            "tag"
+            f"no weights file {weights!r}; choose an existing file, or set backbone if {weights!r} is a weights tag"
         )
     if backbone is None and weights is None:
         raise OptionError(
             "no backbone to train",
-            hint=Hint("give a weights file, or name a backbone, such as", "backbone='mobilenet_v3_large'"),
+            hint=Hint("choose a weights file, or a backbone such as", "backbone='mobilenet_v3_large'"),
         )
     if configuration.quantize:
         _check_quantization(configuration)
     if configuration.unfreeze_every and configuration.freeze is None:
-        raise OptionError("unfreeze_every unfreezes levels, and none is frozen; freeze some, such as freeze='C4'")
+        raise OptionError("unfreeze_every needs frozen levels; set freeze, such as freeze='C4'")
     warmup, epochs = configuration.warmup_epochs, configuration.epochs
     if warmup is not None and warmup >= epochs:
-        raise OptionError(f"warmup_epochs={warmup:g} leaves nothing of epochs={epochs} to train; lower it")
+        raise OptionError(f"warmup_epochs={warmup:g} must be less than epochs={epochs}; lower warmup_epochs")
 
 
 def _check_quantization(configuration: Configuration) -> None:
-    """Refuse what a run with fake quantisation cannot do."""
+    """Check the settings of a run with fake quantization."""
     if not isinstance(configuration.data, str):
-        raise OptionError("quantize is for a model with one head, and there are several; fine-tune them one by one")
+        raise OptionError("quantize supports models with one head only; fine-tune each head in its own run")
     if configuration.weights is None:
         raise OptionError(
-            "quantize fine-tunes a trained model, and there is none",
-            hint=Hint("give its weights, such as", "weights='best.safetensors'"),
+            "quantize fine-tunes a trained model, and no weights are set",
+            hint=Hint("set its weights, such as", "weights='best.safetensors'"),
         )
     if configuration.norm_momentum is not None:
         raise OptionError(
-            f"norm_momentum={configuration.norm_momentum:g} has no effect with quantize, which keeps the statistics of "
-            "batch norms; leave it out"
+            f"norm_momentum={configuration.norm_momentum:g} has no effect with quantize, which freezes batch-norm "
+            "statistics; leave it out"
         )
 
 
 def _check_names(configuration: Configuration) -> None:
-    """Refuse settings of several data sets where there is one, the reverse, and names of no data set."""
+    """Check that settings by head go with several data sets, that other settings do not, and that names exist."""
     data = configuration.data
     if isinstance(data, str):
         for name in ("head", "loss_weight", "best", "batches"):
             value = getattr(configuration, name)
             if isinstance(value, Mapping) or (name != "head" and value is not None):
                 raise OptionError(
-                    f"{name}={value!r} is for several data sets, and there is one; leave it out, or name the data "
-                    "sets: data={'objects': ..., 'road': ...}"
+                    f"{name}={value!r} needs several data sets, but data is a single one; leave {name} out, or name "
+                    "the data sets: data={'objects': ..., 'road': ...}"
                 )
         return
     first = next(iter(data))
@@ -83,11 +80,11 @@ def _check_names(configuration: Configuration) -> None:
         value = getattr(configuration, name)
         if value is not None and not isinstance(value, Mapping):
             where = f"head={{{first!r}: {value!r}}}" if name == "head" else f"options={{{first!r}: {{'taps': ...}}}}"
-            raise OptionError(f"{name}={value!r} is of one head, and there are several; give it by name: {where}")
+            raise OptionError(f"{name}={value!r} applies to one head, but the run has several; set it by name: {where}")
     if configuration.backbone is None:
         raise OptionError(
-            "no backbone for several heads",
-            hint=Hint("name one, such as", "backbone='mobilenet_v3_large'"),
+            "no backbone for the heads",
+            hint=Hint("choose one, such as", "backbone='mobilenet_v3_large'"),
         )
     best = (configuration.best or MEAN).partition(".")[0]
     named = {
@@ -100,5 +97,5 @@ def _check_names(configuration: Configuration) -> None:
             if name not in data:
                 hint = did_you_mean(name, data) or ";"
                 raise OptionError(
-                    f"{setting} is of {name!r}, which has no data{hint} the data sets are {', '.join(data)}"
+                    f"{setting} names {name!r}, which has no data set{hint} the data sets are {', '.join(data)}"
                 )

@@ -51,32 +51,32 @@ def evaluate(
     log_every: float = 60.0,
     quiet: bool = False,
 ) -> tuple[Metrics, Task, bool]:
-    """Evaluate a model on a data set, in all processes together, each image once.
+    """Evaluate a model on a data set. Several processes share the images, and each image counts once.
 
     Args:
-        model: of featuretap, with a head, or a compiled one, which computes on the CPU.
-        source: the data set, as for training.
-        origin: what messages call the model.
-        part: which images: for validation, for training, or all.
-        batch_size: images at a time, in each process.
-        workers: processes that read, for each that evaluates.
-        val_fraction: as in training, where the data has no validation part.
-        seed: as in training.
-        download_to: folder of torchvision's data sets.
-        data_format: of a folder that can be read as several, as the setting `format`.
-        images_root: of images outside the data set, as in training.
-        out: folder for tables and pictures; None for none.
-        log: called with a line about the data, and for progress where no terminal shows it, in the main process only.
-        log_every: seconds between lines of progress; 0 for none.
-        quiet: show no progress, log nothing and do not warn, where this is a step of something else.
+        model: a featuretap model with a head, or a compiled model, which runs on the CPU.
+        source: the data set, in any form that training accepts.
+        origin: name of the model in error messages.
+        part: images to evaluate on: validation set, training set, or all.
+        batch_size: images per batch, in each process.
+        workers: data loader workers per process.
+        val_fraction: validation fraction used in training, for data without a validation set.
+        seed: seed used in training; it determines the validation set.
+        download_to: folder for downloaded torchvision data sets.
+        data_format: format of a folder, as the setting `format`.
+        images_root: folder outside the data set that annotations may load images from.
+        out: folder to write tables and pictures to, or None.
+        log: called in the main process with a line about the data, and with progress lines if there is no terminal.
+        log_every: seconds between progress lines; 0 disables them.
+        quiet: show no progress, log nothing and do not warn.
 
     Returns:
-        the metrics, the task, and whether this is the main process (rank 0).
+        The metrics, the task, and whether this is the main process (rank 0).
 
     Raises:
         HeadError: the model has no head that can be evaluated.
-        OptionError: the model was compiled for another number or size of images than those of the data.
-        DataError: the data cannot be used, or has classes that the model has not. It may lack some of the model's.
+        OptionError: the model was compiled for another batch size or image size.
+        DataError: the data cannot be used, or has classes that the model does not have. The reverse is allowed.
         TrainingError: `out` cannot be created.
     """
     spec, description = spec_of(model, origin), description_of(model)
@@ -95,8 +95,8 @@ def evaluate(
         data = with_model_classes(data, description, origin, first)
         samples = {"val": data.val, "train": data.train, "all": [*data.train, *data.val]}[part]
         if not samples:
-            too_few = f"{source!r} has too few images to hold any out of training"
-            raise DataError(too_few, hint=Hint("evaluate every image with", "part='all'"))
+            too_few = f"{source!r} has too few images for a validation set"
+            raise DataError(too_few, hint=Hint("evaluate on all images with", "part='all'"))
         with share_failure():
             if is_main:
                 try:
@@ -104,7 +104,7 @@ def evaluate(
                         out.mkdir(parents=True, exist_ok=True)
                 except OSError as error:
                     problem = error.strerror or error
-                    raise TrainingError(f"cannot make the folder {str(out)!r}: {problem}") from error
+                    raise TrainingError(f"cannot create the folder {str(out)!r}: {problem}") from error
                 for line in () if quiet else lines:
                     log(line)
                 with bar("checking images", len(data.train) + len(data.val), **shown) as report:
@@ -125,24 +125,24 @@ def evaluate(
 
 
 def _check_images(model: CompiledModel, origin: str) -> None:
-    """Refuse a compiled model that does not take all images of a data set."""
+    """Check that a compiled model accepts batches and images of any size that evaluation uses."""
     crop = model.description.preprocessing.crop
     if model.batch not in (None, 1):
         raise OptionError(
-            f"{origin} takes {model.batch} images at a time, and the last batch may have fewer; export it for any "
-            "number"
+            f"{origin} has a fixed batch size of {model.batch}, but the last batch may be smaller; export it for any "
+            "batch size"
         )
     if model.size not in (None, (crop, crop)):
         assert model.size is not None
         height, width = model.size
         raise OptionError(
-            f"{origin} takes images of {height}x{width} pixels only, and the images of a data set have other sizes; "
-            "export it for any size"
+            f"{origin} has a fixed image size of {height}x{width}, but evaluation uses other sizes; export it for any "
+            "size"
         )
 
 
 def _report_absent(metrics: Metrics, task: Task) -> None:
     absent = [repr(each.name) for each in metrics.per_class if not each.occurrences]
     if absent:
-        counted = "1 class is" if len(absent) == 1 else f"{len(absent)} classes are"
-        logger.warning("%s absent, without %s: %s", counted, task.counted, first_few(absent, 5))
+        counted = "1 class has" if len(absent) == 1 else f"{len(absent)} classes have"
+        logger.warning("%s no %s in this data set: %s", counted, task.counted, first_few(absent, 5))

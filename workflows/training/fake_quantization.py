@@ -1,8 +1,8 @@
-"""Fake quantisation (arXiv 1712.05877): a model in training computes with values rounded as in its INT8 file.
+"""Fake quantization (arXiv 1712.05877): during training, values are rounded as in the int8 file.
 
-Hooks of the ordinary modules round weights and activations by PyTorch's operators, so that the names of tensors,
-losses, moving averages and checkpoints stay those of the float model. `torch.ao.quantization` is deprecated, and
-`torchao` rounds convolutions only in a traced graph, which none of these would survive.
+Forward hooks on the unmodified modules round weights and activations with PyTorch's operators. Tensor names, losses,
+moving averages and checkpoints are therefore the same as for the float model. `torch.ao.quantization` is deprecated,
+and `torchao` rounds convolutions only in a traced graph, which would change all of these.
 """
 
 import math
@@ -23,39 +23,39 @@ from featuretap.backbones.modules import (
 )
 
 MULTIPLYING = (nn.Conv2d, nn.Linear)
-"""Layers that integers compute, from an activation and a weight."""
+"""Layers that run in integers, with an activation and a weight as inputs."""
 
 FLOAT_ACTIVATIONS = (nn.Hardswish, nn.Hardsigmoid, HardSigmoid)
-"""Activations that are no part of the layer before them, whose output is therefore rounded too."""
+"""Activations that runtimes do not fuse into the layer before them. Their input is therefore rounded, too."""
 
 LAYERS = (ConvolutionLayer, Conv2dNormActivation, ResidualChain, SqueezeExciteLayer)
-"""Modules whose outputs several layers or a sum may read."""
+"""Modules whose output several layers or an addition may read."""
 
 NORMS = nn.modules.batchnorm._BatchNorm
 
 LARGEST = 127
-"""Magnitude of an 8-bit weight."""
+"""Maximum magnitude of an 8-bit weight."""
 
 LARGEST_SUMMED = 64
-"""Magnitude of a weight whose products are summed over channels. Files limit pairs of them to 128, which leaves each 7
-to 8 bits: training for 7 holds for all."""
+"""Maximum magnitude of a weight whose products are summed over channels. The written file limits the sum of two such
+weights to 128, which leaves each of them 7 to 8 bits; training with 7 bits covers every case."""
 
 LARGEST_ACTIVATION = 255
 
 MOMENTUM = 0.05
-"""Of the moving averages of ranges: some twenty batches."""
+"""Momentum of the moving averages of activation ranges: about 20 batches."""
 
 SMALLEST_SCALE = torch.finfo(torch.float32).eps
-"""Of weights, so that a channel of zeros stays one."""
+"""Minimum scale of weights, so that an all-zero channel is not divided by 0."""
 
 ROUNDED = "_rounded_by_featuretap"
-"""Attribute of a tensor that was rounded when a module returned it, so that what reads it does not do it again."""
+"""Attribute of a tensor that was rounded when a module returned it, so that the next module does not round it again."""
 
 
 class ActivationRange(nn.Module):
-    """The range of one activation, whose values are rounded to the 256 of unsigned 8-bit integers in it.
+    """The range of one activation, which rounds its values to 256 levels (unsigned 8-bit integers).
 
-    It is a moving average of the smallest and the largest values of batches, and contains 0.
+    The range is a moving average of the minimum and maximum of batches, and always contains 0.
     """
 
     def __init__(self) -> None:
@@ -67,15 +67,18 @@ class ActivationRange(nn.Module):
         self.known = nn.Buffer(torch.zeros(1, dtype=torch.int64))
 
     def forward(self, x: Tensor, observed: Tensor) -> Tensor:
-        """Return `x` rounded, or as it is before the first observation.
+        """Return `x` rounded; before the first observation, return it unchanged.
 
         Args:
             x: float (N, C, H, W) or (N, C).
-            observed: int64 (1,); 1 where the range follows the values of `x`, else 0.
+            observed: int64 (1,); 1 updates the range from `x`, 0 keeps it.
+
+        Returns:
+            The rounded values, with the shape and data type of `x`.
         """
         self.known.bitwise_or_(observed)
         ranges = self.minimum, self.maximum, self.scale, self.zero_point
-        # The operator takes float32 only, and autocast does not convert for it.
+        # The operator accepts float32 only, and autocast does not convert its input.
         rounded = torch.fused_moving_avg_obs_fake_quant(
             x.float(), observed, self.known, *ranges, MOMENTUM, 0, LARGEST_ACTIVATION, -1
         )
@@ -83,15 +86,15 @@ class ActivationRange(nn.Module):
 
 
 class FakeQuantization(nn.Module):
-    """The ranges of a model's activations, and the hooks that round its activations and weights.
+    """Activation ranges of a model, and the hooks that round its activations and weights.
 
-    Its state is that of the ranges. A model and its moving average share one.
+    The state dict holds the ranges. A model and its moving average share one instance.
 
     Args:
-        model: to be trained.
+        model: the model to train.
 
     Attributes:
-        follows: whether ranges follow the activations of a model in training.
+        follows: whether activations of a model in training mode update the ranges.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -101,12 +104,12 @@ class FakeQuantization(nn.Module):
         self._observed = nn.Buffer(torch.zeros(1, dtype=torch.int64), persistent=False)
 
     def attach(self, model: nn.Module) -> None:
-        """Round a model's weights and activations from now on.
+        """Register hooks that round a model's weights and activations.
 
-        The statistics of its batch norms stay as they are, as in the file.
+        The hooks also freeze batch-norm statistics, since the written file contains them as constants.
 
         Args:
-            model: the one that this was made for, or a copy.
+            model: the model passed to the constructor, or a copy of it.
         """
         model.register_forward_pre_hook(self._begin)
         for (module, is_input), own in zip(_activations(model), self.ranges, strict=True):
@@ -139,7 +142,7 @@ class FakeQuantization(nn.Module):
 
 
 def _activations(model: nn.Module) -> Iterator[tuple[nn.Module, bool]]:
-    """Yield the modules whose first input (True) or output (False) is rounded, in a fixed order."""
+    """Yield the modules to round, in a fixed order, each with True for its first input or False for its output."""
     for module in model.modules():
         if isinstance(module, (*MULTIPLYING, *FLOAT_ACTIVATIONS)):
             yield module, True
@@ -148,7 +151,7 @@ def _activations(model: nn.Module) -> Iterator[tuple[nn.Module, bool]]:
 
 
 def round_weight(weight: Tensor, largest: int) -> Tensor:
-    """Return a weight (C', …) rounded to multiples of a scale for each output channel, of `largest` at most."""
+    """Return a weight (C', …) rounded per output channel to integers in ±`largest` times a scale."""
     largest_values = weight.detach().flatten(1).abs().amax(1)
     scale = (largest_values / largest).clamp(min=SMALLEST_SCALE)
     zero_points = torch.zeros_like(scale, dtype=torch.int32)
@@ -158,7 +161,7 @@ def round_weight(weight: Tensor, largest: int) -> Tensor:
 def _replace_weight(module: nn.Module, _inputs: Any) -> None:
     weight: Any = module.weight
     depthwise = isinstance(module, nn.Conv2d) and module.groups > 1 and weight.shape[1] == 1
-    # An attribute hides the parameter of the same name, which stays where optimisers and checkpoints find it.
+    # The attribute shadows the parameter of the same name, which optimizers and checkpoints still find.
     vars(module)["weight"] = round_weight(weight, LARGEST if depthwise else LARGEST_SUMMED)
 
 

@@ -1,4 +1,4 @@
-"""The training loop: data loaders, an epoch of training, and the metrics of a model on a part of a data set."""
+"""The training loop: data loaders, one epoch of training, and the metrics of a model on a data set."""
 
 import math
 import time
@@ -24,22 +24,30 @@ from featuretap.workflows.training.optimisation import Schedule, learning_rate
 from featuretap.workflows.training.tasks.task import Metrics, Task, Transform
 
 ONE_IMAGE = "more than 1 value per channel"
-"""Part of the error of PyTorch's batch norm for a batch that has one value for each channel."""
+"""Part of the error message of PyTorch's batch norm for a batch with one value per channel."""
 
 
 class Trained(Protocol):
-    """What the loop trains for: a task, or those of several heads."""
+    """An object with a training loss: a task, or the tasks of several heads."""
 
     def loss(self, model: nn.Module, images: Any, targets: Any) -> torch.Tensor:
-        """Return the mean loss of a batch of a model in training, which may be wrapped for several processes."""
+        """Return the mean loss of a batch. `model` is in training mode and may be wrapped for several processes."""
 
 
 @dataclass(frozen=True)
 class Trainer:
-    """A model in training.
+    """A model in training, with its optimizer and schedule.
 
-    `model` is wrapped for several processes, `average` is the moving average of the weights, and `quantization` rounds
-    both models' values in runs with the setting `quantize`.
+    Args:
+        accelerator: Accelerate's object for devices, processes and precision.
+        task: provides the loss.
+        model: the model, wrapped for several processes.
+        unwrapped: the same model without the wrapper.
+        average: exponential moving average of the weights, or None.
+        optimizer: the optimizer, prepared by Accelerate.
+        schedule: the learning rate schedule.
+        clip_norm: maximum gradient norm; 0 disables clipping.
+        quantization: fake quantization of `model` and `average`, in runs with the setting `quantize`.
     """
 
     accelerator: Accelerator
@@ -54,25 +62,27 @@ class Trainer:
 
     @property
     def evaluated(self) -> nn.Module:
-        """The model that is evaluated and saved."""
+        """The model to evaluate and save: the moving average if there is one."""
         return self.unwrapped if self.average is None else self.average.module
 
 
 def train_epoch(
     trainer: Trainer, batches: Any, label: str, report: Callable[[int, str], None], *, first_step: int = 0
 ) -> tuple[float, float]:
-    """Train on every batch once, and return the mean loss over all processes, and the last learning rate.
+    """Train for one epoch.
 
-    Loss and learning rate of every step are logged with the trackers of the accelerator, as "step loss" and "step lr"
-    of the main process.
+    The trackers of the accelerator log "step loss" and "step lr" of the main process at every step.
 
     Args:
-        trainer: of the run.
-        batches: of the epoch.
-        label: what messages call the epoch.
-        report: called with the number of images of each batch of this process, and with its loss, the learning rate and
-            the images of all processes a second, as text.
+        trainer: the model in training.
+        batches: batches of the epoch.
+        label: name of the epoch in error messages.
+        report: called after each batch with its number of images in this process, and a text with loss, learning rate
+            and images per second over all processes.
         first_step: number of steps before the epoch.
+
+    Returns:
+        The mean loss over all processes, and the last learning rate.
 
     Raises:
         TrainingError: the loss is NaN or infinite.
@@ -82,7 +92,7 @@ def train_epoch(
     mean = MeanMetric().to(accelerator.device)
     lr = learning_rate(optimizer)
     steps, accumulated = len(batches), accelerator.gradient_accumulation_steps
-    # The last update of an epoch may accumulate fewer steps, and Accelerate divides the gradients of all alike.
+    # The last update of an epoch may accumulate fewer steps, but Accelerate divides by the same number for all.
     remainder = steps % accumulated
     start, images_done = time.perf_counter(), 0
     for step, (images, targets) in enumerate(raise_errors(batches)):
@@ -91,15 +101,15 @@ def train_epoch(
             value = loss.item()
             if not math.isfinite(value):
                 raise TrainingError(
-                    f"the loss became {value} in {label}; the weights of the epoch before are kept. A lower lr, "
-                    "more warmup_epochs, or clip_norm=1 may help"
+                    f"the loss became {value} in {label}; try a lower lr, more warmup_epochs, or clip_norm=1 (weights "
+                    "of earlier epochs are kept)"
                 )
             accelerator.backward(loss * (accumulated / remainder) if step >= steps - remainder else loss)
             if accelerator.sync_gradients and trainer.clip_norm:
                 accelerator.clip_grad_norm_(trainer.model.parameters(), trainer.clip_norm)
             optimizer.step()
             optimizer.zero_grad()
-        # With a scaled loss, a step whose gradients overflow is skipped.
+        # With loss scaling, the optimizer skips a step whose gradients overflow.
         if accelerator.sync_gradients and not accelerator.optimizer_step_was_skipped:
             lr = learning_rate(optimizer)
             trainer.schedule.after_update()
@@ -121,7 +131,7 @@ def _loss(trainer: Trainer, images: Any, targets: Any) -> torch.Tensor:
         if ONE_IMAGE not in str(error):
             raise
         raise TrainingError(
-            f"batch norm cannot be trained with {len(images)} image per process and step; raise batch_size"
+            f"batch norm cannot be trained with {len(images)} image per process and step; increase batch_size"
         ) from error
 
 
@@ -133,15 +143,23 @@ def compute_metrics(
     batches: Iterable[tuple[Any, Any]],
     report: Callable[[int], None],
 ) -> Metrics:
-    """Return the task's metrics on the batches of all processes together, and the mean "loss" where the task has one.
+    """Return the task's metrics over the batches of all processes.
 
-    The model must not be wrapped: a wrapped one waits forever where processes have different numbers of batches.
+    Args:
+        accelerator: of the run.
+        task: provides predictions and metrics; a task with an evaluation loss adds the metric "loss".
+        model: the model, not wrapped: a wrapped one would wait forever if processes have unequal numbers of batches.
+        batches: batches of this process.
+        report: called with the number of images of each batch.
+
+    Returns:
+        The metrics, equal in all processes.
     """
     training = model.training
     model.eval()
     evaluator = task.evaluator(accelerator.device)
     loss = MeanMetric().to(accelerator.device)
-    # torchmetrics warns of a metric without updates, as in a process that has no samples.
+    # torchmetrics warns about a metric without updates, as in a process without samples.
     loss.update(0.0, weight=0.0)
     for batch in raise_errors(batches):
         images, targets = send_to_device(batch, accelerator.device, non_blocking=True)
@@ -160,7 +178,7 @@ def compute_metrics(
 
 
 class TransformedSamples(Dataset[Any]):
-    """Samples as tensors, or the errors of reading them."""
+    """Samples as tensors. A sample that cannot be read is returned as its error."""
 
     def __init__(self, samples: Sequence[Sample], transform: Transform) -> None:
         self.samples = samples
@@ -184,9 +202,17 @@ class TransformedSamples(Dataset[Any]):
 def make_loader(
     task: Task, samples: Sequence[Sample], batch_size: int, workers: int, *, training: bool
 ) -> DataLoader[Any]:
-    """Return shuffled batches of one size for training, without images that fill none; for evaluation all in order.
+    """Return a data loader: for training shuffled and without the incomplete last batch, for evaluation in order.
 
-    They are read with `raise_errors`: in place of a batch may be a `FeaturetapError`.
+    Args:
+        task: provides transforms and collation.
+        samples: samples to load.
+        batch_size: images per batch.
+        workers: number of worker processes.
+        training: whether the loader is for training.
+
+    Returns:
+        The loader. Iterate over it with `raise_errors`, since a `FeaturetapError` can take the place of a batch.
     """
     return DataLoader(
         TransformedSamples(samples, task.training_transform() if training else task.evaluation_transform()),
@@ -195,8 +221,8 @@ def make_loader(
         drop_last=training,
         collate_fn=partial(collate_or_error, task.collate),
         num_workers=workers,
-        # GPUs copy pinned memory while they compute.
+        # GPUs copy pinned memory asynchronously.
         pin_memory=torch.cuda.is_available(),
-        # Workers start again each epoch, with seeds that follow from the epoch's, so that a resumed run sees the same.
+        # Workers are not persistent: each epoch starts them with seeds from its own, so a resumed run sees the same.
         worker_init_fn=ignore_sigint,
     )

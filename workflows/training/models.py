@@ -1,4 +1,4 @@
-"""The model of a run, and the task that it is trained for."""
+"""The model of a run and its task."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -22,7 +22,7 @@ from featuretap.weights.opening import open_checkpoint
 from featuretap.weights.reading import Checkpoint
 from featuretap.weights.requests import arguments_of, record_of
 from featuretap.workflows.datasets.data_set import DataSet, with_classes
-from featuretap.workflows.datasets.formats import open_data, recognise_task
+from featuretap.workflows.datasets.formats import open_data, recognize_task
 from featuretap.workflows.datasets.recognition import DEFAULT_HEADS
 from featuretap.workflows.training.configuration import Configuration, of_head
 from featuretap.workflows.training.tasks import classification, detection, segmentation
@@ -30,13 +30,18 @@ from featuretap.workflows.training.tasks.task import Task
 
 
 def resolve_models(configuration: Configuration) -> tuple[Configuration, dict[str, ModelSpec]]:
-    """Return the configuration with all that decides on its model, and the name of each head → spec, without classes.
+    """Resolve backbone, heads and options of a run.
 
-    The name of the only head of a run with one data set is "".
+    Args:
+        configuration: settings of the run.
+
+    Returns:
+        The configuration with these settings filled in, and name of the head → spec (without the data's classes). With
+        a single data set, the name is "".
 
     Raises:
-        FeaturetapError: as `resolve_model`.
-        HeadError: heads that contradict each other.
+        FeaturetapError: as in `resolve_model`.
+        HeadError: the heads contradict each other.
     """
     if isinstance(configuration.data, str):
         resolved, single = resolve_model(configuration)
@@ -57,13 +62,18 @@ def resolve_models(configuration: Configuration) -> tuple[Configuration, dict[st
 
 
 def resolve_model(configuration: Configuration) -> tuple[Configuration, ModelSpec]:
-    """Return the configuration with the head, backbone and all options of its model, and its spec, without classes.
+    """Resolve backbone, head and options of a run with one data set.
+
+    Args:
+        configuration: settings of the run.
+
+    Returns:
+        The configuration with these settings filled in, and the spec of the model (without the data's classes).
 
     Raises:
-        DataError: the data does not tell which head is needed.
-        OptionError: an option of training that is not one of a model.
-        TrainingError: the model's images have other channels than images that can be read, or the backbone lacks the
-            level to freeze through.
+        DataError: the task cannot be detected from the data.
+        OptionError: a training setting is among the model options.
+        TrainingError: the model does not take 1 or 3 image channels, or the backbone does not have the level to freeze.
     """
     saved = None if configuration.backbone else _read_record(configuration.weights or "")
     assert isinstance(configuration.head, str | None)
@@ -83,25 +93,26 @@ def resolve_model(configuration: Configuration) -> tuple[Configuration, ModelSpe
 def _check_options(options: Mapping[str, Any]) -> None:
     if "freeze" in options:
         raise OptionError(
-            "freeze among the options would be saved in the weights files of the run; give freeze as a setting"
+            "freeze is a training setting, and as an option it would be saved in the weights files; set freeze outside "
+            "the options"
         )
 
 
 def _check_backbone(configuration: Configuration, name: str, spec: BackboneSpec) -> None:
-    """Refuse a backbone whose images cannot be read, or that lacks the level to freeze through."""
+    """Check that the backbone takes 1 or 3 image channels and has the level to freeze."""
     if spec.in_channels not in (1, 3):
         raise TrainingError(
-            f"{name!r} with in_channels={spec.in_channels} cannot be trained on images, which have 1 or 3"
+            f"{name!r} with in_channels={spec.in_channels} cannot be trained on images; set in_channels to 1 or 3"
         )
     levels = spec.levels
     if configuration.freeze not in (None, *levels):
         raise TrainingError(
-            f"cannot freeze through {configuration.freeze}: {spec.name!r} has the levels {', '.join(levels)}"
+            f"{spec.name!r} has no level {configuration.freeze} to freeze; its levels are {', '.join(levels)}"
         )
 
 
 class _Saved(NamedTuple):
-    """A checkpoint, and what it records of its model."""
+    """A checkpoint and its record (description, layout)."""
 
     checkpoint: Checkpoint
     record: Record
@@ -112,22 +123,22 @@ def _read_record(weights: str) -> _Saved:
     record = record_of(checkpoint, registry.default)
     if not record.by_name:
         raise WeightsError(
-            f"{str(checkpoint.path)!r} was saved from a BackboneSpec {record.description.name!r}, and only backbones "
-            "that have a name in the registry can be trained by settings"
+            f"{str(checkpoint.path)!r} was saved from the BackboneSpec {record.description.name!r}, which has no name "
+            "in the registry; only registered backbones can be trained"
         )
     return _Saved(checkpoint, record)
 
 
 def _default_head(configuration: Configuration, saved: _Saved | None) -> str:
-    """Return the head that a checkpoint has, if it is for the data's task, or the task's default."""
+    """Return the head of the checkpoint if its task matches the data, or else the default head of the data's task."""
     assert isinstance(configuration.data, str)
-    task = recognise_task(configuration.data, configuration.format)
+    task = recognize_task(configuration.data, configuration.format)
     head = saved.record.description.head if saved else None
     return head if head is not None and registry.default.head(head).task == task else DEFAULT_HEADS[task]
 
 
 def _saved_options(saved: _Saved, head: HeadSpec) -> dict[str, Any]:
-    """Return the options in a checkpoint's description, without those of another head."""
+    """Return the options in a checkpoint's description, without the options of a head that is replaced."""
     description = saved.record.description
     options = arguments_of(saved.record, saved.checkpoint, {})
     for argument in ("taps", "head", "num_classes", "features_only"):
@@ -139,28 +150,35 @@ def _saved_options(saved: _Saved, head: HeadSpec) -> dict[str, Any]:
 
 
 def _trainable_head(name: str) -> HeadSpec:
-    """Return a head that has a task, or raise a HeadError."""
+    """Return the head named `name`, or raise HeadError if it has no task."""
     head = registry.default.head(name)
     if not head.task:
         trainable = [other for other in registry.list_heads() if registry.default.head(other).task]
-        raise HeadError(f"head {name!r} has no task to train or evaluate; choose {', '.join(trainable)}")
+        raise HeadError(f"head {name!r} has no task to train or evaluate; choose one of {', '.join(trainable)}")
     return head
 
 
 def spec_of(model: nn.Module, origin: str) -> ModelSpec:
-    """Return the spec of a model that is to be evaluated; messages call the model by its origin.
+    """Return the spec of a model to evaluate.
+
+    Args:
+        model: the model.
+        origin: name of the model in error messages.
+
+    Returns:
+        The spec.
 
     Raises:
-        HeadError: it has no head, or one without a task.
+        HeadError: the model has no head, several heads, or a head without a task.
     """
     description = description_of(model, "evaluation reads")
     if description.heads:
         raise HeadError(
-            f"{origin} has several heads ({', '.join(description.heads)}), and one is evaluated at a time",
+            f"{origin} has several heads ({', '.join(description.heads)}), but only one can be evaluated at a time",
             hint=Hint("load one of them with", f"head={next(iter(description.heads))!r}"),
         )
     if description.head is None:
-        raise HeadError(f"{origin} is a bare backbone, whose outputs cannot be evaluated; give a model with a head")
+        raise HeadError(f"{origin} is a backbone without a head; only models with a head can be evaluated")
     head, classes = _trainable_head(description.head).name, description.num_classes
     backbone = description.backbone or description.name
     spec = registry.spec(backbone, head=head, taps=description.taps, num_classes=classes)
@@ -169,7 +187,7 @@ def spec_of(model: nn.Module, origin: str) -> ModelSpec:
 
 
 def first_label(head: HeadSpec) -> int:
-    """Return a head's label of the first class of a data set: 1 for detectors with a background, else 0."""
+    """Return a head's label for the first class of a data set: 1 for detectors with a background, else 0."""
     return 1 if head.task == "detection" and head.min_classes == 2 else 0
 
 
@@ -184,7 +202,21 @@ def open_model_data(
     *,
     known: tuple[str, ...] | None = None,
 ) -> DataSet:
-    """Open a data set for a model's task, with masks where the model predicts them; see `open_data`."""
+    """Open a data set for the task of a model, with object masks if the model predicts them.
+
+    Args:
+        spec: the model.
+        source: the data set, in any form that training accepts.
+        val_fraction: fraction held out for validation, if the data has no validation set.
+        seed: seed of that split.
+        download_to: folder for downloaded data sets.
+        data_format: format of a folder, or None to detect it.
+        images_root: folder outside the data set that annotations may load images from.
+        known: classes of the model to evaluate, or None for training.
+
+    Returns:
+        The data set.
+    """
     task: Any = spec.head.task
     folder = Path(download_to) if download_to else None
     masks = "masks" in spec.outputs(1, 1)
@@ -202,36 +234,49 @@ def open_model_data(
 
 
 def with_model_classes(data: DataSet, description: Description, origin: str, first: int) -> DataSet:
-    """Return the data with the classes of a model, of which it may lack some.
+    """Return a data set relabeled with the classes of a model. The data may contain only some of them.
 
     Args:
-        data: to evaluate the model on.
-        description: of the model.
-        origin: what messages call the model.
-        first: the model's label of the first class of a data set.
+        data: data set to evaluate the model on.
+        description: description of the model.
+        origin: name of the model in error messages.
+        first: the model's label for the first class of a data set.
+
+    Returns:
+        The relabeled data set.
 
     Raises:
-        DataError: it has other classes.
+        DataError: the data has classes that the model does not have.
     """
     if isinstance(description.classes, str):
         known = (description.num_classes or 0) - first
         if len(data.classes) != known:
             raise DataError(
-                f"the data has {len(data.classes)} classes, and {origin} {known}; evaluate it on data of its own "
-                "classes"
+                f"the data has {len(data.classes)} classes, but {origin} has {known}; evaluate it on data with the "
+                "classes of the model"
             )
         return data
     classes = tuple(description.classes[first:])
     unknown = [repr(name) for name in data.classes if name not in classes]
     if unknown:
         raise DataError(
-            f"the data has classes that {origin} has not: {first_few(unknown, 5)}; name the classes as in training"
+            f"the data has classes that {origin} does not have: {first_few(unknown, 5)}; name the classes as in "
+            "training"
         )
     return with_classes(data, classes)
 
 
 def build_model(configuration: Configuration, specs: Mapping[str, ModelSpec], data: Mapping[str, DataSet]) -> Built:
-    """Return the model of a run, in training mode, described with the data's classes and the run's preprocessing."""
+    """Build the model of a run in training mode, described with the data's classes and the run's preprocessing.
+
+    Args:
+        configuration: resolved settings of the run.
+        specs: name of the head → spec, as `resolve_models` returns them.
+        data: name of the head → data set.
+
+    Returns:
+        The model.
+    """
     classes = {name: (*("background",) * first_label(spec.head), *data[name].classes) for name, spec in specs.items()}
     if "" in specs:
         arguments = {"taps": configuration.taps, "num_classes": len(classes[""]), **configuration.options}
@@ -259,18 +304,18 @@ def build_model(configuration: Configuration, specs: Mapping[str, ModelSpec], da
 
 
 def select_model(model: nn.Module, name: str) -> nn.Module:
-    """Return the model of a head by its name, and the model itself for the name "" of the only one."""
+    """Return the model of the head `name`, or the model itself if the name is "" (a single head)."""
     return registry.select_head(model, name) if name else model
 
 
 def as_trained(description: Description) -> Description:
-    """Return a description without the published weights, which a model no longer has once it is trained."""
+    """Return a description without the origin of the weights, which training changes."""
     heads = {name: as_trained(own) for name, own in description.heads.items()}
     return replace(description, weights=None, random_head=False, heads=heads)
 
 
 def _preprocessing(preprocessing: Preprocessing, head: HeadSpec, size: int | None) -> Preprocessing:
-    """Return a head's preprocessing with the size that a run sets."""
+    """Return the preprocessing of a head, with the run's setting `size`."""
     if size is not None and head.task == "classification":
         return classification.preprocessing_of_size(preprocessing, size)
     if size is not None and head.task == "segmentation":
@@ -281,7 +326,17 @@ def _preprocessing(preprocessing: Preprocessing, head: HeadSpec, size: int | Non
 def make_task(
     spec: ModelSpec, preprocessing: Preprocessing, classes: tuple[str, ...], configuration: Configuration | None = None
 ) -> Task:
-    """Return the task of a model on a data set's classes; training needs the run's configuration, evaluation none."""
+    """Return the task of a model.
+
+    Args:
+        spec: the model.
+        preprocessing: preprocessing of the model.
+        classes: classes of the data set.
+        configuration: settings of the run, for training; not needed for evaluation.
+
+    Returns:
+        The task.
+    """
     settings: dict[str, Any] = {}
     if configuration is not None:
         settings = {name: getattr(configuration, name) for name in ("flip", "crop_scale", "augment", "label_smoothing")}

@@ -1,4 +1,4 @@
-"""What is trained, and how fast: freezing of levels, the optimiser, and its learning rates."""
+"""Freezing of levels, optimizers, learning rate schedules and batch-norm momentum."""
 
 import math
 from collections.abc import Callable
@@ -16,22 +16,29 @@ from featuretap.workflows.training.configuration import Configuration
 
 MOMENTUM = 0.9
 NORM_MOMENTUM = 0.1
-"""PyTorch's default, to which the momentum of batch norms is raised at most."""
+"""PyTorch's default, the maximum to which the momentum of batch norms is increased."""
 
 AVERAGED = 0.1
-"""Fraction of a run's updates that running statistics average over at most."""
+"""Maximum fraction of a run's updates that running statistics average over."""
 
 WARMUP_START = 1e-3
-"""Fraction of the learning rate at which the warm-up begins, since a step of 0 changes nothing."""
+"""Learning rate at the start of the warmup, as a fraction of the peak; a rate of 0 would waste the first step."""
 
 PLATEAU_FACTOR = 0.1
 HEAD = "head"
 
 
 def last_frozen(levels: tuple[str, ...], first: str | None, every: int, epoch: int) -> str | None:
-    """Return the last frozen one of a backbone's levels in an epoch from 0; None if all are trained.
+    """Return the last frozen level of a backbone in an epoch.
 
-    In epoch 0 it is the level `first`; after `every` so many epochs one more level is unfrozen, or never if it is 0.
+    Args:
+        levels: levels of the backbone.
+        first: last frozen level in epoch 0, or None.
+        every: number of epochs after which one more level is unfrozen; 0 for never.
+        epoch: the epoch, counted from 0.
+
+    Returns:
+        The level, or None if all levels are trained.
     """
     if first is None:
         return None
@@ -40,26 +47,30 @@ def last_frozen(levels: tuple[str, ...], first: str | None, every: int, epoch: i
 
 
 def freeze_through(model: nn.Module, level: str | None) -> None:
-    """Freeze a backbone through a level, and unfreeze the rest, except norms that the option `freeze_norm` froze."""
+    """Freeze a backbone up to `level` and unfreeze the rest, except norms frozen by the option `freeze_norm`."""
     built = unwrap(model, "training freezes")
     set_freezing(built, Freezing(level, bool(built.description.options.get("freeze_norm"))))
 
 
 def set_norm_momentum(model: nn.Module, momentum: float | None, updates: int) -> tuple[float, float] | None:
-    """Set the momentum of all batch norms, and return the smallest before and after it, or None if none changed.
+    """Set the momentum of all batch norms.
 
-    MobileNetV3's momentum of 0.01 averages over hundreds of updates. A run of no more than that would be evaluated with
-    the statistics of its start.
+    MobileNetV3's momentum of 0.01 averages over hundreds of updates. A run of a few hundred updates would be evaluated
+    with the statistics of its start.
 
     Args:
-        model: to be trained.
-        momentum: of all norms; None raises those that would average over more than `AVERAGED` of the run.
-        updates: of the weights in the run.
+        model: the model to train.
+        momentum: momentum of all norms; None increases only momenta that would average over more than `AVERAGED` of the
+            run.
+        updates: number of weight updates in the run.
+
+    Returns:
+        The smallest changed momentum, before and after; None if no momentum changed.
     """
     least = min(NORM_MOMENTUM, 1 / (AVERAGED * updates))
     changed = []
     for norm in model.modules():
-        # Without a momentum, a norm averages over all batches alike.
+        # A norm with momentum None averages over all batches with equal weight.
         if isinstance(norm, nn.modules.batchnorm._BatchNorm) and norm.momentum is not None:
             own, norm.momentum = norm.momentum, max(norm.momentum, least) if momentum is None else momentum
             if norm.momentum != own:
@@ -68,10 +79,10 @@ def set_norm_momentum(model: nn.Module, momentum: float | None, updates: int) ->
 
 
 def make_optimizer(model: nn.Module, configuration: Configuration) -> Optimizer:
-    """Return the optimiser of all of a model's parameters, frozen ones included, which may be unfrozen later.
+    """Return the optimizer of all parameters, including frozen ones, which may be unfrozen later.
 
-    Norms and biases do not decay (arXiv 1812.01187, section 3.1). A level's learning rate is `layer_decay` times that
-    of the next level, and the head has the full rate (arXiv 2106.08254, appendix).
+    Weight decay does not apply to norms and biases (arXiv 1812.01187, section 3.1). The head has the full learning
+    rate, and each level `layer_decay` times the rate of the level after it (arXiv 2106.08254, appendix).
     """
     lr, decay = configuration.lr or 0.0, configuration.weight_decay
     groups: dict[tuple[str, bool], list[nn.Parameter]] = {}
@@ -87,12 +98,12 @@ def make_optimizer(model: nn.Module, configuration: Configuration) -> Optimizer:
 
 
 def learning_rate(optimizer: Optimizer) -> float:
-    """Return the highest learning rate of all parameters."""
+    """Return the highest learning rate of all parameter groups."""
     return max(float(group["lr"]) for group in optimizer.param_groups)
 
 
 def _level(name: str) -> str:
-    """Return what a parameter belongs to: a stage of a table's backbone, all of another one, or the head."""
+    """Return the level of a parameter: a stage of the backbone, "" for a backbone without stages, or the head."""
     part, *path = name.split(".")
     if part != "backbone":
         return HEAD
@@ -101,14 +112,14 @@ def _level(name: str) -> str:
 
 @dataclass(frozen=True)
 class Schedule:
-    """Learning rates that change after every update of the weights, and perhaps after an epoch."""
+    """A learning rate schedule with steps after every weight update and, for plateaus, after every epoch."""
 
     by_update: LambdaLR | LinearLR
     by_epoch: ReduceLROnPlateau | None = None
 
     @property
     def updates(self) -> int:
-        """Updates of the weights so far."""
+        """Number of weight updates so far."""
         return self.by_update.last_epoch
 
     def after_update(self) -> None:
@@ -116,7 +127,7 @@ class Schedule:
         self.by_update.step()
 
     def after_epoch(self, score: float) -> None:
-        """Report the score of the model, the higher the better; it counts once the warm-up is over."""
+        """Record the model's score (higher is better). Scores during the warmup are ignored."""
         warmup = self.by_update.total_iters if isinstance(self.by_update, LinearLR) else 0
         if self.by_epoch is not None and self.updates >= warmup:
             self.by_epoch.step(score)
@@ -126,11 +137,11 @@ class Schedule:
         return [self.by_update] if self.by_epoch is None else [self.by_update, self.by_epoch]
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what `load_state_dict` takes."""
+        """Return the state for `load_state_dict`."""
         return {"parts": [part.state_dict() for part in self._parts]}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue where another schedule stopped, at this one's learning rates if it has become longer."""
+        """Restore a state. If the run has become longer, learning rates follow this schedule, not the saved one."""
         for part, own in zip(self._parts, state["parts"], strict=True):
             part.load_state_dict(own)
         if isinstance(self.by_update, LambdaLR):
@@ -140,7 +151,16 @@ class Schedule:
 
 
 def make_schedule(optimizer: Optimizer, configuration: Configuration, updates: int) -> Schedule:
-    """Return the schedule of a run: cosine (arXiv 1608.03983, without restarts) or plateau, after a warm-up."""
+    """Return the schedule of a run: cosine (arXiv 1608.03983, without restarts) or plateau, after a warmup.
+
+    Args:
+        optimizer: the optimizer to schedule.
+        configuration: settings of the run.
+        updates: weight updates per epoch.
+
+    Returns:
+        The schedule.
+    """
     warmup, total = round((configuration.warmup_epochs or 0.0) * updates), configuration.epochs * updates
     if configuration.schedule == "cosine":
         return Schedule(LambdaLR(optimizer, _cosine(warmup, total)))
@@ -150,12 +170,13 @@ def make_schedule(optimizer: Optimizer, configuration: Configuration, updates: i
 
 
 def _cosine(warmup: int, total: int) -> Callable[[int], float]:
-    """Return the factor of the learning rate at an update, from 0."""
+    """Return a function from the number of an update (from 0) to the factor of the learning rate."""
 
     def factor(update: int) -> float:
         if update < warmup:
             return WARMUP_START + (1 - WARMUP_START) * update / warmup
         return (1 + math.cos(math.pi * min(1.0, (update - warmup) / max(1, total - warmup)))) / 2
 
-    # A function, since a scheduler keeps the attributes of an object in its state: a run may be given more epochs.
+    # A function, not a callable object: the scheduler would save an object's attributes in its state, and then a
+    # resumed run could not have more epochs.
     return factor

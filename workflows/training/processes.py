@@ -1,4 +1,4 @@
-"""Accelerate's processes: opening it, sharing failures, and what the main process does first."""
+"""Helpers for several processes under Accelerate: opening it, sharing failures, running on the main process first."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,23 +16,23 @@ Value = TypeVar("Value")
 
 @contextmanager
 def open_accelerator(**settings: Any) -> Iterator[Accelerator]:
-    """Yield an accelerator, and allow another with other `settings` after it in the same process."""
-    # By default, Accelerate takes each of torchrun's processes for the only one where there is no GPU.
+    """Yield an accelerator. Afterwards, the same process can open another one with other `settings`."""
+    # Without a GPU and without cpu=True, Accelerate treats each process of torchrun as the only one.
     accelerator = Accelerator(**{"cpu": not torch.accelerator.is_available(), **settings})
     try:
         yield accelerator
     finally:
         accelerator.end_training()
-        # Accelerate keeps its settings for the life of a process, and a notebook trains more than one model.
+        # Accelerate keeps its settings as long as the process runs, but a notebook may train several models.
         AcceleratorState._reset_state(reset_partial_state=True)
 
 
 @contextmanager
 def share_failure() -> Iterator[None]:
-    """Let all processes wait until the main one has left this block, and fail with its message if it fails.
+    """Make all processes wait until the main process has left this block; if it fails, all fail with its message.
 
     Raises:
-        TrainingError: the main process failed, and this is another one.
+        TrainingError: the main process failed (raised in all other processes).
     """
     problem: FeaturetapError | None = None
     try:
@@ -47,7 +47,7 @@ def share_failure() -> Iterator[None]:
 
 
 def run_on_main_first(accelerator: Accelerator, function: Callable[[], Value]) -> Value:
-    """Return what a function returns in each process; the main process runs it first, as downloads need."""
+    """Call a function in every process and return its result. The main process runs first, so that it downloads."""
     results: list[Value] = []
     with share_failure():
         if accelerator.is_main_process:

@@ -1,4 +1,4 @@
-"""The INT8 file of a run with the setting `quantize`, and its metrics beside those in float32."""
+"""The int8 file of a run with the setting `quantize`, and the comparison of its metrics with float32."""
 
 import json
 from collections.abc import Callable, Sequence
@@ -26,20 +26,24 @@ from featuretap.workflows.training.tasks.task import Metrics, Task
 QUANTIZED, COMPARISON = "best.onnx", "quantization.json"
 
 IMAGES = 256
-"""Maximum number of training images, of which `quantize` takes fewer, and of validation images."""
+"""Maximum number of images for calibration and for comparison; `quantize` may use fewer for calibration."""
 
 
 def check_quantizable(model: nn.Module, processes: int) -> None:
-    """Refuse a run whose model could not be written in integers at its end.
+    """Check, before training, that the model can be quantized at the end of the run.
+
+    Args:
+        model: the model to train.
+        processes: number of training processes.
 
     Raises:
-        HeadError: it is a detector that no runtime takes.
-        TrainingError: several processes would train it, each of which would see other ranges.
+        HeadError: the model is a detector that runtimes do not support.
+        TrainingError: there are several processes, each of which would record other activation ranges.
         MissingExtraError: packages for ONNX are not installed.
     """
     check_extra("training with quantize", ONNX.extra, ONNX.modules)
     if processes > 1:
-        raise TrainingError(f"quantize is for one process, and there are {processes}; start one")
+        raise TrainingError(f"quantize supports a single process, not {processes}; start one process")
     prepare_model(model)
 
 
@@ -52,19 +56,19 @@ def write_quantized(
     accelerator: Accelerator,
     log: Callable[[str], None],
 ) -> None:
-    """Write the best weights of a run as `best.onnx` in 8-bit integers, and `quantization.json` with its metrics.
+    """Quantize the best weights of a run to `best.onnx`, and compare metrics in `quantization.json`.
 
     Args:
-        folder: of the run.
-        task: of the run.
-        data: the ranges of activations are measured on its training images, the metrics on its validation images.
-        metrics: of the best weights with fake quantisation.
-        configuration: of the run.
-        accelerator: of the run.
+        folder: the run folder.
+        task: task of the run.
+        data: data set; training images calibrate the activation ranges, validation images give the metrics.
+        metrics: metrics of the best weights with fake quantization.
+        configuration: settings of the run.
+        accelerator: accelerator of the run.
         log: called with a line about the metrics.
 
     Raises:
-        FeaturetapError: as `registry.quantize` does.
+        FeaturetapError: as in `registry.quantize`.
     """
     model = registry.load(folder / BEST)
     with TemporaryDirectory(prefix="featuretap-") as scratch:
@@ -85,16 +89,16 @@ def write_quantized(
         kind: {name: None if isnan(value) else value for name, value in own.items()} for kind, own in scores.items()
     }
     replace_files({folder / COMPARISON: json.dumps(table, indent=2).encode()})
-    measure = task.metrics[0]
-    in_float, fake, integers = (own[measure] for own in scores.values())
+    metric = task.metrics[0]
+    in_float, fake, integers = (own[metric] for own in scores.values())
     log(
-        f"{measure} of the best epoch: {in_float:.4f} in float32, {fake:.4f} with fake quantisation, {integers:.4f} of "
-        f"{folder / QUANTIZED}"
+        f"{metric} of the best epoch: {in_float:.4f} in float32, {fake:.4f} with fake quantization, {integers:.4f} in "
+        f"int8 ({folder / QUANTIZED})"
     )
 
 
 class _OnCPU(nn.Module):
-    """A model on the CPU, called with images on any device."""
+    """A compiled model that runs on the CPU, with inputs and outputs on any device."""
 
     def __init__(self, compiled: nn.Module) -> None:
         super().__init__()
@@ -106,11 +110,14 @@ class _OnCPU(nn.Module):
 
 
 def write_image_files(samples: Sequence[Sample], folder: Path) -> list[Path]:
-    """Return files of images that are evenly spread over samples, written where a sample has none.
+    """Return image files of evenly spaced samples.
 
     Args:
-        samples: of a data set.
-        folder: a new one, for the files that are written.
+        samples: samples of a data set.
+        folder: new folder for samples that are not image files; they are written there as PNG.
+
+    Returns:
+        The paths of the files.
     """
     folder.mkdir()
     count = min(len(samples), IMAGES)

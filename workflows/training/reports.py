@@ -1,4 +1,4 @@
-"""Reports of a run: the scores of classes, and images with a model's predictions beside the truth."""
+"""Reports of a run: scores per class, and pictures of predictions next to the ground truth."""
 
 import csv
 import io
@@ -28,45 +28,51 @@ from featuretap.workflows.training.plots import draw_confusion, draw_precision_r
 from featuretap.workflows.training.tasks.task import Metrics, Task
 
 CANDIDATES = 1000
-"""Images that are searched for mistakes."""
+"""Maximum number of classified images in which to look for mistakes."""
 
 BATCH = 64
-"""Images in memory at once."""
+"""Maximum number of images in memory."""
 
 SMALL, LARGE = 160, 400
-"""Pixels of a side of the tiles: of classified images, and of boxes and masks, which need more detail."""
+"""Side of the tiles in pixels: for classification, and for boxes and masks, which need more detail."""
 
 COLUMNS = {"classification": 8, "detection": 4, "segmentation": 6}
 THRESHOLD = 0.3
-"""Least score of a box that is drawn: lower than in `featuretap predict`, since mistakes matter here."""
+"""Minimum score of a drawn box. It is lower than in `featuretap predict`, to show mistakes."""
 
 MAX_CLASSIFIED, MAX_MISTAKES = 32, 24
-"""Classified images that are drawn, and mistakes among them where enough others are correct."""
+"""Number of classified images to draw, and how many of them can be mistakes if there are enough correct ones."""
 
 MAX_DRAWN = 8
-"""Images of which boxes or masks are drawn."""
+"""Number of images to draw boxes or masks of."""
 
 MAX_ROWS = 20
-"""Classes that fit on a screen; of more, half of the rows are the worst and half the best."""
+"""Maximum number of classes in a printed table; longer tables show the worst and the best half of this number."""
 
 GREEN, RED = (0, 140, 60), (210, 30, 30)
 FONT_SIZE, LINE_HEIGHT, FRAME, GAP = 12, 17, 4, 6
-"""Pixels."""
+"""Sizes in pixels."""
 
 MINIMUM_WIDTH = 160
-"""Width of a caption below an image that is narrower."""
+"""Minimum width of the caption below an image."""
 
-Colour = tuple[int, int, int]
+Color = tuple[int, int, int]
 Line = tuple[str, str]
-"""Text that is cut where it is too long, and an ending that is kept."""
+"""A text that is cut off if it is too long, and an ending that is always kept."""
 
 
 def draw_predictions(model: nn.Module, samples: Sequence[Sample], classes: Sequence[str], path: Path) -> None:
-    """Draw images with a model's predictions, as a PNG.
+    """Draw images with a model's predictions, and write a PNG to `path`.
 
-    Classifiers: of up to 1,000 images spread evenly, mistakes come first, in red, the most confident of them in front,
-    with the true class above the predicted one; then some of the others, in green. Detectors and segmenters: eight
-    images spread evenly, with truth and prediction side by side.
+    For classifiers, up to 1,000 evenly spaced images are classified. Mistakes come first, in red and the most confident
+    first, with the true class above the predicted class; some correct predictions follow in green. For detectors and
+    segmenters, eight evenly spaced images are drawn, with ground truth and prediction side by side.
+
+    Args:
+        model: the model.
+        samples: images to draw from.
+        classes: classes of the data set.
+        path: file to write.
     """
     training, description = model.training, description_of(model)
     model.eval()
@@ -104,7 +110,7 @@ def _arrange(tiles: Sequence[Image.Image], columns: int) -> Image.Image:
 
 
 def _spread(count: int, most: int) -> list[int]:
-    """Return up to `most` indices below `count`, evenly spread."""
+    """Return up to `most` evenly spaced indices below `count`."""
     spread = min(count, most)
     return [place * count // spread for place in range(spread)]
 
@@ -126,7 +132,7 @@ def _classification_tiles(predicted: Sequence[tuple[Sample, Any]], classes: Sequ
 
 
 def _box_tiles(sample: Sample, prediction: Any, names: Sequence[str], offset: int) -> list[Image.Image]:
-    """Return two tiles: the true objects without ignored ones, and the predicted ones."""
+    """Return two tiles: the ground truth without ignored objects, and the predictions."""
     image, truth = sample.read()
     image = convert_mode(image, "RGB")
     kept = ~truth.ignored
@@ -134,34 +140,37 @@ def _box_tiles(sample: Sample, prediction: Any, names: Sequence[str], offset: in
     true = draw_boxes(image, truth.boxes[kept], truth.labels[kept] + offset, None, names, masks)
     found = draw_boxes(image, prediction.boxes, prediction.labels, prediction.scores, names, prediction.masks)
     return [
-        _tile(true, LARGE, [(f"truth of {Path(sample.name).name}", "")]),
-        _tile(found, LARGE, [(f"prediction, scores from {THRESHOLD}", "")]),
+        _tile(true, LARGE, [(f"{Path(sample.name).name}: ground truth", "")]),
+        _tile(found, LARGE, [(f"prediction (score ≥ {THRESHOLD})", "")]),
     ]
 
 
 def _mask_tiles(sample: Sample, prediction: Any, names: Sequence[str]) -> list[Image.Image]:
-    """Return three tiles: the image, the true classes of its pixels, and the predicted ones."""
+    """Return three tiles: the image, the ground truth mask, and the predicted mask."""
     image, truth = sample.read()
     image = convert_mode(image, "RGB")
     tiles = {
         Path(sample.name).name: draw_text(image, []),
-        "truth": draw_classes(image, truth, names),
+        "ground truth": draw_classes(image, truth, names),
         "prediction": draw_classes(image, prediction.mask, names),
     }
-    # Legends differ in height, and the photograph is to be at the same place in all three.
+    # Legends differ in height. Padding keeps the photograph at the same place in all three tiles.
     width, height = (max(sides) for sides in zip(*(tile.size for tile in tiles.values()), strict=True))
     padded = [F.pad(tile, [0, 0, width - tile.width, height - tile.height], 255) for tile in tiles.values()]
     return [_tile(tile, LARGE, [(line, "")]) for line, tile in zip(tiles, padded, strict=True)]
 
 
-def _tile(image: Image.Image, side: int, lines: Sequence[Line], colour: Colour | None = None) -> Image.Image:
-    """Return an image above lines of text on white.
+def _tile(image: Image.Image, side: int, lines: Sequence[Line], color: Color | None = None) -> Image.Image:
+    """Return an image with lines of text below it, on white.
 
     Args:
-        image: It is shrunk to a longer side of `side` pixels, or enlarged by an integer factor, without blur.
-        side: Pixels.
-        lines: Texts, cut where they are long, with endings that are kept.
-        colour: Color of the text and of a frame around the image. Without one the text is black, and there is no frame.
+        image: the image; it is shrunk to a longer side of `side` pixels, or enlarged by an integer factor without blur.
+        side: size in pixels.
+        lines: texts, which are cut off if they are too long, each with an ending that is kept.
+        color: color of the text and of a frame around the image; None for black text and no frame.
+
+    Returns:
+        The tile.
     """
     image = _fit(image, side)
     width = max(image.width, MINIMUM_WIDTH)
@@ -169,10 +178,10 @@ def _tile(image: Image.Image, side: int, lines: Sequence[Line], colour: Colour |
     tile = Image.new("RGB", (width + 2 * FRAME, caption + len(lines) * LINE_HEIGHT), "white")
     left = FRAME + (width - image.width) // 2
     pen = ImageDraw.Draw(tile)
-    if colour is not None:
-        pen.rectangle((left - FRAME, 0, left + image.width + FRAME - 1, caption - 1), fill=colour)
+    if color is not None:
+        pen.rectangle((left - FRAME, 0, left + image.width + FRAME - 1, caption - 1), fill=color)
     tile.paste(image, (left, FRAME))
-    # It has more characters than Pillow's own font.
+    # DejaVu Sans has more characters than Pillow's built-in font.
     font = ImageFont.truetype(Path(matplotlib.get_data_path()) / "fonts/ttf/DejaVuSans.ttf", FONT_SIZE)
     for number, (text, ending) in enumerate(lines):
         line = one_line(text)
@@ -180,7 +189,7 @@ def _tile(image: Image.Image, side: int, lines: Sequence[Line], colour: Colour |
         while cut and pen.textlength((cut if cut == line else f"{cut}…") + ending, font=font) > width:
             cut = cut[:-1]
         shown = (cut if cut == line else f"{cut}…") + ending
-        pen.text((FRAME, caption + number * LINE_HEIGHT), shown, fill=colour or "black", font=font)
+        pen.text((FRAME, caption + number * LINE_HEIGHT), shown, fill=color or "black", font=font)
     return tile
 
 
@@ -196,7 +205,19 @@ def _fit(image: Image.Image, side: int) -> Image.Image:
 def write_evaluation(
     folder: Path, model: nn.Module, task: Task, classes: Sequence[str], samples: Sequence[Sample], metrics: Metrics
 ) -> None:
-    """Write `metrics.json`, `per-class.csv`, `predictions.png`, and plots of what there is into an existing folder."""
+    """Write metrics, tables and pictures of an evaluation into an existing folder.
+
+    The files are `metrics.json`, `per-class.csv` and `predictions.png`, plus `confusion.png` and `precision-recall.png`
+    if the metrics contain these.
+
+    Args:
+        folder: folder to write to.
+        model: the model, for predictions.
+        task: task of the model.
+        classes: classes of the data set.
+        samples: evaluated samples.
+        metrics: metrics on the samples.
+    """
     values = {name: None if isnan(value) else value for name, value in {**metrics.scores, **metrics.details}.items()}
     replace_files({folder / "metrics.json": json.dumps(values, indent=2).encode()})
     write_per_class(metrics, task, folder / "per-class.csv")
@@ -215,10 +236,17 @@ def write_detections(
     metrics: Metrics,
     ids: Mapping[str, FileIds] = MappingProxyType({}),
 ) -> None:
-    """Write `predictions.json`, COCO's results, and `objects.json`, what they are compared with, of a detector.
+    """Write a detector's `predictions.json` (COCO results) and `objects.json` (COCO annotations, the ground truth).
 
-    Images and categories have the ids of the annotation file, as `DataSet.ids`. They are numbered from 1, in the order
-    of the samples and the classes, where there are none, or where the samples are of files that disagree.
+    Images and categories keep the ids of the annotation file. Without such ids, or if the samples come from files with
+    contradicting ids, they are numbered from 1 in the order of the samples and the classes.
+
+    Args:
+        folder: folder to write to.
+        classes: classes of the data set.
+        samples: evaluated samples.
+        metrics: metrics on the samples; without detections, nothing is written.
+        ids: path of an image → ids in its annotation file, as in `DataSet.ids`.
     """
     if metrics.detections is None:
         return
@@ -242,21 +270,21 @@ def write_detections(
 
 
 def _find_ids(classes: Sequence[str], found: Sequence[FileIds | None]) -> tuple[Sequence[int], Sequence[int]]:
-    """Return the ids of images and of classes."""
+    """Return the ids of images and the ids of classes."""
     known = [each for each in found if each is not None]
     images, numbers = [each.image for each in known], known[0].classes if known else {}
     if len(set(images)) < len(found) or any(each.classes != numbers for each in known):
         return range(1, len(found) + 1), range(1, len(classes) + 1)
-    # Classes of the model that the file has not.
+    # The model may have classes that are missing in the annotation file.
     others = count(max(numbers.values()) + 1)
     return images, [numbers[name] if name in numbers else next(others) for name in classes]
 
 
 def per_class_rows(metrics: Metrics) -> list[tuple[str, ...]]:
-    """Return the rows of a table to print: class, count, score, and the further columns.
+    """Return the rows of a table to print: class, count, score, and further columns.
 
-    Up to twenty classes are in their own order; of more, the ten worst and the ten best, the worst first, without
-    classes that have no score.
+    Up to 20 classes are listed in the order of the data set. With more, the table has the ten worst and the ten best
+    classes, the worst first, without classes that have no score.
     """
     classes = metrics.per_class
     rows = [
@@ -272,12 +300,12 @@ def per_class_rows(metrics: Metrics) -> list[tuple[str, ...]]:
     if len(ranked) <= MAX_ROWS:
         return ranked
     half = MAX_ROWS // 2
-    between = (f"… {len(ranked) - MAX_ROWS} between", *("",) * (len(ranked[0]) - 1))
+    between = (f"… {len(ranked) - MAX_ROWS} more …", *("",) * (len(ranked[0]) - 1))
     return [*ranked[:half], between, *ranked[-half:]]
 
 
 def write_per_class(metrics: Metrics, task: Task, path: Path) -> None:
-    """Write the count and scores of every class as CSV, in their own order; a missing score is empty."""
+    """Write count and scores of every class to the CSV file `path`; a missing score is an empty cell."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(("class", task.counted, task.class_metric, *metrics.class_columns))

@@ -1,4 +1,4 @@
-"""Training runs and evaluation: from settings or a model to weights, a history, tables and pictures."""
+"""Training runs: from a configuration to weights, a history, tables and pictures."""
 
 import logging
 import math
@@ -72,17 +72,17 @@ __all__ = ["Result", "evaluate", "train"]
 logger = logging.getLogger("featuretap")
 
 FOLLOWED = 0.5
-"""Fraction of a run's epochs in which the ranges of fake quantisation follow the activations."""
+"""Fraction of a run's epochs in which activations update the ranges of fake quantization."""
 
 
 class Result(NamedTuple):
     """The result of a run.
 
     Attributes:
-        folder: of the run.
-        epoch: the best, from 1.
-        metrics: of that epoch.
-        tasks: name of the head → its task; the only head of a run with one data set is called "".
+        folder: the run folder.
+        epoch: the best epoch, counted from 1.
+        metrics: metrics of the best epoch.
+        tasks: name of the head → task; with a single data set, the name is "".
         is_main: True on the main process (rank 0).
     """
 
@@ -96,22 +96,22 @@ class Result(NamedTuple):
 def train(configuration: Configuration, *, resume: bool = False, log: Callable[[str], None] = print) -> Result:
     """Train a model.
 
-    Everything random in an epoch follows from the seed and the number of the epoch, so that an interrupted run that is
-    resumed gives the same result as an uninterrupted one.
+    Random numbers depend only on the seed and the epoch, so a resumed run gives the same result as one without
+    interruption.
 
     Args:
-        configuration: of the run.
-        resume: whether to resume the run in the folder `out`; otherwise the folder has to be new.
-        log: called with a line for each epoch, and for progress within it where no terminal shows it, in the main
-            process only.
+        configuration: settings of the run.
+        resume: whether to resume the run in the folder `out`; otherwise, the folder must be new.
+        log: called in the main process with a line per epoch, and with progress lines if there is no terminal.
 
     Returns:
-        the folder with `best.safetensors` and `last.safetensors` (both describe themselves), `configuration.toml`,
-        `history.csv`, tables, pictures and TensorBoard's logs; and the metrics of the best epoch.
+        The run folder and the metrics of the best epoch. The folder contains `best.safetensors` and `last.safetensors`
+        (both self-describing), `configuration.toml`, `history.csv`, tables, pictures and TensorBoard logs.
 
     Raises:
-        TrainingError, DataError: the run or its data cannot be used; reported before the first step where possible.
-        FeaturetapError: as `registry.build` does.
+        TrainingError: the run cannot start or go on. Problems are reported before the first step where possible.
+        DataError: the data cannot be used.
+        FeaturetapError: as in `registry.build`.
     """
     _check_precision(configuration)
     folder = run_folder.folder_of(configuration)
@@ -133,11 +133,11 @@ def train(configuration: Configuration, *, resume: bool = False, log: Callable[[
         steps, accumulated = len(order), accelerator.gradient_accumulation_steps
         if accumulated > steps:
             raise TrainingError(
-                f"accumulate={configuration.accumulate} is more than the {steps} steps of an epoch; lower it"
+                f"accumulate={configuration.accumulate} is larger than the {steps} steps of an epoch; lower it"
             )
         progress, states = run_folder.read_progress(folder, configuration, data, resume=resume)
         torch.manual_seed(configuration.seed)
-        # The weights of the run's start set the norms' epsilon and the preprocessing, which its own files have kept.
+        # The initial weights determined the norms' epsilon and the preprocessing, so a resumed run reads its own file.
         model = registry.load(folder / run_folder.LAST) if states else build_model(configuration, specs, data)
         model.description = as_trained(model.description)
         if configuration.quantize:
@@ -166,11 +166,11 @@ def train(configuration: Configuration, *, resume: bool = False, log: Callable[[
                 names = ", ".join(
                     f"{name}={spec.head.name}" if name else spec.head.name for name, spec in specs.items()
                 )
-                log(f"{backbone.name} with {names}; into {folder}")
+                log(f"training {backbone.name} with {names}; run folder: {folder}")
                 if momentum and configuration.norm_momentum is None and not configuration.quantize:
                     log(
-                        f"batch norm: momentum {momentum[1]:.3g} instead of {momentum[0]:.3g}, since the run has "
-                        f"{updates} updates"
+                        f"batch norm: increased the momentum from {momentum[0]:.3g} to {momentum[1]:.3g}, since the "
+                        f"run has only {updates} updates"
                     )
                 if states:
                     log(f"resuming after epoch {progress.epochs}")
@@ -214,9 +214,9 @@ def _accelerator_settings(configuration: Configuration, folder: Path) -> dict[st
         ),
         "kwargs_handlers": [
             DistributedDataParallelKwargs(
-                # Frozen parameters get no gradients, and may get some later.
+                # Frozen parameters have no gradients, but may be unfrozen later.
                 find_unused_parameters=configuration.freeze is not None,
-                # Each process counts its own images' statistics, which are averaged before a model is evaluated.
+                # Each process has its own batch-norm statistics, which are averaged before evaluation.
                 broadcast_buffers=False,
             )
         ],
@@ -224,24 +224,30 @@ def _accelerator_settings(configuration: Configuration, folder: Path) -> dict[st
 
 
 def _check_precision(configuration: Configuration) -> None:
-    # Accelerate would train in float32 without a word.
+    # Without this check, Accelerate would silently train in float32.
     if configuration.mixed_precision == "fp16" and not torch.accelerator.is_available():
         raise TrainingError(
-            "mixed_precision='fp16' needs a GPU, and PyTorch finds none; use 'bf16', which CPUs compute too, or 'no'"
+            "mixed_precision='fp16' needs a GPU, and PyTorch finds none; use 'bf16', which runs on CPUs, or 'no'"
         )
 
 
 def check_processes(configuration: Configuration, processes: int) -> None:
-    """Refuse a run that several processes cannot share.
+    """Check that several processes can share the run.
+
+    Args:
+        configuration: settings of the run.
+        processes: number of processes.
 
     Raises:
-        TrainingError: the batch size is not a multiple of their number, or several heads are trained.
+        TrainingError: the batch size is not a multiple of the number, or the run has several heads.
     """
     size = configuration.batch_size
     if size % processes:
-        raise TrainingError(f"batch_size={size} cannot be shared by {processes} processes; give a multiple of that")
+        raise TrainingError(
+            f"batch_size={size} cannot be divided among {processes} processes; use a multiple of {processes}"
+        )
     if processes > 1 and not isinstance(configuration.data, str):
-        raise TrainingError(f"several heads cannot be trained by {processes} processes; start one")
+        raise TrainingError(f"several heads cannot be trained with {processes} processes; start one process")
 
 
 def _check_batches(configuration: Configuration, data: DataSet) -> None:
@@ -261,9 +267,9 @@ def _make_trainer(
     data: Mapping[str, DataSet],
     order: HeadBatches,
 ) -> tuple[Trainer, Any]:
-    """Return the trainer, and the batches of an epoch."""
+    """Return the trainer, and the data loader of the training batches."""
     model = model.to(accelerator.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    # A copy, so before the model is wrapped.
+    # The average copies the model, so create it before the model is wrapped.
     average = ModelEmaV3(model, decay=configuration.ema, use_warmup=True) if configuration.ema else None
     quantization = None
     if configuration.quantize:
@@ -279,8 +285,8 @@ def _make_trainer(
     else:
         task = make_heads_task(configuration, tasks)
         loader = make_heads_loader(task, data, order, workers)
-    # The last update of an epoch may be of fewer steps than the others. The schedule comes first, since it watches the
-    # optimiser's steps, which Accelerate replaces for scaled losses.
+    # The last update of an epoch may have fewer steps than the others. Create the schedule before `prepare`: it patches
+    # the optimizer's `step`, which Accelerate replaces for loss scaling.
     schedule = make_schedule(optimizer, configuration, -(-len(loader) // accelerator.gradient_accumulation_steps))
     wrapped, prepared_optimizer, batches = accelerator.prepare(model, optimizer, loader)
     fixed = configuration.clip_norm, quantization
@@ -299,7 +305,7 @@ def _run_epochs(
     folder: Path,
     log: Callable[[str], None],
 ) -> None:
-    """Train and evaluate, epoch by epoch, from the progress so far to the end."""
+    """Train and evaluate all epochs that are not in `progress` yet."""
     accelerator = trainer.accelerator
     processes, is_main = accelerator.num_processes, accelerator.is_main_process
     batch_size, workers = configuration.batch_size // processes, configuration.workers or 0
@@ -319,7 +325,7 @@ def _run_epochs(
         freeze_through(trainer.unwrapped, frozen)
         if trainer.quantization is not None:
             trainer.quantization.follows = epoch < math.ceil(configuration.epochs * FOLLOWED)
-        # A seed that hardly any other pair of a run's seed and an epoch has.
+        # SeedSequence, unlike seed + epoch, hardly ever gives two runs the same seed in different epochs.
         seed = np.random.SeedSequence((configuration.seed, epoch)).generate_state(1)[0]
         set_seed(int(seed), device_specific=True)
         batches.set_epoch(epoch)
@@ -333,7 +339,7 @@ def _run_epochs(
             loss, lr = train_epoch(trainer, batches, label, report, first_step=epoch * len(batches))
         seconds = time.perf_counter() - start
         if processes > 1:
-            # Each process has the batch-norm statistics of its own images only.
+            # Average the batch-norm statistics, since each process has seen only its own images.
             for model in dict.fromkeys((trainer.unwrapped, trainer.evaluated)):
                 distribute_bn(model, processes, reduce=True)  # type: ignore[no-untyped-call]
         by_head = {}

@@ -1,4 +1,4 @@
-"""The folder of a run: created, written after each epoch, and read to resume the run."""
+"""The run folder: creating it, writing it after each epoch, and reading it to resume a run."""
 
 import csv
 import hashlib
@@ -35,26 +35,30 @@ BEST, LAST, STATE, CONFIGURATION = "best.safetensors", "last.safetensors", "resu
 HISTORY, LOGS, LOCK = "history.csv", "logs", ".lock"
 
 CHANGEABLE = frozenset({"data", "download_to", "epochs", "log_every", "out", "workers"})
-"""Settings that may be changed when a run is resumed."""
+"""Settings that can change when a run is resumed."""
 
 IMAGES = "images"
 """Key of the digest of the images in a run's identity."""
 
 FORMER_KEYS = {"images to learn from": "training images", "images to judge by": "validation images"}
-"""Keys of a run's identity in older state files → their names now."""
+"""Keys of a run's identity in older state files → current keys."""
 
 CHUNK = 2**20
-"""Bytes that are written at a time when disk space is tested."""
+"""Number of bytes per write when testing disk space."""
 
 MOMENTS = {"adamw": 2, "sgd": 1}
-"""Values that an optimiser keeps for each parameter."""
+"""Number of values that an optimizer stores per parameter."""
 
 
 @dataclass
 class Progress:
-    """The progress of a run: what a resumed run must share, a row for each epoch that is done, and the best epoch.
+    """The progress of a run.
 
-    The best epoch counts from 1 (0: none yet), and the metrics are its.
+    Args:
+        identity: settings and data that must be equal when the run is resumed.
+        history: a row of values for each completed epoch.
+        best: the best epoch, counted from 1; 0 before the first epoch.
+        metrics: metrics of the best epoch.
     """
 
     identity: Mapping[str, Any]
@@ -64,13 +68,13 @@ class Progress:
 
     @property
     def epochs(self) -> int:
-        """Epochs that are done."""
+        """Number of completed epochs."""
         return len(self.history)
 
     def is_better(self, metrics: Metrics) -> bool:
-        """Return whether the last epoch, which has these metrics, is better than the best before it.
+        """Return whether the last epoch, with these metrics, is the best so far.
 
-        Of equal scores, that of the lower loss is better: in evaluation, or in training where evaluation has none.
+        With equal scores, the lower loss is better: the validation loss, or the training loss if there is none.
         """
         if self.metrics is None:
             return True
@@ -79,7 +83,7 @@ class Progress:
 
 
 def folder_of(configuration: Configuration) -> Path:
-    """Return the folder of a run: its setting, or one named after data and backbone."""
+    """Return the folder of a run: the setting `out`, or a folder named after data and backbone."""
     if configuration.out:
         return Path(configuration.out)
     backbone, data = configuration.backbone or Path(configuration.weights or "").stem, configuration.data
@@ -89,11 +93,15 @@ def folder_of(configuration: Configuration) -> Path:
 
 @contextmanager
 def lock_folder(folder: Path, *, resume: bool) -> Iterator[None]:
-    """Lock the folder of a run while the run goes on, and create it where there is none.
+    """Create the folder of a run if necessary, and lock it inside the `with` block.
+
+    Args:
+        folder: the run folder.
+        resume: whether the run is resumed.
 
     Raises:
-        TrainingError: the folder of a new run is not empty, or that of a resumed one has lost its state; another run is
-            writing into it; or it cannot be created.
+        TrainingError: the folder cannot be created, another run is writing to it, the folder of a new run is not empty,
+            or the folder of a resumed run has no state.
     """
     lock = FileLock(folder / LOCK, timeout=0)
     try:
@@ -102,58 +110,63 @@ def lock_folder(folder: Path, *, resume: bool) -> Iterator[None]:
         lock.acquire()
     except Timeout as error:
         raise TrainingError(
-            f"another process is training into {str(folder)!r}; wait for it, or choose another folder with out"
+            f"another process is training in {str(folder)!r}; wait until it ends, or set out to another folder"
         ) from error
     except OSError as error:
-        raise TrainingError(f"cannot make the folder {str(folder)!r}: {error.strerror or error}") from error
+        raise TrainingError(f"cannot create the folder {str(folder)!r}: {error.strerror or error}") from error
     try:
         yield
     finally:
         lock.release()
         if {path.name for path in folder.iterdir()} <= {LOCK}:
-            # The run failed before it wrote anything.
+            # Remove the folder if the run failed before it wrote anything.
             shutil.rmtree(folder, ignore_errors=True)
 
 
 def _check_folder(folder: Path, *, resume: bool) -> None:
-    # What a run that was killed early leaves is hidden, and one without an epoch has nothing to lose.
+    # A killed run leaves hidden files, and a run without a complete epoch has nothing to lose.
     found = {path.name for path in folder.iterdir() if not path.name.startswith(".")} - {CONFIGURATION, LOGS}
     if not resume and found:
         is_run = (folder / CONFIGURATION).exists()
-        content, instead = ("a run already", "go on with resume, or ") if is_run else ("something else", "")
-        raise TrainingError(f"{str(folder)!r} holds {content}; {instead}choose another folder with out")
+        content, instead = ("already contains a run", "resume it, or ") if is_run else ("contains other files", "")
+        raise TrainingError(f"{str(folder)!r} {content}; {instead}set out to another folder")
     history = folder / HISTORY
-    # The state of the first epoch is written after its row.
+    # The first epoch writes its row before its state, so a single row without state is a run killed in between.
     if resume and STATE not in found and history.is_file() and history.read_text().count("\n") > 2:
         raise TrainingError(
-            f"{str(folder)!r} has lost its {STATE}, without which its run cannot go on; begin another with its weights"
+            f"{str(folder)!r} has no {STATE}, so the run cannot be resumed; start a new run with its weights"
         )
 
 
 def check_space(folder: Path, model: nn.Module, configuration: Configuration) -> None:
-    """Refuse to start a run whose files the disk cannot hold.
+    """Check that the disk has room for the files of a run.
+
+    Args:
+        folder: the run folder.
+        model: the model to train.
+        configuration: settings of the run.
 
     Raises:
-        TrainingError: there is too little space.
+        TrainingError: the disk space is not sufficient.
     """
     weights = _count_bytes(model.state_dict().values())
     copies = 2 if configuration.ema > 0 else 1
     state = weights * copies + MOMENTS[configuration.optimizer] * _count_bytes(model.parameters())
-    # The best and the last weights, and the state twice: a file is written beside the one that it replaces.
+    # The best and the last weights, and the state twice: a new file is complete before it replaces the old one.
     needed, free = 2 * weights + 2 * state, shutil.disk_usage(folder).free
     if needed > free:
         raise TrainingError(
-            f"the files of this run take up to {needed / 1e6:.0f} MB, and the disk of {str(folder)!r} has "
-            f"{free / 1e6:.0f} MB left; make room, or choose another folder with out"
+            f"the files of this run need up to {needed / 1e6:.0f} MB, but the disk of {str(folder)!r} has only "
+            f"{free / 1e6:.0f} MB free; free some space, or set out to another folder"
         )
     try:
-        # Quotas and limits of a file's size show only when it is written.
+        # Quotas and file size limits show only on writing.
         with tempfile.TemporaryFile(dir=folder) as trial:
             for _ in range(0, state, CHUNK):
                 trial.write(bytes(CHUNK))
     except OSError as error:
         raise TrainingError(
-            f"cannot write the {state / 1e6:.0f} MB of a run's state into {str(folder)!r}: {error.strerror or error}"
+            f"cannot write the run's state ({state / 1e6:.0f} MB) to {str(folder)!r}: {error.strerror or error}"
         ) from error
 
 
@@ -162,30 +175,38 @@ def _count_bytes(tensors: Any) -> int:
 
 
 def read_run(folder: Path, changes: Mapping[str, Any]) -> Configuration:
-    """Return the configuration of a run that is to be resumed with changed settings, of which `CHANGEABLE` may differ.
+    """Return the configuration of a run to resume.
+
+    Args:
+        folder: the run folder.
+        changes: settings that replace the saved ones; only the ones in `CHANGEABLE` can have other values.
+
+    Returns:
+        The configuration.
 
     Raises:
-        TrainingError: it is not the folder of a run, or a setting differs that may not.
+        TrainingError: `folder` is not a run folder, or a setting differs that cannot change.
     """
     path = folder / CONFIGURATION
     if not path.is_file():
-        kind = "a file" if folder.is_file() else "no folder of a run"
+        kind = "a file" if folder.is_file() else "not a run folder"
         raise TrainingError(
-            f"{str(folder)!r} is {kind}, and a run goes on from its folder, which holds {CONFIGURATION}; "
-            "to begin another run with the weights in a file, give weights"
+            f"{str(folder)!r} is {kind}; resume needs the folder that contains the run's {CONFIGURATION} (to start a "
+            "new run from a weights file, set weights)"
         )
     settings = read_configuration(path)
     for name, value in changes.items():
         if name not in CHANGEABLE and settings.get(name) != value:
-            began = f"with {name}={settings[name]!r}" if name in settings else f"without {name}"
+            started = f"with {name}={settings[name]!r}" if name in settings else f"without {name}"
             raise TrainingError(
-                f"the run in {str(folder)!r} began {began}, not {name}={value!r}; leave it out, or begin another run"
+                f"the run in {str(folder)!r} was started {started}, not {name}={value!r}; leave it out, or "
+                "start a new run"
             )
     return make_configuration({**settings, **changes, "out": str(folder)}, str(path))
 
 
 def _identity(configuration: Configuration, data: Mapping[str, DataSet]) -> dict[str, Any]:
-    """Return what must be equal in a run and its continuation, a digest of the names and labels of images included."""
+    """Return everything that must be equal when a run is resumed, with a digest of image names and labels."""
     settings = asdict(configuration)
     identity = {name: value for name, value in settings.items() if name not in CHANGEABLE and value is not None}
     for name, own in data.items():
@@ -199,7 +220,7 @@ def _data_identity(data: DataSet) -> dict[str, Any]:
     for part in (data.train, data.val):
         for sample in part:
             label = "" if sample.label is None else sample.label
-            # Folders may move.
+            # Only the file name: folders may move.
             digest.update(f"{Path(sample.name).name}\n{label}\n".encode("utf-8", "surrogateescape"))
     images = {"training images": len(data.train), "validation images": len(data.val)}
     return {**images, "classes": list(data.classes), IMAGES: digest.hexdigest()}
@@ -208,7 +229,13 @@ def _data_identity(data: DataSet) -> dict[str, Any]:
 def save_epoch(folder: Path, trainer: Trainer, progress: Progress, *, better: bool) -> None:
     """Write weights, history and state after an epoch.
 
-    The state is last, so that a run that is killed before resumes after the epoch before, and repeats this one.
+    The state is written last. A run that is killed earlier resumes from the previous epoch and repeats this one.
+
+    Args:
+        folder: the run folder.
+        trainer: the model in training.
+        progress: progress including this epoch.
+        better: whether this epoch is the best so far.
     """
     if better:
         registry.save(trainer.evaluated, folder / BEST)
@@ -232,7 +259,7 @@ def save_epoch(folder: Path, trainer: Trainer, progress: Progress, *, better: bo
 
 
 def _metrics_to_table(metrics: Metrics) -> dict[str, Any]:
-    """Return metrics as what PyTorch reads without running code, the detections left out."""
+    """Return metrics, without detections, in types that `torch.load` reads with `weights_only=True`."""
     table: dict[str, Any] = {
         "scores": dict(metrics.scores),
         "per_class": [tuple(score) for score in metrics.per_class],
@@ -248,7 +275,7 @@ def _metrics_to_table(metrics: Metrics) -> dict[str, Any]:
 
 def _metrics_from_table(table: Mapping[str, Any]) -> Metrics:
     confusion = None if table["confusion"] is None else table["confusion"].numpy()
-    # Runs of earlier versions have no further columns.
+    # Runs of earlier versions have fewer entries.
     curves = table.get("precisions")
     return Metrics(
         table["scores"],
@@ -264,12 +291,19 @@ def _metrics_from_table(table: Mapping[str, Any]) -> Metrics:
 def read_progress(
     folder: Path, configuration: Configuration, data: Mapping[str, DataSet], *, resume: bool
 ) -> tuple[Progress, Mapping[str, Any]]:
-    """Return the progress of the run, and the states for `restore_states`; no states for a new run.
+    """Read the progress of a run from its state file. No code in the file is run.
 
-    No code in the file is run.
+    Args:
+        folder: the run folder.
+        configuration: resolved settings of the run.
+        data: name of the head → data set.
+        resume: whether the run is resumed.
+
+    Returns:
+        The progress, and the states for `restore_states`, which are empty for a new run.
 
     Raises:
-        TrainingError: the file cannot be read, or was written by another run or by one of more epochs.
+        TrainingError: the file cannot be read, or was written with other settings or data, or after more epochs.
     """
     identity, path = _identity(configuration, data), folder / STATE
     if not (resume and path.exists()):
@@ -287,34 +321,34 @@ def read_progress(
         states = dict(state["parts"])
         known = {FORMER_KEYS.get(name, name): value for name, value in progress.identity.items()}
     except Exception as error:
-        # PyTorch's reader lets through whatever its parsing of damaged bytes runs into.
+        # torch.load raises errors of many types on damaged files.
         raise TrainingError(
-            f"{str(path)!r} is damaged, so that its run cannot go on; begin another with the last weights beside it"
+            f"{str(path)!r} is damaged, so the run cannot be resumed; start a new run with weights="
+            f"{str(folder / LAST)!r}"
         ) from error
-    # Settings that the version that wrote it did not have.
+    # An earlier version may have had fewer settings.
     known = {name: setting.option.default for name, setting in SETTINGS.items()} | known
     for name, value in identity.items():
         if known.get(name) == value:
             continue
         if name.rpartition(": ")[2] == IMAGES:
             raise TrainingError(
-                f"{str(path)!r} was written by a run on other images, or on these in other classes; a run goes on as "
-                "it began"
+                f"{str(path)!r} was written by a run on other images or classes; resume with the data of the run"
             )
         raise TrainingError(
-            f"{str(path)!r} was written by a run with {name}={known.get(name)!r}, and this one has "
-            f"{name}={value!r}; a run goes on as it began"
+            f"{str(path)!r} was written by a run with {name}={known.get(name)!r}, but now {name}={value!r}; resume "
+            "with the settings and data of the run"
         )
     if configuration.epochs < progress.epochs:
         raise TrainingError(
-            f"the run in {str(folder)!r} has done {progress.epochs} epochs, more than "
-            f"epochs={configuration.epochs}; give more, or leave epochs out"
+            f"the run in {str(folder)!r} has already completed {progress.epochs} epochs, more than "
+            f"epochs={configuration.epochs}; increase epochs, or leave it out"
         )
     return progress, states
 
 
 def restore_states(trainer: Trainer, states: Mapping[str, Any]) -> None:
-    """Load the states that a run wrote."""
+    """Load the states that `read_progress` returned into the trainer."""
     for name, part in _stateful(trainer).items():
         part.load_state_dict(states[name])
 

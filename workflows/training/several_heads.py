@@ -1,4 +1,4 @@
-"""Several heads in training, each with a data set of its own: their batches, losses and metrics."""
+"""Training of several heads, each on its own data set: batches, losses and metrics."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -21,17 +21,17 @@ from featuretap.workflows.training.models import select_model
 from featuretap.workflows.training.tasks.task import Metrics, Task
 
 Targets = tuple[str, Any]
-"""Name of the head that a batch is for, and its targets."""
+"""Name of a head, and the targets of a batch for this head."""
 
 
 @dataclass(frozen=True)
 class HeadsTask:
-    """The tasks of several heads, each batch of which is for one of them.
+    """The tasks of several heads. Each batch belongs to one head.
 
     Args:
-        tasks: name of the head → its task.
-        weights: name of the head → factor of its loss.
-        models: name of the head → its model, which shares its layers with the model in training.
+        tasks: name of the head → task.
+        weights: name of the head → weight of its loss.
+        models: name of the head → its model, which shares layers with the model in training.
     """
 
     tasks: Mapping[str, Task]
@@ -39,48 +39,49 @@ class HeadsTask:
     models: dict[str, nn.Module] = field(default_factory=dict)
 
     def select_models(self, model: nn.Module) -> list[nn.Module]:
-        """Return the model of each head of a model in training, from which losses are computed from now on."""
+        """Return the model of each head of a model, and use these models to compute losses."""
         model.train()
         self.models.update({name: select_model(model, name) for name in self.tasks})
         return list(self.models.values())
 
     def loss(self, model: nn.Module, images: Any, targets: Targets) -> Tensor:
-        """Return the weighted loss of a batch of one head."""
+        """Return the weighted loss of a batch for one head."""
         name, own = targets
         return self.weights[name] * self.tasks[name].loss(self.models[name], images, own)
 
     def collate(self, samples: Sequence[tuple[str, tuple[Any, Any]]]) -> tuple[Any, Targets]:
-        """Return the images and the targets of a batch, whose samples are of one head."""
+        """Return the images and targets of a batch, whose samples all belong to one head."""
         name = samples[0][0]
         images, own = self.tasks[name].collate([sample for _, sample in samples])
         return images, (name, own)
 
 
 def make_heads_task(configuration: Configuration, tasks: Mapping[str, Task]) -> HeadsTask:
-    """Return the task of a run's heads, with the weights of their losses.
+    """Return the tasks of a run's heads, with the weights of their losses.
 
-    Mixed, the losses of a batch of each head are added up, while gradients that are accumulated are averaged.
+    With mixed batches, the losses of all heads should add up. Accumulated gradients are averaged, so the weights are
+    multiplied by the number of heads.
     """
     given, factor = configuration.loss_weight or {}, len(tasks) if configuration.batches == "mixed" else 1
     return HeadsTask(tasks, {name: given.get(name, 1.0) * factor for name in tasks})
 
 
 def accumulated_steps(configuration: Configuration) -> int:
-    """Return the number of batches in an update of the weights."""
+    """Return the number of batches per weight update."""
     together = len(configuration.data) if configuration.batches == "mixed" else 1
     return configuration.accumulate * together
 
 
 class HeadBatches(Sampler[list[int]]):
-    """Batches of indices into several data sets that are joined, each batch of one of them.
+    """A batch sampler for concatenated data sets, in which each batch comes from one data set.
 
-    Every data set has its batches evenly over the epoch, and each of its images at most once. Mixed, a batch of each
-    data set follows on one of each other, for as long as the longest lasts; shorter ones are repeated in another order.
+    By default, the batches of each data set are spread evenly over the epoch, and each image occurs at most once. With
+    `mixed`, the data sets take turns until the longest is used up, and shorter ones are repeated in another order.
 
     Args:
-        lengths: of the data sets.
-        batch_size: images in a batch.
-        seed: the order follows from it and the epoch.
+        lengths: lengths of the data sets.
+        batch_size: images per batch.
+        seed: seed of the order, together with the epoch.
         mixed: whether the data sets take turns.
     """
 
@@ -100,7 +101,7 @@ class HeadBatches(Sampler[list[int]]):
         generator = torch.Generator().manual_seed(int(seed))
         places = [(number, index) for index, length in enumerate(self.lengths) for number in range(self._count(length))]
         if not self.mixed:
-            # The middle of each batch's share of the epoch.
+            # Sort by the middle of the part of the epoch that each batch covers.
             places.sort(key=lambda place: (place[0] + 0.5) / self._count(self.lengths[place[1]]))
         else:
             longest = max(map(self._count, self.lengths))
@@ -115,7 +116,7 @@ class HeadBatches(Sampler[list[int]]):
             yield [starts[index] + place for place in order[: self.batch_size]]
 
     def set_epoch(self, epoch: int) -> None:
-        """Set the epoch that the next order is for, as Accelerate does."""
+        """Set the epoch of the next order. Accelerate calls this method."""
         self.epoch = epoch
 
     def _count(self, length: int) -> int:
@@ -123,7 +124,7 @@ class HeadBatches(Sampler[list[int]]):
 
 
 def make_order(configuration: Configuration, data: Mapping[str, DataSet]) -> HeadBatches:
-    """Return the order of a run's training batches."""
+    """Return the batch sampler of a run."""
     lengths = [len(own.train) for own in data.values()]
     mixed = configuration.batches == "mixed"
     return HeadBatches(lengths, configuration.batch_size, configuration.seed, mixed=mixed)
@@ -147,7 +148,17 @@ class _Named(Dataset[Any]):
 def make_heads_loader(
     task: HeadsTask, data: Mapping[str, DataSet], order: HeadBatches, workers: int
 ) -> DataLoader[Any]:
-    """Return the training batches of several heads, as `make_loader` does for one."""
+    """Return a data loader with the training batches of several heads, as `make_loader` does for one head.
+
+    Args:
+        task: the tasks of the heads.
+        data: name of the head → data set.
+        order: the batch sampler.
+        workers: number of worker processes.
+
+    Returns:
+        The loader.
+    """
     samples = [
         _Named(name, TransformedSamples(own.train, task.tasks[name].training_transform())) for name, own in data.items()
     ]
@@ -162,9 +173,9 @@ def make_heads_loader(
 
 
 def combine_metrics(metrics: Mapping[str, Metrics], best: str) -> Metrics:
-    """Return the metrics of several heads as one, whose deciding score is that of the setting `best`.
+    """Return the combined metrics of several heads, with scores named "NAME.METRIC".
 
-    The score of a head is called "NAME.METRIC". The mean is that of the heads' deciding scores.
+    The deciding score is the one that `best` names; "mean" is the mean of the heads' deciding scores.
     """
     scores = {f"{name}.{metric}": value for name, own in metrics.items() for metric, value in own.scores.items()}
     mean = fmean(next(iter(own.scores.values())) for own in metrics.values())
@@ -173,13 +184,20 @@ def combine_metrics(metrics: Mapping[str, Metrics], best: str) -> Metrics:
 
 
 def resolve_best(best: str | None, tasks: Mapping[str, Task]) -> str:
-    """Return the score that decides on the best epoch, in the spelling of the metrics.
+    """Return the name of the score that selects the best epoch.
+
+    Args:
+        best: value of the setting `best`, in upper or lower case; None means the mean.
+        tasks: name of the head → task.
+
+    Returns:
+        The name, in the spelling of the metrics.
 
     Raises:
-        TrainingError: no head has such a metric.
+        TrainingError: no head has this metric.
     """
     scores = [MEAN, *(f"{name}.{metric}" for name, task in tasks.items() for metric in task.metrics)]
     for score in scores:
         if (best or MEAN).lower() == score.lower():
             return score
-    raise TrainingError(f"best={best!r} is not a metric of these heads; choose {', '.join(scores)}")
+    raise TrainingError(f"best={best!r} is not a metric of these heads; choose one of {', '.join(scores)}")

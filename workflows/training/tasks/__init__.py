@@ -1,1 +1,1 @@
-"""What differs between tasks: preparing images, losses and measures."""
+"""The tasks: classification, detection and segmentation, with their transforms, losses and metrics."""

@@ -1,4 +1,4 @@
-"""Classification: one class for each image."""
+"""Classification: one class per image."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -18,18 +18,18 @@ from featuretap.specs.preprocessing import Preprocessing
 from featuretap.workflows.training.tasks.task import ClassScore, Evaluator, Metrics, Task, Transform
 
 SIZE = 224
-"""Pixels of a side where the weights' images were not cropped."""
+"""Default image size in pixels, for preprocessing without a crop."""
 
 MAX_CLASSES = 2000
-"""Classes up to which there is a confusion matrix, whose size grows with their square."""
+"""Maximum number of classes for a confusion matrix, whose size is quadratic in it."""
 
 TOP_K = 5
-"""As in ImageNet's top-5 accuracy."""
+"""K of the top-k accuracy, as is usual for ImageNet."""
 
 TOP_ACCURACY = f"top-{TOP_K} accuracy"
 
 IGNORED = -1
-"""A label that is not counted."""
+"""Label of samples that metrics ignore."""
 
 POLICIES: dict[str, list[nn.Module]] = {
     "none": [],
@@ -39,19 +39,19 @@ POLICIES: dict[str, list[nn.Module]] = {
 
 
 def preprocessing_of_size(preprocessing: Preprocessing, size: int) -> Preprocessing:
-    """Return preprocessing that resizes the shorter side to a size and takes the center crop."""
+    """Return preprocessing that resizes the shorter side to `size` and takes the center crop."""
     return Preprocessing(size, size, preprocessing.mean, preprocessing.std, preprocessing.interpolation)
 
 
 @dataclass(frozen=True)
 class ClassificationTask(Task):
-    """Images → logits (N, classes), with cross entropy and accuracy."""
+    """Classification with cross entropy loss and accuracy. Models return logits (N, classes)."""
 
     class_metric = "accuracy"
     counted = "images"
 
     def training_transform(self) -> Transform:
-        """Return a random crop, mirroring and the policy of `augment`, then the model's normalisation."""
+        """Return the transform: random crop, horizontal flip, the policy of `augment`, and normalization."""
         preprocessing = self.preprocessing
         size, mode = preprocessing.crop or SIZE, InterpolationMode(preprocessing.interpolation)
         steps: list[Callable[[Any], Any]] = [self.convert_image]
@@ -66,20 +66,20 @@ class ClassificationTask(Task):
 
     @property
     def metrics(self) -> tuple[str, ...]:
-        """Accuracy, and top-5 accuracy of more than five classes."""
+        """Accuracy, and for more than five classes top-5 accuracy."""
         return ("accuracy", TOP_ACCURACY) if len(self.classes) > TOP_K else ("accuracy",)
 
     def evaluation_transform(self) -> Transform:
-        """Return the transform that `registry.transforms` returns."""
+        """Return the transform of `registry.transforms`."""
         return partial(_transform, compose(self.preprocessing))
 
     def collate(self, samples: Sequence[tuple[Tensor, int]]) -> tuple[Tensor, Tensor]:
-        """Return images (N, C, H, W), channels last in memory, and labels (N,)."""
+        """Return images (N, C, H, W) in channels-last memory format, and labels (N,)."""
         images, labels = zip(*samples, strict=True)
         return torch.stack(images).contiguous(memory_format=torch.channels_last), torch.tensor(labels)
 
     def loss(self, model: nn.Module, images: Tensor, targets: Tensor) -> Tensor:
-        """Return the cross entropy with smoothed labels."""
+        """Return the cross entropy with label smoothing."""
         return F.cross_entropy(model(images), targets, label_smoothing=self.label_smoothing)
 
     def predict(self, model: nn.Module, images: Tensor) -> Tensor:
@@ -87,11 +87,11 @@ class ClassificationTask(Task):
         return model(images)
 
     def evaluation_loss(self, outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the cross entropy, without smoothing to be compared between runs, and the number of images."""
+        """Return the cross entropy and the number of images. Without smoothing, so that runs can be compared."""
         return F.cross_entropy(outputs.float(), targets), torch.tensor(len(targets))
 
     def evaluator(self, device: torch.device) -> Evaluator:
-        """Return an evaluator of accuracy, top-5 accuracy of more than five classes, and the confusion matrix."""
+        """Return an evaluator for the metrics, scores per class and the confusion matrix."""
         return _Evaluator(self.classes, device)
 
 
@@ -105,7 +105,7 @@ class _Evaluator:
         if count <= MAX_CLASSES:
             metrics["confusion"] = MulticlassConfusionMatrix(count, ignore_index=IGNORED)
         self._metrics = MetricCollection(metrics, compute_groups=False).to(device)  # type: ignore[arg-type]
-        # torchmetrics warns of a metric without updates, as in a process that has no samples.
+        # torchmetrics warns about a metric without updates, as in a process without samples.
         self.update(torch.zeros(1, count, device=device), torch.tensor([IGNORED], device=device))
 
     def update(self, outputs: Tensor, targets: Tensor) -> None:

@@ -1,6 +1,6 @@
-"""Detections beyond mAP: the confusion matrix, and predictions and objects in COCO's format.
+"""Results of detection other than mAP: the confusion matrix, and predictions and objects in COCO format.
 
-A state is that of torchmetrics' `MeanAveragePrecision`, with boxes as x, y, width, height.
+All functions read the state of torchmetrics' `MeanAveragePrecision`, in which boxes are x, y, width, height.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,14 +15,22 @@ from torchvision.ops import box_convert, box_iou
 State = Mapping[str, Any]
 
 MIN_SCORE, MIN_OVERLAP = 0.3, 0.5
-"""Of the predictions in a confusion matrix: that from which reports draw boxes, and the IoU of the metric mAP@0.5."""
+"""Minimum score of predictions in the confusion matrix (as of boxes in reports), and minimum IoU (as in mAP@0.5)."""
 
 
 def count_confusions(state: State, first_label: int, classes: int) -> NDArray[np.int64]:
-    """Return counts by true class (row) and predicted class (column), the background last.
+    """Return the confusion matrix by true class (row) and predicted class (column), with the background last.
 
-    Predictions are matched with the objects that they overlap most, whatever their classes, the most confident first.
-    What is not matched is matched with the background, unless it overlaps an ignored object.
+    Predictions, in order of decreasing score, are matched with the object of any class that they overlap most.
+    Unmatched predictions and objects count as background, except predictions that overlap an ignored object.
+
+    Args:
+        state: state of the metric.
+        first_label: the model's label of the first class.
+        classes: number of classes.
+
+    Returns:
+        Counts (classes + 1, classes + 1).
     """
     matrix = np.zeros((classes + 1, classes + 1), np.int64)
     predicted = zip(state["detection_box"], state["detection_labels"], state["detection_scores"], strict=True)
@@ -47,7 +55,16 @@ def count_confusions(state: State, first_label: int, classes: int) -> NDArray[np
 
 
 def list_predictions(state: State, ids: Sequence[int], first_label: int) -> list[dict[str, Any]]:
-    """Return predictions as COCO's results, of images of these ids; categories count from 1."""
+    """Return predictions in COCO's results format.
+
+    Args:
+        state: state of the metric.
+        ids: ids of the images.
+        first_label: the model's label of the first class, which becomes category 1.
+
+    Returns:
+        The results.
+    """
     return [
         {**each, "score": float(score)}
         for each, score in zip(
@@ -57,7 +74,16 @@ def list_predictions(state: State, ids: Sequence[int], first_label: int) -> list
 
 
 def list_objects(state: State, ids: Sequence[int], first_label: int) -> list[dict[str, Any]]:
-    """Return the objects of images of these ids as COCO's annotations; categories count from 1."""
+    """Return ground truth objects as COCO annotations.
+
+    Args:
+        state: state of the metric.
+        ids: ids of the images.
+        first_label: the model's label of the first class, which becomes category 1.
+
+    Returns:
+        The annotations.
+    """
     annotations = zip(
         _annotations(state, "groundtruth", ids, first_label), _joined(state["groundtruth_crowds"]), strict=True
     )

@@ -1,4 +1,4 @@
-"""Detection: boxes, and mAP, computed by torchmetrics and faster-coco-eval."""
+"""Detection: boxes per image, evaluated by mAP with torchmetrics and faster-coco-eval."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -26,10 +26,10 @@ Target = dict[str, Tensor]
 Prepare = Callable[[Image.Image], Tensor]
 
 MAX_ASPECT = 1333 / 800
-"""Longest side of an image, as a multiple of the shortest: the default of torchvision's detectors."""
+"""Maximum ratio of the longer to the shorter side after resizing, the default of torchvision's detectors."""
 
 RECALLS = 101
-"""Recalls, from 0 to 1, at which COCO's metric reads the precision."""
+"""Number of recalls, from 0 to 1, at which COCO's metric samples the precision."""
 
 DETAILS = {
     "mAP small": "map_small",
@@ -42,41 +42,48 @@ DETAILS = {
     "AR medium": "mar_medium",
     "AR large": "mar_large",
 }
-"""Those of COCO's twelve metrics that are not scores of every epoch → torchmetrics' names."""
+"""COCO metrics that are reported once, not for every epoch → torchmetrics' names."""
 
 MASK_THRESHOLD = 0.5
-"""Of the probability that a pixel is of the object, as in Mask R-CNN (arXiv 1703.06870, section 3.1)."""
+"""Minimum probability of a pixel in an object mask, as in Mask R-CNN (arXiv 1703.06870, section 3.1)."""
 
 
 def size_options(head: HeadSpec, size: int) -> dict[str, Any]:
-    """Return the options that make a detection head resize its images to a size in pixels.
+    """Return the options with which a detection head resizes images to `size` pixels.
 
-    It is both sides for SSDLite. For heads with `min_size` and `max_size` it is the shorter side, and the longer one is
-    at most 1333 / 800 of it, as in torchvision.
+    The size sets both sides for SSDLite. For heads with `min_size` and `max_size`, it sets the shorter side, and limits
+    the longer side to 1333 / 800 of it, as in torchvision.
+
+    Args:
+        head: the head.
+        size: image size in pixels.
+
+    Returns:
+        Option → value.
 
     Raises:
-        OptionError: the head has no such options.
+        OptionError: the head has no options for the image size.
     """
     if "size" in head.options:
         return {"size": size}
     if {"min_size", "max_size"} <= set(head.options):
         return {"min_size": size, "max_size": round(size * MAX_ASPECT)}
     raise OptionError(
-        f"head {head.name!r} takes no size of {size}: it has no option 'size', nor 'min_size' and 'max_size'; "
-        "leave the size out"
+        f"head {head.name!r} does not support size={size}: it has neither an option 'size' nor 'min_size' and "
+        "'max_size'; leave size out"
     )
 
 
 @dataclass(frozen=True)
 class DetectionTask(Task):
-    """Boxes around objects of one data set's classes, for models that are called as `DetectionModel` is.
+    """Object detection, for models with the interface of `DetectionModel`.
 
-    Training images are cropped as in SSD (arXiv 1512.02325, section 2.2), with some object in each crop, and `augment`
-    distorts colours as there. The model resizes and normalises images inside.
+    Training images are cropped as in SSD (arXiv 1512.02325, section 2.2), with at least one object in each crop.
+    `augment` adds the photometric distortion of SSD. The model itself resizes and normalizes images.
 
     Args:
-        first_label: the model's label of the first class: 1 where label 0 is the background, else 0.
-        masks: whether the model also predicts the masks of objects.
+        first_label: the model's label of the first class: 1 if label 0 is the background, else 0.
+        masks: whether the model also predicts object masks.
     """
 
     first_label: int = 1
@@ -84,26 +91,29 @@ class DetectionTask(Task):
 
     class_metric = "AP"
     counted = "objects"
-    # torchvision's detectors compute losses in training only.
+    # torchvision's detectors compute losses only in training mode.
     has_evaluation_loss = False
 
     @property
     def metrics(self) -> tuple[str, ...]:
-        """COCO's mAP, at two overlaps by itself, and that of masks where the model predicts them."""
+        """COCO's mAP, mAP at IoU 0.5 and 0.75, and the mAP of masks if the model predicts masks."""
         return ("mAP", "mAP@0.5", "mAP@0.75", *(("mask mAP",) if self.masks else ()))
 
     def training_transform(self) -> Transform:
-        """Return crops that keep objects, mirroring and colours, as far as enabled, without ignored objects."""
+        """Return the transform: random crop with objects, horizontal flip, and photometric distortion, where enabled.
+
+        The transform removes ignored objects.
+        """
         min_scale = sqrt(self.crop_scale)
         crop = v2.RandomIoUCrop(min_scale=min_scale) if min_scale < 1 else None
-        colours = [v2.RandomPhotometricDistort()] if self.augment != "none" else []
+        distortion = [v2.RandomPhotometricDistort()] if self.augment != "none" else []
         transform = v2.Compose(
-            [v2.RandomHorizontalFlip(self.flip), *colours, v2.SanitizeBoundingBoxes(), v2.ToPureTensor()]
+            [v2.RandomHorizontalFlip(self.flip), *distortion, v2.SanitizeBoundingBoxes(), v2.ToPureTensor()]
         )
         return partial(_augment, self, crop, transform, normalise(self.preprocessing))
 
     def evaluation_transform(self) -> Transform:
-        """Return the image as the model takes it, and all objects; "iscrowd" is 1 for those that are ignored."""
+        """Return the transform to the model's input and all objects; "iscrowd" is 1 for ignored objects."""
         return partial(_prepare, self, compose(self.preprocessing))
 
     def loss(self, model: nn.Module, images: Sequence[Tensor], targets: Sequence[Target]) -> Tensor:
@@ -111,11 +121,11 @@ class DetectionTask(Task):
         return torch.stack(list(model(images, targets).values())).sum()
 
     def predict(self, model: nn.Module, images: Sequence[Tensor]) -> list[Target]:
-        """Return "boxes" (M, 4), "labels" (M,), "scores" (M,), and "masks" (M, 1, H, W) where there are some."""
+        """Return "boxes" (M, 4), "labels" (M,), "scores" (M,) and, if predicted, "masks" (M, 1, H, W) of each image."""
         return cast("list[Target]", model(images))
 
     def evaluator(self, device: torch.device) -> Evaluator:
-        """Return an evaluator of mAP. It works on the CPU, where COCO's matching is done."""
+        """Return an evaluator of mAP. It runs on the CPU, as COCO's matching does."""
         return _Evaluator(self)
 
 
@@ -137,7 +147,7 @@ def _augment(
     }
     if objects.masks is not None:
         target["masks"] = tv_tensors.Mask(torch.from_numpy(objects.masks[kept]))
-    # Without an object to keep, or a pixel to cut off, no crop exists.
+    # Without an object to keep, or with an image too small to crop, RandomIoUCrop finds no crop.
     if crop is not None and kept.any() and min(image.size) * crop.min_scale >= 1:
         image, target = crop(image, target)
     image, target = transform(image, target)
@@ -170,7 +180,7 @@ class _Evaluator:
         keys = {"mAP": f"{boxes}map", "mAP@0.5": f"{boxes}map_50", "mAP@0.75": f"{boxes}map_75"}
         if self._task.masks:
             keys["mask mAP"] = "segm_map"
-        # Metrics squeeze what has one element, and without a single image there is no result by class.
+        # torchmetrics squeezes tensors of one element, and without images returns no results per class.
         labels = result["classes"].reshape(-1).tolist()
         averages = dict(zip(labels, result[f"{boxes}map_per_class"].reshape(-1), strict=True)) if labels else {}
         counts, first = self._count_objects(metric), self._task.first_label
@@ -180,7 +190,7 @@ class _Evaluator:
         )
         details = {f"mask {name}": f"segm_{key}" for name, key in DETAILS.items()} if self._task.masks else {}
         details = {**{name: f"{boxes}{key}" for name, key in DETAILS.items()}, **details}
-        # At an IoU of 0.5, for objects of any size, and with up to 100 boxes in an image.
+        # IoU 0.5, objects of any size, and up to 100 boxes per image.
         curves = result[f"{boxes}precision"][0, :, :, 0, -1].T if labels else []
         known = dict(zip(labels, curves, strict=True))
         missing = torch.full((RECALLS,), -1.0)
@@ -197,7 +207,7 @@ class _Evaluator:
         )
 
     def _count_objects(self, metric: MeanAveragePrecision) -> Tensor:
-        """Return the number of objects of each of the model's labels, without ignored ones."""
+        """Return the number of objects for each label of the model, without ignored objects."""
         state: Mapping[str, Any] = metric.metric_state
         images = zip(state["groundtruth_labels"], state["groundtruth_crowds"], strict=True)
         objects = [labels[crowds == 0] for labels, crowds in images]
@@ -215,15 +225,15 @@ class _Evaluator:
         metric = MeanAveragePrecision(
             iou_type=kinds, class_metrics=True, extended_summary=True, backend="faster_coco_eval", sync_on_compute=False
         )
-        # SSDLite and RetinaNet return up to 300 boxes; COCO's metric uses the best 100.
+        # SSDLite and RetinaNet return up to 300 boxes, of which COCO's metric uses the best 100.
         metric.warn_on_many_detections = False
-        # torchmetrics warns of a metric without updates, as in a process that has no samples.
+        # torchmetrics warns about a metric without updates, as in a process without samples.
         metric.update([], [])
         return metric
 
     def _gather(self) -> tuple[MeanAveragePrecision, list[int]]:
-        """Return a metric with the states of all processes, and the number of each of its images, from 1."""
-        # torchmetrics gathers them tensor by tensor, and waits forever where processes have unequal numbers of images.
+        """Return a metric with the states of all processes, and the numbers of its images, counted from 1."""
+        # torchmetrics gathers states tensor by tensor, and waits forever if processes have unequal numbers of images.
         parts: list[Mapping[str, Any]] = [self._metric.metric_state]
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             parts = [{}] * torch.distributed.get_world_size()
@@ -231,7 +241,7 @@ class _Evaluator:
         gathered = self._empty_metric()
         for name in self._metric.metric_state:
             setattr(gathered, name, [entry for part in parts for entry in part[name]])
-        # Process p evaluates every nth image from p on.
+        # Process p of n evaluates images p, p + n, p + 2n, …
         places = [
             (place, number) for number, part in enumerate(parts) for place in range(len(part["detection_labels"]))
         ]
@@ -239,12 +249,12 @@ class _Evaluator:
 
 
 def _on_cpu(tensors: Target) -> Target:
-    # Mixed precision leaves boxes and scores in formats that numpy has not.
+    # Mixed precision returns boxes and scores in data types that NumPy does not support.
     return {
         name: values.cpu().float() if values.is_floating_point() else values.cpu() for name, values in tensors.items()
     }
 
 
 def _score(value: Any) -> float:
-    """Return a score of torchmetrics, NaN for its -1, which means no objects."""
+    """Return a score of torchmetrics, with NaN for -1 (no objects)."""
     return nan if value < 0 else float(value)

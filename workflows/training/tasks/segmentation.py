@@ -1,4 +1,4 @@
-"""Segmentation: a class for every pixel, and mean IoU, computed by torchmetrics."""
+"""Semantic segmentation: a class per pixel, evaluated by mean IoU with torchmetrics."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -23,15 +23,16 @@ from featuretap.workflows.datasets.data_set import IGNORED
 from featuretap.workflows.training.tasks.task import ClassScore, Evaluator, Metrics, Task, Transform
 
 AUXILIARY = 0.5
-"""Weight of the loss of the second set of logits, as in torchvision's references."""
+"""Weight of the auxiliary loss, as in torchvision's reference scripts."""
 
 
 @dataclass(frozen=True)
 class SegmentationTask(Task):
-    """A class for every pixel, for models that are called as `SegmentationModel` is.
+    """Semantic segmentation, for models with the interface of `SegmentationModel`.
 
-    Training images are resized to √`crop_scale` to 1 / √`crop_scale` of the model's size, of which a quarter is
-    torchvision's half to twice, and cropped to that size. `augment` distorts colours as SSD does.
+    Training images are resized by a random factor from √`crop_scale` to 1 / √`crop_scale` of the model's size, and
+    cropped to this size. A `crop_scale` of 0.25 gives torchvision's range of 0.5 to 2. `augment` adds the photometric
+    distortion of SSD.
     """
 
     class_metric = "IoU"
@@ -39,13 +40,16 @@ class SegmentationTask(Task):
 
     @property
     def metrics(self) -> tuple[str, ...]:
-        """Mean IoU of the classes, and accuracy over all pixels."""
+        """Mean IoU over the classes, and pixel accuracy."""
         return ("mIoU", "pixel accuracy")
 
     def training_transform(self) -> Transform:
-        """Return random resizing, crops, mirroring and colours, as far as they are enabled.
+        """Return the transform of training samples: random resize and crop, horizontal flip, photometric distortion.
 
-        Crops that reach beyond the image have the mean colour there, and no class.
+        Crops are padded with the mean color and the ignored label where they extend beyond the image.
+
+        Returns:
+            The transform, without steps that the settings disable.
 
         Raises:
             TrainingError: the preprocessing has no size.
@@ -53,13 +57,13 @@ class SegmentationTask(Task):
         size = self.preprocessing.resize
         if size is None:
             raise TrainingError(
-                "segmentation is trained on images of one size, and the preprocessing has none; give a size"
+                "segmentation is trained at a fixed image size, and the preprocessing does not define one; set size"
             )
         mode = InterpolationMode(self.preprocessing.interpolation)
         steps: list[nn.Module] = []
         if self.crop_scale < 1:
             factor = sqrt(self.crop_scale)
-            # The last size is left out of the range.
+            # RandomResize excludes the upper end of its range.
             steps.append(v2.RandomResize(round(size * factor), round(size / factor) + 1, mode, antialias=True))
             middle = [round(255 * value) for value in self.preprocessing.mean]
             fill = {tv_tensors.Image: middle, tv_tensors.Mask: IGNORED}
@@ -72,11 +76,11 @@ class SegmentationTask(Task):
         return partial(_augment, self, v2.Compose(steps), normalise(self.preprocessing))
 
     def evaluation_transform(self) -> Transform:
-        """Return the image as `registry.transforms` prepares it, and its mask (H, W) unchanged."""
+        """Return the transform of `registry.transforms` for images; masks (H, W) are not changed."""
         return partial(_prepare, compose(self.preprocessing))
 
     def loss(self, model: nn.Module, images: Sequence[Tensor], targets: Sequence[Tensor]) -> Tensor:
-        """Return the cross entropy over the batch's labelled pixels, plus half that of the auxiliary output."""
+        """Return the cross entropy over labeled pixels, plus half the cross entropy of the auxiliary output."""
         batch, masks = _pad(images, 0.0), _pad(targets, IGNORED)
         logits = model(batch.contiguous(memory_format=torch.channels_last))
         loss = _cross_entropy([logits["out"]], [masks], self.label_smoothing)
@@ -85,7 +89,7 @@ class SegmentationTask(Task):
         return loss
 
     def predict(self, model: nn.Module, images: Sequence[Tensor]) -> list[Tensor]:
-        """Return logits (K, h, w) of each image, those of one size predicted together."""
+        """Return logits (K, h, w) of each image. Images of equal size are batched."""
         by_shape: dict[tuple[int, ...], list[int]] = {}
         for index, image in enumerate(images):
             by_shape.setdefault(tuple(image.shape), []).append(index)
@@ -96,15 +100,15 @@ class SegmentationTask(Task):
         return [logits[index] for index in range(len(images))]
 
     def evaluation_loss(self, outputs: Sequence[Tensor], targets: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-        """Return the cross entropy at the size of the logits, without smoothing, and the number of labelled pixels."""
+        """Return the cross entropy at the size of the logits, without smoothing, and the number of labeled pixels."""
         masks = [
             F.interpolate(mask[None, None], size=logits.shape[-2:], mode="nearest-exact")[0]
             for logits, mask in zip(outputs, targets, strict=True)
         ]
-        return _cross_entropy([logits[None] for logits in outputs], masks, 0.0), _count_labelled(masks)
+        return _cross_entropy([logits[None] for logits in outputs], masks, 0.0), _count_labeled(masks)
 
     def evaluator(self, device: torch.device) -> Evaluator:
-        """Return an evaluator of IoU and pixel accuracy, at the masks' original sizes."""
+        """Return an evaluator of IoU and pixel accuracy, at the original size of the masks."""
         return _Evaluator(self.classes, device)
 
 
@@ -127,7 +131,7 @@ def _prepare(prepare: Callable[[Any], Tensor], image: Image.Image, mask: NDArray
 
 
 def _pad(tensors: Sequence[Tensor], value: float) -> Tensor:
-    """Return tensors (…, H, W) as one, padded to the right and below to the largest sides."""
+    """Return tensors (…, H, W) stacked, padded at the right and the bottom to the largest height and width."""
     height, width = (max(tensor.shape[axis] for tensor in tensors) for axis in (-2, -1))
     return torch.stack(
         [F.pad(tensor, (0, width - tensor.shape[-1], 0, height - tensor.shape[-2]), value=value) for tensor in tensors]
@@ -135,23 +139,23 @@ def _pad(tensors: Sequence[Tensor], value: float) -> Tensor:
 
 
 def _cross_entropy(logits: Sequence[Tensor], masks: Sequence[Tensor], smoothing: float) -> Tensor:
-    """Return the mean over all labelled pixels of logits (N, K, H, W) and masks (N, H, W); 0 where there are none."""
+    """Return the mean over labeled pixels of logits (N, K, H, W) and masks (N, H, W); 0 without labeled pixels."""
     sums = [
         F.cross_entropy(scores.float(), mask.long(), ignore_index=IGNORED, label_smoothing=smoothing, reduction="sum")
         for scores, mask in zip(logits, masks, strict=True)
     ]
-    return torch.stack(sums).sum() / _count_labelled(masks).clamp(min=1)
+    return torch.stack(sums).sum() / _count_labeled(masks).clamp(min=1)
 
 
-def _count_labelled(masks: Sequence[Tensor]) -> Tensor:
+def _count_labeled(masks: Sequence[Tensor]) -> Tensor:
     return torch.stack([(mask != IGNORED).sum() for mask in masks]).sum()
 
 
 def _classes_at(logits: Tensor, size: Sequence[int]) -> Tensor:
-    """Return the most probable class (H, W) of each pixel, of logits (K, h, w) enlarged to a size (H, W)."""
+    """Return the most probable class of each pixel (H, W), from logits (K, h, w) enlarged to `size` (H, W)."""
     best = torch.full(tuple(size), -torch.inf, device=logits.device)
     classes = torch.zeros(tuple(size), dtype=torch.int64, device=logits.device)
-    # A class at a time: all of them at the size of a photograph would need gigabytes.
+    # One class at a time: all classes at the size of a photograph would need gigabytes.
     for label, small in enumerate(logits.float()):
         values = F.interpolate(small[None, None], size=tuple(size), mode="bilinear", align_corners=False)[0, 0]
         classes[values > best] = label
@@ -163,7 +167,7 @@ class _Evaluator:
     def __init__(self, classes: tuple[str, ...], device: torch.device) -> None:
         self._classes = classes
         self._metric = MulticlassConfusionMatrix(len(classes), ignore_index=IGNORED, validate_args=False).to(device)
-        # torchmetrics warns of a metric without updates, as in a process that has no samples.
+        # torchmetrics warns about a metric without updates, as in a process without samples.
         empty = torch.zeros(0, dtype=torch.int64, device=device)
         self._metric.update(empty, empty)
 
@@ -174,7 +178,7 @@ class _Evaluator:
     def compute(self) -> Metrics:
         confusion = self._metric.compute().cpu()
         correct, occurrences, predicted = confusion.diag(), confusion.sum(1), confusion.sum(0)
-        # 0 / 0, NaN, for a class that neither occurs nor is predicted.
+        # NaN (0 / 0) for a class that neither occurs nor is predicted.
         overlaps = correct / (occurrences + predicted - correct)
         scores = {
             "mIoU": float(overlaps.nanmean()),

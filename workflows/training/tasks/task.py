@@ -1,4 +1,4 @@
-"""What a task provides to the training loop: transforms, a loss, predictions and their metrics."""
+"""Interface of a task for the training loop: transforms, loss, predictions and metrics."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
@@ -16,11 +16,11 @@ from featuretap.specs.preprocessing import Preprocessing
 from featuretap.support.images import convert_mode
 
 Transform = Callable[[Image.Image, Any], tuple[Any, Any]]
-"""Image and target of a sample (see `datasets.data_set.Sample`) → both as tensors."""
+"""Function from image and target of a sample (see `datasets.data_set.Sample`) to tensors."""
 
 
 class ClassScore(NamedTuple):
-    """The score of one class: its name, how often it occurs, and the score from 0 to 1 (or NaN)."""
+    """The score of one class: name, number of occurrences, and score from 0 to 1 (or NaN)."""
 
     name: str
     occurrences: int
@@ -28,7 +28,7 @@ class ClassScore(NamedTuple):
 
 
 class Detections(NamedTuple):
-    """Predictions and objects as COCO's results and annotations; images and categories count from 1."""
+    """Predictions (COCO results) and objects (COCO annotations); image and category ids start at 1."""
 
     predictions: list[dict[str, Any]]
     objects: list[dict[str, Any]]
@@ -36,18 +36,18 @@ class Detections(NamedTuple):
 
 @dataclass(frozen=True)
 class Metrics:
-    """Metrics of the predictions for a part of a data set.
+    """Metrics of a model on a data set.
 
     Args:
-        scores: metric → value from 0 to 1; the first is `deciding_score`.
-        per_class: in the order of the data set's classes.
-        class_columns: further metric → its value for each class, in the same order.
-        confusion: (classes, classes), counts by true class (row) and predicted class (column). Detection has one more
-            of each, for the background.
-        details: further metrics, which are reported once and not for every epoch.
-        precisions: (classes, 101), of detection at recalls from 0 to 1 and an IoU of 0.5; NaN without objects.
+        scores: metric → value from 0 to 1; the first is the `deciding_score`.
+        per_class: scores per class, in the order of the data set's classes.
+        confusion: counts (classes, classes) by true class (row) and predicted class (column). Detection has an
+            additional row and column for the background.
+        class_columns: other metrics per class: metric → values in the order of the classes.
+        details: other metrics, reported once instead of for every epoch.
+        precisions: precisions (classes, 101) of detection at recalls from 0 to 1 and IoU 0.5; NaN without objects.
         detections: predictions and objects of detection.
-        heads: metrics of each head, of a model with several.
+        heads: name of the head → metrics, for models with several heads.
     """
 
     scores: Mapping[str, float]
@@ -61,33 +61,33 @@ class Metrics:
 
     @property
     def deciding_score(self) -> float:
-        """The score by which models are compared; NaN, as of a data set without objects, is the worst."""
+        """The score that selects the best epoch. NaN, as for data without objects, counts as the worst."""
         score = next(iter(self.scores.values()))
         return -1.0 if isnan(score) else score
 
 
 class Evaluator(Protocol):
-    """Collects predictions, and computes their metrics, over all processes, each sample once."""
+    """Collects predictions and computes metrics over all processes. Each sample counts once."""
 
     def update(self, outputs: Any, targets: Any) -> None:
-        """Add what `Task.predict` returned for a batch, and the batch's targets."""
+        """Add the outputs of `Task.predict` for a batch, and the targets of the batch."""
 
     def compute(self) -> Metrics:
-        """Return the metrics, the same in every process. All processes must call it."""
+        """Return the metrics, equal in all processes. Every process must call this method."""
 
 
 @dataclass(frozen=True)
 class Task(ABC):
-    """Classification, detection or segmentation with one data set's classes.
+    """Base class of the tasks: classification, detection and segmentation.
 
     Args:
-        classes: the data set's.
-        preprocessing: the model's.
-        flip: probability of mirroring a training image.
+        classes: classes of the data set.
+        preprocessing: preprocessing of the model.
+        flip: probability of a horizontal flip of training images.
         crop_scale: minimum area of the random crop, as a fraction of the training image; 1 disables cropping.
-        augment: "none", or torchvision's "trivial" (TrivialAugment, arXiv 2103.10158) or "rand" (RandAugment, arXiv
-            1909.13719); all of it for classification, a distortion of colours for other tasks.
-        label_smoothing: of the training loss (arXiv 1512.00567, section 7), for tasks that have it.
+        augment: "none", or for classification torchvision's "trivial" (TrivialAugment, arXiv 2103.10158) or "rand"
+            (RandAugment, arXiv 1909.13719). Other tasks use photometric distortion for both.
+        label_smoothing: label smoothing of the training loss (arXiv 1512.00567, section 7), for tasks that support it.
     """
 
     classes: tuple[str, ...]
@@ -98,45 +98,45 @@ class Task(ABC):
     label_smoothing: float = 0.0
 
     class_metric: ClassVar[str]
-    """Name of the score of a class, such as "AP"."""
+    """Name of the score per class, such as "AP"."""
     counted: ClassVar[str]
-    """What the occurrences of a class are: "images", "objects" or "pixels"."""
+    """Unit of the occurrences of a class: "images", "objects" or "pixels"."""
     has_evaluation_loss: ClassVar[bool] = True
 
     @property
     @abstractmethod
     def metrics(self) -> tuple[str, ...]:
-        """Names of the scores of every epoch by which models can be compared, the deciding one first."""
+        """Names of the scores that are reported for every epoch, the deciding score first."""
 
     def convert_image(self, image: Image.Image) -> Image.Image:
-        """Return an image in the mode of the model's channels."""
+        """Return the image as grayscale or RGB, as the model's channels require."""
         return convert_mode(image, "L" if len(self.preprocessing.mean) == 1 else "RGB")
 
     @abstractmethod
     def training_transform(self) -> Transform:
-        """Return the transform of training samples, augmentation included."""
+        """Return the transform of training samples, with augmentation."""
 
     @abstractmethod
     def evaluation_transform(self) -> Transform:
-        """Return the transform of validation samples, always the same, as `registry.transforms` does."""
+        """Return the deterministic transform of validation samples, as in `registry.transforms`."""
 
     def collate(self, samples: Sequence[tuple[Any, Any]]) -> tuple[Any, Any]:
-        """Return the images and the targets of a batch: lists, since sizes may differ, unless a task stacks them."""
+        """Return the images and targets of a batch, as lists, since sizes may differ. Subclasses may stack them."""
         return [image for image, _ in samples], [target for _, target in samples]
 
     @abstractmethod
     def loss(self, model: nn.Module, images: Any, targets: Any) -> Tensor:
-        """Return the mean loss of a batch of a model in training, which may be wrapped for several processes."""
+        """Return the mean loss of a batch. `model` is in training mode and may be wrapped for several processes."""
 
     @abstractmethod
     def predict(self, model: nn.Module, images: Any) -> Any:
-        """Return the outputs of a model in evaluation for a batch."""
+        """Return the outputs of a model in evaluation mode for a batch."""
 
     def evaluation_loss(self, outputs: Any, targets: Any) -> tuple[Tensor, Tensor]:
-        """Return the mean loss of what `predict` returned, for tasks that have one, and what it is the mean of.
+        """Return the mean loss of the outputs of `predict`, and the number of images or pixels in this mean.
 
-        That is a count of images or pixels, by which the losses of batches are weighted, so that their mean does not
-        depend on the batch size.
+        Losses of batches are weighted by this number, so the mean over a data set does not depend on the batch size.
+        Only tasks with `has_evaluation_loss` implement this method.
         """
         raise NotImplementedError
 
