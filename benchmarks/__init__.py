@@ -1,1 +1,1 @@
-"""Measurements against timm and torchvision, side by side in one run: `make bench`, or `python -m benchmarks`."""
+"""Benchmarks against timm and torchvision, interleaved in one run: `make bench`, or `python -m benchmarks`."""

@@ -1,4 +1,4 @@
-"""featuretap, timm and torchvision side by side, in one run: `make bench`, which writes benchmarks/RESULTS.md."""
+"""featuretap, timm and torchvision interleaved in one run: `make bench`, which writes benchmarks/RESULTS.md."""
 
 import sys
 from datetime import UTC, datetime
@@ -46,16 +46,16 @@ SECTIONS = {
 }
 
 ON_REQUEST = {"gpu": gpu.gpu}
-"""Sections for other machines, which `make bench` leaves out."""
+"""Sections for other machines, which `make bench` does not run."""
 
 
-def main(*asked: str) -> None:
-    """Run everything and write the document, or run the sections that are asked for and only print them."""
-    # Before anything else has warmed the machine up or slowed it down.
+def main(*requested: str) -> None:
+    """Run the requested sections and print them. Without arguments, run all sections and write RESULTS.md."""
+    # Measure the limit first, before the machine is warmed up or slowed down.
     limit()
-    made = [text for name in asked or SECTIONS for text in {**SECTIONS, **ON_REQUEST}[name]()]
-    if not asked:
-        RESULTS.write_text("\n\n".join([_heading(), *made]) + "\n")
+    texts = [text for name in requested or SECTIONS for text in {**SECTIONS, **ON_REQUEST}[name]()]
+    if not requested:
+        RESULTS.write_text("\n\n".join([_heading(), *texts]) + "\n")
 
 
 def _heading() -> str:
@@ -64,12 +64,12 @@ def _heading() -> str:
     return (
         "# Results\n\n"
         f"`make bench` on {datetime.now(UTC):%Y-%m-%d}, one run: {machine.processor}, {machine.cores} cores, "
-        f"{machine.threads} threads of torch and of every runtime; {versions}. Matrix multiplication (1024×1024, "
-        f"float32) reaches {limit() / 1e9:.1f} G multiply-adds a second, which is the limit that "
-        "columns compare with.\n\n"
-        "All contenders of a table run in turn, each once a round. The ratio is to the first of them, round by round: "
-        "its median and quartiles. Before each timed forward pass there are 50 ms of rest and one call that is not "
-        "timed. Weights are fresh where nothing else is said."
+        f"{machine.threads} threads for PyTorch and each runtime; {versions}. Matrix multiplication (1024×1024, "
+        f"float32) reaches {limit() / 1e9:.1f} G multiply-adds per second. The columns `of the limit` compare with "
+        "this value.\n\n"
+        "The entries of a table run in turn, once per round. Ratios compare with the first entry within each round; "
+        "the tables show their median and quartiles. Each timed forward pass follows a pause of 50 ms and one untimed "
+        "call. Weights are randomly initialized unless stated otherwise."
     )
 
 

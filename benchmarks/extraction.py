@@ -1,9 +1,9 @@
-"""How fast are features extracted, by a session, by PyTorch, and with Ray? `make bench-extract`.
+"""Speed of feature extraction with sessions, PyTorch and Ray: `make bench-extract`.
 
-First a session and PyTorch, in turn. Then PyTorch alone: 2,000 JPEG images are cut from scikit-image's photographs, one
-of them is made corrupt, and MobileNetV2's pooled C3 and C5 of whole images, resized to 128×128 pixels, are written to a
-folder: of more and more images, on Ray, in batches of several sizes, and with a process that reads images. The times
-include the start of that process and of Ray, and not the import of torch.
+First, a session and PyTorch are compared. Then PyTorch extracts MobileNetV2's pooled C3 and C5 from 2,000 JPEG crops of
+scikit-image's photographs (one of them corrupt), resized to 128×128 pixels: for increasing numbers of images, on Ray,
+with several batch sizes, and with a worker process that reads images. Times include starting the worker and Ray, but
+not importing torch.
 """
 
 import sys
@@ -40,7 +40,7 @@ PHOTOGRAPHS = ("astronaut", "chelsea", "coffee", "rocket", "cat", "retina", "hub
 
 
 def make_images(folder: Path, count: int) -> None:
-    """Write random cuts of photographs, 256 to 512 pixels wide and high, as JPEG; the last is cut off in the middle."""
+    """Write random crops of photographs as JPEG, with sides of 256 to 512 pixels. The last file is truncated."""
     random = np.random.default_rng(0)
     photographs = [Image.fromarray(np.asarray(getattr(data, name)())[..., :3]) for name in PHOTOGRAPHS]
     for number in range(count):
@@ -54,7 +54,7 @@ def make_images(folder: Path, count: int) -> None:
 
 
 def make_photographs(folder: Path) -> None:
-    """Write 200 cuts of large photographs as JPEG, 500×375 pixels as the images of common data sets are."""
+    """Write 200 crops of large photographs as JPEG, with 500×375 pixels, a common size in data sets."""
     random = np.random.default_rng(0)
     photographs = [Image.fromarray(np.asarray(getattr(data, name)())[..., :3]) for name in LARGE_PHOTOGRAPHS]
     for number in range(200):
@@ -66,7 +66,7 @@ def make_photographs(folder: Path) -> None:
 
 
 class Bench:
-    """Runs over the first of the images, each into a new folder."""
+    """Runs extractions of the first images, each into a new folder."""
 
     def __init__(self, folder: Path, images: Sequence[ImageFile], extractor: Extractor) -> None:
         self.folder = Path(mkdtemp(dir=folder))
@@ -77,7 +77,17 @@ class Bench:
     def run(
         self, count: int, *, batch_size: int | None = None, workers: int = 0, on_ray: bool = False
     ) -> tuple[Path, Outcome]:
-        """Extract the features of the first `count` images, and return their folder and what was done."""
+        """Extract features of images into a new folder.
+
+        Args:
+            count: number of images.
+            batch_size: images per batch, or None for the default.
+            workers: number of worker processes.
+            on_ray: whether to run on Ray.
+
+        Returns:
+            The folder and the outcome.
+        """
         self.runs += 1
         out = self.folder / f"features-{self.runs}"
         job = Job(tuple(self.images[:count]), self.extractor.shapes(True), True, "float32", "safetensors", SHARD, out)
@@ -85,7 +95,7 @@ class Bench:
 
 
 def sessions() -> Iterator[str]:
-    """A session and PyTorch: images a second in one process, CPU time and memory of whole processes."""
+    """Yield tables of a session and PyTorch: images per second, and CPU time and memory of complete processes."""
     with TemporaryDirectory() as name:
         folder = Path(name)
         (folder / "images").mkdir()
@@ -101,7 +111,7 @@ def sessions() -> Iterator[str]:
 
 
 def _with_statistics(model: nn.Module) -> nn.Module:
-    """Return a model whose maps are neither huge nor tiny, which would slow PyTorch down."""
+    """Return a model with batch-norm statistics of random images: huge or tiny activations would slow PyTorch down."""
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.momentum = None
@@ -120,7 +130,7 @@ def _rates(network: str, folder: Path, images: Sequence[ImageFile], file: Path) 
     timings = timed(contenders, ROUNDS, warm_up=1, pause=0)
     return section(
         f"Extraction: {len(images)} JPEG images of 500×375 pixels, pooled C5 of {network}",
-        f"In one process, decoding, resizing and writing included. {torch.get_num_threads()} threads, {ROUNDS} rounds.",
+        f"One process, including decoding, resizing and writing. {torch.get_num_threads()} threads, {ROUNDS} rounds.",
         _images_a_second(timings, len(images)),
     )
 
@@ -154,14 +164,14 @@ def _costs(network: str, folder: Path, file: Path) -> str:
         cpu, memory = (median(getattr(cost, key) for cost in measured) for key in ("seconds", "memory"))
         rows.append([label, f"{cpu:.1f}", f"{memory:.0f}"])
     return section(
-        f"Extraction: whole processes, {network}",
-        "The same images. CPU time, user and system, and peak memory; medians of 3.",
+        f"Extraction: complete processes, {network}",
+        "The same images. CPU time (user and system) and peak memory; medians of 3.",
         table(["", "CPU s", "peak MiB"], rows),
     )
 
 
 def print_rate(bench: Bench, count: int, **how: int) -> tuple[Path, Outcome]:
-    """Run once, and print seconds and images a second."""
+    """Run once, print seconds and images per second, and return the folder and the outcome."""
     begun = time.perf_counter()
     ran = bench.run(count, **how)
     seconds = time.perf_counter() - begun
@@ -170,17 +180,17 @@ def print_rate(bench: Bench, count: int, **how: int) -> tuple[Path, Outcome]:
 
 
 def print_difference(alone: Path, on_ray: Path) -> None:
-    """Print how far features of two runs are apart, and whether their files are the same bytes."""
+    """Print the maximum difference between the features of two runs, and whether their files are identical."""
     one, other = open_features(alone), open_features(on_ray)
     assert one.names == other.names
     difference = max(float(np.abs(one.tap(address) - other.tap(address)).max()) for address in one.taps)
     files = [shard["file"] for shard in one.manifest["shards"]]
     same = all((alone / file).read_bytes() == (on_ray / file).read_bytes() for file in files)
-    print(f"\n  {len(one)} rows each, largest difference {difference:.1e}, files equal byte by byte: {same}")
+    print(f"\n  {len(one)} rows each, maximum difference {difference:.1e}, identical files: {same}")
 
 
 def main(count: int = IMAGES) -> None:
-    """Measure with so many images."""
+    """Run all measurements with `count` images."""
     for text in sessions():
         assert text
     with TemporaryDirectory() as name:
@@ -191,20 +201,20 @@ def main(count: int = IMAGES) -> None:
         bench = Bench(folder, list_images([folder / "images"]), extractor)
         bench.run(min(count, SHARD))
 
-        print("\nmore images, in this process, batches of 32")
+        print("\nincreasing numbers of images, in this process, batches of 32")
         for part in (8, 4, 2, 1):
             alone, outcome = print_rate(bench, count // part)
-        print("\nthe same on Ray, its start included")
+        print("\nthe same on Ray, including its start")
         for part in (4, 2, 1):
             on_ray, outcome_on_ray = print_rate(bench, count // part, on_ray=True)
         print_difference(alone, on_ray)
-        for words, bad in (("in this process", outcome.bad), ("on Ray", outcome_on_ray.bad)):
-            print(f"  bad images {words}: {'; '.join(f'{image}: {reason}' for image, reason in bad)}")
+        for place, bad in (("in this process", outcome.bad), ("on Ray", outcome_on_ray.bad)):
+            print(f"  unreadable images {place}: {'; '.join(f'{image}: {reason}' for image, reason in bad)}")
 
         few = count // 16
         runs = {f"{size} images": lambda size=size: bench.run(few, batch_size=size) for size in (32, 1, 8)}  # type: ignore[misc]
         section(f"{few} images, by batch size", "Medians of 3 rounds.", milliseconds(timed(runs, 3, warm_up=0)))
-        print("\nwith a process that reads images, its start included")
+        print("\nwith a worker process that reads images, including its start")
         print_rate(bench, count // 4, workers=1)
 
 

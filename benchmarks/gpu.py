@@ -24,7 +24,7 @@ from featuretap.workflows.measuring.comparing import LIBRARIES, build_counterpar
 __all__ = ["gpu"]
 
 SECONDS = 240.0
-"""Of all tables together, which leaves half of the eight minutes of `make gpu` to the tests."""
+"""Time for all tables. It leaves half of the eight minutes of `make gpu` for the tests."""
 
 NETWORKS = (NAME, "mobilenet_v2")
 BATCHES = (1, 32, 256)
@@ -32,11 +32,11 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 MOST_ROUNDS, LEAST_ROUNDS, WARM_UP = 50, 3, 3
 STEP = 64
 COMPILED = torch.float16
-"""The dtype for which networks are compiled too, which takes half a minute for each."""
+"""The dtype for which models are also compiled, which takes half a minute per model."""
 
 
 def gpu() -> Iterator[str]:
-    """Features, a step of training, and extraction; rounds are as many as the time allows."""
+    """Yield tables of features, a training step, and extraction, with as many rounds as the time allows."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     end = time.monotonic() + SECONDS
     yield section("The GPU", _device_name(device))
@@ -55,7 +55,20 @@ def features(
     side: int = 224,
     compiled: torch.dtype | None = COMPILED,
 ) -> Iterator[str]:
-    """Yield a table for each network, dtype and number of images, until the time `end` of `time.monotonic`."""
+    """Yield a table for each model, dtype and batch size.
+
+    Args:
+        device: device to run on.
+        end: time at which to stop, on the clock of `time.monotonic`.
+        networks: names of the backbones.
+        batches: batch sizes.
+        dtypes: data types of weights and images.
+        side: image size in pixels.
+        compiled: dtype for which the main model is also compiled, or None.
+
+    Yields:
+        The tables.
+    """
     tables = len(networks) * len(batches) * len(dtypes)
     for name in networks:
         for dtype in dtypes:
@@ -64,7 +77,7 @@ def features(
                 images = torch.randn(batch, 3, side, side, device=device, dtype=dtype)
                 last = images.to(memory_format=torch.channels_last)
                 calls = {
-                    label: _synchronised(
+                    label: _synchronized(
                         lambda model=model, given=last if "last" in label else images: model(given), device
                     )
                     for label, model in models.items()
@@ -74,26 +87,26 @@ def features(
                 tables -= 1
                 yield _section(
                     f"Features on {device.type}, {name}, {batch} × 3 × {side} × {side}, {dtype}",
-                    "C1 to C5, evaluation mode, `torch.inference_mode`; the weights are of that dtype.",
+                    "C1 to C5, evaluation mode, `torch.inference_mode`, weights in the same dtype.",
                     timings,
                     batch,
                 )
 
 
 def training(device: torch.device, end: float, *, batch: int = STEP, side: int = 224) -> str:
-    """Return a table of steps in mixed precision and channels_last."""
-    calls = {name: _synchronised(_step(build(), device, batch, side), device) for name, build in CLASSIFIERS.items()}
+    """Return a table of training steps in mixed precision and channels_last."""
+    calls = {name: _synchronized(_step(build(), device, batch, side), device) for name, build in CLASSIFIERS.items()}
     return _section(
         f"A training step on {device.type}, {batch} × 3 × {side} × {side}",
-        f"The classifier {NAME}: forward in float16 (bfloat16 on a CPU), cross-entropy, scaled backward, SGD with "
-        "momentum; channels_last.",
+        f"Classifier {NAME}: forward in float16 (bfloat16 on a CPU), cross-entropy, backward with loss scaling, SGD "
+        "with momentum; channels_last.",
         _timed(calls, end - time.monotonic()),
         batch,
     )
 
 
 def extraction(device: torch.device, end: float, *, images: int = 200) -> str:
-    """Return a table of JPEG images to pooled C5 in files, beside a plain loop over timm's network."""
+    """Return a table of extracting pooled C5 from JPEG images, compared with a plain loop over timm's model."""
     with TemporaryDirectory() as name:
         folder = Path(name)
         (folder / "images").mkdir()
@@ -107,7 +120,7 @@ def extraction(device: torch.device, end: float, *, images: int = 200) -> str:
         timings = _timed(calls, end - time.monotonic(), warm_up=1)
     return _section(
         f"Extraction on {device.type}: {len(files)} JPEG images of 500×375 pixels",
-        "Decoding and resizing in one process, batches of 32, float32; featuretap writes files too.",
+        "Decoding and resizing in one process, batches of 32, float32; only featuretap also writes files.",
         timings,
         len(files),
     )
@@ -116,7 +129,7 @@ def extraction(device: torch.device, end: float, *, images: int = 200) -> str:
 def _models(
     name: str, device: torch.device, dtype: torch.dtype, *, compile_too: bool
 ) -> dict[str, Callable[..., object]]:
-    """Return contender → network on the device."""
+    """Return label → model on the device."""
     built: dict[str, Any] = {library: build_counterpart(name, library).run for library in LIBRARIES}
     built["featuretap"] = registry.build(name, features_only=True).eval()
     models = {label: model.to(device, dtype) for label, model in built.items()}
@@ -151,7 +164,7 @@ def _step(model: nn.Module, device: torch.device, batch: int, side: int) -> Call
 
 
 def _timm_loop(files: list[ImageFile], device: torch.device) -> Callable[[], object]:
-    """Return what computes the last map's means as timm's users would."""
+    """Return a function that averages the last map, as users of timm would write it."""
     model = timm.create_model("mobilenetv3_large_100", pretrained=False, features_only=True, out_indices=(4,))
     model = model.eval().to(device, memory_format=torch.channels_last)
     transform = timm.data.create_transform((3, 224, 224), crop_pct=1.0)
@@ -168,8 +181,8 @@ def _timm_loop(files: list[ImageFile], device: torch.device) -> Callable[[], obj
     return loop
 
 
-def _synchronised(call: Callable[[], object], device: torch.device) -> Callable[[], object]:
-    """Return a call that ends when the device has computed, which Python does not wait for."""
+def _synchronized(call: Callable[[], object], device: torch.device) -> Callable[[], object]:
+    """Return a function that waits until the device has finished, since CUDA calls are asynchronous."""
 
     def run() -> None:
         call()
@@ -180,8 +193,8 @@ def _synchronised(call: Callable[[], object], device: torch.device) -> Callable[
 
 
 def _timed(calls: Mapping[str, Callable[[], object]], seconds: float, warm_up: int = WARM_UP) -> dict[str, Timing]:
-    """Time interleaved calls, in as many rounds as fit into some seconds, 3 to 50."""
-    # Networks are compiled, and algorithms chosen, in the first call.
+    """Time interleaved calls, in as many rounds (3 to 50) as fit into `seconds`."""
+    # The first call compiles models and selects algorithms, so do not time it.
     for call in calls.values():
         call()
     start = time.perf_counter()
@@ -206,9 +219,9 @@ def _device_name(device: torch.device) -> str:
 
 
 def check() -> None:
-    """End with a message where PyTorch sees no NVIDIA GPU."""
+    """Exit with a message if PyTorch finds no NVIDIA GPU."""
     if not torch.cuda.is_available():
-        sys.exit("make gpu needs an NVIDIA GPU that PyTorch sees; without one, make test-gpu runs its tests on the CPU")
+        sys.exit("make gpu needs an NVIDIA GPU, and PyTorch finds none; make test-gpu runs the tests on the CPU")
 
 
 if __name__ == "__main__":

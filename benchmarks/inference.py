@@ -1,4 +1,4 @@
-"""One forward pass: eager, truncated, in runtimes, by size."""
+"""Forward passes: eager, truncated, in runtimes, and by image size."""
 
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
@@ -18,7 +18,7 @@ from featuretap.support.timing import PAUSE, Timing
 __all__ = ["eager", "overhead", "runtimes", "sizes", "truncated"]
 
 BATCHES = {1: 61, 8: 21}
-"""Images of a call → rounds."""
+"""Batch size → number of rounds."""
 
 RUNTIMES = ("onnxruntime", "openvino", "inductor", "aot")
 SIZES = (128, 224, 320, 512, 768, 1024)
@@ -27,7 +27,7 @@ Models = Mapping[str, Callable[[Tensor], object]]
 
 
 def eager() -> Iterator[str]:
-    """The three libraries in PyTorch itself, and what featuretap gains there without another runtime."""
+    """Yield tables of the three libraries in eager PyTorch, with and without fused layers."""
     models: dict[str, nn.Module] = {name: build().eval() for name, build in FEATURES.items()}
     models["featuretap, fused"] = registry.fuse(models["featuretap"])
     last = {
@@ -42,14 +42,14 @@ def eager() -> Iterator[str]:
             timings = timed(calls, rounds, warm_up=5, pause=PAUSE)
         yield section(
             f"Eager features, {batch} × 3 × 224 × 224",
-            f"C1 to C5 of {NAME}, evaluation mode, `torch.inference_mode`; images and maps are contiguous, or in "
-            f"channels_last where that is noted. {rounds} rounds.",
+            f"C1 to C5 of {NAME}, evaluation mode, `torch.inference_mode`; images and maps are contiguous unless "
+            f"marked channels_last. {rounds} rounds.",
             milliseconds(timings, _limit(timings, batch)),
         )
 
 
 def truncated() -> Iterator[str]:
-    """C1 to C3 only."""
+    """Yield a table of backbones that return only C1 to C3."""
     levels = ("C1", "C2", "C3")
     models = {
         "timm, out_indices=(0, 1, 2)": timm.create_model(
@@ -63,16 +63,16 @@ def truncated() -> Iterator[str]:
     calls = _calls({**models, "featuretap, onnxruntime": compiled}, images)
     with torch.inference_mode():
         timings = timed(calls, 61, warm_up=5, pause=PAUSE)
-    held = {name: f"{sum(p.numel() for p in model.parameters()):,}" for name, model in models.items()}
+    counts = {name: f"{sum(p.numel() for p in model.parameters()):,}" for name, model in models.items()}
     yield section(
         "Truncated features, C1 to C3, 1 × 3 × 224 × 224",
-        "What is not asked for is not built. 61 rounds.",
-        milliseconds(timings, {"parameters": held}),
+        "featuretap does not build layers after the last requested tap. 61 rounds.",
+        milliseconds(timings, {"parameters": counts}),
     )
 
 
 def runtimes() -> Iterator[str]:
-    """Every runtime, and timm under torch.compile, whose shapes are fixed as it likes them best."""
+    """Yield tables of all runtimes, and timm with torch.compile and static shapes, its fastest setting."""
     built = {name: build().eval() for name, build in FEATURES.items()}
     compiled = {f"featuretap, {name}": registry.compile(built["featuretap"], name) for name in RUNTIMES}
     for batch, rounds in BATCHES.items():
@@ -89,13 +89,13 @@ def runtimes() -> Iterator[str]:
             timings = timed(_calls(models, images), rounds, warm_up=5, pause=PAUSE)
         yield section(
             f"Runtimes, {batch} × 3 × 224 × 224",
-            f"C1 to C5 of {NAME} as tensors of torch, float32. {rounds} rounds.",
+            f"C1 to C5 of {NAME} as PyTorch tensors, float32. {rounds} rounds.",
             milliseconds(timings, _limit(timings, batch)),
         )
 
 
 def overhead() -> Iterator[str]:
-    """What `registry.compile` adds to the runtime that it calls."""
+    """Yield tables of `registry.compile` compared with the runtime that it calls."""
     with TemporaryDirectory() as folder:
         path = registry.export(FEATURES["featuretap"]().eval(), Path(folder) / "model.onnx")
         compiled, session = registry.compile(path), onnx_session(str(path), torch.get_num_threads())
@@ -107,15 +107,15 @@ def overhead() -> Iterator[str]:
             "`registry.compile`": lambda images=images: compiled(images),
         }
         yield section(
-            f"Our call and the bare session, {batch} × 3 × 224 × 224",
-            f"The same file, the same options of the session, numpy arrays against a dict of tensors. {2 * rounds} "
-            "rounds.",
+            f"Overhead of `registry.compile`, {batch} × 3 × 224 × 224",
+            "The same file and the same session options, with NumPy arrays (`session.run`) or a dict of tensors "
+            f"(`registry.compile`). {2 * rounds} rounds.",
             milliseconds(timed(calls, 2 * rounds, warm_up=5, pause=PAUSE)),
         )
 
 
 def sizes() -> Iterator[str]:
-    """How cost grows with pixels."""
+    """Yield a table of latency by image size."""
     built = {name: build().eval() for name, build in FEATURES.items()}
     models: Models = {**built, "featuretap, onnxruntime": registry.compile(built["featuretap"])}
     spec = registry.spec(NAME, features_only=True)
@@ -128,9 +128,9 @@ def sizes() -> Iterator[str]:
         cells = [f"{timing.median * 1000:.1f} ({timing.ratio:.2f})" for timing in timings.values()]
         rows.append([str(size), f"{macs / 1e6:.0f}", f"{macs / limit() * 1000:.1f}", *cells])
     yield section(
-        "Cost by size, one image",
-        "Median milliseconds, and in brackets the ratio to timm, of square images by their side in pixels; the limit "
-        "is that of matrix multiplication. 11 rounds.",
+        "Latency by image size, one image",
+        "Median milliseconds and, in parentheses, the ratio to timm, for square images of this side in pixels. The "
+        "limit is the time of these multiply-adds in matrix multiplication. 11 rounds.",
         table(["side", "M multiply-adds", "limit ms", *models], rows),
     )
 
@@ -140,6 +140,6 @@ def _calls(models: Models, images: Tensor) -> dict[str, Callable[[], object]]:
 
 
 def _limit(timings: Mapping[str, Timing], batch: int) -> dict[str, dict[str, str]]:
-    """Return a column: the least time of the multiply-adds to the time that was taken."""
+    """Return the column "of the limit": the minimum time for the multiply-adds, divided by the measured time."""
     least = registry.spec(NAME, features_only=True).macs(224, 224) * batch / limit()
     return {"of the limit": {name: f"{least / timing.median:.0%}" for name, timing in timings.items()}}

@@ -1,8 +1,8 @@
-"""Do the heads learn? `make bench-learning`.
+"""Short trainings of heads on synthetic data: `make bench-learning`.
 
-SSDLite, RetinaNet and LR-ASPP on torchvision's official ImageNet weights of MobileNetV2 are trained for a few minutes
-on shapes pasted on photographs (`benchmarks/shapes.py`), and judged on 100 images of photographs they never saw: mAP at
-an overlap of 0.5 of the detectors, mean IoU over the four classes, background included, of the segmenter.
+SSDLite, RetinaNet and LR-ASPP start from torchvision's ImageNet weights of MobileNetV2 and are trained for a few
+minutes on shapes pasted on photographs (`benchmarks/shapes.py`). They are evaluated on 100 images made from other
+photographs: detectors by mAP at IoU 0.5, the segmenter by mean IoU over four classes, including the background.
 """
 
 import logging
@@ -25,15 +25,23 @@ from benchmarks.shapes import CLASSES, HELD_OUT, TRAINING, Example, examples
 from featuretap import registry
 
 SIZE = 160
-LEARNED_FROM, JUDGED = 800, 100
+TRAINED, EVALUATED = 800, 100
 PICTURE = Path("docs/images/learning.png")
-COLOURS = ["black", "red", "lime", "deepskyblue"]
+COLORS = ["black", "red", "lime", "deepskyblue"]
 DRAWN, DRAWN_ABOVE = 4, 0.5
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a head is built and trained: its options, steps, images in each, and the highest learning rate of AdamW."""
+    """How to build and train a head.
+
+    Args:
+        head: name of the head.
+        steps: number of training steps.
+        batch: images per step.
+        rate: peak learning rate of AdamW.
+        options: options of backbone and head.
+    """
 
     head: str
     steps: int
@@ -43,16 +51,16 @@ class Recipe:
 
     @property
     def detects(self) -> bool:
-        """Whether the head finds boxes, and does not label pixels."""
+        """True for a detection head, False for a segmentation head."""
         return registry.default.head(self.head).task == "detection"
 
     def build(self) -> nn.Module:
-        """Return the model on pretrained weights."""
+        """Return the model, with a pretrained backbone."""
         return registry.build("mobilenet_v2", head=self.head, num_classes=len(CLASSES), pretrained=True, **self.options)
 
 
-# Two levels and their anchors reach all shapes. 256 channels, because torchvision draws the layers of RetinaNet's head
-# so small that narrower ones hardly learn.
+# Two levels with these anchors cover all shapes. 256 channels, because torchvision initializes the layers of
+# RetinaNet's head with values so small that a narrower head hardly learns.
 PYRAMID = {
     "taps": ("C4", "C5"),
     "extra_levels": None,
@@ -68,24 +76,24 @@ RECIPES = (
 )
 
 
-def normalised(model: nn.Module, batch: Sequence[Example]) -> Tensor:
-    """Return images (N, 3, H, W) as the model's weights were trained."""
+def normalize(model: nn.Module, batch: Sequence[Example]) -> Tensor:
+    """Return the images (N, 3, H, W) of a batch, normalized as the model's weights require."""
     prepared = model.description.preprocessing
     mean, std = (torch.tensor(values)[:, None, None] for values in (prepared.mean, prepared.std))  # type: ignore[union-attr]
     return (torch.stack([example.image for example in batch]) - mean) / std
 
 
 def loss_of(recipe: Recipe, model: nn.Module, batch: Sequence[Example]) -> Tensor:
-    """Return the loss of a batch, of a model in training."""
+    """Return the loss of a batch, for a model in training mode."""
     if recipe.detects:
         losses = model([example.image for example in batch], [example.target for example in batch])
         return torch.stack(list(losses.values())).sum()
-    logits = model(normalised(model, batch))["out"]
+    logits = model(normalize(model, batch))["out"]
     return F.cross_entropy(logits, torch.stack([example.mask for example in batch]))
 
 
-def train(recipe: Recipe, model: nn.Module, learned_from: Sequence[Example]) -> Iterator[float]:
-    """Train in place with AdamW and one cycle of the learning rate, and yield the loss of each step."""
+def train(recipe: Recipe, model: nn.Module, training: Sequence[Example]) -> Iterator[float]:
+    """Train a model in place with AdamW and a one-cycle schedule, and yield the loss of each step."""
     generator = torch.Generator().manual_seed(0)
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(parameters, recipe.rate, weight_decay=1e-2)
@@ -94,10 +102,10 @@ def train(recipe: Recipe, model: nn.Module, learned_from: Sequence[Example]) -> 
     order: list[int] = []
     for _ in range(recipe.steps):
         if len(order) < recipe.batch:
-            order = torch.randperm(len(learned_from), generator=generator).tolist()
+            order = torch.randperm(len(training), generator=generator).tolist()
         chosen, order = order[: recipe.batch], order[recipe.batch :]
         optimizer.zero_grad()
-        loss = loss_of(recipe, model, [learned_from[index] for index in chosen])
+        loss = loss_of(recipe, model, [training[index] for index in chosen])
         loss.backward()
         nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
@@ -106,75 +114,77 @@ def train(recipe: Recipe, model: nn.Module, learned_from: Sequence[Example]) -> 
 
 
 @torch.inference_mode()
-def scores(recipe: Recipe, model: nn.Module, judged: Sequence[Example]) -> dict[str, float]:
-    """Return mAP at an overlap of 0.5 and COCO's mAP, or the mean IoU over all classes."""
+def scores(recipe: Recipe, model: nn.Module, held_out: Sequence[Example]) -> dict[str, float]:
+    """Return mAP at IoU 0.5 and COCO's mAP, or the mean IoU over all classes."""
     model.eval()
     metric: Any
     if not recipe.detects:
         metric = MulticlassJaccardIndex(len(CLASSES))
-        metric.update(model(normalised(model, judged))["out"].argmax(1), torch.stack([e.mask for e in judged]))
+        metric.update(model(normalize(model, held_out))["out"].argmax(1), torch.stack([e.mask for e in held_out]))
         return {"mean IoU": float(metric.compute())}
     metric = MeanAveragePrecision(backend="faster_coco_eval")
-    # SSDLite returns up to 300 boxes; COCO's measure takes the best 100.
+    # SSDLite returns up to 300 boxes, of which COCO's metric uses the best 100.
     metric.warn_on_many_detections = False
-    metric.update(model([example.image for example in judged]), [example.target for example in judged])
+    metric.update(model([example.image for example in held_out]), [example.target for example in held_out])
     found = metric.compute()
     return {"mAP@0.5": float(found["map_50"]), "mAP": float(found["map"])}
 
 
 @torch.inference_mode()
-def drawn(recipe: Recipe, model: nn.Module, judged: Sequence[Example]) -> list[Tensor]:
-    """Return images (3, H, W) of bytes with what the model finds in them."""
-    pictures = [(F.interpolate(e.image[None], scale_factor=2.0)[0] * 255).byte() for e in judged]
+def draw_predictions(recipe: Recipe, model: nn.Module, held_out: Sequence[Example]) -> list[Tensor]:
+    """Return images (3, H, W) as uint8, with the model's predictions drawn in."""
+    pictures = [(F.interpolate(e.image[None], scale_factor=2.0)[0] * 255).byte() for e in held_out]
     if not recipe.detects:
-        classes = model(normalised(model, judged))["out"].argmax(1)
+        classes = model(normalize(model, held_out))["out"].argmax(1)
         enlarged = F.interpolate(classes[:, None].float(), scale_factor=2.0)[:, 0]
         masks = [torch.stack([found == label for label in range(1, len(CLASSES))]) for found in enlarged]
         return [
-            draw_segmentation_masks(picture, mask, alpha=0.6, colors=COLOURS[1:])
+            draw_segmentation_masks(picture, mask, alpha=0.6, colors=COLORS[1:])
             for picture, mask in zip(pictures, masks, strict=True)
         ]
     pages = []
-    for picture, found in zip(pictures, model([example.image for example in judged]), strict=True):
+    for picture, found in zip(pictures, model([example.image for example in held_out]), strict=True):
         sure = found["scores"] > DRAWN_ABOVE
         labels = found["labels"][sure].tolist()
         texts = [
             f"{CLASSES[label]} {value:.2f}" for label, value in zip(labels, found["scores"][sure].tolist(), strict=True)
         ]
-        colours = [COLOURS[label] for label in labels]
+        colors = [COLORS[label] for label in labels]
         boxes = found["boxes"][sure] * 2
-        pages.append(draw_bounding_boxes(picture, boxes, texts, colors=colours, width=2) if labels else picture)
+        pages.append(draw_bounding_boxes(picture, boxes, texts, colors=colors, width=2) if labels else picture)
     return pages
 
 
-def learned(recipe: Recipe, report: Callable[[str], None]) -> list[Tensor]:
-    """Train and judge one head, and return pictures of what it finds."""
-    learned_from = examples(LEARNED_FROM, SIZE, 0, TRAINING)
-    judged = examples(JUDGED, SIZE, 1, HELD_OUT)
+def train_and_evaluate(recipe: Recipe, report: Callable[[str], None]) -> list[Tensor]:
+    """Train and evaluate one head, report its metric, and return pictures of its predictions."""
+    training = examples(TRAINED, SIZE, 0, TRAINING)
+    held_out = examples(EVALUATED, SIZE, 1, HELD_OUT)
     torch.manual_seed(0)
     model = recipe.build()
-    before, begin = scores(recipe, model, judged), time.perf_counter()
-    losses = list(train(recipe, model, learned_from))
+    before, begin = scores(recipe, model, held_out), time.perf_counter()
+    losses = list(train(recipe, model, training))
     spent, tenth = time.perf_counter() - begin, len(losses) // 10
-    fell = ", ".join(f"{sum(part) / tenth:.2f}" for part in zip(*[iter(losses)] * tenth, strict=True))
-    after = scores(recipe, model, judged)
-    measure = next(iter(after))
+    curve = ", ".join(f"{sum(part) / tenth:.2f}" for part in zip(*[iter(losses)] * tenth, strict=True))
+    after = scores(recipe, model, held_out)
+    metric = next(iter(after))
     report(
-        f"{recipe.head}: {measure} {before[measure]:.3f} before, {after[measure]:.3f} after {recipe.steps} steps of "
-        f"{recipe.batch} images in {spent:.0f} s\n  loss, by tenths of the training: {fell}"
+        f"{recipe.head}: {metric} {before[metric]:.3f} before training, {after[metric]:.3f} after {recipe.steps} steps "
+        f"of {recipe.batch} images in {spent:.0f} s\n  mean loss of each tenth of the training: {curve}"
     )
-    return drawn(recipe, model, judged[:DRAWN])
+    return draw_predictions(recipe, model, held_out[:DRAWN])
 
 
 def main() -> None:
-    """Train all three, and draw what they find in the same images."""
+    """Train all three heads, and draw their predictions for the same images."""
     logging.getLogger("featuretap").setLevel("ERROR")
     pictures = [
-        picture for recipe in RECIPES for picture in learned(recipe, lambda text: print(f"\n{text}", flush=True))
+        picture
+        for recipe in RECIPES
+        for picture in train_and_evaluate(recipe, lambda text: print(f"\n{text}", flush=True))
     ]
     page: Image.Image = to_pil_image(make_grid(pictures, nrow=DRAWN, padding=6, pad_value=255))
     page.quantize(128).save(PICTURE, optimize=True)
-    print(f"\nwhat they find: {PICTURE}, a row each, boxes with a score over {DRAWN_ABOVE}")
+    print(f"\npredictions: {PICTURE}, one row per head, boxes with a score above {DRAWN_ABOVE}")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The most memory that a process ever held."""
+"""Peak memory of processes."""
 
 import subprocess
 import sys
@@ -18,7 +18,7 @@ LISTED = {
     "`registry.list_backbones()`": "from featuretap import registry; registry.list_backbones()",
 }
 
-# What a user of each library has to write, and no import beyond it.
+# The code that a user of each library has to write, without further imports.
 BUILT = {
     "timm": "import timm; model = timm.create_model('mobilenetv3_large_100', features_only=True).eval()",
     "torchvision": "from torchvision.models import mobilenet_v3_large\n"
@@ -30,13 +30,13 @@ BUILT = {
 OPENED = "from featuretap import registry; model = registry.compile({path!r})"
 
 RUN = "\nimport torch\nwith torch.inference_mode(): model(torch.zeros(1, 3, 1024, 1024))"
-# Not getrusage, which also counts what the process that started this one held then.
+# getrusage would also count the memory of the parent process at the time of the fork.
 PEAK = "\nprint(next(line for line in open('/proc/self/status') if line.startswith('VmHWM')).split()[1])"
 REPEATS = 3
 
 
 def memory() -> Iterator[str]:
-    """Processes that list, that build a network, and that run it on one large image."""
+    """Yield a table of processes that list models, build a model, and run it on one large image."""
     with TemporaryDirectory() as folder:
         path = registry.export(registry.build(NAME, features_only=True), Path(folder) / "model.onnx")
         codes = {**BUILT, "featuretap, onnxruntime, from a file": OPENED.format(path=str(path))}
@@ -44,14 +44,14 @@ def memory() -> Iterator[str]:
     rows += [[name, _peak(code), ""] for name, code in {**LISTED, "`import torch`": "import torch"}.items()]
     yield section(
         "Peak memory",
-        f"MiB that a process held at most: after building {NAME}, C1 to C5 (or what is named), and after one image of "
-        f"1024×1024 pixels. Medians of {REPEATS} processes.",
+        f"Peak memory of a process in MiB, after building {NAME} with C1 to C5 (or after the named call), and after "
+        f"running one image of 1024×1024 pixels. Medians of {REPEATS} processes.",
         table(["", "built", "1 × 3 × 1024 × 1024"], rows),
     )
 
 
 def _peak(code: str) -> str:
-    """Return MiB; Linux counts in KiB."""
+    """Return the median peak memory in MiB. Linux reports KiB."""
 
     def once() -> float:
         ran = subprocess.run([sys.executable, "-c", code + PEAK], check=True, capture_output=True, text=True)

@@ -1,4 +1,4 @@
-"""MobileNetV3-Large in the three libraries, as their users would build it."""
+"""MobileNetV3-Large in the three libraries, built as their users would."""
 
 from collections.abc import Callable
 from typing import Any
@@ -15,7 +15,7 @@ __all__ = ["CLASSIFIERS", "FEATURES", "NAME"]
 NAME = "mobilenet_v3_large"
 
 LAST = {f"features.{index}": f"C{level}" for level, index in enumerate((1, 3, 6, 12, 16), start=1)}
-"""The last map of every stride in torchvision's network, by its own names."""
+"""Layers of torchvision's model that return the last map at each stride → level."""
 
 
 def _timm(**options: Any) -> nn.Module:
@@ -31,11 +31,11 @@ def _featuretap() -> nn.Module:
 
 
 FEATURES: dict[str, Callable[[], nn.Module]] = {"timm": _timm, "torchvision": _torchvision, "featuretap": _featuretap}
-"""Library → what builds the network that returns C1 to C5, with fresh weights."""
+"""Library → function that builds the backbone (C1 to C5), randomly initialized."""
 
 CLASSIFIERS: dict[str, Callable[[], nn.Module]] = {
     "timm": lambda: timm.create_model("mobilenetv3_large_100"),
     "torchvision": lambda: torchvision.models.mobilenet_v3_large(),
     "featuretap": lambda: registry.build(NAME),
 }
-"""Library → what builds the classifier of 1,000 classes, with fresh weights."""
+"""Library → function that builds the classifier of 1,000 classes, randomly initialized."""

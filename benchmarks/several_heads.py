@@ -1,4 +1,4 @@
-"""One model with three heads against its parts and against three models."""
+"""One model with three heads, compared with its parts and with three models."""
 
 import copy
 from collections.abc import Callable, Iterator, Mapping
@@ -22,7 +22,7 @@ ROUNDS = 41
 HEADS = {"objects": "ssdlite", "road": "lraspp", "scene": "classification"}
 SIZE = 320
 OPTIONS = {
-    # Random weights would find 300 objects everywhere, of which trained ones find a few.
+    # Random weights would detect the maximum of 300 objects; trained weights detect a few.
     "objects": {"num_classes": 21, "size": SIZE, "score_thresh": 0.5},
     "road": {"num_classes": 2},
     "scene": {"num_classes": 10},
@@ -31,7 +31,7 @@ TOGETHER, SEPARATE = "one model with three heads", "three models"
 
 
 def several_heads() -> Iterator[str]:
-    """In PyTorch's eager mode, and as sessions."""
+    """Yield tables for PyTorch's eager mode and for sessions."""
     model = registry.build(NAME, head=HEADS, **OPTIONS).eval()
     image = torch.rand(3, SIZE, SIZE)
     with torch.inference_mode():
@@ -48,7 +48,10 @@ def several_heads() -> Iterator[str]:
         parts: dict[str, Callable[[], object]] = {
             TOGETHER: partial(model, [image]),
             "the backbone": partial(model.backbone, batch),
-            **{f"the head {HEADS[name]}, on maps": partial(one, inputs[name]) for name, one in heads.items()},
+            **{
+                f"the head {HEADS[name]}, without the backbone": partial(one, inputs[name])
+                for name, one in heads.items()
+            },
             SEPARATE: partial(call_all, singles),
         }
         timings = timed(parts, ROUNDS, warm_up=3, pause=PAUSE)
@@ -56,8 +59,8 @@ def several_heads() -> Iterator[str]:
     share = timings[TOGETHER].median / total
     yield section(
         f"Three heads on one backbone, 1 × 3 × {SIZE} × {SIZE}",
-        f"{NAME} at output stride 16 with {', '.join(HEADS.values())}, in eager mode. {ROUNDS} rounds. The model takes "
-        f"{share:.3f} of the sum of its parts.",
+        f"{NAME} at output stride 16 with {', '.join(HEADS.values())}, in eager mode. {ROUNDS} rounds. The time of the "
+        f"model is {share:.3f} times the sum of its parts.",
         milliseconds(timings),
     )
     with TemporaryDirectory() as folder:
@@ -82,7 +85,7 @@ def several_heads() -> Iterator[str]:
 
 
 def _without_backbone(single: Any, maps: Mapping[str, torch.Tensor]) -> nn.Module:
-    """Return the model of a head whose maps are computed already."""
+    """Return the model of a head with a backbone that returns precomputed maps."""
     computed = copy.copy(single)
     computed._modules = {**single._modules, "backbone": _Computed({name: maps[name] for name in single.backbone.taps})}
     return computed  # type: ignore[no-any-return]

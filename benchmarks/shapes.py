@@ -1,7 +1,7 @@
-"""Shapes pasted on photographs: a small labelled set for detection and segmentation, the same for the same seed.
+"""Shapes pasted on photographs: a small labeled data set for detection and segmentation, reproducible by seed.
 
-Circles, squares and triangles of random size, rotation, colour and opacity lie on random crops of scikit-image's
-photographs. All are drawn alike, of the same range of areas, so that neither colour nor size gives the class away.
+Circles, squares and triangles of random size, rotation, color and opacity are drawn on random crops of scikit-image's
+photographs. All classes have the same distribution of colors and areas, so neither reveals the class.
 """
 
 import math
@@ -19,7 +19,7 @@ from torchvision.transforms.functional import pil_to_tensor
 CLASSES = ("background", "circle", "square", "triangle")
 CORNERS = {"square": 4, "triangle": 3}
 
-# Those that lie in scikit-image's wheel. What is judged on was never seen in training, not even as a background.
+# Photographs in scikit-image's wheel. The ones for evaluation never occur in training, not even as a background.
 TRAINING = (
     "astronaut",
     "coffee",
@@ -34,21 +34,21 @@ TRAINING = (
 )
 HELD_OUT = ("chelsea", "stereo_motorcycle")
 
-CROPS = (0.4, 0.9)  # side of the crop, of the photograph's shorter side
-RADII = (0.08, 0.18)  # of the circle of the same area, of the image's side
+CROPS = (0.4, 0.9)  # side of the crop, as a fraction of the photograph's shorter side
+RADII = (0.08, 0.18)  # radius of the circle with the shape's area, as a fraction of the image's side
 OPACITIES = (0.6, 1.0)
-MOST = 4  # shapes in an image
-VISIBLE = 0.75  # of a shape's area, at least, whatever lies on it
-TRIES = 10  # places looked at before a shape is left out
-FINE = 4  # pixels that a shape is drawn with for each one of the image
+MOST = 4  # maximum number of shapes per image
+VISIBLE = 0.75  # minimum visible fraction of a shape's area
+TRIES = 10  # number of random places to try before skipping a shape
+FINE = 4  # supersampling factor for drawing shapes
 
 
 class Example(NamedTuple):
-    """An image and what is in it.
+    """An image with its ground truth.
 
     Attributes:
         image: (3, H, W), from 0 to 1.
-        target: "boxes" (M, 4) as x1, y1, x2, y2 in pixels around what is visible of each shape, and "labels" (M,).
+        target: "boxes" (M, 4), x1, y1, x2, y2 in pixels around the visible part of each shape, and "labels" (M,).
         mask: (H, W), the class of each pixel, 0 for the background.
     """
 
@@ -58,13 +58,16 @@ class Example(NamedTuple):
 
 
 def examples(count: int, size: int, seed: int, photographs: Sequence[str]) -> list[Example]:
-    """Draw square images.
+    """Draw square images with random shapes.
 
     Args:
         count: number of images.
-        size: pixels of a side.
-        seed: whatever is random follows from it.
-        photographs: names in `skimage.data`.
+        size: side of the images in pixels.
+        seed: random seed.
+        photographs: names of photographs in `skimage.data`.
+
+    Returns:
+        The images with their ground truth.
     """
     random = Random(seed)
     backgrounds = [_photograph(name) for name in photographs]
@@ -73,7 +76,7 @@ def examples(count: int, size: int, seed: int, photographs: Sequence[str]) -> li
 
 def _photograph(name: str) -> Image.Image:
     pixels = getattr(data, name)()
-    # A stereo pair comes with its disparity; the left picture will do.
+    # A stereo pair is a tuple of two pictures and the disparity; use the left picture.
     return Image.fromarray(pixels[0] if isinstance(pixels, tuple) else pixels).convert("RGB")
 
 
@@ -84,9 +87,9 @@ def _crop(random: Random, photograph: Image.Image, size: int) -> Image.Image:
 
 
 def _example(random: Random, picture: Image.Image) -> Example:
-    """Paste shapes on the picture, each over those before it."""
+    """Paste shapes on a picture, each over the earlier ones, and return it with its ground truth."""
     size = picture.width
-    # Number of the uppermost shape at each pixel, from 1; 0 for none.
+    # Number of the top shape at each pixel, from 1; 0 without a shape.
     uppermost = torch.zeros(size, size, dtype=torch.int64)
     labels: list[int] = []
     areas: list[int] = []
@@ -101,24 +104,24 @@ def _example(random: Random, picture: Image.Image) -> Example:
         else:
             continue
         opacity = random.uniform(*OPACITIES)
-        colour = tuple(random.randrange(256) for _ in "RGB")
-        picture.paste(colour, mask=stencil.point(lambda value, opacity=opacity: value * opacity))
+        color = tuple(random.randrange(256) for _ in "RGB")
+        picture.paste(color, mask=stencil.point(lambda value, opacity=opacity: value * opacity))
         labels.append(label)
         areas.append(int(covered.sum()))
         uppermost[covered] = len(labels)
     shapes = uppermost == torch.arange(1, len(labels) + 1)[:, None, None]
-    # Boxes reach to the far edge of their last pixels.
+    # Boxes extend to the far edge of their last pixels.
     boxes = masks_to_boxes(shapes) + torch.tensor([0, 0, 1, 1])
     mask = torch.tensor([0, *labels])[uppermost]
     return Example(pil_to_tensor(picture) / 255, {"boxes": boxes, "labels": torch.tensor(labels)}, mask)
 
 
 def _stencil(random: Random, name: str, size: int) -> Image.Image:
-    """Return a shape, white on black, wholly inside an image of this size."""
+    """Return a shape in white on black, completely inside an image of this size."""
     radius = random.uniform(*RADII) * size
     corners = CORNERS.get(name)
     if corners:
-        # From a circle's radius to that of the corners of the regular polygon of the same area.
+        # Convert the radius of a circle to the circumradius of the regular polygon with the same area.
         radius *= math.sqrt(2 * math.pi / (corners * math.sin(2 * math.pi / corners)))
     x, y = (random.uniform(radius, size - radius) for _ in "xy")
     fine = Image.new("L", (size * FINE, size * FINE))

@@ -1,4 +1,4 @@
-"""One step of training: forward, backward, and the optimiser's."""
+"""One training step: forward, backward, and optimizer step."""
 
 from collections.abc import Callable, Iterator
 
@@ -14,16 +14,16 @@ BATCH = 16
 
 
 def training() -> Iterator[str]:
-    """The three libraries in both memory formats."""
+    """Yield a table of the three libraries in both memory formats."""
     formats = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
     calls = {
-        f"{name}, {words}": _step(build(), memory_format)
-        for words, memory_format in formats.items()
+        f"{name}, {label}": _step(build(), memory_format)
+        for label, memory_format in formats.items()
         for name, build in CLASSIFIERS.items()
     }
     yield section(
         f"A training step, {BATCH} × 3 × 224 × 224",
-        f"The classifier {NAME}: forward, cross-entropy, backward, SGD with momentum, float32. 9 rounds.",
+        f"Classifier {NAME}: forward, cross-entropy, backward, SGD with momentum, float32. 9 rounds.",
         milliseconds(timed(calls, rounds=9, warm_up=1)),
     )
 

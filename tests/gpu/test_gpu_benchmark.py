@@ -61,5 +61,5 @@ def test_make_gpu_says_what_it_needs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(SystemExit) as caught:
         gpu.check()
-    message = "make gpu needs an NVIDIA GPU that PyTorch sees; without one, make test-gpu runs its tests on the CPU"
+    message = "make gpu needs an NVIDIA GPU, and PyTorch finds none; make test-gpu runs the tests on the CPU"
     assert str(caught.value) == message
