@@ -118,7 +118,7 @@ class Catalogue:
         known = {*self._backbones.names, *self._deferred.values()}
         for plugin in self._plugins if "/" in pattern else ():
             try:
-                answer = plugin.ask("match_backbones", pattern=pattern) or ()
+                answer = plugin.call_hook("match_backbones", pattern=pattern) or ()
                 if isinstance(answer, str) or not all(isinstance(name, str) for name in answer):
                     raise PluginError(f"{plugin.label} must return a list of names for {pattern!r}; got {answer!r}")
                 known.update(answer)
@@ -412,7 +412,7 @@ class Catalogue:
             if colon and plugin.distribution != normalize_name(provider):
                 continue
             try:
-                spec = plugin.ask("find_backbone", name=inner)
+                spec = plugin.call_hook("find_backbone", name=inner)
                 if isinstance(spec, BackboneSpec):
                     return plugin.distribution, spec
                 if spec is not None:
@@ -515,6 +515,6 @@ def read_user_catalogue() -> CatalogueFile:
     Raises:
         CatalogueError: the file cannot be read, or is invalid.
     """
-    given = os.environ.get("FEATURETAP_CONFIG")
-    path = Path(given) if given else user_config_path("featuretap", appauthor=False) / "featuretap.toml"
-    return read_catalogue(path, code=False) if given or path.exists() else NO_USER_FILE
+    configured = os.environ.get("FEATURETAP_CONFIG")
+    path = Path(configured) if configured else user_config_path("featuretap", appauthor=False) / "featuretap.toml"
+    return read_catalogue(path, code=False) if configured or path.exists() else NO_USER_FILE

@@ -64,10 +64,10 @@ class PluginEntryPoint:
                 f"its entry point {self.name!r} has the invalid value {self.value!r}; write "
                 f"'{self.name} = \"package.module\"' under [project.entry-points.{GROUP}]"
             )
-        wanted = _unmet(self.requires)
-        if wanted:
+        unmet = _unmet(self.requires)
+        if unmet:
             raise PluginError(
-                f"it requires {wanted}, but featuretap {__version__} is installed; install compatible versions"
+                f"it requires {unmet}, but featuretap {__version__} is installed; install compatible versions"
             )
         return EntryPoint(self.name, self.value, GROUP).load()
 

@@ -317,10 +317,10 @@ def _check_backbone(path: Path, name: str, entry: Any, code: bool) -> None:
         check_name("backbone", name, entry.get("aliases", ()))
     except SpecError as error:
         raise CatalogueError(f"{path}: backbones.{name} cannot be used: {error}") from error
-    for given in (name, *entry.get("aliases", ())):
-        if "/" in given:
+    for label in (name, *entry.get("aliases", ())):
+        if "/" in label:
             raise CatalogueError(
-                f"{path}: backbones.{name} has the name {given!r}, but slashes are reserved for open namespaces; "
+                f"{path}: backbones.{name} has the name {label!r}, but slashes are reserved for open namespaces; "
                 f"choose "
                 "another name"
             )

@@ -92,7 +92,7 @@ class Plugin:
         """Name and distribution, for messages."""
         return f"plugin {self.name!r} of distribution {self.distribution!r}"
 
-    def ask(self, hook: Literal["find_backbone", "match_backbones"], **arguments: Any) -> Any:
+    def call_hook(self, hook: Literal["find_backbone", "match_backbones"], **arguments: Any) -> Any:
         """Call a hook of an open namespace.
 
         Args:

@@ -21,7 +21,7 @@ KINDS = {
 }
 
 
-def addresses_of(blocks: Sequence[Block]) -> dict[str, str]:
+def find_addresses(blocks: Sequence[Block]) -> dict[str, str]:
     """Return a mapping from every tap address of `blocks` to the path of the submodule whose output it is."""
     stages: dict[str, list[Block]] = {}
     for block in blocks:
@@ -74,9 +74,9 @@ def describe_unknown_tap(name: str, address: object, available: Mapping[str, str
         A message with the nearest address, or with all addresses if none is near.
     """
     level, _, kind = str(address).partition(".")
-    having = [known.partition(".")[0] for known in available if known.endswith(f".{kind}")]
+    levels = [known.partition(".")[0] for known in available if known.endswith(f".{kind}")]
     if level in available and kind in KINDS:
-        elsewhere = f"available at {', '.join(having)}" if having else "not available at any level"
+        elsewhere = f"available at {', '.join(levels)}" if levels else "not available at any level"
         return f"{name!r} has no tap {address!r}: {level} has no {KINDS[kind]}; {elsewhere}"
     # "c4" is too different from "C4" for the search by similarity.
     hint = did_you_mean(str(address).replace("c", "C", 1), available) or "."

@@ -12,7 +12,7 @@ from functools import cached_property
 from typing import Any, Literal
 
 from featuretap.specs.activations import peak_bytes
-from featuretap.specs.addresses import LEVELS, addresses_of, describe_unknown_tap
+from featuretap.specs.addresses import LEVELS, describe_unknown_tap, find_addresses
 from featuretap.specs.blocks import Block, place_rows, truncate
 from featuretap.specs.layers import PADDINGS, SYMMETRIC, Activation, BatchNorm, Linear
 from featuretap.specs.rows import RE, Row
@@ -227,8 +227,8 @@ class BackboneSpec:
                 raise SpecError(
                     f"{self.name!r} has an empty stage, or more than {len(LEVELS)} stages; correct its table"
                 )
-            wanted = self.taps or LEVELS[: len(self.stages)]
-            object.__setattr__(self, "taps", self._taps_at(wanted))
+            requested = self.taps or LEVELS[: len(self.stages)]
+            object.__setattr__(self, "taps", self._taps_at(requested))
         elif self.taps and self.factory:
             check_fields(f"backbone {self.name!r}", self, DECLARED)
             object.__setattr__(self, "taps", dict(self.taps))
@@ -256,7 +256,7 @@ class BackboneSpec:
     @cached_property
     def addresses(self) -> Mapping[str, str]:
         """Mapping from every tap address of the architecture to the path of the submodule whose output it is."""
-        return addresses_of(self.all_blocks) if self.stages else dict.fromkeys(self._declared, "")
+        return find_addresses(self.all_blocks) if self.stages else dict.fromkeys(self._declared, "")
 
     @property
     def stem(self) -> str:
@@ -389,13 +389,13 @@ class BackboneSpec:
         vars(spec).pop("blocks", None)
         return spec
 
-    def _taps_at(self, wanted: Iterable[str]) -> dict[str, Tap]:
-        """Return the taps at the addresses in `wanted`, in the same order."""
-        if isinstance(wanted, str):
-            raise TapError(f"taps={wanted!r} is a string; give a tuple of addresses, such as taps=({wanted!r},)")
-        if not isinstance(wanted, Iterable):
-            raise TapError(f"taps must be a tuple of addresses, such as ('C3', 'C4', 'C5'); got {wanted!r}")
-        addresses = tuple(wanted)
+    def _taps_at(self, requested: Iterable[str]) -> dict[str, Tap]:
+        """Return the taps at the `requested` addresses, in the same order."""
+        if isinstance(requested, str):
+            raise TapError(f"taps={requested!r} is a string; give a tuple of addresses, such as taps=({requested!r},)")
+        if not isinstance(requested, Iterable):
+            raise TapError(f"taps must be a tuple of addresses, such as ('C3', 'C4', 'C5'); got {requested!r}")
+        addresses = tuple(requested)
         if not addresses:
             raise TapError(f"taps of {self.name!r} is empty; name at least one of {', '.join(self.addresses)}")
         for address in addresses:
@@ -436,8 +436,8 @@ class BackboneSpec:
         """Return the rounding of a map after an even kernel, which drops a last pixel without a neighbor."""
         _, height, _ = self._maps(image, image)[path]
         stride = image // height
-        more = next(more for more in range(1, stride + 1) if self._maps(image + more, image)[path][1] > height)
-        return "floor" if more == stride else stride - more
+        extra = next(extra for extra in range(1, stride + 1) if self._maps(image + extra, image)[path][1] > height)
+        return "floor" if extra == stride else stride - extra
 
     def _norm_parameters(self, channels: int) -> int:
         if channels == 0:

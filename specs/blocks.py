@@ -118,16 +118,16 @@ def _place(layer: Layer, stride: int, dilation: int, padding: str) -> Layer:
     return layer
 
 
-def truncate(blocks: Sequence[Block], wanted: Collection[str]) -> tuple[Block, ...]:
-    """Return the blocks up to the last of the submodule paths in `wanted`, with the last block cut after that layer."""
-    missing = set(wanted)
+def truncate(blocks: Sequence[Block], paths: Collection[str]) -> tuple[Block, ...]:
+    """Return the blocks up to the last of the submodule `paths`, with the last block cut after that layer."""
+    missing = set(paths)
     kept: list[Block] = []
     for block in blocks:
         for count, (path, _) in enumerate(block.layer_paths(), start=1):
             missing.discard(path)
             if not missing:
-                whole = count == len(block.layers)
-                return (*kept, block if whole else replace(block, layers=block.layers[:count], shortcut=False))
+                complete = count == len(block.layers)
+                return (*kept, block if complete else replace(block, layers=block.layers[:count], shortcut=False))
         missing.discard(block.path)
         kept.append(block)
         if not missing:

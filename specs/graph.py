@@ -242,8 +242,8 @@ class Graph:
         Returns:
             The name of the output tensor (N, C, height, width).
         """
-        usual = {"linear": "half_pixel", "nearest": "asymmetric"}[mode]
-        attributes = {"coordinate_transformation_mode": coordinates or usual}
+        default = {"linear": "half_pixel", "nearest": "asymmetric"}[mode]
+        attributes = {"coordinate_transformation_mode": coordinates or default}
         # All four sizes are given because ONNX Runtime 1.32 ignores `axes` when it converts a graph to channels last.
         sizes = self.node("Concat", self.node("Shape", x, start=0, end=2), size, axis=0)
         return self.node("Resize", x, "", "", sizes, mode=mode, nearest_mode="floor", **attributes)

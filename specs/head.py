@@ -159,15 +159,15 @@ class HeadSpec:
             if unknown:
                 problem = f"has optional_reads for {unknown[0]!r}, which is not one of its options"
             raise SpecError(f"head {self.name!r} {problem}; correct its HeadSpec")
-        stated = {name: option for name, option in self.options.items() if isinstance(option, Option)}
-        defaults = {name: option.default for name, option in stated.items()}
-        object.__setattr__(self, "allowed", stated)
+        declared = {name: option for name, option in self.options.items() if isinstance(option, Option)}
+        defaults = {name: option.default for name, option in declared.items()}
+        object.__setattr__(self, "allowed", declared)
         object.__setattr__(self, "options", {**self.options, **defaults})
 
     def reads_with(self, options: Mapping[str, Any]) -> Reads:
         """Return the taps that the head reads with `options`, which must have a value for each of its options."""
-        besides = (reads for option, reads in self.optional_reads.items() if options[option])
-        return sum(besides, start=self.reads)
+        optional = (reads for option, reads in self.optional_reads.items() if options[option])
+        return sum(optional, start=self.reads)
 
 
 @dataclass(frozen=True)
@@ -211,8 +211,8 @@ class ModelSpec:
     @cached_property
     def taps(self) -> Mapping[str, Tap]:
         """Mapping from map name to `Tap`: the maps of the head, or the levels of the backbone."""
-        made: Mapping[str, Tap] = self.call(self.head.taps) if self.head.taps else self.levels
-        return made
+        taps: Mapping[str, Tap] = self.call(self.head.taps) if self.head.taps else self.levels
+        return taps
 
     def tap_shapes(self, height: int, width: int) -> dict[str, tuple[int, int, int]]:
         """Return a mapping from map name to (channels, height, width).
@@ -226,8 +226,8 @@ class ModelSpec:
         """
         check_size(height, width)
         if self.head.taps:
-            made = self.outputs(height, width)
-            return {name: made[name] for name in self.taps}  # type: ignore[misc]
+            shapes = self.outputs(height, width)
+            return {name: shapes[name] for name in self.taps}  # type: ignore[misc]
         return {name: tap.shape(height, width) for name, tap in self.taps.items()}
 
     def outputs(self, height: int, width: int) -> dict[str, Shape]:
@@ -243,27 +243,27 @@ class ModelSpec:
             A mapping in the order in which the model returns its outputs.
         """
         check_size(height, width)
-        made: dict[str, Shape] = self.call(self.head.outputs, height=height, width=width) if self.head.outputs else {}
-        return made
+        shapes: dict[str, Shape] = self.call(self.head.outputs, height=height, width=width) if self.head.outputs else {}
+        return shapes
 
-    def call(self, reference: str, **more: Any) -> Any:
+    def call(self, reference: str, **others: Any) -> Any:
         """Call one of the head's functions with the arguments that the head is built with.
 
         Args:
             reference: import string of the function.
-            **more: additional keyword arguments.
+            **others: additional keyword arguments.
 
         Returns:
             The return value of the function.
         """
-        given = {"num_classes": self.num_classes, **self.head_options, **more}
-        return call_reference(f"head {self.head.name!r}", reference, self.backbone, **given)
+        arguments = {"num_classes": self.num_classes, **self.head_options, **others}
+        return call_reference(f"head {self.head.name!r}", reference, self.backbone, **arguments)
 
     @cached_property
     def head_layers(self) -> tuple[Counted, ...]:
         """The layers of a head that lists its layers; empty for other heads."""
-        stated: tuple[Counted, ...] = self.call(self.head.layers) if self.head.layers else ()
-        return stated
+        layers: tuple[Counted, ...] = self.call(self.head.layers) if self.head.layers else ()
+        return layers
 
     @cached_property
     def head_tensors(self) -> Mapping[str, tuple[int, ...]]:
@@ -272,8 +272,8 @@ class ModelSpec:
         A name that ends in a dot is the prefix of a layer that does not list its tensors.
         """
         if not self.head.layers:
-            counted: Mapping[str, tuple[int, ...]] = load(f"{COUNTING}:tensors")(self)
-            return counted
+            shapes: Mapping[str, tuple[int, ...]] = load(f"{COUNTING}:tensors")(self)
+            return shapes
         tensors: dict[str, tuple[int, ...]] = {}
         for layer in self.head_layers:
             named = getattr(layer, "tensors", None)

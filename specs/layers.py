@@ -204,11 +204,11 @@ class Convolution:
     def output_size(self, height: int, width: int) -> tuple[int, int]:
         """Return the (height, width) of the output for an input of `height` × `width` pixels."""
         stride = self.stride
-        more = stride - 1
+        extra = stride - 1
         if self.padding == SYMMETRIC and self.kernel % 2 == 0:
             # Padding of an even kernel is one weight short of rounding up.
-            more -= self.dilation
-        return (height + more) // stride, (width + more) // stride
+            extra -= self.dilation
+        return (height + extra) // stride, (width + extra) // stride
 
     def macs(self, height: int, width: int) -> int:
         """Return the multiply-adds for an input of `height` × `width` pixels."""

@@ -79,11 +79,11 @@ def options_of(spec: BackboneSpec) -> dict[str, Any]:
     Returns:
         A mapping from option name to default.
     """
-    usual = {name: option.default for name, option in (OPTIONS if spec.stages else FREEZING).items()}
+    defaults = {name: option.default for name, option in (OPTIONS if spec.stages else FREEZING).items()}
     if spec.stages:
         # Values that a variant function has already set are the defaults of this spec.
-        usual |= {name: getattr(spec, name) for name in TABLE_FIELDS}
-    return {**usual, **{name: default_of(option) for name, option in spec.options.items()}}
+        defaults |= {name: getattr(spec, name) for name in TABLE_FIELDS}
+    return {**defaults, **{name: default_of(option) for name, option in spec.options.items()}}
 
 
 def replace_defaults(spec: BackboneSpec, defaults: Mapping[str, Any]) -> dict[str, Any]:
@@ -112,20 +112,20 @@ def split_options(
     Raises:
         UnknownOptionError: neither backbone nor head takes an option.
     """
-    of_head = {name: value for name, value in options.items() if head and name in head.options}
-    of_backbone = {name: value for name, value in options.items() if name not in of_head}
-    for name in of_backbone:
+    head_options = {name: value for name, value in options.items() if head and name in head.options}
+    backbone_options = {name: value for name, value in options.items() if name not in head_options}
+    for name in backbone_options:
         if name not in defaults:
             known = [*defaults, *(head.options if head else ())]
             pair = f"{spec.name!r} with head {head.name!r}" if head else f"{spec.name!r}"
             hint = _hint(name, (*known, *ARGUMENTS))
             raise UnknownOptionError(f"{pair} takes no option {name!r}{hint} Options: {', '.join(known)}")
-    return of_backbone, of_head
+    return backbone_options, head_options
 
 
 def _hint(name: str, known: Collection[str]) -> str:
-    here = ELSEWHERE.get(name)
-    return f"; featuretap calls it {here!r}." if here in known else did_you_mean(name, known) or "."
+    ours = ELSEWHERE.get(name)
+    return f"; featuretap calls it {ours!r}." if ours in known else did_you_mean(name, known) or "."
 
 
 def check_options(spec: BackboneSpec, values: Mapping[str, Any]) -> None:
@@ -196,9 +196,11 @@ def check_freezing(spec: BackboneSpec, freezing: Freezing) -> None:
 def _declare(spec: BackboneSpec, values: Mapping[str, Any]) -> BackboneSpec:
     """Return the spec of a backbone with a factory, with the values of its options."""
     # The declared taps are for the defaults of the base, which a variant changes.
-    usual = not spec.variant_of and all(default_of(option) == values[name] for name, option in spec.options.items())
+    is_default = not spec.variant_of and all(
+        default_of(option) == values[name] for name, option in spec.options.items()
+    )
     spec = replace(spec, options=values)
-    if usual or not spec.describe:
+    if is_default or not spec.describe:
         return spec
     described: BackboneSpec = call_reference(f"backbone {spec.name!r}", spec.describe, spec, **values)
     return described
