@@ -69,8 +69,8 @@ def pyramid_outputs(
         if index < len(backbone.taps):
             shapes[name] = tap.shape(height, width)
         else:
-            channels, above, beside = shapes[next(reversed(shapes))]
-            shapes[name] = channels, -(-above // 2), -(-beside // 2)
+            channels, rows, columns = shapes[next(reversed(shapes))]
+            shapes[name] = channels, -(-rows // 2), -(-columns // 2)
     return shapes
 
 

@@ -21,7 +21,7 @@ def class_names(description: Description) -> tuple[str, ...]:
 
     Returns:
         The names stored with the weights, or those of the weights' label set. A class without a name is called "class
-            7".
+        7".
     """
     count, classes = description.num_classes or 0, description.classes
     if isinstance(classes, str):

@@ -110,7 +110,7 @@ class DetectionModel(HeadedModel):
 
         Returns:
             In evaluation mode, one dict for each image, with "boxes", "labels" and "scores", and for Mask R-CNN
-                "masks".
+            "masks".
 
         Raises:
             OptionError: in training mode, there is not one target for each image, a label is not a class of the head,

@@ -51,8 +51,7 @@ def ssdlite_nodes(backbone: BackboneSpec, *, graph: Graph, **options: Any) -> di
 
     Returns:
         "boxes" (N, D, 4) as x1, y1, x2, y2 in pixels of the images, "scores" (N, D) in descending order, "labels" (N,
-            D)
-        and "num_detections" (N,). Entries after an image's number of detections are zeros.
+        D) and "num_detections" (N,). Entries after an image's number of detections are zeros.
     """
     return _ssd_nodes(backbone, graph, _separable_layer, _separable_predictor, **options)
 
