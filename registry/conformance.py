@@ -1,6 +1,6 @@
-"""Conformance checks of backbones: one function a promise, which raises a `SpecError` with one message if it is broken.
+"""Conformance checks of backbones. Each function checks one promise and raises a `SpecError` if it is broken.
 
-`featuretap.registry.testing` makes tests of them, and `featuretap plugins doctor` runs some.
+`featuretap.registry.testing` runs them as tests. `featuretap plugins doctor` runs some of them.
 """
 
 import copy
@@ -24,16 +24,16 @@ from featuretap.support.errors import FeaturetapError, SpecError
 from featuretap.support.text import error_line
 
 SIZES = ((97, 161), (64, 96), (33, 32))
-"""Heights and widths in pixels: odd, divisible by 32, and one above."""
+"""Heights and widths in pixels: odd, divisible by 32, and one more than that."""
 
 Size = tuple[int, int]
 
 Outputs = Sequence[Mapping[str, Tensor]]
-"""Name → tensor: the maps of a backbone, or the outputs of a model for each of two images."""
+"""Name → tensor: one dict with the maps of a backbone, or one dict per image with the outputs of a model."""
 
 
 def no_norm(channels: int) -> nn.Module:
-    """Return a norm without parameters, so that counts reveal a layer that creates its own."""
+    """Return a norm without parameters for `channels`, so that counts reveal a layer that creates its own norm."""
     return nn.Identity()
 
 
@@ -44,31 +44,40 @@ TABLE_VARIATIONS: Sequence[Mapping[str, Any]] = (
     {"in_channels": 1},
     {"norm": no_norm},
 )
-"""Options that every table of rows takes."""
+"""Options that every table of rows accepts."""
 
 
 def expect(condition: bool, message: str) -> None:
-    """Fail the check with a message unless the condition holds.
-
-    Raises:
-        SpecError: it does not.
-    """
+    """Raise a `SpecError` with this `message` unless the `condition` holds."""
     if not condition:
         raise SpecError(message)
 
 
 def expect_gradient(gradient: Tensor | None, label: str, missing: str) -> None:
-    """Fail the check unless there is a gradient, and it is finite."""
+    """Check that a gradient exists and is finite.
+
+    Args:
+        gradient: the gradient of a parameter or of the images.
+        label: beginning of both messages.
+        missing: rest of the message if there is no gradient.
+    """
     expect(gradient is not None, f"{label} {missing}")
     expect(gradient is None or bool(gradient.isfinite().all()), f"{label} a gradient that is not finite")
 
 
 @contextmanager
 def explain_failure(problem: str) -> Iterator[None]:
-    """Turn whatever a plugin's code raises, SystemExit too, into a failed check; our own errors explain themselves.
+    """Turn exceptions from a plugin's code, including SystemExit, into a `SpecError`. featuretap's own errors pass
+    through.
+
+    Args:
+        problem: beginning of the message.
+
+    Yields:
+        None.
 
     Raises:
-        SpecError: it raised anything but a `FeaturetapError`.
+        SpecError: the code raised anything but a `FeaturetapError`.
     """
     try:
         yield
@@ -80,7 +89,7 @@ def explain_failure(problem: str) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Trial:
-    """A module under test, with its label for messages and its declaration."""
+    """A module under test, with its label for messages, its spec and the size of its test images."""
 
     label: str
     spec: Any
@@ -89,44 +98,44 @@ class Trial:
 
     @property
     def image(self) -> str:
-        """The size of the images, for messages."""
+        """The size of the test images, formatted for messages."""
         return f"a {self.size[0]}x{self.size[1]} image"
 
     def inputs(self) -> Any:
-        """Return random images, the same at every call."""
+        """Return random images that are the same in every call."""
         raise NotImplementedError
 
     def check_form(self, returned: Any, inputs: Any) -> Outputs:
-        """Return what the module returned for the inputs as dicts, if it has the declared form."""
+        """Check the form of the value that the module `returned` for `inputs`, and return it as dicts."""
         raise NotImplementedError
 
     def run(self, inputs: Any = None) -> Outputs:
-        """Return the outputs for the inputs, or for other ones, with gradients in training only."""
+        """Run the module on `inputs`, or on the test images. Gradients are recorded in training mode only."""
         inputs = self.inputs() if inputs is None else inputs
         with explain_failure(f"{self.label} fails on {self.image}"), torch.set_grad_enabled(self.module.training):
             returned = self.module(inputs)
         return self.check_form(returned, inputs)
 
     def with_module(self, how: str, module: nn.Module) -> Self:
-        """Return the same trial of a copy of the module."""
+        """Return a trial of a copied `module`; `how` describes the copy in messages."""
         return replace(self, label=f"{self.label}, {how},", module=module)
 
 
 class BackboneTrial(Trial):
-    """A backbone under test: images (2, in_channels, H, W) → maps."""
+    """A backbone under test. It maps images (2, in_channels, H, W) to feature maps."""
 
     def inputs(self) -> Tensor:
-        """Return two random images, the same at every call."""
+        """Return two random images that are the same in every call."""
         generator = torch.Generator().manual_seed(sum(self.size))
         return torch.randn(2, self.spec.in_channels, *self.size, generator=generator)
 
     def maps(self, images: Tensor | None = None) -> Mapping[str, Tensor]:
-        """Return the maps of the trial's images, or of others."""
+        """Return the feature maps of `images`, or of the test images."""
         (maps,) = self.run(images)
         return maps
 
     def check_form(self, returned: Any, inputs: Any) -> Outputs:
-        """Return the maps, if they are a dict of the taps in their order."""
+        """Check that the backbone `returned` a dict of maps in the order of the taps, with the dtype of `inputs`."""
         broken = f"{self.label} breaks its spec:"
         is_dict = isinstance(returned, Mapping)
         expect(is_dict, f"{broken} it should return a dict from tap to map, got {type(returned).__name__}")
@@ -136,7 +145,7 @@ class BackboneTrial(Trial):
         for address, values in returned.items():
             is_tensor = isinstance(values, Tensor)
             dtype, shape = (values.dtype, tuple(values.shape)) if is_tensor else (inputs.dtype, type(values).__name__)
-            like_images = f"for images of {inputs.dtype} {address} should be the same, got {dtype}"
+            like_images = f"for images of {inputs.dtype} {address} should have the same dtype, got {dtype}"
             expect(dtype == inputs.dtype, f"{broken} {like_images}")
             batch = len(inputs)
             wanted = f"for {batch} images {address} should be a map ({batch}, channels, height, width), got {shape}"
@@ -152,20 +161,33 @@ def build_trial(
     taps: Sequence[str] | None = None,
     options: Mapping[str, Any] = {},
 ) -> BackboneTrial:
-    """Return a backbone under test, in evaluation, with every address that its spec has unless `taps` are given."""
+    """Build a backbone to test, in evaluation mode.
+
+    Args:
+        name: name of the backbone.
+        registry: the registry that has the backbone.
+        size: (height, width) of the test images in pixels.
+        taps: taps to return; all addresses of the spec by default.
+        options: options of the backbone.
+
+    Returns:
+        the trial. Its weights are the same in every call.
+    """
     label = format_options(name, options)
-    # With the same weights at every call, so that a failure can be reproduced.
+    # The same weights in every call make failures reproducible.
     with explain_failure(f"{label} cannot be built"), torch.random.fork_rng(devices=()):
         torch.default_generator.manual_seed(1)
         spec = backbone_of(registry.spec(name, features_only=True, **options))
         spec = spec.with_taps(spec.addresses if taps is None else taps)
         backbone = registry.build(name, features_only=True, taps=tuple(spec.taps), **options)
-        return BackboneTrial(label, spec, randomise_norms(backbone).eval(), size)
+        return BackboneTrial(label, spec, randomize_norms(backbone).eval(), size)
 
 
 @torch.no_grad()
-def randomise_norms(module: nn.Module) -> nn.Module:
-    """Randomise norms and biases, statistics included: newly initialised norms are the identity, and hide mistakes."""
+def randomize_norms(module: nn.Module) -> nn.Module:
+    """Randomize norms and biases of a `module`, including statistics, and return it. New norms are identities, which
+    hides mistakes.
+    """
     generator = torch.Generator().manual_seed(1)
     for key, tensor in module.state_dict(keep_vars=True).items():
         if isinstance(tensor, Tensor) and tensor.ndim == 1 and tensor.is_floating_point():
@@ -175,7 +197,14 @@ def randomise_norms(module: nn.Module) -> nn.Module:
 
 
 def check_shapes(name: str, registry: Registry, sizes: Iterable[Size] = SIZES, options: Mapping[str, Any] = {}) -> None:
-    """Check that every tap is returned in the order of the request, with the declared channels and size."""
+    """Check that all taps are returned in the requested order, with the declared channels and size.
+
+    Args:
+        name: name of the backbone.
+        registry: the registry that has the backbone.
+        sizes: (height, width) of the test images in pixels.
+        options: options of the backbone.
+    """
     usual = build_trial(name, registry, options=options)
     for trial in (usual, build_trial(name, registry, taps=tuple(usual.spec.taps)[::-1], options=options)):
         for size in sizes:
@@ -190,34 +219,51 @@ def check_shapes(name: str, registry: Registry, sizes: Iterable[Size] = SIZES, o
 
 
 def check_counts(name: str, registry: Registry, size: Size = SIZES[0], options: Mapping[str, Any] = {}) -> None:
-    """Check parameters and multiply-adds of the spec against the built module, with its usual taps."""
+    """Check parameters and multiply-adds of the spec against the built module with its default taps.
+
+    Args:
+        name: name of the backbone.
+        registry: the registry that has the backbone.
+        size: (height, width) of the test image in pixels.
+        options: options of the backbone.
+    """
     levels = tuple(registry.spec(name, features_only=True, **options).taps)
     trial = build_trial(name, registry, size, taps=levels, options=options)
     compare_counts(trial, count_macs(trial))
 
 
 def count_macs(trial: Trial) -> int:
-    """Return the multiply-adds of a module under test for one image, counted by running it."""
-    # Attention as plain products: the counter does not know the fused kernels of CPUs.
+    """Count the multiply-adds of a `trial` for one image by running it."""
+    # FlopCounterMode does not count fused attention on CPUs.
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         trial.run()
-    # The counter counts a multiplication and an addition as two operations; there were two images.
+    # FlopCounterMode counts a multiply-add as two operations, and the batch has two images.
     return int(counter.get_total_flops()) // 4
 
 
 def compare_counts(trial: Trial, macs: int | None) -> None:
-    """Compare the declared parameters and multiply-adds, if they were counted, with those of the built module."""
+    """Compare the declared parameters and multiply-adds with those of the built module.
+
+    Args:
+        trial: the module under test.
+        macs: counted multiply-adds; None to compare the parameters only.
+    """
     counts = {"parameters": (trial.spec.parameters, sum(p.numel() for p in trial.module.parameters()))}
     if macs is not None:
         counts[f"multiply-adds for {trial.image}"] = trial.spec.macs(*trial.size), macs
     for what, (declared, built) in counts.items():
-        expect(declared == built, f"{trial.label} breaks its spec: it declares {declared:,} {what}, and has {built:,}")
+        expect(declared == built, f"{trial.label} breaks its spec: it declares {declared:,} {what}, but has {built:,}")
 
 
 def check_each_map_alone(name: str, registry: Registry, size: Size = SIZES[0]) -> None:
-    """Check that a map is the same whether it is asked for alone or with all others.
+    """Check that a map does not depend on the other taps that are requested.
 
-    A layer that writes into its input, behind a tap, changes the map that was returned.
+    A layer after a tap that modifies its input in place changes the returned map.
+
+    Args:
+        name: name of the backbone.
+        registry: the registry that has the backbone.
+        size: (height, width) of the test images in pixels.
     """
     together = build_trial(name, registry, size)
     state = together.module.state_dict()
@@ -228,27 +274,31 @@ def check_each_map_alone(name: str, registry: Registry, size: Size = SIZES[0]) -
         alone.module.load_state_dict({key: state[key] for key in part})
         expect(
             nearly_equal(values, alone.maps()[address]),
-            f"{name!r} returns another {address!r} when other maps are asked for too; it depends on chance, or a layer "
-            "behind it writes into its input",
+            f"{name!r} returns a different {address!r} when other taps are requested too; it is random, or a later "
+            "layer writes into its input",
         )
 
 
 def check_batch(trial: BackboneTrial) -> None:
-    """Check that maps in evaluation do not depend on the other images of the batch."""
+    """Check that the maps of a `trial` do not depend on the other images of the batch in evaluation mode."""
     singles = [trial.maps(image) for image in torch.split(trial.inputs(), 1)]
     joined = {address: torch.cat([maps[address] for maps in singles]) for address in trial.spec.taps}
     address = find_difference(trial.run(), [joined], nearly_equal)
-    expect(not address, f"{trial.label} returns another {address!r} of an image when others are in its batch")
+    expect(not address, f"{trial.label} returns a different {address!r} for an image when the batch has other images")
 
 
 def check_determinism(trial: Trial) -> None:
-    """Check that two calls in evaluation return the same."""
+    """Check that two calls of a `trial` in evaluation mode return the same values."""
     name = find_difference(trial.run(), trial.run(), torch.equal)
-    expect(not name, f"{trial.label} returns another {name!r} of the same image at a second call in evaluation")
+    expect(
+        not name, f"{trial.label} returns a different {name!r} for the same image in a second call in evaluation mode"
+    )
 
 
 def check_gradients(trial: BackboneTrial) -> None:
-    """Check that every parameter learns in training, and that the images get a finite gradient from every map."""
+    """Check in training mode that every parameter of a `trial` gets a finite gradient, and the images one from every
+    map.
+    """
     trial.module.train()
     images = trial.inputs().requires_grad_()
     for address, values in trial.maps(images).items():
@@ -256,15 +306,20 @@ def check_gradients(trial: BackboneTrial) -> None:
         if values.requires_grad:
             with explain_failure(f"{trial.label} has no gradient of {address}"):
                 values.square().mean().backward(retain_graph=True)  # type: ignore[no-untyped-call]
-        missing = f"no gradient from {address}; it is detached on the way"
+        missing = f"no gradient from {address}; a tensor in between is detached"
         expect_gradient(images.grad, f"{trial.label} gives the image", missing)
     for part, parameter in trial.module.named_parameters():
-        missing = "no gradient from any tap; leave out what no tap needs"
+        missing = "no gradient from any tap; remove parameters that no tap needs"
         expect_gradient(parameter.grad, f"{trial.label} gives {part}", missing)
 
 
 def check_keys(name: str, registry: Registry) -> None:
-    """Check that a bare backbone, and one that is cut, has a subset of the tensors of the model with a head."""
+    """Check that the tensors of a bare or truncated backbone are a subset of the model's.
+
+    Args:
+        name: name of the backbone.
+        registry: the registry that has the backbone.
+    """
     trial = build_trial(name, registry)
     state = trial.module.state_dict()
     for address in trial.spec.taps:
@@ -278,14 +333,27 @@ def check_keys(name: str, registry: Registry) -> None:
 
 
 def check_options(name: str, registry: Registry, size: Size, variations: Iterable[Mapping[str, Any]]) -> None:
-    """Check that maps and counts are as declared with other options too."""
+    """Check that maps and counts are the declared ones for other options.
+
+    Args:
+        name: name of the backbone.
+        registry: the registry that has the backbone.
+        size: (height, width) of the test images in pixels.
+        variations: the options of each check.
+    """
     for options in variations:
         check_shapes(name, registry, (size,), options)
         check_counts(name, registry, size, options)
 
 
 def check_freezing(name: str, registry: Registry, size: Size = SIZES[0]) -> None:
-    """Check that the frozen part stays as it is in training, and that the rest learns."""
+    """Check that frozen levels do not change in training, and that the other levels are trained.
+
+    Args:
+        name: name of the backbone.
+        registry: the registry that has the backbone.
+        size: (height, width) of the test images in pixels.
+    """
     levels = registry.backbone(name).levels
     if not levels:
         return
@@ -294,13 +362,13 @@ def check_freezing(name: str, registry: Registry, size: Size = SIZES[0]) -> None
     before = trial.maps()[first]
     trial.module.train()
     maps = trial.maps()
-    expect(not maps[first].requires_grad, f"{trial.label} still trains what {first} rests on")
+    expect(not maps[first].requires_grad, f"{trial.label} still trains layers up to {first}")
     expect(last == first or maps[last].requires_grad, f"{trial.label} freezes {last} too")
     trial.module.eval()
     for when, found in {"in training": maps, "after a pass in training": trial.maps()}.items():
         expect(
             nearly_equal(before, found[first]),
-            f"{trial.label} returns another {first!r} {when}; something that it rests on is not frozen",
+            f"{trial.label} returns a different {first!r} {when}; a layer up to {first} is not frozen",
         )
     trial = build_trial(name, registry, size, taps=levels, options={"freeze_norm": True})
     statistics = {key: buffer.clone() for key, buffer in trial.module.named_buffers()}
@@ -311,30 +379,41 @@ def check_freezing(name: str, registry: Registry, size: Size = SIZES[0]) -> None
 
 
 def check_deep_copy(trial: Trial) -> None:
-    """Check that a deep copy returns the same."""
+    """Check that a deep copy of a `trial` returns the same values."""
     with explain_failure(f"{trial.label} cannot be copied"):
         copied = copy.deepcopy(trial.module)
     _check_copy(trial, "copied", copied)
 
 
 def check_file(trial: Trial, registry: Registry, folder: Path) -> None:
-    """Check that a module returns the same after it was saved and loaded."""
+    """Check that a module returns the same values after it was saved and loaded.
+
+    Args:
+        trial: the module under test.
+        registry: the registry that saves and loads the module.
+        folder: an existing folder for the file.
+    """
     with explain_failure(f"{trial.label} cannot be written to a file and loaded"):
         loaded = registry.load(registry.save(trial.module, folder / "model.safetensors")).eval()
-    _check_copy(trial, "loaded from its file", loaded)
+    _check_copy(trial, "loaded from a file", loaded)
 
 
 def _check_copy(trial: Trial, how: str, module: nn.Module) -> None:
     name = find_difference(trial.run(), trial.with_module(how, module).run(), torch.equal)
     expect(
         not name,
-        f"{trial.label} returns another {name!r} when it was {how}; what it depends on has to be in its state_dict or "
-        "follow from its options",
+        f"{trial.label} returns a different {name!r} after it was {how}; keep all state in the state_dict, or derive "
+        "it from the options",
     )
 
 
 def check_exports(how: Literal["scripted", "exported"], trial: Trial) -> None:
-    """Check that a module that is "scripted" or "exported" returns the same."""
+    """Check that a module returns the same values after it was "scripted" or "exported".
+
+    Args:
+        how: "scripted" for `torch.jit.script`, "exported" for `torch.export.export`.
+        trial: the module under test.
+    """
     module: nn.Module
     with explain_failure(f"{trial.label} cannot be {how}"), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "`torch.jit.script` is deprecated")
@@ -343,20 +422,29 @@ def check_exports(how: Literal["scripted", "exported"], trial: Trial) -> None:
         else:
             module = torch.export.export(trial.module, (trial.inputs(),)).module()
     name = find_difference(trial.run(), trial.with_module(how, module).run(), nearly_equal)
-    expect(not name, f"{trial.label} returns another {name!r} when it was {how}")
+    expect(not name, f"{trial.label} returns a different {name!r} after it was {how}")
 
 
 def nearly_equal(one: Tensor, other: Tensor) -> bool:
-    """Return whether two tensors are equal up to the rounding of sums in another order, in single precision."""
+    """Return whether two tensors (`one`, `other`) are equal up to the rounding of float32 sums in a different order."""
     if one.shape != other.shape:
         return False
-    # Small maps have small differences, and large ones large.
+    # Rounding errors grow with the largest value.
     scale = other.abs().max().item() if other.numel() else 0.0
     return torch.allclose(one, other, rtol=1e-3, atol=1e-4 * scale)
 
 
 def find_difference(expected: Outputs, found: Outputs, equal: Callable[[Tensor, Tensor], bool]) -> str:
-    """Return the name of the first tensor that is missing or differs, or an empty string."""
+    """Return the name of the first tensor that is missing or differs, or an empty string.
+
+    Args:
+        expected: name → tensor, per image.
+        found: the same to compare with.
+        equal: function that compares two tensors.
+
+    Returns:
+        a name of `expected`.
+    """
     for one, other in zip(expected, found, strict=True):
         for name, values in one.items():
             if name not in other or not equal(values, other[name]):
@@ -366,9 +454,9 @@ def find_difference(expected: Outputs, found: Outputs, equal: Callable[[Tensor, 
 
 def _check_subset(label: str, part: Mapping[str, Tensor], full: Mapping[str, Tensor], owner: str) -> None:
     for key, tensor in part.items():
-        # Other values than tensors cannot be in a file, as `check_copies` reports.
+        # `check_file` reports other values than tensors.
         if isinstance(tensor, Tensor) and (key not in full or tensor.shape != full[key].shape):
             there = f"is {tuple(full[key].shape)} in {owner}" if key in full else f"is not in {owner}"
             raise SpecError(
-                f"{label} has {key} {tuple(tensor.shape)}, which {there}; files of the one would not fit the other"
+                f"{label} has {key} {tuple(tensor.shape)}, which {there}; their weights files would not be compatible"
             )

@@ -1,4 +1,4 @@
-"""What is wrong with a plugin that loads: the conformance kit's checks on everything it provides."""
+"""Conformance checks of everything that a loaded plugin provides, for `featuretap plugins doctor`."""
 
 import subprocess
 import sys
@@ -14,31 +14,34 @@ from featuretap.support.errors import FeaturetapError, SpecError
 from featuretap.support.text import error_line
 
 BACKBONE = "mobilenet_v3_small"
-"""The backbone for heads that can read it; others get one of their own plugin."""
+"""The backbone for heads that fit it. Other heads are checked on a backbone of their plugin."""
 PATIENCE = 60
-"""Seconds after which a plugin is taken to hang."""
+"""Seconds after which a plugin counts as hanging."""
 
 
 def find_problems(plugin: Plugin, registry: Registry, report: Callable[[str], None]) -> Iterator[str]:
-    """Yield a line for each problem that the backbones and heads of a plugin have.
+    """Check the backbones and heads of a plugin.
 
     Args:
-        plugin: a plugin that is loaded.
-        registry: the registry that has it.
+        plugin: a loaded plugin.
+        registry: the registry that has the plugin.
         report: called with the name of each backbone and head before it is built.
+
+    Yields:
+        one line per problem.
     """
-    known = set()
+    reported = set()
     for name, check in _checks(plugin, registry):
         report(name)
         try:
             check()
         except BaseException as error:
-            # Whatever a plugin's model raises is a problem, KeyboardInterrupt and SystemExit too. What cannot be built
-            # fails every check.
+            # KeyboardInterrupt and SystemExit from a plugin's model are problems too. A model that cannot be built
+            # fails every check with the same message.
             problem = error_line(error)
-            if problem not in known:
+            if problem not in reported:
                 yield problem
-            known.add(problem)
+            reported.add(problem)
 
 
 def _checks(plugin: Plugin, registry: Registry) -> Iterator[tuple[str, Callable[[], None]]]:
@@ -65,14 +68,17 @@ def _check_head(head: str, backbones: list[str], registry: Registry) -> None:
 
 
 def check_torch_free(value: str) -> None:
-    """Check in a new process that neither importing a plugin, "package.module", nor answering its hooks imports torch.
+    """Check in a new process that a plugin does not import PyTorch on import or in its hooks.
+
+    Args:
+        value: import string of the plugin, such as "package.module".
 
     Raises:
-        SpecError: it does.
+        SpecError: the plugin imports PyTorch, cannot be imported, or takes too long.
     """
     code = (
         "import sys\n"
-        # What can be imported here can be imported there, such as a package that pytest put on the path.
+        # The plugin may be on a path that pytest added.
         f"sys.path[:] = {sys.path!r}\n"
         "from importlib.metadata import EntryPoint\n"
         "from featuretap.registry import Registry\n"
@@ -84,9 +90,9 @@ def check_torch_free(value: str) -> None:
             [sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=PATIENCE
         )
     except subprocess.TimeoutExpired as error:
-        raise SpecError(f"{value!r} takes more than {PATIENCE} seconds to be imported and asked") from error
+        raise SpecError(f"{value!r} takes more than {PATIENCE} seconds to import and to answer its hooks") from error
     if ran.returncode or not ran.stdout.endswith(("True\n", "False\n")):
-        reason = (ran.stderr.splitlines() or [f"it ends Python with status {ran.returncode}"])[-1]
-        raise SpecError(f"{value!r} cannot be imported by itself ({reason})")
+        reason = (ran.stderr.splitlines() or [f"Python exits with status {ran.returncode}"])[-1]
+        raise SpecError(f"{value!r} cannot be imported in a new process ({reason})")
     if ran.stdout.endswith("True\n"):
         raise SpecError(IMPORTS_TORCH.format(value))

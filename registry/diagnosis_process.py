@@ -1,4 +1,4 @@
-"""The process that examines one plugin for `examination`. It reports every step before it takes it."""
+"""The process that examines one plugin for `examination`. It reports every step before it starts the step."""
 
 from __future__ import annotations
 
@@ -21,18 +21,19 @@ from featuretap.support.text import error_line, first_few
 Report = Callable[..., None]
 
 STREAMS = ("standard input", "standard output", "standard error")
-LOADING = "importing it and asking its hooks"
+LOADING = "importing the plugin and calling its hooks"
 
 
 def run(request: Mapping[str, Any]) -> None:
-    """Examine a plugin, or all plugins together, and end the process.
+    """Examine one plugin, or all plugins together, and end the process.
 
     Args:
-        request: the file for what is `found`, and the `point` of the plugin or None.
+        request: `found`, the path of the file for the results, and `point`, the entry point of the plugin, or None for
+            all plugins.
     """
 
     def report(**found: Any) -> None:
-        # Opened each time, since a plugin may close every file.
+        # The plugin may close all open files.
         with open(request["found"], "a", encoding="utf-8") as file:
             file.write(json.dumps(found) + "\n")
 
@@ -42,7 +43,7 @@ def run(request: Mapping[str, Any]) -> None:
     else:
         _examine(report, request["point"])
     report(complete=True)
-    # What a plugin does at exit is not examined.
+    # Exit handlers of the plugin do not run.
     os._exit(0)
 
 
@@ -50,7 +51,7 @@ def _report_problems(report: Report) -> None:
     try:
         report(problems=Registry().problems)
     except FeaturetapError as error:
-        # The user's catalogue.
+        # The user's catalogue is invalid.
         report(problems=[str(error)])
 
 
@@ -73,7 +74,7 @@ def _examine(report: Report, facts: Mapping[str, Any]) -> None:
     if "torch" in sys.modules:
         report(problems=[IMPORTS_TORCH.format(plugin.value)])
     if plugin.backbones or plugin.heads:
-        report(step="importing PyTorch after it")
+        report(step="importing PyTorch after the plugin")
         from featuretap.registry.diagnosis import find_problems
 
         for problem in find_problems(plugin, registry, lambda name: report(step=f"checking {name!r}")):
@@ -83,12 +84,12 @@ def _examine(report: Report, facts: Mapping[str, Any]) -> None:
 
 @dataclass(frozen=True)
 class _ObservedPoint(PluginEntryPoint):
-    """An entry point whose import is reported for what it changes in the process. The changes are undone."""
+    """An entry point that reports how its import changes the process, and undoes the changes."""
 
     report: Report
 
     def load(self) -> object:
-        """Import what the entry point names."""
+        """Import the object that the entry point names."""
         before = _State()
         try:
             return super().load()
@@ -99,7 +100,7 @@ class _ObservedPoint(PluginEntryPoint):
 
 
 class _State:
-    """What all code of a process shares."""
+    """State that all code in a process shares."""
 
     def __init__(self) -> None:
         self.path = sys.path
@@ -110,29 +111,29 @@ class _State:
         self.files = [_identity(descriptor) for descriptor in range(3)]
 
     def changes(self) -> Iterator[str]:
-        """Yield a line for each kind of change. What a plugin adds is no change."""
+        """Yield one line per kind of change. Additions do not count as changes."""
         removed = [entry for entry in self.entries if entry not in sys.path]
         if removed:
-            yield f"importing it removes {first_few([repr(entry) for entry in removed], 3)} from sys.path"
+            yield f"importing the plugin removes {first_few([repr(entry) for entry in removed], 3)} from sys.path"
         folder = _folder()
         if folder != self.folder:
-            yield f"importing it changes the working directory to {folder!r}"
+            yield f"importing the plugin changes the working directory to {folder!r}"
         closed = [name for number, name in enumerate(STREAMS) if _identity(number) != self.files[number]]
         if closed:
-            yield f"importing it closes or replaces {', '.join(closed)}"
+            yield f"importing the plugin closes or replaces {', '.join(closed)}"
         replaced = [
             signal.Signals(number).name
             for number, handler in self.handlers.items()
             if signal.getsignal(number) != handler
         ]
         if replaced:
-            yield f"importing it replaces the handlers of {', '.join(replaced)}"
+            yield f"importing the plugin replaces the handlers of {', '.join(replaced)}"
         variables = sorted(name for name, value in self.variables.items() if os.environ.get(name) != value)
         if variables:
-            yield f"importing it changes the environment variables {first_few(variables, 6)}"
+            yield f"importing the plugin changes the environment variables {first_few(variables, 6)}"
 
     def restore(self) -> None:
-        """Undo what would disturb the checks that follow."""
+        """Undo the changes that would affect later checks."""
         sys.path = self.path
         sys.path[:] = self.entries
         os.environ.update(self.variables)
@@ -150,11 +151,11 @@ def _folder() -> str:
     try:
         return os.getcwd()
     except OSError:
-        return "one that is deleted"
+        return "(deleted)"
 
 
 def _identity(descriptor: int) -> tuple[int, int] | None:
-    """Return which file a descriptor is of; None if it is closed."""
+    """Return the device and inode of a file descriptor, or None if it is closed."""
     try:
         status = os.fstat(descriptor)
     except OSError:

@@ -1,4 +1,4 @@
-"""Plugins examined in processes of their own: whatever one does to its process, it is named for it."""
+"""Examination of plugins in separate processes, so that a plugin that crashes or hangs is identified."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ from featuretap.catalogue.entry_points import PluginEntryPoint
 from featuretap.catalogue.plugin_loading import LEADING_FRAMES
 
 PATIENCE = 60.0
-"""Seconds that one step of an examination may take: the import, or one check."""
-AT_ONCE = 4
-"""Processes that run beside one another."""
+"""Maximum seconds for one step of an examination: the import, or one check."""
+MAX_PROCESSES = 4
+"""Maximum number of processes that run in parallel."""
 POLL = 0.02
 STACK = 10
-"""Lines that are shown of where a process ended."""
+"""Maximum number of traceback lines that are shown."""
 
 IMPORTS_TORCH = (
-    "{!r} imports torch when it is imported or answers its hooks, so that every start waits for it; name heavy code by "
-    "an import string, 'package.module:function'"
+    "{!r} imports torch on import or in a hook, which slows down every start; refer to heavy code by an import string, "
+    "'package.module:function'"
 )
 
 PROGRAM = """\
@@ -42,16 +42,16 @@ run(request)
 
 @dataclass
 class Examination:
-    """What the examination of a plugin found.
+    """Results of the examination of a plugin.
 
     Args:
         status: "loaded" or "failed".
-        seconds: how long importing and asking it took; None if that did not end.
-        provides: kind, such as "backbones" → how many.
-        open_namespace: whether it has one.
-        problems: a line for each.
-        traceback: lines on where it failed, or where its process ended.
-        complete: whether its process ran to the end.
+        seconds: time to import the plugin and to call its hooks; None if this did not finish.
+        provides: kind, such as "backbones" → how many the plugin provides.
+        open_namespace: whether the plugin provides an open namespace.
+        problems: one line per problem.
+        traceback: lines that show where the plugin failed, or where its process ended.
+        complete: whether the process finished.
     """
 
     status: str = "failed"
@@ -64,16 +64,19 @@ class Examination:
 
 
 def concerns(problem: str, distribution: str) -> bool:
-    """Return whether a line of `registry.problems` is about the plugins of a distribution."""
+    """Return whether a `problem`, a line of `registry.problems`, is about plugins of this `distribution`."""
     return f"'{distribution}'" in problem or f"'{distribution}:" in problem
 
 
 def examine_all(points: Sequence[PluginEntryPoint | None]) -> Generator[Examination, None, None]:
-    """Examine plugins, each in a process of its own, and yield what was found in their order.
+    """Examine plugins, each in its own process.
 
     Args:
-        points: the entry points of the plugins. None of their code runs in this process. None stands for all plugins
-            together, which are loaded in one process for what cannot be used of them, such as ambiguous names.
+        points: entry points of the plugins. Their code does not run in this process. None stands for all plugins
+            together, which are loaded in one process to find conflicts such as ambiguous names.
+
+    Yields:
+        the results of each plugin, in the order of `points`.
     """
     waiting = list(enumerate(points))
     running: dict[int, _Process] = {}
@@ -82,7 +85,7 @@ def examine_all(points: Sequence[PluginEntryPoint | None]) -> Generator[Examinat
         try:
             for number in range(len(points)):
                 while number not in ended:
-                    while waiting and len(running) < min(AT_ONCE, os.cpu_count() or 1):
+                    while waiting and len(running) < min(MAX_PROCESSES, os.cpu_count() or 1):
                         place, point = waiting.pop(0)
                         running[place] = _Process(Path(folder, str(place)), point)
                     for place in [place for place, process in running.items() if process.has_ended()]:
@@ -95,7 +98,7 @@ def examine_all(points: Sequence[PluginEntryPoint | None]) -> Generator[Examinat
 
 
 class _Process:
-    """A process that examines a plugin, or all together, and appends what it finds to a file as JSON lines."""
+    """A process that examines one plugin, or all plugins together. It appends its results to a file as JSON lines."""
 
     def __init__(self, folder: Path, point: PluginEntryPoint | None) -> None:
         folder.mkdir()
@@ -109,16 +112,16 @@ class _Process:
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,
-                # A failure is to be reported, not raised.
+                # With FEATURETAP_STRICT, the first failure would end the process.
                 env={name: value for name, value in os.environ.items() if name != "FEATURETAP_STRICT"},
-                # With the processes that the plugin starts, it can be ended as a group.
+                # `kill` ends the process group, with the child processes of the plugin.
                 start_new_session=True,
             )
         self._size, self._since = 0, monotonic()
         self._timed_out = False
 
     def has_ended(self) -> bool:
-        """Return whether it has ended. Ends it if a step has taken too long."""
+        """Return whether the process has ended. Kill it if a step takes too long."""
         if self._process.poll() is not None:
             return True
         size = self._found.stat().st_size
@@ -126,7 +129,7 @@ class _Process:
             self._size, self._since = size, monotonic()
         elif monotonic() - self._since > PATIENCE:
             self._timed_out = True
-            # faulthandler prints where it is.
+            # faulthandler prints the traceback.
             self._process.send_signal(signal.SIGABRT)
             with suppress(subprocess.TimeoutExpired):
                 self._process.wait(2)
@@ -134,13 +137,13 @@ class _Process:
         return self._timed_out
 
     def kill(self) -> None:
-        """End it and the processes that it started."""
+        """Kill the process and its child processes."""
         with suppress(ProcessLookupError):
             os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()
 
     def examination(self) -> Examination:
-        """Return what was found until it ended."""
+        """Return the results up to the end of the process."""
         result, step = Examination(complete=False), "starting"
         for line in self._found.read_text().splitlines():
             found = json.loads(line)
@@ -157,10 +160,10 @@ class _Process:
         if self._timed_out:
             return f"takes more than {PATIENCE:g} seconds"
         status = self._process.returncode
-        return f"ends Python with {f'status {status}' if status >= 0 else Signals(-status).name}"
+        return f"terminates Python with {f'status {status}' if status >= 0 else Signals(-status).name}"
 
     def _stack(self) -> list[str]:
-        """Return where it ended, innermost first, if faulthandler or Python printed that."""
+        """Return where the process ended, innermost frame first, if faulthandler or Python printed a traceback."""
         lines = self._output.read_text(errors="replace").splitlines()
         frames = [line.strip() for line in lines if line.startswith('  File "')]
         leading = ("<", *LEADING_FRAMES)

@@ -1,4 +1,4 @@
-"""Conformance checks of heads on a backbone: one function a promise. See `conformance`."""
+"""Conformance checks of heads on a backbone, like those of backbones in `conformance`."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -16,7 +16,7 @@ from featuretap.registry.conformance import (
     expect_gradient,
     explain_failure,
     find_difference,
-    randomise_norms,
+    randomize_norms,
 )
 from featuretap.registry.registry import Registry
 from featuretap.specs import ModelSpec
@@ -25,22 +25,29 @@ from featuretap.support.errors import SpecError
 
 
 class HeadTrial(Trial):
-    """A head under test on a backbone: two images → outputs."""
+    """A head under test on a backbone. It maps two images to outputs."""
 
     def inputs(self) -> Any:
-        """Return two images (C, H, W) in a list where the head takes them raw, else as one tensor (2, C, H, W)."""
+        """Return two images: a list of (C, H, W) if the head takes raw images, otherwise a tensor (2, C, H, W)."""
         generator = torch.Generator().manual_seed(sum(self.size))
         images = torch.rand(2, self.spec.backbone.in_channels, *self.size, generator=generator)
         return list(images) if self.spec.head.images == "raw" else images
 
     def check_form(self, returned: Any, inputs: Any = None) -> Outputs:
-        """Return name → tensor for each of two images, whichever way the model returns them.
+        """Convert the outputs of a model to one dict of tensors per image.
+
+        Args:
+            returned: a tensor, a dict of tensors, or a list of dicts.
+            inputs: not used.
+
+        Returns:
+            name → tensor for each of the two images.
 
         Raises:
-            SpecError: it returns something else.
+            SpecError: the model returned something else.
         """
         if isinstance(returned, tuple) and self.spec.head.images == "raw":
-            # torchvision's detectors, once scripted, return their losses too.
+            # Scripted detectors of torchvision also return their losses.
             _, returned = returned
         if isinstance(returned, Tensor):
             returned = {next(iter(self.spec.outputs(*self.size)), "out"): returned}
@@ -49,27 +56,38 @@ class HeadTrial(Trial):
         if isinstance(returned, Sequence) and len(returned) == 2 and all(map(_is_of_tensors, returned)):
             return [dict(table) for table in returned]
         raise SpecError(
-            f"{self.label} should return a tensor (2, ...), a dict of them, or a list of two dicts for two images, got "
-            f"{_describe(returned)}"
+            f"{self.label} should return a tensor (2, ...), a dict of such tensors, or a list of two dicts for two "
+            f"images, got {_describe(returned)}"
         )
 
 
 def build_head_trial(
     head: str, backbone: str, registry: Registry, size: Size, options: Mapping[str, Any] = {}
 ) -> HeadTrial:
-    """Return a head under test, in evaluation."""
+    """Build a head on a backbone to test, in evaluation mode.
+
+    Args:
+        head: name of the head.
+        backbone: name of the backbone.
+        registry: the registry that has both.
+        size: (height, width) of the test images in pixels.
+        options: options of the head and the backbone.
+
+    Returns:
+        the trial. Its weights are the same in every call.
+    """
     label = f"head {head!r} on {backbone!r}"
     with explain_failure(f"{label} cannot be built"), torch.random.fork_rng(devices=()):
         torch.default_generator.manual_seed(1)
         spec = registry.spec(backbone, head=head, **options)
         model = registry.build(backbone, head=head, **options)
     assert isinstance(spec, ModelSpec)
-    randomise_norms(model.get_submodule("backbone"))
+    randomize_norms(model.get_submodule("backbone"))
     return HeadTrial(label, spec, model.eval(), size)
 
 
 def check_head_outputs(trial: HeadTrial) -> None:
-    """Check that a model returns what the head declares."""
+    """Check that the model of a `trial` returns the outputs that the head declares."""
     declared = trial.spec.outputs(*trial.size)
     broken = f"{trial.label} breaks its spec:"
     for returned in trial.run():
@@ -79,7 +97,7 @@ def check_head_outputs(trial: HeadTrial) -> None:
         )
         for name, shape in declared.items():
             found = tuple(returned[name].shape)
-            # A number of boxes that depends on the image is declared as text.
+            # Sizes that depend on the image, such as the number of boxes, are declared as strings.
             wanted = tuple(size if isinstance(side, str) else side for side, size in zip(shape, found, strict=False))
             expect(
                 len(found) == len(shape) and wanted == found,
@@ -89,14 +107,15 @@ def check_head_outputs(trial: HeadTrial) -> None:
             channels = len(returned[name])
             expect(
                 channels == tap.channels,
-                f"{broken} its tap {name} should have {tap.channels} channels, and has {channels}",
+                f"{broken} its tap {name} should have {tap.channels} channels, but has {channels}",
             )
 
 
 def check_head_counts(trial: HeadTrial) -> None:
-    """Check parameters, multiply-adds and tensors of a head's declaration against the built model.
+    """Check parameters, multiply-adds and tensors that the head of a `trial` declares against the built model.
 
-    Multiply-adds are those of heads that declare their `layers`; others are counted by running them.
+    Multiply-adds are compared only for heads that declare their `layers`. The multiply-adds of other heads are counted
+    by running them.
     """
     macs = count_macs(trial)
     compare_counts(trial, macs if trial.spec.head.layers else None)
@@ -104,15 +123,22 @@ def check_head_counts(trial: HeadTrial) -> None:
     declared = trial.spec.head_tensors
     undeclared = tuple(name for name in declared if name.endswith("."))
     for name in {**declared, **tensors}:
-        wanted, found = declared.get(name, "not there"), tensors.get(name, "not there")
+        wanted, found = declared.get(name, "absent"), tensors.get(name, "absent")
         expect(
             wanted == found or name.startswith(undeclared),
-            f"{trial.label} breaks its spec: its layers say that {name} is {wanted}, and it is {found}",
+            f"{trial.label} breaks its spec: its layers declare {name} as {wanted}, but it is {found}",
         )
 
 
 def check_head_options(head: str, backbone: str, registry: Registry, options: Mapping[str, Any] = {}) -> None:
-    """Check that another number of classes changes no tensors but those that `per_class` names."""
+    """Check that another number of classes changes only the tensors that `per_class` names.
+
+    Args:
+        head: name of the head.
+        backbone: name of the backbone.
+        registry: the registry that has both.
+        options: options of the head and the backbone.
+    """
     spec = registry.head(head)
     if spec.num_classes is None:
         return
@@ -124,32 +150,32 @@ def check_head_options(head: str, backbone: str, registry: Registry, options: Ma
         changed = name not in few or name not in more or few[name].shape != more[name].shape
         expect(
             not changed or name.startswith(spec.per_class),
-            f"head {head!r} breaks its spec: {name} depends on the number of classes, and per_class={spec.per_class} "
-            "does not name it",
+            f"head {head!r} breaks its spec: {name} depends on the number of classes, but per_class={spec.per_class} "
+            "does not include it",
         )
 
 
 def check_shared_backbone(
     head: str, backbone: str, registry: Registry, size: Size, options: Mapping[str, Any] = {}
 ) -> None:
-    """Check that a head returns on a backbone that it shares with another what it returns alone.
+    """Check that a head returns the same outputs if another head uses the same backbone.
 
     Args:
-        head: its name.
-        backbone: the name of a backbone that it reads.
-        registry: that has both.
-        size: (height, width) of the images in pixels.
-        options: of head and backbone.
+        head: name of the head.
+        backbone: name of the backbone.
+        registry: the registry that has both.
+        size: (height, width) of the test images in pixels.
+        options: options of the head and the backbone.
 
     Raises:
-        SpecError: one of the two heads returns something else.
+        SpecError: one of the two heads returns other outputs.
     """
     trial = build_head_trial(head, backbone, registry, size, options)
     shared = {name: value for name, value in options.items() if name in options_of(registry.backbone(backbone))}
     own = {name: value for name, value in options.items() if name not in shared}
     with explain_failure(f"{trial.label} cannot share its backbone"):
         model = registry.build(backbone, head={"one": head, "other": head}, **shared, one=own, other=own).eval()
-        randomise_norms(model.get_submodule("backbone"))
+        randomize_norms(model.get_submodule("backbone"))
         with torch.no_grad():
             together = model(trial.inputs())
             alone = {name: registry.select_head(model, name)(trial.inputs()) for name in together}
@@ -158,13 +184,13 @@ def check_shared_backbone(
         different = find_difference(found, expected, torch.equal)
         expect(
             not different,
-            f"{trial.label} returns another {different!r} on a backbone that it shares with another head; it must not "
-            "write into the maps, or depend on anything but them",
+            f"{trial.label} returns a different {different!r} when another head uses the same backbone; a head must "
+            "not write into the maps, and must depend on nothing else",
         )
 
 
 def check_head_gradients(trial: HeadTrial) -> None:
-    """Check that every parameter of head and backbone gets a finite gradient."""
+    """Check that every parameter of the head and backbone of a `trial` gets a finite gradient."""
     trial.module.train()
     with explain_failure(f"{trial.label} fails in training on {trial.image}"):
         if trial.spec.head.images == "raw":
@@ -180,7 +206,7 @@ def check_head_gradients(trial: HeadTrial) -> None:
 
 
 def _targets(size: Size) -> list[dict[str, Tensor]]:
-    """Return targets as torchvision's detectors take them: one box on each of two images, with its mask."""
+    """Return targets in the format of torchvision's detectors: one box with its mask on each of two images."""
     height, width = size
     masks = torch.zeros(1, height, width, dtype=torch.uint8)
     masks[:, 4 : height // 2, 3 : width // 2] = 1

@@ -1,7 +1,7 @@
-"""The hooks that a plugin may implement, and what they return; `hookimpl` marks the implementations."""
+"""Hooks that a plugin can implement, and the types that they return. `hookimpl` marks an implementation."""
 
 from featuretap.catalogue import hookspecs
 from featuretap.catalogue.files import PluginCatalogue, load_catalogue
-from featuretap.catalogue.hookspecs import *  # noqa: F403 - one list of names, that of the module
+from featuretap.catalogue.hookspecs import *  # noqa: F403 - __all__ is defined there
 
 __all__ = [*hookspecs.__all__, "PluginCatalogue", "load_catalogue"]

@@ -1,4 +1,4 @@
-"""Conformance check of the ONNX nodes of layers and heads. Needs onnx and onnxruntime. See `conformance`."""
+"""Conformance check of the ONNX nodes of layers and heads. Needs onnx and onnxruntime."""
 
 from dataclasses import replace
 from textwrap import shorten
@@ -17,12 +17,15 @@ SESSION = "featuretap.runtimes.onnx_runtime:open_session"
 
 
 def check_nodes(trial: Trial) -> None:
-    """Check that nodes compute what modules do, in ONNX Runtime.
+    """Check in ONNX Runtime that the nodes of a model compute the same as its modules.
 
-    A model passes if its head or a layer names no nodes: PyTorch traces it where it is exported.
+    A model passes if its head or one of its layers does not define nodes, because PyTorch then traces the model.
+
+    Args:
+        trial: the module under test.
 
     Raises:
-        SpecError: the nodes cannot be written or do not run, or an output differs.
+        SpecError: the nodes cannot be written or run, or an output differs.
     """
     blocks = backbone_of(trial.spec).blocks
     named = [getattr(layer, "nodes", "") for block in blocks for layer in block.layers]

@@ -1,6 +1,6 @@
-"""Specs: networks as data. What plugins write and what `registry.spec` returns is imported from here."""
+"""Specs: networks as data. Plugins define them, and `registry.spec` returns them."""
 
 from featuretap import specs
-from featuretap.specs import *  # noqa: F403 - one list of names, that of the package
+from featuretap.specs import *  # noqa: F403 - __all__ is defined there
 
 __all__ = specs.__all__

@@ -244,7 +244,7 @@ def test_maps_of_another_dtype_than_the_images_break_the_spec() -> None:
     with pytest.raises(SpecError) as error:
         check_shapes("doubled", Registry([plugin], discover=False))
     assert str(error.value) == (
-        "'doubled' breaks its spec: for images of torch.float32 C1 should be the same, got torch.float64"
+        "'doubled' breaks its spec: for images of torch.float32 C1 should have the same dtype, got torch.float64"
     )
 
 
@@ -252,7 +252,10 @@ def test_a_plugin_that_hangs_fails_after_a_timeout(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(diagnosis, "PATIENCE", 0.01)
     with pytest.raises(SpecError) as error:
         diagnosis.check_torch_free("featuretap.plugins.builtin")
-    assert str(error.value) == "'featuretap.plugins.builtin' takes more than 0.01 seconds to be imported and asked"
+    assert (
+        str(error.value)
+        == "'featuretap.plugins.builtin' takes more than 0.01 seconds to import and to answer its hooks"
+    )
 
 
 def test_freezing_norms_freezes_every_kind_of_norm(mine: Registry) -> None:

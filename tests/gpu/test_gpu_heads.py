@@ -7,7 +7,7 @@ from support.heads import DETECTORS, FAMILIES, HEADS, build_head, images, loss_o
 from torch import Tensor, nn
 
 from featuretap.registry import Registry
-from featuretap.registry.conformance import randomise_norms
+from featuretap.registry.conformance import randomize_norms
 
 LOW = [torch.bfloat16, torch.float16]
 # CPUs train slowly in float16, and bfloat16 gradients of SSD's 3×3 convolutions on 2×2 maps read memory there that
@@ -93,7 +93,7 @@ def test_a_head_learns_in_mixed_precision_what_it_learns_in_float32(
 def test_maps_in_mixed_precision_and_in_half_precision_are_near_those_in_float32(
     registry: Registry, device: torch.device, name: str, dtype: torch.dtype
 ) -> None:
-    model = randomise_norms(registry.build(name, features_only=True, width=0.25)).to(device).eval()
+    model = randomize_norms(registry.build(name, features_only=True, width=0.25)).to(device).eval()
     pixels = torch.stack(images(2, 96, 64)).to(device)
     with torch.inference_mode():
         expected = model(pixels)
@@ -108,7 +108,7 @@ def test_maps_in_mixed_precision_and_in_half_precision_are_near_those_in_float32
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_maps_in_channels_last_equal_contiguous_ones(registry: Registry, device: torch.device, name: str) -> None:
-    model = randomise_norms(registry.build(name, features_only=True, width=0.25)).to(device).eval()
+    model = randomize_norms(registry.build(name, features_only=True, width=0.25)).to(device).eval()
     pixels = torch.stack(images(2, 96, 64)).to(device)
     with torch.inference_mode():
         expected = model(pixels)

@@ -14,7 +14,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from featuretap.registry import Registry
-from featuretap.registry.conformance import check_shapes, randomise_norms
+from featuretap.registry.conformance import check_shapes, randomize_norms
 from featuretap.registry.errors import OptionError
 from featuretap.support.image_files import list_images
 from featuretap.workflows.extraction import modules
@@ -27,7 +27,7 @@ RUNTIMES = ["fused", "inductor"] if HAS_GPU else ["fused"]
 
 
 def small(registry: Registry, **options: Any) -> nn.Module:
-    return randomise_norms(registry.build("mobilenet_v3_small", width=0.25, **options)).eval()
+    return randomize_norms(registry.build("mobilenet_v3_small", width=0.25, **options)).eval()
 
 
 @pytest.fixture
@@ -67,7 +67,7 @@ def test_other_layouts_are_written_from_the_device(
 @pytest.mark.parametrize("name", ["mobilenet_v1", "mobilenet_v3_small"])
 def test_a_model_is_fused_on_a_device_that_rounds(registry: Registry, accelerator: torch.device, name: str) -> None:
     """GPUs read ten bits of float32, of which a folded weight keeps others: no reason to refuse the model."""
-    model = randomise_norms(registry.build(name, features_only=True, width=0.25)).to(accelerator)
+    model = randomize_norms(registry.build(name, features_only=True, width=0.25)).to(accelerator)
     fused = registry.fuse(model)
     assert module_device(fused) == accelerator
     assert not any(isinstance(module, nn.BatchNorm2d) for module in fused.modules())

@@ -235,8 +235,8 @@ def test_a_plugin_for_another_version_of_featuretap_has_no_traceback(examined: d
         (
             "torchy",
             [
-                "'plugin_torchy' imports torch when it is imported or answers its hooks, so that every start waits for "
-                "it; name heavy code by an import string, 'package.module:function'"
+                "'plugin_torchy' imports torch on import or in a hook, which slows down every start; refer to heavy "
+                "code by an import string, 'package.module:function'"
             ],
         ),
         (
@@ -281,12 +281,12 @@ def test_a_head_is_tried_on_a_backbone_that_has_the_taps_it_reads(examined: dict
 @pytest.mark.parametrize(
     ("name", "problem"),
     [
-        ("exits-at-once", "importing it and asking its hooks ends Python with status 3"),
-        ("recurses", "importing it and asking its hooks ends Python with SIGSEGV"),
-        ("moves", "importing it changes the working directory to '/'"),
-        ("closes", "importing it closes or replaces standard output, standard error"),
-        ("ignores", "importing it replaces the handlers of SIGINT"),
-        ("renames", "importing it changes the environment variables HOME"),
+        ("exits-at-once", "importing the plugin and calling its hooks terminates Python with status 3"),
+        ("recurses", "importing the plugin and calling its hooks terminates Python with SIGSEGV"),
+        ("moves", "importing the plugin changes the working directory to '/'"),
+        ("closes", "importing the plugin closes or replaces standard output, standard error"),
+        ("ignores", "importing the plugin replaces the handlers of SIGINT"),
+        ("renames", "importing the plugin changes the environment variables HOME"),
         ("interrupts", "KeyboardInterrupt"),
     ],
 )
@@ -298,7 +298,7 @@ def test_what_a_plugin_does_to_its_process_is_its_problem_alone(
 
 def test_a_plugin_that_empties_the_path_is_named(destroyed: dict[str, list[str]]) -> None:
     (problem,) = problems_of(destroyed["featuretap-loses-the-path"])
-    assert re.fullmatch(r"importing it removes '.*', '.*', '.*' and \d+ more from sys\.path", problem)
+    assert re.fullmatch(r"importing the plugin removes '.*', '.*', '.*' and \d+ more from sys\.path", problem)
 
 
 def test_where_a_crash_happened_is_shown(destroyed: dict[str, list[str]]) -> None:
@@ -309,7 +309,7 @@ def test_where_a_crash_happened_is_shown(destroyed: dict[str, list[str]]) -> Non
 
 
 def test_names_that_cannot_be_compared_are_mentioned(destroyed: dict[str, list[str]]) -> None:
-    line = "  names        not compared with other plugins: loading all plugins ends Python with status 3"
+    line = "  names        not compared with other plugins: loading all plugins terminates Python with status 3"
     assert line in destroyed["featuretap-moves"]
 
 
@@ -321,7 +321,7 @@ def test_a_plugin_that_hangs_is_stopped_and_shown_where_it_hangs(
     with installed_here(write_installed(tmp_path, {"hangs": hangs})):
         ran = run("plugins", "doctor", "hangs")
     assert ran.status == 1
-    assert problems_of(read(ran.out)) == ["importing it and asking its hooks takes more than 4 seconds"]
+    assert problems_of(read(ran.out)) == ["importing the plugin and calling its hooks takes more than 4 seconds"]
     assert '    File "plugin_hangs.py", line 3 in <module>' in read(ran.out)
 
 
@@ -410,5 +410,5 @@ def test_a_plugin_whose_import_does_not_end_is_a_finding(tmp_path: Path, monkeyp
     (tmp_path / "endless.py").write_text("while True: pass\n")
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setattr(diagnosis, "PATIENCE", 0.1)
-    with pytest.raises(SpecError, match=r"^'endless' takes more than 0.1 seconds to be imported and asked$"):
+    with pytest.raises(SpecError, match=r"^'endless' takes more than 0.1 seconds to import and to answer its hooks$"):
         diagnosis.check_torch_free("endless")

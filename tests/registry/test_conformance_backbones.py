@@ -84,8 +84,8 @@ def test_an_interruption_is_not_reported_as_a_failed_check() -> None:
 SPEC = "breaks its spec: "
 AN_IMAGE = f"{SPEC}for a 97x161 image "
 MAP = f"{SPEC}for 2 images C1 should be a map (2, channels, height, width), got "
-FILES = "; files of the one would not fit the other"
-NOT_FROZEN = "; something that it rests on is not frozen"
+FILES = "; their weights files would not be compatible"
+NOT_FROZEN = "; a layer up to C1 is not frozen"
 
 
 @pytest.mark.parametrize(
@@ -105,20 +105,20 @@ NOT_FROZEN = "; something that it rests on is not frozen"
         (
             "WritesIntoATap",
             "each map alone",
-            "returns another 'C1' when other maps are asked for too; it depends on chance, or a layer behind it writes "
-            "into its input",
+            "returns a different 'C1' when other taps are requested too; it is random, or a later layer writes into "
+            "its input",
         ),
         (
             "DropsInEvaluation",
             "determinism",
-            "returns another 'C1' of the same image at a second call in evaluation",
+            "returns a different 'C1' for the same image in a second call in evaluation mode",
         ),
-        ("LooksAtNeighbours", "batch", "returns another 'C1' of an image when others are in its batch"),
-        ("LooksAtTheImageBefore", "batch", "returns another 'C1' of an image when others are in its batch"),
-        ("IdleParameter", "gradients", "gives idle no gradient from any tap; leave out what no tap needs"),
-        ("DetachesAMap", "gradients", "gives the image no gradient from C1; it is detached on the way"),
-        ("DetachesTheImage", "gradients", "gives the image no gradient from C1; it is detached on the way"),
-        ("DetachesBetween", "gradients", "gives the image no gradient from C5; it is detached on the way"),
+        ("LooksAtNeighbours", "batch", "returns a different 'C1' for an image when the batch has other images"),
+        ("LooksAtTheImageBefore", "batch", "returns a different 'C1' for an image when the batch has other images"),
+        ("IdleParameter", "gradients", "gives idle no gradient from any tap; remove parameters that no tap needs"),
+        ("DetachesAMap", "gradients", "gives the image no gradient from C1; a tensor in between is detached"),
+        ("DetachesTheImage", "gradients", "gives the image no gradient from C1; a tensor in between is detached"),
+        ("DetachesBetween", "gradients", "gives the image no gradient from C5; a tensor in between is detached"),
         ("InfiniteGradient", "gradients", "gives the image a gradient that is not finite"),
         (
             "RenamesWhenCut",
@@ -142,23 +142,23 @@ NOT_FROZEN = "; something that it rests on is not frozen"
             "with features_only has norm.weight (8,), which is not in the model with a head" + FILES,
         ),
         ("IgnoresWidth", "wider", "with width=16 " + AN_IMAGE + "C1 should be (16, 49, 81), got (8, 49, 81)"),
-        ("TrainsWhatIsFrozen", "freezing", "with freeze='C1' still trains what C1 rests on"),
+        ("TrainsWhatIsFrozen", "freezing", "with freeze='C1' still trains layers up to C1"),
         ("SharesItsParameters", "freezing", "with freeze='C1' freezes C5 too"),
-        ("DropsWhatIsFrozen", "freezing", "with freeze='C1' returns another 'C1' in training" + NOT_FROZEN),
+        ("DropsWhatIsFrozen", "freezing", "with freeze='C1' returns a different 'C1' in training" + NOT_FROZEN),
         (
             "DriftsWhenItTrains",
             "freezing",
-            "with freeze='C1' returns another 'C1' after a pass in training" + NOT_FROZEN,
+            "with freeze='C1' returns a different 'C1' after a pass in training" + NOT_FROZEN,
         ),
         (
             "NormThatNeverRests",
             "freezing",
             "with freeze_norm changes first.1.running_mean in training; a norm is not frozen",
         ),
-        ("ScriptsToSomethingElse", "scripts", "returns another 'C1' when it was scripted"),
-        ("ExportsToSomethingElse", "exports", "returns another 'C1' when it was exported"),
-        ("Biased", "counts", SPEC + "it declares 2,600 parameters, and has 2,640"),
-        ("Twice", "counts", SPEC + "it declares 1,663,128 multiply-adds for a 97x161 image, and has 3,326,256"),
+        ("ScriptsToSomethingElse", "scripts", "returns a different 'C1' after it was scripted"),
+        ("ExportsToSomethingElse", "exports", "returns a different 'C1' after it was exported"),
+        ("Biased", "counts", SPEC + "it declares 2,600 parameters, but has 2,640"),
+        ("Twice", "counts", SPEC + "it declares 1,663,128 multiply-adds for a 97x161 image, but has 3,326,256"),
     ],
 )
 def test_a_wrong_backbone_fails_with_its_mistake_in_the_message(
@@ -172,7 +172,7 @@ def test_a_wrong_backbone_fails_with_its_mistake_in_the_message(
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("OwnNorm", "with norm=no_norm breaks its spec: it declares 2,520 parameters, and has 2,600"),
+        ("OwnNorm", "with norm=no_norm breaks its spec: it declares 2,520 parameters, but has 2,600"),
         (
             "AlwaysStrides",
             "with output_stride=16 breaks its spec: for a 97x161 image C5 should be (8, 7, 11), got (8, 4, 6)",
@@ -193,13 +193,13 @@ def test_a_table_that_is_wrong_with_an_option_fails_with_that_option(wrong: Regi
     [
         (
             "HidesItsState",
-            "returns another 'C1' when it was loaded from its file; what it depends on has to be in its state_dict or "
-            "follow from its options",
+            "returns a different 'C1' after it was loaded from a file; keep all state in the state_dict, or derive it "
+            "from the options",
         ),
         (
             "CopiesAfresh",
-            "returns another 'C1' when it was copied; what it depends on has to be in its state_dict or follow from "
-            "its options",
+            "returns a different 'C1' after it was copied; keep all state in the state_dict, or derive it from the "
+            "options",
         ),
         ("HoldsALock", "cannot be copied (TypeError: cannot pickle '_thread.lock' object)"),
         (

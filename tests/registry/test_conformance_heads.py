@@ -250,7 +250,7 @@ def test_a_sound_head_passes_the_checks_of_classes_and_files(wrong: Registry, tm
 
 SPEC = "breaks its spec: "
 AN_IMAGE = f"{SPEC}for a 33x35 image "
-SHOULD = "should return a tensor (2, ...), a dict of them, or a list of two dicts for two images, got "
+SHOULD = "should return a tensor (2, ...), a dict of such tensors, or a list of two dicts for two images, got "
 
 
 @pytest.mark.parametrize(
@@ -262,21 +262,21 @@ SHOULD = "should return a tensor (2, ...), a dict of them, or a list of two dict
         ("ReturnsLists", "outputs", SHOULD + "a dict of logits: a list"),
         ("ReturnsDictsOfNumbers", "outputs", SHOULD + "a list"),
         ("ForgetsTheBatch", "outputs", SHOULD + "a dict of logits: a tensor (1, 4)"),
-        ("OtherTaps", "outputs", SPEC + "its tap P2 should have 4 channels, and has 8"),
+        ("OtherTaps", "outputs", SPEC + "its tap P2 should have 4 channels, but has 8"),
         ("Exits", "outputs", "fails on a 33x35 image (SystemExit: 0)"),
         ("ExitsWhenBuilt", "outputs", "cannot be built (SystemExit: 0)"),
         ("FailsInTraining", "gradients", "fails in training on a 33x35 image (ValueError: no idea)"),
-        ("MoreParameters", "counts", SPEC + "it declares 860 parameters, and has 863"),
-        ("Twice", "counts", SPEC + "it declares 112,784 multiply-adds for a 33x35 image, and has 112,816"),
-        ("OtherTensors", "counts", SPEC + "its layers say that logits.weight is (4, 8), and it is not there"),
-        ("MoreTensors", "counts", SPEC + "its layers say that mean is not there, and it is (3,)"),
-        ("Drops", "determinism", "returns another 'logits' of the same image at a second call in evaluation"),
+        ("MoreParameters", "counts", SPEC + "it declares 860 parameters, but has 863"),
+        ("Twice", "counts", SPEC + "it declares 112,784 multiply-adds for a 33x35 image, but has 112,816"),
+        ("OtherTensors", "counts", SPEC + "its layers declare logits.weight as (4, 8), but it is absent"),
+        ("MoreTensors", "counts", SPEC + "its layers declare mean as absent, but it is (3,)"),
+        ("Drops", "determinism", "returns a different 'logits' for the same image in a second call in evaluation mode"),
         ("Detaches", "gradients", "gives backbone.stages.C1.0.conv.weight no gradient"),
         ("DetachesTheBackbone", "gradients", "gives backbone.stages.C1.0.conv.weight no gradient"),
         ("MoreParameters", "gradients", "gives head.scale no gradient"),
         ("InfiniteGradient", "gradients", "gives backbone.stages.C1.0.conv.weight a gradient that is not finite"),
-        ("ScriptsToSomethingElse", "scripts", "returns another 'logits' when it was scripted"),
-        ("ExportsToSomethingElse", "exports", "returns another 'logits' when it was exported"),
+        ("ScriptsToSomethingElse", "scripts", "returns a different 'logits' after it was scripted"),
+        ("ExportsToSomethingElse", "exports", "returns a different 'logits' after it was exported"),
     ],
 )
 def test_a_wrong_head_fails_with_its_mistake_in_the_message(
@@ -291,8 +291,8 @@ def test_a_head_with_undeclared_class_layers_fails(wrong: Registry) -> None:
     with pytest.raises(SpecError) as error:
         head_conformance.check_head_options("OtherTensors", "tinynet", wrong)
     assert str(error.value) == (
-        "head 'OtherTensors' breaks its spec: fc.weight depends on the number of classes, and per_class=('logits.', "
-        "'classes.') does not name it"
+        "head 'OtherTensors' breaks its spec: fc.weight depends on the number of classes, but per_class=('logits.', "
+        "'classes.') does not include it"
     )
 
 
@@ -301,8 +301,8 @@ def test_a_head_that_writes_into_maps_fails_beside_another(wrong: Registry) -> N
     with pytest.raises(SpecError) as error:
         head_conformance.check_shared_backbone("WritesIntoMaps", "tinynet", wrong, SIZE)
     assert str(error.value) == (
-        "head 'WritesIntoMaps' on 'tinynet' returns another 'logits' on a backbone that it shares with another head; "
-        "it must not write into the maps, or depend on anything but them"
+        "head 'WritesIntoMaps' on 'tinynet' returns a different 'logits' when another head uses the same backbone; a "
+        "head must not write into the maps, and must depend on nothing else"
     )
 
 
@@ -310,8 +310,8 @@ def test_a_head_that_changes_when_it_is_loaded_fails(wrong: Registry, tmp_path: 
     with pytest.raises(SpecError) as error:
         conformance.check_file(trial_of("HidesItsState", wrong), wrong, tmp_path)
     assert str(error.value) == (
-        "head 'HidesItsState' on 'tinynet' returns another 'logits' when it was loaded from its file; what it depends "
-        "on has to be in its state_dict or follow from its options"
+        "head 'HidesItsState' on 'tinynet' returns a different 'logits' after it was loaded from a file; keep all "
+        "state in the state_dict, or derive it from the options"
     )
 
 

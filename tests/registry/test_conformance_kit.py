@@ -278,14 +278,14 @@ def test_a_plugin_that_cannot_be_tested_fails_without_the_source_lines_of_the_ki
         *(
             (
                 module,
-                f"{module!r} imports torch when it is imported or answers its hooks, so that every start waits for it; "
-                "name heavy code by an import string, 'package.module:function'",
+                f"{module!r} imports torch on import or in a hook, which slows down every start; refer to heavy code "
+                "by an import string, 'package.module:function'",
             )
             for module in ("torchy", "late")
         ),
-        ("raises", "'raises' cannot be imported by itself (ZeroDivisionError: division by zero)"),
-        ("exits", "'exits' cannot be imported by itself (it ends Python with status 0)"),
-        ("nowhere", "'nowhere' cannot be imported by itself (ModuleNotFoundError: No module named 'nowhere')"),
+        ("raises", "'raises' cannot be imported in a new process (ZeroDivisionError: division by zero)"),
+        ("exits", "'exits' cannot be imported in a new process (Python exits with status 0)"),
+        ("nowhere", "'nowhere' cannot be imported in a new process (ModuleNotFoundError: No module named 'nowhere')"),
     ],
 )
 def test_a_plugin_that_imports_torch_or_cannot_be_imported_fails(
