@@ -1,4 +1,4 @@
-"""Requests → models: modules created, weights filled in or initialised, the backbone frozen."""
+"""Build models from requests: create modules, load or initialize weights, freeze the backbone."""
 
 from __future__ import annotations
 
@@ -48,11 +48,14 @@ def build_model(
 
     Args:
         request: the resolved arguments of `Registry.build`.
-        catalogue: that the request was resolved with.
-        checkpoint: the weights, if they were read already; those of the request otherwise.
-        keep_dtype: whether the model takes the dtypes of the checkpoint.
-        backbone: one that was built already and has the taps of the request among its own; it is initialised or filled
+        catalogue: the catalogue that resolved the request.
+        checkpoint: weights that were already read; None to read the weights of the request.
+        keep_dtype: give the model the dtypes of the checkpoint.
+        backbone: a backbone that was already built, with at least the taps of the request. It is initialized or filled
             from the same checkpoint.
+
+    Returns:
+        the model.
 
     Raises:
         WeightsError: the weights are not available or do not fit.
@@ -91,8 +94,16 @@ def build_model(
 def _create_modules(
     spec: BackboneSpec | ModelSpec, backbone: BackboneSpec, factory_tag: str, built: nn.Module | None
 ) -> Parts:
-    """Return the parts of a model, around a backbone that is built already if there is one; our own modules are
-    uninitialised.
+    """Return the parts of a model. Built-in modules are not initialized.
+
+    Args:
+        spec: spec of the model or of the bare backbone.
+        backbone: spec of the backbone.
+        factory_tag: weights that the backbone's factory loads, or "".
+        built: the backbone if it was already built.
+
+    Returns:
+        prefix → module.
     """
     if built is None:
         built = Backbone(backbone) if backbone.stages else backbone_module(backbone, pretrained=factory_tag or None)
@@ -103,7 +114,7 @@ def _create_modules(
 
 
 def _initialize(part: nn.Module) -> None:
-    # A factory's modules are initialised when they are created.
+    # Modules of factories are initialized on creation.
     initialize = getattr(part, "initialize", None)
     if initialize is not None:
         initialize()
@@ -127,7 +138,7 @@ def _join_parts(parts: Parts, spec: BackboneSpec | ModelSpec, preprocessing: Pre
 
 
 def _fit_without_memory(request: BuildRequest, checkpoint: Checkpoint, catalogue: Catalogue) -> FittedWeights | None:
-    """Return a checkpoint fitted to parts on the meta device, or None where the factory builds nothing there."""
+    """Fit a checkpoint to parts on the meta device. Return None if the factory cannot build there."""
     try:
         with torch.device("meta"):
             parts = _create_modules(request.spec, request.backbone, "", None)
@@ -159,32 +170,32 @@ def _fill_parts(parts: Parts, request: BuildRequest, fitted: FittedWeights, *, k
 
 
 def _state(parts: Parts) -> dict[str, Tensor]:
-    """Return native name → parameter or buffer of a model's parts, to be filled."""
+    """Return native name → parameter or buffer of all `parts`."""
     states = ((prefix, part.state_dict(keep_vars=True)) for prefix, part in parts.items())
     return {prefix + key: tensor for prefix, state in states for key, tensor in state.items()}
 
 
 def _check_norms(parts: Parts, unused: Collection[str]) -> None:
-    """Refuse norms that have no place for the running statistics that the file has of them."""
+    """Refuse norms without running statistics if the file has running statistics for them."""
     lost = {name.removesuffix(".running_mean") for name in unused if name.endswith(".running_mean")}
     for prefix, module in parts.items() if lost else ():
         for path, norm in module.named_modules():
             if prefix + path in lost:
                 raise MismatchError(
-                    f"its norm {type(norm).__name__} cannot hold the file's running statistics; use a batch norm, or "
+                    f"its norm {type(norm).__name__} has no running statistics, but the file has; use a batch norm, or "
                     "build without pretrained"
                 )
 
 
 @torch.no_grad()
 def _fill(state: Mapping[str, Tensor], fitted: FittedWeights, *, keep_dtype: bool) -> None:
-    """Copy tensors into uninitialised parameters and buffers, in the file's dtypes or in the model's own."""
+    """Copy tensors into uninitialized parameters and buffers, in the dtypes of the file or of the model."""
     for name, target in state.items():
         if name.startswith(fitted.head.skipped):
             continue
         tensor = fitted.tensors.get(name)
         if tensor is None:
-            # The number of batches that a norm has seen, which many files lack.
+            # num_batches_tracked, which many files do not have.
             target.zero_()
         elif keep_dtype:
             target.data = tensor.to(target.device, copy=True)
@@ -193,7 +204,7 @@ def _fill(state: Mapping[str, Tensor], fitted: FittedWeights, *, keep_dtype: boo
 
 
 def _set_eps(parts: Parts, spec: BackboneSpec, eps: Mapping[str, float], *, fills_head: bool) -> None:
-    # Our own batch norms have the spec's epsilon already; those of a `norm=` factory have PyTorch's.
+    # Built-in batch norms already have the spec's epsilon. Norms of a `norm=` factory have PyTorch's default.
     built = spec.norm_eps if spec.stages and spec.norm is None else None
     if eps.get("backbone", built) != built:
         set_eps(parts[""], eps["backbone"])
@@ -211,7 +222,7 @@ def _describe_factory_weights(
 ) -> Description:
     weights = f"{description.name}.{tag}"
     if isinstance(spec, ModelSpec):
-        logger.warning("%s is a backbone; the head %r starts with fresh weights", weights, spec.head.name)
+        logger.warning("%s: loaded the backbone; the head %r is randomly initialized", weights, spec.head.name)
     preprocessing = getattr(parts[""], "preprocessing", description.preprocessing)
     return replace(
         description,

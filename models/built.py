@@ -1,4 +1,4 @@
-"""The type of built models, the description inside wrappers, and the mark of fused models."""
+"""The type of built models, access to models inside wrappers, and the marker of fused models."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from featuretap.specs.description import Description
 from featuretap.support.errors import OptionError, TrainingError
 
 FUSED = "for_inference"
-"""Name of the submodule that marks a fused model."""
+"""Name of the submodule that marks a model as fused."""
 
 PARALLEL = (nn.DataParallel, nn.parallel.DistributedDataParallel)
 
 
 class Built(nn.Module):
-    """What the modules that `registry.build` and `registry.load` return have; most of them are of other classes.
+    """Attributes of the modules that `registry.build` and `registry.load` return. Most are instances of other classes.
 
     Attributes:
         description: name, options, head, classes, preprocessing and origin of the weights.
-        taps: address → channels and stride, of a bare backbone and of a pyramid.
-        backbone: of a model with a head.
-        head: of a model with one head.
-        heads: of a model with several heads, by name.
+        taps: address → channels and stride, of bare backbones and pyramids.
+        backbone: backbone of a model with a head.
+        head: head of a model with one head.
+        heads: heads of a model with several heads, by name.
     """
 
     description: Description
@@ -36,7 +36,7 @@ class Built(nn.Module):
 
 
 def inside_wrappers(model: nn.Module) -> nn.Module:
-    """Return the described model inside DataParallel, torch.compile and moving averages, or `model` without one."""
+    """Return the described model inside DataParallel, `torch.compile` and moving averages, or `model` itself."""
     inner: nn.Module | None = model
     while isinstance(inner, nn.Module) and not isinstance(vars(inner).get("description"), Description):
         inner = next((inner._modules[name] for name in ("module", "_orig_mod") if name in inner._modules), None)
@@ -44,33 +44,36 @@ def inside_wrappers(model: nn.Module) -> nn.Module:
 
 
 def unwrap(model: nn.Module, action: str) -> Built:
-    """Return the model inside DataParallel, torch.compile and moving averages.
+    """Return the model inside DataParallel, `torch.compile` and moving averages.
 
     Args:
         model: any module.
-        action: what needs the model, for the message: "registry.save writes".
+        action: what the model is needed for, for the message: "registry.save writes".
+
+    Returns:
+        the model.
 
     Raises:
-        OptionError: no model that featuretap built is inside.
+        OptionError: there is no model inside that featuretap built.
     """
     inner = inside_wrappers(model)
     if isinstance(vars(inner).get("description"), Description):
         return cast("Built", inner)
     described = isinstance(getattr(model, "description", None), Description)
-    lacks = "holds no weights" if described else "carries no description"
+    lacks = "has no weights" if described else "has no description"
     raise OptionError(f"{type(model).__name__} {lacks}; {action} models that registry.build or registry.load returned")
 
 
 def unwrap_parts(model: Built) -> Built:
-    """Return the model without torch.compile and DataParallel around its parts, such as its backbone.
+    """Remove `torch.compile` and DataParallel from the parts of a `model`, such as its backbone.
 
-    It shares parameters and buffers with `model`, and is `model` itself where no part is wrapped.
+    The result shares parameters and buffers with `model`. It is `model` itself if no part is wrapped.
     """
     return cast("Built", _without_wrappers(model))
 
 
 def unwrap_part(part: nn.Module) -> nn.Module:
-    """Return the module inside torch.compile and DataParallel."""
+    """Return the module inside `torch.compile` and DataParallel around `part`."""
     # The class of compiled modules takes a second to import.
     inner = part.module if isinstance(part, PARALLEL) else part._modules.get("_orig_mod")
     return part if inner is None else unwrap_part(inner)
@@ -86,42 +89,50 @@ def _without_wrappers(module: nn.Module) -> nn.Module:
     return copied
 
 
-def description_of(model: nn.Module, action: str = "this reads") -> Description:
+def description_of(model: nn.Module, action: str = "this function reads") -> Description:
     """Return the description of a model that featuretap built or compiled.
 
     Args:
         model: any module.
-        action: what needs the description, for the message: "registry.transforms reads".
+        action: what the description is needed for, for the message: "registry.transforms reads".
+
+    Returns:
+        the description.
 
     Raises:
-        OptionError: the model has none.
+        OptionError: the model does not have a description.
     """
     description = getattr(model, "description", None)
     if not isinstance(description, Description):
         raise OptionError(
-            f"{type(model).__name__} carries no description; {action} models that registry.build or registry.load "
-            "returned"
+            f"{type(model).__name__} has no description; {action} models that registry.build or registry.load returned"
         )
     return description
 
 
 class InferenceOnly(nn.Module):
-    """The submodule by which a fused model refuses to be trained; it computes nothing."""
+    """A submodule without layers that prevents a fused model from being trained."""
 
     def train(self, mode: bool = True) -> Self:
-        """Stay in evaluation.
+        """Raise an error in training mode.
+
+        Args:
+            mode: True for training mode.
+
+        Returns:
+            the module.
 
         Raises:
-            TrainingError: training mode was asked for.
+            TrainingError: `mode` is True.
         """
         if mode:
             raise TrainingError(
-                "a fused model is for inference, since its batch norms have become a part of its convolutions; train "
-                "the model that it was made from, and fuse that afterwards"
+                "a fused model cannot be trained, since its batch norms are folded into its convolutions; train the "
+                "original model and fuse it afterwards"
             )
         return super().train(mode)
 
 
 def is_fused(model: nn.Module) -> bool:
-    """Return whether `registry.fuse` returned a model."""
+    """Return whether `registry.fuse` returned this `model`."""
     return isinstance(model._modules.get(FUSED), InferenceOnly)

@@ -1,4 +1,4 @@
-"""Backbones that are no table: calling the factory that their spec names, and freezing what it returns."""
+"""Backbones that are built by a factory: call the factory, and freeze parts of the module that it returns."""
 
 from __future__ import annotations
 
@@ -14,21 +14,24 @@ from featuretap.specs.options import Freezing
 from featuretap.support.errors import PluginError
 from featuretap.support.import_strings import call_reference
 
-# The first is the base class of all batch and instance norms.
+# _NormBase is the base class of all batch and instance norms.
 NORMS = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
 PROBES = (224, 256, 384, 192, 448, 512, 518, 288, 320, 336, 240, 128, 96, 64)
-"""Heights and widths of images to try, to find the parameters of a map; some networks take one size only."""
+"""Image sizes to try when running a network. Some networks accept one size only."""
 
 
 def backbone_module(spec: BackboneSpec, *, pretrained: str | None = None) -> nn.Module:
-    """Return what the factory of a spec builds.
+    """Build a backbone with the factory that its spec names.
 
     Args:
-        spec: of a backbone that is no table, options applied.
-        pretrained: which of its own weights the factory is to fetch; None for random ones.
+        spec: spec of the backbone, with its options applied.
+        pretrained: tag of weights that the factory downloads; None for random weights.
+
+    Returns:
+        the module, with `.taps`.
 
     Raises:
-        PluginError: the factory failed, or returned something else than a module.
+        PluginError: the factory failed, or did not return a module.
     """
     own = {} if pretrained is None else {"pretrained": pretrained}
     backbone = call_reference(
@@ -36,20 +39,24 @@ def backbone_module(spec: BackboneSpec, *, pretrained: str | None = None) -> nn.
     )
     if not isinstance(backbone, nn.Module):
         raise PluginError(
-            f"backbone {spec.name!r} cannot be built: {spec.factory!r} returned {backbone!r}, which is no module"
+            f"backbone {spec.name!r} cannot be built: {spec.factory!r} returned {backbone!r}, which is not a module"
         )
     backbone.taps = dict(spec.taps)  # type: ignore[assignment]
     return backbone
 
 
 def freeze(backbone: nn.Module, spec: BackboneSpec, freezing: Freezing) -> None:
-    """Freeze all that a level rests on, and all norms if requested.
+    """Freeze all parameters up to a level, and all norms if requested.
 
-    Afterwards the class of the module is a subclass of its own class, whose `train` keeps the frozen modules in
-    evaluation.
+    The class of the module becomes a subclass of its class whose `train` keeps frozen modules in evaluation mode.
+
+    Args:
+        backbone: a module that a factory built, changed in place.
+        spec: spec of the backbone.
+        freezing: the level and whether norms are frozen.
 
     Raises:
-        PluginError: the backbone cannot be run on the meta device, so that nobody knows what the level rests on.
+        PluginError: the backbone does not run on the meta device, so the parameters of the level cannot be determined.
     """
     parameters = _parameters_below(spec, freezing.through) if freezing.through else frozenset()
     frozen = tuple(_frozen_modules(backbone, parameters, norms=freezing.norms))
@@ -58,7 +65,7 @@ def freeze(backbone: nn.Module, spec: BackboneSpec, freezing: Freezing) -> None:
             parameter.requires_grad_(False)
     for path in frozen:
         backbone.get_submodule(path).requires_grad_(False)
-    # A backbone that was frozen completely is in evaluation, whatever it was set to.
+    # A completely frozen backbone is in evaluation mode, whatever mode was set.
     training: Any = getattr(backbone, "set_to_train", backbone.training)
     if not isinstance(backbone, _Adopted):
         object.__setattr__(backbone, "__class__", _adopted(type(backbone)))
@@ -67,7 +74,7 @@ def freeze(backbone: nn.Module, spec: BackboneSpec, freezing: Freezing) -> None:
 
 
 def _frozen_modules(backbone: nn.Module, parameters: frozenset[str], *, norms: bool) -> Iterator[str]:
-    """Yield the paths of the norms if requested, and of modules all of whose parameters are frozen."""
+    """Yield the paths of modules whose parameters are all frozen, and of norms if requested."""
     for path, module in backbone.named_modules():
         own = [f"{path}.{name}" if path else name for name, _ in module.named_parameters()]
         if (norms and isinstance(module, NORMS)) or (own and parameters.issuperset(own)):
@@ -75,7 +82,7 @@ def _frozen_modules(backbone: nn.Module, parameters: frozenset[str], *, norms: b
 
 
 def _parameters_below(spec: BackboneSpec, level: str) -> frozenset[str]:
-    """Return the names of the parameters that a map is computed from, found by autograd on the meta device."""
+    """Return the names of the parameters that a map depends on, found by autograd on the meta device."""
     with torch.device("meta"), torch.enable_grad():
         probe = backbone_module(spec.with_taps((level,)))
         leaves = _leaves(_run(probe, spec)[level])
@@ -83,20 +90,20 @@ def _parameters_below(spec: BackboneSpec, level: str) -> frozenset[str]:
 
 
 def _run(probe: nn.Module, spec: BackboneSpec) -> Any:
-    """Return the maps of an image of the first size that a network takes."""
+    """Return the maps for an image of the first size in `PROBES` that the network accepts."""
     for size in PROBES:
         try:
             return probe(torch.empty(1, spec.in_channels, size, size))
         except Exception as error:
             refused = " ".join(str(error).split())
     raise PluginError(
-        f"{spec.name!r} cannot be frozen by level: it takes images of no usual size, so that nobody knows what the "
-        f"level rests on ({refused})"
+        f"{spec.name!r} cannot be frozen by level: it accepts none of the usual image sizes, so the layers of the "
+        f"level cannot be determined ({refused})"
     )
 
 
 def _leaves(tensor: Tensor) -> set[int]:
-    """Return the identities of the parameters that a tensor was computed from."""
+    """Return the ids of the parameters that a tensor was computed from."""
     waiting, seen, leaves = [tensor.grad_fn], set(), set()
     while waiting:
         node = waiting.pop()
@@ -109,10 +116,10 @@ def _leaves(tensor: Tensor) -> set[int]:
 
 
 def adopt(module: nn.Module) -> None:
-    """Let a plugin's module report what is wrong with its images, as `ImageModel` does.
+    """Make a plugin's `module` report problems with its images in the same way as `ImageModel`.
 
-    Its class becomes a subclass of its own class. Classes that are copied or pickled in their own way, such as those of
-    torch.fx and TorchScript, are left as they are.
+    Its class becomes a subclass of its class. Classes with their own way of copying or pickling, such as those of
+    torch.fx and TorchScript, are not changed.
     """
     kind = type(module)
     usual = kind.__reduce_ex__ is object.__reduce_ex__ and kind.__reduce__ is object.__reduce__
@@ -121,14 +128,14 @@ def adopt(module: nn.Module) -> None:
 
 
 def own_class(module: nn.Module) -> type[nn.Module]:
-    """Return the class that a module had before `adopt`."""
+    """Return the class of a `module` before `adopt`."""
     return type(module).__bases__[1] if isinstance(module, _Adopted) else type(module)
 
 
 class _Adopted(ImageModel):
-    """A mixin for the class of a plugin's module; `train` keeps `frozen_modules` in evaluation."""
+    """A mixin for the classes of plugins' modules. `train` keeps `frozen_modules` in evaluation mode."""
 
-    # No annotation: torch.jit.script would read it, as a string.
+    # Not annotated, because torch.jit.script cannot evaluate the annotation, which is a string.
     frozen_modules = ()
 
     def train(self, mode: bool = True) -> Self:
@@ -140,7 +147,7 @@ class _Adopted(ImageModel):
         return self
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # The class is made while running, and found again by the class that it was made of.
+        # The class is created at run time, so it is pickled by its base class.
         state = self.__getstate__()  # type: ignore[no-untyped-call]
         return _empty, (own_class(self),), state
 

@@ -1,4 +1,4 @@
-"""Freezing levels and norms of the backbone of a model that was built."""
+"""Freeze levels and norms of the backbone of a built model."""
 
 from __future__ import annotations
 
@@ -15,11 +15,16 @@ from featuretap.specs.options import Freezing, check_freezing
 
 
 def freeze_model(model: nn.Module, freezing: Freezing) -> None:
-    """Freeze a part of a model's backbone, unfreeze the rest of the model, and describe it so; see `Registry.freeze`.
+    """Freeze part of a model's backbone, unfreeze the rest of the model, and update its description. See
+    `Registry.freeze`.
+
+    Args:
+        model: a built model, changed in place.
+        freezing: the level and whether norms are frozen.
 
     Raises:
-        OptionError: the backbone lacks the level, or featuretap did not build the model.
-        PluginError: it is not known which parameters the level depends on.
+        OptionError: the backbone does not have the level, or the model was not built by featuretap.
+        PluginError: the parameters of the level cannot be determined.
     """
     built = unwrap(model, "registry.freeze freezes")
     backbone = set_freezing(built, freezing)
@@ -33,11 +38,18 @@ def freeze_model(model: nn.Module, freezing: Freezing) -> None:
 
 
 def set_freezing(built: Built, freezing: Freezing) -> nn.Module:
-    """Freeze a part of a model's backbone, unfreeze the rest of the backbone, and return the backbone.
+    """Freeze part of a model's backbone and unfreeze the rest of the backbone.
+
+    Args:
+        built: a built model, changed in place.
+        freezing: the level and whether norms are frozen.
+
+    Returns:
+        the backbone.
 
     Raises:
-        OptionError: the backbone lacks the level.
-        PluginError: it is not known which parameters the level depends on.
+        OptionError: the backbone does not have the level.
+        PluginError: the parameters of the level cannot be determined.
     """
     description = built.description
     is_bare = description.head is None and not description.heads
@@ -54,7 +66,7 @@ def set_freezing(built: Built, freezing: Freezing) -> nn.Module:
 
 
 def freeze_all_but(model: MultiHeadModel, name: str) -> None:
-    """Freeze a model with several heads, but for one head."""
+    """Freeze everything in a `model` with several heads except the head `name`."""
     spec = model.description.backbone
     assert spec is not None
     freeze_model(model, Freezing(spec.levels[-1] if spec.levels else None, norms=True))
@@ -65,7 +77,7 @@ def freeze_all_but(model: MultiHeadModel, name: str) -> None:
 
 
 def _describe(description: Description, freezing: Freezing) -> Description:
-    """Return the description of a model with another part frozen."""
+    """Return the description with other options for freezing."""
     options = {name: value for name, value in description.options.items() if name not in ("freeze", "freeze_norm")}
     frozen = {"freeze": freezing.through, "freeze_norm": freezing.norms}
     options |= {name: value for name, value in frozen.items() if value}

@@ -1,4 +1,4 @@
-"""Checkpoints → models: the file's description is the request."""
+"""Load models from checkpoints."""
 
 from __future__ import annotations
 
@@ -27,22 +27,25 @@ def load_model(
     options: Mapping[str, Any],
     finite: bool,
 ) -> Built:
-    """Build and fill the model of a checkpoint; see `Registry.load`.
+    """Build the model of a checkpoint and load its weights. See `Registry.load`.
 
     Args:
-        catalogue: of the registry.
-        path: of the checkpoint, or its address.
-        name: of the backbone, in place of the file's.
-        arguments: of `build` that replace the file's, unless they are None.
-        options: of backbone and head that replace the file's.
-        finite: whether to refuse NaN and infinity.
+        catalogue: the registry's catalogue.
+        path: path or address of the checkpoint.
+        name: backbone to use instead of the file's.
+        arguments: arguments of `build` that replace the file's, unless they are None.
+        options: options of the backbone and head that replace the file's.
+        finite: refuse NaN and infinity.
+
+    Returns:
+        the model.
 
     Raises:
-        OptionError: `pretrained` was given.
+        OptionError: `pretrained` was passed.
         WeightsError, FeaturetapError: see `Registry.load`.
     """
     if "pretrained" in options:
-        raise OptionError(f"registry.load takes the weights of {str(path)!r}; leave pretrained out")
+        raise OptionError(f"registry.load reads the weights of {str(path)!r}; remove pretrained")
     checkpoint = open_checkpoint(WeightsSource(path=path), catalogue)
     if finite:
         check_finite(checkpoint)

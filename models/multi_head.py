@@ -1,4 +1,4 @@
-"""A backbone with several heads, which read the maps of one pass."""
+"""Models with several heads that share one backbone."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Self
 
 from torch import Tensor, nn
-from torch.nn import functional as F  # noqa: N812 - PyTorch's own name for it
+from torch.nn import functional as F  # noqa: N812 - PyTorch's convention
 
 from featuretap.backbones.inputs import ImageModel
 from featuretap.catalogue.catalogue import Catalogue
@@ -22,20 +22,23 @@ from featuretap.weights.several_heads import backbone_checkpoint, head_checkpoin
 
 
 class MultiHeadModel(ImageModel, Built):
-    """A backbone with several heads: images → a dict from the name of a head to what its model returns.
+    """A backbone with several heads. It maps images to a dict from head name to the output of this head.
 
-    Without a detection head, images are a tensor (N, in_channels, H, W), normalised as `registry.transforms` does.
+    Without a detection head, images are a tensor (N, in_channels, H, W), normalized as by `registry.transforms`.
 
-    With one, images are a list of tensors (C, H, W) with values from 0 to 1, of any sizes, or one tensor (N, C, H, W).
-    The detection head resizes, normalises and batches them for all heads. Boxes and masks are in pixels of the images
-    that were given: a segmentation head then returns a list of dicts like a detection head, {"out": logits
-    (num_classes, H, W)} for each image. Other heads return what they compute from the batch.
+    With a detection head, images are a list of tensors (C, H, W) of any sizes with values from 0 to 1, or one tensor
+    (N, C, H, W). The detection head resizes, normalizes and batches them for all heads. Boxes and masks are in pixels
+    of the input images. Segmentation heads then return a list with {"out": logits (num_classes, H, W)} for each image,
+    like detection heads. Other heads return their output for the batch.
+
+    Args:
+        backbone: a backbone that returns the taps of all heads.
+        singles: name → model with this head alone.
 
     Attributes:
-        backbone: returns the taps of all heads.
-        heads: name → the head's module.
-        classes: name → class of the model that the head and a backbone form.
-        frozen_heads: names of heads that stay in evaluation, whatever `train()` is called with.
+        heads: name → module of the head.
+        classes: name → class of the model with this head alone.
+        frozen_heads: names of heads that `train()` keeps in evaluation mode.
     """
 
     def __init__(self, backbone: Built, singles: Mapping[str, Built]) -> None:
@@ -51,8 +54,14 @@ class MultiHeadModel(ImageModel, Built):
     def forward(self, images: Tensor | Sequence[Tensor]) -> dict[str, Any]:
         """Return the output of every head.
 
+        Args:
+            images: a tensor (N, C, H, W), or a list of tensors (C, H, W) with a detection head.
+
+        Returns:
+            name of the head → its output.
+
         Raises:
-            OptionError: a detection head in training, which needs the targets of its own images.
+            OptionError: a detection head is in training mode, which requires targets.
         """
         detectors = [name for name in self.heads if self._spec(name).head.images == "raw"]
         if not detectors:
@@ -60,7 +69,7 @@ class MultiHeadModel(ImageModel, Built):
             return {name: self._single(name, maps).forward(images) for name in self.heads}
         if self.heads[detectors[0]].training:
             raise OptionError(
-                f"a model with several heads detects in evaluation only; train one head at a time: "
+                f"a model with several heads detects in evaluation mode only; train one head at a time: "
                 f"registry.select_head(model, {detectors[0]!r})(images, targets)"
             )
         images = list(images)
@@ -80,7 +89,7 @@ class MultiHeadModel(ImageModel, Built):
         return outputs
 
     def train(self, mode: bool = True) -> Self:
-        """Set training mode, but for what is frozen."""
+        """Set training `mode` for everything that is not frozen."""
         super().train(mode)
         for name in self.frozen_heads:
             self.heads[name].eval()
@@ -92,19 +101,19 @@ class MultiHeadModel(ImageModel, Built):
         return spec
 
     def _single(self, name: str, maps: Mapping[str, Tensor]) -> Any:
-        """Return the model of a head on maps that are computed already.
+        """Return the model of one head, which reads feature maps that are already computed.
 
-        Call its `forward`: FX traces calls of registered modules only.
+        Call its `forward` method, because FX only traces calls of registered modules.
         """
         read = {address: maps[address] for address in self._spec(name).backbone.taps}
         single: Any = self.classes[name](_computed(read), self.heads[name])
-        # Not train(), which would reach parts of the head that are in evaluation on purpose.
+        # train() would also change parts of the head that are deliberately in evaluation mode.
         single.training = self.heads[name].training
         return single
 
 
 class _Prepared(nn.Module):
-    """The transform of a torchvision detector whose images are prepared already."""
+    """Replacement for the transform of a torchvision detector whose images are already prepared."""
 
     def __init__(self, batch: Any, transform: Any) -> None:
         super().__init__()
@@ -112,19 +121,19 @@ class _Prepared(nn.Module):
         self.postprocess = transform.postprocess
 
     def forward(self, images: Any, targets: Any = None) -> tuple[Any, Any]:
-        """Return the prepared images."""
+        """Return the prepared `images` and the `targets`."""
         return self.batch, targets
 
 
 def _computed(maps: dict[str, Tensor]) -> Any:
-    """Return what stands for a backbone whose maps are computed already."""
+    """Return a replacement for a backbone whose maps are already computed."""
     return lambda images: maps
 
 
 def _restore_sizes(
     outputs: Mapping[str, Tensor], sizes: Sequence[tuple[int, int]], images: Sequence[Tensor]
 ) -> list[dict[str, Tensor]]:
-    """Return the logits of each image at its own size, from those of a padded batch (N, num_classes, H, W)."""
+    """Resize the logits of a padded batch (N, num_classes, H, W) to the original size of each image."""
     return [
         {
             name: F.interpolate(
@@ -142,10 +151,19 @@ def _restore_sizes(
 def build_multi_head_model(
     request: MultiHeadRequest, catalogue: Catalogue, checkpoint: Checkpoint | None = None, *, keep_dtype: bool = False
 ) -> MultiHeadModel:
-    """Build a backbone with several heads; arguments as for `build_model`.
+    """Build a backbone with several heads.
+
+    Args:
+        request: the resolved request.
+        catalogue: the catalogue that resolved the request.
+        checkpoint: as for `build_model`.
+        keep_dtype: as for `build_model`.
+
+    Returns:
+        the model.
 
     Raises:
-        WeightsError, PluginError: as `build_model`.
+        WeightsError, PluginError: as for `build_model`.
     """
     if checkpoint is None and request.backbone.weights and not request.backbone.weights.factory_tag:
         checkpoint = open_checkpoint(request.backbone.weights, catalogue)

@@ -1,4 +1,4 @@
-"""Models → checkpoints."""
+"""Save models as checkpoints, and upload them."""
 
 from __future__ import annotations
 
@@ -30,11 +30,20 @@ from featuretap.weights.writing import (
 
 
 def save_model(catalogue: Catalogue, model: nn.Module, path: Path, layout: str) -> Path:
-    """Write a model; see `Registry.save`.
+    """Save a model. See `Registry.save`.
+
+    Args:
+        catalogue: the registry's catalogue.
+        model: a built model, which may be wrapped.
+        path: path of the file or folder.
+        layout: name of the layout.
+
+    Returns:
+        the path of the file.
 
     Raises:
-        OptionError: featuretap did not build the model, or the path has the suffix of another file type.
-        WeightsError: a model that was changed, that the layout cannot hold, or that cannot be written.
+        OptionError: featuretap did not build the model, or the path has an unsupported suffix.
+        WeightsError: the model was changed, the layout cannot represent it, or the file cannot be written.
     """
     check_target(path)
     inner = unwrap_parts(unwrap(model, "registry.save writes"))
@@ -42,7 +51,7 @@ def save_model(catalogue: Catalogue, model: nn.Module, path: Path, layout: str) 
         return write_checkpoint(_weights_of(catalogue, inner), path, layout)
     if layout != NATIVE:
         raise WeightsError(
-            f"cannot save a model with several heads for {layout}, whose models have one",
+            f"cannot save a model with several heads in the layout {layout!r}, which supports one",
             hint=Hint(
                 "save one head:", f"registry.save(registry.select_head(model, {next(iter(inner.heads))!r}), ...)"
             ),
@@ -52,22 +61,28 @@ def save_model(catalogue: Catalogue, model: nn.Module, path: Path, layout: str) 
 
 
 def _weights_of(catalogue: Catalogue, model: Built) -> ModelWeights:
-    """Return the weights of a model with one head or none, as a file holds them.
+    """Return the weights of a model with at most one head, as in a file.
+
+    Args:
+        catalogue: the registry's catalogue.
+        model: a model without wrappers.
+
+    Returns:
+        the weights and the description.
 
     Raises:
-        OptionError: its description lacks its spec.
-        WeightsError: it was changed after it was built.
+        OptionError: the description does not have a spec.
+        WeightsError: the model was changed after it was built.
     """
     description = model.description
     label = format_options(description.name, description.options)
     if is_fused(model):
         raise WeightsError(
-            f"cannot save {label}, which is fused, so that its batch norms are gone; save the model that it was made "
-            "from"
+            f"cannot save {label}, which is fused and has no batch norms any more; save the original model"
         )
     spec = description.spec
     if spec is None or description.backbone is None:
-        raise OptionError("the model's description lacks its spec; change it with dataclasses.replace only")
+        raise OptionError("the model's description has no spec; change descriptions with dataclasses.replace only")
     prefix = "backbone." if description.head else ""
     tensors = {name.removeprefix(prefix): tensor for name, tensor in model.state_dict().items()}
     eps = {path.removeprefix(prefix): value for path, value in eps_of(model).items()}
@@ -75,26 +90,37 @@ def _weights_of(catalogue: Catalogue, model: Built) -> ModelWeights:
     difference = find_difference(shapes_of(tensors), description.backbone, head_tensors(spec))
     if difference:
         raise WeightsError(
-            f"cannot save {label}, which was changed after it was built: {difference}; build it as it is now (such as "
-            "with num_classes=), and copy its state into that"
+            f"cannot save {label}, which was changed after it was built: {difference}; build a model with this change "
+            "(such as num_classes=), and copy the state dict into it"
         )
     portable = make_portable(catalogue, description) if by_name else description
     return ModelWeights(tensors, eps, portable, spec, by_name)
 
 
 def push_model(catalogue: Catalogue, model: nn.Module, repository: str, layout: str, private: bool) -> str:
-    """Publish a model on the Hugging Face hub; see `Registry.push`.
+    """Upload a model to the Hugging Face Hub. See `Registry.push`.
+
+    Args:
+        catalogue: the registry's catalogue.
+        model: a built model, which may be wrapped.
+        repository: "owner/name".
+        layout: name of the layout.
+        private: make a new repository private.
+
+    Returns:
+        the URL of the repository.
 
     Raises:
-        OptionError: an invalid name of the repository, or as `save_model`.
+        OptionError: the repository's name is invalid, or as for `save_model`.
         MissingExtraError: huggingface_hub is not installed.
-        WeightsError: the hub refuses it or cannot be reached, downloads are forbidden, or as `save_model`.
+        WeightsError: the hub refuses the upload or cannot be reached, FEATURETAP_OFFLINE is set, or as for
+            `save_model`.
     """
     address = f"{HUB}{repository}"
     if not is_valid_address(address) or split_hub_address(address) != (repository, None, ""):
-        raise OptionError(f"a repository on the Hugging Face hub cannot be {repository!r}; write 'owner/name'")
+        raise OptionError(f"{repository!r} is not the name of a Hugging Face repository; write 'owner/name'")
     if offline():
-        raise WeightsError(f"cannot push to {repository!r}: FEATURETAP_OFFLINE forbids it; unset it")
+        raise WeightsError(f"cannot push to {repository!r}: FEATURETAP_OFFLINE is set; unset it")
     with TemporaryDirectory(prefix="featuretap-") as folder:
         save_model(catalogue, model, Path(folder), layout)
         return hub.upload(Path(folder), repository, private=private)

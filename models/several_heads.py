@@ -1,4 +1,4 @@
-"""Models of one head ↔ a model of several: selecting, joining and adding heads. Layers are shared, not copied."""
+"""Select, join and add heads of models with several heads. Layers are shared, not copied."""
 
 from __future__ import annotations
 
@@ -26,25 +26,39 @@ from featuretap.support.errors import HeadError, OptionError, UnknownHeadError, 
 from featuretap.support.text import first_few
 
 
-def several_headed(model: nn.Module) -> MultiHeadModel:
-    """Return the model with several heads inside a wrapper.
+def unwrap_multi_head(model: nn.Module) -> MultiHeadModel:
+    """Return the model with several heads inside wrappers.
+
+    Args:
+        model: a model, which may be wrapped.
+
+    Returns:
+        the model with several heads.
 
     Raises:
-        OptionError: it has no heads by name, or featuretap did not build it.
+        OptionError: there is no model with several heads inside.
     """
-    built = unwrap_parts(unwrap(model, "this reads"))
+    built = unwrap_parts(unwrap(model, "this function reads"))
     if not isinstance(built, MultiHeadModel):
         raise OptionError(
-            f"{built.description.name!r} has no heads by name; build it with several, or add one with registry.add_head"
+            f"{built.description.name!r} does not have several heads; build it with several, or add one with "
+            "registry.add_head"
         )
     return built
 
 
 def select_head(model: MultiHeadModel, name: str) -> Built:
-    """Return the model of one head, which shares its layers with a model of several; see `Registry.select_head`.
+    """Return one head as a model that shares its layers. See `Registry.select_head`.
+
+    Args:
+        model: a model with several heads.
+        name: name of the head in the model.
+
+    Returns:
+        the model with this head.
 
     Raises:
-        UnknownHeadError: the model has no such head.
+        UnknownHeadError: the model has no head with this name.
     """
     if name not in model.heads:
         hint = did_you_mean(name, model.heads) or ";"
@@ -59,15 +73,18 @@ def select_head(model: MultiHeadModel, name: str) -> Built:
 
 
 def join_models(models: Mapping[str, Built], *, check_weights: bool = False) -> MultiHeadModel:
-    """Return models with one backbone and a head each as one model with several heads.
+    """Join models with one head each into one model with several heads.
 
     Args:
-        models: name of the head → its model. Layers of the backbone are the first one's that has them.
-        check_weights: whether the backbones may be other modules than one, whose weights have to be equal.
+        models: name of the head → its model. A layer of the backbone is taken from the first model that has it.
+        check_weights: check that the backbones, which may be separate modules, have equal weights.
+
+    Returns:
+        the model with several heads.
 
     Raises:
-        HeadError: the backbones are different networks or hold other weights, the heads prepare images in different
-            ways, a name cannot be that of a head, or a head reads layers that no model has.
+        HeadError: the backbones have different architectures or weights, the heads prepare images differently, a name
+            is invalid, or a head reads layers that no model has.
     """
     specs = {name: model_spec(model.description) for name, model in models.items()}
     check_heads(specs)
@@ -77,7 +94,7 @@ def join_models(models: Mapping[str, Built], *, check_weights: bool = False) -> 
     for (name, spec), (other, twin) in pairwise(specs.items()):
         if _network(spec.backbone) != _network(twin.backbone):
             raise HeadError(
-                f"the backbones of {name!r} and {other!r} are different networks: {spec.backbone!r} and "
+                f"the backbones of {name!r} and {other!r} have different architectures: {spec.backbone!r} and "
                 f"{twin.backbone!r}; build both with the same options"
             )
     if check_weights:
@@ -105,7 +122,18 @@ def join_models(models: Mapping[str, Built], *, check_weights: bool = False) -> 
 def add_head(
     catalogue: Catalogue, model: nn.Module, name: str, head: str, *, freeze_rest: bool, **arguments: Any
 ) -> MultiHeadModel:
-    """Return a model with one more head; arguments as for `Registry.add_head`.
+    """Add a head to a model. See `Registry.add_head`.
+
+    Args:
+        catalogue: the registry's catalogue.
+        model: a built model, which may be wrapped.
+        name: name of the new head in the model.
+        head: name of the head in the catalogue.
+        freeze_rest: freeze everything except the new head.
+        **arguments: `taps`, `num_classes` and options of the head.
+
+    Returns:
+        the model with several heads.
 
     Raises:
         HeadError, FeaturetapError: see `Registry.add_head`.
@@ -117,11 +145,11 @@ def add_head(
     elif built.description.head:
         singles[built.description.head] = built
     if name in singles:
-        raise HeadError(f"the model has a head {name!r} already; choose another name")
+        raise HeadError(f"the model already has a head {name!r}; choose another name")
     described = built.description
     backbone_spec = described.backbone
     assert backbone_spec is not None
-    # The backbone stays as it is, whatever options of it the head would set.
+    # The head's defaults for backbone options must not change the backbone.
     fixed = {option: value for option, value in options_of(backbone_spec).items() if option != "norm"}
     set_by_head = {option: fixed[option] for option in catalogue.head(head).backbone_options if option in fixed}
     request = resolve_request(catalogue, backbone_spec, head=head, **set_by_head, **arguments)
@@ -143,19 +171,25 @@ def add_head(
 
 
 def model_spec(description: Description) -> ModelSpec:
-    """Return the spec of the model of one head.
+    """Return the spec of a model with one head.
+
+    Args:
+        description: description of the model.
+
+    Returns:
+        the spec.
 
     Raises:
-        OptionError: it is a bare backbone's, or that of a model with several heads.
+        OptionError: the model is a bare backbone or has several heads.
     """
     if not isinstance(description.spec, ModelSpec):
         kind = "a model with several heads" if description.heads else "a bare backbone"
-        raise OptionError(f"{description.name!r} is {kind}; give a model with one head")
+        raise OptionError(f"{description.name!r} is {kind}; pass a model with one head")
     return description.spec
 
 
 def _check_same_weights(models: Mapping[str, Built]) -> None:
-    """Refuse models whose backbones hold other values."""
+    """Raise an error if the backbones have different weights."""
     states = {name: model.backbone.state_dict() for name, model in models.items()}
     for (name, state), (other, twin) in pairwise(states.items()):
         shared = state.keys() & twin.keys()
@@ -168,33 +202,36 @@ def _check_same_weights(models: Mapping[str, Built]) -> None:
 
 
 def _are_equal(tensor: Tensor, twin: Tensor) -> bool:
-    # Bits, so that NaN equals itself and 0.0 is not -0.0.
+    # Comparing bits makes NaN equal to itself, and 0.0 different from -0.0.
     if (tensor.shape, tensor.dtype) != (twin.shape, twin.dtype):
         return False
     return tensor.reshape(-1).view(torch.uint8).equal(twin.reshape(-1).view(torch.uint8))
 
 
 def _network(spec: BackboneSpec) -> BackboneSpec:
-    """Return a spec without what does not change what its layers compute."""
+    """Return a spec without the fields that do not affect the outputs of its layers."""
     every = spec.with_taps(spec.addresses)
     return replace(every, aliases=(), description="", published_as="", variant_of="", tags=())
 
 
 def _share_layers(spec: BackboneSpec, sources: Sequence[Any], description: Description) -> Any:
-    """Return a backbone with other taps that has its layers from others.
+    """Return a backbone with other taps that shares the layers of existing backbones.
 
     Args:
-        spec: of the backbone.
-        sources: backbones of the same network; the first that has a layer provides it.
-        description: of one of them, for what is frozen.
+        spec: spec of the new backbone.
+        sources: backbones with the same architecture. A layer is taken from the first backbone that has it.
+        description: description of one of them, which defines what is frozen.
+
+    Returns:
+        the backbone.
 
     Raises:
-        HeadError: no source has a layer.
+        HeadError: no source has one of the layers.
     """
     backbone: Any
     with torch.device("meta"):
         backbone = Backbone(spec) if spec.stages else backbone_module(spec)
-    # Not train(), which would reach layers that are in evaluation on purpose.
+    # train() would also change layers that are deliberately in evaluation mode.
     for module in backbone.modules():
         module.training = sources[0].training
     if isinstance(backbone, Backbone):
@@ -202,7 +239,7 @@ def _share_layers(spec: BackboneSpec, sources: Sequence[Any], description: Descr
             backbone.set_submodule(path, _first_with(sources, path, spec))
         backbone.frozen, backbone.frozen_norm = sources[0].frozen, sources[0].frozen_norm
         return backbone
-    # What a factory returns is shared by its parameters and buffers, whatever modules they are in.
+    # The modules of factories can have any structure, so only parameters and buffers are shared.
     for path, module in backbone.named_modules():
         source = _first_with(sources, path, spec)
         module._parameters, module._buffers = source._parameters, source._buffers

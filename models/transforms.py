@@ -1,4 +1,4 @@
-"""Preprocessing as torchvision's transforms."""
+"""Preprocessing as transforms of torchvision."""
 
 from __future__ import annotations
 
@@ -16,14 +16,20 @@ from featuretap.support.images import apply_orientation, check_ratio, convert_mo
 
 
 def compose(preprocessing: Preprocessing) -> Callable[[Any], Any]:
-    """Return resizing, centre crop and normalisation, as far as they are wanted: image → float tensor (C, H, W).
+    """Return resizing, center crop and normalization as one transform from an image to a float tensor (C, H, W).
 
-    PIL images of any mode are read as the channels that the weights want, and turned upright as their EXIF orientation
-    says; tensors must have those channels.
+    PIL images of any mode are converted to the channels of the weights and rotated by their EXIF orientation. Tensors
+    must already have these channels.
+
+    Args:
+        preprocessing: the steps. Steps that are None are left out.
+
+    Returns:
+        the transform.
 
     Raises:
-        OptionError: on use, for anything else, such as a numpy array, whose order of axes is anybody's guess.
-        ImageError: on use, for an image that is too long a strip to be resized.
+        OptionError: in a call with anything else, such as a NumPy array, whose axis order is ambiguous.
+        ImageError: in a call with an image whose aspect ratio is too extreme to resize.
     """
     steps: list[Callable[[Any], Any]] = [_convert(preprocessing)]
     if preprocessing.resize is not None:
@@ -38,13 +44,21 @@ def compose(preprocessing: Preprocessing) -> Callable[[Any], Any]:
 
 
 def compose_for_size(preprocessing: Preprocessing, size: tuple[int, int]) -> Callable[[Any], Any]:
-    """Return `compose` for images that are resized to (height, width) in pixels, without a crop."""
+    """Return the `preprocessing` with a resize to the `size` (height, width) in pixels, and without a crop."""
     resize = v2.Resize(size, InterpolationMode(preprocessing.interpolation), antialias=True)
     return v2.Compose([_convert(preprocessing), resize, normalise(preprocessing)])
 
 
 def normalise(preprocessing: Preprocessing) -> Callable[[Any], Any]:
-    """Return scaling to 0…1, and normalisation where the model does not do it: image → float tensor (C, H, W)."""
+    """Return a transform that scales to 0…1, and normalizes unless the model does, from an image to a float tensor (C,
+    H, W).
+
+    Args:
+        preprocessing: mean and standard deviation.
+
+    Returns:
+        the transform.
+    """
     steps: list[Callable[[Any], Any]] = [v2.ToImage(), v2.ToDtype(torch.float32, scale=True)]
     if not preprocessing.inside:
         steps.append(v2.Normalize(list(preprocessing.mean), list(preprocessing.std)))
@@ -52,7 +66,9 @@ def normalise(preprocessing: Preprocessing) -> Callable[[Any], Any]:
 
 
 def check_strip(image: Any, shorter: int) -> Any:
-    """Return an image or a tensor (…, H, W) that can be resized to a shorter side; see `check_ratio`."""
+    """Return an `image`, or a tensor (…, H, W), if its aspect ratio allows a resize to this `shorter` side. See
+    `check_ratio`.
+    """
     height, width = v2.functional.get_size(image)
     check_ratio(width, height, shorter)
     return image
@@ -69,6 +85,6 @@ def _in_channels(image: Any, channels: int) -> Any:
         return image
     found = f"a tensor {tuple(image.shape)}" if isinstance(image, torch.Tensor) else f"{type(image).__name__}"
     raise OptionError(
-        f"the model's images have {channels} channels, got {found}; give a PIL image (of one or three channels), or a "
+        f"the model's images have {channels} channels, got {found}; pass a PIL image (of one or three channels), or a "
         f"tensor ({channels}, H, W) of bytes or of floats from 0 to 1"
     )

@@ -474,9 +474,9 @@ class Registry(Catalogue):
             >>> type(registry.select_head(model, "lraspp")).__name__
             'SegmentationModel'
         """
-        from featuretap.models.several_heads import select_head, several_headed
+        from featuretap.models.several_heads import select_head, unwrap_multi_head
 
-        return select_head(several_headed(model), name)
+        return select_head(unwrap_multi_head(model), name)
 
     def add_head(
         self,

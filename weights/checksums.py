@@ -1,6 +1,6 @@
 """CRC-32C, the checksum of TensorFlow's checkpoints (Castagnoli's polynomial, RFC 3720, appendix B.4).
 
-Computed with NumPy: many equal pieces of the content at once, whose checksums are then joined.
+Computed with NumPy: the checksums of many pieces of equal size are computed in parallel and then combined.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ Words = NDArray[np.uint32]
 
 
 def unmasked(checksum: int) -> int:
-    """Return a checksum as it was before it was masked, as LevelDB and TensorFlow store it (`crc32c::Mask`)."""
+    """Return a `checksum` without the mask that LevelDB and TensorFlow store it with (`crc32c::Mask`)."""
     rotated = (checksum - MASK_DELTA) & LAST
     return ((rotated >> 17) | (rotated << 15)) & LAST
 
 
 def crc32c(content: bytes | memoryview) -> int:
-    """Return the CRC-32C of a content."""
+    """Return the CRC-32C of `content`."""
     values = np.frombuffer(content, np.uint8)
     first = len(values) % PIECE
     state = LAST
@@ -65,7 +65,7 @@ def _table() -> Words:
 
 @cache
 def _carried() -> Words:
-    """Return for each byte of a state, and each of its 256 values, the state after a piece of zeros."""
+    """Return the state after a piece of zeros, for each byte of a state and each of its 256 values."""
     states = (np.arange(256, dtype=np.uint32)[None] << (8 * np.arange(4, dtype=np.uint32)[:, None])).astype(np.uint32)
     for _ in range(PIECE):
         states = _step(states, np.zeros((), np.uint8))

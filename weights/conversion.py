@@ -1,4 +1,4 @@
-"""Rewriting a checkpoint in another layout."""
+"""Convert checkpoints to another layout."""
 
 from __future__ import annotations
 
@@ -22,11 +22,20 @@ from featuretap.weights.writing import ModelWeights, check_target, shapes_of, wr
 
 
 def convert_checkpoint(catalogue: Catalogue, source: str | os.PathLike[str], target: Path, layout: str) -> Path:
-    """Rewrite a checkpoint; see `Registry.convert`.
+    """Convert a checkpoint. See `Registry.convert`.
+
+    Args:
+        catalogue: the registry's catalogue.
+        source: path or address of the checkpoint.
+        target: path of the new file or folder. It may be the source.
+        layout: name of the new layout.
+
+    Returns:
+        the path of the new file.
 
     Raises:
-        OptionError: the target has the suffix of another file type.
-        WeightsError: a file that cannot be read, identified or held by the layout, or cannot be written.
+        OptionError: the target has an unsupported suffix.
+        WeightsError: the file cannot be read, identified, represented in the layout, or written.
     """
     check_target(target)
     checkpoint = open_checkpoint(WeightsSource(path=source), catalogue)

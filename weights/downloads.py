@@ -1,6 +1,7 @@
-"""Where weights are: in installed distributions, in the caches of torch.hub and the Hugging Face hub, or on the web.
+"""Find or download weights: in installed distributions, in the caches of torch.hub and the Hugging Face Hub, or on the
+web.
 
-Whatever is downloaded is kept in those caches. With `FEATURETAP_OFFLINE=1` nothing is downloaded.
+Downloads are kept in these caches. With `FEATURETAP_OFFLINE=1`, nothing is downloaded.
 """
 
 from __future__ import annotations
@@ -37,18 +38,22 @@ LARGEST = 4_000_000_000
 
 
 def find_or_download(entry: WeightsEntry, known: Sequence[WeightsEntry], mirrors: Mapping[str, str]) -> Path:
-    """Return the file of a catalogue entry: on this machine, or downloaded into its cache.
+    """Return the file of a catalogue entry, downloaded into its cache if necessary.
 
-    Downloads show a progress bar, and are checked before they are kept. Those from the Hugging Face hub are made by
-    huggingface_hub.
+    Downloads show a progress bar and are verified before they are kept. huggingface_hub downloads from the Hugging Face
+    Hub.
 
     Args:
-        entry: what is wanted.
-        known: all entries, so that the error can name those that are on this machine.
-        mirrors: beginning of an address → its replacement.
+        entry: the entry of the catalogue.
+        known: all entries. The error lists the ones that are available locally.
+        mirrors: prefix of an address → its replacement.
+
+    Returns:
+        the path of the file.
 
     Raises:
-        WeightsError: it is not on this machine and cannot be downloaded, or the download is another or a larger file.
+        WeightsError: the file is not available and cannot be downloaded, or the download has the wrong digest or is too
+            large.
     """
     path = find_local(entry)
     if path is not None:
@@ -69,16 +74,19 @@ def find_or_download(entry: WeightsEntry, known: Sequence[WeightsEntry], mirrors
 
 
 def find_or_fetch(location: str | os.PathLike[str], mirrors: Mapping[str, str]) -> Path:
-    """Return the path of weights, downloaded first where they are at an address.
+    """Return the path of weights, and download them first if they have an address.
 
     Args:
-        location: a path, which need not exist, or an address: "hf://owner/repository[@revision][/file]",
+        location: a path, which does not have to exist, or an address: "hf://owner/repository[@revision][/file]",
             "hf-hub:owner/repository", "https://host/file", "pkg://distribution/path" or "file:///path". A repository
             without a file stands for its weights and its `config.json`.
-        mirrors: beginning of an address → its replacement.
+        mirrors: prefix of an address → its replacement.
+
+    Returns:
+        the path of the file.
 
     Raises:
-        WeightsError: what looks like an address is not one, or its file cannot be found or downloaded.
+        WeightsError: the address is invalid, or its file cannot be found or downloaded.
         MissingExtraError: huggingface_hub is not installed.
     """
     if not is_address(location):
@@ -107,24 +115,24 @@ def find_or_fetch(location: str | os.PathLike[str], mirrors: Mapping[str, str]) 
 
 
 def find_local(entry: WeightsEntry) -> Path | None:
-    """Return the file of a catalogue entry on this machine, or None. Its digest is not checked."""
+    """Return the file of a catalogue `entry` if it is available locally, or None. Its digest is not checked."""
     paths = (_find_at(address, entry.sha256) for address in entry.addresses)
     return next((path for path in paths if path is not None), None)
 
 
 def local_address(entry: WeightsEntry, path: Path) -> str:
-    """Return the address of an entry that needs no network and stands for a path, or "" for a path in a cache."""
+    """Return the `pkg://` or `file://` address of an `entry` at a local `path`, or "" for a path in a cache."""
     local = (address for address in entry.addresses if address.startswith(LOCAL))
     return next((address for address in local if _find_at(address, entry.sha256) == path), "")
 
 
 def offline() -> bool:
-    """Return whether `FEATURETAP_OFFLINE` forbids downloads."""
+    """Return whether `FEATURETAP_OFFLINE` is set, which disables downloads."""
     return os.environ.get("FEATURETAP_OFFLINE", "").lower() in ("1", "true", "yes", "on")
 
 
 def torch_hub_path(url: str) -> Path:
-    """Return where torch.hub keeps the file of a URL."""
+    """Return the path of the file of a `url` in the cache of torch.hub."""
     torch_hub = sys.modules.get("torch.hub")
     if torch_hub is None:
         home = os.environ.get("TORCH_HOME", f"{os.environ.get('XDG_CACHE_HOME', '~/.cache')}/torch")
@@ -136,7 +144,7 @@ def torch_hub_path(url: str) -> Path:
 
 
 def _find_at(address: str, digest: str) -> Path | None:
-    """Return the file of an address if it is on this machine."""
+    """Return the file of an address if it is available locally."""
     if address.startswith(PACKAGE):
         try:
             return find_in_distribution(address)
@@ -149,12 +157,12 @@ def _find_at(address: str, digest: str) -> Path | None:
 
 
 def _most_bytes(entry: WeightsEntry) -> int:
-    """Return how many bytes the file of an entry may have: some more than it states, which is rounded."""
+    """Return the maximum size of an entry's file: slightly more than the stated size, which is rounded."""
     return int(1.1e6 * entry.megabytes) + 1_000_000 if entry.megabytes else LARGEST
 
 
 def _fetch(address: str, digest: str, mirrors: Mapping[str, str], most: int) -> Path:
-    """Return the file of an address that is in no cache, downloaded unless it has more than `most` bytes."""
+    """Download the file of an address, unless it has more than `most` bytes, and return its path."""
     if address.startswith((HUB, TIMM_HUB)):
         repository, revision, name = split_hub_address(address)
         site = _mirrored(hub.SITE, mirrors)
@@ -195,7 +203,7 @@ def _mirrored(url: str, mirrors: Mapping[str, str]) -> str:
 
 
 def _reason(address: str, error: Exception) -> str:
-    """Return why a download failed, on one line."""
+    """Return the reason for a failed download as one line."""
     from urllib.error import HTTPError
 
     if isinstance(error, HTTPError):
@@ -208,7 +216,7 @@ def _reason(address: str, error: Exception) -> str:
 
 
 def _advice(address: str, digest: str) -> str:
-    """Return how to put the file of an address where it is found."""
+    """Return the action that makes the file of an address available."""
     if address.startswith(PACKAGE):
         return install_command(address)
     if address.startswith((HUB, TIMM_HUB)):

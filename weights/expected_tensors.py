@@ -1,4 +1,4 @@
-"""The tensors that a model has by its spec, with their shapes, in the native layout."""
+"""Names and shapes of the tensors of a spec, in the native layout."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ STATISTICS = ("weight", "bias", "running_mean", "running_var")
 
 
 def backbone_tensors(blocks: Iterable[Block]) -> dict[str, tuple[int, ...]]:
-    """Return name → shape of every tensor of blocks with batch norms.
+    """Return name → shape of every tensor of `blocks` with batch norms.
 
-    A plugin's layers that do not list their tensors are left out.
+    Layers of plugins that do not declare their tensors are left out.
     """
     tensors: dict[str, tuple[int, ...]] = {}
     for block in blocks:
@@ -33,29 +33,31 @@ def backbone_tensors(blocks: Iterable[Block]) -> dict[str, tuple[int, ...]]:
 
 
 def classifier_tensors(layers: Iterable[Counted]) -> dict[str, tuple[int, ...]]:
-    """Return name → shape of every tensor of a classification head."""
+    """Return name → shape of every tensor of a classification head with these `layers`."""
     return {
         f"{HEAD}{layer.name}.{name}": shape for layer in layers for name, shape in getattr(layer, "tensors", {}).items()
     }
 
 
 def head_tensors(spec: BackboneSpec | ModelSpec) -> dict[str, tuple[int, ...]]:
-    """Return name → shape of every tensor of a head; a name that ends in a dot is that of a layer with any tensors."""
+    """Return name → shape of every tensor of the head of a `spec`. A name that ends in a dot is a layer with unknown
+    tensors.
+    """
     return {f"{HEAD}{name}": shape for name, shape in spec.head_tensors.items()} if isinstance(spec, ModelSpec) else {}
 
 
 def without_counters(shapes: Shapes) -> dict[str, tuple[int, ...]]:
-    """Return the tensors that are weights or statistics."""
+    """Return the `shapes` of weights and statistics only."""
     return {name: shape for name, shape in shapes.items() if not name.endswith(COUNTER)}
 
 
 def layer_paths(blocks: Iterable[Block]) -> frozenset[str]:
-    """Return the paths of all layers."""
+    """Return the paths of all layers of `blocks`."""
     return frozenset(path for block in blocks for path, _ in block.layer_paths())
 
 
 def is_below(name: str, paths: Collection[str]) -> bool:
-    """Return whether a tensor is in one of the modules at `paths`."""
+    """Return whether a tensor `name` is in one of the modules at `paths`."""
     while "." in name:
         name = name.rpartition(".")[0]
         if name in paths:
@@ -64,7 +66,7 @@ def is_below(name: str, paths: Collection[str]) -> bool:
 
 
 def first_mismatch(shapes: Shapes, expected: Shapes) -> str:
-    """Return the first tensor that is missing or has another shape; an empty string if all fit."""
+    """Return a message about the first tensor of `shapes` that differs from `expected`, or an empty string."""
     for name, shape in expected.items():
         if name not in shapes:
             if not name.endswith(COUNTER):
@@ -75,7 +77,17 @@ def first_mismatch(shapes: Shapes, expected: Shapes) -> str:
 
 
 def find_difference(shapes: Shapes, backbone: BackboneSpec, head: Shapes) -> str:
-    """Return how tensors differ from those of a table, with norms of any one type, and of its head."""
+    """Return a message about how tensors differ from the tensors of a table, with any single type of norm, and of its
+    head.
+
+    Args:
+        shapes: name → shape of the tensors.
+        backbone: spec of the backbone.
+        head: name → shape of the head's tensors, as `head_tensors` returns them.
+
+    Returns:
+        the message, or an empty string.
+    """
     if not backbone.stages:
         return ""
     layers = [pair for block in backbone.blocks for pair in block.layer_paths()]

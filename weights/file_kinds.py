@@ -1,4 +1,4 @@
-"""Files of other kinds in place of weights, told by their first bytes, whatever they are named."""
+"""Recognize files that are not weights files by their first bytes, regardless of their names."""
 
 from __future__ import annotations
 
@@ -32,11 +32,14 @@ WEB_PAGE = "a web page, perhaps the error page of a failed download; download it
 
 
 def check_kind(opened: OpenFile) -> None:
-    """Refuse a file that is no weights file of any format.
+    """Check that a file can be a weights file.
+
+    Args:
+        opened: the file.
 
     Raises:
-        WeightsError: it is empty, a pointer of git-lfs, a web page, or of a kind that is not read; the message says
-            which.
+        WeightsError: the file is empty, a git-lfs pointer, a web page or of another unsupported kind. The message names
+            the kind.
     """
     kind = EXPORTED if opened.path.suffix in EXPORTED_SUFFIXES else find_other_kind(opened)
     if kind:
@@ -44,7 +47,7 @@ def check_kind(opened: OpenFile) -> None:
 
 
 def find_other_kind(opened: OpenFile) -> str:
-    """Return what a file is in place of weights or a model, and what to do; an empty string if it may be either."""
+    """Return the kind of a file that is neither weights nor a model, and what to do. Return "" for all other files."""
     with explain_os_error(opened.path), opened.reader() as file:
         start = file.read(BEGINNING)
     if not start:

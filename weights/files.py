@@ -1,4 +1,4 @@
-"""Where the file of a path is."""
+"""Find the weights file of a path."""
 
 from __future__ import annotations
 
@@ -34,12 +34,18 @@ FILES = (FILE, FILE + INDEX_SUFFIX, "pytorch_model.bin", "pytorch_model.bin" + I
 
 
 def weights_file(path: str | os.PathLike[str]) -> Path:
-    """Return the file that a path means: itself, or the first of `FILES` in a folder.
+    """Return the weights file at a path: the path itself, or the first of `FILES` in a folder.
 
-    A path without a file is that of a TensorFlow checkpoint if its index is there, as TensorFlow names checkpoints.
+    If the path does not exist but is the name of a TensorFlow checkpoint, its index is returned.
+
+    Args:
+        path: a file, a folder, or the name of a TensorFlow checkpoint.
+
+    Returns:
+        the path of the file.
 
     Raises:
-        WeightsError: a folder without one, or a pipe or a device.
+        WeightsError: the folder has no weights file, or the path is a pipe or a device.
     """
     path = Path(path)
     if "\0" in str(path):
@@ -76,10 +82,16 @@ def weights_file(path: str | os.PathLike[str]) -> Path:
 
 
 def config_beside(file: Path) -> dict[str, Any] | None:
-    """Return the `config.json` beside one of `FILES`, or None where there is none.
+    """Return the `config.json` next to one of `FILES`, or None if there is none.
+
+    Args:
+        file: path of a weights file.
+
+    Returns:
+        the content.
 
     Raises:
-        WeightsError: it is no JSON table.
+        WeightsError: the content is not a JSON object.
     """
     path = file.with_name(CONFIG)
     if file.name not in FILES or not path.is_file():

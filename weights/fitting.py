@@ -1,4 +1,4 @@
-"""Checkpoints fitted to requests: the tensors that a model gets, and what is known of it with these weights."""
+"""Fit checkpoints to requests: select the tensors of a model, and update its description."""
 
 from __future__ import annotations
 
@@ -41,11 +41,11 @@ logger = logging.getLogger("featuretap")
 
 @dataclass(frozen=True)
 class HeadPlan:
-    """The part of a head that is not filled from a checkpoint.
+    """The part of a head that is not loaded from a checkpoint.
 
     Args:
         skipped: prefixes of its tensors.
-        warning: why they are randomly initialised; empty if the model has no such tensors.
+        warning: why these tensors are randomly initialized; empty if the model has no such tensors.
     """
 
     skipped: tuple[str, ...] = ()
@@ -53,21 +53,21 @@ class HeadPlan:
 
     @property
     def is_random(self) -> bool:
-        """Whether a layer of the head is randomly initialised."""
+        """Whether a layer of the head is randomly initialized."""
         return self.warning != ""
 
 
 @dataclass(frozen=True)
 class FittedWeights:
-    """What a model gets from a checkpoint.
+    """Everything that a model gets from a checkpoint.
 
     Args:
-        tensors: native name → tensor with the model's shape, in the file's type (float16 stays float16) and in any
-            memory order. Those of `head.skipped` are missing, and counters of batches may be.
-        norm_eps: epsilon of the batch norms by part, "backbone" and "head", and of those that differ by their path.
-        description: of the model with these weights.
-        head: the part of the head that the checkpoint does not fill.
-        check_unchanged: of the file; to be called once the tensors are copied.
+        tensors: native name → tensor with the model's shape, in the dtype of the file (float16 stays float16) and any
+            memory order. Tensors of `head.skipped` are missing; counters of batches may be missing.
+        norm_eps: epsilon of the batch norms by part, "backbone" and "head", and of exceptions by path.
+        description: description of the model with these weights.
+        head: the part of the head that is not loaded from the checkpoint.
+        check_unchanged: checks the file; call it after the tensors are copied.
     """
 
     tensors: Mapping[str, Tensor]
@@ -83,19 +83,20 @@ def fit_checkpoint(
     catalogue: Catalogue,
     declare: Callable[[NativeTensors], Mapping[str, Tensor]] | None = None,
 ) -> FittedWeights:
-    """Return what the model of a request gets from a checkpoint.
+    """Fit a checkpoint to the model of a request.
 
     Args:
         request: the resolved arguments of `Registry.build`.
-        checkpoint: the weights, of either framework.
-        catalogue: that the request was resolved with.
-        declare: returns native name → any tensor with the shape and a type of the kind of the model's own, from the
-            module that was built. Without it they are those that the tables state, and the file's own for heads and
-            layers that state none.
+        checkpoint: the weights, as PyTorch tensors or NumPy arrays.
+        catalogue: the catalogue that resolved the request.
+        declare: returns native name → tensor with the shape and kind of dtype of the built module. Without it, tensors
+            are declared by the tables, and by the file for heads and layers that do not declare theirs.
+
+    Returns:
+        the tensors and the description.
 
     Raises:
-        WeightsError: the weights do not fit, or a factory or a `norm=` option states what the backbone is made of, and
-            `declare` is missing.
+        WeightsError: the weights do not fit, or `declare` is missing for a backbone with a factory or a `norm=` option.
     """
     if declare is None and (not request.backbone.stages or request.backbone.norm is not None):
         raise WeightsError(f"{request.label} has modules that only PyTorch can build; use registry.build")
@@ -122,10 +123,17 @@ def fit_checkpoint(
 
 
 def adapt_stem(weight: Tensor, channels: int) -> Tensor:
-    """Return a stem's weight (O, C, k, k) for another number of image channels.
+    """Adapt a stem's weight to another number of image channels, like timm.
 
-    One channel gets the sum, so that a grey image acts as before; more get those of the file in turn, scaled by the
-    ratio of the numbers to keep the magnitude of the output. As timm does.
+    For one channel, the weights are summed, so that a gray image gives the same outputs. For more channels, the weights
+    repeat and are scaled to keep the magnitude of the outputs.
+
+    Args:
+        weight: tensor of shape (O, C, k, k).
+        channels: the new number of channels.
+
+    Returns:
+        a tensor of shape (O, channels, k, k).
     """
     given = weight.shape[1]
     if channels == given:
@@ -143,7 +151,7 @@ def adapt_stem(weight: Tensor, channels: int) -> Tensor:
 
 
 def _add_prefix(weights: NativeTensors, declared: Mapping[str, Tensor]) -> NativeTensors:
-    """Return weights under a factory's own names, where all of them have a prefix that reading leaves out."""
+    """Add to all names of the weights the prefix of a factory's own names that reading strips."""
     own = [name for name in declared if not name.startswith(HEAD)]
     names = dict(zip(strip_prefixes(dict.fromkeys(own)), own, strict=False))
     if any(name in weights.tensors for name in own):
@@ -152,7 +160,7 @@ def _add_prefix(weights: NativeTensors, declared: Mapping[str, Tensor]) -> Nativ
 
 
 def _prune_tail(weights: NativeTensors, request: BuildRequest, full: BackboneSpec) -> NativeTensors:
-    """Return weights for a reduced tail from those of the full one; others are returned unmodified."""
+    """Prune weights of a full tail to a reduced tail. Other weights are returned unmodified."""
     shapes = {name: tuple(tensor.shape) for name, tensor in weights.tensors.items()}
 
     def tail(blocks: Iterable[Block]) -> dict[str, tuple[int, ...]]:
@@ -180,7 +188,7 @@ def _prune_tail(weights: NativeTensors, request: BuildRequest, full: BackboneSpe
 
 
 def _declare(spec: BackboneSpec | ModelSpec, checkpoint: Checkpoint, weights: NativeTensors) -> dict[str, Tensor]:
-    """Return the tensors that the tables of a model state, without memory, and the file's where they state none."""
+    """Return tensors without memory for the tables of a model, and the file's tensors for undeclared layers."""
     backbone = backbone_of(spec)
     shapes = backbone_tensors(backbone.blocks)
     layers = [pair for block in backbone.blocks for pair in block.layer_paths()]
@@ -198,7 +206,7 @@ def _declare(spec: BackboneSpec | ModelSpec, checkpoint: Checkpoint, weights: Na
 
 
 def _declare_as_in_file(spec: ModelSpec, checkpoint: Checkpoint, weights: NativeTensors) -> dict[str, Tensor]:
-    """Return a head's tensors as the file has them, but for the model's number of classes."""
+    """Return a head's tensors with the shapes of the file, adapted to the model's number of classes."""
     tensors = {name: tensor for name, tensor in weights.tensors.items() if name.startswith(HEAD)}
     classes = checkpoint.record.description.num_classes if checkpoint.record else None
     if classes and classes != spec.num_classes:
@@ -244,7 +252,7 @@ def _plan_head(
 
 
 def _count_classes(checkpoint: Checkpoint, file_rows: Mapping[str, int], rows: Mapping[str, int], classes: int) -> int:
-    """Return the number of classes of a file: as it records, or by a layer with so many rows for each class."""
+    """Return the number of classes of a file: as recorded, or computed from the rows of a layer."""
     if checkpoint.record and checkpoint.record.description.num_classes is not None:
         return checkpoint.record.description.num_classes
     return next((count * classes // rows[name] for name, count in file_rows.items()), 0)
@@ -253,9 +261,9 @@ def _count_classes(checkpoint: Checkpoint, file_rows: Mapping[str, int], rows: M
 def _fit_tensors(
     spec: BackboneSpec | ModelSpec, weights: NativeTensors, declared: Mapping[str, Tensor], skipped: tuple[str, ...]
 ) -> dict[str, Tensor]:
-    """Return the tensors that a model declares, apart from those of skipped prefixes.
+    """Return the tensors that a model declares, except those with skipped prefixes.
 
-    Refuses tensors that are missing, of another shape or kind, or that no part of the network accounts for.
+    Raises an error for tensors that are missing, have another shape or kind of dtype, or do not belong to the network.
     """
     backbone, fitted = backbone_of(spec), {}
     for name, target in declared.items():
@@ -302,7 +310,7 @@ def _is_unexpected(name: str, built: Collection[str] | None, headed: bool, skipp
 
 
 def _check_network(checkpoint: Checkpoint, request: BuildRequest) -> None:
-    """Refuse tensors of the right shapes that are another network's, such as one with other activations."""
+    """Raise an error for tensors of another network with the same shapes, such as a network with other activations."""
     backbones = [spec for spec in (request.backbone, request.full_tail) if spec]
     if checkpoint.record and not is_of_network(checkpoint.record, checkpoint.path, *backbones):
         raise MismatchError(
@@ -316,7 +324,7 @@ def _describe_weights(
     spec: BackboneSpec | ModelSpec,
     layout_preprocessing: Preprocessing | None,
 ) -> Description:
-    """Add what is known of the weights: recorded in the file, else in the catalogue, else in a configuration beside."""
+    """Add information about the weights: from the file's record, or else the catalogue, or else a `config.json`."""
     entry, config = checkpoint.entry, checkpoint.config
     preprocessing: Preprocessing | None
     classes: str | tuple[str, ...]
@@ -339,7 +347,7 @@ def _describe_weights(
 
 
 def _describe_fitting_model(checkpoint: Checkpoint, request: BuildRequest, catalogue: Catalogue) -> str:
-    """Return "; the file fits 'name'" if a file is known to be of another model than the request's."""
+    """Return "; the file fits 'name'" if a file is known to belong to a model other than the request's."""
     record = checkpoint.record or identify_tensors(checkpoint.shapes, catalogue, checkpoint.framework)
     if record is None:
         return ""

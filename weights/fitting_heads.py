@@ -1,4 +1,4 @@
-"""Checkpoints fitted to requests of several heads, without PyTorch too."""
+"""Fit checkpoints to requests for several heads, with or without PyTorch."""
 
 from __future__ import annotations
 
@@ -10,15 +10,18 @@ from featuretap.weights.several_heads import HEADS, backbone_checkpoint, head_ch
 
 
 def fit_several_heads(request: MultiHeadRequest, checkpoint: Checkpoint, catalogue: Catalogue) -> FittedWeights:
-    """Return what a model with several heads gets from a checkpoint, under the names of its file.
+    """Fit a checkpoint to a model with several heads, with tensors under the names of its file.
 
     Args:
-        request: of the model.
-        checkpoint: of a model with several heads, one, or none.
-        catalogue: that the request was resolved with.
+        request: request for the model.
+        checkpoint: checkpoint of a model with any number of heads.
+        catalogue: the catalogue that resolved the request.
+
+    Returns:
+        the tensors and the description.
 
     Raises:
-        WeightsError: the weights do not fit, or only PyTorch builds a part of the model.
+        WeightsError: the weights do not fit, or a part of the model can only be built with PyTorch.
     """
     backbone = fit_checkpoint(request.backbone, backbone_checkpoint(checkpoint), catalogue)
     heads = {

@@ -1,7 +1,7 @@
-"""Folding a batch norm's epsilon: the same network with another epsilon, whose tensors make up for the difference.
+"""Change the epsilon of batch norms, and adapt their tensors so that the outputs stay the same.
 
-A batch norm computes `weight * (x - mean) / sqrt(var + eps) + bias`. Libraries disagree about eps for one and the same
-network (torchvision's MobileNetV3 has 1e-3, timm's 1e-5), and a file holds no eps.
+A batch norm computes `weight * (x - mean) / sqrt(var + eps) + bias`. Libraries use different values of eps for the same
+network (1e-3 for MobileNetV3 in torchvision, 1e-5 in timm), and weights files do not store eps.
 """
 
 from __future__ import annotations
@@ -13,25 +13,30 @@ from torch import Tensor, nn
 
 
 def set_eps(module: nn.Module, eps: float) -> None:
-    """Give every norm with running statistics the epsilon of its file; norms of a `norm=` factory have PyTorch's."""
+    """Set `eps` on every norm of a `module` with running statistics. Norms of a `norm=` factory have PyTorch's default
+    before.
+    """
     for norm in _norms(module).values():
         norm.eps = eps  # type: ignore[assignment]
 
 
 def eps_of(module: nn.Module) -> dict[str, float]:
-    """Return path → epsilon of every norm with running statistics."""
+    """Return path → epsilon of every norm of a `module` with running statistics."""
     return {path: float(norm.eps) for path, norm in _norms(module).items()}  # type: ignore[arg-type]
 
 
 def fold_eps(tensors: Mapping[str, Tensor], eps: Mapping[str, tuple[float, float]]) -> dict[str, Tensor]:
-    """Return tensors that compute with other epsilons what they computed with their own.
+    """Return tensors that give the same outputs with other epsilons.
 
-    The difference goes into the running variance where that stays positive, into the weight elsewhere; both in double
-    precision.
+    The difference is added to the running variance where the result is positive. Elsewhere, the weight is rescaled.
+    Both are computed in double precision.
 
     Args:
         tensors: name → tensor.
-        eps: path of a norm → its epsilon, and the new one.
+        eps: path of a norm → its epsilon and the new epsilon.
+
+    Returns:
+        name → tensor.
     """
     changed = dict(tensors)
     for path, (own, wanted) in eps.items():

@@ -1,8 +1,8 @@
-"""The header of a safetensors file: read strictly, and written so that equal content gives equal bytes.
+"""Headers of safetensors files: strict parsing, and deterministic writing.
 
-The format is eight bytes with the header's length (little endian), the header in JSON, and the tensors one behind the
-other (https://huggingface.co/docs/safetensors). The `safetensors` library accepts some files that say two things at
-once, such as a tensor named twice; these are refused here.
+A file consists of eight bytes with the length of the header (little endian), the header in JSON, and the tensors one
+after the other (https://huggingface.co/docs/safetensors). The `safetensors` library accepts some ambiguous files, such
+as files with two tensors of the same name. This module refuses them.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ WRONG_KINDS = (
 
 @dataclass(frozen=True)
 class Stored:
-    """One tensor of a file: the type of its numbers as safetensors calls it ("F32"), its shape, and its first byte."""
+    """A tensor in a file: its dtype as named by safetensors ("F32"), its shape, and the offset of its first byte."""
 
     dtype: str
     shape: tuple[int, ...]
@@ -52,17 +52,23 @@ class Stored:
 
 @dataclass(frozen=True)
 class Header:
-    """What a file says of itself: name → tensor, in order of the names, and text by key."""
+    """The header of a file: tensors in order of their names, and metadata."""
 
     tensors: Mapping[str, Stored]
     metadata: Mapping[str, str]
 
 
 def read_header(opened: OpenFile) -> Header:
-    """Read and check the header of a safetensors file, without reading its tensors.
+    """Read and check the header of a safetensors file without reading its tensors.
+
+    Args:
+        opened: the file.
+
+    Returns:
+        the header.
 
     Raises:
-        WeightsError: the file cannot be read, is of another kind, or contradicts itself; the message says which.
+        WeightsError: the file cannot be read, is of another kind, or is malformed. The message states the problem.
     """
     check_kind(opened)
     path, size = opened.path, opened.size
@@ -84,9 +90,9 @@ def read_header(opened: OpenFile) -> Header:
 
 
 def with_sorted_header(content: bytes) -> bytes:
-    """Return the bytes of a safetensors file with its header's keys sorted and its tensors aligned.
+    """Return the `content` of a safetensors file with sorted header keys and aligned tensors.
 
-    The `safetensors` library writes metadata in an order that differs from process to process.
+    The `safetensors` library writes metadata in an order that changes between processes.
     """
     length = int.from_bytes(content[:8], "little")
     header = json.loads(content[8 : 8 + length])
@@ -120,7 +126,7 @@ def _header_text(path: Path, file: BinaryIO, size: int) -> bytes:
 
 
 class _MalformedError(Exception):
-    """A header that is malformed; the message says how."""
+    """Raised for a malformed header, with the problem as its message."""
 
 
 def _parse(text: bytes) -> dict[str, Any]:
@@ -171,7 +177,7 @@ def _parse(text: bytes) -> dict[str, Any]:
 
 
 def _check_entries(entries: dict[str, Any], first: int) -> tuple[Header, int]:
-    """Return the header, whose tensors lie one behind the other, and the number of their bytes."""
+    """Return the header, whose tensors must be contiguous, and the number of bytes of the tensors."""
     metadata = entries.pop("__metadata__", {})
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
         raise _MalformedError("its metadata is not text by key")
@@ -197,7 +203,7 @@ def _check_entries(entries: dict[str, Any], first: int) -> tuple[Header, int]:
 
 
 def _entry_problem(entry: Any) -> str:
-    """Return what is wrong with the entry of a tensor, or an empty string."""
+    """Return the problem with the entry of a tensor, or an empty string."""
     if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "data_offsets"}:
         return "should have dtype, shape and data_offsets, and nothing else"
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]

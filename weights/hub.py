@@ -1,4 +1,4 @@
-"""The Hugging Face hub, through huggingface_hub and its cache."""
+"""Access to the Hugging Face Hub and its cache with huggingface_hub."""
 
 from __future__ import annotations
 
@@ -19,7 +19,16 @@ LOGIN = "log in with 'hf auth login'"
 
 
 def find_in_cache(repository: str, revision: str | None, name: str) -> Path | None:
-    """Return a file of a repository from the cache, or None."""
+    """Return a file of a repository from the cache, or None.
+
+    Args:
+        repository: "owner/name".
+        revision: branch, tag or commit; None for the main branch.
+        name: name of the file.
+
+    Returns:
+        the path of the file.
+    """
     if find_spec("huggingface_hub") is None:
         return None
     import huggingface_hub
@@ -31,17 +40,20 @@ def find_in_cache(repository: str, revision: str | None, name: str) -> Path | No
 def fetch_file(
     repository: str, revision: str | None, name: str, *, site: str = SITE, cached_only: bool = False
 ) -> Path:
-    """Return a file of a repository, downloaded into the cache unless it is there.
+    """Return a file of a repository, downloaded into the cache if necessary.
 
     Args:
         repository: "owner/name".
         revision: branch, tag or commit; None for the main branch.
-        name: of the file.
-        site: address of the hub, or of its mirror.
-        cached_only: whether nothing is downloaded.
+        name: name of the file.
+        site: address of the hub or of a mirror.
+        cached_only: use the cache only, without downloads.
+
+    Returns:
+        the path of the file.
 
     Raises:
-        Exception: of huggingface_hub or of the libraries below it; see `explain`.
+        Exception: an error of huggingface_hub or of its dependencies; see `explain`.
     """
     import huggingface_hub
 
@@ -54,10 +66,19 @@ def fetch_file(
 
 
 def fetch_model(repository: str, revision: str | None, *, site: str = SITE, cached_only: bool = False) -> Path:
-    """Return the first of `FILES` in a repository; beside it are its parts and the `config.json`; see `fetch_file`.
+    """Return the first of `FILES` in a repository. Its shards and `config.json` are fetched into the same folder.
+
+    Args:
+        repository: as for `fetch_file`.
+        revision: as for `fetch_file`.
+        site: as for `fetch_file`.
+        cached_only: as for `fetch_file`.
+
+    Returns:
+        the path of the file.
 
     Raises:
-        Exception: of huggingface_hub or of the libraries below it; see `explain`.
+        Exception: an error of huggingface_hub or of its dependencies; see `explain`.
     """
     from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
@@ -84,16 +105,19 @@ def fetch_model(repository: str, revision: str | None, *, site: str = SITE, cach
 
 
 def upload(folder: Path, repository: str, *, private: bool) -> str:
-    """Upload the files of a folder to a repository, which is created unless it exists, and return its address.
+    """Upload the files of a folder to a repository, which is created if it does not exist.
 
     Args:
-        folder: with the files.
+        folder: the folder.
         repository: "owner/name".
-        private: whether a repository that is created is private.
+        private: make a new repository private.
+
+    Returns:
+        the URL of the repository.
 
     Raises:
         MissingExtraError: huggingface_hub is not installed.
-        WeightsError: the hub refuses it, or cannot be reached.
+        WeightsError: the hub refuses the upload or cannot be reached.
     """
     check_modules("registry.push", ("huggingface_hub",))
     import huggingface_hub
@@ -109,12 +133,15 @@ def upload(folder: Path, repository: str, *, private: bool) -> str:
 
 
 def explain(error: Exception, repository: str, revision: str | None = None) -> str:
-    """Return the reason for an error of huggingface_hub, on one line.
+    """Return the reason for an error of huggingface_hub as one line.
 
     Args:
-        error: what it raised.
-        repository: "owner/name" that was asked for.
-        revision: that was asked for.
+        error: the error.
+        repository: the requested "owner/name".
+        revision: the requested revision.
+
+    Returns:
+        the reason.
     """
     if find_spec("huggingface_hub") is None:
         return one_line(str(error))

@@ -1,4 +1,4 @@
-"""Identifying the model of a checkpoint that records none, by its tensors' names and shapes or by its digest."""
+"""Identify the model of a checkpoint without a description, by the names and shapes of its tensors or by its digest."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ LOGITS = f"{HEAD}logits.weight"
 
 @dataclass(frozen=True)
 class Candidate:
-    """A backbone whose tensors a file may hold, in one layout."""
+    """A backbone in one layout, whose tensors a file may contain."""
 
     spec: BackboneSpec
     options: Mapping[str, Any]
@@ -50,16 +50,16 @@ class Candidate:
         return self.layout.norm_eps_by_part if self.layout else {"backbone": self.spec.norm_eps}
 
     def file_name(self, name: str) -> str:
-        """Return the name in the file of a native name."""
+        """Return the name in the file of a native `name`."""
         return self.layout.names.get(name, name) if self.layout else name
 
     def file_shape(self, name: str, shape: tuple[int, ...]) -> tuple[int, ...]:
-        """Return the shape in the file of a tensor, by its native name and shape."""
+        """Return the shape in the file of a tensor with this native `name` and `shape`."""
         return self.layout.stored_shape(name, shape) if self.layout else shape
 
 
 def record_of_entry(entry: WeightsEntry) -> Record:
-    """Return what the catalogue knows of published weights, as files record it."""
+    """Return the catalogue's information about the published weights of an `entry` as a record."""
     options = {name: value for name, value in entry.options.items() if name not in ("taps", "num_classes")}
     # A classifier is one network with its backbone.
     parts = ("backbone", "head") if entry.head == CLASSIFICATION else ("backbone",)
@@ -70,7 +70,7 @@ def record_of_entry(entry: WeightsEntry) -> Record:
 
 
 def knows_head(head: HeadSpec, framework: Framework) -> bool:
-    """Return whether the tensors of a head are known: it states its layers, or PyTorch builds it to count them."""
+    """Return whether the tensors of a `head` are known: the head declares its layers, or the `framework` is PyTorch."""
     return framework == "pt" or head.layers != ""
 
 
@@ -82,10 +82,21 @@ def identify_checkpoint(
     framework: Framework = "pt",
     padding: str | None = None,
 ) -> Record | None:
-    """Return the record of a file that has none, or None if it is in no known layout of any backbone.
+    """Identify a file without a record.
 
-    The catalogue adds what it knows by the file's digest, and a configuration beside the file what it states. `padding`
-    is what is known of it otherwise, which tensors do not show.
+    The catalogue contributes information by the file's digest, and a `config.json` next to the file contributes its
+    settings.
+
+    Args:
+        shapes: name in the file → shape.
+        digest: SHA-256 of the file.
+        catalogue: the registry's catalogue.
+        config: the content of a `config.json` of timm.
+        framework: "pt" or "np". Without PyTorch, heads are known only if they declare their layers.
+        padding: known padding of the weights, which tensors do not show.
+
+    Returns:
+        the record, or None if the file is not in a known layout of any backbone.
     """
     entry = catalogue.weights_with_digest(digest)
     if entry and entry.head != CLASSIFICATION:
@@ -119,11 +130,19 @@ def identify_checkpoint(
 
 
 def identify_tensors(shapes: Shapes, catalogue: Catalogue, framework: Framework = "pt") -> Record | None:
-    """Return the record of tensors in the native layout or another library's, or None.
+    """Identify tensors in the native layout or in the layout of another library.
 
-    They are those of a full backbone with or without its classifier, for any number of image channels and classes, or
-    of a published model with another head (with PyTorch only, where only it tells which tensors the head has). Where
-    names share their tensors, such as those that differ in output stride, the one with the fewest options is taken.
+    The tensors must belong to a full backbone with or without its classifier, for any number of image channels and
+    classes, or to a published model with another head. If several names have the same tensors, such as variants with
+    different output strides, the name with the fewest options is returned.
+
+    Args:
+        shapes: name in the file → shape.
+        catalogue: the registry's catalogue.
+        framework: "pt" or "np". Without PyTorch, heads are known only if they declare their layers.
+
+    Returns:
+        the record, or None.
     """
     matches: list[tuple[int, Record]] = []
     shapes = without_counters(shapes)
@@ -185,9 +204,9 @@ def _match(shapes: Shapes, candidate: Candidate) -> Record | None:
 
 
 def _entries_with_heads(catalogue: Catalogue) -> list[WeightsEntry]:
-    """Return the published weights of models with a head other than a classifier, those with few options first.
+    """Return the published weights of models with heads other than classifiers, sorted by their number of options.
 
-    Each also without what its head adds, such as an auxiliary output.
+    Each entry is also included without optional outputs of its head, such as an auxiliary output.
     """
     entries = [entry for entry in catalogue.published_weights if entry.head != CLASSIFICATION]
     without_extras = [
@@ -200,7 +219,7 @@ def _entries_with_heads(catalogue: Catalogue) -> list[WeightsEntry]:
 
 
 def _match_entry(shapes: Shapes, entry: WeightsEntry, catalogue: Catalogue, framework: Framework) -> Record | None:
-    """Return the record of tensors of the same model as published weights, for any number of classes, or None."""
+    """Return the record of tensors of the model of published weights, with any number of classes, or None."""
     try:
         if not knows_head(catalogue.head(entry.head), framework):
             return None

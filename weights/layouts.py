@@ -1,4 +1,4 @@
-"""The layout of a model: how another library names the tensors of a backbone and of its head."""
+"""Layouts of models: the names that other libraries use for the tensors of a backbone and its head."""
 
 from __future__ import annotations
 
@@ -12,14 +12,21 @@ CLASSIFICATION = "classification"
 
 
 class MismatchError(Exception):
-    """Tensors that do not fit a model; becomes a `WeightsError` where the name of the model is known."""
+    """Raised for tensors that do not fit a model. Callers that know the model's name turn it into a `WeightsError`."""
 
 
 def layout_for(spec: BackboneSpec | ModelSpec, name: str) -> Layout:
-    """Return how a library names the tensors of a backbone with its classifier, or of a model with another head.
+    """Return the layout of a library for a backbone with its classifier, or for a model with another head.
+
+    Args:
+        spec: spec of the backbone or the model.
+        name: name of the layout, such as "timm".
+
+    Returns:
+        the layout.
 
     Raises:
-        MismatchError: the layout is not known for the backbone, or for the head.
+        MismatchError: the backbone or the head does not have this layout.
     """
     backbone = backbone_of(spec)
     if name not in backbone.layouts:

@@ -1,6 +1,7 @@
-"""Limits of what is read from files, so that a small file costs little time and memory, whatever it states.
+"""Limits for the content of files, so that a small file never takes much time or memory.
 
-Each is far beyond any real model. What a limit refuses costs at most 5 s and three times the file's size.
+Each limit is far above the needs of real models. Refusing a file takes at most 5 s and three times the size of the
+file.
 """
 
 from __future__ import annotations
@@ -52,7 +53,7 @@ HARMLESS_PARAMETERS = 25_000_000
 
 
 def name_problem(names: Collection[str]) -> str:
-    """Return which limit the names of a file's tensors exceed, or an empty string."""
+    """Return the limit that the `names` of a file's tensors exceed, or an empty string."""
     if len(names) > MOST_TENSORS:
         return f"it has {len(names):,} tensors, and at most {MOST_TENSORS:,} are read"
     longest = max(names, key=len, default="")

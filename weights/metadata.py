@@ -1,7 +1,7 @@
-"""The record of a checkpoint: the description of its model as text metadata of a safetensors file.
+"""Records of checkpoints: the description of a model as metadata of a safetensors file.
 
-Keys begin with `featuretap.`; values are plain text or JSON. Schema 1 is read for ever; keys that a later version adds
-without changing the schema are ignored.
+Keys begin with `featuretap.`. Values are plain text or JSON. Schema 1 will always be readable. Unknown keys, which
+later versions may add without a new schema, are ignored.
 """
 
 from __future__ import annotations
@@ -25,16 +25,16 @@ PREFIX = "featuretap."
 
 @dataclass(frozen=True)
 class Record:
-    """What a checkpoint records of its model.
+    """The record of a model in a checkpoint.
 
     Args:
         description: name, options, taps, head, classes, preprocessing and origin of the model.
-        layout: of the names of the tensors, such as "featuretap" or "timm".
-        norm_eps: epsilon of the batch norms by part, "backbone" and "head", and of those that differ by their path.
-        network: `network_digest` of the backbone, empty where it is no table.
-        by_name: whether the registry knew the backbone by its name; false where a `BackboneSpec` was built directly.
-        heads: of a model with several heads: name → record of the model that the head and the backbone form. The other
-            fields are then those of the backbone.
+        layout: layout of the tensor names, such as "featuretap" or "timm".
+        norm_eps: epsilon of the batch norms by part, "backbone" and "head", and of exceptions by path.
+        network: `network_digest` of the backbone, or "" for backbones with a factory.
+        by_name: whether the registry builds the backbone by name; False if it was built from a `BackboneSpec`.
+        heads: for a model with several heads, name → record of the model with this head alone. The other fields then
+            describe the backbone.
     """
 
     description: Description
@@ -46,10 +46,16 @@ class Record:
 
 
 def metadata_of(record: Record) -> dict[str, str]:
-    """Return the metadata of a file, without anything that equal models could differ in, such as a time or a path.
+    """Return a record as metadata. Equal models give equal metadata, without times or paths.
+
+    Args:
+        record: the record.
+
+    Returns:
+        key → text.
 
     Raises:
-        WeightsError: an option's value cannot be written, or the number of class names is not that of the classes.
+        WeightsError: the value of an option cannot be written, or the number of class names is wrong.
     """
     description = record.description
     _check_classes(description)
@@ -86,10 +92,17 @@ def metadata_of(record: Record) -> dict[str, str]:
 
 
 def read_record(path: Path, metadata: Mapping[str, str]) -> Record | None:
-    """Return the record in the metadata of a file, or None if there is none.
+    """Return the record in the metadata of a file.
+
+    Args:
+        path: path of the file, for messages.
+        metadata: key → text.
+
+    Returns:
+        the record, or None if there is none.
 
     Raises:
-        WeightsError: a newer schema, or metadata that contradicts it.
+        WeightsError: the schema is newer, or the metadata is invalid.
     """
     if not any(key.startswith(PREFIX) for key in metadata):
         return None
@@ -191,7 +204,7 @@ def _with_lists(value: Any) -> Any:
 
 
 def _decode(key: str, text: str) -> Any:
-    """Return the value of a field; for malformed JSON the error, which no field accepts."""
+    """Return the value of a field. Malformed JSON returns the exception, which no field accepts."""
     if key in TEXT or (key == "classes" and not text.startswith("[")):
         return text
     try:
@@ -201,7 +214,7 @@ def _decode(key: str, text: str) -> Any:
 
 
 def _longest(key: str) -> int:
-    """Return the most characters of a field."""
+    """Return the maximum number of characters of a field."""
     if key in ("classes", "heads"):
         return LONGEST_CLASSES
     return LONGEST_NAME if key in TEXT else LONGEST_FIELD

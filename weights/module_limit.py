@@ -1,4 +1,4 @@
-"""A limit on the networks that files describe by the options of other libraries, whose depth can be any number."""
+"""A limit on the size of networks that are described by files with options of other libraries."""
 
 from __future__ import annotations
 
@@ -15,10 +15,13 @@ from featuretap.weights.limits import MOST_MODULES
 
 @contextmanager
 def limited_modules() -> Iterator[None]:
-    """Let this thread create `MOST_MODULES` modules.
+    """Limit the modules that this thread can create to `MOST_MODULES`.
+
+    Yields:
+        None.
 
     Raises:
-        OptionError: it creates more.
+        OptionError: the limit is exceeded.
     """
     thread, count = get_ident(), 0
 

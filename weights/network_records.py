@@ -1,4 +1,4 @@
-"""Whether a checkpoint is of a network that a name still stands for."""
+"""Check that the network of a checkpoint is still the network of its name."""
 
 from __future__ import annotations
 
@@ -14,9 +14,17 @@ logger = logging.getLogger("featuretap")
 
 
 def is_of_network(record: Record, path: Path, *backbones: BackboneSpec) -> bool:
-    """Return whether a record is of one of some backbones, as far as it states its network.
+    """Return whether a record belongs to one of several backbones. Records without a network digest always do.
 
-    Warns of a classifier that computed other logits when its file was written.
+    A warning is logged for classifiers that computed other logits when the file was written.
+
+    Args:
+        record: the record.
+        path: path of the file, for the warning.
+        *backbones: specs of the backbones.
+
+    Returns:
+        True if the record belongs to one of them.
     """
     if not record.network or record.network in map(network_digest, backbones):
         return True

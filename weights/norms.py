@@ -1,4 +1,4 @@
-"""The `norm=` option in files: code that a file can only name."""
+"""The `norm=` option in files, which store the name of the norm but no code."""
 
 from __future__ import annotations
 
@@ -18,21 +18,36 @@ MAKES = "a function that makes "
 
 
 def norm_label(norm: Any, backbone: nn.Module) -> str:
-    """Return the text for a `norm=` option in files: the name of a class, or which class a function creates."""
+    """Return the text for a `norm=` option in files.
+
+    Args:
+        norm: value of the option.
+        backbone: the built backbone.
+
+    Returns:
+        the name of a class, or a text with the name of the class that a function creates.
+    """
     name = next(type(module).__name__ for path, module in backbone.named_modules() if path.endswith(".norm"))
     return name if _named_norms().get(name) is norm else MAKES + name
 
 
 def is_batch_norm(label: Any) -> bool:
-    """Return whether the norm that a file names computes what a batch norm does with the same tensors."""
+    """Return whether the norm of a `label` in a file computes the same as a batch norm with the same tensors."""
     return str(label).removeprefix(MAKES) in BATCH_NORMS
 
 
 def norm_from_label(label: Any, path: Path) -> Callable[[int], nn.Module]:
-    """Return the norm that a file names.
+    """Return the norm of a label in a file.
+
+    Args:
+        label: the text in the file.
+        path: path of the file, for messages.
+
+    Returns:
+        the class of the norm.
 
     Raises:
-        WeightsError: it is not one that a name is enough for.
+        WeightsError: the norm cannot be created by its name alone.
     """
     known = _named_norms()
     if isinstance(label, str) and label in known:

@@ -1,4 +1,4 @@
-"""Files that are opened once: what is checked is what is read, whatever is put at their path meanwhile."""
+"""Files that are opened once, so that the checked content is the content that is read, even if the path changes."""
 
 from __future__ import annotations
 
@@ -21,10 +21,16 @@ CHUNK = 2**17
 
 @contextmanager
 def explain_os_error(path: Path) -> Iterator[None]:
-    """Name the file in an error of the operating system.
+    """Turn errors of the operating system into a `WeightsError` that names the file.
+
+    Args:
+        path: path of the file.
+
+    Yields:
+        None.
 
     Raises:
-        WeightsError: in place of an `OSError`.
+        WeightsError: instead of an `OSError`.
     """
     try:
         yield
@@ -33,19 +39,18 @@ def explain_os_error(path: Path) -> Iterator[None]:
 
 
 class OpenFile:
-    """A file of weights that is open for reading, and closed with this object.
+    """A weights file that is open for reading. It is closed when this object is deleted.
 
-    A path can name another file at any time. Everything here reads the file that the path named first.
+    A path can refer to another file at any time. All methods read the file that was opened first.
 
     Args:
-        path: of the file.
+        path: path of the file.
 
     Attributes:
-        path: of the file.
-        size: in bytes.
+        size: size of the file in bytes.
 
     Raises:
-        WeightsError: it cannot be opened.
+        WeightsError: the file cannot be opened.
     """
 
     def __init__(self, path: Path) -> None:
@@ -59,27 +64,27 @@ class OpenFile:
         self._parts: list[OpenFile] = []
 
     def open_beside(self, path: Path) -> OpenFile:
-        """Return another file of the same checkpoint; `check_unchanged` checks it, too."""
+        """Open another file of the same checkpoint at `path`. `check_unchanged` also checks this file."""
         part = OpenFile(path)
         self._parts.append(part)
         return part
 
     def reader(self) -> BinaryIO:
-        """Return the content from its beginning. All readers share one position, so only one can be in use."""
+        """Return a reader at the start of the file. All readers share one position, so use one at a time."""
         file = open(self._descriptor, "rb", closefd=False)  # noqa: SIM115 - the caller closes it.
         file.seek(0)
         return file
 
     def mapped(self, access: int) -> mmap.mmap | bytes:
-        """Return the content, mapped into memory with an `access` of `mmap`; that of an empty file is no map.
+        """Return the content mapped into memory with an `access` of `mmap`, or empty bytes for an empty file.
 
-        Reading a part that the file has lost since ends the process with SIGBUS.
+        If the file is truncated later, reading a missing part ends the process with SIGBUS.
         """
         with explain_os_error(self.path):
             return mmap.mmap(self._descriptor, 0, access=access) if self.size else b""
 
     def sha256(self) -> str:
-        """Return the SHA-256 in hexadecimal digits. Other threads may read the file meanwhile."""
+        """Return the SHA-256 in hexadecimal digits. Other threads can read the file at the same time."""
         digest, position = hashlib.sha256(), 0
         with explain_os_error(self.path):
             while chunk := os.pread(self._descriptor, CHUNK, position):
@@ -88,17 +93,17 @@ class OpenFile:
         return digest.hexdigest()
 
     def hash_in_thread(self) -> Callable[[], str]:
-        """Begin to compute the SHA-256 in a thread, and return a function that waits for it."""
+        """Start computing the SHA-256 in a thread, and return a function that waits for the result."""
         pool = ThreadPoolExecutor(1, "featuretap-digest")
         future = pool.submit(self.sha256)
         pool.shutdown(wait=False)
         return future.result
 
     def check_unchanged(self) -> None:
-        """Check that nothing was written into the file, or into its parts, since it was opened.
+        """Check that the file and its parts have not been written to since they were opened.
 
         Raises:
-            WeightsError: something was; what was read may be a mixture.
+            WeightsError: a file was changed, so the content that was read may be inconsistent.
         """
         for file in (self, *self._parts):
             if file._current_state() != file._state:

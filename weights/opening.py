@@ -1,4 +1,4 @@
-"""Opening the checkpoint of a weights source, downloaded where necessary and looked up by its digest."""
+"""Open the checkpoint of a weights source. It is downloaded if necessary and looked up by its digest."""
 
 from __future__ import annotations
 
@@ -18,15 +18,18 @@ from featuretap.weights.reading import Checkpoint, read_checkpoint, read_open_fi
 
 
 def open_checkpoint(source: WeightsSource, catalogue: Catalogue, framework: Framework = "pt") -> Checkpoint:
-    """Read the checkpoint of published weights, or the one at a path or an address, downloaded where necessary.
+    """Read the checkpoint of published weights, or of a path or an address.
 
     Args:
         source: published weights, a path or an address.
-        catalogue: of the registry.
-        framework: see `read_checkpoint`.
+        catalogue: the registry's catalogue.
+        framework: as for `read_checkpoint`.
+
+    Returns:
+        the checkpoint.
 
     Raises:
-        WeightsError: it is not available, or malformed, or needs PyTorch and `framework` is NumPy.
+        WeightsError: the file is not available or is malformed, or it needs PyTorch and `framework` is "np".
     """
     if source.entry is None:
         assert source.path is not None
@@ -54,10 +57,13 @@ def open_checkpoint(source: WeightsSource, catalogue: Catalogue, framework: Fram
 
 
 def check_published(checkpoint: Checkpoint) -> None:
-    """Check that a checkpoint is the catalogue entry that it was requested as.
+    """Check the digest of a checkpoint that was requested as an entry of the catalogue.
+
+    Args:
+        checkpoint: the checkpoint.
 
     Raises:
-        WeightsError: its digest is another.
+        WeightsError: the digest differs.
     """
     if checkpoint.entry:
         _check_digest(checkpoint.entry, checkpoint.path, checkpoint.digest())
@@ -90,7 +96,7 @@ def _check_digest(entry: WeightsEntry, path: Path, digest: str) -> None:
 
 
 def _replacement(entry: WeightsEntry, path: Path) -> str:
-    """Return how to replace a file of an entry that is another one."""
+    """Return how to replace a file with the wrong digest."""
     address = local_address(entry, path)
     if address.startswith(PACKAGE):
         return install_command(address)

@@ -1,4 +1,4 @@
-"""Weights that installed distributions carry, found by their metadata: no code of a distribution is imported."""
+"""Weights in installed distributions. They are found by their metadata, without importing code of the distribution."""
 
 from __future__ import annotations
 
@@ -11,10 +11,16 @@ from featuretap.support.errors import Hint, WeightsError
 
 
 def find_in_distribution(address: str) -> Path:
-    """Return the file of a valid `pkg://` address.
+    """Return the file of a `pkg://` address.
+
+    Args:
+        address: a valid address.
+
+    Returns:
+        the path of the file.
 
     Raises:
-        WeightsError: the distribution is not installed, or lacks the file.
+        WeightsError: the distribution is not installed or does not have the file.
     """
     name, inside = split_package_address(address)
     try:
@@ -32,7 +38,7 @@ def find_in_distribution(address: str) -> Path:
 
 
 def install_command(address: str) -> str:
-    """Return the command that installs the distribution of a `pkg://` address, or installs it again."""
+    """Return the command that installs or reinstalls the distribution of a `pkg://` `address`."""
     name, _ = split_package_address(address)
     try:
         distribution(name)
@@ -43,7 +49,7 @@ def install_command(address: str) -> str:
 
 
 def _find_editable(inside: str) -> Path | None:
-    """Return the path of a file in a package of an editable installation, whose metadata do not say where it is."""
+    """Return the path of a file in an editable installation, whose metadata do not include the location, or None."""
     package, _, rest = inside.partition("/")
     # Finding a package that is not inside another imports nothing.
     spec = find_spec(package) if package.isidentifier() else None

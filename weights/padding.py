@@ -23,7 +23,15 @@ logger = logging.getLogger("featuretap")
 
 
 def stated_padding(checkpoint: Checkpoint, catalogue: Catalogue) -> str | None:
-    """Return the padding that a record, the catalogue, a configuration or the file's name states; None for none."""
+    """Return the padding according to a record, the catalogue, a `config.json` or the file's name.
+
+    Args:
+        checkpoint: the checkpoint.
+        catalogue: the registry's catalogue.
+
+    Returns:
+        the padding, or None if it is not stated.
+    """
     entry, path = checkpoint.entry, checkpoint.path
     if checkpoint.record:
         described = checkpoint.record.description
@@ -34,12 +42,15 @@ def stated_padding(checkpoint: Checkpoint, catalogue: Catalogue) -> str | None:
 
 
 def set_padding(record: Record, catalogue: Catalogue, stated: str | None) -> Record:
-    """Return the record of tensors in another library's layout with the padding of the network that the library has.
+    """Set the padding of a record for tensors in another library's layout to the padding of the library's network.
 
     Args:
-        record: of tensors that were identified.
-        catalogue: of the registry.
-        stated: the padding that is known of them; None for the backbone's own, if the library has such a network.
+        record: record of identified tensors.
+        catalogue: the registry's catalogue.
+        stated: the known padding; None for the backbone's default, if the library has this network.
+
+    Returns:
+        the record with this padding.
     """
     described = record.description
     taken = options_of(catalogue.backbone(described.name))
@@ -56,16 +67,16 @@ def set_padding(record: Record, catalogue: Catalogue, stated: str | None) -> Rec
 
 
 def check_padding(checkpoint: Checkpoint, request: BuildRequest, layout: str, catalogue: Catalogue) -> None:
-    """Check that a model pads as its weights were trained, unless the caller states how it pads.
+    """Check that a model uses the padding of its weights, unless the caller sets the padding.
 
     Args:
         checkpoint: the weights.
-        request: for the model.
+        request: request for the model.
         layout: name of the weights' layout.
-        catalogue: that the request was resolved with.
+        catalogue: the catalogue that resolved the request.
 
     Raises:
-        WeightsError: they were trained with other padding.
+        WeightsError: the weights were trained with another padding.
     """
     own = request.backbone.padding
     if not request.backbone.stages:
@@ -94,14 +105,14 @@ def check_padding(checkpoint: Checkpoint, request: BuildRequest, layout: str, ca
 
 
 def _padding_of(description: Description, catalogue: Catalogue) -> str | None:
-    """Return the padding of a backbone by its name and options; None if it is no table."""
+    """Return the padding of a backbone with these options, or None if it has a factory."""
     defaults = options_of(catalogue.backbone(description.name))
     padding: str | None = {**defaults, **description.options}.get("padding")
     return padding
 
 
 def _architectures(spec: BackboneSpec, layout: str) -> dict[str, str]:
-    """Return the paddings that a library builds a network with → what it calls the network."""
+    """Return padding → name of a library's network with this padding."""
     if not spec.stages or layout not in spec.layouts:
         return {}
     named = {padding: layout_for(with_padding(spec, padding), layout).architecture for padding in PADDINGS}

@@ -1,10 +1,10 @@
 """PaddlePaddle's `.pdparams` files: pickles of NumPy arrays by name, read without unpickling.
 
-`paddle.save` writes a dictionary of arrays with Python's pickle protocols 2, 3 or 4. Python's own unpickler calls what
-a file names, and allocates what it states. The machine here knows the few opcodes that such files have (the standard
-library's `pickletools` defines them), builds dictionaries, strings and arrays, and calls nothing. The values of arrays
-are views of the file where its protocol has bytes (3 and 4); protocol 2 stores them as text, which is decoded one array
-at a time.
+`paddle.save` writes a dictionary of arrays with pickle protocol 2, 3 or 4. Python's unpickler would call the functions
+that a file names and allocate the sizes that it states. The machine in this module supports only the few opcodes that
+such files contain (see `pickletools` in the standard library). It builds dictionaries, strings and arrays, and does not
+call anything. Values are views of the file in protocols 3 and 4. Protocol 2 stores values as text, which is decoded one
+array at a time.
 """
 
 from __future__ import annotations
@@ -51,19 +51,19 @@ KINDS = frozenset({"b1", "i1", "u1", "i2", "u2", "f2", "i4", "u4", "f4", "i8", "
 
 
 class _MalformedError(Exception):
-    """A file that is no pickle of arrays; the message says why."""
+    """Raised for a file that is not a pickle of arrays, with the reason as its message."""
 
 
 @dataclass(frozen=True)
 class _Global:
-    """Something that the file names."""
+    """An object that the file names."""
 
     kind: str
 
 
 @dataclass
 class _Type:
-    """A dtype; complete once its byte order is known."""
+    """A dtype, which is complete when its byte order is set."""
 
     kind: str
     dtype: np.dtype[Any] | None = None
@@ -71,16 +71,22 @@ class _Type:
 
 @dataclass
 class _Array:
-    """An array; complete once it has values."""
+    """An array, which is complete when its values are set."""
 
     values: NDArray[Any] | None = None
 
 
 def read_paddle(file: OpenFile) -> dict[str, NDArray[Any]]:
-    """Return the arrays of a `.pdparams` file, writable and in memory of this process; the file stays as it is.
+    """Return the arrays of a `.pdparams` file. The arrays are writable, and writing to them does not change the file.
+
+    Args:
+        file: the file.
+
+    Returns:
+        name → array.
 
     Raises:
-        WeightsError: it cannot be read, or holds anything but arrays by name.
+        WeightsError: the file cannot be read, or has other content than arrays by name.
     """
     try:
         return _arrays(_Machine(memoryview(file.mapped(mmap.ACCESS_COPY))).run())
@@ -114,7 +120,7 @@ def _label(value: object) -> str:
 
 
 class _Machine:
-    """A pickle's stack, memo and position."""
+    """The stack, memo and position of a pickle."""
 
     def __init__(self, content: memoryview) -> None:
         self.content = content
@@ -123,7 +129,7 @@ class _Machine:
         self.memo: dict[int, Any] = {}
 
     def run(self) -> object:
-        """Return the object of the pickle."""
+        """Return the pickled object."""
         for _ in range(MOST_OPCODES):
             code = self.number(1)
             if code == STOP:
@@ -149,11 +155,11 @@ class _Machine:
         return self.content[begin : self.position]
 
     def number(self, size: int) -> int:
-        """Return the next `size` bytes as a whole number."""
+        """Return the next `size` bytes as an unsigned integer."""
         return int.from_bytes(self.take(size), "little")
 
     def line(self) -> str:
-        """Return the text up to the next end of a line."""
+        """Return the text up to the next line break."""
         begin = self.position
         length = bytes(self.content[begin : begin + LONGEST_NAME]).find(b"\n")
         if length < 0:
@@ -161,11 +167,11 @@ class _Machine:
         return _decode(bytes(self.take(length + 1))[:-1])
 
     def push(self, value: Any) -> None:
-        """Put a value onto the stack."""
+        """Push a `value` onto the stack."""
         self.stack.append(value)
 
     def popped(self, count: int) -> list[Any]:
-        """Return the last values of the stack, without them in it."""
+        """Remove and return the last `count` values of the stack."""
         values = self.stack[len(self.stack) - count :] if len(self.stack) >= count else []
         if len(values) != count or any(value is MARK for value in values):
             raise _MalformedError("an opcode lacks its operands")
@@ -173,7 +179,7 @@ class _Machine:
         return values
 
     def popped_to_mark(self) -> list[Any]:
-        """Return the values behind the last mark, without them and the mark in the stack."""
+        """Remove the values after the last mark and the mark, and return the values."""
         last = next((index for index in reversed(range(len(self.stack))) if self.stack[index] is MARK), None)
         if last is None:
             raise _MalformedError("an opcode lacks its operands")
@@ -182,12 +188,12 @@ class _Machine:
         return values
 
     def text(self, size: int) -> None:
-        """Push a string, decoded if it can be a name."""
+        """Push a string with a length of `size` bytes. Strings that are too long for names are not decoded."""
         raw = self.take(self.number(size))
         self.push(_decode(bytes(raw)) if len(raw) <= LONGEST_NAME else _LongText(raw))
 
     def store(self, index: int) -> None:
-        """Remember the last value."""
+        """Store the last value in the memo at `index`."""
         (value,) = self.popped(1)
         if index >= MOST_OPCODES:
             raise _MalformedError(f"it remembers more than {MOST_OPCODES:,} values")
@@ -195,13 +201,13 @@ class _Machine:
         self.memo[index] = value
 
     def recall(self, index: int) -> None:
-        """Push a value that was remembered."""
+        """Push the value at `index` in the memo."""
         if index not in self.memo:
             raise _MalformedError("an opcode lacks its operands")
         self.push(self.memo[index])
 
     def set_items(self, pairs: list[Any]) -> None:
-        """Store keys and values, one after the other, in the dictionary on the stack."""
+        """Store alternating keys and values (`pairs`) in the dictionary on the stack."""
         (target,) = self.popped(1)
         keys = pairs[::2]
         if not isinstance(target, dict) or len(pairs) % 2 or not all(isinstance(key, str) for key in keys):
@@ -210,7 +216,7 @@ class _Machine:
         self.push(target)
 
     def find_global(self, names: list[Any]) -> None:
-        """Push what a module's name and a name in it stand for."""
+        """Push the replacement for a global; `names` are its module and its name."""
         module, name = names
         kind = GLOBALS.get((module, name)) if isinstance(module, str) and isinstance(name, str) else None
         if kind is None:
@@ -219,7 +225,7 @@ class _Machine:
         self.push(_Global(kind))
 
     def call(self) -> None:
-        """Push what a call of a global with arguments stands for."""
+        """Push the result of calling a global with arguments."""
         function, arguments = self.popped(2)
         kind = function.kind if isinstance(function, _Global) else ""
         match kind, arguments:
@@ -236,7 +242,7 @@ class _Machine:
                 raise _MalformedError("it has a call that creates no array")
 
     def build(self) -> None:
-        """Complete the type or the array on the stack by its state."""
+        """Set the state of the dtype or array on the stack."""
         target, state = self.popped(2)
         match target, state:
             case _Type(kind, None), (3, str(order), None, None, None, -1, -1, 0):
@@ -252,7 +258,7 @@ class _Machine:
 
 @dataclass(frozen=True)
 class _LongText:
-    """A string that is too long for a name, in UTF-8."""
+    """A UTF-8 string that is too long for a name."""
 
     raw: memoryview
 
@@ -265,7 +271,7 @@ def _decode(raw: bytes) -> str:
 
 
 def _encode(text: str | _LongText) -> bytes:
-    """Return the bytes that protocol 2 stores as a string of as many characters, without a wider copy of it."""
+    """Return the bytes that protocol 2 stores as characters, without a wider intermediate copy."""
     try:
         if isinstance(text, str):
             return text.encode("latin-1")
@@ -278,7 +284,7 @@ def _encode(text: str | _LongText) -> bytes:
 
 
 def _array(shape: tuple[Any, ...], dtype: np.dtype[Any], values: object, order: Any) -> NDArray[Any]:
-    """Return an array of a shape, of the bytes that are its values."""
+    """Return an array with this shape and dtype from bytes."""
     if not all(type(length) is int and length >= 0 for length in shape) or len(shape) > 8:
         raise _MalformedError("it has an array whose shape is not a tuple of sizes")
     # NumPy counts the elements of an empty array in 64 bits, too.

@@ -1,7 +1,7 @@
-"""What unpickling costs beyond the length of a pickle, estimated without unpickling.
+"""Estimate the cost of unpickling without unpickling.
 
-A pickle refers to what it has built by numbers. A tuple of two references to a tuple of two references, and so on,
-takes a few bytes a level, and hashing it, as a key of a dictionary, time that doubles with each.
+A pickle refers to earlier objects by number. Nested tuples that refer to the same tuple twice take a few bytes per
+level, but the time to hash them, as keys of a dictionary, doubles with each level.
 """
 
 from __future__ import annotations
@@ -27,9 +27,12 @@ def pickle_problem(pickles: BinaryIO, count: int, longest: int) -> str:
     """Return why unpickling would cost too much, or an empty string.
 
     Args:
-        pickles: one behind the other.
-        count: how many of them are read.
-        longest: bytes that they may have.
+        pickles: one or more pickles, one after the other.
+        count: number of pickles to check.
+        longest: maximum number of bytes of the pickles.
+
+    Returns:
+        the problem, or an empty string.
     """
     # Number of values in each object on the stack, with those in tuples in it.
     stack: list[int] = []
@@ -60,7 +63,7 @@ def pickle_problem(pickles: BinaryIO, count: int, longest: int) -> str:
 
 
 def _pop(stack: list[int], before: Sequence[object]) -> int:
-    """Remove what an opcode takes from the stack, and return the number of values in it."""
+    """Remove the operands of an opcode from the stack, and return the number of values in them."""
     size, count = 0, len(before)
     if markobject in before:
         count = before.index(markobject)

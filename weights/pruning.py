@@ -1,10 +1,11 @@
-"""Pruning the tail: weights of a reduced tail from those of the full network, keeping the stronger half of channels.
+"""Pruning of the tail: weights of a reduced tail from the full network's weights, keeping the stronger half of
+channels.
 
-Nobody publishes weights of reduced tails. Everything through C4 is the same network; behind it every set of channels
-loses its weaker half. A channel's strength follows from the weights alone: the scale that its last batch norm gives it,
-times the norm of the weights that read it. On a residual path the scales of all blocks that add to it count, those of
-depthwise layers that begin a block, and the weights of all that read it. Where the hidden layer of a classifier has no
-norm, the norm of its rows takes the scale's place.
+There are no published weights with reduced tails. All layers through C4 are equal. After C4, each set of channels loses
+its weaker half. The strength of a channel is the scale of its last batch norm times the norm of the weights that read
+the channel. On a residual path, this includes the scales of all blocks that add to the path, the scales of depthwise
+layers at the start of a block, and the weights of all layers that read the path. Without a norm, as in the hidden layer
+of a classifier, the norm of the channel's rows replaces the scale.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ Squares = tuple[str, tuple[int, ...]]
 
 @dataclass(eq=False)
 class Channels:
-    """A set of channels: how many there are and how many to keep, and the tensors that write and read them."""
+    """A set of channels: their number, the number to keep, and the tensors that write and read the channels."""
 
     count: int
     keep: int
@@ -38,7 +39,7 @@ class Channels:
     readers: list[Squares] = field(default_factory=list)
 
     def strongest(self, tensors: Mapping[str, Tensor]) -> NDArray[np.int64]:
-        """Return the indices of the channels to keep, in their order."""
+        """Return the sorted indices of the channels to keep. `tensors` maps native names to the full network's tensors."""
         strength = self._sum(self.writers, tensors) * self._sum(self.readers, tensors)
         # Of equally strong ones the first.
         return np.sort(np.argsort(-strength, kind="stable")[: self.keep])
@@ -51,7 +52,7 @@ class Channels:
 
 
 class Use(NamedTuple):
-    """A layer with the channels that it reads and writes, and those between the convolutions of a squeeze-excite."""
+    """A layer with the channels that it reads and writes, and the squeezed channels of a squeeze-excite."""
 
     path: str
     layer: Counted
@@ -63,16 +64,19 @@ class Use(NamedTuple):
 def prune_tail(
     tensors: Mapping[str, Tensor], full: BackboneSpec, reduced: BackboneSpec, head: Head
 ) -> dict[str, Tensor]:
-    """Return the tensors of a network with a reduced tail from those of the full one.
+    """Return the tensors of a network with a reduced tail from the tensors of the full network.
 
     Args:
-        tensors: the full network's, in our names.
-        full: the full network.
-        reduced: the same network with `reduced_tail`.
-        head: the classifier's layers, (full, reduced), those whose tensors there are.
+        tensors: native name → tensor of the full network.
+        full: spec of the full network.
+        reduced: spec of the network with `reduced_tail`.
+        head: pairs (full, reduced) of the classifier's layers that have tensors.
+
+    Returns:
+        native name → tensor of the reduced network.
 
     Raises:
-        MismatchError: the tail has a layer of a kind that cannot be halved.
+        MismatchError: the tail has a layer of a type that cannot be pruned.
     """
     uses, last = _backbone_uses(full, reduced)
     uses += _head_uses(head, last)
@@ -90,7 +94,7 @@ def prune_tail(
 
 
 def _backbone_uses(full: BackboneSpec, reduced: BackboneSpec) -> tuple[list[Use], Channels]:
-    """Return the layers of C5 with their channels, and the channels of its last map."""
+    """Return the layers of C5 with their channels, and the channels of the last map."""
     uses = []
     count = full.with_taps(("C4",)).taps["C4"].channels
     current = Channels(count, keep=count)
@@ -140,7 +144,7 @@ def _head_uses(head: Head, current: Channels) -> list[Use]:
 
 
 def _select(name: str, tensor: Tensor, use: Use, kept: Mapping[Channels, NDArray[np.int64]]) -> Tensor:
-    """Return a tensor of a layer with the kept channels only."""
+    """Return the kept channels of a layer's tensor."""
     if tensor.ndim == 0:
         return tensor
     read, written = kept[use.read], kept[use.written]

@@ -1,6 +1,6 @@
-"""Reading a file of weights: its tensors by name, and what it says of itself. No code in a file is ever run.
+"""Read weights files: tensors by name, and the record. Code in files is never run.
 
-Tensors are PyTorch's or NumPy arrays; only the former, and files that torch.save wrote, need PyTorch.
+Tensors are PyTorch tensors or NumPy arrays. Only PyTorch tensors, and files of torch.save, need PyTorch.
 """
 
 from __future__ import annotations
@@ -61,14 +61,13 @@ class Checkpoint:
     """A file that was read.
 
     Args:
-        file: that was read, inside the folder where one was given.
-        tensors: name in the file, without the prefixes of wrappers → tensor on the CPU, to be copied, or read-only
-            array.
-        record: what featuretap wrote about the model, or what a TensorFlow file was identified as, or None.
-        config: what the `config.json` of a folder in timm's layout says.
-        digest: waits for the SHA-256 of the file.
-        entry: the published weights that it was requested as, or that it is by its digest.
-        framework: of the tensors.
+        file: the file, which may be inside the requested folder.
+        tensors: name in the file, without prefixes of wrappers → CPU tensor, which must be copied, or read-only array.
+        record: the record that featuretap wrote, or the record of an identified TensorFlow file, or None.
+        config: the content of a `config.json` in timm's layout.
+        digest: function that waits for the SHA-256 of the file.
+        entry: the published weights that were requested, or that have this digest.
+        framework: "pt" for PyTorch tensors, "np" for NumPy arrays.
     """
 
     file: OpenFile
@@ -91,28 +90,40 @@ class Checkpoint:
 
 
 def read_checkpoint(path: Path, *, hashed: bool = False, framework: Framework = "pt") -> Checkpoint:
-    """Read a file, or the one in a folder.
+    """Read a weights file, or the weights file in a folder.
 
     Args:
-        path: a `.safetensors` file, one that torch.save wrote, which is read with `weights_only=True`, one that
-            paddle.save wrote, a frozen graph or the index of a checkpoint of TensorFlow's, an index of several files
-            of torch.save's, or a folder with one of `FILES`.
-        hashed: whether the digest is certainly needed, so that a thread computes it meanwhile. It also is where a file
-            has no metadata, and may be identified by its digest.
-        framework: "pt" for PyTorch's tensors; "np" for NumPy arrays, which needs no PyTorch. Arrays are read-only views
-            of the mapped file in the file's types, float16 among them; bfloat16 becomes float32, exactly.
+        path: a `.safetensors` file, a file of torch.save (read with `weights_only=True`), a file of paddle.save, a
+            frozen graph or the index of a checkpoint of TensorFlow, the index of a sharded checkpoint, or a folder with
+            one of `FILES`.
+        hashed: start computing the digest in a thread, because it will be needed. This is the default for files without
+            metadata, which may be identified by their digests.
+        framework: "pt" for PyTorch tensors; "np" for NumPy arrays, which does not need PyTorch. Arrays are read-only
+            views of the mapped file in the file's dtypes, including float16. bfloat16 is converted to float32 without
+            loss.
+
+    Returns:
+        the checkpoint.
 
     Raises:
-        WeightsError: it cannot be read, is no sound file of weights, or holds what NumPy cannot.
+        WeightsError: the file cannot be read, is not a valid weights file, or has dtypes that NumPy does not support.
     """
     return read_open_file(OpenFile(weights_file(path)), hashed=hashed, framework=framework)
 
 
 def read_open_file(file: OpenFile, *, hashed: bool = False, framework: Framework = "pt") -> Checkpoint:
-    """Read a file that is open; see `read_checkpoint`.
+    """Read an open file. See `read_checkpoint`.
+
+    Args:
+        file: the file.
+        hashed: as for `read_checkpoint`.
+        framework: as for `read_checkpoint`.
+
+    Returns:
+        the checkpoint.
 
     Raises:
-        WeightsError: it is no sound file of weights, or holds what NumPy cannot.
+        WeightsError: the file is not a valid weights file, or has dtypes that NumPy does not support.
     """
     path = file.path
     if path.suffix in TENSORFLOW_SUFFIXES:
@@ -137,7 +148,7 @@ def read_open_file(file: OpenFile, *, hashed: bool = False, framework: Framework
 
 
 def convert_first(problem: str, file: Path) -> WeightsError:
-    """Return the error for a file that only PyTorch can read, and its conversion as the hint."""
+    """Return the error for a `file` that only PyTorch can read. Its message is the `problem`, its hint the conversion."""
     stem = Path(file.name.removesuffix(INDEX_SUFFIX)).stem.removesuffix(".pth")
     stem = f"{stem}-converted" if file.suffix == SUFFIX else stem
     target = file.with_name(f"{stem}{SUFFIX}")
@@ -206,7 +217,7 @@ READERS: Mapping[str, Reader] = {
 
 
 def _map_tensors(file: OpenFile, header: Header, framework: Framework) -> Mapping[str, Tensor]:
-    """Return the tensors of a file whose header was checked, in memory that the file is mapped into."""
+    """Return the tensors of a file with a checked header, in memory that the file is mapped into."""
     # PyTorch has no read-only tensors: its map is private, so that the file stays as it is whatever happens to them.
     content = file.mapped(mmap.ACCESS_COPY if framework == "pt" else mmap.ACCESS_READ)
     if framework == "pt":

@@ -1,4 +1,4 @@
-"""What a file records of a model: its description, in terms that other machines understand."""
+"""Portable descriptions of models, for records in files."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from featuretap.weights.metadata import Record
 
 
 def record_of_model(catalogue: Catalogue, description: Description) -> Record:
-    """Return the record of a model for files without its tensors, such as exported ones."""
+    """Return the record of the model with this `description`, for files without its tensors, such as exported files."""
     by_name = is_built_by_name(catalogue, description)
     network = network_digest(description.backbone) if description.backbone else ""
     portable = make_portable(catalogue, description) if by_name else description
@@ -26,7 +26,7 @@ def record_of_model(catalogue: Catalogue, description: Description) -> Record:
 
 
 def is_built_by_name(catalogue: Catalogue, description: Description) -> bool:
-    """Return whether the registry builds the backbone of a model by name and options."""
+    """Return whether the registry builds the backbone of a `description` by name and options."""
     if description.backbone is None:
         return False
     options = {name: value for name, value in description.options.items() if name != "norm"}
@@ -50,9 +50,9 @@ def _without_labels(spec: BackboneSpec) -> BackboneSpec:
 
 
 def make_portable(catalogue: Catalogue, description: Description) -> Description:
-    """Return a description that other machines understand, defaults left out.
+    """Return a `description` that is valid on other machines, without default values.
 
-    A variant of the user's catalogue is replaced by the base and the options that it stands for.
+    A variant of the user's catalogue is replaced by its base and its options.
     """
     name, options = description.name, dict(description.options)
     spec = catalogue.backbone(name)

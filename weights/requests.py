@@ -1,4 +1,4 @@
-"""What a checkpoint records of its model, or is identified as, → the request by which that model is built."""
+"""Resolve the record of a checkpoint, or its identified model, to a build request."""
 
 from __future__ import annotations
 
@@ -34,14 +34,17 @@ def resolve_checkpoint(
     arguments: Mapping[str, Any] | None = None,
     options: Mapping[str, Any] | None = None,
 ) -> BuildRequest:
-    """Return the request by which the model of a checkpoint is built; see `Registry.load`.
+    """Return the request that builds the model of a checkpoint. See `Registry.load`.
 
     Args:
-        checkpoint: the file.
-        catalogue: of the registry.
-        name: of the backbone, in place of the file's.
-        arguments: of `build` that replace the file's, unless they are None.
-        options: of backbone and head that replace the file's.
+        checkpoint: the checkpoint.
+        catalogue: the registry's catalogue.
+        name: backbone to use instead of the file's.
+        arguments: arguments of `build` that replace the file's, unless they are None.
+        options: options of the backbone and head that replace the file's.
+
+    Returns:
+        the request.
 
     Raises:
         WeightsError, FeaturetapError: see `Registry.load`.
@@ -73,7 +76,7 @@ def resolve_checkpoint(
 
 
 def _stated_options(checkpoint: Checkpoint, catalogue: Catalogue, name: str | BackboneSpec) -> dict[str, Any]:
-    """Return the options that are known of a file whose model only the caller names."""
+    """Return the known options of a file whose model is named by the caller only."""
     config = checkpoint.config
     # timm's own option, which is not needed where the name of its network implies it.
     pad_type = config.padding if config.padding != padding_by_name(config.architecture) else None
@@ -89,12 +92,15 @@ def _stated_options(checkpoint: Checkpoint, catalogue: Catalogue, name: str | Ba
 def resolve_multi_head_checkpoint(
     checkpoint: Checkpoint, catalogue: Catalogue, options: Mapping[str, Any]
 ) -> MultiHeadRequest:
-    """Return the request by which the model of a checkpoint with several heads is built.
+    """Return the request that builds the model of a checkpoint with several heads.
 
     Args:
-        checkpoint: the file.
-        catalogue: of the registry.
-        options: of the backbone, that replace the file's.
+        checkpoint: the checkpoint.
+        catalogue: the registry's catalogue.
+        options: options of the backbone that replace the file's.
+
+    Returns:
+        the request.
 
     Raises:
         WeightsError, FeaturetapError: see `Registry.load`.
@@ -109,7 +115,7 @@ def resolve_multi_head_checkpoint(
 
 
 def find_record(checkpoint: Checkpoint, catalogue: Catalogue) -> Record | None:
-    """Return what a checkpoint records of its model, or the model it is identified as, or None."""
+    """Return the record of a `checkpoint`, or the record of its identified model, or None."""
     return checkpoint.record or identify_checkpoint(
         checkpoint.shapes,
         checkpoint.digest(),
@@ -121,10 +127,17 @@ def find_record(checkpoint: Checkpoint, catalogue: Catalogue) -> Record | None:
 
 
 def record_of(checkpoint: Checkpoint, catalogue: Catalogue) -> Record:
-    """Return what a checkpoint records of its model, or the model it is identified as.
+    """Return the record of a checkpoint, or the record of its identified model.
+
+    Args:
+        checkpoint: the checkpoint.
+        catalogue: the registry's catalogue.
+
+    Returns:
+        the record.
 
     Raises:
-        WeightsError: it records nothing, and is in no known layout.
+        WeightsError: the checkpoint has no record and is not in a known layout.
     """
     record = find_record(checkpoint, catalogue)
     if record is None:
@@ -144,15 +157,18 @@ def record_of(checkpoint: Checkpoint, catalogue: Catalogue) -> Record:
 def arguments_of(record: Record, checkpoint: Checkpoint, options: Mapping[str, Any]) -> dict[str, Any]:
     """Return the arguments of `build` that a checkpoint records.
 
-    Without PyTorch, the norm is left out, since only batch norms are computed then.
+    Without PyTorch, the norm is left out, because all norms are then computed as batch norms.
 
     Args:
-        record: of the checkpoint.
-        checkpoint: the file, for messages.
-        options: those that the caller replaces; a norm among them need not be restored from the file.
+        record: record of the checkpoint.
+        checkpoint: the checkpoint, for messages.
+        options: options that the caller sets. A norm among them is not restored from the file.
+
+    Returns:
+        the arguments.
 
     Raises:
-        WeightsError: the norm cannot be restored from its name, or is no batch norm and there is no PyTorch.
+        WeightsError: the norm cannot be restored by its name, or is not a batch norm and PyTorch is not used.
     """
     described = record.description
     arguments: dict[str, Any] = {**described.options, "taps": described.taps}
@@ -197,7 +213,7 @@ def _count_classes(checkpoint: Checkpoint, request: BuildRequest, catalogue: Cat
 def _resolve_recorded(
     catalogue: Catalogue, checkpoint: Checkpoint, name: str, recorded: Mapping[str, Any]
 ) -> BuildRequest:
-    """Resolve what a file records, and refuse a network that the file cannot fill before memory is taken for it."""
+    """Resolve recorded arguments. Refuse networks that are too large for the file before memory is allocated."""
     limit: Callable[[], AbstractContextManager[None]] = nullcontext
     if checkpoint.framework == "pt":
         from featuretap.weights.module_limit import limited_modules as limit
@@ -221,7 +237,7 @@ def _resolve_recorded(
 
 
 def _check_numbers(options: Mapping[str, Any]) -> None:
-    """Refuse numbers that other libraries would allocate as many values for, whatever the device."""
+    """Refuse numbers for which other libraries would allocate as many values."""
     for option, value in options.items():
         for number in value if isinstance(value, list | tuple) else (value,):
             if isinstance(number, int | float) and abs(number) > LARGEST_NUMBER:
@@ -231,7 +247,7 @@ def _check_numbers(options: Mapping[str, Any]) -> None:
 def _replace_arguments(
     recorded: Mapping[str, Any], replaced: Mapping[str, Any], options: Mapping[str, Any], defaults: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Return the arguments that a file records with those of the caller in their place."""
+    """Return recorded arguments, updated with the caller's arguments."""
     merged = {**recorded, **replaced}
     head = replaced.get("head", recorded.get("head"))
     if replaced.get("features_only"):

@@ -1,4 +1,4 @@
-"""The checkpoint of a model with several heads, seen as that of its backbone or of one of its heads."""
+"""Checkpoints of models with several heads, and their parts: the backbone and each head."""
 
 from __future__ import annotations
 
@@ -17,15 +17,18 @@ Value = TypeVar("Value")
 
 
 def has_several_heads(checkpoint: Checkpoint) -> bool:
-    """Return whether a checkpoint records a model with several heads."""
+    """Return whether a `checkpoint` records a model with several heads."""
     return checkpoint.record is not None and bool(checkpoint.record.heads)
 
 
 def check_one_head(checkpoint: Checkpoint) -> None:
-    """Refuse the checkpoint of a model with several heads.
+    """Check that a checkpoint does not have several heads.
+
+    Args:
+        checkpoint: the checkpoint.
 
     Raises:
-        WeightsError: it is one.
+        WeightsError: the checkpoint has several heads.
     """
     if checkpoint.record and checkpoint.record.heads:
         first, *_ = heads = list(checkpoint.record.heads)
@@ -36,7 +39,7 @@ def check_one_head(checkpoint: Checkpoint) -> None:
 
 
 def backbone_checkpoint(checkpoint: Checkpoint) -> Checkpoint:
-    """Return the checkpoint of the backbone of a model with several heads; others are returned unmodified."""
+    """Return the checkpoint of the backbone of a model with several heads. Return any other `checkpoint` unmodified."""
     if not checkpoint.record or not checkpoint.record.heads:
         return checkpoint
     tensors = {name: tensor for name, tensor in checkpoint.tensors.items() if not name.startswith(HEADS)}
@@ -45,11 +48,17 @@ def backbone_checkpoint(checkpoint: Checkpoint) -> Checkpoint:
 
 
 def head_checkpoint(checkpoint: Checkpoint, name: str) -> Checkpoint:
-    """Return the checkpoint of one head with the backbone; those of models without several heads are returned
-    unmodified.
+    """Return the checkpoint of the backbone with one head of a model with several heads.
+
+    Args:
+        checkpoint: the checkpoint. Checkpoints without several heads are returned unmodified.
+        name: name of the head in the model.
+
+    Returns:
+        the checkpoint of the part.
 
     Raises:
-        UnknownHeadError: the model has no such head.
+        UnknownHeadError: the model has no head with this name.
     """
     if not checkpoint.record or not checkpoint.record.heads:
         return checkpoint
@@ -61,12 +70,18 @@ def head_checkpoint(checkpoint: Checkpoint, name: str) -> Checkpoint:
 
 
 def select_part(checkpoint: Checkpoint, arguments: dict[str, Any]) -> Checkpoint:
-    """Return the part of a checkpoint with several heads that arguments of `load` select, `features_only` the backbone
-    and `head` one head, which is removed from them.
+    """Return the part of a checkpoint with several heads that arguments of `load` select.
+
+    Args:
+        checkpoint: the checkpoint.
+        arguments: arguments of `load`. `head` selects a head and is removed; `features_only` selects the backbone.
+
+    Returns:
+        the checkpoint of the part.
 
     Raises:
-        UnknownHeadError: the model has no such head.
-        WeightsError: neither is given.
+        UnknownHeadError: the model has no head with this name.
+        WeightsError: neither argument is set.
     """
     head = arguments.pop("head", None)
     if head is None and not arguments.get("features_only"):
@@ -75,12 +90,15 @@ def select_part(checkpoint: Checkpoint, arguments: dict[str, Any]) -> Checkpoint
 
 
 def checkpoint_for(checkpoint: Checkpoint, head: str | None) -> Checkpoint:
-    """Return the part of a checkpoint with several heads that fills a model of one head or none.
+    """Return the part of a checkpoint with several heads for a model with at most one head.
 
     Args:
-        checkpoint: of any model; those without several heads are returned unmodified.
-        head: name of the model's head in the registry, such as "lraspp". The backbone alone is returned where the
-            checkpoint has no such head, or two.
+        checkpoint: the checkpoint. Checkpoints without several heads are returned unmodified.
+        head: name of the model's head in the catalogue, such as "lraspp". If the checkpoint does not have exactly one
+            such head, the backbone is returned.
+
+    Returns:
+        the checkpoint of the part.
     """
     heads = checkpoint.record.heads if checkpoint.record else {}
     same = [name for name, record in heads.items() if record.description.head == head]
@@ -88,7 +106,7 @@ def checkpoint_for(checkpoint: Checkpoint, head: str | None) -> Checkpoint:
 
 
 def select_tensors(tensors: Mapping[str, Value], name: str) -> dict[str, Value]:
-    """Return the tensors of the backbone and of one head, as a file of that model names them."""
+    """Return the tensors of the backbone and the head `name`, under the names for a model with this head alone."""
     own = f"{HEADS}{name}."
     return {
         key.replace(own, HEAD, 1) if key.startswith(own) else key: tensor
@@ -98,7 +116,7 @@ def select_tensors(tensors: Mapping[str, Value], name: str) -> dict[str, Value]:
 
 
 def merge_tensors(backbone: Mapping[str, Value], heads: Mapping[str, Mapping[str, Value]]) -> dict[str, Value]:
-    """Return the tensors of a model with several heads, from those of its backbone and of the model of each head."""
+    """Merge the tensors of a `backbone` and of models with one head each (`heads`) for a model with several heads."""
     merged = dict(backbone)
     for name, tensors in heads.items():
         merged |= {

@@ -1,4 +1,4 @@
-"""Indices of checkpoints in several files, as transformers and timm write them: which file holds which tensor."""
+"""Indices of sharded checkpoints in the format of transformers and timm, which list the tensors in each file."""
 
 from __future__ import annotations
 
@@ -20,10 +20,17 @@ ADVICE = "get the folder again from where it comes from"
 
 
 def read_index(opened: OpenFile, suffixes: Sequence[str]) -> dict[Path, set[str]]:
-    """Return file → names of the tensors in it, for every file that an index names; see `list_shards`.
+    """Return file → names of its tensors, for every file in an index. All files must exist.
+
+    Args:
+        opened: the index.
+        suffixes: allowed suffixes of the files.
+
+    Returns:
+        file → names.
 
     Raises:
-        WeightsError: it is no index, or names a file that is not beside it.
+        WeightsError: the file is not an index, or a listed file is missing.
     """
     index, tensors = opened.path, list_shards(opened, suffixes)
     for path in tensors:
@@ -33,14 +40,17 @@ def read_index(opened: OpenFile, suffixes: Sequence[str]) -> dict[Path, set[str]
 
 
 def list_shards(opened: OpenFile, suffixes: Sequence[str]) -> dict[Path, set[str]]:
-    """Return file → names of the tensors in it, for every file that an index names, there or not.
+    """Return file → names of its tensors, for every file in an index. The files may be missing.
 
     Args:
-        opened: a file such as `model.safetensors.index.json`.
-        suffixes: of the files that it may name.
+        opened: the index, such as `model.safetensors.index.json`.
+        suffixes: allowed suffixes of the files.
+
+    Returns:
+        file → names.
 
     Raises:
-        WeightsError: it is no index.
+        WeightsError: the file is not an index.
     """
     index = opened.path
     problem = f"{str(index)!r} is no index of weights files:"
@@ -72,10 +82,16 @@ def list_shards(opened: OpenFile, suffixes: Sequence[str]) -> dict[Path, set[str
 
 
 def check_shard(index: Path, shard: Path, found: set[str], expected: set[str]) -> None:
-    """Check that a file holds the tensors that its index lists for it.
+    """Check that a file contains exactly the tensors that its index lists.
+
+    Args:
+        index: path of the index, for messages.
+        shard: path of the file, for messages.
+        found: names of the tensors in the file.
+        expected: names of the tensors in the index.
 
     Raises:
-        WeightsError: it lacks one, or holds another, which could be in two files.
+        WeightsError: a tensor is missing or is not listed.
     """
     for names, relation in ((expected - found, "lacks"), (found - expected, "holds")):
         if names:
@@ -84,7 +100,7 @@ def check_shard(index: Path, shard: Path, found: set[str], expected: set[str]) -
 
 
 class RepeatedNameError(ValueError):
-    """A table has a name twice."""
+    """Raised for a JSON object with a repeated name."""
 
 
 def _table(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

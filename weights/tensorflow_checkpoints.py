@@ -1,4 +1,4 @@
-"""TensorFlow checkpoints: an `.index` file with the names of the arrays, and `.data-…` files with their elements."""
+"""TensorFlow checkpoints: an `.index` file with the names of the arrays, and `.data-…` files with their values."""
 
 from __future__ import annotations
 
@@ -23,14 +23,18 @@ MOST_SHARDS = 100_000
 
 
 def read_tensorflow_checkpoint(file: OpenFile, wanted: Callable[[str], bool]) -> dict[str, NDArray[Any]]:
-    """Return the arrays of a checkpoint that `tf.train.Saver` wrote, as views of its files mapped into memory.
+    """Return the arrays of a checkpoint of `tf.train.Saver`, as views of its memory-mapped files.
 
     Args:
-        file: its `.index` file; the files with the elements lie beside it.
-        wanted: which names to read. Text, as Keras stores it beside its weights, is left out anyway.
+        file: the `.index` file. The other files are in the same folder.
+        wanted: returns whether to read the array with this name. Text, which Keras stores with weights, is always
+            skipped.
+
+    Returns:
+        name → array.
 
     Raises:
-        WeightsError: a file is missing or cannot be read, or one contradicts the format or its checksums.
+        WeightsError: a file is missing, cannot be read, is malformed or has a wrong checksum.
         MissingExtraError: the `protobuf` package is not installed.
     """
     path, table = file.path, read_table(file)

@@ -1,4 +1,4 @@
-"""The settings of a detector of TensorFlow's Object Detection API, from the constants of its frozen graph."""
+"""Settings of detectors of TensorFlow's Object Detection API, read from the constants of frozen graphs."""
 
 from __future__ import annotations
 
@@ -49,16 +49,18 @@ REDUCED = 3
 
 
 def detector_settings(path: Path, shapes: Shapes, graph: FrozenGraph | None) -> tuple[str, int, dict[str, Any]]:
-    """Return the name of a detector's head, its classes with the background, and its options.
+    """Return the name of a detector's head, its number of classes including the background, and its options.
 
     Args:
-        path: of the file, for messages.
+        path: path of the file, for messages.
         shapes: name → shape of its tensors.
-        graph: its graph; None for a checkpoint, which has none.
+        graph: the graph, or None for a checkpoint.
+
+    Returns:
+        name, number of classes and options.
 
     Raises:
-        WeightsError: the predictors contradict each other, or the detector has anchors or a box coder that no head
-            here has.
+        WeightsError: the predictors are inconsistent, or no head supports the detector's anchors or box coder.
     """
     kernel = shapes.get("BoxPredictor_0/ClassPredictor/weights", ())
     lowest, logits = (
@@ -114,7 +116,7 @@ def _named(graph: FrozenGraph, pattern: re.Pattern[str]) -> list[tuple[re.Match[
 
 
 def _check_anchors(path: Path, constants: Mapping[str, Array]) -> None:
-    """Refuse anchors that `featuretap.heads.detection` does not make, where the graph states them."""
+    """Refuse anchors that `featuretap.heads.detection` cannot generate, if the graph contains anchors."""
     matches = [match for match in map(ANCHOR_RATIOS.fullmatch, constants) if match]
     found = [constants[match[0]] for match in sorted(matches, key=lambda match: int(match[2] or 0))]
     levels = len(found)

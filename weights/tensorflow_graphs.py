@@ -1,4 +1,4 @@
-"""Frozen TensorFlow graphs, `.pb` files: the arrays in them by name, and the nodes that identify their model."""
+"""Frozen TensorFlow graphs (`.pb` files): their arrays by name, and the nodes that identify their model."""
 
 from __future__ import annotations
 
@@ -34,10 +34,10 @@ class Node:
 
     Args:
         operation: such as "Conv2D".
-        padding: of a convolution, "SAME" or "VALID".
-        epsilon: of a batch norm.
-        shape: of an input, -1 for sizes that it leaves open.
-        half_pixel_centers: of a resizing.
+        padding: "SAME" or "VALID", for convolutions.
+        epsilon: epsilon of a batch norm.
+        shape: shape of an input, with -1 for unknown sizes.
+        half_pixel_centers: whether a resize operation uses half-pixel centers.
     """
 
     operation: str
@@ -52,8 +52,8 @@ class FrozenGraph:
     """A frozen graph.
 
     Args:
-        constants: name → array, of constants that are numbers.
-        nodes: name → node, constants included.
+        constants: name → array, for numeric constants.
+        nodes: name → node, including constants.
     """
 
     constants: dict[str, NDArray[Any]]
@@ -61,10 +61,16 @@ class FrozenGraph:
 
 
 def read_graph(opened: OpenFile) -> FrozenGraph:
-    """Read a `GraphDef` with its variables frozen to constants. Nothing in it is run.
+    """Read a `GraphDef` whose variables are frozen to constants. No part of the graph is run.
+
+    Args:
+        opened: the file.
+
+    Returns:
+        the graph.
 
     Raises:
-        WeightsError: the file cannot be read, or is no such graph.
+        WeightsError: the file cannot be read or is not such a graph.
         MissingExtraError: the `protobuf` package is not installed.
     """
     constants: dict[str, NDArray[Any]] = {}
@@ -103,7 +109,7 @@ def _facts(operation: str, attributes: Mapping[str, Any]) -> Node:
 def _nodes(path: Path, file: BinaryIO, size: int) -> Iterator[bytes]:
     """Yield the bytes of each node.
 
-    A graph is walked by hand and its nodes are parsed one by one, so that the full graph is never in memory twice.
+    The nodes are parsed one at a time, so that the full graph is never in memory twice.
     """
     while file.tell() < size:
         key = _varint(path, file)
@@ -118,7 +124,7 @@ def _nodes(path: Path, file: BinaryIO, size: int) -> Iterator[bytes]:
 
 
 def _varint(path: Path, file: BinaryIO) -> int:
-    """Return a number of variable length at the place of the file."""
+    """Return the variable-length integer at the position of the file."""
     value = 0
     for shift in range(0, 70, 7):
         byte = file.read(1)

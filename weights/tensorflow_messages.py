@@ -1,8 +1,8 @@
-"""TensorFlow's messages that hold weights, described for the `protobuf` package. TensorFlow itself is not needed.
+"""TensorFlow's protobuf messages with weights, described for the `protobuf` package. TensorFlow is not needed.
 
-Names and numbers of fields are those of TensorFlow's `.proto` files (`core/framework/{node_def,attr_value,tensor,
-tensor_shape}.proto` and `core/protobuf/tensor_bundle.proto`); fields that are not read are left out, and skipped in
-files. Messages are plain data: nothing of a graph is run.
+Names and numbers of fields are the same as in TensorFlow's `.proto` files (`core/framework/{node_def,attr_value,tensor,
+tensor_shape}.proto` and `core/protobuf/tensor_bundle.proto`). Fields that are not needed are left out here and skipped
+in files. No part of a graph is run.
 """
 
 from __future__ import annotations
@@ -87,15 +87,23 @@ MOST_ELEMENTS = 2**40
 
 
 def refuse(path: Path, problem: str) -> WeightsError:
-    """Return the error for a file that contradicts its format."""
+    """Return the error for a malformed file at `path` with this `problem`."""
     return WeightsError(f"{str(path)!r} is no sound TensorFlow file: {problem}; get it again from where it comes from")
 
 
 def parse(path: Path, message: str, content: bytes) -> Any:
-    """Return a message of `MESSAGES` from its bytes in a file.
+    """Parse a message of `MESSAGES`.
+
+    Args:
+        path: path of the file, for messages.
+        message: name of the message.
+        content: bytes of the message.
+
+    Returns:
+        the message.
 
     Raises:
-        WeightsError: the bytes are no such message.
+        WeightsError: the bytes are not such a message.
         MissingExtraError: the `protobuf` package is not installed.
     """
     kinds, failure = _messages()
@@ -106,10 +114,18 @@ def parse(path: Path, message: str, content: bytes) -> Any:
 
 
 def varint(path: Path, content: bytes | memoryview, at: int) -> tuple[int, int]:
-    """Return a number of variable length at a place, and the place behind it.
+    """Return a variable-length integer and the position after it.
+
+    Args:
+        path: path of the file, for messages.
+        content: the bytes.
+        at: position of the integer.
+
+    Returns:
+        the integer and the next position.
 
     Raises:
-        WeightsError: the content ends within it.
+        WeightsError: the content ends inside the integer.
     """
     value = 0
     for place, byte in enumerate(content[at : at + 10]):
@@ -120,10 +136,15 @@ def varint(path: Path, content: bytes | memoryview, at: int) -> tuple[int, int]:
 
 
 def check_density(path: Path, content: memoryview, level: int = 0) -> None:
-    """Refuse a large node that would take much more memory than its bytes.
+    """Check that parsing a large node does not take much more memory than its size.
+
+    Args:
+        path: path of the file, for messages.
+        content: bytes of the node or of a part of it.
+        level: nesting level of `content` in the node.
 
     Raises:
-        WeightsError: it has many fields, or large ones that are no elements of a tensor.
+        WeightsError: the node has many fields, or large fields other than values of a tensor.
     """
     at = fields = 0
     while at < len(content) and len(content) > LARGE:
@@ -138,10 +159,17 @@ def check_density(path: Path, content: memoryview, level: int = 0) -> None:
 
 
 def shape_of(path: Path, shape: Any) -> tuple[int, ...]:
-    """Return the sizes of a `Shape` message.
+    """Return the sizes in a `Shape` message.
+
+    Args:
+        path: path of the file, for messages.
+        shape: the message.
+
+    Returns:
+        the sizes.
 
     Raises:
-        WeightsError: a size is not known, or there are too many.
+        WeightsError: a size is unknown, or there are too many.
     """
     sizes = tuple(dimension.size for dimension in shape.dim)
     elements = prod(size for size in sizes if size)
@@ -151,10 +179,19 @@ def shape_of(path: Path, shape: Any) -> tuple[int, ...]:
 
 
 def decode(path: Path, dtype: int, shape: tuple[int, ...], content: bytes | memoryview) -> NDArray[Any]:
-    """Return the elements of a tensor of a type in `DTYPES`; bfloat16 becomes float32, exactly.
+    """Return the values of a tensor. bfloat16 is converted to float32 without loss.
+
+    Args:
+        path: path of the file, for messages.
+        dtype: a key of `DTYPES`.
+        shape: shape of the tensor.
+        content: bytes of the values.
+
+    Returns:
+        the array.
 
     Raises:
-        WeightsError: there are more or fewer bytes than the shape has elements.
+        WeightsError: the number of bytes does not match the shape.
     """
     kind = np.dtype(DTYPES[dtype])
     if prod(shape) * kind.itemsize != len(content):
@@ -164,18 +201,18 @@ def decode(path: Path, dtype: int, shape: tuple[int, ...], content: bytes | memo
 
 
 def array_of(path: Path, tensor: Any, room: int) -> tuple[NDArray[Any] | None, int]:
-    """Return the elements of a `Tensor` message, or None for text and other types that no weight has.
+    """Return the values of a `Tensor` message, or None for text and other types that weights do not have.
 
     Args:
-        path: of the file, for messages.
+        path: path of the file, for messages.
         tensor: the message.
-        room: bytes that elements may take which the file does not store as they are.
+        room: maximum number of bytes for values that the file stores in a shorter form.
 
     Returns:
-        The array, and the bytes that it takes of `room`.
+        the array, and the number of bytes of `room` that it takes.
 
     Raises:
-        WeightsError: the message contradicts itself.
+        WeightsError: the message is inconsistent.
     """
     if tensor.dtype not in DTYPES:
         return None, 0
@@ -200,7 +237,7 @@ def array_of(path: Path, tensor: Any, room: int) -> tuple[NDArray[Any] | None, i
 
 @cache
 def _messages() -> tuple[Mapping[str, Any], type[Exception]]:
-    """Return message → its class, and the error of bytes that are no message."""
+    """Return name → class of the messages, and the exception for bytes that cannot be parsed."""
     try:
         from google.protobuf import descriptor_pb2, descriptor_pool, message, message_factory
     except ImportError as error:

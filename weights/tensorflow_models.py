@@ -1,7 +1,8 @@
-"""TensorFlow's files → tensors and the record of their model: which MobileNet, which head, and with what options.
+"""Read tensors and the record of a model from TensorFlow's files: which MobileNet, which head, and which options.
 
-Names and shapes identify backbone, width and classes; what else a detector needs is in constants of a frozen graph. A
-checkpoint has no graph: a detector's settings are then those of the Object Detection API's configurations.
+Names and shapes identify the backbone, its width and its classes. Settings of a detector are read from the constants of
+a frozen graph. Checkpoints do not have a graph, so detectors in checkpoints get the settings of the Object Detection
+API's configurations.
 """
 
 from __future__ import annotations
@@ -61,13 +62,16 @@ SIZE_IN_NAME = re.compile(r"mobilenet_v\d.*_(\d{3})(?!\d)")
 
 
 def read_tensorflow_model(file: OpenFile) -> tuple[dict[str, Array], Record]:
-    """Return the tensors of a file in PyTorch's conventions, under TensorFlow's names, and the record of its model.
+    """Return the tensors of a file in PyTorch's conventions under TensorFlow's names, and the record of its model.
 
     Args:
-        file: a frozen graph (`.pb`), or the `.index` of a checkpoint.
+        file: a frozen graph (`.pb`) or the `.index` of a checkpoint.
+
+    Returns:
+        name → array, and the record.
 
     Raises:
-        WeightsError: the file cannot be read, or holds no known model.
+        WeightsError: the file cannot be read, or does not contain a known model.
         MissingExtraError: the `protobuf` package is not installed.
     """
     path, graph = file.path, None
@@ -106,7 +110,7 @@ def _identify(path: Path, tensors: Mapping[str, Array], graph: FrozenGraph | Non
 
 
 def _find_table(path: Path, scope: str, shapes: Shapes) -> tuple[BackboneSpec, dict[str, Any]]:
-    """Return the table that tensors are of, and the options with which it has their shapes."""
+    """Return the table that matches the tensors, and its options."""
     for table in FAMILIES.get(scope, ()):
         names = layout_for(table, TENSORFLOW).names
         stem, expected = shapes.get(names[table.stem], ()), without_counters(backbone_tensors(table.all_blocks))
@@ -127,7 +131,7 @@ def _find_table(path: Path, scope: str, shapes: Shapes) -> tuple[BackboneSpec, d
 
 
 def _norm_eps(path: Path, graph: FrozenGraph) -> float:
-    """Return the epsilon of the batch norms of a graph, or the usual one where all are folded."""
+    """Return the epsilon of the batch norms of a graph, or the default if all of them are folded."""
     found = {
         float(f"{node.epsilon:.6g}")
         for node in graph.nodes.values()
@@ -141,12 +145,12 @@ def _norm_eps(path: Path, graph: FrozenGraph) -> float:
 
 
 def _is_padded_explicitly(graph: FrozenGraph) -> bool:
-    """Return whether convolutions are padded by nodes before them, as symmetric padding is written."""
+    """Return whether separate nodes pad the inputs of convolutions, which means symmetric padding."""
     return any(node.operation == "DepthwiseConv2dNative" and node.padding == "VALID" for node in graph.nodes.values())
 
 
 def _preprocessing(path: Path, graph: FrozenGraph | None) -> Preprocessing:
-    """Return the preprocessing of TF-slim's evaluation, for images of the size that the graph or the name states."""
+    """Return the preprocessing of TF-slim's evaluation for the image size in the graph or in the file's name."""
     inputs = [node.shape for node in graph.nodes.values() if len(node.shape) == 4] if graph else []
     named = SIZE_IN_NAME.search(path.name)
     size = next((height for _, height, *_ in inputs if height > 0), int(named[1]) if named else USUAL_SIZE)

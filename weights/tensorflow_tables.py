@@ -1,7 +1,7 @@
-"""Tables of LevelDB's format, which the index of a TensorFlow checkpoint is: keys and values in sorted blocks.
+"""Tables in LevelDB's format, such as the index of a TensorFlow checkpoint: sorted blocks of keys and values.
 
-The format is that of `table/format.h` and `doc/table_format.md` of LevelDB: blocks with prefix-compressed keys, an
-index block with their places, and a footer with the place of the index block.
+The format is documented in `table/format.h` and `doc/table_format.md` of LevelDB. It consists of blocks with
+prefix-compressed keys, an index block with their positions, and a footer with the position of the index block.
 """
 
 from __future__ import annotations
@@ -29,10 +29,16 @@ MOST_BYTES_OF_KEYS = 3
 
 
 def read_table(opened: OpenFile) -> dict[bytes, bytes]:
-    """Return the keys of a table and their values.
+    """Return key → value of a table.
+
+    Args:
+        opened: the file.
+
+    Returns:
+        key → value.
 
     Raises:
-        WeightsError: the file cannot be read, is no such table, contradicts its checksums, or is compressed.
+        WeightsError: the file cannot be read, is not such a table, has a wrong checksum, or is compressed.
     """
     path = opened.path
     with explain_os_error(path), opened.reader() as file:
@@ -72,7 +78,7 @@ def _block(path: Path, content: bytes, offset: int, size: int) -> bytes:
 
 
 def _entries(path: Path, block: bytes) -> Iterator[tuple[bytes, bytes]]:
-    """Yield key and value of each entry of a block. Behind the entries are places to restart from, and their number."""
+    """Yield the key and value of each entry of a block. Restart positions and their number follow the entries."""
     end = len(block) - 4 - 4 * int.from_bytes(block[-4:], "little")
     if len(block) < 4 or end < 0:
         raise refuse(path, "it has a damaged block")

@@ -1,7 +1,7 @@
-"""The variables of TensorFlow's MobileNets in PyTorch's conventions, under TensorFlow's names.
+"""Variables of TensorFlow's MobileNets in PyTorch's conventions, under TensorFlow's names.
 
-Kernels (height, width, in, out) become (out, in, height, width). Box predictors predict x before y, and boxes at a
-place in the order of `featuretap.heads.ssd`. What training keeps beside the weights is left out.
+Kernels (height, width, in, out) become (out, in, height, width). Box predictors predict x before y, and the boxes at a
+position are in the order of `featuretap.heads.ssd`. State of the optimizer is left out.
 """
 
 from __future__ import annotations
@@ -44,17 +44,19 @@ BOX_ORDER = (1, 0, 3, 2)
 
 
 def as_pytorch(path: Path, stored: dict[str, Array], norm_eps: float) -> dict[str, Array]:
-    """Return the weights and statistics among the arrays of a file, in PyTorch's conventions, as copies.
-
-    They are taken out of `stored`, so that only one is in memory twice.
+    """Return copies of the weights and statistics of a file in PyTorch's conventions.
 
     Args:
-        path: of the file, for messages.
-        stored: name → array, as TensorFlow stores it.
+        path: path of the file, for messages.
+        stored: name → array as in TensorFlow. Converted arrays are removed, so that only one at a time is in memory
+            twice.
         norm_eps: epsilon of the batch norms.
 
+    Returns:
+        name → array.
+
     Raises:
-        WeightsError: there is no MobileNet among them, or a tensor has the wrong number of dimensions.
+        WeightsError: there is no MobileNet in the file, or a tensor has the wrong number of dimensions.
     """
     variables = _select(path, stored)
     if not variables:
@@ -77,7 +79,7 @@ def as_pytorch(path: Path, stored: dict[str, Array], norm_eps: float) -> dict[st
 
 
 def _select(path: Path, stored: dict[str, Array]) -> dict[str, Array]:
-    """Return the variables, and in place of each its moving average where there is one, as TF-slim evaluates them."""
+    """Return the variables, replaced by their moving averages if available, as in TF-slim's evaluation."""
     variables = {name: stored.pop(name) for name in list(stored) if VARIABLE.fullmatch(name)}
     averaged = [name for name in variables if name + AVERAGE in stored]
     if averaged:
@@ -88,7 +90,7 @@ def _select(path: Path, stored: dict[str, Array]) -> dict[str, Array]:
 
 
 def _complete_norms(path: Path, variables: dict[str, Array], stored: Mapping[str, Array], norm_eps: float) -> None:
-    """Add what norms do not store: a gamma of ones, and all of a norm that was folded into its convolution."""
+    """Add tensors that norms do not store: a gamma of ones, and all tensors of norms that are folded into convolutions."""
     for name in [name for name in variables if name.endswith("/moving_variance")]:
         gamma = name.removesuffix("moving_variance") + "gamma"
         variables.setdefault(gamma, np.ones_like(variables[name]))

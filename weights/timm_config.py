@@ -1,4 +1,4 @@
-"""The `config.json` beside a file in timm's layout, by which `timm.create_model("local-dir:…")` builds."""
+"""The `config.json` of timm's layout, from which `timm.create_model("local-dir:…")` builds the model."""
 
 from __future__ import annotations
 
@@ -36,10 +36,19 @@ KNOWN: Mapping[str, Callable[[Any], bool]] = {
 
 
 def timm_config(description: Description, backbone: BackboneSpec, layout: Layout, features: int) -> str:
-    """Return the text of a `config.json`; `features` is the number of channels of the last map or hidden layer.
+    """Return the text of a `config.json` for timm.
+
+    Args:
+        description: description of the model.
+        backbone: spec of the backbone.
+        layout: timm's layout of the model.
+        features: number of channels of the last map or of the hidden layer.
+
+    Returns:
+        the JSON text.
 
     Raises:
-        WeightsError: a bare backbone with a tap that timm's feature extractor does not return.
+        WeightsError: timm's feature extractor does not return one of the taps of a bare backbone.
     """
     preprocessing, classes = description.preprocessing.for_images("cropped"), description.num_classes or 0
     crop = preprocessing.crop or SIZE
@@ -71,7 +80,7 @@ def timm_config(description: Description, backbone: BackboneSpec, layout: Layout
 
 
 def _as_features(description: Description, backbone: BackboneSpec, layout: Layout) -> dict[str, Any]:
-    """Return the arguments by which timm builds a bare backbone with the same maps, in the order of the network."""
+    """Return timm's arguments for a bare backbone with the same maps, in the order of the network."""
     if description.head:
         return {}
     numbered = layout.feature_taps or backbone.levels
@@ -89,15 +98,15 @@ def _as_features(description: Description, backbone: BackboneSpec, layout: Layou
 
 @dataclass(frozen=True)
 class TimmConfig:
-    """What a `config.json` says of the weights beside it.
+    """Settings in a `config.json` of timm.
 
     Args:
-        architecture: timm's name of the network, empty where the file is not timm's.
-        output_stride: that the network is built with.
-        norm_eps: epsilon that its batch norms are built with, None for timm's own.
-        preprocessing: of its images, None where the file states none that is known here.
-        classes: the name of each class, empty where the file does not list them.
-        padding: that the network is built with, None where the file does not name the network.
+        architecture: timm's name of the network, or "" if the file is not timm's.
+        output_stride: output stride of the network.
+        norm_eps: epsilon of the batch norms, or None for timm's default.
+        preprocessing: preprocessing of the images, or None if it is missing or not supported.
+        classes: names of the classes; empty if the file does not list them.
+        padding: padding of the network, or None if the file does not name the network.
     """
 
     architecture: str = ""
@@ -109,11 +118,16 @@ class TimmConfig:
 
 
 def read_timm_config(file: Path) -> TimmConfig:
-    """Return what timm's `config.json` beside a file of weights says, or nothing where there is none.
+    """Return timm's settings next to a weights file, or default values if there are none.
+
+    Args:
+        file: path of the weights file.
+
+    Returns:
+        the settings.
 
     Raises:
-        WeightsError: it is no JSON table, or builds the network with arguments that change what the weights compute
-            in ways not known here.
+        WeightsError: the file is not a JSON object, or has unsupported arguments of the network.
     """
     path = file.with_name(CONFIG)
     config = config_beside(file) or {}
@@ -139,12 +153,14 @@ def read_timm_config(file: Path) -> TimmConfig:
 
 
 def padding_by_name(name: str) -> str | None:
-    """Return the padding of timm's MobileNetV3 of a name, or of a file that begins with it; None for other names."""
+    """Return the padding of timm's MobileNetV3 with this `name`, or of a file whose name begins with it. None for other
+    names.
+    """
     return SAME if name.startswith("tf_") else SYMMETRIC if name.startswith("mobilenetv3_") else None
 
 
 def _label_names(*tables: Any) -> tuple[str, ...]:
-    """Return the names of the classes from the first table that lists them; timm writes them into either."""
+    """Return the names of the classes from the first table that lists them. timm writes them into either table."""
     for table in tables:
         names = table.get("label_names") if isinstance(table, dict) else None
         if isinstance(names, list) and all(isinstance(name, str) for name in names):
@@ -153,11 +169,15 @@ def _label_names(*tables: Any) -> tuple[str, ...]:
 
 
 def preprocessing_of(origin: object, config: Any) -> Preprocessing | None:
-    """Return the preprocessing of a pretrained configuration of timm; None, and a warning, where it is not known here.
+    """Return the preprocessing of a pretrained configuration of timm. Unsupported preprocessing gives a warning and
+    None.
 
     Args:
         origin: source of the configuration, for the warning.
-        config: the configuration as a table.
+        config: the configuration.
+
+    Returns:
+        the preprocessing, or None.
     """
     try:
         if config.get("crop_mode", "center") != "center":
@@ -174,6 +194,6 @@ def preprocessing_of(origin: object, config: Any) -> Preprocessing | None:
 
 
 def _crop_fraction(crop: int, resize: int) -> float:
-    """Return the crop as a fraction of the resized image, by which timm divides and rounds down."""
+    """Return the crop as a fraction of the resized image. timm divides by this fraction and rounds down."""
     fraction = crop / resize
     return fraction if floor(crop / fraction) == resize else nextafter(fraction, 0.0)

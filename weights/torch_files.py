@@ -1,4 +1,4 @@
-"""Files that torch.save wrote: state dicts, alone or inside training checkpoints. No code in a file is ever run."""
+"""Files of torch.save: state dicts, also inside training checkpoints. Code in files is never run."""
 
 from __future__ import annotations
 
@@ -78,14 +78,14 @@ class _Skipped:
 
 
 class _PlainDict:
-    """A dictionary of a class that the restricted unpickler cannot fill."""
+    """A replacement for dictionary classes that the restricted unpickler cannot fill."""
 
     def __new__(cls, *arguments: object) -> dict[Any, Any]:  # type: ignore[misc]
         return {}
 
 
 class _PlainList:
-    """A list of a class that the restricted unpickler cannot fill."""
+    """A replacement for list classes that the restricted unpickler cannot fill."""
 
     def __new__(cls, *arguments: object) -> list[Any]:  # type: ignore[misc]
         return []
@@ -100,10 +100,16 @@ REPLACEMENTS: Mapping[str, type] = {
 
 
 def read_torch_file(file: OpenFile) -> Mapping[str, Tensor]:
-    """Return the tensors of a file that torch.save wrote: of a state dict, or of the one in a training checkpoint.
+    """Return the tensors of a file of torch.save: a state dict, or the state dict in a training checkpoint.
+
+    Args:
+        file: the file.
+
+    Returns:
+        name → tensor.
 
     Raises:
-        WeightsError: it cannot be read safely, or holds no state dict where one is expected.
+        WeightsError: the file cannot be read safely, or does not contain a state dict.
     """
     path = file.path
     with explain_os_error(path):
@@ -134,7 +140,7 @@ def read_torch_file(file: OpenFile) -> Mapping[str, Tensor]:
 
 
 def _load(file: OpenFile) -> Any:
-    """Return the content of a file, with `REPLACEMENTS` for what the restricted unpickler refuses."""
+    """Load a file, with `REPLACEMENTS` for classes that the restricted unpickler refuses."""
     try:
         return _load_allowed(file)
     except UnpicklingError as error:
@@ -152,7 +158,7 @@ def _load_allowed(file: OpenFile) -> Any:
 
 
 def _refused_name(error: Exception) -> str:
-    """Return the class or function that the restricted unpickler refused, empty if that is not why it failed."""
+    """Return the class or function that the restricted unpickler refused, or "" for other errors."""
     found = re.search(r"GLOBAL (\S+) (?:was not an allowed|whose module)", str(error))
     name = found[1] if found else ""
     # PyTorch leaves the module out here.
@@ -169,9 +175,10 @@ def _refusal(path: Path, error: Exception) -> WeightsError:
 
 
 def _check_archive(opened: OpenFile) -> list[zipfile.ZipInfo]:
-    """Refuse an archive with folders, or that unpacks to more than its size; PyTorch stores uncompressed files only.
+    """Refuse archives with folders, or that unpack to more than their size. PyTorch writes uncompressed files only.
 
-    Returns its pickles; none for the format of old versions.
+    Returns:
+        the pickles in the archive; none for files in PyTorch's legacy format.
     """
     path, size = opened.path, opened.size
     with opened.reader() as file:
@@ -213,7 +220,7 @@ def _check_archive(opened: OpenFile) -> list[zipfile.ZipInfo]:
 
 
 def _check_pickles(opened: OpenFile, pickles: Sequence[zipfile.ZipInfo]) -> None:
-    """Refuse pickles that take far more time or memory than their length, within what PyTorch's unpickler allows."""
+    """Refuse pickles that take much more time or memory than their size within the limits of PyTorch's unpickler."""
     longest = _longest_pickle(opened)
     if pickles:
         with opened.reader() as file, zipfile.ZipFile(file) as archive:
@@ -233,12 +240,12 @@ def _check_pickles(opened: OpenFile, pickles: Sequence[zipfile.ZipInfo]) -> None
 
 
 def _longest_pickle(opened: OpenFile) -> int:
-    """Return the most bytes of the pickle in a file."""
+    """Return the maximum size of the pickle in a file."""
     return max(LONGEST_PICKLE, opened.size // LARGEST_PICKLE)
 
 
 def _check_sizes(file: OpenFile, tensors: Mapping[str, Tensor]) -> None:
-    """Refuse tensors that together have far more values than the file, as damaged strides spread them."""
+    """Refuse tensors with many more values than the file, which result from damaged strides."""
     size, named = file.size, sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
     if named > MOST_SHARED * size:
         raise WeightsError(

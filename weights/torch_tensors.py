@@ -1,4 +1,4 @@
-"""Weights files as PyTorch's tensors: the types of numbers, and their values."""
+"""Tensors of weights files as PyTorch tensors: dtypes and checks of their values."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ DTYPES = {
 
 
 def tensor(content: mmap.mmap | bytes, stored: Stored) -> Tensor:
-    """Return a tensor of a file whose content is mapped into memory, to be copied."""
+    """Return a `stored` tensor from the memory-mapped `content` of a file. It must be copied before it is changed."""
     dtype, count = DTYPES[stored.dtype], prod(stored.shape)
     if count == 0:
         return torch.empty(stored.shape, dtype=dtype)
@@ -48,10 +48,13 @@ def tensor(content: mmap.mmap | bytes, stored: Stored) -> Tensor:
 
 
 def check_finite(checkpoint: Checkpoint) -> None:
-    """Refuse weights that are not numbers, as a training that diverged leaves them.
+    """Check that weights do not contain NaN or infinity, as after a training run that diverged.
+
+    Args:
+        checkpoint: the weights.
 
     Raises:
-        WeightsError: a tensor holds NaN or infinity; the message names the first few.
+        WeightsError: a tensor contains NaN or infinity. The message names the first few.
     """
     broken = [
         name

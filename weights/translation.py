@@ -1,4 +1,4 @@
-"""Tensors of a checkpoint in any known layout → the native layout."""
+"""Translate the tensors of a checkpoint from any known layout to the native layout."""
 
 from __future__ import annotations
 
@@ -29,14 +29,15 @@ class NativeTensors:
 
     Args:
         tensors: native name → tensor.
-        file_names: native name → name in the file, of those that differ.
-        norm_eps: epsilon of the batch norms by part, as far as it is known.
-        source: the file, for messages.
-        head: name of the head that has tensors in the file, if any.
+        file_names: native name → name in the file, for names that differ.
+        norm_eps: epsilon of the batch norms by part, as far as known.
+        source: path of the file, for messages.
+        head: name of the head with tensors in the file, if any.
         layout: name of the file's layout.
-        remark: on tensors that do not fit, for messages.
-        other_layers: whether the file holds layers that the network here lacks, such as the library's classifier.
-        preprocessing: by which the library whose layout it is normalises images inside such a model, if it does.
+        remark: remark about tensors that do not fit, for messages.
+        other_layers: whether the file has layers that the network does not have, such as the other library's
+            classifier.
+        preprocessing: normalization inside the model of the layout's library, if any.
     """
 
     tensors: Mapping[str, Tensor]
@@ -56,14 +57,22 @@ class NativeTensors:
 
 
 def translate(checkpoint: Checkpoint, spec: BackboneSpec | ModelSpec, catalogue: Catalogue) -> NativeTensors:
-    """Rename the tensors of a checkpoint for a backbone or a model, whatever head the file has.
+    """Translate the tensors of a checkpoint for a backbone or a model. The file may have another head.
 
-    The layout is the one that the file records or the catalogue knows, otherwise the one that names most of its
-    tensors, otherwise that of the model that the tensors are identified as.
+    The layout is the layout in the file's record or in the catalogue, or else the layout that names most of the
+    tensors, or else the layout of the identified model.
+
+    Args:
+        checkpoint: the checkpoint.
+        spec: spec of the backbone or the model.
+        catalogue: the registry's catalogue.
+
+    Returns:
+        the tensors in the native layout.
 
     Raises:
-        MismatchError: the file is in no known layout of the backbone, or holds tensors that the network lacks.
-        WeightsError: only PyTorch tells which tensors its head has, and it was read without.
+        MismatchError: the file is not in a known layout of the backbone, or has tensors that the network does not have.
+        WeightsError: the tensors of its head are only known with PyTorch, which is not used.
     """
     backbone = backbone_of(spec)
     record = checkpoint.record or (record_of_entry(checkpoint.entry) if checkpoint.entry else None)
@@ -87,7 +96,7 @@ def translate(checkpoint: Checkpoint, spec: BackboneSpec | ModelSpec, catalogue:
 def _find_owner(
     checkpoint: Checkpoint, record: Record, spec: BackboneSpec | ModelSpec, catalogue: Catalogue
 ) -> BackboneSpec | ModelSpec:
-    """Return the spec whose layout names the tensors of a checkpoint, which may have another head than `spec`."""
+    """Return the spec whose layout names the tensors of a checkpoint. Its head may differ from the head of `spec`."""
     described = record.description
     if isinstance(spec, ModelSpec) and spec.head.name == described.head:
         return spec
@@ -110,9 +119,7 @@ def _find_owner(
 def _guess_layout(
     checkpoint: Checkpoint, spec: BackboneSpec | ModelSpec
 ) -> tuple[str, BackboneSpec | ModelSpec] | None:
-    """Return the layout that names most of the tensors, and the spec that it is of: the backbone with its classifier,
-    or the model itself.
-    """
+    """Return the layout that names most of the tensors, and its spec: the backbone with its classifier, or the model."""
     names, backbone = set(checkpoint.tensors), backbone_of(spec)
     model = spec if isinstance(spec, ModelSpec) and knows_head(spec.head, checkpoint.framework) else None
     native_owner = model if model and names & {HEAD + name for name in model.head_tensors} else backbone
@@ -181,7 +188,7 @@ def _check_architecture(checkpoint: Checkpoint, layout_name: str, layout: Layout
 
 
 def _check_ranks(tensors: Mapping[str, Tensor], spec: BackboneSpec, *, classifier: bool) -> None:
-    """Refuse tensors that no option could make fit: with other dimensions than their layer's, or without elements."""
+    """Refuse tensors that do not fit with any option: with a wrong number of dimensions, or without elements."""
     ranks = {name: len(shape) for name, shape in backbone_tensors(spec.all_blocks).items()}
     ranks |= {f"{HEAD}{name}": rank for name, rank in CLASSIFIER_RANKS.items()} if classifier else {}
     for name, tensor in tensors.items():

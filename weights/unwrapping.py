@@ -1,4 +1,4 @@
-"""State dicts inside training checkpoints, and tensor names without the prefixes that wrapped models add."""
+"""State dicts inside training checkpoints, and tensor names without the prefixes of wrappers."""
 
 from __future__ import annotations
 
@@ -37,11 +37,14 @@ TORCHVISION_PREFIXES = ("backbone.features.", "backbone.body.")
 
 
 def select_state_dict(path: Path, content: Any) -> tuple[Any, str]:
-    """Return the state dict in the content of a file and its key, such as "model"; the content itself has none.
+    """Return the state dict in the content of a file and its key, such as "model". The key of the content itself is "".
 
     Args:
-        path: of the file, for the log.
-        content: what torch.save wrote.
+        path: path of the file, for the log.
+        content: the object in the file.
+
+    Returns:
+        the state dict and its key.
     """
     keys: list[str] = []
     while isinstance(content, Mapping) and len(keys) < DEEPEST:
@@ -56,7 +59,7 @@ def select_state_dict(path: Path, content: Any) -> tuple[Any, str]:
 
 
 def strip_prefixes(tensors: Mapping[str, T]) -> dict[str, T]:
-    """Return tensors without the prefixes of wrapped models, where the names of all of them have one."""
+    """Remove the prefixes of wrappers from the names of `tensors`, if all names have the prefix."""
     named = _without_compiled_parts(tensors)
     for _ in range(DEEPEST):
         names = [name for name in named if name != COUNT]
@@ -73,13 +76,13 @@ def strip_prefixes(tensors: Mapping[str, T]) -> dict[str, T]:
 
 
 def _without_compiled_parts(tensors: Mapping[str, T]) -> dict[str, T]:
-    """Return tensors under the names that they had before parts of their model were compiled."""
+    """Remove the prefixes of compiled parts."""
     named = {name.replace(COMPILED, ""): tensor for name, tensor in tensors.items()}
     return named if len(named) == len(tensors) else dict(tensors)
 
 
 def _without_parallel_parts(tensors: Mapping[str, T]) -> dict[str, T]:
-    """Return tensors under the names that they had before backbone or head were put into DataParallel."""
+    """Remove the prefixes of a backbone or head in DataParallel."""
     named = dict(tensors)
     for part in ("backbone.", "head."):
         inside = f"{part}module."

@@ -1,4 +1,4 @@
-"""Writing a checkpoint: tensors in a layout, with the record by which the model is built again."""
+"""Write checkpoints: tensors in a layout, with the record that describes the model."""
 
 from __future__ import annotations
 
@@ -55,15 +55,15 @@ OTHER_SUFFIXES = tuple(
 
 @dataclass(frozen=True)
 class ModelWeights:
-    """The weights of a model, apart from its module.
+    """The weights of a model without its module.
 
     Args:
         tensors: native name → tensor.
         norm_eps: native path of a batch norm → its epsilon.
-        description: of the model.
-        spec: of the model or the bare backbone, options applied.
-        by_name: whether the registry builds that backbone by its name.
-        check_unchanged: of the file that the tensors are mapped from, if any; called once they are copied.
+        description: description of the model.
+        spec: spec of the model or the bare backbone, with options applied.
+        by_name: whether the registry builds the backbone by its name.
+        check_unchanged: checks the file that the tensors are mapped from, if any; called after they are copied.
     """
 
     tensors: Mapping[str, Tensor]
@@ -75,19 +75,27 @@ class ModelWeights:
 
     @property
     def backbone(self) -> BackboneSpec:
-        """The backbone's spec."""
+        """Spec of the backbone."""
         return backbone_of(self.spec)
 
     def part_of(self, name: str) -> str:
-        """Return the part of the model, "backbone" or "head", that a tensor or a norm belongs to."""
+        """Return the part, "backbone" or "head", of the tensor or norm with this `name`."""
         return "head" if self.description.head and name.startswith(HEAD) else "backbone"
 
 
 def write_checkpoint(model: ModelWeights, target: Path, layout_name: str) -> Path:
-    """Write a checkpoint, or a folder with one and its `config.json`, and return the path of the file.
+    """Write a checkpoint as a file, or as a folder with a `config.json`.
+
+    Args:
+        model: the weights.
+        target: path of the file or folder.
+        layout_name: name of the layout.
+
+    Returns:
+        the path of the file.
 
     Raises:
-        WeightsError: the layout cannot hold the model, or the file cannot be written.
+        WeightsError: the layout cannot represent the model, or the file cannot be written.
     """
     config = ""
     if layout_name == NATIVE:
@@ -105,12 +113,15 @@ def write_checkpoint(model: ModelWeights, target: Path, layout_name: str) -> Pat
 
 
 def write_multi_head_checkpoint(backbone: ModelWeights, heads: Mapping[str, ModelWeights], target: Path) -> Path:
-    """Write the checkpoint of a backbone with several heads, or a folder with one, and return the path of the file.
+    """Write the checkpoint of a model with several heads as a file, or as a folder with a `config.json`.
 
     Args:
         backbone: the weights of the backbone.
-        heads: name → weights of the model that the head and the backbone form.
-        target: as for `write_checkpoint`.
+        heads: name → weights of the model with this head alone.
+        target: path of the file or folder.
+
+    Returns:
+        the path of the file.
 
     Raises:
         WeightsError: the file cannot be written.
@@ -132,7 +143,7 @@ def _write(
     config: str = "",
     check_unchanged: Callable[[], None] | None = None,
 ) -> Path:
-    """Write tensors and a record as a file, or as a folder with a `config.json`; return the path of the file."""
+    """Write tensors and a record as a file, or as a folder with a `config.json`. Return the path of the file."""
     metadata = metadata_of(record)
     content = safetensors.torch.save({name: _copy(tensor) for name, tensor in tensors.items()}, metadata)
     if check_unchanged:
@@ -148,10 +159,13 @@ def _write(
 
 
 def check_target(path: Path) -> None:
-    """Check that a path is that of a checkpoint or a folder.
+    """Check that a path has the suffix of a checkpoint or of a folder.
+
+    Args:
+        path: the path.
 
     Raises:
-        OptionError: it has the suffix of another file type.
+        OptionError: the path has the suffix of another file type.
     """
     if path.suffix in OTHER_SUFFIXES and not path.is_dir():
         raise OptionError(
@@ -161,13 +175,13 @@ def check_target(path: Path) -> None:
 
 
 def shapes_of(tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
-    """Return name → shape."""
+    """Return name → shape of `tensors`."""
     return {name: tuple(tensor.shape) for name, tensor in tensors.items()}
 
 
 @contextmanager
 def _folder(path: Path) -> Iterator[None]:
-    """Create a folder, and remove it if nothing could be written into it."""
+    """Create a folder, and remove it again if writing fails."""
     is_new = not path.exists()
     try:
         path.mkdir(parents=True, exist_ok=True)
@@ -182,7 +196,7 @@ def _folder(path: Path) -> Iterator[None]:
 
 
 def _most_common_eps(model: ModelWeights) -> dict[str, float]:
-    """Return the epsilon that most norms of each part have, and those of the others by their paths."""
+    """Return the most common epsilon of each part's norms, and other values by path."""
     eps: dict[str, float] = {}
     for part in ("backbone", "head"):
         own = {path: value for path, value in model.norm_eps.items() if model.part_of(path) == part}
@@ -205,7 +219,7 @@ def _select_layout(model: ModelWeights, name: str) -> Layout:
 
 
 def _why_not_held(model: ModelWeights, layout: Layout) -> str:
-    """Return why a library's own model cannot hold this one; an empty string if it can."""
+    """Return why the model of another library cannot represent this model, or an empty string."""
     head, spec = model.description.head, model.backbone
     if not layout.writable:
         return "whose files are only read"
@@ -253,7 +267,7 @@ def _rename(model: ModelWeights, layout: Layout) -> dict[str, Tensor]:
 
 
 def _copy(tensor: Tensor) -> Tensor:
-    """Return a copy in C order, on the CPU, that shares nothing with another tensor."""
+    """Return a contiguous copy on the CPU that does not share memory."""
     if tensor.is_meta or tensor.dtype not in DTYPES.values():
         kind = "without values (on the meta device)" if tensor.is_meta else f"of {tensor.dtype}"
         raise WeightsError(f"cannot save tensors {kind}; give the model values of a usual type first")

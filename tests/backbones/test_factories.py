@@ -133,7 +133,7 @@ def test_counts_are_those_of_the_built_module(mine: Registry) -> None:
         (
             {"width": 14},
             PluginError,
-            "backbone 'pyramid' cannot be built: 'test_factories:build' returned 'no module', which is no module",
+            "backbone 'pyramid' cannot be built: 'test_factories:build' returned 'no module', which is not a module",
         ),
         ({"freeze": "C4"}, OptionError, "'pyramid' cannot freeze through C4; it ends at C2"),
         (
@@ -222,8 +222,8 @@ def test_a_backbone_that_fails_on_every_image_cannot_be_frozen_by_level() -> Non
     with pytest.raises(PluginError) as error:
         Registry(discover=False).build(spec, features_only=True, freeze="C1")
     assert str(error.value) == (
-        "'refusing' cannot be frozen by level: it takes images of no usual size, so that nobody knows what the level "
-        "rests on (images are refused)"
+        "'refusing' cannot be frozen by level: it accepts none of the usual image sizes, so the layers of the level "
+        "cannot be determined (images are refused)"
     )
 
 
@@ -293,7 +293,7 @@ def test_a_warning_says_that_the_head_on_fetched_weights_is_new(
 ) -> None:
     model = mine.build("pyramid", head="fpn", taps=("C1", "C2"), pretrained="twos")
     assert model.description.random_head
-    assert caplog.messages == ["pyramid.twos is a backbone; the head 'fpn' starts with fresh weights"]
+    assert caplog.messages == ["pyramid.twos: loaded the backbone; the head 'fpn' is randomly initialized"]
 
 
 class Wrapped(nn.Module):

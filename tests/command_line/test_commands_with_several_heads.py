@@ -184,8 +184,8 @@ def test_a_head_is_extracted_and_joined_again(run: Run, tmp_path: Path, several:
         ),
         (
             ("save", SMALLEST, "{out}", "--weights", "none", *HEADS, "--layout", "timm"),
-            "cannot save a model with several heads for timm, whose models have one; save one head: `featuretap "
-            "convert --head objects`",
+            "cannot save a model with several heads in the layout 'timm', which supports one; save one head: "
+            "`featuretap convert --head objects`",
         ),
         (
             ("join", "{path}", "{out}"),
@@ -195,7 +195,7 @@ def test_a_head_is_extracted_and_joined_again(run: Run, tmp_path: Path, several:
         (("join", "a={path}", "a={path}", "{out}"), "two heads are named 'a'; give each a different name"),
         (
             ("join", "a={path}", "b={path}", "{out}"),
-            "'mobilenet_v3_small_050' is a model with several heads; give a model with one head",
+            "'mobilenet_v3_small_050' is a model with several heads; pass a model with one head",
         ),
     ],
     ids=["convert", "misspelled", "named", "classes", "quantize", "timm", "no name", "twice", "join"],

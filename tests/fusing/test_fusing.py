@@ -217,7 +217,7 @@ def test_frozen_backbones_are_fused(registry: Registry, name: str) -> None:
     model = trained(registry, name, features_only=True, freeze="C2", taps=("C2", "C3")).double()
     fused = fuse(model)
     same(pickle.loads(pickle.dumps(fused))(PICTURES.double()), model(PICTURES.double()), 1e-12)
-    with pytest.raises(TrainingError, match="a fused model is for inference"):
+    with pytest.raises(TrainingError, match="a fused model cannot be trained"):
         fused.train()
 
 
@@ -240,8 +240,8 @@ def test_a_fused_model_refuses_to_be_trained(backbone: nn.Module, wrapped: bool)
     with pytest.raises(TrainingError) as error:
         (nn.Sequential(fused) if wrapped else fused).train()
     assert str(error.value) == (
-        "a fused model is for inference, since its batch norms have become a part of its convolutions; train the model "
-        "that it was made from, and fuse that afterwards"
+        "a fused model cannot be trained, since its batch norms are folded into its convolutions; train the original "
+        "model and fuse it afterwards"
     )
     assert not any(module.training for module in fused.stages.modules())
     assert not fused.eval().training
@@ -379,5 +379,5 @@ def test_models_that_cannot_be_fused_are_refused(registry: Registry, backbone: n
     assert is_fused(fuse(backbone))
     assert not is_fused(backbone)
     assert refused(nn.Linear(1, 1)) == (
-        "Linear carries no description; registry.fuse takes models that registry.build or registry.load returned"
+        "Linear has no description; registry.fuse takes models that registry.build or registry.load returned"
     )

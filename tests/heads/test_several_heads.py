@@ -149,7 +149,7 @@ def test_heads_are_trained_one_by_one(registry: Registry) -> None:
     with pytest.raises(FeaturetapError) as error:
         model(images(2, 70, 90))
     assert str(error.value) == (
-        "a model with several heads detects in evaluation only; train one head at a time: "
+        "a model with several heads detects in evaluation mode only; train one head at a time: "
         "registry.select_head(model, 'objects')(images, targets)"
     )
     detector = registry.select_head(model, "objects")
@@ -324,7 +324,7 @@ def test_parts_of_a_file_with_several_heads_fill_other_models(registry: Registry
         (lambda r, path: r.convert(path, path), "{path} holds a model with several heads: road, scene; choose one, "),
         (
             lambda r, path: r.save(r.load(path), path, layout="timm"),
-            "cannot save a model with several heads for timm, whose models have one; save one head: "
+            "cannot save a model with several heads in the layout 'timm', which supports one; save one head: "
             "registry.save(registry.select_head(model, 'road'), ...)",
         ),
     ],
@@ -371,10 +371,12 @@ def test_models_on_different_backbones_are_not_joined(registry: Registry, tmp_pa
     other = registry.save(registry.build("mobilenet_v2_050", num_classes=3), tmp_path / "v2.safetensors")
     with pytest.raises(FeaturetapError) as error:
         registry.join({"road": first, "scene": other})
-    assert str(error.value).startswith("the backbones of 'road' and 'scene' are different networks: BackboneSpec(")
+    assert str(error.value).startswith(
+        "the backbones of 'road' and 'scene' have different architectures: BackboneSpec("
+    )
     with pytest.raises(FeaturetapError) as error:
         registry.join({"road": first, "all": registry.save(model, tmp_path / "several.safetensors")})
-    assert str(error.value) == "'mobilenet_v3_small_050' is a model with several heads; give a model with one head"
+    assert str(error.value) == "'mobilenet_v3_small_050' is a model with several heads; pass a model with one head"
 
 
 @pytest.mark.parametrize("head", ["classification", "fpn", *SEGMENTERS, "ssdlite", "retinanet"])
@@ -419,7 +421,7 @@ def test_a_head_is_added_to_a_backbone_and_to_several_heads(registry: Registry, 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("lraspp", "fpn"), "the model has a head 'lraspp' already; choose another name"),
+        (("lraspp", "fpn"), "the model already has a head 'lraspp'; choose another name"),
         (("second", "nothing"), "no head named 'nothing'; known heads: "),
         (("train", "fpn"), "'train' cannot be the name of a head; "),
         (
@@ -466,7 +468,7 @@ def test_published_weights_fill_the_backbone_and_the_classifier(registry: Regist
         assert torch.equal(model(given)["classification"], alone(given))
     assert model.description.heads["classification"].classes == "imagenet1k"
     assert model.description.heads["fpn"].random_head
-    assert "the head 'fpn' starts with fresh weights" in caplog.text
+    assert "the head 'fpn' is randomly initialized" in caplog.text
 
 
 def test_several_heads_are_copied_pickled_traced_and_exported(registry: Registry) -> None:
@@ -505,7 +507,7 @@ def test_models_without_heads_by_name_are_refused(registry: Registry) -> None:
     with pytest.raises(FeaturetapError) as error:
         registry.select_head(registry.build(SMALLEST), "classification")
     assert str(error.value) == (
-        "'mobilenet_v3_small_050' has no heads by name; build it with several, or add one with registry.add_head"
+        "'mobilenet_v3_small_050' does not have several heads; build it with several, or add one with registry.add_head"
     )
 
 

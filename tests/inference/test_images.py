@@ -184,6 +184,6 @@ def test_input_that_a_model_cannot_use_is_refused(registry: Registry, image: obj
     with pytest.raises(OptionError) as error:
         transform(image)
     assert str(error.value) == (
-        f"the model's images have 3 channels, got {found}; give a PIL image (of one or three channels), or a tensor "
+        f"the model's images have 3 channels, got {found}; pass a PIL image (of one or three channels), or a tensor "
         "(3, H, W) of bytes or of floats from 0 to 1"
     )

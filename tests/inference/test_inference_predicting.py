@@ -314,7 +314,7 @@ def test_a_model_in_training_is_refused(registry: Registry) -> None:
 
 def test_a_model_without_description_is_refused() -> None:
     assert refusal(nn.Linear(3, 3).eval()) == (
-        "Linear carries no description; predictions are made by models that registry.build or registry.load returned"
+        "Linear has no description; predictions are made by models that registry.build or registry.load returned"
     )
 
 

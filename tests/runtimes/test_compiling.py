@@ -177,7 +177,7 @@ def test_a_compiled_model_cannot_be_trained_copied_or_saved(
         (lambda: copy.deepcopy(compiled), "cannot be copied or pickled; copy the original model"),
         (lambda: pickle.dumps(compiled), "cannot be copied or pickled"),
         (lambda: registry.save(compiled, tmp_path / "x.safetensors"), "registry.save writes models that"),
-        (lambda: registry.compile(compiled), "CompiledModel holds no weights; registry.compile and registry.export"),
+        (lambda: registry.compile(compiled), "CompiledModel has no weights; registry.compile and registry.export"),
     ]
     for call, message in refused:
         with pytest.raises(OptionError, match=message):
@@ -213,7 +213,7 @@ def test_models_that_runtimes_do_not_take_are_refused(registry: Registry, tiny: 
         registry.compile(registry.build("mobilenet_v3_small", head="retinanet"))
     with pytest.raises(HeadError, match="the runtime 'inductor' does not support detectors such as 'ssdlite'"):
         registry.compile(registry.build("mobilenet_v3_small", head="ssdlite"), "inductor")
-    with pytest.raises(OptionError, match=r"Linear carries no description; registry.compile and registry.export read"):
+    with pytest.raises(OptionError, match=r"Linear has no description; registry.compile and registry.export read"):
         registry.compile(nn.Linear(2, 2))
     for runtime in ("onnxruntime", "openvino"):
         with pytest.raises(OptionError, match=f"{runtime!r} takes models in float32, but the model is torch.bfloat16"):

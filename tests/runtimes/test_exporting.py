@@ -300,7 +300,7 @@ def test_missing_packages_are_named_before_any_work(
 
 
 def test_models_that_cannot_be_exported_are_refused(tmp_path: Path, registry: Registry, tiny: nn.Module) -> None:
-    message = "^Linear carries no description; registry.export writes models that registry.build or registry.load"
+    message = "^Linear has no description; registry.export writes models that registry.build or registry.load"
     refused(registry, nn.Linear(1, 1), OptionError, message, tmp_path / "a.onnx")
     vit = registry.build("timm/vit_tiny_patch16_224", features_only=True)
     message = r"for images of any size \(.*\); set a fixed size, such as size=\(224, 224\)$"

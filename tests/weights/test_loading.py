@@ -300,7 +300,7 @@ def test_a_file_that_is_not_recognised_can_be_named(registry: Registry, tmp_path
 def test_load_takes_no_other_weights(registry: Registry, saved: tuple[nn.Module, Path]) -> None:
     with pytest.raises(OptionError) as error:
         registry.load(saved[1], pretrained=True)
-    assert str(error.value) == f"registry.load takes the weights of '{saved[1]}'; leave pretrained out"
+    assert str(error.value) == f"registry.load reads the weights of '{saved[1]}'; remove pretrained"
 
 
 def test_the_epsilon_of_a_file_comes_from_the_catalogue_entry_of_its_digest(

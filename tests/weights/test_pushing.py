@@ -103,7 +103,7 @@ def test_a_name_that_is_not_one_of_a_repository_is_refused(
 ) -> None:
     with pytest.raises(OptionError) as error:
         registry.push(model, name)
-    assert str(error.value) == f"a repository on the Hugging Face hub cannot be {name!r}; write 'owner/name'"
+    assert str(error.value) == f"{name!r} is not the name of a Hugging Face repository; write 'owner/name'"
     assert hub.asked == []
 
 
@@ -113,7 +113,7 @@ def test_offline_nothing_is_pushed(
     monkeypatch.setenv("FEATURETAP_OFFLINE", "1")
     with pytest.raises(WeightsError) as error:
         registry.push(model, "somebody/flowers")
-    assert str(error.value) == "cannot push to 'somebody/flowers': FEATURETAP_OFFLINE forbids it; unset it"
+    assert str(error.value) == "cannot push to 'somebody/flowers': FEATURETAP_OFFLINE is set; unset it"
     assert hub.asked == []
 
 

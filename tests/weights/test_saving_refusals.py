@@ -34,8 +34,8 @@ def test_changed_models_are_refused(registry: Registry, tmp_path: Path, change: 
     model = small_classifier(registry)
     problem = change(model)
     assert error_of(lambda: registry.save(model, tmp_path / "file.safetensors")) == (
-        f"cannot save 'mobilenet_v1_025', which was changed after it was built: {problem}; build it as it is now "
-        "(such as with num_classes=), and copy its state into that"
+        f"cannot save 'mobilenet_v1_025', which was changed after it was built: {problem}; build a model with "
+        "this change (such as num_classes=), and copy the state dict into it"
     )
     assert everything_in(tmp_path) == {}
 
@@ -163,4 +163,6 @@ def test_a_description_without_its_backbone_is_refused(registry: Registry, tmp_p
     model.description = replace(model.description, spec=None)
     with pytest.raises(OptionError) as error:
         registry.save(model, tmp_path / "file.safetensors")
-    assert str(error.value) == ("the model's description lacks its spec; change it with dataclasses.replace only")
+    assert str(error.value) == (
+        "the model's description has no spec; change descriptions with dataclasses.replace only"
+    )

@@ -78,7 +78,7 @@ def test_modules_without_a_description_are_refused(
 ) -> None:
     model = wrap(nn.Sequential(nn.Conv2d(3, 8, 3)))
     assert error_of(lambda: registry.save(model, tmp_path / "file.safetensors"), OptionError) == (
-        f"{type(model).__name__} carries no description; registry.save writes models that registry.build or "
+        f"{type(model).__name__} has no description; registry.save writes models that registry.build or "
         "registry.load returned"
     )
     assert everything_in(tmp_path) == {}
@@ -178,6 +178,6 @@ def test_the_preprocessing_of_a_wrapped_model_is_that_of_the_model(
 
 def test_the_preprocessing_of_a_wrapped_module_without_a_description_is_refused(registry: Registry) -> None:
     assert error_of(lambda: registry.transforms(nn.DataParallel(nn.Conv2d(3, 8, 3))), OptionError) == (
-        "DataParallel carries no description; registry.transforms reads models that registry.build or registry.load "
+        "DataParallel has no description; registry.transforms reads models that registry.build or registry.load "
         "returned"
     )

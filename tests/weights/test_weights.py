@@ -154,7 +154,7 @@ def test_transforms_of_a_model_without_a_description_are_refused(registry: Regis
     with pytest.raises(OptionError) as error:
         registry.transforms(nn.Conv2d(1, 1, 1))
     assert str(error.value) == (
-        "Conv2d carries no description; registry.transforms reads models that registry.build or registry.load returned"
+        "Conv2d has no description; registry.transforms reads models that registry.build or registry.load returned"
     )
 
 
@@ -301,6 +301,6 @@ def test_norms_that_cannot_hold_the_statistics_are_refused(
 ) -> None:
     with pytest.raises(WeightsError) as error:
         registry.build("mobilenet_v3_large", features_only=True, pretrained=large[1], norm=norm)
-    assert f"its norm {type(norm(8)).__name__} cannot hold the file's running statistics; use a batch norm" in str(
+    assert f"its norm {type(norm(8)).__name__} has no running statistics, but the file has; use a batch norm" in str(
         error.value
     )
