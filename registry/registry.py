@@ -352,7 +352,7 @@ class Registry(Catalogue):
         Raises:
             UnknownRuntimeError: no runtime has this name.
             OptionError: a value is invalid, or the runtime or the processor does not support the precision.
-            HeadError: the head does not return tensors by name, like torchvision's detectors.
+            HeadError: the head's outputs are not named tensors, as for torchvision's detectors.
             ExportError: the model cannot be compiled, the file cannot be opened, or outputs in "bf16" differ too much.
 
         Examples:
@@ -395,9 +395,9 @@ class Registry(Catalogue):
         """Open a trained model for inference without importing PyTorch.
 
         The session maps a float32 array of images (N, C, H, W), such as `session.prepare("photo.jpg")` returns, to a
-        dict of arrays: the taps of a backbone or a pyramid, "logits" (N, num_classes) of a classifier, or "out" (N,
-        num_classes, H, W) of a segmenter. SSDLite returns "boxes" (N, D, 4) in pixels, "scores" (N, D), "labels" (N, D)
-        and "num_detections" (N,); unused rows are zero. A model with several heads returns one such dict per head.
+        dict of arrays. Backbones and pyramids return their taps, classifiers "logits" (N, num_classes), and segmenters
+        "out" (N, num_classes, H, W). SSDLite returns "boxes" (N, D, 4) in pixels, "scores" (N, D), "labels" (N, D) and
+        "num_detections" (N,); unused rows are zero. A model with several heads returns one such dict per head.
 
         Args:
             source: a name as for `build`, the path or address of a safetensors file, or the path of a file that
@@ -731,8 +731,8 @@ class Registry(Catalogue):
 
         Args:
             model: a model, which may be wrapped as for `save`.
-            whole: keep the full image at its original size, as needed for features for a detector or a segmenter: (C,
-                H, W), normalized unless the model normalizes its input.
+            whole: keep the full image at its original size, as for features of detectors and segmenters: (C, H, W),
+                normalized unless the model normalizes its input.
 
         Returns:
             the transform.

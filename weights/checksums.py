@@ -15,7 +15,7 @@ MASK_DELTA = 0xA282EAD8
 LAST = 0xFFFFFFFF
 
 PIECE = 4096
-"""Bytes of a piece."""
+"""Bytes per piece."""
 
 Words = NDArray[np.uint32]
 
@@ -38,14 +38,14 @@ def crc32c(content: bytes | memoryview) -> int:
     states = np.zeros(len(pieces), np.uint32)
     for column in range(PIECE if len(pieces) else 0):
         states = _step(states, pieces[:, column])
-    # A checksum is linear: that of two pieces is that of the first, carried over the second, plus the second's own.
-    carried = _carried().tolist()
+    # CRCs are linear: the state of the first piece, advanced over the second, is added to the state of the second.
+    advanced = _advanced().tolist()
     for piece in states.tolist():
         state = (
-            carried[0][state & 255]
-            ^ carried[1][state >> 8 & 255]
-            ^ carried[2][state >> 16 & 255]
-            ^ carried[3][state >> 24]
+            advanced[0][state & 255]
+            ^ advanced[1][state >> 8 & 255]
+            ^ advanced[2][state >> 16 & 255]
+            ^ advanced[3][state >> 24]
             ^ piece
         )
     return state ^ LAST
@@ -64,7 +64,7 @@ def _table() -> Words:
 
 
 @cache
-def _carried() -> Words:
+def _advanced() -> Words:
     """Return the state after a piece of zeros, for each byte of a state and each of its 256 values."""
     states = (np.arange(256, dtype=np.uint32)[None] << (8 * np.arange(4, dtype=np.uint32)[:, None])).astype(np.uint32)
     for _ in range(PIECE):

@@ -44,11 +44,11 @@ def convert_checkpoint(catalogue: Catalogue, source: str | os.PathLike[str], tar
     name = record.description.name
     if not record.by_name:
         raise WeightsError(
-            f"{str(checkpoint.path)!r} was saved from a BackboneSpec {name!r} that no name stands for; load it "
+            f"{str(checkpoint.path)!r} was saved from a BackboneSpec {name!r} without a name in the registry; load it "
             "with registry.load(path, name=spec) and save the model"
         )
     try:
-        # Names and shapes do not depend on the norm; layouts that cannot hold it see that by its tensors.
+        # Names and shapes do not depend on the norm. Layouts that do not support a norm are detected by its tensors.
         arguments = arguments_of(record, checkpoint, {"norm": None})
         spec = resolve_request(catalogue, name, **arguments).spec
         native = translate(checkpoint, spec, catalogue)
@@ -58,9 +58,9 @@ def convert_checkpoint(catalogue: Catalogue, source: str | os.PathLike[str], tar
     backbone = backbone_of(spec)
     contradiction = find_difference(shapes_of(native.tensors), backbone, head_tensors(spec))
     if not is_of_network(record, checkpoint.path, backbone):
-        contradiction = "it was another network when the file was written"
+        contradiction = "the network has changed since the file was written"
     if contradiction:
-        raise WeightsError(f"cannot convert {str(checkpoint.path)!r}, which says it is {name!r}: {contradiction}")
+        raise WeightsError(f"cannot convert {str(checkpoint.path)!r}, which is described as {name!r}: {contradiction}")
     model = ModelWeights(
         native.tensors, {}, record.description, spec, by_name=True, check_unchanged=checkpoint.file.check_unchanged
     )

@@ -34,7 +34,7 @@ from featuretap.weights import hub
 from featuretap.weights.packages import find_in_distribution, install_command
 
 LARGEST = 4_000_000_000
-"""Bytes of a download of unknown size, which is kept in memory until it is complete; the hub's go to the disk."""
+"""Maximum bytes of a download of unknown size, which is kept in memory. Downloads from the hub go to disk."""
 
 
 def find_or_download(entry: WeightsEntry, known: Sequence[WeightsEntry], mirrors: Mapping[str, str]) -> Path:
@@ -60,13 +60,13 @@ def find_or_download(entry: WeightsEntry, known: Sequence[WeightsEntry], mirrors
         return path
     remote = [address for address in entry.addresses if not address.startswith(LOCAL)]
     if offline() or not remote:
-        forbidden = ", and FEATURETAP_OFFLINE forbids downloads" if remote else ""
-        raise _not_here(entry, known, f"{entry.name!r} is not on this machine{forbidden}")
+        forbidden = ", and FEATURETAP_OFFLINE disables downloads" if remote else ""
+        raise _not_here(entry, known, f"{entry.name!r} is not available locally{forbidden}")
     reasons = []
     for address in remote:
         try:
             return _fetch(address, entry.sha256, mirrors, _most_bytes(entry))
-        # Both libraries let through whatever the network's libraries below them raise.
+        # Both libraries can raise errors of their dependencies.
         except Exception as error:
             reasons.append(f"from {_mirrored(address, mirrors)}: {_reason(address, error)}")
             cause = error
@@ -93,7 +93,7 @@ def find_or_fetch(location: str | os.PathLike[str], mirrors: Mapping[str, str]) 
         return Path(location)
     address = str(location)
     if not is_valid_address(address):
-        raise WeightsError(f"{address!r} is not an address of weights; write {FORMS}, or hf://owner/repository")
+        raise WeightsError(f"{address!r} is not a valid address; write {FORMS}, or hf://owner/repository")
     if address.startswith(PACKAGE):
         return find_in_distribution(address)
     if address.startswith(FILE):
@@ -138,7 +138,7 @@ def torch_hub_path(url: str) -> Path:
         home = os.environ.get("TORCH_HOME", f"{os.environ.get('XDG_CACHE_HOME', '~/.cache')}/torch")
         folder = Path(home, "hub").expanduser()
     else:
-        # A program may have set another folder.
+        # The program may have called torch.hub.set_dir.
         folder = Path(torch_hub.get_dir())
     return folder / "checkpoints" / PurePosixPath(url).name
 
@@ -184,8 +184,8 @@ def _download(address: str, path: Path, digest: str, most: int) -> None:
 
 
 def _cache_path(url: str, digest: str) -> Path:
-    # torch.hub's names carry the digest; one that does not could be anybody's "model.pth". Without a digest of the
-    # file, that of the URL tells files of one name apart.
+    # File names in torch.hub contain the digest. A name without a digest, such as "model.pth", would not be unique. If
+    # the digest is unknown, the digest of the URL is used.
     name = PurePosixPath(urlsplit(url).path)
     label = digest[:8] or hashlib.sha256(url.encode()).hexdigest()[:8]
     return torch_hub_path(name.name if label in name.name else f"{name.stem or 'weights'}-{label}{name.suffix}")
@@ -207,7 +207,7 @@ def _reason(address: str, error: Exception) -> str:
     from urllib.error import HTTPError
 
     if isinstance(error, HTTPError):
-        # It is the server's answer too, and holds the connection open.
+        # The error is also the response and keeps the connection open.
         error.close()
     if address.startswith((HUB, TIMM_HUB)):
         repository, revision, _ = split_hub_address(address)
@@ -221,18 +221,18 @@ def _advice(address: str, digest: str) -> str:
         return install_command(address)
     if address.startswith((HUB, TIMM_HUB)):
         repository, revision, name = split_hub_address(address)
-        words = ("hf download", repository, name, f"--revision {revision}" if revision else "")
-        return f"run '{' '.join(filter(None, words))}' where there is a network"
+        arguments = ("hf download", repository, name, f"--revision {revision}" if revision else "")
+        return f"run '{' '.join(filter(None, arguments))}' with network access"
     return f"put the file at {_path_of_file(address) if address.startswith(FILE) else _cache_path(address, digest)}"
 
 
 def _forbidden(address: str) -> WeightsError:
-    problem = f"{address!r} is not on this machine, and FEATURETAP_OFFLINE forbids downloads"
+    problem = f"{address!r} is not available locally, and FEATURETAP_OFFLINE disables downloads"
     return WeightsError(problem, hint=Hint(_advice(address, "")))
 
 
 def _not_here(entry: WeightsEntry, known: Sequence[WeightsEntry], problem: str) -> WeightsError:
     advice = ", ".join(_advice(address, entry.sha256) for address in entry.addresses)
-    here = [other.name for other in known if find_local(other)]
-    there = f"on this machine are {', '.join(here)}" if here else "no published weights are on this machine"
-    return WeightsError(f"{problem}; {there}", hint=Hint(f"{advice}, or give its path as", "pretrained="))
+    local = [other.name for other in known if find_local(other)]
+    available = f"available locally: {', '.join(local)}" if local else "no published weights are available locally"
+    return WeightsError(f"{problem}; {available}", hint=Hint(f"{advice}, or pass its path as", "pretrained="))

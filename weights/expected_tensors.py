@@ -9,10 +9,10 @@ from featuretap.specs import BackboneSpec, Block, Counted, ModelSpec
 Shapes = Mapping[str, tuple[int, ...]]
 
 HEAD = "head."
-"""Prefix of the names of the head's tensors; in files, the backbone's have no prefix."""
+"""Prefix of the head's tensors. In files, the backbone's tensors have no prefix."""
 
 COUNTER = "num_batches_tracked"
-"""Number of batches that a norm has seen, which is no weight and is missing in many files."""
+"""Number of batches in the statistics of a norm. It does not affect inference and is missing in many files."""
 
 STATISTICS = ("weight", "bias", "running_mean", "running_var")
 
@@ -94,7 +94,7 @@ def find_difference(shapes: Shapes, backbone: BackboneSpec, head: Shapes) -> str
     norms = [f"{path}.norm." for path, layer in layers if layer.norm_channels]
     kinds = {norm: {name.removeprefix(norm) for name in shapes if name.startswith(norm)} for norm in norms}
     mixed = next((norm for norm in norms if kinds[norm] != kinds[norms[0]]), "")
-    # The weights of other norms than batch norms may have any shape.
+    # Weights of other norms can have any shape.
     is_batch_norm = bool(norms) and "running_var" in kinds[norms[0]]
     expected = {
         name: shape
@@ -109,5 +109,5 @@ def find_difference(shapes: Shapes, backbone: BackboneSpec, head: Shapes) -> str
     if problem or not (mixed or extra):
         return problem
     if mixed:
-        return f"{mixed.rstrip('.')} is of another type than {norms[0].rstrip('.')}"
-    return f"{extra[0]} is there, which it was not built with"
+        return f"{mixed.rstrip('.')} has another type than {norms[0].rstrip('.')}"
+    return f"{extra[0]} was added"

@@ -6,29 +6,29 @@ from featuretap.support.errors import WeightsError
 from featuretap.weights.open_file import OpenFile, explain_os_error
 
 BEGINNING = 512
-"""Bytes in which the kind of a file shows."""
+"""Number of bytes that are read to recognize the kind of a file."""
 
 KINDS = (
-    (b"version https://git-lfs", "a git-lfs pointer in place of the file; run 'git lfs pull' where it comes from"),
-    (b"\x93NUMPY", "one array, as numpy.save writes it; save the tensors by name with safetensors.numpy.save_file"),
+    (b"version https://git-lfs", "a git-lfs pointer instead of the file; run 'git lfs pull' in its repository"),
+    (b"\x93NUMPY", "a single array of numpy.save; save the tensors by name with safetensors.numpy.save_file"),
     (b"\x89HDF", "an HDF5 file; export its tensors with safetensors first"),
 )
-"""First bytes → what such a file is, and what to do."""
+"""First bytes → kind of the file and advice."""
 
 ARCHIVE = b"PK\x03\x04"
 
 NAME_IN_ARCHIVE = slice(26, 28), 30
-"""Where an archive states the length of its first file's name, and where that name begins."""
+"""Position of the length of the first file's name in an archive, and position of the name."""
 
 ARRAYS = (
-    "an archive of NumPy arrays, as numpy.savez writes it; save it as safetensors: "
+    "an archive of NumPy arrays (numpy.savez); save it as safetensors: "
     "safetensors.numpy.save_file(dict(numpy.load(path)), 'weights.safetensors')"
 )
 
 EXPORTED_SUFFIXES = (".onnx", ".xml")
-EXPORTED = "an exported model, which registry.session opens; give the weights that it was written from"
+EXPORTED = "an exported model, which registry.session opens; use the weights file that it was exported from"
 
-WEB_PAGE = "a web page, perhaps the error page of a failed download; download it again"
+WEB_PAGE = "a web page, such as the error page of a failed download; download it again"
 
 
 def check_kind(opened: OpenFile) -> None:
@@ -43,7 +43,7 @@ def check_kind(opened: OpenFile) -> None:
     """
     kind = EXPORTED if opened.path.suffix in EXPORTED_SUFFIXES else find_other_kind(opened)
     if kind:
-        raise WeightsError(f"{str(opened.path)!r} is no file of weights: it is {kind}")
+        raise WeightsError(f"{str(opened.path)!r} is not a weights file: it is {kind}")
 
 
 def find_other_kind(opened: OpenFile) -> str:
@@ -53,7 +53,7 @@ def find_other_kind(opened: OpenFile) -> str:
     if not start:
         return "empty; download or save it again"
     if start[8:9] == b"{":
-        # The length of a safetensors header can be any bytes; behind it the header begins.
+        # The length of a safetensors header can have any bytes. The header follows.
         return ""
     if start.lstrip().lower().startswith((b"<!doctype", b"<html", b"<?xml")):
         return WEB_PAGE

@@ -18,19 +18,19 @@ SUFFIX = ".safetensors"
 TENSORFLOW_INDEX = ".index"
 
 Framework: TypeAlias = Literal["pt", "np"]
-"""Whose tensors a file is read as, PyTorch's or NumPy's; safetensors names the libraries so."""
+"""Type of the tensors, PyTorch or NumPy, as named by safetensors."""
 
 FILE = "model.safetensors"
 CONFIG = "config.json"
 
 INDEX_SUFFIX = ".index.json"
-"""Ending of a file that lists the tensors of a checkpoint in several files."""
+"""Suffix of the index of a sharded checkpoint."""
 
 SHARD = re.compile(r"(.+)-\d{5}-of-\d{5}(\.\w+)")
-"""Name of one of several files of a checkpoint."""
+"""Name of a shard of a checkpoint."""
 
 FILES = (FILE, FILE + INDEX_SUFFIX, "pytorch_model.bin", "pytorch_model.bin" + INDEX_SUFFIX)
-"""Names of a checkpoint in a folder, in the order in which they are tried."""
+"""Names of a checkpoint in a folder, in order of preference."""
 
 
 def weights_file(path: str | os.PathLike[str]) -> Path:
@@ -49,15 +49,17 @@ def weights_file(path: str | os.PathLike[str]) -> Path:
     """
     path = Path(path)
     if "\0" in str(path):
-        raise WeightsError(f"cannot read the weights {str(path)!r}: no file can have this name")
+        raise WeightsError(f"cannot read the weights {str(path)!r}: files cannot have this name")
     with explain_os_error(path):
         if not path.is_dir():
             index = path.with_name(f"{path.name}{TENSORFLOW_INDEX}")
             if path.name and not path.exists() and index.is_file():
                 return index
             if path.exists() and not path.is_file():
-                # Waiting for a pipe could take forever, and what is read is mapped into memory.
-                raise WeightsError(f"cannot read the weights {str(path)!r}: it is not a regular file; give a file")
+                # Reading a pipe could block forever, and files are memory-mapped.
+                raise WeightsError(
+                    f"cannot read the weights {str(path)!r}: it is not a regular file; pass the path of a file"
+                )
             return path
         for name in FILES:
             if (path / name).is_file():
@@ -68,17 +70,17 @@ def weights_file(path: str | os.PathLike[str]) -> Path:
     shards = [name for name in files if SHARD.fullmatch(name)]
     single = [name for name in files if name not in shards]
     if len(indices) == 1 and not single:
-        # Libraries name the checkpoints of other parts than a model's differently.
+        # Other kinds of checkpoints, such as optimizers, have other names.
         return path / indices[0]
     if shards and not indices and not single:
         missing = SHARD.sub(rf"\1\2{INDEX_SUFFIX}", shards[0])
         raise WeightsError(
-            f"the folder {str(path)!r} holds files of a checkpoint in several, such as {shards[0]}, without their "
-            f"index; get {missing}, too, from where they come from"
+            f"the folder {str(path)!r} contains shards of a checkpoint, such as {shards[0]}, without their index; get "
+            f"{missing} from their source"
         )
     known = sorted(single + indices)
-    hint = f"give one of its files: {', '.join(known)}" if known else "give a folder that registry.save wrote"
-    raise WeightsError(f"the folder {str(path)!r} holds no {FILE}; {hint}")
+    hint = f"pass one of its files: {', '.join(known)}" if known else "pass a folder that registry.save wrote"
+    raise WeightsError(f"the folder {str(path)!r} does not contain {FILE}; {hint}")
 
 
 def config_beside(file: Path) -> dict[str, Any] | None:
@@ -100,12 +102,10 @@ def config_beside(file: Path) -> dict[str, Any] | None:
         with explain_os_error(path), path.open("rb") as content:
             text = content.read(LONGEST_CONFIG + 1)
         if len(text) > LONGEST_CONFIG:
-            raise WeightsError(
-                f"{str(path)!r} has more than {LONGEST_CONFIG:,} bytes; get it again from where it comes from"
-            )
+            raise WeightsError(f"{str(path)!r} has more than {LONGEST_CONFIG:,} bytes; get it again from its source")
         config = json.loads(text.decode())
     except (ValueError, RecursionError) as error:
-        raise WeightsError(f"{str(path)!r} is no JSON; get it again from where it comes from") from error
+        raise WeightsError(f"{str(path)!r} is not valid JSON; get it again from its source") from error
     if not isinstance(config, dict):
-        raise WeightsError(f"{str(path)!r} holds no table; get it again from where it comes from")
+        raise WeightsError(f"{str(path)!r} is not a JSON object; get it again from its source")
     return config

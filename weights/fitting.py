@@ -99,7 +99,7 @@ def fit_checkpoint(
         WeightsError: the weights do not fit, or `declare` is missing for a backbone with a factory or a `norm=` option.
     """
     if declare is None and (not request.backbone.stages or request.backbone.norm is not None):
-        raise WeightsError(f"{request.label} has modules that only PyTorch can build; use registry.build")
+        raise WeightsError(f"{request.label} has modules that can only be built with PyTorch; use registry.build")
     try:
         weights = translate(checkpoint, request.spec, catalogue)
         if request.full_tail is not None:
@@ -112,7 +112,7 @@ def fit_checkpoint(
         _check_network(checkpoint, request)
         check_padding(checkpoint, request, weights.layout, catalogue)
     except MismatchError as mismatch:
-        # That a file is not what it was requested as says more than that it does not fit.
+        # A wrong digest explains more than a mismatch.
         check_published(checkpoint)
         fitting = _describe_fitting_model(checkpoint, request, catalogue)
         raise WeightsError(f"weights do not fit {request.label}: {mismatch}{fitting}") from None
@@ -141,7 +141,7 @@ def adapt_stem(weight: Tensor, channels: int) -> Tensor:
     is_array = isinstance(weight, np.ndarray)
     wide = weight
     if weight.itemsize < 4:
-        # In single precision at least; numbers of one byte cannot be added at all.
+        # 8-bit floats do not support addition.
         wide = weight.astype(np.float32) if is_array else weight.float()
     if channels == 1:
         adapted = wide.sum(axis=1, keepdims=True)
@@ -180,7 +180,7 @@ def _prune_tail(weights: NativeTensors, request: BuildRequest, full: BackboneSpe
         if mismatch:
             raise MismatchError(mismatch)
     logger.warning(
-        "%s: the reduced tail keeps the strongest half of the channels behind C4 in %s; fine-tune it before use",
+        "%s: the reduced tail keeps the strongest half of the channels after C4 in %s; fine-tune it before use",
         request.label,
         weights.source,
     )
@@ -214,7 +214,7 @@ def _declare_as_in_file(spec: ModelSpec, checkpoint: Checkpoint, weights: Native
         for name in (name for name, tensor in tensors.items() if tensor.ndim and name.startswith(per_class)):
             rows = len(tensors[name])
             tensors[name] = tensors[name][np.arange(rows * (spec.num_classes or 0) // classes) % rows]
-    # The name of a head without any stands for those that it has.
+    # A declaration for heads without tensors.
     return tensors or {HEAD: np.zeros(())}
 
 
@@ -225,29 +225,33 @@ def _plan_head(
         return HeadPlan()
     state = {name: tensor for name, tensor in declared.items() if name.startswith(HEAD)}
     if not state:
-        # A classifier without classes may have nothing to fill, and ignores the file's.
+        # A classifier without classes can have no tensors. The file's head is ignored.
         return HeadPlan((HEAD,))
     if not weights.has_head or weights.head != spec.head.name:
-        none = "no head of ours" if weights.other_layers else "no head"
+        none = "no supported head" if weights.other_layers else "no head"
         found = f"a head {weights.head!r}" if weights.has_head and weights.head else none
-        return HeadPlan((HEAD,), f"{weights.source} has {found}; the head {spec.head.name!r} starts with fresh weights")
+        return HeadPlan(
+            (HEAD,),
+            f"loaded the backbone from {weights.source}, which has {found}; the head {spec.head.name!r} is randomly "
+            "initialized",
+        )
     per_class = tuple(HEAD + prefix for prefix in spec.head.per_class)
     rows = {name: len(tensor) for name, tensor in state.items() if tensor.ndim and name.startswith(per_class)}
     file_rows = {name: len(weights.tensors[name]) for name in rows if name in weights.tensors}
     if file_rows == rows:
-        # Without classes the model has no such layer, and ignores the file's.
+        # A model without classes does not have these layers. The file's layers are ignored.
         return HeadPlan(() if rows else per_class)
     classes = spec.num_classes or 0
     file_classes = _count_classes(checkpoint, file_rows, rows, classes)
     is_consistent = all(count * classes == rows[name] * file_classes for name, count in file_rows.items())
     if file_rows and not (is_consistent and file_rows.keys() == rows.keys()):
-        # The file contradicts itself, which fitting its tensors reports.
+        # The file is inconsistent, which `_fit_tensors` reports.
         return HeadPlan()
     layers = [prefix.rstrip(".") for prefix in per_class if any(name.startswith(prefix) for name in rows)]
     return HeadPlan(
         per_class,
-        f"{weights.source} has {file_classes} classes, not {spec.num_classes}; the backbone's weights are taken, and "
-        f"{first_few(layers, 3)} {'starts' if len(layers) == 1 else 'start'} with fresh ones",
+        f"loaded the backbone from {weights.source}; {first_few(layers, 3)} {'is' if len(layers) == 1 else 'are'} "
+        f"randomly initialized (the file has {file_classes} classes, the model {spec.num_classes})",
     )
 
 
@@ -276,18 +280,18 @@ def _fit_tensors(
             _check(name, tensor, target, weights)
             fitted[name] = tensor
         elif not name.endswith(COUNTER):
-            raise MismatchError(_lacks(name, weights))
+            raise MismatchError(_describe_missing(name, weights))
     built = layer_paths(backbone.blocks) if backbone.stages else None
     unused = sorted(weights.tensors.keys() - fitted.keys())
     extra = [name for name in unused if _is_unexpected(name, built, isinstance(spec, ModelSpec), skipped)]
     if extra:
-        raise MismatchError(f"{weights.source} holds {first_few(extra, 3)}, which the model lacks")
+        raise MismatchError(f"{weights.source} has {first_few(extra, 3)}, which the model does not have")
     return fitted
 
 
-def _lacks(name: str, weights: NativeTensors) -> str:
+def _describe_missing(name: str, weights: NativeTensors) -> str:
     in_file = weights.file_names.get(name, name)
-    return f"{weights.source} lacks {in_file}" + (f", our {name}" if in_file != name else "")
+    return f"{weights.source} does not have {in_file}" + (f" ({name} in the model)" if in_file != name else "")
 
 
 def _check(name: str, tensor: Tensor, target: Tensor, weights: NativeTensors) -> None:
@@ -295,7 +299,7 @@ def _check(name: str, tensor: Tensor, target: Tensor, weights: NativeTensors) ->
         remark = f" ({weights.remark})" if weights.remark else ""
         raise MismatchError(f"{name} is {tuple(tensor.shape)} in the file, {tuple(target.shape)} in the model{remark}")
     if _is_floating(tensor) != _is_floating(target):
-        raise MismatchError(f"{name} holds {tensor.dtype} in the file, {target.dtype} in the model")
+        raise MismatchError(f"{name} is {tensor.dtype} in the file, {target.dtype} in the model")
 
 
 def _is_floating(tensor: Tensor) -> bool:
@@ -305,7 +309,7 @@ def _is_floating(tensor: Tensor) -> bool:
 def _is_unexpected(name: str, built: Collection[str] | None, headed: bool, skipped: tuple[str, ...]) -> bool:
     if name.startswith(HEAD):
         return headed and not name.startswith(skipped)
-    # A norm such as FrozenBatchNorm2d counts no batches; layers behind the last tap are not built.
+    # Norms such as FrozenBatchNorm2d do not count batches. Layers after the last tap are not built.
     return built is None or (not name.endswith(COUNTER) and is_below(name, built))
 
 
@@ -314,7 +318,7 @@ def _check_network(checkpoint: Checkpoint, request: BuildRequest) -> None:
     backbones = [spec for spec in (request.backbone, request.full_tail) if spec]
     if checkpoint.record and not is_of_network(checkpoint.record, checkpoint.path, *backbones):
         raise MismatchError(
-            f"{checkpoint.path} holds another network of the same shapes, or one that has changed since"
+            f"{checkpoint.path} contains another network with the same shapes, or the network has changed"
         )
 
 
@@ -336,7 +340,7 @@ def _describe_weights(
         weights, preprocessing, classes = entry.name, entry.preprocessing, entry.classes
     else:
         weights, preprocessing, classes = checkpoint.path, config.preprocessing, config.classes or ""
-    # A backbone, or a model with another number of classes, has no use for their names.
+    # Backbones, and models with another number of classes, do not keep the names of classes.
     names_fit = isinstance(classes, str) or len(classes) == description.num_classes
     return replace(
         description,
@@ -355,7 +359,7 @@ def _describe_fitting_model(checkpoint: Checkpoint, request: BuildRequest, catal
         record = set_padding(record, catalogue, stated_padding(checkpoint, catalogue))
     described = record.description
     if not record.by_name:
-        return f"; the file fits the BackboneSpec {described.name!r} that its model was built from"
+        return f"; the file fits the BackboneSpec {described.name!r} that it was saved from"
     options = dict(described.options)
     if described.head not in (None, CLASSIFICATION):
         options = {"head": described.head, "taps": described.taps, **options}

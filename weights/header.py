@@ -20,10 +20,10 @@ from featuretap.weights.limits import MOST_DIMENSIONS, MOST_LISTS, MOST_TENSORS,
 from featuretap.weights.open_file import OpenFile, explain_os_error
 
 LONGEST_HEADER = 100_000_000
-"""Bytes; the limit of the `safetensors` library."""
+"""Bytes, as in the `safetensors` library."""
 
 ALIGNMENT = 64
-"""Bytes: the tensors begin at a multiple of it, so that every type of number is aligned in a mapped file."""
+"""Bytes. The tensors start at a multiple, so that every dtype is aligned in a memory-mapped file."""
 
 BYTES = {
     **dict.fromkeys(("BOOL", "U8", "I8", "F8_E4M3", "F8_E5M2"), 1),
@@ -31,13 +31,13 @@ BYTES = {
     **dict.fromkeys(("U32", "I32", "F32"), 4),
     **dict.fromkeys(("U64", "I64", "F64"), 8),
 }
-"""Bytes of an element, by the name that safetensors has for its type."""
+"""dtype as named by safetensors → bytes per element."""
 
 LARGEST = 2**63 - 1
 
 WRONG_KINDS = (
-    (b"PK\x03\x04", "a zip archive, as torch.save writes; rename it to .pth to have it read without running code"),
-    (b"\x80", "a pickle, as old versions of torch.save wrote; rename it to .pth to have it read without running code"),
+    (b"PK\x03\x04", "a zip archive of torch.save; rename it to .pth to load it without running code"),
+    (b"\x80", "a pickle of an old torch.save; rename it to .pth to load it without running code"),
 )
 
 
@@ -79,12 +79,12 @@ def read_header(opened: OpenFile) -> Header:
         header, end = _check_entries(_parse(text), first)
     except _MalformedError as error:
         raise WeightsError(
-            f"{str(path)!r} is no sound safetensors file: in its header, {error}; get it again from where it comes from"
+            f"{str(path)!r} is not a valid safetensors file: in its header, {error}; get it again from its source"
         ) from error
     if end != size - first:
         raise WeightsError(
-            f"{str(path)!r} is no whole file of weights: its tensors have {end:,} bytes, and {size - first:,} are "
-            "there; download or save it again"
+            f"{str(path)!r} is not a complete weights file: its tensors need {end:,} bytes, but the file has "
+            f"{size - first:,}; download or save it again"
         )
     return header
 
@@ -96,7 +96,7 @@ def with_sorted_header(content: bytes) -> bytes:
     """
     length = int.from_bytes(content[:8], "little")
     header = json.loads(content[8 : 8 + length])
-    # The metadata first, as the library has it, then the tensors by name.
+    # Metadata first, as in the library, then the tensors by name.
     ordered = {"__metadata__": dict(sorted(header.pop("__metadata__").items())), **dict(sorted(header.items()))}
     text = json.dumps(ordered, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-(8 + len(text)) % ALIGNMENT)
@@ -105,22 +105,20 @@ def with_sorted_header(content: bytes) -> bytes:
 
 def _header_text(path: Path, file: BinaryIO, size: int) -> bytes:
     def refused(kind: str) -> WeightsError:
-        return WeightsError(f"{str(path)!r} is no file of weights: it is {kind}")
+        return WeightsError(f"{str(path)!r} is not a weights file: it is {kind}")
 
     start = file.read(9)
     for beginning, kind in WRONG_KINDS:
-        # The length of a header can be any bytes; behind it a header begins.
+        # The length of a safetensors header can have any bytes. The header follows.
         if start.startswith(beginning) and start[8:9] != b"{":
             raise refused(kind)
     if size < 8:
         raise refused(f"cut off after {size} bytes; download or save it again")
     length = int.from_bytes(start[:8], "little")
     if length > LONGEST_HEADER:
-        raise refused(f"no safetensors file (its header would have {length:,} bytes); check where it comes from")
+        raise refused(f"not a safetensors file (its header would have {length:,} bytes); check its source")
     if 8 + length > size:
-        raise refused(
-            f"cut off inside its header ({8 + length:,} bytes, of which {size:,} are there); download it again"
-        )
+        raise refused(f"cut off inside its header ({size:,} of {8 + length:,} bytes); download it again")
     file.seek(8)
     return file.read(length)
 
@@ -131,9 +129,9 @@ class _MalformedError(Exception):
 
 def _parse(text: bytes) -> dict[str, Any]:
     def parse_size(digits: str) -> int:
-        # "-0", which Python takes for 0, is refused too. Digits beyond 2⁶³ are not worth converting.
+        # This also refuses "-0", which Python parses as 0. Numbers with more digits exceed 2⁶³.
         if not digits.isdigit() or len(digits) > 19:
-            raise _MalformedError(f"it has the number {digits[:25]}, where sizes and offsets are")
+            raise _MalformedError(f"it has the number {digits[:25]} instead of a size or an offset")
         return int(digits)
 
     tables = 0
@@ -141,13 +139,13 @@ def _parse(text: bytes) -> dict[str, Any]:
     def parse_table(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         nonlocal tables
         tables += 1
-        # Those of the tensors come first; the last are the metadata and the header itself.
+        # The tables of the tensors, the metadata and the header itself.
         if tables > MOST_TENSORS + 2:
             raise _MalformedError(f"more than {MOST_TENSORS:,} tensors are described")
         table: dict[str, Any] = {}
         for key, value in pairs:
             if key in table:
-                raise _MalformedError(f"it has {key!r} twice")
+                raise _MalformedError(f"{key!r} is repeated")
             table[key] = value
         return table
 
@@ -167,12 +165,12 @@ def _parse(text: bytes) -> dict[str, Any]:
             object_pairs_hook=parse_table,
         )
         if b"\\ud" in text or b"\\uD" in text:
-            # Half of a surrogate pair can be written in JSON, and is no text.
+            # JSON can contain half of a surrogate pair, which is not valid text.
             json.dumps(header, ensure_ascii=False).encode()
     except UnicodeError as error:
-        raise _MalformedError("it is no UTF-8 text") from error
+        raise _MalformedError("it is not UTF-8 text") from error
     except (json.JSONDecodeError, RecursionError) as error:
-        raise _MalformedError("it is no JSON") from error
+        raise _MalformedError("it is not JSON") from error
     return header
 
 
@@ -180,9 +178,9 @@ def _check_entries(entries: dict[str, Any], first: int) -> tuple[Header, int]:
     """Return the header, whose tensors must be contiguous, and the number of bytes of the tensors."""
     metadata = entries.pop("__metadata__", {})
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
-        raise _MalformedError("its metadata is not text by key")
+        raise _MalformedError("its metadata values are not text")
     if not entries:
-        raise _MalformedError("it names no tensors")
+        raise _MalformedError("it has no tensors")
     if problem := name_problem(entries):
         raise _MalformedError(problem)
     for name, entry in entries.items():
@@ -192,7 +190,7 @@ def _check_entries(entries: dict[str, Any], first: int) -> tuple[Header, int]:
     end = 0
     for (begin, stop), name in sorted((entry["data_offsets"], name) for name, entry in entries.items()):
         if begin != end:
-            problem = "overlaps the one before it" if begin < end else "leaves a gap before it"
+            problem = "overlaps the previous tensor" if begin < end else "leaves a gap after the previous tensor"
             raise _MalformedError(f"the tensor {name!r} {problem}")
         end = stop
     tensors = {
@@ -205,22 +203,22 @@ def _check_entries(entries: dict[str, Any], first: int) -> tuple[Header, int]:
 def _entry_problem(entry: Any) -> str:
     """Return the problem with the entry of a tensor, or an empty string."""
     if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "data_offsets"}:
-        return "should have dtype, shape and data_offsets, and nothing else"
+        return "should have only dtype, shape and data_offsets"
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
     if not isinstance(dtype, str) or dtype not in BYTES:
         return f"has the unknown dtype {dtype!r:.100}"
     if not _is_list_of_sizes(shape):
         return f"has the shape {shape!r:.100}"
     if len(shape) > MOST_DIMENSIONS:
-        return f"has {len(shape):,} dimensions, and at most {MOST_DIMENSIONS} are read"
+        return f"has {len(shape):,} dimensions, but at most {MOST_DIMENSIONS} are read"
     if not _is_list_of_sizes(offsets) or len(offsets) != 2:
         return f"has the offsets {offsets!r:.100}"
     begin, stop = offsets
     if stop - begin != BYTES[dtype] * prod(shape):
         return f"of {dtype} {tuple(shape)} does not have {stop - begin:,} bytes"
-    # Libraries count the elements of an empty tensor in 64 bits, too.
+    # Libraries use 64-bit sizes for empty tensors, too.
     if BYTES[dtype] * prod(max(length, 1) for length in shape) > LARGEST:
-        return f"of {dtype} {tuple(shape)} has sizes that no tensor has"
+        return f"of {dtype} {tuple(shape)} is too large"
     return ""
 
 

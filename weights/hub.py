@@ -86,7 +86,7 @@ def fetch_model(repository: str, revision: str | None, *, site: str = SITE, cach
         try:
             return fetch_file(repository, revision, name, site=site, cached_only=cached_only)
         except EntryNotFoundError as error:
-            # The local one is also raised where the hub cannot be reached, and does not say that there is no file.
+            # LocalEntryNotFoundError is also raised if the hub cannot be reached, when the file may exist.
             if isinstance(error, LocalEntryNotFoundError) and not cached_only:
                 raise
             missing.append(error)
@@ -98,7 +98,7 @@ def fetch_model(repository: str, revision: str | None, *, site: str = SITE, cach
         if path:
             parts = list_shards(OpenFile(path), CHECKPOINT_SUFFIXES) if name.endswith(INDEX_SUFFIX) else ()
             for other in (CONFIG, *(part.name for part in parts)):
-                # The folder in the cache is named by the commit: all are of one, whatever is pushed meanwhile.
+                # The folder in the cache is named by the commit, so all files are from the same commit.
                 fetch(other, path.parent.name)
             return path
     raise missing[0]
@@ -127,7 +127,7 @@ def upload(folder: Path, repository: str, *, private: bool) -> str:
         address = hub.create_repo(repository, private=private, exist_ok=True)
         hub.upload_folder(repo_id=repository, folder_path=folder, commit_message="Upload weights with featuretap")
     except Exception as error:
-        # It lets through whatever the libraries below it raise.
+        # huggingface_hub can raise errors of its dependencies.
         raise WeightsError(f"cannot push to {repository!r}: {explain(error, repository)}") from error
     return str(address)
 
@@ -150,16 +150,16 @@ def explain(error: Exception, repository: str, revision: str | None = None) -> s
     response = getattr(error, "response", None)
     status = getattr(response, "status_code", None)
     if isinstance(error, errors.GatedRepoError):
-        return f"access to it has to be requested; visit {SITE}/{repository}, and {LOGIN}"
+        return f"the repository is gated; request access at {SITE}/{repository}, and {LOGIN}"
     if isinstance(error, errors.RevisionNotFoundError):
-        return f"it has no revision {revision!r}"
+        return f"the repository has no revision {revision!r}"
     if isinstance(error, errors.RepositoryNotFoundError):
-        return f"there is no such repository, or it is private; check the name, or {LOGIN}"
+        return f"the repository does not exist or is private; check the name, or {LOGIN}"
     if isinstance(error, errors.LocalEntryNotFoundError):
         cause = error.__cause__
-        return one_line(str(cause)) if cause else "it is not in the cache"
+        return one_line(str(cause)) if cause else "the file is not in the cache"
     if isinstance(error, errors.EntryNotFoundError):
-        return "it has no such file"
+        return "the repository has no such file"
     if status in (401, 403):
-        return f"the hub refuses it ({status}); {LOGIN}, with a token that may write"
+        return f"the hub refused the request ({status}); {LOGIN} and a token with write access"
     return one_line(str(error)) or type(error).__name__

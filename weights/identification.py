@@ -61,7 +61,7 @@ class Candidate:
 def record_of_entry(entry: WeightsEntry) -> Record:
     """Return the catalogue's information about the published weights of an `entry` as a record."""
     options = {name: value for name, value in entry.options.items() if name not in ("taps", "num_classes")}
-    # A classifier is one network with its backbone.
+    # A classifier has the epsilon of its backbone.
     parts = ("backbone", "head") if entry.head == CLASSIFICATION else ("backbone",)
     description = Description(
         entry.backbone, tuple(entry.options.get("taps", ())), options, entry.head, entry.options.get("num_classes")
@@ -114,7 +114,7 @@ def identify_checkpoint(
             description,
             options={**description.options, **stride},
             preprocessing=config.preprocessing or description.preprocessing,
-            # A list of another length names other classes than these.
+            # A list of another length belongs to other classes.
             classes=config.classes if config.classes and len(config.classes) == description.num_classes else "",
         )
         record = replace(record, description=description)
@@ -151,7 +151,7 @@ def identify_tensors(shapes: Shapes, catalogue: Catalogue, framework: Framework 
             options = len(catalogue.backbone(name).options)
             candidates = list(_candidates(name, catalogue))
         except Exception as error:
-            # A backbone whose plugin cannot describe it must not hide the others.
+            # One failing plugin must not prevent the comparison with other backbones.
             logger.debug("%s cannot be compared with a file: %s", name, error)
             continue
         matches += [(options, record) for candidate in candidates if (record := _match(shapes, candidate))]

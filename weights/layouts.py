@@ -8,7 +8,7 @@ from featuretap.specs.layout import NATIVE, Layout
 from featuretap.support.import_strings import load
 
 CLASSIFICATION = "classification"
-"""The head that other libraries' layouts of a backbone include."""
+"""The head that layouts of backbones include."""
 
 
 class MismatchError(Exception):
@@ -31,14 +31,12 @@ def layout_for(spec: BackboneSpec | ModelSpec, name: str) -> Layout:
     backbone = backbone_of(spec)
     if name not in backbone.layouts:
         layouts = ", ".join([NATIVE, *backbone.layouts])
-        raise MismatchError(f"the layout {name!r} is not one that {backbone.name!r} is known in; it has {layouts}")
+        raise MismatchError(f"{backbone.name!r} does not support the layout {name!r}; it supports {layouts}")
     layout: Layout = load(backbone.layouts[name])(backbone)
     if not isinstance(spec, ModelSpec) or spec.head.name == CLASSIFICATION:
         return layout
     if name not in spec.head.layouts:
         layouts = ", ".join([NATIVE, *spec.head.layouts])
-        raise MismatchError(
-            f"the layout {name!r} is not one that head {spec.head.name!r} is known in; it has {layouts}"
-        )
+        raise MismatchError(f"the head {spec.head.name!r} does not support the layout {name!r}; it supports {layouts}")
     with_head: Layout = load(spec.head.layouts[name])(spec, layout)
     return with_head

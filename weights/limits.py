@@ -9,57 +9,57 @@ from __future__ import annotations
 from collections.abc import Collection
 
 MOST_TENSORS = 100_000
-"""Of a file: a description of each takes memory. The largest language models have about 90,000 in all their files."""
+"""Tensors in a file, whose descriptions take memory. The largest language models have about 90,000 tensors."""
 
 MOST_LISTS = 1_000_000
-"""Of a header: a tensor has two, names and metadata may have some in their text, and each takes memory."""
+"""Lists in a header, which take memory: two per tensor, and any brackets in names and metadata."""
 
 LONGEST_NAME = 1_000
-"""Characters of a tensor's name, or of a text in a description: names are split, compared and searched for prefixes."""
+"""Characters of a tensor's name, or of a text in a description, which are split, compared and searched."""
 
 MOST_DIMENSIONS = 64
-"""Of a tensor; PyTorch and NumPy compute with no more."""
+"""Dimensions of a tensor, as in PyTorch and NumPy."""
 
 LONGEST_FIELD = 100_000
-"""Characters of a field of a description, which is parsed and compared; a detector's options take about a thousand."""
+"""Characters of a field of a description. The options of a detector take about a thousand."""
 
 LONGEST_CLASSES = 5_000_000
-"""Characters of the names of classes; ImageNet's 21,841 with all their synonyms have a million."""
+"""Characters of the names of classes. ImageNet's 21,841 names with all synonyms have a million."""
 
 LONGEST_CONFIG = 10_000_000
-"""Bytes of a `config.json`, which may hold names of classes, too."""
+"""Bytes of a `config.json`, which can contain names of classes."""
 
 MOST_SHARDS = 1_000
-"""Files of a checkpoint, each of which stays open while it is read."""
+"""Files of a sharded checkpoint, which are all open at the same time."""
 
 LONGEST_PICKLE = 2_500_000
-"""Bytes of the pickle in an archive of torch.save's, whose unpickler takes 1 µs and 80 bytes of memory for each."""
+"""Bytes of the pickle in an archive of torch.save. Unpickling takes 1 µs and 80 bytes of memory per byte."""
 
 LARGEST_PICKLE = 4
-"""The pickle may also be one part in so many of the archive: a tensor takes 200 bytes in it, beside its values."""
+"""A pickle can also be as large as the archive divided by this number. It has 200 bytes per tensor."""
 
 MOST_MODULES = 30_000
-"""That are created while a network is described, which builds it about five times without memory. The deepest networks
-of timm have 3,000."""
+"""Modules that are created to describe a network, which builds it about five times on the meta device. The deepest
+networks of timm have 3,000 modules."""
 
 LARGEST_NUMBER = 100_000
-"""Of the options of other libraries' networks, such as a depth or the size of an image."""
+"""Value of an option of another library's network, such as a depth or an image size."""
 
 MOST_HEADS = 16
-"""Of a model, each of which may have as many parameters in vain."""
+"""Heads of a model, each of which can have `HARMLESS_PARAMETERS`."""
 
 HARMLESS_PARAMETERS = 25_000_000
-"""Of a model that may be built in vain, and then be refused by the name of the first tensor that differs: 100 MB."""
+"""Parameters (100 MB) of a model that is built even if the file has fewer values. Fitting then reports the mismatch."""
 
 
 def name_problem(names: Collection[str]) -> str:
     """Return the limit that the `names` of a file's tensors exceed, or an empty string."""
     if len(names) > MOST_TENSORS:
-        return f"it has {len(names):,} tensors, and at most {MOST_TENSORS:,} are read"
+        return f"it has {len(names):,} tensors, but at most {MOST_TENSORS:,} are read"
     longest = max(names, key=len, default="")
     if len(longest) > LONGEST_NAME:
         return (
-            f"the name of a tensor, {longest[:20] + '…'!r}, has {len(longest):,} characters, and at most "
+            f"the name of a tensor, {longest[:20] + '…'!r}, has {len(longest):,} characters, but at most "
             f"{LONGEST_NAME:,} are read"
         )
     return ""

@@ -75,17 +75,17 @@ def metadata_of(record: Record) -> dict[str, str]:
     }
     metadata = {"format": "pt", f"{PREFIX}schema": SCHEMA, f"{PREFIX}version": __version__}
     for key, value in values.items():
-        # A head without classes records null, so that one whose classes are missing is known to be damaged.
+        # Heads without classes record null, so that a missing number is recognized as damage.
         if value is not None or (key == "num_classes" and description.head):
             text = value if isinstance(value, str) else _encode(key, value)
             if len(text) > _longest(key):
                 raise WeightsError(
-                    f"cannot save a model with {key} of {len(text):,} characters, of which at most {_longest(key):,} "
-                    "are read again; make it shorter"
+                    f"cannot save a model with {key} of {len(text):,} characters; shorten it to at most "
+                    f"{_longest(key):,}"
                 )
             metadata[PREFIX + key] = text
     if record.heads:
-        # In the order of the model's outputs.
+        # The order is the order of the model's outputs.
         heads = {name: dict(sorted(metadata_of(head).items())) for name, head in record.heads.items()}
         metadata[f"{PREFIX}heads"] = json.dumps(heads)
     return metadata
@@ -110,20 +110,20 @@ def read_record(path: Path, metadata: Mapping[str, str]) -> Record | None:
     if schema != SCHEMA:
         writer = metadata.get(f"{PREFIX}version", "an unknown version")
         raise WeightsError(
-            f"{str(path)!r} was written by featuretap {writer} in schema {schema!r}, and {__version__} "
-            f"reads {SCHEMA!r}; update featuretap"
+            f"{str(path)!r} was written by featuretap {writer} with schema {schema!r}, but featuretap {__version__} "
+            f"reads schema {SCHEMA!r}; update featuretap"
         )
-    problem = f"{str(path)!r} is no sound file of weights:"
+    problem = f"{str(path)!r} is not a valid weights file:"
     values: dict[str, Any] = dict.fromkeys(OPTIONAL)
     for key, (allowed, accepts) in FIELDS.items():
         text = metadata.get(PREFIX + key)
         if text is None and key in OPTIONAL:
             continue
         if text is None:
-            raise WeightsError(f"{problem} its metadata lacks {PREFIX}{key}")
+            raise WeightsError(f"{problem} its metadata does not have {PREFIX}{key}")
         if len(text) > _longest(key):
             raise WeightsError(
-                f"{problem} its metadata has {PREFIX}{key} of {len(text):,} characters, and at most {_longest(key):,} "
+                f"{problem} its metadata has {PREFIX}{key} of {len(text):,} characters, but at most {_longest(key):,} "
                 "are read"
             )
         value = _decode(key, text)
@@ -131,10 +131,10 @@ def read_record(path: Path, metadata: Mapping[str, str]) -> Record | None:
             raise WeightsError(f"{problem} its metadata has {PREFIX}{key}={text[:60]!r}, which should be {allowed}")
         values[key] = value
     if (f"{PREFIX}head" in metadata) != (f"{PREFIX}num_classes" in metadata):
-        raise WeightsError(f"{problem} it names a head without classes, or the reverse")
+        raise WeightsError(f"{problem} it has a head without a number of classes, or the reverse")
     classes, num_classes = values["classes"], values["num_classes"]
     if isinstance(classes, list) and len(classes) != num_classes:
-        raise WeightsError(f"{problem} it has {num_classes or 'no'} classes, and names for {len(classes)}")
+        raise WeightsError(f"{problem} it has {num_classes or 'no'} classes, but names for {len(classes)}")
     try:
         preprocessing = Preprocessing(**{key: _as_tuple(value) for key, value in values["preprocessing"].items()})
     except (OptionError, TypeError) as error:
@@ -151,7 +151,7 @@ def read_record(path: Path, metadata: Mapping[str, str]) -> Record | None:
     )
     heads = {name: read_record(path, head) for name, head in (values["heads"] or {}).items()}
     if not all(heads.values()):
-        raise WeightsError(f"{problem} it names a head without a record")
+        raise WeightsError(f"{problem} it has a head without a record")
     description = replace(description, heads={name: head.description for name, head in heads.items() if head})
     return Record(
         description,
@@ -168,11 +168,11 @@ def _check_classes(description: Description) -> None:
     if isinstance(classes, str):
         if classes.startswith("["):
             raise WeightsError(
-                f"cannot save a model with the label set {classes!r}: only a list of names begins with '['; give the "
-                "names as a tuple, or another name"
+                f"cannot save a model with the label set {classes!r}: the name of a label set cannot begin with '['; "
+                "pass the names of the classes as a tuple, or use another name"
             )
     elif not all(isinstance(name, str) for name in classes):
-        raise WeightsError(f"cannot save a model with classes {classes!r}: names are text")
+        raise WeightsError(f"cannot save a model with classes {classes!r}; use strings")
     elif len(classes) != description.num_classes:
         raise WeightsError(
             f"cannot save a model of {description.num_classes or 'no'} classes with names for {len(classes)}; name "
@@ -188,12 +188,12 @@ def _encode(key: str, value: Any) -> str:
     try:
         text = json.dumps(value, sort_keys=True, allow_nan=False)
         if json.loads(text) != _with_lists(value):
-            raise ValueError("keys that are no text")
+            raise ValueError("keys that are not text")
         return text
     except (TypeError, ValueError) as error:
         raise WeightsError(
-            f"cannot save a model with {key} {value!r}: a file of weights holds numbers and text only; "
-            "build the model with plain values"
+            f"cannot save a model with {key} {value!r}: a weights file stores only numbers and text; build the model "
+            "with such values"
         ) from error
 
 
@@ -233,7 +233,7 @@ def _is_metadata(value: Any) -> bool:
 
 
 TEXT = frozenset({"name", "layout", "network", "head", "weights"})
-"""Fields that are plain text; the others are JSON."""
+"""Fields in plain text. Other fields are JSON."""
 
 OPTIONAL = frozenset({"head", "num_classes", "weights", "heads"})
 
@@ -243,7 +243,7 @@ FIELDS: dict[str, Check] = {
     "options": ("options by name", lambda value: isinstance(value, dict) and not ARGUMENTS & set(value)),
     "taps": ("a list of tap addresses", lambda value: is_list_of(value, _is_string)),
     "norm_eps": (
-        "a small number by part",
+        "a table of small numbers",
         lambda value: isinstance(value, dict) and all(is_number(eps, 0, 999) for eps in value.values()),
     ),
     "preprocessing": ("a table", lambda value: isinstance(value, dict)),

@@ -29,7 +29,9 @@ def limited_modules() -> Iterator[None]:
         nonlocal count
         count += get_ident() == thread
         if count > MOST_MODULES:
-            raise OptionError(f"a network of more than {MOST_MODULES:,} modules is not built from a file's description")
+            raise OptionError(
+                f"networks of more than {MOST_MODULES:,} modules are not built from the description in a file"
+            )
 
     handle = register_module_module_registration_hook(register)
     try:

@@ -31,8 +31,8 @@ def is_of_network(record: Record, path: Path, *backbones: BackboneSpec) -> bool:
     before = next((spec for spec in backbones if record.network == digest_before_dropout(spec)), None)
     if before and record.description.head == CLASSIFICATION:
         logger.warning(
-            "%s was written before the classifier of %s multiplied its hidden layer by %s in evaluation; its logits "
-            "differ from those that it computed then",
+            "%s was written before the classifier of %s scaled its hidden layer by %s in evaluation mode; its logits "
+            "differ from the logits at that time",
             path,
             before.name,
             before.classifier.evaluation_scale(),

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from torch import nn
 
 BATCH_NORMS = ("BatchNorm2d", "SyncBatchNorm", "FrozenBatchNorm2d")
-"""Norms that compute what other libraries' batch norms do with the same tensors."""
+"""Norms that compute the same as batch norms of other libraries with the same tensors."""
 
 MAKES = "a function that makes "
 
@@ -53,13 +53,13 @@ def norm_from_label(label: Any, path: Path) -> Callable[[int], nn.Module]:
     if isinstance(label, str) and label in known:
         return known[label]
     raise WeightsError(
-        f"{str(path)!r} was saved with norm={label}, which is code, and no file brings code; give it again: "
+        f"{str(path)!r} was saved with norm={label}, which is code that files do not store; pass it again: "
         f"registry.load(path, norm=lambda channels: {str(label).removeprefix(MAKES)}(...))"
     )
 
 
 def _named_norms() -> dict[str, Callable[[int], nn.Module]]:
-    # Importing it takes a second, which only those who ask for a norm should pay.
+    # Importing torchvision takes a second, so it is imported only for files with a norm.
     from torch import nn
     from torchvision.ops import FrozenBatchNorm2d
 

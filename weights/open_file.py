@@ -16,7 +16,7 @@ from featuretap.support.errors import WeightsError
 from featuretap.support.regular_files import open_regular
 
 CHUNK = 2**17
-"""Bytes that are hashed at once; larger ones are allocated anew each time."""
+"""Bytes per step of hashing. Larger chunks would be allocated again in each step."""
 
 
 @contextmanager
@@ -108,7 +108,7 @@ class OpenFile:
         for file in (self, *self._parts):
             if file._current_state() != file._state:
                 raise WeightsError(
-                    f"{str(file.path)!r} was changed while it was read; load it again when nothing writes to it"
+                    f"{str(file.path)!r} was changed while it was read; load it again after the writing has finished"
                 )
 
     def _current_state(self) -> tuple[int, int]:

@@ -34,12 +34,12 @@ def open_checkpoint(source: WeightsSource, catalogue: Catalogue, framework: Fram
     if source.entry is None:
         assert source.path is not None
         checkpoint = read_checkpoint(find_or_fetch(source.path, catalogue.mirrors), framework=framework)
-        # A file of ours says what it is.
-        is_ours = checkpoint.record is not None and checkpoint.path.suffix == SUFFIX
-        entry = None if is_ours else catalogue.weights_with_digest(checkpoint.digest())
+        # Files of featuretap have a record.
+        has_own_record = checkpoint.record is not None and checkpoint.path.suffix == SUFFIX
+        entry = None if has_own_record else catalogue.weights_with_digest(checkpoint.digest())
         record = checkpoint.record
         if entry and record:
-            # TensorFlow's graphs do not name their classes.
+            # TensorFlow graphs do not contain the names of classes.
             classes = record.description.classes or entry.classes
             record = replace(record, description=replace(record.description, weights=entry.name, classes=classes))
         return replace(checkpoint, entry=entry, record=record)
@@ -51,7 +51,7 @@ def open_checkpoint(source: WeightsSource, catalogue: Catalogue, framework: Fram
     try:
         return replace(read_open_file(file, hashed=True, framework=framework), entry=source.entry)
     except WeightsError:
-        # That a cached file is another one says more than that it cannot be read.
+        # A wrong digest explains more than a file that cannot be read.
         _check_digest(source.entry, path, file.sha256())
         raise
 
@@ -72,9 +72,9 @@ def check_published(checkpoint: Checkpoint) -> None:
 def _save_first(entry: WeightsEntry, suffix: str) -> WeightsError:
     tag = "" if entry.default else f" --weights {entry.tag}"
     return WeightsError(
-        f"{entry.name!r} is a {suffix} file, which only PyTorch can read",
+        f"{entry.name!r} is a {suffix} file, which can only be read with PyTorch",
         hint=Hint(
-            "save it as safetensors where PyTorch is installed, and give that file:",
+            "save it as safetensors where PyTorch is installed, and use that file:",
             f"featuretap save {entry.backbone} {entry.name}.safetensors{tag}",
         ),
     )
@@ -83,11 +83,11 @@ def _save_first(entry: WeightsEntry, suffix: str) -> WeightsError:
 def _check_digest(entry: WeightsEntry, path: Path, digest: str) -> None:
     expected = entry.sha256
     if not expected:
-        # huggingface_hub names what it stores by the hub's own digest.
+        # huggingface_hub names the files in its cache by their digests.
         stored = path.resolve().name
         expected = stored if len(stored) == len(digest) else ""
     if not digest.startswith(expected):
-        # huggingface_hub links to what it has stored, which is what has to be deleted.
+        # Paths in the cache of huggingface_hub are links to the stored files.
         stale = path.resolve() if path.is_symlink() else path
         raise WeightsError(
             f"{stale} is not {entry.name!r}: its SHA-256 begins with {digest[:8]}, expected {expected[:8]}; "

@@ -44,14 +44,14 @@ def install_command(address: str) -> str:
         distribution(name)
     except PackageNotFoundError:
         return f"pip install --no-deps {name}"
-    # What it requires would be upgraded or downgraded.
+    # Without --no-deps, pip could upgrade or downgrade other distributions.
     return f"pip install --force-reinstall --no-deps {name}"
 
 
 def _find_editable(inside: str) -> Path | None:
     """Return the path of a file in an editable installation, whose metadata do not include the location, or None."""
     package, _, rest = inside.partition("/")
-    # Finding a package that is not inside another imports nothing.
+    # Finding a top-level package does not import anything.
     spec = find_spec(package) if package.isidentifier() else None
     folders = spec.submodule_search_locations if spec else None
     return next((path for path in (Path(folder, rest) for folder in folders or ()) if path.is_file()), None)

@@ -84,18 +84,18 @@ def check_padding(checkpoint: Checkpoint, request: BuildRequest, layout: str, ca
     trained = stated_padding(checkpoint, catalogue)
     if "padding" in request.description.options:
         if trained not in (None, own):
-            logger.warning("%s was trained with padding=%r, and is used with padding=%r", checkpoint.path, trained, own)
+            logger.warning("%s was trained with padding=%r, but is used with padding=%r", checkpoint.path, trained, own)
         return
     if trained not in (None, own):
         raise WeightsError(
-            f"{checkpoint.path} was trained with padding={trained!r}, and {request.label} pads otherwise; pass "
-            f"padding={trained!r}, or padding={own!r} to use the weights nevertheless"
+            f"{checkpoint.path} was trained with padding={trained!r}, but {request.label} has padding={own!r}; pass "
+            f"padding={trained!r}, or padding={own!r} to use the weights anyway"
         )
     available = _architectures(request.backbone, layout)
     if trained is None and own == SYMMETRIC and len(set(available.values())) > 1:
         logger.warning(
-            "%s: the tensors fit %s's %r and %r, which pad differently; assuming the former, and padding=%r selects "
-            "the latter",
+            "%s: the tensors fit %s's %r and %r, which pad differently; assuming the first, padding=%r selects the "
+            "second",
             checkpoint.path,
             layout,
             available[SYMMETRIC],

@@ -22,16 +22,16 @@ from featuretap.support.errors import WeightsError
 from featuretap.weights.open_file import OpenFile
 
 LONGEST_NAME = 1000
-"""Bytes of a string that is decoded; a longer one can only be the values of an array."""
+"""Maximum bytes of a string that is decoded. Longer strings can only be values of an array."""
 
 MOST_OPCODES = 100_000
-"""A file of MobileNetV3 has 7,000; each takes up to about 100 bytes of memory."""
+"""A file of MobileNetV3 has 7,000 opcodes. An opcode takes up to about 100 bytes of memory."""
 
 NAME_TABLE = "StructuredToParameterName@@"
-"""Key under which `paddle.save` lists the names that parameters have inside Paddle."""
+"""Key of the table with Paddle's internal names of parameters."""
 
 LARGEST = 2**63 - 1
-"""Bytes of an array."""
+"""Maximum bytes of an array."""
 
 MARK = object()
 
@@ -44,10 +44,10 @@ GLOBALS = {
     ("_codecs", "encode"): "encode",
     ("collections", "OrderedDict"): "dictionary",
 }
-"""Module and name in a file → what it stands for here."""
+"""Module and name in a file → name of the replacement."""
 
 KINDS = frozenset({"b1", "i1", "u1", "i2", "u2", "f2", "i4", "u4", "f4", "i8", "u8", "f8"})
-"""NumPy's codes of the dtypes that are read."""
+"""NumPy's codes of the supported dtypes."""
 
 
 class _MalformedError(Exception):
@@ -92,23 +92,23 @@ def read_paddle(file: OpenFile) -> dict[str, NDArray[Any]]:
         return _arrays(_Machine(memoryview(file.mapped(mmap.ACCESS_COPY))).run())
     except _MalformedError as problem:
         raise WeightsError(
-            f"{str(file.path)!r} is not a file of NumPy arrays as paddle.save writes it: {problem}; write it again "
-            "with paddle.save(model.state_dict(), path)"
+            f"{str(file.path)!r} is not a file of paddle.save with NumPy arrays: {problem}; save it again with "
+            "paddle.save(model.state_dict(), path)"
         ) from None
 
 
 def _arrays(state: object) -> dict[str, NDArray[Any]]:
     if not isinstance(state, dict):
-        raise _MalformedError(f"it holds {_label(state)} in place of a dictionary")
+        raise _MalformedError(f"it contains {_label(state)} instead of a dictionary")
     arrays = {}
     for name, value in state.items():
         if name == NAME_TABLE and isinstance(value, dict):
             continue
         if not isinstance(name, str) or not isinstance(value, _Array) or value.values is None:
-            raise _MalformedError(f"under the key {name!r:.50} it holds {_label(value)} in place of an array")
+            raise _MalformedError(f"the key {name!r:.50} has {_label(value)} instead of an array")
         arrays[name] = value.values
     if not arrays:
-        raise _MalformedError("it holds no array")
+        raise _MalformedError("it does not contain an array")
     return arrays
 
 
@@ -136,20 +136,20 @@ class _Machine:
                 break
             if code not in OPCODES:
                 raise _MalformedError(
-                    f"it has the pickle opcode {bytes([code])!r}, which no array, dictionary or string needs"
+                    f"it has the pickle opcode {bytes([code])!r}, which arrays, dictionaries and strings do not need"
                 )
             OPCODES[code](self)
         else:
             raise _MalformedError(f"it has more than {MOST_OPCODES:,} pickle opcodes")
         (value,) = self.popped(1)
         if self.stack or self.position != len(self.content):
-            raise _MalformedError("it continues after its end")
+            raise _MalformedError("it has data after its end")
         return value
 
     def take(self, count: int) -> memoryview:
         """Return the next `count` bytes."""
         begin, self.position = self.position, self.position + count
-        # No opcode or value extends over the end of a frame.
+        # Opcodes and values cannot cross the end of a frame.
         if self.position > len(self.content) or begin < self.frame_end < self.position:
             raise _MalformedError("it is cut off")
         return self.content[begin : self.position]
@@ -174,7 +174,7 @@ class _Machine:
         """Remove and return the last `count` values of the stack."""
         values = self.stack[len(self.stack) - count :] if len(self.stack) >= count else []
         if len(values) != count or any(value is MARK for value in values):
-            raise _MalformedError("an opcode lacks its operands")
+            raise _MalformedError("an opcode has no operands")
         del self.stack[len(self.stack) - count :]
         return values
 
@@ -182,7 +182,7 @@ class _Machine:
         """Remove the values after the last mark and the mark, and return the values."""
         last = next((index for index in reversed(range(len(self.stack))) if self.stack[index] is MARK), None)
         if last is None:
-            raise _MalformedError("an opcode lacks its operands")
+            raise _MalformedError("an opcode has no operands")
         values = self.stack[last + 1 :]
         del self.stack[last:]
         return values
@@ -196,14 +196,14 @@ class _Machine:
         """Store the last value in the memo at `index`."""
         (value,) = self.popped(1)
         if index >= MOST_OPCODES:
-            raise _MalformedError(f"it remembers more than {MOST_OPCODES:,} values")
+            raise _MalformedError(f"its memo has more than {MOST_OPCODES:,} values")
         self.push(value)
         self.memo[index] = value
 
     def recall(self, index: int) -> None:
         """Push the value at `index` in the memo."""
         if index not in self.memo:
-            raise _MalformedError("an opcode lacks its operands")
+            raise _MalformedError("an opcode has no operands")
         self.push(self.memo[index])
 
     def set_items(self, pairs: list[Any]) -> None:
@@ -221,7 +221,7 @@ class _Machine:
         kind = GLOBALS.get((module, name)) if isinstance(module, str) and isinstance(name, str) else None
         if kind is None:
             named = f"{module}.{name}"
-            raise _MalformedError(f"it names {named!r:.80}, which is code and is not run")
+            raise _MalformedError(f"it refers to {named!r:.80}, which is code that is not run")
         self.push(_Global(kind))
 
     def call(self) -> None:
@@ -231,7 +231,7 @@ class _Machine:
         match kind, arguments:
             case "reconstruct", (_Global("ndarray"), (0,), b"b"):
                 self.push(_Array())
-            # False and True, which older versions of NumPy wrote as numbers.
+            # Older versions of NumPy wrote False and True as numbers.
             case "dtype", (str(code), 0, 1) if code in KINDS:
                 self.push(_Type(code))
             case "encode", (str() | _LongText() as text, "latin1"):
@@ -239,7 +239,7 @@ class _Machine:
             case "dictionary", ():
                 self.push({})
             case _:
-                raise _MalformedError("it has a call that creates no array")
+                raise _MalformedError("it has a call that does not create an array")
 
     def build(self) -> None:
         """Set the state of the dtype or array on the stack."""
@@ -275,7 +275,7 @@ def _encode(text: str | _LongText) -> bytes:
     try:
         if isinstance(text, str):
             return text.encode("latin-1")
-        # No first byte of a longer character is as small.
+        # Characters above U+00FF begin with larger bytes.
         if np.frombuffer(text.raw, np.uint8).max() > 0xC3:
             raise _MalformedError("it has an array whose values are not bytes")
         return str(text.raw, "utf-8").encode("latin-1")
@@ -287,11 +287,11 @@ def _array(shape: tuple[Any, ...], dtype: np.dtype[Any], values: object, order: 
     """Return an array with this shape and dtype from bytes."""
     if not all(type(length) is int and length >= 0 for length in shape) or len(shape) > 8:
         raise _MalformedError("it has an array whose shape is not a tuple of sizes")
-    # NumPy counts the elements of an empty array in 64 bits, too.
+    # NumPy uses 64-bit sizes for empty arrays, too.
     is_too_large = prod(max(length, 1) for length in shape) * dtype.itemsize > LARGEST
     if is_too_large or not isinstance(values, bytes | memoryview) or len(values) != prod(shape) * dtype.itemsize:
-        raise _MalformedError(f"it has an array of shape {shape!s:.80} whose values do not fill it")
-    # Values in a pickle are not aligned.
+        raise _MalformedError(f"it has an array of shape {shape!s:.80} with a wrong number of values")
+    # Values in pickles are not aligned.
     return np.require(np.frombuffer(values, dtype), requirements=["A", "W"]).reshape(shape, order=order)
 
 
@@ -299,7 +299,7 @@ STOP = ord(".")
 
 OPCODES: dict[int, Callable[[_Machine], None]] = {
     0x80: lambda machine: _check_protocol(machine.number(1)),
-    # A frame states how many bytes an unpickler may read at once.
+    # A frame states how many bytes an unpickler can read in one step.
     0x95: lambda machine: _begin_frame(machine, machine.number(8)),
     ord("("): lambda machine: machine.push(MARK),
     ord("}"): lambda machine: machine.push({}),
@@ -330,12 +330,12 @@ OPCODES: dict[int, Callable[[_Machine], None]] = {
     ord("R"): lambda machine: machine.call(),
     ord("b"): lambda machine: machine.build(),
 }
-"""Opcode of a pickle → what it does."""
+"""Opcode of a pickle → its implementation."""
 
 
 def _check_protocol(protocol: int) -> None:
     if protocol not in (2, 3, 4):
-        raise _MalformedError(f"it is written in pickle protocol {protocol}, and Paddle has 2 to 4")
+        raise _MalformedError(f"it has pickle protocol {protocol}, but Paddle uses 2 to 4")
 
 
 def _begin_frame(machine: _Machine, size: int) -> None:

@@ -12,10 +12,10 @@ from pickletools import genops, markobject
 from typing import Any, BinaryIO
 
 MOST_TIMES = 50
-"""Values that the steps take from the stack, for each byte; PyTorch's own pickles have about one."""
+"""Maximum number of values taken from the stack per byte. Pickles of PyTorch have about one."""
 
 LEAST = 1_000
-"""Bytes for which a short pickle is taken."""
+"""Shorter pickles are treated as if they had this many bytes."""
 
 READS = frozenset({"GET", "BINGET", "LONG_BINGET"})
 STORES = frozenset({"PUT", "BINPUT", "LONG_BINPUT"})
@@ -34,14 +34,14 @@ def pickle_problem(pickles: BinaryIO, count: int, longest: int) -> str:
     Returns:
         the problem, or an empty string.
     """
-    # Number of values in each object on the stack, with those in tuples in it.
+    # Number of values in each object on the stack, including values in nested tuples.
     stack: list[int] = []
     memo: dict[Any, int] = {}
     taken = 0
     try:
         for opcode, argument, position in chain.from_iterable(genops(pickles) for _ in range(count)):
             if position is not None and position > longest:
-                return f"has over {longest:,} bytes of names and values beside its tensors; save the state dict alone"
+                return f"has over {longest:,} bytes of names and values besides its tensors; save the state dict only"
             if opcode.name in READS:
                 stack.append(memo[argument])
             elif opcode.name in STORES:
@@ -54,10 +54,10 @@ def pickle_problem(pickles: BinaryIO, count: int, longest: int) -> str:
                 size = _pop(stack, opcode.stack_before)
                 taken += size
                 if taken > MOST_TIMES * (LEAST + (position or 0)):
-                    return "repeats values inside one another without end; get it again from where it comes from"
+                    return "nests repeated values too often; get it again from its source"
                 stack += [1 + size if opcode.name.startswith("TUPLE") else 1] * len(opcode.stack_after)
     except (ValueError, LookupError, AttributeError, OverflowError):
-        # Malformed, which the unpickler reports.
+        # The unpickler reports malformed pickles.
         return ""
     return ""
 

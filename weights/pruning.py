@@ -26,7 +26,7 @@ from featuretap.weights.reading import Tensor
 Head = Sequence[tuple[Linear | BatchNorm, Linear | BatchNorm]]
 
 Squares = tuple[str, tuple[int, ...]]
-"""A tensor's name and the dimensions to sum its squares over, which leaves one value for each channel."""
+"""Name of a tensor, and the dimensions over which its squares are summed to one value per channel."""
 
 
 @dataclass(eq=False)
@@ -39,9 +39,9 @@ class Channels:
     readers: list[Squares] = field(default_factory=list)
 
     def strongest(self, tensors: Mapping[str, Tensor]) -> NDArray[np.int64]:
-        """Return the sorted indices of the channels to keep. `tensors` maps native names to the full network's tensors."""
+        """Return the sorted indices of the channels to keep, by the `tensors` of the full network."""
         strength = self._sum(self.writers, tensors) * self._sum(self.readers, tensors)
-        # Of equally strong ones the first.
+        # A stable sort keeps the first of equally strong channels.
         return np.sort(np.argsort(-strength, kind="stable")[: self.keep])
 
     def _sum(self, terms: list[Squares], tensors: Mapping[str, Tensor]) -> NDArray[np.float64]:
@@ -111,9 +111,9 @@ def _backbone_uses(full: BackboneSpec, reduced: BackboneSpec) -> tuple[list[Use]
                 writers: list[Squares] = [(f"{path}.reduce.weight", (1, 2, 3))]
                 squeezed = Channels(layer.squeeze, less.squeeze, writers, [(f"{path}.expand.weight", (0, 2, 3))])
             elif not isinstance(layer, Convolution):
-                raise MismatchError(f"{path} is a {type(layer).__name__}, of which nobody knows which half to keep")
+                raise MismatchError(f"{path} is a {type(layer).__name__}, which cannot be pruned")
             elif layer.groups > 1:
-                # Before anything is expanded it works on the channels of the shortcut, which earlier blocks scale too.
+                # Before the expansion, the channels are the channels of the shortcut, which earlier blocks also scale.
                 shared = block.shortcut and current is entering
                 current.writers = [*current.writers, scale] if shared else [scale]
             else:
@@ -156,5 +156,5 @@ def _select(name: str, tensor: Tensor, use: Use, kept: Mapping[Channels, NDArray
 
 
 def _as_double(tensor: Tensor) -> NDArray[np.float64]:
-    # NumPy lacks some of PyTorch's types.
+    # NumPy does not support all of PyTorch's dtypes.
     return np.asarray(tensor, np.float64) if isinstance(tensor, np.ndarray) else tensor.double().numpy()

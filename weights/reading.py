@@ -33,7 +33,7 @@ from featuretap.weights.timm_config import TimmConfig, read_timm_config
 from featuretap.weights.unwrapping import strip_prefixes
 
 Tensor: TypeAlias = Any
-"""A `torch.Tensor` or a NumPy array, of which what both have is used: `shape`, `reshape`, indices, `sum(axis=…)`."""
+"""A `torch.Tensor` or a NumPy array. Code uses their common operations: `shape`, `reshape`, indices, `sum(axis=…)`."""
 
 NUMPY_DTYPES = {
     "BOOL": "?",
@@ -50,10 +50,10 @@ NUMPY_DTYPES = {
     "F32": "<f4",
     "F64": "<f8",
 }
-"""Types of numbers as safetensors calls them → as NumPy does; BF16, which it lacks, is the upper half of a float32."""
+"""dtype as named by safetensors → by NumPy. NumPy does not have BF16, the upper half of a float32."""
 
 Reader: TypeAlias = Callable[[OpenFile, Framework], Mapping[str, Tensor]]
-"""Returns the tensors of a file by their names in it, or raises a `WeightsError`."""
+"""Returns name → tensor of a file, or raises a `WeightsError`."""
 
 
 @dataclass(frozen=True)
@@ -133,9 +133,7 @@ def read_open_file(file: OpenFile, *, hashed: bool = False, framework: Framework
         digest = file.hash_in_thread()
         found = read(file, framework)
         if problem := name_problem(found):
-            raise WeightsError(
-                f"{str(path)!r} is no sound file of weights: {problem}; get it again from where it comes from"
-            )
+            raise WeightsError(f"{str(path)!r} is not a valid weights file: {problem}; get it again from its source")
         named = strip_prefixes(found)
         return Checkpoint(file, named, None, read_timm_config(path), digest, framework=framework)
     header = read_header(file)
@@ -148,7 +146,7 @@ def read_open_file(file: OpenFile, *, hashed: bool = False, framework: Framework
 
 
 def convert_first(problem: str, file: Path) -> WeightsError:
-    """Return the error for a `file` that only PyTorch can read. Its message is the `problem`, its hint the conversion."""
+    """Return an error with this `problem` for a `file` that only PyTorch can read. Its hint is the conversion."""
     stem = Path(file.name.removesuffix(INDEX_SUFFIX)).stem.removesuffix(".pth")
     stem = f"{stem}-converted" if file.suffix == SUFFIX else stem
     target = file.with_name(f"{stem}{SUFFIX}")
@@ -173,7 +171,7 @@ def _read_torch_file(file: OpenFile, framework: Framework) -> Mapping[str, Tenso
     if framework == "np":
         path = file.path
         suffix = path.name.removeprefix(path.stem.removesuffix(".pth"))
-        raise convert_first(f"is a {suffix} file, which only PyTorch can read", path)
+        raise convert_first(f"is a {suffix} file, which can only be read with PyTorch", path)
     from featuretap.weights.torch_files import read_torch_file
 
     return read_torch_file(file)
@@ -186,7 +184,7 @@ def _read_shards(file: OpenFile, framework: Framework) -> Mapping[str, Tensor]:
     index, shards = file.path, read_index(file, (SUFFIX, *TORCH_SUFFIXES))
     pickle = next((shard for shard in shards if shard.suffix in TORCH_SUFFIXES), None)
     if pickle and framework == "np":
-        raise convert_first(f"names {pickle.suffix} files, which only PyTorch can read", index)
+        raise convert_first(f"names {pickle.suffix} files, which can only be read with PyTorch", index)
     for path, names in shards.items():
         shard = file.open_beside(path)
         if path.suffix == SUFFIX:
@@ -213,22 +211,22 @@ READERS: Mapping[str, Reader] = {
     ".json": _read_shards,
     PADDLE_SUFFIX: _read_paddle_file,
 }
-"""Suffix → reader of such files, which record nothing of their model; all others are read as safetensors files."""
+"""Suffix → reader of files without records. Files with other suffixes are read as safetensors files."""
 
 
 def _map_tensors(file: OpenFile, header: Header, framework: Framework) -> Mapping[str, Tensor]:
     """Return the tensors of a file with a checked header, in memory that the file is mapped into."""
-    # PyTorch has no read-only tensors: its map is private, so that the file stays as it is whatever happens to them.
+    # PyTorch has no read-only tensors. Its mapping is private, so that writing to a tensor does not change the file.
     content = file.mapped(mmap.ACCESS_COPY if framework == "pt" else mmap.ACCESS_READ)
     if framework == "pt":
         from featuretap.weights.torch_tensors import tensor
 
         return {name: tensor(content, stored) for name, stored in header.tensors.items()}
-    lacking = next((stored.dtype for stored in header.tensors.values() if stored.dtype not in NUMPY_DTYPES), "")
-    if lacking:
+    unsupported = next((stored.dtype for stored in header.tensors.values() if stored.dtype not in NUMPY_DTYPES), "")
+    if unsupported:
         raise WeightsError(
-            f"{str(file.path)!r} holds numbers of the type {lacking}, which NumPy lacks; convert them with PyTorch: "
-            "registry.save(registry.load(path).float(), path)"
+            f"{str(file.path)!r} has tensors of type {unsupported}, which NumPy does not support; convert them with "
+            "PyTorch: registry.save(registry.load(path).float(), path)"
         )
     return {name: _array(content, stored) for name, stored in header.tensors.items()}
 
@@ -237,5 +235,5 @@ def _array(content: mmap.mmap | bytes, stored: Stored) -> NDArray[Any]:
     values: NDArray[Any] = np.frombuffer(content, NUMPY_DTYPES[stored.dtype], prod(stored.shape), stored.begin)
     if stored.dtype == "BF16":
         values = (values.astype("<u4") << 16).view("<f4")
-    # Files of other writers need not be aligned.
+    # Tensors in files of other programs may not be aligned.
     return np.require(values, requirements="A").reshape(stored.shape)

@@ -65,6 +65,6 @@ def make_portable(catalogue: Catalogue, description: Description) -> Description
         defaults = {key: value for key, value in defaults.items() if key not in head.backbone_options}
         defaults |= head.options
     changed = {key: value for key, value in options.items() if key not in defaults or value != defaults[key]}
-    # Equal models are equal files; an option of a factory may have the name of ours and be of another kind.
+    # Equal models must give equal files. A factory's option `width` can have another type.
     plain = {key: float(value) if key == "width" and spec.stages else value for key, value in changed.items()}
     return replace(description, name=name, options=dict(sorted(plain.items())))

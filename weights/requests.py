@@ -54,7 +54,7 @@ def resolve_checkpoint(
     replaced = {key: value for key, value in (arguments or {}).items() if value is not None}
     record: Record | None
     if name is not None:
-        # Tensors only identify tables, whose options are not those of a factory.
+        # Only backbones with tables are identified by tensors.
         record = find_record(checkpoint, catalogue) if catalogue.backbone(name).stages else checkpoint.record
         recorded = arguments_of(record, checkpoint, options) if record else _stated_options(checkpoint, catalogue, name)
     else:
@@ -62,8 +62,8 @@ def resolve_checkpoint(
         name = record.description.name
         if not record.by_name:
             raise WeightsError(
-                f"{str(checkpoint.path)!r} was saved from a BackboneSpec {name!r} that no name stands for; give it: "
-                "registry.load(path, name=spec)"
+                f"{str(checkpoint.path)!r} was saved from a BackboneSpec {name!r} without a name in the registry; pass "
+                "it: registry.load(path, name=spec)"
             )
         recorded = arguments_of(record, checkpoint, options)
         request = _resolve_recorded(catalogue, checkpoint, name, recorded)
@@ -78,7 +78,7 @@ def resolve_checkpoint(
 def _stated_options(checkpoint: Checkpoint, catalogue: Catalogue, name: str | BackboneSpec) -> dict[str, Any]:
     """Return the known options of a file whose model is named by the caller only."""
     config = checkpoint.config
-    # timm's own option, which is not needed where the name of its network implies it.
+    # An option of timm, which is not needed if the name of the network implies it.
     pad_type = config.padding if config.padding != padding_by_name(config.architecture) else None
     known = {
         "output_stride": config.output_stride,
@@ -142,11 +142,11 @@ def record_of(checkpoint: Checkpoint, catalogue: Catalogue) -> Record:
     record = find_record(checkpoint, catalogue)
     if record is None:
         problem = (
-            "says nothing of its model, and its tensors are those of no backbone in torchvision's, timm's, "
-            "PaddleClas's or our names"
+            "does not describe its model, and its tensors match no backbone in the layouts of torchvision, timm, "
+            "PaddleClas or featuretap"
         )
         if checkpoint.framework == "np":
-            # With PyTorch, detectors and segmenters are identified too.
+            # Detectors and segmenters are identified only with PyTorch.
             raise convert_first(problem, checkpoint.path)
         architecture = checkpoint.config.architecture
         name = repr(f"timm/{architecture}") if architecture else "..."
@@ -173,14 +173,14 @@ def arguments_of(record: Record, checkpoint: Checkpoint, options: Mapping[str, A
     described = record.description
     arguments: dict[str, Any] = {**described.options, "taps": described.taps}
     if "norm" in arguments and record.network:
-        # A file can only name code.
+        # The file contains only the name of the norm.
         norm = arguments.pop("norm")
         if "norm" not in options and checkpoint.framework == "pt":
             arguments["norm"] = norm_from_label(norm, checkpoint.path)
         elif "norm" not in options and not is_batch_norm(norm):
             raise WeightsError(
-                f"{str(checkpoint.path)!r} was saved with norm={norm}, which is no batch norm and needs PyTorch; load "
-                "it with registry.load"
+                f"{str(checkpoint.path)!r} was saved with norm={norm}, which is not a batch norm and needs PyTorch; "
+                "load it with registry.load"
             )
     if described.head is None:
         return {**arguments, "features_only": True}
@@ -196,7 +196,7 @@ def _count_classes(checkpoint: Checkpoint, request: BuildRequest, catalogue: Cat
     try:
         weights = translate(checkpoint, model, catalogue)
     except MismatchError:
-        # Fitting the file reports it.
+        # `fit_checkpoint` reports the mismatch.
         return None
     if not weights.has_head or weights.head != model.head.name:
         return None
@@ -206,7 +206,7 @@ def _count_classes(checkpoint: Checkpoint, request: BuildRequest, catalogue: Cat
         return 0
     rows = {name: shape[0] for name, shape in head_tensors(model).items() if name in found}
     counts = {len(found[name]) * model.num_classes / count for name, count in rows.items()}
-    # Rows that contradict one another are reported by fitting, too.
+    # `fit_checkpoint` reports inconsistent rows.
     return int(counts.pop()) if len(counts) == 1 else None
 
 
@@ -222,7 +222,7 @@ def _resolve_recorded(
             if not catalogue.backbone(name).stages:
                 _check_numbers(recorded)
             request = resolve_request(catalogue, name, **recorded)
-            # Nothing is built without PyTorch; with it, what is no table is counted without memory, on the meta device.
+            # Without PyTorch, no modules are built. With PyTorch, factory backbones are counted on the meta device.
             parameters = request.spec.parameters if checkpoint.framework == "pt" else 0
     except FeaturetapError as error:
         problem = f"{str(checkpoint.path)!r} describes a model that cannot be built here: {error.problem}"
@@ -230,8 +230,8 @@ def _resolve_recorded(
     values = sum(map(prod, checkpoint.shapes.values()))
     if parameters > max(values, HARMLESS_PARAMETERS):
         raise WeightsError(
-            f"{str(checkpoint.path)!r} describes a model of {parameters:,} parameters, and holds "
-            f"{values:,} values; get it again from where it comes from"
+            f"{str(checkpoint.path)!r} describes a model with {parameters:,} parameters, but contains {values:,} "
+            "values; get it again from its source"
         )
     return request
 
@@ -241,7 +241,7 @@ def _check_numbers(options: Mapping[str, Any]) -> None:
     for option, value in options.items():
         for number in value if isinstance(value, list | tuple) else (value,):
             if isinstance(number, int | float) and abs(number) > LARGEST_NUMBER:
-                raise OptionError(f"{option} is {number!r:.20}, and at most {LARGEST_NUMBER:,} is taken from a file")
+                raise OptionError(f"{option} is {number!r:.20}, but at most {LARGEST_NUMBER:,} is accepted from a file")
 
 
 def _replace_arguments(
@@ -255,7 +255,7 @@ def _replace_arguments(
     elif head is None and "num_classes" in replaced:
         head = "classification"
     if head != recorded.get("head"):
-        # Another head, or none, reads other taps, has other classes, and takes other options.
+        # The recorded taps, classes and options belong to the recorded head.
         kept = {*defaults, "norm", *replaced} - ({"head", "features_only", "taps", "num_classes"} - set(replaced))
         merged = {key: value for key, value in merged.items() if key in kept}
         if head:

@@ -11,7 +11,7 @@ from featuretap.weights.expected_tensors import HEAD
 from featuretap.weights.reading import Checkpoint
 
 HEADS = "heads."
-"""Prefix of the tensors of several heads in a file; the head's name follows."""
+"""Prefix of the tensors of several heads in a file, followed by the head's name."""
 
 Value = TypeVar("Value")
 
@@ -33,7 +33,7 @@ def check_one_head(checkpoint: Checkpoint) -> None:
     if checkpoint.record and checkpoint.record.heads:
         first, *_ = heads = list(checkpoint.record.heads)
         raise WeightsError(
-            f"{str(checkpoint.path)!r} holds a model with several heads: {', '.join(heads)}",
+            f"{str(checkpoint.path)!r} contains a model with several heads: {', '.join(heads)}",
             hint=Hint("choose one, such as with", f"registry.load(path, head={first!r})"),
         )
 

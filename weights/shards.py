@@ -14,9 +14,9 @@ from featuretap.weights.limits import MOST_SHARDS
 from featuretap.weights.open_file import OpenFile, explain_os_error
 
 LONGEST_INDEX = 10_000_000
-"""Bytes; that of a model with 1,000 layers has 100,000."""
+"""Maximum bytes. The index of a model with 1,000 layers has 100,000."""
 
-ADVICE = "get the folder again from where it comes from"
+ADVICE = "get the folder again from its source"
 
 
 def read_index(opened: OpenFile, suffixes: Sequence[str]) -> dict[Path, set[str]]:
@@ -35,7 +35,7 @@ def read_index(opened: OpenFile, suffixes: Sequence[str]) -> dict[Path, set[str]
     index, tensors = opened.path, list_shards(opened, suffixes)
     for path in tensors:
         if not path.is_file():
-            raise WeightsError(f"{str(index)!r} names the file {path.name!r}, which is not beside it; {ADVICE}")
+            raise WeightsError(f"{str(index)!r} lists the file {path.name!r}, which is not in its folder; {ADVICE}")
     return tensors
 
 
@@ -53,9 +53,9 @@ def list_shards(opened: OpenFile, suffixes: Sequence[str]) -> dict[Path, set[str
         WeightsError: the file is not an index.
     """
     index = opened.path
-    problem = f"{str(index)!r} is no index of weights files:"
+    problem = f"{str(index)!r} is not an index of weights files:"
     if not index.name.endswith(INDEX_SUFFIX):
-        raise WeightsError(f"{problem} its name does not end in {INDEX_SUFFIX}; give a weights file")
+        raise WeightsError(f"{problem} its name does not end in {INDEX_SUFFIX}; pass a weights file")
     with explain_os_error(index), opened.reader() as file:
         text = file.read(LONGEST_INDEX + 1)
     if len(text) > LONGEST_INDEX:
@@ -63,21 +63,19 @@ def list_shards(opened: OpenFile, suffixes: Sequence[str]) -> dict[Path, set[str
     try:
         content = json.loads(text, object_pairs_hook=_table)
     except RepeatedNameError as error:
-        raise WeightsError(f"{problem} it has {error} twice; {ADVICE}") from None
+        raise WeightsError(f"{problem} {error} is repeated; {ADVICE}") from None
     except (ValueError, RecursionError) as error:
-        raise WeightsError(f"{problem} it is no JSON; {ADVICE}") from error
+        raise WeightsError(f"{problem} it is not JSON; {ADVICE}") from error
     shards = content.get("weight_map") if isinstance(content, dict) else None
     if not isinstance(shards, dict) or not shards:
-        raise WeightsError(f"{problem} it has no 'weight_map' with names of tensors; {ADVICE}")
+        raise WeightsError(f"{problem} it has no 'weight_map' with tensor names; {ADVICE}")
     tensors: dict[str, set[str]] = {}
     for name, shard in shards.items():
         if not isinstance(shard, str) or not _is_plain_name(shard) or not shard.endswith(tuple(suffixes)):
-            raise WeightsError(
-                f"{problem} {name!r} is in {shard!r}, which is no name of a weights file in its folder; {ADVICE}"
-            )
+            raise WeightsError(f"{problem} {name!r} is in {shard!r}, which is not the name of a weights file; {ADVICE}")
         tensors.setdefault(shard, set()).add(name)
     if len(tensors) > MOST_SHARDS:
-        raise WeightsError(f"{problem} it names {len(tensors):,} files, and at most {MOST_SHARDS:,} are read; {ADVICE}")
+        raise WeightsError(f"{problem} it lists {len(tensors):,} files, but at most {MOST_SHARDS:,} are read; {ADVICE}")
     return {index.with_name(shard): names for shard, names in tensors.items()}
 
 
@@ -93,10 +91,10 @@ def check_shard(index: Path, shard: Path, found: set[str], expected: set[str]) -
     Raises:
         WeightsError: a tensor is missing or is not listed.
     """
-    for names, relation in ((expected - found, "lacks"), (found - expected, "holds")):
+    for names, relation in ((expected - found, "does not have"), (found - expected, "has")):
         if names:
-            said = "lists" if relation == "lacks" else "does not list"
-            raise WeightsError(f"{str(shard)!r} {relation} {min(names)!r}, which {index.name} {said} for it; {ADVICE}")
+            lists = "does not list" if relation == "has" else "lists"
+            raise WeightsError(f"{str(shard)!r} {relation} {min(names)!r}, which {index.name} {lists} for it; {ADVICE}")
 
 
 class RepeatedNameError(ValueError):

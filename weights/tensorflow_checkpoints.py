@@ -16,10 +16,10 @@ from featuretap.weights.tensorflow_messages import DTYPES, decode, parse, refuse
 from featuretap.weights.tensorflow_tables import read_table
 
 LONGEST_ENTRY = 10_000
-"""Bytes of the entry of an array in an index; the usual length is about twenty."""
+"""Maximum bytes of an array's entry in an index. The usual length is about 20."""
 
 MOST_SHARDS = 100_000
-"""The number has five digits in the names of the files."""
+"""Maximum number of shards, which has five digits in file names."""
 
 
 def read_tensorflow_checkpoint(file: OpenFile, wanted: Callable[[str], bool]) -> dict[str, NDArray[Any]]:
@@ -40,7 +40,7 @@ def read_tensorflow_checkpoint(file: OpenFile, wanted: Callable[[str], bool]) ->
     path, table = file.path, read_table(file)
     header = parse(path, "BundleHeader", table.pop(b"", b""))
     if not 0 < header.num_shards <= MOST_SHARDS or header.endianness:
-        raise refuse(path, f"it has {header.num_shards} files of elements, or they are big-endian")
+        raise refuse(path, f"it has {header.num_shards} shards, or they are big-endian")
     shards: dict[int, memoryview] = {}
     arrays: dict[str, NDArray[Any]] = {}
     for key, value in table.items():
@@ -54,11 +54,11 @@ def read_tensorflow_checkpoint(file: OpenFile, wanted: Callable[[str], bool]) ->
             continue
         if entry.slices:
             raise WeightsError(
-                f"{str(path)!r} holds {name} in slices, which cannot be read here; save the checkpoint again without "
+                f"{str(path)!r} stores {name} in slices, which are not supported; save the checkpoint again without "
                 "partitioned variables"
             )
         if not 0 <= entry.shard_id < header.num_shards:
-            raise refuse(path, f"{name} is in a file that it does not have")
+            raise refuse(path, f"{name} is in a shard that does not exist")
         if entry.shard_id not in shards:
             shards[entry.shard_id] = _map(file.open_beside(_shard(path, entry.shard_id, header.num_shards)))
         content = shards[entry.shard_id][entry.offset : entry.offset + entry.size] if entry.offset >= 0 else b""

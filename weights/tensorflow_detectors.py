@@ -27,7 +27,7 @@ USUAL = {
     "nms_thresh": 0.6,
     "detections_per_img": 100,
 }
-"""Settings of the Object Detection API's own configurations (`samples/configs/ssd_*`)."""
+"""Settings in the configurations of the Object Detection API (`samples/configs/ssd_*`)."""
 
 SIZE = re.compile(r"Preprocessor/.*Resize.*(stack|size)")
 ANCHOR_RATIOS = re.compile(r"MultipleGridAnchorGenerator/Sqrt(_(\d+))?/x")
@@ -42,10 +42,10 @@ CODER = (10.0, 10.0, 5.0, 5.0)
 """Divisors of the predicted y, x, height and width."""
 
 CLOSE = 1e-3
-"""Relative difference of anchors; TensorFlow's configurations write 1/3 as 0.3333."""
+"""Relative tolerance for anchors. TensorFlow's configurations contain 1/3 as 0.3333."""
 
 REDUCED = 3
-"""Boxes at each place of the finest map where that has fewer."""
+"""Boxes per position of the finest map, if it has fewer than the other maps."""
 
 
 def detector_settings(path: Path, shapes: Shapes, graph: FrozenGraph | None) -> tuple[str, int, dict[str, Any]]:
@@ -68,10 +68,10 @@ def detector_settings(path: Path, shapes: Shapes, graph: FrozenGraph | None) -> 
     )
     boxes = lowest[0] // len(CODER) if lowest else 0
     if not boxes or not logits or not kernel or logits[0] % boxes or logits[0] // boxes < 2:
-        raise refuse(path, "its first predictor has no classes for its boxes")
+        raise refuse(path, "its first predictor has no classes")
     settings = {**USUAL, **(_read(path, graph) if graph else {})}
     if graph is None:
-        logger.info("%s has no graph; its detector is taken to have the usual settings: %s", path, settings)
+        logger.info("%s has no graph; using the default settings of the detector: %s", path, settings)
     options = {**settings, "clip_anchors": False, "reduce_lowest_anchors": boxes == REDUCED}
     kind = "ssdlite" if "BoxPredictor_0/ClassPredictor_depthwise/depthwise_weights" in shapes else "ssd"
     if kind == "ssd":
@@ -84,8 +84,8 @@ def _read(path: Path, graph: FrozenGraph) -> dict[str, Any]:
     coder = {match[3] or "0": array for match, array in _named(graph, BOX_SCALES)}
     if any(not np.allclose(array, CODER[int(place)]) for place, array in coder.items()):
         raise WeightsError(
-            f"{str(path)!r} has a box coder with other scales than {CODER}, which no head here has; give "
-            "a file of a detector with the usual ones"
+            f"{str(path)!r} has a box coder with other scales than {CODER}, which no head supports; use a detector "
+            "with these scales"
         )
     found: dict[str, Any] = {}
     for _, array in _named(graph, SIZE):
@@ -105,7 +105,7 @@ def _read(path: Path, graph: FrozenGraph) -> dict[str, Any]:
     for option, (pattern, kind) in numbers.items():
         values = [array for _, array in _named(graph, pattern) if array.shape == ()]
         if values:
-            # Single precision has six digits.
+            # float32 has six significant digits.
             found[option] = kind(f"{values[0]:.6g}")
     return found
 
@@ -131,6 +131,6 @@ def _check_anchors(path: Path, constants: Mapping[str, Array]) -> None:
         is_stated = any(array.shape == ratios.shape and np.allclose(array, scales, CLOSE) for array in stated)
         if ratios.shape != (len(expected),) or not np.allclose(ratios, expected, CLOSE) or not is_stated:
             raise WeightsError(
-                f"{str(path)!r} has anchors of other scales or proportions than SSD's usual ones, which no head here "
-                "has; give a file of a detector with the usual ones"
+                f"{str(path)!r} has anchors with other scales or aspect ratios than SSD's defaults, which no head "
+                "supports; use a detector with the default anchors"
             )

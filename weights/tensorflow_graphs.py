@@ -13,19 +13,19 @@ from featuretap.weights.open_file import OpenFile, explain_os_error
 from featuretap.weights.tensorflow_messages import array_of, check_density, parse, refuse
 
 NODE = 1
-"""Number of the field of a `GraphDef` that holds its nodes (`core/framework/graph.proto`)."""
+"""Number of the field of a `GraphDef` with its nodes (`core/framework/graph.proto`)."""
 
 KEY_BITS = 32
-"""Of the number and the kind of a field."""
+"""Maximum bits of the key of a field, which contains its number and wire type."""
 
 VARINT, FIXED64, LENGTH, FIXED32 = 0, 1, 2, 5
-"""How the fields of a message are written."""
+"""Wire types of fields."""
 
 MOST_NODES = 100_000
-"""Of a graph; detectors of the Object Detection API have a few thousand."""
+"""Maximum number of nodes. Detectors of the Object Detection API have a few thousand."""
 
 LEAST_ROOM = 1_000_000
-"""Bytes that constants stored as one repeated value may take, however small a file is."""
+"""Bytes that constants with one repeated value can take in any file, even in a small one."""
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ def read_graph(opened: OpenFile) -> FrozenGraph:
         for content in _nodes(path, file, size):
             check_density(path, memoryview(content))
             node = parse(path, "Node", content)
-            # A large constant is in memory three times otherwise.
+            # Otherwise, a large constant would be in memory three times.
             del content
             if node.name in nodes or len(nodes) == MOST_NODES:
                 problem = f"two nodes are named {node.name!r}" if node.name in nodes else "it has too many nodes"
@@ -117,7 +117,7 @@ def _nodes(path: Path, file: BinaryIO, size: int) -> Iterator[bytes]:
         length = _varint(path, file) if wire in (LENGTH, VARINT) else 0
         end = file.tell() + {LENGTH: length, VARINT: 0, FIXED64: 8, FIXED32: 4}.get(wire, size)
         if number == 0 or key >> KEY_BITS or end > size:
-            raise refuse(path, "it is no graph, or only a part of one")
+            raise refuse(path, "it is not a graph, or is incomplete")
         if (number, wire) == (NODE, LENGTH):
             yield file.read(length)
         file.seek(end)
@@ -131,4 +131,4 @@ def _varint(path: Path, file: BinaryIO) -> int:
         value |= (byte[0] & 127) << shift if byte else 0
         if byte and byte[0] < 128 and value >> 64 == 0:
             return value
-    raise refuse(path, "it is no graph, or only a part of one")
+    raise refuse(path, "it is not a graph, or is incomplete")

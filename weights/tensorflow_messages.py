@@ -41,7 +41,7 @@ MESSAGES: Mapping[str, Fields] = {
         ("shape", 7, "Shape"),
         ("tensor", 8, "Tensor"),
     ),
-    # What protobuf calls a map is a repeated message of this kind.
+    # protobuf stores a map as a repeated message of this kind.
     "Attribute": (("key", 1, "string"), ("value", 2, "Value")),
     "Node": (("name", 1, "string"), ("op", 2, "string"), ("attribute", 5, "Attribute*")),
     "BundleHeader": (("num_shards", 1, "int32"), ("endianness", 2, "int32")),
@@ -56,10 +56,10 @@ MESSAGES: Mapping[str, Fields] = {
         ("slices", 7, "Slice*"),
     ),
 }
-"""Message → its fields: name, number and type; an asterisk marks repeated ones."""
+"""Message → its fields: name, number and type. An asterisk marks repeated fields."""
 
 DTYPES = {1: "<f4", 2: "<f8", 3: "<i4", 4: "u1", 5: "<i2", 6: "i1", 9: "<i8", 10: "?", 14: "<u2", 17: "<u2", 19: "<f2"}
-"""TensorFlow's numbers of types → NumPy's names; 14 is bfloat16, the upper half of a float32."""
+"""TensorFlow's number of a dtype → NumPy's name. 14 is bfloat16, the upper half of a float32."""
 
 BFLOAT16, HALF = 14, 19
 
@@ -71,16 +71,16 @@ VALUES = {
     9: "int64_val",
     10: "bool_val",
 }
-"""Type → field with the values of a tensor that has no `content`."""
+"""dtype → field with the values of a tensor without `content`."""
 
 LARGE = 2**20
-"""Bytes of a message that is checked before it is parsed."""
+"""Messages with more bytes are checked before they are parsed."""
 
 MOST_FIELDS = 100
-"""Of a large message: a message of a few bytes takes dozens of them in memory."""
+"""Maximum number of fields of a large message. Each field can take dozens of bytes in memory."""
 
 LARGE_FIELDS: tuple[tuple[int, ...], ...] = ((5,), (2,), (8,), (4, 5, 6))
-"""Numbers of the fields of a node that may be large, by level: attribute, value, tensor, and its elements."""
+"""Numbers of the fields of a node that can be large, by level: attribute, value, tensor, and its values."""
 
 MOST_DIMENSIONS = 8
 MOST_ELEMENTS = 2**40
@@ -88,7 +88,7 @@ MOST_ELEMENTS = 2**40
 
 def refuse(path: Path, problem: str) -> WeightsError:
     """Return the error for a malformed file at `path` with this `problem`."""
-    return WeightsError(f"{str(path)!r} is no sound TensorFlow file: {problem}; get it again from where it comes from")
+    return WeightsError(f"{str(path)!r} is not a valid TensorFlow file: {problem}; get it again from its source")
 
 
 def parse(path: Path, message: str, content: bytes) -> Any:
@@ -110,7 +110,7 @@ def parse(path: Path, message: str, content: bytes) -> Any:
     try:
         return kinds[message].FromString(content)
     except failure as error:
-        raise refuse(path, f"it holds a damaged {message} message") from error
+        raise refuse(path, f"it has a damaged {message} message") from error
 
 
 def varint(path: Path, content: bytes | memoryview, at: int) -> tuple[int, int]:
@@ -132,7 +132,7 @@ def varint(path: Path, content: bytes | memoryview, at: int) -> tuple[int, int]:
         value |= (byte & 127) << 7 * place
         if byte < 128:
             return value, at + place + 1
-    raise refuse(path, "it holds a damaged number")
+    raise refuse(path, "it has a damaged number")
 
 
 def check_density(path: Path, content: memoryview, level: int = 0) -> None:
@@ -153,7 +153,7 @@ def check_density(path: Path, content: memoryview, level: int = 0) -> None:
         at = begin + (length if key & 7 == 2 else {1: 8, 5: 4}.get(key & 7, 0))
         fields += 1
         if fields > MOST_FIELDS or (at - begin > LARGE and key >> 3 not in LARGE_FIELDS[level]):
-            raise refuse(path, "it holds a large message that is no tensor")
+            raise refuse(path, "it has a large message that is not a tensor")
         if at - begin > LARGE and level + 1 < len(LARGE_FIELDS):
             check_density(path, content[begin:at], level + 1)
 
@@ -174,7 +174,7 @@ def shape_of(path: Path, shape: Any) -> tuple[int, ...]:
     sizes = tuple(dimension.size for dimension in shape.dim)
     elements = prod(size for size in sizes if size)
     if shape.unknown_rank or len(sizes) > MOST_DIMENSIONS or min(sizes, default=0) < 0 or elements > MOST_ELEMENTS:
-        raise refuse(path, "a tensor in it has no shape")
+        raise refuse(path, "a tensor has no valid shape")
     return sizes
 
 
@@ -195,7 +195,7 @@ def decode(path: Path, dtype: int, shape: tuple[int, ...], content: bytes | memo
     """
     kind = np.dtype(DTYPES[dtype])
     if prod(shape) * kind.itemsize != len(content):
-        raise refuse(path, f"a tensor of the shape {shape} has {len(content):,} bytes")
+        raise refuse(path, f"a tensor of shape {shape} has {len(content):,} bytes")
     values: NDArray[Any] = np.frombuffer(content, kind).reshape(shape)
     return (values.astype("<u4") << 16).view("<f4") if dtype == BFLOAT16 else values
 
@@ -223,13 +223,13 @@ def array_of(path: Path, tensor: Any, room: int) -> tuple[NDArray[Any] | None, i
     stored = getattr(tensor, VALUES[tensor.dtype])
     kind = np.dtype(DTYPES[tensor.dtype])
     if len(stored) > prod(shape) or prod(shape) * kind.itemsize > room:
-        raise refuse(path, f"a tensor of the shape {shape} has {len(stored):,} values")
+        raise refuse(path, f"a tensor of shape {shape} has {len(stored):,} values")
     try:
-        # Numbers of half precision are stored by their bits.
+        # float16 values are stored as their bits.
         values = np.fromiter(stored, "<u2" if tensor.dtype == HALF else kind, len(stored)).view(kind)
     except OverflowError as error:
-        raise refuse(path, "a tensor in it has a value beyond its type") from error
-    # A tail of equal values is stored once (`core/framework/tensor.proto`), and zeros are not stored at all.
+        raise refuse(path, "a tensor has a value that is out of range") from error
+    # Repeated values at the end are stored once (`core/framework/tensor.proto`). Zeros are not stored.
     filled = np.full(shape, values[-1] if len(values) else 0, kind)
     filled.reshape(-1)[: len(values)] = values
     return decode(path, tensor.dtype, shape, filled.data.cast("B") if filled.size else b""), filled.nbytes
@@ -242,7 +242,7 @@ def _messages() -> tuple[Mapping[str, Any], type[Exception]]:
         from google.protobuf import descriptor_pb2, descriptor_pool, message, message_factory
     except ImportError as error:
         raise MissingExtraError(
-            "reading TensorFlow's files needs protobuf; pip install 'featuretap[tensorflow]'"
+            "reading TensorFlow files needs protobuf; pip install 'featuretap[tensorflow]'"
         ) from error
     kinds = descriptor_pb2.FieldDescriptorProto
     file = descriptor_pb2.FileDescriptorProto(name="featuretap/tensorflow.proto", package="featuretap", syntax="proto3")

@@ -44,21 +44,21 @@ FAMILIES = {
     "MobilenetV2": (V2,),
     "MobilenetV3": (LARGE, SMALL, LARGE_MINIMALISTIC, SMALL_MINIMALISTIC),
 }
-"""Scope → the tables whose tensors may be in it."""
+"""Scope → tables whose tensors can be in the scope."""
 
 WIDTHS = (1.0, 0.75, 0.5, 0.25, 0.35, 1.3, 1.4, *(hundredths / 100 for hundredths in range(5, 401)))
-"""Width multipliers that are tried: those of published models, then all others."""
+"""Width multipliers to try: first the multipliers of published models, then all others."""
 
 LABEL_SETS = {(True, 1000): "imagenet1k", (False, 91): "coco"}
-"""Whether a model is a classifier, and its classes → the label set, as TF-slim and the Object Detection API publish."""
+"""(is a classifier, number of classes) → label set, as published by TF-slim and the Object Detection API."""
 
 USUAL_SIZE = 224
 
 CROPPED = 0.875
-"""Proportion of an image's side that TF-slim's evaluation keeps (`preprocessing/inception_preprocessing.py`)."""
+"""Central fraction of an image's side in TF-slim's evaluation (`preprocessing/inception_preprocessing.py`)."""
 
 SIZE_IN_NAME = re.compile(r"mobilenet_v\d.*_(\d{3})(?!\d)")
-"""Image size in the names of TF-slim's files, such as mobilenet_v1_1.0_224.ckpt.index."""
+"""Image size in the names of TF-slim's files, such as `mobilenet_v1_1.0_224.ckpt.index`."""
 
 
 def read_tensorflow_model(file: OpenFile) -> tuple[dict[str, Array], Record]:
@@ -78,7 +78,7 @@ def read_tensorflow_model(file: OpenFile) -> tuple[dict[str, Array], Record]:
     if path.suffix == ".pb":
         graph = read_graph(file)
         stored = graph.constants
-        _note_quantisation(path, graph)
+        _warn_of_fake_quantization(path, graph)
     else:
         stored = read_tensorflow_checkpoint(file, lambda name: bool(VARIABLE.fullmatch(name.removesuffix(AVERAGE))))
     norm_eps = _norm_eps(path, graph) if graph else NORM_EPS
@@ -103,7 +103,7 @@ def _identify(path: Path, tensors: Mapping[str, Array], graph: FrozenGraph | Non
         head, classes, taps = CLASSIFICATION, logits[0], table.levels[-1:]
     label_set = LABEL_SETS.get((head == CLASSIFICATION, classes or 0), "")
     if label_set:
-        logger.info("%s: its %d classes are taken to be those of %s", path, classes, label_set)
+        logger.info("%s: assuming that its %d classes are the classes of %s", path, classes, label_set)
     description = Description(table.name, taps, options, head, classes, preprocessing, classes=label_set)
     parts = ("backbone",) if head in (None, CLASSIFICATION) else ("backbone", "head")
     return Record(description, TENSORFLOW, dict.fromkeys(parts, norm_eps))
@@ -125,7 +125,7 @@ def _find_table(path: Path, scope: str, shapes: Shapes) -> tuple[BackboneSpec, d
             if all(shapes[names[name]] == shape for name, shape in expected.items()):
                 return table, {name: value for name, value in options.items() if value != defaults[name]}
     raise WeightsError(
-        f"{str(path)!r} holds a {scope or 'detector'} that is none of the backbones here in any width; give a file of "
+        f"{str(path)!r} contains a {scope or 'detector'} that matches no backbone of any width; use a file of "
         f"TF-slim's {', '.join(FAMILIES)}"
     )
 
@@ -139,7 +139,7 @@ def _norm_eps(path: Path, graph: FrozenGraph) -> float:
     }
     if len(found) > 1:
         raise WeightsError(
-            f"{str(path)!r} has batch norms with {len(found)} epsilons, which cannot be read; give a graph with one"
+            f"{str(path)!r} has batch norms with {len(found)} epsilons, which is not supported; use a graph with one"
         )
     return found.pop() if found else NORM_EPS
 
@@ -157,11 +157,11 @@ def _preprocessing(path: Path, graph: FrozenGraph | None) -> Preprocessing:
     return Preprocessing(round(size / CROPPED), size, SCALED.mean, SCALED.std)
 
 
-def _note_quantisation(path: Path, graph: FrozenGraph) -> None:
+def _warn_of_fake_quantization(path: Path, graph: FrozenGraph) -> None:
     count = sum(node.operation.startswith("FakeQuant") for node in graph.nodes.values())
     if count:
         logger.warning(
-            "%s was trained for 8 bits; its %d nodes of fake quantisation are left out, so outputs differ a little",
+            "%s was trained for 8 bits; ignoring its %d fake-quantization nodes, so outputs differ slightly",
             path,
             count,
         )

@@ -16,16 +16,16 @@ from featuretap.weights.tensorflow_messages import refuse, varint
 
 MAGIC = 0xDB4775248B80FB57
 FOOTER = 48
-"""Bytes: the places of two blocks, padding to 40 bytes, and the magic number."""
+"""Bytes: the positions of two blocks, padding to 40 bytes, and the magic number."""
 
 TRAILER = 5
-"""Bytes behind a block: how it is compressed, and its checksum."""
+"""Bytes after a block: its compression type and its checksum."""
 
 LARGEST_TABLE = 100_000_000
-"""Bytes; the index of a network with a thousand tensors has a tenth of a megabyte."""
+"""Maximum bytes. The index of a network with a thousand tensors has 0.1 MB."""
 
 MOST_BYTES_OF_KEYS = 3
-"""Times the size of the file: a key may repeat all of the one before it in a few bytes."""
+"""Maximum bytes of keys and values, as a multiple of the file size. Prefix compression makes keys longer."""
 
 
 def read_table(opened: OpenFile) -> dict[bytes, bytes]:
@@ -44,11 +44,11 @@ def read_table(opened: OpenFile) -> dict[bytes, bytes]:
     with explain_os_error(path), opened.reader() as file:
         content = file.read(LARGEST_TABLE + 1)
     if len(content) < FOOTER or int.from_bytes(content[-8:], "little") != MAGIC or len(content) > LARGEST_TABLE:
-        raise refuse(path, "it is no index of a checkpoint")
+        raise refuse(path, "it is not the index of a checkpoint")
     table: dict[bytes, bytes] = {}
     at = len(content) - FOOTER
     for _ in range(2):
-        # The first place is that of a block of metadata, the second that of the index.
+        # The first position is the metadata block, the second the index block.
         offset, at = varint(path, content, at)
         size, at = varint(path, content, at)
     room = MOST_BYTES_OF_KEYS * len(content)
@@ -58,7 +58,7 @@ def read_table(opened: OpenFile) -> dict[bytes, bytes]:
         for key, value in _entries(path, _block(path, content, begin, length)):
             room -= len(key) + len(value)
             if room < 0 or key in table:
-                raise refuse(path, "its keys contradict one another")
+                raise refuse(path, "its keys are inconsistent")
             table[key] = value
     return table
 
@@ -66,13 +66,13 @@ def read_table(opened: OpenFile) -> dict[bytes, bytes]:
 def _block(path: Path, content: bytes, offset: int, size: int) -> bytes:
     end = offset + size
     if end + TRAILER > len(content) - FOOTER:
-        raise refuse(path, "it has a block beyond its end")
+        raise refuse(path, "it has a block after its end")
     if crc32c(content[offset : end + 1]) != unmasked(int.from_bytes(content[end + 1 : end + TRAILER], "little")):
         raise refuse(path, "the checksum of a block is wrong")
     if content[end]:
         raise WeightsError(
-            f"{str(path)!r} is a compressed index of a checkpoint, which cannot be read here; save the checkpoint "
-            "again with TensorFlow, whose tf.train.Saver does not compress it"
+            f"{str(path)!r} is a compressed index of a checkpoint, which is not supported; save the checkpoint again "
+            "with tf.train.Saver, which does not compress the index"
         )
     return content[offset:end]
 

@@ -26,18 +26,18 @@ VARIABLE = re.compile(
     r"((FeatureExtractor/)?MobilenetV[123]|BoxPredictor_\d+)/(.+/)?"
     r"(weights|depthwise_weights|biases|gamma|beta|moving_mean|moving_variance)"
 )
-"""Names of weights and statistics; optimisers and quantisers name theirs otherwise."""
+"""Names of weights and statistics, without the state of optimizers and quantizers."""
 
 FOLDED = re.compile(r"(?P<scope>.+)/(Conv2D|depthwise)_bn_offset")
-"""Names of the biases that TensorFlow's graph transforms leave of a norm that they fold into a convolution."""
+"""Names of the biases that remain when TensorFlow's graph transforms fold a norm into a convolution."""
 
 AVERAGE = "/ExponentialMovingAverage"
 
 BACKGROUND_FIRST = 1001
-"""Classes of TF-slim's ImageNet classifiers: the background, then the usual thousand."""
+"""Classes of TF-slim's ImageNet classifiers: the background, then ImageNet's 1000 classes."""
 
 ANCHOR_ORDER = {6: (0, 5, 1, 2, 3, 4)}
-"""Boxes at a place → their order here: TensorFlow has the second square, of the next scale, last."""
+"""Boxes per position → their order in featuretap. TensorFlow has the second square, with the next scale, last."""
 
 BOX_ORDER = (1, 0, 3, 2)
 """TensorFlow predicts y, x, height, width."""
@@ -61,8 +61,8 @@ def as_pytorch(path: Path, stored: dict[str, Array], norm_eps: float) -> dict[st
     variables = _select(path, stored)
     if not variables:
         raise WeightsError(
-            f"{str(path)!r} holds no MobileNet of TF-slim or of TensorFlow's Object Detection API; give a file of "
-            "one, with names such as MobilenetV2/Conv/weights"
+            f"{str(path)!r} does not contain a MobileNet of TF-slim or of TensorFlow's Object Detection API; use a "
+            "file with names such as MobilenetV2/Conv/weights"
         )
     _complete_norms(path, variables, stored, norm_eps)
     for name, array in variables.items():
@@ -72,7 +72,7 @@ def as_pytorch(path: Path, stored: dict[str, Array], norm_eps: float) -> dict[st
     for name in [name for name in variables if "/Logits/" in name and variables[name].shape[:1] == (BACKGROUND_FIRST,)]:
         variables[name] = variables[name][1:]
         if name.endswith("/weights"):
-            logger.info("%s has a class for the background, which is left out", path)
+            logger.info("%s has a background class, which is removed", path)
     for name in variables:
         variables[name] = np.array(variables[name], order="C")
     return variables
@@ -83,14 +83,12 @@ def _select(path: Path, stored: dict[str, Array]) -> dict[str, Array]:
     variables = {name: stored.pop(name) for name in list(stored) if VARIABLE.fullmatch(name)}
     averaged = [name for name in variables if name + AVERAGE in stored]
     if averaged:
-        logger.info(
-            "%s: the moving averages of %d tensors are taken in place of their last values", path, len(averaged)
-        )
+        logger.info("%s: using the moving averages of %d tensors instead of their last values", path, len(averaged))
     return variables | {name: stored.pop(name + AVERAGE) for name in averaged}
 
 
 def _complete_norms(path: Path, variables: dict[str, Array], stored: Mapping[str, Array], norm_eps: float) -> None:
-    """Add tensors that norms do not store: a gamma of ones, and all tensors of norms that are folded into convolutions."""
+    """Add tensors that norms do not store: gammas of ones, and all tensors of norms folded into convolutions."""
     for name in [name for name in variables if name.endswith("/moving_variance")]:
         gamma = name.removesuffix("moving_variance") + "gamma"
         variables.setdefault(gamma, np.ones_like(variables[name]))
@@ -119,7 +117,7 @@ def _kernel(path: Path, name: str, array: Array) -> Array:
 def _reorder_predictions(path: Path, scope: str, variables: dict[str, Array]) -> None:
     biases = variables.get(f"{scope}/BoxEncodingPredictor/biases")
     if biases is None or biases.ndim != 1 or len(biases) % len(BOX_ORDER):
-        raise refuse(path, f"{scope} does not predict four numbers for each box")
+        raise refuse(path, f"{scope} does not predict four values per box")
     anchors = len(biases) // len(BOX_ORDER)
     order = np.array(ANCHOR_ORDER.get(anchors, range(anchors)))
     for predictor, inner in (("BoxEncodingPredictor", np.array(BOX_ORDER)), ("ClassPredictor", None)):
@@ -129,7 +127,7 @@ def _reorder_predictions(path: Path, scope: str, variables: dict[str, Array]) ->
                 continue
             array = variables[name]
             if not array.size or not array.ndim or anchors == 0 or len(array) % anchors:
-                raise refuse(path, f"{name} is {array.shape}, which is not for {anchors} boxes at each place")
+                raise refuse(path, f"{name} is {array.shape}, which does not fit {anchors} boxes per position")
             by_anchor = array.reshape(anchors, -1, *array.shape[1:])[order]
             by_anchor = by_anchor if inner is None else by_anchor[:, inner]
             variables[name] = by_anchor.reshape(array.shape)

@@ -21,12 +21,12 @@ from featuretap.weights.files import CONFIG, config_beside
 logger = logging.getLogger("featuretap")
 
 SIZE = 224
-"""Pixels of timm's images where ours are not cropped."""
+"""Image size in pixels for models without a crop."""
 
 LOGITS = "head.logits.weight"
 
 HARMLESS = {"drop_rate", "drop_path_rate", "in_chans", "num_classes", "features_only", "out_indices", "global_pool"}
-"""Arguments of timm's networks that change no map, or that the shapes of the tensors show."""
+"""Arguments of timm's networks that do not affect maps, or that follow from the shapes of the tensors."""
 
 KNOWN: Mapping[str, Callable[[Any], bool]] = {
     "output_stride": lambda value: value in (8, 16, 32),
@@ -84,14 +84,14 @@ def _as_features(description: Description, backbone: BackboneSpec, layout: Layou
     if description.head:
         return {}
     numbered = layout.feature_taps or backbone.levels
-    # Only tables have several addresses for one map.
+    # Only backbones with tables have several addresses for one map.
     paths = {address: path or address for address, path in backbone.addresses.items()}
     indices = {paths[address]: index for index, address in enumerate(numbered)}
     unnumbered = [address for address in backbone.taps if paths[address] not in indices]
     if unnumbered:
         raise WeightsError(
-            f"cannot save the taps {', '.join(unnumbered)} for timm, whose feature extractor has no index for them; "
-            f"build the backbone with taps among {', '.join(numbered)}"
+            f"cannot save the taps {', '.join(unnumbered)} in the layout 'timm', which has no index for them; build "
+            f"the backbone with taps among {', '.join(numbered)}"
         )
     return {"features_only": True, "out_indices": sorted({indices[paths[address]] for address in backbone.taps})}
 
@@ -138,7 +138,7 @@ def read_timm_config(file: Path) -> TimmConfig:
     for name, value in arguments.items():
         if name not in HARMLESS and not (name in KNOWN and KNOWN[name](value)):
             raise WeightsError(
-                f"{str(path)!r} builds {architecture!r} with {name}={value!r}, which is not known here; load the model "
+                f"{str(path)!r} builds {architecture!r} with {name}={value!r}, which is not supported; load the model "
                 "with timm"
             )
     pretrained = config.get("pretrained_cfg", config)
@@ -187,9 +187,7 @@ def preprocessing_of(origin: object, config: Any) -> Preprocessing | None:
         mean, std = tuple(config["mean"]), tuple(config["std"])
         return Preprocessing(resize, crop, mean, std, config.get("interpolation", "bilinear"))
     except (KeyError, IndexError, TypeError, AttributeError, ArithmeticError, ValueError) as error:
-        logger.warning(
-            "%s states a preprocessing that is not known here (%s); ImageNet's usual one is taken", origin, error
-        )
+        logger.warning("%s has an unsupported preprocessing (%s); using the ImageNet default", origin, error)
         return None
 
 

@@ -23,43 +23,43 @@ from featuretap.weights.unwrapping import CONTAINERS, select_state_dict
 
 SKIPPED = (
     *("argparse.Namespace", "types.SimpleNamespace", "datetime.datetime", "datetime.timedelta"),
-    # Python 3.13 has paths in a module of their own.
+    # The module of paths in Python 3.13.
     *(f"{module}.{kind}Path" for module in ("pathlib", "pathlib._local") for kind in ("Posix", "Windows")),
     *(f"{module}.Pure{kind}Path" for module in ("pathlib", "pathlib._local") for kind in ("Posix", "Windows")),
     *(f"builtins.{kind}" for kind in ("dict", "float", "frozenset", "int", "list", "range")),
     *(f"numpy.{core}.multiarray.{function}" for core in ("core", "_core") for function in ("scalar", "_reconstruct")),
     *("numpy.dtype", "numpy.ndarray"),
-    # The settings of Hydra, which Lightning stores.
+    # Settings of Hydra, which Lightning stores.
     *("omegaconf.dictconfig.DictConfig", "omegaconf.listconfig.ListConfig", "omegaconf.nodes.AnyNode", "typing.Any"),
     *("omegaconf.base.ContainerMetadata", "omegaconf.base.Metadata"),
 )
-"""What training scripts store beside the tensors; none of it is imported, created or called."""
+"""Objects that training scripts store with tensors. They are not imported, created or called."""
 
 ARCHIVE = b"PK\x03\x04"
-"""First bytes of an archive, by which PyTorch knows its format."""
+"""First bytes of an archive."""
 
 PROGRAM = "/code/"
-"""Folder of a TorchScript program in its archive, whose files are compressed."""
+"""Folder of a TorchScript program in an archive."""
 
 PICKLE = "/data.pkl"
-"""End of the name of the pickle in an archive, which describes the tensors."""
+"""Suffix of the name of the pickle in an archive."""
 
 FOLDER = 0x10
-"""Attribute of a folder in an archive. PyTorch reads uninitialised memory where a tensor has it."""
+"""Attribute of a folder in an archive. PyTorch reads uninitialized memory if a tensor's entry has it."""
 
 OLD_PICKLES = 5
-"""At the beginning of a file in the format of old versions: two numbers, the system, the content, and its storages."""
+"""Pickles at the start of a file in the legacy format: two numbers, the system, the content and its storages."""
 
 BYTES_BY_NUMBER = b"\nbytearray\n"
-"""How a pickle names a class whose one argument is a number of bytes, of zeros that are allocated."""
+"""Reference to a class in a pickle. Its argument can be a number of bytes, which are allocated."""
 
 ADVICE = (
-    "if you trust its source, load it with torch.load(path, weights_only=False), and save the state dict in it as a "
-    "file of its own"
+    "if you trust its source, load it with torch.load(path, weights_only=False), and save its state dict as a separate "
+    "file"
 )
 
 MOST_SHARED = 3
-"""How often a file may use its values: layers may share tensors."""
+"""Maximum number of times that the values of a file are used. Layers may share tensors."""
 
 _replacing = Lock()
 
@@ -96,7 +96,7 @@ REPLACEMENTS: Mapping[str, type] = {
     "collections.defaultdict": _PlainDict,
     "collections.deque": _PlainList,
 }
-"""Name in a file → what is created in its place."""
+"""Name in a file → replacement."""
 
 
 def read_torch_file(file: OpenFile) -> Mapping[str, Tensor]:
@@ -120,20 +120,21 @@ def read_torch_file(file: OpenFile) -> Mapping[str, Tensor]:
         except (OSError, WeightsError):
             raise
         except Exception as error:
-            # Damaged bytes make the unpickler raise almost anything.
+            # The unpickler can raise almost any exception for damaged files.
             raise _refusal(path, error) from error
     state, key = select_state_dict(path, content)
     under = f" under {key!r}" if key else ""
     if not isinstance(state, Mapping) or not state:
         raise WeightsError(
-            f"{str(path)!r} holds {_kind(state)}{under}, no state dict; save model.state_dict(), not the model"
+            f"{str(path)!r} contains {_kind(state)}{under} instead of a state dict; save model.state_dict() instead of "
+            "the model"
         )
     for name, value in state.items():
         problem = _problem(name, value)
         if problem:
             raise WeightsError(
-                f"{str(path)!r} holds no state dict{under}: {name!r} {problem}; save a dictionary of tensors, alone or "
-                f"under one of {', '.join(CONTAINERS)}"
+                f"{str(path)!r} does not contain a state dict{under}: {name!r} {problem}; save a dictionary of "
+                f"tensors, directly or under one of {', '.join(CONTAINERS)}"
             )
     _check_sizes(file, state)
     return {name: value.detach() for name, value in state.items()}
@@ -147,7 +148,7 @@ def _load(file: OpenFile) -> Any:
         if _refused_name(error) not in REPLACEMENTS:
             raise
     replaced: list[Any] = [(kind, name) for name, kind in REPLACEMENTS.items()]
-    # What is allowed is a setting of the process.
+    # The allowed classes are a setting of the process.
     with _replacing, torch.serialization.safe_globals(replaced):
         return _load_allowed(file)
 
@@ -161,41 +162,40 @@ def _refused_name(error: Exception) -> str:
     """Return the class or function that the restricted unpickler refused, or "" for other errors."""
     found = re.search(r"GLOBAL (\S+) (?:was not an allowed|whose module)", str(error))
     name = found[1] if found else ""
-    # PyTorch leaves the module out here.
+    # PyTorch's message does not name the module.
     return f"builtins.{name}" if name and "." not in name else name
 
 
 def _refusal(path: Path, error: Exception) -> WeightsError:
     if name := _refused_name(error):
-        return WeightsError(f"{str(path)!r} holds {name}, and reading that can run code; {ADVICE}")
+        return WeightsError(f"{str(path)!r} contains {name}, which can run code when it is read; {ADVICE}")
     return WeightsError(
-        f"{str(path)!r} is no file of weights that can be read safely; give a .safetensors file, or a .pth "
-        "file that holds a state dict"
+        f"{str(path)!r} is not a weights file that can be read safely; use a .safetensors file, or a .pth file with a "
+        "state dict"
     )
 
 
 def _check_archive(opened: OpenFile) -> list[zipfile.ZipInfo]:
-    """Refuse archives with folders, or that unpack to more than their size. PyTorch writes uncompressed files only.
+    """Refuse archives with folders, or that unpack to more than their size, and return the pickles in the archive.
 
-    Returns:
-        the pickles in the archive; none for files in PyTorch's legacy format.
+    PyTorch writes uncompressed files only. Files in PyTorch's legacy format have no archive.
     """
     path, size = opened.path, opened.size
     with opened.reader() as file:
         if file.read(len(ARCHIVE)) != ARCHIVE:
-            # The format of old versions, a pickle.
+            # The legacy format, a pickle.
             return []
     try:
         with opened.reader() as file, zipfile.ZipFile(file) as archive:
             entries = archive.infolist()
     except (zipfile.BadZipFile, ValueError, NotImplementedError) as error:
-        # PyTorch's own reader may accept what this one does not, and it has to be checked first.
+        # PyTorch's reader may accept archives that cannot be checked here.
         raise _refusal(path, error) from error
     folder = next((entry.filename for entry in entries if entry.is_dir() or entry.external_attr & FOLDER), "")
     if folder:
         raise WeightsError(
             f"{str(path)!r} is an archive with {folder!r} as a folder, which PyTorch never writes; get it again from "
-            "where it comes from"
+            "its source"
         )
     if any(PROGRAM in entry.filename for entry in entries):
         raise WeightsError(
@@ -207,14 +207,13 @@ def _check_archive(opened: OpenFile) -> list[zipfile.ZipInfo]:
     longest = _longest_pickle(opened)
     if pickled > longest:
         raise WeightsError(
-            f"{str(path)!r} has {pickled:,} bytes of names and values beside its tensors, and at most "
-            f"{longest:,} are read; save the state dict alone"
+            f"{str(path)!r} has {pickled:,} bytes of names and values besides its tensors, but at most "
+            f"{longest:,} are read; save the state dict only"
         )
     unpacked = sum(entry.file_size for entry in entries)
     if unpacked > size:
         raise WeightsError(
-            f"{str(path)!r} is an archive of {size:,} bytes that unpacks to {unpacked:,}; get it again from where it "
-            "comes from"
+            f"{str(path)!r} is an archive of {size:,} bytes that unpacks to {unpacked:,}; get it again from its source"
         )
     return pickles
 
@@ -233,7 +232,7 @@ def _check_pickles(opened: OpenFile, pickles: Sequence[zipfile.ZipInfo]) -> None
             problems = [pickle_problem(file, OLD_PICKLES, longest)]
     if creates_bytes:
         raise WeightsError(
-            f"{str(opened.path)!r} holds builtins.bytearray, and reading that can take any amount of memory; {ADVICE}"
+            f"{str(opened.path)!r} contains builtins.bytearray, which can take any amount of memory to read; {ADVICE}"
         )
     for problem in filter(None, problems):
         raise WeightsError(f"{str(opened.path)!r} {problem}")
@@ -249,8 +248,7 @@ def _check_sizes(file: OpenFile, tensors: Mapping[str, Tensor]) -> None:
     size, named = file.size, sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
     if named > MOST_SHARED * size:
         raise WeightsError(
-            f"{str(file.path)!r} has {size:,} bytes, and describes tensors of {named:,}; get it again from where it "
-            "comes from"
+            f"{str(file.path)!r} has {size:,} bytes, but describes tensors of {named:,}; get it again from its source"
         )
 
 
@@ -260,11 +258,11 @@ def _kind(value: object) -> str:
 
 def _problem(name: object, value: object) -> str:
     if not isinstance(name, str):
-        return "is no name of a tensor"
+        return "is not a tensor name"
     if not isinstance(value, Tensor):
         return f"is {_kind(value)}, not a tensor"
     if value.layout != torch.strided or value.is_quantized or value.is_complex():
-        return f"is a tensor of {value.dtype} in the layout {value.layout}, which no layer holds"
+        return f"is a tensor of {value.dtype} in the layout {value.layout}, which layers do not support"
     if value.device.type != "cpu":
         return f"is a tensor without values (device {value.device.type!r})"
     return ""

@@ -33,7 +33,7 @@ DTYPES = {
     "F32": torch.float32,
     "F64": torch.float64,
 }
-"""Types of numbers as safetensors calls them."""
+"""dtype as named by safetensors → PyTorch's dtype."""
 
 
 def tensor(content: mmap.mmap | bytes, stored: Stored) -> Tensor:
@@ -59,12 +59,12 @@ def check_finite(checkpoint: Checkpoint) -> None:
     broken = [
         name
         for name, tensor in checkpoint.tensors.items()
-        # Numbers of one byte have no test of their own.
+        # torch.isfinite does not support 8-bit floats.
         if tensor.is_floating_point()
         and not torch.isfinite(tensor.float() if tensor.element_size() == 1 else tensor).all()
     ]
     if broken:
         raise WeightsError(
-            f"{str(checkpoint.path)!r} holds NaN or infinity in {first_few(broken, 3)}; "
-            "its training diverged, or the file was damaged"
+            f"{str(checkpoint.path)!r} contains NaN or infinity in {first_few(broken, 3)}; the training diverged, or "
+            "the file is damaged"
         )

@@ -20,7 +20,7 @@ from featuretap.weights.metadata import Record
 from featuretap.weights.reading import Checkpoint, Tensor, convert_first
 
 CLASSIFIER_RANKS = {"hidden.weight": 2, "hidden.bias": 1, "logits.weight": 2, "logits.bias": 1}
-"""Dimensions of the tensors of a classifier's layers."""
+"""Number of dimensions of the tensors of a classifier's layers."""
 
 
 @dataclass(frozen=True)
@@ -85,10 +85,10 @@ def translate(checkpoint: Checkpoint, spec: BackboneSpec | ModelSpec, catalogue:
         record = identify_tensors(checkpoint.shapes, catalogue, checkpoint.framework)
         if record is None or record.description.name != backbone.name:
             layouts = ", ".join([NATIVE, *backbone.layouts])
-            raise MismatchError(f"{checkpoint.path} is in none of its layouts, which are {layouts}")
+            raise MismatchError(f"{checkpoint.path} is not in one of its layouts: {layouts}")
     owner = _find_owner(checkpoint, record, spec, catalogue)
     if record.layout != NATIVE and isinstance(owner, ModelSpec) and not knows_head(owner.head, checkpoint.framework):
-        problem = f"names the tensors of its head {owner.head.name!r} as {record.layout} does, which needs PyTorch"
+        problem = f"has the head {owner.head.name!r} in the layout {record.layout!r}, which needs PyTorch"
         raise convert_first(problem, checkpoint.path)
     return _rename(checkpoint, backbone, owner, record.layout, record.description.head, record.norm_eps)
 
@@ -113,13 +113,13 @@ def _find_owner(
             **options,
         ).spec
     except FeaturetapError as error:
-        raise MismatchError(f"{checkpoint.path} is of a model that is not known here: {error}") from error
+        raise MismatchError(f"{checkpoint.path} contains an unknown model: {error}") from error
 
 
 def _guess_layout(
     checkpoint: Checkpoint, spec: BackboneSpec | ModelSpec
 ) -> tuple[str, BackboneSpec | ModelSpec] | None:
-    """Return the layout that names most of the tensors, and its spec: the backbone with its classifier, or the model."""
+    """Return the layout that names most of the tensors, and its spec: backbone with classifier, or model."""
     names, backbone = set(checkpoint.tensors), backbone_of(spec)
     model = spec if isinstance(spec, ModelSpec) and knows_head(spec.head, checkpoint.framework) else None
     native_owner = model if model and names & {HEAD + name for name in model.head_tensors} else backbone
@@ -172,7 +172,7 @@ def _rename(
             layout.preprocessing,
         )
     if unknown:
-        raise MismatchError(f"{checkpoint.path} holds {first_few(sorted(unknown), 3)}, which the model lacks")
+        raise MismatchError(f"{checkpoint.path} has {first_few(sorted(unknown), 3)}, which the model does not have")
     if backbone.stages:
         _check_ranks(native.tensors, backbone, classifier=head == CLASSIFICATION)
     return native
@@ -182,8 +182,8 @@ def _check_architecture(checkpoint: Checkpoint, layout_name: str, layout: Layout
     architecture = checkpoint.config.architecture
     if layout_name == "timm" and architecture and layout.architecture and architecture != layout.architecture:
         raise MismatchError(
-            f"the config.json beside {checkpoint.path} says that it is timm's {architecture!r}, which is another "
-            f"network than timm's {layout.architecture!r}"
+            f"the config.json next to {checkpoint.path} describes timm's {architecture!r}, which differs from timm's "
+            f"{layout.architecture!r}"
         )
 
 
@@ -193,4 +193,4 @@ def _check_ranks(tensors: Mapping[str, Tensor], spec: BackboneSpec, *, classifie
     ranks |= {f"{HEAD}{name}": rank for name, rank in CLASSIFIER_RANKS.items()} if classifier else {}
     for name, tensor in tensors.items():
         if tensor.ndim != ranks.get(name, tensor.ndim) or 0 in tensor.shape:
-            raise MismatchError(f"{name} is {tuple(tensor.shape)} in the file, with which nothing fits")
+            raise MismatchError(f"{name} is {tuple(tensor.shape)} in the file, which fits no option")

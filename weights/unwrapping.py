@@ -15,25 +15,25 @@ CONTAINERS = (
     *("state_dict_ema", "model_ema", "state_dict", "model"),
     *("model_state_dict", "net", "weights", "module"),
 )
-"""Keys of a state dict in a training checkpoint. The first found is used; `timm.models.load_checkpoint` has this order.
+"""Keys of a state dict in a training checkpoint. The first match is used, as in `timm.models.load_checkpoint`.
 
-The last is that of the state dicts of DeepSpeed and of old moving averages.
+"module" is the key in checkpoints of DeepSpeed and of old moving averages.
 """
 
 PREFIXES = ("module.", "_orig_mod.", "model.", "backbone.", "encoder.")
-"""Prefixes that wrappers of a model add: DataParallel and moving averages, torch.compile, and modules of trainers."""
+"""Prefixes of wrappers: DataParallel and moving averages, `torch.compile`, and modules of training libraries."""
 
 COMPILED = "_orig_mod."
-"""What torch.compile adds to the names of a part, wherever it is: `backbone._orig_mod.stages.C1…`."""
+"""Added by `torch.compile` at any position: `backbone._orig_mod.stages.C1…`."""
 
 COUNT = "n_averaged"
-"""The counter of PyTorch's `AveragedModel`, beside the tensors of the model."""
+"""The counter in state dicts of PyTorch's `AveragedModel`."""
 
 DEEPEST = 8
-"""Most containers, and most prefixes, inside one another; a damaged file can have any number."""
+"""Maximum number of nested containers and prefixes. Damaged files can have any number."""
 
 TORCHVISION_PREFIXES = ("backbone.features.", "backbone.body.")
-"""Prefixes of the backbones of torchvision's detectors, whose other parts have the names of ours."""
+"""Prefixes of the backbones of torchvision's detectors, whose other parts are named as in featuretap."""
 
 
 def select_state_dict(path: Path, content: Any) -> tuple[Any, str]:
@@ -53,7 +53,7 @@ def select_state_dict(path: Path, content: Any) -> tuple[Any, str]:
             break
         keys.append(found[0])
         if len(found) > 1:
-            logger.warning("%s holds weights under %s; %r is loaded", path, ", ".join(map(repr, found)), ".".join(keys))
+            logger.warning("%s has weights under %s; loading %r", path, ", ".join(map(repr, found)), ".".join(keys))
         content = content[found[0]]
     return content, ".".join(keys)
 
@@ -70,7 +70,7 @@ def strip_prefixes(tensors: Mapping[str, T]) -> dict[str, T]:
     if all(name.startswith(("backbone.", "head.")) for name in named) and not any(
         name.startswith(TORCHVISION_PREFIXES) for name in named
     ):
-        # The state dict of our own models with a head; files have no prefix there.
+        # The state dict of a featuretap model with a head. Files do not have the prefix `backbone.`.
         named = {name.removeprefix("backbone."): tensor for name, tensor in _without_parallel_parts(named).items()}
     return named
 

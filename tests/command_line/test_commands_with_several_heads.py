@@ -163,7 +163,7 @@ def test_a_head_is_extracted_and_joined_again(run: Run, tmp_path: Path, several:
     [
         (
             ("convert", "{path}", "{out}"),
-            "'{path}' holds a model with several heads: objects, road; choose one, such as with --head objects",
+            "'{path}' contains a model with several heads: objects, road; choose one, such as with --head objects",
         ),
         (
             ("convert", "{path}", "{out}", "--head", "raod"),
@@ -175,7 +175,7 @@ def test_a_head_is_extracted_and_joined_again(run: Run, tmp_path: Path, several:
         ),
         (
             ("export", "{path}", "{out}.onnx", "--num-classes", "3"),
-            "'{path}' holds a model with several heads: objects, road; choose one, such as with --head objects",
+            "'{path}' contains a model with several heads: objects, road; choose one, such as with --head objects",
         ),
         (
             ("quantize", "{path}", "{out}.onnx", "--images", "{images}"),

@@ -81,7 +81,7 @@ def test_weights_on_the_hugging_face_hub_are_to_be_downloaded_elsewhere_without_
     ran = python(CALL, "registry.session('mobilenet_v1')", FEATURETAP_OFFLINE="")
     assert ran.stderr == ""
     assert "huggingface_hub" in ran.stdout
-    assert "run 'hf download timm/mobilenetv1_100.ra4_e3600_r224_in1k model.safetensors' where" in ran.stdout
+    assert "run 'hf download timm/mobilenetv1_100.ra4_e3600_r224_in1k model.safetensors' with network" in ran.stdout
 
 
 def test_another_missing_module_stays_an_error_of_python() -> None:

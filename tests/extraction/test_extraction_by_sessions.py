@@ -194,7 +194,7 @@ def test_pytorch_computes_where_a_session_cannot_or_is_not_wanted(
 @pytest.mark.usefixtures("without_torch")
 def test_without_pytorch_the_error_is_that_of_the_session(weights: Path, official_weights: Path) -> None:
     assert runs_a_session(open_extractor(None, str(weights), ("C5",)))
-    with pytest.raises(WeightsError, match=r"is a \.pth file, which only PyTorch can read"):
+    with pytest.raises(WeightsError, match=r"is a \.pth file, which can only be read with PyTorch"):
         open_extractor("mobilenet_v2", str(official_weights), ("C5",))
     with pytest.raises(MissingExtraError) as error:
         open_extractor(None, str(weights), ("C5",), use_torch=True)

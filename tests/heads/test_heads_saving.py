@@ -32,7 +32,7 @@ def test_other_classes_keep_all_but_the_last_layers(
     path = registry.save(model, tmp_path / "three.safetensors")
     with caplog.at_level(logging.WARNING, "featuretap"):
         other = registry.load(path, num_classes=5)
-    assert "has 3 classes, not 5; the backbone's weights are taken, and head." in caplog.text
+    assert "randomly initialized (the file has 3 classes, the model 5)" in caplog.text
     before, after = model.state_dict(), other.state_dict()
     changed = {name for name in before if before[name].shape != after[name].shape}
     assert changed
@@ -49,7 +49,8 @@ def test_a_detector_starts_from_the_backbone_of_a_classifier(
     model = registry.build("mobilenet_v2", head="ssdlite", num_classes=3, pretrained=official_weights)
     whole = registry.build("mobilenet_v2", pretrained=official_weights)
     assert caplog.messages == [
-        f"'mobilenet_v2': {official_weights} has a head 'classification'; the head 'ssdlite' starts with fresh weights"
+        f"'mobilenet_v2': loaded the backbone from {official_weights}, which has a head 'classification'; the head "
+        "'ssdlite' is randomly initialized"
     ]
     for name, tensor in model.backbone.state_dict().items():
         assert torch.equal(tensor, whole.backbone.state_dict()[name])

@@ -186,9 +186,9 @@ def test_a_model_with_other_normalisation_is_not_saved_for_torchvision(registry:
     with pytest.raises(WeightsError) as error:
         registry.save(model, tmp_path / "x.safetensors", layout="torchvision")
     assert str(error.value) == (
-        "cannot save 'mobilenet_v3_large' with reduce_lowest_anchors=False, reduced_tail for torchvision, which has "
-        "image_mean=(0.5, 0.5, 0.5) and image_std=(0.5, 0.5, 0.5) in it, not (0.485, 0.456, 0.406) and "
-        "(0.229, 0.224, 0.225); save it in the layout 'featuretap'"
+        "cannot save 'mobilenet_v3_large' with reduce_lowest_anchors=False, reduced_tail in the layout 'torchvision', "
+        "which has fixed image_mean=(0.5, 0.5, 0.5) and image_std=(0.5, 0.5, 0.5), not (0.485, 0.456, 0.406) and "
+        "(0.229, 0.224, 0.225); use the layout 'featuretap'"
     )
 
 
@@ -234,9 +234,9 @@ def test_class_layers_start_anew_for_another_number_of_classes(
     with caplog.at_level(logging.WARNING, "featuretap"):
         ours_of(registry, "ssdlite320_mobilenet_v3_large", path, num_classes=4)
     assert (
-        "has 91 classes, not 4; the backbone's weights are taken, and head.predictor.classification_head.module_list."
-        "0.1, head.predictor.classification_head.module_list.1.1, head.predictor.classification_head.module_list.2.1 "
-        "and 3 more start with fresh ones" in caplog.text
+        "; head.predictor.classification_head.module_list.0.1, head.predictor.classification_head.module_list.1.1, "
+        "head.predictor.classification_head.module_list.2.1 and 3 more are randomly initialized (the file has 91 "
+        "classes, the model 4)" in caplog.text
     )
 
 
@@ -318,15 +318,17 @@ def test_explicit_options_override_those_of_the_weights(registry: Registry) -> N
 def test_a_model_that_torchvision_lacks_is_not_saved_for_it(registry: Registry, tmp_path: Path) -> None:
     for options in ({}, {"reduced_tail": True}):
         model = registry.build("mobilenet_v3_large", head="ssdlite", **options)
-        with pytest.raises(WeightsError, match="for torchvision, which has no such network; save it in the layout"):
+        with pytest.raises(
+            WeightsError, match="in the layout 'torchvision', which does not have this network; use the layout"
+        ):
             registry.save(model, tmp_path / "x.safetensors", layout="torchvision")
     with pytest.raises(WeightsError) as error:
         registry.save(registry.build("mobilenet_v3_large", head="fcos"), tmp_path / "x", layout="torchvision")
     assert str(error.value) == (
-        "cannot save 'mobilenet_v3_large' for torchvision: the layout 'torchvision' is not one that head 'fcos' is "
-        "known in; it has featuretap"
+        "cannot save 'mobilenet_v3_large' in the layout 'torchvision': the head 'fcos' does not support the layout "
+        "'torchvision'; it supports featuretap"
     )
-    with pytest.raises(WeightsError, match="the layout 'timm' is not one that head 'lraspp' is known in"):
+    with pytest.raises(WeightsError, match="the head 'lraspp' does not support the layout 'timm'"):
         registry.save(registry.build("mobilenet_v3_large", head="lraspp"), tmp_path / "x", layout="timm")
 
 

@@ -318,10 +318,13 @@ def test_parts_of_a_file_with_several_heads_fill_other_models(registry: Registry
         (lambda r, path: r.load(path, head="raod"), "{path} has no head 'raod'; did you mean 'road'? its heads are "),
         (
             lambda r, path: r.load(path, num_classes=3),
-            "{path} holds a model with several heads: road, scene; choose one, such as with registry.load(path, "
+            "{path} contains a model with several heads: road, scene; choose one, such as with registry.load(path, "
             "head='road')",
         ),
-        (lambda r, path: r.convert(path, path), "{path} holds a model with several heads: road, scene; choose one, "),
+        (
+            lambda r, path: r.convert(path, path),
+            "{path} contains a model with several heads: road, scene; choose one, ",
+        ),
         (
             lambda r, path: r.save(r.load(path), path, layout="timm"),
             "cannot save a model with several heads in the layout 'timm', which supports one; save one head: "
@@ -517,5 +520,5 @@ def test_damaged_records_of_heads_are_refused(registry: Registry, tmp_path: Path
     with safe_open(path, "pt") as file:
         metadata = {**file.metadata(), "featuretap.heads": heads}
     save_file(load_file(path), path, metadata)
-    with pytest.raises(WeightsError, match="is no sound file of weights: "):
+    with pytest.raises(WeightsError, match="is not a valid weights file: "):
         registry.load(path)

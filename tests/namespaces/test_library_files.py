@@ -140,12 +140,13 @@ def test_another_classifier_of_timms_is_left_out_and_logged(
     torch.save(timm_model(architecture).state_dict(), path)
     model = registry.build(f"timm/{architecture}", pretrained=path)
     assert notes.messages == [
-        f"'timm/{architecture}': {path} has no head of ours; the head 'classification' starts with fresh weights"
+        f"'timm/{architecture}': loaded the backbone from {path}, which has no supported head; the head "
+        "'classification' is randomly initialized"
     ]
     with pytest.raises(WeightsError) as error:
         registry.save(model, tmp_path / "folder", layout="timm")
     assert str(error.value) == (
-        f"cannot save 'timm/{architecture}' for timm, whose classifier has other layers; save it in the layout "
+        f"cannot save 'timm/{architecture}' in the layout 'timm', whose classifier has other layers; use the layout "
         "'featuretap'"
     )
 
@@ -205,17 +206,19 @@ def test_a_folder_of_another_network_of_timms_is_refused(registry: Registry, tmp
     save_for_hf(timm_model("resnet18"), str(tmp_path), safe_serialization=True)
     with pytest.raises(WeightsError) as error:
         registry.load(tmp_path, name="timm/resnet18d")
-    assert "timm's 'resnet18', which is another network than timm's 'resnet18d'" in str(error.value)
+    assert "timm's 'resnet18', which differs from timm's 'resnet18d'" in str(error.value)
     with pytest.raises(WeightsError, match=r"name the model: registry.load\(path, name='timm/resnet18'\)$"):
         registry.load(tmp_path)
 
 
 def test_a_file_of_another_network_is_refused(registry: Registry, tmp_path: Path) -> None:
     torch.save(torchvision_model("resnet18").state_dict(), tmp_path / "file.pth")
-    with pytest.raises(WeightsError, match=r"weights do not fit 'torchvision/resnet34': .*lacks layer1.2.conv1.weight"):
+    with pytest.raises(
+        WeightsError, match=r"weights do not fit 'torchvision/resnet34': .*does not have layer1.2.conv1.weight"
+    ):
         registry.build("torchvision/resnet34", features_only=True, pretrained=tmp_path / "file.pth")
     torch.save(torchvision_model("resnet34").state_dict(), tmp_path / "file.pth")
-    with pytest.raises(WeightsError, match=r"weights do not fit 'torchvision/resnet18': .*holds layer1.2.bn1.bias"):
+    with pytest.raises(WeightsError, match=r"weights do not fit 'torchvision/resnet18': .*has layer1.2.bn1.bias"):
         registry.build("torchvision/resnet18", features_only=True, pretrained=tmp_path / "file.pth")
 
 

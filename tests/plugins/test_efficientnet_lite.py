@@ -170,7 +170,9 @@ def test_what_a_library_does_not_have_is_not_written_for_it(
     registry: Registry, tmp_path: Path, layout: str, options: dict[str, Any]
 ) -> None:
     model = registry.build("efficientnet_lite0", **options)
-    with pytest.raises(WeightsError, match=f"for {layout}, which has no such network; save it in the layout"):
+    with pytest.raises(
+        WeightsError, match=f"in the layout '{layout}', which does not have this network; use the layout"
+    ):
         registry.save(model, tmp_path / "file.safetensors", layout)
 
 

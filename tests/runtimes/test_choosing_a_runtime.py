@@ -195,7 +195,7 @@ def test_sessions_are_opened_by_the_fastest_runtime(registry: Registry, saved: P
 
 
 def test_errors_of_weights_are_not_those_of_runtimes(registry: Registry, saved: Path) -> None:
-    with pytest.raises(WeightsError, match="has 5 classes, not 7"):
+    with pytest.raises(WeightsError, match="the file has 5 classes, the model 7"):
         registry.session(saved, runtime="auto", num_classes=7)
 
 

@@ -51,7 +51,8 @@ def test_a_name_is_a_name_wherever_one_stands(run: Run, tmp_path: Path, monkeypa
     assert run("export", "mobilenet_v1_025", "a.ts", "--weights", "none", "--features-only").status == 0
     refused(
         run("export", tmp_path / "mobilenet_v1_025", "a.ts"),
-        f"the folder '{tmp_path}/mobilenet_v1_025' holds no model.safetensors; give a folder that registry.save wrote",
+        f"the folder '{tmp_path}/mobilenet_v1_025' does not contain model.safetensors; pass a folder that "
+        "registry.save wrote",
     )
 
 

@@ -140,14 +140,18 @@ def test_images_that_it_cannot_take_are_refused(
     ("arguments", "error", "message"),
     [
         ({"source": "official"}, WeightsError, r"mobilenet_v2-b0353104.pth' .*PyTorch.*; .*featuretap convert "),
-        ({"source": "mobilenet_v2"}, WeightsError, r"^'mobilenet_v2.imagenet1k_v1' is a .pth file, which only PyTorch"),
+        ({"source": "mobilenet_v2"}, WeightsError, r"^'mobilenet_v2.imagenet1k_v1' is a .pth file, which can only"),
         (
             {"source": NAME, "pretrained": False},
             OptionError,
             r"^a session needs trained weights; set pretrained for 'mobilenet_v3_small'$",
         ),
         ({"head": "fpn"}, WeightsError, r"has a head 'classification'; .* a session needs trained weights, so"),
-        ({"num_classes": 7}, WeightsError, r"has 5 classes, not 7; .* a session needs trained weights, so train"),
+        (
+            {"num_classes": 7},
+            WeightsError,
+            r"the file has 5 classes, the model 7\); a session needs trained weights, so train",
+        ),
         ({"runtime": "inductor"}, OptionError, r"^the runtime 'inductor' needs PyTorch; use 'onnxruntime' or"),
         ({"threads": 0}, OptionError, r"^threads must be 1 or more, or None for the default; got 0$"),
         ({"size": 224}, OptionError, r"^size must be \(height, width\) in pixels, or None for images of any size; got"),

@@ -222,8 +222,8 @@ REFUSED: dict[str, tuple[tuple[str, ...], str]] = {
     ),
     "an exported file as weights": (
         ("inspect", "FILES/classifier.onnx"),
-        "'FILES/classifier.onnx' is no file of weights: it is an exported model, which registry.session opens; give "
-        "the weights that it was written from",
+        "'FILES/classifier.onnx' is not a weights file: it is an exported model, which registry.session opens; use "
+        "the weights file that it was exported from",
     ),
 }
 

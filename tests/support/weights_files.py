@@ -15,14 +15,12 @@ from featuretap.weights.reading import read_checkpoint
 A = {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}
 B = {"dtype": "I64", "shape": [], "data_offsets": [8, 16]}
 DATA = bytes(range(16))
-NO_WEIGHTS = "is no file of weights: it is {}"
+NO_WEIGHTS = "is not a weights file: it is {}"
 
-NOT_SAFE = (
-    "is no file of weights that can be read safely; give a .safetensors file, or a .pth file that holds a state dict"
-)
+NOT_SAFE = "is not a weights file that can be read safely; use a .safetensors file, or a .pth file with a state dict"
 RUNS_CODE = (
-    "holds {}, and reading that can run code; if you trust its source, load it with torch.load(path, "
-    "weights_only=False), and save the state dict in it as a file of its own"
+    "contains {}, which can run code when it is read; if you trust its source, load it with torch.load(path, "
+    "weights_only=False), and save its state dict as a separate file"
 )
 
 

@@ -196,11 +196,11 @@ def test_a_mirror_is_asked_in_place_of_a_url(server: Server, configured: Callabl
         ("web/absent.pth", "HTTP Error 404: File not found"),
         (
             "hf://nobody/nothing",
-            "there is no such repository, or it is private; check the name, or log in with 'hf auth login'",
+            "the repository does not exist or is private; check the name, or log in with 'hf auth login'",
         ),
-        ("hf://somebody/flowers@v9", "it has no revision 'v9'"),
-        ("hf://somebody/flowers/absent.pth", "it has no such file"),
-        ("hf://somebody/empty", "it has no such file"),
+        ("hf://somebody/flowers@v9", "the repository has no revision 'v9'"),
+        ("hf://somebody/flowers/absent.pth", "the repository has no such file"),
+        ("hf://somebody/empty", "the repository has no such file"),
     ],
 )
 def test_what_cannot_be_fetched_is_explained(server: Server, registry: Registry, address: str, reason: str) -> None:
@@ -227,16 +227,16 @@ def test_a_server_that_cannot_be_reached_is_explained(
     ("address", "advice"),
     [
         ("https://x.org/a/net.pth", r"put the file at /.*/hub/checkpoints/net-[\da-f]{8}\.pth"),
-        ("hf://a/b", "run 'hf download a/b' where there is a network"),
-        ("hf-hub:a/b@v1", "run 'hf download a/b --revision v1' where there is a network"),
-        ("hf://a/b/net.pth", "run 'hf download a/b net.pth' where there is a network"),
+        ("hf://a/b", "run 'hf download a/b' with network access"),
+        ("hf-hub:a/b@v1", "run 'hf download a/b --revision v1' with network access"),
+        ("hf://a/b/net.pth", "run 'hf download a/b net.pth' with network access"),
     ],
 )
 def test_offline_nothing_is_asked_and_the_way_is_named(registry: Registry, address: str, advice: str) -> None:
     with pytest.raises(WeightsError, match=rf"; {advice}$") as error:
         registry.load(address)
     assert str(error.value).startswith(
-        f"{address!r} is not on this machine, and FEATURETAP_OFFLINE forbids downloads; "
+        f"{address!r} is not available locally, and FEATURETAP_OFFLINE disables downloads; "
     )
 
 
@@ -245,9 +245,7 @@ def test_offline_nothing_is_asked_and_the_way_is_named(registry: Registry, addre
     ["hf://timm", "hf-hub:timm", "https://x.org", "hf://a/b/", "hf://a/b@/c", "hf://a/b@v1/c.pth@v2", "file://"],
 )
 def test_what_only_looks_like_an_address_is_refused(registry: Registry, address: str) -> None:
-    with pytest.raises(
-        WeightsError, match="is not an address of weights; write https://host/file, file:///path, hf://"
-    ):
+    with pytest.raises(WeightsError, match="is not a valid address; write https://host/file, file:///path, hf://"):
         registry.load(address)
 
 

@@ -86,12 +86,12 @@ def test_the_name_of_a_label_set_is_written_as_before(registry: Registry, tmp_pa
     ("classes", "count", "message"),
     [
         (("cat", "dog"), 3, "cannot save a model of 3 classes with names for 2; name each class"),
-        (("cat", 7), 2, "cannot save a model with classes ('cat', 7): names are text"),
+        (("cat", 7), 2, "cannot save a model with classes ('cat', 7); use strings"),
         (
             "[pets",
             2,
-            "cannot save a model with the label set '[pets': only a list of names begins with '['; give the names as a "
-            "tuple, or another name",
+            "cannot save a model with the label set '[pets': the name of a label set cannot begin with '['; pass the "
+            "names of the classes as a tuple, or use another name",
         ),
     ],
 )
@@ -113,8 +113,8 @@ def test_a_bare_backbone_names_no_classes(registry: Registry, tmp_path: Path) ->
 @pytest.mark.parametrize(
     ("text", "problem"),
     [
-        ('["cat"]', "it has 2 classes, and names for 1"),
-        ("[]", "it has 2 classes, and names for 0"),
+        ('["cat"]', "it has 2 classes, but names for 1"),
+        ("[]", "it has 2 classes, but names for 0"),
         *(
             (
                 text,
@@ -130,7 +130,7 @@ def test_a_file_with_other_names_than_classes_is_refused(
 ) -> None:
     path = registry.save(named(registry, ("cat", "dog")), tmp_path / "file.safetensors")
     rewritten(path, classes=text)
-    assert refusal(lambda: registry.load(path)) == f"'{path}' is no sound file of weights: {problem}"
+    assert refusal(lambda: registry.load(path)) == f"'{path}' is not a valid weights file: {problem}"
 
 
 def test_another_number_of_classes_or_another_head_forgets_the_names(registry: Registry, tmp_path: Path) -> None:

@@ -99,15 +99,15 @@ def test_a_failed_download_explains_what_was_tried_and_what_to_do(
     registry = configured(mine(f"{served.url}/absent.pth", "0" * 64))
     message = (
         f"cannot download 'mine.first' from {served.url}/absent.pth: HTTP Error 404: File not found; {{}}; "
-        f"put the file at {cache}/absent-00000000.pth, or give its path as pretrained="
+        f"put the file at {cache}/absent-00000000.pth, or pass its path as pretrained="
     )
     with pytest.raises(WeightsError) as error:
         registry.build("mine", pretrained=True)
-    assert str(error.value) == message.format("no published weights are on this machine")
+    assert str(error.value) == message.format("no published weights are available locally")
     shutil.copy(official_weights, cache / "mobilenet_v2-b0353104.pth")
     with pytest.raises(WeightsError) as error:
         registry.build("mine", pretrained=True)
-    assert str(error.value) == message.format("on this machine are mobilenet_v2.imagenet1k_v1")
+    assert str(error.value) == message.format("available locally: mobilenet_v2.imagenet1k_v1")
 
 
 @pytest.mark.parametrize(
@@ -127,9 +127,9 @@ def test_offline_nothing_is_requested(
     with pytest.raises(WeightsError) as error:
         configured(mine(f"{served.url}/net.pth", "0" * 64)).build("mine", pretrained=True)
     assert str(error.value) == (
-        "'mine.first' is not on this machine, and FEATURETAP_OFFLINE forbids downloads; "
-        "no published weights are on this machine; "
-        f"put the file at {cache}/net-00000000.pth, or give its path as pretrained="
+        "'mine.first' is not available locally, and FEATURETAP_OFFLINE disables downloads; "
+        "no published weights are available locally; "
+        f"put the file at {cache}/net-00000000.pth, or pass its path as pretrained="
     )
     with pytest.raises(WeightsError, match=r"run 'hf download timm/mobilenetv1_100.ra4_e3600_r224_in1k model.safet"):
         configured("").build("mobilenet_v1", pretrained=True)
@@ -347,8 +347,8 @@ def test_a_file_missing_from_the_hub_explains_how_to_get_it(
         mine.build("mobilenet_v2_050", pretrained=True)
     assert str(error.value).startswith("cannot download 'mobilenet_v2_050.lamb_in1k' from hf://")
     assert str(error.value).endswith(
-        "; no published weights are on this machine; run 'hf download timm/mobilenetv2_050.lamb_in1k "
-        "model.safetensors' where there is a network, or give its path as pretrained="
+        "; no published weights are available locally; run 'hf download timm/mobilenetv2_050.lamb_in1k "
+        "model.safetensors' with network access, or pass its path as pretrained="
     )
 
 
@@ -370,7 +370,8 @@ def test_every_catalogue_entry_is_complete(registry: Registry) -> None:
 )
 def test_the_cache_without_torch_is_that_of_torch_hub(settings: dict[str, str]) -> None:
     code = (
-        "import sys; from featuretap.weights.downloads import torch_hub_path as path; before = path('https://x.org/a.b')\n"
+        "import sys; from featuretap.weights.downloads import torch_hub_path as path; before = "
+        "path('https://x.org/a.b')\n"
         "assert 'torch' not in sys.modules; import torch; print(before == path('https://x.org/a.b'), before)"
     )
     environment = {name: value for name, value in os.environ.items() if name not in ("TORCH_HOME", "XDG_CACHE_HOME")}

@@ -23,7 +23,7 @@ from featuretap.weights.open_file import OpenFile
 from featuretap.weights.reading import read_checkpoint
 
 NAME = "mobilenet_v1_025"
-CHANGED = "was changed while it was read; load it again when nothing writes to it"
+CHANGED = "was changed while it was read; load it again after the writing has finished"
 STEM = "MobilenetV1/Conv2d_0/weights"
 
 

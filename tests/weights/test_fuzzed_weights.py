@@ -277,14 +277,14 @@ def check_equal_to_upstream(path: Path) -> None:
 
 
 REFUSALS = (
-    "is no file of weights that can be read safely",
-    "is no file of weights: it is",
-    "is no sound safetensors file: in its header",
-    "is no sound safetensors file",
-    "is no whole file of weights",
-    "is no sound file of weights",
+    "is not a weights file that can be read safely",
+    "is not a weights file: it is",
+    "is not a valid safetensors file: in its header",
+    "is not a valid safetensors file",
+    "is not a complete weights file",
+    "is not a valid weights file",
     "was written by featuretap",
-    "holds ",
+    "contains ",
 )
 
 

@@ -23,37 +23,39 @@ REFUSED: list[tuple[str, dict[str, Any], str, str]] = [
         "mobilenet_v3_large",
         {"reduced_tail": True},
         "timm",
-        "cannot save 'mobilenet_v3_large' with reduced_tail for timm, which has no such network; "
-        "save it in the layout 'featuretap'",
+        "cannot save 'mobilenet_v3_large' with reduced_tail in the layout 'timm', which does not have this network; "
+        "use the layout 'featuretap'",
     ),
     (
         "mobilenet_v3_large_075",
         {},
         "torchvision",
-        "cannot save 'mobilenet_v3_large_075' for torchvision, which has no such network; "
-        "save it in the layout 'featuretap'",
+        "cannot save 'mobilenet_v3_large_075' in the layout 'torchvision', which does not have this network; "
+        "use the layout 'featuretap'",
     ),
     (
         "mobilenet_v2",
         {"output_stride": 16, "dilate_entry": True},
         "timm",
-        "cannot save 'mobilenet_v2' with dilate_entry, output_stride=16 for timm, which has no such network; "
-        "save it in the layout 'featuretap'",
+        "cannot save 'mobilenet_v2' with dilate_entry, output_stride=16 in the layout 'timm', which does not have this "
+        "network; "
+        "use the layout 'featuretap'",
     ),
     (
         "mobilenet_v3_large",
         {"output_stride": 16},
         "torchvision",
-        "cannot save 'mobilenet_v3_large' with output_stride=16 for torchvision, which has no such network; "
-        "save it in the layout 'featuretap'",
+        "cannot save 'mobilenet_v3_large' with output_stride=16 in the layout 'torchvision', which does not have this "
+        "network; "
+        "use the layout 'featuretap'",
     ),
     *(
         (
             "mobilenet_v3_large",
             {"output_stride": output_stride},
             "timm",
-            f"cannot save 'mobilenet_v3_large' with output_stride={output_stride} for timm, which has that network for "
-            "features only; save it in the layout 'featuretap'",
+            f"cannot save 'mobilenet_v3_large' with output_stride={output_stride} in the layout 'timm', which has this "
+            "network for features only; use the layout 'featuretap'",
         )
         for output_stride in (16, 8)
     ),
@@ -61,55 +63,57 @@ REFUSED: list[tuple[str, dict[str, Any], str, str]] = [
         "mobilenet_v2",
         {"taps": ("C4",)},
         "timm",
-        "cannot save 'mobilenet_v2' for timm, whose classifiers read C5, not C4; save it in the layout 'featuretap'",
+        "cannot save 'mobilenet_v2' in the layout 'timm', whose classifiers read C5, not C4; use the layout "
+        "'featuretap'",
     ),
     (
         "mobilenet_v2",
         {"in_channels": 1},
         "torchvision",
-        "cannot save 'mobilenet_v2' with in_channels=1 for torchvision, which has no such network; "
-        "save it in the layout 'featuretap'",
+        "cannot save 'mobilenet_v2' with in_channels=1 in the layout 'torchvision', which does not have this network; "
+        "use the layout 'featuretap'",
     ),
     (
         "mobilenet_v2",
         {"norm": OtherNorm},
         "torchvision",
-        "cannot save 'mobilenet_v2' with norm='a function that makes OtherNorm' for torchvision, whose batch norms "
-        "cannot hold norm=a function that makes OtherNorm; save it in the layout 'featuretap'",
+        "cannot save 'mobilenet_v2' with norm='a function that makes OtherNorm' in the layout 'torchvision', whose "
+        "batch norms cannot represent norm=a function that makes OtherNorm; use the layout 'featuretap'",
     ),
     (
         "mobilenet_v3_small",
         {"norm": lambda channels: nn.BatchNorm2d(channels, affine=False)},
         "torchvision",
-        "cannot save 'mobilenet_v3_small' with norm='a function that makes BatchNorm2d' for torchvision, whose batch "
-        "norms cannot hold norm=a function that makes BatchNorm2d; save it in the layout 'featuretap'",
+        "cannot save 'mobilenet_v3_small' with norm='a function that makes BatchNorm2d' in the layout 'torchvision', "
+        "whose batch norms cannot represent norm=a function that makes BatchNorm2d; use the layout 'featuretap'",
     ),
     (
         "mobilenet_v3_small_050",
         {},
         "timm",
-        "cannot save 'mobilenet_v3_small_050' for timm, which has no such network; save it in the layout 'featuretap'",
+        "cannot save 'mobilenet_v3_small_050' in the layout 'timm', which does not have this network; use the layout "
+        "'featuretap'",
     ),
     (
         "mobilenet_v1",
         {},
         "torchvision",
-        "cannot save 'mobilenet_v1' for torchvision: the layout 'torchvision' is not one that 'mobilenet_v1' is known "
-        "in; it has featuretap, timm, tensorflow",
+        "cannot save 'mobilenet_v1' in the layout 'torchvision': 'mobilenet_v1' does not support the layout "
+        "'torchvision'; it supports featuretap, timm, tensorflow",
     ),
     (
         "mobilenet_v3_large_minimalistic",
         {},
         "timm",
-        "cannot save 'mobilenet_v3_large_minimalistic' for timm, which has no such network; save it in the layout "
-        "'featuretap'",
+        "cannot save 'mobilenet_v3_large_minimalistic' in the layout 'timm', which does not have this network; use the "
+        "layout 'featuretap'",
     ),
     (
         "mobilenet_v2",
         {"norm": lambda channels: nn.GroupNorm(8, channels)},
         "timm",
-        "cannot save 'mobilenet_v2' with norm='a function that makes GroupNorm' for timm, whose batch norms cannot "
-        "hold norm=a function that makes GroupNorm; save it in the layout 'featuretap'",
+        "cannot save 'mobilenet_v2' with norm='a function that makes GroupNorm' in the layout 'timm', whose batch "
+        "norms cannot represent norm=a function that makes GroupNorm; use the layout 'featuretap'",
     ),
 ]
 

@@ -130,8 +130,8 @@ def test_another_number_of_classes_keeps_all_but_the_last_layer_and_logs_it(
     assert (
         notes.messages
         == [
-            f"'mobilenet_v3_small': {path} has 7 classes, not {classes}; the backbone's weights are taken, and "
-            "head.logits starts with fresh ones"
+            f"'mobilenet_v3_small': loaded the backbone from {path}; head.logits is randomly initialized (the file has "
+            f"7 classes, the model {classes})"
         ]
         * 2
     )
@@ -156,9 +156,7 @@ def test_a_classifiers_file_loads_without_classes(
     assert notes.messages == []
     path = registry.save(pooled, path.with_name("pooled.safetensors"))
     assert registry.load(path, num_classes=4).head.logits.weight.shape == (4, 1024)
-    assert notes.messages[0].endswith(
-        "has 0 classes, not 4; the backbone's weights are taken, and head.logits starts with fresh ones"
-    )
+    assert notes.messages[0].endswith("; head.logits is randomly initialized (the file has 0 classes, the model 4)")
 
 
 def test_a_head_on_a_backbones_file_is_randomly_initialised_and_logged(
@@ -174,7 +172,11 @@ def test_a_head_on_a_backbones_file_is_randomly_initialised_and_logged(
         assert model.head.logits.weight.std().item() < 0.011
     assert (
         notes.messages
-        == [f"'mobilenet_v2_050': {path} has no head; the head 'classification' starts with fresh weights"] * 2
+        == [
+            f"'mobilenet_v2_050': loaded the backbone from {path}, which has no head; the head 'classification' is "
+            "randomly initialized"
+        ]
+        * 2
     )
 
 
@@ -211,7 +213,9 @@ def test_a_truncated_backbones_file_does_not_fill_later_levels(registry: Registr
     )
     with pytest.raises(WeightsError) as error:
         registry.load(path, taps=("C4",))
-    assert str(error.value) == (f"weights do not fit 'mobilenet_v2': {path} lacks stages.C4.0.expand.conv.weight")
+    assert str(error.value) == (
+        f"weights do not fit 'mobilenet_v2': {path} does not have stages.C4.0.expand.conv.weight"
+    )
 
 
 def test_sixteen_threads_load_models_at_once(registry: Registry, tmp_path: Path) -> None:
@@ -291,7 +295,7 @@ def test_randomly_initialised_layers_have_the_dtype_of_the_file(registry: Regist
 def test_a_file_that_is_not_recognised_can_be_named(registry: Registry, tmp_path: Path) -> None:
     theirs = timm.create_model("mobilenetv2_035", num_classes=6).half()
     torch.save(theirs.state_dict(), tmp_path / "file.pth")
-    with pytest.raises(WeightsError, match=r"says nothing of its model.*registry.load\(path, name=...\)"):
+    with pytest.raises(WeightsError, match=r"does not describe its model.*registry.load\(path, name=...\)"):
         registry.load(tmp_path / "file.pth")
     model = registry.load(tmp_path / "file.pth", name="mobilenet_v2", width=0.35, num_classes=6)
     assert {parameter.dtype for parameter in model.parameters()} == {torch.float16}

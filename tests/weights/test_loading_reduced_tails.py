@@ -44,7 +44,7 @@ def test_a_reduced_tail_drops_the_channels_that_contribute_nothing(
     path = registry.save(whole, tmp_path / "whole.safetensors")
     reduced = registry.build(name, reduced_tail=kind, num_classes=9, pretrained=path)
     assert notes.messages == [
-        f"{name!r} with {asked}: the reduced tail keeps the strongest half of the channels behind C4 in {path}; "
+        f"{name!r} with {asked}: the reduced tail keeps the strongest half of the channels after C4 in {path}; "
         "fine-tune it before use"
     ]
     images = torch.randn(2, 3, 64, 64, dtype=torch.float64)

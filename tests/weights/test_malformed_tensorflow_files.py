@@ -31,7 +31,7 @@ NAME = "MobilenetV1/Conv2d_0/weights"
 KERNEL = np.zeros((3, 3, 3, 32), "f4")
 HUGE = shape_message([2**20, 2**20])
 
-AGAIN = "; get it again from where it comes from"
+AGAIN = "; get it again from its source"
 
 
 OTHERS = tiny_variables()
@@ -42,34 +42,34 @@ def stored(*fields: bytes) -> bytes:
 
 
 GRAPHS: dict[str, tuple[bytes, str]] = {
-    "text": (b"node { name: 'x' }", "it is no graph, or only a part of one"),
-    "a part": (graph({NAME: KERNEL})[:-1], "it is no graph, or only a part of one"),
-    "an endless number": (b"\xff" * 20, "it is no graph, or only a part of one"),
-    "a number beyond 64 bits": (b"\x08" + b"\xff" * 9 + b"\x02", "it is no graph, or only a part of one"),
-    "a field beyond all": (b"\x88\x80\x80\x80\x10\x00", "it is no graph, or only a part of one"),
-    "a node that is none": (field(1, b"\x0a\xff"), "it holds a damaged Node message"),
+    "text": (b"node { name: 'x' }", "it is not a graph, or is incomplete"),
+    "a part": (graph({NAME: KERNEL})[:-1], "it is not a graph, or is incomplete"),
+    "an endless number": (b"\xff" * 20, "it is not a graph, or is incomplete"),
+    "a number beyond 64 bits": (b"\x08" + b"\xff" * 9 + b"\x02", "it is not a graph, or is incomplete"),
+    "a field beyond all": (b"\x88\x80\x80\x80\x10\x00", "it is not a graph, or is incomplete"),
+    "a node that is none": (field(1, b"\x0a\xff"), "it has a damaged Node message"),
     "two nodes of one name": (constant("a", KERNEL) * 2, "two nodes are named 'a'"),
     "too few bytes": (
         stored(field(1, 1), field(2, shape_message([3, 3])), field(4, b"1234")),
-        "a tensor of the shape (3, 3) has 4 bytes",
+        "a tensor of shape (3, 3) has 4 bytes",
     ),
     "too many values": (
         stored(field(1, 1), field(2, shape_message([1])), field(5, 1.0), field(5, 2.0)),
-        "a tensor of the shape (1,) has 2 values",
+        "a tensor of shape (1,) has 2 values",
     ),
     "one value for a terabyte": (
         stored(field(1, 1), field(2, HUGE), field(5, 1.0)),
-        "a tensor of the shape (1048576, 1048576) has 1 values",
+        "a tensor of shape (1048576, 1048576) has 1 values",
     ),
-    "a negative size": (stored(field(1, 1), field(2, shape_message([-1, 3]))), "a tensor in it has no shape"),
-    "an unknown rank": (stored(field(1, 1), field(2, field(3, 1))), "a tensor in it has no shape"),
+    "a negative size": (stored(field(1, 1), field(2, shape_message([-1, 3]))), "a tensor has no valid shape"),
+    "an unknown rank": (stored(field(1, 1), field(2, field(3, 1))), "a tensor has no valid shape"),
     "a size beyond all memory": (
         stored(field(1, 1), field(2, shape_message([0, 2**40, 2**40]))),
-        "a tensor in it has no shape",
+        "a tensor has no valid shape",
     ),
     "a value beyond its type": (
         stored(field(1, 4), field(2, shape_message([1])), field(7, 300)),
-        "a tensor in it has a value beyond its type",
+        "a tensor has a value that is out of range",
     ),
     "a kernel of two dimensions": (
         constant(NAME, np.zeros((3, 3), "f4")),
@@ -77,12 +77,12 @@ GRAPHS: dict[str, tuple[bytes, str]] = {
     ),
     "a million empty attributes": (
         field(1, field(1, "a") + b"\x2a\x00" * 600_000),
-        "it holds a large message that is no tensor",
+        "it has a large message that is not a tensor",
     ),
-    "a large name": (field(1, field(1, "a" * 2**21)), "it holds a large message that is no tensor"),
+    "a large name": (field(1, field(1, "a" * 2**21)), "it has a large message that is not a tensor"),
     "predictors without boxes": (
         graph({"BoxPredictor_0/ClassPredictor/biases": np.zeros(6, "f4")}),
-        "BoxPredictor_0 does not predict four numbers for each box",
+        "BoxPredictor_0 does not predict four values per box",
     ),
     "predictors without classes": (
         graph(
@@ -91,7 +91,7 @@ GRAPHS: dict[str, tuple[bytes, str]] = {
                 "BoxPredictor_0/ClassPredictor/biases": np.zeros((), "f4"),
             }
         ),
-        "BoxPredictor_0/ClassPredictor/biases is (), which is not for 3 boxes at each place",
+        "BoxPredictor_0/ClassPredictor/biases is (), which does not fit 3 boxes per position",
     ),
     "predictors without kernels": (
         graph(
@@ -101,7 +101,7 @@ GRAPHS: dict[str, tuple[bytes, str]] = {
                 "BoxPredictor_0/ClassPredictor/biases": np.zeros(6, "f4"),
             }
         ),
-        "its first predictor has no classes for its boxes",
+        "its first predictor has no classes",
     ),
     "predictors for other boxes": (
         graph(
@@ -110,7 +110,7 @@ GRAPHS: dict[str, tuple[bytes, str]] = {
                 "BoxPredictor_0/ClassPredictor/biases": np.zeros(7, "f4"),
             }
         ),
-        "BoxPredictor_0/ClassPredictor/biases is (7,), which is not for 3 boxes at each place",
+        "BoxPredictor_0/ClassPredictor/biases is (7,), which does not fit 3 boxes per position",
     ),
 }
 
@@ -122,7 +122,7 @@ def test_malformed_graphs_are_refused_in_one_line(registry: Registry, tmp_path: 
     path.write_bytes(content)
     with pytest.raises(WeightsError) as refusal:
         registry.load(path)
-    assert str(refusal.value) == f"{str(path)!r} is no sound TensorFlow file: {problem}{AGAIN}"
+    assert str(refusal.value) == f"{str(path)!r} is not a valid TensorFlow file: {problem}{AGAIN}"
 
 
 def test_graphs_of_more_nodes_than_any_model_has_are_refused(
@@ -139,17 +139,17 @@ def test_graphs_of_more_nodes_than_any_model_has_are_refused(
     [
         (
             constant("resnet/weights", KERNEL),
-            "holds no MobileNet of TF-slim or of TensorFlow's Object Detection API; give a file of one, with names "
+            "does not contain a MobileNet of TF-slim or of TensorFlow's Object Detection API; use a file with names "
             "such as MobilenetV2/Conv/weights",
         ),
         (
             constant(NAME, KERNEL),
-            "holds a MobilenetV1 that is none of the backbones here in any width; give a file of TF-slim's "
+            "contains a MobilenetV1 that matches no backbone of any width; use a file of TF-slim's "
             "MobilenetV1, MobilenetV2, MobilenetV3",
         ),
         (
             graph({NAME: KERNEL}, *(node(f"n{e}", "FusedBatchNorm", epsilon=field(4, e)) for e in (0.5, 0.25))),
-            "has batch norms with 2 epsilons, which cannot be read; give a graph with one",
+            "has batch norms with 2 epsilons, which is not supported; use a graph with one",
         ),
     ],
 )
@@ -180,33 +180,33 @@ def entry(**changes: int) -> bytes:
 
 
 INDICES: dict[str, tuple[bytes, str]] = {
-    "another file": (b"#" * 99, "it is no index of a checkpoint"),
+    "another file": (b"#" * 99, "it is not the index of a checkpoint"),
     "a block beyond the end": (
         table({})[:-48] + b"\xff\x01" * 4 + bytes(32) + table({})[-8:],
-        "it has a block beyond its end",
+        "it has a block after its end",
     ),
-    "a damaged number": (table({})[:-48] + b"\xff" * 40 + table({})[-8:], "it holds a damaged number"),
-    "no header": (table({b"a": entry()}), "it has 0 files of elements, or they are big-endian"),
+    "a damaged number": (table({})[:-48] + b"\xff" * 40 + table({})[-8:], "it has a damaged number"),
+    "no header": (table({b"a": entry()}), "it has 0 shards, or they are big-endian"),
     "too many files": (
         table({b"": header(num_shards=10**6)}),
-        "it has 1000000 files of elements, or they are big-endian",
+        "it has 1000000 shards, or they are big-endian",
     ),
     "big-endian elements": (
         table({b"": header(endianness=1)}),
-        "it has 1 files of elements, or they are big-endian",
+        "it has 1 shards, or they are big-endian",
     ),
-    "a header that is none": (table({b"": b"\x08"}), "it holds a damaged BundleHeader message"),
+    "a header that is none": (table({b"": b"\x08"}), "it has a damaged BundleHeader message"),
     "elements in no file": (
         table({b"": header(), NAME.encode(): entry(shard=1)}),
-        f"{NAME} is in a file that it does not have",
+        f"{NAME} is in a shard that does not exist",
     ),
     "elements beyond the end": (
         table({b"": header(), NAME.encode(): entry(offset=4)}),
-        "a tensor of the shape (2,) has 4 bytes",
+        "a tensor of shape (2,) has 4 bytes",
     ),
     "elements before the beginning": (
         table({b"": header(), NAME.encode(): entry(offset=-4)}),
-        "a tensor of the shape (2,) has 0 bytes",
+        "a tensor of shape (2,) has 0 bytes",
     ),
     "a wrong checksum": (table({b"": header(), NAME.encode(): entry()}), f"the checksum of {NAME} is wrong"),
     "a long entry": (
@@ -224,7 +224,7 @@ def test_malformed_checkpoints_are_refused_in_one_line(registry: Registry, tmp_p
     path.with_name("model.ckpt.data-00000-of-00001").write_bytes(bytes(8))
     with pytest.raises(WeightsError) as refusal:
         registry.load(path)
-    assert str(refusal.value) == f"{str(path)!r} is no sound TensorFlow file: {problem}{AGAIN}"
+    assert str(refusal.value) == f"{str(path)!r} is not a valid TensorFlow file: {problem}{AGAIN}"
 
 
 def test_a_damaged_block_does_not_have_its_checksum(registry: Registry, tmp_path: Path) -> None:
@@ -243,7 +243,7 @@ def test_a_damaged_block_does_not_have_its_checksum(registry: Registry, tmp_path
         (b"\x00\x09\x00a" + struct.pack("<II", 0, 1), "it has a damaged block"),
         (b"", "it has a damaged block"),
         (struct.pack("<I", 99), "it has a damaged block"),
-        (b"\x00\x01\x00a" * 2 + struct.pack("<II", 0, 1), "its keys contradict one another"),
+        (b"\x00\x01\x00a" * 2 + struct.pack("<II", 0, 1), "its keys are inconsistent"),
     ],
 )
 def test_blocks_that_contradict_themselves_are_refused(
@@ -267,8 +267,8 @@ def test_compressed_indices_are_refused(registry: Registry, tmp_path: Path) -> N
     with pytest.raises(WeightsError) as refusal:
         registry.load(path)
     assert str(refusal.value) == (
-        f"{str(path)!r} is a compressed index of a checkpoint, which cannot be read here; save the checkpoint again "
-        "with TensorFlow, whose tf.train.Saver does not compress it"
+        f"{str(path)!r} is a compressed index of a checkpoint, which is not supported; save the checkpoint again with "
+        "tf.train.Saver, which does not compress the index"
     )
 
 
@@ -278,7 +278,7 @@ def test_partitioned_variables_are_refused(registry: Registry, tmp_path: Path) -
     with pytest.raises(WeightsError) as refusal:
         registry.load(path)
     assert str(refusal.value) == (
-        f"{str(path)!r} holds {NAME} in slices, which cannot be read here; save the checkpoint again without "
+        f"{str(path)!r} stores {NAME} in slices, which are not supported; save the checkpoint again without "
         "partitioned variables"
     )
 
@@ -300,7 +300,7 @@ def test_without_protobuf_the_error_names_the_extra(
     tensorflow_messages._messages.cache_clear()
     with pytest.raises(FeaturetapError) as refusal:
         registry.load(tmp_path / "frozen.pb")
-    assert str(refusal.value) == ("reading TensorFlow's files needs protobuf; pip install 'featuretap[tensorflow]'")
+    assert str(refusal.value) == ("reading TensorFlow files needs protobuf; pip install 'featuretap[tensorflow]'")
 
 
 def test_checksums_are_those_of_the_standard() -> None:

@@ -14,11 +14,11 @@ from featuretap.registry.errors import WeightsError
 from featuretap.weights.reading import read_checkpoint
 
 DEEP = 100_000
-NOT_SOUND = "is no sound safetensors file: in its header, {}; get it again from where it comes from"
-NOT_WHOLE = "is no whole file of weights: its tensors have {} bytes, and {} are there; download or save it again"
-PICKLE = "a pickle, as old versions of torch.save wrote; rename it to .pth to have it read without running code"
-ZIP = "a zip archive, as torch.save writes; rename it to .pth to have it read without running code"
-WEB_PAGE = "a web page, perhaps the error page of a failed download; download it again"
+NOT_SOUND = "is not a valid safetensors file: in its header, {}; get it again from its source"
+NOT_WHOLE = "is not a complete weights file: its tensors need {} bytes, but the file has {}; download or save it again"
+PICKLE = "a pickle of an old torch.save; rename it to .pth to load it without running code"
+ZIP = "a zip archive of torch.save; rename it to .pth to load it without running code"
+WEB_PAGE = "a web page, such as the error page of a failed download; download it again"
 
 
 def test_the_file_that_malformed_ones_are_derived_from_is_sound(tmp_path: Path) -> None:
@@ -35,7 +35,7 @@ def test_the_file_that_malformed_ones_are_derived_from_is_sound(tmp_path: Path) 
         pytest.param(bytes(7), "cut off after 7 bytes; download or save it again", id="7 bytes"),
         pytest.param(
             b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 14214848\n",
-            "a git-lfs pointer in place of the file; run 'git lfs pull' where it comes from",
+            "a git-lfs pointer instead of the file; run 'git lfs pull' in its repository",
             id="git-lfs",
         ),
         pytest.param(b"<html><body>404</body></html>", WEB_PAGE, id="html"),
@@ -54,7 +54,7 @@ def test_the_file_that_malformed_ones_are_derived_from_is_sound(tmp_path: Path) 
         ),
         pytest.param(
             b'{"a": [1, 2, 3]}',
-            "no safetensors file (its header would have 3,556,471,764,796,121,723 bytes); check where it comes from",
+            "not a safetensors file (its header would have 3,556,471,764,796,121,723 bytes); check its source",
             id="json",
         ),
     ],
@@ -69,10 +69,10 @@ def test_other_kinds_of_files_are_named(registry: Registry, tmp_path: Path, cont
     ("end", "message"),
     [
         (4, NO_WEIGHTS.format("cut off after 4 bytes; download or save it again")),
-        (8, NO_WEIGHTS.format("cut off inside its header (130 bytes, of which 8 are there); download it again")),
-        (9, NO_WEIGHTS.format("cut off inside its header (130 bytes, of which 9 are there); download it again")),
-        (70, NO_WEIGHTS.format("cut off inside its header (130 bytes, of which 70 are there); download it again")),
-        (129, NO_WEIGHTS.format("cut off inside its header (130 bytes, of which 129 are there); download it again")),
+        (8, NO_WEIGHTS.format("cut off inside its header (8 of 130 bytes); download it again")),
+        (9, NO_WEIGHTS.format("cut off inside its header (9 of 130 bytes); download it again")),
+        (70, NO_WEIGHTS.format("cut off inside its header (70 of 130 bytes); download it again")),
+        (129, NO_WEIGHTS.format("cut off inside its header (129 of 130 bytes); download it again")),
         (130, NOT_WHOLE.format(16, 0)),
         (131, NOT_WHOLE.format(16, 1)),
         (138, NOT_WHOLE.format(16, 8)),
@@ -99,18 +99,18 @@ def test_no_prefix_of_a_file_is_accepted(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("length", "kind"),
     [
-        (2**64 - 1, "no safetensors file (its header would have 18,446,744,073,709,551,615 bytes); check where"),
-        (2**63, "no safetensors file (its header would have 9,223,372,036,854,775,808 bytes); check where"),
-        (2**63 - 1, "no safetensors file (its header would have 9,223,372,036,854,775,807 bytes); check where"),
-        (100_000_001, "no safetensors file (its header would have 100,000,001 bytes); check where"),
-        (100_000_000, "cut off inside its header (100,000,008 bytes, of which 146 are there); download"),
-        (139, "cut off inside its header (147 bytes, of which 146 are there); download"),
+        (2**64 - 1, "not a safetensors file (its header would have 18,446,744,073,709,551,615 bytes); check its"),
+        (2**63, "not a safetensors file (its header would have 9,223,372,036,854,775,808 bytes); check its"),
+        (2**63 - 1, "not a safetensors file (its header would have 9,223,372,036,854,775,807 bytes); check its"),
+        (100_000_001, "not a safetensors file (its header would have 100,000,001 bytes); check its"),
+        (100_000_000, "cut off inside its header (146 of 100,000,008 bytes); download"),
+        (139, "cut off inside its header (146 of 147 bytes); download"),
     ],
 )
 def test_a_header_that_is_too_long_is_not_read(registry: Registry, tmp_path: Path, length: int, kind: str) -> None:
     path = tmp_path / "file.safetensors"
     path.write_bytes(length.to_bytes(8, "little") + SOUND[8:])
-    end = " it comes from" if kind.endswith("where") else " it again"
+    end = " source" if kind.endswith("its") else " it again"
     assert refusal(registry, path) == NO_WEIGHTS.format(kind + end)
 
 
@@ -120,9 +120,9 @@ def literal(**changes: str) -> bytes:
     return ('{"a": {' + ", ".join(f'"{key}": {value}' for key, value in fields.items()) + "}}").encode()
 
 
-FIELDS = "the tensor 'a' should have dtype, shape and data_offsets, and nothing else"
-METADATA = "its metadata is not text by key"
-NUMBER = "it has the number {}, where sizes and offsets are"
+FIELDS = "the tensor 'a' should have only dtype, shape and data_offsets"
+METADATA = "its metadata values are not text"
+NUMBER = "it has the number {} instead of a size or an offset"
 
 
 @pytest.mark.parametrize(
@@ -137,30 +137,30 @@ NUMBER = "it has the number {}, where sizes and offsets are"
         (b"null", "it does not begin with '{'"),
         (b'"a"', "it does not begin with '{'"),
         (b"[" * DEEP, "it does not begin with '{'"),
-        (b'{"a":' * DEEP, "it is no JSON"),
-        (b'{"a": ' + b"[" * DEEP + b"]" * DEEP + b"}", "it is no JSON"),
-        (b"{", "it is no JSON"),
-        (b"{'a': 1}", "it is no JSON"),
-        (json.dumps({"a": A}).encode() + b"{}", "it is no JSON"),
-        (json.dumps({"a": A}).encode() + b"\0", "it is no JSON"),
-        (json.dumps({"a": A}).encode()[:-1] + b",}", "it is no JSON"),
-        (b'{"a\nb": 1}', "it is no JSON"),
-        (b'{"\xff": 1}', "it is no UTF-8 text"),
-        ('{"ü": 1}'.encode("latin-1"), "it is no UTF-8 text"),
-        ('{"a": 1}'.encode("utf-16-le"), "it is no JSON"),
-        (b'{"\xed\xa0\x80": 1}', "it is no UTF-8 text"),
-        (json.dumps({"\ud800": A}).encode(), "it is no UTF-8 text"),
-        (json.dumps({"a": A, "__metadata__": {"key": "\udfff"}}).encode(), "it is no UTF-8 text"),
-        (json.dumps({"a": A, "__metadata__": {"\udfff": "value"}}).encode(), "it is no UTF-8 text"),
+        (b'{"a":' * DEEP, "it is not JSON"),
+        (b'{"a": ' + b"[" * DEEP + b"]" * DEEP + b"}", "it is not JSON"),
+        (b"{", "it is not JSON"),
+        (b"{'a': 1}", "it is not JSON"),
+        (json.dumps({"a": A}).encode() + b"{}", "it is not JSON"),
+        (json.dumps({"a": A}).encode() + b"\0", "it is not JSON"),
+        (json.dumps({"a": A}).encode()[:-1] + b",}", "it is not JSON"),
+        (b'{"a\nb": 1}', "it is not JSON"),
+        (b'{"\xff": 1}', "it is not UTF-8 text"),
+        ('{"ü": 1}'.encode("latin-1"), "it is not UTF-8 text"),
+        ('{"a": 1}'.encode("utf-16-le"), "it is not JSON"),
+        (b'{"\xed\xa0\x80": 1}', "it is not UTF-8 text"),
+        (json.dumps({"\ud800": A}).encode(), "it is not UTF-8 text"),
+        (json.dumps({"a": A, "__metadata__": {"key": "\udfff"}}).encode(), "it is not UTF-8 text"),
+        (json.dumps({"a": A, "__metadata__": {"\udfff": "value"}}).encode(), "it is not UTF-8 text"),
         # What it says twice, and what it does not say.
-        (b'{"a": 1, "a": 1}', "it has 'a' twice"),
-        (b'{"a": 1, "\\u0061": 1}', "it has 'a' twice"),
-        (b'{"__metadata__": {}, "__metadata__": {}}', "it has '__metadata__' twice"),
-        (b'{"__metadata__": {"key": "1", "key": "2"}}', "it has 'key' twice"),
-        (literal(dtype='"F32", "dtype": "F64"'), "it has 'dtype' twice"),
-        (literal(data_offsets='[0, 8], "data_offsets": [0, 8]'), "it has 'data_offsets' twice"),
-        ({}, "it names no tensors"),
-        ({"__metadata__": {"format": "pt"}}, "it names no tensors"),
+        (b'{"a": 1, "a": 1}', "'a' is repeated"),
+        (b'{"a": 1, "\\u0061": 1}', "'a' is repeated"),
+        (b'{"__metadata__": {}, "__metadata__": {}}', "'__metadata__' is repeated"),
+        (b'{"__metadata__": {"key": "1", "key": "2"}}', "'key' is repeated"),
+        (literal(dtype='"F32", "dtype": "F64"'), "'dtype' is repeated"),
+        (literal(data_offsets='[0, 8], "data_offsets": [0, 8]'), "'data_offsets' is repeated"),
+        ({}, "it has no tensors"),
+        ({"__metadata__": {"format": "pt"}}, "it has no tensors"),
         ({"": A}, "a tensor has an empty name"),
         # Metadata.
         ({"a": A, "__metadata__": None}, METADATA),
@@ -213,8 +213,8 @@ NUMBER = "it has the number {}, where sizes and offsets are"
         (literal(data_offsets="[0, 1E400]"), "it has 1E400"),
         (literal(shape="[NaN]"), "it has NaN"),
         (literal(shape="[-Infinity]"), "it has -Infinity"),
-        (literal(shape="[02]"), "it is no JSON"),
-        (literal(shape="[٢]"), "it is no JSON"),
+        (literal(shape="[02]"), "it is not JSON"),
+        (literal(shape="[٢]"), "it is not JSON"),
         # Shapes and bytes.
         (literal(shape="[3]"), "the tensor 'a' of F32 (3,) does not have 8 bytes"),
         (literal(shape="[]"), "the tensor 'a' of F32 () does not have 8 bytes"),
@@ -232,11 +232,11 @@ NUMBER = "it has the number {}, where sizes and offsets are"
             "the tensor 'a' of F32 (1099511627776, 1099511627776, 1099511627776) does not have 0 bytes",
         ),
         # Where tensors lie.
-        ({"a": A, "b": {**B, "data_offsets": [0, 8]}}, "the tensor 'b' overlaps the one before it"),
-        ({"a": A, "b": {**B, "data_offsets": [4, 12]}}, "the tensor 'b' overlaps the one before it"),
-        ({"a": A, "b": {**B, "data_offsets": [12, 20]}}, "the tensor 'b' leaves a gap before it"),
-        ({"a": {**A, "data_offsets": [8, 16]}}, "the tensor 'a' leaves a gap before it"),
-        ({"a": {**A, "data_offsets": [2**62, 2**62 + 8]}}, "the tensor 'a' leaves a gap before it"),
+        ({"a": A, "b": {**B, "data_offsets": [0, 8]}}, "the tensor 'b' overlaps the previous tensor"),
+        ({"a": A, "b": {**B, "data_offsets": [4, 12]}}, "the tensor 'b' overlaps the previous tensor"),
+        ({"a": A, "b": {**B, "data_offsets": [12, 20]}}, "the tensor 'b' leaves a gap after the previous tensor"),
+        ({"a": {**A, "data_offsets": [8, 16]}}, "the tensor 'a' leaves a gap after the previous tensor"),
+        ({"a": {**A, "data_offsets": [2**62, 2**62 + 8]}}, "the tensor 'a' leaves a gap after the previous tensor"),
     ],
     ids=lambda value: (value if isinstance(value, str) else repr(value))[:50].encode("unicode_escape").decode(),
 )
@@ -285,9 +285,9 @@ def test_a_name_that_no_file_can_have_is_refused(name: str, tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("files", "hint"),
     [
-        ((), "give a folder that registry.save wrote"),
-        (("config.json", "notes.txt"), "give a folder that registry.save wrote"),
-        (("net.pth", "config.json", "best.safetensors"), "give one of its files: best.safetensors, net.pth"),
+        ((), "pass a folder that registry.save wrote"),
+        (("config.json", "notes.txt"), "pass a folder that registry.save wrote"),
+        (("net.pth", "config.json", "best.safetensors"), "pass one of its files: best.safetensors, net.pth"),
     ],
 )
 def test_the_error_of_a_folder_without_weights_lists_its_files(
@@ -298,7 +298,7 @@ def test_the_error_of_a_folder_without_weights_lists_its_files(
     for reads in (read_checkpoint, registry.load):
         with pytest.raises(WeightsError) as error:
             reads(tmp_path)
-        assert str(error.value) == f"the folder '{tmp_path}' holds no model.safetensors; {hint}"
+        assert str(error.value) == f"the folder '{tmp_path}' does not contain model.safetensors; {hint}"
 
 
 @pytest.mark.parametrize("name", ["pipe.pth", "pipe.safetensors", "pipe"])
@@ -306,4 +306,7 @@ def test_a_pipe_is_refused_before_anything_waits_for_it(registry: Registry, tmp_
     os.mkfifo(tmp_path / name)
     with pytest.raises(WeightsError) as error:
         registry.load(tmp_path / name)
-    assert str(error.value) == f"cannot read the weights '{tmp_path / name}': it is not a regular file; give a file"
+    assert (
+        str(error.value)
+        == f"cannot read the weights '{tmp_path / name}': it is not a regular file; pass the path of a file"
+    )

@@ -61,13 +61,13 @@ def test_a_plugins_network_that_has_changed_since_is_refused(tmp_path: Path) -> 
         with pytest.raises(WeightsError) as error:
             ask(path)
         assert str(error.value) == (
-            f"weights do not fit 'tinynet': {path} holds another network of the same shapes, or one that has changed "
-            "since"
+            f"weights do not fit 'tinynet': {path} contains another network with the same shapes, or the network has "
+            "changed"
         )
     with pytest.raises(WeightsError) as error:
         new.convert(path, tmp_path / "converted.safetensors")
     assert str(error.value) == (
-        f"cannot convert '{path}', which says it is 'tinynet': it was another network when the file was written"
+        f"cannot convert '{path}', which is described as 'tinynet': the network has changed since the file was written"
     )
 
 
@@ -81,7 +81,9 @@ def test_a_spec_of_its_own_is_not_taken_for_a_named_network(registry: Registry, 
         lambda: registry.load(path, name="mobilenet_v2"),
         lambda: registry.build("mobilenet_v2", pretrained=path, num_classes=3),
     ):
-        with pytest.raises(WeightsError, match=r"holds another network of the same shapes, or one that has changed"):
+        with pytest.raises(
+            WeightsError, match=r"contains another network with the same shapes, or the network has changed"
+        ):
             ask()
     assert_equal_states(registry.load(path, name=plain), registry.build(plain, pretrained=path))
 
@@ -130,8 +132,8 @@ def test_tensors_of_another_network_with_the_same_shapes_are_refused(registry: R
     with pytest.raises(WeightsError) as error:
         registry.build("mobilenet_v3_large_minimalistic", features_only=True, taps=("C2",), pretrained=path)
     assert str(error.value) == (
-        f"weights do not fit 'mobilenet_v3_large_minimalistic': {path} holds another network of the same shapes, or "
-        "one that has changed since; the file fits 'mobilenet_v3_large'"
+        f"weights do not fit 'mobilenet_v3_large_minimalistic': {path} contains another network with the same shapes, "
+        "or the network has changed; the file fits 'mobilenet_v3_large'"
     )
 
 

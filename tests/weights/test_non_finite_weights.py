@@ -10,7 +10,7 @@ from support.weights_files import BIAS, MEAN, STEM, VAR
 from featuretap.registry import Registry
 from featuretap.registry.errors import WeightsError
 
-DIVERGED = "its training diverged, or the file was damaged"
+DIVERGED = "the training diverged, or the file is damaged"
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
@@ -24,7 +24,7 @@ def test_nan_and_infinity_are_refused_on_request(
     assert registry.load(path).state_dict()[VAR][3].allclose(torch.tensor(value, dtype=dtype), equal_nan=True)
     with pytest.raises(WeightsError) as error:
         registry.load(path, finite=True)
-    assert str(error.value) == f"'{path}' holds NaN or infinity in {VAR}; {DIVERGED}"
+    assert str(error.value) == f"'{path}' contains NaN or infinity in {VAR}; {DIVERGED}"
 
 
 def test_the_first_three_tensors_that_are_not_finite_are_named(registry: Registry, tmp_path: Path) -> None:
@@ -35,7 +35,7 @@ def test_the_first_three_tensors_that_are_not_finite_are_named(registry: Registr
     registry.load(path)
     with pytest.raises(WeightsError) as error:
         registry.load(path, finite=True)
-    assert str(error.value) == f"'{path}' holds NaN or infinity in {STEM}, {BIAS}, {MEAN} and 1 more; {DIVERGED}"
+    assert str(error.value) == f"'{path}' contains NaN or infinity in {STEM}, {BIAS}, {MEAN} and 1 more; {DIVERGED}"
 
 
 @pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
@@ -47,7 +47,7 @@ def test_nan_in_somebody_elses_file_is_refused_on_request(registry: Registry, tm
     registry.load(path)
     with pytest.raises(WeightsError) as error:
         registry.load(path, finite=True)
-    assert str(error.value) == f"'{path}' holds NaN or infinity in {STEM}; {DIVERGED}"
+    assert str(error.value) == f"'{path}' contains NaN or infinity in {STEM}; {DIVERGED}"
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)

@@ -80,7 +80,7 @@ def test_numbers_that_numpy_lacks_are_refused(tmp_path: Path, dtype: str) -> Non
     with pytest.raises(WeightsError) as error:
         read_checkpoint(path, framework="np")
     assert str(error.value) == (
-        f"'{path}' holds numbers of the type {dtype}, which NumPy lacks; convert them with PyTorch: "
+        f"'{path}' has tensors of type {dtype}, which NumPy does not support; convert them with PyTorch: "
         "registry.save(registry.load(path).float(), path)"
     )
 
@@ -88,7 +88,7 @@ def test_numbers_that_numpy_lacks_are_refused(tmp_path: Path, dtype: str) -> Non
 @pytest.mark.parametrize("suffix", [".pth", ".pt", ".bin", ".ckpt", ".pth.tar"])
 def test_a_pickle_is_refused_with_its_conversion(registry: Registry, tmp_path: Path, suffix: str) -> None:
     path = tmp_path / f"my net{suffix}"
-    problem = f"is a {suffix} file, which only PyTorch can read"
+    problem = f"is a {suffix} file, which can only be read with PyTorch"
     with pytest.raises(WeightsError, match=r"No such file"):
         open_checkpoint(WeightsSource(path=path), registry, "np")
     torch.save(registry.build("mobilenet_v1_025").state_dict(), path)
@@ -112,7 +112,9 @@ def test_a_published_pickle_is_refused_with_a_command_that_saves_it(
         return str(error.value)
 
     command = "featuretap save mobilenet_v2 mobilenet_v2.imagenet1k_v1.safetensors"
-    advice = "which only PyTorch can read; save it as safetensors where PyTorch is installed, and give that file:"
+    advice = (
+        "which can only be read with PyTorch; save it as safetensors where PyTorch is installed, and use that file:"
+    )
     assert refusal("imagenet1k_v1") == f"'mobilenet_v2.imagenet1k_v1' is a .pth file, {advice} {command}"
     assert refusal("imagenet1k_v2").endswith("mobilenet_v2.imagenet1k_v2.safetensors --weights imagenet1k_v2")
     monkeypatch.chdir(tmp_path)

@@ -30,25 +30,25 @@ KINDS = {
     "empty": (b"", "empty; download or save it again"),
     "git-lfs": (
         b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 14214848\n",
-        "a git-lfs pointer in place of the file; run 'git lfs pull' where it comes from",
+        "a git-lfs pointer instead of the file; run 'git lfs pull' in its repository",
     ),
     "html": (
         b"\n<!DOCTYPE html><html><body>404</body></html>",
-        "a web page, perhaps the error page of a failed download; download it again",
+        "a web page, such as the error page of a failed download; download it again",
     ),
     "npz": (
         saved(np.savez, **STATE),
-        "an archive of NumPy arrays, as numpy.savez writes it; save it as safetensors: "
+        "an archive of NumPy arrays (numpy.savez); save it as safetensors: "
         "safetensors.numpy.save_file(dict(numpy.load(path)), 'weights.safetensors')",
     ),
     "npz, compressed": (
         saved(np.savez_compressed, **STATE),
-        "an archive of NumPy arrays, as numpy.savez writes it; save it as safetensors: "
+        "an archive of NumPy arrays (numpy.savez); save it as safetensors: "
         "safetensors.numpy.save_file(dict(numpy.load(path)), 'weights.safetensors')",
     ),
     "npy": (
         saved(np.save, STATE["a"]),
-        "one array, as numpy.save writes it; save the tensors by name with safetensors.numpy.save_file",
+        "a single array of numpy.save; save the tensors by name with safetensors.numpy.save_file",
     ),
     "hdf5": (b"\x89HDF\r\n\x1a\n" + bytes(88), "an HDF5 file; export its tensors with safetensors first"),
 }
@@ -62,8 +62,8 @@ def test_other_kinds_of_files_are_named_under_any_name(
     content, message = KINDS[kind]
     path = tmp_path / f"model{suffix}"
     path.write_bytes(content)
-    assert error_of(lambda: registry.load(path)) == f"'{path}' is no file of weights: it is {message}"
-    assert error_of(lambda: read_checkpoint(path, framework="np")) == f"'{path}' is no file of weights: it is {message}"
+    assert error_of(lambda: registry.load(path)) == f"'{path}' is not a weights file: it is {message}"
+    assert error_of(lambda: read_checkpoint(path, framework="np")) == f"'{path}' is not a weights file: it is {message}"
 
 
 def test_the_advice_for_numpy_archives_works(tmp_path: Path) -> None:
@@ -79,7 +79,7 @@ def test_one_of_several_files_of_torch_that_is_a_pointer_is_named(tmp_path: Path
     (tmp_path / "part.bin").write_bytes(KINDS["git-lfs"][0])
     index = tmp_path / "pytorch_model.bin.index.json"
     index.write_text('{"weight_map": {"a": "part.bin"}}')
-    problem = f"'{tmp_path}/part.bin' is no file of weights: it is {KINDS['git-lfs'][1]}"
+    problem = f"'{tmp_path}/part.bin' is not a weights file: it is {KINDS['git-lfs'][1]}"
     assert error_of(lambda: read_checkpoint(tmp_path)) == problem
 
 
@@ -124,8 +124,8 @@ def test_a_folder_without_the_index_of_its_files_names_it(
 ) -> None:
     (tmp_path / shard).write_bytes(content)
     assert error_of(lambda: registry.load(tmp_path)) == (
-        f"the folder '{tmp_path}' holds files of a checkpoint in several, such as {shard}, without their index; get "
-        f"{index}, too, from where they come from"
+        f"the folder '{tmp_path}' contains shards of a checkpoint, such as {shard}, without their index; get "
+        f"{index} from their source"
     )
 
 
@@ -134,6 +134,6 @@ def test_a_folder_with_several_indices_names_them(registry: Registry, tmp_path: 
     for name in ("a.safetensors.index.json", "b.safetensors.index.json"):
         (tmp_path / name).write_text(index_of(*SHARDS))
     assert error_of(lambda: registry.load(tmp_path)) == (
-        f"the folder '{tmp_path}' holds no model.safetensors; give one of its files: a.safetensors.index.json, "
+        f"the folder '{tmp_path}' does not contain model.safetensors; pass one of its files: a.safetensors.index.json, "
         "b.safetensors.index.json"
     )

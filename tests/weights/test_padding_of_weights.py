@@ -88,7 +88,7 @@ def test_a_file_that_states_nothing_is_read_with_symmetric_padding_and_a_warning
     path = written("mine.safetensors")
     warning = (
         f"{path}: the tensors fit timm's 'mobilenetv3_small_075' and 'tf_mobilenetv3_small_075', which pad "
-        "differently; assuming the former, and padding='same' selects the latter"
+        "differently; assuming the first, padding='same' selects the second"
     )
     for read in (registry.load, lambda path: registry.build("mobilenet_v3_small_075", pretrained=path, num_classes=3)):
         loaded = read(path)
@@ -129,13 +129,13 @@ def test_weights_of_the_other_padding_are_refused_unless_the_caller_states_it(
     with pytest.raises(WeightsError) as error:
         registry.build(asked, pretrained=path, num_classes=3)
     assert str(error.value) == (
-        f"{path} was trained with padding={trained!r}, and {asked!r} pads otherwise; pass padding={trained!r}, or "
-        f"padding={other!r} to use the weights nevertheless"
+        f"{path} was trained with padding={trained!r}, but {asked!r} has padding={other!r}; pass padding={trained!r}, "
+        f"or padding={other!r} to use the weights anyway"
     )
     for padding in (trained, other):
         model = registry.build(asked, pretrained=path, num_classes=3, padding=padding)
         assert (relative_difference(model, own) < 1e-5) is (padding == trained)
-    assert warnings_of(caplog) == [f"{path} was trained with padding={trained!r}, and is used with padding={other!r}"]
+    assert warnings_of(caplog) == [f"{path} was trained with padding={trained!r}, but is used with padding={other!r}"]
 
 
 @pytest.mark.parametrize("layout", ["featuretap", "timm"])
@@ -156,7 +156,9 @@ def test_saved_models_keep_their_padding(registry: Registry, tmp_path: Path, lay
 
 def test_torchvision_has_no_such_networks(registry: Registry, tmp_path: Path) -> None:
     for name in ("mobilenet_v2", "mobilenet_v3_small"):
-        with pytest.raises(WeightsError, match="with padding='same' for torchvision, which has no such network"):
+        with pytest.raises(
+            WeightsError, match="with padding='same' in the layout 'torchvision', which does not have this network"
+        ):
             registry.save(registry.build(name, padding="same"), tmp_path / "file.safetensors", "torchvision")
 
 

@@ -33,7 +33,7 @@ ARRAYS: dict[str, NDArray[Any]] = {
     "large": np.random.default_rng(0).integers(0, 256, 3000, dtype=np.uint8),
 }
 
-MALFORMED = "is not a file of NumPy arrays as paddle.save writes it: {}; write it again with " + (
+MALFORMED = "is not a file of paddle.save with NumPy arrays: {}; save it again with " + (
     "paddle.save(model.state_dict(), path)"
 )
 
@@ -110,7 +110,7 @@ def test_code_in_a_file_is_not_run(
     path = tmp_path / "file.pdparams"
     content = pickle.dumps(wrap(Calls(tmp_path / "ran")), protocol)
     path.write_bytes(content)
-    assert refusal(registry, path) == MALFORMED.format("it names 'posix.mkdir', which is code and is not run")
+    assert refusal(registry, path) == MALFORMED.format("it refers to 'posix.mkdir', which is code that is not run")
     assert not (tmp_path / "ran").exists()
     # The code would have run.
     pickle.loads(content)
@@ -129,42 +129,42 @@ LITTLE_ENDIAN = b"\x8c\x01<"
         (b"\x80\x04\x95" + b"\xff" * 8, "it is cut off"),
         (b"\x80\x02cnumpy", "it is cut off"),
         (b"\x80\x02B\xff\xff\xff\xff.", "it is cut off"),
-        (EMPTY_ARRAY + b".", "it continues after its end"),
-        (b"\x80\x02}}.", "it continues after its end"),
-        (b"\x80\x02.", "an opcode lacks its operands"),
-        (b"\x80\x02h\x00.", "an opcode lacks its operands"),
-        (b"\x80\x02(.", "an opcode lacks its operands"),
-        (b"\x80\x02Kt\x85t.", "an opcode lacks its operands"),
-        (pickle.dumps(ARRAYS, 0), "it has the pickle opcode b'd', which no array, dictionary or string needs"),
-        (pickle.dumps(ARRAYS, 5), "it is written in pickle protocol 5, and Paddle has 2 to 4"),
-        (pickle.dumps({}, 4), "it holds no array"),
-        (pickle.dumps({NAME_TABLE: {}}, 4), "it holds no array"),
-        (pickle.dumps(np.zeros(2), 4), "it holds an array in place of a dictionary"),
-        (pickle.dumps("text", 4), "it holds a string in place of a dictionary"),
-        (pickle.dumps((1, 2), 4), "it holds something else in place of a dictionary"),
-        (pickle.dumps({"a": None}, 4), "under the key 'a' it holds None in place of an array"),
-        (pickle.dumps({"a": {"b": np.zeros(2)}}, 4), "under the key 'a' it holds a dictionary in place of an array"),
-        (pickle.dumps({"a": b"bytes"}, 4), "under the key 'a' it holds bytes in place of an array"),
+        (EMPTY_ARRAY + b".", "it has data after its end"),
+        (b"\x80\x02}}.", "it has data after its end"),
+        (b"\x80\x02.", "an opcode has no operands"),
+        (b"\x80\x02h\x00.", "an opcode has no operands"),
+        (b"\x80\x02(.", "an opcode has no operands"),
+        (b"\x80\x02Kt\x85t.", "an opcode has no operands"),
+        (pickle.dumps(ARRAYS, 0), "it has the pickle opcode b'd', which arrays, dictionaries and strings do not need"),
+        (pickle.dumps(ARRAYS, 5), "it has pickle protocol 5, but Paddle uses 2 to 4"),
+        (pickle.dumps({}, 4), "it does not contain an array"),
+        (pickle.dumps({NAME_TABLE: {}}, 4), "it does not contain an array"),
+        (pickle.dumps(np.zeros(2), 4), "it contains an array instead of a dictionary"),
+        (pickle.dumps("text", 4), "it contains a string instead of a dictionary"),
+        (pickle.dumps((1, 2), 4), "it contains something else instead of a dictionary"),
+        (pickle.dumps({"a": None}, 4), "the key 'a' has None instead of an array"),
+        (pickle.dumps({"a": {"b": np.zeros(2)}}, 4), "the key 'a' has a dictionary instead of an array"),
+        (pickle.dumps({"a": b"bytes"}, 4), "the key 'a' has bytes instead of an array"),
         (pickle.dumps({1: np.zeros(2)}, 4), "it has items outside a dictionary, or with keys that are not strings"),
         (b"\x80\x02}K\x01K\x02s.", "it has items outside a dictionary, or with keys that are not strings"),
         (b"\x80\x02X\x01\x00\x00\x00\xff.", "it has a string that is not UTF-8"),
         (
             pickle.dumps({"a": np.float32(1)}, 4),
-            "it names 'numpy._core.multiarray.scalar', which is code and is not run",
+            "it refers to 'numpy._core.multiarray.scalar', which is code that is not run",
         ),
-        (pickle.dumps({"a": np.array([{}])}, 4), "it has a call that creates no array"),
-        (pickle.dumps({"a": np.zeros(2, complex)}, 4), "it has a call that creates no array"),
+        (pickle.dumps({"a": np.array([{}])}, 4), "it has a call that does not create an array"),
+        (pickle.dumps({"a": np.zeros(2, complex)}, 4), "it has a call that does not create an array"),
         (pickle.dumps({"a": np.zeros(2, ">f4")}, 4), "it has a dtype in another byte order than little endian"),
         (EMPTY_ARRAY.replace(b"K\x01K\x02\x85", b"K\x02K\x02\x85"), "it has an array or a dtype with an unknown state"),
         (
             EMPTY_ARRAY.replace(b"K\x01K\x02\x85", b"K\x01K\x03\x85"),
-            "it has an array of shape (3,) whose values do not fill it",
+            "it has an array of shape (3,) with a wrong number of values",
         ),
         (
             EMPTY_ARRAY.replace(b"K\x01K\x02\x85", b"M\x01\x00N\x85"),
             "it has an array whose shape is not a tuple of sizes",
         ),
-        (b"\x80\x02}r\xff\xff\xff\xff.", "it remembers more than 100,000 values"),
+        (b"\x80\x02}r\xff\xff\xff\xff.", "its memo has more than 100,000 values"),
         (b"\x80\x02" + b"}" * 100_001, "it has more than 100,000 pickle opcodes"),
     ],
     ids=lambda value: repr(value)[:30],

@@ -139,12 +139,12 @@ def test_tensors_of_paddle_are_read_without_pytorch_too(registry: Registry, tmp_
 @pytest.mark.parametrize(
     ("options", "reason"),
     [
-        ({"in_channels": 1}, "which has no such network"),
-        ({"output_stride": 16}, "which has no such network"),
-        ({"padding": "same"}, "which has no such network"),
-        ({"reduced_tail": True}, "which has no such network"),
-        ({"width": 0.6}, "which has no such network"),
-        ({"dropout": 0.5}, "whose classifiers scale by 0.8 in evaluation, not by 1 - dropout=0.5"),
+        ({"in_channels": 1}, "which does not have this network"),
+        ({"output_stride": 16}, "which does not have this network"),
+        ({"padding": "same"}, "which does not have this network"),
+        ({"reduced_tail": True}, "which does not have this network"),
+        ({"width": 0.6}, "which does not have this network"),
+        ({"dropout": 0.5}, "whose classifiers scale by 0.8 in evaluation mode, not by 1 - dropout=0.5"),
     ],
     ids=str,
 )
@@ -154,7 +154,7 @@ def test_what_paddleclas_does_not_have_is_not_written_for_it(
     model = registry.build("mobilenet_v3_small_paddle", **options)
     with pytest.raises(WeightsError) as error:
         registry.save(model, tmp_path / "file.safetensors", "paddle")
-    assert str(error.value).endswith(f" for paddle, {reason}; save it in the layout 'featuretap'")
+    assert str(error.value).endswith(f" in the layout 'paddle', {reason}; use the layout 'featuretap'")
 
 
 def test_pickles_are_not_written(registry: Registry, tmp_path: Path) -> None:
@@ -162,7 +162,7 @@ def test_pickles_are_not_written(registry: Registry, tmp_path: Path) -> None:
     with pytest.raises(OptionError) as error:
         registry.save(model, tmp_path / "file.pdparams", "paddle")
     assert str(error.value) == (
-        f"cannot save to '{tmp_path}/file.pdparams': .pdparams files are not written; give a name that ends in "
+        f"cannot save to '{tmp_path}/file.pdparams': .pdparams files are not supported; use a name that ends in "
         ".safetensors, or a folder"
     )
 
@@ -220,8 +220,8 @@ def early_file(registry: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 
 WARNING = (
-    "{} was written before the classifier of mobilenet_v3_small_paddle multiplied its hidden layer by 0.8 in "
-    "evaluation; its logits differ from those that it computed then"
+    "{} was written before the classifier of mobilenet_v3_small_paddle scaled its hidden layer by 0.8 in evaluation "
+    "mode; its logits differ from the logits at that time"
 )
 
 

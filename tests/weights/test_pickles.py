@@ -55,10 +55,11 @@ def test_code_in_a_file_is_not_run(
 
 
 NOT_A_STATE_DICT = (
-    "holds no state dict: {}; save a dictionary of tensors, alone or under one of state_dict_ema, model_ema, "
+    "does not contain a state dict: {}; save a dictionary of tensors, directly or under one of state_dict_ema, "
+    "model_ema, "
     "state_dict, model, model_state_dict, net, weights, module"
 )
-NO_STATE_DICT = "holds {}, no state dict; save model.state_dict(), not the model"
+NO_STATE_DICT = "contains {} instead of a state dict; save model.state_dict() instead of the model"
 
 
 @pytest.mark.filterwarnings("ignore:Validating sparse tensor invariants:UserWarning")
@@ -66,8 +67,8 @@ NO_STATE_DICT = "holds {}, no state dict; save model.state_dict(), not the model
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ({0: torch.zeros(1)}, NOT_A_STATE_DICT.format("0 is no name of a tensor")),
-        ({"a": torch.zeros(1), None: torch.zeros(1)}, NOT_A_STATE_DICT.format("None is no name of a tensor")),
+        ({0: torch.zeros(1)}, NOT_A_STATE_DICT.format("0 is not a tensor name")),
+        ({"a": torch.zeros(1), None: torch.zeros(1)}, NOT_A_STATE_DICT.format("None is not a tensor name")),
         (
             {"generator": {"a": torch.zeros(1)}, "epoch": 3},
             NOT_A_STATE_DICT.format("'generator' is dict, not a tensor"),
@@ -86,13 +87,13 @@ NO_STATE_DICT = "holds {}, no state dict; save model.state_dict(), not the model
         (
             {"a": torch.eye(2).to_sparse()},
             NOT_A_STATE_DICT.format(
-                "'a' is a tensor of torch.float32 in the layout torch.sparse_coo, which no layer holds"
+                "'a' is a tensor of torch.float32 in the layout torch.sparse_coo, which layers do not support"
             ),
         ),
         (
             {"a": torch.zeros(2, dtype=torch.complex64)},
             NOT_A_STATE_DICT.format(
-                "'a' is a tensor of torch.complex64 in the layout torch.strided, which no layer holds"
+                "'a' is a tensor of torch.complex64 in the layout torch.strided, which layers do not support"
             ),
         ),
         (

@@ -13,7 +13,7 @@ from torch import nn
 from featuretap.registry import Registry
 from featuretap.registry.errors import FeaturetapError, OptionError, WeightsError
 
-LOGIN = "log in with 'hf auth login', with a token that may write"
+LOGIN = "log in with 'hf auth login' and a token with write access"
 
 
 @pytest.fixture
@@ -84,7 +84,7 @@ def test_a_refused_login_is_one_line(
     monkeypatch.setenv("HF_TOKEN", token)
     with pytest.raises(WeightsError) as error:
         registry.push(model, "somebody/flowers")
-    assert str(error.value) == f"cannot push to 'somebody/flowers': the hub refuses it (401); {LOGIN}"
+    assert str(error.value) == f"cannot push to 'somebody/flowers': the hub refused the request (401); {LOGIN}"
     assert hub.files == {}
 
 

@@ -73,8 +73,8 @@ def test_files_of_unknown_networks_are_refused(registry: Registry, tmp_path: Pat
         with pytest.raises(WeightsError) as error:
             ask(tmp_path / "file.safetensors")
         assert str(error.value) == (
-            f"'{tmp_path}/file.safetensors' says nothing of its model, and its tensors are those of no backbone in "
-            "torchvision's, timm's, PaddleClas's or our names; name the model: registry.load(path, name=...)"
+            f"'{tmp_path}/file.safetensors' does not describe its model, and its tensors match no backbone in the "
+            "layouts of torchvision, timm, PaddleClas or featuretap; name the model: registry.load(path, name=...)"
         )
 
 

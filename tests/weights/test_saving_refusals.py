@@ -106,8 +106,8 @@ def test_models_with_replaced_modules_are_refused(
 
 def test_unknown_layouts_are_refused(tmp_path: Path, registry: Registry) -> None:
     assert error_of(lambda: registry.save(cut_backbone(registry), tmp_path / "folder", layout="keras")) == (
-        "cannot save 'mobilenet_v2_050' for keras: the layout 'keras' is not one that 'mobilenet_v2_050' is known in; "
-        "it has featuretap, torchvision, timm, tensorflow"
+        "cannot save 'mobilenet_v2_050' in the layout 'keras': 'mobilenet_v2_050' does not support the layout 'keras'; "
+        "it supports featuretap, torchvision, timm, tensorflow"
     )
     assert everything_in(tmp_path) == {}
 
@@ -124,8 +124,8 @@ def test_options_that_no_file_can_hold_are_refused(registry: Registry, tmp_path:
     model = registry.build(PAINTED, features_only=True, colour=colour)
     for name in ("file.safetensors", "folder"):
         assert error_of(lambda name=name: registry.save(model, tmp_path / name)) == (
-            f"cannot save a model with options {{'colour': {colour!r}}}: a file of weights holds numbers and text "
-            "only; build the model with plain values"
+            f"cannot save a model with options {{'colour': {colour!r}}}: a weights file stores only numbers and text; "
+            "build the model with such values"
         )
     assert everything_in(tmp_path) == {}
 
@@ -141,8 +141,8 @@ def test_options_of_plain_values_are_restored(registry: Registry, tmp_path: Path
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda model: model.to("meta"), "cannot save tensors without values (on the meta device); give the model"),
-        (lambda model: model.to(torch.complex64), "cannot save tensors of torch.complex64; give the model values of a"),
+        (lambda model: model.to("meta"), "cannot save tensors without values (on the meta device); convert the model"),
+        (lambda model: model.to(torch.complex64), "cannot save tensors of torch.complex64; convert the model to a"),
     ],
 )
 @pytest.mark.filterwarnings("ignore:Complex modules are a new feature")

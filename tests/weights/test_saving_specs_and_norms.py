@@ -24,14 +24,14 @@ def test_models_of_a_spec_load_with_that_spec(registry: Registry, tmp_path: Path
     model = oracles.randomised(registry.build(spec, **asked)).float()
     path = registry.save(model, tmp_path / "file.safetensors")
     assert error_of(lambda: registry.load(path)) == (
-        f"'{path}' was saved from a BackboneSpec 'mobilenet_v2' that no name stands for; give it: "
+        f"'{path}' was saved from a BackboneSpec 'mobilenet_v2' without a name in the registry; pass it: "
         "registry.load(path, name=spec)"
     )
     loaded = registry.load(path, name=spec)
     assert_equal_bits(loaded, model)
     assert registry.save(loaded, tmp_path / "again.safetensors").read_bytes() == path.read_bytes()
     assert error_of(lambda: registry.convert(path, tmp_path / "again.safetensors", "torchvision")) == (
-        f"'{path}' was saved from a BackboneSpec 'mobilenet_v2' that no name stands for; load it with "
+        f"'{path}' was saved from a BackboneSpec 'mobilenet_v2' without a name in the registry; load it with "
         "registry.load(path, name=spec) and save the model"
     )
 
@@ -40,7 +40,7 @@ def test_a_spec_is_not_confused_with_the_network_of_the_same_name(registry: Regi
     path = registry.save(cut_backbone(registry, widened(V2, 0.6)), tmp_path / "file.safetensors")
     assert error_of(lambda: registry.load(path, name="mobilenet_v2")) == (
         "weights do not fit 'mobilenet_v2': stages.C1.0.conv.weight is (24, 3, 3, 3) in the file, (32, 3, 3, 3) in "
-        "the model; the file fits the BackboneSpec 'mobilenet_v2' that its model was built from"
+        "the model; the file fits the BackboneSpec 'mobilenet_v2' that it was saved from"
     )
 
 
@@ -72,8 +72,8 @@ def test_norms_that_are_functions_must_be_passed_to_load(registry: Registry, tmp
     model = cut_backbone(registry, norm=lambda channels: nn.GroupNorm(4, channels))
     path = registry.save(model, tmp_path / "file.safetensors")
     assert error_of(lambda: registry.load(path)) == (
-        f"'{path}' was saved with norm=a function that makes GroupNorm, which is code, and no file brings code; "
-        "give it again: registry.load(path, norm=lambda channels: GroupNorm(...))"
+        f"'{path}' was saved with norm=a function that makes GroupNorm, which is code that files do not store; pass it "
+        "again: registry.load(path, norm=lambda channels: GroupNorm(...))"
     )
     loaded = registry.load(path, norm=group_norm)
     assert_equal_bits(loaded, model)
@@ -108,8 +108,8 @@ def test_norms_with_running_statistics_are_saved_in_timms_layout(
 def test_norms_without_running_statistics_are_not_saved_in_timms_layout(registry: Registry, tmp_path: Path) -> None:
     model = cut_backbone(registry, norm=group_norm)
     assert error_of(lambda: registry.save(model, tmp_path / "file.safetensors", "timm")) == (
-        "cannot save 'mobilenet_v2_050' with norm='a function that makes GroupNorm' for timm, whose batch norms "
-        "cannot hold norm=a function that makes GroupNorm; save it in the layout 'featuretap'"
+        "cannot save 'mobilenet_v2_050' with norm='a function that makes GroupNorm' in the layout 'timm', whose batch "
+        "norms cannot represent norm=a function that makes GroupNorm; use the layout 'featuretap'"
     )
     assert everything_in(tmp_path) == {}
 

@@ -73,7 +73,8 @@ def test_pickles_in_a_folder_are_refused_without_pytorch_with_their_conversion(t
     with pytest.raises(WeightsError) as error:
         read_checkpoint(tmp_path, framework="np")
     assert str(error.value) == (
-        f"'{path}' {problem}, which only PyTorch can read; convert it where PyTorch is installed: featuretap convert "
+        f"'{path}' {problem}, which can only be read with PyTorch; convert it where PyTorch is installed: featuretap "
+        "convert "
         f"{path} {tmp_path}/pytorch_model.safetensors"
     )
 
@@ -107,7 +108,7 @@ def test_the_first_known_file_of_a_folder_is_read(tmp_path: Path) -> None:
     assert read_checkpoint(tmp_path).path.name == INDICES[False]
 
 
-AGAIN = "get the folder again from where it comes from"
+AGAIN = "get the folder again from its source"
 FIRST, SECOND = "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"
 
 
@@ -124,17 +125,17 @@ def mapped(**changes: Any) -> Callable[[dict[str, Any]], str]:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda _: "[" * 100_000, "it is no JSON"),
-        (lambda _: "\ufffd{", "it is no JSON"),
-        (lambda _: "[]", "it has no 'weight_map' with names of tensors"),
-        (lambda _: "{}", "it has no 'weight_map' with names of tensors"),
-        (lambda _: '{"weight_map": {}}', "it has no 'weight_map' with names of tensors"),
-        (lambda _: '{"weight_map": ["a"]}', "it has no 'weight_map' with names of tensors"),
-        (lambda _: '{"weight_map": {"a": "x", "a": "y"}}', "it has 'a' twice"),
-        (lambda _: '{"metadata": {}, "weight_map": {}, "metadata": {}}', "it has 'metadata' twice"),
+        (lambda _: "[" * 100_000, "it is not JSON"),
+        (lambda _: "\ufffd{", "it is not JSON"),
+        (lambda _: "[]", "it has no 'weight_map' with tensor names"),
+        (lambda _: "{}", "it has no 'weight_map' with tensor names"),
+        (lambda _: '{"weight_map": {}}', "it has no 'weight_map' with tensor names"),
+        (lambda _: '{"weight_map": ["a"]}', "it has no 'weight_map' with tensor names"),
+        (lambda _: '{"weight_map": {"a": "x", "a": "y"}}', "'a' is repeated"),
+        (lambda _: '{"metadata": {}, "weight_map": {}, "metadata": {}}', "'metadata' is repeated"),
         (lambda _: " " * 10_000_001, "it is longer than 10,000,000 bytes"),
         *(
-            (mapped(b=shard), f"'b' is in {shard!r}, which is no name of a weights file in its folder")
+            (mapped(b=shard), f"'b' is in {shard!r}, which is not the name of a weights file")
             for shard in (
                 *("../model.safetensors", "/etc/passwd.safetensors", "a/b.safetensors", "..\\b.safetensors", ""),
                 *("a\0.safetensors", "a\n.safetensors", "model.safetensors.index.json", "config.json", 3, ["a"]),
@@ -150,7 +151,7 @@ def test_malformed_indices_are_refused(
     index.write_text(change(json.loads(index.read_text())))
     with pytest.raises(WeightsError) as error:
         registry.load(folder)
-    assert str(error.value) == f"'{index}' is no index of weights files: {message}; {AGAIN}"
+    assert str(error.value) == f"'{index}' is not an index of weights files: {message}; {AGAIN}"
 
 
 def test_an_index_that_does_not_fit_its_files_is_refused(registry: Registry, folder: Path) -> None:
@@ -166,13 +167,13 @@ def test_an_index_that_does_not_fit_its_files_is_refused(registry: Registry, fol
         return str(error.value)
 
     missing = "model-00003-of-00003.safetensors"
-    assert refusal(mapped(b=missing)) == f"'{index}' names the file {missing!r}, which is not beside it; {AGAIN}"
+    assert refusal(mapped(b=missing)) == f"'{index}' lists the file {missing!r}, which is not in its folder; {AGAIN}"
     (folder / missing).mkdir()
-    assert refusal(mapped(b=missing)) == f"'{index}' names the file {missing!r}, which is not beside it; {AGAIN}"
-    assert refusal(mapped(c=SECOND)) == (f"'{folder}/{SECOND}' lacks 'c', which {index.name} lists for it; {AGAIN}")
-    assert refusal(mapped(b=None)) == (
-        f"'{folder}/{SECOND}' holds 'b', which {index.name} does not list for it; {AGAIN}"
+    assert refusal(mapped(b=missing)) == f"'{index}' lists the file {missing!r}, which is not in its folder; {AGAIN}"
+    assert refusal(mapped(c=SECOND)) == (
+        f"'{folder}/{SECOND}' does not have 'c', which {index.name} lists for it; {AGAIN}"
     )
+    assert refusal(mapped(b=None)) == (f"'{folder}/{SECOND}' has 'b', which {index.name} does not list for it; {AGAIN}")
     # A tensor in two files.
     shutil.copy(folder / SECOND, folder / "model.more.safetensors")
     assert refusal(mapped(**{"a.bias": "model.more.safetensors", "b": SECOND})).endswith(AGAIN)
@@ -189,8 +190,8 @@ def test_a_json_file_that_is_no_index_is_refused(registry: Registry, folder: Pat
     with pytest.raises(WeightsError) as error:
         registry.load(folder / "config.json")
     assert str(error.value) == (
-        f"'{folder}/config.json' is no index of weights files: its name does not end in .index.json; give a weights "
-        "file"
+        f"'{folder}/config.json' is not an index of weights files: its name does not end in .index.json; pass a "
+        "weights file"
     )
 
 

@@ -80,7 +80,7 @@ def test_the_background_class_of_tf_slim_is_left_out(
     with caplog.at_level(logging.INFO, "featuretap"):
         ours = registry.load(write_graph(tmp_path / "model", variables))
     assert (ours.description.num_classes, ours.description.classes) == (1000, "imagenet1k")
-    assert any("has a class for the background, which is left out" in message for message in caplog.messages)
+    assert any("has a background class, which is removed" in message for message in caplog.messages)
     assert_same_logits(ours, theirs, first=1)
 
 
@@ -95,7 +95,7 @@ def test_moving_averages_are_taken_and_optimisers_left_out(
     with caplog.at_level(logging.INFO, "featuretap"):
         ours = registry.load(write_index(tmp_path / "model", {**noise, **averages, **others}))
     assert_same_logits(ours, theirs)
-    assert any(f"the moving averages of {len(averages)} tensors are taken" in message for message in caplog.messages)
+    assert any(f"using the moving averages of {len(averages)} tensors" in message for message in caplog.messages)
 
 
 def test_norms_without_gamma_have_a_gamma_of_one(registry: Registry, tmp_path: Path) -> None:
@@ -202,7 +202,7 @@ def test_nodes_of_fake_quantisation_are_left_out_with_a_note(
     path = tmp_path / "frozen.pb"
     path.write_bytes(graph(variables, *quantised, extremes))
     assert_same_logits(registry.load(path), theirs)
-    assert f"{path} was trained for 8 bits; its 2 nodes of fake quantisation are left out" in notes.text
+    assert f"{path} was trained for 8 bits; ignoring its 2 fake-quantization nodes" in notes.text
 
 
 def test_sessions_read_classifiers_of_tensorflow_without_converting(registry: Registry, tmp_path: Path) -> None:

@@ -109,7 +109,7 @@ def test_detectors_in_checkpoints_have_the_usual_settings(
     index = write_checkpoint(tmp_path / "model.ckpt", variables)
     with caplog.at_level(logging.INFO, "featuretap"):
         ours: Any = registry.load(tmp_path / "model.ckpt")
-    assert f"{index} has no graph; its detector is taken to have the usual settings" in caplog.text
+    assert f"{index} has no graph; using the default settings of the detector" in caplog.text
     ours.head.normalize_as(theirs.description.preprocessing)
     assert_same_boxes(ours, eps_of(theirs, 1e-3))
 
@@ -139,7 +139,7 @@ def test_files_of_tensorflow_are_only_read(registry: Registry, tmp_path: Path) -
         with pytest.raises(WeightsError) as refusal:
             registry.save(one, tmp_path / "saved.safetensors", "tensorflow")
         assert str(refusal.value).endswith(
-            " for tensorflow, whose files are only read; save it in the layout 'featuretap'"
+            " in the layout 'tensorflow', which can only be read; use the layout 'featuretap'"
         )
 
 
@@ -147,7 +147,7 @@ def test_files_of_tensorflow_are_only_read(registry: Registry, tmp_path: Path) -
     ("settings", "problem"),
     [
         ({"coder": (10.0, 10.0, 5.0, 4.0)}, "has a box coder with other scales than (10.0, 10.0, 5.0, 5.0), which no"),
-        ({"ratios": [1.0, 2.0, 0.5, 4.0, 0.25, 1.0]}, "has anchors of other scales or proportions than SSD's usual"),
+        ({"ratios": [1.0, 2.0, 0.5, 4.0, 0.25, 1.0]}, "has anchors with other scales or aspect ratios than SSD's"),
     ],
 )
 def test_detectors_that_no_head_has_are_refused(
@@ -159,4 +159,4 @@ def test_detectors_that_no_head_has_are_refused(
     with pytest.raises(WeightsError) as refusal:
         registry.load(path)
     assert problem in str(refusal.value)
-    assert str(refusal.value).endswith("give a file of a detector with the usual ones")
+    assert str(refusal.value).endswith(("use a detector with the default anchors", "use a detector with these scales"))

@@ -112,7 +112,7 @@ def test_taps_that_timm_has_no_index_for_are_refused_with_those_that_have_one(
     with pytest.raises(WeightsError) as error:
         registry.save(model, tmp_path / "folder", "timm")
     assert str(error.value) == (
-        f"cannot save the taps {unnumbered} for timm, whose feature extractor has no index for them; build the "
+        f"cannot save the taps {unnumbered} in the layout 'timm', which has no index for them; build the "
         f"backbone with taps among {numbered}"
     )
     assert not (tmp_path / "folder").exists()
@@ -150,7 +150,9 @@ def test_an_unusable_config_json_is_ignored_or_refused(registry: Registry, tmp_p
     if content.startswith("{") and len(content) > 1:
         assert registry.load(tmp_path / "folder").description.preprocessing == Preprocessing()
     else:
-        with pytest.raises(WeightsError, match=r"config.json' (is no JSON|holds no table); get it again from where"):
+        with pytest.raises(
+            WeightsError, match=r"config.json' (is not valid JSON|is not a JSON object); get it again from its source"
+        ):
             registry.load(tmp_path / "folder")
 
 
@@ -187,8 +189,8 @@ def test_folders_of_another_network_with_the_same_tensors_are_refused(registry: 
     with pytest.raises(WeightsError) as error:
         registry.build("mobilenet_v3_large", pretrained=folder)
     assert str(error.value) == (
-        f"weights do not fit 'mobilenet_v3_large': the config.json beside {folder}/model.safetensors says that it is "
-        "timm's 'tf_mobilenetv3_large_100', which is another network than timm's 'mobilenetv3_large_100'; the file "
+        f"weights do not fit 'mobilenet_v3_large': the config.json next to {folder}/model.safetensors describes timm's "
+        "'tf_mobilenetv3_large_100', which differs from timm's 'mobilenetv3_large_100'; the file "
         "fits 'mobilenet_v3_large' with padding='same'"
     )
 
@@ -198,7 +200,7 @@ def test_folders_with_unknown_arguments_of_timm_are_refused(registry: Registry, 
     with pytest.raises(WeightsError) as error:
         registry.load(folder)
     assert str(error.value) == (
-        f"'{folder}/config.json' builds 'mobilenetv2_100' with pad_type='valid', which is not known here; load the "
+        f"'{folder}/config.json' builds 'mobilenetv2_100' with pad_type='valid', which is not supported; load the "
         "model with timm"
     )
 
@@ -210,4 +212,4 @@ def test_unknown_preprocessing_in_a_folder_is_logged(
     text = (folder / "config.json").read_text()
     (folder / "config.json").write_text(text.replace('"bicubic"', '"lanczos"').replace("bilinear", "lanczos"))
     registry.load(folder)
-    assert "states a preprocessing that is not known here (preprocessing has interpolation='lanczos'" in (caplog.text)
+    assert "has an unsupported preprocessing (preprocessing has interpolation='lanczos'" in (caplog.text)

@@ -76,7 +76,7 @@ def test_the_average_of_torchvisions_training_is_preferred(
     path = tmp_path / "checkpoint.pth"
     torch.save({"model": model.state_dict(), "model_ema": average.state_dict(), **training_state(model)}, path)
     assert relative_difference(registry.load(path), average.module) < 1e-6
-    assert notes.messages == [f"{path} holds weights under 'model_ema', 'model'; 'model_ema' is loaded"]
+    assert notes.messages == [f"{path} has weights under 'model_ema', 'model'; loading 'model_ema'"]
 
 
 @pytest.mark.parametrize("with_average", [False, True])
@@ -159,7 +159,7 @@ def test_the_first_known_key_is_loaded_and_logged(tmp_path: Path, notes: pytest.
     path = tmp_path / "file.pth"
     torch.save({key: {"a": torch.full((1,), float(KEYS.index(key)))} for key in reversed(there)}, path)
     assert read_checkpoint(path).tensors["a"].item() == first
-    several = f"{path} holds weights under {', '.join(map(repr, there))}; {there[0]!r} is loaded"
+    several = f"{path} has weights under {', '.join(map(repr, there))}; loading {there[0]!r}"
     assert notes.messages == ([several] if len(there) > 1 else [])
 
 
@@ -169,7 +169,7 @@ def test_a_state_dict_is_found_several_keys_deep(tmp_path: Path, caplog: pytest.
     torch.save({"state_dict": inner, "epoch": 1}, path)
     with caplog.at_level(logging.WARNING, "featuretap"):
         assert read_checkpoint(path).tensors["a"].item() == 0
-    assert caplog.messages == [f"{path} holds weights under 'model_ema', 'model'; 'state_dict.model_ema' is loaded"]
+    assert caplog.messages == [f"{path} has weights under 'model_ema', 'model'; loading 'state_dict.model_ema'"]
 
 
 def test_an_average_that_is_none_or_empty_is_passed_over(tmp_path: Path, notes: pytest.LogCaptureFixture) -> None:
@@ -235,8 +235,9 @@ def test_a_class_that_the_reader_refuses_is_named(registry: Registry, tmp_path: 
     with pytest.raises(WeightsError) as error:
         registry.load(path)
     assert str(error.value) == (
-        f"'{path}' holds timm.models.resnet.ResNet, and reading that can run code; if you trust its source, load it "
-        "with torch.load(path, weights_only=False), and save the state dict in it as a file of its own"
+        f"'{path}' contains timm.models.resnet.ResNet, which can run code when it is read; if you trust its source, "
+        "load it "
+        "with torch.load(path, weights_only=False), and save its state dict as a separate file"
     )
 
 
@@ -264,7 +265,7 @@ def test_an_archive_that_python_cannot_open_is_refused(registry: Registry, tmp_p
     path.write_bytes(content)
     with pytest.raises(WeightsError) as error:
         registry.load(path)
-    assert str(error.value).startswith(f"'{path}' is no file of weights that can be read safely; give a ")
+    assert str(error.value).startswith(f"'{path}' is not a weights file that can be read safely; use a ")
 
 
 def test_an_archive_that_unpacks_to_more_than_its_size_is_refused(registry: Registry, tmp_path: Path) -> None:
@@ -277,8 +278,8 @@ def test_an_archive_that_unpacks_to_more_than_its_size_is_refused(registry: Regi
         registry.load(path)
     unpacked = sum(entry.file_size for entry in zipfile.ZipFile(path).infolist())
     assert str(error.value) == (
-        f"'{path}' is an archive of {path.stat().st_size:,} bytes that unpacks to {unpacked:,}; get it again from "
-        "where it comes from"
+        f"'{path}' is an archive of {path.stat().st_size:,} bytes that unpacks to {unpacked:,}; get it again from its "
+        "source"
     )
 
 
@@ -293,8 +294,8 @@ def test_an_archive_with_folders_is_refused(registry: Registry, tmp_path: Path) 
     with pytest.raises(WeightsError) as error:
         registry.load(path)
     assert str(error.value) == (
-        f"'{path}' is an archive with 'plain/data/0' as a folder, which PyTorch never writes; get it again from where "
-        "it comes from"
+        f"'{path}' is an archive with 'plain/data/0' as a folder, which PyTorch never writes; get it again from its "
+        "source"
     )
 
 
@@ -304,6 +305,5 @@ def test_tensors_of_more_values_than_the_file_are_refused(registry: Registry, tm
     with pytest.raises(WeightsError) as error:
         registry.load(path)
     assert str(error.value) == (
-        f"'{path}' has {path.stat().st_size:,} bytes, and describes tensors of 4,000,000; get it again from where it "
-        "comes from"
+        f"'{path}' has {path.stat().st_size:,} bytes, but describes tensors of 4,000,000; get it again from its source"
     )

