@@ -315,6 +315,14 @@ def test_weights_in_packages_are_listed(official_weights: Path) -> None:
     assert Path(listed["mobilenet_v2.imagenet1k_v1"]).expanduser() == official_weights
 
 
+def test_paths_that_cannot_exist_are_reported(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    (tmp_path / "loop").symlink_to("loop")
+    for path in (tmp_path / "file" / "below", tmp_path / "loop" / "below", tmp_path / ("a" * 300)):
+        assert not installation._folder("cache", str(path)).exists
+    assert installation._folder("cache", str(tmp_path / "a" / "b")) == Folder("cache", f"{tmp_path}/a/b", False, True)
+
+
 def test_a_cache_that_is_not_writable_is_a_problem() -> None:
     folders = [
         Folder("configuration", "/etc/featuretap.toml", exists=True, writable=False),
@@ -335,6 +343,10 @@ def test_a_runtime_that_fails_is_a_problem_once() -> None:
     assert found == ["the runtime 'openvino' fails: RuntimeError: no"]
     broken = [Package("openvino", "2026.4", "openvino", "ImportError: no")]
     assert list(installation._runtime_problems(runtimes, broken)) == []
+    fused = [RuntimeTime("fused", error="ImportError: no"), RuntimeTime("onnxruntime", error="ValueError: no")]
+    without_torch = [Package("torch", "2.14", error="ImportError: no")]
+    found = [one.problem for one in installation._runtime_problems(fused, without_torch)]
+    assert found == ["the runtime 'onnxruntime' fails: ValueError: no"]
 
 
 def test_an_installation_without_any_runtime_has_a_problem() -> None:

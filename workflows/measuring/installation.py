@@ -270,8 +270,10 @@ def _take_steps(packages: Sequence[str], *, measure: bool) -> dict[str, dict[str
                 "discover": discover,
                 "done": list(steps),
             }
-            ending = _run_process(request)
-            lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+            ending = _run_process(request, Path(folder, f"{number}-errors"))
+            # The last line may be incomplete.
+            *complete, _ = path.read_text(encoding="utf-8").split("\n")
+            lines = [json.loads(line) for line in complete]
             started = [line["step"] for line in lines if line.keys() == {"step"}]
             steps |= {line["step"]: line for line in lines if line.keys() > {"step"}}
             if lines and lines[-1].get("complete"):
@@ -284,25 +286,27 @@ def _take_steps(packages: Sequence[str], *, measure: bool) -> dict[str, dict[str
     return steps
 
 
-def _run_process(request: Mapping[str, Any]) -> str:
-    """Run a process that takes the steps, and return how it ended."""
+def _run_process(request: Mapping[str, Any], errors: Path) -> str:
+    """Run a process that takes the steps and writes its errors into a file, and return how it ended."""
     environment = {name: value for name, value in os.environ.items() if name != "FEATURETAP_STRICT"}
     try:
-        ran = subprocess.run(
-            [sys.executable, "-c", PROGRAM, json.dumps(request)],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            # A failed plugin is to be reported, not raised.
-            env=environment,
-            timeout=PATIENCE,
-            check=False,
-        )
+        # Not a pipe, which processes that a package starts could keep open.
+        with errors.open("wb") as stream:
+            ran = subprocess.run(
+                [sys.executable, "-c", PROGRAM, json.dumps(request)],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=stream,
+                # A failed plugin is to be reported, not raised.
+                env=environment,
+                timeout=PATIENCE,
+                check=False,
+            )
     except subprocess.TimeoutExpired:
         return TIMED_OUT
     if ran.returncode < 0:
         return f"{ENDED} {Signals(-ran.returncode).name}"
-    last = ran.stderr.decode(errors="replace").strip().rpartition("\n")[2]
+    last = errors.read_text(encoding="utf-8", errors="replace").strip().rpartition("\n")[2]
     return f"{ENDED} status {ran.returncode}" + (f": {one_line(last)}" if last else "")
 
 
@@ -332,10 +336,10 @@ def _runtime(name: str, step: Mapping[str, Any]) -> RuntimeTime:
 
 
 def _folder(name: str, path: str) -> Folder:
-    nearest = Path(path)
-    while not nearest.exists() and nearest != nearest.parent:
-        nearest = nearest.parent
-    return Folder(name, path, Path(path).exists(), os.access(nearest, os.W_OK))
+    nearest = path
+    while not os.path.exists(nearest) and nearest != os.path.dirname(nearest):
+        nearest = os.path.dirname(nearest)
+    return Folder(name, path, os.path.exists(path), os.access(nearest, os.W_OK))
 
 
 def _system() -> str:
@@ -398,8 +402,8 @@ def _plugin_problems(found: Mapping[str, Any]) -> Iterator[Problem]:
 def _runtime_problems(runtimes: Sequence[RuntimeTime], packages: Sequence[Package]) -> Iterator[Problem]:
     broken = {package.name for package in packages if package.error}
     for runtime in runtimes:
-        # A package that cannot be imported is a problem already.
-        if runtime.error and runtime.name not in broken and not ("torch" in broken and runtime.name != "openvino"):
+        # A package that cannot be imported is a problem already, and runtimes without one of their own need PyTorch.
+        if runtime.error and (runtime.name if runtime.name in EXTRAS else "torch") not in broken:
             advice = f"featuretap bench {BACKBONE} --runtime {runtime.name}"
             yield Problem(f"the runtime {runtime.name!r} fails: {runtime.error}", advice)
     if runtimes and not any(runtime.milliseconds for runtime in runtimes) and not broken:
