@@ -112,5 +112,7 @@ def test_a_backbone_that_is_not_a_table_has_no_known_peak() -> None:
 
 
 def test_sizes_are_checked() -> None:
-    with pytest.raises(OptionError, match=r"^no image has 0×3 pixels"):
+    with pytest.raises(
+        OptionError, match=r"^height and width of an image must be positive integers, in pixels; got 0×3"
+    ):
         TABLE.activation_memory(0, 3)
