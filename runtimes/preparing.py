@@ -55,7 +55,7 @@ def prepare_for_size(image: Image.Image, preprocessing: Preprocessing, size: tup
     return _scale(_resize(_convert(image, preprocessing), size, preprocessing), preprocessing)
 
 
-def normalise(image: Image.Image, preprocessing: Preprocessing) -> NDArray[np.float32]:
+def normalize(image: Image.Image, preprocessing: Preprocessing) -> NDArray[np.float32]:
     """Scale an image to 0…1 at its original size, and normalize it unless the model does so itself.
 
     Args:

@@ -51,7 +51,7 @@ def find_images(folder: Path) -> list[Path]:
         raise DataError(f"there is no folder {str(folder)!r}; give a folder of images")
     found = images_below(folder)
     if not found:
-        raise DataError(f"{str(folder)!r} contains no images; supported suffixes: {', '.join(sorted(SUFFIXES))}")
+        raise DataError(f"{str(folder)!r} contains no images; supported suffixes are {', '.join(sorted(SUFFIXES))}")
     return found
 
 

@@ -28,7 +28,7 @@ def test_sources_without_images_are_refused_before_a_model_is_built(
     kinds = ", ".join(sorted(SUFFIXES))
     for source, message in {
         "missing": "there is no folder or image 'missing'; give folders of images, or image files",
-        "empty": f"'empty' contains no images; supported suffixes: {kinds}",
+        "empty": f"'empty' contains no images; supported suffixes are {kinds}",
     }.items():
         ran = run("extract", "images", source, "--model", "nonsense", "--out", "out")
         assert (ran.status, ran.out, ran.err) == (2, "", f"featuretap: {message}\n")

@@ -301,7 +301,7 @@ def test_bad_arguments_are_one_line(run: Run, arguments: tuple[str, ...], messag
 def test_a_folder_without_images_is_one_line(run: Run, tmp_path: Path) -> None:
     ran = run("predict", tmp_path)
     assert (ran.status, ran.out) == (2, "")
-    assert ran.err.startswith(f"featuretap: '{tmp_path}' contains no images; supported suffixes: .apng, ")
+    assert ran.err.startswith(f"featuretap: '{tmp_path}' contains no images; supported suffixes are .apng, ")
 
 
 def test_an_address_is_not_requested_offline(run: Run) -> None:

@@ -89,7 +89,7 @@ def test_files_folders_and_addresses_keep_their_order(tmp_path: Path) -> None:
 
 
 def test_a_folder_without_images_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"contains no images; supported suffixes: \.apng"):
+    with pytest.raises(DataError, match=r"contains no images; supported suffixes are \.apng"):
         find_sources([str(tmp_path)])
 
 

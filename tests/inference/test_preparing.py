@@ -14,7 +14,7 @@ from support.package import heavy_modules_after
 
 from featuretap.models import transforms
 from featuretap.registry.errors import OptionError
-from featuretap.runtimes.preparing import normalise, prepare, prepare_for_size
+from featuretap.runtimes.preparing import normalize, prepare, prepare_for_size
 from featuretap.specs.preprocessing import Preprocessing
 
 CLASSIFIER = Preprocessing()
@@ -105,7 +105,7 @@ def test_photographs_are_turned_upright(orientation: int) -> None:
     expected = transforms.compose_for_size(preprocessing, size)(image)[None].numpy()
     np.testing.assert_array_equal(prepare_for_size(image, preprocessing, size), expected)
     upright = image.size if orientation < 5 else image.size[::-1]
-    assert normalise(image, preprocessing).shape == (1, 3, *upright[::-1])
+    assert normalize(image, preprocessing).shape == (1, 3, *upright[::-1])
 
 
 @pytest.mark.parametrize("preprocessing", [SMALL, GREY, PREPROCESSINGS["bicubic"]], ids=["colour", "grey", "bicubic"])
@@ -122,11 +122,11 @@ def test_images_are_normalised_at_their_own_size(mode: Literal["L", "RGB"], insi
     image = noise(53, 41, mode)
     preprocessing = replace(CLASSIFIER, inside=inside).for_channels(len(image.getbands()))
     expected = transforms.normalise(preprocessing)(image)[None].numpy()
-    np.testing.assert_array_equal(normalise(image, preprocessing), expected)
+    np.testing.assert_array_equal(normalize(image, preprocessing), expected)
 
 
 @pytest.mark.parametrize(
-    "run", [prepare, normalise, lambda image, preprocessing: prepare_for_size(image, preprocessing, (8, 8))]
+    "run", [prepare, normalize, lambda image, preprocessing: prepare_for_size(image, preprocessing, (8, 8))]
 )
 def test_models_of_other_channels_than_a_picture_has_are_refused(
     run: Callable[[Image.Image, Preprocessing], object],

@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from featuretap.runtimes.preparing import normalise
+from featuretap.runtimes.preparing import normalize
 from featuretap.specs.preprocessing import PICTURE_MODES, check_channels
 from featuretap.support.images import convert_mode
 from featuretap.workflows.inference.predictor import Predictor
@@ -64,7 +64,7 @@ def compute_maps(
     scale = SHORTER_SIDE / min(image.size)
     height, width = size or (min(round(side * scale), LONGEST * SHORTER_SIDE) for side in (image.height, image.width))
     resized = image.resize((width, height), Image.Resampling.BILINEAR)
-    maps = backbone(normalise(resized, preprocessing))
+    maps = backbone(normalize(resized, preprocessing))
     return resized, {name: values[0] for name, values in maps.items()}
 
 
