@@ -144,7 +144,7 @@ def test_it_is_copied_and_pickled(registry: Registry) -> None:
 
 
 def test_models_without_maps_are_refused(registry: Registry) -> None:
-    with pytest.raises(OptionError, match="HeadedModel returns no maps; give a backbone"):
+    with pytest.raises(OptionError, match="HeadedModel does not return feature maps; use a backbone"):
         as_detectron2(registry.build("mobilenet_v1_025"))
 
 

@@ -32,7 +32,9 @@ def calls_of(code: str) -> set[str]:
     if "Image" not in code:
         return set()
     nodes = list(ast.walk(ast.parse(code)))
-    scripts = [node.value for node in nodes if isinstance(node, ast.Constant) and isinstance(node.value, str)]
+    strings = [node.value for node in nodes if isinstance(node, ast.Constant) and isinstance(node.value, str)]
+    # The examples in docstrings are code of users.
+    scripts = [string for string in strings if ">>>" not in string]
     found = {ast.unparse(node) for node in nodes if isinstance(node, ast.Attribute)}
     if any("import" in script and re.search(r"Image\.open\((?!.*formats=)", script) for script in scripts):
         found.add("Image.open")
