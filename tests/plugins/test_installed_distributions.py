@@ -181,8 +181,8 @@ def test_a_plugin_for_another_version_of_featuretap_is_not_imported(
 ) -> None:
     write_metadata(installed, "pinned", "[featuretap]\npinned = plugin_tiny\n", requires=["numpy>=99", requires])
     (plugin,) = (plugin for plugin in Registry().plugins if plugin.name == "pinned")
-    reason = f"it needs {wanted}, and this is featuretap {featuretap.__version__}; install versions of the two that "
-    assert str(plugin.error) == (f"{reason}go together" if wanted else "None")
+    reason = f"it requires {wanted}, but featuretap {featuretap.__version__} is installed; install compatible versions"
+    assert str(plugin.error) == (reason if wanted else "None")
 
 
 @pytest.mark.parametrize("allowed", [True, False])

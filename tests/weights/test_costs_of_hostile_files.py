@@ -208,7 +208,7 @@ FILES: dict[str, tuple[str, Callable[[], bytes], str]] = {
     "anchors": (
         "a.safetensors",
         lambda: described(**DETECTOR, options={"anchor_sizes": [RATIOS] * 5, "aspect_ratios": [RATIOS] * 5}),
-        "give 810,000 anchors at each place, and at most 1,000 are possible",
+        "define 810,000 anchors per location, but at most 1,000 are allowed",
     ),
     "a wide network": (
         "a.safetensors",
