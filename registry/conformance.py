@@ -48,7 +48,15 @@ TABLE_VARIATIONS: Sequence[Mapping[str, Any]] = (
 
 
 def expect(condition: bool, message: str) -> None:
-    """Raise a `SpecError` with this `message` unless the `condition` holds."""
+    """Raise an error unless a condition holds.
+
+    Args:
+        condition: the condition.
+        message: the message of the error.
+
+    Raises:
+        SpecError: the condition does not hold.
+    """
     if not condition:
         raise SpecError(message)
 
