@@ -55,7 +55,7 @@ def build_model(
             from the same checkpoint.
 
     Returns:
-        the model.
+        The model.
 
     Raises:
         WeightsError: the weights are not available or do not fit.
@@ -103,7 +103,7 @@ def _create_modules(
         built: the backbone if it was already built.
 
     Returns:
-        prefix → module.
+        Prefix → module.
     """
     if built is None:
         built = Backbone(backbone) if backbone.stages else backbone_module(backbone, pretrained=factory_tag or None)

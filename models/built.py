@@ -51,7 +51,7 @@ def unwrap(model: nn.Module, action: str) -> Built:
         action: what the model is needed for, for the message: "registry.save writes".
 
     Returns:
-        the model.
+        The model.
 
     Raises:
         OptionError: there is no model inside that featuretap built.
@@ -97,7 +97,7 @@ def description_of(model: nn.Module, action: str = "this function reads") -> Des
         action: what the description is needed for, for the message: "registry.transforms reads".
 
     Returns:
-        the description.
+        The description.
 
     Raises:
         OptionError: the model does not have a description.
@@ -120,7 +120,7 @@ class InferenceOnly(nn.Module):
             mode: True for training mode.
 
         Returns:
-            the module.
+            The module.
 
         Raises:
             TrainingError: `mode` is True.

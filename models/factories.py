@@ -28,7 +28,7 @@ def backbone_module(spec: BackboneSpec, *, pretrained: str | None = None) -> nn.
         pretrained: tag of weights that the factory downloads; None for random weights.
 
     Returns:
-        the module, with `.taps`.
+        The module, with `.taps`.
 
     Raises:
         PluginError: the factory failed, or did not return a module.

@@ -45,7 +45,7 @@ def set_freezing(built: Built, freezing: Freezing) -> nn.Module:
         freezing: the level and whether norms are frozen.
 
     Returns:
-        the backbone.
+        The backbone.
 
     Raises:
         OptionError: the backbone does not have the level.

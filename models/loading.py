@@ -38,7 +38,7 @@ def load_model(
         finite: refuse NaN and infinity.
 
     Returns:
-        the model.
+        The model.
 
     Raises:
         OptionError: `pretrained` was passed.

@@ -58,7 +58,7 @@ class MultiHeadModel(ImageModel, Built):
             images: a tensor (N, C, H, W), or a list of tensors (C, H, W) with a detection head.
 
         Returns:
-            name of the head → its output.
+            Name of the head → its output.
 
         Raises:
             OptionError: a detection head is in training mode, which requires targets.
@@ -160,7 +160,7 @@ def build_multi_head_model(
         keep_dtype: as for `build_model`.
 
     Returns:
-        the model.
+        The model.
 
     Raises:
         WeightsError, PluginError: as for `build_model`.

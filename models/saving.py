@@ -39,7 +39,7 @@ def save_model(catalogue: Catalogue, model: nn.Module, path: Path, layout: str) 
         layout: name of the layout.
 
     Returns:
-        the path of the file.
+        The path of the file.
 
     Raises:
         OptionError: featuretap did not build the model, or the path has an unsupported suffix.
@@ -68,7 +68,7 @@ def _weights_of(catalogue: Catalogue, model: Built) -> ModelWeights:
         model: a model without wrappers.
 
     Returns:
-        the weights and the description.
+        The weights and the description.
 
     Raises:
         OptionError: the description does not have a spec.
@@ -108,7 +108,7 @@ def push_model(catalogue: Catalogue, model: nn.Module, repository: str, layout: 
         private: make a new repository private.
 
     Returns:
-        the URL of the repository.
+        The URL of the repository.
 
     Raises:
         OptionError: the repository's name is invalid, or as for `save_model`.

@@ -33,7 +33,7 @@ def unwrap_multi_head(model: nn.Module) -> MultiHeadModel:
         model: a model, which may be wrapped.
 
     Returns:
-        the model with several heads.
+        The model with several heads.
 
     Raises:
         OptionError: there is no model with several heads inside.
@@ -55,7 +55,7 @@ def select_head(model: MultiHeadModel, name: str) -> Built:
         name: name of the head in the model.
 
     Returns:
-        the model with this head.
+        The model with this head.
 
     Raises:
         UnknownHeadError: the model has no head with this name.
@@ -80,7 +80,7 @@ def join_models(models: Mapping[str, Built], *, check_weights: bool = False) -> 
         check_weights: check that the backbones, which may be separate modules, have equal weights.
 
     Returns:
-        the model with several heads.
+        The model with several heads.
 
     Raises:
         HeadError: the backbones have different architectures or weights, the heads prepare images differently, a name
@@ -133,7 +133,7 @@ def add_head(
         **arguments: `taps`, `num_classes` and options of the head.
 
     Returns:
-        the model with several heads.
+        The model with several heads.
 
     Raises:
         HeadError, FeaturetapError: see `Registry.add_head`.
@@ -177,7 +177,7 @@ def model_spec(description: Description) -> ModelSpec:
         description: description of the model.
 
     Returns:
-        the spec.
+        The spec.
 
     Raises:
         OptionError: the model is a bare backbone or has several heads.
@@ -223,7 +223,7 @@ def _share_layers(spec: BackboneSpec, sources: Sequence[Any], description: Descr
         description: description of one of them, which defines what is frozen.
 
     Returns:
-        the backbone.
+        The backbone.
 
     Raises:
         HeadError: no source has one of the layers.

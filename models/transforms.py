@@ -25,7 +25,7 @@ def compose(preprocessing: Preprocessing) -> Callable[[Any], Any]:
         preprocessing: the steps. Steps that are None are left out.
 
     Returns:
-        the transform.
+        The transform.
 
     Raises:
         OptionError: in a call with anything else, such as a NumPy array, whose axis order is ambiguous.
@@ -57,7 +57,7 @@ def normalise(preprocessing: Preprocessing) -> Callable[[Any], Any]:
         preprocessing: mean and standard deviation.
 
     Returns:
-        the transform.
+        The transform.
     """
     steps: list[Callable[[Any], Any]] = [v2.ToImage(), v2.ToDtype(torch.float32, scale=True)]
     if not preprocessing.inside:

@@ -179,7 +179,7 @@ def build_trial(
         options: options of the backbone.
 
     Returns:
-        the trial. Its weights are the same in every call.
+        The trial. Its weights are the same in every call.
     """
     label = format_options(name, options)
     # The same weights in every call make failures reproducible.
@@ -451,7 +451,7 @@ def find_difference(expected: Outputs, found: Outputs, equal: Callable[[Tensor, 
         equal: function that compares two tensors.
 
     Returns:
-        a name of `expected`.
+        A name of `expected`.
     """
     for one, other in zip(expected, found, strict=True):
         for name, values in one.items():

@@ -28,7 +28,7 @@ def find_problems(plugin: Plugin, registry: Registry, report: Callable[[str], No
         report: called with the name of each backbone and head before it is built.
 
     Yields:
-        one line per problem.
+        One line per problem.
     """
     reported = set()
     for name, check in _checks(plugin, registry):

@@ -76,7 +76,7 @@ def examine_all(points: Sequence[PluginEntryPoint | None]) -> Generator[Examinat
             together, which are loaded in one process to find conflicts such as ambiguous names.
 
     Yields:
-        the results of each plugin, in the order of `points`.
+        The results of each plugin, in the order of `points`.
     """
     waiting = list(enumerate(points))
     running: dict[int, _Process] = {}

@@ -41,7 +41,7 @@ class HeadTrial(Trial):
             inputs: not used.
 
         Returns:
-            name → tensor for each of the two images.
+            Name → tensor for each of the two images.
 
         Raises:
             SpecError: the model returned something else.
@@ -74,7 +74,7 @@ def build_head_trial(
         options: options of the head and the backbone.
 
     Returns:
-        the trial. Its weights are the same in every call.
+        The trial. Its weights are the same in every call.
     """
     label = f"head {head!r} on {backbone!r}"
     with explain_failure(f"{label} cannot be built"), torch.random.fork_rng(devices=()):

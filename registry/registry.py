@@ -94,7 +94,7 @@ class Registry(Catalogue):
             **options: as for `build`.
 
         Returns:
-            a `BackboneSpec` with `features_only`, a `MultiHeadSpec` with several heads, otherwise a `ModelSpec`. Each
+            A `BackboneSpec` with `features_only`, a `MultiHeadSpec` with several heads, otherwise a `ModelSpec`. Each
             has `taps`, `parameters`, `macs(height, width)` and `tap_shapes(height, width)`.
 
         Raises:
@@ -145,7 +145,7 @@ class Registry(Catalogue):
                 `road={"num_classes": 19}`.
 
         Returns:
-            the module, in training mode like every new PyTorch module, with a `.description`. A bare backbone has
+            The module, in training mode like every new PyTorch module, with a `.description`. A bare backbone has
             `.taps`; a model has `.backbone` and `.head`, or `.heads` by name.
 
         Raises:
@@ -187,7 +187,7 @@ class Registry(Catalogue):
                 `timm.create_model("local-dir:folder", pretrained=True)`.
 
         Returns:
-            the path of the file.
+            The path of the file.
 
         Raises:
             OptionError: the path has an unsupported suffix.
@@ -217,7 +217,7 @@ class Registry(Catalogue):
             private: make the repository private when it is created.
 
         Returns:
-            the URL of the repository.
+            The URL of the repository.
 
         Raises:
             OptionError: the repository's name is invalid.
@@ -267,7 +267,7 @@ class Registry(Catalogue):
             **options: options to use instead of the file's, as for `build`.
 
         Returns:
-            the module, as for `build`.
+            The module, as for `build`.
 
         Raises:
             WeightsError: the file cannot be read or is malformed, or its weights do not fit the model.
@@ -298,7 +298,7 @@ class Registry(Catalogue):
             layout: "featuretap", "torchvision", "timm" or "paddle".
 
         Returns:
-            the path of the new file.
+            The path of the new file.
 
         Raises:
             OptionError: the target has an unsupported suffix.
@@ -347,7 +347,7 @@ class Registry(Catalogue):
                 compares each output with float32 on random images.
 
         Returns:
-            the compiled model, with `.taps` and `.description`.
+            The compiled model, with `.taps` and `.description`.
 
         Raises:
             UnknownRuntimeError: no runtime has this name.
@@ -415,7 +415,7 @@ class Registry(Catalogue):
             **options: as for `build` and `load`.
 
         Returns:
-            the session, with `.taps`, `.description`, `.classes` and `.prepare`.
+            The session, with `.taps`, `.description`, `.classes` and `.prepare`.
 
         Raises:
             UnknownRuntimeError: no runtime has this name.
@@ -463,7 +463,7 @@ class Registry(Catalogue):
             name: name of the head in the model.
 
         Returns:
-            the model that `build` returns for this head alone, on the same layers.
+            The model that `build` returns for this head alone, on the same layers.
 
         Raises:
             UnknownHeadError: the model has no head with this name.
@@ -504,7 +504,7 @@ class Registry(Catalogue):
             **options: options of the head. The backbone keeps its options.
 
         Returns:
-            a model with several heads.
+            A model with several heads.
 
         Raises:
             HeadError: the name is in use or invalid, the backbone was built without the taps, or the head does not fit
@@ -530,7 +530,7 @@ class Registry(Catalogue):
             files: name of the head in the new model → path or address as for `load`, of a model with one head.
 
         Returns:
-            a model with several heads.
+            A model with several heads.
 
         Raises:
             HeadError: the backbones differ (with the names of the tensors), or the heads cannot be combined.
@@ -559,7 +559,7 @@ class Registry(Catalogue):
             norms: freeze all norms of the backbone.
 
         Returns:
-            the same model.
+            The same model.
 
         Raises:
             OptionError: the backbone does not have the level.
@@ -587,7 +587,7 @@ class Registry(Catalogue):
             model: the model, which is not changed.
 
         Returns:
-            the fused copy.
+            The fused copy.
 
         Raises:
             OptionError: the model has no batch norm that can be folded.
@@ -627,7 +627,7 @@ class Registry(Catalogue):
             batch: as for `compile`.
 
         Returns:
-            the path of the file.
+            The path of the file.
 
         Raises:
             OptionError: the format is unknown or contradicts the suffix.
@@ -684,7 +684,7 @@ class Registry(Catalogue):
             data: labeled images for the budget, as for `featuretap evaluate`; their validation part is used.
 
         Returns:
-            a report with the size and time of both models, and their agreement on images not used for calibration. With
+            A report with the size and time of both models, and their agreement on images not used for calibration. With
             a budget, also the sensitivity of each layer and the layers that are computed in float32.
 
         Raises:
@@ -735,7 +735,7 @@ class Registry(Catalogue):
                 normalized unless the model normalizes its input.
 
         Returns:
-            the transform.
+            The transform.
 
         Examples:
             >>> from PIL import Image

@@ -35,7 +35,7 @@ def isolated_registry() -> Registry:
     Installed plugins and the user's catalogue are not read.
 
     Returns:
-        the registry.
+        The registry.
 
     Examples:
         In a `conftest.py`, importing the fixture makes it available to every test:

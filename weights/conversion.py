@@ -31,7 +31,7 @@ def convert_checkpoint(catalogue: Catalogue, source: str | os.PathLike[str], tar
         layout: name of the new layout.
 
     Returns:
-        the path of the new file.
+        The path of the new file.
 
     Raises:
         OptionError: the target has an unsupported suffix.

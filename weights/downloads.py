@@ -49,7 +49,7 @@ def find_or_download(entry: WeightsEntry, known: Sequence[WeightsEntry], mirrors
         mirrors: prefix of an address → its replacement.
 
     Returns:
-        the path of the file.
+        The path of the file.
 
     Raises:
         WeightsError: the file is not available and cannot be downloaded, or the download has the wrong digest or is too
@@ -83,7 +83,7 @@ def find_or_fetch(location: str | os.PathLike[str], mirrors: Mapping[str, str]) 
         mirrors: prefix of an address → its replacement.
 
     Returns:
-        the path of the file.
+        The path of the file.
 
     Raises:
         WeightsError: the address is invalid, or its file cannot be found or downloaded.

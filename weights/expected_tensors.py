@@ -86,7 +86,7 @@ def find_difference(shapes: Shapes, backbone: BackboneSpec, head: Shapes) -> str
         head: name → shape of the head's tensors, as `head_tensors` returns them.
 
     Returns:
-        the message, or an empty string.
+        The message, or an empty string.
     """
     if not backbone.stages:
         return ""

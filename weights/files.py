@@ -42,7 +42,7 @@ def weights_file(path: str | os.PathLike[str]) -> Path:
         path: a file, a folder, or the name of a TensorFlow checkpoint.
 
     Returns:
-        the path of the file.
+        The path of the file.
 
     Raises:
         WeightsError: the folder has no weights file, or the path is a pipe or a device.
@@ -90,7 +90,7 @@ def config_beside(file: Path) -> dict[str, Any] | None:
         file: path of a weights file.
 
     Returns:
-        the content.
+        The content.
 
     Raises:
         WeightsError: the content is not a JSON object.

@@ -93,7 +93,7 @@ def fit_checkpoint(
             are declared by the tables, and by the file for heads and layers that do not declare theirs.
 
     Returns:
-        the tensors and the description.
+        The tensors and the description.
 
     Raises:
         WeightsError: the weights do not fit, or `declare` is missing for a backbone with a factory or a `norm=` option.
@@ -133,7 +133,7 @@ def adapt_stem(weight: Tensor, channels: int) -> Tensor:
         channels: the new number of channels.
 
     Returns:
-        a tensor of shape (O, channels, k, k).
+        A tensor of shape (O, channels, k, k).
     """
     given = weight.shape[1]
     if channels == given:

@@ -18,7 +18,7 @@ def fit_several_heads(request: MultiHeadRequest, checkpoint: Checkpoint, catalog
         catalogue: the catalogue that resolved the request.
 
     Returns:
-        the tensors and the description.
+        The tensors and the description.
 
     Raises:
         WeightsError: the weights do not fit, or a part of the model can only be built with PyTorch.

@@ -36,7 +36,7 @@ def fold_eps(tensors: Mapping[str, Tensor], eps: Mapping[str, tuple[float, float
         eps: path of a norm → its epsilon and the new epsilon.
 
     Returns:
-        name → tensor.
+        Name → tensor.
     """
     changed = dict(tensors)
     for path, (own, wanted) in eps.items():

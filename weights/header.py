@@ -65,7 +65,7 @@ def read_header(opened: OpenFile) -> Header:
         opened: the file.
 
     Returns:
-        the header.
+        The header.
 
     Raises:
         WeightsError: the file cannot be read, is of another kind, or is malformed. The message states the problem.

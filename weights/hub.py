@@ -27,7 +27,7 @@ def find_in_cache(repository: str, revision: str | None, name: str) -> Path | No
         name: name of the file.
 
     Returns:
-        the path of the file.
+        The path of the file.
     """
     if find_spec("huggingface_hub") is None:
         return None
@@ -50,7 +50,7 @@ def fetch_file(
         cached_only: use the cache only, without downloads.
 
     Returns:
-        the path of the file.
+        The path of the file.
 
     Raises:
         Exception: an error of huggingface_hub or of its dependencies; see `explain`.
@@ -75,7 +75,7 @@ def fetch_model(repository: str, revision: str | None, *, site: str = SITE, cach
         cached_only: as for `fetch_file`.
 
     Returns:
-        the path of the file.
+        The path of the file.
 
     Raises:
         Exception: an error of huggingface_hub or of its dependencies; see `explain`.
@@ -113,7 +113,7 @@ def upload(folder: Path, repository: str, *, private: bool) -> str:
         private: make a new repository private.
 
     Returns:
-        the URL of the repository.
+        The URL of the repository.
 
     Raises:
         MissingExtraError: huggingface_hub is not installed.
@@ -141,7 +141,7 @@ def explain(error: Exception, repository: str, revision: str | None = None) -> s
         revision: the requested revision.
 
     Returns:
-        the reason.
+        The reason.
     """
     if find_spec("huggingface_hub") is None:
         return one_line(str(error))

@@ -96,7 +96,7 @@ def identify_checkpoint(
         padding: known padding of the weights, which tensors do not show.
 
     Returns:
-        the record, or None if the file is not in a known layout of any backbone.
+        The record, or None if the file is not in a known layout of any backbone.
     """
     entry = catalogue.weights_with_digest(digest)
     if entry and entry.head != CLASSIFICATION:
@@ -142,7 +142,7 @@ def identify_tensors(shapes: Shapes, catalogue: Catalogue, framework: Framework 
         framework: "pt" or "np". Without PyTorch, heads are known only if they declare their layers.
 
     Returns:
-        the record, or None.
+        The record, or None.
     """
     matches: list[tuple[int, Record]] = []
     shapes = without_counters(shapes)

@@ -23,7 +23,7 @@ def layout_for(spec: BackboneSpec | ModelSpec, name: str) -> Layout:
         name: name of the layout, such as "timm".
 
     Returns:
-        the layout.
+        The layout.
 
     Raises:
         MismatchError: the backbone or the head does not have this layout.

@@ -52,7 +52,7 @@ def metadata_of(record: Record) -> dict[str, str]:
         record: the record.
 
     Returns:
-        key → text.
+        Key → text.
 
     Raises:
         WeightsError: the value of an option cannot be written, or the number of class names is wrong.
@@ -99,7 +99,7 @@ def read_record(path: Path, metadata: Mapping[str, str]) -> Record | None:
         metadata: key → text.
 
     Returns:
-        the record, or None if there is none.
+        The record, or None if there is none.
 
     Raises:
         WeightsError: the schema is newer, or the metadata is invalid.

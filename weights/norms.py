@@ -25,7 +25,7 @@ def norm_label(norm: Any, backbone: nn.Module) -> str:
         backbone: the built backbone.
 
     Returns:
-        the name of a class, or a text with the name of the class that a function creates.
+        The name of a class, or a text with the name of the class that a function creates.
     """
     name = next(type(module).__name__ for path, module in backbone.named_modules() if path.endswith(".norm"))
     return name if _named_norms().get(name) is norm else MAKES + name
@@ -44,7 +44,7 @@ def norm_from_label(label: Any, path: Path) -> Callable[[int], nn.Module]:
         path: path of the file, for messages.
 
     Returns:
-        the class of the norm.
+        The class of the norm.
 
     Raises:
         WeightsError: the norm cannot be created by its name alone.

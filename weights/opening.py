@@ -26,7 +26,7 @@ def open_checkpoint(source: WeightsSource, catalogue: Catalogue, framework: Fram
         framework: as for `read_checkpoint`.
 
     Returns:
-        the checkpoint.
+        The checkpoint.
 
     Raises:
         WeightsError: the file is not available or is malformed, or it needs PyTorch and `framework` is "np".

@@ -17,7 +17,7 @@ def find_in_distribution(address: str) -> Path:
         address: a valid address.
 
     Returns:
-        the path of the file.
+        The path of the file.
 
     Raises:
         WeightsError: the distribution is not installed or does not have the file.

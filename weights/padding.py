@@ -30,7 +30,7 @@ def stated_padding(checkpoint: Checkpoint, catalogue: Catalogue) -> str | None:
         catalogue: the registry's catalogue.
 
     Returns:
-        the padding, or None if it is not stated.
+        The padding, or None if it is not stated.
     """
     entry, path = checkpoint.entry, checkpoint.path
     if checkpoint.record:
@@ -50,7 +50,7 @@ def set_padding(record: Record, catalogue: Catalogue, stated: str | None) -> Rec
         stated: the known padding; None for the backbone's default, if the library has this network.
 
     Returns:
-        the record with this padding.
+        The record with this padding.
     """
     described = record.description
     taken = options_of(catalogue.backbone(described.name))

@@ -83,7 +83,7 @@ def read_paddle(file: OpenFile) -> dict[str, NDArray[Any]]:
         file: the file.
 
     Returns:
-        name → array.
+        Name → array.
 
     Raises:
         WeightsError: the file cannot be read, or has other content than arrays by name.

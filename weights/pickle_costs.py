@@ -32,7 +32,7 @@ def pickle_problem(pickles: BinaryIO, count: int, longest: int) -> str:
         longest: maximum number of bytes of the pickles.
 
     Returns:
-        the problem, or an empty string.
+        The problem, or an empty string.
     """
     # Number of values in each object on the stack, including values in nested tuples.
     stack: list[int] = []

@@ -73,7 +73,7 @@ def prune_tail(
         head: pairs (full, reduced) of the classifier's layers that have tensors.
 
     Returns:
-        native name → tensor of the reduced network.
+        Native name → tensor of the reduced network.
 
     Raises:
         MismatchError: the tail has a layer of a type that cannot be pruned.

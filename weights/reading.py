@@ -103,7 +103,7 @@ def read_checkpoint(path: Path, *, hashed: bool = False, framework: Framework = 
             loss.
 
     Returns:
-        the checkpoint.
+        The checkpoint.
 
     Raises:
         WeightsError: the file cannot be read, is not a valid weights file, or has dtypes that NumPy does not support.
@@ -120,7 +120,7 @@ def read_open_file(file: OpenFile, *, hashed: bool = False, framework: Framework
         framework: as for `read_checkpoint`.
 
     Returns:
-        the checkpoint.
+        The checkpoint.
 
     Raises:
         WeightsError: the file is not a valid weights file, or has dtypes that NumPy does not support.

@@ -44,7 +44,7 @@ def resolve_checkpoint(
         options: options of the backbone and head that replace the file's.
 
     Returns:
-        the request.
+        The request.
 
     Raises:
         WeightsError, FeaturetapError: see `Registry.load`.
@@ -100,7 +100,7 @@ def resolve_multi_head_checkpoint(
         options: options of the backbone that replace the file's.
 
     Returns:
-        the request.
+        The request.
 
     Raises:
         WeightsError, FeaturetapError: see `Registry.load`.
@@ -134,7 +134,7 @@ def record_of(checkpoint: Checkpoint, catalogue: Catalogue) -> Record:
         catalogue: the registry's catalogue.
 
     Returns:
-        the record.
+        The record.
 
     Raises:
         WeightsError: the checkpoint has no record and is not in a known layout.
@@ -165,7 +165,7 @@ def arguments_of(record: Record, checkpoint: Checkpoint, options: Mapping[str, A
         options: options that the caller sets. A norm among them is not restored from the file.
 
     Returns:
-        the arguments.
+        The arguments.
 
     Raises:
         WeightsError: the norm cannot be restored by its name, or is not a batch norm and PyTorch is not used.

@@ -55,7 +55,7 @@ def head_checkpoint(checkpoint: Checkpoint, name: str) -> Checkpoint:
         name: name of the head in the model.
 
     Returns:
-        the checkpoint of the part.
+        The checkpoint of the part.
 
     Raises:
         UnknownHeadError: the model has no head with this name.
@@ -77,7 +77,7 @@ def select_part(checkpoint: Checkpoint, arguments: dict[str, Any]) -> Checkpoint
         arguments: arguments of `load`. `head` selects a head and is removed; `features_only` selects the backbone.
 
     Returns:
-        the checkpoint of the part.
+        The checkpoint of the part.
 
     Raises:
         UnknownHeadError: the model has no head with this name.
@@ -98,7 +98,7 @@ def checkpoint_for(checkpoint: Checkpoint, head: str | None) -> Checkpoint:
             such head, the backbone is returned.
 
     Returns:
-        the checkpoint of the part.
+        The checkpoint of the part.
     """
     heads = checkpoint.record.heads if checkpoint.record else {}
     same = [name for name, record in heads.items() if record.description.head == head]

@@ -27,7 +27,7 @@ def read_index(opened: OpenFile, suffixes: Sequence[str]) -> dict[Path, set[str]
         suffixes: allowed suffixes of the files.
 
     Returns:
-        file → names.
+        File → names.
 
     Raises:
         WeightsError: the file is not an index, or a listed file is missing.
@@ -47,7 +47,7 @@ def list_shards(opened: OpenFile, suffixes: Sequence[str]) -> dict[Path, set[str
         suffixes: allowed suffixes of the files.
 
     Returns:
-        file → names.
+        File → names.
 
     Raises:
         WeightsError: the file is not an index.

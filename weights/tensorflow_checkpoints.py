@@ -31,7 +31,7 @@ def read_tensorflow_checkpoint(file: OpenFile, wanted: Callable[[str], bool]) ->
             skipped.
 
     Returns:
-        name → array.
+        Name → array.
 
     Raises:
         WeightsError: a file is missing, cannot be read, is malformed or has a wrong checksum.

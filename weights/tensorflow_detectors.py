@@ -57,7 +57,7 @@ def detector_settings(path: Path, shapes: Shapes, graph: FrozenGraph | None) -> 
         graph: the graph, or None for a checkpoint.
 
     Returns:
-        name, number of classes and options.
+        Name, number of classes and options.
 
     Raises:
         WeightsError: the predictors are inconsistent, or no head supports the detector's anchors or box coder.

@@ -67,7 +67,7 @@ def read_graph(opened: OpenFile) -> FrozenGraph:
         opened: the file.
 
     Returns:
-        the graph.
+        The graph.
 
     Raises:
         WeightsError: the file cannot be read or is not such a graph.

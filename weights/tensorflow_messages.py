@@ -100,7 +100,7 @@ def parse(path: Path, message: str, content: bytes) -> Any:
         content: bytes of the message.
 
     Returns:
-        the message.
+        The message.
 
     Raises:
         WeightsError: the bytes are not such a message.
@@ -122,7 +122,7 @@ def varint(path: Path, content: bytes | memoryview, at: int) -> tuple[int, int]:
         at: position of the integer.
 
     Returns:
-        the integer and the next position.
+        The integer and the next position.
 
     Raises:
         WeightsError: the content ends inside the integer.
@@ -166,7 +166,7 @@ def shape_of(path: Path, shape: Any) -> tuple[int, ...]:
         shape: the message.
 
     Returns:
-        the sizes.
+        The sizes.
 
     Raises:
         WeightsError: a size is unknown, or there are too many.
@@ -188,7 +188,7 @@ def decode(path: Path, dtype: int, shape: tuple[int, ...], content: bytes | memo
         content: bytes of the values.
 
     Returns:
-        the array.
+        The array.
 
     Raises:
         WeightsError: the number of bytes does not match the shape.
@@ -209,7 +209,7 @@ def array_of(path: Path, tensor: Any, room: int) -> tuple[NDArray[Any] | None, i
         room: maximum number of bytes for values that the file stores in a shorter form.
 
     Returns:
-        the array, and the number of bytes of `room` that it takes.
+        The array, and the number of bytes of `room` that it takes.
 
     Raises:
         WeightsError: the message is inconsistent.

@@ -68,7 +68,7 @@ def read_tensorflow_model(file: OpenFile) -> tuple[dict[str, Array], Record]:
         file: a frozen graph (`.pb`) or the `.index` of a checkpoint.
 
     Returns:
-        name → array, and the record.
+        Name → array, and the record.
 
     Raises:
         WeightsError: the file cannot be read, or does not contain a known model.

@@ -35,7 +35,7 @@ def read_table(opened: OpenFile) -> dict[bytes, bytes]:
         opened: the file.
 
     Returns:
-        key → value.
+        Key → value.
 
     Raises:
         WeightsError: the file cannot be read, is not such a table, has a wrong checksum, or is compressed.

@@ -53,7 +53,7 @@ def as_pytorch(path: Path, stored: dict[str, Array], norm_eps: float) -> dict[st
         norm_eps: epsilon of the batch norms.
 
     Returns:
-        name → array.
+        Name → array.
 
     Raises:
         WeightsError: there is no MobileNet in the file, or a tensor has the wrong number of dimensions.

@@ -45,7 +45,7 @@ def timm_config(description: Description, backbone: BackboneSpec, layout: Layout
         features: number of channels of the last map or of the hidden layer.
 
     Returns:
-        the JSON text.
+        The JSON text.
 
     Raises:
         WeightsError: timm's feature extractor does not return one of the taps of a bare backbone.
@@ -124,7 +124,7 @@ def read_timm_config(file: Path) -> TimmConfig:
         file: path of the weights file.
 
     Returns:
-        the settings.
+        The settings.
 
     Raises:
         WeightsError: the file is not a JSON object, or has unsupported arguments of the network.
@@ -177,7 +177,7 @@ def preprocessing_of(origin: object, config: Any) -> Preprocessing | None:
         config: the configuration.
 
     Returns:
-        the preprocessing, or None.
+        The preprocessing, or None.
     """
     try:
         if config.get("crop_mode", "center") != "center":

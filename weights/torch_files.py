@@ -106,7 +106,7 @@ def read_torch_file(file: OpenFile) -> Mapping[str, Tensor]:
         file: the file.
 
     Returns:
-        name → tensor.
+        Name → tensor.
 
     Raises:
         WeightsError: the file cannot be read safely, or does not contain a state dict.

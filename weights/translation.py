@@ -68,7 +68,7 @@ def translate(checkpoint: Checkpoint, spec: BackboneSpec | ModelSpec, catalogue:
         catalogue: the registry's catalogue.
 
     Returns:
-        the tensors in the native layout.
+        The tensors in the native layout.
 
     Raises:
         MismatchError: the file is not in a known layout of the backbone, or has tensors that the network does not have.

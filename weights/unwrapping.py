@@ -44,7 +44,7 @@ def select_state_dict(path: Path, content: Any) -> tuple[Any, str]:
         content: the object in the file.
 
     Returns:
-        the state dict and its key.
+        The state dict and its key.
     """
     keys: list[str] = []
     while isinstance(content, Mapping) and len(keys) < DEEPEST:

@@ -92,7 +92,7 @@ def write_checkpoint(model: ModelWeights, target: Path, layout_name: str) -> Pat
         layout_name: name of the layout.
 
     Returns:
-        the path of the file.
+        The path of the file.
 
     Raises:
         WeightsError: the layout cannot represent the model, or the file cannot be written.
@@ -121,7 +121,7 @@ def write_multi_head_checkpoint(backbone: ModelWeights, heads: Mapping[str, Mode
         target: path of the file or folder.
 
     Returns:
-        the path of the file.
+        The path of the file.
 
     Raises:
         WeightsError: the file cannot be written.
