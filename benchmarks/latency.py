@@ -67,6 +67,9 @@ def entry_of(machine: str, note: str, results: Iterable[Mapping[str, Any]]) -> d
         machine: name of the machine.
         note: how it was measured.
         results: what `featuretap bench --json` printed on it, one setting each.
+
+    Returns:
+        The content as JSON values.
     """
     results = list(results)
     first = results[0]
@@ -104,6 +107,9 @@ def file_name(machine: str) -> str:
 
     Args:
         machine: name of the machine.
+
+    Returns:
+        The name.
     """
     return re.sub(r"[^a-z0-9]+", "-", machine.lower()).strip("-")
 

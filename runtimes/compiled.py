@@ -50,9 +50,15 @@ class CompiledModel(nn.Module):
 
     A compiled model has no parameters and cannot be trained or saved. Train or save the original model instead.
 
-    Attributes:
+    Args:
+        run: function that runs the model.
+        signature: inputs and outputs of the model.
         description: the model's description, including preprocessing.
         runtime: name of the runtime.
+        device: device of the images.
+        dtype: dtype of the images.
+
+    Attributes:
         outputs: names of the outputs, in order.
         taps: output → channels and stride, for backbones and pyramids.
         size: (height, width) of the images in pixels, or None for any.

@@ -67,9 +67,13 @@ COMPARED = 4
 class Session:
     """A model that a runtime runs without PyTorch. It maps images (N, C, H, W) to outputs by name.
 
-    Attributes:
+    Args:
+        run: function that maps images to the outputs in order.
+        signature: inputs and outputs of the model.
         description: the model's description, including preprocessing.
         runtime: name of the runtime.
+
+    Attributes:
         outputs: names of the outputs, in order.
         taps: output → channels and stride, for backbones and pyramids; empty for other models.
         classes: class names, if known.

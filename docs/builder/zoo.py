@@ -109,6 +109,9 @@ def page(found: Sequence[Row] | None = None, machines: Mapping[str, Machine] | N
     Args:
         found: the rows; the backbones of the built-in plugins by default.
         machines: file name → measured latencies; those of `benchmarks/machines/` by default.
+
+    Returns:
+        The page.
     """
     machines = read_machines() if machines is None else machines
     listed = rows(Registry(discover=False), machines=machines) if found is None else found

@@ -67,6 +67,9 @@ class Machine:
 
         Args:
             runtime: the runtime's name.
+
+        Returns:
+            The text.
         """
         threads = f"{self.threads} thread{'s' * (self.threads > 1)}"
         return f"{self.machine}: {LABELS.get(runtime, runtime)}, {threads}"
@@ -77,6 +80,9 @@ def read_machines(folder: Path = MACHINES) -> dict[str, Machine]:
 
     Args:
         folder: the folder with the machines' JSON files.
+
+    Returns:
+        File name → machine.
 
     Raises:
         ValueError: a file has another schema, lacks a field, or has an unknown one.

@@ -115,6 +115,9 @@ def rows(
         registry: the registry whose backbones are listed.
         others: names in the namespace `torchvision/` to add.
         machines: file name → measured latencies.
+
+    Returns:
+        The rows.
     """
     listed = (row for name in registry.list_backbones() for row in _of_backbone(registry, name))
     more = (row for name in others for row in _of_torchvision(registry, name))

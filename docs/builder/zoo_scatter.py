@@ -50,6 +50,9 @@ class Box(NamedTuple):
 
         Args:
             other: the other box.
+
+        Returns:
+            True if they overlap.
         """
         return (
             self.left < other.right and other.left < self.right and self.top < other.bottom and other.top < self.bottom
@@ -82,6 +85,9 @@ def draw_scatter(rows: Iterable[Row], families: Sequence[str]) -> str:
     Args:
         rows: rows of the zoo.
         families: all families, in the order of their marks.
+
+    Returns:
+        The SVG element.
     """
     points = sorted(
         (row for row in rows if row.top_1 is not None and row.measured_macs),
