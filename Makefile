@@ -80,6 +80,7 @@ lint: .venv/quick
 	$(BIN)/ruff format --check .
 	$(BIN)/pydoclint __init__.py $(dir $(wildcard */__init__.py)) docs/builder
 	$(BIN)/codespell
+	$(BIN)/codespell --builtin en-GB_to_en-US --dictionary=-,.wording.txt *.md docs $(dir $(wildcard */__init__.py))
 	PYTHONPATH=.typing $(BIN)/lint-imports --no-logo
 
 types: install

@@ -13,7 +13,7 @@ from skimage import data
 
 from featuretap.command_line import main
 from featuretap.support.images import read_image
-from featuretap.workflows.inference.feature_maps import compute_maps, draw_panels, reduce_to_colours
+from featuretap.workflows.inference.feature_maps import compute_maps, draw_panels, reduce_to_colors
 from featuretap.workflows.inference.opening import open_backbone, open_predictor
 from featuretap.workflows.inference.predicting import predict_images
 from featuretap.workflows.inference.predictions import BoxPrediction, draw_prediction
@@ -46,7 +46,7 @@ def draw_heroes(photograph: Image.Image) -> None:
     backbone = open_backbone(*DETECTOR, TAPS, False)
     _, maps = compute_maps(photograph, backbone, (384, 384))
     panels = [
-        (f"{name}\n{len(feature)} channels,{{}}stride {backbone.taps[name].stride}", reduce_to_colours(feature))
+        (f"{name}\n{len(feature)} channels,{{}}stride {backbone.taps[name].stride}", reduce_to_colors(feature))
         for name, feature in maps.items()
     ]
 
@@ -55,14 +55,14 @@ def draw_heroes(photograph: Image.Image) -> None:
         scaled = replace(found, boxes=found.boxes * (side / photograph.width))
         return draw_prediction(resized, scaled, detector.description, text_size=30)
 
-    taps = draw_panels([(title.format(" "), colours) for title, colours in panels], 1, width=265, text_size=23)
+    taps = draw_panels([(title.format(" "), colors) for title, colors in panels], 1, width=265, text_size=23)
     boxes = draw_boxes(taps.height - 2 * MARGIN)
     wide = Image.new("RGB", (boxes.width + MARGIN + taps.width, taps.height), "white")
     wide.paste(boxes, (MARGIN, MARGIN))
     wide.paste(taps, (MARGIN + boxes.width, 0))
     wide.save(FOLDER / "hero-wide.jpg", quality=80)
 
-    taps = draw_panels([(title.format("\n"), colours) for title, colours in panels], 1, width=218, text_size=25)
+    taps = draw_panels([(title.format("\n"), colors) for title, colors in panels], 1, width=218, text_size=25)
     boxes = draw_boxes(taps.width - 2 * MARGIN)
     narrow = Image.new("RGB", (taps.width, MARGIN + boxes.height + taps.height), "white")
     narrow.paste(boxes, (MARGIN, MARGIN))

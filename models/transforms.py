@@ -40,16 +40,16 @@ def compose(preprocessing: Preprocessing) -> Callable[[Any], Any]:
         ]
     if preprocessing.crop is not None:
         steps.append(v2.CenterCrop(preprocessing.crop))
-    return v2.Compose([*steps, normalise(preprocessing)])
+    return v2.Compose([*steps, normalize(preprocessing)])
 
 
 def compose_for_size(preprocessing: Preprocessing, size: tuple[int, int]) -> Callable[[Any], Any]:
     """Return the `preprocessing` with a resize to the `size` (height, width) in pixels, and without a crop."""
     resize = v2.Resize(size, InterpolationMode(preprocessing.interpolation), antialias=True)
-    return v2.Compose([_convert(preprocessing), resize, normalise(preprocessing)])
+    return v2.Compose([_convert(preprocessing), resize, normalize(preprocessing)])
 
 
-def normalise(preprocessing: Preprocessing) -> Callable[[Any], Any]:
+def normalize(preprocessing: Preprocessing) -> Callable[[Any], Any]:
     """Return a transform that scales to 0…1, and normalizes unless the model does, from an image to a float tensor (C,
     H, W).
 

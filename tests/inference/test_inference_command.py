@@ -15,7 +15,7 @@ from support.oracles import with_statistics
 from torch import nn
 
 import featuretap.registry
-from featuretap.workflows.inference.drawing import colour_of
+from featuretap.workflows.inference.drawing import color_of
 
 Run = Callable[..., Completed]
 
@@ -178,7 +178,7 @@ def test_a_detector_lists_and_draws_its_boxes(
     with Image.open(answer["picture"]) as drawn:
         assert drawn.size == (360, 240)
         pixels = np.asarray(drawn)
-    assert (pixels == colour_of(best["label"])).all(2).sum() > 50
+    assert (pixels == color_of(best["label"])).all(2).sum() > 50
 
 
 def test_a_detector_can_find_nothing(run: Run, photographs: Path, weights: Callable[..., Path]) -> None:
@@ -226,7 +226,7 @@ def test_a_segmenter_names_the_classes_of_the_pixels_and_draws_them(
         pixels = np.asarray(drawn).astype(int)[:240]
     for label in shares:
         inside = mask.numpy().repeat(4, 0).repeat(4, 1) == label
-        expected = large if label == 0 else (large + np.array(colour_of(label))) / 2
+        expected = large if label == 0 else (large + np.array(color_of(label))) / 2
         assert (np.abs(pixels - expected).max(2)[inside] <= 1).mean() > 0.99
 
 

@@ -8,7 +8,7 @@ from torch.nn.functional import max_pool2d
 from torchvision.utils import draw_segmentation_masks
 
 from featuretap.workflows.inference import drawing
-from featuretap.workflows.inference.drawing import colour_of, draw_boxes, draw_classes, draw_text
+from featuretap.workflows.inference.drawing import color_of, draw_boxes, draw_classes, draw_text
 
 GREY = (90, 90, 90)
 CLASSES = ("background", "cat", "dog")
@@ -24,29 +24,29 @@ def mixed(colour: tuple[int, int, int]) -> np.ndarray:
 
 
 def test_the_colours_of_the_first_classes_can_be_told_apart() -> None:
-    colours = np.array([colour_of(label) for label in range(21)])
+    colours = np.array([color_of(label) for label in range(21)])
     apart = np.abs(colours[:, None] - colours[None]).sum(-1) + 1000 * np.eye(21)
     assert apart.min() > 60
-    assert colour_of(5) == colour_of(5)
-    assert all(0 <= value <= 255 for label in (*range(1000), 10**9) for value in colour_of(label))
+    assert color_of(5) == color_of(5)
+    assert all(0 <= value <= 255 for label in (*range(1000), 10**9) for value in color_of(label))
 
 
 def test_the_edges_of_a_box_have_the_colour_of_its_class() -> None:
     drawn = np.asarray(draw_boxes(plain(400, 300), [[100, 120, 300, 250]], [2], [0.9], CLASSES))
     assert drawn.shape == (300, 400, 3)
     for x, y in ((100, 200), (300, 200), (200, 120), (200, 250)):
-        assert tuple(drawn[y, x]) == colour_of(2)
+        assert tuple(drawn[y, x]) == color_of(2)
     for x, y in ((200, 200), (50, 200), (200, 280), (350, 50)):
         assert tuple(drawn[y, x]) == GREY
     # The name stands above the box, on its colour.
     label = drawn[100:118, 101:150].reshape(-1, 3)
-    assert (label == colour_of(2)).all(1).mean() > 0.3
-    assert (label != colour_of(2)).any()
+    assert (label == color_of(2)).all(1).mean() > 0.3
+    assert (label != color_of(2)).any()
 
 
 def test_a_name_at_the_edge_of_the_picture_stays_inside() -> None:
     drawn = np.asarray(draw_boxes(plain(400, 300), [[330, 0, 399, 299]], [1], [0.5], ("", "a rather long name")))
-    ((rows, columns),) = [np.nonzero((drawn == colour_of(1)).all(2))]
+    ((rows, columns),) = [np.nonzero((drawn == color_of(1)).all(2))]
     # It begins left of the box, where it has room.
     assert columns.min() < 320
     assert rows.min() == 0
@@ -121,7 +121,7 @@ def test_the_box_with_the_highest_score_is_on_top() -> None:
     boxes = [[100, 100, 200, 200]] * 2
     for scores, top in (([0.9, 0.4], 1), ([0.4, 0.9], 2)):
         drawn = draw_boxes(plain(400, 300), boxes, [1, 2], scores, CLASSES)
-        assert drawn.getpixel((150, 200)) == colour_of(top)
+        assert drawn.getpixel((150, 200)) == color_of(top)
 
 
 def test_masks_lie_under_their_boxes_and_over_one_another() -> None:
@@ -131,8 +131,8 @@ def test_masks_lie_under_their_boxes_and_over_one_another() -> None:
     masks[1, :50] = 0.4
     boxes = [[100, 100, 200, 200], [150, 150, 250, 250]]
     drawn = np.asarray(draw_boxes(plain(400, 300), boxes, [1, 2], [0.9, 0.8], CLASSES, masks)).astype(int)
-    assert np.abs(drawn[120, 120] - mixed(colour_of(1))).max() <= 1
-    assert np.abs(drawn[220, 220] - mixed(colour_of(2))).max() <= 1
+    assert np.abs(drawn[120, 120] - mixed(color_of(1))).max() <= 1
+    assert np.abs(drawn[220, 220] - mixed(color_of(2))).max() <= 1
     assert drawn[175, 175].any()
     assert tuple(drawn[30, 300]) == GREY
 
@@ -158,19 +158,19 @@ def test_pixels_have_the_colours_of_their_classes_and_the_legend_too() -> None:
     mask = np.zeros((300, 400), np.uint8)
     mask[:100], mask[200:, :50], mask[200:, 350:] = 1, 2, 255
     drawn = np.asarray(draw_classes(plain(400, 300), mask, CLASSES)).astype(int)
-    assert np.abs(drawn[50, 200] - mixed(colour_of(1))).max() <= 1
-    assert np.abs(drawn[250, 20] - mixed(colour_of(2))).max() <= 1
+    assert np.abs(drawn[50, 200] - mixed(color_of(1))).max() <= 1
+    assert np.abs(drawn[250, 20] - mixed(color_of(2))).max() <= 1
     for row, column in ((150, 200), (250, 380)):
         assert tuple(drawn[row, column]) == GREY
     legend = drawn[300:].reshape(-1, 3)
     for label, shown in ((0, False), (1, True), (2, True)):
-        assert (legend == colour_of(label)).all(1).any() == shown
+        assert (legend == color_of(label)).all(1).any() == shown
 
 
 def test_only_a_class_named_background_is_left_uncoloured() -> None:
     mask = np.zeros((300, 400), np.int64)
     drawn = np.asarray(draw_classes(plain(400, 300), mask, ("road", "car"))).astype(int)
-    assert np.abs(drawn[150, 200] - mixed(colour_of(0))).max() <= 1
+    assert np.abs(drawn[150, 200] - mixed(color_of(0))).max() <= 1
     untouched = draw_classes(plain(400, 300), mask, ("__background__", "car"))
     assert untouched.getpixel((200, 150)) == GREY
 
@@ -181,7 +181,7 @@ def test_a_legend_names_the_largest_of_many_classes() -> None:
     classes = [f"class {label}" for label in range(30)]
     drawn = np.asarray(draw_classes(plain(400, 300), mask, classes))
     legend = drawn[300:].reshape(-1, 3)
-    shown = [label for label in range(30) if (legend == colour_of(label)).all(1).sum() > 50]
+    shown = [label for label in range(30) if (legend == color_of(label)).all(1).sum() > 50]
     assert shown == [*range(1, 20), 29]
 
 
@@ -201,7 +201,7 @@ def test_images_of_any_size_are_enlarged_until_text_is_legible(width: int, heigh
 def test_boxes_scale_with_enlarged_images() -> None:
     drawn = draw_boxes(plain(32, 24), [[8, 6, 24, 18]], [1], None, CLASSES)
     assert drawn.size == (320, 240)
-    assert drawn.getpixel((80, 150)) == drawn.getpixel((240, 150)) == colour_of(1)
+    assert drawn.getpixel((80, 150)) == drawn.getpixel((240, 150)) == color_of(1)
 
 
 @pytest.mark.parametrize("name", ["", "a\nb\tc", "\x1b[31m", "žirafa", "長頸鹿 🦒", "\ud800", "n" * 10_000])
@@ -225,7 +225,7 @@ def test_the_edge_of_a_class_has_the_colour_of_the_legend_itself() -> None:
     mask = np.zeros((400, 400), np.uint8)
     mask[100:300, 50:250] = 1
     drawn = np.asarray(draw_classes(Image.new("RGB", (400, 400), "white"), mask, ("background", "cat")))
-    edge, inside = colour_of(1), tuple((np.array(colour_of(1)) + 255) // 2)
+    edge, inside = color_of(1), tuple((np.array(color_of(1)) + 255) // 2)
     assert {tuple(drawn[row, column]) for row, column in ((100, 150), (299, 150), (200, 50), (200, 249))} == {edge}
     assert np.abs(np.array(drawn[200, 150]).astype(int) - inside).max() <= 1
     assert drawn[98, 150].tolist() == [255, 255, 255]
@@ -240,10 +240,10 @@ def test_classes_look_as_torchvision_and_a_maximum_filter_draw_them() -> None:
     mask = np.asarray(Image.fromarray(blobs).resize((512, 512), Image.Resampling.NEAREST))
     areas = torch.from_numpy(np.stack([mask == 1, mask == 2]))
     expected = draw_segmentation_masks(
-        torch.from_numpy(photograph).permute(2, 0, 1), areas, 0.5, [colour_of(1), colour_of(2)]
+        torch.from_numpy(photograph).permute(2, 0, 1), areas, 0.5, [color_of(1), color_of(2)]
     ).permute(1, 2, 0)
     for area, label in zip(areas, (1, 2), strict=True):
         inside = -max_pool2d(-area[None].float(), 5, stride=1, padding=2)[0] > 0
-        expected[area & ~inside] = torch.tensor(colour_of(label), dtype=torch.uint8)
+        expected[area & ~inside] = torch.tensor(color_of(label), dtype=torch.uint8)
     drawn = np.asarray(draw_classes(Image.fromarray(photograph), mask, names))[:512].astype(int)
     assert np.abs(drawn - expected.numpy()).max() <= 1

@@ -15,7 +15,7 @@ from support.oracles import with_statistics
 from torch import nn
 
 from featuretap.registry import Registry
-from featuretap.workflows.inference.drawing import Page, colour_of, draw_boxes
+from featuretap.workflows.inference.drawing import Page, color_of, draw_boxes
 from featuretap.workflows.inference.predicting import predict_images
 from featuretap.workflows.inference.predictions import (
     BoxPrediction,
@@ -205,14 +205,14 @@ def test_classes_of_two_heads_have_colours_of_their_own(model: nn.Module) -> Non
     found = BoxPrediction(boxes, np.array([1]), ("cat",), np.array([0.9], np.float32))
     prediction = SeveralPredictions({"objects": found, "road": PixelPrediction(mask, ())})
     drawn = draw_prediction(Image.new("RGB", (400, 300), "white"), prediction, model.description)
-    assert drawn.getpixel((150, 50)) == colour_of(1)
+    assert drawn.getpixel((150, 50)) == color_of(1)
     # Behind the three classes of the detector; the edge of an area is not diluted.
-    assert drawn.getpixel((300, 200)) == colour_of(4)
+    assert drawn.getpixel((300, 200)) == color_of(4)
     # Boxes are above the colours of pixels.
     found = replace(found, boxes=boxes + 100)
     prediction = SeveralPredictions({"objects": found, "road": PixelPrediction(mask, ())})
     drawn = draw_prediction(Image.new("RGB", (400, 300), "white"), prediction, model.description)
-    assert drawn.getpixel((250, 249)) == colour_of(1)
+    assert drawn.getpixel((250, 249)) == color_of(1)
 
 
 def test_labels_of_boxes_do_not_hide_one_another() -> None:
@@ -221,7 +221,7 @@ def test_labels_of_boxes_do_not_hide_one_another() -> None:
     for label, name in enumerate(CLASSES):
         alone = Image.new("RGB", (400, 300), "grey")
         single = np.asarray(draw_boxes(alone, boxes[label : label + 1], [label], [0.9], CLASSES))
-        drawn_area, single_area = ((picture == colour_of(label)).all(2).sum() for picture in (drawn, single))
+        drawn_area, single_area = ((picture == color_of(label)).all(2).sum() for picture in (drawn, single))
         # Lines of boxes may be hidden, which are of 160 pixels; a label is of a thousand.
         assert drawn_area > single_area - 250, name
 

@@ -121,7 +121,7 @@ def test_images_are_resized_to_a_size(preprocessing: Preprocessing, size: tuple[
 def test_images_are_normalised_at_their_own_size(mode: Literal["L", "RGB"], inside: bool) -> None:
     image = noise(53, 41, mode)
     preprocessing = replace(CLASSIFIER, inside=inside).for_channels(len(image.getbands()))
-    expected = transforms.normalise(preprocessing)(image)[None].numpy()
+    expected = transforms.normalize(preprocessing)(image)[None].numpy()
     np.testing.assert_array_equal(normalize(image, preprocessing), expected)
 
 

@@ -127,7 +127,7 @@ def with_statistics(
     """Weights of norms at random, statistics of random images, and a few channels with a running variance of 1e-6.
 
     Such channels are where a wrong eps changes most. The other statistics are real ones, because a network whose norms
-    do not normalise multiplies every rounding a millionfold. `run` is a pass of a model that takes more than a batch;
+    do not normalize multiplies every rounding a millionfold. `run` is a pass of a model that takes more than a batch;
     without `nearly_dead`, there are no such channels.
     """
     norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d)]

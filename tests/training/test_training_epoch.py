@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
 from featuretap.workflows.training.loop import Trainer, train_epoch
-from featuretap.workflows.training.optimisation import Schedule
+from featuretap.workflows.training.optimization import Schedule
 
 
 class Linear(nn.Module):

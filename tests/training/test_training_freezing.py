@@ -12,7 +12,7 @@ from featuretap.registry.errors import TrainingError
 from featuretap.registry.specs import BackboneSpec
 from featuretap.workflows.training.configuration import make_configuration
 from featuretap.workflows.training.models import resolve_model
-from featuretap.workflows.training.optimisation import freeze_through, last_frozen
+from featuretap.workflows.training.optimization import freeze_through, last_frozen
 from featuretap.workflows.training.run import train
 
 LEVELS = ("C1", "C2", "C3", "C4", "C5")

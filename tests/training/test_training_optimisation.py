@@ -7,7 +7,7 @@ import torch
 
 from featuretap.registry import Registry
 from featuretap.workflows.training.configuration import Configuration
-from featuretap.workflows.training.optimisation import (
+from featuretap.workflows.training.optimization import (
     Schedule,
     learning_rate,
     make_optimizer,

@@ -15,7 +15,7 @@ from torch import nn
 
 from featuretap.registry import Registry
 from featuretap.workflows.datasets.data_set import IGNORED, Boxes
-from featuretap.workflows.inference.drawing import colour_of
+from featuretap.workflows.inference.drawing import color_of
 from featuretap.workflows.training.reports import _arrange, _fit, _tile, draw_predictions
 
 GREEN, RED, WHITE = (0, 140, 60), (210, 30, 30), (255, 255, 255)
@@ -157,9 +157,9 @@ def test_boxes_are_drawn_in_the_colours_of_the_models_classes(registry: Registry
     assert page.shape == (6 + 2 * (408 + 17 + 6), 6 + 4 * 414, 3)
     truth, prediction = page[10:410, 10:410], page[10:410, 424:824]
     # The background is the model's first class; what is ignored is not drawn.
-    assert has_colour(truth, colour_of(1))[140:160, 48:53].any()
-    assert not has_colour(truth, colour_of(3)).any()
-    assert not has_colour(truth, colour_of(0)).any()
+    assert has_colour(truth, color_of(1))[140:160, 48:53].any()
+    assert not has_colour(truth, color_of(3)).any()
+    assert not has_colour(truth, color_of(0)).any()
     assert (prediction == 255).all()
 
 
@@ -206,8 +206,8 @@ def test_predicted_boxes_are_drawn_beside_the_truth(registry: Registry, tmp_path
     nothing = Boxes(np.zeros((0, 4), np.float32), np.zeros(0, np.int64), np.zeros(0, np.bool_))
     draw_predictions(model, in_memory([(Image.new("RGB", (400, 400)), nothing)]), CLASSES, tmp_path / "page.png")
     page = read_pixels(tmp_path / "page.png")
-    assert not has_colour(page[10:410, 10:410], colour_of(1)).any()
-    assert has_colour(page[10:410, 424:824], colour_of(1)).any()
+    assert not has_colour(page[10:410, 10:410], color_of(1)).any()
+    assert has_colour(page[10:410, 424:824], color_of(1)).any()
 
 
 def test_pixels_are_drawn_as_image_truth_and_prediction(registry: Registry, tmp_path: Path) -> None:
@@ -236,7 +236,7 @@ def test_pixels_are_drawn_as_image_truth_and_prediction(registry: Registry, tmp_
         return tile[top + row * (bottom - top) // 400, left + column * (right - left) // 400]
 
     halves = {tuple(at(truth, 100, column)) for column in (60, 150)} | {tuple(at(truth, 300, x)) for x in (60, 340)}
-    first, second, third = (np.array(colour_of(label)) // 2 for label in range(3))
+    first, second, third = (np.array(color_of(label)) // 2 for label in range(3))
     assert np.abs(at(truth, 200, 300) - second).max() <= 1
     assert np.abs(at(truth, 250, 130) - first).max() <= 1
     assert at(truth, 100, 60).tolist() == [0, 0, 0]

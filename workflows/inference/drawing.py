@@ -10,15 +10,15 @@ from PIL import Image, ImageChops, ImageDraw, ImageFilter, ImageFont
 from featuretap.specs.class_names import name_of
 from featuretap.support.text import one_line
 
-Colour = tuple[int, int, int]
-Entry = tuple[Colour | None, str]
-"""Text, behind a patch of a colour if any."""
+Color = tuple[int, int, int]
+Entry = tuple[Color | None, str]
+"""Text, behind a patch of a color if any."""
 Area = tuple[float, float, float, float]
 """Left, top, right and bottom in pixels."""
 Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
 BACKGROUNDS = frozenset({"background", "__background__"})
-"""Names of classes whose pixels are not coloured."""
+"""Names of classes whose pixels are not colored."""
 
 MINIMUM_SIDE = 320
 """Pixels of the longer side to which small images are enlarged, so that text on them can be read."""
@@ -37,8 +37,8 @@ GOLDEN = 0.618034
 """Steps of the golden ratio around the circle of hues stay apart, however many they are."""
 
 
-def colour_of(label: int) -> Colour:
-    """Return the colour of a class as red, green and blue, always the same for the same label."""
+def color_of(label: int) -> Color:
+    """Return the color of a class as red, green and blue, always the same for the same label."""
     brightness, saturation = ((1.0, 0.8), (0.75, 1.0), (1.0, 0.45))[label // 7 % 3]
     red, green, blue = colorsys.hsv_to_rgb(label * GOLDEN % 1, saturation, brightness)
     return round(255 * red), round(255 * green), round(255 * blue)
@@ -65,20 +65,20 @@ class Page:
         classes: Sequence[str],
         masks: ArrayLike | None = None,
         *,
-        first_colour: int = 0,
+        first_color: int = 0,
     ) -> None:
-        """Draw boxes, arguments as for `draw_boxes`; `first_colour` is the number of the first class's colour."""
+        """Draw boxes, arguments as for `draw_boxes`; `first_color` is the number of the first class's color."""
         page, numbers = self._picture, [int(label) for label in np.asarray(labels)]
         shown = [None] * len(numbers) if scores is None else [float(score) for score in np.asarray(scores)]
         order = sorted(range(len(numbers)), key=lambda place: shown[place] or 0.0)
-        colours = [colour_of(first_colour + numbers[place]) for place in order]
+        colors = [color_of(first_color + numbers[place]) for place in order]
         corners = (np.asarray(boxes, dtype=np.float32).reshape(-1, 4) * self._factor)[order]
         if masks is not None:
-            for mask, colour in zip((np.asarray(masks) > 0.5)[order], colours, strict=True):
-                _blend(page, _enlarged_area(page, mask), colour)
+            for mask, color in zip((np.asarray(masks) > 0.5)[order], colors, strict=True):
+                _blend(page, _enlarged_area(page, mask), color)
         pen, font = ImageDraw.Draw(page), self._font
-        for box, colour in zip(corners, colours, strict=True):
-            pen.rectangle(box.tolist(), outline=colour, width=max(2, round(max(page.size) / 250)))
+        for box, color in zip(corners, colors, strict=True):
+            pen.rectangle(box.tolist(), outline=color, width=max(2, round(max(page.size) / 250)))
         names = [shorten_name(name_of(numbers[place], classes)) for place in order]
         scored = ["" if shown[place] is None else f" {shown[place]:.2f}" for place in order]
         texts = [_fit_label(font, name, score, page.width) for name, score in zip(names, scored, strict=True)]
@@ -86,13 +86,13 @@ class Page:
         areas: list[Area] = []
         for box, text in zip(corners[::-1].tolist(), texts[::-1], strict=True):
             areas.append(_place_label(pen, font, box, text, areas))
-        for area, text, colour in zip(areas[::-1], texts, colours, strict=True):
-            _draw_label(pen, font, area, text, colour)
+        for area, text, color in zip(areas[::-1], texts, colors, strict=True):
+            _draw_label(pen, font, area, text, color)
 
     def add_classes(
-        self, mask: NDArray[np.integer], classes: Sequence[str], *, title: str = "", first_colour: int = 0
+        self, mask: NDArray[np.integer], classes: Sequence[str], *, title: str = "", first_color: int = 0
     ) -> None:
-        """Colour pixels by their class, arguments as for `draw_classes`; the legend begins with a title, if any."""
+        """Color pixels by their class, arguments as for `draw_classes`; the legend begins with a title, if any."""
         page = self._picture
         numbers, pixels = np.unique(mask, return_counts=True)
         found = [
@@ -100,14 +100,14 @@ class Page:
             for number in numbers[np.argsort(-pixels, kind="stable")]
             if 0 <= number < len(classes) and classes[number] not in BACKGROUNDS
         ]
-        colours = {number: colour_of(first_colour + number) for number in found}
-        for number, colour in colours.items():
+        colors = {number: color_of(first_color + number) for number in found}
+        for number, color in colors.items():
             area = _enlarged_area(page, mask == number)
-            _blend(page, area, colour)
-            # In the colour of the legend, undiluted by the photograph's.
-            page.paste(colour, mask=_edge_of(area))
+            _blend(page, area, color)
+            # In the color of the legend, undiluted by the photograph's.
+            page.paste(color, mask=_edge_of(area))
         entries: list[Entry] = [
-            (colours[number], shorten_name(name_of(number, classes))) for number in found[:MAXIMUM_CLASSES]
+            (colors[number], shorten_name(name_of(number, classes))) for number in found[:MAXIMUM_CLASSES]
         ]
         if len(found) > MAXIMUM_CLASSES:
             entries.append((None, f"and {len(found) - MAXIMUM_CLASSES} more"))
@@ -148,10 +148,10 @@ def draw_boxes(
 
 
 def draw_classes(image: Image.Image, mask: NDArray[np.integer], classes: Sequence[str]) -> Image.Image:
-    """Return an image with the classes of its pixels in colour, above a legend of those that occur.
+    """Return an image with the classes of its pixels in color, above a legend of those that occur.
 
     The image is enlarged by an integer factor where it is smaller than 320 pixels. The background and labels of the
-    `mask` (H, W) beyond `classes` are not coloured.
+    `mask` (H, W) beyond `classes` are not colored.
     """
     page = Page(image)
     page.add_classes(mask, classes)
@@ -169,9 +169,9 @@ def _enlarged_area(page: Image.Image, mask: NDArray[np.bool_]) -> Image.Image:
     return Image.fromarray(mask.astype(np.uint8) * 255).resize(page.size, Image.Resampling.NEAREST)
 
 
-def _blend(page: Image.Image, area: Image.Image, colour: Colour) -> None:
-    """Mix the page with equal parts of a colour inside an area."""
-    page.paste(colour, mask=area.point(lambda value: value // 2))
+def _blend(page: Image.Image, area: Image.Image, color: Color) -> None:
+    """Mix the page with equal parts of a color inside an area."""
+    page.paste(color, mask=area.point(lambda value: value // 2))
 
 
 def _edge_of(area: Image.Image) -> Image.Image:
@@ -245,13 +245,13 @@ def _label_margin(height: float) -> int:
     return max(2, round(height / 6))
 
 
-def _draw_label(pen: ImageDraw.ImageDraw, font: Font, area: Area, text: str, colour: Colour) -> None:
-    """Write text on a colour that fills an area."""
+def _draw_label(pen: ImageDraw.ImageDraw, font: Font, area: Area, text: str, color: Color) -> None:
+    """Write text on a color that fills an area."""
     left, top, _, bottom = pen.textbbox((0, 0), text, font=font)
     margin = _label_margin(bottom - top)
-    pen.rectangle(area, fill=colour)
+    pen.rectangle(area, fill=color)
     # Luminance as in ITU-R BT.601.
-    fill = BLACK if np.dot(colour, (0.299, 0.587, 0.114)) > 140 else WHITE
+    fill = BLACK if np.dot(color, (0.299, 0.587, 0.114)) > 140 else WHITE
     pen.text((area[0] + margin - left, area[1] + margin - top), text, fill=fill, font=font)
 
 
@@ -276,9 +276,9 @@ def _append_text(picture: Image.Image, paragraphs: Sequence[Sequence[Entry]], fo
     pen = ImageDraw.Draw(page)
     for row, line in enumerate(lines):
         x, y = float(margin), picture.height + margin + row * (height + margin)
-        for colour, text in line:
-            if colour is not None:
-                pen.rectangle((x, y, x + height, y + height), fill=colour)
+        for color, text in line:
+            if color is not None:
+                pen.rectangle((x, y, x + height, y + height), fill=color)
                 x += height + margin
             pen.text((x, y + height / 2), text, fill=BLACK, font=font, anchor="lm")
             x += font.getlength(text) + height

@@ -68,7 +68,7 @@ def compute_maps(
     return resized, {name: values[0] for name, values in maps.items()}
 
 
-def reduce_to_colours(feature: NDArray[np.float32]) -> Image.Image:
+def reduce_to_colors(feature: NDArray[np.float32]) -> Image.Image:
     """Return a map (C, H, W) as an RGB image (H, W) of its three strongest principal components.
 
     The first component sets the brightness, the second and third set the hue (OKLab). Padding changes the values at the
@@ -92,8 +92,8 @@ def reduce_to_colours(feature: NDArray[np.float32]) -> Image.Image:
     scaled = ((components - low) / np.where(varies, high - low, 1)).clip(0, 1)
     brightness = np.where(varies[0], DARKEST + (BRIGHTEST - DARKEST) * scaled[:, 0], 0)
     hue = np.where(varies[1:], CHROMA * (2 * scaled[:, 1:] - 1), 0)
-    colours = _convert_oklab(np.column_stack((brightness, hue)))
-    return Image.fromarray((colours * 255).round().astype(np.uint8).reshape(height, width, 3))
+    colors = _convert_oklab(np.column_stack((brightness, hue)))
+    return Image.fromarray((colors * 255).round().astype(np.uint8).reshape(height, width, 3))
 
 
 def _border_width(length: int) -> int:
@@ -101,9 +101,9 @@ def _border_width(length: int) -> int:
     return max(1, round(length / 16)) if length >= SMALLEST_WITH_BORDER else 0
 
 
-def _convert_oklab(colours: NDArray[np.float64]) -> NDArray[np.float64]:
+def _convert_oklab(colors: NDArray[np.float64]) -> NDArray[np.float64]:
     """Return OKLab colors (N, 3) as sRGB from 0 to 1 (https://bottosson.github.io/posts/oklab/)."""
-    linear = (colours @ OKLAB_TO_LMS.T) ** 3 @ LMS_TO_RGB.T
+    linear = (colors @ OKLAB_TO_LMS.T) ** 3 @ LMS_TO_RGB.T
     linear = linear.clip(0, 1)
     return np.where(linear <= 0.0031308, 12.92 * linear, 1.055 * linear ** (1 / 2.4) - 0.055)
 
@@ -121,7 +121,7 @@ def draw_maps(image: Image.Image, maps: Mapping[str, NDArray[np.float32]], strid
     """
     panels = [(f"image  {image.height}x{image.width}", image)]
     panels += [
-        (f"{name}  {feature.shape[0]} channels, stride {strides[name]}", reduce_to_colours(feature))
+        (f"{name}  {feature.shape[0]} channels, stride {strides[name]}", reduce_to_colors(feature))
         for name, feature in maps.items()
     ]
     return draw_panels(panels, image.height / image.width)

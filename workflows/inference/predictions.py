@@ -45,7 +45,7 @@ class ClassPrediction:
         """Return the classes as JSON values."""
         return _rated_json("probability", self.ranked)
 
-    def draw_on(self, page: Page, classes: Sequence[str], *, title: str = "", first_colour: int = 0) -> None:
+    def draw_on(self, page: Page, classes: Sequence[str], *, title: str = "", first_color: int = 0) -> None:
         """Write the class names and probabilities below the image."""
         page.add_text([f"{shorten_name(rated.name)}  {rated.value:.3f}" for rated in self.ranked], title=title)
 
@@ -73,9 +73,9 @@ class BoxPrediction:
         boxes = zip(self.labels.tolist(), self.names, self.scores.tolist(), self.boxes.tolist(), strict=True)
         return [{"label": label, "class": name, "score": score, "box": box} for label, name, score, box in boxes]
 
-    def draw_on(self, page: Page, classes: Sequence[str], *, title: str = "", first_colour: int = 0) -> None:
+    def draw_on(self, page: Page, classes: Sequence[str], *, title: str = "", first_color: int = 0) -> None:
         """Draw the boxes, names and masks."""
-        page.add_boxes(self.boxes, self.labels, self.scores, classes, self.masks, first_colour=first_colour)
+        page.add_boxes(self.boxes, self.labels, self.scores, classes, self.masks, first_color=first_color)
 
 
 @dataclass(frozen=True)
@@ -94,9 +94,9 @@ class PixelPrediction:
         """Return the classes in the image as JSON values, without the mask."""
         return _rated_json("share", self.shares)
 
-    def draw_on(self, page: Page, classes: Sequence[str], *, title: str = "", first_colour: int = 0) -> None:
+    def draw_on(self, page: Page, classes: Sequence[str], *, title: str = "", first_color: int = 0) -> None:
         """Color the pixels by class and add a legend."""
-        page.add_classes(self.mask, classes, title=title, first_colour=first_colour)
+        page.add_classes(self.mask, classes, title=title, first_color=first_color)
 
 
 HeadPrediction = ClassPrediction | BoxPrediction | PixelPrediction
@@ -139,12 +139,12 @@ def draw_prediction(
     if not isinstance(prediction, SeveralPredictions):
         prediction.draw_on(page, class_names(description))
         return page.finish()
-    colours, used = {}, 0
+    colors, used = {}, 0
     for name in prediction.heads:
-        colours[name] = used
+        colors[name] = used
         used += description.heads[name].num_classes or 0
     for name, found in sorted(prediction.heads.items(), key=lambda item: isinstance(item[1], BoxPrediction)):
-        found.draw_on(page, class_names(description.heads[name]), title=name, first_colour=colours[name])
+        found.draw_on(page, class_names(description.heads[name]), title=name, first_color=colors[name])
     return page.finish()
 
 

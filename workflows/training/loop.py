@@ -20,7 +20,7 @@ from featuretap.support.errors import DataError, FeaturetapError, ImageError, Tr
 from featuretap.support.workers import collate_or_error, ignore_sigint, raise_errors
 from featuretap.workflows.datasets.data_set import Sample
 from featuretap.workflows.training.fake_quantization import FakeQuantization
-from featuretap.workflows.training.optimisation import Schedule, learning_rate
+from featuretap.workflows.training.optimization import Schedule, learning_rate
 from featuretap.workflows.training.tasks.task import Metrics, Task, Transform
 
 ONE_IMAGE = "more than 1 value per channel"

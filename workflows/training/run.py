@@ -44,7 +44,7 @@ from featuretap.workflows.training.models import (
     resolve_models,
     select_model,
 )
-from featuretap.workflows.training.optimisation import (
+from featuretap.workflows.training.optimization import (
     freeze_through,
     last_frozen,
     make_optimizer,

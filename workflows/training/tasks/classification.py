@@ -13,7 +13,7 @@ from torchmetrics import Metric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionMatrix, MulticlassStatScores
 from torchvision.transforms import InterpolationMode, v2
 
-from featuretap.models.transforms import check_strip, compose, normalise
+from featuretap.models.transforms import check_strip, compose, normalize
 from featuretap.specs.preprocessing import Preprocessing
 from featuretap.workflows.training.tasks.task import ClassScore, Evaluator, Metrics, Task, Transform
 
@@ -62,7 +62,7 @@ class ClassificationTask(Task):
             resize = v2.Resize(shorter, mode, antialias=True)
             steps += [partial(check_strip, shorter=shorter), resize, v2.CenterCrop(size)]
         steps += [v2.RandomHorizontalFlip(self.flip), *POLICIES[self.augment]]
-        return partial(_transform, v2.Compose([*steps, normalise(preprocessing)]))
+        return partial(_transform, v2.Compose([*steps, normalize(preprocessing)]))
 
     @property
     def metrics(self) -> tuple[str, ...]:

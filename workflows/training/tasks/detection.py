@@ -15,7 +15,7 @@ from torchmetrics.detection import MeanAveragePrecision
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 
-from featuretap.models.transforms import compose, normalise
+from featuretap.models.transforms import compose, normalize
 from featuretap.specs import HeadSpec
 from featuretap.support.errors import OptionError
 from featuretap.workflows.datasets.data_set import Boxes
@@ -110,7 +110,7 @@ class DetectionTask(Task):
         transform = v2.Compose(
             [v2.RandomHorizontalFlip(self.flip), *distortion, v2.SanitizeBoundingBoxes(), v2.ToPureTensor()]
         )
-        return partial(_augment, self, crop, transform, normalise(self.preprocessing))
+        return partial(_augment, self, crop, transform, normalize(self.preprocessing))
 
     def evaluation_transform(self) -> Transform:
         """Return the transform to the model's input and all objects; "iscrowd" is 1 for ignored objects."""

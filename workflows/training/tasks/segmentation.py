@@ -16,7 +16,7 @@ from torchmetrics.classification import MulticlassConfusionMatrix
 from torchvision import tv_tensors
 from torchvision.transforms import InterpolationMode, v2
 
-from featuretap.models.transforms import compose, normalise
+from featuretap.models.transforms import compose, normalize
 from featuretap.support.errors import TrainingError
 from featuretap.support.images import check_ratio
 from featuretap.workflows.datasets.data_set import IGNORED
@@ -73,7 +73,7 @@ class SegmentationTask(Task):
         steps.append(v2.RandomHorizontalFlip(self.flip))
         if self.augment != "none":
             steps.append(v2.RandomPhotometricDistort())
-        return partial(_augment, self, v2.Compose(steps), normalise(self.preprocessing))
+        return partial(_augment, self, v2.Compose(steps), normalize(self.preprocessing))
 
     def evaluation_transform(self) -> Transform:
         """Return the transform of `registry.transforms` for images; masks (H, W) are not changed."""
