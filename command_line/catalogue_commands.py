@@ -48,12 +48,12 @@ def list_command(pattern: str, heads: bool, weights: bool) -> None:
         echo("Accuracy in percent, as published: top-1 of classifiers, box AP of detectors, mean IoU of segmenters.")
     elif heads:
         print_table(("name", "reads", ">classes", "description"), map(_head_row, names))
-        echo("Classes: default number. See a backbone with a head: featuretap show NAME --head HEAD")
+        echo("The number of classes is the default. To count a backbone with a head: featuretap show NAME --head HEAD")
     else:
         titles = ("name", ">parameters", ">MACs", "channels C1–C5", "weights")
         print_table(titles, map(_backbone_row, names))
         if "/" in pattern:
-            echo("To count one of these (it is built on the meta device): featuretap show NAME")
+            echo("To count one of these backbones, which builds it on the meta device: featuretap show NAME")
         else:
             echo(
                 "Parameters and multiply-adds (MACs) include the 1000-class classifier; MACs are for one 224×224 image."
@@ -226,7 +226,7 @@ def _print_facts(facts: dict[str, Any]) -> None:
             "licenses": _format_licenses(facts["licenses"]),
         }
     )
-    titles = ("tap", ">channels", ">stride", ">map", ">parameters to here", ">MACs to here")
+    titles = ("tap", ">channels", ">stride", ">map", ">cumulative parameters", ">cumulative MACs")
     rows = [
         (address, str(tap["channels"]), str(tap["stride"]), "{1}×{2}".format(*tap["shape"]), *_format_cost(tap))
         for address, tap in facts["taps"].items()
@@ -243,7 +243,7 @@ def _print_facts(facts: dict[str, Any]) -> None:
     text = "{} parameters, {} multiply-adds at " + image
     print_fields({label: text.format(*_format_cost(cost)) for label, cost in costs.items()}, width)
     if facts["activation_memory"] is not None:
-        peak = f"{facts['activation_memory'] / 1e6:.2f} MB at peak in the backbone, for one image of {image} in float32"
+        peak = f"{facts['activation_memory'] / 1e6:.2f} MB at peak in the backbone, for one float32 image at {image}"
         print_fields({"activations": peak}, width)
     if head:
         options = format_options(head["options"]) or "none"

@@ -82,7 +82,7 @@ def test_show_reports_activation_memory_and_licenses(run: Run) -> None:
     assert set(facts["licenses"]) == set(facts["weights"])
     assert facts["licenses"]["ra_in1k"] == "Apache-2.0"
     lines = [" ".join(line.split()) for line in run("show", "mobilenet_v2").out.splitlines()]
-    assert "activations 6.82 MB at peak in the backbone, for one image of 224×224 in float32" in lines
+    assert "activations 6.82 MB at peak in the backbone, for one float32 image at 224×224" in lines
     assert (
         "licenses BSD-3-Clause (imagenet1k_v1, imagenet1k_v2); MIT (ssdlite300_person); Apache-2.0 (ra_in1k)" in lines
     )

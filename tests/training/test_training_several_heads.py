@@ -289,6 +289,13 @@ def test_several_processes_are_refused(data: dict[str, str], tmp_path: Path) -> 
     assert str(caught.value) == "several heads cannot be trained with 2 processes; start one process"
 
 
+def test_a_batch_size_that_processes_cannot_share_is_refused() -> None:
+    configuration = make_configuration({"data": "digits", "backbone": "mobilenet_v2", "batch_size": 5})
+    with pytest.raises(TrainingError) as caught:
+        check_processes(configuration, 2)
+    assert str(caught.value) == "batch_size=5 cannot be divided among 2 processes; use a multiple of 2"
+
+
 def test_heads_that_contradict_each_other_are_refused(data: dict[str, str], tmp_path: Path) -> None:
     both = {"faces": data["road"], "objects": data["road"]}
     options = {"faces": {"size": 64}, "objects": {"size": 96}}
