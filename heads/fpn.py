@@ -105,5 +105,5 @@ FPN = HeadSpec(
     outputs="featuretap.heads.fpn:pyramid_outputs",
     model="featuretap.heads.modules.models:PyramidModel",
     per_class=(),
-    description="feature pyramid: levels P2, P3, … with equal channels",
+    description="feature pyramid: levels from P2 up, with equal channels",
 )
