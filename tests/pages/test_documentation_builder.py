@@ -57,7 +57,7 @@ def test_no_label_of_a_drawing_crosses_another(name: str) -> None:
     ("page", "source", "link", "expected"),
     [
         ("weights.md", "docs/weights.md", "[a](heads.md#detectors)", "[a](heads.md#detectors)"),
-        ("how-to/lraspp.md", "docs/how-to/lraspp.md", "[a](../training.md)", "[a](../training.md)"),
+        ("how-to/segmenter.md", "docs/how-to/segmenter.md", "[a](../training.md)", "[a](../training.md)"),
         ("runtimes.md", "docs/runtimes.md", "[a](../benchmarks/RESULTS.md)", "[a](results.md)"),
         ("contributing.md", "CONTRIBUTING.md", "[a](docs/architecture.md)", "[a](architecture.md)"),
         ("results.md", "benchmarks/RESULTS.md", "[a](../docs/benchmarks.md)", "[a](benchmarks.md)"),

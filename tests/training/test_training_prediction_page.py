@@ -154,7 +154,7 @@ def test_boxes_are_drawn_in_the_colours_of_the_models_classes(registry: Registry
     draw_predictions(model, samples, CLASSES, tmp_path / "page.png")
     page = read_pixels(tmp_path / "page.png")
     # Three pairs: two in the first row, one in the second.
-    assert page.shape == (6 + 2 * (408 + 17 + 6), 6 + 4 * 414, 3)
+    assert page.shape == (6 + 2 * (408 + 28 + 6), 6 + 4 * 414, 3)
     truth, prediction = page[10:410, 10:410], page[10:410, 424:824]
     # The background is the model's first class; what is ignored is not drawn.
     assert has_colour(truth, color_of(1))[140:160, 48:53].any()
@@ -170,7 +170,7 @@ def test_a_page_of_wide_photographs_has_no_empty_area_above_them(registry: Regis
     samples = in_memory([(Image.new("RGB", (400, 100), "black"), nothing)] * 2)
     draw_predictions(model, samples, CLASSES, tmp_path / "page.png")
     page = read_pixels(tmp_path / "page.png")
-    assert page.shape == (6 + 108 + 17 + 6, 6 + 4 * 414, 3)
+    assert page.shape == (6 + 108 + 28 + 6, 6 + 4 * 414, 3)
     assert (page[10:110, 10:410] == 0).all()
 
 
@@ -222,7 +222,7 @@ def test_pixels_are_drawn_as_image_truth_and_prediction(registry: Registry, tmp_
     page = read_pixels(tmp_path / "page.png")
     # Eight of nine images, two in a row, 400 pixels high with their legends.
     across, rest = divmod(page.shape[1] - 6, 6)
-    assert (page.shape[0], rest) == (6 + 4 * (408 + 17 + 6), 0)
+    assert (page.shape[0], rest) == (6 + 4 * (408 + 28 + 6), 0)
     image, truth, prediction = (
         page[10:410, left : left + across - 14].astype(int) for left in (10, 10 + across, 10 + 2 * across)
     )

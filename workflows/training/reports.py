@@ -50,8 +50,11 @@ MAX_ROWS = 20
 """Maximum number of classes in a printed table; longer tables show the worst and the best half of this number."""
 
 GREEN, RED = (0, 140, 60), (210, 30, 30)
-FONT_SIZE, LINE_HEIGHT, FRAME, GAP = 12, 17, 4, 6
+FRAME, GAP = 4, 6
 """Sizes in pixels."""
+
+FONT_SIZE, FONT_RATIO, LINE = 12, 20, 1.4
+"""Font size of captions: a fraction of a tile's side, but at least 12 pixels. A line is 1.4 times as high."""
 
 MINIMUM_WIDTH = 160
 """Minimum width of the caption below an image."""
@@ -174,22 +177,24 @@ def _tile(image: Image.Image, side: int, lines: Sequence[Line], color: Color | N
     """
     image = _fit(image, side)
     width = max(image.width, MINIMUM_WIDTH)
+    font_size = max(FONT_SIZE, side // FONT_RATIO)
+    line_height = round(LINE * font_size)
     caption = image.height + 2 * FRAME
-    tile = Image.new("RGB", (width + 2 * FRAME, caption + len(lines) * LINE_HEIGHT), "white")
+    tile = Image.new("RGB", (width + 2 * FRAME, caption + len(lines) * line_height), "white")
     left = FRAME + (width - image.width) // 2
     pen = ImageDraw.Draw(tile)
     if color is not None:
         pen.rectangle((left - FRAME, 0, left + image.width + FRAME - 1, caption - 1), fill=color)
     tile.paste(image, (left, FRAME))
     # DejaVu Sans has more characters than Pillow's built-in font.
-    font = ImageFont.truetype(Path(matplotlib.get_data_path()) / "fonts/ttf/DejaVuSans.ttf", FONT_SIZE)
+    font = ImageFont.truetype(Path(matplotlib.get_data_path()) / "fonts/ttf/DejaVuSans.ttf", font_size)
     for number, (text, ending) in enumerate(lines):
         line = one_line(text)
         cut = line
         while cut and pen.textlength((cut if cut == line else f"{cut}…") + ending, font=font) > width:
             cut = cut[:-1]
         shown = (cut if cut == line else f"{cut}…") + ending
-        pen.text((FRAME, caption + number * LINE_HEIGHT), shown, fill=color or "black", font=font)
+        pen.text((FRAME, caption + number * line_height), shown, fill=color or "black", font=font)
     return tile
 
 
