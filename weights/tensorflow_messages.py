@@ -242,7 +242,7 @@ def _messages() -> tuple[Mapping[str, Any], type[Exception]]:
         from google.protobuf import descriptor_pb2, descriptor_pool, message, message_factory
     except ImportError as error:
         raise MissingExtraError(
-            "reading TensorFlow files needs protobuf; pip install 'featuretap[tensorflow]'"
+            "reading TensorFlow files needs protobuf; run pip install 'featuretap[tensorflow]'"
         ) from error
     kinds = descriptor_pb2.FieldDescriptorProto
     file = descriptor_pb2.FileDescriptorProto(name="featuretap/tensorflow.proto", package="featuretap", syntax="proto3")

@@ -300,7 +300,7 @@ def test_without_protobuf_the_error_names_the_extra(
     tensorflow_messages._messages.cache_clear()
     with pytest.raises(FeaturetapError) as refusal:
         registry.load(tmp_path / "frozen.pb")
-    assert str(refusal.value) == ("reading TensorFlow files needs protobuf; pip install 'featuretap[tensorflow]'")
+    assert str(refusal.value) == ("reading TensorFlow files needs protobuf; run pip install 'featuretap[tensorflow]'")
 
 
 def test_checksums_are_those_of_the_standard() -> None:
