@@ -131,6 +131,20 @@ def test_every_page_opens_without_console_messages_and_fits_a_phone(pages: dict[
                 assert visit.page.evaluate(overflow) == 0, f"{name} is wider than a phone"
 
 
+CUT_OFF = """() => [...document.querySelectorAll(".md-content pre > code")]
+    .filter((code) => code.scrollWidth > code.clientWidth).map((code) => code.innerText)"""
+
+
+def test_blocks_of_code_are_not_cut_off(pages: dict[Path, Page]) -> None:
+    with browsers.launched() as browser:
+        page = browser.new_page(viewport={"width": 1280, "height": 900})
+        cut_off = []
+        for path in sorted(pages):
+            page.goto(path.as_uri())
+            cut_off += [(path.name, max(text.splitlines(), key=len)) for text in page.evaluate(CUT_OFF)]
+    assert cut_off == []
+
+
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_axe_finds_no_violation(scheme: str, site: Path) -> None:
     with browsers.launched() as browser:
