@@ -96,7 +96,7 @@ def test_the_check_passes_exactly_the_readable_files(
             read_image(path)
             readable = ""
         except ImageError as error:
-            readable = str(error).split("; give ")[0]
+            readable = error.problem
         assert image_problem(str(path)) == readable
         refused += bool(readable)
     assert refused > 30
