@@ -1,4 +1,4 @@
-"""featuretap: backbones for detection and segmentation, built by name, with feature maps asked for by name.
+"""PyTorch backbones for detection and segmentation, with feature maps by name.
 
 >>> from featuretap import registry
 >>> registry.spec("mobilenet_v3_large", features_only=True).tap_shapes(224, 224)["C4"]

@@ -321,8 +321,7 @@ def _check_backbone(path: Path, name: str, entry: Any, code: bool) -> None:
         if "/" in label:
             raise CatalogueError(
                 f"{path}: backbones.{name} has the name {label!r}, but slashes are reserved for open namespaces; "
-                f"choose "
-                "another name"
+                "choose another name"
             )
     if ("spec" in entry) == ("base" in entry):
         needed = "either spec or base" if code else "a base"

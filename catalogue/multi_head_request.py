@@ -140,9 +140,8 @@ def name_heads(heads: Heads, defaults: Mapping[str, Any]) -> dict[str, str]:
     for label in named:
         if not isinstance(label, str) or not label.isidentifier() or label[0] == "_" or label in taken:
             raise HeadError(
-                f"{label!r} cannot be the name of a head; choose an identifier that is neither an argument or "
-                f"option of "
-                "build nor an attribute of torch.nn.ModuleDict"
+                f"{label!r} cannot be the name of a head; choose an identifier that is neither an argument nor "
+                "an option of build, and not an attribute of torch.nn.ModuleDict"
             )
     return named
 

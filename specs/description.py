@@ -83,8 +83,7 @@ def adapt_preprocessing(spec: BackboneSpec | ModelSpec, preprocessing: Preproces
         if values is not None and len(values) != spec.backbone.in_channels:
             raise OptionError(
                 f"image_{name} has {len(values)} values, but the images have {spec.backbone.in_channels} "
-                f"channels; give "
-                "one value for each channel"
+                "channels; give one value for each channel"
             )
     return replace(prepared, mean=tuple(mean or prepared.mean), std=tuple(std or prepared.std))
 

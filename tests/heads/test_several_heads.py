@@ -178,13 +178,13 @@ def test_heads_are_trained_one_by_one(registry: Registry) -> None:
         ),
         (
             {"head": {"train": "lraspp"}},
-            "'train' cannot be the name of a head; choose an identifier that is neither an argument or option of "
-            "build nor an attribute of torch.nn.ModuleDict",
+            "'train' cannot be the name of a head; choose an identifier that is neither an argument nor an option of "
+            "build, and not an attribute of torch.nn.ModuleDict",
         ),
         (
             {"head": {"width": "lraspp"}},
-            "'width' cannot be the name of a head; choose an identifier that is neither an argument or option of "
-            "build nor an attribute of torch.nn.ModuleDict",
+            "'width' cannot be the name of a head; choose an identifier that is neither an argument nor an option of "
+            "build, and not an attribute of torch.nn.ModuleDict",
         ),
         (
             {"head": ("lraspp", "fpn"), "num_classes": 3},
