@@ -1,4 +1,4 @@
-"""Fixtures of the tests of weights files."""
+"""Fixtures for the weights tests."""
 
 import logging
 from collections.abc import Iterator
@@ -10,14 +10,14 @@ from featuretap.registry import Registry
 
 @pytest.fixture(scope="module")
 def stem_file(registry: Registry, tmp_path_factory: pytest.TempPathFactory) -> bytes:
-    """A file of a backbone cut behind its stem."""
+    """Return the bytes of a weights file that holds a backbone cut after its stem."""
     model = registry.build("mobilenet_v2_050", features_only=True, taps=("C1",))
     return registry.save(model, tmp_path_factory.mktemp("saved") / "file.safetensors").read_bytes()
 
 
 @pytest.fixture(scope="module")
 def classifier_files(registry: Registry, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
-    """Layout → a file of a small classifier of 4 classes."""
+    """Map each layout to the weights file of a small classifier with 4 classes."""
     model = registry.build("mobilenet_v3_small", num_classes=4)
     folder = tmp_path_factory.mktemp("small")
     return {

@@ -1,4 +1,4 @@
-"""Addresses of weights work wherever a path to weights does, and are fetched once."""
+"""URLs and hub addresses work wherever a weights path does, and each is downloaded once."""
 
 import json
 import subprocess
@@ -39,14 +39,14 @@ def saved(registry: Registry, model: nn.Module, tmp_path_factory: pytest.TempPat
 
 @pytest.fixture
 def hub_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The empty folder that huggingface_hub keeps its downloads in."""
+    """An empty download cache for huggingface_hub."""
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
     return tmp_path / "hub"
 
 
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch, saved: Path, tmp_path: Path) -> Iterator[Server]:
-    """A site and the hub, both with the weights; the distribution `packed` has them, too."""
+    """A web server and a hub that both serve the weights; the installed distribution `packed` contains them too."""
     monkeypatch.delenv("FEATURETAP_OFFLINE")
     monkeypatch.syspath_prepend(tmp_path / "site")
     write_packed(tmp_path / "site", saved.read_bytes())
@@ -84,7 +84,7 @@ def test_the_model_at_an_address_is_that_of_the_file(
     image = torch.rand(2, 3, 65, 97)
     address = address_of(kind, server, saved)
     for offline in ("0", "1"):
-        # The second time, the cache answers.
+        # The second load is served from the cache.
         monkeypatch.setenv("FEATURETAP_OFFLINE", offline)
         assert torch.equal(registry.load(address).eval()(image), model(image))
     built = registry.build(NAME, pretrained=address, num_classes=10).eval()
@@ -217,7 +217,7 @@ def test_a_server_that_cannot_be_reached_is_explained(
 ) -> None:
     template = "http://127.0.0.1:9/{repo_id}/resolve/{revision}/{filename}"
     monkeypatch.setattr("huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", template)
-    # Which huggingface_hub does before it tries again.
+    # huggingface_hub sleeps between retries.
     monkeypatch.setattr("time.sleep", lambda seconds: None)
     with pytest.raises(WeightsError, match=rf"^cannot download '{address}': .*Connection refused>?$"):
         registry.load(address)

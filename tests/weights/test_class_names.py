@@ -1,4 +1,4 @@
-"""The names of classes travel in files, in our layout and in timm's."""
+"""Class names are stored in weights files, in featuretap's layout and in timm's."""
 
 import json
 from collections.abc import Callable
@@ -27,7 +27,7 @@ ODD = ("cat, tabby", 'the "dog"', "žirafa 🦒", "[x]", "", "a\nb", "\\")
 
 
 def named(registry: Registry, classes: Any, count: int | None = None, **options: Any) -> nn.Module:
-    """Return a small model with names for its classes."""
+    """Return a small model with class names."""
     count = len(classes) if count is None else count
     model = registry.build("mobilenet_v3_small", num_classes=count, width=0.25, **options)
     model.description = replace(model.description, classes=classes)
@@ -148,7 +148,7 @@ def test_class_names_are_exchanged_with_timm(registry: Registry, tmp_path: Path)
     registry.save(model, tmp_path / "timm", layout="timm")
     theirs = timm.create_model(f"local-dir:{tmp_path / 'timm'}", pretrained=True)
     assert theirs.pretrained_cfg["label_names"] == list(ODD)
-    # A folder as timm itself would write it: nothing of ours in the file.
+    # A folder exactly as timm writes it, without featuretap's metadata.
     file = tmp_path / "timm" / "model.safetensors"
     save_file(load_file(file), file, {"format": "pt"})
     assert registry.load(tmp_path / "timm").description.classes == ODD

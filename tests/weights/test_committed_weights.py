@@ -1,6 +1,6 @@
-"""Weights files that earlier versions wrote load as the models that they were saved from.
+"""Weights files written by earlier versions load as the models they were saved from.
 
-`tests/support/write_committed_files.py` wrote the files, and recorded what the models computed.
+`tests/support/write_committed_files.py` wrote the files and recorded the outputs of the models.
 """
 
 import json
@@ -50,7 +50,7 @@ DESCRIPTIONS: dict[str, tuple[str, tuple[str, ...], str | None, int | None, dict
 
 
 def committed(name: str, folder: Path) -> Path:
-    """Return the path of a committed file, decompressed into `folder` where it is compressed."""
+    """Return the path of a committed file, first decompressing it into `folder` if it is compressed."""
     compressed = DATA / f"{name}.safetensors.xz"
     if compressed.exists():
         path = folder / compressed.stem
@@ -61,7 +61,7 @@ def committed(name: str, folder: Path) -> Path:
 
 def test_every_committed_file_has_a_description_and_recorded_values() -> None:
     files = {path.name.partition(".")[0] for path in DATA.iterdir()}
-    # test_loading.py tests the files of schema 1.
+    # Files of schema 1 are tested in test_loading.py.
     assert files - {"values", "schema1-backbone", "schema1-classifier"} == set(DESCRIPTIONS) == set(VALUES)
 
 
@@ -98,7 +98,7 @@ def test_the_norm_class_is_read(registry: Registry) -> None:
 def test_a_committed_file_of_another_layout_is_converted(registry: Registry, tmp_path: Path, layout: str) -> None:
     name = f"{layout}-classifier"
     converted = registry.convert(committed(name, tmp_path), tmp_path / "converted.safetensors")
-    # Where the layouts disagree about epsilon, float16 rounds the converted values.
+    # Layouts with different epsilons require converted values, which float16 rounds.
     assert_close(recorded(registry.load(converted)), VALUES[name], 5e-3)
 
 

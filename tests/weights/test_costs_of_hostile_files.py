@@ -1,4 +1,4 @@
-"""Small files that state enormous things are refused in one line, at a cost in proportion to their size."""
+"""Small files that declare huge contents are refused in one line, at a cost proportional to the file size."""
 
 import io
 import json
@@ -37,7 +37,7 @@ CLASSIFIER = {"head": "classification"}
 
 
 def described(tensors: Mapping[str, Any] | None = None, data: bytes = bytes(8), **fields: object) -> bytes:
-    """Return a file with a description that has some fields replaced."""
+    """Return a weights file whose metadata has some fields replaced."""
     usual: dict[str, object] = {
         "schema": "1",
         "name": "mobilenet_v2",
@@ -92,16 +92,16 @@ OLD = b"".join(pickle.dumps(value, protocol=2) for value in (0x1950A86A20F9469CF
 
 
 def nested_key(levels: int) -> bytes:
-    """Return the pickle of a dictionary whose key is a tuple of twice the same tuple, and so on."""
+    """Return the pickle of a dictionary whose key is a deeply nested tuple: each level holds the previous one twice."""
     doubled = (b"h%ch%c\x86q%c" % (level, level, level + 1) for level in range(levels))
     return b"\x80\x02)q\x00" + b"".join(doubled) + b"}h%cK\x01s." % levels
 
 
 RATIOS = [float(number + 1) for number in range(900)]
 
-# Name of a file → its content, and a part of the message that refuses it.
+# Maps each case to its file name, a function that writes the content, and part of the expected error message.
 FILES: dict[str, tuple[str, Callable[[], bytes], str]] = {
-    # Tensors.
+    # Tensors
     "a name of prefixes": ("a.safetensors", lambda: with_tensor("module." * 150_000), "has 1,050,000 characters"),
     "a name of dots": ("a.safetensors", lambda: with_tensor("." * 1_000_000), "has 1,000,000 characters"),
     "a described name of dots": (
@@ -148,7 +148,7 @@ FILES: dict[str, tuple[str, Callable[[], bytes], str]] = {
         "is too large",
     ),
     "a long type": ("a.safetensors", lambda: with_tensor(dtype="F" * 9_000_000), "has the unknown dtype 'FFF"),
-    # Descriptions.
+    # Metadata
     "a long name": (
         "a.safetensors",
         lambda: described(name="." * 1_000_000),
@@ -245,7 +245,7 @@ FILES: dict[str, tuple[str, Callable[[], bytes], str]] = {
         lambda: described(name="timm/vit_tiny_patch16_224", taps=["blocks.11"], options={"depth": 10**9}),
         "depth is 1000000000, but at most 100,000 is accepted from a file",
     ),
-    # Pickles and archives.
+    # Pickles and archives
     "an archive that inflates": (
         "a.pth",
         lambda: archive(
@@ -278,7 +278,7 @@ FILES: dict[str, tuple[str, Callable[[], bytes], str]] = {
         lambda: torch_file({"a": torch.zeros(1).expand(40_000, 44_000)}),
         "but describes tensors of 7,040,000,000",
     ),
-    # Indices.
+    # Indices
     "a hundred thousand files": (
         "a.safetensors.index.json",
         lambda: index({f"a{number}": f"{number}.safetensors" for number in range(100_000)}),
@@ -294,7 +294,7 @@ FILES: dict[str, tuple[str, Callable[[], bytes], str]] = {
 
 @pytest.fixture(scope="module")
 def warm(registry: Registry) -> Registry:
-    """A registry that has imported what describing models takes."""
+    """A registry that has already imported the modules needed to describe models."""
     registry.spec("timm/resnet10t")
     for head in ("deeplab_v3", "retinanet"):
         registry.spec("mobilenet_v3_large", head=head).parameters  # noqa: B018
@@ -353,7 +353,7 @@ def test_an_empty_array_of_enormous_sizes_is_refused_in_a_paddle_file(tmp_path: 
 
 def test_a_file_of_torch_that_asks_for_any_number_of_bytes_is_refused(warm: Registry, tmp_path: Path) -> None:
     path = tmp_path / "a.pth"
-    # A call of bytearray with a number of eight gigabytes.
+    # A pickle that calls bytearray with a size of 8 GB.
     call = b"\x80\x02c__builtin__\nbytearray\n\x8a\x05\x00\x00\x00\x00\x02\x85R."
     for content in (call, archive({"data.pkl": call, "version": b"3"}, zipfile.ZIP_DEFLATED)):
         path.write_bytes(content + bytes(1000))

@@ -1,4 +1,4 @@
-"""Published weights: got from local servers, kept in the ordinary caches, checked before use."""
+"""Published weights are downloaded from local servers, stored in the usual caches and verified before use."""
 
 import hashlib
 import os
@@ -26,7 +26,7 @@ def served(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
 
 @pytest.fixture
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_packages: None) -> Path:
-    """The folder that torch.hub keeps its downloads in."""
+    """The download cache of torch.hub."""
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
     return tmp_path / "torch" / "hub" / "checkpoints"
 
@@ -290,7 +290,7 @@ def test_weights_that_two_plugins_provide_are_ambiguous() -> None:
 
 @pytest.fixture
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The folder that huggingface_hub keeps its downloads in."""
+    """The download cache of huggingface_hub."""
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "huggingface" / "hub"))
     return tmp_path / "huggingface" / "hub"
 
@@ -321,16 +321,16 @@ def test_the_hub_is_accessed_through_huggingface_hub_and_its_cache(
     assert torch.equal(built.head.logits.weight, logits)
     asked = len(served.asked)
     assert asked > 0
-    # From now on the cache answers, also without a network.
+    # From here on the weights are served from the cache, even without a network.
     for offline in ("0", "1"):
         monkeypatch.setenv("FEATURETAP_OFFLINE", offline)
         assert torch.equal(configured("").build("mobilenet_v2_050", pretrained=True).head.logits.weight, logits)
-    # HF_HOME, which huggingface_hub reads when it is imported, names that cache.
+    # huggingface_hub reads HF_HOME at import time.
     settings = {**os.environ, "HF_HOME": str(hub.parent)}
     ran = subprocess.run([sys.executable, "-c", FROM_HUB], capture_output=True, text=True, env=settings)
     assert ran.stdout == f"mobilenet_v2_050.lamb_in1k {logits.double().sum().item()}\n", ran.stderr
     assert len(served.asked) == asked
-    # What the hub stored under a digest must have it.
+    # A cached blob whose content does not match its digest is refused.
     (stored,) = hub.glob("models--*/blobs/*")
     stored.chmod(0o644)
     stored.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))

@@ -1,4 +1,4 @@
-"""Files that are replaced or overwritten while they are read: what is checked is what is used."""
+"""Files replaced or overwritten during reading: the bytes that are verified are the bytes that are used."""
 
 import os
 import pickle
@@ -80,19 +80,19 @@ WRITERS: dict[str, Callable[[Path, float], Path]] = {
 
 @pytest.fixture(params=WRITERS)
 def written(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[Path, Path]:
-    """A file of a format, and one of the same size with other values."""
+    """Write two files of the same format and size with different values."""
     paths = []
     for folder, value in ((tmp_path / "first", 1.0), (tmp_path / "second", 2.0)):
         folder.mkdir()
         paths.append(WRITERS[request.param](folder, value))
         for file in folder.iterdir():
-            # Clocks of file systems tick every few milliseconds.
+            # File system clocks tick every few milliseconds; with an old time, a later write always changes it.
             os.utime(file, (10**9, 10**9))
     return paths[0], paths[1]
 
 
 class Opened:
-    """Paths that are opened, counted by an audit hook, which nothing can remove."""
+    """Counts the files that are opened, with an audit hook. Audit hooks cannot be removed."""
 
     def __init__(self) -> None:
         self.counts: Counter[str] = Counter()
@@ -128,7 +128,7 @@ def test_every_file_of_a_checkpoint_is_opened_once(written: tuple[Path, Path], o
 
 
 def after_opening(monkeypatch: pytest.MonkeyPatch, change: Callable[[Path], None]) -> None:
-    """Change each file as soon as it is open."""
+    """Change each file immediately after it is opened."""
     opening = OpenFile.__init__
 
     def changed(self: OpenFile, path: Path) -> None:
@@ -165,7 +165,7 @@ def test_a_file_that_is_overwritten_while_it_is_read_is_refused(written: tuple[P
 
 @pytest.fixture(scope="module")
 def models(registry: Registry, tmp_path_factory: pytest.TempPathFactory) -> tuple[torch.nn.Module, Path, Path]:
-    """A small model, its file, and that of the same model with other values."""
+    """A small model with its file, and the file of the same model with different values."""
     folder, paths, built = tmp_path_factory.mktemp("models"), [], []
     for name in ("first", "second"):
         built.append(fill_randomly(registry.build(NAME, num_classes=3)))
@@ -174,7 +174,7 @@ def models(registry: Registry, tmp_path_factory: pytest.TempPathFactory) -> tupl
 
 
 def published(path: Path) -> str:
-    """The catalogue of a published model in a file."""
+    """Return a catalogue entry for a model published as a file."""
     return (
         f'[weights."{NAME}.mine"]\nurl = "{path.as_uri()}"\nsha256 = "{sha256(path.read_bytes()).hexdigest()}"\n'
         'layout = "featuretap"\nnorm_eps = 1e-3\n'

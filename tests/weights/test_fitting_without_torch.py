@@ -1,4 +1,4 @@
-"""Checkpoints fitted to requests with NumPy: the tensors and descriptions of the models that PyTorch builds."""
+"""Checkpoints loaded with NumPy have the same tensors and descriptions as the models that PyTorch builds."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -32,7 +32,7 @@ ARGUMENTS = ("features_only", "taps", "head", "num_classes")
 
 
 def fit(registry: Registry, path: Path, **options: Any) -> FittedWeights:
-    """Fit a file as `registry.load` does."""
+    """Fit a checkpoint as `registry.load` does."""
     checkpoint = open_checkpoint(WeightsSource(path=path), registry, "np")
     name = options.pop("name", None)
     arguments = {key: options.pop(key) for key in ARGUMENTS if key in options}
@@ -41,7 +41,7 @@ def fit(registry: Registry, path: Path, **options: Any) -> FittedWeights:
 
 
 def fit_pretrained(registry: Registry, name: str, path: Path, **options: Any) -> FittedWeights:
-    """Fit a file as `registry.build` does."""
+    """Fit a checkpoint as `registry.build` does."""
     request = resolve_request(registry, name, pretrained=path, **options)
     assert request.weights
     return fit_checkpoint(request, open_checkpoint(request.weights, registry, "np"), registry)
@@ -53,13 +53,13 @@ def native(values: Mapping[str, Any], model: Built) -> dict[str, Any]:
 
 
 def assert_equal(fitted: FittedWeights, model: Built) -> None:
-    """Assert that a model has the fitted tensors, bit by bit, their epsilons and their description."""
+    """Assert that a model and the fitted weights have equal tensors (bit by bit), epsilons and descriptions."""
     state = native(model.state_dict(), model)
     assert fitted.tensors.keys() <= state.keys()
     missing = state.keys() - fitted.tensors.keys()
     assert all(name.startswith(fitted.head.skipped) or name.endswith(COUNTER) for name in missing)
     for name, array in fitted.tensors.items():
-        # NumPy lacks bfloat16; the model that `build` returns is in float32 whatever the file holds.
+        # NumPy has no bfloat16. `build` always returns float32 models, regardless of the dtype in the file.
         tensor = state[name].float() if state[name].dtype == torch.bfloat16 else state[name]
         wide = array.astype(np.float32) if array.dtype == np.float16 and tensor.dtype == torch.float32 else array
         expected = tensor.numpy()
@@ -75,7 +75,7 @@ def assert_equal(fitted: FittedWeights, model: Built) -> None:
 
 
 def without_record(path: Path, target: Path) -> Path:
-    """Write the tensors of a file alone, as other libraries do."""
+    """Write only the tensors of a file, without metadata, as other libraries do."""
     safetensors.torch.save_file(safetensors.torch.load_file(path), target)
     return target
 
@@ -88,7 +88,7 @@ def test_a_committed_file_gives_the_tensors_of_the_model(registry: Registry, tmp
 
 @pytest.fixture(scope="module")
 def files(registry: Registry, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Layout → the file of a classifier of five classes, whose channels and statistics differ."""
+    """Map each layout to the file of a five-class classifier whose channels and statistics vary."""
     model = registry.build("mobilenet_v3_small", num_classes=5)
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():

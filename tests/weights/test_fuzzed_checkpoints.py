@@ -1,7 +1,7 @@
-"""Training checkpoints and sharded folders with chance damage: read as upstream reads them, or refused.
+"""Randomly damaged training checkpoints and sharded folders are read as PyTorch reads them, or refused.
 
-300 examples, always the same ones; FEATURETAP_FUZZ_EXAMPLES=20000 tries as many, and others each time. Each reading
-takes less memory than three times the file's size and a constant.
+By default, 300 fixed examples run. FEATURETAP_FUZZ_EXAMPLES=20000 runs that many random ones. Reading must use less
+memory than three times the file size plus a constant.
 """
 
 import io
@@ -30,7 +30,7 @@ from support.weights_files import bits
 from featuretap.registry.errors import WeightsError
 from featuretap.weights.reading import read_checkpoint
 
-# Nothing is written into the repository.
+# Keep Hypothesis from writing into the repository.
 set_hypothesis_home_dir(Path(tempfile.gettempdir()) / "featuretap-hypothesis")
 
 ASKED = os.environ.get("FEATURETAP_FUZZ_EXAMPLES")
@@ -42,7 +42,7 @@ CONSTANT = 16 * 2**20
 
 
 class Inert:
-    """In place of what our reader skips: PyTorch's own classes for it take no damaged state."""
+    """Placeholder for the objects that our reader skips; PyTorch's own classes reject a damaged state."""
 
     def __new__(cls, *arguments: object) -> "Inert":
         return object.__new__(cls)
@@ -78,7 +78,7 @@ def state_dicts(draw: st.DrawFn) -> dict[str, torch.Tensor]:
 
 @st.composite
 def training_checkpoints(draw: st.DrawFn) -> object:
-    """State dicts under some of the usual keys, and the usual values beside them."""
+    """Generate state dicts under common checkpoint keys, together with common training state."""
     kind = draw(st.sampled_from([dict, OrderedDict]))
     keys = draw(st.lists(st.sampled_from([*KEYS, *KEYS, "other"]), max_size=3, unique=True))
     content: dict[str, Any] = {key: kind(draw(state_dicts())) for key in keys}
@@ -104,7 +104,7 @@ PIECES = [
 
 @st.composite
 def torch_files(draw: st.DrawFn) -> bytes:
-    """Damage anywhere in a file of either format, or in a file within the archive, whose checksums are then right."""
+    """Generate damaged torch.save files; in archives, often a single member is damaged and its checksum is valid."""
     if draw(st.integers(0, 29)) == 0:
         return draw(st.binary(max_size=100))
     buffer = io.BytesIO()
@@ -125,7 +125,7 @@ def torch_files(draw: st.DrawFn) -> bytes:
 
 @st.composite
 def sharded_folders(draw: st.DrawFn) -> dict[str, bytes]:
-    """File name → content of a folder with two or three files and their index, one of which is damaged."""
+    """Generate a folder, as file name → content, of two or three shards and their index, one of them damaged."""
     count = draw(st.integers(2, 3))
     shards = [f"model-{number:05}-of-{count:05}.safetensors" for number in range(1, count + 1)]
     weight_map, files = {}, {}
@@ -157,7 +157,7 @@ def sharded_folders(draw: st.DrawFn) -> dict[str, bytes]:
 
 
 def read_within_bounds(path: Path, size: int) -> Mapping[str, torch.Tensor] | None:
-    """The tensors of a file, or None where it is refused."""
+    """Return the tensors of a file, or None if the file is refused."""
     results: list[Mapping[str, torch.Tensor] | str] = []
 
     def read() -> None:
@@ -176,19 +176,19 @@ def read_within_bounds(path: Path, size: int) -> Mapping[str, torch.Tensor] | No
 
 
 def assert_equal_tensors(found: Mapping[str, torch.Tensor], expected: Mapping[str, torch.Tensor]) -> None:
-    """The same tensors in the same order, under their names or under what follows a prefix."""
+    """Assert that the tensors are the same and in the same order, with or without a name prefix."""
     event("accepted")
     rest = {name: tensor for name, tensor in expected.items() if name != "n_averaged"}
     assert len(found) == len(rest)
     for (name, tensor), (original, other) in zip(found.items(), rest.items(), strict=True):
         assert original.endswith(name)
         assert (tensor.dtype, tensor.shape) == (other.dtype, other.shape)
-        # Damaged strides spread a few bytes over many values, up to three times the file's size.
+        # Damaged strides can repeat a few bytes up to the size limit, which is three times the file size.
         assert bits(tensor) == bits(other.detach())
 
 
 def select(content: Any) -> Any:
-    """The state dict in a checkpoint, by the documented order."""
+    """Return the state dict of a checkpoint by the documented key order."""
     while isinstance(content, Mapping):
         key = next((key for key in KEYS if isinstance(content.get(key), Mapping) and content[key]), None)
         if key is None:
@@ -206,7 +206,7 @@ def examples(share: float) -> settings:
     return settings(max_examples=int(EXAMPLES * share), derandomize=ASKED is None, deadline=None, database=None)
 
 
-# Warnings of torch as errors would count as refusals.
+# A PyTorch warning raised as an error would count as a refusal.
 @pytest.mark.filterwarnings("ignore")
 @examples(0.6)
 @given(content=torch_files())
@@ -235,7 +235,7 @@ def test_damaged_folders_are_read_as_safetensors_reads_them_or_refused(files: di
         shards = dict.fromkeys(index["weight_map"].values())
         expected = {key: value for shard in shards for key, value in safetensors.torch.load(files[shard]).items()}
         assert index["weight_map"].keys() == expected.keys()
-        # The mark of compiled parts is removed inside names, too.
+        # torch.compile's marker is also removed from the middle of names.
         expected = {key.replace("_orig_mod.", ""): value for key, value in expected.items()}
         assert_equal_tensors(
             found, {key: expected[key] for key in found} if found.keys() <= expected.keys() else expected

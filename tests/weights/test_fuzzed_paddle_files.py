@@ -1,6 +1,6 @@
-"""Files of PaddlePaddle with chance damage: read as Python's unpickler reads them, or refused with a `WeightsError`.
+"""Randomly damaged PaddlePaddle files are read as Python's unpickler reads them, or refused with a `WeightsError`.
 
-300 examples, always the same ones; FEATURETAP_FUZZ_EXAMPLES=20000 tries as many, and others each time.
+By default, 300 fixed examples run. FEATURETAP_FUZZ_EXAMPLES=20000 runs that many random ones.
 """
 
 import io
@@ -23,7 +23,7 @@ from featuretap.registry.errors import WeightsError
 from featuretap.weights.open_file import OpenFile
 from featuretap.weights.paddle_files import GLOBALS, read_paddle
 
-# Nothing is written into the repository.
+# Keep Hypothesis from writing into the repository.
 set_hypothesis_home_dir(Path(tempfile.gettempdir()) / "featuretap-hypothesis")
 
 ASKED = os.environ.get("FEATURETAP_FUZZ_EXAMPLES")
@@ -38,7 +38,7 @@ PIECES = [
 
 
 class Reference(pickle.Unpickler):
-    """Python's own unpickler, which finds what arrays and dictionaries are made of."""
+    """Python's unpickler, restricted to the globals that arrays and dictionaries need."""
 
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) not in GLOBALS:
@@ -65,7 +65,7 @@ def sound(draw: st.DrawFn) -> bytes:
 
 @st.composite
 def files(draw: st.DrawFn) -> bytes:
-    """A damaged file, or a few bytes of anything."""
+    """Generate damaged files, and sometimes a few random bytes."""
     if draw(st.integers(0, 29)) == 0:
         return draw(st.binary(max_size=100))
     return draw(damaged(draw(sound()), OPCODES, PIECES))

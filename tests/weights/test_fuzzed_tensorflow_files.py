@@ -1,6 +1,6 @@
-"""TensorFlow's files with chance damage: read as protobuf reads them, or refused with a `WeightsError`.
+"""Randomly damaged TensorFlow files are read as protobuf reads them, or refused with a `WeightsError`.
 
-300 examples, always the same ones; FEATURETAP_FUZZ_EXAMPLES=20000 tries as many, and others each time.
+By default, 300 fixed examples run. FEATURETAP_FUZZ_EXAMPLES=20000 runs that many random ones.
 """
 
 import os
@@ -35,7 +35,7 @@ from featuretap.weights.tensorflow_checkpoints import read_tensorflow_checkpoint
 from featuretap.weights.tensorflow_graphs import read_graph
 from featuretap.weights.tensorflow_models import read_tensorflow_model
 
-# Nothing is written into the repository.
+# Keep Hypothesis from writing into the repository.
 set_hypothesis_home_dir(Path(tempfile.gettempdir()) / "featuretap-hypothesis")
 
 ASKED = os.environ.get("FEATURETAP_FUZZ_EXAMPLES")
@@ -58,7 +58,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("fuzzed")
 
 
-# What protobuf makes of a whole graph, described by hand.
+# Reference: protobuf's parser, with the graph messages declared by hand.
 
 
 def graph_class() -> Any:
@@ -105,7 +105,7 @@ FIELDS = {1: "float_val", 2: "double_val", 9: "int64_val", 10: "bool_val", 19: "
 
 
 def reference_array(tensor: Any) -> Array | None:
-    """The elements of a tensor of a type that the writer of these tests knows."""
+    """Return the values of a tensor, or None if these tests cannot write its dtype."""
     if tensor.dtype not in NUMPY:
         return None
     kind, shape = np.dtype(NUMPY[tensor.dtype]), [dim.size for dim in tensor.shape.dim]
@@ -118,12 +118,12 @@ def reference_array(tensor: Any) -> Array | None:
     return filled.reshape(shape)
 
 
-# Damage.
+# Damage
 
 
 @st.composite
 def damaged(draw: st.DrawFn, content: bytes, begin: int = 0) -> bytes:
-    """Bytes with some flipped, inserted, replaced, deleted, or with their end cut off."""
+    """Generate bytes with some flipped, inserted, replaced or deleted, or with the end truncated."""
     changed = bytearray(content)
     for _ in range(draw(st.sampled_from([1, 1, 2, 3]))):
         at = draw(st.integers(min(begin, len(changed)), len(changed)))
@@ -144,7 +144,7 @@ def damaged(draw: st.DrawFn, content: bytes, begin: int = 0) -> bytes:
 
 @st.composite
 def tensors(draw: st.DrawFn) -> bytes:
-    """A tensor's message, whose values are stored in any of the ways that there are."""
+    """Generate a tensor message that stores its values in any of the possible encodings."""
     number = draw(st.sampled_from(sorted({*NUMPY, 7, 8, 99})))
     kind, shape = np.dtype(NUMPY.get(number, "u1")), draw(st.lists(st.integers(0, 4), max_size=3))
     count = int(np.prod(shape, dtype=int))
@@ -163,7 +163,7 @@ def tensors(draw: st.DrawFn) -> bytes:
 
 @st.composite
 def graphs(draw: st.DrawFn) -> bytes:
-    """A graph with damage in its bytes, or within one of its tensors or nodes, whose length is then right again."""
+    """Generate graphs with damaged bytes, or with damage inside a tensor or node whose length field is valid."""
     nodes = []
     for name in draw(st.lists(st.sampled_from(["a", "b/weights", "é", "c" * 200]), max_size=3, unique=True)):
         tensor = draw(tensors())
@@ -196,7 +196,7 @@ def test_graphs_are_read_as_protobuf_reads_them_or_refused(folder: Path, content
 
 
 def test_the_reference_reads_what_the_reader_does() -> None:
-    """Damage that the reference refuses would be no finding."""
+    """Without this test, a reference that refuses every file would go unnoticed."""
     with pytest.raises(message.DecodeError):
         GRAPH.FromString(b"\x0a\x02")
     read = GRAPH.FromString(constant("a", np.arange(3, dtype="f4")))
@@ -212,12 +212,12 @@ CHECKPOINT = {
 
 @st.composite
 def checkpoints(draw: st.DrawFn, index: bytes, data: bytes) -> tuple[bytes, bytes]:
-    """An index and elements, one of them damaged; the checksum of the index's first block may be right again."""
+    """Generate an index and a data file, one of them damaged; the checksum of the first block may be recomputed."""
     where = draw(st.sampled_from(["index", "footer", "block", "block", "data"]))
     if where == "data":
         return index, draw(damaged(data))
     if where == "block":
-        # The writer's first block ends where the second begins.
+        # In these files the first block ends where the second one begins.
         size = len(block(sorted(first_entries(index))))
         inner = draw(damaged(index[:size]))[:size].ljust(size, b"\0") + b"\0"
         return inner + masked_crc32c(inner).to_bytes(4, "little") + index[size + 5 :], data
@@ -225,7 +225,7 @@ def checkpoints(draw: st.DrawFn, index: bytes, data: bytes) -> tuple[bytes, byte
 
 
 def first_entries(index: bytes) -> list[tuple[bytes, bytes]]:
-    """The entries of the first block, which the writer puts at the beginning."""
+    """Return the entries of the first block, which begins the file."""
     from featuretap.weights.tensorflow_tables import _entries
 
     end = next(end for end in range(1, len(index)) if _ends_block(index, end))
@@ -251,7 +251,7 @@ def test_checkpoints_are_read_as_they_were_written_or_refused(folder: Path, data
         return
     event("accepted")
     for name, array in found.items():
-        # An element is one that was written, whatever an entry with a valid checksum says of it.
+        # Each tensor must consist of written bytes, even if a damaged entry has a valid checksum.
         assert array.tobytes() in content
         if name in CHECKPOINT and array.dtype == CHECKPOINT[name].dtype:
             assert array.tobytes() in (CHECKPOINT[name].tobytes(), b"")

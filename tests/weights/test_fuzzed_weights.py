@@ -1,6 +1,6 @@
-"""Files of weights with chance damage: read as upstream reads them, or refused with a `WeightsError`.
+"""Randomly damaged weights files are read as the upstream libraries read them, or refused with a `WeightsError`.
 
-500 examples, always the same ones; FEATURETAP_FUZZ_EXAMPLES=20000 tries as many, and others each time.
+By default, 500 fixed examples run. FEATURETAP_FUZZ_EXAMPLES=20000 runs that many random ones.
 """
 
 import io
@@ -25,7 +25,7 @@ from hypothesis.configuration import set_hypothesis_home_dir
 from featuretap.registry.errors import WeightsError
 from featuretap.weights.reading import read_checkpoint
 
-# Nothing is written into the repository.
+# Keep Hypothesis from writing into the repository.
 set_hypothesis_home_dir(Path(tempfile.gettempdir()) / "featuretap-hypothesis")
 
 ASKED = os.environ.get("FEATURETAP_FUZZ_EXAMPLES")
@@ -83,7 +83,7 @@ def bits(tensor: torch.Tensor) -> bytes:
     return tensor.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
 
 
-# Sound files.
+# Valid files
 
 names = st.sampled_from(["a", "b.weight", "stages.C1.0.conv.weight"]) | st.text(min_size=1, max_size=8)
 plain_json = st.recursive(
@@ -95,7 +95,7 @@ plain_json = st.recursive(
 
 @st.composite
 def described(draw: st.DrawFn) -> dict[str, str]:
-    """Metadata of ours with a value changed or left out."""
+    """Generate featuretap metadata with one value changed or missing."""
     key = draw(st.sampled_from(sorted(DESCRIBED)))
     text = DESCRIBED[key]
     found = list(re.finditer(r"\d[\d.e-]*", text))
@@ -112,7 +112,7 @@ def described(draw: st.DrawFn) -> dict[str, str]:
 
 @st.composite
 def sound(draw: st.DrawFn, *, of_ours: bool = True) -> File:
-    """A header and data that belong together; what ours says of a model may be nonsense."""
+    """Generate a header with matching data; its featuretap metadata may be meaningless."""
     own = draw(st.lists(names.filter("__metadata__".__ne__), min_size=1, max_size=4, unique=True))
     header, end = {}, 0
     for name in draw(st.permutations(own)):
@@ -129,7 +129,7 @@ def sound(draw: st.DrawFn, *, of_ours: bool = True) -> File:
 
 @st.composite
 def serialised(draw: st.DrawFn, header: Header) -> str:
-    """A header as text, written in one of many ways."""
+    """Serialize a header to JSON with varying separators, escapes and padding."""
     separators = draw(st.sampled_from([(",", ":"), (", ", ": "), (" ,\n", "\t: ")]))
     text = json.dumps(header, ensure_ascii=draw(st.booleans()), separators=separators)
     return text + draw(st.sampled_from(" \n\t\r")) * draw(st.integers(0, 300))
@@ -141,12 +141,12 @@ def sound_files(draw: st.DrawFn) -> bytes:
     return framed(draw(serialised(header)), data)
 
 
-# Damage.
+# Damage
 
 
 @st.composite
 def byte_damaged(draw: st.DrawFn, content: bytes, begin: int = 0, end: int | None = None) -> bytes:
-    """Bytes with some flipped, inserted, deleted, or with their end cut off."""
+    """Generate bytes with some flipped, inserted or deleted, or with the end truncated."""
     damaged = bytearray(content)
     for _ in range(draw(st.sampled_from([1, 1, 1, 2, 3]))):
         at = draw(st.integers(begin, max(begin, min(len(damaged), len(content) if end is None else end) - 1)))
@@ -166,7 +166,7 @@ def byte_damaged(draw: st.DrawFn, content: bytes, begin: int = 0, end: int | Non
 
 @st.composite
 def anywhere(draw: st.DrawFn, file: File) -> bytes:
-    """Damage in the length, in the header, or in the tensors."""
+    """Damage the length field, the header or the tensor data."""
     text = draw(serialised(file[0]))
     content = framed(text, file[1])
     start = len(content) - len(file[1])
@@ -176,13 +176,13 @@ def anywhere(draw: st.DrawFn, file: File) -> bytes:
 
 @st.composite
 def in_the_text(draw: st.DrawFn, file: File) -> bytes:
-    """Damage in the header's bytes, with the length that it then has."""
+    """Damage the bytes of the header and adjust the length field."""
     return framed(draw(byte_damaged(draw(serialised(file[0])).encode(errors="surrogatepass"))), file[1])
 
 
 @st.composite
 def unharmed(draw: st.DrawFn, file: File) -> bytes:
-    """No damage but what the metadata says."""
+    """Leave the file intact; only its metadata may be invalid."""
     return framed(draw(serialised(file[0])), file[1])
 
 
@@ -197,7 +197,7 @@ def of_another_length(draw: st.DrawFn, file: File) -> bytes:
 
 @st.composite
 def spliced(draw: st.DrawFn, file: File) -> bytes:
-    """Numbers and strings of the header replaced, pieces of it doubled, with the length that it then has."""
+    """Replace numbers and strings in the header, or duplicate parts of it, and adjust the length field."""
     text = draw(serialised(file[0]))
     for _ in range(draw(st.integers(1, 2))):
         pattern, choices = draw(
@@ -217,7 +217,7 @@ def spliced(draw: st.DrawFn, file: File) -> bytes:
 
 @st.composite
 def rearranged(draw: st.DrawFn, file: File) -> bytes:
-    """A header that is still one, with other values: offsets exchanged, types and shapes changed, tensors renamed."""
+    """Keep the header well formed but swap offsets, change dtypes and shapes, or rename tensors."""
     header, data = file
     header = json.loads(json.dumps(header))
     tensors = [name for name in header if name != "__metadata__"]
@@ -264,7 +264,7 @@ KINDS: tuple[Damage, ...] = (
     *(unharmed, unharmed, anywhere, anywhere, in_the_text, of_another_length),
     *(spliced, spliced, rearranged, rearranged, rearranged),
 )
-# Of twelve files one is chance from the beginning.
+# About one file in twelve consists of random bytes.
 damaged_files = st.sampled_from([None, *KINDS]).flatmap(lambda kind: sound().flatmap(kind) if kind else random_bytes)
 
 
@@ -289,7 +289,7 @@ REFUSALS = (
 
 
 def refusal(error: WeightsError, path: Path) -> str:
-    """How a message begins: which check refused the file."""
+    """Return the beginning of an error message, which identifies the check that refused the file."""
     said = str(error).removeprefix(f"'{path}' ")
     return "refused: " + next((beginning for beginning in REFUSALS if said.startswith(beginning)), said)
 
@@ -316,12 +316,12 @@ def test_damaged_files_are_read_as_upstream_reads_them_or_refused(folder: Path, 
     check_equal_to_upstream(path)
 
 
-# Pickles.
+# Pickles
 
 
 @st.composite
 def pickled(draw: st.DrawFn) -> bytes:
-    """A state dict as torch.save writes it, in either of its formats."""
+    """Generate a state dict in either of torch.save's formats."""
     dtypes = st.sampled_from([torch.float32, torch.float16, torch.bfloat16, torch.int64, torch.bool])
     state = {
         name: torch.arange(torch.Size(shape).numel()).reshape(shape).to(draw(dtypes))
@@ -336,7 +336,7 @@ def pickled(draw: st.DrawFn) -> bytes:
 
 @st.composite
 def damaged_pickles(draw: st.DrawFn) -> bytes:
-    """Damage anywhere in a file, or in one of the files within its archive, whose checksums are then right again."""
+    """Generate torch.save files with damage in the file, or in an archive member whose checksum is recomputed."""
     if draw(st.integers(0, 19)) == 0:
         return draw(st.binary(max_size=200))
     content = draw(pickled())
@@ -352,7 +352,7 @@ def damaged_pickles(draw: st.DrawFn) -> bytes:
     return buffer.getvalue()
 
 
-# Warnings of torch as errors would count as refusals.
+# A PyTorch warning raised as an error would count as a refusal.
 @pytest.mark.filterwarnings("ignore")
 @examples(0.2)
 @given(content=damaged_pickles())
@@ -367,6 +367,6 @@ def test_damaged_pickles_are_read_or_refused(folder: Path, content: bytes) -> No
     event("accepted")
     for name, tensor in tensors.items():
         assert isinstance(name, str)
-        # Damaged strides can spread a few bytes over terabytes.
+        # Damaged strides can expand a few bytes to terabytes.
         if tensor.numel() < 10**6:
             tensor.clone()

@@ -1,4 +1,4 @@
-"""Downloads from servers that are silent, slow, or break off: they end, go on where they were, and leave nothing."""
+"""Downloads from silent, slow or disconnecting servers: they time out, resume, and leave no partial files."""
 
 import contextlib
 import hashlib
@@ -28,7 +28,7 @@ Answer = Callable[[socket.socket, dict[str, str]], None]
 
 
 class Scripted:
-    """A server that gives the first connection the first answer, and so on, and all others the last one."""
+    """A server that sends one prepared response per connection, and repeats the last one."""
 
     def __init__(self) -> None:
         self.answers: list[Answer] = []
@@ -75,7 +75,7 @@ def site(monkeypatch: pytest.MonkeyPatch) -> Iterator[Scripted]:
 
 
 def head(length: object, *fields: str, status: str = "200 OK") -> bytes:
-    """Return the lines before the content of an answer."""
+    """Return the status line and headers of a response."""
     return "\r\n".join(
         [f"HTTP/1.1 {status}", f"Content-Length: {length}", *fields, "Connection: close", "", ""]
     ).encode()
@@ -86,12 +86,12 @@ def complete(connection: socket.socket, asked: dict[str, str]) -> None:
 
 
 def half(*fields: str, content: bytes = CONTENT, status: str = "200 OK") -> Answer:
-    """Send half of a file, and close the connection."""
+    """Send half of a file and close the connection."""
     return lambda connection, asked: connection.sendall(head(len(content), *fields, status=status) + content[:HALF])
 
 
 def rest(*fields: str, content: bytes = CONTENT) -> Answer:
-    """Send the rest of a file as it was asked for."""
+    """Send the byte range that the client requested."""
 
     def answer(connection: socket.socket, asked: dict[str, str]) -> None:
         start = int(asked["Range"].removeprefix("bytes=").removesuffix("-"))
@@ -119,7 +119,7 @@ def silent_in_the_middle(*fields: str) -> Answer:
 
 
 def dripping(before: bytes) -> Answer:
-    """Send something, and then a byte now and then, always before a socket would time out."""
+    """Send some bytes, then one byte at a time, always just before the socket would time out."""
 
     def answer(connection: socket.socket, asked: dict[str, str]) -> None:
         connection.sendall(before)
@@ -293,7 +293,7 @@ def test_downloads_from_the_hub_that_cannot_end_fail_and_leave_no_part(
 ) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DOWNLOAD_TIMEOUT", 0.1)
-    # It waits a second before each of its attempts.
+    # huggingface_hub waits a second between attempts.
     monkeypatch.setattr("time.sleep", lambda seconds: None)
     digest = hashlib.sha256(CONTENT).hexdigest()
     described = (f"X-Repo-Commit: {digest[:40]}", f'ETag: "{digest}"', f'X-Linked-ETag: "{digest}"')
@@ -365,7 +365,7 @@ def test_a_hub_that_is_silent_before_a_file_is_given_up(
 ) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_ETAG_TIMEOUT", 0.1)
-    # Releases before 1.0 do not try again.
+    # huggingface_hub releases before 1.0 do not retry.
     monkeypatch.setattr("huggingface_hub.file_download._ETAG_RETRY_TIMEOUT", 0.1, raising=False)
     monkeypatch.setattr("time.sleep", lambda seconds: None)
     site.answers = [silent]

@@ -1,4 +1,4 @@
-"""Models that a library's layout cannot hold are refused by name."""
+"""Saving a model that a library's layout cannot represent fails with an error that names the obstacle."""
 
 from pathlib import Path
 from typing import Any

@@ -1,4 +1,4 @@
-"""Weights in featuretap's, torchvision's and timm's layouts: the same network in each, up to rounding."""
+"""Weights in featuretap's, torchvision's and timm's layouts give the same network, up to rounding."""
 
 import math
 from collections.abc import Callable
@@ -71,7 +71,7 @@ def test_every_network_that_timm_and_featuretap_share_is_covered() -> None:
     ours = set(ARCHITECTURES)
     assert ours == {architecture for _, _, architecture in TIMM}
     registered = set(timm.list_models(["mobilenetv1*", "mobilenetv2*", "mobilenetv3_*", "tf_mobilenet*"]))
-    # The others are other networks: deeper, with another head, or with a stem that no width multiplier gives.
+    # timm's other models have a different architecture: deeper, another head, or a stem that no width multiplier gives.
     assert registered - ours == {
         *("mobilenetv1_100h", "mobilenetv2_110d", "mobilenetv2_120d", "mobilenetv3_rw", "mobilenetv3_small_050"),
         "mobilenetv3_large_150d",
@@ -82,7 +82,7 @@ def test_every_network_that_timm_and_featuretap_share_is_covered() -> None:
     ("name", "source", "target"),
     [
         *(("mobilenet_v3_small", *pair) for pair in product(["featuretap", "torchvision", "timm"], repeat=2)),
-        # In V2 all layouts have one epsilon, and V3-Large has another table of names.
+        # All layouts of V2 use the same epsilon; V3-Large has a separate name table.
         *((name, *pair) for name in ("mobilenet_v2", "mobilenet_v3_large") for pair in permutations(OTHERS)),
     ],
 )

@@ -1,4 +1,4 @@
-"""Files become the models that they describe, in full or in part, with the same or other options."""
+"""Files load as the models they describe, completely or partially, with the same or different options."""
 
 import hashlib
 from collections.abc import Callable
@@ -54,7 +54,7 @@ def test_every_backbone_is_restored_as_it_was_saved(registry: Registry, tmp_path
     ("name", "options"),
     [
         *(("mobilenet_v1_025", options) for options in OPTIONS),
-        # Other tails, and other heads.
+        # Different tails and heads
         *((name, options) for name in ("mobilenet_v2_050", "mobilenet_v3_small") for options in OF_THE_TAIL),
     ],
     ids=str,
@@ -93,7 +93,7 @@ def test_files_of_every_released_schema_load(registry: Registry, name: str) -> N
 
 @pytest.fixture
 def saved(registry: Registry, tmp_path: Path) -> tuple[nn.Module, Path]:
-    """A classifier of 7 classes, and its file."""
+    """A classifier with 7 classes, and its weights file."""
     model = fill_randomly(registry.build("mobilenet_v3_small", num_classes=7))
     return model, registry.save(model, tmp_path / "seven.safetensors")
 
@@ -123,7 +123,7 @@ def test_another_number_of_classes_keeps_all_but_the_last_layer_and_logs_it(
     ):
         assert_same_but_logits(model, whole)
         assert model.head.logits.weight.shape == (classes, 1024)
-        # Freshly drawn: torchvision's deviation of 0.01, no bias.
+        # Random initialization: torchvision's standard deviation of 0.01, zero bias.
         assert 0.009 < model.head.logits.weight.std().item() < 0.011
         assert not model.head.logits.bias.any()
         assert model.description.classes == ""
@@ -271,7 +271,7 @@ def test_options_at_their_defaults_are_not_saved(registry: Registry, tmp_path: P
         torch.manual_seed(0)
         path = registry.save(registry.build("mobilenet_v2_050", **options), tmp_path / f"{number}.safetensors")
         files.add(path.read_bytes())
-    # A width is relative to what the name stands for.
+    # The width option is relative to the width of the named model.
     assert len(files) == 2
 
 

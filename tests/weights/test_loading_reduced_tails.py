@@ -1,4 +1,4 @@
-"""Reduced tails filled from weights of the full network."""
+"""Reduced tails are initialized from the weights of the full network."""
 
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ FAMILIES = [
 
 @torch.no_grad()
 def with_silent_half(whole: nn.Module, reduced: nn.Module) -> nn.Module:
-    """Set the last channels after C4 to zero, as many as the reduced network lacks."""
+    """Zero the last channels after C4: those that the reduced network does not have."""
     sizes = reduced.state_dict()
     for name, tensor in whole.state_dict(keep_vars=True).items():
         silent = slice(len(sizes[name]), None) if tensor.ndim else slice(0)
@@ -36,7 +36,7 @@ def with_silent_half(whole: nn.Module, reduced: nn.Module) -> nn.Module:
 def test_a_reduced_tail_drops_the_channels_that_contribute_nothing(
     registry: Registry, tmp_path: Path, name: str, kind: Any, asked: str, notes: pytest.LogCaptureFixture
 ) -> None:
-    """With half the channels at zero, the reduced network computes exactly what the full one does."""
+    """With half of the channels zeroed, the reduced network computes exactly the same outputs as the full one."""
     whole = with_silent_half(
         oracles.randomised(registry.build(name, num_classes=9)).float(),
         registry.build(name, reduced_tail=kind, num_classes=9),

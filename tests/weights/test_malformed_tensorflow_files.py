@@ -1,4 +1,4 @@
-"""TensorFlow's files that are damaged, hostile or of other models, each refused in one line."""
+"""TensorFlow files that are damaged, hostile or of an unsupported model are each refused in one line."""
 
 import struct
 import subprocess
@@ -254,7 +254,7 @@ def test_blocks_that_contradict_themselves_are_refused(
 
     content, places = framed(inner), bytes([0, len(inner)])
     index = block([(b"", places)])
-    # The place of the block of metadata is not read.
+    # The position of the metadata block is not read.
     footer = bytes([0, 0, len(content), len(index)]).ljust(40, b"\0") + table({})[-8:]
     path = tmp_path / "model.ckpt.index"
     path.write_bytes(content + framed(index) + footer)
@@ -304,7 +304,7 @@ def test_without_protobuf_the_error_names_the_extra(
 
 
 def test_checksums_are_those_of_the_standard() -> None:
-    """RFC 3720, appendix B.4, and a content of many pieces."""
+    """Check against RFC 3720, appendix B.4, and on content in several pieces."""
     assert crc32c(b"123456789") == 0xE3069283
     assert crc32c(bytes(32)) == 0x8A9136AA
     assert crc32c(bytes(range(32))) == 0x46DD794E

@@ -1,4 +1,4 @@
-"""Files that are not weights, and malformed safetensors headers: each is refused in one sentence."""
+"""Files that are not weights files, and malformed safetensors headers, are each refused in one line."""
 
 import json
 import os
@@ -115,7 +115,7 @@ def test_a_header_that_is_too_long_is_not_read(registry: Registry, tmp_path: Pat
 
 
 def literal(**changes: str) -> bytes:
-    """A header with one tensor, its fields written as they are given."""
+    """Return a header with one tensor whose fields are inserted verbatim."""
     fields = {"dtype": '"F32"', "shape": "[2]", "data_offsets": "[0, 8]"} | changes
     return ('{"a": {' + ", ".join(f'"{key}": {value}' for key, value in fields.items()) + "}}").encode()
 
@@ -128,7 +128,7 @@ NUMBER = "it has the number {} instead of a size or an offset"
 @pytest.mark.parametrize(
     ("header", "problem"),
     [
-        # The text.
+        # JSON text
         (b"", "it does not begin with '{'"),
         (b" " + json.dumps({"a": A}).encode(), "it does not begin with '{'"),
         (b"\n" + json.dumps({"a": A}).encode(), "it does not begin with '{'"),
@@ -152,7 +152,7 @@ NUMBER = "it has the number {} instead of a size or an offset"
         (json.dumps({"\ud800": A}).encode(), "it is not UTF-8 text"),
         (json.dumps({"a": A, "__metadata__": {"key": "\udfff"}}).encode(), "it is not UTF-8 text"),
         (json.dumps({"a": A, "__metadata__": {"\udfff": "value"}}).encode(), "it is not UTF-8 text"),
-        # What it says twice, and what it does not say.
+        # Duplicate and missing entries
         (b'{"a": 1, "a": 1}', "'a' is repeated"),
         (b'{"a": 1, "\\u0061": 1}', "'a' is repeated"),
         (b'{"__metadata__": {}, "__metadata__": {}}', "'__metadata__' is repeated"),
@@ -162,7 +162,7 @@ NUMBER = "it has the number {} instead of a size or an offset"
         ({}, "it has no tensors"),
         ({"__metadata__": {"format": "pt"}}, "it has no tensors"),
         ({"": A}, "a tensor has an empty name"),
-        # Metadata.
+        # Metadata
         ({"a": A, "__metadata__": None}, METADATA),
         ({"a": A, "__metadata__": []}, METADATA),
         ({"a": A, "__metadata__": "text"}, METADATA),
@@ -170,7 +170,7 @@ NUMBER = "it has the number {} instead of a size or an offset"
         ({"a": A, "__metadata__": {"key": None}}, METADATA),
         ({"a": A, "__metadata__": {"key": {"key": "value"}}}, METADATA),
         ({"__metadata__": A}, METADATA),
-        # The fields of an entry.
+        # Fields of a tensor entry
         ({"a": entry(device="cpu")}, FIELDS),
         ({"a": entry(dtype=None)}, FIELDS),
         ({"a": entry(shape=None)}, FIELDS),
@@ -197,12 +197,12 @@ NUMBER = "it has the number {} instead of a size or an offset"
         (literal(data_offsets="[8]"), "the tensor 'a' has the offsets [8]"),
         (literal(data_offsets="[0, 8, 8]"), "the tensor 'a' has the offsets [0, 8, 8]"),
         (literal(data_offsets='{"0": 8}'), "the tensor 'a' has the offsets {'0': 8}"),
-        # Numbers.
+        # Numbers
         (literal(shape="[-2]"), NUMBER.format("-2")),
         (literal(shape="[-0]"), NUMBER.format("-0")),
         (literal(data_offsets="[-0, 8]"), NUMBER.format("-0")),
         (literal(data_offsets="[-8, 0]"), NUMBER.format("-8")),
-        # 2⁶³ has 19 digits; a number of 20 is not converted.
+        # 2⁶³ has 19 digits; numbers with 20 digits are not converted.
         (literal(data_offsets=f"[0, {2**63}]"), f"the tensor 'a' has the offsets [0, {2**63}]"),
         (literal(shape=f"[{10**30}]"), NUMBER.format("1" + "0" * 24)),
         (literal(shape="[" + "9" * 10_000 + "]"), NUMBER.format("9" * 25)),
@@ -215,7 +215,7 @@ NUMBER = "it has the number {} instead of a size or an offset"
         (literal(shape="[-Infinity]"), "it has -Infinity"),
         (literal(shape="[02]"), "it is not JSON"),
         (literal(shape="[٢]"), "it is not JSON"),
-        # Shapes and bytes.
+        # Shapes and byte counts
         (literal(shape="[3]"), "the tensor 'a' of F32 (3,) does not have 8 bytes"),
         (literal(shape="[]"), "the tensor 'a' of F32 () does not have 8 bytes"),
         (literal(shape="[0]"), "the tensor 'a' of F32 (0,) does not have 8 bytes"),
@@ -231,7 +231,7 @@ NUMBER = "it has the number {} instead of a size or an offset"
             literal(shape=f"[{2**40}, {2**40}, {2**40}]", data_offsets="[0, 0]"),
             "the tensor 'a' of F32 (1099511627776, 1099511627776, 1099511627776) does not have 0 bytes",
         ),
-        # Where tensors lie.
+        # Offsets
         ({"a": A, "b": {**B, "data_offsets": [0, 8]}}, "the tensor 'b' overlaps the previous tensor"),
         ({"a": A, "b": {**B, "data_offsets": [4, 12]}}, "the tensor 'b' overlaps the previous tensor"),
         ({"a": A, "b": {**B, "data_offsets": [12, 20]}}, "the tensor 'b' leaves a gap after the previous tensor"),

@@ -1,4 +1,4 @@
-"""Sound weights files whose tensors do not fit the model that they describe."""
+"""Valid weights files whose tensors do not match the model they describe."""
 
 import resource
 from collections.abc import Iterator
@@ -14,7 +14,7 @@ from featuretap.registry.errors import WeightsError
 
 @pytest.fixture
 def little_memory() -> Iterator[None]:
-    """Limit memory to 4 GiB more than is in use."""
+    """Limit the address space to 4 GiB above current usage."""
     used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     before = resource.getrlimit(resource.RLIMIT_AS)
     resource.setrlimit(resource.RLIMIT_AS, (used + 2**32, before[1]))

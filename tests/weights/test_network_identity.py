@@ -1,4 +1,4 @@
-"""A file names its network by name and digest: variants, plugins and specs that share names or shapes."""
+"""A file identifies its network by name and digest: variants, plugins and specs that share names or shapes."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -42,7 +42,7 @@ def test_a_users_variant_is_saved_as_its_base_with_options(
 
 
 class Tiny:
-    """A plugin whose network has another activation in its next release."""
+    """A plugin whose network changes its activation in the next release."""
 
     def __init__(self, activation: str) -> None:
         self.activation = activation
@@ -89,7 +89,7 @@ def test_a_spec_of_its_own_is_not_taken_for_a_named_network(registry: Registry, 
 
 
 def test_the_digest_of_a_network_never_changes(registry: Registry) -> None:
-    """Files of before name their networks by it."""
+    """Existing files identify their networks by these digests."""
     digests = {name: network_digest(registry.backbone(name)) for name in ("mobilenet_v1", "mobilenet_v2")}
     digests["small"] = network_digest(registry.spec("mobilenet_v3_small", features_only=True, in_channels=1))
     digests["stride"] = network_digest(registry.spec("mobilenet_v3_small", features_only=True, output_stride=8))
@@ -138,7 +138,7 @@ def test_tensors_of_another_network_with_the_same_shapes_are_refused(registry: R
 
 
 def made(spec: BackboneSpec, *, taps: tuple[str, ...], norm: str = "batch") -> nn.Module:
-    """A backbone of somebody's own, with names that are ours too."""
+    """A third-party backbone whose modules are also named `backbone` and `head`."""
 
     class Own(nn.Module):
         def __init__(self) -> None:

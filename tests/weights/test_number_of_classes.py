@@ -1,4 +1,4 @@
-"""The number of classes of a file holds unless the caller gives one, however the file is identified."""
+"""A file's number of classes is used unless the caller overrides it, however the file is identified."""
 
 from pathlib import Path
 from typing import Any

@@ -1,4 +1,4 @@
-"""Files read as NumPy arrays: the same values as PyTorch's tensors, and no PyTorch."""
+"""Weights read as NumPy arrays have the same values as PyTorch's tensors, without importing PyTorch."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -28,7 +28,7 @@ def widened(tensor: Tensor) -> Tensor:
 
 
 def assert_equal(arrays: dict[str, np.ndarray], tensors: dict[str, Tensor]) -> None:
-    """Assert that arrays have the types, shapes and bits of tensors, or of those in float32 where they are bfloat16."""
+    """Assert that arrays match tensors in dtype, shape and bits; bfloat16 tensors are compared as float32."""
     assert list(arrays) == list(tensors)
     for name, tensor in tensors.items():
         expected = widened(tensor).numpy()

@@ -1,4 +1,4 @@
-"""Odd but sound safetensors files are read as safetensors itself reads them."""
+"""Unusual but valid safetensors files are read exactly as the safetensors library reads them."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""What is no weights file is named as what it is, whatever its name ends in."""
+"""Files that are not weights files are refused with their actual type, whatever their extension."""
 
 import io
 from pathlib import Path

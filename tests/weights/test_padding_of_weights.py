@@ -1,4 +1,4 @@
-"""The padding of weights, which tensors do not show: by name, configuration, record, catalogue or the caller."""
+"""Padding cannot be inferred from tensors; it comes from the name, configuration, metadata, catalogue or caller."""
 
 import copy
 import json
@@ -40,7 +40,7 @@ def written(theirs: nn.Module, tmp_path: Path) -> Callable[[str], Path]:
 
 @torch.no_grad()
 def relative_difference(ours: nn.Module, theirs: nn.Module) -> float:
-    """Compare logits of images of an even size, for which the two paddings differ."""
+    """Return the relative difference of logits on images of an even size, where the two paddings differ."""
     images = torch.randn(2, 3, 96, 64, dtype=torch.float64)
     a, b = (copy.deepcopy(model).double().eval()(images) for model in (ours, theirs))
     return float((a - b).abs().max() / b.abs().max())
@@ -163,7 +163,7 @@ def test_torchvision_has_no_such_networks(registry: Registry, tmp_path: Path) ->
 
 
 def test_padding_is_no_part_of_a_networks_digest(registry: Registry) -> None:
-    # A caller may use weights with the other padding, as with another output stride.
+    # Weights may be used with the other padding, just as with another output stride.
     specs = [registry.spec("mobilenet_v2", features_only=True, padding=padding) for padding in ("same", "symmetric")]
     assert network_digest(specs[0]) == network_digest(specs[1])
 

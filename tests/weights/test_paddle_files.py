@@ -1,4 +1,4 @@
-"""Files of PaddlePaddle, `.pdparams`: arrays by name, read without unpickling and within bounds."""
+"""PaddlePaddle's `.pdparams` files are read by name, without unpickling and with bounded memory."""
 
 import os
 import pickle
@@ -66,7 +66,7 @@ def test_files_written_with_numpy_1_are_read(tmp_path: Path, protocol: int) -> N
     path = tmp_path / "file.pdparams"
     content = pdparams(ARRAYS, protocol)
     older = content.replace(b"cnumpy._core.multiarray\n", b"cnumpy.core.multiarray\n")
-    # The arguments of dtype were numbers before they were truth values.
+    # Older versions pickled the arguments of dtype as integers instead of booleans.
     oldest = older.replace(b"\x89\x88\x87", b"K\x00K\x01\x87")
     assert content != older != oldest
     path.write_bytes(older)
@@ -93,7 +93,7 @@ def test_a_file_stays_as_it_is_when_its_tensors_are_written_to(tmp_path: Path) -
 
 
 class Calls:
-    """Makes a folder when it is unpickled."""
+    """An object that creates a folder when it is unpickled."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -112,7 +112,7 @@ def test_code_in_a_file_is_not_run(
     path.write_bytes(content)
     assert refusal(registry, path) == MALFORMED.format("it refers to 'posix.mkdir', which is code that is not run")
     assert not (tmp_path / "ran").exists()
-    # The code would have run.
+    # Python's unpickler does run the code.
     pickle.loads(content)
     assert (tmp_path / "ran").exists()
 
@@ -185,7 +185,7 @@ def test_a_path_that_cannot_be_read_is_refused(registry: Registry, tmp_path: Pat
 
 
 def dense(size: int) -> bytes:
-    """Return bytes of which half take two bytes as text in UTF-8."""
+    """Return random bytes, half of which take two bytes in UTF-8."""
     return np.random.default_rng(0).integers(0, 256, size, dtype=np.uint8).tobytes()
 
 
@@ -219,7 +219,7 @@ def test_a_hostile_file_takes_no_more(tmp_path: Path, content: bytes) -> None:
 
 
 def peak_of_reading(path: Path, content: bytes) -> int:
-    """Return the bytes that reading allocates at most, besides the mapped file."""
+    """Return the peak memory allocated by reading, not counting the mapped file."""
     path.write_bytes(content)
     tracemalloc.start()
     try:

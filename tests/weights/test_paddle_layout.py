@@ -1,4 +1,4 @@
-"""PaddleClas's MobileNetV3s: its files read, files for it written, and a classifier that scales in evaluation."""
+"""PaddleClas's MobileNetV3: its files are read and written, and its classifier scales during evaluation."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -22,7 +22,7 @@ from featuretap.specs.network_digest import digest_before_dropout, network_diges
 SIZES = ["large", "small"]
 SCALES = [0.35, 0.5, 0.75, 1.0, 1.25]
 
-# Address → the module of PaddleClas's whose output it is.
+# Maps each tap address to the PaddleClas module with the same output.
 TAPS = {
     "large": {
         "C1.first": "conv",
@@ -112,7 +112,7 @@ def test_paddleclas_loads_what_is_saved_for_it(registry: Registry, tmp_path: Pat
     assert again.description == replace(ours.description, weights=path)
     weights = {name: tensor for name, tensor in ours.state_dict().items() if not name.endswith("num_batches_tracked")}
     for name, tensor in again.state_dict().items():
-        # Paddle counts no batches.
+        # Paddle has no `num_batches_tracked`.
         assert torch.equal(tensor, weights.get(name, torch.tensor(0)))
 
 
@@ -209,7 +209,7 @@ def test_other_families_have_inverted_dropout(registry: Registry) -> None:
 
 @pytest.fixture
 def early_file(registry: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path]:
-    """Write a model as featuretap did before its dropout scaled in evaluation."""
+    """Write a file as featuretap did before its dropout scaled during evaluation."""
 
     def write(**options: Any) -> Path:
         with monkeypatch.context() as patched:

@@ -1,4 +1,4 @@
-"""Pickles, which torch.save writes: state dicts are read, and no code is run."""
+"""torch.save's pickles: state dicts are read and no code is executed."""
 
 import os
 import pickle
@@ -18,7 +18,7 @@ from featuretap.weights.reading import read_checkpoint
 
 
 class Malicious:
-    """Makes a folder when it is unpickled."""
+    """An object that creates a folder when it is unpickled."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -49,7 +49,7 @@ def test_code_in_a_file_is_not_run(
         assert said.startswith(NO_WEIGHTS.format(""))
     else:
         assert said in (NOT_SAFE, RUNS_CODE.format("posix.mkdir"))
-    # The code would have run.
+    # Python's unpickler does run the code.
     pickle.loads(pickle.dumps(Malicious(tmp_path / "ran")))
     assert (tmp_path / "ran").exists()
 
@@ -135,7 +135,7 @@ def test_files_that_are_not_pickles_are_refused(registry: Registry, tmp_path: Pa
     assert refusal(registry, path) == NOT_SAFE
 
 
-# Warnings of torch as errors would count as refusals.
+# A PyTorch warning raised as an error would count as a refusal.
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("legacy", [False, True])
 def test_a_flipped_byte_in_a_pickle_is_refused_or_harmless(tmp_path: Path, legacy: bool) -> None:

@@ -1,4 +1,4 @@
-"""Models published on the Hugging Face hub, for which a local server stands in."""
+"""Models are pushed to the Hugging Face hub, simulated by a local server."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -18,7 +18,7 @@ LOGIN = "log in with 'hf auth login' and a token with write access"
 
 @pytest.fixture
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
-    """The hub, where we are logged in, and an empty cache."""
+    """A hub with a logged-in user and an empty cache."""
     monkeypatch.delenv("FEATURETAP_OFFLINE")
     monkeypatch.setenv("HF_TOKEN", TOKEN)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
@@ -73,7 +73,7 @@ def test_a_repository_is_private_if_it_is_to_be(
 ) -> None:
     registry.push(model, "somebody/flowers", private=private)
     wanted = hub.created[0]
-    # Older and newer releases of huggingface_hub.
+    # The field name depends on the huggingface_hub release.
     assert (wanted.get("visibility") == "private" or wanted.get("private", False)) is private
 
 

@@ -1,4 +1,4 @@
-"""Files of torchvision and timm that say nothing of their model are recognised by their tensors."""
+"""Files of torchvision and timm without metadata are recognized by their tensors."""
 
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ def test_files_of_timm_are_recognised(
     path = tmp_path / f"{architecture}.safetensors"
     safetensors.torch.save_file(theirs.state_dict(), path)
     if "width" in options:
-        # A width that the catalogue has no name for; the file cannot say which.
+        # The catalogue has no name for this width, so the file alone does not identify the model.
         ours = registry.build(name, num_classes=7, pretrained=path, **options)
     else:
         ours = registry.load(path)

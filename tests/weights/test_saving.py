@@ -1,4 +1,4 @@
-"""Saved files: the same bytes for equal models, every dtype, and sorted headers."""
+"""Saved files: identical bytes for equal models, all dtypes, and sorted headers."""
 
 import json
 import os
@@ -44,7 +44,7 @@ def test_equal_models_give_equal_bytes_in_every_process(tmp_path: Path, monkeypa
         (tmp_path / name).mkdir()
     monkeypatch.setattr(sys, "argv", ["-c", str(tmp_path / "here")])
     exec(SAVE_IN_ALL_LAYOUTS, {})
-    # Another process with another seed orders sets of text, and the metadata that safetensors writes, differently.
+    # A different hash seed changes the order of sets, and of the metadata that safetensors writes.
     environment = {**os.environ, "PYTHONHASHSEED": "2" if os.environ.get("PYTHONHASHSEED") == "1" else "1"}
     command = [sys.executable, "-c", SAVE_IN_ALL_LAYOUTS, tmp_path / "there"]
     subprocess.run(command, env=environment, cwd=tmp_path, check=True)
@@ -95,7 +95,7 @@ def mixed(model: nn.Module) -> nn.Module:
 
 
 def expanded(model: nn.Module) -> nn.Module:
-    """Let elements of a tensor, and tensors of two names, share storage."""
+    """Make tensors share storage, both within a tensor and between two names."""
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.weight.data = torch.full((1,), 0.5).expand(module.num_features)
@@ -134,7 +134,7 @@ def test_channels_last_changes_no_byte(registry: Registry, tmp_path: Path) -> No
     expected = registry.save(model, tmp_path / "file.safetensors").read_bytes()
     model.to(memory_format=torch.channels_last)
     assert registry.save(model, tmp_path / "file.safetensors").read_bytes() == expected
-    # Saving leaves the model as it is.
+    # Saving does not modify the model.
     assert model.backbone.stages.C1[0].conv.weight.is_contiguous(memory_format=torch.channels_last)
 
 

@@ -1,4 +1,4 @@
-"""Models and options that cannot be saved are refused by name."""
+"""Models and options that cannot be saved are refused with an error that names them."""
 
 from collections.abc import Callable
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""Models of specs that have no name, and of other norms, are saved and loaded."""
+"""Models built from unnamed specs or with other norms are saved and loaded."""
 
 import io
 from collections.abc import Callable

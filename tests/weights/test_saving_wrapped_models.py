@@ -1,4 +1,4 @@
-"""Models inside DataParallel, torch.compile and moving averages are saved and loaded as the models themselves."""
+"""Models wrapped in DataParallel, torch.compile or AveragedModel are saved and loaded like the unwrapped model."""
 
 import copy
 import itertools
@@ -32,7 +32,7 @@ WRAPPERS: dict[str, Callable[[nn.Module], nn.Module]] = {
 
 NESTINGS = [
     *((name,) for name in WRAPPERS),
-    # What torch.compile makes of a compiled module is a function.
+    # Compiling a compiled module returns a function.
     *(names for names in itertools.product(WRAPPERS, repeat=2) if names != ("compile", "compile")),
 ]
 
@@ -54,7 +54,7 @@ def test_wrappers_are_looked_through_when_saving(registry: Registry, tmp_path: P
     ("build", "nesting"),
     [
         *((full_backbone, nesting) for nesting in [(), *NESTINGS]),
-        # Names in a model with a head have prefixes of their own: "backbone." and "head.".
+        # Names in a model with a head start with "backbone." or "head.".
         *(
             (small_classifier, nesting)
             for nesting in [(), *((name,) for name in WRAPPERS), ("AveragedModel", "compile")]

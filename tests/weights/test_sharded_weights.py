@@ -1,4 +1,4 @@
-"""Folders with a checkpoint in several files, or in one of torch.save's, as huggingface_hub writes them."""
+"""Folders with sharded checkpoints, or with a single torch.save file, as huggingface_hub writes them."""
 
 import json
 import shutil
@@ -31,7 +31,7 @@ def network() -> nn.Module:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Three tensors in two files."""
+    """A folder with three tensors in two shards."""
     save_torch_state_dict(STATE, tmp_path, max_shard_size=30)
     assert len(list(tmp_path.glob("model-0000?-of-00002.safetensors"))) == 2
     return tmp_path
@@ -113,7 +113,7 @@ FIRST, SECOND = "model-00001-of-00002.safetensors", "model-00002-of-00002.safete
 
 
 def mapped(**changes: Any) -> Callable[[dict[str, Any]], str]:
-    """An index with another file for some tensors, or without them where it is None."""
+    """Return an edit of the index that assigns tensors to other files, or removes those assigned None."""
 
     def change(index: dict[str, Any]) -> str:
         shards = {**index["weight_map"], **changes}
@@ -174,7 +174,7 @@ def test_an_index_that_does_not_fit_its_files_is_refused(registry: Registry, fol
         f"'{folder}/{SECOND}' does not have 'c', which {index.name} lists for it; {AGAIN}"
     )
     assert refusal(mapped(b=None)) == (f"'{folder}/{SECOND}' has 'b', which {index.name} does not list for it; {AGAIN}")
-    # A tensor in two files.
+    # One tensor in two files
     shutil.copy(folder / SECOND, folder / "model.more.safetensors")
     assert refusal(mapped(**{"a.bias": "model.more.safetensors", "b": SECOND})).endswith(AGAIN)
 

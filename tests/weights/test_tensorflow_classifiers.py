@@ -1,4 +1,4 @@
-"""TF-slim's classifiers in frozen graphs and checkpoints compute what timm's networks with the same tensors do."""
+"""TF-slim classifiers, from frozen graphs and checkpoints, match timm's networks with the same tensors."""
 
 import logging
 from copy import deepcopy

@@ -1,4 +1,4 @@
-"""SSD and SSDLite of the Object Detection API, read with their settings from frozen graphs and checkpoints."""
+"""SSD and SSDLite of the Object Detection API are read, with their settings, from frozen graphs and checkpoints."""
 
 import logging
 from pathlib import Path
@@ -35,7 +35,7 @@ def images(seed: int = 0) -> list[torch.Tensor]:
 
 
 def detector(registry: Registry, which: str, **more: Any) -> tuple[Any, dict[str, Array]]:
-    """A detector of ours with statistics, whose predictors tell boxes apart, and its variables."""
+    """Return a detector with realistic statistics and distinct boxes, and its TensorFlow variables."""
     name, scope, last, head, options = DETECTORS[which]
     torch.manual_seed(0)
     options = {**OPTIONS, "size": 96, "num_classes": 4, **options, **more}

@@ -1,4 +1,4 @@
-"""Folders for the hub that timm reads, and folders that timm wrote: options, preprocessing, configuration."""
+"""Hub folders that timm reads, and folders that timm wrote: options, preprocessing and configuration."""
 
 import json
 from collections.abc import Callable
@@ -31,7 +31,7 @@ from featuretap.specs.preprocessing import Preprocessing
         ("mobilenet_v2_050", {"num_classes": 10}, 3, {}),
         ("mobilenet_v2_050", {"num_classes": 0}, 3, {}),
         ("mobilenet_v2_050", {"num_classes": 10}, 3, {"num_classes": 3}),
-        # Other tables of rows, and other heads.
+        # Other layer tables and other heads
         ("mobilenet_v1", {"output_stride": 16}, 3, {}),
         ("mobilenet_v1", {"output_stride": 8}, 3, {}),
         ("mobilenet_v1", {"num_classes": 0}, 3, {}),
@@ -116,7 +116,7 @@ def test_taps_that_timm_has_no_index_for_are_refused_with_those_that_have_one(
         f"backbone with taps among {numbered}"
     )
     assert not (tmp_path / "folder").exists()
-    # A file has no configuration that could be wrong.
+    # A single file has no config.json that could be wrong.
     registry.save(model, tmp_path / "file.safetensors", "timm")
 
 
@@ -132,7 +132,7 @@ def test_timm_applies_the_same_preprocessing(registry: Registry, tmp_path: Path,
     photograph = Image.fromarray(data.chelsea())
     torch.testing.assert_close(registry.transforms(model)(photograph), theirs(photograph))
     (tmp_path / "bare").mkdir()
-    # Without our metadata the configuration beside the file says it.
+    # Without featuretap's metadata, config.json next to the file provides it.
     tensors = safetensors.torch.load_file(tmp_path / "folder" / "model.safetensors")
     safetensors.torch.save_file(tensors, tmp_path / "bare" / "model.safetensors")
     (tmp_path / "bare" / "config.json").write_bytes((tmp_path / "folder" / "config.json").read_bytes())
@@ -157,7 +157,7 @@ def test_an_unusable_config_json_is_ignored_or_refused(registry: Registry, tmp_p
 
 
 def hub_folder(path: Path, model: nn.Module, **arguments: Any) -> Path:
-    """A folder as timm itself writes it for the hub."""
+    """Write a hub folder with timm's own function."""
     from timm.models._hub import save_for_hf
 
     save_for_hf(model, str(path), model_args=arguments, safe_serialization=True)

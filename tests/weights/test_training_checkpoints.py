@@ -1,4 +1,4 @@
-"""Checkpoints of training scripts: the state dict inside them, its wrappers' prefixes, and what is beside it."""
+"""Training checkpoints: the state dict inside them, the prefixes of wrappers, and other contents."""
 
 import collections
 import datetime
@@ -32,7 +32,7 @@ def small(classes: int = 7) -> nn.Module:
 
 
 def averaged(model: nn.Module) -> AveragedModel:
-    """An average that differs from the model."""
+    """Return a moving average that differs from the model."""
     average = AveragedModel(model, use_buffers=True)
     for tensor in average.parameters():
         tensor.data *= 1.25
@@ -40,7 +40,7 @@ def averaged(model: nn.Module) -> AveragedModel:
 
 
 def training_state(model: nn.Module) -> dict[str, Any]:
-    """What stands beside the weights in the checkpoints of torchvision's references/classification/train.py."""
+    """Return the non-weight entries of a checkpoint by torchvision's references/classification/train.py."""
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
     sum(parameter.sum() for parameter in model.parameters()).backward()
     optimizer.step()
@@ -212,7 +212,7 @@ def test_values_beside_the_tensors_are_skipped(tmp_path: Path, beside: object, l
     content = {"args": beside, "model": {"a": torch.arange(3.0)}, "more": beside}
     torch.save(content, path, _use_new_zipfile_serialization=not legacy)
     assert read_checkpoint(path).tensors["a"].tolist() == [0, 1, 2]
-    # Nothing stays allowed for others.
+    # PyTorch's global allowlist is unchanged.
     assert set(torch.serialization.get_safe_globals()) == allowed
 
 
@@ -241,7 +241,7 @@ def test_a_class_that_the_reader_refuses_is_named(registry: Registry, tmp_path: 
     )
 
 
-# torch.jit is deprecated, and torch.load warns about its files.
+# torch.jit is deprecated, and torch.load warns about TorchScript files.
 @pytest.mark.filterwarnings("ignore:`torch.jit:FutureWarning", "ignore:`torch.jit:DeprecationWarning")
 @pytest.mark.filterwarnings("ignore:'torch.load' received a zip file:UserWarning")
 def test_a_torchscript_program_is_refused_with_how_to_save_its_weights(registry: Registry, tmp_path: Path) -> None:
@@ -260,7 +260,7 @@ def test_an_archive_that_python_cannot_open_is_refused(registry: Registry, tmp_p
     torch.save({"a": torch.zeros(1)}, path)
     content = bytearray(path.read_bytes())
     locator = content.rfind(b"PK\x06\x07")
-    # The number of disks that the archive is on.
+    # The byte that holds the archive's number of disks.
     content[locator + 16] = 3
     path.write_bytes(content)
     with pytest.raises(WeightsError) as error:

@@ -1,4 +1,4 @@
-"""Published weights: found, checked, read safely, and put where they belong."""
+"""Published weights files are recognized, verified, read safely and loaded into the model, or refused."""
 
 import copy
 import pickle
@@ -23,7 +23,7 @@ CLOSE = {"rtol": 1e-5, "atol": 1e-5}
 
 @pytest.fixture(scope="module")
 def large(tmp_path_factory: pytest.TempPathFactory) -> tuple[nn.Module, Path]:
-    """torchvision's V3-Large with random statistics, and its file."""
+    """torchvision's V3-Large with random statistics, and its weights file."""
     model = oracles.randomised(oracles.torchvision_model("mobilenet_v3_large")).float()
     path = tmp_path_factory.mktemp("large") / "large.pth"
     torch.save(model.state_dict(), path)
@@ -124,7 +124,7 @@ def test_transforms_default_to_imagenets_and_follow_the_channels(registry: Regis
 def test_transforms_turn_a_photograph_upright(registry: Registry, tmp_path: Path) -> None:
     upright = Image.fromarray(data.astronaut()[:, :400])
     exif = Image.Exif()
-    exif[ExifTags.Base.Orientation] = 6  # to be turned by a quarter, clockwise
+    exif[ExifTags.Base.Orientation] = 6  # rotate by 90° clockwise
     upright.transpose(Image.Transpose.ROTATE_90).save(tmp_path / "turned.png", exif=exif)
     transform = registry.transforms(registry.build("mobilenet_v1_025"))
     with Image.open(tmp_path / "turned.png") as turned:

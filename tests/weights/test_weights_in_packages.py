@@ -1,4 +1,4 @@
-"""Weights that installed distributions carry: found before the network is asked, checked, explained where absent."""
+"""Weights in installed distributions: used before downloading, verified, and explained when missing."""
 
 import hashlib
 import sys
@@ -21,7 +21,7 @@ NAME = "mobilenet_v1_025"
 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A small model with statistics of its own."""
+    """The weights file of a small model with realistic statistics."""
     ours = Registry(discover=False)
     model = oracles.with_statistics(ours.build(NAME, num_classes=3))
     return ours.save(model, tmp_path_factory.mktemp("saved") / "v1.safetensors")
@@ -29,7 +29,7 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, saved: Path) -> Path:
-    """The weights in the installed distribution `packed`."""
+    """The weights installed with the distribution `packed`."""
     monkeypatch.syspath_prepend(tmp_path / "site")
     return write_packed(tmp_path / "site", saved.read_bytes())
 
@@ -42,7 +42,7 @@ def served(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
 
 
 def entry(*urls: str, sha256: str) -> str:
-    """Return a catalogue with an entry that has several addresses."""
+    """Return a catalogue with one entry that has several URLs."""
     return (
         f'[weights."{NAME}.mine"]\nurls = {list(urls)}\nsha256 = "{sha256}"\nlayout = "featuretap"\n'
         "norm_eps = 1e-3\ndefault = true\n"

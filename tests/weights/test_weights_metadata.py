@@ -1,4 +1,4 @@
-"""The metadata of weights files: what may differ, and what is refused for being wrong."""
+"""Metadata of weights files: which fields may vary, and which errors are refused."""
 
 import json
 from pathlib import Path
@@ -276,7 +276,7 @@ def test_a_description_that_cannot_be_built_is_refused_with_the_reason(
 ) -> None:
     path = tmp_path / "file.safetensors"
     path.write_bytes(with_metadata(stem_file, **changes))
-    # The ends of some messages name everything that there is.
+    # Some messages end with a list of all available names.
     assert load_refusal(registry, path).startswith(message)
 
 

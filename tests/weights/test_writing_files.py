@@ -1,4 +1,4 @@
-"""How files are written: completely or not at all, through links, and with the right mode."""
+"""Files are written atomically, through symbolic links, and with the correct mode."""
 
 import contextlib
 import os
@@ -29,7 +29,7 @@ def umask(mask: int) -> Iterator[None]:
 
 @contextlib.contextmanager
 def as_nobody() -> Iterator[None]:
-    """Run as an unprivileged user, since root may write everywhere."""
+    """Run as an unprivileged user, because root may write anywhere."""
     root = os.geteuid() == 0
     if root:
         os.seteuid(NOBODY)
@@ -42,7 +42,7 @@ def as_nobody() -> Iterator[None]:
 
 @pytest.fixture
 def public() -> Iterator[Path]:
-    """A folder that every user may read; pytest's own are private."""
+    """A world-readable folder; pytest's temporary folders are private."""
     with umask(0o022), tempfile.TemporaryDirectory(dir="/tmp") as name:
         folder = Path(name)
         folder.chmod(0o755)
@@ -53,7 +53,7 @@ def public() -> Iterator[Path]:
 
 @pytest.fixture
 def write(request: pytest.FixtureRequest, registry: Registry, public: Path) -> Write:
-    """Write a small model: with `save`, or with `convert` in the tests that show that it has the same writer."""
+    """Return a function that writes a small model with `save`, or with `convert` in tests parametrized for both."""
     model = cut_backbone(registry)
     if getattr(request, "param", "save") == "save":
         return lambda path: registry.save(model, path)
