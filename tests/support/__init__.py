@@ -1,4 +1,4 @@
-"""What several tests share: oracles, data that is made, environments to install into, and the pages as text."""
+"""Shared test helpers: reference implementations, generated data, environments and the pages as text."""
 
 from pathlib import Path
 from typing import NamedTuple
@@ -8,7 +8,7 @@ ROOT = TESTS.parent
 
 
 class Completed(NamedTuple):
-    """What a command line returned and printed."""
+    """Exit status and output of a command line."""
 
     status: int
     out: str

@@ -68,8 +68,8 @@ class Visit:
 
     Attributes:
         page: Playwright's page.
-        said: warnings and errors of the console, exceptions, and failed requests.
-        asked: the addresses of all requests.
+        said: console warnings and errors, exceptions, and failed requests.
+        asked: addresses of all requests.
     """
 
     def __init__(self, page: Page) -> None:
@@ -87,7 +87,7 @@ LOUD = {"error", "warning"}
 
 @contextmanager
 def visited(browser: Browser, address: str, **settings: Any) -> Iterator[Visit]:
-    """Open an address in a new context with Playwright's context settings, such as `viewport`."""
+    """Open an address in a new context. Settings such as `viewport` are passed to Playwright."""
     context = browser.new_context(**settings)
     try:
         visit = Visit(context.new_page())

@@ -1,4 +1,4 @@
-"""What the tests of committed files share: an image without randomness, and recorded outputs."""
+"""Helpers for the tests of committed files: a deterministic image and recorded outputs."""
 
 from collections.abc import Callable
 from typing import Any
@@ -14,9 +14,9 @@ def image(size: int = 64) -> Tensor:
 
 
 def recorded(model: Callable[..., Any], pixels: Tensor | None = None) -> dict[str, Any]:
-    """Return values of the model's outputs for one image, computed in float32: for each its shape, mean and samples.
+    """Return the shape, mean and sampled values of each of the model's outputs for one image, in float32.
 
-    Of a detector's outputs, the scores and the box of the best detection: the others may trade places by rounding.
+    For a detector, return only the scores and the best detection's box: rounding can reorder the other detections.
     """
     if isinstance(model, torch.nn.Module):
         model = model.float().eval()
@@ -48,7 +48,7 @@ def significant(value: Tensor) -> float:
 
 
 def assert_close(outputs: dict[str, Any], expected: dict[str, Any], tolerance: float) -> None:
-    """Assert that recorded outputs agree to `tolerance`, relative to the largest value of each."""
+    """Assert that recorded outputs agree to `tolerance`, relative to the largest value of each output."""
     assert list(outputs) == list(expected)
     for name, values in expected.items():
         assert outputs[name]["shape"] == values["shape"], name

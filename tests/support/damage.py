@@ -1,11 +1,11 @@
-"""Chance damage to files, for tests that read what is left."""
+"""Random damage to files, for tests of reading damaged files."""
 
 from hypothesis import strategies as st
 
 
 @st.composite
 def damaged(draw: st.DrawFn, content: bytes, opcodes: list[bytes], pieces: list[bytes]) -> bytes:
-    """Bytes flipped or exchanged, pieces inserted, repeated, moved or cut out, or the end cut off."""
+    """Flip or exchange bytes, insert, repeat, move or remove pieces, or cut off the end."""
     changed = bytearray(content)
     for _ in range(draw(st.sampled_from([0, 1, 1, 1, 2, 3]))):
         if not changed:

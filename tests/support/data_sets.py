@@ -1,4 +1,4 @@
-"""Small data sets, written to disk for the tests that read them."""
+"""Small data sets on disk."""
 
 import json
 from collections.abc import Sequence
@@ -12,14 +12,14 @@ from featuretap.workflows.datasets.data_set import Sample
 
 
 def picture(path: Path, size: tuple[int, int] = (12, 8), value: int = 128) -> Path:
-    """Write a picture of one colour, of this width and height."""
+    """Write a picture of one color with this width and height."""
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.new("RGB", size, (value, value, value)).save(path)
     return path
 
 
 def classes_of(folder: Path, **counts: int) -> Path:
-    """Write a folder for each class with as many pictures."""
+    """Write a folder for each class, with this number of pictures."""
     for name, count in counts.items():
         (folder / name).mkdir(parents=True, exist_ok=True)
         for number in range(count):
@@ -28,12 +28,12 @@ def classes_of(folder: Path, **counts: int) -> Path:
 
 
 def a_box(number: int, image: int, box: list[Any], category: int = 7, **more: Any) -> dict[str, Any]:
-    """Return an annotation of COCO's format."""
+    """Return an annotation in COCO's format."""
     return {"id": number, "image_id": image, "category_id": category, "bbox": box, "iscrowd": 0, **more}
 
 
 def coco(path: Path, annotations: list[Any], names: tuple[str, ...] = ("a.png", "b.png"), **more: Any) -> Path:
-    """Write a file of COCO's format: images 1, 2, … of 12×8 pixels, category 7 "cat" and 3 "dog"."""
+    """Write a file in COCO's format: images 1, 2, … of 12×8 pixels, category 7 "cat" and 3 "dog"."""
     path.parent.mkdir(parents=True, exist_ok=True)
     content = {
         "images": [
@@ -50,7 +50,7 @@ def coco(path: Path, annotations: list[Any], names: tuple[str, ...] = ("a.png", 
 def voc(
     path: Path, *objects: tuple[str, tuple[object, object, object, object]], size: str = "12 8", extra: str = ""
 ) -> Path:
-    """Write a file of VOC's format for an image of this width and height."""
+    """Write a file in VOC's format for an image of this width and height."""
     path.parent.mkdir(parents=True, exist_ok=True)
     width, height = size.split()
     texts = [
@@ -65,7 +65,7 @@ def voc(
 
 
 def mask(path: Path, values: Any, mode: str = "L") -> Path:
-    """Write a mask of these rows of values."""
+    """Write a mask with these rows of values."""
     path.parent.mkdir(parents=True, exist_ok=True)
     image = Image.fromarray(np.array(values, np.uint8))
     if mode == "P":
@@ -75,12 +75,12 @@ def mask(path: Path, values: Any, mode: str = "L") -> Path:
 
 
 def labels_of(part: Sequence[Sample]) -> list[int | None]:
-    """Return the class of every sample."""
+    """Return the class of each sample."""
     return [sample.label for sample in part]
 
 
 def yolo_labels(path: Path, *lines: str) -> Path:
-    """Write a label file of YOLO's format."""
+    """Write a label file in YOLO's format."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("".join(f"{line}\n" for line in lines))
     return path

@@ -1,4 +1,4 @@
-"""Painted scenes, predictions of them, and how a detection task scores the two; also for processes of their own."""
+"""Painted scenes, predictions for them, and their scores. Tests in other processes use them too."""
 
 from typing import Any
 
@@ -24,7 +24,7 @@ def detection_task(**changes: Any) -> DetectionTask:
 def paint(
     *rectangles: tuple[int, tuple[int, int, int, int]], size: tuple[int, int] = (90, 60), masks: bool = False
 ) -> tuple[Image.Image, Boxes]:
-    """Rectangles of the pure colour of their class on grey, and their boxes."""
+    """Paint rectangles in the pure color of their class on gray, and return the image with its boxes."""
     image = Image.new("RGB", size, (90, 90, 90))
     for label, (left, top, right, bottom) in rectangles:
         image.paste(PURE[label], (left, top, right, bottom))
@@ -43,7 +43,7 @@ SCENE = ((0, (10, 5, 40, 30)), (1, (50, 10, 80, 50)), (2, (20, 35, 45, 55)))
 
 
 def make_prediction(*found: tuple[int, tuple[float, ...], float], offset: int = 1, **more: Tensor) -> dict[str, Tensor]:
-    """A prediction, of classes of the data set."""
+    """Return a prediction. `offset` is added to the data set's class numbers."""
     return {
         "labels": torch.tensor([label + offset for label, _, _ in found], dtype=torch.int64),
         "boxes": torch.tensor([box for _, box, _ in found]).reshape(-1, 4).float(),
@@ -61,7 +61,7 @@ def evaluate(chosen: DetectionTask, *pairs: tuple[tuple[Image.Image, Boxes], dic
 
 
 def random_pairs(count: int, masks: bool = False) -> list[tuple[tuple[Image.Image, Boxes], dict[str, Tensor]]]:
-    """Predictions that are more or less right, of images with zero to three objects."""
+    """Return predictions of varying quality for images with zero to three objects."""
     draw = np.random.default_rng(3)
     pairs = []
     for index in range(count):

@@ -1,6 +1,7 @@
-"""A device that is not the CPU, for machines without a GPU: what mixes its tensors with the CPU's fails as on a GPU.
+"""A simulated device for machines without a GPU. Mixing its tensors with CPU tensors fails as on a GPU.
 
-Its name is PyTorch's "meta", which every build of PyTorch has, and its tensors have values, computed on the CPU.
+The device is named "meta", which every build of PyTorch supports. Its tensors have values, which are computed on the
+CPU.
 """
 
 from collections.abc import Iterator
@@ -23,7 +24,7 @@ INDEXING = ("index", "index_put", "index_put_", "_index_put_impl_")
 
 
 class Held(Tensor):
-    """A tensor on the other device, whose values are those of `inner` on the CPU."""
+    """A tensor on the simulated device. `inner` has its values on the CPU."""
 
     inner: Tensor
     is_meta = False  # type: ignore[assignment]
@@ -44,7 +45,7 @@ class Held(Tensor):
 
 
 class _Operations(TorchDispatchMode):
-    """Computes on the CPU what is asked of the other device."""
+    """Runs operations of the simulated device on the CPU."""
 
     def __init__(self, rounds: bool) -> None:
         super().__init__()
@@ -55,7 +56,7 @@ class _Operations(TorchDispatchMode):
 
 
 class _Lists(TorchFunctionMode):
-    """Gives tensors made of lists their values, which PyTorch does not read for its meta device."""
+    """Keeps the values of tensors created from lists, which PyTorch ignores for the meta device."""
 
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -72,7 +73,7 @@ def _compute(operation: Any, args: Any, kwargs: Any, rounds: bool) -> Any:
     tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
     held = [tensor for tensor in tensors if isinstance(tensor, Held)]
     name = operation.__name__.partition(".")[0]
-    # Numbers may come along, as tensors without dimensions.
+    # Tensors without dimensions may be mixed in, as on a GPU.
     is_mixed = held and any(tensor.dim() for tensor in tensors if not isinstance(tensor, Held))
     if is_mixed and operation not in COPIES and name not in INDEXING:
         raise RuntimeError(f"{operation} found tensors on two devices")
@@ -94,7 +95,7 @@ def _compute(operation: Any, args: Any, kwargs: Any, rounds: bool) -> Any:
 
 
 def _round_to_tf32(tensor: Tensor) -> Tensor:
-    """Return float32 values rounded to the ten bits that GPUs read of the inputs of convolutions."""
+    """Return float32 values rounded to the ten mantissa bits that GPUs use for the inputs of convolutions."""
     if tensor.dtype != torch.float32:
         return tensor
     return ((tensor.contiguous().view(torch.int32) + 0x1000) & ~0x1FFF).view(torch.float32)
@@ -102,15 +103,16 @@ def _round_to_tf32(tensor: Tensor) -> Tensor:
 
 @contextmanager
 def another_device(*, rounds: bool = False) -> Iterator[torch.device]:
-    """Yield a device that holds values although it is called "meta", for what is done inside.
+    """Simulate a device named "meta" whose tensors have values, and yield it.
 
-    Inference mode, in which PyTorch asks no class of tensors how it computes, is `torch.no_grad` there.
+    Inside the block, inference mode is replaced by `torch.no_grad`, because PyTorch skips the dispatch of tensor
+    subclasses in inference mode.
 
     Args:
-        rounds: whether convolutions round their inputs as GPUs do (TF32).
+        rounds: whether convolutions round their inputs to TF32, as GPUs do.
     """
     replaces = torch.__future__.get_overwrite_module_params_on_conversion()
-    # A parameter's values cannot move into another class of tensor.
+    # A parameter cannot be converted in place to another tensor class.
     torch.__future__.set_overwrite_module_params_on_conversion(True)
     try:
         with (
@@ -124,11 +126,11 @@ def another_device(*, rounds: bool = False) -> Iterator[torch.device]:
 
 
 def on_cpu(tensor: Tensor) -> Tensor:
-    """Return a tensor's values on the CPU, of the other device too after the block in which it was made."""
+    """Return a tensor's values on the CPU. Tensors of the simulated device are accepted after its block too."""
     return tensor.inner if isinstance(tensor, Held) else tensor.detach().cpu()
 
 
 def module_device(module: nn.Module) -> torch.device:
-    """Return the device of a module's parameters, which is that of all its buffers too."""
+    """Return the device of a module, which all its parameters and buffers must share."""
     (device,) = {tensor.device for tensor in module.state_dict().values()}
     return device

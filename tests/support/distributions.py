@@ -1,4 +1,4 @@
-"""Distributions with plugins: built and installed with pip into an environment of their own, or without pip."""
+"""Distributions with plugins, installed with pip into a virtual environment or placed on the path without pip."""
 
 import importlib
 import json
@@ -35,7 +35,7 @@ def table(name: str) -> str:
 
 
 class Distribution(NamedTuple):
-    """The code of a plugin's module, and what its metadata require."""
+    """The code of a plugin's module, and the requirements in its metadata."""
 
     code: str
     requires: tuple[str, ...] = ()
@@ -43,7 +43,7 @@ class Distribution(NamedTuple):
 
 GOOD = {
     "tiny": Distribution(table("tinynet")),
-    # Leaves a file behind when it is imported.
+    # Writes a file when it is imported.
     "marker": Distribution(
         "import os, pathlib\npathlib.Path(os.environ['MARKER']).touch() if 'MARKER' in os.environ else None\n"
         + table("markernet"),
@@ -125,7 +125,7 @@ CONFLICTS = (
 
 
 def plugin_of(name: str, **answers: Any) -> SimpleNamespace:
-    """Return a plugin that is a module at hand, not a distribution: hooks → what they return."""
+    """Return a plugin object, without a distribution, whose hooks return the given answers."""
     hooks = {f"featuretap_{hook}": hookimpl(lambda answer=answer: answer) for hook, answer in answers.items()}
     return SimpleNamespace(__name__=name, **hooks)
 
@@ -152,18 +152,18 @@ def write(folder: Path, name: str, distribution: Distribution) -> Path:
 def write_metadata(
     folder: Path, name: str, entry_points: str, *, version: str = "1.0", requires: Iterable[str] = ()
 ) -> None:
-    """Write a `*.dist-info` folder: with `folder` on `sys.path`, the distribution is installed."""
+    """Write a `*.dist-info` folder. The distribution counts as installed when `folder` is on `sys.path`."""
     information = folder / f"{name.replace('-', '_')}-{version}.dist-info"
     information.mkdir(parents=True)
     lines = ["Metadata-Version: 2.1", f"Name: {name}", f"Version: {version}"]
     lines += [f"Requires-Dist: {requirement}" for requirement in requires]
     (information / "METADATA").write_text("\n".join(lines) + "\n")
-    # Lone surrogates stand for bytes that are not UTF-8.
+    # Lone surrogates represent bytes that are not UTF-8.
     (information / "entry_points.txt").write_bytes(entry_points.encode("utf-8", "surrogateescape"))
 
 
 def write_installed(folder: Path, distributions: Mapping[str, Distribution]) -> Path:
-    """Write the files that installing the distributions leaves: each module, and its metadata beside it."""
+    """Write the files that installing the distributions creates: their modules and metadata."""
     for name, distribution in distributions.items():
         module = module_of(name)
         entry_points = f"[featuretap]\n{name} = {module}\n"
@@ -174,7 +174,7 @@ def write_installed(folder: Path, distributions: Mapping[str, Distribution]) -> 
 
 @contextmanager
 def installed_here(folder: Path) -> Iterator[None]:
-    """Install the distributions in a folder into this process; `featuretap.registry` discovers plugins again."""
+    """Make the distributions in a folder importable, and have `featuretap.registry` discover plugins again."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "path", [str(folder), *sys.path])
         patch.setattr(registry.default, "__dict__", {**vars(registry.default), "_state": "unread"})
@@ -189,27 +189,27 @@ def installed_here(folder: Path) -> Iterator[None]:
 
 
 class Environment:
-    """A virtual environment that sees what ours sees, and what is installed into it besides."""
+    """A virtual environment that also sees the packages of the current environment."""
 
     def __init__(self, folder: Path) -> None:
         venv.create(folder, with_pip=False)
         self.python = folder / "bin" / "python"
         (self.site,) = folder.glob("lib/python*/site-packages")
         ours = sysconfig.get_paths()["purelib"]
-        # Not a plain path: featuretap itself is found by what a .pth file in there does.
+        # A plain path is not enough: a .pth file in that folder makes featuretap importable.
         (self.site / "ours.pth").write_text(f"import site; site.addsitedir({ours!r})\n")
 
     def install(self, sources: Iterable[Path]) -> None:
-        """Build distributions and install them with pip, from these folders alone."""
+        """Build distributions from these folders and install them with pip, without a package index."""
         pip = [sys.executable, "-m", "pip", "--python", self.python, "--disable-pip-version-check", "install"]
         flags = ["--quiet", "--no-deps", "--no-build-isolation", "--no-index"]
         subprocess.run([*pip, *flags, *sources], check=True, capture_output=True)
 
     def run(self, *arguments: object, **variables: str) -> subprocess.CompletedProcess[str]:
-        """Run Python there."""
+        """Run Python in the environment."""
         return subprocess.run(
             [self.python, *map(str, arguments)],
-            # Not where the checkout's own metadata lie.
+            # The current folder must not contain the checkout's metadata.
             cwd=self.site,
             env={**os.environ, **variables},
             capture_output=True,
@@ -218,13 +218,13 @@ class Environment:
         )
 
     def featuretap(self, *arguments: object, **variables: str) -> subprocess.CompletedProcess[str]:
-        """Run the command line there."""
+        """Run the `featuretap` command in the environment."""
         return self.run("-m", "featuretap.command_line", *arguments, **variables)
 
     def evaluate(self, *expressions: str, **variables: str) -> list[Any]:
-        """Evaluate expressions about `registry`, whose values are data only, in one process.
+        """Evaluate expressions about `registry` in one process, and return their values, which must be JSON data.
 
-        An expression that raises an error has the kind and the text of the error as its value.
+        The value of an expression that raises an error is the error's type and message.
         """
         code = (
             "import json, sys\nfrom featuretap import registry\n"

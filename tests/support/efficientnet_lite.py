@@ -1,4 +1,4 @@
-"""EfficientNet-Lite as a distribution of its own adds it (examples/featuretap-efficientnet-lite)."""
+"""EfficientNet-Lite from the example distribution (examples/featuretap-efficientnet-lite)."""
 
 import sys
 from functools import cache
@@ -24,7 +24,7 @@ NUMBERS = {
 
 
 def plugin() -> ModuleType:
-    """Return the example's plugin, which need not be installed."""
+    """Return the example's plugin, which does not have to be installed."""
     if str(EXAMPLE) not in sys.path:
         sys.path.insert(0, str(EXAMPLE))
     return import_module("featuretap_efficientnet_lite.plugin")
@@ -32,5 +32,5 @@ def plugin() -> ModuleType:
 
 @cache
 def registry() -> Registry:
-    """Return a registry of the built-in plugins and the example's."""
+    """Return a registry with the built-in plugins and the example's."""
     return Registry(plugins=[plugin()], discover=False)

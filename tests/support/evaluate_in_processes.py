@@ -1,9 +1,9 @@
-"""Train, and run commands, in each process of torchrun; run by test_training_distributed.py.
+"""Train and run commands in each process of torchrun. `test_training_distributed.py` runs this script.
 
-Arguments: the folder of the data, the folder for the results, and JSON of the settings of a run and of commands: name →
-arguments. Each process imports torch once, and forks a process for each step. The first step trains and writes as JSON
-which images it has read to learn from and to be evaluated by, in order; the others are the commands. Standard output
-and error of a step are in files of its own.
+Arguments: the data folder, the results folder, the settings of a run as JSON, and the commands as JSON (name →
+arguments). Each process imports torch once and forks a process for each step. The first step trains, and writes as JSON
+which images it read for training and for validation, in order. The other steps are the commands. Each step writes its
+standard output and error to separate files.
 """
 
 import json
@@ -28,11 +28,11 @@ SEEN: dict[str, list[str]] = {"train": [], "val": []}
 
 
 def recorded(read: Callable[[Any, int], Any]) -> Callable[[Any, int], Any]:
-    """Return reading that notes what is read, by the part that it is of."""
+    """Wrap `read` to record the images it reads, separately for training and validation."""
     parts: list[Any] = []
 
     def noting(prepared: Any, index: int) -> Any:
-        # The part to learn from is read first.
+        # Training images are read first.
         if not any(prepared.samples is part for part in parts):
             parts.append(prepared.samples)
         SEEN["train" if prepared.samples is parts[0] else "val"].append(prepared.samples[index].name)
@@ -54,22 +54,22 @@ def train_and_record(data: str, out: Path, settings: dict[str, Any], path: Path)
 
 
 def separate_rendezvous(name: str) -> None:
-    """Keep the addresses of the processes under a name of their own in torchrun's store.
+    """Prefix the keys in torchrun's store with a name.
 
-    The processes of one step otherwise read the addresses of those of the step before, which are still there.
+    Otherwise the processes of a step read the addresses of the previous step's processes, which are still in the store.
     """
-    # torch.distributed has a function of the module's name.
+    # torch.distributed also has a function named `rendezvous`, which hides the module.
     rendezvous: Any = import_module("torch.distributed.rendezvous")
     create = rendezvous._create_c10d_store
     rendezvous._create_c10d_store = lambda *given, **more: PrefixStore(name, create(*given, **more))
 
 
 def status_of(step: Callable[[], object], printed: Path) -> int:
-    """Run a step in a forked process, with its output in `printed`.out and `printed`.err; return its exit status."""
+    """Run a step in a forked process that writes to `printed`.out and `printed`.err, and return its exit status."""
     child = os.fork()
     if child:
         return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-    # Whatever happens, a child must not go on as its parent.
+    # The child must never continue with the parent's code.
     status = 99
     try:
         for descriptor, stream in ((1, "out"), (2, "err")):

@@ -1,4 +1,4 @@
-"""What the tests of extraction share: a folder of images, a small model, and the features of a plain loop."""
+"""Helpers for the extraction tests: a folder of images, a small model, and features from a plain loop."""
 
 import random
 from collections.abc import Callable
@@ -22,7 +22,7 @@ SMALL = ("--size", "32x48")
 
 
 def photograph(seed: int) -> Image.Image:
-    """A cut of a photograph, of an odd size."""
+    """Return a crop of a photograph with an odd size."""
     chosen = random.Random(seed)
     whole = Image.fromarray(chosen.choice([data.chelsea, data.coffee, data.rocket])())
     width, height = chosen.randint(40, 120), chosen.randint(40, 120)
@@ -32,7 +32,7 @@ def photograph(seed: int) -> Image.Image:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Eleven images, some of one name in different folders, some of names that are not ASCII."""
+    """Write eleven images. Some share a name in different folders, and some have non-ASCII names."""
     images = tmp_path / "images"
     for seed, name in enumerate(
         [
@@ -68,7 +68,7 @@ def weights(tmp_path: Path, model: nn.Module) -> Path:
 
 @pytest.fixture
 def extract(run: Run, weights: Path) -> Run:
-    """Run `featuretap extract` with the small model, on small images."""
+    """Run `featuretap extract` with the small model on small images."""
 
     def extract(*arguments: object) -> Completed:
         return run("extract", "--weights", weights, *(() if "--size" in arguments else SMALL), *arguments)
@@ -81,7 +81,7 @@ def names_in(folder: Path) -> list[str]:
 
 
 def plainly(model: nn.Module, folder: Path, prepare: Callable[[Any], torch.Tensor]) -> dict[str, torch.Tensor]:
-    """The same features in a plain loop over the images."""
+    """Return the same features, computed in a plain loop over the images."""
     with torch.no_grad():
         maps = [model(prepare(read_image(folder / name))[None]) for name in names_in(folder)]
     return {tap: torch.cat([each[tap] for each in maps]) for tap in maps[0]}

@@ -1,4 +1,4 @@
-"""A disk that is full, as this process sees it."""
+"""A simulated full disk."""
 
 import contextlib
 import resource
@@ -7,9 +7,9 @@ from collections.abc import Iterator
 
 @contextlib.contextmanager
 def full_disk(size: int) -> Iterator[None]:
-    """Limit the size of files that this process writes, in bytes; the hard limit stays, so that any user may undo it.
+    """Limit the size of files that this process writes, in bytes. Only the soft limit changes, so any user can undo it.
 
-    Only inside a test: what pytest's plugins write between a fixture and its test would be cut off too.
+    Use it only inside a test: between a fixture and its test, the limit would also cut off files of pytest's plugins.
     """
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))

@@ -1,4 +1,4 @@
-"""Models as ONNX graphs written from their specs, and how close their outputs are to the modules'."""
+"""ONNX graphs written from model specs, and comparisons of their outputs with the modules' outputs."""
 
 import copy
 from functools import cache
@@ -39,7 +39,7 @@ def photographs() -> tuple[Tensor, ...]:
 
 
 def batch_of(number: int, height: int, width: int, channels: int = 3) -> Tensor:
-    """Return up to four photographs (number, channels, height, width), normalised, their channels repeated."""
+    """Return up to four normalized photographs (N, C, H, W), with repeated channels where C is not 3."""
     images = [interpolate(photograph[None], (height, width), mode="bilinear") for photograph in photographs()[:number]]
     return ((torch.cat(images) - MEAN) / DEVIATION).repeat(1, 2, 1, 1)[:, :channels]
 
@@ -47,7 +47,7 @@ def batch_of(number: int, height: int, width: int, channels: int = 3) -> Tensor:
 def with_statistics_of_photographs(model: nn.Module, *, nearly_dead: bool = False) -> nn.Module:
     """Give norms random weights and the statistics of photographs, and return the model in evaluation mode.
 
-    With `nearly_dead`, every seventh channel has a running variance from 1e-12 to 1e-3, and a weight that is as small.
+    With `nearly_dead`, every seventh channel has a running variance from 1e-12 to 1e-3 and a similarly small weight.
     """
     channels = next(model.parameters()).shape[1]
     with_statistics(model, lambda model: model(batch_of(4, *SIZE, channels)), nearly_dead=nearly_dead)
@@ -59,7 +59,7 @@ def with_statistics_of_photographs(model: nn.Module, *, nearly_dead: bool = Fals
 
 
 def write_graph(model: nn.Module, **fixed: Any) -> onnx.ModelProto:
-    """Return the graph of a model, checked by ONNX, which was written and not traced."""
+    """Return the graph of a model, written from its spec without tracing and checked by ONNX."""
     proto = make_graph(prepare_model(model, **fixed))
     onnx.checker.check_model(proto, full_check=True)
     assert proto.producer_name == "featuretap"
@@ -67,7 +67,7 @@ def write_graph(model: nn.Module, **fixed: Any) -> onnx.ModelProto:
 
 
 def run_graph(proto: onnx.ModelProto, images: Tensor) -> dict[str, Tensor]:
-    """Return name → output of a graph in ONNX Runtime."""
+    """Run a graph in ONNX Runtime and return name → output."""
     session = onnx_session(proto.SerializeToString(), threads=1)
     names = [output.name for output in session.get_outputs()]
     return dict(zip(names, map(torch.from_numpy, session.run(names, {"image": images.numpy()})), strict=True))
@@ -75,7 +75,7 @@ def run_graph(proto: onnx.ModelProto, images: Tensor) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def outputs_of(model: nn.Module, images: Tensor) -> dict[str, Tensor]:
-    """Return name → output of a model in evaluation mode."""
+    """Run a model in evaluation mode and return name → output."""
     returned = model.eval()(images)
     if isinstance(returned, Tensor):
         return {"logits" if model.description.num_classes else "features": returned}
@@ -88,10 +88,10 @@ def operators(proto: onnx.ModelProto) -> set[str]:
 
 
 def assert_same_outputs(found: dict[str, Tensor], model: nn.Module, images: Tensor) -> None:
-    """Compare a graph's outputs with the module's, or with those in float64 where float32 is too coarse.
+    """Compare a graph's outputs with the module's, or with the module's in float64 where float32 is too inaccurate.
 
-    After the mean of a nearly dead channel was subtracted, few correct digits are left, in whichever order the rest is
-    computed, and a module of many layers may differ from its own values in float64 by more than the tolerance.
+    Subtracting the mean of a nearly dead channel leaves few correct digits, in any order of computation. A deep module
+    can then differ from its own float64 values by more than the tolerance.
     """
     expected = outputs_of(model, images)
     forms = {name: (values.shape, values.dtype) for name, values in found.items()}
@@ -106,7 +106,7 @@ def assert_same_outputs(found: dict[str, Tensor], model: nn.Module, images: Tens
 
 
 def assert_is_computed(model: nn.Module) -> None:
-    """Compare a model's graph with the model, for batches of odd sizes."""
+    """Compare a model's graph with the model for batches of odd sizes."""
     proto, channels = write_graph(model), next(model.parameters()).shape[1]
     for batch, height, width in ((3, 97, 161), (1, 65, 33)):
         images = batch_of(batch, height, width, channels)
@@ -114,6 +114,6 @@ def assert_is_computed(model: nn.Module) -> None:
 
 
 def distance(found: Tensor, expected: Tensor) -> float:
-    """Return the largest difference, as a fraction of the largest expected value."""
+    """Return the largest difference as a fraction of the largest expected value."""
     expected = expected.double()
     return float((found.double() - expected).abs().max() / expected.abs().max())

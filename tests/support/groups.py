@@ -1,6 +1,7 @@
 """Groups of tests that `make test` leaves out: folders of tests/ with a marker of the same name in pyproject.toml.
 
-A pytest plugin. `--quick` does not even import a group's files, so that what only they need need not be installed.
+This is a pytest plugin. `--quick` does not import the files of a group, so their dependencies do not have to be
+installed.
 """
 
 from collections.abc import Generator
@@ -12,13 +13,13 @@ from support import TESTS
 
 
 def groups(config: pytest.Config) -> dict[str, str]:
-    """Return the groups in pyproject.toml: name → what its tests do and need."""
+    """Return the groups in pyproject.toml: name → description."""
     markers = (line.partition(": ") for line in config.getini("markers"))
     return {name: description for name, _, description in markers if (TESTS / name).is_dir()}
 
 
 def group_of(path: Path, config: pytest.Config) -> str | None:
-    """Return the group that a file or folder belongs to."""
+    """Return the group of a file or folder, or None."""
     folder = path.relative_to(TESTS).parts[:1] if path.is_relative_to(TESTS) else ()
     return next((name for name in groups(config) if (name,) == folder), None)
 
@@ -37,7 +38,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     for item in items:
         if group := group_of(item.path, config):
             item.add_marker(group)
-    # Files are handed to processes in this order: the long ones of the groups first, so that no process ends alone.
+    # Workers receive files in this order. The slow files of the groups come first, so that no worker finishes long
+    # after the others.
     items.sort(key=lambda item: group_of(item.path, config) is None)
 
 
@@ -53,7 +55,7 @@ def pytest_make_collect_report(collector: pytest.Collector) -> Generator[None, A
 
 
 def without_skip(report: Any, config: pytest.Config) -> Any:
-    """Return the report of a test or of a file, failed if it skips itself under --no-skips."""
+    """Return the report of a test or file. With --no-skips, a skipped one counts as failed."""
     if report.skipped and config.getoption("no_skips"):
         report.outcome = "failed"
         report.longrepr = f"skipped, which --no-skips does not allow: {report.longrepr[-1]}"

@@ -1,4 +1,4 @@
-"""What the tests of heads share: small settings, images and targets."""
+"""Helpers for the head tests: small settings, images and targets."""
 
 from typing import Any
 
@@ -14,7 +14,7 @@ FAMILIES = ("mobilenet_v1", "mobilenet_v2", "mobilenet_v3_large", "mobilenet_v3_
 
 RCNN = {"rpn_post_nms_top_n_train": 40, "rpn_post_nms_top_n_test": 40, "box_detections_per_img": 4}
 
-# Detectors resize their images: small sizes keep the tests short, and odd ones keep them honest.
+# Detectors resize their images. Small sizes keep the tests fast; odd sizes reveal rounding mistakes.
 SMALL: dict[str, dict[str, Any]] = {
     "ssd": {"size": (97, 131), "detections_per_img": 7, "predictor_kernel": 1},
     "ssdlite": {"size": (97, 131), "detections_per_img": 7},
@@ -26,7 +26,7 @@ SMALL: dict[str, dict[str, Any]] = {
 
 
 def build_head(registry: Registry, name: str, head: str, **options: object) -> nn.Module:
-    """Return a model of three classes, unless its head has none, for small images."""
+    """Return a model for small images, with three classes if its head has classes."""
     classes = {} if head == "fpn" else {"num_classes": 3}
     return registry.build(name, head=head, **classes, **SMALL.get(head, {}), **options)
 
@@ -37,7 +37,7 @@ def images(batch: int, height: int, width: int, channels: int = 3) -> list[Tenso
 
 
 def targets(batch: int, height: int, width: int) -> list[dict[str, Tensor]]:
-    """One box on each image, but for the last of several, which has none."""
+    """Return one box for each image. In a batch of several images, the last one has no box."""
     found = []
     for index in range(batch):
         boxes = torch.tensor([[3.0, 4.0, width / 2, height / 2]])[: 0 if index == batch - 1 > 0 else 1]
@@ -48,7 +48,7 @@ def targets(batch: int, height: int, width: int) -> list[dict[str, Tensor]]:
 
 
 def loss_of(model: nn.Module, head: str, batch: int, height: int, width: int, device: Any = "cpu") -> Tensor:
-    """Return one number to learn from, whatever the head."""
+    """Return the training loss of any head as one number."""
     pixels = [image.to(device) for image in images(batch, height, width)]
     if head in DETECTORS:
         truth = [
@@ -60,7 +60,7 @@ def loss_of(model: nn.Module, head: str, batch: int, height: int, width: int, de
 
 
 def outputs(model: nn.Module, head: str, given: list[Tensor]) -> list[Tensor]:
-    """Return all tensors that a model returns in evaluation."""
+    """Return all tensors that a model returns in evaluation mode."""
     with torch.inference_mode():
         out = model(given) if head in DETECTORS else model(torch.stack(given))
     tables = out if isinstance(out, list) else [out] if isinstance(out, dict) else [{"out": out}]

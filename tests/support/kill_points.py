@@ -1,7 +1,7 @@
 """Count the calls of `os.fsync` in this process, or kill the process at one of them.
 
-A file is written to a temporary file, which is synced, renamed, and then its folder is synced. A process that is killed
-at an odd call therefore leaves a temporary file; one that is killed at an even call leaves the new file.
+Writing a file takes two calls: the temporary file is synced, then renamed, then its folder is synced. A process killed
+at an odd call therefore leaves a temporary file, and one killed at an even call leaves the new file.
 """
 
 import os
@@ -23,7 +23,7 @@ def count_syncs(path: Path) -> None:
 
 
 def kill_at_sync(number: int) -> None:
-    """Kill this process with SIGKILL at the n-th call of `os.fsync`, before anything is synced."""
+    """Kill this process with SIGKILL at the n-th call of `os.fsync`, before that call syncs anything."""
     left = [number]
     sync = os.fsync
 

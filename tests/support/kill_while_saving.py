@@ -1,10 +1,10 @@
-"""Save two models over one another in processes that are killed; run by kill_loops/test_kills.py.
+"""Kill processes that alternately save two models to the same file. `kill_loops/test_kills.py` runs this script.
 
-Arguments: a folder, and how many processes to kill. Every fifth is killed as it syncs a file or a folder, the others at
-random moments.
+Arguments: a folder, and the number of processes to kill. Every fifth process is killed while it syncs a file or folder,
+the others at random moments.
 
-Prints in JSON how many processes were killed, which model's file was there afterwards, how often it was neither's, and
-how many kills left a temporary file: those came while a file was being written.
+Prints as JSON how many processes were killed, how often the file contained each model, how often it contained neither,
+and how many temporary files were left by kills in the middle of a write.
 """
 
 import itertools
@@ -37,7 +37,8 @@ def main(folder: Path, kills: int) -> None:
     began = time.perf_counter()
     for model in [*models, *models]:
         registry.save(model, target)
-    # That of about two saves: in a new process, which copies the memory that it writes to, they take twice as long.
+    # The four saves here take as long as about two saves in a new process, which has to copy the memory that it writes
+    # to.
     duration = time.perf_counter() - began
     moments = random.Random(0)
     seen = {"A": 0, "B": 0, "neither": 0, "left": 0, "killed": 0}
@@ -48,7 +49,7 @@ def main(folder: Path, kills: int) -> None:
             time.sleep(moments.uniform(0, duration))
             os.kill(child, signal.SIGKILL)
         else:
-            # The files of both models are there after some of these kills, and half of the kills leave temporary files.
+            # Both models' files occur after these kills, and half of the kills leave a temporary file.
             child = saving(registry, order, target, sync=kill // 5 % SYNCS + 1)
         _, status = os.waitpid(child, 0)
         seen["killed"] += os.WIFSIGNALED(status)
@@ -62,18 +63,18 @@ def main(folder: Path, kills: int) -> None:
 
 
 def saving(registry: Registry, models: Iterable[nn.Module], target: Path, sync: int | None = None) -> int:
-    """Fork a process that saves one model after the other, and return its id.
+    """Fork a process that saves the models one after another, and return its process id.
 
     Args:
-        registry: that saves.
-        models: in this order.
-        target: of all of them.
-        sync: at which call of `os.fsync` the process kills itself, if at any.
+        registry: the registry that saves.
+        models: the models, in this order.
+        target: the file that all models are saved to.
+        sync: the number of the `os.fsync` call at which the process kills itself, or None.
     """
     child = os.fork()
     if child:
         return child
-    # Whatever happens, a child must not go on as its parent.
+    # The child must never continue with the parent's code.
     try:
         if sync is not None:
             kill_at_sync(sync)

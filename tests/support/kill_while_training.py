@@ -1,8 +1,9 @@
-"""Kill runs of training at every write to the disk and at random moments, let them go on, and compare what comes out.
+"""Kill training runs at every write to disk and at random moments, resume them, and compare the results.
 
-Run by kill_loops/test_kills.py. Arguments: a folder, and how many processes to kill at least. Prints in JSON how many
-processes were killed, how many of them in the middle of a write, the runs whose last weights, or whose scores, are not
-those of the run that nobody killed, and the number of different validation losses in that run, one for each epoch.
+`kill_loops/test_kills.py` runs this script. Arguments: a folder, and the minimum number of processes to kill. Prints as
+JSON the number of killed processes, the number of those killed in the middle of a write, the runs whose last weights or
+scores differ from those of an uninterrupted run, and the number of different validation losses in the uninterrupted
+run, which has one for each epoch.
 """
 
 import json
@@ -32,10 +33,10 @@ LOSS = 3
 def main(folder: Path, kills: int) -> None:
     torch.set_num_threads(1)
     os.environ["FEATURETAP_OFFLINE"] = "1"
-    # Drawing would take most of the time. Pictures are still written, but as a few bytes, and nothing compares them.
+    # Drawing would take most of the time. The pictures are replaced by a few bytes, which no test compares.
     Figure.savefig = lambda self, file, **options: file.write(b"a picture")
     data = coloured_folder(folder / "data", count=8)
-    # What a run imports is in memory when the others are forked.
+    # Import the modules of a run before forking, so that forks do not import them again.
     train(small_run(data, folder / "first", epochs=1), log=lambda line: None)
     began = time.perf_counter()
     whole = folder / "whole"
@@ -62,7 +63,7 @@ def check(
     prepare: Callable[[], None] | None,
     delay: float = 0.0,
 ) -> None:
-    """Kill a run once, let it go on to its end, and compare."""
+    """Kill a run once, resume it to its end, and compare the results."""
     out = folder / name
     child = started(data, out, prepare)
     if prepare is None:
@@ -77,7 +78,7 @@ def check(
 
 
 def scores(out: Path) -> list[list[str]]:
-    """Return the history without what the clock says."""
+    """Return the history without times."""
     return [line.split(",")[:-2] for line in (out / "history.csv").read_text().splitlines()]
 
 
@@ -87,11 +88,11 @@ def finish(data: Path, out: Path) -> None:
 
 
 def started(data: Path, out: Path, prepare: Callable[[], None] | None) -> int:
-    """Fork a process that begins a run or goes on with it, and return its id."""
+    """Fork a process that starts or resumes a run, and return its process id."""
     child = os.fork()
     if child:
         return child
-    # Whatever happens, a child must not go on as its parent.
+    # The child must never continue with the parent's code.
     status = 1
     try:
         (prepare or partial(count_syncs, out.parent / "writes"))()

@@ -1,4 +1,4 @@
-"""Our networks that timm has too, and how far the outputs of two models are apart."""
+"""Backbones that timm also has, and the difference between the outputs of two models."""
 
 import torch
 from torch import nn

@@ -1,4 +1,4 @@
-"""The memory that a call takes, and a limit on it."""
+"""Measure or limit the memory that a call uses."""
 
 import re
 import resource
@@ -8,7 +8,7 @@ from pathlib import Path
 
 
 def peak_memory(call: Callable[[], object]) -> int:
-    """Bytes by which the memory of this process grew during a call, at most."""
+    """Return the peak growth of this process's memory during a call, in bytes."""
     Path("/proc/self/clear_refs").write_text("5")
     before = memory("VmRSS")
     call()
@@ -23,7 +23,7 @@ def memory(field: str) -> int:
 
 @contextmanager
 def limited_memory(more: int) -> Iterator[None]:
-    """Let this process take `more` bytes, so that a failing test ends in a MemoryError and not with the machine."""
+    """Let this process allocate at most `more` bytes, so that a failing test raises MemoryError."""
     soft, hard = resource.getrlimit(resource.RLIMIT_AS)
     resource.setrlimit(resource.RLIMIT_AS, (memory("VmSize") + more, hard))
     try:

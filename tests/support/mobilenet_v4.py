@@ -1,4 +1,4 @@
-"""MobileNetV4 as a distribution of its own adds it (examples/featuretap-mobilenet-v4), and timm's as its oracle."""
+"""MobileNetV4 from the example distribution (examples/featuretap-mobilenet-v4), with timm's as the reference."""
 
 import sys
 from functools import cache
@@ -26,7 +26,7 @@ SIZE = (2, 3, 97, 161)
 
 
 def plugin() -> ModuleType:
-    """Return the example's plugin, which need not be installed."""
+    """Return the example's plugin, which does not have to be installed."""
     if str(EXAMPLE) not in sys.path:
         sys.path.insert(0, str(EXAMPLE))
     return import_module("featuretap_mobilenet_v4.plugin")
@@ -34,7 +34,7 @@ def plugin() -> ModuleType:
 
 @cache
 def registry() -> Registry:
-    """Return a registry of the built-in plugins and the example's."""
+    """Return a registry with the built-in plugins and the example's."""
     return Registry(plugins=[plugin()], discover=False)
 
 
@@ -43,6 +43,6 @@ def epsilons(model: nn.Module) -> set[float]:
 
 
 def with_weights_of(theirs: nn.Module, name: str, path: Path, **options: Any) -> nn.Module:
-    """Build ours from a file of timm's tensors, in double precision."""
+    """Build the registry's model with the weights of timm's model, in double precision."""
     safetensors.torch.save_file(oracles.randomised(theirs).state_dict(), path)
     return registry().build(name, pretrained=path, **options).double().eval()

@@ -1,9 +1,10 @@
-"""Mutate the package in a few hundred places, one at a time, and count the mutants that a test notices.
+"""Mutate the package in a few hundred places, one at a time, and count the mutants that a test detects.
 
-Operators come from cosmic-ray. `make mutants` runs this after a run of all tests that recorded which test covers which
-line. A mutant is tried against tests that cover its statement, or its module where the statement runs at import: at
-most `--tests` of them, for a minute, so that a survivor costs a bounded time. The share of killed mutants is a lower
-bound. Each trial is a fork of a process that has imported PyTorch, in a copy of the repository.
+The mutation operators come from cosmic-ray. `make mutants` first runs all tests and records which test covers which
+line, then runs this script. A mutant is tried against tests that cover its statement, or its module if the statement
+runs at import. A trial has at most `--tests` tests and one minute, which bounds the cost of a survivor, so the reported
+fraction of killed mutants is a lower bound. Each trial is a fork of a process that has imported PyTorch, in a copy of
+the repository.
 """
 
 import argparse
@@ -32,7 +33,8 @@ from cosmic_ray.plugins import get_operator
 from cosmic_ray.work_db import WorkDB, use_db
 from coverage import CoverageData
 
-# `|` stands in annotations and `**` before keyword arguments: their mutants are no behaviour or no Python.
+# `|` appears in annotations and `**` before keyword arguments. Their mutants change no behavior or are not valid
+# Python.
 LEFT_OUT = ("core/ReplaceBinaryOperator_BitOr", "core/ReplaceBinaryOperator_Pow")
 BROKEN = 99
 MINUTE = 60
@@ -40,7 +42,7 @@ MINUTE = 60
 
 @dataclass
 class Mutant:
-    """A place in a module, what is written there instead, and the outcome of its trial.
+    """A place in a module, its replacement text, and the outcome of the trial.
 
     Outcomes: "killed" by a test, "survived", "no end" within a minute, "untested" where no test covers the module.
     """
@@ -54,7 +56,7 @@ class Mutant:
 
 
 def sample(root: Path, folders: Iterable[str], count: int, seed: int) -> list[Mutant]:
-    """Return mutants that compile, at most one a place, drawn with a seed."""
+    """Return a random sample of mutants that compile, at most one for each place."""
     with tempfile.TemporaryDirectory() as folder, use_db(f"{folder}/work.sqlite", WorkDB.Mode.create) as work:
         init([path for name in folders for path in sorted((root / name).rglob("*.py"))], work, {})
         mutations = [mutation for item in work.work_items for mutation in item.mutations]
@@ -76,20 +78,20 @@ def sample(root: Path, folders: Iterable[str], count: int, seed: int) -> list[Mu
 
 
 def mutated(root: Path, mutant: Mutant) -> str:
-    """Return the source of the mutant's module with the mutation."""
+    """Return the source of the mutant's module with the mutation applied."""
     code = mutate_code((root / mutant.module).read_text(), get_operator(mutant.operator)(), mutant.occurrence)
     assert code is not None, mutant
     return str(code)
 
 
 def recorded_seconds(junit: Path) -> dict[str, float]:
-    """Return the seconds of each test by its name: the file's stem, and what pytest calls the test."""
+    """Return the seconds of each test. The key is the file's stem with pytest's name of the test."""
     cases = [case.attrib for case in ElementTree.parse(junit).iter("testcase")]
     return {f"{case['classname'].rpartition('.')[2]}::{case['name']}": float(case["time"]) for case in cases}
 
 
 class Selection:
-    """Which tests to try on a mutant, from the coverage contexts and times of one run."""
+    """The tests to try on a mutant, from the coverage contexts and times of one run."""
 
     def __init__(self, root: Path, coverage: Path, junit: Path, most: int, tables: str) -> None:
         self.root, self.most, self.tables = root, most, tables
@@ -98,7 +100,7 @@ class Selection:
         self.seconds = recorded_seconds(junit)
 
     def tests(self, mutant: Mutant) -> list[str]:
-        """Return the names of the tests: the fastest case of each test function, then the second of each, and so on."""
+        """Return the names of the tests: the fastest case of each test function, then the second fastest, and so on."""
         file = next((name for name in self.data.measured_files() if name.endswith(f"/{mutant.module}")), None)
         contexts = self.data.contexts_by_lineno(file) if file else {}
         line = first_line(self.root / mutant.module, mutant.line)
@@ -122,7 +124,7 @@ def names(contexts: Iterable[str]) -> set[str]:
 
 
 def first_line(path: Path, line: int) -> int:
-    """Return where the statement begins that holds a line: there coverage records it."""
+    """Return the first line of the statement that contains a line. Coverage records that first line."""
     statements = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.stmt)]
     inside = [node.lineno for node in statements if node.lineno <= line <= (node.end_lineno or node.lineno)]
     return max(inside, default=line)
@@ -149,12 +151,12 @@ def run(mutants: list[Mutant], selection: Selection) -> Iterator[Mutant]:
 
 
 def outcome(copy: Path, tests: list[str]) -> tuple[str, str]:
-    """Run tests in a process of their own until one fails."""
+    """Run tests in a new process until one fails."""
     report = copy / "report.json"
     report.unlink(missing_ok=True)
     child = os.fork()
     if not child:
-        # Whatever happens, a child must not go on as its parent.
+        # The child must never continue with the parent's code.
         status = BROKEN
         try:
             status = trial(copy, tests, report)
@@ -180,7 +182,8 @@ def trial(copy: Path, tests: list[str], report: Path) -> int:
     os.chdir(copy)
     for descriptor in (1, 2):
         os.dup2(os.open("output.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND), descriptor)
-    # The package is found in the copy, here and in processes that tests start, and this script beside nothing.
+    # Import the package from the copy, here and in the processes that tests start. The script's own folder is dropped
+    # from the path.
     sys.path[0] = str(copy.parent)
     os.environ |= {"PYTHONPATH": str(copy.parent), "PYTHONDONTWRITEBYTECODE": "1", "OMP_NUM_THREADS": "1"}
     sys.dont_write_bytecode = True

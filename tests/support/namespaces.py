@@ -1,4 +1,4 @@
-"""Backbones in the open namespaces `timm/` and `torchvision/`: an odd size of images, and their maps."""
+"""Helpers for backbones in the open namespaces `timm/` and `torchvision/`: an odd image size, and their maps."""
 
 import torch
 from torch import Tensor, nn

@@ -1,4 +1,4 @@
-"""Independent implementations of the same networks, filled with the same random weights."""
+"""Independent implementations of the same networks, with the same random weights."""
 
 from collections.abc import Callable, Iterable
 
@@ -7,7 +7,7 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
-# Address → the submodule of the other library whose output it is. Written by hand from the printed modules of each.
+# Address → the submodule of the other library that computes the same output, written by hand from the printed modules.
 TORCHVISION = {
     "mobilenet_v2": {
         "C1": "features.1",
@@ -109,11 +109,11 @@ def timm_model(name: str, **options: object) -> nn.Module:
 
 @torch.no_grad()
 def randomised(model: nn.Module) -> nn.Module:
-    """Give every norm other statistics in every channel: fresh ones, all zeros and ones, hide every mistake of eps."""
+    """Give each channel of each norm different statistics. The initial zeros and ones would hide a wrong epsilon."""
     generator = torch.Generator().manual_seed(1)
     for name, tensor in model.state_dict(keep_vars=True).items():
         if name.endswith("running_var"):
-            # Small variances, where a wrong eps changes most.
+            # Small variances, which are most sensitive to a wrong epsilon.
             tensor.copy_(torch.rand(tensor.shape, generator=generator) * 0.5 + 0.01)
         elif tensor.ndim == 1 and tensor.is_floating_point():
             tensor.copy_(torch.randn(tensor.shape, generator=generator) * 0.2 + (name.endswith("weight")))
@@ -124,11 +124,15 @@ def randomised(model: nn.Module) -> nn.Module:
 def with_statistics(
     model: nn.Module, run: Callable[[nn.Module], object] | None = None, *, nearly_dead: bool = True
 ) -> nn.Module:
-    """Weights of norms at random, statistics of random images, and a few channels with a running variance of 1e-6.
+    """Give norms random weights and the statistics of random images, with a variance of 1e-6 in a few channels.
 
-    Such channels are where a wrong eps changes most. The other statistics are real ones, because a network whose norms
-    do not normalize multiplies every rounding a millionfold. `run` is a pass of a model that takes more than a batch;
-    without `nearly_dead`, there are no such channels.
+    Channels with a tiny variance are most sensitive to a wrong epsilon. The other statistics come from a forward pass,
+    because a network whose norms do not normalize magnifies rounding errors a millionfold.
+
+    Args:
+        model: the model to change.
+        run: a training pass, for models that take more than a batch of images.
+        nearly_dead: whether some channels get a variance of 1e-6.
     """
     norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d)]
     momenta = [norm.momentum for norm in norms]
@@ -151,7 +155,7 @@ def with_statistics(
 
 @torch.no_grad()
 def copy_in_order(source: nn.Module, target: nn.Module) -> None:
-    """Copy all tensors, paired by their order, which all three libraries share; shapes must agree."""
+    """Copy all tensors in order, which is the same in all three libraries. Shapes must agree."""
     ours, theirs = list(target.state_dict(keep_vars=True).values()), list(source.state_dict().values())
     assert len(ours) == len(theirs)
     for tensor, value in zip(ours, theirs, strict=True):
@@ -162,7 +166,7 @@ def copy_in_order(source: nn.Module, target: nn.Module) -> None:
 
 @torch.no_grad()
 def outputs_at(model: nn.Module, modules: Iterable[str], images: Tensor) -> tuple[dict[str, Tensor], Tensor]:
-    """Return the outputs of submodules in one forward pass, and the model's own."""
+    """Return the outputs of submodules in one forward pass, and the model's output."""
     seen: dict[str, Tensor] = {}
 
     def record(name: str) -> None:

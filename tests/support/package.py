@@ -1,4 +1,4 @@
-"""The files and modules of the package: which exist, what of them is public, and what they import."""
+"""The files and modules of the package, their public names and their imports."""
 
 import ast
 import importlib
@@ -39,7 +39,7 @@ def public_things(module: ModuleType) -> list[tuple[str, object]]:
 
 
 def check_documented(name: str) -> None:
-    """Check that a module and everything public in it have docstrings."""
+    """Check that a module and its public members have docstrings."""
     module = importlib.import_module(name)
     assert module.__doc__
     for thing, value in public_things(module):

@@ -1,4 +1,4 @@
-"""A distribution `packed` that carries weights, and must never be imported."""
+"""A distribution `packed` that contains weights. Importing it is an error."""
 
 from pathlib import Path
 
@@ -9,9 +9,12 @@ ADDRESS = f"pkg://packed/{INSIDE}"
 
 
 def write_packed(folder: Path, content: bytes | None, *, code: Path | None = None) -> Path:
-    """Write what installing `packed` leaves in a folder, and return the path of its weights; None leaves them out.
+    """Write the files that installing `packed` creates, and return the path of its weights.
 
-    `code` is another folder for the package, as of an editable installation.
+    Args:
+        folder: the folder on `sys.path`.
+        content: the weights, or None to leave them out.
+        code: another folder for the package, as in an editable installation.
     """
     write_metadata(folder, "packed", "", version="1.2")
     path = (code or folder) / INSIDE

@@ -1,8 +1,8 @@
-"""PaddleClas's MobileNetV3s as modules of their own, and state dicts as `paddle.save` writes them.
+"""PaddleClas's MobileNetV3 models as independent modules, and state dicts in the format of `paddle.save`.
 
-Written from the description of `ppcls/arch/backbone/legendary_models/mobilenet_v3.py`, with its names of modules. It
-was compared with the same network in Paddle 3.3.1: logits in float64 agree to 1e-7, which is the rounding of Paddle's
-float32 constants.
+Written from the description of `ppcls/arch/backbone/legendary_models/mobilenet_v3.py`, with its module names. The
+module was compared with the same network in Paddle 3.3.1: logits in float64 agree to 1e-7, which is the rounding error
+of Paddle's float32 constants.
 """
 
 import pickle
@@ -41,7 +41,7 @@ NAME_TABLE = "StructuredToParameterName@@"
 
 
 def scaled(channels: int, scale: float) -> int:
-    """Return a number of channels times `scale`, rounded to a multiple of 8, not below 90 %."""
+    """Return a number of channels times `scale`, rounded to a multiple of 8 and not reduced by more than 10 %."""
     wanted = channels * scale
     rounded = max(8, int(wanted + 4) // 8 * 8)
     return rounded + 8 if rounded < 0.9 * wanted else rounded
@@ -87,7 +87,7 @@ class ResidualUnit(nn.Module):
 
 
 class MobileNetV3(nn.Module):
-    """PaddleClas's network; in evaluation its classifier reads 0.8 of the hidden layer."""
+    """PaddleClas's network. In evaluation, its classifier multiplies the hidden layer by 0.8."""
 
     def __init__(self, size: str, scale: float = 1.0, classes: int = 1000) -> None:
         super().__init__()
@@ -110,7 +110,7 @@ class MobileNetV3(nn.Module):
 
 
 def paddle_state(model: nn.Module) -> dict[str, NDArray[Any]]:
-    """Return the state of a module by Paddle's names of statistics, its linear weight as (in, out)."""
+    """Return a module's state with Paddle's names for statistics, and the linear weight as (in, out)."""
     names = {"running_mean": "_mean", "running_var": "_variance"}
     state = {}
     for name, tensor in model.state_dict().items():
@@ -123,7 +123,7 @@ def paddle_state(model: nn.Module) -> dict[str, NDArray[Any]]:
 
 
 def load_paddle_state(model: nn.Module, state: Mapping[str, NDArray[Any]]) -> None:
-    """Fill a module with a state of Paddle's names, all of which must fit."""
+    """Load a state with Paddle's names into a module. All names must match."""
     names = {"_mean": "running_mean", "_variance": "running_var"}
     ours = {}
     for name, array in state.items():
@@ -135,6 +135,6 @@ def load_paddle_state(model: nn.Module, state: Mapping[str, NDArray[Any]]) -> No
 
 
 def pdparams(state: Mapping[str, object], protocol: int = 4) -> bytes:
-    """Return a file as paddle.save writes it, with its table of the names inside Paddle."""
+    """Return a file in the format of `paddle.save`, with its table of Paddle's internal names."""
     table = {name: f"parameter_{index}.w_0" for index, name in enumerate(state)}
     return pickle.dumps({**state, NAME_TABLE: table}, protocol)

@@ -1,10 +1,10 @@
-"""The pages of the repository as text: their blocks of code, what is printed behind them, their links.
+"""The pages of the repository as text: code blocks, their expected output, and links.
 
-- A block is fenced, and says its language. What it prints stands in a block ``text`` right behind it.
-- ``…`` in what is printed stands for anything on its line; a line of ``…`` alone for any lines. What cannot be seen
-  (empty lines, spaces at the end of one) is not compared.
-- ``<!-- not run: REASON -->`` directly above a block says why no test runs it.
-- ``--8<-- "installation.md:install"`` includes a section of a page of ``docs/``, as pymdownx.snippets does.
+- A code block is fenced and states its language. Its expected output follows directly in a ``text`` block.
+- In expected output, ``…`` matches anything within a line, and a line with only ``…`` matches any number of lines.
+  Empty lines and trailing spaces are not compared.
+- ``<!-- not run: REASON -->`` directly above a block explains why no test runs it.
+- ``--8<-- "installation.md:install"`` includes a section of a page of ``docs/``, like pymdownx.snippets.
 """
 
 import re
@@ -71,12 +71,12 @@ LINKS = (
 
 @dataclass(frozen=True)
 class Block:
-    """A block of a page.
+    """A code block of a page.
 
     Attributes:
-        before: the words between the block before and this one.
-        printed: what it prints; None where the page does not say.
-        why_not_run: the reason, where no test is to run it.
+        before: the text between the previous block and this one.
+        printed: the expected output, or None if the page does not show it.
+        why_not_run: the reason, if no test should run it.
     """
 
     language: str
@@ -88,7 +88,7 @@ class Block:
 
 
 def section(name: str, label: str) -> str:
-    """Return the section of a page of ``docs/`` between the markers that pymdownx.snippets reads.
+    """Return the section of a page of ``docs/`` between pymdownx.snippets markers.
 
     Raises:
         ValueError: the page does not have the section exactly once.
@@ -101,16 +101,15 @@ def section(name: str, label: str) -> str:
 
 
 def read_page(path: Path) -> str:
-    """Return the text of a page with its includes in place."""
+    """Return the text of a page with its includes resolved."""
     return INCLUDE.sub(lambda include: section(include[1], include[2]).rstrip("\n"), path.read_text())
 
 
 def blocks(page: str) -> list[Block]:
-    """Return the blocks of a page, those that are printed in the ones before them.
+    """Return the code blocks of a page, each with its expected output.
 
     Raises:
-        ValueError: a block without a language, of one that nobody runs or reads, without an end, or exempted without
-            a reason.
+        ValueError: a block has no language, an unsupported language or no end, or is exempted without a reason.
     """
     found: list[Block] = []
     for language, text, line, before in _fenced(page):
@@ -129,7 +128,7 @@ def blocks(page: str) -> list[Block]:
 
 
 def _fenced(page: str) -> Iterator[tuple[str, str, int, str]]:
-    """Yield language, text, line and the words before of every fenced block."""
+    """Yield language, text, line and preceding text of every fenced block."""
     lines = page.splitlines(keepends=True)
     before: list[str] = []
     start: tuple[int, str, str] | None = None
@@ -147,12 +146,12 @@ def _fenced(page: str) -> Iterator[tuple[str, str, int, str]]:
 
 
 def seen(text: str) -> list[str]:
-    """Return the lines without what cannot be seen."""
+    """Return the lines without invisible differences."""
     return [line.rstrip() for line in text.splitlines() if line.strip()]
 
 
 def agree(stated: str, printed: str) -> bool:
-    """Say whether a page states what is printed."""
+    """Return whether the expected output matches the actual output."""
     pattern = "".join(
         r"(?:.*\n)*?" if line.strip() == "…" else re.escape(line).replace("…", ".*") + r"\n" for line in seen(stated)
     )
@@ -160,7 +159,7 @@ def agree(stated: str, printed: str) -> bool:
 
 
 def commands(session: str) -> list[tuple[str, str]]:
-    """Return each command of a session at a terminal with what it prints; a line of a command may follow `> `.
+    """Return each command of a terminal session with its output. `> ` continues a command.
 
     Raises:
         ValueError: the session does not begin with a command.
@@ -179,7 +178,7 @@ def commands(session: str) -> list[tuple[str, str]]:
 
 
 def prose(page: str) -> str:
-    """Return a page without its blocks."""
+    """Return a page without its code blocks."""
     kept, inside = [], False
     for line in page.splitlines(keepends=True):
         if FENCE.match(line):
@@ -190,7 +189,7 @@ def prose(page: str) -> str:
 
 
 def anchors(page: str) -> set[str]:
-    """Return what `#…` may name in a page, by GitHub's rule."""
+    """Return the anchors of a page, by GitHub's rule."""
     found: set[str] = set()
     for heading in re.findall(r"^#{1,6} +(.*?)#* *$", prose(page), re.MULTILINE):
         words = re.sub(r"!?\[([^\]]*)\]\([^)]*\)", r"\1", heading)
@@ -203,7 +202,7 @@ def anchors(page: str) -> set[str]:
 
 
 def broken_links(path: Path) -> list[str]:
-    """Return the links of a page that lead nowhere; those to other sites are not followed."""
+    """Return the broken links of a page. Links to other sites are not checked."""
     text = INLINE_CODE.sub("", prose(path.read_text()))
     broken = []
     for link in (link for pattern in LINKS for link in pattern.findall(text)):
@@ -217,5 +216,5 @@ def broken_links(path: Path) -> list[str]:
 
 
 def missing_tests(page: str) -> list[str]:
-    """Return the files and folders of tests/ that a page mentions and that do not exist."""
+    """Return the files and folders of tests/ that a page mentions but that do not exist."""
     return [path for path in re.findall(r"(?<![\w/-])tests/[\w/]+(?:\.py)?", page) if not (ROOT / path).exists()]

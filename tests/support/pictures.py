@@ -1,4 +1,4 @@
-"""Pictures that were drawn, as pixels."""
+"""Pixels of drawn pictures."""
 
 from pathlib import Path
 
@@ -15,10 +15,10 @@ def read_pixels(path: Path) -> NDArray[np.uint8]:
 
 
 def has_white_edges(page: NDArray[np.uint8]) -> bool:
-    """Whether nothing reaches the edge of a picture, so that nothing is cut off."""
+    """Return whether the edges of a picture are white, so that nothing is cut off."""
     return all(bool((edge == 255).all()) for edge in (page[0], page[-1], page[:, 0], page[:, -1]))
 
 
 def has_colour(page: NDArray[np.uint8], colour: tuple[int, int, int]) -> NDArray[np.bool_]:
-    """Return which pixels (H, W) have a colour."""
+    """Return which pixels (H, W) have a color."""
     return (page == colour).all(-1)

@@ -1,4 +1,4 @@
-"""Following a page: every block is run, read or compared, in the order of the page, as a reader would."""
+"""Follow a page as a reader would: run, read or compare every code block in order."""
 
 import difflib
 import json
@@ -38,7 +38,7 @@ for line in sys.stdin:
 
 
 def installable(words: list[str]) -> bool:
-    """Check `pip install`: names and extras are pyproject.toml's. It is run where it is of folders, by "./"."""
+    """Check that names and extras in `pip install` are pyproject.toml's. Only installs from folders ("./") are run."""
     wanted = [word for word in words if not word.startswith("-") and word not in REQUIREMENTS]
     if wanted and all(word.startswith("./") for word in wanted):
         return True
@@ -53,7 +53,7 @@ def installable(words: list[str]) -> bool:
 
 
 def a_target(words: list[str]) -> bool:
-    """Check `make`: targets are the Makefile's. They are not run: they install, or run the tests."""
+    """Check that `make` targets exist. They are not run, because they install packages or run the tests."""
     makefile = (ROOT / "Makefile").read_text()
     for word in words:
         assert "=" in word or re.search(rf"^{re.escape(word)}:", makefile, re.MULTILINE), f"make {word}: no such target"
@@ -65,7 +65,7 @@ CHECKED: dict[str, Callable[[list[str]], bool]] = {"pip install": installable, "
 
 
 def to_run(script: str) -> str:
-    """Return a script without the lines that are checked and not run."""
+    """Return a script without the lines that are only checked."""
     kept = []
     for line in script.splitlines(keepends=True):
         check = next((name for name in CHECKED if f"{line.strip()} ".startswith(f"{name} ")), None)
@@ -75,7 +75,7 @@ def to_run(script: str) -> str:
 
 
 def read_toml(text: str, terminal: Terminal, folder: Path) -> None:
-    """Have our own loader read TOML that it reads: settings of a training, a catalogue; anything else is parsed."""
+    """Read TOML with featuretap's loader if it is training settings or a catalogue; otherwise only parse it."""
     content = tomllib.loads(text)
     tables = {name for name, value in content.items() if isinstance(value, dict)}
     if "schema" in content or tables & {"backbones", "weights", "plugins", "mirrors"}:
@@ -89,10 +89,10 @@ def read_toml(text: str, terminal: Terminal, folder: Path) -> None:
 
 
 class Reader:
-    """Somebody who follows a page in a folder, at a terminal.
+    """A reader who follows a page in a folder, in a terminal.
 
     Attributes:
-        did: what was done with the blocks: "run", "read", "written", "compared", "not run".
+        did: how each block was handled: "run", "read", "written", "compared" or "not run".
     """
 
     def __init__(self, folder: Path, terminal: Terminal) -> None:
@@ -110,11 +110,11 @@ class Reader:
             self._python.communicate()
 
     def follow(self, page: str) -> None:
-        """Do what a page says.
+        """Follow a page.
 
         Raises:
-            AssertionError: it does not work, or something else comes out.
-            ValueError: the page has a block that nobody can follow.
+            AssertionError: a block fails, or its output differs.
+            ValueError: the page has a block that cannot be followed.
         """
         for block in blocks(page):
             try:
@@ -145,7 +145,7 @@ class Reader:
         return "read"
 
     def _named(self, block: Block) -> Path | None:
-        """Return the file that a block is, by the words before it: one that lies there, or is to be written."""
+        """Return the file that the preceding text names for a block, if it exists or the page says to write it."""
         suffix = SUFFIXES.get(block.language)
         paths = re.findall(rf"`([\w.-]+/[\w./-]+{re.escape(suffix)})`", block.before) if suffix else []
         if not paths:
@@ -184,7 +184,7 @@ class Reader:
             self._compare(block.printed, ran.stdout)
 
     def _session(self, block: Block) -> None:
-        """Run the commands of a session; an error is what its output says it is."""
+        """Run the commands of a session. A failing command is allowed if its output matches."""
         stated = [(command, printed) for command, printed in commands(block.text) if to_run(command) == command]
         ran = self._shell("set +eu", *(f"{command}\nprintf '\\n\\0\\n'" for command, _ in stated))
         outputs = ran.stdout.split("\0")
@@ -202,7 +202,7 @@ class Reader:
 
 
 def follow_page(name: str, reader: Reader) -> None:
-    """Follow a page of the repository; as many of its blocks as expected are not run, written and compared."""
+    """Follow a page of the repository, and check how many blocks were not run, written and compared."""
     reader.follow(read_page(ROOT / name))
     assert reader.did["not run"] == NOT_RUN.get(name, 0)
     assert (reader.did["written"], reader.did["compared"]) == FILES.get(name, (0, 0))

@@ -1,4 +1,4 @@
-"""What somebody who follows a page has in the folder: photographs, a street with boxes and masks, published weights."""
+"""Files of a reader who follows a page: photographs, street scenes with boxes and masks, published weights."""
 
 import json
 import shutil

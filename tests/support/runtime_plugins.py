@@ -1,4 +1,4 @@
-"""Plugins of runtimes, made in a test."""
+"""Plugins of runtimes, created in a test."""
 
 import types
 

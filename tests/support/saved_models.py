@@ -1,4 +1,4 @@
-"""Small models to save and load, and comparisons of models and of folders."""
+"""Small models to save and load, and comparisons of models and folders."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -30,7 +30,7 @@ def full_backbone(registry: Registry) -> nn.Module:
 
 
 def bits(tensors: Mapping[str, Tensor]) -> dict[str, tuple[object, ...]]:
-    """Return dtype, shape and bytes of each tensor, so that equality means equal bits."""
+    """Return the dtype, shape and bytes of each tensor, so that equality means equal bits."""
     return {
         name: (tensor.dtype, tuple(tensor.shape), tensor.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
         for name, tensor in tensors.items()
@@ -59,7 +59,7 @@ def error_of(function: Callable[[], object], kind: type[FeaturetapError] = Weigh
 
 @torch.no_grad()
 def fill_randomly(model: nn.Module) -> nn.Module:
-    """Overwrite all tensors, integers with 7."""
+    """Fill all floating-point tensors with random values, and integer tensors with 7."""
     for tensor in model.state_dict(keep_vars=True).values():
         if tensor.is_floating_point():
             tensor.uniform_(0.1, 1)

@@ -1,4 +1,4 @@
-"""Scenes with masks, logits for them, and how a segmentation task scores the two; also for processes of their own."""
+"""Scenes with masks, logits for them, and their scores. Tests in other processes use them too."""
 
 from typing import Any
 
@@ -26,7 +26,7 @@ def segmentation_task(**changes: Any) -> SegmentationTask:
 
 
 def scene(width: int = 90, height: int = 60) -> tuple[Image.Image, NDArray[np.uint8]]:
-    """A red and a blue rectangle on grey, and the class of each pixel."""
+    """Return a red and a blue rectangle on gray, and the class of each pixel."""
     mask = np.zeros((height, width), np.uint8)
     mask[height // 6 : height // 2, width // 9 : width // 3] = 1
     mask[height // 3 :, width // 2 :] = 2
@@ -34,7 +34,7 @@ def scene(width: int = 90, height: int = 60) -> tuple[Image.Image, NDArray[np.ui
 
 
 def logits_of(mask: Any) -> Tensor:
-    """Logits (K, H, W) that say a mask (H, W)."""
+    """Return logits (K, H, W) that predict a mask (H, W)."""
     return F.one_hot(torch.tensor(mask).long(), len(CLASSES)).permute(2, 0, 1) * 5.0
 
 

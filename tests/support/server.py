@@ -1,4 +1,4 @@
-"""A local server that stands in for download sites and for the Hugging Face hub."""
+"""A local server that replaces download sites and the Hugging Face Hub."""
 
 import base64
 import hashlib
@@ -15,12 +15,12 @@ TOKEN = "hf_thetokenthatmaywrite"
 
 
 class Server:
-    """A server of files by path; a path below /owner/repository/resolve/ is answered as the Hugging Face hub does.
+    """A server of files by path. It answers paths below /owner/repository/resolve/ as the Hugging Face Hub does.
 
     Attributes:
         files: path → content.
-        asked: paths in the order in which they were asked for.
-        created: what was asked for when a repository was created.
+        asked: requested paths in order.
+        created: requests to create a repository.
     """
 
     def __init__(self) -> None:
@@ -32,7 +32,7 @@ class Server:
         class Handler(http.server.BaseHTTPRequestHandler):
             def do_GET(self) -> None:
                 asked.append(self.path)
-                # All revisions are one.
+                # All revisions are the same.
                 repository, resolve, name = re.sub(f"/resolve/(v1|{COMMIT})/", "/resolve/main/", self.path).partition(
                     "/resolve/main/"
                 )

@@ -1,9 +1,9 @@
-"""A small table that has a row of every kind, in place of the networks that are made of them."""
+"""A small table with a row of every kind, to test them without full networks."""
 
 from featuretap.backbones.mobilenet_v3_paddle import PaddleBneck
 from featuretap.registry.specs import HS, RE, RE6, SE, BackboneSpec, Bneck, Classifier, Conv, Separable
 
-# Of each kind: with and without a shortcut, an expansion layer and squeeze-excite, where the kind has both.
+# Each kind appears with and without a shortcut, an expansion layer and squeeze-excite, where it supports both.
 EVERY_ROW = BackboneSpec(
     "every_row",
     stages=(

@@ -1,6 +1,6 @@
-"""TensorFlow's files written byte by byte: frozen graphs, and checkpoints with their index of LevelDB's format.
+"""TensorFlow files written byte by byte: frozen graphs, and checkpoints with an index in LevelDB's format.
 
-The writers share nothing with the readers that they test. Names are those of TF-slim and of the Object Detection API.
+The writers share no code with the readers under test. Names follow TF-slim and the Object Detection API.
 """
 
 import struct
@@ -19,7 +19,7 @@ DTYPES = {"f4": 1, "f8": 2, "i4": 3, "u1": 4, "i2": 5, "i1": 6, "i8": 9, "b1": 1
 NORM = {"weight": "gamma", "bias": "beta", "running_mean": "moving_mean", "running_var": "moving_variance"}
 
 
-# Messages of protobuf.
+# Protobuf messages.
 
 
 def varint(value: int) -> bytes:
@@ -32,7 +32,7 @@ def varint(value: int) -> bytes:
 
 
 def field(number: int, value: int | bytes | str | float) -> bytes:
-    """A field of a message: a number of variable length, a single-precision number, or a text or message."""
+    """Return a field of a message: a variable-length integer, a single-precision number, or a string or message."""
     if isinstance(value, float):
         return varint(number << 3 | 5) + struct.pack("<f", value)
     if isinstance(value, int):
@@ -51,7 +51,7 @@ def tensor_message(array: Array) -> bytes:
 
 
 def node(name: str, operation: str, **attributes: bytes) -> bytes:
-    """A node of a graph; attributes are messages of their values."""
+    """Return a node of a graph. Attributes are messages with their values."""
     listed = (field(5, field(1, key) + field(2, value)) for key, value in attributes.items())
     return field(1, field(1, name) + field(2, operation) + b"".join(listed))
 
@@ -61,7 +61,7 @@ def constant(name: str, array: Any) -> bytes:
 
 
 def graph(variables: Mapping[str, Array], *nodes: bytes) -> bytes:
-    """A frozen graph: a constant for each variable, and more nodes."""
+    """Return a frozen graph with a constant for each variable, and more nodes."""
     return b"".join([*(constant(name, array) for name, array in variables.items()), *nodes])
 
 
@@ -86,7 +86,7 @@ def masked_crc32c(content: bytes) -> int:
 
 
 def block(entries: Iterable[tuple[bytes, bytes]]) -> bytes:
-    """A block of a table, every key stored without the beginning that it shares with the one before."""
+    """Return a block of a table. Each key omits the prefix that it shares with the previous key."""
     content, before = b"", b""
     for key, value in entries:
         shared = next(
@@ -98,7 +98,7 @@ def block(entries: Iterable[tuple[bytes, bytes]]) -> bytes:
 
 
 def table(entries: Mapping[bytes, bytes], per_block: int = 7, compression: int = 0) -> bytes:
-    """A table of LevelDB's format with some entries a block."""
+    """Return a table in LevelDB's format with a given number of entries in a block."""
     content, handles = b"", []
 
     def append(inner: bytes) -> bytes:
@@ -120,9 +120,9 @@ def write_checkpoint(path: Path, variables: Mapping[str, Array], shards: int = 1
     """Write the files of a checkpoint, and return the path of its index.
 
     Args:
-        path: without the ending: "model.ckpt".
+        path: the path without the suffix, such as "model.ckpt".
         variables: name → array.
-        shards: files that the elements are divided into.
+        shards: number of files that the elements are divided into.
         **more: arguments of `table`.
     """
     entries = {b"": field(1, shards) + field(3, field(1, 1))}
@@ -146,16 +146,16 @@ def write_checkpoint(path: Path, variables: Mapping[str, Array], shards: int = 1
     return index
 
 
-# Names and kernels of TensorFlow.
+# TensorFlow's names and kernels.
 
 
 def kernel(weight: Array, *, depthwise: bool) -> Array:
-    """A kernel (out, in, height, width) as TensorFlow stores it."""
+    """Return a kernel (out, in, height, width) in TensorFlow's order."""
     return weight.transpose(2, 3, 0, 1) if depthwise else weight.transpose(2, 3, 1, 0)
 
 
 def layer(scope: str, conv: nn.Conv2d, norm: nn.BatchNorm2d | None = None) -> dict[str, Array]:
-    """The variables of a convolution, and of its norm where it has one."""
+    """Return the variables of a convolution, and of its norm if it has one."""
     depthwise = conv.groups > 1
     named = {"depthwise_weights" if depthwise else "weights": kernel(conv.weight.detach().numpy(), depthwise=depthwise)}
     if conv.bias is not None:

@@ -1,4 +1,4 @@
-"""Models as TensorFlow names and orders their variables, written without the tables under test."""
+"""Models with TensorFlow's names and order of variables, written without the tables under test."""
 
 from itertools import pairwise
 from typing import Any
@@ -20,11 +20,11 @@ NORM_KINDS = ("gamma", "beta", "moving_mean", "moving_variance")
 RATIOS = [1.0, 2.0, 0.5, 3.0, 0.3333, 1.0]
 
 
-# Classifiers of timm's.
+# timm's classifiers.
 
 
 def timm_classifier(name: str, classes: int, **options: Any) -> nn.Module:
-    """A network of timm's with TensorFlow's padding and epsilon, and with statistics."""
+    """Return a timm network with TensorFlow's padding and epsilon, and with statistics."""
     torch.manual_seed(0)
     model = timm.create_model(name, num_classes=classes, **options)
     for module in model.modules():
@@ -34,7 +34,7 @@ def timm_classifier(name: str, classes: int, **options: Any) -> nn.Module:
 
 
 def classifier_variables(model: Any, scope: str) -> dict[str, Array]:
-    """The variables of TF-slim's network of the same kind."""
+    """Return the variables of the corresponding TF-slim network."""
     blocks = [block for stage in model.blocks for block in stage]
     if scope == "MobilenetV1":
         named = layer("Conv2d_0", model.conv_stem, model.bn1)
@@ -67,16 +67,16 @@ def classifier_variables(model: Any, scope: str) -> dict[str, Array]:
     return {f"{scope}/{name}": array for name, array in named.items()}
 
 
-# Detectors of ours.
+# featuretap's detectors.
 
 
 def detector_variables(model: Any, scope: str, last: str) -> dict[str, Array]:
-    """The variables of a detector of the Object Detection API.
+    """Return the variables of a detector of the Object Detection API.
 
     Args:
-        model: a detector of ours with SSD or SSDLite.
-        scope: of the backbone.
-        last: what its last layer is called in the names of the extra layers.
+        model: a featuretap detector with SSD or SSDLite.
+        scope: the scope of the backbone.
+        last: the name of the backbone's last layer within the names of the extra layers.
     """
     named = {f"FeatureExtractor/{name}": array for name, array in _backbone_variables(model.backbone, scope).items()}
     for index, extra in enumerate(model.head.neck.extra):
@@ -136,7 +136,7 @@ def detector_graph(
     ratios: list[float] | None = None,
     half_pixel_centers: bool = False,
 ) -> bytes:
-    """A frozen graph of the Object Detection API as far as it states a detector's settings."""
+    """Return a frozen graph of the Object Detection API, with the parts that state a detector's settings."""
     nodes = [
         constant("Preprocessor/map/while/ResizeImage/stack", np.array(size, "i4")),
         node(
@@ -164,7 +164,7 @@ def detector_graph(
 
 
 def tiny_variables() -> dict[str, Array]:
-    """The variables of TF-slim's MobileNetV1 at width 0.05, without logits."""
+    """Return the variables of TF-slim's MobileNetV1 at width 0.05, without logits."""
     stem, *others = (8, 8, 8, 8, 16, 16, 24, 24, 24, 24, 24, 24, 48, 48)
     variables: dict[str, Array] = {}
 

@@ -1,4 +1,4 @@
-"""A terminal in an environment, as somebody has it who follows a page."""
+"""A terminal in a virtual environment, as a reader of a page uses it."""
 
 import os
 import subprocess
@@ -14,9 +14,10 @@ OFFLINE = TESTS / "support" / "offline"
 
 
 class Terminal:
-    """Runs commands as if an environment had been activated, without a network.
+    """Runs commands as in an activated environment, without a network.
 
-    Its `featuretap`, `pytest`, `python -c` and `python -m` are forks of an interpreter that has imported PyTorch.
+    Its `featuretap`, `pytest`, `python -c` and `python -m` are forks of an interpreter that has already imported
+    PyTorch.
     """
 
     def __init__(self, environment: Environment) -> None:
@@ -32,7 +33,7 @@ class Terminal:
         self._write("pip", f'exec {sys.executable} -m pip --python {real} "$@"')
 
     def run(self, script: str, folder: Path, **variables: str) -> subprocess.CompletedProcess[str]:
-        """Run a script of bash, which ends at the first command that fails; pip installs from disk only."""
+        """Run a bash script, which stops at the first failing command. pip installs from disk only."""
         return subprocess.run(
             ["bash", "-euc", script],
             cwd=folder,
@@ -43,7 +44,7 @@ class Terminal:
         )
 
     def interpreter(self, code: str, folder: Path, errors: Path) -> subprocess.Popen[str]:
-        """Start `python -c CODE`, which reads from and writes to pipes, and its errors to a file."""
+        """Start `python -c CODE` with pipes for its input and output. Its errors are written to a file."""
         with errors.open("w") as written:
             return subprocess.Popen(
                 self.python.command("-c", code),

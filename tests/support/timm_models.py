@@ -1,4 +1,4 @@
-"""Our backbones as timm's models: their names, and helpers that compare them with the registry's."""
+"""featuretap's backbones as timm models: their names, and comparisons with the registry's models."""
 
 import timm
 from support import oracles
@@ -29,13 +29,13 @@ CLOSE = {"rtol": 1e-9, "atol": 1e-9}
 
 
 def backbone_and_options(name: str) -> tuple[str, dict[str, bool]]:
-    """Return the backbone and the options that a model of timm stands for."""
+    """Return the backbone and options that a timm model name stands for."""
     backbone = name.removeprefix("featuretap_")
     return backbone.removesuffix("_reduced_tail"), {"reduced_tail": backbone.endswith("_reduced_tail")}
 
 
 def timm_counterpart(built: nn.Module, name: str, **arguments: object) -> nn.Module:
-    """Make a model of timm with the weights of one from the registry, which must have the same names and shapes."""
+    """Create a timm model with the weights of a registry model. Names and shapes must be the same."""
     model = timm.create_model(name, **arguments).double().eval()
     model.load_state_dict({key.removeprefix("backbone."): value for key, value in built.state_dict().items()})
     return model
@@ -46,5 +46,5 @@ def random_model(name: str, **arguments: object) -> nn.Module:
 
 
 def without_gradient(model: nn.Module) -> list[str]:
-    """Return the names of the parameters that have no gradient."""
+    """Return the names of the parameters without a gradient."""
     return [name for name, parameter in model.named_parameters() if parameter.grad is None]

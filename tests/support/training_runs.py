@@ -1,4 +1,4 @@
-"""Small data sets that a small model learns in seconds, and how a run on them is configured."""
+"""Small data sets that a small model learns in seconds, and run configurations for them."""
 
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ COLOURS = {"blue": 2, "green": 1, "red": 0}
 
 
 def coloured_folder(path: Path, count: int = 12, size: int = 24) -> Path:
-    """Write noisy pictures of three classes, told apart by their strongest colour."""
+    """Write noisy pictures of three classes, which differ in their strongest color."""
     noise = np.random.default_rng(0)
     for name, channel in COLOURS.items():
         (path / name).mkdir(parents=True)
@@ -24,7 +24,7 @@ def coloured_folder(path: Path, count: int = 12, size: int = 24) -> Path:
 
 
 def small_run(data: Path | str, out: Path, **settings: Any) -> Configuration:
-    """Return the configuration of a run of a few seconds."""
+    """Return the configuration of a run that takes a few seconds."""
     usual: dict[str, Any] = {
         "data": str(data),
         "backbone": "mobilenet_v1",

@@ -1,14 +1,17 @@
-"""Python processes that do not have to import PyTorch, torchvision and timm: forks of one interpreter that has.
+"""Python processes that start without importing PyTorch, torchvision and timm: forks of an interpreter that has.
 
-Importing the three takes several seconds, which most commands on the pages would otherwise spend again. `WarmPython`
-starts an interpreter of an environment as a server, which imports them, but nothing of featuretap. `command` returns a
-command line that stands for `python -c CODE …` or `python -m MODULE …`: a small client hands its arguments,
-environment variables, working directory and standard streams to the server, waits for the fork that runs them, and
-exits with the same status. The fork has a `__main__`, `sys.argv` and `sys.path` of its own, finds what was installed
-since the server started, and ends as every interpreter does. Two things differ: the variables that Python reads at
-its start, such as PYTHONPATH, are those of the server, and standard output is never buffered.
+Importing the three libraries takes several seconds, which most commands on the pages would otherwise spend again.
+`WarmPython` starts an interpreter of an environment as a server, which imports them but nothing from featuretap.
+`command` returns a command line that replaces `python -c CODE …` or `python -m MODULE …`. Its small client sends its
+arguments, environment variables, working directory and standard streams to the server, waits for the fork that runs
+them, and exits with the same status.
 
-This file is the server and the client as well. tests/pages/test_warm_python.py compares forks with other processes.
+The fork has its own `__main__`, `sys.argv` and `sys.path`, finds packages installed since the server started, and ends
+like any interpreter. Two things differ: variables that Python reads at startup, such as PYTHONPATH, are the server's,
+and standard output is never buffered.
+
+This file contains both the server and the client. tests/pages/test_warm_python.py compares forks with ordinary
+processes.
 """
 
 import gc
@@ -32,7 +35,7 @@ from typing import Any
 
 
 class WarmPython:
-    """The server of an environment, seen from a test.
+    """The server of an environment, as a test uses it.
 
     Args:
         python: the interpreter of the environment.
@@ -41,7 +44,7 @@ class WarmPython:
 
     def __init__(self, python: Path, variables: Mapping[str, str]) -> None:
         self._python = python
-        # The path of a socket has at most 107 characters on Linux, and a test's own folder may have more.
+        # A socket path has at most 107 characters on Linux, and a test's temporary folder can be longer.
         self._folder = tempfile.TemporaryDirectory(prefix="warm-python-")
         self._address = str(Path(self._folder.name) / "socket")
         command = [python, __file__, "serve", self._address]
@@ -61,7 +64,7 @@ class WarmPython:
 
 
 def ask(address: str, arguments: list[str]) -> int:
-    """Have a fork run `python ARGUMENTS`, and return its exit status; a negative one is a signal."""
+    """Run `python ARGUMENTS` in a fork and return its exit status. A negative status is a signal."""
     request = {"arguments": arguments, "variables": dict(os.environ), "folder": os.getcwd()}
     with socket.socket(socket.AF_UNIX) as connection:
         connection.connect(address)
@@ -73,13 +76,13 @@ def ask(address: str, arguments: list[str]) -> int:
 
 
 def serve(address: str) -> tuple[dict[str, Any], list[int]]:
-    """Fork for each request until standard input ends; return the request and its standard streams in the fork."""
+    """Fork for each request until standard input ends. In the fork, return the request and its standard streams."""
     del sys.path[0]  # This folder: its modules are no part of an environment.
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         for name in ("torch", "torchvision", "timm"):
             importlib.import_module(name)
-    # Garbage collections of the forks would visit all that was imported, and so copy it.
+    # Garbage collection in a fork would visit all imported objects, and copy their memory.
     gc.freeze()
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     with socket.socket(socket.AF_UNIX) as listening:
@@ -104,7 +107,7 @@ def serve(address: str) -> tuple[dict[str, Any], list[int]]:
 
 
 def become(request: dict[str, Any], streams: list[int]) -> None:
-    """Turn a fork into the process that was asked for, and run it."""
+    """Turn a fork into the requested process, and run it."""
     for number, stream in enumerate(streams):
         os.dup2(stream, number)
         os.close(stream)
@@ -118,7 +121,7 @@ def become(request: dict[str, Any], streams: list[int]) -> None:
     importlib.invalidate_caches()
     for folder in site.getsitepackages():
         site.addsitedir(folder)
-    # Random numbers of the standard library are seeded by every fork, these are not.
+    # Python reseeds the standard library's random numbers in every fork, but not these.
     sys.modules["numpy"].random.seed()
     sys.modules["torch"].seed()
     kind, what, *rest = request["arguments"]

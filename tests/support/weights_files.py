@@ -1,4 +1,4 @@
-"""Weights files written by hand, sound and malformed, and the errors that reading them raises."""
+"""Weights files written by hand, both valid and malformed, and the errors raised when reading them."""
 
 import io
 import json
@@ -25,18 +25,18 @@ RUNS_CODE = (
 
 
 def framed(header: object, data: bytes = DATA, length: int | None = None) -> bytes:
-    """Return a safetensors file; a header that is not bytes is written as JSON."""
+    """Return a safetensors file. A header that is not bytes is encoded as JSON."""
     text = header if isinstance(header, bytes) else json.dumps(header).encode()
     return (len(text) if length is None else length).to_bytes(8, "little") + text + data
 
 
 def entry(**changes: object) -> dict[str, object]:
-    """Return the header entry of a tensor with some fields changed, or left out where they are None."""
+    """Return the header entry of a tensor with changed fields. None removes a field."""
     return {key: value for key, value in {**A, **changes}.items() if value is not None}
 
 
 def refusal(registry: Registry, path: Path) -> str:
-    """Return the error that `read` and `load` both raise for a file, without its path."""
+    """Return the error that both `read` and `load` raise for a file, without its path."""
     with pytest.raises(WeightsError) as error:
         read_checkpoint(path)
     with pytest.raises(WeightsError) as again:
@@ -48,7 +48,7 @@ def refusal(registry: Registry, path: Path) -> str:
 
 
 def bits(tensor: torch.Tensor) -> bytes:
-    # A single value may have any stride, and is contiguous with it.
+    # A tensor with one element is contiguous with any stride.
     values = tensor.clone(memory_format=torch.contiguous_format)
     return values.reshape(-1).view(torch.uint8).numpy().tobytes()
 
@@ -64,7 +64,7 @@ HEADER = len(SOUND) - len(DATA)
 
 
 def with_metadata(content: bytes, **changes: str | None) -> bytes:
-    """Return a file with other values in its metadata, or without them where they are None."""
+    """Return a file with changed metadata values. None removes a value."""
     length = int.from_bytes(content[:8], "little")
     header = json.loads(content[8 : 8 + length])
     metadata = header["__metadata__"] | {f"featuretap.{key}": value for key, value in changes.items()}

@@ -1,17 +1,17 @@
 """Write the committed files that every later version must still load, and the values that they give.
 
-Run once, at the commit whose formats the files stand for (from the repository root):
+Run once, at the commit that defines the formats of the files (from the repository root):
 
     PYTHONPATH=tests python -m support.write_committed_files
 
-Do not run it again to make a failing test pass: files of earlier commits must load forever. For a new format, write new
-files beside the old ones.
+Do not run it again to make a failing test pass: files of earlier commits must always load. For a new format, add new
+files next to the old ones.
 
-Weights are float16 where that keeps a file small. A file that cannot be small holds weights that repeat a short
-pattern, and is compressed (.xz).
+Weights are float16 where that keeps a file small. A file that cannot be small has weights that repeat a short pattern,
+and is compressed (.xz).
 
-There is no package of AOTInductor: it holds machine code for one kind of CPU, and opens in the same version of PyTorch
-only. PyTorch guarantees that programs of torch.export (.pt2) open in later versions.
+No AOTInductor package is included: it contains machine code for one kind of CPU, and opens only in the same version of
+PyTorch. PyTorch guarantees that torch.export programs (.pt2) open in later versions.
 """
 
 import csv
@@ -80,7 +80,7 @@ LARGE_MODELS: dict[str, tuple[str, dict[str, Any]]] = {
 
 @torch.no_grad()
 def repeat_a_pattern(model: nn.Module) -> None:
-    """Replace large weights by ones that compress well."""
+    """Replace large weights with values that compress well."""
     for parameter in model.parameters():
         if parameter.numel() > 1024:
             values = parameter.flatten()
@@ -89,7 +89,7 @@ def repeat_a_pattern(model: nn.Module) -> None:
 
 @torch.no_grad()
 def spread_scores(model: nn.Module) -> None:
-    """Enlarge the weights that make class scores: as they are initialised, all scores are nearly equal."""
+    """Scale up the weights of class scores, because freshly initialized weights make all scores nearly equal."""
     for name, parameter in model.head.named_parameters():
         if parameter.ndim > 1 and "logits" in name:
             parameter.mul_(20)
@@ -98,7 +98,7 @@ def spread_scores(model: nn.Module) -> None:
 
 
 def prepared(model: nn.Module) -> nn.Module:
-    """Return the model with batch-norm statistics in which epsilon matters, in float16."""
+    """Return the model in float16, with batch-norm statistics that are sensitive to epsilon."""
     description = model.description
     if "norm" in description.options:
         return randomised(model).half()
@@ -144,7 +144,7 @@ def write_weights() -> None:
 
 
 def write_pictures(folder: Path) -> None:
-    """Write three pictures of each of three colours."""
+    """Write three pictures in each of three colors."""
     generator = torch.Generator().manual_seed(0)
     for channel, name in enumerate(("red", "green", "blue")):
         (folder / name).mkdir(parents=True)
@@ -155,7 +155,7 @@ def write_pictures(folder: Path) -> None:
 
 
 def featuretap(*arguments: object) -> str:
-    """Run a command, and return what it prints."""
+    """Run a command, and return its output."""
     command = [Path(sys.executable).with_name("featuretap"), *map(str, arguments)]
     environment = {**os.environ, "FEATURETAP_OFFLINE": "1"}
     return subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=environment).stdout
@@ -183,7 +183,8 @@ def write_training() -> None:
     pictures, run = TRAINING / "pictures", TRAINING / "run"
     write_pictures(pictures)
     (TRAINING / "settings.toml").write_text(TRAIN)
-    # Weights with batch-norm statistics of images: randomly initialised ones predict nearly the same for every picture.
+    # Use batch-norm statistics of images: with its initial statistics, a model predicts nearly the same for every
+    # picture.
     start = WEIGHTS / "classifier.safetensors"
     featuretap("train", pictures, "--config", TRAINING / "settings.toml", "--weights", start, "--out", run)
     for path in (*run.glob("*.png"), run / ".lock"):
@@ -207,7 +208,7 @@ def write_training() -> None:
 
 
 def write_extraction() -> None:
-    # With the committed weights and pictures.
+    # Computed with the committed weights and pictures.
     featuretap(
         *("extract", TRAINING / "pictures" / "red", "--weights", WEIGHTS / "backbone-with-options.safetensors"),
         *("--taps", "C2,C5", "--pool", "--size", "32x48", "--shard-size", "2", "--out", EXTRACTION / "features"),

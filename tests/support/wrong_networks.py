@@ -1,4 +1,4 @@
-"""Backbones that have one mistake each, for the tests of the conformance kit."""
+"""Backbones with one mistake each, for the tests of the conformance kit."""
 
 import threading
 from collections.abc import Callable
@@ -15,13 +15,13 @@ from featuretap.registry.specs import RE, BackboneSpec, Conv, Convolution, Tap
 
 
 def layer(width: int, stride: int) -> nn.Sequential:
-    """A convolution that rounds sizes up, and a norm."""
+    """Return a convolution that rounds sizes up, followed by a norm."""
     channels = 3 if stride == 2 else width
     return nn.Sequential(nn.Conv2d(channels, width, stride + 1, stride, stride // 2), nn.BatchNorm2d(width))
 
 
 class Sound(nn.Module):
-    """C1 behind one layer, and C5 behind another, which is built where it is asked for."""
+    """C1 after one layer, and C5 after another, which is built only if C5 is requested."""
 
     addresses: Final[Tuple[str, ...]]  # noqa: UP006
     deep: Final[bool]
@@ -43,7 +43,7 @@ class Sound(nn.Module):
 
 
 class Changed(Sound):
-    """What `changed` makes of the maps of a sound backbone."""
+    """A sound backbone whose maps are replaced by the result of `changed`."""
 
     def forward(self, images: Tensor) -> Any:
         return self.changed(super().forward(images), images)
@@ -53,7 +53,7 @@ class Changed(Sound):
 
 
 class Stemmed(Sound):
-    """What `stem` makes of the images, before a sound backbone gets them."""
+    """A sound backbone whose input images are replaced by the result of `stem`."""
 
     def forward(self, images: Tensor) -> Any:
         return super().forward(self.stem(images))
@@ -62,7 +62,7 @@ class Stemmed(Sound):
         raise NotImplementedError
 
 
-# --- What comes back ------------------------------------------------------------------------------------------------
+# --- Outputs --------------------------------------------------------------------------------------------------------
 
 
 class OtherChannels(Changed):
@@ -126,7 +126,7 @@ class ExitsWhenBuilt(Sound):
         raise SystemExit(0)
 
 
-# --- What maps depend on --------------------------------------------------------------------------------------------
+# --- Dependencies of the maps ---------------------------------------------------------------------------------------
 
 
 class WritesIntoATap(Sound):
@@ -185,7 +185,7 @@ class OverwritesWhatGradientsNeed(Stemmed):
 
 
 class Attends(Stemmed):
-    """Nothing is wrong with it."""
+    """A correct backbone."""
 
     def stem(self, images: Tensor) -> Tensor:
         return functional.scaled_dot_product_attention(images, images, images)
@@ -209,7 +209,7 @@ class ReshapesWhenCut(Sound):
 
 
 class NormForATap(Sound):
-    """As detectors built on transformers have it: classifiers do not read C1, and lack its norm."""
+    """A norm for C1 only, as in detectors built on transformers. A classifier does not read C1 and has no such norm."""
 
     def __init__(self, taps: tuple[str, ...]) -> None:
         super().__init__(taps)
@@ -230,7 +230,7 @@ class IgnoresWidth(Sound):
 
 
 class TrainsWhatIsFrozen(Sound):
-    """Its shift is not found, since one image has none."""
+    """The mistake shows only in batches: a single image does not use the shift."""
 
     def __init__(self, taps: tuple[str, ...]) -> None:
         super().__init__(taps)
@@ -248,7 +248,7 @@ class SharesItsParameters(Sound):
 
 
 class DropsWhatIsFrozen(Changed):
-    """The backbone itself trains, and so the dropout of its first map does."""
+    """Dropout on the maps follows the backbone's training mode, so it stays active when a level is frozen."""
 
     def changed(self, maps: dict[str, Tensor], images: Tensor) -> Any:
         return {address: functional.dropout(values, 0.5, self.training) for address, values in maps.items()}
@@ -382,7 +382,7 @@ def always_strides(layer: Convolution, norm: Callable[[int], nn.Module]) -> nn.M
 
 
 class RowOf(Conv):
-    """The row of a convolution, as another kind of layer."""
+    """A row that builds another kind of layer than a convolution's row."""
 
     kind: ClassVar[type[Convolution]]
 
@@ -395,7 +395,7 @@ def row_of(kind: type[Convolution]) -> RowOf:
 
 
 class Unwidened:
-    """A row that lacks a part of the contract."""
+    """A row that does not implement the full contract."""
 
     shortcut = False
 

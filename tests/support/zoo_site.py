@@ -1,4 +1,4 @@
-"""The zoo page as the tests see it: built once, served on this machine, opened in a browser that is listened to."""
+"""The zoo page for the tests: built once, served locally, and opened in a browser that records messages."""
 
 import os
 import pickle
@@ -55,7 +55,7 @@ MACHINES = {
 
 
 def made_plugin() -> ModuleType:
-    """A plugin whose names are HTML, with weights for larger images, and a backbone that reaches C2 only."""
+    """Return a plugin with HTML in its names, weights for larger images, and a backbone that ends at C2."""
 
     @hookimpl
     def featuretap_backbones() -> list[BackboneSpec]:
@@ -87,7 +87,7 @@ Opener = Callable[..., Page]
 
 
 class Site(NamedTuple):
-    """The built site: its folder, the rows of `zoo.html`, and those of `made.html`, which a plugin has added to."""
+    """The built site: its folder, the rows of `zoo.html`, and those of `made.html`, which include a plugin's."""
 
     folder: Path
     rows: list[Row]
@@ -96,7 +96,7 @@ class Site(NamedTuple):
 
 @pytest.fixture(scope="session")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Site:
-    """Built once for all processes of the tests."""
+    """Build the site once for all test processes."""
     temporary = tmp_path_factory.getbasetemp()
     shared = temporary.parent if "PYTEST_XDIST_WORKER" in os.environ else temporary
     pickled = shared / "zoo" / "rows.pickle"
@@ -113,7 +113,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Site:
 
 
 def build(folder: Path, pages: dict[str, str]) -> None:
-    """Build pages with the site's own theme, extensions, styles and scripts."""
+    """Build pages with the site's theme, extensions, styles and scripts."""
     shutil.copytree(ROOT / "docs" / "assets", folder / "docs" / "assets")
     for name, text in pages.items():
         (folder / "docs" / name).write_text(text)
@@ -139,7 +139,7 @@ def address(site: Site) -> Iterator[str]:
 
 @pytest.fixture
 def opened(browser: Browser, address: str) -> Iterator[Opener]:
-    """Open a page of the site; nothing may be said on its console, and nothing asked of anybody else."""
+    """Open a page of the site. Fail on console messages and on requests to other servers."""
     visits = []
 
     def opened(path: str = "zoo.html", **settings: Any) -> Page:
@@ -157,7 +157,7 @@ def opened(browser: Browser, address: str) -> Iterator[Opener]:
 
 
 def shown(page: Page) -> list[str]:
-    """Return the ids of the rows that are to be seen, from top to bottom."""
+    """Return the ids of the visible rows, from top to bottom."""
     return [
         str(id_) for id_ in page.evaluate("[...document.querySelectorAll('tbody tr:not([hidden])')].map(r => r.id)")
     ]
@@ -177,6 +177,6 @@ def press(page: Page, *keys: str) -> None:
 
 
 def by_multiply_adds(found: list[Row]) -> list[Row]:
-    """Return the rows that are in the scatter, in its order."""
+    """Return the rows shown in the scatter plot, in its order."""
     points = [row for row in found if row.top_1 is not None]
     return sorted(points, key=lambda row: (row.measured_macs or 0, row.top_1 or 0))

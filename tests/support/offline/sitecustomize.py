@@ -1,4 +1,4 @@
-"""Refuse connections to other machines. Python imports this at its start where the folder is on PYTHONPATH."""
+"""Refuse connections to other machines. Python imports this module at startup if its folder is on PYTHONPATH."""
 
 import socket
 from typing import Any

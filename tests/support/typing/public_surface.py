@@ -1,6 +1,6 @@
-"""What a user writes, for a type checker. Run by nobody, checked by `tests/repository/test_typing.py`.
+"""Typical user code for a type checker. It is never run; `tests/repository/test_typing.py` checks it.
 
-A line with `type: ignore` is a wrong use that a type checker has to find: an ignore that is not needed is an error too.
+A line with `type: ignore` is an incorrect use that the type checker must detect. An unused ignore is an error too.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -77,7 +77,7 @@ def describing() -> None:
 def sessions(pixels: NDArray[Any]) -> None:
     session = registry.session("model.safetensors", taps=("C3", "C5"), runtime="openvino", threads=2)
     assert_type(session, Session)
-    # Arrays, or of several heads a dict of arrays for each.
+    # Arrays, or a dict of arrays for each head of several.
     assert_type(session(pixels), dict[str, Any])
     assert_type(session.taps, dict[str, Tap])
     assert_type(session.classes, tuple[str, ...])
@@ -105,7 +105,7 @@ def building(images: Tensor) -> None:
     assert_type(registry.join({"a": "a.safetensors", "b": Path("b.safetensors")}), Built)
     registry.build("mobilenet_v2", head={"road": 3})  # type: ignore[dict-item]
     registry.add_head(model, "lraspp")  # type: ignore[call-arg]
-    # What calling a module returns, torch leaves open.
+    # PyTorch does not annotate the result of calling a module.
     assert_type(backbone(images), Any)
     registry.build("mobilenet_v2", True)  # type: ignore[call-arg]
     registry.build(features_only=True)  # type: ignore[call-arg]
