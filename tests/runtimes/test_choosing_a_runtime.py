@@ -1,4 +1,4 @@
-"""`runtime="auto"`: the faster of two runtimes, and what happens to those that fail."""
+"""`runtime="auto"` selects the faster of two runtimes and skips runtimes that fail."""
 
 import logging
 import time

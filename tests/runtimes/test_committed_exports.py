@@ -1,6 +1,6 @@
-"""Files that earlier versions exported open, and compute what the model computed.
+"""Files exported by earlier versions still open and return the same outputs as the model.
 
-`tests/support/write_committed_files.py` wrote them, and recorded the values.
+`tests/support/write_committed_files.py` wrote the files and recorded the expected values.
 """
 
 import json
@@ -49,7 +49,7 @@ def test_a_committed_pytorch_file_opens_without_featuretap(file: str) -> None:
 
 def test_the_committed_quantized_file_opens_as_the_exported_model(registry: Registry) -> None:
     compiled = registry.compile(DATA / "quantized.onnx", threads=1)
-    # The model's order, not that of the keys in the file.
+    # The model's order, not the order of the keys in the metadata.
     assert (compiled.description.name, [*compiled.taps]) == ("mobilenet_v1", ["C2", "C1.first"])
-    # Kernels for 8-bit integers of other processors may round to the neighbouring step.
+    # On other processors, 8-bit integer kernels may round to the neighboring step.
     assert_close(recorded(compiled, image(32)), VALUES["quantized"], 3e-2)

@@ -1,4 +1,4 @@
-"""Models in the hands of a runtime: the same call, the same outputs, and clear words where it cannot be."""
+"""Compiled models keep the model's call signature and outputs, and unsupported models raise a clear error."""
 
 import copy
 import pickle
@@ -27,7 +27,7 @@ from featuretap.registry.errors import (
 from featuretap.registry.specs import HS, RE, SE, BackboneSpec, Bneck, Conv, RuntimeSpec
 from featuretap.runtimes import fusing
 
-# PyTorch's compilers spend seconds on each layer, so that most tests have few.
+# PyTorch's compilers take seconds per layer, so most tests use models with few layers.
 TINY = BackboneSpec("tiny", stages=((Conv(3, 8, RE),), (Conv(3, 12, RE), Conv(1, 20, RE))))
 SMALL = BackboneSpec(
     "small",

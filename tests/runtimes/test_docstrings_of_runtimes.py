@@ -1,4 +1,4 @@
-"""Docstrings of the modules that only import where ONNX, ONNX Runtime and OpenVINO are installed."""
+"""Docstrings of the modules that can only be imported where ONNX, ONNX Runtime and OpenVINO are installed."""
 
 import pytest
 from support.package import OF_RUNTIMES, check_documented

@@ -1,4 +1,4 @@
-"""`featuretap export`, as a user types it."""
+"""`featuretap export` on the command line."""
 
 import json
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""Models as files of other runtimes: what they compute, what they say, and that nothing wrong is kept."""
+"""Models exported for other runtimes: outputs, metadata, and no file left behind when an export is wrong."""
 
 import json
 import logging
@@ -24,7 +24,7 @@ from featuretap.runtimes.formats import FORMATS
 FILES = {form.name: f"{form.name}{form.suffixes[0]}" for form in FORMATS}
 TINY = BackboneSpec("tiny", stages=((Conv(3, 8, RE),), (Conv(3, 12, RE),)))
 
-# What somebody without featuretap does.
+# How to run the exported files without featuretap.
 READERS = """
 import json, sys, torch, numpy
 folder, images = sys.argv[1], torch.load(sys.argv[1] + "/images.pth")
@@ -72,7 +72,7 @@ def tiny(registry: Registry) -> nn.Module:
 
 @pytest.fixture(scope="module")
 def files(registry: Registry, tiny: nn.Module, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a file of each format, of the same model."""
+    """A folder with one exported file per format, all from the same model."""
     folder = tmp_path_factory.mktemp("exported")
     for form, name in FILES.items():
         assert registry.export(tiny.train(), folder / name, form) == folder / name

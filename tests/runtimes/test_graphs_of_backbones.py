@@ -1,4 +1,4 @@
-"""Backbones as ONNX graphs written from their tables: the same maps, from few operators."""
+"""ONNX graphs written from backbone tables return the same maps as the modules, using few operators."""
 
 from typing import Any
 
@@ -67,7 +67,7 @@ OPTIONS: tuple[dict[str, Any], ...] = (
 
 
 def build(registry: Registry, name: str | BackboneSpec, *, nearly_dead: bool = False, **options: Any) -> nn.Module:
-    """Return a backbone with every address that it has, the last one first."""
+    """Return a backbone that taps every address, in reverse order."""
     spec = registry.spec(name, features_only=True, **options)
     assert not isinstance(spec, ModelSpec)
     backbone = registry.build(name, features_only=True, taps=tuple(reversed(spec.addresses)), **options)
@@ -118,7 +118,7 @@ def test_graphs_have_neither_norms_nor_arithmetic_on_shapes(registry: Registry, 
 
 
 def dimensions(value: onnx.ValueInfoProto) -> tuple[str, list[int | str]]:
-    """Return the name of an input or output, and the numbers or names of its dimensions."""
+    """Return the name of an input or output, and the sizes or names of its dimensions."""
     return value.name, [side.dim_value or side.dim_param for side in value.type.tensor_type.shape.dim]
 
 

@@ -1,4 +1,4 @@
-"""SSD and SSDLite as ONNX graphs: the boxes, scores and labels that the modules find in photographs."""
+"""ONNX graphs of SSD and SSDLite find the same boxes, scores and labels in photographs as the modules."""
 
 from pathlib import Path
 from typing import Any
@@ -25,9 +25,9 @@ TIE = 1e-5
 
 @torch.no_grad()
 def build(registry: Registry, weights: Path, **options: Any) -> nn.Module:
-    """Return a detector on a trained backbone, whose scores differ from class to class and from place to place.
+    """Return a detector with a trained backbone, whose scores differ between classes and positions.
 
-    On a backbone with random weights, rounding moves boxes by more than `PIXELS`, the module's own too.
+    With random backbone weights, rounding moves boxes by more than `PIXELS`, even in the module itself.
     """
     settings = {"head": "ssdlite", "num_classes": 7, "size": 160, **options}
     model = registry.build("mobilenet_v2", pretrained=weights, **settings).eval()
@@ -49,13 +49,13 @@ def detector(registry: Registry, official_weights: Path) -> nn.Module:
 
 
 def cropped_photographs() -> Tensor:
-    """Return four photographs of one size (4, 3, 300, 400), with values from 0 to 1."""
+    """Return four photographs of equal size as a tensor (4, 3, 300, 400) with values from 0 to 1."""
     return torch.stack([photograph[:, :300, :400] for photograph in photographs()])
 
 
 @torch.no_grad()
 def assert_same_objects(found: list[dict[str, Tensor]], model: nn.Module, images: list[Tensor]) -> None:
-    """Compare the objects that were found in images with those that the model finds, in their order."""
+    """Compare detected objects with the model's detections, in order."""
     for objects, expected in zip(found, model(images), strict=True):
         assert list(objects) == ["boxes", "scores", "labels"]
         forms = {name: (values.shape, values.dtype) for name, values in objects.items()}
@@ -142,11 +142,11 @@ def test_default_boxes_are_torchvisions(size: tuple[int, int], reduced: bool, cl
 
 def test_the_graph_has_these_operators(registry: Registry) -> None:
     assert operators(write_graph(registry.build("mobilenet_v2", head="ssdlite"))) == {
-        # The backbone, the added maps and the predictors; the images resized.
+        # Backbone, extra layers and predictors, including the resizing of images
         *("Conv", "Clip", "Add", "Resize", "Shape"),
-        # Normalisation, scores, and the decoding of boxes.
+        # Normalization, scores and box decoding
         *("Sub", "Div", "Softmax", "Transpose", "Reshape", "Concat", "Split", "Mul", "Exp", "Min", "Max"),
-        # The selection of boxes.
+        # Box selection
         *("Slice", "TopK", "GatherND", "NonMaxSuppression", "ScatterND", "Greater", "Cast", "ReduceSum"),
         *("Unsqueeze", "Gather"),
     }

@@ -1,4 +1,4 @@
-"""Models with a head as ONNX graphs written from their specs: classifiers, pyramids and segmenters."""
+"""ONNX graphs of models with a head, written from their specs: classifiers, pyramids and segmenters."""
 
 import types
 from itertools import product
@@ -115,7 +115,7 @@ def test_windows_of_lr_aspp_are_those_of_the_module_on_maps_of_any_size(
 def test_segmenters_with_several_windows_are_compiled_for_images_of_any_size(registry: Registry, name: str) -> None:
     model = build(registry, name, "lraspp", num_classes=3)
     compiled = registry.compile(model)
-    # The coarse maps are 33×38, 50×65 and 65×69, with 1×1, 1×1 and 2×2 windows.
+    # The coarse maps measure 33×38, 50×65 and 65×69, and have 1×1, 1×1 and 2×2 windows.
     for height, width in ((520, 600), (800, 1030), (1040, 1104)):
         images = batch_of(1, height, width)
         assert_same_outputs(compiled(images), model, images)
@@ -157,7 +157,7 @@ WINDOWS = {"AveragePool", "Sub", "Div", "Add", "Max", "Slice"}
         ),
         ("deeplab_v3", {"auxiliary": True}, {"Relu", "GlobalAveragePool", "Expand", "Concat", *RESIZING}),
     ],
-    # The order of a set differs between the processes that share the tests.
+    # The order of a set differs between the worker processes of the test run.
     ids=lambda value: str(sorted(value) if isinstance(value, set) else value),
 )
 def test_graphs_compute_with_shapes_only_to_resize(
@@ -185,7 +185,7 @@ def test_outputs_have_their_names_and_sizes(registry: Registry) -> None:
 
 
 class Means(nn.Module):
-    """Maps → the means of C2 (N, C)."""
+    """A head that returns the spatial mean of C2, shape (N, C)."""
 
     def forward(self, maps: dict[str, Tensor]) -> Tensor:
         return maps["C2"].mean((2, 3))

@@ -1,4 +1,4 @@
-"""The conformance kit on the ONNX nodes of layers and heads."""
+"""The conformance kit checks the ONNX nodes of layers and heads."""
 
 import types
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ from featuretap.specs.graph import Graph
 
 
 def linear_nodes(graph: Graph, layer: Convolution, path: str, x: str) -> str:
-    """Append a convolution, and forget its activation."""
+    """Append a convolution but omit its activation."""
     return graph.convolution(x, f"{path}.conv", f"{path}.norm", stride=layer.stride, padding=layer.pads)
 
 
@@ -54,7 +54,7 @@ class Traced(Convolution):
 
 
 class RowOf(Conv):
-    """The row of a convolution, as another kind of layer."""
+    """A convolution row that builds another kind of layer."""
 
     kind: ClassVar[type[Convolution]]
 
@@ -70,7 +70,7 @@ TABLES = [
 
 
 class Means(nn.Module):
-    """Maps → the means of C2 (N, C)."""
+    """A head that returns the spatial mean of C2, shape (N, C)."""
 
     def forward(self, maps: dict[str, Tensor]) -> Tensor:
         return maps["C2"].mean((2, 3))
@@ -91,7 +91,7 @@ def means_outputs(backbone: BackboneSpec, *, num_classes: None, height: int, wid
 
 @pytest.fixture(scope="module")
 def registry() -> Registry:
-    """Tables whose second layer is wrong, and a head whose nodes are."""
+    """A registry with backbones whose second layer is wrong, and a head whose ONNX nodes are wrong."""
     plugin = types.SimpleNamespace(
         __name__="wrong",
         featuretap_backbones=hookimpl(lambda: [EVERY_ROW, *TABLES]),

@@ -1,4 +1,4 @@
-"""Files that a runtime is asked to open, and cannot."""
+"""Errors for exported files that a runtime cannot open."""
 
 from pathlib import Path
 

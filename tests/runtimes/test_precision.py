@@ -1,4 +1,4 @@
-"""Models in bfloat16: compared with those in float32, and refused where processor or runtime have no units."""
+"""Models in bfloat16 are compared with float32, and refused where the processor or runtime does not support bfloat16."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -31,7 +31,7 @@ Cpuinfo = Callable[[str], None]
 
 @pytest.fixture
 def cpuinfo(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Cpuinfo:
-    """Give the tests another processor."""
+    """Simulate another processor by replacing /proc/cpuinfo."""
 
     def write(text: str) -> None:
         (tmp_path / "cpuinfo").write_text(text)
@@ -72,7 +72,7 @@ def test_outputs_in_bf16_are_close_and_their_agreement_is_in_the_description(
     assert list(agreement) == ["C1", "C2"]
     for name, error in relative_error(found, tiny, images).items():
         assert agreement[name].cosine > 0.999
-        # Runtimes that ignored the precision would agree to 1e-6.
+        # A runtime that ignored the precision would agree to 1e-6.
         assert error == pytest.approx(agreement[name].error, rel=0.5)
     assert max(near.error for near in agreement.values()) < 0.05
     assert tiny.description.agreement == {}
@@ -334,6 +334,6 @@ def test_random_images_have_smooth_areas_and_are_always_the_same() -> None:
     images = random_images((2, 3, 97, 161))
     assert (images.shape, images.dtype) == ((2, 3, 97, 161), np.float32)
     assert np.array_equal(images, random_images((2, 3, 97, 161)))
-    # A field of 16 pixels ends between every sixteenth pair of neighbours.
+    # Neighboring pixels differ only at the borders of the 16-pixel fields.
     assert np.diff(images, axis=3).astype(bool).mean() == pytest.approx(10 / 160)
     assert images.std() == pytest.approx(1, abs=0.2)

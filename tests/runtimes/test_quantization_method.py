@@ -1,4 +1,4 @@
-"""How a graph is quantised: where integers are, what they stand for, and how weights are rounded."""
+"""Graph quantization: which operators run in integers, their scales, and how weights are rounded."""
 
 from collections.abc import Callable
 
@@ -179,7 +179,7 @@ def test_pairs_of_weights_cannot_saturate_sums_of_16_bits(
 ) -> None:
     monkeypatch.setattr(rounding, "MAXIMUM_COLUMNS", columns)
     generator = torch.Generator().manual_seed(0)
-    # All weights large and of one sign is the worst case.
+    # The worst case: all weights of a filter are large and have the same sign.
     weight = 1 + 0.1 * torch.rand(6, 8, kernel, kernel, generator=generator)
     weight[3:] *= -1
     integers, scales = rounded(weight, torch.rand(2, 8, 9, 9, generator=generator))
@@ -198,7 +198,7 @@ def test_depthwise_weights_use_all_of_8_bits() -> None:
 
 
 def test_integers_compute_what_was_simulated(calibrated: Calibrated) -> None:
-    """Hard-swish, gates and sums in integers, optimised by ONNX Runtime, against the graph as it is written."""
+    """Compare hard-swish, gates and sums in integers, as ONNX Runtime optimizes them, with the unoptimized graph."""
     written = calibrated.write()
     onnx.checker.check_model(written, full_check=True)
     batch = torch.cat(images(2, 61, 83))
@@ -213,7 +213,7 @@ def test_integers_compute_what_was_simulated(calibrated: Calibrated) -> None:
 
 @pytest.mark.parametrize("low", [-40.0, -4.0, -0.1])
 def test_hard_swish_in_integers_is_near_hard_swish(low: float) -> None:
-    """One convolution by 1 and a hard-swish, for narrow and wide ranges."""
+    """A 1×1 convolution with weight 1 and a hard-swish, for wide and narrow ranges."""
     x = torch.linspace(low, -2 * low, 256).reshape(1, 1, 16, 16)
     conv = helper.make_node("Conv", ["image", "one.weight"], ["x"], "conv", strides=[4, 4], kernel_shape=[1, 1])
     swish = helper.make_node("HardSwish", ["x"], ["y"], "swish")
@@ -228,7 +228,7 @@ def test_hard_swish_in_integers_is_near_hard_swish(low: float) -> None:
     affine = fit_affine(network, placement, ranges)
     ones = np.full((1, 1, 1, 1), 127, np.int8), np.full(1, 1 / 127, np.float32), np.zeros(1, np.float32)
     found = run(write_integers(network, placement, affine, {"one.weight": Rounded(*ones)}), x)["y"]
-    # Steps of the image, of what hard-swish reads, and of its output.
+    # One quantization step each for the image, the input of hard-swish and its output.
     assert np.abs(found - expected).max() < sum(each.scale for each in affine.values())
     assert (affine["x"].steps > 0) == (low > -20)
 
@@ -269,7 +269,7 @@ def test_logits_of_segmenters_stay_in_float(registry: Registry, head: str, logit
 
 @pytest.mark.parametrize("factor", [1.0, 0.0], ids=["beside others", "and no other has any"])
 def test_a_channel_without_weights_keeps_its_bias(factor: float) -> None:
-    """Batch norms with a gamma near zero leave channels that are constant."""
+    """A batch norm with a gamma near zero makes a channel constant."""
     generator = torch.Generator().manual_seed(0)
     weight = factor * torch.randn(3, 4, 1, 1, generator=generator)
     weight[1], weight[2] = 0, weight[2] * 1e-9

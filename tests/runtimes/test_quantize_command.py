@@ -1,4 +1,4 @@
-"""`featuretap quantize`: the report as a table and as JSON, and bad input in one line."""
+"""`featuretap quantize`: the report as a table and as JSON, and one-line errors for bad input."""
 
 import json
 import random

@@ -1,4 +1,4 @@
-"""Models in 8-bit integers: how near they are to the float ones, what files say, and that nothing half is kept."""
+"""INT8 models: agreement with float32, metadata of the files, and no partial file after a failure."""
 
 import json
 import logging
@@ -29,7 +29,7 @@ SIZE = (64, 80)
 
 
 def written_crops(folder: Path, photographs: list[np.ndarray], count: int, seed: int = 0) -> Path:
-    """Write square cuts of photographs in turn."""
+    """Write square crops of the photographs, taking each photograph in turn."""
     folder.mkdir()
     chosen = random.Random(seed)
     for number in range(count):
@@ -42,7 +42,7 @@ def written_crops(folder: Path, photographs: list[np.ndarray], count: int, seed:
 
 @pytest.fixture(scope="module")
 def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Fifteen cuts of photographs, and a file that is none."""
+    """A folder with fifteen crops of photographs and one file that is not an image."""
     folder = written_crops(tmp_path_factory.mktemp("photographs") / "cuts", [data.chelsea(), data.rocket()], 15)
     (folder / "000.jpg").write_bytes(b"no image")
     return folder
@@ -99,7 +99,7 @@ def test_each_output_channel_of_the_weights_has_a_scale_of_its_own(made: Report,
         for node in graph.node
         if node.op_type == "DequantizeLinear" and constants.get(node.input[0], np.empty(0)).ndim == 4
     ]
-    # The stem is in float.
+    # The stem is kept in float32.
     assert len(weights) == sum(isinstance(module, nn.Conv2d) for module in tiny.modules()) - 1
     for values, scales, zeros in weights:
         assert (values.dtype, scales.shape) == (np.int8, (len(values),))
@@ -109,7 +109,7 @@ def test_each_output_channel_of_the_weights_has_a_scale_of_its_own(made: Report,
 
 
 def test_the_report_compares_on_images_that_were_not_calibrated_on(made: Report, images: Path) -> None:
-    # The file that is no image is the first of sixteen, and every fifth is held back.
+    # The unreadable file is the first of sixteen, and every fifth image is held out.
     assert (made.calibrated, made.evaluated, made.held_back) == (12, ["003.png", "008.png", "013.png"], True)
     assert made.bad == {
         "000.jpg": f"{str(images / '000.jpg')!r} is not an image that Pillow can read; "

@@ -1,4 +1,4 @@
-"""Segmenters, pyramids and detectors in 8-bit integers, and files that do not compute what the model does."""
+"""Segmenters, pyramids and detectors in INT8, and errors for files whose outputs differ from the model's."""
 
 import random
 from collections.abc import Callable, Iterator
@@ -39,7 +39,7 @@ def timed_once() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Three cuts of a photograph, each of another size."""
+    """A folder with three crops of a photograph, each of a different size."""
     folder, cat, chosen = tmp_path_factory.mktemp("images"), Image.fromarray(data.chelsea()), random.Random(0)
     for number in range(3):
         left, top = chosen.randint(0, 200), chosen.randint(0, 100)
@@ -67,7 +67,7 @@ def photograph(height: int, width: int) -> torch.Tensor:
 @pytest.mark.parametrize(
     ("name", "head", "options"),
     [
-        # With the paper's windows of 49 pixels, which maps of any size are padded for.
+        # The paper's windows of 49 pixels, which require padding for some map sizes.
         ("mobilenet_v3_small_050", "lraspp", {"output_stride": 16, "num_classes": 3}),
         ("mobilenet_v2_050", "lraspp", {"output_stride": 16, "num_classes": 3}),
         (SHALLOW, "lraspp", {"output_stride": 32, "pooling": "global", "num_classes": 3}),
@@ -91,7 +91,7 @@ def test_segmenters_and_pyramids_in_integers_take_images_of_any_size(
         for output, values in found.items():
             assert values.shape == expected[output].shape
             if min(size) > 500:
-                # Ranges are those of images of 520 pixels.
+                # The calibrated ranges apply to images of about 520 pixels.
                 limit = 0.3 if name is SHALLOW else 1.0
                 assert 0 < (values - expected[output]).norm() < limit * expected[output].norm()
 
@@ -122,7 +122,7 @@ def report(registry: Registry, detector: nn.Module, images: Path, tmp_path_facto
 def test_a_detector_in_integers_is_compared_by_what_its_boxes_are_selected_from(report: Report) -> None:
     assert list(report.agreement) == ["cls_logits", "bbox_regression"]
     assert all(0.9 < near.cosine < 1 and near.top1 is None for near in report.agreement.values())
-    # Images are neither cropped nor resized before the model does it.
+    # Only the model crops and resizes images.
     assert report.shape == (1, 3, 128, 102)
     assert report.bytes_after == report.path.stat().st_size < 0.5 * report.bytes_before
 
@@ -137,7 +137,7 @@ def test_only_the_network_of_a_detector_is_in_integers(report: Report, detector:
     assert not integer & {"Sub", "Div", "Resize", "Softmax", "Exp", "Min", "Max", "Mul", "TopK", "NonMaxSuppression"}
     convolutions = [node for node in model.graph.node if node.op_type == "Conv"]
     assert len(convolutions) == sum(isinstance(module, nn.Conv2d) for module in detector.modules())
-    # The stem is in float.
+    # The stem is kept in float32.
     assert [operators[node.input[0]] for node in convolutions].count("DequantizeLinear") == len(convolutions) - 1
 
 

@@ -1,4 +1,4 @@
-"""A budget: which layers stay in float32 to hold it, and what the report and the file state of them."""
+"""An accuracy budget: which layers are kept in float32 to meet it, and how the report and the file record it."""
 
 import json
 import random
@@ -53,7 +53,7 @@ def tiny(registry: Registry) -> nn.Module:
 
 @pytest.fixture(scope="module")
 def classifier(registry: Registry, images: Path) -> nn.Module:
-    """A classifier with random weights that names each of its classes for some images."""
+    """A randomly initialized classifier that predicts each of its classes for some image."""
     torch.manual_seed(0)
     model = with_statistics(registry.build("mobilenet_v1_025", num_classes=3, taps=("C1",))).eval()
     transform = registry.transforms(model)
@@ -65,7 +65,7 @@ def classifier(registry: Registry, images: Path) -> nn.Module:
 
 @pytest.fixture(scope="module")
 def labelled(registry: Registry, classifier: nn.Module, images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Images in folders of classes, of which the classifier in float32 names the right one for all."""
+    """An image folder whose labels are the predictions of the float32 classifier, so that its accuracy is 100 %."""
     folder, transform = tmp_path_factory.mktemp("labelled"), registry.transforms(classifier)
     for part in ("train", "val"):
         for label in range(3):
@@ -79,7 +79,7 @@ def labelled(registry: Registry, classifier: nn.Module, images: Path, tmp_path_f
 
 
 def weights_in_integers(path: Path) -> set[str]:
-    """Return the layers whose weights are integers in a file: the constants that are read as such."""
+    """Return the layers whose weights are stored as INT8 in a file."""
     graph = onnx.load(path).graph
     constants = {constant.name: constant for constant in graph.initializer}
     read = [node for node in graph.node if node.op_type == "DequantizeLinear" and node.input[0] in constants]
@@ -175,7 +175,7 @@ def test_a_tight_budget_leaves_the_most_sensitive_layers_in_float(
 
 
 def grown_metadata(before: Path, after: Path) -> int:
-    """Return by how many bytes the text of the metadata has grown."""
+    """Return how many bytes the metadata has grown between two files."""
     sizes = [sum(len(prop.value) for prop in onnx.load(path).metadata_props) for path in (before, after)]
     return sizes[1] - sizes[0]
 
@@ -186,7 +186,7 @@ def test_a_budget_on_labelled_images_limits_the_points_that_are_lost(
     report = registry.quantize(classifier, tmp_path / "a.onnx", images, threads=1, budget=100, data=labelled)
     assert report.budget is not None
     assert (report.budget.measure, report.budget.limit) == ("points of accuracy", 100)
-    # Eight of the images are for validation.
+    # The validation part has eight images.
     assert report.budget.loss in [12.5 * wrong for wrong in range(9)]
     assert report.in_float32 == ()
 
@@ -194,7 +194,7 @@ def test_a_budget_on_labelled_images_limits_the_points_that_are_lost(
 def test_points_are_those_of_the_file_against_the_one_in_float32(
     registry: Registry, tiny: nn.Module, images: Path, tmp_path: Path
 ) -> None:
-    """A metric that gains two points with each layer in float32."""
+    """Use a metric that improves by two points for each layer kept in float32."""
     layers = 0
     measured: list[int] = []
 

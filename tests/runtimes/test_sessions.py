@@ -1,4 +1,4 @@
-"""Sessions: what the model computes, from a name, a checkpoint or an exported file, without importing PyTorch."""
+"""Sessions compute the model's outputs from a name, checkpoint or exported file, without importing PyTorch."""
 
 import subprocess
 import sys
@@ -203,7 +203,7 @@ def test_threads_follow_the_environment(monkeypatch: pytest.MonkeyPatch, stated:
 
 
 def imports_torch(program: str, *arguments: object) -> bool:
-    """Return whether a program in a fresh process has imported PyTorch."""
+    """Return whether a program, run in a new process, imports PyTorch."""
     shown = f"{program}\nimport sys\nprint('torch' in sys.modules)"
     command = [sys.executable, "-c", shown, *map(str, arguments)]
     ran = subprocess.run(command, capture_output=True, text=True, check=True)

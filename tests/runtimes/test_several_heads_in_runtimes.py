@@ -1,4 +1,4 @@
-"""Models with several heads as graphs: one backbone, all outputs, in sessions, compiled models and files."""
+"""Graphs of models with several heads: one backbone, all outputs, in sessions, compiled models and files."""
 
 from pathlib import Path
 from typing import Any
@@ -53,7 +53,7 @@ def assert_close(found: Any, expected: Any) -> None:
 
 
 def without_ties(outputs: dict[str, Any]) -> dict[str, Any]:
-    """Leave out which boxes a detector of random weights keeps, whose scores are equal to rounding."""
+    """Remove the outputs of detectors; with random weights their scores are tied up to rounding."""
     return {name: value for name, value in outputs.items() if name not in ("objects", "faces")}
 
 
@@ -110,7 +110,7 @@ def test_the_graph_has_the_backbone_once(registry: Registry, tmp_path: Path, hea
     assert all(reads.count(name) == 1 for name in backbone)
     expected = sum(isinstance(module, nn.Conv2d) for module in model.backbone.modules())
     assert len(backbone) == expected
-    # One node for each convolution of the model; those of a pyramid are layers of its own.
+    # Each convolution of the model is one node; a pyramid adds its own convolutions.
     assert len(convolutions) == sum(isinstance(module, nn.Conv2d) for module in model.modules())
 
 

@@ -1,4 +1,4 @@
-"""Models without nodes, or changed after they were built, are traced by PyTorch, and compute the same."""
+"""Models without ONNX nodes, or modified after building, are traced by PyTorch and return the same outputs."""
 
 import copy
 import types
@@ -24,20 +24,20 @@ TINY = BackboneSpec("tiny", stages=((Conv(3, 8, HS),), (Conv(3, 12, RE),)))
 
 @dataclass(frozen=True)
 class WithoutNodes(Convolution):
-    """A convolution that names no function to write its nodes."""
+    """A convolution that has no function to write its ONNX nodes."""
 
     nodes: ClassVar[str] = ""
 
 
 class Row(Conv):
-    """The row of a convolution without nodes."""
+    """A row with a convolution that has no ONNX nodes."""
 
     def layers(self, in_channels: int) -> tuple[Convolution, ...]:
         return (WithoutNodes("conv", in_channels, self.out, self.kernel, 1, self.activation, strided=True),)
 
 
 class Means(nn.Module):
-    """Maps → the means of C2 (N, C)."""
+    """A head that returns the spatial mean of C2, shape (N, C)."""
 
     def forward(self, maps: dict[str, Tensor]) -> Tensor:
         return maps["C2"].mean((2, 3))
@@ -49,7 +49,7 @@ def means(backbone: BackboneSpec, *, num_classes: None) -> nn.Module:
 
 @pytest.fixture(scope="module")
 def extended() -> Registry:
-    """Our own plugins, timm's namespace, and a head without nodes."""
+    """A registry with the built-in plugins, timm's namespace, and a head without ONNX nodes."""
     plugin = types.ModuleType("means")
     head = HeadSpec("means", ("C2",), f"{__name__}:means")
     plugin.featuretap_heads = hookimpl(specname="featuretap_heads")(lambda: [head])  # type: ignore[attr-defined]
@@ -61,7 +61,7 @@ def group_norm(channels: int) -> nn.Module:
 
 
 def logged(caplog: pytest.LogCaptureFixture) -> list[str]:
-    """Return our own messages; PyTorch logs while it traces."""
+    """Return featuretap's log messages, without those that PyTorch logs while tracing."""
     return [record.getMessage() for record in caplog.records if record.name == "featuretap"]
 
 
@@ -106,7 +106,7 @@ def test_what_has_no_nodes_is_traced_and_logged(
 
 
 class Brightness(nn.Module):
-    """Every second pixel, doubled: (N, 3, H, W) → (N, 3, H', W'). Shapes of images are collected in `sizes`."""
+    """Doubles every second pixel: (N, 3, H, W) → (N, 3, H', W'), and records the shapes of images in `sizes`."""
 
     sizes: ClassVar[list[tuple[int, ...]]] = []
 
@@ -196,7 +196,7 @@ def test_a_model_for_which_float32_is_too_coarse_is_kept(registry: Registry, cap
     model, images = registry.build(spec, features_only=True, taps=("C1",)).eval(), batch_of(3, 65, 97)
     first, second = model.stages.C1
     with torch.no_grad():
-        # The second norm subtracts about a million, which leaves one correct digit or two.
+        # The second norm subtracts about a million, which leaves one or two correct digits.
         first.norm.bias.fill_(1e6)
         second.norm.running_mean.copy_(second.conv(first(images)).mean((0, 2, 3)))
     exact = outputs_of(copy.deepcopy(model).double(), images.double())

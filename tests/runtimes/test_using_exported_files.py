@@ -1,4 +1,4 @@
-"""Exported and quantised files in the commands: they are opened like a weights file, or refused in one line."""
+"""Commands accept exported and quantized files like weights files, or refuse them in one line."""
 
 import json
 from collections.abc import Callable
@@ -32,7 +32,7 @@ SMALLEST = "mobilenet_v1_025"
 MODELS: dict[str, dict[str, Any]] = {
     "classifier": {"num_classes": 3},
     "segmenter": {"head": "lraspp", "num_classes": 2},
-    # All boxes are kept, as random weights are sure of none.
+    # The threshold keeps all boxes, because random weights give low scores.
     "detector": {"head": "ssdlite", "num_classes": 3, "size": 64, "score_thresh": 0.01, "detections_per_img": 9},
     "backbone": {"features_only": True},
 }
@@ -52,7 +52,7 @@ def build(kind: str) -> nn.Module:
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Each model as `KIND.onnx` in integers, `KIND-float.onnx` and `KIND.safetensors`, and images to predict."""
+    """A folder with each model as `KIND.onnx` (INT8), `KIND-float.onnx` and `KIND.safetensors`, and images."""
     folder = tmp_path_factory.mktemp("files")
     (folder / "images").mkdir()
     for number in range(3):
