@@ -1,6 +1,6 @@
-"""The folder of a training run that an earlier version wrote is read, evaluated and resumed.
+"""A run folder written by an earlier version can be read, evaluated and resumed.
 
-`tests/support/write_committed_files.py` wrote the folder, and recorded what the commands printed.
+`tests/support/write_committed_files.py` wrote the folder and recorded the output of the commands.
 """
 
 import csv
@@ -24,7 +24,7 @@ VALUES = json.loads((DATA / "values.json").read_text())
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """A copy of the committed run, to resume."""
+    """A copy of the committed run that a test can resume."""
     return Path(shutil.copytree(DATA / "run", tmp_path / "run"))
 
 

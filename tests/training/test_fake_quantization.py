@@ -1,4 +1,4 @@
-"""Fake quantisation rounds as an INT8 file does, and leaves the model what it is."""
+"""Fake quantization rounds as an INT8 file does and does not modify the model."""
 
 from collections import OrderedDict
 from copy import deepcopy
@@ -27,7 +27,7 @@ def quantized(model: nn.Module) -> FakeQuantization:
 
 
 def in_integers(convolution: nn.Conv2d, largest: int, scale: Tensor, zero_point: Tensor) -> onnx.ModelProto:
-    """Return a convolution as an ONNX graph with 8-bit weights of at most `largest`, and an 8-bit image."""
+    """Return an ONNX graph of a convolution with an 8-bit image and 8-bit weights of at most `largest`."""
     weight = convolution.weight.detach().numpy()
     scales = np.abs(weight).reshape(len(weight), -1).max(1) / largest
     integers = np.rint(weight / scales[:, None, None, None]).astype(np.int8)
@@ -64,7 +64,7 @@ def test_a_convolution_computes_what_its_qdq_graph_does(groups: int, largest: in
     (own,) = quantization.ranges
     graph = in_integers(convolution, largest, own.scale, own.zero_point)
     (expected,) = onnx_session(graph.SerializeToString(), 1).run(None, {"image": (batch * 2).numpy()})
-    # A value half-way between two integers may be rounded to either, and is read by the nine weights of four outputs.
+    # A value halfway between two integers may be rounded either way, which affects nine weights of four outputs.
     differences = np.abs(found.numpy() - expected)
     assert (differences > 1e-5).sum() <= 9 * 4
     assert differences.max() < float(own.scale) * float(convolution.weight.detach().abs().max())
@@ -142,7 +142,7 @@ def test_every_quantized_head_is_trained(registry: Registry, head: str) -> None:
     without = [name for name, own in model.named_parameters() if own.grad is None or not own.grad.isfinite().all()]
     assert without == []
     assert list(model.state_dict()) == list(before)
-    # Statistics of norms included.
+    # Including the statistics of norms.
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
 
 

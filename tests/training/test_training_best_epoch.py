@@ -1,4 +1,4 @@
-"""Which epoch of a run is the best."""
+"""Selection of the best epoch of a run."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Settings of training: what a file and the command line make of them, and what is refused."""
+"""Training settings from files and the command line: how they combine, and which are refused."""
 
 import os
 import tomllib

@@ -1,4 +1,4 @@
-"""Detection as a task: training samples, the loss, and the size that a user gives."""
+"""The detection task: training samples, the loss, and the image size set by the user."""
 
 import pickle
 from typing import Any
@@ -20,7 +20,7 @@ from featuretap.workflows.training.tasks.detection import size_options
 
 
 def coloured(image: Tensor, label: int) -> Tensor:
-    """(H, W), where an image (3, H, W) has the pure colour of a class."""
+    """Return a mask (H, W) of the pixels of an image (3, H, W) that have exactly the color of a class."""
     return ((image * 255).round() == torch.tensor(PURE[label])[:, None, None]).all(0)
 
 
@@ -49,7 +49,7 @@ def test_boxes_and_masks_stay_around_their_objects_through_crops_and_mirroring(m
 def test_a_crop_has_at_least_the_area_that_was_asked_for() -> None:
     transform = detection_task(flip=0.0, crop_scale=0.5).training_transform()
     areas = [image.shape[1] * image.shape[2] / (90 * 60) for image, _ in (transform(*paint(*SCENE)) for _ in range(60))]
-    # Sides are cut to whole pixels.
+    # Crops are truncated to integer sizes.
     assert 0.47 < min(areas) < 0.75
     assert max(areas) == 1
 
@@ -145,9 +145,9 @@ def test_a_batch_is_a_list_of_images_and_one_of_targets() -> None:
 @pytest.mark.parametrize("head", DETECTORS)
 @pytest.mark.parametrize("empty", ["one", "both"])
 def test_images_without_objects_are_used_as_negatives(registry: Registry, head: str, empty: str) -> None:
-    """The losses are finite, and every parameter has a gradient, for which processes would else wait.
+    """The loss is finite and every parameter has a gradient; otherwise distributed training would wait forever.
 
-    SSD learns from three times as many places without an object as there are with one, so from none if all are empty.
+    SSD samples three negative locations per positive one, so a batch without objects has a loss of zero.
     """
     offset = int(registry.head(head).min_classes == 2)
     chosen = detection_task(first_label=offset, masks=head == "mask_rcnn")

@@ -1,4 +1,4 @@
-"""Scores of a detector: mean average precision of boxes and masks, over all classes and for each."""
+"""Detection metrics: mean average precision of boxes and masks, overall and per class."""
 
 import json
 import math
@@ -39,9 +39,12 @@ def test_labels_that_are_one_off_have_a_score_of_0() -> None:
 
 
 def test_scores_equal_a_calculation_by_hand() -> None:
-    """Of two red objects one is found, behind a mistake: at the 51 recalls up to a half, precision 1/2, else 0.
+    """Compare the scores with values calculated by hand.
 
-    The green one's box overlaps by 30 × 36 of 30 × 40 pixels: 0.9, as found at overlaps up to 0.85 and 0.9.
+    Red: one of two objects is found, ranked after a false positive. The precision is 1/2 at the 51 recall points up to
+    0.5, and 0 at the others.
+
+    Green: the predicted box covers 35.5 of 40 rows, an IoU of 0.8875.
     """
     scene = paint((0, (0, 0, 20, 20)), (0, (60, 40, 80, 60)), SCENE[1])
     left, top, right, bottom = SCENE[1][1]
@@ -52,7 +55,7 @@ def test_scores_equal_a_calculation_by_hand() -> None:
     red, green, blue = metrics.per_class
     assert (red.occurrences, green.occurrences, blue.occurrences) == (2, 1, 0)
     assert red.score == pytest.approx(51 / 101 / 2)
-    # 35.5 / 40 = 0.8875: eight of the ten overlaps from 0.5 to 0.95.
+    # 0.8875 exceeds eight of the ten IoU thresholds from 0.5 to 0.95.
     assert green.score == pytest.approx(0.8)
     assert math.isnan(blue.score)
     assert metrics.scores["mAP"] == pytest.approx((51 / 101 / 2 + 0.8) / 2)
@@ -89,7 +92,7 @@ def test_details_are_the_rest_of_cocos_twelve_metrics() -> None:
 
 
 def test_the_confusion_matrix_matches_objects_of_any_class() -> None:
-    """The red object is predicted as green, the green one is missed, and the blue one is found twice."""
+    """The red object is predicted as green, the green object is missed, and the blue object is found twice."""
     scene = paint(*SCENE)
     red, green, blue = (box for _, box in SCENE)
     found = make_prediction((1, red, 0.9), (2, blue, 0.8), (2, blue, 0.7), (1, green, 0.2))
@@ -130,7 +133,7 @@ MODEL_CLASSES = ("green", "black", "blue", "purple", "red")
 
 
 def numbered_file(folder: Path, place: str, ids: tuple[int, ...], scenes: Any) -> Path:
-    """Write images and a file of COCO's format, whose images and categories have ids with gaps."""
+    """Write images and a COCO file whose image and category ids have gaps."""
     annotations = []
     for number, (image, objects) in zip(ids, scenes, strict=True):
         picture(folder / place / f"{number}.png").unlink()
@@ -150,7 +153,7 @@ def test_written_predictions_are_evaluated_against_the_original_annotations(tmp_
     numbered_file(tmp_path, "train", (1,), [paint(*SCENE)])
     original = numbered_file(tmp_path, "val", IMAGE_IDS, [scene for scene, _ in pairs.values()])
     data = with_classes(open_data(str(tmp_path), "detection"), MODEL_CLASSES)
-    # Labels of the model, 1 for its first class.
+    # The model's labels start at 1.
     labels = torch.tensor([0, *(MODEL_CLASSES.index(name) + 1 for name in CLASSES)])
     predictions = [pairs[int(Path(sample.name).stem)][1] for sample in data.val]
     found = [{**each, "labels": labels[each["labels"]]} for each in predictions]
@@ -209,7 +212,7 @@ def test_ignored_objects_count_neither_for_nor_against() -> None:
         assert metrics.per_class[0] == ("red", 1, 1.0)
         assert metrics.per_class[1].occurrences == 0
         assert math.isnan(metrics.per_class[1].score)
-    # The same image, nothing ignored: what is missing counts against.
+    # The same image without ignored objects: the missed object lowers the score.
     assert evaluate(detection_task(), ((image, found), make_prediction(right[0], right[2]))).scores[
         "mAP"
     ] == pytest.approx(2 / 3)

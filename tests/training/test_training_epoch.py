@@ -1,4 +1,4 @@
-"""One epoch, step by step, against gradients that can be added up by hand."""
+"""A single training epoch, compared step by step with gradients added up by hand."""
 
 from typing import Any
 
@@ -13,7 +13,7 @@ from featuretap.workflows.training.optimization import Schedule
 
 
 class Linear(nn.Module):
-    """A number for each of two places, whose loss has the inputs as its gradient."""
+    """A model with two weights, whose gradients are the mean of the inputs."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -21,7 +21,7 @@ class Linear(nn.Module):
 
 
 class Given:
-    """A task whose gradients are what its images are."""
+    """A task whose gradients equal the mean of the images."""
 
     def loss(self, model: Linear, images: Tensor, targets: Tensor) -> Tensor:
         return (model.weight * images.mean(0)).sum()

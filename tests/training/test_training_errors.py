@@ -1,4 +1,4 @@
-"""What is wrong with a run is said before the first step, in one line, and nothing is lost."""
+"""Errors in a run's settings or data are reported in one line before the first step, and no work is lost."""
 
 import math
 from collections.abc import Callable
@@ -31,7 +31,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def said(run: Run, *arguments: object) -> str:
-    """Return the one line that a command fails with."""
+    """Return the one-line error of a failing command."""
     ran = run(*arguments)
     assert (ran.status, ran.out) == (2, ""), ran
     (line,) = [line for line in ran.err.splitlines() if line.startswith("featuretap: ")]

@@ -1,4 +1,4 @@
-"""What is frozen stays as it is, batch-norm statistics too, and thaws when its time has come."""
+"""Frozen levels do not change, including their batch-norm statistics, and are unfrozen at the configured epoch."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Batches: all of one size to learn from, every image once to judge by, and fit for the processes of a loader."""
+"""Training batches have one size, each validation image is used exactly once, and transforms can be pickled."""
 
 import pickle
 from typing import Any

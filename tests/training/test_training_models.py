@@ -1,4 +1,4 @@
-"""The model of a run: from a weights file its description, without building it."""
+"""The model of a run is described from a weights file without building it."""
 
 from pathlib import Path
 from typing import Any

@@ -1,4 +1,4 @@
-"""Parameter groups, and learning rates from the first update to the last."""
+"""Parameter groups, and the learning rate from the first update to the last."""
 
 from typing import Any
 
@@ -23,7 +23,7 @@ def configuration(**settings: Any) -> Configuration:
 
 
 def rates(schedule: Schedule, optimizer: torch.optim.Optimizer, scores: list[float]) -> list[float]:
-    """Return the learning rate of every update, with a score after each epoch."""
+    """Return the learning rate of every update, given the score after each epoch."""
     seen = []
     for score in scores:
         for _ in range(UPDATES):

@@ -1,4 +1,4 @@
-"""Every kind of data with every task, from the command line: trained, judged, asked, and gone on with."""
+"""Every data format with every task on the command line: train, evaluate, predict and resume."""
 
 import json
 from collections.abc import Callable
@@ -20,7 +20,7 @@ COUNT = 10
 
 
 def rectangles(path: Path) -> list[tuple[Path, tuple[int, int, int, int], str]]:
-    """Write noisy pictures with one red or green rectangle each: path, its corners, and its class."""
+    """Write noisy images with one red or green rectangle each, and return each path with its corners and class."""
     noise = np.random.default_rng(0)
     path.mkdir(parents=True)
     made = []
@@ -126,7 +126,7 @@ def test_every_task_trains_evaluates_predicts_and_resumes(
 
     judged = json.loads(run("evaluate", folder, "--weights", weights, "--json").out)
     assert next(iter(judged["scores"])) == measure
-    # A detector's background is no class of the data, a segmenter's is.
+    # The background is a class of the data for segmentation but not for detection.
     assert {row["class"] for row in judged["per_class"]} == set(classes if measure == "mIoU" else ("red", "green"))
 
     (picture, *_) = sorted((folder / ("JPEGImages" if data is voc_folder else "images")).iterdir())

@@ -1,4 +1,4 @@
-"""Mixed precision: losses that are scaled, as on GPUs in float16, and what CPUs refuse."""
+"""Mixed precision: loss scaling, as float16 requires on GPUs, and settings that CPUs do not support."""
 
 from pathlib import Path
 from typing import Any
@@ -22,12 +22,12 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_step_that_overflows_is_skipped_by_the_schedule_too(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, scale: float, updates: int
 ) -> None:
-    """Of the 3 steps of an epoch, all overflow with the second scale. Warnings are errors here."""
+    """An epoch has 3 steps, all of which overflow with the second scale. Warnings are errors in this test."""
     trainers: list[Trainer] = []
     make = run._make_trainer
 
     def make_with_scaler(accelerator: Any, *arguments: Any) -> Any:
-        # What Accelerate does for float16 on a GPU.
+        # Accelerate does the same for float16 on a GPU.
         accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=scale)
         trainer, batches = make(accelerator, *arguments)
         trainers.append(trainer)

@@ -1,4 +1,4 @@
-"""The page of predictions of a run: tiles with captions, mistakes first, boxes and masks beside the truth."""
+"""The prediction page of a run: captioned tiles, mistakes first, predicted boxes and masks next to the ground truth."""
 
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -23,7 +23,7 @@ TILE = 160
 """Pixels of a side of a classified image."""
 
 
-# Tiles.
+# Tiles
 
 
 def test_small_images_are_enlarged_without_blur() -> None:
@@ -52,12 +52,12 @@ def test_captions_that_are_too_long_end_before_the_edge() -> None:
         assert not words[-1:].any()
 
 
-# The page.
+# Page
 
 
 @dataclass
 class Given:
-    """A sample in memory."""
+    """An in-memory sample."""
 
     image: Image.Image
     target: Any
@@ -82,7 +82,7 @@ CLASSES = ("one", "two", "three")
 
 
 def sure_of(model: nn.Module, label: int) -> nn.Module:
-    """A classifier or a segmenter that takes everything for one class."""
+    """Make a classifier or segmenter predict the same class everywhere."""
     with torch.no_grad():
         for name, parameter in model.head.named_parameters():  # type: ignore[union-attr]
             if len(parameter) == len(CLASSES):
@@ -99,7 +99,7 @@ def classifier(registry: Registry, label: int, channels: int = 3) -> nn.Module:
 
 
 def frames(page: NDArray[np.uint8]) -> list[str]:
-    """The colours of the frames of the tiles, row by row."""
+    """Return the frame colors of the tiles, row by row."""
     found = []
     for top in range(6, page.shape[0] - TILE, TILE + 8 + 2 * 17 + 6):
         for left in range(6, page.shape[1] - TILE, TILE + 8 + 6):
@@ -153,10 +153,10 @@ def test_boxes_are_drawn_in_the_colours_of_the_models_classes(registry: Registry
     samples = in_memory([(Image.new("RGB", (400, 400), "white"), found)] * 3)
     draw_predictions(model, samples, CLASSES, tmp_path / "page.png")
     page = read_pixels(tmp_path / "page.png")
-    # Three pairs: two in the first row, one in the second.
+    # Three pairs of tiles: two in the first row, one in the second.
     assert page.shape == (6 + 2 * (408 + 28 + 6), 6 + 4 * 414, 3)
     truth, prediction = page[10:410, 10:410], page[10:410, 424:824]
-    # The background is the model's first class; what is ignored is not drawn.
+    # The background is the model's first class. Ignored objects are not drawn.
     assert has_colour(truth, color_of(1))[140:160, 48:53].any()
     assert not has_colour(truth, color_of(3)).any()
     assert not has_colour(truth, color_of(0)).any()
@@ -179,7 +179,7 @@ def test_rows_are_as_high_as_their_tiles() -> None:
     page = np.asarray(_arrange(tiles, 2))
     assert page.shape == (6 + 40 + 6 + 15 + 6, 6 + 2 * 26, 3)
     black = (page == 0).all(-1)
-    # The tiles of a row end on one line, where their captions are.
+    # Tiles of a row are aligned at the bottom, above their captions.
     assert black[6:46, 6:26].all()
     assert black[36:46, 32:42].all()
     assert black[52:67, 6:26].all()
@@ -190,7 +190,7 @@ def test_the_score_follows_the_name_and_is_never_cut() -> None:
     image = Image.new("RGB", (160, 80), "blue")
     short, long = (np.asarray(_tile(image, 160, [(name, " 0.95")]))[88:] for name in ("cat", "cat" * 30))
     assert short.shape == long.shape
-    # The name of a long caption begins alike, and its score ends at the edge.
+    # A long name starts at the same position as a short one, and its score ends at the right edge.
     assert np.array_equal(short[:, :22], long[:, :22])
     assert (long[:, 140:165] < 250).any()
     assert (short[:, 80:] == 255).all()
@@ -220,19 +220,19 @@ def test_pixels_are_drawn_as_image_truth_and_prediction(registry: Registry, tmp_
     samples = in_memory([(Image.new("RGB", (400, 400)), mask)] * 9)
     draw_predictions(sure_of(model, 2), samples, CLASSES, tmp_path / "page.png")
     page = read_pixels(tmp_path / "page.png")
-    # Eight of nine images, two in a row, 400 pixels high with their legends.
+    # Eight of the nine images, two per row, each 400 pixels high with its legend.
     across, rest = divmod(page.shape[1] - 6, 6)
     assert (page.shape[0], rest) == (6 + 4 * (408 + 28 + 6), 0)
     image, truth, prediction = (
         page[10:410, left : left + across - 14].astype(int) for left in (10, 10 + across, 10 + 2 * across)
     )
-    # The photograph is black, and lies at the same place in all three, whatever stands below it.
+    # The photograph is black and has the same position in all three tiles, whatever is below it.
     black = np.argwhere(image.sum(-1) == 0)
     (top, left), (bottom, right) = black.min(0), black.max(0)
     assert 300**2 < len(black) > 0.99 * (bottom - top + 1) * (right - left + 1)
 
     def at(tile: Any, row: int, column: int) -> Any:
-        """Return the colour at a place of the photograph, of 400×400 pixels."""
+        """Return the color at a position given in the coordinates of the 400×400 photograph."""
         return tile[top + row * (bottom - top) // 400, left + column * (right - left) // 400]
 
     halves = {tuple(at(truth, 100, column)) for column in (60, 150)} | {tuple(at(truth, 300, x)) for x in (60, 340)}

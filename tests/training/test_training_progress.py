@@ -1,4 +1,4 @@
-"""Progress within an epoch: a bar in a terminal, lines elsewhere."""
+"""Progress within an epoch: a progress bar in a terminal, log lines elsewhere."""
 
 import sys
 from collections.abc import Callable
@@ -22,7 +22,7 @@ Run = Callable[..., Completed]
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """The time, which stands still unless a test changes it."""
+    """A fake clock that only advances when a test sets it."""
     now = [100.0]
     monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
     return now

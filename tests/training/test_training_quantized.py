@@ -1,4 +1,4 @@
-"""Runs with the setting `quantize`: they begin from weights, compute with rounded values, and end with an INT8 file."""
+"""Runs with the `quantize` setting start from weights, train with rounded values, and export an INT8 file."""
 
 import json
 import tomllib
@@ -32,7 +32,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def weights(data: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
-    """Weights of a float run."""
+    """The path of weights from a float32 run."""
     out = tmp_path_factory.mktemp("float") / "run"
     return str(train(small_run(data, out, epochs=1), log=lambda line: None).folder / "best.safetensors")
 

@@ -1,4 +1,4 @@
-"""What goes wrong with an image in a loader's process is one line, as in this process."""
+"""An image that fails in a data loader worker is reported in one line, as in the main process."""
 
 import pickle
 from collections.abc import Callable
@@ -27,7 +27,7 @@ PROBLEM = "of 70000×1 pixels is too elongated to be resized to a shorter side o
 
 @pytest.fixture(scope="module")
 def strips(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Images that can be read, and hardly be prepared."""
+    """Images that can be read but are too elongated to be resized."""
     folder = coloured_folder(tmp_path_factory.mktemp("data") / "strips", 3)
     for path in folder.rglob("*.png"):
         Image.new("L", STRIP).save(path)
@@ -68,7 +68,7 @@ def test_extraction_reports_what_is_wrong_with_the_settings_in_one_line(
     monkeypatch.setenv("FEATURETAP_MAX_PIXELS", "many")
     ran = run("extract", strips, "--weights", weights, "--torch", "--out", tmp_path / "out")
     assert ran.err == f"featuretap: {message}\n"
-    # A process that is started takes many seconds; what it returns is pickled.
+    # Starting a worker takes many seconds, so only the pickling of its result is tested.
     reader = _Reader(Preparation(Preprocessing(), (224, 224)))
     returned = pickle.loads(pickle.dumps(_with_tensor(reader[Batch(0, list_images([strips]))])))
     with pytest.raises(OptionError) as error:

@@ -1,4 +1,4 @@
-"""Reports of a run: learning curves, the confusion matrix, and the table of classes."""
+"""Reports of a run: learning curves, the confusion matrix and the per-class table."""
 
 import csv
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ from featuretap.workflows.training.reports import per_class_rows, write_per_clas
 from featuretap.workflows.training.tasks.segmentation import SegmentationTask
 from featuretap.workflows.training.tasks.task import ClassScore, Metrics
 
-# Curves.
+# Learning curves
 
 
 def history(epochs: int, best: int = 1, loss: bool = True) -> list[dict[str, float]]:
@@ -54,7 +54,7 @@ def test_a_nan_metric_is_left_out_of_the_curves(tmp_path: Path) -> None:
 
 
 def dashes(page: NDArray[np.uint8]) -> list[int]:
-    """The columns of a picture with a dashed grey line down a panel."""
+    """Return the columns of an image that contain a dashed gray vertical line."""
     grey = (page.max(-1) == page.min(-1)) & (page.max(-1) > 100) & (page.max(-1) < 200)
     return np.flatnonzero(grey.sum(0) > 150).tolist()
 
@@ -73,7 +73,7 @@ def test_the_best_epoch_is_marked_in_the_panels_of_losses_and_measures(tmp_path:
 
 
 def colours_of(panel: int, page: NDArray[np.uint8]) -> int:
-    """How many of matplotlib's first four colours a third of a picture has lines in."""
+    """Return how many of matplotlib's first four colors appear as lines in one of the three panels."""
     third = page.shape[1] // 3
     part = page[:, panel * third : (panel + 1) * third]
     first = ((31, 119, 180), (255, 127, 14), (44, 160, 44), (214, 39, 40))
@@ -88,7 +88,7 @@ def test_a_panel_has_a_line_for_each_of_its_values(tmp_path: Path) -> None:
     assert colours_of(0, read_pixels(tmp_path / "curves.png")) == 1
 
 
-# Confusion.
+# Confusion matrix
 
 
 @pytest.mark.parametrize("count", [2, 10, 21, 100, 1000])
@@ -99,12 +99,12 @@ def test_a_confusion_matrix_of_any_size_is_drawn_in_full(count: int, tmp_path: P
     assert has_white_edges(page)
     assert 400 < page.shape[0] < 1600
     assert 400 < page.shape[1] < 1700
-    # The diagonal is in the darkest blue.
+    # The diagonal has the darkest blue.
     assert has_colour(page, (8, 48, 107)).any()
 
 
 def cells(page: NDArray[np.uint8], count: int) -> NDArray[np.uint8]:
-    """(count, count, 3), the colours of the cells a little beside their middles, where no number is."""
+    """Return the cell colors (count, count, 3), sampled away from the numbers in the middle."""
     frame = np.argwhere(has_colour(page, (0, 0, 0)).sum(1) > page.shape[1] / 3)
     top, bottom = int(frame.min()), int(frame.max())
     columns = np.argwhere(has_colour(page, (0, 0, 0))[top : bottom + 1].sum(0) >= bottom - top)
@@ -142,7 +142,7 @@ def test_a_picture_that_cannot_be_written_is_an_error(tmp_path: Path) -> None:
     assert str(raised.value) == f"cannot write {str(path)!r}: No such file or directory"
 
 
-# Tables.
+# Tables
 
 TASK = SegmentationTask(("a", "b"), Preprocessing())
 
@@ -188,7 +188,7 @@ def test_the_file_has_every_class(tmp_path: Path) -> None:
         assert float(list(csv.reader(file))[1][2]) == 1 / 3
 
 
-# Precision and recall.
+# Precision and recall
 
 
 @pytest.mark.parametrize("count", [1, 3, 40])

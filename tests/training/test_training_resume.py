@@ -1,4 +1,4 @@
-"""A run that was interrupted goes on to the same result, and nothing else is taken for it."""
+"""An interrupted run resumes to the same result, and anything else is refused."""
 
 import os
 import shutil
@@ -24,7 +24,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def interrupted(data: Path, out: Path, after: int, **settings: Any) -> None:
-    """Begin a run, and interrupt it when an epoch is done."""
+    """Start a run and interrupt it after the given epoch."""
 
     def log(line: str) -> None:
         if line.startswith(f"epoch {after}/"):
@@ -44,24 +44,24 @@ def begun(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def folder(begun: Path, tmp_path: Path) -> Path:
-    """A copy of the interrupted run, to change or to go on with."""
+    """A copy of the interrupted run that a test can modify or resume."""
     return Path(shutil.copytree(begun, tmp_path / "run"))
 
 
 @pytest.fixture(scope="module")
 def finished(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run of two epochs."""
+    """A finished run of two epochs."""
     return train(small_run(data, tmp_path_factory.mktemp("finished") / "run"), log=lambda line: None).folder
 
 
 @pytest.fixture
 def finished_folder(finished: Path, tmp_path: Path) -> Path:
-    """A copy of the finished run, to change or to go on with."""
+    """A copy of the finished run that a test can modify or resume."""
     return Path(shutil.copytree(finished, tmp_path / "run"))
 
 
 def rows(folder: Path) -> list[list[str]]:
-    """Return the history without what the clock says."""
+    """Return the rows of the history without the timing columns."""
     return [line.split(",")[:-2] for line in (folder / "history.csv").read_text().splitlines()]
 
 
@@ -208,7 +208,7 @@ def test_pickled_code_in_a_state_is_not_executed(folder: Path, tmp_path: Path) -
 
 
 class Trap:
-    """Something whose reading as a pickle makes a folder."""
+    """An object that creates a folder when it is unpickled."""
 
     def __init__(self, path: Path) -> None:
         self.path = path

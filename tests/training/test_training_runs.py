@@ -1,4 +1,4 @@
-"""A run from end to end: what it leaves, that it learns, and that its files need nothing else."""
+"""Complete runs: the files they write, the accuracy they reach, and weights files that work on their own."""
 
 import csv
 import json
@@ -48,7 +48,7 @@ def lines() -> list[str]:
 
 @pytest.fixture(scope="module")
 def finished(data: Path, lines: list[str], official_weights: Path, tmp_path_factory: pytest.TempPathFactory) -> Result:
-    """A run that learns nothing but the classifier, on real weights, which six steps are enough for."""
+    """A run that trains only the classifier on pretrained weights, for which a few steps are enough."""
     learning = {"weights": str(official_weights), "freeze": "C5", "lr": 0.01, "epochs": 4}
     out = tmp_path_factory.mktemp("runs") / "run"
     return train(small_run(data, out, backbone="mobilenet_v2", options={}, **learning), log=lines.append)
@@ -88,11 +88,11 @@ def test_a_run_learns_and_prints_a_line_for_each_epoch(finished: Result, lines: 
 def test_the_history_has_a_row_for_each_epoch_and_names_the_best(finished: Result) -> None:
     rows = history(finished.folder)
     assert [int(row["epoch"]) for row in rows] == [1, 2, 3, 4]
-    # Of equal accuracies, that of the lower loss.
+    # Ties in accuracy are resolved by the lower loss.
     best = max(rows, key=lambda row: (float(row["accuracy"]), -float(row["loss"])))
     assert finished.epoch == int(best["epoch"])
     assert float(rows[-1]["train_loss"]) < float(rows[0]["train_loss"])
-    # Of the last step of an epoch: the highest rate comes before it, and 0 behind the last.
+    # The history records the rate of an epoch's last step. The peak falls before it, and 0 would follow the last step.
     rates = [float(row["lr"]) for row in rows]
     assert rates[0] < rates[1] > rates[2] > rates[3] > 0
 
@@ -106,7 +106,7 @@ def test_tensorboard_logs_the_losses_of_the_history(finished: Result) -> None:
 def test_tensorboard_logs_the_steps_of_all_epochs(finished: Result) -> None:
     events = EventAccumulator(str(finished.folder / "logs")).Reload()
     steps = events.Scalars("step loss")
-    # Three batches of eight in each of four epochs.
+    # Four epochs with three batches of eight images each.
     assert [event.step for event in steps] == list(range(1, 13))
     losses = [sum(event.value for event in steps[first : first + 3]) / 3 for first in range(0, 12, 3)]
     assert losses == pytest.approx([float(row["train_loss"]) for row in history(finished.folder)])
@@ -162,14 +162,14 @@ def test_accuracy_and_loss_equal_those_of_a_plain_loop(finished: Result, data: P
                 logits = model(prepare(Image.open(path))[None])
             right += int(logits.argmax() == label)
             losses += float(torch.nn.functional.cross_entropy(logits, torch.tensor([label])))
-    # The last batch is of one image.
+    # The last batch has a single image.
     metrics, _, _ = evaluate(model, str(data), part="all", batch_size=5)
     assert metrics.scores["accuracy"] == pytest.approx(right / 36)
     assert metrics.scores["loss"] == pytest.approx(losses / 36, rel=1e-5)
 
 
 def test_a_moving_average_warms_up(data: Path, official_weights: Path, tmp_path: Path) -> None:
-    """With a decay of 0.9999 from the first step on, twelve steps would leave the average where it began."""
+    """With a constant decay of 0.9999, twelve steps would leave the average close to its initial values."""
     learning = {"weights": str(official_weights), "freeze": "C5", "lr": 0.01, "epochs": 4, "ema": 0.9999}
     result = train(
         small_run(data, tmp_path / "run", backbone="mobilenet_v2", options={}, **learning), log=lambda line: None

@@ -1,4 +1,4 @@
-"""Segmentation as a task: training samples, the loss, and the scores."""
+"""The segmentation task: training samples, the loss and the scores."""
 
 import math
 import pickle
@@ -33,7 +33,7 @@ from featuretap.workflows.training.loop import compute_metrics
 
 
 def nearest_class(image: Tensor, prepared: Preprocessing = WHOLE) -> Tensor:
-    """(H, W), the class whose colour each pixel of a normalised image has, or almost."""
+    """Return the class (H, W) whose color is closest to each pixel of a normalized image."""
     shown = image * torch.tensor(prepared.std)[:, None, None] + torch.tensor(prepared.mean)[:, None, None]
     return (shown[None] - torch.tensor(COLOURS)[:, :, None, None] / 255).abs().sum(1).argmin(0)
 
@@ -53,7 +53,7 @@ def test_masks_stay_aligned_with_their_images(flip: float) -> None:
         assert mask.shape == (SIZE, SIZE)
         assert mask.dtype == torch.uint8
         assert set(mask.unique().tolist()) <= {0, 1, 2, IGNORED}
-        # At the edges colours are mixed by the resizing.
+        # Resizing blends colors at the edges.
         assert agreement(image, mask) > 0.85
         beyond = mask == IGNORED
         filled += bool(beyond.any())
@@ -72,7 +72,7 @@ def test_mirroring_mirrors_both() -> None:
 
 
 def test_images_are_enlarged_and_reduced_by_the_root_of_the_scale() -> None:
-    """A plane of dots, 8 pixels apart in an image as large as the squares that are cut out of it."""
+    """Transform a grid of dots, which are 8 pixels apart when the image has the size of the crop."""
     dots = np.zeros((SIZE, SIZE), np.uint8)
     dots[4::8, 4::8] = 1
     large = dots.repeat(8, 0).repeat(8, 1)
@@ -82,11 +82,11 @@ def test_images_are_enlarged_and_reduced_by_the_root_of_the_scale() -> None:
     for _ in range(200):
         _, mask = transform(picture, large)
         areas.append(int((mask != IGNORED).sum()))
-        # Half as large: a quarter of the square is image.
+        # At half the size, the image fills a quarter of the crop.
         assert areas[-1] >= SIZE**2 / 4
     assert min(areas) < SIZE**2 / 3
     dense = [int((transform(picture, large)[1] == 1).sum()) for _ in range(100)]
-    # Twice as large, a dot is four pixels.
+    # At twice the size, a dot covers four pixels.
     assert max(dense) > 2.5 * (dots == 1).sum() / 4
 
 
@@ -96,7 +96,7 @@ def test_without_augmentation_training_and_evaluation_images_are_alike() -> None
         for transform in (segmentation_task().training_transform(), segmentation_task().evaluation_transform())
     )
     assert learned.shape == judged.shape == (3, 40, 60)
-    # Pillow and torch resize alike but for rounding to bytes.
+    # Pillow and PyTorch resize alike, except for rounding to bytes.
     assert (learned - judged).abs().max() < 2 / 255 / 0.25
     assert small.shape == (40, 60)
     assert torch.equal(whole, torch.tensor(scene()[1]))
@@ -145,11 +145,11 @@ def test_random_crops_need_a_size() -> None:
     )
 
 
-# What is lost.
+# Loss
 
 
 class Answering(nn.Module):
-    """Says what it is told to say, and remembers what it was asked."""
+    """A module that returns fixed outputs and records its inputs."""
 
     def __init__(self, **answers: Tensor) -> None:
         super().__init__()
@@ -162,7 +162,7 @@ class Answering(nn.Module):
 
 
 def batch() -> tuple[list[Tensor], list[Tensor], Tensor]:
-    """Two images with masks, one with a pixel of no class, and logits for both."""
+    """Return two images with masks (one has an ignored pixel), and logits for both."""
     masks = [torch.tensor([[0, 1], [2, IGNORED]], dtype=torch.uint8), torch.tensor([[1, 1], [0, 2]], dtype=torch.uint8)]
     return [torch.rand(3, 2, 2), torch.rand(3, 2, 2)], masks, torch.randn(2, 3, 2, 2)
 
@@ -278,7 +278,7 @@ def test_a_segmenter_can_overfit_a_few_images(registry: Registry, head: str, opt
     assert sum(losses[-3:]) < 0.6 * sum(losses[:3])
 
 
-# What is counted.
+# Scores
 
 
 def test_perfect_predictions_have_a_score_of_1() -> None:

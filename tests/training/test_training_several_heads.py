@@ -1,4 +1,4 @@
-"""Several heads are trained on a data set each, by batches that alternate or are mixed."""
+"""Several heads are trained on one data set each, with alternating or mixed batches."""
 
 import csv
 import json
@@ -34,7 +34,7 @@ SIDE = 48
 
 
 def rectangles(folder: Path, count: int = 20) -> Path:
-    """Write noisy images with a bright rectangle each, with masks and with boxes."""
+    """Write noisy images with one bright rectangle each, together with masks and boxes."""
     random = np.random.default_rng(0)
     (folder / "images").mkdir(parents=True)
     (folder / "masks").mkdir()
@@ -59,7 +59,7 @@ def rectangles(folder: Path, count: int = 20) -> Path:
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """Data of a classifier and of a segmenter."""
+    """Data sets for a classifier and a segmenter."""
     folder = tmp_path_factory.mktemp("data")
     return {"scene": str(coloured_folder(folder / "colours")), "road": str(rectangles(folder / "street"))}
 
@@ -89,7 +89,7 @@ def silently(configuration: Configuration, *, resume: bool = False) -> Result:
 
 
 def rows(folder: Path) -> list[dict[str, str]]:
-    """Return the history without what the clock says."""
+    """Return the rows of the history without the timing columns."""
     with (folder / "history.csv").open() as file:
         history = list(csv.DictReader(file))
     return [{name: row[name] for name in row if name not in ("seconds", "images_per_second")} for row in history]
@@ -97,7 +97,7 @@ def rows(folder: Path) -> list[dict[str, str]]:
 
 @pytest.fixture(scope="module")
 def finished(data: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> tuple[Result, list[str]]:
-    """A run of ten epochs, and its log."""
+    """A run of ten epochs and its log lines."""
     lines: list[str] = []
     configuration = several(data, tmp_path_factory.mktemp("run") / "run", epochs=10, batch_size=4, lr=0.01)
     return train(configuration, log=lines.append), lines
@@ -194,7 +194,7 @@ def test_a_detector_is_trained_beside_a_segmenter(data: dict[str, str], tmp_path
 
 
 def counted(batches: HeadBatches) -> list[int]:
-    """Return which of two data sets each batch is of."""
+    """Return the index of the data set (of two) that each batch comes from."""
     return [int(batch[0] >= batches.lengths[0]) for batch in batches]
 
 
