@@ -1,4 +1,4 @@
-"""Models in bfloat16 are compared with float32, and refused where the processor or runtime does not support bfloat16."""
+"""Models in bfloat16 are compared with float32, and refused where the processor or runtime lacks support."""
 
 from collections.abc import Callable
 from pathlib import Path
