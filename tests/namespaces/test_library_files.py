@@ -19,7 +19,7 @@ from featuretap.registry import Registry
 from featuretap.registry.errors import WeightsError
 from featuretap.registry.specs import BackboneSpec
 
-# One of each kind of timm's extractors: lists with and without renamed modules, EfficientNet's own, hooks, getters.
+# One of each kind of timm's extractors: lists with and without renamed modules, EfficientNet's own, hooks, and getters.
 FEATURES = ["test_resnet", "test_convnext", "test_efficientnet", "mobilenetv3_small_100", "test_byobnet", "test_vit"]
 SAME_CLASSIFIER = ["test_resnet", "test_byobnet", "regnetx_002"]
 OTHER_CLASSIFIER = ["test_convnext", "test_efficientnet"]
@@ -34,7 +34,7 @@ MODULES = {
 @pytest.fixture
 def notes(caplog: pytest.LogCaptureFixture) -> pytest.LogCaptureFixture:
     caplog.set_level(logging.WARNING, "featuretap")
-    # timm warns where it leaves a classifier out.
+    # timm warns when it drops a classifier.
     logging.getLogger("timm").setLevel(logging.ERROR)
     return caplog
 
@@ -45,7 +45,7 @@ def images() -> Tensor:
 
 
 def timms_features(architecture: str, path: Path, **arguments: Any) -> nn.Module:
-    """timm's extractor with all maps, filled from a file of 7 classes by timm."""
+    """Return timm's extractor with all maps, which timm loads from a file with 7 classes."""
     count = len(timm_model(architecture, features_only=True).feature_info.info)
     overlay = {"file": str(path), "num_classes": 7}
     extractor = {"features_only": True, "out_indices": tuple(range(count)), **arguments}
@@ -125,7 +125,7 @@ def test_timms_classifiers_are_read_and_written(
     written = safetensors.torch.load_file(path)
     assert written.keys() == theirs.state_dict().keys()
     assert_equal_logits(timm.create_model(f"local-dir:{tmp_path}/ours", pretrained=True), theirs, images)
-    # timm knows which layers the image and the classes change.
+    # timm adapts the layers that depend on the channels and the classes.
     fewer = timm.create_model(f"local-dir:{tmp_path}/ours", pretrained=True, num_classes=3, in_chans=1)
     assert fewer(images[:, :1]).shape == (2, 3)
     assert_equal_logits(registry.load(tmp_path / "ours"), theirs, images)

@@ -1,4 +1,4 @@
-"""Backbones of the open namespace `timm/` under heads, frozen, saved, copied, scripted and exported."""
+"""Backbones of the open namespace `timm/` with heads, frozen, saved, copied, scripted and exported."""
 
 import copy
 import pickle
@@ -110,7 +110,7 @@ COPIES: dict[str, Callable[[nn.Module, Tensor], Any]] = {
 @pytest.mark.parametrize("name", ["test_efficientnet", "test_vit"])
 def test_copied_scripted_and_exported_backbones_return_the_same_maps(registry: Registry, name: str, how: str) -> None:
     if (name, how) == ("test_vit", "script"):
-        # timm's own features of vision transformers do not script; with this the day is noticed on which they do.
+        # timm's feature extractors of vision transformers cannot be scripted. This fails once timm supports it.
         with pytest.raises(RuntimeError, match="Arguments for call are not valid"):
             scripted(registry.build(f"timm/{name}", features_only=True), torch.empty(0))
         return
@@ -132,6 +132,6 @@ def test_a_network_of_one_size_of_images_can_be_frozen(registry: Registry) -> No
 
 class TestTimm(BackboneConformance):
     plugin = "featuretap.plugins.timm"
-    # Tiny networks of timm's own tests, built like resnet18 and convnext_atto.
+    # Tiny networks from timm's own tests, built like resnet18 and convnext_atto.
     backbones = ("timm/test_resnet", "timm/test_convnext")
     variations = ({"output_stride": 16, "in_chans": 1},)

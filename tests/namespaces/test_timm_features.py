@@ -1,4 +1,4 @@
-"""The open namespace `timm/`: timm's own maps under our addresses, with timm's options."""
+"""The open namespace `timm/`: timm's maps under featuretap's addresses, with timm's options."""
 
 from collections.abc import Callable
 from typing import Any
@@ -19,7 +19,7 @@ from featuretap.registry.errors import (
 )
 from featuretap.registry.specs import Tap
 
-# Architecture → address → the module of timm's network whose output it is, written by hand from its printed modules.
+# Architecture → address → the module of timm's network that computes it, written by hand from the printed modules.
 MODULES = {
     "resnet18": {"C1": "act1", "C2": "layer1", "C3": "layer2", "C4": "layer3", "C5": "layer4"},
     "mobilenetv2_100": {"C1": "blocks.0", "C2": "blocks.1", "C3": "blocks.2", "C4": "blocks.4", "C5": "blocks.6"},
@@ -54,15 +54,15 @@ MODULES = {
 
 @torch.no_grad()
 def fill(backbone: nn.Module, whole: nn.Module) -> None:
-    """Copy by name; where timm takes a network apart, it writes an underscore for a dot."""
+    """Copy the weights by name. timm's extractors replace dots in module names with underscores."""
     theirs = {key.replace(".", "_"): tensor for key, tensor in whole.state_dict().items()}
     for key, tensor in backbone.network.state_dict().items():
         tensor.copy_(theirs[key.removeprefix("model.").removeprefix("body.").replace(".", "_")])
 
 
 def pair(registry: Registry, architecture: str, **asked: Any) -> tuple[nn.Module, nn.Module]:
-    """Return our backbone and timm's whole network, with the same weights in double precision."""
-    # VGG's hundred million parameters behind the maps are not needed.
+    """Return the registry's backbone and timm's full network, with the same weights in double precision."""
+    # VGG's hundred million parameters after the maps are not needed.
     own = {"mlp_ratio": 0.01} if architecture == "vgg11" else {}
     whole = randomised(timm_model(architecture, **own))
     backbone = registry.build(f"timm/{architecture}", features_only=True, **asked).double().eval()
@@ -126,7 +126,7 @@ def test_maps_are_those_of_timms_features_only(registry: Registry, architecture:
     with torch.no_grad():
         expected = theirs(images)
     ours = sorted(found.items(), key=lambda named: backbone.returned.index(named[0]))
-    # timm returns the last of a vision transformer's maps only where more are not asked for.
+    # timm returns only a vision transformer's last maps by default.
     for (_, values), theirs_ in zip(ours[-len(expected) :], expected, strict=True):
         assert torch.equal(values, theirs_)
 
@@ -157,7 +157,7 @@ def test_specs_state_how_map_sizes_are_rounded(registry: Registry, architecture:
         (16, lambda size: -(-size // 16), 256, "ceil"),
         (32, lambda size: (size + 13) // 32, 256, 13),
         (8, lambda size: (size - 7) // 8, 256, None),
-        # MobileViT stretches its maps, ViTs take one size.
+        # MobileViT resizes its maps, and ViTs take one size.
         (32, lambda size: 2 * -(-size // 64), 256, "ceil"),
         (14, lambda size: 27 if size == 384 else 0, 384, "floor"),
         (8, lambda size: 31 if size == 256 else 0, 256, None),
@@ -233,7 +233,7 @@ def test_options_are_passed_as_timm_spells_them(registry: Registry) -> None:
     rates = [module.drop_prob for module in backbone.modules() if type(module).__name__ == "DropPath"]
     assert max(rates) == pytest.approx(0.3)
     assert backbone.description.options == {"stem_type": "deep", "drop_path_rate": 0.3}
-    # A network that hands its arguments on to the class that it is made of takes them too.
+    # A network that passes its arguments on to its class accepts that class's arguments too.
     spec = registry.spec("timm/deit_tiny_distilled_patch16_224", features_only=True, img_size=64, in_chans=1)
     assert (spec.in_channels, spec.taps) == (1, {"C4": Tap(192, 16)})
 
@@ -254,7 +254,7 @@ def test_the_error_of_a_misspelled_option_suggests_the_nearest(registry: Registr
     with pytest.raises(UnknownOptionError) as error:
         registry.build("timm/resnet18", features_only=True, **{option: 1})
     assert str(error.value).startswith(message)
-    # Which maps come back is asked for by `taps`.
+    # `taps` selects the maps instead.
     assert "out_indices" not in registry.backbone("timm/mobilenetv2_100").options
 
 

@@ -1,4 +1,4 @@
-"""Our backbones as timm's models: feature maps, training, tracing and scripting."""
+"""featuretap's backbones as timm models: feature maps, training, tracing and scripting."""
 
 import copy
 
@@ -194,7 +194,7 @@ def test_a_detector_of_torchvision_trains(name: str) -> None:
 
 
 def as_mmpretrain(images: Tensor, model_name: str, **arguments: object) -> tuple[nn.Module, tuple[Tensor, ...]]:
-    """Build and call a model as `TIMMBackbone` of mmpretrain 1.2.0 does, which needs too much to be installed here."""
+    """Build and call a model like `TIMMBackbone` of mmpretrain 1.2.0, whose dependencies are too many to install."""
     model = timm.create_model(
         model_name=model_name, pretrained=False, in_chans=images.shape[1], checkpoint_path="", **arguments
     )

@@ -1,4 +1,4 @@
-"""Our backbones as timm's models: published weights, checkpoints and folders."""
+"""featuretap's backbones as timm models: published weights, checkpoints and folders."""
 
 import json
 import math

@@ -1,4 +1,4 @@
-"""Our backbones as timm's models: what is registered, their configuration and their head."""
+"""featuretap's backbones as timm models: registration, configuration and head."""
 
 import importlib
 

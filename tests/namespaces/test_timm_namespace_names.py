@@ -1,4 +1,4 @@
-"""The open namespace `timm/`: names that are listed, shown, unknown, or the base of a user's variant."""
+"""The open namespace `timm/`: listed, shown and unknown names, and names as the base of a user's variant."""
 
 import json
 import os
@@ -125,7 +125,7 @@ def test_a_users_variant_is_built(configured: Callable[[str], Registry], tmp_pat
     for name, stride in (("our_resnet", 16), ("r18", 16), ("denser", 8)):
         backbone = own.build(name, features_only=True).eval()
         assert (backbone.taps["C5"], backbone.network.conv1.in_channels) == (Tap(512, stride), 1)
-    # Elsewhere, where nobody knows the variant, its file says what it stands for.
+    # Where the variant is not defined, its file names the network that it is based on.
     path = own.save(backbone, tmp_path / "x.safetensors")
     loaded = Registry(discover=False).load(path).eval()
     assert (loaded.description.name, loaded.taps) == ("timm/resnet18", backbone.taps)
@@ -185,8 +185,8 @@ def test_a_users_variant_cannot_be_named_in_an_open_namespace(configured: Callab
 
 
 def test_suggestions_know_exactly_the_models_that_the_libraries_register() -> None:
-    # They are read from the libraries' source, which may be written in another way one day.
-    # Other tests of this process may have registered models of their own in timm.
+    # The names are read from the libraries' source code, whose form may change.
+    # Other tests in this process may have registered models in timm.
     own = {name for name in timm.list_models() if timm.model_entrypoint(name).__module__.startswith("timm.models.")}
     assert registered_names("timm") == own
     listed = {name.removeprefix("torchvision/") for name in Registry().list_backbones("torchvision/*")}

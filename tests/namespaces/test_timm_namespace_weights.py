@@ -1,4 +1,4 @@
-"""The open namespace `timm/`: weights and preprocessing, out of timm's own caches."""
+"""The open namespace `timm/`: weights and preprocessing, from timm's own caches."""
 
 import os
 import subprocess
@@ -21,13 +21,13 @@ from featuretap.registry.errors import (
 )
 from featuretap.specs.preprocessing import Preprocessing
 
-# Level → the module of timm's resnet18 whose output it is.
+# Level → the module of timm's resnet18 that computes it.
 LEVELS = {"C1": "act1", "C2": "layer1", "C3": "layer2", "C4": "layer3", "C5": "layer4"}
 
 
 @pytest.fixture
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The folder that huggingface_hub, and so timm, keeps its downloads in."""
+    """The folder where huggingface_hub, and so timm, stores downloads."""
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
     return tmp_path / "hub"
 

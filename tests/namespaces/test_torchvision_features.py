@@ -1,4 +1,4 @@
-"""The open namespace `torchvision/`: its blocks' outputs as maps, with torchvision's options."""
+"""The open namespace `torchvision/`: outputs of blocks as maps, with torchvision's options."""
 
 import copy
 import pickle
@@ -19,7 +19,7 @@ from featuretap.registry.errors import (
 from featuretap.registry.specs import Tap
 from featuretap.registry.testing import BackboneConformance
 
-# Network → level → the module of torchvision's network whose output it is, written by hand from its printed modules.
+# Network → level → the module of torchvision's network that computes it, written by hand from the printed modules.
 MODULES = {
     "resnet18": {"C1": "relu", "C2": "layer1", "C3": "layer2", "C4": "layer3", "C5": "layer4"},
     "mobilenet_v2": {
@@ -71,7 +71,7 @@ MODULES = {
 
 
 def pair(registry: Registry, name: str, **asked: Any) -> tuple[nn.Module, nn.Module]:
-    """Return our backbone and torchvision's whole network, with the same weights in double precision."""
+    """Return the registry's backbone and torchvision's full network, with the same weights in double precision."""
     own = {"init_weights": False} if name == "googlenet" else {}
     whole = randomised(torchvision_model(name, **own))
     backbone = registry.build(f"torchvision/{name}", features_only=True, **asked).double().eval()

@@ -1,4 +1,4 @@
-"""The open namespace `torchvision/`: weights and preprocessing, out of torchvision's own cache."""
+"""The open namespace `torchvision/`: weights and preprocessing, from torchvision's own cache."""
 
 import os
 import shutil
@@ -22,7 +22,7 @@ from featuretap.specs.preprocessing import Preprocessing
 
 @pytest.fixture
 def cache() -> Path:
-    """The folder that torch.hub, and so torchvision, keeps its downloads in."""
+    """The folder where torch.hub, and so torchvision, stores downloads."""
     folder = Path(os.environ["TORCH_HOME"]) / "hub" / "checkpoints"
     folder.mkdir(parents=True)
     return folder

@@ -1,4 +1,4 @@
-"""Terminals and readers for the tests that follow pages, and the browser of those that open the site."""
+"""Terminals and readers for the tests that follow pages, and the browser for the tests of the site."""
 
 import shutil
 from collections.abc import Iterator
@@ -18,7 +18,7 @@ def owned(tmp_path_factory: pytest.TempPathFactory, official_weights: Path) -> P
 
 @pytest.fixture(scope="session")
 def terminal(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Terminal]:
-    """A terminal for all pages that install nothing."""
+    """A terminal shared by all pages that install nothing."""
     environment = Environment(tmp_path_factory.mktemp("terminal") / "environment")
     installed = sorted(environment.site.iterdir())
     with Terminal(environment) as terminal:
@@ -28,7 +28,7 @@ def terminal(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Terminal]:
 
 @pytest.fixture
 def reader(tmp_path: Path, owned: Path, terminal: Terminal) -> Iterator[Reader]:
-    """A reader who has photographs, data sets, published weights and the examples."""
+    """A reader with photographs, data sets, published weights and the examples."""
     folder = Path(shutil.copytree(owned, tmp_path / "folder", symlinks=True))
     with Reader(folder, terminal) as reader:
         yield reader
@@ -36,7 +36,7 @@ def reader(tmp_path: Path, owned: Path, terminal: Terminal) -> Iterator[Reader]:
 
 @pytest.fixture
 def installing_reader(tmp_path: Path, owned: Path) -> Iterator[Reader]:
-    """The same reader, at a terminal in an environment of their own."""
+    """The same reader, in a terminal with a separate environment."""
     folder = Path(shutil.copytree(owned, tmp_path / "folder", symlinks=True))
     with Terminal(Environment(tmp_path / "environment")) as terminal, Reader(folder, terminal) as reader:
         yield reader
@@ -44,7 +44,7 @@ def installing_reader(tmp_path: Path, owned: Path) -> Iterator[Reader]:
 
 @pytest.fixture
 def empty(tmp_path: Path, terminal: Terminal) -> Iterator[Reader]:
-    """A reader who has nothing."""
+    """A reader with an empty folder."""
     folder = tmp_path / "folder"
     folder.mkdir()
     with Reader(folder, terminal) as reader:

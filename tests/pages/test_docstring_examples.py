@@ -1,4 +1,4 @@
-"""Examples in docstrings: each is run as a reader would type it, and the public API has one for every function."""
+"""Run the examples in docstrings, and check that every function of the public API has one."""
 
 import ast
 import doctest
@@ -44,7 +44,7 @@ def path_of(module: str) -> Path:
 
 
 def docstrings(node: ast.AST, names: tuple[str, ...] = ()) -> Iterator[tuple[str, int, str]]:
-    """Yield the qualified name, line and docstring of everything that is documented below a node."""
+    """Yield the qualified name, line and docstring of everything documented below a node."""
     if isinstance(node, ALSO_DOCUMENTED) and (text := ast.get_docstring(node)):
         yield ".".join(names), getattr(node, "lineno", 1), text
     for child in ast.iter_child_nodes(node):
@@ -52,7 +52,7 @@ def docstrings(node: ast.AST, names: tuple[str, ...] = ()) -> Iterator[tuple[str
 
 
 def with_examples() -> Iterator[Documented]:
-    """Yield the docstrings of the package that have examples. Nothing is imported to find them."""
+    """Yield the docstrings of the package that have examples, without importing the package."""
     for module in ("featuretap", *MODULES):
         path = path_of(module)
         if ">>>" in (source := path.read_text()):
@@ -80,7 +80,7 @@ def failures_of(documented: Documented) -> str:
 
 @pytest.fixture
 def folder(tmp_path: Path, owned: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The current folder: `photo.jpg`, a cat, and the folder `photographs` with two dozen images."""
+    """The current folder, with `photo.jpg` (a cat) and the folder `photographs` with two dozen images."""
     shutil.copy(owned / "photo.jpg", tmp_path)
     shutil.copytree(owned / "photographs", tmp_path / "photographs")
     monkeypatch.chdir(tmp_path)
@@ -107,7 +107,7 @@ def test_an_example_that_is_wrong_fails(text: str, problem: str) -> None:
 
 
 def test_every_example_is_in_a_docstring_that_is_run() -> None:
-    """None is in a comment or another string, where nothing would run it."""
+    """Comments and other strings contain no examples, because they would not be run."""
     for path in {path_of(module) for module in MODULES}:
         lines = len(re.findall(r"^ *>>> ", path.read_text(), re.MULTILINE))
         found = [len(re.findall(r"^ *>>> ", each.text, re.MULTILINE)) for each in EXAMPLES if each.path == path]

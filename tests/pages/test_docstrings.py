@@ -1,4 +1,4 @@
-"""What docstrings say, beyond that they are there: arguments, errors, shapes, and the papers."""
+"""Required content of docstrings: arguments, errors, shapes and papers."""
 
 import ast
 import builtins
@@ -52,7 +52,7 @@ SHAPE = re.compile(r"\([NC](, [\w']+)+\)")
 
 
 class Documented(NamedTuple):
-    """A public thing, and its docstring."""
+    """A public object and its docstring."""
 
     module: str
     name: str
@@ -60,7 +60,7 @@ class Documented(NamedTuple):
     text: str
 
     def names(self, kind: DocstringSectionKind) -> set[str]:
-        """Return the names that the sections of a kind describe."""
+        """Return the names described in the sections of a kind."""
         sections = griffe.Docstring(self.text).parse("google", warn_missing_types=False)
         items = [item for section in sections if section.kind is kind for item in section.value]
         stated = [getattr(item, "name", None) or str(item.annotation) for item in items]
@@ -86,11 +86,11 @@ def documented(module: str) -> Iterator[Documented]:
 
 
 def raised_by(thing: Any) -> set[type[Exception]]:
-    """Return our errors that a function raises in its own lines and does not catch, or a class on being made."""
+    """Return the featuretap errors that a function or a class's constructor raises directly and does not catch."""
     functions = [thing.fget if isinstance(thing, property) else thing]
     if inspect.isclass(thing):
         functions = [vars(thing)[name] for name in ("__init__", "__post_init__") if name in vars(thing)]
-    # The functions that dataclasses make have no lines.
+    # Functions that dataclasses generate have no source.
     written = [f for f in functions if isinstance(f, FunctionType) and Path(f.__code__.co_filename).exists()]
     trees = [ast.parse(textwrap.dedent(inspect.getsource(function))).body for function in written]
     names = [name for (tree,) in trees for statement in tree.body for name in _raised_in(statement)]  # type: ignore[attr-defined]
@@ -139,8 +139,8 @@ def test_only_existing_arguments_are_described(everything: list[Documented]) -> 
 
 
 def test_every_argument_is_described(public: list[Documented]) -> None:
-    """Under `Args:`, or in backticks in the sentence that says what is done."""
-    # Protocols say what members mean for every class that has them.
+    """Arguments are described under `Args:`, or in backticks in the summary."""
+    # A protocol describes its members for every class that implements them.
     contracts = [found.thing for found in public if getattr(found.thing, "_is_protocol", False)]
     stated = {f"{contract.__name__}.{member}" for contract in contracts for member in vars(contract)}
     implied = {name.partition(".")[2] for name in stated}

@@ -1,4 +1,4 @@
-"""What the documentation is generated from: drawings of taps, links between pages, the command line's help."""
+"""Generated documentation: drawings of taps, links between pages, and the command line's help."""
 
 import re
 from itertools import pairwise
@@ -26,7 +26,7 @@ def test_a_drawing_says_channels_and_stride_of_every_map(name: str) -> None:
     spec = registry.spec(name, features_only=True)
     levels = set(spec.paths.values())
     for address, path in spec.addresses.items():
-        # An address that is the level's own map is not drawn twice.
+        # A tap that is the same map as its level is not drawn twice.
         if "." not in address or path not in levels:
             assert f"{address}: {spec.with_taps([address]).taps[address].channels}" in said
     assert {f"stride {tap.stride}" for tap in spec.taps.values()} <= said
@@ -81,6 +81,6 @@ def test_the_page_of_the_command_line_has_the_help_of_every_command() -> None:
     assert "featuretap plugins doctor" in headings
     assert page.count("Usage: featuretap") == len(headings)
     assert page.count("-h, --help") == len(headings)
-    # Examples are in one piece, so that they can be copied; the rest fits the page.
+    # Examples are not wrapped, so that they can be copied. All other text fits the page.
     lines = page[page.index("## featuretap") :].splitlines()
     assert max(len(line) for line in lines if not line.startswith("    featuretap")) <= 80

@@ -1,4 +1,4 @@
-"""Every block of every page works as it is written, but for pages in test_exporting_pages and test_installing_pages."""
+"""Every code block works, except on the pages of test_exporting_pages and test_installing_pages."""
 
 import pytest
 from support.pages import EXPORTING, INSTALLING, NAMES, NOT_FOLLOWED

@@ -1,4 +1,4 @@
-"""The examples do what they say, offline and from anywhere."""
+"""The examples work as documented, offline and from any folder."""
 
 import ast
 import re
@@ -19,7 +19,7 @@ Printed = Callable[[str], list[str]]
 
 @pytest.fixture
 def printed(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Printed:
-    """Run an example as Python does, from another folder, and return the lines that it prints."""
+    """Run an example as a script from another folder, and return the lines that it prints."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(EXAMPLES)
 
@@ -97,7 +97,7 @@ def distribution(request: pytest.FixtureRequest) -> Path:
 @pytest.fixture(scope="module")
 def environment(tmp_path_factory: pytest.TempPathFactory, distribution: Path) -> Environment:
     folder = tmp_path_factory.mktemp("example")
-    # A copy, since building leaves things behind in the folder.
+    # Install a copy, because building writes files into the folder.
     environment = Environment(folder / "environment")
     environment.install([Path(shutil.copytree(distribution, folder / "source"))])
     return environment

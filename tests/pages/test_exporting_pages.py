@@ -1,4 +1,4 @@
-"""Every block of the pages that export models works as it is written."""
+"""Every code block of the pages that export models works."""
 
 import pytest
 from support.pages import EXPORTING

@@ -1,4 +1,4 @@
-"""Every block of the pages that install a plugin works as it is written."""
+"""Every code block of the pages that install a plugin works."""
 
 import pytest
 from support.pages import INSTALLING

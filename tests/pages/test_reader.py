@@ -1,4 +1,4 @@
-"""The reader: pages that can be followed, and pages that are wrong, which must fail."""
+"""The page reader follows correct pages and fails on wrong ones."""
 
 import textwrap
 

@@ -1,4 +1,4 @@
-"""The site, built as by `make docs`: no warnings, no dead links, no requests to other servers."""
+"""The site, built with `make docs`: no warnings, no dead links, no requests to other servers."""
 
 import os
 import re

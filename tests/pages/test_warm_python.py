@@ -1,4 +1,4 @@
-"""A fork of the interpreter that has imported PyTorch behaves as a process that Python starts."""
+"""A fork of the interpreter that has imported PyTorch behaves like an ordinary Python process."""
 
 import subprocess
 import textwrap
@@ -80,7 +80,7 @@ def test_nothing_that_a_fork_does_is_seen_by_the_next(terminal: Terminal, tmp_pa
 
 
 def test_forks_run_at_the_same_time(terminal: Terminal, tmp_path: Path) -> None:
-    """Each waits for a line of the other."""
+    """Each fork waits for a line from the other."""
     script = """
         mkfifo one two
         python -c "open('one', 'w').write('from the first'); print(open('two').read())" &
@@ -103,7 +103,7 @@ def test_every_fork_draws_its_own_random_numbers(terminal: Terminal, tmp_path: P
 
 
 def test_what_is_installed_after_the_start_is_found(terminal: Terminal, tmp_path: Path) -> None:
-    """The module in a folder that a .pth file names, as of an editable install, and its entry point."""
+    """Both a module in a folder named by a .pth file, as in an editable install, and its entry point are found."""
     site = terminal.environment.site
     (tmp_path / "plugin_late.py").write_text(table("latenet"))
     metadata = site / "featuretap_late-1.0.dist-info"
@@ -128,7 +128,7 @@ def test_a_fork_may_not_connect_to_other_machines(terminal: Terminal, tmp_path: 
 
 
 def test_the_server_ends_with_the_process_that_started_it(terminal: Terminal) -> None:
-    """It has the end of a pipe, its standard error, that this test reads to the end."""
+    """The server has inherited standard error, a pipe that this test reads to its end."""
     code = """
         import os, sys
         from pathlib import Path

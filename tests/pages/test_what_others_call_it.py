@@ -1,4 +1,4 @@
-"""The pages that compare with other libraries say what those libraries do, by running them."""
+"""The comparisons with other libraries on the pages are correct. The tests run those libraries."""
 
 import re
 from collections.abc import Callable
@@ -113,7 +113,7 @@ def test_misspelled_options_that_the_pages_call_swallowed_are_swallowed() -> Non
 def test_three_trainable_layers_of_torchvision_s_are_frozen_through_a_level_here(name: str, level: str) -> None:
     theirs = mobilenet_backbone(backbone_name=name, weights=None, fpn=True, trainable_layers=3).body
     ours = registry.build(name, features_only=True, taps=("C5.first", "C5"), freeze=level)
-    # Their norms are frozen whole, and have no parameters.
+    # torchvision's norms are frozen and have no parameters.
     frozen = [
         sum(weight.numel() for weight in body.parameters() if weight.ndim == 4 and not weight.requires_grad)
         for body in (theirs, ours)

@@ -1,4 +1,4 @@
-"""The zoo page without a mouse, a script, a wide screen, a light room or a server; on paper; with hostile names."""
+"""Accessibility of the zoo page: keyboard, no scripts, narrow screens, dark mode, files, paper and HTML in names."""
 
 import json
 import shutil
@@ -34,7 +34,7 @@ def test_sorting_and_filtering_need_no_mouse(opened: Opener, site: Site) -> None
     page.keyboard.type("resnet")
     press(page, *["Tab"] * 9, "Space")
     assert focused(page, "name") == "weights"
-    # The button, the scatter, the box of the table, and then the columns.
+    # Tab through the button, the scatter plot, the table's container, and then the columns.
     press(page, "Tab", "Tab", "Tab", "Tab", "Tab", "Tab", "Enter")
     assert page.locator("th[data-key=parameters]").get_attribute("aria-sort") == "ascending"
     resnets = [row for row in site.rows if row.family == "resnet"]
@@ -61,7 +61,7 @@ def test_the_table_is_a_table_to_a_screen_reader(opened: Opener, site: Site, siz
     assert page.get_by_role("region", name="Table of backbones").count() == 1
 
 
-# Text on what lies behind it, mixed by the browser itself.
+# The contrast of text with its background. The browser itself blends the colors.
 CONTRAST = """
 selector => {
   const canvas = document.createElement("canvas").getContext("2d", { willReadFrequently: true });
@@ -95,7 +95,7 @@ def test_everything_stands_out_in_both_schemes(opened: Opener, scheme: str, grou
     page = opened(color_scheme=scheme, **size)
     red = page.evaluate("getComputedStyle(document.body).backgroundColor.match(/\\d+/)[0]")
     assert abs(int(red) - ground) < 20
-    # What is drawn on, and what it is drawn on, are the same.
+    # Focus a point to show its panel, which is tested too.
     page.locator(".zoo-point").first.focus()
     words = page.evaluate(f"({CONTRAST})({json.dumps(WORDS)})")
     marks = page.evaluate(f"({CONTRAST})('.zoo-mark')")
@@ -197,7 +197,7 @@ def test_the_page_works_from_a_folder(browser: Browser, site: Site) -> None:
         visit.page.locator("[name=q]").fill("18")
         assert visit.page.evaluate("location.href").endswith("#q=18&family=resnet&sort=-macs")
         assert {url.partition("://")[0] for url in visit.asked} == {"file"}
-        # Material looks for an index of its search that only a site for the web has not.
+        # Material requests a search index, which only a site built for the web has.
         missing = [line for line in visit.said if line.startswith("file://")]
         assert [line for line in missing if "/search/search_index.js:" not in line] == []
 

@@ -1,4 +1,4 @@
-"""Latencies of named machines: how a file is written, and which files are refused."""
+"""Latencies of named machines: how a file is written, and which files are rejected."""
 
 import json
 from pathlib import Path
@@ -12,7 +12,7 @@ from featuretap.registry import Registry
 
 
 def result(median: float, size: int = 224) -> dict[str, Any]:
-    """What `featuretap bench --json` prints for one network."""
+    """Return the output of `featuretap bench --json` for one network."""
     measured = {
         "name": "mobilenet_v1",
         "by": "eager",

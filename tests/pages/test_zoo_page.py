@@ -1,4 +1,4 @@
-"""The zoo page in a real browser: sorting, filtering, and a view as an address."""
+"""The zoo page in a real browser: sorting, filtering, and views stored in the address."""
 
 from collections.abc import Callable
 
@@ -22,7 +22,7 @@ def test_every_column_sorts_both_ways_with_what_is_missing_last(opened: Opener, 
         missing = [row for row in site.rows if column.value(row) in (None, "")]
         for direction in ("ascending", "descending", "ascending"):
             header.get_by_role("button").click()
-            # Python's sort keeps the order of equal rows in both directions.
+            # Python's sort preserves the order of equal rows in both directions.
             expected = sorted(stated, key=column.value, reverse=direction == "descending")
             assert shown(page) == ids(expected + missing), (column.key, direction)
             assert header.get_attribute("aria-sort") == direction

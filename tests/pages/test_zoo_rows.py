@@ -1,4 +1,4 @@
-"""The rows of the zoo against the registry and what publishers state."""
+"""The zoo's rows match the registry and the publishers' numbers."""
 
 import pytest
 from support.zoo_site import EVIL, Site, site
@@ -84,7 +84,7 @@ def test_multiply_adds_of_the_scatter_are_those_of_the_crop(site: Site, registry
 def test_a_backbone_without_c5_is_described_without_a_classifier(site: Site) -> None:
     row = next(row for row in site.made if row.name == "stub")
     assert row.channels == (8, 16, None, None, None)
-    # Two convolutions of 3×3 and their batch norms.
+    # Two 3×3 convolutions and their batch norms.
     assert row.parameters == 3 * 8 * 9 + 16 + 8 * 16 * 9 + 32
 
 

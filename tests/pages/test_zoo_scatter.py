@@ -1,4 +1,4 @@
-"""The scatter of the zoo in a real browser: what is in it, and the ways through it by mouse, finger and keyboard."""
+"""The zoo's scatter plot in a real browser: its content, and its use by mouse, touch and keyboard."""
 
 from itertools import combinations
 from typing import Any
@@ -37,9 +37,9 @@ def test_a_point_lies_where_its_numbers_are(opened: Opener) -> None:
     at = {(name, weights): (box["x"] + box["width"] / 2, box["y"]) for name, weights, box in places}
     small, large = at["mobilenet_v3_small", "imagenet1k_v1"], at["mobilenet_v3_large", "imagenet1k_v1"]
     eighteen, fifty = at["torchvision/resnet18", "IMAGENET1K_V1"], at["torchvision/resnet50", "IMAGENET1K_V1"]
-    # On a logarithmic scale equal factors are equal ways: 3.83 times from small to large, 2.25 from ResNet-18 to 50.
+    # Equal factors are equal distances on a logarithmic scale: 3.83 from small to large, 2.25 from ResNet-18 to 50.
     assert (large[0] - small[0]) / (fifty[0] - eighteen[0]) == pytest.approx(1.653, abs=0.01)
-    # 6.374 percent up, and 6.372.
+    # The differences in accuracy are 6.374 and 6.372 percentage points.
     assert (small[1] - large[1]) / (eighteen[1] - fifty[1]) == pytest.approx(1.0, abs=0.01)
 
 
@@ -131,6 +131,6 @@ def test_no_label_of_the_scatter_runs_into_another_or_a_point(opened: Opener, wi
     assert len(labels) >= (12 if width > 960 else 8)
     for box, other in [*combinations(labels, 2), *combinations(ticks, 2), *((a, b) for a in labels for b in marks)]:
         apart_x = box["right"] <= other["left"] or other["right"] <= box["left"]
-        # The boxes of text have room for letters that none of it has.
+        # A text box reserves room for ascenders and descenders that these labels do not have.
         apart_y = box["bottom"] - 2 <= other["top"] or other["bottom"] <= box["top"] + 2
         assert apart_x or apart_y, (box, other)

@@ -1,4 +1,4 @@
-"""`featuretap plugins doctor` on installed distributions: what it prints, and its exit status."""
+"""`featuretap plugins doctor` on installed distributions: its output and exit status."""
 
 import re
 from collections.abc import Callable, Iterator
@@ -70,7 +70,7 @@ def head(backbone, *, num_classes):
 
 
 def factories(name: str, address: str, backbones: list[str], means: int) -> Distribution:
-    """A plugin with backbones that are no tables, and a head that returns the means of a map."""
+    """Return a plugin with backbones built by factories, and a head that returns the means of a map."""
     return Distribution(IMPORTS + FACTORIES.format(name=name, address=address, backbones=backbones, means=means))
 
 
@@ -78,7 +78,7 @@ NOTHING = IMPORTS + "\n\n@hookimpl\ndef featuretap_backbones():\n    return []\n
 
 
 def runtime(name: str) -> Distribution:
-    """A plugin with a runtime, which is examined without PyTorch."""
+    """Return a plugin with a runtime, which the doctor checks without PyTorch."""
     return Distribution(
         "from featuretap.registry.hookspecs import hookimpl\nfrom featuretap.specs import RuntimeSpec\n\n\n"
         f"@hookimpl\ndef featuretap_runtimes():\n    return [RuntimeSpec({name!r}, 'a:b')]\n"
@@ -116,19 +116,19 @@ Doctor = Callable[[str], Completed]
 
 @pytest.fixture(scope="module")
 def patients(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder of installed distributions, some of them with something wrong."""
+    """A folder of installed distributions, some of which have problems."""
     return write_installed(tmp_path_factory.mktemp("patients"), PATIENTS)
 
 
 @pytest.fixture(scope="module")
 def examined(patients: Path) -> dict[str, list[str]]:
-    """Distribution → the lines that examining all of them prints about it."""
+    """Distribution → the doctor's output about it when it checks all of them."""
     return examine(patients)
 
 
 @pytest.fixture(scope="module")
 def destroyed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[str]]:
-    """The same of plugins that do something to their process."""
+    """The same for plugins that change or end their process."""
     return examine(write_installed(tmp_path_factory.mktemp("destroyers"), DESTROYERS))
 
 
@@ -151,13 +151,13 @@ def examine(folder: Path) -> dict[str, list[str]]:
 
 @pytest.fixture
 def doctor(patients: Path, run: Callable[..., Completed]) -> Iterator[Doctor]:
-    """Run `featuretap plugins doctor` where the patients are installed."""
+    """Run `featuretap plugins doctor` with the distributions of `patients` installed."""
     with installed_here(patients):
         yield lambda name: run("plugins", "doctor", name)
 
 
 def read(printed: str) -> list[str]:
-    """Return the lines that were printed, without times and the folders of files."""
+    """Return the printed lines without times and folders."""
     timed = re.sub(r" in \d+\.\d ms$", " in T ms", printed, flags=re.MULTILINE)
     return re.sub(r'File ".*/(\w+\.py)"', r'File "\1"', timed).splitlines()
 

@@ -1,4 +1,4 @@
-"""EfficientNet-Lite as a distribution of its own adds it: counts, and maps and logits equal to timm's."""
+"""EfficientNet-Lite from the example distribution: counts, and maps and logits equal to timm's."""
 
 import subprocess
 import sys
@@ -42,7 +42,7 @@ SIZES = [(96, 128), (97, 161)]
 
 @pytest.fixture(scope="module")
 def registry() -> Registry:
-    """The built-in plugins and the example's."""
+    """A registry with the built-in plugins and the example's."""
     return efficientnet_lite.registry()
 
 
@@ -75,7 +75,7 @@ def test_it_counts_as_timm_does(registry: Registry, name: str) -> None:
 
 
 def timms(name: str, path: Path, **arguments: Any) -> nn.Module:
-    """Write a file of timm's network with statistics of a real pass, and return the network in double precision."""
+    """Write a file of timm's network with real statistics, and return the network in double precision."""
     torch.manual_seed(0)
     theirs = with_statistics(timm.create_model(name, **arguments))
     safetensors.torch.save_file(theirs.state_dict(), path)
@@ -84,7 +84,7 @@ def timms(name: str, path: Path, **arguments: Any) -> nn.Module:
 
 @torch.no_grad()
 def assert_equal(registry: Registry, name: str, theirs: nn.Module, path: Path, size: tuple[int, int]) -> None:
-    """Compare every tap and the logits of the model of a file with timm's."""
+    """Check that every tap and the logits of a file's model equal timm's."""
     model = registry.build(name, pretrained=path).double().eval()
     features = registry.build(name, pretrained=path, features_only=True, taps=tuple(TAPS)).double().eval()
     images = torch.randn(1, 3, *size, dtype=torch.float64)
@@ -147,7 +147,7 @@ def test_the_layout_of_efficientnet_lite_pytorch_is_written_and_read(registry: R
     path = registry.save(ours, tmp_path / "file.safetensors", "efficientnet_lite_pytorch")
     tensors = safetensors.torch.load_file(path)
     assert {"_conv_stem.weight", "_blocks.0._depthwise_conv.weight", "_blocks.15._bn2.bias", "_fc.bias"} <= set(tensors)
-    # Without the record, the names alone tell the layout.
+    # The names alone identify the layout, without the recorded one.
     safetensors.torch.save_file(tensors, path)
     images = torch.randn(1, 3, 64, 64)
     with torch.no_grad():

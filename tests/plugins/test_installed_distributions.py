@@ -1,4 +1,4 @@
-"""Plugins of installed distributions: which are discovered, in which order and version, and which may load."""
+"""Plugins of installed distributions: which are discovered, their order and version, and which may load."""
 
 import importlib.metadata
 import json
@@ -18,7 +18,7 @@ Run = Callable[..., Completed]
 
 @pytest.fixture
 def installed(tmp_path: Path) -> Iterator[Path]:
-    """A folder of installed distributions: two with plugins that work."""
+    """A folder of installed distributions: two with working plugins."""
     with installed_here(write_installed(tmp_path / "installed", GOOD)):
         yield tmp_path / "installed"
 
@@ -37,7 +37,7 @@ def test_a_head_that_two_distributions_have_is_listed_without_a_description(run:
 
 
 def statuses(run: Run) -> dict[str, str]:
-    """Return plugin → status as `featuretap plugins` prints them for programs."""
+    """Return plugin → status, from the JSON output of `featuretap plugins`."""
     ran = run("plugins", "--json")
     assert (ran.status, ran.err) == (0, "")
     return {plugin["plugin"]: plugin["status"] for plugin in json.loads(ran.out)["plugins"]}
@@ -127,7 +127,7 @@ def test_a_policy_for_a_distribution_without_plugins_is_reported(
     assert f"{config}: plugins.{key} names 'featuretap-tinny', which provides no installed plugin" in run("list").err
 
 
-# --- Metadata that is odd -----------------------------------------------------------------------------------------
+# --- Unusual metadata ---------------------------------------------------------------------------------------------
 
 
 @pytest.mark.usefixtures("installed")
@@ -199,7 +199,7 @@ def test_metadata_with_our_name_neither_hide_built_in_plugins_nor_escape_policy(
 
 
 def test_what_a_plugin_prints_goes_to_standard_error(run: Run, installed: Path) -> None:
-    # Two names of one module are one plugin.
+    # Two entry points for one module are one plugin.
     write_metadata(installed, "loud", "[featuretap]\nloud = loud\nlouder = loud\n")
     (installed / "loud.py").write_text("print('HELLO')\n" + table("loudnet"))
     listed = run("plugins", "--json")

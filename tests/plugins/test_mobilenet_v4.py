@@ -1,4 +1,4 @@
-"""MobileNetV4 as a distribution of its own adds it (examples/featuretap-mobilenet-v4): counts, options and modules."""
+"""MobileNetV4 from the example distribution: counts, options and modules."""
 
 import io
 import subprocess
@@ -34,7 +34,7 @@ OPTIONS: list[dict[str, Any]] = [
 
 @pytest.fixture(scope="module")
 def registry() -> Registry:
-    """The built-in plugins and the example's."""
+    """A registry with the built-in plugins and the example's."""
     return mobilenet_v4.registry()
 
 

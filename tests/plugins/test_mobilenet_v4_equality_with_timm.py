@@ -1,4 +1,4 @@
-"""MobileNetV4 from the example's distribution computes what timm's does."""
+"""MobileNetV4 from the example distribution returns the same outputs as timm's."""
 
 from math import floor
 from pathlib import Path
@@ -33,7 +33,7 @@ MODULES = {
 
 @pytest.fixture(scope="module")
 def registry() -> Registry:
-    """The built-in plugins and the example's."""
+    """A registry with the built-in plugins and the example's."""
     return mobilenet_v4.registry()
 
 
@@ -65,7 +65,7 @@ def test_a_wrong_eps_of_the_hidden_norm_changes_the_logits(tmp_path: Path) -> No
 @pytest.mark.parametrize(("name", "output_stride"), [(SMALL, 16), (SMALL, 8), (MEDIUM, 8)])
 def test_output_strides_equal_timms(tmp_path: Path, name: str, output_stride: int) -> None:
     theirs = oracles.timm_model(TIMM[name], output_stride=output_stride, features_only=True)
-    # timm's feature extractor keeps the stem's activation apart.
+    # timm's feature extractor separates the activation from the stem.
     modules = {**MODULES[name], "C1": "act1"}
     ours = with_weights_of(
         theirs,

@@ -1,4 +1,4 @@
-"""Files of MobileNetV4, from the example's distribution: timm's are read and written, and halved for reduced tails."""
+"""MobileNetV4 files of the example distribution: timm's are read and written, and reduced tails halve them."""
 
 import hashlib
 from dataclasses import replace
@@ -22,7 +22,7 @@ from featuretap.weights.requests import record_of
 
 @pytest.fixture(scope="module")
 def registry() -> Registry:
-    """The built-in plugins and the example's."""
+    """A registry with the built-in plugins and the example's."""
     return mobilenet_v4.registry()
 
 
@@ -121,7 +121,7 @@ def test_a_saved_model_loads_bit_for_bit(registry: Registry, tmp_path: Path) -> 
 def test_a_reduced_tail_drops_the_channels_that_do_nothing(
     registry: Registry, tmp_path: Path, name: str, kind: Any
 ) -> None:
-    """With half the channels behind C4 silent, the reduced network computes exactly what the whole one does."""
+    """If half of the channels after C4 are zero, the reduced network returns exactly the full network's outputs."""
     whole = oracles.randomised(registry.build(name, num_classes=9)).float()
     sizes = registry.build(name, reduced_tail=kind, num_classes=9).state_dict()
     with torch.no_grad():
@@ -136,7 +136,7 @@ def test_a_reduced_tail_drops_the_channels_that_do_nothing(
 
 
 def test_a_channel_of_a_shortcut_is_ranked_by_every_block_that_writes_it(registry: Registry, tmp_path: Path) -> None:
-    """The channel that only the entering projection writes stays, though the depthwise layers behind it ignore it."""
+    """A channel that only the first block's projection writes is kept, although later depthwise layers ignore it."""
     whole = oracles.randomised(registry.build(SMALL, features_only=True)).float()
     with torch.no_grad():
         whole.stages.C5[0].project.norm.weight[100] = 1e6

@@ -1,4 +1,4 @@
-"""`featuretap new-plugin`: what it writes is a plugin, and what it may not write, it says."""
+"""`featuretap new-plugin` writes a working plugin, or reports why it cannot."""
 
 import importlib.metadata
 import sys

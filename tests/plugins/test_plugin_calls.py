@@ -1,4 +1,4 @@
-"""What a plugin's code does while it is imported or asked: what it raises and prints, and how long it takes."""
+"""Calls into a plugin's code, at import or in a hook: exceptions, results, time and output."""
 
 import itertools
 import os
@@ -41,7 +41,7 @@ subprocess.run([sys.executable, "-c", "print('by a child')"], check=True)
 """
 
 
-# --- What it raises -----------------------------------------------------------------------------------------------
+# --- Exceptions ---------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -127,7 +127,7 @@ def interrupt() -> Any:
     raise KeyboardInterrupt
 
 
-# --- What it returns ----------------------------------------------------------------------------------------------
+# --- Results ------------------------------------------------------------------------------------------------------
 
 
 ENDLESS = {
@@ -147,7 +147,7 @@ def test_an_endless_list_is_a_failure(hook: str) -> None:
 
 
 def match(answer: Callable[[], Any]) -> Registry:
-    """Return a registry with an open namespace that lists these names."""
+    """Return a registry with an open namespace that lists the names of `answer()`."""
 
     def match_backbones(pattern: str) -> Any:
         return answer()
@@ -168,14 +168,14 @@ def test_an_endless_open_namespace_is_a_problem() -> None:
     )
 
 
-# --- How long it takes --------------------------------------------------------------------------------------------
+# --- Time ---------------------------------------------------------------------------------------------------------
 
 
 def test_a_slow_plugin_is_named_once_while_it_is_imported(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(plugin_calls, "SLOW", 0.05)
-    # It goes on once it has been named.
+    # The plugin continues once the warning has named it.
     slow = "import slow_plugins, time\nwhile not slow_plugins.named(): time.sleep(0.01)\ntime.sleep(0.2)\n"
     monkeypatch.setitem(sys.modules, "slow_plugins", SimpleNamespace(named=lambda: caplog.messages))
     plugins = {"slow": Distribution(slow + table("slownet")), "tiny": GOOD["tiny"]}
@@ -187,7 +187,7 @@ def test_a_slow_plugin_is_named_once_while_it_is_imported(
     assert "featuretap-slow-plugins" not in [thread.name for thread in threading.enumerate()]
 
 
-# --- What it prints -----------------------------------------------------------------------------------------------
+# --- Output -------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("closing", ["", "os.close(1)\nos.close(2)\n"], ids=["open", "closed"])
@@ -237,7 +237,7 @@ def test_standard_output_is_restored_after_two_threads_have_loaded_plugins() -> 
 
     def second() -> list[Any]:
         loading.set()
-        # The other has begun before, and ends before.
+        # The other thread started earlier and ends earlier.
         assert loaded.wait(30)
         return []
 

@@ -1,4 +1,4 @@
-"""Plugins that fail: each failure is recorded with its reason, and takes nothing else down."""
+"""Each failure of a plugin is recorded with its reason, and does not affect anything else."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Names that plugins provide: who has precedence, how an ambiguous name is resolved, and open namespaces."""
+"""Names that plugins provide: precedence, ambiguous names and open namespaces."""
 
 from typing import Any
 
@@ -68,7 +68,7 @@ OPEN = {
 
 
 class OpenNamespace:
-    """A plugin that knows names without listing them, and counts how often it is asked."""
+    """A plugin that resolves names it does not list, and records each request."""
 
     __name__ = "opened"
 
@@ -91,7 +91,7 @@ class OpenNamespace:
 
 
 class BrokenNamespace:
-    """A plugin that fails whatever it is asked for, and one that answers nonsense."""
+    """A plugin that fails on every name, and lists invalid names if it has an `answer`."""
 
     __name__ = "broken"
 

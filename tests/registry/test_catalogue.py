@@ -1,4 +1,4 @@
-"""The format of catalogue files: what a user's file may contain, and errors that name file and key."""
+"""The format of catalogue files: what a user's file may contain, and errors that name the file and key."""
 
 import os
 from pathlib import Path

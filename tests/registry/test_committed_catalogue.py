@@ -1,4 +1,4 @@
-"""A user's `featuretap.toml` of an earlier version means what it meant: variants, weights, mirrors and policy."""
+"""A `featuretap.toml` of an earlier version keeps its meaning: variants, weights, mirrors and policy."""
 
 import re
 import shutil
@@ -17,7 +17,7 @@ RELEASE = TESTS / "weights" / "data" / "backbone-with-options.safetensors"
 
 @pytest.fixture(autouse=True)
 def catalogue(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The committed file is the user's."""
+    """Use the committed file as the user's catalogue."""
     monkeypatch.setenv("FEATURETAP_CONFIG", str(CATALOGUE))
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
 
@@ -76,7 +76,7 @@ def test_pretrained_loads_the_default_weights_of_a_variant_from_the_cache(cache:
     taps = ("C4.expansion", "C2", "C5")
     model = registry.build("product_net_stride_16", features_only=True, taps=taps, pretrained=True)
     assert model.description.weights == "product_net_stride_16.release_1"
-    # A file in featuretap's layout has its own preprocessing.
+    # A file in featuretap's layout stores its own preprocessing.
     assert model.description.preprocessing.crop == 224
     for name, tensor in registry.load(RELEASE).state_dict().items():
         assert torch.equal(model.state_dict()[name], tensor.to(model.state_dict()[name].dtype)), name

@@ -1,4 +1,4 @@
-"""Our own backbones and heads, and the example's backbone, run the conformance kit."""
+"""The conformance kit on featuretap's backbones and heads, and on the examples' backbones."""
 
 import sys
 
@@ -10,20 +10,20 @@ from support.heads import SMALL
 from featuretap.registry import conformance
 from featuretap.registry.testing import BackboneConformance, HeadConformance
 
-# As pytest does for a distribution that is not installed.
+# pytest extends the path in the same way for a distribution that is not installed.
 sys.path[:0] = [str(ROOT / "examples" / name) for name in ("featuretap-mobilenet-v4", "featuretap-efficientnet-lite")]
 
 
 class WithoutNodes:
-    """tests/runtimes compares nodes, which needs more installed."""
+    """Skip the test of nodes, which needs more packages. tests/runtimes has it."""
 
     test_nodes_compute_what_modules_do = None
 
 
 class TestOurBackbones(WithoutNodes, BackboneConformance):
     plugin = "featuretap.plugins.builtin"
-    # The narrowest variant of each architecture. Minimalistic and PaddleClas's networks are made of Large's and Small's
-    # tables by one function each, so that Small is enough.
+    # The narrowest variant of each architecture. For minimalistic and PaddleClas's networks, Small is enough: one
+    # function derives each from the tables of Large and Small.
     backbones = (
         "mobilenet_v1_025",
         "mobilenet_v2_050",
@@ -37,14 +37,14 @@ class TestOurBackbones(WithoutNodes, BackboneConformance):
 
 class TestOurHeads(WithoutNodes, HeadConformance):
     plugin = "featuretap.plugins.builtin"
-    # The smallest of ours, and with as many levels as any.
+    # The smallest built-in backbone, which has all levels.
     backbones = ("mobilenet_v1_025",)
     sizes = ((97, 161), (65, 64))
     options = SMALL
 
     @pytest.fixture(autouse=True)
     def equal_up_to_rounding(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        """Compare scripted and exported models as `torch.testing` does, which is stricter than the kit."""
+        """Compare scripted and exported models like `torch.testing`, which is stricter than the kit."""
 
         def close(one: torch.Tensor, other: torch.Tensor) -> bool:
             return (one.shape, one.dtype) == (other.shape, other.dtype) and torch.allclose(

@@ -1,4 +1,4 @@
-"""The conformance kit on backbones that have one mistake each."""
+"""The conformance kit on backbones with one mistake each."""
 
 from collections.abc import Callable, Mapping
 from functools import partial

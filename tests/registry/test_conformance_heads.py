@@ -1,4 +1,4 @@
-"""The conformance kit on heads that have one mistake each."""
+"""The conformance kit on heads with one mistake each."""
 
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -22,7 +22,7 @@ Check = Callable[[str, Registry], None]
 
 
 class Sound(nn.Module):
-    """Logits of the means of C2."""
+    """Logits computed from the means of C2."""
 
     def __init__(self, backbone: BackboneSpec, *, num_classes: int) -> None:
         super().__init__()
@@ -33,7 +33,7 @@ class Sound(nn.Module):
 
 
 class Changed(Sound):
-    """What `changed` makes of the logits."""
+    """A sound head whose logits are replaced by the result of `changed`."""
 
     def forward(self, taps: dict[str, Tensor]) -> Any:
         return self.changed(super().forward(taps))
@@ -173,7 +173,7 @@ class ExportsToSomethingElse(Changed):
 
 
 class OtherTaps(nn.Module):
-    """A head that makes a map, of more channels than it says."""
+    """A head that returns a map with more channels than it declares."""
 
     def __init__(self, backbone: BackboneSpec, *, num_classes: None) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""The conformance kit as somebody else uses it: pytest, in a process of its own, on files of one class each."""
+"""The conformance kit as a plugin author uses it: pytest in a new process, on files with one class each."""
 
 import re
 import subprocess
@@ -115,7 +115,7 @@ FILES = {
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder of plugins that are not installed, of their tests, and of the metadata of one that is."""
+    """A folder of plugins that are not installed, their tests, and the metadata of one that is installed."""
     folder = tmp_path_factory.mktemp("theirs")
     for module, code in PLUGINS.items():
         (folder / f"{module}.py").write_text(code)
@@ -130,7 +130,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def said(folder: Path) -> str:
-    """What pytest prints of all files, warnings being errors."""
+    """The output of pytest for all files, with warnings as errors."""
     flags = ["-W", "error", "-p", "no:cacheprovider", "--continue-on-collection-errors", "-rA", "--color=no"]
     ran = subprocess.run(
         [sys.executable, "-m", "pytest", *flags], cwd=folder, capture_output=True, text=True, check=False
@@ -140,7 +140,7 @@ def said(folder: Path) -> str:
 
 
 def outcomes(said: str, name: str) -> dict[str, set[str]]:
-    """Return outcome → what had it, in a file of tests."""
+    """Return outcome → tests with that outcome in one test file."""
     found: dict[str, set[str]] = {}
     for outcome, what in re.findall(rf"^(PASSED|FAILED|ERROR|SKIPPED) test_{name}\.py(\S*)", said, flags=re.MULTILINE):
         found.setdefault(outcome, set()).add(what.removeprefix("::TestMine").removeprefix("::"))
@@ -148,7 +148,7 @@ def outcomes(said: str, name: str) -> dict[str, set[str]]:
 
 
 def report(said: str, heading: str) -> list[str]:
-    """Return the lines that pytest prints of one failure."""
+    """Return the lines that pytest prints for one failure."""
     (_, _, rest) = said.partition(f" {heading} __")
     lines = re.split(r"\n(?:_{3,}|={3,}) ", rest)[0].splitlines()[1:]
     return [line for line in lines if "^" not in line and "~" not in line]
@@ -192,7 +192,7 @@ PLUGIN_TESTS = {"test_names_are_not_taken", "test_plugin_does_not_import_torch"}
 )
 def test_one_class_makes_a_test_of_each_promise_and_name(said: str, name: str, tests: set[str]) -> None:
     found = outcomes(said, name)
-    # One is skipped where onnx is not installed, and tests/runtimes has it.
+    # The test of nodes is skipped if onnx is not installed. tests/runtimes has it.
     assert {test for test in found.pop("PASSED") if not test.startswith(NODES)} == tests | PLUGIN_TESTS
     assert found == {}
 

@@ -1,4 +1,4 @@
-"""Messages fit a screen, whoever supplied the text."""
+"""Messages fit a screen, whoever supplied their text."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Names: listing, aliases, precedence, did-you-mean; and specs in place of names."""
+"""Names: listing, aliases, precedence and suggestions, and specs used in place of names."""
 
 import subprocess
 import sys
@@ -25,7 +25,7 @@ TINY = BackboneSpec("tinynet", stages=((Conv(3, 8, RE),), (Bneck(3, 16, 12, RE),
 
 
 class TwoMaps(torch.nn.Module):
-    """A backbone that is no table: C2 by a patchifying stem that floors, C3 by pooling."""
+    """A backbone without a table: C2 from a patchifying stem that rounds down, C3 by pooling."""
 
     def __init__(self, depth: int) -> None:
         super().__init__()
@@ -299,7 +299,7 @@ def test_models_can_be_built_in_several_threads_at_once(registry: Registry) -> N
     ]
     for thread in threads:
         thread.start()
-    # torch's own layers made beside ours must still be filled by torch.
+    # Layers that PyTorch creates at the same time must still be initialized by PyTorch.
     convolutions = [torch.nn.Conv2d(3, 8, 3) for _ in range(200)]
     for thread in threads:
         thread.join()

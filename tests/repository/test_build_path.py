@@ -1,4 +1,4 @@
-"""The way of a build call to the first module: few files, few functions, every name resolved once."""
+"""A build call uses few files and functions before the first module, and resolves each name once."""
 
 import sys
 from collections.abc import Callable
@@ -18,7 +18,7 @@ class FirstModuleError(Exception):
 
 
 def functions_before_the_first_module(call: Callable[[], Any]) -> list[tuple[str, str]]:
-    """Return (file, function) of every call of ours, in order, that happens before a module is created."""
+    """Return (file, function) of every featuretap call before the first module is created, in order."""
     calls: list[tuple[str, str]] = []
 
     def record(frame: FrameType, event: str, argument: object) -> None:
@@ -46,7 +46,7 @@ def build(registry: Registry) -> Any:
 
 def test_a_build_call_goes_through_few_files_before_the_first_module() -> None:
     registry = Registry(discover=False)
-    build(registry)  # reads the catalogue and computes the table's taps, which are kept
+    build(registry)  # reads the catalogue and caches the table's taps
     calls = functions_before_the_first_module(lambda: build(registry))
     files = {file for file, _ in calls}
     assert files == {

@@ -1,4 +1,4 @@
-"""The groups of tests: `make test` leaves them out and says so, `make test-all` runs everything and skips nothing."""
+"""`make test` leaves out the groups of tests and lists them; `make test-all` runs everything and skips nothing."""
 
 import shlex
 import subprocess
@@ -15,7 +15,7 @@ FOLDERS = sorted(path.name for path in TESTS.iterdir() if list(path.glob("test_*
 
 
 def arguments_of(target: str) -> list[str]:
-    """Return what a make target passes to pytest."""
+    """Return the arguments that a make target passes to pytest."""
     printed = subprocess.run(["make", "-n", target], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     (line,) = [line for line in printed.splitlines() if "-m pytest" in line]
     return shlex.split(line.partition("-m pytest")[2])
@@ -46,7 +46,7 @@ def test_make_test_leaves_out_the_groups_and_nothing_else() -> None:
 
 @pytest.fixture
 def project(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> pytest.Pytester:
-    """A project with a quick test and a group of two, one of which skips itself."""
+    """A project with a quick test and a group of two tests, one of which skips itself."""
     monkeypatch.setattr(groups, "TESTS", pytester.path)
     pytester.makeini("[pytest]\nmarkers =\n    slow: tests of snails; needs patience\n    other: no folder")
     pytester.makeconftest("from support.groups import *")

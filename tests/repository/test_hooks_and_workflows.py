@@ -1,4 +1,4 @@
-"""What watches over the repository: pre-commit hooks, the workflow on GitHub, and forms for issues."""
+"""The repository's checks: pre-commit hooks, the GitHub workflow and issue forms."""
 
 import os
 import subprocess
@@ -16,14 +16,14 @@ FORMS = sorted((ROOT / ".github" / "ISSUE_TEMPLATE").glob("[!c]*.yml"))
 
 
 def test_pre_commit_hooks_run_the_commands_of_make_lint_and_make_types(tmp_path: Path) -> None:
-    # It keeps a data base in the home folder.
+    # pre-commit stores a database in the home folder by default.
     surroundings = {**os.environ, "PRE_COMMIT_HOME": str(tmp_path)}
     command = [sys.executable, "-m", "pre_commit", "validate-config", HOOKS]
     subprocess.run(command, check=True, capture_output=True, env=surroundings)
     hooks = [hook["entry"] for repository in yaml.safe_load(HOOKS.read_text())["repos"] for hook in repository["hooks"]]
     made = [line.replace("$(BIN)", ".venv/bin") for line in (ROOT / "Makefile").read_text().splitlines()]
     for entry in hooks:
-        # "ruff check" of the files that are committed, where make has ".".
+        # The hooks run "ruff check" on committed files, where the Makefile passes ".".
         assert [line for line in made if line.startswith(f"\t{entry.partition(' --')[0]}")], entry
     assert len(hooks) == 5
 

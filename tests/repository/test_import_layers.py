@@ -1,4 +1,4 @@
-"""The import contract of `make lint`: it holds, and an import against the layers fails it."""
+"""The import contract of `make lint` holds, and fails on an import that violates the layers."""
 
 import shutil
 import subprocess

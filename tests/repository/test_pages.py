@@ -1,4 +1,4 @@
-"""The pages as text: every block can be read, every link leads somewhere, and the tests that they name exist."""
+"""Every code block of the pages can be read, every link is valid, and every mentioned test exists."""
 
 import json
 import re

@@ -1,4 +1,4 @@
-"""The repository as a package: what is packed, what is documented, and that light code stays light."""
+"""The repository as a package: packaged files, documentation, and fast imports without PyTorch."""
 
 import pkgutil
 

@@ -1,4 +1,4 @@
-"""The public surface as a user's type checker sees it."""
+"""The public API in a user's type checker."""
 
 import re
 import subprocess
@@ -21,9 +21,8 @@ WRONG = {
 
 
 def type_checked(path: Path) -> subprocess.CompletedProcess[str]:
-    """Run mypy on a file, strict as for the package."""
-    # An editable installation is found by an import hook, of which mypy knows nothing; mypy_path in pyproject.toml says
-    # where the package lies.
+    """Run mypy on a file with the package's strict settings."""
+    # mypy cannot follow the import hook of an editable installation. mypy_path in pyproject.toml locates the package.
     return subprocess.run([sys.executable, "-m", "mypy", path], cwd=ROOT, capture_output=True, text=True, check=False)
 
 

@@ -77,7 +77,7 @@ def ask(address: str, arguments: list[str]) -> int:
 
 def serve(address: str) -> tuple[dict[str, Any], list[int]]:
     """Fork for each request until standard input ends. In the fork, return the request and its standard streams."""
-    del sys.path[0]  # This folder: its modules are no part of an environment.
+    del sys.path[0]  # This folder: its modules must not be importable in the environment.
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         for name in ("torch", "torchvision", "timm"):
