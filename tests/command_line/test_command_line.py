@@ -13,7 +13,7 @@ from PIL import Image
 from support import Completed
 
 import featuretap
-from featuretap.workflows.inference.feature_maps import draw_maps, reduce_to_colours
+from featuretap.workflows.inference.feature_maps import draw_maps, reduce_to_colors
 
 Run = Callable[..., Completed]
 
@@ -316,11 +316,11 @@ def test_a_picture_that_cannot_be_written_is_a_one_line_error(run: Run, cat: Pat
 def test_colours_vary_with_the_map_and_a_constant_map_is_black() -> None:
     feature = np.zeros((8, 4, 6), np.float32)
     feature[3, :, 3:] = 5
-    seen = np.asarray(reduce_to_colours(feature))
+    seen = np.asarray(reduce_to_colors(feature))
     assert seen.shape == (4, 6, 3)
     assert len(np.unique(seen[:, :3].reshape(-1, 3), axis=0)) == len(np.unique(seen[:, 3:].reshape(-1, 3), axis=0)) == 1
     assert (seen[0, 0] != seen[0, 5]).any()
-    assert not np.asarray(reduce_to_colours(np.ones((2, 3, 3), np.float32))).any()
+    assert not np.asarray(reduce_to_colors(np.ones((2, 3, 3), np.float32))).any()
 
 
 def test_a_picture_of_one_map_has_two_panels() -> None:

@@ -5,7 +5,7 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from featuretap.workflows.inference.feature_maps import draw_panels, reduce_to_colours
+from featuretap.workflows.inference.feature_maps import draw_panels, reduce_to_colors
 
 Maps = NDArray[np.float32]
 
@@ -26,7 +26,7 @@ def with_border(inside: Maps, value: float) -> Maps:
 def test_a_bright_border_keeps_the_contrast_of_the_interior(height: int, width: int, value: float) -> None:
     plain = feature(height, width)
     inside, bordered = (
-        np.asarray(reduce_to_colours(each))[1:-1, 1:-1].astype(int) for each in (plain, with_border(plain, value))
+        np.asarray(reduce_to_colors(each))[1:-1, 1:-1].astype(int) for each in (plain, with_border(plain, value))
     )
     assert inside.std() > 30
     assert bordered.std() > 0.9 * inside.std()
@@ -38,20 +38,20 @@ def test_a_bright_border_keeps_the_contrast_of_the_interior(height: int, width: 
 def test_a_value_far_from_the_others_does_not_darken_them() -> None:
     outlier = feature(56, 56)
     outlier[:, 30, 30] *= 100
-    assert np.asarray(reduce_to_colours(outlier)).std() > 30
+    assert np.asarray(reduce_to_colors(outlier)).std() > 30
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 9), (2, 3), (4, 4), (5, 5), (3, 40)])
 @pytest.mark.parametrize("channels", [1, 2, 40])
 def test_maps_of_any_size_have_colors(size: tuple[int, int], channels: int) -> None:
-    picture = reduce_to_colours(feature(*size, channels=channels))
+    picture = reduce_to_colors(feature(*size, channels=channels))
     assert picture.size == size[::-1]
     assert picture.mode == "RGB"
 
 
 def test_one_channel_is_gray_and_brighter_where_it_is_larger() -> None:
     ramp = np.linspace(0, 1, 100, dtype=np.float32).reshape(1, 1, 100) ** 2
-    seen = np.asarray(reduce_to_colours(ramp))[0].astype(int)
+    seen = np.asarray(reduce_to_colors(ramp))[0].astype(int)
     assert np.ptp(seen, axis=-1).max() <= 1
     assert (np.diff(seen[:, 0]) >= 0).all()
     assert seen[-1, 0] - seen[0, 0] > 150

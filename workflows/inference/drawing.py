@@ -1,6 +1,7 @@
 """Boxes, masks and classes drawn on photographs, with their names."""
 
 import colorsys
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -211,7 +212,7 @@ def _fit_label(font: Font, name: str, score: str, width: int) -> str:
 def _place_label(pen: ImageDraw.ImageDraw, font: Font, box: Sequence[float], text: str, taken: Sequence[Area]) -> Area:
     """Return the area of the label of a box: the free one nearest to the top left corner, preferably along an edge."""
     width, height = pen.im.size
-    left, top, right, bottom = pen.textbbox((0, 0), text, font=font)
+    left, top, right, bottom = map(math.ceil, pen.textbbox((0, 0), text, font=font))
     margin = _label_margin(bottom - top)
     across, down = right - left + 2 * margin, bottom - top + 2 * margin
 
