@@ -1,4 +1,4 @@
-"""Every file is looked at before anything is trained on it."""
+"""Every file of a data set is checked before training starts."""
 
 import io
 from pathlib import Path
@@ -41,7 +41,7 @@ def test_bad_files_are_named_in_their_order(tmp_path: Path) -> None:
 
 
 def test_no_more_than_ten_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    # Long messages are shortened, and the path of a temporary folder is long.
+    # Long messages are truncated, so use a relative path: temporary folders have long ones.
     monkeypatch.chdir(tmp_path)
     data = birds(Path())
     for path in tmp_path.rglob("jay*.png"):
@@ -77,7 +77,7 @@ def written(image: Image.Image, kind: str, **options: object) -> bytes:
         ("PNG", "P", {}),
         ("GIF", "P", {}),
         ("BMP", "RGB", {}),
-        # Pillow warns of broken tags before it fails.
+        # Pillow warns about broken tags before it fails.
         pytest.param(
             "TIFF", "RGB", {"compression": "tiff_lzw"}, marks=pytest.mark.filterwarnings("ignore::UserWarning")
         ),

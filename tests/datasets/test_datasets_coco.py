@@ -1,4 +1,4 @@
-"""Folders with annotations in COCO's format."""
+"""Data sets with annotations in COCO format."""
 
 import json
 import pickle
@@ -24,7 +24,7 @@ def opened(folder: Path, **options: Any) -> DataSet:
 
 
 def refusal(folder: Path, **options: Any) -> str:
-    """The error's message, in which the folder is called DATA."""
+    """Return the error message, with the folder replaced by DATA."""
     with pytest.raises(DataError) as error:
         opened(folder, **options)
     return str(error.value).replace(str(folder), "DATA")
@@ -32,7 +32,7 @@ def refusal(folder: Path, **options: Any) -> str:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Two pictures of 12×8 pixels, waiting for annotations."""
+    """A folder with two images of 12×8 pixels and no annotations yet."""
     picture(tmp_path / "a.png")
     picture(tmp_path / "b.png")
     return tmp_path
@@ -416,7 +416,7 @@ def test_masks_of_polygons_and_run_lengths_are_the_areas_that_they_mean(folder: 
     area = np.zeros((8, 12), np.uint8)
     area[2:5, 3:9] = 1
     lengths = mask_api.encode(np.asfortranarray(area))
-    # Run lengths go down the columns, and begin with what is not of the object.
+    # COCO's run lengths are in column-major order and start with the background.
     changes = np.flatnonzero(np.diff(area.T.ravel(), append=1 - area[-1, -1]))
     plain = np.diff(changes, prepend=-1).tolist()
     segmentations = [

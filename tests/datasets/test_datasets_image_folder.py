@@ -1,4 +1,4 @@
-"""Folders of images for classification."""
+"""Image folders for classification."""
 
 import pickle
 import re
@@ -29,7 +29,7 @@ def together(data: DataSet) -> list[str]:
 
 
 def refusal(folder: Path) -> str:
-    """The error's message, in which the folder is called DATA."""
+    """Return the error message, with the folder replaced by DATA."""
     with pytest.raises(DataError) as error:
         opened(folder)
     return str(error.value).replace(str(folder), "DATA")

@@ -1,4 +1,4 @@
-"""What the values and colours of masks stand for."""
+"""The meaning of mask values and colors."""
 
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ ADVICE = (
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Two images, waiting for masks of 4×2 pixels."""
+    """A folder with two images of 4×2 pixels and no masks yet."""
     for name in ("a", "b"):
         picture(tmp_path / "images" / f"{name}.jpg", (4, 2))
     (tmp_path / "masks").mkdir()
@@ -28,7 +28,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def write(folder: Path, *images: Image.Image, suffix: str = "png") -> None:
-    """Write the masks of both images, the same for both if there is one."""
+    """Write the masks of both images; a single mask is used for both."""
     for name, image in zip("ab", images * 2, strict=False):
         image.save(folder / "masks" / f"{name}.{suffix}")
 
@@ -48,7 +48,7 @@ def palette(indices: list[int], *colours: tuple[int, int, int]) -> Image.Image:
 
 
 def read(folder: Path) -> tuple[tuple[str, ...], list[Any]]:
-    """The classes, and the first rows of both masks, which are checked first."""
+    """Check both masks, and return the classes and the first row of each mask."""
     data = open_data(str(folder), "segmentation", val_fraction=0.5)
     samples = sorted([*data.train, *data.val], key=lambda sample: sample.name)
     assert [sample.check() for sample in samples] == ["", ""]

@@ -32,7 +32,7 @@ def pair(images: Path, masks: Path, name: str, values: object = VALUES, mode: st
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Two images with masks of three classes, in one part."""
+    """A folder with two images and their three-class masks, not split into parts."""
     for name in ("a", "b"):
         pair(tmp_path / "images", tmp_path / "masks", name)
     return tmp_path

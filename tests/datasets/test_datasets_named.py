@@ -1,4 +1,4 @@
-"""Named data sets, read by torchvision."""
+"""Named data sets that are read with torchvision."""
 
 import bz2
 import functools
@@ -39,12 +39,12 @@ def refusal(name: str, place: Path) -> str:
 
 
 def idx(values: NDArray[np.uint8]) -> bytes:
-    """An array in the format of MNIST's files."""
+    """Return an array encoded in MNIST's IDX format."""
     return struct.pack(f">BBBB{values.ndim}i", 0, 0, 8, values.ndim, *values.shape) + values.tobytes()
 
 
 def mnist_files(prefix: tuple[str, str] = ("train", "t10k"), top: int = 9) -> dict[str, bytes]:
-    """MNIST's four files, out of scikit-learn's digits: 30 to learn from and 20 to judge by."""
+    """Return MNIST's four files, made from scikit-learn's digits: 30 training and 20 validation images."""
     digits = load_digits()
     images = np.kron(np.round(digits.images[:50] / 16 * 255), np.ones((3, 3)))
     images = np.pad(images, ((0, 0), (2, 2), (2, 2))).astype(np.uint8)
@@ -233,7 +233,7 @@ def test_every_set_takes_the_arguments_of_its_parts(row: NamedSet) -> None:
     kind = Digits if row.name == "digits" else getattr(datasets, row.name)
     taken = inspect.signature(kind).parameters
     swallowed = [parameter for parameter in taken.values() if parameter.kind is parameter.VAR_KEYWORD]
-    if swallowed:  # handed on to MNIST
+    if swallowed:  # passed on to MNIST
         taken = {**taken, **inspect.signature(kind.__mro__[1]).parameters}
     for arguments in (row.train, row.val or {}):
         assert {*arguments, "root", "download"} <= set(taken)
@@ -274,7 +274,7 @@ def test_a_download_that_fails_is_one_line(tmp_path: Path, monkeypatch: pytest.M
 
 @pytest.fixture
 def mirror(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A folder, out of which MNIST is downloaded."""
+    """A folder that serves as MNIST's download mirror."""
     folder = tmp_path / "mirror"
     put(folder, {f"{name}.gz": gzip.compress(content) for name, content in mnist_files().items()})
 

@@ -1,4 +1,4 @@
-"""From what a user calls a data set to the data set."""
+"""Data sets are opened from the path or name that a user gives."""
 
 import subprocess
 import sys
@@ -15,7 +15,7 @@ from featuretap.workflows.datasets.named_sets import NAMED_SETS
 
 @pytest.fixture
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A working directory."""
+    """The working directory."""
     monkeypatch.chdir(tmp_path)
     return tmp_path
 

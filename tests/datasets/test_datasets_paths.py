@@ -1,4 +1,4 @@
-"""Annotations name images inside the data set, or inside a folder that the user gave; all else is refused."""
+"""Annotations may name images inside the data set or inside an allowed folder; other paths are refused."""
 
 import os
 from collections.abc import Callable
@@ -22,7 +22,7 @@ OBJECTS = [a_box(1, 1, [0, 0, 2, 2]), a_box(2, 2, [0, 0, 2, 2])]
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A data set "data" with an image in it, and a private image beside it."""
+    """A data set "data" with one image, next to a folder with a private image."""
     monkeypatch.chdir(tmp_path)
     picture(Path("data/images/a.png"))
     picture(Path("private/images/b.png"))
@@ -54,7 +54,7 @@ def names_of(data: DataSet) -> set[str]:
     ],
 )
 def test_coco_files_name_no_image_above_the_data_set(folder: Path, name: str) -> None:
-    # Of "link/..", the system opens the folder above the link's target.
+    # The system resolves "link/.." to the parent of the link's target.
     Path("private/images/below").mkdir()
     (folder / "link").symlink_to(Path("private/images/below").absolute())
     coco(folder / "data.json", OBJECTS, ("a.png", name))
@@ -200,7 +200,7 @@ def test_the_command_line_names_the_further_folder(folder: Path, run: Callable[.
         "featuretap: 'DATA/data.json' names '../private/images/b.png', outside the data set; to allow the folder "
         "that contains them, use --images-root\n"
     )
-    # The second option is refused once the data is open.
+    # The tap is refused only after the data set has been opened.
     done = run(*train, "--images-root", "private", "--taps", "C9")
     assert "outside the data set" not in done.err
 

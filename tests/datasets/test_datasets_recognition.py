@@ -1,4 +1,4 @@
-"""Which format a folder is recognised as, and how it is chosen where there are several."""
+"""Recognition of a folder's format, and the choice between several possible formats."""
 
 from collections.abc import Callable
 from itertools import combinations

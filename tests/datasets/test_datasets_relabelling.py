@@ -1,4 +1,4 @@
-"""Data in the classes of a model, of which it may lack some."""
+"""Data sets are relabeled with the classes of a model, some of which they may lack."""
 
 import pickle
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""A part that is kept for validation is the same everywhere, and holds every class."""
+"""The validation split is the same on every machine and contains every class."""
 
 import subprocess
 import sys
@@ -15,7 +15,7 @@ from featuretap.workflows.datasets.splits import rarest, split
 NAMES = [f"{number}.jpg" for number in range(100)]
 
 
-# A machine with other work to do is slow now and then: no deadlines.
+# No deadlines: a busy machine may be slow at times.
 @settings(deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize=True, database=None)
 @given(
     st.lists(st.integers(0, 4), min_size=2, max_size=60).filter(lambda groups: max(Counter(groups).values()) > 1),

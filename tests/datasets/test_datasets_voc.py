@@ -1,4 +1,4 @@
-"""Folders with annotations in Pascal VOC's format."""
+"""Data sets with annotations in Pascal VOC format."""
 
 from pathlib import Path
 
@@ -29,7 +29,7 @@ def names(data: DataSet) -> list[list[str]]:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """VOC's own folders, with an image in each part and one in none."""
+    """A folder in VOC's structure, with one training image, one validation image and one in neither list."""
     for name, thing in (("2007_1", CAT), ("2007_2", DOG), ("2007_3", CAT)):
         picture(tmp_path / "JPEGImages" / f"{name}.jpg")
         voc(tmp_path / "Annotations" / f"{name}.xml", thing)

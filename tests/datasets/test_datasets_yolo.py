@@ -1,4 +1,4 @@
-"""Data sets in YOLO's format."""
+"""Data sets in YOLO format."""
 
 import logging
 import math
@@ -24,21 +24,21 @@ def opened(source: Path, **options: Any) -> DataSet:
 
 
 def refusal(source: Path, **options: Any) -> str:
-    """The error's message, in which the folder is called DATA."""
+    """Return the error message, with the folder replaced by DATA."""
     with pytest.raises(DataError) as error:
         opened(source, **options)
     return str(error.value).replace(str(source if source.is_dir() else source.parent), "DATA")
 
 
 def labelled(folder: Path, image: str, *lines: str) -> None:
-    """Write a picture of 12×8 pixels and its labels."""
+    """Write an image of 12×8 pixels and its labels."""
     picture(folder / image)
     yolo_labels((folder / image.replace("images", "labels")).with_suffix(".txt"), *lines)
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """A folder with a training and a validation image."""
+    """A folder with one training and one validation image."""
     labelled(tmp_path, "images/train/a.png", BOX, "1 0.25 0.25 0.5 0.5")
     labelled(tmp_path, "images/val/b.png", BOX)
     return tmp_path
@@ -174,7 +174,7 @@ def test_other_text_beside_images_is_no_label(tmp_path: Path, text: str) -> None
 
 
 def test_a_quadrilateral_is_a_polygon_even_at_the_borders(folder: Path) -> None:
-    """Its corners read as a box with points in whole numbers, as key points have them."""
+    """Its corners could also be read as a box followed by key points with integer coordinates."""
     labelled(folder, "images/train/a.png", "0 0 0 1 0 1 1 0 1 0 0", "1 0.5 0.5 0.6 0.4 0.7 0.5 0.6 0.6")
     yaml(folder, f"train: images/train\nval: images/val\n{NAMES}")
     boxes = opened(folder).train[0].read()[1].boxes
@@ -261,7 +261,7 @@ def test_key_points_without_a_visibility_are_no_polygons(folder: Path) -> None:
 
 
 def turned_square(x: float, y: float, half: float, degrees: float) -> str:
-    """A square, as four corners."""
+    """Return the label of a rotated square, given as four corners."""
     angles = [math.radians(degrees + 90 * corner) for corner in range(4)]
     return "0 " + " ".join(f"{x + half * math.cos(angle):.6f} {y + half * math.sin(angle):.6f}" for angle in angles)
 
