@@ -1,6 +1,6 @@
-"""The detector of people that a distribution carries finds what TensorFlow finds with the same frozen graph.
+"""The person detector installed with a distribution finds the same objects as TensorFlow with the same frozen graph.
 
-The boxes and scores were computed by TensorFlow 2.21, from photographs of scikit-image.
+The boxes and scores were computed by TensorFlow 2.21 on photographs of scikit-image.
 """
 
 import json
@@ -39,7 +39,7 @@ FOUND: dict[str, Boxes] = {
 
 
 def photograph(name: str) -> Any:
-    """A photograph (H, W, 3), a grey one repeated."""
+    """Return a photograph (H, W, 3), with a grayscale one repeated for each channel."""
     pixels = getattr(data, name)()
     return np.stack([pixels] * 3, -1) if pixels.ndim == 2 else pixels
 

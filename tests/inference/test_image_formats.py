@@ -1,4 +1,4 @@
-"""Only images of listed formats are read: others may run code, or read other files."""
+"""Only the listed image formats are read, because other formats may run code or read other files."""
 
 import ast
 import io
@@ -28,12 +28,12 @@ REFUSAL = "is a PostScript program, which is not supported"
 
 
 def calls_of(code: str) -> set[str]:
-    """Names of Pillow's functions that open files, as far as code or a script inside it mentions them."""
+    """Return which of Pillow's functions that open files are used by code, or by a script in one of its strings."""
     if "Image" not in code:
         return set()
     nodes = list(ast.walk(ast.parse(code)))
     strings = [node.value for node in nodes if isinstance(node, ast.Constant) and isinstance(node.value, str)]
-    # The examples in docstrings are code of users.
+    # Skip docstring examples, which show code of users.
     scripts = [string for string in strings if ">>>" not in string]
     found = {ast.unparse(node) for node in nodes if isinstance(node, ast.Attribute)}
     if any("import" in script and re.search(r"Image\.open\((?!.*formats=)", script) for script in scripts):
@@ -99,7 +99,7 @@ READERS: dict[str, Callable[[Path], object]] = {
 
 @pytest.fixture
 def others(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """What was called of Pillow's readers of other formats."""
+    """Record which of Pillow's readers for other formats are called."""
     called: list[str] = []
 
     def called_by(name: str) -> Callable[..., bool]:

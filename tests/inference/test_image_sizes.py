@@ -1,4 +1,4 @@
-"""Sizes of images are compared with a limit before anything is decoded, and large images are decoded one at a time."""
+"""Image sizes are checked against a limit before decoding, and large images are decoded one at a time."""
 
 import io
 import struct
@@ -37,7 +37,7 @@ def chunk(kind: bytes, content: bytes) -> bytes:
 
 
 def png(width: int, height: int, *chunks: bytes) -> bytes:
-    """A PNG of grey pixels, of which there are none."""
+    """Return a grayscale PNG that declares a size but contains no pixels."""
     header = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
     end = chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + b"".join(chunks) + end
@@ -45,7 +45,7 @@ def png(width: int, height: int, *chunks: bytes) -> bytes:
 
 @pytest.fixture
 def undecoded(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Make decoding fail the test."""
+    """Fail the test if an image is decoded."""
 
     def load(image: ImageFile.ImageFile) -> Any:
         pytest.fail(f"decoded {image.size}")
@@ -85,7 +85,7 @@ def test_a_higher_limit_is_pillows_too(tmp_path: Path, monkeypatch: pytest.Monke
     with pytest.raises(ImageError, match="exceeds FEATURETAP_MAX_PIXELS=90;"):
         read_image(path)
     monkeypatch.setenv("FEATURETAP_MAX_PIXELS", "1000")
-    # Pillow warns of large crops, and would refuse this one.
+    # Pillow warns about large crops, and under its own limit would refuse this one.
     assert read_image(path).crop((0, 0, 19, 10)).size == (19, 10)
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", None)
     assert read_image(path).size == (20, 10)

@@ -1,4 +1,4 @@
-"""Image files of every kind: the odd ones work, the broken ones are named."""
+"""Image files of every kind: unusual ones are read, and broken ones are reported by name."""
 
 import struct
 from collections.abc import Callable
@@ -87,7 +87,7 @@ def test_a_tiff_of_64_bits_is_refused_in_one_line(tmp_path: Path, kind: type) ->
     path = tmp_path / "deep.tif"
     pixels = np.zeros((2, 2), kind).tobytes()
     sample = {np.float64: 3, np.int64: 2}[kind]
-    # Width, height, bits, compression, photometric, offset, samples, bytes, format of a sample.
+    # Width, height, bits, compression, photometric, offset, samples, bytes, sample format
     tags = [(256, 2), (257, 2), (258, 64), (259, 1), (262, 1), (273, 122), (277, 1), (279, len(pixels)), (339, sample)]
     entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags)
     path.write_bytes(b"II*\0" + struct.pack("<IH", 8, len(tags)) + entries + struct.pack("<I", 0) + pixels)

@@ -1,4 +1,4 @@
-"""`featuretap predict` on many images, with every kind of model, as tables, JSON and pictures."""
+"""`featuretap predict` on many images with every kind of model: tables, JSON and annotated images."""
 
 import json
 from collections.abc import Callable
@@ -45,7 +45,7 @@ def build(head: str, classes: Any = CLASSES, **options: Any) -> nn.Module:
     prepared = replace(prepared, resize=sizes[0], crop=sizes[1])
     model.description = replace(model.description, classes=classes, preprocessing=prepared)
     if head == "ssdlite":
-        # Boxes of equal scores, as those of random weights are, may be found in any order.
+        # Random weights give tied scores, and the order of tied boxes is undefined.
         spread_scores(model)
     return model
 
@@ -68,7 +68,7 @@ def weights(tmp_path: Path) -> Callable[..., Path]:
 
 @pytest.fixture
 def photographs(tmp_path: Path) -> Path:
-    """Four images of several kinds in a folder and one below it."""
+    """A folder and a subfolder with four images of several kinds."""
     from skimage import data
 
     folder = tmp_path / "photographs"
@@ -173,7 +173,7 @@ def test_a_detector_lists_and_draws_its_boxes(
     best = answer["predictions"][0]
     assert table[1][-5:] == [f"{best['score']:.3f}", *(f"{corner:.1f}" for corner in best["box"])]
     assert " ".join(table[1][:-5]) == best["class"]
-    # Enlarged four times, since it is small.
+    # Small images are enlarged by a factor of four.
     assert answer["picture"] == str(tmp_path / "drawn" / "cat.png")
     with Image.open(answer["picture"]) as drawn:
         assert drawn.size == (360, 240)

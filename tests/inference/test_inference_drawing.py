@@ -1,4 +1,4 @@
-"""Boxes, masks and classes on photographs: the pixels have the colours they should, whatever the image's size."""
+"""Boxes, masks and class names are drawn in the right colors and positions on images of any size."""
 
 import numpy as np
 import pytest
@@ -19,7 +19,7 @@ def plain(width: int, height: int) -> Image.Image:
 
 
 def mixed(colour: tuple[int, int, int]) -> np.ndarray:
-    """What half of a colour on grey looks like."""
+    """Return the color that results from blending half of a color with the gray background."""
     return (np.array(GREY) + np.array(colour)) / 2
 
 
@@ -38,7 +38,7 @@ def test_the_edges_of_a_box_have_the_colour_of_its_class() -> None:
         assert tuple(drawn[y, x]) == color_of(2)
     for x, y in ((200, 200), (50, 200), (200, 280), (350, 50)):
         assert tuple(drawn[y, x]) == GREY
-    # The name stands above the box, on its colour.
+    # The name is drawn above the box, on a background of the class color.
     label = drawn[100:118, 101:150].reshape(-1, 3)
     assert (label == color_of(2)).all(1).mean() > 0.3
     assert (label != color_of(2)).any()
@@ -47,7 +47,7 @@ def test_the_edges_of_a_box_have_the_colour_of_its_class() -> None:
 def test_a_name_at_the_edge_of_the_picture_stays_inside() -> None:
     drawn = np.asarray(draw_boxes(plain(400, 300), [[330, 0, 399, 299]], [1], [0.5], ("", "a rather long name")))
     ((rows, columns),) = [np.nonzero((drawn == color_of(1)).all(2))]
-    # It begins left of the box, where it has room.
+    # The label starts to the left of the box, where there is enough space.
     assert columns.min() < 320
     assert rows.min() == 0
 
@@ -57,7 +57,7 @@ Labels = list[tuple[tuple[float, float, float, float], str]]
 
 @pytest.fixture
 def labels(monkeypatch: pytest.MonkeyPatch) -> Labels:
-    """Areas and texts of the labels that are drawn."""
+    """Record the areas and texts of the drawn labels."""
     drawn: Labels = []
     draw = drawing._draw_label
 
@@ -235,7 +235,7 @@ def test_classes_look_as_torchvision_and_a_maximum_filter_draw_them() -> None:
     from skimage import data
 
     photograph, names = data.astronaut(), ("background", "cat", "dog")
-    # Blobs, some of them thinner than their edges, up to the border of the picture.
+    # Blobs that extend to the image border, some thinner than their outlines.
     blobs = np.random.default_rng(0).integers(0, 3, (40, 40), np.uint8)
     mask = np.asarray(Image.fromarray(blobs).resize((512, 512), Image.Resampling.NEAREST))
     areas = torch.from_numpy(np.stack([mask == 1, mask == 2]))

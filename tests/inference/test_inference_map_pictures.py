@@ -1,4 +1,4 @@
-"""Pictures of feature maps: the interior of a map sets the colors, and panels have one size below their titles."""
+"""Images of feature maps: the interior of a map determines its colors, and all panels have the same size."""
 
 import numpy as np
 import pytest
@@ -15,7 +15,7 @@ def feature(height: int, width: int, channels: int = 8) -> Maps:
 
 
 def with_border(inside: Maps, value: float) -> Maps:
-    """Return a map whose outermost pixels have a much larger value, as padding makes them."""
+    """Return a map with a much larger value along the border, as padding produces."""
     bordered = inside.copy()
     bordered[:, [0, -1], :] = bordered[:, :, [0, -1]] = value
     return bordered
@@ -31,7 +31,7 @@ def test_a_bright_border_keeps_the_contrast_of_the_interior(height: int, width: 
     assert inside.std() > 30
     assert bordered.std() > 0.9 * inside.std()
     if height == 7:
-        # All of what sets the colors is the same.
+        # Both maps have the same interior, which determines the colors.
         assert np.abs(bordered - inside).max() <= 1
 
 

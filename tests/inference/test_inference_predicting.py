@@ -1,4 +1,4 @@
-"""Predictions as data: what the model itself says, image by image, whatever goes through it beside."""
+"""Predictions as data: each image gets the model's own output, whatever else is in the batch."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -49,12 +49,12 @@ def photograph(width: int, height: int, mode: str = "RGB") -> Image.Image:
 
 
 def model_of(registry: Registry, head: str = "classification", **options: Any) -> nn.Module:
-    """Return a small model whose head does not say the same everywhere."""
+    """Return a small model whose outputs differ between positions and images."""
     model = registry.build(
         "mobilenet_v3_small", head=head, num_classes=3, width=0.25, **DETECTORS.get(head, {}), **options
     )
     model.description = replace(model.description, classes=NAMES)
-    # The heads begin with weights so small that all predictions are the same to six digits.
+    # With the default initialization, weights are so small that all predictions agree to six digits.
     for module in model.head.modules():
         if isinstance(module, nn.Conv2d | nn.Linear):
             nn.init.kaiming_normal_(module.weight)
@@ -69,7 +69,7 @@ def small(model: nn.Module, resize: int | None, crop: int | None) -> nn.Module:
 
 
 def undecided(model: nn.Module, image: Image.Image) -> nn.Module:
-    """Return a segmenter with its last bias such that each of its classes is somewhere in an image."""
+    """Return the segmenter with its last bias shifted, so that each class occurs somewhere in the image."""
     with torch.inference_mode():
         mean = model(model_input(model, image))["out"].mean((0, 2, 3))
     last = [layer for layer in model.head.modules() if isinstance(layer, nn.Conv2d) and layer.out_channels == 3][-1]
@@ -83,7 +83,7 @@ def model_input(model: nn.Module, image: Image.Image) -> torch.Tensor:
 
 
 def numbers(prediction: Prediction) -> list[np.ndarray]:
-    """Return what has to agree, classes in the order of their labels."""
+    """Return the values to compare; class scores are sorted by label."""
     if isinstance(prediction, ClassPrediction):
         return [np.array([one.value for one in sorted(prediction.ranked)])]
     if isinstance(prediction, PixelPrediction):
@@ -95,7 +95,7 @@ def assert_alike(ours: Sequence[Prediction], theirs: Sequence[Prediction]) -> No
     for our, their in zip(ours, theirs, strict=True):
         for found, expected in zip(numbers(our), numbers(their), strict=True):
             assert found.shape == expected.shape
-            # Boxes are in pixels.
+            # Boxes are in pixels, so their tolerance is larger.
             assert found == pytest.approx(expected, abs=1e-3 if found.ndim == 2 else 1e-5)
 
 
@@ -139,7 +139,7 @@ def test_a_detector_predicts_what_torchvisions_detector_predicts(registry: Regis
         assert (everything.masks == (expected["masks"][:, 0] > 0.5).numpy()).mean() > 0.999
     else:
         assert everything.masks is None
-    # The best only.
+    # Keep the best box only.
     threshold = float(expected["scores"][1])
     (best,) = predict_images(model, [image], threshold=threshold)
     assert isinstance(best, BoxPrediction)
@@ -248,7 +248,7 @@ def test_grey_and_its_colours_are_the_same_to_a_model_of_one_channel(registry: R
 
 @pytest.mark.parametrize("resize", [48, None])
 def test_a_strip_is_seen_in_its_middle(registry: Registry, resize: int | None) -> None:
-    """A classifier crops the centre in any case; a strip's ends are cut off before it becomes gigantic."""
+    """Classifiers crop the center anyway, so the ends of a strip are cut off before resizing makes it huge."""
     model = small(model_of(registry), resize, 32)
     black = Image.new("RGB", (3000, 10))
     strip = black.copy()
@@ -271,7 +271,7 @@ def test_the_first_of_equally_likely_classes_is_chosen(registry: Registry) -> No
 
 
 def test_boxes_in_a_strip_are_where_they_are_in_it(registry: Registry) -> None:
-    """It is squeezed before the detector sees it, and its boxes are stretched again."""
+    """The strip is squeezed for the detector, and the boxes are scaled back."""
     model = model_of(registry, "ssdlite")
     strip = photograph(800, 20)
     squeezed = strip.resize((160, 20), Image.Resampling.BILINEAR)
@@ -334,7 +334,7 @@ def test_nan_output_is_refused(registry: Registry, head: str) -> None:
 
 
 def test_preprocessing_is_the_models_own(registry: Registry) -> None:
-    """Other means and sizes make other predictions, so that neither is taken from elsewhere."""
+    """Other means and standard deviations change the predictions, so the values must come from the model."""
     model = small(model_of(registry), 48, 32)
     images = [photograph(60, 40)]
     before = predict_images(model, images)

@@ -1,4 +1,4 @@
-"""Predictors: whatever computes the outputs, the predictions are those of PyTorch, and PyTorch is not imported."""
+"""Predictors return the same predictions as PyTorch for any runtime, and do not import PyTorch."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -37,7 +37,7 @@ PHOTOGRAPHS = ("astronaut", "coffee", "chelsea", "rocket")
 
 @dataclass
 class Session:
-    """What `registry.session` returns, with outputs that are stated."""
+    """A stand-in for the result of `registry.session` with predefined outputs."""
 
     description: Description
     run: Callable[[NDArray[np.float32]], dict[str, NDArray[Any]]]
@@ -51,7 +51,7 @@ class Session:
 
 
 def described(head: str, outputs: Callable[[int], dict[str, NDArray[Any]]], size: int | None = None) -> Session:
-    """Return a session of a head whose outputs depend on nothing but the number of images."""
+    """Return a session whose outputs depend only on the number of images."""
     prepared = Preprocessing(size, size if head == "classification" else None, inside=head == "ssdlite")
     description = Description("any", ("C5",), head=head, num_classes=3, classes=NAMES, preprocessing=prepared)
     return Session(description, lambda images: outputs(len(images)))
@@ -71,7 +71,7 @@ def build(registry: Registry) -> Callable[..., nn.Module]:
         if not prepared.inside:
             prepared = replace(prepared, resize=size, crop=prepared.crop and size)
         model.description = replace(model.description, classes=NAMES, preprocessing=prepared)
-        # The heads begin with weights so small that all predictions are the same to six digits.
+        # With the default initialization, weights are so small that all predictions agree to six digits.
         for module in model.head.modules():
             if isinstance(module, nn.Conv2d | nn.Linear):
                 nn.init.kaiming_normal_(module.weight)
@@ -101,7 +101,7 @@ def test_a_segmenter_predicts_what_interpolation_and_argmax_of_pytorch_do(
 ) -> None:
     model, image = build("lraspp"), photograph(name)
     logits = run(model, image)["out"]
-    # The bias with which each class is somewhere.
+    # Shift the bias so that each class occurs somewhere.
     model.head.high_classifier.bias.data -= logits.mean((0, 2, 3))
     logits = F.interpolate(run(model, image)["out"], size=(160, 240), mode="bilinear", align_corners=False)[0]
     (prediction,) = predict_images(model, [image])
@@ -128,7 +128,7 @@ def test_a_detector_predicts_what_pytorch_sorts_and_scales(build: Callable[..., 
 
 
 def padded(model: nn.Module) -> Session:
-    """Return a model's outputs as a session gives them: detections as long as the longest of the batch."""
+    """Return a session with a model's outputs; detections are padded beyond the longest of the batch."""
     predictor = ModulePredictor(model)
 
     def run(images: NDArray[np.float32]) -> dict[str, NDArray[Any]]:
@@ -170,7 +170,7 @@ def test_logits_of_any_size_are_enlarged_and_reduced_as_by_pytorch(
     size: tuple[int, int], target: tuple[int, int]
 ) -> None:
     logits = np.random.default_rng(0).normal(size=(3, *size)).astype(np.float32)
-    # In float64, since PyTorch rounds the places of pixels to the type of the values.
+    # Compare in float64, because PyTorch rounds sampling positions to the dtype of the values.
     expected = F.interpolate(torch.from_numpy(logits).double()[None], target[::-1], mode="bilinear")[0]
     session = described("lraspp", lambda count: {"out": np.stack([logits] * count)})
     (prediction,) = predict_images(session, [Image.new("RGB", target)])
@@ -180,7 +180,7 @@ def test_logits_of_any_size_are_enlarged_and_reduced_as_by_pytorch(
 
 
 def test_masks_of_a_squeezed_image_are_stretched_as_by_pytorch() -> None:
-    """A strip of 20 rows and 800 columns is seen with 160, and its masks have as many."""
+    """A strip of 800×20 pixels is squeezed to 160×20 for the detector, and its masks have that size too."""
     masks = np.random.default_rng(0).random((1, 4, 1, 20, 160)).astype(np.float32)
     outputs = {
         "boxes": np.tile(np.float32([10, 5, 20, 15]), (1, 4, 1)),

@@ -1,4 +1,4 @@
-"""Files, folders and addresses of images: which there are, in which order, and why some cannot be had."""
+"""Image files, folders and URLs: which images are found, in which order, and errors for those that cannot be read."""
 
 import http.server
 import socket
@@ -26,7 +26,7 @@ def image(path: Path, colour: str = "red", size: tuple[int, int] = (5, 4)) -> Pa
 
 @dataclass
 class Site:
-    """A web server on this machine: path → status and content."""
+    """A local web server that maps each path to a status and content."""
 
     address: str = ""
     pages: dict[str, tuple[int, bytes]] = field(default_factory=dict)

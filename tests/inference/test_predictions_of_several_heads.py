@@ -1,4 +1,4 @@
-"""`featuretap predict`, `taps`, `extract` and `evaluate` with a file of several heads."""
+"""`featuretap predict`, `taps`, `extract` and `evaluate` with a model that has several heads."""
 
 import json
 from collections.abc import Callable
@@ -63,7 +63,7 @@ def photograph(width: int, height: int) -> Image.Image:
 
 
 def values(prediction: HeadPrediction) -> list[np.ndarray]:
-    """Return what has to agree."""
+    """Return the values to compare."""
     if isinstance(prediction, ClassPrediction):
         return [np.array([one.value for one in sorted(prediction.ranked)])]
     if isinstance(prediction, PixelPrediction):
@@ -85,7 +85,7 @@ def test_images_of_mixed_sizes_are_predicted_as_one_by_one(
     together = predict_images(predictor, images, threshold=0.3)
     for image, prediction in zip(images, together, strict=True):
         assert isinstance(prediction, SeveralPredictions)
-        # A pyramid names no classes.
+        # A pyramid makes no predictions.
         assert list(prediction.heads) == ["objects", "road", "scene"]
         (alone,) = predict_images(predictor, [image], threshold=0.3)
         assert isinstance(alone, SeveralPredictions)
@@ -114,7 +114,7 @@ def test_predict_prints_every_head_and_draws_one_picture(
     lines = ran.out.splitlines()
     assert [line for line in lines if line.endswith(":")] == ["objects:", "road:", "scene:"]
     with Image.open(tmp_path / "drawn" / "cat.png") as picture:
-        # Legend and classes stand below the image.
+        # The legend and the classes are drawn below the image.
         assert picture.width == 400
         assert picture.height > 300
     (answer,) = json.loads(run(*command, "--json").out)
@@ -130,7 +130,7 @@ def test_predict_selects_a_head(run: Run, tmp_path: Path, several: Path, cat: Pa
     for name in ("objects", "scene"):
         (answer,) = json.loads(run("predict", cat, "--weights", several, "--head", name, "--json").out)
         assert isinstance(answer["predictions"], list)
-    # A classifier alone sees the crop that it was trained with.
+    # On its own, the classifier gets the center crop it was trained with.
     assert len(answer["predictions"]) == len(all_heads["predictions"]["scene"]) == 3
 
 
@@ -206,9 +206,9 @@ def test_classes_of_two_heads_have_colours_of_their_own(model: nn.Module) -> Non
     prediction = SeveralPredictions({"objects": found, "road": PixelPrediction(mask, ())})
     drawn = draw_prediction(Image.new("RGB", (400, 300), "white"), prediction, model.description)
     assert drawn.getpixel((150, 50)) == color_of(1)
-    # Behind the three classes of the detector; the edge of an area is not diluted.
+    # The mask's classes are numbered after the detector's three classes. Edges of areas have the full color.
     assert drawn.getpixel((300, 200)) == color_of(4)
-    # Boxes are above the colours of pixels.
+    # Boxes are drawn on top of masks.
     found = replace(found, boxes=boxes + 100)
     prediction = SeveralPredictions({"objects": found, "road": PixelPrediction(mask, ())})
     drawn = draw_prediction(Image.new("RGB", (400, 300), "white"), prediction, model.description)
@@ -222,7 +222,7 @@ def test_labels_of_boxes_do_not_hide_one_another() -> None:
         alone = Image.new("RGB", (400, 300), "grey")
         single = np.asarray(draw_boxes(alone, boxes[label : label + 1], [label], [0.9], CLASSES))
         drawn_area, single_area = ((picture == color_of(label)).all(2).sum() for picture in (drawn, single))
-        # Lines of boxes may be hidden, which are of 160 pixels; a label is of a thousand.
+        # A box outline, which may be hidden, has 160 pixels; a label has about a thousand.
         assert drawn_area > single_area - 250, name
 
 
@@ -230,5 +230,5 @@ def test_a_title_begins_the_classes_of_a_head() -> None:
     titled, plain = Page(Image.new("RGB", (400, 300))), Page(Image.new("RGB", (400, 300)))
     for page, title in ((titled, "scene"), (plain, "")):
         page.add_text(["cat  0.900", "dog  0.100"], title=title)
-    # One paragraph against two lines.
+    # The titled classes form one paragraph, the untitled ones two lines.
     assert titled.finish().height < plain.finish().height

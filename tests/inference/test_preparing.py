@@ -1,4 +1,4 @@
-"""Images prepared without PyTorch equal those of torchvision's transforms, bit by bit."""
+"""Images prepared without PyTorch equal the output of torchvision's transforms bit by bit."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -39,7 +39,7 @@ def noise(width: int, height: int, mode: Literal["L", "RGB"] = "RGB") -> Image.I
 
 
 def same(prepared: NDArray[np.float32], preprocessing: Preprocessing, image: Image.Image) -> None:
-    """Equal to what PyTorch prepares, and laid out as runtimes read it."""
+    """Assert that the array equals PyTorch's result and has the memory layout that runtimes expect."""
     assert (prepared.dtype, prepared.flags.c_contiguous) == (np.float32, True)
     np.testing.assert_array_equal(prepared, transforms.compose(preprocessing)(image)[None].numpy())
 
