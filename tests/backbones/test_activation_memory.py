@@ -1,4 +1,4 @@
-"""Peak activation memory of specs, against the lifetimes of tensors in the graph that FX traces from the module."""
+"""Peak activation memory of specs, compared with tensor lifetimes in the FX graph of the module."""
 
 from typing import Any
 
@@ -84,8 +84,8 @@ def test_options_and_taps_change_the_peak_as_they_change_the_graph(registry: Reg
 
 
 def test_a_small_table_is_counted_by_hand() -> None:
-    # Stem: image and C1. First block: 32 channels at 16×16 and at 8×8, with C1 kept. Second block, at 8×8: shortcut,
-    # C1, two maps of 32 channels, and the gate.
+    # Stem: image and C1. First block: 32 channels at 16×16 and at 8×8, and C1, which is kept. Second block, at 8×8:
+    # shortcut, two maps of 32 channels and the gate, and C1.
     stem = 3 * 32 * 32 + 8 * 16 * 16
     expand = 8 * 16 * 16 + 32 * 16 * 16
     depthwise = expand + 32 * 8 * 8

@@ -1,4 +1,4 @@
-"""The same weights give the same maps as torchvision's and timm's networks, at every tap that both have."""
+"""With the same weights, maps equal those of torchvision's and timm's networks at every shared tap."""
 
 import pytest
 import torch
@@ -8,9 +8,9 @@ from torch import nn
 from featuretap.registry import Registry
 
 SIZE = (2, 3, 97, 161)
-# Both sides compute in double precision, so that rounding is far below the bound and a wrong eps far above it.
+# Both networks compute in double precision, so that rounding is far below the tolerance and a wrong eps far above it.
 CLOSE = {"rtol": 1e-9, "atol": 1e-9}
-# timm's batch norms have torch's eps; ours have the paper's unless we are told.
+# timm's batch norms use PyTorch's eps. featuretap's use the paper's by default.
 TIMM_NORM = {"norm": lambda channels: nn.BatchNorm2d(channels, eps=1e-5)}
 
 
@@ -60,7 +60,8 @@ def test_every_tap_equals_timms(registry: Registry, name: str) -> None:
 def test_output_strides_equal_timms(registry: Registry, name: str, output_stride: int) -> None:
     theirs = oracles.timm_model(name, output_stride=output_stride, features_only=True)
     oracles.randomised(theirs)
-    # timm's feature extractor for V2 ends before the last convolution; for V3 it keeps the stem's activation apart.
+    # timm's feature extractor for V2 ends before the last convolution. For V3 it separates the activation from the
+    # stem.
     present = dict(theirs.named_modules())
     modules = {
         address: "act1" if module == "bn1" and "act1" in present else module

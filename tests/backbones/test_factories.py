@@ -18,7 +18,7 @@ from featuretap.registry.specs import BackboneSpec, Option, Tap
 
 
 class Pyramid(nn.Module):
-    """Two chains, the second on the first, and a branch beside the first that only C2 reads."""
+    """Two levels in sequence, and a side branch after the first level, whose map is an extra tap."""
 
     def __init__(self, taps: tuple[str, ...], width: int, channels: int) -> None:
         super().__init__()
@@ -66,7 +66,7 @@ SPEC = BackboneSpec(
 
 
 class Chain(nn.Sequential):
-    """One map."""
+    """A backbone with one map."""
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         return {"C1": super().forward(images)}
@@ -77,7 +77,7 @@ def chain(spec: BackboneSpec, *, taps: tuple[str, ...]) -> nn.Module:
 
 
 class Plain(nn.Module):
-    """One map, without what torch.jit.script does not know."""
+    """A backbone with one map that torch.jit.script supports."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -117,7 +117,7 @@ def test_counts_are_those_of_the_built_module(mine: Registry) -> None:
     spec = mine.spec("pyramid", features_only=True)
     stem, side, body, norms = 3 * 8 * 9 + 8, 8 * 8 + 8, 8 * 8 * 9 + 8, 3 * 2 * 8
     assert spec.parameters == stem + side + body + norms
-    # The branch runs whether it is asked for or not.
+    # The branch runs even if its map is not requested.
     assert spec.macs(32, 32) == 16 * 16 * (3 * 8 * 9 + 8 * 8) + 8 * 8 * 8 * 8 * 9
 
 
@@ -181,7 +181,7 @@ def test_freezing_a_level_freezes_the_modules_it_depends_on_and_no_others(mine: 
     for other in (backbone, copy.deepcopy(backbone), pickle.loads(pickle.dumps(backbone))):
         assert isinstance(other, Pyramid)
         other.train()
-        # Dropout of a frozen level sleeps too.
+        # Dropout in a frozen level is also in evaluation mode.
         assert awake(other) == {"", "side", "body", "body.0", "body.1", "body.2"}
         before = other.stem[1].running_mean.clone()
         other(torch.randn(2, 3, 32, 32))
@@ -207,7 +207,7 @@ def test_a_frozen_backbone_of_a_factory_scripts() -> None:
 
 
 class Refusing(Plain):
-    """A network that no image suits."""
+    """A network that rejects every image."""
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         raise ValueError("images are\nrefused")
@@ -228,7 +228,7 @@ def test_a_backbone_that_fails_on_every_image_cannot_be_frozen_by_level() -> Non
 
 
 class Doubled(Plain):
-    """A network that returns maps of another type than its images."""
+    """A network whose maps have another dtype than its images."""
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         return {"C1": self.body(images).double()}
@@ -297,7 +297,7 @@ def test_a_warning_says_that_the_head_on_fetched_weights_is_new(
 
 
 class Wrapped(nn.Module):
-    """One map, of a module whose name is also that of a wrapper."""
+    """A backbone with one map whose submodule has the same name as a wrapper's."""
 
     def __init__(self) -> None:
         super().__init__()

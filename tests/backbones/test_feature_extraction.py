@@ -1,4 +1,4 @@
-"""Models inside torch.fx: torchvision's feature extractors read every node, and traced models script."""
+"""Models in torch.fx: torchvision's feature extractors read every node, and traced models can be scripted."""
 
 import inspect
 import re
@@ -24,7 +24,7 @@ WITH_SE = "mobilenet_v3_small"
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:`torch.jit.* is deprecated"),
-    # torch.jit.script of any torch.fx.GraphModule warns of the annotations in its constructor.
+    # torch.jit.script warns about annotations in the constructor of every torch.fx.GraphModule.
     pytest.mark.filterwarnings("ignore:The TorchScript type system doesn't support instance-level annotations"),
 ]
 
@@ -34,7 +34,7 @@ def classifier(registry: Registry, name: str) -> nn.Module:
 
 
 def nodes_of(model: nn.Module, **arguments: Any) -> tuple[list[str], list[str]]:
-    """Return the names of the nodes in training and in evaluation, but for the image itself."""
+    """Return the names of the nodes in training and evaluation mode, without the input node."""
     training, evaluation = get_graph_node_names(model, suppress_diff_warning=True, **arguments)
     return training[1:], evaluation[1:]
 
@@ -157,7 +157,7 @@ def test_a_node_that_is_not_there_is_refused(registry: Registry) -> None:
 
 
 def test_no_forward_pass_has_annotations_as_text(registry: Registry) -> None:
-    """torch.fx copies them, and torch.jit.script cannot read them there."""
+    """torch.fx copies annotations that are strings, but torch.jit.script cannot resolve them in the copy."""
     models = [registry.build(WITH_SE, features_only=True, padding="same")]
     models += [registry.build(WITH_SE, head=head) for head in ("classification", "fpn", "lraspp", "deeplab_v3")]
     forwards = {type(module).forward for model in models for module in model.modules()}

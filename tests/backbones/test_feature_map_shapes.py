@@ -1,4 +1,4 @@
-"""Maps have the shapes that their spec declares: every catalogue entry, and every option of every architecture."""
+"""Maps have the shapes that their spec declares, for every catalogue entry and every architecture option."""
 
 from typing import Any
 
@@ -8,7 +8,7 @@ import torch
 from featuretap.registry import Registry
 from featuretap.registry.specs import BackboneSpec
 
-# One pixel above multiples of 32 and at one of them, where rounding shows; multiples of 32; and in between.
+# One pixel above a multiple of 32, which reveals rounding mistakes; multiples of 32; and sizes in between.
 SIZES = [(65, 97), (33, 32), (64, 96), (47, 71)]
 OPTIONS: list[dict[str, Any]] = [
     {"width": 0.35},

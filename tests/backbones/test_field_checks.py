@@ -1,4 +1,4 @@
-"""Invalid fields of specs are refused when the spec is created, so that only the plugin with the mistake fails."""
+"""A spec with invalid fields raises an error when it is created, so that only the plugin with the mistake fails."""
 
 from dataclasses import FrozenInstanceError, fields, is_dataclass
 from typing import Any
@@ -142,7 +142,7 @@ def test_valid_fields_are_accepted() -> None:
 
 @pytest.mark.parametrize("kind", CLASSES, ids=[kind.__name__ for kind in CLASSES])
 def test_specs_cannot_be_changed(kind: type[Any]) -> None:
-    """What a name means must not depend on what some code did to a shared spec."""
+    """Code that uses a shared spec must not change the meaning of its name."""
     name = fields(kind)[0].name
     with pytest.raises(FrozenInstanceError):
         setattr(object.__new__(kind), name, "changed")

@@ -1,4 +1,4 @@
-"""Frozen levels and frozen norms stay as they are in training, and everything else trains."""
+"""Frozen levels and norms do not change in training, and everything else trains."""
 
 import copy
 from pathlib import Path
@@ -87,14 +87,14 @@ def test_freezing_a_built_model_equals_building_it_frozen(
 
 
 def trained_parts(model: nn.Module) -> tuple[list[str], list[str]]:
-    """Return the names of the parameters that are trained, and the paths of the norms in training mode."""
+    """Return the names of the trainable parameters, and the paths of the norms in training mode."""
     norms = [path for path, child in model.named_modules() if isinstance(child, nn.BatchNorm2d) and child.training]
     return [name for name, parameter in model.named_parameters() if parameter.requires_grad], norms
 
 
 def test_a_frozen_model_is_unfrozen_completely(registry: Registry) -> None:
     model = registry.build("mobilenet_v3_small", freeze="C2")
-    # Parameters alone do not unfreeze the statistics of norms.
+    # `requires_grad_` does not unfreeze the statistics of norms.
     model.requires_grad_(True).train()
     assert not all(norm.training for norm in norms(model))
     registry.freeze(model)

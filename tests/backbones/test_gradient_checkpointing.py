@@ -1,4 +1,4 @@
-"""Gradient checkpointing keeps fewer activations, and changes no gradient and no statistic."""
+"""Gradient checkpointing stores fewer activations, and changes no gradients or statistics."""
 
 import copy
 from typing import Any
@@ -25,7 +25,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
 
 
 def run(model: nn.Module) -> tuple[list[Tensor], int]:
-    """Return outputs, gradients and buffers of a step, and the bytes of the activations that it kept."""
+    """Return outputs, gradients and buffers of a step, and the bytes of the stored activations."""
     torch.manual_seed(0)
     kept: dict[int, int] = {}
 
@@ -50,7 +50,7 @@ def test_outputs_gradients_and_statistics_are_equal_bit_by_bit(registry: Registr
     assert list(other.state_dict()) == list(model.state_dict())
     (expected, everything), (actual, less) = run(model), run(other)
     assert [index for index, pair in enumerate(zip(expected, actual, strict=True)) if not torch.equal(*pair)] == []
-    # Parameters and maps at the borders of levels are kept in both.
+    # Both models store the parameters and the maps at the ends of levels.
     assert less < 0.6 * everything
 
 

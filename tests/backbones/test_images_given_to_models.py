@@ -1,4 +1,4 @@
-"""Images that a model does not take: one line says what is wrong, and what it advises works."""
+"""Invalid images raise a one-line error that explains the problem, and its advice works."""
 
 import copy
 import pickle
@@ -22,7 +22,7 @@ from featuretap.registry.specs import BackboneSpec, HeadSpec, Tap
 
 
 class Plain(nn.Module):
-    """One map, by code that is no table."""
+    """A backbone with one map, built by a factory."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -56,7 +56,7 @@ def means(backbone: BackboneSpec, *, num_classes: None) -> nn.Module:
 
 
 class Joined(nn.Module):
-    """A plugin's own class of models."""
+    """A plugin's own model class."""
 
     def __init__(self, backbone: nn.Module, head: nn.Module) -> None:
         super().__init__()
@@ -156,7 +156,7 @@ def error_of(model: nn.Module, *images: Any, **named: Any) -> OptionError:
 
 
 def follow_advice(model: nn.Module, images: Any, registry: Registry) -> None:
-    """Call a model with what each error advises, until it runs; that takes two steps at most."""
+    """Call a model after applying the advice of each error, at most twice, until it runs."""
     for _ in range(2):
         advice = str(error_of(model, images).hint).removeprefix("give ").partition(", or ")[0]
         names = {"registry": registry, "model": model, "torch": torch, "PIL": PIL}
@@ -311,7 +311,7 @@ def test_classes_with_their_own_copies_stay_as_they_are(registry: Registry, spec
 def test_a_compiled_model_reports_its_images_and_is_compiled_once(registry: Registry) -> None:
     torch._dynamo.reset()
     model, counter, calls = registry.build(EVERY_ROW, features_only=True).eval(), CompileCounter(), []
-    # A hook is not compiled: the graph would be compiled again whenever the list has changed.
+    # Hooks are not compiled. Otherwise each change of the list would trigger a recompilation.
     model.register_forward_hook(lambda *_: calls.append("call"))
     compiled = torch.compile(model, backend=counter, fullgraph=True)
     for _ in range(3):

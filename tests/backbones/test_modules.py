@@ -36,7 +36,7 @@ def images() -> torch.Tensor:
 
 
 def assert_same(actual: Any, expected: Any) -> None:
-    """Equal to 1e-5 of the largest value of each map, and dicts in the same order."""
+    """Compare maps to 1e-5 of the largest value of each, and dicts including their order."""
     if isinstance(expected, dict):
         assert list(actual) == list(expected)
         for key, value in expected.items():
@@ -63,7 +63,7 @@ def test_a_model_can_be_traced_by_torchscript(model: nn.Module, images: torch.Te
 
 
 def test_a_model_exports_with_dynamic_batch_and_size(model: nn.Module, images: torch.Tensor) -> None:
-    # torch.export tells maps of one pixel from larger ones, so that images begin at 33 pixels.
+    # torch.export specializes maps of one pixel, so sizes start at 33 pixels.
     height, width = (torch.export.Dim(name, min=33) for name in ("height", "width"))
     dynamic = {0: torch.export.Dim("batch"), 2: height, 3: width}
     exported = torch.export.export(model, (images,), dynamic_shapes=(dynamic,))
@@ -98,7 +98,7 @@ def test_a_model_built_on_the_meta_device_is_filled_later(registry: Registry) ->
 
 
 def test_every_module_that_owns_parameters_can_reset_them(registry: Registry) -> None:
-    # What FSDP asks of modules that were made on the meta device.
+    # FSDP requires this of modules created on the meta device.
     model = registry.build("mobilenet_v3_small")
     owners = [module for module in model.modules() if list(module.parameters(recurse=False))]
     assert all(hasattr(module, "reset_parameters") for module in owners)

@@ -1,4 +1,4 @@
-"""Norms can be replaced and have the settings of their architecture; weights are initialised once, as documented."""
+"""Norms can be replaced and have their architecture's settings, and weights are initialized as documented."""
 
 from typing import Any
 
@@ -43,7 +43,7 @@ def test_batch_norms_have_the_settings_of_their_architecture(
 def test_weights_are_initialised_as_documented(registry: Registry) -> None:
     model = registry.build("mobilenet_v3_large")
     state = model.state_dict()
-    # He's normal by fan-out: √(2 / (k² · out / groups)).
+    # He normal initialization by fan-out: √(2 / (k² · out / groups)).
     assert state["backbone.stages.C5.3.conv.weight"].std().item() == pytest.approx((2 / 960) ** 0.5, rel=0.02)
     assert state["backbone.stages.C5.2.depthwise.conv.weight"].std().item() == pytest.approx((2 / 25) ** 0.5, rel=0.02)
     assert state["head.logits.weight"].std().item() == pytest.approx(0.01, rel=0.02)

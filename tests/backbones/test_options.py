@@ -1,4 +1,4 @@
-"""Options: misspelled names and invalid values are refused by name, with what to do."""
+"""Misspelled option names and invalid values raise errors that name the option and the solution."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""The atrous rule: dilating instead of striding computes the same network at more positions."""
+"""Dilation in place of stride computes the same network at more positions."""
 
 import pytest
 import torch
@@ -13,8 +13,8 @@ from featuretap.registry.specs import BackboneSpec, Convolution
 def test_maps_at_a_smaller_output_stride_subsampled_are_the_plain_maps(
     registry: Registry, name: str, output_stride: int, width: float
 ) -> None:
-    # At width 0.1 most blocks have as many channels in as out: a shortcut around a block that no longer strides
-    # would show.
+    # At width 0.1 most blocks have the same number of input and output channels. This reveals a wrong shortcut around a
+    # block that no longer has a stride.
     plain = registry.build(name, features_only=True, width=width).double().eval()
     dilated = registry.build(name, features_only=True, width=width, output_stride=output_stride).double().eval()
     dilated.load_state_dict(plain.state_dict())
@@ -52,7 +52,7 @@ def test_dilations_follow_the_atrous_rule(
 
 
 def test_a_block_that_no_longer_strides_gets_no_shortcut(registry: Registry) -> None:
-    # With the reduced tail, Small enters C5 with 48 channels in and out.
+    # With the reduced tail, Small has 48 input and output channels in the first block of C5.
     spec = registry.spec("mobilenet_v3_small", features_only=True, reduced_tail=True, output_stride=16)
     assert isinstance(spec, BackboneSpec)
     entering = next(block for block in spec.blocks if block.level == "C5")

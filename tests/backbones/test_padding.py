@@ -1,4 +1,4 @@
-"""TensorFlow's padding: equal to timm's networks with it, and to every other way of computing the same backbone."""
+"""TensorFlow's padding equals timm's, and all ways to compute the same backbone agree."""
 
 from dataclasses import dataclass, replace
 from typing import ClassVar
@@ -85,7 +85,8 @@ def test_padding_changes_values_but_no_shape_count_or_weight(registry: Registry,
         with torch.no_grad():
             maps, expected = same(images), symmetric(images)
         assert {tap: tuple(map_.shape[1:]) for tap, map_ in maps.items()} == spec.tap_shapes(*size)
-        # TensorFlow pads odd sizes alike on all sides; strides that halve 64 meet even ones only, and 65 odd ones.
+        # TensorFlow pads odd sizes equally on both sides. Strides see only odd sizes if the image is 65, and even sizes
+        # if it is 64.
         equal = {tap for tap in maps if torch.equal(maps[tap], expected[tap])}
         assert equal == (set(maps) if size in [(65, 65), (1, 1)] else set())
 
@@ -112,7 +113,7 @@ def test_a_same_padded_backbone_scripts_traces_and_exports(registry: Registry) -
 
 @pytest.mark.parametrize("runtime", ["onnxruntime", "openvino", "fused"])
 def test_runtimes_compute_a_same_padded_backbone(registry: Registry, runtime: str) -> None:
-    # Compiling compares with the module at odd and even sizes.
+    # `compile` compares outputs with the module's at odd and even sizes.
     options = {"features_only": True, "padding": "same", "width": 0.35}
     compiled = registry.compile(registry.build("mobilenet_v3_small", taps=("C5", "C2.depthwise"), **options), runtime)
     assert compiled.description.options["padding"] == "same"
@@ -138,14 +139,14 @@ def test_a_spec_may_pad_so_by_default(registry: Registry) -> None:
         nn.init.ones_(backbone.stages.C1[0].conv.weight)
         maps[padding.get("padding", "")] = backbone(image)["C1"][0, 0].detach()
     assert torch.equal(maps[""], maps["same"])
-    # Nine pixels of three channels; the first map has lost its last row and column, the second its first.
+    # Nine pixels of three channels. The first map lacks the last row and column, the second the first ones.
     assert maps["same"].round().tolist() == [[27, 18], [18, 12]]
     assert maps["symmetric"].round().tolist() == [[12, 18], [18, 27]]
 
 
 @dataclass(frozen=True)
 class Strided:
-    """A layer of a plugin that strides and knows nothing of padding."""
+    """A plugin's layer with a stride and without padding options."""
 
     module: ClassVar[str] = "nowhere:nothing"
     name: str = "strided"

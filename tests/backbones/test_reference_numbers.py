@@ -1,6 +1,6 @@
-"""Published and independently recomputed numbers, as literals, so that a wrong table cannot agree with itself.
+"""Published and independently computed numbers as literals, so that tables are not tested against themselves.
 
-Multiply-adds are those of convolutions and linear layers, squeeze-excite's included; parameters include batch norm's.
+Multiply-adds count convolutions and linear layers, including squeeze-excite. Parameters include batch norm.
 """
 
 import pytest
@@ -25,7 +25,7 @@ CLASSIFIERS = [
     ("mobilenet_v3_small_paddle", {}, 2_939_958, None),
 ]
 
-# arXiv 1704.04861, tables 6 and 7: millions, as printed there, some rounded and some cut.
+# arXiv 1704.04861, tables 6 and 7, in millions as printed there: some values are rounded, others truncated.
 V1_WIDTHS = [(1.0, 569, 4.2), (0.75, 325, 2.6), (0.5, 149, 1.3), (0.25, 41, 0.5)]
 V1_RESOLUTIONS = [(224, 569), (192, 418), (160, 290), (128, 186)]
 

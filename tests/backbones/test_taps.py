@@ -1,4 +1,4 @@
-"""Taps: order, subsets, errors, truncation, and that an address is the output of a submodule."""
+"""Taps: order, subsets, errors, truncation, and equality of each tap with a submodule's output."""
 
 import pytest
 import torch

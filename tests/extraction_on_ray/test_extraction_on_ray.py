@@ -1,4 +1,4 @@
-"""The same features, made by Ray's processes."""
+"""Extraction with Ray's processes gives the same features."""
 
 import contextlib
 import json
@@ -17,9 +17,9 @@ from featuretap import registry
 from featuretap.command_line import main
 from featuretap.workflows.extraction.reading import open_features
 
-# Starting a cluster takes Ray many seconds, so all commands run in one process, in which the first one that needs a
-# cluster starts it and the next one uses it. Not in the tests' own process, because Ray leaves warnings behind, which
-# are errors there.
+# Starting a Ray cluster takes many seconds. All commands therefore run in one process: the first that needs a cluster
+# starts it, and the next one reuses it. A separate process is needed because Ray causes warnings, which are errors in
+# the tests' own process.
 PROGRAM = """
 import json, os, sys
 import ray
@@ -53,7 +53,7 @@ OLD = 1_000_000_000
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with images, of which one cannot be read, features made without Ray, and an interrupted run."""
+    """A folder with images (one is unreadable), features extracted without Ray, and an interrupted run."""
     folder = tmp_path_factory.mktemp("extraction")
     (folder / "images").mkdir()
     whole = Image.fromarray(data.chelsea())
@@ -66,7 +66,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     registry.save(oracles.randomised(model), folder / "large.safetensors")
     with contextlib.suppress(SystemExit):
         main(arguments(folder, "alone"))
-    # An interrupted run leaves its first shard, and a manifest without shards.
+    # An interrupted run leaves its first shard and a manifest without shards.
     (folder / "on-ray").mkdir()
     manifest = json.loads((folder / "alone" / "manifest.json").read_text())
     manifest = {key: manifest[key] for key in manifest if key != "shards"}
@@ -83,7 +83,7 @@ def arguments(folder: Path, out: str) -> list[str]:
 
 @pytest.fixture(scope="module")
 def ran(folder: Path) -> dict[str, Completed]:
-    """What each command with --ray returned and printed; the first one cannot reach its cluster."""
+    """The result of each command with --ray. The first one cannot reach its cluster."""
     large = ("--weights", folder / "large.safetensors", "--size", "32x48", "--dtype", "float16")
     failing = map(str, ("extract", folder / "images", *large, "--out", folder / "failed", "--ray"))
     commands = {

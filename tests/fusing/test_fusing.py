@@ -1,4 +1,4 @@
-"""Batch norms folded into convolutions: equal outputs, what stays, and what people do with a fused model."""
+"""Batch norms folded into convolutions: equal outputs, unfused layers, and common uses of fused models."""
 
 import copy
 import io
@@ -38,7 +38,7 @@ def norms(model: nn.Module) -> list[str]:
 
 
 def same(actual: Any, expected: Any, tolerance: float = 1e-5) -> None:
-    """Equal to a part of the largest value of each map, in the same layout, and dicts in the same order."""
+    """Compare maps relative to their largest value, including memory layout, and dicts including their order."""
     if isinstance(expected, dict):
         assert list(actual) == list(expected)
         for key, value in expected.items():
@@ -50,7 +50,7 @@ def same(actual: Any, expected: Any, tolerance: float = 1e-5) -> None:
 
 
 def trained(registry: Registry, name: str = "mobilenet_v3_small", **options: Any) -> nn.Module:
-    """Build a model whose norms do something, of a backbone that is cut where the test allows it."""
+    """Build a model with real norm statistics. Backbones are truncated where the test allows it."""
     return with_statistics(registry.build(name, **options))
 
 
@@ -66,7 +66,7 @@ def test_fused_backbones_return_the_same_features(registry: Registry, name: str)
     fused = fuse(model)
     assert norms(model)
     assert not norms(fused)
-    # Channels of tiny variance magnify the rounding; without it the folding is exact.
+    # Channels with a tiny variance magnify rounding errors. In double precision, folding is nearly exact.
     same(fused(PICTURES), model(PICTURES), 1e-4)
     same(fuse(model.double())(PICTURES.double()), model(PICTURES.double()), 1e-12)
 
@@ -78,7 +78,7 @@ def test_fused_models_with_heads_return_the_same_outputs(registry: Registry, hea
     model = registry.build("mobilenet_v3_small", head=head, **SMALL.get(head, {}), **pyramid)
 
     def run(model: nn.Module) -> object:
-        # A detector's own backbone and head, without the boxes that it would want to learn from.
+        # Run a detector's backbone and head directly, because training the detector requires boxes.
         batch = torch.randn(4, 3, 96, 96)
         return model.head(model.backbone(batch)) if head in DETECTORS else model(batch)
 
@@ -125,7 +125,7 @@ def test_maps_lie_in_memory_as_those_of_the_model(
 
 
 def test_maps_of_grey_images_are_contiguous(registry: Registry) -> None:
-    """Images of one channel are contiguous in either layout."""
+    """Single-channel images are contiguous in both memory formats."""
     fused = fuse(registry.build("mobilenet_v1_025", features_only=True, in_channels=1))
     assert all(feature.is_contiguous() for feature in fused(torch.rand(2, 1, 33, 49)).values())
 
@@ -140,7 +140,7 @@ def test_on_the_cpu_convolutions_compute_in_channels_last(backbone: nn.Module) -
                 )
             )
     fused(PICTURES)
-    # The gate of squeeze-excite is one pixel, in either layout.
+    # Squeeze-excite's gate is one pixel, which is contiguous in both memory formats.
     assert layouts == {(False, True), (True, True)}
     assert all(parameter.is_contiguous() for parameter in backbone.parameters())
 
@@ -273,7 +273,7 @@ def test_a_fused_model_is_not_saved(registry: Registry, tmp_path: Path) -> None:
 
 
 class Chain(nn.Module):
-    """A backbone of somebody's: three convolutions with norms, the first two changed in some way."""
+    """A third-party backbone: three convolutions with norms, the first two of which are changed in some way."""
 
     def __init__(self, change: str) -> None:
         super().__init__()
@@ -306,7 +306,7 @@ class Doubling(Conv2dNormActivation):
 
 
 class Traced(nn.Module):
-    """One whose graph reads the first convolution twice, and calls the last norm twice."""
+    """A backbone whose graph reads the first convolution twice and calls the last norm twice."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""The devices of these tests: the GPU where PyTorch sees one, else the CPU, or a simulated device."""
+"""The devices of these tests: the GPU if PyTorch sees one, otherwise the CPU or a simulated device."""
 
 import os
 from collections.abc import Iterator
@@ -7,7 +7,7 @@ import pytest
 import torch
 from support.devices import HAS_GPU, another_device
 
-# Without it, the GPU's matrix products are not deterministic; it is read when they are first used.
+# Required for deterministic matrix products on the GPU. It is read at their first use.
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
 
@@ -19,7 +19,7 @@ def device(request: pytest.FixtureRequest) -> torch.device:
 
 @pytest.fixture(params=["cuda" if HAS_GPU else "simulated"])
 def accelerator(request: pytest.FixtureRequest) -> Iterator[torch.device]:
-    """A device that is not the CPU: the GPU, or a simulated one that rounds as GPUs do."""
+    """A device other than the CPU: the GPU, or a simulated device that rounds like a GPU."""
     if request.param == "cuda":
         yield torch.device("cuda", 0)
     else:

@@ -1,4 +1,4 @@
-"""The benchmark of `make gpu`, with tiny images on the CPU where there is no GPU."""
+"""The benchmark of `make gpu`. Without a GPU, it runs with tiny images on the CPU."""
 
 import time
 
@@ -11,7 +11,7 @@ from benchmarks.__main__ import ON_REQUEST, SECTIONS
 
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> float:
-    """One round, and the time at which no more is left."""
+    """Limit the benchmark to one round, and return a deadline that has already passed."""
     monkeypatch.setattr(gpu, "LEAST_ROUNDS", 1)
     monkeypatch.setattr(gpu, "WARM_UP", 0)
     return time.monotonic()

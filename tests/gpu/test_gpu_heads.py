@@ -1,4 +1,4 @@
-"""Backbones and heads on a GPU: forward and backward passes, mixed precision, and memory formats."""
+"""Backbones and heads on a GPU: forward and backward passes, mixed precision and memory formats."""
 
 import pytest
 import torch
@@ -10,14 +10,14 @@ from featuretap.registry import Registry
 from featuretap.registry.conformance import randomize_norms
 
 LOW = [torch.bfloat16, torch.float16]
-# CPUs train slowly in float16, and bfloat16 gradients of SSD's 3×3 convolutions on 2×2 maps read memory there that
-# nothing wrote (torch 2.14).
+# Training in float16 is slow on CPUs. There, bfloat16 gradients of SSD's 3×3 convolutions on 2×2 maps read
+# uninitialized memory (torch 2.14).
 TRAINED_IN = LOW if HAS_GPU else [torch.bfloat16]
 TRAINED = HEADS if HAS_GPU else ("classification", "fpn", "lraspp", "ssdlite", "retinanet")
 SAMPLING = ("faster_rcnn", "mask_rcnn")
 """Heads whose losses are of random samples."""
 
-# Of two images, norms of 1×1 maps leave a sign only, which rounding may turn.
+# With two images, norms of 1×1 maps output little more than a sign, which rounding can flip.
 SIZE = (3, 64, 96)
 
 
@@ -61,7 +61,7 @@ def test_a_head_predicts_on_the_device_what_it_predicts_on_the_cpu(
     assert all(tensor.device == accelerator for tensor in found)
     for ours, theirs in zip(found, expected, strict=True):
         if head in DETECTORS:
-            # Which of two boxes of nearly equal scores is kept is chance.
+            # Rounding decides which of two boxes with nearly equal scores is kept.
             assert on_cpu(ours).isfinite().all()
         else:
             assert ours.shape == theirs.shape

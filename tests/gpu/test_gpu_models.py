@@ -1,4 +1,4 @@
-"""Models on a GPU: saved and loaded, fused, compiled, in processes, and in predictions and extraction."""
+"""Models on a GPU: saving and loading, fusing, compiling, process groups, predictions and extraction."""
 
 from pathlib import Path
 from typing import Any
@@ -66,7 +66,7 @@ def test_other_layouts_are_written_from_the_device(
 
 @pytest.mark.parametrize("name", ["mobilenet_v1", "mobilenet_v3_small"])
 def test_a_model_is_fused_on_a_device_that_rounds(registry: Registry, accelerator: torch.device, name: str) -> None:
-    """GPUs read ten bits of float32, of which a folded weight keeps others: no reason to refuse the model."""
+    """GPUs round float32 to ten bits, and folding changes how weights round. Fusing must accept the difference."""
     model = randomize_norms(registry.build(name, features_only=True, width=0.25)).to(accelerator)
     fused = registry.fuse(model)
     assert module_device(fused) == accelerator
@@ -75,7 +75,7 @@ def test_a_model_is_fused_on_a_device_that_rounds(registry: Registry, accelerato
 
 @pytest.mark.parametrize("runtime", RUNTIMES)
 def test_a_model_is_compiled_on_the_device(registry: Registry, accelerator: torch.device, runtime: str) -> None:
-    """What is compiled is compared with the model before it is returned."""
+    """`compile` compares the compiled model with the original before returning it."""
     model = small(registry, features_only=True).to(accelerator)
     compiled = registry.compile(model, runtime, size=(64, 96), batch=1)
     maps = compiled(torch.zeros(1, 3, 64, 96, device=accelerator))
@@ -136,7 +136,7 @@ def test_features_are_extracted_on_the_device(device: torch.device, photograph: 
 def test_the_generator_of_a_gpu_is_not_seeded_by_what_is_built_on_the_cpu(
     registry: Registry, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Nothing would restore it, and somebody may be training there."""
+    """A seeded generator would not be restored, and could change a training run on the GPU."""
 
     def seeded(seed: int) -> None:
         raise AssertionError(f"the GPU was seeded with {seed}")
@@ -150,7 +150,7 @@ def test_the_generator_of_a_gpu_is_not_seeded_by_what_is_built_on_the_cpu(
 
 @pytest.fixture
 def process_group(device: torch.device) -> Any:
-    """A group of this process alone: NCCL's on a GPU, else Gloo's."""
+    """A process group with only this process, using NCCL on a GPU and Gloo otherwise."""
     backend = "nccl" if device.type == "cuda" else "gloo"
     torch.distributed.init_process_group(backend, store=torch.distributed.HashStore(), rank=0, world_size=1)
     yield
@@ -160,7 +160,7 @@ def process_group(device: torch.device) -> Any:
 def test_a_model_is_trained_in_a_process_group(
     registry: Registry, device: torch.device, process_group: None, tmp_path: Path
 ) -> None:
-    """Norms that average over processes exist on GPUs only."""
+    """Norms that average over processes are only supported on GPUs."""
     norm = {"norm": nn.SyncBatchNorm} if device.type == "cuda" else {}
     model = registry.build("mobilenet_v3_small", width=0.25, num_classes=3, **norm).to(device).train()
     wrapped = DistributedDataParallel(model, device_ids=[0] if device.type == "cuda" else None)

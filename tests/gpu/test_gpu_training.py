@@ -1,4 +1,4 @@
-"""Training on a GPU: scaled losses, loading, runs that are resumed, and metrics of outputs on a device."""
+"""Training on a GPU: scaled losses, loading, resumed runs, and metrics of outputs on a device."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -151,7 +151,7 @@ def test_metrics_of_outputs_on_the_device_equal_those_on_the_cpu(accelerator: to
 
 
 def test_losses_of_tasks_are_computed_on_the_device(registry: Registry, accelerator: torch.device) -> None:
-    """Masks of several sizes are padded there."""
+    """Masks of different sizes are padded on the device."""
     task = SegmentationTask(CLASSES, PREPROCESSING)
     model = build_head(registry, "mobilenet_v3_small", "lraspp", width=0.25).to(accelerator)
     pixels = [image.to(accelerator) for size in ((64, 96), (33, 40)) for image in images(1, *size)]

@@ -1,7 +1,7 @@
-"""Our backbones as Detectron2's, with a stand-in for the classes of `detectron2.modeling` that they meet.
+"""featuretap's backbones in Detectron2, tested with a stand-in for `detectron2.modeling`.
 
 Detectron2 has no wheel. The stand-in has the interface of version 0.6: an abstract `Backbone` whose `output_shape`
-reads three attributes, and a pyramid that takes nothing else and adds maps of exactly twice the size.
+reads three attributes, and a pyramid that accepts only a `Backbone` and adds maps of exactly twice the size.
 """
 
 import copy

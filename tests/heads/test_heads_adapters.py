@@ -1,4 +1,4 @@
-"""Adapters: pyramids, backbones and detectors as torchvision and Detectron2 take them."""
+"""Adapters: pyramids, backbones and detectors in the form that torchvision and Detectron2 expect."""
 
 from collections.abc import Callable
 

@@ -1,4 +1,4 @@
-"""Models with heads are counted before they are built: the published integers, and what is built."""
+"""Counts of models with heads, computed without building them, equal published counts and those of built models."""
 
 from typing import Any
 
@@ -54,7 +54,7 @@ def test_published_models_have_their_published_numbers(
 def test_ssdlite_has_the_papers_numbers_with_and_without_the_reduced_tail(
     registry: Registry, reduced: bool, parameters: int, macs: int
 ) -> None:
-    """The paper's 4.97 M and 3.22 M leave batch norm out; its 0.62 B and 0.51 B are at 320×320."""
+    """The paper's 4.97 M and 3.22 M do not include batch norm. Its 0.62 B and 0.51 B are for 320×320."""
     model = registry.build("mobilenet_v3_large", head="ssdlite", reduced_tail=reduced)
     norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
     of_norms = sum(parameter.numel() for norm in norms for parameter in norm.parameters())
@@ -93,7 +93,7 @@ def test_a_spec_counts_the_parameters_that_are_built(registry: Registry, name: s
 def test_multiply_adds_are_those_of_the_convolutions_that_run(
     registry: Registry, head: str, options: dict[str, Any]
 ) -> None:
-    """Counted a second time, by what goes in and out of every convolution of a real forward pass."""
+    """Count again from the weights and output sizes of every convolution in a forward pass."""
     model = registry.build("mobilenet_v2", head=head, **options).eval()
     counted = 0
 

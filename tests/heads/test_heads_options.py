@@ -1,4 +1,4 @@
-"""Options of heads: which backbones they fit, valid values, defaults of torchvision, anchors and sizes."""
+"""Options of heads: supported backbones, valid values, torchvision's defaults, anchors and sizes."""
 
 import inspect
 from typing import Any
@@ -182,7 +182,7 @@ def test_options_of_detectors_have_torchvisions_names_and_defaults(registry: Reg
     pyramids = {"out_channels", "extra_levels", "fpn_norm", "depthwise", "anchor_sizes", "aspect_ratios"}
     shared = ours.keys() - pyramids
     assert {name: ours[name] for name in shared} == {name: usual[name] for name in shared}
-    # What is left is made of modules, or is for keypoints.
+    # The remaining arguments take modules, or are for keypoints.
     left = {name for name in usual.keys() - ours.keys() if not isinstance(usual[name], type(None))}
     assert left <= {"backbone", "num_classes", "kwargs"}
 
@@ -202,7 +202,7 @@ def test_anchor_sizes_follow_the_strides() -> None:
     assert anchor_sizes("retinanet", [8, 16]) == ((32, 40, 50), (64, 80, 101))
     assert anchor_sizes("fcos", [8, 16, 32]) == ((8,), (16,), (32,))
     assert anchor_sizes("faster_rcnn", [4, 8, 16, 32, 64]) == ((32,), (64,), (128,), (256,), (512,))
-    # torchvision's Faster R-CNN on MobileNetV3: all five sizes on three levels of strides 32, 32 and 64.
+    # torchvision's Faster R-CNN on MobileNetV3 uses all five sizes on three levels of strides 32, 32 and 64.
     assert anchor_sizes("faster_rcnn", [32, 32, 64]) == ((32, 64, 128, 256, 512),) * 3
 
 
@@ -214,12 +214,12 @@ def test_the_finest_map_of_ssdlite_has_three_boxes_at_each_place(registry: Regis
     root = 2**0.5
     expected = torch.tensor([[0.1, 0.1], [0.2 * root, 0.2 / root], [0.2 / root, 0.2 * root]])
     torch.testing.assert_close(generator._wh_pairs[0], expected)
-    # The other maps as ever: their scale, and that between theirs and the next.
+    # The other maps are unchanged: they use their own scale, and one between it and the next map's.
     torch.testing.assert_close(generator._wh_pairs[1][0], torch.tensor([0.35, 0.35]))
 
 
 def test_boxes_are_pooled_from_backbone_levels_only(registry: Registry) -> None:
-    """Levels that are added are for proposals, as the FPN paper and torchvision have it."""
+    """Added levels are only used for proposals, as in the FPN paper and torchvision."""
     heads = registry.build("mobilenet_v2_050", head="mask_rcnn").head.roi_heads
     for pool in (heads.box_roi_pool, heads.mask_roi_pool):
         assert pool.featmap_names == ["P2", "P3", "P4", "P5"]

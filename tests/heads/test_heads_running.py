@@ -1,4 +1,4 @@
-"""Heads on backbones: forward and backward passes, shapes, copies, freezing and evaluation of parts."""
+"""Heads on backbones: forward and backward passes, shapes, copies, freezing and parts in evaluation mode."""
 
 import copy
 import pickle
@@ -16,7 +16,7 @@ from featuretap.registry.specs import BackboneSpec, Tap
 SINGLE_PIXELS = ("ssd", "ssdlite", "deeplab_v3")
 """Heads with a batch norm that reads a map of one pixel."""
 SIZES = [(97, 161), (64, 33)]
-# Every head on one architecture, and on the others the heads that read taps inside blocks or every level.
+# Every head on one architecture. On the others, the heads that read taps inside blocks or every level.
 PAIRINGS = [
     *(("mobilenet_v3_small", head) for head in HEADS),
     *((name, head) for name in FAMILIES if name != "mobilenet_v3_small" for head in ("ssdlite", "lraspp", "fpn")),
@@ -36,7 +36,7 @@ def test_a_head_trains_and_predicts_at_odd_sizes(registry: Registry, name: str, 
             assert found
             assert all(torch.isfinite(tensor).all() for tensor in found)
     assert model.backbone.stages.C1[0].conv.weight.grad.abs().sum() > 0
-    # Norms that see 1×1 maps have no variance to learn from in a single image, here as in torchvision.
+    # As in torchvision, norms on 1×1 maps cannot train on a single image, which has no variance.
     if head not in SINGLE_PIXELS:
         loss_of(model.train(), head, 1, 97, 161).backward()
 
@@ -66,7 +66,7 @@ def test_a_deeplab_traces_and_scripts_in_training(registry: Registry) -> None:
 @pytest.mark.parametrize("name", FAMILIES)
 @pytest.mark.parametrize("head", ["fpn", *SEGMENTERS])
 def test_maps_and_logits_have_the_shapes_of_the_spec(registry: Registry, name: str, head: str) -> None:
-    """Images smaller than the stride too, of which every map is one pixel."""
+    """The sizes include images smaller than the stride, where every map is one pixel."""
     options = {"extra_levels": "p6p7"} if head == "fpn" else {"num_classes": 3}
     model = registry.build(name, head=head, width=0.25, **options).eval()
     spec = registry.spec(name, head=head, width=0.25, **options)
@@ -88,7 +88,7 @@ def test_maps_and_logits_have_the_shapes_of_the_spec(registry: Registry, name: s
 def test_scripted_and_exported_pyramids_keep_the_order_of_their_levels(
     registry: Registry, convert: Callable[[nn.Module, torch.Tensor], nn.Module]
 ) -> None:
-    """The conformance kit compares the outputs of every head by their names; see `test_conformance.py`."""
+    """The conformance kit compares the outputs of every head by name (see `test_conformance.py`), not by order."""
     model, given = registry.build("mobilenet_v1_025", head="fpn").eval(), torch.rand(1, 3, 64, 96)
     assert list(convert(model, given)(given)) == list(model(given)) == ["P2", "P3", "P4", "P5"]
 
@@ -123,7 +123,7 @@ def test_freezing_applies_to_the_backbone_only(registry: Registry, head: str) ->
 
 @pytest.mark.parametrize("head", ["ssdlite", "faster_rcnn"])
 def test_parts_of_a_detector_stay_in_evaluation_when_it_trains(registry: Registry, head: str) -> None:
-    """What fine-tuning does to batch norms: none of it is undone by a forward pass."""
+    """Fine-tuning puts batch norms in evaluation mode, and a forward pass must not change that."""
     model = build_head(registry, "mobilenet_v2_050", head).train()
     model.backbone.eval()
     model.head.neck.eval()
@@ -134,7 +134,7 @@ def test_parts_of_a_detector_stay_in_evaluation_when_it_trains(registry: Registr
 
 
 def patches(spec: object, *, taps: tuple[str, ...]) -> nn.Module:
-    """A patchifying network, which drops what does not fill a patch."""
+    """Return a patchifying network, which drops pixels that do not fill a patch."""
 
     class Patches(nn.Module):
         def __init__(self) -> None:
@@ -169,7 +169,7 @@ def test_pyramid_levels_are_named_after_their_strides(registry: Registry) -> Non
 
 
 def test_the_gate_of_lraspp_is_computed_in_windows_on_large_maps(registry: Registry) -> None:
-    """On maps over 49×49 the paper's gate varies from place to place; torchvision's is one number a channel."""
+    """On maps over 49×49, the paper's gate varies by position. torchvision's is one number per channel."""
     fine, coarse, small = torch.rand(1, 88, 129, 257), torch.rand(1, 576, 65, 129), torch.rand(1, 576, 7, 11)
     for pooling in ("window", "global"):
         head = registry.build("mobilenet_v3_small", head="lraspp", pooling=pooling).eval().head
@@ -179,7 +179,7 @@ def test_the_gate_of_lraspp_is_computed_in_windows_on_large_maps(registry: Regis
             head({"C3.depthwise": fine, "C5": coarse})
             head({"C3.depthwise": fine, "C5": small})
         if pooling == "window":
-            # Figure 10 of the paper: windows of 49×49 in steps of 16 and 20.
+            # Figure 10 of the paper: windows of 49×49 with strides of 16 and 20.
             assert seen[0].shape[-2:] == (2, 5)
             torch.testing.assert_close(seen[0][0, :, 1, 2], coarse[0, :, 16:65, 40:89].mean((1, 2)))
         else:

@@ -1,4 +1,4 @@
-"""Models with heads in weights files: saved, loaded, given other classes, and taken apart."""
+"""Weights files of models with heads: saving, loading, other classes, and loading parts."""
 
 import logging
 from pathlib import Path
@@ -72,7 +72,7 @@ def test_a_backbone_is_loaded_from_the_file_of_a_detector(registry: Registry, tm
 
 @pytest.mark.parametrize("stride", [32, 16, 8])
 def test_the_output_stride_of_a_segmenter_is_kept_in_its_file(registry: Registry, tmp_path: Path, stride: int) -> None:
-    """Also where it is the backbone's own default and not the head's, and under no head at all."""
+    """This includes the backbone's default stride where the head's default differs, and loading without a head."""
     model = registry.build("mobilenet_v3_small_050", head="lraspp", output_stride=stride).eval()
     path = registry.save(model, tmp_path / "a.safetensors")
     images = torch.rand(1, 3, 97, 161)

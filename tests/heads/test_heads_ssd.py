@@ -1,4 +1,4 @@
-"""SSD's options beyond torchvision's: scores by sigmoid, anchors that are not clipped, and TensorFlow's resizing."""
+"""SSD options that torchvision does not have: sigmoid scores, unclipped anchors and TensorFlow's resizing."""
 
 from typing import Any
 
@@ -143,7 +143,7 @@ def test_extra_layers_pad_as_the_backbone_does(registry: Registry, head: str) ->
     maps = {"C4": torch.rand(1, 128, 6, 6), "C5": torch.rand(1, 256, 8, 8)}
     outputs = [list(model.head.neck(maps).values()) for model in (symmetric, same)]
     assert [tuple(x.shape) for x in outputs[0]] == [tuple(x.shape) for x in outputs[1]]
-    # At an even size TensorFlow pads the end only.
+    # At an even size, TensorFlow pads only the end.
     conv = same.head.neck.extra[0][1][-3]
     inner = symmetric.head.neck.extra[0][0](maps["C5"])
     padded = nn.functional.pad(inner, (0, 1, 0, 1))

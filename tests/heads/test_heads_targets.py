@@ -1,4 +1,4 @@
-"""Training targets of detectors: what is refused, and images without boxes."""
+"""Training targets of detectors: invalid targets, and images without boxes."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""torchvision's published detectors and segmenters: the same models here, and their weights there and back."""
+"""torchvision's published detectors and segmenters: equal models, and weights in both directions."""
 
 import functools
 import hashlib
@@ -27,11 +27,11 @@ LRASPP = {
     "gate_bias": False,
 }
 
-# What keeps the tests short: fewer boxes to choose from, in both libraries alike.
+# Fewer candidate boxes keep the tests fast. Both libraries get the same limits.
 FEW = {"topk_candidates": 30}
 FEW_RCNN = {"min_size": 160, "max_size": 240, "box_score_thresh": 0.0, "rpn_post_nms_top_n_test": 30}
 
-# torchvision's name → its arguments, our head and options.
+# torchvision's name → its arguments, featuretap's head and options.
 MODELS: dict[str, tuple[dict[str, Any], str, dict[str, Any]]] = {
     "ssdlite320_mobilenet_v3_large": (FEW, "ssdlite", {"reduced_tail": True, "reduce_lowest_anchors": False, **FEW}),
     "fasterrcnn_mobilenet_v3_large_fpn": (FEW_RCNN, "faster_rcnn", {"taps": ("C5.first", "C5"), **FEW_RCNN}),
@@ -47,14 +47,14 @@ HALF = {"image_mean": (0.5, 0.5, 0.5), "image_std": (0.5, 0.5, 0.5)}
 
 
 def passes(name: str) -> Callable[[nn.Module], object]:
-    """Return what runs a model in training, as its kind is called."""
+    """Return a function that runs a model in training mode with the inputs of its kind."""
     if name in DETECTORS:
         return lambda model: model(images(4, 320, 320), targets(4, 320, 320))
     return lambda model: model(torch.stack(images(4, 97, 97)) * 2 - 1)
 
 
 def theirs(name: str) -> nn.Module:
-    """torchvision's model with statistics that hide no mistake of epsilon."""
+    """Return torchvision's model with statistics that are sensitive to a wrong epsilon."""
     torch.manual_seed(1)
     model = get_model(name, weights=None, weights_backbone=None, **MODELS[name][0])
     return with_statistics(model, passes(name))
@@ -62,7 +62,7 @@ def theirs(name: str) -> nn.Module:
 
 @pytest.fixture(scope="module")
 def published(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[nn.Module, Path]]:
-    """Make torchvision's model of a name once, with its file."""
+    """Return a function that creates torchvision's model and its file once for each name."""
     folder = tmp_path_factory.mktemp("torchvision")
 
     @functools.cache
@@ -121,7 +121,7 @@ def test_a_detector_has_torchvisions_losses(registry: Registry, published: Publi
 def test_a_torchvision_checkpoint_is_recognised_and_converted_back(
     registry: Registry, published: Published, tmp_path: Path, name: str
 ) -> None:
-    """A .pth file without a word about itself is loaded, saved as ours, and converted back for their strict loader."""
+    """A .pth file without metadata is loaded, saved, and converted back for torchvision's strict loading."""
     model, path = published(name)
     loaded = registry.load(path)
     said = loaded.description
@@ -143,7 +143,7 @@ def test_a_torchvision_checkpoint_is_recognised_and_converted_back(
 def test_a_checkpoint_loaded_without_its_architecture_predicts_the_same(
     registry: Registry, published: Published, name: str
 ) -> None:
-    """Normalisation included, which SSDLite's file does not state and its model has inside."""
+    """This includes normalization, which SSDLite's file does not state: torchvision's model normalizes internally."""
     model, path = published(name)
     chosen = {key: value for key, value in MODELS[name][0].items() if key != "aux_loss"}
     for our, their in zip(
@@ -153,7 +153,7 @@ def test_a_checkpoint_loaded_without_its_architecture_predicts_the_same(
 
 
 def test_a_deeplab_without_an_auxiliary_output_is_recognised(registry: Registry, tmp_path: Path) -> None:
-    """torchvision's own default."""
+    """torchvision's default is no auxiliary output."""
     model = get_model("deeplabv3_mobilenet_v3_large", weights=None, weights_backbone=None)
     torch.save(model.state_dict(), tmp_path / "plain.pth")
     said = registry.load(tmp_path / "plain.pth").description
@@ -163,7 +163,7 @@ def test_a_deeplab_without_an_auxiliary_output_is_recognised(registry: Registry,
 def test_a_catalogued_checkpoint_gets_the_options_of_its_entry(
     configured: Callable[[str], Registry], published: Published, tmp_path: Path
 ) -> None:
-    """Two entries of the same shapes: the digest tells them apart."""
+    """Two entries have the same shapes. The digest identifies the right one."""
     _, path = published("fasterrcnn_mobilenet_v3_large_fpn")
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
     ours = configured(
@@ -194,7 +194,7 @@ def test_a_model_with_other_normalisation_is_not_saved_for_torchvision(registry:
 
 @pytest.mark.parametrize("name", MODELS)
 def test_our_models_predict_the_same_in_torchvision(registry: Registry, tmp_path: Path, name: str) -> None:
-    """With our own epsilons, which saving folds into theirs: Faster R-CNN's norms have 1e-5 there, ours 1e-3."""
+    """Saving adjusts the weights for torchvision's epsilons. Faster R-CNN's norms have 1e-5 there and 1e-3 here."""
     arguments, head, options = MODELS[name]
     normalisation = HALF if head == "ssdlite" else {}
     ours = registry.build("mobilenet_v3_large", head=head, **options, **normalisation)
@@ -204,7 +204,7 @@ def test_our_models_predict_the_same_in_torchvision(registry: Registry, tmp_path
     model.load_state_dict(safetensors.torch.load_file(path))
     model.eval()
     if name in DETECTORS:
-        # Scores of fresh weights are so near to one another that rounding changes their order; compare the maps.
+        # Scores of random weights are so close that rounding changes their order, so compare the maps.
         batch = torch.stack(images(2, 160, 160))
         with torch.inference_mode():
             expected = list(model.backbone(batch).values())
@@ -276,7 +276,7 @@ def test_published_weights_define_head_and_options(
     size: int | None,
     mean: tuple[float, ...] | None,
 ) -> None:
-    """From a prepared cache, with the digest of what lies there in place of the published one."""
+    """The weights come from a prepared cache, and the check of the published digest is disabled."""
     entry = next(entry for entry in registry.published_weights if entry.tag == tag)
     extra = {"aux_loss": True} if "deeplab" in name else {}
     model = get_model(name, weights=None, weights_backbone=None, **extra)

@@ -1,4 +1,4 @@
-"""Heads learn: a much smaller version of `benchmarks/learning.py`, which measures how well."""
+"""Heads learn. This is a much smaller version of `benchmarks/learning.py`, which measures how well they learn."""
 
 import logging
 from dataclasses import replace
@@ -39,7 +39,7 @@ def test_boxes_enclose_what_is_labelled() -> None:
 
 @pytest.mark.parametrize("head", list(SMALL))
 def test_a_head_overfits_a_few_images(head: str, caplog: pytest.LogCaptureFixture) -> None:
-    """A dozen images, learned by heart: the loss falls, and the score rises above that of the untrained model."""
+    """The loss on a dozen images falls, and the score rises above that of the untrained model."""
     caplog.set_level(logging.ERROR, "featuretap")
     usual = next(recipe for recipe in learning.RECIPES if recipe.head == head)
     recipe = replace(usual, steps=40, batch=6, options=SMALL[head])

@@ -1,4 +1,4 @@
-"""Several heads on one backbone: one pass computes the maps of all, and each returns what it returns alone."""
+"""Several heads on one backbone: one pass computes all maps, and each head returns the same outputs as alone."""
 
 import copy
 import pickle
@@ -65,7 +65,7 @@ def test_two_heads_by_their_names_share_a_backbone(registry: Registry) -> None:
     model = registry.build("mobilenet_v3_large", head=("ssdlite", "lraspp"))
     assert list(model.heads) == ["ssdlite", "lraspp"]
     assert list(model.backbone.taps) == ["C3.depthwise", "C4.expansion", "C5"]
-    # LR-ASPP's own stride is that of the model.
+    # The model uses the stride that LR-ASPP requires.
     assert model.backbone.taps["C5"].stride == 16
     assert model.description.heads["ssdlite"].options["output_stride"] == 16
 
@@ -121,10 +121,10 @@ def test_the_spec_counts_what_is_built(registry: Registry, heads: dict[str, str]
     ],
 )
 def test_counts_are_pinned(registry: Registry, name: str, heads: tuple[str, str], parameters: int, macs: int) -> None:
-    """Multiply-adds of convolutions and linear layers, for one image of 320×320 pixels."""
+    """Multiply-adds of convolutions and linear layers for one 320×320 image."""
     spec = registry.spec(name, head=heads)
     assert (spec.parameters, spec.macs(320, 320)) == (parameters, macs)
-    # The backbone counts once.
+    # The backbone is counted once.
     singles = [registry.spec(name, head=head, output_stride=spec.backbone.output_stride) for head in heads]
     assert all(isinstance(single, ModelSpec) for single in singles)
     backbones = sum(single.backbone.parameters for single in singles)
@@ -228,14 +228,14 @@ def test_heads_that_cannot_be_together_are_refused(registry: Registry, arguments
 
 
 def with_heads(heads: list[HeadSpec]) -> Registry:
-    """Return a registry with the heads of a plugin."""
+    """Return a registry with a plugin's heads."""
     plugin = types.ModuleType("plugin")
     plugin.featuretap_heads = hookimpl(specname="featuretap_heads")(lambda: heads)  # type: ignore[attr-defined]
     return Registry(plugins=[plugin], discover=False)
 
 
 class Brightness(nn.Module):
-    """A model of a plugin that reads the images besides the maps, and is of no class of ours."""
+    """A plugin's own model class, which reads the images as well as the maps."""
 
     def __init__(self, backbone: nn.Module, head: nn.Module) -> None:
         super().__init__()
@@ -273,7 +273,7 @@ def test_two_strides_of_two_heads_are_refused() -> None:
 
 
 def test_reserved_names_are_those_that_pytorch_refuses() -> None:
-    # In a process of its own: transformers, which other tests import, adds a method to torch's modules.
+    # Use a new process: transformers, which other tests import, adds a method to PyTorch's modules.
     code = "from torch import nn; print(*(name for name in dir(nn.ModuleDict()) if not name.startswith('_')))"
     names = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout.split()
     assert set(names) <= RESERVED
@@ -295,7 +295,7 @@ def test_one_file_holds_all_heads(registry: Registry, tmp_path: Path, heads: dic
         assert alone.description.head == kind
         ours, theirs = (outputs(one, kind, images(1, 70, 90)) for one in (alone, registry.select_head(model, label)))
         assert equal(ours, theirs)
-        # What is loaded alone is a model like any other.
+        # A head loaded alone gives an ordinary model.
         registry.load(registry.save(alone, tmp_path / "alone.safetensors"))
 
 
@@ -353,7 +353,7 @@ def test_models_on_one_backbone_are_joined(registry: Registry, tmp_path: Path) -
         assert equal(joined(images(2, 70, 90)), model(images(2, 70, 90)))
     path = registry.save(joined, tmp_path / "joined.safetensors")
     assert registry.load(path).description.heads.keys() == files.keys()
-    # A detector normalises its images, and the bare backbone does not.
+    # A detector normalizes its images, but its backbone alone does not.
     for bare in (joined.backbone, registry.load(path, features_only=True)):
         prepared = bare.description.preprocessing
         assert (prepared.inside, prepared.crop) == (False, 224)

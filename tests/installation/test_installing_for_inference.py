@@ -1,4 +1,4 @@
-"""An installation by requirements-inference.txt: how large it is, and what works in it. It needs a package index."""
+"""An installation from requirements-inference.txt: its size and features. These tests need a package index."""
 
 import json
 import os
@@ -30,7 +30,7 @@ def requirements() -> list[Requirement]:
 
 @pytest.fixture(scope="module")
 def environment(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Folder of a virtual environment, made as docs/how-to/raspberry-pi.md says."""
+    """Folder of a virtual environment, created as described in docs/how-to/raspberry-pi.md."""
     folder = tmp_path_factory.mktemp("inference") / "environment"
     venv.create(folder, with_pip=False)
     pip = [sys.executable, "-m", "pip", "--python", folder / "bin" / "python", "--disable-pip-version-check", "install"]
@@ -42,7 +42,7 @@ def environment(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def board(environment: Path, official_weights: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a photograph of a cat, and with weights that were converted where PyTorch is."""
+    """A folder with a photograph of a cat, and weights converted on a machine with PyTorch."""
     folder = tmp_path_factory.mktemp("board")
     Image.fromarray(data.chelsea()).save(folder / "cat.png")
     Registry(discover=False).convert(official_weights, folder / "cat.safetensors")
@@ -58,7 +58,7 @@ def run(environment: Path, folder: Path, program: str, *arguments: object) -> su
 
 
 def python(environment: Path, folder: Path, code: str) -> Any:
-    """Run code of Python in the environment, and return the JSON that it prints."""
+    """Run Python code in the environment, and return the JSON that it prints."""
     ran = run(environment, folder, "python", "-W", "error", "-c", code)
     assert (ran.returncode, ran.stderr) == (0, "")
     return json.loads(ran.stdout)

@@ -1,4 +1,4 @@
-"""What is released: source distribution and wheel, built for real, and the wheel used where it is installed."""
+"""The release files: the source distribution and wheel are built, and the installed wheel is used."""
 
 import email
 import json
@@ -46,19 +46,19 @@ def metadata(wheel: Path) -> Message:
 
 @pytest.fixture(scope="module")
 def environment(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Folder of a virtual environment with the wheel in it, which finds torch and the rest where we do."""
+    """A virtual environment with the wheel, which finds PyTorch and other packages in the current one."""
     folder = tmp_path_factory.mktemp("installed") / "environment"
     venv.create(folder, with_pip=False)
     pip = [sys.executable, "-m", "pip", "--python", folder / "bin" / "python", "--disable-pip-version-check", "install"]
     subprocess.run([*pip, "--quiet", "--no-deps", "--no-index", wheel], check=True, capture_output=True)
     (site,) = folder.glob("lib/python*/site-packages")
-    # A plain path behind its own: what .pth files in there do for an editable featuretap is not done.
+    # A plain path does not process .pth files in that folder, so an editable featuretap there is not found.
     (site / "ours.pth").write_text(sysconfig.get_paths()["purelib"])
     return folder
 
 
 def ran(environment: Path, program: str, *arguments: str) -> str:
-    """Run a program of the environment, far from the checkout, and return what it prints."""
+    """Run a program of the environment outside the checkout, and return its output."""
     command = [environment / "bin" / program, *arguments]
     variables = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     done = subprocess.run(command, cwd=environment, env=variables, capture_output=True, text=True, check=False)

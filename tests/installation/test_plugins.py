@@ -1,4 +1,4 @@
-"""Plugins that pip has built and installed into environments of their own, as a user sees them.
+"""Plugins that pip builds and installs into virtual environments, as users do.
 
 tests/plugins has the details, with distributions that are only put on the path.
 """
@@ -17,7 +17,7 @@ from featuretap.registry import Registry
 
 @pytest.fixture(scope="module")
 def good(tmp_path_factory: pytest.TempPathFactory) -> Environment:
-    """An environment with two plugins that work."""
+    """An environment with two working plugins."""
     folder = tmp_path_factory.mktemp("good")
     environment = Environment(folder / "environment")
     environment.install([write(folder, name, distribution) for name, distribution in GOOD.items()])
@@ -34,7 +34,7 @@ def crowded(tmp_path_factory: pytest.TempPathFactory) -> Environment:
     return environment
 
 
-# --- Plugins that work --------------------------------------------------------------------------------------------
+# --- Working plugins ----------------------------------------------------------------------------------------------
 
 
 def test_an_installed_plugin_needs_no_import(good: Environment) -> None:
@@ -115,7 +115,7 @@ def test_the_doctor_finds_no_problems_in_a_plugin_that_works(good: Environment) 
     assert doctor.stdout.splitlines()[-2:] == ["  provides     1 backbone", "  found        no problems"]
 
 
-# --- Plugins that do not ------------------------------------------------------------------------------------------
+# --- Broken plugins -----------------------------------------------------------------------------------------------
 
 
 def test_broken_plugins_are_listed_with_their_reasons_and_the_others_work(crowded: Environment) -> None:
@@ -182,7 +182,7 @@ BUILT: dict[str, Any] = {
 
 @pytest.fixture(scope="module")
 def built(crowded: Environment) -> dict[str, Any]:
-    """What each of those names gives, all in one process."""
+    """The result of building each name, all in one process."""
     channels = "{{a: tap.channels for a, tap in registry.build({!r}, features_only=True).taps.items()}}"
     return dict(zip(BUILT, crowded.evaluate(*map(channels.format, BUILT)), strict=True))
 

@@ -1,7 +1,7 @@
-"""Ctrl-C and SIGTERM in the middle of a command: nothing is half-written, and one line says what there is.
+"""Ctrl-C and SIGTERM during a command: no file is half-written, and one line describes the result.
 
-Commands run in processes of their own, which are interrupted when something of theirs is on the disk and not yet in
-its place: as they make sure that a temporary file is written, or take it to its place.
+Each command runs in a new process. It is interrupted when a file is on disk but not yet in place, at a sync of the
+temporary file or at its rename.
 """
 
 import json
@@ -85,7 +85,7 @@ BARE = ("mobilenet_v1_025", "--weights", "none")
 
 
 class Case(NamedTuple):
-    """A command line, when it is interrupted, and what it says then."""
+    """A command line, the point at which it is interrupted, and its expected message."""
 
     line: str
     says: str = NOTHING
@@ -95,7 +95,7 @@ class Case(NamedTuple):
 
 
 class Seen(NamedTuple):
-    """What an interrupted command has left."""
+    """The state after an interrupted command."""
 
     folder: Path
     status: int
@@ -143,7 +143,7 @@ GOING_ON = {
 
 @pytest.fixture(scope="module")
 def seen(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Seen]:
-    """Every case, in a folder of its own, out of one process that has imported torch."""
+    """Run every case in a separate folder, forked from one process that has imported torch."""
     root = tmp_path_factory.mktemp("interrupted")
     model = featuretap.registry.build("mobilenet_v1_025", num_classes=2)
     for name in CASES | WHOLE:
@@ -157,7 +157,7 @@ def seen(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Seen]:
         (folder / "both").mkdir()
         for target in ("target.safetensors", "target.onnx", "target.png", "drawn/0.png"):
             (folder / target).write_bytes(BEFORE)
-    # Python 3.12 warns of every fork beside threads, torch's loaders' among them.
+    # Python 3.12 warns about forks of multi-threaded processes, including those of PyTorch's data loaders.
     warnings = "default,ignore:This process:DeprecationWarning"
     environment = {**os.environ, "FEATURETAP_OFFLINE": "1", "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": warnings}
     told = {

@@ -13,7 +13,7 @@ KILLS = int(os.environ.get("FEATURETAP_KILLS", "20"))
 
 
 def results_of(program: str, folder: Path) -> dict[str, Any]:
-    """Run a kill loop of tests/support and return what it counted."""
+    """Run a kill loop of tests/support and return its counts."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(TESTS)}
     command = [sys.executable, "-m", f"support.{program}", str(folder), str(KILLS)]
     ran = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=TESTS)
@@ -25,7 +25,7 @@ def results_of(program: str, folder: Path) -> dict[str, Any]:
 def test_a_file_is_the_old_or_the_new_one_whenever_saving_is_killed(tmp_path: Path) -> None:
     results = results_of("kill_while_saving", tmp_path)
     assert (results["killed"], results["neither"], results["A"] + results["B"]) == (KILLS, 0, KILLS)
-    # Kills that all came too early, too late or between two files would show nothing.
+    # Check that enough kills came neither too early, too late nor between two files.
     assert min(results["A"], results["B"]) >= KILLS / 20
     assert results["left"] >= KILLS / 40
 
@@ -33,9 +33,10 @@ def test_a_file_is_the_old_or_the_new_one_whenever_saving_is_killed(tmp_path: Pa
 def test_a_training_run_killed_at_any_moment_resumes_to_the_same_weights(tmp_path: Path) -> None:
     results = results_of("kill_while_training", tmp_path)
     assert results["other"] == []
-    # Runs that learn nothing would be equal whatever was lost.
+    # Check that the run learns something. Otherwise lost progress would not change the result.
     assert results["losses"] == 2
-    # Configuration, and two epochs of best (or not), last, history and state, each a file and its folder.
+    # The configuration, and for each of two epochs the last weights, history, state and maybe the best weights. Each
+    # write syncs a file and its folder.
     assert results["writes"] >= 16
     assert results["killed"] >= results["writes"]
     assert results["left"] >= 5

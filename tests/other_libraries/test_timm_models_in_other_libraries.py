@@ -1,4 +1,4 @@
-"""Our backbones as timm's models inside segmentation_models_pytorch and transformers."""
+"""featuretap's backbones as timm models in segmentation_models_pytorch and transformers."""
 
 from collections.abc import Callable
 

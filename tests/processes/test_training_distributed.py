@@ -1,4 +1,4 @@
-"""Two processes under torchrun do what one does: each image once, the same metrics, and as good a model."""
+"""Two processes under torchrun work like one: each image is read once, and metrics and model are equally good."""
 
 import csv
 import json
@@ -16,7 +16,7 @@ from support.training_runs import coloured_folder
 
 
 def torchrun(processes: int, *module: object, fails: bool = False) -> str:
-    """Run a module with its arguments in several processes; return standard output, or standard error if it fails."""
+    """Run a module with arguments in several processes. Return standard output, or standard error if `fails` is set."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}", "-m"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(TESTS)}
     ran = subprocess.run(
@@ -28,7 +28,7 @@ def torchrun(processes: int, *module: object, fails: bool = False) -> str:
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """37 images, 7 of them for validation, so that two processes get unequal shares."""
+    """37 images, 7 of which are for validation, so that two processes get shares of different sizes."""
     folder = coloured_folder(tmp_path_factory.mktemp("data") / "colours", 11)
     for number in range(4):
         shutil.copy(folder / "red" / f"{number}.png", folder / "red" / f"again {number}.png")
@@ -36,7 +36,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 class Told(NamedTuple):
-    """What several processes have left: what each saw while it trained, and what all printed for each command."""
+    """Results of several processes: what each read in training, and what all printed for each command."""
 
     processes: list[Any]
     printed: dict[str, Completed]
@@ -44,7 +44,7 @@ class Told(NamedTuple):
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a run that two processes make, for the commands of both groups of processes."""
+    """The folder of a run that two processes train. The commands of both groups of processes use it."""
     return tmp_path_factory.mktemp("trained") / "run"
 
 
@@ -66,7 +66,7 @@ def one(two: Told, data: Path, official_weights: Path, trained: Path, tmp_path_f
 
 
 def told(processes: int, data: Path, weights: Path, folder: Path, commands: Mapping[str, Sequence[object]]) -> Told:
-    """Train in several processes, run commands in them, and return what they say."""
+    """Train and run commands in several processes, and return their results."""
     settings = {
         "backbone": "mobilenet_v2",
         "options": {},
@@ -102,7 +102,7 @@ def test_each_training_image_is_read_at_most_once_an_epoch(one: Told, two: Told)
     for number in range(2):
         first, second = (said["seen"]["train"][12 * number : 12 * (number + 1)] for said in two.processes)
         assert len({*first, *second}) == 24
-        # The same images in every step as with one process, half of them in each.
+        # Each step has the same images as with one process, half of them in each process.
         steps = [{*first[step : step + 4], *second[step : step + 4]} for step in range(0, 12, 4)]
         whole = alone[24 * number : 24 * (number + 1)]
         assert steps == [{*whole[step : step + 8]} for step in range(0, 24, 8)]
@@ -118,7 +118,7 @@ def test_every_process_gets_the_same_metrics_and_one_leads(one: Told, two: Told)
 def test_two_processes_learn_what_one_does(one: Told, two: Told) -> None:
     (alone,), (first, _) = one.processes, two.processes
     assert alone["scores"]["accuracy"] == first["scores"]["accuracy"] == 1.0
-    # The backbone is frozen, so that no batch norm tells the halves of a batch apart: only dropout and crops differ.
+    # The frozen backbone's batch norms do not depend on how batches are split. Only dropout and random crops differ.
     assert first["scores"]["loss"] == pytest.approx(alone["scores"]["loss"], abs=0.1)
 
 
@@ -134,7 +134,7 @@ def test_evaluation_in_two_processes_prints_once_the_metrics_of_one(one: Told, t
     both, single = json.loads(judged.out), json.loads(alone.out)
     with (trained / "history.csv").open() as file:
         losses = {row["accuracy"]: float(row["loss"]) for row in reversed([*csv.DictReader(file)])}
-    # Whatever the processes had counted apart was put together before it was judged and written.
+    # The results of both processes were combined before computing and writing the metrics.
     assert single["scores"]["loss"] == pytest.approx(losses[max(losses)], rel=1e-5)
     assert both["per_class"] == single["per_class"]
     assert both["scores"]["accuracy"] == single["scores"]["accuracy"]

@@ -1,4 +1,4 @@
-"""Training with worker processes: scores over several processes, and images read by a data loader's workers."""
+"""Training with several processes: scores across processes, and images read by data loader workers."""
 
 import warnings
 from collections.abc import Callable
@@ -17,7 +17,7 @@ from featuretap.workflows.training.run import train
 
 
 class Case(NamedTuple):
-    """Predictions that are scored, and how many images of them each of two processes has."""
+    """Predictions to score, and the number of images in each of two processes."""
 
     evaluate: Callable[[int, slice], Any]
     shares: tuple[int, int]
@@ -45,7 +45,7 @@ CASES = {
 
 
 def evaluate_share(rank: int, folder: Path) -> None:
-    """Score the images of one of two processes, and save what it returns for all images."""
+    """Score the images of one of two processes, and save the result for all images."""
     warnings.simplefilter("error")
     distributed.init_process_group("gloo", init_method=f"file://{folder / 'met'}", rank=rank, world_size=2)
     for name, (evaluate, shares) in CASES.items():
@@ -56,7 +56,7 @@ def evaluate_share(rank: int, folder: Path) -> None:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The scores that two processes return for all cases."""
+    """A folder with the scores that two processes return for all cases."""
     folder = tmp_path_factory.mktemp("scores")
     multiprocessing.spawn(evaluate_share, (folder,), nprocs=2)
     return folder
@@ -74,7 +74,7 @@ def test_two_processes_count_every_image_once(folder: Path, name: str) -> None:
         assert np.array_equal(together.confusion, alone.confusion)
 
 
-# Python 3.12 and later warn of every fork beside threads, which data loaders do by default.
+# Python 3.12 and later warn about forks of multi-threaded processes, and data loaders fork by default.
 @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
 def test_a_run_trains_on_images_that_a_worker_reads(tmp_path: Path) -> None:
     data = coloured_folder(tmp_path / "data")

@@ -1,4 +1,4 @@
-"""Processes of loaders leave Ctrl-C to their parent."""
+"""Worker processes of data loaders leave Ctrl-C to their parent."""
 
 import os
 import signal
@@ -11,7 +11,7 @@ from featuretap.support.workers import block_sigint, ignore_sigint
 
 
 class Told(Dataset[Any]):
-    """Examples that say whether the process that reads them would hear Ctrl-C and SIGTERM."""
+    """Samples that report whether the reading process ignores Ctrl-C and has the default SIGTERM handler."""
 
     def __len__(self) -> int:
         return 4

@@ -1,4 +1,4 @@
-"""Messages fit a screen, whoever supplied their text."""
+"""Messages fit a screen, whatever text plugins and users supply."""
 
 import pytest
 
