@@ -22,11 +22,11 @@ def belongings(folder: Path, weights: Path) -> Path:
     """Fill a folder.
 
     photo.jpg                    a cat, 451×300 pixels
-    photographs/CLASS/*.jpg      eight cuts of each of three photographs, 160×160
+    photographs/CLASS/*.jpg      eight crops of each of three photographs, 160×160
     holiday/*.jpg                four photographs
     street/                      a dozen images with COCO's annotations.json, and with masks
     mobilenet_v2-b0353104.pth    published weights
-    examples/                    the repository's
+    examples/                    the examples of the repository
     """
     Image.fromarray(data.chelsea()).save(folder / "photo.jpg")
     _photographs(folder / "photographs")
