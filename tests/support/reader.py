@@ -28,7 +28,7 @@ END = "\0\n"
 INTERPRETER = f"""
 import json, sys, warnings
 warnings.simplefilter("error")
-warnings.filterwarnings("ignore", ".torch.jit.*deprecated", FutureWarning)  # the pages mention the deprecation
+warnings.filterwarnings("ignore", ".torch.jit.*deprecated", FutureWarning)  # the pages say so
 scope = {{"__name__": "__main__"}}
 for line in sys.stdin:
     exec(compile(*json.loads(line), "exec"), scope)
