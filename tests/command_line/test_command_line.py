@@ -1,4 +1,4 @@
-"""The command line: what it prints, and one line on standard error and exit status 2 for bad input."""
+"""The command line: its output, and one line on standard error with exit status 2 for bad input."""
 
 import json
 import os
@@ -283,7 +283,7 @@ def test_taps_prints_the_table_and_draws_the_picture(
     rows = [line.split() for line in ran.out.splitlines() if line.strip()]
     assert ["C5", "1280", "32", "7×11"] in rows
     assert rows[-1] == ["picture:", "cat-taps.png"]
-    # Two rows of three panels: the image, and C1 to C5.
+    # Two rows of three panels: the image and C1 to C5.
     with Image.open("cat-taps.png") as page:
         assert page.size == (3 * (320 + 16) + 16, 2 * (213 + 28 + 16) + 16)
 
@@ -333,7 +333,7 @@ def test_each_panel_of_a_picture_is_below_its_title() -> None:
     page = draw_maps(Image.new("RGB", (60, 30), "red"), maps, dict.fromkeys(maps, 2))
     pixels = np.asarray(page)
     red, black = ((pixels == colour).all(2) for colour in ((255, 0, 0), (0, 0, 0)))
-    # 320 pixels wide and half as high, 16 from the edges; 28 for each title; maps without any contrast are black.
+    # Panels are 320 pixels wide and half as high, with margins of 16 and 28 for each title. Constant maps are black.
     assert red[16 + 28 : 16 + 28 + 160, 16 : 16 + 320].all()
     assert red.sum() == 160 * 320
     below = 160 + 28 + 16
@@ -354,7 +354,7 @@ def test_version_and_help(run: Run) -> None:
 def test_a_closed_pipe_ends_a_command_like_sigpipe(arguments: str) -> None:
     command = f"{sys.executable} -m featuretap.command_line {arguments} | true; echo ${{PIPESTATUS[0]}}"
     ran = subprocess.run(["bash", "-c", command], capture_output=True, text=True)
-    # As of other tools, which die of SIGPIPE.
+    # The same status as tools that are ended by SIGPIPE.
     assert (ran.stdout, ran.stderr) == ("141\n", "")
 
 
@@ -378,7 +378,7 @@ def test_taps_of_a_variant_with_other_channels_reads_grey_images_or_is_refused(
         f'schema = 1\n[backbones."grey[b]net"]\nbase = "mobilenet_v1"\noptions = {{ in_channels = {channels} }}\n'
     )
     monkeypatch.setenv("FEATURETAP_CONFIG", str(config))
-    # The file is read again.
+    # Make the default registry read the file again.
     default = featuretap.registry.default
     monkeypatch.setattr(default, "__dict__", {**vars(default), "_state": "unread"})
     assert "grey[b]net" in run("list").out

@@ -1,4 +1,4 @@
-"""`featuretap save`, `convert` and `inspect`, and predictions of files, as a user types them."""
+"""`featuretap save`, `convert` and `inspect`, and predictions with weights files, on the command line."""
 
 import json
 import subprocess

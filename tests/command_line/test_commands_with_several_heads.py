@@ -1,4 +1,4 @@
-"""Several heads on the command line: by names of their own, with options of each, in files that hold them."""
+"""Several heads on the command line: named heads, options for each head, and files that contain several."""
 
 import json
 from collections.abc import Callable

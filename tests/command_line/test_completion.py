@@ -1,4 +1,4 @@
-"""Shell completion: what words become, by the protocol that a shell speaks, and that it is light and silent."""
+"""Shell completion: suggestions for each shell's protocol, without heavy imports or output from plugins."""
 
 import os
 import subprocess
@@ -19,7 +19,7 @@ HEAVY = "{'torch', 'torchvision', 'timm', 'numpy', 'PIL'}"
 
 @pytest.fixture
 def complete(run: Run, monkeypatch: pytest.MonkeyPatch) -> Complete:
-    """Complete the last of some words as bash asks for it."""
+    """Complete the last word of a command line as the shell requests it."""
 
     def complete(*words: str, shell: str = "bash") -> list[str]:
         monkeypatch.setenv(VARIABLE, f"{shell}_complete")
@@ -185,7 +185,7 @@ def test_an_unknown_shell_is_refused(run: Run) -> None:
 
 
 def asked(line: str, code: str = "main()", **environment: str) -> subprocess.CompletedProcess[str]:
-    """Complete a line in a process of its own."""
+    """Complete a command line in a new process."""
     protocol = {VARIABLE: "bash_complete", "COMP_WORDS": f"{PROGRAM} {line}", "COMP_CWORD": str(len(line.split()))}
     return subprocess.run(
         [sys.executable, "-c", f"import sys\nfrom featuretap.command_line import main\n{code}"],

@@ -1,8 +1,8 @@
-"""Generated command lines: whatever is typed, and whatever lies in the files that it names, no traceback is printed.
+"""Generated command lines never print a traceback, whatever their arguments and the contents of the files they name.
 
-300 command lines, always the same ones; FEATURETAP_FUZZ_EXAMPLES=20000 tries as many, and others each time. They run in
-this process, through the function that the installed script calls. Commands, arguments and options are those that click
-knows; nothing is downloaded, and nothing large enough to take time is computed.
+By default, 300 fixed command lines run. FEATURETAP_FUZZ_EXAMPLES=20000 runs that many random ones. They run in this
+process, through the entry point of the installed script. Commands, arguments and options are taken from click's
+definitions. Nothing is downloaded, and no long computation is started.
 """
 
 import contextlib
@@ -27,7 +27,7 @@ from featuretap.command_line import command, main
 from featuretap.registry import Registry
 from featuretap.support.text import CONTROLLING
 
-# Nothing is written into the repository.
+# Keep Hypothesis from writing into the repository.
 set_hypothesis_home_dir(Path(tempfile.gettempdir()) / "featuretap-hypothesis")
 
 ASKED = os.environ.get("FEATURETAP_FUZZ_EXAMPLES")
@@ -125,7 +125,7 @@ def pixels(size: tuple[int, int] = (24, 24), mode: str = "RGB", kind: str = "png
 
 @pytest.fixture(scope="module")
 def contents(registry: Registry, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
-    """File name → content of small files of each kind that a command reads."""
+    """Map file names to the contents of small files of each kind that a command reads."""
     import torch
 
     folder = tmp_path_factory.mktemp("files")
@@ -154,7 +154,7 @@ FOLDERS = ("classes/cat", "classes/dog", "classes/cl\udce9", "empty", "images", 
 
 
 def lay_out(folder: Path, contents: dict[str, bytes]) -> None:
-    """Write the files, folders of them, and links that lead nowhere or in circles."""
+    """Write the files, folders that contain copies of them, and links that are dangling or circular."""
     for name, content in contents.items():
         (folder / name).write_bytes(content)
     for name in FOLDERS:
@@ -177,7 +177,7 @@ PATHS = [
 
 @st.composite
 def values(draw: st.DrawFn, parameter: click.Parameter, files: list[str]) -> str:
-    """What is typed for a parameter: mostly what its type takes."""
+    """Generate a value for a parameter, usually of the type that the parameter takes."""
     kind = parameter.type
     if parameter.name in LIKELY and draw(st.integers(0, 2)):
         return draw(st.sampled_from(LIKELY[parameter.name]))
@@ -188,13 +188,13 @@ def values(draw: st.DrawFn, parameter: click.Parameter, files: list[str]) -> str
         return draw(st.sampled_from(numbers))
     if draw(st.integers(0, 2)):
         return draw(st.sampled_from([*files, *PATHS]))
-    # A command line has no NUL in it.
+    # Command-line arguments cannot contain NUL.
     return draw(st.one_of(st.sampled_from(WORDS), st.text(st.characters(exclude_characters="\0/"), max_size=20)))
 
 
 @st.composite
 def command_lines(draw: st.DrawFn, files: list[str]) -> list[str]:
-    """A command with some of its options, and the arguments that it needs, or one fewer or more."""
+    """Generate a command with some of its options, occasionally with a missing or an extra argument."""
     path, chosen = draw(st.sampled_from(COMMANDS))
     line = list(path)
     for parameter in chosen.params:
@@ -212,7 +212,7 @@ def command_lines(draw: st.DrawFn, files: list[str]) -> list[str]:
 
 
 def bounded(line: list[str]) -> list[str]:
-    """Return a command line that computes little; an option that is given twice has its last value."""
+    """Append options that limit the computation; click uses the last value of a repeated option."""
     bounds = BOUNDS.get(line[0], ())
     if line[0] == "train" and not {"--backbone", "--model", "--config", "--resume", "--weights"} & set(line):
         bounds = ("--backbone", "mobilenet_v1_025", *bounds)
@@ -220,7 +220,7 @@ def bounded(line: list[str]) -> list[str]:
 
 
 class Stream(io.TextIOWrapper):
-    """A stream as the one of a terminal, whose content is kept."""
+    """An in-memory stream with the settings of a terminal's stream."""
 
     def __init__(self) -> None:
         super().__init__(io.BytesIO(), "utf-8", "strict", write_through=True)
@@ -231,7 +231,7 @@ class Stream(io.TextIOWrapper):
 
 
 def run(line: list[str]) -> tuple[int, str, str]:
-    """Return the exit status of a command line, and what it prints; an exception that escapes is an error."""
+    """Return the exit status, standard output and standard error of a command line. Uncaught exceptions propagate."""
     out, err = Stream(), Stream()
     status = 0
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
@@ -251,12 +251,12 @@ def template(contents: dict[str, bytes], tmp_path_factory: pytest.TempPathFactor
 
 @st.composite
 def changed_files(draw: st.DrawFn, contents: dict[str, bytes]) -> tuple[str, bytes]:
-    """One of the files, mostly damaged, and its content."""
+    """Generate the name of one of the files and its content, usually damaged."""
     name = draw(st.sampled_from(sorted(contents)))
     return name, draw(damaged(contents[name], [b"0", b'"', b"{"], [b"\0", b'"a"', b"\xff", b"[" * 2000, b"\x1b[31m"]))
 
 
-# Warnings of libraries as errors would be exceptions that no user sees.
+# Library warnings raised as errors would look like exceptions that users never see.
 @pytest.mark.filterwarnings("ignore")
 @settings(
     max_examples=int(ASKED or 300),
@@ -276,7 +276,7 @@ def test_no_command_line_gives_a_traceback(
     shutil.copytree(template, folder, symlinks=True)
     (folder / name).write_bytes(content)
     monkeypatch.chdir(folder)
-    # Port 9 discards what is pushed.
+    # Nothing listens on port 9, so pushes fail.
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
     if data.draw(st.integers(0, 5)) == 0:
         monkeypatch.setenv("FEATURETAP_CONFIG", "featuretap.toml")

@@ -1,4 +1,4 @@
-"""What people see: help with lines to copy, colours in terminals only, and tables that other programs can read."""
+"""Help with examples to copy, colors in terminals only, and tables that other programs can parse."""
 
 import os
 import re
@@ -48,7 +48,7 @@ def help_of(path: tuple[str, ...], width: int = 80) -> str:
 
 
 def examples(path: tuple[str, ...], width: int = 80) -> list[str]:
-    """Return the lines of the block of examples in a command's help."""
+    """Return the lines of the examples section in a command's help."""
     block = help_of(path, width).partition("  Example:\n")[2].partition("\n\n")[0]
     assert all(line.startswith("    ") for line in block.splitlines())
     return [line[4:] for line in block.splitlines()]
@@ -74,7 +74,7 @@ def test_every_example_parses(path: tuple[str, ...]) -> None:
         while isinstance(at, click.Group) and words:
             at = at.commands[words.pop(0)]
         with at.make_context(at.name, words) as context:
-            # What a single data set may not be is for the command to say; that the words fit is for click.
+            # click only checks that the arguments parse; the command itself checks how they combine.
             assert not context.args
 
 
@@ -92,7 +92,7 @@ def test_every_option_and_argument_is_described_with_its_default(path: tuple[str
         assert param.help, param.name
         assert DEFAULT.sub("", param.help).endswith("."), param.name
         record = param.get_help_record(context)
-        # A flag that is not given is off.
+        # Flags are off by default, which the help does not state.
         if param.default not in (None, False, (), "") and type(param.default).__name__ != "Sentinel":
             assert record is not None
             assert "[default: " in record[1], param.name
@@ -121,7 +121,7 @@ def piped(*arguments: str, **more: str) -> subprocess.CompletedProcess[str]:
 
 
 def in_terminal(*arguments: str, **more: str) -> str:
-    """Return what a terminal gets of both streams."""
+    """Return the standard output and standard error of a command that runs in a terminal."""
     ours, theirs = os.openpty()
     process = subprocess.Popen(
         [*PROGRAM, *arguments], stdin=theirs, stdout=theirs, stderr=theirs, env=environment(**more)
@@ -132,7 +132,7 @@ def in_terminal(*arguments: str, **more: str) -> str:
         while block := os.read(ours, 4096):
             got += block
     except OSError:
-        # A terminal that nobody writes to any more is an error on Linux.
+        # On Linux, reading from a terminal raises an error after the last writer has closed it.
         pass
     finally:
         os.close(ours)
@@ -182,7 +182,7 @@ def test_pipes_get_escape_sequences_only_with_force_color(words: list[str]) -> N
     "words", [["list"], ["list", "--heads"], ["show", "mobilenet_v2", "--head", "fpn"]], ids=" ".join
 )
 def test_tables_in_pipes_are_those_of_a_terminal_without_styles(words: list[str]) -> None:
-    """A pipe's table is written without rich, which writes one that FORCE_COLOR asks for."""
+    """Piped tables are written without rich; FORCE_COLOR makes rich write them."""
     plain = piped(*words).stdout
     assert plain.count("\n") > 5
     assert plain == piped(*words, FORCE_COLOR="1", NO_COLOR="1").stdout
@@ -244,7 +244,7 @@ def test_output_can_be_piped_into_head(arguments: str) -> None:
     first, status = ran.stdout.splitlines()
     assert first == piped(*arguments.split()).stdout.splitlines()[0]
     assert ran.stderr == ""
-    # All may be written before the reader goes.
+    # The command may write everything before the reader exits.
     assert status in ("0", "141")
 
 

@@ -1,4 +1,4 @@
-"""Hints of errors: messages end with them, and the command line names its own flag or command in them."""
+"""Hints of errors: messages end with a hint, which the command line phrases with its own flags and commands."""
 
 import ast
 import pickle
@@ -51,6 +51,6 @@ def test_every_reference_of_a_hint_has_its_flag_or_command() -> None:
         for node in ast.walk(ast.parse(path.read_text()))
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "Hint"
     ]
-    # Whole commands, which name a file, are typed as they are.
+    # Hints that consist of a full command with a file name are not literals and are printed unchanged.
     references = [call.args[1] for call in calls if call.args[1:] and isinstance(call.args[1], ast.Constant)]
     assert {ast.literal_eval(reference) for reference in references} == {*TYPED, "part='all'", "format='classes'"}

@@ -1,4 +1,4 @@
-"""Numbers that are too large, names that are too long, links in circles, and too little memory: one line each."""
+"""Huge numbers, overlong names, circular links and too little memory each cause a one-line error."""
 
 from collections.abc import Callable
 from pathlib import Path

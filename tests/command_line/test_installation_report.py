@@ -1,4 +1,4 @@
-"""`featuretap doctor`: what it prints, its JSON and its exit status, in working and in broken installations."""
+"""`featuretap doctor`: its output, JSON and exit status in working and broken installations."""
 
 import json
 import os
@@ -97,7 +97,7 @@ def report_of(*flags: str, folder: Path | None = None, **variables: str) -> tupl
 
 
 def write_package(folder: Path, name: str, code: str, version: str = "1.0") -> None:
-    """Install a package of a name, in front of the real one."""
+    """Install a fake package that takes precedence over the real one."""
     write_metadata(folder, name, "", version=version)
     (folder / f"{name}.py").write_text(code)
 
@@ -118,7 +118,7 @@ def problems_of(report: dict[str, Any]) -> list[str]:
 
 @pytest.fixture(scope="module")
 def full() -> tuple[int, dict[str, Any]]:
-    """Status and JSON of the full examination of this installation."""
+    """Return the exit status and JSON of a full report on this installation."""
     return report_of()
 
 

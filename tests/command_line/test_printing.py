@@ -1,4 +1,4 @@
-"""What is printed never controls the terminal, whatever names are in it."""
+"""Names in the output cannot control the terminal."""
 
 import logging
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""Standard streams that are closed or full, and folders that are gone: one line or none, and a documented status."""
+"""Closed or full standard streams and deleted folders cause at most a one-line error and a documented exit status."""
 
 import os
 import subprocess

@@ -1,4 +1,4 @@
-"""Where PyTorch is not installed, whatever needs it says so in one line; inference is tested in tests/installation."""
+"""Without PyTorch, commands that require it report so in one line. Inference is tested in tests/installation."""
 
 import os
 import subprocess

@@ -41,7 +41,7 @@ def test_bad_files_are_named_in_their_order(tmp_path: Path) -> None:
 
 
 def test_no_more_than_ten_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    # Long messages are truncated, so use a relative path: temporary folders have long ones.
+    # The message is truncated, and a temporary folder has a long path, so use a relative one.
     monkeypatch.chdir(tmp_path)
     data = birds(Path())
     for path in tmp_path.rglob("jay*.png"):

@@ -1,4 +1,4 @@
-"""The fixtures of the tests of extraction."""
+"""Fixtures for the extraction tests."""
 
 from support.extraction import extract, folder, model, weights
 

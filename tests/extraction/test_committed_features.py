@@ -1,6 +1,6 @@
-"""A folder of features that an earlier version wrote is recognised as complete, and continues where it is not.
+"""A feature folder written by an earlier version is recognized as complete, or is continued if it is not.
 
-`tests/support/write_committed_files.py` wrote it, from the pictures in tests/training/data and the weights in
+`tests/support/write_committed_files.py` wrote the folder from the images in tests/training/data and the weights in
 tests/weights/data.
 """
 
@@ -28,7 +28,7 @@ SIZE = ("--size", "32x48")
 
 @pytest.fixture
 def out(tmp_path: Path) -> Path:
-    """A copy of the committed folder, to continue."""
+    """A copy of the committed folder that a test can continue."""
     return Path(shutil.copytree(FEATURES, tmp_path / "features"))
 
 
@@ -42,7 +42,7 @@ def test_the_committed_folder_is_complete(run: Run, out: Path) -> None:
     assert "3 images (3 from an earlier run), 0 unreadable" in ran.out
     assert [(out / shard).read_bytes() for shard in SHARDS] == [(FEATURES / shard).read_bytes() for shard in SHARDS]
     before, after = (json.loads((folder / "manifest.json").read_text()) for folder in (FEATURES, out))
-    # The path of the weights, which were in another folder.
+    # Only the path of the weights differs, because they were in another folder.
     assert {**after, "weights": before["weights"]} == before
 
 

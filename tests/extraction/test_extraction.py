@@ -1,4 +1,4 @@
-"""Feature maps of many images in files: what is in them, and which images are read."""
+"""Feature files of many images: their contents, and which images are read."""
 
 import csv
 import json
@@ -65,7 +65,7 @@ def test_values_beyond_the_range_of_float16_are_an_error(run: Run, folder: Path,
     weights = registry.save(large, tmp_path / "large.safetensors")
     asked = ("extract", folder, "--weights", weights, *SMALL)
     ran = run(*asked, "--dtype", "float16", "--out", tmp_path / "half")
-    # The file's numbers are doubles; what is computed are floats.
+    # The weights are float64 and features are computed in float32, so the expected value comes from a float32 run.
     assert run(*asked, "--out", tmp_path / "whole").status == 0
     first = open_features(tmp_path / "whole").tap("C5")[0]
     beyond = first.flat[np.argmax(np.abs(first.reshape(-1)) >= 65520)]
@@ -136,7 +136,7 @@ def test_maps_make_smaller_shards_than_pooled_features(extract: Run, folder: Pat
     extract(folder, "--out", tmp_path / "pooled", "--pool", "--taps", "C1", "--size", "512x512")
     extract(folder, "--out", tmp_path / "maps", "--taps", "C1", "--size", "512x512")
     sizes = [json.loads((tmp_path / name / "manifest.json").read_text())["shard_size"] for name in ("pooled", "maps")]
-    # 8 channels of 256×256 floats are 2 MiB.
+    # A map of 8 channels and 256×256 float32 values takes 2 MiB.
     assert sizes == [1024, 128]
 
 

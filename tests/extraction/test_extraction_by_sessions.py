@@ -1,4 +1,4 @@
-"""Features that a session computes without PyTorch: those of the module, in folders that either continues."""
+"""Features extracted by a session without PyTorch equal the module's, and either can continue the other's folder."""
 
 import threading
 from collections.abc import Callable, Iterator
@@ -26,7 +26,7 @@ from featuretap.workflows.inference import opening
 
 
 def saved(path: Path, name: str, layout: str = "featuretap", **options: Any) -> Path:
-    """Save a network with realistic statistics."""
+    """Save a model with realistic statistics."""
     model = registry.build(name, **options)
     channels = options.get("in_channels", 3)
     images = torch.randn(4, channels, 64, 64)
@@ -40,7 +40,7 @@ def runs_a_session(extractor: Extractor) -> bool:
 
 @pytest.fixture
 def without_torch(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Pretend that PyTorch is not installed."""
+    """Simulate an environment without PyTorch."""
     monkeypatch.setattr(opening, "find_spec", lambda name: None)
 
 
@@ -98,7 +98,7 @@ def _rewritten(folder: Path, change: Callable[[str, torch.Tensor], torch.Tensor 
 @pytest.mark.parametrize("taps", [("C5",), ("C3.depthwise", "C2")])
 def test_both_ways_identify_weights_by_the_same_digest(tmp_path: Path, kind: str, taps: tuple[str, ...]) -> None:
     file = FILES[kind](tmp_path)
-    # These files are not identified by their tensors.
+    # Tensors alone do not identify these files, so they need a name.
     name = "mobilenet_v2_050" if kind in ("half", "bfloat16", "without-counters") else None
     session, module = (open_extractor(name, str(file), taps, use_torch=use_torch) for use_torch in (False, True))
     assert (runs_a_session(session), runs_a_session(module)) == (True, False)
@@ -158,7 +158,7 @@ def test_neither_a_second_run_nor_another_number_of_threads_changes_a_byte(
 
 
 def extract_in_a_process(*arguments: object) -> list[str]:
-    """Return the heavy modules that a `featuretap extract` of its own process has imported."""
+    """Return the heavy modules imported by `featuretap extract` in a new process."""
     line = [*map(str, ("extract", *arguments))]
     run = f"try: main({line})\nexcept SystemExit as ended: assert not ended.code"
     return heavy_modules_after(f"from featuretap.command_line import main\n{run}")
@@ -242,7 +242,7 @@ def test_closing_waits_for_what_has_begun_and_begins_nothing_more(monkeypatch: p
     def wait(item: int) -> int:
         begun.add(item)
         has_begun.release()
-        # All but the first.
+        # Only the first item finishes immediately; the others wait.
         assert not item or goes_on.wait(60)
         return item
 

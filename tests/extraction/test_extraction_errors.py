@@ -1,4 +1,4 @@
-"""What `featuretap extract` and `open_features` refuse."""
+"""Errors of `featuretap extract` and `open_features`."""
 
 import os
 import re

@@ -1,4 +1,4 @@
-"""Runs that were interrupted and continue, and folders in which a run does not continue."""
+"""Interrupted extractions continue, and a folder of a different run is refused."""
 
 import re
 import shutil

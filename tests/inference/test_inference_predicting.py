@@ -139,7 +139,7 @@ def test_a_detector_predicts_what_torchvisions_detector_predicts(registry: Regis
         assert (everything.masks == (expected["masks"][:, 0] > 0.5).numpy()).mean() > 0.999
     else:
         assert everything.masks is None
-    # Keep the best box only.
+    # Keep only the best boxes.
     threshold = float(expected["scores"][1])
     (best,) = predict_images(model, [image], threshold=threshold)
     assert isinstance(best, BoxPrediction)

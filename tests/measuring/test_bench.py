@@ -1,4 +1,4 @@
-"""`featuretap bench`: what it prints and draws, and what it refuses before it measures anything."""
+"""`featuretap bench`: its table and charts, and errors that are raised before anything is measured."""
 
 import json
 import sys
@@ -177,7 +177,7 @@ def test_progress_is_shown_in_terminals(bench: Run, monkeypatch: pytest.MonkeyPa
 
 
 def made_up(names: list[str], settings: list[Setting], computed_by: tuple[str, ...] = ("eager", "timm")) -> Comparison:
-    """A comparison of a machine that does a multiply-add in a nanosecond."""
+    """Return a comparison on a machine that takes one nanosecond per multiply-add."""
     found = [
         Measurement(name, by, setting, 10**6 * number, 10**7 * number, Timing((0.5, 0.25), (1, 1)), 1e9)
         for setting in settings
@@ -210,7 +210,7 @@ def test_a_comparison_as_json() -> None:
             "median_per_image": 0.09375,
             "ratio": 1,
             "ratio_quartiles": [1, 1],
-            # Four images of 10⁷ multiply-adds are 40 ms here.
+            # Four images of 10⁷ multiply-adds each take at least 40 ms on this machine.
             "limit_share": pytest.approx(0.04 / 0.375),
             "seconds": [0.5, 0.25],
         }

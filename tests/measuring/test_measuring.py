@@ -1,4 +1,4 @@
-"""Measuring: arithmetic on made-up seconds, and that what is compared computes the same maps. No wall time."""
+"""Measuring: arithmetic on simulated times, and a check that compared models compute the same maps. No real timing."""
 
 import time
 from collections.abc import Callable
@@ -36,7 +36,7 @@ def events() -> list[str]:
 
 @pytest.fixture
 def lasting(monkeypatch: pytest.MonkeyPatch, events: list[str]) -> Lasting:
-    """Make contenders that take as long as they are told, by a clock that they move themselves."""
+    """Make contenders that advance a fake clock by predefined durations."""
     now = [0.0]
     monkeypatch.setattr(time, "perf_counter", lambda: now[0])
     monkeypatch.setattr(time, "sleep", lambda seconds: events.append(f"sleep {seconds}"))

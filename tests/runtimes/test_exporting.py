@@ -1,4 +1,4 @@
-"""Models exported for other runtimes: outputs, metadata, and no file left behind when an export is wrong."""
+"""Models exported for other runtimes: outputs, metadata, and no file left behind after a failed export."""
 
 import json
 import logging

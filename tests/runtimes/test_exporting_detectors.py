@@ -98,7 +98,7 @@ def test_the_objects_of_a_detector_are_among_its_candidates(registry: Registry, 
 
 
 def test_a_detector_whose_scores_are_nearly_equal_is_exported(registry: Registry, tmp_path: Path) -> None:
-    """With random weights and a narrow pyramid all boxes score alike, so rounding decides which are selected."""
+    """With random weights and a narrow pyramid all scores are nearly equal, so rounding decides the selection."""
     torch.manual_seed(0)
     model = registry.build("mobilenet_v3_small", head="retinanet", out_channels=32, min_size=128, max_size=128)
     found = registry.compile(registry.export(model, tmp_path / "a.onnx", size=(128, 128)))

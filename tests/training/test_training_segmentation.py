@@ -21,7 +21,7 @@ from support.segmentation_samples import (
     segmentation_task,
 )
 from torch import Tensor, nn
-from torch.nn import functional as F  # noqa: N812 - torch's own name for it
+from torch.nn import functional as F  # noqa: N812 - PyTorch's conventional alias
 from torchmetrics.classification import MulticlassJaccardIndex
 
 from benchmarks.shapes import TRAINING, examples
