@@ -196,3 +196,6 @@ def _print_budget(report: Report, budget: Budget) -> None:
     kept = f"{count} of {total} layers in float32, which adds {report.bytes_added:,} bytes"
     layers = kept if count else f"all {total} layers in int8"
     echo(f"Budget: {budget.loss:.3g} of {budget.limit:g} used ({budget.measure}), with {layers}.")
+    if budget.scores:
+        values = ", ".join(f"{percent:.2f}% in {dtype}" for dtype, percent in budget.scores.items())
+        echo(f"Measured on {budget.images} labeled image{'s' * (budget.images > 1)}: {budget.metric} {values}.")

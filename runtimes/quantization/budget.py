@@ -26,10 +26,12 @@ class Score(NamedTuple):
     Args:
         metric: name of the metric.
         percent: value in percent, so that differences are percentage points.
+        images: number of labeled images.
     """
 
     metric: str
     percent: float
+    images: int
 
 
 Evaluate = Callable[[Path], Score]
@@ -44,11 +46,17 @@ class Budget:
         measure: the limited quantity, "relative error" or "points of" and the name of the metric.
         limit: maximum loss.
         loss: loss of the file, negative if the file scores better than the float32 model.
+        metric: name of the metric; "" without labeled images.
+        scores: "float32" and "int8" → metric of the model in percent; empty without labeled images.
+        images: number of labeled images that the metric was measured on.
     """
 
     measure: str
     limit: float
     loss: float
+    metric: str = ""
+    scores: Mapping[str, float] = field(default_factory=dict)
+    images: int = 0
 
 
 @dataclass(frozen=True)

@@ -142,6 +142,9 @@ def quantize(
             error_of = partial(calibrated.measure_error, few)
             selection = select_layers(calibrated.layers, budget, measure, error_of, loss_of, begin)
             used_budget = Budget(measure, budget, selection.loss)
+            if score is not None:
+                scores = {"float32": score.percent, "int8": score.percent - selection.loss}
+                used_budget = replace(used_budget, metric=score.metric, scores=scores, images=score.images)
         quantized = calibrated.file(selection.in_float)
         bytes_added = quantized.ByteSize() - calibrated.file().ByteSize() if selection.in_float else 0
         method: dict[str, Any] = {**METHOD, "images": calibrated.images}

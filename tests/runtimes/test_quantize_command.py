@@ -115,18 +115,32 @@ def test_any_budget_holds_with_all_layers_in_float(run: Run, weights: Path, imag
     assert sorted(report["in_float32"]["layers"]) == sorted(report["sensitivity"])
 
 
-def test_a_budget_on_labelled_images_as_json(run: Run, weights: Path, images: Path, tmp_path: Path) -> None:
+@pytest.fixture
+def labeled(images: Path, tmp_path: Path) -> Path:
+    """A data set with five validation images."""
     for number, path in enumerate(sorted(images.iterdir())):
         folder = tmp_path / "data" / ("train", "val")[number % 2] / "abc"[number % 3]
         folder.mkdir(parents=True, exist_ok=True)
         shutil.copy(path, folder)
-    ran = run(
-        *("quantize", weights, tmp_path / "small.onnx", "--images", images, "--json"),
-        *("--budget", 100, "--data", tmp_path / "data"),
-    )
+    return tmp_path / "data"
+
+
+def test_a_budget_on_labeled_images(run: Run, weights: Path, images: Path, labeled: Path, tmp_path: Path) -> None:
+    arguments = ("quantize", weights, tmp_path / "small.onnx", "--images", images, "--budget", 100, "--data", labeled)
+    printed = run(*arguments)
+    assert (printed.status, printed.err) == (0, "")
+    ran = run(*arguments, "--json")
     assert (ran.status, ran.err) == (0, "")
     said: dict[str, Any] = json.loads(ran.out)
     assert (said["budget"]["measure"], said["budget"]["limit"]) == ("points of accuracy", 100)
+    assert (said["budget"]["metric"], said["budget"]["images"]) == ("accuracy", 5)
+    scores = said["budget"]["scores"]
+    assert scores["float32"] - scores["int8"] == pytest.approx(said["budget"]["loss"])
+    assert (
+        f"Budget: {said['budget']['loss']:.3g} of 100 used (points of accuracy), with all "
+        f"{len(said['sensitivity'])} layers in int8.\n"
+        f"Measured on 5 labeled images: accuracy {scores['float32']:.2f}% in float32, {scores['int8']:.2f}% in int8.\n"
+    ) in printed.out
     assert said["in_float32"] == {"layers": [], "bytes_added": 0}
     assert "head.logits" in said["sensitivity"]
 

@@ -189,6 +189,8 @@ def test_a_budget_on_labelled_images_limits_the_points_that_are_lost(
     # The validation part has eight images.
     assert report.budget.loss in [12.5 * wrong for wrong in range(9)]
     assert report.in_float32 == ()
+    assert (report.budget.metric, report.budget.images) == ("accuracy", 8)
+    assert report.budget.scores["float32"] - report.budget.scores["int8"] == report.budget.loss
 
 
 def test_points_are_those_of_the_file_against_the_one_in_float32(
@@ -203,13 +205,13 @@ def test_points_are_those_of_the_file_against_the_one_in_float32(
         in_integers = len(weights_in_integers(path))
         layers = max(layers, in_integers)
         measured.append(in_integers)
-        return Score("mIoU", 90 - 2 * in_integers)
+        return Score("mIoU", 90 - 2 * in_integers, images=7)
 
     report = quantize(
         registry, tiny, tmp_path / "a.onnx", [images], size=SIZE, threads=1, budget=4.5, evaluate=evaluate
     )
     assert measured[:2] == [0, layers]
-    assert report.budget == Budget("points of mIoU", 4.5, 4)
+    assert report.budget == Budget("points of mIoU", 4.5, 4, "mIoU", {"float32": 90, "int8": 86}, 7)
     assert len(report.in_float32) == layers - 2
     assert len(weights_in_integers(report.path)) == 2
 
@@ -231,7 +233,7 @@ def test_a_budget_that_cannot_hold_is_refused_and_nothing_is_written(
             size=SIZE,
             threads=1,
             budget=0.5,
-            evaluate=lambda path: Score("mAP", next(scores)),
+            evaluate=lambda path: Score("mAP", next(scores), images=7),
         )
     assert target.read_bytes() == b"of before"
     assert list(tmp_path.iterdir()) == [target]

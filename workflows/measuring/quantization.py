@@ -37,6 +37,6 @@ def make_evaluation(data: str | os.PathLike[str]) -> Callable[[Path], Score]:
         name = task.metrics[0]
         if isnan(metrics.scores[name]):
             raise DataError(f"{os.fspath(data)!r} has no labels for measuring {name}; use other data")
-        return Score(name, 100 * metrics.scores[name])
+        return Score(name, 100 * metrics.scores[name], metrics.images)
 
     return score

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -115,7 +116,7 @@ def evaluate(
             task, samples[accelerator.process_index :: processes], batch_size, workers, training=False
         )
         with bar("evaluating", len(samples) // processes, **shown) as report:
-            metrics = compute_metrics(accelerator, task, model, batches, report)
+            metrics = replace(compute_metrics(accelerator, task, model, batches, report), images=len(samples))
     if is_main and not quiet:
         _report_absent(metrics, task)
     if out is not None and is_main:

@@ -48,6 +48,7 @@ class Metrics:
         precisions: precisions (classes, 101) of detection at recalls from 0 to 1 and IoU 0.5; NaN without objects.
         detections: predictions and objects of detection.
         heads: name of the head → metrics, for models with several heads.
+        images: number of images, set by `featuretap.workflows.training.evaluation.evaluate`.
     """
 
     scores: Mapping[str, float]
@@ -58,6 +59,7 @@ class Metrics:
     precisions: NDArray[np.float64] | None = None
     detections: Detections | None = None
     heads: Mapping[str, "Metrics"] = field(default_factory=dict)
+    images: int = 0
 
     @property
     def deciding_score(self) -> float:
