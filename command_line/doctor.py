@@ -18,11 +18,13 @@ Section = Mapping[str, str]
 
 
 @click.command("doctor", cls=Command, short_help="Check the installation.")
-@click.option("--quick", is_flag=True, help="Do not import packages or measure runtimes, which takes seconds.")
+@click.option(
+    "--quick", is_flag=True, help="Skip importing packages and measuring runtimes, which takes several seconds."
+)
 @parameters.JSON
 @click.pass_context
 def doctor_command(context: click.Context, quick: bool, as_json: bool) -> None:
-    """Check the installation, and print a report to paste into an issue.
+    """Check the installation, and print a report for the bug-report form.
 
     The report lists versions, processor, the speed of each runtime with MobileNetV3-Large, plugins, weights on this
     machine, folders, environment variables, and problems with what to do about them. Nothing is downloaded, and "~"

@@ -114,8 +114,14 @@ def predict_command(
             f"the exported file {weights!r} always computes all heads; leave --head out, or pass the weights file that "
             "it was exported from"
         )
-    if head and (model or not is_location(weights)):
-        raise click.UsageError("--head selects a head of a weights file; pass the file as --weights, without --model")
+    if head and not is_location(weights):
+        raise click.UsageError(
+            "--head selects a head of a weights file and cannot add one; pass a file with several heads as "
+            "--weights, or leave --head out and choose the weights of a detector, such as --model mobilenet_v2 "
+            "--weights ssdlite300_person"
+        )
+    if head and model:
+        raise click.UsageError("--head selects a head of a weights file; leave --model out")
     from featuretap.workflows.inference.sources import find_sources, picture_paths, read_ahead, read_source
 
     found = find_sources(sources, out)

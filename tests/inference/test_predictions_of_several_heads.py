@@ -143,7 +143,19 @@ def test_predict_selects_a_head(run: Run, tmp_path: Path, several: Path, cat: Pa
         ),
         (
             ("predict", "{cat}", "--head", "road"),
-            "--head selects a head of a weights file; pass the file as --weights, without --model",
+            "--head selects a head of a weights file and cannot add one; pass a file with several heads as "
+            "--weights, or leave --head out and choose the weights of a detector, such as --model mobilenet_v2 "
+            "--weights ssdlite300_person",
+        ),
+        (
+            ("predict", "{cat}", "--model", "mobilenet_v2", "--weights", "ssdlite300_person", "--head", "ssdlite"),
+            "--head selects a head of a weights file and cannot add one; pass a file with several heads as "
+            "--weights, or leave --head out and choose the weights of a detector, such as --model mobilenet_v2 "
+            "--weights ssdlite300_person",
+        ),
+        (
+            ("predict", "{cat}", "--model", "mobilenet_v2", "--weights", "{path}", "--head", "road"),
+            "--head selects a head of a weights file; leave --model out",
         ),
         (
             ("predict", "{cat}", "--weights", "several.onnx", "--head", "road"),
@@ -167,7 +179,17 @@ def test_predict_selects_a_head(run: Run, tmp_path: Path, several: Path, cat: Pa
             "--head selects a head of a weights file; leave --model out",
         ),
     ],
-    ids=["misspelled", "no file", "exported", "top", "evaluate all", "evaluate another", "evaluate a model"],
+    ids=[
+        "misspelled",
+        "no file",
+        "tag",
+        "model and file",
+        "exported",
+        "top",
+        "evaluate all",
+        "evaluate another",
+        "evaluate a model",
+    ],
 )
 def test_a_head_that_cannot_be_selected_is_refused(
     run: Run, several: Path, cat: Path, command: tuple[str, ...], message: str

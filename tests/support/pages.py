@@ -32,6 +32,7 @@ NOT_RUN = {
     "docs/how-to/features-for-my-detector.md": 2,
     "docs/how-to/raspberry-pi.md": 1,
     "docs/how-to/weights-to-other-libraries.md": 1,
+    "docs/installation.md": 1,
     "docs/quantization.md": 3,
     "docs/runtimes.md": 1,
     "docs/how-to/segmenter.md": 1,
