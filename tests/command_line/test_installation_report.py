@@ -154,6 +154,12 @@ def test_the_text_is_plain_lines_under_headings(run: Callable[..., Completed]) -
     assert not re.search(r"[\x1b│┃━─]", ran.out)
 
 
+def test_the_help_says_what_quick_skips_and_where_the_report_goes(run: Callable[..., Completed]) -> None:
+    text = " ".join(run("doctor", "--help").out.split())
+    assert "Skip importing packages and measuring runtimes, which takes several seconds." in text
+    assert "Check the installation, and print a report for the bug-report form." in text
+
+
 def test_quick_imports_nothing_and_measures_nothing(run: Callable[..., Completed]) -> None:
     report = json.loads(run("doctor", "--quick", "--json").out)
     assert (report["runtimes"], report["fastest"]) == ([], None)
