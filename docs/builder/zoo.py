@@ -32,6 +32,9 @@ hide: [navigation, toc]
 All backbones that featuretap builds by name, with their published weights. Some of torchvision's classifiers are listed
 for comparison. Each row is a backbone with one set of weights, and the last column is the code that builds it.
 
+Parameters, MACs, memory and latency refer to the backbone, which computes the feature maps `C1` to `C5`. The small
+numbers under parameters and MACs include the head.
+
 Filter, sort and search, then copy the address of the page to share the view.
 
 """
@@ -40,11 +43,12 @@ NOTES = f"""
 
 ## What the columns mean
 
-- **Parameters** are those of the full model: with the 1000-class classifier, or with the head that the weights were
-  trained with. They include batch norm.
-- **MACs** are the multiply-adds of convolutions and linear layers, including squeeze-excite. featuretap counts them
-  in the same way for every row. The table shows them for one image of {SIZE}×{SIZE} pixels, the chart for the image
-  size of the published accuracy. Detectors and segmenters use other image sizes, so their MACs are not shown.
+- **Parameters** are the parameters of the backbone, including batch norm. The small number is for the full model: with
+  the 1000-class classifier, or with the head that the weights were trained with. Filters and sorting use the backbone.
+- **MACs** are the multiply-adds of the backbone's convolutions and linear layers, including squeeze-excite. The small
+  number includes the classifier. featuretap counts them in the same way for every row. The table shows them for one
+  image of {SIZE}×{SIZE} pixels, the chart for the image size of the published accuracy. Detectors and segmenters use
+  other image sizes, so the MACs of their heads are not shown.
 - **Memory** is the peak memory of the activations for the feature maps `C1` to `C5`, in megabytes (10⁶ bytes), for
   one image of {SIZE}×{SIZE} pixels in float32. It is the largest sum of all tensors that are in memory at one time:
   the input and the output of the current layer, the input of an unfinished shortcut, and the feature maps computed
@@ -52,17 +56,20 @@ NOTES = f"""
   runtime are not included. `spec.activation_memory(height, width)` returns the value for any image size and any
   taps.
 - **Latency** is the median time to compute `C1` to `C5` for one image of {SIZE}×{SIZE} pixels, measured by
-  `featuretap bench`. The small numbers are the quartiles. Choose machine and runtime above the table.
+  `featuretap bench`. The small numbers are the quartiles. Choose machine and runtime above the table. It was not
+  measured for the weights of detectors and segmenters.
 - **C1 to C5** are the channels of the feature maps.
 - **Top-1** is the accuracy on ImageNet-1k in percent, and **AP, IoU** is box AP on COCO or mean IoU. These are the
   published values. They were not measured again.
-- **License** is the license of the weights. For weights from the Hugging Face hub it is the license that timm
-  records. torchvision does not state a license for its weights, so the license of the package is shown. The weights
-  `ssdlite300_person` have the license of the distribution that contains them. Most
-  weights were trained on ImageNet, whose terms of access restrict it to non-commercial research and education.
-  Check whether this matters for your use.
+- **License** is the license of the weights. Rows without published weights show "–". For weights from the Hugging Face
+  hub it is the license that timm records. torchvision does not state a license for its weights, so the license of the
+  package is shown. The weights `ssdlite300_person` have the license of the distribution that contains them. Most
+  weights were trained on ImageNet, whose terms of access restrict it to non-commercial research and education. Check
+  whether this matters for your use.
 - **torchvision's rows** are classifiers with a pooled C5 and one linear layer. Their code builds the feature maps
-  without the classifier. `featuretap list 'torchvision/*'` lists all backbones from torchvision.
+  without the classifier. `featuretap list 'torchvision/*'` lists all backbones from torchvision. Their memory is not
+  shown, because featuretap computes it from its own layer tables, which torchvision's models do not have. Their latency
+  was not measured.
 
 ## Machines
 
@@ -86,13 +93,14 @@ packages, and the quartiles for each backbone and runtime in milliseconds. To us
 
 
 class Column(NamedTuple):
-    """A column: key in the script, title, label for screen readers, value of a row, and HTML of a cell."""
+    """A column: key in the script, title, label for screen readers, value of a row, HTML of a cell, and tooltip."""
 
     key: str
     title: str
     label: str
     value: Callable[[Row], Value]
     html: Callable[[Row], str]
+    about: str = ""
 
     @property
     def numeric(self) -> bool:
@@ -196,6 +204,15 @@ def _level(index: int) -> Column:
     return Column(level.lower(), level, f"channels of {level}", value, lambda row: str(value(row) or "–"))
 
 
+def _count(count: int, with_head: int | None) -> str:
+    small = "" if with_head is None else f"<small>with\N{NO-BREAK SPACE}head {_unbroken(with_head)}</small>"
+    return f"{format_count(count)}{small}"
+
+
+def _unbroken(count: int) -> str:
+    return format_count(count).replace(" ", "\N{NO-BREAK SPACE}")
+
+
 def _megabytes(row: Row) -> float | None:
     return None if row.memory is None else row.memory / 1e6
 
@@ -222,11 +239,37 @@ COLUMNS = (
     Column("name", "Backbone", "backbone", lambda row: row.name, lambda row: _breakable(row.name)),
     Column("weights", "Weights", "weights", lambda row: row.tag, _weights),
     Column(
-        "parameters", "Parameters", "parameters", lambda row: row.parameters, lambda row: format_count(row.parameters)
+        "parameters",
+        "Parameters",
+        "parameters",
+        lambda row: row.parameters,
+        lambda row: _count(row.parameters, row.model_parameters),
+        "Parameters of the backbone; small: with the head",
     ),
-    Column("macs", "MACs", "multiply-adds", lambda row: row.macs, lambda row: format_count(row.macs)),
-    Column("memory", "Memory, MB", "peak activation memory", _megabytes, _memory),
-    Column("latency", "Latency, ms", "latency", _latency, _latency_html),
+    Column(
+        "macs",
+        "MACs",
+        "multiply-adds",
+        lambda row: row.macs,
+        lambda row: _count(row.macs, row.model_macs),
+        f"Multiply-adds of the backbone at {SIZE}×{SIZE}; small: with the classifier",
+    ),
+    Column(
+        "memory",
+        "Memory, MB",
+        "peak activation memory",
+        _megabytes,
+        _memory,
+        f"Peak activation memory of the backbone, C1 to C5, at {SIZE}×{SIZE}",
+    ),
+    Column(
+        "latency",
+        "Latency, ms",
+        "latency",
+        _latency,
+        _latency_html,
+        f"Median latency of the backbone, C1 to C5, at {SIZE}×{SIZE}; small: quartiles",
+    ),
     *map(_level, range(len(LEVELS))),
     Column("accuracy", "Top-1, %", "top-1 accuracy", lambda row: row.top_1, _accuracy),
     Column("other", "AP, IoU", "box AP or mean IoU", _other, _other_html),
@@ -273,7 +316,8 @@ def _filters(listed: Sequence[Row], families: Iterable[str], sources: Mapping[st
 
 def _figure(scatter: str, families: Sequence[str], listed: Sequence[Row]) -> Iterator[str]:
     yield '<figure class="zoo-figure" tabindex="-1">'
-    yield '<figcaption id="zoo-caption">Published top-1 accuracy on ImageNet-1k and multiply-adds</figcaption>'
+    caption = "Published top-1 accuracy on ImageNet-1k and multiply-adds of the backbone"
+    yield f'<figcaption id="zoo-caption">{caption}</figcaption>'
     yield f'<div class="zoo-plot">{scatter}<div class="zoo-panel" aria-hidden="true" hidden></div></div>'
     yield '<ul class="zoo-legend" aria-label="Families">'
     shown = {row.family for row in listed if row.top_1 is not None}
@@ -293,9 +337,10 @@ def _table(listed: Iterable[Row], sources: Mapping[str, str]) -> Iterator[str]:
     for column in COLUMNS:
         kind = ' class="zoo-number"' if column.numeric else ""
         type_ = "number" if column.numeric else "text"
+        about = f' title="{column.about}"' if column.about else ""
         yield (
             f'<th role="columnheader" scope="col" data-key="{column.key}" data-type="{type_}" '
-            f'data-label="{column.label}"{kind}>{column.title}</th>'
+            f'data-label="{column.label}"{kind}{about}>{column.title}</th>'
         )
     yield '<th role="columnheader" scope="col">Build</th></tr></thead><tbody role="rowgroup">'
     for row in listed:

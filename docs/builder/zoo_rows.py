@@ -38,8 +38,8 @@ TORCHVISION = tuple(
 )
 """Classifiers of torchvision that are listed for comparison.
 
-Each is a pooled C5 with one linear layer, as featuretap's classifier, so the counts belong to the network that has the
-published accuracy.
+Each is a pooled C5 with one linear layer, as featuretap's classifier, so the published accuracy is that of the backbone
+with such a classifier.
 """
 
 MEASURES = {"classification": "top-1", "detection": "box AP", "segmentation": "mean IoU"}
@@ -55,8 +55,8 @@ class Row:
     Attributes:
         name: name for `registry.build`.
         plugin: plugin that provides the backbone.
-        parameters: parameters of the model with its head, or of the backbone if it has no classifier.
-        macs: multiply-adds of the classifier for an image of `SIZE`; None for other heads.
+        parameters: parameters of the backbone, without its head.
+        macs: multiply-adds of the backbone for an image of `SIZE`.
         channels: channels of the taps C1 to C5, None for a missing tap.
         line: Python code that builds it.
         tag: tag of the weights, or "" without weights; the fields below are then empty.
@@ -65,16 +65,18 @@ class Row:
         head: head of the weights.
         measure: the metric of `accuracy`: "top-1", "box AP" or "mean IoU".
         accuracy: published accuracy in percent.
-        measured_macs: multiply-adds of the classifier for an image of `crop`.
+        measured_macs: multiply-adds of the backbone for an image of `crop`; None for other heads than classifiers.
         license: license of the weights as an SPDX identifier.
         memory: peak bytes of the activations of the feature maps C1 to C5 for an image of `SIZE`, None if unknown.
         latency: "machine/runtime" → milliseconds for the feature maps C1 to C5 of an image of `SIZE`.
+        model_parameters: parameters of the model with its head; None for a backbone without a classifier.
+        model_macs: multiply-adds of the classifier for an image of `SIZE`; None for other heads.
     """
 
     name: str
     plugin: str
     parameters: int
-    macs: int | None
+    macs: int
     channels: tuple[int | None, ...]
     line: str
     tag: str = ""
@@ -87,6 +89,8 @@ class Row:
     license: str = ""
     memory: int | None = None
     latency: Mapping[str, Times] = field(default_factory=dict)
+    model_parameters: int | None = None
+    model_macs: int | None = None
 
     @property
     def key(self) -> str:
@@ -140,30 +144,38 @@ def _with_latency(row: Row, machines: Mapping[str, Machine]) -> Row:
 def _of_backbone(registry: Registry, name: str) -> Iterator[Row]:
     plugin, entries = registry.provider(name), registry.weights_of(name)
     if not entries:
-        spec = _described(registry, name)
-        channels, memory = _channels(registry, name), _memory(registry, name)
-        yield Row(name, plugin, spec.parameters, spec.macs(SIZE, SIZE), channels, _line(name), memory=memory)
+        backbone, model = registry.spec(name, features_only=True), _model_spec(registry, name)
+        yield Row(
+            name,
+            plugin,
+            backbone.parameters,
+            backbone.macs(SIZE, SIZE),
+            _channels(backbone),
+            _line(name),
+            memory=_memory(backbone),
+            model_parameters=model.parameters if model else None,
+            model_macs=model.macs(SIZE, SIZE) if model else None,
+        )
     for entry in entries:
         yield _of_entry(registry, name, plugin, entry)
 
 
 def _of_entry(registry: Registry, name: str, plugin: str, entry: WeightsEntry) -> Row:
-    asked = {"pretrained": entry.tag}
     task = registry.head(entry.head).task
-    spec, channels = _described(registry, name, **asked), _channels(registry, name, **asked)
-    macs = crop = measured = memory = None
+    backbone = registry.spec(name, features_only=True, pretrained=entry.tag)
+    model = _model_spec(registry, name, pretrained=entry.tag)
+    model_macs = crop = measured = None
     if task == "classification":
         # The preprocessing of detectors and segmenters does not state their image sizes.
-        memory = _memory(registry, name, **asked)
-        macs, crop = spec.macs(SIZE, SIZE), entry.preprocessing.crop
-        measured = spec.macs(crop, crop) if crop else None
+        model_macs, crop = model.macs(SIZE, SIZE) if model else None, entry.preprocessing.crop
+        measured = backbone.macs(crop, crop) if crop else None
     return Row(
         name,
         plugin,
-        spec.parameters,
-        macs,
-        channels,
-        _line(name, **asked),
+        backbone.parameters,
+        backbone.macs(SIZE, SIZE),
+        _channels(backbone),
+        _line(name, pretrained=entry.tag),
         entry.tag,
         entry.megabytes,
         crop,
@@ -172,7 +184,9 @@ def _of_entry(registry: Registry, name: str, plugin: str, entry: WeightsEntry) -
         entry.accuracy,
         measured,
         entry.license,
-        memory,
+        _memory(backbone),
+        model_parameters=model.parameters if model else None,
+        model_macs=model_macs,
     )
 
 
@@ -180,16 +194,16 @@ def _of_torchvision(registry: Registry, name: str) -> Iterator[Row]:
     """Yield a row for each of torchvision's weights of a classifier."""
     from torchvision.models import get_model_weights
 
-    spec, channels = registry.spec(name), _channels(registry, name)
-    parameters, macs = spec.parameters, cache(lambda size: spec.macs(size, size))
+    backbone, model = registry.spec(name, features_only=True), registry.spec(name)
+    macs, model_macs = cache(lambda size: backbone.macs(size, size)), model.macs(SIZE, SIZE)
     for weights in get_model_weights(name.removeprefix(NAMESPACE)):
         (crop,) = weights.transforms().crop_size
         yield Row(
             name,
             NAMESPACE.rstrip("/"),
-            parameters,
+            backbone.parameters,
             macs(SIZE),
-            channels,
+            _channels(backbone),
             _line(name, features_only=True, pretrained=weights.name),
             weights.name,
             # torchvision states the size in units of 2²⁰ bytes.
@@ -201,24 +215,24 @@ def _of_torchvision(registry: Registry, name: str) -> Iterator[Row]:
             macs(crop),
             # torchvision does not state a license for these weights; this is the license of the package.
             weights.meta.get("license", "BSD-3-Clause"),
+            model_parameters=model.parameters,
+            model_macs=model_macs,
         )
 
 
-def _described(registry: Registry, name: str, **asked: Any) -> BackboneSpec | ModelSpec:
+def _model_spec(registry: Registry, name: str, pretrained: str | bool = False) -> BackboneSpec | ModelSpec | None:
+    """Return the spec of a backbone with its head; None for a backbone without C5, which has no classifier."""
     try:
-        return registry.spec(name, **asked)
+        return registry.spec(name, pretrained=pretrained)
     except HeadError:
-        # A backbone that does not reach C5 has no classifier.
-        return registry.spec(name, features_only=True, **asked)
+        return None
 
 
-def _channels(registry: Registry, name: str, **asked: Any) -> tuple[int | None, ...]:
-    taps = registry.spec(name, features_only=True, **asked).taps
-    return tuple(taps[level].channels if level in taps else None for level in LEVELS)
+def _channels(spec: BackboneSpec | ModelSpec) -> tuple[int | None, ...]:
+    return tuple(spec.taps[level].channels if level in spec.taps else None for level in LEVELS)
 
 
-def _memory(registry: Registry, name: str, **asked: Any) -> int | None:
-    spec = registry.spec(name, features_only=True, **asked)
+def _memory(spec: BackboneSpec | ModelSpec) -> int | None:
     return spec.activation_memory(SIZE, SIZE) if isinstance(spec, BackboneSpec) and spec.stages else None
 
 

@@ -1,4 +1,4 @@
-"""The chart of the zoo as SVG: accuracy and multiply-adds. It works without JavaScript.
+"""The chart of the zoo as SVG: accuracy and multiply-adds of the backbone. It works without JavaScript.
 
 Positions are in percent of the drawing and text sizes in pixels, so the chart fits any width with one text size. Labels
 are therefore placed for two ranges of widths, and the style sheet shows one of the two sets.
@@ -114,13 +114,14 @@ def draw_scatter(rows: Iterable[Row], families: Sequence[str]) -> str:
 
 
 def _point(row: Row, place: tuple[float, float], family: int) -> str:
+    backbone, model = format_count(row.parameters), format_count(row.model_parameters)
     size = "" if row.crop == SIZE else f" at {row.crop}×{row.crop}"
     facts = {
         "name": row.name,
         "weights": row.tag,
         "accuracy": f"{row.top_1} % top-1",
         "macs": f"{format_count(row.measured_macs)} multiply-adds{size}",
-        "parameters": f"{format_count(row.parameters)} parameters",
+        "parameters": f"{backbone} parameters, {model} with classifier",
     }
     data = " ".join(f'data-{key}="{escape(fact)}"' for key, fact in facts.items())
     return (

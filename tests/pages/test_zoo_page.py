@@ -54,7 +54,7 @@ FILTERS: dict[str, tuple[dict[str, str], Callable[[Row], bool]]] = {
     "license chosen": ({"license": "BSD-3-Clause"}, lambda row: row.license == "BSD-3-Clause"),
     "weights": ({"weights": "on"}, lambda row: row.tag != ""),
     "parameters": ({"parameters": "3.5"}, lambda row: row.parameters <= 3_500_000),
-    "MACs": ({"macs": "60"}, lambda row: row.macs is not None and row.macs <= 60_000_000),
+    "MACs": ({"macs": "60"}, lambda row: row.macs <= 60_000_000),
     "memory": ({"memory": "2.2"}, lambda row: row.memory is not None and row.memory <= 2_200_000),
     "latency": ({"latency": "2"}, lambda row: median(row, "amd-epyc-2-cores/onnxruntime") <= 2),
     "latency on another machine": (
@@ -94,6 +94,24 @@ def test_filters_leave_the_rows_that_pass_and_announce_how_many(opened: Opener, 
     assert page.get_by_role("status").first.text_content() == f"{len(left)} of {len(site.rows)} rows"
     faded = page.locator(".zoo-point.zoo-out").evaluate_all("all => all.map(a => a.getAttribute('href').slice(1))")
     assert set(faded) == {identity(row) for row in site.rows if row.top_1 is not None and not passes(row)}
+
+
+def test_limits_and_counts_refer_to_the_backbone_without_its_classifier(opened: Opener) -> None:
+    page = opened("zoo.html#parameters=3")
+    left = shown(page)
+    assert {"zoo-mobilenet_v2.imagenet1k_v1", "zoo-mobilenet_v3_large.imagenet1k_v2"} < set(left)
+    row = page.locator("[id='zoo-mobilenet_v2.imagenet1k_v1']")
+    assert row.locator(".zoo-parameters").inner_text().split() == ["2.22", "M", "with", "head", "3.50", "M"]
+    assert row.locator(".zoo-macs").inner_text().split() == ["299.5", "M", "with", "head", "300.8", "M"]
+    title = page.locator("th[data-key=parameters]").get_attribute("title")
+    assert title == "Parameters of the backbone; small: with the head"
+
+
+def test_the_page_states_why_values_are_missing(opened: Opener) -> None:
+    text = opened().locator("article").inner_text()
+    assert "Rows without published weights show “–”." in text.replace('"–"', "“–”")
+    assert "Their latency was not measured." in text
+    assert "its own layer tables, which torchvision's models do not have" in text.replace("’", "'")
 
 
 def test_reset_shows_everything_in_the_first_order(opened: Opener, site: Site) -> None:
