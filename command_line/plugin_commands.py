@@ -237,10 +237,13 @@ def plugins_command(context: click.Context, as_json: bool) -> None:
     help="Name of a distribution or plugin.  [default: all but the built-in plugins]",
 )
 def doctor_command(name: str | None) -> None:
-    """Check plugins for failures, heavy imports, and declarations that do not match the built models.
+    """Check that plugins load, and that their models match their declarations.
 
-    Each plugin is checked in a separate process, which is stopped if a step takes more than a minute. The exit status
-    is 1 if there are problems.
+    Each plugin runs in a separate process, which is stopped if a step takes more than a minute. The command reports
+    plugins that fail, crash or hang, that import PyTorch on import or in a hook, or that change global state; names
+    that conflict; and backbones and heads whose shapes or counts differ from their declaration. Options, gradients,
+    files and export are checked only by the plugin's tests (featuretap.registry.testing). The exit status is 1 if
+    there are problems.
 
     Example: featuretap plugins doctor featuretap-mobilenet-v4
     """

@@ -15,7 +15,7 @@ LEVELS = ("C1", "C2", "C3", "C4", "C5")
 
 KINDS = {
     "bottleneck": "block before a final 1×1 convolution",
-    "expansion": "expansion layer in the block that leaves the level",
+    "expansion": "1×1 expansion at its resolution in the first block of the next level",
     "first": "block that enters the level",
     "depthwise": "depthwise layer in the level's last block",
 }

@@ -100,8 +100,8 @@ def test_taps_can_be_any_iterable(registry: Registry) -> None:
         ((3,), "has no tap 3; did you mean 'C3'? Available taps: "),
         (
             ("C5.expansion",),
-            "'mobilenet_v3_large' has no tap 'C5.expansion': C5 has no expansion layer in the block that leaves the "
-            "level; available at C1, C2, C3, C4",
+            "'mobilenet_v3_large' has no tap 'C5.expansion': C5 has no 1×1 expansion at its resolution in the first "
+            "block of the next level; available at C1, C2, C3, C4",
         ),
     ],
 )
@@ -115,8 +115,8 @@ def test_an_address_missing_at_every_level_is_reported(registry: Registry) -> No
     with pytest.raises(UnknownTapError) as error:
         registry.build("mobilenet_v1", features_only=True, taps=("C4.expansion",))
     assert str(error.value) == (
-        "'mobilenet_v1' has no tap 'C4.expansion': C4 has no expansion layer in the block that leaves the level; "
-        "not available at any level"
+        "'mobilenet_v1' has no tap 'C4.expansion': C4 has no 1×1 expansion at its resolution in the first block of the "
+        "next level; not available at any level"
     )
 
 
