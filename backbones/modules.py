@@ -204,7 +204,7 @@ class Backbone(ImageModel):
 
     Attributes:
         taps: mapping from address to `Tap`.
-        frozen: levels whose parameters and norm statistics stay frozen, whatever `train()` is called with.
+        frozen: levels whose parameters and norm statistics stay frozen, also after `train()`.
         frozen_norm: whether all norms stay frozen.
     """
 
