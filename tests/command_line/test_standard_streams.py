@@ -58,7 +58,7 @@ def test_a_plugin_that_closes_a_stream_leaves_it_open_for_others(tmp_path: Path,
     write_installed(tmp_path, {"closing": Distribution(f"import os\nos.close({number})\n")})
     status, out, err = shell(f"{COMMAND} list", PYTHONPATH=str(tmp_path))
     assert (status, out.count("mobilenet_v3_large ")) == (0, 1)
-    assert err.startswith("plugin 'closing' of distribution 'featuretap-closing' failed: it implements no hook; ")
+    assert err.startswith("plugin 'closing' of distribution 'featuretap-closing' failed: it implements no hooks; ")
     assert err.endswith("\nsee featuretap plugins\n")
 
 

@@ -106,7 +106,7 @@ def test_a_name_of_a_disabled_plugin_is_an_error_that_says_so(good: Environment)
     )
     doctor = good.featuretap("plugins", "doctor", "featuretap-tiny", FEATURETAP_PLUGINS="")
     assert doctor.returncode == 0
-    assert "switched off by FEATURETAP_PLUGINS or by [plugins] in featuretap.toml" in doctor.stdout
+    assert "disabled by FEATURETAP_PLUGINS or by [plugins] in featuretap.toml" in doctor.stdout
 
 
 def test_the_doctor_finds_no_problems_in_a_plugin_that_works(good: Environment) -> None:

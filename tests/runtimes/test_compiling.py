@@ -197,7 +197,7 @@ def test_a_compiled_model_cannot_be_trained_copied_or_saved(
         ({"size": 224}, OptionError, "size must be (height, width) in pixels, or None for images of any size; got 224"),
         ({"batch": 0}, OptionError, "batch must be a number of images, or None for any; got 0"),
         ({"threads": 0}, OptionError, "threads must be 1 or more, or None for the default; got 0"),
-        ({"runtime": "inductor", "threads": 77}, OptionError, "threads, not 77; call torch.set_num_threads(77) before"),
+        ({"runtime": "inductor", "threads": 77}, OptionError, "threads, not 77; call torch.set_num_threads(77) first"),
     ],
 )
 def test_bad_arguments_of_compile_are_refused(
