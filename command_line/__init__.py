@@ -100,7 +100,7 @@ class Main(Group):
 @click.group(cls=Main, context_settings=SETTINGS, commands=Commands())
 @click.version_option(package_name="featuretap", message="featuretap %(version)s")
 def command() -> None:
-    """Backbones for detection and segmentation, by name.
+    """Build, train, evaluate, export and run models for classification, detection and segmentation.
 
     Example: featuretap show mobilenet_v3_large --size 320x256
     """

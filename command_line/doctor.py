@@ -18,9 +18,7 @@ Section = Mapping[str, str]
 
 
 @click.command("doctor", cls=Command, short_help="Check the installation.")
-@click.option(
-    "--quick", is_flag=True, help="Skip importing packages and measuring runtimes, which takes several seconds."
-)
+@click.option("--quick", is_flag=True, help="Faster: do not import packages or measure runtimes.")
 @parameters.JSON
 @click.pass_context
 def doctor_command(context: click.Context, quick: bool, as_json: bool) -> None:

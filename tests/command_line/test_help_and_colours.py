@@ -98,6 +98,19 @@ def test_every_option_and_argument_is_described_with_its_default(path: tuple[str
             assert "[default: " in record[1], param.name
 
 
+def test_help_begins_with_what_featuretap_does() -> None:
+    text = " ".join(CliRunner().invoke(command, ["--help"]).output.split())
+    assert "Build, train, evaluate, export and run models for classification, detection and segmentation. " in text
+
+
+def test_the_help_of_batches_explains_both_ways() -> None:
+    text = " ".join(CliRunner().invoke(command, ["train", "--help"]).output.split())
+    assert (
+        "With several heads, alternate: one data set per update, larger sets more often; mixed: one batch of every set "
+        "per update. [default: alternate]"
+    ) in text
+
+
 def test_help_lists_every_command_in_one_line_under_a_heading() -> None:
     text = help_of(())
     assert max(map(len, text.splitlines())) <= 80

@@ -46,6 +46,7 @@ def said(run: Run, *arguments: object) -> str:
             ("digits",),
             "no backbone to train; choose a weights file, or a backbone such as --backbone mobilenet_v3_large",
         ),
+        (("nofolder/",), "no folder 'nofolder/'; choose the folder of a data set, or a name such as 'digits'"),
         (
             ("digits", "--backbone", "mobilenet_v2", "--head", "fpn"),
             "head 'fpn' has no task to train or evaluate; choose one of classification, deeplab_v3, "

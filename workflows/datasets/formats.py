@@ -121,6 +121,20 @@ def recognize_task(source: str, data_format: str | None) -> Task:
     return (reading or CLASSES).task
 
 
+def check_source(source: str) -> None:
+    """Check that a data set exists: as a name, a folder or a YAML file.
+
+    Args:
+        source: the data set, as for `open_data`.
+
+    Raises:
+        DataError: the data set does not exist.
+    """
+    if source.lower() not in NAMED_SETS:
+        with _reading(source):
+            pass
+
+
 def describe(data: DataSet) -> str:
     """Return a summary such as "COCO: 120 training and 30 validation images, 3 classes, boxes and masks"."""
     return _describe(data, f"{len(data.train)} training and {len(data.val)} validation images")

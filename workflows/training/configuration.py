@@ -154,8 +154,8 @@ class Configuration:
     )
     batches: str | None = _setting(
         _optional(choice("alternate", "mixed")),
-        "With several heads: update on a batch of one data set, in proportion to their sizes (alternate), or on a "
-        "batch of each (mixed).  [default: alternate]",
+        "With several heads, alternate: one data set per update, larger sets more often; mixed: one batch of every set "
+        "per update.  [default: alternate]",
     )
     loss_weight: Mapping[str, float] | None = _setting(
         FACTORS, "With several heads: weight of the loss of a head. Can be repeated.  [default: 1]", **NO_HASH

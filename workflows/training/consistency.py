@@ -23,6 +23,7 @@ def check_consistency(configuration: Configuration) -> None:
         configuration: settings of the run.
 
     Raises:
+        DataError: there is neither a backbone nor a weights file, and the data set does not exist either.
         OptionError: settings contradict each other, or there is neither a backbone nor a weights file.
     """
     backbone, weights = configuration.backbone, configuration.weights
@@ -34,6 +35,10 @@ def check_consistency(configuration: Configuration) -> None:
             f"no weights file {weights!r}; choose an existing file, or set backbone if {weights!r} is a weights tag"
         )
     if backbone is None and weights is None:
+        from featuretap.workflows.datasets.formats import check_source
+
+        assert isinstance(configuration.data, str)
+        check_source(configuration.data)
         raise OptionError(
             "no backbone to train",
             hint=Hint("choose a weights file, or a backbone such as", "backbone='mobilenet_v3_large'"),
