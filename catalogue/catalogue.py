@@ -100,8 +100,8 @@ class Catalogue:
         """Return the sorted names of backbones that match a shell pattern. Aliases are not listed.
 
         Args:
-            pattern: a pattern such as "mobilenet_v2*". Names in open namespaces are only listed for patterns with a
-                slash, such as "timm/*".
+            pattern: a pattern such as `"mobilenet_v2*"`. Names in namespaces are only listed for patterns with a slash,
+                such as `"timm/*"`.
 
         Returns:
             The sorted names.
@@ -131,7 +131,7 @@ class Catalogue:
         """Return the sorted names of heads that match a shell pattern.
 
         Args:
-            pattern: a shell pattern, such as "*rcnn".
+            pattern: a shell pattern, such as `"*rcnn"`.
 
         Returns:
             The sorted names.
@@ -148,7 +148,7 @@ class Catalogue:
         """Return the sorted names of the distributions that provide plugins, including failed and disabled ones.
 
         Args:
-            pattern: a shell pattern, such as "featuretap-*".
+            pattern: a shell pattern, such as `"featuretap-*"`.
 
         Returns:
             The sorted names.
@@ -164,7 +164,7 @@ class Catalogue:
         """Return the sorted names of published weights, "backbone.tag", that match a shell pattern.
 
         Args:
-            pattern: a shell pattern, such as "mobilenet_v2.*".
+            pattern: a shell pattern, such as `"mobilenet_v2.*"`.
 
         Returns:
             The sorted names.
@@ -288,7 +288,7 @@ class Catalogue:
         return self.provider(name) == str(self._user.path)
 
     def needs_torch(self, name: str) -> bool:
-        """Return whether describing the backbone `name` may import torch, as for open namespaces and their variants."""
+        """Return whether describing the backbone `name` may import torch, as for namespaces and their variants."""
         self._load()
         return name in self._deferred or "/" in name
 
@@ -327,7 +327,7 @@ class Catalogue:
             self._runtimes.add_all(plugin.distribution, plugin.runtimes, built_in=plugin.built_in)
         # Resolved backbones: name → (provider, spec).
         self._found: dict[str, tuple[str, BackboneSpec]] = {}
-        # The user's variants of backbones in open namespaces, resolved later because that may import torch:
+        # The user's variants of backbones in namespaces, resolved later because that may import torch:
         # name or alias → name.
         self._deferred: dict[str, str] = {}
         # Entries of the user's catalogue that cannot be used because a plugin is missing: name → error.
@@ -389,7 +389,8 @@ class Catalogue:
             return f"; there are {first_few(variants, SHOWN)}"
         family = next((family for family in EXAMPLES if name.replace("_", "").startswith(family)), None)
         if family and not any(known.replace("_", "").startswith(family) for known in names):
-            return f"; the plugin {EXAMPLES[family]} provides it: pip install examples/{EXAMPLES[family]}"
+            plugin = EXAMPLES[family]
+            return f"; the plugin {plugin} provides it; in a checkout, run: pip install ./examples/{plugin}"
         near = self._backbones.nearest(name) or did_you_mean(name, self._deferred, self._deferred)
         others = [] if near or set(name) & {"/", ":"} else self._match_backbones(f"*/{escape(name)}")
         return f"; did you mean {' or '.join(map(repr, others))}?" if others else near

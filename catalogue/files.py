@@ -320,7 +320,7 @@ def _check_backbone(path: Path, name: str, entry: Any, code: bool) -> None:
     for label in (name, *entry.get("aliases", ())):
         if "/" in label:
             raise CatalogueError(
-                f"{path}: backbones.{name} has the name {label!r}, but slashes are reserved for open namespaces; "
+                f"{path}: backbones.{name} has the name {label!r}, but slashes are reserved for namespaces; "
                 "choose another name"
             )
     if ("spec" in entry) == ("base" in entry):

@@ -215,10 +215,11 @@ def featuretap_runtimes() -> Iterable[RuntimeSpec]:  # type: ignore[empty-body]
 
 @hookspec(firstresult=True)
 def featuretap_find_backbone(name: str) -> BackboneSpec | None:
-    """Return the backbone of a name in an open namespace, or None for a name outside it.
+    """Return the backbone of a name in a namespace, or None for a name outside it.
 
-    An open namespace provides backbones without listing them, such as "timm/resnet18". The hook is called only for
-    names with a slash that no plugin declares, and its result is cached. It may import any package.
+    Names in a namespace, such as "timm/resnet18", are resolved on demand, and listed only for a pattern with a slash.
+    The hook is called only for names with a slash that no plugin declares, and its result is cached. It may import any
+    package.
 
     Args:
         name: the requested name, with its namespace.
@@ -245,13 +246,14 @@ def featuretap_find_backbone(name: str) -> BackboneSpec | None:
 
 @hookspec(firstresult=True)
 def featuretap_match_backbones(pattern: str) -> Iterable[str] | None:
-    """Return the names in an open namespace that match a shell pattern, or None for a pattern outside it.
+    """Return the names in a namespace that match a shell pattern, or None for a pattern outside it.
 
     The hook is called only for patterns with a slash, so that listing declared backbones stays fast. It may import any
-    package. A pattern such as "*/resnet50" is a request for suggestions and should not import the namespace's library.
+    package. A pattern such as `"*/resnet50"` is a request for suggestions and should not import the namespace's
+    library.
 
     Args:
-        pattern: a shell pattern, such as "timm/resnet*".
+        pattern: a shell pattern, such as `"timm/resnet*"`.
 
     Returns:
         The matching names, or None.

@@ -63,8 +63,8 @@ class Plugin:
         heads: heads that the plugin provides.
         weights: published weights that the plugin provides.
         runtimes: runtimes that the plugin provides.
-        find_backbone: hook of an open namespace: name → `BackboneSpec` or None.
-        match_backbones: hook of an open namespace: shell pattern → names.
+        find_backbone: hook of a namespace: name → `BackboneSpec` or None.
+        match_backbones: hook of a namespace: shell pattern → names.
     """
 
     name: str
@@ -93,7 +93,7 @@ class Plugin:
         return f"plugin {self.name!r} of distribution {self.distribution!r}"
 
     def call_hook(self, hook: Literal["find_backbone", "match_backbones"], **arguments: Any) -> Any:
-        """Call a hook of an open namespace.
+        """Call a hook of a namespace.
 
         Args:
             hook: the hook, without its prefix.
@@ -201,7 +201,7 @@ def _call_hooks(name: str, module: Any, manager: pluggy.PluginManager) -> dict[s
     """Return the specs that a plugin provides.
 
     The manager must have no other plugins, so that all results come from this one. It is empty again afterwards, unless
-    the plugin fails or has an open namespace.
+    the plugin fails or has a namespace.
     """
     manager.register(module, name)
     _check_hooks(module, {caller.name for caller in manager.get_hookcallers(module) or ()})
@@ -252,7 +252,7 @@ def _items(hook: str, result: Any, kind: type) -> Iterator[Any]:
         if number == MOST_ITEMS:
             raise PluginError(
                 f"its hook {hook} returns more than {MOST_ITEMS} objects; return a shorter list, or implement "
-                f"{GROUP}_find_backbone (an open namespace)"
+                f"{GROUP}_find_backbone (a namespace)"
             )
         yield item
 
@@ -264,6 +264,6 @@ def _check_names(key: str, items: Iterable[Any]) -> None:
             raise PluginError(f"its {key} use the name {name!r} more than once; give each a unique name")
         if key == "backbones" and "/" in name:
             raise PluginError(
-                f"its backbone {name!r} has a slash, which is reserved for open namespaces; implement "
+                f"its backbone {name!r} has a slash, which is reserved for namespaces; implement "
                 f"{GROUP}_find_backbone, or choose another name"
             )

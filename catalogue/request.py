@@ -14,7 +14,7 @@ from featuretap.specs import BackboneSpec, HeadSpec, ModelSpec
 from featuretap.specs.description import Description, adapt_preprocessing, format_options
 from featuretap.specs.options import OPTIONS, Freezing, configure, options_of, split_options
 from featuretap.specs.validation import check_option, default_of, is_whole
-from featuretap.support.errors import HeadError, OptionError, SpecError
+from featuretap.support.errors import HeadError, Hint, OptionError, SpecError
 
 
 @dataclass(frozen=True)
@@ -186,9 +186,14 @@ def attach_head(
     if head.consecutive:
         _check_consecutive(head, spec)
     elif len(spec.taps) != len(reads):
+        count = len(reads)
+        hint = Hint(f"give {count}")
+        if head.task == "classification":
+            hint = Hint(f"give {count}, or for feature maps pass", "features_only=True")
         raise HeadError(
-            f"head {head.name!r} reads {len(reads)} taps, but taps has {len(spec.taps)}: {', '.join(spec.taps)}; give "
-            f"{len(reads)}"
+            f"head {head.name!r} reads {count} {'tap' if count == 1 else 'taps'}, but taps has {len(spec.taps)}: "
+            f"{', '.join(spec.taps)}",
+            hint=hint,
         )
     model = ModelSpec(spec, head, _check_classes(head, num_classes), values, levels)
     if head.check:

@@ -82,7 +82,7 @@ def _head_row(name: str) -> tuple[str, ...]:
 
 def _backbone_row(name: str) -> tuple[str, ...]:
     if registry.default.needs_torch(name):
-        # Counting a backbone of an open namespace would build it.
+        # Counting a backbone of a namespace would build it.
         return name, "–", "–", "–", ""
     try:
         spec = _with_classifier(name, {})

@@ -1,7 +1,7 @@
 """Shell completion: the command `featuretap completion` and the completion of arguments.
 
 Each completion is a `shell_complete` function of click, called with a context, a parameter and the incomplete word. It
-prints nothing and never raises. Names in open namespaces, such as "timm/resnet18", are not completed, because listing
+prints nothing and never raises. Names in namespaces, such as "timm/resnet18", are not completed, because listing
 them imports torch.
 """
 

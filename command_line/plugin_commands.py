@@ -254,7 +254,7 @@ def doctor_command(name: str | None) -> None:
     if name is not None and not found:
         known = sorted({point.distribution for point in points} | {point.name for point in points})
         hint = did_you_mean(name, known) or f"; available: {', '.join(known)}"
-        raise click.UsageError(f"no plugin or plugin distribution is named {name!r}{hint}")
+        raise click.UsageError(f"no plugin or plugin distribution named {name!r} is installed; install it first{hint}")
     if not found:
         echo("no plugins are installed; check the built-in plugins with: featuretap plugins doctor featuretap")
         return
@@ -342,7 +342,7 @@ def _facts(plugin: Plugin) -> dict[str, Any]:
 
 def _provides(counts: Mapping[str, int], open_namespace: bool) -> str:
     parts = [f"{n} {kind if n > 1 or kind == 'weights' else kind[:-1]}" for kind, n in counts.items() if n]
-    return ", ".join([*parts, "an open namespace"] if open_namespace else parts)
+    return ", ".join([*parts, "a namespace"] if open_namespace else parts)
 
 
 def _milliseconds(seconds: float) -> str:

@@ -1,4 +1,4 @@
-"""The open namespace `timm/`: all timm models with feature maps. timm and torch are imported on first use."""
+"""The namespace `timm/`: all timm models with feature maps. timm and torch are imported on first use."""
 
 from featuretap.plugins.namespaces import make_hooks
 

@@ -1,4 +1,4 @@
-"""The open namespace `torchvision/`: all torchvision classifiers with feature maps. torch is imported on first use."""
+"""The namespace `torchvision/`: all torchvision classifiers with feature maps. torch is imported on first use."""
 
 from featuretap.plugins.namespaces import make_hooks
 

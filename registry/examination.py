@@ -48,7 +48,7 @@ class Examination:
         status: "loaded" or "failed".
         seconds: time to import the plugin and to call its hooks; None if this did not finish.
         provides: kind, such as "backbones" → how many the plugin provides.
-        open_namespace: whether the plugin provides an open namespace.
+        open_namespace: whether the plugin provides a namespace.
         problems: one line per problem.
         traceback: lines that show where the plugin failed, or where its process ended.
         complete: whether the process finished.

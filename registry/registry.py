@@ -335,7 +335,7 @@ class Registry(Catalogue):
         and the times in `.timings`; both are logged. A runtime that fails is skipped, and the reason is logged.
 
         Args:
-            model: a backbone, classifier, pyramid, segmenter or SSDLite, or the path of a file that `export` or
+            model: a backbone, classifier, pyramid, segmenter, SSDLite or SSD, or the path of a file that `export` or
                 `quantize` wrote.
             runtime: "onnxruntime", "openvino", "fused" (PyTorch with folded batch norms), "inductor" (`torch.compile`),
                 "aot" (AOTInductor), a runtime of a plugin, or "auto".
@@ -352,7 +352,8 @@ class Registry(Catalogue):
         Raises:
             UnknownRuntimeError: no runtime has this name.
             OptionError: a value is invalid, or the runtime or the processor does not support the precision.
-            HeadError: the head's outputs are not named tensors, as for torchvision's detectors.
+            HeadError: the head is a detector other than SSDLite and SSD, the runtime does not support detectors, or the
+                head returns something other than a tensor or a dict of tensors.
             ExportError: the model cannot be compiled, the file cannot be opened, or outputs in "bf16" differ too much.
 
         Examples:

@@ -96,7 +96,7 @@ class _Conformance:
         names = getattr(self, kind) or [spec.name for spec in getattr(self._load_plugin()[1], kind)]
         if not names:
             raise _failure(
-                f"plugin {self._value()!r} declares no {kind}; set {kind} to names of its open namespace, or remove "
+                f"plugin {self._value()!r} declares no {kind}; set {kind} to names of its namespace, or remove "
                 "this test class"
             )
         return names

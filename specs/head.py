@@ -86,7 +86,7 @@ class HeadSpec:
         min_classes: minimum number of classes: 0 for a head that works without classes, 2 for a head that counts the
             background as a class.
         consecutive: whether the head reads any number of levels, each with the stride of the previous level or twice
-            that. `reads` is then the default.
+            that. `taps=` may replace `reads`.
         optional_reads: mapping from option to tap addresses that the head also reads if the option is on.
         backbone_options: options of the backbone that the head sets unless the caller does.
         check: import string of a function that raises `HeadError` or `OptionError` for invalid combinations.
@@ -175,7 +175,8 @@ class ModelSpec:
     """A backbone with a head. Counts exactly what `registry.build` returns for the same arguments.
 
     `taps` and `tap_shapes` describe the maps that the head produces, such as the levels of a pyramid. For a head that
-    produces no maps, they describe the levels of the backbone.
+    produces no maps, such as a detector, they describe the levels of the backbone. For the taps the head reads, use
+    `spec.backbone.taps`.
 
     Args:
         backbone: spec of the backbone with options applied; its `taps` are the taps that the head reads.
@@ -210,7 +211,10 @@ class ModelSpec:
 
     @cached_property
     def taps(self) -> Mapping[str, Tap]:
-        """Mapping from map name to `Tap`: the maps of the head, or the levels of the backbone."""
+        """Mapping from map name to `Tap`: the maps of the head, or the levels of the backbone if the head has no maps.
+
+        For the taps the head reads, use `spec.backbone.taps`.
+        """
         taps: Mapping[str, Tap] = self.call(self.head.taps) if self.head.taps else self.levels
         return taps
 

@@ -1,11 +1,11 @@
 """Pruning of the tail: weights of a reduced tail from the full network's weights, keeping the stronger half of
 channels.
 
-There are no published weights with reduced tails. All layers through C4 are equal. After C4, each set of channels loses
-its weaker half. The strength of a channel is the scale of its last batch norm times the norm of the weights that read
-the channel. On a residual path, this includes the scales of all blocks that add to the path, the scales of depthwise
-layers at the start of a block, and the weights of all layers that read the path. Without a norm, as in the hidden layer
-of a classifier, the norm of the channel's rows replaces the scale.
+No ImageNet weights are published for reduced tails. All layers through C4 are equal. After C4, each set of channels
+loses its weaker half. The strength of a channel is the scale of its last batch norm times the norm of the weights that
+read the channel. On a residual path, this includes the scales of all blocks that add to the path, the scales of
+depthwise layers at the start of a block, and the weights of all layers that read the path. Without a norm, as in the
+hidden layer of a classifier, the norm of the channel's rows replaces the scale.
 """
 
 from __future__ import annotations

@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 
 from featuretap.backbones.mobilenet_v3 import LARGE
+from featuretap.command_line import phrase
 from featuretap.registry import Registry
 from featuretap.registry.errors import HeadError, OptionError, UnknownOptionError
 from featuretap.specs.variants import reduced_tail, widened, with_output_stride
@@ -123,7 +124,10 @@ def test_a_bare_backbone_takes_neither_head_nor_classes(registry: Registry, aske
 def test_a_classifier_reads_one_map(registry: Registry) -> None:
     with pytest.raises(HeadError) as error:
         registry.build("mobilenet_v2", taps=("C4", "C5"))
-    assert str(error.value) == "head 'classification' reads 1 taps, but taps has 2: C4, C5; give 1"
+    assert str(error.value) == (
+        "head 'classification' reads 1 tap, but taps has 2: C4, C5; give 1, or for feature maps pass features_only=True"
+    )
+    assert phrase(error.value).endswith("; give 1, or for feature maps pass --features-only")
 
 
 def test_a_classifier_can_read_another_tap(registry: Registry) -> None:

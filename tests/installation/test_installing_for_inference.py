@@ -85,7 +85,7 @@ def test_it_is_small_and_without_pytorch(environment: Path) -> None:
         ("list --heads", "ssdlite"),
         ("show mobilenet_v3_large --size 320x256", "C4.expansion"),
         ("inspect cat.safetensors", "mobilenet_v2.imagenet1k_v1"),
-        ("plugins", "an open namespace"),
+        ("plugins", "a namespace"),
         ("predict cat.png --weights cat.safetensors", "Egyptian cat         0.717"),
         ("taps cat.png --weights cat.safetensors --taps C3,C5", "picture: cat-taps.png"),
         ("extract cat.png --weights cat.safetensors --pool --out features", "features: 1 images, 0 unreadable"),

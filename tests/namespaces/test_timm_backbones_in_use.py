@@ -1,4 +1,4 @@
-"""Backbones of the open namespace `timm/` with heads, frozen, saved, copied, scripted and exported."""
+"""Backbones of the namespace `timm/` with heads, frozen, saved, copied, scripted and exported."""
 
 import copy
 import pickle

@@ -1,4 +1,4 @@
-"""The open namespace `timm/`: timm's maps under featuretap's addresses, with timm's options."""
+"""The namespace `timm/`: timm's maps under featuretap's addresses, with timm's options."""
 
 from collections.abc import Callable
 from typing import Any

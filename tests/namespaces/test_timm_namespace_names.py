@@ -1,4 +1,4 @@
-"""The open namespace `timm/`: listed, shown and unknown names, and names as the base of a user's variant."""
+"""The namespace `timm/`: listed, shown and unknown names, and names as the base of a user's variant."""
 
 import json
 import os
@@ -179,7 +179,7 @@ def test_a_users_variant_cannot_be_named_in_an_open_namespace(configured: Callab
     with pytest.raises(CatalogueError) as error:
         own.list_backbones()
     assert str(error.value).endswith(
-        "backbones.timm/resnet18 has the name 'timm/resnet18', but slashes are reserved for open namespaces; choose "
+        "backbones.timm/resnet18 has the name 'timm/resnet18', but slashes are reserved for namespaces; choose "
         "another name"
     )
 

@@ -1,4 +1,4 @@
-"""The open namespace `timm/`: weights and preprocessing, from timm's own caches."""
+"""The namespace `timm/`: weights and preprocessing, from timm's own caches."""
 
 import os
 import subprocess

@@ -1,4 +1,4 @@
-"""The open namespace `torchvision/`: outputs of blocks as maps, with torchvision's options."""
+"""The namespace `torchvision/`: outputs of blocks as maps, with torchvision's options."""
 
 import copy
 import pickle

@@ -1,4 +1,4 @@
-"""The open namespace `torchvision/`: listed, shown and unknown names, and names as the base of a user's variant."""
+"""The namespace `torchvision/`: listed, shown and unknown names, and names as the base of a user's variant."""
 
 import json
 import subprocess

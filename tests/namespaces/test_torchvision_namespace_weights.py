@@ -1,4 +1,4 @@
-"""The open namespace `torchvision/`: weights and preprocessing, from torchvision's own cache."""
+"""The namespace `torchvision/`: weights and preprocessing, from torchvision's own cache."""
 
 import os
 import shutil

@@ -363,7 +363,9 @@ def test_a_disabled_plugin_is_not_examined(doctor: Doctor, monkeypatch: pytest.M
 def test_an_unknown_name_gets_the_nearest_or_all_names(doctor: Doctor, name: str, hint: str) -> None:
     ran = doctor(name)
     assert (ran.status, ran.out) == (2, "")
-    assert ran.err == f"featuretap: no plugin or plugin distribution is named {name!r}{hint}\n"
+    assert (
+        ran.err == f"featuretap: no plugin or plugin distribution named {name!r} is installed; install it first{hint}\n"
+    )
 
 
 def test_json_is_not_an_option_of_the_doctor(run: Callable[..., Completed]) -> None:

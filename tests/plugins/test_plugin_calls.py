@@ -142,12 +142,12 @@ def test_an_endless_list_is_a_failure(hook: str) -> None:
     registry = Registry([plugin_of("endless", **{hook: itertools.repeat(ENDLESS[hook])})], discover=False)
     assert registry.problems == (
         f"plugin 'endless' of distribution 'endless' failed: its hook featuretap_{hook} returns more than 10000 "
-        "objects; return a shorter list, or implement featuretap_find_backbone (an open namespace)",
+        "objects; return a shorter list, or implement featuretap_find_backbone (a namespace)",
     )
 
 
 def match(answer: Callable[[], Any]) -> Registry:
-    """Return a registry with an open namespace that lists the names of `answer()`."""
+    """Return a registry with a namespace that lists the names of `answer()`."""
 
     def match_backbones(pattern: str) -> Any:
         return answer()

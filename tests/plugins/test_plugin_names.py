@@ -1,4 +1,4 @@
-"""Names that plugins provide: precedence, ambiguous names and open namespaces."""
+"""Names that plugins provide: precedence, ambiguous names and namespaces."""
 
 from typing import Any
 
@@ -135,7 +135,7 @@ def test_a_declared_name_with_a_slash_is_refused() -> None:
     declared = BackboneSpec("timm/resnet18", stages=((Conv(3, 8, RE),),))
     assert Registry([plugin_of("one", backbones=[declared])], discover=False).problems == (
         "plugin 'one' of distribution 'one' failed: its backbone 'timm/resnet18' has a slash, which is reserved for "
-        "open namespaces; implement featuretap_find_backbone, or choose another name",
+        "namespaces; implement featuretap_find_backbone, or choose another name",
     )
 
 

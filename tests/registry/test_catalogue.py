@@ -143,7 +143,7 @@ BAD = [
     ),
     (
         'schema = 1\n[backbones."timm/x"]\nbase = "mobilenet_v2"',
-        "backbones.timm/x has the name 'timm/x', but slashes are reserved for open namespaces; choose another",
+        "backbones.timm/x has the name 'timm/x', but slashes are reserved for namespaces; choose another",
     ),
     (
         'schema = 1\n[backbones."zz:a"]\nbase = "timm/resnet18"',

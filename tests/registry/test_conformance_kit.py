@@ -258,7 +258,7 @@ def test_a_built_in_name_fails_with_the_qualified_name(said: str) -> None:
         ),
         (
             "no_heads",
-            "plugin 'tiny' declares no heads; set heads to names of its open namespace, or remove this test class",
+            "plugin 'tiny' declares no heads; set heads to names of its namespace, or remove this test class",
             "",
         ),
         ("unsaid", 'TestMine does not name a plugin; set plugin = "package.module" in it', ""),

@@ -120,7 +120,11 @@ def test_timms_small_at_half_width_is_a_different_network_and_has_no_alias(regis
         ("resnet50", "no backbone named 'resnet50'; did you mean 'timm/resnet50' or 'torchvision/resnet50'?"),
         ("regnet_y_8gf", "no backbone named 'regnet_y_8gf'; did you mean 'torchvision/regnet_y_8gf'?"),
         *(
-            (name, f"no backbone named {name!r}; the plugin {plugin} provides it: pip install examples/{plugin}")
+            (
+                name,
+                f"no backbone named {name!r}; the plugin {plugin} provides it; in a checkout, run: "
+                f"pip install ./examples/{plugin}",
+            )
             for name, plugin in [
                 ("mobilenetv4_conv_small", "featuretap-mobilenet-v4"),
                 ("tf_efficientnet_lite0", "featuretap-efficientnet-lite"),

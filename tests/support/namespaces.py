@@ -1,4 +1,4 @@
-"""Helpers for backbones in the open namespaces `timm/` and `torchvision/`: an odd image size, and their maps."""
+"""Helpers for backbones in the namespaces `timm/` and `torchvision/`: an odd image size, and their maps."""
 
 import torch
 from torch import Tensor, nn
