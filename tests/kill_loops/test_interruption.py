@@ -20,7 +20,7 @@ from featuretap.command_line import main
 from featuretap.weights.reading import read_checkpoint
 
 PROGRAM = """
-import json, multiprocessing.util, os, pathlib, shutil, signal, sys, threading
+import json, multiprocessing.util, os, pathlib, shutil, signal, sys
 import onnxruntime, onnxscript, torch
 import featuretap.workflows.extraction.running, featuretap.workflows.training.run
 from featuretap.command_line import main
@@ -73,7 +73,6 @@ if __name__ == "__main__":
             finally:
                 # As at the end of any other process. Otherwise threads that still hold semaphores make Python's
                 # resource tracker report leaks, now and then.
-                threading._shutdown()
                 multiprocessing.util._exit_function()
                 sys.stdout.flush(), sys.stderr.flush()
                 os._exit(status)
