@@ -144,7 +144,9 @@ def test_a_layer_with_wrong_nodes_fails(registry: Registry, name: str, reason: s
 
 
 def test_a_head_with_wrong_nodes_fails(registry: Registry) -> None:
-    with pytest.raises(SpecError, match=r"^head 'maxima' on 'convolution' has nodes that .* its output 'features' differs"):
+    with pytest.raises(
+        SpecError, match=r"^head 'maxima' on 'convolution' has nodes that .* its output 'features' differs"
+    ):
         check_nodes(head_conformance.build_head_trial("maxima", "convolution", registry, (33, 35)))
 
 
