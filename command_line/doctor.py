@@ -39,12 +39,12 @@ def doctor_command(context: click.Context, quick: bool, as_json: bool) -> None:
     if as_json:
         print_json(report)
     else:
-        _print_report(report)
+        _print_report(report, quick)
     if report["problems"]:
         context.exit(1)
 
 
-def _print_report(report: Mapping[str, Any]) -> None:
+def _print_report(report: Mapping[str, Any], quick: bool) -> None:
     sections: dict[str, Section] = {
         "Versions": _versions(report),
         "Processor": _processor(report),
@@ -61,7 +61,8 @@ def _print_report(report: Mapping[str, Any]) -> None:
             text = one_line(value) if "\n" in value else value
             echo(f"  {f'{name}:':<{width}} {text}" if text else f"  {name}")
         echo()
-    echo("Problems" if report["problems"] else "No problems found.")
+    skipped = " Packages were not imported, and runtimes not measured." if quick else ""
+    echo("Problems" if report["problems"] else f"No problems found.{skipped}")
     for number, found in enumerate(report["problems"], 1):
         echo(f"  {number}. {found['problem']}\n     → {found['advice']}")
 
